@@ -1,0 +1,18 @@
+//! The vocabulary every other module speaks: identities, calls, decisions, reasons, stored rows, time.
+//!
+//! No I/O, no policy, no cryptography, and no import of anything else of this crate. Look next at [`decision`], then at
+//! `pdp.rs`, which makes one.
+
+pub mod barrier;
+pub mod constraint;
+pub mod decision;
+pub mod duration;
+pub mod ids;
+pub mod json;
+pub mod jwk;
+pub mod limits;
+pub mod reason;
+pub mod records;
+pub mod request;
+pub mod revision;
+pub mod time;

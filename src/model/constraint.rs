@@ -1,0 +1,473 @@
+//! Constraints on a call's arguments: the only constraint type in the program; tokens, policies and approvals use it.
+//!
+//! Types and attenuation follow draft-niyikiza-oauth-attenuating-agent-tokens-02. Maps of arguments are closed: what is not
+//! named is refused, unless the map has `"*"`. Everything here refuses what it does not know.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use super::json::{Number, Object, Value};
+use super::limits::CONSTRAINT_NESTING_MAX;
+
+/// Why a constraint, or a map of them, is not one. One line, user input in backticks.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Unknown type, unknown or missing member, empty `all` or `any`, a number that cannot be compared.
+    #[error("{0}")]
+    Malformed(String),
+    /// Nested deeper than [`CONSTRAINT_NESTING_MAX`].
+    #[error("constraints are nested deeper than {CONSTRAINT_NESTING_MAX}")]
+    TooNested,
+}
+
+/// A condition on one value.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Constraint {
+    /// The same scalar.
+    Exact(Value),
+    /// A number inside bounds.
+    Range(Range),
+    /// A member of a list that is not empty.
+    OneOf(Vec<Value>),
+    /// Anything but these.
+    NotOneOf(Vec<Value>),
+    /// A list with all of these.
+    Contains(Vec<Value>),
+    /// A list of only these.
+    Subset(Vec<Value>),
+    /// Every one holds.
+    All(Vec<Constraint>),
+    /// At least one holds.
+    Any(Vec<Constraint>),
+    /// Anything.
+    Wildcard,
+}
+
+/// Bounds of a number; each may be absent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Range {
+    /// The lower bound.
+    pub min: Option<Bound>,
+    /// The upper bound.
+    pub max: Option<Bound>,
+}
+
+/// One end of a [`Range`].
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Bound {
+    /// Where it lies.
+    pub at: Number,
+    /// Whether the number itself is inside.
+    pub inclusive: bool,
+}
+
+/// The constraint of one argument.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Argument {
+    /// What its value must be.
+    pub constraint: Constraint,
+    /// Whether it may be absent.
+    pub optional: bool,
+}
+
+/// The constraints of a tool's arguments.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ArgumentMap {
+    /// The named arguments.
+    pub named: BTreeMap<Arc<str>, Argument>,
+    /// Whether arguments that are not named pass: the map has `"*"`.
+    pub open: bool,
+}
+
+impl Constraint {
+    /// Reads the long form: an object with `constraint_type` and exactly the members of that type.
+    ///
+    /// # Errors
+    /// As [`Error`] says; nothing unknown is skipped.
+    pub fn parse(value: &Value) -> Result<Self, Error> {
+        Self::parse_members(value, 1, false).map(|(constraint, _)| constraint)
+    }
+
+    /// Whether a value satisfies the constraint. Values compare by their canonical form.
+    pub fn holds(&self, value: &Value) -> bool {
+        match self {
+            Constraint::Exact(expected) => expected == value,
+            Constraint::Range(range) => matches!(value, Value::Number(number) if range.holds(*number)),
+            Constraint::OneOf(values) => values.contains(value),
+            Constraint::NotOneOf(excluded) => !excluded.contains(value),
+            Constraint::Contains(required) => value.as_array().is_some_and(|items| is_subset(required, items)),
+            Constraint::Subset(allowed) => value.as_array().is_some_and(|items| is_subset(items, allowed)),
+            Constraint::All(clauses) => clauses.iter().all(|clause| clause.holds(value)),
+            Constraint::Any(clauses) => clauses.iter().any(|clause| clause.holds(value)),
+            Constraint::Wildcard => true,
+        }
+    }
+
+    /// Whether a child's constraint is as tight as `parent`, by the table of pairs; every pair not in it is refused.
+    ///
+    /// Refusing is not a claim that the child is wider: `all[range]` under `range` may be tighter and is refused all the same.
+    pub fn attenuates(&self, parent: &Constraint) -> bool {
+        match (parent, self) {
+            (Constraint::Wildcard, _) => true,
+            (Constraint::Exact(parent), Constraint::Exact(child)) => parent == child,
+            (Constraint::Range(parent), Constraint::Range(child)) => child.is_within(parent),
+            (Constraint::Range(parent), Constraint::Exact(Value::Number(child))) => parent.holds(*child),
+            (Constraint::OneOf(parent), Constraint::OneOf(child)) => is_subset(child, parent),
+            (Constraint::OneOf(parent), Constraint::Exact(child)) => parent.contains(child),
+            (Constraint::NotOneOf(parent), Constraint::NotOneOf(child)) => is_subset(parent, child),
+            (Constraint::Contains(parent), Constraint::Contains(child)) => is_subset(parent, child),
+            (Constraint::Subset(parent), Constraint::Subset(child)) => is_subset(child, parent),
+            (Constraint::All(parent), Constraint::All(child)) => {
+                parent.iter().all(|clause| child.iter().any(|narrower| narrower.attenuates(clause)))
+            }
+            (Constraint::Any(parent), Constraint::Any(child)) => {
+                child.iter().all(|clause| parent.iter().any(|wider| clause.attenuates(wider)))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether a value is of the type that the constraint is about, so that not matching says something.
+    ///
+    /// A policy's deny fires on a value that it does not speak of: writing a number as text is no escape.
+    pub fn speaks_of(&self, value: &Value) -> bool {
+        let same_type = |other: &Value| std::mem::discriminant(other) == std::mem::discriminant(value);
+        match self {
+            Constraint::Exact(expected) => same_type(expected),
+            Constraint::Range(_) => matches!(value, Value::Number(_)),
+            Constraint::OneOf(values) => values.iter().any(same_type),
+            Constraint::NotOneOf(excluded) => excluded.is_empty() || excluded.iter().any(same_type),
+            Constraint::Contains(_) | Constraint::Subset(_) => matches!(value, Value::Array(_)),
+            Constraint::All(clauses) | Constraint::Any(clauses) => clauses.iter().all(|clause| clause.speaks_of(value)),
+            Constraint::Wildcard => true,
+        }
+    }
+
+    /// Reads a constraint and, on the outermost one, `optional`.
+    fn parse_members(value: &Value, nesting: usize, outermost: bool) -> Result<(Self, bool), Error> {
+        if nesting > CONSTRAINT_NESTING_MAX {
+            return Err(Error::TooNested);
+        }
+        let Some(object) = value.as_object() else {
+            return Err(malformed("a constraint must be an object with `constraint_type`"));
+        };
+        let Some(kind) = object.member("constraint_type").and_then(Value::as_str) else {
+            return Err(malformed("a constraint has no `constraint_type`"));
+        };
+        let allowed: &[&str] = match kind {
+            "exact" => &["value"],
+            "range" => &["min", "max", "min_inclusive", "max_inclusive"],
+            "one_of" => &["values"],
+            "not_one_of" => &["excluded"],
+            "contains" => &["required"],
+            "subset" => &["allowed"],
+            "all" | "any" => &["constraints"],
+            "wildcard" => &[],
+            unknown => return Err(malformed(format!("unknown constraint_type `{}`", abridged(unknown)))),
+        };
+        let mut optional = false;
+        for (name, member) in object.iter() {
+            if name == "optional" && outermost {
+                optional = member.as_bool().ok_or_else(|| malformed("`optional` must be true or false"))?;
+            } else if name != "constraint_type" && !allowed.contains(&name) {
+                return Err(malformed(format!("constraint `{kind}` has an unknown member `{}`", abridged(name))));
+            }
+        }
+        let constraint = match kind {
+            "exact" => match object.member("value") {
+                Some(value) if value.is_scalar() => Constraint::Exact(comparable(value)?),
+                _ => return Err(malformed("constraint `exact` needs `value`, a string, number, truth value or null")),
+            },
+            "range" => Constraint::Range(Range {
+                min: bound(object, "min", "min_inclusive")?,
+                max: bound(object, "max", "max_inclusive")?,
+            }),
+            "one_of" => Constraint::OneOf(values(object, kind, "values", true)?),
+            "not_one_of" => Constraint::NotOneOf(values(object, kind, "excluded", false)?),
+            "contains" => Constraint::Contains(values(object, kind, "required", false)?),
+            "subset" => Constraint::Subset(values(object, kind, "allowed", false)?),
+            "all" => Constraint::All(clauses(object, kind, nesting)?),
+            "any" => Constraint::Any(clauses(object, kind, nesting)?),
+            _ => Constraint::Wildcard,
+        };
+        Ok((constraint, optional))
+    }
+}
+
+impl Range {
+    /// Whether a number lies inside.
+    pub fn holds(&self, number: Number) -> bool {
+        let value = number.as_f64();
+        let above = self.min.is_none_or(|min| value > min.at.as_f64() || (min.inclusive && number == min.at));
+        let below = self.max.is_none_or(|max| value < max.at.as_f64() || (max.inclusive && number == max.at));
+        above && below
+    }
+
+    fn is_within(&self, parent: &Range) -> bool {
+        let min = parent.min.is_none_or(|wider| {
+            self.min.is_some_and(|own| {
+                own.at.as_f64() > wider.at.as_f64() || (own.at == wider.at && (wider.inclusive || !own.inclusive))
+            })
+        });
+        let max = parent.max.is_none_or(|wider| {
+            self.max.is_some_and(|own| {
+                own.at.as_f64() < wider.at.as_f64() || (own.at == wider.at && (wider.inclusive || !own.inclusive))
+            })
+        });
+        min && max
+    }
+}
+
+impl ArgumentMap {
+    /// A map that lets every argument pass: what `{}` means.
+    pub fn unconstrained() -> Self {
+        Self { named: BTreeMap::new(), open: true }
+    }
+
+    /// Reads a token's argument map. `{}` means `{"*": wildcard}`; `"*"` must be a plain wildcard.
+    ///
+    /// # Errors
+    /// As [`Constraint::parse`], naming the argument.
+    pub fn parse(value: &Value) -> Result<Self, Error> {
+        let Some(object) = value.as_object() else {
+            return Err(malformed("the constraints of a tool must be an object"));
+        };
+        if object.is_empty() {
+            return Ok(Self::unconstrained());
+        }
+        let mut map = Self::default();
+        for (name, value) in object.iter() {
+            let (constraint, optional) = Constraint::parse_members(value, 1, true).map_err(|error| match error {
+                Error::Malformed(message) => malformed(format!("argument `{}`: {message}", abridged(name))),
+                Error::TooNested => Error::TooNested,
+            })?;
+            if name != "*" {
+                map.named.insert(name.into(), Argument { constraint, optional });
+            } else if constraint == Constraint::Wildcard && !optional {
+                map.open = true;
+            } else {
+                return Err(malformed("`*` must be a plain wildcard"));
+            }
+        }
+        Ok(map)
+    }
+
+    /// Whether a call's arguments satisfy the map.
+    ///
+    /// # Errors
+    /// Names the first argument at fault, in one line.
+    pub fn admits(&self, arguments: &Object) -> Result<(), String> {
+        for (name, argument) in &self.named {
+            match arguments.member(name) {
+                Some(value) if argument.constraint.holds(value) => {}
+                Some(_) => return Err(format!("argument `{}` does not satisfy its constraint", abridged(name))),
+                None if argument.optional => {}
+                None => return Err(format!("argument `{}` is required", abridged(name))),
+            }
+        }
+        match arguments.iter().find(|(name, _)| !self.open && !self.named.contains_key(*name)) {
+            Some((name, _)) => Err(format!("argument `{}` is not granted", abridged(name))),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether a child's map grants nothing that `parent` does not.
+    ///
+    /// # Errors
+    /// Names the first argument that widens, in one line.
+    pub fn attenuates(&self, parent: &ArgumentMap) -> Result<(), String> {
+        if self.open && !parent.open {
+            return Err("`*` is added".to_owned());
+        }
+        for (name, child) in &self.named {
+            match parent.named.get(name) {
+                Some(wider) if child.optional && !wider.optional => {
+                    return Err(format!("required argument `{}` is made optional", abridged(name)));
+                }
+                Some(wider) if !child.constraint.attenuates(&wider.constraint) => {
+                    return Err(format!("the constraint of argument `{}` is not as tight as the parent's", abridged(name)));
+                }
+                None if !parent.open => return Err(format!("argument `{}` is added", abridged(name))),
+                _ => {}
+            }
+        }
+        for (name, wider) in &parent.named {
+            if !self.named.contains_key(name) && (!wider.optional || self.open) {
+                return Err(format!("the constraint of argument `{}` is dropped", abridged(name)));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// User input for a message: at most 64 characters, control characters escaped.
+pub fn abridged(text: &str) -> String {
+    let mut short: String = text.chars().take(64).flat_map(char::escape_debug).collect();
+    if text.chars().nth(64).is_some() {
+        short.push('…');
+    }
+    short
+}
+
+fn malformed(message: impl Into<String>) -> Error {
+    Error::Malformed(message.into())
+}
+
+fn comparable(value: &Value) -> Result<Value, Error> {
+    if value.is_comparable() { Ok(value.clone()) } else { Err(malformed("a number is beyond ±(2^53-1) and cannot be compared")) }
+}
+
+fn values(object: &Object, kind: &str, name: &str, not_empty: bool) -> Result<Vec<Value>, Error> {
+    match object.member(name).and_then(Value::as_array) {
+        Some([]) if not_empty => Err(malformed(format!("constraint `{kind}` has no `{name}`"))),
+        Some(values) => values.iter().map(comparable).collect(),
+        None => Err(malformed(format!("constraint `{kind}` needs `{name}`, a list"))),
+    }
+}
+
+fn clauses(object: &Object, kind: &str, nesting: usize) -> Result<Vec<Constraint>, Error> {
+    match object.member("constraints").and_then(Value::as_array) {
+        None | Some([]) => Err(malformed(format!("constraint `{kind}` needs `constraints`, a list that is not empty"))),
+        Some(clauses) => {
+            clauses.iter().map(|clause| Constraint::parse_members(clause, nesting + 1, false).map(|(clause, _)| clause)).collect()
+        }
+    }
+}
+
+fn bound(object: &Object, name: &str, inclusive_name: &str) -> Result<Option<Bound>, Error> {
+    let inclusive = match object.member(inclusive_name) {
+        None => true,
+        Some(value) => value.as_bool().ok_or_else(|| malformed(format!("`{inclusive_name}` must be true or false")))?,
+    };
+    match object.member(name) {
+        None => Ok(None),
+        Some(Value::Number(at)) if at.is_comparable() => Ok(Some(Bound { at: *at, inclusive })),
+        Some(_) => Err(malformed(format!("`{name}` of a range must be a number within ±(2^53-1)"))),
+    }
+}
+
+/// Whether every value of `inner` is in `outer`; hashed where scanning would let an 8 KiB token cost milliseconds.
+fn is_subset(inner: &[Value], outer: &[Value]) -> bool {
+    const SCAN_PAIRS_MAX: usize = 1024;
+    if inner.len().saturating_mul(outer.len()) <= SCAN_PAIRS_MAX {
+        return inner.iter().all(|value| outer.contains(value));
+    }
+    let outer: HashSet<String> = outer.iter().map(Value::to_jcs).collect();
+    inner.iter().all(|value| outer.contains(&value.to_jcs()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::json;
+    use super::*;
+
+    fn constraint(text: &str) -> Constraint {
+        Constraint::parse(&json::parse(text.as_bytes()).unwrap()).unwrap()
+    }
+
+    fn map(text: &str) -> Result<ArgumentMap, Error> {
+        ArgumentMap::parse(&json::parse(text.as_bytes()).unwrap())
+    }
+
+    #[test]
+    fn what_holds() {
+        for (text, good, bad) in [
+            (r#"{"constraint_type":"exact","value":100}"#, &["100", "1e2", "100.0"][..], &["\"100\"", "101", "[100]"][..]),
+            (r#"{"constraint_type":"exact","value":null}"#, &["null"], &["false", "0", "\"\""]),
+            (
+                r#"{"constraint_type":"range","min":1,"max":5,"max_inclusive":false}"#,
+                &["1", "4.999"],
+                &["5", "0.9", "\"3\"", "null"],
+            ),
+            (r#"{"constraint_type":"range"}"#, &["-1e9", "7"], &["\"7\"", "true"]),
+            (
+                r#"{"constraint_type":"one_of","values":["a",["b"],{"x":1,"y":2}]}"#,
+                &["\"a\"", "[\"b\"]", r#"{"y":2,"x":1.0}"#],
+                &["\"b\"", "[]"],
+            ),
+            (r#"{"constraint_type":"not_one_of","excluded":["a"]}"#, &["\"b\"", "1", "[]"], &["\"a\""]),
+            (r#"{"constraint_type":"contains","required":["a","b"]}"#, &[r#"["b","c","a"]"#], &[r#"["a"]"#, "\"ab\"", "[]"]),
+            (
+                r#"{"constraint_type":"subset","allowed":["a","b"]}"#,
+                &["[]", r#"["a"]"#, r#"["a","a"]"#],
+                &[r#"["a","c"]"#, "\"a\""],
+            ),
+            (
+                r#"{"constraint_type":"any","constraints":[{"constraint_type":"exact","value":1},{"constraint_type":"all","constraints":[{"constraint_type":"wildcard"}]}]}"#,
+                &["1", "[]"],
+                &[],
+            ),
+        ] {
+            let constraint = constraint(text);
+            for value in good {
+                assert!(constraint.holds(&json::parse(value.as_bytes()).unwrap()), "{text} {value}");
+            }
+            for value in bad {
+                assert!(!constraint.holds(&json::parse(value.as_bytes()).unwrap()), "{text} {value}");
+            }
+        }
+    }
+
+    #[test]
+    fn refused_maps() {
+        let nested = |depth: usize| {
+            let open = r#"{"constraint_type":"all","constraints":["#.repeat(depth - 1);
+            format!(r#"{{"a":{open}{{"constraint_type":"wildcard"}}{}}}"#, "]}".repeat(depth - 1))
+        };
+        assert!(map(&nested(CONSTRAINT_NESTING_MAX)).is_ok());
+        assert_eq!(map(&nested(CONSTRAINT_NESTING_MAX + 1)), Err(Error::TooNested));
+        for text in [
+            r#"[]"#,
+            r#"{"a":"x"}"#,
+            r#"{"a":{}}"#,
+            r#"{"a":{"constraint_type":"regex","pattern":"."}}"#,
+            r#"{"a":{"constraint_type":"Exact","value":1}}"#,
+            r#"{"a":{"constraint_type":"exact"}}"#,
+            r#"{"a":{"constraint_type":"exact","value":[1]}}"#,
+            r#"{"a":{"constraint_type":"exact","value":9007199254740993}}"#,
+            r#"{"a":{"constraint_type":"exact","value":1,"note":2}}"#,
+            r#"{"a":{"constraint_type":"exact","value":1,"optional":1}}"#,
+            r#"{"a":{"constraint_type":"one_of","values":[]}}"#,
+            r#"{"a":{"constraint_type":"range","min":"1"}}"#,
+            r#"{"a":{"constraint_type":"range","min":1,"min_inclusive":1}}"#,
+            r#"{"a":{"constraint_type":"all","constraints":[]}}"#,
+            r#"{"a":{"constraint_type":"all","constraints":[{"constraint_type":"wildcard","optional":true}]}}"#,
+            r#"{"*":{"constraint_type":"exact","value":1}}"#,
+            r#"{"*":{"constraint_type":"wildcard","optional":true}}"#,
+        ] {
+            assert!(map(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn maps_are_closed_and_only_narrow() {
+        let exact = |n: u32| format!(r#"{{"constraint_type":"exact","value":{n}}}"#);
+        let wild = r#"{"constraint_type":"wildcard"}"#;
+        let wild_optional = r#"{"constraint_type":"wildcard","optional":true}"#;
+        for (parent, child, narrows) in [
+            ("{}".to_owned(), format!(r#"{{"a":{}}}"#, exact(1)), true),
+            (format!(r#"{{"a":{wild}}}"#), "{}".to_owned(), false),
+            (format!(r#"{{"a":{wild}}}"#), format!(r#"{{"a":{wild_optional}}}"#), false),
+            (format!(r#"{{"a":{wild_optional}}}"#), format!(r#"{{"a":{wild}}}"#), true),
+            (format!(r#"{{"a":{wild},"b":{wild_optional}}}"#), format!(r#"{{"a":{}}}"#, exact(1)), true),
+            (format!(r#"{{"a":{wild},"b":{wild}}}"#), format!(r#"{{"a":{wild}}}"#), false),
+            (format!(r#"{{"a":{wild},"b":{wild_optional},"*":{wild}}}"#), format!(r#"{{"a":{wild},"*":{wild}}}"#), false),
+            (format!(r#"{{"a":{wild}}}"#), format!(r#"{{"a":{wild},"b":{wild}}}"#), false),
+        ] {
+            assert_eq!(map(&child).unwrap().attenuates(&map(&parent).unwrap()).is_ok(), narrows, "{parent} > {child}");
+        }
+        let closed = map(&format!(r#"{{"a":{},"b":{wild_optional}}}"#, exact(1))).unwrap();
+        for (arguments, admitted) in
+            [(r#"{"a":1}"#, true), (r#"{"a":1,"b":[]}"#, true), (r#"{"a":1,"c":0}"#, false), ("{}", false), (r#"{"a":2}"#, false)]
+        {
+            assert_eq!(closed.admits(&json::parse_object(arguments.as_bytes()).unwrap()).is_ok(), admitted, "{arguments}");
+        }
+    }
+
+    #[test]
+    fn large_sets_compare_as_small_ones_do() {
+        let many: Vec<Value> = (0..200).map(|n| Value::Number(Number::from(n as f64))).collect();
+        let few: Vec<Value> = (0..50).map(|n| Value::Number(Number::from(i64::from(n)))).collect();
+        assert!(is_subset(&few, &many) && !is_subset(&many, &few));
+    }
+}

@@ -1,0 +1,184 @@
+//! Identities as types, so that an application is never taken for an agent. They own shared strings: a clone is cheap.
+
+use std::fmt;
+use std::sync::Arc;
+
+macro_rules! identifier {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub struct $name(Arc<str>);
+
+        impl $name {
+            /// Wraps a string as it is; whoever reads it from outside has checked it.
+            pub fn new(id: impl Into<Arc<str>>) -> Self {
+                Self(id.into())
+            }
+
+            /// The identity as text.
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Debug::fmt(&*self.0, f)
+            }
+        }
+
+        impl std::borrow::Borrow<str> for $name {
+            fn borrow(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl From<&str> for $name {
+            fn from(id: &str) -> Self {
+                Self(id.into())
+            }
+        }
+    };
+}
+
+identifier!(
+    /// An agent: a SPIFFE ID (SPIFFE-ID specification, section 2), checked by [`spiffe_id_error`] where it enters.
+    AgentId
+);
+identifier!(
+    /// An application: the OAuth `client_id`.
+    ApplicationId
+);
+identifier!(
+    /// A tool, `server/tool`; the first slash ends the server's name.
+    ToolName
+);
+identifier!(
+    /// A group of users, or of operators.
+    GroupId
+);
+identifier!(
+    /// A session: `sid` of the root token.
+    SessionId
+);
+identifier!(
+    /// A task: `txn` of the root token.
+    TaskId
+);
+identifier!(
+    /// The URI of an issuer of root tokens.
+    IssuerUri
+);
+identifier!(
+    /// An operator: a person or a pipeline that may administer.
+    OperatorId
+);
+identifier!(
+    /// The RFC 7638 SHA-256 thumbprint of a public key: 43 characters of unpadded base64url.
+    Thumbprint
+);
+
+/// A user: issuer and subject, since a subject means nothing without its issuer.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct UserId {
+    /// Who vouches for the subject.
+    pub issuer: IssuerUri,
+    /// The subject, unique within the issuer.
+    pub subject: Arc<str>,
+}
+
+impl UserId {
+    /// A user of an issuer.
+    pub fn new(issuer: impl Into<IssuerUri>, subject: impl Into<Arc<str>>) -> Self {
+        Self { issuer: issuer.into(), subject: subject.into() }
+    }
+}
+
+/// The wire form: the JSON array `["iss","sub"]`.
+impl fmt::Display for UserId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut text = String::with_capacity(self.subject.len() + 32);
+        text.push('[');
+        super::json::write_string(self.issuer.as_str(), &mut text);
+        text.push(',');
+        super::json::write_string(&self.subject, &mut text);
+        text.push(']');
+        f.write_str(&text)
+    }
+}
+
+/// Says what is wrong with a SPIFFE ID of a workload, or `None` if it is well formed.
+///
+/// At most 2048 bytes, `spiffe://`, a trust domain of `a-z0-9.-_` (at most 255 bytes), a path of at least one segment of
+/// `A-Za-z0-9.-_`, no segment `.` or `..`, no trailing slash, no query (SPIFFE-ID, sections 2.1 to 2.3).
+pub fn spiffe_id_error(id: &str) -> Option<&'static str> {
+    if id.len() > 2048 {
+        return Some("is longer than 2048 bytes");
+    }
+    let Some(rest) = id.strip_prefix("spiffe://") else {
+        return Some("does not begin with `spiffe://`");
+    };
+    let Some((domain, path)) = rest.split_once('/') else {
+        return Some("has no path: `spiffe://TRUST-DOMAIN/PATH` names a workload");
+    };
+    let domain_byte = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-_".contains(&byte);
+    if domain.is_empty() || domain.len() > 255 || !domain.bytes().all(domain_byte) {
+        return Some("has a trust domain that is not 1 to 255 of `a-z0-9.-_`");
+    }
+    for segment in path.split('/') {
+        if segment.is_empty() {
+            return Some("has an empty path segment");
+        }
+        if segment == "." || segment == ".." {
+            return Some("has a relative path segment");
+        }
+        if !segment.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_".contains(&byte)) {
+            return Some("has a character outside `A-Za-z0-9.-_` in its path");
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spiffe_ids() {
+        for good in ["spiffe://acme.example/agent/sales-assistant", "spiffe://a/b", "spiffe://a/B_.-9"] {
+            assert_eq!(spiffe_id_error(good), None, "{good}");
+        }
+        for bad in [
+            "",
+            "spiffe://",
+            "spiffe://acme",
+            "spiffe://acme/",
+            "spiffe://Acme/x",
+            "spiffe://a/b/",
+            "spiffe://a//b",
+            "spiffe://a/../b",
+            "spiffe://a/b?c",
+            "spiffe://a/b#c",
+            "spiffe://a:1/b",
+            "spiffe://u@a/b",
+            "spiffe://a/%41",
+            "https://a/b",
+            "SPIFFE://a/b",
+            "spiffe://a/ü",
+        ] {
+            assert!(spiffe_id_error(bad).is_some(), "{bad}");
+        }
+        assert!(spiffe_id_error(&format!("spiffe://a/{}", "x".repeat(2048))).is_some());
+    }
+
+    #[test]
+    fn a_user_is_written_as_a_json_array() {
+        assert_eq!(UserId::new("https://i", "a\"b").to_string(), r#"["https://i","a\"b"]"#);
+    }
+}

@@ -1,0 +1,430 @@
+//! Strict, bounded JSON and its canonical form (RFC 8785, JCS).
+//!
+//! Stricter than most: duplicate members are refused, and integers are told apart from fractions and exponents, because a
+//! date written `1.7e9` must not pass and because two readers must never see two different calls in the same bytes.
+
+use std::collections::HashSet;
+use std::fmt;
+
+use serde::de::{DeserializeSeed, Deserializer, Error as _, MapAccess, SeqAccess, Visitor};
+
+use super::limits::JSON_NESTING_MAX;
+
+/// The largest integer that every JSON reader holds exactly: 2^53 - 1 (RFC 7493, section 2.2).
+pub const SAFE_INTEGER_MAX: f64 = 9_007_199_254_740_991.0;
+
+/// Why bytes are not the JSON asked for. One line, with line and column where the parser knows them.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Error(String);
+
+/// A JSON value without duplicate members.
+#[derive(Clone, Debug)]
+pub enum Value {
+    /// `null`
+    Null,
+    /// `true` or `false`
+    Bool(bool),
+    /// A finite number.
+    Number(Number),
+    /// A string.
+    String(String),
+    /// A list.
+    Array(Vec<Value>),
+    /// An object.
+    Object(Object),
+}
+
+/// A finite number and how it was written.
+#[derive(Clone, Copy, Debug)]
+pub struct Number {
+    value: f64,
+    integer: Option<i64>,
+}
+
+impl Number {
+    /// The value as a double.
+    pub fn as_f64(self) -> f64 {
+        self.value
+    }
+
+    /// The value if it was written as an integer (no fraction, no exponent) and fits.
+    pub fn as_i64(self) -> Option<i64> {
+        self.integer
+    }
+
+    /// Whether the number can be compared without loss: its magnitude is at most 2^53 - 1.
+    ///
+    /// Beyond that every double is an integer, so this refuses exactly the integers, however written, that readers differ on.
+    pub fn is_comparable(self) -> bool {
+        self.value.abs() <= SAFE_INTEGER_MAX
+    }
+}
+
+impl From<f64> for Number {
+    fn from(value: f64) -> Self {
+        Self { value, integer: None }
+    }
+}
+
+impl From<i64> for Number {
+    fn from(integer: i64) -> Self {
+        Self { value: integer as f64, integer: Some(integer) }
+    }
+}
+
+/// 100.0 is 100, and -0 is 0.
+impl PartialEq for Number {
+    fn eq(&self, other: &Self) -> bool {
+        self.value == other.value
+    }
+}
+
+/// The members of an object in the order written. Two objects are equal whatever their order.
+#[derive(Clone, Debug, Default)]
+pub struct Object {
+    members: Vec<(String, Value)>,
+}
+
+impl Object {
+    /// An object of these members; a later one of the same name is dropped.
+    pub fn from_members(members: impl IntoIterator<Item = (String, Value)>) -> Self {
+        let mut object = Self::default();
+        for (name, value) in members {
+            if object.member(&name).is_none() {
+                object.members.push((name, value));
+            }
+        }
+        object
+    }
+
+    /// The value of a member.
+    pub fn member(&self, name: &str) -> Option<&Value> {
+        self.members.iter().find(|(key, _)| key == name).map(|(_, value)| value)
+    }
+
+    /// Members in the order written.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
+        self.members.iter().map(|(name, value)| (name.as_str(), value))
+    }
+
+    /// How many members there are.
+    pub fn len(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Whether there is no member.
+    pub fn is_empty(&self) -> bool {
+        self.members.is_empty()
+    }
+}
+
+impl PartialEq for Object {
+    fn eq(&self, other: &Self) -> bool {
+        self.len() == other.len() && self.iter().all(|(name, value)| other.member(name) == Some(value))
+    }
+}
+
+/// Equality is equality of the canonical forms.
+impl PartialEq for Value {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Value::Null, Value::Null) => true,
+            (Value::Bool(a), Value::Bool(b)) => a == b,
+            (Value::Number(a), Value::Number(b)) => a == b,
+            (Value::String(a), Value::String(b)) => a == b,
+            (Value::Array(a), Value::Array(b)) => a == b,
+            (Value::Object(a), Value::Object(b)) => a == b,
+            _ => false,
+        }
+    }
+}
+
+impl Value {
+    /// The string, if it is one.
+    pub fn as_str(&self) -> Option<&str> {
+        if let Value::String(text) = self { Some(text) } else { None }
+    }
+
+    /// The integer, if it is one that was written as one.
+    pub fn as_i64(&self) -> Option<i64> {
+        if let Value::Number(number) = self { number.as_i64() } else { None }
+    }
+
+    /// The truth value, if it is one.
+    pub fn as_bool(&self) -> Option<bool> {
+        if let Value::Bool(value) = self { Some(*value) } else { None }
+    }
+
+    /// The object, if it is one.
+    pub fn as_object(&self) -> Option<&Object> {
+        if let Value::Object(object) = self { Some(object) } else { None }
+    }
+
+    /// The list, if it is one.
+    pub fn as_array(&self) -> Option<&[Value]> {
+        if let Value::Array(items) = self { Some(items) } else { None }
+    }
+
+    /// Whether it is a string, a number, a truth value or null.
+    pub fn is_scalar(&self) -> bool {
+        !matches!(self, Value::Array(_) | Value::Object(_))
+    }
+
+    /// Whether every number inside can be compared without loss ([`Number::is_comparable`]).
+    pub fn is_comparable(&self) -> bool {
+        match self {
+            Value::Number(number) => number.is_comparable(),
+            Value::Array(items) => items.iter().all(Value::is_comparable),
+            Value::Object(object) => object.iter().all(|(_, value)| value.is_comparable()),
+            _ => true,
+        }
+    }
+
+    /// The canonical form (RFC 8785).
+    pub fn to_jcs(&self) -> String {
+        let mut out = String::new();
+        self.write_jcs(&mut out);
+        out
+    }
+
+    /// Appends the canonical form.
+    pub fn write_jcs(&self, out: &mut String) {
+        match self {
+            Value::Null => out.push_str("null"),
+            Value::Bool(true) => out.push_str("true"),
+            Value::Bool(false) => out.push_str("false"),
+            Value::Number(number) => out.push_str(ryu_js::Buffer::new().format(number.value)),
+            Value::String(text) => write_string(text, out),
+            Value::Array(items) => {
+                out.push('[');
+                for (index, item) in items.iter().enumerate() {
+                    if index > 0 {
+                        out.push(',');
+                    }
+                    item.write_jcs(out);
+                }
+                out.push(']');
+            }
+            Value::Object(object) => object.write_jcs(out),
+        }
+    }
+}
+
+impl Object {
+    /// Appends the canonical form: members sorted by their UTF-16 code units.
+    pub fn write_jcs(&self, out: &mut String) {
+        let mut members: Vec<_> = self.iter().collect();
+        members.sort_by(|(a, _), (b, _)| a.encode_utf16().cmp(b.encode_utf16()));
+        out.push('{');
+        for (index, (name, value)) in members.into_iter().enumerate() {
+            if index > 0 {
+                out.push(',');
+            }
+            write_string(name, out);
+            out.push(':');
+            value.write_jcs(out);
+        }
+        out.push('}');
+    }
+}
+
+/// Appends a string as JSON with the escapes of RFC 8785, section 3.2.2.2.
+pub fn write_string(text: &str, out: &mut String) {
+    out.push('"');
+    for character in text.chars() {
+        match character {
+            '"' => out.push_str("\\\""),
+            '\\' => out.push_str("\\\\"),
+            '\u{8}' => out.push_str("\\b"),
+            '\t' => out.push_str("\\t"),
+            '\n' => out.push_str("\\n"),
+            '\u{c}' => out.push_str("\\f"),
+            '\r' => out.push_str("\\r"),
+            control if control < ' ' => {
+                out.push_str("\\u00");
+                for nibble in [control as u32 >> 4, control as u32 & 15] {
+                    out.push(char::from_digit(nibble, 16).unwrap_or('0'));
+                }
+            }
+            other => out.push(other),
+        }
+    }
+    out.push('"');
+}
+
+/// Reads one JSON value and nothing after it.
+///
+/// # Errors
+/// Refuses what is not JSON in UTF-8, duplicate members anywhere, numbers beyond a double, and nesting over
+/// [`JSON_NESTING_MAX`]. The size is the caller's limit: it knows what it reads.
+pub fn parse(bytes: &[u8]) -> Result<Value, Error> {
+    let mut reader = serde_json::Deserializer::from_slice(bytes);
+    let value = ValueSeed { depth: 0 }.deserialize(&mut reader).map_err(|error| Error(error.to_string()))?;
+    reader.end().map_err(|error| Error(error.to_string()))?;
+    Ok(value)
+}
+
+/// Reads one JSON object and nothing after it.
+///
+/// # Errors
+/// As [`parse`], and for any other JSON value.
+pub fn parse_object(bytes: &[u8]) -> Result<Object, Error> {
+    match parse(bytes)? {
+        Value::Object(object) => Ok(object),
+        _ => Err(Error("expected one JSON object".to_owned())),
+    }
+}
+
+#[derive(Clone, Copy)]
+struct ValueSeed {
+    depth: usize,
+}
+
+impl ValueSeed {
+    fn deeper<E: serde::de::Error>(self) -> Result<Self, E> {
+        if self.depth >= JSON_NESTING_MAX {
+            return Err(E::custom(format_args!("nested deeper than {JSON_NESTING_MAX}")));
+        }
+        Ok(Self { depth: self.depth + 1 })
+    }
+}
+
+impl<'de> DeserializeSeed<'de> for ValueSeed {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for ValueSeed {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(Value::Number(value.into()))
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(Value::Number(i64::try_from(value).map_or_else(|_| (value as f64).into(), Number::from)))
+    }
+
+    fn visit_f64<E: serde::de::Error>(self, value: f64) -> Result<Value, E> {
+        if value.is_finite() { Ok(Value::Number(value.into())) } else { Err(E::custom("a number is not finite")) }
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(Value::String(value.to_owned()))
+    }
+
+    fn visit_string<E>(self, value: String) -> Result<Value, E> {
+        Ok(Value::String(value))
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        let seed = self.deeper()?;
+        let mut items = Vec::new();
+        while let Some(item) = access.next_element_seed(seed)? {
+            items.push(item);
+        }
+        Ok(Value::Array(items))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut access: A) -> Result<Value, A::Error> {
+        const SCAN_MEMBERS_MAX: usize = 16;
+        let seed = self.deeper()?;
+        let mut object = Object::default();
+        let mut seen: HashSet<String> = HashSet::new();
+        while let Some(name) = access.next_key::<String>()? {
+            // A few members are scanned; many, which only an attacker sends, are hashed, or the check would be quadratic.
+            if object.len() == SCAN_MEMBERS_MAX {
+                seen = object.iter().map(|(name, _)| name.to_owned()).collect();
+            }
+            let duplicate =
+                if object.len() < SCAN_MEMBERS_MAX { object.member(&name).is_some() } else { !seen.insert(name.clone()) };
+            if duplicate {
+                return Err(A::Error::custom(format_args!("duplicate member `{name}`")));
+            }
+            let value = access.next_value_seed(seed)?;
+            object.members.push((name, value));
+        }
+        Ok(Value::Object(object))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn jcs(text: &str) -> String {
+        parse(text.as_bytes()).unwrap().to_jcs()
+    }
+
+    #[test]
+    fn canonical_form() {
+        for (text, expected) in [
+            (r#" { "b" : 1.0 , "a" : [ true , null , "x" ] } "#, r#"{"a":[true,null,"x"],"b":1}"#),
+            ("[1e2,-0,-0.0,0.1,1e21,1e-7,333333333.33333329,4.50,2e-3]", "[100,0,0,0.1,1e+21,1e-7,333333333.3333333,4.5,0.002]"),
+            (r#""\u20ac$\u000f\u000aA'\u0042\u0022\u005c\\\"\/""#, "\"€$\\u000f\\nA'B\\\"\\\\\\\\\\\"/\""),
+            // RFC 8785, section 3.2.3: order by UTF-16 code units.
+            (
+                r#"{"\u20ac":"Euro Sign","\r":"Carriage Return","\ufb33":"Hebrew","1":"One","\ud83d\ude00":"Emoji","\u0080":"Control","\u00f6":"o"}"#,
+                "{\"\\r\":\"Carriage Return\",\"1\":\"One\",\"\u{80}\":\"Control\",\"ö\":\"o\",\"€\":\"Euro Sign\",\"😀\":\"Emoji\",\"\u{fb33}\":\"Hebrew\"}",
+            ),
+        ] {
+            assert_eq!(jcs(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn refused() {
+        let deep = "[".repeat(JSON_NESTING_MAX + 1) + &"]".repeat(JSON_NESTING_MAX + 1);
+        let wide = format!("{{{},\"k3\":0}}", (0..40).map(|n| format!("\"k{n}\":0")).collect::<Vec<_>>().join(","));
+        for text in [
+            "",
+            "{",
+            "{} {}",
+            "{\"a\":1,\"a\":1}",
+            "{\"a\":{\"b\":1,\"\\u0062\":2}}",
+            "1e400",
+            "NaN",
+            "[1,]",
+            "'a'",
+            "\"\\ud800\"",
+            &deep,
+            &wide,
+        ] {
+            assert!(parse(text.as_bytes()).is_err(), "{text}");
+        }
+        assert!(parse(b"\"\xff\"").is_err());
+        assert!(parse_object(b"[]").is_err());
+    }
+
+    #[test]
+    fn numbers() {
+        let number = |text: &str| match parse(text.as_bytes()).unwrap() {
+            Value::Number(number) => number,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(number("100.0"), number("100"));
+        assert_eq!((number("100").as_i64(), number("100.0").as_i64(), number("1e2").as_i64()), (Some(100), None, None));
+        for text in ["9007199254740991", "-9007199254740991.0", "0.5"] {
+            assert!(number(text).is_comparable(), "{text}");
+        }
+        for text in ["9007199254740992", "9007199254740993", "-9007199254740992.0", "1e16", "18446744073709551615", "1e300"] {
+            assert!(!number(text).is_comparable(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! Every limit on what comes from outside, in one place; the unit is the last word of the name.
+
+/// A token of a chain.
+pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
+/// The tokens of a chain together.
+pub const CHAIN_BYTES_MAX: usize = 32 * 1024;
+/// A proof of possession.
+pub const PROOF_BYTES_MAX: usize = 72 * 1024;
+/// The arguments of a call.
+pub const ARGUMENTS_BYTES_MAX: usize = 48 * 1024;
+/// The environment of a call, `context_json`.
+pub const CONTEXT_BYTES_MAX: usize = 16 * 1024;
+/// `del_depth` and `del_max_depth` of a token: nine tokens in all.
+pub const DELEGATION_DEPTH_MAX: u64 = 8;
+/// Tokens in a chain.
+pub const CHAIN_TOKENS_MAX: usize = 9;
+/// Nesting of constraints: a plain one is 1.
+pub const CONSTRAINT_NESTING_MAX: usize = 32;
+/// Nesting of any JSON or YAML value from outside.
+pub const JSON_NESTING_MAX: usize = 96;
+/// How far ahead of our clock an `iat` may be.
+pub const IAT_SKEW_S: i64 = 30;
+/// Lifetime of a root, unless its issuer's document says less or more.
+pub const ROOT_LIFETIME_S_MAX: i64 = 8 * 3600;
+/// Lifetime of a hop, unless its issuer's document says otherwise.
+pub const HOP_LIFETIME_S_MAX: i64 = 3600;
+/// How far a proof's `iat` may be from our clock, either way.
+pub const PROOF_WINDOW_S: i64 = 30;
+/// Keys of one issuer, and of one operator.
+pub const KEYS_MAX: usize = 8;
+/// A caller's `request_id`.
+pub const REQUEST_ID_BYTES_MAX: usize = 128;
+/// A tool's name.
+pub const TOOL_NAME_BYTES_MAX: usize = 256;
+/// An audience, a revision token, an id in a document, a key of a revocation target.
+pub const ID_BYTES_MAX: usize = 2048;
+/// Calls in a batch.
+pub const BATCH_CALLS_MAX: usize = 128;
+/// Tools asked for in one `ListTools`.
+pub const LIST_TOOLS_MAX: usize = 10_000;
+/// A decision request on the wire: chain, proof, arguments, context and room for the rest.
+pub const CHECK_MESSAGE_BYTES_MAX: usize = 256 * 1024;
+/// A batch on the wire.
+pub const BATCH_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// One file of a policy folder.
+pub const POLICY_FILE_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// A policy folder.
+pub const POLICY_BYTES_MAX: usize = 32 * 1024 * 1024;
+/// Files in a policy folder.
+pub const POLICY_FILES_MAX: usize = 10_000;
+/// The reason that an operator gives for an act.
+pub const ACT_REASON_BYTES_MAX: usize = 1024;
+/// An operator's signature over an act.
+pub const OPERATOR_JWS_BYTES_MAX: usize = 4 * 1024;
+/// Life of an operator's signature: `exp - iat`.
+pub const OPERATOR_JWS_LIFETIME_S_MAX: i64 = 60;
+/// Concurrent streams of one connection.
+pub const STREAMS_PER_CONNECTION_MAX: u32 = 256;
+/// Connections a listener keeps open.
+pub const CONNECTIONS_MAX: usize = 4096;
+/// Verified chains kept in memory.
+pub const CHAIN_CACHE_ENTRIES_MAX: u64 = 100_000;
+/// Life of a handle.
+pub const HANDLE_LIFETIME_MS: i64 = 60_000;
+/// Handles kept in memory.
+pub const HANDLES_MAX: u64 = 1_000_000;
+/// Proofs remembered so that none is used twice; a full table denies.
+pub const PROOFS_REMEMBERED_MAX: usize = 1_000_000;

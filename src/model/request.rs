@@ -1,0 +1,47 @@
+//! What is asked (a [`Call`]) and for whom (a [`Subject`]): plain facts, however they were established.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::constraint::ArgumentMap;
+use super::ids::{AgentId, ApplicationId, GroupId, SessionId, TaskId, UserId};
+use super::json::Object;
+
+/// The identities of a delegation and what each of its tokens grants.
+///
+/// Evaluation takes these facts; that they are *verified* is said by `token::VerifiedChain`, the only way into `pdp`.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// Who delegated.
+    pub user: UserId,
+    /// The user's groups that the issuer may vouch for and some document knows.
+    pub groups: Vec<GroupId>,
+    /// Inside which application.
+    pub application: ApplicationId,
+    /// Every agent of the chain, root to leaf; never empty.
+    pub agents: Vec<AgentId>,
+    /// What each token grants, root to leaf; as many as there are tokens.
+    pub scopes: Vec<Scope>,
+    /// The session.
+    pub session: SessionId,
+    /// The task.
+    pub task: TaskId,
+}
+
+/// What one token grants: tools, each with constraints on its arguments.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Scope {
+    /// By tool name.
+    pub tools: BTreeMap<Arc<str>, ArgumentMap>,
+}
+
+/// One tool call, its arguments parsed and bounded.
+#[derive(Clone, Debug)]
+pub struct Call<'a> {
+    /// `server/tool`.
+    pub tool: &'a str,
+    /// SHA-256 of the schema that the gateway saw, if it said so.
+    pub tool_schema_sha256: Option<[u8; 32]>,
+    /// The arguments; every number in them is comparable.
+    pub arguments: &'a Object,
+}

@@ -1,0 +1,129 @@
+//! Revisions: which history, which number in it, and the digest of what the store held then.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// Names one history of a store; it changes when a store is restored. A UUID in text.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct HistoryId(Arc<str>);
+
+impl HistoryId {
+    /// Wraps the id that a store made.
+    pub fn new(id: impl Into<Arc<str>>) -> Self {
+        Self(id.into())
+    }
+
+    /// The id as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for HistoryId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A revision token, written `HISTORY.NUMBER`. Numbers are dense and begin at 1; 0 is the empty store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revision {
+    /// The history it belongs to.
+    pub history: HistoryId,
+    /// Its place in that history.
+    pub number: u64,
+}
+
+impl fmt::Display for Revision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.history, self.number)
+    }
+}
+
+impl FromStr for Revision {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let expected = || "is not a revision token: expected `HISTORY.NUMBER` as an answer or a write printed it".to_owned();
+        let (history, number) = text.rsplit_once('.').ok_or_else(expected)?;
+        let plain = number.bytes().all(|byte| byte.is_ascii_digit()) && (number == "0" || !number.starts_with('0'));
+        if history.is_empty() || history.len() > 64 || !plain {
+            return Err(expected());
+        }
+        Ok(Self { history: HistoryId::new(history), number: number.parse().map_err(|_| expected())? })
+    }
+}
+
+/// An additive hash over the logical rows of a store: the wrapping sum, in four lanes, of each row's SHA-256.
+///
+/// Kept up step by step by each commit, so it finds replicas that differ; it is no defence against who can write rows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct StateDigest([u64; 4]);
+
+impl StateDigest {
+    /// Adds a row by its SHA-256.
+    pub fn add(&mut self, row_sha256: &[u8; 32]) {
+        self.combine(row_sha256, u64::wrapping_add);
+    }
+
+    /// Takes a row away by its SHA-256.
+    pub fn remove(&mut self, row_sha256: &[u8; 32]) {
+        self.combine(row_sha256, u64::wrapping_sub);
+    }
+
+    /// 64 hexadecimal digits.
+    pub fn to_hex(self) -> String {
+        self.0.iter().map(|lane| format!("{lane:016x}")).collect()
+    }
+
+    /// Reads what [`StateDigest::to_hex`] wrote.
+    pub fn from_hex(text: &str) -> Option<Self> {
+        let mut lanes = [0; 4];
+        if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return None;
+        }
+        for (lane, digits) in lanes.iter_mut().zip(text.as_bytes().chunks_exact(16)) {
+            *lane = u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+        }
+        Some(Self(lanes))
+    }
+
+    fn combine(&mut self, row_sha256: &[u8; 32], operation: fn(u64, u64) -> u64) {
+        for (lane, bytes) in self.0.iter_mut().zip(row_sha256.as_chunks::<8>().0) {
+            *lane = operation(*lane, u64::from_le_bytes(*bytes));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn revision_tokens() {
+        let token = "0190a0b0-1111-7000-8000-000000000001.42";
+        let revision: Revision = token.parse().unwrap();
+        assert_eq!((revision.number, revision.to_string().as_str()), (42, token));
+        for bad in ["", ".", "x", "x.", ".4", "x.-1", "x.+1", "x.1.", "x.01", "x.99999999999999999999999"] {
+            assert!(bad.parse::<Revision>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn the_digest_forgets_the_order_and_undoes() {
+        let (a, b) = ([1; 32], [0xff; 32]);
+        let mut left = StateDigest::default();
+        left.add(&a);
+        left.add(&b);
+        let mut right = StateDigest::default();
+        right.add(&b);
+        right.add(&a);
+        assert_eq!(left, right);
+        assert_eq!(StateDigest::from_hex(&left.to_hex()), Some(left));
+        left.remove(&a);
+        left.remove(&b);
+        assert_eq!(left, StateDigest::default());
+        assert_eq!(StateDigest::from_hex("xyz"), None);
+    }
+}

@@ -1,0 +1,103 @@
+//! Time: read here and nowhere else, so that a decision can be replayed and a test can say what time it is.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+
+/// One reading of both clocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Now {
+    /// Nanoseconds since the Unix epoch, by the wall clock.
+    pub unix_ns: i64,
+    /// Nanoseconds since an arbitrary start, by a clock that counts suspend (`CLOCK_BOOTTIME`).
+    pub boot_ns: i64,
+}
+
+impl Now {
+    /// Whole seconds since the Unix epoch.
+    pub fn unix_s(self) -> i64 {
+        self.unix_ns.div_euclid(1_000_000_000)
+    }
+
+    /// Milliseconds since the Unix epoch.
+    pub fn unix_ms(self) -> i64 {
+        self.unix_ns.div_euclid(1_000_000)
+    }
+
+    /// Milliseconds passed since `earlier`: the larger of what the two clocks say, never negative.
+    ///
+    /// A paused virtual machine stops one of them, a clock set back the other.
+    pub fn ms_since(self, earlier: Now) -> u64 {
+        let boot = self.boot_ns.saturating_sub(earlier.boot_ns);
+        let wall = self.unix_ns.saturating_sub(earlier.unix_ns);
+        u64::try_from(boot.max(wall).max(0) / 1_000_000).unwrap_or(0)
+    }
+}
+
+/// Where the time comes from.
+pub trait Clock: Send + Sync {
+    /// Reads both clocks.
+    fn now(&self) -> Now;
+}
+
+/// The machine's clocks.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct SystemClock;
+
+impl Clock for SystemClock {
+    fn now(&self) -> Now {
+        Now { unix_ns: clock_ns(rustix::time::ClockId::Realtime), boot_ns: clock_ns(rustix::time::ClockId::Boottime) }
+    }
+}
+
+fn clock_ns(clock: rustix::time::ClockId) -> i64 {
+    let time = rustix::time::clock_gettime(clock);
+    time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec)
+}
+
+/// A clock that stands still until it is told to move; for tests, simulation and replay.
+#[derive(Debug)]
+pub struct ManualClock {
+    unix_ns: AtomicI64,
+    boot_ns: AtomicI64,
+}
+
+impl ManualClock {
+    /// A clock that reads `unix_s` seconds since the epoch.
+    pub fn at_unix_s(unix_s: i64) -> Self {
+        Self { unix_ns: AtomicI64::new(unix_s.saturating_mul(1_000_000_000)), boot_ns: AtomicI64::new(1_000_000_000) }
+    }
+
+    /// Moves both clocks on.
+    pub fn advance_ms(&self, ms: i64) {
+        self.step_wall_ms(ms);
+        self.boot_ns.fetch_add(ms.saturating_mul(1_000_000), Ordering::SeqCst);
+    }
+
+    /// Sets the wall clock on or back, as an administrator or a time server does.
+    pub fn step_wall_ms(&self, ms: i64) {
+        self.unix_ns.fetch_add(ms.saturating_mul(1_000_000), Ordering::SeqCst);
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Now {
+        Now { unix_ns: self.unix_ns.load(Ordering::SeqCst), boot_ns: self.boot_ns.load(Ordering::SeqCst) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn age_is_the_larger_advance() {
+        let clock = ManualClock::at_unix_s(1000);
+        let start = clock.now();
+        clock.advance_ms(500);
+        assert_eq!(clock.now().ms_since(start), 500);
+        clock.step_wall_ms(-10_000);
+        assert_eq!(clock.now().ms_since(start), 500, "a clock set back does not make a proof fresh");
+        clock.step_wall_ms(30_000);
+        assert_eq!(clock.now().ms_since(start), 20_500);
+        assert_eq!(start.ms_since(clock.now()), 0);
+    }
+}

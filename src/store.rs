@@ -1,0 +1,178 @@
+//! Where policy, revocations and administrative acts last: one trait, one suite, existing engines.
+//!
+//! A store keeps rows and numbers; it reads neither policy nor tokens. Look next at `sqlite.rs`, then at `sync`, which follows
+//! a store.
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use crate::model::records::{ActRow, Change, DocumentKey, DocumentRow, RevocationRow, Write};
+use crate::model::revision::{HistoryId, Revision, StateDigest};
+
+/// A store of one history of dense revisions.
+#[async_trait]
+pub trait Store: Send + Sync {
+    /// The full state at one revision.
+    ///
+    /// # Errors
+    /// If the store cannot be read, or is not what it was when it was opened.
+    async fn load(&self) -> Result<State, Error>;
+
+    /// Every commit after `after`, in order, at most a few thousand at once; empty when there is none.
+    ///
+    /// `history` and `head` are read in the same transaction, so that a reader sees a restored or shortened store.
+    ///
+    /// # Errors
+    /// [`Error::BelowFloor`] when the log no longer reaches back to `after`, and as [`Store::load`].
+    async fn changes(&self, after: u64) -> Result<Changes, Error>;
+
+    /// Makes all of a request durable as the next revision, or nothing of it.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`] where a document is not at its expected revision, [`Error::ActReplayed`] where a signature was used
+    /// before; then nothing was written. [`Error::Unknown`] where it cannot be said whether it was.
+    async fn commit(&self, request: CommitRequest) -> Result<Committed, Error>;
+
+    /// Spends a key once across the fleet: `true` for the first caller, `false` for every other one until it expires.
+    ///
+    /// # Errors
+    /// If that could not be made durable; then the key counts as spent for nobody, and the caller denies.
+    async fn spend(&self, key: [u8; 32], expires_at_unix_s: i64) -> Result<bool, Error>;
+
+    /// Wakes a follower after a commit of this process; only a hint, what is relied on is the poll.
+    fn wake(&self) -> watch::Receiver<u64>;
+}
+
+/// What a store holds at one revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct State {
+    /// History and number.
+    pub revision: Revision,
+    /// Hash of the newest row of the change log.
+    pub hash: [u8; 32],
+    /// The digest of the rows, as the newest commit stored it.
+    pub digest: StateDigest,
+    /// What all replicas share.
+    pub settings: Settings,
+    /// Every document.
+    pub documents: Vec<StoredDocument>,
+    /// Every revocation.
+    pub revocations: Vec<RevocationRow>,
+}
+
+/// A document and the number of the revision that last put it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StoredDocument {
+    /// The document.
+    pub row: DocumentRow,
+    /// Number of its last revision.
+    pub revision: u64,
+}
+
+/// Written once, when the store is made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// How far ahead an `iat` may be; a watermark lies this far ahead of the store's clock.
+    pub iat_skew_s: i64,
+    /// A replica without proof of freshness for this long only denies.
+    pub freshness_bound_ms: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { iat_skew_s: crate::model::limits::IAT_SKEW_S, freshness_bound_ms: 5_000 }
+    }
+}
+
+/// A part of the change log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Changes {
+    /// The store's history.
+    pub history: HistoryId,
+    /// Number of its newest commit.
+    pub head: u64,
+    /// Commits in order, dense.
+    pub commits: Vec<CommitRow>,
+}
+
+/// One row of the change log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommitRow {
+    /// Dense, from 1.
+    pub number: u64,
+    /// Hash of the row before; zeros before the first.
+    pub previous_hash: [u8; 32],
+    /// SHA-256(previous hash ‖ number as u64 big endian ‖ the changes as stored).
+    pub hash: [u8; 32],
+    /// Digest of all logical rows after this commit.
+    pub digest: StateDigest,
+    /// By the store's clock.
+    pub unix_ms: i64,
+    /// The rows that changed.
+    pub changes: Vec<Change>,
+}
+
+/// What a writer wants done at once.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct CommitRequest {
+    /// In order.
+    pub writes: Vec<Write>,
+    /// The revision at which each named document must stand; `None`: it must not exist. A revocation expects nothing.
+    pub expected: Vec<(DocumentKey, Option<u64>)>,
+    /// Who does it; absent only for what the store's own upkeep does.
+    pub act: Option<ActRow>,
+}
+
+/// What was made durable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Committed {
+    /// The new revision.
+    pub revision: Revision,
+    /// By the store's clock.
+    pub unix_ms: i64,
+    /// The rows that changed.
+    pub changes: Vec<Change>,
+}
+
+/// Why a store did not do it. One line, with what to do where there is something to do.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// A document was changed by somebody else meanwhile.
+    #[error("document `{kind} {id}` was changed meanwhile: read it again and repeat")]
+    Conflict {
+        /// The document's kind.
+        kind: String,
+        /// The document's id.
+        id: String,
+    },
+    /// A signature's `jti` was used before.
+    #[error("the signed act `{jti}` was used before: sign a new one")]
+    ActReplayed {
+        /// The `jti`.
+        jti: String,
+    },
+    /// The change log begins after what was asked for.
+    #[error("the change log begins at {floor}: load the full state")]
+    BelowFloor {
+        /// The oldest revision that changes can be asked after.
+        floor: u64,
+    },
+    /// The file or database is not a store of this program.
+    #[error("{0}")]
+    NotOurs(String),
+    /// The store was made by a newer version of this program.
+    #[error("{0}")]
+    NewerVersion(String),
+    /// The store is not the one that was opened: its file was replaced.
+    #[error("{0}")]
+    Replaced(String),
+    /// What was read does not hold together.
+    #[error("{0}")]
+    Corrupt(String),
+    /// The store cannot be reached or is busy; nothing was written.
+    #[error("{0}")]
+    Unavailable(String),
+    /// The connection broke while committing: it may or may not have been written.
+    #[error("{0}")]
+    Unknown(String),
+}

@@ -1,0 +1,6 @@
+//! The integration tests, one binary: what the layers may import, what the wire says, what the program does when driven from outside.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::string_slice)]
+#![allow(clippy::print_stdout, clippy::print_stderr, missing_docs)]
+mod codegen;
+mod tidy;
