@@ -15,7 +15,7 @@ mod node;
 pub mod source;
 mod tools;
 pub mod validate;
-mod yaml;
+pub mod yaml;
 
 pub use compile::{Compiled, Resolved, Verdict};
 pub use diagnostic::{Diagnostic, Severity};

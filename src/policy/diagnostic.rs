@@ -20,6 +20,16 @@ pub enum Severity {
     Warning,
 }
 
+impl Severity {
+    /// The name in JSON and on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Severity::Error => "error",
+            Severity::Warning => "warning",
+        }
+    }
+}
+
 /// A place in a file; both are 1-based, columns count characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {

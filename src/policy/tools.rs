@@ -28,6 +28,23 @@ pub struct Tool {
     pub document: Arc<str>,
 }
 
+impl Tool {
+    /// Whether a call may do what cannot be undone.
+    pub fn is_destructive(&self) -> bool {
+        self.risk == Risk::Destructive
+    }
+
+    /// Whether each call needs its own proof of possession.
+    pub fn needs_proof_per_call(&self) -> bool {
+        self.proof == ProofClass::PerCall
+    }
+
+    /// Whether a call needs a proof unless its handle was made with one.
+    pub fn needs_proof_per_handle(&self) -> bool {
+        self.proof == ProofClass::PerHandle
+    }
+}
+
 /// All tools, sorted by name; a tool's number is its place.
 #[derive(Debug, Default)]
 pub(super) struct ToolTable {

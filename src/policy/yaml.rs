@@ -39,6 +39,57 @@ pub(super) fn parse(content: &[u8], path: &str, out: &mut Vec<Diagnostic>) -> Ve
     builder.documents
 }
 
+/// One member of a flat file of settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlatMember {
+    /// The key.
+    pub name: String,
+    /// Where the key stands.
+    pub at: Position,
+    /// The scalar, or the scalars of the list, as written.
+    pub values: Vec<String>,
+    /// Whether it was written as a list.
+    pub is_list: bool,
+}
+
+/// Reads one document that is a flat mapping of scalars and lists of scalars, as a file of settings is.
+///
+/// # Errors
+/// Everything that is wrong, with its place.
+pub fn flat(content: &[u8], path: &str, known: &[&str]) -> Result<Vec<FlatMember>, Vec<Diagnostic>> {
+    let mut out = Vec::new();
+    let documents = parse(content, path, &mut out);
+    let mut found = Vec::new();
+    let mut error = |at: Position, message: String| out.push(Diagnostic::new(Severity::Error, path, at, message));
+    for (index, document) in documents.iter().enumerate() {
+        let Some(members) = document.as_mapping().filter(|_| index == 0) else {
+            error(document.at, "a file of settings is one mapping, `key: value`".to_owned());
+            continue;
+        };
+        for member in members {
+            let (values, is_list) = match &member.value.kind {
+                Kind::Scalar(scalar) => (Some(vec![scalar.text.clone()]), false),
+                Kind::Sequence(items) => (items.iter().map(scalar_text).collect(), true),
+                Kind::Mapping(_) => (None, false),
+            };
+            if !known.contains(&member.name.as_str()) {
+                let hint = super::diagnostic::suggestion(&member.name, known.iter().copied());
+                let hint = hint.map(|hint| format!(": {hint}")).unwrap_or_default();
+                error(member.at, format!("unknown key `{}`{hint}", abridged(&member.name)));
+            } else if let Some(values) = values {
+                found.push(FlatMember { name: member.name.clone(), at: member.at, values, is_list });
+            } else {
+                error(member.at, format!("`{}` must be a value or a list of values", member.name));
+            }
+        }
+    }
+    if out.iter().any(Diagnostic::is_error) { Err(out) } else { Ok(found) }
+}
+
+fn scalar_text(node: &Node) -> Option<String> {
+    if let Kind::Scalar(scalar) = &node.kind { Some(scalar.text.clone()) } else { None }
+}
+
 /// The text of a file: UTF-8, without NUL and without a byte order mark.
 fn clean_text<'a>(content: &'a [u8], path: &str, out: &mut Vec<Diagnostic>) -> Option<&'a str> {
     let (valid, problem) = match std::str::from_utf8(content) {
