@@ -313,3 +313,11 @@ fn everything_wrong_is_said_at_once_and_in_order() {
         ]
     );
 }
+
+#[test]
+fn a_tool_that_stands_in_two_servers_is_found_where_it_stands() {
+    check(
+        "kind: tool\nid: s/b\n---\nkind: server\nid: s\ntools:\n  c: {}\n  b: {}",
+        &["8:3: error: tool `s/b` is defined twice: first in p.yaml:9"],
+    );
+}
