@@ -278,30 +278,27 @@ fn read_sha256(node: &Node, reader: &mut Reader<'_>) -> Option<[u8; 32]> {
 
 fn read_server(id: &str, fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> ServerSpec {
     let mut tools = BTreeMap::new();
-    if let Some(node) = fields.require("tools", reader) {
-        match node.as_mapping() {
-            Some(members) => {
-                for member in members {
-                    let name = member.name.as_str();
-                    if let Some(problem) = tool_name_error(&format!("{id}/{name}")).filter(|_| !id.contains('/')) {
-                        reader.error(member.at, format!("tool `{}` {problem}", abridged(name)));
-                    } else if let Some(mut fields) = Fields::new(&member.value, &format!("tool `{}`", abridged(name)), reader) {
-                        let tool = read_tool(&mut fields, reader);
-                        fields.finish(reader, &[]);
-                        tools.insert(Arc::from(name), tool);
-                    }
+    let mut places = BTreeMap::new();
+    match fields.require("tools", reader).map(|node| (node, node.as_mapping())) {
+        Some((_, Some(members))) => {
+            for member in members {
+                let name = member.name.as_str();
+                if let Some(problem) = tool_name_error(&format!("{id}/{name}")).filter(|_| !id.contains('/')) {
+                    reader.error(member.at, format!("tool `{}` {problem}", abridged(name)));
+                } else if let Some(mut fields) = Fields::new(&member.value, &format!("tool `{}`", abridged(name)), reader) {
+                    let tool = read_tool(&mut fields, reader);
+                    fields.finish(reader, &[]);
+                    tools.insert(Arc::from(name), tool);
+                    places.insert(name, member.at);
                 }
             }
-            None => reader.wrong(node, "`tools` must be a mapping of tool names: `leads.read: {risk: read}`"),
         }
+        Some((node, None)) => reader.wrong(node, "`tools` must be a mapping of tool names: `leads.read: {risk: read}`"),
+        None => {}
     }
-    // By the order of the map, which is that of validation.
-    if let Some(members) = fields.take("tools").and_then(Node::as_mapping) {
-        for (index, name) in tools.keys().enumerate() {
-            if let Some(member) = members.iter().find(|member| member.name.as_str() == &**name) {
-                reader.positions.put("tools", index, member.at);
-            }
-        }
+    // Both maps have the order in which validation numbers the tools.
+    for (index, at) in places.into_values().enumerate() {
+        reader.positions.put("tools", index, at);
     }
     ServerSpec { id: id.into(), tools }
 }

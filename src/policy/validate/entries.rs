@@ -35,7 +35,7 @@ pub(super) fn check_entries(checker: &mut Checker<'_>, permissions: &Permissions
                 _ => None,
             };
             if let Some(by) = taken {
-                let message = format!("`{}` never counts: {by} of this document takes all it matches", abridged(entry.text()));
+                let message = format!("`{}` never counts: {by} of this document takes all it matches", abridged(&entry.pattern));
                 checker.warn(list.as_str(), index, message);
             } else if *list != List::Approve {
                 check_shadowed(checker, *list, index, entries);
@@ -95,7 +95,7 @@ fn check_shadowed(checker: &mut Checker<'_>, list: List, index: usize, entries: 
         *other_index != index && other.is_unconditional() && matching.is_covered_by(wider) && (*other_index < index || !same())
     });
     if let Some((_, (other, _))) = shadow {
-        let message = format!("`{}` adds nothing: `{}` covers it", abridged(entry.text()), abridged(&other.pattern));
+        let message = format!("`{}` adds nothing: `{}` covers it", abridged(&entry.pattern), abridged(&other.pattern));
         checker.warn(list.as_str(), index, message);
     }
 }
