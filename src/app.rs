@@ -21,11 +21,11 @@ use tonic::service::Routes;
 
 pub use local::LocalAdmin;
 
+use crate::api::SignedActs;
 use crate::api::admin::AdminApi;
 use crate::api::decision::DecisionApi;
-use crate::api::noop::NoopApi;
 use crate::api::r#gen as wire;
-use crate::api::SignedActs;
+use crate::api::noop::NoopApi;
 use crate::audit;
 use crate::config::{self, Settings};
 use crate::model::limits::{BATCH_MESSAGE_BYTES_MAX, CHECK_MESSAGE_BYTES_MAX};
@@ -144,7 +144,9 @@ impl App {
         let publisher = CellPublisher::new(cell.clone(), revocations);
         let (follow, status) = Follow::new(store.clone(), publisher, clock.clone(), sync::Settings::default(), None);
         control.spawn(follow.run(stopped.clone()));
-        control.block_on(async { tokio::time::timeout(FIRST_SNAPSHOT_TIMEOUT, status.ready()).await }).map_err(|_| Error::NoSnapshot)?;
+        control
+            .block_on(async { tokio::time::timeout(FIRST_SNAPSHOT_TIMEOUT, status.ready()).await })
+            .map_err(|_| Error::NoSnapshot)?;
 
         let admin = Arc::new(Admin::new(store.clone(), clock.clone(), log.recorder("admin")?));
         if let Some(folder) = &settings.policies {
@@ -228,7 +230,14 @@ impl App {
             let noop = settings.noop;
             let (outbox, inbox) = server::lane_channel();
             lanes.push(outbox);
-            self.spawn_lane(&format!("portcullis-lane{index}"), inbox, move || decision_routes(lane, noop), recorder, settings, stopped)?;
+            self.spawn_lane(
+                &format!("portcullis-lane{index}"),
+                inbox,
+                move || decision_routes(lane, noop),
+                recorder,
+                settings,
+                stopped,
+            )?;
         }
         self.control.spawn(accepting(listener, lanes, stopped.clone()));
         Ok(())
@@ -293,7 +302,8 @@ fn decision_routes(lane: Lane, noop: bool) -> Routes {
     let decisions = DecisionServiceServer::new(api.clone()).max_decoding_message_size(BATCH_MESSAGE_BYTES_MAX);
     let mut routes = Routes::new(decisions).add_service(FleetServiceServer::new(api));
     if noop {
-        routes = routes.add_service(NoopServiceServer::new(NoopApi::default()).max_decoding_message_size(CHECK_MESSAGE_BYTES_MAX));
+        routes =
+            routes.add_service(NoopServiceServer::new(NoopApi::default()).max_decoding_message_size(CHECK_MESSAGE_BYTES_MAX));
     }
     with_standard_services(routes, &["portcullis.v1.DecisionService"])
 }

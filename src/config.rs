@@ -120,9 +120,8 @@ impl Settings {
     }
 
     fn from_yaml(content: &[u8], path: &str) -> Result<Self, Error> {
-        let members = flat(content, path, KEYS).map_err(|diagnostics| {
-            Error(diagnostics.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
-        })?;
+        let members = flat(content, path, KEYS)
+            .map_err(|diagnostics| Error(diagnostics.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
         let mut settings = Self::default();
         let mut wrong = Vec::new();
         for member in &members {

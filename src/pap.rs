@@ -19,8 +19,8 @@ use crate::model::records::{ActRow, DocumentKey, DocumentRow, Origin, Revocation
 use crate::model::revision::Revision;
 use crate::model::time::Clock;
 pub use crate::policy::diagnostic::Diagnostic as DiagnosticText;
-pub use crate::policy::source::SourceFile as PolicyFile;
 use crate::policy::diagnostic::Diagnostic;
+pub use crate::policy::source::SourceFile as PolicyFile;
 use crate::store::{self, CommitRequest, Committed, Store, StoredDocument};
 
 /// Why an act was not done. One line each; nothing was written.
@@ -213,7 +213,11 @@ impl Admin {
 ///
 /// # Errors
 /// If the store cannot be read or written.
-pub async fn make_first_operator(store: &dyn Store, id: &str, key: &crate::model::jwk::PublicKey) -> Result<Option<Committed>, Error> {
+pub async fn make_first_operator(
+    store: &dyn Store,
+    id: &str,
+    key: &crate::model::jwk::PublicKey,
+) -> Result<Option<Committed>, Error> {
     let revision = store.revision().await?;
     if revision.number > 0 {
         return Ok(None);

@@ -18,8 +18,8 @@ use crate::model::time::Now;
 use crate::policy::{Compiled, Resolved};
 use crate::revocation::{Hit, HitMeaning, Key, TargetRef};
 use crate::snapshot::Snapshot;
-use crate::token::{Options, VerifiedChain};
 use crate::token::trust::Trust;
+use crate::token::{Options, VerifiedChain};
 
 /// A [`VerifiedChain`] with what one snapshot makes of it: pre-hashed revocation keys and permission bits.
 ///
@@ -135,7 +135,8 @@ fn barred(prepared: &Prepared, tool: Option<&str>, snapshot: &Snapshot, now: Now
     if !prepared.fits(snapshot) {
         return Some(Decision::deny(Reason::RevisionUnavailable, number));
     }
-    if let Err(rejection) = prepared.chain.check_times(now, &Options { iat_skew_s: snapshot.iat_skew_s(), ..Options::default() }) {
+    if let Err(rejection) = prepared.chain.check_times(now, &Options { iat_skew_s: snapshot.iat_skew_s(), ..Options::default() })
+    {
         return Some(Decision::deny(rejection.reason, number).at_hop(rejection.hop));
     }
     if let Some(denial) = revoked(prepared, tool, snapshot) {

@@ -52,7 +52,9 @@ pub enum Error {
         address: SocketAddr,
     },
     /// Not loopback, and there is no TLS.
-    #[error("{flag}: {address} is not a loopback address, and this version has no TLS: listen on 127.0.0.1 behind a proxy that has")]
+    #[error(
+        "{flag}: {address} is not a loopback address, and this version has no TLS: listen on 127.0.0.1 behind a proxy that has"
+    )]
     NotLoopback {
         /// The flag that named it.
         flag: &'static str,

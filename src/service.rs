@@ -247,7 +247,8 @@ impl Service {
             Use::First => {}
             Use::Replayed => return Some(Decision::deny(Reason::ProofReplayed, number)),
             Use::Full => {
-                judged.message = Some("too many proofs are in use on this replica: ask another one, or again in a minute".to_owned());
+                judged.message =
+                    Some("too many proofs are in use on this replica: ask another one, or again in a minute".to_owned());
                 return Some(Decision::deny(Reason::ProofReplayed, number));
             }
         }
@@ -261,7 +262,8 @@ impl Service {
             Ok(false) => return Some(Decision::deny(Reason::ProofReplayed, number)),
             Err(error) => {
                 tracing::warn!(%error, "a proof could not be spent in the store");
-                judged.message = Some("the use of the proof could not be recorded in the store: ask again with a new proof".to_owned());
+                judged.message =
+                    Some("the use of the proof could not be recorded in the store: ask again with a new proof".to_owned());
                 return Some(Decision::deny(Reason::Stale, number));
             }
         }

@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use tonic::{Code, Request, Response, Status};
 
+use super::r#gen as wire;
 use super::r#gen::fleet_service_server::FleetService;
 use super::r#gen::policy_service_server::PolicyService;
 use super::r#gen::revocation_service_server::RevocationService;
-use super::r#gen as wire;
 use super::status::{invalid, status};
 use crate::model::limits::{POLICY_BYTES_MAX, POLICY_FILE_BYTES_MAX, POLICY_FILES_MAX};
 use crate::model::records::{Meaning, RevocationRow, Target};

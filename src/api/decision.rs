@@ -38,7 +38,12 @@ impl DecisionApi {
         Self { lane }
     }
 
-    async fn decide(lane: &Lane, message: wire::CheckRequest, caller: &Caller, trace: TraceHeaders) -> Result<wire::CheckResponse, Status> {
+    async fn decide(
+        lane: &Lane,
+        message: wire::CheckRequest,
+        caller: &Caller,
+        trace: TraceHeaders,
+    ) -> Result<wire::CheckResponse, Status> {
         let request = check_in(message, trace)?;
         let answer = lane.check(&request, caller).await?;
         Ok(answer_out(request.request_id, &request.tool, answer))
@@ -72,7 +77,10 @@ impl DecisionService for DecisionApi {
 
     type CheckStreamStream = Pin<Box<dyn Stream<Item = Result<wire::CheckResponse, Status>> + Send>>;
 
-    async fn check_stream(&self, request: Request<Streaming<wire::CheckRequest>>) -> Result<Response<Self::CheckStreamStream>, Status> {
+    async fn check_stream(
+        &self,
+        request: Request<Streaming<wire::CheckRequest>>,
+    ) -> Result<Response<Self::CheckStreamStream>, Status> {
         let caller = caller(request.extensions());
         let trace = trace_headers(request.metadata());
         let lane = self.lane.clone();
@@ -139,9 +147,7 @@ impl FleetService for DecisionApi {
 /// Who is at the other end, by what the transport knows.
 pub(super) fn caller(extensions: &Extensions) -> Caller {
     match extensions.get::<PeerInfo>() {
-        Some(peer) => {
-            Caller { connection_id: peer.connection_id, address: peer.address.clone(), is_loopback: peer.is_loopback }
-        }
+        Some(peer) => Caller { connection_id: peer.connection_id, address: peer.address.clone(), is_loopback: peer.is_loopback },
         // Nobody known: no right to any audience, no handle that another could use.
         None => Caller { connection_id: u64::MAX, address: "unknown".into(), is_loopback: false },
     }
@@ -288,4 +294,3 @@ fn effect_out(effect: Effect) -> wire::Effect {
         Effect::NeedsApproval => wire::Effect::NeedsApproval,
     }
 }
-

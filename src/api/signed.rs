@@ -19,7 +19,8 @@ use crate::model::limits::POLICY_BYTES_MAX;
 use crate::pap::Admin;
 
 /// Methods that need no signature.
-const UNSIGNED: &[&str] = &["/grpc.health.v1.Health/", "/grpc.reflection.v1.ServerReflection/", "/portcullis.v1.FleetService/Info"];
+const UNSIGNED: &[&str] =
+    &["/grpc.health.v1.Health/", "/grpc.reflection.v1.ServerReflection/", "/portcullis.v1.FleetService/Info"];
 
 /// A [`Layer`] that lets only signed acts through; the handler finds [`crate::pap::Authorized`] in the extensions.
 #[derive(Clone)]

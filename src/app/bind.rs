@@ -70,9 +70,11 @@ impl CatchUp for FollowerCatchUp {
 
 /// Makes a folder that only its owner reads.
 pub(super) fn make_private_dir(path: &Path) -> Result<(), Error> {
-    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| {
-        Error::Configuration(format!("--data: the folder `{}` cannot be made: {error}", path.display()))
-    })
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|error| Error::Configuration(format!("--data: the folder `{}` cannot be made: {error}", path.display())))
 }
 
 /// Opens the store that a URL names.
@@ -142,13 +144,19 @@ pub(super) fn register_gauges(
     let revocations = of_view(|view, _| view.snapshot.revocations().len() as f64);
     metrics.gauge(names::REVOCATIONS, "Revocations in memory.", revocations);
     let false_positives = of_view(|view, _| view.snapshot.revocations().false_positive_rate());
-    metrics.gauge(names::FALSE_POSITIVE_RATE, "Estimated part of lookups that the filter lets through for nothing.", false_positives);
+    metrics.gauge(
+        names::FALSE_POSITIVE_RATE,
+        "Estimated part of lookups that the filter lets through for nothing.",
+        false_positives,
+    );
     let state = of_view(|view, now| f64::from(view.freshness(now) as u8));
     metrics.gauge(names::REPLICA_STATE, "0 fresh, 1 stale, 2 closed.", state);
     let chains = service.clone();
     metrics.gauge(names::CHAINS_KEPT, "Verified chains kept.", move || chains.chains_kept() as f64);
     let pending = log.clone();
-    metrics.gauge(names::AUDIT_PENDING, "Bytes of audit records that wait for a socket write.", move || pending.status().pending_bytes as f64);
+    metrics.gauge(names::AUDIT_PENDING, "Bytes of audit records that wait for a socket write.", move || {
+        pending.status().pending_bytes as f64
+    });
 }
 
 fn read_key(path: &Path) -> Result<PrivateKey, Error> {

@@ -36,7 +36,9 @@ pub(super) fn refused(status: &Status, target: &str) -> Failure {
         Code::Unavailable if status.message().contains("tcp connect") => nobody_at(target),
         Code::Unavailable => Failure::unavailable(status.message()),
         Code::InvalidArgument if !status.message().starts_with("the policy has errors") => Failure::misuse(status.message()),
-        Code::Unimplemented => Failure::misuse(format!("the listener at {target} does not serve this call: is it the right port?")),
+        Code::Unimplemented => {
+            Failure::misuse(format!("the listener at {target} does not serve this call: is it the right port?"))
+        }
         _ => Failure::failed(status.message()),
     }
 }
@@ -124,11 +126,12 @@ impl AdminClient {
 }
 
 /// Reads an operator's private key.
-fn operator_key(path: &Path) -> Result<PrivateKey, Failure> {
+pub(super) fn operator_key(path: &Path) -> Result<PrivateKey, Failure> {
     let hint = "name the operator's key with --operator-key or PORTCULLIS_OPERATOR_KEY, or the server's data folder with --data";
-    let content = zeroize::Zeroizing::new(std::fs::read(path).map_err(|error| {
-        Failure::misuse(format!("the operator's key `{}` cannot be read: {error}; {hint}", path.display()))
-    })?);
+    let content =
+        zeroize::Zeroizing::new(std::fs::read(path).map_err(|error| {
+            Failure::misuse(format!("the operator's key `{}` cannot be read: {error}; {hint}", path.display()))
+        })?);
     PrivateKey::from_jwk(&content)
         .map_err(|error| Failure::misuse(format!("the operator's key `{}` cannot be used: {error}; {hint}", path.display())))
 }

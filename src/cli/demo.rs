@@ -1,13 +1,194 @@
-//! `portcullis demo`: to come.
+//! `portcullis demo`: the whole program in seconds, for whoever meets it first.
+//!
+//! A real server on free loopback ports, real chains, real gRPC calls, a real kill; nothing is staged but the story. Every
+//! answer is compared with the one expected. Look next at `demo/script.rs`, which is the story.
+
+mod kill;
+mod script;
+mod world;
+
+use std::time::{Duration, Instant};
 
 use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use tonic::transport::Channel;
 
-use super::{Failure, output::Output};
+use super::client::{connect, refused};
+use super::output::{self, Output, paint};
+use super::{Failure, check};
+use crate::api::r#gen as wire;
+use crate::api::r#gen::check_request::Credential;
+use crate::api::r#gen::decision_service_client::DecisionServiceClient;
+use crate::app::App;
+use crate::config::Settings;
+use crate::model::json::parse_object;
+use crate::token::{ProofOf, issue};
+use script::Step;
+use world::{AUDIENCE, Chain, Scratch, World, now};
 
-/// Show it all
+/// Show it all in seconds; exits 1 if any answer is not the expected one
 #[derive(Debug, Args)]
 pub(super) struct DemoArgs {}
 
-pub(super) fn run(_arguments: DemoArgs, _output: &Output) -> Result<(), Failure> {
+/// One call that was made and what came back.
+struct Asked {
+    agent: &'static str,
+    story: &'static str,
+    call: String,
+    answer: wire::CheckResponse,
+    expected: (&'static str, &'static str),
+    latency: Duration,
+}
+
+impl Asked {
+    fn is_expected(&self) -> bool {
+        (check::effect_name(self.answer.effect()), self.answer.reason.as_str()) == self.expected
+    }
+}
+
+pub(super) fn run(_arguments: DemoArgs, output: &Output) -> Result<(), Failure> {
+    let scratch = Scratch::new()?;
+    let policies = scratch.path().join("policies");
+    let world = World::make(&policies)?;
+    let free = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    let settings = Settings {
+        data: scratch.path().join("data"),
+        policies: Some(policies),
+        listen: free,
+        http_listen: free,
+        admin_listen: free,
+        logs: false,
+        ..Settings::default()
+    };
+    let app = App::start(settings).map_err(Failure::failed)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format!("the runtime could not be started: {error}")))?;
+    let told = runtime.block_on(tell(&world, &app, scratch.path(), output));
+    // The clients' connections end with their runtime; the server would wait for them.
+    drop(runtime);
+    app.stop();
+    told
+}
+
+async fn tell(world: &World, app: &App, data: &std::path::Path, output: &Output) -> Result<(), Failure> {
+    let target = format!("http://{}", app.decisions_address());
+    output.line(&paint("portcullis demo", output::bold()));
+    output.line(&format!(
+        "a server on {} with SQLite in a temporary folder; keys, chains and proofs are real, calls go over gRPC",
+        app.decisions_address()
+    ));
+    output.line("");
+    let client = DecisionServiceClient::new(connect(&target).await?);
+    after_ready_second().await;
+
+    let steps = script::steps(world)?;
+    let progress = bar(steps.len(), output);
+    let mut asked = Vec::new();
+    for step in steps {
+        asked.push(ask(&client, step, &target).await?);
+        progress.inc(1);
+    }
+    progress.finish_and_clear();
+    print(&asked, output);
+    let kill = kill::run(world, app, &data.join("data"), output).await?;
+
+    let wrong = asked.iter().filter(|asked| !asked.is_expected()).count();
+    output.json(&json!({
+        "calls": asked.iter().map(asked_json).collect::<Vec<_>>(),
+        "kill": kill.to_json(),
+        "as_expected": wrong == 0 && kill.is_expected(),
+    }));
+    if wrong > 0 || !kill.is_expected() {
+        return Err(Failure::failed(format!("{wrong} answer(s) are not the expected ones, or the kill did not hold: see above")));
+    }
+    output.line("");
+    output.line(&format!("every answer is the expected one ({} calls)", asked.len()));
+    output.line("next: portcullis serve --policies examples/policies/four-agents");
     Ok(())
+}
+
+/// Proofs are good only from the second after the one in which a replica became ready: it has forgotten which it saw before.
+async fn after_ready_second() {
+    let rest_ns = 1_000_000_000 - now().unix_ns.rem_euclid(1_000_000_000);
+    tokio::time::sleep(Duration::from_nanos(rest_ns.unsigned_abs() + 1_000_000)).await;
+}
+
+async fn ask(client: &DecisionServiceClient<Channel>, step: Step<'_>, target: &str) -> Result<Asked, Failure> {
+    let proof = match &step.proof {
+        script::Proof::Fresh => prove(&step.chain, step.tool, step.arguments)?,
+        script::Proof::For(arguments) => prove(&step.chain, step.tool, arguments)?,
+        script::Proof::Given(proof) => proof.clone(),
+        script::Proof::None => String::new(),
+    };
+    let request = wire::CheckRequest {
+        request_id: format!("demo: {}", step.story),
+        credential: Some(Credential::Presentation(wire::Presentation {
+            aat_chain: step.chain.tokens.clone(),
+            aat_pop: proof.into(),
+        })),
+        tool: step.tool.to_owned(),
+        arguments_json: step.arguments.to_owned().into(),
+        audience: AUDIENCE.to_owned(),
+        ..Default::default()
+    };
+    let began = Instant::now();
+    let answer = client.clone().check(request).await.map_err(|status| refused(&status, target))?.into_inner();
+    Ok(Asked {
+        agent: step.agent,
+        story: step.story,
+        call: format!("{} {}", step.tool, step.arguments),
+        answer,
+        expected: step.expected,
+        latency: began.elapsed(),
+    })
+}
+
+/// A proof by the chain's holder for one call.
+fn prove(chain: &Chain<'_>, tool: &str, arguments: &str) -> Result<String, Failure> {
+    let arguments = parse_object(arguments.as_bytes()).map_err(Failure::failed)?;
+    let call = ProofOf { tool, arguments: &arguments, audience: Some(AUDIENCE) };
+    issue::prove(chain.holder, &chain.tokens, &call, None, now()).map_err(Failure::failed)
+}
+
+fn print(asked: &[Asked], output: &Output) {
+    let row = |asked: &Asked| {
+        let effect = check::effect_name(asked.answer.effect());
+        let layer = if asked.answer.deciding_layer.is_empty() { "-" } else { &asked.answer.deciding_layer };
+        vec![
+            asked.agent.to_owned(),
+            asked.story.to_owned(),
+            asked.call.clone(),
+            output::effect(effect),
+            asked.answer.reason.clone(),
+            layer.to_owned(),
+            format!("{} µs", asked.latency.as_micros()),
+            if asked.is_expected() { String::new() } else { format!("expected {} {}", asked.expected.0, asked.expected.1) },
+        ]
+    };
+    output.table(&["AGENT", "WHAT HAPPENS", "CALL", "EFFECT", "REASON", "LAYER", "LATENCY", ""], asked.iter().map(row).collect());
+}
+
+fn asked_json(asked: &Asked) -> Value {
+    json!({
+        "agent": asked.agent,
+        "story": asked.story,
+        "call": asked.call,
+        "effect": check::effect_name(asked.answer.effect()),
+        "reason": asked.answer.reason,
+        "deciding_layer": asked.answer.deciding_layer,
+        "latency_us": asked.latency.as_micros() as u64,
+        "decision_id": asked.answer.decision_id,
+        "as_expected": asked.is_expected(),
+    })
+}
+
+fn bar(calls: usize, output: &Output) -> ProgressBar {
+    if output.is_json() {
+        return ProgressBar::hidden();
+    }
+    let style = ProgressStyle::with_template("{bar:40} {pos}/{len} calls").unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::new(calls as u64).with_style(style)
 }

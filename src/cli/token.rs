@@ -180,7 +180,9 @@ fn prove(arguments: &ProveArgs, now: Now, output: &Output) -> Result<(), Failure
 fn inspect(presentation: &str, output: &Output) -> Result<(), Failure> {
     let presentation = chain("PRESENTATION", presentation)?;
     let chain = UnverifiedChain::parse(&presentation.chain).map_err(|rejection| Failure::failed(rejection.to_string()))?;
-    let text = |object: &Object, name: &str| object.member(name).map(|value| value.as_str().map_or_else(|| value.to_jcs(), str::to_owned));
+    let text = |object: &Object, name: &str| {
+        object.member(name).map(|value| value.as_str().map_or_else(|| value.to_jcs(), str::to_owned))
+    };
     let tokens = chain.tokens().iter().map(|token| {
         let parsed = |object: &Object| {
             let mut jcs = String::new();
@@ -243,7 +245,9 @@ fn trusted(arguments: &VerifyArgs) -> Result<Judge<'_>, Failure> {
         nonce: arguments.nonce.clone(),
         ..Options::default()
     };
-    let now = arguments.now.map_or_else(|| SystemClock.now(), |unix_s| Now { unix_ns: unix_s.saturating_mul(1_000_000_000), boot_ns: 0 });
+    let now = arguments
+        .now
+        .map_or_else(|| SystemClock.now(), |unix_s| Now { unix_ns: unix_s.saturating_mul(1_000_000_000), boot_ns: 0 });
     Ok(Box::new(move |text, args| {
         let audience = arguments.audience.as_deref();
         let judged = || {

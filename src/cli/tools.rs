@@ -41,9 +41,9 @@ pub(super) async fn run(arguments: ToolsArgs, output: &Output) -> Result<(), Fai
     };
     let mut client = DecisionServiceClient::new(connect(&arguments.target).await?);
     let answer = client.list_tools(request).await.map_err(|status| refused(&status, &arguments.target))?.into_inner();
-    let tools = answer.tools.iter().map(|tool| {
-        json!({ "tool": tool.tool, "effect": effect_name(tool.effect()), "reason": tool.reason, "maybe": tool.maybe })
-    });
+    let tools = answer.tools.iter().map(
+        |tool| json!({ "tool": tool.tool, "effect": effect_name(tool.effect()), "reason": tool.reason, "maybe": tool.maybe }),
+    );
     output.json(&json!({
         "tools": tools.collect::<Vec<_>>(),
         "decision_id": answer.decision_id,

@@ -156,7 +156,10 @@ impl Admin {
                 return Err(Error::PermissionDenied(message));
             }
             if authorized.operators.iter().any(|id| id == operator.id.as_str()) {
-                return Err(Error::Unauthenticated(format!("operator `{}` signed twice: two people are two operators", operator.id)));
+                return Err(Error::Unauthenticated(format!(
+                    "operator `{}` signed twice: two people are two operators",
+                    operator.id
+                )));
             }
             authorized.operators.push(operator.id.to_string());
             authorized.signatures.push(jws.to_owned());

@@ -101,7 +101,8 @@ impl Admin {
 
     async fn issuer_key(&self, issuer: &str, kid: &str) -> Result<Target, Error> {
         let rows = self.store.documents(Some("issuer")).await?.documents;
-        let bodies = rows.iter().filter(|stored| stored.row.key.id == issuer).filter_map(|stored| Document::from_row(&stored.row).ok());
+        let bodies =
+            rows.iter().filter(|stored| stored.row.key.id == issuer).filter_map(|stored| Document::from_row(&stored.row).ok());
         for document in bodies {
             if let Body::Issuer(spec) = document.body
                 && let Some(named) = spec.keys.iter().find(|named| named.kid.as_deref() == Some(kid))

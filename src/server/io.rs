@@ -47,7 +47,11 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Io<S> {
         Pin::new(&mut self.stream).poll_write(context, bytes)
     }
 
-    fn poll_write_vectored(mut self: Pin<&mut Self>, context: &mut Context<'_>, slices: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
         self.barrier.before_write()?;
         Pin::new(&mut self.stream).poll_write_vectored(context, slices)
     }

@@ -39,13 +39,16 @@ impl Lane {
         };
         let mut answer = ListToolsAnswer {
             decision_id: uuid::Uuid::now_v7().to_string(),
-            tools: names.into_iter().map(|tool| one(tool, &decision, chain.map(|chain| &**chain), &view, freshness, now)).collect(),
+            tools: names
+                .into_iter()
+                .map(|tool| one(tool, &decision, chain.map(|chain| &**chain), &view, freshness, now))
+                .collect(),
             revision: Some(snapshot.revision().clone()),
             snapshot_age_ms: view.age_ms(now).unwrap_or(u64::MAX),
             valid_for_ms: view.valid_for_ms(now),
         };
         let moment = Moment { started, now };
-        if self.record_listing(request, caller, &view, &decision, chain.map(|chain| &**chain), &answer, moment).is_err() {
+        if self.record_listing((request, caller), &view, (&decision, chain.map(|chain| &**chain)), &answer, moment).is_err() {
             decision = Decision::deny(Reason::AuditUnavailable, number);
             for tool in &mut answer.tools {
                 (tool.effect, tool.reason, tool.maybe) = (Effect::Deny, decision.reason, false);

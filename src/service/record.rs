@@ -57,11 +57,9 @@ impl Lane {
     /// Puts the record of a listing into this runtime's buffer: what was asked counts, the tools are many.
     pub(super) fn record_listing(
         &self,
-        request: &ListToolsRequest,
-        caller: &Caller,
+        (request, caller): (&ListToolsRequest, &Caller),
         view: &View,
-        decision: &Decision,
-        chain: Option<&KnownChain>,
+        (decision, chain): (&Decision, Option<&KnownChain>),
         answer: &ListToolsAnswer,
         moment: Moment,
     ) -> Result<(), Unavailable> {

@@ -6,8 +6,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::trust::{put_agent, trust_of};
 use super::Snapshot;
+use super::trust::{put_agent, trust_of};
 use crate::model::ids::AgentId;
 use crate::model::records::{Change, DocumentKey, DocumentRow, RevocationRow};
 use crate::model::revision::{Revision, StateDigest};

@@ -12,8 +12,14 @@ pub fn trust_of<'a>(documents: impl IntoIterator<Item = &'a Document>) -> Result
     let mut groups = Vec::new();
     for document in documents {
         match &document.body {
-            Body::Issuer(issuer) => trust.put_issuer(issuer_of(issuer)).map_err(|error| error.to_string())?,
-            Body::Agent(agent) => put_agent(&mut trust, agent)?,
+            Body::Issuer(issuer) => {
+                groups.extend(named(&issuer.groups));
+                trust.put_issuer(issuer_of(issuer)).map_err(|error| error.to_string())?;
+            }
+            Body::Agent(agent) => {
+                groups.extend(named(&agent.acts_for));
+                put_agent(&mut trust, agent)?;
+            }
             Body::Group(_) => groups.push(document.key.id.as_str().into()),
             _ => {}
         }
@@ -36,6 +42,13 @@ fn issuer_of(spec: &IssuerSpec) -> Issuer {
         lifetime_max_s: spec.lifetime_max_s,
         hop_lifetime_max_s: spec.hop_lifetime_max_s,
         ..Issuer::new(spec.id.clone(), spec.keys.clone())
+    }
+}
+
+fn named<T: Clone>(names: &Names<T>) -> Vec<T> {
+    match names {
+        Names::All => Vec::new(),
+        Names::Some(names) => names.clone(),
     }
 }
 

@@ -1,0 +1,175 @@
+//! The demo's world: the example policy with keys made this moment, and the chains that its agents present.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+
+use crate::cli::Failure;
+use crate::model::jwk::NamedKey;
+use crate::model::records::Origin;
+use crate::model::time::{Clock as _, Now, SystemClock};
+use crate::policy::document::{Body, Document};
+use crate::policy::source::{SourceFile, parse};
+use crate::token::{PrivateKey, issue};
+
+/// The four agents and their neighbours, as in the examples; keys are put in here.
+const POLICY: &[(&str, &str)] = &[
+    ("agents.yaml", include_str!("../../../examples/policies/four-agents/agents.yaml")),
+    ("identities.yaml", include_str!("../../../examples/policies/four-agents/identities.yaml")),
+    ("tools.yaml", include_str!("../../../examples/policies/four-agents/tools.yaml")),
+];
+
+pub(super) const ISSUER: &str = "https://login.acme.example";
+pub(super) const AUDIENCE: &str = "https://gateway.acme.example";
+
+/// A folder of its own that is gone when the demo is.
+pub(super) struct Scratch(PathBuf);
+
+impl Scratch {
+    pub(super) fn new() -> Result<Self, Failure> {
+        let path = std::env::temp_dir().join(format!("portcullis-demo-{}", uuid::Uuid::new_v4()));
+        std::fs::create_dir(&path)
+            .map_err(|error| Failure::failed(format!("a temporary folder `{}` cannot be made: {error}", path.display())))?;
+        Ok(Self(path))
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What cannot be removed is in the system's temporary folder and holds keys that nobody trusts any more.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The keys of everybody in the demo.
+pub(super) struct World {
+    issuer: PrivateKey,
+    agents: HashMap<String, PrivateKey>,
+}
+
+/// A chain and the key that its leaf is held by.
+#[derive(Clone)]
+pub(super) struct Chain<'a> {
+    pub(super) tokens: Vec<Bytes>,
+    pub(super) holder: &'a PrivateKey,
+}
+
+/// Who delegates what.
+pub(super) struct Root<'a> {
+    pub(super) user: &'a str,
+    pub(super) group: &'a str,
+    pub(super) application: &'a str,
+    pub(super) agent: &'a str,
+    pub(super) session: &'a str,
+    pub(super) tools: &'a [&'a str],
+}
+
+impl World {
+    /// Makes keys and writes the policy that knows them into a folder.
+    pub(super) fn make(folder: &Path) -> Result<Self, Failure> {
+        let files: Vec<SourceFile> = POLICY
+            .iter()
+            .map(|(path, text)| SourceFile { path: (*path).to_owned(), content: text.as_bytes().to_vec() })
+            .collect();
+        let mut world = Self { issuer: new_key()?, agents: HashMap::new() };
+        let mut text = String::new();
+        for mut document in parse(&files).documents {
+            world.put_keys(&mut document)?;
+            text.push_str(&document.to_row(Origin::Folder).json);
+            text.push_str("\n---\n");
+        }
+        std::fs::create_dir(folder)
+            .and_then(|()| std::fs::write(folder.join("policy.yaml"), text))
+            .map_err(|error| Failure::failed(format!("the demo's policy cannot be written: {error}")))?;
+        Ok(world)
+    }
+
+    fn put_keys(&mut self, document: &mut Document) -> Result<(), Failure> {
+        match &mut document.body {
+            Body::Issuer(issuer) => {
+                issuer.keys = vec![NamedKey { key: self.issuer.public_key().clone(), kid: Some("demo".to_owned()) }];
+            }
+            Body::Agent(agent) => {
+                let key = new_key()?;
+                agent.keys = vec![key.public_key().thumbprint().clone()];
+                self.agents.insert(agent.id.to_string(), key);
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// The key of an agent, by the last part of its name.
+    pub(super) fn agent(&self, name: &str) -> Result<&PrivateKey, Failure> {
+        let key = self.agents.get(&agent_id(name));
+        key.ok_or_else(|| Failure::failed(format!("the example policy has no agent `{name}`")))
+    }
+
+    /// A root by the trusted issuer.
+    pub(super) fn root(&self, root: &Root<'_>, now: Now) -> Result<Chain<'_>, Failure> {
+        self.root_signed_by(&self.issuer, root, now)
+    }
+
+    /// A root that says it is by the trusted issuer; whether it is depends on the key.
+    pub(super) fn root_signed_by(&self, signer: &PrivateKey, root: &Root<'_>, now: Now) -> Result<Chain<'_>, Failure> {
+        let holder = self.agent(root.agent)?;
+        let tools: serde_json::Map<String, Value> = root.tools.iter().map(|tool| ((*tool).to_owned(), json!({}))).collect();
+        let claims = json!({
+            "iss": ISSUER,
+            "aud": AUDIENCE,
+            "sub": root.user,
+            "sub_profile": "user",
+            "groups": [root.group],
+            "client_id": root.application,
+            "act": { "iss": ISSUER, "sub": agent_id(root.agent) },
+            "sid": root.session,
+            "txn": format!("task-of-{}", root.session),
+            "exp": now.unix_s() + 3600,
+            "cnf": { "jwk": jwk(holder)? },
+            "del_max_depth": 2,
+            "authorization_details": [{ "type": "attenuating_agent_token", "tools": tools }],
+        });
+        let jws = issue::issue_root(signer, &claims.to_string(), now).map_err(Failure::failed)?;
+        Ok(Chain { tokens: vec![jws.into()], holder })
+    }
+
+    /// A hop below a chain: a part of it for another agent.
+    pub(super) fn hop(&self, parent: &Chain<'_>, agent: &str, tools: &Value, now: Now) -> Result<Chain<'_>, Failure> {
+        let holder = self.agent(agent)?;
+        let claims = json!({
+            "act": { "iss": ISSUER, "sub": agent_id(agent) },
+            "exp": now.unix_s() + 1800,
+            "cnf": { "jwk": jwk(holder)? },
+            "del_max_depth": 2,
+            "authorization_details": [{ "type": "attenuating_agent_token", "tools": tools }],
+        });
+        let jws = issue::delegate(parent.holder, &parent.tokens, &claims.to_string(), now).map_err(Failure::failed)?;
+        let tokens = parent.tokens.iter().cloned().chain([jws.into()]).collect();
+        Ok(Chain { tokens, holder })
+    }
+}
+
+/// An agent's SPIFFE ID.
+pub(super) fn agent_id(name: &str) -> String {
+    format!("spiffe://acme.example/agent/{name}")
+}
+
+/// A new key pair.
+pub(super) fn new_key() -> Result<PrivateKey, Failure> {
+    PrivateKey::generate().map_err(Failure::failed)
+}
+
+/// The time, as a gateway reads it.
+pub(super) fn now() -> Now {
+    SystemClock.now()
+}
+
+fn jwk(key: &PrivateKey) -> Result<Value, Failure> {
+    serde_json::from_str(&key.public_key().to_jwk()).map_err(Failure::failed)
+}
