@@ -211,6 +211,17 @@ fn claims() -> Vec<Vector> {
         })
         .item("foreign `aud`")
         .denied("AUDIENCE_MISMATCH", 0),
+        spoiled(
+            "aud-not-the-issuers",
+            "an audience that the caller claims and the issuer's document does not list",
+            0,
+            |draft| {
+                draft.set("/aud", "https://evil.example".into());
+            },
+        )
+        .with(|vector| vector.audience = Some("https://evil.example"))
+        .item("foreign `aud`")
+        .denied("AUDIENCE_MISMATCH", 0),
         spoiled("aud-another-gateway", "`aud` of another gateway", 0, |draft| {
             draft.set("/aud", "https://batch.acme.example".into())
         })
