@@ -3,6 +3,8 @@
 //! [`Jws::parse`] believes nothing; [`Jws::check_header`] compares the header with what the place demands, never the other way
 //! round; the signature is over the exact bytes received. Chains, proofs and operators' acts are all read here.
 
+use std::fmt;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
@@ -16,7 +18,6 @@ use crate::model::reason::Reason;
 const KEY_PARAMETERS: &[&str] = &["jwk", "jku", "x5u", "x5c"];
 
 /// A JWS as received; nothing of it is believed.
-#[derive(Debug)]
 pub(super) struct Jws<'a> {
     pub(super) header: Object,
     pub(super) claims: Object,
@@ -74,6 +75,13 @@ impl<'a> Jws<'a> {
     /// SHA-256 of the signing input: what a hop's `par_hash` and a proof's `aat_hash` hold.
     pub(super) fn signing_input_sha256(&self) -> [u8; 32] {
         sha256(self.signing_input)
+    }
+}
+
+/// Tells nothing: a token is a credential.
+impl fmt::Debug for Jws<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Jws").finish_non_exhaustive()
     }
 }
 

@@ -1,1 +1,383 @@
-//! What holds for the module as a whole.
+//! What holds for the module as a whole: every bit counts, chains only narrow, and what is known saves work but no rule.
+
+use bytes::Bytes;
+use proptest::prelude::Rng as _;
+use proptest::test_runner::{TestRng, TestRunner};
+use serde_json::{Value, json};
+
+use super::issue::{self, issue_root};
+use super::trust::{Issuer, Listed, Trust};
+use super::*;
+use crate::model::ids::AgentId;
+use crate::model::json::{Object, parse_object};
+use crate::model::jwk::NamedKey;
+use crate::model::time::Now;
+
+const START_S: i64 = 1_704_067_200;
+const ISSUER: &str = "https://i.example";
+const GATEWAY: &str = "https://g.example";
+const ISSUER_KEY: u8 = 1;
+
+fn key(seed: u8) -> PrivateKey {
+    PrivateKey::from_seed([seed; 32]).unwrap()
+}
+
+fn at(unix_s: i64) -> Now {
+    Now { unix_ns: unix_s * 1_000_000_000, boot_ns: 0 }
+}
+
+fn agent(level: u8) -> String {
+    format!("spiffe://a.example/{level}")
+}
+
+fn trust() -> Trust {
+    let mut trust = Trust::new();
+    let keys = vec![NamedKey { key: key(ISSUER_KEY).public_key().clone(), kid: Some("k1".to_owned()) }];
+    let issuer = Issuer {
+        audiences: [GATEWAY.to_owned()].into(),
+        applications: Listed::All,
+        groups: Listed::All,
+        ..Issuer::new(ISSUER.into(), keys)
+    };
+    trust.put_issuer(issuer).unwrap();
+    for level in 0..9_u8 {
+        trust.put_agent(AgentId::from(&*agent(level)), [key(10 + level).public_key().thumbprint().clone()]).unwrap();
+    }
+    trust.set_groups(["sales".into()]);
+    trust.set_epoch(7);
+    trust
+}
+
+fn jwk(seed: u8) -> Value {
+    serde_json::from_str(&key(seed).public_key().to_jwk()).unwrap()
+}
+
+/// A good chain of as many tokens as there are tool maps.
+fn chain(tools: &[Value]) -> Vec<Bytes> {
+    let mut chain: Vec<Bytes> = Vec::new();
+    for (level, tools) in (0_u8..).zip(tools) {
+        let mut claims = json!({
+            "jti": format!("t{level}"), "exp": START_S + 3600 - i64::from(level), "del_max_depth": 8, "aud": GATEWAY,
+            "cnf": {"jwk": jwk(10 + level)}, "act": {"sub": agent(level)},
+            "authorization_details": [{"type": "attenuating_agent_token", "tools": tools}],
+        });
+        let token = if level == 0 {
+            for (name, value) in
+                [("iss", ISSUER), ("sub", "ana"), ("sub_profile", "user"), ("client_id", "crm"), ("sid", "s1"), ("txn", "k1")]
+            {
+                claims[name] = value.into();
+            }
+            claims["groups"] = json!(["sales", "chess", "sales"]);
+            issue_root(&key(ISSUER_KEY), &claims.to_string(), at(START_S))
+        } else {
+            issue::delegate(&key(9 + level), &chain, &claims.to_string(), at(START_S + i64::from(level)))
+        };
+        chain.push(token.unwrap().into());
+    }
+    chain
+}
+
+fn good() -> Vec<Bytes> {
+    let exact = json!({"x": {"n": {"constraint_type": "exact", "value": 1}}});
+    chain(&[json!({"x": {"n": {"constraint_type": "range", "min": 0, "max": 9}}, "y": {}}), exact.clone(), exact])
+}
+
+fn object(value: &Value) -> Object {
+    parse_object(value.to_string().as_bytes()).unwrap()
+}
+
+fn reason<T>(verified: Result<T, Rejection>) -> Result<(), (Reason, Option<usize>)> {
+    verified.map(|_| ()).map_err(|refused| (refused.reason, refused.hop))
+}
+
+#[test]
+fn the_facts_of_a_chain() {
+    let tokens = good();
+    let chain = verify(&tokens, &trust(), &Options::default(), at(START_S + 60)).unwrap();
+    let subject = chain.subject().unwrap();
+    assert_eq!(subject.user.to_string(), r#"["https://i.example","ana"]"#);
+    assert_eq!((subject.application.as_str(), subject.session.as_str(), subject.task.as_str()), ("crm", "s1", "k1"));
+    assert_eq!(subject.groups, vec!["sales".into()], "known groups, each once");
+    assert_eq!(subject.agents, (0..3).map(|level| AgentId::from(&*agent(level))).collect::<Vec<_>>());
+    assert_eq!((subject.scopes.len(), chain.scopes().len(), chain.levels().len()), (3, 3, 3));
+    assert_eq!((chain.issuer().as_str(), chain.issuer_kid(), chain.audience()), (ISSUER, Some("k1"), Some(GATEWAY)));
+    assert_eq!(chain.issuer_key(), key(ISSUER_KEY).public_key().thumbprint().as_str());
+    assert_eq!((chain.root_iat_s(), chain.expires_at_s(), chain.trust_epoch()), (START_S, START_S + 3598, 7));
+    for (level, token) in chain.levels().iter().zip(&tokens) {
+        assert_eq!(*level.hop_hash, issue::token_hash(std::str::from_utf8(token).unwrap()));
+    }
+    let off = Options { registry: Registry::Off, ..Options::default() };
+    let off = verify(&tokens, &trust(), &off, at(START_S + 60)).unwrap();
+    assert!(off.subject().is_none() && off.scopes().len() == 3);
+}
+
+#[test]
+fn the_sentence() {
+    let tokens = good();
+    let expected = "user ana of https://i.example authorized agent spiffe://a.example/0, as application crm, for task k1 in session s1, \
+                    with scope x(n >= 0 and <= 9), y, until 2024-01-01T01:00:00Z; \
+                    spiffe://a.example/0 passed a part of it to spiffe://a.example/1: scope x(n = 1), until 2024-01-01T00:59:59Z; \
+                    spiffe://a.example/1 passed a part of it to spiffe://a.example/2: scope x(n = 1), until 2024-01-01T00:59:58Z";
+    let verified = verify(&tokens, &trust(), &Options::default(), at(START_S + 60)).unwrap();
+    assert_eq!(verified.sentence(), expected);
+    assert_eq!(UnverifiedChain::parse(&tokens).unwrap().sentence(), expected);
+    let claims = r#"{"iss":"https://i.example","sub":"a\u001b[2J\nuser eve"}"#;
+    let forged = [Bytes::from(issue_root(&key(2), claims, at(START_S)).unwrap())];
+    let told = UnverifiedChain::parse(&forged).unwrap().sentence();
+    assert!(told.starts_with(r"user a\u{1b}[2J\nuser eve of https://i.example authorized agent (not named)"), "{told}");
+}
+
+#[test]
+fn a_cached_chain_ages_as_verification_says() {
+    let tokens = good();
+    let options = Options::default();
+    let chain = verify(&tokens, &trust(), &options, at(START_S + 60)).unwrap();
+    for offset_s in [-40, -31, -30, -29, -28, -27, 0, 3596, 3597, 3598, 3599, 3600, 9999] {
+        let now = at(START_S + offset_s);
+        let expected = reason(verify(&tokens, &trust(), &options, now));
+        assert_eq!(reason(chain.check_times(now, &options)), expected, "{offset_s} s after the root's `iat`");
+    }
+    assert_eq!(reason(chain.check_times(at(START_S - 29), &options)), Err((Reason::TokenNotYetValid, Some(2))));
+    assert_eq!(reason(chain.check_times(at(START_S + 3598), &options)), Err((Reason::TokenExpired, Some(2))));
+    for unix_ns in [i64::MIN, i64::MAX] {
+        assert!(chain.check_times(Now { unix_ns, boot_ns: 0 }, &options).is_err());
+    }
+}
+
+#[test]
+fn what_is_known_saves_signatures_and_no_rule() {
+    let (tokens, now) = (good(), at(START_S + 60));
+    let options = Options::default();
+    let known = verify(&tokens[..2], &trust(), &options, now).unwrap();
+    let check = |chain: &[Bytes], trust: &Trust, now: Now| {
+        let anew = reason(verify(chain, trust, &options, now));
+        assert_eq!(reason(verify_with(&known, chain, trust, &options, now)), anew);
+        anew
+    };
+    assert_eq!(check(&tokens, &trust(), now), Ok(()));
+    assert_eq!(check(&tokens[..1], &trust(), now), Ok(()));
+    assert_eq!(check(&tokens, &trust(), at(START_S + 4000)), Err((Reason::TokenExpired, Some(0))));
+    let mut without_agent = trust();
+    without_agent.remove_agent(&agent(1));
+    assert_eq!(check(&tokens, &without_agent, now), Err((Reason::AgentUnknown, Some(1))));
+    let mut without_issuer = trust();
+    without_issuer.remove_issuer(ISSUER);
+    assert_eq!(check(&tokens, &without_issuer, now), Err((Reason::IssuerUnknown, Some(0))));
+    let mut other_key = trust();
+    let keys = vec![NamedKey { key: key(2).public_key().clone(), kid: Some("k1".to_owned()) }];
+    other_key.put_issuer(Issuer { keys, ..trust().issuer(ISSUER).unwrap().clone() }).unwrap();
+    assert_eq!(check(&tokens, &other_key, now), Err((Reason::TokenSignature, Some(0))));
+    for token in 0..2 {
+        let mut forged = tokens.clone();
+        let last = forged[token].len() - 10;
+        let mut bytes = forged[token].to_vec();
+        bytes[last] = if bytes[last] == b'A' { b'B' } else { b'A' };
+        forged[token] = bytes.into();
+        assert_eq!(
+            check(&forged, &trust(), now),
+            Err((Reason::TokenSignature, Some(token))),
+            "a known hash with another signature"
+        );
+    }
+}
+
+#[test]
+fn audiences() {
+    let chain = verify(&good(), &trust(), &Options::default(), at(START_S + 60)).unwrap();
+    let lifted = Options { require_chain_audience: false, ..Options::default() };
+    for (claimed, expected) in [
+        (Some(GATEWAY), Ok(())),
+        (Some("https://other.example"), Err((Reason::AudienceMismatch, Some(0)))),
+        (Some(""), Err((Reason::AudienceMismatch, Some(0)))),
+        (None, Err((Reason::AudienceMismatch, Some(0)))),
+    ] {
+        for options in [&Options::default(), &lifted] {
+            assert_eq!(
+                reason(chain.check_audience(claimed, options)),
+                expected,
+                "{claimed:?}: a named audience counts, required or not"
+            );
+        }
+    }
+}
+
+#[test]
+fn no_byte_of_a_chain_or_proof_can_be_changed() {
+    let (tokens, now) = (good(), at(START_S + 60));
+    let (trust, options) = (trust(), Options::default());
+    let chain = verify(&tokens, &trust, &options, now).unwrap();
+    for (hop, token) in tokens.iter().enumerate() {
+        for (index, mask) in (0..token.len()).flat_map(|index| [1, 0x20, 0x80].map(|mask| (index, mask))) {
+            let mut changed = tokens.clone();
+            let mut bytes = token.to_vec();
+            bytes[index] ^= mask;
+            changed[hop] = bytes.into();
+            assert!(verify(&changed, &trust, &options, now).is_err(), "token {hop}, byte {index} ^ {mask}");
+            assert!(verify_with(&chain, &changed, &trust, &options, now).is_err(), "token {hop}, byte {index} ^ {mask}, known");
+        }
+    }
+    let arguments = object(&json!({"n": 1}));
+    let call = ProofOf { tool: "x", arguments: &arguments, audience: Some(GATEWAY) };
+    let proof = issue::prove(&key(12), &tokens, &call, None, now).unwrap().into_bytes();
+    assert!(verify_proof(&chain, &proof, &call, &options, now).is_ok());
+    for (index, mask) in (0..proof.len()).flat_map(|index| [1, 0x20, 0x80].map(|mask| (index, mask))) {
+        let mut changed = proof.clone();
+        changed[index] ^= mask;
+        assert!(verify_proof(&chain, &changed, &call, &options, now).is_err(), "byte {index} ^ {mask}");
+    }
+}
+
+#[test]
+fn a_proof_is_one_use_of_one_leaf() {
+    let (tokens, now) = (good(), at(START_S + 60));
+    let options = Options { nonce: Some("n".to_owned()), ..Options::default() };
+    let arguments = object(&json!({"n": 1, "list": [1.0, "é"], "o": {"b": 1, "a": null}}));
+    let call = ProofOf { tool: "x", arguments: &arguments, audience: Some(GATEWAY) };
+    let use_of = |tokens: &[Bytes], holder: u8| {
+        let chain = verify(tokens, &trust(), &options, now).unwrap();
+        let proof = issue::prove(&key(holder), tokens, &call, Some("n"), now).unwrap();
+        let first = verify_proof(&chain, proof.as_bytes(), &call, &options, now).unwrap();
+        let again = verify_proof(&chain, proof.as_bytes(), &call, &options, now).unwrap();
+        assert_eq!(first, again);
+        first.replay_key()
+    };
+    let keys = [use_of(&tokens, 12), use_of(&tokens, 12), use_of(&tokens[..2], 11)];
+    assert!(keys[0] != keys[1] && keys[0] != keys[2]);
+}
+
+#[test]
+fn debug_output_holds_no_token() {
+    let tokens = good();
+    let jws = super::jws::Jws::parse(&tokens[0]).unwrap();
+    assert_eq!(format!("{jws:?}"), "Jws { .. }");
+}
+
+/// permitted(child) is a subset of permitted(parent), on every small call, for random maps that verification lets pass.
+#[test]
+fn a_chain_only_narrows() {
+    let mut runner = TestRunner::deterministic();
+    let random = runner.rng();
+    let options = Options { registry: Registry::Off, ..Options::default() };
+    let (calls, trust) = (small_calls(), trust());
+    let (mut passed, mut narrower) = (0, 0);
+    for _ in 0..1500 {
+        let root = random_map(random);
+        let hop = narrowed_map(random, &root);
+        let leaf = narrowed_map(random, &hop);
+        let tools = [json!({"t": root}), json!({"t": hop}), json!({"t": leaf})];
+        let Ok(chain) = verify(&chain(&tools), &trust, &options, at(START_S + 60)) else { continue };
+        passed += 1;
+        for call in &calls {
+            let admitted: Vec<bool> = chain.scopes().iter().map(|scope| scope.tools["t"].admits(call).is_ok()).collect();
+            assert!(admitted.is_sorted_by(|wider, tighter| *wider || !*tighter), "{admitted:?} {call:?} {tools:?}");
+            assert_eq!(chain.admits("t", call).is_ok(), admitted[2], "the leaf alone says what the chain grants: {tools:?}");
+            narrower += usize::from(admitted[0] && !admitted[2]);
+        }
+    }
+    assert!(
+        passed > 150 && narrower > 1000,
+        "{passed} chains passed, {narrower} calls were taken away: too few to mean anything"
+    );
+}
+
+/// Every call of up to three arguments from a few values of every type.
+fn small_calls() -> Vec<Object> {
+    let values = || [None].into_iter().chain(pool().into_iter().chain([json!([]), json!([1]), json!(["x", 1])]).map(Some));
+    let mut calls = Vec::new();
+    for a in values() {
+        for b in values() {
+            for c in [None, Some(json!(1))] {
+                let named = [("a", a.clone()), ("b", b.clone()), ("c", c)];
+                let call: serde_json::Map<String, Value> =
+                    named.into_iter().filter_map(|(name, value)| value.map(|value| (name.to_owned(), value))).collect();
+                calls.push(object(&Value::Object(call)));
+            }
+        }
+    }
+    calls
+}
+
+fn pool() -> Vec<Value> {
+    vec![json!(null), json!(true), json!(0), json!(1), json!(1.5), json!("x"), json!("1")]
+}
+
+fn below(random: &mut TestRng, bound: usize) -> usize {
+    random.next_u32() as usize % bound
+}
+
+fn some(random: &mut TestRng, least: usize) -> Vec<Value> {
+    (0..least + below(random, 3)).map(|_| pool()[below(random, pool().len())].clone()).collect()
+}
+
+fn random_constraint(random: &mut TestRng, nesting: usize) -> Value {
+    let kinds = if nesting == 0 { 7 } else { 9 };
+    match below(random, kinds) {
+        0 => json!({"constraint_type": "exact", "value": pool()[below(random, pool().len())]}),
+        1 => {
+            let mut range = json!({"constraint_type": "range", "min_inclusive": below(random, 2) == 0});
+            for name in ["min", "max"] {
+                if below(random, 3) > 0 {
+                    range[name] = below(random, 3).into();
+                }
+            }
+            range
+        }
+        2 => json!({"constraint_type": "one_of", "values": some(random, 1)}),
+        3 => json!({"constraint_type": "not_one_of", "excluded": some(random, 0)}),
+        4 => json!({"constraint_type": "contains", "required": some(random, 0)}),
+        5 => json!({"constraint_type": "subset", "allowed": some(random, 0)}),
+        6 => json!({"constraint_type": "wildcard"}),
+        kind => {
+            let clauses: Vec<Value> = (0..1 + below(random, 3)).map(|_| random_constraint(random, nesting - 1)).collect();
+            json!({"constraint_type": if kind == 7 { "all" } else { "any" }, "constraints": clauses})
+        }
+    }
+}
+
+fn random_map(random: &mut TestRng) -> Value {
+    let mut map = json!({});
+    for name in ["a", "b"] {
+        if below(random, 4) > 0 {
+            map[name] = random_constraint(random, 2);
+            if below(random, 3) == 0 {
+                map[name]["optional"] = true.into();
+            }
+        }
+    }
+    if below(random, 3) == 0 {
+        map["*"] = json!({"constraint_type": "wildcard"});
+    }
+    map
+}
+
+/// A map near another one: often tighter, at times wider.
+fn narrowed_map(random: &mut TestRng, parent: &Value) -> Value {
+    let mut map = if below(random, 8) == 0 { random_map(random) } else { parent.clone() };
+    for name in ["a", "b"] {
+        match below(random, 6) {
+            0 if map[name].is_object() => {
+                map[name].as_object_mut().unwrap().remove("optional");
+            }
+            1 => map[name] = json!({"constraint_type": "exact", "value": pool()[below(random, pool().len())]}),
+            2 => map[name] = random_constraint(random, 1),
+            3 => {
+                for list in ["values", "allowed", "excluded", "required", "constraints"] {
+                    if let Some(list) = map[name].get_mut(list).and_then(Value::as_array_mut).filter(|list| list.len() > 1) {
+                        list.pop();
+                    }
+                }
+            }
+            4 => {
+                map.as_object_mut().unwrap().remove(name);
+            }
+            _ => {}
+        }
+        if map[name].is_null() {
+            map.as_object_mut().unwrap().remove(name);
+        }
+    }
+    if below(random, 2) == 0 {
+        map.as_object_mut().unwrap().remove("*");
+    }
+    map
+}
