@@ -1,229 +1,411 @@
-//! Sockets, runtimes and drain: one acceptor hands connections evenly to current-thread runtimes, each serving its own.
+//! Listeners, runtimes and drain: how bytes reach the services and how answers leave.
 //!
-//! Sharing a connection between cores costs more than a decision, so a connection stays on the runtime that got it. Bytes
-//! leave only after that runtime's barrier was passed ([`crate::model::barrier`]). Decides nothing and spawns nothing: `app`
-//! does. Look next at `server/io.rs`.
+//! One acceptor thread hands sockets evenly to current-thread runtimes, one OS thread each: several for decisions, one for
+//! administration and one for HTTP, so that a flood of checks delays neither a kill nor a probe. Every byte that leaves passes
+//! the [`WriteBarrier`] of its runtime. What is served is made by factories: this module knows no message and decides nothing.
+//! Look next at `server/worker.rs`, `server/listen.rs` and `server/connection.rs`.
 
-mod http;
-mod io;
-
-use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
-use tokio::sync::{Semaphore, mpsc, watch};
-use tokio_stream::StreamExt as _;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::sync::{mpsc, watch};
 use tonic::service::Routes;
-use tonic::transport::Server;
-
-pub use http::{HttpPages, serve_http};
 
 use crate::model::barrier::WriteBarrier;
-use crate::model::connection::PeerInfo;
-use crate::model::limits::{CONNECTIONS_MAX, STREAMS_PER_CONNECTION_MAX};
-use io::Io;
 
-/// Connections that wait for a runtime to take them.
-const HANDED_OVER_MAX: usize = 128;
-/// Connections that wait in the kernel to be accepted.
-const BACKLOG: i32 = 1024;
-/// HTTP/2 window of a stream and of a connection.
-const WINDOW_BYTES: u32 = 1024 * 1024;
-/// All headers of a call.
-const HEADER_BYTES_MAX: u32 = 16 * 1024;
-/// A peer that answers no ping for this long is gone.
-const KEEPALIVE: Duration = Duration::from_secs(30);
+mod connection;
+mod http;
+mod listen;
+mod phase;
+mod settings;
+mod worker;
 
-static CONNECTIONS: AtomicU64 = AtomicU64::new(0);
+pub use listen::Role;
+pub use phase::Draining;
+pub use settings::Settings;
 
-/// Why a listener or a lane cannot serve. One line with what to do.
+use listen::{Acceptor, Counters, HANDOVER_SOCKETS_MAX};
+use phase::{Phase, Phases};
+use worker::{Seat, Worker};
+
+/// After a cut, how long a thread may take to end before it is left behind.
+const END_GRACE: Duration = Duration::from_secs(3);
+/// How long HTTP connections may take to end, once everything else has.
+const HTTP_DRAIN: Duration = Duration::from_secs(1);
+
+/// The three listeners, bound and not yet served.
+#[derive(Debug)]
+pub struct Listeners {
+    settings: Arc<Settings>,
+    addresses: Addresses,
+    decisions: TcpListener,
+    http: TcpListener,
+    admin: TcpListener,
+}
+
+impl Listeners {
+    /// Checks the settings and binds all three listeners; from here on the kernel queues connections.
+    ///
+    /// # Errors
+    /// [`Error::Setting`], and what keeps an address from being bound.
+    pub fn bind(settings: Settings) -> Result<Self, Error> {
+        settings.validate()?;
+        let (decisions, decisions_address) = bind(Role::Decisions, settings.decisions_address)?;
+        let (http, http_address) = bind(Role::Http, settings.http_address)?;
+        let (admin, admin_address) = bind(Role::Admin, settings.admin_address)?;
+        let addresses = Addresses { decisions: decisions_address, http: http_address, admin: admin_address };
+        Ok(Self { settings: Arc::new(settings), addresses, decisions, http, admin })
+    }
+
+    /// Where the listeners are bound, with the ports the system chose.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// Starts the threads, makes every runtime's services on its thread, then accepts.
+    ///
+    /// # Errors
+    /// [`Error::Thread`] if a thread or runtime cannot be started, [`Error::Start`] if a factory did not return.
+    pub async fn serve(self, factories: Factories) -> Result<Server, Error> {
+        let Self { settings, addresses, decisions, http, admin } = self;
+        let Factories { decisions: make_decisions, admin: make_admin, http: make_http } = factories;
+        let (calls_phase, calls) = Phases::new();
+        let (http_phase, http_phases) = Phases::new();
+        let mut server = Server::new(addresses, &settings, calls_phase, http_phase);
+        let seat = |sockets, index, phases: &Phases| Seat {
+            sockets,
+            context: worker::context(index, &calls),
+            phases: phases.clone(),
+            settings: Arc::clone(&settings),
+        };
+
+        let mut decision_queues = Vec::with_capacity(settings.decision_runtimes);
+        for index in 0..settings.decision_runtimes {
+            let (queue, sockets) = mpsc::channel(HANDOVER_SOCKETS_MAX);
+            let seat = seat(sockets, index, &calls);
+            let make = Arc::clone(&make_decisions);
+            let work = move |started| worker::serve_grpc(seat, move |context| make(context), started);
+            server.calls.push(worker::start(format!("pdp-decide-{index}"), calls.clone(), work)?);
+            decision_queues.push(queue);
+        }
+        let (admin_queue, sockets) = mpsc::channel(HANDOVER_SOCKETS_MAX);
+        let admin_seat = seat(sockets, 0, &calls);
+        let work = move |started| worker::serve_grpc(admin_seat, make_admin, started);
+        server.calls.push(worker::start("pdp-admin".to_owned(), calls.clone(), work)?);
+        let (http_queue, sockets) = mpsc::channel(HANDOVER_SOCKETS_MAX);
+        let http_seat = seat(sockets, 0, &http_phases);
+        let work = move |started| http::serve_http(http_seat, make_http, started);
+        server.http.push(worker::start("pdp-http".to_owned(), http_phases.clone(), work)?);
+        server.started().await?;
+
+        let acceptors = [
+            server.acceptor(Role::Decisions, decisions, decision_queues, &calls),
+            server.acceptor(Role::Admin, admin, vec![admin_queue], &calls),
+            server.acceptor(Role::Http, http, vec![http_queue], &http_phases),
+        ];
+        server.http.push(worker::start("pdp-accept".to_owned(), http_phases, |started| accept_all(acceptors, started))?);
+        server.started().await?;
+        Ok(server)
+    }
+}
+
+/// Where each listener is bound.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// Decisions, gRPC.
+    pub decisions: SocketAddr,
+    /// Health and metrics, HTTP/1.1.
+    pub http: SocketAddr,
+    /// Administration, gRPC.
+    pub admin: SocketAddr,
+}
+
+/// What makes the services of each runtime. Each is called on the runtime's own thread, inside the runtime, before the first
+/// connection is accepted.
+pub struct Factories {
+    /// Once for each decision runtime.
+    pub decisions: Arc<dyn Fn(RuntimeContext) -> GrpcServices + Send + Sync>,
+    /// Once.
+    pub admin: Box<dyn FnOnce(RuntimeContext) -> GrpcServices + Send>,
+    /// Once.
+    pub http: Box<dyn FnOnce(RuntimeContext) -> HttpServices + Send>,
+}
+
+/// The runtime for which services are made.
+#[derive(Clone, Debug)]
+pub struct RuntimeContext {
+    /// Number of the runtime within its listener, from 0.
+    pub index: usize,
+    /// Says when the server drains.
+    pub draining: Draining,
+}
+
+/// What a gRPC runtime serves. A layered `axum::Router` becomes [`Routes`] with `Routes::from`.
+pub struct GrpcServices {
+    /// The services. Handlers find [`crate::model::connection::PeerInfo`] in the extensions of each request.
+    pub routes: Routes,
+    /// Called on this runtime's thread before bytes leave on any of its connections.
+    pub barrier: Arc<dyn WriteBarrier>,
+}
+
+/// What the HTTP listener serves.
+pub struct HttpServices {
+    /// For `/readyz`: why this replica is not ready, in one line. Must not block.
+    pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+    /// For `/metrics`: the metrics as OpenMetrics text. Must not block.
+    pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
+    /// Further routes; `/livez`, `/readyz` and `/metrics` are taken, and so is the fallback.
+    pub routes: axum::Router,
+    /// As for gRPC: routes may answer decisions too.
+    pub barrier: Arc<dyn WriteBarrier>,
+}
+
+/// A barrier that holds nothing back, for a listener that never carries a permit.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoBarrier;
+
+impl WriteBarrier for NoBarrier {
+    fn before_write(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What one listener has seen since it was started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stats {
+    /// Which one.
+    pub role: Role,
+    /// Connections accepted.
+    pub accepted_total: u64,
+    /// Connections closed at once because of the limit.
+    pub refused_total: u64,
+    /// Connections cut because their barrier failed.
+    pub barrier_cuts_total: u64,
+    /// Connections open now, by runtime.
+    pub open: Vec<usize>,
+}
+
+/// How a drain ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Drained {
+    /// gRPC connections that were still open at the end of the drain timeout, and were cut.
+    pub connections_cut: usize,
+    /// Threads that did not end even so, because a handler blocks them; they end with the process.
+    pub threads_left: Vec<String>,
+}
+
+/// Reads a server's [`Stats`] without holding the server, for metrics.
+#[derive(Clone, Debug)]
+pub struct StatsReader(Arc<[(Role, Arc<Counters>)]>);
+
+impl StatsReader {
+    /// One for each listener.
+    pub fn read(&self) -> Vec<Stats> {
+        let read = |(role, counters): &(Role, Arc<Counters>)| Stats {
+            role: *role,
+            accepted_total: counters.accepted.load(Ordering::Relaxed),
+            refused_total: counters.refused.load(Ordering::Relaxed),
+            barrier_cuts_total: counters.barrier_cuts.load(Ordering::Relaxed),
+            open: counters.open_per_runtime(),
+        };
+        self.0.iter().map(read).collect()
+    }
+
+    fn counters(&self, role: Role) -> Arc<Counters> {
+        self.0.iter().find(|(of, _)| *of == role).map(|(_, counters)| Arc::clone(counters)).unwrap_or_default()
+    }
+}
+
+/// A running server. Dropped, it stops without waiting for calls in flight.
+pub struct Server {
+    addresses: Addresses,
+    settings: Arc<Settings>,
+    stats: StatsReader,
+    next_connection_id: Arc<AtomicU64>,
+    calls_phase: watch::Sender<Phase>,
+    http_phase: watch::Sender<Phase>,
+    calls: Vec<Worker>,
+    http: Vec<Worker>,
+}
+
+impl Server {
+    /// Where the listeners are bound.
+    pub fn addresses(&self) -> Addresses {
+        self.addresses
+    }
+
+    /// What the listeners have seen; may outlive the server.
+    pub fn stats(&self) -> StatsReader {
+        self.stats.clone()
+    }
+
+    /// Stops accepting calls, lets those in flight end within the drain timeout, then cuts what is left; HTTP stops last.
+    pub async fn drain(self) -> Drained {
+        let Self { settings, stats, calls_phase, http_phase, mut calls, mut http, .. } = self;
+        tracing::info!(drain_timeout_ms = settings.drain_timeout_ms, "draining");
+        calls_phase.send_replace(Phase::Draining);
+        let mut connections_cut = 0;
+        let in_time = tokio::time::timeout(Duration::from_millis(settings.drain_timeout_ms), all_ended(&mut calls)).await;
+        if in_time.is_err() {
+            let open = |stats: Stats| if stats.role == Role::Http { 0 } else { stats.open.iter().sum() };
+            connections_cut = stats.read().into_iter().map(open).sum::<usize>();
+            tracing::warn!(connections_cut, "connections cut at the end of the drain timeout");
+        }
+        calls_phase.send_replace(Phase::Cut);
+        let mut threads_left = end(calls).await;
+        http_phase.send_replace(Phase::Draining);
+        let _ = tokio::time::timeout(HTTP_DRAIN, all_ended(&mut http)).await;
+        http_phase.send_replace(Phase::Cut);
+        threads_left.extend(end(http).await);
+        Drained { connections_cut, threads_left }
+    }
+
+    fn new(
+        addresses: Addresses,
+        settings: &Arc<Settings>,
+        calls_phase: watch::Sender<Phase>,
+        http_phase: watch::Sender<Phase>,
+    ) -> Self {
+        let counters = [(Role::Decisions, settings.decision_runtimes), (Role::Http, 1), (Role::Admin, 1)]
+            .map(|(role, runtimes)| (role, Arc::new(Counters::new(runtimes))));
+        Self {
+            addresses,
+            settings: Arc::clone(settings),
+            stats: StatsReader(Arc::new(counters)),
+            next_connection_id: Arc::new(AtomicU64::new(1)),
+            calls_phase,
+            http_phase,
+            calls: Vec::new(),
+            http: Vec::new(),
+        }
+    }
+
+    fn acceptor(
+        &self,
+        role: Role,
+        listener: TcpListener,
+        runtimes: Vec<mpsc::Sender<listen::Accepted>>,
+        phases: &Phases,
+    ) -> Acceptor {
+        let Settings { connections_max, control_connections_max, .. } = *self.settings;
+        Acceptor {
+            role,
+            listener,
+            runtimes,
+            counters: self.stats.counters(role),
+            connections_max: if role == Role::Decisions { connections_max } else { control_connections_max },
+            next_connection_id: Arc::clone(&self.next_connection_id),
+            phases: phases.clone(),
+        }
+    }
+
+    /// Waits until every thread so far has made its services.
+    async fn started(&mut self) -> Result<(), Error> {
+        for worker in self.calls.iter_mut().chain(&mut self.http).filter(|worker| !worker.started.is_terminated()) {
+            (&mut worker.started).await.map_err(|_| Error::Start { name: worker.name.clone() })?;
+        }
+        Ok(())
+    }
+}
+
+/// Why a server could not be started. One line, with what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Somebody else has the port.
-    #[error("{flag}: {address} is in use: stop what listens there, or take another port ({flag} HOST:0 takes a free one)")]
-    InUse {
-        /// The flag that named it.
+    /// Another process, or another listener of this one, has it.
+    #[error("`{flag} {address}` is in use: stop what listens there, or choose another address or port 0")]
+    AddressInUse {
+        /// The flag that sets the address.
         flag: &'static str,
         /// The address.
         address: SocketAddr,
     },
-    /// Not loopback, and there is no TLS.
-    #[error(
-        "{flag}: {address} is not a loopback address, and this version has no TLS: listen on 127.0.0.1 behind a proxy that has"
-    )]
+    /// The system does not allow it, as for ports below 1024.
+    #[error("`{flag} {address}` may not be bound by this user: choose a port from 1024")]
+    AddressForbidden {
+        /// The flag that sets the address.
+        flag: &'static str,
+        /// The address.
+        address: SocketAddr,
+    },
+    /// Without TLS only this machine may connect.
+    #[error("`{flag} {address}` is not a loopback address: TLS is not available in this version, use 127.0.0.1 or [::1]")]
     NotLoopback {
-        /// The flag that named it.
+        /// The flag that sets the address.
         flag: &'static str,
         /// The address.
         address: SocketAddr,
     },
-    /// The system refused.
-    #[error("{flag}: cannot listen on {address}: {source}")]
+    /// Any other refusal of the system.
+    #[error("`{flag} {address}` cannot be bound: {source}")]
     Bind {
-        /// The flag that named it.
+        /// The flag that sets the address.
         flag: &'static str,
         /// The address.
         address: SocketAddr,
         /// What the system said.
-        source: std::io::Error,
+        source: io::Error,
     },
-    /// The runtime of a lane could not be made, or its transport failed.
-    #[error("a serving runtime failed: {0}")]
-    Lane(String),
+    /// A setting is out of bounds.
+    #[error("server setting `{name}` is {value}: it must be from {least} to {most}")]
+    Setting {
+        /// The setting.
+        name: &'static str,
+        /// Its value.
+        value: u64,
+        /// The least value.
+        least: u64,
+        /// The greatest value.
+        most: u64,
+    },
+    /// A thread or its runtime could not be started.
+    #[error("thread `{name}` cannot be started: {source}")]
+    Thread {
+        /// The thread's name.
+        name: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A thread ended before it served.
+    #[error("thread `{name}` ended before it served: see the log")]
+    Start {
+        /// The thread's name.
+        name: String,
+    },
 }
 
-/// A bound listener; nothing is accepted yet.
-#[derive(Debug)]
-pub struct Listener {
-    socket: TcpListener,
-    address: SocketAddr,
+fn bind(role: Role, address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
+    let listener = listen::bind(role, address)?;
+    let bound = listener.local_addr().map_err(|source| Error::Bind { flag: role.flag(), address, source })?;
+    Ok((listener, bound))
 }
 
-impl Listener {
-    /// Binds a loopback address; port 0 takes a free one.
-    ///
-    /// # Errors
-    /// As [`Error`] says, naming the flag.
-    pub fn bind(flag: &'static str, address: SocketAddr) -> Result<Self, Error> {
-        if !address.ip().is_loopback() {
-            return Err(Error::NotLoopback { flag, address });
-        }
-        let bind = || {
-            let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-            // A restart need not wait for old connections to be forgotten; a port in use stays an error.
-            socket.set_reuse_address(true)?;
-            socket.bind(&address.into())?;
-            socket.listen(BACKLOG)?;
-            socket.set_nonblocking(true)?;
-            let socket = TcpListener::from(socket);
-            let address = socket.local_addr()?;
-            Ok(Self { socket, address })
-        };
-        bind().map_err(|source: std::io::Error| match source.kind() {
-            ErrorKind::AddrInUse => Error::InUse { flag, address },
-            _ => Error::Bind { flag, address, source },
-        })
-    }
-
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
+async fn accept_all(acceptors: [Acceptor; 3], started: tokio::sync::oneshot::Sender<()>) {
+    let _ = started.send(());
+    futures_util::future::join_all(acceptors.map(Acceptor::run)).await;
 }
 
-/// The end of a lane at which connections arrive.
-#[derive(Debug)]
-pub struct Inbox(mpsc::Receiver<Accepted>);
-
-/// The end at which the acceptor hands them over.
-#[derive(Clone, Debug)]
-pub struct Outbox(mpsc::Sender<Accepted>);
-
-#[derive(Debug)]
-struct Accepted {
-    stream: TcpStream,
-    peer: PeerInfo,
-    permit: tokio::sync::OwnedSemaphorePermit,
-}
-
-/// A pair that joins the acceptor to one lane.
-pub fn lane_channel() -> (Outbox, Inbox) {
-    let (sender, receiver) = mpsc::channel(HANDED_OVER_MAX);
-    (Outbox(sender), Inbox(receiver))
-}
-
-/// Accepts connections and hands them to the lanes in turn, until `stop` says so. Runs on the control runtime.
-///
-/// # Errors
-/// If the listener cannot be used on this runtime.
-pub async fn accept(listener: Listener, lanes: Vec<Outbox>, mut stop: watch::Receiver<bool>) -> Result<(), Error> {
-    let listener = tokio::net::TcpListener::from_std(listener.socket).map_err(|error| Error::Lane(error.to_string()))?;
-    let permits = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let mut turn = lanes.iter().cycle();
-    loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            _ = stop.wait_for(|stop| *stop) => return Ok(()),
-        };
-        let (stream, address) = match accepted {
-            Ok(accepted) => accepted,
-            Err(error) => {
-                // Out of file descriptors, or the peer left: others may still come.
-                tracing::warn!(%error, "a connection could not be accepted");
-                tokio::time::sleep(Duration::from_millis(10)).await;
-                continue;
-            }
-        };
-        let Ok(permit) = permits.clone().try_acquire_owned() else {
-            tracing::warn!(%address, limit = CONNECTIONS_MAX, "too many connections: one is refused");
-            continue;
-        };
-        let peer = PeerInfo {
-            connection_id: CONNECTIONS.fetch_add(1, Ordering::Relaxed),
-            address: address.to_string().into(),
-            is_loopback: address.ip().is_loopback(),
-        };
-        let handed = stream.into_std().map(|stream| Accepted { stream, peer, permit });
-        if let (Some(lane), Ok(accepted)) = (turn.next(), handed) {
-            // A lane that does not take connections holds up only new ones.
-            if lane.0.send(accepted).await.is_err() {
-                return Ok(());
-            }
-        }
+async fn all_ended(workers: &mut [Worker]) {
+    for worker in workers.iter_mut().filter(|worker| !worker.ended.is_terminated()) {
+        let _ = (&mut worker.ended).await;
     }
 }
 
-/// Serves the connections of one lane on a runtime of this thread, until `stop` says so and what is in flight has ended, or
-/// the drain timeout has passed.
-///
-/// # Errors
-/// [`Error::Lane`].
-pub fn run_lane(
-    inbox: Inbox,
-    routes: impl FnOnce() -> Routes,
-    barrier: Arc<dyn WriteBarrier>,
-    drain_timeout: Duration,
-    stop: watch::Receiver<bool>,
-) -> Result<(), Error> {
-    let failed = |error: &dyn std::fmt::Display| Error::Lane(error.to_string());
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(|error| failed(&error))?;
-    runtime.block_on(async {
-        let connections = ReceiverStream::new(inbox.0).map(|accepted| {
-            accepted.stream.set_nodelay(true)?;
-            let stream = tokio::net::TcpStream::from_std(accepted.stream)?;
-            Ok::<_, std::io::Error>(Io::new(stream, accepted.peer, barrier.clone(), accepted.permit))
-        });
-        let mut stopping = stop.clone();
-        let stopped = async move {
-            // A sender that is gone means the process is ending.
-            let _ = stopping.wait_for(|stop| *stop).await;
-        };
-        let mut overdue = stop;
-        let deadline = async move {
-            let _ = overdue.wait_for(|stop| *stop).await;
-            tokio::time::sleep(drain_timeout).await;
-        };
-        let served = server().add_routes(routes()).serve_with_incoming_shutdown(connections, stopped);
-        tokio::select! {
-            served = served => served.map_err(|error| failed(&error)),
-            () = deadline => {
-                tracing::warn!("calls were still in flight when the drain timeout passed: their connections are cut");
-                Ok(())
-            }
+/// Joins what has been cut; names what does not end.
+async fn end(mut workers: Vec<Worker>) -> Vec<String> {
+    let _ = tokio::time::timeout(END_GRACE, all_ended(&mut workers)).await;
+    let mut left = Vec::new();
+    for Worker { name, ended, thread, .. } in workers {
+        // What has sent its last word ends at once.
+        if !ended.is_terminated() || thread.join().is_err() {
+            tracing::error!(thread = name, "a thread did not end well");
+            left.push(name);
         }
-    })
+    }
+    left
 }
 
-fn server() -> Server {
-    Server::builder()
-        .max_concurrent_streams(STREAMS_PER_CONNECTION_MAX)
-        .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(4 * WINDOW_BYTES)
-        .http2_max_header_list_size(HEADER_BYTES_MAX)
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE))
-}
+#[cfg(test)]
+mod tests;

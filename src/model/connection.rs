@@ -1,13 +1,16 @@
-//! What the transport knows about the other end of a connection; put there by `server`, read by `api`.
+//! Who is at the other end of a connection, as far as the transport knows.
+//!
+//! `server` puts it into the extensions of every request; `api` and `service` read it there. It proves no identity. Look next
+//! at `server/connection.rs`, which makes it.
 
 use std::sync::Arc;
 
-/// The peer of one connection.
+/// The peer of one accepted connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerInfo {
-    /// Unique within the process, never used again.
+    /// Unique within the process, counted from 1.
     pub connection_id: u64,
-    /// The address as text, for the audit log.
+    /// The peer's socket address, `HOST:PORT`.
     pub address: Arc<str>,
     /// Whether the peer is on this machine.
     pub is_loopback: bool,

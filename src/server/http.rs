@@ -1,54 +1,128 @@
-//! The HTTP listener: liveness, readiness, metrics. Nothing that decides.
+//! The HTTP/1.1 listener: liveness, readiness, metrics, and whatever routes its owner adds.
+//!
+//! It keeps answering while the server drains, so that a balancer sees it is not ready, and stops last. Look next at
+//! `worker.rs`.
 
+use std::convert::Infallible;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::{StatusCode, header};
+use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
-use tokio::sync::watch;
+use futures_util::StreamExt;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use tokio::sync::{oneshot, watch};
+use tower::{ServiceExt, service_fn};
 
-use super::{Error, Listener};
+use super::connection::{Connection, Guards};
+use super::phase::{Draining, Phase, Phases};
+use super::settings::Settings;
+use super::worker::{Incoming, Seat};
+use super::{HttpServices, RuntimeContext};
 
-/// What the pages show; bound by `app`.
-pub struct HttpPages {
-    /// Whether decisions are given, and why not.
-    pub ready: Box<dyn Fn() -> Result<(), String> + Send + Sync>,
-    /// The metrics in Prometheus' text form.
-    pub metrics: Box<dyn Fn() -> String + Send + Sync>,
-}
+/// What `prometheus-client` writes.
+const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const NOT_FOUND: &str = "not found: try /livez, /readyz or /metrics\n";
+const NOT_ALLOWED: &str = "method not allowed: use GET\n";
+/// Headers of one request.
+const HEADERS_MAX: usize = 64;
 
-/// Serves `/livez`, `/readyz` and `/metrics` until `stop` says so.
-///
-/// # Errors
-/// If the listener cannot be used on this runtime.
-pub async fn serve_http(listener: Listener, pages: HttpPages, mut stop: watch::Receiver<bool>) -> Result<(), Error> {
-    let failed = |error: std::io::Error| Error::Lane(error.to_string());
-    let listener = tokio::net::TcpListener::from_std(listener.socket).map_err(failed)?;
-    let stopped = async move {
-        let _ = stop.wait_for(|stop| *stop).await;
+/// Serves HTTP/1.1 on the sockets that arrive until the phase is `Draining` and all connections are closed.
+pub(super) async fn serve_http(seat: Seat, make: impl FnOnce(RuntimeContext) -> HttpServices, started: oneshot::Sender<()>) {
+    let Seat { sockets, context, mut phases, settings } = seat;
+    let draining = context.draining.clone();
+    let services = make(context);
+    let mut incoming = Incoming { sockets, guards: Guards::new(Arc::clone(&services.barrier), &settings, false) };
+    let router = router(services, draining, &settings);
+    let server = http_server(&settings);
+    // Every connection holds a receiver: the last one dropped says that all are closed.
+    let (all_closed, alive) = watch::channel(());
+    let _ = started.send(());
+    let connection_phases = phases.clone();
+    let accepting = async {
+        while let Some(accepted) = incoming.next().await {
+            let Ok(connection) = accepted else { continue };
+            let served = serve_connection(connection, server.clone(), router.clone(), connection_phases.clone());
+            let alive = alive.clone();
+            tokio::spawn(async move {
+                served.await;
+                drop(alive);
+            });
+        }
     };
-    axum::serve(listener, router(pages)).with_graceful_shutdown(stopped).await.map_err(failed)
+    tokio::select! {
+        () = accepting => (),
+        () = phases.reached(Phase::Draining) => (),
+    }
+    drop(alive);
+    all_closed.closed().await;
 }
 
-fn router(pages: HttpPages) -> Router {
-    Router::new()
-        .route("/livez", get(|| async { "ok\n" }))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(metrics))
-        .fallback(|| async { (StatusCode::NOT_FOUND, "there are /livez, /readyz and /metrics here\n") })
-        .with_state(Arc::new(pages))
+fn http_server(settings: &Settings) -> auto::Builder<TokioExecutor> {
+    let mut server = auto::Builder::new(TokioExecutor::new()).http1_only();
+    server
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(Duration::from_millis(settings.handshake_timeout_ms))
+        .max_buf_size(usize::try_from(settings.header_bytes_max).unwrap_or(usize::MAX))
+        .max_headers(HEADERS_MAX);
+    server
 }
 
-async fn ready(State(pages): State<Arc<HttpPages>>) -> Response {
-    match (pages.ready)() {
-        Ok(()) => "ok\n".into_response(),
-        Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+async fn serve_connection(connection: Connection, server: auto::Builder<TokioExecutor>, router: Router, mut phases: Phases) {
+    let peer = connection.peer().clone();
+    let service = service_fn(move |mut request: http::Request<_>| {
+        request.extensions_mut().insert(peer.clone());
+        let router = router.clone();
+        async move { Ok::<_, Infallible>(router.oneshot(request).await.unwrap_or_else(|never| match never {})) }
+    });
+    let mut served = pin!(server.serve_connection(TokioIo::new(connection), TowerToHyperService::new(service)));
+    let ended = tokio::select! {
+        ended = served.as_mut() => ended,
+        () = phases.reached(Phase::Draining) => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(error) = ended {
+        tracing::debug!(%error, "an http connection ended early");
     }
 }
 
-async fn metrics(State(pages): State<Arc<HttpPages>>) -> Response {
-    let kind = [(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")];
-    (kind, (pages.metrics)()).into_response()
+fn router(services: HttpServices, draining: Draining, settings: &Settings) -> Router {
+    let HttpServices { ready, metrics, routes, barrier: _ } = services;
+    let timeout = Duration::from_millis(settings.http_request_timeout_ms);
+    let readiness = move || async move {
+        if draining.is_draining() {
+            return (StatusCode::SERVICE_UNAVAILABLE, "not ready: draining\n".to_owned());
+        }
+        match ready() {
+            Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+            Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
+        }
+    };
+    Router::new()
+        .route("/livez", get(|| async { "alive\n" }))
+        .route("/readyz", get(readiness))
+        .route("/metrics", get(move || async move { ([(header::CONTENT_TYPE, OPENMETRICS)], metrics()) }))
+        .merge(routes)
+        .fallback(|| async { (StatusCode::NOT_FOUND, NOT_FOUND) })
+        .method_not_allowed_fallback(|| async { (StatusCode::METHOD_NOT_ALLOWED, NOT_ALLOWED) })
+        .layer(DefaultBodyLimit::max(settings.http_body_bytes_max))
+        .layer(middleware::from_fn(move |request, next| within(timeout, request, next)))
+}
+
+async fn within(timeout: Duration, request: Request<Body>, next: Next) -> Response {
+    match tokio::time::timeout(timeout, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => (StatusCode::REQUEST_TIMEOUT, "request took too long\n").into_response(),
+    }
 }

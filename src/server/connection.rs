@@ -1,0 +1,179 @@
+//! One accepted socket as the HTTP stack sees it: guarded by the write barrier, by a handshake and a stall timeout.
+//!
+//! INVARIANT: no byte leaves except through [`Connection::pass_barrier`]; once a barrier has failed nothing ever leaves on that
+//! connection. It parses nothing and blocks on nothing but the barrier. Look next at `model/barrier.rs`.
+
+use std::future::Future;
+use std::io::{self, IoSlice};
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::Sleep;
+use tonic::transport::server::Connected;
+
+use super::listen::{Accepted, Open};
+use super::settings::Settings;
+use crate::model::barrier::WriteBarrier;
+use crate::model::connection::PeerInfo;
+
+/// Bytes that end the handshake: the client's HTTP/2 preface (RFC 9113, 3.4).
+const PREFACE_BYTES: usize = 24;
+
+/// What every connection of a runtime is guarded by.
+#[derive(Clone)]
+pub(super) struct Guards {
+    pub(super) barrier: Arc<dyn WriteBarrier>,
+    /// Time until the preface has been read; none where HTTP/1.1 has its own timeout for headers.
+    pub(super) handshake_timeout: Option<Duration>,
+    pub(super) write_stall_timeout: Duration,
+}
+
+impl Guards {
+    /// For HTTP/2 with `preface`, else for HTTP/1.1.
+    pub(super) fn new(barrier: Arc<dyn WriteBarrier>, settings: &Settings, preface: bool) -> Self {
+        Self {
+            barrier,
+            handshake_timeout: preface.then(|| Duration::from_millis(settings.handshake_timeout_ms)),
+            write_stall_timeout: Duration::from_millis(settings.write_stall_timeout_ms),
+        }
+    }
+}
+
+/// A served connection.
+pub(super) struct Connection {
+    socket: TcpStream,
+    barrier: Arc<dyn WriteBarrier>,
+    handshake: Option<Handshake>,
+    write_stall_timeout: Duration,
+    stalled: Option<Pin<Box<Sleep>>>,
+    is_cut: bool,
+    peer: PeerInfo,
+    open: Open,
+}
+
+struct Handshake {
+    timeout: Pin<Box<Sleep>>,
+    bytes_left: usize,
+}
+
+impl Connection {
+    /// Registers the socket with the calling runtime.
+    pub(super) fn new(accepted: Accepted, guards: &Guards) -> io::Result<Self> {
+        Ok(Self {
+            socket: TcpStream::from_std(accepted.socket)?,
+            barrier: Arc::clone(&guards.barrier),
+            handshake: guards
+                .handshake_timeout
+                .map(|timeout| Handshake { timeout: Box::pin(tokio::time::sleep(timeout)), bytes_left: PREFACE_BYTES }),
+            write_stall_timeout: guards.write_stall_timeout,
+            stalled: None,
+            is_cut: false,
+            peer: accepted.peer,
+            open: accepted.open,
+        })
+    }
+
+    pub(super) fn peer(&self) -> &PeerInfo {
+        &self.peer
+    }
+
+    /// Lets bytes out only after everything recorded so far is in the kernel.
+    fn pass_barrier(&mut self) -> io::Result<()> {
+        if self.is_cut {
+            return Err(cut());
+        }
+        if let Err(error) = self.barrier.before_write() {
+            self.is_cut = true;
+            self.open.counters().barrier_cuts.fetch_add(1, Ordering::Relaxed);
+            tracing::error!(connection = self.peer.connection_id, %error, "connection cut: the write barrier failed");
+            return Err(cut());
+        }
+        Ok(())
+    }
+
+    /// Cuts a connection whose peer takes no bytes.
+    fn watch_stall(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let timeout = self.write_stall_timeout;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
+        if stalled.as_mut().poll(cx).is_ready() {
+            self.is_cut = true;
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes no bytes")));
+        }
+        Poll::Pending
+    }
+}
+
+impl AsyncRead for Connection {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.is_cut {
+            return Poll::Ready(Err(cut()));
+        }
+        let before = buffer.filled().len();
+        let read = Pin::new(&mut this.socket).poll_read(cx, buffer);
+        if let Some(handshake) = &mut this.handshake {
+            handshake.bytes_left = handshake.bytes_left.saturating_sub(buffer.filled().len().saturating_sub(before));
+            if handshake.bytes_left == 0 {
+                this.handshake = None;
+            } else if handshake.timeout.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer sent no HTTP/2 preface")));
+            }
+        }
+        read
+    }
+}
+
+impl AsyncWrite for Connection {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.pass_barrier()?;
+        let written = Pin::new(&mut this.socket).poll_write(cx, bytes);
+        this.watch_stall(cx, written)
+    }
+
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context<'_>, parts: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.pass_barrier()?;
+        let written = Pin::new(&mut this.socket).poll_write_vectored(cx, parts);
+        this.watch_stall(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.socket.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().socket).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().socket).poll_shutdown(cx)
+    }
+}
+
+impl Connected for Connection {
+    type ConnectInfo = PeerInfo;
+
+    fn connect_info(&self) -> PeerInfo {
+        self.peer.clone()
+    }
+}
+
+/// The peer of connection `connection_id` at `address`.
+pub(super) fn peer_info(connection_id: u64, address: SocketAddr) -> PeerInfo {
+    PeerInfo { connection_id, address: address.to_string().into(), is_loopback: address.ip().to_canonical().is_loopback() }
+}
+
+fn cut() -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionAborted, "the connection was cut")
+}

@@ -1,0 +1,277 @@
+//! Binding the listeners and handing accepted sockets evenly to the runtimes that serve them.
+//!
+//! A socket goes to the runtime with the fewest open connections, so that long-lived connections stay spread. Nothing is read
+//! here and nothing queues without a limit: a connection too many is closed at once, so that its client asks another replica.
+//! Look next at `worker.rs`, which serves what arrives.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::sync::mpsc;
+use tokio::sync::mpsc::error::TrySendError;
+
+use super::Error;
+use super::connection::peer_info;
+use super::phase::{Phase, Phases};
+use crate::model::connection::PeerInfo;
+
+/// Connections the kernel holds until they are accepted.
+const BACKLOG: i32 = 1024;
+/// Accepted sockets that wait for one runtime.
+pub(super) const HANDOVER_SOCKETS_MAX: usize = 64;
+/// Pause after an error that the next accept would meet again, such as too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Which listener, and the flag that sets it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Decisions, gRPC.
+    Decisions,
+    /// Health and metrics, HTTP/1.1.
+    Http,
+    /// Administration, gRPC.
+    Admin,
+}
+
+impl Role {
+    /// The command-line flag that sets this listener's address.
+    pub fn flag(self) -> &'static str {
+        match self {
+            Self::Decisions => "--listen",
+            Self::Http => "--http-listen",
+            Self::Admin => "--admin-listen",
+        }
+    }
+
+    /// The listener's name in logs and metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Decisions => "decisions",
+            Self::Http => "http",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+/// Binds `address` for `role`.
+pub(super) fn bind(role: Role, address: SocketAddr) -> Result<TcpListener, Error> {
+    let flag = role.flag();
+    if !address.ip().to_canonical().is_loopback() {
+        return Err(Error::NotLoopback { flag, address });
+    }
+    try_bind(address).map_err(|error| match error.kind() {
+        io::ErrorKind::AddrInUse => Error::AddressInUse { flag, address },
+        io::ErrorKind::PermissionDenied => Error::AddressForbidden { flag, address },
+        _ => Error::Bind { flag, address, source: error },
+    })
+}
+
+fn try_bind(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    // A restart finds the old connections in TIME_WAIT; on Linux a second live listener is refused all the same.
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// What a listener has seen; read with relaxed loads.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) accepted: AtomicU64,
+    pub(super) refused: AtomicU64,
+    pub(super) barrier_cuts: AtomicU64,
+    /// Open connections of each runtime.
+    pub(super) open: Vec<AtomicUsize>,
+}
+
+impl Counters {
+    pub(super) fn new(runtimes: usize) -> Self {
+        Self { open: (0..runtimes).map(|_| AtomicUsize::new(0)).collect(), ..Self::default() }
+    }
+
+    pub(super) fn open_per_runtime(&self) -> Vec<usize> {
+        self.open.iter().map(|open| open.load(Ordering::Relaxed)).collect()
+    }
+}
+
+/// Counts one connection as open on its runtime until it is dropped.
+pub(super) struct Open {
+    counters: Arc<Counters>,
+    runtime: usize,
+}
+
+impl Open {
+    fn new(counters: &Arc<Counters>, runtime: usize) -> Self {
+        if let Some(open) = counters.open.get(runtime) {
+            open.fetch_add(1, Ordering::Relaxed);
+        }
+        Self { counters: Arc::clone(counters), runtime }
+    }
+
+    pub(super) fn counters(&self) -> &Counters {
+        &self.counters
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        if let Some(open) = self.counters.open.get(self.runtime) {
+            open.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A socket on its way to a runtime; registered with none.
+pub(super) struct Accepted {
+    pub(super) socket: TcpStream,
+    pub(super) peer: PeerInfo,
+    pub(super) open: Open,
+}
+
+/// Accepts for one listener until the server drains.
+pub(super) struct Acceptor {
+    pub(super) role: Role,
+    pub(super) listener: TcpListener,
+    pub(super) runtimes: Vec<mpsc::Sender<Accepted>>,
+    pub(super) counters: Arc<Counters>,
+    pub(super) connections_max: usize,
+    pub(super) next_connection_id: Arc<AtomicU64>,
+    pub(super) phases: Phases,
+}
+
+impl Acceptor {
+    pub(super) async fn run(self) {
+        let Self { role, listener, runtimes, counters, connections_max, next_connection_id, mut phases } = self;
+        let listener = match tokio::net::TcpListener::from_std(listener) {
+            Ok(listener) => listener,
+            Err(error) => {
+                tracing::error!(listener = role.name(), %error, "cannot accept connections");
+                return;
+            }
+        };
+        let hands = Hands { role, runtimes, counters, connections_max, next_connection_id };
+        let accepting = hands.accept_all(&listener);
+        tokio::select! {
+            () = accepting => (),
+            () = phases.reached(Phase::Draining) => (),
+        }
+    }
+}
+
+struct Hands {
+    role: Role,
+    runtimes: Vec<mpsc::Sender<Accepted>>,
+    counters: Arc<Counters>,
+    connections_max: usize,
+    next_connection_id: Arc<AtomicU64>,
+}
+
+impl Hands {
+    async fn accept_all(&self, listener: &tokio::net::TcpListener) {
+        let mut turn = 0_usize;
+        let mut is_full = false;
+        loop {
+            let (socket, address) = match listener.accept().await {
+                Ok(accepted) => accepted,
+                Err(error) => {
+                    if !is_of_one_connection(&error) {
+                        tracing::warn!(listener = self.role.name(), %error, "cannot accept a connection");
+                        tokio::time::sleep(ACCEPT_PAUSE).await;
+                    }
+                    continue;
+                }
+            };
+            let open = self.counters.open_per_runtime();
+            if open.iter().sum::<usize>() >= self.connections_max {
+                self.counters.refused.fetch_add(1, Ordering::Relaxed);
+                // Once per time that the limit is met: a flood must not fill the log.
+                if !is_full {
+                    tracing::warn!(listener = self.role.name(), connections_max = self.connections_max, "connections refused");
+                }
+                is_full = true;
+                continue;
+            }
+            is_full = false;
+            turn = turn.wrapping_add(1);
+            // A socket that cannot be prepared is gone already.
+            if let Ok(socket) = prepare(socket) {
+                self.hand_over(socket, address, even_order(&open, turn)).await;
+            }
+        }
+    }
+
+    /// To the first runtime of `order` with room; where none has any, it waits for the first, and the kernel queues.
+    async fn hand_over(&self, socket: TcpStream, address: SocketAddr, order: Vec<usize>) {
+        let peer = peer_info(self.next_connection_id.fetch_add(1, Ordering::Relaxed), address);
+        self.counters.accepted.fetch_add(1, Ordering::Relaxed);
+        let Some(first) = order.first().copied() else { return };
+        let mut accepted = Accepted { socket, peer, open: Open::new(&self.counters, first) };
+        for runtime in order {
+            let Some(sender) = self.runtimes.get(runtime) else { continue };
+            accepted.open = Open::new(&self.counters, runtime);
+            match sender.try_send(accepted) {
+                Ok(()) => return,
+                Err(TrySendError::Full(back) | TrySendError::Closed(back)) => accepted = back,
+            }
+        }
+        accepted.open = Open::new(&self.counters, first);
+        if let Some(sender) = self.runtimes.get(first) {
+            // Closed only while the server stops; then the socket is closed unread, and its client may safely ask elsewhere.
+            let _ = sender.send(accepted).await;
+        }
+    }
+}
+
+/// `serve_with_incoming` ignores the TCP settings of the HTTP stack: they are set here.
+fn prepare(socket: tokio::net::TcpStream) -> io::Result<TcpStream> {
+    socket.set_nodelay(true)?;
+    socket.into_std()
+}
+
+/// The runtimes, fewest open connections first; where they are even, `turn` decides who is first.
+fn even_order(open: &[usize], turn: usize) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..open.len()).collect();
+    if !order.is_empty() {
+        order.rotate_left(turn % open.len());
+    }
+    order.sort_by_key(|runtime| open.get(*runtime).copied().unwrap_or(usize::MAX));
+    order
+}
+
+/// Errors that concern the connection just lost, not the listener.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted, WouldBlock};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted | WouldBlock)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_go_where_fewest_are_open() {
+        let check = |open: &[usize], turn, expected: &[usize]| assert_eq!(even_order(open, turn), expected, "{open:?} {turn}");
+        check(&[], 3, &[]);
+        check(&[9], 7, &[0]);
+        check(&[0, 0], 0, &[0, 1]);
+        check(&[0, 0], 1, &[1, 0]);
+        check(&[3, 1], 0, &[1, 0]);
+        check(&[3, 1], 1, &[1, 0]);
+        check(&[2, 0, 2], 2, &[1, 2, 0]);
+    }
+
+    #[test]
+    fn errors_of_one_connection_do_not_pause_the_listener() {
+        let check = |kind, expected| assert_eq!(is_of_one_connection(&io::Error::from(kind)), expected, "{kind}");
+        check(io::ErrorKind::ConnectionAborted, true);
+        check(io::ErrorKind::ConnectionReset, true);
+        check(io::ErrorKind::Other, false);
+        check(io::ErrorKind::OutOfMemory, false);
+    }
+}
