@@ -17,7 +17,7 @@ use portcullis::store::chain::{GENESIS, state_digest};
 use portcullis::store::sqlite::SqliteStore;
 use portcullis::store::{CommitRequest, Store};
 
-const KILLS: u64 = 200;
+const KILLS: u64 = 300;
 /// Acknowledgements to wait for, at most, before a kill.
 const ACKNOWLEDGED_MAX: u64 = 8;
 /// And how much longer to wait, at most, so that the kill falls anywhere within a write.
