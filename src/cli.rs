@@ -1,1 +1,168 @@
-//! To be written.
+//! The command line: one file a command; says what went wrong and what to do, and exits with a documented code.
+//!
+//! Exit codes everywhere: 0 ok, 1 failed, 3 denied, 4 needs approval, 64 misuse, 69 unavailable, 78 bad configuration.
+
+mod check;
+mod client;
+mod demo;
+mod input;
+mod output;
+mod policy;
+mod revoke;
+mod serve;
+mod token;
+mod tools;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, Parser, Subcommand};
+
+use output::Output;
+
+/// How a command ended, where it did not simply succeed.
+#[derive(Debug)]
+pub struct Failure {
+    code: u8,
+    message: String,
+}
+
+impl Failure {
+    const FAILED: u8 = 1;
+    const DENIED: u8 = 3;
+    const NEEDS_APPROVAL: u8 = 4;
+    const MISUSE: u8 = 64;
+    const UNAVAILABLE: u8 = 69;
+    const BAD_CONFIGURATION: u8 = 78;
+
+    fn failed(message: impl ToString) -> Self {
+        Self { code: Self::FAILED, message: message.to_string() }
+    }
+
+    fn misuse(message: impl ToString) -> Self {
+        Self { code: Self::MISUSE, message: message.to_string() }
+    }
+
+    fn unavailable(message: impl ToString) -> Self {
+        Self { code: Self::UNAVAILABLE, message: message.to_string() }
+    }
+
+    fn bad_configuration(message: impl ToString) -> Self {
+        Self { code: Self::BAD_CONFIGURATION, message: message.to_string() }
+    }
+
+    /// The answer was printed and says it all; only the code is left to say.
+    fn silent(code: u8) -> Self {
+        Self { code, message: String::new() }
+    }
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  portcullis demo                                       watch it decide, and kill an agent
+  portcullis serve --policies examples/policies/four-agents
+  portcullis token keygen --out agent.jwk
+  portcullis check --presentation p.json --tool crm/leads.read --args '{\"id\":7}'
+  portcullis revoke agent spiffe://acme.example/agent/sales-assistant --reason \"leaked key\"
+
+Exit codes: 0 ok, 1 failed, 3 denied, 4 needs approval, 64 misuse, 69 unavailable, 78 bad configuration";
+
+/// The policy decision point for AI agents: verified delegation, microsecond decisions, a kill switch that is proved to work.
+#[derive(Debug, Parser)]
+#[command(name = "portcullis", version, after_help = EXAMPLES, propagate_version = true)]
+struct Cli {
+    /// Print one JSON document instead of text, for scripts
+    #[arg(long, global = true)]
+    json: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Show it all in seconds: a server, the four agents, real calls over gRPC, a forged chain, a kill
+    Demo(demo::DemoArgs),
+    /// Run the policy decision point
+    Serve(Box<serve::ServeArgs>),
+    /// Ask for one decision
+    Check(Box<check::CheckArgs>),
+    /// List the tools that a chain may call
+    Tools(tools::ToolsArgs),
+    /// Make and read keys, delegation tokens and proofs
+    #[command(subcommand)]
+    Token(token::TokenCommand),
+    /// Check a policy folder, or put it in force
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
+    /// Pull the kill switch: for an agent, a session, a token, a key, … or everything
+    Revoke(revoke::RevokeArgs),
+    /// Lift a suspension; what is dead stays dead
+    Reinstate(revoke::ReinstateArgs),
+    /// List what is revoked
+    Revocations(revoke::ListArgs),
+}
+
+/// How an administrative command reaches the store and who signs it.
+#[derive(Debug, Args)]
+struct AdminArgs {
+    /// The administration listener of a running server
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7702", conflicts_with = "store")]
+    target: String,
+    /// Open the store itself, for when no server runs: `sqlite:PATH`
+    #[arg(long, value_name = "URL")]
+    store: Option<String>,
+    /// The data folder, where the local operator's key lies
+    #[arg(long, value_name = "DIR", default_value = "portcullis-data")]
+    data: PathBuf,
+    /// The operator's private key, a JWK file; twice for an act that needs two people [default: DATA/local.jwk]
+    #[arg(long, value_name = "FILE", env = "PORTCULLIS_OPERATOR_KEY")]
+    operator_key: Vec<PathBuf>,
+}
+
+/// Runs the command line and says how it ended.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(arguments) {
+        Ok(cli) => cli,
+        Err(error) => {
+            let asked = matches!(error.kind(), clap::error::ErrorKind::DisplayHelp | clap::error::ErrorKind::DisplayVersion);
+            // Printing can only fail where nobody reads; the code still tells.
+            let _ = error.print();
+            return if asked { ExitCode::SUCCESS } else { ExitCode::from(Failure::MISUSE) };
+        }
+    };
+    let output = Output::new(cli.json);
+    match dispatch(cli.command, &output) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            if !failure.message.is_empty() {
+                output.error(&failure.message);
+            }
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn dispatch(command: Command, output: &Output) -> Result<(), Failure> {
+    match command {
+        Command::Serve(arguments) => return serve::run(*arguments),
+        Command::Demo(arguments) => return demo::run(arguments, output),
+        Command::Token(command) => return token::run(command, output),
+        _ => {}
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::failed(format!("the runtime could not be started: {error}")))?;
+    runtime.block_on(async {
+        match command {
+            Command::Check(arguments) => check::run(*arguments, output).await,
+            Command::Tools(arguments) => tools::run(arguments, output).await,
+            Command::Policy(command) => policy::run(command, output).await,
+            Command::Revoke(arguments) => revoke::revoke(arguments, output).await,
+            Command::Reinstate(arguments) => revoke::reinstate(arguments, output).await,
+            Command::Revocations(arguments) => revoke::list(arguments, output).await,
+            Command::Serve(_) | Command::Demo(_) | Command::Token(_) => Ok(()),
+        }
+    })
+}

@@ -1,1 +1,241 @@
-//! To be written.
+//! What `serve` can be told: a file, then the environment, then flags, the later winning. An unknown key is an error.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use crate::model::duration;
+use crate::policy::yaml::{FlatMember, flat};
+
+/// Where the command line, the server and the demo keep their data unless told otherwise.
+pub const DATA_DIR_DEFAULT: &str = "portcullis-data";
+
+/// Everything that `serve` needs to know.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// `sqlite:PATH`; `None`: `sqlite:DATA/store.db`.
+    pub store: Option<String>,
+    /// Keys, audit records, the default store.
+    pub data: PathBuf,
+    /// A policy folder to put in force at start.
+    pub policies: Option<PathBuf>,
+    /// The decisions listener.
+    pub listen: SocketAddr,
+    /// Health and metrics.
+    pub http_listen: SocketAddr,
+    /// The administration listener.
+    pub admin_listen: SocketAddr,
+    /// Audiences that callers may claim; empty: a loopback caller any audience of an issuer document.
+    pub audiences: Vec<String>,
+    /// Whether a root must carry `aud`.
+    pub require_chain_audience: bool,
+    /// Whether a proof must carry `aat_aud`.
+    pub require_proof_audience: bool,
+    /// Serving runtimes, a thread each.
+    pub runtimes: usize,
+    /// The name of this replica in records.
+    pub node: String,
+    /// How long in-flight calls may take to end at shutdown.
+    pub drain_timeout_ms: u64,
+    /// Where OTLP goes; `None`: nowhere.
+    pub otlp_endpoint: Option<String>,
+    /// The part of permits that is traced, 0 to 1; a caller's decision to trace counts in any case.
+    pub trace_ratio: f64,
+    /// What is logged, as in `info,portcullis=debug`.
+    pub log: String,
+    /// Logs as JSON lines.
+    pub log_json: bool,
+    /// Whether this process's logs are set up at all.
+    pub logs: bool,
+    /// Serves the call that does nothing, the baseline of load tests.
+    pub noop: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            store: None,
+            data: PathBuf::from(DATA_DIR_DEFAULT),
+            policies: None,
+            listen: SocketAddr::from(([127, 0, 0, 1], 7700)),
+            http_listen: SocketAddr::from(([127, 0, 0, 1], 7701)),
+            admin_listen: SocketAddr::from(([127, 0, 0, 1], 7702)),
+            audiences: Vec::new(),
+            require_chain_audience: true,
+            require_proof_audience: true,
+            runtimes: 2,
+            node: "local".to_owned(),
+            drain_timeout_ms: 10_000,
+            otlp_endpoint: None,
+            trace_ratio: 0.01,
+            log: "info".to_owned(),
+            log_json: false,
+            logs: true,
+            noop: false,
+        }
+    }
+}
+
+/// Why settings cannot be used. Each a line, with file, line and column where there is a file.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Error(String);
+
+const KEYS: &[&str] = &[
+    "store",
+    "data",
+    "policies",
+    "listen",
+    "http_listen",
+    "admin_listen",
+    "audience",
+    "require_chain_audience",
+    "require_proof_audience",
+    "runtimes",
+    "node",
+    "drain_timeout",
+    "otlp_endpoint",
+    "trace_ratio",
+    "log",
+    "log_json",
+];
+
+/// Largest number of serving runtimes.
+const RUNTIMES_MAX: usize = 64;
+/// Largest file of settings.
+const FILE_BYTES_MAX: u64 = 1024 * 1024;
+
+impl Settings {
+    /// Reads a YAML file on top of the defaults.
+    ///
+    /// # Errors
+    /// Everything that is wrong with it, a line each.
+    pub fn from_file(path: &Path) -> Result<Self, Error> {
+        let shown = path.display().to_string();
+        let cannot = |error: &dyn std::fmt::Display| Error(format!("{shown}: cannot be read: {error}"));
+        let size = std::fs::metadata(path).map_err(|error| cannot(&error))?.len();
+        if size > FILE_BYTES_MAX {
+            return Err(Error(format!("{shown}: {size} bytes: at most {FILE_BYTES_MAX}")));
+        }
+        Self::from_yaml(&std::fs::read(path).map_err(|error| cannot(&error))?, &shown)
+    }
+
+    fn from_yaml(content: &[u8], path: &str) -> Result<Self, Error> {
+        let members = flat(content, path, KEYS).map_err(|diagnostics| {
+            Error(diagnostics.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+        })?;
+        let mut settings = Self::default();
+        let mut wrong = Vec::new();
+        for member in &members {
+            if let Err(problem) = settings.set(member) {
+                wrong.push(format!("{path}:{}:{}: error: {problem}", member.at.line, member.at.column));
+            }
+        }
+        if wrong.is_empty() { Ok(settings) } else { Err(Error(wrong.join("\n"))) }
+    }
+
+    fn set(&mut self, member: &FlatMember) -> Result<(), String> {
+        let name = member.name.as_str();
+        if name == "audience" {
+            self.audiences.clone_from(&member.values);
+            return Ok(());
+        }
+        let [value] = member.values.as_slice() else { return Err(format!("`{name}` takes one value")) };
+        if member.is_list {
+            return Err(format!("`{name}` takes one value, not a list"));
+        }
+        match name {
+            "store" => self.store = Some(value.clone()),
+            "data" => self.data = PathBuf::from(value),
+            "policies" => self.policies = Some(PathBuf::from(value)),
+            "listen" => self.listen = address(name, value)?,
+            "http_listen" => self.http_listen = address(name, value)?,
+            "admin_listen" => self.admin_listen = address(name, value)?,
+            "require_chain_audience" => self.require_chain_audience = truth(name, value)?,
+            "require_proof_audience" => self.require_proof_audience = truth(name, value)?,
+            "runtimes" => self.runtimes = runtimes(value)?,
+            "node" => self.node.clone_from(value),
+            "drain_timeout" => self.drain_timeout_ms = duration::parse_ms(value)?,
+            "otlp_endpoint" => self.otlp_endpoint = Some(value.clone()),
+            "trace_ratio" => self.trace_ratio = ratio(value)?,
+            "log" => self.log.clone_from(value),
+            "log_json" => self.log_json = truth(name, value)?,
+            _ => return Err(format!("unknown key `{name}`")),
+        }
+        Ok(())
+    }
+
+    /// The store's URL.
+    pub fn store_url(&self) -> String {
+        self.store.clone().unwrap_or_else(|| format!("sqlite:{}", self.data.join("store.db").display()))
+    }
+}
+
+/// The path in a store's URL.
+///
+/// # Errors
+/// For any other store than SQLite: this version has no other.
+pub fn sqlite_path(url: &str) -> Result<PathBuf, Error> {
+    match url.strip_prefix("sqlite:") {
+        Some(path) if !path.is_empty() => Ok(PathBuf::from(path.strip_prefix("//").unwrap_or(path))),
+        _ => Err(Error(format!("the store `{url}` is not `sqlite:PATH`, the only kind of store in this version"))),
+    }
+}
+
+fn address(name: &str, value: &str) -> Result<SocketAddr, String> {
+    value.parse().map_err(|_| format!("`{name}`: `{value}` is not HOST:PORT such as 127.0.0.1:7700"))
+}
+
+fn truth(name: &str, value: &str) -> Result<bool, String> {
+    value.parse().map_err(|_| format!("`{name}`: `{value}` is not true or false"))
+}
+
+fn runtimes(value: &str) -> Result<usize, String> {
+    let number = value.parse().ok().filter(|number| (1..=RUNTIMES_MAX).contains(number));
+    number.ok_or_else(|| format!("`runtimes`: `{value}` is not a number from 1 to {RUNTIMES_MAX}"))
+}
+
+fn ratio(value: &str) -> Result<f64, String> {
+    let number = value.parse().ok().filter(|number| (0.0..=1.0).contains(number));
+    number.ok_or_else(|| format!("`trace_ratio`: `{value}` is not a number from 0 to 1"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(yaml: &str, expected: Result<Settings, &str>) {
+        let read = Settings::from_yaml(yaml.as_bytes(), "p.yaml").map_err(|error| error.to_string());
+        assert_eq!(read, expected.map_err(str::to_owned), "{yaml}");
+    }
+
+    #[test]
+    fn files_of_settings() {
+        check("", Ok(Settings::default()));
+        check(
+            "listen: 127.0.0.1:0\naudience: [https://a, https://b]\ndrain_timeout: 3s\nruntimes: 1\n",
+            Ok(Settings {
+                listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+                audiences: vec!["https://a".to_owned(), "https://b".to_owned()],
+                drain_timeout_ms: 3000,
+                runtimes: 1,
+                ..Settings::default()
+            }),
+        );
+        check("node: a\nlissten: x\n", Err("p.yaml:2:1: error: unknown key `lissten`: did you mean `listen`?"));
+        check("listen: nowhere", Err("p.yaml:1:1: error: `listen`: `nowhere` is not HOST:PORT such as 127.0.0.1:7700"));
+        check("runtimes: 0", Err("p.yaml:1:1: error: `runtimes`: `0` is not a number from 1 to 64"));
+        check("runtimes: [1, 2]", Err("p.yaml:1:1: error: `runtimes` takes one value"));
+        check("trace_ratio: 2", Err("p.yaml:1:1: error: `trace_ratio`: `2` is not a number from 0 to 1"));
+        check("listen: {a: 1}", Err("p.yaml:1:1: error: `listen` must be a value or a list of values"));
+    }
+
+    #[test]
+    fn stores() {
+        assert_eq!(Settings::default().store_url(), "sqlite:portcullis-data/store.db");
+        assert_eq!(sqlite_path("sqlite:/tmp/x.db").unwrap(), PathBuf::from("/tmp/x.db"));
+        assert_eq!(sqlite_path("sqlite:///tmp/x.db").unwrap(), PathBuf::from("/tmp/x.db"));
+        for bad in ["sqlite:", "postgres://x", "", "/tmp/x.db"] {
+            assert!(sqlite_path(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,3 +1,10 @@
-//! The program: parses the command line, dispatches, turns errors into exit codes.
+//! The program: hands the command line to `cli` and its exit code to the system.
 
-fn main() {}
+use std::process::ExitCode;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+fn main() -> ExitCode {
+    portcullis::cli::run(std::env::args_os())
+}

@@ -4,6 +4,7 @@
 //! `pdp.rs`, which makes one.
 
 pub mod barrier;
+pub mod connection;
 pub mod constraint;
 pub mod decision;
 pub mod duration;

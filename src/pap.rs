@@ -1,1 +1,238 @@
-//! To be written.
+//! The policy administration point: validated writes, each a signed act of an operator.
+//!
+//! Nothing is written before its signature, its roles and its meaning were checked; what is refused is recorded too. Must not
+//! know protobuf (`api` converts) and must not reach a serving request: what it writes comes back through `store` and `sync`.
+//! Look next at [`authorize`](Admin::authorize), then at `pap/apply.rs`.
+
+mod apply;
+mod authorize;
+mod revoke;
+
+use std::sync::{Arc, Mutex};
+
+pub use apply::{ApplyOutcome, DocumentChange};
+pub use authorize::{Authorized, Method};
+pub use revoke::RevokeRequest;
+
+use crate::audit::{Act, Recorder};
+use crate::model::records::{ActRow, DocumentKey, DocumentRow, Origin, RevocationRow, Write};
+use crate::model::revision::Revision;
+use crate::model::time::Clock;
+pub use crate::policy::diagnostic::Diagnostic as DiagnosticText;
+pub use crate::policy::source::SourceFile as PolicyFile;
+use crate::policy::diagnostic::Diagnostic;
+use crate::store::{self, CommitRequest, Committed, Store, StoredDocument};
+
+/// Why an act was not done. One line each; nothing was written.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// The signature is missing, malformed, altered, stale, replayed or nobody's.
+    #[error("{0}")]
+    Unauthenticated(String),
+    /// The operator lacks the role, or a second operator is needed.
+    #[error("{0}")]
+    PermissionDenied(String),
+    /// What was asked for has no meaning.
+    #[error("{field}: {message}")]
+    Invalid {
+        /// The request's field.
+        field: &'static str,
+        /// What is wrong and what to do.
+        message: String,
+    },
+    /// The policy has errors; nothing of it was applied.
+    #[error("the policy has {} error(s): nothing was applied", .0.iter().filter(|d| d.is_error()).count())]
+    Policy(Vec<Diagnostic>),
+    /// There is no such document.
+    #[error("there is no document `{kind} {id}`")]
+    NotFound {
+        /// The kind asked for.
+        kind: String,
+        /// The id asked for.
+        id: String,
+    },
+    /// The store did not do it.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// The act could not be recorded.
+    #[error("the act could not be recorded in the audit log: see the server's log")]
+    AuditUnavailable,
+}
+
+/// What kind of fault a store's error is, for whoever maps it to a status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreFault {
+    /// Somebody else was first: read again and repeat.
+    Conflict,
+    /// What was asked makes no sense for what is stored.
+    Rejected,
+    /// The store cannot be reached or is not what it was; nothing was written.
+    Unavailable,
+    /// It may or may not have been written.
+    Unknown,
+}
+
+impl Error {
+    /// The kind of a store's fault; `Unavailable` for what is no store's.
+    pub fn store_fault(&self) -> StoreFault {
+        match self {
+            Error::Store(store::Error::Conflict { .. } | store::Error::ActReplayed { .. }) => StoreFault::Conflict,
+            Error::Store(store::Error::Rejected(_)) => StoreFault::Rejected,
+            Error::Store(store::Error::Unknown(_)) => StoreFault::Unknown,
+            _ => StoreFault::Unavailable,
+        }
+    }
+}
+
+/// The door to every administrative act.
+pub struct Admin {
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    recorder: Arc<Recorder>,
+    reads: Mutex<authorize::ReadSignatures>,
+}
+
+impl Admin {
+    /// An administration point over a store; acts are recorded by `recorder`.
+    pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, recorder: Arc<Recorder>) -> Self {
+        Self { store, clock, recorder, reads: Mutex::default() }
+    }
+
+    /// The recorder of acts: the barrier of the connections that administration is served on.
+    pub fn recorder(&self) -> Arc<Recorder> {
+        self.recorder.clone()
+    }
+
+    /// History and newest revision, for whoever is about to sign.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn revision(&self) -> Result<Revision, Error> {
+        Ok(self.store.revision().await?)
+    }
+
+    /// One stored document.
+    ///
+    /// # Errors
+    /// [`Error::NotFound`], or if the store cannot be read.
+    pub async fn document(&self, by: &Authorized, kind: &str, id: &str) -> Result<DocumentRow, Error> {
+        let documents = self.store.documents(Some(kind)).await?.documents;
+        self.record(by, None, "read")?;
+        documents
+            .into_iter()
+            .map(|document| document.row)
+            .find(|row| row.key.id == id)
+            .ok_or_else(|| Error::NotFound { kind: kind.to_owned(), id: id.to_owned() })
+    }
+
+    /// The names of the stored documents, of one kind or all.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn documents(&self, by: &Authorized, kind: Option<&str>) -> Result<Vec<DocumentKey>, Error> {
+        let documents = self.store.documents(kind).await?.documents;
+        self.record(by, None, "read")?;
+        Ok(documents.into_iter().map(|document| document.row.key).collect())
+    }
+
+    /// The newest revocations, at most `limit`, and how many there are in all.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn revocations(&self, by: &Authorized, limit: usize) -> Result<(Revision, Vec<RevocationRow>, u64), Error> {
+        let listed = self.store.revocations(limit).await?;
+        self.record(by, None, "read")?;
+        Ok((listed.revision, listed.rows, listed.total))
+    }
+
+    async fn commit(
+        &self,
+        by: &Authorized,
+        writes: Vec<Write>,
+        expected: Vec<(DocumentKey, Option<u64>)>,
+        reason: &str,
+    ) -> Result<Committed, Error> {
+        let act = ActRow {
+            operators: by.operators().to_vec(),
+            method: by.method().to_owned(),
+            signatures: by.signatures().to_vec(),
+            jtis: by.jtis().to_vec(),
+            reason: reason.to_owned(),
+        };
+        match self.store.commit(CommitRequest { writes, expected, act: Some(act) }).await {
+            Ok(committed) => {
+                self.record(by, Some(&committed.revision), reason)?;
+                Ok(committed)
+            }
+            Err(store::Error::ActReplayed { jti }) => {
+                let error = Error::Unauthenticated(format!("the signed act `{jti}` was used before: sign a new one"));
+                self.record_refused(by.method(), by.operators(), by.peer(), &error)?;
+                Err(error)
+            }
+            Err(error) => {
+                let error = Error::Store(error);
+                self.record_refused(by.method(), by.operators(), by.peer(), &error)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn record(&self, by: &Authorized, revision: Option<&Revision>, reason: &str) -> Result<(), Error> {
+        let revision = revision.map(ToString::to_string);
+        let act = Act {
+            time_unix_ns: self.clock.now().unix_ns,
+            method: by.method(),
+            operators: by.operators(),
+            signatures: by.signatures(),
+            accepted: true,
+            reason,
+            revision: revision.as_deref(),
+            peer: by.peer(),
+        };
+        self.recorder.record_act(&act).map_err(|_| Error::AuditUnavailable)
+    }
+
+    /// Records an act that was refused; every one of them leaves a line.
+    pub(crate) fn record_refused(&self, method: &str, operators: &[String], peer: &str, error: &Error) -> Result<(), Error> {
+        let reason = error.to_string();
+        let act = Act {
+            time_unix_ns: self.clock.now().unix_ns,
+            method,
+            operators,
+            signatures: &[],
+            accepted: false,
+            reason: &reason,
+            revision: None,
+            peer,
+        };
+        self.recorder.record_act(&act).map_err(|_| Error::AuditUnavailable)
+    }
+}
+
+/// Makes the first operator of an empty store, with every role; `None` if the store is not empty.
+///
+/// # Errors
+/// If the store cannot be read or written.
+pub async fn make_first_operator(store: &dyn Store, id: &str, key: &crate::model::jwk::PublicKey) -> Result<Option<Committed>, Error> {
+    let revision = store.revision().await?;
+    if revision.number > 0 {
+        return Ok(None);
+    }
+    let json = format!(
+        r#"{{"id":"{id}","keys":[{}],"kind":"operator","roles":["respond","administer","approve","audit"]}}"#,
+        key.to_jwk()
+    );
+    let document = DocumentKey { kind: "operator".to_owned(), id: id.to_owned() };
+    let row = DocumentRow { key: document.clone(), json, path: String::new(), line: 0, origin: Origin::Api };
+    let request = CommitRequest { writes: vec![Write::PutDocument(row)], expected: vec![(document, None)], act: None };
+    match store.commit(request).await {
+        Ok(committed) => Ok(Some(committed)),
+        // Another process was first: its operator stands.
+        Err(store::Error::Conflict { .. }) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn keyed(documents: Vec<StoredDocument>) -> std::collections::BTreeMap<DocumentKey, StoredDocument> {
+    documents.into_iter().map(|document| (document.row.key.clone(), document)).collect()
+}

@@ -1,1 +1,196 @@
-//! To be written.
+//! The decision: a verified chain, one call, one snapshot, one moment. The file to read first.
+//!
+//! ```text
+//! VerifiedChain ─▶ Prepared (once per chain and snapshot) ─▶ decide [ times ▸ revoked? ▸ narrow ▸ decide ] ─▶ Decision
+//! ```
+//!
+//! INVARIANT: pure. No clock, no randomness, no I/O, no log: `now` is an argument, so a recorded decision can be replayed.
+//! Must not be reached but through `service`, which verifies, checks freshness and proof, and records what comes out.
+//! Look next at `policy/evaluate.rs` for the narrowing and at `service.rs` for what surrounds a decision.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::model::decision::{Decision, Effect};
+use crate::model::reason::Reason;
+use crate::model::request::{Call, Subject};
+use crate::model::time::Now;
+use crate::policy::{Compiled, Resolved};
+use crate::revocation::{Hit, HitMeaning, Key, TargetRef};
+use crate::snapshot::Snapshot;
+use crate::token::{Options, VerifiedChain};
+use crate::token::trust::Trust;
+
+/// A [`VerifiedChain`] with what one snapshot makes of it: pre-hashed revocation keys and permission bits.
+///
+/// Verified against the snapshot's trust; [`Prepared::fits`] says whether a later snapshot still agrees.
+#[derive(Debug)]
+pub struct Prepared {
+    chain: Arc<VerifiedChain>,
+    subject: Subject,
+    trust: Arc<Trust>,
+    policy: Arc<Compiled>,
+    permissions: Resolved,
+    session_too_long: Option<usize>,
+    watched: Vec<Watched>,
+    clean_generation: AtomicU64,
+}
+
+/// One thing whose revocation kills the chain.
+#[derive(Debug)]
+struct Watched {
+    key: Key,
+    hop: Option<usize>,
+    suspended: Reason,
+    watermark: Reason,
+}
+
+/// A generation that no index has: nothing is known to be clean yet.
+const NEVER_CLEAN: u64 = u64::MAX;
+
+impl Prepared {
+    /// Prepares a chain for a snapshot; `None` if it carries no identities (it was verified for conformance only).
+    pub fn new(chain: Arc<VerifiedChain>, snapshot: &Snapshot) -> Option<Self> {
+        let subject = chain.subject()?.clone();
+        let life_s = chain.levels().first().map_or(i64::MAX, |root| root.exp_s.saturating_sub(root.iat_s));
+        let session_too_long =
+            subject.agents.iter().position(|agent| snapshot.session_lifetime_s_max(agent).is_some_and(|max_s| life_s > max_s));
+        Some(Self {
+            watched: watched(&chain, &subject, snapshot),
+            permissions: snapshot.policy().resolve(&subject),
+            trust: snapshot.trust().clone(),
+            policy: snapshot.policy().clone(),
+            clean_generation: AtomicU64::new(NEVER_CLEAN),
+            session_too_long,
+            subject,
+            chain,
+        })
+    }
+
+    /// Whether the snapshot trusts and permits by the very tables that this was prepared with.
+    pub fn fits(&self, snapshot: &Snapshot) -> bool {
+        Arc::ptr_eq(&self.policy, snapshot.policy()) && self.is_trusted_by(snapshot)
+    }
+
+    /// Whether the snapshot trusts by the very table that the chain was verified with.
+    pub fn is_trusted_by(&self, snapshot: &Snapshot) -> bool {
+        Arc::ptr_eq(&self.trust, snapshot.trust())
+    }
+
+    /// The chain.
+    pub fn chain(&self) -> &Arc<VerifiedChain> {
+        &self.chain
+    }
+
+    /// Who it speaks for.
+    pub fn subject(&self) -> &Subject {
+        &self.subject
+    }
+}
+
+/// Decides one call.
+///
+/// Allocates nothing where the answer is an unconditional permit. `Prepared` must fit the snapshot; one that does not is denied.
+pub fn decide(prepared: &Prepared, call: &Call<'_>, snapshot: &Snapshot, now: Now) -> Decision {
+    let number = snapshot.revision().number;
+    if let Some(denial) = barred(prepared, Some(call.tool), snapshot, now) {
+        return denial;
+    }
+    let verdict = snapshot.policy().evaluate(&prepared.permissions, &prepared.subject, call);
+    Decision {
+        effect: verdict.effect,
+        reason: verdict.reason,
+        layer: verdict.layer,
+        hop: verdict.hop,
+        matched: verdict.matched,
+        approvals: verdict.approvals,
+        obligations: verdict.obligations,
+        revision: number,
+    }
+}
+
+/// What a chain can reach of one tool, whatever the arguments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reach {
+    /// The effect; with `maybe` the best that arguments can reach.
+    pub effect: Effect,
+    /// Why.
+    pub reason: Reason,
+    /// Arguments decide.
+    pub maybe: bool,
+}
+
+/// Says for a tool what [`decide`] would, before the arguments are known.
+pub fn reach(prepared: &Prepared, tool: &str, snapshot: &Snapshot, now: Now) -> Reach {
+    if let Some(denial) = barred(prepared, Some(tool), snapshot, now) {
+        return Reach { effect: denial.effect, reason: denial.reason, maybe: false };
+    }
+    let reached = snapshot.policy().reach(&prepared.permissions, &prepared.subject, tool);
+    Reach { effect: reached.effect, reason: reached.reason, maybe: reached.maybe }
+}
+
+/// What stands before policy: the times of the chain, the kill switch, the agents' session limits.
+fn barred(prepared: &Prepared, tool: Option<&str>, snapshot: &Snapshot, now: Now) -> Option<Decision> {
+    let number = snapshot.revision().number;
+    if !prepared.fits(snapshot) {
+        return Some(Decision::deny(Reason::RevisionUnavailable, number));
+    }
+    if let Err(rejection) = prepared.chain.check_times(now, &Options { iat_skew_s: snapshot.iat_skew_s(), ..Options::default() }) {
+        return Some(Decision::deny(rejection.reason, number).at_hop(rejection.hop));
+    }
+    if let Some(denial) = revoked(prepared, tool, snapshot) {
+        return Some(denial);
+    }
+    prepared.session_too_long.map(|hop| Decision::deny(Reason::TokenLifetime, number).at_hop(Some(hop)))
+}
+
+/// The kill switch: every identity and every hop, on every call, cached or not.
+fn revoked(prepared: &Prepared, tool: Option<&str>, snapshot: &Snapshot) -> Option<Decision> {
+    let index = snapshot.revocations();
+    let number = snapshot.revision().number;
+    let root_iat_s = prepared.chain.root_iat_s();
+    // INVARIANT: read before the keys are asked for, so an entry that comes in between moves the generation past this one.
+    let generation = index.generation();
+    if prepared.clean_generation.load(Ordering::Acquire) != generation {
+        for watched in &prepared.watched {
+            if let Some(hit) = index.hit(watched.key, root_iat_s, number) {
+                let reason = if hit.meaning == HitMeaning::Watermark { watched.watermark } else { watched.suspended };
+                return Some(deny_by(&hit, reason, number).at_hop(watched.hop));
+            }
+        }
+        prepared.clean_generation.store(generation, Ordering::Release);
+    }
+    let hit = index.hit(index.key(TargetRef::Tool(tool?)), root_iat_s, number)?;
+    Some(deny_by(&hit, Reason::ToolSuspended, number))
+}
+
+/// A revocation takes effect before a snapshot of its revision exists: the answer names the later of the two.
+fn deny_by(hit: &Hit, reason: Reason, number: u64) -> Decision {
+    Decision::deny(reason, number.max(hit.revision))
+}
+
+fn watched(chain: &VerifiedChain, subject: &Subject, snapshot: &Snapshot) -> Vec<Watched> {
+    let index = snapshot.revocations();
+    let mut watched = Vec::with_capacity(8 + 5 * chain.levels().len());
+    let mut watch = |target: TargetRef<'_>, hop: Option<usize>, suspended: Reason, watermark: Reason| {
+        watched.push(Watched { key: index.key(target), hop, suspended, watermark });
+    };
+    let (issuer, user) = (subject.user.issuer.as_str(), &*subject.user.subject);
+    watch(TargetRef::All, None, Reason::RevokedAll, Reason::RevokedAll);
+    watch(TargetRef::User { issuer, subject: user }, None, Reason::UserSuspended, Reason::RevokedUser);
+    watch(TargetRef::Application(subject.application.as_str()), None, Reason::ApplicationSuspended, Reason::RevokedApplication);
+    for (hop, agent) in subject.agents.iter().map(|agent| agent.as_str()).enumerate() {
+        watch(TargetRef::Agent(agent), Some(hop), Reason::AgentSuspended, Reason::RevokedAgent);
+        let delegation = TargetRef::Delegation { issuer, subject: user, agent };
+        watch(delegation, Some(hop), Reason::RevokedDelegation, Reason::RevokedDelegation);
+    }
+    watch(TargetRef::Session(subject.session.as_str()), None, Reason::RevokedSession, Reason::RevokedSession);
+    watch(TargetRef::Task(subject.task.as_str()), None, Reason::RevokedTask, Reason::RevokedTask);
+    watch(TargetRef::Key(chain.issuer_key()), Some(0), Reason::RevokedKey, Reason::RevokedKey);
+    for (hop, level) in chain.levels().iter().enumerate() {
+        watch(TargetRef::Key(level.holder.thumbprint().as_str()), Some(hop), Reason::RevokedKey, Reason::RevokedKey);
+        watch(TargetRef::Token(&level.jti), Some(hop), Reason::RevokedToken, Reason::RevokedToken);
+        watch(TargetRef::Hop(&level.hop_hash), Some(hop), Reason::RevokedToken, Reason::RevokedToken);
+    }
+    watched
+}

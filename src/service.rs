@@ -1,1 +1,276 @@
-//! To be written.
+//! The only door to `pdp`: loads the view once, verifies, decides, re-checks, records, measures.
+//!
+//! Everything that surrounds a decision and nothing of the decision itself. A warm call does not await. Must not know
+//! protobuf, SQL or sockets. Look next at [`Lane::check`], then at `service/judge.rs`.
+
+mod approval;
+mod chains;
+mod handles;
+mod judge;
+mod listing;
+mod ports;
+mod proofs;
+mod record;
+pub mod request;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+pub use ports::{CatchUp, ProofLedger};
+pub use request::{Answer, CheckRequest, Credential, ListToolsAnswer, ListToolsRequest, Undecided};
+
+use chains::{Chains, KnownChain};
+use handles::Handles;
+use judge::Judged;
+use proofs::{Use, UsedProofs};
+use record::Moment;
+use request::Caller;
+
+use crate::audit::Recorder;
+use crate::model::decision::{Decision, Effect};
+use crate::model::limits::{CHAIN_CACHE_ENTRIES_MAX, PROOF_WINDOW_S};
+use crate::model::reason::Reason;
+use crate::model::time::{Clock, Now};
+use crate::pdp;
+use crate::snapshot::{Freshness, SnapshotCell, View};
+use crate::telemetry::{Metrics, Spans};
+
+/// What can be configured of the service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Audiences that callers of this listener may claim; empty: a loopback caller may claim any audience of an issuer document.
+    pub audiences: Vec<String>,
+    /// Whether the root must carry `aud`.
+    pub require_chain_audience: bool,
+    /// Whether a proof must carry `aat_aud`.
+    pub require_proof_audience: bool,
+    /// Verified chains kept in memory.
+    pub chains_max: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            audiences: Vec::new(),
+            require_chain_audience: true,
+            require_proof_audience: true,
+            chains_max: CHAIN_CACHE_ENTRIES_MAX,
+        }
+    }
+}
+
+/// What the service is bound to; made by `app`.
+pub struct Parts {
+    /// Where the view comes from.
+    pub cell: Arc<SnapshotCell>,
+    /// Uses of proofs of destructive calls, once across the fleet.
+    pub ledger: Arc<dyn ProofLedger>,
+    /// Brings the replica up to a revision.
+    pub catch_up: Arc<dyn CatchUp>,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Where spans go.
+    pub spans: Spans,
+    /// What time it is.
+    pub clock: Arc<dyn Clock>,
+}
+
+/// What all lanes of a process share.
+pub struct Service {
+    parts: Parts,
+    settings: Settings,
+    chains: Chains,
+    handles: Handles,
+    used_proofs: UsedProofs,
+    ready_at: OnceLock<Now>,
+    draining: AtomicBool,
+}
+
+/// The service of one serving runtime, with the recorder whose buffer that runtime's sockets wait for.
+#[derive(Clone)]
+pub struct Lane {
+    service: Arc<Service>,
+    recorder: Arc<Recorder>,
+}
+
+impl Service {
+    /// A service that is not ready until the cell holds a view.
+    pub fn new(parts: Parts, settings: Settings) -> Self {
+        let used_proofs = UsedProofs::new(parts.clock.now());
+        Self {
+            chains: Chains::new(settings.chains_max),
+            handles: Handles::new(),
+            used_proofs,
+            ready_at: OnceLock::new(),
+            draining: AtomicBool::new(false),
+            parts,
+            settings,
+        }
+    }
+
+    /// The service for one serving runtime.
+    pub fn lane(self: &Arc<Self>, recorder: Arc<Recorder>) -> Lane {
+        Lane { service: self.clone(), recorder }
+    }
+
+    /// Says that the first full snapshot is there; proofs made before are refused from now on.
+    pub fn mark_ready(&self) {
+        self.ready_at.get_or_init(|| self.parts.clock.now());
+    }
+
+    /// Whether decisions are given.
+    pub fn is_ready(&self) -> bool {
+        self.ready_at.get().is_some() && !self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Refuses every new call from now on.
+    pub fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// How many verified chains are kept, about.
+    pub fn chains_kept(&self) -> u64 {
+        self.chains.len()
+    }
+
+    fn view(&self) -> Result<View, Undecided> {
+        if self.draining.load(Ordering::Relaxed) {
+            return Err(Undecided::Draining);
+        }
+        if self.ready_at.get().is_none() {
+            return Err(Undecided::NotReady);
+        }
+        self.parts.cell.load().ok_or(Undecided::NotReady)
+    }
+}
+
+impl Lane {
+    /// Decides one call. A denial is an answer.
+    ///
+    /// # Errors
+    /// Only where nothing can be decided: before the first snapshot and while draining.
+    pub async fn check(&self, request: &CheckRequest, caller: &Caller) -> Result<Answer, Undecided> {
+        let service = &*self.service;
+        let started = service.parts.clock.now();
+        let mut view = service.view()?;
+        if let Some(at_least) = &request.at_least {
+            if !service.parts.catch_up.reach(at_least).await {
+                let denied = Judged::denied(Decision::deny(Reason::RevisionUnavailable, view.snapshot.revision().number));
+                return Ok(self.answer(request, caller, &view, denied, started));
+            }
+            view = service.view()?;
+        }
+        let mut judged = service.judge(request, caller, &view, started);
+        if judged.decision.effect != Effect::Deny
+            && let Some(denial) = service.spend_proof(&mut judged, request, &view).await
+        {
+            judged.decision = denial;
+        }
+        Ok(self.answer(request, caller, &view, judged, started))
+    }
+
+    /// Re-checks freshness on the same view, records, and only then gives the answer. Does not await.
+    fn answer(&self, request: &CheckRequest, caller: &Caller, view: &View, mut judged: Judged, started: Now) -> Answer {
+        let service = &*self.service;
+        let now = service.parts.clock.now();
+        let snapshot = &view.snapshot;
+        if judged.decision.effect != Effect::Deny {
+            let destructive = snapshot.tool(&request.tool).is_none_or(|tool| tool.is_destructive());
+            match view.freshness(now) {
+                Freshness::Fresh => {}
+                Freshness::Stale if !destructive => {}
+                _ => judged.decision = Decision::deny(Reason::Stale, snapshot.revision().number),
+            }
+        }
+        let handle = match &judged.chain {
+            Some(chain) if request.want_handle && judged.decision.effect != Effect::Deny => {
+                service.handles.make(chain.clone(), judged.proved, caller.connection_id, now)
+            }
+            _ => None,
+        };
+        let mut answer = self.compose(request, view, &judged, now);
+        answer.handle = handle;
+        let moment = Moment { started, now };
+        if self.record(request, caller, view, &judged, &answer, moment).is_err() {
+            // What cannot be recorded is not permitted.
+            judged.decision = Decision::deny(Reason::AuditUnavailable, snapshot.revision().number);
+            answer = self.compose(request, view, &judged, now);
+        }
+        service.observe(request, &judged, &answer, moment);
+        answer
+    }
+
+    fn compose(&self, request: &CheckRequest, view: &View, judged: &Judged, now: Now) -> Answer {
+        let snapshot = &view.snapshot;
+        let decision = &judged.decision;
+        let approval = match (&judged.chain, &judged.arguments) {
+            (Some(chain), Some(arguments)) if decision.effect == Effect::NeedsApproval => {
+                Some(approval::request(decision, chain.prepared.subject(), &request.tool, arguments, now))
+            }
+            _ => None,
+        };
+        let chain_left_ms = judged.chain.as_ref().map(|chain| {
+            let left_ms = chain.prepared.chain().expires_at_s().saturating_mul(1000).saturating_sub(now.unix_ms());
+            u64::try_from(left_ms).unwrap_or(0)
+        });
+        let mut revision = snapshot.revision().clone();
+        revision.number = decision.revision;
+        Answer {
+            decision_id: uuid::Uuid::now_v7().to_string(),
+            decision: decision.clone(),
+            message: judged.message.clone().unwrap_or_else(|| decision.reason.message().to_owned()),
+            identities: judged.chain.as_ref().map(|chain| chain.identities.clone()),
+            tool_is_registered: snapshot.tool(&request.tool).is_some(),
+            revision: Some(revision),
+            snapshot_age_ms: view.age_ms(now).unwrap_or(u64::MAX),
+            valid_for_ms: view.valid_for_ms(now).min(chain_left_ms.unwrap_or(u64::MAX)),
+            approval,
+            handle: None,
+        }
+    }
+}
+
+impl Service {
+    /// Uses up the proof of a call that would go on; a denial where that cannot be done.
+    ///
+    /// For a destructive tool the use is a compare-and-set in the store. Time passes while it runs: where the revocation
+    /// generation has moved meanwhile, the call is decided again.
+    async fn spend_proof(&self, judged: &mut Judged, request: &CheckRequest, view: &View) -> Option<Decision> {
+        let proof = judged.single_use_proof.as_ref()?;
+        let number = view.snapshot.revision().number;
+        let now = self.parts.clock.now();
+        if self.ready_at.get().is_none_or(|ready_at| proof.iat_s() <= ready_at.unix_s()) {
+            judged.message = Some("the proof was made before this replica was ready: make a new one".to_owned());
+            return Some(Decision::deny(Reason::ProofStale, number));
+        }
+        match self.used_proofs.spend(proof.replay_key(), now) {
+            Use::First => {}
+            Use::Replayed => return Some(Decision::deny(Reason::ProofReplayed, number)),
+            Use::Full => {
+                judged.message = Some("too many proofs are in use on this replica: ask another one, or again in a minute".to_owned());
+                return Some(Decision::deny(Reason::ProofReplayed, number));
+            }
+        }
+        if !judged.destructive {
+            return None;
+        }
+        let generation = view.snapshot.revocations().generation();
+        let expires_at_s = proof.iat_s().saturating_add(2 * PROOF_WINDOW_S);
+        match self.parts.ledger.spend(proof.replay_key(), expires_at_s).await {
+            Ok(true) => {}
+            Ok(false) => return Some(Decision::deny(Reason::ProofReplayed, number)),
+            Err(error) => {
+                tracing::warn!(%error, "a proof could not be spent in the store");
+                judged.message = Some("the use of the proof could not be recorded in the store: ask again with a new proof".to_owned());
+                return Some(Decision::deny(Reason::Stale, number));
+            }
+        }
+        if view.snapshot.revocations().generation() == generation {
+            return None;
+        }
+        let (chain, arguments) = (judged.chain.as_ref()?, judged.arguments.as_ref()?);
+        let call = judge::call(request, arguments);
+        let again = pdp::decide(&chain.prepared, &call, &view.snapshot, self.parts.clock.now());
+        (again.effect == Effect::Deny).then_some(again)
+    }
+}

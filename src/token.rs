@@ -1,1 +1,133 @@
-//! To be written.
+//! The delegation chain: its format, its verification, proof of possession, whom we trust, and how tokens are made.
+//!
+//! Reads untrusted bytes and says either what is wrong with them ([`Rejection`]) or what they prove ([`VerifiedChain`],
+//! which nothing outside this module can make). Formats follow draft-niyikiza-oauth-attenuating-agent-tokens-02 (JWS, Ed25519).
+//!
+//! It must not decide: no policy, no revocation, no memory of proofs, no cache, no clock and no I/O. Reading order:
+//! [`verify()`], which is the order of verification as code, [`trust`], [`verify_proof`], then [`issue`] and [`operator`].
+
+pub mod issue;
+pub mod operator;
+pub mod trust;
+
+mod chain;
+mod claims;
+mod identity;
+mod jws;
+mod key;
+mod presentation;
+mod proof;
+mod sentence;
+mod unverified;
+mod verify;
+
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+
+use crate::model::limits;
+use crate::model::reason::Reason;
+
+pub use chain::{Level, VerifiedChain};
+pub use key::{PrivateKey, PrivateKeyError};
+pub use presentation::{PRESENTATION_BYTES_MAX, Presentation};
+pub use proof::{ProofOf, VerifiedProof, verify_proof};
+pub use unverified::{UnverifiedChain, UnverifiedToken};
+pub use verify::{verify, verify_with};
+
+/// `typ` of every token of a chain.
+pub const TOKEN_TYPE: &str = "aat+jwt";
+/// `typ` of a proof of possession.
+pub const PROOF_TYPE: &str = "aat-pop+jwt";
+/// The only algorithm, by its fully specified name (RFC 9864); the polymorphic `EdDSA` is refused.
+pub const ALGORITHM: &str = "Ed25519";
+/// What stands before a thumbprint in a hop's `iss` (RFC 9278).
+pub const THUMBPRINT_URN_PREFIX: &str = "urn:ietf:params:oauth:jwk-thumbprint:sha-256:";
+
+/// Why a credential is refused: a denial, not an error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    /// The stable code.
+    pub reason: Reason,
+    /// Index of the token at fault, root 0; `None` where no one token is.
+    pub hop: Option<usize>,
+    /// One line: what is wrong, where, and what to do.
+    pub message: String,
+}
+
+impl Rejection {
+    /// A rejection that no one token is to blame for.
+    pub(crate) fn new(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, hop: None, message: message.into() }
+    }
+
+    /// The same rejection with the token at fault.
+    pub(crate) fn at(mut self, hop: usize) -> Self {
+        self.hop = Some(hop);
+        self
+    }
+}
+
+impl fmt::Display for Rejection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.hop {
+            Some(hop) => write!(f, "{}: token {hop}: {}", self.reason, self.message),
+            None => write!(f, "{}: {}", self.reason, self.message),
+        }
+    }
+}
+
+impl std::error::Error for Rejection {}
+
+/// Whether agents must be registered with their keys.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Registry {
+    /// Every level's `act.sub` must be the agent that the level's key is registered for, and the root must carry its identities.
+    #[default]
+    Required,
+    /// Neither is asked for; nothing else is lifted. For conformance runs: such a chain has no subject and decides nothing.
+    Off,
+}
+
+/// What a verifier demands. The defaults are the strictest: everything required.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// Whether agents must be registered.
+    pub registry: Registry,
+    /// Whether the root must carry `aud`.
+    pub require_chain_audience: bool,
+    /// Whether a proof must carry `aat_aud`.
+    pub require_proof_audience: bool,
+    /// The `nonce` that a proof must carry; `None` demands none.
+    pub nonce: Option<String>,
+    /// How far ahead of our clock an `iat` may be.
+    pub iat_skew_s: i64,
+    /// How far a proof's `iat` may be from our clock, either way.
+    pub proof_window_s: i64,
+    /// Size of one token.
+    pub token_bytes_max: usize,
+    /// Size of all tokens of a chain together.
+    pub chain_bytes_max: usize,
+    /// Size of a proof.
+    pub proof_bytes_max: usize,
+    /// Largest `del_depth` and `del_max_depth`; a chain has at most one token more.
+    pub delegation_depth_max: u64,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            registry: Registry::Required,
+            require_chain_audience: true,
+            require_proof_audience: true,
+            nonce: None,
+            iat_skew_s: limits::IAT_SKEW_S,
+            proof_window_s: limits::PROOF_WINDOW_S,
+            token_bytes_max: limits::TOKEN_BYTES_MAX,
+            chain_bytes_max: limits::CHAIN_BYTES_MAX,
+            proof_bytes_max: limits::PROOF_BYTES_MAX,
+            delegation_depth_max: limits::DELEGATION_DEPTH_MAX,
+        }
+    }
+}

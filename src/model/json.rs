@@ -18,6 +18,16 @@ pub const SAFE_INTEGER_MAX: f64 = 9_007_199_254_740_991.0;
 #[error("{0}")]
 pub struct Error(String);
 
+impl Error {
+    /// Whether the value was refused for its nesting, which is a limit, not a fault of form.
+    pub fn is_too_nested(&self) -> bool {
+        self.0.starts_with(TOO_NESTED)
+    }
+}
+
+/// What a message about nesting begins with; no other message of ours or of the parser does.
+const TOO_NESTED: &str = "nested deeper than";
+
 /// A JSON value without duplicate members.
 #[derive(Clone, Debug)]
 pub enum Value {
@@ -284,7 +294,7 @@ struct ValueSeed {
 impl ValueSeed {
     fn deeper<E: serde::de::Error>(self) -> Result<Self, E> {
         if self.depth >= JSON_NESTING_MAX {
-            return Err(E::custom(format_args!("nested deeper than {JSON_NESTING_MAX}")));
+            return Err(E::custom(format_args!("{TOO_NESTED} {JSON_NESTING_MAX}")));
         }
         Ok(Self { depth: self.depth + 1 })
     }
@@ -408,6 +418,8 @@ mod tests {
         ] {
             assert!(parse(text.as_bytes()).is_err(), "{text}");
         }
+        assert!(parse(deep.as_bytes()).is_err_and(|error| error.is_too_nested()));
+        assert!(parse(b"{\"nested deeper than\":1,\"nested deeper than\":1}").is_err_and(|error| !error.is_too_nested()));
         assert!(parse(b"\"\xff\"").is_err());
         assert!(parse_object(b"[]").is_err());
     }

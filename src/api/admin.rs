@@ -1,0 +1,199 @@
+//! Administration over gRPC: conversions around `pap`. Every handler finds the checked signature in the extensions.
+
+use std::sync::Arc;
+
+use tonic::{Code, Request, Response, Status};
+
+use super::r#gen::fleet_service_server::FleetService;
+use super::r#gen::policy_service_server::PolicyService;
+use super::r#gen::revocation_service_server::RevocationService;
+use super::r#gen as wire;
+use super::status::{invalid, status};
+use crate::model::limits::{POLICY_BYTES_MAX, POLICY_FILE_BYTES_MAX, POLICY_FILES_MAX};
+use crate::model::records::{Meaning, RevocationRow, Target};
+use crate::model::revision::{HistoryId, Revision};
+use crate::pap::{Admin, ApplyOutcome, Authorized, DiagnosticText, Error, PolicyFile, RevokeRequest};
+
+/// The administration services over one [`Admin`].
+#[derive(Clone)]
+pub struct AdminApi {
+    admin: Arc<Admin>,
+}
+
+impl AdminApi {
+    /// Serves `admin`.
+    pub fn new(admin: Arc<Admin>) -> Self {
+        Self { admin }
+    }
+}
+
+#[tonic::async_trait]
+impl RevocationService for AdminApi {
+    async fn revoke(&self, request: Request<wire::RevokeRequest>) -> Result<Response<wire::RevokeResponse>, Status> {
+        let by = authorized(&request)?;
+        let request = request.into_inner();
+        let meaning = match wire::RevocationMeaning::try_from(request.meaning) {
+            Ok(wire::RevocationMeaning::Unspecified) => None,
+            Ok(wire::RevocationMeaning::Suspend) => Some(Meaning::Suspend),
+            Ok(wire::RevocationMeaning::Watermark) => Some(Meaning::Watermark),
+            Ok(wire::RevocationMeaning::Dead) => Some(Meaning::Dead),
+            Err(_) => return Err(invalid("meaning", format!("{} is not a meaning", request.meaning))),
+        };
+        let target = request.target.unwrap_or_default();
+        let asked = RevokeRequest { kind: target.kind, key: target.key, meaning, reason: request.reason };
+        let (target, committed) = self.admin.revoke(&by, asked).await?;
+        Ok(Response::new(wire::RevokeResponse {
+            revision: committed.revision.to_string(),
+            target: Some(target_out(&target)),
+            committed_at_unix_ms: committed.unix_ms,
+        }))
+    }
+
+    async fn reinstate(&self, request: Request<wire::ReinstateRequest>) -> Result<Response<wire::ReinstateResponse>, Status> {
+        let by = authorized(&request)?;
+        let request = request.into_inner();
+        let target = request.target.unwrap_or_default();
+        let committed = self.admin.reinstate(&by, &target.kind, &target.key, request.reason).await?;
+        Ok(Response::new(wire::ReinstateResponse {
+            revision: committed.revision.to_string(),
+            committed_at_unix_ms: committed.unix_ms,
+        }))
+    }
+
+    async fn list(
+        &self,
+        request: Request<wire::ListRevocationsRequest>,
+    ) -> Result<Response<wire::ListRevocationsResponse>, Status> {
+        const LISTED_DEFAULT: u32 = 100;
+        const LISTED_MAX: u32 = 1000;
+        let by = authorized(&request)?;
+        let limit = match request.into_inner().limit {
+            0 => LISTED_DEFAULT,
+            limit => limit.min(LISTED_MAX),
+        };
+        let (revision, rows, total) = self.admin.revocations(&by, limit as usize).await?;
+        let revocations = rows.iter().map(|row| revocation_out(row, &revision.history)).collect();
+        Ok(Response::new(wire::ListRevocationsResponse { revocations, total }))
+    }
+}
+
+#[tonic::async_trait]
+impl PolicyService for AdminApi {
+    async fn apply(&self, request: Request<wire::ApplyPolicyRequest>) -> Result<Response<wire::ApplyPolicyResponse>, Status> {
+        let by = authorized(&request)?;
+        let request = request.into_inner();
+        let files = files_in(request.files)?;
+        match self.admin.apply(&by, &files, request.dry_run).await {
+            Ok(outcome) => Ok(Response::new(apply_out(outcome))),
+            Err(Error::Policy(diagnostics)) => {
+                // Every diagnostic, a line each: a client shows them as `policy check` would.
+                let lines: Vec<String> = diagnostics.iter().map(ToString::to_string).collect();
+                let message = format!("the policy has errors, nothing was applied:\n{}", lines.join("\n"));
+                Err(status(Code::InvalidArgument, "POLICY_INVALID", bounded(message)))
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    async fn check(&self, request: Request<wire::CheckPolicyRequest>) -> Result<Response<wire::CheckPolicyResponse>, Status> {
+        let by = authorized(&request)?;
+        let files = files_in(request.into_inner().files)?;
+        let diagnostics = self.admin.check_policy(&by, &files)?.iter().map(diagnostic_out).collect();
+        Ok(Response::new(wire::CheckPolicyResponse { diagnostics }))
+    }
+
+    async fn get(&self, request: Request<wire::GetDocumentRequest>) -> Result<Response<wire::GetDocumentResponse>, Status> {
+        let by = authorized(&request)?;
+        let request = request.into_inner();
+        let row = self.admin.document(&by, &request.kind, &request.id).await?;
+        Ok(Response::new(wire::GetDocumentResponse { document_json: row.json.into(), path: row.path, line: row.line }))
+    }
+
+    async fn list(&self, request: Request<wire::ListDocumentsRequest>) -> Result<Response<wire::ListDocumentsResponse>, Status> {
+        let by = authorized(&request)?;
+        let kind = request.into_inner().kind;
+        let keys = self.admin.documents(&by, Some(kind.as_str()).filter(|kind| !kind.is_empty())).await?;
+        let documents = keys.into_iter().map(|key| wire::DocumentId { kind: key.kind, id: key.id }).collect();
+        Ok(Response::new(wire::ListDocumentsResponse { documents }))
+    }
+}
+
+#[tonic::async_trait]
+impl FleetService for AdminApi {
+    async fn info(&self, _request: Request<wire::InfoRequest>) -> Result<Response<wire::InfoResponse>, Status> {
+        let revision: Revision = self.admin.revision().await?;
+        Ok(Response::new(wire::InfoResponse {
+            history_id: revision.history.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            revision: revision.to_string(),
+        }))
+    }
+}
+
+fn authorized<T>(request: &Request<T>) -> Result<Authorized, Status> {
+    let found = request.extensions().get::<Authorized>().cloned();
+    found.ok_or_else(|| status(Code::Unauthenticated, "UNAUTHENTICATED", "the call is not signed"))
+}
+
+fn files_in(files: Vec<wire::PolicyFile>) -> Result<Vec<PolicyFile>, Status> {
+    if files.len() > POLICY_FILES_MAX {
+        return Err(invalid("files", format!("{} files: at most {POLICY_FILES_MAX}", files.len())));
+    }
+    if let Some(large) = files.iter().find(|file| file.content.len() > POLICY_FILE_BYTES_MAX) {
+        return Err(invalid("files", format!("`{}` is over {POLICY_FILE_BYTES_MAX} bytes", large.path)));
+    }
+    if files.iter().map(|file| file.content.len()).sum::<usize>() > POLICY_BYTES_MAX {
+        return Err(invalid("files", format!("over {POLICY_BYTES_MAX} bytes together")));
+    }
+    Ok(files.into_iter().map(|file| PolicyFile { path: file.path, content: file.content.into() }).collect())
+}
+
+fn apply_out(outcome: ApplyOutcome) -> wire::ApplyPolicyResponse {
+    let changes = outcome.changes.into_iter().map(|change| wire::DocumentChange {
+        change: change.change.to_owned(),
+        kind: change.key.kind,
+        id: change.key.id,
+    });
+    wire::ApplyPolicyResponse {
+        revision: outcome.revision.to_string(),
+        changes: changes.collect(),
+        warnings: outcome.warnings.iter().map(diagnostic_out).collect(),
+    }
+}
+
+fn diagnostic_out(diagnostic: &DiagnosticText) -> wire::Diagnostic {
+    wire::Diagnostic {
+        severity: diagnostic.severity.as_str().to_owned(),
+        path: diagnostic.path.clone(),
+        line: diagnostic.line,
+        column: diagnostic.column,
+        message: diagnostic.message.clone(),
+        help: diagnostic.help.clone().unwrap_or_default(),
+    }
+}
+
+fn revocation_out(row: &RevocationRow, history: &HistoryId) -> wire::Revocation {
+    wire::Revocation {
+        target: Some(target_out(&row.target)),
+        dead: row.dead,
+        suspended: row.suspended,
+        watermark_unix_s: row.watermark_unix_s.unwrap_or(0),
+        reason: row.reason.clone(),
+        revision: Revision { history: history.clone(), number: row.revision }.to_string(),
+    }
+}
+
+fn target_out(target: &Target) -> wire::RevocationTarget {
+    wire::RevocationTarget { kind: target.kind().to_owned(), key: target.parts().into_iter().map(str::to_owned).collect() }
+}
+
+/// gRPC carries a status message in a header: keep it well below the usual limit of 16 KiB.
+fn bounded(mut message: String) -> String {
+    const STATUS_MESSAGE_BYTES_MAX: usize = 3000;
+    if message.len() > STATUS_MESSAGE_BYTES_MAX {
+        let cut = message.floor_char_boundary(STATUS_MESSAGE_BYTES_MAX);
+        message.truncate(cut);
+        message.push_str("\n… (`portcullis policy check` shows all)");
+    }
+    message
+}

@@ -1,0 +1,291 @@
+//! The decision API over gRPC: checks the form of a message, calls the service, writes the answer.
+//!
+//! What is wrong with a message's form is `INVALID_ARGUMENT`; what is wrong with a credential or with arguments is a denial and
+//! the service's business.
+
+use std::pin::Pin;
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _};
+use http::Extensions;
+use tonic::metadata::MetadataMap;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::r#gen as wire;
+use super::r#gen::decision_service_server::DecisionService;
+use super::r#gen::fleet_service_server::FleetService;
+use super::r#gen::{check_request, list_tools_request};
+use super::status::{invalid, too_large};
+use crate::model::connection::PeerInfo;
+use crate::model::decision::{Effect, Evidence};
+use crate::model::json;
+use crate::model::limits::{
+    BATCH_CALLS_MAX, CHAIN_TOKENS_MAX, CONTEXT_BYTES_MAX, ID_BYTES_MAX, LIST_TOOLS_MAX, REQUEST_ID_BYTES_MAX, TOOL_NAME_BYTES_MAX,
+};
+use crate::model::revision::Revision;
+use crate::service::request::{Answer, Caller, CheckRequest, Credential, ListToolsRequest, TraceHeaders};
+use crate::service::{Lane, Undecided};
+
+/// The decision services of one serving runtime.
+#[derive(Clone)]
+pub struct DecisionApi {
+    lane: Lane,
+}
+
+impl DecisionApi {
+    /// Serves a lane.
+    pub fn new(lane: Lane) -> Self {
+        Self { lane }
+    }
+
+    async fn decide(lane: &Lane, message: wire::CheckRequest, caller: &Caller, trace: TraceHeaders) -> Result<wire::CheckResponse, Status> {
+        let request = check_in(message, trace)?;
+        let answer = lane.check(&request, caller).await?;
+        Ok(answer_out(request.request_id, &request.tool, answer))
+    }
+}
+
+#[tonic::async_trait]
+impl DecisionService for DecisionApi {
+    async fn check(&self, request: Request<wire::CheckRequest>) -> Result<Response<wire::CheckResponse>, Status> {
+        let caller = caller(request.extensions());
+        let trace = trace_headers(request.metadata());
+        Ok(Response::new(Self::decide(&self.lane, request.into_inner(), &caller, trace).await?))
+    }
+
+    async fn check_batch(&self, request: Request<wire::CheckBatchRequest>) -> Result<Response<wire::CheckBatchResponse>, Status> {
+        let caller = caller(request.extensions());
+        let trace = trace_headers(request.metadata());
+        let requests = request.into_inner().requests;
+        if requests.len() > BATCH_CALLS_MAX {
+            return Err(too_large("requests", requests.len(), BATCH_CALLS_MAX));
+        }
+        // Every message is checked before the first decision: a batch is decided whole or not at all.
+        let requests = requests.into_iter().map(|message| check_in(message, trace.clone())).collect::<Result<Vec<_>, _>>()?;
+        let mut responses = Vec::with_capacity(requests.len());
+        for request in requests {
+            let answer = self.lane.check(&request, &caller).await?;
+            responses.push(answer_out(request.request_id, &request.tool, answer));
+        }
+        Ok(Response::new(wire::CheckBatchResponse { responses }))
+    }
+
+    type CheckStreamStream = Pin<Box<dyn Stream<Item = Result<wire::CheckResponse, Status>> + Send>>;
+
+    async fn check_stream(&self, request: Request<Streaming<wire::CheckRequest>>) -> Result<Response<Self::CheckStreamStream>, Status> {
+        let caller = caller(request.extensions());
+        let trace = trace_headers(request.metadata());
+        let lane = self.lane.clone();
+        // An item is decided when it is polled, never ahead: an answer's window starts when it can be sent.
+        let answers = request.into_inner().then(move |message| {
+            let (lane, caller, trace) = (lane.clone(), caller.clone(), trace.clone());
+            async move { Self::decide(&lane, message?, &caller, trace).await }
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn list_tools(&self, request: Request<wire::ListToolsRequest>) -> Result<Response<wire::ListToolsResponse>, Status> {
+        let caller = caller(request.extensions());
+        let trace = trace_headers(request.metadata());
+        let message = request.into_inner();
+        if message.tools.len() > LIST_TOOLS_MAX {
+            return Err(too_large("tools", message.tools.len(), LIST_TOOLS_MAX));
+        }
+        for tool in &message.tools {
+            check_length("tools", tool.len(), 1, TOOL_NAME_BYTES_MAX)?;
+        }
+        check_length("request_id", message.request_id.len(), 0, REQUEST_ID_BYTES_MAX)?;
+        let credential = match message.credential {
+            Some(list_tools_request::Credential::Presentation(presentation)) => chain_in(presentation.aat_chain)?,
+            Some(list_tools_request::Credential::Handle(handle)) => handle_in(&handle)?,
+            None => return Err(no_credential()),
+        };
+        let request = ListToolsRequest {
+            request_id: message.request_id,
+            credential,
+            tools: message.tools,
+            audience: audience_in(message.audience)?,
+            trace,
+        };
+        let answer = self.lane.list_tools(&request, &caller).await?;
+        let tools = answer.tools.into_iter().map(|tool| wire::ToolDecision {
+            tool: tool.tool,
+            effect: effect_out(tool.effect).into(),
+            reason: tool.reason.as_str().to_owned(),
+            maybe: tool.maybe,
+        });
+        Ok(Response::new(wire::ListToolsResponse {
+            tools: tools.collect(),
+            decision_id: answer.decision_id,
+            revision: answer.revision.map(|revision| revision.to_string()).unwrap_or_default(),
+            snapshot_age_ms: answer.snapshot_age_ms,
+            valid_for_ms: answer.valid_for_ms,
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl FleetService for DecisionApi {
+    async fn info(&self, _request: Request<wire::InfoRequest>) -> Result<Response<wire::InfoResponse>, Status> {
+        let revision = self.lane.revision().ok_or(Undecided::NotReady)?;
+        Ok(Response::new(wire::InfoResponse {
+            history_id: revision.history.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            revision: revision.to_string(),
+        }))
+    }
+}
+
+/// Who is at the other end, by what the transport knows.
+pub(super) fn caller(extensions: &Extensions) -> Caller {
+    match extensions.get::<PeerInfo>() {
+        Some(peer) => {
+            Caller { connection_id: peer.connection_id, address: peer.address.clone(), is_loopback: peer.is_loopback }
+        }
+        // Nobody known: no right to any audience, no handle that another could use.
+        None => Caller { connection_id: u64::MAX, address: "unknown".into(), is_loopback: false },
+    }
+}
+
+/// The peer for an audit line.
+pub(super) fn peer_text(extensions: &Extensions) -> String {
+    extensions.get::<PeerInfo>().map_or_else(|| "unknown".to_owned(), |peer| peer.address.to_string())
+}
+
+fn trace_headers(metadata: &MetadataMap) -> TraceHeaders {
+    let text = |name: &str| metadata.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    TraceHeaders { parent: text("traceparent"), state: text("tracestate") }
+}
+
+fn check_in(message: wire::CheckRequest, trace: TraceHeaders) -> Result<CheckRequest, Status> {
+    check_length("request_id", message.request_id.len(), 0, REQUEST_ID_BYTES_MAX)?;
+    check_length("tool", message.tool.len(), 1, TOOL_NAME_BYTES_MAX)?;
+    let (credential, chain_proof) = match message.credential {
+        Some(check_request::Credential::Presentation(presentation)) => {
+            (chain_in(presentation.aat_chain)?, Some(presentation.aat_pop).filter(|proof| !proof.is_empty()))
+        }
+        Some(check_request::Credential::Handle(handle)) => (handle_in(&handle)?, None),
+        None => return Err(no_credential()),
+    };
+    let proof = match (chain_proof, Some(message.proof).filter(|proof| !proof.is_empty())) {
+        (Some(_), Some(_)) => return Err(invalid("proof", "stands beside `presentation.aat_pop`: send one proof")),
+        (chain_proof, proof) => chain_proof.or(proof),
+    };
+    let tool_schema_sha256 = match message.tool_schema_sha256.len() {
+        0 => None,
+        length => Some(
+            <[u8; 32]>::try_from(&message.tool_schema_sha256[..])
+                .map_err(|_| invalid("tool_schema_sha256", format!("{length} bytes: 32 raw bytes of SHA-256 are expected")))?,
+        ),
+    };
+    if message.context_json.len() > CONTEXT_BYTES_MAX {
+        return Err(too_large("context_json", message.context_json.len(), CONTEXT_BYTES_MAX));
+    }
+    if !message.context_json.is_empty() {
+        json::parse_object(&message.context_json).map_err(|error| invalid("context_json", error))?;
+    }
+    check_length("at_least", message.at_least.len(), 0, ID_BYTES_MAX)?;
+    let at_least = match message.at_least.as_str() {
+        "" => None,
+        token => Some(token.parse::<Revision>().map_err(|error| invalid("at_least", error))?),
+    };
+    Ok(CheckRequest {
+        request_id: message.request_id,
+        credential,
+        proof,
+        tool: message.tool,
+        tool_schema_sha256,
+        arguments_json: message.arguments_json,
+        audience: audience_in(message.audience)?,
+        at_least,
+        want_handle: message.want_handle,
+        trace,
+    })
+}
+
+fn chain_in(tokens: Vec<Bytes>) -> Result<Credential, Status> {
+    // Far more tokens than any chain may have are not looked at; a few too many are a denial with its reason.
+    if tokens.len() > 8 * CHAIN_TOKENS_MAX {
+        return Err(too_large("presentation.aat_chain", tokens.len(), 8 * CHAIN_TOKENS_MAX));
+    }
+    Ok(Credential::Chain(tokens))
+}
+
+fn handle_in(handle: &Bytes) -> Result<Credential, Status> {
+    let handle = <[u8; 16]>::try_from(&handle[..]);
+    handle.map(Credential::Handle).map_err(|_| invalid("handle", "16 bytes are expected, as an answer gave them"))
+}
+
+fn audience_in(audience: String) -> Result<Option<String>, Status> {
+    check_length("audience", audience.len(), 0, ID_BYTES_MAX)?;
+    Ok(Some(audience).filter(|audience| !audience.is_empty()))
+}
+
+fn check_length(field: &str, bytes: usize, bytes_min: usize, bytes_max: usize) -> Result<(), Status> {
+    if (bytes_min..=bytes_max).contains(&bytes) {
+        return Ok(());
+    }
+    Err(invalid(field, format!("{bytes} bytes: {bytes_min} to {bytes_max} are expected")))
+}
+
+fn no_credential() -> Status {
+    invalid("credential", "is missing: send a presentation or a handle")
+}
+
+fn answer_out(request_id: String, tool: &str, answer: Answer) -> wire::CheckResponse {
+    let decision = &answer.decision;
+    let obligations = answer.obligations().iter().map(|obligation| wire::Obligation {
+        kind: obligation.kind.to_string(),
+        parameters_json: Bytes::copy_from_slice(obligation.parameters_json.as_bytes()),
+    });
+    wire::CheckResponse {
+        request_id,
+        effect: effect_out(decision.effect).into(),
+        reason: decision.reason.as_str().to_owned(),
+        obligations: obligations.collect(),
+        principals: Some(principals_out(tool, &answer)),
+        deciding_layer: decision.layer.map(|layer| layer.as_str().to_owned()).unwrap_or_default(),
+        message: answer.message,
+        decision_id: answer.decision_id,
+        revision: answer.revision.map(|revision| revision.to_string()).unwrap_or_default(),
+        snapshot_age_ms: answer.snapshot_age_ms,
+        valid_for_ms: answer.valid_for_ms,
+        approval: answer.approval.map(|approval| wire::Approval {
+            digest: approval.digest,
+            approvers: approval.approvers.iter().map(ToString::to_string).collect(),
+            expires_at_unix_ms: approval.expires_at_unix_ms,
+        }),
+        handle: answer.handle.map(|handle| Bytes::copy_from_slice(&handle)).unwrap_or_default(),
+    }
+}
+
+fn principals_out(tool: &str, answer: &Answer) -> wire::Principals {
+    let principal = |id: &str, evidence: Evidence| wire::Principal { id: id.to_owned(), evidence: evidence_out(evidence).into() };
+    let verified = |id: &String| principal(id, Evidence::Verified);
+    let tool_evidence = if answer.tool_is_registered { Evidence::Verified } else { Evidence::Attested };
+    let identities = answer.identities.as_deref();
+    wire::Principals {
+        user: identities.map(|identities| verified(&identities.user)),
+        application: identities.map(|identities| verified(&identities.application)),
+        agents: identities.map(|identities| identities.agents.iter().map(verified).collect()).unwrap_or_default(),
+        tool: Some(principal(tool, tool_evidence)),
+        session: identities.map(|identities| verified(&identities.session)),
+        task: identities.map(|identities| verified(&identities.task)),
+    }
+}
+
+fn evidence_out(evidence: Evidence) -> wire::Evidence {
+    match evidence {
+        Evidence::Verified => wire::Evidence::Verified,
+        Evidence::Attested => wire::Evidence::Attested,
+    }
+}
+
+fn effect_out(effect: Effect) -> wire::Effect {
+    match effect {
+        Effect::Permit => wire::Effect::Permit,
+        Effect::Deny => wire::Effect::Deny,
+        Effect::NeedsApproval => wire::Effect::NeedsApproval,
+    }
+}
+

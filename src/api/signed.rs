@@ -1,0 +1,107 @@
+//! The layer before administration: reads a call's message as it came, has its signature checked, and only then lets it on.
+//!
+//! The signature covers the message's bytes as received, so it is checked before they are decoded. Health, reflection and
+//! `FleetService.Info` are unsigned.
+
+use std::convert::Infallible;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use axum::body::Body;
+use http_body_util::{BodyExt as _, Limited};
+use tonic::Status;
+use tower::{Layer, Service};
+
+use super::status::{invalid, too_large};
+use crate::model::limits::POLICY_BYTES_MAX;
+use crate::pap::Admin;
+
+/// Methods that need no signature.
+const UNSIGNED: &[&str] = &["/grpc.health.v1.Health/", "/grpc.reflection.v1.ServerReflection/", "/portcullis.v1.FleetService/Info"];
+
+/// A [`Layer`] that lets only signed acts through; the handler finds [`crate::pap::Authorized`] in the extensions.
+#[derive(Clone)]
+pub struct SignedActs {
+    admin: Arc<Admin>,
+}
+
+impl SignedActs {
+    /// Largest message of an act: a policy folder and its frame.
+    pub const MESSAGE_BYTES_MAX: usize = POLICY_BYTES_MAX + 1024 * 1024;
+
+    /// Has signatures checked by `admin`.
+    pub fn new(admin: Arc<Admin>) -> Self {
+        Self { admin }
+    }
+}
+
+impl<S> Layer<S> for SignedActs {
+    type Service = Signed<S>;
+
+    fn layer(&self, inner: S) -> Signed<S> {
+        Signed { admin: self.admin.clone(), inner }
+    }
+}
+
+/// The service that [`SignedActs`] makes.
+#[derive(Clone)]
+pub struct Signed<S> {
+    admin: Arc<Admin>,
+    inner: S,
+}
+
+impl<S> Service<http::Request<Body>> for Signed<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>, Error = Infallible> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = http::Response<Body>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let ready = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, ready);
+        if UNSIGNED.iter().any(|method| request.uri().path().starts_with(method)) {
+            return Box::pin(inner.call(request));
+        }
+        let admin = self.admin.clone();
+        Box::pin(async move {
+            match authorized(&admin, request).await {
+                Ok(request) => inner.call(request).await,
+                Err(status) => Ok(status.into_http::<tonic::body::Body>().map(Body::new)),
+            }
+        })
+    }
+}
+
+async fn authorized(admin: &Admin, request: http::Request<Body>) -> Result<http::Request<Body>, Status> {
+    let (mut parts, body) = request.into_parts();
+    let path = parts.uri.path().to_owned();
+    let peer = super::decision::peer_text(&parts.extensions);
+    let frame = match Limited::new(body, SignedActs::MESSAGE_BYTES_MAX).collect().await {
+        Ok(collected) => collected.to_bytes(),
+        Err(error) if error.downcast_ref::<http_body_util::LengthLimitError>().is_some() => {
+            return Err(too_large("message", SignedActs::MESSAGE_BYTES_MAX + 1, SignedActs::MESSAGE_BYTES_MAX));
+        }
+        Err(error) => return Err(invalid("message", format!("could not be read: {error}"))),
+    };
+    // A gRPC frame: one byte that says compressed, four that say how long, the message.
+    let message = match frame.split_first_chunk::<5>() {
+        Some(([0, length @ ..], message)) if u32::from_be_bytes(*length) as usize == message.len() => message,
+        _ => return Err(invalid("message", "one uncompressed message is expected")),
+    };
+    let mut authorizations = Vec::new();
+    for value in parts.headers.get_all(http::header::AUTHORIZATION) {
+        authorizations.push(value.to_str().map_err(|_| invalid("authorization", "is not text"))?);
+    }
+    let authorized = admin.authorize(&path, message, &authorizations, &peer).await?;
+    parts.extensions.insert(authorized);
+    Ok(http::Request::from_parts(parts, Body::from(frame)))
+}

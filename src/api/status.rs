@@ -1,0 +1,59 @@
+//! Errors as gRPC status, in one place: a code, one line, and `google.rpc.ErrorInfo{reason, domain: "portcullis"}`.
+
+use std::collections::HashMap;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::pap;
+use crate::service::Undecided;
+
+const DOMAIN: &str = "portcullis";
+
+/// A status with its machine-readable reason.
+pub(super) fn status(code: Code, reason: &str, message: impl Into<String>) -> Status {
+    let details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+    Status::with_error_details(code, message, details)
+}
+
+/// A malformed field of a request.
+pub(super) fn invalid(field: &str, message: impl std::fmt::Display) -> Status {
+    let mut details = ErrorDetails::with_error_info("INVALID_ARGUMENT", DOMAIN, HashMap::new());
+    details.add_bad_request_violation(field, message.to_string());
+    Status::with_error_details(Code::InvalidArgument, format!("{field}: {message}"), details)
+}
+
+/// Over a limit.
+pub(super) fn too_large(field: &str, bytes: usize, bytes_max: usize) -> Status {
+    status(Code::ResourceExhausted, "LIMIT_EXCEEDED", format!("{field}: {bytes} is over the limit of {bytes_max}"))
+}
+
+impl From<Undecided> for Status {
+    fn from(undecided: Undecided) -> Self {
+        let reason = match undecided {
+            Undecided::NotReady => "NOT_READY",
+            Undecided::Draining => "DRAINING",
+        };
+        status(Code::Unavailable, reason, undecided.to_string())
+    }
+}
+
+impl From<pap::Error> for Status {
+    fn from(error: pap::Error) -> Self {
+        let message = error.to_string();
+        match error {
+            pap::Error::Unauthenticated(_) => status(Code::Unauthenticated, "UNAUTHENTICATED", message),
+            pap::Error::PermissionDenied(_) => status(Code::PermissionDenied, "PERMISSION_DENIED", message),
+            pap::Error::Invalid { field, message } => invalid(field, message),
+            pap::Error::Policy(_) => status(Code::InvalidArgument, "POLICY_INVALID", message),
+            pap::Error::NotFound { .. } => status(Code::NotFound, "NOT_FOUND", message),
+            pap::Error::AuditUnavailable => status(Code::Unavailable, "AUDIT_UNAVAILABLE", message),
+            pap::Error::Store(_) => match error.store_fault() {
+                pap::StoreFault::Conflict => status(Code::Aborted, "CONFLICT", message),
+                pap::StoreFault::Rejected => status(Code::FailedPrecondition, "REJECTED", message),
+                pap::StoreFault::Unavailable => status(Code::Unavailable, "STORE_UNAVAILABLE", message),
+                pap::StoreFault::Unknown => status(Code::Unknown, "COMMIT_UNKNOWN", message),
+            },
+        }
+    }
+}

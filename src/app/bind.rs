@@ -1,0 +1,175 @@
+//! How the parts are bound: the service's ports over the store and the follower, the first operator, the gauges.
+
+use std::fs::{DirBuilder, OpenOptions};
+use std::io::Write as _;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use prost::Message as _;
+use zeroize::Zeroizing;
+
+use super::{Error, policy_files};
+use crate::api::r#gen as wire;
+use crate::audit;
+use crate::config;
+use crate::model::revision::Revision;
+use crate::model::time::{Clock, SystemClock};
+use crate::pap::{self, Admin};
+use crate::service::{CatchUp, ProofLedger, Service};
+use crate::snapshot::SnapshotCell;
+use crate::store::Store;
+use crate::store::sqlite::SqliteStore;
+use crate::sync::status::Status;
+use crate::telemetry::Metrics;
+use crate::token::PrivateKey;
+use crate::token::operator::{self, Expected};
+
+/// How long a caller who names a revision waits for it.
+const CATCH_UP_TIMEOUT: Duration = Duration::from_millis(300);
+/// The file of the first operator's key.
+const LOCAL_KEY_FILE: &str = "local.jwk";
+/// The id of the first operator.
+const LOCAL_OPERATOR: &str = "local";
+
+/// Proofs of destructive calls, spent in the store.
+pub(super) struct StoreLedger(pub(super) Arc<dyn Store>);
+
+#[async_trait]
+impl ProofLedger for StoreLedger {
+    async fn spend(&self, key: [u8; 32], expires_at_unix_s: i64) -> Result<bool, String> {
+        self.0.spend(key, expires_at_unix_s).await.map_err(|error| error.to_string())
+    }
+}
+
+/// `at_least`, by the follower: revocations and policy both.
+pub(super) struct FollowerCatchUp {
+    pub(super) status: Status,
+    pub(super) cell: Arc<SnapshotCell>,
+}
+
+#[async_trait]
+impl CatchUp for FollowerCatchUp {
+    async fn reach(&self, revision: &Revision) -> bool {
+        let reached = |cell: &SnapshotCell| {
+            cell.load().is_some_and(|view| {
+                let at = view.snapshot.revision();
+                at.history == revision.history
+                    && at.number >= revision.number
+                    && view.snapshot.policy_number() >= revision.number.min(at.number)
+            })
+        };
+        if reached(&self.cell) {
+            return true;
+        }
+        self.status.wait_for(revision, CATCH_UP_TIMEOUT).await.is_ok() && reached(&self.cell)
+    }
+}
+
+/// Makes a folder that only its owner reads.
+pub(super) fn make_private_dir(path: &Path) -> Result<(), Error> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(|error| {
+        Error::Configuration(format!("--data: the folder `{}` cannot be made: {error}", path.display()))
+    })
+}
+
+/// Opens the store that a URL names.
+pub(super) async fn open_store(url: &str, clock: Arc<dyn Clock>) -> Result<Arc<dyn Store>, Error> {
+    let path = config::sqlite_path(url)?;
+    Ok(Arc::new(SqliteStore::open(&path, clock)?))
+}
+
+/// Makes the operator `local` of an empty store; its key lies in the data folder, readable by its owner only.
+pub(super) async fn first_operator(store: &dyn Store, data: &Path) -> Result<(), Error> {
+    if store.revision().await?.number > 0 {
+        return Ok(());
+    }
+    let path = data.join(LOCAL_KEY_FILE);
+    let key = if path.exists() { read_key(&path)? } else { make_key(&path)? };
+    match pap::make_first_operator(store, LOCAL_OPERATOR, key.public_key()).await {
+        Ok(Some(_)) => tracing::info!(key = %path.display(), "made the first operator `{LOCAL_OPERATOR}`"),
+        Ok(None) => {}
+        Err(error) => return Err(Error::Configuration(error.to_string())),
+    }
+    Ok(())
+}
+
+/// Puts a policy folder in force, as an act that the local operator signs.
+pub(super) async fn apply_folder(admin: &Admin, folder: &Path, data: &Path) -> Result<Revision, Error> {
+    const METHOD: &str = "/portcullis.v1.PolicyService/Apply";
+    let files = policy_files(folder)?;
+    let key = read_key(&data.join(LOCAL_KEY_FILE))?;
+    let wire_files = files.iter().map(|file| wire::PolicyFile { path: file.path.clone(), content: file.content.clone().into() });
+    let message = wire::ApplyPolicyRequest { files: wire_files.collect(), dry_run: false }.encode_to_vec();
+    let refused = |error: pap::Error| match error {
+        pap::Error::Policy(diagnostics) => {
+            let lines: Vec<String> = diagnostics.iter().map(ToString::to_string).collect();
+            Error::Configuration(format!("--policies: nothing of `{}` was applied:\n{}", folder.display(), lines.join("\n")))
+        }
+        other => Error::Configuration(format!("--policies: `{}` was not applied: {other}", folder.display())),
+    };
+    let history = admin.revision().await.map_err(refused)?.history;
+    let expected = Expected { audience: history.as_str(), method: METHOD, message: &message };
+    let authorization = format!("Operator {}", operator::sign(&key, &expected, SystemClock.now()));
+    let by = admin.authorize(METHOD, &message, &[&authorization], "start").await.map_err(refused)?;
+    let outcome = admin.apply(&by, &files, false).await.map_err(refused)?;
+    for warning in &outcome.warnings {
+        tracing::warn!("{warning}");
+    }
+    tracing::info!(revision = %outcome.revision, changes = outcome.changes.len(), "the policy folder is in force");
+    Ok(outcome.revision)
+}
+
+/// Figures that are read when somebody looks.
+pub(super) fn register_gauges(
+    metrics: &Metrics,
+    cell: &Arc<SnapshotCell>,
+    clock: &Arc<dyn Clock>,
+    service: &Arc<Service>,
+    log: &Arc<audit::Log>,
+) {
+    use crate::telemetry::names;
+    let of_view = |read: fn(&crate::snapshot::View, crate::model::time::Now) -> f64| {
+        let (cell, clock) = (cell.clone(), clock.clone());
+        move || cell.load().map_or(0.0, |view| read(&view, clock.now()))
+    };
+    let age_s = of_view(|view, now| view.age_ms(now).map_or(f64::INFINITY, |age_ms| age_ms as f64 / 1000.0));
+    metrics.gauge(names::SNAPSHOT_AGE, "Seconds since the proof that the snapshot is current.", age_s);
+    let revision = of_view(|view, _| view.snapshot.revision().number as f64);
+    metrics.gauge(names::REVISION, "Number of the revision that decides.", revision);
+    let revocations = of_view(|view, _| view.snapshot.revocations().len() as f64);
+    metrics.gauge(names::REVOCATIONS, "Revocations in memory.", revocations);
+    let false_positives = of_view(|view, _| view.snapshot.revocations().false_positive_rate());
+    metrics.gauge(names::FALSE_POSITIVE_RATE, "Estimated part of lookups that the filter lets through for nothing.", false_positives);
+    let state = of_view(|view, now| f64::from(view.freshness(now) as u8));
+    metrics.gauge(names::REPLICA_STATE, "0 fresh, 1 stale, 2 closed.", state);
+    let chains = service.clone();
+    metrics.gauge(names::CHAINS_KEPT, "Verified chains kept.", move || chains.chains_kept() as f64);
+    let pending = log.clone();
+    metrics.gauge(names::AUDIT_PENDING, "Bytes of audit records that wait for a socket write.", move || pending.status().pending_bytes as f64);
+}
+
+fn read_key(path: &Path) -> Result<PrivateKey, Error> {
+    let failed = |error: &dyn std::fmt::Display| {
+        let hint = "this store was made with another data folder: name that one with --data, or use an operator's own key";
+        Error::Configuration(format!("the local operator's key `{}` cannot be used: {error}; {hint}", path.display()))
+    };
+    let content = Zeroizing::new(std::fs::read(path).map_err(|error| failed(&error))?);
+    PrivateKey::from_jwk(&content).map_err(|error| failed(&error))
+}
+
+fn make_key(path: &Path) -> Result<PrivateKey, Error> {
+    let failed = |error: &dyn std::fmt::Display| {
+        Error::Configuration(format!("the local operator's key `{}` cannot be made: {error}", path.display()))
+    };
+    let key = PrivateKey::generate().map_err(|error| failed(&error))?;
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        file.write_all(key.to_jwk().as_bytes())?;
+        file.sync_all()
+    };
+    write().map_err(|error: std::io::Error| failed(&error))?;
+    Ok(key)
+}

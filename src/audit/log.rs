@@ -1,0 +1,214 @@
+//! The audit folder: one append-only file for each recorder of each process start, and the thread that syncs them.
+//!
+//! A file has one writer, so lines of two runtimes, or of two processes, never interleave; names begin with the time of the
+//! start, so that sorted by name they are in order. The thread does what no request may wait for: it syncs, writes what no
+//! socket write followed, and tries again what failed. Look next at `recorder.rs`.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::model::time::Clock;
+
+use super::Error;
+use super::recorder::{Recorder, Sink};
+
+/// How much may wait and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Records that a recorder holds before it refuses; about 5,000 of them by default.
+    pub buffer_bytes_max: usize,
+    /// How often files are synced: what a loss of power may cost.
+    pub sync_interval_ms: u64,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { buffer_bytes_max: 4 * 1024 * 1024, sync_interval_ms: 20 }
+    }
+}
+
+/// What `app` shows of the log as metrics and readiness.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Whether every recorder takes records.
+    pub healthy: bool,
+    /// Bytes that wait in buffers.
+    pub pending_bytes: usize,
+    /// Records taken since the start.
+    pub records: u64,
+    /// How often writing failed.
+    pub failures: u64,
+}
+
+/// An open audit folder. Dropping it writes and syncs what is left.
+pub struct Log {
+    directory: PathBuf,
+    node: Box<str>,
+    settings: Settings,
+    started_unix_ms: i64,
+    recorders: Arc<Mutex<Vec<Entry>>>,
+    /// Dropped to end the thread.
+    stop: Mutex<Option<SyncSender<()>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Entry {
+    recorder: Arc<Recorder>,
+    path: PathBuf,
+}
+
+impl Log {
+    /// Opens `directory`, made with mode 0700 if it is not there, for the node's records.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the folder cannot be made or its mode not set, [`Error::Thread`].
+    pub fn open(directory: &Path, node: &str, clock: &dyn Clock) -> Result<Arc<Self>, Error> {
+        Self::open_with(directory, node, clock, Settings::default())
+    }
+
+    /// As [`Log::open`], with other limits.
+    ///
+    /// # Errors
+    /// As [`Log::open`].
+    pub fn open_with(directory: &Path, node: &str, clock: &dyn Clock, settings: Settings) -> Result<Arc<Self>, Error> {
+        let failed = |action| move |source| Error::Io { action, path: directory.to_owned(), source };
+        DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed("make the folder"))?;
+        std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700)).map_err(failed("set the mode of"))?;
+        let recorders = Arc::new(Mutex::new(Vec::new()));
+        let (stop, stopped) = sync_channel::<()>(0);
+        let tended = Arc::clone(&recorders);
+        let interval = Duration::from_millis(settings.sync_interval_ms.max(1));
+        let thread = std::thread::Builder::new()
+            .name("portcullis-audit".to_owned())
+            .spawn(move || {
+                while stopped.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
+                    let recorders: Vec<_> = lock(&tended).iter().map(|entry: &Entry| Arc::clone(&entry.recorder)).collect();
+                    recorders.iter().for_each(|recorder| recorder.tend());
+                }
+            })
+            .map_err(Error::Thread)?;
+        Ok(Arc::new(Self {
+            directory: directory.to_owned(),
+            node: node.into(),
+            settings,
+            started_unix_ms: clock.now().unix_ms(),
+            recorders,
+            stop: Mutex::new(Some(stop)),
+            thread: Mutex::new(Some(thread)),
+        }))
+    }
+
+    /// Makes a recorder with a file of its own, mode 0600: one for each serving runtime and one for administration.
+    ///
+    /// `name` becomes a part of the file's name; what is not a letter, digit or hyphen becomes a hyphen.
+    ///
+    /// # Errors
+    /// [`Error::Io`] where the file cannot be made.
+    pub fn recorder(&self, name: &str) -> Result<Arc<Recorder>, Error> {
+        let (file, path) = self.create_file(name)?;
+        let recorder = Arc::new(Recorder::new(&self.node, self.settings.buffer_bytes_max, Box::new(FileSink(file))));
+        lock(&self.recorders).push(Entry { recorder: Arc::clone(&recorder), path });
+        Ok(recorder)
+    }
+
+    /// How the log is doing.
+    pub fn status(&self) -> Status {
+        use crate::model::barrier::WriteBarrier as _;
+        let mut status = Status { healthy: true, pending_bytes: 0, records: 0, failures: 0 };
+        for Entry { recorder, .. } in lock(&self.recorders).iter() {
+            status.healthy &= recorder.is_healthy();
+            status.pending_bytes += recorder.pending_bytes();
+            status.records += recorder.records();
+            status.failures += recorder.failures();
+        }
+        status
+    }
+
+    /// Writes and syncs everything and ends the thread; files that stayed empty are removed. Later records are still
+    /// written by the barrier, but no longer synced.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for the first file that could not be finished.
+    pub fn shutdown(&self) -> Result<(), Error> {
+        drop(lock(&self.stop).take());
+        if let Some(thread) = lock(&self.thread).take() {
+            // It ends only by returning; there is nothing to learn from it.
+            let _ = thread.join();
+        }
+        let mut outcome = Ok(());
+        for Entry { recorder, path } in lock(&self.recorders).iter() {
+            if let Err(source) = recorder.finish() {
+                outcome = outcome.and(Err(Error::Io { action: "finish", path: path.clone(), source }));
+            }
+            if recorder.records() == 0 {
+                // An empty file that stays does no harm.
+                let _ = std::fs::remove_file(path);
+            }
+        }
+        outcome
+    }
+
+    fn create_file(&self, name: &str) -> Result<(File, PathBuf), Error> {
+        let plain = |text: &str| -> String {
+            text.chars().take(64).map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' }).collect()
+        };
+        let stem = format!("{:015}-{}-{}", self.started_unix_ms, plain(&self.node), plain(name));
+        let mut attempt = 0_u32;
+        loop {
+            // Two starts in one millisecond, or a clock that was set back.
+            let suffix = if attempt == 0 { String::new() } else { format!("-{attempt}") };
+            let path = self.directory.join(format!("{stem}{suffix}.jsonl"));
+            match OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path) {
+                Ok(file) => {
+                    // The name of the file must outlast a loss of power as its content does.
+                    let synced = File::open(&self.directory).and_then(|directory| directory.sync_all());
+                    synced.map_err(|source| Error::Io { action: "sync", path: self.directory.clone(), source })?;
+                    return Ok((file, path));
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < 1_000 => attempt += 1,
+                Err(source) => return Err(Error::Io { action: "make the file", path, source }),
+            }
+        }
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        if let Err(error) = self.shutdown() {
+            tracing::error!(%error, "audit log: not finished");
+        }
+    }
+}
+
+impl std::fmt::Debug for Log {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Log").field("directory", &self.directory).field("status", &self.status()).finish()
+    }
+}
+
+/// A file opened to append.
+pub(super) struct FileSink(pub(super) File);
+
+impl Sink for FileSink {
+    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        (&self.0).write(bytes)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        match self.0.sync_data() {
+            // A pipe or a device keeps nothing that could be synced.
+            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+            outcome => outcome,
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

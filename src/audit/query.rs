@@ -1,0 +1,125 @@
+//! Reads the log back, line by line, for an investigator and for tests.
+//!
+//! It follows no index: a folder is read from its first file to its last, and memory holds one line. A damaged line is an
+//! error of its own and the reading goes on behind it. Look next at `record.rs`, which says what the members mean.
+
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read as _};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::Error;
+
+/// A line longer than this is not a record.
+pub const LINE_BYTES_MAX: u64 = 4 * 1024 * 1024;
+
+/// Every record of a folder, in order of the files' names and within a file as written.
+///
+/// # Errors
+/// [`Error::Io`] where the folder cannot be listed; then each item says for itself whether it could be read.
+pub fn read_dir(directory: &Path) -> Result<impl Iterator<Item = Result<Value, Error>> + use<>, Error> {
+    let failed = |source| Error::Io { action: "list", path: directory.to_owned(), source };
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.extension().is_some_and(|extension| extension == "jsonl") {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths.into_iter().flat_map(|path| {
+        let (lines, error) = match read_file(&path) {
+            Ok(lines) => (Some(lines), None),
+            Err(error) => (None, Some(Err(error))),
+        };
+        error.into_iter().chain(lines.into_iter().flatten())
+    }))
+}
+
+/// Every record of one file, as written.
+///
+/// # Errors
+/// [`Error::Io`] where it cannot be opened.
+pub fn read_file(path: &Path) -> Result<Lines, Error> {
+    let file = File::open(path).map_err(|source| Error::Io { action: "open", path: path.to_owned(), source })?;
+    Ok(Lines { path: path.to_owned(), reader: BufReader::new(file), line: 0, over: false })
+}
+
+/// The records of one file.
+#[derive(Debug)]
+pub struct Lines {
+    path: PathBuf,
+    reader: BufReader<File>,
+    line: u64,
+    over: bool,
+}
+
+impl Iterator for Lines {
+    type Item = Result<Value, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.over {
+            return None;
+        }
+        let mut bytes = Vec::new();
+        self.line += 1;
+        let outcome = self.reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut bytes);
+        // Nothing that follows these can be told apart from a line's middle.
+        self.over = outcome.is_err() || bytes.last() != Some(&b'\n');
+        let (path, line) = (self.path.clone(), self.line);
+        match outcome {
+            Err(source) => Some(Err(Error::Io { action: "read", path, source })),
+            Ok(0) => None,
+            Ok(_) if bytes.last() == Some(&b'\n') => Some(match serde_json::from_slice(&bytes) {
+                Ok(value @ Value::Object(_)) => Ok(value),
+                Ok(_) => Err(Error::Line { path, line, problem: "not an object".to_owned() }),
+                Err(error) => Err(Error::Line { path, line, problem: error.to_string() }),
+            }),
+            Ok(count) if count as u64 == LINE_BYTES_MAX => {
+                Some(Err(Error::Line { path, line, problem: format!("longer than {LINE_BYTES_MAX} bytes") }))
+            }
+            Ok(_) => Some(Err(Error::Unfinished { path, line })),
+        }
+    }
+}
+
+/// Which records to show; an empty filter shows all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Filter {
+    /// A path of member names with dots between them (`principals.agents.id`, `reason`) and the text there; all must hold.
+    /// Where the path leads through a list, one of its items is enough.
+    pub members: Vec<(String, String)>,
+    /// At or after.
+    pub from_unix_ns: Option<i64>,
+    /// Before.
+    pub to_unix_ns: Option<i64>,
+}
+
+impl Filter {
+    /// Whether a record is shown.
+    pub fn matches(&self, record: &Value) -> bool {
+        let time = record.get("time_unix_ns").and_then(Value::as_i64);
+        let bound = |bound: Option<i64>, holds: fn(i64, i64) -> bool| {
+            bound.is_none_or(|bound| time.is_some_and(|time| holds(time, bound)))
+        };
+        bound(self.from_unix_ns, |time, from| time >= from)
+            && bound(self.to_unix_ns, |time, to| time < to)
+            && self.members.iter().all(|(path, text)| leads_to(record, path, text))
+    }
+}
+
+fn leads_to(value: &Value, path: &str, text: &str) -> bool {
+    match value {
+        Value::Array(items) => items.iter().any(|item| leads_to(item, path, text)),
+        Value::Object(members) if !path.is_empty() => {
+            let (first, rest) = path.split_once('.').unwrap_or((path, ""));
+            members.get(first).is_some_and(|member| leads_to(member, rest, text))
+        }
+        _ if !path.is_empty() => false,
+        Value::String(string) => string == text,
+        Value::Object(_) | Value::Null => false,
+        Value::Bool(flag) => text == if *flag { "true" } else { "false" },
+        Value::Number(number) => format!("{number}") == text,
+    }
+}

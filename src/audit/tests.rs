@@ -1,0 +1,426 @@
+//! Records as a JSON parser reads them, and the barrier over sinks that fail.
+
+use std::fs::OpenOptions;
+use std::io;
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::{Arc, Mutex};
+
+use serde_json::{Value, json};
+
+use crate::model::barrier::WriteBarrier as _;
+use crate::model::decision::{Effect, EntryRef, Evidence, Obligation};
+use crate::model::reason::{Layer, Reason};
+use crate::model::revision::HistoryId;
+use crate::model::time::{ManualClock, SystemClock};
+
+use super::log::FileSink;
+use super::query::{Filter, read_dir, read_file};
+use super::recorder::{Recorder, Sink};
+use super::*;
+
+const DIGEST: [u8; 32] = [7; 32];
+const DIGEST_TEXT: &str = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc";
+
+fn verified(id: &str) -> Principal<'_> {
+    Principal { id, evidence: Evidence::Verified }
+}
+
+fn bare<'a>(history: &'a HistoryId, chain: &'a Fragment) -> Record<'a> {
+    Record {
+        time_unix_ns: 1_700_000_000_000_000_001,
+        method: "Check",
+        decision_id: "d1",
+        request_id: "",
+        trace_id: None,
+        effect: Effect::Deny,
+        reason: Reason::TokenMalformed,
+        deciding_layer: Some(Layer::Identity),
+        hop: None,
+        matched: None,
+        chain,
+        tool: None,
+        arguments_sha256: None,
+        proof_jti: None,
+        approval_digest: None,
+        obligations: &[],
+        gateway: "127.0.0.1:1",
+        history,
+        revision: 42,
+        snapshot_digest: "ab",
+        snapshot_age_ms: 3,
+        latency_ns: 900,
+    }
+}
+
+/// What a JSON parser makes of the line that `write` appends.
+fn parsed(write: impl FnOnce(&mut Vec<u8>)) -> Value {
+    let mut line = Vec::new();
+    write(&mut line);
+    assert_eq!(line.iter().filter(|byte| **byte == b'\n').count(), 1, "one line");
+    assert_eq!(line.last(), Some(&b'\n'));
+    serde_json::from_slice(&line).unwrap()
+}
+
+#[test]
+fn a_decision_says_everything_that_is_known() {
+    let history = HistoryId::new("h");
+    let level =
+        Level { jti: "j1", hop_hash: &DIGEST, holder_thumbprint: "t1", issuer: "https://i", expires_at_unix_s: 1_700_000_300 };
+    let chain = Fragment::new(&ChainFacts {
+        user: Some(verified("[\"https://i\",\"ada\"]")),
+        application: Some(Principal { id: "crm", evidence: Evidence::Attested }),
+        agents: &[verified("spiffe://a/1"), verified("spiffe://a/2")],
+        session: Some(verified("s1")),
+        task: Some(verified("x1")),
+        levels: &[level, Level { jti: "j2", ..level }],
+    });
+    let matched = EntryRef { kind: "group", id: "sales".into(), entry: "deny crm/*".into() };
+    let obligation = Obligation { kind: "redact".into(), parameters_json: "{\"fields\":[\"a\"]}".into() };
+    let record = Record {
+        request_id: "r1",
+        trace_id: Some([0xab; 16]),
+        effect: Effect::NeedsApproval,
+        reason: Reason::ApprovalRequired,
+        deciding_layer: Some(Layer::User),
+        hop: Some(1),
+        matched: Some(&matched),
+        tool: Some(verified("crm/read")),
+        arguments_sha256: Some(&DIGEST),
+        proof_jti: Some("p1"),
+        approval_digest: Some("a1"),
+        obligations: &[obligation.clone(), obligation],
+        ..bare(&history, &chain)
+    };
+    let identity = |id: &str| json!({"id": id, "evidence": "VERIFIED"});
+    let level = |jti: &str| {
+        json!({"jti": jti, "hop_hash": DIGEST_TEXT, "holder_thumbprint": "t1", "issuer": "https://i",
+            "expires_at_unix_ms": 1_700_000_300_000_i64})
+    };
+    let obligation = json!({"kind": "redact", "parameters_json": "{\"fields\":[\"a\"]}"});
+    assert_eq!(
+        parsed(|out| record.write("n1", out)),
+        json!({
+            "kind": "decision", "time_unix_ns": 1_700_000_000_000_000_001_i64, "node": "n1", "method": "Check",
+            "decision_id": "d1", "request_id": "r1", "trace_id": "ab".repeat(16), "effect": "NEEDS_APPROVAL",
+            "reason": "APPROVAL_REQUIRED", "deciding_layer": "user", "hop": 1,
+            "matched": {"kind": "group", "id": "sales", "entry": "deny crm/*"},
+            "principals": {
+                "tool": identity("crm/read"), "user": identity("[\"https://i\",\"ada\"]"),
+                "application": {"id": "crm", "evidence": "ATTESTED"},
+                "agents": [identity("spiffe://a/1"), identity("spiffe://a/2")],
+                "session": identity("s1"), "task": identity("x1"),
+            },
+            "chain": [level("j1"), level("j2")],
+            "arguments_sha256": DIGEST_TEXT, "proof_jti": "p1", "approval_digest": "a1",
+            "obligations": [obligation.clone(), obligation],
+            "gateway": "127.0.0.1:1", "revision": "h.42", "snapshot_digest": "ab", "snapshot_age_ms": 3, "latency_ns": 900,
+        })
+    );
+}
+
+#[test]
+fn what_is_not_known_is_absent() {
+    let (history, chain) = (HistoryId::new("h"), Fragment::default());
+    let mut expected = json!({
+        "kind": "decision", "time_unix_ns": 1_700_000_000_000_000_001_i64, "node": "n1", "method": "Check",
+        "decision_id": "d1", "effect": "DENY", "reason": "TOKEN_MALFORMED", "deciding_layer": "identity", "principals": {},
+        "gateway": "127.0.0.1:1", "revision": "h.42", "snapshot_digest": "ab", "snapshot_age_ms": 3, "latency_ns": 900,
+    });
+    assert_eq!(parsed(|out| bare(&history, &chain).write("n1", out)), expected);
+
+    // A tool without a chain, a chain without a tool, a permit.
+    expected["principals"] = json!({"tool": {"id": "t", "evidence": "VERIFIED"}});
+    let record = Record { tool: Some(verified("t")), ..bare(&history, &chain) };
+    assert_eq!(parsed(|out| record.write("n1", out)), expected);
+    expected["principals"] = json!({"agents": [{"id": "a", "evidence": "VERIFIED"}]});
+    let chain = Fragment::new(&ChainFacts { agents: &[verified("a")], ..ChainFacts::default() });
+    assert_eq!(parsed(|out| bare(&history, &chain).write("n1", out)), expected);
+    expected.as_object_mut().unwrap().remove("deciding_layer");
+    expected["effect"] = json!("PERMIT");
+    expected["reason"] = json!("OK");
+    let record = Record { effect: Effect::Permit, reason: Reason::Ok, deciding_layer: None, ..bare(&history, &chain) };
+    assert_eq!(parsed(|out| record.write("n1", out)), expected);
+}
+
+#[test]
+fn an_act_shows_its_signatures_only_when_it_was_done() {
+    let (operators, signatures) = (["ada".to_owned(), "bob".to_owned()], ["s1".to_owned(), "s2".to_owned()]);
+    let act = Act {
+        time_unix_ns: 5,
+        method: "/portcullis.v1.RevocationService/Revoke",
+        operators: &operators,
+        signatures: &signatures,
+        accepted: true,
+        reason: "stolen",
+        revision: Some("h.43"),
+        peer: "127.0.0.1:2",
+    };
+    let mut expected = json!({
+        "kind": "act", "time_unix_ns": 5, "node": "n1", "method": "/portcullis.v1.RevocationService/Revoke",
+        "operator": "ada", "operators": ["ada", "bob"], "effect": "ACCEPTED", "reason": "stolen",
+        "signatures": ["s1", "s2"], "revision": "h.43", "peer": "127.0.0.1:2",
+    });
+    assert_eq!(parsed(|out| act.write("n1", out)), expected);
+    let refused = Act { operators: &[], accepted: false, revision: None, ..act };
+    for (member, value) in [("operator", Value::Null), ("operators", json!([])), ("effect", json!("REFUSED"))] {
+        expected[member] = value;
+    }
+    expected["signatures"] = json!([]);
+    expected["revision"] = Value::Null;
+    assert_eq!(parsed(|out| refused.write("n1", out)), expected);
+}
+
+#[test]
+fn hostile_text_stays_inside_its_member() {
+    let history = HistoryId::new("h\"\n");
+    for hostile in ["\",\"effect\":\"PERMIT", "\n{\"kind\":\"act\"}\n", "\u{0}\u{7f}\r\t\\", "𝕏\u{2028}\u{feff}", "\\"] {
+        let chain = Fragment::new(&ChainFacts { agents: &[verified(hostile)], ..ChainFacts::default() });
+        let matched = EntryRef { kind: "group", id: hostile.into(), entry: hostile.into() };
+        let record = Record {
+            decision_id: hostile,
+            request_id: hostile,
+            gateway: hostile,
+            tool: Some(verified(hostile)),
+            proof_jti: Some(hostile),
+            matched: Some(&matched),
+            ..bare(&history, &chain)
+        };
+        let value = parsed(|out| record.write(hostile, out));
+        for path in ["/node", "/decision_id", "/request_id", "/gateway", "/principals/tool/id", "/proof_jti", "/matched/entry"] {
+            assert_eq!(value.pointer(path), Some(&json!(hostile)), "{path}");
+        }
+        assert_eq!(value.pointer("/principals/agents/0/id"), Some(&json!(hostile)));
+        assert_eq!((&value["effect"], &value["revision"]), (&json!("DENY"), &json!("h\"\n.42")));
+    }
+}
+
+/// A sink that takes at most a few bytes at once, and fails when told to.
+#[derive(Clone, Default)]
+struct Disk(Arc<Mutex<DiskState>>);
+
+#[derive(Default)]
+struct DiskState {
+    content: Vec<u8>,
+    room_bytes: usize,
+    chunk_bytes: usize,
+    writes: usize,
+    sync_fails: bool,
+}
+
+impl Sink for Disk {
+    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        let mut disk = self.0.lock().unwrap();
+        disk.writes += 1;
+        let count = bytes.len().min(disk.chunk_bytes).min(disk.room_bytes);
+        if count == 0 {
+            return Err(io::Error::from(io::ErrorKind::StorageFull));
+        }
+        disk.room_bytes -= count;
+        disk.content.extend_from_slice(&bytes[..count]);
+        Ok(count)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        if self.0.lock().unwrap().sync_fails { Err(io::Error::other("sync")) } else { Ok(()) }
+    }
+}
+
+fn on_disk(room_bytes: usize, chunk_bytes: usize) -> (Recorder, Disk) {
+    let disk = Disk::default();
+    *disk.0.lock().unwrap() = DiskState { room_bytes, chunk_bytes, ..DiskState::default() };
+    (Recorder::new("n1", 64 * 1024, Box::new(disk.clone())), disk)
+}
+
+fn record(recorder: &Recorder, decision_id: &str) -> Result<(), Unavailable> {
+    let (history, chain) = (HistoryId::new("h"), Fragment::default());
+    recorder.record(&Record { decision_id, ..bare(&history, &chain) })
+}
+
+fn ids(disk: &Disk) -> Vec<String> {
+    let disk = disk.0.lock().unwrap();
+    let lines = disk.content.split_inclusive(|byte| *byte == b'\n');
+    lines.map(|line| serde_json::from_slice::<Value>(line).unwrap()["decision_id"].as_str().unwrap().to_owned()).collect()
+}
+
+#[test]
+fn the_barrier_writes_all_records_at_once() {
+    let (recorder, disk) = on_disk(usize::MAX, usize::MAX);
+    recorder.before_write().unwrap();
+    assert_eq!(disk.0.lock().unwrap().writes, 0, "nothing to write");
+    for id in ["1", "2", "3"] {
+        record(&recorder, id).unwrap();
+    }
+    assert!(disk.0.lock().unwrap().content.is_empty() && recorder.pending_bytes() > 0);
+    recorder.before_write().unwrap();
+    assert_eq!((ids(&disk), disk.0.lock().unwrap().writes), (vec!["1".into(), "2".into(), "3".into()], 1));
+    assert_eq!((recorder.pending_bytes(), recorder.records(), recorder.failures()), (0, 3, 0));
+}
+
+#[test]
+fn partial_writes_and_a_full_disk_lose_nothing() {
+    let (recorder, disk) = on_disk(100, 7);
+    record(&recorder, "1").unwrap();
+    record(&recorder, "2").unwrap();
+    let error = recorder.before_write().unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::StorageFull);
+    assert_eq!(record(&recorder, "3"), Err(Unavailable::Unwritable));
+    assert_eq!((recorder.failures(), recorder.is_healthy()), (1, false));
+    // A connection that opened after the failure may carry denials: nothing was recorded since.
+    recorder.before_write().unwrap();
+    recorder.tend();
+    assert_eq!(recorder.failures(), 1, "an attempt that fails again is the same failure");
+
+    disk.0.lock().unwrap().room_bytes = usize::MAX;
+    recorder.tend();
+    assert!(recorder.is_healthy());
+    record(&recorder, "4").unwrap();
+    recorder.before_write().unwrap();
+    assert_eq!(ids(&disk), ["1", "2", "4"]);
+}
+
+#[test]
+fn a_full_device_denies() {
+    let full = OpenOptions::new().append(true).open("/dev/full").unwrap();
+    let recorder = Recorder::new("n1", 64 * 1024, Box::new(FileSink(full)));
+    record(&recorder, "1").unwrap();
+    assert_eq!(recorder.before_write().unwrap_err().kind(), io::ErrorKind::StorageFull);
+    assert_eq!(record(&recorder, "2"), Err(Unavailable::Unwritable));
+    let act = Act {
+        time_unix_ns: 0,
+        method: "m",
+        operators: &[],
+        signatures: &[],
+        accepted: false,
+        reason: "",
+        revision: None,
+        peer: "",
+    };
+    assert_eq!(recorder.record_act(&act), Err(Unavailable::Unwritable));
+    assert!(recorder.finish().is_err());
+}
+
+#[test]
+fn a_full_buffer_takes_no_part_of_a_record() {
+    let (recorder, disk) = on_disk(usize::MAX, usize::MAX);
+    let taken = (0..).take_while(|id| record(&recorder, &id.to_string()).is_ok()).count();
+    assert_eq!(record(&recorder, "late"), Err(Unavailable::Full));
+    assert!(taken > 100 && recorder.pending_bytes() <= 64 * 1024);
+    recorder.before_write().unwrap();
+    assert_eq!(ids(&disk).len(), taken);
+    record(&recorder, "late").unwrap();
+}
+
+#[test]
+fn the_timer_leaves_busy_recorders_to_their_sockets() {
+    let (recorder, disk) = on_disk(usize::MAX, usize::MAX);
+    record(&recorder, "1").unwrap();
+    recorder.before_write().unwrap();
+    record(&recorder, "2").unwrap();
+    recorder.tend();
+    assert_eq!(ids(&disk), ["1"], "a socket wrote since the last visit");
+    recorder.tend();
+    assert_eq!(ids(&disk), ["1", "2"], "no socket came");
+}
+
+#[test]
+fn a_failed_sync_denies_until_one_succeeds() {
+    let (recorder, disk) = on_disk(usize::MAX, usize::MAX);
+    record(&recorder, "1").unwrap();
+    recorder.before_write().unwrap();
+    disk.0.lock().unwrap().sync_fails = true;
+    recorder.tend();
+    assert_eq!(record(&recorder, "2"), Err(Unavailable::Unwritable));
+    disk.0.lock().unwrap().sync_fails = false;
+    recorder.tend();
+    record(&recorder, "3").unwrap();
+}
+
+#[test]
+fn files_are_private_separate_and_finished() {
+    let parent = tempfile::tempdir().unwrap();
+    let directory = parent.path().join("audit");
+    let clock = ManualClock::at_unix_s(1_700_000_000);
+    let first = Log::open(&directory, "node/../1", &clock).unwrap();
+    let second = Log::open(&directory, "node/../1", &clock).unwrap();
+    for (log, id) in [(&first, "1"), (&second, "2")] {
+        record(&log.recorder("runtime-0").unwrap(), id).unwrap();
+        log.recorder("unused").unwrap();
+        assert_eq!(log.status().records, 1);
+        log.shutdown().unwrap();
+        assert!(log.status().healthy && log.status().pending_bytes == 0);
+    }
+    let mode = |path: &std::path::Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(&directory), 0o700);
+    let paths: Vec<_> = std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    assert_eq!(paths.len(), 2, "{paths:?}");
+    assert!(paths.iter().all(|path| mode(path) == 0o600));
+    let read: Vec<_> = read_dir(&directory).unwrap().map(|record| record.unwrap()["decision_id"].clone()).collect();
+    assert_eq!(read.len(), 2);
+    assert!(read.contains(&json!("1")) && read.contains(&json!("2")));
+}
+
+#[test]
+fn what_no_socket_flushes_the_thread_does() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = Log::open(directory.path(), "n1", &SystemClock).unwrap();
+    let recorder = log.recorder("r").unwrap();
+    record(&recorder, "1").unwrap();
+    while recorder.pending_bytes() > 0 {
+        std::thread::yield_now();
+    }
+    assert_eq!(read_dir(directory.path()).unwrap().filter(Result::is_ok).count(), 1);
+}
+
+#[test]
+fn an_unusable_folder_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let message = Log::open(&file, "n1", &SystemClock).unwrap_err().to_string();
+    assert!(message.contains(&file.display().to_string()) && !message.contains('\n'), "{message}");
+}
+
+#[test]
+fn damaged_lines_are_errors_and_do_not_hide_others() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("a.jsonl");
+    std::fs::write(&path, "{\"a\":1}\nnot json\n[]\n{\"a\":2}\n{\"a\":").unwrap();
+    std::fs::write(directory.path().join("b.txt"), "not a log\n").unwrap();
+    let lines: Vec<_> = read_file(&path)
+        .unwrap()
+        .map(|line| match line {
+            Ok(value) => value["a"].to_string(),
+            Err(Error::Line { line, .. }) => format!("bad {line}"),
+            Err(Error::Unfinished { line, .. }) => format!("unfinished {line}"),
+            Err(error) => panic!("{error}"),
+        })
+        .collect();
+    assert_eq!(lines, ["1", "bad 2", "bad 3", "2", "unfinished 5"]);
+    assert_eq!(read_dir(directory.path()).unwrap().count(), 5);
+}
+
+#[test]
+fn filters_follow_paths() {
+    let record = json!({"time_unix_ns": 10, "reason": "OK", "hop": 1, "principals": {"agents": [{"id": "a"}, {"id": "b"}]}});
+    let check = |filter: Filter, expected| assert_eq!(filter.matches(&record), expected, "{filter:?}");
+    let member = |path: &str, text: &str| Filter { members: vec![(path.into(), text.into())], ..Filter::default() };
+    check(Filter::default(), true);
+    for (path, text, expected) in [
+        ("reason", "OK", true),
+        ("reason", "STALE", false),
+        ("hop", "1", true),
+        ("principals.agents.id", "b", true),
+        ("principals.agents.id", "c", false),
+        ("principals.agents", "b", false),
+        ("principals", "", false),
+        ("reason.x", "OK", false),
+        ("missing", "", false),
+    ] {
+        check(member(path, text), expected);
+    }
+    let times = |from_unix_ns, to_unix_ns| Filter { from_unix_ns, to_unix_ns, ..Filter::default() };
+    for (from, to, expected) in [(Some(10), None, true), (Some(11), None, false), (None, Some(10), false), (None, Some(11), true)]
+    {
+        check(times(from, to), expected);
+    }
+}

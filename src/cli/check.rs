@@ -1,0 +1,166 @@
+//! `portcullis check`: asks a running server for one decision, as a gateway does.
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::client::{connect, refused};
+use super::output::{Output, effect};
+use super::{Failure, input};
+use crate::api::r#gen as wire;
+use crate::api::r#gen::check_request::Credential;
+use crate::api::r#gen::decision_service_client::DecisionServiceClient;
+
+/// Ask for one decision; exits 0 on a permit, 3 on a denial, 4 where an approval is needed
+#[derive(Debug, Args)]
+pub(super) struct CheckArgs {
+    /// The chain and its proof: a file (presentation JSON, or one JWS a line), `-`, or the JSON itself
+    #[arg(long, value_name = "FILE")]
+    presentation: String,
+    /// The tool, `server/tool`
+    #[arg(long, value_name = "TOOL")]
+    tool: String,
+    /// The call's arguments, one JSON object; `-` is standard input, `@F` a file
+    #[arg(long, value_name = "JSON", default_value = "{}")]
+    args: String,
+    /// The audience to claim; may be left out where there is only one
+    #[arg(long, value_name = "URI", default_value = "")]
+    audience: String,
+    /// Hex SHA-256 of the tool's schema as the gateway sees it
+    #[arg(long, value_name = "HEX")]
+    tool_schema_sha256: Option<String>,
+    /// Environment for conditions, one JSON object
+    #[arg(long, value_name = "JSON")]
+    context: Option<String>,
+    /// A revision token that the answer must not be older than, as a write printed it
+    #[arg(long, value_name = "REVISION", default_value = "")]
+    at_least: String,
+    /// Your name for the request; it stands in the audit record
+    #[arg(long, value_name = "ID", default_value = "")]
+    request_id: String,
+    /// The decisions listener of a running server
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7700")]
+    target: String,
+}
+
+pub(super) async fn run(arguments: CheckArgs, output: &Output) -> Result<(), Failure> {
+    let (aat_chain, aat_pop) = input::presentation(&arguments.presentation)?;
+    let tool_schema_sha256 = match &arguments.tool_schema_sha256 {
+        Some(hex) => hex_bytes(hex).ok_or_else(|| Failure::misuse("--tool-schema-sha256: 64 hexadecimal digits are expected"))?,
+        None => Vec::new(),
+    };
+    let context = arguments.context.as_deref().map(|context| input::json("--context", context)).transpose()?;
+    let request = wire::CheckRequest {
+        request_id: arguments.request_id,
+        credential: Some(Credential::Presentation(wire::Presentation { aat_chain, aat_pop })),
+        tool: arguments.tool,
+        tool_schema_sha256: tool_schema_sha256.into(),
+        arguments_json: input::json("--args", &arguments.args)?.into(),
+        context_json: context.unwrap_or_default().into(),
+        audience: arguments.audience,
+        at_least: arguments.at_least,
+        ..Default::default()
+    };
+    let mut client = DecisionServiceClient::new(connect(&arguments.target).await?);
+    let answer = client.check(request).await.map_err(|status| refused(&status, &arguments.target))?.into_inner();
+    print(&answer, output);
+    match answer.effect() {
+        wire::Effect::Permit => Ok(()),
+        wire::Effect::NeedsApproval => Err(Failure::silent(Failure::NEEDS_APPROVAL)),
+        _ => Err(Failure::silent(Failure::DENIED)),
+    }
+}
+
+/// The name of an effect without its prefix; what is not known counts as a denial.
+pub(super) fn effect_name(effect: wire::Effect) -> &'static str {
+    match effect {
+        wire::Effect::Permit => "PERMIT",
+        wire::Effect::NeedsApproval => "NEEDS_APPROVAL",
+        wire::Effect::Deny | wire::Effect::Unspecified => "DENY",
+    }
+}
+
+fn print(answer: &wire::CheckResponse, output: &Output) {
+    output.json(&answer_json(answer));
+    if output.is_json() {
+        return;
+    }
+    let layer = if answer.deciding_layer.is_empty() { String::new() } else { format!("  (layer {})", answer.deciding_layer) };
+    output.line(&format!("{}  {}{layer}  {}", effect(effect_name(answer.effect())), answer.reason, answer.message));
+    let principals = answer.principals.clone().unwrap_or_default();
+    let shown = |principal: &Option<wire::Principal>| match principal {
+        Some(principal) => vec![principal.id.clone(), evidence_name(principal).to_owned()],
+        None => vec!["-".to_owned(), "not established".to_owned()],
+    };
+    let mut rows = vec![];
+    let mut row = |name: &str, principal: &Option<wire::Principal>| rows.push([vec![name.to_owned()], shown(principal)].concat());
+    row("user", &principals.user);
+    row("application", &principals.application);
+    for agent in principals.agents {
+        row("agent", &Some(agent));
+    }
+    row("tool", &principals.tool);
+    row("session", &principals.session);
+    row("task", &principals.task);
+    output.table(&["WHO", "ID", "EVIDENCE"], rows);
+    if let Some(approval) = &answer.approval {
+        output.line(&format!("approval   {}  by {}", approval.digest, approval.approvers.join(", ")));
+    }
+    output.line(&format!(
+        "decision   {}  revision {}  age {} ms  valid for {} ms",
+        answer.decision_id, answer.revision, answer.snapshot_age_ms, answer.valid_for_ms
+    ));
+}
+
+fn answer_json(answer: &wire::CheckResponse) -> Value {
+    let principal = |principal: &wire::Principal| json!({ "id": principal.id, "evidence": evidence_name(principal) });
+    let principals = answer.principals.as_ref().map(|principals| {
+        json!({
+            "user": principals.user.as_ref().map(principal),
+            "application": principals.application.as_ref().map(principal),
+            "agents": principals.agents.iter().map(principal).collect::<Vec<_>>(),
+            "tool": principals.tool.as_ref().map(principal),
+            "session": principals.session.as_ref().map(principal),
+            "task": principals.task.as_ref().map(principal),
+        })
+    });
+    let obligations = answer.obligations.iter().map(|obligation| {
+        let parameters = serde_json::from_slice::<Value>(&obligation.parameters_json).unwrap_or(Value::Null);
+        json!({ "kind": obligation.kind, "parameters": parameters })
+    });
+    let approval = answer.approval.as_ref().map(|approval| {
+        json!({
+            "digest": approval.digest,
+            "approvers": approval.approvers,
+            "expires_at_unix_ms": approval.expires_at_unix_ms,
+        })
+    });
+    json!({
+        "request_id": answer.request_id,
+        "effect": effect_name(answer.effect()),
+        "reason": answer.reason,
+        "message": answer.message,
+        "decision_id": answer.decision_id,
+        "principals": principals,
+        "deciding_layer": answer.deciding_layer,
+        "revision": answer.revision,
+        "snapshot_age_ms": answer.snapshot_age_ms,
+        "valid_for_ms": answer.valid_for_ms,
+        "obligations": obligations.collect::<Vec<_>>(),
+        "approval": approval,
+    })
+}
+
+fn evidence_name(principal: &wire::Principal) -> &'static str {
+    match principal.evidence() {
+        wire::Evidence::Verified => "VERIFIED",
+        wire::Evidence::Attested => "ATTESTED",
+        wire::Evidence::Unspecified => "",
+    }
+}
+
+fn hex_bytes(hex: &str) -> Option<Vec<u8>> {
+    if hex.len() != 64 || !hex.is_ascii() {
+        return None;
+    }
+    hex.as_bytes().chunks(2).map(|pair| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok()).collect()
+}

@@ -1,0 +1,134 @@
+//! Connections to a running server, and to administration: signed, over the network or in this process on a store.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use prost::Message;
+use tonic::metadata::MetadataValue;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Response, Status};
+
+use super::{AdminArgs, Failure};
+use crate::api::r#gen as wire;
+use crate::api::r#gen::fleet_service_client::FleetServiceClient;
+use crate::api::r#gen::policy_service_client::PolicyServiceClient;
+use crate::api::r#gen::revocation_service_client::RevocationServiceClient;
+use crate::app;
+use crate::model::time::{Clock as _, SystemClock};
+use crate::token::PrivateKey;
+use crate::token::operator::{self, Expected};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Connects to a listener of a running server.
+pub(super) async fn connect(target: &str) -> Result<Channel, Failure> {
+    let endpoint = Endpoint::from_shared(target.to_owned())
+        .map_err(|error| Failure::misuse(format!("--target: `{target}` is not a URL such as http://127.0.0.1:7700: {error}")))?
+        .connect_timeout(CONNECT_TIMEOUT)
+        .timeout(CALL_TIMEOUT);
+    endpoint.connect().await.map_err(|_| nobody_at(target))
+}
+
+/// Why a call was not answered, with the exit code that says so.
+pub(super) fn refused(status: &Status, target: &str) -> Failure {
+    match status.code() {
+        Code::Unavailable if status.message().contains("tcp connect") => nobody_at(target),
+        Code::Unavailable => Failure::unavailable(status.message()),
+        Code::InvalidArgument if !status.message().starts_with("the policy has errors") => Failure::misuse(status.message()),
+        Code::Unimplemented => Failure::misuse(format!("the listener at {target} does not serve this call: is it the right port?")),
+        _ => Failure::failed(status.message()),
+    }
+}
+
+fn nobody_at(target: &str) -> Failure {
+    Failure::unavailable(format!("nobody answers at {target}: start `portcullis serve`, or name another --target"))
+}
+
+/// Signed calls to administration.
+pub(super) struct AdminClient {
+    channel: Channel,
+    target: String,
+    history: String,
+    keys: Vec<PrivateKey>,
+    _local: Option<app::LocalAdmin>,
+}
+
+impl AdminClient {
+    /// Connects to `--target`, or opens `--store`, and reads the operator's keys.
+    pub(super) async fn open(arguments: &AdminArgs) -> Result<Self, Failure> {
+        let default = [arguments.data.join("local.jwk")];
+        let paths: &[PathBuf] = if arguments.operator_key.is_empty() { &default } else { &arguments.operator_key };
+        let keys = paths.iter().map(|path| operator_key(path)).collect::<Result<Vec<_>, _>>()?;
+        let (channel, target, local) = match &arguments.store {
+            Some(store) => {
+                let local = app::LocalAdmin::open(store, &arguments.data).await.map_err(Failure::failed)?;
+                (local.channel(), store.clone(), Some(local))
+            }
+            None => (connect(&arguments.target).await?, arguments.target.clone(), None),
+        };
+        Self::over(channel, target, keys, local).await
+    }
+
+    /// Signed calls over a connection that is already there.
+    pub(super) async fn over(
+        channel: Channel,
+        target: String,
+        keys: Vec<PrivateKey>,
+        local: Option<app::LocalAdmin>,
+    ) -> Result<Self, Failure> {
+        let info = FleetServiceClient::new(channel.clone()).info(wire::InfoRequest {}).await;
+        let history = info.map_err(|status| refused(&status, &target))?.into_inner().history_id;
+        Ok(Self { channel, target, history, keys, _local: local })
+    }
+
+    pub(super) async fn revoke(&mut self, message: wire::RevokeRequest) -> Result<wire::RevokeResponse, Failure> {
+        let request = self.signed("/portcullis.v1.RevocationService/Revoke", message)?;
+        self.answer(RevocationServiceClient::new(self.channel.clone()).revoke(request).await)
+    }
+
+    pub(super) async fn reinstate(&mut self, message: wire::ReinstateRequest) -> Result<wire::ReinstateResponse, Failure> {
+        let request = self.signed("/portcullis.v1.RevocationService/Reinstate", message)?;
+        self.answer(RevocationServiceClient::new(self.channel.clone()).reinstate(request).await)
+    }
+
+    pub(super) async fn revocations(
+        &mut self,
+        message: wire::ListRevocationsRequest,
+    ) -> Result<wire::ListRevocationsResponse, Failure> {
+        let request = self.signed("/portcullis.v1.RevocationService/List", message)?;
+        self.answer(RevocationServiceClient::new(self.channel.clone()).list(request).await)
+    }
+
+    pub(super) async fn apply(&mut self, message: wire::ApplyPolicyRequest) -> Result<wire::ApplyPolicyResponse, Failure> {
+        let request = self.signed("/portcullis.v1.PolicyService/Apply", message)?;
+        let client = PolicyServiceClient::new(self.channel.clone());
+        self.answer(client.max_decoding_message_size(64 * 1024 * 1024).apply(request).await)
+    }
+
+    fn signed<M: Message>(&self, method: &str, message: M) -> Result<Request<M>, Failure> {
+        let bytes = message.encode_to_vec();
+        let expected = Expected { audience: &self.history, method, message: &bytes };
+        let mut request = Request::new(message);
+        for key in &self.keys {
+            let authorization = format!("Operator {}", operator::sign(key, &expected, SystemClock.now()));
+            let value = MetadataValue::try_from(authorization).map_err(Failure::failed)?;
+            request.metadata_mut().append("authorization", value);
+        }
+        Ok(request)
+    }
+
+    fn answer<M>(&self, answer: Result<Response<M>, Status>) -> Result<M, Failure> {
+        answer.map(Response::into_inner).map_err(|status| refused(&status, &self.target))
+    }
+}
+
+/// Reads an operator's private key.
+fn operator_key(path: &Path) -> Result<PrivateKey, Failure> {
+    let hint = "name the operator's key with --operator-key or PORTCULLIS_OPERATOR_KEY, or the server's data folder with --data";
+    let content = zeroize::Zeroizing::new(std::fs::read(path).map_err(|error| {
+        Failure::misuse(format!("the operator's key `{}` cannot be read: {error}; {hint}", path.display()))
+    })?);
+    PrivateKey::from_jwk(&content)
+        .map_err(|error| Failure::misuse(format!("the operator's key `{}` cannot be used: {error}; {hint}", path.display())))
+}

@@ -1,0 +1,56 @@
+//! What commands read: files, standard input (`-`), files by `@`, JSON written out. Bounded, with the argument's name in errors.
+
+use std::fs::File;
+use std::io::Read;
+
+use bytes::Bytes;
+
+use super::Failure;
+use crate::token::{PRESENTATION_BYTES_MAX, Presentation};
+
+/// Largest file or standard input that any argument may name.
+const INPUT_BYTES_MAX: u64 = 64 * 1024 * 1024;
+
+/// Reads an argument that names a file: `-`, `@F`, or a path.
+pub(super) fn file(name: &str, argument: &str) -> Result<Vec<u8>, Failure> {
+    match argument {
+        "-" => bounded(name, "standard input", std::io::stdin().lock()),
+        path => {
+            let path = path.strip_prefix('@').unwrap_or(path);
+            let file = File::open(path).map_err(|error| Failure::misuse(format!("{name}: cannot read `{path}`: {error}")))?;
+            bounded(name, path, file)
+        }
+    }
+}
+
+/// Reads an argument that is a file or, where it begins with `{`, the JSON itself.
+pub(super) fn file_or_json(name: &str, argument: &str) -> Result<Vec<u8>, Failure> {
+    if argument.trim_start().starts_with('{') { Ok(argument.as_bytes().to_vec()) } else { file(name, argument) }
+}
+
+/// Reads an argument that is JSON: `-`, `@F`, or the JSON itself.
+pub(super) fn json(name: &str, argument: &str) -> Result<Vec<u8>, Failure> {
+    if argument == "-" || argument.starts_with('@') { file(name, argument) } else { Ok(argument.as_bytes().to_vec()) }
+}
+
+/// Reads a presentation for a call: its tokens and its proof as they are, believed in no way.
+pub(super) fn presentation(argument: &str) -> Result<(Vec<Bytes>, Bytes), Failure> {
+    let text = file_or_json("--presentation", argument)?;
+    if text.len() > PRESENTATION_BYTES_MAX {
+        return Err(Failure::misuse(format!("--presentation: {} bytes: at most {PRESENTATION_BYTES_MAX}", text.len())));
+    }
+    let presentation = Presentation::parse(&text).map_err(|rejection| Failure::misuse(format!("--presentation: {rejection}")))?;
+    Ok((presentation.chain, presentation.proof.unwrap_or_default()))
+}
+
+fn bounded(name: &str, from: &str, reader: impl Read) -> Result<Vec<u8>, Failure> {
+    let mut content = Vec::new();
+    reader
+        .take(INPUT_BYTES_MAX + 1)
+        .read_to_end(&mut content)
+        .map_err(|error| Failure::misuse(format!("{name}: cannot read {from}: {error}")))?;
+    if content.len() as u64 > INPUT_BYTES_MAX {
+        return Err(Failure::misuse(format!("{name}: {from} is over {INPUT_BYTES_MAX} bytes")));
+    }
+    Ok(content)
+}

@@ -1,0 +1,300 @@
+//! `portcullis token`: keys, roots, hops, proofs; reading and verifying chains without a server.
+
+use std::collections::HashSet;
+use std::fs::OpenOptions;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use serde_json::{Value, json};
+
+use super::output::Output;
+use super::{Failure, input};
+use crate::model::json::{Object, parse_object};
+use crate::model::reason::Reason;
+use crate::model::time::{Clock as _, Now, SystemClock};
+use crate::policy::document::{Body, Document};
+use crate::policy::source::{parse, read_folder};
+use crate::snapshot::trust_of;
+use crate::token::{self, Options, Presentation, PrivateKey, ProofOf, Registry, Rejection, UnverifiedChain, issue};
+
+/// Make and read keys, delegation tokens and proofs
+#[derive(Debug, Subcommand)]
+pub(super) enum TokenCommand {
+    /// Make an Ed25519 key: the private JWK into a file (mode 0600), the public one on standard output
+    Keygen {
+        /// Where the private key goes; an existing file is not overwritten
+        #[arg(long, value_name = "FILE")]
+        out: PathBuf,
+    },
+    /// Sign a root: user U authorizes agent A, as application P, with scope S, until T
+    Issue {
+        /// The issuer's private key, a JWK file
+        #[arg(long, value_name = "FILE")]
+        key: String,
+        /// The claims, a JSON file or the JSON itself; missing jti, iat and del_depth are filled in
+        #[arg(long, value_name = "FILE")]
+        claims: String,
+    },
+    /// Sign a hop: hand a part of a delegation to another agent
+    Delegate {
+        /// The private key that holds the parent, a JWK file
+        #[arg(long, value_name = "FILE")]
+        key: String,
+        /// The chain so far: presentation JSON, or one JWS a line, root first
+        #[arg(long, value_name = "FILE")]
+        parent: String,
+        /// The claims; missing iss, jti, iat, par_hash and del_depth are filled in
+        #[arg(long, value_name = "FILE")]
+        claims: String,
+    },
+    /// Sign a proof of possession for one call
+    Prove(ProveArgs),
+    /// Say in words what a chain says; nothing of it is verified
+    Inspect {
+        /// The chain: a file, `-`, or the JSON itself
+        #[arg(value_name = "PRESENTATION")]
+        presentation: String,
+    },
+    /// Verify a chain and its proof for one call, without a server; exits 0 on a permit, 3 on a denial
+    Verify(Box<VerifyArgs>),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ProveArgs {
+    /// The leaf's private key, a JWK file
+    #[arg(long, value_name = "FILE")]
+    key: String,
+    /// The chain: presentation JSON, or one JWS a line, root first
+    #[arg(long, value_name = "FILE")]
+    chain: String,
+    /// The tool that will be called
+    #[arg(long, value_name = "TOOL")]
+    tool: String,
+    /// The call's arguments, one JSON object
+    #[arg(long, value_name = "JSON", default_value = "{}")]
+    args: String,
+    /// Whom the proof is for
+    #[arg(long, value_name = "URI")]
+    audience: Option<String>,
+    /// A nonce that the verifier gave
+    #[arg(long, value_name = "NONCE")]
+    nonce: Option<String>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct VerifyArgs {
+    /// Whom to believe: a policy file or folder with issuer, agent, tool and server documents
+    #[arg(long, value_name = "PATH")]
+    trust: PathBuf,
+    /// The time to verify at, seconds since the Unix epoch [default: now]
+    #[arg(long, value_name = "UNIX")]
+    now: Option<i64>,
+    /// The audience that the verifier is
+    #[arg(long, value_name = "URI")]
+    audience: Option<String>,
+    /// The tool that is called
+    #[arg(long, value_name = "TOOL")]
+    tool: String,
+    /// The call's arguments, one JSON object
+    #[arg(long, value_name = "JSON", default_value = "{}")]
+    args: String,
+    /// `off` lifts the agent-key registry, the required identity claims and the tool registry
+    #[arg(long, value_enum, default_value = "on")]
+    registry: Switch,
+    /// The nonce that the proof must carry
+    #[arg(long, value_name = "NONCE")]
+    nonce: Option<String>,
+    /// Refuse a root without `aud`
+    #[arg(long)]
+    require_chain_audience: bool,
+    /// Refuse a proof without `aat_aud`
+    #[arg(long)]
+    require_proof_audience: bool,
+    /// The chain and its proof: a file, `-`, or the JSON itself
+    #[arg(value_name = "PRESENTATION")]
+    presentation: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Switch {
+    On,
+    Off,
+}
+
+pub(super) fn run(command: TokenCommand, output: &Output) -> Result<(), Failure> {
+    let now = SystemClock.now();
+    match command {
+        TokenCommand::Keygen { out } => keygen(&out, output),
+        TokenCommand::Issue { key, claims } => {
+            let jws = issue::issue_root(&private_key(&key)?, &claims_text(&claims)?, now).map_err(Failure::misuse)?;
+            print_token(&jws, output);
+            Ok(())
+        }
+        TokenCommand::Delegate { key, parent, claims } => {
+            let parent = chain("--parent", &parent)?.chain;
+            let jws = issue::delegate(&private_key(&key)?, &parent, &claims_text(&claims)?, now).map_err(Failure::misuse)?;
+            print_token(&jws, output);
+            Ok(())
+        }
+        TokenCommand::Prove(arguments) => prove(&arguments, now, output),
+        TokenCommand::Inspect { presentation } => inspect(&presentation, output),
+        TokenCommand::Verify(arguments) => verify(&arguments, output),
+    }
+}
+
+fn keygen(out: &PathBuf, output: &Output) -> Result<(), Failure> {
+    let key = PrivateKey::generate().map_err(Failure::failed)?;
+    let write = || {
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(out)?;
+        file.write_all(key.to_jwk().as_bytes())?;
+        file.write_all(b"\n")?;
+        file.sync_all()
+    };
+    write().map_err(|error| Failure::failed(format!("--out: `{}` cannot be written: {error}", out.display())))?;
+    let public = key.public_key();
+    let jwk: Value = serde_json::from_str(&public.to_jwk()).map_err(Failure::failed)?;
+    output.raw(&json!({ "jwk": jwk, "thumbprint": public.thumbprint().as_str() }).to_string());
+    Ok(())
+}
+
+fn print_token(jws: &str, output: &Output) {
+    if output.is_json() {
+        output.json(&json!({ "jws": jws }));
+    } else {
+        output.raw(jws);
+    }
+}
+
+fn prove(arguments: &ProveArgs, now: Now, output: &Output) -> Result<(), Failure> {
+    let chain = chain("--chain", &arguments.chain)?.chain;
+    let args = call_arguments(&arguments.args)?;
+    let call = ProofOf { tool: &arguments.tool, arguments: &args, audience: arguments.audience.as_deref() };
+    let key = private_key(&arguments.key)?;
+    let jws = issue::prove(&key, &chain, &call, arguments.nonce.as_deref(), now).map_err(Failure::misuse)?;
+    print_token(&jws, output);
+    Ok(())
+}
+
+fn inspect(presentation: &str, output: &Output) -> Result<(), Failure> {
+    let presentation = chain("PRESENTATION", presentation)?;
+    let chain = UnverifiedChain::parse(&presentation.chain).map_err(|rejection| Failure::failed(rejection.to_string()))?;
+    let text = |object: &Object, name: &str| object.member(name).map(|value| value.as_str().map_or_else(|| value.to_jcs(), str::to_owned));
+    let tokens = chain.tokens().iter().map(|token| {
+        let parsed = |object: &Object| {
+            let mut jcs = String::new();
+            object.write_jcs(&mut jcs);
+            serde_json::from_str::<Value>(&jcs).unwrap_or(Value::Null)
+        };
+        json!({ "header": parsed(token.header()), "claims": parsed(token.claims()), "hop_hash": token.hop_hash() })
+    });
+    output.json(&json!({
+        "sentence": chain.sentence(),
+        "tokens": tokens.collect::<Vec<_>>(),
+        "has_proof": presentation.proof.is_some(),
+        "verified": false,
+    }));
+    output.line(&chain.sentence());
+    let rows = chain.tokens().iter().enumerate().map(|(hop, token)| {
+        let claim = |name| text(token.claims(), name).unwrap_or_else(|| "-".to_owned());
+        vec![hop.to_string(), claim("jti"), claim("iat"), claim("exp"), token.hop_hash().to_owned()]
+    });
+    output.line("");
+    output.table(&["HOP", "JTI", "IAT", "EXP", "HOP HASH"], rows.collect());
+    output.line("");
+    output.line("nothing of this was verified: `portcullis token verify` does");
+    Ok(())
+}
+
+fn verify(arguments: &VerifyArgs, output: &Output) -> Result<(), Failure> {
+    let args = call_arguments(&arguments.args)?;
+    let text = input::file_or_json("PRESENTATION", &arguments.presentation)?;
+    let outcome = match trusted(arguments) {
+        Ok(judge) => judge(&text, &args)?,
+        Err(failure) => return Err(failure),
+    };
+    let (verdict, reason, hop, message) = match outcome {
+        Ok(()) => ("PERMIT", Reason::Ok, None, Reason::Ok.message().to_owned()),
+        Err(rejection) => ("DENY", rejection.reason, rejection.hop, rejection.message),
+    };
+    let answer = json!({ "verdict": verdict, "reason": reason.as_str(), "hop": hop, "message": message });
+    output.raw(&answer.to_string());
+    if verdict == "PERMIT" { Ok(()) } else { Err(Failure::silent(Failure::DENIED)) }
+}
+
+type Judge<'a> = Box<dyn Fn(&[u8], &Object) -> Result<Result<(), Rejection>, Failure> + 'a>;
+
+/// Reads whom to believe and gives back what judges a presentation by it.
+fn trusted(arguments: &VerifyArgs) -> Result<Judge<'_>, Failure> {
+    let files = read_folder(&arguments.trust).map_err(Failure::misuse)?;
+    let parsed = parse(&files);
+    let registered = arguments.registry == Switch::On;
+    // Groups, applications and permissions are not asked for here: a folder without them is no fault.
+    if let Some(error) = parsed.diagnostics.iter().find(|diagnostic| diagnostic.is_error()) {
+        return Err(Failure::misuse(format!("--trust: {error}")));
+    }
+    let trust = trust_of(&parsed.documents).map_err(|error| Failure::misuse(format!("--trust: {error}")))?;
+    let tools = registered_tools(&parsed.documents);
+    let options = Options {
+        registry: if registered { Registry::Required } else { Registry::Off },
+        require_chain_audience: arguments.require_chain_audience,
+        require_proof_audience: arguments.require_proof_audience,
+        nonce: arguments.nonce.clone(),
+        ..Options::default()
+    };
+    let now = arguments.now.map_or_else(|| SystemClock.now(), |unix_s| Now { unix_ns: unix_s.saturating_mul(1_000_000_000), boot_ns: 0 });
+    Ok(Box::new(move |text, args| {
+        let audience = arguments.audience.as_deref();
+        let judged = || {
+            let presentation = Presentation::parse(text)?;
+            if !args.iter().all(|(_, value)| value.is_comparable()) {
+                let message = "the arguments hold a number beyond ±(2^53-1), which cannot be compared".to_owned();
+                return Err(Rejection { reason: Reason::ArgumentRefused, hop: None, message });
+            }
+            let chain = token::verify(&presentation.chain, &trust, &options, now)?;
+            chain.check_audience(audience, &options)?;
+            let proof = presentation.proof.unwrap_or_default();
+            let expected = ProofOf { tool: &arguments.tool, arguments: args, audience };
+            token::verify_proof(&chain, &proof, &expected, &options, now)?;
+            if registered && !tools.contains(arguments.tool.as_str()) {
+                let message = format!("the tool `{}` is not registered", arguments.tool);
+                return Err(Rejection { reason: Reason::ToolUnknown, hop: None, message });
+            }
+            chain.admits(&arguments.tool, args)
+        };
+        Ok(judged())
+    }))
+}
+
+fn registered_tools(documents: &[Document]) -> HashSet<String> {
+    let mut tools = HashSet::new();
+    for document in documents {
+        match &document.body {
+            Body::Tool(_) => drop(tools.insert(document.key.id.clone())),
+            Body::Server(server) => tools.extend(server.tools.keys().map(|tool| format!("{}/{tool}", server.id))),
+            _ => {}
+        }
+    }
+    tools
+}
+
+fn private_key(argument: &str) -> Result<PrivateKey, Failure> {
+    let content = zeroize::Zeroizing::new(input::file_or_json("--key", argument)?);
+    PrivateKey::from_jwk(&content).map_err(|error| Failure::misuse(format!("--key: {error}")))
+}
+
+fn claims_text(argument: &str) -> Result<String, Failure> {
+    let content = input::file_or_json("--claims", argument)?;
+    String::from_utf8(content).map_err(|_| Failure::misuse("--claims: is not UTF-8"))
+}
+
+fn chain(name: &str, argument: &str) -> Result<Presentation, Failure> {
+    let text = input::file_or_json(name, argument)?;
+    Presentation::parse(&text).map_err(|rejection| Failure::misuse(format!("{name}: {rejection}")))
+}
+
+fn call_arguments(argument: &str) -> Result<Object, Failure> {
+    let text = input::json("--args", argument)?;
+    parse_object(&text).map_err(|error| Failure::misuse(format!("--args: {error}")))
+}

@@ -1,0 +1,118 @@
+//! Applying a policy folder: the folder is the whole policy, in one commit, or nothing changes.
+
+use super::{Admin, Authorized, Error, keyed};
+use crate::model::records::{DocumentKey, Origin, Write};
+use crate::model::revision::Revision;
+use crate::policy::Compiled;
+use crate::policy::Diagnostic;
+use crate::policy::document::Document;
+use crate::policy::source::{SourceFile, parse};
+use crate::policy::validate;
+
+/// What applying did, or would do.
+#[derive(Clone, Debug)]
+pub struct ApplyOutcome {
+    /// The revision that holds the policy now.
+    pub revision: Revision,
+    /// By kind and id.
+    pub changes: Vec<DocumentChange>,
+    /// What `check` warns of.
+    pub warnings: Vec<Diagnostic>,
+}
+
+/// How one document changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DocumentChange {
+    /// `added`, `changed` or `removed`.
+    pub change: &'static str,
+    /// Its name.
+    pub key: DocumentKey,
+}
+
+/// Documents that decide who may administer and whom we believe: changing them takes two operators once there are two.
+const TWO_PERSON_KINDS: &[&str] = &["operator", "issuer"];
+
+impl Admin {
+    /// Says what [`Admin::apply`] would object to.
+    ///
+    /// # Errors
+    /// If the act cannot be recorded.
+    pub fn check_policy(&self, by: &Authorized, files: &[SourceFile]) -> Result<Vec<Diagnostic>, Error> {
+        self.record(by, None, "check a policy folder")?;
+        Ok(match read(files) {
+            Ok((_, warnings)) => warnings,
+            Err(diagnostics) => diagnostics,
+        })
+    }
+
+    /// Replaces the whole policy by these files; documents that were made through the API are left alone.
+    ///
+    /// # Errors
+    /// [`Error::Policy`] with every diagnostic if there is one error; [`Error::PermissionDenied`] where a second operator is
+    /// needed; as the store fails, or if somebody changed the policy meanwhile.
+    pub async fn apply(&self, by: &Authorized, files: &[SourceFile], dry_run: bool) -> Result<ApplyOutcome, Error> {
+        let read = read(files).map_err(Error::Policy);
+        let (documents, warnings) = self.or_record_refused(by, read)?;
+        let stored = self.store.documents(None).await?;
+        let revision = stored.revision;
+        let mut left = keyed(stored.documents);
+        let operators = left.keys().filter(|key| key.kind == "operator").count();
+
+        let (mut changes, mut writes, mut expected) = (Vec::new(), Vec::new(), Vec::new());
+        for document in &documents {
+            let row = document.to_row(Origin::Folder);
+            let before = left.remove(&row.key);
+            let change = match &before {
+                None => "added",
+                Some(before) if before.row != row => "changed",
+                Some(_) => continue,
+            };
+            expected.push((row.key.clone(), before.map(|before| before.revision)));
+            changes.push(DocumentChange { change, key: row.key.clone() });
+            writes.push(Write::PutDocument(row));
+        }
+        let mut kept = Vec::new();
+        for (key, stored) in left {
+            if stored.row.origin == Origin::Api {
+                kept.push(stored.row);
+                continue;
+            }
+            expected.push((key.clone(), Some(stored.revision)));
+            changes.push(DocumentChange { change: "removed", key: key.clone() });
+            writes.push(Write::RemoveDocument(key));
+        }
+        let fits = compile_with(documents, &kept).map_err(Error::Policy);
+        self.or_record_refused(by, fits)?;
+        changes.sort_by(|a, b| (a.change != "removed", &a.key).cmp(&(b.change != "removed", &b.key)));
+
+        let trust_changes = changes.iter().any(|change| TWO_PERSON_KINDS.contains(&change.key.kind.as_str()));
+        if trust_changes && operators >= 2 && by.operators().len() < 2 {
+            let message = "operators or issuers change and there are two or more operators: a second one must sign too \
+                           (`--operator-key` twice)";
+            return self.or_record_refused(by, Err(Error::PermissionDenied(message.to_owned())));
+        }
+        if dry_run || writes.is_empty() {
+            self.record(by, None, if dry_run { "apply a policy folder: dry run" } else { "apply a policy folder: no change" })?;
+            return Ok(ApplyOutcome { revision, changes, warnings });
+        }
+        let account = format!("apply a policy folder: {} document(s) change", changes.len());
+        let committed = self.commit(by, writes, expected, &account).await?;
+        Ok(ApplyOutcome { revision: committed.revision, changes, warnings })
+    }
+}
+
+/// Reads and checks a folder: documents and warnings, or every diagnostic if there is one error.
+fn read(files: &[SourceFile]) -> Result<(Vec<Document>, Vec<Diagnostic>), Vec<Diagnostic>> {
+    let parsed = parse(files);
+    let mut diagnostics = parsed.diagnostics;
+    if !diagnostics.iter().any(Diagnostic::is_error) {
+        diagnostics.extend(validate::check(&parsed.documents));
+    }
+    if diagnostics.iter().any(Diagnostic::is_error) { Err(diagnostics) } else { Ok((parsed.documents, diagnostics)) }
+}
+
+/// The folder together with what stays of the store must still be a policy.
+fn compile_with(mut documents: Vec<Document>, kept: &[crate::model::records::DocumentRow]) -> Result<(), Vec<Diagnostic>> {
+    documents.extend(kept.iter().filter_map(|row| Document::from_row(row).ok()));
+    Compiled::compile(&documents).map(|_| ())
+}

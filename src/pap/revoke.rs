@@ -1,0 +1,138 @@
+//! The kill switch's writes: what can be revoked, how, and what lifts it.
+
+use super::{Admin, Authorized, Error};
+use crate::model::limits::{ACT_REASON_BYTES_MAX, ID_BYTES_MAX};
+use crate::model::records::{Meaning, Target, Write};
+use crate::policy::document::{Body, Document};
+use crate::store::Committed;
+
+/// A revocation as an operator asks for it.
+#[derive(Clone, Debug)]
+pub struct RevokeRequest {
+    /// The kind of target, as on the command line.
+    pub kind: String,
+    /// The parts of its key.
+    pub key: Vec<String>,
+    /// How; `None`: suspend where the target can be, dead where it cannot.
+    pub meaning: Option<Meaning>,
+    /// Why.
+    pub reason: String,
+}
+
+impl Admin {
+    /// Revokes a target; durable when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a target or meaning that there is not, or as the store fails.
+    pub async fn revoke(&self, by: &Authorized, request: RevokeRequest) -> Result<(Target, Committed), Error> {
+        let checked = self.revocation(&request).await;
+        let (target, meaning) = self.or_record_refused(by, checked)?;
+        let write = Write::Revoke { target: target.clone(), meaning, reason: request.reason.clone() };
+        let account = format!("revoke {target} ({meaning:?}): {}", request.reason);
+        Ok((target, self.commit(by, vec![write], Vec::new(), &account).await?))
+    }
+
+    /// Lifts the suspension of a target.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a target that cannot be suspended or is not, or as the store fails.
+    pub async fn reinstate(&self, by: &Authorized, kind: &str, key: &[String], reason: String) -> Result<Committed, Error> {
+        let checked = match self.target(kind, key).await {
+            Ok(target) if target.can_suspend() => check_reason(&reason).map(|()| target),
+            Ok(target) => {
+                Err(invalid("target", format!("a {} that was revoked is dead: there is nothing to reinstate", target.kind())))
+            }
+            Err(error) => Err(error),
+        };
+        let target = self.or_record_refused(by, checked)?;
+        let account = format!("reinstate {target}: {reason}");
+        self.commit(by, vec![Write::Reinstate { target, reason }], Vec::new(), &account).await
+    }
+
+    async fn revocation(&self, request: &RevokeRequest) -> Result<(Target, Meaning), Error> {
+        check_reason(&request.reason)?;
+        let target = self.target(&request.kind, &request.key).await?;
+        let meaning = request.meaning.unwrap_or(if target.can_suspend() { Meaning::Suspend } else { Meaning::Dead });
+        let has_meaning = match meaning {
+            Meaning::Suspend => target.can_suspend(),
+            Meaning::Watermark => target.can_watermark(),
+            Meaning::Dead => !target.can_suspend(),
+        };
+        if !has_meaning {
+            let message = format!("`{}` cannot be revoked with the meaning {meaning:?}: leave the meaning out", target.kind());
+            return Err(invalid("meaning", message));
+        }
+        Ok((target, meaning))
+    }
+
+    /// Reads a target; an issuer's key is resolved to its thumbprint.
+    async fn target(&self, kind: &str, key: &[String]) -> Result<Target, Error> {
+        if let Some(long) = key.iter().find(|part| part.is_empty() || part.len() > ID_BYTES_MAX) {
+            return Err(invalid("target.key", format!("a part of {} bytes: 1 to {ID_BYTES_MAX} are expected", long.len())));
+        }
+        let target = match (kind, key) {
+            ("agent", [id]) => match crate::model::ids::spiffe_id_error(id) {
+                Some(error) => return Err(invalid("target.key", format!("`{id}` {error}"))),
+                None => Target::Agent(id.clone()),
+            },
+            ("session", [id]) => Target::Session(id.clone()),
+            ("task", [id]) => Target::Task(id.clone()),
+            ("delegation", [issuer, subject, agent]) => {
+                Target::Delegation { issuer: issuer.clone(), subject: subject.clone(), agent: agent.clone() }
+            }
+            ("application", [id]) => Target::Application(id.clone()),
+            ("user", [issuer, subject]) => Target::User { issuer: issuer.clone(), subject: subject.clone() },
+            ("key", [thumbprint]) => Target::Key(thumbprint.clone()),
+            ("issuer-key", [issuer, kid]) => self.issuer_key(issuer, kid).await?,
+            ("tool", [name]) => Target::Tool(name.clone()),
+            ("hop", [hash]) => Target::Hop(hash.clone()),
+            ("token", [jti]) => Target::Token(jti.clone()),
+            ("all", []) => Target::All,
+            _ => return Err(invalid("target", unknown_target(kind, key.len()))),
+        };
+        if let Target::Key(digest) | Target::Hop(digest) = &target
+            && digest.len() != 43
+        {
+            let message = format!("`{digest}` is not 43 characters of base64url: `portcullis token inspect` prints it");
+            return Err(invalid("target.key", message));
+        }
+        Ok(target)
+    }
+
+    async fn issuer_key(&self, issuer: &str, kid: &str) -> Result<Target, Error> {
+        let rows = self.store.documents(Some("issuer")).await?.documents;
+        let bodies = rows.iter().filter(|stored| stored.row.key.id == issuer).filter_map(|stored| Document::from_row(&stored.row).ok());
+        for document in bodies {
+            if let Body::Issuer(spec) = document.body
+                && let Some(named) = spec.keys.iter().find(|named| named.kid.as_deref() == Some(kid))
+            {
+                return Ok(Target::Key(named.key.thumbprint().to_string()));
+            }
+        }
+        Err(invalid("target.key", format!("issuer `{issuer}` has no key with kid `{kid}`: name the key by its thumbprint")))
+    }
+
+    pub(super) fn or_record_refused<T>(&self, by: &Authorized, checked: Result<T, Error>) -> Result<T, Error> {
+        if let Err(error) = &checked {
+            self.record_refused(by.method(), by.operators(), by.peer(), error)?;
+        }
+        checked
+    }
+}
+
+fn unknown_target(kind: &str, parts: usize) -> String {
+    let forms = "agent ID · session SID · task TXN · delegation ISS SUB AGENT · application ID · user ISS SUB · key THUMBPRINT · \
+                 issuer-key ISSUER KID · tool T · hop HASH · token JTI · all";
+    format!("`{kind}` with {parts} part(s) is not a target; one of: {forms}")
+}
+
+fn check_reason(reason: &str) -> Result<(), Error> {
+    if reason.len() > ACT_REASON_BYTES_MAX {
+        return Err(invalid("reason", format!("{} bytes: at most {ACT_REASON_BYTES_MAX}", reason.len())));
+    }
+    Ok(())
+}
+
+fn invalid(field: &'static str, message: String) -> Error {
+    Error::Invalid { field, message }
+}

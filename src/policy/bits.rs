@@ -1,0 +1,109 @@
+//! Sets of tools as bits, one for each registered tool.
+//!
+//! A set knows nothing of what its bits stand for. Look next at `compile/set.rs`.
+
+/// A set of small numbers, all below the size it was made for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
+pub(super) struct BitSet {
+    words: Box<[u64]>,
+}
+
+impl BitSet {
+    /// The empty set of numbers below `size`.
+    pub(super) fn empty(size: usize) -> Self {
+        Self { words: vec![0; size.div_ceil(64)].into_boxed_slice() }
+    }
+
+    /// All numbers below `size`.
+    pub(super) fn full(size: usize) -> Self {
+        let mut set = Self { words: vec![u64::MAX; size.div_ceil(64)].into_boxed_slice() };
+        if let Some(last) = set.words.last_mut()
+            && !size.is_multiple_of(64)
+        {
+            *last = (1 << (size % 64)) - 1;
+        }
+        set
+    }
+
+    /// Whether a number is in.
+    pub(super) fn contains(&self, number: u32) -> bool {
+        self.words.get(number as usize / 64).is_some_and(|word| word >> (number % 64) & 1 == 1)
+    }
+
+    /// Puts a number in; one beyond the size is ignored.
+    pub(super) fn insert(&mut self, number: u32) {
+        if let Some(word) = self.words.get_mut(number as usize / 64) {
+            *word |= 1 << (number % 64);
+        }
+    }
+
+    /// Adds what is in `other`.
+    pub(super) fn unite(&mut self, other: &BitSet) {
+        self.combine(other, |a, b| a | b);
+    }
+
+    /// Keeps what is in `other` too.
+    pub(super) fn intersect(&mut self, other: &BitSet) {
+        self.combine(other, |a, b| a & b);
+    }
+
+    /// Takes away what is in `other`.
+    pub(super) fn subtract(&mut self, other: &BitSet) {
+        self.combine(other, |a, b| a & !b);
+    }
+
+    /// Whether nothing is in.
+    pub(super) fn is_empty(&self) -> bool {
+        self.words.iter().all(|word| *word == 0)
+    }
+
+    /// Whether everything in it is in `other` too.
+    pub(super) fn is_subset(&self, other: &BitSet) -> bool {
+        self.words.iter().zip(&other.words).all(|(a, b)| a & !b == 0)
+    }
+
+    /// Whether nothing is in but, perhaps, one number.
+    pub(super) fn is_within_one(&self, number: u32) -> bool {
+        let (place, bit) = (number as usize / 64, 1 << (number % 64));
+        self.words.iter().enumerate().all(|(index, word)| *word == 0 || (index == place && *word == bit))
+    }
+
+    fn combine(&mut self, other: &BitSet, operation: fn(u64, u64) -> u64) {
+        debug_assert_eq!(self.words.len(), other.words.len(), "sets of one tool table");
+        for (word, other) in self.words.iter_mut().zip(&other.words) {
+            *word = operation(*word, *other);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sets() {
+        for size in [0, 1, 63, 64, 65, 130] {
+            let full = BitSet::full(size);
+            let mut counted = BitSet::empty(size);
+            (0..u32::try_from(size).unwrap()).for_each(|number| counted.insert(number));
+            assert_eq!(full, counted, "{size}");
+            assert!(!full.contains(u32::try_from(size).unwrap()));
+            let mut odd = BitSet::empty(size);
+            (0..u32::try_from(size).unwrap()).step_by(2).for_each(|number| odd.insert(number));
+            assert!(odd.is_subset(&full));
+            assert_eq!(odd.is_within_one(0), size < 3);
+            assert!(!full.is_within_one(1) || size == 0);
+            let mut rest = full.clone();
+            rest.subtract(&odd);
+            assert_eq!(rest.contains(1), size > 1);
+            assert!(!rest.contains(0));
+            rest.unite(&odd);
+            assert_eq!(rest, full);
+            rest.intersect(&odd);
+            assert_eq!(rest, odd);
+            assert_eq!(rest.is_empty(), size == 0);
+            rest.subtract(&full);
+            assert!(rest.is_empty());
+        }
+    }
+}

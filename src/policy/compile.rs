@@ -1,0 +1,309 @@
+//! Compiled policy: everything resolved and shared, so that a call is one lookup and one bit.
+//!
+//! Tools are numbered, patterns are sets of bits, equal permission sets are stored once, and what a verified chain may do is
+//! worked out once ([`Compiled::resolve`]) and kept beside it. A compiled policy never changes; a change of some agents makes a
+//! new one that shares all the rest ([`Compiled::with_agents`]). No clock, no I/O, no tokens. Look next at
+//! `compile/evaluate.rs` for the algebra, then at `compile/set.rs`.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::model::ids::{AgentId, ApplicationId, GroupId, Thumbprint};
+use crate::model::limits::DELEGATION_DEPTH_MAX;
+
+use super::diagnostic::{Diagnostic, Severity};
+use super::document::{AgentSpec, Body, Document, Names, Permissions};
+use super::tools::{Patterns, ToolTable};
+use super::validate::{self, Known};
+
+mod evaluate;
+mod resolve;
+mod set;
+mod shards;
+
+pub use super::document::{ProofClass, Risk};
+pub use super::tools::Tool;
+pub use evaluate::{LayerAnswer, Reach, Verdict};
+pub use resolve::Resolved;
+
+use set::{PermissionSet, canonical};
+use shards::{Interner, Shards};
+
+/// A policy that can decide.
+pub struct Compiled {
+    /// Tells a policy from every other one of this process: what was resolved by one means nothing to another.
+    serial: u64,
+    base: Arc<Base>,
+    agents: Shards<Arc<str>, Arc<Agent>>,
+    /// Which agent holds a key.
+    keys: Shards<Thumbprint, Arc<str>>,
+    sets: Interner<PermissionSet>,
+    profiles: Interner<Profile>,
+}
+
+/// What an agent's document demands of the chains that it stands in first or last.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Limits {
+    /// Life of a root that names the agent first; `None`: what its issuer allows.
+    pub lifetime_max_s: Option<i64>,
+    /// Hops that may follow the agent.
+    pub hops_max: u64,
+}
+
+/// All but the agents.
+#[derive(Debug, Default)]
+struct Base {
+    tools: ToolTable,
+    groups: HashMap<Arc<str>, Arc<PermissionSet>>,
+    applications: HashMap<Arc<str>, Arc<PermissionSet>>,
+    permission_sets: HashMap<Arc<str>, Permissions>,
+    issuers: HashSet<Arc<str>>,
+    operator_groups: HashSet<GroupId>,
+}
+
+/// An agent; the parts that many have in common are shared.
+#[derive(Debug)]
+struct Agent {
+    profile: Arc<Profile>,
+    permissions: Arc<PermissionSet>,
+    keys: Box<[Thumbprint]>,
+}
+
+/// Whom an agent serves.
+#[derive(Debug)]
+struct Profile {
+    applications: Names<ApplicationId>,
+    acts_for: Names<GroupId>,
+    delegates_to: Vec<AgentId>,
+    limits: Limits,
+}
+
+impl Compiled {
+    /// Validates documents and compiles them.
+    ///
+    /// # Errors
+    /// Everything [`validate::check`] says, warnings too, if there is an error in it.
+    pub fn compile(documents: &[Document]) -> Result<Self, Vec<Diagnostic>> {
+        let tools = ToolTable::new(documents);
+        let mut patterns = Patterns::default();
+        let diagnostics = validate::check_with(documents, &tools, &mut patterns);
+        if diagnostics.iter().any(Diagnostic::is_error) {
+            return Err(diagnostics);
+        }
+        let mut compiled = Self {
+            serial: next_serial(),
+            base: Arc::default(),
+            agents: Shards::default(),
+            keys: Shards::default(),
+            sets: Interner::default(),
+            profiles: Interner::default(),
+        };
+        let mut base = Base { tools, ..Base::default() };
+        for document in documents {
+            let id = || Arc::from(document.key.id.as_str());
+            match &document.body {
+                Body::PermissionSet(permissions) => {
+                    base.permission_sets.insert(id(), permissions.clone());
+                }
+                Body::Issuer(_) => {
+                    base.issuers.insert(id());
+                }
+                Body::Operator(operator) => base.operator_groups.extend(operator.groups.iter().cloned()),
+                _ => {}
+            }
+        }
+        for document in documents {
+            let id = || Arc::from(document.key.id.as_str());
+            match &document.body {
+                Body::Group(permissions) => {
+                    let set = compiled.sets.intern(canonical(permissions), || base.set(permissions, &mut patterns));
+                    base.groups.insert(id(), set);
+                }
+                Body::Application(permissions) => {
+                    let set = compiled.sets.intern(canonical(permissions), || base.set(permissions, &mut patterns));
+                    base.applications.insert(id(), set);
+                }
+                _ => {}
+            }
+        }
+        compiled.base = Arc::new(base);
+        for document in documents {
+            if let Body::Agent(agent) = &document.body {
+                compiled.put_agent(agent, &mut patterns);
+            }
+        }
+        Ok(compiled)
+    }
+
+    /// The same policy with some agents put in place and some removed; costs what those cost, not the fleet.
+    ///
+    /// An agent that another one still names in `delegates_to` may be removed: nothing can be handed to it any more.
+    ///
+    /// # Errors
+    /// What is wrong with the documents that were put, warnings too, if there is an error: they must be agents, name only what
+    /// there is, and hold no key of another agent.
+    pub fn with_agents(&self, put: &[Document], removed: &[AgentId]) -> Result<Self, Vec<Diagnostic>> {
+        let mut next = Self {
+            serial: next_serial(),
+            base: self.base.clone(),
+            agents: self.agents.clone(),
+            keys: self.keys.clone(),
+            sets: self.sets.clone(),
+            profiles: self.profiles.clone(),
+        };
+        let mut patterns = Patterns::default();
+        let mut out = Vec::new();
+        let put_ids = put.iter().map(|document| document.key.id.as_str());
+        for id in removed.iter().map(AgentId::as_str).chain(put_ids) {
+            next.remove_agent(id);
+        }
+        next.sets.sweep();
+        next.profiles.sweep();
+        for document in put {
+            match &document.body {
+                Body::Agent(agent) => {
+                    for (index, key) in agent.keys.iter().enumerate() {
+                        if let Some(holder) = next.keys.get(key) {
+                            let message = format!("key `{key}` is listed twice: `{holder}` holds it");
+                            out.push(document.diagnostic(Severity::Error, "keys", index, message));
+                        }
+                    }
+                    if next.agents.get(agent.id.as_str()).is_some() {
+                        out.push(document.diagnostic(Severity::Error, "id", 0, format!("agent `{}` is put twice", agent.id)));
+                    }
+                    next.put_agent(agent, &mut patterns);
+                }
+                _ => out.push(document.diagnostic(Severity::Error, "id", 0, "only agents can be changed one by one".to_owned())),
+            }
+        }
+        for document in put {
+            validate::check_document(document, &next, &mut patterns, &mut out);
+        }
+        if out.iter().any(Diagnostic::is_error) { Err(out) } else { Ok(next) }
+    }
+
+    /// A registered tool.
+    pub fn tool(&self, name: &str) -> Option<&Tool> {
+        self.base.tools.tool(self.base.tools.number(name)?)
+    }
+
+    /// Every registered tool, by name.
+    pub fn tools(&self) -> impl ExactSizeIterator<Item = &Tool> {
+        self.base.tools.iter()
+    }
+
+    /// What an agent's document demands of its chains; `None` for an agent without a document.
+    pub fn agent_limits(&self, agent: &AgentId) -> Option<Limits> {
+        self.agents.get(agent.as_str()).map(|agent| agent.profile.limits)
+    }
+
+    /// How many agents there are.
+    pub fn agent_count(&self) -> usize {
+        self.agents.len()
+    }
+
+    /// How many different permission sets are held, whoever shares them.
+    pub fn permission_set_count(&self) -> usize {
+        self.sets.live_count()
+    }
+
+    fn put_agent(&mut self, spec: &AgentSpec, patterns: &mut Patterns) {
+        let id: Arc<str> = spec.id.as_str().into();
+        let base = &self.base;
+        let permissions = self.sets.intern(canonical(&spec.permissions), || base.set(&spec.permissions, patterns));
+        let profile = Profile {
+            applications: sorted(&spec.applications),
+            acts_for: sorted(&spec.acts_for),
+            delegates_to: {
+                let mut agents = spec.delegates_to.clone();
+                agents.sort();
+                agents.dedup();
+                agents
+            },
+            limits: Limits {
+                lifetime_max_s: spec.session_lifetime_max_s,
+                hops_max: spec.session_hops_max.unwrap_or(DELEGATION_DEPTH_MAX),
+            },
+        };
+        let profile = self.profiles.intern(format!("{profile:?}").into(), || profile);
+        for key in &spec.keys {
+            self.keys.insert(key.clone(), id.clone());
+        }
+        self.agents.insert(id, Arc::new(Agent { profile, permissions, keys: spec.keys.clone().into_boxed_slice() }));
+    }
+
+    fn remove_agent(&mut self, id: &str) {
+        let Some(agent) = self.agents.remove(id) else {
+            return;
+        };
+        for key in &agent.keys {
+            self.keys.remove(key);
+        }
+    }
+}
+
+impl Base {
+    fn set(&self, permissions: &Permissions, patterns: &mut Patterns) -> PermissionSet {
+        PermissionSet::new(permissions, &self.permission_sets, &self.tools, patterns)
+    }
+}
+
+impl Known for Compiled {
+    fn tools(&self) -> &ToolTable {
+        &self.base.tools
+    }
+
+    fn has(&self, kind: &str, id: &str) -> bool {
+        match kind {
+            "agent" => self.agents.get(id).is_some(),
+            "group" => self.base.groups.contains_key(id),
+            "application" => self.base.applications.contains_key(id),
+            "permission_set" => self.base.permission_sets.contains_key(id),
+            "issuer" => self.base.issuers.contains(id),
+            _ => false,
+        }
+    }
+
+    fn ids(&self, kind: &str) -> Vec<&str> {
+        match kind {
+            "agent" => self.agents.keys().map(|id| &**id).collect(),
+            "group" => self.base.groups.keys().map(|id| &**id).collect(),
+            "application" => self.base.applications.keys().map(|id| &**id).collect(),
+            "permission_set" => self.base.permission_sets.keys().map(|id| &**id).collect(),
+            "issuer" => self.base.issuers.iter().map(|id| &**id).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    fn has_operators(&self, group: &str) -> bool {
+        self.base.operator_groups.contains(group)
+    }
+}
+
+impl std::fmt::Debug for Compiled {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Compiled")
+            .field("tools", &self.base.tools.len())
+            .field("agents", &self.agents.len())
+            .finish_non_exhaustive()
+    }
+}
+
+fn next_serial() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// The same names in one order, so that equal ones are found equal.
+fn sorted<T: Ord + Clone>(names: &Names<T>) -> Names<T> {
+    match names {
+        Names::All => Names::All,
+        Names::Some(names) => {
+            let mut names = names.clone();
+            names.sort();
+            names.dedup();
+            Names::Some(names)
+        }
+    }
+}

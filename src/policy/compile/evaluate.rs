@@ -1,0 +1,387 @@
+//! The algebra: every layer answers, and the least answer is the decision.
+//!
+//! Layers in the order in which one of equals is reported: tool, user, application, agents from the root, scopes from the root
+//! token on. The unconditional permit is one lookup and one bit and allocates nothing; everything else asks the layers one by
+//! one. Pure: no clock, no state. Look next at `set.rs` for how entries apply.
+
+use std::sync::Arc;
+
+use crate::model::constraint::ArgumentMap;
+use crate::model::decision::{ApprovalNeed, Effect, EntryRef, Obligation};
+use crate::model::ids::GroupId;
+use crate::model::reason::{Layer, Reason};
+use crate::model::request::{Call, Subject};
+
+use super::super::document::List;
+use super::super::tools::Tool;
+use super::Compiled;
+use super::resolve::{Failure, Resolved};
+use super::set::{Chances, PermissionSet, SetEntry};
+
+/// What policy says to one call.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The least answer of all layers.
+    pub effect: Effect,
+    /// Why.
+    pub reason: Reason,
+    /// The first layer that gave that answer; `None` on a permit.
+    pub layer: Option<Layer>,
+    /// Index of the agent or token at fault, root 0.
+    pub hop: Option<usize>,
+    /// The entry that decided; `None` on a permit, and where a token did.
+    pub matched: Option<Arc<EntryRef>>,
+    /// One for each layer that asks for an approval, where no layer denies.
+    pub approvals: Vec<ApprovalNeed>,
+    /// Duties that come with a permit.
+    pub obligations: Vec<Obligation>,
+}
+
+/// What policy says to a tool while its arguments are not known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reach {
+    /// The best effect that some arguments can reach, as far as each entry by itself tells.
+    pub effect: Effect,
+    /// Why it is no better.
+    pub reason: Reason,
+    /// The first layer that lets it be no better; `None` on a permit.
+    pub layer: Option<Layer>,
+    /// Whether the arguments decide.
+    pub maybe: bool,
+}
+
+/// One layer's answer, for an explanation.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LayerAnswer {
+    /// Who answers.
+    pub layer: Layer,
+    /// Which agent or token, root 0.
+    pub hop: Option<usize>,
+    /// What it answers.
+    pub effect: Effect,
+    /// Why; `OK` on a permit.
+    pub reason: Reason,
+    /// The entry that decided in this layer; `None` for a token, an unknown document, and a user of several groups or none.
+    pub matched: Option<EntryRef>,
+    /// What it asks for.
+    pub approval: Option<ApprovalNeed>,
+}
+
+impl Compiled {
+    /// Decides a call of a subject that was resolved by this policy.
+    pub fn evaluate(&self, resolved: &Resolved, subject: &Subject, call: &Call<'_>) -> Verdict {
+        let fresh;
+        let resolved = if resolved.serial == self.serial {
+            resolved
+        } else {
+            // INVARIANT: bits of another policy's tools are never read.
+            fresh = self.resolve(subject);
+            &fresh
+        };
+        if let (None, Some(number)) = (resolved.failure, self.base.tools.number(call.tool))
+            && resolved.permitted.contains(number)
+            && self.base.tools.tool(number).is_some_and(|tool| has_schema(tool, call))
+        {
+            return Verdict::permit();
+        }
+        let mut verdict = Verdict::permit();
+        self.ask_layers(resolved, subject, call, &mut |answer| {
+            if answer.effect < verdict.effect {
+                verdict.effect = answer.effect;
+                verdict.reason = answer.reason;
+                verdict.layer = Some(answer.layer);
+                verdict.hop = answer.hop;
+                verdict.matched = answer.matched.as_ref().map(|matched| Arc::new(matched.to_entry()));
+            }
+            verdict.approvals.extend(answer.approval);
+            answer.effect != Effect::Deny
+        });
+        if verdict.effect == Effect::Deny {
+            verdict.approvals.clear();
+        }
+        verdict
+    }
+
+    /// What every layer answers to a call, in the order of reporting. One answer where the chain or the tool is unknown.
+    pub fn explain(&self, resolved: &Resolved, subject: &Subject, call: &Call<'_>) -> Vec<LayerAnswer> {
+        let fresh;
+        let resolved = if resolved.serial == self.serial {
+            resolved
+        } else {
+            fresh = self.resolve(subject);
+            &fresh
+        };
+        let mut answers = Vec::new();
+        self.ask_layers(resolved, subject, call, &mut |answer| {
+            let unknown = matches!(answer.layer, Layer::Identity) || answer.reason == Reason::ToolUnknown;
+            answers.push(LayerAnswer {
+                layer: answer.layer,
+                hop: answer.hop,
+                effect: answer.effect,
+                reason: answer.reason,
+                matched: answer.matched.as_ref().map(Matched::to_entry),
+                approval: answer.approval,
+            });
+            !unknown
+        });
+        answers
+    }
+
+    /// What a tool can come to, whatever the arguments are. A pinned schema is taken to be the right one.
+    pub fn reach(&self, resolved: &Resolved, subject: &Subject, tool: &str) -> Reach {
+        let fresh;
+        let resolved = if resolved.serial == self.serial {
+            resolved
+        } else {
+            fresh = self.resolve(subject);
+            &fresh
+        };
+        let deny = |reason: Reason, layer| Reach { effect: Effect::Deny, reason, layer: Some(layer), maybe: false };
+        if let Some(failure) = resolved.failure {
+            return deny(failure.reason, failure.reason.layer().unwrap_or(Layer::Identity));
+        }
+        let Some(number) = self.base.tools.number(tool) else {
+            return deny(Reason::ToolUnknown, Layer::Tool);
+        };
+        let mut best = Reach { effect: Effect::Permit, reason: Reason::Ok, layer: None, maybe: false };
+        if resolved.permitted.contains(number) {
+            return best;
+        }
+        let mut worst = Effect::Permit;
+        let mut add = |layer: Layer, denial: Reason, layer_best: Effect, layer_worst: Effect| {
+            worst = worst.min(layer_worst);
+            if layer_best < best.effect {
+                let reason = if layer_best == Effect::Deny { denial } else { Reason::ApprovalRequired };
+                best = Reach { effect: layer_best, reason, layer: Some(layer), maybe: false };
+            }
+        };
+        let (user_best, user_worst) = range(number, resolved.groups.iter().map(|(_, set)| &**set));
+        add(Layer::User, Reason::UserDenies, user_best, user_worst);
+        let application = resolved.application.as_deref();
+        let denial = if application.is_some() { Reason::ApplicationDenies } else { Reason::ApplicationUnknown };
+        let (application_best, application_worst) = range(number, application.into_iter());
+        add(Layer::Application, denial, application_best, application_worst);
+        for agent in &resolved.agents {
+            match agent.refusal {
+                Some((reason, _)) => add(Layer::Agent, reason, Effect::Deny, Effect::Deny),
+                None => {
+                    let (agent_best, agent_worst) = range(number, std::iter::once(&*agent.permissions));
+                    add(Layer::Agent, Reason::AgentDenies, agent_best, agent_worst);
+                }
+            }
+        }
+        for scope in &subject.scopes {
+            match scope.tools.get(tool) {
+                None => add(Layer::Hop, Reason::ToolNotGranted, Effect::Deny, Effect::Deny),
+                Some(arguments) if is_free(arguments) => {}
+                Some(_) => add(Layer::Hop, Reason::ArgumentRefused, Effect::Permit, Effect::Deny),
+            }
+        }
+        best.maybe = worst != best.effect;
+        best
+    }
+
+    /// Asks the layers in order until `take` has heard enough.
+    fn ask_layers<'a>(
+        &'a self,
+        resolved: &'a Resolved,
+        subject: &'a Subject,
+        call: &Call<'_>,
+        take: &mut dyn FnMut(Answer<'a>) -> bool,
+    ) {
+        if let Some(failure) = resolved.failure {
+            take(Answer::failure(failure));
+            return;
+        }
+        let Some((number, tool)) = self.base.tools.number(call.tool).and_then(|n| Some((n, self.base.tools.tool(n)?))) else {
+            take(Answer::new(Layer::Tool, None, Err(Reason::ToolUnknown), None));
+            return;
+        };
+        let registered = if has_schema(tool, call) { Ok(()) } else { Err(Reason::ToolChanged) };
+        let document = Matched { kind: tool.kind, id: &tool.document, entry: "" };
+        if !take(Answer::new(Layer::Tool, None, registered, Some(document))) {
+            return;
+        }
+        let groups = resolved.groups.iter().map(|(id, set)| Owner { kind: "group", id, set });
+        if !take(ask(Layer::User, None, Reason::UserDenies, groups, number, call)) {
+            return;
+        }
+        let application = match &resolved.application {
+            None => Answer::new(Layer::Application, None, Err(Reason::ApplicationUnknown), None),
+            Some(set) => {
+                let owner = Owner { kind: "application", id: subject.application.as_str(), set };
+                ask(Layer::Application, None, Reason::ApplicationDenies, std::iter::once(owner), number, call)
+            }
+        };
+        if !take(application) {
+            return;
+        }
+        for (hop, (agent, id)) in resolved.agents.iter().zip(&subject.agents).enumerate() {
+            let owner = Owner { kind: "agent", id: id.as_str(), set: &agent.permissions };
+            let answer = match agent.refusal {
+                Some((reason, key)) => {
+                    let matched = Matched { kind: "agent", id: id.as_str(), entry: key };
+                    Answer::new(Layer::Agent, Some(hop), Err(reason), Some(matched))
+                }
+                None => ask(Layer::Agent, Some(hop), Reason::AgentDenies, std::iter::once(owner), number, call),
+            };
+            if !take(answer) {
+                return;
+            }
+        }
+        for (hop, scope) in subject.scopes.iter().enumerate() {
+            let granted = match scope.tools.get(call.tool) {
+                None => Err(Reason::ToolNotGranted),
+                Some(arguments) if is_free(arguments) || arguments.admits(call.arguments).is_ok() => Ok(()),
+                Some(_) => Err(Reason::ArgumentRefused),
+            };
+            if !take(Answer::new(Layer::Hop, Some(hop), granted, None)) {
+                return;
+            }
+        }
+    }
+}
+
+impl Verdict {
+    fn permit() -> Self {
+        Self {
+            effect: Effect::Permit,
+            reason: Reason::Ok,
+            layer: None,
+            hop: None,
+            matched: None,
+            approvals: Vec::new(),
+            obligations: Vec::new(),
+        }
+    }
+}
+
+/// A set with the document that holds it.
+#[derive(Clone, Copy)]
+struct Owner<'a> {
+    kind: &'static str,
+    id: &'a str,
+    set: &'a PermissionSet,
+}
+
+/// An [`EntryRef`] that is not allocated yet.
+struct Matched<'a> {
+    kind: &'static str,
+    id: &'a str,
+    entry: &'a str,
+}
+
+impl Matched<'_> {
+    fn to_entry(&self) -> EntryRef {
+        EntryRef { kind: self.kind, id: self.id.into(), entry: self.entry.into() }
+    }
+}
+
+struct Answer<'a> {
+    layer: Layer,
+    hop: Option<usize>,
+    effect: Effect,
+    reason: Reason,
+    matched: Option<Matched<'a>>,
+    approval: Option<ApprovalNeed>,
+}
+
+impl<'a> Answer<'a> {
+    fn new(layer: Layer, hop: Option<usize>, result: Result<(), Reason>, matched: Option<Matched<'a>>) -> Self {
+        let (effect, reason) = match result {
+            Ok(()) => (Effect::Permit, Reason::Ok),
+            Err(reason) => (Effect::Deny, reason),
+        };
+        Self { layer, hop, effect, reason, matched, approval: None }
+    }
+
+    fn failure(failure: Failure) -> Self {
+        Self::new(failure.reason.layer().unwrap_or(Layer::Identity), failure.hop, Err(failure.reason), None)
+    }
+}
+
+/// The answer of a layer made of permission sets: they unite, then deny beats approve beats allow, and silence denies.
+fn ask<'a>(
+    layer: Layer,
+    hop: Option<usize>,
+    denial: Reason,
+    owners: impl Iterator<Item = Owner<'a>> + Clone,
+    tool: u32,
+    call: &Call<'_>,
+) -> Answer<'a> {
+    let mut decisive: Option<(Owner<'a>, &'a SetEntry)> = None;
+    for owner in owners.clone() {
+        if let Some(entry) = owner.set.decisive(tool, call.arguments)
+            && decisive.is_none_or(|(_, other)| entry.list < other.list)
+        {
+            decisive = Some((owner, entry));
+        }
+    }
+    let Some((owner, entry)) = decisive else {
+        let mut owners = owners;
+        let only = owners.next().filter(|_| owners.next().is_none());
+        let matched = only.map(|owner| Matched { kind: owner.kind, id: owner.id, entry: "" });
+        return Answer::new(layer, hop, Err(denial), matched);
+    };
+    let matched = match &entry.origin {
+        Some(set) => Matched { kind: "permission_set", id: set, entry: &entry.text },
+        None => Matched { kind: owner.kind, id: owner.id, entry: &entry.text },
+    };
+    match entry.list {
+        List::Deny => Answer::new(layer, hop, Err(denial), Some(matched)),
+        List::Allow => Answer::new(layer, hop, Ok(()), Some(matched)),
+        List::Approve => Answer {
+            layer,
+            hop,
+            effect: Effect::NeedsApproval,
+            reason: Reason::ApprovalRequired,
+            matched: Some(matched),
+            approval: Some(need(layer, owners, tool, call)),
+        },
+    }
+}
+
+/// What a layer asks for: of the entries that apply, everybody whom one of them names, within the shortest time.
+fn need<'a>(layer: Layer, owners: impl Iterator<Item = Owner<'a>>, tool: u32, call: &Call<'_>) -> ApprovalNeed {
+    let mut by: Vec<GroupId> = Vec::new();
+    let mut expires_in_ms = u64::MAX;
+    for owner in owners {
+        for approval in owner.set.approving(tool, call.arguments) {
+            by.extend(approval.by.iter().cloned());
+            expires_in_ms = expires_in_ms.min(approval.expires_in_ms);
+        }
+    }
+    by.sort();
+    by.dedup();
+    ApprovalNeed { layer, by, expires_in_ms }
+}
+
+/// The best and the worst that a layer of permission sets can answer.
+fn range<'a>(tool: u32, sets: impl Iterator<Item = &'a PermissionSet>) -> (Effect, Effect) {
+    let mut chances = Chances::default();
+    sets.for_each(|set| set.add_chances(tool, &mut chances));
+    let [deny_sure, approve_sure, allow_sure] = chances.sure;
+    let [deny, approve, allow] = chances.possible;
+    let best = match () {
+        () if deny_sure => Effect::Deny,
+        () if approve_sure => Effect::NeedsApproval,
+        () if allow => Effect::Permit,
+        () if approve => Effect::NeedsApproval,
+        () => Effect::Deny,
+    };
+    let worst = match () {
+        () if deny => Effect::Deny,
+        () if approve_sure || (allow_sure && approve) => Effect::NeedsApproval,
+        () if allow_sure => Effect::Permit,
+        () => Effect::Deny,
+    };
+    (best, worst)
+}
+
+fn is_free(arguments: &ArgumentMap) -> bool {
+    arguments.open && arguments.named.is_empty()
+}
+
+fn has_schema(tool: &Tool, call: &Call<'_>) -> bool {
+    tool.schema_sha256.is_none() || tool.schema_sha256 == call.tool_schema_sha256
+}

@@ -1,0 +1,190 @@
+//! What a verified chain may do by one policy, worked out once and kept with the chain.
+//!
+//! INVARIANT: a tool's bit in `permitted` is set only if every layer permits it whatever the arguments are; so one bit decides.
+//! Nothing of a call is known here. Look next at `evaluate.rs`.
+
+use std::sync::Arc;
+
+use crate::model::ids::AgentId;
+use crate::model::reason::Reason;
+use crate::model::request::{Scope, Subject};
+
+use super::super::bits::BitSet;
+use super::super::document::Names;
+use super::set::PermissionSet;
+use super::{Agent, Compiled};
+
+/// What one compiled policy makes of one subject. Kept with the chain; of use only with the policy that made it.
+#[derive(Debug)]
+pub struct Resolved {
+    pub(super) serial: u64,
+    /// Why no call at all can be permitted, before any layer is asked.
+    pub(super) failure: Option<Failure>,
+    /// Tools that every layer permits whatever the arguments are.
+    pub(super) permitted: BitSet,
+    /// Tools that some arguments may get permitted, approved or not.
+    pub(super) possible: BitSet,
+    /// The user's groups that have a document, by id.
+    pub(super) groups: Box<[(Arc<str>, Arc<PermissionSet>)]>,
+    /// The application's ceiling; `None` for an application without a document.
+    pub(super) application: Option<Arc<PermissionSet>>,
+    /// The agents, root to leaf.
+    pub(super) agents: Box<[ResolvedAgent]>,
+}
+
+/// An agent of the chain.
+#[derive(Debug)]
+pub(super) struct ResolvedAgent {
+    pub(super) permissions: Arc<PermissionSet>,
+    /// Why it permits nothing in this chain, and the key of its document that says so.
+    pub(super) refusal: Option<(Reason, &'static str)>,
+}
+
+/// A chain that cannot be used by this policy at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Failure {
+    pub(super) reason: Reason,
+    pub(super) hop: Option<usize>,
+}
+
+impl Compiled {
+    /// Works out what a subject may do; once for each chain and compiled policy.
+    pub fn resolve(&self, subject: &Subject) -> Resolved {
+        let size = self.base.tools.len();
+        let empty = |failure| Resolved {
+            serial: self.serial,
+            failure: Some(failure),
+            permitted: BitSet::empty(size),
+            possible: BitSet::empty(size),
+            groups: Box::default(),
+            application: None,
+            agents: Box::default(),
+        };
+        if subject.agents.is_empty() || subject.scopes.is_empty() {
+            return empty(Failure { reason: Reason::IdentityMissing, hop: None });
+        }
+        let agents = match self.known_agents(subject) {
+            Ok(agents) => agents,
+            Err(failure) => return empty(failure),
+        };
+        let mut groups: Vec<(Arc<str>, Arc<PermissionSet>)> = subject
+            .groups
+            .iter()
+            .filter_map(|group| self.base.groups.get_key_value(group.as_str()))
+            .map(|(id, set)| (id.clone(), set.clone()))
+            .collect();
+        groups.sort_by(|a, b| a.0.cmp(&b.0));
+        groups.dedup_by(|a, b| a.0 == b.0);
+        let application = self.base.applications.get(subject.application.as_str()).cloned();
+        let agents: Box<[ResolvedAgent]> = agents
+            .into_iter()
+            .enumerate()
+            .map(|(index, agent)| ResolvedAgent {
+                permissions: agent.permissions.clone(),
+                refusal: refusal(agent, subject, subject.agents.get(index + 1)),
+            })
+            .collect();
+        let (permitted, possible) = self.bits(subject, &groups, application.as_deref(), &agents);
+        Resolved { serial: self.serial, failure: None, permitted, possible, groups: groups.into(), application, agents }
+    }
+
+    /// The chain's agents, all registered, none followed by more hops than it allows.
+    fn known_agents(&self, subject: &Subject) -> Result<Vec<&Agent>, Failure> {
+        let count = subject.agents.len();
+        let mut agents = Vec::with_capacity(count);
+        for (index, id) in subject.agents.iter().enumerate() {
+            let Some(agent) = self.agents.get(id.as_str()) else {
+                return Err(Failure { reason: Reason::AgentUnknown, hop: Some(index) });
+            };
+            let last =
+                usize::try_from(agent.profile.limits.hops_max).map_or(usize::MAX, |hops_max| index.saturating_add(hops_max));
+            if count - 1 > last {
+                // The hop at fault is the first one too many.
+                return Err(Failure { reason: Reason::ChainTooDeep, hop: Some(last + 1) });
+            }
+            agents.push(&**agent);
+        }
+        Ok(agents)
+    }
+
+    fn bits(
+        &self,
+        subject: &Subject,
+        groups: &[(Arc<str>, Arc<PermissionSet>)],
+        application: Option<&PermissionSet>,
+        agents: &[ResolvedAgent],
+    ) -> (BitSet, BitSet) {
+        let size = self.base.tools.len();
+        let (mut permitted, mut possible) = (BitSet::full(size), BitSet::full(size));
+        let mut narrow = |layer: &mut dyn Iterator<Item = &PermissionSet>| {
+            let mut united = [(); 4].map(|()| BitSet::empty(size));
+            let [allowed, taken, denied, reachable] = &mut united;
+            for set in layer {
+                allowed.unite(&set.allowed);
+                taken.unite(&set.taken);
+                denied.unite(&set.denied);
+                reachable.unite(&set.reachable);
+            }
+            allowed.subtract(taken);
+            reachable.subtract(denied);
+            permitted.intersect(allowed);
+            possible.intersect(reachable);
+        };
+        narrow(&mut groups.iter().map(|(_, set)| &**set));
+        narrow(&mut application.into_iter());
+        for agent in agents {
+            narrow(&mut agent.refusal.is_none().then_some(&*agent.permissions).into_iter());
+        }
+        for scope in &subject.scopes {
+            let (free, granted) = self.scope_bits(scope);
+            permitted.intersect(&free);
+            possible.intersect(&granted);
+        }
+        (permitted, possible)
+    }
+
+    /// Tools that a token grants whatever the arguments are, and tools that it grants at all.
+    fn scope_bits(&self, scope: &Scope) -> (BitSet, BitSet) {
+        let size = self.base.tools.len();
+        let (mut free, mut granted) = (BitSet::empty(size), BitSet::empty(size));
+        for (name, arguments) in &scope.tools {
+            if let Some(number) = self.base.tools.number(name) {
+                granted.insert(number);
+                if arguments.named.is_empty() && arguments.open {
+                    free.insert(number);
+                }
+            }
+        }
+        (free, granted)
+    }
+}
+
+impl Resolved {
+    /// Whether some arguments may get a tool permitted, after an approval or without.
+    pub fn may_permit(&self, policy: &Compiled, tool: &str) -> bool {
+        self.serial == policy.serial && policy.base.tools.number(tool).is_some_and(|number| self.possible.contains(number))
+    }
+
+    /// Whether no call at all can be permitted.
+    pub fn is_hopeless(&self) -> bool {
+        self.possible.is_empty()
+    }
+}
+
+/// Why an agent serves nobody in this chain: the application, then the user, then whom it handed on to.
+fn refusal(agent: &Agent, subject: &Subject, next: Option<&AgentId>) -> Option<(Reason, &'static str)> {
+    let profile = &agent.profile;
+    let serves_user = match &profile.acts_for {
+        Names::All => true,
+        Names::Some(groups) => subject.groups.iter().any(|group| groups.binary_search(group).is_ok()),
+    };
+    if !profile.applications.contains(&subject.application) {
+        Some((Reason::ApplicationNotServed, "applications"))
+    } else if !serves_user {
+        Some((Reason::UserNotServed, "acts_for"))
+    } else if next.is_some_and(|next| profile.delegates_to.binary_search(next).is_err()) {
+        Some((Reason::DelegationNotAllowed, "delegates_to"))
+    } else {
+        None
+    }
+}

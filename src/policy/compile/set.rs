@@ -1,0 +1,202 @@
+//! Permission sets: the entries of a document with all it includes, resolved to tools and sorted by strength.
+//!
+//! One answers for one owner; uniting and narrowing is `evaluate.rs`'s and `resolve.rs`'s business. Equal sets are one.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use crate::model::constraint::{Argument, ArgumentMap};
+use crate::model::json::Object;
+
+use super::super::bits::BitSet;
+use super::super::document::{Approval, Entry, List, Permissions};
+use super::super::tools::{Matching, Patterns, ToolTable};
+
+/// What a document permits.
+#[derive(Debug)]
+pub(super) struct PermissionSet {
+    /// The strongest first: of those that apply to a call, the first decides.
+    entries: Box<[SetEntry]>,
+    /// Tool and index of entries that name one tool, sorted.
+    exact: Box<[(u32, u32)]>,
+    /// Tools and index of entries with a pattern.
+    wild: Box<[(Arc<BitSet>, u32)]>,
+    /// Tools that some allow permits whatever the arguments are.
+    pub(super) allowed: BitSet,
+    /// Tools that some deny or approve speaks of.
+    pub(super) taken: BitSet,
+    /// Tools that some deny takes whatever the arguments are.
+    pub(super) denied: BitSet,
+    /// Tools that some allow or approve speaks of.
+    pub(super) reachable: BitSet,
+}
+
+/// An entry, and where it is from.
+#[derive(Debug)]
+pub(super) struct SetEntry {
+    pub(super) list: List,
+    /// The permission set it was included from; `None` if the owner wrote it.
+    pub(super) origin: Option<Arc<str>>,
+    pub(super) text: Arc<str>,
+    pub(super) approval: Option<Approval>,
+    arguments: ArgumentMap,
+    unconditional: bool,
+}
+
+/// What a set can answer for a tool while the arguments are not known, list by list: whether some entry surely applies, and
+/// whether some entry may.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Chances {
+    pub(super) sure: [bool; 3],
+    pub(super) possible: [bool; 3],
+}
+
+impl PermissionSet {
+    /// The set of some permissions. `sources` are the permission sets that can be included.
+    pub(super) fn new(
+        permissions: &Permissions,
+        sources: &HashMap<Arc<str>, Permissions>,
+        tools: &ToolTable,
+        patterns: &mut Patterns,
+    ) -> Self {
+        let mut found = Vec::new();
+        for (origin, permissions) in with_included(permissions, sources) {
+            for list in List::ALL {
+                found.extend(permissions.list(list).iter().map(|entry| (list, origin.clone(), entry)));
+            }
+        }
+        found.sort_by(|a, b| (a.0, &a.1, a.2.text()).cmp(&(b.0, &b.1, b.2.text())));
+        found.dedup_by(|a, b| (a.0, &a.1, a.2.text()) == (b.0, &b.1, b.2.text()));
+        let empty = || BitSet::empty(tools.len());
+        let (mut allowed, mut taken, mut denied, mut reachable) = (empty(), empty(), empty(), empty());
+        let (mut exact, mut wild, mut entries) = (Vec::new(), Vec::new(), Vec::with_capacity(found.len()));
+        for ((list, origin, entry), index) in found.into_iter().zip(0..) {
+            let matching = patterns.resolve(&entry.pattern, tools);
+            let unconditional = entry.is_unconditional();
+            match list {
+                List::Deny if unconditional => [&mut taken, &mut denied].map(|set| matching.unite_into(set)),
+                List::Deny => [(); 2].map(|()| matching.unite_into(&mut taken)),
+                List::Approve => [&mut taken, &mut reachable].map(|set| matching.unite_into(set)),
+                List::Allow if unconditional => [&mut allowed, &mut reachable].map(|set| matching.unite_into(set)),
+                List::Allow => [(); 2].map(|()| matching.unite_into(&mut reachable)),
+            };
+            match matching {
+                Matching::One(tool) => exact.push((tool, index)),
+                Matching::Many(tools) => wild.push((tools, index)),
+            }
+            entries.push(SetEntry::new(list, origin, entry, unconditional));
+        }
+        exact.sort_unstable();
+        Self {
+            entries: entries.into_boxed_slice(),
+            exact: exact.into_boxed_slice(),
+            wild: wild.into_boxed_slice(),
+            allowed,
+            taken,
+            denied,
+            reachable,
+        }
+    }
+
+    /// The entry that decides: of those that apply, the first. `None` if the set says nothing.
+    pub(super) fn decisive(&self, tool: u32, arguments: &Object) -> Option<&SetEntry> {
+        self.speaking_of(tool)
+            .filter(|(_, entry)| entry.applies(arguments))
+            .min_by_key(|(index, _)| *index)
+            .map(|(_, entry)| entry)
+    }
+
+    /// Every `approve` entry that applies.
+    pub(super) fn approving<'a>(&'a self, tool: u32, arguments: &'a Object) -> impl Iterator<Item = &'a Approval> {
+        let applying = self.speaking_of(tool).filter(|(_, entry)| entry.list == List::Approve && entry.applies(arguments));
+        applying.filter_map(|(_, entry)| entry.approval.as_ref())
+    }
+
+    /// Adds what the set can answer for a tool.
+    pub(super) fn add_chances(&self, tool: u32, chances: &mut Chances) {
+        for (_, entry) in self.speaking_of(tool) {
+            let place = entry.list as usize;
+            if let (Some(sure), Some(possible)) = (chances.sure.get_mut(place), chances.possible.get_mut(place)) {
+                *sure |= entry.unconditional;
+                *possible = true;
+            }
+        }
+    }
+
+    /// Entries that match a tool, whatever the arguments are, with their places; in no order.
+    fn speaking_of(&self, tool: u32) -> impl Iterator<Item = (u32, &SetEntry)> {
+        let first = self.exact.partition_point(|(number, _)| *number < tool);
+        let exact = self.exact.iter().skip(first).take_while(move |(number, _)| *number == tool).map(|(_, index)| *index);
+        let wild = self.wild.iter().filter(move |(tools, _)| tools.contains(tool)).map(|(_, index)| *index);
+        exact.chain(wild).filter_map(|index| self.entries.get(index as usize).map(|entry| (index, entry)))
+    }
+}
+
+impl SetEntry {
+    fn new(list: List, origin: Option<Arc<str>>, entry: &Entry, unconditional: bool) -> Self {
+        Self {
+            list,
+            origin,
+            text: entry.text().clone(),
+            approval: entry.approval.clone(),
+            arguments: entry.arguments.clone(),
+            unconditional,
+        }
+    }
+
+    /// Whether the entry applies to a call of a tool that it matches.
+    ///
+    /// An allow or approve applies if every argument it names is there and matches. A deny applies unless some argument it
+    /// names is there, of the type its constraint speaks of, and does not match: leaving one out is no escape.
+    fn applies(&self, arguments: &Object) -> bool {
+        if self.unconditional {
+            return true;
+        }
+        let escapes = |(name, argument): (&Arc<str>, &Argument)| {
+            arguments.member(name).is_some_and(|value| argument.constraint.speaks_of(value) && !argument.constraint.holds(value))
+        };
+        match self.list {
+            List::Deny => !self.arguments.named.iter().any(escapes),
+            List::Approve | List::Allow => {
+                self.arguments.named.iter().all(|(name, argument)| match arguments.member(name) {
+                    Some(value) => argument.constraint.holds(value),
+                    None => argument.optional,
+                }) && (self.arguments.open || arguments.iter().all(|(name, _)| self.arguments.named.contains_key(name)))
+            }
+        }
+    }
+}
+
+/// What was written, in one order: equal for permissions that say the same.
+pub(super) fn canonical(permissions: &Permissions) -> Arc<str> {
+    let mut parts: BTreeSet<(&str, &str)> = permissions.include.iter().map(|set| ("include", &**set)).collect();
+    for list in List::ALL {
+        parts.extend(permissions.list(list).iter().map(|entry| (list.as_str(), &**entry.text())));
+    }
+    let mut key = String::new();
+    for (list, text) in parts {
+        // No text holds a line feed: patterns are visible ASCII, ids have no control characters, JSON escapes them.
+        key.push_str(list);
+        key.push(' ');
+        key.push_str(text);
+        key.push('\n');
+    }
+    key.into()
+}
+
+/// The permissions, then each set they include, directly or through others, once.
+fn with_included<'a>(
+    permissions: &'a Permissions,
+    sources: &'a HashMap<Arc<str>, Permissions>,
+) -> Vec<(Option<Arc<str>>, &'a Permissions)> {
+    let mut found = vec![(None, permissions)];
+    let mut seen: BTreeSet<&str> = BTreeSet::new();
+    let mut pending: Vec<&Arc<str>> = permissions.include.iter().collect();
+    while let Some(id) = pending.pop() {
+        if let Some(set) = sources.get(id).filter(|_| seen.insert(id)) {
+            found.push((Some(id.clone()), set));
+            pending.extend(&set.include);
+        }
+    }
+    found
+}

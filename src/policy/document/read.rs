@@ -1,0 +1,427 @@
+//! One document from a node: what each kind may say, and within which limits.
+//!
+//! Serves YAML and stored rows alike, so that there is one language. Every fault is reported, not the first alone. Names of
+//! other documents are not looked up here. Look next at `entry.rs`, then at `validate.rs`.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::model::constraint::abridged;
+use crate::model::ids::{AgentId, ApplicationId, GroupId, IssuerUri, OperatorId, Thumbprint, UserId, spiffe_id_error};
+use crate::model::json::{self, Value};
+use crate::model::jwk::{NamedKey, PublicKey};
+use crate::model::limits::{DELEGATION_DEPTH_MAX, HOP_LIFETIME_S_MAX, KEYS_MAX, ROOT_LIFETIME_S_MAX, TOOL_NAME_BYTES_MAX};
+use crate::model::records::DocumentKey;
+
+use super::super::diagnostic::{Diagnostic, suggestion};
+use super::super::node::{Kind, Meaning, Node, Scalar};
+use super::entry::read_permissions;
+use super::fields::{Fields, Reader};
+use super::{
+    AGENT_KEYS_MAX, AgentSpec, Body, Document, IssuerSpec, Names, OperatorSpec, ProofClass, Risk, Role, ServerSpec, TokenType,
+    ToolSpec,
+};
+
+/// Every kind of document.
+pub(in crate::policy) const KINDS: &[&str] =
+    &["issuer", "application", "group", "tool", "server", "agent", "permission_set", "operator"];
+
+/// Kinds of the language that this version does not have.
+const KINDS_LATER: &[&str] = &["guardrail", "test"];
+
+/// Keys of an agent's document that this version does not have.
+const AGENT_KEYS_LATER: &[&str] = &["mode"];
+
+/// The files that `keys: {file: …}` may name, by path relative to the policy folder.
+#[derive(Debug, Default)]
+pub(in crate::policy) struct KeyFiles<'a>(BTreeMap<&'a str, &'a [u8]>);
+
+impl<'a> KeyFiles<'a> {
+    /// No files: a stored document holds its keys.
+    pub(in crate::policy) fn none() -> Self {
+        Self::default()
+    }
+
+    /// These files.
+    pub(in crate::policy) fn new(files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Self {
+        Self(files.into_iter().collect())
+    }
+}
+
+/// Reads a document; `None` if so much is wrong that nothing is left to look at. Faults are added to `out`.
+pub(in crate::policy) fn read(node: &Node, path: &str, files: &KeyFiles<'_>, out: &mut Vec<Diagnostic>) -> Option<Document> {
+    let mut reader = Reader::new(path, out);
+    let mut fields = Fields::new(node, "a document", &mut reader)?;
+    let kind_node = fields.require("kind", &mut reader)?;
+    let kind = reader.text(kind_node, "`kind`")?.to_owned();
+    if !KINDS.contains(&kind.as_str()) {
+        if KINDS_LATER.contains(&kind.as_str()) {
+            reader.error(kind_node.at, format!("kind `{kind}` is not supported by this version"));
+        } else {
+            let help = suggestion(&kind, KINDS.iter().copied());
+            reader.error_with_help(kind_node.at, format!("unknown kind `{}`", abridged(&kind)), help);
+        }
+        return None;
+    }
+    let id_node = fields.require("id", &mut reader);
+    let id = id_node.and_then(|node| reader.text(node, "`id`")).map(str::to_owned);
+    if let Some(node) = id_node {
+        reader.positions.put("id", 0, node.at);
+    }
+    let body = read_body(&kind, id.as_deref().unwrap_or_default(), &mut fields, files, &mut reader);
+    let later = if kind == "agent" { AGENT_KEYS_LATER } else { &[] };
+    fields.finish(&mut reader, later);
+    let id = id?;
+    if let Some(problem) = id_error(&kind, &id) {
+        let at = id_node.map_or(node.at, |node| node.at);
+        reader.error(at, format!("id `{}` {problem}", abridged(&id)));
+    }
+    let positions = reader.positions;
+    Some(Document { key: DocumentKey { kind, id }, body: body?, path: path.to_owned(), line: node.at.line, positions })
+}
+
+/// The file that an issuer's document takes its keys from, as its author wrote it.
+pub(in crate::policy) fn key_file_named(document: &Node) -> Option<&str> {
+    document.member("keys")?.member("file")?.as_text()
+}
+
+/// The path that a name beside `path` stands for, relative to the policy folder.
+pub(in crate::policy) fn path_beside(path: &str, name: &str) -> Result<String, &'static str> {
+    if name.starts_with('/') || name.contains('\\') || name.split('/').any(|part| part.is_empty() || part == "..") {
+        return Err("must be relative to the document's file and stay inside the policy folder");
+    }
+    let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+    let parts = folder.split('/').chain(name.split('/')).filter(|part| !part.is_empty() && *part != ".");
+    Ok(parts.collect::<Vec<_>>().join("/"))
+}
+
+fn read_body(kind: &str, id: &str, fields: &mut Fields<'_>, files: &KeyFiles<'_>, reader: &mut Reader<'_>) -> Option<Body> {
+    Some(match kind {
+        "issuer" => Body::Issuer(read_issuer(id, fields, files, reader)),
+        "application" => Body::Application(read_permissions(fields, reader)),
+        "group" => Body::Group(read_permissions(fields, reader)),
+        "permission_set" => Body::PermissionSet(read_permissions(fields, reader)),
+        "tool" => Body::Tool(read_tool(fields, reader)),
+        "server" => Body::Server(read_server(id, fields, reader)),
+        "agent" => Body::Agent(read_agent(id, fields, reader)),
+        "operator" => Body::Operator(read_operator(id, fields, reader)),
+        _ => return None,
+    })
+}
+
+/// Says what is wrong with the id of a kind.
+fn id_error(kind: &str, id: &str) -> Option<&'static str> {
+    match kind {
+        "agent" => spiffe_id_error(id),
+        "tool" => tool_name_error(id),
+        "server" if id.contains('/') => Some("has a slash: the first slash of a tool's name ends the server's"),
+        "server" => tool_name_error(&format!("{id}/x")),
+        _ if id == "*" => Some("means every one where it is named: choose another"),
+        _ => None,
+    }
+}
+
+fn tool_name_error(name: &str) -> Option<&'static str> {
+    if name.len() > TOOL_NAME_BYTES_MAX {
+        return Some("is longer than 256 bytes");
+    }
+    if !name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'*') {
+        return Some("has a `*`, a space or a character outside visible ASCII");
+    }
+    match name.split_once('/') {
+        Some((server, tool)) if !server.is_empty() && !tool.is_empty() => None,
+        _ => Some("is not `server/tool`"),
+    }
+}
+
+fn read_issuer(id: &str, fields: &mut Fields<'_>, files: &KeyFiles<'_>, reader: &mut Reader<'_>) -> IssuerSpec {
+    let keys = fields.require("keys", reader).map(|node| read_issuer_keys(node, files, reader)).unwrap_or_default();
+    let audiences = fields.take("audiences").map(|node| reader.strings(node, "audiences")).unwrap_or_default();
+    let groups = names(fields, "groups", reader, |name| GroupId::from(name));
+    let applications = names(fields, "applications", reader, |name| ApplicationId::from(name));
+    let typ = match fields.take("typ") {
+        None => vec![TokenType::Attenuating],
+        Some(node) => {
+            let types = reader.chosen(node, "typ", TokenType::ALL, TokenType::as_str);
+            if matches!(&node.kind, Kind::Sequence(items) if items.is_empty()) {
+                reader.error(node.at, "`typ` must name a type, or be left out for `aat+jwt`");
+            }
+            types
+        }
+    };
+    let mut lifetime = |name: &'static str, default: i64| {
+        fields.take(name).and_then(|node| reader.duration_s(node, &format!("`{name}`"))).unwrap_or(default)
+    };
+    IssuerSpec {
+        id: IssuerUri::from(id),
+        lifetime_max_s: lifetime("lifetime_max", ROOT_LIFETIME_S_MAX),
+        hop_lifetime_max_s: lifetime("hop_lifetime_max", HOP_LIFETIME_S_MAX),
+        keys,
+        audiences: audiences.into_iter().map(Arc::from).collect(),
+        groups,
+        typ,
+        applications,
+    }
+}
+
+/// `{file: PATH}` or `{jwks: {keys: [JWK…]}}`.
+fn read_issuer_keys(node: &Node, files: &KeyFiles<'_>, reader: &mut Reader<'_>) -> Vec<NamedKey> {
+    let Some(mut fields) = Fields::new(node, "`keys`", reader) else {
+        return Vec::new();
+    };
+    let (file, jwks) = (fields.take("file"), fields.take("jwks"));
+    fields.finish(reader, &[]);
+    let loaded;
+    let set = match (file, jwks) {
+        (Some(file), None) => {
+            let Some(set) = load_jwks(file, files, reader) else {
+                return Vec::new();
+            };
+            loaded = set;
+            &loaded
+        }
+        (None, Some(jwks)) => jwks,
+        _ => {
+            reader.error(node.at, "`keys` must hold either `file` or `jwks`");
+            return Vec::new();
+        }
+    };
+    let Some(Kind::Sequence(items)) = set.member("keys").map(|keys| &keys.kind) else {
+        reader.error(set.at, "a JWK Set must be a mapping with `keys`, a list");
+        return Vec::new();
+    };
+    let keys = jwk_list(items, set, reader, NamedKey::from_jwk);
+    for (index, key) in keys.iter().enumerate() {
+        let same_kid = |other: &NamedKey| other.kid.is_some() && other.kid == key.kid;
+        if keys.iter().skip(index + 1).any(|other| same_kid(other) || other.key == key.key) {
+            reader.error(
+                set.at,
+                format!("a key stands twice: `{}`", key.kid.as_deref().map_or_else(|| key.key.to_jwk(), abridged)),
+            );
+        }
+    }
+    keys
+}
+
+fn load_jwks(file: &Node, files: &KeyFiles<'_>, reader: &mut Reader<'_>) -> Option<Node> {
+    let name = reader.text(file, "`file`")?;
+    let path = match path_beside(reader.path, name) {
+        Ok(path) => path,
+        Err(problem) => {
+            reader.error(file.at, format!("`{}` {problem}", abridged(name)));
+            return None;
+        }
+    };
+    let Some(content) = files.0.get(path.as_str()) else {
+        reader.error(file.at, format!("there is no file `{}` in the policy folder", abridged(&path)));
+        return None;
+    };
+    match json::parse(content) {
+        Ok(value) => Some(Node::from_value(&value, file.at)),
+        Err(error) => {
+            reader.error(file.at, format!("`{}` is not JSON: {}", abridged(&path), abridged(&error.to_string())));
+            None
+        }
+    }
+}
+
+/// Public keys as JWK, 1 to [`KEYS_MAX`] of them.
+fn jwk_list<T>(
+    items: &[Node],
+    list: &Node,
+    reader: &mut Reader<'_>,
+    key: fn(&json::Object) -> Result<T, crate::model::jwk::Error>,
+) -> Vec<T> {
+    if items.is_empty() || items.len() > KEYS_MAX {
+        reader.error(list.at, format!("there must be 1 to {KEYS_MAX} keys, found {}", items.len()));
+    }
+    let mut keys = Vec::new();
+    for item in items.iter().take(KEYS_MAX) {
+        let Value::Object(jwk) = item.to_value() else {
+            reader.wrong(item, "a key must be a JWK, a mapping");
+            continue;
+        };
+        match key(&jwk) {
+            Ok(key) => keys.push(key),
+            Err(problem) => reader.error(item.at, problem.to_string()),
+        }
+    }
+    keys
+}
+
+fn read_tool(fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> ToolSpec {
+    ToolSpec {
+        risk: fields
+            .take("risk")
+            .and_then(|node| reader.choice(node, "risk", Risk::ALL, Risk::as_str))
+            .unwrap_or(Risk::Destructive),
+        proof: fields.take("proof").and_then(|node| reader.choice(node, "proof", ProofClass::ALL, ProofClass::as_str)),
+        schema_sha256: fields.take("schema_sha256").and_then(|node| read_sha256(node, reader)),
+    }
+}
+
+/// 64 hexadecimal digits; all of them may be decimal ones, so what the scalar means does not matter.
+fn read_sha256(node: &Node, reader: &mut Reader<'_>) -> Option<[u8; 32]> {
+    let digits = match &node.kind {
+        Kind::Scalar(Scalar { text, .. }) if text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()) => text.as_bytes(),
+        _ => {
+            reader.error(node.at, "`schema_sha256` must be 64 hexadecimal digits");
+            return None;
+        }
+    };
+    let mut bytes = [0; 32];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = std::str::from_utf8(pair).ok().and_then(|pair| u8::from_str_radix(pair, 16).ok())?;
+    }
+    Some(bytes)
+}
+
+fn read_server(id: &str, fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> ServerSpec {
+    let mut tools = BTreeMap::new();
+    let mut places = BTreeMap::new();
+    match fields.require("tools", reader).map(|node| (node, node.as_mapping())) {
+        Some((_, Some(members))) => {
+            for member in members {
+                let name = member.name.as_str();
+                if let Some(problem) = tool_name_error(&format!("{id}/{name}")).filter(|_| !id.contains('/')) {
+                    reader.error(member.at, format!("tool `{}` {problem}", abridged(name)));
+                } else if let Some(mut fields) = Fields::new(&member.value, &format!("tool `{}`", abridged(name)), reader) {
+                    let tool = read_tool(&mut fields, reader);
+                    fields.finish(reader, &[]);
+                    tools.insert(Arc::from(name), tool);
+                    places.insert(name, member.at);
+                }
+            }
+        }
+        Some((node, None)) => reader.wrong(node, "`tools` must be a mapping of tool names: `leads.read: {risk: read}`"),
+        None => {}
+    }
+    // Both maps have the order in which validation numbers the tools.
+    for (index, at) in places.into_values().enumerate() {
+        reader.positions.put("tools", index, at);
+    }
+    ServerSpec { id: id.into(), tools }
+}
+
+fn read_agent(id: &str, fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> AgentSpec {
+    let owner = fields.take("owner").and_then(|node| reader.text(node, "`owner`")).map(Arc::from);
+    let keys = fields.take("keys").map(|node| read_thumbprints(node, reader)).unwrap_or_default();
+    let applications = names(fields, "applications", reader, |name| ApplicationId::from(name));
+    let acts_for = names(fields, "acts_for", reader, |name| GroupId::from(name));
+    let delegates_to = fields.take("delegates_to").map(|node| (node, reader.strings(node, "delegates_to")));
+    if let Some((node, _)) = delegates_to.as_ref().filter(|(_, agents)| agents.iter().any(|agent| agent == "*")) {
+        reader.error(node.at, "`delegates_to` must name each agent: there is no `*`");
+    }
+    let (mut session_lifetime_max_s, mut session_hops_max) = (None, None);
+    if let Some(mut session) = fields.take("session").and_then(|node| Fields::new(node, "`session`", reader)) {
+        session_lifetime_max_s = session.take("lifetime_max").and_then(|node| reader.duration_s(node, "`lifetime_max`"));
+        session_hops_max = session.take("hops_max").and_then(|node| reader.number(node, "`hops_max`", DELEGATION_DEPTH_MAX));
+        session.finish(reader, &[]);
+    }
+    AgentSpec {
+        id: AgentId::from(id),
+        owner,
+        keys,
+        applications,
+        acts_for,
+        delegates_to: delegates_to
+            .map(|(_, agents)| agents)
+            .unwrap_or_default()
+            .iter()
+            .map(|id| AgentId::from(id.as_str()))
+            .collect(),
+        session_lifetime_max_s,
+        session_hops_max,
+        permissions: read_permissions(fields, reader),
+    }
+}
+
+fn read_thumbprints(node: &Node, reader: &mut Reader<'_>) -> Vec<Thumbprint> {
+    let texts = reader.strings(node, "keys");
+    if texts.len() > AGENT_KEYS_MAX {
+        reader.error(node.at, format!("an agent has at most {AGENT_KEYS_MAX} keys, found {}", texts.len()));
+    }
+    for (index, text) in texts.iter().enumerate() {
+        if !is_thumbprint(text) {
+            let at = reader.positions.0.get(&("keys", index)).copied().unwrap_or(node.at);
+            let message = format!("`{}` is not a key thumbprint: 43 characters of base64url (RFC 7638)", abridged(text));
+            reader.error(at, message);
+        }
+    }
+    texts.into_iter().map(Thumbprint::new).collect()
+}
+
+/// Whether a text is the one encoding of 32 bytes in unpadded base64url: the last character holds four bits.
+fn is_thumbprint(text: &str) -> bool {
+    let in_alphabet = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
+    text.len() == 43 && text.bytes().all(in_alphabet) && text.ends_with(|last| "AEIMQUYcgkosw048".contains(last))
+}
+
+fn read_operator(id: &str, fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> OperatorSpec {
+    let keys = match fields.require("keys", reader) {
+        Some(node) => match &node.kind {
+            Kind::Sequence(items) => {
+                items.iter().enumerate().for_each(|(index, item)| reader.positions.put("keys", index, item.at));
+                jwk_list(items, node, reader, PublicKey::from_jwk)
+            }
+            _ => {
+                reader.wrong(node, "`keys` must be a list of public JWKs");
+                Vec::new()
+            }
+        },
+        None => Vec::new(),
+    };
+    let roles =
+        fields.require("roles", reader).map(|node| reader.chosen(node, "roles", Role::ALL, Role::as_str)).unwrap_or_default();
+    let groups = fields.take("groups").map(|node| reader.strings(node, "groups")).unwrap_or_default();
+    let users = fields.take("users").map(|node| read_users(node, reader)).unwrap_or_default();
+    OperatorSpec {
+        id: OperatorId::from(id),
+        keys,
+        roles,
+        groups: groups.iter().map(|group| GroupId::from(group.as_str())).collect(),
+        users,
+    }
+}
+
+fn read_users(node: &Node, reader: &mut Reader<'_>) -> Vec<UserId> {
+    let Kind::Sequence(items) = &node.kind else {
+        reader.wrong(node, "`users` must be a list of `{issuer: …, sub: …}`");
+        return Vec::new();
+    };
+    let mut users = Vec::new();
+    for item in items {
+        let Some(mut fields) = Fields::new(item, "a user", reader) else {
+            continue;
+        };
+        let issuer = fields.require("issuer", reader).and_then(|node| reader.text(node, "`issuer`"));
+        let subject = fields.require("sub", reader).and_then(|node| reader.text(node, "`sub`"));
+        fields.finish(reader, &[]);
+        if let (Some(issuer), Some(subject)) = (issuer, subject) {
+            reader.positions.put("users", users.len(), item.at);
+            users.push(UserId::new(issuer, subject));
+        }
+    }
+    users
+}
+
+/// A list of names, or `["*"]` for all.
+fn names<T>(fields: &mut Fields<'_>, field: &'static str, reader: &mut Reader<'_>, name: fn(&str) -> T) -> Names<T> {
+    let Some(node) = fields.take(field) else {
+        return Names::default();
+    };
+    if let Kind::Scalar(Scalar { text, meaning: Meaning::String }) = &node.kind
+        && text == "*"
+    {
+        return Names::All;
+    }
+    let texts = reader.strings(node, field);
+    match texts.iter().any(|text| text == "*") {
+        true if texts.len() == 1 => Names::All,
+        true => {
+            reader.error(node.at, format!("`*` in `{field}` means all, so nothing else may stand beside it"));
+            Names::default()
+        }
+        false => Names::Some(texts.iter().map(|text| name(text)).collect()),
+    }
+}

@@ -1,0 +1,183 @@
+//! Source files: a policy folder read within limits, and its documents with everything that is wrong in them.
+//!
+//! A folder is YAML and the key files that its documents name; nothing else in it is opened, and nothing outside it. What
+//! documents mean together is not asked here. Look next at [`document`](super::document), then at
+//! [`validate`](super::validate).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use crate::model::limits::{POLICY_BYTES_MAX, POLICY_FILE_BYTES_MAX, POLICY_FILES_MAX};
+
+use super::diagnostic::arranged;
+use super::document::{Document, KeyFiles, key_file_named, path_beside, read};
+use super::{Error, yaml};
+
+pub use super::diagnostic::{Diagnostic, Severity};
+
+/// How deep a policy folder may be.
+const FOLDER_NESTING_MAX: usize = 16;
+
+/// A file of a policy folder.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceFile {
+    /// Relative to the folder, parts separated by `/`. What ends in `.yaml` or `.yml` holds documents, the rest keys.
+    pub path: String,
+    /// Its bytes.
+    pub content: Vec<u8>,
+}
+
+/// What [`parse`] found.
+#[derive(Clone, Debug, Default)]
+pub struct Parsed {
+    /// Documents, in the order of files and of what stands in them. Incomplete where there is an error.
+    pub documents: Vec<Document>,
+    /// What is wrong with them one by one.
+    pub diagnostics: Vec<Diagnostic>,
+}
+
+impl Parsed {
+    /// Whether the policy must be refused.
+    pub fn has_errors(&self) -> bool {
+        self.diagnostics.iter().any(Diagnostic::is_error)
+    }
+}
+
+/// Reads a policy folder, or a single policy file: its YAML files sorted by path, then the key files they name.
+///
+/// Files and folders whose names begin with a dot are skipped. A link may lead to a file inside the folder, as mounted
+/// configuration does.
+///
+/// # Errors
+/// If something cannot be read, leads out of the folder, is over a limit
+/// ([`POLICY_FILES_MAX`], [`POLICY_FILE_BYTES_MAX`], [`POLICY_BYTES_MAX`]), or if there is no policy.
+pub fn read_folder(path: &Path) -> Result<Vec<SourceFile>, Error> {
+    let root = path.canonicalize().map_err(|source| read_error(path, source))?;
+    let mut folder = Folder { shown: path, root: root.clone(), bytes: 0, files: BTreeMap::new() };
+    if root.is_dir() {
+        folder.walk(&root, 0)?;
+    } else {
+        let name = path.file_name().and_then(|name| name.to_str()).filter(|name| is_yaml(name));
+        let Some(name) = name else {
+            return Err(not_policy(path, "its name must end in `.yaml` or `.yml`"));
+        };
+        folder.root = root.parent().unwrap_or(&root).to_path_buf();
+        folder.add(name.to_owned(), &root)?;
+    }
+    if folder.files.is_empty() {
+        return Err(Error::Empty { path: path.display().to_string() });
+    }
+    let documents = std::mem::take(&mut folder.files);
+    let named: BTreeSet<String> = documents.iter().flat_map(|(path, content)| key_files_of(path, content)).collect();
+    for name in named.into_iter().filter(|name| !documents.contains_key(name)) {
+        // One that is missing is an error of the document that names it, with its line; `parse` says so.
+        let file = folder.root.join(&name);
+        if file.exists() {
+            folder.add(name, &file)?;
+        }
+    }
+    let files = documents.into_iter().chain(folder.files);
+    Ok(files.map(|(path, content)| SourceFile { path, content }).collect())
+}
+
+/// Reads the documents of the files, each by itself, and says everything that is wrong with them.
+pub fn parse(files: &[SourceFile]) -> Parsed {
+    let mut parsed = Parsed::default();
+    let key_files = KeyFiles::new(files.iter().map(|file| (file.path.as_str(), file.content.as_slice())));
+    for file in files.iter().filter(|file| is_yaml(&file.path)) {
+        for node in yaml::parse(&file.content, &file.path, &mut parsed.diagnostics) {
+            parsed.documents.extend(read(&node, &file.path, &key_files, &mut parsed.diagnostics));
+        }
+    }
+    parsed.diagnostics = arranged(parsed.diagnostics);
+    parsed
+}
+
+fn is_yaml(path: &str) -> bool {
+    path.ends_with(".yaml") || path.ends_with(".yml")
+}
+
+/// The key files that the documents of a file name.
+fn key_files_of(path: &str, content: &[u8]) -> Vec<String> {
+    // A file that does not hold the word is not parsed twice.
+    if !content.windows(4).any(|window| window == b"file") {
+        return Vec::new();
+    }
+    let nodes = yaml::parse(content, path, &mut Vec::new());
+    nodes.iter().filter_map(key_file_named).filter_map(|name| path_beside(path, name).ok()).collect()
+}
+
+struct Folder<'a> {
+    /// As the caller named it, for messages.
+    shown: &'a Path,
+    root: PathBuf,
+    bytes: usize,
+    files: BTreeMap<String, Vec<u8>>,
+}
+
+impl Folder<'_> {
+    fn walk(&mut self, folder: &Path, depth: usize) -> Result<(), Error> {
+        if depth > FOLDER_NESTING_MAX {
+            return Err(Error::TooLarge {
+                path: folder.display().to_string(),
+                limit: format!("{FOLDER_NESTING_MAX} folders deep"),
+            });
+        }
+        for entry in fs::read_dir(folder).map_err(|source| read_error(folder, source))? {
+            let entry = entry.map_err(|source| read_error(folder, source))?;
+            let path = entry.path();
+            let name = entry.file_name();
+            let Some(name) = name.to_str() else {
+                return Err(not_policy(&path, "its name is not UTF-8"));
+            };
+            if name.starts_with('.') {
+                continue;
+            }
+            let kind = entry.file_type().map_err(|source| read_error(&path, source))?;
+            if kind.is_dir() {
+                self.walk(&path, depth + 1)?;
+            } else if is_yaml(name) {
+                let relative = path.strip_prefix(&self.root).ok().and_then(Path::to_str).map(|path| path.replace('\\', "/"));
+                self.add(relative.unwrap_or_else(|| name.to_owned()), &path)?;
+            } else if kind.is_symlink() && path.is_dir() {
+                return Err(not_policy(&path, "it is a link to a folder; name the folder itself, or copy it"));
+            }
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, relative: String, file: &Path) -> Result<(), Error> {
+        let target = file.canonicalize().map_err(|source| read_error(file, source))?;
+        if !target.starts_with(&self.root) {
+            return Err(Error::Escapes { path: file.display().to_string() });
+        }
+        // A pipe would block for ever.
+        if !target.metadata().map_err(|source| read_error(file, source))?.is_file() {
+            return Err(not_policy(file, "it is not a regular file"));
+        }
+        let too_large = |limit: String| Error::TooLarge { path: file.display().to_string(), limit };
+        let opened = fs::File::open(&target).map_err(|source| read_error(file, source))?;
+        let mut content = Vec::new();
+        opened.take(POLICY_FILE_BYTES_MAX as u64 + 1).read_to_end(&mut content).map_err(|source| read_error(file, source))?;
+        if content.len() > POLICY_FILE_BYTES_MAX {
+            return Err(too_large(format!("{POLICY_FILE_BYTES_MAX} bytes a file")));
+        }
+        self.bytes += content.len();
+        self.files.insert(relative, content);
+        if self.bytes > POLICY_BYTES_MAX || self.files.len() > POLICY_FILES_MAX {
+            let limit = format!("{POLICY_BYTES_MAX} bytes in {POLICY_FILES_MAX} files");
+            return Err(Error::TooLarge { path: self.shown.display().to_string(), limit });
+        }
+        Ok(())
+    }
+}
+
+fn read_error(path: &Path, source: std::io::Error) -> Error {
+    Error::Read { path: path.display().to_string(), source }
+}
+
+fn not_policy(path: &Path, problem: &'static str) -> Error {
+    Error::NotPolicy { path: path.display().to_string(), problem }
+}

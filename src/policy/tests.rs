@@ -1,0 +1,61 @@
+//! Tests of policy as a whole: what is refused and where, the algebra case by case, and against the naive reference.
+
+use std::sync::Arc;
+
+use crate::model::constraint::ArgumentMap;
+use crate::model::ids::{AgentId, ApplicationId, GroupId, SessionId, TaskId, UserId};
+use crate::model::json::parse;
+use crate::model::request::{Scope, Subject};
+
+use super::document::Document;
+use super::source::{self, SourceFile};
+use super::validate;
+
+mod algebra;
+mod change;
+mod diagnostics;
+mod examples;
+mod folder;
+mod properties;
+mod stored;
+
+/// The public key of RFC 8037, appendix A.
+const KEY_X: &str = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
+
+/// One file of documents.
+fn file(text: &str) -> Vec<SourceFile> {
+    vec![SourceFile { path: "p.yaml".to_owned(), content: text.as_bytes().to_vec() }]
+}
+
+/// Everything that is said about some files, one by one and together.
+fn diagnostics(files: &[SourceFile]) -> Vec<String> {
+    let parsed = source::parse(files);
+    let together = if parsed.has_errors() { Vec::new() } else { validate::check(&parsed.documents) };
+    parsed.diagnostics.iter().chain(&together).map(ToString::to_string).collect()
+}
+
+/// Documents that nothing is wrong with.
+fn documents(text: &str) -> Vec<Document> {
+    let parsed = source::parse(&file(text));
+    assert_eq!(parsed.diagnostics, [], "{text}");
+    parsed.documents
+}
+
+/// A subject: groups, application, agents (`spiffe://t/NAME`), and a scope for each token as JSON.
+fn subject(groups: &[&str], application: &str, agents: &[&str], scopes: &[&str]) -> Subject {
+    Subject {
+        user: UserId::new("https://i", "ana"),
+        groups: groups.iter().map(|group| GroupId::from(*group)).collect(),
+        application: ApplicationId::from(application),
+        agents: agents.iter().map(|agent| AgentId::new(format!("spiffe://t/{agent}"))).collect(),
+        scopes: scopes.iter().map(|scope| scope_of(scope)).collect(),
+        session: SessionId::from("s"),
+        task: TaskId::from("t"),
+    }
+}
+
+fn scope_of(text: &str) -> Scope {
+    let value = parse(text.as_bytes()).unwrap();
+    let tools = value.as_object().unwrap().iter().map(|(tool, map)| (Arc::from(tool), ArgumentMap::parse(map).unwrap()));
+    Scope { tools: tools.collect() }
+}

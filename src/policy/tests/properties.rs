@@ -1,0 +1,397 @@
+//! What must hold for all policies, chains and calls: the compiled evaluator is the reference, and nothing ever widens.
+//!
+//! Worlds are tiny, so that names collide: four tools, two groups, two applications, three agents, two arguments.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
+use proptest::test_runner::TestRunner;
+
+use crate::model::constraint::{Argument, ArgumentMap, Bound, Constraint, Range};
+use crate::model::decision::Effect;
+use crate::model::ids::{AgentId, ApplicationId, GroupId, SessionId, TaskId, UserId};
+use crate::model::json::{Number, Object, Value};
+use crate::model::reason::Reason;
+use crate::model::records::Origin;
+use crate::model::request::{Call, Scope, Subject};
+use crate::testing::reference;
+
+use super::super::compile::Compiled;
+use super::super::document::{AgentSpec, Approval, Body, Document, Entry, Names, Permissions, Risk, ServerSpec, ToolSpec};
+use super::super::source::SourceFile;
+use super::super::{source, yaml};
+
+const TOOLS: [&str; 4] = ["a/x", "a/y", "a/y/z", "b/x"];
+const PATTERNS: [&str; 9] = ["*", "a/*", "*/x", "a/y/*", "*/*/*", "a/x", "a/y", "a/y/z", "b/x"];
+const AGENTS: [&str; 3] = ["spiffe://t/a", "spiffe://t/b", "spiffe://t/c"];
+
+type World = Vec<Document>;
+
+fn number(n: i8) -> Value {
+    Value::Number(Number::from(i64::from(n)))
+}
+
+fn value() -> impl Strategy<Value = Value> {
+    prop_oneof![
+        (0..4i8).prop_map(number),
+        (0..2i8).prop_map(|n| Value::String(n.to_string())),
+        Just(Value::Null),
+        prop::collection::vec((0..3i8).prop_map(number), 0..3).prop_map(Value::Array),
+    ]
+}
+
+fn constraint() -> impl Strategy<Value = Constraint> {
+    let bound = || {
+        prop::option::of((0..4i8, any::<bool>()))
+            .prop_map(|bound| bound.map(|(at, inclusive)| Bound { at: Number::from(i64::from(at)), inclusive }))
+    };
+    let leaf = prop_oneof![
+        (0..4i8).prop_map(|n| Constraint::Exact(number(n))),
+        (bound(), bound()).prop_map(|(min, max)| Constraint::Range(Range { min, max })),
+        prop::collection::vec(value(), 1..3).prop_map(Constraint::OneOf),
+        prop::collection::vec(value(), 0..3).prop_map(Constraint::NotOneOf),
+        prop::collection::vec((0..3i8).prop_map(number), 0..3).prop_map(Constraint::Contains),
+        prop::collection::vec((0..3i8).prop_map(number), 0..3).prop_map(Constraint::Subset),
+        Just(Constraint::Wildcard),
+    ];
+    leaf.prop_recursive(2, 6, 2, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 1..3).prop_map(Constraint::All),
+            prop::collection::vec(inner, 1..3).prop_map(Constraint::Any),
+        ]
+    })
+}
+
+/// A map of arguments: free about half of the time. `strict`: as a deny has it, neither optional nor closed.
+fn argument_map(strict: bool) -> impl Strategy<Value = ArgumentMap> {
+    let named = prop::collection::btree_map(
+        prop::sample::select(vec![Arc::<str>::from("m"), Arc::from("n")]),
+        (constraint(), any::<bool>())
+            .prop_map(move |(constraint, optional)| Argument { constraint, optional: optional && !strict }),
+        0..3,
+    );
+    prop_oneof![
+        Just(ArgumentMap::unconstrained()),
+        (named, any::<bool>()).prop_map(move |(named, open)| ArgumentMap { named, open: open || strict }),
+    ]
+}
+
+fn entry(approve: bool, deny: bool) -> impl Strategy<Value = Entry> {
+    let approval = (prop::sample::subsequence(vec!["g", "h"], 1..=2), 1..3u64).prop_map(move |(by, minutes)| Approval {
+        by: by.into_iter().map(GroupId::from).collect(),
+        expires_in_ms: minutes * 60_000,
+    });
+    (prop::sample::select(PATTERNS.to_vec()), argument_map(deny), approval)
+        .prop_map(move |(pattern, arguments, approval)| Entry::new(pattern, arguments, approve.then_some(approval)))
+}
+
+/// Permissions that allow much, since a call must pass half a dozen of them. `sets` are the permission sets to include.
+fn permissions(sets: &'static [&'static str]) -> impl Strategy<Value = Permissions> {
+    (
+        prop::collection::vec(entry(false, false), 0..3),
+        any::<bool>(),
+        prop::collection::vec(entry(true, false), 0..2),
+        prop::collection::vec(entry(false, true), 0..2),
+        prop::sample::subsequence(sets.to_vec(), 0..=sets.len()),
+        0..3u8,
+    )
+        .prop_map(|(mut allow, all, approve, deny, include, deny_seldom)| {
+            if all {
+                allow.push(Entry::new("*", ArgumentMap::unconstrained(), None));
+            }
+            let deny = if deny_seldom == 0 { deny } else { Vec::new() };
+            Permissions { allow, approve, deny, include: include.into_iter().map(Arc::from).collect() }
+        })
+}
+
+fn names(all: &'static [&'static str]) -> impl Strategy<Value = Names<String>> {
+    prop_oneof![
+        Just(Names::All),
+        prop::sample::subsequence(all.to_vec(), 0..=all.len())
+            .prop_map(|some| Names::Some(some.into_iter().map(str::to_owned).collect())),
+    ]
+}
+
+fn typed<T: for<'a> From<&'a str>>(names: Names<String>) -> Names<T> {
+    match names {
+        Names::All => Names::All,
+        Names::Some(names) => Names::Some(names.iter().map(|name| T::from(name.as_str())).collect()),
+    }
+}
+
+fn agent(id: &'static str) -> impl Strategy<Value = Document> {
+    let delegates = prop::sample::subsequence(AGENTS.to_vec(), 1..=AGENTS.len());
+    (names(&["p", "q"]), names(&["g", "h"]), delegates, prop::option::weighted(0.2, 0..3u64), permissions(&["s", "t"])).prop_map(
+        move |(applications, acts_for, delegates_to, session_hops_max, permissions)| {
+            let spec = AgentSpec {
+                id: AgentId::from(id),
+                owner: None,
+                keys: Vec::new(),
+                applications: typed(applications),
+                acts_for: typed(acts_for),
+                delegates_to: delegates_to.into_iter().map(AgentId::from).collect(),
+                session_lifetime_max_s: None,
+                session_hops_max,
+                permissions,
+            };
+            Document::new(Body::Agent(spec), id)
+        },
+    )
+}
+
+fn world() -> impl Strategy<Value = World> {
+    let schema = prop::option::weighted(0.2, Just([7; 32]));
+    let of = |sets| permissions(sets);
+    (
+        schema,
+        of(&["s", "t"]),
+        of(&["s"]),
+        of(&["s", "t"]),
+        of(&["t"]),
+        of(&["t"]),
+        of(&[]),
+        agent(AGENTS[0]),
+        agent(AGENTS[1]),
+        agent(AGENTS[2]),
+    )
+        .prop_map(|(schema_sha256, group_g, group_h, app_p, app_q, set_s, set_t, a, b, c)| {
+            let spec = |schema_sha256| ToolSpec { risk: Risk::Read, proof: None, schema_sha256 };
+            let tools = [("x", schema_sha256), ("y", None), ("y/z", None)].map(|(name, schema)| (Arc::from(name), spec(schema)));
+            vec![
+                Document::new(Body::Server(ServerSpec { id: "a".into(), tools: tools.into() }), "a"),
+                Document::new(Body::Tool(spec(None)), "b/x"),
+                Document::new(Body::Group(group_g), "g"),
+                Document::new(Body::Group(group_h), "h"),
+                Document::new(Body::Application(app_p), "p"),
+                Document::new(Body::Application(app_q), "q"),
+                Document::new(Body::PermissionSet(set_s), "s"),
+                Document::new(Body::PermissionSet(set_t), "t"),
+                a,
+                b,
+                c,
+            ]
+        })
+}
+
+fn scope() -> impl Strategy<Value = Scope> {
+    prop::sample::subsequence(TOOLS.to_vec(), 2..=4)
+        .prop_flat_map(|tools| {
+            let count = tools.len();
+            (Just(tools), prop::collection::vec(argument_map(false), count))
+        })
+        .prop_map(|(tools, maps)| Scope { tools: tools.into_iter().map(Arc::from).zip(maps).collect() })
+}
+
+fn subject() -> impl Strategy<Value = Subject> {
+    let agents = prop::collection::vec(prop::sample::select(AGENTS.to_vec()), 1..4);
+    let groups = prop::sample::subsequence(vec!["g", "h"], 1..=2);
+    let application = prop_oneof![10 => Just("p"), 10 => Just("q"), 1 => Just("unheard-of")];
+    let ghost = prop::bool::weighted(0.03);
+    (agents, groups, application, prop::collection::vec(scope(), 3), ghost).prop_map(
+        |(mut agents, groups, application, mut scopes, ghost)| {
+            if ghost {
+                agents.push("spiffe://t/ghost");
+            }
+            scopes.truncate(agents.len());
+            Subject {
+                user: UserId::new("https://i", "u"),
+                groups: groups.into_iter().map(GroupId::from).collect(),
+                application: ApplicationId::from(application),
+                agents: agents.into_iter().map(AgentId::from).collect(),
+                scopes,
+                session: SessionId::from("s"),
+                task: TaskId::from("t"),
+            }
+        },
+    )
+}
+
+fn arguments() -> impl Strategy<Value = Object> {
+    let argument = || prop::option::of(value());
+    (argument(), argument(), prop::option::weighted(0.1, value())).prop_map(|(m, n, other)| {
+        let members = [("m", m), ("n", n), ("other", other)];
+        Object::from_members(members.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))))
+    })
+}
+
+/// A whole case: eight calls of each tool, so that generating policies is not all that is done.
+fn calls() -> impl Strategy<Value = Vec<(Object, Option<[u8; 32]>)>> {
+    prop::collection::vec((arguments(), prop::option::of(prop::sample::select(vec![[7; 32], [8; 32]]))), 8)
+}
+
+fn each_call(calls: &[(Object, Option<[u8; 32]>)], mut check: impl FnMut(&Call<'_>)) {
+    for (arguments, tool_schema_sha256) in calls {
+        for tool in TOOLS.into_iter().chain(["no/tool"]) {
+            check(&Call { tool, tool_schema_sha256: *tool_schema_sha256, arguments });
+        }
+    }
+}
+
+/// The worlds are of use only if calls end in every way they can.
+#[test]
+fn the_worlds_are_varied() {
+    let mut runner = TestRunner::deterministic();
+    let mut seen: BTreeMap<Reason, usize> = BTreeMap::new();
+    let strategy = (world(), subject(), calls());
+    for _ in 0..300 {
+        let (world, subject, calls) = strategy.new_tree(&mut runner).unwrap().current();
+        each_call(&calls, |call| *seen.entry(reference::decide(&world, &subject, call).reason).or_default() += 1);
+    }
+    let common = [
+        Reason::Ok,
+        Reason::ApprovalRequired,
+        Reason::ToolUnknown,
+        Reason::ToolChanged,
+        Reason::UserDenies,
+        Reason::ApplicationDenies,
+        Reason::ApplicationUnknown,
+        Reason::ApplicationNotServed,
+        Reason::UserNotServed,
+        Reason::DelegationNotAllowed,
+        Reason::AgentDenies,
+        Reason::ToolNotGranted,
+        Reason::ArgumentRefused,
+        Reason::AgentUnknown,
+        Reason::ChainTooDeep,
+    ];
+    let rare: Vec<Reason> = common.into_iter().filter(|reason| seen.get(reason).copied().unwrap_or(0) < 20).collect();
+    assert!(rare.is_empty(), "rarely seen: {rare:?} of {seen:?}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn compiled_is_the_reference(world in world(), subject in subject(), calls in calls()) {
+        let compiled = Compiled::compile(&world).unwrap();
+        let resolved = compiled.resolve(&subject);
+        each_call(&calls, |call| {
+            let verdict = compiled.evaluate(&resolved, &subject, call);
+            let answer = reference::decide(&world, &subject, call);
+            let told = (verdict.effect, verdict.reason, verdict.layer, verdict.hop, verdict.matched.as_deref().cloned(), verdict.approvals);
+            assert_eq!(told, (answer.effect, answer.reason, answer.layer, answer.hop, answer.matched, answer.approvals), "{call:?}");
+            // Every layer's answer, and the least of them, are the decision.
+            let least = compiled.explain(&resolved, &subject, call).into_iter().map(|answer| answer.effect).min();
+            assert_eq!(least, Some(verdict.effect), "{call:?}");
+        });
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn reach_bounds_what_every_call_gets(world in world(), subject in subject(), calls in calls()) {
+        let compiled = Compiled::compile(&world).unwrap();
+        let resolved = compiled.resolve(&subject);
+        each_call(&calls, |call| {
+            let reach = compiled.reach(&resolved, &subject, call.tool);
+            let verdict = compiled.evaluate(&resolved, &subject, call);
+            if verdict.reason != Reason::ToolChanged {
+                assert!(verdict.effect <= reach.effect, "{call:?} {reach:?} {verdict:?}");
+                assert!(reach.maybe || verdict.effect == reach.effect, "{call:?} {reach:?} {verdict:?}");
+            }
+            assert!(verdict.effect == Effect::Deny || resolved.may_permit(&compiled, call.tool), "{call:?}");
+        });
+    }
+
+    #[test]
+    fn order_never_matters(world in world(), subject in subject(), calls in calls(), seed in any::<prop::sample::Index>()) {
+        let mut other: World = world.clone();
+        for document in &mut other {
+            let (Body::Group(permissions) | Body::Application(permissions) | Body::PermissionSet(permissions)
+                | Body::Agent(AgentSpec { permissions, .. })) = &mut document.body else { continue };
+            for list in [&mut permissions.allow, &mut permissions.approve, &mut permissions.deny] {
+                list.reverse();
+                list.extend(list.first().cloned());
+            }
+            permissions.include.reverse();
+        }
+        let middle = seed.index(other.len());
+        other.rotate_left(middle);
+        let mut reversed = subject.clone();
+        reversed.groups.reverse();
+        let (first, second) = (Compiled::compile(&world).unwrap(), Compiled::compile(&other).unwrap());
+        prop_assert_eq!(first.permission_set_count(), second.permission_set_count());
+        let (resolved, resolved_other) = (first.resolve(&subject), second.resolve(&reversed));
+        each_call(&calls, |call| {
+            assert_eq!(first.evaluate(&resolved, &subject, call), second.evaluate(&resolved_other, &reversed, call), "{call:?}");
+        });
+    }
+
+    #[test]
+    fn a_deny_or_an_approval_only_takes_away(world in world(), subject in subject(), calls in calls(), deny in entry(false, true), approve in entry(true, false), which in 2..11usize) {
+        let before = Compiled::compile(&world).unwrap();
+        let mut narrower = world.clone();
+        let (Body::Group(permissions) | Body::Application(permissions) | Body::PermissionSet(permissions)
+            | Body::Agent(AgentSpec { permissions, .. })) = &mut narrower[which].body else { panic!("holds permissions") };
+        permissions.deny.push(deny);
+        let with_deny = Compiled::compile(&narrower).unwrap();
+        let (resolved, resolved_deny) = (before.resolve(&subject), with_deny.resolve(&subject));
+        each_call(&calls, |call| {
+            let effect = before.evaluate(&resolved, &subject, call).effect;
+            assert!(with_deny.evaluate(&resolved_deny, &subject, call).effect <= effect, "{call:?}");
+        });
+        // An approve entry lifts what was denied to an approval, never to a permit, and never takes a deny's place.
+        let (Body::Group(permissions) | Body::Application(permissions) | Body::PermissionSet(permissions)
+            | Body::Agent(AgentSpec { permissions, .. })) = &mut narrower[which].body else { panic!("holds permissions") };
+        permissions.approve.push(approve);
+        let with_approve = Compiled::compile(&narrower).unwrap();
+        let resolved_approve = with_approve.resolve(&subject);
+        each_call(&calls, |call| {
+            let (before, after) = (
+                with_deny.evaluate(&resolved_deny, &subject, call).effect,
+                with_approve.evaluate(&resolved_approve, &subject, call).effect,
+            );
+            assert!(after <= before || after == Effect::NeedsApproval, "{call:?}");
+        });
+    }
+
+    #[test]
+    fn a_hop_only_narrows(world in world(), subject in subject(), calls in calls(), next in prop::sample::select(AGENTS.to_vec()), scope in scope()) {
+        let compiled = Compiled::compile(&world).unwrap();
+        let mut child = subject.clone();
+        child.agents.push(AgentId::from(next));
+        child.scopes.push(scope);
+        let (resolved, resolved_child) = (compiled.resolve(&subject), compiled.resolve(&child));
+        each_call(&calls, |call| {
+            let parent = compiled.evaluate(&resolved, &subject, call).effect;
+            assert!(compiled.evaluate(&resolved_child, &child, call).effect <= parent, "{call:?}");
+        });
+    }
+
+    #[test]
+    fn rows_read_back_as_what_they_were(world in world()) {
+        for document in &world {
+            let row = document.to_row(Origin::Api);
+            prop_assert_eq!(&Document::from_row(&row).unwrap(), document, "{}", row.json);
+            // JSON is YAML: what a store holds can be taken back into a folder.
+            let parsed = source::parse(&[SourceFile { path: "p.yaml".to_owned(), content: row.json.into_bytes() }]);
+            prop_assert_eq!(&parsed.diagnostics, &[]);
+            prop_assert_eq!(&parsed.documents[..], std::slice::from_ref(document));
+        }
+    }
+
+    #[test]
+    fn a_change_of_agents_is_what_compiling_anew_is(world in world(), changed in agent(AGENTS[0]), subject in subject(), calls in calls()) {
+        let old = Compiled::compile(&world).unwrap();
+        let patched = old.with_agents(std::slice::from_ref(&changed), &[]).unwrap();
+        let mut anew = world.clone();
+        anew[8] = changed;
+        let anew = Compiled::compile(&anew).unwrap();
+        let (a, b) = (patched.resolve(&subject), anew.resolve(&subject));
+        each_call(&calls, |call| {
+            assert_eq!(patched.evaluate(&a, &subject, call), anew.evaluate(&b, &subject, call), "{call:?}");
+        });
+    }
+
+    #[test]
+    fn no_text_makes_the_reader_panic(text in r#"([a-z:\- \n\[\]{}?&*!|>'"%@`#,~<=\t\\.0-9]|---\n|kind: group\n|allow:\n|- ){0,60}"#) {
+        let mut out = Vec::new();
+        yaml::parse(text.as_bytes(), "f", &mut out);
+        source::parse(&[SourceFile { path: "p.yaml".to_owned(), content: text.clone().into_bytes() }]);
+        source::parse(&[SourceFile { path: "p.yaml".to_owned(), content: format!("kind: agent\nid: spiffe://t/a\n{text}").into_bytes() }]);
+    }
+}

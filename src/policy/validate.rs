@@ -1,0 +1,253 @@
+//! What is wrong with a policy as a whole: names that nothing answers to, holes, contradictions, dead entries.
+//!
+//! Each document is well formed by itself when it comes here. An error is what would make the policy mean something other than
+//! what its author wrote; a warning is what probably does. Nothing is changed. Look next at `validate/entries.rs`, then at
+//! [`compile`](super::compile), which validates before it compiles.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::model::constraint::abridged;
+use crate::model::ids::{AgentId, Thumbprint};
+
+use super::diagnostic::{Diagnostic, Severity, arranged, suggestion};
+use super::document::{AgentSpec, Body, Document, IssuerSpec, Names, OperatorSpec, Role};
+use super::tools::{Patterns, ToolTable};
+
+mod entries;
+
+use entries::check_entries;
+
+/// Everything that is wrong with the documents together, sorted by place. With an error in it the policy must be refused.
+pub fn check(documents: &[Document]) -> Vec<Diagnostic> {
+    check_with(documents, &ToolTable::new(documents), &mut Patterns::default())
+}
+
+/// As [`check`], with tools and patterns that the caller goes on to use.
+pub(super) fn check_with(documents: &[Document], tools: &ToolTable, patterns: &mut Patterns) -> Vec<Diagnostic> {
+    let index = Index::new(documents, tools);
+    let mut out = Vec::new();
+    check_unique(documents, &mut out);
+    check_keys(documents, &mut out);
+    check_cycles(&index, &mut out);
+    for document in documents {
+        check_document(document, &index, patterns, &mut out);
+    }
+    arranged(out)
+}
+
+/// What names can be looked up in: a folder's documents, or a compiled policy when one agent of many changes.
+pub(super) trait Known {
+    /// The tool registry.
+    fn tools(&self) -> &ToolTable;
+    /// Whether there is a document.
+    fn has(&self, kind: &str, id: &str) -> bool;
+    /// Every id of a kind, for a suggestion.
+    fn ids(&self, kind: &str) -> Vec<&str>;
+    /// Whether an operator is in a group.
+    fn has_operators(&self, group: &str) -> bool;
+}
+
+/// One document against what is known.
+pub(super) fn check_document(document: &Document, known: &dyn Known, patterns: &mut Patterns, out: &mut Vec<Diagnostic>) {
+    let mut checker = Checker { document, known, out };
+    match &document.body {
+        Body::Issuer(issuer) => checker.issuer(issuer),
+        Body::Agent(agent) => checker.agent(agent),
+        Body::Operator(operator) => checker.operator(operator),
+        _ => {}
+    }
+    if let Some(permissions) = document.permissions() {
+        checker.all_known("permission_set", "include", permissions.include.iter().map(|set| &**set));
+        check_entries(&mut checker, permissions, patterns);
+    }
+}
+
+/// Documents by kind and id.
+struct Index<'a> {
+    tools: &'a ToolTable,
+    by_kind: HashMap<&'a str, HashMap<&'a str, &'a Document>>,
+    operator_groups: HashSet<&'a str>,
+}
+
+impl<'a> Index<'a> {
+    fn new(documents: &'a [Document], tools: &'a ToolTable) -> Self {
+        let mut by_kind: HashMap<&str, HashMap<&str, &Document>> = HashMap::new();
+        let mut operator_groups = HashSet::new();
+        for document in documents {
+            by_kind.entry(&document.key.kind).or_default().entry(&document.key.id).or_insert(document);
+            if let Body::Operator(operator) = &document.body {
+                operator_groups.extend(operator.groups.iter().map(|group| group.as_str()));
+            }
+        }
+        Self { tools, by_kind, operator_groups }
+    }
+}
+
+impl Known for Index<'_> {
+    fn tools(&self) -> &ToolTable {
+        self.tools
+    }
+
+    fn has(&self, kind: &str, id: &str) -> bool {
+        self.by_kind.get(kind).is_some_and(|ids| ids.contains_key(id))
+    }
+
+    fn ids(&self, kind: &str) -> Vec<&str> {
+        self.by_kind.get(kind).map(|ids| ids.keys().copied().collect()).unwrap_or_default()
+    }
+
+    fn has_operators(&self, group: &str) -> bool {
+        self.operator_groups.contains(group)
+    }
+}
+
+struct Checker<'a> {
+    document: &'a Document,
+    known: &'a dyn Known,
+    out: &'a mut Vec<Diagnostic>,
+}
+
+impl Checker<'_> {
+    fn issuer(&mut self, issuer: &IssuerSpec) {
+        self.names_known("group", "groups", &issuer.groups, |group| group.as_str());
+        self.names_known("application", "applications", &issuer.applications, |application| application.as_str());
+    }
+
+    fn agent(&mut self, agent: &AgentSpec) {
+        self.names_known("application", "applications", &agent.applications, |application| application.as_str());
+        self.names_known("group", "acts_for", &agent.acts_for, |group| group.as_str());
+        self.all_known("agent", "delegates_to", agent.delegates_to.iter().map(AgentId::as_str));
+        if agent.session_hops_max == Some(0) && !agent.delegates_to.is_empty() {
+            self.warn("delegates_to", 0, "`delegates_to` has no effect: `hops_max` is 0".to_owned());
+        }
+    }
+
+    fn operator(&mut self, operator: &OperatorSpec) {
+        self.all_known("issuer", "users", operator.users.iter().map(|user| user.issuer.as_str()));
+        if operator.roles.contains(&Role::Approve) && operator.users.is_empty() {
+            let message = "an operator who approves has no `users`: their own calls cannot be told from others'".to_owned();
+            self.warn("id", 0, message);
+        }
+    }
+
+    fn names_known<T>(&mut self, kind: &str, field: &'static str, names: &Names<T>, as_text: fn(&T) -> &str) {
+        if let Names::Some(names) = names {
+            self.all_known(kind, field, names.iter().map(as_text));
+        }
+    }
+
+    fn all_known<'n>(&mut self, kind: &str, field: &'static str, ids: impl Iterator<Item = &'n str>) {
+        for (index, id) in ids.enumerate() {
+            if !self.known.has(kind, id) {
+                let help = suggestion(id, self.known.ids(kind));
+                let message = format!("unknown {} `{}`", kind.replace('_', " "), abridged(id));
+                self.out.push(self.document.diagnostic(Severity::Error, field, index, message).with_help(help));
+            }
+        }
+    }
+
+    fn error(&mut self, field: &'static str, index: usize, message: String, help: Option<String>) {
+        self.out.push(self.document.diagnostic(Severity::Error, field, index, message).with_help(help));
+    }
+
+    fn warn(&mut self, field: &'static str, index: usize, message: String) {
+        self.out.push(self.document.diagnostic(Severity::Warning, field, index, message));
+    }
+}
+
+/// One document of a kind and id, one registration of a tool.
+fn check_unique(documents: &[Document], out: &mut Vec<Diagnostic>) {
+    let mut seen: HashMap<(&str, &str), &Document> = HashMap::new();
+    let mut tools: HashMap<String, &Document> = HashMap::new();
+    for document in documents {
+        if let Some(first) = seen.get(&(document.key.kind.as_str(), document.key.id.as_str())) {
+            let kind = document.key.kind.replace('_', " ");
+            let message = format!("{kind} `{}` is defined twice: first {}", abridged(&document.key.id), place(first));
+            out.push(document.diagnostic(Severity::Error, "id", 0, message));
+            continue;
+        }
+        seen.insert((&document.key.kind, &document.key.id), document);
+        let names: Vec<(&'static str, usize, String)> = match &document.body {
+            Body::Tool(_) => vec![("id", 0, document.key.id.clone())],
+            Body::Server(server) => {
+                server.tools.keys().enumerate().map(|(index, name)| ("tools", index, format!("{}/{name}", server.id))).collect()
+            }
+            _ => continue,
+        };
+        for (field, index, name) in names {
+            if let Some(first) = tools.get(&name) {
+                let message = format!("tool `{}` is defined twice: first {}", abridged(&name), place(first));
+                out.push(document.diagnostic(Severity::Error, field, index, message));
+            } else {
+                tools.insert(name, document);
+            }
+        }
+    }
+}
+
+/// A key speaks for one agent, and an operator's for one operator: two-person acts need two keys.
+fn check_keys(documents: &[Document], out: &mut Vec<Diagnostic>) {
+    let mut holders: HashMap<(&str, &Thumbprint), &Document> = HashMap::new();
+    for document in documents {
+        let keys: Vec<&Thumbprint> = match &document.body {
+            Body::Agent(agent) => agent.keys.iter().collect(),
+            Body::Operator(operator) => operator.keys.iter().map(|key| key.thumbprint()).collect(),
+            _ => continue,
+        };
+        for (index, key) in keys.into_iter().enumerate() {
+            match holders.get(&(document.key.kind.as_str(), key)) {
+                None => {
+                    holders.insert((&document.key.kind, key), document);
+                }
+                Some(first) => {
+                    let message = format!("key `{key}` is listed twice: first by `{}` {}", abridged(&first.key.id), place(first));
+                    out.push(document.diagnostic(Severity::Error, "keys", index, message));
+                }
+            }
+        }
+    }
+}
+
+/// Permission sets that include themselves, directly or through others. Depth first without recursion: a chain may be long.
+fn check_cycles(index: &Index<'_>, out: &mut Vec<Diagnostic>) {
+    let Some(sets) = index.by_kind.get("permission_set") else {
+        return;
+    };
+    let mut ids: Vec<&str> = sets.keys().copied().collect();
+    ids.sort_unstable();
+    let includes =
+        |id: &str| sets.get(id).and_then(|set| set.permissions()).map(|set| set.include.as_slice()).unwrap_or_default();
+    let mut done: HashSet<&str> = HashSet::new();
+    for start in ids {
+        let mut path: Vec<(&str, usize)> = vec![(start, 0)];
+        let mut on_path: HashSet<&str> = HashSet::from([start]);
+        while let Some((id, next)) = path.last_mut() {
+            let (current, position) = (*id, *next);
+            *next += 1;
+            match includes(current).get(position).map(|target| &**target).filter(|_| !done.contains(current)) {
+                None => {
+                    done.insert(current);
+                    on_path.remove(current);
+                    path.pop();
+                }
+                Some(target) if on_path.contains(target) => {
+                    let cycle = path.iter().map(|(id, _)| *id).skip_while(|id| *id != target).chain([target]);
+                    let named: Vec<String> = cycle.take(16).map(|id| format!("`{}`", abridged(id))).collect();
+                    if let Some(document) = sets.get(current) {
+                        let message = format!("permission sets include each other: {}", named.join(" includes "));
+                        out.push(document.diagnostic(Severity::Error, "include", position, message));
+                    }
+                }
+                Some(target) if sets.contains_key(target) && !done.contains(target) => {
+                    on_path.insert(target);
+                    path.push((target, 0));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+}
+
+fn place(document: &Document) -> String {
+    if document.path.is_empty() { "in the store".to_owned() } else { format!("in {}:{}", document.path, document.line) }
+}

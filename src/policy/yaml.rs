@@ -1,0 +1,379 @@
+//! YAML to nodes: the subset of YAML 1.2 that cannot surprise a reader of policy.
+//!
+//! Plain scalars follow the core schema (YAML 1.2.2, section 10.3), so `no` is a string. Anchors, aliases, tags, duplicate keys,
+//! keys that are not strings, infinities and deep nesting are refused: each of them makes a policy mean something other than
+//! what is read on the page. It knows nothing of policy. Look next at `node.rs`.
+
+use saphyr_parser::{Event, Marker, Parser, ScalarStyle};
+
+use crate::model::constraint::abridged;
+use crate::model::json::Number;
+use crate::model::limits::JSON_NESTING_MAX;
+
+use super::diagnostic::{Diagnostic, Position, Severity};
+use super::node::{Kind, Meaning, Member, Node, Scalar};
+
+/// Reads the documents of a file. A document that is empty is left out.
+///
+/// What is wrong is added to `out`; where the text cannot be followed any further, what comes after is not read.
+pub(super) fn parse(content: &[u8], path: &str, out: &mut Vec<Diagnostic>) -> Vec<Node> {
+    let Some(text) = clean_text(content, path, out) else {
+        return Vec::new();
+    };
+    let mut builder = Builder { path, out, stack: Vec::new(), documents: Vec::new() };
+    let mut parser = Parser::new_from_str(text);
+    loop {
+        match parser.next_event() {
+            None | Some(Ok((Event::StreamEnd, _))) => break,
+            Some(Ok((event, span))) => {
+                if builder.accept(event, position(&span.start)).is_err() {
+                    break;
+                }
+            }
+            Some(Err(error)) => {
+                builder.error(position(error.marker()), format!("not valid YAML: {}", abridged(error.info())));
+                break;
+            }
+        }
+    }
+    builder.documents
+}
+
+/// One member of a flat file of settings.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FlatMember {
+    /// The key.
+    pub name: String,
+    /// Where the key stands.
+    pub at: Position,
+    /// The scalar, or the scalars of the list, as written.
+    pub values: Vec<String>,
+    /// Whether it was written as a list.
+    pub is_list: bool,
+}
+
+/// Reads one document that is a flat mapping of scalars and lists of scalars, as a file of settings is.
+///
+/// # Errors
+/// Everything that is wrong, with its place.
+pub fn flat(content: &[u8], path: &str, known: &[&str]) -> Result<Vec<FlatMember>, Vec<Diagnostic>> {
+    let mut out = Vec::new();
+    let documents = parse(content, path, &mut out);
+    let mut found = Vec::new();
+    let mut error = |at: Position, message: String| out.push(Diagnostic::new(Severity::Error, path, at, message));
+    for (index, document) in documents.iter().enumerate() {
+        let Some(members) = document.as_mapping().filter(|_| index == 0) else {
+            error(document.at, "a file of settings is one mapping, `key: value`".to_owned());
+            continue;
+        };
+        for member in members {
+            let (values, is_list) = match &member.value.kind {
+                Kind::Scalar(scalar) => (Some(vec![scalar.text.clone()]), false),
+                Kind::Sequence(items) => (items.iter().map(scalar_text).collect(), true),
+                Kind::Mapping(_) => (None, false),
+            };
+            if !known.contains(&member.name.as_str()) {
+                let hint = super::diagnostic::suggestion(&member.name, known.iter().copied());
+                let hint = hint.map(|hint| format!(": {hint}")).unwrap_or_default();
+                error(member.at, format!("unknown key `{}`{hint}", abridged(&member.name)));
+            } else if let Some(values) = values {
+                found.push(FlatMember { name: member.name.clone(), at: member.at, values, is_list });
+            } else {
+                error(member.at, format!("`{}` must be a value or a list of values", member.name));
+            }
+        }
+    }
+    if out.iter().any(Diagnostic::is_error) { Err(out) } else { Ok(found) }
+}
+
+fn scalar_text(node: &Node) -> Option<String> {
+    if let Kind::Scalar(scalar) = &node.kind { Some(scalar.text.clone()) } else { None }
+}
+
+/// The text of a file: UTF-8, without NUL and without a byte order mark.
+fn clean_text<'a>(content: &'a [u8], path: &str, out: &mut Vec<Diagnostic>) -> Option<&'a str> {
+    let (valid, problem) = match std::str::from_utf8(content) {
+        Ok(text) => match text.split_once('\0') {
+            None => return Some(text.strip_prefix('\u{feff}').unwrap_or(text)),
+            Some((before, _)) => (before, "the file holds a NUL character"),
+        },
+        Err(error) => {
+            let valid = content.get(..error.valid_up_to()).and_then(|bytes| std::str::from_utf8(bytes).ok());
+            (valid.unwrap_or_default(), "the file is not UTF-8")
+        }
+    };
+    let line = u32::try_from(valid.matches('\n').count() + 1).unwrap_or(u32::MAX);
+    let column = valid.rsplit('\n').next().map_or(0, |last| last.chars().count());
+    let at = Position { line, column: u32::try_from(column + 1).unwrap_or(u32::MAX) };
+    out.push(Diagnostic::new(Severity::Error, path, at, problem));
+    None
+}
+
+fn position(marker: &Marker) -> Position {
+    let small = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
+    Position { line: small(marker.line().max(1)), column: small(marker.col().saturating_add(1)) }
+}
+
+/// A collection that is not closed yet.
+enum Open {
+    Sequence { at: Position, items: Vec<Node> },
+    Mapping { at: Position, members: Vec<Member>, key: Option<(String, Position)> },
+}
+
+/// The text cannot be followed any further.
+struct Lost;
+
+struct Builder<'a> {
+    path: &'a str,
+    out: &'a mut Vec<Diagnostic>,
+    stack: Vec<Open>,
+    documents: Vec<Node>,
+}
+
+impl Builder<'_> {
+    fn accept(&mut self, event: Event<'_>, at: Position) -> Result<(), Lost> {
+        match event {
+            Event::Scalar(text, style, anchor, tag) => {
+                self.refuse_properties(at, anchor, tag.is_some());
+                let plain = style == ScalarStyle::Plain;
+                let scalar = self.scalar(text.into_owned(), plain, at);
+                self.add(Node { at, kind: Kind::Scalar(scalar) })
+            }
+            Event::SequenceStart(anchor, tag) => {
+                self.refuse_properties(at, anchor, tag.is_some());
+                self.open(at, Open::Sequence { at, items: Vec::new() })
+            }
+            Event::MappingStart(anchor, tag) => {
+                self.refuse_properties(at, anchor, tag.is_some());
+                self.open(at, Open::Mapping { at, members: Vec::new(), key: None })
+            }
+            Event::SequenceEnd | Event::MappingEnd => match self.stack.pop() {
+                Some(Open::Sequence { at, items }) => self.add(Node { at, kind: Kind::Sequence(items) }),
+                Some(Open::Mapping { at, members, .. }) => {
+                    self.refuse_duplicates(&members);
+                    self.add(Node { at, kind: Kind::Mapping(members) })
+                }
+                None => Err(Lost),
+            },
+            Event::Alias(_) => {
+                self.error(at, "aliases (`*name`) are not supported: write the value out");
+                Err(Lost)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn open(&mut self, at: Position, collection: Open) -> Result<(), Lost> {
+        if self.stack.len() >= JSON_NESTING_MAX {
+            self.error(at, format!("nested deeper than {JSON_NESTING_MAX}"));
+            return Err(Lost);
+        }
+        if let Some(Open::Mapping { key: None, .. }) = self.stack.last() {
+            self.error(at, "a key must be a string");
+            return Err(Lost);
+        }
+        self.stack.push(collection);
+        Ok(())
+    }
+
+    /// Puts a finished node where it belongs.
+    fn add(&mut self, node: Node) -> Result<(), Lost> {
+        match self.stack.last_mut() {
+            Some(Open::Sequence { items, .. }) => items.push(node),
+            Some(Open::Mapping { members, key, .. }) => match key.take() {
+                Some((name, at)) => members.push(Member { name, at, value: node }),
+                None => {
+                    let Kind::Scalar(scalar) = node.kind else {
+                        return Err(Lost);
+                    };
+                    *key = Some((scalar.text.clone(), node.at));
+                    if !matches!(scalar.meaning, Meaning::String) {
+                        self.error(node.at, format!("a key must be a string: quote `{}`", abridged(&scalar.text)));
+                    }
+                }
+            },
+            None if matches!(&node.kind, Kind::Scalar(scalar) if matches!(scalar.meaning, Meaning::Null)) => {}
+            None => self.documents.push(node),
+        }
+        Ok(())
+    }
+
+    fn scalar(&mut self, text: String, plain: bool, at: Position) -> Scalar {
+        let meaning = match if plain { plain_meaning(&text) } else { Some(Meaning::String) } {
+            Some(meaning) => meaning,
+            None => {
+                self.error(at, format!("`{}` is not a finite number: quote it if it is text", abridged(&text)));
+                Meaning::Null
+            }
+        };
+        Scalar { text, meaning }
+    }
+
+    fn refuse_properties(&mut self, at: Position, anchor: usize, tag: bool) {
+        if anchor != 0 {
+            self.error(at, "anchors (`&name`) are not supported: write the value out where it is needed");
+        }
+        if tag {
+            self.error(at, "tags (`!name`) are not supported");
+        }
+    }
+
+    fn refuse_duplicates(&mut self, members: &[Member]) {
+        let mut sorted: Vec<&Member> = members.iter().collect();
+        sorted.sort_by(|a, b| (&a.name, a.at).cmp(&(&b.name, b.at)));
+        for (first, second) in sorted.iter().zip(sorted.iter().skip(1)) {
+            if first.name == second.name {
+                let message = format!("duplicate key `{}`: it stands on line {} already", abridged(&second.name), first.at.line);
+                self.error(second.at, message);
+            }
+        }
+    }
+
+    fn error(&mut self, at: Position, message: impl Into<String>) {
+        self.out.push(Diagnostic::new(Severity::Error, self.path, at, message));
+    }
+}
+
+/// What a plain scalar means by the core schema; `None` for infinities and what is no number at all.
+fn plain_meaning(text: &str) -> Option<Meaning> {
+    Some(match text {
+        "" | "~" | "null" | "Null" | "NULL" => Meaning::Null,
+        "true" | "True" | "TRUE" => Meaning::Bool(true),
+        "false" | "False" | "FALSE" => Meaning::Bool(false),
+        ".nan" | ".NaN" | ".NAN" => return None,
+        _ => {
+            let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
+            if matches!(unsigned, ".inf" | ".Inf" | ".INF") {
+                return None;
+            }
+            if let Some(digits) = text.strip_prefix("0o").filter(|digits| !digits.is_empty()) {
+                return if digits.bytes().all(|b| (b'0'..=b'7').contains(&b)) { radix(digits, 8) } else { Some(Meaning::String) };
+            }
+            if let Some(digits) = text.strip_prefix("0x").filter(|digits| !digits.is_empty()) {
+                return if digits.bytes().all(|b| b.is_ascii_hexdigit()) { radix(digits, 16) } else { Some(Meaning::String) };
+            }
+            if !is_decimal(unsigned) {
+                return Some(Meaning::String);
+            }
+            let integer = unsigned.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<i64>().ok()).flatten();
+            match integer {
+                Some(integer) => Meaning::Number(integer.into()),
+                None => Meaning::Number(text.parse::<f64>().ok().filter(|value| value.is_finite())?.into()),
+            }
+        }
+    })
+}
+
+fn radix(digits: &str, radix: u32) -> Option<Meaning> {
+    i64::from_str_radix(digits, radix).ok().map(|integer| Meaning::Number(Number::from(integer)))
+}
+
+/// `( \. [0-9]+ | [0-9]+ ( \. [0-9]* )? ) ( [eE] [-+]? [0-9]+ )?`
+fn is_decimal(unsigned: &str) -> bool {
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let (mantissa, exponent) = match unsigned.split_once(['e', 'E']) {
+        Some((mantissa, exponent)) => (mantissa, Some(exponent.strip_prefix(['+', '-']).unwrap_or(exponent))),
+        None => (unsigned, None),
+    };
+    let mantissa_fits = match mantissa.split_once('.') {
+        Some((whole, fraction)) => digits(whole) && digits(fraction) && !(whole.is_empty() && fraction.is_empty()),
+        None => !mantissa.is_empty() && digits(mantissa),
+    };
+    mantissa_fits && exponent.is_none_or(|exponent| !exponent.is_empty() && digits(exponent))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &[u8]) -> (Vec<String>, Vec<String>) {
+        let mut out = Vec::new();
+        let nodes = parse(text, "f", &mut out);
+        (nodes.iter().map(|node| node.to_value().to_jcs()).collect(), out.iter().map(ToString::to_string).collect())
+    }
+
+    #[test]
+    fn the_core_schema() {
+        let check = |text: &str, expected: &str| {
+            let (values, problems) = read(format!("v: {text}").as_bytes());
+            assert_eq!((values, problems), (vec![format!(r#"{{"v":{expected}}}"#)], vec![]), "{text}");
+        };
+        for text in [
+            "no",
+            "yes",
+            "on",
+            "off",
+            "y",
+            "NO",
+            "nULL",
+            "tRUE",
+            "1_000",
+            "0b1",
+            "1:30",
+            "+",
+            "0o8",
+            "0xg",
+            "1e",
+            "e1",
+            "2026-01-01",
+            "-0x10",
+            "1.2.3",
+        ] {
+            check(text, &format!("\"{text}\""));
+        }
+        for (text, value) in [
+            ("", "null"),
+            ("~", "null"),
+            ("Null", "null"),
+            ("TRUE", "true"),
+            ("False", "false"),
+            ("12", "12"),
+            ("-3", "-3"),
+            ("+3", "3"),
+            ("0o17", "15"),
+            ("0xfF", "255"),
+            ("1.5", "1.5"),
+            (".5", "0.5"),
+            ("5.", "5"),
+            ("1e3", "1000"),
+            ("007", "7"),
+            ("'12'", "\"12\""),
+            ("\"true\"", "\"true\""),
+            ("|\n  a\n  b\n", "\"a\\nb\\n\""),
+            ("[a, 1]", "[\"a\",1]"),
+        ] {
+            check(text, value);
+        }
+    }
+
+    #[test]
+    fn documents_and_what_is_refused() {
+        let check = |text: &[u8], values: &[&str], problems: &[&str]| {
+            let (found, said) = read(text);
+            assert_eq!(found, values, "{}", String::from_utf8_lossy(text));
+            assert_eq!(said, problems, "{}", String::from_utf8_lossy(text));
+        };
+        check(b"", &[], &[]);
+        check(b"# nothing\n---\n---\na: 1\n---\n", &[r#"{"a":1}"#], &[]);
+        check("\u{feff}a: ü".as_bytes(), &[r#"{"a":"ü"}"#], &[]);
+        check(b"a: \xff", &[], &["f:1:4: error: the file is not UTF-8"]);
+        check(b"a: 1\nb: \0", &[], &["f:2:4: error: the file holds a NUL character"]);
+        check(b"a: 1\nb: 2\na: 3", &[r#"{"a":1,"b":2}"#], &["f:3:1: error: duplicate key `a`: it stands on line 1 already"]);
+        check(
+            b"a: &x 1",
+            &[r#"{"a":1}"#],
+            &["f:1:4: error: anchors (`&name`) are not supported: write the value out where it is needed"],
+        );
+        check(b"a: !!str 1", &[r#"{"a":1}"#], &["f:1:4: error: tags (`!name`) are not supported"]);
+        check(b"1: a", &[r#"{"1":"a"}"#], &["f:1:1: error: a key must be a string: quote `1`"]);
+        check(b"? [a]\n: b", &[], &["f:1:3: error: a key must be a string"]);
+        check(b"a: .inf", &[r#"{"a":null}"#], &["f:1:4: error: `.inf` is not a finite number: quote it if it is text"]);
+        check(b"a: 1e999", &[r#"{"a":null}"#], &["f:1:4: error: `1e999` is not a finite number: quote it if it is text"]);
+        let (_, said) = read(format!("a: {}1{}", "[".repeat(100), "]".repeat(100)).as_bytes());
+        assert_eq!(said, ["f:1:99: error: nested deeper than 96"]);
+        let (_, said) = read(b"a: *x");
+        assert!(said[0].starts_with("f:1:"), "{said:?}");
+        let (_, said) = read(b"a: [1, 2\nb: 3");
+        assert!(said[0].starts_with("f:2:2: error: not valid YAML: "), "{said:?}");
+    }
+}

@@ -1,0 +1,64 @@
+//! Verified chains kept for their next call. Holds facts, never a decision and never a failure.
+//!
+//! A keyed hash finds an entry, equality of all bytes decides; only what verified is ever put in, so a peer that sends garbage
+//! evicts nothing. Every use checks times, revocation, trust and policy again (`pdp`).
+
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use moka::sync::Cache;
+
+use super::request::Identities;
+use crate::audit::Fragment;
+use crate::pdp::Prepared;
+
+/// A verified chain, ready to decide by.
+#[derive(Debug)]
+pub(super) struct KnownChain {
+    /// The exact tokens that were verified.
+    pub(super) tokens: Vec<Bytes>,
+    /// The chain with what a snapshot makes of it.
+    pub(super) prepared: Prepared,
+    /// Its identities as text.
+    pub(super) identities: Arc<Identities>,
+    /// Its part of every audit record.
+    pub(super) fragment: Fragment,
+}
+
+/// The cache of [`KnownChain`]s of one process.
+#[derive(Debug)]
+pub(super) struct Chains {
+    hasher: RandomState,
+    known: Cache<u64, Arc<KnownChain>>,
+}
+
+impl Chains {
+    pub(super) fn new(entries_max: u64) -> Self {
+        Self { hasher: RandomState::new(), known: Cache::builder().max_capacity(entries_max).build() }
+    }
+
+    /// The verified chain of exactly these tokens.
+    pub(super) fn find(&self, tokens: &[Bytes]) -> Option<Arc<KnownChain>> {
+        self.known.get(&self.hash(tokens)).filter(|known| known.tokens == tokens)
+    }
+
+    /// Keeps a verified chain in place of what stood under its hash.
+    pub(super) fn keep(&self, known: Arc<KnownChain>) {
+        self.known.insert(self.hash(&known.tokens), known);
+    }
+
+    /// How many chains are kept, about.
+    pub(super) fn len(&self) -> u64 {
+        self.known.entry_count()
+    }
+
+    fn hash(&self, tokens: &[Bytes]) -> u64 {
+        let mut hasher = self.hasher.build_hasher();
+        for token in tokens {
+            hasher.write_usize(token.len());
+            hasher.write(token);
+        }
+        hasher.finish()
+    }
+}

@@ -1,0 +1,277 @@
+//! One call judged by one view: credential, audience, proof, decision, in the order of verification. Does not await.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::chains::KnownChain;
+use super::record::fragment;
+use super::request::{Caller, CheckRequest, Credential, Identities};
+use super::Service;
+use crate::model::decision::Decision;
+use crate::model::json::{self, Object};
+use crate::model::limits::ARGUMENTS_BYTES_MAX;
+use crate::model::reason::{Layer, Reason};
+use crate::model::request::Call;
+use crate::model::time::Now;
+use crate::pdp::{self, Prepared};
+use crate::snapshot::{Snapshot, View};
+use crate::token::{self, Options, ProofOf, Rejection, VerifiedProof};
+
+/// What came out, with all that recording it needs.
+#[derive(Debug)]
+pub(super) struct Judged {
+    pub(super) decision: Decision,
+    /// What to tell the caller where the reason's own sentence says too little.
+    pub(super) message: Option<String>,
+    pub(super) chain: Option<Arc<KnownChain>>,
+    pub(super) arguments: Option<Object>,
+    /// The proof that came with the call, if it verified.
+    pub(super) proof_jti: Option<String>,
+    /// A proof that may be used only once.
+    pub(super) single_use_proof: Option<VerifiedProof>,
+    /// Whether this call's proof, or the one that made its handle, verified.
+    pub(super) proved: bool,
+    pub(super) destructive: bool,
+    /// Whether the chain was in the cache; `None` where there was none to look for.
+    pub(super) cached: Option<bool>,
+}
+
+impl Judged {
+    pub(super) fn denied(decision: Decision) -> Self {
+        Self {
+            decision,
+            message: None,
+            chain: None,
+            arguments: None,
+            proof_jti: None,
+            single_use_proof: None,
+            proved: false,
+            destructive: true,
+            cached: None,
+        }
+    }
+
+    fn refused(mut self, rejection: Rejection, number: u64) -> Self {
+        self.decision = Decision::deny(rejection.reason, number).at_hop(rejection.hop);
+        self.message = Some(rejection.message);
+        self
+    }
+}
+
+/// A credential that stands, and how it was found.
+pub(super) struct Credited {
+    pub(super) chain: Arc<KnownChain>,
+    proved: bool,
+    cached: bool,
+}
+
+/// The call as `pdp` takes it.
+pub(super) fn call<'a>(request: &'a CheckRequest, arguments: &'a Object) -> Call<'a> {
+    Call { tool: &request.tool, tool_schema_sha256: request.tool_schema_sha256, arguments }
+}
+
+impl Service {
+    /// Judges a call. What is returned as a permit has not spent its proof yet.
+    pub(super) fn judge(&self, request: &CheckRequest, caller: &Caller, view: &View, now: Now) -> Judged {
+        let snapshot = &*view.snapshot;
+        let number = snapshot.revision().number;
+        let mut judged = Judged::denied(Decision::deny(Reason::TokenMalformed, number));
+        let options = self.options(snapshot);
+        let credited = match self.credit(&request.credential, caller, snapshot, &options, now) {
+            Ok(credited) => credited,
+            Err(rejection) => return judged.refused(rejection, number),
+        };
+        judged.cached = Some(credited.cached);
+        judged.chain = Some(credited.chain.clone());
+        let chain = &credited.chain.prepared;
+        let audience = match self.audience(request.audience.as_deref(), caller, snapshot) {
+            Ok(audience) => audience,
+            Err(rejection) => return judged.refused(rejection, number),
+        };
+        if let Err(rejection) = chain.chain().check_audience(audience.as_deref(), &options) {
+            return judged.refused(rejection, number);
+        }
+        let arguments = match arguments(&request.arguments_json) {
+            Ok(arguments) => arguments,
+            Err(message) => {
+                judged.decision = Decision::deny(Reason::ArgumentRefused, number).by(Layer::Tool);
+                judged.message = Some(message);
+                return judged;
+            }
+        };
+        let arguments = judged.arguments.insert(arguments);
+
+        let tool = snapshot.tool(&request.tool);
+        judged.destructive = tool.is_none_or(|tool| tool.is_destructive());
+        let per_call = tool.is_none_or(|tool| tool.needs_proof_per_call());
+        let per_handle = tool.is_some_and(|tool| tool.needs_proof_per_handle());
+        let expected = ProofOf { tool: &request.tool, arguments, audience: audience.as_deref() };
+        judged.proved = credited.proved;
+        match &request.proof {
+            Some(proof) => match token::verify_proof(chain.chain(), proof, &expected, &options, now) {
+                Ok(proof) => {
+                    judged.proved = true;
+                    judged.proof_jti = Some(proof.jti().to_owned());
+                    // A proof that makes a handle proves many calls: it counts once, as one for a writing call does.
+                    judged.single_use_proof = (per_call || request.want_handle).then_some(proof);
+                }
+                Err(rejection) => return judged.refused(rejection, number),
+            },
+            None if per_call || (per_handle && !credited.proved) => {
+                judged.decision = Decision::deny(Reason::ProofMissing, number);
+                return judged;
+            }
+            None => {}
+        }
+        judged.decision = pdp::decide(chain, &call(request, arguments), snapshot, now);
+        judged
+    }
+
+    /// Finds or verifies what speaks for the agent.
+    pub(super) fn credit(
+        &self,
+        credential: &Credential,
+        caller: &Caller,
+        snapshot: &Snapshot,
+        options: &Options,
+        now: Now,
+    ) -> Result<Credited, Rejection> {
+        match credential {
+            Credential::Handle(handle) => {
+                let Some(held) = self.handles.find(handle, caller.connection_id, now) else {
+                    return Err(rejection(Reason::HandleUnknown));
+                };
+                let proved = held.proved;
+                let chain = self.current(&held.chain, snapshot, options, now)?;
+                if !Arc::ptr_eq(&chain, &held.chain) {
+                    self.handles.replace(*handle, held, chain.clone());
+                }
+                Ok(Credited { chain, proved, cached: true })
+            }
+            Credential::Chain(tokens) => match self.chains.find(tokens) {
+                Some(known) => {
+                    let chain = self.current(&known, snapshot, options, now)?;
+                    if !Arc::ptr_eq(&chain, &known) {
+                        self.chains.keep(chain.clone());
+                    }
+                    Ok(Credited { chain, proved: false, cached: true })
+                }
+                None => {
+                    let chain = verified(tokens, snapshot, options, now)?;
+                    self.chains.keep(chain.clone());
+                    Ok(Credited { chain, proved: false, cached: false })
+                }
+            },
+        }
+    }
+
+    /// A known chain as this snapshot sees it: the same, prepared anew where policy moved, verified anew where trust did.
+    fn current(
+        &self,
+        known: &Arc<KnownChain>,
+        snapshot: &Snapshot,
+        options: &Options,
+        now: Now,
+    ) -> Result<Arc<KnownChain>, Rejection> {
+        if known.prepared.fits(snapshot) {
+            known.prepared.chain().check_times(now, options)?;
+            return Ok(known.clone());
+        }
+        if !known.prepared.is_trusted_by(snapshot) {
+            return verified(&known.tokens, snapshot, options, now);
+        }
+        let prepared = Prepared::new(known.prepared.chain().clone(), snapshot).ok_or_else(|| rejection(Reason::IdentityMissing))?;
+        prepared.chain().check_times(now, options)?;
+        Ok(Arc::new(KnownChain {
+            tokens: known.tokens.clone(),
+            prepared,
+            identities: known.identities.clone(),
+            fragment: known.fragment.clone(),
+        }))
+    }
+
+    /// What the verifier demands here.
+    pub(super) fn options(&self, snapshot: &Snapshot) -> Options {
+        Options {
+            require_chain_audience: self.settings.require_chain_audience,
+            require_proof_audience: self.settings.require_proof_audience,
+            iat_skew_s: snapshot.iat_skew_s(),
+            ..Options::default()
+        }
+    }
+
+    /// The audience that the caller claims, if it may; nothing in the request gives the right.
+    pub(super) fn audience(&self, claimed: Option<&str>, caller: &Caller, snapshot: &Snapshot) -> Result<Option<String>, Rejection> {
+        let refused = |message: String| Rejection { reason: Reason::AudienceMismatch, hop: None, message };
+        let configured = &self.settings.audiences;
+        if let Some(claimed) = claimed {
+            let entitled = if configured.is_empty() {
+                caller.is_loopback && snapshot.trust().issuers().any(|issuer| issuer.audiences.contains(claimed))
+            } else {
+                configured.iter().any(|audience| audience == claimed)
+            };
+            if entitled {
+                return Ok(Some(claimed.to_owned()));
+            }
+            return Err(refused("this caller may not claim that audience".to_owned()));
+        }
+        let mut own: Vec<&str> = if configured.is_empty() && caller.is_loopback {
+            snapshot.trust().issuers().flat_map(|issuer| issuer.audiences.iter().map(String::as_str)).collect()
+        } else {
+            configured.iter().map(String::as_str).collect()
+        };
+        own.sort_unstable();
+        own.dedup();
+        match own[..] {
+            [only] => Ok(Some(only.to_owned())),
+            [] if !self.settings.require_chain_audience => Ok(None),
+            _ => Err(refused(format!("the request names no audience and this caller may claim {}: name one", own.len()))),
+        }
+    }
+}
+
+fn rejection(reason: Reason) -> Rejection {
+    Rejection { reason, hop: None, message: reason.message().to_owned() }
+}
+
+fn verified(tokens: &[Bytes], snapshot: &Snapshot, options: &Options, now: Now) -> Result<Arc<KnownChain>, Rejection> {
+    let chain = Arc::new(token::verify(tokens, snapshot.trust(), options, now)?);
+    let prepared = Prepared::new(chain.clone(), snapshot).ok_or_else(|| rejection(Reason::IdentityMissing))?;
+    let identities = Arc::new(Identities::of(prepared.subject()));
+    let fragment = fragment(&prepared, &identities);
+    // The bytes may be slices of a larger message: what is kept long must not keep that alive.
+    let tokens = tokens.iter().map(|token| Bytes::copy_from_slice(token)).collect();
+    Ok(Arc::new(KnownChain { tokens, prepared, identities, fragment }))
+}
+
+/// The arguments of a call; what is wrong with them is the agent's fault, so it is a denial.
+fn arguments(json: &[u8]) -> Result<Object, String> {
+    if json.is_empty() {
+        return Ok(Object::default());
+    }
+    if json.len() > ARGUMENTS_BYTES_MAX {
+        return Err(format!("the arguments are {} bytes: at most {ARGUMENTS_BYTES_MAX}", json.len()));
+    }
+    let arguments = json::parse_object(json).map_err(|error| format!("the arguments are refused: {error}"))?;
+    if arguments.iter().all(|(_, value)| value.is_comparable()) {
+        Ok(arguments)
+    } else {
+        Err("the arguments hold a number beyond ±(2^53-1), which cannot be compared: send it as a string".to_owned())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arguments_are_one_comparable_object() {
+        assert!(arguments(b"").unwrap().is_empty());
+        assert!(arguments(br#"{"a":[1,{"b":2}]}"#).is_ok());
+        let large = format!("{{\"a\":\"{}\"}}", "x".repeat(ARGUMENTS_BYTES_MAX));
+        for bad in ["[]", "null", "{", "{\"a\":1,\"a\":2}", "{\"a\":9007199254740993}", "{\"a\":[1e300]}", "{} {}", &large] {
+            assert!(arguments(bad.as_bytes()).is_err(), "{}", &bad[..bad.len().min(40)]);
+        }
+    }
+}

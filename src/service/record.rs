@@ -1,0 +1,192 @@
+//! What is written down of a decision: the audit record that must stand before the answer, then metrics and a span.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use super::judge::Judged;
+use super::request::{Answer, Caller, CheckRequest, Identities, ListToolsAnswer, ListToolsRequest, TraceHeaders};
+use super::{KnownChain, Lane, Service};
+use crate::audit::{ChainFacts, Fragment, Level, Principal, Record, Unavailable};
+use crate::model::decision::{Decision, Evidence};
+use crate::model::json::Object;
+use crate::model::time::Now;
+use crate::pdp::Prepared;
+use crate::snapshot::View;
+use crate::telemetry::{SpanFacts, TraceContext};
+
+impl Lane {
+    /// Puts the record of a decision into this runtime's buffer; it is in the kernel before the answer's bytes leave.
+    pub(super) fn record(
+        &self,
+        request: &CheckRequest,
+        caller: &Caller,
+        view: &View,
+        judged: &Judged,
+        answer: &Answer,
+        moment: Moment,
+    ) -> Result<(), Unavailable> {
+        let nobody = Fragment::default();
+        let arguments_sha256 = judged.arguments.as_ref().map(sha256_of);
+        let tool_evidence = if answer.tool_is_registered { Evidence::Verified } else { Evidence::Attested };
+        self.recorder.record(&Record {
+            time_unix_ns: moment.now.unix_ns,
+            method: "Check",
+            decision_id: &answer.decision_id,
+            request_id: &request.request_id,
+            trace_id: trace_id(&request.trace),
+            effect: judged.decision.effect,
+            reason: judged.decision.reason,
+            deciding_layer: judged.decision.layer,
+            hop: judged.decision.hop,
+            matched: judged.decision.matched.as_deref(),
+            chain: judged.chain.as_ref().map_or(&nobody, |chain| &chain.fragment),
+            tool: Some(Principal { id: &request.tool, evidence: tool_evidence }),
+            arguments_sha256: arguments_sha256.as_ref(),
+            proof_jti: judged.proof_jti.as_deref(),
+            approval_digest: answer.approval.as_ref().map(|approval| approval.digest.as_str()),
+            obligations: &judged.decision.obligations,
+            gateway: &caller.address,
+            history: &view.snapshot.revision().history,
+            revision: judged.decision.revision,
+            snapshot_digest: view.snapshot.digest_hex(),
+            snapshot_age_ms: answer.snapshot_age_ms,
+            latency_ns: moment.latency_ns(),
+        })
+    }
+
+    /// Puts the record of a listing into this runtime's buffer: what was asked counts, the tools are many.
+    pub(super) fn record_listing(
+        &self,
+        request: &ListToolsRequest,
+        caller: &Caller,
+        view: &View,
+        decision: &Decision,
+        chain: Option<&KnownChain>,
+        answer: &ListToolsAnswer,
+        moment: Moment,
+    ) -> Result<(), Unavailable> {
+        let nobody = Fragment::default();
+        self.recorder.record(&Record {
+            time_unix_ns: moment.now.unix_ns,
+            method: "ListTools",
+            decision_id: &answer.decision_id,
+            request_id: &request.request_id,
+            trace_id: trace_id(&request.trace),
+            effect: decision.effect,
+            reason: decision.reason,
+            deciding_layer: decision.layer,
+            hop: decision.hop,
+            matched: None,
+            chain: chain.map_or(&nobody, |chain| &chain.fragment),
+            tool: None,
+            arguments_sha256: None,
+            proof_jti: None,
+            approval_digest: None,
+            obligations: &[],
+            gateway: &caller.address,
+            history: &view.snapshot.revision().history,
+            revision: decision.revision,
+            snapshot_digest: view.snapshot.digest_hex(),
+            snapshot_age_ms: answer.snapshot_age_ms,
+            latency_ns: moment.latency_ns(),
+        })
+    }
+}
+
+/// When a call came and when it was decided.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment {
+    pub(super) started: Now,
+    pub(super) now: Now,
+}
+
+impl Moment {
+    fn latency_ns(self) -> u64 {
+        u64::try_from(self.now.boot_ns.saturating_sub(self.started.boot_ns)).unwrap_or(0)
+    }
+}
+
+impl Service {
+    /// Counts a decision and, where it is sampled, makes its span.
+    pub(super) fn observe(&self, request: &CheckRequest, judged: &Judged, answer: &Answer, moment: Moment) {
+        let metrics = &self.parts.metrics;
+        metrics.decision(judged.decision.effect, judged.decision.reason, moment.latency_ns());
+        if let Some(cached) = judged.cached {
+            metrics.chain_cache(cached);
+        }
+        if judged.cached == Some(false) {
+            metrics.cold_verification();
+        }
+        let (true, Some(revision)) = (self.parts.spans.is_on(), &answer.revision) else {
+            return;
+        };
+        let subject = judged.chain.as_ref().map(|chain| chain.prepared.subject());
+        self.parts.spans.record(&SpanFacts {
+            parent: trace_context(&request.trace).as_ref(),
+            method: "Check",
+            start_unix_ns: moment.started.unix_ns,
+            end_unix_ns: moment.now.unix_ns,
+            decision_id: &answer.decision_id,
+            effect: judged.decision.effect,
+            reason: judged.decision.reason,
+            layer: judged.decision.layer,
+            user: subject.map(|subject| &subject.user),
+            application: subject.map(|subject| &subject.application),
+            agents: subject.map(|subject| subject.agents.as_slice()).unwrap_or_default(),
+            tool: Some(&request.tool),
+            session: subject.map(|subject| &subject.session),
+            task: subject.map(|subject| &subject.task),
+            history: &revision.history,
+            revision: revision.number,
+        });
+    }
+}
+
+/// A chain's part of every audit record, serialized once.
+pub(super) fn fragment(prepared: &Prepared, identities: &Identities) -> Fragment {
+    let verified = |id| Principal { id, evidence: Evidence::Verified };
+    let agents: Vec<Principal<'_>> = identities.agents.iter().map(|agent| verified(agent)).collect();
+    let hashes: Vec<[u8; 32]> = prepared.chain().levels().iter().map(|level| hash_bytes(&level.hop_hash)).collect();
+    let levels: Vec<Level<'_>> = prepared
+        .chain()
+        .levels()
+        .iter()
+        .zip(&hashes)
+        .map(|(level, hop_hash)| Level {
+            jti: &level.jti,
+            hop_hash,
+            holder_thumbprint: level.holder.thumbprint().as_str(),
+            issuer: &level.issuer,
+            expires_at_unix_s: level.exp_s,
+        })
+        .collect();
+    Fragment::new(&ChainFacts {
+        user: Some(verified(&identities.user)),
+        application: Some(verified(&identities.application)),
+        agents: &agents,
+        session: Some(verified(&identities.session)),
+        task: Some(verified(&identities.task)),
+        levels: &levels,
+    })
+}
+
+/// The token module hashes to 32 bytes and writes them as base64url; anything else cannot be.
+fn hash_bytes(base64url: &str) -> [u8; 32] {
+    let decoded = URL_SAFE_NO_PAD.decode(base64url).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
+    decoded.unwrap_or_default()
+}
+
+fn sha256_of(arguments: &Object) -> [u8; 32] {
+    let mut canonical = String::new();
+    arguments.write_jcs(&mut canonical);
+    let digest = ring::digest::digest(&ring::digest::SHA256, canonical.as_bytes());
+    digest.as_ref().try_into().unwrap_or_default()
+}
+
+fn trace_id(trace: &TraceHeaders) -> Option<[u8; 16]> {
+    trace_context(trace).map(|context| context.trace_id())
+}
+
+fn trace_context(trace: &TraceHeaders) -> Option<TraceContext> {
+    TraceContext::parse(trace.parent.as_deref()?, trace.state.as_deref())
+}

@@ -1,0 +1,47 @@
+//! Whom to believe, read out of the policy's documents: issuers with their keys, agents with theirs, the groups there are.
+
+use crate::policy::document::{AgentSpec, Body, Document, IssuerSpec, Names};
+use crate::token::trust::{Issuer, Listed, Trust};
+
+/// The trust that a set of documents establishes.
+///
+/// # Errors
+/// One line where two documents contradict each other, which the linter refuses before they are stored.
+pub fn trust_of<'a>(documents: impl IntoIterator<Item = &'a Document>) -> Result<Trust, String> {
+    let mut trust = Trust::new();
+    let mut groups = Vec::new();
+    for document in documents {
+        match &document.body {
+            Body::Issuer(issuer) => trust.put_issuer(issuer_of(issuer)).map_err(|error| error.to_string())?,
+            Body::Agent(agent) => put_agent(&mut trust, agent)?,
+            Body::Group(_) => groups.push(document.key.id.as_str().into()),
+            _ => {}
+        }
+    }
+    trust.set_groups(groups);
+    Ok(trust)
+}
+
+/// Registers an agent with its keys, in place of what was registered for it.
+pub(super) fn put_agent(trust: &mut Trust, agent: &AgentSpec) -> Result<(), String> {
+    trust.put_agent(agent.id.clone(), agent.keys.iter().cloned()).map_err(|error| error.to_string())
+}
+
+fn issuer_of(spec: &IssuerSpec) -> Issuer {
+    Issuer {
+        audiences: spec.audiences.iter().map(ToString::to_string).collect(),
+        groups: listed(&spec.groups),
+        applications: listed(&spec.applications),
+        typ: spec.typ.iter().map(|typ| typ.as_str().to_owned()).collect(),
+        lifetime_max_s: spec.lifetime_max_s,
+        hop_lifetime_max_s: spec.hop_lifetime_max_s,
+        ..Issuer::new(spec.id.clone(), spec.keys.clone())
+    }
+}
+
+fn listed<T: Ord + Clone>(names: &Names<T>) -> Listed<T> {
+    match names {
+        Names::All => Listed::All,
+        Names::Some(names) => Listed::Only(names.iter().cloned().collect()),
+    }
+}

@@ -1,0 +1,60 @@
+//! Publishes what the follower has read: builds the snapshot and puts it, with its proof, into the cell that decisions read.
+
+use std::sync::Arc;
+
+use super::Publisher;
+use crate::model::time::Now;
+use crate::revocation::Index;
+use crate::snapshot::{Builder, FullState, Proof, Snapshot, SnapshotCell, View};
+use crate::store;
+
+/// A [`Publisher`] over a snapshot builder and the cell of this process.
+#[derive(Debug)]
+pub struct CellPublisher {
+    builder: Builder,
+    cell: Arc<SnapshotCell>,
+}
+
+impl CellPublisher {
+    /// Publishes into `cell`; `revocations` is the one index that all its snapshots share.
+    pub fn new(cell: Arc<SnapshotCell>, revocations: Arc<Index>) -> Self {
+        Self { builder: Builder::new(revocations), cell }
+    }
+
+    fn publish(&self, snapshot: Arc<Snapshot>, sent_at: Now) -> Result<(), String> {
+        self.cell.publish(View { snapshot, proof: Proof::SentAt(sent_at) });
+        self.builder.problem().map_or(Ok(()), |problem| Err(problem.to_owned()))
+    }
+}
+
+impl Publisher for CellPublisher {
+    fn replace(&mut self, state: store::State, sent_at: Now) -> Result<(), String> {
+        let state = FullState {
+            revision: state.revision,
+            digest: state.digest,
+            iat_skew_s: state.settings.iat_skew_s,
+            freshness_bound_ms: state.settings.freshness_bound_ms,
+            documents: state.documents.into_iter().map(|stored| stored.row).collect(),
+            revocations: state.revocations,
+        };
+        let snapshot = self.builder.replace(state).map_err(|error| error.to_string())?;
+        self.publish(snapshot, sent_at)
+    }
+
+    fn apply(&mut self, commits: &[store::CommitRow], sent_at: Now) -> Result<(), String> {
+        let mut newest = None;
+        for commit in commits {
+            newest = Some(self.builder.apply(commit.number, commit.digest, &commit.changes).map_err(|error| error.to_string())?);
+        }
+        newest.map_or(Ok(()), |snapshot| self.publish(snapshot, sent_at))
+    }
+
+    fn refresh(&mut self, sent_at: Now) {
+        self.cell.renew(Proof::SentAt(sent_at));
+    }
+
+    fn quarantine(&mut self, reason: &str) {
+        tracing::error!(reason, "quarantined: everything is denied until an operator acts");
+        self.cell.renew(Proof::Quarantined);
+    }
+}

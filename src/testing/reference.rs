@@ -1,0 +1,301 @@
+//! The naive reference evaluator: the algebra of policy in its plainest words, and as slow as that.
+//!
+//! It works on documents as they were written, for one call at a time. It shares nothing with the compiled evaluator but the
+//! vocabulary and `Constraint::{holds, speaks_of}`; above all, it matches tools and unites layers by itself. Every case that
+//! the compiled evaluator decides is decided here too, and they must agree. Look next at `policy/compile/evaluate.rs`.
+
+use crate::model::constraint::ArgumentMap;
+use crate::model::decision::{ApprovalNeed, Effect, EntryRef};
+use crate::model::ids::GroupId;
+use crate::model::json::Object;
+use crate::model::reason::{Layer, Reason};
+use crate::model::request::{Call, Subject};
+use crate::policy::document::{AgentSpec, Body, Document, Entry, Names, Permissions, ToolSpec};
+
+/// The decision as the algebra gives it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The least of all layers.
+    pub effect: Effect,
+    /// Why.
+    pub reason: Reason,
+    /// The first layer that gave it; `None` on a permit.
+    pub layer: Option<Layer>,
+    /// Index of the agent or token at fault.
+    pub hop: Option<usize>,
+    /// The entry that decided.
+    pub matched: Option<EntryRef>,
+    /// What each asking layer asks for, where none denies.
+    pub approvals: Vec<ApprovalNeed>,
+}
+
+/// Decides a call. The documents must be valid.
+pub fn decide(documents: &[Document], subject: &Subject, call: &Call<'_>) -> Answer {
+    if let Some(answer) = identity_failure(documents, subject) {
+        return answer;
+    }
+    let answers = layers(documents, subject, call);
+    for effect in [Effect::Deny, Effect::NeedsApproval] {
+        if let Some(first) = answers.iter().find(|answer| answer.effect == effect) {
+            let approvals = match effect {
+                Effect::NeedsApproval => answers.iter().flat_map(|answer| answer.approvals.clone()).collect(),
+                _ => Vec::new(),
+            };
+            return Answer { approvals, ..first.clone() };
+        }
+    }
+    permit()
+}
+
+fn layers(documents: &[Document], subject: &Subject, call: &Call<'_>) -> Vec<Answer> {
+    let mut answers = vec![tool_layer(documents, call)];
+    let groups: Vec<&Document> = documents
+        .iter()
+        .filter(|document| document.key.kind == "group")
+        .filter(|document| subject.groups.iter().any(|group| group.as_str() == document.key.id))
+        .collect();
+    answers.push(entries_layer(documents, &groups, Layer::User, None, Reason::UserDenies, call));
+    answers.push(match find(documents, "application", subject.application.as_str()) {
+        None => deny(Reason::ApplicationUnknown, Layer::Application, None),
+        Some(application) => entries_layer(documents, &[application], Layer::Application, None, Reason::ApplicationDenies, call),
+    });
+    for (hop, id) in subject.agents.iter().enumerate() {
+        if let Some((document, agent)) = find_agent(documents, id.as_str()) {
+            answers.push(agent_layer(documents, document, agent, hop, subject, call));
+        }
+    }
+    for (hop, scope) in subject.scopes.iter().enumerate() {
+        answers.push(match scope.tools.iter().find(|(name, _)| &***name == call.tool) {
+            None => deny(Reason::ToolNotGranted, Layer::Hop, Some(hop)),
+            Some((_, arguments)) if satisfies(arguments, call.arguments) => permit(),
+            Some(_) => deny(Reason::ArgumentRefused, Layer::Hop, Some(hop)),
+        });
+    }
+    answers
+}
+
+/// A chain that names no one, an agent nobody knows, or more hops than an agent allows to follow it.
+fn identity_failure(documents: &[Document], subject: &Subject) -> Option<Answer> {
+    if subject.agents.is_empty() || subject.scopes.is_empty() {
+        return Some(deny(Reason::IdentityMissing, Layer::Identity, None));
+    }
+    for (hop, id) in subject.agents.iter().enumerate() {
+        let Some((_, agent)) = find_agent(documents, id.as_str()) else {
+            return Some(deny(Reason::AgentUnknown, Layer::Identity, Some(hop)));
+        };
+        let hops_max = usize::try_from(agent.session_hops_max.unwrap_or(8)).unwrap_or(8);
+        let following = subject.agents.len() - hop - 1;
+        if following > hops_max {
+            return Some(deny(Reason::ChainTooDeep, Layer::Identity, Some(hop + hops_max + 1)));
+        }
+    }
+    None
+}
+
+fn tool_layer(documents: &[Document], call: &Call<'_>) -> Answer {
+    let Some((document, tool)) = find_tool(documents, call.tool) else {
+        return deny(Reason::ToolUnknown, Layer::Tool, None);
+    };
+    match tool.schema_sha256 {
+        Some(pinned) if call.tool_schema_sha256 != Some(pinned) => {
+            let matched = Some(EntryRef { kind: document.body.kind(), id: document.key.id.as_str().into(), entry: "".into() });
+            Answer { matched, ..deny(Reason::ToolChanged, Layer::Tool, None) }
+        }
+        _ => permit(),
+    }
+}
+
+fn agent_layer(
+    documents: &[Document],
+    document: &Document,
+    agent: &AgentSpec,
+    hop: usize,
+    subject: &Subject,
+    call: &Call<'_>,
+) -> Answer {
+    let serves_user = match &agent.acts_for {
+        Names::All => true,
+        Names::Some(groups) => groups.iter().any(|group| subject.groups.contains(group)),
+    };
+    let delegates = match subject.agents.get(hop + 1) {
+        None => true,
+        Some(next) => agent.delegates_to.contains(next),
+    };
+    let refused = |reason, key: &str| {
+        let matched = Some(EntryRef { kind: "agent", id: document.key.id.as_str().into(), entry: key.into() });
+        Answer { matched, ..deny(reason, Layer::Agent, Some(hop)) }
+    };
+    if !agent.applications.contains(&subject.application) {
+        refused(Reason::ApplicationNotServed, "applications")
+    } else if !serves_user {
+        refused(Reason::UserNotServed, "acts_for")
+    } else if !delegates {
+        refused(Reason::DelegationNotAllowed, "delegates_to")
+    } else {
+        entries_layer(documents, &[document], Layer::Agent, Some(hop), Reason::AgentDenies, call)
+    }
+}
+
+/// An entry of some document in one of the three lists, and how it is found there.
+struct Found<'a> {
+    list: &'static str,
+    owner: &'a str,
+    set: Option<&'a str>,
+    kind: &'static str,
+    entry: &'a Entry,
+}
+
+/// The entries of all owners together: deny beats approve beats allow, and saying nothing denies.
+fn entries_layer(
+    documents: &[Document],
+    owners: &[&Document],
+    layer: Layer,
+    hop: Option<usize>,
+    denial: Reason,
+    call: &Call<'_>,
+) -> Answer {
+    let mut found: Vec<Found<'_>> = Vec::new();
+    for owner in owners {
+        if let Some(permissions) = owner.permissions() {
+            collect(permissions, owner, None, &mut found);
+            for set in included(documents, permissions, &mut Vec::new()) {
+                collect(set.permissions().unwrap_or(permissions), owner, Some(&set.key.id), &mut found);
+            }
+        }
+    }
+    found.retain(|found| pattern_matches(&found.entry.pattern, call.tool) && applies(found.list, found.entry, call.arguments));
+    // Which of several entries is named must not hang on the order in which they were written.
+    found.sort_by_key(|found| (found.owner, found.set, found.entry.text().clone()));
+    for (list, effect) in [("deny", Effect::Deny), ("approve", Effect::NeedsApproval), ("allow", Effect::Permit)] {
+        let Some(first) = found.iter().find(|found| found.list == list) else {
+            continue;
+        };
+        let matched = Some(EntryRef {
+            kind: if first.set.is_some() { "permission_set" } else { first.kind },
+            id: first.set.unwrap_or(first.owner).into(),
+            entry: first.entry.text().clone(),
+        });
+        return match effect {
+            Effect::Permit => permit(),
+            Effect::Deny => Answer { matched, ..deny(denial, layer, hop) },
+            Effect::NeedsApproval => {
+                let approvals = vec![approval_need(&found, layer)];
+                Answer { effect, reason: Reason::ApprovalRequired, layer: Some(layer), hop, matched, approvals }
+            }
+        };
+    }
+    let matched = match owners {
+        [only] => Some(EntryRef { kind: only.body.kind(), id: only.key.id.as_str().into(), entry: "".into() }),
+        _ => None,
+    };
+    Answer { matched, ..deny(denial, layer, hop) }
+}
+
+fn approval_need(found: &[Found<'_>], layer: Layer) -> ApprovalNeed {
+    let approvals: Vec<_> =
+        found.iter().filter(|found| found.list == "approve").filter_map(|found| found.entry.approval.as_ref()).collect();
+    let mut by: Vec<GroupId> = approvals.iter().flat_map(|approval| approval.by.clone()).collect();
+    by.sort();
+    by.dedup();
+    ApprovalNeed { layer, by, expires_in_ms: approvals.iter().map(|approval| approval.expires_in_ms).min().unwrap_or(0) }
+}
+
+fn collect<'a>(permissions: &'a Permissions, owner: &'a Document, set: Option<&'a str>, found: &mut Vec<Found<'a>>) {
+    for (list, entries) in [("deny", &permissions.deny), ("approve", &permissions.approve), ("allow", &permissions.allow)] {
+        for entry in entries {
+            found.push(Found { list, owner: &owner.key.id, set, kind: owner.body.kind(), entry });
+        }
+    }
+}
+
+/// Every permission set that is included, directly or through others.
+fn included<'a>(documents: &'a [Document], permissions: &Permissions, seen: &mut Vec<String>) -> Vec<&'a Document> {
+    let mut sets = Vec::new();
+    for id in &permissions.include {
+        if seen.iter().any(|seen| **seen == **id) {
+            continue;
+        }
+        seen.push(id.to_string());
+        if let Some(set) = find(documents, "permission_set", id) {
+            sets.push(set);
+            if let Some(permissions) = set.permissions() {
+                sets.extend(included(documents, permissions, seen));
+            }
+        }
+    }
+    sets
+}
+
+fn applies(list: &str, entry: &Entry, arguments: &Object) -> bool {
+    if list != "deny" {
+        return satisfies(&entry.arguments, arguments);
+    }
+    for (name, argument) in &entry.arguments.named {
+        if let Some(value) = arguments.member(name)
+            && argument.constraint.speaks_of(value)
+            && !argument.constraint.holds(value)
+        {
+            return false;
+        }
+    }
+    true
+}
+
+fn satisfies(map: &ArgumentMap, arguments: &Object) -> bool {
+    for (name, argument) in &map.named {
+        match arguments.member(name) {
+            None if !argument.optional => return false,
+            Some(value) if !argument.constraint.holds(value) => return false,
+            _ => {}
+        }
+    }
+    map.open || arguments.iter().all(|(name, _)| map.named.contains_key(name))
+}
+
+/// `*` alone is every tool; in a pattern it is any run of characters but a slash.
+fn pattern_matches(pattern: &str, tool: &str) -> bool {
+    fn from(pattern: &[char], tool: &[char]) -> bool {
+        match (pattern, tool) {
+            ([], []) => true,
+            (['*', rest @ ..], _) if from(rest, tool) => true,
+            (['*', ..], [next, left @ ..]) => *next != '/' && from(pattern, left),
+            ([expected, rest @ ..], [next, left @ ..]) => expected == next && from(rest, left),
+            _ => false,
+        }
+    }
+    let chars = |text: &str| text.chars().collect::<Vec<_>>();
+    pattern == "*" || from(&chars(pattern), &chars(tool))
+}
+
+fn find<'a>(documents: &'a [Document], kind: &str, id: &str) -> Option<&'a Document> {
+    documents.iter().find(|document| document.key.kind == kind && document.key.id == id)
+}
+
+fn find_agent<'a>(documents: &'a [Document], id: &str) -> Option<(&'a Document, &'a AgentSpec)> {
+    let document = find(documents, "agent", id)?;
+    if let Body::Agent(agent) = &document.body { Some((document, agent)) } else { None }
+}
+
+fn find_tool<'a>(documents: &'a [Document], name: &str) -> Option<(&'a Document, ToolSpec)> {
+    for document in documents {
+        match &document.body {
+            Body::Tool(tool) if document.key.id == name => return Some((document, *tool)),
+            Body::Server(server) => {
+                let tool = server.tools.iter().find(|(tool, _)| format!("{}/{tool}", server.id) == name);
+                if let Some((_, tool)) = tool {
+                    return Some((document, *tool));
+                }
+            }
+            _ => {}
+        }
+    }
+    None
+}
+
+fn permit() -> Answer {
+    Answer { effect: Effect::Permit, reason: Reason::Ok, layer: None, hop: None, matched: None, approvals: Vec::new() }
+}
+
+fn deny(reason: Reason, layer: Layer, hop: Option<usize>) -> Answer {
+    Answer { effect: Effect::Deny, reason, layer: Some(layer), hop, matched: None, approvals: Vec::new() }
+}

@@ -1,0 +1,212 @@
+//! A verified chain: facts that signatures, claims and the registry prove together.
+//!
+//! Only [`super::verify()`] makes one; holding it is the proof. It may be kept and used again, but not trusted for ever: times are
+//! checked again by [`VerifiedChain::check_times`], trust by [`super::verify_with`], and revocation is not known here at all.
+
+use std::sync::Arc;
+
+use super::verify::check_times;
+use super::{Options, Rejection, sentence};
+use crate::model::constraint::abridged;
+use crate::model::ids::{AgentId, ApplicationId, IssuerUri, SessionId, TaskId, Thumbprint};
+use crate::model::json::{Object, Value};
+use crate::model::jwk::PublicKey;
+use crate::model::reason::Reason;
+use crate::model::request::{Scope, Subject};
+use crate::model::time::Now;
+
+/// One token of a verified chain.
+#[derive(Clone, Debug)]
+pub struct Level {
+    /// The token's id.
+    pub jti: Arc<str>,
+    /// Base64url SHA-256 of the token's signing input: what a child's `par_hash` and a revocation name it by.
+    pub hop_hash: Arc<str>,
+    /// The key of whoever holds the token.
+    pub holder: PublicKey,
+    /// The agent it is handed to; `None` only with [`super::Registry::Off`].
+    pub agent: Option<AgentId>,
+    /// `iss` as written: the issuer's URI at the root, the thumbprint URN of the parent's holder below it.
+    pub issuer: Arc<str>,
+    /// When it was made, seconds since the Unix epoch; its maker's word.
+    pub iat_s: i64,
+    /// When it ends, seconds since the Unix epoch.
+    pub exp_s: i64,
+    pub(super) audience: Option<Arc<str>>,
+    pub(super) depth: u64,
+    pub(super) depth_max: u64,
+    pub(super) signer: Thumbprint,
+    pub(super) signing_input_sha256: [u8; 32],
+    pub(super) signature: [u8; 64],
+}
+
+/// A chain that holds: signed link by link from a trusted issuer, narrowing at every link, each agent with its own key.
+///
+/// INVARIANT: made only by [`super::verify()`] and [`super::verify_with`]; the fields are private so that it stays so.
+#[derive(Clone, Debug)]
+pub struct VerifiedChain {
+    pub(super) issuer: IssuerUri,
+    pub(super) issuer_kid: Option<Arc<str>>,
+    pub(super) identities: Identities,
+    pub(super) grants: Grants,
+    /// Never empty.
+    pub(super) levels: Vec<Level>,
+    pub(super) expires_at_s: i64,
+    pub(super) latest_iat_s: i64,
+    pub(super) trust_epoch: u64,
+}
+
+/// What the root says of the user, as far as it does; all of it where identities are required.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Identities {
+    pub(super) user: Option<Arc<str>>,
+    pub(super) application: Option<ApplicationId>,
+    pub(super) session: Option<SessionId>,
+    pub(super) task: Option<TaskId>,
+}
+
+/// What the tokens grant, and to whom if that was proved.
+#[derive(Clone, Debug)]
+pub(super) enum Grants {
+    /// Identities and registry were required, so they are facts.
+    Proved(Subject),
+    /// They were not.
+    Anonymous(Vec<Scope>),
+}
+
+impl VerifiedChain {
+    /// Whom the chain speaks for and what it grants; `None` only with [`super::Registry::Off`].
+    pub fn subject(&self) -> Option<&Subject> {
+        match &self.grants {
+            Grants::Proved(subject) => Some(subject),
+            Grants::Anonymous(_) => None,
+        }
+    }
+
+    /// What each token grants, root to leaf.
+    pub fn scopes(&self) -> &[Scope] {
+        match &self.grants {
+            Grants::Proved(subject) => &subject.scopes,
+            Grants::Anonymous(scopes) => scopes,
+        }
+    }
+
+    /// The issuer of the root.
+    pub fn issuer(&self) -> &IssuerUri {
+        &self.issuer
+    }
+
+    /// Thumbprint of the issuer's key that signed the root.
+    pub fn issuer_key(&self) -> &str {
+        self.levels.first().map_or("", |root| root.signer.as_str())
+    }
+
+    /// The name that the issuer's document gives to that key.
+    pub fn issuer_kid(&self) -> Option<&str> {
+        self.issuer_kid.as_deref()
+    }
+
+    /// `aud` of the root.
+    pub fn audience(&self) -> Option<&str> {
+        self.levels.first().and_then(|root| root.audience.as_deref())
+    }
+
+    /// `iat` of the root: what a watermark is compared with.
+    pub fn root_iat_s(&self) -> i64 {
+        self.levels.first().map_or(i64::MIN, |root| root.iat_s)
+    }
+
+    /// The second at which the first of its tokens ends; from then on the chain is void.
+    pub fn expires_at_s(&self) -> i64 {
+        self.expires_at_s
+    }
+
+    /// [`super::trust::Trust::epoch`] of the trust that it was verified under.
+    pub fn trust_epoch(&self) -> u64 {
+        self.trust_epoch
+    }
+
+    /// Its tokens, root to leaf; never empty.
+    pub fn levels(&self) -> &[Level] {
+        &self.levels
+    }
+
+    /// The last token, whose holder makes the call.
+    pub fn leaf(&self) -> Option<&Level> {
+        self.levels.last()
+    }
+
+    /// Whether the chain is meant for `audience`, the one that the caller may claim and does.
+    ///
+    /// # Errors
+    /// [`Reason::AudienceMismatch`] where the root names none though it must, or some token names another one.
+    pub fn check_audience(&self, audience: Option<&str>, options: &Options) -> Result<(), Rejection> {
+        let refused = |hop: usize, message: String| Err(Rejection::new(Reason::AudienceMismatch, message).at(hop));
+        if options.require_chain_audience && self.audience().is_none() {
+            return refused(0, "the root has no `aud`".to_owned());
+        }
+        for (hop, level) in self.levels.iter().enumerate() {
+            match (level.audience.as_deref(), audience) {
+                (Some(named), Some(claimed)) if named != claimed => {
+                    return refused(hop, format!("`aud` is `{}`, not `{}`", abridged(named), abridged(claimed)));
+                }
+                (Some(named), None) => return refused(hop, format!("`aud` is `{}` and nobody here claims it", abridged(named))),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the chain is valid at another time: what [`super::verify()`] would say of its times.
+    ///
+    /// # Errors
+    /// [`Reason::TokenNotYetValid`], [`Reason::TokenExpired`].
+    pub fn check_times(&self, now: Now, options: &Options) -> Result<(), Rejection> {
+        if now.unix_s() < self.expires_at_s && self.latest_iat_s <= now.unix_s().saturating_add(options.iat_skew_s) {
+            return Ok(());
+        }
+        let mut levels = self.levels.iter().enumerate();
+        levels.try_for_each(|(hop, level)| check_times(level.iat_s, level.exp_s, now, options).map_err(|refused| refused.at(hop)))
+    }
+
+    /// Whether every token grants a call, asked from the root.
+    ///
+    /// # Errors
+    /// [`Reason::ToolNotGranted`] or [`Reason::ArgumentRefused`] with the first token that refuses.
+    pub fn admits(&self, tool: &str, arguments: &Object) -> Result<(), Rejection> {
+        if !arguments.iter().all(|(_, value)| Value::is_comparable(value)) {
+            return Err(Rejection::new(
+                Reason::ArgumentRefused,
+                "a number in the arguments is beyond ±(2^53-1) and cannot be compared",
+            ));
+        }
+        for (hop, scope) in self.scopes().iter().enumerate() {
+            let Some(map) = scope.tools.get(tool) else {
+                return Err(Rejection::new(Reason::ToolNotGranted, format!("tool `{}` is not granted", abridged(tool))).at(hop));
+            };
+            map.admits(arguments).map_err(|message| Rejection::new(Reason::ArgumentRefused, message).at(hop))?;
+        }
+        Ok(())
+    }
+
+    /// The chain in words: who authorized whom, as what, for what, how far, until when.
+    pub fn sentence(&self) -> String {
+        sentence::write(&sentence::Story {
+            issuer: Some(self.issuer.as_str()),
+            user: self.identities.user.as_deref(),
+            application: self.identities.application.as_ref().map(ApplicationId::as_str),
+            session: self.identities.session.as_ref().map(SessionId::as_str),
+            task: self.identities.task.as_ref().map(TaskId::as_str),
+            levels: self
+                .levels
+                .iter()
+                .zip(self.scopes())
+                .map(|(level, scope)| sentence::Part {
+                    agent: level.agent.as_ref().map(AgentId::as_str),
+                    scope: Some(scope),
+                    exp_s: Some(level.exp_s),
+                })
+                .collect(),
+        })
+    }
+}

@@ -1,0 +1,131 @@
+//! The claims of one token: from checked JSON to typed facts about this token alone.
+//!
+//! How tokens relate to each other, to the clock and to the registry is [`super::verify`]'s.
+
+use std::sync::Arc;
+
+use super::jws::malformed;
+use super::{Rejection, TOKEN_TYPE};
+use crate::model::constraint::{ArgumentMap, Error as ConstraintError, abridged};
+use crate::model::json::{Object, Value};
+use crate::model::jwk::PublicKey;
+use crate::model::limits::ID_BYTES_MAX;
+use crate::model::reason::Reason;
+use crate::model::request::Scope;
+
+/// Claims that only a root may carry: who the user is, through what, since when.
+pub(super) const ROOT_ONLY: &[&str] = &["sub", "sub_profile", "client_id", "sid", "txn", "acr", "auth_time", "groups", "status"];
+
+/// `type` of the one entry of `authorization_details` (RFC 9396).
+const DETAILS_TYPE: &str = "attenuating_agent_token";
+
+/// What every token says of itself.
+#[derive(Debug)]
+pub(super) struct Claims {
+    pub(super) jti: Arc<str>,
+    pub(super) issuer: Arc<str>,
+    pub(super) iat_s: i64,
+    pub(super) exp_s: i64,
+    pub(super) holder: PublicKey,
+    pub(super) depth: u64,
+    pub(super) depth_max: u64,
+    pub(super) scope: Scope,
+}
+
+impl Claims {
+    /// Reads the claims that every token must have.
+    pub(super) fn read(claims: &Object) -> Result<Self, Rejection> {
+        let jti = required_text(claims, "jti")?;
+        let issuer = required_text(claims, "iss")?;
+        let iat_s = required_integer(claims, "iat")?;
+        let exp_s = required_integer(claims, "exp")?;
+        if exp_s <= iat_s {
+            return Err(malformed("`exp` is not after `iat`"));
+        }
+        let jwk = claims.member("cnf").and_then(Value::as_object).and_then(|cnf| cnf.member("jwk")).and_then(Value::as_object);
+        let holder = PublicKey::from_jwk(jwk.ok_or_else(|| malformed("`cnf.jwk`, the holder's public key, is missing"))?)
+            .map_err(|error| malformed(format!("`cnf.jwk`: {error}")))?;
+        Ok(Self {
+            jti: jti.into(),
+            issuer: issuer.into(),
+            iat_s,
+            exp_s,
+            holder,
+            depth: required_depth(claims, "del_depth")?,
+            depth_max: required_depth(claims, "del_max_depth")?,
+            scope: scope(claims)?,
+        })
+    }
+}
+
+/// Refuses dates that are not written as integers: two readers may see two times in a fraction or an exponent.
+pub(super) fn check_dates(claims: &Object) -> Result<(), Rejection> {
+    match ["iat", "exp", "auth_time"].iter().find(|name| claims.member(name).is_some_and(|date| date.as_i64().is_none())) {
+        Some(name) => Err(malformed(format!("`{name}` is not an integer number of seconds"))),
+        None => Ok(()),
+    }
+}
+
+/// A claim that must be a string if it is there at all; an empty one counts as absent.
+pub(super) fn optional_text<'a>(claims: &'a Object, name: &str) -> Result<Option<&'a str>, Rejection> {
+    match claims.member(name) {
+        None => Ok(None),
+        Some(Value::String(text)) if text.len() > ID_BYTES_MAX => {
+            Err(Rejection::new(Reason::TokenTooLarge, format!("`{name}` is longer than {ID_BYTES_MAX} bytes")))
+        }
+        Some(Value::String(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
+        Some(_) => Err(malformed(format!("`{name}` is not a string"))),
+    }
+}
+
+/// The agent that a token is handed to: `act.sub`, which may not nest another `act`.
+pub(super) fn actor(claims: &Object) -> Result<Option<&str>, Rejection> {
+    let Some(act) = claims.member("act") else { return Ok(None) };
+    let act = act.as_object().ok_or_else(|| malformed("`act` is not an object"))?;
+    if act.member("act").is_some() {
+        return Err(Rejection::new(Reason::IdentityInHop, "`act` holds another `act`: each token names one agent, its holder"));
+    }
+    optional_text(act, "sub")
+}
+
+/// The groups that a root says its user is in, as written.
+pub(super) fn groups(claims: &Object) -> Result<Vec<&str>, Rejection> {
+    let fault = || malformed("`groups` is not a list of strings");
+    let Some(groups) = claims.member("groups") else { return Ok(Vec::new()) };
+    groups.as_array().ok_or_else(fault)?.iter().map(|group| group.as_str().ok_or_else(fault)).collect()
+}
+
+fn required_text<'a>(claims: &'a Object, name: &str) -> Result<&'a str, Rejection> {
+    optional_text(claims, name)?.ok_or_else(|| malformed(format!("`{name}` is missing or empty")))
+}
+
+fn required_integer(claims: &Object, name: &str) -> Result<i64, Rejection> {
+    claims.member(name).and_then(Value::as_i64).ok_or_else(|| malformed(format!("`{name}` is missing or not an integer")))
+}
+
+fn required_depth(claims: &Object, name: &str) -> Result<u64, Rejection> {
+    u64::try_from(required_integer(claims, name)?).map_err(|_| malformed(format!("`{name}` is negative")))
+}
+
+fn scope(claims: &Object) -> Result<Scope, Rejection> {
+    let entry = match claims.member("authorization_details").and_then(Value::as_array) {
+        Some([entry]) => entry.as_object(),
+        _ => None,
+    };
+    let entry = entry.filter(|entry| entry.member("type").and_then(Value::as_str) == Some(DETAILS_TYPE));
+    let entry = entry.ok_or_else(|| {
+        malformed(format!("`authorization_details` of an `{TOKEN_TYPE}` must be one entry of type `{DETAILS_TYPE}`"))
+    })?;
+    let tools = entry.member("tools").and_then(Value::as_object);
+    let tools = tools.ok_or_else(|| malformed("`authorization_details` has no `tools`, an object"))?;
+    let mut scope = Scope::default();
+    for (tool, constraints) in tools.iter() {
+        let map = ArgumentMap::parse(constraints).map_err(|error| {
+            let nested = matches!(error, ConstraintError::TooNested);
+            let reason = if nested { Reason::TokenTooLarge } else { Reason::TokenMalformed };
+            Rejection::new(reason, format!("tool `{}`: {error}", abridged(tool)))
+        })?;
+        scope.tools.insert(tool.into(), map);
+    }
+    Ok(scope)
+}

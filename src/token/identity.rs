@@ -1,0 +1,118 @@
+//! Who is in the chain: the root's user, application, session and task, and each token's agent.
+//!
+//! An issuer vouches only for what its document lists; an agent is who the registry says holds the key. What a
+//! [`Registry::Off`] lifts is lifted here and nowhere else.
+
+use std::sync::Arc;
+
+use super::chain::{Grants, Identities, Level};
+use super::claims;
+use super::trust::{Issuer, Trust};
+use super::{Options, Registry, Rejection};
+use crate::model::constraint::abridged;
+use crate::model::ids::{AgentId, ApplicationId, GroupId, IssuerUri, SessionId, TaskId, UserId};
+use crate::model::json::Object;
+use crate::model::jwk::PublicKey;
+use crate::model::reason::Reason;
+use crate::model::request::{Scope, Subject};
+
+/// The identities of a root and the groups its issuer may vouch for.
+pub(super) fn of_root(
+    claims: &Object,
+    issuer: &Issuer,
+    trust: &Trust,
+    options: &Options,
+) -> Result<(Identities, Vec<GroupId>), Rejection> {
+    let read = |name: &str| {
+        let text = claims::optional_text(claims, name)?;
+        if options.registry == Registry::Required && text.is_none() { Err(missing(name)) } else { Ok(text) }
+    };
+    let user = read("sub")?;
+    if read("sub_profile")?.is_some_and(|profile| profile != "user") {
+        return Err(Rejection::new(Reason::IdentityMissing, "`sub_profile` is not `user`: the root must name a user"));
+    }
+    let application = read("client_id")?;
+    let session = read("sid")?;
+    let task = read("txn")?;
+    claims::optional_text(claims, "acr")?;
+    if let Some(application) = application.filter(|id| !issuer.applications.allows(id)) {
+        let message = format!("the issuer may not speak for application `{}`", abridged(application));
+        return Err(Rejection::new(Reason::IssuerNotEntitled, message));
+    }
+    let groups = entitled_groups(&claims::groups(claims)?, issuer, trust)?;
+    let identities = Identities {
+        user: user.map(Arc::from),
+        application: application.map(ApplicationId::from),
+        session: session.map(SessionId::from),
+        task: task.map(TaskId::from),
+    };
+    Ok((identities, groups))
+}
+
+/// The agent of a token: the one that the registry binds to the holder's key.
+pub(super) fn agent(claims: &Object, holder: &PublicKey, trust: &Trust, options: &Options) -> Result<Option<AgentId>, Rejection> {
+    let named = claims::actor(claims)?;
+    if options.registry == Registry::Off {
+        return Ok(named.map(AgentId::from));
+    }
+    let named = named.ok_or_else(|| missing("act.sub"))?;
+    match trust.agent_of(holder.thumbprint().as_str()) {
+        Some(agent) if agent.as_str() == named => Ok(Some(agent.clone())),
+        None if !trust.knows_agent(named) => {
+            let message = format!("neither agent `{}` nor its key is registered", abridged(named));
+            Err(Rejection::new(Reason::AgentUnknown, message))
+        }
+        _ => {
+            let message = format!("key `{}` is not registered for agent `{}`", holder.thumbprint(), abridged(named));
+            Err(Rejection::new(Reason::AgentKeyUnknown, message))
+        }
+    }
+}
+
+/// The subject, where identities were required and so are all there.
+pub(super) fn grants(
+    options: &Options,
+    issuer: &IssuerUri,
+    identities: &Identities,
+    groups: Vec<GroupId>,
+    levels: &[Level],
+    scopes: Vec<Scope>,
+) -> Result<Grants, Rejection> {
+    if options.registry == Registry::Off {
+        return Ok(Grants::Anonymous(scopes));
+    }
+    let agents: Option<Vec<AgentId>> = levels.iter().map(|level| level.agent.clone()).collect();
+    let Identities { user: Some(user), application: Some(application), session: Some(session), task: Some(task) } =
+        identities.clone()
+    else {
+        return Err(missing("an identity of the root"));
+    };
+    Ok(Grants::Proved(Subject {
+        user: UserId::new(issuer.clone(), user),
+        groups,
+        application,
+        agents: agents.ok_or_else(|| missing("act.sub"))?,
+        scopes,
+        session,
+        task,
+    }))
+}
+
+/// The groups that the issuer may vouch for; those that no document knows are left out.
+fn entitled_groups(claimed: &[&str], issuer: &Issuer, trust: &Trust) -> Result<Vec<GroupId>, Rejection> {
+    let mut groups: Vec<GroupId> = Vec::new();
+    for group in claimed.iter().filter(|group| trust.knows_group(group)) {
+        if !issuer.groups.allows(group) {
+            let message = format!("the issuer may not say that a user is in group `{}`", abridged(group));
+            return Err(Rejection::new(Reason::IssuerNotEntitled, message));
+        }
+        if !groups.iter().any(|kept| kept.as_str() == *group) {
+            groups.push(GroupId::from(*group));
+        }
+    }
+    Ok(groups)
+}
+
+fn missing(name: &str) -> Rejection {
+    Rejection::new(Reason::IdentityMissing, format!("`{name}` is missing or empty"))
+}

@@ -1,0 +1,119 @@
+//! Compact JWS (RFC 7515), strictly: three parts of unpadded base64url, header and payload each one JSON object.
+//!
+//! [`Jws::parse`] believes nothing; [`Jws::check_header`] compares the header with what the place demands, never the other way
+//! round; the signature is over the exact bytes received. Chains, proofs and operators' acts are all read here.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+
+use super::{ALGORITHM, Rejection};
+use crate::model::constraint::abridged;
+use crate::model::json::{self, Object, Value};
+use crate::model::jwk::PublicKey;
+use crate::model::reason::Reason;
+
+/// Header parameters that bring or point to a key: a key is never taken from the token that it should verify.
+const KEY_PARAMETERS: &[&str] = &["jwk", "jku", "x5u", "x5c"];
+
+/// A JWS as received; nothing of it is believed.
+#[derive(Debug)]
+pub(super) struct Jws<'a> {
+    pub(super) header: Object,
+    pub(super) claims: Object,
+    /// The bytes that are signed: header, dot, payload.
+    pub(super) signing_input: &'a [u8],
+    pub(super) signature: Vec<u8>,
+}
+
+impl<'a> Jws<'a> {
+    /// Takes the parts apart and reads the two objects. The size is the caller's to limit.
+    pub(super) fn parse(bytes: &'a [u8]) -> Result<Self, Rejection> {
+        if bytes.trim_ascii_start().starts_with(b"{") {
+            return Err(malformed("JSON serialization is not accepted: use compact JWS"));
+        }
+        let (signing_input, signature) = split_last(bytes).ok_or_else(not_compact)?;
+        let (header, payload) = split_last(signing_input).ok_or_else(not_compact)?;
+        if header.contains(&b'.') {
+            return Err(not_compact());
+        }
+        Ok(Self {
+            header: object(header, "header")?,
+            claims: object(payload, "payload")?,
+            signing_input,
+            signature: decode(signature, "signature")?,
+        })
+    }
+
+    /// Compares `alg`, `typ` and `crit` with what is demanded, and refuses keys in the header. `kid` is the caller's.
+    pub(super) fn check_header(&self, typ_allowed: impl Fn(&str) -> bool) -> Result<(), Rejection> {
+        let found = |name| match self.header.member(name) {
+            None => format!("`{name}` in the header is missing"),
+            Some(value) => format!("`{name}` in the header is `{}`", abridged(value.as_str().unwrap_or("not a string"))),
+        };
+        let text = |name| self.header.member(name).and_then(Value::as_str);
+        if text("alg") != Some(ALGORITHM) {
+            return Err(Rejection::new(Reason::TokenAlg, format!("{}: it must be `{ALGORITHM}`", found("alg"))));
+        }
+        if !text("typ").is_some_and(typ_allowed) {
+            return Err(Rejection::new(Reason::TokenType, format!("{}: that type is not accepted here", found("typ"))));
+        }
+        if self.header.member("crit").is_some() {
+            return Err(malformed("the header has `crit`: no extension is understood here"));
+        }
+        match KEY_PARAMETERS.iter().find(|name| self.header.member(name).is_some()) {
+            Some(name) => Err(malformed(format!("the header has `{name}`: keys come from configuration and the registry only"))),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether the signature is this key's.
+    pub(super) fn is_signed_by(&self, key: &PublicKey) -> bool {
+        key.verifies(self.signing_input, &self.signature)
+    }
+
+    /// SHA-256 of the signing input: what a hop's `par_hash` and a proof's `aat_hash` hold.
+    pub(super) fn signing_input_sha256(&self) -> [u8; 32] {
+        sha256(self.signing_input)
+    }
+}
+
+/// SHA-256.
+pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
+    digest.as_ref().try_into().unwrap_or([0; 32])
+}
+
+/// Unpadded base64url (RFC 7515, section 2).
+pub(super) fn encode(bytes: impl AsRef<[u8]>) -> String {
+    URL_SAFE_NO_PAD.encode(bytes)
+}
+
+/// A [`Reason::TokenMalformed`] that names no token yet.
+pub(super) fn malformed(message: impl Into<String>) -> Rejection {
+    Rejection::new(Reason::TokenMalformed, message)
+}
+
+fn not_compact() -> Rejection {
+    malformed("not a compact JWS: it must be three parts with two dots")
+}
+
+fn split_last(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
+    let dot = bytes.iter().rposition(|byte| *byte == b'.')?;
+    Some((bytes.get(..dot)?, bytes.get(dot.checked_add(1)?..)?))
+}
+
+fn decode(part: &[u8], name: &str) -> Result<Vec<u8>, Rejection> {
+    URL_SAFE_NO_PAD.decode(part).map_err(|_| malformed(format!("the {name} is not unpadded base64url")))
+}
+
+fn object(part: &[u8], name: &str) -> Result<Object, Rejection> {
+    json::parse_object(&decode(part, name)?).map_err(|error| {
+        let reason = if error.is_too_nested() { Reason::TokenTooLarge } else { Reason::TokenMalformed };
+        Rejection::new(reason, format!("the {name}: {}", abridged_line(&error.to_string())))
+    })
+}
+
+/// A parser's message on one line, what it quotes cut short.
+fn abridged_line(message: &str) -> String {
+    message.chars().take(200).map(|character| if character.is_control() { ' ' } else { character }).collect()
+}

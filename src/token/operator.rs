@@ -1,0 +1,286 @@
+//! Signed acts of operators: one short-lived signature for one administrative call.
+//!
+//! Binds the operator's key to the store's history, the method and the exact message. It does not know operators: the caller looks
+//! up the key that [`UnverifiedAct::thumbprint`] names, asks whether its roles allow the method, and spends the `jti`.
+
+use std::sync::Arc;
+
+use super::issue::{header, new_jti, sign as sign_jws};
+use super::jws::{Jws, encode, sha256};
+use super::key::PrivateKey;
+use super::{Rejection, THUMBPRINT_URN_PREFIX, claims};
+use crate::model::ids::Thumbprint;
+use crate::model::json::{Object, Value};
+use crate::model::jwk::PublicKey;
+use crate::model::limits::{IAT_SKEW_S, OPERATOR_JWS_BYTES_MAX, OPERATOR_JWS_LIFETIME_S_MAX};
+use crate::model::reason::Reason;
+use crate::model::time::Now;
+
+/// `typ` of an operator's signature.
+pub const OPERATOR_TYPE: &str = "operator+jwt";
+
+/// A `jti` becomes a row of the store.
+const JTI_BYTES_MAX: usize = 128;
+
+/// Why a signature does not make this call an operator's act. One line.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Not a compact JWS with the claims of an act.
+    #[error("the operator's signature is malformed: {0}")]
+    Malformed(String),
+    /// Over [`OPERATOR_JWS_BYTES_MAX`].
+    #[error("the operator's signature has more than {OPERATOR_JWS_BYTES_MAX} bytes")]
+    TooLarge,
+    /// Not `Ed25519`.
+    #[error("the operator's signature: {0}")]
+    Algorithm(String),
+    /// Not `operator+jwt`.
+    #[error("the operator's signature: {0}")]
+    Type(String),
+    /// It names another key than the one it is verified with.
+    #[error("`iss` of the operator's signature is not the thumbprint URN of this key")]
+    Key,
+    /// It does not verify.
+    #[error("the operator's signature does not verify")]
+    Signature,
+    /// It is for another store.
+    #[error("`aud` of the operator's signature is not this store's history id")]
+    Audience,
+    /// It is for another method.
+    #[error("`htm` of the operator's signature is not this method")]
+    Method,
+    /// It is for another message.
+    #[error("`hth` of the operator's signature is not the hash of this message")]
+    Message,
+    /// It was made ahead of our clock.
+    #[error("the operator's signature is not valid yet: compare the clocks")]
+    NotYetValid,
+    /// It has ended.
+    #[error("the operator's signature has expired: sign again")]
+    Expired,
+    /// It lives too long.
+    #[error("the operator's signature lives more than {OPERATOR_JWS_LIFETIME_S_MAX} s")]
+    Lifetime,
+}
+
+/// The call that a signature must be for.
+#[derive(Clone, Copy, Debug)]
+pub struct Expected<'a> {
+    /// The store's history id.
+    pub audience: &'a str,
+    /// Full gRPC method path, `/portcullis.v1.PolicyService/Apply`.
+    pub method: &'a str,
+    /// The request message's bytes as sent and as received.
+    pub message: &'a [u8],
+}
+
+/// Signs a call for the next [`OPERATOR_JWS_LIFETIME_S_MAX`] seconds.
+pub fn sign(key: &PrivateKey, act: &Expected<'_>, now: Now) -> String {
+    let text = |text: &str| Value::String(text.to_owned());
+    let claims = Object::from_members([
+        ("iss".to_owned(), Value::String(super::issue::thumbprint_urn(key.public_key()))),
+        ("aud".to_owned(), text(act.audience)),
+        ("iat".to_owned(), Value::Number(now.unix_s().into())),
+        ("exp".to_owned(), Value::Number(now.unix_s().saturating_add(OPERATOR_JWS_LIFETIME_S_MAX).into())),
+        ("jti".to_owned(), Value::String(new_jti(now))),
+        ("htm".to_owned(), text(act.method)),
+        ("hth".to_owned(), Value::String(encode(sha256(act.message)))),
+    ]);
+    sign_jws(key, &header(OPERATOR_TYPE), Value::Object(claims).to_jcs().as_bytes())
+}
+
+/// A signature as received; only its form was checked.
+#[derive(Debug)]
+pub struct UnverifiedAct<'a> {
+    jws: Jws<'a>,
+    thumbprint: Thumbprint,
+    jti: Arc<str>,
+    iat_s: i64,
+    exp_s: i64,
+}
+
+/// A signature that is this key's, for this call, now; made only by [`UnverifiedAct::verify`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifiedAct {
+    jti: Arc<str>,
+    exp_s: i64,
+    thumbprint: Thumbprint,
+}
+
+impl<'a> UnverifiedAct<'a> {
+    /// Reads a compact JWS.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`], [`Error::Malformed`], [`Error::Algorithm`], [`Error::Type`].
+    pub fn parse(jws: &'a [u8]) -> Result<Self, Error> {
+        if jws.len() > OPERATOR_JWS_BYTES_MAX {
+            return Err(Error::TooLarge);
+        }
+        let jws = Jws::parse(jws).map_err(of_act)?;
+        claims::check_dates(&jws.claims).map_err(of_act)?;
+        jws.check_header(|typ| typ == OPERATOR_TYPE).map_err(of_act)?;
+        let missing = |name: &str| Error::Malformed(format!("`{name}` is missing or empty"));
+        let text = |name: &str| claims::optional_text(&jws.claims, name).map_err(of_act)?.ok_or_else(|| missing(name));
+        let date = |name: &str| jws.claims.member(name).and_then(Value::as_i64).ok_or_else(|| missing(name));
+        let thumbprint = text("iss")?.strip_prefix(THUMBPRINT_URN_PREFIX);
+        let thumbprint = thumbprint.ok_or_else(|| Error::Malformed("`iss` is not a thumbprint URN".to_owned()))?.into();
+        let jti = text("jti")?;
+        if jti.len() > JTI_BYTES_MAX {
+            return Err(Error::Malformed(format!("`jti` is longer than {JTI_BYTES_MAX} bytes")));
+        }
+        let (jti, iat_s, exp_s) = (jti.into(), date("iat")?, date("exp")?);
+        if exp_s <= iat_s {
+            return Err(Error::Malformed("`exp` is not after `iat`".to_owned()));
+        }
+        Ok(Self { jws, thumbprint, jti, iat_s, exp_s })
+    }
+
+    /// Thumbprint of the key that it says it is signed with: what to look the operator up by. Not yet believed.
+    pub fn thumbprint(&self) -> &Thumbprint {
+        &self.thumbprint
+    }
+
+    /// Whether it is this key's signature for this call, now.
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub fn verify(&self, key: &PublicKey, expected: &Expected<'_>, now: Now) -> Result<VerifiedAct, Error> {
+        if self.thumbprint != *key.thumbprint() {
+            return Err(Error::Key);
+        }
+        if !self.jws.is_signed_by(key) {
+            return Err(Error::Signature);
+        }
+        let text = |name| self.jws.claims.member(name).and_then(Value::as_str);
+        if self.iat_s > now.unix_s().saturating_add(IAT_SKEW_S) {
+            return Err(Error::NotYetValid);
+        }
+        if now.unix_s() >= self.exp_s {
+            return Err(Error::Expired);
+        }
+        if self.exp_s.saturating_sub(self.iat_s) > OPERATOR_JWS_LIFETIME_S_MAX {
+            return Err(Error::Lifetime);
+        }
+        if text("aud") != Some(expected.audience) {
+            return Err(Error::Audience);
+        }
+        if text("htm") != Some(expected.method) {
+            return Err(Error::Method);
+        }
+        if text("hth") != Some(&encode(sha256(expected.message))) {
+            return Err(Error::Message);
+        }
+        Ok(VerifiedAct { jti: Arc::clone(&self.jti), exp_s: self.exp_s, thumbprint: self.thumbprint.clone() })
+    }
+}
+
+impl VerifiedAct {
+    /// Its id, to be spent with the act.
+    pub fn jti(&self) -> &str {
+        &self.jti
+    }
+
+    /// When it ends, seconds since the Unix epoch: until then its `jti` is to be remembered.
+    pub fn exp_s(&self) -> i64 {
+        self.exp_s
+    }
+
+    /// The key that signed.
+    pub fn thumbprint(&self) -> &Thumbprint {
+        &self.thumbprint
+    }
+}
+
+fn of_act(refused: Rejection) -> Error {
+    match refused.reason {
+        Reason::TokenAlg => Error::Algorithm(refused.message),
+        Reason::TokenType => Error::Type(refused.message),
+        _ => Error::Malformed(refused.message),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Now = Now { unix_ns: 1_704_067_200_000_000_000, boot_ns: 0 };
+    const CALL: Expected<'static> =
+        Expected { audience: "h1", method: "/portcullis.v1.PolicyService/Apply", message: b"\x0a\x01x" };
+
+    fn key(seed: u8) -> PrivateKey {
+        PrivateKey::from_seed([seed; 32]).unwrap()
+    }
+
+    fn later(seconds: i64) -> Now {
+        Now { unix_ns: NOW.unix_ns + seconds * 1_000_000_000, boot_ns: 0 }
+    }
+
+    fn check(jws: &str, key: &PublicKey, call: &Expected<'_>, now: Now, expected: Result<(), Error>) {
+        let verified = UnverifiedAct::parse(jws.as_bytes()).and_then(|act| act.verify(key, call, now));
+        match (verified, expected) {
+            (Ok(act), Ok(())) => assert_eq!(act.thumbprint(), key.thumbprint()),
+            (Err(error), Err(expected)) => {
+                assert_eq!(std::mem::discriminant(&error), std::mem::discriminant(&expected), "{error}: {jws}");
+            }
+            (verified, expected) => panic!("{verified:?}, not {expected:?}: {jws}"),
+        }
+    }
+
+    #[test]
+    fn a_signature_is_for_one_call_for_a_minute() {
+        let jws = sign(&key(1), &CALL, NOW);
+        let (own, foreign) = (key(1), key(2));
+        let own = own.public_key();
+        for (key, call, now, expected) in [
+            (own, CALL, NOW, Ok(())),
+            (own, CALL, later(59), Ok(())),
+            (own, CALL, later(-30), Ok(())),
+            (own, CALL, later(60), Err(Error::Expired)),
+            (own, CALL, later(-31), Err(Error::NotYetValid)),
+            (foreign.public_key(), CALL, NOW, Err(Error::Key)),
+            (own, Expected { audience: "h2", ..CALL }, NOW, Err(Error::Audience)),
+            (own, Expected { method: "/portcullis.v1.PolicyService/Get", ..CALL }, NOW, Err(Error::Method)),
+            (own, Expected { message: b"\x0a\x01y", ..CALL }, NOW, Err(Error::Message)),
+        ] {
+            check(&jws, key, &call, now, expected);
+        }
+        assert_ne!(jws, sign(&key(1), &CALL, NOW), "each signature has a `jti` of its own");
+    }
+
+    #[test]
+    fn refused() {
+        let urn = super::super::issue::thumbprint_urn(key(1).public_key());
+        let hth = encode(sha256(CALL.message));
+        let iat = NOW.unix_s();
+        let claims = format!(
+            r#"{{"iss":"{urn}","aud":"h1","iat":{iat},"exp":{},"jti":"j","htm":"{}","hth":"{hth}"}}"#,
+            iat + 60,
+            CALL.method
+        );
+        let good = header(OPERATOR_TYPE);
+        let malformed = || Err(Error::Malformed(String::new()));
+        for (header, claims, expected) in [
+            (good.clone(), claims.clone(), Ok(())),
+            (good.replace("Ed25519", "EdDSA"), claims.clone(), Err(Error::Algorithm(String::new()))),
+            (good.replace("operator", "aat"), claims.clone(), Err(Error::Type(String::new()))),
+            (good.replace('}', r#","crit":[]}"#), claims.clone(), malformed()),
+            (good.replace('}', r#","jwk":{}}"#), claims.clone(), malformed()),
+            (good.clone(), claims.replace(&format!("{}", iat + 60), &format!("{}", iat + 61)), Err(Error::Lifetime)),
+            (good.clone(), claims.replace(&format!("{}", iat + 60), "9223372036854775807"), Err(Error::Lifetime)),
+            (good.clone(), claims.replace(&format!("{}", iat + 60), &iat.to_string()), malformed()),
+            (good.clone(), claims.replace(&format!("{iat},"), &format!("{iat}.0,")), malformed()),
+            (good.clone(), claims.replace("\"jti\":\"j\"", "\"jti\":\"\""), malformed()),
+            (good.clone(), claims.replace("\"j\"", &format!("\"{}\"", "j".repeat(129))), malformed()),
+            (good.clone(), claims.replace("urn:", "url:"), malformed()),
+            (good.clone(), claims.replace("\"aud\":\"h1\"", "\"aud\":[\"h1\"]"), Err(Error::Audience)),
+            (
+                good.clone(),
+                claims.replace("{\"iss\"", &format!("{{\"pad\":\"{}\",\"iss\"", "x".repeat(4096))),
+                Err(Error::TooLarge),
+            ),
+        ] {
+            check(&sign_jws(&key(1), &header, claims.as_bytes()), key(1).public_key(), &CALL, NOW, expected);
+        }
+        check(&sign_jws(&key(2), &good, claims.as_bytes()), key(1).public_key(), &CALL, NOW, Err(Error::Signature));
+    }
+}

@@ -1,0 +1,127 @@
+//! Proof of possession: the leaf's holder signs this very call.
+//!
+//! Says whether a proof fits a chain and a call. Whether it was used before is not known here: the caller remembers
+//! [`VerifiedProof::replay_key`] for as long as the window lasts. Every fault of a proof is a `PROOF_*`.
+
+use std::sync::Arc;
+
+use super::chain::{Level, VerifiedChain};
+use super::claims::{check_dates, optional_text};
+use super::jws::{Jws, sha256};
+use super::{Options, PROOF_TYPE, Rejection};
+use crate::model::constraint::abridged;
+use crate::model::json::{Object, Value};
+use crate::model::reason::Reason;
+use crate::model::time::Now;
+
+/// The call that a proof must be of.
+#[derive(Clone, Copy, Debug)]
+pub struct ProofOf<'a> {
+    /// `server/tool`.
+    pub tool: &'a str,
+    /// The call's arguments, compared by their canonical form.
+    pub arguments: &'a Object,
+    /// The audience that the caller may claim and does.
+    pub audience: Option<&'a str>,
+}
+
+/// A proof that fits; made only by [`verify_proof`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerifiedProof {
+    jti: Arc<str>,
+    iat_s: i64,
+    replay_key: [u8; 32],
+}
+
+impl VerifiedProof {
+    /// The proof's id.
+    pub fn jti(&self) -> &str {
+        &self.jti
+    }
+
+    /// When it was made, seconds since the Unix epoch.
+    pub fn iat_s(&self) -> i64 {
+        self.iat_s
+    }
+
+    /// Names this use of this leaf: SHA-256 over the hash of the leaf and the proof's `jti`. Two proofs with the same key are one.
+    pub fn replay_key(&self) -> [u8; 32] {
+        self.replay_key
+    }
+}
+
+/// Verifies a proof of possession; costs about one Ed25519 verification. An empty one is a missing one.
+///
+/// # Errors
+/// [`Reason::ProofMissing`]; [`Reason::ProofStale`] outside its window; [`Reason::ProofInvalid`] for everything else.
+pub fn verify_proof(
+    chain: &VerifiedChain,
+    proof: &[u8],
+    expected: &ProofOf<'_>,
+    options: &Options,
+    now: Now,
+) -> Result<VerifiedProof, Rejection> {
+    if proof.is_empty() {
+        return Err(Rejection::new(Reason::ProofMissing, "the call needs a proof of possession and has none"));
+    }
+    if proof.len() > options.proof_bytes_max {
+        return Err(invalid(format!("{} bytes: a proof has at most {}", proof.len(), options.proof_bytes_max)));
+    }
+    let leaf = chain.leaf().ok_or_else(|| invalid("the chain has no leaf"))?;
+    let proof = Jws::parse(proof).map_err(of_proof)?;
+    check_dates(&proof.claims).map_err(of_proof)?;
+    proof.check_header(|typ| typ == PROOF_TYPE).map_err(of_proof)?;
+    if !proof.is_signed_by(&leaf.holder) {
+        return Err(invalid("the signature is not of the key that holds the leaf"));
+    }
+    check_call(&proof.claims, leaf, expected, options)?;
+    let iat_s = proof.claims.member("iat").and_then(Value::as_i64).ok_or_else(|| invalid("`iat` is missing"))?;
+    if iat_s.abs_diff(now.unix_s()) > options.proof_window_s.max(0).unsigned_abs() {
+        let message = format!("`iat` {iat_s} is more than {} s from {}", options.proof_window_s, now.unix_s());
+        return Err(Rejection::new(Reason::ProofStale, message));
+    }
+    let nonce = proof.claims.member("nonce").and_then(Value::as_str);
+    if options.nonce.is_some() && options.nonce.as_deref() != nonce {
+        return Err(invalid("`nonce` is not the one that was asked for"));
+    }
+    let jti = optional_text(&proof.claims, "jti").map_err(of_proof)?.ok_or_else(|| invalid("`jti` is missing or empty"))?;
+    let named = [leaf.signing_input_sha256.as_slice(), jti.as_bytes()].concat();
+    Ok(VerifiedProof { jti: jti.into(), iat_s, replay_key: sha256(&named) })
+}
+
+/// Whether the proof is of this leaf, for this audience, and of this call.
+fn check_call(claims: &Object, leaf: &Level, expected: &ProofOf<'_>, options: &Options) -> Result<(), Rejection> {
+    let text = |name| claims.member(name).and_then(Value::as_str);
+    if text("aat_id") != Some(&*leaf.jti) || text("aat_hash") != Some(&*leaf.hop_hash) {
+        return Err(invalid("`aat_id` and `aat_hash` are not those of the chain's leaf"));
+    }
+    match (claims.member("aat_aud"), expected.audience) {
+        (None, _) if options.require_proof_audience => return Err(invalid("`aat_aud` is missing")),
+        (None, _) => {}
+        (Some(named), Some(claimed)) if named.as_str() == Some(claimed) => {}
+        (Some(_), Some(claimed)) => return Err(invalid(format!("`aat_aud` is not `{}`", abridged(claimed)))),
+        (Some(_), None) => return Err(invalid("the proof names an audience and nobody here claims it")),
+    }
+    if text("aat_tool") != Some(expected.tool) {
+        return Err(invalid(format!("`aat_tool` is not `{}`", abridged(expected.tool))));
+    }
+    match claims.member("hta") {
+        Some(hta @ Value::Object(signed)) if hta.is_comparable() && canonical(signed) == canonical(expected.arguments) => Ok(()),
+        _ => Err(invalid("`hta` is not the call's arguments")),
+    }
+}
+
+/// Sorted once: comparing member by member would be quadratic, and arguments may have thousands.
+fn canonical(object: &Object) -> String {
+    let mut text = String::new();
+    object.write_jcs(&mut text);
+    text
+}
+
+fn invalid(message: impl Into<String>) -> Rejection {
+    Rejection::new(Reason::ProofInvalid, message)
+}
+
+fn of_proof(refused: Rejection) -> Rejection {
+    invalid(refused.message)
+}

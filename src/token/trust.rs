@@ -1,0 +1,292 @@
+//! Whom we trust: issuers of roots, and the registry that binds agents to their holder keys.
+//!
+//! Built from documents by the snapshot builder and read by [`super::verify()`]. A clone costs a few counters, and a changed agent
+//! copies a thousandth of the registry, so that a snapshot of a million agents follows one change quickly. It says
+//! nothing of suspension: that is `revocation`'s.
+
+use std::borrow::Borrow;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::{BuildHasher as _, Hash, RandomState};
+use std::sync::Arc;
+
+use crate::model::ids::{AgentId, ApplicationId, GroupId, IssuerUri, Thumbprint};
+use crate::model::jwk::NamedKey;
+use crate::model::limits::{HOP_LIFETIME_S_MAX, KEYS_MAX, ROOT_LIFETIME_S_MAX};
+
+/// Why something cannot be trusted as told.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// An issuer without a key, or with more than [`KEYS_MAX`].
+    #[error("issuer `{issuer}` has {count} keys: give it 1 to {KEYS_MAX}")]
+    KeyCount {
+        /// The issuer.
+        issuer: IssuerUri,
+        /// How many keys it came with.
+        count: usize,
+    },
+    /// A lifetime that is not positive.
+    #[error("issuer `{0}` has a lifetime that is not positive")]
+    Lifetime(IssuerUri),
+    /// One holder key for two agents.
+    #[error("key `{key}` is registered for agent `{holder}`: give agent `{agent}` a key of its own")]
+    KeyTaken {
+        /// The key.
+        key: Thumbprint,
+        /// Whose it is.
+        holder: AgentId,
+        /// Who was to get it too.
+        agent: AgentId,
+    },
+}
+
+/// A list in a document that may say "all".
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listed<T: Ord> {
+    /// `["*"]`
+    All,
+    /// These and no other.
+    Only(BTreeSet<T>),
+}
+
+impl<T: Ord> Default for Listed<T> {
+    fn default() -> Self {
+        Self::Only(BTreeSet::new())
+    }
+}
+
+impl<T: Ord + Borrow<str>> Listed<T> {
+    /// Whether the list names `id` or is for all.
+    pub fn allows(&self, id: &str) -> bool {
+        match self {
+            Listed::All => true,
+            Listed::Only(ids) => ids.contains(id),
+        }
+    }
+}
+
+/// An issuer of root tokens and what it may vouch for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Issuer {
+    /// `iss` of its roots.
+    pub id: IssuerUri,
+    /// Its keys, 1 to [`KEYS_MAX`].
+    pub keys: Vec<NamedKey>,
+    /// The audiences that its roots may carry.
+    pub audiences: BTreeSet<String>,
+    /// The groups it may say a user is in.
+    pub groups: Listed<GroupId>,
+    /// The applications it may speak for.
+    pub applications: Listed<ApplicationId>,
+    /// The `typ` values that its tokens may have.
+    pub typ: Vec<String>,
+    /// Longest life of a root.
+    pub lifetime_max_s: i64,
+    /// Longest life of a hop under a root of this issuer.
+    pub hop_lifetime_max_s: i64,
+}
+
+impl Issuer {
+    /// An issuer with the defaults of its document: no audience, group or application, `aat+jwt` only, 8 h and 1 h.
+    pub fn new(id: IssuerUri, keys: Vec<NamedKey>) -> Self {
+        Self {
+            id,
+            keys,
+            audiences: BTreeSet::new(),
+            groups: Listed::default(),
+            applications: Listed::default(),
+            typ: vec![super::TOKEN_TYPE.to_owned()],
+            lifetime_max_s: ROOT_LIFETIME_S_MAX,
+            hop_lifetime_max_s: HOP_LIFETIME_S_MAX,
+        }
+    }
+}
+
+/// Everything that verification trusts, at one moment. Cheap to clone and to share.
+#[derive(Clone, Debug, Default)]
+pub struct Trust {
+    issuers: Arc<HashMap<IssuerUri, Arc<Issuer>>>,
+    groups: Arc<HashSet<GroupId>>,
+    agents: Shards<AgentId, Arc<[Thumbprint]>>,
+    keys: Shards<Thumbprint, AgentId>,
+    epoch: u64,
+}
+
+impl Trust {
+    /// Nobody.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Trusts an issuer, in place of what was said of it before.
+    ///
+    /// # Errors
+    /// [`Error::KeyCount`], [`Error::Lifetime`].
+    pub fn put_issuer(&mut self, issuer: Issuer) -> Result<(), Error> {
+        if !(1..=KEYS_MAX).contains(&issuer.keys.len()) {
+            return Err(Error::KeyCount { issuer: issuer.id, count: issuer.keys.len() });
+        }
+        if issuer.lifetime_max_s <= 0 || issuer.hop_lifetime_max_s <= 0 {
+            return Err(Error::Lifetime(issuer.id));
+        }
+        Arc::make_mut(&mut self.issuers).insert(issuer.id.clone(), Arc::new(issuer));
+        Ok(())
+    }
+
+    /// Trusts an issuer no longer.
+    pub fn remove_issuer(&mut self, issuer: &str) {
+        Arc::make_mut(&mut self.issuers).remove(issuer);
+    }
+
+    /// Registers an agent with its holder keys, in place of those it had. An agent may be known without a key.
+    ///
+    /// # Errors
+    /// [`Error::KeyTaken`] where another agent has one of the keys; nothing is changed then. Where a key moves, change the agent that
+    /// gives it up first.
+    pub fn put_agent(&mut self, agent: AgentId, keys: impl IntoIterator<Item = Thumbprint>) -> Result<(), Error> {
+        let keys: Arc<[Thumbprint]> = keys.into_iter().collect();
+        for key in keys.iter() {
+            if let Some(holder) = self.keys.value(key.as_str()).filter(|holder| **holder != agent) {
+                return Err(Error::KeyTaken { key: key.clone(), holder: holder.clone(), agent });
+            }
+        }
+        self.remove_agent(agent.as_str());
+        for key in keys.iter() {
+            self.keys.insert(key.clone(), agent.clone());
+        }
+        self.agents.insert(agent, keys);
+        Ok(())
+    }
+
+    /// Forgets an agent and its keys.
+    pub fn remove_agent(&mut self, agent: &str) {
+        if let Some(keys) = self.agents.remove(agent) {
+            for key in keys.iter() {
+                self.keys.remove(key.as_str());
+            }
+        }
+    }
+
+    /// Says which groups any document knows.
+    pub fn set_groups(&mut self, groups: impl IntoIterator<Item = GroupId>) {
+        self.groups = Arc::new(groups.into_iter().collect());
+    }
+
+    /// Gives this state of trust its identity: two states of one process that differ must have different epochs.
+    pub fn set_epoch(&mut self, epoch: u64) {
+        self.epoch = epoch;
+    }
+
+    /// The identity of this state: a chain verified under another one is verified again before it is used.
+    pub fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// The issuer of this URI.
+    pub fn issuer(&self, uri: &str) -> Option<&Issuer> {
+        self.issuers.get(uri).map(Arc::as_ref)
+    }
+
+    /// Every issuer, in no order.
+    pub fn issuers(&self) -> impl Iterator<Item = &Issuer> {
+        self.issuers.values().map(Arc::as_ref)
+    }
+
+    /// The agent that a holder key is registered for.
+    pub fn agent_of(&self, key: &str) -> Option<&AgentId> {
+        self.keys.value(key)
+    }
+
+    /// Whether an agent is registered, with keys or without.
+    pub fn knows_agent(&self, agent: &str) -> bool {
+        self.agents.value(agent).is_some()
+    }
+
+    /// Whether some document knows a group.
+    pub fn knows_group(&self, group: &str) -> bool {
+        self.groups.contains(group)
+    }
+}
+
+const SHARDS: usize = 1024;
+
+/// A map in many small shared pieces: a change copies one of them, a clone none.
+#[derive(Clone, Debug)]
+struct Shards<K, V> {
+    hasher: RandomState,
+    shards: Arc<[Arc<HashMap<K, V>>]>,
+}
+
+impl<K, V> Default for Shards<K, V> {
+    fn default() -> Self {
+        let empty = Arc::new(HashMap::new());
+        Self { hasher: RandomState::new(), shards: (0..SHARDS).map(|_| Arc::clone(&empty)).collect() }
+    }
+}
+
+impl<K: Clone + Eq + Hash + Borrow<str>, V: Clone> Shards<K, V> {
+    fn value(&self, key: &str) -> Option<&V> {
+        self.shards.get(self.shard_of(key))?.get(key)
+    }
+
+    fn insert(&mut self, key: K, value: V) {
+        let shard = self.shard_of(key.borrow());
+        if let Some(shard) = Arc::make_mut(&mut self.shards).get_mut(shard) {
+            Arc::make_mut(shard).insert(key, value);
+        }
+    }
+
+    fn remove(&mut self, key: &str) -> Option<V> {
+        let shard = self.shard_of(key);
+        Arc::make_mut(Arc::make_mut(&mut self.shards).get_mut(shard)?).remove(key)
+    }
+
+    fn shard_of(&self, key: &str) -> usize {
+        usize::try_from(self.hasher.hash_one(key) % SHARDS as u64).unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trust(agents: &[(&str, &[&str])]) -> Trust {
+        let mut trust = Trust::new();
+        for (agent, keys) in agents {
+            trust.put_agent((*agent).into(), keys.iter().map(|key| (*key).into())).unwrap();
+        }
+        trust
+    }
+
+    #[test]
+    fn an_agent_has_the_keys_it_was_given_last() {
+        let mut trust = trust(&[("a", &["k1", "k2"]), ("b", &["k3"]), ("c", &[])]);
+        let before = trust.clone();
+        trust.put_agent("a".into(), ["k2".into(), "k4".into()]).unwrap();
+        trust.remove_agent("b");
+        for (key, then, now) in
+            [("k1", Some("a"), None), ("k2", Some("a"), Some("a")), ("k3", Some("b"), None), ("k4", None, Some("a"))]
+        {
+            assert_eq!(before.agent_of(key).map(AgentId::as_str), then, "{key} before");
+            assert_eq!(trust.agent_of(key).map(AgentId::as_str), now, "{key} now");
+        }
+        assert!(before.knows_agent("b") && !trust.knows_agent("b") && trust.knows_agent("c"));
+    }
+
+    #[test]
+    fn a_key_has_one_agent() {
+        let mut trust = trust(&[("a", &["k1"]), ("b", &["k2"])]);
+        assert!(matches!(trust.put_agent("b".into(), ["k3".into(), "k1".into()]), Err(Error::KeyTaken { .. })));
+        assert_eq!((trust.agent_of("k2"), trust.agent_of("k3")), (Some(&"b".into()), None), "nothing was changed");
+        trust.remove_agent("a");
+        assert_eq!(trust.put_agent("b".into(), ["k1".into()]), Ok(()));
+    }
+
+    #[test]
+    fn issuers_have_a_few_keys_and_a_life() {
+        let key = || NamedKey { key: super::super::PrivateKey::from_seed([1; 32]).unwrap().public_key().clone(), kid: None };
+        for (keys, lifetime_max_s, good) in [(0, 60, false), (1, 60, true), (8, 60, true), (9, 60, false), (1, 0, false)] {
+            let issuer = Issuer { lifetime_max_s, ..Issuer::new("https://i".into(), vec![key(); keys]) };
+            assert_eq!(Trust::new().put_issuer(issuer).is_ok(), good, "{keys} keys, {lifetime_max_s} s");
+        }
+    }
+}

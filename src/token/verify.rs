@@ -1,0 +1,362 @@
+//! The verification of a chain, in the order in which the design promises its reasons. The file to read first here.
+//!
+//! Size limits, one strict parse of every token, duplicate ids; then, token by token from the root: header, signature, claims and
+//! times, linkage, attenuation, identities and registry; at the end the audience. The first failure is the answer. It reads
+//! no clock and keeps nothing: `now` is an argument and the result is a value.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+use super::chain::{Identities, Level, VerifiedChain};
+use super::claims::{self, Claims, ROOT_ONLY};
+use super::identity;
+use super::jws::{Jws, encode, malformed};
+use super::trust::{Issuer, Trust};
+use super::{Options, Rejection, THUMBPRINT_URN_PREFIX, TOKEN_TYPE};
+use crate::model::constraint::abridged;
+use crate::model::ids::{GroupId, Thumbprint};
+use crate::model::json::{Object, Value};
+use crate::model::jwk::{NamedKey, PublicKey};
+use crate::model::limits::ID_BYTES_MAX;
+use crate::model::reason::Reason;
+use crate::model::request::Scope;
+use crate::model::time::Now;
+
+/// Verifies a chain of compact JWS, root first, leaf last; costs about one Ed25519 verification a token.
+///
+/// The audience is checked against the issuer's document; whether it is the caller's is [`VerifiedChain::check_audience`]'s.
+///
+/// # Errors
+/// The first rule that the chain breaks, with the token at fault.
+pub fn verify(chain: &[Bytes], trust: &Trust, options: &Options, now: Now) -> Result<VerifiedChain, Rejection> {
+    run(chain, None, trust, options, now)
+}
+
+/// As [`verify()`], without computing again the signatures that `known` proves: for a chain that grew out of a verified one, and for
+/// the same chain under a changed trust. Every other rule is applied anew.
+///
+/// Sound whatever `known` is: a signature counts as known only for the same bytes and the same key.
+///
+/// # Errors
+/// As [`verify()`].
+pub fn verify_with(
+    known: &VerifiedChain,
+    chain: &[Bytes],
+    trust: &Trust,
+    options: &Options,
+    now: Now,
+) -> Result<VerifiedChain, Rejection> {
+    run(chain, Some(known), trust, options, now)
+}
+
+/// The rules about one token and the clock.
+pub(super) fn check_times(iat_s: i64, exp_s: i64, now: Now, options: &Options) -> Result<(), Rejection> {
+    if iat_s > now.unix_s().saturating_add(options.iat_skew_s) {
+        let message = format!("`iat` {iat_s} is more than {} s ahead of {}", options.iat_skew_s, now.unix_s());
+        return Err(Rejection::new(Reason::TokenNotYetValid, message));
+    }
+    if now.unix_s() >= exp_s {
+        return Err(Rejection::new(Reason::TokenExpired, format!("`exp` {exp_s} has passed: it is {}", now.unix_s())));
+    }
+    Ok(())
+}
+
+fn run(
+    chain: &[Bytes],
+    known: Option<&VerifiedChain>,
+    trust: &Trust,
+    options: &Options,
+    now: Now,
+) -> Result<VerifiedChain, Rejection> {
+    check_sizes(chain, options)?;
+    let tokens = parse(chain)?;
+    check_duplicates(&tokens)?;
+    let mut tokens = tokens.into_iter().enumerate();
+    let (_, root) = tokens.next().ok_or_else(empty)?;
+    let mut walk = Walk::begin(&root, known, trust, options, now).map_err(|refused| refused.at(0))?;
+    for (hop, token) in tokens {
+        walk.step(&token, known.and_then(|known| known.levels.get(hop))).map_err(|refused| refused.at(hop))?;
+    }
+    walk.end()
+}
+
+fn empty() -> Rejection {
+    malformed("the chain is empty: send the root's JWS at least")
+}
+
+fn check_sizes(chain: &[Bytes], options: &Options) -> Result<(), Rejection> {
+    let tokens_max = usize::try_from(options.delegation_depth_max).unwrap_or(usize::MAX).saturating_add(1);
+    if chain.is_empty() {
+        return Err(empty());
+    }
+    if chain.len() > tokens_max {
+        let message = format!("{} tokens: a chain has at most {tokens_max}", chain.len());
+        return Err(Rejection::new(Reason::ChainTooDeep, message).at(tokens_max));
+    }
+    let mut sum = 0_usize;
+    for (hop, token) in chain.iter().enumerate() {
+        sum = sum.saturating_add(token.len());
+        if token.len() > options.token_bytes_max {
+            let message = format!("{} bytes: a token has at most {}", token.len(), options.token_bytes_max);
+            return Err(Rejection::new(Reason::TokenTooLarge, message).at(hop));
+        }
+        if sum > options.chain_bytes_max {
+            let message = format!("the tokens up to this one have {sum} bytes: a chain has at most {}", options.chain_bytes_max);
+            return Err(Rejection::new(Reason::TokenTooLarge, message).at(hop));
+        }
+    }
+    Ok(())
+}
+
+fn parse(chain: &[Bytes]) -> Result<Vec<Jws<'_>>, Rejection> {
+    let read = |token| {
+        let token = Jws::parse(token)?;
+        claims::check_dates(&token.claims)?;
+        Ok(token)
+    };
+    chain.iter().enumerate().map(|(hop, token)| read(token).map_err(|refused: Rejection| refused.at(hop))).collect()
+}
+
+fn check_duplicates(tokens: &[Jws<'_>]) -> Result<(), Rejection> {
+    let mut seen: Vec<&str> = Vec::with_capacity(tokens.len());
+    for (hop, token) in tokens.iter().enumerate() {
+        let Some(jti) = token.claims.member("jti").and_then(Value::as_str) else { continue };
+        if seen.contains(&jti) {
+            let message = format!("`jti` `{}` stands twice in the chain", abridged(jti));
+            return Err(Rejection::new(Reason::ChainReplayedToken, message).at(hop));
+        }
+        seen.push(jti);
+    }
+    Ok(())
+}
+
+/// What is proved so far, from the root down.
+struct Walk<'a> {
+    trust: &'a Trust,
+    options: &'a Options,
+    now: Now,
+    issuer: &'a Issuer,
+    issuer_kid: Option<Arc<str>>,
+    identities: Identities,
+    groups: Vec<GroupId>,
+    levels: Vec<Level>,
+    scopes: Vec<Scope>,
+    /// `aud` that is not a string: told at the end, where the audience's turn is.
+    audience_fault: Option<usize>,
+}
+
+impl<'a> Walk<'a> {
+    /// The root: signed by a trusted issuer.
+    fn begin(
+        root: &Jws<'_>,
+        known: Option<&VerifiedChain>,
+        trust: &'a Trust,
+        options: &'a Options,
+        now: Now,
+    ) -> Result<Self, Rejection> {
+        let named = claims::optional_text(&root.claims, "iss")?;
+        let issuer = named.and_then(|iss| trust.issuer(iss));
+        // INVARIANT: an issuer's list of types only takes away: no list makes this format read another one.
+        root.check_header(|typ| {
+            typ == TOKEN_TYPE && issuer.is_none_or(|issuer| issuer.typ.iter().any(|allowed| allowed == typ))
+        })?;
+        let named = named.ok_or_else(|| malformed("`iss` is missing or empty"))?;
+        let issuer = issuer
+            .ok_or_else(|| Rejection::new(Reason::IssuerUnknown, format!("issuer `{}` is not trusted here", abridged(named))))?;
+        let key = root_key(root, issuer, known.and_then(|known| known.levels.first()))?;
+        let mut walk = Self {
+            trust,
+            options,
+            now,
+            issuer,
+            issuer_kid: key.kid.as_deref().map(Arc::from),
+            identities: Identities::default(),
+            groups: Vec::new(),
+            levels: Vec::new(),
+            scopes: Vec::new(),
+            audience_fault: None,
+        };
+        let claims = Claims::read(&root.claims)?;
+        walk.check_life(&claims, issuer.lifetime_max_s)?;
+        if root.claims.member("par_hash").is_some() {
+            return Err(Rejection::new(Reason::ChainBroken, "a root has no parent, and this one has `par_hash`"));
+        }
+        if claims.depth != 0 {
+            return Err(Rejection::new(Reason::ChainBroken, format!("`del_depth` of a root is 0, not {}", claims.depth)));
+        }
+        walk.check_depth(&claims)?;
+        (walk.identities, walk.groups) = identity::of_root(&root.claims, issuer, trust, options)?;
+        walk.push(root, claims, key.key.thumbprint().clone())?;
+        Ok(walk)
+    }
+
+    /// A hop: signed by the holder of what came before.
+    fn step(&mut self, hop: &Jws<'_>, known: Option<&Level>) -> Result<(), Rejection> {
+        hop.check_header(|typ| typ == TOKEN_TYPE)?;
+        let (Some(parent), Some(parent_scope)) = (self.levels.last(), self.scopes.last()) else { return Err(empty()) };
+        if !is_signed(hop, &parent.holder, known) {
+            return Err(Rejection::new(Reason::TokenSignature, "the signature is not of the key that holds the parent"));
+        }
+        let claims = Claims::read(&hop.claims)?;
+        self.check_life(&claims, self.issuer.hop_lifetime_max_s)?;
+        check_link(&hop.claims, &claims, parent)?;
+        self.check_depth(&claims)?;
+        check_narrower(&claims, parent, parent_scope)?;
+        if let Some(name) = ROOT_ONLY.iter().find(|name| hop.claims.member(name).is_some()) {
+            return Err(Rejection::new(Reason::IdentityInHop, format!("a hop carries `{name}`, which only the root may")));
+        }
+        let signer = parent.holder.thumbprint().clone();
+        self.push(hop, claims, signer)
+    }
+
+    /// The audience, as far as the issuer's document settles it.
+    fn end(self) -> Result<VerifiedChain, Rejection> {
+        let refused = |hop: usize, message: String| Err(Rejection::new(Reason::AudienceMismatch, message).at(hop));
+        if let Some(hop) = self.audience_fault {
+            return refused(hop, "`aud` is not one string".to_owned());
+        }
+        match self.levels.first().and_then(|root| root.audience.as_deref()) {
+            Some(audience) if !self.issuer.audiences.contains(audience) => {
+                return refused(0, format!("`aud` `{}` is not one that this issuer's roots may carry", abridged(audience)));
+            }
+            None if self.options.require_chain_audience => return refused(0, "the root has no `aud`".to_owned()),
+            _ => {}
+        }
+        Ok(VerifiedChain {
+            issuer: self.issuer.id.clone(),
+            issuer_kid: self.issuer_kid,
+            grants: identity::grants(self.options, &self.issuer.id, &self.identities, self.groups, &self.levels, self.scopes)?,
+            identities: self.identities,
+            expires_at_s: self.levels.iter().map(|level| level.exp_s).min().unwrap_or(i64::MIN),
+            latest_iat_s: self.levels.iter().map(|level| level.iat_s).max().unwrap_or(i64::MAX),
+            levels: self.levels,
+            trust_epoch: self.trust.epoch(),
+        })
+    }
+
+    /// Life and clock.
+    fn check_life(&self, claims: &Claims, lifetime_s_max: i64) -> Result<(), Rejection> {
+        check_times(claims.iat_s, claims.exp_s, self.now, self.options)?;
+        let lifetime_s = claims.exp_s.saturating_sub(claims.iat_s);
+        if lifetime_s > lifetime_s_max {
+            let message = format!("it lives {lifetime_s} s from `iat` to `exp`: at most {lifetime_s_max} s here");
+            return Err(Rejection::new(Reason::TokenLifetime, message));
+        }
+        Ok(())
+    }
+
+    fn check_depth(&self, claims: &Claims) -> Result<(), Rejection> {
+        let too_deep = |message: String| Err(Rejection::new(Reason::ChainTooDeep, message));
+        let limit = self.options.delegation_depth_max;
+        // A hop that raises `del_max_depth` is told so by attenuation; until then its parent's counts.
+        let allowed = match self.levels.last() {
+            Some(parent) => parent.depth_max.min(claims.depth_max),
+            None if claims.depth_max > limit => {
+                return too_deep(format!("`del_max_depth` {} is over the limit {limit}", claims.depth_max));
+            }
+            None => claims.depth_max,
+        };
+        if claims.depth > allowed {
+            return too_deep(format!("`del_depth` {} is over `del_max_depth` {allowed}", claims.depth));
+        }
+        Ok(())
+    }
+
+    fn push(&mut self, token: &Jws<'_>, claims: Claims, signer: Thumbprint) -> Result<(), Rejection> {
+        let agent = identity::agent(&token.claims, &claims.holder, self.trust, self.options)?;
+        let audience = match token.claims.member("aud") {
+            None => None,
+            Some(Value::String(audience)) if (1..=ID_BYTES_MAX).contains(&audience.len()) => Some(audience.as_str().into()),
+            Some(_) => {
+                self.audience_fault.get_or_insert(self.levels.len());
+                None
+            }
+        };
+        let signing_input_sha256 = token.signing_input_sha256();
+        self.levels.push(Level {
+            jti: claims.jti,
+            hop_hash: encode(signing_input_sha256).into(),
+            holder: claims.holder,
+            agent,
+            issuer: claims.issuer,
+            iat_s: claims.iat_s,
+            exp_s: claims.exp_s,
+            audience,
+            depth: claims.depth,
+            depth_max: claims.depth_max,
+            signer,
+            signing_input_sha256,
+            signature: signature_bytes(token)?,
+        });
+        self.scopes.push(claims.scope);
+        Ok(())
+    }
+}
+
+/// The issuer's key that signed the root: those of its `kid`, or each of them where it names none.
+fn root_key<'a>(root: &Jws<'_>, issuer: &'a Issuer, known: Option<&Level>) -> Result<&'a NamedKey, Rejection> {
+    let kid = root.header.member("kid");
+    let selected = |key: &&NamedKey| kid.is_none_or(|kid| kid.as_str().is_some_and(|kid| key.kid.as_deref() == Some(kid)));
+    let mut candidates = issuer.keys.iter().filter(selected).peekable();
+    if let (None, Some(kid)) = (candidates.peek(), kid) {
+        let message = format!("the issuer has no key with `kid` `{}`", abridged(kid.as_str().unwrap_or("not a string")));
+        return Err(Rejection::new(Reason::TokenSignature, message));
+    }
+    let signed = candidates.find(|key| is_signed(root, &key.key, known));
+    signed.ok_or_else(|| Rejection::new(Reason::TokenSignature, "the signature is not of a key of the issuer"))
+}
+
+/// Whether the token carries this key's signature; computed, or known for the same bytes and the same key.
+fn is_signed(token: &Jws<'_>, key: &PublicKey, known: Option<&Level>) -> bool {
+    let is_known = |level: &Level| {
+        level.signer == *key.thumbprint()
+            && level.signature.as_slice() == token.signature
+            && level.signing_input_sha256 == token.signing_input_sha256()
+    };
+    known.is_some_and(is_known) || token.is_signed_by(key)
+}
+
+fn signature_bytes(token: &Jws<'_>) -> Result<[u8; 64], Rejection> {
+    let fault = |_| Rejection::new(Reason::TokenSignature, "the signature is not 64 bytes");
+    token.signature.as_slice().try_into().map_err(fault)
+}
+
+/// Whether a hop follows from its parent.
+fn check_link(raw: &Object, hop: &Claims, parent: &Level) -> Result<(), Rejection> {
+    let broken = |message: String| Err(Rejection::new(Reason::ChainBroken, message));
+    if hop.issuer.strip_prefix(THUMBPRINT_URN_PREFIX) != Some(parent.holder.thumbprint().as_str()) {
+        return broken(format!("`iss` is not the thumbprint URN of the parent's key `{}`", parent.holder.thumbprint()));
+    }
+    if raw.member("par_hash").and_then(Value::as_str) != Some(&*parent.hop_hash) {
+        return broken("`par_hash` is not the hash of the parent's signing input".to_owned());
+    }
+    if Some(hop.depth) != parent.depth.checked_add(1) {
+        return broken(format!("`del_depth` is {} under a parent of {}", hop.depth, parent.depth));
+    }
+    if hop.iat_s < parent.iat_s {
+        return broken(format!("`iat` {} is before the parent's {}", hop.iat_s, parent.iat_s));
+    }
+    if hop.holder == parent.holder {
+        return broken("`cnf` is the parent's own key: a hop hands to another".to_owned());
+    }
+    Ok(())
+}
+
+/// Whether a hop grants no more than its parent.
+fn check_narrower(hop: &Claims, parent: &Level, parent_scope: &Scope) -> Result<(), Rejection> {
+    let widened = |message: String| Err(Rejection::new(Reason::ChainWidened, message));
+    if hop.depth_max > parent.depth_max {
+        return widened(format!("`del_max_depth` {} is over the parent's {}", hop.depth_max, parent.depth_max));
+    }
+    if hop.exp_s > parent.exp_s {
+        return widened(format!("`exp` {} is after the parent's {}", hop.exp_s, parent.exp_s));
+    }
+    for (tool, map) in &hop.scope.tools {
+        let Some(wider) = parent_scope.tools.get(tool) else { return widened(format!("tool `{}` is added", abridged(tool))) };
+        if let Err(message) = map.attenuates(wider) {
+            return widened(format!("tool `{}`: {message}", abridged(tool)));
+        }
+    }
+    Ok(())
+}
