@@ -1,6 +1,8 @@
-//! What tests of this program and of programs that embed it share: a reference evaluator, and more to come.
+//! What tests of this program and of programs that embed it share: a reference evaluator, the suite that every store passes, and
+//! more to come.
 //!
 //! Compiled for tests, and for others with the feature `testing`; nothing of the program may depend on it. Look next at
-//! [`reference`], the algebra in its plainest words.
+//! [`reference`], the algebra in its plainest words, and at [`store`].
 
 pub mod reference;
+pub mod store;

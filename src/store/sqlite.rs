@@ -29,9 +29,10 @@ use crate::model::time::Clock;
 /// machine may have it open; each sees the others' commits at its next read. A network file system will not do. Usable from
 /// several runtimes at once. Dropping it finishes the writes that were asked for and closes the file.
 pub struct SqliteStore {
-    writer: Lane<Job>,
     poller: Reader,
     reader: Reader,
+    /// Dropped last: the connection that closes last takes the write-ahead log away, which an interrupted one does not.
+    writer: Lane<Job>,
     wake: watch::Receiver<u64>,
 }
 

@@ -4,6 +4,6 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, missing_docs)]
 mod aat;
 mod codegen;
-mod outside;
+mod crash;
 mod tidy;
 mod token_vectors;

@@ -20,6 +20,8 @@ const APPLICATION_ID: i64 = 0x5074_636c;
 const SCHEMA_VERSION: i64 = 1;
 /// How long a connection waits for another process's write.
 const BUSY_TIMEOUT_MS: u64 = 5_000;
+/// How long it waits between two attempts where SQLite does not wait by itself.
+const BUSY_STEP_MS: u64 = 20;
 /// The write-ahead log is cut back to this after a checkpoint.
 const WAL_BYTES_KEPT: i64 = 64 * 1024 * 1024;
 const STATEMENTS_CACHED: usize = 64;
@@ -150,8 +152,9 @@ impl Db {
         let connection = &self.connection;
         connection.busy_timeout(Duration::from_millis(BUSY_TIMEOUT_MS))?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS_CACHED);
-        let empty = identify(connection, &self.path)?;
-        let mode: String = connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0))?;
+        // One view for all that is looked at: another process may be making the store at this moment.
+        let empty = identify(&*connection.unchecked_transaction()?, &self.path)?;
+        let mode = self.keep_write_ahead_log()?;
         if mode != "wal" {
             let path = self.path.display();
             let why = format!("the store `{path}` cannot keep a write-ahead log where it is: move it to a local file system");
@@ -165,6 +168,22 @@ impl Db {
             self.create(settings, unix_ms)?;
         }
         Ok(())
+    }
+
+    /// Changes the journal, unless it is so already; answers what it is.
+    ///
+    /// SQLite does not wait for this lock as it does for others, so this does.
+    fn keep_write_ahead_log(&self) -> rusqlite::Result<String> {
+        let change = || self.connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0));
+        for _ in 0..BUSY_TIMEOUT_MS / BUSY_STEP_MS {
+            match change() {
+                Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {
+                    std::thread::sleep(Duration::from_millis(BUSY_STEP_MS));
+                }
+                answer => return answer,
+            }
+        }
+        change()
     }
 
     fn create(&mut self, settings: Settings, unix_ms: i64) -> Result<(), Fault> {

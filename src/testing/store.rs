@@ -1,0 +1,419 @@
+//! One suite that every store must pass: numbers, hashes, digest, conflicts, single use, races, the rules of revoking.
+//!
+//! It speaks to [`Store`] alone and knows no engine. A store's own tests call [`conformance`] and add what only that engine can
+//! get wrong.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a suite fails by panicking")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::sync::Arc;
+
+use crate::model::records::{ActRow, Change, DocumentKey, DocumentRow, Meaning, Origin, RevocationRow, Target, Write};
+use crate::model::time::ManualClock;
+use crate::store::chain::{GENESIS, document_sha256, revocation_sha256, state_digest};
+use crate::store::{CommitRequest, CommitRow, Committed, Error, State, Store, StoredDocument, rules};
+
+/// What the clock of every store under test reads at first, in seconds.
+pub const START_UNIX_S: i64 = 1_750_000_000;
+
+/// Runs every case on a new store each, made with the clock that it is to use.
+///
+/// # Panics
+/// If the store fails a case.
+pub async fn conformance<F: Future<Output = Arc<dyn Store>>>(make: impl Fn(Arc<ManualClock>) -> F) {
+    let new = || async {
+        let clock = Arc::new(ManualClock::at_unix_s(START_UNIX_S));
+        (make(Arc::clone(&clock)).await, clock)
+    };
+    begins_empty(&*new().await.0).await;
+    revisions_are_dense_and_chained(&*new().await.0).await;
+    documents_are_put_and_removed(&*new().await.0).await;
+    expectations_conflict(&*new().await.0).await;
+    a_refused_commit_writes_nothing(&*new().await.0).await;
+    revoking_and_reinstating(&*new().await.0).await;
+    revoking_again_makes_a_revision(&*new().await.0).await;
+    let (store, clock) = new().await;
+    watermarks_never_fall(&*store, &clock).await;
+    acts_are_used_once(&*new().await.0).await;
+    let (store, clock) = new().await;
+    forgotten_acts_stay_used(&*store, &clock).await;
+    let (store, clock) = new().await;
+    keys_are_spent_once(store, &clock).await;
+    racing_writers_lose_nothing(new().await.0).await;
+    only_one_of_the_racers_wins(new().await.0).await;
+    changes_come_in_pages(&*new().await.0).await;
+    lists_are_cut_at_the_limit(&*new().await.0).await;
+    commits_wake(&*new().await.0).await;
+}
+
+/// Replays the whole change log against the full state and checks numbers, hashes and digests on the way; answers the state.
+///
+/// # Panics
+/// If anything does not hold together.
+pub async fn audit(store: &dyn Store) -> State {
+    let state = store.load().await.unwrap();
+    assert_eq!(state.digest, state_digest(&state.documents, &state.revocations), "the stored digest is that of the rows");
+    let mut replica = Replica::default();
+    while replica.number < state.revision.number {
+        let changes = store.changes(replica.number).await.unwrap();
+        assert_eq!(changes.history, state.revision.history);
+        assert!(changes.head >= state.revision.number && !changes.commits.is_empty());
+        for commit in changes.commits.iter().filter(|commit| commit.number <= state.revision.number) {
+            replica.apply(commit);
+        }
+    }
+    assert_eq!((replica.number, replica.hash), (state.revision.number, state.hash));
+    assert_eq!(replica.documents.into_values().collect::<Vec<_>>(), sorted(&state.documents, |one| one.row.key.clone()));
+    assert_eq!(replica.revocations.into_values().collect::<Vec<_>>(), sorted(&state.revocations, |one| one.target.clone()));
+    state
+}
+
+/// A follower in its plainest form.
+#[derive(Default)]
+struct Replica {
+    number: u64,
+    hash: [u8; 32],
+    digest: crate::model::revision::StateDigest,
+    documents: BTreeMap<DocumentKey, StoredDocument>,
+    revocations: BTreeMap<Target, RevocationRow>,
+}
+
+impl Replica {
+    fn apply(&mut self, commit: &CommitRow) {
+        commit.verify_after(self.number, &self.hash).unwrap();
+        (self.number, self.hash) = (commit.number, commit.hash);
+        for change in &commit.changes {
+            match change {
+                Change::Document(row) => {
+                    self.digest.add(&document_sha256(row, commit.number));
+                    let stored = StoredDocument { row: row.clone(), revision: commit.number };
+                    let before = self.documents.insert(row.key.clone(), stored);
+                    before.iter().for_each(|one| self.digest.remove(&document_sha256(&one.row, one.revision)));
+                }
+                Change::DocumentRemoved(key) => {
+                    let before = self.documents.remove(key).unwrap();
+                    self.digest.remove(&document_sha256(&before.row, before.revision));
+                }
+                Change::Revocation(row) => {
+                    self.digest.add(&revocation_sha256(row));
+                    let before = self.revocations.insert(row.target.clone(), row.clone());
+                    before.iter().for_each(|one| self.digest.remove(&revocation_sha256(one)));
+                }
+            }
+        }
+        assert_eq!(self.digest, commit.digest, "digest of revision {}", commit.number);
+    }
+}
+
+async fn begins_empty(store: &dyn Store) {
+    let state = audit(store).await;
+    assert_eq!((state.revision.number, state.hash), (0, GENESIS));
+    assert!(state.documents.is_empty() && state.revocations.is_empty());
+    assert_eq!(store.revision().await, Ok(state.revision));
+    assert_eq!(store.changes(0).await.unwrap().commits, []);
+    let nothing = store.commit(CommitRequest::default()).await;
+    assert!(matches!(nothing, Err(Error::Rejected(_))), "{nothing:?}");
+}
+
+async fn revisions_are_dense_and_chained(store: &dyn Store) {
+    for number in 1..=20 {
+        let committed = write(store, vec![put("agent", &format!("a{}", number % 3), "{}"), kill(&format!("t{number}"))]).await;
+        let committed = committed.unwrap();
+        assert_eq!((committed.revision.number, committed.changes.len()), (number, 2));
+        assert_eq!(committed.unix_ms, START_UNIX_S * 1000);
+        assert_eq!(store.revision().await, Ok(committed.revision));
+    }
+    let state = audit(store).await;
+    assert_eq!((state.documents.len(), state.revocations.len()), (3, 20));
+    let changes = store.changes(17).await.unwrap();
+    assert_eq!(changes.commits.iter().map(|commit| commit.number).collect::<Vec<_>>(), [18, 19, 20]);
+    let ahead = store.changes(21).await.unwrap();
+    assert_eq!((ahead.head, ahead.commits.len()), (20, 0), "a reader ahead of the store sees that it is");
+}
+
+async fn documents_are_put_and_removed(store: &dyn Store) {
+    let writes = vec![put("agent", "b", "{}"), put("agent", "a", "{\"x\":1}"), put("tool", "a", "{}")];
+    write(store, writes).await.unwrap();
+    write(store, vec![put("agent", "b", "[]"), remove("tool", "a")]).await.unwrap();
+    let all = store.documents(None).await.unwrap();
+    assert_eq!(all.revision.number, 2);
+    let seen: Vec<_> = all.documents.iter().map(|one| (one.row.key.id.as_str(), one.row.json.as_str(), one.revision)).collect();
+    assert_eq!(seen, [("a", "{\"x\":1}", 1), ("b", "[]", 2)]);
+    assert_eq!(store.documents(Some("agent")).await.unwrap().documents, all.documents);
+    assert_eq!(store.documents(Some("tool")).await.unwrap().documents, []);
+    let again = write(store, vec![remove("tool", "a")]).await;
+    assert!(matches!(again, Err(Error::Rejected(_))), "{again:?}");
+    write(store, vec![put("tool", "a", "{}"), remove("tool", "a"), put("tool", "a", "[1]")]).await.unwrap();
+    assert_eq!(audit(store).await.documents.len(), 3, "writes of one commit are made in order");
+}
+
+async fn expectations_conflict(store: &dyn Store) {
+    let check = async |expected: Option<u64>, json: &str, good: bool| {
+        let before = audit(store).await;
+        let key = DocumentKey { kind: "agent".into(), id: "a".into() };
+        let expected = vec![(key, expected)];
+        let request = CommitRequest { writes: vec![put("agent", "a", json)], expected, act: None };
+        let conflict = Error::Conflict { kind: "agent".into(), id: "a".into() };
+        match store.commit(request).await {
+            Ok(_) => assert!(good),
+            Err(error) => {
+                assert!(!good && error == conflict, "{error}");
+                assert_eq!(audit(store).await, before);
+            }
+        }
+    };
+    check(Some(1), "{}", false).await;
+    check(None, "{}", true).await;
+    check(None, "[]", false).await;
+    write(store, vec![kill("t")]).await.unwrap();
+    check(Some(2), "[]", false).await;
+    check(Some(1), "[]", true).await;
+    check(Some(1), "{}", false).await;
+    check(Some(3), "{}", true).await;
+}
+
+async fn a_refused_commit_writes_nothing(store: &dyn Store) {
+    let first = CommitRequest { act: Some(act(&["j1"], 60)), ..request(vec![put("agent", "a", "{}"), kill("t0")]) };
+    store.commit(first).await.unwrap();
+    let before = audit(store).await;
+    let bad = [
+        Write::Reinstate { target: Target::Agent("x".into()), reason: String::new() },
+        Write::Revoke { target: Target::All, meaning: Meaning::Dead, reason: String::new() },
+        remove("tool", "none"),
+        kill(""),
+        kill(&"x".repeat(crate::model::limits::ID_BYTES_MAX + 1)),
+    ];
+    for bad in bad {
+        let writes = vec![put("agent", "a", "[]"), remove("agent", "a"), kill("t1"), bad.clone()];
+        let refused = store.commit(CommitRequest { act: Some(act(&["j2"], 60)), ..request(writes) }).await;
+        assert!(matches!(refused, Err(Error::Rejected(_))), "{bad:?}: {refused:?}");
+        assert_eq!(audit(store).await, before);
+    }
+    let good = CommitRequest { act: Some(act(&["j2"], 60)), ..request(vec![kill("t1")]) };
+    assert_eq!(store.commit(good).await.unwrap().revision.number, 2, "what was refused used up neither number nor signature");
+}
+
+async fn revoking_and_reinstating(store: &dyn Store) {
+    let agent = Target::Agent("a".into());
+    let revoke = |meaning| Write::Revoke { target: agent.clone(), meaning, reason: "why".into() };
+    let reinstate = |target: &Target| vec![Write::Reinstate { target: target.clone(), reason: "again".into() }];
+    let refused = async |writes: Vec<Write>| {
+        let answer = write(store, writes).await;
+        assert!(matches!(answer, Err(Error::Rejected(_))), "{answer:?}");
+    };
+    refused(reinstate(&agent)).await;
+    write(store, vec![revoke(Meaning::Suspend), revoke(Meaning::Watermark)]).await.unwrap();
+    let row = audit(store).await.revocations.pop().unwrap();
+    let watermark_unix_s = Some(START_UNIX_S + store.load().await.unwrap().settings.iat_skew_s);
+    let expected = RevocationRow {
+        target: agent.clone(),
+        dead: false,
+        suspended: true,
+        watermark_unix_s,
+        expires_at_unix_s: None,
+        reason: "why".into(),
+        revision: 1,
+    };
+    assert_eq!(row, expected);
+    let back = write(store, reinstate(&agent)).await.unwrap();
+    let expected = RevocationRow { suspended: false, reason: "again".into(), revision: 2, ..expected };
+    assert_eq!(back.changes, [Change::Revocation(expected)], "the watermark stays");
+    refused(reinstate(&agent)).await;
+    write(store, vec![kill("t")]).await.unwrap();
+    refused(reinstate(&Target::Token("t".into()))).await;
+    refused(reinstate(&Target::Token("u".into()))).await;
+    refused(vec![revoke(Meaning::Dead)]).await;
+    audit(store).await;
+}
+
+async fn revoking_again_makes_a_revision(store: &dyn Store) {
+    let first = write(store, vec![kill("t")]).await.unwrap();
+    let second = write(store, vec![kill("t")]).await.unwrap();
+    assert_eq!((first.revision.number, second.revision.number), (1, 2));
+    assert_eq!(first.changes, second.changes, "the row stands as it was first written");
+    assert_eq!(audit(store).await.revocations.len(), 1);
+}
+
+async fn watermarks_never_fall(store: &dyn Store, clock: &ManualClock) {
+    let revoke = || vec![Write::Revoke { target: Target::Agent("a".into()), meaning: Meaning::Watermark, reason: String::new() }];
+    let skew_s = store.load().await.unwrap().settings.iat_skew_s;
+    let check = async |step_ms: i64, expected: i64| {
+        clock.step_wall_ms(step_ms);
+        write(store, revoke()).await.unwrap();
+        assert_eq!(audit(store).await.revocations[0].watermark_unix_s, Some(expected));
+    };
+    check(0, START_UNIX_S + skew_s).await;
+    check(-100_000, START_UNIX_S + skew_s).await;
+    check(105_000, START_UNIX_S + 5 + skew_s).await;
+}
+
+async fn acts_are_used_once(store: &dyn Store) {
+    let commit = async |id: &str, jtis: &[&str], expected: Result<u64, &str>| {
+        let before = audit(store).await;
+        let answer = store.commit(CommitRequest { act: Some(act(jtis, 60)), ..request(vec![kill(id)]) }).await;
+        let expected = expected.map_err(|jti| Error::ActReplayed { jti: jti.into() });
+        assert_eq!(answer.map(|done| done.revision.number), expected);
+        if expected.is_err() {
+            assert_eq!(audit(store).await, before);
+        }
+    };
+    commit("t1", &["j1"], Ok(1)).await;
+    commit("t2", &["j1"], Err("j1")).await;
+    commit("t2", &["j2", "j1"], Err("j1")).await;
+    commit("t2", &["j3", "j3"], Err("j3")).await;
+    commit("t2", &["j2", "j3"], Ok(2)).await;
+    let alone = CommitRequest { act: Some(act(&["j4"], 60)), ..request(vec![]) };
+    assert_eq!(store.commit(alone).await.unwrap().revision.number, 3, "an act that changes no row is recorded too");
+}
+
+async fn forgotten_acts_stay_used(store: &dyn Store, clock: &ManualClock) {
+    let commit = async |jti: &str, life_s: i64| {
+        let request = CommitRequest { act: Some(act(&[jti], life_s)), ..request(vec![kill(jti)]) };
+        store.commit(request).await.map(|_| ()).map_err(|error| matches!(error, Error::ActReplayed { .. }))
+    };
+    assert_eq!(commit("j1", 60).await, Ok(()));
+    clock.step_wall_ms(3_600_000);
+    assert_eq!(commit("j2", 3_660).await, Ok(()));
+    assert_eq!(commit("j1", 60).await, Err(true));
+    clock.step_wall_ms(-3_600_000);
+    assert_eq!(commit("j1", 60).await, Err(true), "a clock set back lets no signature in twice");
+    assert_eq!(commit("j3", 120).await, Ok(()));
+}
+
+async fn keys_are_spent_once(store: Arc<dyn Store>, clock: &ManualClock) {
+    let racers: Vec<_> = (0..64u8)
+        .map(|racer| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move { store.spend([racer % 2; 32], START_UNIX_S + 60).await.unwrap() })
+        })
+        .collect();
+    let mut won = 0;
+    for racer in racers {
+        won += usize::from(racer.await.unwrap());
+    }
+    assert_eq!(won, 2, "one for each key");
+    assert_eq!(store.revision().await.unwrap().number, 0, "a spent key is no revision");
+    clock.step_wall_ms(3_600_000);
+    assert_eq!(store.spend([9; 32], START_UNIX_S + 3_660).await, Ok(true));
+    clock.step_wall_ms(-3_600_000);
+    assert_eq!(store.spend([1; 32], START_UNIX_S + 60).await, Ok(false), "a clock set back gives no key back");
+    assert_eq!(store.spend([8; 32], START_UNIX_S + 61).await, Ok(true));
+}
+
+async fn racing_writers_lose_nothing(store: Arc<dyn Store>) {
+    let racers: Vec<_> = (0..8)
+        .map(|racer| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move {
+                let mut numbers = Vec::new();
+                for turn in 0..25 {
+                    let refused = write(&*store, vec![kill(&format!("never-{racer}-{turn}")), remove("agent", "none")]).await;
+                    assert!(matches!(refused, Err(Error::Rejected(_))));
+                    let done = write(&*store, vec![kill(&format!("t{racer}-{turn}"))]).await.unwrap();
+                    numbers.push(done.revision.number);
+                }
+                numbers
+            })
+        })
+        .collect();
+    let mut numbers = BTreeSet::new();
+    for racer in racers {
+        let own = racer.await.unwrap();
+        assert!(own.is_sorted());
+        numbers.extend(own);
+    }
+    assert_eq!(numbers, (1..=200).collect());
+    assert_eq!(audit(&*store).await.revocations.len(), 200);
+}
+
+async fn only_one_of_the_racers_wins(store: Arc<dyn Store>) {
+    let racers: Vec<_> = (0..16)
+        .map(|racer| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move {
+                let expected = vec![(DocumentKey { kind: "agent".into(), id: "a".into() }, None)];
+                let writes = vec![put("agent", "a", &racer.to_string())];
+                store.commit(CommitRequest { writes, expected, act: Some(act(&["j"], 60)) }).await
+            })
+        })
+        .collect();
+    let mut won = 0;
+    for racer in racers {
+        match racer.await.unwrap() {
+            Ok(_) => won += 1,
+            Err(Error::Conflict { .. } | Error::ActReplayed { .. }) => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert_eq!((won, audit(&*store).await.revision.number), (1, 1));
+}
+
+async fn changes_come_in_pages(store: &dyn Store) {
+    let json = format!("\"{}\"", "x".repeat(rules::CHANGES_BYTES_MAX / 4));
+    for number in 0..10 {
+        write(store, vec![put("agent", &format!("a{number}"), &json)]).await.unwrap();
+    }
+    let page = store.changes(0).await.unwrap();
+    assert!(page.head == 10 && (1..10).contains(&page.commits.len()), "{} commits in one answer", page.commits.len());
+    assert_eq!(audit(store).await.documents.len(), 10);
+}
+
+async fn lists_are_cut_at_the_limit(store: &dyn Store) {
+    for number in 1..=5 {
+        write(store, vec![kill(&format!("t{number}"))]).await.unwrap();
+    }
+    write(store, vec![kill("t2")]).await.unwrap();
+    let check = async |limit: usize, expected: &[u64]| {
+        let list = store.revocations(limit).await.unwrap();
+        assert_eq!((list.revision.number, list.total), (6, 5));
+        assert_eq!(list.rows.iter().map(|row| row.revision).collect::<Vec<_>>(), expected);
+    };
+    check(0, &[]).await;
+    check(2, &[5, 4]).await;
+    check(usize::MAX, &[5, 4, 3, 2, 1]).await;
+}
+
+async fn commits_wake(store: &dyn Store) {
+    let mut wake = store.wake();
+    assert!(!wake.has_changed().unwrap());
+    let number = write(store, vec![kill("t")]).await.unwrap().revision.number;
+    wake.changed().await.unwrap();
+    assert_eq!(*wake.borrow_and_update(), number);
+}
+
+async fn write(store: &dyn Store, writes: Vec<Write>) -> Result<Committed, Error> {
+    store.commit(request(writes)).await
+}
+
+fn request(writes: Vec<Write>) -> CommitRequest {
+    CommitRequest { writes, ..CommitRequest::default() }
+}
+
+fn kill(id: &str) -> Write {
+    Write::Revoke { target: Target::Token(id.into()), meaning: Meaning::Dead, reason: "leaked".into() }
+}
+
+fn put(kind: &str, id: &str, json: &str) -> Write {
+    let key = DocumentKey { kind: kind.into(), id: id.into() };
+    Write::PutDocument(DocumentRow { key, json: json.into(), path: "p.yaml".into(), line: 3, origin: Origin::Folder })
+}
+
+fn remove(kind: &str, id: &str) -> Write {
+    Write::RemoveDocument(DocumentKey { kind: kind.into(), id: id.into() })
+}
+
+fn act(jtis: &[&str], life_s: i64) -> ActRow {
+    ActRow {
+        operators: vec!["alice".into()],
+        method: "/portcullis.v1.Admin/Revoke".into(),
+        signatures: vec!["e30.e30.c2ln".into()],
+        jtis: jtis.iter().map(|jti| ((*jti).to_owned(), START_UNIX_S + life_s)).collect(),
+        reason: "leaked".into(),
+    }
+}
+
+fn sorted<T: Clone, K: Ord>(rows: &[T], key: fn(&T) -> K) -> Vec<T> {
+    let mut rows = rows.to_vec();
+    rows.sort_by_key(key);
+    rows
+}
