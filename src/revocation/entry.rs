@@ -1,0 +1,117 @@
+//! An entry that is not, or not only, dead: what holds, what was lifted, and for which snapshots it still holds.
+//!
+//! Each effect carries the number of the first snapshot that no longer sees it. Look next at `index.rs`.
+
+use super::{Hit, HitMeaning};
+use crate::model::records::RevocationRow;
+
+/// Never in effect.
+const NEVER: u64 = 0;
+/// In effect for every snapshot.
+const ALWAYS: u64 = u64::MAX;
+
+/// The state of one target, with what was lifted from it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Entry {
+    /// Of the newest row.
+    revision: u64,
+    /// Of the row before the last one that lifted something: what an older snapshot is denied by.
+    revision_before: u64,
+    watermark_unix_s: i64,
+    /// The first snapshot that does not see it; so for all three.
+    dead_until: u64,
+    suspended_until: u64,
+    watermark_until: u64,
+}
+
+impl Entry {
+    /// Nothing in effect yet.
+    pub(super) fn new() -> Self {
+        Self {
+            revision: 0,
+            revision_before: 0,
+            watermark_unix_s: i64::MIN,
+            dead_until: NEVER,
+            suspended_until: NEVER,
+            watermark_until: NEVER,
+        }
+    }
+
+    /// Dead since a revision, for every snapshot.
+    pub(super) fn dead(revision: u64) -> Self {
+        Self { revision, revision_before: revision, dead_until: ALWAYS, ..Self::new() }
+    }
+
+    /// Takes a row over; what it no longer says is lifted for snapshots from `lifted_at` on. True if something was added.
+    pub(super) fn update(&mut self, row: &RevocationRow, lifted_at: u64) -> bool {
+        let before = self.revision;
+        let dead = set(&mut self.dead_until, row.dead, lifted_at);
+        let suspended = set(&mut self.suspended_until, row.suspended, lifted_at);
+        let watermark = set(&mut self.watermark_until, row.watermark_unix_s.is_some(), lifted_at);
+        // INVARIANT: a watermark never falls.
+        let raised = row.watermark_unix_s.is_some_and(|second| second > self.watermark_unix_s);
+        if let Some(second) = row.watermark_unix_s {
+            self.watermark_unix_s = self.watermark_unix_s.max(second);
+        }
+        let steps = [dead, suspended, watermark];
+        if steps.contains(&Step::Lifted) {
+            self.revision_before = before;
+        }
+        self.revision = row.revision;
+        raised || steps.contains(&Step::Added)
+    }
+
+    /// Lifts everything for snapshots from `lifted_at` on.
+    pub(super) fn lift(&mut self, lifted_at: u64) {
+        let steps = [&mut self.dead_until, &mut self.suspended_until, &mut self.watermark_until];
+        if steps.map(|until| set(until, false, lifted_at)).contains(&Step::Lifted) {
+            self.revision_before = self.revision;
+        }
+    }
+
+    /// Whether no snapshot from `oldest` on sees anything of it.
+    pub(super) fn is_over(&self, oldest: u64) -> bool {
+        [self.dead_until, self.suspended_until, self.watermark_until].iter().all(|until| !in_effect(*until, oldest))
+    }
+
+    /// What it does to a chain whose root was issued at `root_iat_s`, as snapshot `number` sees it.
+    pub(super) fn hit(&self, root_iat_s: i64, number: u64) -> Option<Hit> {
+        let too_old = root_iat_s <= self.watermark_unix_s;
+        let (until, meaning) = if in_effect(self.dead_until, number) {
+            (self.dead_until, HitMeaning::Dead)
+        } else if in_effect(self.suspended_until, number) {
+            (self.suspended_until, HitMeaning::Suspended)
+        } else if too_old && in_effect(self.watermark_until, number) {
+            (self.watermark_until, HitMeaning::Watermark)
+        } else {
+            return None;
+        };
+        Some(Hit { meaning, revision: if until == ALWAYS { self.revision } else { self.revision_before } })
+    }
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Step {
+    Added,
+    Lifted,
+    Same,
+}
+
+fn set(until: &mut u64, on: bool, lifted_at: u64) -> Step {
+    match (on, *until == ALWAYS) {
+        (true, false) => {
+            *until = ALWAYS;
+            Step::Added
+        }
+        (false, true) => {
+            // Below `ALWAYS`, which would mean that it was never lifted.
+            *until = lifted_at.min(ALWAYS - 1);
+            Step::Lifted
+        }
+        _ => Step::Same,
+    }
+}
+
+fn in_effect(until: u64, number: u64) -> bool {
+    until == ALWAYS || number < until
+}

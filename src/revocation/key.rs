@@ -1,0 +1,153 @@
+//! Keys of the revocation index: 128 bits of a hash that every process keys anew, so that nobody can craft collisions.
+//!
+//! A key is made without allocating and kept beside a verified chain. It means nothing in another index. Keys are not stored
+//! and not sent. Look next at [`super::Index`].
+
+use std::hash::{BuildHasher, Hasher, RandomState};
+
+use crate::model::records::Target;
+
+/// Names a target of a revocation, borrowing its parts; see [`Target`] for what each is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TargetRef<'a> {
+    /// Everything.
+    All,
+    /// An agent, by SPIFFE ID.
+    Agent(&'a str),
+    /// A session, by `sid`.
+    Session(&'a str),
+    /// A task, by `txn`.
+    Task(&'a str),
+    /// What a user delegated to an agent.
+    Delegation {
+        /// The user's issuer.
+        issuer: &'a str,
+        /// The user's subject.
+        subject: &'a str,
+        /// The agent's SPIFFE ID.
+        agent: &'a str,
+    },
+    /// An application, by client id.
+    Application(&'a str),
+    /// A user.
+    User {
+        /// The user's issuer.
+        issuer: &'a str,
+        /// The user's subject.
+        subject: &'a str,
+    },
+    /// A key, by thumbprint.
+    Key(&'a str),
+    /// A tool, `server/tool`.
+    Tool(&'a str),
+    /// A hop, by base64url(SHA-256) of its signing input.
+    Hop(&'a str),
+    /// A token, by `jti`.
+    Token(&'a str),
+}
+
+impl<'a> From<&'a Target> for TargetRef<'a> {
+    fn from(target: &'a Target) -> Self {
+        match target {
+            Target::All => TargetRef::All,
+            Target::Agent(id) => TargetRef::Agent(id),
+            Target::Session(id) => TargetRef::Session(id),
+            Target::Task(id) => TargetRef::Task(id),
+            Target::Delegation { issuer, subject, agent } => TargetRef::Delegation { issuer, subject, agent },
+            Target::Application(id) => TargetRef::Application(id),
+            Target::User { issuer, subject } => TargetRef::User { issuer, subject },
+            Target::Key(id) => TargetRef::Key(id),
+            Target::Tool(id) => TargetRef::Tool(id),
+            Target::Hop(id) => TargetRef::Hop(id),
+            Target::Token(id) => TargetRef::Token(id),
+        }
+    }
+}
+
+impl<'a> TargetRef<'a> {
+    /// A tag of its own for each kind, and the parts; absent ones are empty.
+    fn tagged(self) -> (u8, [&'a str; 3]) {
+        match self {
+            TargetRef::All => (0, ["", "", ""]),
+            TargetRef::Agent(id) => (1, [id, "", ""]),
+            TargetRef::Session(id) => (2, [id, "", ""]),
+            TargetRef::Task(id) => (3, [id, "", ""]),
+            TargetRef::Delegation { issuer, subject, agent } => (4, [issuer, subject, agent]),
+            TargetRef::Application(id) => (5, [id, "", ""]),
+            TargetRef::User { issuer, subject } => (6, [issuer, subject, ""]),
+            TargetRef::Key(id) => (7, [id, "", ""]),
+            TargetRef::Tool(id) => (8, [id, "", ""]),
+            TargetRef::Hop(id) => (9, [id, "", ""]),
+            TargetRef::Token(id) => (10, [id, "", ""]),
+        }
+    }
+}
+
+/// A target of a revocation, hashed for one index: 16 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Key {
+    // Two words and not a `u128`, whose alignment would make every entry of the exact set 8 bytes larger.
+    pub(super) low: u64,
+    pub(super) high: u64,
+}
+
+impl std::hash::Hash for Key {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.low);
+    }
+}
+
+/// Makes keys: two SipHashes with random keys of their own.
+pub(super) struct Keyed(RandomState, RandomState);
+
+impl Keyed {
+    /// Fresh random keys.
+    pub(super) fn new() -> Self {
+        Self(RandomState::new(), RandomState::new())
+    }
+
+    /// Hashes a target.
+    pub(super) fn key(&self, target: TargetRef<'_>) -> Key {
+        let (tag, parts) = target.tagged();
+        Key { low: half(&self.0, tag, parts), high: half(&self.1, tag, parts) }
+    }
+}
+
+fn half(keys: &RandomState, tag: u8, parts: [&str; 3]) -> u64 {
+    let mut hasher = keys.build_hasher();
+    hasher.write_u8(tag);
+    for part in parts {
+        // The length before the bytes: no two targets run together.
+        hasher.write_usize(part.len());
+        hasher.write(part.as_bytes());
+    }
+    hasher.finish()
+}
+
+/// Passes a key's own bits on: they are a keyed hash already.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Identity(u64);
+
+impl Hasher for Identity {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u64(&mut self, word: u64) {
+        self.0 = word;
+    }
+}
+
+impl BuildHasher for Identity {
+    type Hasher = Identity;
+
+    fn build_hasher(&self) -> Identity {
+        Identity(0)
+    }
+}
