@@ -1,1 +1,39 @@
-//! To be written.
+//! Following the store: bootstrap, poll, verify, publish, resync, quarantine.
+//!
+//! [`follower::Follower`] decides and does nothing; [`Follow`] does what it says, with a clock, a store and a [`Publisher`].
+//! Nothing here reads policy or tokens, and nothing a store pushes counts as proof of freshness: only a poll this replica sent.
+//! Look next at `sync/follower.rs`, then at `sync/run.rs`; [`status::Status`] is what others see of it.
+
+mod backoff;
+pub mod follower;
+mod run;
+pub mod status;
+
+pub use run::{Follow, Settings, Source};
+
+use crate::model::time::Now;
+use crate::store;
+
+/// What a follower feeds: snapshots, their proof of freshness, and the revocation index.
+///
+/// Calls come one at a time and in order. When one returns, what it published is what decisions read.
+pub trait Publisher: Send {
+    /// Publishes a full state, proved at `sent_at`.
+    ///
+    /// # Errors
+    /// If its policy cannot be built and none was published before: then nothing was published. Revocations were applied.
+    fn replace(&mut self, state: store::State, sent_at: Now) -> Result<(), String>;
+
+    /// Publishes commits that follow what was published, in order and without a hole. `sent_at` is the proof that now holds; it
+    /// has not moved where there is more to come.
+    ///
+    /// # Errors
+    /// If their policy cannot be built: revocations, and the revision, were published all the same.
+    fn apply(&mut self, commits: &[store::CommitRow], sent_at: Now) -> Result<(), String>;
+
+    /// Nothing is new: what is published is proved at `sent_at`.
+    fn refresh(&mut self, sent_at: Now);
+
+    /// From now on everything is denied.
+    fn quarantine(&mut self, reason: &str);
+}

@@ -1,0 +1,271 @@
+//! The loop that drives the follower: asks the store, hands the answers over, publishes what comes back.
+//!
+//! It runs on the control runtime and is the only task that publishes. What it does about an answer is `follower.rs`'s
+//! business; what of it others see is `status.rs`'s.
+
+use std::future::Future;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use super::Publisher;
+use super::backoff::Backoff;
+use super::follower::{Action, Event, Follower, Position, Request};
+use super::status::{Counters, Progress, Reporter, State, Status};
+use crate::model::time::Clock;
+use crate::store::{self, Changes, Store};
+
+/// What a follower needs of a store. Every [`Store`] is one.
+#[async_trait]
+pub trait Source: Send + Sync {
+    /// See [`Store::load`].
+    ///
+    /// # Errors
+    /// See there.
+    async fn load(&self) -> Result<store::State, store::Error>;
+
+    /// See [`Store::changes`].
+    ///
+    /// # Errors
+    /// See there.
+    async fn changes(&self, after: u64) -> Result<Changes, store::Error>;
+
+    /// See [`Store::wake`].
+    fn wake(&self) -> watch::Receiver<u64>;
+}
+
+#[async_trait]
+impl<S: Store + ?Sized> Source for Arc<S> {
+    async fn load(&self) -> Result<store::State, store::Error> {
+        Store::load(self.as_ref()).await
+    }
+
+    async fn changes(&self, after: u64) -> Result<Changes, store::Error> {
+        Store::changes(self.as_ref(), after).await
+    }
+
+    fn wake(&self) -> watch::Receiver<u64> {
+        Store::wake(self.as_ref())
+    }
+}
+
+/// How the store is followed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Pause between polls while all is well.
+    pub poll_interval_ms: u64,
+    /// A poll that takes longer has failed.
+    pub poll_timeout_ms: u64,
+    /// A load that takes longer has failed.
+    pub load_timeout_ms: u64,
+    /// Pause after a first failure; it doubles with each.
+    pub backoff_ms_min: u64,
+    /// Longest pause after failures.
+    pub backoff_ms_max: u64,
+    /// Longest pause before a resync begins.
+    pub resync_jitter_ms_max: u64,
+    /// Seed of the jitter; `None`: random.
+    pub seed: Option<u64>,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            poll_interval_ms: 20,
+            poll_timeout_ms: 1_000,
+            load_timeout_ms: 60_000,
+            backoff_ms_min: 50,
+            backoff_ms_max: 500,
+            resync_jitter_ms_max: 200,
+            seed: None,
+        }
+    }
+}
+
+/// A follower with all it needs, ready to run.
+pub struct Follow<P> {
+    source: Box<dyn Source>,
+    publisher: P,
+    clock: Arc<dyn Clock>,
+    settings: Settings,
+    follower: Follower,
+    reporter: Reporter,
+    backoff: Backoff,
+}
+
+impl<P: Publisher> Follow<P> {
+    /// Sets a follower up, and hands out what others see of it. `known` as in [`Follower::new`].
+    pub fn new(
+        source: impl Source + 'static,
+        publisher: P,
+        clock: Arc<dyn Clock>,
+        settings: Settings,
+        known: Option<Position>,
+    ) -> (Self, Status) {
+        let (reporter, status) = Reporter::new();
+        let seed = settings.seed.unwrap_or_else(|| RandomState::new().hash_one(0));
+        let backoff = Backoff::new(settings.backoff_ms_min, settings.backoff_ms_max, seed);
+        let follower = Follower::new(known);
+        (Self { source: Box::new(source), publisher, clock, settings, follower, reporter, backoff }, status)
+    }
+
+    /// Follows the store until `shutdown` turns true or its sender is gone. What is published then stays, and ages.
+    pub async fn run(mut self, mut shutdown: watch::Receiver<bool>) {
+        let mut stop = std::pin::pin!(async move {
+            // An error: the sender is gone, and with it who could stop this later.
+            let _ = shutdown.wait_for(|stop| *stop).await;
+        });
+        let mut wake = Wake::new(self.source.wake());
+        loop {
+            let asked = match self.follower.request() {
+                Request::Load => Asked::Load,
+                Request::Poll { after, .. } => Asked::Poll(after),
+                Request::Nothing => {
+                    // Quarantined: nothing to do until an operator acts, but the status stays.
+                    stop.await;
+                    return;
+                }
+            };
+            // Marked before the question is sent: a commit after it wakes once more.
+            wake.mark();
+            let event = tokio::select! {
+                () = &mut stop => return,
+                event = self.ask(asked) => event,
+            };
+            self.take(event);
+            tokio::select! {
+                () = &mut stop => return,
+                () = self.pause(&mut wake) => {}
+            }
+        }
+    }
+
+    async fn ask(&self, asked: Asked) -> Event {
+        let sent_at = self.clock.now();
+        match asked {
+            Asked::Load => match within(self.settings.load_timeout_ms, self.source.load()).await {
+                Ok(state) => Event::Loaded { sent_at, state: Box::new(state) },
+                Err(error) => Event::LoadFailed(error),
+            },
+            Asked::Poll(after) => match within(self.settings.poll_timeout_ms, self.source.changes(after)).await {
+                Ok(changes) => Event::Changes { sent_at, changes },
+                Err(error) => Event::PollFailed(error),
+            },
+        }
+    }
+
+    /// Hands an event to the follower, does what it says, and shows the outcome.
+    fn take(&mut self, event: Event) {
+        self.reporter.count(counter_of(&event), 1);
+        let before = self.follower.state();
+        let failures = self.follower.failures();
+        match self.follower.on(event) {
+            None => {}
+            Some(Action::Replace { state, proof }) => {
+                let result = self.publisher.replace(*state, proof);
+                self.published(result);
+            }
+            Some(Action::Apply { commits, proof }) => {
+                self.reporter.count(|counters| &counters.commits, commits.len() as u64);
+                let result = self.publisher.apply(&commits, proof);
+                self.published(result);
+            }
+            Some(Action::Refresh { proof }) => self.publisher.refresh(proof),
+            Some(Action::Quarantine { reason }) => {
+                self.publisher.quarantine(&reason);
+                self.reporter.count(|counters| &counters.quarantines, 1);
+                tracing::error!(reason, "quarantined: everything is denied until an operator adopts the store");
+            }
+        }
+        let (state, problem) = (self.follower.state(), self.follower.problem().unwrap_or_default());
+        if state == State::Resync && before != State::Resync {
+            self.reporter.count(|counters| &counters.resyncs, 1);
+            tracing::warn!(problem, "out of step with the store: the full state is loaded again");
+        } else if self.follower.failures() == 1 && failures == 0 {
+            tracing::warn!(problem, "the store is not followed; trying again");
+        }
+        self.show();
+    }
+
+    fn published(&mut self, result: Result<(), String>) {
+        if let Err(problem) = &result {
+            self.reporter.count(|counters| &counters.build_failures, 1);
+            tracing::error!(problem, "the policy cannot be built; revocations go on being applied");
+        }
+        // Nothing follows from it but what to ask next.
+        let _ = self.follower.on(Event::Published(result));
+    }
+
+    fn show(&self) {
+        self.reporter.show(Progress {
+            state: self.follower.state(),
+            revision: self.follower.published().cloned(),
+            policy: self.follower.policy(),
+            proof: self.follower.proof(),
+            problem: self.follower.problem().map(str::to_owned),
+        });
+    }
+
+    /// Until the next request: short while all is well, and cut shorter by whoever wants to know.
+    async fn pause(&mut self, wake: &mut Wake) {
+        let failures = self.follower.failures();
+        if failures > 0 {
+            // Nobody cuts this one short: a store in trouble is left alone.
+            return tokio::time::sleep(self.backoff.pause(failures)).await;
+        }
+        match self.follower.request() {
+            Request::Nothing | Request::Poll { at_once: true, .. } => {}
+            Request::Load => tokio::time::sleep(self.backoff.jitter(self.settings.resync_jitter_ms_max)).await,
+            Request::Poll { .. } => {
+                tokio::select! {
+                    () = tokio::time::sleep(Duration::from_millis(self.settings.poll_interval_ms)) => {}
+                    () = wake.woken() => {}
+                    () = self.reporter.polled() => {}
+                }
+            }
+        }
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Asked {
+    Load,
+    Poll(u64),
+}
+
+/// The store's hint; where its sender is gone, it never comes again.
+struct Wake(watch::Receiver<u64>);
+
+impl Wake {
+    fn new(receiver: watch::Receiver<u64>) -> Self {
+        Self(receiver)
+    }
+
+    fn mark(&mut self) {
+        self.0.mark_unchanged();
+    }
+
+    async fn woken(&mut self) {
+        if self.0.changed().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+async fn within<T>(timeout_ms: u64, answer: impl Future<Output = Result<T, store::Error>>) -> Result<T, store::Error> {
+    tokio::time::timeout(Duration::from_millis(timeout_ms), answer)
+        .await
+        .unwrap_or_else(|_| Err(store::Error::Unavailable(format!("the store did not answer within {timeout_ms} ms"))))
+}
+
+fn counter_of(event: &Event) -> fn(&Counters) -> &std::sync::atomic::AtomicU64 {
+    match event {
+        Event::Loaded { .. } => |counters| &counters.loads,
+        Event::LoadFailed(_) => |counters| &counters.load_failures,
+        Event::Changes { .. } | Event::Published(_) => |counters| &counters.polls,
+        Event::PollFailed(_) => |counters| &counters.poll_failures,
+    }
+}

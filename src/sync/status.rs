@@ -1,0 +1,266 @@
+//! What others may know of the follower: its state, how far it is, its counters, and how to wait for a revision.
+//!
+//! A handle that is cheap to clone. It never shows a revision before decisions read it. Look next at `run.rs`, which feeds it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use tokio::sync::{Notify, watch};
+
+use crate::model::revision::{HistoryId, Revision};
+use crate::model::time::Now;
+
+/// How long [`Status::wait_for`] waits unless told otherwise.
+pub const WAIT_MS_DEFAULT: u64 = 300;
+
+/// What a replica does about its store. How old its proof is stands beside the snapshot.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Nothing was published yet.
+    Bootstrapping,
+    /// What is published follows the store.
+    Following,
+    /// What is published stays, its proof frozen, until a full state replaces it.
+    Resync,
+    /// The store is not the one that was followed: deny only.
+    Quarantined,
+}
+
+impl State {
+    /// The name, as in status and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            State::Bootstrapping => "bootstrapping",
+            State::Following => "following",
+            State::Resync => "resync",
+            State::Quarantined => "quarantined",
+        }
+    }
+}
+
+/// Why a revision is not served here. One line.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Behind {
+    /// No full state was published yet.
+    #[error("this replica has no snapshot yet: ask again")]
+    NotReady,
+    /// The revision belongs to a history that this replica does not follow.
+    #[error("revision `{asked}` is of another history than `{history}`, which this replica follows")]
+    OtherHistory {
+        /// What was asked for.
+        asked: Revision,
+        /// What is followed.
+        history: HistoryId,
+    },
+    /// It was not applied in time.
+    #[error("revision `{asked}` is not applied here: revocations stand at {applied}, policy at {policy}")]
+    NotYet {
+        /// What was asked for.
+        asked: Revision,
+        /// Applied number.
+        applied: u64,
+        /// Number whose policy is in force.
+        policy: u64,
+    },
+    /// The replica is quarantined.
+    #[error("this replica is quarantined: {reason}")]
+    Quarantined {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// Counters since the start, for metrics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Polls that were answered.
+    pub polls: u64,
+    /// Polls that failed or took too long.
+    pub poll_failures: u64,
+    /// Full states that were read.
+    pub loads: u64,
+    /// Loads that failed, took too long or did not hold together.
+    pub load_failures: u64,
+    /// Commits applied.
+    pub commits: u64,
+    /// Times the follower fell out of step with the log.
+    pub resyncs: u64,
+    /// Revisions whose policy could not be built.
+    pub build_failures: u64,
+    /// 1 once quarantined.
+    pub quarantines: u64,
+}
+
+/// A handle on the follower.
+#[derive(Clone, Debug)]
+pub struct Status {
+    progress: watch::Receiver<Progress>,
+    shared: Arc<Shared>,
+}
+
+impl Status {
+    /// What the follower does.
+    pub fn state(&self) -> State {
+        self.progress.borrow().state
+    }
+
+    /// Number of the last revision applied; 0 before the first.
+    pub fn applied(&self) -> u64 {
+        self.progress.borrow().number()
+    }
+
+    /// Number of the revision whose policy is in force: below [`Status::applied`] where a newer one could not be built.
+    pub fn policy(&self) -> u64 {
+        self.progress.borrow().policy
+    }
+
+    /// The history that is followed; `None` before the first full state.
+    pub fn history(&self) -> Option<HistoryId> {
+        self.progress.borrow().revision.as_ref().map(|revision| revision.history.clone())
+    }
+
+    /// When the poll was sent that proves what is published; `None` before the first full state.
+    pub fn proof(&self) -> Option<Now> {
+        self.progress.borrow().proof
+    }
+
+    /// The newest trouble, in one line; `None` while all is well.
+    pub fn problem(&self) -> Option<String> {
+        self.progress.borrow().problem.clone()
+    }
+
+    /// Counters since the start.
+    pub fn counts(&self) -> Counts {
+        let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.shared.counters;
+        Counts {
+            polls: load(&counters.polls),
+            poll_failures: load(&counters.poll_failures),
+            loads: load(&counters.loads),
+            load_failures: load(&counters.load_failures),
+            commits: load(&counters.commits),
+            resyncs: load(&counters.resyncs),
+            build_failures: load(&counters.build_failures),
+            quarantines: load(&counters.quarantines),
+        }
+    }
+
+    /// Has the store polled at once; any number of callers cost one poll. A failing store is left its pause all the same.
+    pub fn poll_now(&self) {
+        self.shared.poll.notify_one();
+    }
+
+    /// Returns `true` once a full snapshot is published, `false` if the follower ended before.
+    pub async fn ready(&self) -> bool {
+        self.progress.clone().wait_for(|progress| progress.revision.is_some()).await.is_ok()
+    }
+
+    /// Waits until a revision, its policy included, is what decisions read; polls at once if it is not.
+    ///
+    /// # Errors
+    /// [`Behind`] if it is not within `timeout` ([`WAIT_MS_DEFAULT`] where the caller has no wish), or cannot be.
+    pub async fn wait_for(&self, asked: &Revision, timeout: Duration) -> Result<(), Behind> {
+        let mut progress = self.progress.clone();
+        if let Some(answer) = progress.borrow_and_update().served(asked) {
+            return answer;
+        }
+        self.poll_now();
+        let waited = tokio::time::timeout(timeout, progress.wait_for(|progress| progress.served(asked).is_some())).await;
+        match waited {
+            Ok(Ok(progress)) => progress.served(asked).unwrap_or_else(|| Err(progress.behind(asked))),
+            Ok(Err(_)) | Err(_) => Err(self.progress.borrow().behind(asked)),
+        }
+    }
+}
+
+/// The writing end of a [`Status`].
+#[derive(Debug)]
+pub(super) struct Reporter {
+    progress: watch::Sender<Progress>,
+    shared: Arc<Shared>,
+}
+
+impl Reporter {
+    /// A reporter and the handle that reads it.
+    pub(super) fn new() -> (Self, Status) {
+        let (sender, progress) =
+            watch::channel(Progress { state: State::Bootstrapping, revision: None, policy: 0, proof: None, problem: None });
+        let shared = Arc::new(Shared::default());
+        (Self { progress: sender, shared: shared.clone() }, Status { progress, shared })
+    }
+
+    /// Shows where the follower is; wakes waiters only if that changed for them.
+    pub(super) fn show(&self, next: Progress) {
+        self.progress.send_if_modified(|progress| {
+            let (proof, problem) = (progress.proof, progress.problem.clone());
+            let quiet = Progress { proof, problem, ..next.clone() } == *progress;
+            *progress = next;
+            !quiet
+        });
+    }
+
+    /// Counts one.
+    pub(super) fn count(&self, counter: fn(&Counters) -> &AtomicU64, by: u64) {
+        counter(&self.shared.counters).fetch_add(by, Ordering::Relaxed);
+    }
+
+    /// Resolves when somebody wants a poll at once.
+    pub(super) async fn polled(&self) {
+        self.shared.poll.notified().await;
+    }
+}
+
+/// Where the follower is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Progress {
+    pub(super) state: State,
+    pub(super) revision: Option<Revision>,
+    pub(super) policy: u64,
+    pub(super) proof: Option<Now>,
+    pub(super) problem: Option<String>,
+}
+
+impl Progress {
+    fn number(&self) -> u64 {
+        self.revision.as_ref().map_or(0, |revision| revision.number)
+    }
+
+    /// The answer, where waiting cannot change it for the better.
+    fn served(&self, asked: &Revision) -> Option<Result<(), Behind>> {
+        let applied = self.revision.as_ref()?;
+        if self.state == State::Quarantined || applied.history != asked.history {
+            return Some(Err(self.behind(asked)));
+        }
+        (applied.number >= asked.number && self.policy >= asked.number).then_some(Ok(()))
+    }
+
+    fn behind(&self, asked: &Revision) -> Behind {
+        let asked = asked.clone();
+        match &self.revision {
+            _ if self.state == State::Quarantined => Behind::Quarantined { reason: self.problem.clone().unwrap_or_default() },
+            None => Behind::NotReady,
+            Some(applied) if applied.history != asked.history => Behind::OtherHistory { asked, history: applied.history.clone() },
+            Some(applied) => Behind::NotYet { asked, applied: applied.number, policy: self.policy },
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    poll: Notify,
+    counters: Counters,
+}
+
+/// The counters behind [`Counts`].
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) polls: AtomicU64,
+    pub(super) poll_failures: AtomicU64,
+    pub(super) loads: AtomicU64,
+    pub(super) load_failures: AtomicU64,
+    pub(super) commits: AtomicU64,
+    pub(super) resyncs: AtomicU64,
+    pub(super) build_failures: AtomicU64,
+    pub(super) quarantines: AtomicU64,
+}
