@@ -1,7 +1,11 @@
 //! Where policy, revocations and administrative acts last: one trait, one suite, existing engines.
 //!
-//! A store keeps rows and numbers; it reads neither policy nor tokens. Look next at `sqlite.rs`, then at `sync`, which follows
-//! a store.
+//! A store keeps rows and numbers; it reads neither policy nor tokens. Look next at [`rules`] (what a write does to a row),
+//! [`chain`] (hashes and the digest), `sqlite.rs`, then at `sync`, which follows a store.
+
+pub mod chain;
+pub mod rules;
+pub mod sqlite;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
@@ -20,20 +24,47 @@ pub trait Store: Send + Sync {
 
     /// Every commit after `after`, in order, at most a few thousand at once; empty when there is none.
     ///
-    /// `history` and `head` are read in the same transaction, so that a reader sees a restored or shortened store.
+    /// `history` and `head` are read in the same transaction, so that a reader sees a restored or shortened store: `head` below
+    /// `after` is such a one. Cheap when there is nothing new, for it is asked many times a second.
     ///
     /// # Errors
-    /// [`Error::BelowFloor`] when the log no longer reaches back to `after`, and as [`Store::load`].
+    /// [`Error::BelowFloor`] when the log no longer reaches back to `after`, [`Error::Corrupt`] where numbers or hashes do not
+    /// follow each other, and as [`Store::load`].
     async fn changes(&self, after: u64) -> Result<Changes, Error>;
+
+    /// The newest revision, and nothing else.
+    ///
+    /// # Errors
+    /// As [`Store::load`].
+    async fn revision(&self) -> Result<Revision, Error>;
+
+    /// The documents of a kind, or all, by kind and id.
+    ///
+    /// # Errors
+    /// As [`Store::load`].
+    async fn documents(&self, kind: Option<&str>) -> Result<Documents, Error>;
+
+    /// The revocations that changed last, newest first, at most `limit` and never more than [`rules::REVOCATIONS_LISTED_MAX`].
+    ///
+    /// # Errors
+    /// As [`Store::load`].
+    async fn revocations(&self, limit: usize) -> Result<Revocations, Error>;
 
     /// Makes all of a request durable as the next revision, or nothing of it.
     ///
+    /// Revoking what is revoked already makes a revision all the same, so that there is one to wait for. A caller that stops
+    /// waiting does not undo it: once asked, it is done or refused.
+    ///
     /// # Errors
     /// [`Error::Conflict`] where a document is not at its expected revision, [`Error::ActReplayed`] where a signature was used
-    /// before; then nothing was written. [`Error::Unknown`] where it cannot be said whether it was.
+    /// before, [`Error::Rejected`] where a write makes no sense for what is stored or passes a limit of [`rules`]; then nothing
+    /// was written. [`Error::Unknown`] where it cannot be said whether it was.
     async fn commit(&self, request: CommitRequest) -> Result<Committed, Error>;
 
-    /// Spends a key once across the fleet: `true` for the first caller, `false` for every other one until it expires.
+    /// Spends a key once across the fleet: `true` for the first caller, `false` for every other one.
+    ///
+    /// The expiry says how long the key must be remembered. A key that expires no later than one that was forgotten already
+    /// may be one of those: it gets `false` too, whatever the clock says.
     ///
     /// # Errors
     /// If that could not be made durable; then the key counts as spent for nobody, and the caller denies.
@@ -69,6 +100,26 @@ pub struct StoredDocument {
     pub revision: u64,
 }
 
+/// Documents at one revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Documents {
+    /// History and number.
+    pub revision: Revision,
+    /// By kind and id.
+    pub documents: Vec<StoredDocument>,
+}
+
+/// The newest revocations at one revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Revocations {
+    /// History and number.
+    pub revision: Revision,
+    /// Newest first.
+    pub rows: Vec<RevocationRow>,
+    /// How many there are in all.
+    pub total: u64,
+}
+
 /// Written once, when the store is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
@@ -102,7 +153,7 @@ pub struct CommitRow {
     pub number: u64,
     /// Hash of the row before; zeros before the first.
     pub previous_hash: [u8; 32],
-    /// SHA-256(previous hash ‖ number as u64 big endian ‖ the changes as stored).
+    /// SHA-256(previous hash ‖ number as u64 big endian ‖ the changes as stored); see [`chain::commit_hash`].
     pub hash: [u8; 32],
     /// Digest of all logical rows after this commit.
     pub digest: StateDigest,
@@ -151,6 +202,9 @@ pub enum Error {
         /// The `jti`.
         jti: String,
     },
+    /// A write makes no sense for what is stored, or passes a limit; nothing was written.
+    #[error("{0}")]
+    Rejected(String),
     /// The change log begins after what was asked for.
     #[error("the change log begins at {floor}: load the full state")]
     BelowFloor {

@@ -1,0 +1,196 @@
+//! The hash chain of the change log and the digest of the rows: what stores write and followers check, in one place.
+//!
+//! Every store must compute these alike, so nothing here knows an engine. Changing a byte of an encoding makes every existing
+//! store look corrupt: it takes a new schema version. Look next at [`super::rules`].
+
+use ring::digest::{Context, SHA256};
+
+use super::{CommitRow, Error, StoredDocument};
+use crate::model::records::{Change, DocumentRow, Origin, RevocationRow};
+use crate::model::revision::StateDigest;
+
+/// The hash before the first row of the change log.
+pub const GENESIS: [u8; 32] = [0; 32];
+
+/// The changes of a commit as the log stores and hashes them: JSON, in order.
+///
+/// # Errors
+/// [`Error::Corrupt`] if they cannot be encoded, which no value of these types brings about.
+pub fn changes_as_stored(changes: &[Change]) -> Result<Vec<u8>, Error> {
+    serde_json::to_vec(changes).map_err(|error| Error::Corrupt(format!("changes cannot be encoded: {error}")))
+}
+
+/// SHA-256(previous hash ‖ number as u64 big endian ‖ the changes as stored).
+pub fn commit_hash(previous_hash: &[u8; 32], number: u64, changes_as_stored: &[u8]) -> [u8; 32] {
+    let mut hash = Fields::begin();
+    hash.raw(previous_hash);
+    hash.raw(&number.to_be_bytes());
+    hash.raw(changes_as_stored);
+    hash.finish()
+}
+
+impl CommitRow {
+    /// Checks that the row follows a row of that number and hash, and that its own hash is that of its changes.
+    ///
+    /// # Errors
+    /// [`Error::Corrupt`], saying which revision and what is wrong with it.
+    pub fn verify_after(&self, number: u64, hash: &[u8; 32]) -> Result<(), Error> {
+        if number.checked_add(1) != Some(self.number) {
+            return Err(Error::Corrupt(format!(
+                "revision {} of the change log stands where one after {number} belongs",
+                self.number
+            )));
+        }
+        if self.previous_hash != *hash {
+            return Err(Error::Corrupt(format!("revision {} of the change log does not follow revision {number}", self.number)));
+        }
+        if self.hash != commit_hash(hash, self.number, &changes_as_stored(&self.changes)?) {
+            return Err(Error::Corrupt(format!("revision {} of the change log has not the hash of its changes", self.number)));
+        }
+        Ok(())
+    }
+}
+
+/// The hash of a document that stands since `revision`.
+pub fn document_sha256(row: &DocumentRow, revision: u64) -> [u8; 32] {
+    let mut hash = Fields::begin();
+    hash.field(b"document");
+    hash.field(row.key.kind.as_bytes());
+    hash.field(row.key.id.as_bytes());
+    hash.field(row.json.as_bytes());
+    hash.field(row.path.as_bytes());
+    hash.field(&row.line.to_be_bytes());
+    hash.field(match row.origin {
+        Origin::Folder => b"folder",
+        Origin::Api => b"api",
+    });
+    hash.field(&revision.to_be_bytes());
+    hash.finish()
+}
+
+/// The hash of a revocation.
+pub fn revocation_sha256(row: &RevocationRow) -> [u8; 32] {
+    let mut hash = Fields::begin();
+    hash.field(b"revocation");
+    hash.field(row.target.kind().as_bytes());
+    for part in row.target.parts() {
+        hash.field(part.as_bytes());
+    }
+    hash.field(&[u8::from(row.dead), u8::from(row.suspended)]);
+    for second in [row.watermark_unix_s, row.expires_at_unix_s] {
+        hash.field(second.map(i64::to_be_bytes).as_ref().map_or(&[], |bytes| bytes.as_slice()));
+    }
+    hash.field(row.reason.as_bytes());
+    hash.field(&row.revision.to_be_bytes());
+    hash.finish()
+}
+
+/// The digest of a full state, from nothing; each commit keeps the stored one up step by step.
+pub fn state_digest(documents: &[StoredDocument], revocations: &[RevocationRow]) -> StateDigest {
+    let mut digest = StateDigest::default();
+    for document in documents {
+        digest.add(&document_sha256(&document.row, document.revision));
+    }
+    for row in revocations {
+        digest.add(&revocation_sha256(row));
+    }
+    digest
+}
+
+/// SHA-256 over fields with their lengths, so that no two rows run together into the same bytes.
+struct Fields(Context);
+
+impl Fields {
+    fn begin() -> Self {
+        Self(Context::new(&SHA256))
+    }
+
+    fn raw(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    fn field(&mut self, bytes: &[u8]) {
+        self.raw(&u64::try_from(bytes.len()).unwrap_or(u64::MAX).to_be_bytes());
+        self.raw(bytes);
+    }
+
+    fn finish(self) -> [u8; 32] {
+        let mut sha256 = [0; 32];
+        for (to, from) in sha256.iter_mut().zip(self.0.finish().as_ref()) {
+            *to = *from;
+        }
+        sha256
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::records::{DocumentKey, Target};
+
+    fn document() -> DocumentRow {
+        let key = DocumentKey { kind: "agent".into(), id: "a".into() };
+        DocumentRow { key, json: "{}".into(), path: String::new(), line: 0, origin: Origin::Api }
+    }
+
+    fn revocation() -> RevocationRow {
+        RevocationRow {
+            target: Target::User { issuer: "i".into(), subject: "s".into() },
+            dead: false,
+            suspended: true,
+            watermark_unix_s: None,
+            expires_at_unix_s: None,
+            reason: "r".into(),
+            revision: 7,
+        }
+    }
+
+    #[test]
+    fn every_field_of_a_document_counts() {
+        let plain = document_sha256(&document(), 1);
+        let check = |change: fn(&mut DocumentRow)| {
+            let mut row = document();
+            change(&mut row);
+            assert_ne!(document_sha256(&row, 1), plain, "{row:?}");
+        };
+        check(|row| row.key.kind = "agen".into());
+        check(|row| (row.key.kind, row.key.id) = ("agenta".into(), String::new()));
+        check(|row| row.json = "[]".into());
+        check(|row| row.path = "p".into());
+        check(|row| row.line = 1);
+        check(|row| row.origin = Origin::Folder);
+        assert_ne!(document_sha256(&document(), 2), plain);
+    }
+
+    #[test]
+    fn every_field_of_a_revocation_counts() {
+        let plain = revocation_sha256(&revocation());
+        let check = |change: fn(&mut RevocationRow)| {
+            let mut row = revocation();
+            change(&mut row);
+            assert_ne!(revocation_sha256(&row), plain, "{row:?}");
+        };
+        check(|row| row.target = Target::User { issuer: "is".into(), subject: String::new() });
+        check(|row| row.target = Target::Agent("i".into()));
+        check(|row| row.dead = true);
+        check(|row| row.suspended = false);
+        check(|row| row.watermark_unix_s = Some(0));
+        check(|row| row.expires_at_unix_s = Some(0));
+        check(|row| row.reason = String::new());
+        check(|row| row.revision = 8);
+    }
+
+    #[test]
+    fn a_row_follows_its_predecessor_or_is_corrupt() {
+        let changes = vec![Change::Revocation(revocation())];
+        let hash = commit_hash(&[3; 32], 7, &changes_as_stored(&changes).unwrap());
+        let row = CommitRow { number: 7, previous_hash: [3; 32], hash, digest: StateDigest::default(), unix_ms: 0, changes };
+        assert_eq!(row.verify_after(6, &[3; 32]), Ok(()));
+        let check = |row: &CommitRow, number, hash| assert!(matches!(row.verify_after(number, &hash), Err(Error::Corrupt(_))));
+        check(&row, 5, [3; 32]);
+        check(&row, u64::MAX, [3; 32]);
+        check(&row, 6, [4; 32]);
+        check(&CommitRow { changes: vec![], ..row.clone() }, 6, [3; 32]);
+        check(&CommitRow { hash: [0; 32], ..row }, 6, [3; 32]);
+    }
+}

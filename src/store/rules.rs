@@ -1,0 +1,284 @@
+//! What a write does to the row of its target, and the limits of a request: the same for every store.
+//!
+//! Pure functions over rows; no engine, no clock. Look next at `sqlite/write.rs`, which calls them inside a transaction.
+
+use super::{CommitRequest, Error, Settings};
+use crate::model::limits::{ACT_REASON_BYTES_MAX, ID_BYTES_MAX, OPERATOR_JWS_BYTES_MAX, POLICY_FILE_BYTES_MAX};
+use crate::model::records::{ActRow, DocumentKey, DocumentRow, Meaning, RevocationRow, Target, Write};
+
+/// Writes, and expectations, in one commit.
+pub const WRITES_MAX: usize = 65_536;
+/// Texts of the writes of one commit together.
+pub const COMMIT_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// The path of a document's file.
+pub const PATH_BYTES_MAX: usize = 4096;
+/// The method of an act.
+pub const METHOD_BYTES_MAX: usize = 256;
+/// Operators, and signatures, and `jti`s of one act.
+pub const SIGNATURES_MAX: usize = 8;
+/// Commits in one answer of `changes`.
+pub const CHANGES_COMMITS_MAX: usize = 4096;
+/// Stored bytes after which an answer of `changes` ends; it holds one commit at the least.
+pub const CHANGES_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Rows in one answer of `revocations`.
+pub const REVOCATIONS_LISTED_MAX: usize = 100_000;
+
+/// Checks what can be said of a request without looking at the store.
+///
+/// # Errors
+/// [`Error::Rejected`], naming what is too long, too many, empty or without a meaning.
+pub fn check_request(request: &CommitRequest) -> Result<(), Error> {
+    if request.writes.is_empty() && request.act.is_none() {
+        return Err(Error::Rejected("the commit holds neither a write nor an act: leave it out".to_owned()));
+    }
+    at_most("writes in one commit", request.writes.len(), WRITES_MAX)?;
+    at_most("expectations in one commit", request.expected.len(), WRITES_MAX)?;
+    request.expected.iter().try_for_each(|(key, _)| check_key(key))?;
+    let mut bytes = 0usize;
+    for write in &request.writes {
+        bytes = bytes.saturating_add(check_write(write)?);
+    }
+    at_most("bytes in one commit", bytes, COMMIT_BYTES_MAX)?;
+    request.act.as_ref().map_or(Ok(()), check_act)
+}
+
+/// Checks the settings of a new store: a skew of 0 to 300 seconds, a bound of 1 to 60 seconds.
+///
+/// # Errors
+/// [`Error::Rejected`], naming the setting.
+pub fn check_settings(settings: Settings) -> Result<(), Error> {
+    let Settings { iat_skew_s, freshness_bound_ms } = settings;
+    if !(0..=300).contains(&iat_skew_s) {
+        return Err(Error::Rejected(format!("the skew of `iat` is {iat_skew_s} s: 0 to 300 are taken")));
+    }
+    if !(1_000..=60_000).contains(&freshness_bound_ms) {
+        return Err(Error::Rejected(format!("the freshness bound is {freshness_bound_ms} ms: 1000 to 60000 are taken")));
+    }
+    Ok(())
+}
+
+/// The row of a target once it is revoked; the row as it was where nothing changes.
+///
+/// A target that can be let in again is suspended or gets a watermark; every other one dies. `watermark_unix_s` is the store's
+/// clock with the accepted skew, used for [`Meaning::Watermark`] alone.
+///
+/// # Errors
+/// [`Error::Rejected`] where the meaning is none for the target.
+pub fn revoke(
+    current: Option<RevocationRow>,
+    target: &Target,
+    meaning: Meaning,
+    reason: &str,
+    number: u64,
+    watermark_unix_s: i64,
+) -> Result<RevocationRow, Error> {
+    check_meaning(target, meaning)?;
+    let before = current.unwrap_or_else(|| RevocationRow {
+        target: target.clone(),
+        dead: false,
+        suspended: false,
+        watermark_unix_s: None,
+        expires_at_unix_s: None,
+        reason: String::new(),
+        revision: 0,
+    });
+    let mut after = before.clone();
+    match meaning {
+        Meaning::Dead => after.dead = true,
+        Meaning::Suspend => after.suspended = true,
+        // INVARIANT: a watermark never falls, whatever the clock does.
+        Meaning::Watermark => after.watermark_unix_s = before.watermark_unix_s.max(Some(watermark_unix_s)),
+    }
+    Ok(if after == before { before } else { RevocationRow { reason: reason.to_owned(), revision: number, ..after } })
+}
+
+/// The row of a target once its suspension is lifted; a watermark stays.
+///
+/// # Errors
+/// [`Error::Rejected`] where the target is dead, or is not suspended.
+pub fn reinstate(current: Option<RevocationRow>, target: &Target, reason: &str, number: u64) -> Result<RevocationRow, Error> {
+    match current {
+        Some(row) if row.dead => Err(Error::Rejected(format!("`{target}` is dead for good: issue new credentials instead"))),
+        Some(row) if row.suspended => Ok(RevocationRow { suspended: false, reason: reason.to_owned(), revision: number, ..row }),
+        Some(row) if row.watermark_unix_s.is_some() => Err(Error::Rejected(format!(
+            "`{target}` is not suspended and a watermark cannot be undone: credentials issued after it are accepted"
+        ))),
+        _ if !target.can_suspend() => {
+            Err(Error::Rejected(format!("`{target}` cannot be reinstated: a {} is never suspended, it only dies", target.kind())))
+        }
+        _ => Err(Error::Rejected(format!("`{target}` is not suspended: there is nothing to reinstate"))),
+    }
+}
+
+fn check_meaning(target: &Target, meaning: Meaning) -> Result<(), Error> {
+    let (possible, wanted) = match meaning {
+        Meaning::Suspend => (target.can_suspend(), "be suspended"),
+        Meaning::Watermark => (target.can_watermark(), "have a watermark"),
+        Meaning::Dead => (!target.can_suspend(), "be dead for good"),
+    };
+    if possible {
+        return Ok(());
+    }
+    let instead = match (target.can_suspend(), target.can_watermark()) {
+        (true, true) => "suspend it or give it a watermark",
+        (true, false) => "suspend it",
+        (false, _) => "declare it dead",
+    };
+    Err(Error::Rejected(format!("`{target}` cannot {wanted}: {instead}")))
+}
+
+/// How many bytes a write brings.
+fn check_write(write: &Write) -> Result<usize, Error> {
+    match write {
+        Write::PutDocument(DocumentRow { key, json, path, line: _, origin: _ }) => {
+            check_key(key)?;
+            at_most("bytes in a document", json.len(), POLICY_FILE_BYTES_MAX)?;
+            at_most("bytes in a document's path", path.len(), PATH_BYTES_MAX)?;
+            Ok(json.len().saturating_add(path.len()).saturating_add(key.id.len()))
+        }
+        Write::RemoveDocument(key) => {
+            check_key(key)?;
+            Ok(key.id.len())
+        }
+        Write::Revoke { target, meaning, reason } => {
+            check_meaning(target, *meaning)?;
+            check_target(target, reason)
+        }
+        Write::Reinstate { target, reason } => check_target(target, reason),
+    }
+}
+
+fn check_target(target: &Target, reason: &str) -> Result<usize, Error> {
+    at_most("bytes in a reason", reason.len(), ACT_REASON_BYTES_MAX)?;
+    let mut bytes = reason.len();
+    for part in target.parts() {
+        filled("a revocation's target", part)?;
+        at_most("bytes in a revocation's target", part.len(), ID_BYTES_MAX)?;
+        bytes = bytes.saturating_add(part.len());
+    }
+    Ok(bytes)
+}
+
+fn check_key(key: &DocumentKey) -> Result<(), Error> {
+    filled("a document's kind", &key.kind)?;
+    filled("a document's id", &key.id)?;
+    at_most("bytes in a document's kind", key.kind.len(), ID_BYTES_MAX)?;
+    at_most("bytes in a document's id", key.id.len(), ID_BYTES_MAX)
+}
+
+fn check_act(act: &ActRow) -> Result<(), Error> {
+    at_most("operators of one act", act.operators.len(), SIGNATURES_MAX)?;
+    at_most("signatures of one act", act.signatures.len(), SIGNATURES_MAX)?;
+    at_most("`jti`s of one act", act.jtis.len(), SIGNATURES_MAX)?;
+    at_most("bytes in an act's method", act.method.len(), METHOD_BYTES_MAX)?;
+    at_most("bytes in a reason", act.reason.len(), ACT_REASON_BYTES_MAX)?;
+    act.operators.iter().try_for_each(|id| at_most("bytes in an operator's id", id.len(), ID_BYTES_MAX))?;
+    act.signatures.iter().try_for_each(|jws| at_most("bytes in a signature", jws.len(), OPERATOR_JWS_BYTES_MAX))?;
+    for (jti, _) in &act.jtis {
+        filled("a `jti`", jti)?;
+        at_most("bytes in a `jti`", jti.len(), ID_BYTES_MAX)?;
+    }
+    Ok(())
+}
+
+fn filled(what: &str, text: &str) -> Result<(), Error> {
+    if text.is_empty() { Err(Error::Rejected(format!("{what} is empty: name it"))) } else { Ok(()) }
+}
+
+fn at_most(what: &str, count: usize, max: usize) -> Result<(), Error> {
+    if count > max { Err(Error::Rejected(format!("{count} {what}: at most {max} are taken"))) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TARGETS: [fn(String) -> Target; 9] = [
+        Target::Agent,
+        Target::Application,
+        Target::Tool,
+        Target::Session,
+        Target::Task,
+        Target::Key,
+        Target::Hop,
+        Target::Token,
+        |issuer| Target::User { issuer, subject: "s".into() },
+    ];
+
+    #[test]
+    fn each_target_takes_only_its_meanings() {
+        let check = |target: &Target, expected: [bool; 3]| {
+            for (meaning, expected) in [Meaning::Suspend, Meaning::Watermark, Meaning::Dead].into_iter().zip(expected) {
+                assert_eq!(revoke(None, target, meaning, "r", 1, 50).is_ok(), expected, "{target} {meaning:?}");
+            }
+        };
+        for make in TARGETS {
+            let target = make("x".into());
+            check(
+                &target,
+                match target.kind() {
+                    "agent" | "application" | "user" => [true, true, false],
+                    "tool" => [true, false, false],
+                    _ => [false, false, true],
+                },
+            );
+        }
+        check(&Target::All, [true, false, false]);
+        check(&Target::Delegation { issuer: "i".into(), subject: "s".into(), agent: "a".into() }, [true, true, false]);
+    }
+
+    #[test]
+    fn a_row_keeps_what_is_for_good() {
+        let agent = Target::Agent("a".into());
+        let marked = revoke(None, &agent, Meaning::Watermark, "one", 1, 50).unwrap();
+        assert_eq!((marked.watermark_unix_s, marked.revision, marked.suspended), (Some(50), 1, false));
+        assert_eq!(revoke(Some(marked.clone()), &agent, Meaning::Watermark, "two", 2, 40), Ok(marked.clone()), "never falls");
+        assert!(reinstate(Some(marked.clone()), &agent, "r", 3).is_err(), "a watermark is not undone");
+        let suspended = revoke(Some(marked), &agent, Meaning::Suspend, "three", 3, 0).unwrap();
+        assert_eq!((suspended.watermark_unix_s, suspended.suspended, suspended.reason.as_str()), (Some(50), true, "three"));
+        let back = reinstate(Some(suspended), &agent, "four", 4).unwrap();
+        assert_eq!((back.watermark_unix_s, back.suspended, back.revision), (Some(50), false, 4));
+        assert!(reinstate(Some(back), &agent, "five", 5).is_err());
+        let token = Target::Token("t".into());
+        let dead = revoke(None, &token, Meaning::Dead, "r", 1, 0).unwrap();
+        assert!(dead.dead);
+        assert!(reinstate(Some(dead), &token, "r", 2).is_err());
+        assert!(reinstate(None, &token, "r", 2).is_err());
+    }
+
+    #[test]
+    fn requests_have_limits() {
+        let check = |writes: Vec<Write>, expected: bool| {
+            let request = CommitRequest { writes, ..CommitRequest::default() };
+            assert_eq!(check_request(&request).is_ok(), expected);
+        };
+        let revoke = |id: usize, reason: usize| {
+            let (target, reason) = (Target::Token("t".repeat(id)), "r".repeat(reason));
+            Write::Revoke { target, meaning: Meaning::Dead, reason }
+        };
+        check(vec![], false);
+        check(vec![revoke(1, 0)], true);
+        check(vec![revoke(ID_BYTES_MAX, ACT_REASON_BYTES_MAX)], true);
+        check(vec![revoke(0, 0)], false);
+        check(vec![revoke(ID_BYTES_MAX + 1, 0)], false);
+        check(vec![revoke(1, ACT_REASON_BYTES_MAX + 1)], false);
+        check(vec![revoke(1, 0); WRITES_MAX], true);
+        check(vec![revoke(1, 0); WRITES_MAX + 1], false);
+        check(vec![revoke(ID_BYTES_MAX, ACT_REASON_BYTES_MAX); 30_000], false);
+        let act = |jti: &str| ActRow {
+            operators: vec!["o".into()],
+            method: "m".into(),
+            signatures: vec!["s".into()],
+            jtis: vec![(jti.to_owned(), 1)],
+            reason: String::new(),
+        };
+        let check = |act: ActRow, expected: bool| {
+            assert_eq!(check_request(&CommitRequest { act: Some(act), ..CommitRequest::default() }).is_ok(), expected);
+        };
+        check(act("j"), true);
+        check(act(""), false);
+        check(ActRow { signatures: vec!["s".repeat(OPERATOR_JWS_BYTES_MAX + 1)], ..act("j") }, false);
+        check(ActRow { operators: vec!["o".into(); SIGNATURES_MAX + 1], ..act("j") }, false);
+        check(ActRow { jtis: vec![("j".into(), 1); SIGNATURES_MAX + 1], ..act("j") }, false);
+    }
+}

@@ -1,0 +1,115 @@
+//! The embedded store: one SQLite file that the server and the command line share.
+//!
+//! Three threads, each with a connection of its own: one writes, one answers polls, one reads much; so a long `load` or a slow
+//! disk never holds up the question whether there is anything new. Only `store` knows SQL. Look next at `sqlite/open.rs`,
+//! `sqlite/read.rs` and `sqlite/write.rs`.
+
+mod lane;
+mod open;
+mod read;
+mod write;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::{oneshot, watch};
+
+use self::lane::Lane;
+use self::open::Db;
+use self::read::Reader;
+use self::write::{Job, Reply};
+use super::{Changes, CommitRequest, Committed, Documents, Error, Revocations, Settings, State, Store, rules};
+use crate::model::revision::Revision;
+use crate::model::time::Clock;
+
+/// A store in one SQLite file.
+///
+/// Write-ahead log, `synchronous=FULL`: what was acknowledged survives a crash and a power cut. Any number of processes on one
+/// machine may have it open; each sees the others' commits at its next read. A network file system will not do. Usable from
+/// several runtimes at once. Dropping it finishes the writes that were asked for and closes the file.
+pub struct SqliteStore {
+    writer: Lane<Job>,
+    poller: Reader,
+    reader: Reader,
+    wake: watch::Receiver<u64>,
+}
+
+impl SqliteStore {
+    /// Opens the store in a file, and makes it with the default settings if there is none.
+    ///
+    /// A new file has mode 0600, a new folder 0700. Blocks the calling thread for some milliseconds, and for seconds where
+    /// another process holds the file.
+    ///
+    /// # Errors
+    /// [`Error::NotOurs`] if the file is something else, [`Error::NewerVersion`] if a newer version made it,
+    /// [`Error::Corrupt`] if it does not hold together, [`Error::Unavailable`] if it cannot be made or used.
+    pub fn open(path: &Path, clock: Arc<dyn Clock>) -> Result<Self, Error> {
+        Self::open_with(path, clock, Settings::default())
+    }
+
+    /// As [`SqliteStore::open`], with the settings to give a store that is made now; an existing one keeps its own.
+    ///
+    /// # Errors
+    /// As [`SqliteStore::open`], and [`Error::Rejected`] for settings out of range.
+    pub fn open_with(path: &Path, clock: Arc<dyn Clock>, settings: Settings) -> Result<Self, Error> {
+        rules::check_settings(settings)?;
+        let path = open::prepare(path)?;
+        let unix_ms = clock.now().unix_ms();
+        let connect = || Db::open(&path, settings, unix_ms);
+        let (mut writing, polling, reading) = (connect()?, connect()?, connect()?);
+        let (sender, wake) = watch::channel(writing.number()?);
+        let poller = Reader::start("store-poll", polling)?;
+        let reader = Reader::start("store-read", reading)?;
+        let writer = Lane::start("store-write", None, move |jobs| write::serve(writing, jobs, clock, sender))?;
+        Ok(Self { writer, poller, reader, wake })
+    }
+
+    async fn write<T>(&self, job: impl FnOnce(Reply<T>) -> Job) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        self.writer.send(job(reply)).await?;
+        answer
+            .await
+            .map_err(|_| Error::Unknown("the store stopped while writing: it may or may not have been written".to_owned()))?
+    }
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    async fn load(&self) -> Result<State, Error> {
+        self.reader.run(read::load).await
+    }
+
+    async fn changes(&self, after: u64) -> Result<Changes, Error> {
+        self.poller.run(move |connection| read::changes(connection, after)).await
+    }
+
+    async fn revision(&self) -> Result<Revision, Error> {
+        self.poller.run(read::revision).await
+    }
+
+    async fn documents(&self, kind: Option<&str>) -> Result<Documents, Error> {
+        let kind = kind.map(str::to_owned);
+        self.reader.run(move |connection| read::documents(connection, kind.as_deref())).await
+    }
+
+    async fn revocations(&self, limit: usize) -> Result<Revocations, Error> {
+        self.reader.run(move |connection| read::revocations(connection, limit)).await
+    }
+
+    async fn commit(&self, request: CommitRequest) -> Result<Committed, Error> {
+        rules::check_request(&request)?;
+        self.write(|reply| Job::Commit(request, reply)).await
+    }
+
+    async fn spend(&self, key: [u8; 32], expires_at_unix_s: i64) -> Result<bool, Error> {
+        self.write(|reply| Job::Spend { key, expires_at_unix_s, reply }).await
+    }
+
+    fn wake(&self) -> watch::Receiver<u64> {
+        self.wake.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests;

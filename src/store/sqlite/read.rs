@@ -1,0 +1,279 @@
+//! What is read from a SQLite store: head, state, change log, lists; each in one transaction, each checked as it is read.
+//!
+//! Nothing is skipped here: a row that cannot be understood, a hole or a wrong hash fails the whole answer. Look next at
+//! `super::write`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rusqlite::{Connection, OptionalExtension, Row};
+use tokio::sync::{mpsc, oneshot};
+
+use super::lane::Lane;
+use super::open::{Db, Fault};
+use crate::model::records::{DocumentKey, DocumentRow, Origin, RevocationRow, Target};
+use crate::model::revision::{HistoryId, Revision, StateDigest};
+use crate::store::chain::{self, GENESIS};
+use crate::store::rules::{CHANGES_BYTES_MAX, CHANGES_COMMITS_MAX, REVOCATIONS_LISTED_MAX};
+use crate::store::{Changes, CommitRow, Documents, Error, Revocations, Settings, State, StoredDocument};
+
+type Job = Box<dyn FnOnce(&mut Db) + Send>;
+
+/// A lane that reads.
+pub(super) struct Reader {
+    lane: Lane<Job>,
+    closing: Arc<AtomicBool>,
+}
+
+impl Reader {
+    /// Starts a thread on a connection of its own.
+    pub(super) fn start(name: &str, mut db: Db) -> Result<Self, Error> {
+        let closing = Arc::new(AtomicBool::new(false));
+        let (interrupt, stop) = (db.connection.get_interrupt_handle(), Arc::clone(&closing));
+        let lane = Lane::start(name, Some(interrupt), move |mut jobs: mpsc::Receiver<Job>| {
+            while let Some(job) = jobs.blocking_recv() {
+                // Nobody waits for an answer any more once the store is being dropped.
+                if !stop.load(Ordering::Acquire) {
+                    job(&mut db);
+                }
+            }
+        })?;
+        Ok(Self { lane, closing })
+    }
+
+    /// Runs `read` in one transaction on the lane's thread, if the file is still the one that was opened.
+    pub(super) async fn run<T, F>(&self, read: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: FnOnce(&Connection) -> Result<T, Fault> + Send + 'static,
+    {
+        let (reply, answer) = oneshot::channel();
+        let job = Box::new(move |db: &mut Db| {
+            if reply.is_closed() {
+                return;
+            }
+            let answer = db.check_same().and_then(|()| {
+                let read = |connection: &mut Connection| read(&*connection.transaction()?);
+                read(&mut db.connection).map_err(|fault| db.explain(fault))
+            });
+            // Whoever asked may have stopped waiting.
+            let _ = reply.send(answer);
+        });
+        self.lane.send(job).await?;
+        answer.await.map_err(|_| Error::Unavailable("the store has stopped: restart the program".to_owned()))?
+    }
+}
+
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.closing.store(true, Ordering::Release);
+    }
+}
+
+/// The two rows of which there is one.
+pub(super) struct Head {
+    pub(super) revision: Revision,
+    pub(super) hash: [u8; 32],
+    pub(super) digest: StateDigest,
+    pub(super) floor: u64,
+    pub(super) revocations: u64,
+    pub(super) settings: Settings,
+    /// Every `jti` that was ever forgotten expired by then.
+    pub(super) jtis_forgotten_unix_s: Option<i64>,
+}
+
+pub(super) fn head(connection: &Connection) -> Result<Head, Fault> {
+    let mut statement = connection.prepare_cached(
+        "SELECT history, number, hash, digest, floor, revocations, iat_skew_s, freshness_bound_ms, jtis_forgotten_unix_s
+         FROM head JOIN meta USING (id)",
+    )?;
+    let (head, digest) = statement.query_one((), |row| {
+        let revision = Revision { history: HistoryId::new(row.get::<_, String>(0)?), number: unsigned(row, 1)? };
+        let settings = Settings { iat_skew_s: row.get(6)?, freshness_bound_ms: unsigned(row, 7)? };
+        let head = Head {
+            revision,
+            hash: row.get(2)?,
+            digest: StateDigest::default(),
+            floor: unsigned(row, 4)?,
+            revocations: unsigned(row, 5)?,
+            settings,
+            jtis_forgotten_unix_s: row.get(8)?,
+        };
+        Ok((head, row.get::<_, String>(3)?))
+    })?;
+    Ok(Head { digest: parse_digest(&digest)?, ..head })
+}
+
+pub(super) fn revision(connection: &Connection) -> Result<Revision, Fault> {
+    let mut statement = connection.prepare_cached("SELECT history, number FROM head JOIN meta USING (id)")?;
+    Ok(statement
+        .query_one((), |row| Ok(Revision { history: HistoryId::new(row.get::<_, String>(0)?), number: unsigned(row, 1)? }))?)
+}
+
+pub(super) fn load(connection: &Connection) -> Result<State, Fault> {
+    let head = head(connection)?;
+    let newest: Option<[u8; 32]> = log_hash(connection, head.revision.number)?;
+    if newest != Some(head.hash) {
+        return Err(corrupt(format!("revision {} of the change log is not the one that the head names", head.revision.number)));
+    }
+    let documents = documents(connection, None)?.documents;
+    let mut statement = connection.prepare_cached(
+        "SELECT target, dead, suspended, watermark_unix_s, expires_at_unix_s, reason, revision FROM revocations",
+    )?;
+    let revocations = collect(&mut statement, (), revocation_row)?;
+    if chain::state_digest(&documents, &revocations) != head.digest {
+        return Err(corrupt(format!("the rows at revision {} do not have the digest that was stored", head.revision.number)));
+    }
+    let Head { revision, hash, digest, settings, .. } = head;
+    Ok(State { revision, hash, digest, settings, documents, revocations })
+}
+
+pub(super) fn changes(connection: &Connection, after: u64) -> Result<Changes, Fault> {
+    let Revision { history, number } = revision(connection)?;
+    if number <= after {
+        return Ok(Changes { history, head: number, commits: vec![] });
+    }
+    let floor = head(connection)?.floor;
+    if after < floor {
+        return Err(Error::BelowFloor { floor }.into());
+    }
+    let missing = |number: u64| corrupt(format!("revision {number} is missing from the change log"));
+    let mut previous = (after, log_hash(connection, after)?.ok_or_else(|| missing(after))?);
+    let mut statement = connection.prepare_cached(
+        "SELECT number, previous_hash, hash, digest, unix_ms, changes FROM log WHERE number > ?1 ORDER BY number LIMIT ?2",
+    )?;
+    let mut rows = statement.query((signed(after)?, signed(CHANGES_COMMITS_MAX)?))?;
+    let (mut commits, mut bytes) = (Vec::new(), 0usize);
+    while let Some(row) = rows.next()? {
+        let (commit, size) = commit_row(row)?;
+        commit.verify_after(previous.0, &previous.1)?;
+        previous = (commit.number, commit.hash);
+        commits.push(commit);
+        bytes = bytes.saturating_add(size);
+        if bytes >= CHANGES_BYTES_MAX {
+            break;
+        }
+    }
+    let ended_early = bytes >= CHANGES_BYTES_MAX || commits.len() >= CHANGES_COMMITS_MAX;
+    if previous.0 < number && !ended_early {
+        return Err(missing(previous.0.saturating_add(1)));
+    }
+    Ok(Changes { history, head: number, commits })
+}
+
+pub(super) fn documents(connection: &Connection, kind: Option<&str>) -> Result<Documents, Fault> {
+    const COLUMNS: &str = "SELECT kind, id, json, path, line, origin, revision FROM documents";
+    let revision = revision(connection)?;
+    let documents = match kind {
+        Some(kind) => {
+            let mut statement = connection.prepare_cached(&format!("{COLUMNS} WHERE kind = ?1 ORDER BY id"))?;
+            collect(&mut statement, [kind], document_row)?
+        }
+        None => {
+            let mut statement = connection.prepare_cached(&format!("{COLUMNS} ORDER BY kind, id"))?;
+            collect(&mut statement, (), document_row)?
+        }
+    };
+    Ok(Documents { revision, documents })
+}
+
+pub(super) fn revocations(connection: &Connection, limit: usize) -> Result<Revocations, Fault> {
+    let head = head(connection)?;
+    let mut statement = connection.prepare_cached(
+        "SELECT target, dead, suspended, watermark_unix_s, expires_at_unix_s, reason, revision FROM revocations
+         ORDER BY revision DESC, target LIMIT ?1",
+    )?;
+    let rows = collect(&mut statement, [signed(limit.min(REVOCATIONS_LISTED_MAX))?], revocation_row)?;
+    Ok(Revocations { revision: head.revision, rows, total: head.revocations })
+}
+
+/// The document under a key.
+pub(super) fn document(connection: &Connection, key: &DocumentKey) -> Result<Option<StoredDocument>, Fault> {
+    let mut statement = connection
+        .prepare_cached("SELECT kind, id, json, path, line, origin, revision FROM documents WHERE kind = ?1 AND id = ?2")?;
+    Ok(collect(&mut statement, (&key.kind, &key.id), document_row)?.pop())
+}
+
+/// The revocation of a target, by its stored name.
+pub(super) fn revocation(connection: &Connection, target: &str) -> Result<Option<RevocationRow>, Fault> {
+    let mut statement = connection.prepare_cached(
+        "SELECT target, dead, suspended, watermark_unix_s, expires_at_unix_s, reason, revision FROM revocations WHERE target = ?1",
+    )?;
+    Ok(collect(&mut statement, [target], revocation_row)?.pop())
+}
+
+/// A count or number as SQLite keeps it: 63 bits.
+pub(super) fn signed(number: impl TryInto<i64>) -> Result<i64, Fault> {
+    number.try_into().map_err(|_| Error::Rejected("a number is above 2^63 - 1".to_owned()).into())
+}
+
+fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+    let stored: i64 = row.get(column)?;
+    stored.try_into().map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, stored))
+}
+
+fn log_hash(connection: &Connection, number: u64) -> Result<Option<[u8; 32]>, Fault> {
+    if number == 0 {
+        return Ok(Some(GENESIS));
+    }
+    let mut statement = connection.prepare_cached("SELECT hash FROM log WHERE number = ?1")?;
+    Ok(statement.query_one([signed(number)?], |row| row.get(0)).optional()?)
+}
+
+fn collect<T>(
+    statement: &mut rusqlite::Statement<'_>,
+    parameters: impl rusqlite::Params,
+    parse: fn(&Row<'_>) -> Result<T, Fault>,
+) -> Result<Vec<T>, Fault> {
+    let mut rows = statement.query(parameters)?;
+    let mut found = Vec::new();
+    while let Some(row) = rows.next()? {
+        found.push(parse(row)?);
+    }
+    Ok(found)
+}
+
+fn document_row(row: &Row<'_>) -> Result<StoredDocument, Fault> {
+    let key = DocumentKey { kind: row.get(0)?, id: row.get(1)? };
+    let origin = match row.get_ref(5)?.as_str().map_err(rusqlite::Error::from)? {
+        "folder" => Origin::Folder,
+        "api" => Origin::Api,
+        other => return Err(corrupt(format!("the origin `{other}` of document `{} {}` is none", key.kind, key.id))),
+    };
+    let document = DocumentRow { key, json: row.get(2)?, path: row.get(3)?, line: row.get(4)?, origin };
+    Ok(StoredDocument { row: document, revision: unsigned(row, 6)? })
+}
+
+fn revocation_row(row: &Row<'_>) -> Result<RevocationRow, Fault> {
+    let text = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
+    let target: Target =
+        serde_json::from_str(text).map_err(|error| corrupt(format!("the target `{text}` of a revocation is none: {error}")))?;
+    Ok(RevocationRow {
+        target,
+        dead: row.get(1)?,
+        suspended: row.get(2)?,
+        watermark_unix_s: row.get(3)?,
+        expires_at_unix_s: row.get(4)?,
+        reason: row.get(5)?,
+        revision: unsigned(row, 6)?,
+    })
+}
+
+/// A row of the log, and the size of what it stores.
+fn commit_row(row: &Row<'_>) -> Result<(CommitRow, usize), Fault> {
+    let number = unsigned(row, 0)?;
+    let changes = row.get_ref(5)?.as_blob().map_err(rusqlite::Error::from)?;
+    let size = changes.len();
+    let changes = serde_json::from_slice(changes)
+        .map_err(|error| corrupt(format!("revision {number} of the change log cannot be understood: {error}")))?;
+    let digest = parse_digest(row.get_ref(3)?.as_str().map_err(rusqlite::Error::from)?)?;
+    Ok((CommitRow { number, previous_hash: row.get(1)?, hash: row.get(2)?, digest, unix_ms: row.get(4)?, changes }, size))
+}
+
+fn parse_digest(text: &str) -> Result<StateDigest, Fault> {
+    StateDigest::from_hex(text).ok_or_else(|| corrupt(format!("`{text}` is not a digest")))
+}
+
+fn corrupt(what: String) -> Fault {
+    Error::Corrupt(what).into()
+}

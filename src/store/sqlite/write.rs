@@ -1,0 +1,333 @@
+//! What is written to a SQLite store, and the thread that does it: requests that wait together share one transaction.
+//!
+//! Each request runs inside a savepoint, so that one that is refused takes nothing of the others with it, and all that were
+//! accepted become durable with one `fsync`. No answer leaves before that. Look next at [`crate::store::rules`].
+
+use std::sync::Arc;
+
+use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::open::{Db, Fault};
+use super::read::{self, Head};
+use crate::model::records::{ActRow, Change, DocumentKey, DocumentRow, Origin, RevocationRow, Target, Write};
+use crate::model::revision::StateDigest;
+use crate::model::time::{Clock, Now};
+use crate::store::chain::{changes_as_stored, commit_hash, document_sha256, revocation_sha256};
+use crate::store::{CommitRequest, Committed, Error, rules};
+
+/// Requests that share a transaction.
+const BATCH_JOBS_MAX: usize = 64;
+/// Expired keys that one request forgets; more than it adds, so that they cannot pile up.
+const FORGOTTEN_MAX: i64 = 64;
+
+/// A request, and where its answer goes.
+pub(super) enum Job {
+    Commit(CommitRequest, Reply<Committed>),
+    Spend { key: [u8; 32], expires_at_unix_s: i64, reply: Reply<bool> },
+}
+
+pub(super) type Reply<T> = oneshot::Sender<Result<T, Error>>;
+
+/// A request that was run but is not durable yet.
+enum Ran {
+    Commit(Result<Committed, Error>, Reply<Committed>),
+    Spend(Result<bool, Error>, Reply<bool>),
+}
+
+/// Serves requests until there can be no more.
+pub(super) fn serve(mut db: Db, mut jobs: mpsc::Receiver<Job>, clock: Arc<dyn Clock>, wake: watch::Sender<u64>) {
+    let mut batch = Vec::with_capacity(BATCH_JOBS_MAX);
+    while jobs.blocking_recv_many(&mut batch, BATCH_JOBS_MAX) > 0 {
+        let mut ran = Vec::with_capacity(batch.len());
+        let waiting = std::mem::take(&mut batch);
+        let outcome = run_batch(&mut db, waiting, clock.now(), &mut ran);
+        let newest = ran.iter().filter_map(Ran::committed).max();
+        if let (Ok(()), Some(number)) = (&outcome, newest) {
+            wake.send_replace(number);
+        }
+        for one in ran {
+            one.answer(&outcome);
+        }
+    }
+}
+
+/// Runs requests in one transaction and makes them durable. An error is the answer of all that seemed to have succeeded.
+fn run_batch(db: &mut Db, batch: Vec<Job>, now: Now, ran: &mut Vec<Ran>) -> Result<(), Error> {
+    let begun = db.check_same().and_then(|()| {
+        // Not `transaction_with_behavior`, which would lend out all of `db`.
+        let begun = Transaction::new_unchecked(&db.connection, TransactionBehavior::Immediate);
+        begun.map_err(|error| db.explain(error.into()))
+    });
+    let transaction = match begun {
+        Ok(transaction) => transaction,
+        Err(error) => {
+            ran.extend(batch.into_iter().map(|job| job.refused(&error)));
+            return Err(error);
+        }
+    };
+    let mut intact = true;
+    for job in batch {
+        // INVARIANT: a full or failing disk makes SQLite roll back by itself; then nothing of the batch counts, and nothing more
+        // may run, for it would run outside the transaction.
+        if !intact {
+            ran.push(job.refused(&gave_up()));
+            continue;
+        }
+        ran.push(match job {
+            Job::Commit(request, reply) => {
+                Ran::Commit(in_savepoint(db, &mut intact, |connection| commit(connection, &request, now)), reply)
+            }
+            Job::Spend { key, expires_at_unix_s, reply } => {
+                Ran::Spend(in_savepoint(db, &mut intact, |connection| spend(connection, &key, expires_at_unix_s, now)), reply)
+            }
+        });
+    }
+    if !intact {
+        return Err(gave_up());
+    }
+    transaction.commit().map_err(|error| match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => db.explain(error.into()),
+        _ => Error::Unknown(format!("{}: it may or may not have been written", db.explain(error.into()))),
+    })?;
+    // What went to a file that nobody will find again is not durable.
+    db.check_same()
+}
+
+fn gave_up() -> Error {
+    Error::Unavailable("the store gave up the transaction, nothing was written: see to its disk and repeat".to_owned())
+}
+
+impl Job {
+    fn refused(self, error: &Error) -> Ran {
+        match self {
+            Job::Commit(_, reply) => Ran::Commit(Err(error.clone()), reply),
+            Job::Spend { reply, .. } => Ran::Spend(Err(error.clone()), reply),
+        }
+    }
+}
+
+impl Ran {
+    fn committed(&self) -> Option<u64> {
+        match self {
+            Ran::Commit(Ok(committed), _) => Some(committed.revision.number),
+            _ => None,
+        }
+    }
+
+    /// Answers; whoever asked may have stopped waiting.
+    fn answer(self, outcome: &Result<(), Error>) {
+        match self {
+            Ran::Commit(result, reply) => {
+                let _ = reply.send(result.and_then(|done| outcome.clone().map(|()| done)));
+            }
+            Ran::Spend(result, reply) => {
+                let _ = reply.send(result.and_then(|done| outcome.clone().map(|()| done)));
+            }
+        }
+    }
+}
+
+/// Runs one request so that nothing of it stays if it fails; `intact` becomes false if that cannot be had.
+fn in_savepoint<T>(db: &Db, intact: &mut bool, run: impl FnOnce(&Connection) -> Result<T, Fault>) -> Result<T, Error> {
+    let execute = |sql: &str| db.connection.prepare_cached(sql).and_then(|mut statement| statement.execute(()));
+    let attempt = || {
+        execute("SAVEPOINT request")?;
+        let done = run(&db.connection)?;
+        execute("RELEASE request")?;
+        Ok(done)
+    };
+    attempt().map_err(|fault| {
+        let undone = execute("ROLLBACK TO request").and_then(|_| execute("RELEASE request"));
+        *intact = undone.is_ok() && !db.connection.is_autocommit();
+        db.explain(fault)
+    })
+}
+
+fn commit(connection: &Connection, request: &CommitRequest, now: Now) -> Result<Committed, Fault> {
+    let before = read::head(connection)?;
+    let number = before.revision.number.checked_add(1).ok_or_else(|| Error::Rejected("no revision number is left".to_owned()))?;
+    for (key, expected) in &request.expected {
+        if read::document(connection, key)?.map(|document| document.revision) != *expected {
+            return Err(Error::Conflict { kind: key.kind.clone(), id: key.id.clone() }.into());
+        }
+    }
+    if let Some(act) = &request.act {
+        record_act(connection, act, number, &before, now)?;
+    }
+    let watermark_unix_s = now.unix_s().saturating_add(before.settings.iat_skew_s);
+    let mut rows = Rows { connection, number, watermark_unix_s, digest: before.digest, revocations: before.revocations };
+    let changes = request.writes.iter().map(|write| rows.write(write)).collect::<Result<Vec<_>, _>>()?;
+    let stored = changes_as_stored(&changes)?;
+    let hash = commit_hash(&before.hash, number, &stored);
+    connection
+        .prepare_cached(
+            "INSERT INTO log (number, previous_hash, hash, digest, unix_ms, changes) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+        )?
+        .execute((read::signed(number)?, before.hash, hash, rows.digest.to_hex(), now.unix_ms(), stored))?;
+    connection.prepare_cached("UPDATE head SET number = ?1, hash = ?2, digest = ?3, revocations = ?4")?.execute((
+        read::signed(number)?,
+        hash,
+        rows.digest.to_hex(),
+        read::signed(rows.revocations)?,
+    ))?;
+    let revision = crate::model::revision::Revision { number, ..before.revision };
+    Ok(Committed { revision, unix_ms: now.unix_ms(), changes })
+}
+
+/// The rows that a commit changes, and what it keeps up with them.
+struct Rows<'a> {
+    connection: &'a Connection,
+    number: u64,
+    watermark_unix_s: i64,
+    digest: StateDigest,
+    revocations: u64,
+}
+
+impl Rows<'_> {
+    fn write(&mut self, write: &Write) -> Result<Change, Fault> {
+        match write {
+            Write::PutDocument(row) => self.put_document(row),
+            Write::RemoveDocument(key) => self.remove_document(key),
+            Write::Revoke { target, meaning, reason } => {
+                let (number, watermark) = (self.number, self.watermark_unix_s);
+                self.set_revocation(target, |row| rules::revoke(row, target, *meaning, reason, number, watermark))
+            }
+            Write::Reinstate { target, reason } => {
+                let number = self.number;
+                self.set_revocation(target, |row| rules::reinstate(row, target, reason, number))
+            }
+        }
+    }
+
+    fn put_document(&mut self, row: &DocumentRow) -> Result<Change, Fault> {
+        if let Some(before) = read::document(self.connection, &row.key)? {
+            self.digest.remove(&document_sha256(&before.row, before.revision));
+        }
+        let origin = match row.origin {
+            Origin::Folder => "folder",
+            Origin::Api => "api",
+        };
+        self.connection
+            .prepare_cached(
+                "INSERT INTO documents (kind, id, json, path, line, origin, revision) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                 ON CONFLICT (kind, id) DO UPDATE SET json = excluded.json, path = excluded.path, line = excluded.line,
+                 origin = excluded.origin, revision = excluded.revision",
+            )?
+            .execute((&row.key.kind, &row.key.id, &row.json, &row.path, row.line, origin, read::signed(self.number)?))?;
+        self.digest.add(&document_sha256(row, self.number));
+        Ok(Change::Document(row.clone()))
+    }
+
+    fn remove_document(&mut self, key: &DocumentKey) -> Result<Change, Fault> {
+        let Some(before) = read::document(self.connection, key)? else {
+            return Err(Error::Rejected(format!("there is no document `{} {}` to remove", key.kind, key.id)).into());
+        };
+        self.connection.prepare_cached("DELETE FROM documents WHERE kind = ?1 AND id = ?2")?.execute((&key.kind, &key.id))?;
+        self.digest.remove(&document_sha256(&before.row, before.revision));
+        Ok(Change::DocumentRemoved(key.clone()))
+    }
+
+    fn set_revocation(
+        &mut self,
+        target: &Target,
+        change: impl FnOnce(Option<RevocationRow>) -> Result<RevocationRow, Error>,
+    ) -> Result<Change, Fault> {
+        let name = serde_json::to_string(target)
+            .map_err(|error| Error::Rejected(format!("the target `{target}` cannot be stored: {error}")))?;
+        let before = read::revocation(self.connection, &name)?;
+        let after = change(before.clone())?;
+        match &before {
+            Some(before) => self.digest.remove(&revocation_sha256(before)),
+            None => self.revocations = self.revocations.saturating_add(1),
+        }
+        self.digest.add(&revocation_sha256(&after));
+        if before.as_ref() != Some(&after) {
+            self.connection
+                .prepare_cached(
+                    "INSERT INTO revocations (target, dead, suspended, watermark_unix_s, expires_at_unix_s, reason, revision)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                     ON CONFLICT (target) DO UPDATE SET dead = excluded.dead, suspended = excluded.suspended,
+                     watermark_unix_s = excluded.watermark_unix_s, expires_at_unix_s = excluded.expires_at_unix_s,
+                     reason = excluded.reason, revision = excluded.revision",
+                )?
+                .execute((
+                    name,
+                    after.dead,
+                    after.suspended,
+                    after.watermark_unix_s,
+                    after.expires_at_unix_s,
+                    &after.reason,
+                    read::signed(after.revision)?,
+                ))?;
+        }
+        Ok(Change::Revocation(after))
+    }
+}
+
+/// Stores who did it, once per signature.
+///
+/// What is forgotten is dated by what was stored, not by the clock: everything up to that date counts as used, so a clock that
+/// jumps ahead and back lets no signature in twice.
+fn record_act(connection: &Connection, act: &ActRow, number: u64, head: &Head, now: Now) -> Result<(), Fault> {
+    for (jti, expires_at_unix_s) in &act.jtis {
+        let forgotten = head.jtis_forgotten_unix_s.is_some_and(|forgotten| *expires_at_unix_s <= forgotten);
+        let added = !forgotten
+            && connection
+                .prepare_cached("INSERT INTO act_jtis (jti, expires_at_unix_s) VALUES (?1, ?2) ON CONFLICT DO NOTHING")?
+                .execute((jti, expires_at_unix_s))?
+                == 1;
+        if !added {
+            return Err(Error::ActReplayed { jti: jti.clone() }.into());
+        }
+    }
+    let text = serde_json::to_string(act).map_err(|error| Error::Rejected(format!("the act cannot be stored: {error}")))?;
+    connection.prepare_cached("INSERT INTO acts (number, unix_ms, act) VALUES (?1, ?2, ?3)")?.execute((
+        read::signed(number)?,
+        now.unix_ms(),
+        text,
+    ))?;
+    let newest: Option<i64> = connection
+        .prepare_cached(
+            "SELECT max(expires_at_unix_s) FROM (
+                SELECT expires_at_unix_s FROM act_jtis WHERE expires_at_unix_s < ?1 ORDER BY expires_at_unix_s LIMIT ?2)",
+        )?
+        .query_one((now.unix_s(), FORGOTTEN_MAX), |row| row.get(0))?;
+    if let Some(newest) = newest {
+        connection.prepare_cached("DELETE FROM act_jtis WHERE expires_at_unix_s <= ?1")?.execute([newest])?;
+        connection
+            .prepare_cached("UPDATE head SET jtis_forgotten_unix_s = max(coalesce(jtis_forgotten_unix_s, ?1), ?1)")?
+            .execute([newest])?;
+    }
+    Ok(())
+}
+
+/// Spends a key; see [`record_act`] for how keys are forgotten.
+fn spend(connection: &Connection, key: &[u8; 32], expires_at_unix_s: i64, now: Now) -> Result<bool, Fault> {
+    let forgotten: Option<i64> =
+        connection.prepare_cached("SELECT spent_forgotten_unix_s FROM head")?.query_one((), |row| row.get(0))?;
+    if forgotten.is_some_and(|forgotten| expires_at_unix_s <= forgotten) {
+        return Ok(false);
+    }
+    let added = connection
+        .prepare_cached("INSERT INTO spent (key, expires_at_unix_s) VALUES (?1, ?2) ON CONFLICT DO NOTHING")?
+        .execute((key, expires_at_unix_s))?;
+    if added == 0 {
+        return Ok(false);
+    }
+    let newest: Option<i64> = connection
+        .prepare_cached(
+            "SELECT max(expires_at_unix_s) FROM (
+                SELECT expires_at_unix_s FROM spent WHERE expires_at_unix_s < ?1 ORDER BY expires_at_unix_s LIMIT ?2)",
+        )?
+        .query_one((now.unix_s(), FORGOTTEN_MAX), |row| row.get(0))
+        .optional()?
+        .flatten();
+    if let Some(newest) = newest {
+        connection.prepare_cached("DELETE FROM spent WHERE expires_at_unix_s <= ?1")?.execute([newest])?;
+        connection
+            .prepare_cached("UPDATE head SET spent_forgotten_unix_s = max(coalesce(spent_forgotten_unix_s, ?1), ?1)")?
+            .execute([newest])?;
+    }
+    Ok(true)
+}
