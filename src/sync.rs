@@ -8,6 +8,8 @@ mod backoff;
 pub mod follower;
 mod run;
 pub mod status;
+#[cfg(test)]
+mod tests;
 
 pub use run::{Follow, Settings, Source};
 
