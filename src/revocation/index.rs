@@ -57,6 +57,12 @@ impl Index {
         }))
     }
 
+    /// What the filter alone says.
+    #[cfg(test)]
+    pub(super) fn may_contain(&self, key: Key) -> bool {
+        self.0.filters.may_contain(key)
+    }
+
     /// Hashes a target, to be asked for many times. Allocates nothing.
     pub fn key(&self, target: TargetRef<'_>) -> Key {
         self.0.keyed.key(target)

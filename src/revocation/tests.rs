@@ -1,1 +1,258 @@
-//! Tests.
+//! The index against a naive model, under concurrency, and while its filter grows.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::records::{RevocationRow, Target};
+
+fn row(target: Target, revision: u64) -> RevocationRow {
+    RevocationRow {
+        target,
+        dead: false,
+        suspended: false,
+        watermark_unix_s: None,
+        expires_at_unix_s: None,
+        reason: String::new(),
+        revision,
+    }
+}
+
+fn dead(id: usize, revision: u64) -> RevocationRow {
+    RevocationRow { dead: true, ..row(Target::Token(format!("jti-{id}")), revision) }
+}
+
+fn key_of(index: &Index, target: &Target) -> Key {
+    index.key(TargetRef::from(target))
+}
+
+/// Every row that each target ever had, with the number from which on snapshots no longer see what a row left out.
+#[derive(Default)]
+struct Naive(Vec<(RevocationRow, u64)>);
+
+impl Naive {
+    fn replace(&mut self, rows: &[RevocationRow], number: u64) {
+        let gone: Vec<Target> = self.0.iter().map(|(row, _)| row.target.clone()).collect();
+        for target in gone.into_iter().filter(|target| rows.iter().all(|row| row.target != *target)) {
+            self.0.push((row(target, number), number));
+        }
+        self.0.extend(rows.iter().map(|row| (row.clone(), number)));
+    }
+
+    /// The meaning; and the revision where the newest row still says so.
+    fn hit(&self, target: &Target, root_iat_s: i64, number: u64) -> Option<(HitMeaning, Option<u64>)> {
+        let rows: Vec<_> = self.0.iter().filter(|(row, _)| row.target == *target).collect();
+        let effect = |says: &dyn Fn(&RevocationRow) -> bool| {
+            let last_on = rows.iter().rposition(|(row, _)| says(row))?;
+            match rows.get(last_on + 1) {
+                None => Some(Some(rows[last_on].0.revision)),
+                Some((_, lifted_at)) => (number < *lifted_at).then_some(None),
+            }
+        };
+        let highest = rows.iter().filter_map(|(row, _)| row.watermark_unix_s).max();
+        let watermark = || effect(&|row| row.watermark_unix_s.is_some()).filter(|_| highest >= Some(root_iat_s));
+        effect(&|row| row.dead)
+            .map(|revision| (HitMeaning::Dead, revision))
+            .or_else(|| effect(&|row| row.suspended).map(|revision| (HitMeaning::Suspended, revision)))
+            .or_else(|| watermark().map(|revision| (HitMeaning::Watermark, revision)))
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Apply { id: usize, dead: bool, suspended: bool, watermark: bool },
+    Replace(Vec<(usize, u8)>),
+    Forget,
+}
+
+const IDS: usize = 16;
+
+fn target(id: usize) -> Target {
+    let name = format!("x{id}");
+    match id % 4 {
+        0 => Target::Agent(name),
+        1 => Target::Token(name),
+        2 => Target::User { issuer: "i".into(), subject: name },
+        _ => Target::Delegation { issuer: "i".into(), subject: "s".into(), agent: name },
+    }
+}
+
+fn row_of(id: usize, dead: bool, suspended: bool, watermark: bool, number: u64) -> RevocationRow {
+    // Watermarks rise with the revisions, as the store's do.
+    let watermark_unix_s = watermark.then_some(i64::try_from(number).unwrap() * 10);
+    RevocationRow { dead, suspended, watermark_unix_s, ..row(target(id), number) }
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let apply = (0..IDS, prop::bool::weighted(0.3), any::<bool>(), any::<bool>());
+    prop_oneof![
+        12 => apply.prop_map(|(id, dead, suspended, watermark)| Step::Apply { id, dead, suspended, watermark }),
+        2 => prop::collection::btree_map(0..IDS, 0..8_u8, 0..IDS).prop_map(|rows| Step::Replace(rows.into_iter().collect())),
+        1 => Just(Step::Forget),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(128))]
+    #[test]
+    fn agrees_with_a_list_of_rows(steps in prop::collection::vec(step(), 1..60)) {
+        let index = Index::with_first_capacity(4);
+        let mut naive = Naive::default();
+        let mut oldest = 0;
+        for (number, step) in (1..).zip(steps) {
+            let generation = index.generation();
+            let before: Vec<_> = (0..IDS).map(|id| naive.hit(&target(id), 0, u64::MAX).map(|hit| hit.0)).collect();
+            match step {
+                Step::Apply { id, dead, suspended, watermark } => {
+                    let row = row_of(id, dead, suspended, watermark, number);
+                    index.apply(&row);
+                    naive.0.push((row, number));
+                }
+                Step::Replace(rows) => {
+                    let bit = |bits: u8, bit: u8| bits & (1 << bit) != 0;
+                    let rows: Vec<_> =
+                        rows.into_iter().map(|(id, b)| row_of(id, bit(b, 0), bit(b, 1), bit(b, 2), number)).collect();
+                    index.replace(&rows, number);
+                    naive.replace(&rows, number);
+                }
+                Step::Forget => {
+                    index.forget_lifted(number);
+                    oldest = number;
+                }
+            }
+            for (id, before) in before.into_iter().enumerate() {
+                let target = target(id);
+                let now = naive.hit(&target, 0, u64::MAX).map(|hit| hit.0);
+                if before.is_none() && now.is_some() {
+                    prop_assert!(index.generation() > generation, "{target} was added in silence at {number}");
+                }
+                for snapshot in [oldest, oldest.midpoint(number), number.saturating_sub(1).max(oldest), number] {
+                    for iat in [0, i64::try_from(snapshot).unwrap() * 10, i64::MAX] {
+                        let hit = index.hit(key_of(&index, &target), iat, snapshot);
+                        let expected = naive.hit(&target, iat, snapshot);
+                        prop_assert_eq!(hit.map(|hit| hit.meaning), expected.map(|hit| hit.0), "{} {} {}", &target, iat, snapshot);
+                        if let (Some(hit), Some((_, Some(revision)))) = (hit, expected) {
+                            prop_assert_eq!(hit.revision, revision);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn additions_show_at_once_and_removals_from_their_revision_on() {
+    let index = Index::new();
+    let agent = Target::Agent("spiffe://a/b".into());
+    let key = key_of(&index, &agent);
+    let suspended = |revision| RevocationRow { suspended: true, ..row(agent.clone(), revision) };
+    let check = |snapshot, expected: Option<(HitMeaning, u64)>| {
+        let expected = expected.map(|(meaning, revision)| Hit { meaning, revision });
+        assert_eq!(index.hit(key, 100, snapshot), expected, "snapshot {snapshot}");
+    };
+    check(1, None);
+    index.apply(&suspended(5));
+    check(1, Some((HitMeaning::Suspended, 5)));
+    index.apply(&row(agent.clone(), 9));
+    check(8, Some((HitMeaning::Suspended, 5)));
+    check(9, None);
+    index.apply(&suspended(12));
+    check(9, Some((HitMeaning::Suspended, 12)));
+    index.apply(&RevocationRow { watermark_unix_s: Some(100), ..row(agent.clone(), 14) });
+    check(14, Some((HitMeaning::Watermark, 14)));
+    check(13, Some((HitMeaning::Suspended, 12)));
+    index.apply(&RevocationRow { watermark_unix_s: Some(50), ..row(agent.clone(), 15) });
+    check(15, Some((HitMeaning::Watermark, 15)));
+    assert_eq!(index.hit(key, 101, 15), None, "a younger root");
+    index.replace(&[], 20);
+    check(19, Some((HitMeaning::Watermark, 15)));
+    check(20, None);
+    assert_eq!(index.len(), 1);
+    index.forget_lifted(20);
+    assert!(index.is_empty());
+}
+
+#[test]
+fn targets_do_not_run_together() {
+    let index = Index::new();
+    let targets = [
+        TargetRef::All,
+        TargetRef::Agent("a"),
+        TargetRef::Session("a"),
+        TargetRef::Task("a"),
+        TargetRef::Application("a"),
+        TargetRef::Key("a"),
+        TargetRef::Tool("a"),
+        TargetRef::Hop("a"),
+        TargetRef::Token("a"),
+        TargetRef::User { issuer: "a", subject: "" },
+        TargetRef::User { issuer: "", subject: "a" },
+        TargetRef::User { issuer: "ab", subject: "c" },
+        TargetRef::User { issuer: "a", subject: "bc" },
+        TargetRef::Delegation { issuer: "a", subject: "b", agent: "c" },
+        TargetRef::Delegation { issuer: "ab", subject: "", agent: "c" },
+    ];
+    let keys: std::collections::HashSet<_> = targets.iter().map(|target| index.key(*target)).collect();
+    assert_eq!(keys.len(), targets.len());
+    assert_ne!(Index::new().key(TargetRef::All), index.key(TargetRef::All), "each index has keys of its own");
+}
+
+#[test]
+fn the_filter_grows_and_stays_sharp() {
+    let index = Index::with_first_capacity(64);
+    let bits = index.filter_bits();
+    let rows: Vec<_> = (0..20_000).map(|id| dead(id, 1)).collect();
+    for row in &rows {
+        index.apply(row);
+    }
+    // What a thread has in hand is waited for by doing the same here: a rebuild that is due, or none.
+    while index.filter_bits() == bits || index.false_positive_rate() > 0.005 {
+        index.forget_lifted(0);
+        std::thread::yield_now();
+    }
+    for row in &rows {
+        assert!(index.hit(key_of(&index, &row.target), 0, 2).is_some(), "{}", row.target);
+    }
+    let maybe = |id: &usize| index.may_contain(key_of(&index, &dead(*id, 1).target));
+    let false_maybes = (1_000_000..1_020_000).filter(maybe).count();
+    assert!(false_maybes < 200, "{false_maybes} of 20000");
+}
+
+#[test]
+fn readers_never_miss_what_was_applied() {
+    const ROWS: usize = 10_000;
+    let index = Index::with_first_capacity(16);
+    let rows: Vec<_> = (0..ROWS).map(|id| dead(id, id as u64 + 1)).collect();
+    let keys: Vec<_> = rows.iter().map(|row| key_of(&index, &row.target)).collect();
+    let (applied, ended) = (AtomicUsize::new(0), AtomicBool::new(false));
+    std::thread::scope(|scope| {
+        for reader in 1..=2 {
+            let (index, keys, applied, ended) = (&index, &keys, &applied, &ended);
+            scope.spawn(move || {
+                let mut place = reader;
+                while !ended.load(Ordering::Acquire) {
+                    let count = applied.load(Ordering::Acquire);
+                    for _ in 0..64.min(count) {
+                        place = (place * 25_214_903_917 + 11) % count;
+                        assert!(index.hit(keys[place], 0, u64::MAX - 1).is_some(), "{place} of {count}");
+                    }
+                    if let Some(newest) = count.checked_sub(1) {
+                        assert!(index.hit(keys[newest], 0, 0).is_some(), "the newest of {count}");
+                    }
+                }
+            });
+        }
+        for (count, row) in rows.iter().enumerate() {
+            index.apply(row);
+            applied.store(count + 1, Ordering::Release);
+            if count % 2_500 == 2_499 {
+                // A resync in between, to a state that holds as much.
+                index.replace(&rows[..=count], count as u64 + 1);
+            }
+        }
+        ended.store(true, Ordering::Release);
+    });
+    assert_eq!(index.len(), ROWS as u64);
+}

@@ -156,6 +156,12 @@ impl Status {
         self.progress.clone().wait_for(|progress| progress.revision.is_some()).await.is_ok()
     }
 
+    /// Returns once that many revisions are applied, whatever became of their policy.
+    #[cfg(test)]
+    pub(super) async fn reached(&mut self, number: u64) {
+        self.progress.wait_for(|progress| progress.number() >= number).await.unwrap();
+    }
+
     /// Waits until a revision, its policy included, is what decisions read; polls at once if it is not.
     ///
     /// # Errors

@@ -1,0 +1,375 @@
+//! A hostile store against the follower, and the loop against a store that fails.
+
+mod model;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use proptest::prelude::*;
+use tokio::sync::watch;
+
+use self::model::{Model, commit_row};
+use super::follower::{Action, Event, Follower, Request, State};
+use super::status::Behind;
+use super::{Follow, Publisher, Settings, Source};
+use crate::model::revision::Revision;
+use crate::model::time::{Now, SystemClock};
+use crate::store::{self, Changes, CommitRow};
+
+/// What the store, or the way to it, does to one question.
+#[derive(Clone, Debug)]
+enum Fault {
+    None,
+    Fail,
+    Drop(usize),
+    Repeat(usize),
+    Forge(usize),
+    Cut(usize),
+    BelowFloor,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Commit(usize),
+    Ask(Fault, bool),
+    /// Back to a number, then that many commits of another content.
+    Fork(usize, usize),
+    OtherHistory,
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let fault = prop_oneof![
+        6 => Just(Fault::None),
+        1 => Just(Fault::Fail),
+        1 => (0..4_usize).prop_map(Fault::Drop),
+        1 => (0..4_usize).prop_map(Fault::Repeat),
+        1 => (0..4_usize).prop_map(Fault::Forge),
+        2 => (0..4_usize).prop_map(Fault::Cut),
+        1 => Just(Fault::BelowFloor),
+    ];
+    let step = prop_oneof![
+        8 => (1..5_usize).prop_map(Step::Commit),
+        16 => (fault, prop::bool::weighted(0.8)).prop_map(|(fault, builds)| Step::Ask(fault, builds)),
+        1 => (0..30_usize, 0..4_usize).prop_map(|(to, more)| Step::Fork(to, more)),
+        1 => Just(Step::OtherHistory),
+    ];
+    prop::collection::vec(step, 1..60)
+}
+
+/// A follower, the store it follows, and what must hold between them.
+struct World {
+    store: Model,
+    follower: Follower,
+    published: Vec<[u8; 32]>,
+    clock: i64,
+    frozen: bool,
+}
+
+fn now(second: i64) -> Now {
+    Now { unix_ns: second * 1_000_000_000, boot_ns: second * 1_000_000_000 }
+}
+
+impl World {
+    fn new() -> Self {
+        Self { store: Model::new("first"), follower: Follower::new(None), published: Vec::new(), clock: 0, frozen: false }
+    }
+
+    /// One question and its answer; the clock moves on before and after.
+    fn ask(&mut self, fault: &Fault, builds: bool) -> Result<(), TestCaseError> {
+        self.clock += 1;
+        let sent_at = now(self.clock);
+        let before = (self.published.len(), self.follower.proof());
+        let event = match self.follower.request() {
+            Request::Nothing => return Ok(()),
+            Request::Load => match fault {
+                Fault::None => Event::Loaded { sent_at, state: Box::new(self.store.state()) },
+                Fault::Forge(_) => {
+                    let mut state = self.store.state();
+                    state.digest.add(&[1; 32]);
+                    Event::Loaded { sent_at, state: Box::new(state) }
+                }
+                _ => Event::LoadFailed(store::Error::Unavailable("down".into())),
+            },
+            Request::Poll { after, .. } => self.answer(after, fault, sent_at),
+        };
+        self.clock += 1;
+        let action = self.follower.on(event);
+        self.check(action, sent_at, builds)?;
+        let proof = self.follower.proof();
+        prop_assert!(self.published.len() >= before.0, "the applied number fell");
+        if proof != before.1 {
+            prop_assert_eq!(proof, Some(sent_at), "a proof is the time a poll was sent");
+            prop_assert_eq!(self.published.len(), self.store.commits.len(), "a proof with something missing");
+        }
+        if self.frozen {
+            prop_assert!(proof == before.1 || self.follower.state() == State::Following, "a proof moved while out of step");
+        }
+        self.frozen = self.follower.state() == State::Resync;
+        Ok(())
+    }
+
+    fn answer(&self, after: u64, fault: &Fault, sent_at: Now) -> Event {
+        let mut changes = self.store.changes(after);
+        let count = changes.commits.len();
+        match *fault {
+            Fault::Fail => return Event::PollFailed(store::Error::Unavailable("down".into())),
+            Fault::BelowFloor => return Event::PollFailed(store::Error::BelowFloor { floor: after + 1 }),
+            Fault::Drop(place) if place < count => drop(changes.commits.remove(place)),
+            Fault::Repeat(place) if place < count => changes.commits.insert(place, changes.commits[place].clone()),
+            Fault::Forge(place) if place < count => changes.commits[place].hash[0] ^= 1,
+            Fault::Cut(length) => changes.commits.truncate(length),
+            _ => {}
+        }
+        Event::Changes { sent_at, changes }
+    }
+
+    fn check(&mut self, action: Option<Action>, sent_at: Now, builds: bool) -> Result<(), TestCaseError> {
+        let result = if builds { Ok(()) } else { Err("does not build".to_owned()) };
+        match action {
+            None | Some(Action::Quarantine { .. }) => return Ok(()),
+            Some(Action::Refresh { proof }) => {
+                prop_assert_eq!(proof, sent_at);
+                return Ok(());
+            }
+            Some(Action::Replace { state, .. }) => {
+                prop_assert_eq!(state.revision.number, self.store.commits.len() as u64);
+                if builds {
+                    self.published = self.store.commits.iter().map(|commit| commit.hash).collect();
+                }
+            }
+            Some(Action::Apply { commits, proof }) => {
+                prop_assert!(!commits.is_empty());
+                prop_assert!(proof.boot_ns <= sent_at.boot_ns);
+                for commit in commits {
+                    prop_assert_eq!(commit.number, self.published.len() as u64 + 1, "a hole was published");
+                    prop_assert_eq!(commit.previous_hash, self.published.last().copied().unwrap_or_default());
+                    self.published.push(commit.hash);
+                }
+            }
+        }
+        let failed_full = !builds && self.follower.published().is_none();
+        self.follower.on(Event::Published(result));
+        if !failed_full && builds {
+            prop_assert_eq!(self.follower.policy(), self.published.len() as u64);
+        }
+        Ok(())
+    }
+
+    fn is_in_store(&self) -> bool {
+        self.store.commits.iter().map(|commit| commit.hash).take(self.published.len()).eq(self.published.iter().copied())
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+    #[test]
+    fn follows_or_stops(steps in steps()) {
+        let mut world = World::new();
+        for step in steps {
+            match step {
+                Step::Commit(count) => (0..count).for_each(|_| world.store.commit("main")),
+                Step::Ask(fault, builds) => world.ask(&fault, builds)?,
+                // A fork is a mismatch in the log that is read next: out of step, only a full state is read.
+                Step::Fork(to, more) if world.follower.state() == State::Following => {
+                    world.store.fork(to, more);
+                    world.store.commit("fork");
+                    world.ask(&Fault::None, true)?;
+                    prop_assert_eq!(world.follower.state() == State::Following, world.is_in_store());
+                }
+                Step::OtherHistory if world.follower.published().is_some() => {
+                    world.store = Model { commits: world.store.commits.clone(), ..Model::new("second") };
+                    world.ask(&Fault::None, true)?;
+                    prop_assert_eq!(world.follower.state(), State::Quarantined);
+                }
+                Step::Fork(..) | Step::OtherHistory => {}
+            }
+        }
+        // Left in peace, it catches up.
+        (0..3).try_for_each(|_| world.ask(&Fault::None, true))?;
+        if world.follower.state() != State::Quarantined {
+            prop_assert_eq!(world.follower.state(), State::Following);
+            prop_assert_eq!(world.published.len(), world.store.commits.len());
+            prop_assert!(world.is_in_store());
+        } else {
+            prop_assert_eq!(world.follower.request(), Request::Nothing);
+        }
+    }
+}
+
+/// What each answer to a poll does to a follower that stands at 3.
+#[test]
+fn answers_to_a_poll() {
+    let check = |what: &str, break_it: &dyn Fn(&mut Changes), expected: State| {
+        let mut world = World::new();
+        (0..3).for_each(|_| world.store.commit("main"));
+        world.ask(&Fault::None, true).unwrap();
+        (0..3).for_each(|_| world.store.commit("main"));
+        let mut changes = world.store.changes(3);
+        break_it(&mut changes);
+        if let Some(Action::Apply { .. }) = world.follower.on(Event::Changes { sent_at: now(9), changes }) {
+            world.follower.on(Event::Published(Ok(())));
+        }
+        assert_eq!(world.follower.state(), expected, "{what}: {:?}", world.follower.problem());
+        let moved = world.follower.proof() == Some(now(9));
+        assert_eq!(moved, what == "whole" || what == "nothing new", "{what}: proof");
+    };
+    check("whole", &|_| {}, State::Following);
+    check("nothing new", &|changes| (changes.head, changes.commits) = (3, vec![]), State::Following);
+    check("a part", &|changes| changes.commits.truncate(1), State::Following);
+    check("a hole at the front", &|changes| drop(changes.commits.remove(0)), State::Resync);
+    check("a hole", &|changes| drop(changes.commits.remove(1)), State::Resync);
+    check("twice the same", &|changes| changes.commits.insert(1, changes.commits[0].clone()), State::Resync);
+    check("nothing where there is more", &|changes| changes.commits.clear(), State::Resync);
+    check("past the head", &|changes| changes.head = 5, State::Resync);
+    check("forged changes", &|changes| changes.commits[1].changes.clear(), State::Resync);
+    check("a forged hash", &|changes| changes.commits[2].hash = [7; 32], State::Resync);
+    check("another past", &|changes| changes.commits[0] = commit_row(4, [7; 32], "x"), State::Quarantined);
+    check("a lower head", &|changes| (changes.head, changes.commits) = (2, vec![]), State::Quarantined);
+    check("another history", &|changes| changes.history = Model::new("other").history, State::Quarantined);
+}
+
+#[test]
+fn a_known_place_is_kept_across_restarts() {
+    let mut world = World::new();
+    (0..3).for_each(|_| world.store.commit("main"));
+    let check = |number: usize, hash: [u8; 32], expected: State| {
+        let revision = Revision { history: world.store.history.clone(), number: number as u64 };
+        let mut follower = Follower::new(Some(super::follower::Position { revision, hash }));
+        assert_eq!((follower.published(), follower.request()), (None, Request::Load));
+        follower.on(Event::Loaded { sent_at: now(1), state: Box::new(world.store.state()) });
+        follower.on(Event::Published(Ok(())));
+        assert_eq!(follower.state(), expected, "known: {number}");
+    };
+    check(3, world.store.commits[2].hash, State::Following);
+    check(2, world.store.commits[1].hash, State::Following);
+    check(3, [7; 32], State::Quarantined);
+    check(4, [7; 32], State::Quarantined);
+}
+
+/// A model store that can be down, shared with the test.
+#[derive(Clone)]
+struct Shared(Arc<Mutex<(Model, bool)>>, watch::Sender<u64>);
+
+#[async_trait]
+impl Source for Shared {
+    async fn load(&self) -> Result<store::State, store::Error> {
+        let (model, down) = &*self.0.lock().unwrap();
+        if *down { Err(store::Error::Unavailable("down".into())) } else { Ok(model.state()) }
+    }
+
+    async fn changes(&self, after: u64) -> Result<Changes, store::Error> {
+        let (model, down) = &*self.0.lock().unwrap();
+        if *down { Err(store::Error::Unavailable("down".into())) } else { Ok(model.changes(after)) }
+    }
+
+    fn wake(&self) -> watch::Receiver<u64> {
+        self.1.subscribe()
+    }
+}
+
+impl Shared {
+    fn with<T>(&self, act: impl FnOnce(&mut (Model, bool)) -> T) -> T {
+        act(&mut self.0.lock().unwrap())
+    }
+
+    fn revision(&self) -> Revision {
+        self.with(|(model, _)| model.state().revision)
+    }
+}
+
+/// Numbers published, and why it was quarantined; commits named "bad" do not build.
+#[derive(Clone, Default)]
+struct Recorder(Arc<Mutex<(u64, Option<String>)>>);
+
+impl Publisher for Recorder {
+    fn replace(&mut self, state: store::State, _: Now) -> Result<(), String> {
+        self.0.lock().unwrap().0 = state.revision.number;
+        Ok(())
+    }
+
+    fn apply(&mut self, commits: &[CommitRow], _: Now) -> Result<(), String> {
+        self.0.lock().unwrap().0 = commits.last().unwrap().number;
+        let bad = commits.iter().any(|commit| format!("{:?}", commit.changes).contains("bad"));
+        if bad { Err("a bad policy".into()) } else { Ok(()) }
+    }
+
+    fn refresh(&mut self, _: Now) {}
+
+    fn quarantine(&mut self, reason: &str) {
+        self.0.lock().unwrap().1 = Some(reason.to_owned());
+    }
+}
+
+const LONG: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn the_loop_from_start_to_quarantine() {
+    let store = Shared(Arc::new(Mutex::new((Model::new("first"), true))), watch::channel(0).0);
+    let recorder = Recorder::default();
+    // A poll of its own accord would come after an hour: what follows is on demand or on a hint.
+    let settings = Settings { poll_interval_ms: 3_600_000, backoff_ms_min: 1, backoff_ms_max: 2, ..Settings::default() };
+    let (follow, status) = Follow::new(store.clone(), recorder.clone(), Arc::new(SystemClock), settings, None);
+    let (stop, stopped) = watch::channel(false);
+    let task = tokio::spawn(follow.run(stopped));
+
+    // Down: not ready. Up: ready.
+    assert_eq!(status.wait_for(&store.revision(), Duration::ZERO).await, Err(Behind::NotReady));
+    store.with(|(model, down)| (model.commit("main"), *down = false));
+    assert!(status.ready().await);
+    assert_eq!((status.applied(), status.state(), status.history()), (1, State::Following, Some(store.revision().history)));
+
+    // On demand, and then on the store's hint.
+    store.with(|(model, _)| model.commit("main"));
+    status.wait_for(&store.revision(), LONG).await.unwrap();
+    assert_eq!(recorder.0.lock().unwrap().0, 2, "published before it is shown");
+    store.with(|(model, _)| model.commit("main"));
+    store.1.send_replace(3);
+    let mut shown = status.clone();
+    shown.reached(3).await;
+
+    // A policy that cannot be built: revocations go on, `at_least` does not hold until one is built.
+    store.with(|(model, _)| model.commit("bad"));
+    let bad = store.revision();
+    status.poll_now();
+    shown.reached(4).await;
+    let behind = status.wait_for(&bad, Duration::ZERO).await;
+    assert_eq!(behind, Err(Behind::NotYet { asked: bad.clone(), applied: 4, policy: 3 }));
+    store.with(|(model, _)| model.commit("main"));
+    status.wait_for(&store.revision(), LONG).await.unwrap();
+    assert_eq!((status.applied(), status.policy(), status.problem()), (5, 5, None));
+
+    // Another history is asked for, then found.
+    let other = Revision { history: Model::new("second").history, number: 1 };
+    assert!(matches!(status.wait_for(&other, LONG).await, Err(Behind::OtherHistory { .. })));
+    store.with(|(model, _)| model.history = other.history.clone());
+    let next = Revision { number: 6, history: bad.history };
+    assert!(matches!(status.wait_for(&next, LONG).await, Err(Behind::Quarantined { .. })));
+    assert!(recorder.0.lock().unwrap().1.as_ref().is_some_and(|reason| reason.contains("second")));
+    let counts = status.counts();
+    assert_eq!((counts.loads, counts.commits, counts.build_failures, counts.quarantines), (1, 4, 1, 1));
+    assert!(counts.load_failures >= 1);
+
+    stop.send_replace(true);
+    task.await.unwrap();
+}
+
+#[tokio::test]
+async fn the_loop_falls_out_of_step_and_back() {
+    let store = Shared(Arc::new(Mutex::new((Model::new("first"), false))), watch::channel(0).0);
+    let settings = Settings { poll_interval_ms: 1, resync_jitter_ms_max: 1, ..Settings::default() };
+    let (follow, status) = Follow::new(store.clone(), Recorder::default(), Arc::new(SystemClock), settings, None);
+    let (stop, stopped) = watch::channel(false);
+    let task = tokio::spawn(follow.run(stopped));
+    assert!(status.ready().await);
+    store.with(|(model, _)| {
+        (0..3).for_each(|_| model.commit("main"));
+        model.lost = Some(2);
+    });
+    status.wait_for(&store.revision(), LONG).await.unwrap();
+    assert_eq!((status.counts().resyncs, status.counts().loads, status.state()), (1, 2, State::Following));
+    // Whoever could stop it is gone: it ends.
+    drop(stop);
+    task.await.unwrap();
+    assert!(!matches!(status.wait_for(&Revision { number: 9, ..store.revision() }, LONG).await, Ok(())));
+}

@@ -1,0 +1,75 @@
+//! A naive model of a store: a list of commits with real hashes, that can be forked and lose a row.
+
+use crate::model::records::{Change, RevocationRow, Target};
+use crate::model::revision::{HistoryId, Revision, StateDigest};
+use crate::store::chain::{changes_as_stored, commit_hash, state_digest};
+use crate::store::{Changes, CommitRow, Settings, State};
+
+/// A commit that revokes a token of that name.
+pub(super) fn commit_row(number: u64, previous_hash: [u8; 32], name: &str) -> CommitRow {
+    let changes = vec![Change::Revocation(RevocationRow {
+        target: Target::Token(format!("{name}-{number}")),
+        dead: true,
+        suspended: false,
+        watermark_unix_s: None,
+        expires_at_unix_s: None,
+        reason: String::new(),
+        revision: number,
+    })];
+    let hash = commit_hash(&previous_hash, number, &changes_as_stored(&changes).unwrap());
+    CommitRow { number, previous_hash, hash, digest: StateDigest::default(), unix_ms: 0, changes }
+}
+
+/// The store.
+pub(super) struct Model {
+    pub(super) history: HistoryId,
+    pub(super) commits: Vec<CommitRow>,
+    /// The number of a row that the log no longer has.
+    pub(super) lost: Option<u64>,
+}
+
+impl Model {
+    pub(super) fn new(history: &str) -> Self {
+        Self { history: HistoryId::new(history), commits: Vec::new(), lost: None }
+    }
+
+    pub(super) fn commit(&mut self, name: &str) {
+        let previous_hash = self.commits.last().map_or([0; 32], |commit| commit.hash);
+        self.commits.push(commit_row(self.commits.len() as u64 + 1, previous_hash, name));
+    }
+
+    /// Goes back to a number and on from there with other commits.
+    pub(super) fn fork(&mut self, to: usize, more: usize) {
+        self.commits.truncate(to);
+        (0..more).for_each(|_| self.commit("fork"));
+    }
+
+    pub(super) fn state(&self) -> State {
+        let revocations: Vec<_> = self
+            .commits
+            .iter()
+            .flat_map(|commit| &commit.changes)
+            .filter_map(|change| match change {
+                Change::Revocation(row) => Some(row.clone()),
+                _ => None,
+            })
+            .collect();
+        State {
+            revision: Revision { history: self.history.clone(), number: self.commits.len() as u64 },
+            hash: self.commits.last().map_or([0; 32], |commit| commit.hash),
+            digest: state_digest(&[], &revocations),
+            settings: Settings::default(),
+            documents: Vec::new(),
+            revocations,
+        }
+    }
+
+    pub(super) fn changes(&self, after: u64) -> Changes {
+        let follows = |commit: &&CommitRow| commit.number > after && Some(commit.number) != self.lost;
+        Changes {
+            history: self.history.clone(),
+            head: self.commits.len() as u64,
+            commits: self.commits.iter().filter(follows).cloned().collect(),
+        }
+    }
+}
