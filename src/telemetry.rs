@@ -1,1 +1,186 @@
-//! To be written.
+//! Telemetry: logs, metrics and spans for seeing what the program does; never the proof of it, which is the audit log.
+//!
+//! Recording is plain atomics and, when nothing listens, one branch. Spans are built after the decision, so observing cannot
+//! delay or change one. No identity is ever a metric's label, and no token, argument or key goes anywhere from here. Look
+//! next at `names.rs`, then at `metrics.rs` and `spans.rs`.
+
+use std::time::Duration;
+
+use opentelemetry::KeyValue;
+use opentelemetry::metrics::MeterProvider as _;
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_otlp::WithExportConfig as _;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
+use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider, TracerProviderBuilder};
+
+mod logs;
+mod metrics;
+pub mod names;
+mod page;
+mod spans;
+#[cfg(test)]
+mod tests;
+mod trace_context;
+mod watched;
+
+pub use logs::LogFormat;
+pub use metrics::Metrics;
+pub use page::CONTENT_TYPE;
+pub use spans::{SpanFacts, Spans};
+pub use trace_context::TraceContext;
+
+/// What is observed and where it goes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Settings {
+    /// A filter as in `info,portcullis=debug`, usually from [`names::LOG_VARIABLE`].
+    pub log_filter: String,
+    /// How a line of the log looks.
+    pub log_format: LogFormat,
+    /// Where an OTLP collector listens for gRPC, `http://HOST:PORT`, usually from [`names::OTLP_ENDPOINT_VARIABLE`]; `None`
+    /// turns export off.
+    pub otlp_endpoint: Option<String>,
+    /// This replica's name among those of the service.
+    pub node: String,
+    /// How often metrics are pushed.
+    pub metrics_interval_ms: u64,
+    /// Of the permits whose caller sent no trace context, how many get a span: 0 to 1.
+    pub permit_span_ratio: f64,
+    /// Spans of permits in one second, whoever asks for them.
+    pub permit_spans_per_s_max: u32,
+    /// Spans of denials and of calls that need an approval, in one second.
+    pub denial_spans_per_s_max: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            log_filter: "info".to_owned(),
+            log_format: LogFormat::Human,
+            otlp_endpoint: None,
+            node: String::new(),
+            metrics_interval_ms: 10_000,
+            permit_span_ratio: 0.01,
+            permit_spans_per_s_max: 200,
+            denial_spans_per_s_max: 100,
+        }
+    }
+}
+
+/// Why nothing can be observed. One line, with what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The log's filter cannot be read.
+    #[error("the log filter `{filter}` is not one: {problem}: write it as in `info,portcullis=debug`")]
+    Filter {
+        /// What was given.
+        filter: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Something else already receives this process's logs.
+    #[error("logs are set up already: set them up once, at the start")]
+    LogsTwice,
+    /// A ratio that is not one.
+    #[error("the ratio of sampled permits is {0}: it must be from 0 to 1")]
+    Ratio(f64),
+    /// The collector's address cannot be used.
+    #[error("the OTLP endpoint `{endpoint}` cannot be used: {problem}: write it as `http://HOST:PORT`")]
+    Endpoint {
+        /// What was given.
+        endpoint: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// Export needs a runtime for its connection.
+    #[error("OTLP export must be started inside a tokio runtime")]
+    NoRuntime,
+    /// What was still to be exported was not.
+    #[error("the last telemetry was not exported: {0}: check that the collector answers")]
+    Shutdown(String),
+}
+
+/// Sets up logs for the process, and everything else as [`Telemetry::start`].
+///
+/// # Errors
+/// [`Error::Filter`], [`Error::LogsTwice`], and as [`Telemetry::start`].
+pub fn init(settings: &Settings) -> Result<Telemetry, Error> {
+    logs::init(settings)?;
+    Telemetry::start(settings)
+}
+
+/// The process's metrics and spans, and the export of both.
+#[derive(Debug)]
+pub struct Telemetry {
+    metrics: Metrics,
+    spans: Spans,
+    export: Option<(SdkTracerProvider, SdkMeterProvider)>,
+}
+
+impl Telemetry {
+    /// Starts metrics and spans, with export where an endpoint is set; leaves the process's logs alone.
+    ///
+    /// A collector that does not answer delays nothing: what cannot be sent in time is dropped, and the log says so once.
+    ///
+    /// # Errors
+    /// [`Error::Ratio`], [`Error::Endpoint`], and [`Error::NoRuntime`] where an endpoint is set outside of a runtime.
+    pub fn start(settings: &Settings) -> Result<Self, Error> {
+        if !(0.0..=1.0).contains(&settings.permit_span_ratio) {
+            return Err(Error::Ratio(settings.permit_span_ratio));
+        }
+        let Some(endpoint) = settings.otlp_endpoint.as_deref() else {
+            return Ok(Self { metrics: Metrics::new(None), spans: Spans::off(), export: None });
+        };
+        tokio::runtime::Handle::try_current().map_err(|_| Error::NoRuntime)?;
+        let unusable = |problem: String| Error::Endpoint { endpoint: endpoint.to_owned(), problem };
+        let resource = Resource::builder()
+            .with_service_name(names::SERVICE)
+            .with_attribute(KeyValue::new(names::SERVICE_INSTANCE_ID, settings.node.clone()))
+            .with_attribute(KeyValue::new(names::SERVICE_VERSION, env!("CARGO_PKG_VERSION")))
+            .build();
+        let timeout = Duration::from_secs(5);
+        let spans = opentelemetry_otlp::SpanExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(timeout);
+        let spans = spans.build().map_err(|error| unusable(error.to_string()))?;
+        let metrics = opentelemetry_otlp::MetricExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(timeout);
+        let metrics = metrics.build().map_err(|error| unusable(error.to_string()))?;
+        let tracers =
+            tracers().with_resource(resource.clone()).with_batch_exporter(watched::Watched::new("spans", spans)).build();
+        let interval = Duration::from_millis(settings.metrics_interval_ms.max(100));
+        let reader = PeriodicReader::builder(watched::Watched::new("metrics", metrics)).with_interval(interval).build();
+        let meters = SdkMeterProvider::builder().with_resource(resource).with_reader(reader).build();
+        Ok(Self {
+            metrics: Metrics::new(Some(meters.meter(names::SERVICE))),
+            spans: Spans::new(tracers.tracer(names::SERVICE), settings),
+            export: Some((tracers, meters)),
+        })
+    }
+
+    /// Where counts and durations go; a clone counts into the same numbers.
+    pub fn metrics(&self) -> Metrics {
+        self.metrics.clone()
+    }
+
+    /// Where decisions become spans; a clone shares the caps.
+    pub fn spans(&self) -> Spans {
+        self.spans.clone()
+    }
+
+    /// Sends what is left and ends the export. Blocks for seconds at the most: call it from a thread that no runtime needs
+    /// (`spawn_blocking`), while the runtime in which it was started still runs.
+    ///
+    /// # Errors
+    /// [`Error::Shutdown`] where the collector did not take it.
+    pub fn shutdown(&self) -> Result<(), Error> {
+        let Some((tracers, meters)) = &self.export else {
+            return Ok(());
+        };
+        let timeout = Duration::from_secs(3);
+        let (spans, metrics) = (tracers.shutdown_with_timeout(timeout), meters.shutdown_with_timeout(timeout));
+        spans.and(metrics).map_err(|error| Error::Shutdown(error.to_string()))
+    }
+}
+
+/// The SDK keeps every span that it is given: left to itself it drops a denial in a trace that its caller does not keep.
+fn tracers() -> TracerProviderBuilder {
+    SdkTracerProvider::builder().with_sampler(Sampler::AlwaysOn)
+}

@@ -1,0 +1,48 @@
+//! The process's log: to standard error, for people or for machines.
+//!
+//! Facts are fields; nothing is logged per request above debug. Look next at `names.rs` for the variable with the filter.
+
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::util::SubscriberInitExt as _;
+
+use super::{Error, Settings};
+
+/// How a line of the log looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Time, level, message and fields.
+    #[default]
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Receives the process's logs from here on.
+pub(super) fn init(settings: &Settings) -> Result<(), Error> {
+    let filter = filter(&settings.log_filter)?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let outcome = match settings.log_format {
+        LogFormat::Human => builder.finish().try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).finish().try_init(),
+    };
+    outcome.map_err(|_| Error::LogsTwice)
+}
+
+fn filter(text: &str) -> Result<EnvFilter, Error> {
+    let text = if text.trim().is_empty() { "info" } else { text };
+    EnvFilter::try_new(text).map_err(|error| Error::Filter { filter: text.to_owned(), problem: error.to_string() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn filters_are_read_or_named() {
+        for good in ["", " ", "debug", "info,portcullis=debug", "off"] {
+            assert!(filter(good).is_ok(), "{good}");
+        }
+        let message = filter("portcullis=loud").unwrap_err().to_string();
+        assert!(message.contains("`portcullis=loud`") && !message.contains('\n'), "{message}");
+    }
+}

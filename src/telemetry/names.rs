@@ -1,0 +1,99 @@
+//! Every name that telemetry uses: an interface, for dashboards and alerts are built on them.
+//!
+//! OpenTelemetry's semantic conventions where they have a name, `portcullis.*` for the rest. Names only; look next at
+//! `metrics.rs` and `spans.rs`, which use them.
+
+/// The service's name, also that of the instrumentation scope.
+pub const SERVICE: &str = "portcullis";
+/// The attribute with the replica's name.
+pub const SERVICE_INSTANCE_ID: &str = "service.instance.id";
+/// The attribute with the program's version.
+pub const SERVICE_VERSION: &str = "service.version";
+
+/// The environment variable with the log's filter.
+pub const LOG_VARIABLE: &str = "PORTCULLIS_LOG";
+/// The environment variable that turns OTLP on.
+pub const OTLP_ENDPOINT_VARIABLE: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
+
+/// Histogram: how long a decision took in the service, by effect.
+pub const CHECK_DURATION: &str = "portcullis.check.duration";
+/// Counter: decisions, by effect and reason.
+pub const CHECK_DECISIONS: &str = "portcullis.check.decisions";
+/// Counter: lookups of a verified chain, by result (`hit`, `miss`).
+pub const CHAIN_CACHE: &str = "portcullis.chain_cache.lookups";
+/// Counter: chains whose signatures were verified.
+pub const COLD_VERIFICATIONS: &str = "portcullis.chain.verifications";
+/// Counter: spans that a cap held back.
+pub const SPANS_SUPPRESSED: &str = "portcullis.spans.suppressed";
+/// Histogram: from the commit of a revocation to its effect here.
+pub const KILL_PROPAGATION: &str = "portcullis.kill.propagation";
+/// Gauge: since when the snapshot is not known to be the newest.
+pub const SNAPSHOT_AGE: &str = "portcullis.snapshot.age";
+/// Gauge: number of the revision that decides.
+pub const REVISION: &str = "portcullis.revision";
+/// Gauge: entries of the revocation index.
+pub const REVOCATIONS: &str = "portcullis.revocations";
+/// Gauge: estimated rate of needless exact lookups.
+pub const FALSE_POSITIVE_RATE: &str = "portcullis.filter.false_positive_rate";
+/// Gauge: age of the newest commit that is not yet in effect.
+pub const SYNC_LAG: &str = "portcullis.sync.lag";
+/// Gauge: 1 for the state that the replica is in, 0 for the others.
+pub const REPLICA_STATE: &str = "portcullis.replica.state";
+/// Gauge: bytes of audit records that wait to be written.
+pub const AUDIT_PENDING: &str = "portcullis.audit.pending";
+/// Counter: audit records taken.
+pub const AUDIT_RECORDS: &str = "portcullis.audit.records";
+/// Counter: how often the audit log could not be written.
+pub const AUDIT_FAILURES: &str = "portcullis.audit.failures";
+/// Gauge: open connections.
+pub const CONNECTIONS: &str = "portcullis.server.connections";
+/// Counter: connections refused because too many are open.
+pub const CONNECTIONS_REFUSED: &str = "portcullis.server.connections_refused";
+
+/// The unit of a metric, as a word for its Prometheus name; `None` where it counts things.
+pub fn unit(name: &str) -> Option<&'static str> {
+    match name {
+        CHECK_DURATION | KILL_PROPAGATION | SNAPSHOT_AGE | SYNC_LAG => Some("seconds"),
+        AUDIT_PENDING => Some("bytes"),
+        _ => None,
+    }
+}
+
+/// The one span of a decision.
+pub const CHECK_SPAN: &str = "portcullis.check";
+/// The leaf agent, which makes the call.
+pub const AGENT_ID: &str = "gen_ai.agent.id";
+/// The tool.
+pub const TOOL_NAME: &str = "gen_ai.tool.name";
+/// Always [`EXECUTE_TOOL`].
+pub const OPERATION_NAME: &str = "gen_ai.operation.name";
+/// What an agent asks leave to do.
+pub const EXECUTE_TOOL: &str = "execute_tool";
+/// The user, as the JSON array `["iss","sub"]`.
+pub const USER_ID: &str = "enduser.id";
+/// The session.
+pub const SESSION_ID: &str = "session.id";
+/// The application.
+pub const APPLICATION_ID: &str = "portcullis.application.id";
+/// Every agent of the chain, root to leaf.
+pub const AGENTS: &str = "portcullis.agents";
+/// The task.
+pub const TASK_ID: &str = "portcullis.task.id";
+/// The call: `Check`, `ListTools`, `Explain`.
+pub const METHOD: &str = "portcullis.method";
+/// The decision's id, as in the audit log.
+pub const DECISION_ID: &str = "portcullis.decision.id";
+/// The effect; a label too.
+pub const EFFECT: &str = "portcullis.effect";
+/// The reason; a label too.
+pub const REASON: &str = "portcullis.reason";
+/// The layer that gave the least answer.
+pub const LAYER: &str = "portcullis.deciding_layer";
+/// The revision that decided, `HISTORY.NUMBER`.
+pub const REVISION_TOKEN: &str = "portcullis.revision";
+/// Why the replica could not do its work; a denial by policy has none.
+pub const ERROR_TYPE: &str = "error.type";
+/// Label: `hit` or `miss`.
+pub const RESULT: &str = "portcullis.result";
+/// Label: the state of a replica.
+pub const STATE: &str = "portcullis.state";

@@ -1,0 +1,215 @@
+//! One span for a decision, built after it: observing costs nothing before the answer is known.
+//!
+//! Sampling is decided here, not by the SDK: denials always, up to a cap, since they are what is looked for; permits where
+//! the caller keeps the trace, or by ratio where there is none, up to a cap of their own, so that no caller can flood the
+//! collector. Look next at `trace_context.rs`.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
+
+use opentelemetry::trace::{Span as _, SpanBuilder, SpanKind, Status, TraceContextExt as _};
+use opentelemetry::{Array, Context, KeyValue, StringValue, Value};
+use opentelemetry_sdk::trace::SdkTracer;
+
+use crate::model::decision::Effect;
+use crate::model::ids::{AgentId, ApplicationId, SessionId, TaskId, UserId};
+use crate::model::reason::{Layer, Reason};
+use crate::model::revision::HistoryId;
+
+use super::{Settings, TraceContext, names};
+
+/// What a span says; identities that were not established are absent.
+#[derive(Clone, Copy, Debug)]
+pub struct SpanFacts<'a> {
+    /// The caller's trace.
+    pub parent: Option<&'a TraceContext>,
+    /// The call: `Check`, `ListTools`, `Explain`.
+    pub method: &'static str,
+    /// When the call arrived.
+    pub start_unix_ns: i64,
+    /// When it was decided.
+    pub end_unix_ns: i64,
+    /// The decision's id, as in the audit log.
+    pub decision_id: &'a str,
+    /// What was answered.
+    pub effect: Effect,
+    /// Why.
+    pub reason: Reason,
+    /// The layer that gave the least answer.
+    pub layer: Option<Layer>,
+    /// Who delegated.
+    pub user: Option<&'a UserId>,
+    /// Inside which application.
+    pub application: Option<&'a ApplicationId>,
+    /// Every agent, root to leaf.
+    pub agents: &'a [AgentId],
+    /// The tool asked for.
+    pub tool: Option<&'a str>,
+    /// The session.
+    pub session: Option<&'a SessionId>,
+    /// The task.
+    pub task: Option<&'a TaskId>,
+    /// The history that the revision belongs to.
+    pub history: &'a HistoryId,
+    /// Number of the revision that decided.
+    pub revision: u64,
+}
+
+/// Makes spans of decisions; a clone shares the caps.
+#[derive(Clone, Debug)]
+pub struct Spans(Option<Arc<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    tracer: SdkTracer,
+    /// Of 2^32 permits without a parent, how many are sampled.
+    permits_of_2_32: u64,
+    permits_seen: AtomicU64,
+    permits: Cap,
+    denials: Cap,
+    suppressed: AtomicU64,
+}
+
+impl Spans {
+    /// Makes no spans.
+    pub fn off() -> Self {
+        Self(None)
+    }
+
+    pub(super) fn new(tracer: SdkTracer, settings: &Settings) -> Self {
+        Self(Some(Arc::new(Inner {
+            tracer,
+            permits_of_2_32: share_of_2_32(settings.permit_span_ratio),
+            permits_seen: AtomicU64::new(0),
+            permits: Cap::new(settings.permit_spans_per_s_max),
+            denials: Cap::new(settings.denial_spans_per_s_max),
+            suppressed: AtomicU64::new(0),
+        })))
+    }
+
+    /// Whether anything listens: facts that cost something to gather can be left out otherwise.
+    pub fn is_on(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Makes the span of a decision, where it is sampled. Never blocks: a full queue drops it.
+    pub fn record(&self, facts: &SpanFacts<'_>) {
+        if let Some(inner) = &self.0
+            && inner.samples(facts)
+        {
+            inner.export(facts);
+        }
+    }
+
+    /// Spans that a cap held back.
+    pub fn suppressed(&self) -> u64 {
+        self.0.as_ref().map_or(0, |inner| inner.suppressed.load(Ordering::Relaxed))
+    }
+}
+
+impl Inner {
+    fn samples(&self, facts: &SpanFacts<'_>) -> bool {
+        let cap = match (facts.effect, facts.parent) {
+            (Effect::Deny | Effect::NeedsApproval, _) => &self.denials,
+            (Effect::Permit, Some(parent)) if parent.is_sampled() => &self.permits,
+            (Effect::Permit, None) if self.is_drawn() => &self.permits,
+            (Effect::Permit, _) => return false,
+        };
+        let second = u64::try_from(facts.end_unix_ns / 1_000_000_000).unwrap_or(0);
+        let admitted = cap.admits(second);
+        if !admitted {
+            self.suppressed.fetch_add(1, Ordering::Relaxed);
+        }
+        admitted
+    }
+
+    /// Spreads the drawn permits evenly: multiples of the golden ratio fall into every interval by its length.
+    fn is_drawn(&self) -> bool {
+        let count = self.permits_seen.fetch_add(1, Ordering::Relaxed);
+        count.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32 < self.permits_of_2_32
+    }
+
+    fn export(&self, facts: &SpanFacts<'_>) {
+        let parent = Context::new();
+        let parent = match facts.parent {
+            Some(context) => parent.with_remote_span_context(context.span_context().clone()),
+            None => parent,
+        };
+        let mut span = SpanBuilder::from_name(names::CHECK_SPAN)
+            .with_kind(SpanKind::Server)
+            .with_start_time(time(facts.start_unix_ns))
+            .with_attributes(attributes(facts))
+            .start_with_context(&self.tracer, &parent);
+        if is_error(facts.reason) {
+            span.set_attribute(KeyValue::new(names::ERROR_TYPE, facts.reason.as_str()));
+            span.set_status(Status::error(facts.reason.message()));
+        }
+        span.end_with_timestamp(time(facts.end_unix_ns.max(facts.start_unix_ns)));
+    }
+}
+
+/// A number of spans in a second of the wall clock.
+#[derive(Debug)]
+struct Cap {
+    per_s_max: u32,
+    /// The second in the upper half, how many were admitted in it in the lower.
+    admitted: AtomicU64,
+}
+
+impl Cap {
+    fn new(per_s_max: u32) -> Self {
+        Self { per_s_max, admitted: AtomicU64::new(0) }
+    }
+
+    fn admits(&self, second: u64) -> bool {
+        let second = second << 32;
+        let update = |seen: u64| match seen {
+            seen if seen >> 32 << 32 != second => (self.per_s_max > 0).then_some(second | 1),
+            seen => ((seen & u64::from(u32::MAX)) < u64::from(self.per_s_max)).then_some(seen + 1),
+        };
+        self.admitted.fetch_update(Ordering::Relaxed, Ordering::Relaxed, update).is_ok()
+    }
+}
+
+fn attributes(facts: &SpanFacts<'_>) -> Vec<KeyValue> {
+    let text = |text: &str| Value::String(StringValue::from(text.to_owned()));
+    let optional = [
+        (names::AGENT_ID, facts.agents.last().map(|agent| text(agent.as_str()))),
+        (names::TOOL_NAME, facts.tool.map(text)),
+        (names::USER_ID, facts.user.map(|user| text(&user.to_string()))),
+        (names::SESSION_ID, facts.session.map(|session| text(session.as_str()))),
+        (names::APPLICATION_ID, facts.application.map(|application| text(application.as_str()))),
+        (names::TASK_ID, facts.task.map(|task| text(task.as_str()))),
+        (names::LAYER, facts.layer.map(|layer| layer.as_str().into())),
+        (names::AGENTS, (!facts.agents.is_empty()).then(|| agents(facts.agents))),
+    ];
+    let mut attributes = vec![
+        KeyValue::new(names::OPERATION_NAME, names::EXECUTE_TOOL),
+        KeyValue::new(names::METHOD, facts.method),
+        KeyValue::new(names::DECISION_ID, text(facts.decision_id)),
+        KeyValue::new(names::EFFECT, facts.effect.as_str()),
+        KeyValue::new(names::REASON, facts.reason.as_str()),
+        KeyValue::new(names::REVISION_TOKEN, format!("{}.{}", facts.history, facts.revision)),
+    ];
+    attributes.extend(optional.into_iter().filter_map(|(name, value)| value.map(|value| KeyValue::new(name, value))));
+    attributes
+}
+
+fn agents(agents: &[AgentId]) -> Value {
+    Value::Array(Array::String(agents.iter().map(|agent| StringValue::from(agent.as_str().to_owned())).collect()))
+}
+
+/// A denial is what the program is for; an error is what kept it from its work.
+fn is_error(reason: Reason) -> bool {
+    matches!(reason, Reason::AuditUnavailable | Reason::Stale | Reason::RevisionUnavailable | Reason::ConditionError)
+}
+
+fn time(unix_ns: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_nanos(u64::try_from(unix_ns).unwrap_or(0))
+}
+
+fn share_of_2_32(ratio: f64) -> u64 {
+    // A checked ratio from 0 to 1 times 2^32 has an exact place in 64 bits.
+    (ratio * 4_294_967_296.0) as u64
+}
