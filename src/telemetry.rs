@@ -11,9 +11,8 @@ use opentelemetry::metrics::MeterProvider as _;
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::WithExportConfig as _;
 use opentelemetry_sdk::Resource;
-use opentelemetry_sdk::metrics::PeriodicReader;
-use opentelemetry_sdk::metrics::SdkMeterProvider;
-use opentelemetry_sdk::trace::SdkTracerProvider;
+use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
+use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider, TracerProviderBuilder};
 
 mod logs;
 mod metrics;
@@ -144,10 +143,8 @@ impl Telemetry {
         let spans = spans.build().map_err(|error| unusable(error.to_string()))?;
         let metrics = opentelemetry_otlp::MetricExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(timeout);
         let metrics = metrics.build().map_err(|error| unusable(error.to_string()))?;
-        let tracers = SdkTracerProvider::builder()
-            .with_resource(resource.clone())
-            .with_batch_exporter(watched::Watched::new("spans", spans))
-            .build();
+        let tracers =
+            tracers().with_resource(resource.clone()).with_batch_exporter(watched::Watched::new("spans", spans)).build();
         let interval = Duration::from_millis(settings.metrics_interval_ms.max(100));
         let reader = PeriodicReader::builder(watched::Watched::new("metrics", metrics)).with_interval(interval).build();
         let meters = SdkMeterProvider::builder().with_resource(resource).with_reader(reader).build();
@@ -181,4 +178,9 @@ impl Telemetry {
         let (spans, metrics) = (tracers.shutdown_with_timeout(timeout), meters.shutdown_with_timeout(timeout));
         spans.and(metrics).map_err(|error| Error::Shutdown(error.to_string()))
     }
+}
+
+/// The SDK keeps every span that it is given: left to itself it drops a denial in a trace that its caller does not keep.
+fn tracers() -> TracerProviderBuilder {
+    SdkTracerProvider::builder().with_sampler(Sampler::AlwaysOn)
 }
