@@ -9,10 +9,8 @@
 mod bind;
 mod local;
 
-use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
@@ -33,7 +31,7 @@ use crate::model::time::{Clock, SystemClock};
 use crate::pap::Admin;
 use crate::policy::source::read_folder;
 use crate::revocation::Index;
-use crate::server::{self, HttpPages, Listener};
+use crate::server::{self, Factories, GrpcServices, HttpServices, Listeners, NoBarrier, RuntimeContext, Server};
 use crate::service::{self, Lane, Service};
 use crate::snapshot::SnapshotCell;
 use crate::store;
@@ -70,8 +68,8 @@ pub enum Error {
     #[error("the system refused {0}")]
     System(String),
     /// The store could be opened but gave no snapshot.
-    #[error("no full snapshot of the store came within {} s: the log says why", FIRST_SNAPSHOT_TIMEOUT.as_secs())]
-    NoSnapshot,
+    #[error("the store gave no full snapshot in time: {0}")]
+    NoSnapshot(String),
 }
 
 impl From<config::Error> for Error {
@@ -106,14 +104,10 @@ async fn terminated() -> std::io::Result<()> {
 /// A running policy decision point.
 pub struct App {
     control: Runtime,
-    service: Arc<Service>,
-    stop: watch::Sender<bool>,
-    threads: Vec<JoinHandle<()>>,
+    server: Server,
+    stop_following: watch::Sender<bool>,
     telemetry: Telemetry,
     audit: Arc<audit::Log>,
-    decisions: SocketAddr,
-    http: SocketAddr,
-    admin: SocketAddr,
 }
 
 impl App {
@@ -123,12 +117,11 @@ impl App {
     /// As [`Error`] says; nothing is left running.
     pub fn start(settings: Settings) -> Result<Self, Error> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let decisions = Listener::bind("--listen", settings.listen)?;
-        let http = Listener::bind("--http-listen", settings.http_listen)?;
-        let administration = Listener::bind("--admin-listen", settings.admin_listen)?;
+        // Bound first: a port in use is said before anything is written.
+        let listeners = Listeners::bind(server_settings(&settings))?;
         let control = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
-            .thread_name("portcullis-control")
+            .thread_name("pdp-control")
             .enable_all()
             .build()
             .map_err(|error| Error::System(format!("a runtime: {error}")))?;
@@ -138,163 +131,107 @@ impl App {
         let store = control.block_on(bind::open_store(&settings.store_url(), clock.clone()))?;
         control.block_on(bind::first_operator(&*store, &settings.data))?;
 
-        let (stop, stopped) = watch::channel(false);
+        let (stop_following, stopped) = watch::channel(false);
         let cell = Arc::new(SnapshotCell::default());
-        let revocations = Arc::new(Index::new());
-        let publisher = CellPublisher::new(cell.clone(), revocations);
+        let publisher = CellPublisher::new(cell.clone(), Arc::new(Index::new()));
         let (follow, status) = Follow::new(store.clone(), publisher, clock.clone(), sync::Settings::default(), None);
-        control.spawn(follow.run(stopped.clone()));
-        control
-            .block_on(async { tokio::time::timeout(FIRST_SNAPSHOT_TIMEOUT, status.ready()).await })
-            .map_err(|_| Error::NoSnapshot)?;
+        control.spawn(follow.run(stopped));
+        let first = control.block_on(async { tokio::time::timeout(FIRST_SNAPSHOT_TIMEOUT, status.ready()).await });
+        if !first.unwrap_or(false) {
+            return Err(Error::NoSnapshot(status.problem().unwrap_or_else(|| "the store does not answer".to_owned())));
+        }
 
         let admin = Arc::new(Admin::new(store.clone(), clock.clone(), log.recorder("admin")?));
         if let Some(folder) = &settings.policies {
             let revision = control.block_on(bind::apply_folder(&admin, folder, &settings.data))?;
-            control.block_on(status.wait_for(&revision, FIRST_SNAPSHOT_TIMEOUT)).map_err(|_| Error::NoSnapshot)?;
+            let applied = control.block_on(status.wait_for(&revision, FIRST_SNAPSHOT_TIMEOUT));
+            applied.map_err(|behind| Error::NoSnapshot(behind.to_string()))?;
         }
         let parts = service::Parts {
             cell: cell.clone(),
             ledger: Arc::new(bind::StoreLedger(store)),
-            catch_up: Arc::new(bind::FollowerCatchUp { status: status.clone(), cell: cell.clone() }),
+            catch_up: Arc::new(bind::FollowerCatchUp { status, cell: cell.clone() }),
             metrics: telemetry.metrics(),
             spans: telemetry.spans(),
             clock: clock.clone(),
         };
         let service = Arc::new(Service::new(parts, service_settings(&settings)));
-        bind::register_gauges(&telemetry.metrics(), &cell, &clock, &service, &log);
+        bind::register_gauges(&telemetry, &cell, &clock, &service, &log);
         service.mark_ready();
 
-        let mut app = Self {
-            service,
-            stop,
-            threads: Vec::new(),
-            telemetry,
-            audit: log,
-            decisions: decisions.address(),
-            http: http.address(),
-            admin: administration.address(),
-            control,
-        };
-        app.serve_decisions(decisions, &settings, &stopped)?;
-        app.serve_administration(administration, admin, &settings, &stopped)?;
-        app.serve_pages(http, stopped);
-        tracing::info!(decisions = %app.decisions, http = %app.http, admin = %app.admin, "ready");
+        let factories = factories(&settings, &service, admin, &telemetry, &log)?;
+        let server = control.block_on(listeners.serve(factories))?;
+        let app = Self { control, server, stop_following, telemetry, audit: log };
+        tracing::info!("{}", app.ready_line());
         Ok(app)
     }
 
     /// `ready decisions=HOST:PORT http=HOST:PORT admin=HOST:PORT`
     pub fn ready_line(&self) -> String {
-        format!("ready decisions={} http={} admin={}", self.decisions, self.http, self.admin)
+        let at = self.server.addresses();
+        format!("ready decisions={} http={} admin={}", at.decisions, at.http, at.admin)
     }
 
-    /// Where decisions are given.
-    pub fn decisions_address(&self) -> SocketAddr {
-        self.decisions
-    }
-
-    /// Where health and metrics are shown.
-    pub fn http_address(&self) -> SocketAddr {
-        self.http
-    }
-
-    /// Where it is administered.
-    pub fn admin_address(&self) -> SocketAddr {
-        self.admin
+    /// Where it listens.
+    pub fn addresses(&self) -> server::Addresses {
+        self.server.addresses()
     }
 
     /// Drains and ends: calls in flight are answered, records and spans written.
-    pub fn stop(mut self) {
-        // Nobody may be listening any more, which is what is wanted.
-        let _ = self.stop.send(true);
-        for thread in self.threads.drain(..) {
-            if thread.join().is_err() {
-                tracing::error!("a serving runtime ended badly");
-            }
+    pub fn stop(self) {
+        let Self { control, server, stop_following, telemetry, audit } = self;
+        let drained = control.block_on(server.drain());
+        if drained.connections_cut > 0 {
+            tracing::warn!(
+                connections_cut = drained.connections_cut,
+                "calls were still in flight at the end of the drain timeout"
+            );
         }
-        self.service.drain();
-        if let Err(error) = self.telemetry.shutdown() {
+        // Nobody may be following any more, which is what is wanted.
+        let _ = stop_following.send(true);
+        if let Err(error) = telemetry.shutdown() {
             tracing::warn!(%error, "telemetry ended badly");
         }
-        if let Err(error) = self.audit.shutdown() {
+        if let Err(error) = audit.shutdown() {
             tracing::error!(%error, "the audit log ended badly");
         }
-        self.control.shutdown_timeout(Duration::from_secs(1));
-    }
-
-    fn serve_decisions(&mut self, listener: Listener, settings: &Settings, stopped: &watch::Receiver<bool>) -> Result<(), Error> {
-        let mut lanes = Vec::new();
-        for index in 0..settings.runtimes {
-            let recorder = self.audit.recorder(&format!("lane{index}"))?;
-            let lane = self.service.lane(recorder.clone());
-            let noop = settings.noop;
-            let (outbox, inbox) = server::lane_channel();
-            lanes.push(outbox);
-            self.spawn_lane(
-                &format!("portcullis-lane{index}"),
-                inbox,
-                move || decision_routes(lane, noop),
-                recorder,
-                settings,
-                stopped,
-            )?;
-        }
-        self.control.spawn(accepting(listener, lanes, stopped.clone()));
-        Ok(())
-    }
-
-    fn serve_administration(
-        &mut self,
-        listener: Listener,
-        admin: Arc<Admin>,
-        settings: &Settings,
-        stopped: &watch::Receiver<bool>,
-    ) -> Result<(), Error> {
-        let (outbox, inbox) = server::lane_channel();
-        let barrier = admin.recorder();
-        self.spawn_lane("portcullis-admin", inbox, move || admin_routes(admin), barrier, settings, stopped)?;
-        self.control.spawn(accepting(listener, vec![outbox], stopped.clone()));
-        Ok(())
-    }
-
-    fn serve_pages(&self, listener: Listener, stopped: watch::Receiver<bool>) {
-        let (service, metrics) = (self.service.clone(), self.telemetry.metrics());
-        let pages = HttpPages {
-            ready: Box::new(move || if service.is_ready() { Ok(()) } else { Err("not ready".to_owned()) }),
-            metrics: Box::new(move || metrics.render()),
-        };
-        self.control.spawn(async move {
-            if let Err(error) = server::serve_http(listener, pages, stopped).await {
-                tracing::error!(%error, "the health page ended");
-            }
-        });
-    }
-
-    fn spawn_lane(
-        &mut self,
-        name: &str,
-        inbox: server::Inbox,
-        routes: impl FnOnce() -> Routes + Send + 'static,
-        barrier: Arc<audit::Recorder>,
-        settings: &Settings,
-        stopped: &watch::Receiver<bool>,
-    ) -> Result<(), Error> {
-        let (stopped, drain) = (stopped.clone(), Duration::from_millis(settings.drain_timeout_ms));
-        let run = move || {
-            if let Err(error) = server::run_lane(inbox, routes, barrier, drain, stopped) {
-                tracing::error!(%error, "a serving runtime ended");
-            }
-        };
-        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(run);
-        self.threads.push(thread.map_err(|error| Error::System(format!("a thread: {error}")))?);
-        Ok(())
+        control.shutdown_timeout(Duration::from_secs(1));
     }
 }
 
-async fn accepting(listener: Listener, lanes: Vec<server::Outbox>, stopped: watch::Receiver<bool>) {
-    if let Err(error) = server::accept(listener, lanes, stopped).await {
-        tracing::error!(%error, "a listener ended");
-    }
+/// What makes the services of each runtime; every one records into a buffer of its own, which its sockets wait for.
+fn factories(
+    settings: &Settings,
+    service: &Arc<Service>,
+    admin: Arc<Admin>,
+    telemetry: &Telemetry,
+    log: &Arc<audit::Log>,
+) -> Result<Factories, Error> {
+    let recorders = (0..settings.runtimes).map(|index| log.recorder(&format!("lane{index}"))).collect::<Result<Vec<_>, _>>()?;
+    let (decisions, noop) = (service.clone(), settings.noop);
+    let make_decisions = move |context: RuntimeContext| match recorders.get(context.index) {
+        Some(recorder) => {
+            GrpcServices { routes: decision_routes(decisions.lane(recorder.clone()), noop), barrier: recorder.clone() }
+        }
+        // There is a recorder for each runtime; without one nothing may be answered.
+        None => GrpcServices { routes: Routes::default(), barrier: Arc::new(NoBarrier) },
+    };
+    let make_admin = move |_: RuntimeContext| {
+        let barrier = admin.recorder();
+        GrpcServices { routes: admin_routes(admin), barrier }
+    };
+    let (ready, metrics) = (service.clone(), telemetry.metrics());
+    let make_http = move |context: RuntimeContext| HttpServices {
+        ready: Arc::new(move || match (context.draining.is_draining(), ready.is_ready()) {
+            (true, _) => Err("draining".to_owned()),
+            (_, false) => Err("no proof that the snapshot is current".to_owned()),
+            _ => Ok(()),
+        }),
+        metrics: Arc::new(move || metrics.render()),
+        routes: axum::Router::new(),
+        barrier: Arc::new(NoBarrier),
+    };
+    Ok(Factories { decisions: Arc::new(make_decisions), admin: Box::new(make_admin), http: Box::new(make_http) })
 }
 
 fn decision_routes(lane: Lane, noop: bool) -> Routes {
@@ -341,6 +278,17 @@ fn with_standard_services(routes: Routes, names: &[&'static str]) -> Routes {
     routes
 }
 
+fn server_settings(settings: &Settings) -> server::Settings {
+    server::Settings {
+        decisions_address: settings.listen,
+        http_address: settings.http_listen,
+        admin_address: settings.admin_listen,
+        decision_runtimes: settings.runtimes,
+        drain_timeout_ms: settings.drain_timeout_ms,
+        ..server::Settings::default()
+    }
+}
+
 fn service_settings(settings: &Settings) -> service::Settings {
     service::Settings {
         audiences: settings.audiences.clone(),
@@ -351,19 +299,15 @@ fn service_settings(settings: &Settings) -> service::Settings {
 }
 
 fn start_telemetry(settings: &Settings) -> Result<Telemetry, telemetry::Error> {
-    let observed = telemetry_settings(settings);
-    if settings.logs { telemetry::init(&observed) } else { Telemetry::start(&observed) }
-}
-
-fn telemetry_settings(settings: &Settings) -> telemetry::Settings {
-    telemetry::Settings {
+    let observed = telemetry::Settings {
         otlp_endpoint: settings.otlp_endpoint.clone(),
         permit_span_ratio: settings.trace_ratio,
         log_filter: settings.log.clone(),
         log_format: if settings.log_json { telemetry::LogFormat::Json } else { telemetry::LogFormat::Human },
         node: settings.node.clone(),
         ..telemetry::Settings::default()
-    }
+    };
+    if settings.logs { telemetry::init(&observed) } else { Telemetry::start(&observed) }
 }
 
 /// Reads the files of a policy folder, the error naming the flag.

@@ -6,11 +6,13 @@
 
 mod backoff;
 pub mod follower;
+mod publisher;
 mod run;
 pub mod status;
 #[cfg(test)]
 mod tests;
 
+pub use publisher::CellPublisher;
 pub use run::{Follow, Settings, Source};
 
 use crate::model::time::Now;

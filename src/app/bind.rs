@@ -23,7 +23,7 @@ use crate::snapshot::SnapshotCell;
 use crate::store::Store;
 use crate::store::sqlite::SqliteStore;
 use crate::sync::status::Status;
-use crate::telemetry::Metrics;
+use crate::telemetry::Telemetry;
 use crate::token::PrivateKey;
 use crate::token::operator::{self, Expected};
 
@@ -126,13 +126,20 @@ pub(super) async fn apply_folder(admin: &Admin, folder: &Path, data: &Path) -> R
 
 /// Figures that are read when somebody looks.
 pub(super) fn register_gauges(
-    metrics: &Metrics,
+    telemetry: &Telemetry,
     cell: &Arc<SnapshotCell>,
     clock: &Arc<dyn Clock>,
     service: &Arc<Service>,
     log: &Arc<audit::Log>,
 ) {
     use crate::telemetry::names;
+    let metrics = telemetry.metrics();
+    let spans = telemetry.spans();
+    metrics.counter(names::SPANS_SUPPRESSED, "Spans left out by the caps.", move || spans.suppressed());
+    let records = log.clone();
+    metrics.counter(names::AUDIT_RECORDS, "Audit records taken.", move || records.status().records);
+    let failures = log.clone();
+    metrics.counter(names::AUDIT_FAILURES, "Writes of audit records that failed.", move || failures.status().failures);
     let of_view = |read: fn(&crate::snapshot::View, crate::model::time::Now) -> f64| {
         let (cell, clock) = (cell.clone(), clock.clone());
         move || cell.load().map_or(0.0, |view| read(&view, clock.now()))

@@ -74,11 +74,11 @@ pub(super) fn run(_arguments: DemoArgs, output: &Output) -> Result<(), Failure> 
 }
 
 async fn tell(world: &World, app: &App, data: &std::path::Path, output: &Output) -> Result<(), Failure> {
-    let target = format!("http://{}", app.decisions_address());
+    let target = format!("http://{}", app.addresses().decisions);
     output.line(&paint("portcullis demo", output::bold()));
     output.line(&format!(
         "a server on {} with SQLite in a temporary folder; keys, chains and proofs are real, calls go over gRPC",
-        app.decisions_address()
+        app.addresses().decisions
     ));
     output.line("");
     let client = DecisionServiceClient::new(connect(&target).await?);

@@ -49,6 +49,8 @@ impl Guards {
 pub(super) struct Connection {
     socket: TcpStream,
     barrier: Arc<dyn WriteBarrier>,
+    /// The barrier's failures when the connection opened: an answer may wait here whose record was lost since.
+    failures_at_open: u64,
     handshake: Option<Handshake>,
     write_stall_timeout: Duration,
     stalled: Option<Pin<Box<Sleep>>>,
@@ -67,6 +69,7 @@ impl Connection {
     pub(super) fn new(accepted: Accepted, guards: &Guards) -> io::Result<Self> {
         Ok(Self {
             socket: TcpStream::from_std(accepted.socket)?,
+            failures_at_open: guards.barrier.failures(),
             barrier: Arc::clone(&guards.barrier),
             handshake: guards
                 .handshake_timeout
@@ -88,7 +91,11 @@ impl Connection {
         if self.is_cut {
             return Err(cut());
         }
-        if let Err(error) = self.barrier.before_write() {
+        let passed = self.barrier.before_write().and_then(|()| match self.barrier.failures() {
+            failures if failures == self.failures_at_open => Ok(()),
+            _ => Err(io::Error::other("records failed to reach the kernel while this connection was open")),
+        });
+        if let Err(error) = passed {
             self.is_cut = true;
             self.open.counters().barrier_cuts.fetch_add(1, Ordering::Relaxed);
             tracing::error!(connection = self.peer.connection_id, %error, "connection cut: the write barrier failed");

@@ -21,6 +21,8 @@ pub const CHECK_DURATION: &str = "portcullis.check.duration";
 pub const CHECK_DECISIONS: &str = "portcullis.check.decisions";
 /// Counter: lookups of a verified chain, by result (`hit`, `miss`).
 pub const CHAIN_CACHE: &str = "portcullis.chain_cache.lookups";
+/// Verified chains kept in memory, a gauge.
+pub const CHAINS_KEPT: &str = "portcullis.chain_cache.entries";
 /// Counter: chains whose signatures were verified.
 pub const COLD_VERIFICATIONS: &str = "portcullis.chain.verifications";
 /// Counter: spans that a cap held back.

@@ -32,10 +32,10 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 /// Crates that only some modules may name.
 const CONFINED: &[(&str, &[&str])] = &[
     ("rusqlite::", &["store"]),
-    ("prost::", &["api"]),
+    ("prost::", &["api", "app", "cli"]),
     ("api::r#gen", &["api", "cli", "app", "server"]),
     ("saphyr_parser::", &["policy"]),
-    ("ring::", &["model", "token", "store", "revocation", "service", "audit", "policy", "pap"]),
+    (" ring::", &["model", "token", "store", "revocation", "service", "audit", "policy", "pap"]),
 ];
 
 const FILE_LINES_MAX: usize = 800;

@@ -63,7 +63,7 @@ impl Kill {
 pub(super) async fn run(world: &World, app: &App, data: &Path, output: &Output) -> Result<Kill, Failure> {
     output.line("");
     output.line(&paint("the kill switch", bold()));
-    let target = format!("http://{}", app.decisions_address());
+    let target = format!("http://{}", app.addresses().decisions);
     let root = |application, agent, session, tools| {
         world.root(&Root { user: "ana", group: "ap", application, agent, session, tools }, now())
     };
@@ -73,7 +73,7 @@ pub(super) async fn run(world: &World, app: &App, data: &Path, output: &Output) 
     let doomed = flow(&target, &doomed, "invoices/read", over.clone()).await?;
     let other = flow(&target, &other, "calendar/events.read", over.clone()).await?;
 
-    let admin = format!("http://{}", app.admin_address());
+    let admin = format!("http://{}", app.addresses().admin);
     let key = operator_key(&data.join("local.jwk"))?;
     let mut client = AdminClient::over(connect(&admin).await?, admin, vec![key], None).await?;
     tokio::time::sleep(FLOW).await;
