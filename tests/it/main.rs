@@ -2,8 +2,10 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::string_slice)]
 #![allow(clippy::print_stdout, clippy::print_stderr, missing_docs)]
+
 mod aat;
 mod codegen;
 mod crash;
+mod outside;
 mod tidy;
 mod token_vectors;
