@@ -105,6 +105,7 @@ async fn terminated() -> std::io::Result<()> {
 pub struct App {
     control: Runtime,
     server: Server,
+    service: Arc<Service>,
     stop_following: watch::Sender<bool>,
     telemetry: Telemetry,
     audit: Arc<audit::Log>,
@@ -161,7 +162,7 @@ impl App {
 
         let factories = factories(&settings, &service, admin, &telemetry, &log)?;
         let server = control.block_on(listeners.serve(factories))?;
-        let app = Self { control, server, stop_following, telemetry, audit: log };
+        let app = Self { control, server, service, stop_following, telemetry, audit: log };
         tracing::info!("{}", app.ready_line());
         Ok(app)
     }
@@ -179,7 +180,8 @@ impl App {
 
     /// Drains and ends: calls in flight are answered, records and spans written.
     pub fn stop(self) {
-        let Self { control, server, stop_following, telemetry, audit } = self;
+        let Self { control, server, service, stop_following, telemetry, audit } = self;
+        service.drain();
         let drained = control.block_on(server.drain());
         if drained.connections_cut > 0 {
             tracing::warn!(

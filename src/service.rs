@@ -13,8 +13,9 @@ mod proofs;
 mod record;
 pub mod request;
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
+
+use tokio::sync::watch;
 
 pub use ports::{CatchUp, ProofLedger};
 pub use request::{Answer, CheckRequest, Credential, ListToolsAnswer, ListToolsRequest, Undecided};
@@ -83,7 +84,7 @@ pub struct Service {
     handles: Handles,
     used_proofs: UsedProofs,
     ready_at: OnceLock<Now>,
-    draining: AtomicBool,
+    draining: watch::Sender<bool>,
 }
 
 /// The service of one serving runtime, with the recorder whose buffer that runtime's sockets wait for.
@@ -102,7 +103,7 @@ impl Service {
             handles: Handles::new(),
             used_proofs,
             ready_at: OnceLock::new(),
-            draining: AtomicBool::new(false),
+            draining: watch::Sender::new(false),
             parts,
             settings,
         }
@@ -120,12 +121,12 @@ impl Service {
 
     /// Whether decisions are given.
     pub fn is_ready(&self) -> bool {
-        self.ready_at.get().is_some() && !self.draining.load(Ordering::Relaxed)
+        self.ready_at.get().is_some() && !*self.draining.borrow()
     }
 
-    /// Refuses every new call from now on.
+    /// Says that the process ends: streams end themselves, calls that still come are answered.
     pub fn drain(&self) {
-        self.draining.store(true, Ordering::Relaxed);
+        self.draining.send_replace(true);
     }
 
     /// How many verified chains are kept, about.
@@ -134,9 +135,6 @@ impl Service {
     }
 
     fn view(&self) -> Result<View, Undecided> {
-        if self.draining.load(Ordering::Relaxed) {
-            return Err(Undecided::Draining);
-        }
         if self.ready_at.get().is_none() {
             return Err(Undecided::NotReady);
         }
@@ -145,6 +143,12 @@ impl Service {
 }
 
 impl Lane {
+    /// Returns once the process ends.
+    pub async fn drained(&self) {
+        // The sender lives in the service that this lane holds.
+        let _ = self.service.draining.subscribe().wait_for(|draining| *draining).await;
+    }
+
     /// Decides one call. A denial is an answer.
     ///
     /// # Errors

@@ -6,7 +6,7 @@
 use std::pin::Pin;
 
 use bytes::Bytes;
-use futures_util::{Stream, StreamExt as _};
+use futures_util::{Stream, StreamExt as _, stream};
 use http::Extensions;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
@@ -83,11 +83,21 @@ impl DecisionService for DecisionApi {
     ) -> Result<Response<Self::CheckStreamStream>, Status> {
         let caller = caller(request.extensions());
         let trace = trace_headers(request.metadata());
-        let lane = self.lane.clone();
+        let open = Some((request.into_inner(), self.lane.clone()));
         // An item is decided when it is polled, never ahead: an answer's window starts when it can be sent.
-        let answers = request.into_inner().then(move |message| {
-            let (lane, caller, trace) = (lane.clone(), caller.clone(), trace.clone());
-            async move { Self::decide(&lane, message?, &caller, trace).await }
+        let answers = stream::unfold(open, move |open| {
+            let (caller, trace) = (caller.clone(), trace.clone());
+            async move {
+                let (mut messages, lane) = open?;
+                let message = tokio::select! {
+                    message = messages.next() => message?,
+                    () = lane.drained() => return Some((Err(Undecided::Draining.into()), None)),
+                };
+                match message {
+                    Ok(message) => Some((Self::decide(&lane, message, &caller, trace).await, Some((messages, lane)))),
+                    Err(status) => Some((Err(status), None)),
+                }
+            }
         });
         Ok(Response::new(Box::pin(answers)))
     }

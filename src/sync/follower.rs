@@ -212,8 +212,14 @@ impl Follower {
         if changes.head < number {
             return self.fell(changes.head);
         }
-        // The row after ours names the row before it: another hash there means that ours is not in this log.
-        if changes.commits.first().is_some_and(|next| next.number == number.saturating_add(1) && next.previous_hash != ours.hash)
+        // The row after ours names the row before it, and the head names itself: another hash there means that ours is not in
+        // this log.
+        let is_other_head = changes.head == number && changes.head_hash != ours.hash;
+        if is_other_head
+            || changes
+                .commits
+                .first()
+                .is_some_and(|next| next.number == number.saturating_add(1) && next.previous_hash != ours.hash)
         {
             return self.forked(number);
         }

@@ -215,7 +215,16 @@ fn answers_to_a_poll() {
         assert_eq!(moved, what == "whole" || what == "nothing new", "{what}: proof");
     };
     check("whole", &|_| {}, State::Following);
-    check("nothing new", &|changes| (changes.head, changes.commits) = (3, vec![]), State::Following);
+    let nothing_new = |changes: &mut Changes| {
+        (changes.head, changes.head_hash) = (3, changes.commits[0].previous_hash);
+        changes.commits.clear();
+    };
+    check("nothing new", &nothing_new, State::Following);
+    let another_head = |changes: &mut Changes| {
+        nothing_new(changes);
+        changes.head_hash = [9; 32];
+    };
+    check("a fork of the same length", &another_head, State::Quarantined);
     check("a part", &|changes| changes.commits.truncate(1), State::Following);
     check("a hole at the front", &|changes| drop(changes.commits.remove(0)), State::Resync);
     check("a hole", &|changes| drop(changes.commits.remove(1)), State::Resync);

@@ -76,6 +76,7 @@ fn the_four_agents_may_what_the_mission_says() {
         |application: &str, tool: &str, expected: &str| check("ap", application, &["scheduling-assistant"], tool, "{}", expected);
     deputy("calendar", "calendar/events.create", "OK");
     deputy("calendar", "payroll/read", "APPLICATION_DENIES");
-    deputy("erp", "payroll/read", "APPLICATION_NOT_SERVED");
-    deputy("erp", "payments/execute", "APPLICATION_NOT_SERVED");
+    deputy("erp", "payroll/read", "AGENT_DENIES");
+    deputy("erp", "payments/execute", "AGENT_DENIES");
+    deputy("crm-portal", "calendar/events.create", "APPLICATION_DENIES");
 }

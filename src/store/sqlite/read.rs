@@ -129,9 +129,11 @@ pub(super) fn load(connection: &Connection) -> Result<State, Fault> {
 }
 
 pub(super) fn changes(connection: &Connection, after: u64) -> Result<Changes, Fault> {
-    let Revision { history, number } = revision(connection)?;
+    let mut statement = connection.prepare_cached("SELECT history, number, hash FROM head JOIN meta USING (id)")?;
+    let (history, number, head_hash) = statement
+        .query_one((), |row| Ok((HistoryId::new(row.get::<_, String>(0)?), unsigned(row, 1)?, row.get::<_, [u8; 32]>(2)?)))?;
     if number <= after {
-        return Ok(Changes { history, head: number, commits: vec![] });
+        return Ok(Changes { history, head: number, head_hash, commits: vec![] });
     }
     let floor = head(connection)?.floor;
     if after < floor {
@@ -158,7 +160,7 @@ pub(super) fn changes(connection: &Connection, after: u64) -> Result<Changes, Fa
     if previous.0 < number && !ended_early {
         return Err(missing(previous.0.saturating_add(1)));
     }
-    Ok(Changes { history, head: number, commits })
+    Ok(Changes { history, head: number, head_hash, commits })
 }
 
 pub(super) fn documents(connection: &Connection, kind: Option<&str>) -> Result<Documents, Fault> {
