@@ -52,9 +52,9 @@ pub enum Error {
     /// The settings, the policy folder, the store's URL or the key do not do.
     #[error("{0}")]
     Configuration(String),
-    /// A listener or a lane.
+    /// A listener or a runtime.
     #[error(transparent)]
-    Server(#[from] server::Error),
+    Server(server::Error),
     /// The store.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -70,6 +70,15 @@ pub enum Error {
     /// The store could be opened but gave no snapshot.
     #[error("the store gave no full snapshot in time: {0}")]
     NoSnapshot(String),
+}
+
+impl From<server::Error> for Error {
+    fn from(error: server::Error) -> Self {
+        match error {
+            server::Error::NotLoopback { .. } | server::Error::Setting { .. } => Self::Configuration(error.to_string()),
+            other => Self::Server(other),
+        }
+    }
 }
 
 impl From<config::Error> for Error {

@@ -1,11 +1,11 @@
 //! Applying a policy folder: the folder is the whole policy, in one commit, or nothing changes.
 
 use super::{Admin, Authorized, Error, keyed};
-use crate::model::records::{DocumentKey, Origin, Write};
+use crate::model::records::{DocumentKey, DocumentRow, Origin, Write};
 use crate::model::revision::Revision;
 use crate::policy::Compiled;
 use crate::policy::Diagnostic;
-use crate::policy::document::Document;
+use crate::policy::document::{Body, Document, Role};
 use crate::policy::source::{SourceFile, parse};
 use crate::policy::validate;
 
@@ -81,7 +81,7 @@ impl Admin {
             changes.push(DocumentChange { change: "removed", key: key.clone() });
             writes.push(Write::RemoveDocument(key));
         }
-        let fits = compile_with(documents, &kept).map_err(Error::Policy);
+        let fits = whole(documents, &kept).map_err(Error::Policy).and_then(|all| still_administered(&all));
         self.or_record_refused(by, fits)?;
         changes.sort_by(|a, b| (a.change != "removed", &a.key).cmp(&(b.change != "removed", &b.key)));
 
@@ -111,8 +111,20 @@ fn read(files: &[SourceFile]) -> Result<(Vec<Document>, Vec<Diagnostic>), Vec<Di
     if diagnostics.iter().any(Diagnostic::is_error) { Err(diagnostics) } else { Ok((parsed.documents, diagnostics)) }
 }
 
-/// The folder together with what stays of the store must still be a policy.
-fn compile_with(mut documents: Vec<Document>, kept: &[crate::model::records::DocumentRow]) -> Result<(), Vec<Diagnostic>> {
+/// The folder together with what stays of the store; it must still be a policy.
+fn whole(mut documents: Vec<Document>, kept: &[DocumentRow]) -> Result<Vec<Document>, Vec<Diagnostic>> {
     documents.extend(kept.iter().filter_map(|row| Document::from_row(row).ok()));
-    Compiled::compile(&documents).map(|_| ())
+    Compiled::compile(&documents)?;
+    Ok(documents)
+}
+
+/// Somebody must be left who can undo the change.
+fn still_administered(documents: &[Document]) -> Result<(), Error> {
+    let administers =
+        |document: &Document| matches!(&document.body, Body::Operator(operator) if operator.roles.contains(&Role::Administer));
+    if documents.iter().any(administers) {
+        return Ok(());
+    }
+    let message = "no operator with the role `administer` would be left: keep one in the folder".to_owned();
+    Err(Error::Invalid { field: "files", message })
 }

@@ -20,7 +20,11 @@ pub enum LogFormat {
 /// Receives the process's logs from here on.
 pub(super) fn init(settings: &Settings) -> Result<(), Error> {
     let filter = filter(&settings.log_filter)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_target(false);
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
     let outcome = match settings.log_format {
         LogFormat::Human => builder.finish().try_init(),
         LogFormat::Json => builder.json().flatten_event(true).finish().try_init(),
