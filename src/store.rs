@@ -142,6 +142,8 @@ pub struct Changes {
     pub history: HistoryId,
     /// Number of its newest commit.
     pub head: u64,
+    /// Hash of its newest commit, zeros before the first: a reader that has all sees whether it is the same all.
+    pub head_hash: [u8; 32],
     /// Commits in order, dense.
     pub commits: Vec<CommitRow>,
 }

@@ -129,11 +129,10 @@ pub(super) fn load(connection: &Connection) -> Result<State, Fault> {
 }
 
 pub(super) fn changes(connection: &Connection, after: u64) -> Result<Changes, Fault> {
-    let Revision { history, number } = revision(connection)?;
+    let Head { revision: Revision { history, number }, hash: head_hash, floor, .. } = head(connection)?;
     if number <= after {
-        return Ok(Changes { history, head: number, commits: vec![] });
+        return Ok(Changes { history, head: number, head_hash, commits: vec![] });
     }
-    let floor = head(connection)?.floor;
     if after < floor {
         return Err(Error::BelowFloor { floor }.into());
     }
@@ -158,7 +157,7 @@ pub(super) fn changes(connection: &Connection, after: u64) -> Result<Changes, Fa
     if previous.0 < number && !ended_early {
         return Err(missing(previous.0.saturating_add(1)));
     }
-    Ok(Changes { history, head: number, commits })
+    Ok(Changes { history, head: number, head_hash, commits })
 }
 
 pub(super) fn documents(connection: &Connection, kind: Option<&str>) -> Result<Documents, Fault> {

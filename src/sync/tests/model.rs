@@ -69,6 +69,7 @@ impl Model {
         Changes {
             history: self.history.clone(),
             head: self.commits.len() as u64,
+            head_hash: self.commits.last().map_or([0; 32], |commit| commit.hash),
             commits: self.commits.iter().filter(follows).cloned().collect(),
         }
     }
