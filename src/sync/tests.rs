@@ -134,7 +134,7 @@ impl World {
             }
             Some(Action::Replace { state, .. }) => {
                 prop_assert_eq!(state.revision.number, self.store.commits.len() as u64);
-                if builds {
+                if builds || self.follower.proof().is_some() {
                     self.published = self.store.commits.iter().map(|commit| commit.hash).collect();
                 }
             }
@@ -215,7 +215,14 @@ fn answers_to_a_poll() {
         assert_eq!(moved, what == "whole" || what == "nothing new", "{what}: proof");
     };
     check("whole", &|_| {}, State::Following);
-    check("nothing new", &|changes| (changes.head, changes.commits) = (3, vec![]), State::Following);
+    let nothing_new = |changes: &mut Changes| {
+        (changes.head, changes.head_hash) = (3, changes.commits[0].previous_hash);
+        changes.commits.clear();
+    };
+    check("nothing new", &nothing_new, State::Following);
+    let forked = |changes: &mut Changes| (changes.head, changes.head_hash, changes.commits) = (3, [7; 32], vec![]);
+    check("another at the same number", &forked, State::Quarantined);
+    check("another head", &|changes| changes.head_hash = [7; 32], State::Resync);
     check("a part", &|changes| changes.commits.truncate(1), State::Following);
     check("a hole at the front", &|changes| drop(changes.commits.remove(0)), State::Resync);
     check("a hole", &|changes| drop(changes.commits.remove(1)), State::Resync);
