@@ -142,7 +142,7 @@ pub struct Changes {
     pub history: HistoryId,
     /// Number of its newest commit.
     pub head: u64,
-    /// Hash of that commit's row, so that a poll with nothing new still tells a fork of the same length.
+    /// Hash of its newest commit, zeros before the first: a reader that has all sees whether it is the same all.
     pub head_hash: [u8; 32],
     /// Commits in order, dense.
     pub commits: Vec<CommitRow>,

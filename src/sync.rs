@@ -25,7 +25,8 @@ pub trait Publisher: Send {
     /// Publishes a full state, proved at `sent_at`.
     ///
     /// # Errors
-    /// If its policy cannot be built and none was published before: then nothing was published. Revocations were applied.
+    /// If its policy cannot be built. Revocations were applied; the state was published with the last good policy, or not at all
+    /// where there was none before.
     fn replace(&mut self, state: store::State, sent_at: Now) -> Result<(), String>;
 
     /// Publishes commits that follow what was published, in order and without a hole. `sent_at` is the proof that now holds; it

@@ -212,14 +212,11 @@ impl Follower {
         if changes.head < number {
             return self.fell(changes.head);
         }
-        // The row after ours names the row before it, and the head names itself: another hash there means that ours is not in
-        // this log.
-        let is_other_head = changes.head == number && changes.head_hash != ours.hash;
-        if is_other_head
-            || changes
-                .commits
-                .first()
-                .is_some_and(|next| next.number == number.saturating_add(1) && next.previous_hash != ours.hash)
+        if changes.head == number && changes.head_hash != ours.hash {
+            return self.forked(number);
+        }
+        // The row after ours names the row before it: another hash there means that ours is not in this log.
+        if changes.commits.first().is_some_and(|next| next.number == number.saturating_add(1) && next.previous_hash != ours.hash)
         {
             return self.forked(number);
         }
@@ -253,7 +250,7 @@ impl Follower {
                 self.problem = None;
             }
             // Nothing to decide by was published: load again, for a commit may mend it.
-            Err(problem) if pending.full => {
+            Err(problem) if pending.full && self.proof.is_none() => {
                 self.fail(problem);
                 return;
             }
@@ -333,6 +330,9 @@ fn follow(ours: &Position, changes: &Changes) -> Result<Position, String> {
     }
     if changes.commits.is_empty() && changes.head > last.revision.number {
         return Err(format!("the store is at {} but has no changes after {}", changes.head, last.revision.number));
+    }
+    if last.revision.number == changes.head && last.hash != changes.head_hash {
+        return Err(format!("the commits up to revision {} do not lead to the head of the store", changes.head));
     }
     Ok(last)
 }

@@ -134,7 +134,7 @@ impl World {
             }
             Some(Action::Replace { state, .. }) => {
                 prop_assert_eq!(state.revision.number, self.store.commits.len() as u64);
-                if builds {
+                if builds || self.follower.proof().is_some() {
                     self.published = self.store.commits.iter().map(|commit| commit.hash).collect();
                 }
             }
@@ -220,11 +220,9 @@ fn answers_to_a_poll() {
         changes.commits.clear();
     };
     check("nothing new", &nothing_new, State::Following);
-    let another_head = |changes: &mut Changes| {
-        nothing_new(changes);
-        changes.head_hash = [9; 32];
-    };
-    check("a fork of the same length", &another_head, State::Quarantined);
+    let forked = |changes: &mut Changes| (changes.head, changes.head_hash, changes.commits) = (3, [7; 32], vec![]);
+    check("another at the same number", &forked, State::Quarantined);
+    check("another head", &|changes| changes.head_hash = [7; 32], State::Resync);
     check("a part", &|changes| changes.commits.truncate(1), State::Following);
     check("a hole at the front", &|changes| drop(changes.commits.remove(0)), State::Resync);
     check("a hole", &|changes| drop(changes.commits.remove(1)), State::Resync);

@@ -129,13 +129,10 @@ pub(super) fn load(connection: &Connection) -> Result<State, Fault> {
 }
 
 pub(super) fn changes(connection: &Connection, after: u64) -> Result<Changes, Fault> {
-    let mut statement = connection.prepare_cached("SELECT history, number, hash FROM head JOIN meta USING (id)")?;
-    let (history, number, head_hash) = statement
-        .query_one((), |row| Ok((HistoryId::new(row.get::<_, String>(0)?), unsigned(row, 1)?, row.get::<_, [u8; 32]>(2)?)))?;
+    let Head { revision: Revision { history, number }, hash: head_hash, floor, .. } = head(connection)?;
     if number <= after {
         return Ok(Changes { history, head: number, head_hash, commits: vec![] });
     }
-    let floor = head(connection)?.floor;
     if after < floor {
         return Err(Error::BelowFloor { floor }.into());
     }
