@@ -188,7 +188,9 @@ impl Lane {
         }
         let handle = match &judged.chain {
             Some(chain) if request.want_handle && judged.decision.effect != Effect::Deny => {
-                service.handles.make(chain.clone(), judged.proved, caller.connection_id, now)
+                // A handle is proved by a proof that came with this very call: it cannot be drawn out by another handle.
+                let proved = judged.proof_jti.is_some();
+                service.handles.make(chain.clone(), proved, caller.connection_id, now)
             }
             _ => None,
         };

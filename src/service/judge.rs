@@ -30,8 +30,6 @@ pub(super) struct Judged {
     pub(super) proof_jti: Option<String>,
     /// A proof that may be used only once.
     pub(super) single_use_proof: Option<VerifiedProof>,
-    /// Whether this call's proof, or the one that made its handle, verified.
-    pub(super) proved: bool,
     pub(super) destructive: bool,
     /// Whether the chain was in the cache; `None` where there was none to look for.
     pub(super) cached: Option<bool>,
@@ -46,7 +44,6 @@ impl Judged {
             arguments: None,
             proof_jti: None,
             single_use_proof: None,
-            proved: false,
             destructive: true,
             cached: None,
         }
@@ -107,11 +104,9 @@ impl Service {
         let per_call = tool.is_none_or(|tool| tool.needs_proof_per_call());
         let per_handle = tool.is_some_and(|tool| tool.needs_proof_per_handle());
         let expected = ProofOf { tool: &request.tool, arguments, audience: audience.as_deref() };
-        judged.proved = credited.proved;
         match &request.proof {
             Some(proof) => match token::verify_proof(chain.chain(), proof, &expected, &options, now) {
                 Ok(proof) => {
-                    judged.proved = true;
                     judged.proof_jti = Some(proof.jti().to_owned());
                     // A proof that makes a handle proves many calls: it counts once, as one for a writing call does.
                     judged.single_use_proof = (per_call || request.want_handle).then_some(proof);
