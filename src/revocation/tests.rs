@@ -221,6 +221,20 @@ fn the_filter_grows_and_stays_sharp() {
 }
 
 #[test]
+fn what_was_forgotten_leaves_the_filter() {
+    let index = Index::with_first_capacity(1024);
+    let bits = index.filter_bits();
+    for round in 0..20 {
+        let rows: Vec<_> = (0..250).map(|id| dead(round * 1_000 + id, 1)).collect();
+        index.replace(&rows, round as u64 + 1);
+        index.forget_lifted(round as u64 + 1);
+    }
+    assert_eq!((index.len(), index.filter_bits()), (250, bits), "five thousand went through, 250 are held");
+    assert!(index.false_positive_rate() < 0.01, "{}", index.false_positive_rate());
+    assert!((19_000..19_250).all(|id| index.hit(key_of(&index, &dead(id, 1).target), 0, 20).is_some()));
+}
+
+#[test]
 fn readers_never_miss_what_was_applied() {
     const ROWS: usize = 10_000;
     let index = Index::with_first_capacity(16);
