@@ -1,0 +1,293 @@
+//! What each stage of a decision costs, in this process: the warm decision, cold verification, proof, revocation, compiling.
+//!
+//! Short warm-ups and samples, so that the whole takes under three minutes: it finds factors, not percents. Compare only
+//! figures of one run. Look next at the README.
+
+#[path = "../load-tests/fixture.rs"]
+#[allow(dead_code, reason = "the load test uses the rest")]
+mod fixture;
+
+use std::future::Future;
+use std::hint::black_box;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context as TaskContext, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use bytes::Bytes;
+use criterion::{BatchSize, Criterion};
+use fixture::{ARGUMENTS, AUDIENCE, Company, PROVED_TOOL, TOOL};
+use portcullis::audit;
+use portcullis::model::decision::Effect;
+use portcullis::model::json::{Object, parse_object};
+use portcullis::model::records::{Origin, RevocationRow, Target};
+use portcullis::model::request::Call;
+use portcullis::model::revision::{HistoryId, Revision, StateDigest};
+use portcullis::model::time::{Clock, Now, SystemClock};
+use portcullis::pdp::{self, Prepared};
+use portcullis::policy::compile::Compiled;
+use portcullis::policy::document::Document;
+use portcullis::policy::source::{SourceFile, parse};
+use portcullis::revocation::{Index, TargetRef};
+use portcullis::service::request::{Caller, TraceHeaders};
+use portcullis::service::{self, CatchUp, CheckRequest, Credential, Lane, ProofLedger, Service};
+use portcullis::snapshot::{Builder, FullState, Proof, Snapshot, SnapshotCell, View};
+use portcullis::telemetry::{self, Telemetry};
+use portcullis::token::{self, Options, ProofOf, VerifiedChain, issue};
+
+/// Entries of the large revocation index.
+const REVOCATIONS: usize = 1_000_000;
+
+fn main() -> Result<()> {
+    let mut criterion = Criterion::default()
+        .warm_up_time(Duration::from_millis(300))
+        .measurement_time(Duration::from_millis(1500))
+        .sample_size(20)
+        .configure_from_args();
+    let company = Company::new()?;
+    let empty = snapshot(&company, &[])?;
+    decision(&mut criterion, &company, &empty, "0")?;
+    lane(&mut criterion, &company, &empty)?;
+    cold(&mut criterion, &company, &empty)?;
+    let rows: Vec<RevocationRow> = (0..REVOCATIONS).map(revoked).collect();
+    let full = snapshot(&company, &rows)?;
+    decision(&mut criterion, &company, &full, "1M")?;
+    revocation(&mut criterion, &empty, "0");
+    revocation(&mut criterion, &full, "1M");
+    compile(&mut criterion, &company)?;
+    criterion.final_summary();
+    Ok(())
+}
+
+/// `pdp` alone, with a chain that is prepared. Nothing in the index has moved since the last call, as is usual.
+fn decision(criterion: &mut Criterion, company: &Company, snapshot: &Arc<Snapshot>, revocations: &str) -> Result<()> {
+    for tokens in [1, 2, 5] {
+        let now = SystemClock.now();
+        let chain = Arc::new(verified(company, snapshot, tokens, now)?);
+        let prepared = Prepared::new(chain, snapshot).context("the chain has no identities")?;
+        let arguments = arguments()?;
+        let call = Call { tool: TOOL, tool_schema_sha256: None, arguments: &arguments };
+        let decided = pdp::decide(&prepared, &call, snapshot, now);
+        if decided.effect != Effect::Permit {
+            bail!("no permit but {decided:?}");
+        }
+        let name = format!("pdp::decide, {tokens} tokens, {revocations} revocations");
+        criterion.bench_function(&name, |bencher| bencher.iter(|| pdp::decide(black_box(&prepared), &call, snapshot, now)));
+    }
+    Ok(())
+}
+
+/// Everything between a message and its answer but the transport: cache, arguments, decision, audit record, metrics.
+fn lane(criterion: &mut Criterion, company: &Company, snapshot: &Arc<Snapshot>) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let log = audit::Log::open(folder.path(), "bench", &*clock)?;
+    let telemetry = Telemetry::start(&telemetry::Settings::default())?;
+    let cell = Arc::new(SnapshotCell::default());
+    cell.publish(View { snapshot: snapshot.clone(), proof: Proof::SentAt(clock.now()) });
+    let (ledger, catch_up) = (Arc::new(Alone), Arc::new(Alone));
+    let (metrics, spans) = (telemetry.metrics(), telemetry.spans());
+    let parts = service::Parts { cell: cell.clone(), ledger, catch_up, metrics, spans, clock: clock.clone() };
+    let service = Arc::new(Service::new(parts, service::Settings::default()));
+    service.mark_ready();
+    let recorder = log.recorder("bench")?;
+    let lane = service.lane(recorder.clone());
+    let caller = Caller { connection_id: 1, address: "127.0.0.1:1".into(), is_loopback: true };
+    let now = clock.now();
+    for tokens in [2, 5] {
+        let by_chain = request(Credential::Chain(company.chain(0, tokens, now)?), true);
+        let Some(handle) = permitted(&lane, &by_chain, &caller)? else { bail!("no handle") };
+        let by_chain = CheckRequest { want_handle: false, ..by_chain };
+        let by_handle = request(Credential::Handle(handle), false);
+        for (name, request) in [("chain", &by_chain), ("handle", &by_handle)] {
+            criterion.bench_function(&format!("Lane::check, by {name}, {tokens} tokens, cached"), |bencher| {
+                // What a socket's write and the follower do beside it, off the clock.
+                bencher.iter_custom(|iterations| {
+                    let mut elapsed = Duration::ZERO;
+                    let mut left = iterations;
+                    while left > 0 {
+                        let turn = left.min(512);
+                        cell.renew(Proof::SentAt(clock.now()));
+                        let since = Instant::now();
+                        for _ in 0..turn {
+                            let _ = black_box(ready(lane.check(black_box(request), &caller)));
+                        }
+                        elapsed += since.elapsed();
+                        left -= turn;
+                        // A failure shows as a denial below.
+                        let _ = recorder.flush();
+                    }
+                    elapsed
+                });
+            });
+            cell.renew(Proof::SentAt(clock.now()));
+            permitted(&lane, request, &caller)?;
+        }
+    }
+    log.shutdown()?;
+    Ok(())
+}
+
+/// A chain seen for the first time, beside as many plain signatures; then a proof.
+fn cold(criterion: &mut Criterion, company: &Company, snapshot: &Arc<Snapshot>) -> Result<()> {
+    let now = SystemClock.now();
+    let options = Options::default();
+    let chain = company.chain(0, 1, now)?;
+    let key = company.leaf_key(1)?;
+    let message = chain.first().context("no root")?.slice(..600);
+    let signature = key.sign(&message);
+    let public = ring::signature::UnparsedPublicKey::new(&ring::signature::ED25519, *key.public_key().as_bytes());
+    criterion.bench_function("one Ed25519 verification, 600 bytes", |bencher| {
+        bencher.iter(|| public.verify(black_box(&message), &signature));
+    });
+    for tokens in [1, 2, 3, 5] {
+        let chain = company.chain(0, tokens, now)?;
+        criterion.bench_function(&format!("token::verify, cold, {tokens} tokens"), |bencher| {
+            bencher.iter(|| token::verify(black_box(&chain), snapshot.trust(), &options, now));
+        });
+    }
+    let chain = company.chain(0, 2, now)?;
+    let verified = verified(company, snapshot, 2, now)?;
+    let arguments = arguments()?;
+    let expected = ProofOf { tool: PROVED_TOOL, arguments: &arguments, audience: Some(AUDIENCE) };
+    let proof = issue::prove(company.leaf_key(2)?, &chain, &expected, None, now)?;
+    token::verify_proof(&verified_again(&chain, snapshot, now)?, proof.as_bytes(), &expected, &options, now)?;
+    criterion.bench_function("token::verify_proof", |bencher| {
+        bencher.iter(|| token::verify_proof(black_box(&verified), proof.as_bytes(), &expected, &options, now).is_ok());
+    });
+    criterion.bench_function("Prepared::new, 2 tokens", |bencher| {
+        let verified = Arc::new(verified.clone());
+        bencher.iter(|| Prepared::new(black_box(verified.clone()), snapshot));
+    });
+    Ok(())
+}
+
+/// One lookup: of what is not revoked, and of what is.
+fn revocation(criterion: &mut Criterion, snapshot: &Arc<Snapshot>, entries: &str) {
+    let index = snapshot.revocations();
+    let number = snapshot.revision().number;
+    let absent = index.key(TargetRef::Session("alive"));
+    criterion.bench_function(&format!("revocation, miss, {entries} entries"), |bencher| {
+        bencher.iter(|| index.hit(black_box(absent), 0, number));
+    });
+    if !index.is_empty() {
+        let present = index.key(TargetRef::Session("dead-4711"));
+        criterion.bench_function(&format!("revocation, hit, {entries} entries"), |bencher| {
+            bencher.iter(|| index.hit(black_box(present), 0, number));
+        });
+    }
+}
+
+/// The whole policy, and one agent's change of it.
+fn compile(criterion: &mut Criterion, company: &Company) -> Result<()> {
+    let mut group = criterion.benchmark_group("policy");
+    group.sample_size(10);
+    for (name, agents) in [("1k", 1_000), ("100k", 100_000)] {
+        let documents = documents(company, agents)?;
+        group.bench_function(format!("compile, {name} agents"), |bencher| {
+            bencher.iter_batched(|| (), |()| Compiled::compile(black_box(&documents)).is_ok(), BatchSize::PerIteration);
+        });
+        let Ok(compiled) = Compiled::compile(&documents) else { bail!("the policy does not compile") };
+        let changed: Vec<Document> = documents.into_iter().rev().take(1).collect();
+        group.bench_function(format!("one agent changed of {name}"), |bencher| {
+            bencher.iter(|| compiled.with_agents(black_box(&changed), &[]).is_ok());
+        });
+    }
+    group.finish();
+    Ok(())
+}
+
+fn documents(company: &Company, more: usize) -> Result<Vec<Document>> {
+    let files = [SourceFile { path: "company.yaml".to_owned(), content: company.policy(more)?.into_bytes() }];
+    let parsed = parse(&files);
+    match parsed.diagnostics.iter().find(|diagnostic| diagnostic.is_error()) {
+        Some(error) => bail!("{error}"),
+        None => Ok(parsed.documents),
+    }
+}
+
+fn snapshot(company: &Company, revocations: &[RevocationRow]) -> Result<Arc<Snapshot>> {
+    let state = FullState {
+        revision: Revision { history: HistoryId::new("00000000-0000-7000-8000-000000000000"), number: 12 },
+        digest: StateDigest::default(),
+        iat_skew_s: 30,
+        freshness_bound_ms: 5_000,
+        documents: documents(company, 0)?.iter().map(|document| document.to_row(Origin::Folder)).collect(),
+        revocations: revocations.to_vec(),
+    };
+    Ok(Builder::new(Arc::new(Index::new())).replace(state)?)
+}
+
+fn revoked(number: usize) -> RevocationRow {
+    RevocationRow {
+        target: Target::Session(format!("dead-{number}")),
+        dead: true,
+        suspended: false,
+        watermark_unix_s: None,
+        expires_at_unix_s: None,
+        reason: String::new(),
+        revision: 3,
+    }
+}
+
+fn verified(company: &Company, snapshot: &Snapshot, tokens: usize, now: Now) -> Result<VerifiedChain> {
+    verified_again(&company.chain(0, tokens, now)?, snapshot, now)
+}
+
+fn verified_again(chain: &[Bytes], snapshot: &Snapshot, now: Now) -> Result<VerifiedChain> {
+    Ok(token::verify(chain, snapshot.trust(), &Options::default(), now)?)
+}
+
+fn arguments() -> Result<Object> {
+    Ok(parse_object(ARGUMENTS.as_bytes())?)
+}
+
+fn request(credential: Credential, want_handle: bool) -> CheckRequest {
+    CheckRequest {
+        request_id: "r-00000000".to_owned(),
+        credential,
+        proof: None,
+        tool: TOOL.to_owned(),
+        tool_schema_sha256: None,
+        arguments_json: Bytes::from_static(ARGUMENTS.as_bytes()),
+        audience: Some(AUDIENCE.to_owned()),
+        at_least: None,
+        want_handle,
+        trace: TraceHeaders::default(),
+    }
+}
+
+/// Asks once and insists on a permit, so that nothing else is measured; gives the handle if one was wanted.
+fn permitted(lane: &Lane, request: &CheckRequest, caller: &Caller) -> Result<Option<[u8; 16]>> {
+    let answer = ready(lane.check(request, caller)).context("a warm call waited")??;
+    if answer.decision.effect != Effect::Permit {
+        bail!("no permit but {:?}: {}", answer.decision, answer.message);
+    }
+    Ok(answer.handle)
+}
+
+/// The output of a future that does not wait.
+fn ready<F: Future>(future: F) -> Option<F::Output> {
+    match pin!(future).poll(&mut TaskContext::from_waker(Waker::noop())) {
+        Poll::Ready(output) => Some(output),
+        Poll::Pending => None,
+    }
+}
+
+/// Stands where the store would: no call here needs it.
+struct Alone;
+
+#[async_trait::async_trait]
+impl ProofLedger for Alone {
+    async fn spend(&self, _key: [u8; 32], _expires_at_unix_s: i64) -> Result<bool, String> {
+        Err("there is no store".to_owned())
+    }
+}
+
+#[async_trait::async_trait]
+impl CatchUp for Alone {
+    async fn reach(&self, _revision: &Revision) -> bool {
+        false
+    }
+}

@@ -1,0 +1,256 @@
+//! The asking side: one thread with its connections, the requests made beforehand, and three ways to send them.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use bytes::Bytes;
+use futures_util::StreamExt as _;
+use hdrhistogram::Histogram;
+use portcullis::api::r#gen as wire;
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
+use wire::check_request::Credential;
+use wire::decision_service_client::DecisionServiceClient;
+use wire::noop_service_client::NoopServiceClient;
+
+use super::fixture::{ARGUMENTS, AUDIENCE, TOOL};
+use super::zipf::Zipf;
+
+/// What is sent: to which method, and how the chain is named in it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    CheckByHandle,
+    NoopByHandle,
+    CheckByChain,
+    NoopByChain,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(crate) struct Tally {
+    pub(crate) permits: u64,
+    /// Anything else: a gRPC status, another effect.
+    pub(crate) failures: u64,
+    pub(crate) latency_ns: Histogram<u64>,
+}
+
+impl Tally {
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self { permits: 0, failures: 0, latency_ns: histogram()? })
+    }
+
+    pub(crate) fn add(&mut self, other: &Tally) -> Result<()> {
+        self.permits += other.permits;
+        self.failures += other.failures;
+        self.latency_ns.add(&other.latency_ns)?;
+        Ok(())
+    }
+
+    fn count(&mut self, permitted: bool, since: Instant) {
+        if permitted {
+            self.permits += 1;
+        } else {
+            self.failures += 1;
+        }
+        self.latency_ns.saturating_record(u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX));
+    }
+}
+
+/// Nanoseconds up to a minute: beyond that it saturates.
+pub(crate) fn histogram() -> Result<Histogram<u64>> {
+    Ok(Histogram::new_with_bounds(1, 60_000_000_000, 3)?)
+}
+
+/// A thread's runtime and connections.
+pub(crate) struct Client {
+    runtime: Runtime,
+    connections: Vec<Arc<Connection>>,
+}
+
+/// One connection, with a request by chain and one by handle for each token.
+struct Connection {
+    check: DecisionServiceClient<Channel>,
+    noop: NoopServiceClient<Channel>,
+    by_chain: Vec<wire::CheckRequest>,
+    by_handle: Vec<wire::CheckRequest>,
+}
+
+impl Client {
+    /// Connects and asks once for every chain, so that all are verified and each has its handle.
+    pub(crate) fn open(target: &str, chains: &[Vec<Bytes>], connections: usize) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let connections = runtime.block_on(async {
+            let mut open = Vec::new();
+            for _ in 0..connections {
+                open.push(Arc::new(Connection::open(target, chains).await?));
+            }
+            anyhow::Ok(open)
+        })?;
+        Ok(Self { runtime, connections })
+    }
+
+    /// Sends at intended times, whatever the answers do; latency counts from the intended time.
+    pub(crate) fn open_loop(&self, kind: Kind, rate: u64, length: Duration, zipf: &Zipf) -> Result<Tally> {
+        let count = rate.saturating_mul(length.as_millis().try_into()?) / 1000;
+        let (sender, mut receiver) = mpsc::channel(65_536);
+        let mut draw = zipf.drawer(count);
+        let start = Instant::now() + Duration::from_millis(5);
+        // A thread of its own: the timers of tokio have a grain of 1 ms.
+        let pacer = std::thread::spawn(move || {
+            for number in 0..count {
+                let due = start + Duration::from_nanos(number.saturating_mul(1_000_000_000) / rate.max(1));
+                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+                if sender.blocking_send((due, number, draw.next())).is_err() {
+                    break;
+                }
+            }
+        });
+        let tally = Arc::new(Mutex::new(Tally::new()?));
+        self.runtime.block_on(async {
+            let mut tasks = JoinSet::new();
+            while let Some((due, number, token)) = receiver.recv().await {
+                let Some(connection) = self.connection(number) else { continue };
+                let tally = tally.clone();
+                tasks.spawn(async move {
+                    let permitted = connection.call(kind, token).await;
+                    tally.lock().unwrap_or_else(PoisonError::into_inner).count(permitted, due);
+                });
+                while tasks.try_join_next().is_some() {}
+            }
+            while tasks.join_next().await.is_some() {}
+        });
+        if pacer.join().is_err() {
+            bail!("the pacer died");
+        }
+        Ok(Arc::into_inner(tally).context("a task is left")?.into_inner().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Keeps so many calls in flight.
+    pub(crate) fn closed_loop(&self, kind: Kind, in_flight: u64, length: Duration, zipf: &Zipf) -> Result<Tally> {
+        self.runtime.block_on(async {
+            let end = Instant::now() + length;
+            let mut tasks = JoinSet::new();
+            for number in 0..in_flight {
+                let connection = self.connection(number).context("no connection")?;
+                let mut draw = zipf.drawer(number);
+                let mut tally = Tally::new()?;
+                tasks.spawn(async move {
+                    loop {
+                        let since = Instant::now();
+                        if since >= end {
+                            return tally;
+                        }
+                        let permitted = connection.call(kind, draw.next()).await;
+                        tally.count(permitted, since);
+                    }
+                });
+            }
+            let mut sum = Tally::new()?;
+            while let Some(tally) = tasks.join_next().await {
+                sum.add(&tally?)?;
+            }
+            Ok(sum)
+        })
+    }
+
+    /// Keeps so many messages in flight on one stream per connection.
+    pub(crate) fn stream(&self, kind: Kind, in_flight: usize, length: Duration, zipf: &Zipf) -> Result<Tally> {
+        self.runtime.block_on(async {
+            let mut sum = Tally::new()?;
+            let runs = self.connections.iter().map(|connection| connection.stream(kind, in_flight, length, zipf));
+            for tally in futures_util::future::join_all(runs).await {
+                sum.add(&tally?)?;
+            }
+            Ok(sum)
+        })
+    }
+
+    fn connection(&self, number: u64) -> Option<Arc<Connection>> {
+        let index = usize::try_from(number).unwrap_or(0) % self.connections.len().max(1);
+        self.connections.get(index).cloned()
+    }
+}
+
+impl Connection {
+    async fn open(target: &str, chains: &[Vec<Bytes>]) -> Result<Self> {
+        let channel = Channel::from_shared(target.to_owned())?.connect().await?;
+        let mut check = DecisionServiceClient::new(channel.clone());
+        let (mut by_chain, mut by_handle) = (Vec::new(), Vec::new());
+        for chain in chains {
+            let request = request_by_chain(chain);
+            let answer = check.check(wire::CheckRequest { want_handle: true, ..request.clone() }).await?.into_inner();
+            if answer.effect() != wire::Effect::Permit || answer.handle.is_empty() {
+                bail!("no permit with a handle but {:?} {}", answer.effect(), answer.reason);
+            }
+            by_handle.push(wire::CheckRequest { credential: Some(Credential::Handle(answer.handle)), ..request.clone() });
+            by_chain.push(request);
+        }
+        Ok(Self { check, noop: NoopServiceClient::new(channel), by_chain, by_handle })
+    }
+
+    fn request(&self, kind: Kind, token: usize) -> Option<wire::CheckRequest> {
+        match kind {
+            Kind::CheckByHandle | Kind::NoopByHandle => self.by_handle.get(token).cloned(),
+            Kind::CheckByChain | Kind::NoopByChain => self.by_chain.get(token).cloned(),
+        }
+    }
+
+    /// Whether the call was answered and its effect is a permit.
+    async fn call(&self, kind: Kind, token: usize) -> bool {
+        let Some(request) = self.request(kind, token) else { return false };
+        let answer = match kind {
+            Kind::CheckByHandle | Kind::CheckByChain => self.check.clone().check(request).await,
+            Kind::NoopByHandle | Kind::NoopByChain => self.noop.clone().noop(request).await,
+        };
+        answer.is_ok_and(|answer| answer.into_inner().effect() == wire::Effect::Permit)
+    }
+
+    async fn stream(&self, kind: Kind, in_flight: usize, length: Duration, zipf: &Zipf) -> Result<Tally> {
+        let (sender, receiver) = mpsc::channel(in_flight);
+        let mut draw = zipf.drawer(7);
+        let mut sent = VecDeque::new();
+        for _ in 0..in_flight {
+            sent.push_back(Instant::now());
+            sender.send(self.request(kind, draw.next()).context("no such token")?).await?;
+        }
+        let mut sender = Some(sender);
+        let requests = ReceiverStream::new(receiver);
+        let answers = match kind {
+            Kind::CheckByHandle | Kind::CheckByChain => self.check.clone().check_stream(requests).await?,
+            Kind::NoopByHandle | Kind::NoopByChain => self.noop.clone().noop_stream(requests).await?,
+        };
+        let mut answers = answers.into_inner();
+        let end = Instant::now() + length;
+        let mut tally = Tally::new()?;
+        while let Some(answer) = answers.next().await {
+            let since = sent.pop_front().context("an answer too many")?;
+            tally.count(answer?.effect() == wire::Effect::Permit, since);
+            let now = Instant::now();
+            if now >= end {
+                sender = None;
+            }
+            if let Some(sender) = &sender {
+                sent.push_back(now);
+                sender.send(self.request(kind, draw.next()).context("no such token")?).await?;
+            }
+        }
+        Ok(tally)
+    }
+}
+
+/// The call that everything here sends: a read, its chain presented.
+pub(crate) fn request_by_chain(chain: &[Bytes]) -> wire::CheckRequest {
+    wire::CheckRequest {
+        request_id: "r-00000000".to_owned(),
+        credential: Some(Credential::Presentation(wire::Presentation { aat_chain: chain.to_vec(), aat_pop: Bytes::new() })),
+        tool: TOOL.to_owned(),
+        arguments_json: Bytes::from_static(ARGUMENTS.as_bytes()),
+        audience: AUDIENCE.to_owned(),
+        ..Default::default()
+    }
+}

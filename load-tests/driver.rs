@@ -1,0 +1,214 @@
+//! Load against a live server: what a decision costs beside a call that does nothing, how fast, and how soon a kill shows.
+//!
+//! `cargo build --release && cargo run --release --example load`. It starts the server itself, asks with real chains, checks
+//! status and effect of every answer, and writes a table. Calls to compare run in turns (A B B A) at the same rate. Look next
+//! at `client.rs`, then at the README for how to read the table.
+
+mod client;
+mod fixture;
+mod kill;
+mod report;
+mod server;
+mod zipf;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use bytes::Bytes;
+use clap::Parser;
+use portcullis::model::time::{Clock as _, SystemClock};
+
+use client::{Client, Kind, Tally};
+use fixture::Company;
+use report::Report;
+use server::Server;
+use zipf::Zipf;
+
+/// Calls in flight where throughput is measured.
+const IN_FLIGHT: u64 = 32;
+/// Messages in flight on each of two streams.
+const STREAM_IN_FLIGHT: usize = 128;
+/// Client threads where throughput is measured.
+const THREADS: u64 = 2;
+
+/// Load test of a Portcullis server that it starts itself
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// The program under test [default: beside this one]
+    #[arg(long, value_name = "FILE")]
+    server: Option<PathBuf>,
+    /// Calls a second where costs are compared
+    #[arg(long, default_value_t = 4000)]
+    rate: u64,
+    /// Calls a second where latency is measured
+    #[arg(long, default_value_t = 10_000)]
+    latency_rate: u64,
+    /// Length of one turn
+    #[arg(long, default_value_t = 1200, value_name = "MS")]
+    turn_ms: u64,
+    /// Rounds of A B B A
+    #[arg(long, default_value_t = 2)]
+    rounds: u64,
+    /// Chains asked about
+    #[arg(long, default_value_t = 1000)]
+    tokens: usize,
+    /// Sessions killed
+    #[arg(long, default_value_t = 200)]
+    kills: usize,
+    /// Where the table goes too
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+}
+
+/// What some turns of one kind came to.
+pub(crate) struct Measured {
+    pub(crate) tally: Tally,
+    pub(crate) cpu_ns: u64,
+    pub(crate) elapsed: Duration,
+}
+
+impl Measured {
+    fn new() -> Result<Self> {
+        Ok(Self { tally: Tally::new()?, cpu_ns: 0, elapsed: Duration::ZERO })
+    }
+
+    pub(crate) fn cpu_us_per_call(&self) -> f64 {
+        self.cpu_ns as f64 / 1000.0 / self.tally.permits.max(1) as f64
+    }
+
+    pub(crate) fn calls_per_s(&self) -> f64 {
+        self.tally.permits as f64 / self.elapsed.as_secs_f64()
+    }
+
+    pub(crate) fn calls_per_cpu_s(&self) -> f64 {
+        self.tally.permits as f64 / (self.cpu_ns as f64 / 1e9)
+    }
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let binary = match &arguments.server {
+        Some(path) => path.clone(),
+        None => {
+            let own = std::env::current_exe()?;
+            own.parent().and_then(|examples| examples.parent()).context("this program lies nowhere")?.join("portcullis")
+        }
+    };
+    let company = Company::new()?;
+    let now = SystemClock.now();
+    let chains = |from: usize, count: usize| -> Result<Vec<Vec<Bytes>>> {
+        (from..from + count).map(|number| company.chain(number, 2, now)).collect()
+    };
+    let server = Server::start(&binary, &company.policy(0)?)?;
+    let asked = chains(0, arguments.tokens)?;
+    let mut report = Report::new(&arguments.describe(), asked.first().map_or(0, |chain| chain.iter().map(Bytes::len).sum()));
+
+    costs(&arguments, &server, &asked, &mut report)?;
+    throughput(&arguments, &server, &asked, &mut report)?;
+    let doomed = chains(arguments.tokens, arguments.kills)?;
+    say("kills")?;
+    report.kills(&kill::run(&server, &doomed, |number| fixture::session(arguments.tokens + number))?);
+    report.resident_kib(server.resident_kib()?);
+
+    let text = report.render();
+    writeln!(std::io::stdout(), "{text}")?;
+    if let Some(path) = &arguments.out {
+        std::fs::write(path, text)?;
+    }
+    Ok(())
+}
+
+impl Arguments {
+    fn describe(&self) -> String {
+        format!(
+            "{} chains of 2 tokens, Zipf; {} rounds of turns of {} ms; costs at {}/s, latency at {}/s, both open loop over 2 connections \
+             from one thread; throughput with {IN_FLIGHT} calls in flight from {THREADS} threads, streams with {STREAM_IN_FLIGHT} \
+             messages in flight each on {THREADS} streams",
+            self.tokens, self.rounds, self.turn_ms, self.rate, self.latency_rate
+        )
+    }
+}
+
+/// Open loops: the four kinds in turns, forwards and backwards, at the rate for costs and at the one for latency.
+fn costs(arguments: &Arguments, server: &Server, chains: &[Vec<Bytes>], report: &mut Report) -> Result<()> {
+    const ORDER: [Kind; 4] = [Kind::CheckByHandle, Kind::NoopByHandle, Kind::NoopByChain, Kind::CheckByChain];
+    let client = Client::open(&server.decisions, chains, 2)?;
+    let zipf = Zipf::new(chains.len());
+    let turn = Duration::from_millis(arguments.turn_ms);
+    for rate in [arguments.rate, arguments.latency_rate] {
+        say(&format!("open loop, {rate}/s"))?;
+        let mut kinds = Vec::new();
+        for kind in ORDER {
+            kinds.push((kind, Measured::new()?));
+        }
+        for _ in 0..arguments.rounds {
+            for index in (0..ORDER.len()).chain((0..ORDER.len()).rev()) {
+                let (kind, measured) = kinds.get_mut(index).context("no such kind")?;
+                measure(server, measured, || client.open_loop(*kind, rate, turn, &zipf))?;
+            }
+        }
+        report.open_loop(rate, &kinds)?;
+    }
+    Ok(())
+}
+
+/// Closed loops: as fast as it goes, unary and streams.
+fn throughput(arguments: &Arguments, server: &Server, chains: &[Vec<Bytes>], report: &mut Report) -> Result<()> {
+    type Run = fn(&Client, Kind, Duration, &Zipf) -> Result<Tally>;
+    const UNARY: Run = |client, kind, length, zipf| client.closed_loop(kind, IN_FLIGHT / THREADS, length, zipf);
+    const STREAM: Run = |client, kind, length, zipf| client.stream(kind, STREAM_IN_FLIGHT, length, zipf);
+    const ORDER: [(&str, Kind, Run); 5] = [
+        ("unary", Kind::CheckByHandle, UNARY),
+        ("unary", Kind::NoopByHandle, UNARY),
+        ("unary", Kind::CheckByChain, UNARY),
+        ("stream", Kind::CheckByHandle, STREAM),
+        ("stream", Kind::NoopByHandle, STREAM),
+    ];
+    let clients = (0..THREADS).map(|_| Client::open(&server.decisions, chains, 1)).collect::<Result<Vec<_>>>()?;
+    let zipf = Zipf::new(chains.len());
+    let turn = Duration::from_millis(arguments.turn_ms);
+    say("closed loop")?;
+    let mut sums = Vec::new();
+    for (name, kind, run) in ORDER {
+        sums.push((name, kind, run, Measured::new()?));
+    }
+    for _ in 0..arguments.rounds {
+        for index in (0..ORDER.len()).chain((0..ORDER.len()).rev()) {
+            let (_, kind, run, measured) = sums.get_mut(index).context("no such kind")?;
+            measure(server, measured, || together(&clients, |client| run(client, *kind, turn, &zipf)))?;
+        }
+    }
+    report.closed_loop(sums.iter().map(|(name, kind, _, measured)| (*name, *kind, measured)))
+}
+
+/// Runs all clients at once, a thread each.
+fn together(clients: &[Client], run: impl Fn(&Client) -> Result<Tally> + Sync) -> Result<Tally> {
+    std::thread::scope(|scope| {
+        let run = &run;
+        let threads: Vec<_> = clients.iter().map(|client| scope.spawn(move || run(client))).collect();
+        let mut sum = Tally::new()?;
+        for thread in threads {
+            let Ok(tally) = thread.join() else { bail!("a client thread died") };
+            sum.add(&tally?)?;
+        }
+        Ok(sum)
+    })
+}
+
+/// One turn, with the server's CPU. An answer that is not a permit ends the whole run: it would be a figure of something else.
+fn measure(server: &Server, sum: &mut Measured, run: impl FnOnce() -> Result<Tally>) -> Result<()> {
+    let (cpu_ns, since) = (server.cpu_ns()?, Instant::now());
+    let tally = run()?;
+    sum.elapsed += since.elapsed();
+    sum.cpu_ns += server.cpu_ns()?.saturating_sub(cpu_ns);
+    if tally.failures > 0 {
+        bail!("{} of {} calls were no permits", tally.failures, tally.failures + tally.permits);
+    }
+    sum.tally.add(&tally)
+}
+
+fn say(what: &str) -> Result<()> {
+    Ok(writeln!(std::io::stderr(), "{what}")?)
+}
