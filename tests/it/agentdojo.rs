@@ -185,7 +185,7 @@ fn run(suite: &Suite) -> Score {
     })
     .unwrap();
     let ready_s = SystemClock.now().unix_s();
-    let target = format!("http://{}", app.decisions_address());
+    let target = format!("http://{}", app.addresses().decisions);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let score = runtime.block_on(async {
         // A proof must be younger than the second in which the replica became ready.
