@@ -56,7 +56,8 @@ impl Admin {
         let stored = self.store.documents(None).await?;
         let revision = stored.revision;
         let mut left = keyed(stored.documents);
-        let operators = left.keys().filter(|key| key.kind == "operator").count();
+        // Who may not administer cannot be the second one either: counting approvers would lock everybody out.
+        let administrators = left.values().filter_map(|stored| Document::from_row(&stored.row).ok()).filter(administers).count();
 
         let (mut changes, mut writes, mut expected) = (Vec::new(), Vec::new(), Vec::new());
         for document in &documents {
@@ -86,8 +87,8 @@ impl Admin {
         changes.sort_by(|a, b| (a.change != "removed", &a.key).cmp(&(b.change != "removed", &b.key)));
 
         let trust_changes = changes.iter().any(|change| TWO_PERSON_KINDS.contains(&change.key.kind.as_str()));
-        if trust_changes && operators >= 2 && by.operators().len() < 2 {
-            let message = "operators or issuers change and there are two or more operators: a second one must sign too \
+        if trust_changes && administrators >= 2 && by.operators().len() < 2 {
+            let message = "operators or issuers change and two or more operators administer: a second one must sign too \
                            (`--operator-key` twice)";
             return self.or_record_refused(by, Err(Error::PermissionDenied(message.to_owned())));
         }
@@ -116,6 +117,10 @@ fn whole(mut documents: Vec<Document>, kept: &[DocumentRow]) -> Result<Vec<Docum
     documents.extend(kept.iter().filter_map(|row| Document::from_row(row).ok()));
     Compiled::compile(&documents)?;
     Ok(documents)
+}
+
+fn administers(document: &Document) -> bool {
+    matches!(&document.body, Body::Operator(operator) if operator.roles.contains(&Role::Administer))
 }
 
 /// Somebody must be left who can undo the change.
