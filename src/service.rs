@@ -5,6 +5,7 @@
 
 mod approval;
 mod chains;
+mod decision_id;
 mod handles;
 mod judge;
 mod listing;
@@ -222,7 +223,7 @@ impl Lane {
         let mut revision = snapshot.revision().clone();
         revision.number = decision.revision;
         Answer {
-            decision_id: uuid::Uuid::now_v7().to_string(),
+            decision_id: decision_id::new(now),
             decision: decision.clone(),
             message: judged.message.clone().unwrap_or_else(|| decision.reason.message().to_owned()),
             identities: judged.chain.as_ref().map(|chain| chain.identities.clone()),

@@ -125,8 +125,6 @@ fn administers(document: &Document) -> bool {
 
 /// Somebody must be left who can undo the change.
 fn still_administered(documents: &[Document]) -> Result<(), Error> {
-    let administers =
-        |document: &Document| matches!(&document.body, Body::Operator(operator) if operator.roles.contains(&Role::Administer));
     if documents.iter().any(administers) {
         return Ok(());
     }

@@ -38,7 +38,7 @@ impl Lane {
             Err(rejection) => (Decision::deny(rejection.reason, number).at_hop(rejection.hop), None),
         };
         let mut answer = ListToolsAnswer {
-            decision_id: uuid::Uuid::now_v7().to_string(),
+            decision_id: super::decision_id::new(now),
             tools: names
                 .into_iter()
                 .map(|tool| one(tool, &decision, chain.map(|chain| &**chain), &view, freshness, now))
