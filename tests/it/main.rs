@@ -4,8 +4,10 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, missing_docs)]
 
 mod aat;
+mod cli;
 mod codegen;
 mod crash;
+mod harness;
 mod outside;
 mod tidy;
 mod token_vectors;
