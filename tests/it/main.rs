@@ -4,6 +4,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, missing_docs)]
 
 mod aat;
+mod admin;
 mod cli;
 mod codegen;
 mod crash;
