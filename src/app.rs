@@ -16,14 +16,15 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tonic::service::Routes;
+use tower::util::MapResponseLayer;
 
 pub use local::LocalAdmin;
 
-use crate::api::SignedActs;
 use crate::api::admin::AdminApi;
 use crate::api::decision::DecisionApi;
 use crate::api::r#gen as wire;
 use crate::api::noop::NoopApi;
+use crate::api::{SignedActs, explain_refused};
 use crate::audit;
 use crate::config::{self, Settings};
 use crate::model::limits::{BATCH_MESSAGE_BYTES_MAX, CHECK_MESSAGE_BYTES_MAX};
@@ -242,7 +243,8 @@ fn decision_routes(lane: Lane, noop: bool) -> Routes {
         routes =
             routes.add_service(NoopServiceServer::new(NoopApi::default()).max_decoding_message_size(CHECK_MESSAGE_BYTES_MAX));
     }
-    with_standard_services(routes, &["portcullis.v1.DecisionService"])
+    let routes = with_standard_services(routes, &["portcullis.v1.DecisionService"]);
+    Routes::from(routes.into_axum_router().layer(MapResponseLayer::new(explain_refused)))
 }
 
 fn admin_routes(admin: Arc<Admin>) -> Routes {
@@ -251,7 +253,7 @@ fn admin_routes(admin: Arc<Admin>) -> Routes {
         .add_service(PolicyServiceServer::new(api.clone()).max_decoding_message_size(SignedActs::MESSAGE_BYTES_MAX))
         .add_service(FleetServiceServer::new(api));
     let routes = with_standard_services(routes, &["portcullis.v1.RevocationService", "portcullis.v1.PolicyService"]);
-    Routes::from(routes.into_axum_router().layer(SignedActs::new(admin)))
+    Routes::from(routes.into_axum_router().layer(MapResponseLayer::new(explain_refused)).layer(SignedActs::new(admin)))
 }
 
 /// Health and reflection, which every listener has and nobody signs.

@@ -15,7 +15,7 @@ use super::r#gen as wire;
 use super::r#gen::decision_service_server::DecisionService;
 use super::r#gen::fleet_service_server::FleetService;
 use super::r#gen::{check_request, list_tools_request};
-use super::status::{invalid, too_large};
+use super::status::{invalid, too_large, undecodable};
 use crate::model::connection::PeerInfo;
 use crate::model::decision::{Effect, Evidence};
 use crate::model::json;
@@ -87,7 +87,10 @@ impl DecisionService for DecisionApi {
         // An item is decided when it is polled, never ahead: an answer's window starts when it can be sent.
         let answers = request.into_inner().then(move |message| {
             let (lane, caller, trace) = (lane.clone(), caller.clone(), trace.clone());
-            async move { Self::decide(&lane, message?, &caller, trace).await }
+            async move {
+                let message = message.map_err(|fault| undecodable(&fault).unwrap_or(fault))?;
+                Self::decide(&lane, message, &caller, trace).await
+            }
         });
         Ok(Response::new(Box::pin(answers)))
     }
