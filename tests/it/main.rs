@@ -8,6 +8,7 @@ mod admin;
 mod cli;
 mod codegen;
 mod crash;
+mod decisions;
 mod harness;
 mod outside;
 mod tidy;
