@@ -367,6 +367,10 @@ impl Server {
         self.child.wait().unwrap();
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// SIGTERM, without waiting.
     pub(crate) fn terminate(&self) {
         let id = rustix::process::Pid::from_child(&self.child);

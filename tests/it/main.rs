@@ -11,5 +11,6 @@ mod crash;
 mod decisions;
 mod harness;
 mod outside;
+mod process;
 mod tidy;
 mod token_vectors;
