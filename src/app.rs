@@ -85,21 +85,28 @@ impl From<config::Error> for Error {
 /// As [`Error`] says.
 pub fn serve(settings: Settings, ready: impl FnOnce(&str)) -> Result<(), Error> {
     let app = App::start(settings)?;
+    let stopped = {
+        let _entered = app.control.enter();
+        // Before anybody is told that it is ready: who reads the line may ask to stop at once.
+        terminated().map_err(|error| Error::System(format!("signal handling: {error}")))?
+    };
     ready(&app.ready_line());
-    app.control.block_on(terminated()).map_err(|error| Error::System(format!("signal handling: {error}")))?;
+    app.control.block_on(stopped);
     app.stop();
     Ok(())
 }
 
-async fn terminated() -> std::io::Result<()> {
+/// Listens for the signals from now on; the future ends with the first.
+fn terminated() -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-    }
-    tracing::info!("asked to stop: draining");
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        tracing::info!("asked to stop: draining");
+    })
 }
 
 /// A running policy decision point.
