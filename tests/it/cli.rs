@@ -316,6 +316,32 @@ fn a_policy_is_checked_and_applied() {
 }
 
 #[test]
+fn an_act_of_two_people_takes_two_keys() {
+    let world = World::new();
+    let (second, data) = (world.key_file("stranger"), world.data());
+    let admin = format!("---\n{{kind: operator, id: admin, keys: [{}], roles: [administer]}}\n", jwk(world.key("stranger")));
+    world.write_policy(&(world.policy() + &admin));
+    let server = Server::start(&world);
+    let (url, policies, local) = (server.admin_url(), world.policies(), data.join("local.jwk"));
+    let issuer = format!("---\n{{kind: issuer, id: \"https://new\", keys: {{jwks: {{keys: [{}]}}}}}}\n", jwk(world.key("gamma")));
+    world.write_policy(&(world.policy() + &admin + &issuer));
+    let apply = ["policy", "apply", text(&policies), "--target", &url];
+    let alone = run(&[&apply[..], &["--data", text(&data)]].concat()).ended(1);
+    assert!(alone.stderr.contains("--operator-key"), "{alone:?}");
+    let both = ["--operator-key", text(&local), "--operator-key", text(&second)];
+    let done = json_run(&[&apply[..], &both].concat()).ended(0).json();
+    assert_eq!(done["changes"], json!([{ "change": "added", "kind": "issuer", "id": "https://new" }]));
+
+    // A key by the environment; one without the role, and one that is nobody's.
+    let listed = |key: &Path| run_with(binary().args(["revocations", "--target", &url]).env("PORTCULLIS_OPERATOR_KEY", key), "");
+    listed(&second).ended(0);
+    let mut kill = binary();
+    kill.args(["revoke", "all", "--target", &url]).env("PORTCULLIS_OPERATOR_KEY", &second);
+    assert!(run_with(&mut kill, "").ended(1).stderr.contains("respond"));
+    assert!(listed(&world.key_file("alpha")).ended(1).stderr.contains("no operator has the key"));
+}
+
+#[test]
 fn the_store_is_administered_without_a_server() {
     let world = World::new();
     let mut server = Server::start(&world);

@@ -125,6 +125,25 @@ async fn an_acknowledged_revocation_holds_after_a_kill() {
     assert!(acknowledged.len() >= KILLS_BETWEEN_REVOCATIONS);
 }
 
+/// The proof of a destructive call is spent in the store: a process that forgets it does not make it good again.
+#[tokio::test]
+async fn a_spent_proof_stays_spent_after_a_kill() {
+    let world = World::new();
+    let mut server = Server::start(&world);
+    let chain = world.session("alpha", "s");
+    let call = request(&chain, world.proof_at(&chain, "crm/wipe", "{}", 25), "crm/wipe", "{}");
+    let answer = server.connect().await.check(call.clone()).await.unwrap().into_inner();
+    assert_eq!(answer.reason, "OK");
+    server.kill();
+    let server = Server::start(&world);
+    let answer = server.connect().await.check(call).await.unwrap().into_inner();
+    assert!(["PROOF_REPLAYED", "PROOF_STALE"].contains(&answer.reason.as_str()), "{}", answer.reason);
+    // A proof from before the start, by an honest clock, is refused whatever the tool.
+    let early = request(&chain, world.proof_at(&chain, "crm/write", "{}", -10), "crm/write", "{}");
+    let answer = server.connect().await.check(early).await.unwrap().into_inner();
+    assert_eq!(answer.reason, "PROOF_STALE");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_answers_what_is_in_flight() {
     let world = World::new();
@@ -157,8 +176,8 @@ async fn sigterm_answers_what_is_in_flight() {
     for task in tasks {
         let (seen, (status, was_stopped)) = task.await.unwrap();
         assert!(was_stopped, "no call failed before the server was told to stop: {status:?}");
-        // A new call finds nobody; one that was in flight is never cut.
-        assert_eq!(status.code(), Code::Unavailable, "{status:?}");
+        // A new call finds nobody, or the closing connection before it was sent; what was decided is compared below.
+        assert!(matches!(status.code(), Code::Unavailable | Code::Cancelled), "{status:?}");
         ids.extend(seen);
     }
     let status = server.wait();
@@ -176,6 +195,17 @@ async fn sigterm_answers_what_is_in_flight() {
     }
     // And it starts again where it was.
     Server::start(&world);
+}
+
+/// Whoever reads that it is ready may stop it at once.
+#[test]
+fn sigterm_right_after_ready_is_a_clean_end() {
+    let world = World::new();
+    for round in 0..10 {
+        let mut server = Server::start(&world);
+        server.terminate();
+        assert_eq!(server.wait().code(), Some(0), "round {round}: {}", server.log());
+    }
 }
 
 fn serve(data: &Path, flags: &[&str]) -> Command {
