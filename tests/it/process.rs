@@ -123,6 +123,16 @@ async fn an_acknowledged_revocation_holds_after_a_kill() {
         acknowledged.extend(writer.await.unwrap());
     }
     assert!(acknowledged.len() >= KILLS_BETWEEN_REVOCATIONS);
+    let lines = audit_lines(&world.data());
+    let acts: Vec<&str> = lines
+        .iter()
+        .filter(|line| line["kind"] == "act" && line["effect"] == "ACCEPTED" && line["method"] == METHOD)
+        .map(|line| line["reason"].as_str().unwrap())
+        .collect();
+    for session in &acknowledged {
+        let said = format!("session {session} ");
+        assert!(acts.iter().any(|reason| reason.contains(&said)), "the act on {session} was acknowledged and not recorded");
+    }
 }
 
 /// The proof of a destructive call is spent in the store: a process that forgets it does not make it good again.
@@ -345,7 +355,7 @@ async fn a_replica_without_its_store_closes() {
         }
     }
     let (code, said) = server.get("/readyz");
-    assert!(code == 200 || code == 503, "{code} {said}");
+    assert!(code == 503 && said.contains("current"), "a balancer must ask another replica: {code} {said}");
 }
 
 /// Everything once, with the log at its most talkative: no credential, key or argument may be in it or in the audit.
