@@ -10,6 +10,7 @@ mod signed;
 mod status;
 
 pub use signed::SignedActs;
+pub use status::explain_refused;
 
 /// Generated from `proto/`; written by the codegen test.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]

@@ -16,14 +16,15 @@ use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tonic::service::Routes;
+use tower::util::MapResponseLayer;
 
 pub use local::LocalAdmin;
 
-use crate::api::SignedActs;
 use crate::api::admin::AdminApi;
 use crate::api::decision::DecisionApi;
 use crate::api::r#gen as wire;
 use crate::api::noop::NoopApi;
+use crate::api::{SignedActs, explain_refused};
 use crate::audit;
 use crate::config::{self, Settings};
 use crate::model::limits::{BATCH_MESSAGE_BYTES_MAX, CHECK_MESSAGE_BYTES_MAX};
@@ -93,21 +94,28 @@ impl From<config::Error> for Error {
 /// As [`Error`] says.
 pub fn serve(settings: Settings, ready: impl FnOnce(&str)) -> Result<(), Error> {
     let app = App::start(settings)?;
+    let stopped = {
+        let _entered = app.control.enter();
+        // Before anybody is told that it is ready: who reads the line may ask to stop at once.
+        terminated().map_err(|error| Error::System(format!("signal handling: {error}")))?
+    };
     ready(&app.ready_line());
-    app.control.block_on(terminated()).map_err(|error| Error::System(format!("signal handling: {error}")))?;
+    app.control.block_on(stopped);
     app.stop();
     Ok(())
 }
 
-async fn terminated() -> std::io::Result<()> {
+/// Listens for the signals from now on; the future ends with the first.
+fn terminated() -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = term.recv() => {}
-        _ = int.recv() => {}
-    }
-    tracing::info!("asked to stop: draining");
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            _ = term.recv() => {}
+            _ = int.recv() => {}
+        }
+        tracing::info!("asked to stop: draining");
+    })
 }
 
 /// A running policy decision point.
@@ -253,7 +261,8 @@ fn decision_routes(lane: Lane, noop: bool) -> Routes {
         routes =
             routes.add_service(NoopServiceServer::new(NoopApi::default()).max_decoding_message_size(CHECK_MESSAGE_BYTES_MAX));
     }
-    with_standard_services(routes, &["portcullis.v1.DecisionService"])
+    let routes = with_standard_services(routes, &["portcullis.v1.DecisionService"]);
+    Routes::from(routes.into_axum_router().layer(MapResponseLayer::new(explain_refused)))
 }
 
 fn admin_routes(admin: Arc<Admin>) -> Routes {
@@ -262,7 +271,7 @@ fn admin_routes(admin: Arc<Admin>) -> Routes {
         .add_service(PolicyServiceServer::new(api.clone()).max_decoding_message_size(SignedActs::MESSAGE_BYTES_MAX))
         .add_service(FleetServiceServer::new(api));
     let routes = with_standard_services(routes, &["portcullis.v1.RevocationService", "portcullis.v1.PolicyService"]);
-    Routes::from(routes.into_axum_router().layer(SignedActs::new(admin)))
+    Routes::from(routes.into_axum_router().layer(MapResponseLayer::new(explain_refused)).layer(SignedActs::new(admin)))
 }
 
 /// Health and reflection, which every listener has and nobody signs.

@@ -120,9 +120,10 @@ impl Service {
         self.ready_at.get_or_init(|| self.parts.clock.now());
     }
 
-    /// Whether decisions are given.
+    /// Whether decisions are given, and not only denials for want of a proof that the snapshot is current.
     pub fn is_ready(&self) -> bool {
-        self.ready_at.get().is_some() && !*self.draining.borrow()
+        let open = |view: View| view.freshness(self.parts.clock.now()) != Freshness::Closed;
+        self.ready_at.get().is_some() && !*self.draining.borrow() && self.parts.cell.load().is_some_and(open)
     }
 
     /// Says that the process ends: streams end themselves, calls that still come are answered.

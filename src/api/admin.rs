@@ -37,7 +37,11 @@ impl RevocationService for AdminApi {
             Ok(wire::RevocationMeaning::Suspend) => Some(Meaning::Suspend),
             Ok(wire::RevocationMeaning::Watermark) => Some(Meaning::Watermark),
             Ok(wire::RevocationMeaning::Dead) => Some(Meaning::Dead),
-            Err(_) => return Err(invalid("meaning", format!("{} is not a meaning", request.meaning))),
+            Err(_) => {
+                let error = Error::Invalid { field: "meaning", message: format!("{} is not a meaning", request.meaning) };
+                self.admin.record_refused(by.method(), by.operators(), by.peer(), &error)?;
+                return Err(error.into());
+            }
         };
         let target = request.target.unwrap_or_default();
         let asked = RevokeRequest { kind: target.kind, key: target.key, meaning, reason: request.reason };

@@ -15,7 +15,7 @@ use super::r#gen as wire;
 use super::r#gen::decision_service_server::DecisionService;
 use super::r#gen::fleet_service_server::FleetService;
 use super::r#gen::{check_request, list_tools_request};
-use super::status::{invalid, too_large};
+use super::status::{invalid, too_large, undecodable};
 use crate::model::connection::PeerInfo;
 use crate::model::decision::{Effect, Evidence};
 use crate::model::json;
@@ -95,7 +95,7 @@ impl DecisionService for DecisionApi {
                 };
                 match message {
                     Ok(message) => Some((Self::decide(&lane, message, &caller, trace).await, Some((messages, lane)))),
-                    Err(status) => Some((Err(status), None)),
+                    Err(fault) => Some((Err(undecodable(&fault).unwrap_or(fault)), None)),
                 }
             }
         });

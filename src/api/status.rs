@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use axum::body::Body;
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
@@ -26,6 +27,27 @@ pub(super) fn invalid(field: &str, message: impl std::fmt::Display) -> Status {
 /// Over a limit.
 pub(super) fn too_large(field: &str, bytes: usize, bytes_max: usize) -> Status {
     status(Code::ResourceExhausted, "LIMIT_EXCEEDED", format!("{field}: {bytes} is over the limit of {bytes_max}"))
+}
+
+/// Says what was refused before any handler saw it as every other error is said: a code of ours, with its reason.
+pub fn explain_refused(response: http::Response<Body>) -> http::Response<Body> {
+    // Only a refusal has its status among the headers; an answer has it behind its message.
+    let refused = response.headers().get("grpc-status").and_then(|_| Status::from_header_map(response.headers()));
+    match refused.as_ref().and_then(undecodable) {
+        Some(explained) => explained.into_http::<tonic::body::Body>().map(Body::new),
+        None => response,
+    }
+}
+
+/// A message that was too large or no message at all; `None` for every other fault.
+pub(super) fn undecodable(fault: &Status) -> Option<Status> {
+    match fault.code() {
+        Code::OutOfRange => Some(status(Code::ResourceExhausted, "LIMIT_EXCEEDED", format!("message: {}", fault.message()))),
+        Code::Internal if fault.message().starts_with("failed to decode Protobuf message") => {
+            Some(invalid("message", fault.message()))
+        }
+        _ => None,
+    }
 }
 
 impl From<Undecided> for Status {

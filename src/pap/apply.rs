@@ -93,6 +93,8 @@ impl Admin {
             return self.or_record_refused(by, Err(Error::PermissionDenied(message.to_owned())));
         }
         if dry_run || writes.is_empty() {
+            let spent = self.spend_read(by);
+            self.or_record_refused(by, spent)?;
             self.record(by, None, if dry_run { "apply a policy folder: dry run" } else { "apply a policy folder: no change" })?;
             return Ok(ApplyOutcome { revision, changes, warnings });
         }

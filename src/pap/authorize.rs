@@ -166,14 +166,21 @@ impl Admin {
             authorized.jtis.push((act.jti().to_owned(), act.exp_s()));
         }
         if !method.writes {
-            let mut reads = self.reads.lock().unwrap_or_else(PoisonError::into_inner);
-            for (jti, expires_at_s) in &authorized.jtis {
-                if !reads.spend(jti, *expires_at_s, now.unix_s()) {
-                    return Err(Error::Unauthenticated(format!("the signed act `{jti}` was used before: sign a new one")));
-                }
-            }
+            self.spend_read(&authorized)?;
         }
         Ok(authorized)
+    }
+
+    /// Uses up the signatures of an act that makes no row in the store, until they expire.
+    pub(super) fn spend_read(&self, by: &Authorized) -> Result<(), Error> {
+        let now_s = self.clock.now().unix_s();
+        let mut reads = self.reads.lock().unwrap_or_else(PoisonError::into_inner);
+        for (jti, expires_at_s) in &by.jtis {
+            if !reads.spend(jti, *expires_at_s, now_s) {
+                return Err(Error::Unauthenticated(format!("the signed act `{jti}` was used before: sign a new one")));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -4,9 +4,14 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, missing_docs)]
 
 mod aat;
+mod admin;
 mod agentdojo;
+mod cli;
 mod codegen;
 mod crash;
+mod decisions;
+mod harness;
 mod outside;
+mod process;
 mod tidy;
 mod token_vectors;

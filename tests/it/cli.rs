@@ -1,0 +1,521 @@
+//! A user's whole walk by commands only, and every exit code on the way.
+
+use std::path::Path;
+use std::time::Instant;
+
+use serde_json::{Value, json};
+
+use crate::harness::{AUDIENCE, ISSUER, PATIENCE, Ran, Server, World, agent_id, binary, jwk, run, run_with};
+use crate::outside;
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+fn keys_of(value: &Value) -> Vec<&str> {
+    let mut keys: Vec<_> = value.as_object().unwrap().keys().map(String::as_str).collect();
+    keys.sort_unstable();
+    keys
+}
+
+/// The binary with JSON output.
+fn json_run(arguments: &[&str]) -> Ran {
+    run_with(binary().arg("--json").args(arguments), "")
+}
+
+#[test]
+fn a_key_is_private_and_never_overwritten() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("agent.jwk");
+    let made = run(&["token", "keygen", "--out", text(&path)]).ended(0).json();
+    assert_eq!(keys_of(&made), ["jwk", "thumbprint"]);
+    assert_eq!(keys_of(&made["jwk"]), ["crv", "kty", "x"]);
+    assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    let content = std::fs::read_to_string(&path).unwrap();
+    let again = run(&["token", "keygen", "--out", text(&path)]).ended(1);
+    assert!(again.stderr.contains("--out") && again.stderr.contains("agent.jwk"), "{again:?}");
+    assert_eq!(std::fs::read_to_string(&path).unwrap(), content);
+    let private: Value = serde_json::from_str(&content).unwrap();
+    assert_eq!(private["x"], made["jwk"]["x"]);
+    assert!(!made.to_string().contains(private["d"].as_str().unwrap()));
+}
+
+/// A world and what the token commands made in it.
+struct Walk {
+    world: World,
+    chain: String,
+}
+
+impl Walk {
+    fn new() -> Self {
+        let world = World::new();
+        let issued = |claims: &Value| {
+            let (key, claims) = (world.key_file("issuer"), claims.to_string());
+            let arguments = ["token", "issue", "--key", text(&key), "--claims", &claims];
+            run(&arguments).ended(0).stdout.trim().to_owned()
+        };
+        let root = issued(&world.root_claims("alpha"));
+        let parent = world.folder.path().join("parent.txt");
+        std::fs::write(&parent, &root).unwrap();
+        let claims = world.folder.path().join("hop.json");
+        std::fs::write(&claims, world.hop_claims("beta", &["crm/read", "crm/write"]).to_string()).unwrap();
+        let key = world.key_file("alpha");
+        let arguments = ["token", "delegate", "--key", text(&key), "--parent", text(&parent), "--claims", text(&claims)];
+        let hop = run(&arguments).ended(0).stdout.trim().to_owned();
+        let chain = json!({ "aat_chain": [root, hop] }).to_string();
+        Self { world, chain }
+    }
+
+    /// The chain to beta with a proof for a call.
+    fn presentation(&self, tool: &str, args: &str) -> String {
+        let key = self.world.key_file("beta");
+        let arguments = [
+            "token",
+            "prove",
+            "--key",
+            text(&key),
+            "--chain",
+            &self.chain,
+            "--tool",
+            tool,
+            "--args",
+            args,
+            "--audience",
+            AUDIENCE,
+        ];
+        let proof = run(&arguments).ended(0).stdout.trim().to_owned();
+        let mut presentation: Value = serde_json::from_str(&self.chain).unwrap();
+        presentation["aat_pop"] = json!(proof);
+        presentation.to_string()
+    }
+
+    fn verify(&self, tool: &str, args: &str, presentation: &str) -> Ran {
+        let trust = self.world.policies();
+        let arguments = ["token", "verify", "--trust", text(&trust), "--audience", AUDIENCE, "--tool", tool, "--args", args];
+        run(&[&arguments[..], &[presentation]].concat())
+    }
+
+    /// `check`, again with a new proof where the proof was made in the second in which the server became ready.
+    fn check(&self, server: &Server, tool: &str, args: &str) -> Ran {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let target = server.decisions_url();
+            let presentation = self.presentation(tool, args);
+            let arguments = [
+                "check",
+                "--presentation",
+                &presentation,
+                "--tool",
+                tool,
+                "--args",
+                args,
+                "--audience",
+                AUDIENCE,
+                "--target",
+                &target,
+            ];
+            let ran = json_run(&arguments);
+            if ran.json()["reason"] != "PROOF_STALE" {
+                return ran;
+            }
+            assert!(Instant::now() < until, "{ran:?}");
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+    }
+}
+
+#[test]
+fn tokens_are_made_inspected_and_verified() {
+    let walk = Walk::new();
+    let issued = json_run(&[
+        "token",
+        "issue",
+        "--key",
+        text(&walk.world.key_file("issuer")),
+        "--claims",
+        &walk.world.root_claims("alpha").to_string(),
+    ]);
+    assert_eq!(keys_of(&issued.ended(0).json()), ["jws"]);
+    let inspected = json_run(&["token", "inspect", &walk.chain]).ended(0).json();
+    let sentence = inspected["sentence"].as_str().unwrap();
+    for part in ["ana", &agent_id("alpha"), &agent_id("beta"), "portal"] {
+        assert!(sentence.contains(part), "{sentence}");
+    }
+    assert_eq!((&inspected["verified"], &inspected["has_proof"]), (&json!(false), &json!(false)));
+    assert!(run(&["token", "inspect", &walk.chain]).ended(0).stdout.contains("nothing of this was verified"));
+
+    let presentation = walk.presentation("crm/read", r#"{"id":7}"#);
+    let permit = walk.verify("crm/read", r#"{"id":7}"#, &presentation).ended(0).json();
+    assert_eq!(keys_of(&permit), ["hop", "message", "reason", "verdict"]);
+    assert_eq!((&permit["verdict"], &permit["reason"], &permit["hop"]), (&json!("PERMIT"), &json!("OK"), &Value::Null));
+    for (tool, args, reason) in [("crm/read", r#"{"id":8}"#, "PROOF_INVALID"), ("crm/write", r#"{"id":7}"#, "PROOF_INVALID")] {
+        let denied = walk.verify(tool, args, &presentation).ended(3).json();
+        assert_eq!((&denied["verdict"], &denied["reason"]), (&json!("DENY"), &json!(reason)));
+    }
+    let not_granted = walk.presentation("crm/look", "{}");
+    let denied = walk.verify("crm/look", "{}", &not_granted).ended(3).json();
+    assert_eq!((&denied["reason"], &denied["hop"]), (&json!("TOOL_NOT_GRANTED"), &json!(1)));
+    let malformed = walk.verify("crm/read", "{}", "{\"aat_chain\":17}").ended(3).json();
+    assert_eq!(malformed["reason"], "TOKEN_MALFORMED");
+
+    // The same from standard input and from a file of lines.
+    let trust = walk.world.policies();
+    let arguments = ["token", "verify", "--trust", text(&trust), "--audience", AUDIENCE, "--tool", "crm/read"];
+    let piped = run_with(binary().args(arguments).args(["--args", r#"{"id":7}"#, "-"]), &presentation).ended(0);
+    assert_eq!(piped.json(), permit);
+    let file = walk.world.folder.path().join("p.json");
+    std::fs::write(&file, &presentation).unwrap();
+    assert_eq!(walk.verify("crm/read", r#"{"id":7}"#, text(&file)).ended(0).json(), permit);
+}
+
+#[test]
+fn the_whole_walk_by_commands() {
+    let walk = Walk::new();
+    let server = Server::start(&walk.world);
+    let permit = walk.check(&server, "crm/read", r#"{"id":7}"#).ended(0).json();
+    let names = "approval deciding_layer decision_id effect message obligations principals reason request_id revision \
+                 snapshot_age_ms valid_for_ms";
+    assert_eq!(keys_of(&permit).join(" "), names);
+    assert_eq!((&permit["effect"], &permit["reason"], &permit["deciding_layer"]), (&json!("PERMIT"), &json!("OK"), &json!("")));
+    let who = |id: &str| json!({ "id": id, "evidence": "VERIFIED" });
+    assert_eq!(
+        permit["principals"],
+        json!({
+            "user": who(&format!("[\"{ISSUER}\",\"ana\"]")), "application": who("portal"),
+            "agents": [who(&agent_id("alpha")), who(&agent_id("beta"))],
+            "tool": who("crm/read"), "session": who("s-1"), "task": who("t-1"),
+        })
+    );
+    let written = walk.check(&server, "crm/write", "{}").ended(0).json();
+    assert_eq!(written["effect"], "PERMIT");
+    let denied = walk.check(&server, "pay/large", "{}").ended(3).json();
+    assert_eq!((&denied["effect"], &denied["deciding_layer"]), (&json!("DENY"), &json!("agent")));
+    let human = run(&[
+        "check",
+        "--presentation",
+        &walk.presentation("crm/read", "{}"),
+        "--tool",
+        "crm/read",
+        "--target",
+        &server.decisions_url(),
+    ]);
+    assert!(human.ended(0).stdout.starts_with("PERMIT  OK"));
+
+    let tools = |extra: &[&str]| {
+        let target = server.decisions_url();
+        json_run(&[&["tools", "--presentation", &walk.chain, "--target", &target][..], extra].concat()).ended(0).json()
+    };
+    let all = tools(&[]);
+    assert_eq!(all["tools"].as_array().unwrap().len(), 8);
+    let one = tools(&["--tool", "crm/read"]);
+    assert_eq!(one["tools"], json!([{ "tool": "crm/read", "effect": "PERMIT", "reason": "OK", "maybe": false }]));
+}
+
+#[test]
+fn what_needs_an_approval_exits_4() {
+    let world = World::new();
+    let server = Server::start(&world);
+    let chain = world.session("alpha", "s");
+    let presentation = json!({
+        "aat_chain": [std::str::from_utf8(&chain.tokens[0]).unwrap()],
+        "aat_pop": std::str::from_utf8(&world.proof(&chain, "pay/refund", r#"{"amount":90}"#)).unwrap(),
+    });
+    let (presentation, target) = (presentation.to_string(), server.decisions_url());
+    let arguments =
+        ["check", "--presentation", &presentation, "--tool", "pay/refund", "--args", r#"{"amount":90}"#, "--target", &target];
+    let asked = json_run(&arguments).ended(4).json();
+    assert_eq!((&asked["effect"], &asked["reason"]), (&json!("NEEDS_APPROVAL"), &json!("APPROVAL_REQUIRED")));
+    assert_eq!(keys_of(&asked["approval"]), ["approvers", "digest", "expires_at_unix_ms"]);
+    assert_eq!(asked["approval"]["approvers"], json!(["leads"]));
+    assert!(run(&arguments).ended(4).stdout.contains("approval"));
+}
+
+#[test]
+fn the_kill_switch_by_commands() {
+    let walk = Walk::new();
+    let server = Server::start(&walk.world);
+    let (data, url) = (walk.world.data(), server.admin_url());
+    let admin = |arguments: &[&str]| json_run(&[arguments, &["--data", text(&data), "--target", &url]].concat());
+    let reason = |expected: &str, code: i32| {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            let ran = walk.check(&server, "crm/read", "{}");
+            if ran.json()["reason"] == expected {
+                return assert_eq!(ran.code, code);
+            }
+            assert!(Instant::now() < until, "not {expected}: {ran:?}");
+        }
+    };
+    reason("OK", 0);
+    let revoked = admin(&["revoke", "agent", &agent_id("beta"), "--reason", "leaked"]).ended(0).json();
+    assert_eq!(revoked["target"], json!({ "kind": "agent", "key": [agent_id("beta")] }));
+    assert!(revoked["revision"].as_str().unwrap().contains('.') && revoked["committed_at_unix_ms"].as_i64().unwrap() > 0);
+    reason("AGENT_SUSPENDED", 3);
+    admin(&["reinstate", "agent", &agent_id("beta"), "--reason", "new key"]).ended(0);
+    reason("OK", 0);
+    admin(&["revoke", "all", "--reason", "drill"]).ended(0);
+    reason("REVOKED_ALL", 3);
+    admin(&["reinstate", "all"]).ended(0);
+    reason("OK", 0);
+    let inspected = json_run(&["token", "inspect", &walk.chain]).ended(0).json();
+    let jti = inspected["tokens"][0]["claims"]["jti"].as_str().unwrap().to_owned();
+    admin(&["revoke", "token", &jti]).ended(0);
+    reason("REVOKED_TOKEN", 3);
+    let dead = admin(&["reinstate", "token", &jti]).ended(64);
+    assert!(dead.stderr.contains("dead"), "{dead:?}");
+    admin(&["revoke", "session", "s-1"]).ended(0);
+    let listed = admin(&["revocations"]).ended(0).json();
+    assert_eq!(listed["total"], 4);
+    assert_eq!(listed["revocations"][0]["target"], json!({ "kind": "session", "key": ["s-1"] }));
+    let last = &listed["revocations"][3];
+    assert_eq!(keys_of(last), ["dead", "reason", "revision", "suspended", "target", "watermark_unix_s"]);
+    let shown = run(&["revocations", "--data", text(&data), "--target", &url]).ended(0);
+    assert!(shown.stdout.contains("4 of 4") && shown.stdout.contains("session"), "{shown:?}");
+    let wrong = admin(&["revoke", "key", "short"]).ended(64);
+    assert!(wrong.stderr.contains("token inspect"), "{wrong:?}");
+}
+
+#[test]
+fn a_policy_is_checked_and_applied() {
+    let world = World::new();
+    let policies = world.policies();
+    let server = Server::start(&world);
+    let (data, url) = (world.data(), server.admin_url());
+    let checked = json_run(&["policy", "check", text(&policies)]).ended(0).json();
+    assert_eq!(keys_of(&checked), ["diagnostics", "documents", "errors", "warnings"]);
+    assert_eq!(checked["errors"], 0);
+    let apply = |json: bool, extra: &[&str]| {
+        let fixed = ["policy", "apply", text(&policies), "--data", text(&data), "--target", &url];
+        let arguments = [&fixed[..], extra].concat();
+        if json { json_run(&arguments) } else { run(&arguments) }
+    };
+    assert_eq!(apply(true, &[]).ended(0).json()["changes"], json!([]));
+    assert!(apply(false, &[]).ended(0).stdout.contains("nothing changes"));
+
+    world.write_policy(&world.policy().replace("{kind: application, id: kiosk", "{kind: application, id: booth"));
+    let dry = apply(true, &["--dry-run"]).ended(0).json();
+    let expected = json!([
+        { "change": "removed", "kind": "application", "id": "kiosk" },
+        { "change": "added", "kind": "application", "id": "booth" },
+    ]);
+    assert_eq!((&dry["changes"], &dry["dry_run"]), (&expected, &json!(true)));
+    let applied = apply(true, &[]).ended(0).json();
+    assert_eq!(applied["changes"], expected);
+    assert_ne!(applied["revision"], dry["revision"]);
+
+    std::fs::write(policies.join("bad.yaml"), "kind: application\nid: x\nallow: [cmr/read]\nalow: []\n").unwrap();
+    let bad = run(&["policy", "check", text(&policies)]).ended(1);
+    assert!(bad.stdout.contains("bad.yaml:") && bad.stdout.contains("error"), "{bad:?}");
+    let refused = apply(false, &[]).ended(1);
+    assert!(refused.stderr.contains("nothing was applied") && refused.stderr.contains("bad.yaml:"), "{refused:?}");
+    let bad = json_run(&["policy", "check", text(&policies)]).ended(1).json();
+    assert_eq!(keys_of(&bad["diagnostics"][0]), ["column", "help", "line", "message", "path", "severity"]);
+    std::fs::remove_file(policies.join("bad.yaml")).unwrap();
+    assert_eq!(apply(true, &[]).ended(0).json()["revision"], applied["revision"]);
+}
+
+#[test]
+fn an_act_of_two_people_takes_two_keys() {
+    let world = World::new();
+    let (second, data) = (world.key_file("stranger"), world.data());
+    let admin = format!("---\n{{kind: operator, id: admin, keys: [{}], roles: [administer]}}\n", jwk(world.key("stranger")));
+    world.write_policy(&(world.policy() + &admin));
+    let server = Server::start(&world);
+    let (url, policies, local) = (server.admin_url(), world.policies(), data.join("local.jwk"));
+    let issuer = format!("---\n{{kind: issuer, id: \"https://new\", keys: {{jwks: {{keys: [{}]}}}}}}\n", jwk(world.key("gamma")));
+    world.write_policy(&(world.policy() + &admin + &issuer));
+    let apply = ["policy", "apply", text(&policies), "--target", &url];
+    let alone = run(&[&apply[..], &["--data", text(&data)]].concat()).ended(1);
+    assert!(alone.stderr.contains("--operator-key"), "{alone:?}");
+    let both = ["--operator-key", text(&local), "--operator-key", text(&second)];
+    let done = json_run(&[&apply[..], &both].concat()).ended(0).json();
+    assert_eq!(done["changes"], json!([{ "change": "added", "kind": "issuer", "id": "https://new" }]));
+
+    // A key by the environment; one without the role, and one that is nobody's.
+    let listed = |key: &Path| run_with(binary().args(["revocations", "--target", &url]).env("PORTCULLIS_OPERATOR_KEY", key), "");
+    listed(&second).ended(0);
+    let mut kill = binary();
+    kill.args(["revoke", "all", "--target", &url]).env("PORTCULLIS_OPERATOR_KEY", &second);
+    assert!(run_with(&mut kill, "").ended(1).stderr.contains("respond"));
+    assert!(listed(&world.key_file("alpha")).ended(1).stderr.contains("no operator has the key"));
+}
+
+#[test]
+fn the_store_is_administered_without_a_server() {
+    let world = World::new();
+    let mut server = Server::start(&world);
+    server.terminate();
+    assert!(server.wait().success());
+    let data = world.data();
+    let store = format!("sqlite:{}", text(&data.join("store.db")));
+    let admin = |arguments: &[&str]| json_run(&[arguments, &["--data", text(&data), "--store", &store]].concat());
+    admin(&["revoke", "agent", &agent_id("alpha")]).ended(0);
+    assert_eq!(admin(&["revocations"]).ended(0).json()["total"], 1);
+    let policies = world.policies();
+    assert_eq!(admin(&["policy", "apply", text(&policies)]).ended(0).json()["changes"], json!([]));
+    let lines = crate::harness::audit_lines(&data);
+    let act = lines.iter().find(|line| line["node"] == "command-line" && line["method"].as_str().unwrap().ends_with("/Revoke"));
+    assert_eq!(act.unwrap()["operator"], "local");
+
+    let server = Server::start(&world);
+    let walk = world.session("alpha", "s");
+    let presentation = json!({ "aat_chain": [std::str::from_utf8(&walk.tokens[0]).unwrap()] }).to_string();
+    let target = server.decisions_url();
+    let ran = json_run(&["check", "--presentation", &presentation, "--tool", "crm/look", "--target", &target]).ended(3);
+    assert_eq!(ran.json()["reason"], "AGENT_SUSPENDED");
+    // A store that is written while the server runs is seen by it.
+    admin(&["reinstate", "agent", &agent_id("alpha")]).ended(0);
+    let until = Instant::now() + PATIENCE;
+    while json_run(&["check", "--presentation", &presentation, "--tool", "crm/look", "--target", &target]).code != 0 {
+        assert!(Instant::now() < until, "the server does not see what the command line wrote");
+    }
+}
+
+#[test]
+fn misuse_exits_64_and_says_what_to_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = folder.path().join("missing");
+    let missing = text(&missing);
+    for (arguments, says) in [
+        (&["nonsense"][..], "unrecognized subcommand"),
+        (&["check"], "--presentation"),
+        (&["revoke", "agent"], "<ID>"),
+        (&["revoke", "planet", "x"], "unrecognized subcommand"),
+        (&["revoke", "agent", "x", "--suspend", "--watermark"], "cannot be used with"),
+        (&["check", "--presentation", missing, "--tool", "a/b"], "cannot read"),
+        (&["check", "--presentation", "{\"aat_chain\":[\"x\"]}", "--tool", "a/b", "--target", "not a url"], "--target"),
+        (
+            &["check", "--presentation", "{\"aat_chain\":[\"x\"]}", "--tool", "a/b", "--tool-schema-sha256", "ab"],
+            "64 hexadecimal",
+        ),
+        (&["token", "issue", "--key", missing, "--claims", "{}"], "--key"),
+        (&["token", "verify", "--trust", missing, "--tool", "a/b", "{}"], "missing"),
+        (&["policy", "check", missing], "missing"),
+        (&["revocations", "--data", missing], "--operator-key"),
+        (&["serve", "--listen", "nowhere"], "--listen"),
+    ] {
+        let ran = run(arguments).ended(64);
+        assert!(ran.stderr.contains(says), "{arguments:?}: {}", ran.stderr);
+    }
+    let world = World::new();
+    let trust = world.policies();
+    let args = run(&["token", "verify", "--trust", text(&trust), "--tool", "a/b", "--args", "[]", "{}"]).ended(64);
+    assert!(args.stderr.contains("--args"), "{args:?}");
+    let machine = json_run(&["policy", "check", missing]).ended(64);
+    let error: Value = serde_json::from_str(machine.stderr.trim()).unwrap();
+    assert_eq!(keys_of(&error), ["error"]);
+    for help in [&["--help"][..], &["--version"], &["revoke", "--help"]] {
+        run(help).ended(0);
+    }
+}
+
+#[test]
+fn nobody_there_exits_69_and_bad_settings_78() {
+    let world = World::new();
+    // A port that was free a moment ago and that nobody listens on: bound, not listening, for as long as this runs.
+    let held = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    held.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let target = format!("http://{}", held.local_addr().unwrap().as_socket().unwrap());
+    let key = world.key_file("alpha");
+    for arguments in [
+        vec!["check", "--presentation", "{\"aat_chain\":[\"x\"]}", "--tool", "a/b", "--target", &target],
+        vec!["tools", "--presentation", "{\"aat_chain\":[\"x\"]}", "--target", &target],
+        vec!["revocations", "--operator-key", text(&key), "--target", &target],
+        vec!["revoke", "all", "--operator-key", text(&key), "--target", &target],
+    ] {
+        let ran = run(&arguments).ended(69);
+        assert!(ran.stderr.contains("portcullis serve") && ran.stderr.contains(&target), "{ran:?}");
+    }
+    let config = world.folder.path().join("config.yaml");
+    std::fs::write(&config, "listen: 127.0.0.1:0\nlisen: 1\n").unwrap();
+    let data = world.data();
+    let free =
+        ["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--data", text(&data)];
+    for (flags, says) in [
+        (&["--config", text(&config)][..], "config.yaml:2:1"),
+        (&["--store", "mysql://x"], "sqlite:"),
+        (&["--policies", "/no/such/folder"], "--policies"),
+    ] {
+        let ran = run(&[&["serve"][..], &free, flags].concat()).ended(78);
+        assert!(ran.stderr.contains(says), "{flags:?}: {}", ran.stderr);
+    }
+}
+
+#[test]
+fn the_drafts_vectors_by_command() {
+    let Some(folder) = outside::folder("vectors", "PORTCULLIS_VECTORS") else { return };
+    let suite: Value = serde_json::from_slice(&std::fs::read(folder.join("aat/aat_vectors.json")).unwrap()).unwrap();
+    let trust = tempfile::tempdir().unwrap();
+    let params = &suite["params"];
+    let documents = params["trust_anchors"].as_array().unwrap().iter().map(|anchor| {
+        json!({
+            "kind": "issuer", "id": anchor["iss"], "keys": { "jwks": { "keys": [anchor["jwk"]] } }, "applications": ["*"],
+            "audiences": [params["audience"]], "lifetime_max": "90d", "hop_lifetime_max": "90d",
+        })
+        .to_string()
+    });
+    std::fs::write(trust.path().join("issuer.yaml"), documents.collect::<Vec<_>>().join("\n---\n")).unwrap();
+    let vectors = suite["vectors"].as_array().unwrap();
+    let verdict = |vector: &Value| {
+        let mut command = binary();
+        command.args(["token", "verify", "--registry", "off", "--audience", params["audience"].as_str().unwrap()]);
+        command.arg("--trust").arg(trust.path()).arg("--now").arg(vector["now"].to_string());
+        command.args(["--tool", vector["tool"].as_str().unwrap(), "--args", &vector["args"].to_string()]);
+        let policy = &vector["policy"];
+        if let Some(nonce) = policy["nonce"].as_str() {
+            command.args(["--nonce", nonce]);
+        }
+        for (name, flag) in [("require_chain_aud", "--require-chain-audience"), ("require_pop_aud", "--require-proof-audience")] {
+            if policy[name] == true {
+                command.arg(flag);
+            }
+        }
+        let ran = run_with(command.arg("-"), &json!({ "aat_chain": vector["chain"], "aat_pop": vector["pop"] }).to_string());
+        let said = ran.json()["verdict"].as_str().unwrap().to_owned();
+        assert_eq!(ran.code, if said == "PERMIT" { 0 } else { 3 }, "{ran:?}");
+        (said != vector["expected"]["verdict"].as_str().unwrap()).then(|| format!("{}: {}", vector["id"], ran.stdout))
+    };
+    let wrong: Vec<String> = std::thread::scope(|scope| {
+        let halves =
+            vectors.chunks(vectors.len().div_ceil(4)).map(|part| scope.spawn(|| part.iter().filter_map(verdict).collect()));
+        let halves: Vec<std::thread::ScopedJoinHandle<'_, Vec<String>>> = halves.collect();
+        halves.into_iter().flat_map(|half| half.join().unwrap()).collect()
+    });
+    assert_eq!((vectors.len(), wrong), (79, Vec::new()));
+}
+
+/// Keys, issuer document and chain as the documentation tells a newcomer to make them: nothing but commands and text files.
+#[test]
+fn a_newcomers_keys_do() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let issuer = run(&["token", "keygen", "--out", text(&at("issuer.jwk"))]).ended(0).json();
+    let agent = run(&["token", "keygen", "--out", text(&at("agent.jwk"))]).ended(0).json();
+    let trust = format!(
+        "kind: issuer\nid: {ISSUER}\nkeys: {{jwks: {{keys: [{}]}}}}\naudiences: [{AUDIENCE}]\napplications: [\"*\"]\n---\n\
+         {{kind: agent, id: \"{}\", keys: [{}], applications: [\"*\"]}}\n---\n{{kind: tool, id: a/b, risk: read}}\n",
+        issuer["jwk"],
+        agent_id("new"),
+        agent["thumbprint"].as_str().unwrap(),
+    );
+    std::fs::write(at("trust.yaml"), trust).unwrap();
+    let world = World::new();
+    let mut claims = world.root_claims("alpha");
+    assert_ne!(jwk(world.key("alpha")), agent["jwk"]);
+    claims["cnf"]["jwk"] = agent["jwk"].clone();
+    claims["act"]["sub"] = json!(agent_id("new"));
+    claims["authorization_details"][0]["tools"] = json!({ "a/b": {} });
+    let root =
+        run_with(binary().args(["token", "issue", "--key", text(&at("issuer.jwk")), "--claims", "-"]), &claims.to_string());
+    std::fs::write(at("chain.txt"), root.ended(0).stdout).unwrap();
+    let (key, chain) = (at("agent.jwk"), at("chain.txt"));
+    let proof =
+        run(&["token", "prove", "--key", text(&key), "--chain", text(&chain), "--tool", "a/b", "--audience", AUDIENCE]).ended(0);
+    let chain = std::fs::read_to_string(chain).unwrap();
+    let presentation = json!({ "aat_chain": [chain.trim()], "aat_pop": proof.stdout.trim() }).to_string();
+    let trust = at("trust.yaml");
+    let verified =
+        run(&["token", "verify", "--trust", text(&trust), "--audience", AUDIENCE, "--tool", "a/b", &presentation]).ended(0);
+    assert_eq!(verified.json()["verdict"], "PERMIT");
+}

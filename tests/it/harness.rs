@@ -1,0 +1,469 @@
+//! What the tests from outside need: the real binary as a server and as a command, a policy with keys of its own, chains, clients.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use portcullis::api::r#gen as wire;
+use portcullis::api::r#gen::check_request::Credential;
+use portcullis::api::r#gen::decision_service_client::DecisionServiceClient;
+use portcullis::api::r#gen::revocation_service_client::RevocationServiceClient;
+use portcullis::model::json::parse_object;
+use portcullis::model::time::{Clock as _, Now, SystemClock};
+use portcullis::token::operator::{self, Expected};
+use portcullis::token::{PrivateKey, ProofOf, issue};
+use prost::Message;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tonic::Request;
+use tonic::transport::Channel;
+
+pub(crate) const ISSUER: &str = "https://login.test.example";
+pub(crate) const AUDIENCE: &str = "https://gateway.test.example";
+/// Every registered tool: a root grants them all unless it says otherwise.
+pub(crate) const TOOLS: &[&str] =
+    &["crm/read", "crm/look", "crm/write", "crm/wipe", "pay/refund", "pay/large", "lab/probe", "lab/limited", "gone/tool"];
+/// How long anything may take before a test gives up; nothing is measured by it.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
+
+const POLICY: &str = r#"
+kind: issuer
+id: https://login.test.example
+keys: {jwks: {keys: [ISSUER_KEY]}}
+audiences: [https://gateway.test.example]
+groups: [staff, readers, guests]
+applications: ["*"]
+---
+{kind: application, id: portal, allow: ["*"]}
+---
+{kind: application, id: narrow, allow: [crm/read]}
+---
+{kind: application, id: kiosk, allow: ["*"]}
+---
+{kind: group, id: staff, allow: ["*"]}
+---
+{kind: group, id: readers, allow: [crm/read]}
+---
+{kind: group, id: guests, allow: ["*"]}
+---
+{kind: group, id: visitors, allow: ["*"]}
+---
+kind: server
+id: crm
+tools: {read: {risk: read}, look: {risk: read, proof: none}, write: {risk: write}, wipe: {risk: destructive}}
+---
+kind: server
+id: pay
+tools: {refund: {risk: read}, large: {risk: read}}
+---
+kind: tool
+id: lab/probe
+risk: read
+schema_sha256: 0101010101010101010101010101010101010101010101010101010101010101
+---
+kind: tool
+id: lab/limited
+risk: read
+---
+kind: agent
+id: spiffe://test.example/agent/alpha
+keys: [ALPHA_KEY]
+applications: [portal, narrow]
+acts_for: [staff, readers]
+delegates_to: [spiffe://test.example/agent/beta]
+allow: [crm/*, lab/probe, {lab/limited: {args: {n: {max: 10}}}}]
+approve: [{pay/refund: {args: {amount: {max: 500}}, by: [leads], expires_in: 10m}}]
+deny: [pay/large]
+---
+kind: agent
+id: spiffe://test.example/agent/beta
+keys: [BETA_KEY]
+applications: [portal]
+acts_for: [staff]
+allow: [crm/*]
+---
+kind: agent
+id: spiffe://test.example/agent/gamma
+keys: [GAMMA_KEY]
+applications: [portal]
+acts_for: [staff]
+allow: [crm/*]
+"#;
+
+/// A policy folder with keys made this moment, and whoever holds them.
+pub(crate) struct World {
+    pub(crate) folder: TempDir,
+    issuer: PrivateKey,
+    agents: BTreeMap<&'static str, PrivateKey>,
+}
+
+/// A chain and the name of the agent that holds its leaf.
+#[derive(Clone)]
+pub(crate) struct Chain {
+    pub(crate) tokens: Vec<Bytes>,
+    pub(crate) holder: &'static str,
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        let names = ["alpha", "beta", "gamma", "stranger"];
+        let agents: BTreeMap<_, _> = names.into_iter().map(|name| (name, PrivateKey::generate().unwrap())).collect();
+        let world = Self { folder: tempfile::tempdir().unwrap(), issuer: PrivateKey::generate().unwrap(), agents };
+        std::fs::create_dir(world.policies()).unwrap();
+        world.write_policy(&world.policy());
+        world
+    }
+
+    pub(crate) fn policy(&self) -> String {
+        let mut issuer = jwk(&self.issuer);
+        issuer["kid"] = json!("main");
+        let thumbprint = |name: &str| self.agents[name].public_key().thumbprint().to_string();
+        POLICY
+            .replace("ISSUER_KEY", &issuer.to_string())
+            .replace("ALPHA_KEY", &thumbprint("alpha"))
+            .replace("BETA_KEY", &thumbprint("beta"))
+            .replace("GAMMA_KEY", &thumbprint("gamma"))
+    }
+
+    pub(crate) fn write_policy(&self, text: &str) {
+        std::fs::write(self.policies().join("policy.yaml"), text).unwrap();
+    }
+
+    pub(crate) fn policies(&self) -> PathBuf {
+        self.folder.path().join("policies")
+    }
+
+    /// The data folder of the server that [`Server::start`] starts.
+    pub(crate) fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    pub(crate) fn key(&self, name: &str) -> &PrivateKey {
+        if name == "issuer" { &self.issuer } else { &self.agents[name] }
+    }
+
+    /// A file with a private key, for the command line.
+    pub(crate) fn key_file(&self, name: &str) -> PathBuf {
+        let path = self.folder.path().join(format!("{name}.jwk"));
+        std::fs::write(&path, self.key(name).to_jwk().as_bytes()).unwrap();
+        path
+    }
+
+    /// Claims of a root that permits everything, for an agent.
+    pub(crate) fn root_claims(&self, agent: &str) -> Value {
+        let tools: serde_json::Map<String, Value> = TOOLS.iter().map(|tool| ((*tool).to_owned(), json!({}))).collect();
+        json!({
+            "iss": ISSUER, "aud": AUDIENCE, "sub": "ana", "sub_profile": "user", "groups": ["staff"],
+            "client_id": "portal", "act": { "iss": ISSUER, "sub": agent_id(agent) }, "sid": "s-1", "txn": "t-1",
+            "exp": now(0).unix_s() + 3600, "cnf": { "jwk": jwk(self.key(agent)) }, "del_max_depth": 4,
+            "authorization_details": [{ "type": "attenuating_agent_token", "tools": tools }],
+        })
+    }
+
+    pub(crate) fn hop_claims(&self, agent: &str, tools: &[&str]) -> Value {
+        let tools: serde_json::Map<String, Value> = tools.iter().map(|tool| ((*tool).to_owned(), json!({}))).collect();
+        json!({
+            "act": { "iss": ISSUER, "sub": agent_id(agent) }, "exp": now(0).unix_s() + 1800,
+            "cnf": { "jwk": jwk(self.key(agent)) }, "del_max_depth": 4,
+            "authorization_details": [{ "type": "attenuating_agent_token", "tools": tools }],
+        })
+    }
+
+    /// A root for an agent, with claims changed as a test likes.
+    pub(crate) fn root(&self, agent: &'static str, change: impl FnOnce(&mut Value)) -> Chain {
+        let mut claims = self.root_claims(agent);
+        change(&mut claims);
+        let jws = issue::issue_root(&self.issuer, &claims.to_string(), now(0)).unwrap();
+        Chain { tokens: vec![jws.into()], holder: agent }
+    }
+
+    /// A root for one session.
+    pub(crate) fn session(&self, agent: &'static str, session: &str) -> Chain {
+        self.root(agent, |claims| claims["sid"] = json!(session))
+    }
+
+    pub(crate) fn hop(&self, parent: &Chain, agent: &'static str, tools: &[&str], change: impl FnOnce(&mut Value)) -> Chain {
+        let mut claims = self.hop_claims(agent, tools);
+        change(&mut claims);
+        let jws = issue::delegate(self.key(parent.holder), &parent.tokens, &claims.to_string(), now(0)).unwrap();
+        Chain { tokens: parent.tokens.iter().cloned().chain([jws.into()]).collect(), holder: agent }
+    }
+
+    /// A proof for a call, made a little ahead of the clock: it cannot be from before the server was ready.
+    pub(crate) fn proof(&self, chain: &Chain, tool: &str, args: &str) -> Bytes {
+        self.proof_at(chain, tool, args, 3)
+    }
+
+    pub(crate) fn proof_at(&self, chain: &Chain, tool: &str, args: &str, ahead_s: i64) -> Bytes {
+        let arguments = parse_object(args.as_bytes()).unwrap();
+        let call = ProofOf { tool, arguments: &arguments, audience: Some(AUDIENCE) };
+        issue::prove(self.key(chain.holder), &chain.tokens, &call, None, now(ahead_s)).unwrap().into()
+    }
+
+    /// A call with a fresh proof.
+    pub(crate) fn call(&self, chain: &Chain, tool: &str, args: &str) -> wire::CheckRequest {
+        let aat_pop = if chain.tokens.len() > 9 { Bytes::new() } else { self.proof(chain, tool, args) };
+        request(chain, aat_pop, tool, args)
+    }
+}
+
+/// A call as a gateway sends it.
+pub(crate) fn request(chain: &Chain, aat_pop: Bytes, tool: &str, args: &str) -> wire::CheckRequest {
+    wire::CheckRequest {
+        credential: Some(Credential::Presentation(wire::Presentation { aat_chain: chain.tokens.clone(), aat_pop })),
+        tool: tool.to_owned(),
+        arguments_json: Bytes::copy_from_slice(args.as_bytes()),
+        ..Default::default()
+    }
+}
+
+pub(crate) fn agent_id(name: &str) -> String {
+    format!("spiffe://test.example/agent/{name}")
+}
+
+pub(crate) fn now(ahead_s: i64) -> Now {
+    let now = SystemClock.now();
+    Now { unix_ns: now.unix_ns + ahead_s * 1_000_000_000, ..now }
+}
+
+pub(crate) fn jwk(key: &PrivateKey) -> Value {
+    serde_json::from_str(&key.public_key().to_jwk()).unwrap()
+}
+
+/// The binary, deaf to the environment of whoever runs the tests.
+pub(crate) fn binary() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
+    let ours = std::env::vars_os().map(|(name, _)| name);
+    for name in
+        ours.filter(|name| name.to_string_lossy().starts_with("PORTCULLIS_") || name.to_string_lossy().starts_with("OTEL_"))
+    {
+        command.env_remove(name);
+    }
+    command.stdin(Stdio::null());
+    command
+}
+
+/// What a command did.
+#[derive(Debug)]
+pub(crate) struct Ran {
+    pub(crate) code: i32,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+}
+
+impl Ran {
+    /// Its one JSON document.
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(self.stdout.trim()).unwrap_or_else(|error| panic!("{error}: {self:?}"))
+    }
+
+    /// Panics unless it ended so.
+    pub(crate) fn ended(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "{self:?}");
+        self
+    }
+}
+
+/// Runs a command to its end.
+pub(crate) fn run<S: AsRef<std::ffi::OsStr>>(arguments: &[S]) -> Ran {
+    run_with(binary().args(arguments), "")
+}
+
+pub(crate) fn run_with(command: &mut Command, input: &str) -> Ran {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    // A command that does not read its input is none of our business.
+    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
+    let output = child.wait_with_output().unwrap();
+    Ran {
+        code: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+    }
+}
+
+/// A server; killed when dropped.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) decisions: String,
+    pub(crate) http: String,
+    pub(crate) admin: String,
+    pub(crate) data: PathBuf,
+    log: PathBuf,
+}
+
+impl Server {
+    /// Starts on free ports with the world's policy and data folder, and waits until it is ready.
+    pub(crate) fn start(world: &World) -> Self {
+        Self::start_with(world, binary().arg("--policies").arg(world.policies()))
+    }
+
+    /// Starts as `command` says so far; `serve`, ports and data folder are added.
+    pub(crate) fn start_with(world: &World, flags: &Command) -> Self {
+        let mut command = binary();
+        command.arg("serve").args(flags.get_args());
+        for (name, value) in flags.get_envs() {
+            match value {
+                Some(value) => command.env(name, value),
+                None => command.env_remove(name),
+            };
+        }
+        let log = world.folder.path().join("stderr.log");
+        let errors = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
+        let listeners = ["--listen", "--http-listen", "--admin-listen"];
+        command.args(listeners.iter().flat_map(|flag| [*flag, "127.0.0.1:0"])).arg("--data").arg(world.data());
+        let mut child = command.stdout(Stdio::piped()).stderr(errors).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        let address = |name: &str| {
+            let found = line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
+            found.unwrap_or_else(|| panic!("no `{name}` in {line:?}: {}", std::fs::read_to_string(&log).unwrap())).to_owned()
+        };
+        assert!(line.starts_with("ready "), "{line}");
+        let (decisions, http, admin) = (address("decisions"), address("http"), address("admin"));
+        Self { child, decisions, http, admin, data: world.data(), log }
+    }
+
+    pub(crate) async fn connect(&self) -> DecisionServiceClient<Channel> {
+        DecisionServiceClient::new(channel(&self.decisions).await)
+    }
+
+    /// Administration, signed by the first operator.
+    pub(crate) async fn operator(&self) -> Operator {
+        let key = PrivateKey::from_jwk(&std::fs::read(self.data.join("local.jwk")).unwrap()).unwrap();
+        let channel = channel(&self.admin).await;
+        let info = wire::fleet_service_client::FleetServiceClient::new(channel.clone()).info(wire::InfoRequest {}).await;
+        Operator { channel, history: info.unwrap().into_inner().history_id, key }
+    }
+
+    pub(crate) fn decisions_url(&self) -> String {
+        format!("http://{}", self.decisions)
+    }
+
+    pub(crate) fn admin_url(&self) -> String {
+        format!("http://{}", self.admin)
+    }
+
+    /// Status line's code and the body.
+    pub(crate) fn get(&self, path: &str) -> (u16, String) {
+        let mut stream = TcpStream::connect(&self.http).unwrap();
+        write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        let code = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        (code, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
+    }
+
+    /// What it logged so far.
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap()
+    }
+
+    pub(crate) fn kill(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// SIGTERM, without waiting.
+    pub(crate) fn terminate(&self) {
+        let id = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+    }
+
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        let until = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return status;
+            }
+            assert!(Instant::now() < until, "the server did not end: {}", self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// The audit log's lines, all files in order.
+    pub(crate) fn audit(&self) -> Vec<Value> {
+        audit_lines(&self.data)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The whole lines of every audit file; a line that a kill cut short is none.
+pub(crate) fn audit_lines(data: &Path) -> Vec<Value> {
+    let mut files: Vec<PathBuf> = std::fs::read_dir(data.join("audit")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    files.retain(|path| path.extension().is_some_and(|extension| extension == "jsonl"));
+    files.sort();
+    let mut lines = Vec::new();
+    for file in files {
+        let text = std::fs::read_to_string(file).unwrap();
+        let whole = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+        lines.extend(whole.map(|line| serde_json::from_str::<Value>(line).unwrap_or_else(|error| panic!("{error}: {line}"))));
+    }
+    lines
+}
+
+/// Connects to a listener.
+pub(crate) async fn channel(address: &str) -> Channel {
+    Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
+}
+
+/// Whoever administers over raw gRPC.
+#[derive(Debug)]
+pub(crate) struct Operator {
+    pub(crate) channel: Channel,
+    pub(crate) history: String,
+    pub(crate) key: PrivateKey,
+}
+
+impl Operator {
+    /// The header's value for a call.
+    pub(crate) fn authorization<M: Message>(&self, method: &str, message: &M) -> String {
+        authorization(&self.key, &self.history, method, message)
+    }
+
+    /// Revokes and answers with the revision.
+    pub(crate) async fn revoke(&self, kind: &str, key: &[&str], meaning: wire::RevocationMeaning) -> String {
+        let message = wire::RevokeRequest { target: Some(target(kind, key)), meaning: meaning.into(), reason: "test".to_owned() };
+        let by = self.authorization("/portcullis.v1.RevocationService/Revoke", &message);
+        let mut client = RevocationServiceClient::new(self.channel.clone());
+        client.revoke(signed(message, &[by])).await.unwrap().into_inner().revision
+    }
+
+    pub(crate) async fn reinstate(&self, kind: &str, key: &[&str]) -> String {
+        let message = wire::ReinstateRequest { target: Some(target(kind, key)), reason: "test".to_owned() };
+        let by = self.authorization("/portcullis.v1.RevocationService/Reinstate", &message);
+        let mut client = RevocationServiceClient::new(self.channel.clone());
+        client.reinstate(signed(message, &[by])).await.unwrap().into_inner().revision
+    }
+}
+
+pub(crate) fn authorization<M: Message>(key: &PrivateKey, history: &str, method: &str, message: &M) -> String {
+    let bytes = message.encode_to_vec();
+    format!("Operator {}", operator::sign(key, &Expected { audience: history, method, message: &bytes }, now(0)))
+}
+
+pub(crate) fn target(kind: &str, key: &[&str]) -> wire::RevocationTarget {
+    wire::RevocationTarget { kind: kind.to_owned(), key: key.iter().map(|part| (*part).to_owned()).collect() }
+}
+
+/// A call with these `authorization` headers.
+pub(crate) fn signed<M>(message: M, authorizations: &[String]) -> Request<M> {
+    let mut request = Request::new(message);
+    for authorization in authorizations {
+        request.metadata_mut().append("authorization", authorization.parse().unwrap());
+    }
+    request
+}
