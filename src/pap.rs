@@ -89,13 +89,14 @@ pub struct Admin {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     recorder: Arc<Recorder>,
-    reads: Mutex<authorize::ReadSignatures>,
+    spent: Mutex<authorize::SpentSignatures>,
+    applying: tokio::sync::Mutex<()>,
 }
 
 impl Admin {
     /// An administration point over a store; acts are recorded by `recorder`.
     pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, recorder: Arc<Recorder>) -> Self {
-        Self { store, clock, recorder, reads: Mutex::default() }
+        Self { store, clock, recorder, spent: Mutex::default(), applying: tokio::sync::Mutex::default() }
     }
 
     /// The recorder of acts: the barrier of the connections that administration is served on.

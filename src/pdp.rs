@@ -6,7 +6,7 @@
 //!
 //! INVARIANT: pure. No clock, no randomness, no I/O, no log: `now` is an argument, so a recorded decision can be replayed.
 //! Must not be reached but through `service`, which verifies, checks freshness and proof, and records what comes out.
-//! Look next at `policy/evaluate.rs` for the narrowing and at `service.rs` for what surrounds a decision.
+//! Look next at `policy/compile/evaluate.rs` for the narrowing and at `service.rs` for what surrounds a decision.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -33,7 +33,7 @@ pub struct Prepared {
     permissions: Resolved,
     session_too_long: Option<usize>,
     watched: Vec<Watched>,
-    clean_generation: AtomicU64,
+    clean_at: AtomicU64,
 }
 
 /// One thing whose revocation kills the chain.
@@ -45,8 +45,14 @@ struct Watched {
     watermark: Reason,
 }
 
-/// A generation that no index has: nothing is known to be clean yet.
+/// A moment that no index has: nothing is known to be clean yet.
 const NEVER_CLEAN: u64 = u64::MAX;
+
+/// A generation of the index as a snapshot of some number sees it, 32 bits of each: an older snapshot may still see what a
+/// newer one sees lifted, so both must be the same for clean keys to be clean still.
+fn moment(generation: u64, number: u64) -> u64 {
+    generation << 32 | number & 0xffff_ffff
+}
 
 impl Prepared {
     /// Prepares a chain for a snapshot; `None` if it carries no identities (it was verified for conformance only).
@@ -60,7 +66,7 @@ impl Prepared {
             permissions: snapshot.policy().resolve(&subject),
             trust: snapshot.trust().clone(),
             policy: snapshot.policy().clone(),
-            clean_generation: AtomicU64::new(NEVER_CLEAN),
+            clean_at: AtomicU64::new(NEVER_CLEAN),
             session_too_long,
             subject,
             chain,
@@ -129,6 +135,11 @@ pub fn reach(prepared: &Prepared, tool: &str, snapshot: &Snapshot, now: Now) -> 
     Reach { effect: reached.effect, reason: reached.reason, maybe: reached.maybe }
 }
 
+/// Why a chain may call nothing at all, whatever the tool; `None` if it may.
+pub fn barred_from_all(prepared: &Prepared, snapshot: &Snapshot, now: Now) -> Option<Decision> {
+    barred(prepared, None, snapshot, now)
+}
+
 /// What stands before policy: the times of the chain, the kill switch, the agents' session limits.
 fn barred(prepared: &Prepared, tool: Option<&str>, snapshot: &Snapshot, now: Now) -> Option<Decision> {
     let number = snapshot.revision().number;
@@ -151,15 +162,15 @@ fn revoked(prepared: &Prepared, tool: Option<&str>, snapshot: &Snapshot) -> Opti
     let number = snapshot.revision().number;
     let root_iat_s = prepared.chain.root_iat_s();
     // INVARIANT: read before the keys are asked for, so an entry that comes in between moves the generation past this one.
-    let generation = index.generation();
-    if prepared.clean_generation.load(Ordering::Acquire) != generation {
+    let moment = moment(index.generation(), number);
+    if prepared.clean_at.load(Ordering::Acquire) != moment {
         for watched in &prepared.watched {
             if let Some(hit) = index.hit(watched.key, root_iat_s, number) {
                 let reason = if hit.meaning == HitMeaning::Watermark { watched.watermark } else { watched.suspended };
                 return Some(deny_by(&hit, reason, number).at_hop(watched.hop));
             }
         }
-        prepared.clean_generation.store(generation, Ordering::Release);
+        prepared.clean_at.store(moment, Ordering::Release);
     }
     let hit = index.hit(index.key(TargetRef::Tool(tool?)), root_iat_s, number)?;
     Some(deny_by(&hit, Reason::ToolSuspended, number))

@@ -30,7 +30,7 @@ use request::Caller;
 
 use crate::audit::Recorder;
 use crate::model::decision::{Decision, Effect};
-use crate::model::limits::{CHAIN_CACHE_ENTRIES_MAX, PROOF_WINDOW_S};
+use crate::model::limits::{CHAIN_CACHE_BYTES_MAX, PROOF_WINDOW_S};
 use crate::model::reason::Reason;
 use crate::model::time::{Clock, Now};
 use crate::pdp;
@@ -46,8 +46,8 @@ pub struct Settings {
     pub require_chain_audience: bool,
     /// Whether a proof must carry `aat_aud`.
     pub require_proof_audience: bool,
-    /// Verified chains kept in memory.
-    pub chains_max: u64,
+    /// Memory for verified chains, about.
+    pub chains_bytes_max: u64,
 }
 
 impl Default for Settings {
@@ -56,7 +56,7 @@ impl Default for Settings {
             audiences: Vec::new(),
             require_chain_audience: true,
             require_proof_audience: true,
-            chains_max: CHAIN_CACHE_ENTRIES_MAX,
+            chains_bytes_max: CHAIN_CACHE_BYTES_MAX,
         }
     }
 }
@@ -100,7 +100,7 @@ impl Service {
     pub fn new(parts: Parts, settings: Settings) -> Self {
         let used_proofs = UsedProofs::new(parts.clock.now());
         Self {
-            chains: Chains::new(settings.chains_max),
+            chains: Chains::new(settings.chains_bytes_max),
             handles: Handles::new(),
             used_proofs,
             ready_at: OnceLock::new(),
@@ -157,14 +157,15 @@ impl Lane {
     /// Only where nothing can be decided: before the first snapshot and while draining.
     pub async fn check(&self, request: &CheckRequest, caller: &Caller) -> Result<Answer, Undecided> {
         let service = &*self.service;
-        let started = service.parts.clock.now();
+        let mut started = service.parts.clock.now();
         let mut view = service.view()?;
         if let Some(at_least) = &request.at_least {
             if !service.parts.catch_up.reach(at_least).await {
                 let denied = Judged::denied(Decision::deny(Reason::RevisionUnavailable, view.snapshot.revision().number));
                 return Ok(self.answer(request, caller, &view, denied, started));
             }
-            view = service.view()?;
+            // Time has passed: the chain is judged by the time it is now.
+            (view, started) = (service.view()?, service.parts.clock.now());
         }
         let mut judged = service.judge(request, caller, &view, started);
         if judged.decision.effect != Effect::Deny
@@ -202,6 +203,7 @@ impl Lane {
         if self.record(request, caller, view, &judged, &answer, moment).is_err() {
             // What cannot be recorded is not permitted.
             judged.decision = Decision::deny(Reason::AuditUnavailable, snapshot.revision().number);
+            judged.message = None;
             answer = self.compose(request, view, &judged, now);
         }
         service.observe(request, &judged, &answer, moment);
@@ -217,10 +219,7 @@ impl Lane {
             }
             _ => None,
         };
-        let chain_left_ms = judged.chain.as_ref().map(|chain| {
-            let left_ms = chain.prepared.chain().expires_at_s().saturating_mul(1000).saturating_sub(now.unix_ms());
-            u64::try_from(left_ms).unwrap_or(0)
-        });
+        let chain_left_ms = judged.chain.as_ref().map(|chain| chain.left_ms(now));
         let mut revision = snapshot.revision().clone();
         revision.number = decision.revision;
         Answer {
@@ -241,8 +240,8 @@ impl Lane {
 impl Service {
     /// Uses up the proof of a call that would go on; a denial where that cannot be done.
     ///
-    /// For a destructive tool the use is a compare-and-set in the store. Time passes while it runs: where the revocation
-    /// generation has moved meanwhile, the call is decided again.
+    /// For a destructive tool the use is a compare-and-set in the store. Time passes while it runs, so the call is decided again
+    /// afterwards: a revocation, or the end of a token, may have come meanwhile.
     async fn spend_proof(&self, judged: &mut Judged, request: &CheckRequest, view: &View) -> Option<Decision> {
         let proof = judged.single_use_proof.as_ref()?;
         let number = view.snapshot.revision().number;
@@ -263,7 +262,6 @@ impl Service {
         if !judged.destructive {
             return None;
         }
-        let generation = view.snapshot.revocations().generation();
         let expires_at_s = proof.iat_s().saturating_add(2 * PROOF_WINDOW_S);
         match self.parts.ledger.spend(proof.replay_key(), expires_at_s).await {
             Ok(true) => {}
@@ -274,9 +272,6 @@ impl Service {
                     Some("the use of the proof could not be recorded in the store: ask again with a new proof".to_owned());
                 return Some(Decision::deny(Reason::Stale, number));
             }
-        }
-        if view.snapshot.revocations().generation() == generation {
-            return None;
         }
         let (chain, arguments) = (judged.chain.as_ref()?, judged.arguments.as_ref()?);
         let call = judge::call(request, arguments);

@@ -87,7 +87,7 @@ impl PolicyService for AdminApi {
         let by = authorized(&request)?;
         let request = request.into_inner();
         let files = files_in(request.files)?;
-        match self.admin.apply(&by, &files, request.dry_run).await {
+        match self.admin.apply(&by, files, request.dry_run).await {
             Ok(outcome) => Ok(Response::new(apply_out(outcome))),
             Err(Error::Policy(diagnostics)) => {
                 // Every diagnostic, a line each: a client shows them as `policy check` would.
@@ -102,7 +102,7 @@ impl PolicyService for AdminApi {
     async fn check(&self, request: Request<wire::CheckPolicyRequest>) -> Result<Response<wire::CheckPolicyResponse>, Status> {
         let by = authorized(&request)?;
         let files = files_in(request.into_inner().files)?;
-        let diagnostics = self.admin.check_policy(&by, &files)?.iter().map(diagnostic_out).collect();
+        let diagnostics = self.admin.check_policy(&by, files).await?.iter().map(diagnostic_out).collect();
         Ok(Response::new(wire::CheckPolicyResponse { diagnostics }))
     }
 

@@ -8,6 +8,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::body::Body;
 use http_body_util::{BodyExt as _, Limited};
@@ -19,8 +20,22 @@ use crate::model::limits::POLICY_BYTES_MAX;
 use crate::pap::Admin;
 
 /// Methods that need no signature.
-const UNSIGNED: &[&str] =
-    &["/grpc.health.v1.Health/", "/grpc.reflection.v1.ServerReflection/", "/portcullis.v1.FleetService/Info"];
+const UNSIGNED: &[&str] = &[
+    "/grpc.health.v1.Health/Check",
+    "/grpc.health.v1.Health/Watch",
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+    "/portcullis.v1.FleetService/Info",
+];
+
+/// Methods whose message is a policy folder; every other one is small.
+const LARGE: &[&str] = &["/portcullis.v1.PolicyService/Apply", "/portcullis.v1.PolicyService/Check"];
+
+/// The message of an act that is no policy folder.
+const SMALL_MESSAGE_BYTES_MAX: usize = 64 * 1024;
+
+/// How long a message may take to arrive.
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A [`Layer`] that lets only signed acts through; the handler finds [`crate::pap::Authorized`] in the extensions.
 #[derive(Clone)]
@@ -69,7 +84,7 @@ where
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let ready = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, ready);
-        if UNSIGNED.iter().any(|method| request.uri().path().starts_with(method)) {
+        if UNSIGNED.contains(&request.uri().path()) {
             return Box::pin(inner.call(request));
         }
         let admin = self.admin.clone();
@@ -86,10 +101,18 @@ async fn authorized(admin: &Admin, request: http::Request<Body>) -> Result<http:
     let (mut parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
     let peer = super::decision::peer_text(&parts.extensions);
-    let frame = match Limited::new(body, SignedActs::MESSAGE_BYTES_MAX).collect().await {
+    let mut authorizations = Vec::new();
+    for value in parts.headers.get_all(http::header::AUTHORIZATION) {
+        authorizations.push(value.to_str().map_err(|_| invalid("authorization", "is not text"))?);
+    }
+    // Nothing is read of a caller who cannot have signed.
+    admin.check_signer(&path, &authorizations, &peer).await?;
+    let bytes_max = if LARGE.contains(&path.as_str()) { SignedActs::MESSAGE_BYTES_MAX } else { SMALL_MESSAGE_BYTES_MAX };
+    let arriving = tokio::time::timeout(ARRIVAL_TIMEOUT, Limited::new(body, bytes_max).collect());
+    let frame = match arriving.await.map_err(|_| invalid("message", "did not arrive in time"))? {
         Ok(collected) => collected.to_bytes(),
         Err(error) if error.downcast_ref::<http_body_util::LengthLimitError>().is_some() => {
-            return Err(too_large("message", SignedActs::MESSAGE_BYTES_MAX + 1, SignedActs::MESSAGE_BYTES_MAX));
+            return Err(too_large("message", bytes_max + 1, bytes_max));
         }
         Err(error) => return Err(invalid("message", format!("could not be read: {error}"))),
     };
@@ -98,10 +121,6 @@ async fn authorized(admin: &Admin, request: http::Request<Body>) -> Result<http:
         Some(([0, length @ ..], message)) if u32::from_be_bytes(*length) as usize == message.len() => message,
         _ => return Err(invalid("message", "one uncompressed message is expected")),
     };
-    let mut authorizations = Vec::new();
-    for value in parts.headers.get_all(http::header::AUTHORIZATION) {
-        authorizations.push(value.to_str().map_err(|_| invalid("authorization", "is not text"))?);
-    }
     let authorized = admin.authorize(&path, message, &authorizations, &peer).await?;
     parts.extensions.insert(authorized);
     Ok(http::Request::from_parts(parts, Body::from(frame)))

@@ -116,7 +116,7 @@ pub(super) async fn apply_folder(admin: &Admin, folder: &Path, data: &Path) -> R
     let expected = Expected { audience: history.as_str(), method: METHOD, message: &message };
     let authorization = format!("Operator {}", operator::sign(&key, &expected, SystemClock.now()));
     let by = admin.authorize(METHOD, &message, &[&authorization], "start").await.map_err(refused)?;
-    let outcome = admin.apply(&by, &files, false).await.map_err(refused)?;
+    let outcome = admin.apply(&by, files, false).await.map_err(refused)?;
     for warning in &outcome.warnings {
         tracing::warn!("{warning}");
     }

@@ -50,6 +50,8 @@ pub const POLICY_BYTES_MAX: usize = 32 * 1024 * 1024;
 pub const POLICY_FILES_MAX: usize = 10_000;
 /// The reason that an operator gives for an act.
 pub const ACT_REASON_BYTES_MAX: usize = 1024;
+/// The account of an act in its record: what was done to whom, and the reason.
+pub const ACT_ACCOUNT_BYTES_MAX: usize = ACT_REASON_BYTES_MAX + 4 * ID_BYTES_MAX;
 /// An operator's signature over an act.
 pub const OPERATOR_JWS_BYTES_MAX: usize = 4 * 1024;
 /// Life of an operator's signature: `exp - iat`.
@@ -58,11 +60,11 @@ pub const OPERATOR_JWS_LIFETIME_S_MAX: i64 = 60;
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 256;
 /// Connections a listener keeps open.
 pub const CONNECTIONS_MAX: usize = 4096;
-/// Verified chains kept in memory.
-pub const CHAIN_CACHE_ENTRIES_MAX: u64 = 100_000;
+/// Verified chains kept in memory, about.
+pub const CHAIN_CACHE_BYTES_MAX: u64 = 512 * 1024 * 1024;
 /// Life of a handle.
 pub const HANDLE_LIFETIME_MS: i64 = 60_000;
-/// Handles kept in memory.
-pub const HANDLES_MAX: u64 = 1_000_000;
+/// Handles kept in memory, each weighed with its chain.
+pub const HANDLES_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 /// Proofs remembered so that none is used twice; a full table denies.
 pub const PROOFS_REMEMBERED_MAX: usize = 1_000_000;

@@ -37,9 +37,11 @@ impl Admin {
     ///
     /// # Errors
     /// If the act cannot be recorded.
-    pub fn check_policy(&self, by: &Authorized, files: &[SourceFile]) -> Result<Vec<Diagnostic>, Error> {
+    pub async fn check_policy(&self, by: &Authorized, files: Vec<SourceFile>) -> Result<Vec<Diagnostic>, Error> {
         self.record(by, None, "check a policy folder")?;
-        Ok(match read(files) {
+        // One at a time and off this runtime: a large folder must not hold up a kill.
+        let _one = self.applying.lock().await;
+        Ok(match aside(move || read(&files)).await? {
             Ok((_, warnings)) => warnings,
             Err(diagnostics) => diagnostics,
         })
@@ -50,8 +52,10 @@ impl Admin {
     /// # Errors
     /// [`Error::Policy`] with every diagnostic if there is one error; [`Error::PermissionDenied`] where a second operator is
     /// needed; as the store fails, or if somebody changed the policy meanwhile.
-    pub async fn apply(&self, by: &Authorized, files: &[SourceFile], dry_run: bool) -> Result<ApplyOutcome, Error> {
-        let read = read(files).map_err(Error::Policy);
+    pub async fn apply(&self, by: &Authorized, files: Vec<SourceFile>, dry_run: bool) -> Result<ApplyOutcome, Error> {
+        // One at a time: two that fit the store each for itself need not fit it together.
+        let _one = self.applying.lock().await;
+        let read = aside(move || read(&files)).await?.map_err(Error::Policy);
         let (documents, warnings) = self.or_record_refused(by, read)?;
         let stored = self.store.documents(None).await?;
         let revision = stored.revision;
@@ -65,7 +69,7 @@ impl Admin {
             let before = left.remove(&row.key);
             let change = match &before {
                 None => "added",
-                Some(before) if before.row != row => "changed",
+                Some(before) if (&before.row.json, &before.row.origin) != (&row.json, &row.origin) => "changed",
                 Some(_) => continue,
             };
             expected.push((row.key.clone(), before.map(|before| before.revision)));
@@ -82,26 +86,35 @@ impl Admin {
             changes.push(DocumentChange { change: "removed", key: key.clone() });
             writes.push(Write::RemoveDocument(key));
         }
-        let fits = whole(documents, &kept).map_err(Error::Policy).and_then(|all| still_administered(&all));
+        let fits = aside(move || whole(documents, &kept)).await?;
+        let fits = fits.map_err(Error::Policy).and_then(|all| still_administered(&all));
         self.or_record_refused(by, fits)?;
         changes.sort_by(|a, b| (a.change != "removed", &a.key).cmp(&(b.change != "removed", &b.key)));
 
+        if dry_run {
+            self.record(by, None, "apply a policy folder: dry run")?;
+            return Ok(ApplyOutcome { revision, changes, warnings });
+        }
         let trust_changes = changes.iter().any(|change| TWO_PERSON_KINDS.contains(&change.key.kind.as_str()));
         if trust_changes && administrators >= 2 && by.operators().len() < 2 {
             let message = "operators or issuers change and two or more operators administer: a second one must sign too \
                            (`--operator-key` twice)";
             return self.or_record_refused(by, Err(Error::PermissionDenied(message.to_owned())));
         }
-        if dry_run || writes.is_empty() {
-            let spent = self.spend_read(by);
-            self.or_record_refused(by, spent)?;
-            self.record(by, None, if dry_run { "apply a policy folder: dry run" } else { "apply a policy folder: no change" })?;
+        if writes.is_empty() {
+            self.record(by, None, "apply a policy folder: no change")?;
             return Ok(ApplyOutcome { revision, changes, warnings });
         }
         let account = format!("apply a policy folder: {} document(s) change", changes.len());
         let committed = self.commit(by, writes, expected, &account).await?;
         Ok(ApplyOutcome { revision: committed.revision, changes, warnings })
     }
+}
+
+/// Runs what takes long on another thread than the one that serves the kill switch.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|_| Error::Store(crate::store::Error::Unavailable("the policy could not be read: see the log".to_owned())))
 }
 
 /// Reads and checks a folder: documents and warnings, or every diagnostic if there is one error.

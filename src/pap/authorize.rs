@@ -4,7 +4,10 @@ use std::collections::HashMap;
 use std::sync::PoisonError;
 
 use super::{Admin, Error};
+use crate::model::ids::Thumbprint;
+use crate::model::jwk::PublicKey;
 use crate::model::limits::KEYS_MAX;
+use crate::model::revision::Revision;
 use crate::policy::document::{Body, Document, OperatorSpec, Role};
 use crate::token::operator::{Expected, UnverifiedAct};
 
@@ -15,27 +18,21 @@ pub struct Method {
     pub path: &'static str,
     /// Any of these roles will do.
     pub roles: &'static [Role],
-    /// Whether it changes the store: then the signature is used up by the store's own transaction.
-    pub writes: bool,
 }
 
 /// Every signed method.
 pub(super) const METHODS: &[Method] = &[
-    write("/portcullis.v1.RevocationService/Revoke", &[Role::Respond]),
-    write("/portcullis.v1.RevocationService/Reinstate", &[Role::Administer]),
-    read("/portcullis.v1.RevocationService/List", &[Role::Respond, Role::Administer, Role::Audit]),
-    write("/portcullis.v1.PolicyService/Apply", &[Role::Administer]),
-    read("/portcullis.v1.PolicyService/Check", &[Role::Administer, Role::Audit]),
-    read("/portcullis.v1.PolicyService/Get", &[Role::Administer, Role::Audit]),
-    read("/portcullis.v1.PolicyService/List", &[Role::Administer, Role::Audit]),
+    method("/portcullis.v1.RevocationService/Revoke", &[Role::Respond]),
+    method("/portcullis.v1.RevocationService/Reinstate", &[Role::Administer]),
+    method("/portcullis.v1.RevocationService/List", &[Role::Respond, Role::Administer, Role::Audit]),
+    method("/portcullis.v1.PolicyService/Apply", &[Role::Administer]),
+    method("/portcullis.v1.PolicyService/Check", &[Role::Administer, Role::Audit]),
+    method("/portcullis.v1.PolicyService/Get", &[Role::Administer, Role::Audit]),
+    method("/portcullis.v1.PolicyService/List", &[Role::Administer, Role::Audit]),
 ];
 
-const fn write(path: &'static str, roles: &'static [Role]) -> Method {
-    Method { path, roles, writes: true }
-}
-
-const fn read(path: &'static str, roles: &'static [Role]) -> Method {
-    Method { path, roles, writes: false }
+const fn method(path: &'static str, roles: &'static [Role]) -> Method {
+    Method { path, roles }
 }
 
 /// Proof that operators with the right roles signed exactly this message. Made only here.
@@ -75,21 +72,21 @@ impl Authorized {
     }
 }
 
-/// Signatures of reads that were seen, until they expire: a read is not a row of any transaction.
+/// Signatures that were seen, until they expire: not every act is a row of a transaction.
 #[derive(Debug, Default)]
-pub(super) struct ReadSignatures {
+pub(super) struct SpentSignatures {
     seen: HashMap<String, i64>,
 }
 
-/// Signatures of reads remembered at once; they live 60 seconds.
-const READS_REMEMBERED_MAX: usize = 100_000;
+/// Signatures remembered at once; they live 60 seconds.
+const SIGNATURES_REMEMBERED_MAX: usize = 100_000;
 
-impl ReadSignatures {
+impl SpentSignatures {
     fn spend(&mut self, jti: &str, expires_at_s: i64, now_s: i64) -> bool {
-        if self.seen.len() >= READS_REMEMBERED_MAX {
+        if self.seen.len() >= SIGNATURES_REMEMBERED_MAX {
             self.seen.retain(|_, expires| *expires >= now_s);
         }
-        self.seen.len() < READS_REMEMBERED_MAX && self.seen.insert(jti.to_owned(), expires_at_s).is_none()
+        self.seen.len() < SIGNATURES_REMEMBERED_MAX && self.seen.insert(jti.to_owned(), expires_at_s).is_none()
     }
 }
 
@@ -110,6 +107,35 @@ impl Admin {
         checked
     }
 
+    /// Whether some operator has the key that a signature names. It proves nothing: it spares reading the message of a caller who
+    /// cannot have signed it.
+    ///
+    /// # Errors
+    /// [`Error::Unauthenticated`], or if the store cannot be read. A refusal is recorded.
+    pub async fn check_signer(&self, path: &str, authorizations: &[&str], peer: &str) -> Result<(), Error> {
+        let checked = async {
+            let signatures = authorizations.iter().map(|authorization| parsed(authorization)).collect::<Result<Vec<_>, _>>()?;
+            if signatures.is_empty() {
+                return Err(unsigned());
+            }
+            let operators = self.operators().await?.1;
+            match signatures.iter().find(|act| signer(&operators, act.thumbprint()).is_none()) {
+                Some(act) => Err(nobodys(act.thumbprint())),
+                None => Ok(()),
+            }
+        };
+        let checked = checked.await;
+        if let Err(error) = &checked {
+            self.record_refused(path, &[], peer, error)?;
+        }
+        checked
+    }
+
+    async fn operators(&self) -> Result<(Revision, Vec<OperatorSpec>), Error> {
+        let listed = self.store.documents(Some("operator")).await?;
+        Ok((listed.revision, listed.documents.iter().filter_map(|stored| operator_of(&stored.row)).collect()))
+    }
+
     async fn check(
         &self,
         path: &str,
@@ -122,33 +148,22 @@ impl Admin {
             return Err(Error::PermissionDenied(format!("no role allows the method `{path}`")));
         };
         if authorizations.is_empty() {
-            let hint = "sign the call: `authorization: Operator <compact JWS>`; the command line does it with --operator-key";
-            return Err(Error::Unauthenticated(format!("the call is not signed: {hint}")));
+            return Err(unsigned());
         }
         if authorizations.len() > KEYS_MAX {
             return Err(Error::Unauthenticated(format!("more than {KEYS_MAX} signatures")));
         }
-        let listed = self.store.documents(Some("operator")).await?;
-        let documents: Vec<OperatorSpec> = listed.documents.iter().filter_map(|stored| operator_of(&stored.row)).collect();
+        let (revision, documents) = self.operators().await?;
         let now = self.clock.now();
         let mut authorized =
             Authorized { method: method.path, operators: vec![], signatures: vec![], jtis: vec![], peer: peer.to_owned() };
         for authorization in authorizations {
-            let jws = authorization
-                .strip_prefix("Operator ")
-                .ok_or_else(|| Error::Unauthenticated("the authorization is not `Operator <compact JWS>`".to_owned()))?;
-            let refused = |error: crate::token::operator::Error| Error::Unauthenticated(error.to_string());
-            let unverified = UnverifiedAct::parse(jws.as_bytes()).map_err(refused)?;
-            let found = documents.iter().find_map(|operator| {
-                let key = operator.keys.iter().find(|key| key.thumbprint() == unverified.thumbprint())?;
-                Some((operator, key))
-            });
-            let Some((operator, key)) = found else {
-                let message = format!("no operator has the key `{}`: is it this store's?", unverified.thumbprint());
-                return Err(Error::Unauthenticated(message));
+            let unverified = parsed(authorization)?;
+            let Some((operator, key)) = signer(&documents, unverified.thumbprint()) else {
+                return Err(nobodys(unverified.thumbprint()));
             };
-            let expected = Expected { audience: listed.revision.history.as_str(), method: path, message };
-            let act = unverified.verify(key, &expected, now).map_err(refused)?;
+            let expected = Expected { audience: revision.history.as_str(), method: path, message };
+            let act = unverified.verify(key, &expected, now).map_err(|error| Error::Unauthenticated(error.to_string()))?;
             operators.push(operator.id.to_string());
             if !method.roles.iter().any(|role| operator.roles.contains(role)) {
                 let wanted: Vec<_> = method.roles.iter().map(|role| role.as_str()).collect();
@@ -162,26 +177,50 @@ impl Admin {
                 )));
             }
             authorized.operators.push(operator.id.to_string());
-            authorized.signatures.push(jws.to_owned());
+            authorized.signatures.push(authorization.trim_start_matches(SCHEME).to_owned());
             authorized.jtis.push((act.jti().to_owned(), act.exp_s()));
         }
-        if !method.writes {
-            self.spend_read(&authorized)?;
-        }
+        self.spend(&authorized)?;
         Ok(authorized)
     }
 
-    /// Uses up the signatures of an act that makes no row in the store, until they expire.
-    pub(super) fn spend_read(&self, by: &Authorized) -> Result<(), Error> {
+    /// Uses up the signatures on this replica, whatever becomes of the act; the store does so for the fleet where it commits.
+    fn spend(&self, by: &Authorized) -> Result<(), Error> {
         let now_s = self.clock.now().unix_s();
-        let mut reads = self.reads.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
         for (jti, expires_at_s) in &by.jtis {
-            if !reads.spend(jti, *expires_at_s, now_s) {
+            if !spent.spend(jti, *expires_at_s, now_s) {
                 return Err(Error::Unauthenticated(format!("the signed act `{jti}` was used before: sign a new one")));
             }
         }
         Ok(())
     }
+}
+
+/// What stands before the compact JWS.
+const SCHEME: &str = "Operator ";
+
+fn parsed(authorization: &str) -> Result<UnverifiedAct<'_>, Error> {
+    let jws = authorization
+        .strip_prefix(SCHEME)
+        .ok_or_else(|| Error::Unauthenticated("the authorization is not `Operator <compact JWS>`".to_owned()))?;
+    UnverifiedAct::parse(jws.as_bytes()).map_err(|error| Error::Unauthenticated(error.to_string()))
+}
+
+fn unsigned() -> Error {
+    let hint = "sign the call: `authorization: Operator <compact JWS>`; the command line does it with --operator-key";
+    Error::Unauthenticated(format!("the call is not signed: {hint}"))
+}
+
+fn nobodys(thumbprint: &Thumbprint) -> Error {
+    Error::Unauthenticated(format!("no operator has the key `{thumbprint}`: is it this store's?"))
+}
+
+fn signer<'a>(operators: &'a [OperatorSpec], thumbprint: &Thumbprint) -> Option<(&'a OperatorSpec, &'a PublicKey)> {
+    operators.iter().find_map(|operator| {
+        let key = operator.keys.iter().find(|key| key.thumbprint() == thumbprint)?;
+        Some((operator, key))
+    })
 }
 
 fn operator_of(row: &crate::model::records::DocumentRow) -> Option<OperatorSpec> {
@@ -196,10 +235,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_read_signature_counts_once() {
-        let mut reads = ReadSignatures::default();
-        assert!(reads.spend("a", 100, 50));
-        assert!(!reads.spend("a", 100, 60));
-        assert!(reads.spend("b", 100, 60));
+    fn a_signature_counts_once() {
+        let mut spent = SpentSignatures::default();
+        assert!(spent.spend("a", 100, 50));
+        assert!(!spent.spend("a", 100, 60));
+        assert!(spent.spend("b", 100, 60));
     }
 }

@@ -11,6 +11,8 @@ use moka::sync::Cache;
 
 use super::request::Identities;
 use crate::audit::Fragment;
+use crate::model::limits::CHAIN_BYTES_MAX;
+use crate::model::time::Now;
 use crate::pdp::Prepared;
 
 /// A verified chain, ready to decide by.
@@ -26,6 +28,21 @@ pub(super) struct KnownChain {
     pub(super) fragment: Fragment,
 }
 
+impl KnownChain {
+    /// What is left of the chain's life.
+    pub(super) fn left_ms(&self, now: Now) -> u64 {
+        let left_ms = self.prepared.chain().expires_at_s().saturating_mul(1000).saturating_sub(now.unix_ms());
+        u64::try_from(left_ms).unwrap_or(0)
+    }
+
+    /// About what the chain takes in memory: its bytes, what was parsed of them, and what every chain takes.
+    pub(super) fn weight_bytes(&self) -> u32 {
+        const OVERHEAD_BYTES: usize = 2048;
+        let tokens_bytes: usize = self.tokens.iter().map(Bytes::len).sum();
+        u32::try_from(OVERHEAD_BYTES + 4 * tokens_bytes).unwrap_or(u32::MAX)
+    }
+}
+
 /// The cache of [`KnownChain`]s of one process.
 #[derive(Debug)]
 pub(super) struct Chains {
@@ -34,12 +51,17 @@ pub(super) struct Chains {
 }
 
 impl Chains {
-    pub(super) fn new(entries_max: u64) -> Self {
-        Self { hasher: RandomState::new(), known: Cache::builder().max_capacity(entries_max).build() }
+    pub(super) fn new(bytes_max: u64) -> Self {
+        let weigh = |_: &u64, known: &Arc<KnownChain>| known.weight_bytes();
+        Self { hasher: RandomState::new(), known: Cache::builder().weigher(weigh).max_capacity(bytes_max).build() }
     }
 
     /// The verified chain of exactly these tokens.
     pub(super) fn find(&self, tokens: &[Bytes]) -> Option<Arc<KnownChain>> {
+        // What no chain may be is not even hashed.
+        if tokens.iter().map(Bytes::len).sum::<usize>() > CHAIN_BYTES_MAX {
+            return None;
+        }
         self.known.get(&self.hash(tokens)).filter(|known| known.tokens == tokens)
     }
 

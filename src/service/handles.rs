@@ -7,7 +7,7 @@ use moka::sync::Cache;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use super::chains::KnownChain;
-use crate::model::limits::{HANDLE_LIFETIME_MS, HANDLES_MAX};
+use crate::model::limits::{HANDLE_LIFETIME_MS, HANDLES_BYTES_MAX};
 use crate::model::time::Now;
 
 /// What a handle stands for.
@@ -31,7 +31,10 @@ pub(super) struct Handles {
 impl Handles {
     pub(super) fn new() -> Self {
         let lifetime = Duration::from_millis(HANDLE_LIFETIME_MS.unsigned_abs());
-        Self { held: Cache::builder().max_capacity(HANDLES_MAX).time_to_live(lifetime).build(), random: SystemRandom::new() }
+        // Each is weighed as if the chain were its own: many handles of few chains are fewer, none is free.
+        let weigh = |_: &[u8; 16], held: &Held| held.chain.weight_bytes();
+        let held = Cache::builder().weigher(weigh).max_capacity(HANDLES_BYTES_MAX).time_to_live(lifetime).build();
+        Self { held, random: SystemRandom::new() }
     }
 
     /// Makes a handle that is good on one connection; `None` if the system gives no randomness.

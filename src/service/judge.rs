@@ -8,7 +8,7 @@ use super::Service;
 use super::chains::KnownChain;
 use super::record::fragment;
 use super::request::{Caller, CheckRequest, Credential, Identities};
-use crate::model::decision::Decision;
+use crate::model::decision::{Decision, Effect};
 use crate::model::json::{self, Object};
 use crate::model::limits::ARGUMENTS_BYTES_MAX;
 use crate::model::reason::{Layer, Reason};
@@ -120,6 +120,11 @@ impl Service {
             None => {}
         }
         judged.decision = pdp::decide(chain, &call(request, arguments), snapshot, now);
+        // Kept only for who showed that it is theirs, or that it is good for something: chains are cheap to make for whoever
+        // holds one.
+        if !credited.cached && (judged.proof_jti.is_some() || judged.decision.effect != Effect::Deny) {
+            self.chains.keep(credited.chain);
+        }
         judged
     }
 
@@ -152,11 +157,7 @@ impl Service {
                     }
                     Ok(Credited { chain, proved: false, cached: true })
                 }
-                None => {
-                    let chain = verified(tokens, snapshot, options, now)?;
-                    self.chains.keep(chain.clone());
-                    Ok(Credited { chain, proved: false, cached: false })
-                }
+                None => Ok(Credited { chain: verified(tokens, None, snapshot, options, now)?, proved: false, cached: false }),
             },
         }
     }
@@ -174,7 +175,7 @@ impl Service {
             return Ok(known.clone());
         }
         if !known.prepared.is_trusted_by(snapshot) {
-            return verified(&known.tokens, snapshot, options, now);
+            return verified(&known.tokens, Some(known), snapshot, options, now);
         }
         let prepared =
             Prepared::new(known.prepared.chain().clone(), snapshot).ok_or_else(|| rejection(Reason::IdentityMissing))?;
@@ -236,8 +237,18 @@ fn rejection(reason: Reason) -> Rejection {
     Rejection { reason, hop: None, message: reason.message().to_owned() }
 }
 
-fn verified(tokens: &[Bytes], snapshot: &Snapshot, options: &Options, now: Now) -> Result<Arc<KnownChain>, Rejection> {
-    let chain = Arc::new(token::verify(tokens, snapshot.trust(), options, now)?);
+/// Verifies a chain; of one that is known only the signatures are believed, and those only for the same bytes and keys.
+fn verified(
+    tokens: &[Bytes],
+    known: Option<&KnownChain>,
+    snapshot: &Snapshot,
+    options: &Options,
+    now: Now,
+) -> Result<Arc<KnownChain>, Rejection> {
+    let chain = Arc::new(match known {
+        Some(known) => token::verify_with(known.prepared.chain(), tokens, snapshot.trust(), options, now)?,
+        None => token::verify(tokens, snapshot.trust(), options, now)?,
+    });
     let prepared = Prepared::new(chain.clone(), snapshot).ok_or_else(|| rejection(Reason::IdentityMissing))?;
     let identities = Arc::new(Identities::of(prepared.subject()));
     let fragment = fragment(&prepared, &identities);

@@ -34,7 +34,10 @@ impl Lane {
         let freshness = view.freshness(now);
         let (mut decision, chain) = match &credited {
             _ if freshness == Freshness::Closed => (Decision::deny(Reason::Stale, number), None),
-            Ok(chain) => (Decision::permit(number), Some(chain)),
+            Ok(chain) => match pdp::barred_from_all(&chain.prepared, snapshot, now) {
+                Some(denial) => (denial, Some(chain)),
+                None => (Decision::permit(number), Some(chain)),
+            },
             Err(rejection) => (Decision::deny(rejection.reason, number).at_hop(rejection.hop), None),
         };
         let mut answer = ListToolsAnswer {
@@ -45,7 +48,7 @@ impl Lane {
                 .collect(),
             revision: Some(snapshot.revision().clone()),
             snapshot_age_ms: view.age_ms(now).unwrap_or(u64::MAX),
-            valid_for_ms: view.valid_for_ms(now),
+            valid_for_ms: chain.map_or(u64::MAX, |chain| chain.left_ms(now)).min(view.valid_for_ms(now)),
         };
         let moment = Moment { started, now };
         if self.record_listing((request, caller), &view, (&decision, chain.map(|chain| &**chain)), &answer, moment).is_err() {

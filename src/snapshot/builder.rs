@@ -3,7 +3,7 @@
 //! Two lanes: a revocation has a form that cannot fail and is applied whatever else a commit holds; policy that cannot be
 //! built leaves the last good one in place, and the snapshot says so.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::Snapshot;
@@ -108,32 +108,37 @@ impl Builder {
         Ok(snapshot)
     }
 
-    /// Builds the snapshot that follows the last one by a commit.
+    /// Builds the snapshot that follows the last one by some commits, given all their changes in order.
     ///
     /// Where the commit's policy cannot be built, the last good one stays, as [`Snapshot::policy_number`] tells.
     ///
     /// # Errors
     /// If there is no last one.
-    pub fn apply(&mut self, number: u64, digest: StateDigest, changes: &[Change]) -> Result<Arc<Snapshot>, Error> {
+    pub fn apply<'a>(
+        &mut self,
+        number: u64,
+        digest: StateDigest,
+        changes: impl Iterator<Item = &'a Change> + Clone,
+    ) -> Result<Arc<Snapshot>, Error> {
         // Revocations first: nothing that may fail stands before them.
-        for change in changes {
+        for change in changes.clone() {
             if let Change::Revocation(row) = change {
                 self.revocations.apply(row);
             }
         }
         let last = self.current.clone().ok_or(Error::NothingYet)?;
         let was_behind = last.policy_number < last.revision.number;
-        let mut touched = Vec::new();
+        let mut touched = BTreeSet::new();
         for change in changes {
             match change {
                 Change::Document(row) => {
                     self.put(row);
-                    touched.push(row.key.clone());
+                    touched.insert(row.key.clone());
                 }
                 Change::DocumentRemoved(key) => {
                     self.documents.remove(key);
                     self.unread.remove(key);
-                    touched.push(key.clone());
+                    touched.insert(key.clone());
                 }
                 Change::Revocation(_) => {}
             }
@@ -189,7 +194,7 @@ impl Builder {
     }
 
     /// Where only agents changed, the change costs what those agents cost, not the fleet.
-    fn rebuild_agents(&self, revision: u64, last: &Snapshot, touched: &[DocumentKey]) -> Result<Tables, Error> {
+    fn rebuild_agents(&self, revision: u64, last: &Snapshot, touched: &BTreeSet<DocumentKey>) -> Result<Tables, Error> {
         self.check_all_read(revision)?;
         let put: Vec<Document> = touched.iter().filter_map(|key| self.documents.get(key)).cloned().collect();
         let removed: Vec<AgentId> =

@@ -3,7 +3,9 @@
 //! Pure functions over rows; no engine, no clock. Look next at `sqlite/write.rs`, which calls them inside a transaction.
 
 use super::{CommitRequest, Error, Settings};
-use crate::model::limits::{ACT_REASON_BYTES_MAX, ID_BYTES_MAX, OPERATOR_JWS_BYTES_MAX, POLICY_FILE_BYTES_MAX};
+use crate::model::limits::{
+    ACT_ACCOUNT_BYTES_MAX, ACT_REASON_BYTES_MAX, ID_BYTES_MAX, OPERATOR_JWS_BYTES_MAX, POLICY_FILE_BYTES_MAX,
+};
 use crate::model::records::{ActRow, DocumentKey, DocumentRow, Meaning, RevocationRow, Target, Write};
 
 /// Writes, and expectations, in one commit.
@@ -171,7 +173,7 @@ fn check_act(act: &ActRow) -> Result<(), Error> {
     at_most("signatures of one act", act.signatures.len(), SIGNATURES_MAX)?;
     at_most("`jti`s of one act", act.jtis.len(), SIGNATURES_MAX)?;
     at_most("bytes in an act's method", act.method.len(), METHOD_BYTES_MAX)?;
-    at_most("bytes in a reason", act.reason.len(), ACT_REASON_BYTES_MAX)?;
+    at_most("bytes in the account of an act", act.reason.len(), ACT_ACCOUNT_BYTES_MAX)?;
     act.operators.iter().try_for_each(|id| at_most("bytes in an operator's id", id.len(), ID_BYTES_MAX))?;
     act.signatures.iter().try_for_each(|jws| at_most("bytes in a signature", jws.len(), OPERATOR_JWS_BYTES_MAX))?;
     for (jti, _) in &act.jtis {

@@ -42,11 +42,11 @@ impl Publisher for CellPublisher {
     }
 
     fn apply(&mut self, commits: &[store::CommitRow], sent_at: Now) -> Result<(), String> {
-        let mut newest = None;
-        for commit in commits {
-            newest = Some(self.builder.apply(commit.number, commit.digest, &commit.changes).map_err(|error| error.to_string())?);
-        }
-        newest.map_or(Ok(()), |snapshot| self.publish(snapshot, sent_at))
+        // All at once: only the last is published, and no revocation waits for the policy of the commit before it.
+        let Some(newest) = commits.last() else { return Ok(()) };
+        let changes = commits.iter().flat_map(|commit| &commit.changes);
+        let snapshot = self.builder.apply(newest.number, newest.digest, changes).map_err(|error| error.to_string())?;
+        self.publish(snapshot, sent_at)
     }
 
     fn refresh(&mut self, sent_at: Now) {

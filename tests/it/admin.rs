@@ -272,21 +272,6 @@ async fn who_is_trusted_changes_by_two_people() {
 }
 
 #[tokio::test]
-async fn everything_is_let_back_in_by_two_people() {
-    let team = Operators::new().await;
-    let local = &team.local;
-    let all = wire::RevokeRequest { target: Some(target("all", &[])), reason: "drill".to_owned(), ..Default::default() };
-    local.try_revoke(all.clone(), &[local.authorization(REVOKE, &all)]).await.unwrap();
-    let before = local.revision().await;
-    let message = wire::ReinstateRequest { target: all.target, reason: String::new() };
-    let status = local.try_reinstate(message.clone(), &[local.authorization(REINSTATE, &message)]).await.unwrap_err();
-    assert_eq!((status.code(), local.revision().await), (Code::PermissionDenied, before), "{status:?}");
-    assert_eq!(refused(&team.server).pop().unwrap()["method"], REINSTATE);
-    let two = [local.authorization(REINSTATE, &message), team.by(&team.admin, REINSTATE, &message)];
-    local.try_reinstate(message, &two).await.unwrap();
-}
-
-#[tokio::test]
 async fn a_policy_with_an_error_changes_nothing() {
     let team = Operators::new().await;
     let local = &team.local;

@@ -187,7 +187,8 @@ async fn sigterm_answers_what_is_in_flight() {
         let (seen, (status, was_stopped)) = task.await.unwrap();
         assert!(was_stopped, "no call failed before the server was told to stop: {status:?}");
         // A new call finds nobody, or the closing connection before it was sent; what was decided is compared below.
-        assert!(matches!(status.code(), Code::Unavailable | Code::Cancelled), "{status:?}");
+        let closing = format!("{status:?}").contains("NO_ERROR");
+        assert!(matches!(status.code(), Code::Unavailable | Code::Cancelled) || closing, "{status:?}");
         ids.extend(seen);
     }
     let status = server.wait();
