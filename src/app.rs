@@ -1,7 +1,7 @@
 //! The composition root: binds every part to every other and is the only place that spawns long-lived tasks.
 //!
 //! ```text
-//! control runtime: follower, acceptors, administration, health page      lanes: one thread and runtime each
+//! control runtime: follower, store, telemetry      server threads: accept, each lane, administration, health page
 //! ```
 //!
 //! Look next at [`App::start`], which is the order of a start, then at `app/bind.rs` for the ports.

@@ -21,6 +21,8 @@ use clap::{Args, Parser, Subcommand};
 
 use output::Output;
 
+use crate::{app, store};
+
 /// How a command ended, where it did not simply succeed.
 #[derive(Debug)]
 pub struct Failure {
@@ -55,6 +57,16 @@ impl Failure {
     /// The answer was printed and says it all; only the code is left to say.
     fn silent(code: u8) -> Self {
         Self { code, message: String::new() }
+    }
+}
+
+impl From<app::Error> for Failure {
+    fn from(error: app::Error) -> Self {
+        match error {
+            app::Error::Configuration(message) => Self::bad_configuration(message),
+            app::Error::Store(store::Error::Unavailable(message)) => Self::unavailable(message),
+            other => Self::failed(other),
+        }
     }
 }
 
@@ -107,16 +119,16 @@ enum Command {
 #[derive(Debug, Args)]
 struct AdminArgs {
     /// The administration listener of a running server
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7702", conflicts_with = "store")]
-    target: String,
+    #[arg(long = "target", value_name = "URL", default_value = "http://127.0.0.1:7702", conflicts_with = "store", global = true)]
+    url: String,
     /// Open the store itself, for when no server runs: `sqlite:PATH`
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", global = true)]
     store: Option<String>,
     /// The data folder, where the local operator's key lies
-    #[arg(long, value_name = "DIR", default_value = "portcullis-data")]
+    #[arg(long, value_name = "DIR", env = "PORTCULLIS_DATA", default_value = "portcullis-data", global = true)]
     data: PathBuf,
     /// The operator's private key, a JWK file; twice for an act that needs two people [default: DATA/local.jwk]
-    #[arg(long, value_name = "FILE", env = "PORTCULLIS_OPERATOR_KEY")]
+    #[arg(long, value_name = "FILE", env = "PORTCULLIS_OPERATOR_KEY", global = true)]
     operator_key: Vec<PathBuf>,
 }
 

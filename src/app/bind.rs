@@ -1,8 +1,8 @@
 //! How the parts are bound: the service's ports over the store and the follower, the first operator, the gauges.
 
 use std::fs::{DirBuilder, OpenOptions};
-use std::io::Write as _;
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::io::{Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +31,10 @@ use crate::token::operator::{self, Expected};
 const CATCH_UP_TIMEOUT: Duration = Duration::from_millis(300);
 /// The file of the first operator's key.
 const LOCAL_KEY_FILE: &str = "local.jwk";
+/// A private JWK is far smaller.
+const KEY_FILE_BYTES_MAX: u64 = 16 * 1024;
+/// `O_NOFOLLOW` as `open(2)` takes it.
+const NO_FOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
 /// The id of the first operator.
 const LOCAL_OPERATOR: &str = "local";
 
@@ -56,9 +60,7 @@ impl CatchUp for FollowerCatchUp {
         let reached = |cell: &SnapshotCell| {
             cell.load().is_some_and(|view| {
                 let at = view.snapshot.revision();
-                at.history == revision.history
-                    && at.number >= revision.number
-                    && view.snapshot.policy_number() >= revision.number.min(at.number)
+                at.history == revision.history && at.number >= revision.number && view.snapshot.policy_number() >= revision.number
             })
         };
         if reached(&self.cell) {
@@ -171,7 +173,18 @@ fn read_key(path: &Path) -> Result<PrivateKey, Error> {
         let hint = "this store was made with another data folder: name that one with --data, or use an operator's own key";
         Error::Configuration(format!("the local operator's key `{}` cannot be used: {error}; {hint}", path.display()))
     };
-    let content = Zeroizing::new(std::fs::read(path).map_err(|error| failed(&error))?);
+    let read = || {
+        // Another user's file, or one that others may read, is nobody's secret; a link could lead to one.
+        let file = OpenOptions::new().read(true).custom_flags(NO_FOLLOW).open(path)?;
+        let metadata = file.metadata()?;
+        if metadata.uid() != rustix::process::geteuid().as_raw() || metadata.mode() & 0o077 != 0 {
+            return Err(std::io::Error::other("it must belong to this user and be readable by nobody else (chmod 600)"));
+        }
+        let mut content = Zeroizing::new(Vec::new());
+        file.take(KEY_FILE_BYTES_MAX).read_to_end(&mut content)?;
+        Ok(content)
+    };
+    let content = read().map_err(|error: std::io::Error| failed(&error))?;
     PrivateKey::from_jwk(&content).map_err(|error| failed(&error))
 }
 
@@ -181,9 +194,12 @@ fn make_key(path: &Path) -> Result<PrivateKey, Error> {
     };
     let key = PrivateKey::generate().map_err(|error| failed(&error))?;
     let write = || {
-        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)?;
+        // Whole or not at all: a start that was cut short must not leave half a key to the next.
+        let unfinished = path.with_extension(format!("{}.new", uuid::Uuid::new_v4()));
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
         file.write_all(key.to_jwk().as_bytes())?;
-        file.sync_all()
+        file.sync_all()?;
+        std::fs::rename(&unfinished, path)
     };
     write().map_err(|error: std::io::Error| failed(&error))?;
     Ok(key)

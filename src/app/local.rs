@@ -8,13 +8,13 @@ use tonic::transport::{Channel, Endpoint, Server};
 
 use super::{Error, admin_routes, bind};
 use crate::audit;
-use crate::model::barrier::WriteBarrier as _;
 use crate::model::time::{Clock, SystemClock};
 use crate::pap::Admin;
 
 /// An administration point in this process. What it records is written when it is dropped, at the latest.
 pub struct LocalAdmin {
     channel: Channel,
+    recorder: Arc<audit::Recorder>,
     log: Arc<audit::Log>,
 }
 
@@ -37,8 +37,6 @@ impl LocalAdmin {
             if let Err(error) = Server::builder().add_routes(routes).serve_with_incoming(incoming).await {
                 tracing::error!(%error, "administration ended");
             }
-            // The command line prints what was done only after its record is in the kernel: the drop flushes too.
-            let _ = recorder.before_write();
         });
         let mut ours = Some(ours);
         let connector = tower::service_fn(move |_| {
@@ -49,7 +47,16 @@ impl LocalAdmin {
             .connect_with_connector(connector)
             .await
             .map_err(|error| Error::System(format!("a pipe: {error}")))?;
-        Ok(Self { channel, log })
+        Ok(Self { channel, recorder, log })
+    }
+
+    /// Writes what was recorded so far.
+    ///
+    /// # Errors
+    /// If it cannot be written; it was done all the same.
+    pub fn flush(&self) -> Result<(), String> {
+        let failed = |error| format!("the act was done, but it could not be written to the audit log: {error}");
+        self.recorder.flush().map_err(failed)
     }
 
     /// The way to the services.

@@ -1,5 +1,7 @@
 //! `portcullis check`: asks a running server for one decision, as a gateway does.
 
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::Args;
 use serde_json::{Value, json};
 
@@ -123,10 +125,9 @@ fn answer_json(answer: &wire::CheckResponse) -> Value {
             "task": principals.task.as_ref().map(principal),
         })
     });
-    let obligations = answer.obligations.iter().map(|obligation| {
-        let parameters = serde_json::from_slice::<Value>(&obligation.parameters_json).unwrap_or(Value::Null);
-        json!({ "kind": obligation.kind, "parameters": parameters })
-    });
+    let obligations = answer.obligations.iter().map(
+        |obligation| json!({ "kind": obligation.kind, "parameters_json": URL_SAFE_NO_PAD.encode(&obligation.parameters_json) }),
+    );
     let approval = answer.approval.as_ref().map(|approval| {
         json!({
             "digest": approval.digest,

@@ -8,7 +8,7 @@ use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 
-use super::{AdminArgs, Failure};
+use super::{AdminArgs, Failure, input};
 use crate::api::r#gen as wire;
 use crate::api::r#gen::fleet_service_client::FleetServiceClient;
 use crate::api::r#gen::policy_service_client::PolicyServiceClient;
@@ -53,7 +53,7 @@ pub(super) struct AdminClient {
     target: String,
     history: String,
     keys: Vec<PrivateKey>,
-    _local: Option<app::LocalAdmin>,
+    local: Option<app::LocalAdmin>,
 }
 
 impl AdminClient {
@@ -64,10 +64,10 @@ impl AdminClient {
         let keys = paths.iter().map(|path| operator_key(path)).collect::<Result<Vec<_>, _>>()?;
         let (channel, target, local) = match &arguments.store {
             Some(store) => {
-                let local = app::LocalAdmin::open(store, &arguments.data).await.map_err(Failure::failed)?;
+                let local = app::LocalAdmin::open(store, &arguments.data).await.map_err(Failure::from)?;
                 (local.channel(), store.clone(), Some(local))
             }
-            None => (connect(&arguments.target).await?, arguments.target.clone(), None),
+            None => (connect(&arguments.url).await?, arguments.url.clone(), None),
         };
         Self::over(channel, target, keys, local).await
     }
@@ -81,7 +81,7 @@ impl AdminClient {
     ) -> Result<Self, Failure> {
         let info = FleetServiceClient::new(channel.clone()).info(wire::InfoRequest {}).await;
         let history = info.map_err(|status| refused(&status, &target))?.into_inner().history_id;
-        Ok(Self { channel, target, history, keys, _local: local })
+        Ok(Self { channel, target, history, keys, local })
     }
 
     pub(super) async fn revoke(&mut self, message: wire::RevokeRequest) -> Result<wire::RevokeResponse, Failure> {
@@ -121,6 +121,10 @@ impl AdminClient {
     }
 
     fn answer<M>(&self, answer: Result<Response<M>, Status>) -> Result<M, Failure> {
+        // Without a socket there is no barrier: what was done in this process is said only once it is recorded.
+        if let Some(local) = &self.local {
+            local.flush().map_err(Failure::failed)?;
+        }
         answer.map(Response::into_inner).map_err(|status| refused(&status, &self.target))
     }
 }
@@ -128,10 +132,9 @@ impl AdminClient {
 /// Reads an operator's private key.
 pub(super) fn operator_key(path: &Path) -> Result<PrivateKey, Failure> {
     let hint = "name the operator's key with --operator-key or PORTCULLIS_OPERATOR_KEY, or the server's data folder with --data";
-    let content =
-        zeroize::Zeroizing::new(std::fs::read(path).map_err(|error| {
-            Failure::misuse(format!("the operator's key `{}` cannot be read: {error}; {hint}", path.display()))
-        })?);
+    let content = input::file("--operator-key", &path.to_string_lossy())
+        .map_err(|failure| Failure::misuse(format!("{}; {hint}", failure.message)))?;
+    let content = zeroize::Zeroizing::new(content);
     PrivateKey::from_jwk(&content)
         .map_err(|error| Failure::misuse(format!("the operator's key `{}` cannot be used: {error}; {hint}", path.display())))
 }

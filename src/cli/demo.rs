@@ -61,7 +61,7 @@ pub(super) fn run(_arguments: DemoArgs, output: &Output) -> Result<(), Failure> 
         logs: false,
         ..Settings::default()
     };
-    let app = App::start(settings).map_err(Failure::failed)?;
+    let app = App::start(settings).map_err(Failure::from)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

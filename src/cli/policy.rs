@@ -82,7 +82,13 @@ async fn apply(arguments: ApplyArgs, output: &Output) -> Result<(), Failure> {
     let answer = client.apply(wire::ApplyPolicyRequest { files, dry_run: arguments.dry_run }).await?;
     let changes: Vec<Value> =
         answer.changes.iter().map(|change| json!({ "change": change.change, "kind": change.kind, "id": change.id })).collect();
-    output.json(&json!({ "revision": answer.revision, "dry_run": arguments.dry_run, "changes": changes }));
+    let warnings: Vec<Value> = answer.warnings.iter().map(wire_diagnostic_json).collect();
+    output.json(&json!({
+        "revision": answer.revision,
+        "dry_run": arguments.dry_run,
+        "changes": changes,
+        "warnings": warnings,
+    }));
     for warning in &answer.warnings {
         output.warning(&format!("{}:{}:{}: {}", warning.path, warning.line, warning.column, warning.message));
     }
@@ -95,6 +101,17 @@ async fn apply(arguments: ApplyArgs, output: &Output) -> Result<(), Failure> {
     let done = if arguments.dry_run { "would be applied on top of revision" } else { "in force at revision" };
     output.line(&format!("{done} {}", answer.revision));
     Ok(())
+}
+
+fn wire_diagnostic_json(diagnostic: &wire::Diagnostic) -> Value {
+    json!({
+        "severity": diagnostic.severity,
+        "path": diagnostic.path,
+        "line": diagnostic.line,
+        "column": diagnostic.column,
+        "message": diagnostic.message,
+        "help": Some(&diagnostic.help).filter(|help| !help.is_empty()),
+    })
 }
 
 fn diagnostic_json(diagnostic: &Diagnostic) -> Value {

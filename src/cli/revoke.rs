@@ -25,7 +25,7 @@ pub(super) struct RevokeArgs {
     #[arg(long, global = true)]
     watermark: bool,
     #[command(flatten)]
-    admin: GlobalAdminArgs,
+    admin: AdminArgs,
 }
 
 /// Lift a suspension
@@ -37,7 +37,7 @@ pub(super) struct ReinstateArgs {
     #[arg(long, value_name = "TEXT", default_value = "", global = true)]
     reason: String,
     #[command(flatten)]
-    admin: GlobalAdminArgs,
+    admin: AdminArgs,
 }
 
 /// List what is revoked, newest first
@@ -48,29 +48,6 @@ pub(super) struct ListArgs {
     limit: u32,
     #[command(flatten)]
     admin: AdminArgs,
-}
-
-/// [`AdminArgs`] that may stand after the target too.
-#[derive(Debug, Args)]
-struct GlobalAdminArgs {
-    /// The administration listener of a running server
-    #[arg(long = "target", value_name = "URL", default_value = "http://127.0.0.1:7702", global = true)]
-    url: String,
-    /// Open the store itself, for when no server runs: `sqlite:PATH`
-    #[arg(long, value_name = "URL", global = true)]
-    store: Option<String>,
-    /// The data folder, where the local operator's key lies
-    #[arg(long, value_name = "DIR", default_value = "portcullis-data", global = true)]
-    data: std::path::PathBuf,
-    /// The operator's private key, a JWK file; twice for an act that needs two people [default: DATA/local.jwk]
-    #[arg(long, value_name = "FILE", env = "PORTCULLIS_OPERATOR_KEY", global = true)]
-    operator_key: Vec<std::path::PathBuf>,
-}
-
-impl From<GlobalAdminArgs> for AdminArgs {
-    fn from(arguments: GlobalAdminArgs) -> Self {
-        Self { target: arguments.url, store: arguments.store, data: arguments.data, operator_key: arguments.operator_key }
-    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -168,7 +145,7 @@ pub(super) async fn revoke(arguments: RevokeArgs, output: &Output) -> Result<(),
         (_, true) => wire::RevocationMeaning::Watermark,
         _ => wire::RevocationMeaning::Unspecified,
     };
-    let mut client = AdminClient::open(&arguments.admin.into()).await?;
+    let mut client = AdminClient::open(&arguments.admin).await?;
     let began = Instant::now();
     let request =
         wire::RevokeRequest { target: Some(arguments.target.into()), meaning: meaning.into(), reason: arguments.reason };
@@ -180,13 +157,13 @@ pub(super) async fn revoke(arguments: RevokeArgs, output: &Output) -> Result<(),
         "target": { "kind": target.kind, "key": target.key },
         "committed_at_unix_ms": answer.committed_at_unix_ms,
     }));
-    output.line(&format!("revoked {} {}: durable in {took_ms} ms", target.kind, target.key.join(" ")));
+    output.line(&format!("revoked {}: durable in {took_ms} ms", named(&target)));
     output.line(&format!("revision {}", answer.revision));
     Ok(())
 }
 
 pub(super) async fn reinstate(arguments: ReinstateArgs, output: &Output) -> Result<(), Failure> {
-    let mut client = AdminClient::open(&arguments.admin.into()).await?;
+    let mut client = AdminClient::open(&arguments.admin).await?;
     let target: wire::RevocationTarget = arguments.target.into();
     let request = wire::ReinstateRequest { target: Some(target.clone()), reason: arguments.reason };
     let answer = client.reinstate(request).await?;
@@ -195,7 +172,7 @@ pub(super) async fn reinstate(arguments: ReinstateArgs, output: &Output) -> Resu
         "target": { "kind": target.kind, "key": target.key },
         "committed_at_unix_ms": answer.committed_at_unix_ms,
     }));
-    output.line(&format!("reinstated {} {}", target.kind, target.key.join(" ")));
+    output.line(&format!("reinstated {}", named(&target)));
     output.line(&format!("revision {}", answer.revision));
     Ok(())
 }
@@ -236,4 +213,9 @@ pub(super) async fn list(arguments: ListArgs, output: &Output) -> Result<(), Fai
     output.table(&["REVISION", "KIND", "KEY", "STATE", "REASON"], rows.collect());
     output.line(&format!("{} of {}", answer.revocations.len(), answer.total));
     Ok(())
+}
+
+/// A target in words, as on the command line.
+fn named(target: &wire::RevocationTarget) -> String {
+    [std::slice::from_ref(&target.kind), &target.key].concat().join(" ")
 }

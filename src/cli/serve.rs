@@ -55,10 +55,7 @@ pub(super) struct ServeArgs {
 
 pub(super) fn run(arguments: ServeArgs) -> Result<(), Failure> {
     let settings = settings(arguments)?;
-    app::serve(settings, |ready| Output::new(false).raw(ready)).map_err(|error| match error {
-        app::Error::Configuration(message) => Failure::bad_configuration(message),
-        other => Failure::failed(other),
-    })
+    app::serve(settings, |ready| Output::new(false).raw(ready)).map_err(Failure::from)
 }
 
 fn settings(arguments: ServeArgs) -> Result<Settings, Failure> {

@@ -252,12 +252,12 @@ fn trusted(arguments: &VerifyArgs) -> Result<Judge<'_>, Failure> {
         let audience = arguments.audience.as_deref();
         let judged = || {
             let presentation = Presentation::parse(text)?;
+            let chain = token::verify(&presentation.chain, &trust, &options, now)?;
+            chain.check_audience(audience, &options)?;
             if !args.iter().all(|(_, value)| value.is_comparable()) {
                 let message = "the arguments hold a number beyond ±(2^53-1), which cannot be compared".to_owned();
                 return Err(Rejection { reason: Reason::ArgumentRefused, hop: None, message });
             }
-            let chain = token::verify(&presentation.chain, &trust, &options, now)?;
-            chain.check_audience(audience, &options)?;
             let proof = presentation.proof.unwrap_or_default();
             let expected = ProofOf { tool: &arguments.tool, arguments: args, audience };
             token::verify_proof(&chain, &proof, &expected, &options, now)?;
