@@ -13,6 +13,8 @@ mod ports;
 mod proofs;
 mod record;
 pub mod request;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, OnceLock};
 

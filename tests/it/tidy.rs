@@ -67,6 +67,29 @@ fn imports_follow_the_layers() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// What a pure function has no use for.
+const IMPURE: &[&str] = &[
+    "Clock",
+    "Instant",
+    "SystemTime",
+    "std::fs",
+    "std::io",
+    "std::net",
+    "std::env",
+    "tokio",
+    "tracing",
+    "SystemRandom",
+    "async ",
+];
+
+#[test]
+fn the_decision_is_pure() {
+    let text = without_tests(Path::new("src/pdp.rs"));
+    let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    let found: Vec<_> = IMPURE.iter().filter(|word| code.contains(*word)).collect();
+    assert!(found.is_empty(), "src/pdp.rs names {found:?}: `now` is an argument, so that a recorded decision can be replayed");
+}
+
 #[test]
 fn files_say_what_they_are() {
     let silent: Vec<_> = sources(&["src", "tests", "benches", "load-tests", "examples", "fuzz"])

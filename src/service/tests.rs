@@ -1,0 +1,174 @@
+//! What happens around a decision while it awaits: a destructive call spends its proof in the store, and the world moves on.
+
+use std::sync::Mutex;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+
+use super::request::TraceHeaders;
+use super::*;
+use crate::audit::Log;
+use crate::model::json::Object;
+use crate::model::records::{Change, Origin, RevocationRow, Target};
+use crate::model::revision::{HistoryId, Revision, StateDigest};
+use crate::model::time::ManualClock;
+use crate::policy::source::{SourceFile, parse};
+use crate::revocation::Index;
+use crate::snapshot::{Builder, FullState, Proof};
+use crate::token::{PrivateKey, ProofOf, issue};
+
+const START_UNIX_S: i64 = 1_700_000_000;
+const TOOL: &str = "t/drop";
+const AUDIENCE: &str = "https://gateway";
+
+/// Spends every key, and lets something happen while it does.
+struct Ledger(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+
+#[async_trait]
+impl ProofLedger for Ledger {
+    async fn spend(&self, _key: [u8; 32], _expires_at_unix_s: i64) -> Result<bool, String> {
+        if let Some(happen) = self.0.lock().unwrap().take() {
+            happen();
+        }
+        Ok(true)
+    }
+}
+
+struct Never;
+
+#[async_trait]
+impl CatchUp for Never {
+    async fn reach(&self, _revision: &Revision) -> bool {
+        false
+    }
+}
+
+struct World {
+    clock: Arc<ManualClock>,
+    cell: Arc<SnapshotCell>,
+    builder: Arc<Mutex<Builder>>,
+    ledger: Arc<Ledger>,
+    lane: Lane,
+    agent: PrivateKey,
+    tokens: Vec<Bytes>,
+    _folder: tempfile::TempDir,
+}
+
+fn world() -> World {
+    let clock = Arc::new(ManualClock::at_unix_s(START_UNIX_S));
+    let (issuer, agent) = (PrivateKey::from_seed([1; 32]).unwrap(), PrivateKey::from_seed([2; 32]).unwrap());
+    let policy = format!(
+        "{{kind: issuer, id: 'https://i', keys: {{jwks: {{keys: [{}]}}}}, audiences: ['{AUDIENCE}'], groups: [g], applications: [p]}}\n---\n\
+         {{kind: application, id: p, allow: ['*']}}\n---\n{{kind: group, id: g, allow: ['*']}}\n---\n\
+         {{kind: tool, id: {TOOL}, risk: destructive}}\n---\n\
+         {{kind: agent, id: 'spiffe://a/b', keys: [{}], applications: [p], acts_for: [g], allow: [t/*]}}\n",
+        issuer.public_key().to_jwk(),
+        agent.public_key().thumbprint(),
+    );
+    let documents = parse(&[SourceFile { path: "p.yaml".to_owned(), content: policy.into_bytes() }]);
+    assert_eq!(documents.diagnostics, []);
+    let mut builder = Builder::new(Arc::new(Index::new()));
+    let state = FullState {
+        revision: Revision { history: HistoryId::new("h"), number: 1 },
+        digest: StateDigest::default(),
+        iat_skew_s: 30,
+        freshness_bound_ms: 5_000,
+        documents: documents.documents.iter().map(|document| document.to_row(Origin::Folder)).collect(),
+        revocations: vec![],
+    };
+    let cell = Arc::new(SnapshotCell::default());
+    let ledger = Arc::new(Ledger(Mutex::new(None)));
+    let parts = Parts {
+        cell: cell.clone(),
+        ledger: ledger.clone(),
+        catch_up: Arc::new(Never),
+        metrics: Metrics::unexported(),
+        spans: Spans::off(),
+        clock: clock.clone(),
+    };
+    let service = Arc::new(Service::new(parts, Settings::default()));
+    service.mark_ready();
+    clock.advance_ms(2_000);
+    cell.publish(View { snapshot: builder.replace(state).unwrap(), proof: Proof::SentAt(clock.now()) });
+    let claims = format!(
+        r#"{{"iss":"https://i","aud":"{AUDIENCE}","sub":"u","sub_profile":"user","groups":["g"],"client_id":"p","sid":"s","txn":"x",
+        "act":{{"iss":"https://i","sub":"spiffe://a/b"}},"exp":{},"cnf":{{"jwk":{}}},"del_max_depth":0,
+        "authorization_details":[{{"type":"attenuating_agent_token","tools":{{"{TOOL}":{{}}}}}}]}}"#,
+        START_UNIX_S + 600,
+        agent.public_key().to_jwk(),
+    );
+    let root = issue::issue_root(&issuer, &claims, clock.now()).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let log = Log::open(folder.path(), "n", &*clock).unwrap();
+    let lane = service.lane(log.recorder("lane").unwrap());
+    let builder = Arc::new(Mutex::new(builder));
+    World { clock, cell, builder, ledger, lane, agent, tokens: vec![root.into()], _folder: folder }
+}
+
+/// What a destructive call gets if something happens while its proof is spent.
+async fn check(world: &World, meanwhile: impl FnOnce() + Send + 'static, expected: (Effect, Reason)) {
+    *world.ledger.0.lock().unwrap() = Some(Box::new(meanwhile));
+    let arguments = Object::default();
+    let call = ProofOf { tool: TOOL, arguments: &arguments, audience: Some(AUDIENCE) };
+    let proof = issue::prove(&world.agent, &world.tokens, &call, None, world.clock.now()).unwrap();
+    let request = CheckRequest {
+        request_id: String::new(),
+        credential: Credential::Chain(world.tokens.clone()),
+        proof: Some(proof.into()),
+        tool: TOOL.to_owned(),
+        tool_schema_sha256: None,
+        arguments_json: Bytes::new(),
+        audience: Some(AUDIENCE.to_owned()),
+        at_least: None,
+        want_handle: false,
+        trace: TraceHeaders::default(),
+    };
+    let caller = Caller { connection_id: 1, address: "test".into(), is_loopback: true };
+    let answer = world.lane.check(&request, &caller).await.unwrap();
+    assert_eq!((answer.decision.effect, answer.decision.reason), expected, "{}", answer.message);
+    assert!(world.ledger.0.lock().unwrap().is_none(), "the proof was spent in the store");
+}
+
+#[tokio::test]
+async fn nothing_happens() {
+    let world = world();
+    check(&world, || {}, (Effect::Permit, Reason::Ok)).await;
+}
+
+#[tokio::test]
+async fn a_revocation_comes() {
+    let world = world();
+    let builder = world.builder.clone();
+    let row = RevocationRow {
+        target: Target::Session("s".to_owned()),
+        dead: true,
+        suspended: false,
+        watermark_unix_s: None,
+        expires_at_unix_s: None,
+        reason: String::new(),
+        revision: 2,
+    };
+    // The follower has applied it and has not published its snapshot yet: it bites all the same.
+    let revoke =
+        move || drop(builder.lock().unwrap().apply(2, StateDigest::default(), [Change::Revocation(row)].iter()).unwrap());
+    check(&world, revoke, (Effect::Deny, Reason::RevokedSession)).await;
+}
+
+#[tokio::test]
+async fn the_view_grows_old() {
+    let world = world();
+    let (clock, cell) = (world.clock.clone(), world.cell.clone());
+    // A newer proof stands beside the newer view; it is not the one that was decided by.
+    let pass = move || {
+        clock.advance_ms(1_500);
+        cell.renew(Proof::SentAt(clock.now()));
+    };
+    check(&world, pass, (Effect::Deny, Reason::Stale)).await;
+}
+
+#[tokio::test]
+async fn the_chain_ends() {
+    let world = world();
+    let clock = world.clock.clone();
+    check(&world, move || clock.advance_ms(600_000), (Effect::Deny, Reason::TokenExpired)).await;
+}
