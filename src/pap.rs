@@ -76,7 +76,9 @@ impl Error {
     /// The kind of a store's fault; `Unavailable` for what is no store's.
     pub fn store_fault(&self) -> StoreFault {
         match self {
-            Error::Store(store::Error::Conflict { .. } | store::Error::ActReplayed { .. }) => StoreFault::Conflict,
+            Error::Store(
+                store::Error::Conflict { .. } | store::Error::DocumentsChanged { .. } | store::Error::ActReplayed { .. },
+            ) => StoreFault::Conflict,
             Error::Store(store::Error::Rejected(_)) => StoreFault::Rejected,
             Error::Store(store::Error::Unknown(_)) => StoreFault::Unknown,
             _ => StoreFault::Unavailable,
@@ -150,7 +152,7 @@ impl Admin {
         &self,
         by: &Authorized,
         writes: Vec<Write>,
-        expected: Vec<(DocumentKey, Option<u64>)>,
+        documents_unchanged_since: Option<u64>,
         reason: &str,
     ) -> Result<Committed, Error> {
         let act = ActRow {
@@ -160,7 +162,7 @@ impl Admin {
             jtis: by.jtis().to_vec(),
             reason: reason.to_owned(),
         };
-        match self.store.commit(CommitRequest { writes, expected, act: Some(act) }).await {
+        match self.store.commit(CommitRequest { writes, documents_unchanged_since, act: Some(act), ..Default::default() }).await {
             Ok(committed) => {
                 self.record(by, Some(&committed.revision), reason)?;
                 Ok(committed)
@@ -229,7 +231,7 @@ pub async fn make_first_operator(
     );
     let document = DocumentKey { kind: "operator".to_owned(), id: id.to_owned() };
     let row = DocumentRow { key: document.clone(), json, path: String::new(), line: 0, origin: Origin::Api };
-    let request = CommitRequest { writes: vec![Write::PutDocument(row)], expected: vec![(document, None)], act: None };
+    let request = CommitRequest { writes: vec![Write::PutDocument(row)], expected: vec![(document, None)], ..Default::default() };
     match store.commit(request).await {
         Ok(committed) => Ok(Some(committed)),
         // Another process was first: its operator stands.

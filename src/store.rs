@@ -172,6 +172,8 @@ pub struct CommitRequest {
     pub writes: Vec<Write>,
     /// The revision at which each named document must stand; `None`: it must not exist. A revocation expects nothing.
     pub expected: Vec<(DocumentKey, Option<u64>)>,
+    /// No document may have changed, come or gone since this revision: what fits the documents of then need not fit others.
+    pub documents_unchanged_since: Option<u64>,
     /// Who does it; absent only for what the store's own upkeep does.
     pub act: Option<ActRow>,
 }
@@ -197,6 +199,12 @@ pub enum Error {
         kind: String,
         /// The document's id.
         id: String,
+    },
+    /// Some document was changed by somebody else meanwhile.
+    #[error("the policy was changed meanwhile, by revision {revision}: read it again and repeat")]
+    DocumentsChanged {
+        /// The newest revision that changed a document.
+        revision: u64,
     },
     /// A signature's `jti` was used before.
     #[error("the signed act `{jti}` was used before: sign a new one")]

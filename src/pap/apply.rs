@@ -53,7 +53,7 @@ impl Admin {
     /// [`Error::Policy`] with every diagnostic if there is one error; [`Error::PermissionDenied`] where a second operator is
     /// needed; as the store fails, or if somebody changed the policy meanwhile.
     pub async fn apply(&self, by: &Authorized, files: Vec<SourceFile>, dry_run: bool) -> Result<ApplyOutcome, Error> {
-        // One at a time: two that fit the store each for itself need not fit it together.
+        // One at a time, off the runtime that serves the kill switch; what another server applies meanwhile is a conflict.
         let _one = self.applying.lock().await;
         let read = aside(move || read(&files)).await?.map_err(Error::Policy);
         let (documents, warnings) = self.or_record_refused(by, read)?;
@@ -63,7 +63,7 @@ impl Admin {
         // Who may not administer cannot be the second one either: counting approvers would lock everybody out.
         let administrators = left.values().filter_map(|stored| Document::from_row(&stored.row).ok()).filter(administers).count();
 
-        let (mut changes, mut writes, mut expected) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut changes, mut writes) = (Vec::new(), Vec::new());
         for document in &documents {
             let row = document.to_row(Origin::Folder);
             let before = left.remove(&row.key);
@@ -72,7 +72,6 @@ impl Admin {
                 Some(before) if (&before.row.json, &before.row.origin) != (&row.json, &row.origin) => "changed",
                 Some(_) => continue,
             };
-            expected.push((row.key.clone(), before.map(|before| before.revision)));
             changes.push(DocumentChange { change, key: row.key.clone() });
             writes.push(Write::PutDocument(row));
         }
@@ -82,7 +81,6 @@ impl Admin {
                 kept.push(stored.row);
                 continue;
             }
-            expected.push((key.clone(), Some(stored.revision)));
             changes.push(DocumentChange { change: "removed", key: key.clone() });
             writes.push(Write::RemoveDocument(key));
         }
@@ -106,7 +104,7 @@ impl Admin {
             return Ok(ApplyOutcome { revision, changes, warnings });
         }
         let account = format!("apply a policy folder: {} document(s) change", changes.len());
-        let committed = self.commit(by, writes, expected, &account).await?;
+        let committed = self.commit(by, writes, Some(revision.number), &account).await?;
         Ok(ApplyOutcome { revision: committed.revision, changes, warnings })
     }
 }

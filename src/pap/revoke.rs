@@ -29,7 +29,7 @@ impl Admin {
         let (target, meaning) = self.or_record_refused(by, checked)?;
         let write = Write::Revoke { target: target.clone(), meaning, reason: request.reason.clone() };
         let account = format!("revoke {target} ({meaning:?}): {}", request.reason);
-        Ok((target, self.commit(by, vec![write], Vec::new(), &account).await?))
+        Ok((target, self.commit(by, vec![write], None, &account).await?))
     }
 
     /// Lifts the suspension of a target.
@@ -46,7 +46,7 @@ impl Admin {
         };
         let target = self.or_record_refused(by, checked)?;
         let account = format!("reinstate {target}: {reason}");
-        self.commit(by, vec![Write::Reinstate { target, reason }], Vec::new(), &account).await
+        self.commit(by, vec![Write::Reinstate { target, reason }], None, &account).await
     }
 
     async fn revocation(&self, request: &RevokeRequest) -> Result<(Target, Meaning), Error> {

@@ -152,7 +152,7 @@ async fn expectations_conflict(store: &dyn Store) {
         let before = audit(store).await;
         let key = DocumentKey { kind: "agent".into(), id: "a".into() };
         let expected = vec![(key, expected)];
-        let request = CommitRequest { writes: vec![put("agent", "a", json)], expected, act: None };
+        let request = CommitRequest { expected, ..request(vec![put("agent", "a", json)]) };
         let conflict = Error::Conflict { kind: "agent".into(), id: "a".into() };
         match store.commit(request).await {
             Ok(_) => assert!(good),
@@ -170,6 +170,27 @@ async fn expectations_conflict(store: &dyn Store) {
     check(Some(1), "[]", true).await;
     check(Some(1), "{}", false).await;
     check(Some(3), "{}", true).await;
+    // A document that came or went since is a conflict, a revocation is none.
+    let whole = async |since: u64, good: bool| {
+        let before = audit(store).await;
+        let kill = vec![kill(&format!("since {since} of {}", before.revision.number))];
+        let asked = CommitRequest { documents_unchanged_since: Some(since), ..request(kill) };
+        match store.commit(asked).await {
+            Ok(_) => assert!(good, "{since}"),
+            Err(error) => {
+                assert!(!good && matches!(error, Error::DocumentsChanged { .. }), "{error}");
+                assert_eq!(audit(store).await, before);
+            }
+        }
+    };
+    let changed = audit(store).await.revision.number;
+    whole(changed - 1, false).await;
+    whole(changed, true).await;
+    whole(changed, true).await;
+    write(store, vec![remove("agent", "a")]).await.unwrap();
+    whole(changed + 2, false).await;
+    whole(changed + 3, true).await;
+    write(store, vec![put("agent", "a", "{}")]).await.unwrap();
 }
 
 async fn a_refused_commit_writes_nothing(store: &dyn Store) {
@@ -333,7 +354,7 @@ async fn only_one_of_the_racers_wins(store: Arc<dyn Store>) {
             tokio::spawn(async move {
                 let expected = vec![(DocumentKey { kind: "agent".into(), id: "a".into() }, None)];
                 let writes = vec![put("agent", "a", &racer.to_string())];
-                store.commit(CommitRequest { writes, expected, act: Some(act(&["j"], 60)) }).await
+                store.commit(CommitRequest { expected, act: Some(act(&["j"], 60)), ..request(writes) }).await
             })
         })
         .collect();

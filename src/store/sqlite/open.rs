@@ -33,7 +33,7 @@ CREATE TABLE meta (
 ) STRICT;
 CREATE TABLE head (
     id INTEGER PRIMARY KEY CHECK (id = 1), number INTEGER NOT NULL, hash BLOB NOT NULL, digest TEXT NOT NULL,
-    floor INTEGER NOT NULL, revocations INTEGER NOT NULL, jtis_forgotten_unix_s INTEGER, spent_forgotten_unix_s INTEGER
+    floor INTEGER NOT NULL, revocations INTEGER NOT NULL, documents_number INTEGER NOT NULL, jtis_forgotten_unix_s INTEGER, spent_forgotten_unix_s INTEGER
 ) STRICT;
 CREATE TABLE documents (
     kind TEXT NOT NULL, id TEXT NOT NULL, json TEXT NOT NULL, path TEXT NOT NULL, line INTEGER NOT NULL,
@@ -199,7 +199,7 @@ impl Db {
             (uuid::Uuid::now_v7().to_string(), unix_ms, settings.iat_skew_s, super::read::signed(settings.freshness_bound_ms)?),
         )?;
         transaction.execute(
-            "INSERT INTO head (id, number, hash, digest, floor, revocations) VALUES (1, 0, ?1, ?2, 0, 0)",
+            "INSERT INTO head (id, number, hash, digest, floor, revocations, documents_number) VALUES (1, 0, ?1, ?2, 0, 0, 0)",
             (GENESIS, StateDigest::default().to_hex()),
         )?;
         transaction.pragma_update(None, "application_id", APPLICATION_ID)?;

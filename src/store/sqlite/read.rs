@@ -78,13 +78,16 @@ pub(super) struct Head {
     pub(super) floor: u64,
     pub(super) revocations: u64,
     pub(super) settings: Settings,
+    /// Number of the newest revision that changed a document.
+    pub(super) documents_number: u64,
     /// Every `jti` that was ever forgotten expired by then.
     pub(super) jtis_forgotten_unix_s: Option<i64>,
 }
 
 pub(super) fn head(connection: &Connection) -> Result<Head, Fault> {
     let mut statement = connection.prepare_cached(
-        "SELECT history, number, hash, digest, floor, revocations, iat_skew_s, freshness_bound_ms, jtis_forgotten_unix_s
+        "SELECT history, number, hash, digest, floor, revocations, iat_skew_s, freshness_bound_ms, jtis_forgotten_unix_s,
+             documents_number
          FROM head JOIN meta USING (id)",
     )?;
     let (head, digest) = statement.query_one((), |row| {
@@ -98,6 +101,7 @@ pub(super) fn head(connection: &Connection) -> Result<Head, Fault> {
             revocations: unsigned(row, 5)?,
             settings,
             jtis_forgotten_unix_s: row.get(8)?,
+            documents_number: unsigned(row, 9)?,
         };
         Ok((head, row.get::<_, String>(3)?))
     })?;

@@ -152,6 +152,9 @@ fn commit(connection: &Connection, request: &CommitRequest, now: Now) -> Result<
             return Err(Error::Conflict { kind: key.kind.clone(), id: key.id.clone() }.into());
         }
     }
+    if request.documents_unchanged_since.is_some_and(|since| before.documents_number > since) {
+        return Err(Error::DocumentsChanged { revision: before.documents_number }.into());
+    }
     if let Some(act) = &request.act {
         record_act(connection, act, number, &before, now)?;
     }
@@ -165,12 +168,17 @@ fn commit(connection: &Connection, request: &CommitRequest, now: Now) -> Result<
             "INSERT INTO log (number, previous_hash, hash, digest, unix_ms, changes) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
         )?
         .execute((read::signed(number)?, before.hash, hash, rows.digest.to_hex(), now.unix_ms(), stored))?;
-    connection.prepare_cached("UPDATE head SET number = ?1, hash = ?2, digest = ?3, revocations = ?4")?.execute((
-        read::signed(number)?,
-        hash,
-        rows.digest.to_hex(),
-        read::signed(rows.revocations)?,
-    ))?;
+    let of_documents = changes.iter().any(|change| !matches!(change, Change::Revocation(_)));
+    let documents_number = if of_documents { number } else { before.documents_number };
+    connection
+        .prepare_cached("UPDATE head SET number = ?1, hash = ?2, digest = ?3, revocations = ?4, documents_number = ?5")?
+        .execute((
+            read::signed(number)?,
+            hash,
+            rows.digest.to_hex(),
+            read::signed(rows.revocations)?,
+            read::signed(documents_number)?,
+        ))?;
     let revision = crate::model::revision::Revision { number, ..before.revision };
     Ok(Committed { revision, unix_ms: now.unix_ms(), changes })
 }
