@@ -1,4 +1,4 @@
-//! The project's own vectors, `tests/vectors/delegation.json`: made here with fixed keys and times, decided by the library.
+//! The project's own vectors, `tests/vectors/*.json`: made here with fixed keys and times, decided by the library.
 //!
 //! `UPDATE=1 cargo test token_vectors` writes the file anew; without it the test fails when the file and this code differ.
 
@@ -17,7 +17,15 @@ use portcullis::token::trust::{Issuer, Listed, Trust};
 use portcullis::token::{Options, ProofOf, Registry, verify, verify_proof};
 use serde_json::{Value, json};
 
-const FILE: &str = "tests/vectors/delegation.json";
+/// Which vectors stand in a file.
+type Holds = fn(&Value) -> bool;
+
+/// The files, and which vectors stand in each.
+const FILES: [(&str, Holds); 3] = [
+    ("tests/vectors/permit.json", |vector| vector["expected"]["verdict"] == "PERMIT"),
+    ("tests/vectors/refuse-proof.json", |vector| is_refused(vector) && is_of_proof(vector)),
+    ("tests/vectors/refuse-chain.json", |vector| is_refused(vector) && !is_of_proof(vector)),
+];
 
 /// Every item of the design's list "Refuse, one test each", in its order; each must have a vector.
 const REFUSE_ONE_TEST_EACH: &[&str] = &[
@@ -67,19 +75,27 @@ const REFUSE_ONE_TEST_EACH: &[&str] = &[
 ];
 
 #[test]
-fn the_file_is_what_the_generator_makes() {
-    let fresh = file();
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(FILE);
-    if std::env::var_os("UPDATE").is_some() {
-        std::fs::write(&path, &fresh).unwrap();
+fn the_files_are_what_the_generator_makes() {
+    let whole = suite();
+    let mut written = 0;
+    for (file, holds) in FILES {
+        let mut part = whole.clone();
+        part["vectors"].as_array_mut().unwrap().retain(holds);
+        written += part["vectors"].as_array().unwrap().len();
+        let fresh = serde_json::to_string_pretty(&part).unwrap() + "\n";
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+        if std::env::var_os("UPDATE").is_some() {
+            std::fs::write(&path, &fresh).unwrap();
+        }
+        let committed = std::fs::read_to_string(&path).unwrap_or_default();
+        assert!(committed == fresh, "{file} differs from what is generated: run `UPDATE=1 cargo test token_vectors`");
     }
-    let committed = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(committed == fresh, "{FILE} differs from what is generated: run `UPDATE=1 cargo test token_vectors`");
+    assert_eq!(written, whole["vectors"].as_array().unwrap().len(), "each vector stands in one file");
 }
 
 #[test]
 fn every_item_has_a_vector_and_as_many_pass() {
-    let suite: Value = serde_json::from_str(&file()).unwrap();
+    let suite = suite();
     let vectors = suite["vectors"].as_array().unwrap();
     let items: HashSet<&str> = vectors.iter().filter_map(|vector| vector["refuses"].as_str()).collect();
     let missing: Vec<_> = REFUSE_ONE_TEST_EACH.iter().filter(|item| !items.contains(*item)).collect();
@@ -94,7 +110,7 @@ fn every_item_has_a_vector_and_as_many_pass() {
 
 #[test]
 fn every_vector_is_decided_as_it_says() {
-    let suite: Value = serde_json::from_str(&file()).unwrap();
+    let suite = suite();
     let trust = trust(&suite["params"]["trust"]);
     let wrong: Vec<String> = suite["vectors"]
         .as_array()
@@ -108,14 +124,22 @@ fn every_vector_is_decided_as_it_says() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-fn file() -> String {
+fn suite() -> Value {
     let vectors: Vec<Value> = refuse::vectors().into_iter().chain(permit::vectors()).map(|vector| vector.to_json()).collect();
-    let suite = json!({
+    json!({
         "about": "delegation chains with identities; see README.md beside this file",
         "params": make::params(),
         "vectors": vectors,
-    });
-    serde_json::to_string_pretty(&suite).unwrap() + "\n"
+    })
+}
+
+fn is_refused(vector: &Value) -> bool {
+    vector["expected"]["verdict"] != "PERMIT"
+}
+
+/// A fault of the proof has a reason of its own.
+fn is_of_proof(vector: &Value) -> bool {
+    vector["expected"]["reason"].as_str().unwrap().starts_with("PROOF_")
 }
 
 fn decide(vector: &Value, params: &Value, trust: &Trust) -> (Value, String) {
