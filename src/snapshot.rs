@@ -109,7 +109,7 @@ pub struct View {
 pub enum Proof {
     /// When the poll was sent whose answer is fully applied.
     SentAt(Now),
-    /// The store is not the one we followed: deny until an operator adopts.
+    /// The store is not the one we followed: deny until a restart.
     Quarantined,
 }
 

@@ -264,9 +264,9 @@ impl Follower {
 
     fn on_failed(&mut self, error: &store::Error) -> Option<Action> {
         match error {
-            store::Error::Replaced(_) | store::Error::NotOurs(_) => {
-                self.quarantine(format!("the store is not the one that was followed ({error}): put it back, or adopt it"))
-            }
+            store::Error::Replaced(_) | store::Error::NotOurs(_) => self.quarantine(format!(
+                "the store is not the one that was followed ({error}): put it back, or restart to follow this one"
+            )),
             store::Error::BelowFloor { .. } | store::Error::Corrupt(_) if self.state == State::Following => {
                 self.out_of_step(error.to_string());
                 None
@@ -291,16 +291,20 @@ impl Follower {
     }
 
     fn other_history(&mut self, theirs: &HistoryId) -> Option<Action> {
-        self.quarantine(format!("the store is now of history `{theirs}`: adopt it, if it was restored on purpose"))
+        self.quarantine(format!("the store is now of history `{theirs}`: restart to follow it, if it was restored on purpose"))
     }
 
     fn fell(&mut self, theirs: u64) -> Option<Action> {
         let ours = self.position.as_ref().map_or(0, |position| position.revision.number);
-        self.quarantine(format!("the store fell from revision {ours} to {theirs}: adopt it, if it was restored on purpose"))
+        self.quarantine(format!(
+            "the store fell from revision {ours} to {theirs}: restart to follow it, if it was restored on purpose"
+        ))
     }
 
     fn forked(&mut self, number: u64) -> Option<Action> {
-        self.quarantine(format!("the store holds another revision {number} than was followed: adopt it, if that is on purpose"))
+        self.quarantine(format!(
+            "the store holds another revision {number} than was followed: restart to follow it, if that is on purpose"
+        ))
     }
 
     fn quarantine(&mut self, reason: String) -> Option<Action> {

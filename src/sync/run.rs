@@ -177,7 +177,10 @@ impl<P: Publisher> Follow<P> {
             Some(Action::Quarantine { reason }) => {
                 self.publisher.quarantine(&reason);
                 self.reporter.count(|counters| &counters.quarantines, 1);
-                tracing::error!(reason, "quarantined: everything is denied until an operator adopts the store");
+                tracing::error!(
+                    reason,
+                    "quarantined: everything is denied until the store is put back or this replica is restarted"
+                );
             }
         }
         let (state, problem) = (self.follower.state(), self.follower.problem().unwrap_or_default());

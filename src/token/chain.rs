@@ -53,7 +53,6 @@ pub struct VerifiedChain {
     pub(super) levels: Vec<Level>,
     pub(super) expires_at_s: i64,
     pub(super) latest_iat_s: i64,
-    pub(super) trust_epoch: u64,
 }
 
 /// What the root says of the user, as far as it does; all of it where identities are required.
@@ -119,11 +118,6 @@ impl VerifiedChain {
     /// The second at which the first of its tokens ends; from then on the chain is void.
     pub fn expires_at_s(&self) -> i64 {
         self.expires_at_s
-    }
-
-    /// [`super::trust::Trust::epoch`] of the trust that it was verified under.
-    pub fn trust_epoch(&self) -> u64 {
-        self.trust_epoch
     }
 
     /// Its tokens, root to leaf; never empty.

@@ -108,7 +108,6 @@ pub struct Trust {
     groups: Arc<HashSet<GroupId>>,
     agents: Shards<AgentId, Arc<[Thumbprint]>>,
     keys: Shards<Thumbprint, AgentId>,
-    epoch: u64,
 }
 
 impl Trust {
@@ -169,16 +168,6 @@ impl Trust {
     /// Says which groups any document knows.
     pub fn set_groups(&mut self, groups: impl IntoIterator<Item = GroupId>) {
         self.groups = Arc::new(groups.into_iter().collect());
-    }
-
-    /// Gives this state of trust its identity: two states of one process that differ must have different epochs.
-    pub fn set_epoch(&mut self, epoch: u64) {
-        self.epoch = epoch;
-    }
-
-    /// The identity of this state: a chain verified under another one is verified again before it is used.
-    pub fn epoch(&self) -> u64 {
-        self.epoch
     }
 
     /// The issuer of this URI.

@@ -231,7 +231,6 @@ impl<'a> Walk<'a> {
             expires_at_s: self.levels.iter().map(|level| level.exp_s).min().unwrap_or(i64::MIN),
             latest_iat_s: self.levels.iter().map(|level| level.iat_s).max().unwrap_or(i64::MAX),
             levels: self.levels,
-            trust_epoch: self.trust.epoch(),
         })
     }
 
