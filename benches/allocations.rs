@@ -47,7 +47,7 @@ fn main() -> Result<()> {
             let now = SystemClock.now();
             let chain = token::verify(&company.chain(0, tokens, now)?, snapshot.trust(), &Options::default(), now)?;
             let prepared = Prepared::new(Arc::new(chain), &snapshot).context("the chain has no identities")?;
-            let call = Call { tool, tool_schema_sha256: None, arguments: &arguments };
+            let call = Call::new(tool, &arguments);
             if pdp::decide(&prepared, &call, &snapshot, now).effect != expected {
                 bail!("`{tool}` is not {expected:?}");
             }

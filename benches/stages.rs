@@ -67,7 +67,7 @@ fn decision(criterion: &mut Criterion, company: &Company, snapshot: &Arc<Snapsho
         let chain = Arc::new(verified(company, snapshot, tokens, now)?);
         let prepared = Prepared::new(chain, snapshot).context("the chain has no identities")?;
         let arguments = arguments()?;
-        let call = Call { tool: TOOL, tool_schema_sha256: None, arguments: &arguments };
+        let call = Call::new(TOOL, &arguments);
         let decided = pdp::decide(&prepared, &call, snapshot, now);
         if decided.effect != Effect::Permit {
             bail!("no permit but {decided:?}");
@@ -251,6 +251,7 @@ fn request(credential: Credential, want_handle: bool) -> CheckRequest {
         tool: TOOL.to_owned(),
         tool_schema_sha256: None,
         arguments_json: Bytes::from_static(ARGUMENTS.as_bytes()),
+        environment: None,
         audience: Some(AUDIENCE.to_owned()),
         at_least: None,
         want_handle,

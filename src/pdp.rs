@@ -110,6 +110,8 @@ pub fn decide(prepared: &Prepared, call: &Call<'_>, snapshot: &Snapshot, now: No
         hop: verdict.hop,
         matched: verdict.matched,
         approvals: verdict.approvals,
+        prepared: Vec::new(),
+        would_be: None,
         obligations: verdict.obligations,
         revision: number,
     }

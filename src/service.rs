@@ -276,8 +276,8 @@ impl Service {
             }
         }
         let (chain, arguments) = (judged.chain.as_ref()?, judged.arguments.as_ref()?);
-        let call = judge::call(request, arguments);
-        let again = pdp::decide(&chain.prepared, &call, &view.snapshot, self.parts.clock.now());
+        let now = self.parts.clock.now();
+        let again = pdp::decide(&chain.prepared, &judge::call(request, arguments, now), &view.snapshot, now);
         (again.effect == Effect::Deny).then_some(again)
     }
 }

@@ -120,6 +120,35 @@ impl PolicyService for AdminApi {
         let documents = keys.into_iter().map(|key| wire::DocumentId { kind: key.kind, id: key.id }).collect();
         Ok(Response::new(wire::ListDocumentsResponse { documents }))
     }
+
+    async fn diff(&self, _request: Request<wire::DiffPolicyRequest>) -> Result<Response<wire::DiffPolicyResponse>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
+
+    async fn history(
+        &self,
+        _request: Request<wire::PolicyHistoryRequest>,
+    ) -> Result<Response<wire::PolicyHistoryResponse>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
+
+    async fn rollback(
+        &self,
+        _request: Request<wire::RollbackPolicyRequest>,
+    ) -> Result<Response<wire::ApplyPolicyResponse>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
+
+    async fn shadow_report(
+        &self,
+        _request: Request<wire::ShadowReportRequest>,
+    ) -> Result<Response<wire::ShadowReportResponse>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
+
+    async fn explain(&self, _request: Request<wire::CheckRequest>) -> Result<Response<wire::ExplainResponse>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
 }
 
 #[tonic::async_trait]

@@ -142,6 +142,10 @@ impl DecisionService for DecisionApi {
             valid_for_ms: answer.valid_for_ms,
         }))
     }
+
+    async fn explain(&self, _request: Request<wire::CheckRequest>) -> Result<Response<wire::ExplainResponse>, Status> {
+        Err(Status::unimplemented("not served yet"))
+    }
 }
 
 #[tonic::async_trait]
@@ -199,9 +203,10 @@ fn check_in(message: wire::CheckRequest, trace: TraceHeaders) -> Result<CheckReq
     if message.context_json.len() > CONTEXT_BYTES_MAX {
         return Err(too_large("context_json", message.context_json.len(), CONTEXT_BYTES_MAX));
     }
-    if !message.context_json.is_empty() {
-        json::parse_object(&message.context_json).map_err(|error| invalid("context_json", error))?;
-    }
+    let environment = match message.context_json.is_empty() {
+        true => None,
+        false => Some(json::parse_object(&message.context_json).map_err(|error| invalid("context_json", error))?),
+    };
     check_length("at_least", message.at_least.len(), 0, ID_BYTES_MAX)?;
     let at_least = match message.at_least.as_str() {
         "" => None,
@@ -214,6 +219,7 @@ fn check_in(message: wire::CheckRequest, trace: TraceHeaders) -> Result<CheckReq
         tool: message.tool,
         tool_schema_sha256,
         arguments_json: message.arguments_json,
+        environment,
         audience: audience_in(message.audience)?,
         at_least,
         want_handle: message.want_handle,

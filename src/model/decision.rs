@@ -62,10 +62,37 @@ pub struct EntryRef {
 pub struct ApprovalNeed {
     /// The layer that asks.
     pub layer: Layer,
+    /// Which agent of the chain, root 0; `None` where the layer has only one.
+    pub hop: Option<usize>,
     /// Groups of operators who may approve.
     pub by: Vec<GroupId>,
     /// From request to use.
     pub expires_in_ms: u64,
+}
+
+/// What an entry with `prepared:` demands before it permits: an unused approval of another tool's call with equal arguments, user,
+/// application, agents, session and task.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PreparedNeed {
+    /// The layer that demands it.
+    pub layer: Layer,
+    /// Which agent of the chain, root 0; `None` where the layer has only one.
+    pub hop: Option<usize>,
+    /// `server/tool` of the call that must have been approved.
+    pub tool: Arc<str>,
+}
+
+/// What would have been decided were the documents in `mode: shadow` in force. Recorded, never enforced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WouldBe {
+    /// The effect.
+    pub effect: Effect,
+    /// Why.
+    pub reason: Reason,
+    /// The first layer that gave it; `None` on a permit.
+    pub layer: Option<Layer>,
+    /// The entry that would have decided.
+    pub matched: Option<Arc<EntryRef>>,
 }
 
 /// Something the gateway must do if it lets the call through.
@@ -92,6 +119,10 @@ pub struct Decision {
     pub matched: Option<Arc<EntryRef>>,
     /// What is asked for where the effect is [`Effect::NeedsApproval`]: one for each layer that asks.
     pub approvals: Vec<ApprovalNeed>,
+    /// What must have been prepared before the call may go on: asked for once, by `service`, which holds the port to the store.
+    pub prepared: Vec<PreparedNeed>,
+    /// What shadow policy would have said; `None` where there is none, and where policy was not asked.
+    pub would_be: Option<Box<WouldBe>>,
     /// Duties that come with a permit.
     pub obligations: Vec<Obligation>,
     /// Number of the revision that decided: the snapshot's, or a later revocation's that took effect at once.
@@ -108,6 +139,8 @@ impl Decision {
             hop: None,
             matched: None,
             approvals: Vec::new(),
+            prepared: Vec::new(),
+            would_be: None,
             obligations: Vec::new(),
             revision,
         }

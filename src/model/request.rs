@@ -44,4 +44,15 @@ pub struct Call<'a> {
     pub tool_schema_sha256: Option<[u8; 32]>,
     /// The arguments; every number in them is comparable.
     pub arguments: &'a Object,
+    /// The environment that the gateway told of; its word alone, so only what takes away or says `evidence: attested` may ask it.
+    pub environment: Option<&'a Object>,
+    /// The time that conditions see.
+    pub unix_s: i64,
+}
+
+impl<'a> Call<'a> {
+    /// A call without a schema or an environment, at the beginning of time.
+    pub fn new(tool: &'a str, arguments: &'a Object) -> Self {
+        Self { tool, tool_schema_sha256: None, arguments, environment: None, unix_s: 0 }
+    }
 }

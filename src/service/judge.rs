@@ -64,8 +64,14 @@ pub(super) struct Credited {
 }
 
 /// The call as `pdp` takes it.
-pub(super) fn call<'a>(request: &'a CheckRequest, arguments: &'a Object) -> Call<'a> {
-    Call { tool: &request.tool, tool_schema_sha256: request.tool_schema_sha256, arguments }
+pub(super) fn call<'a>(request: &'a CheckRequest, arguments: &'a Object, now: Now) -> Call<'a> {
+    Call {
+        tool: &request.tool,
+        tool_schema_sha256: request.tool_schema_sha256,
+        arguments,
+        environment: request.environment.as_ref(),
+        unix_s: now.unix_s(),
+    }
 }
 
 impl Service {
@@ -119,7 +125,7 @@ impl Service {
             }
             None => {}
         }
-        judged.decision = pdp::decide(chain, &call(request, arguments), snapshot, now);
+        judged.decision = pdp::decide(chain, &call(request, arguments, now), snapshot, now);
         // Kept only for who showed that it is theirs, or that it is good for something: chains are cheap to make for whoever
         // holds one.
         if !credited.cached && (judged.proof_jti.is_some() || judged.decision.effect != Effect::Deny) {

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use crate::model::decision::{Decision, Effect, Obligation};
 use crate::model::ids::{GroupId, UserId};
+use crate::model::json::Object;
 use crate::model::reason::Reason;
 use crate::model::request::Subject;
 use crate::model::revision::Revision;
@@ -54,6 +55,8 @@ pub struct CheckRequest {
     pub tool_schema_sha256: Option<[u8; 32]>,
     /// The arguments as JSON; empty means `{}`.
     pub arguments_json: Bytes,
+    /// The environment for conditions: the caller's word.
+    pub environment: Option<Object>,
     /// The audience claimed; `None`: the caller's only one.
     pub audience: Option<String>,
     /// The answer must not be older than this.

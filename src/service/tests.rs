@@ -118,6 +118,7 @@ async fn check(world: &World, meanwhile: impl FnOnce() + Send + 'static, expecte
         tool: TOOL.to_owned(),
         tool_schema_sha256: None,
         arguments_json: Bytes::new(),
+        environment: None,
         audience: Some(AUDIENCE.to_owned()),
         at_least: None,
         want_handle: false,

@@ -179,7 +179,7 @@ fn entries_layer(
             Effect::Permit => permit(),
             Effect::Deny => Answer { matched, ..deny(denial, layer, hop) },
             Effect::NeedsApproval => {
-                let approvals = vec![approval_need(&found, layer)];
+                let approvals = vec![approval_need(&found, layer, hop)];
                 Answer { effect, reason: Reason::ApprovalRequired, layer: Some(layer), hop, matched, approvals }
             }
         };
@@ -191,13 +191,13 @@ fn entries_layer(
     Answer { matched, ..deny(denial, layer, hop) }
 }
 
-fn approval_need(found: &[Found<'_>], layer: Layer) -> ApprovalNeed {
+fn approval_need(found: &[Found<'_>], layer: Layer, hop: Option<usize>) -> ApprovalNeed {
     let approvals: Vec<_> =
         found.iter().filter(|found| found.list == "approve").filter_map(|found| found.entry.approval.as_ref()).collect();
     let mut by: Vec<GroupId> = approvals.iter().flat_map(|approval| approval.by.clone()).collect();
     by.sort();
     by.dedup();
-    ApprovalNeed { layer, by, expires_in_ms: approvals.iter().map(|approval| approval.expires_in_ms).min().unwrap_or(0) }
+    ApprovalNeed { layer, hop, by, expires_in_ms: approvals.iter().map(|approval| approval.expires_in_ms).min().unwrap_or(0) }
 }
 
 fn collect<'a>(permissions: &'a Permissions, owner: &'a Document, set: Option<&'a str>, found: &mut Vec<Found<'a>>) {

@@ -336,13 +336,19 @@ fn ask<'a>(
             effect: Effect::NeedsApproval,
             reason: Reason::ApprovalRequired,
             matched: Some(matched),
-            approval: Some(need(layer, owners, tool, call)),
+            approval: Some(need(layer, hop, owners, tool, call)),
         },
     }
 }
 
 /// What a layer asks for: of the entries that apply, everybody whom one of them names, within the shortest time.
-fn need<'a>(layer: Layer, owners: impl Iterator<Item = Owner<'a>>, tool: u32, call: &Call<'_>) -> ApprovalNeed {
+fn need<'a>(
+    layer: Layer,
+    hop: Option<usize>,
+    owners: impl Iterator<Item = Owner<'a>>,
+    tool: u32,
+    call: &Call<'_>,
+) -> ApprovalNeed {
     let mut by: Vec<GroupId> = Vec::new();
     let mut expires_in_ms = u64::MAX;
     for owner in owners {
@@ -353,7 +359,7 @@ fn need<'a>(layer: Layer, owners: impl Iterator<Item = Owner<'a>>, tool: u32, ca
     }
     by.sort();
     by.dedup();
-    ApprovalNeed { layer, by, expires_in_ms }
+    ApprovalNeed { layer, hop, by, expires_in_ms }
 }
 
 /// The best and the worst that a layer of permission sets can answer.

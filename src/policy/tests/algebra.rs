@@ -53,7 +53,7 @@ const ALL: &str =
 /// `EFFECT REASON LAYER HOP MATCHED APPROVERS`, the same from both evaluators.
 fn check(policy: &(Vec<Document>, Compiled), subject: &Subject, tool: &str, arguments: &str, expected: &str) {
     let arguments = parse_object(arguments.as_bytes()).unwrap();
-    let call = Call { tool, tool_schema_sha256: None, arguments: &arguments };
+    let call = Call::new(tool, &arguments);
     let resolved = policy.1.resolve(subject);
     let verdict = policy.1.evaluate(&resolved, subject, &call);
     let mut text = format!("{} {}", verdict.effect.as_str(), verdict.reason);
@@ -207,7 +207,7 @@ fn tools_limits_and_schemas() {
     for (last, reason) in [(1, Reason::Ok), (2, Reason::ToolChanged)] {
         let mut schema = [0; 32];
         schema[31] = last;
-        let call = Call { tool: "pinned/tool", tool_schema_sha256: Some(schema), arguments: &arguments };
+        let call = Call { tool_schema_sha256: Some(schema), ..Call::new("pinned/tool", &arguments) };
         assert_eq!(compiled.evaluate(&resolved, &subject, &call).reason, reason);
     }
 }
@@ -241,11 +241,7 @@ fn an_explanation_has_every_layer() {
     let subject = subject(&["juniors"], "narrow", &["a", "b"], &[ALL, "{}"]);
     let arguments = parse_object(b"{}").unwrap();
     let explain = |tool| {
-        let answers = compiled.explain(
-            &compiled.resolve(&subject),
-            &subject,
-            &Call { tool, tool_schema_sha256: None, arguments: &arguments },
-        );
+        let answers = compiled.explain(&compiled.resolve(&subject), &subject, &Call::new(tool, &arguments));
         answers
             .iter()
             .map(|answer| {
@@ -280,7 +276,7 @@ fn what_another_policy_resolved_is_resolved_anew() {
     let subject = subject(&["sales"], "portal", &["a"], &[ALL]);
     let resolved = old.resolve(&subject);
     let arguments = parse_object(b"{}").unwrap();
-    let call = Call { tool: "a/first", tool_schema_sha256: None, arguments: &arguments };
+    let call = Call::new("a/first", &arguments);
     assert_eq!(new.evaluate(&resolved, &subject, &call).reason, Reason::AgentUnknown);
     assert_eq!(new.reach(&resolved, &subject, "a/first").reason, Reason::AgentUnknown);
     assert!(!resolved.may_permit(&new, "a/first"));

@@ -53,7 +53,7 @@ fn a_change_answers_as_a_new_policy_would() {
     let arguments = parse_object(b"{}").unwrap();
     let check = |compiled: &Compiled, agents: &[&str], tool: &str, expected: &str| {
         let subject = subject(&["sales"], "portal", agents, &vec![scope; agents.len()]);
-        let call = Call { tool, tool_schema_sha256: None, arguments: &arguments };
+        let call = Call::new(tool, &arguments);
         let verdict = compiled.evaluate(&compiled.resolve(&subject), &subject, &call);
         assert_eq!(verdict.reason.as_str(), expected, "{agents:?} {tool}");
     };

@@ -30,7 +30,7 @@ fn the_four_agents_may_what_the_mission_says() {
         let mut subject = subject(&[group], application, &[], &vec![scope.as_str(); agents.len()]);
         subject.agents = agents.iter().map(|name| format!("spiffe://acme.example/agent/{name}").as_str().into()).collect();
         let arguments = parse_object(arguments.as_bytes()).unwrap();
-        let call = Call { tool, tool_schema_sha256: None, arguments: &arguments };
+        let call = Call::new(tool, &arguments);
         let verdict = compiled.evaluate(&compiled.resolve(&subject), &subject, &call);
         assert_eq!(verdict.reason.as_str(), expected, "{agents:?} {tool} {arguments:?}");
         assert_eq!(reference::decide(&documents, &subject, &call).reason, verdict.reason);

@@ -224,7 +224,7 @@ fn calls() -> impl Strategy<Value = Vec<(Object, Option<[u8; 32]>)>> {
 fn each_call(calls: &[(Object, Option<[u8; 32]>)], mut check: impl FnMut(&Call<'_>)) {
     for (arguments, tool_schema_sha256) in calls {
         for tool in TOOLS.into_iter().chain(["no/tool"]) {
-            check(&Call { tool, tool_schema_sha256: *tool_schema_sha256, arguments });
+            check(&Call { tool_schema_sha256: *tool_schema_sha256, ..Call::new(tool, arguments) });
         }
     }
 }

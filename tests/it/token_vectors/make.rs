@@ -116,6 +116,9 @@ impl Draft {
 
     pub(super) fn sign(&self) -> String {
         let text = |json: &Value| {
+            let mut json = json.clone();
+            // Some other crate may ask for maps that keep the order of insertion.
+            json.sort_all_objects();
             self.replace.iter().fold(json.to_string(), |text, (from, to)| text.replace(from.as_str(), to.as_str()))
         };
         issue::sign(&key(self.signer), &text(&self.header), text(&self.claims).as_bytes())
