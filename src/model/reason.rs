@@ -28,6 +28,20 @@ pub enum Layer {
 }
 
 impl Layer {
+    /// Every layer.
+    pub const ALL: &'static [Layer] = &[
+        Layer::Identity,
+        Layer::Revocation,
+        Layer::Freshness,
+        Layer::Tool,
+        Layer::User,
+        Layer::Application,
+        Layer::Agent,
+        Layer::Hop,
+        Layer::Guardrail,
+        Layer::Audit,
+    ];
+
     /// The name on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
