@@ -236,16 +236,32 @@ fn check_unique<'a>(documents: impl IntoIterator<Item = &'a Document>, out: &mut
     }
 }
 
-/// A key speaks for one agent, and an operator's for one operator: two-person acts need two keys.
+/// A key speaks for one agent, and an operator's for one operator: two-person acts need two keys. An operator's is nobody else's,
+/// for who can sign calls or roots must not be able to approve them.
 fn check_keys<'a>(documents: impl IntoIterator<Item = &'a Document>, out: &mut Vec<Diagnostic>) {
+    let documents: Vec<&Document> = documents.into_iter().filter(|document| !document.is_shadow()).collect();
     let mut holders: HashMap<(&str, &Thumbprint), &Document> = HashMap::new();
-    for document in documents.into_iter().filter(|document| !document.is_shadow()) {
+    let mut others: HashMap<&Thumbprint, &Document> = HashMap::new();
+    for document in documents.iter().copied() {
+        match &document.body {
+            Body::Agent(agent) => others.extend(agent.keys.iter().map(|key| (key, document))),
+            Body::Issuer(issuer) => others.extend(issuer.keys.iter().map(|named| (named.key.thumbprint(), document))),
+            _ => {}
+        }
+    }
+    for document in documents {
         let keys: Vec<&Thumbprint> = match &document.body {
             Body::Agent(agent) => agent.keys.iter().collect(),
             Body::Operator(operator) => operator.keys.iter().map(|key| key.thumbprint()).collect(),
             _ => continue,
         };
         for (index, key) in keys.into_iter().enumerate() {
+            if let (Body::Operator(_), Some(other)) = (&document.body, others.get(key)) {
+                let (kind, id) = (&other.key.kind, abridged(&other.key.id));
+                let message = format!("key `{key}` is also one of {kind} `{id}` {}", place(other));
+                let help = Some("make a key for the operator alone: `portcullis token keygen`".to_owned());
+                out.push(document.diagnostic(Severity::Error, "keys", index, message).with_help(help));
+            }
             match holders.get(&(document.key.kind.as_str(), key)) {
                 None => {
                     holders.insert((&document.key.kind, key), document);
