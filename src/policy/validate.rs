@@ -43,6 +43,17 @@ pub(super) fn check_with(documents: &[Document], tools: &ToolTable, patterns: &m
     arranged(out)
 }
 
+/// As [`check_with`], for documents that hold no agent and of which none is in shadow.
+pub(super) fn check_base(documents: &[&Document], tools: &ToolTable, patterns: &mut Patterns) -> Vec<Diagnostic> {
+    let index = Index::new(documents, tools);
+    let mut out = Vec::new();
+    check_unique(documents.iter().copied(), &mut out);
+    check_keys(documents.iter().copied(), &mut out);
+    check_cycles(&index, &mut out);
+    documents.iter().for_each(|document| check_document(document, &index, patterns, &mut out));
+    arranged(out)
+}
+
 /// What names can be looked up in: a folder's documents, or a compiled policy when one agent of many changes.
 pub(super) trait Known {
     /// The tool registry.
@@ -196,7 +207,7 @@ impl Checker<'_> {
 }
 
 /// One document of a kind and id, one registration of a tool.
-fn check_unique(documents: &[Document], out: &mut Vec<Diagnostic>) {
+fn check_unique<'a>(documents: impl IntoIterator<Item = &'a Document>, out: &mut Vec<Diagnostic>) {
     let mut seen: HashMap<(&str, &str), &Document> = HashMap::new();
     let mut tools: HashMap<String, &Document> = HashMap::new();
     for document in documents {
@@ -226,9 +237,9 @@ fn check_unique(documents: &[Document], out: &mut Vec<Diagnostic>) {
 }
 
 /// A key speaks for one agent, and an operator's for one operator: two-person acts need two keys.
-fn check_keys(documents: &[Document], out: &mut Vec<Diagnostic>) {
+fn check_keys<'a>(documents: impl IntoIterator<Item = &'a Document>, out: &mut Vec<Diagnostic>) {
     let mut holders: HashMap<(&str, &Thumbprint), &Document> = HashMap::new();
-    for document in documents.iter().filter(|document| !document.is_shadow()) {
+    for document in documents.into_iter().filter(|document| !document.is_shadow()) {
         let keys: Vec<&Thumbprint> = match &document.body {
             Body::Agent(agent) => agent.keys.iter().collect(),
             Body::Operator(operator) => operator.keys.iter().map(|key| key.thumbprint()).collect(),
