@@ -5,6 +5,7 @@
 mod check;
 mod client;
 mod demo;
+mod findings;
 mod input;
 mod output;
 mod policy;

@@ -12,6 +12,7 @@ pub mod compile;
 pub mod condition;
 pub mod diagnostic;
 pub mod document;
+pub mod excerpt;
 mod node;
 pub mod source;
 mod tools;

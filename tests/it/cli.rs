@@ -306,11 +306,18 @@ fn a_policy_is_checked_and_applied() {
 
     std::fs::write(policies.join("bad.yaml"), "kind: application\nid: x\nallow: [cmr/read]\nalow: []\n").unwrap();
     let bad = run(&["policy", "check", text(&policies)]).ended(1);
-    assert!(bad.stdout.contains("bad.yaml:") && bad.stdout.contains("error"), "{bad:?}");
+    let expected = "\
+bad.yaml:4:1: error: unknown key `alow`
+  |
+4 | alow: []
+  | ^^^^
+  = help: did you mean `allow`?
+";
+    assert!(bad.stdout.contains(expected), "{bad:?}");
     let refused = apply(false, &[]).ended(1);
-    assert!(refused.stderr.contains("nothing was applied") && refused.stderr.contains("bad.yaml:"), "{refused:?}");
+    assert!(refused.stderr.contains("nothing was applied") && refused.stderr.contains(expected.trim_end()), "{refused:?}");
     let bad = json_run(&["policy", "check", text(&policies)]).ended(1).json();
-    assert_eq!(keys_of(&bad["diagnostics"][0]), ["column", "help", "line", "message", "path", "severity"]);
+    assert_eq!(keys_of(&bad["diagnostics"][0]), ["column", "end_column", "help", "line", "message", "path", "severity"]);
     std::fs::remove_file(policies.join("bad.yaml")).unwrap();
     assert_eq!(apply(true, &[]).ended(0).json()["revision"], applied["revision"]);
 }
