@@ -25,12 +25,14 @@ use entries::check_entries;
 
 /// Everything that is wrong with the documents together, sorted by place. With an error in it the policy must be refused.
 ///
-/// What can never come into play is said only of a policy without errors: a typo makes much of it seem out of reach.
+/// What can never come into play is said only of a policy without errors, for a typo makes much of it seem out of reach, and
+/// only of documents in force.
 pub fn check(documents: &[Document]) -> Vec<Diagnostic> {
     let (tools, mut patterns) = (ToolTable::new(documents), Patterns::default());
     let mut out = check_with(documents, &tools, &mut patterns);
     if !out.iter().any(Diagnostic::is_error) {
-        let documents: Vec<&Document> = documents.iter().collect();
+        reach::lint_sets(documents, &mut out);
+        let documents = in_force(documents);
         reach::lint(&documents, &mut out);
         let reaches = ceilings::lint(&documents, &tools, &mut patterns, &mut out);
         chains::lint(&documents, &reaches, &mut out);

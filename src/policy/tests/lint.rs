@@ -120,6 +120,16 @@ const CASES: &[(&str, &[&str])] = &[
         "{kind: permission_set, id: s, allow: [crm/read]}\n---\n{kind: permission_set, id: t, include: [s]}",
         &["1:28: warning: nothing includes permission set `s`", "3:28: warning: nothing includes permission set `t`"],
     ),
+    // What is in shadow is looked at when it is in force; it uses what it includes.
+    ("AGENT a\n@mode: shadow\ninclude: [s]\n---\n{kind: permission_set, id: s, allow: [crm/read]}", &[]),
+    ("AGENT a\nmode: shadow\nallow: ['*']", &[]),
+    // Conditions are asked of the call: an entry that has one may not count, but an entry under it may.
+    ("AGENT a\n@allow: ['*': {when: 'context.args has ticket'}]", &[]),
+    (
+        "AGENT a\n@allow: [crm/read]\ninclude: [s]\n---\n\
+         {kind: permission_set, id: s, deny: [crm/*: {when: 'context.time.hour_utc < 7'}]}",
+        &[],
+    ),
     // Ceilings.
     (
         "AGENT a\napplications: [desk]\nacts_for: [sales]\nallow: [crm/read, hr/read]",
@@ -247,6 +257,31 @@ const CASES: &[(&str, &[&str])] = &[
     ),
     ("kind: group\nid: sales", &["2:5: error: group `sales` is defined twice: first in p.yaml:7"]),
     ("kind: gruop\nid: x", &["1:7: error: unknown kind `gruop` (did you mean `group`?)"]),
+    (
+        "AGENT a\n@allow:\n- crm/read: {when: 'context.user.grops.contains(\"x\")'}",
+        &["7:20: error: `when`: `context.user` has no member `grops`: did you mean `groups`?"],
+    ),
+    (
+        "AGENT a\n@allow:\n- crm/read: {when: 'context.env has ip'}",
+        &[
+            "7:20: error: `context.env` is the gateway's word and this entry would permit by it (say `evidence: attested` if that is meant)",
+        ],
+    ),
+    ("AGENT a\n@allow:\n- crm/wipe: {prepared: crm/wip}", &["7:3: error: unknown tool `crm/wip` (did you mean `crm/wipe`?)"]),
+    (
+        "kind: guardrail\nid: g\ntools: [cmr/*]\nforbid_when: 'true'",
+        &["3:9: error: pattern `cmr/*` matches no registered tool (a guardrail that guards nothing is a hole)"],
+    ),
+    ("kind: guardrail\nid: g\ntools: ['*']", &["1:1: error: `forbid_when` is missing"]),
+    (
+        "kind: tool\nid: a/b\nmode: shadow",
+        &["3:7: error: a document of kind `tool` cannot be in shadow: only application, group, agent, permission_set, guardrail"],
+    ),
+    (
+        "kind: test\nagent: spiffe://t/a\nuser: {issuer: 'https://i', sub: u, groups: [sales]}\napplication: portal\n\
+         expect:\n- {tool: crm/raed, want: PERMIT}",
+        &["2:8: error: unknown agent `spiffe://t/a`", "6:3: error: unknown tool `crm/raed` (did you mean `crm/read`?)"],
+    ),
     ("kind: tool\nid: crm", &["2:5: error: id `crm` is not `server/tool`"]),
     ("kind: tool\nid: x/y\nrisk: high", &["3:7: error: `high` is no value of `risk`: expected `read`, `write`, `destructive`"]),
 ];

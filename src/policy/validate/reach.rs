@@ -36,8 +36,14 @@ pub(super) fn lint(documents: &[&Document], out: &mut Vec<Diagnostic>) {
             lint_agent(document, agent, &speaking, &vouching, !issuers.is_empty(), &mut warn);
         }
     }
+}
+
+/// Warns of permission sets that neither an agent, a group nor an application includes, directly or through others. What a
+/// document in shadow includes is of use.
+pub(super) fn lint_sets(documents: &[Document], out: &mut Vec<Diagnostic>) {
     for set in unused_sets(documents) {
-        warn(set, format!("nothing includes permission set `{}`", abridged(&set.key.id)), "");
+        let message = format!("nothing includes permission set `{}`", abridged(&set.key.id));
+        out.push(set.diagnostic(Severity::Warning, "id", 0, message));
     }
 }
 
@@ -177,23 +183,21 @@ fn which<T>(names: &Names<T>, as_text: fn(&T) -> &str) -> String {
     }
 }
 
-/// Permission sets that neither an agent, a group nor an application includes, directly or through others.
-fn unused_sets<'a>(documents: &[&'a Document]) -> Vec<&'a Document> {
+fn unused_sets(documents: &[Document]) -> Vec<&Document> {
     let is_set = |document: &Document| matches!(document.body, Body::PermissionSet(_));
-    let sets: HashMap<&str, &Document> = documents
-        .iter()
-        .copied()
-        .filter(|document| is_set(document))
-        .map(|document| (document.key.id.as_str(), document))
-        .collect();
+    let mut sets: HashMap<&str, Vec<&Document>> = HashMap::new();
+    for set in documents.iter().filter(|document| is_set(document)) {
+        sets.entry(set.key.id.as_str()).or_default().push(set);
+    }
     let mut used: HashSet<&str> = HashSet::new();
-    let mut pending: Vec<&str> = documents.iter().copied().filter(|document| !is_set(document)).flat_map(included).collect();
+    let mut pending: Vec<&str> = documents.iter().filter(|document| !is_set(document)).flat_map(included).collect();
     while let Some(id) = pending.pop() {
-        if let Some(set) = sets.get(id).filter(|_| used.insert(id)) {
-            pending.extend(included(set));
+        if used.insert(id) {
+            // One in force and one in shadow may have the same id.
+            pending.extend(sets.get(id).into_iter().flatten().flat_map(|set| included(set)));
         }
     }
-    documents.iter().copied().filter(|document| is_set(document) && !used.contains(document.key.id.as_str())).collect()
+    documents.iter().filter(|document| is_set(document) && !used.contains(document.key.id.as_str())).collect()
 }
 
 fn included(document: &Document) -> impl Iterator<Item = &str> {
