@@ -23,6 +23,9 @@ pub use compile::{Compiled, Resolved, Verdict};
 pub use diagnostic::{Diagnostic, Severity};
 pub use document::{Body, Document};
 
+/// The JSON Schema (draft 2020-12) of a policy document, for editors.
+pub const SCHEMA: &str = include_str!("policy/schema.json");
+
 #[cfg(test)]
 mod tests;
 

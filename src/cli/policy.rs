@@ -9,16 +9,25 @@ use super::client::AdminClient;
 use super::output::Output;
 use super::{AdminArgs, Failure, findings};
 use crate::api::r#gen as wire;
+use crate::policy::SCHEMA;
 use crate::policy::diagnostic::{Diagnostic, Position, Severity};
 use crate::policy::excerpt::Sources;
 use crate::policy::source::{SourceFile, parse, read_folder};
 use crate::policy::validate;
+
+const SCHEMA_HELP: &str = "\
+An editor with the YAML language server completes and checks policy files that begin with this line:
+  # yaml-language-server: $schema=policy.schema.json
+after `portcullis policy schema > policy.schema.json`";
 
 /// Check a policy folder, or put it in force
 #[derive(Debug, Subcommand)]
 pub(super) enum PolicyCommand {
     /// Say what is wrong with a folder, with file, line and column; no server needed
     Check(CheckArgs),
+    /// Print the JSON Schema of a policy document, for editors
+    #[command(after_help = SCHEMA_HELP)]
+    Schema,
     /// Make a folder the whole policy, in one commit, or change nothing
     Apply(ApplyArgs),
 }
@@ -45,6 +54,10 @@ pub(super) struct ApplyArgs {
 pub(super) async fn run(command: PolicyCommand, output: &Output) -> Result<(), Failure> {
     match command {
         PolicyCommand::Check(arguments) => check(&arguments.dir, output),
+        PolicyCommand::Schema => {
+            output.raw(SCHEMA.trim_end());
+            Ok(())
+        }
         PolicyCommand::Apply(arguments) => apply(arguments, output).await,
     }
 }

@@ -21,6 +21,7 @@ mod examples;
 mod folder;
 mod lint;
 mod properties;
+mod schema;
 mod stored;
 
 /// The public key of RFC 8037, appendix A.
