@@ -323,6 +323,23 @@ bad.yaml:4:1: error: unknown key `alow`
 }
 
 #[test]
+fn the_schema_is_printed_for_editors() {
+    let schema = run(&["policy", "schema"]).ended(0).json();
+    assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+    assert_eq!(run(&["policy", "schema", "--json"]).ended(0).json(), schema);
+}
+
+/// Every example as somebody would check it who starts from it.
+#[test]
+fn the_examples_are_checked_without_a_word() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/policies");
+    for name in ["coding-agents", "customer-support", "four-agents", "research-team"] {
+        let checked = json_run(&["policy", "check", text(&folder.join(name))]).ended(0).json();
+        assert_eq!(checked["diagnostics"], json!([]), "{name}");
+    }
+}
+
+#[test]
 fn an_act_of_two_people_takes_two_keys() {
     let world = World::new();
     let (second, data) = (world.key_file("stranger"), world.data());

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
+use super::super::condition::CONDITION_BYTES_MAX;
 use super::super::diagnostic::Position;
 use super::super::document::{KINDS, KeyFiles, read};
 use super::super::node::Node;
@@ -12,6 +13,7 @@ use super::super::{SCHEMA, yaml};
 use super::examples::{FOLDERS, folder};
 use super::lint::sound_cases;
 use crate::model::json;
+use crate::model::limits::{ID_BYTES_MAX, TOOL_NAME_BYTES_MAX};
 use crate::model::reason::{Layer, Reason};
 
 /// Validates by those keywords of draft 2020-12 that the schema uses; any other is a failure of the test.
@@ -306,7 +308,7 @@ fn the_keys_are_the_readers() {
 }
 
 #[test]
-fn the_names_are_the_readers() {
+fn the_names_and_limits_are_the_readers() {
     let validator = Validator::new();
     let expectation = &validator.root["$defs"]["test"]["properties"]["expect"]["items"]["properties"];
     let reasons: Vec<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
@@ -314,4 +316,8 @@ fn the_names_are_the_readers() {
     let layers: Vec<&str> = Layer::ALL.iter().map(|layer| layer.as_str()).collect();
     assert_eq!(expectation["layer"]["enum"], json!(layers));
     assert_eq!(validator.root["properties"]["kind"]["enum"], json!(KINDS));
+    let limits = [("text", ID_BYTES_MAX), ("tool_name", TOOL_NAME_BYTES_MAX), ("condition", CONDITION_BYTES_MAX)];
+    for (name, limit) in limits {
+        assert_eq!(validator.root["$defs"][name]["maxLength"], json!(limit), "{name}");
+    }
 }
