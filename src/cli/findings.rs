@@ -16,7 +16,7 @@ use anstyle::{AnsiColor, Style};
 
 use super::output::{bold, paint};
 use crate::policy::diagnostic::{Diagnostic, Severity};
-use crate::policy::excerpt::Sources;
+use crate::policy::excerpt::{Sources, printable};
 
 /// Findings shown to people; a script gets all of them.
 const SHOWN_MAX: usize = 100;
@@ -48,9 +48,9 @@ fn one(diagnostic: &Diagnostic, sources: &Sources<'_>) -> String {
     let strong = Style::new().fg_color(Some(colour.into())).bold();
     let quiet = Style::new().fg_color(Some(AnsiColor::Blue.into())).bold();
     let path = if diagnostic.path.is_empty() { "(stored)" } else { &diagnostic.path };
-    let place = format!("{path}:{}:{}:", diagnostic.line, diagnostic.column);
+    let place = format!("{}:{}:{}:", printable(path), diagnostic.line, diagnostic.column);
     let severity = paint(&format!("{}:", diagnostic.severity.as_str()), strong);
-    let mut text = format!("{} {severity} {}\n", paint(&place, bold()), paint(&diagnostic.message, bold()));
+    let mut text = format!("{} {severity} {}\n", paint(&place, bold()), paint(&printable(&diagnostic.message), bold()));
     // Writing to a string cannot fail.
     let number = diagnostic.line.to_string();
     let margin = " ".repeat(number.len());
@@ -60,7 +60,7 @@ fn one(diagnostic: &Diagnostic, sources: &Sources<'_>) -> String {
         let _ = write!(text, "{margin} {bar}\n{} {bar} {}\n{margin} {bar} {underline}\n", paint(&number, quiet), excerpt.text);
     }
     if let Some(help) = &diagnostic.help {
-        let _ = writeln!(text, "{margin} {} {} {help}", paint("=", quiet), paint("help:", bold()));
+        let _ = writeln!(text, "{margin} {} {} {}", paint("=", quiet), paint("help:", bold()), printable(help));
     }
     text
 }
@@ -94,6 +94,15 @@ agents.yaml:12:3: error: unknown key `aloww`
         // Without the file, all is said that can be said.
         assert_eq!(plain(&[error(12, 3)], ""), "agents.yaml:12:3: error: unknown key `aloww`\n");
         assert!(render(&[found], &Sources::default()).contains("\u{1b}["));
+    }
+
+    /// A file's name, a Cedar error or a help may hold what its author put there.
+    #[test]
+    fn a_terminal_is_shown_nothing_it_obeys() {
+        let found = Diagnostic::new(Severity::Error, "a\u{1b}[2J.yaml", Position::START, "x\u{1b}]0;y\u{7}\nz");
+        let text = render(&[found.with_help(Some("\u{202e}h".to_owned()))], &Sources::default());
+        let plain = anstream::adapter::strip_str(&text).to_string();
+        assert_eq!(plain, "a\u{fffd}[2J.yaml:1:1: error: x\u{fffd}]0;y\u{fffd}\u{fffd}z\n  = help: \u{fffd}h\n");
     }
 
     #[test]

@@ -54,6 +54,13 @@ impl<'a> Sources<'a> {
     }
 }
 
+/// A text as a terminal may show it, on one line.
+pub fn printable(text: &str) -> String {
+    let mut shown = String::with_capacity(text.len());
+    text.chars().for_each(|character| show(character, &mut shown));
+    shown
+}
+
 /// Lines as YAML counts them: a line ends at `\n`, `\r\n` or `\r`. A byte order mark is no part of the first.
 fn split(text: &str) -> Vec<&str> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
