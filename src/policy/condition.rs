@@ -94,6 +94,11 @@ impl Condition {
         self.program.uses.parts.contains(&Part::Environment)
     }
 
+    /// Whether it looks at `context.agent`, of which there is another for each hop.
+    pub fn asks_agent(&self) -> bool {
+        self.program.uses.parts.contains(&Part::Agent)
+    }
+
     /// Whether it holds for a call.
     ///
     /// # Errors

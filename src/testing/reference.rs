@@ -40,7 +40,7 @@ pub fn decide(documents: &[Document], subject: &Subject, call: &Call<'_>) -> Ans
     }
     let answers = layers(documents, subject, call);
     if let Some(denial) = answers.iter().find(|answer| answer.effect == Effect::Deny) {
-        return denial.clone();
+        return Answer { approvals: Vec::new(), prepared: Vec::new(), ..denial.clone() };
     }
     let approvals = answers.iter().flat_map(|answer| answer.approvals.clone()).collect();
     let prepared = answers.iter().flat_map(|answer| answer.prepared.clone()).collect();
@@ -68,12 +68,14 @@ fn layers(documents: &[Document], subject: &Subject, call: &Call<'_>) -> Vec<Ans
         .filter(|document| document.key.kind == "group")
         .filter(|document| subject.groups.iter().any(|group| group.as_str() == document.key.id))
         .collect();
-    answers.push(entries_layer(documents, &groups, Layer::User, None, Reason::UserDenies, subject, call));
+    answers.push(least_for_each_agent(subject, &|seen| {
+        entries_layer(documents, &groups, Layer::User, None, Reason::UserDenies, seen, call)
+    }));
     answers.push(match find(documents, "application", subject.application.as_str()) {
         None => deny(Reason::ApplicationUnknown, Layer::Application, None),
-        Some(application) => {
-            entries_layer(documents, &[application], Layer::Application, None, Reason::ApplicationDenies, subject, call)
-        }
+        Some(application) => least_for_each_agent(subject, &|seen| {
+            entries_layer(documents, &[application], Layer::Application, None, Reason::ApplicationDenies, seen, call)
+        }),
     });
     for (hop, id) in subject.agents.iter().enumerate() {
         if let Some((document, agent)) = find_agent(documents, id.as_str()) {
@@ -91,6 +93,32 @@ fn layers(documents: &[Document], subject: &Subject, call: &Call<'_>) -> Vec<Ans
     answers
 }
 
+/// The subject as it was when the chain ended with the agent at `hop`: who comes later is not seen by conditions.
+fn seen_from(subject: &Subject, hop: usize) -> Subject {
+    let mut seen = subject.clone();
+    seen.agents.truncate(hop + 1);
+    seen
+}
+
+/// The least answer that a layer gives for any agent of the chain, with all that is asked for by any.
+fn least_for_each_agent(subject: &Subject, ask: &dyn Fn(&Subject) -> Answer) -> Answer {
+    let answers: Vec<Answer> = (0..subject.agents.len()).map(|hop| ask(&seen_from(subject, hop))).collect();
+    let least = answers.iter().map(|answer| answer.effect).min().unwrap_or(Effect::Deny);
+    let first = answers.iter().find(|answer| answer.effect == least).cloned().unwrap_or_else(permit);
+    let mut prepared: Vec<PreparedNeed> = answers.iter().flat_map(|answer| answer.prepared.clone()).collect();
+    prepared.sort();
+    prepared.dedup();
+    let needs: Vec<ApprovalNeed> = answers.iter().flat_map(|answer| answer.approvals.clone()).collect();
+    let approvals = needs.first().map(|need| {
+        let mut by: Vec<GroupId> = needs.iter().flat_map(|need| need.by.clone()).collect();
+        by.sort();
+        by.dedup();
+        let expires_in_ms = needs.iter().map(|need| need.expires_in_ms).min().unwrap_or(0);
+        ApprovalNeed { by, expires_in_ms, ..need.clone() }
+    });
+    Answer { prepared, approvals: approvals.into_iter().collect(), ..first }
+}
+
 /// Of the guardrails of the tool, by id: one whose condition fails denies before one whose condition holds.
 fn guardrail_layer(documents: &[Document], subject: &Subject, call: &Call<'_>) -> Answer {
     let mut guardrails: Vec<(&str, &GuardrailSpec)> = Vec::new();
@@ -103,7 +131,8 @@ fn guardrail_layer(documents: &[Document], subject: &Subject, call: &Call<'_>) -
     guardrails.retain(|(_, guardrail)| guardrail.tools.iter().any(|pattern| pattern_matches(pattern, call.tool)));
     for (wanted, reason) in [(None, Reason::ConditionError), (Some(true), Reason::GuardrailDenies)] {
         for (id, guardrail) in &guardrails {
-            if conditions::holds(guardrail.forbid_when.text(), documents, subject, call) == wanted {
+            let holds = |hop| conditions::holds(guardrail.forbid_when.text(), documents, &seen_from(subject, hop), call);
+            if (0..subject.agents.len()).any(|hop| holds(hop) == wanted) {
                 let entry = guardrail.forbid_when.text().into();
                 let matched = Some(EntryRef { kind: "guardrail", id: (*id).into(), entry });
                 return Answer { matched, ..deny(reason, Layer::Guardrail, None) };
@@ -171,7 +200,8 @@ fn agent_layer(
     } else if !delegates {
         refused(Reason::DelegationNotAllowed, "delegates_to")
     } else {
-        entries_layer(documents, &[document], Layer::Agent, Some(hop), Reason::AgentDenies, subject, call)
+        let seen = seen_from(subject, hop);
+        entries_layer(documents, &[document], Layer::Agent, Some(hop), Reason::AgentDenies, &seen, call)
     }
 }
 

@@ -69,7 +69,7 @@ pub struct LayerAnswer {
     /// What it asks for.
     pub approval: Option<ApprovalNeed>,
     /// What it demands to have been prepared.
-    pub prepared: Option<PreparedNeed>,
+    pub prepared: Vec<PreparedNeed>,
 }
 
 impl Compiled {
@@ -213,16 +213,16 @@ impl Compiled {
         if !take(Answer::new(Layer::Tool, None, registered, Some(document))) {
             return;
         }
-        let facts = Facts { subject, call, risk: tool.risk.as_str() };
+        let facts = Facts { subject, call, risk: tool.risk.as_str(), agents_seen: 1 };
         let groups = resolved.groups.iter().map(|(id, set)| Owner { kind: "group", id, set });
-        if !take(ask(Layer::User, None, Reason::UserDenies, groups, number, &facts)) {
+        if !take(ask_for_each_agent(Layer::User, Reason::UserDenies, groups, number, &facts)) {
             return;
         }
         let application = match &resolved.application {
             None => Answer::new(Layer::Application, None, Err(Reason::ApplicationUnknown), None),
             Some(set) => {
                 let owner = Owner { kind: "application", id: subject.application.as_str(), set };
-                ask(Layer::Application, None, Reason::ApplicationDenies, std::iter::once(owner), number, &facts)
+                ask_for_each_agent(Layer::Application, Reason::ApplicationDenies, std::iter::once(owner), number, &facts)
             }
         };
         if !take(application) {
@@ -230,6 +230,7 @@ impl Compiled {
         }
         for (hop, (agent, id)) in resolved.agents.iter().zip(&subject.agents).enumerate() {
             let owner = Owner { kind: "agent", id: id.as_str(), set: &agent.permissions };
+            let facts = Facts { agents_seen: hop + 1, ..facts };
             let answer = match agent.refusal {
                 Some((reason, key)) => {
                     let matched = Matched { kind: "agent", id: id.as_str(), entry: key };
@@ -254,15 +255,19 @@ impl Compiled {
         take(self.ask_guardrails(number, &facts));
     }
 
-    /// The guardrails of a tool: one that cannot be evaluated denies, and so does one that forbids; the rest say nothing.
+    /// The guardrails of a tool: one that cannot be evaluated denies, and so does one that forbids any agent of the chain; the
+    /// rest say nothing.
     fn ask_guardrails(&self, tool: u32, facts: &Facts<'_>) -> Answer<'_> {
         let mut forbidding = None;
         for guardrail in self.base.guardrails.iter().filter(|guardrail| guardrail.tools.contains(tool)) {
-            let matched = Matched { kind: "guardrail", id: &guardrail.id, entry: guardrail.forbid_when.text() };
-            match guardrail.forbid_when.holds(facts) {
-                Ok(false) => {}
-                Ok(true) => drop(forbidding.get_or_insert(matched)),
-                Err(Failed) => return Answer::new(Layer::Guardrail, None, Err(Reason::ConditionError), Some(matched)),
+            let matched = || Matched { kind: "guardrail", id: &guardrail.id, entry: guardrail.forbid_when.text() };
+            let agents = if guardrail.forbid_when.asks_agent() { facts.subject.agents.len() } else { 1 };
+            for agents_seen in 1..=agents {
+                match guardrail.forbid_when.holds(&Facts { agents_seen, ..*facts }) {
+                    Ok(false) => {}
+                    Ok(true) => drop(forbidding.get_or_insert_with(matched)),
+                    Err(Failed) => return Answer::new(Layer::Guardrail, None, Err(Reason::ConditionError), Some(matched())),
+                }
             }
         }
         match forbidding {
@@ -315,7 +320,7 @@ struct Answer<'a> {
     reason: Reason,
     matched: Option<Matched<'a>>,
     approval: Option<ApprovalNeed>,
-    prepared: Option<PreparedNeed>,
+    prepared: Vec<PreparedNeed>,
 }
 
 impl<'a> Answer<'a> {
@@ -324,12 +329,52 @@ impl<'a> Answer<'a> {
             Ok(()) => (Effect::Permit, Reason::Ok),
             Err(reason) => (Effect::Deny, reason),
         };
-        Self { layer, hop, effect, reason, matched, approval: None, prepared: None }
+        Self { layer, hop, effect, reason, matched, approval: None, prepared: Vec::new() }
+    }
+
+    /// Adds what another answer of the same layer asks for.
+    fn also(&mut self, other: Self) {
+        self.prepared.extend(other.prepared);
+        self.prepared.sort();
+        self.prepared.dedup();
+        match (&mut self.approval, other.approval) {
+            (Some(need), Some(more)) => {
+                need.by.extend(more.by);
+                need.by.sort();
+                need.by.dedup();
+                need.expires_in_ms = need.expires_in_ms.min(more.expires_in_ms);
+            }
+            (need @ None, more) => *need = more,
+            (Some(_), None) => {}
+        }
     }
 
     fn failure(failure: Failure) -> Self {
         Self::new(failure.reason.layer().unwrap_or(Layer::Identity), failure.hop, Err(failure.reason), None)
     }
+}
+
+/// The answer of a layer that has one document for the whole chain: where its conditions look at the agent, each agent is asked
+/// for, and the least answer is the layer's. So no agent that comes later can lift what an earlier one is denied.
+fn ask_for_each_agent<'a>(
+    layer: Layer,
+    denial: Reason,
+    owners: impl Iterator<Item = Owner<'a>> + Clone,
+    tool: u32,
+    facts: &Facts<'_>,
+) -> Answer<'a> {
+    let mut least = ask(layer, None, denial, owners.clone(), tool, facts);
+    if facts.subject.agents.len() == 1 || !owners.clone().any(|owner| owner.set.asks_agent) {
+        return least;
+    }
+    for agents_seen in 2..=facts.subject.agents.len() {
+        let mut next = ask(layer, None, denial, owners.clone(), tool, &Facts { agents_seen, ..*facts });
+        if next.effect < least.effect {
+            std::mem::swap(&mut least, &mut next);
+        }
+        least.also(next);
+    }
+    least
 }
 
 /// The answer of a layer made of permission sets: they unite, then deny beats approve beats allow, and silence denies.
@@ -359,7 +404,7 @@ fn ask<'a>(
         return Answer::new(layer, hop, Err(denial), matched);
     };
     let matched = Some(matched(owner, entry));
-    let prepared = entry.prepared.as_ref().map(|tool| PreparedNeed { layer, hop, tool: tool.clone() });
+    let prepared: Vec<_> = entry.prepared.iter().map(|tool| PreparedNeed { layer, hop, tool: tool.clone() }).collect();
     match entry.list {
         List::Deny => Answer::new(layer, hop, Err(denial), matched),
         List::Allow => Answer { prepared, ..Answer::new(layer, hop, Ok(()), matched) },

@@ -32,6 +32,8 @@ pub(super) struct PermissionSet {
     pub(super) denied: BitSet,
     /// Tools that some allow or approve speaks of.
     pub(super) reachable: BitSet,
+    /// Whether some condition looks at the agent, and so must be asked for each.
+    pub(super) asks_agent: bool,
 }
 
 /// An entry, and where it is from.
@@ -114,6 +116,7 @@ impl PermissionSet {
         exact.sort_unstable();
         Self {
             source: permissions.clone(),
+            asks_agent: entries.iter().any(|entry| entry.when.as_ref().is_some_and(Condition::asks_agent)),
             entries: entries.into_boxed_slice(),
             exact: exact.into_boxed_slice(),
             wild: wild.into_boxed_slice(),

@@ -18,6 +18,10 @@ pub struct Facts<'a> {
     pub call: &'a Call<'a>,
     /// The registered risk of the tool: `read`, `write`, `destructive`.
     pub risk: &'static str,
+    /// How many agents of the chain, from the root on, the condition sees; the last of them is `context.agent`.
+    ///
+    /// INVARIANT: who comes later is not seen, so that handing on cannot make a condition that took away let go.
+    pub agents_seen: usize,
 }
 
 /// Seconds of a day.
@@ -30,7 +34,7 @@ pub(super) fn context(facts: &Facts<'_>, uses: &Uses) -> Result<Context, Failed>
         members.push(match part {
             Part::User => ("user".to_owned(), user(facts.subject)?),
             Part::Application => ("application".to_owned(), record([("id", text(facts.subject.application.as_str()))])?),
-            Part::Agent => ("agent".to_owned(), agent(facts.subject)?),
+            Part::Agent => ("agent".to_owned(), agent(facts)?),
             Part::Session => ("session".to_owned(), session(facts.subject)?),
             Part::Tool => ("tool".to_owned(), tool(facts)?),
             Part::Arguments => ("args".to_owned(), arguments(facts.call.arguments, uses)?),
@@ -49,14 +53,15 @@ fn user(subject: &Subject) -> Result<RestrictedExpression, Failed> {
     record([("issuer", text(subject.user.issuer.as_str())), ("sub", text(&subject.user.subject)), ("groups", groups)])
 }
 
-fn agent(subject: &Subject) -> Result<RestrictedExpression, Failed> {
-    let (Some(root), Some(leaf)) = (subject.agents.first(), subject.agents.last()) else {
+fn agent(facts: &Facts<'_>) -> Result<RestrictedExpression, Failed> {
+    let seen = facts.subject.agents.get(..facts.agents_seen).unwrap_or_default();
+    let (Some(root), Some(last)) = (seen.first(), seen.last()) else {
         return Err(Failed);
     };
-    let depth = i64::try_from(subject.agents.len() - 1).map_err(|_| Failed)?;
-    let chain = RestrictedExpression::new_set(subject.agents.iter().map(|agent| text(agent.as_str())));
+    let depth = i64::try_from(seen.len() - 1).map_err(|_| Failed)?;
+    let chain = RestrictedExpression::new_set(seen.iter().map(|agent| text(agent.as_str())));
     record([
-        ("id", text(leaf.as_str())),
+        ("id", text(last.as_str())),
         ("root", text(root.as_str())),
         ("depth", RestrictedExpression::new_long(depth)),
         ("chain", chain),

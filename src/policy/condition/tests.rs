@@ -27,7 +27,7 @@ fn ask(condition: &str, arguments: &str, environment: Option<&str>) -> Result<bo
     let (arguments, environment) = (object(arguments), environment.map(object));
     let call = Call { environment: environment.as_ref(), unix_s: WEDNESDAY_S, ..Call::new("pay/refund", &arguments) };
     let condition = Condition::parse(condition).unwrap_or_else(|error| panic!("{condition}: {error}"));
-    condition.holds(&Facts { subject: &subject(), call: &call, risk: "write" })
+    condition.holds(&Facts { subject: &subject(), call: &call, risk: "write", agents_seen: 2 })
 }
 
 #[test]

@@ -137,7 +137,7 @@ const CASES: &[(&str, &[&str])] = &[
     ),
     (
         "AGENT a\n@allow: [crm/read]\napprove: [mail/send: {by: [leads]}]\n---\n\
-         {kind: operator, id: o, keys: [KEY], roles: [approve], groups: [leads], users: [{issuer: 'https://i', sub: o}]}",
+         {kind: operator, id: o, keys: [{kty: OKP, crv: Ed25519, x: PUAXw-hDiVqStwqnTRt-vJyYLM8uxJaMwM1V8Sr0Zgw}], roles: [approve], groups: [leads], users: [{issuer: 'https://i', sub: o}]}",
         &["7:11: warning: `mail/send` never counts: group `sales` allows none of what it matches"],
     ),
     (
@@ -175,7 +175,7 @@ const CASES: &[(&str, &[&str])] = &[
     ),
     (
         "AGENT a\n@allow: [crm/read, crm/write]\ninclude: [s]\n---\n{kind: permission_set, id: s, approve: [crm/write: {by: [leads]}]}\n\
-         ---\n{kind: operator, id: o, keys: [KEY], roles: [approve], groups: [leads], users: [{issuer: 'https://i', sub: o}]}",
+         ---\n{kind: operator, id: o, keys: [{kty: OKP, crv: Ed25519, x: PUAXw-hDiVqStwqnTRt-vJyYLM8uxJaMwM1V8Sr0Zgw}], roles: [approve], groups: [leads], users: [{issuer: 'https://i', sub: o}]}",
         &["6:19: warning: `crm/write` never counts: `approve` of permission set `s` takes all it matches"],
     ),
     (

@@ -95,6 +95,8 @@ static CONDITIONS: LazyLock<Vec<Condition>> = LazyLock::new(|| {
         r#"context.user.groups.contains("g")"#,
         r#"context.application.id == "p""#,
         "context.agent.depth == 0",
+        r#"context.agent.id == "spiffe://t/b""#,
+        r#"context.agent.chain.contains("spiffe://t/c")"#,
         r#"context.tool.server == "a" && context.tool.risk == "read""#,
         "context.env has safe && context.env.safe",
         "context.env.safe",
