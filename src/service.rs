@@ -172,7 +172,8 @@ impl Lane {
             (view, started) = (service.view()?, service.parts.clock.now());
         }
         let mut judged = service.judge(request, caller, &view, started);
-        if judged.decision.effect != Effect::Deny {
+        // A warm permit awaits nothing.
+        if judged.decision.effect != Effect::Deny && (judged.single_use_proof.is_some() || judged.wants_approval()) {
             service.settle(&mut judged, request, caller, &view).await;
         }
         Ok(self.answer(request, caller, &view, judged, started))

@@ -39,7 +39,7 @@ impl Service {
     /// Does for a call that was not denied what must be done in the store before it is answered: its proof is spent, what it asks
     /// for is stored, what was approved is used.
     pub(super) async fn settle(&self, judged: &mut Judged, request: &CheckRequest, caller: &Caller, view: &View) {
-        let wanted = Wanted::of(judged, request, caller, decision_id::new(self.parts.clock.now()));
+        let wanted = Wanted::of(judged, request, caller, || decision_id::new(self.parts.clock.now()));
         if let Some(wanted) = &wanted {
             judged.approval_digest = Some(wanted.digest().to_owned());
             // What would be denied in the end must not use anything up.
@@ -168,9 +168,9 @@ impl Service {
 
 impl Wanted {
     /// What a judged call must use; `None` if it needs no approval of any kind.
-    fn of(judged: &Judged, request: &CheckRequest, caller: &Caller, decision_id: String) -> Option<Self> {
+    fn of(judged: &Judged, request: &CheckRequest, caller: &Caller, decision_id: impl FnOnce() -> String) -> Option<Self> {
         let decision = &judged.decision;
-        if decision.effect != Effect::NeedsApproval && decision.prepared.is_empty() {
+        if !judged.wants_approval() {
             return None;
         }
         let (chain, arguments) = (judged.chain.as_ref()?, judged.arguments.as_ref()?);
@@ -182,7 +182,7 @@ impl Wanted {
         let fingerprint = fingerprint(caller.gateway(), request, &chain.tokens);
         Some(Self {
             call,
-            uses: UseApprovals { own, prepared, decision_id, fingerprint },
+            uses: UseApprovals { own, prepared, decision_id: decision_id(), fingerprint },
             prepared: decision.prepared.clone(),
             layer: decision.layer,
             hop: decision.hop,

@@ -58,6 +58,11 @@ impl Judged {
         }
     }
 
+    /// Whether an approval must be asked for or used before the call goes on.
+    pub(super) fn wants_approval(&self) -> bool {
+        self.decision.effect == Effect::NeedsApproval || !self.decision.prepared.is_empty()
+    }
+
     fn refused(mut self, rejection: Rejection, number: u64) -> Self {
         self.decision = Decision::deny(rejection.reason, number).at_hop(rejection.hop);
         self.message = Some(rejection.message);
