@@ -22,6 +22,9 @@ const BASE: &str = "
 ---
 ";
 
+/// The public key of RFC 8032, section 7.1, test 2: an operator's is no issuer's.
+const OPERATOR_X: &str = "PUAXw-hDiVqStwqnTRt-vJyYLM8uxJaMwM1V8Sr0Zgw";
+
 /// Lines that open an agent's document; the rest follows on the fourth.
 fn agent(name: &str) -> String {
     let key = format!("{name:A<42}A");
@@ -32,13 +35,13 @@ fn agent(name: &str) -> String {
 fn expanded(case: &str) -> String {
     let lines = case.lines().map(|line| match line.strip_prefix("AGENT ") {
         Some(name) => agent(name),
-        None => line.replace("KEY", &key()),
+        None => line.replace("KEY", &key(KEY_X)).replace("HERS", &key(OPERATOR_X)),
     });
     lines.collect::<Vec<_>>().join("\n")
 }
 
-fn key() -> String {
-    format!("{{kty: OKP, crv: Ed25519, x: {KEY_X}}}")
+fn key(x: &str) -> String {
+    format!("{{kty: OKP, crv: Ed25519, x: {x}}}")
 }
 
 /// What is said of a case, its lines counted from its own first one.
@@ -137,7 +140,7 @@ const CASES: &[(&str, &[&str])] = &[
     ),
     (
         "AGENT a\n@allow: [crm/read]\napprove: [mail/send: {by: [leads]}]\n---\n\
-         {kind: operator, id: o, keys: [{kty: OKP, crv: Ed25519, x: PUAXw-hDiVqStwqnTRt-vJyYLM8uxJaMwM1V8Sr0Zgw}], roles: [approve], groups: [leads], users: [{issuer: 'https://i', sub: o}]}",
+         {kind: operator, id: o, keys: [HERS], roles: [approve], groups: [leads], users: [{issuer: 'https://i', sub: o}]}",
         &["7:11: warning: `mail/send` never counts: group `sales` allows none of what it matches"],
     ),
     (
@@ -175,7 +178,7 @@ const CASES: &[(&str, &[&str])] = &[
     ),
     (
         "AGENT a\n@allow: [crm/read, crm/write]\ninclude: [s]\n---\n{kind: permission_set, id: s, approve: [crm/write: {by: [leads]}]}\n\
-         ---\n{kind: operator, id: o, keys: [{kty: OKP, crv: Ed25519, x: PUAXw-hDiVqStwqnTRt-vJyYLM8uxJaMwM1V8Sr0Zgw}], roles: [approve], groups: [leads], users: [{issuer: 'https://i', sub: o}]}",
+         ---\n{kind: operator, id: o, keys: [HERS], roles: [approve], groups: [leads], users: [{issuer: 'https://i', sub: o}]}",
         &["6:19: warning: `crm/write` never counts: `approve` of permission set `s` takes all it matches"],
     ),
     (
