@@ -35,8 +35,8 @@ use crate::revocation::Index;
 use crate::server::{self, Factories, GrpcServices, HttpServices, Listeners, NoBarrier, RuntimeContext, Server};
 use crate::service::{self, Lane, Service};
 use crate::snapshot::SnapshotCell;
-use crate::store;
-use crate::sync::{self, CellPublisher, Follow};
+use crate::store::{self, ReplicaState};
+use crate::sync::{CellPublisher, Follow, Member};
 use crate::telemetry::{self, Telemetry};
 use wire::decision_service_server::DecisionServiceServer;
 use wire::fleet_service_server::FleetServiceServer;
@@ -123,6 +123,7 @@ pub struct App {
     control: Runtime,
     server: Server,
     service: Arc<Service>,
+    member: Arc<Member>,
     stop_following: watch::Sender<bool>,
     telemetry: Telemetry,
     audit: Arc<audit::Log>,
@@ -152,7 +153,8 @@ impl App {
         let (stop_following, stopped) = watch::channel(false);
         let cell = Arc::new(SnapshotCell::default());
         let publisher = CellPublisher::new(cell.clone(), Arc::new(Index::new()));
-        let (follow, status) = Follow::new(store.clone(), publisher, clock.clone(), sync::Settings::default(), None);
+        let member = Member::new(store.clone(), bind::registration(&settings, &*clock));
+        let (follow, status) = Follow::new(member.clone(), publisher, clock.clone(), bind::follow_settings(&settings), None);
         control.spawn(follow.run(stopped));
         let first = control.block_on(async { tokio::time::timeout(FIRST_SNAPSHOT_TIMEOUT, status.ready()).await });
         if !first.unwrap_or(false) {
@@ -176,10 +178,11 @@ impl App {
         let service = Arc::new(Service::new(parts, service_settings(&settings)));
         bind::register_gauges(&telemetry, &cell, &clock, &service, &log);
         service.mark_ready();
+        member.set_state(ReplicaState::Serving);
 
         let factories = factories(&settings, &service, admin, &telemetry, &log)?;
         let server = control.block_on(listeners.serve(factories))?;
-        let app = Self { control, server, service, stop_following, telemetry, audit: log };
+        let app = Self { control, server, service, member, stop_following, telemetry, audit: log };
         tracing::info!("{}", app.ready_line());
         Ok(app)
     }
@@ -197,8 +200,9 @@ impl App {
 
     /// Drains and ends: calls in flight are answered, records and spans written.
     pub fn stop(self) {
-        let Self { control, server, service, stop_following, telemetry, audit } = self;
+        let Self { control, server, service, member, stop_following, telemetry, audit } = self;
         service.drain();
+        member.set_state(ReplicaState::Draining);
         let drained = control.block_on(server.drain());
         if drained.connections_cut > 0 {
             tracing::warn!(

@@ -14,14 +14,15 @@ use zeroize::Zeroizing;
 use super::{Error, policy_files};
 use crate::api::r#gen as wire;
 use crate::audit;
-use crate::config;
+use crate::config::{self, Settings};
 use crate::model::revision::Revision;
 use crate::model::time::{Clock, SystemClock};
 use crate::pap::{self, Admin};
 use crate::service::{CatchUp, ProofLedger, Service};
 use crate::snapshot::SnapshotCell;
-use crate::store::Store;
 use crate::store::sqlite::SqliteStore;
+use crate::store::{Registration, Store};
+use crate::sync;
 use crate::sync::status::Status;
 use crate::telemetry::Telemetry;
 use crate::token::PrivateKey;
@@ -77,6 +78,21 @@ pub(super) fn make_private_dir(path: &Path) -> Result<(), Error> {
         .mode(0o700)
         .create(path)
         .map_err(|error| Error::Configuration(format!("--data: the folder `{}` cannot be made: {error}", path.display())))
+}
+
+/// How this process makes itself known to its store: with an incarnation that no other process ever has.
+pub(super) fn registration(settings: &Settings, clock: &dyn Clock) -> Registration {
+    Registration {
+        incarnation: uuid::Uuid::new_v4().to_string(),
+        address: format!("{} {}", settings.node, settings.listen),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_unix_ms: clock.now().unix_ms(),
+    }
+}
+
+/// How the store is followed.
+pub(super) fn follow_settings(_: &Settings) -> sync::Settings {
+    sync::Settings::default()
 }
 
 /// Opens the store that a URL names.

@@ -4,6 +4,7 @@
 //! disk never holds up the question whether there is anything new. Only `store` knows SQL. Look next at `sqlite/open.rs`,
 //! `sqlite/read.rs` and `sqlite/write.rs`.
 
+mod fleet;
 mod lane;
 mod open;
 mod read;
@@ -13,13 +14,18 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
+use self::fleet::Beats;
 use self::lane::Lane;
 use self::open::Db;
 use self::read::Reader;
 use self::write::{Job, Reply};
-use super::{Changes, CommitRequest, Committed, Documents, Error, Revocations, Settings, State, Store, rules};
+use super::{
+    Changes, CommitRequest, Committed, Documents, Error, Heartbeat, Registration, Replicas, Revocations, Settings, State, Store,
+    rules,
+};
 use crate::model::revision::Revision;
 use crate::model::time::Clock;
 
@@ -34,6 +40,8 @@ pub struct SqliteStore {
     /// Dropped last: the connection that closes last takes the write-ahead log away, which an interrupted one does not.
     writer: Lane<Job>,
     wake: watch::Receiver<u64>,
+    clock: Arc<dyn Clock>,
+    beats: Beats,
 }
 
 impl SqliteStore {
@@ -62,8 +70,16 @@ impl SqliteStore {
         let (sender, wake) = watch::channel(writing.number()?);
         let poller = Reader::start("store-poll", polling)?;
         let reader = Reader::start("store-read", reading)?;
-        let writer = Lane::start("store-write", None, move |jobs| write::serve(writing, jobs, clock, sender))?;
-        Ok(Self { writer, poller, reader, wake })
+        let dates = clock.clone();
+        let writer = Lane::start("store-write", None, move |jobs| write::serve(writing, jobs, dates, sender))?;
+        Ok(Self { writer, poller, reader, wake, clock, beats: Beats::default() })
+    }
+
+    /// Has a heartbeat written where it is due. Not waited for: a slow disk must not make a replica look stale to itself.
+    fn beat(&self, heartbeat: &Heartbeat) {
+        if self.beats.due(heartbeat, self.clock.now()) && !self.writer.offer(Job::Beat(heartbeat.clone())) {
+            self.beats.forget();
+        }
     }
 
     async fn write<T>(&self, job: impl FnOnce(Reply<T>) -> Job) -> Result<T, Error> {
@@ -105,6 +121,40 @@ impl Store for SqliteStore {
 
     async fn spend(&self, key: [u8; 32], expires_at_unix_s: i64) -> Result<bool, Error> {
         self.write(|reply| Job::Spend { key, expires_at_unix_s, reply }).await
+    }
+
+    async fn register(&self, registration: &Registration) -> Result<(), Error> {
+        super::fleet::check_registration(registration)?;
+        self.beats.forget();
+        let registration = registration.clone();
+        self.write(|reply| Job::Register(registration, reply)).await
+    }
+
+    async fn load_as(&self, heartbeat: &Heartbeat) -> Result<State, Error> {
+        let incarnation = heartbeat.incarnation.clone();
+        let known = move |connection: &Connection| {
+            fleet::known(connection, &incarnation)?;
+            read::load(connection)
+        };
+        let state = self.reader.run(known).await?;
+        self.beat(heartbeat);
+        Ok(state)
+    }
+
+    async fn poll(&self, heartbeat: &Heartbeat) -> Result<Changes, Error> {
+        let (incarnation, after) = (heartbeat.incarnation.clone(), heartbeat.applied_number);
+        let known = move |connection: &Connection| {
+            fleet::known(connection, &incarnation)?;
+            read::changes(connection, after)
+        };
+        let changes = self.poller.run(known).await?;
+        self.beat(heartbeat);
+        Ok(changes)
+    }
+
+    async fn replicas(&self) -> Result<Replicas, Error> {
+        let now = self.clock.now();
+        self.reader.run(move |connection| fleet::replicas(connection, now)).await
     }
 
     fn wake(&self) -> watch::Receiver<u64> {

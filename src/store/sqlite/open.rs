@@ -55,6 +55,14 @@ CREATE TABLE spent (key BLOB PRIMARY KEY, expires_at_unix_s INTEGER NOT NULL) ST
 CREATE INDEX spent_by_expiry ON spent (expires_at_unix_s);
 ";
 
+/// Who follows; nothing of the history, so a store without it gets it when it is opened.
+const FLEET: &str = "
+CREATE TABLE IF NOT EXISTS replicas (
+    incarnation TEXT PRIMARY KEY, address TEXT NOT NULL, version TEXT NOT NULL, started_unix_ms INTEGER NOT NULL,
+    applied_number INTEGER NOT NULL, acked_number INTEGER NOT NULL, state TEXT NOT NULL, seen_unix_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+";
+
 /// A connection and the file it was opened on.
 pub(super) struct Db {
     pub(super) connection: Connection,
@@ -167,7 +175,9 @@ impl Db {
         if empty {
             self.create(settings, unix_ms)?;
         }
-        Ok(())
+        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        transaction.execute_batch(FLEET)?;
+        Ok(transaction.commit()?)
     }
 
     /// Changes the journal, unless it is so already; answers what it is.

@@ -8,13 +8,14 @@ use std::sync::Arc;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::fleet;
 use super::open::{Db, Fault};
 use super::read::{self, Head};
 use crate::model::records::{ActRow, Change, DocumentKey, DocumentRow, Origin, RevocationRow, Target, Write};
 use crate::model::revision::StateDigest;
 use crate::model::time::{Clock, Now};
 use crate::store::chain::{changes_as_stored, commit_hash, document_sha256, revocation_sha256};
-use crate::store::{CommitRequest, Committed, Error, rules};
+use crate::store::{CommitRequest, Committed, Error, Heartbeat, Registration, rules};
 
 /// Requests that share a transaction.
 const BATCH_JOBS_MAX: usize = 64;
@@ -25,6 +26,8 @@ const FORGOTTEN_MAX: i64 = 64;
 pub(super) enum Job {
     Commit(CommitRequest, Reply<Committed>),
     Spend { key: [u8; 32], expires_at_unix_s: i64, reply: Reply<bool> },
+    Register(Registration, Reply<()>),
+    Beat(Heartbeat),
 }
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, Error>>;
@@ -33,6 +36,9 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T, Error>>;
 enum Ran {
     Commit(Result<Committed, Error>, Reply<Committed>),
     Spend(Result<bool, Error>, Reply<bool>),
+    Register(Result<(), Error>, Reply<()>),
+    /// Nobody waits for it.
+    Beat,
 }
 
 /// Serves requests until there can be no more.
@@ -81,6 +87,14 @@ fn run_batch(db: &mut Db, batch: Vec<Job>, now: Now, ran: &mut Vec<Ran>) -> Resu
             Job::Spend { key, expires_at_unix_s, reply } => {
                 Ran::Spend(in_savepoint(db, &mut intact, |connection| spend(connection, &key, expires_at_unix_s, now)), reply)
             }
+            Job::Register(registration, reply) => {
+                Ran::Register(in_savepoint(db, &mut intact, |connection| fleet::register(connection, &registration, now)), reply)
+            }
+            Job::Beat(heartbeat) => {
+                // A heartbeat that is lost is followed by the next; what it says decides nothing here.
+                let _ = in_savepoint(db, &mut intact, |connection| fleet::beat(connection, &heartbeat, now));
+                Ran::Beat
+            }
         });
     }
     if !intact {
@@ -103,6 +117,8 @@ impl Job {
         match self {
             Job::Commit(_, reply) => Ran::Commit(Err(error.clone()), reply),
             Job::Spend { reply, .. } => Ran::Spend(Err(error.clone()), reply),
+            Job::Register(_, reply) => Ran::Register(Err(error.clone()), reply),
+            Job::Beat(_) => Ran::Beat,
         }
     }
 }
@@ -124,6 +140,10 @@ impl Ran {
             Ran::Spend(result, reply) => {
                 let _ = reply.send(result.and_then(|done| outcome.clone().map(|()| done)));
             }
+            Ran::Register(result, reply) => {
+                let _ = reply.send(result.and_then(|()| outcome.clone()));
+            }
+            Ran::Beat => {}
         }
     }
 }
