@@ -136,6 +136,7 @@ impl App {
     /// As [`Error`] says; nothing is left running.
     pub fn start(settings: Settings) -> Result<Self, Error> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let chosen = settings.store()?;
         // Bound first: a port in use is said before anything is written.
         let listeners = Listeners::bind(server_settings(&settings))?;
         let control = tokio::runtime::Builder::new_multi_thread()
@@ -147,14 +148,14 @@ impl App {
         let telemetry = control.block_on(async { start_telemetry(&settings) })?;
         bind::make_private_dir(&settings.data)?;
         let log = audit::Log::open(&settings.data.join("audit"), &settings.node, &*clock)?;
-        let store = control.block_on(bind::open_store(&settings.store_url(), clock.clone()))?;
+        let store = control.block_on(bind::open_store(&chosen, clock.clone()))?;
         control.block_on(bind::first_operator(&*store, &settings.data))?;
 
         let (stop_following, stopped) = watch::channel(false);
         let cell = Arc::new(SnapshotCell::default());
         let publisher = CellPublisher::new(cell.clone(), Arc::new(Index::new()));
         let member = Member::new(store.clone(), bind::registration(&settings, &*clock));
-        let (follow, status) = Follow::new(member.clone(), publisher, clock.clone(), bind::follow_settings(&settings), None);
+        let (follow, status) = Follow::new(member.clone(), publisher, clock.clone(), bind::follow_settings(&chosen), None);
         control.spawn(follow.run(stopped));
         let first = control.block_on(async { tokio::time::timeout(FIRST_SNAPSHOT_TIMEOUT, status.ready()).await });
         if !first.unwrap_or(false) {

@@ -5,6 +5,7 @@
 
 pub mod chain;
 pub mod fleet;
+pub mod postgres;
 
 pub mod rules;
 pub mod sqlite;

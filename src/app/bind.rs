@@ -20,8 +20,9 @@ use crate::model::time::{Clock, SystemClock};
 use crate::pap::{self, Admin};
 use crate::service::{CatchUp, ProofLedger, Service};
 use crate::snapshot::SnapshotCell;
+use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
-use crate::store::{Registration, Store};
+use crate::store::{self, Registration, Store};
 use crate::sync;
 use crate::sync::status::Status;
 use crate::telemetry::Telemetry;
@@ -90,15 +91,27 @@ pub(super) fn registration(settings: &Settings, clock: &dyn Clock) -> Registrati
     }
 }
 
-/// How the store is followed.
-pub(super) fn follow_settings(_: &Settings) -> sync::Settings {
-    sync::Settings::default()
+/// How the store is followed: a file is asked often, for that is cheap; a database asks for a write each time, and cuts a poll short
+/// itself.
+pub(super) fn follow_settings(store: &config::Store) -> sync::Settings {
+    match store {
+        config::Store::Sqlite(_) => sync::Settings::default(),
+        config::Store::Postgres(_) => {
+            sync::Settings { poll_interval_ms: 100, poll_timeout_ms: 65_000, ..sync::Settings::default() }
+        }
+    }
 }
 
-/// Opens the store that a URL names.
-pub(super) async fn open_store(url: &str, clock: Arc<dyn Clock>) -> Result<Arc<dyn Store>, Error> {
-    let path = config::sqlite_path(url)?;
-    Ok(Arc::new(SqliteStore::open(&path, clock)?))
+/// Opens a store.
+pub(super) async fn open_store(store: &config::Store, clock: Arc<dyn Clock>) -> Result<Arc<dyn Store>, Error> {
+    match store {
+        config::Store::Sqlite(path) => Ok(Arc::new(SqliteStore::open(path, clock)?)),
+        config::Store::Postgres(settings) => match PostgresStore::open(settings.as_ref().clone()).await {
+            Ok(store) => Ok(Arc::new(store)),
+            Err(store::Error::Misconfigured(why)) => Err(Error::Configuration(why)),
+            Err(error) => Err(error.into()),
+        },
+    }
 }
 
 /// Makes the operator `local` of an empty store; its key lies in the data folder, readable by its owner only.
