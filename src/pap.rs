@@ -5,12 +5,14 @@
 //! Look next at [`authorize`](Admin::authorize), then at `pap/apply.rs`.
 
 mod apply;
+mod approve;
 mod authorize;
 mod revoke;
 
 use std::sync::{Arc, Mutex};
 
 pub use apply::{ApplyOutcome, DocumentChange};
+pub use approve::{Answer, Answered};
 pub use authorize::{Authorized, Method};
 pub use revoke::RevokeRequest;
 

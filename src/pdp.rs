@@ -11,7 +11,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::model::decision::{Decision, Effect};
+use crate::model::decision::{Decision, Effect, WouldBe};
 use crate::model::reason::Reason;
 use crate::model::request::{Call, Subject};
 use crate::model::time::Now;
@@ -31,6 +31,8 @@ pub struct Prepared {
     trust: Arc<Trust>,
     policy: Arc<Compiled>,
     permissions: Resolved,
+    /// What the documents in shadow would make of it; `None` where there are none.
+    would_be: Option<Resolved>,
     session_too_long: Option<usize>,
     watched: Vec<Watched>,
     clean_at: AtomicU64,
@@ -64,6 +66,7 @@ impl Prepared {
         Some(Self {
             watched: watched(&chain, &subject, snapshot),
             permissions: snapshot.policy().resolve(&subject),
+            would_be: snapshot.policy().would_be().map(|policy| policy.resolve(&subject)),
             trust: snapshot.trust().clone(),
             policy: snapshot.policy().clone(),
             clean_at: AtomicU64::new(NEVER_CLEAN),
@@ -110,11 +113,18 @@ pub fn decide(prepared: &Prepared, call: &Call<'_>, snapshot: &Snapshot, now: No
         hop: verdict.hop,
         matched: verdict.matched,
         approvals: verdict.approvals,
-        prepared: Vec::new(),
-        would_be: None,
+        prepared: verdict.prepared,
+        would_be: would_be(prepared, call, snapshot),
         obligations: verdict.obligations,
         revision: number,
     }
+}
+
+/// What would be decided were the documents in shadow in force. Nobody enforces it.
+fn would_be(prepared: &Prepared, call: &Call<'_>, snapshot: &Snapshot) -> Option<Box<WouldBe>> {
+    let verdict = snapshot.policy().would_be()?.evaluate(prepared.would_be.as_ref()?, &prepared.subject, call);
+    let (effect, reason, layer, matched) = (verdict.effect, verdict.reason, verdict.layer, verdict.matched);
+    Some(Box::new(WouldBe { effect, reason, layer, matched }))
 }
 
 /// What a chain can reach of one tool, whatever the arguments.

@@ -9,6 +9,7 @@
 
 mod bits;
 pub mod compile;
+pub mod condition;
 pub mod diagnostic;
 pub mod document;
 mod node;

@@ -2,8 +2,11 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// Which layer gave the least answer; empty on a permit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Layer {
     /// The chain, the proof or the audience.
     Identity,
@@ -28,6 +31,20 @@ pub enum Layer {
 }
 
 impl Layer {
+    /// Every layer.
+    pub const ALL: &'static [Layer] = &[
+        Layer::Identity,
+        Layer::Revocation,
+        Layer::Freshness,
+        Layer::Tool,
+        Layer::User,
+        Layer::Application,
+        Layer::Agent,
+        Layer::Hop,
+        Layer::Guardrail,
+        Layer::Audit,
+    ];
+
     /// The name on the wire.
     pub fn as_str(self) -> &'static str {
         match self {

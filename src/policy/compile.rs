@@ -12,8 +12,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::model::ids::{AgentId, ApplicationId, GroupId, Thumbprint};
 use crate::model::limits::DELEGATION_DEPTH_MAX;
 
+use super::bits::BitSet;
+use super::condition::Condition;
 use super::diagnostic::{Diagnostic, Severity};
-use super::document::{AgentSpec, Body, Document, Names, Permissions};
+use super::document::{AgentSpec, Body, Document, GuardrailSpec, Names, Permissions};
 use super::tools::{Patterns, ToolTable};
 use super::validate::{self, Known};
 
@@ -40,6 +42,8 @@ pub struct Compiled {
     keys: Shards<Thumbprint, Arc<str>>,
     sets: Interner<PermissionSet>,
     profiles: Interner<Profile>,
+    /// The policy as it would be were the documents in shadow in force; `None` where there are none.
+    would_be: Option<Arc<Compiled>>,
 }
 
 /// What an agent's document demands of the chains that it stands in first or last.
@@ -60,6 +64,16 @@ struct Base {
     permission_sets: HashMap<Arc<str>, Permissions>,
     issuers: HashSet<Arc<str>>,
     operator_groups: HashSet<GroupId>,
+    /// By id, so that which of several is named hangs on no order.
+    guardrails: Vec<Guardrail>,
+}
+
+/// What can only take away.
+#[derive(Debug)]
+struct Guardrail {
+    id: Arc<str>,
+    tools: BitSet,
+    forbid_when: Condition,
 }
 
 /// An agent; the parts that many have in common are shared.
@@ -91,6 +105,16 @@ impl Compiled {
         if diagnostics.iter().any(Diagnostic::is_error) {
             return Err(diagnostics);
         }
+        let would_be = would_be(documents);
+        let mut compiled = Self::build(&in_force(documents), tools, &mut patterns);
+        if let Some(documents) = would_be {
+            let tools = ToolTable::new(documents.iter().copied());
+            compiled.would_be = Some(Arc::new(Self::build(&documents, tools, &mut patterns)));
+        }
+        Ok(compiled)
+    }
+
+    fn build(documents: &[&Document], tools: ToolTable, patterns: &mut Patterns) -> Self {
         let mut compiled = Self {
             serial: next_serial(),
             base: Arc::default(),
@@ -98,6 +122,7 @@ impl Compiled {
             keys: Shards::default(),
             sets: Interner::default(),
             profiles: Interner::default(),
+            would_be: None,
         };
         let mut base = Base { tools, ..Base::default() };
         for document in documents {
@@ -110,18 +135,20 @@ impl Compiled {
                     base.issuers.insert(id());
                 }
                 Body::Operator(operator) => base.operator_groups.extend(operator.groups.iter().cloned()),
+                Body::Guardrail(guardrail) => base.guardrails.push(Guardrail::new(id(), guardrail, &base.tools, patterns)),
                 _ => {}
             }
         }
+        base.guardrails.sort_by(|a, b| a.id.cmp(&b.id));
         for document in documents {
             let id = || Arc::from(document.key.id.as_str());
             match &document.body {
                 Body::Group(permissions) => {
-                    let set = compiled.sets.intern(canonical(permissions), || base.set(permissions, &mut patterns));
+                    let set = compiled.sets.intern(canonical(permissions), || base.set(permissions, patterns));
                     base.groups.insert(id(), set);
                 }
                 Body::Application(permissions) => {
-                    let set = compiled.sets.intern(canonical(permissions), || base.set(permissions, &mut patterns));
+                    let set = compiled.sets.intern(canonical(permissions), || base.set(permissions, patterns));
                     base.applications.insert(id(), set);
                 }
                 _ => {}
@@ -130,13 +157,26 @@ impl Compiled {
         compiled.base = Arc::new(base);
         for document in documents {
             if let Body::Agent(agent) = &document.body {
-                compiled.put_agent(agent, &mut patterns);
+                compiled.put_agent(agent, patterns);
             }
         }
-        Ok(compiled)
+        compiled
+    }
+
+    /// The policy as it would be were the documents in `mode: shadow` in force, each in place of the one of its kind and id.
+    pub fn would_be(&self) -> Option<&Arc<Compiled>> {
+        self.would_be.as_ref()
+    }
+
+    /// The same policy with another would-be policy beside it.
+    pub fn with_would_be(mut self, would_be: Option<Compiled>) -> Self {
+        self.would_be = would_be.map(Arc::new);
+        self
     }
 
     /// The same policy with some agents put in place and some removed; costs what those cost, not the fleet.
+    ///
+    /// Documents in shadow count as if they were in force: they are for the would-be policy, which this one is not.
     ///
     /// An agent that another one still names in `delegates_to` may be removed: nothing can be handed to it any more.
     ///
@@ -151,6 +191,7 @@ impl Compiled {
             keys: self.keys.clone(),
             sets: self.sets.clone(),
             profiles: self.profiles.clone(),
+            would_be: None,
         };
         let mut patterns = Patterns::default();
         let mut out = Vec::new();
@@ -247,6 +288,33 @@ impl Base {
     fn set(&self, permissions: &Permissions, patterns: &mut Patterns) -> PermissionSet {
         PermissionSet::new(permissions, &self.permission_sets, &self.tools, patterns)
     }
+}
+
+impl Guardrail {
+    fn new(id: Arc<str>, spec: &GuardrailSpec, tools: &ToolTable, patterns: &mut Patterns) -> Self {
+        let mut guarded = BitSet::empty(tools.len());
+        spec.tools.iter().for_each(|pattern| patterns.resolve(pattern, tools).unite_into(&mut guarded));
+        Self { id, tools: guarded, forbid_when: spec.forbid_when.clone() }
+    }
+}
+
+/// The documents that decide.
+pub(in crate::policy) fn in_force(documents: &[Document]) -> Vec<&Document> {
+    documents.iter().filter(|document| !document.is_shadow() && !matches!(document.body, Body::Test(_))).collect()
+}
+
+/// The documents that would decide were those in shadow in force; `None` where there are none.
+pub(in crate::policy) fn would_be(documents: &[Document]) -> Option<Vec<&Document>> {
+    let shadows: Vec<&Document> = documents.iter().filter(|document| document.is_shadow()).collect();
+    if shadows.is_empty() {
+        return None;
+    }
+    let replaced: HashSet<(&str, &str)> =
+        shadows.iter().map(|document| (document.body.kind(), document.key.id.as_str())).collect();
+    let mut all = in_force(documents);
+    all.retain(|document| !replaced.contains(&(document.body.kind(), document.key.id.as_str())));
+    all.extend(shadows);
+    Some(all)
 }
 
 impl Known for Compiled {

@@ -13,17 +13,26 @@ use crate::model::jwk::{NamedKey, PublicKey};
 use crate::model::records::{DocumentKey, DocumentRow, Origin};
 
 use super::Error;
+use super::condition::Condition;
 use super::diagnostic::{Diagnostic, Position, Severity};
 use super::node::Node;
 
+mod case;
 mod entry;
 mod fields;
 mod read;
 mod write;
 
-pub use entry::{Approval, Entry};
+pub use case::{Expectation, TestSpec};
+pub use entry::{Approval, Entry, Terms};
 pub(super) use entry::{List, is_unsatisfiable};
 pub(super) use read::{KeyFiles, key_file_named, path_beside, read};
+
+/// What the kind of a document in `mode: shadow` ends with in its key, so that it can stand beside the one that is in force.
+pub const SHADOW_SUFFIX: &str = ".shadow";
+
+/// Kinds that a document in `mode: shadow` may have: those that narrow or permit, not those that say who anybody is.
+pub const SHADOW_KINDS: &[&str] = &["application", "group", "agent", "permission_set", "guardrail"];
 
 /// Keys of one agent: more than an issuer's, since each copy of an agent may hold its own.
 pub const AGENT_KEYS_MAX: usize = 64;
@@ -66,6 +75,10 @@ pub enum Body {
     PermissionSet(Permissions),
     /// A person or a pipeline that may administer.
     Operator(OperatorSpec),
+    /// What can only take away.
+    Guardrail(GuardrailSpec),
+    /// What calls must come to; run before policy is applied, never stored.
+    Test(Box<TestSpec>),
 }
 
 /// Some names, or all there are.
@@ -265,6 +278,15 @@ pub struct OperatorSpec {
     pub users: Vec<UserId>,
 }
 
+/// A condition under which calls of some tools are forbidden, whoever makes them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GuardrailSpec {
+    /// Names and patterns of the tools; never empty.
+    pub tools: Vec<Arc<str>>,
+    /// Forbids the call where it holds, and where it cannot be evaluated.
+    pub forbid_when: Condition,
+}
+
 /// What an operator may do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {
@@ -307,6 +329,17 @@ impl Document {
         Self { key, body, path: String::new(), line: 0, positions: Positions::default() }
     }
 
+    /// Whether the document is in `mode: shadow`: what it would change is recorded, nothing of it is enforced.
+    pub fn is_shadow(&self) -> bool {
+        self.key.kind.ends_with(SHADOW_SUFFIX)
+    }
+
+    /// The same document in `mode: shadow`.
+    pub fn in_shadow(mut self) -> Self {
+        self.key.kind = format!("{}{SHADOW_SUFFIX}", self.body.kind());
+        self
+    }
+
     /// The row that a store keeps: canonical JSON (RFC 8785), keys in place of the file that held them.
     pub fn to_row(&self, origin: Origin) -> DocumentRow {
         DocumentRow { key: self.key.clone(), json: write::value(self).to_jcs(), path: self.path.clone(), line: self.line, origin }
@@ -324,6 +357,9 @@ impl Document {
         let document = read(&Node::from_value(&value, at), &row.path, &KeyFiles::none(), &mut out);
         match (document, out.iter().find(|diagnostic| diagnostic.is_error())) {
             (_, Some(error)) => Err(stored(error.message.clone())),
+            (Some(Self { body: Body::Test(_), .. }), None) => {
+                Err(stored("a test is run where it is written, not stored".to_owned()))
+            }
             (Some(document), None) if document.key == row.key => {
                 Ok(Self { line: row.line, positions: Positions::default(), ..document })
             }
@@ -370,6 +406,8 @@ impl Body {
             Body::Agent(_) => "agent",
             Body::PermissionSet(_) => "permission_set",
             Body::Operator(_) => "operator",
+            Body::Guardrail(_) => "guardrail",
+            Body::Test(_) => "test",
         }
     }
 }

@@ -13,6 +13,7 @@ use super::validate;
 
 mod algebra;
 mod change;
+mod conditions;
 mod diagnostics;
 mod examples;
 mod folder;

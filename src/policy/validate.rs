@@ -8,9 +8,11 @@ use std::collections::{HashMap, HashSet};
 
 use crate::model::constraint::abridged;
 use crate::model::ids::{AgentId, Thumbprint};
+use crate::model::reason::Reason;
 
+use super::compile::{in_force, would_be};
 use super::diagnostic::{Diagnostic, Severity, arranged, suggestion};
-use super::document::{AgentSpec, Body, Document, IssuerSpec, Names, OperatorSpec, Role};
+use super::document::{AgentSpec, Body, Document, GuardrailSpec, IssuerSpec, Names, OperatorSpec, Role, TestSpec};
 use super::tools::{Patterns, ToolTable};
 
 mod entries;
@@ -24,13 +26,19 @@ pub fn check(documents: &[Document]) -> Vec<Diagnostic> {
 
 /// As [`check`], with tools and patterns that the caller goes on to use.
 pub(super) fn check_with(documents: &[Document], tools: &ToolTable, patterns: &mut Patterns) -> Vec<Diagnostic> {
-    let index = Index::new(documents, tools);
+    let index = Index::new(&in_force(documents), tools);
+    // A document in shadow is checked beside those that would be in force with it.
+    let would_be = would_be(documents).map(|documents| Index::new(&documents, tools));
     let mut out = Vec::new();
     check_unique(documents, &mut out);
     check_keys(documents, &mut out);
     check_cycles(&index, &mut out);
+    if let Some(would_be) = &would_be {
+        check_cycles(would_be, &mut out);
+    }
     for document in documents {
-        check_document(document, &index, patterns, &mut out);
+        let known = would_be.as_ref().filter(|_| document.is_shadow()).unwrap_or(&index);
+        check_document(document, known, patterns, &mut out);
     }
     arranged(out)
 }
@@ -54,6 +62,8 @@ pub(super) fn check_document(document: &Document, known: &dyn Known, patterns: &
         Body::Issuer(issuer) => checker.issuer(issuer),
         Body::Agent(agent) => checker.agent(agent),
         Body::Operator(operator) => checker.operator(operator),
+        Body::Guardrail(guardrail) => checker.guardrail(guardrail, patterns),
+        Body::Test(test) => checker.test(test),
         _ => {}
     }
     if let Some(permissions) = document.permissions() {
@@ -70,11 +80,11 @@ struct Index<'a> {
 }
 
 impl<'a> Index<'a> {
-    fn new(documents: &'a [Document], tools: &'a ToolTable) -> Self {
+    fn new(documents: &[&'a Document], tools: &'a ToolTable) -> Self {
         let mut by_kind: HashMap<&str, HashMap<&str, &Document>> = HashMap::new();
         let mut operator_groups = HashSet::new();
         for document in documents {
-            by_kind.entry(&document.key.kind).or_default().entry(&document.key.id).or_insert(document);
+            by_kind.entry(document.body.kind()).or_default().entry(&document.key.id).or_insert(document);
             if let Body::Operator(operator) = &document.body {
                 operator_groups.extend(operator.groups.iter().map(|group| group.as_str()));
             }
@@ -128,6 +138,36 @@ impl Checker<'_> {
             let message = "an operator who approves has no `users`: their own calls cannot be told from others'".to_owned();
             self.warn("id", 0, message);
         }
+    }
+
+    fn guardrail(&mut self, guardrail: &GuardrailSpec, patterns: &mut Patterns) {
+        for (index, pattern) in guardrail.tools.iter().enumerate() {
+            if &**pattern == "*" || !patterns.resolve(pattern, self.known.tools()).is_empty() {
+                continue;
+            }
+            if pattern.contains('*') {
+                let message = format!("pattern `{}` matches no registered tool", abridged(pattern));
+                self.error("tools", index, message, Some("a guardrail that guards nothing is a hole".to_owned()));
+            } else {
+                self.unknown_tool("tools", index, pattern);
+            }
+        }
+    }
+
+    fn test(&mut self, test: &TestSpec) {
+        self.all_known("agent", "agents", test.agents.iter().map(AgentId::as_str));
+        self.all_known("issuer", "user", std::iter::once(test.user.issuer.as_str()));
+        for (index, expectation) in test.expect.iter().enumerate() {
+            let wants_unknown = expectation.reason == Some(Reason::ToolUnknown);
+            if !wants_unknown && self.known.tools().number(&expectation.tool).is_none() {
+                self.unknown_tool("expect", index, &expectation.tool);
+            }
+        }
+    }
+
+    fn unknown_tool(&mut self, field: &'static str, index: usize, name: &str) {
+        let help = suggestion(name, self.known.tools().iter().map(|tool| tool.name.as_str()));
+        self.error(field, index, format!("unknown tool `{}`", abridged(name)), help);
     }
 
     fn names_known<T>(&mut self, kind: &str, field: &'static str, names: &Names<T>, as_text: fn(&T) -> &str) {
@@ -185,16 +225,31 @@ fn check_unique(documents: &[Document], out: &mut Vec<Diagnostic>) {
     }
 }
 
-/// A key speaks for one agent, and an operator's for one operator: two-person acts need two keys.
+/// A key speaks for one agent, and an operator's for one operator: two-person acts need two keys. An operator's is nobody else's,
+/// for who can sign calls or roots must not be able to approve them.
 fn check_keys(documents: &[Document], out: &mut Vec<Diagnostic>) {
     let mut holders: HashMap<(&str, &Thumbprint), &Document> = HashMap::new();
+    let mut others: HashMap<&Thumbprint, &Document> = HashMap::new();
     for document in documents {
+        match &document.body {
+            Body::Agent(agent) => others.extend(agent.keys.iter().map(|key| (key, document))),
+            Body::Issuer(issuer) => others.extend(issuer.keys.iter().map(|named| (named.key.thumbprint(), document))),
+            _ => {}
+        }
+    }
+    for document in documents.iter().filter(|document| !document.is_shadow()) {
         let keys: Vec<&Thumbprint> = match &document.body {
             Body::Agent(agent) => agent.keys.iter().collect(),
             Body::Operator(operator) => operator.keys.iter().map(|key| key.thumbprint()).collect(),
             _ => continue,
         };
         for (index, key) in keys.into_iter().enumerate() {
+            if let (Body::Operator(_), Some(other)) = (&document.body, others.get(key)) {
+                let (kind, id) = (&other.key.kind, abridged(&other.key.id));
+                let message = format!("key `{key}` is also one of {kind} `{id}` {}", place(other));
+                let help = Some("make a key for the operator alone: `portcullis token keygen`".to_owned());
+                out.push(document.diagnostic(Severity::Error, "keys", index, message).with_help(help));
+            }
             match holders.get(&(document.key.kind.as_str(), key)) {
                 None => {
                     holders.insert((&document.key.kind, key), document);

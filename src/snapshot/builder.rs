@@ -12,9 +12,13 @@ use crate::model::ids::AgentId;
 use crate::model::records::{Change, DocumentKey, DocumentRow, RevocationRow};
 use crate::model::revision::{Revision, StateDigest};
 use crate::policy::compile::Compiled;
-use crate::policy::document::{Body, Document};
+use crate::policy::document::{Body, Document, SHADOW_KINDS, SHADOW_SUFFIX};
 use crate::revocation::Index;
 use crate::token::trust::Trust;
+
+/// Kinds of the documents that can change one by one.
+const AGENT: &str = "agent";
+const AGENT_IN_SHADOW: &str = "agent.shadow";
 
 type Tables = (Arc<Compiled>, Arc<Trust>);
 
@@ -155,7 +159,7 @@ impl Builder {
             revocations: self.revocations.clone(),
         };
         if was_behind || !touched.is_empty() {
-            let agents_only = !was_behind && touched.iter().all(|key| key.kind == "agent");
+            let agents_only = !was_behind && touched.iter().all(|key| key.kind == AGENT || key.kind == AGENT_IN_SHADOW);
             let built = if agents_only { self.rebuild_agents(number, &last, &touched) } else { self.build(number) };
             match built {
                 Ok((policy, trust)) => {
@@ -196,13 +200,19 @@ impl Builder {
     /// Where only agents changed, the change costs what those agents cost, not the fleet.
     fn rebuild_agents(&self, revision: u64, last: &Snapshot, touched: &BTreeSet<DocumentKey>) -> Result<Tables, Error> {
         self.check_all_read(revision)?;
-        let put: Vec<Document> = touched.iter().filter_map(|key| self.documents.get(key)).cloned().collect();
-        let removed: Vec<AgentId> =
-            touched.iter().filter(|key| !self.documents.contains_key(key)).map(|key| key.id.as_str().into()).collect();
-        let policy = last.policy.with_agents(&put, &removed).map_err(|diagnostics| unbuildable(revision, &diagnostics))?;
+        let in_force = touched.iter().filter(|key| key.kind == AGENT).map(|key| (key, self.documents.get(key)));
+        let (put, removed) = split(in_force);
+        let failed = |diagnostics: Vec<_>| unbuildable(revision, &diagnostics);
+        let mut policy = last.policy.with_agents(&put, &removed).map_err(failed)?;
+        if self.has_shadows() {
+            // Where nothing was in shadow before, what would be is what is.
+            let before = last.policy.would_be().unwrap_or(&last.policy);
+            let (put, removed) = split(touched.iter().map(|key| (key, self.agent_that_would_be(&key.id))));
+            policy = policy.with_would_be(Some(before.with_agents(&put, &removed).map_err(failed)?));
+        }
         let mut trust = Trust::clone(&last.trust);
-        for id in touched {
-            trust.remove_agent(&id.id);
+        for key in touched.iter().filter(|key| key.kind == AGENT) {
+            trust.remove_agent(&key.id);
         }
         for document in &put {
             if let Body::Agent(agent) = &document.body {
@@ -210,6 +220,21 @@ impl Builder {
             }
         }
         Ok((Arc::new(policy), Arc::new(trust)))
+    }
+
+    /// Whether some document is in shadow; does not look at a fleet's agents one by one.
+    fn has_shadows(&self) -> bool {
+        SHADOW_KINDS.iter().any(|kind| {
+            let kind = format!("{kind}{SHADOW_SUFFIX}");
+            let first = DocumentKey { kind: kind.clone(), id: String::new() };
+            self.documents.range(first..).next().is_some_and(|(key, _)| key.kind == kind)
+        })
+    }
+
+    /// The agent's document in shadow, or else the one in force.
+    fn agent_that_would_be(&self, id: &str) -> Option<&Document> {
+        let key = |kind: &str| DocumentKey { kind: kind.to_owned(), id: id.to_owned() };
+        self.documents.get(&key(AGENT_IN_SHADOW)).or_else(|| self.documents.get(&key(AGENT)))
     }
 
     fn check_all_read(&self, revision: u64) -> Result<(), Error> {
@@ -220,6 +245,14 @@ impl Builder {
             None => Ok(()),
         }
     }
+}
+
+/// Documents that are there, each once, and the ids of those that are gone.
+fn split<'a>(agents: impl Iterator<Item = (&'a DocumentKey, Option<&'a Document>)>) -> (Vec<Document>, Vec<AgentId>) {
+    let by_id: BTreeMap<&str, Option<&Document>> = agents.map(|(key, document)| (key.id.as_str(), document)).collect();
+    let put = by_id.values().copied().flatten().cloned().collect();
+    let removed = by_id.iter().filter(|(_, document)| document.is_none()).map(|(id, _)| AgentId::from(*id)).collect();
+    (put, removed)
 }
 
 fn unbuildable(revision: u64, diagnostics: &[crate::policy::Diagnostic]) -> Error {

@@ -6,7 +6,9 @@
 //! `postgres/link.rs` (what a transaction is), `postgres/read.rs` and `postgres/write.rs`.
 
 mod apply;
+mod approvals;
 mod fleet;
+mod history;
 mod lane;
 mod link;
 mod listen;
@@ -30,8 +32,10 @@ use self::link::{Begin, Fault, Link, raise};
 use self::read::Expected;
 use self::tls::Connector;
 use super::{
-    Changes, CommitRequest, Committed, Documents, Error, Heartbeat, Registration, Replicas, Revocations, State, Store, rules,
+    Changes, CommitRequest, Committed, Documents, Error, Heartbeat, PolicyCommit, Registration, Replicas, Revocations, State,
+    Store, approvals as steps, rules,
 };
+use crate::model::approval::{ApprovalFilter, Approvals, AskApproval, AskOutcome, UseApprovals, UseOutcome};
 use crate::model::revision::Revision;
 use crate::model::time::Clock;
 
@@ -39,7 +43,7 @@ use crate::model::time::Clock;
 const OPEN: Limits = limits(Begin { one_view: false, writes: true, lock_timeout_ms: 10_000 }, 5_000, 2_000, 20_000);
 /// A commit waits for others, and for a standby.
 const COMMIT: Limits = limits(Begin { one_view: false, writes: true, lock_timeout_ms: 5_000 }, 5_000, 2_000, 10_000);
-/// A key that cannot be spent in time is a denial.
+/// A key that cannot be spent in time, or an approval that cannot be asked for or used, is a denial.
 const SPEND: Limits = limits(Begin { one_view: false, writes: true, lock_timeout_ms: 2_000 }, 2_000, 1_000, 3_000);
 /// What a poll may take before its connection is given up.
 const POLL: Limits = limits(Begin { one_view: false, writes: true, lock_timeout_ms: 200 }, 300, 1_000, 300);
@@ -195,6 +199,43 @@ impl Store for PostgresStore {
             write::spend(&link, &expected, &key, expires_at_unix_s, unix_ms).await
         })
         .await
+    }
+
+    async fn ask_approval(&self, request: AskApproval) -> Result<AskOutcome, Error> {
+        steps::check_ask(&request)?;
+        let unix_ms = self.unix_ms();
+        self.on(
+            &self.writer,
+            SPEND,
+            move |link, expected| async move { approvals::ask(&link, &expected, &request, unix_ms).await },
+        )
+        .await
+    }
+
+    async fn use_approvals(&self, request: UseApprovals) -> Result<UseOutcome, Error> {
+        steps::check_use(&request)?;
+        let unix_ms = self.unix_ms();
+        self.on(&self.writer, SPEND, move |link, expected| async move {
+            approvals::use_once(&link, &expected, &request, unix_ms).await
+        })
+        .await
+    }
+
+    async fn approvals(&self, filter: ApprovalFilter, limit: usize) -> Result<Approvals, Error> {
+        let unix_ms = self.unix_ms();
+        self.on(&self.reader, READ, move |link, expected| async move {
+            approvals::list(&link, &expected, &filter, limit, unix_ms).await
+        })
+        .await
+    }
+
+    async fn history(&self, limit: usize) -> Result<Vec<PolicyCommit>, Error> {
+        self.on(&self.reader, READ, move |link, expected| async move { history::history(&link, &expected, limit).await }).await
+    }
+
+    async fn documents_at(&self, number: u64) -> Result<Documents, Error> {
+        self.on(&self.reader, READ, move |link, expected| async move { history::documents_at(&link, &expected, number).await })
+            .await
     }
 
     async fn register(&self, registration: &Registration) -> Result<(), Error> {

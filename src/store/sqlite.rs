@@ -4,10 +4,13 @@
 //! disk never holds up the question whether there is anything new. Only `store` knows SQL. Look next at `sqlite/open.rs`,
 //! `sqlite/read.rs` and `sqlite/write.rs`.
 
+mod approvals;
 mod fleet;
+mod history;
 mod lane;
 mod open;
 mod read;
+mod schema;
 mod write;
 
 use std::path::Path;
@@ -23,9 +26,10 @@ use self::open::Db;
 use self::read::Reader;
 use self::write::{Job, Reply};
 use super::{
-    Changes, CommitRequest, Committed, Documents, Error, Heartbeat, Registration, Replicas, Revocations, Settings, State, Store,
-    rules,
+    Changes, CommitRequest, Committed, Documents, Error, Heartbeat, PolicyCommit, Registration, Replicas, Revocations, Settings,
+    State, Store, approvals as steps, rules,
 };
+use crate::model::approval::{ApprovalFilter, Approvals, AskApproval, AskOutcome, UseApprovals, UseOutcome};
 use crate::model::revision::Revision;
 use crate::model::time::Clock;
 
@@ -121,6 +125,29 @@ impl Store for SqliteStore {
 
     async fn spend(&self, key: [u8; 32], expires_at_unix_s: i64) -> Result<bool, Error> {
         self.write(|reply| Job::Spend { key, expires_at_unix_s, reply }).await
+    }
+
+    async fn ask_approval(&self, request: AskApproval) -> Result<AskOutcome, Error> {
+        steps::check_ask(&request)?;
+        self.write(|reply| Job::Ask(request, reply)).await
+    }
+
+    async fn use_approvals(&self, request: UseApprovals) -> Result<UseOutcome, Error> {
+        steps::check_use(&request)?;
+        self.write(|reply| Job::Use(request, reply)).await
+    }
+
+    async fn approvals(&self, filter: ApprovalFilter, limit: usize) -> Result<Approvals, Error> {
+        let unix_ms = self.clock.now().unix_ms();
+        self.reader.run(move |connection| approvals::list(connection, &filter, limit, unix_ms)).await
+    }
+
+    async fn history(&self, limit: usize) -> Result<Vec<PolicyCommit>, Error> {
+        self.reader.run(move |connection| history::history(connection, limit)).await
+    }
+
+    async fn documents_at(&self, number: u64) -> Result<Documents, Error> {
+        self.reader.run(move |connection| history::documents_at(connection, number)).await
     }
 
     async fn register(&self, registration: &Registration) -> Result<(), Error> {

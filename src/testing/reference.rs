@@ -5,12 +5,14 @@
 //! the compiled evaluator decides is decided here too, and they must agree. Look next at `policy/compile/evaluate.rs`.
 
 use crate::model::constraint::ArgumentMap;
-use crate::model::decision::{ApprovalNeed, Effect, EntryRef};
+use crate::model::decision::{ApprovalNeed, Effect, EntryRef, PreparedNeed};
 use crate::model::ids::GroupId;
 use crate::model::json::Object;
 use crate::model::reason::{Layer, Reason};
 use crate::model::request::{Call, Subject};
-use crate::policy::document::{AgentSpec, Body, Document, Entry, Names, Permissions, ToolSpec};
+use crate::policy::document::{AgentSpec, Body, Document, Entry, GuardrailSpec, Names, Permissions, ToolSpec};
+
+mod conditions;
 
 /// The decision as the algebra gives it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +29,8 @@ pub struct Answer {
     pub matched: Option<EntryRef>,
     /// What each asking layer asks for, where none denies.
     pub approvals: Vec<ApprovalNeed>,
+    /// What each layer demands to have been prepared, where none denies.
+    pub prepared: Vec<PreparedNeed>,
 }
 
 /// Decides a call. The documents must be valid.
@@ -35,16 +39,26 @@ pub fn decide(documents: &[Document], subject: &Subject, call: &Call<'_>) -> Ans
         return answer;
     }
     let answers = layers(documents, subject, call);
-    for effect in [Effect::Deny, Effect::NeedsApproval] {
-        if let Some(first) = answers.iter().find(|answer| answer.effect == effect) {
-            let approvals = match effect {
-                Effect::NeedsApproval => answers.iter().flat_map(|answer| answer.approvals.clone()).collect(),
-                _ => Vec::new(),
-            };
-            return Answer { approvals, ..first.clone() };
+    if let Some(denial) = answers.iter().find(|answer| answer.effect == Effect::Deny) {
+        return denial.clone();
+    }
+    let approvals = answers.iter().flat_map(|answer| answer.approvals.clone()).collect();
+    let prepared = answers.iter().flat_map(|answer| answer.prepared.clone()).collect();
+    let first = answers.iter().find(|answer| answer.effect == Effect::NeedsApproval);
+    Answer { approvals, prepared, ..first.cloned().unwrap_or_else(permit) }
+}
+
+/// The documents as they would be were those in shadow in force: each takes the place of the one of its kind and id.
+pub fn as_they_would_be(documents: &[Document]) -> Vec<Document> {
+    let mut all: Vec<Document> = documents.iter().filter(|document| !document.is_shadow()).cloned().collect();
+    for shadow in documents.iter().filter(|document| document.is_shadow()) {
+        let lit = Document::new(shadow.body.clone(), &shadow.key.id);
+        match all.iter_mut().find(|document| document.key == lit.key) {
+            Some(document) => *document = lit,
+            None => all.push(lit),
         }
     }
-    permit()
+    all
 }
 
 fn layers(documents: &[Document], subject: &Subject, call: &Call<'_>) -> Vec<Answer> {
@@ -54,10 +68,12 @@ fn layers(documents: &[Document], subject: &Subject, call: &Call<'_>) -> Vec<Ans
         .filter(|document| document.key.kind == "group")
         .filter(|document| subject.groups.iter().any(|group| group.as_str() == document.key.id))
         .collect();
-    answers.push(entries_layer(documents, &groups, Layer::User, None, Reason::UserDenies, call));
+    answers.push(entries_layer(documents, &groups, Layer::User, None, Reason::UserDenies, subject, call));
     answers.push(match find(documents, "application", subject.application.as_str()) {
         None => deny(Reason::ApplicationUnknown, Layer::Application, None),
-        Some(application) => entries_layer(documents, &[application], Layer::Application, None, Reason::ApplicationDenies, call),
+        Some(application) => {
+            entries_layer(documents, &[application], Layer::Application, None, Reason::ApplicationDenies, subject, call)
+        }
     });
     for (hop, id) in subject.agents.iter().enumerate() {
         if let Some((document, agent)) = find_agent(documents, id.as_str()) {
@@ -71,7 +87,30 @@ fn layers(documents: &[Document], subject: &Subject, call: &Call<'_>) -> Vec<Ans
             Some(_) => deny(Reason::ArgumentRefused, Layer::Hop, Some(hop)),
         });
     }
+    answers.push(guardrail_layer(documents, subject, call));
     answers
+}
+
+/// Of the guardrails of the tool, by id: one whose condition fails denies before one whose condition holds.
+fn guardrail_layer(documents: &[Document], subject: &Subject, call: &Call<'_>) -> Answer {
+    let mut guardrails: Vec<(&str, &GuardrailSpec)> = Vec::new();
+    for document in documents.iter().filter(|document| document.key.kind == "guardrail") {
+        if let Body::Guardrail(guardrail) = &document.body {
+            guardrails.push((&document.key.id, guardrail));
+        }
+    }
+    guardrails.sort_by_key(|(id, _)| *id);
+    guardrails.retain(|(_, guardrail)| guardrail.tools.iter().any(|pattern| pattern_matches(pattern, call.tool)));
+    for (wanted, reason) in [(None, Reason::ConditionError), (Some(true), Reason::GuardrailDenies)] {
+        for (id, guardrail) in &guardrails {
+            if conditions::holds(guardrail.forbid_when.text(), documents, subject, call) == wanted {
+                let entry = guardrail.forbid_when.text().into();
+                let matched = Some(EntryRef { kind: "guardrail", id: (*id).into(), entry });
+                return Answer { matched, ..deny(reason, Layer::Guardrail, None) };
+            }
+        }
+    }
+    permit()
 }
 
 /// A chain that names no one, an agent nobody knows, or more hops than an agent allows to follow it.
@@ -132,7 +171,7 @@ fn agent_layer(
     } else if !delegates {
         refused(Reason::DelegationNotAllowed, "delegates_to")
     } else {
-        entries_layer(documents, &[document], Layer::Agent, Some(hop), Reason::AgentDenies, call)
+        entries_layer(documents, &[document], Layer::Agent, Some(hop), Reason::AgentDenies, subject, call)
     }
 }
 
@@ -145,6 +184,16 @@ struct Found<'a> {
     entry: &'a Entry,
 }
 
+impl Found<'_> {
+    fn named(&self) -> EntryRef {
+        EntryRef {
+            kind: if self.set.is_some() { "permission_set" } else { self.kind },
+            id: self.set.unwrap_or(self.owner).into(),
+            entry: self.entry.text().clone(),
+        }
+    }
+}
+
 /// The entries of all owners together: deny beats approve beats allow, and saying nothing denies.
 fn entries_layer(
     documents: &[Document],
@@ -152,6 +201,7 @@ fn entries_layer(
     layer: Layer,
     hop: Option<usize>,
     denial: Reason,
+    subject: &Subject,
     call: &Call<'_>,
 ) -> Answer {
     let mut found: Vec<Found<'_>> = Vec::new();
@@ -165,22 +215,31 @@ fn entries_layer(
     }
     found.retain(|found| pattern_matches(&found.entry.pattern, call.tool) && applies(found.list, found.entry, call.arguments));
     // Which of several entries is named must not hang on the order in which they were written.
-    found.sort_by_key(|found| (found.owner, found.set, found.entry.text().clone()));
+    let rank = |list: &str| ["deny", "approve", "allow"].iter().position(|name| *name == list);
+    found.sort_by_key(|found| (found.entry.prepared.is_some(), found.owner, found.set, found.entry.text().clone()));
+    let condition = |found: &Found<'_>| match &found.entry.when {
+        None => Some(true),
+        Some(when) => conditions::holds(when.text(), documents, subject, call),
+    };
+    let mut failed: Vec<&Found<'_>> = found.iter().filter(|found| condition(found).is_none()).collect();
+    failed.sort_by_key(|found| (found.owner, rank(found.list)));
+    if let Some(first) = failed.first() {
+        return Answer { matched: Some(first.named()), ..deny(Reason::ConditionError, layer, hop) };
+    }
+    found.retain(|found| condition(found) == Some(true));
     for (list, effect) in [("deny", Effect::Deny), ("approve", Effect::NeedsApproval), ("allow", Effect::Permit)] {
         let Some(first) = found.iter().find(|found| found.list == list) else {
             continue;
         };
-        let matched = Some(EntryRef {
-            kind: if first.set.is_some() { "permission_set" } else { first.kind },
-            id: first.set.unwrap_or(first.owner).into(),
-            entry: first.entry.text().clone(),
-        });
+        let matched = Some(first.named());
+        let needed = first.entry.prepared.iter().map(|tool| PreparedNeed { layer, hop, tool: tool.clone() });
+        let prepared: Vec<PreparedNeed> = needed.collect();
         return match effect {
-            Effect::Permit => permit(),
+            Effect::Permit => Answer { prepared, ..permit() },
             Effect::Deny => Answer { matched, ..deny(denial, layer, hop) },
             Effect::NeedsApproval => {
                 let approvals = vec![approval_need(&found, layer, hop)];
-                Answer { effect, reason: Reason::ApprovalRequired, layer: Some(layer), hop, matched, approvals }
+                Answer { effect, reason: Reason::ApprovalRequired, layer: Some(layer), hop, matched, approvals, prepared }
             }
         };
     }
@@ -293,9 +352,17 @@ fn find_tool<'a>(documents: &'a [Document], name: &str) -> Option<(&'a Document,
 }
 
 fn permit() -> Answer {
-    Answer { effect: Effect::Permit, reason: Reason::Ok, layer: None, hop: None, matched: None, approvals: Vec::new() }
+    Answer {
+        effect: Effect::Permit,
+        reason: Reason::Ok,
+        layer: None,
+        hop: None,
+        matched: None,
+        approvals: Vec::new(),
+        prepared: Vec::new(),
+    }
 }
 
 fn deny(reason: Reason, layer: Layer, hop: Option<usize>) -> Answer {
-    Answer { effect: Effect::Deny, reason, layer: Some(layer), hop, matched: None, approvals: Vec::new() }
+    Answer { effect: Effect::Deny, reason, layer: Some(layer), hop, matched: None, approvals: Vec::new(), prepared: Vec::new() }
 }

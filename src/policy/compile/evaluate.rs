@@ -1,22 +1,23 @@
 //! The algebra: every layer answers, and the least answer is the decision.
 //!
 //! Layers in the order in which one of equals is reported: tool, user, application, agents from the root, scopes from the root
-//! token on. The unconditional permit is one lookup and one bit and allocates nothing; everything else asks the layers one by
+//! token on, guardrails. The unconditional permit is one lookup and one bit and allocates nothing; everything else asks the layers one by
 //! one. Pure: no clock, no state. Look next at `set.rs` for how entries apply.
 
 use std::sync::Arc;
 
 use crate::model::constraint::ArgumentMap;
-use crate::model::decision::{ApprovalNeed, Effect, EntryRef, Obligation};
+use crate::model::decision::{ApprovalNeed, Effect, EntryRef, Obligation, PreparedNeed};
 use crate::model::ids::GroupId;
 use crate::model::reason::{Layer, Reason};
 use crate::model::request::{Call, Subject};
 
+use super::super::condition::{Facts, Failed};
 use super::super::document::List;
 use super::super::tools::Tool;
 use super::Compiled;
 use super::resolve::{Failure, Resolved};
-use super::set::{Chances, PermissionSet, SetEntry};
+use super::set::{Chances, Heard, PermissionSet, SetEntry};
 
 /// What policy says to one call.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,6 +34,8 @@ pub struct Verdict {
     pub matched: Option<Arc<EntryRef>>,
     /// One for each layer that asks for an approval, where no layer denies.
     pub approvals: Vec<ApprovalNeed>,
+    /// What must have been prepared, one for each layer that demands it, where no layer denies.
+    pub prepared: Vec<PreparedNeed>,
     /// Duties that come with a permit.
     pub obligations: Vec<Obligation>,
 }
@@ -65,6 +68,8 @@ pub struct LayerAnswer {
     pub matched: Option<EntryRef>,
     /// What it asks for.
     pub approval: Option<ApprovalNeed>,
+    /// What it demands to have been prepared.
+    pub prepared: Option<PreparedNeed>,
 }
 
 impl Compiled {
@@ -94,10 +99,12 @@ impl Compiled {
                 verdict.matched = answer.matched.as_ref().map(|matched| Arc::new(matched.to_entry()));
             }
             verdict.approvals.extend(answer.approval);
+            verdict.prepared.extend(answer.prepared);
             answer.effect != Effect::Deny
         });
         if verdict.effect == Effect::Deny {
             verdict.approvals.clear();
+            verdict.prepared.clear();
         }
         verdict
     }
@@ -121,6 +128,7 @@ impl Compiled {
                 reason: answer.reason,
                 matched: answer.matched.as_ref().map(Matched::to_entry),
                 approval: answer.approval,
+                prepared: answer.prepared,
             });
             !unknown
         });
@@ -177,6 +185,9 @@ impl Compiled {
                 Some(_) => add(Layer::Hop, Reason::ArgumentRefused, Effect::Permit, Effect::Deny),
             }
         }
+        if self.base.guardrails.iter().any(|guardrail| guardrail.tools.contains(number)) {
+            add(Layer::Guardrail, Reason::GuardrailDenies, Effect::Permit, Effect::Deny);
+        }
         best.maybe = worst != best.effect;
         best
     }
@@ -202,15 +213,16 @@ impl Compiled {
         if !take(Answer::new(Layer::Tool, None, registered, Some(document))) {
             return;
         }
+        let facts = Facts { subject, call, risk: tool.risk.as_str() };
         let groups = resolved.groups.iter().map(|(id, set)| Owner { kind: "group", id, set });
-        if !take(ask(Layer::User, None, Reason::UserDenies, groups, number, call)) {
+        if !take(ask(Layer::User, None, Reason::UserDenies, groups, number, &facts)) {
             return;
         }
         let application = match &resolved.application {
             None => Answer::new(Layer::Application, None, Err(Reason::ApplicationUnknown), None),
             Some(set) => {
                 let owner = Owner { kind: "application", id: subject.application.as_str(), set };
-                ask(Layer::Application, None, Reason::ApplicationDenies, std::iter::once(owner), number, call)
+                ask(Layer::Application, None, Reason::ApplicationDenies, std::iter::once(owner), number, &facts)
             }
         };
         if !take(application) {
@@ -223,7 +235,7 @@ impl Compiled {
                     let matched = Matched { kind: "agent", id: id.as_str(), entry: key };
                     Answer::new(Layer::Agent, Some(hop), Err(reason), Some(matched))
                 }
-                None => ask(Layer::Agent, Some(hop), Reason::AgentDenies, std::iter::once(owner), number, call),
+                None => ask(Layer::Agent, Some(hop), Reason::AgentDenies, std::iter::once(owner), number, &facts),
             };
             if !take(answer) {
                 return;
@@ -239,6 +251,24 @@ impl Compiled {
                 return;
             }
         }
+        take(self.ask_guardrails(number, &facts));
+    }
+
+    /// The guardrails of a tool: one that cannot be evaluated denies, and so does one that forbids; the rest say nothing.
+    fn ask_guardrails(&self, tool: u32, facts: &Facts<'_>) -> Answer<'_> {
+        let mut forbidding = None;
+        for guardrail in self.base.guardrails.iter().filter(|guardrail| guardrail.tools.contains(tool)) {
+            let matched = Matched { kind: "guardrail", id: &guardrail.id, entry: guardrail.forbid_when.text() };
+            match guardrail.forbid_when.holds(facts) {
+                Ok(false) => {}
+                Ok(true) => drop(forbidding.get_or_insert(matched)),
+                Err(Failed) => return Answer::new(Layer::Guardrail, None, Err(Reason::ConditionError), Some(matched)),
+            }
+        }
+        match forbidding {
+            Some(matched) => Answer::new(Layer::Guardrail, None, Err(Reason::GuardrailDenies), Some(matched)),
+            None => Answer::new(Layer::Guardrail, None, Ok(()), None),
+        }
     }
 }
 
@@ -251,6 +281,7 @@ impl Verdict {
             hop: None,
             matched: None,
             approvals: Vec::new(),
+            prepared: Vec::new(),
             obligations: Vec::new(),
         }
     }
@@ -284,6 +315,7 @@ struct Answer<'a> {
     reason: Reason,
     matched: Option<Matched<'a>>,
     approval: Option<ApprovalNeed>,
+    prepared: Option<PreparedNeed>,
 }
 
 impl<'a> Answer<'a> {
@@ -292,7 +324,7 @@ impl<'a> Answer<'a> {
             Ok(()) => (Effect::Permit, Reason::Ok),
             Err(reason) => (Effect::Deny, reason),
         };
-        Self { layer, hop, effect, reason, matched, approval: None }
+        Self { layer, hop, effect, reason, matched, approval: None, prepared: None }
     }
 
     fn failure(failure: Failure) -> Self {
@@ -307,14 +339,17 @@ fn ask<'a>(
     denial: Reason,
     owners: impl Iterator<Item = Owner<'a>> + Clone,
     tool: u32,
-    call: &Call<'_>,
+    facts: &Facts<'_>,
 ) -> Answer<'a> {
     let mut decisive: Option<(Owner<'a>, &'a SetEntry)> = None;
+    let strength = |entry: &SetEntry| (entry.list, entry.prepared.is_some());
     for owner in owners.clone() {
-        if let Some(entry) = owner.set.decisive(tool, call.arguments)
-            && decisive.is_none_or(|(_, other)| entry.list < other.list)
-        {
-            decisive = Some((owner, entry));
+        match owner.set.decisive(tool, facts) {
+            Heard::Nothing => {}
+            Heard::Entry(entry) if decisive.is_some_and(|(_, other)| strength(other) <= strength(entry)) => {}
+            Heard::Entry(entry) => decisive = Some((owner, entry)),
+            // INVARIANT: no rule is ever skipped: what cannot be evaluated denies.
+            Heard::Failed(entry) => return Answer::new(layer, hop, Err(Reason::ConditionError), Some(matched(owner, entry))),
         }
     }
     let Some((owner, entry)) = decisive else {
@@ -323,21 +358,27 @@ fn ask<'a>(
         let matched = only.map(|owner| Matched { kind: owner.kind, id: owner.id, entry: "" });
         return Answer::new(layer, hop, Err(denial), matched);
     };
-    let matched = match &entry.origin {
-        Some(set) => Matched { kind: "permission_set", id: set, entry: &entry.text },
-        None => Matched { kind: owner.kind, id: owner.id, entry: &entry.text },
-    };
+    let matched = Some(matched(owner, entry));
+    let prepared = entry.prepared.as_ref().map(|tool| PreparedNeed { layer, hop, tool: tool.clone() });
     match entry.list {
-        List::Deny => Answer::new(layer, hop, Err(denial), Some(matched)),
-        List::Allow => Answer::new(layer, hop, Ok(()), Some(matched)),
+        List::Deny => Answer::new(layer, hop, Err(denial), matched),
+        List::Allow => Answer { prepared, ..Answer::new(layer, hop, Ok(()), matched) },
         List::Approve => Answer {
             layer,
             hop,
             effect: Effect::NeedsApproval,
             reason: Reason::ApprovalRequired,
-            matched: Some(matched),
-            approval: Some(need(layer, hop, owners, tool, call)),
+            matched,
+            approval: Some(need(layer, hop, owners, tool, facts)),
+            prepared,
         },
+    }
+}
+
+fn matched<'a>(owner: Owner<'a>, entry: &'a SetEntry) -> Matched<'a> {
+    match &entry.origin {
+        Some(set) => Matched { kind: "permission_set", id: set, entry: &entry.text },
+        None => Matched { kind: owner.kind, id: owner.id, entry: &entry.text },
     }
 }
 
@@ -347,12 +388,12 @@ fn need<'a>(
     hop: Option<usize>,
     owners: impl Iterator<Item = Owner<'a>>,
     tool: u32,
-    call: &Call<'_>,
+    facts: &Facts<'_>,
 ) -> ApprovalNeed {
     let mut by: Vec<GroupId> = Vec::new();
     let mut expires_in_ms = u64::MAX;
     for owner in owners {
-        for approval in owner.set.approving(tool, call.arguments) {
+        for approval in owner.set.approving(tool, facts) {
             by.extend(approval.by.iter().cloned());
             expires_in_ms = expires_in_ms.min(approval.expires_in_ms);
         }
@@ -376,7 +417,7 @@ fn range<'a>(tool: u32, sets: impl Iterator<Item = &'a PermissionSet>) -> (Effec
         () => Effect::Deny,
     };
     let worst = match () {
-        () if deny => Effect::Deny,
+        () if deny || chances.may_fail => Effect::Deny,
         () if approve_sure || (allow_sure && approve) => Effect::NeedsApproval,
         () if allow_sure => Effect::Permit,
         () => Effect::Deny,

@@ -140,6 +140,9 @@ impl Compiled {
             permitted.intersect(&free);
             possible.intersect(&granted);
         }
+        for guardrail in &self.base.guardrails {
+            permitted.subtract(&guardrail.tools);
+        }
         (permitted, possible)
     }
 

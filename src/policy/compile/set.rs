@@ -9,6 +9,7 @@ use crate::model::constraint::{Argument, ArgumentMap};
 use crate::model::json::Object;
 
 use super::super::bits::BitSet;
+use super::super::condition::{Condition, Facts, Failed};
 use super::super::document::{Approval, Entry, List, Permissions};
 use super::super::tools::{Matching, Patterns, ToolTable};
 
@@ -39,8 +40,22 @@ pub(super) struct SetEntry {
     pub(super) origin: Option<Arc<str>>,
     pub(super) text: Arc<str>,
     pub(super) approval: Option<Approval>,
+    /// The tool that must have been prepared.
+    pub(super) prepared: Option<Arc<str>>,
     arguments: ArgumentMap,
+    when: Option<Condition>,
     unconditional: bool,
+}
+
+/// What the entries of a set come to for a call.
+#[derive(Clone, Copy)]
+pub(super) enum Heard<'a> {
+    /// None applies.
+    Nothing,
+    /// Of those that apply, the first.
+    Entry(&'a SetEntry),
+    /// A condition could not be evaluated; what the others say does not matter.
+    Failed(&'a SetEntry),
 }
 
 /// What a set can answer for a tool while the arguments are not known, list by list: whether some entry surely applies, and
@@ -49,6 +64,8 @@ pub(super) struct SetEntry {
 pub(super) struct Chances {
     pub(super) sure: [bool; 3],
     pub(super) possible: [bool; 3],
+    /// Whether a condition is asked, which may fail.
+    pub(super) may_fail: bool,
 }
 
 impl PermissionSet {
@@ -65,7 +82,9 @@ impl PermissionSet {
                 found.extend(permissions.list(list).iter().map(|entry| (list, origin.clone(), entry)));
             }
         }
-        found.sort_by(|a, b| (a.0, &a.1, a.2.text()).cmp(&(b.0, &b.1, b.2.text())));
+        // Of entries of one list those that ask for nothing come first: what one permits outright needs no preparing.
+        let strength = |found: &(List, Option<Arc<str>>, &Entry)| (found.0, found.2.prepared.is_some());
+        found.sort_by(|a, b| (strength(a), &a.1, a.2.text()).cmp(&(strength(b), &b.1, b.2.text())));
         found.dedup_by(|a, b| (a.0, &a.1, a.2.text()) == (b.0, &b.1, b.2.text()));
         let empty = || BitSet::empty(tools.len());
         let (mut allowed, mut taken, mut denied, mut reachable) = (empty(), empty(), empty(), empty());
@@ -73,6 +92,10 @@ impl PermissionSet {
         for ((list, origin, entry), index) in found.into_iter().zip(0..) {
             let matching = patterns.resolve(&entry.pattern, tools);
             let unconditional = entry.is_unconditional();
+            if entry.when.is_some() {
+                // It may fail, and then it denies, whatever else the set says.
+                matching.unite_into(&mut taken);
+            }
             match list {
                 List::Deny if unconditional => [&mut taken, &mut denied].map(|set| matching.unite_into(set)),
                 List::Deny => [(); 2].map(|()| matching.unite_into(&mut taken)),
@@ -98,18 +121,31 @@ impl PermissionSet {
         }
     }
 
-    /// The entry that decides: of those that apply, the first. `None` if the set says nothing.
-    pub(super) fn decisive(&self, tool: u32, arguments: &Object) -> Option<&SetEntry> {
-        self.speaking_of(tool)
-            .filter(|(_, entry)| entry.applies(arguments))
-            .min_by_key(|(index, _)| *index)
-            .map(|(_, entry)| entry)
+    /// What the entries come to: of those that apply, the first decides, unless a condition fails.
+    pub(super) fn decisive(&self, tool: u32, facts: &Facts<'_>) -> Heard<'_> {
+        let mut first: Option<(u32, &SetEntry)> = None;
+        let mut failed: Option<(u32, &SetEntry)> = None;
+        for (index, entry) in self.speaking_of(tool) {
+            let place = match entry.applies(facts) {
+                Ok(false) => continue,
+                Ok(true) => &mut first,
+                Err(Failed) => &mut failed,
+            };
+            if place.is_none_or(|(other, _)| index < other) {
+                *place = Some((index, entry));
+            }
+        }
+        match (failed, first) {
+            (Some((_, entry)), _) => Heard::Failed(entry),
+            (None, Some((_, entry))) => Heard::Entry(entry),
+            (None, None) => Heard::Nothing,
+        }
     }
 
     /// Every `approve` entry that applies.
-    pub(super) fn approving<'a>(&'a self, tool: u32, arguments: &'a Object) -> impl Iterator<Item = &'a Approval> {
-        let applying = self.speaking_of(tool).filter(|(_, entry)| entry.list == List::Approve && entry.applies(arguments));
-        applying.filter_map(|(_, entry)| entry.approval.as_ref())
+    pub(super) fn approving<'a>(&'a self, tool: u32, facts: &'a Facts<'_>) -> impl Iterator<Item = &'a Approval> {
+        let approving = self.speaking_of(tool).filter(|(_, entry)| entry.list == List::Approve);
+        approving.filter(|(_, entry)| entry.applies(facts) == Ok(true)).filter_map(|(_, entry)| entry.approval.as_ref())
     }
 
     /// Adds what the set can answer for a tool.
@@ -120,6 +156,7 @@ impl PermissionSet {
                 *sure |= entry.unconditional;
                 *possible = true;
             }
+            chances.may_fail |= entry.when.is_some();
         }
     }
 
@@ -139,16 +176,27 @@ impl SetEntry {
             origin,
             text: entry.text().clone(),
             approval: entry.approval.clone(),
+            prepared: entry.prepared.clone(),
             arguments: entry.arguments.clone(),
+            when: entry.when.clone(),
             unconditional,
         }
     }
 
-    /// Whether the entry applies to a call of a tool that it matches.
+    /// Whether the entry applies to a call of a tool that it matches: its arguments, and then its condition.
+    fn applies(&self, facts: &Facts<'_>) -> Result<bool, Failed> {
+        match &self.when {
+            _ if !self.matches(facts.call.arguments) => Ok(false),
+            Some(when) => when.holds(facts),
+            None => Ok(true),
+        }
+    }
+
+    /// Whether the arguments are those that the entry speaks of.
     ///
     /// An allow or approve applies if every argument it names is there and matches. A deny applies unless some argument it
     /// names is there, of the type its constraint speaks of, and does not match: leaving one out is no escape.
-    fn applies(&self, arguments: &Object) -> bool {
+    fn matches(&self, arguments: &Object) -> bool {
         if self.unconditional {
             return true;
         }

@@ -10,7 +10,8 @@ use crate::model::duration;
 use crate::model::ids::GroupId;
 use crate::model::json::{Object, Value};
 
-use super::super::diagnostic::suggestion;
+use super::super::condition::Condition;
+use super::super::diagnostic::{Position, suggestion};
 use super::super::node::{Kind, Member, Node};
 use super::Permissions;
 use super::fields::{Fields, Reader};
@@ -19,6 +20,9 @@ use super::write::entry_value;
 /// From request to use of an approval, where the entry does not say.
 const APPROVAL_EXPIRES_IN_MS: u64 = 600_000;
 
+/// What is said about a condition; Cedar may name all that it expected.
+const MESSAGE_CHARS_MAX: usize = 300;
+
 /// One entry of `allow`, `approve` or `deny`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
@@ -26,9 +30,36 @@ pub struct Entry {
     pub pattern: Arc<str>,
     /// What must hold of the arguments. Open, unless the entry says `only: true`.
     pub arguments: ArgumentMap,
+    /// What must hold besides; asked only where the arguments match.
+    pub when: Option<Condition>,
+    /// The tool that must have been prepared: an unused approval of its call with equal arguments is needed.
+    pub prepared: Option<Arc<str>>,
+    /// Whether the gateway's word will do: for identities (`AttestedSubject`), and for `context.env` in `when`.
+    pub attested: bool,
     /// Of an `approve` entry: who approves.
     pub approval: Option<Approval>,
     text: Arc<str>,
+}
+
+/// All that an entry says besides its pattern. The default is nothing: the entry always applies.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Terms {
+    /// See [`Entry::arguments`].
+    pub arguments: ArgumentMap,
+    /// See [`Entry::when`].
+    pub when: Option<Condition>,
+    /// See [`Entry::prepared`].
+    pub prepared: Option<Arc<str>>,
+    /// See [`Entry::attested`].
+    pub attested: bool,
+    /// See [`Entry::approval`].
+    pub approval: Option<Approval>,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self { arguments: ArgumentMap::unconstrained(), when: None, prepared: None, attested: false, approval: None }
+    }
 }
 
 /// Who approves a call, and how soon it must be used.
@@ -75,12 +106,18 @@ impl Permissions {
 
 impl Entry {
     /// An entry.
-    pub fn new(pattern: &str, arguments: ArgumentMap, approval: Option<Approval>) -> Self {
-        let mut entry = Self { pattern: pattern.into(), arguments, approval, text: pattern.into() };
-        if entry.approval.is_some() || !entry.is_unconditional() {
+    pub fn new(pattern: &str, terms: Terms) -> Self {
+        let Terms { arguments, when, prepared, attested, approval } = terms;
+        let mut entry = Self { pattern: pattern.into(), arguments, when, prepared, attested, approval, text: pattern.into() };
+        if entry.says_more() {
             entry.text = entry_value(&entry).to_jcs().into();
         }
         entry
+    }
+
+    /// Whether it says anything besides its pattern.
+    pub(in crate::policy) fn says_more(&self) -> bool {
+        self.approval.is_some() || self.attested || !self.is_unconditional()
     }
 
     /// The entry as a reader knows it: its pattern, or its canonical JSON where it says more. Equal entries have equal texts.
@@ -88,9 +125,9 @@ impl Entry {
         &self.text
     }
 
-    /// Whether it applies whatever the arguments are.
+    /// Whether it applies whatever the call is, and asks for nothing.
     pub fn is_unconditional(&self) -> bool {
-        self.arguments.named.is_empty() && self.arguments.open
+        self.arguments.named.is_empty() && self.arguments.open && self.when.is_none() && self.prepared.is_none()
     }
 }
 
@@ -137,15 +174,13 @@ fn read_entry(item: &Node, list: List, reader: &mut Reader<'_>) -> Option<Entry>
         reader.error(at, format!("tool pattern `{}` {problem}", abridged(pattern)));
         return None;
     }
-    let mut arguments = ArgumentMap::unconstrained();
-    let mut approval = None;
+    let mut terms = Terms::default();
     let sound = match said {
         Some(node) => {
             let before = reader.error_count();
             let mut fields = Fields::new(node, &format!("the entry `{}`", abridged(pattern)), reader)?;
-            arguments = read_condition(&mut fields, list, reader);
-            approval = if list == List::Approve { read_approval(&mut fields, at, reader) } else { None };
-            fields.finish(reader, &["when", "mode", "prepared", "evidence"]);
+            terms = read_terms(&mut fields, list, at, reader);
+            fields.finish(reader);
             reader.error_count() == before
         }
         None if list == List::Approve => {
@@ -154,10 +189,68 @@ fn read_entry(item: &Node, list: List, reader: &mut Reader<'_>) -> Option<Entry>
         }
         None => true,
     };
-    sound.then(|| Entry::new(pattern, arguments, approval))
+    sound.then(|| Entry::new(pattern, terms))
 }
 
-fn read_condition(fields: &mut Fields<'_>, list: List, reader: &mut Reader<'_>) -> ArgumentMap {
+fn read_terms(fields: &mut Fields<'_>, list: List, at: Position, reader: &mut Reader<'_>) -> Terms {
+    let arguments = read_arguments(fields, list, reader);
+    let when = fields.take("when");
+    let condition = when.and_then(|node| read_condition(node, "`when`", reader));
+    let attested = match fields.take("evidence") {
+        None => false,
+        Some(node) if list == List::Deny => {
+            reader.error(node.at, "`evidence` means nothing in a deny: it may look at `context.env` as it is");
+            false
+        }
+        Some(node) => reader.choice(node, "evidence", &["attested"], |name| name).is_some(),
+    };
+    if let Some(node) = when.filter(|_| list != List::Deny && !attested)
+        && condition.as_ref().is_some_and(Condition::asks_environment)
+    {
+        let message = "`context.env` is the gateway's word and this entry would permit by it";
+        reader.error_with_help(node.at, message, Some("say `evidence: attested` if that is meant".to_owned()));
+    }
+    let prepared = match fields.take("prepared") {
+        None => None,
+        Some(node) if list == List::Deny => {
+            reader.error(node.at, "`prepared` means nothing in a deny");
+            None
+        }
+        Some(node) => read_prepared(node, reader),
+    };
+    let approval = if list == List::Approve { read_approval(fields, at, reader) } else { None };
+    Terms { arguments, when: condition, prepared, attested, approval }
+}
+
+/// The tool that must have been prepared: one, by name.
+fn read_prepared(node: &Node, reader: &mut Reader<'_>) -> Option<Arc<str>> {
+    let tool = reader.text(node, "`prepared`")?;
+    let problem = match pattern_error(tool) {
+        None if tool.contains('*') => "must name one tool, not a pattern",
+        None => return Some(tool.into()),
+        Some(problem) => problem,
+    };
+    reader.error(node.at, format!("`prepared`: `{}` {problem}", abridged(tool)));
+    None
+}
+
+/// A Cedar expression over `context`.
+pub(super) fn read_condition(node: &Node, what: &str, reader: &mut Reader<'_>) -> Option<Condition> {
+    let Kind::Scalar(scalar) = &node.kind else {
+        reader.wrong(node, &format!("{what} must be a condition, a string"));
+        return None;
+    };
+    // `true` and `false` are conditions too, quoted or not.
+    match Condition::parse(&scalar.text) {
+        Ok(condition) => Some(condition),
+        Err(problem) => {
+            reader.error(node.at, format!("{what}: {}", problem.chars().take(MESSAGE_CHARS_MAX).collect::<String>()));
+            None
+        }
+    }
+}
+
+fn read_arguments(fields: &mut Fields<'_>, list: List, reader: &mut Reader<'_>) -> ArgumentMap {
     let mut arguments = ArgumentMap::unconstrained();
     if let Some(node) = fields.take("args") {
         match &node.kind {
@@ -231,7 +324,7 @@ fn long_form(node: &Node, reader: &mut Reader<'_>) -> Option<Value> {
     }
 }
 
-fn read_approval(fields: &mut Fields<'_>, at: super::super::diagnostic::Position, reader: &mut Reader<'_>) -> Option<Approval> {
+fn read_approval(fields: &mut Fields<'_>, at: Position, reader: &mut Reader<'_>) -> Option<Approval> {
     let by: Vec<GroupId> = match fields.take("by") {
         Some(node) => reader.strings(node, "by").iter().map(|group| GroupId::from(group.as_str())).collect(),
         None => Vec::new(),
@@ -250,7 +343,7 @@ fn read_approval(fields: &mut Fields<'_>, at: super::super::diagnostic::Position
 }
 
 /// Says what is wrong with a pattern by itself.
-fn pattern_error(pattern: &str) -> Option<&'static str> {
+pub(super) fn pattern_error(pattern: &str) -> Option<&'static str> {
     match pattern {
         "" => Some("is empty"),
         "*" => None,

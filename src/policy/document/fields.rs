@@ -203,19 +203,15 @@ impl<'n> Fields<'n> {
         found
     }
 
-    /// Reports every member that nobody asked for. `later` are keys of the language that this version does not have.
-    pub(super) fn finish(self, reader: &mut Reader<'_>, later: &[&str]) {
+    /// Reports every member that nobody asked for.
+    pub(super) fn finish(self, reader: &mut Reader<'_>) {
         for member in self.members {
             let name = member.name.as_str();
             if self.asked.contains(&name) {
                 continue;
             }
-            if later.contains(&name) {
-                reader.error(member.at, format!("key `{name}` is not supported by this version"));
-            } else {
-                let help = suggestion(name, self.asked.iter().copied());
-                reader.error_with_help(member.at, format!("unknown key `{}`", abridged(name)), help);
-            }
+            let help = suggestion(name, self.asked.iter().copied());
+            reader.error_with_help(member.at, format!("unknown key `{}`", abridged(name)), help);
         }
     }
 }

@@ -15,22 +15,17 @@ use crate::model::records::DocumentKey;
 
 use super::super::diagnostic::{Diagnostic, suggestion};
 use super::super::node::{Kind, Meaning, Node, Scalar};
-use super::entry::read_permissions;
+use super::case::read_test;
+use super::entry::{pattern_error, read_condition, read_permissions};
 use super::fields::{Fields, Reader};
 use super::{
-    AGENT_KEYS_MAX, AgentSpec, Body, Document, IssuerSpec, Names, OperatorSpec, ProofClass, Risk, Role, ServerSpec, TokenType,
-    ToolSpec,
+    AGENT_KEYS_MAX, AgentSpec, Body, Document, GuardrailSpec, IssuerSpec, Names, OperatorSpec, ProofClass, Risk, Role,
+    SHADOW_KINDS, ServerSpec, TokenType, ToolSpec,
 };
 
 /// Every kind of document.
 pub(in crate::policy) const KINDS: &[&str] =
-    &["issuer", "application", "group", "tool", "server", "agent", "permission_set", "operator"];
-
-/// Kinds of the language that this version does not have.
-const KINDS_LATER: &[&str] = &["guardrail", "test"];
-
-/// Keys of an agent's document that this version does not have.
-const AGENT_KEYS_LATER: &[&str] = &["mode"];
+    &["issuer", "application", "group", "tool", "server", "agent", "permission_set", "operator", "guardrail", "test"];
 
 /// The files that `keys: {file: …}` may name, by path relative to the policy folder.
 #[derive(Debug, Default)]
@@ -55,29 +50,43 @@ pub(in crate::policy) fn read(node: &Node, path: &str, files: &KeyFiles<'_>, out
     let kind_node = fields.require("kind", &mut reader)?;
     let kind = reader.text(kind_node, "`kind`")?.to_owned();
     if !KINDS.contains(&kind.as_str()) {
-        if KINDS_LATER.contains(&kind.as_str()) {
-            reader.error(kind_node.at, format!("kind `{kind}` is not supported by this version"));
-        } else {
-            let help = suggestion(&kind, KINDS.iter().copied());
-            reader.error_with_help(kind_node.at, format!("unknown kind `{}`", abridged(&kind)), help);
-        }
+        let help = suggestion(&kind, KINDS.iter().copied());
+        reader.error_with_help(kind_node.at, format!("unknown kind `{}`", abridged(&kind)), help);
         return None;
     }
-    let id_node = fields.require("id", &mut reader);
+    let is_test = kind == "test";
+    let id_node = if is_test { fields.take("id") } else { fields.require("id", &mut reader) };
     let id = id_node.and_then(|node| reader.text(node, "`id`")).map(str::to_owned);
+    // A test needs no name: it has a place.
+    let id = id.or_else(|| is_test.then(|| format!("{path}:{}", node.at.line)));
     if let Some(node) = id_node {
         reader.positions.put("id", 0, node.at);
     }
     let body = read_body(&kind, id.as_deref().unwrap_or_default(), &mut fields, files, &mut reader);
-    let later = if kind == "agent" { AGENT_KEYS_LATER } else { &[] };
-    fields.finish(&mut reader, later);
+    let shadow = read_mode(&kind, &mut fields, &mut reader);
+    fields.finish(&mut reader);
     let id = id?;
     if let Some(problem) = id_error(&kind, &id) {
         let at = id_node.map_or(node.at, |node| node.at);
         reader.error(at, format!("id `{}` {problem}", abridged(&id)));
     }
     let positions = reader.positions;
-    Some(Document { key: DocumentKey { kind, id }, body: body?, path: path.to_owned(), line: node.at.line, positions })
+    let document = Document { key: DocumentKey { kind, id }, body: body?, path: path.to_owned(), line: node.at.line, positions };
+    Some(if shadow { document.in_shadow() } else { document })
+}
+
+/// Whether `mode: shadow` is said, which only some kinds may.
+fn read_mode(kind: &str, fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> bool {
+    let Some(node) = fields.take("mode") else {
+        return false;
+    };
+    let mode = reader.choice(node, "mode", &["enforce", "shadow"], |mode| mode);
+    let shadow = mode == Some("shadow");
+    if shadow && !SHADOW_KINDS.contains(&kind) {
+        let kinds = SHADOW_KINDS.join(", ");
+        reader.error(node.at, format!("a document of kind `{kind}` cannot be in shadow: only {kinds}"));
+    }
+    shadow
 }
 
 /// The file that an issuer's document takes its keys from, as its author wrote it.
@@ -105,6 +114,8 @@ fn read_body(kind: &str, id: &str, fields: &mut Fields<'_>, files: &KeyFiles<'_>
         "server" => Body::Server(read_server(id, fields, reader)),
         "agent" => Body::Agent(read_agent(id, fields, reader)),
         "operator" => Body::Operator(read_operator(id, fields, reader)),
+        "guardrail" => Body::Guardrail(read_guardrail(fields, reader)?),
+        "test" => Body::Test(Box::new(read_test(fields, reader)?)),
         _ => return None,
     })
 }
@@ -170,7 +181,7 @@ fn read_issuer_keys(node: &Node, files: &KeyFiles<'_>, reader: &mut Reader<'_>) 
         return Vec::new();
     };
     let (file, jwks) = (fields.take("file"), fields.take("jwks"));
-    fields.finish(reader, &[]);
+    fields.finish(reader);
     let loaded;
     let set = match (file, jwks) {
         (Some(file), None) => {
@@ -287,7 +298,7 @@ fn read_server(id: &str, fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Se
                     reader.error(member.at, format!("tool `{}` {problem}", abridged(name)));
                 } else if let Some(mut fields) = Fields::new(&member.value, &format!("tool `{}`", abridged(name)), reader) {
                     let tool = read_tool(&mut fields, reader);
-                    fields.finish(reader, &[]);
+                    fields.finish(reader);
                     tools.insert(Arc::from(name), tool);
                     places.insert(name, member.at);
                 }
@@ -316,7 +327,7 @@ fn read_agent(id: &str, fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Age
     if let Some(mut session) = fields.take("session").and_then(|node| Fields::new(node, "`session`", reader)) {
         session_lifetime_max_s = session.take("lifetime_max").and_then(|node| reader.duration_s(node, "`lifetime_max`"));
         session_hops_max = session.take("hops_max").and_then(|node| reader.number(node, "`hops_max`", DELEGATION_DEPTH_MAX));
-        session.finish(reader, &[]);
+        session.finish(reader);
     }
     AgentSpec {
         id: AgentId::from(id),
@@ -334,6 +345,24 @@ fn read_agent(id: &str, fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Age
         session_hops_max,
         permissions: read_permissions(fields, reader),
     }
+}
+
+fn read_guardrail(fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Option<GuardrailSpec> {
+    let tools = fields.require("tools", reader).map(|node| (node, reader.strings(node, "tools")));
+    if let Some((node, tools)) = &tools {
+        if tools.is_empty() {
+            reader.error(node.at, "`tools` must name what the guardrail guards, `*` for every tool");
+        }
+        for (index, tool) in tools.iter().enumerate() {
+            if let Some(problem) = pattern_error(tool) {
+                let at = reader.positions.0.get(&("tools", index)).copied().unwrap_or(node.at);
+                reader.error(at, format!("tool pattern `{}` {problem}", abridged(tool)));
+            }
+        }
+    }
+    let forbid_when = fields.require("forbid_when", reader).and_then(|node| read_condition(node, "`forbid_when`", reader));
+    let tools = tools.map(|(_, tools)| tools.into_iter().map(Arc::from).collect()).unwrap_or_default();
+    Some(GuardrailSpec { tools, forbid_when: forbid_when? })
 }
 
 fn read_thumbprints(node: &Node, reader: &mut Reader<'_>) -> Vec<Thumbprint> {
@@ -396,7 +425,7 @@ fn read_users(node: &Node, reader: &mut Reader<'_>) -> Vec<UserId> {
         };
         let issuer = fields.require("issuer", reader).and_then(|node| reader.text(node, "`issuer`"));
         let subject = fields.require("sub", reader).and_then(|node| reader.text(node, "`sub`"));
-        fields.finish(reader, &[]);
+        fields.finish(reader);
         if let (Some(issuer), Some(subject)) = (issuer, subject) {
             reader.positions.put("users", users.len(), item.at);
             users.push(UserId::new(issuer, subject));

@@ -15,8 +15,11 @@ type Members = Vec<(String, Value)>;
 /// The document as JSON, `kind` and `id` included.
 pub(super) fn value(document: &Document) -> Value {
     let mut members: Members = Vec::new();
-    put(&mut members, "kind", text(&document.key.kind));
+    put(&mut members, "kind", text(document.body.kind()));
     put(&mut members, "id", text(&document.key.id));
+    if document.is_shadow() {
+        put(&mut members, "mode", text("shadow"));
+    }
     match &document.body {
         Body::Issuer(issuer) => put_issuer(&mut members, issuer),
         Body::Application(permissions) | Body::Group(permissions) | Body::PermissionSet(permissions) => {
@@ -33,13 +36,19 @@ pub(super) fn value(document: &Document) -> Value {
         }
         Body::Agent(agent) => put_agent(&mut members, agent),
         Body::Operator(operator) => put_operator(&mut members, operator),
+        Body::Guardrail(guardrail) => {
+            put_list(&mut members, "tools", guardrail.tools.iter().map(|tool| &**tool));
+            put(&mut members, "forbid_when", text(guardrail.forbid_when.text()));
+        }
+        // Tests are run where they are written; nothing stores them.
+        Body::Test(_) => {}
     }
     object(members)
 }
 
 /// An entry as JSON: its pattern, or a mapping with more.
 pub(super) fn entry_value(entry: &Entry) -> Value {
-    if entry.is_unconditional() && entry.approval.is_none() {
+    if !entry.says_more() {
         return text(&entry.pattern);
     }
     let mut members = Vec::new();
@@ -48,6 +57,15 @@ pub(super) fn entry_value(entry: &Entry) -> Value {
     }
     if !entry.arguments.open {
         put(&mut members, "only", Value::Bool(true));
+    }
+    if let Some(when) = &entry.when {
+        put(&mut members, "when", text(when.text()));
+    }
+    if let Some(prepared) = &entry.prepared {
+        put(&mut members, "prepared", text(prepared));
+    }
+    if entry.attested {
+        put(&mut members, "evidence", text("attested"));
     }
     if let Some(approval) = &entry.approval {
         put(&mut members, "by", texts(approval.by.iter().map(|group| group.as_str())));

@@ -257,11 +257,9 @@ fn an_explanation_has_every_layer() {
         "agent1 AGENT_DENIES",
         "hop0 OK",
         "hop1 TOOL_NOT_GRANTED",
+        "guardrail OK",
     ];
-    assert_eq!(
-        explain("pinned/tool")[1..],
-        ["user OK", "application APPLICATION_DENIES", "agent0 OK", "agent1 AGENT_DENIES", "hop0 OK", "hop1 TOOL_NOT_GRANTED"]
-    );
+    assert_eq!(explain("pinned/tool")[1..], expected[1..]);
     assert_eq!(explain("pinned/tool")[0], "tool TOOL_CHANGED");
     let mut plain = expected.map(str::to_owned);
     plain[1] = "user USER_DENIES".to_owned();

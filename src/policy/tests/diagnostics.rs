@@ -41,8 +41,6 @@ fn documents_and_their_keys() {
     check("id: g", &["1:1: error: `kind` is missing"]);
     check("kind: group", &["1:1: error: `id` is missing"]);
     check("kind: gruop\nid: g", &["1:7: error: unknown kind `gruop` (did you mean `group`?)"]);
-    check("kind: guardrail\nid: g", &["1:7: error: kind `guardrail` is not supported by this version"]);
-    check("kind: test\nagent: x", &["1:7: error: kind `test` is not supported by this version"]);
     check("kind: [group]\nid: g", &["1:7: error: `kind` must be a string, found a list"]);
     check("kind: group\nid: 12", &["2:5: error: `id` must be a string, found a number (quote it if it is text: '12')"]);
     check("kind: group\nid: ''", &["2:5: error: `id` must not be empty"]);
@@ -52,11 +50,86 @@ fn documents_and_their_keys() {
     check("kind: group\nid: g\naloww: [crm/*]", &["3:1: error: unknown key `aloww` (did you mean `allow`?)"]);
     check("kind: group\nid: g\nwhatever: 1", &["3:1: error: unknown key `whatever`"]);
     check("kind: group\nid: g\nid: h", &["3:1: error: duplicate key `id`: it stands on line 10 already"]);
-    check("kind: agent\nid: spiffe://t/a\nmode: shadow", &["3:1: error: key `mode` is not supported by this version"]);
+    check("kind: agent\nid: spiffe://t/a\nmode: shadow", &[]);
+    check(
+        "kind: agent\nid: spiffe://t/a\nmode: shadwo",
+        &["3:7: error: `shadwo` is no value of `mode`: expected `enforce`, `shadow` (did you mean `shadow`?)"],
+    );
+    check(
+        "kind: tool\nid: a/b\nmode: shadow",
+        &["3:7: error: a document of kind `tool` cannot be in shadow: only application, group, agent, permission_set, guardrail"],
+    );
+    check(
+        "kind: group\nid: sales\nmode: shadow\nallow: [crm/raed]",
+        &["4:9: error: unknown tool `crm/raed` (did you mean `crm/read`?)"],
+    );
     check("kind: group\nid: sales", &["2:5: error: group `sales` is defined twice: first in p.yaml:3"]);
     check(
         "kind: group\nid: g\nallow: [\n",
         &["4:1: error: not valid YAML: while parsing a node, did not find expected node content"],
+    );
+}
+
+#[test]
+fn guardrails() {
+    let guardrail = |rest: &str| format!("kind: guardrail\nid: g\n{rest}");
+    check(&guardrail("tools: [crm/*]\nforbid_when: 'context.time.hour_utc < 7'"), &[]);
+    check(&guardrail("tools: ['*']\nforbid_when: context.env has unsafe"), &[]);
+    check(&guardrail("tools: [crm/*]"), &["1:1: error: `forbid_when` is missing"]);
+    check(&guardrail("forbid_when: 'true'"), &["1:1: error: `tools` is missing"]);
+    check(
+        &guardrail("tools: []\nforbid_when: 'true'"),
+        &["3:8: error: `tools` must name what the guardrail guards, `*` for every tool"],
+    );
+    check(
+        &guardrail("tools: [crn/*]\nforbid_when: 'true'"),
+        &["3:9: error: pattern `crn/*` matches no registered tool (a guardrail that guards nothing is a hole)"],
+    );
+    check(
+        &guardrail("tools: [crm/raed]\nforbid_when: 'true'"),
+        &["3:9: error: unknown tool `crm/raed` (did you mean `crm/read`?)"],
+    );
+    check(
+        &guardrail("tools: [crm]\nforbid_when: 'true'"),
+        &["3:9: error: tool pattern `crm` has no slash, so it matches no tool: write `server/tool`, or `*` alone for every tool"],
+    );
+    check(
+        &guardrail("tools: [crm/*]\nforbid_when: 7"),
+        &["4:14: error: `forbid_when`: a condition needs a truth value, found a whole number"],
+    );
+    check(&guardrail("tools: [crm/*]\nforbid_when: 'true'\nallow: [crm/*]"), &["5:1: error: unknown key `allow`"]);
+}
+
+#[test]
+fn tests() {
+    let issuer = format!("kind: issuer\nid: https://i\nkeys: {{jwks: {{keys: [{}]}}}}\n---\n", jwk(KEY_X));
+    let test = |rest: &str| format!("{issuer}kind: agent\nid: spiffe://t/a\n---\nkind: test\n{rest}");
+    let whole = "user: {issuer: https://i, sub: u}\napplication: portal\n";
+    check(&test(&format!("agent: spiffe://t/a\n{whole}expect: [{{tool: crm/read, want: DENY, reason: AGENT_DENIES}}]")), &[]);
+    check(
+        &test(&format!("{whole}expect: []")),
+        &["8:1: error: a test needs either `agent` or `agents`, the chain from root to leaf"],
+    );
+    check(
+        &test(&format!("agent: spiffe://t/b\n{whole}expect: []")),
+        &["9:8: error: unknown agent `spiffe://t/b` (did you mean `spiffe://t/a`?)"],
+    );
+    check(
+        &test(&format!("agent: spiffe://t/a\n{whole}expect: [{{tool: crm/raed, want: DENY}}]")),
+        &["12:10: error: unknown tool `crm/raed` (did you mean `crm/read`?)"],
+    );
+    check(&test(&format!("agent: spiffe://t/a\n{whole}expect: [{{tool: no/such, want: DENY, reason: TOOL_UNKNOWN}}]")), &[]);
+    check(
+        &test(&format!("agent: spiffe://t/a\n{whole}expect: [{{tool: crm/read, want: ALLOW}}]")),
+        &["12:33: error: `ALLOW` is no value of `want`: expected `PERMIT`, `NEEDS_APPROVAL`, `DENY`"],
+    );
+    check(
+        &test(&format!("agent: spiffe://t/a\n{whole}at: noon\nexpect: []")),
+        &["12:5: error: `noon` is not a time: write `2026-11-25T08:30:00Z`"],
+    );
+    check(
+        &test("agent: spiffe://t/a\nuser: {issuer: https://j, sub: u}\napplication: portal\nexpect: []"),
+        &["10:16: error: unknown issuer `https://j` (did you mean `https://i`?)"],
     );
 }
 
@@ -194,7 +267,40 @@ fn entries() {
         &["4:3: error: an entry is a tool pattern, or one pattern with a mapping: `crm/*: {args: {…}}`"],
     );
     check(&group("allow: [crm/read: ]"), &["3:17: error: the entry `crm/read` must be a mapping, found nothing"]);
-    check(&group("allow: [crm/read: {when: 'true'}]"), &["3:20: error: key `when` is not supported by this version"]);
+    check(&group("allow: [crm/read: {when: 'true'}]"), &[]);
+    check(
+        &group("allow: [crm/read: {when: 'context.tme.hour_utc > 7'}]"),
+        &["3:26: error: `when`: `context` has no member `tme`: did you mean `time`?"],
+    );
+    check(
+        &group("allow: [crm/read: {when: 'context.env.safe'}]"),
+        &[
+            "3:26: error: `context.env` is the gateway's word and this entry would permit by it (say `evidence: attested` if that is meant)",
+        ],
+    );
+    check(&group("allow: [crm/read: {when: 'context.env.safe', evidence: attested}]"), &[]);
+    check(&group("allow: [crm/*]\ndeny: [crm/read: {when: 'context.env.safe'}]"), &[]);
+    check(
+        &group("allow: [crm/*]\ndeny: [crm/read: {evidence: attested}]"),
+        &["4:29: error: `evidence` means nothing in a deny: it may look at `context.env` as it is"],
+    );
+    check(
+        &group("allow: [crm/read: {evidence: verified}]"),
+        &["3:30: error: `verified` is no value of `evidence`: expected `attested`"],
+    );
+    check(&group("allow: [crm/write: {prepared: crm/read}]"), &[]);
+    check(
+        &group("allow: [crm/write: {prepared: crm/raed}]"),
+        &["3:9: error: unknown tool `crm/raed` (did you mean `crm/read`?)"],
+    );
+    check(
+        &group("allow: [crm/write: {prepared: crm/*}]"),
+        &["3:31: error: `prepared`: `crm/*` must name one tool, not a pattern"],
+    );
+    check(
+        &group("allow: [crm/*]\ndeny: [crm/read: {prepared: crm/write}]"),
+        &["4:29: error: `prepared` means nothing in a deny"],
+    );
     check(&group("allow: [crm/read: {arg: {a: 1}}]"), &["3:20: error: unknown key `arg` (did you mean `args`?)"]);
     check(&group("allow: [crm/read: {by: [x]}]"), &["3:20: error: unknown key `by`"]);
     check(&group("allow: [crm/read: {only: 'yes'}]"), &["3:26: error: `only` must be true or false, found a string"]);
@@ -291,6 +397,16 @@ fn operators() {
         &format!("{}\n---\n{}", operator("roles: []"), operator("roles: []").replace("ada", "bob")),
         &["8:8: error: key `kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k` is listed twice: first by `ada` in p.yaml:9"],
     );
+    let shared = |kind: &str| {
+        format!(
+            "3:8: error: key `kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k` is also one of {kind} in p.yaml:14 \
+             (make a key for the operator alone: `portcullis token keygen`)"
+        )
+    };
+    let agent = "kind: agent\nid: spiffe://t/b\nkeys: [kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k]";
+    check(&format!("{}\n---\n{agent}", operator("roles: []")), &[&shared("agent `spiffe://t/b`")]);
+    let issuer = issuer(&format!("{{jwks: {{keys: [{}]}}}}", jwk(KEY_X)), "");
+    check(&format!("{}\n---\n{issuer}", operator("roles: []")), &[&shared("issuer `https://i`")]);
     check(
         &operator("roles: []").replace(KEY_X, "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"),
         &["3:8: error: `x` of the key is a point of small order"],

@@ -3,7 +3,7 @@
 //! Worlds are tiny, so that names collide: four tools, two groups, two applications, three agents, two arguments.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
@@ -19,7 +19,10 @@ use crate::model::request::{Call, Scope, Subject};
 use crate::testing::reference;
 
 use super::super::compile::Compiled;
-use super::super::document::{AgentSpec, Approval, Body, Document, Entry, Names, Permissions, Risk, ServerSpec, ToolSpec};
+use super::super::condition::Condition;
+use super::super::document::{
+    AgentSpec, Approval, Body, Document, Entry, GuardrailSpec, Names, Permissions, Risk, ServerSpec, Terms, ToolSpec,
+};
 use super::super::source::SourceFile;
 use super::super::{source, yaml};
 
@@ -78,13 +81,55 @@ fn argument_map(strict: bool) -> impl Strategy<Value = ArgumentMap> {
     ]
 }
 
+/// Conditions that hold, do not, fail, or hang on the call; read once, for reading takes longer than deciding.
+static CONDITIONS: LazyLock<Vec<Condition>> = LazyLock::new(|| {
+    let texts = [
+        "true",
+        "false",
+        "context.args.m > 1",
+        "context.args has m && context.args.m == 1",
+        r#"context.args has n && context.args.n == "1""#,
+        "context.args.other == 1 || true",
+        "context.time.hour_utc < 12",
+        "context.time.weekday_utc <= 5",
+        r#"context.user.groups.contains("g")"#,
+        r#"context.application.id == "p""#,
+        "context.agent.depth == 0",
+        r#"context.tool.server == "a" && context.tool.risk == "read""#,
+        "context.env has safe && context.env.safe",
+        "context.env.safe",
+    ];
+    texts.iter().map(|text| Condition::parse(text).unwrap()).collect()
+});
+
+fn condition() -> impl Strategy<Value = Condition> {
+    prop::sample::select(CONDITIONS.clone())
+}
+
+fn guardrail(id: &'static str) -> impl Strategy<Value = Option<Document>> {
+    let tools = prop::sample::subsequence(PATTERNS.to_vec(), 1..3);
+    prop::option::weighted(0.3, (tools, condition())).prop_map(move |guardrail| {
+        let (tools, forbid_when) = guardrail?;
+        let tools = tools.into_iter().map(Arc::from).collect();
+        Some(Document::new(Body::Guardrail(GuardrailSpec { tools, forbid_when }), id))
+    })
+}
+
 fn entry(approve: bool, deny: bool) -> impl Strategy<Value = Entry> {
     let approval = (prop::sample::subsequence(vec!["g", "h"], 1..=2), 1..3u64).prop_map(move |(by, minutes)| Approval {
         by: by.into_iter().map(GroupId::from).collect(),
         expires_in_ms: minutes * 60_000,
     });
-    (prop::sample::select(PATTERNS.to_vec()), argument_map(deny), approval)
-        .prop_map(move |(pattern, arguments, approval)| Entry::new(pattern, arguments, approve.then_some(approval)))
+    let when = prop::option::weighted(0.2, condition());
+    let prepared = prop::option::weighted(0.1, prop::sample::select(vec![Arc::<str>::from("a/x"), Arc::from("b/x")]));
+    (prop::sample::select(PATTERNS.to_vec()), argument_map(deny), approval, when, prepared, prop::bool::weighted(0.1)).prop_map(
+        move |(pattern, arguments, approval, when, prepared, attested)| {
+            let prepared = prepared.filter(|_| !deny);
+            // What permits may ask the environment only if it says so.
+            let attested = !deny && (attested || when.as_ref().is_some_and(Condition::asks_environment));
+            Entry::new(pattern, Terms { arguments, when, prepared, attested, approval: approve.then_some(approval) })
+        },
+    )
 }
 
 /// Permissions that allow much, since a call must pass half a dozen of them. `sets` are the permission sets to include.
@@ -99,7 +144,7 @@ fn permissions(sets: &'static [&'static str]) -> impl Strategy<Value = Permissio
     )
         .prop_map(|(mut allow, all, approve, deny, include, deny_seldom)| {
             if all {
-                allow.push(Entry::new("*", ArgumentMap::unconstrained(), None));
+                allow.push(Entry::new("*", Terms::default()));
             }
             let deny = if deny_seldom == 0 { deny } else { Vec::new() };
             Permissions { allow, approve, deny, include: include.into_iter().map(Arc::from).collect() }
@@ -154,12 +199,12 @@ fn world() -> impl Strategy<Value = World> {
         of(&[]),
         agent(AGENTS[0]),
         agent(AGENTS[1]),
-        agent(AGENTS[2]),
+        (agent(AGENTS[2]), guardrail("r"), guardrail("q")),
     )
-        .prop_map(|(schema_sha256, group_g, group_h, app_p, app_q, set_s, set_t, a, b, c)| {
+        .prop_map(|(schema_sha256, group_g, group_h, app_p, app_q, set_s, set_t, a, b, (c, first, second))| {
             let spec = |schema_sha256| ToolSpec { risk: Risk::Read, proof: None, schema_sha256 };
             let tools = [("x", schema_sha256), ("y", None), ("y/z", None)].map(|(name, schema)| (Arc::from(name), spec(schema)));
-            vec![
+            let mut world = vec![
                 Document::new(Body::Server(ServerSpec { id: "a".into(), tools: tools.into() }), "a"),
                 Document::new(Body::Tool(spec(None)), "b/x"),
                 Document::new(Body::Group(group_g), "g"),
@@ -171,7 +216,9 @@ fn world() -> impl Strategy<Value = World> {
                 a,
                 b,
                 c,
-            ]
+            ];
+            world.extend(first.into_iter().chain(second));
+            world
         })
 }
 
@@ -216,15 +263,35 @@ fn arguments() -> impl Strategy<Value = Object> {
     })
 }
 
-/// A whole case: eight calls of each tool, so that generating policies is not all that is done.
-fn calls() -> impl Strategy<Value = Vec<(Object, Option<[u8; 32]>)>> {
-    prop::collection::vec((arguments(), prop::option::of(prop::sample::select(vec![[7; 32], [8; 32]]))), 8)
+/// What a call brings besides its tool.
+#[derive(Clone, Debug)]
+struct Circumstances {
+    arguments: Object,
+    tool_schema_sha256: Option<[u8; 32]>,
+    environment: Option<Object>,
+    unix_s: i64,
 }
 
-fn each_call(calls: &[(Object, Option<[u8; 32]>)], mut check: impl FnMut(&Call<'_>)) {
-    for (arguments, tool_schema_sha256) in calls {
+/// A whole case: eight calls of each tool, so that generating policies is not all that is done.
+fn calls() -> impl Strategy<Value = Vec<Circumstances>> {
+    let schema = prop::option::of(prop::sample::select(vec![[7; 32], [8; 32]]));
+    let environment =
+        prop::option::of(any::<bool>().prop_map(|safe| Object::from_members([("safe".to_owned(), Value::Bool(safe))])));
+    let one = (arguments(), schema, environment, 1_700_000_000..1_701_000_000i64);
+    let one = one.prop_map(|(arguments, tool_schema_sha256, environment, unix_s)| Circumstances {
+        arguments,
+        tool_schema_sha256,
+        environment,
+        unix_s,
+    });
+    prop::collection::vec(one, 8)
+}
+
+fn each_call(calls: &[Circumstances], mut check: impl FnMut(&Call<'_>)) {
+    for Circumstances { arguments, tool_schema_sha256, environment, unix_s } in calls {
+        let (tool_schema_sha256, environment, unix_s) = (*tool_schema_sha256, environment.as_ref(), *unix_s);
         for tool in TOOLS.into_iter().chain(["no/tool"]) {
-            check(&Call { tool_schema_sha256: *tool_schema_sha256, ..Call::new(tool, arguments) });
+            check(&Call { tool, tool_schema_sha256, arguments, environment, unix_s });
         }
     }
 }
@@ -255,6 +322,8 @@ fn the_worlds_are_varied() {
         Reason::ArgumentRefused,
         Reason::AgentUnknown,
         Reason::ChainTooDeep,
+        Reason::ConditionError,
+        Reason::GuardrailDenies,
     ];
     let rare: Vec<Reason> = common.into_iter().filter(|reason| seen.get(reason).copied().unwrap_or(0) < 20).collect();
     assert!(rare.is_empty(), "rarely seen: {rare:?} of {seen:?}");
@@ -270,8 +339,9 @@ proptest! {
         each_call(&calls, |call| {
             let verdict = compiled.evaluate(&resolved, &subject, call);
             let answer = reference::decide(&world, &subject, call);
-            let told = (verdict.effect, verdict.reason, verdict.layer, verdict.hop, verdict.matched.as_deref().cloned(), verdict.approvals);
-            assert_eq!(told, (answer.effect, answer.reason, answer.layer, answer.hop, answer.matched, answer.approvals), "{call:?}");
+            let told = (verdict.effect, verdict.reason, verdict.layer, verdict.hop, verdict.matched.as_deref().cloned(), verdict.approvals, verdict.prepared);
+            let expected = (answer.effect, answer.reason, answer.layer, answer.hop, answer.matched, answer.approvals, answer.prepared);
+            assert_eq!(told, expected, "{call:?}");
             // Every layer's answer, and the least of them, are the decision.
             let least = compiled.explain(&resolved, &subject, call).into_iter().map(|answer| answer.effect).min();
             assert_eq!(least, Some(verdict.effect), "{call:?}");
@@ -363,8 +433,56 @@ proptest! {
     }
 
     #[test]
+    fn a_guardrail_only_takes_away(world in world(), subject in subject(), calls in calls(), more in guardrail("z")) {
+        let before = Compiled::compile(&world).unwrap();
+        let guarded = Compiled::compile(&world.iter().cloned().chain(more).collect::<World>()).unwrap();
+        let (resolved, resolved_guarded) = (before.resolve(&subject), guarded.resolve(&subject));
+        each_call(&calls, |call| {
+            let effect = before.evaluate(&resolved, &subject, call).effect;
+            assert!(guarded.evaluate(&resolved_guarded, &subject, call).effect <= effect, "{call:?}");
+        });
+    }
+
+    #[test]
+    fn without_an_allow_there_is_no_more(world in world(), subject in subject(), calls in calls(), which in 2..11usize) {
+        let mut narrower = world.clone();
+        let (Body::Group(permissions) | Body::Application(permissions) | Body::PermissionSet(permissions)
+            | Body::Agent(AgentSpec { permissions, .. })) = &mut narrower[which].body else { panic!("holds permissions") };
+        // An entry that fails denies all that its layer says, so one without a condition is taken away.
+        let Some(index) = permissions.allow.iter().position(|entry| entry.when.is_none() && entry.prepared.is_none()) else {
+            return Ok(());
+        };
+        permissions.allow.remove(index);
+        let (before, after) = (Compiled::compile(&world).unwrap(), Compiled::compile(&narrower).unwrap());
+        let (resolved, resolved_after) = (before.resolve(&subject), after.resolve(&subject));
+        each_call(&calls, |call| {
+            let effect = before.evaluate(&resolved, &subject, call).effect;
+            assert!(after.evaluate(&resolved_after, &subject, call).effect <= effect, "{call:?}");
+        });
+    }
+
+    #[test]
+    fn shadows_change_what_would_be_and_nothing_else(world in world(), changed in agent(AGENTS[1]), rail in guardrail("q"), group in permissions(&["s"]), subject in subject(), calls in calls()) {
+        let mut all = world.clone();
+        all.push(changed.in_shadow());
+        all.extend(rail.map(Document::in_shadow));
+        all.push(Document::new(Body::Group(group), "g").in_shadow());
+        let compiled = Compiled::compile(&all).unwrap();
+        let would_be = compiled.would_be().unwrap();
+        let lit = reference::as_they_would_be(&all);
+        let (resolved, resolved_would_be) = (compiled.resolve(&subject), would_be.resolve(&subject));
+        each_call(&calls, |call| {
+            let (verdict, answer) = (compiled.evaluate(&resolved, &subject, call), reference::decide(&world, &subject, call));
+            assert_eq!((verdict.effect, verdict.reason), (answer.effect, answer.reason), "{call:?}");
+            let (verdict, answer) = (would_be.evaluate(&resolved_would_be, &subject, call), reference::decide(&lit, &subject, call));
+            assert_eq!((verdict.effect, verdict.reason), (answer.effect, answer.reason), "{call:?}");
+        });
+    }
+
+    #[test]
     fn rows_read_back_as_what_they_were(world in world()) {
-        for document in &world {
+        let shadows: Vec<Document> = world.iter().skip(2).cloned().map(Document::in_shadow).collect();
+        for document in world.iter().chain(&shadows) {
             let row = document.to_row(Origin::Api);
             prop_assert_eq!(&Document::from_row(&row).unwrap(), document, "{}", row.json);
             // JSON is YAML: what a store holds can be taken back into a folder.

@@ -44,7 +44,7 @@ approve:
 ---
 {{kind: permission_set, id: set, include: []}}
 ---
-{{kind: operator, id: ada, keys: [{{kty: OKP, crv: Ed25519, x: {KEY_X}, use: sig}}], roles: [respond, administer, approve, audit], groups: [x],
+{{kind: operator, id: ada, keys: [{{kty: OKP, crv: Ed25519, x: PUAXw-hDiVqStwqnTRt-vJyYLM8uxJaMwM1V8Sr0Zgw, use: sig}}], roles: [respond, administer, approve, audit], groups: [x],
   users: [{{issuer: "https://i", sub: "a\nda"}}]}}
 "#,
         digits = "12".repeat(32)
@@ -92,7 +92,12 @@ fn rows_that_are_refused() {
     check("tool", "a/b", r#"{"id":"a/b","kind":"tool","later":1}"#, "unknown key `later`");
     check("tool", "a/b", r#"[]"#, "a document must be a mapping");
     check("issuer", "i", r#"{"id":"i","kind":"issuer","keys":{"file":"k.json"}}"#, "there is no file `k.json`");
-    check("guardrail", "g", r#"{"id":"g","kind":"guardrail"}"#, "kind `guardrail` is not supported");
+    check("guardrail", "g", r#"{"id":"g","kind":"guardrail","tools":["*"]}"#, "`forbid_when` is missing");
+    let test = r#"{"agent":"a","application":"p","expect":[],"id":"t","kind":"test","user":{"issuer":"i","sub":"s"}}"#;
+    check("test", "t", test, "a test is run where it is written");
+    // A document in shadow and the one in force are two.
+    check("group", "g", r#"{"id":"g","kind":"group","mode":"shadow"}"#, "another document");
+    check("group.shadow", "g", r#"{"id":"g","kind":"group"}"#, "another document");
 }
 
 #[test]

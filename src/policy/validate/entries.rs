@@ -5,7 +5,6 @@
 use crate::model::constraint::abridged;
 
 use super::super::bits::BitSet;
-use super::super::diagnostic::suggestion;
 use super::super::document::{Entry, List, Permissions, is_unsatisfiable};
 use super::super::tools::{Matching, Patterns};
 use super::Checker;
@@ -55,8 +54,7 @@ fn check_entry(checker: &mut Checker<'_>, list: List, index: usize, entry: &Entr
     let field = list.as_str();
     let pattern = &entry.pattern;
     if matching.is_empty() && !pattern.contains('*') {
-        let help = suggestion(pattern, checker.known.tools().iter().map(|tool| tool.name.as_str()));
-        checker.error(field, index, format!("unknown tool `{}`", abridged(pattern)), help);
+        checker.unknown_tool(field, index, pattern);
     } else if matching.is_empty() && &**pattern != "*" {
         let message = format!("pattern `{}` matches no registered tool", abridged(pattern));
         if list == List::Deny {
@@ -74,6 +72,9 @@ fn check_entry(checker: &mut Checker<'_>, list: List, index: usize, entry: &Entr
                 checker.warn(field, index, message);
             }
         }
+    }
+    if let Some(prepared) = entry.prepared.as_ref().filter(|prepared| checker.known.tools().number(prepared).is_none()) {
+        checker.unknown_tool(field, index, prepared);
     }
     for group in entry.approval.iter().flat_map(|approval| &approval.by) {
         if !checker.known.has_operators(group.as_str()) {

@@ -8,14 +8,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use ring::digest::{SHA256, digest};
 
 use super::read::Head;
+use crate::model::approval::ApprovalRow;
 use crate::model::records::{Change, DocumentKey, DocumentRow, RevocationRow, Target, Write};
 use crate::model::revision::StateDigest;
 use crate::store::chain::{document_sha256, revocation_sha256};
-use crate::store::{CommitRequest, Error, StoredDocument, rules};
+use crate::store::{CommitRequest, Error, StoredDocument, approvals, rules};
 
 /// The rows that a request touches, as they stand, and what is kept up with them.
 pub(super) struct Rows {
     number: u64,
+    unix_ms: i64,
     watermark_unix_s: i64,
     pub(super) digest: StateDigest,
     pub(super) revocations_total: u64,
@@ -23,26 +25,32 @@ pub(super) struct Rows {
     revocations: BTreeMap<Target, Option<RevocationRow>>,
     touched_documents: BTreeSet<DocumentKey>,
     touched_revocations: BTreeSet<Target>,
+    approvals: BTreeMap<String, ApprovalRow>,
+    touched_approvals: BTreeSet<String>,
+}
+
+/// The rows that a request touches, as they stand; those that are not there are left out.
+pub(super) struct Found {
+    pub(super) documents: Vec<StoredDocument>,
+    pub(super) revocations: Vec<RevocationRow>,
+    pub(super) approvals: BTreeMap<String, ApprovalRow>,
 }
 
 impl Rows {
-    /// Rows at a head, for the revision after it. Rows that are not there are not in the lists.
-    pub(super) fn new(
-        head: &Head,
-        number: u64,
-        unix_s: i64,
-        documents: Vec<StoredDocument>,
-        revocations: Vec<RevocationRow>,
-    ) -> Self {
+    /// Rows at a head, for the revision after it.
+    pub(super) fn new(head: &Head, number: u64, unix_ms: i64, found: Found) -> Self {
         Self {
             number,
-            watermark_unix_s: unix_s.saturating_add(head.settings.iat_skew_s),
+            unix_ms,
+            watermark_unix_s: unix_ms.div_euclid(1_000).saturating_add(head.settings.iat_skew_s),
             digest: head.digest,
             revocations_total: head.revocations,
-            documents: documents.into_iter().map(|one| (one.row.key.clone(), Some(one))).collect(),
-            revocations: revocations.into_iter().map(|row| (row.target.clone(), Some(row))).collect(),
+            documents: found.documents.into_iter().map(|one| (one.row.key.clone(), Some(one))).collect(),
+            revocations: found.revocations.into_iter().map(|row| (row.target.clone(), Some(row))).collect(),
             touched_documents: BTreeSet::new(),
             touched_revocations: BTreeSet::new(),
+            approvals: found.approvals,
+            touched_approvals: BTreeSet::new(),
         }
     }
 
@@ -59,18 +67,25 @@ impl Rows {
         Ok(())
     }
 
-    /// Makes one write.
-    pub(super) fn write(&mut self, write: &Write) -> Result<Change, Error> {
+    /// Makes one write; `None` where it changes nothing that followers hold.
+    pub(super) fn write(&mut self, write: &Write) -> Result<Option<Change>, Error> {
+        let unix_ms = self.unix_ms;
         match write {
-            Write::PutDocument(row) => Ok(self.put_document(row)),
-            Write::RemoveDocument(key) => self.remove_document(key),
+            Write::PutDocument(row) => Ok(Some(self.put_document(row))),
+            Write::RemoveDocument(key) => self.remove_document(key).map(Some),
             Write::Revoke { target, meaning, reason } => {
                 let (number, watermark) = (self.number, self.watermark_unix_s);
-                self.set_revocation(target, |row| rules::revoke(row, target, *meaning, reason, number, watermark))
+                self.set_revocation(target, |row| rules::revoke(row, target, *meaning, reason, number, watermark)).map(Some)
             }
             Write::Reinstate { target, reason } => {
                 let number = self.number;
-                self.set_revocation(target, |row| rules::reinstate(row, target, reason, number))
+                self.set_revocation(target, |row| rules::reinstate(row, target, reason, number)).map(Some)
+            }
+            Write::Approve { digest, operator, groups } => {
+                self.answer(digest, |row| approvals::approve(row, digest, operator, groups, unix_ms)).map(|()| None)
+            }
+            Write::Refuse { digest, operator, groups } => {
+                self.answer(digest, |row| approvals::refuse(row, digest, operator, groups, unix_ms)).map(|()| None)
             }
         }
     }
@@ -90,6 +105,23 @@ impl Rows {
     /// Revocations to put.
     pub(super) fn revocations_to_store(&self) -> Vec<&RevocationRow> {
         self.touched_revocations.iter().filter_map(|target| self.revocations.get(target)?.as_ref()).collect()
+    }
+
+    /// Approvals to put.
+    pub(super) fn approvals_to_store(&self) -> Vec<&ApprovalRow> {
+        self.touched_approvals.iter().filter_map(|digest| self.approvals.get(digest)).collect()
+    }
+
+    /// Puts an operator's yes or no to a row.
+    fn answer(
+        &mut self,
+        digest: &str,
+        change: impl FnOnce(Option<ApprovalRow>) -> Result<ApprovalRow, Error>,
+    ) -> Result<(), Error> {
+        let row = change(self.approvals.get(digest).cloned())?;
+        self.approvals.insert(digest.to_owned(), row);
+        self.touched_approvals.insert(digest.to_owned());
+        Ok(())
     }
 
     fn document(&self, key: &DocumentKey) -> Option<&StoredDocument> {

@@ -201,7 +201,7 @@ pub(super) fn revocation_row(row: &Row) -> Result<RevocationRow, Fault> {
 }
 
 /// A row of the log, and the size of what it stores.
-fn commit_row(row: &Row) -> Result<(CommitRow, usize), Fault> {
+pub(super) fn commit_row(row: &Row) -> Result<(CommitRow, usize), Fault> {
     let number = unsigned(row, 0)?;
     let changes: &[u8] = get(row, 5)?;
     let size = changes.len();

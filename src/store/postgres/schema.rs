@@ -42,14 +42,22 @@ CREATE TABLE portcullis.revocations (
 CREATE INDEX revocations_by_revision ON portcullis.revocations (revision);
 CREATE TABLE portcullis.log (
     number int8 PRIMARY KEY, previous_hash bytea NOT NULL, hash bytea NOT NULL, digest text NOT NULL, unix_ms int8 NOT NULL,
-    changes bytea NOT NULL
+    changes bytea NOT NULL, of_documents bool NOT NULL
 );
+CREATE INDEX log_of_documents ON portcullis.log (number) WHERE of_documents;
 CREATE TABLE portcullis.acts (number int8 PRIMARY KEY, unix_ms int8 NOT NULL, act text NOT NULL);
 CREATE TABLE portcullis.act_jtis (jti text COLLATE \"C\" PRIMARY KEY, expires_at_unix_s int8 NOT NULL);
 CREATE INDEX act_jtis_by_expiry ON portcullis.act_jtis (expires_at_unix_s);
 CREATE TABLE portcullis.spent (key bytea PRIMARY KEY, expires_at_unix_s int8 NOT NULL);
 CREATE INDEX spent_by_expiry ON portcullis.spent (expires_at_unix_s);
 CREATE TABLE portcullis.spent_forgotten (id int4 PRIMARY KEY CHECK (id = 1), unix_s int8) WITH (fillfactor = 20);
+CREATE TABLE portcullis.approvals (
+    digest text COLLATE \"C\" PRIMARY KEY, leaf bytea NOT NULL, waiting bool NOT NULL, asked_unix_ms int8 NOT NULL,
+    expires_unix_ms int8 NOT NULL, forget_unix_ms int8 NOT NULL, approval text NOT NULL
+);
+CREATE INDEX approvals_by_asking ON portcullis.approvals (asked_unix_ms, digest);
+CREATE INDEX approvals_by_forgetting ON portcullis.approvals (forget_unix_ms);
+CREATE INDEX approvals_waiting ON portcullis.approvals (leaf, expires_unix_ms) WHERE waiting;
 CREATE TABLE portcullis.replicas (
     incarnation text COLLATE \"C\" PRIMARY KEY, address text NOT NULL, version text NOT NULL, started_unix_ms int8 NOT NULL,
     applied_number int8 NOT NULL, acked_number int8 NOT NULL, state text NOT NULL, seen_unix_ms int8 NOT NULL

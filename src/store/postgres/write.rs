@@ -4,7 +4,8 @@
 
 use tokio_postgres::types::Type;
 
-use super::apply::{Rows, document_name, target_name};
+use super::apply::{Found, Rows, document_name, target_name};
+use super::approvals;
 use super::link::{CHANNEL, Fault, Link};
 use super::read::{self, Expected, Head, signed};
 use crate::model::records::{ActRow, Change, Origin, Write};
@@ -24,24 +25,30 @@ pub(super) async fn commit(
 ) -> Result<Committed, Fault> {
     let head = read::head(link, expected, true).await?;
     let unix_ms = unix_ms.unwrap_or(head.unix_ms);
-    let unix_s = unix_ms.div_euclid(1_000);
     let number = head.revision.number.checked_add(1).ok_or_else(|| Error::Rejected("no revision number is left".to_owned()))?;
-    let mut rows = touched(link, request, &head, number, unix_s).await?;
+    let mut rows = touched(link, request, &head, number, unix_ms).await?;
     rows.check(request, &head)?;
     let forgotten = match &request.act {
         Some(act) => record_act(link, act, number, &head, unix_ms).await?,
         None => head.jtis_forgotten_unix_s,
     };
-    let changes = request.writes.iter().map(|write| rows.write(write)).collect::<Result<Vec<_>, _>>()?;
+    let mut changes = Vec::with_capacity(request.writes.len());
+    for write in &request.writes {
+        changes.extend(rows.write(write)?);
+    }
     store_documents(link, &rows).await?;
     store_revocations(link, &rows).await?;
+    for row in rows.approvals_to_store() {
+        approvals::put(link, row).await?;
+    }
     let stored = changes_as_stored(&changes)?;
     let hash = commit_hash(&head.hash, number, &stored);
-    let of_documents = changes.iter().any(|change| !matches!(change, Change::Revocation(_)));
+    let of_documents = changes.iter().any(Change::is_of_document);
     let documents_number = if of_documents { number } else { head.documents_number };
     let (stored_number, digest) = (signed(number)?, rows.digest.to_hex());
     link.execute(
-        "INSERT INTO portcullis.log (number, previous_hash, hash, digest, unix_ms, changes) VALUES ($1, $2, $3, $4, $5, $6)",
+        "INSERT INTO portcullis.log (number, previous_hash, hash, digest, unix_ms, changes, of_documents)
+         VALUES ($1, $2, $3, $4, $5, $6, $7)",
         &[
             (&stored_number, Type::INT8),
             (&head.hash.as_slice(), Type::BYTEA),
@@ -49,6 +56,7 @@ pub(super) async fn commit(
             (&digest, Type::TEXT),
             (&unix_ms, Type::INT8),
             (&stored, Type::BYTEA),
+            (&of_documents, Type::BOOL),
         ],
     )
     .await?;
@@ -77,14 +85,15 @@ pub(super) async fn commit(
 }
 
 /// Every row that the request writes or expects something of, as it stands.
-async fn touched(link: &Link, request: &CommitRequest, head: &Head, number: u64, unix_s: i64) -> Result<Rows, Fault> {
-    let (mut documents, mut revocations) = (Vec::new(), Vec::new());
+async fn touched(link: &Link, request: &CommitRequest, head: &Head, number: u64, unix_ms: i64) -> Result<Rows, Fault> {
+    let (mut documents, mut revocations, mut approved) = (Vec::new(), Vec::new(), Vec::new());
     documents.extend(request.expected.iter().map(|(key, _)| document_name(key)));
     for write in &request.writes {
         match write {
             Write::PutDocument(row) => documents.push(document_name(&row.key)),
             Write::RemoveDocument(key) => documents.push(document_name(key)),
             Write::Revoke { target, .. } | Write::Reinstate { target, .. } => revocations.push(target_name(target)?.0),
+            Write::Approve { digest, .. } | Write::Refuse { digest, .. } => approved.push(digest.as_str()),
         }
     }
     let documents = match documents.as_slice() {
@@ -101,7 +110,8 @@ async fn touched(link: &Link, request: &CommitRequest, head: &Head, number: u64,
             read::stream(link, &sql, &[(&keys, Type::BYTEA_ARRAY)], read::revocation_row).await?
         }
     };
-    Ok(Rows::new(head, number, unix_s, documents, revocations))
+    let approvals = approvals::locked(link, &approved).await?;
+    Ok(Rows::new(head, number, unix_ms, Found { documents, revocations, approvals }))
 }
 
 async fn store_documents(link: &Link, rows: &Rows) -> Result<(), Fault> {

@@ -1,0 +1,146 @@
+//! What a condition sees of a call: Cedar values for the parts it looks at, and for no others.
+//!
+//! JSON has what Cedar has not: a member that is `null` is absent, and a number that is no integer is a decimal if four digits
+//! after the point hold it. What cannot be said in Cedar fails. Look next at `condition.rs`.
+
+use cedar_policy::{Context, RestrictedExpression};
+
+use crate::model::json::{Number, Object, Value};
+
+use super::{Call, Failed, Part, Subject, Uses};
+
+/// The facts of one call.
+#[derive(Clone, Copy, Debug)]
+pub struct Facts<'a> {
+    /// For whom.
+    pub subject: &'a Subject,
+    /// What is asked, and when.
+    pub call: &'a Call<'a>,
+    /// The registered risk of the tool: `read`, `write`, `destructive`.
+    pub risk: &'static str,
+}
+
+/// Seconds of a day.
+const DAY_S: i64 = 86_400;
+
+/// The context of a call, as far as an expression looks at it.
+pub(super) fn context(facts: &Facts<'_>, uses: &Uses) -> Result<Context, Failed> {
+    let mut members = Vec::with_capacity(uses.parts.len());
+    for part in &uses.parts {
+        members.push(match part {
+            Part::User => ("user".to_owned(), user(facts.subject)?),
+            Part::Application => ("application".to_owned(), record([("id", text(facts.subject.application.as_str()))])?),
+            Part::Agent => ("agent".to_owned(), agent(facts.subject)?),
+            Part::Session => ("session".to_owned(), session(facts.subject)?),
+            Part::Tool => ("tool".to_owned(), tool(facts)?),
+            Part::Arguments => ("args".to_owned(), arguments(facts.call.arguments, uses)?),
+            Part::Time => ("time".to_owned(), time(facts.call.unix_s)?),
+            Part::Environment => match facts.call.environment {
+                Some(environment) => ("env".to_owned(), object(environment)?),
+                None => ("env".to_owned(), record([])?),
+            },
+        });
+    }
+    Context::from_pairs(members).map_err(|_| Failed)
+}
+
+fn user(subject: &Subject) -> Result<RestrictedExpression, Failed> {
+    let groups = RestrictedExpression::new_set(subject.groups.iter().map(|group| text(group.as_str())));
+    record([("issuer", text(subject.user.issuer.as_str())), ("sub", text(&subject.user.subject)), ("groups", groups)])
+}
+
+fn agent(subject: &Subject) -> Result<RestrictedExpression, Failed> {
+    let (Some(root), Some(leaf)) = (subject.agents.first(), subject.agents.last()) else {
+        return Err(Failed);
+    };
+    let depth = i64::try_from(subject.agents.len() - 1).map_err(|_| Failed)?;
+    let chain = RestrictedExpression::new_set(subject.agents.iter().map(|agent| text(agent.as_str())));
+    record([
+        ("id", text(leaf.as_str())),
+        ("root", text(root.as_str())),
+        ("depth", RestrictedExpression::new_long(depth)),
+        ("chain", chain),
+    ])
+}
+
+fn session(subject: &Subject) -> Result<RestrictedExpression, Failed> {
+    record([("id", text(subject.session.as_str())), ("task", text(subject.task.as_str()))])
+}
+
+fn tool(facts: &Facts<'_>) -> Result<RestrictedExpression, Failed> {
+    let server = facts.call.tool.split_once('/').map_or("", |(server, _)| server);
+    record([("name", text(facts.call.tool)), ("server", text(server)), ("risk", text(facts.risk))])
+}
+
+fn arguments(arguments: &Object, uses: &Uses) -> Result<RestrictedExpression, Failed> {
+    if uses.all_arguments {
+        return object(arguments);
+    }
+    let named = uses.arguments.iter().filter_map(|name| Some((name.clone(), arguments.member(name)?)));
+    members(named)
+}
+
+/// The parts of a moment by UTC; weekdays are those of ISO 8601, Monday 1.
+fn time(unix_s: i64) -> Result<RestrictedExpression, Failed> {
+    let long = RestrictedExpression::new_long;
+    let (day, second) = (unix_s.div_euclid(DAY_S), unix_s.rem_euclid(DAY_S));
+    // The first of January 1970 was a Thursday.
+    let weekday = (day + 3).rem_euclid(7) + 1;
+    let moment = jiff::Timestamp::from_second(unix_s).map_err(|_| Failed)?;
+    let date = jiff::tz::Offset::UTC.to_datetime(moment).date();
+    record([
+        ("unix_s", long(unix_s)),
+        ("hour_utc", long(second / 3600)),
+        ("minute_utc", long(second / 60 % 60)),
+        ("weekday_utc", long(weekday)),
+        ("date", text(&date.to_string())),
+    ])
+}
+
+fn record<const N: usize>(members: [(&str, RestrictedExpression); N]) -> Result<RestrictedExpression, Failed> {
+    let members = members.into_iter().map(|(name, value)| (name.to_owned(), value));
+    RestrictedExpression::new_record(members).map_err(|_| Failed)
+}
+
+fn text(text: &str) -> RestrictedExpression {
+    RestrictedExpression::new_string(text.to_owned())
+}
+
+fn object(object: &Object) -> Result<RestrictedExpression, Failed> {
+    members(object.iter().map(|(name, value)| (name.to_owned(), value)))
+}
+
+fn members<'a>(members: impl Iterator<Item = (String, &'a Value)>) -> Result<RestrictedExpression, Failed> {
+    let present = members.filter(|(_, value)| !matches!(value, Value::Null));
+    let converted = present.map(|(name, value)| Ok((name, expression(value)?))).collect::<Result<Vec<_>, Failed>>()?;
+    RestrictedExpression::new_record(converted).map_err(|_| Failed)
+}
+
+fn expression(value: &Value) -> Result<RestrictedExpression, Failed> {
+    Ok(match value {
+        // In a list it cannot be left out: the list would be another one.
+        Value::Null => return Err(Failed),
+        Value::Bool(truth) => RestrictedExpression::new_bool(*truth),
+        Value::Number(number) => number_expression(*number)?,
+        Value::String(text) => RestrictedExpression::new_string(text.clone()),
+        Value::Array(items) => RestrictedExpression::new_set(items.iter().map(expression).collect::<Result<Vec<_>, Failed>>()?),
+        Value::Object(members) => object(members)?,
+    })
+}
+
+fn number_expression(number: Number) -> Result<RestrictedExpression, Failed> {
+    if !number.is_comparable() {
+        return Err(Failed);
+    }
+    // 100.0 is 100. What is comparable fits without loss.
+    if number.as_f64().fract() == 0.0 {
+        return Ok(RestrictedExpression::new_long(number.as_f64() as i64));
+    }
+    let text = Value::Number(number).to_jcs();
+    match text.split_once('.') {
+        Some((whole, digits)) if digits.len() <= 4 && whole.len() <= 15 && digits.bytes().all(|byte| byte.is_ascii_digit()) => {
+            Ok(RestrictedExpression::new_decimal(text))
+        }
+        _ => Err(Failed),
+    }
+}

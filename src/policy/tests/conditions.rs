@@ -1,0 +1,149 @@
+//! Conditions, guardrails, preparing and shadows inside the algebra, case by case and by both evaluators.
+
+use crate::model::json::parse_object;
+use crate::model::request::Call;
+use crate::testing::reference;
+
+use super::super::compile::Compiled;
+use super::{documents, subject};
+
+const BASE: &str = "
+{kind: server, id: pay, tools: {prepare: {risk: write}, execute: {}, refund: {risk: write}, read: {risk: read}}}
+---
+{kind: group, id: g, allow: ['*']}
+---
+{kind: application, id: p, allow: ['*']}
+---
+";
+
+const ALL: &str = r#"{"pay/prepare":{},"pay/execute":{},"pay/refund":{},"pay/read":{}}"#;
+
+/// `HH:MM` of a Monday.
+fn at(hour: i64, minute: i64) -> i64 {
+    const MONDAY_S: i64 = 1_764_547_200;
+    MONDAY_S + hour * 3600 + minute * 60
+}
+
+/// The policy's agent is `spiffe://t/a`; `expected` is `EFFECT REASON LAYER [prepared…]`, and what would be after ` / `.
+fn check(policy: &str, tool: &str, arguments: &str, environment: Option<&str>, unix_s: i64, expected: &str) {
+    let documents = documents(&format!("{BASE}{policy}"));
+    let compiled = Compiled::compile(&documents).unwrap_or_else(|error| panic!("{policy}: {error:?}"));
+    let subject = subject(&["g"], "p", &["a"], &[ALL]);
+    let arguments = parse_object(arguments.as_bytes()).unwrap();
+    let environment = environment.map(|text| parse_object(text.as_bytes()).unwrap());
+    let call = Call { environment: environment.as_ref(), unix_s, ..Call::new(tool, &arguments) };
+    let one = |compiled: &Compiled, documents: &[_]| {
+        let verdict = compiled.evaluate(&compiled.resolve(&subject), &subject, &call);
+        let answer = reference::decide(documents, &subject, &call);
+        let told = (verdict.effect, verdict.reason, verdict.layer, verdict.matched.as_deref(), &verdict.prepared);
+        assert_eq!(told, (answer.effect, answer.reason, answer.layer, answer.matched.as_ref(), &answer.prepared), "{policy}");
+        let mut text = format!("{} {}", verdict.effect.as_str(), verdict.reason);
+        text += &verdict.layer.map(|layer| format!(" {layer}")).unwrap_or_default();
+        text += &verdict.prepared.iter().map(|need| format!(" [{}]", need.tool)).collect::<String>();
+        text
+    };
+    let mut text = one(&compiled, &documents);
+    if let Some(would_be) = compiled.would_be() {
+        text = format!("{text} / {}", one(would_be, &reference::as_they_would_be(&documents)));
+    }
+    assert_eq!(text, expected, "{policy} {tool}");
+}
+
+fn agent(entries: &str) -> String {
+    format!("{{kind: agent, id: spiffe://t/a, applications: [p], acts_for: [g], {entries}}}")
+}
+
+#[test]
+fn an_allow_with_a_condition() {
+    let policy = agent("allow: [pay/refund: {args: {amount: {max: 500}}, when: 'context.time.hour_utc < 18'}]");
+    let check = |arguments, hour, expected| check(&policy, "pay/refund", arguments, None, at(hour, 0), expected);
+    check(r#"{"amount":500}"#, 17, "PERMIT OK");
+    check(r#"{"amount":500}"#, 18, "DENY AGENT_DENIES agent");
+    check(r#"{"amount":501}"#, 17, "DENY AGENT_DENIES agent");
+}
+
+#[test]
+fn a_condition_that_fails_denies_whatever_else_is_allowed() {
+    let policy = agent("allow: [pay/*, pay/refund: {when: 'context.args.amount < 9'}]");
+    check(&policy, "pay/refund", r#"{"amount":1}"#, None, 0, "PERMIT OK");
+    check(&policy, "pay/refund", r#"{"amount":10}"#, None, 0, "PERMIT OK");
+    check(&policy, "pay/refund", "{}", None, 0, "DENY CONDITION_ERROR agent");
+    check(&policy, "pay/refund", r#"{"amount":"1"}"#, None, 0, "DENY CONDITION_ERROR agent");
+    check(&policy, "pay/read", "{}", None, 0, "PERMIT OK");
+    // Arguments that do not match are not asked for more.
+    let policy = agent("allow: [pay/*, pay/refund: {args: {amount: {max: 5}}, when: 'context.args.amount < 9'}]");
+    check(&policy, "pay/refund", "{}", None, 0, "PERMIT OK");
+}
+
+#[test]
+fn a_deny_with_a_condition() {
+    let policy = agent("allow: ['*'], deny: [pay/*: {when: 'context.time.weekday_utc > 5 || context.env has unsafe'}]");
+    check(&policy, "pay/read", "{}", None, at(9, 0), "PERMIT OK");
+    check(&policy, "pay/read", "{}", None, at(9, 0) + 5 * 86_400, "DENY AGENT_DENIES agent");
+    check(&policy, "pay/read", "{}", Some(r#"{"unsafe":1}"#), at(9, 0), "DENY AGENT_DENIES agent");
+    let policy = agent("allow: ['*'], deny: [pay/*: {when: 'context.env.safe'}]");
+    check(&policy, "pay/read", "{}", None, 0, "DENY CONDITION_ERROR agent");
+    check(&policy, "pay/read", "{}", Some(r#"{"safe":false}"#), 0, "PERMIT OK");
+}
+
+#[test]
+fn the_gateways_word_counts_where_the_entry_says_so() {
+    let policy = agent("allow: [pay/read: {when: 'context.env.network == \"corp\"', evidence: attested}]");
+    check(&policy, "pay/read", "{}", Some(r#"{"network":"corp"}"#), 0, "PERMIT OK");
+    check(&policy, "pay/read", "{}", Some(r#"{"network":"café"}"#), 0, "DENY AGENT_DENIES agent");
+    check(&policy, "pay/read", "{}", None, 0, "DENY CONDITION_ERROR agent");
+}
+
+#[test]
+fn a_guardrail_takes_away_from_everybody() {
+    let rail = |condition: &str| {
+        let agent = agent("allow: ['*'], approve: [pay/refund: {by: [x], expires_in: 1m}]");
+        format!("{agent}\n---\n{{kind: guardrail, id: r, tools: [pay/*], forbid_when: '{condition}'}}")
+    };
+    let hours = rail("context.time.hour_utc < 7 || context.time.hour_utc > 18");
+    check(&hours, "pay/read", "{}", None, at(7, 0), "PERMIT OK");
+    check(&hours, "pay/read", "{}", None, at(6, 59), "DENY GUARDRAIL_DENIES guardrail");
+    check(&hours, "pay/refund", "{}", None, at(18, 59), "NEEDS_APPROVAL APPROVAL_REQUIRED agent");
+    check(&hours, "pay/refund", "{}", None, at(19, 0), "DENY GUARDRAIL_DENIES guardrail");
+    check(&rail("context.args.amount > 5"), "pay/read", "{}", None, 0, "DENY CONDITION_ERROR guardrail");
+    check(&rail("false"), "pay/read", "{}", None, 0, "PERMIT OK");
+    // It takes away and never gives: silence elsewhere still denies.
+    let silent = "{kind: agent, id: spiffe://t/a, applications: [p], acts_for: [g]}\n---\n\
+                  {kind: guardrail, id: r, tools: ['*'], forbid_when: 'false'}";
+    check(silent, "pay/read", "{}", None, 0, "DENY AGENT_DENIES agent");
+}
+
+#[test]
+fn what_must_be_prepared() {
+    let prepared = "allow: [pay/prepare, pay/execute: {prepared: pay/prepare}]";
+    check(&agent(prepared), "pay/execute", "{}", None, 0, "PERMIT OK [pay/prepare]");
+    check(&agent(prepared), "pay/prepare", "{}", None, 0, "PERMIT OK");
+    // What another entry permits outright needs no preparing.
+    let free = "allow: [pay/execute: {prepared: pay/prepare}, pay/*: {args: {amount: {max: 5}}}]";
+    check(&agent(free), "pay/execute", r#"{"amount":5}"#, None, 0, "PERMIT OK");
+    check(&agent(free), "pay/execute", r#"{"amount":6}"#, None, 0, "PERMIT OK [pay/prepare]");
+    let both = "allow: ['*'], approve: [pay/execute: {by: [x], expires_in: 1m, prepared: pay/prepare}]";
+    check(&agent(both), "pay/execute", "{}", None, 0, "NEEDS_APPROVAL APPROVAL_REQUIRED agent [pay/prepare]");
+    let denied = format!("{}, deny: [pay/execute]", prepared);
+    check(&agent(&denied), "pay/execute", "{}", None, 0, "DENY AGENT_DENIES agent");
+}
+
+#[test]
+fn shadows_are_evaluated_beside() {
+    let with = |shadow: &str| format!("{}\n---\n{shadow}", agent("allow: [pay/*]"));
+    let narrower = with("{kind: agent, id: spiffe://t/a, mode: shadow, applications: [p], acts_for: [g], allow: [pay/read]}");
+    check(&narrower, "pay/read", "{}", None, 0, "PERMIT OK / PERMIT OK");
+    check(&narrower, "pay/refund", "{}", None, 0, "PERMIT OK / DENY AGENT_DENIES agent");
+    let rail = with("{kind: guardrail, id: r, mode: shadow, tools: [pay/*], forbid_when: 'context.time.hour_utc > 18'}");
+    check(&rail, "pay/read", "{}", None, at(19, 0), "PERMIT OK / DENY GUARDRAIL_DENIES guardrail");
+    let wider = "{kind: agent, id: spiffe://t/a, applications: [p], acts_for: [g]}\n---\n\
+                 {kind: agent, id: spiffe://t/a, mode: shadow, applications: [p], acts_for: [g], allow: ['*']}";
+    check(wider, "pay/read", "{}", None, 0, "DENY AGENT_DENIES agent / PERMIT OK");
+    // An agent that is only in shadow is nobody.
+    let only = "{kind: agent, id: spiffe://t/a, mode: shadow, applications: [p], acts_for: [g], allow: ['*']}";
+    check(only, "pay/read", "{}", None, 0, "DENY AGENT_UNKNOWN identity / PERMIT OK");
+    let set = "{kind: agent, id: spiffe://t/a, applications: [p], acts_for: [g], include: [s]}\n---\n\
+               {kind: permission_set, id: s, allow: [pay/read]}\n---\n{kind: permission_set, id: s, mode: shadow, allow: [pay/refund]}";
+    check(set, "pay/read", "{}", None, 0, "PERMIT OK / DENY AGENT_DENIES agent");
+    check(set, "pay/refund", "{}", None, 0, "DENY AGENT_DENIES agent / PERMIT OK");
+}
