@@ -3,7 +3,7 @@
 //! It needs the server's programs (Debian: `postgresql`, `postgresql-15`) and nothing that runs; without them a test fails and says
 //! so. This file stands alone, so that the integration tests can take it in by its path. Look next at `store/postgres/tests.rs`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a harness of tests fails by panicking")]
-#![allow(dead_code, reason = "not everyone who takes it in uses all of it")]
+#![allow(dead_code, unreachable_pub, reason = "not everyone who takes it in uses all of it, and some take it in privately")]
 
 use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
@@ -51,6 +51,27 @@ pub fn shared() -> &'static Server {
 impl Server {
     /// Makes a server with settings such as `synchronous_standby_names=x` and starts it.
     pub fn start(settings: &[&str]) -> Self {
+        Self::start_on(settings, |bin, data| {
+            as_other(&bin.join("initdb"))
+                .args(["--no-sync", "--auth=trust", "--encoding=UTF8", "--no-locale", "--username", SUPERUSER, "--pgdata"])
+                .arg(data)
+                .current_dir("/")
+                .output()
+                .unwrap()
+        })
+    }
+
+    /// Starts a server on a copy of what a stopped one has on its disk.
+    pub fn start_copy(of: &Server, settings: &[&str]) -> Self {
+        let from = of.folder.join("data/.");
+        Self::start_on(settings, |_, data| {
+            let copied = as_other(Path::new("cp")).arg("-a").arg(from).arg(data).current_dir("/").output().unwrap();
+            let _ = std::fs::remove_file(data.join("postmaster.pid"));
+            copied
+        })
+    }
+
+    fn start_on(settings: &[&str], make: impl FnOnce(&Path, &Path) -> Output) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let bin = binaries();
         let number = NEXT.fetch_add(1, Ordering::SeqCst);
@@ -62,15 +83,11 @@ impl Server {
         std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
         let data = folder.join("data");
         std::fs::create_dir(&data).unwrap();
+        std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o700)).unwrap();
         hand_over(&data);
         hand_over(&folder);
-        let made = as_other(&bin.join("initdb"))
-            .args(["--no-sync", "--auth=trust", "--encoding=UTF8", "--no-locale", "--username", SUPERUSER, "--pgdata"])
-            .arg(&data)
-            .current_dir("/")
-            .output()
-            .unwrap();
-        assert!(made.status.success(), "initdb failed: {}", String::from_utf8_lossy(&made.stderr));
+        let made = make(&bin, &data);
+        assert!(made.status.success(), "no data folder was made: {}", String::from_utf8_lossy(&made.stderr));
         let mut attempt = 0;
         loop {
             attempt += 1;

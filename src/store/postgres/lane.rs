@@ -111,6 +111,8 @@ pub(super) struct Lane {
 #[derive(Default)]
 struct Slot {
     link: Option<Arc<Link>>,
+    /// Which host to connect to first: the one that served last, or the next where that one did not.
+    host: usize,
     pause: Pause,
 }
 
@@ -147,6 +149,8 @@ impl Lane {
                 Ok(value)
             }
             Err(fault) if link.is_committing() => {
+                // A server that another one has replaced may take connections, and hang here: the next may be the one that counts.
+                slot.host = link.host.saturating_add(1);
                 let why = explain(shown, fault);
                 Err(Error::Unknown(format!("{why}: it may or may not have been written")))
             }
@@ -155,6 +159,8 @@ impl Lane {
                 let refused = matches!(fault, Fault::Store(_)) && link.is_open();
                 if refused && matches!(timeout(ROLL_BACK_TIMEOUT, link.roll_back()).await, Ok(Ok(()))) {
                     slot.link = Some(link);
+                } else {
+                    slot.host = link.host.saturating_add(1);
                 }
                 Err(explain(shown, fault))
             }
@@ -171,12 +177,16 @@ impl Lane {
                 Ok(Ok(())) => return Ok((link, until)),
                 // The server closed it since: nothing was asked yet, so ask on a new one.
                 Ok(Err(_)) => {}
-                Err(_) => return Err(Error::Unavailable(format!("the store `{shown}` does not answer"))),
+                Err(_) => {
+                    slot.host = link.host.saturating_add(1);
+                    return Err(Error::Unavailable(format!("the store `{shown}` does not answer")));
+                }
             }
         }
         slot.pause.over(shown)?;
+        let first = slot.host;
         let attempt = async {
-            let link = Link::connect(&self.settings, &self.connector, limits.connect, None).await?;
+            let link = Link::connect(&self.settings, &self.connector, first, limits.connect, None).await?;
             let until = Instant::now() + limits.work;
             let begun = timeout_at(until, link.begin(limits.begin)).await;
             let begun = begun.map_err(|_| Error::Unavailable(format!("the store `{shown}` does not answer")))?;
@@ -185,6 +195,7 @@ impl Lane {
         };
         let outcome = attempt.await;
         slot.pause.note(outcome.as_ref().err());
+        slot.host = outcome.as_ref().map_or(first.saturating_add(1), |(link, _)| link.host);
         outcome
     }
 }

@@ -60,6 +60,8 @@ pub(super) struct Begin {
 
 /// A connection. Dropping it closes the socket at once, whatever the server is at.
 pub(super) struct Link {
+    /// Index of the host that it leads to.
+    pub(super) host: usize,
     client: Client,
     driver: JoinHandle<()>,
     shared: Arc<Shared>,
@@ -74,21 +76,23 @@ struct Shared {
 }
 
 impl Link {
-    /// Connects to one of the hosts, the one that answered last first. `notified` gets the numbers of notifications.
+    /// Connects to one of the hosts, that with index `first` before the others. `notified` gets the numbers of notifications.
     pub(super) async fn connect(
         settings: &Settings,
         connector: &Connector,
+        first: usize,
         timeout: Duration,
         notified: Option<watch::Sender<u64>>,
     ) -> Result<Self, Error> {
         let mut problem = String::new();
-        for config in &settings.hosts {
+        let all = settings.hosts.len();
+        for (index, config) in settings.hosts.iter().enumerate().cycle().skip(first % all.max(1)).take(all) {
             match tokio::time::timeout(timeout, config.connect(connector.clone())).await {
                 Ok(Ok((client, connection))) => {
                     let shared = Arc::new(Shared::default());
                     let driver = tokio::spawn(drive(connection, shared.clone(), notified));
                     let (writes, committing) = (AtomicBool::new(false), AtomicBool::new(false));
-                    return Ok(Self { client, driver, shared, writes, committing });
+                    return Ok(Self { host: index, client, driver, shared, writes, committing });
                 }
                 Ok(Err(error)) => problem = said(&error),
                 Err(_) => problem = format!("no answer within {} ms", timeout.as_millis()),

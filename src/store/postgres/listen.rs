@@ -18,8 +18,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Listens until it is dropped.
 pub(super) async fn listen(settings: Arc<Settings>, connector: Connector, wake: watch::Sender<u64>) {
     let mut pause = Pause::default();
-    loop {
-        let link = Link::connect(&settings, &connector, CONNECT_TIMEOUT, Some(wake.clone())).await;
+    for host in 0.. {
+        let link = Link::connect(&settings, &connector, host, CONNECT_TIMEOUT, Some(wake.clone())).await;
         if let Ok(mut link) = link {
             let listening = tokio::time::timeout(CONNECT_TIMEOUT, link.run(&format!("LISTEN {CHANNEL}"))).await;
             if matches!(listening, Ok(Ok(()))) {

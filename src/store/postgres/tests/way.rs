@@ -104,6 +104,48 @@ async fn passwords_are_never_said() {
     assert_eq!(audit(&open(&url(":s3cr3t%2Dcanary")).await.unwrap()).await.revision.number, 1);
 }
 
+/// Of several hosts one that is dead, one that never answers and one that hangs at COMMIT keep nobody from the one that serves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_host_that_serves_is_found() {
+    let (serving, frozen) = (Server::start(&[]), Server::start(&[]));
+    let database = serving.database();
+    let name = database.split('?').next().unwrap().rsplit('/').next().unwrap();
+    let dead = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    frozen.freeze(true);
+    let place = |port: u16| format!("127.0.0.1:{port}");
+    let hosts = [place(dead), place(frozen.port()), place(serving.port())].join(",");
+    let store = open(&format!("postgres://{}@{hosts}/{name}", serving.superuser())).await.unwrap();
+    store.commit(kill("t")).await.unwrap();
+    store.register(&registration("a")).await.unwrap();
+    until("no poll reaches the host that serves", || async { store.poll(&beat("a", 0)).await.is_ok() }).await;
+    audit(&store).await;
+    drop(store);
+
+    // The copy takes the place of a server that cannot commit any more.
+    serving.set("synchronous_standby_names = 'nobody'");
+    let old = open_hanging(&serving, name).await;
+    serving.crash();
+    let copy = Server::start_copy(&serving, &["synchronous_standby_names="]);
+    serving.restart();
+    let hosts = [place(serving.port()), place(copy.port())].join(",");
+    let both = format!("postgres://{}@{hosts}/{name}", serving.superuser());
+    until("the old server holds on to those it cannot serve", || async {
+        // Opening reads only, and finds the old one; what it polls then is committed on the new one or not at all.
+        let Ok(store) = open(&both).await else { return false };
+        until("no poll is committed", || async { store.poll(&beat("a", 0)).await.is_ok() }).await;
+        true
+    })
+    .await;
+    let heard = |server: &Server| server.sql(name, "SELECT max(seen_unix_ms) FROM portcullis.replicas").parse::<i64>().unwrap();
+    assert!(heard(&copy) > old);
+}
+
+/// When the replica was last heard on a server that now waits for a standby that does not exist.
+async fn open_hanging(server: &Server, name: &str) -> i64 {
+    until("the setting is not read", || async { server.sql("postgres", "SHOW synchronous_standby_names") == "nobody" }).await;
+    server.sql(name, "SELECT max(seen_unix_ms) FROM portcullis.replicas").parse().unwrap()
+}
+
 /// pgbouncer in transaction mode, which puts each transaction on any connection it likes.
 struct Pooler {
     process: Child,
