@@ -29,6 +29,10 @@ const APPLY: &str = "/portcullis.v1.PolicyService/Apply";
 const REFUND: &str = "pay/refund";
 const QUICK: &str = "pay/quick";
 const ASKS: &str = "approve: [{pay/refund: {args: {amount: {max: 500}}, by: [leads], expires_in: 10m}}]";
+const PREPARE: &str = "pay/prepare";
+const EXECUTE: &str = "pay/execute";
+/// As [`EXECUTE`], prepared by [`QUICK`].
+const SWIFT: &str = "pay/swift";
 const ROUNDS: usize = 60;
 
 /// Who may answer, and who may not.
@@ -55,9 +59,14 @@ impl Desk {
     async fn new() -> Self {
         let world = World::new();
         let keys: Vec<PrivateKey> = OPERATORS.iter().map(|_| PrivateKey::generate().unwrap()).collect();
-        let quick = ASKS.replace("}]", "}, {pay/quick: {by: [leads], expires_in: 3s}}]");
-        let mut policy =
-            world.policy().replace(ASKS, &quick).replace("large: {risk: read}", "large: {risk: read}, quick: {risk: read}");
+        let more = "{pay/quick: {by: [leads], expires_in: 3s}}, {pay/prepare: {by: [leads]}}";
+        let tools = "quick: {risk: read}, prepare: {risk: read}, execute: {risk: destructive}, swift: {risk: write}";
+        let allow = "allow: [crm/*, {pay/execute: {prepared: pay/prepare}}, {pay/swift: {prepared: pay/quick}}, lab/probe";
+        let mut policy = world
+            .policy()
+            .replace(ASKS, &ASKS.replace("}]", &format!("}}, {more}]")))
+            .replace("large: {risk: read}", &format!("large: {{risk: read}}, {tools}"))
+            .replace("allow: [crm/*, lab/probe", allow);
         for ((id, rest), key) in OPERATORS.iter().zip(&keys) {
             let rest = rest.replace("ISSUER", ISSUER);
             policy.push_str(&format!("---\n{{kind: operator, id: {id}, keys: [{}], {rest}}}\n", jwk(key)));
@@ -65,7 +74,11 @@ impl Desk {
         world.write_policy(&policy);
         let server = Server::start(&world);
         let (local, client) = (server.operator().await, server.connect().await);
-        let chain = world.root("alpha", |claims| claims["authorization_details"][0]["tools"][QUICK] = json!({}));
+        let chain = world.root("alpha", |claims| {
+            for tool in [QUICK, PREPARE, EXECUTE, SWIFT] {
+                claims["authorization_details"][0]["tools"][tool] = json!({});
+            }
+        });
         Self { world, server, local, keys, client, chain }
     }
 
@@ -364,6 +377,48 @@ async fn an_approval_never_lifts_a_deny() {
     desk.denies(desk.refund(2), "REVOKED_SESSION", "revocation").await;
     let states: Vec<_> = desk.list("olga", true).await.unwrap().approvals.into_iter().map(|item| item.state).collect();
     assert_eq!(&states[..2], ["approved", "approved"], "what is denied uses nothing");
+}
+
+/// Prepare and execute are different tools: the approval of the one is good for one call of the other, with equal arguments.
+#[tokio::test]
+async fn an_execution_needs_its_preparation() {
+    let desk = Desk::new().await;
+    let call = |tool: &str, id: u64| desk.world.call(&desk.chain, tool, &format!("{{\"id\":{id}}}"));
+    let denied = async |tool: &str, id: u64, reason: &str, names: &str| {
+        let answer = desk.denies(call(tool, id), reason, "agent").await;
+        assert!(answer.message.contains(names), "{}", answer.message);
+    };
+    denied(EXECUTE, 1, "APPROVAL_REQUIRED", PREPARE).await;
+    let digest = desk.needs(call(PREPARE, 1)).await.digest;
+    denied(EXECUTE, 1, "APPROVAL_REQUIRED", PREPARE).await;
+    desk.approve("olga", &digest).await.unwrap();
+    denied(EXECUTE, 2, "APPROVAL_REQUIRED", PREPARE).await;
+    desk.permits(call(PREPARE, 1)).await;
+    let request = wire::CheckRequest { request_id: "r".to_owned(), ..call(EXECUTE, 1) };
+    let first = desk.permits(request.clone()).await;
+    assert_eq!(desk.permits(request).await.decision_id, first.decision_id, "a lost answer is given again");
+    denied(EXECUTE, 1, "APPROVAL_USED", PREPARE).await;
+    desk.denies(call(PREPARE, 1), "APPROVAL_USED", "agent").await;
+    let line = desk.server.audit().into_iter().find(|line| line["decision_id"] == json!(first.decision_id)).unwrap();
+    assert_eq!(line["approval_digest"], json!(digest));
+
+    let digest = desk.needs(call(PREPARE, 3)).await.digest;
+    desk.refuse("olga", &digest).await.unwrap();
+    denied(EXECUTE, 3, "APPROVAL_REFUSED", PREPARE).await;
+    let until = Instant::now() + PATIENCE;
+    let mut id = 4;
+    let approved = loop {
+        let asked = desk.needs(call(QUICK, id)).await;
+        match desk.approve("olga", &asked.digest).await {
+            Ok(_) => break asked,
+            Err(late) => assert!(Instant::now() < until, "{late:?}"),
+        }
+        id += 1;
+    };
+    while now(0).unix_ms() <= approved.expires_at_unix_ms {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    denied(SWIFT, id, "APPROVAL_EXPIRED", QUICK).await;
 }
 
 #[tokio::test]
