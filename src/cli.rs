@@ -6,6 +6,7 @@ mod approvals;
 mod check;
 mod client;
 mod demo;
+mod findings;
 mod input;
 mod output;
 mod policy;

@@ -12,6 +12,7 @@ pub mod compile;
 pub mod condition;
 pub mod diagnostic;
 pub mod document;
+pub mod excerpt;
 mod node;
 pub mod source;
 mod tools;
@@ -21,6 +22,9 @@ pub mod yaml;
 pub use compile::{Compiled, Resolved, Verdict};
 pub use diagnostic::{Diagnostic, Severity};
 pub use document::{Body, Document};
+
+/// The JSON Schema (draft 2020-12) of a policy document, for editors.
+pub const SCHEMA: &str = include_str!("policy/schema.json");
 
 #[cfg(test)]
 mod tests;
