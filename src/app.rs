@@ -35,8 +35,8 @@ use crate::revocation::Index;
 use crate::server::{self, Factories, GrpcServices, HttpServices, Listeners, NoBarrier, RuntimeContext, Server};
 use crate::service::{self, Lane, Service};
 use crate::snapshot::SnapshotCell;
-use crate::store;
-use crate::sync::{self, CellPublisher, Follow};
+use crate::store::{self, ReplicaState};
+use crate::sync::{CellPublisher, Follow, Member};
 use crate::telemetry::{self, Telemetry};
 use wire::approval_service_server::ApprovalServiceServer;
 use wire::decision_service_server::DecisionServiceServer;
@@ -124,6 +124,7 @@ pub struct App {
     control: Runtime,
     server: Server,
     service: Arc<Service>,
+    member: Arc<Member>,
     stop_following: watch::Sender<bool>,
     telemetry: Telemetry,
     audit: Arc<audit::Log>,
@@ -136,6 +137,7 @@ impl App {
     /// As [`Error`] says; nothing is left running.
     pub fn start(settings: Settings) -> Result<Self, Error> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let chosen = settings.store()?;
         // Bound first: a port in use is said before anything is written.
         let listeners = Listeners::bind(server_settings(&settings))?;
         let control = tokio::runtime::Builder::new_multi_thread()
@@ -147,13 +149,14 @@ impl App {
         let telemetry = control.block_on(async { start_telemetry(&settings) })?;
         bind::make_private_dir(&settings.data)?;
         let log = audit::Log::open(&settings.data.join("audit"), &settings.node, &*clock)?;
-        let store = control.block_on(bind::open_store(&settings.store_url(), clock.clone()))?;
+        let store = control.block_on(bind::open_store(&chosen, clock.clone()))?;
         control.block_on(bind::first_operator(&*store, &settings.data))?;
 
         let (stop_following, stopped) = watch::channel(false);
         let cell = Arc::new(SnapshotCell::default());
         let publisher = CellPublisher::new(cell.clone(), Arc::new(Index::new()));
-        let (follow, status) = Follow::new(store.clone(), publisher, clock.clone(), sync::Settings::default(), None);
+        let member = Member::new(store.clone(), bind::registration(&settings, &*clock));
+        let (follow, status) = Follow::new(member.clone(), publisher, clock.clone(), bind::follow_settings(&chosen), None);
         control.spawn(follow.run(stopped));
         let first = control.block_on(async { tokio::time::timeout(FIRST_SNAPSHOT_TIMEOUT, status.ready()).await });
         if !first.unwrap_or(false) {
@@ -178,10 +181,11 @@ impl App {
         let service = Arc::new(Service::new(parts, service_settings(&settings)));
         bind::register_gauges(&telemetry, &cell, &clock, &service, &log);
         service.mark_ready();
+        member.set_state(ReplicaState::Serving);
 
         let factories = factories(&settings, &service, admin, &telemetry, &log)?;
         let server = control.block_on(listeners.serve(factories))?;
-        let app = Self { control, server, service, stop_following, telemetry, audit: log };
+        let app = Self { control, server, service, member, stop_following, telemetry, audit: log };
         tracing::info!("{}", app.ready_line());
         Ok(app)
     }
@@ -199,8 +203,9 @@ impl App {
 
     /// Drains and ends: calls in flight are answered, records and spans written.
     pub fn stop(self) {
-        let Self { control, server, service, stop_following, telemetry, audit } = self;
+        let Self { control, server, service, member, stop_following, telemetry, audit } = self;
         service.drain();
+        member.set_state(ReplicaState::Draining);
         let drained = control.block_on(server.drain());
         if drained.connections_cut > 0 {
             tracing::warn!(

@@ -23,6 +23,8 @@ use clap::{Args, Parser, Subcommand};
 
 use output::Output;
 
+use crate::config::StoreUrl;
+use crate::store::postgres::Durability;
 use crate::{app, store};
 
 /// How a command ended, where it did not simply succeed.
@@ -130,9 +132,13 @@ struct AdminArgs {
     /// The administration listener of a running server
     #[arg(long = "target", value_name = "URL", default_value = "http://127.0.0.1:7702", conflicts_with = "store", global = true)]
     url: String,
-    /// Open the store itself, for when no server runs: `sqlite:PATH`
+    /// Open the store itself, for when no server runs: `sqlite:PATH`, `postgres://…`, or `env:VARIABLE`, where a URL with a password
+    /// belongs
     #[arg(long, value_name = "URL", global = true)]
-    store: Option<String>,
+    store: Option<StoreUrl>,
+    /// With PostgreSQL, what its server is set up for: `single`, `synchronous` or `asynchronous`
+    #[arg(long, value_name = "WHICH", env = "PORTCULLIS_STORE_DURABILITY", global = true)]
+    store_durability: Option<Durability>,
     /// The data folder, where the local operator's key lies
     #[arg(long, value_name = "DIR", env = "PORTCULLIS_DATA", default_value = "portcullis-data", global = true)]
     data: PathBuf,

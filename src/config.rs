@@ -1,10 +1,12 @@
 //! What `serve` can be told: a file, then the environment, then flags, the later winning. An unknown key is an error.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::model::duration;
 use crate::policy::yaml::{FlatMember, flat};
+use crate::store::postgres::{self, Durability};
 
 /// Where the command line, the server and the demo keep their data unless told otherwise.
 pub const DATA_DIR_DEFAULT: &str = "portcullis-data";
@@ -12,8 +14,10 @@ pub const DATA_DIR_DEFAULT: &str = "portcullis-data";
 /// Everything that `serve` needs to know.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// `sqlite:PATH`; `None`: `sqlite:DATA/store.db`.
-    pub store: Option<String>,
+    /// `sqlite:PATH`, `postgres://…` or `env:VARIABLE`; `None`: `sqlite:DATA/store.db`.
+    pub store: Option<StoreUrl>,
+    /// What PostgreSQL is claimed to do with acknowledged writes; needed with it.
+    pub store_durability: Option<Durability>,
     /// Keys, audit records, the default store.
     pub data: PathBuf,
     /// A policy folder to put in force at start.
@@ -54,6 +58,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             store: None,
+            store_durability: None,
             data: PathBuf::from(DATA_DIR_DEFAULT),
             policies: None,
             listen: SocketAddr::from(([127, 0, 0, 1], 7700)),
@@ -82,6 +87,7 @@ pub struct Error(String);
 
 const KEYS: &[&str] = &[
     "store",
+    "store_durability",
     "data",
     "policies",
     "listen",
@@ -143,7 +149,10 @@ impl Settings {
             return Err(format!("`{name}` takes one value, not a list"));
         }
         match name {
-            "store" => self.store = Some(value.clone()),
+            "store" => self.store = Some(StoreUrl::from(value.clone())),
+            "store_durability" => {
+                self.store_durability = Some(value.parse().map_err(|error| format!("`store_durability`: {error}"))?);
+            }
             "data" => self.data = PathBuf::from(value),
             "policies" => self.policies = Some(PathBuf::from(value)),
             "listen" => self.listen = address(name, value)?,
@@ -163,20 +172,89 @@ impl Settings {
         Ok(())
     }
 
-    /// The store's URL.
-    pub fn store_url(&self) -> String {
-        self.store.clone().unwrap_or_else(|| format!("sqlite:{}", self.data.join("store.db").display()))
+    /// Which store, and how it is opened.
+    ///
+    /// # Errors
+    /// As [`Store::new`].
+    pub fn store(&self) -> Result<Store, Error> {
+        match &self.store {
+            Some(url) => Store::new(url, self.store_durability),
+            None => Store::new(&StoreUrl(format!("sqlite:{}", self.data.join("store.db").display())), self.store_durability),
+        }
     }
 }
 
-/// The path in a store's URL.
-///
-/// # Errors
-/// For any other store than SQLite: this version has no other.
-pub fn sqlite_path(url: &str) -> Result<PathBuf, Error> {
-    match url.strip_prefix("sqlite:") {
-        Some(path) if !path.is_empty() => Ok(PathBuf::from(path.strip_prefix("//").unwrap_or(path))),
-        _ => Err(Error(format!("the store `{url}` is not `sqlite:PATH`, the only kind of store in this version"))),
+/// The URL of a store. It may hold a password, so it is never shown; what a [`Store`] shows is left of it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct StoreUrl(String);
+
+impl From<String> for StoreUrl {
+    fn from(url: String) -> Self {
+        Self(url)
+    }
+}
+
+impl fmt::Debug for StoreUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StoreUrl(_)")
+    }
+}
+
+/// A store that can be opened.
+#[derive(Clone, Debug)]
+pub enum Store {
+    /// A file.
+    Sqlite(PathBuf),
+    /// A database.
+    Postgres(Box<postgres::Settings>),
+}
+
+impl Store {
+    /// Reads `sqlite:PATH`, `postgres://…`, or `env:VARIABLE`, the name of an environment variable that holds one of these.
+    ///
+    /// # Errors
+    /// One line without any part of a URL that might be a password.
+    pub fn new(url: &StoreUrl, durability: Option<Durability>) -> Result<Self, Error> {
+        let held;
+        let url = match url.0.strip_prefix("env:") {
+            Some(name) => {
+                let unset =
+                    |_| Error(format!("the store is to be in the environment variable `{name}`, which is not set: set it"));
+                held = std::env::var(name).map_err(unset)?;
+                held.as_str()
+            }
+            None => url.0.as_str(),
+        };
+        if let Some(path) = url.strip_prefix("sqlite:").filter(|path| !path.is_empty()) {
+            if durability.is_some_and(|claimed| claimed != Durability::Single) {
+                return Err(Error("`store_durability` of a SQLite store is `single`: leave it out".to_owned()));
+            }
+            return Ok(Self::Sqlite(PathBuf::from(path.strip_prefix("//").unwrap_or(path))));
+        }
+        if !url.starts_with("postgres://") && !url.starts_with("postgresql://") {
+            return Err(Error(
+                "the store is neither `sqlite:PATH` nor `postgres://USER@HOST/DATABASE`: name one of these".to_owned(),
+            ));
+        }
+        let missing = || {
+            Error(
+                "`store_durability` (`--store-durability`) is needed with PostgreSQL: `single`, `synchronous` or `asynchronous`, whichever \
+                 the server is set up for; docs/OPERATIONS.md says what each means"
+                    .to_owned(),
+            )
+        };
+        let settings = postgres::Settings::parse(url, durability.ok_or_else(missing)?).map_err(Error)?;
+        Ok(Self::Postgres(Box::new(settings)))
+    }
+}
+
+impl fmt::Display for Store {
+    /// The URL without a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
+            Self::Postgres(settings) => f.write_str(settings.shown()),
+        }
     }
 }
 
@@ -223,6 +301,10 @@ mod tests {
         check("node: a\nlissten: x\n", Err("p.yaml:2:1: error: unknown key `lissten`: did you mean `listen`?"));
         check("listen: nowhere", Err("p.yaml:1:1: error: `listen`: `nowhere` is not HOST:PORT such as 127.0.0.1:7700"));
         check("runtimes: 0", Err("p.yaml:1:1: error: `runtimes`: `0` is not a number from 1 to 64"));
+        check(
+            "store_durability: eventual",
+            Err("p.yaml:1:1: error: `store_durability`: `eventual` is not `single`, `synchronous` or `asynchronous`"),
+        );
         check("runtimes: [1, 2]", Err("p.yaml:1:1: error: `runtimes` takes one value"));
         check("trace_ratio: 2", Err("p.yaml:1:1: error: `trace_ratio`: `2` is not a number from 0 to 1"));
         check("listen: {a: 1}", Err("p.yaml:1:1: error: `listen` must be a value or a list of values"));
@@ -230,11 +312,30 @@ mod tests {
 
     #[test]
     fn stores() {
-        assert_eq!(Settings::default().store_url(), "sqlite:portcullis-data/store.db");
-        assert_eq!(sqlite_path("sqlite:/tmp/x.db").unwrap(), PathBuf::from("/tmp/x.db"));
-        assert_eq!(sqlite_path("sqlite:///tmp/x.db").unwrap(), PathBuf::from("/tmp/x.db"));
-        for bad in ["sqlite:", "postgres://x", "", "/tmp/x.db"] {
-            assert!(sqlite_path(bad).is_err(), "{bad}");
+        const CANARY: &str = "s3cr3t-canary";
+        assert_eq!(Settings::default().store().unwrap().to_string(), "sqlite:portcullis-data/store.db");
+        let check = |url: &str, durability: Option<Durability>, expected: Result<&str, &str>| {
+            let settings = Settings { store: Some(url.to_owned().into()), store_durability: durability, ..Settings::default() };
+            let store = settings.store();
+            let said = format!("{settings:?} {store:?}");
+            assert!(!said.contains(CANARY), "{said}");
+            match (store, expected) {
+                (Ok(store), Ok(shown)) => assert_eq!(store.to_string(), shown),
+                (Err(error), Err(part)) => assert!(error.to_string().contains(part), "{error}"),
+                (store, _) => panic!("{url}: {store:?}"),
+            }
+        };
+        check("sqlite:/tmp/x.db", None, Ok("sqlite:/tmp/x.db"));
+        check("sqlite:///tmp/x.db", Some(Durability::Single), Ok("sqlite:/tmp/x.db"));
+        check("sqlite:/tmp/x.db", Some(Durability::Synchronous), Err("leave it out"));
+        for bad in ["sqlite:", "", "/tmp/x.db", "mysql://u:s3cr3t-canary@h/d", "postgre://u:s3cr3t-canary@h/d"] {
+            check(bad, None, Err("neither `sqlite:PATH` nor `postgres:"));
         }
+        let url = "postgres://u:s3cr3t-canary@127.0.0.1/d";
+        check(url, Some(Durability::Asynchronous), Ok("postgres://127.0.0.1:5432/d"));
+        check(url, None, Err("`store_durability` (`--store-durability`) is needed"));
+        check("postgres://u:s3cr3t-canary@h/d", Some(Durability::Single), Err("not encrypted"));
+        check("env:PORTCULLIS_NO_SUCH_VARIABLE", None, Err("which is not set"));
+        check("env:PATH", None, Err("neither"));
     }
 }

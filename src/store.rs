@@ -1,15 +1,21 @@
 //! Where policy, revocations and administrative acts last: one trait, one suite, existing engines.
 //!
 //! A store keeps rows and numbers; it reads neither policy nor tokens. Look next at [`rules`] (what a write does to a row),
-//! [`approvals`] (the same for approvals), [`chain`] (hashes and the digest), `sqlite.rs`, then at `sync`, which follows a store.
+//! [`approvals`] (the same for approvals), [`chain`] (hashes and the digest), [`fleet`] (who follows), `sqlite.rs` and `postgres.rs`,
+//! then at `sync`, which follows a store.
 
 pub mod approvals;
 pub mod chain;
+pub mod fleet;
+pub mod postgres;
+
 pub mod rules;
 pub mod sqlite;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
+
+pub use fleet::{Heartbeat, Registration, Replica, ReplicaState, Replicas};
 
 use crate::model::approval::{ApprovalFilter, Approvals, AskApproval, AskOutcome, UseApprovals, UseOutcome};
 use crate::model::records::{ActRow, Change, DocumentKey, DocumentRow, RevocationRow, Write};
@@ -116,6 +122,33 @@ pub trait Store: Send + Sync {
     /// [`Error::BelowFloor`] where the log no longer reaches back to its beginning, [`Error::Rejected`] for a revision that is
     /// not there yet, and as [`Store::load`].
     async fn documents_at(&self, number: u64) -> Result<Documents, Error>;
+
+    /// Makes a replica known, or known again. Who has been silent for longer than [`fleet::SILENCE_MS_MAX`] is forgotten on the way.
+    ///
+    /// # Errors
+    /// [`Error::Rejected`] where a text is too long or [`fleet::REPLICAS_MAX`] are registered, and as [`Store::load`].
+    async fn register(&self, registration: &Registration) -> Result<(), Error>;
+
+    /// As [`Store::load`], for a replica that follows: the answer proves that the state was current when it was asked for.
+    ///
+    /// Where the store is replicated that takes a write, the replica's heartbeat, in the transaction that reads: a server that
+    /// another one has replaced cannot commit it. Where it is one file, reading is proof, and the heartbeat is written now and then.
+    ///
+    /// # Errors
+    /// [`Error::Unregistered`] for a replica that was forgotten, and as [`Store::load`]. After any of them nothing is proved.
+    async fn load_as(&self, heartbeat: &Heartbeat) -> Result<State, Error>;
+
+    /// As [`Store::changes`] after what the heartbeat says is applied, for a replica that follows; proof as with [`Store::load_as`].
+    ///
+    /// # Errors
+    /// As [`Store::changes`] and [`Store::load_as`].
+    async fn poll(&self, heartbeat: &Heartbeat) -> Result<Changes, Error>;
+
+    /// Who follows. A row may be [`fleet::HEARTBEAT_INTERVAL_MS`] behind its replica, save for what it acknowledged.
+    ///
+    /// # Errors
+    /// As [`Store::load`].
+    async fn replicas(&self) -> Result<Replicas, Error>;
 
     /// Wakes a follower after a commit of this process; only a hint, what is relied on is the poll.
     fn wake(&self) -> watch::Receiver<u64>;
@@ -290,6 +323,15 @@ pub enum Error {
     /// The store is not the one that was opened: its file was replaced.
     #[error("{0}")]
     Replaced(String),
+    /// The replica was never registered, or was silent so long that it was forgotten.
+    #[error("the replica `{incarnation}` is not registered with the store: register it, then ask again")]
+    Unregistered {
+        /// Its incarnation.
+        incarnation: String,
+    },
+    /// The server behind the store is not set up as it must be, or as it was said to be.
+    #[error("{0}")]
+    Misconfigured(String),
     /// What was read does not hold together.
     #[error("{0}")]
     Corrupt(String),

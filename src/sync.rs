@@ -6,12 +6,14 @@
 
 mod backoff;
 pub mod follower;
+mod member;
 mod publisher;
 mod run;
 pub mod status;
 #[cfg(test)]
 mod tests;
 
+pub use member::Member;
 pub use publisher::CellPublisher;
 pub use run::{Follow, Settings, Source};
 

@@ -15,15 +15,17 @@ use zeroize::Zeroizing;
 use super::{Error, policy_files};
 use crate::api::r#gen as wire;
 use crate::audit;
-use crate::config;
+use crate::config::{self, Settings};
 use crate::model::approval::{ApprovalFilter, AskApproval, AskOutcome, UseApprovals, UseOutcome};
 use crate::model::revision::Revision;
 use crate::model::time::{Clock, SystemClock};
 use crate::pap::{self, Admin};
 use crate::service::{ApprovalLedger, CatchUp, ProofLedger, Service};
 use crate::snapshot::SnapshotCell;
+use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
-use crate::store::{Store, approvals};
+use crate::store::{self, Registration, Store, approvals};
+use crate::sync;
 use crate::sync::status::Status;
 use crate::telemetry::Telemetry;
 use crate::token::PrivateKey;
@@ -109,10 +111,37 @@ pub(super) fn make_private_dir(path: &Path) -> Result<(), Error> {
         .map_err(|error| Error::Configuration(format!("--data: the folder `{}` cannot be made: {error}", path.display())))
 }
 
-/// Opens the store that a URL names.
-pub(super) async fn open_store(url: &str, clock: Arc<dyn Clock>) -> Result<Arc<dyn Store>, Error> {
-    let path = config::sqlite_path(url)?;
-    Ok(Arc::new(SqliteStore::open(&path, clock)?))
+/// How this process makes itself known to its store: with an incarnation that no other process ever has.
+pub(super) fn registration(settings: &Settings, clock: &dyn Clock) -> Registration {
+    Registration {
+        incarnation: uuid::Uuid::new_v4().to_string(),
+        address: format!("{} {}", settings.node, settings.listen),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        started_unix_ms: clock.now().unix_ms(),
+    }
+}
+
+/// How the store is followed: a file is asked often, for that is cheap; a database asks for a write each time, and cuts a poll short
+/// itself.
+pub(super) fn follow_settings(store: &config::Store) -> sync::Settings {
+    match store {
+        config::Store::Sqlite(_) => sync::Settings::default(),
+        config::Store::Postgres(_) => {
+            sync::Settings { poll_interval_ms: 100, poll_timeout_ms: 65_000, ..sync::Settings::default() }
+        }
+    }
+}
+
+/// Opens a store.
+pub(super) async fn open_store(store: &config::Store, clock: Arc<dyn Clock>) -> Result<Arc<dyn Store>, Error> {
+    match store {
+        config::Store::Sqlite(path) => Ok(Arc::new(SqliteStore::open(path, clock)?)),
+        config::Store::Postgres(settings) => match PostgresStore::open(settings.as_ref().clone()).await {
+            Ok(store) => Ok(Arc::new(store)),
+            Err(store::Error::Misconfigured(why)) => Err(Error::Configuration(why)),
+            Err(error) => Err(error.into()),
+        },
+    }
 }
 
 /// Makes the operator `local` of an empty store; its key lies in the data folder, readable by its owner only.

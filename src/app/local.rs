@@ -8,6 +8,7 @@ use tonic::transport::{Channel, Endpoint, Server};
 
 use super::{Error, admin_routes, bind};
 use crate::audit;
+use crate::config;
 use crate::model::time::{Clock, SystemClock};
 use crate::pap::Admin;
 
@@ -23,10 +24,10 @@ impl LocalAdmin {
     ///
     /// # Errors
     /// If the store or the audit log cannot be opened.
-    pub async fn open(store_url: &str, data: &Path) -> Result<Self, Error> {
+    pub async fn open(store: &config::Store, data: &Path) -> Result<Self, Error> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         bind::make_private_dir(data)?;
-        let store = bind::open_store(store_url, clock.clone()).await?;
+        let store = bind::open_store(store, clock.clone()).await?;
         let log = audit::Log::open(&data.join("audit"), "command-line", &*clock)?;
         let admin = Arc::new(Admin::new(store, clock, log.recorder("command-line")?));
         let (ours, theirs) = tokio::io::duplex(1024 * 1024);

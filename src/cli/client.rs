@@ -15,6 +15,7 @@ use crate::api::r#gen::fleet_service_client::FleetServiceClient;
 use crate::api::r#gen::policy_service_client::PolicyServiceClient;
 use crate::api::r#gen::revocation_service_client::RevocationServiceClient;
 use crate::app;
+use crate::config;
 use crate::model::time::{Clock as _, SystemClock};
 use crate::token::PrivateKey;
 use crate::token::operator::{self, Expected};
@@ -64,9 +65,10 @@ impl AdminClient {
         let paths: &[PathBuf] = if arguments.operator_key.is_empty() { &default } else { &arguments.operator_key };
         let keys = paths.iter().map(|path| operator_key(path)).collect::<Result<Vec<_>, _>>()?;
         let (channel, target, local) = match &arguments.store {
-            Some(store) => {
-                let local = app::LocalAdmin::open(store, &arguments.data).await.map_err(Failure::from)?;
-                (local.channel(), store.clone(), Some(local))
+            Some(url) => {
+                let store = config::Store::new(url, arguments.store_durability).map_err(Failure::bad_configuration)?;
+                let local = app::LocalAdmin::open(&store, &arguments.data).await.map_err(Failure::from)?;
+                (local.channel(), store.to_string(), Some(local))
             }
             None => (connect(&arguments.url).await?, arguments.url.clone(), None),
         };

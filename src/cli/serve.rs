@@ -7,7 +7,8 @@ use clap::Args;
 
 use super::{Failure, output::Output};
 use crate::app;
-use crate::config::Settings;
+use crate::config::{Settings, StoreUrl};
+use crate::store::postgres::Durability;
 
 /// Run the policy decision point; with nothing configured: SQLite in ./portcullis-data, loopback ports 7700 to 7702
 #[derive(Debug, Args)]
@@ -15,9 +16,12 @@ pub(super) struct ServeArgs {
     /// A YAML file of settings; the environment and flags win over it
     #[arg(long, value_name = "FILE", env = "PORTCULLIS_CONFIG")]
     config: Option<PathBuf>,
-    /// The store: `sqlite:PATH` [default: sqlite:DATA/store.db]
-    #[arg(long, value_name = "URL", env = "PORTCULLIS_STORE")]
-    store: Option<String>,
+    /// The store: `sqlite:PATH`, `postgres://…`, or `env:VARIABLE` [default: sqlite:DATA/store.db]
+    #[arg(long, value_name = "URL", env = "PORTCULLIS_STORE", hide_env_values = true)]
+    store: Option<StoreUrl>,
+    /// With PostgreSQL, what its server is set up for: `single`, `synchronous` or `asynchronous`
+    #[arg(long, value_name = "WHICH", env = "PORTCULLIS_STORE_DURABILITY")]
+    store_durability: Option<Durability>,
     /// A policy folder to put in force at start
     #[arg(long, value_name = "DIR", env = "PORTCULLIS_POLICIES")]
     policies: Option<PathBuf>,
@@ -64,6 +68,7 @@ fn settings(arguments: ServeArgs) -> Result<Settings, Failure> {
         None => Settings::default(),
     };
     settings.store = arguments.store.or(settings.store);
+    settings.store_durability = arguments.store_durability.or(settings.store_durability);
     settings.policies = arguments.policies.or(settings.policies);
     settings.data = arguments.data.unwrap_or(settings.data);
     settings.listen = arguments.listen.unwrap_or(settings.listen);

@@ -136,6 +136,8 @@ fn check_write(write: &Write) -> Result<usize, Error> {
     match write {
         Write::PutDocument(DocumentRow { key, json, path, line: _, origin: _ }) => {
             check_key(key)?;
+            plain("a document", json)?;
+            plain("a document's path", path)?;
             at_most("bytes in a document", json.len(), POLICY_FILE_BYTES_MAX)?;
             at_most("bytes in a document's path", path.len(), PATH_BYTES_MAX)?;
             Ok(json.len().saturating_add(path.len()).saturating_add(key.id.len()))
@@ -157,6 +159,7 @@ fn check_write(write: &Write) -> Result<usize, Error> {
 
 fn check_target(target: &Target, reason: &str) -> Result<usize, Error> {
     at_most("bytes in a reason", reason.len(), ACT_REASON_BYTES_MAX)?;
+    plain("a reason", reason)?;
     let mut bytes = reason.len();
     for part in target.parts() {
         filled("a revocation's target", part)?;
@@ -169,6 +172,8 @@ fn check_target(target: &Target, reason: &str) -> Result<usize, Error> {
 fn check_key(key: &DocumentKey) -> Result<(), Error> {
     filled("a document's kind", &key.kind)?;
     filled("a document's id", &key.id)?;
+    plain("a document's kind", &key.kind)?;
+    plain("a document's id", &key.id)?;
     at_most("bytes in a document's kind", key.kind.len(), ID_BYTES_MAX)?;
     at_most("bytes in a document's id", key.id.len(), ID_BYTES_MAX)
 }
@@ -183,9 +188,15 @@ fn check_act(act: &ActRow) -> Result<(), Error> {
     act.signatures.iter().try_for_each(|jws| at_most("bytes in a signature", jws.len(), OPERATOR_JWS_BYTES_MAX))?;
     for (jti, _) in &act.jtis {
         filled("a `jti`", jti)?;
+        plain("a `jti`", jti)?;
         at_most("bytes in a `jti`", jti.len(), ID_BYTES_MAX)?;
     }
     Ok(())
+}
+
+/// Refuses what an engine cannot keep as text.
+pub(super) fn plain(what: &str, text: &str) -> Result<(), Error> {
+    if text.contains('\0') { Err(Error::Rejected(format!("{what} holds a NUL character: leave it out"))) } else { Ok(()) }
 }
 
 pub(super) fn filled(what: &str, text: &str) -> Result<(), Error> {

@@ -5,6 +5,7 @@
 //! `sqlite/read.rs` and `sqlite/write.rs`.
 
 mod approvals;
+mod fleet;
 mod history;
 mod lane;
 mod open;
@@ -16,15 +17,17 @@ use std::path::Path;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
+use self::fleet::Beats;
 use self::lane::Lane;
 use self::open::Db;
 use self::read::Reader;
 use self::write::{Job, Reply};
 use super::{
-    Changes, CommitRequest, Committed, Documents, Error, PolicyCommit, Revocations, Settings, State, Store, approvals as steps,
-    rules,
+    Changes, CommitRequest, Committed, Documents, Error, Heartbeat, PolicyCommit, Registration, Replicas, Revocations, Settings,
+    State, Store, approvals as steps, rules,
 };
 use crate::model::approval::{ApprovalFilter, Approvals, AskApproval, AskOutcome, UseApprovals, UseOutcome};
 use crate::model::revision::Revision;
@@ -42,6 +45,7 @@ pub struct SqliteStore {
     writer: Lane<Job>,
     wake: watch::Receiver<u64>,
     clock: Arc<dyn Clock>,
+    beats: Beats,
 }
 
 impl SqliteStore {
@@ -70,9 +74,16 @@ impl SqliteStore {
         let (sender, wake) = watch::channel(writing.number()?);
         let poller = Reader::start("store-poll", polling)?;
         let reader = Reader::start("store-read", reading)?;
-        let writers = Arc::clone(&clock);
-        let writer = Lane::start("store-write", None, move |jobs| write::serve(writing, jobs, writers, sender))?;
-        Ok(Self { writer, poller, reader, wake, clock })
+        let dates = clock.clone();
+        let writer = Lane::start("store-write", None, move |jobs| write::serve(writing, jobs, dates, sender))?;
+        Ok(Self { writer, poller, reader, wake, clock, beats: Beats::default() })
+    }
+
+    /// Has a heartbeat written where it is due. Not waited for: a slow disk must not make a replica look stale to itself.
+    fn beat(&self, heartbeat: &Heartbeat) {
+        if self.beats.due(heartbeat, self.clock.now()) && !self.writer.offer(Job::Beat(heartbeat.clone())) {
+            self.beats.forget();
+        }
     }
 
     async fn write<T>(&self, job: impl FnOnce(Reply<T>) -> Job) -> Result<T, Error> {
@@ -137,6 +148,40 @@ impl Store for SqliteStore {
 
     async fn documents_at(&self, number: u64) -> Result<Documents, Error> {
         self.reader.run(move |connection| history::documents_at(connection, number)).await
+    }
+
+    async fn register(&self, registration: &Registration) -> Result<(), Error> {
+        super::fleet::check_registration(registration)?;
+        self.beats.forget();
+        let registration = registration.clone();
+        self.write(|reply| Job::Register(registration, reply)).await
+    }
+
+    async fn load_as(&self, heartbeat: &Heartbeat) -> Result<State, Error> {
+        let incarnation = heartbeat.incarnation.clone();
+        let known = move |connection: &Connection| {
+            fleet::known(connection, &incarnation)?;
+            read::load(connection)
+        };
+        let state = self.reader.run(known).await?;
+        self.beat(heartbeat);
+        Ok(state)
+    }
+
+    async fn poll(&self, heartbeat: &Heartbeat) -> Result<Changes, Error> {
+        let (incarnation, after) = (heartbeat.incarnation.clone(), heartbeat.applied_number);
+        let known = move |connection: &Connection| {
+            fleet::known(connection, &incarnation)?;
+            read::changes(connection, after)
+        };
+        let changes = self.poller.run(known).await?;
+        self.beat(heartbeat);
+        Ok(changes)
+    }
+
+    async fn replicas(&self) -> Result<Replicas, Error> {
+        let now = self.clock.now();
+        self.reader.run(move |connection| fleet::replicas(connection, now)).await
     }
 
     fn wake(&self) -> watch::Receiver<u64> {

@@ -16,40 +16,25 @@ use super::backoff::Backoff;
 use super::follower::{Action, Event, Follower, Position, Request};
 use super::status::{Counters, Progress, Reporter, State, Status};
 use crate::model::time::Clock;
-use crate::store::{self, Changes, Store};
+use crate::store::{self, Changes};
 
-/// What a follower needs of a store. Every [`Store`] is one.
+/// What a follower needs of a store. [`super::Member`] is one: what it answers proves that it was current when asked.
 #[async_trait]
 pub trait Source: Send + Sync {
-    /// See [`Store::load`].
+    /// See [`store::Store::load_as`].
     ///
     /// # Errors
     /// See there.
     async fn load(&self) -> Result<store::State, store::Error>;
 
-    /// See [`Store::changes`].
+    /// See [`store::Store::poll`].
     ///
     /// # Errors
     /// See there.
     async fn changes(&self, after: u64) -> Result<Changes, store::Error>;
 
-    /// See [`Store::wake`].
+    /// See [`store::Store::wake`].
     fn wake(&self) -> watch::Receiver<u64>;
-}
-
-#[async_trait]
-impl<S: Store + ?Sized> Source for Arc<S> {
-    async fn load(&self) -> Result<store::State, store::Error> {
-        Store::load(self.as_ref()).await
-    }
-
-    async fn changes(&self, after: u64) -> Result<Changes, store::Error> {
-        Store::changes(self.as_ref(), after).await
-    }
-
-    fn wake(&self) -> watch::Receiver<u64> {
-        Store::wake(self.as_ref())
-    }
 }
 
 /// How the store is followed.

@@ -9,9 +9,12 @@ use std::future::Future;
 use std::sync::Arc;
 
 use crate::model::records::{ActRow, Change, DocumentKey, DocumentRow, Meaning, Origin, RevocationRow, Target, Write};
-use crate::model::time::ManualClock;
+use crate::model::time::{Clock as _, ManualClock};
 use crate::store::chain::{GENESIS, document_sha256, revocation_sha256, state_digest};
-use crate::store::{CommitRequest, CommitRow, Committed, Error, State, Store, StoredDocument, rules};
+use crate::store::fleet::{self, SILENCE_MS_MAX};
+use crate::store::{
+    CommitRequest, CommitRow, Committed, Error, Heartbeat, Registration, ReplicaState, State, Store, StoredDocument, rules,
+};
 
 mod approvals;
 
@@ -49,6 +52,11 @@ pub async fn conformance<F: Future<Output = Arc<dyn Store>>>(make: impl Fn(Arc<M
     history_is_of_documents(&*new().await.0).await;
     documents_stand_as_they_stood(&*new().await.0).await;
     approvals::conformance(&new).await;
+    text_that_no_engine_keeps_is_refused(&*new().await.0).await;
+    let (store, clock) = new().await;
+    replicas_are_known_while_they_are_heard(&*store, &clock).await;
+    let (store, clock) = new().await;
+    replicas_have_a_limit(&*store, &clock).await;
 }
 
 /// Replays the whole change log against the full state and checks numbers, hashes and digests on the way; answers the state.
@@ -451,6 +459,122 @@ async fn documents_stand_as_they_stood(store: &dyn Store) {
     }
     let ahead = store.documents_at(7).await;
     assert!(matches!(ahead, Err(Error::Rejected(_))), "{ahead:?}");
+}
+
+async fn text_that_no_engine_keeps_is_refused(store: &dyn Store) {
+    let refused = async |request: CommitRequest| {
+        let answer = store.commit(request).await;
+        assert!(matches!(answer, Err(Error::Rejected(_))), "{answer:?}");
+    };
+    refused(request(vec![put("agent", "a\0", "{}")])).await;
+    refused(request(vec![put("agent\0", "a", "{}")])).await;
+    refused(request(vec![put("agent", "a", "\0")])).await;
+    let why = Write::Revoke { target: Target::Token("t".into()), meaning: Meaning::Dead, reason: "\0".into() };
+    refused(request(vec![why])).await;
+    refused(CommitRequest { act: Some(act(&["\0"], 60)), ..request(vec![kill("t")]) }).await;
+    // A token may be named anything, and whatever its name, it can be killed; so can what has the longest name.
+    let longest = "\u{1f480}".repeat(crate::model::limits::ID_BYTES_MAX / 4);
+    let (issuer, subject, agent) = (longest.clone(), longest.clone(), longest.clone());
+    let all = Write::Revoke {
+        target: Target::Delegation { issuer, subject, agent },
+        meaning: Meaning::Suspend,
+        reason: "'; -- \u{fffd}\u{7f}\n\"\\".into(),
+    };
+    write(store, vec![kill("t\0t"), kill("'; DROP TABLE head; --"), all, put("agent", &longest, "{}")]).await.unwrap();
+    let state = audit(store).await;
+    assert!(state.revocations.iter().any(|row| row.target == Target::Token("t\0t".into())));
+    assert_eq!(store.documents(None).await.unwrap().documents[0].row.key.id, longest);
+}
+
+async fn replicas_are_known_while_they_are_heard(store: &dyn Store, clock: &ManualClock) {
+    let beat = |of: &str, applied_number: u64, acked_number: u64| Heartbeat {
+        incarnation: of.into(),
+        applied_number,
+        acked_number,
+        state: ReplicaState::Serving,
+    };
+    let unknown = async |heartbeat: &Heartbeat| {
+        let expected = Error::Unregistered { incarnation: heartbeat.incarnation.clone() };
+        assert_eq!(store.poll(heartbeat).await.unwrap_err(), expected);
+        assert_eq!(store.load_as(heartbeat).await.unwrap_err(), expected);
+    };
+    // What was heard shows once what was asked for later is done.
+    let shown = async || {
+        store.spend([0; 32], START_UNIX_S + 3_600).await.unwrap();
+        let replicas = store.replicas().await.unwrap();
+        assert_eq!(replicas.unix_ms, clock.now().unix_ms());
+        let row = |one: fleet::Replica| {
+            let silent_ms = replicas.unix_ms - one.seen_unix_ms;
+            (one.registration.incarnation, one.applied_number, one.acked_number, one.state.as_str(), silent_ms)
+        };
+        replicas.rows.into_iter().map(row).collect::<Vec<_>>()
+    };
+    let row = |of: &str, applied: u64, acked: u64, state: &'static str, silent_ms: i64| {
+        (of.to_owned(), applied, acked, state, silent_ms)
+    };
+    assert_eq!(shown().await, []);
+    unknown(&beat("a", 0, 0)).await;
+    store.register(&registration("a")).await.unwrap();
+    store.register(&registration("b")).await.unwrap();
+    assert_eq!(store.replicas().await.unwrap().rows[0].registration, registration("a"));
+    assert_eq!(shown().await, [row("a", 0, 0, "starting", 0), row("b", 0, 0, "starting", 0)]);
+    unknown(&beat("c", 0, 0)).await;
+
+    write(store, vec![put("agent", "x", "{}")]).await.unwrap();
+    assert_eq!(store.load_as(&beat("a", 0, 0)).await, store.load().await, "a member reads what everybody reads");
+    assert_eq!(store.poll(&beat("a", 0, 0)).await, store.changes(0).await);
+    assert_eq!(store.poll(&beat("a", 1, 0)).await, store.changes(1).await);
+    assert_eq!(shown().await[0].3, "serving");
+    // What a replica acknowledges is shown at once, whatever was shown a moment ago.
+    store.poll(&beat("a", 1, 1)).await.unwrap();
+    assert_eq!(shown().await, [row("a", 1, 1, "serving", 0), row("b", 0, 0, "starting", 0)]);
+    store.register(&registration("a")).await.unwrap();
+    assert_eq!(shown().await[0], row("a", 1, 1, "serving", 0), "registering again forgets nothing");
+
+    // Silence: known to its last millisecond, then forgotten, and registered anew.
+    clock.advance_ms(SILENCE_MS_MAX);
+    store.poll(&beat("b", 1, 0)).await.unwrap();
+    assert_eq!(shown().await, [row("a", 1, 1, "serving", SILENCE_MS_MAX), row("b", 1, 0, "serving", 0)]);
+    clock.advance_ms(1);
+    assert_eq!(shown().await, [row("b", 1, 0, "serving", 1)]);
+    store.register(&registration("c")).await.unwrap();
+    unknown(&beat("a", 1, 1)).await;
+    store.register(&registration("a")).await.unwrap();
+    store.poll(&beat("a", 1, 1)).await.unwrap();
+    assert_eq!(shown().await.len(), 3);
+    assert_eq!(audit(store).await.revision.number, 1, "who follows is no part of the history");
+}
+
+async fn replicas_have_a_limit(store: &dyn Store, clock: &ManualClock) {
+    let refused = async |bad: Registration| {
+        let answer = store.register(&bad).await;
+        assert!(matches!(answer, Err(Error::Rejected(_))), "{bad:?}: {answer:?}");
+    };
+    refused(registration("")).await;
+    refused(registration("a\0")).await;
+    refused(Registration { address: "x".repeat(257), ..registration("a") }).await;
+    refused(Registration { version: "x".repeat(257), ..registration("a") }).await;
+    let all: Vec<_> = (0..fleet::REPLICAS_MAX).map(|index| registration(&format!("r{index}"))).collect();
+    for some in all.chunks(64) {
+        for answer in futures_util::future::join_all(some.iter().map(|one| store.register(one))).await {
+            answer.unwrap();
+        }
+    }
+    refused(registration("one too many")).await;
+    store.register(&all[0]).await.unwrap();
+    assert_eq!(store.replicas().await.unwrap().rows.len(), fleet::REPLICAS_MAX);
+    clock.advance_ms(SILENCE_MS_MAX + 1);
+    store.register(&registration("one too many")).await.unwrap();
+    assert_eq!(store.replicas().await.unwrap().rows.len(), 1);
+}
+
+fn registration(incarnation: &str) -> Registration {
+    Registration {
+        incarnation: incarnation.into(),
+        address: "node-1 127.0.0.1:7700".into(),
+        version: "0.1.0".into(),
+        started_unix_ms: START_UNIX_S * 1000 - 5,
+    }
 }
 
 async fn write(store: &dyn Store, writes: Vec<Write>) -> Result<Committed, Error> {

@@ -11,8 +11,11 @@ mod cli;
 mod codegen;
 mod crash;
 mod decisions;
+mod fleet;
 mod harness;
 mod outside;
+#[path = "../../src/testing/postgres.rs"]
+mod postgres;
 mod process;
 mod tidy;
 mod token_vectors;

@@ -32,6 +32,7 @@ const MAY_IMPORT: &[(&str, &[&str])] = &[
 /// Crates that only some modules may name.
 const CONFINED: &[(&str, &[&str])] = &[
     ("rusqlite::", &["store"]),
+    ("tokio_postgres::", &["store"]),
     ("prost::", &["api", "app", "cli"]),
     ("api::r#gen", &["api", "cli", "app", "server"]),
     ("saphyr_parser::", &["policy"]),

@@ -40,6 +40,11 @@ impl<J: Send + 'static> Lane<J> {
         let gone = || Error::Unavailable("the store has stopped: restart the program".to_owned());
         self.queue.as_ref().ok_or_else(gone)?.send(job).await.map_err(|_| gone())
     }
+
+    /// Queues a job if there is a place; answers whether there was.
+    pub(super) fn offer(&self, job: J) -> bool {
+        self.queue.as_ref().is_some_and(|queue| queue.try_send(job).is_ok())
+    }
 }
 
 impl<J> Drop for Lane<J> {

@@ -210,7 +210,7 @@ pub(super) fn signed(number: impl TryInto<i64>) -> Result<i64, Fault> {
     number.try_into().map_err(|_| Error::Rejected("a number is above 2^63 - 1".to_owned()).into())
 }
 
-fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
+pub(super) fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     let stored: i64 = row.get(column)?;
     stored.try_into().map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, stored))
 }

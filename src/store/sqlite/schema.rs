@@ -40,7 +40,7 @@ CREATE TABLE spent (key BLOB PRIMARY KEY, expires_at_unix_s INTEGER NOT NULL) ST
 CREATE INDEX spent_by_expiry ON spent (expires_at_unix_s);
 ";
 
-/// Approvals; and which rows of the log change documents, so that a history of policy need not read every revocation.
+/// Approvals; who follows; and which rows of the log change documents, so that a history of policy need not read every revocation.
 const VERSION_2: &str = "
 CREATE TABLE approvals (
     digest TEXT PRIMARY KEY, leaf TEXT NOT NULL, waiting INTEGER NOT NULL, asked_unix_ms INTEGER NOT NULL,
@@ -51,6 +51,10 @@ CREATE INDEX approvals_by_forgetting ON approvals (forget_unix_ms);
 CREATE INDEX approvals_waiting ON approvals (leaf, expires_unix_ms) WHERE waiting = 1;
 ALTER TABLE log ADD COLUMN of_documents INTEGER NOT NULL DEFAULT 0;
 CREATE INDEX log_of_documents ON log (number) WHERE of_documents = 1;
+CREATE TABLE replicas (
+    incarnation TEXT PRIMARY KEY, address TEXT NOT NULL, version TEXT NOT NULL, started_unix_ms INTEGER NOT NULL,
+    applied_number INTEGER NOT NULL, acked_number INTEGER NOT NULL, state TEXT NOT NULL, seen_unix_ms INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
 ";
 
 /// Brings the tables from a version, 0 for none, to [`SCHEMA_VERSION`]; within the caller's transaction.

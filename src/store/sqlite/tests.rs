@@ -4,7 +4,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use rusqlite::Connection;
 use tempfile::TempDir;
 
 use super::*;

@@ -9,6 +9,7 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, Transactio
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::approvals;
+use super::fleet;
 use super::open::{Db, Fault};
 use super::read::{self, Head};
 use crate::model::approval::{AskApproval, AskOutcome, UseApprovals, UseOutcome};
@@ -16,7 +17,7 @@ use crate::model::records::{ActRow, Change, DocumentKey, DocumentRow, Origin, Re
 use crate::model::revision::StateDigest;
 use crate::model::time::{Clock, Now};
 use crate::store::chain::{changes_as_stored, commit_hash, document_sha256, revocation_sha256};
-use crate::store::{CommitRequest, Committed, Error, approvals as steps, rules};
+use crate::store::{CommitRequest, Committed, Error, Heartbeat, Registration, approvals as steps, rules};
 
 /// Requests that share a transaction.
 const BATCH_JOBS_MAX: usize = 64;
@@ -29,6 +30,8 @@ pub(super) enum Job {
     Spend { key: [u8; 32], expires_at_unix_s: i64, reply: Reply<bool> },
     Ask(AskApproval, Reply<AskOutcome>),
     Use(UseApprovals, Reply<UseOutcome>),
+    Register(Registration, Reply<()>),
+    Beat(Heartbeat),
 }
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, Error>>;
@@ -39,6 +42,9 @@ enum Ran {
     Spend(Result<bool, Error>, Reply<bool>),
     Ask(Result<AskOutcome, Error>, Reply<AskOutcome>),
     Use(Result<UseOutcome, Error>, Reply<UseOutcome>),
+    Register(Result<(), Error>, Reply<()>),
+    /// Nobody waits for it.
+    Beat,
 }
 
 /// Serves requests until there can be no more.
@@ -93,6 +99,14 @@ fn run_batch(db: &mut Db, batch: Vec<Job>, now: Now, ran: &mut Vec<Ran>) -> Resu
             Job::Use(request, reply) => {
                 Ran::Use(in_savepoint(db, &mut intact, |connection| approvals::use_once(connection, &request, now)), reply)
             }
+            Job::Register(registration, reply) => {
+                Ran::Register(in_savepoint(db, &mut intact, |connection| fleet::register(connection, &registration, now)), reply)
+            }
+            Job::Beat(heartbeat) => {
+                // A heartbeat that is lost is followed by the next; what it says decides nothing here.
+                let _ = in_savepoint(db, &mut intact, |connection| fleet::beat(connection, &heartbeat, now));
+                Ran::Beat
+            }
         });
     }
     if !intact {
@@ -117,6 +131,8 @@ impl Job {
             Job::Spend { reply, .. } => Ran::Spend(Err(error.clone()), reply),
             Job::Ask(_, reply) => Ran::Ask(Err(error.clone()), reply),
             Job::Use(_, reply) => Ran::Use(Err(error.clone()), reply),
+            Job::Register(_, reply) => Ran::Register(Err(error.clone()), reply),
+            Job::Beat(_) => Ran::Beat,
         }
     }
 }
@@ -139,6 +155,8 @@ impl Ran {
             Ran::Spend(result, reply) => send(result, outcome, reply),
             Ran::Ask(result, reply) => send(result, outcome, reply),
             Ran::Use(result, reply) => send(result, outcome, reply),
+            Ran::Register(result, reply) => send(result, outcome, reply),
+            Ran::Beat => {}
         }
     }
 }

@@ -1,0 +1,277 @@
+//! The store of a fleet: one PostgreSQL database that replicas on many machines follow.
+//!
+//! Revisions are dense by the lock on one row. A follower's poll is a write, its heartbeat, for a server that another one has
+//! replaced can still be read but not be committed to. Three connections: one commits, one polls, one reads much; a fourth listens
+//! for notifications, which nothing relies on. Only `store` knows SQL. Look next at `postgres/settings.rs` (what is promised),
+//! `postgres/link.rs` (what a transaction is), `postgres/read.rs` and `postgres/write.rs`.
+
+mod apply;
+mod approvals;
+mod fleet;
+mod history;
+mod lane;
+mod link;
+mod listen;
+mod read;
+mod schema;
+mod settings;
+mod tls;
+mod write;
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+pub use self::settings::{Durability, Settings, Tls};
+
+use self::lane::{Lane, Limits, Workers};
+use self::link::{Begin, Fault, Link, raise};
+use self::read::Expected;
+use self::tls::Connector;
+use super::{
+    Changes, CommitRequest, Committed, Documents, Error, Heartbeat, PolicyCommit, Registration, Replicas, Revocations, State,
+    Store, approvals as steps, rules,
+};
+use crate::model::approval::{ApprovalFilter, Approvals, AskApproval, AskOutcome, UseApprovals, UseOutcome};
+use crate::model::revision::Revision;
+use crate::model::time::Clock;
+
+/// Making tables may wait for another replica that makes them.
+const OPEN: Limits = limits(Begin { one_view: false, writes: true, lock_timeout_ms: 10_000 }, 5_000, 2_000, 20_000);
+/// A commit waits for others, and for a standby.
+const COMMIT: Limits = limits(Begin { one_view: false, writes: true, lock_timeout_ms: 5_000 }, 5_000, 2_000, 10_000);
+/// A key that cannot be spent in time, or an approval that cannot be asked for or used, is a denial.
+const SPEND: Limits = limits(Begin { one_view: false, writes: true, lock_timeout_ms: 2_000 }, 2_000, 1_000, 3_000);
+/// What a poll may take before its connection is given up.
+const POLL: Limits = limits(Begin { one_view: false, writes: true, lock_timeout_ms: 200 }, 300, 1_000, 300);
+/// Commits that a poll found, once it is known that there are any.
+const LOG: Limits = limits(Begin { one_view: false, writes: false, lock_timeout_ms: 200 }, 300, 1_000, 60_000);
+const REGISTER: Limits = limits(Begin { one_view: false, writes: true, lock_timeout_ms: 2_000 }, 5_000, 1_000, 3_000);
+const LOAD_AS: Limits = limits(Begin { one_view: true, writes: true, lock_timeout_ms: 200 }, 5_000, 2_000, 60_000);
+const LOAD: Limits = limits(Begin { one_view: true, writes: false, lock_timeout_ms: 200 }, 30_000, 2_000, 60_000);
+const READ: Limits = limits(Begin { one_view: true, writes: false, lock_timeout_ms: 200 }, 5_000, 2_000, 30_000);
+
+const fn limits(begin: Begin, wait_ms: u64, connect_ms: u64, work_ms: u64) -> Limits {
+    let (wait, connect, work) =
+        (Duration::from_millis(wait_ms), Duration::from_millis(connect_ms), Duration::from_millis(work_ms));
+    Limits { begin, wait, connect, work }
+}
+
+/// A store in one PostgreSQL database.
+///
+/// Any number of processes may have it open. What was acknowledged survives what [`Durability`] says. Usable from several
+/// runtimes at once. Dropping it finishes the writes that were asked for.
+pub struct PostgresStore {
+    workers: Workers,
+    writer: Arc<Lane>,
+    poller: Arc<Lane>,
+    reader: Arc<Lane>,
+    expected: Arc<Expected>,
+    notify: bool,
+    wake: watch::Sender<u64>,
+    /// In place of the server's clock; tests alone have one.
+    clock: Option<Arc<dyn Clock>>,
+}
+
+impl PostgresStore {
+    /// Opens the store in a database, and makes its tables with the default settings if there are none.
+    ///
+    /// # Errors
+    /// [`Error::Misconfigured`] where the server does not do what [`Durability`] claims, [`Error::NotOurs`] if the schema
+    /// `portcullis` is something else, [`Error::NewerVersion`] if a newer version made it, [`Error::Corrupt`] if it does not hold
+    /// together, [`Error::Unavailable`] if it cannot be reached or used.
+    pub async fn open(settings: Settings) -> Result<Self, Error> {
+        Self::open_with(settings, super::Settings::default(), None).await
+    }
+
+    /// As [`PostgresStore::open`], with the settings to give a store that is made now, and a clock in place of the server's: for
+    /// tests, for every replica must date by the same clock.
+    ///
+    /// # Errors
+    /// As [`PostgresStore::open`], and [`Error::Rejected`] for settings out of range.
+    pub async fn open_with(settings: Settings, of_store: super::Settings, clock: Option<Arc<dyn Clock>>) -> Result<Self, Error> {
+        rules::check_settings(of_store)?;
+        let connector = Connector::new(&settings.tls)?;
+        let settings = Arc::new(settings);
+        let workers = Workers::start()?;
+        let lane = || Lane::new(settings.clone(), connector.clone());
+        let (writer, poller, reader) = (lane(), lane(), lane());
+        let (shown, durability) = (settings.shown().to_owned(), settings.durability);
+        let unix_ms = clock.as_ref().map(|clock| clock.now().unix_ms());
+        let expected = Expected { history: None, durability, shown: shown.clone() };
+        let opening = writer.clone();
+        let revision = workers.run(true, async move {
+            let open = |link: Arc<Link>| async move {
+                schema::check_server(&link, durability, &shown).await?;
+                schema::prepare(&link, of_store, unix_ms, &shown).await?;
+                Ok(read::head(&link, &expected, false).await?.revision)
+            };
+            opening.transact(OPEN, open).await
+        });
+        let revision = revision.await?;
+        if durability == Durability::Asynchronous {
+            tracing::warn!("`store_durability: asynchronous`: a failover may lose acknowledged writes, revocations among them");
+        }
+        let wake = watch::Sender::new(revision.number);
+        if settings.notify {
+            workers.spawn(listen::listen(settings.clone(), connector, wake.clone()));
+        }
+        let expected = Expected { history: Some(revision.history), durability, shown: settings.shown().to_owned() };
+        let notify = settings.notify;
+        Ok(Self { workers, writer, poller, reader, expected: Arc::new(expected), notify, wake, clock })
+    }
+
+    /// Runs a transaction on a lane to its end, whoever stops waiting for it.
+    async fn on<T, F, W>(&self, lane: &Arc<Lane>, limits: Limits, work: W) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Fault>> + Send + 'static,
+        W: FnOnce(Arc<Link>, Arc<Expected>) -> F + Send + 'static,
+    {
+        let (lane, expected) = (lane.clone(), self.expected.clone());
+        let finish = limits.begin.writes && !limits.begin.one_view;
+        self.workers.run(finish, lane.transact(limits, move |link| work(link, expected))).await
+    }
+
+    /// What a test says the time is.
+    fn unix_ms(&self) -> Option<i64> {
+        self.clock.as_ref().map(|clock| clock.now().unix_ms())
+    }
+
+    /// The commits after a number up to a head. They are checked against the head's hash, so it does not matter that they are read
+    /// a moment later.
+    async fn since(&self, after: u64, head: read::Head) -> Result<Changes, Error> {
+        let (history, number, head_hash) = (head.revision.history.clone(), head.revision.number, head.hash);
+        let commits = if number > after {
+            self.on(&self.poller, LOG, move |link, _| async move { read::log(&link, after, &head).await }).await?
+        } else {
+            vec![]
+        };
+        Ok(Changes { history, head: number, head_hash, commits })
+    }
+}
+
+#[async_trait]
+impl Store for PostgresStore {
+    async fn load(&self) -> Result<State, Error> {
+        self.on(&self.reader, LOAD, |link, expected| async move { read::load(&link, &expected).await }).await
+    }
+
+    async fn changes(&self, after: u64) -> Result<Changes, Error> {
+        let begun = Limits { begin: Begin { writes: false, ..POLL.begin }, ..POLL };
+        let head =
+            self.on(&self.poller, begun, |link, expected| async move { read::head(&link, &expected, false).await }).await?;
+        self.since(after, head).await
+    }
+
+    async fn revision(&self) -> Result<Revision, Error> {
+        let head = self.on(&self.reader, READ, |link, expected| async move { read::head(&link, &expected, false).await });
+        Ok(head.await?.revision)
+    }
+
+    async fn documents(&self, kind: Option<&str>) -> Result<Documents, Error> {
+        let kind = kind.map(str::to_owned);
+        self.on(&self.reader, READ, |link, expected| async move { read::documents(&link, &expected, kind.as_deref()).await })
+            .await
+    }
+
+    async fn revocations(&self, limit: usize) -> Result<Revocations, Error> {
+        self.on(&self.reader, READ, move |link, expected| async move { read::revocations(&link, &expected, limit).await }).await
+    }
+
+    async fn commit(&self, request: CommitRequest) -> Result<Committed, Error> {
+        rules::check_request(&request)?;
+        let (unix_ms, notify) = (self.unix_ms(), self.notify);
+        let done = self.on(&self.writer, COMMIT, move |link, expected| async move {
+            write::commit(&link, &expected, &request, unix_ms, notify).await
+        });
+        let done = done.await?;
+        raise(&self.wake, done.revision.number);
+        Ok(done)
+    }
+
+    async fn spend(&self, key: [u8; 32], expires_at_unix_s: i64) -> Result<bool, Error> {
+        let unix_ms = self.unix_ms();
+        self.on(&self.writer, SPEND, move |link, expected| async move {
+            write::spend(&link, &expected, &key, expires_at_unix_s, unix_ms).await
+        })
+        .await
+    }
+
+    async fn ask_approval(&self, request: AskApproval) -> Result<AskOutcome, Error> {
+        steps::check_ask(&request)?;
+        let unix_ms = self.unix_ms();
+        self.on(
+            &self.writer,
+            SPEND,
+            move |link, expected| async move { approvals::ask(&link, &expected, &request, unix_ms).await },
+        )
+        .await
+    }
+
+    async fn use_approvals(&self, request: UseApprovals) -> Result<UseOutcome, Error> {
+        steps::check_use(&request)?;
+        let unix_ms = self.unix_ms();
+        self.on(&self.writer, SPEND, move |link, expected| async move {
+            approvals::use_once(&link, &expected, &request, unix_ms).await
+        })
+        .await
+    }
+
+    async fn approvals(&self, filter: ApprovalFilter, limit: usize) -> Result<Approvals, Error> {
+        let unix_ms = self.unix_ms();
+        self.on(&self.reader, READ, move |link, expected| async move {
+            approvals::list(&link, &expected, &filter, limit, unix_ms).await
+        })
+        .await
+    }
+
+    async fn history(&self, limit: usize) -> Result<Vec<PolicyCommit>, Error> {
+        self.on(&self.reader, READ, move |link, expected| async move { history::history(&link, &expected, limit).await }).await
+    }
+
+    async fn documents_at(&self, number: u64) -> Result<Documents, Error> {
+        self.on(&self.reader, READ, move |link, expected| async move { history::documents_at(&link, &expected, number).await })
+            .await
+    }
+
+    async fn register(&self, registration: &Registration) -> Result<(), Error> {
+        super::fleet::check_registration(registration)?;
+        let (registration, unix_ms) = (registration.clone(), self.unix_ms());
+        self.on(&self.writer, REGISTER, move |link, _| async move { fleet::register(&link, &registration, unix_ms).await }).await
+    }
+
+    async fn load_as(&self, heartbeat: &Heartbeat) -> Result<State, Error> {
+        let (heartbeat, unix_ms) = (heartbeat.clone(), self.unix_ms());
+        self.on(&self.poller, LOAD_AS, move |link, expected| async move {
+            fleet::beat(&link, &heartbeat, unix_ms).await?;
+            read::load(&link, &expected).await
+        })
+        .await
+    }
+
+    async fn poll(&self, heartbeat: &Heartbeat) -> Result<Changes, Error> {
+        let after = heartbeat.applied_number;
+        let (heartbeat, unix_ms) = (heartbeat.clone(), self.unix_ms());
+        let head = self.on(&self.poller, POLL, move |link, expected| async move {
+            fleet::beat(&link, &heartbeat, unix_ms).await?;
+            read::head(&link, &expected, false).await
+        });
+        self.since(after, head.await?).await
+    }
+
+    async fn replicas(&self) -> Result<Replicas, Error> {
+        let unix_ms = self.unix_ms();
+        self.on(&self.reader, READ, move |link, _| async move { fleet::replicas(&link, unix_ms).await }).await
+    }
+
+    fn wake(&self) -> watch::Receiver<u64> {
+        self.wake.subscribe()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,181 @@
+//! What a request makes of the rows it touches: pure, between reading them and writing them back, so that a commit takes a handful
+//! of statements however many writes it holds.
+//!
+//! Writes of one commit are made in order, each on what the one before left. Look next at [`crate::store::rules`].
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use ring::digest::{SHA256, digest};
+
+use super::read::Head;
+use crate::model::approval::ApprovalRow;
+use crate::model::records::{Change, DocumentKey, DocumentRow, RevocationRow, Target, Write};
+use crate::model::revision::StateDigest;
+use crate::store::chain::{document_sha256, revocation_sha256};
+use crate::store::{CommitRequest, Error, StoredDocument, approvals, rules};
+
+/// The rows that a request touches, as they stand, and what is kept up with them.
+pub(super) struct Rows {
+    number: u64,
+    unix_ms: i64,
+    watermark_unix_s: i64,
+    pub(super) digest: StateDigest,
+    pub(super) revocations_total: u64,
+    documents: BTreeMap<DocumentKey, Option<StoredDocument>>,
+    revocations: BTreeMap<Target, Option<RevocationRow>>,
+    touched_documents: BTreeSet<DocumentKey>,
+    touched_revocations: BTreeSet<Target>,
+    approvals: BTreeMap<String, ApprovalRow>,
+    touched_approvals: BTreeSet<String>,
+}
+
+/// The rows that a request touches, as they stand; those that are not there are left out.
+pub(super) struct Found {
+    pub(super) documents: Vec<StoredDocument>,
+    pub(super) revocations: Vec<RevocationRow>,
+    pub(super) approvals: BTreeMap<String, ApprovalRow>,
+}
+
+impl Rows {
+    /// Rows at a head, for the revision after it.
+    pub(super) fn new(head: &Head, number: u64, unix_ms: i64, found: Found) -> Self {
+        Self {
+            number,
+            unix_ms,
+            watermark_unix_s: unix_ms.div_euclid(1_000).saturating_add(head.settings.iat_skew_s),
+            digest: head.digest,
+            revocations_total: head.revocations,
+            documents: found.documents.into_iter().map(|one| (one.row.key.clone(), Some(one))).collect(),
+            revocations: found.revocations.into_iter().map(|row| (row.target.clone(), Some(row))).collect(),
+            touched_documents: BTreeSet::new(),
+            touched_revocations: BTreeSet::new(),
+            approvals: found.approvals,
+            touched_approvals: BTreeSet::new(),
+        }
+    }
+
+    /// Checks what the request expects of documents, before any write.
+    pub(super) fn check(&self, request: &CommitRequest, head: &Head) -> Result<(), Error> {
+        for (key, expected) in &request.expected {
+            if self.document(key).map(|document| document.revision) != *expected {
+                return Err(Error::Conflict { kind: key.kind.clone(), id: key.id.clone() });
+            }
+        }
+        if request.documents_unchanged_since.is_some_and(|since| head.documents_number > since) {
+            return Err(Error::DocumentsChanged { revision: head.documents_number });
+        }
+        Ok(())
+    }
+
+    /// Makes one write; `None` where it changes nothing that followers hold.
+    pub(super) fn write(&mut self, write: &Write) -> Result<Option<Change>, Error> {
+        let unix_ms = self.unix_ms;
+        match write {
+            Write::PutDocument(row) => Ok(Some(self.put_document(row))),
+            Write::RemoveDocument(key) => self.remove_document(key).map(Some),
+            Write::Revoke { target, meaning, reason } => {
+                let (number, watermark) = (self.number, self.watermark_unix_s);
+                self.set_revocation(target, |row| rules::revoke(row, target, *meaning, reason, number, watermark)).map(Some)
+            }
+            Write::Reinstate { target, reason } => {
+                let number = self.number;
+                self.set_revocation(target, |row| rules::reinstate(row, target, reason, number)).map(Some)
+            }
+            Write::Approve { digest, operator, groups } => {
+                self.answer(digest, |row| approvals::approve(row, digest, operator, groups, unix_ms)).map(|()| None)
+            }
+            Write::Refuse { digest, operator, groups } => {
+                self.answer(digest, |row| approvals::refuse(row, digest, operator, groups, unix_ms)).map(|()| None)
+            }
+        }
+    }
+
+    /// Documents to put, and the keys of those to take away.
+    pub(super) fn documents_to_store(&self) -> (Vec<&StoredDocument>, Vec<&DocumentKey>) {
+        let (mut put, mut remove) = (Vec::new(), Vec::new());
+        for key in &self.touched_documents {
+            match self.document(key) {
+                Some(document) => put.push(document),
+                None => remove.push(key),
+            }
+        }
+        (put, remove)
+    }
+
+    /// Revocations to put.
+    pub(super) fn revocations_to_store(&self) -> Vec<&RevocationRow> {
+        self.touched_revocations.iter().filter_map(|target| self.revocations.get(target)?.as_ref()).collect()
+    }
+
+    /// Approvals to put.
+    pub(super) fn approvals_to_store(&self) -> Vec<&ApprovalRow> {
+        self.touched_approvals.iter().filter_map(|digest| self.approvals.get(digest)).collect()
+    }
+
+    /// Puts an operator's yes or no to a row.
+    fn answer(
+        &mut self,
+        digest: &str,
+        change: impl FnOnce(Option<ApprovalRow>) -> Result<ApprovalRow, Error>,
+    ) -> Result<(), Error> {
+        let row = change(self.approvals.get(digest).cloned())?;
+        self.approvals.insert(digest.to_owned(), row);
+        self.touched_approvals.insert(digest.to_owned());
+        Ok(())
+    }
+
+    fn document(&self, key: &DocumentKey) -> Option<&StoredDocument> {
+        self.documents.get(key)?.as_ref()
+    }
+
+    fn put_document(&mut self, row: &DocumentRow) -> Change {
+        if let Some(before) = self.document(&row.key) {
+            let sha256 = document_sha256(&before.row, before.revision);
+            self.digest.remove(&sha256);
+        }
+        self.digest.add(&document_sha256(row, self.number));
+        self.documents.insert(row.key.clone(), Some(StoredDocument { row: row.clone(), revision: self.number }));
+        self.touched_documents.insert(row.key.clone());
+        Change::Document(row.clone())
+    }
+
+    fn remove_document(&mut self, key: &DocumentKey) -> Result<Change, Error> {
+        let Some(before) = self.documents.insert(key.clone(), None).flatten() else {
+            return Err(Error::Rejected(format!("there is no document `{} {}` to remove", key.kind, key.id)));
+        };
+        self.digest.remove(&document_sha256(&before.row, before.revision));
+        self.touched_documents.insert(key.clone());
+        Ok(Change::DocumentRemoved(key.clone()))
+    }
+
+    fn set_revocation(
+        &mut self,
+        target: &Target,
+        change: impl FnOnce(Option<RevocationRow>) -> Result<RevocationRow, Error>,
+    ) -> Result<Change, Error> {
+        let before = self.revocations.get(target).cloned().flatten();
+        let after = change(before.clone())?;
+        match &before {
+            Some(before) => self.digest.remove(&revocation_sha256(before)),
+            None => self.revocations_total = self.revocations_total.saturating_add(1),
+        }
+        self.digest.add(&revocation_sha256(&after));
+        if before.as_ref() != Some(&after) {
+            self.revocations.insert(target.clone(), Some(after.clone()));
+            self.touched_revocations.insert(target.clone());
+        }
+        Ok(Change::Revocation(after))
+    }
+}
+
+/// A target as stored, and the key it is stored under: names may be longer than what an index takes.
+pub(super) fn target_name(target: &Target) -> Result<(Vec<u8>, String), Error> {
+    let name = serde_json::to_string(target)
+        .map_err(|error| Error::Rejected(format!("the target `{target}` cannot be stored: {error}")))?;
+    Ok((digest(&SHA256, name.as_bytes()).as_ref().to_vec(), name))
+}
+
+/// The key that a document is stored under. Neither part holds a NUL.
+pub(super) fn document_name(key: &DocumentKey) -> Vec<u8> {
+    digest(&SHA256, format!("{}\0{}", key.kind, key.id).as_bytes()).as_ref().to_vec()
+}

@@ -1,0 +1,93 @@
+//! The rows of the replicas in a PostgreSQL store: the write that proves freshness, and who is heard.
+//!
+//! Look next at [`crate::store::fleet`].
+
+use tokio_postgres::types::Type;
+
+use super::link::{Fault, Link};
+use super::read::{signed, text, unsigned};
+use crate::store::fleet::{self, REPLICAS_MAX, SILENCE_MS_MAX};
+use crate::store::{Heartbeat, Registration, Replica, ReplicaState, Replicas};
+
+/// The server's clock, or the time that a test says in parameter `$1`.
+const NOW: &str = "coalesce($1::int8, (extract(epoch FROM clock_timestamp()) * 1000)::int8)";
+
+pub(super) async fn register(link: &Link, registration: &Registration, unix_ms: Option<i64>) -> Result<(), Fault> {
+    let Registration { incarnation, address, version, started_unix_ms } = registration;
+    // A row that its replica is just writing is not silent: whoever holds it is not waited for.
+    let forget = format!(
+        "DELETE FROM portcullis.replicas WHERE incarnation IN (
+             SELECT incarnation FROM portcullis.replicas WHERE seen_unix_ms < {NOW} - $2 AND incarnation <> $3 FOR UPDATE SKIP LOCKED)"
+    );
+    let (silence, max) = (SILENCE_MS_MAX, signed(REPLICAS_MAX)?);
+    link.execute(&forget, &[(&unix_ms, Type::INT8), (&silence, Type::INT8), (incarnation, Type::TEXT)]).await?;
+    let add = format!(
+        "INSERT INTO portcullis.replicas
+             (incarnation, address, version, started_unix_ms, applied_number, acked_number, state, seen_unix_ms)
+         SELECT $2, $3, $4, $5, 0, 0, $6, {NOW} WHERE (SELECT count(*) FROM portcullis.replicas WHERE incarnation <> $2) < $7
+         ON CONFLICT (incarnation) DO UPDATE SET address = excluded.address, version = excluded.version,
+         started_unix_ms = excluded.started_unix_ms, seen_unix_ms = excluded.seen_unix_ms"
+    );
+    let added = link
+        .execute(
+            &add,
+            &[
+                (&unix_ms, Type::INT8),
+                (incarnation, Type::TEXT),
+                (address, Type::TEXT),
+                (version, Type::TEXT),
+                (started_unix_ms, Type::INT8),
+                (&ReplicaState::default().as_str(), Type::TEXT),
+                (&max, Type::INT8),
+            ],
+        )
+        .await?;
+    if added == 1 { Ok(()) } else { Err(fleet::full().into()) }
+}
+
+/// Writes a heartbeat: the write without which no transaction of a follower proves anything.
+pub(super) async fn beat(link: &Link, heartbeat: &Heartbeat, unix_ms: Option<i64>) -> Result<(), Fault> {
+    let Heartbeat { incarnation, applied_number, acked_number, state } = heartbeat;
+    let sql = format!(
+        "UPDATE portcullis.replicas SET applied_number = $3, acked_number = $4, state = $5, seen_unix_ms = {NOW} WHERE incarnation = $2"
+    );
+    let (applied, acked) = (signed(*applied_number)?, signed(*acked_number)?);
+    let heard = link
+        .execute(
+            &sql,
+            &[
+                (&unix_ms, Type::INT8),
+                (incarnation, Type::TEXT),
+                (&applied, Type::INT8),
+                (&acked, Type::INT8),
+                (&state.as_str(), Type::TEXT),
+            ],
+        )
+        .await?;
+    if heard == 1 { Ok(()) } else { Err(fleet::unregistered(incarnation).into()) }
+}
+
+pub(super) async fn replicas(link: &Link, unix_ms: Option<i64>) -> Result<Replicas, Fault> {
+    let sql = format!(
+        "WITH now AS MATERIALIZED (SELECT {NOW} AS unix_ms)
+         SELECT now.unix_ms, incarnation, address, version, started_unix_ms, applied_number, acked_number, state, seen_unix_ms
+         FROM now LEFT JOIN portcullis.replicas ON seen_unix_ms >= now.unix_ms - $2 ORDER BY incarnation LIMIT $3"
+    );
+    let (silence, max) = (SILENCE_MS_MAX, signed(REPLICAS_MAX)?);
+    let found = link.rows(&sql, &[(&unix_ms, Type::INT8), (&silence, Type::INT8), (&max, Type::INT8)]).await?;
+    let mut replicas = Replicas::default();
+    for row in &found {
+        replicas.unix_ms = row.try_get(0)?;
+        let Some(incarnation) = row.try_get::<_, Option<String>>(1)? else { continue };
+        let registration =
+            Registration { incarnation, address: row.try_get(2)?, version: row.try_get(3)?, started_unix_ms: row.try_get(4)? };
+        replicas.rows.push(Replica {
+            registration,
+            applied_number: unsigned(row, 5)?,
+            acked_number: unsigned(row, 6)?,
+            state: ReplicaState::parse(text(row, 7)?)?,
+            seen_unix_ms: row.try_get(8)?,
+        });
+    }
+    Ok(replicas)
+}

@@ -1,0 +1,76 @@
+//! The history of policy in a PostgreSQL store: the revisions that changed documents, and the documents as they once stood.
+//!
+//! Both read the rows of the change log that change documents and no other, through an index of those.
+
+use std::collections::BTreeMap;
+
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+
+use super::link::{Fault, Link};
+use super::read::{self, Expected, commit_row, corrupt, head, signed};
+use crate::model::records::{ActRow, Change};
+use crate::model::revision::Revision;
+use crate::store::rules::{CHANGES_BYTES_MAX, HISTORY_LISTED_MAX};
+use crate::store::{CommitRow, Documents, Error, PolicyCommit, StoredDocument};
+
+/// The newest revisions that changed documents.
+pub(super) async fn history(link: &Link, expected: &Expected, limit: usize) -> Result<Vec<PolicyCommit>, Fault> {
+    head(link, expected, false).await?;
+    let sql = "SELECT number, previous_hash, hash, digest, unix_ms, changes, act FROM (
+            SELECT *, octet_length(changes) AS bytes, sum(octet_length(changes)) OVER (ORDER BY number DESC) AS upto
+            FROM (SELECT log.*, acts.act FROM portcullis.log LEFT JOIN portcullis.acts USING (number) WHERE of_documents
+                  ORDER BY number DESC LIMIT $1) newest
+        ) sized WHERE upto <= $2 OR upto = bytes ORDER BY number DESC";
+    let (limit, bytes) = (signed(limit.min(HISTORY_LISTED_MAX))?, signed(CHANGES_BYTES_MAX)?);
+    read::stream(link, sql, &[(&limit, Type::INT8), (&bytes, Type::INT8)], policy_commit).await
+}
+
+/// The documents at an earlier revision.
+pub(super) async fn documents_at(link: &Link, expected: &Expected, number: u64) -> Result<Documents, Fault> {
+    let head = head(link, expected, false).await?;
+    if head.floor > 0 {
+        return Err(Error::BelowFloor { floor: head.floor }.into());
+    }
+    if number > head.revision.number {
+        let message = format!("there is no revision {number} yet: the newest is {}", head.revision.number);
+        return Err(Error::Rejected(message).into());
+    }
+    let sql = "SELECT number, previous_hash, hash, digest, unix_ms, changes FROM portcullis.log
+         WHERE of_documents AND number <= $1 ORDER BY number";
+    let commits = read::stream(link, sql, &[(&signed(number)?, Type::INT8)], |row| whole(commit_row(row)?.0)).await?;
+    let mut documents = BTreeMap::new();
+    for CommitRow { number: revision, changes, .. } in commits {
+        for change in changes {
+            match change {
+                Change::Document(row) => {
+                    documents.insert(row.key.clone(), StoredDocument { row, revision });
+                }
+                Change::DocumentRemoved(key) => {
+                    documents.remove(&key);
+                }
+                Change::Revocation(_) => {}
+            }
+        }
+    }
+    let revision = Revision { number, ..head.revision };
+    Ok(Documents { revision, documents: documents.into_values().collect() })
+}
+
+fn policy_commit(row: &Row) -> Result<PolicyCommit, Fault> {
+    let CommitRow { number, unix_ms, changes, .. } = whole(commit_row(row)?.0)?;
+    let parse = |text: String| -> Result<ActRow, Fault> {
+        serde_json::from_str(&text)
+            .map_err(|error| corrupt(format!("the act of revision {number} cannot be understood: {error}")))
+    };
+    let act = row.try_get::<_, Option<String>>(6)?.map(parse).transpose()?;
+    Ok(PolicyCommit { number, unix_ms, act, changes })
+}
+
+/// A row of the log, if its hash is that of its changes.
+fn whole(commit: CommitRow) -> Result<CommitRow, Fault> {
+    let before = commit.number.checked_sub(1).ok_or_else(|| corrupt("revision 0 stands in the change log".to_owned()))?;
+    let previous_hash = commit.previous_hash;
+    commit.verify_after(before, &previous_hash)?;
+    Ok(commit)
+}

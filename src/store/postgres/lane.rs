@@ -1,0 +1,243 @@
+//! A connection kept for one kind of work, and the threads on which all of that work is done.
+//!
+//! The threads are the store's own, because several runtimes share a store and a connection must not die with one of them. One
+//! transaction at a time runs on a lane; after a failure the connection is made anew, with pauses that grow. Look next at
+//! `super::link`.
+
+use std::future::Future;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::{Instant, timeout, timeout_at};
+
+use super::link::{Begin, Fault, Link, explain};
+use super::settings::Settings;
+use super::tls::Connector;
+use crate::store::Error;
+
+/// Work that waits or runs at one time.
+const WORK_MAX: usize = 1024;
+/// How long giving a transaction up may take before the connection is given up instead.
+const ROLL_BACK_TIMEOUT: Duration = Duration::from_millis(200);
+/// Pauses between attempts to connect.
+const BACKOFF_MS_MIN: u64 = 50;
+const BACKOFF_MS_MAX: u64 = 400;
+const THREADS: usize = 2;
+
+/// The store's own threads. Dropping it lets what was promised to be finished end, and nothing else.
+pub(super) struct Workers {
+    handle: tokio::runtime::Handle,
+    room: Arc<Semaphore>,
+    alive: Option<mpsc::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Workers {
+    pub(super) fn start() -> Result<Self, Error> {
+        let failed = |error: std::io::Error| Error::Unavailable(format!("cannot start the threads of the store: {error}"));
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(THREADS)
+            .thread_name("store-postgres")
+            .enable_all()
+            .build()
+            .map_err(failed)?;
+        let handle = runtime.handle().clone();
+        let (alive, mut work) = mpsc::channel::<()>(1);
+        let body = move || {
+            // Ends when the store and all work that holds a sender are gone.
+            runtime.block_on(work.recv());
+            runtime.shutdown_background();
+        };
+        let thread = std::thread::Builder::new().name("store-postgres".to_owned()).spawn(body).map_err(failed)?;
+        Ok(Self { handle, room: Arc::new(Semaphore::new(WORK_MAX)), alive: Some(alive), thread: Some(thread) })
+    }
+
+    /// Runs work to its end there, whoever stops waiting for it. `finish`: dropping the store waits for it too.
+    pub(super) async fn run<T, F>(&self, finish: bool, work: F) -> Result<T, Error>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, Error>> + Send + 'static,
+    {
+        let stopped = || Error::Unavailable("the store has stopped: restart the program".to_owned());
+        let room: OwnedSemaphorePermit = self.room.clone().acquire_owned().await.map_err(|_| stopped())?;
+        let held = (room, if finish { self.alive.clone() } else { None });
+        let (reply, answer) = oneshot::channel();
+        self.handle.spawn(async move {
+            let outcome = work.await;
+            drop(held);
+            // Whoever asked may have stopped waiting.
+            let _ = reply.send(outcome);
+        });
+        answer.await.map_err(|_| stopped())?
+    }
+
+    /// Starts work that goes on until the store is dropped.
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.handle.spawn(work);
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        drop(self.alive.take());
+        if let Some(thread) = self.thread.take() {
+            // A thread that panicked has nothing left to finish.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// What one transaction may take.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    pub(super) begin: Begin,
+    /// Waiting for the lane.
+    pub(super) wait: Duration,
+    /// Making a connection, for each host.
+    pub(super) connect: Duration,
+    /// From BEGIN to the answer of COMMIT.
+    pub(super) work: Duration,
+}
+
+/// A connection for one kind of work.
+pub(super) struct Lane {
+    settings: Arc<Settings>,
+    connector: Connector,
+    slot: Mutex<Slot>,
+}
+
+#[derive(Default)]
+struct Slot {
+    link: Option<Arc<Link>>,
+    /// Which host to connect to first: the one that served last, or the next where that one did not.
+    host: usize,
+    pause: Pause,
+}
+
+impl Lane {
+    pub(super) fn new(settings: Arc<Settings>, connector: Connector) -> Arc<Self> {
+        Arc::new(Self { settings, connector, slot: Mutex::default() })
+    }
+
+    /// Runs a transaction: `work` between BEGIN and COMMIT, undone where it fails.
+    ///
+    /// # Errors
+    /// Those of `work`; [`Error::Unknown`] where a COMMIT that writes was sent and not answered well.
+    pub(super) async fn transact<T, F, W>(self: Arc<Self>, limits: Limits, work: W) -> Result<T, Error>
+    where
+        F: Future<Output = Result<T, Fault>>,
+        W: FnOnce(Arc<Link>) -> F,
+    {
+        let shown = self.settings.shown();
+        let busy = |_| Error::Unavailable(format!("the store `{shown}` is busy or does not answer: try again"));
+        let mut slot = timeout(limits.wait, self.slot.lock()).await.map_err(busy)?;
+        let (link, until) = self.begun(&mut slot, limits).await?;
+        let done = timeout_at(until, async {
+            let value = work(link.clone()).await?;
+            link.commit().await?;
+            Ok(value)
+        });
+        let outcome: Result<T, Fault> = done.await.unwrap_or_else(|_| {
+            let late = format!("the store `{shown}` did not answer within {} ms", limits.work.as_millis());
+            Err(Error::Unavailable(late).into())
+        });
+        match outcome {
+            Ok(value) => {
+                slot.link = Some(link);
+                Ok(value)
+            }
+            Err(fault) if link.is_committing() => {
+                // A server that another one has replaced may take connections, and hang here: the next may be the one that counts.
+                slot.host = link.host.saturating_add(1);
+                let why = explain(shown, fault);
+                Err(Error::Unknown(format!("{why}: it may or may not have been written")))
+            }
+            Err(fault) => {
+                // A refusal leaves the connection as it was; after anything else a new one is made.
+                let refused = matches!(fault, Fault::Store(_)) && link.is_open();
+                if refused && matches!(timeout(ROLL_BACK_TIMEOUT, link.roll_back()).await, Ok(Ok(()))) {
+                    slot.link = Some(link);
+                } else {
+                    slot.host = link.host.saturating_add(1);
+                }
+                Err(explain(shown, fault))
+            }
+        }
+    }
+
+    /// A connection with a transaction begun, and when that must be over.
+    async fn begun(&self, slot: &mut Slot, limits: Limits) -> Result<(Arc<Link>, Instant), Error> {
+        let shown = self.settings.shown();
+        // Taken out: whatever happens from here on, a connection in an unknown state is not kept.
+        if let Some(link) = slot.link.take().filter(|link| link.is_open()) {
+            let until = Instant::now() + limits.work;
+            match timeout_at(until, link.begin(limits.begin)).await {
+                Ok(Ok(())) => return Ok((link, until)),
+                // The server closed it since: nothing was asked yet, so ask on a new one.
+                Ok(Err(_)) => {}
+                Err(_) => {
+                    slot.host = link.host.saturating_add(1);
+                    return Err(Error::Unavailable(format!("the store `{shown}` does not answer")));
+                }
+            }
+        }
+        slot.pause.over(shown)?;
+        let first = slot.host;
+        let attempt = async {
+            let link = Link::connect(&self.settings, &self.connector, first, limits.connect, None).await?;
+            let until = Instant::now() + limits.work;
+            let begun = timeout_at(until, link.begin(limits.begin)).await;
+            let begun = begun.map_err(|_| Error::Unavailable(format!("the store `{shown}` does not answer")))?;
+            begun.map_err(|fault| explain(shown, fault))?;
+            Ok((Arc::new(link), until))
+        };
+        let outcome = attempt.await;
+        slot.pause.note(outcome.as_ref().err());
+        slot.host = outcome.as_ref().map_or(first.saturating_add(1), |(link, _)| link.host);
+        outcome
+    }
+}
+
+/// How long to leave a server alone that could not be connected to.
+#[derive(Default)]
+pub(super) struct Pause {
+    failures: u32,
+    until: Option<Instant>,
+    problem: Option<Error>,
+}
+
+impl Pause {
+    fn over(&self, shown: &str) -> Result<(), Error> {
+        match (self.until.filter(|until| *until > Instant::now()), &self.problem) {
+            (Some(_), Some(problem)) => Err(problem.clone()),
+            (Some(_), None) => Err(Error::Unavailable(format!("the store `{shown}` cannot be reached"))),
+            _ => Ok(()),
+        }
+    }
+
+    fn note(&mut self, problem: Option<&Error>) {
+        match problem {
+            None => *self = Self::default(),
+            Some(problem) => {
+                let pause = self.next();
+                self.until = Some(Instant::now() + pause);
+                self.problem = Some(problem.clone());
+            }
+        }
+    }
+
+    /// The next pause: doubling, between half of it and all of it, so that a fleet does not come back all at once.
+    pub(super) fn next(&mut self) -> Duration {
+        let doubled = BACKOFF_MS_MIN.saturating_mul(1 << self.failures.min(10)).min(BACKOFF_MS_MAX);
+        self.failures = self.failures.saturating_add(1);
+        let jitter = RandomState::new().hash_one(self.failures) % (doubled / 2 + 1);
+        Duration::from_millis(doubled / 2 + jitter)
+    }
+
+    /// All is well again.
+    pub(super) fn reset(&mut self) {
+        *self = Self::default();
+    }
+}

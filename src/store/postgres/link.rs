@@ -1,0 +1,284 @@
+//! One connection, and one transaction on it at a time: deadlines, warnings, and what may be said of a commit that broke off.
+//!
+//! Nothing relies on the state of a session: every transaction sets what it needs with `SET LOCAL`, and statements are never
+//! named, so a pooler may put each transaction on another connection. A deadline drops the connection and never cancels: a
+//! cancelled wait for a standby reports success. Look next at `super::lane`, which keeps connections.
+
+use std::future::poll_fn;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio_postgres::error::{DbError, Severity, SqlState};
+use tokio_postgres::types::{ToSql, Type};
+use tokio_postgres::{AsyncMessage, Client, Row, RowStream};
+
+use super::settings::Settings;
+use super::tls::Connector;
+use crate::store::Error;
+
+/// The channel of notifications.
+pub(super) const CHANNEL: &str = "portcullis";
+/// How long the server keeps a transaction open whose client says nothing more.
+const IDLE_IN_TRANSACTION_MS: u64 = 2_000;
+
+/// A parameter and its type: with it the server needs not be asked first.
+pub(super) type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
+
+/// Why a step failed, before the store's name is put to it.
+pub(super) enum Fault {
+    Sql(tokio_postgres::Error),
+    /// The server warned where nothing is to be warned of.
+    Warned(String),
+    Store(Error),
+}
+
+impl From<tokio_postgres::Error> for Fault {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Fault::Sql(error)
+    }
+}
+
+impl From<Error> for Fault {
+    fn from(error: Error) -> Self {
+        Fault::Store(error)
+    }
+}
+
+/// How a transaction is begun.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Begin {
+    /// One view for all that is read.
+    pub(super) one_view: bool,
+    /// Whether it writes: then how its commit ends matters.
+    pub(super) writes: bool,
+    /// How long it waits for a lock.
+    pub(super) lock_timeout_ms: u64,
+}
+
+/// A connection. Dropping it closes the socket at once, whatever the server is at.
+pub(super) struct Link {
+    /// Index of the host that it leads to.
+    pub(super) host: usize,
+    client: Client,
+    driver: JoinHandle<()>,
+    shared: Arc<Shared>,
+    writes: AtomicBool,
+    committing: AtomicBool,
+}
+
+#[derive(Default)]
+struct Shared {
+    warnings: AtomicU64,
+    warning: Mutex<String>,
+}
+
+impl Link {
+    /// Connects to one of the hosts, that with index `first` before the others. `notified` gets the numbers of notifications.
+    pub(super) async fn connect(
+        settings: &Settings,
+        connector: &Connector,
+        first: usize,
+        timeout: Duration,
+        notified: Option<watch::Sender<u64>>,
+    ) -> Result<Self, Error> {
+        let mut problem = String::new();
+        let all = settings.hosts.len();
+        for (index, config) in settings.hosts.iter().enumerate().cycle().skip(first % all.max(1)).take(all) {
+            match tokio::time::timeout(timeout, config.connect(connector.clone())).await {
+                Ok(Ok((client, connection))) => {
+                    let shared = Arc::new(Shared::default());
+                    let driver = tokio::spawn(drive(connection, shared.clone(), notified));
+                    let (writes, committing) = (AtomicBool::new(false), AtomicBool::new(false));
+                    return Ok(Self { host: index, client, driver, shared, writes, committing });
+                }
+                Ok(Err(error)) => problem = said(&error),
+                Err(_) => problem = format!("no answer within {} ms", timeout.as_millis()),
+            }
+        }
+        Err(Error::Unavailable(format!("the store `{}` cannot be reached: {problem}", settings.shown())))
+    }
+
+    /// Whether it can still be used.
+    pub(super) fn is_open(&self) -> bool {
+        !self.client.is_closed()
+    }
+
+    /// Whether a COMMIT that writes was sent and not answered well: then it may have been done.
+    pub(super) fn is_committing(&self) -> bool {
+        self.committing.load(Ordering::SeqCst)
+    }
+
+    /// Begins a transaction.
+    pub(super) async fn begin(&self, begin: Begin) -> Result<(), Fault> {
+        let Begin { one_view, writes, lock_timeout_ms } = begin;
+        self.shared.warnings.store(0, Ordering::SeqCst);
+        self.committing.store(false, Ordering::SeqCst);
+        self.writes.store(writes, Ordering::SeqCst);
+        let isolation = if one_view { "REPEATABLE READ" } else { "READ COMMITTED" };
+        let access = if writes { "READ WRITE" } else { "READ ONLY" };
+        self.client
+            .batch_execute(&format!(
+                "BEGIN ISOLATION LEVEL {isolation} {access}; SET LOCAL lock_timeout = {lock_timeout_ms}; \
+                 SET LOCAL idle_in_transaction_session_timeout = {IDLE_IN_TRANSACTION_MS}; SET LOCAL statement_timeout = 0; \
+                 SET LOCAL search_path = pg_catalog"
+            ))
+            .await?;
+        self.quiet()
+    }
+
+    /// Commits. After an error it may or may not be done, save where nothing was written.
+    pub(super) async fn commit(&self) -> Result<(), Fault> {
+        self.committing.store(self.writes.load(Ordering::SeqCst), Ordering::SeqCst);
+        self.client.batch_execute("COMMIT").await?;
+        // INVARIANT: a commit that comes back with a warning proves nothing: `canceling wait for synchronous replication` means that
+        // it is on this server alone, which another may have replaced.
+        self.quiet()?;
+        self.committing.store(false, Ordering::SeqCst);
+        Ok(())
+    }
+
+    /// Ends a transaction without a trace.
+    pub(super) async fn roll_back(&self) -> Result<(), Fault> {
+        Ok(self.client.batch_execute("ROLLBACK").await?)
+    }
+
+    /// Runs SQL without parameters, outside a transaction.
+    pub(super) async fn run(&self, sql: &str) -> Result<(), Fault> {
+        Ok(self.client.batch_execute(sql).await?)
+    }
+
+    /// Runs a statement and answers how many rows it touched.
+    pub(super) async fn execute(&self, sql: &str, parameters: &[Parameter<'_>]) -> Result<u64, Fault> {
+        Ok(self.client.execute_typed(sql, parameters).await?)
+    }
+
+    /// The rows of a query.
+    pub(super) async fn rows(&self, sql: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, Fault> {
+        Ok(self.client.query_typed(sql, parameters).await?)
+    }
+
+    /// The one row of a query, if there is one.
+    pub(super) async fn row(&self, sql: &str, parameters: &[Parameter<'_>]) -> Result<Option<Row>, Fault> {
+        Ok(self.client.query_typed_opt(sql, parameters).await?)
+    }
+
+    /// The rows of a query one by one, for what is too much at once.
+    pub(super) async fn stream(&self, sql: &str, parameters: &[Parameter<'_>]) -> Result<RowStream, Fault> {
+        let parameters = parameters.iter().map(|(value, kind)| (*value, kind.clone()));
+        Ok(self.client.query_typed_raw(sql, parameters).await?)
+    }
+
+    /// Ends once the connection does.
+    pub(super) async fn closed(&mut self) {
+        // How it ended does not matter to who waits for that.
+        let _ = (&mut self.driver).await;
+    }
+
+    fn quiet(&self) -> Result<(), Fault> {
+        if self.shared.warnings.load(Ordering::SeqCst) == 0 {
+            return Ok(());
+        }
+        Err(Fault::Warned(self.shared.warning.lock().unwrap_or_else(PoisonError::into_inner).clone()))
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
+}
+
+/// Moves a connection's bytes. What the server says unasked is noted before the answer that comes after it is handed out.
+async fn drive<S, T>(mut connection: tokio_postgres::Connection<S, T>, shared: Arc<Shared>, notified: Option<watch::Sender<u64>>)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+    T: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
+{
+    while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
+        match message {
+            AsyncMessage::Notice(notice) if is_warning(&notice) => {
+                notice.message().clone_into(&mut shared.warning.lock().unwrap_or_else(PoisonError::into_inner));
+                shared.warnings.fetch_add(1, Ordering::SeqCst);
+            }
+            AsyncMessage::Notification(notification) if notification.channel() == CHANNEL => {
+                if let (Some(notified), Ok(number)) = (&notified, notification.payload().parse()) {
+                    raise(notified, number);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Wakes who waits for a number, unless it is known already.
+pub(super) fn raise(wake: &watch::Sender<u64>, number: u64) {
+    wake.send_if_modified(|known| {
+        let newer = number > *known;
+        *known = number.max(*known);
+        newer
+    });
+}
+
+fn is_warning(notice: &DbError) -> bool {
+    match notice.parsed_severity() {
+        Some(severity) => !matches!(severity, Severity::Notice | Severity::Info | Severity::Log | Severity::Debug),
+        // A server too old to say it in a fixed language: better one warning too many.
+        None => true,
+    }
+}
+
+/// Puts the store's name to a fault of a transaction that has not been committed.
+pub(super) fn explain(shown: &str, fault: Fault) -> Error {
+    let error = match fault {
+        Fault::Store(error) => return error,
+        Fault::Warned(warning) => {
+            return Error::Unavailable(format!("the store `{shown}` warned of something: {warning}; nothing counts as done"));
+        }
+        Fault::Sql(error) => error,
+    };
+    let Some(code) = error.code() else {
+        let cut = error.is_closed() || std::error::Error::source(&error).is_some_and(|source| source.is::<std::io::Error>());
+        return if cut {
+            Error::Unavailable(format!("the connection to the store `{shown}` broke off: {}", said(&error)))
+        } else {
+            Error::Corrupt(format!("the store `{shown}` does not hold together: {}", said(&error)))
+        };
+    };
+    let said = said(&error);
+    let gone =
+        [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME, SqlState::UNDEFINED_COLUMN, SqlState::UNDEFINED_FUNCTION];
+    if gone.contains(code) {
+        return Error::Replaced(format!(
+            "the store `{shown}` lost its tables while it was open ({said}): put them back, or restart"
+        ));
+    }
+    if *code == SqlState::READ_ONLY_SQL_TRANSACTION {
+        return Error::Unavailable(format!("the server of the store `{shown}` is a standby or read-only: name the primary"));
+    }
+    if *code == SqlState::LOCK_NOT_AVAILABLE {
+        return Error::Unavailable(format!("the store `{shown}` is busy, somebody else holds it: try again"));
+    }
+    if *code == SqlState::INSUFFICIENT_PRIVILEGE {
+        return Error::Unavailable(format!(
+            "the role of the store `{shown}` lacks a right ({said}): see GRANT in docs/OPERATIONS.md"
+        ));
+    }
+    if code.code().starts_with("XX") || code.code().starts_with("23") || code.code().starts_with("22") {
+        return Error::Corrupt(format!("the store `{shown}` does not hold together: {said}"));
+    }
+    Error::Unavailable(format!("the store `{shown}` cannot be used: {said}"))
+}
+
+/// What a server or the system said of an error; never a value that was sent or stored.
+pub(super) fn said(error: &tokio_postgres::Error) -> String {
+    match error.as_db_error() {
+        Some(error) => format!("{} (SQLSTATE {})", error.message().replace('\n', " "), error.code().code()),
+        None => {
+            let source = std::error::Error::source(error).map(|source| format!(": {source}")).unwrap_or_default();
+            format!("{error}{}", if error.to_string().contains(source.trim_start_matches(": ")) { "" } else { &source })
+        }
+    }
+}

@@ -1,0 +1,251 @@
+//! What is read from a PostgreSQL store: head, state, change log, lists; each checked as it is read.
+//!
+//! Nothing is skipped here: a row that cannot be understood, a hole or a wrong hash fails the whole answer. Look next at
+//! `super::write`.
+
+use std::pin::pin;
+use std::time::Duration;
+
+use futures_util::TryStreamExt as _;
+use tokio_postgres::Row;
+use tokio_postgres::types::{FromSql, Type};
+
+use super::link::{Fault, Link, Parameter};
+use super::schema::Promises;
+use super::settings::Durability;
+use crate::model::records::{DocumentKey, DocumentRow, Origin, RevocationRow, Target};
+use crate::model::revision::{HistoryId, Revision, StateDigest};
+use crate::store::chain::{self, GENESIS};
+use crate::store::rules::{CHANGES_BYTES_MAX, CHANGES_COMMITS_MAX, REVOCATIONS_LISTED_MAX};
+use crate::store::{CommitRow, Documents, Error, Revocations, Settings, State, StoredDocument};
+
+/// How long the next row of the change log may take to come.
+const ROW_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What every answer is held against.
+#[derive(Clone, Debug)]
+pub(super) struct Expected {
+    /// The history that was opened; `None` while opening.
+    pub(super) history: Option<HistoryId>,
+    pub(super) durability: Durability,
+    pub(super) shown: String,
+}
+
+/// The two rows of which there is one, and the server's clock.
+pub(super) struct Head {
+    pub(super) revision: Revision,
+    pub(super) hash: [u8; 32],
+    pub(super) digest: StateDigest,
+    pub(super) floor: u64,
+    pub(super) revocations: u64,
+    pub(super) settings: Settings,
+    /// Number of the newest revision that changed a document.
+    pub(super) documents_number: u64,
+    /// Every `jti` that was ever forgotten expired by then.
+    pub(super) jtis_forgotten_unix_s: Option<i64>,
+    /// By the server's clock.
+    pub(super) unix_ms: i64,
+}
+
+/// Reads the head; `locked`: and keeps everybody else from it until the transaction ends.
+///
+/// The clock is read after the lock is had, so that commits are dated in their order.
+pub(super) async fn head(link: &Link, expected: &Expected, locked: bool) -> Result<Head, Fault> {
+    let lock = if locked { "FOR UPDATE" } else { "" };
+    let sql = format!(
+        "WITH h AS MATERIALIZED (SELECT * FROM portcullis.head {lock})
+         SELECT m.history, h.number, h.hash, h.digest, h.floor, h.revocations, m.iat_skew_s, m.freshness_bound_ms, h.documents_number,
+             h.jtis_forgotten_unix_s, (extract(epoch FROM clock_timestamp()) * 1000)::int8, {}
+         FROM h JOIN portcullis.meta m USING (id)",
+        Promises::COLUMNS
+    );
+    let row = link.row(&sql, &[]).await?.ok_or_else(|| corrupt("the head is missing".to_owned()))?;
+    head_row(&row, expected)
+}
+
+/// Reads a row of `head`'s columns.
+fn head_row(row: &Row, expected: &Expected) -> Result<Head, Fault> {
+    // Settings of a server can be changed while it runs, and a pooler may lead to one with others.
+    Promises::read(row, 11)?.check(expected.durability, &expected.shown)?;
+    let revision = Revision { history: HistoryId::new(text(row, 0)?), number: unsigned(row, 1)? };
+    if expected.history.as_ref().is_some_and(|history| *history != revision.history) {
+        return Err(Error::Replaced(format!(
+            "the store `{}` is now of history `{}`: restart to follow it, if it was replaced on purpose",
+            expected.shown, revision.history
+        ))
+        .into());
+    }
+    Ok(Head {
+        revision,
+        hash: hash(row, 2)?,
+        digest: parse_digest(text(row, 3)?)?,
+        floor: unsigned(row, 4)?,
+        revocations: unsigned(row, 5)?,
+        settings: Settings { iat_skew_s: row.try_get(6)?, freshness_bound_ms: unsigned(row, 7)? },
+        documents_number: unsigned(row, 8)?,
+        jtis_forgotten_unix_s: row.try_get(9)?,
+        unix_ms: row.try_get(10)?,
+    })
+}
+
+/// The full state, in a transaction of one view.
+pub(super) async fn load(link: &Link, expected: &Expected) -> Result<State, Fault> {
+    let head = head(link, expected, false).await?;
+    let number = head.revision.number;
+    if log_hash(link, number).await? != Some(head.hash) {
+        return Err(corrupt(format!("revision {number} of the change log is not the one that the head names")));
+    }
+    let documents = all_documents(link, None).await?;
+    let revocations = stream(link, &format!("SELECT {REVOCATION} FROM portcullis.revocations"), &[], revocation_row).await?;
+    if chain::state_digest(&documents, &revocations) != head.digest {
+        return Err(corrupt(format!("the rows at revision {number} do not have the digest that was stored")));
+    }
+    let Head { revision, hash, digest, settings, .. } = head;
+    Ok(State { revision, hash, digest, settings, documents, revocations })
+}
+
+/// The commits after `after` up to a head that was read, checked against each other; the log only grows, so a later look at it
+/// shows the same rows.
+pub(super) async fn log(link: &Link, after: u64, head: &Head) -> Result<Vec<CommitRow>, Fault> {
+    let number = head.revision.number;
+    if after < head.floor {
+        return Err(Error::BelowFloor { floor: head.floor }.into());
+    }
+    let missing = |number: u64| corrupt(format!("revision {number} is missing from the change log"));
+    let mut previous = (after, log_hash(link, after).await?.ok_or_else(|| missing(after))?);
+    let sql = "SELECT number, previous_hash, hash, digest, unix_ms, changes FROM (
+            SELECT *, sum(octet_length(changes)) OVER (ORDER BY number) - octet_length(changes) AS before
+            FROM (SELECT * FROM portcullis.log WHERE number > $1 AND number <= $2 ORDER BY number LIMIT $3) page
+        ) sized WHERE before < $4 ORDER BY number";
+    let parameters = [signed(after)?, signed(number)?, signed(CHANGES_COMMITS_MAX)?, signed(CHANGES_BYTES_MAX)?];
+    let parameters: Vec<Parameter<'_>> = parameters.iter().map(|value| (value as _, Type::INT8)).collect();
+    let mut rows = pin!(link.stream(sql, &parameters).await?);
+    let (mut commits, mut bytes) = (Vec::new(), 0usize);
+    let late = |_| Fault::from(Error::Unavailable("the store does not go on with its change log".to_owned()));
+    while let Some(row) = tokio::time::timeout(ROW_TIMEOUT, rows.try_next()).await.map_err(late)?? {
+        let (commit, size) = commit_row(&row)?;
+        commit.verify_after(previous.0, &previous.1)?;
+        previous = (commit.number, commit.hash);
+        commits.push(commit);
+        bytes = bytes.saturating_add(size);
+    }
+    let ended_early = bytes >= CHANGES_BYTES_MAX || commits.len() >= CHANGES_COMMITS_MAX;
+    if previous.0 < number && !ended_early {
+        return Err(missing(previous.0.saturating_add(1)));
+    }
+    Ok(commits)
+}
+
+pub(super) async fn documents(link: &Link, expected: &Expected, kind: Option<&str>) -> Result<Documents, Fault> {
+    let revision = head(link, expected, false).await?.revision;
+    Ok(Documents { revision, documents: all_documents(link, kind).await? })
+}
+
+pub(super) async fn revocations(link: &Link, expected: &Expected, limit: usize) -> Result<Revocations, Fault> {
+    let head = head(link, expected, false).await?;
+    let sql = format!("SELECT {REVOCATION} FROM portcullis.revocations ORDER BY revision DESC, target LIMIT $1");
+    let rows = stream(link, &sql, &[(&signed(limit.min(REVOCATIONS_LISTED_MAX))?, Type::INT8)], revocation_row).await?;
+    Ok(Revocations { revision: head.revision, rows, total: head.revocations })
+}
+
+async fn all_documents(link: &Link, kind: Option<&str>) -> Result<Vec<StoredDocument>, Fault> {
+    let sql = format!("SELECT {DOCUMENT} FROM portcullis.documents WHERE $1::text IS NULL OR kind = $1 ORDER BY kind, id");
+    stream(link, &sql, &[(&kind, Type::TEXT)], document_row).await
+}
+
+/// The columns of [`document_row`].
+pub(super) const DOCUMENT: &str = "kind, id, json, path, line, origin, revision";
+/// The columns of [`revocation_row`].
+pub(super) const REVOCATION: &str = "target, dead, suspended, watermark_unix_s, expires_at_unix_s, reason, revision";
+
+/// All rows of a query, understood one by one as they come.
+pub(super) async fn stream<T>(
+    link: &Link,
+    sql: &str,
+    parameters: &[Parameter<'_>],
+    parse: fn(&Row) -> Result<T, Fault>,
+) -> Result<Vec<T>, Fault> {
+    let mut rows = pin!(link.stream(sql, parameters).await?);
+    let mut found = Vec::new();
+    while let Some(row) = rows.try_next().await? {
+        found.push(parse(&row)?);
+    }
+    Ok(found)
+}
+
+pub(super) fn document_row(row: &Row) -> Result<StoredDocument, Fault> {
+    let key = DocumentKey { kind: row.try_get(0)?, id: row.try_get(1)? };
+    let origin = match text(row, 5)? {
+        "folder" => Origin::Folder,
+        "api" => Origin::Api,
+        other => return Err(corrupt(format!("the origin `{other}` of document `{} {}` is none", key.kind, key.id))),
+    };
+    let line = u32::try_from(row.try_get::<_, i64>(4)?).map_err(|_| corrupt("a line is no line number".to_owned()))?;
+    let document = DocumentRow { key, json: row.try_get(2)?, path: row.try_get(3)?, line, origin };
+    Ok(StoredDocument { row: document, revision: unsigned(row, 6)? })
+}
+
+pub(super) fn revocation_row(row: &Row) -> Result<RevocationRow, Fault> {
+    let name = text(row, 0)?;
+    let target: Target =
+        serde_json::from_str(name).map_err(|error| corrupt(format!("the target `{name}` of a revocation is none: {error}")))?;
+    Ok(RevocationRow {
+        target,
+        dead: row.try_get(1)?,
+        suspended: row.try_get(2)?,
+        watermark_unix_s: row.try_get(3)?,
+        expires_at_unix_s: row.try_get(4)?,
+        reason: row.try_get(5)?,
+        revision: unsigned(row, 6)?,
+    })
+}
+
+/// A row of the log, and the size of what it stores.
+pub(super) fn commit_row(row: &Row) -> Result<(CommitRow, usize), Fault> {
+    let number = unsigned(row, 0)?;
+    let changes: &[u8] = get(row, 5)?;
+    let size = changes.len();
+    let changes = serde_json::from_slice(changes)
+        .map_err(|error| corrupt(format!("revision {number} of the change log cannot be understood: {error}")))?;
+    let digest = parse_digest(text(row, 3)?)?;
+    let (previous_hash, hash) = (hash(row, 1)?, hash(row, 2)?);
+    Ok((CommitRow { number, previous_hash, hash, digest, unix_ms: row.try_get(4)?, changes }, size))
+}
+
+async fn log_hash(link: &Link, number: u64) -> Result<Option<[u8; 32]>, Fault> {
+    if number == 0 {
+        return Ok(Some(GENESIS));
+    }
+    let row = link.row("SELECT hash FROM portcullis.log WHERE number = $1", &[(&signed(number)?, Type::INT8)]).await?;
+    row.map(|row| hash(&row, 0)).transpose()
+}
+
+/// A count or number as PostgreSQL keeps it: 63 bits.
+pub(super) fn signed(number: impl TryInto<i64>) -> Result<i64, Error> {
+    number.try_into().map_err(|_| Error::Rejected("a number is above 2^63 - 1".to_owned()))
+}
+
+pub(super) fn unsigned(row: &Row, column: usize) -> Result<u64, Fault> {
+    let stored: i64 = row.try_get(column)?;
+    stored.try_into().map_err(|_| corrupt(format!("the number {stored} is below zero")))
+}
+
+fn hash(row: &Row, column: usize) -> Result<[u8; 32], Fault> {
+    get::<&[u8]>(row, column)?.try_into().map_err(|_| corrupt("a hash has not 32 bytes".to_owned()))
+}
+
+pub(super) fn text(row: &Row, column: usize) -> Result<&str, Fault> {
+    get(row, column)
+}
+
+fn get<'a, T: FromSql<'a>>(row: &'a Row, column: usize) -> Result<T, Fault> {
+    Ok(row.try_get(column)?)
+}
+
+fn parse_digest(text: &str) -> Result<StateDigest, Fault> {
+    StateDigest::from_hex(text).ok_or_else(|| corrupt(format!("`{text}` is not a digest")))
+}
+
+pub(super) fn corrupt(what: String) -> Fault {
+    Error::Corrupt(what).into()
+}

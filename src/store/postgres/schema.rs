@@ -1,0 +1,225 @@
+//! The tables, made and moved on by the program itself; and what the server must be set up to do.
+//!
+//! Everything lives in the schema `portcullis`. Two replicas that start at once take turns by a lock that lasts as long as the
+//! transaction, so a pooler does not matter. Nothing is changed before it is known to be ours or empty. Look next at `super::read`.
+
+use tokio_postgres::types::Type;
+
+use super::link::{Fault, Link};
+use super::settings::Durability;
+use crate::model::revision::StateDigest;
+use crate::store::chain::GENESIS;
+use crate::store::{Error, Settings};
+
+/// The version of the tables that this program knows.
+pub(super) const VERSION: i64 = 1;
+/// What the version row says, so that another program's table of that name is not taken for ours.
+const PROGRAM: &str = "portcullis";
+/// The lock of who makes or changes tables: `Ptcl`, as in the header of a SQLite store.
+const LOCK: i64 = 0x5074_636c;
+/// The oldest server, as `server_version_num` says it.
+const SERVER_VERSION_MIN: i64 = 130_000;
+
+/// Step N takes the tables from version N to N + 1. A step is never changed once released.
+const STEPS: [&str; VERSION as usize] = ["
+CREATE TABLE portcullis.version (id int4 PRIMARY KEY CHECK (id = 1), program text NOT NULL, version int8 NOT NULL);
+CREATE TABLE portcullis.meta (
+    id int4 PRIMARY KEY CHECK (id = 1), history text NOT NULL, made_unix_ms int8 NOT NULL,
+    iat_skew_s int8 NOT NULL, freshness_bound_ms int8 NOT NULL
+);
+CREATE TABLE portcullis.head (
+    id int4 PRIMARY KEY CHECK (id = 1), number int8 NOT NULL, hash bytea NOT NULL, digest text NOT NULL, floor int8 NOT NULL,
+    revocations int8 NOT NULL, documents_number int8 NOT NULL, jtis_forgotten_unix_s int8
+) WITH (fillfactor = 20);
+CREATE TABLE portcullis.documents (
+    key bytea PRIMARY KEY, kind text COLLATE \"C\" NOT NULL, id text COLLATE \"C\" NOT NULL, json text NOT NULL, path text NOT NULL,
+    line int8 NOT NULL, origin text NOT NULL CHECK (origin IN ('folder', 'api')), revision int8 NOT NULL
+);
+CREATE TABLE portcullis.revocations (
+    key bytea PRIMARY KEY, target text COLLATE \"C\" NOT NULL, dead bool NOT NULL, suspended bool NOT NULL, watermark_unix_s int8,
+    expires_at_unix_s int8, reason text NOT NULL, revision int8 NOT NULL
+);
+CREATE INDEX revocations_by_revision ON portcullis.revocations (revision);
+CREATE TABLE portcullis.log (
+    number int8 PRIMARY KEY, previous_hash bytea NOT NULL, hash bytea NOT NULL, digest text NOT NULL, unix_ms int8 NOT NULL,
+    changes bytea NOT NULL, of_documents bool NOT NULL
+);
+CREATE INDEX log_of_documents ON portcullis.log (number) WHERE of_documents;
+CREATE TABLE portcullis.acts (number int8 PRIMARY KEY, unix_ms int8 NOT NULL, act text NOT NULL);
+CREATE TABLE portcullis.act_jtis (jti text COLLATE \"C\" PRIMARY KEY, expires_at_unix_s int8 NOT NULL);
+CREATE INDEX act_jtis_by_expiry ON portcullis.act_jtis (expires_at_unix_s);
+CREATE TABLE portcullis.spent (key bytea PRIMARY KEY, expires_at_unix_s int8 NOT NULL);
+CREATE INDEX spent_by_expiry ON portcullis.spent (expires_at_unix_s);
+CREATE TABLE portcullis.spent_forgotten (id int4 PRIMARY KEY CHECK (id = 1), unix_s int8) WITH (fillfactor = 20);
+CREATE TABLE portcullis.approvals (
+    digest text COLLATE \"C\" PRIMARY KEY, leaf bytea NOT NULL, waiting bool NOT NULL, asked_unix_ms int8 NOT NULL,
+    expires_unix_ms int8 NOT NULL, forget_unix_ms int8 NOT NULL, approval text NOT NULL
+);
+CREATE INDEX approvals_by_asking ON portcullis.approvals (asked_unix_ms, digest);
+CREATE INDEX approvals_by_forgetting ON portcullis.approvals (forget_unix_ms);
+CREATE INDEX approvals_waiting ON portcullis.approvals (leaf, expires_unix_ms) WHERE waiting;
+CREATE TABLE portcullis.replicas (
+    incarnation text COLLATE \"C\" PRIMARY KEY, address text NOT NULL, version text NOT NULL, started_unix_ms int8 NOT NULL,
+    applied_number int8 NOT NULL, acked_number int8 NOT NULL, state text NOT NULL, seen_unix_ms int8 NOT NULL
+) WITH (fillfactor = 20);
+"];
+
+/// Makes sure that the tables are there and of this version. Runs in a transaction of its own.
+pub(super) async fn prepare(link: &Link, settings: Settings, unix_ms: Option<i64>, shown: &str) -> Result<(), Fault> {
+    if identify(link, shown).await? == VERSION {
+        return Ok(());
+    }
+    link.execute("SELECT pg_advisory_xact_lock($1)", &[(&LOCK, Type::INT8)]).await?;
+    // Another replica may have been quicker.
+    let found = identify(link, shown).await?;
+    if found == 0 && link.row("SELECT 1 FROM pg_namespace WHERE nspname = 'portcullis'", &[]).await?.is_none() {
+        link.run("CREATE SCHEMA portcullis").await?;
+    }
+    for step in STEPS.iter().skip(usize::try_from(found).unwrap_or_default()) {
+        link.run(step).await?;
+    }
+    if found > 0 {
+        link.execute("UPDATE portcullis.version SET version = $1", &[(&VERSION, Type::INT8)]).await?;
+        return Ok(());
+    }
+    let unix_ms = match unix_ms {
+        Some(unix_ms) => unix_ms,
+        None => clock(link).await?,
+    };
+    let (history, bound) = (uuid::Uuid::now_v7().to_string(), super::read::signed(settings.freshness_bound_ms)?);
+    link.execute(
+        "INSERT INTO portcullis.version (id, program, version) VALUES (1, $1, $2)",
+        &[(&PROGRAM, Type::TEXT), (&VERSION, Type::INT8)],
+    )
+    .await?;
+    link.execute(
+        "INSERT INTO portcullis.meta (id, history, made_unix_ms, iat_skew_s, freshness_bound_ms) VALUES (1, $1, $2, $3, $4)",
+        &[(&history, Type::TEXT), (&unix_ms, Type::INT8), (&settings.iat_skew_s, Type::INT8), (&bound, Type::INT8)],
+    )
+    .await?;
+    link.execute(
+        "INSERT INTO portcullis.head (id, number, hash, digest, floor, revocations, documents_number) VALUES (1, 0, $1, $2, 0, 0, 0)",
+        &[(&GENESIS.as_slice(), Type::BYTEA), (&StateDigest::default().to_hex(), Type::TEXT)],
+    )
+    .await?;
+    link.run("INSERT INTO portcullis.spent_forgotten (id) VALUES (1)").await
+}
+
+/// The server's clock.
+async fn clock(link: &Link) -> Result<i64, Fault> {
+    let row = link.row("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::int8", &[]).await?;
+    row.ok_or_else(|| Error::Corrupt("the server has no clock".to_owned()))?.try_get(0).map_err(Fault::Sql)
+}
+
+/// The version of the tables, 0 where there are none; an error if they are another program's or a newer version's.
+async fn identify(link: &Link, shown: &str) -> Result<i64, Fault> {
+    const COUNT: &str = "SELECT count(*), count(*) FILTER (WHERE c.relname = 'version' AND c.relkind = 'r')
+        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'portcullis'";
+    let row = link.row(COUNT, &[]).await?.ok_or_else(|| Error::Corrupt("the catalogue cannot be read".to_owned()))?;
+    let (relations, marks): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
+    if relations == 0 {
+        return Ok(0);
+    }
+    let ours = "SELECT count(*) FROM pg_attribute WHERE attrelid = 'portcullis.version'::regclass AND attname IN ('program', 'version') \
+        AND NOT attisdropped";
+    let not_ours = || {
+        let why =
+            format!("the schema `portcullis` in `{shown}` holds tables of another program: name another database for the store");
+        Fault::from(Error::NotOurs(why))
+    };
+    let shaped: i64 = match marks {
+        1 => link.row(ours, &[]).await?.map_or(Ok(0), |row| row.try_get(0))?,
+        _ => 0,
+    };
+    if shaped != 2 {
+        return Err(not_ours());
+    }
+    let row = link.row("SELECT program::text, version::text FROM portcullis.version LIMIT 1", &[]).await?.ok_or_else(not_ours)?;
+    let (program, version): (Option<String>, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
+    if program.as_deref() != Some(PROGRAM) {
+        return Err(not_ours());
+    }
+    match version.and_then(|version| version.parse().ok()) {
+        Some(known @ 1..=VERSION) => Ok(known),
+        Some(newer) if newer > VERSION => Err(Error::NewerVersion(format!(
+            "the store `{shown}` has schema {newer} and this program knows {VERSION}: use the version that made it, or a newer one"
+        ))
+        .into()),
+        _ => Err(Error::Corrupt(format!("the store `{shown}` has a schema that no version has written")).into()),
+    }
+}
+
+/// What the server is set up to do about durability, as it says itself.
+pub(super) struct Promises {
+    pub(super) fsync: String,
+    pub(super) full_page_writes: String,
+    pub(super) synchronous_commit: String,
+    pub(super) has_standbys: bool,
+}
+
+impl Promises {
+    /// The columns that [`Promises::read`] reads.
+    pub(super) const COLUMNS: &str = "current_setting('fsync'), current_setting('full_page_writes'), \
+        current_setting('synchronous_commit'), current_setting('synchronous_standby_names') <> ''";
+
+    pub(super) fn read(row: &tokio_postgres::Row, first: usize) -> Result<Self, Fault> {
+        let text = |column: usize| row.try_get::<_, String>(first.saturating_add(column));
+        let (fsync, full_page_writes, synchronous_commit) = (text(0)?, text(1)?, text(2)?);
+        Ok(Self { fsync, full_page_writes, synchronous_commit, has_standbys: row.try_get(first.saturating_add(3))? })
+    }
+
+    /// Checks them against what the operator said.
+    ///
+    /// # Errors
+    /// [`Error::Misconfigured`], naming the server's setting and what to do about it.
+    pub(super) fn check(&self, claimed: Durability, shown: &str) -> Result<(), Error> {
+        let wrong = |setting: &str, is: &str, instead: &str| {
+            let claimed = claimed.as_str();
+            Err(Error::Misconfigured(format!(
+                "the server of the store `{shown}` has `{setting} = {is}`, so `store_durability: {claimed}` does not hold: {instead}"
+            )))
+        };
+        if self.fsync != "on" {
+            return wrong("fsync", &self.fsync, "set it to `on`, for without it a crash loses or mangles what was acknowledged");
+        }
+        if self.full_page_writes != "on" {
+            return wrong("full_page_writes", &self.full_page_writes, "set it to `on`, for without it a crash mangles pages");
+        }
+        if self.synchronous_commit == "off" {
+            return wrong(
+                "synchronous_commit",
+                "off",
+                "set it to `on` for this role, for without it a crash loses what was acknowledged",
+            );
+        }
+        if claimed == Durability::Synchronous && !self.has_standbys {
+            return wrong("synchronous_standby_names", "''", "name a standby there, or say `single` or `asynchronous`");
+        }
+        if claimed == Durability::Synchronous && !["on", "remote_apply"].contains(&self.synchronous_commit.as_str()) {
+            return wrong("synchronous_commit", &self.synchronous_commit, "set it to `on` or `remote_apply` for this role");
+        }
+        Ok(())
+    }
+}
+
+/// Checks the server before anything is made in it.
+pub(super) async fn check_server(link: &Link, claimed: Durability, shown: &str) -> Result<(), Fault> {
+    let sql = format!(
+        "SELECT {}, current_setting('server_encoding'), current_setting('server_version_num')::int8, pg_is_in_recovery()",
+        Promises::COLUMNS
+    );
+    let row = link.row(&sql, &[]).await?.ok_or_else(|| Error::Corrupt("the server says nothing of itself".to_owned()))?;
+    let (encoding, version, standby): (String, i64, bool) = (row.try_get(4)?, row.try_get(5)?, row.try_get(6)?);
+    if version < SERVER_VERSION_MIN {
+        let why = format!("the server of the store `{shown}` is of version {version}: 13 or newer is needed");
+        return Err(Error::Misconfigured(why).into());
+    }
+    if encoding != "UTF8" {
+        let why = format!("the database of the store `{shown}` is encoded in {encoding}: make one with ENCODING 'UTF8'");
+        return Err(Error::Misconfigured(why).into());
+    }
+    if standby {
+        return Err(Error::Unavailable(format!("the server of the store `{shown}` is a standby: name the primary")).into());
+    }
+    Ok(Promises::read(&row, 0)?.check(claimed, shown)?)
+}

@@ -1,0 +1,234 @@
+//! The server itself: what it is set up for, what it is when it is gone, frozen or replaced, and what its warnings mean.
+
+use tokio::sync::watch;
+
+use super::*;
+use crate::model::time::Clock as _;
+use crate::revocation::Index;
+use crate::snapshot::{Freshness, SnapshotCell};
+use crate::sync::{CellPublisher, Follow, Member, status::Status};
+
+#[tokio::test]
+async fn claims_that_do_not_hold_are_refused() {
+    use Durability::{Asynchronous, Single, Synchronous};
+    let server = Server::start(&[]);
+    let url = server.database();
+    drop(open(&url).await.unwrap());
+    let check = async |setting: &str, claimed: Durability, expected: Option<&str>| {
+        server.set(setting);
+        let name = setting.split(' ').next().unwrap();
+        let value = setting.rsplit(' ').next().unwrap().trim_matches('\'');
+        until("the server does not read its settings", || async { server.sql(&url, &format!("SHOW {name}")) == value }).await;
+        let opened = open_as(&url, claimed).await;
+        match expected {
+            None => drop(opened.unwrap()),
+            Some(part) => {
+                let error = opened.err().unwrap();
+                assert!(
+                    matches!(&error, Error::Misconfigured(why) if why.contains(part) && why.contains(name)),
+                    "{setting}: {error:?}"
+                );
+            }
+        }
+    };
+    for claimed in [Single, Synchronous, Asynchronous] {
+        check("full_page_writes = off", claimed, Some("set it to `on`")).await;
+        server.set("full_page_writes = on");
+        check("fsync = off", claimed, Some("set it to `on`")).await;
+        server.set("fsync = on");
+        check("synchronous_commit = off", claimed, Some("set it to `on`")).await;
+        server.set("synchronous_commit = on");
+    }
+    check("synchronous_standby_names = ''", Single, None).await;
+    check("synchronous_standby_names = ''", Asynchronous, None).await;
+    check("synchronous_standby_names = ''", Synchronous, Some("name a standby")).await;
+    for level in ["local", "remote_write"] {
+        check(&format!("synchronous_commit = {level}"), Single, None).await;
+        server.set("synchronous_standby_names = 'other'");
+        check(&format!("synchronous_commit = {level}"), Synchronous, Some("`on` or `remote_apply`")).await;
+        server.set("synchronous_standby_names = ''");
+    }
+    server.set("synchronous_commit = on");
+    // What is changed under an open store is noticed before anything is acknowledged, or proved.
+    let store = open(&url).await.unwrap();
+    store.register(&registration("a")).await.unwrap();
+    server.set("fsync = off");
+    until("the change is not noticed", || async { matches!(store.commit(kill("t")).await, Err(Error::Misconfigured(_))) }).await;
+    assert!(matches!(store.poll(&beat("a", 0)).await, Err(Error::Misconfigured(_))));
+    assert!(matches!(store.spend([1; 32], i64::MAX).await, Err(Error::Misconfigured(_))));
+}
+
+/// A server that waits for a standby which does not exist: no poll proves anything and no commit is acknowledged, neither while it
+/// waits nor when somebody cancels the wait, which the server calls a success with a warning.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_commit_that_is_warned_of_proves_nothing() {
+    let server = Server::start(&[]);
+    let url = server.database();
+    let store = open(&url).await.unwrap();
+    store.register(&registration("a")).await.unwrap();
+    store.poll(&beat("a", 0)).await.unwrap();
+    server.set("synchronous_standby_names = 'nobody'");
+    until("the server does not wait for a standby", || async { store.poll(&beat("a", 0)).await.is_err() }).await;
+    let commit = store.commit(kill("t"));
+    let cancel = async {
+        let waiting = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND query = 'COMMIT'";
+        until("no commit waits", || async { server.sql("postgres", waiting) != "0" }).await;
+        let cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+        server.sql("postgres", cancel);
+    };
+    let (commit, ()) = tokio::join!(commit, cancel);
+    let warned = |error: &Error| error.to_string().contains("canceling wait for synchronous replication");
+    assert!(matches!(&commit, Err(error @ Error::Unknown(_)) if warned(error)), "{commit:?}");
+    assert_eq!(store.load().await.unwrap().revocations.len(), 1, "on this server it is written");
+
+    // Every wait is cancelled at once, so that polls come back in time.
+    let cancelling = "DO $$ BEGIN LOOP
+            PERFORM pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep';
+            PERFORM pg_stat_clear_snapshot(), pg_sleep(0.005);
+        END LOOP; END $$";
+    let canceller = {
+        let (server, done) = (&server, watch::Sender::new(false));
+        let mut ended = done.subscribe();
+        std::thread::scope(|scope| {
+            scope.spawn(|| server.try_sql("postgres", cancelling));
+            let polls = async {
+                let mut warnings = 0;
+                while warnings < 3 {
+                    let answer = store.poll(&beat("a", 0)).await;
+                    warnings += usize::from(answer.as_ref().is_err_and(warned));
+                    assert!(answer.is_err(), "a poll whose commit was warned of was taken for proof");
+                }
+                done.send_replace(true);
+            };
+            tokio::task::block_in_place(|| tokio::runtime::Handle::current().block_on(polls));
+            server.sql("postgres", "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query LIKE 'DO%'");
+        });
+        *ended.borrow_and_update()
+    };
+    assert!(canceller);
+    server.set("synchronous_standby_names = ''");
+    until("it does not recover", || async { store.poll(&beat("a", 0)).await.is_ok() }).await;
+    audit(&store).await;
+}
+
+/// Connections are cut all the time, and what was acknowledged is there; what was refused is not.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_acknowledged_survives_cut_connections() {
+    let url = shared().database();
+    let store = Arc::new(open(&url).await.unwrap());
+    let stop = watch::Sender::new(false);
+    let cutter = {
+        let (url, stop) = (url.clone(), stop.subscribe());
+        tokio::task::spawn_blocking(move || {
+            let cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                WHERE datname = current_database() AND application_name = 'portcullis'";
+            let mut cuts = 0;
+            while !*stop.borrow() {
+                cuts += shared().sql(&url, cut).lines().count();
+            }
+            cuts
+        })
+    };
+    let (mut done, mut refused, mut unknown) = (Vec::new(), Vec::new(), 0);
+    while done.len() < 100 || refused.len() + unknown < 5 {
+        let id = format!("t{}-{}-{unknown}", done.len(), refused.len());
+        match store.commit(kill(&id)).await {
+            Ok(committed) => done.push((committed.revision.number, id)),
+            Err(Error::Unknown(_)) => unknown += 1,
+            Err(Error::Unavailable(_)) => refused.push(id),
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    stop.send_replace(true);
+    assert!(cutter.await.unwrap() > 0);
+    until("it does not recover", || async { store.commit(kill("last")).await.is_ok() }).await;
+    let state = audit(&*store).await;
+    let found = |id: &str| state.revocations.iter().find(|row| row.target == Target::Token(id.into()));
+    for (number, id) in &done {
+        assert_eq!(found(id).map(|row| row.revision), Some(*number), "{id} was acknowledged");
+    }
+    for id in &refused {
+        assert!(found(id).is_none(), "{id} was refused");
+    }
+}
+
+/// A follower as the program runs it.
+struct Replica {
+    cell: Arc<SnapshotCell>,
+    status: Status,
+    _stop: watch::Sender<bool>,
+}
+
+impl Replica {
+    async fn start(url: &str) -> Self {
+        let store: Arc<dyn Store> = Arc::new(open(url).await.unwrap());
+        let member = Member::new(store, registration(&uuid::Uuid::new_v4().to_string()));
+        let cell = Arc::new(SnapshotCell::default());
+        let publisher = CellPublisher::new(cell.clone(), Arc::new(Index::new()));
+        let settings = crate::sync::Settings { poll_interval_ms: 100, poll_timeout_ms: 65_000, ..Default::default() };
+        let (follow, status) = Follow::new(member, publisher, Arc::new(SystemClock), settings, None);
+        let (_stop, stopped) = watch::channel(false);
+        tokio::spawn(follow.run(stopped));
+        assert!(status.ready().await);
+        Self { cell, status, _stop }
+    }
+
+    fn freshness(&self) -> Freshness {
+        self.cell.load().unwrap().freshness(SystemClock.now())
+    }
+
+    async fn reaches(&self, freshness: Freshness) {
+        let problem = || self.status.problem();
+        until(&format!("never {freshness:?}: {:?}", problem()), || async { self.freshness() == freshness }).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_follows_a_server_that_crashes_and_comes_back() {
+    let server = Server::start(&[]);
+    let url = server.database();
+    let writer = open(&url).await.unwrap();
+    let replica = Replica::start(&url).await;
+    for round in 0..3 {
+        let number = writer.commit(kill(&format!("before{round}"))).await.unwrap().revision.number;
+        until("not applied", || async { replica.status.applied() >= number }).await;
+        server.crash_and_restart();
+        until("no commit after a crash", || async { writer.commit(kill(&format!("after{round}"))).await.is_ok() }).await;
+        let number = writer.revision().await.unwrap().number;
+        until("not applied after a crash", || async { replica.status.applied() >= number }).await;
+        replica.reaches(Freshness::Fresh).await;
+    }
+    audit(&writer).await;
+    // Gone for good: it closes, and nothing is acknowledged.
+    server.crash();
+    assert!(matches!(writer.commit(kill("gone")).await, Err(Error::Unavailable(_) | Error::Unknown(_))));
+    replica.reaches(Freshness::Closed).await;
+    server.restart();
+    replica.reaches(Freshness::Fresh).await;
+}
+
+/// A server that neither answers nor hangs up: polls end by their deadline, the replica turns stale, then closed, and is fresh again
+/// once the server goes on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replica_of_a_frozen_server_closes() {
+    let server = Server::start(&[]);
+    let url = server.database();
+    let store = open(&url).await.unwrap();
+    store.register(&registration("other")).await.unwrap();
+    store.poll(&beat("other", 0)).await.unwrap();
+    let replica = Replica::start(&url).await;
+    replica.reaches(Freshness::Fresh).await;
+    server.freeze(true);
+    let late = store.poll(&beat("other", 0)).await.unwrap_err();
+    assert!(matches!(late, Error::Unavailable(_) | Error::Unknown(_)), "{late:?}");
+    replica.reaches(Freshness::Stale).await;
+    assert!(replica.status.counts().poll_failures > 0, "a poll waits without end");
+    replica.reaches(Freshness::Closed).await;
+    let began = std::time::Instant::now();
+    server.freeze(false);
+    replica.reaches(Freshness::Fresh).await;
+    println!("fresh again {} ms after the server went on", began.elapsed().as_millis());
+    until("no commit after a freeze", || async { store.commit(kill("t")).await.is_ok() }).await;
+    let number = store.revision().await.unwrap().number;
+    until("not applied after a freeze", || async { replica.status.applied() >= number }).await;
+}

@@ -1,0 +1,102 @@
+//! The rows of the replicas in a SQLite store, and when a heartbeat is worth a write.
+//!
+//! A poll of one file proves freshness by reading, so heartbeats are only for who wants to see the fleet: few, and never waited
+//! for. Look next at [`crate::store::fleet`].
+
+use std::sync::{Mutex, PoisonError};
+
+use rusqlite::{Connection, OptionalExtension};
+
+use super::open::Fault;
+use super::read::{signed, unsigned};
+use crate::model::time::Now;
+use crate::store::fleet::{self, HEARTBEAT_INTERVAL_MS, REPLICAS_MAX, SILENCE_MS_MAX};
+use crate::store::{Heartbeat, Registration, Replica, ReplicaState, Replicas};
+
+/// The newest heartbeat that was sent to be written.
+#[derive(Default)]
+pub(super) struct Beats(Mutex<Option<(Heartbeat, Now)>>);
+
+impl Beats {
+    /// Whether a heartbeat says something new, or the last one is long ago; if so it counts as sent.
+    pub(super) fn due(&self, heartbeat: &Heartbeat, now: Now) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = last.as_ref().is_some_and(|(before, sent_at)| {
+            let said = Heartbeat { applied_number: before.applied_number, ..heartbeat.clone() };
+            said == *before && now.ms_since(*sent_at) < HEARTBEAT_INTERVAL_MS
+        });
+        if !known {
+            *last = Some((heartbeat.clone(), now));
+        }
+        !known
+    }
+
+    /// The next heartbeat is due.
+    pub(super) fn forget(&self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}
+
+pub(super) fn register(connection: &Connection, registration: &Registration, now: Now) -> Result<(), Fault> {
+    let Registration { incarnation, address, version, started_unix_ms } = registration;
+    let unix_ms = now.unix_ms();
+    connection
+        .prepare_cached("DELETE FROM replicas WHERE seen_unix_ms < ?1 AND incarnation <> ?2")?
+        .execute((unix_ms.saturating_sub(SILENCE_MS_MAX), incarnation))?;
+    let others: i64 = connection
+        .prepare_cached("SELECT count(*) FROM replicas WHERE incarnation <> ?1")?
+        .query_one([incarnation], |row| row.get(0))?;
+    if others >= signed(REPLICAS_MAX)? {
+        return Err(fleet::full().into());
+    }
+    connection
+        .prepare_cached(
+            "INSERT INTO replicas (incarnation, address, version, started_unix_ms, applied_number, acked_number, state, seen_unix_ms)
+             VALUES (?1, ?2, ?3, ?4, 0, 0, ?5, ?6)
+             ON CONFLICT (incarnation) DO UPDATE SET address = excluded.address, version = excluded.version,
+             started_unix_ms = excluded.started_unix_ms, seen_unix_ms = excluded.seen_unix_ms",
+        )?
+        .execute((incarnation, address, version, started_unix_ms, ReplicaState::default().as_str(), unix_ms))?;
+    Ok(())
+}
+
+pub(super) fn beat(connection: &Connection, heartbeat: &Heartbeat, now: Now) -> Result<(), Fault> {
+    let Heartbeat { incarnation, applied_number, acked_number, state } = heartbeat;
+    connection
+        .prepare_cached(
+            "UPDATE replicas SET applied_number = ?2, acked_number = ?3, state = ?4, seen_unix_ms = ?5 WHERE incarnation = ?1",
+        )?
+        .execute((incarnation, signed(*applied_number)?, signed(*acked_number)?, state.as_str(), now.unix_ms()))?;
+    Ok(())
+}
+
+/// Fails where a replica is not registered, or not any more.
+pub(super) fn known(connection: &Connection, incarnation: &str) -> Result<(), Fault> {
+    let row = connection
+        .prepare_cached("SELECT 1 FROM replicas WHERE incarnation = ?1")?
+        .query_one([incarnation], |row| row.get::<_, i64>(0))
+        .optional()?;
+    row.map(drop).ok_or_else(|| fleet::unregistered(incarnation).into())
+}
+
+pub(super) fn replicas(connection: &Connection, now: Now) -> Result<Replicas, Fault> {
+    let unix_ms = now.unix_ms();
+    let mut statement = connection.prepare_cached(
+        "SELECT incarnation, address, version, started_unix_ms, applied_number, acked_number, state, seen_unix_ms
+         FROM replicas WHERE seen_unix_ms >= ?1 ORDER BY incarnation LIMIT ?2",
+    )?;
+    let mut found = statement.query((unix_ms.saturating_sub(SILENCE_MS_MAX), signed(REPLICAS_MAX)?))?;
+    let mut rows = Vec::new();
+    while let Some(row) = found.next()? {
+        let registration =
+            Registration { incarnation: row.get(0)?, address: row.get(1)?, version: row.get(2)?, started_unix_ms: row.get(3)? };
+        rows.push(Replica {
+            registration,
+            applied_number: unsigned(row, 4)?,
+            acked_number: unsigned(row, 5)?,
+            state: ReplicaState::parse(row.get_ref(6)?.as_str().map_err(rusqlite::Error::from)?)?,
+            seen_unix_ms: row.get(7)?,
+        });
+    }
+    Ok(Replicas { unix_ms, rows })
+}

@@ -1,0 +1,95 @@
+//! A replica as a member of the fleet: registered before it loads, heard with every poll, known by an incarnation of its own.
+//!
+//! The adapter between the follower, which knows nothing of fleets, and a store, which gives proof of freshness to members only.
+//! Look next at [`store::Store::poll`].
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+
+use async_trait::async_trait;
+use tokio::sync::watch;
+
+use super::Source;
+use crate::store::{self, Changes, Error, Heartbeat, Registration, ReplicaState, Store};
+
+/// A store as one replica follows it. Cheap to share; one a process.
+pub struct Member {
+    store: Arc<dyn Store>,
+    registration: Registration,
+    registered: AtomicBool,
+    applied: AtomicU64,
+    acked: AtomicU64,
+    state: AtomicU8,
+}
+
+const STATES: [ReplicaState; 4] =
+    [ReplicaState::Starting, ReplicaState::Serving, ReplicaState::Draining, ReplicaState::Quarantined];
+
+impl Member {
+    /// A member that is not registered yet: the first load does that.
+    pub fn new(store: Arc<dyn Store>, registration: Registration) -> Arc<Self> {
+        let (applied, acked) = (AtomicU64::new(0), AtomicU64::new(0));
+        Arc::new(Self { store, registration, registered: AtomicBool::new(false), applied, acked, state: AtomicU8::new(0) })
+    }
+
+    /// How it made itself known.
+    pub fn registration(&self) -> &Registration {
+        &self.registration
+    }
+
+    /// Says with the next heartbeat that no decision made before that revision can still be answered here. Never falls.
+    pub fn acknowledge(&self, number: u64) {
+        self.acked.fetch_max(number, Ordering::SeqCst);
+    }
+
+    /// Says with the next heartbeat what this replica is about.
+    pub fn set_state(&self, state: ReplicaState) {
+        let index = STATES.iter().position(|known| *known == state).unwrap_or_default();
+        self.state.store(u8::try_from(index).unwrap_or_default(), Ordering::SeqCst);
+    }
+
+    fn heartbeat(&self) -> Heartbeat {
+        let state = STATES.get(usize::from(self.state.load(Ordering::SeqCst))).copied().unwrap_or_default();
+        Heartbeat {
+            incarnation: self.registration.incarnation.clone(),
+            applied_number: self.applied.load(Ordering::SeqCst),
+            acked_number: self.acked.load(Ordering::SeqCst),
+            state,
+        }
+    }
+
+    async fn known(&self) -> Result<(), Error> {
+        if !self.registered.load(Ordering::SeqCst) {
+            self.store.register(&self.registration).await?;
+            self.registered.store(true, Ordering::SeqCst);
+        }
+        Ok(())
+    }
+
+    /// A member that was forgotten registers again before it asks again.
+    fn noticed<T>(&self, answer: Result<T, Error>) -> Result<T, Error> {
+        if matches!(answer, Err(Error::Unregistered { .. })) {
+            self.registered.store(false, Ordering::SeqCst);
+        }
+        answer
+    }
+}
+
+#[async_trait]
+impl Source for Arc<Member> {
+    async fn load(&self) -> Result<store::State, Error> {
+        self.known().await?;
+        self.noticed(self.store.load_as(&self.heartbeat()).await)
+    }
+
+    async fn changes(&self, after: u64) -> Result<Changes, Error> {
+        self.known().await?;
+        // What the follower asks after is what decisions read.
+        self.applied.store(after, Ordering::SeqCst);
+        self.noticed(self.store.poll(&self.heartbeat()).await)
+    }
+
+    fn wake(&self) -> watch::Receiver<u64> {
+        self.store.wake()
+    }
+}

@@ -1,0 +1,319 @@
+//! A real PostgreSQL for tests: one server a test process, made in a temporary folder, gone with the process however that ends.
+//!
+//! It needs the server's programs (Debian: `postgresql`, `postgresql-15`) and nothing that runs; without them a test fails and says
+//! so. This file stands alone, so that the integration tests can take it in by its path. Look next at `store/postgres/tests.rs`.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a harness of tests fails by panicking")]
+#![allow(dead_code, unreachable_pub, reason = "not everyone who takes it in uses all of it, and some take it in privately")]
+
+use std::io::Write as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// How long a server may take to start or stop.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+/// The superuser of every server made here.
+const SUPERUSER: &str = "boss";
+const MISSING: &str = "this test needs the programs of a PostgreSQL server (initdb, postgres) and found none: install Debian's package \
+    `postgresql` (or `postgresql-15`), as ./test.sh does; nothing needs to run";
+
+/// Stops the server and takes its folder away once standard input ends, which it does when the test process does, however.
+const WATCHED: &str = r#"
+folder=$1; shift
+"$@" >"$folder/server.log" 2>&1 &
+server=$!
+echo "$server" >"$folder/server.pid"
+cat >/dev/null
+kill -CONT "$server" 2>/dev/null
+kill -QUIT "$server" 2>/dev/null
+wait "$server"
+rm -rf "$folder"
+"#;
+
+/// A server of its own.
+pub struct Server {
+    folder: PathBuf,
+    port: u16,
+    bin: PathBuf,
+    watch: Child,
+    databases: AtomicU64,
+}
+
+/// The server that the tests of this process share; those that break one start their own.
+pub fn shared() -> &'static Server {
+    static SERVER: OnceLock<Server> = OnceLock::new();
+    SERVER.get_or_init(|| Server::start(&[]))
+}
+
+impl Server {
+    /// Makes a server with settings such as `synchronous_standby_names=x` and starts it.
+    pub fn start(settings: &[&str]) -> Self {
+        Self::start_on(settings, |bin, data| {
+            as_other(&bin.join("initdb"))
+                .args(["--no-sync", "--auth=trust", "--encoding=UTF8", "--no-locale", "--username", SUPERUSER, "--pgdata"])
+                .arg(data)
+                .current_dir("/")
+                .output()
+                .unwrap()
+        })
+    }
+
+    /// Starts a server on a copy of what a stopped one has on its disk.
+    pub fn start_copy(of: &Server, settings: &[&str]) -> Self {
+        let from = of.folder.join("data/.");
+        Self::start_on(settings, |_, data| {
+            let copied = as_other(Path::new("cp")).arg("-a").arg(from).arg(data).current_dir("/").output().unwrap();
+            let _ = std::fs::remove_file(data.join("postmaster.pid"));
+            copied
+        })
+    }
+
+    fn start_on(settings: &[&str], make: impl FnOnce(&Path, &Path) -> Output) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let bin = binaries();
+        let number = NEXT.fetch_add(1, Ordering::SeqCst);
+        // A short path: a socket's has at most 107 bytes.
+        let folder = PathBuf::from(format!("/tmp/pg-test-{}-{number}", std::process::id()));
+        // Of an earlier process with this number that was killed together with its watch.
+        let _ = std::fs::remove_dir_all(&folder);
+        std::fs::create_dir(&folder).unwrap();
+        std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let data = folder.join("data");
+        std::fs::create_dir(&data).unwrap();
+        std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o700)).unwrap();
+        hand_over(&data);
+        hand_over(&folder);
+        let made = make(&bin, &data);
+        assert!(made.status.success(), "no data folder was made: {}", String::from_utf8_lossy(&made.stderr));
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            let port = free_port();
+            let mut settings: Vec<String> = settings.iter().map(|one| (*one).to_owned()).collect();
+            settings.extend(["listen_addresses=127.0.0.1".to_owned(), "max_connections=200".to_owned()]);
+            settings.extend([format!("port={port}"), format!("unix_socket_directories={}", folder.display())]);
+            let watch = watch(&folder, &bin, &data, &settings);
+            let server = Self { folder: folder.clone(), port, bin: bin.clone(), watch, databases: AtomicU64::new(0) };
+            if server.wait_until_ready() {
+                return server;
+            }
+            // Somebody else took the port in between.
+            let log = std::fs::read_to_string(folder.join("server.log")).unwrap_or_default();
+            assert!(attempt < 5 && log.contains("could not bind"), "the server did not start: {log}");
+            let mut server = std::mem::ManuallyDrop::new(server);
+            server.watch.kill().unwrap();
+            server.watch.wait().unwrap();
+        }
+    }
+
+    /// A new database; answers its URL, by the socket's folder.
+    pub fn database(&self) -> String {
+        let name = format!("d{}", self.databases.fetch_add(1, Ordering::SeqCst));
+        self.sql("postgres", &format!("CREATE DATABASE {name}"));
+        self.url(&name)
+    }
+
+    /// The URL of a database for the superuser.
+    pub fn url(&self, database: &str) -> String {
+        format!("postgres://{SUPERUSER}@/{database}?host={}&port={}", self.folder.display(), self.port)
+    }
+
+    /// The port on the loopback address.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// The folder with socket, log and data.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// The name of the superuser.
+    pub fn superuser(&self) -> &'static str {
+        SUPERUSER
+    }
+
+    /// Runs SQL as the superuser in a database or its URL; answers what it printed, unaligned.
+    pub fn sql(&self, database: &str, sql: &str) -> String {
+        let output = self.try_sql(database, sql);
+        assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    }
+
+    /// As [`Server::sql`], with what came of it.
+    pub fn try_sql(&self, database: &str, sql: &str) -> Output {
+        let database = database.split('?').next().unwrap().rsplit('/').next().unwrap();
+        let mut psql = Command::new(self.bin.join("psql"))
+            .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-U", SUPERUSER, "-d", database, "-p", &self.port.to_string(), "-h"])
+            .arg(&self.folder)
+            .env("PGCONNECT_TIMEOUT", "20")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        psql.stdin.take().unwrap().write_all(sql.as_bytes()).unwrap();
+        psql.wait_with_output().unwrap()
+    }
+
+    /// Changes a setting and has the server read it.
+    pub fn set(&self, setting: &str) {
+        // Each in a transaction of its own, which is what the command wants.
+        self.sql("postgres", &format!("ALTER SYSTEM SET {setting};\nSELECT pg_reload_conf();"));
+    }
+
+    /// Stops the server as a loss of power does, and starts it again on what is on its disk.
+    pub fn crash_and_restart(&self) {
+        self.crash();
+        self.restart();
+    }
+
+    /// Stops the server as a loss of power does.
+    pub fn crash(&self) {
+        let done = as_other(&self.bin.join("pg_ctl"))
+            .args(["stop", "-m", "immediate", "-w", "-D"])
+            .arg(self.folder.join("data"))
+            .current_dir("/")
+            .output()
+            .unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    }
+
+    /// Starts a server that was stopped.
+    pub fn restart(&self) {
+        let options = std::fs::read_to_string(self.folder.join("data/postmaster.opts")).unwrap();
+        let options = options.split_once(' ').map(|(_, options)| options.trim().replace('"', "")).unwrap();
+        let done = as_other(&self.bin.join("pg_ctl"))
+            .args(["start", "-w", "-l"])
+            .arg(self.folder.join("data/restarted.log"))
+            .arg("-o")
+            .arg(options)
+            .arg("-D")
+            .arg(self.folder.join("data"))
+            .current_dir("/")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .status()
+            .unwrap();
+        assert!(done.success(), "{}", std::fs::read_to_string(self.folder.join("data/restarted.log")).unwrap_or_default());
+    }
+
+    /// Stops every process of the server where it stands, or lets them go on.
+    pub fn freeze(&self, frozen: bool) {
+        let main = self.pid();
+        let children = Command::new("ps").args(["-o", "pid=", "--ppid", &main]).output().unwrap();
+        let children = String::from_utf8(children.stdout).unwrap();
+        let signal = if frozen { "-STOP" } else { "-CONT" };
+        let mut pids: Vec<&str> = children.split_whitespace().collect();
+        pids.insert(0, &main);
+        // One that ended in between needs no signal.
+        let _ = Command::new("kill").arg(signal).args(pids).stderr(Stdio::null()).status().unwrap();
+    }
+
+    fn pid(&self) -> String {
+        let file = std::fs::read_to_string(self.folder.join("data/postmaster.pid")).unwrap();
+        file.lines().next().unwrap().to_owned()
+    }
+
+    fn wait_until_ready(&self) -> bool {
+        let until = Instant::now() + START_TIMEOUT;
+        while Instant::now() < until {
+            let ready = Command::new(self.bin.join("pg_isready"))
+                .args(["-q", "-p", &self.port.to_string(), "-h"])
+                .arg(&self.folder)
+                .status()
+                .unwrap();
+            if ready.success() {
+                return true;
+            }
+            let log = std::fs::read_to_string(self.folder.join("server.log")).unwrap_or_default();
+            if log.contains("FATAL") && !log.contains("starting up") {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        false
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.freeze(false);
+        // One that was started again is nobody's child.
+        if let Ok(file) = std::fs::read_to_string(self.folder.join("data/postmaster.pid"))
+            && let Some(pid) = file.lines().next()
+        {
+            let _ = Command::new("kill").args(["-QUIT", pid]).stderr(Stdio::null()).status();
+        }
+        drop(self.watch.stdin.take());
+        let _ = self.watch.wait();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn watch(folder: &Path, bin: &Path, data: &Path, settings: &[String]) -> Child {
+    let mut command = as_other(Path::new("/bin/sh"));
+    command.arg("-c").arg(WATCHED).arg("sh").arg(folder).arg(bin.join("postgres")).arg("-D").arg(data);
+    for setting in settings {
+        command.arg("-c").arg(setting);
+    }
+    // A group of its own: an interrupt from the terminal ends the tests, and their end ends this.
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+}
+
+/// The folder of the server's programs.
+fn binaries() -> PathBuf {
+    let has_all =
+        |folder: &PathBuf| ["initdb", "postgres", "pg_ctl", "psql", "pg_isready"].iter().all(|name| folder.join(name).is_file());
+    let mut folders = Vec::new();
+    if let Ok(output) = Command::new("pg_config").arg("--bindir").output() {
+        folders.push(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));
+    }
+    let mut versions: Vec<PathBuf> =
+        std::fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|entry| entry.path().join("bin")).collect();
+    versions.sort();
+    folders.extend(versions.into_iter().rev());
+    folders.extend(std::env::var_os("PATH").iter().flat_map(std::env::split_paths));
+    folders.into_iter().find(has_all).expect(MISSING)
+}
+
+fn is_root() -> bool {
+    Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout == b"0\n")
+}
+
+/// Whom a server runs as where the tests run as root, which the server refuses to be.
+fn other_user() -> &'static str {
+    let known = |name: &str| Command::new("id").arg(name).output().is_ok_and(|output| output.status.success());
+    if known("postgres") { "postgres" } else { "nobody" }
+}
+
+/// A command as a user that the server agrees to be.
+fn as_other(program: &Path) -> Command {
+    if !is_root() {
+        return Command::new(program);
+    }
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", other_user(), "--regid"]).arg(group()).args(["--clear-groups", "--"]).arg(program);
+    command
+}
+
+fn group() -> String {
+    let output = Command::new("id").args(["-gn", other_user()]).output().unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+fn hand_over(folder: &Path) {
+    if is_root() {
+        let done = Command::new("chown").arg(other_user()).arg(folder).status().unwrap();
+        assert!(done.success());
+    }
+}
+
+fn free_port() -> u16 {
+    std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
