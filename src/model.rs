@@ -3,6 +3,7 @@
 //! No I/O, no policy, no cryptography, and no import of anything else of this crate. Look next at [`decision`], then at
 //! `pdp.rs`, which makes one.
 
+pub mod approval;
 pub mod barrier;
 pub mod connection;
 pub mod constraint;

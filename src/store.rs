@@ -1,8 +1,9 @@
 //! Where policy, revocations and administrative acts last: one trait, one suite, existing engines.
 //!
 //! A store keeps rows and numbers; it reads neither policy nor tokens. Look next at [`rules`] (what a write does to a row),
-//! [`chain`] (hashes and the digest), `sqlite.rs`, then at `sync`, which follows a store.
+//! [`approvals`] (the same for approvals), [`chain`] (hashes and the digest), `sqlite.rs`, then at `sync`, which follows a store.
 
+pub mod approvals;
 pub mod chain;
 pub mod rules;
 pub mod sqlite;
@@ -10,6 +11,7 @@ pub mod sqlite;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
+use crate::model::approval::{ApprovalFilter, Approvals, AskApproval, AskOutcome, UseApprovals, UseOutcome};
 use crate::model::records::{ActRow, Change, DocumentKey, DocumentRow, RevocationRow, Write};
 use crate::model::revision::{HistoryId, Revision, StateDigest};
 
@@ -69,6 +71,51 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// If that could not be made durable; then the key counts as spent for nobody, and the caller denies.
     async fn spend(&self, key: [u8; 32], expires_at_unix_s: i64) -> Result<bool, Error>;
+
+    /// Stores that a call asks for an approval, before it is answered so; see [`approvals::ask`] for what that does to a row.
+    ///
+    /// Times are the store's clock's. Approvals belong to no revision: asking makes none, and no digest or snapshot holds one.
+    /// Rows that may be forgotten by then ([`approvals::kept_until_unix_ms`]) are, some at a time. A row that is new counts
+    /// against the quota of the leaf agent, of which at most
+    /// [`APPROVALS_WAITING_MAX`](crate::model::limits::APPROVALS_WAITING_MAX) wait ([`approvals::is_waiting`], not expired).
+    ///
+    /// # Errors
+    /// [`Error::Rejected`] for what [`approvals::check_ask`] objects to; if it could not be made durable, and then the caller
+    /// denies.
+    async fn ask_approval(&self, request: AskApproval) -> Result<AskOutcome, Error>;
+
+    /// Uses what was approved, once across the fleet: all that the request names or nothing; see [`approvals::use_once`].
+    ///
+    /// A compare-and-set: of any number of callers that use one approval at once, one gets [`UseOutcome::Used`], the others see
+    /// that it was used. Makes no revision.
+    ///
+    /// # Errors
+    /// [`Error::Rejected`] for what [`approvals::check_use`] objects to; if it could not be made durable, and then the caller
+    /// denies. The use may have been made then; the very same request finds it.
+    async fn use_approvals(&self, request: UseApprovals) -> Result<UseOutcome, Error>;
+
+    /// Approvals in the order of asking (those of one moment by digest), at most `limit` and never more than
+    /// [`APPROVALS_LISTED_MAX`](crate::model::limits::APPROVALS_LISTED_MAX).
+    ///
+    /// # Errors
+    /// As [`Store::load`].
+    async fn approvals(&self, filter: ApprovalFilter, limit: usize) -> Result<Approvals, Error>;
+
+    /// The revisions that changed a document, newest first, at most `limit` and never more than [`rules::HISTORY_LISTED_MAX`];
+    /// fewer where what they changed is more than [`rules::CHANGES_BYTES_MAX`] together, but one at the least.
+    ///
+    /// Cheap however many revocations stand between them.
+    ///
+    /// # Errors
+    /// As [`Store::load`].
+    async fn history(&self, limit: usize) -> Result<Vec<PolicyCommit>, Error>;
+
+    /// The documents as they stood at an earlier revision, rebuilt from the change log; by kind and id.
+    ///
+    /// # Errors
+    /// [`Error::BelowFloor`] where the log no longer reaches back to its beginning, [`Error::Rejected`] for a revision that is
+    /// not there yet, and as [`Store::load`].
+    async fn documents_at(&self, number: u64) -> Result<Documents, Error>;
 
     /// Wakes a follower after a commit of this process; only a hint, what is relied on is the poll.
     fn wake(&self) -> watch::Receiver<u64>;
@@ -165,6 +212,19 @@ pub struct CommitRow {
     pub changes: Vec<Change>,
 }
 
+/// A revision that changed documents.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PolicyCommit {
+    /// The revision's number.
+    pub number: u64,
+    /// By the store's clock.
+    pub unix_ms: i64,
+    /// Who did it; absent where the store's own upkeep did.
+    pub act: Option<ActRow>,
+    /// The rows that changed.
+    pub changes: Vec<Change>,
+}
+
 /// What a writer wants done at once.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CommitRequest {
@@ -185,7 +245,7 @@ pub struct Committed {
     pub revision: Revision,
     /// By the store's clock.
     pub unix_ms: i64,
-    /// The rows that changed.
+    /// The rows that changed; an approval is none of them.
     pub changes: Vec<Change>,
 }
 

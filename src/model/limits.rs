@@ -68,3 +68,17 @@ pub const HANDLE_LIFETIME_MS: i64 = 60_000;
 pub const HANDLES_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 /// Proofs remembered so that none is used twice; a full table denies.
 pub const PROOFS_REMEMBERED_MAX: usize = 1_000_000;
+/// Canonical arguments of a call that asks for an approval: what is longer nobody would read.
+pub const APPROVAL_ARGUMENTS_BYTES_MAX: usize = 16 * 1024;
+/// Calls of one leaf agent that wait for an approval.
+pub const APPROVALS_WAITING_MAX: u64 = 100;
+/// Layers that ask for one call: user, application, each agent, and room for more.
+pub const APPROVAL_LAYERS_MAX: usize = 32;
+/// Other calls that one call demands as prepared.
+pub const APPROVALS_PREPARED_MAX: usize = 32;
+/// Approvals in one list.
+pub const APPROVALS_LISTED_MAX: usize = 1000;
+/// For so long after a use the very same request gets the same answer again.
+pub const APPROVAL_REPEAT_MS: i64 = 30_000;
+/// For so long after its expiry an approval that an operator touched is kept, for lists and for a better reason of a denial.
+pub const APPROVAL_KEPT_MS: i64 = 3_600_000;

@@ -195,6 +195,24 @@ pub enum Write {
         /// Why.
         reason: String,
     },
+    /// Approve a call that waits, for every layer whose approvers are one of the groups. Makes no [`Change`].
+    Approve {
+        /// The call.
+        digest: String,
+        /// Who.
+        operator: String,
+        /// The operator's groups.
+        groups: Vec<String>,
+    },
+    /// Refuse a call that waits. Makes no [`Change`].
+    Refuse {
+        /// The call.
+        digest: String,
+        /// Who.
+        operator: String,
+        /// The operator's groups.
+        groups: Vec<String>,
+    },
 }
 
 /// What a commit changed: the rows as they stand after it.
@@ -207,6 +225,13 @@ pub enum Change {
     DocumentRemoved(DocumentKey),
     /// A target's state is now this.
     Revocation(RevocationRow),
+}
+
+impl Change {
+    /// Whether a document changed.
+    pub fn is_of_document(&self) -> bool {
+        matches!(self, Change::Document(_) | Change::DocumentRemoved(_))
+    }
 }
 
 /// Who did what, with the signature that proves it; a row of the transaction that did it.

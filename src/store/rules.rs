@@ -2,7 +2,7 @@
 //!
 //! Pure functions over rows; no engine, no clock. Look next at `sqlite/write.rs`, which calls them inside a transaction.
 
-use super::{CommitRequest, Error, Settings};
+use super::{CommitRequest, Error, Settings, approvals};
 use crate::model::limits::{
     ACT_ACCOUNT_BYTES_MAX, ACT_REASON_BYTES_MAX, ID_BYTES_MAX, OPERATOR_JWS_BYTES_MAX, POLICY_FILE_BYTES_MAX,
 };
@@ -22,6 +22,8 @@ pub const SIGNATURES_MAX: usize = 8;
 pub const CHANGES_COMMITS_MAX: usize = 4096;
 /// Stored bytes after which an answer of `changes` ends; it holds one commit at the least.
 pub const CHANGES_BYTES_MAX: usize = 16 * 1024 * 1024;
+/// Commits in one answer of `history`.
+pub const HISTORY_LISTED_MAX: usize = 1000;
 /// Rows in one answer of `revocations`.
 pub const REVOCATIONS_LISTED_MAX: usize = 100_000;
 
@@ -147,6 +149,9 @@ fn check_write(write: &Write) -> Result<usize, Error> {
             check_target(target, reason)
         }
         Write::Reinstate { target, reason } => check_target(target, reason),
+        Write::Approve { digest, operator, groups } | Write::Refuse { digest, operator, groups } => {
+            approvals::check_answer(digest, operator, groups)
+        }
     }
 }
 
@@ -183,11 +188,11 @@ fn check_act(act: &ActRow) -> Result<(), Error> {
     Ok(())
 }
 
-fn filled(what: &str, text: &str) -> Result<(), Error> {
+pub(super) fn filled(what: &str, text: &str) -> Result<(), Error> {
     if text.is_empty() { Err(Error::Rejected(format!("{what} is empty: name it"))) } else { Ok(()) }
 }
 
-fn at_most(what: &str, count: usize, max: usize) -> Result<(), Error> {
+pub(super) fn at_most(what: &str, count: usize, max: usize) -> Result<(), Error> {
     if count > max { Err(Error::Rejected(format!("{count} {what}: at most {max} are taken"))) } else { Ok(()) }
 }
 

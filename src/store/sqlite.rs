@@ -4,9 +4,12 @@
 //! disk never holds up the question whether there is anything new. Only `store` knows SQL. Look next at `sqlite/open.rs`,
 //! `sqlite/read.rs` and `sqlite/write.rs`.
 
+mod approvals;
+mod history;
 mod lane;
 mod open;
 mod read;
+mod schema;
 mod write;
 
 use std::path::Path;
@@ -19,7 +22,11 @@ use self::lane::Lane;
 use self::open::Db;
 use self::read::Reader;
 use self::write::{Job, Reply};
-use super::{Changes, CommitRequest, Committed, Documents, Error, Revocations, Settings, State, Store, rules};
+use super::{
+    Changes, CommitRequest, Committed, Documents, Error, PolicyCommit, Revocations, Settings, State, Store, approvals as steps,
+    rules,
+};
+use crate::model::approval::{ApprovalFilter, Approvals, AskApproval, AskOutcome, UseApprovals, UseOutcome};
 use crate::model::revision::Revision;
 use crate::model::time::Clock;
 
@@ -34,6 +41,7 @@ pub struct SqliteStore {
     /// Dropped last: the connection that closes last takes the write-ahead log away, which an interrupted one does not.
     writer: Lane<Job>,
     wake: watch::Receiver<u64>,
+    clock: Arc<dyn Clock>,
 }
 
 impl SqliteStore {
@@ -62,8 +70,9 @@ impl SqliteStore {
         let (sender, wake) = watch::channel(writing.number()?);
         let poller = Reader::start("store-poll", polling)?;
         let reader = Reader::start("store-read", reading)?;
-        let writer = Lane::start("store-write", None, move |jobs| write::serve(writing, jobs, clock, sender))?;
-        Ok(Self { writer, poller, reader, wake })
+        let writers = Arc::clone(&clock);
+        let writer = Lane::start("store-write", None, move |jobs| write::serve(writing, jobs, writers, sender))?;
+        Ok(Self { writer, poller, reader, wake, clock })
     }
 
     async fn write<T>(&self, job: impl FnOnce(Reply<T>) -> Job) -> Result<T, Error> {
@@ -105,6 +114,29 @@ impl Store for SqliteStore {
 
     async fn spend(&self, key: [u8; 32], expires_at_unix_s: i64) -> Result<bool, Error> {
         self.write(|reply| Job::Spend { key, expires_at_unix_s, reply }).await
+    }
+
+    async fn ask_approval(&self, request: AskApproval) -> Result<AskOutcome, Error> {
+        steps::check_ask(&request)?;
+        self.write(|reply| Job::Ask(request, reply)).await
+    }
+
+    async fn use_approvals(&self, request: UseApprovals) -> Result<UseOutcome, Error> {
+        steps::check_use(&request)?;
+        self.write(|reply| Job::Use(request, reply)).await
+    }
+
+    async fn approvals(&self, filter: ApprovalFilter, limit: usize) -> Result<Approvals, Error> {
+        let unix_ms = self.clock.now().unix_ms();
+        self.reader.run(move |connection| approvals::list(connection, &filter, limit, unix_ms)).await
+    }
+
+    async fn history(&self, limit: usize) -> Result<Vec<PolicyCommit>, Error> {
+        self.reader.run(move |connection| history::history(connection, limit)).await
+    }
+
+    async fn documents_at(&self, number: u64) -> Result<Documents, Error> {
+        self.reader.run(move |connection| history::documents_at(connection, number)).await
     }
 
     fn wake(&self) -> watch::Receiver<u64> {

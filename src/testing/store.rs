@@ -13,6 +13,8 @@ use crate::model::time::ManualClock;
 use crate::store::chain::{GENESIS, document_sha256, revocation_sha256, state_digest};
 use crate::store::{CommitRequest, CommitRow, Committed, Error, State, Store, StoredDocument, rules};
 
+mod approvals;
+
 /// What the clock of every store under test reads at first, in seconds.
 pub const START_UNIX_S: i64 = 1_750_000_000;
 
@@ -44,6 +46,9 @@ pub async fn conformance<F: Future<Output = Arc<dyn Store>>>(make: impl Fn(Arc<M
     changes_come_in_pages(&*new().await.0).await;
     lists_are_cut_at_the_limit(&*new().await.0).await;
     commits_wake(&*new().await.0).await;
+    history_is_of_documents(&*new().await.0).await;
+    documents_stand_as_they_stood(&*new().await.0).await;
+    approvals::conformance(&new).await;
 }
 
 /// Replays the whole change log against the full state and checks numbers, hashes and digests on the way; answers the state.
@@ -400,6 +405,52 @@ async fn commits_wake(store: &dyn Store) {
     let number = write(store, vec![kill("t")]).await.unwrap().revision.number;
     wake.changed().await.unwrap();
     assert_eq!(*wake.borrow_and_update(), number);
+}
+
+async fn history_is_of_documents(store: &dyn Store) {
+    assert_eq!(store.history(10).await, Ok(vec![]));
+    let asked = CommitRequest { act: Some(act(&["j1"], 60)), ..request(vec![put("agent", "a", "{}"), kill("t0")]) };
+    let first = store.commit(asked).await.unwrap();
+    for number in 1..=20 {
+        // A reason that looks like a change of a document is none.
+        let reason = "{\"document\":1}".to_owned();
+        let target = Target::Token(format!("t{number}"));
+        write(store, vec![Write::Revoke { target, meaning: Meaning::Dead, reason }]).await.unwrap();
+    }
+    let second = write(store, vec![remove("agent", "a"), put("tool", "t", "{}")]).await.unwrap();
+    write(store, vec![kill("last")]).await.unwrap();
+    let commit = |done: &Committed, act| crate::store::PolicyCommit {
+        number: done.revision.number,
+        unix_ms: done.unix_ms,
+        act,
+        changes: done.changes.clone(),
+    };
+    let expected = [commit(&second, None), commit(&first, Some(act(&["j1"], 60)))];
+    assert_eq!(store.history(10).await.unwrap(), expected);
+    assert_eq!(store.history(1).await.unwrap(), expected[..1]);
+    assert_eq!(store.history(usize::MAX).await.unwrap().len(), 2);
+    assert_eq!(store.history(0).await.unwrap(), []);
+}
+
+async fn documents_stand_as_they_stood(store: &dyn Store) {
+    let mut stood = vec![store.documents(None).await.unwrap()];
+    let steps = [
+        vec![put("tool", "b", "{}"), put("agent", "a", "{}")],
+        vec![kill("t1")],
+        vec![put("agent", "a", "[]")],
+        vec![remove("agent", "a"), put("agent", "c", "{}"), remove("agent", "c")],
+        vec![kill("t2")],
+        vec![put("agent", "a", "{}")],
+    ];
+    for writes in steps {
+        write(store, writes).await.unwrap();
+        stood.push(store.documents(None).await.unwrap());
+    }
+    for (number, documents) in stood.into_iter().enumerate() {
+        assert_eq!(store.documents_at(number as u64).await, Ok(documents));
+    }
+    let ahead = store.documents_at(7).await;
+    assert!(matches!(ahead, Err(Error::Rejected(_))), "{ahead:?}");
 }
 
 async fn write(store: &dyn Store, writes: Vec<Write>) -> Result<Committed, Error> {

@@ -10,14 +10,15 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior};
 
+use super::schema::{self, SCHEMA_VERSION};
 use crate::model::revision::StateDigest;
 use crate::store::chain::GENESIS;
 use crate::store::{Error, Settings};
 
 /// `Ptcl`: marks a file as a store of this program.
 const APPLICATION_ID: i64 = 0x5074_636c;
-/// The version of [`SCHEMA`].
-const SCHEMA_VERSION: i64 = 1;
+/// Stands for the version of a store that is not made yet.
+const EMPTY: i64 = 0;
 /// How long a connection waits for another process's write.
 const BUSY_TIMEOUT_MS: u64 = 5_000;
 /// How long it waits between two attempts where SQLite does not wait by itself.
@@ -25,35 +26,6 @@ const BUSY_STEP_MS: u64 = 20;
 /// The write-ahead log is cut back to this after a checkpoint.
 const WAL_BYTES_KEPT: i64 = 64 * 1024 * 1024;
 const STATEMENTS_CACHED: usize = 64;
-
-const SCHEMA: &str = "
-CREATE TABLE meta (
-    id INTEGER PRIMARY KEY CHECK (id = 1), history TEXT NOT NULL, made_unix_ms INTEGER NOT NULL,
-    iat_skew_s INTEGER NOT NULL, freshness_bound_ms INTEGER NOT NULL
-) STRICT;
-CREATE TABLE head (
-    id INTEGER PRIMARY KEY CHECK (id = 1), number INTEGER NOT NULL, hash BLOB NOT NULL, digest TEXT NOT NULL,
-    floor INTEGER NOT NULL, revocations INTEGER NOT NULL, documents_number INTEGER NOT NULL, jtis_forgotten_unix_s INTEGER, spent_forgotten_unix_s INTEGER
-) STRICT;
-CREATE TABLE documents (
-    kind TEXT NOT NULL, id TEXT NOT NULL, json TEXT NOT NULL, path TEXT NOT NULL, line INTEGER NOT NULL,
-    origin TEXT NOT NULL CHECK (origin IN ('folder', 'api')), revision INTEGER NOT NULL, PRIMARY KEY (kind, id)
-) STRICT;
-CREATE TABLE revocations (
-    target TEXT PRIMARY KEY, dead INTEGER NOT NULL, suspended INTEGER NOT NULL, watermark_unix_s INTEGER,
-    expires_at_unix_s INTEGER, reason TEXT NOT NULL, revision INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
-CREATE INDEX revocations_by_revision ON revocations (revision);
-CREATE TABLE log (
-    number INTEGER PRIMARY KEY, previous_hash BLOB NOT NULL, hash BLOB NOT NULL, digest TEXT NOT NULL,
-    unix_ms INTEGER NOT NULL, changes BLOB NOT NULL
-) STRICT;
-CREATE TABLE acts (number INTEGER PRIMARY KEY, unix_ms INTEGER NOT NULL, act TEXT NOT NULL) STRICT;
-CREATE TABLE act_jtis (jti TEXT PRIMARY KEY, expires_at_unix_s INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-CREATE INDEX act_jtis_by_expiry ON act_jtis (expires_at_unix_s);
-CREATE TABLE spent (key BLOB PRIMARY KEY, expires_at_unix_s INTEGER NOT NULL) STRICT, WITHOUT ROWID;
-CREATE INDEX spent_by_expiry ON spent (expires_at_unix_s);
-";
 
 /// A connection and the file it was opened on.
 pub(super) struct Db {
@@ -153,7 +125,7 @@ impl Db {
         connection.busy_timeout(Duration::from_millis(BUSY_TIMEOUT_MS))?;
         connection.set_prepared_statement_cache_capacity(STATEMENTS_CACHED);
         // One view for all that is looked at: another process may be making the store at this moment.
-        let empty = identify(&*connection.unchecked_transaction()?, &self.path)?;
+        let found = identify(&*connection.unchecked_transaction()?, &self.path)?;
         let mode = self.keep_write_ahead_log()?;
         if mode != "wal" {
             let path = self.path.display();
@@ -164,10 +136,10 @@ impl Db {
         connection.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
         connection.pragma_update(None, "trusted_schema", false)?;
         connection.pragma_update(None, "cell_size_check", true)?;
-        if empty {
-            self.create(settings, unix_ms)?;
+        match found {
+            SCHEMA_VERSION => Ok(()),
+            _ => self.bring_up(settings, unix_ms),
         }
-        Ok(())
     }
 
     /// Changes the journal, unless it is so already; answers what it is.
@@ -186,24 +158,32 @@ impl Db {
         change()
     }
 
-    fn create(&mut self, settings: Settings, unix_ms: i64) -> Result<(), Fault> {
+    /// Makes the store in an empty file, or brings one of an older version up, in one transaction.
+    fn bring_up(&mut self, settings: Settings, unix_ms: i64) -> Result<(), Fault> {
         let path = self.path.clone();
         let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
         // Another process may have been quicker.
-        if !identify(&transaction, &path)? {
+        let found = identify(&transaction, &path)?;
+        if found == SCHEMA_VERSION {
             return Ok(());
         }
-        transaction.execute_batch(SCHEMA)?;
-        transaction.execute(
-            "INSERT INTO meta (id, history, made_unix_ms, iat_skew_s, freshness_bound_ms) VALUES (1, ?1, ?2, ?3, ?4)",
-            (uuid::Uuid::now_v7().to_string(), unix_ms, settings.iat_skew_s, super::read::signed(settings.freshness_bound_ms)?),
-        )?;
-        transaction.execute(
-            "INSERT INTO head (id, number, hash, digest, floor, revocations, documents_number) VALUES (1, 0, ?1, ?2, 0, 0, 0)",
-            (GENESIS, StateDigest::default().to_hex()),
-        )?;
-        transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-        transaction.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+        schema::upgrade(&transaction, found)?;
+        if found == EMPTY {
+            transaction.execute(
+                "INSERT INTO meta (id, history, made_unix_ms, iat_skew_s, freshness_bound_ms) VALUES (1, ?1, ?2, ?3, ?4)",
+                (
+                    uuid::Uuid::now_v7().to_string(),
+                    unix_ms,
+                    settings.iat_skew_s,
+                    super::read::signed(settings.freshness_bound_ms)?,
+                ),
+            )?;
+            transaction.execute(
+                "INSERT INTO head (id, number, hash, digest, floor, revocations, documents_number) VALUES (1, 0, ?1, ?2, 0, 0, 0)",
+                (GENESIS, StateDigest::default().to_hex()),
+            )?;
+            transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+        }
         Ok(transaction.commit()?)
     }
 }
@@ -218,14 +198,15 @@ impl FileId {
     }
 }
 
-/// Whether the file is an empty database; an error if it is neither that nor a store of this version.
-fn identify(connection: &Connection, path: &Path) -> Result<bool, Fault> {
+/// The version of the store in the file, [`EMPTY`] for an empty database; an error if it is neither that nor one that this program
+/// knows.
+fn identify(connection: &Connection, path: &Path) -> Result<i64, Fault> {
     let path = path.display();
     let application: i64 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if application == APPLICATION_ID {
         return match version {
-            SCHEMA_VERSION => Ok(false),
+            1..=SCHEMA_VERSION => Ok(version),
             newer if newer > SCHEMA_VERSION => Err(Error::NewerVersion(format!(
                 "the store `{path}` has schema {newer} and this program knows {SCHEMA_VERSION}: use the version that made it, or a newer one"
             ))
@@ -236,7 +217,7 @@ fn identify(connection: &Connection, path: &Path) -> Result<bool, Fault> {
     let table: Option<String> =
         connection.query_row("SELECT name FROM sqlite_schema LIMIT 1", (), |row| row.get(0)).optional()?;
     if application == 0 && version == 0 && table.is_none() {
-        return Ok(true);
+        return Ok(EMPTY);
     }
     Err(Error::NotOurs(format!("`{path}` is a SQLite database of another program: name another file for the store")).into())
 }

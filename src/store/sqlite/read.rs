@@ -263,7 +263,7 @@ fn revocation_row(row: &Row<'_>) -> Result<RevocationRow, Fault> {
 }
 
 /// A row of the log, and the size of what it stores.
-fn commit_row(row: &Row<'_>) -> Result<(CommitRow, usize), Fault> {
+pub(super) fn commit_row(row: &Row<'_>) -> Result<(CommitRow, usize), Fault> {
     let number = unsigned(row, 0)?;
     let changes = row.get_ref(5)?.as_blob().map_err(rusqlite::Error::from)?;
     let size = changes.len();
@@ -277,6 +277,6 @@ fn parse_digest(text: &str) -> Result<StateDigest, Fault> {
     StateDigest::from_hex(text).ok_or_else(|| corrupt(format!("`{text}` is not a digest")))
 }
 
-fn corrupt(what: String) -> Fault {
+pub(super) fn corrupt(what: String) -> Fault {
     Error::Corrupt(what).into()
 }

@@ -8,7 +8,7 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 
 use super::*;
-use crate::model::records::{Meaning, Target, Write};
+use crate::model::records::{DocumentKey, DocumentRow, Meaning, Origin, Target, Write};
 use crate::model::time::{ManualClock, SystemClock};
 use crate::testing::store::{audit, conformance};
 
@@ -89,11 +89,126 @@ fn other_files_are_refused_and_left_alone() {
     check(
         |path| {
             drop(open(path).unwrap());
-            tamper(path, "PRAGMA user_version = 2");
+            tamper(path, "PRAGMA user_version = 3");
         },
         |error| matches!(error, Error::NewerVersion(_)),
     );
     check(|path| std::fs::create_dir(path).unwrap(), |error| matches!(error, Error::Unavailable(_)));
+}
+
+/// The tables as the first version made them.
+const VERSION_1: &str = "
+CREATE TABLE meta (
+    id INTEGER PRIMARY KEY CHECK (id = 1), history TEXT NOT NULL, made_unix_ms INTEGER NOT NULL,
+    iat_skew_s INTEGER NOT NULL, freshness_bound_ms INTEGER NOT NULL
+) STRICT;
+CREATE TABLE head (
+    id INTEGER PRIMARY KEY CHECK (id = 1), number INTEGER NOT NULL, hash BLOB NOT NULL, digest TEXT NOT NULL,
+    floor INTEGER NOT NULL, revocations INTEGER NOT NULL, documents_number INTEGER NOT NULL, jtis_forgotten_unix_s INTEGER, spent_forgotten_unix_s INTEGER
+) STRICT;
+CREATE TABLE documents (
+    kind TEXT NOT NULL, id TEXT NOT NULL, json TEXT NOT NULL, path TEXT NOT NULL, line INTEGER NOT NULL,
+    origin TEXT NOT NULL CHECK (origin IN ('folder', 'api')), revision INTEGER NOT NULL, PRIMARY KEY (kind, id)
+) STRICT;
+CREATE TABLE revocations (
+    target TEXT PRIMARY KEY, dead INTEGER NOT NULL, suspended INTEGER NOT NULL, watermark_unix_s INTEGER,
+    expires_at_unix_s INTEGER, reason TEXT NOT NULL, revision INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX revocations_by_revision ON revocations (revision);
+CREATE TABLE log (
+    number INTEGER PRIMARY KEY, previous_hash BLOB NOT NULL, hash BLOB NOT NULL, digest TEXT NOT NULL,
+    unix_ms INTEGER NOT NULL, changes BLOB NOT NULL
+) STRICT;
+CREATE TABLE acts (number INTEGER PRIMARY KEY, unix_ms INTEGER NOT NULL, act TEXT NOT NULL) STRICT;
+CREATE TABLE act_jtis (jti TEXT PRIMARY KEY, expires_at_unix_s INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE INDEX act_jtis_by_expiry ON act_jtis (expires_at_unix_s);
+CREATE TABLE spent (key BLOB PRIMARY KEY, expires_at_unix_s INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE INDEX spent_by_expiry ON spent (expires_at_unix_s);
+PRAGMA application_id = 0x5074636c;
+PRAGMA user_version = 1;
+";
+
+/// A file of the first version that holds what a store of today holds, its rows copied one table after the other.
+fn made_by_version_1(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to.parent().unwrap()).unwrap();
+    tamper(to, VERSION_1);
+    let copy = |table: &str, columns: &str| format!("INSERT INTO main.{table} SELECT {columns} FROM new.{table};");
+    let mut sql = format!("ATTACH '{}' AS new;", from.display());
+    for table in ["meta", "head", "documents", "revocations", "acts", "act_jtis", "spent"] {
+        sql.push_str(&copy(table, "*"));
+    }
+    sql.push_str(&copy("log", "number, previous_hash, hash, digest, unix_ms, changes"));
+    tamper(to, &sql);
+}
+
+fn put(id: &str) -> CommitRequest {
+    let key = DocumentKey { kind: "agent".into(), id: id.into() };
+    let row = DocumentRow { key, json: "{}".into(), path: String::new(), line: 0, origin: Origin::Api };
+    CommitRequest { writes: vec![Write::PutDocument(row)], ..Default::default() }
+}
+
+#[tokio::test]
+async fn a_store_of_the_first_version_is_brought_up() {
+    let (_folder, path) = folder();
+    let store = open(&path).unwrap();
+    for number in 0..10 {
+        store.commit(kill(&format!("t{number} \"document"))).await.unwrap();
+        if number % 4 == 0 {
+            store.commit(put(&format!("a{number}"))).await.unwrap();
+        }
+    }
+    assert!(store.spend([1; 32], i64::MAX).await.unwrap());
+    let (before, history) = (audit(&store).await, store.history(100).await.unwrap());
+    assert_eq!(history.len(), 3);
+    drop(store);
+    let old = path.with_file_name("old.db");
+    made_by_version_1(&path, &old);
+    // Several may bring it up at once.
+    let openers: Vec<_> = (0..4)
+        .map(|_| {
+            let old = old.clone();
+            std::thread::spawn(move || open(&old).unwrap())
+        })
+        .collect();
+    let stores: Vec<_> = openers.into_iter().map(|opener| opener.join().unwrap()).collect();
+    let store = &stores[0];
+    assert_eq!((audit(store).await, store.history(100).await.unwrap()), (before.clone(), history));
+    assert!(!store.spend([1; 32], i64::MAX).await.unwrap(), "what was spent stays spent");
+    let revision = before.revision.number;
+    assert_eq!(store.documents_at(revision).await.unwrap().documents, before.documents);
+    assert_eq!(store.commit(put("new")).await.unwrap().revision.number, revision + 1);
+    assert_eq!(store.history(1).await.unwrap()[0].number, revision + 1);
+    let version: i64 = Connection::open(&old).unwrap().pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+    assert_eq!(version, 2);
+}
+
+#[tokio::test]
+async fn a_damaged_store_of_the_first_version_is_left_as_it_was() {
+    let (_folder, path) = folder();
+    let store = open(&path).unwrap();
+    store.commit(put("a")).await.unwrap();
+    drop(store);
+    let old = path.with_file_name("old.db");
+    made_by_version_1(&path, &old);
+    tamper(&old, "UPDATE log SET changes = CAST('[{\"document\"' AS BLOB)");
+    assert!(matches!(open(&old), Err(Error::Corrupt(_))));
+    let version: i64 = Connection::open(&old).unwrap().pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
+    assert_eq!(version, 1);
+}
+
+#[tokio::test]
+async fn a_history_that_was_cut_is_not_made_up() {
+    let (_folder, path) = folder();
+    let store = open(&path).unwrap();
+    for id in ["a", "b", "c"] {
+        store.commit(put(id)).await.unwrap();
+    }
+    tamper(&path, "UPDATE log SET changes = CAST('[]' AS BLOB) WHERE number = 2");
+    assert!(matches!(store.history(10).await, Err(Error::Corrupt(_))));
+    assert!(matches!(store.documents_at(3).await, Err(Error::Corrupt(_))));
+    tamper(&path, "UPDATE head SET floor = 2; DELETE FROM log WHERE number < 3");
+    assert_eq!(store.history(10).await.unwrap().len(), 1);
+    assert_eq!(store.documents_at(3).await, Err(Error::BelowFloor { floor: 2 }));
 }
 
 #[tokio::test]

@@ -8,13 +8,15 @@ use std::sync::Arc;
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::approvals;
 use super::open::{Db, Fault};
 use super::read::{self, Head};
+use crate::model::approval::{AskApproval, AskOutcome, UseApprovals, UseOutcome};
 use crate::model::records::{ActRow, Change, DocumentKey, DocumentRow, Origin, RevocationRow, Target, Write};
 use crate::model::revision::StateDigest;
 use crate::model::time::{Clock, Now};
 use crate::store::chain::{changes_as_stored, commit_hash, document_sha256, revocation_sha256};
-use crate::store::{CommitRequest, Committed, Error, rules};
+use crate::store::{CommitRequest, Committed, Error, approvals as steps, rules};
 
 /// Requests that share a transaction.
 const BATCH_JOBS_MAX: usize = 64;
@@ -25,6 +27,8 @@ const FORGOTTEN_MAX: i64 = 64;
 pub(super) enum Job {
     Commit(CommitRequest, Reply<Committed>),
     Spend { key: [u8; 32], expires_at_unix_s: i64, reply: Reply<bool> },
+    Ask(AskApproval, Reply<AskOutcome>),
+    Use(UseApprovals, Reply<UseOutcome>),
 }
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, Error>>;
@@ -33,6 +37,8 @@ pub(super) type Reply<T> = oneshot::Sender<Result<T, Error>>;
 enum Ran {
     Commit(Result<Committed, Error>, Reply<Committed>),
     Spend(Result<bool, Error>, Reply<bool>),
+    Ask(Result<AskOutcome, Error>, Reply<AskOutcome>),
+    Use(Result<UseOutcome, Error>, Reply<UseOutcome>),
 }
 
 /// Serves requests until there can be no more.
@@ -81,6 +87,12 @@ fn run_batch(db: &mut Db, batch: Vec<Job>, now: Now, ran: &mut Vec<Ran>) -> Resu
             Job::Spend { key, expires_at_unix_s, reply } => {
                 Ran::Spend(in_savepoint(db, &mut intact, |connection| spend(connection, &key, expires_at_unix_s, now)), reply)
             }
+            Job::Ask(request, reply) => {
+                Ran::Ask(in_savepoint(db, &mut intact, |connection| approvals::ask(connection, &request, now)), reply)
+            }
+            Job::Use(request, reply) => {
+                Ran::Use(in_savepoint(db, &mut intact, |connection| approvals::use_once(connection, &request, now)), reply)
+            }
         });
     }
     if !intact {
@@ -103,6 +115,8 @@ impl Job {
         match self {
             Job::Commit(_, reply) => Ran::Commit(Err(error.clone()), reply),
             Job::Spend { reply, .. } => Ran::Spend(Err(error.clone()), reply),
+            Job::Ask(_, reply) => Ran::Ask(Err(error.clone()), reply),
+            Job::Use(_, reply) => Ran::Use(Err(error.clone()), reply),
         }
     }
 }
@@ -117,13 +131,14 @@ impl Ran {
 
     /// Answers; whoever asked may have stopped waiting.
     fn answer(self, outcome: &Result<(), Error>) {
+        fn send<T>(result: Result<T, Error>, outcome: &Result<(), Error>, reply: Reply<T>) {
+            let _ = reply.send(result.and_then(|done| outcome.clone().map(|()| done)));
+        }
         match self {
-            Ran::Commit(result, reply) => {
-                let _ = reply.send(result.and_then(|done| outcome.clone().map(|()| done)));
-            }
-            Ran::Spend(result, reply) => {
-                let _ = reply.send(result.and_then(|done| outcome.clone().map(|()| done)));
-            }
+            Ran::Commit(result, reply) => send(result, outcome, reply),
+            Ran::Spend(result, reply) => send(result, outcome, reply),
+            Ran::Ask(result, reply) => send(result, outcome, reply),
+            Ran::Use(result, reply) => send(result, outcome, reply),
         }
     }
 }
@@ -159,16 +174,20 @@ fn commit(connection: &Connection, request: &CommitRequest, now: Now) -> Result<
         record_act(connection, act, number, &before, now)?;
     }
     let watermark_unix_s = now.unix_s().saturating_add(before.settings.iat_skew_s);
-    let mut rows = Rows { connection, number, watermark_unix_s, digest: before.digest, revocations: before.revocations };
-    let changes = request.writes.iter().map(|write| rows.write(write)).collect::<Result<Vec<_>, _>>()?;
+    let mut rows = Rows { connection, number, now, watermark_unix_s, digest: before.digest, revocations: before.revocations };
+    let mut changes = Vec::with_capacity(request.writes.len());
+    for write in &request.writes {
+        changes.extend(rows.write(write)?);
+    }
+    let of_documents = changes.iter().any(Change::is_of_document);
     let stored = changes_as_stored(&changes)?;
     let hash = commit_hash(&before.hash, number, &stored);
     connection
         .prepare_cached(
-            "INSERT INTO log (number, previous_hash, hash, digest, unix_ms, changes) VALUES (?1, ?2, ?3, ?4, ?5, ?6)",
+            "INSERT INTO log (number, previous_hash, hash, digest, unix_ms, changes, of_documents)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         )?
-        .execute((read::signed(number)?, before.hash, hash, rows.digest.to_hex(), now.unix_ms(), stored))?;
-    let of_documents = changes.iter().any(|change| !matches!(change, Change::Revocation(_)));
+        .execute((read::signed(number)?, before.hash, hash, rows.digest.to_hex(), now.unix_ms(), stored, of_documents))?;
     let documents_number = if of_documents { number } else { before.documents_number };
     connection
         .prepare_cached("UPDATE head SET number = ?1, hash = ?2, digest = ?3, revocations = ?4, documents_number = ?5")?
@@ -187,23 +206,34 @@ fn commit(connection: &Connection, request: &CommitRequest, now: Now) -> Result<
 struct Rows<'a> {
     connection: &'a Connection,
     number: u64,
+    now: Now,
     watermark_unix_s: i64,
     digest: StateDigest,
     revocations: u64,
 }
 
 impl Rows<'_> {
-    fn write(&mut self, write: &Write) -> Result<Change, Fault> {
+    /// Makes one write; `None` where it changes nothing that followers hold.
+    fn write(&mut self, write: &Write) -> Result<Option<Change>, Fault> {
+        let unix_ms = self.now.unix_ms();
         match write {
-            Write::PutDocument(row) => self.put_document(row),
-            Write::RemoveDocument(key) => self.remove_document(key),
+            Write::PutDocument(row) => self.put_document(row).map(Some),
+            Write::RemoveDocument(key) => self.remove_document(key).map(Some),
             Write::Revoke { target, meaning, reason } => {
                 let (number, watermark) = (self.number, self.watermark_unix_s);
-                self.set_revocation(target, |row| rules::revoke(row, target, *meaning, reason, number, watermark))
+                self.set_revocation(target, |row| rules::revoke(row, target, *meaning, reason, number, watermark)).map(Some)
             }
             Write::Reinstate { target, reason } => {
                 let number = self.number;
-                self.set_revocation(target, |row| rules::reinstate(row, target, reason, number))
+                self.set_revocation(target, |row| rules::reinstate(row, target, reason, number)).map(Some)
+            }
+            Write::Approve { digest, operator, groups } => {
+                let change = |row| steps::approve(row, digest, operator, groups, unix_ms);
+                approvals::answer(self.connection, digest, change).map(|()| None)
+            }
+            Write::Refuse { digest, operator, groups } => {
+                let change = |row| steps::refuse(row, digest, operator, groups, unix_ms);
+                approvals::answer(self.connection, digest, change).map(|()| None)
             }
         }
     }

@@ -1,0 +1,320 @@
+//! What asking, approving, refusing and using do to the row of an approval: the same for every store.
+//!
+//! ```text
+//! ask ─▶ waiting ─approve─▶ approved ─use─▶ used          after the expiry: as if it had never been asked
+//!           └──────refuse──────┴─▶ refused
+//! ```
+//!
+//! Pure functions over rows; no engine, no clock. A store reads the row, calls one of these and writes what comes out, in one
+//! transaction that nobody else's falls into: that makes each use a compare-and-set. Who may approve is asked in `pap`. Look next
+//! at `sqlite/approvals.rs`, which calls them.
+
+use std::collections::{BTreeMap, HashSet};
+
+use super::Error;
+use super::rules::{at_most, filled};
+use crate::model::approval::{
+    ApprovalCall, ApprovalLayer, ApprovalRow, ApprovalState, ApprovalUse, AskApproval, Lack, UseApprovals, UseOutcome,
+};
+use crate::model::decision::ApprovalNeed;
+use crate::model::limits::{
+    APPROVAL_ARGUMENTS_BYTES_MAX, APPROVAL_KEPT_MS, APPROVAL_LAYERS_MAX, APPROVAL_REPEAT_MS, APPROVALS_PREPARED_MAX,
+    CHAIN_TOKENS_MAX, ID_BYTES_MAX, TOOL_NAME_BYTES_MAX,
+};
+
+/// Characters of a digest: hex SHA-256.
+const DIGEST_CHARACTERS: usize = 64;
+/// Groups that one layer names, or an operator is in.
+const GROUPS_MAX: usize = 65_536;
+
+/// Checks what can be said of a request to ask without looking at the store.
+///
+/// # Errors
+/// [`Error::Rejected`], naming what is empty, too long or too many.
+pub fn check_ask(request: &AskApproval) -> Result<(), Error> {
+    let ApprovalCall { digest, issuer, subject, application, agents, session, task, tool, arguments_json } = &request.call;
+    check_digest(digest)?;
+    at_most("bytes in the arguments of an approval", arguments_json.len(), APPROVAL_ARGUMENTS_BYTES_MAX)?;
+    at_most("bytes in the tool of an approval", tool.len(), TOOL_NAME_BYTES_MAX)?;
+    at_most("agents of an approval", agents.len(), CHAIN_TOKENS_MAX)?;
+    at_most("layers that ask for an approval", request.needs.len(), APPROVAL_LAYERS_MAX)?;
+    request.needs.iter().try_for_each(|need| at_most("groups that approve", need.by.len(), GROUPS_MAX))?;
+    // A token is at most 8 KiB, so no identity is longer.
+    let texts = [issuer, subject, application, session, task].into_iter().chain(agents);
+    texts.into_iter().try_for_each(|text| at_most("bytes in an identity of an approval", text.len(), 4 * ID_BYTES_MAX))?;
+    if agents.is_empty() || request.needs.is_empty() {
+        return Err(Error::Rejected("an approval without an agent, or that no layer asks for: name them".to_owned()));
+    }
+    Ok(())
+}
+
+/// Checks what can be said of a use without looking at the store.
+///
+/// # Errors
+/// [`Error::Rejected`], naming what is malformed, too long or too many.
+pub fn check_use(request: &UseApprovals) -> Result<(), Error> {
+    request.digests().into_iter().try_for_each(check_digest)?;
+    at_most("prepared calls of one use", request.prepared.len(), APPROVALS_PREPARED_MAX)?;
+    at_most("bytes in a decision id", request.decision_id.len(), ID_BYTES_MAX)?;
+    if let Some(own) = &request.own {
+        at_most("layers that ask for an approval", own.needs.len(), APPROVAL_LAYERS_MAX)?;
+    }
+    let fingerprint = request.fingerprint.as_deref().unwrap_or_default();
+    at_most("bytes in the fingerprint of a request", fingerprint.len(), ID_BYTES_MAX)?;
+    match request.digests().is_empty() {
+        true => Err(Error::Rejected("a use of no approval: leave it out".to_owned())),
+        false => Ok(()),
+    }
+}
+
+/// Checks an operator's yes or no as far as the store's row is not needed; answers how many bytes it brings.
+pub(super) fn check_answer(digest: &str, operator: &str, groups: &[String]) -> Result<usize, Error> {
+    check_digest(digest)?;
+    filled("the operator who answers", operator)?;
+    at_most("bytes in an operator's id", operator.len(), ID_BYTES_MAX)?;
+    at_most("groups of an operator", groups.len(), GROUPS_MAX)?;
+    groups.iter().try_for_each(|group| at_most("bytes in a group", group.len(), ID_BYTES_MAX))?;
+    Ok(digest.len().saturating_add(operator.len()).saturating_add(groups.iter().map(String::len).sum()))
+}
+
+fn check_digest(digest: &str) -> Result<(), Error> {
+    let hex = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    if digest.len() == DIGEST_CHARACTERS && digest.bytes().all(hex) {
+        return Ok(());
+    }
+    Err(Error::Rejected(format!("a digest is {DIGEST_CHARACTERS} characters of lowercase hex, as the answer gave it")))
+}
+
+/// What asking does to the row.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Asking {
+    /// Nothing: it stands as it is.
+    Same(ApprovalRow),
+    /// It becomes this.
+    Put {
+        /// The row.
+        row: ApprovalRow,
+        /// Whether one more waits than before, so that the agent's quota must be looked at first.
+        is_new: bool,
+    },
+}
+
+/// A call asks. What stands is not prolonged by asking again; what expired is asked anew.
+///
+/// A layer that did not ask before, or asks otherwise than before, is added without an approval; a layer that asks no longer
+/// stays as it is.
+pub fn ask(current: Option<ApprovalRow>, request: &AskApproval, unix_ms: i64) -> Asking {
+    let layer = |need: &ApprovalNeed| ApprovalLayer {
+        layer: need.layer,
+        hop: need.hop,
+        by: need.by.iter().map(ToString::to_string).collect(),
+        expires_in_ms: need.expires_in_ms,
+        asked_at_unix_ms: unix_ms,
+        expires_at_unix_ms: unix_ms.saturating_add(i64::try_from(need.expires_in_ms).unwrap_or(i64::MAX)),
+        approved_by: None,
+    };
+    let Some(row) = current.filter(|row| unix_ms < row.expires_at_unix_ms()) else {
+        let row = ApprovalRow {
+            call: request.call.clone(),
+            layers: request.needs.iter().map(layer).collect(),
+            asked_at_unix_ms: unix_ms,
+            refused_by: None,
+            used: None,
+            used_prepared: None,
+        };
+        return Asking::Put { row, is_new: true };
+    };
+    if row.refused_by.is_some() || row.used.is_some() {
+        return Asking::Same(row);
+    }
+    let was_waiting = is_waiting(&row);
+    let mut after = row.clone();
+    for need in &request.needs {
+        match after.layers.iter_mut().find(|stored| (stored.layer, stored.hop) == (need.layer, need.hop)) {
+            Some(stored) if stored.is_of(need) => {}
+            Some(stored) => *stored = layer(need),
+            None => after.layers.push(layer(need)),
+        }
+    }
+    if after == row { Asking::Same(row) } else { Asking::Put { row: after, is_new: !was_waiting } }
+}
+
+/// An operator approves for every layer that waits and whose `by` names one of their groups.
+///
+/// # Errors
+/// [`Error::Rejected`] where there is nothing that this operator can approve, saying why.
+pub fn approve(
+    current: Option<ApprovalRow>,
+    digest: &str,
+    operator: &str,
+    groups: &[String],
+    unix_ms: i64,
+) -> Result<ApprovalRow, Error> {
+    let mut row = open(current, digest, unix_ms)?;
+    let groups: HashSet<&str> = groups.iter().map(String::as_str).collect();
+    let mut given = 0usize;
+    for layer in row.layers.iter_mut().filter(|layer| layer.approved_by.is_none()) {
+        if layer.by.iter().any(|group| groups.contains(group.as_str())) {
+            layer.approved_by = Some(operator.to_owned());
+            given = given.saturating_add(1);
+        }
+    }
+    let shown = shown(digest);
+    match given {
+        0 if row.is_approved() => Err(Error::Rejected(format!(
+            "call `{shown}` is approved already, by {}: it can be made now",
+            approvers(&row).join(", ")
+        ))),
+        0 => Err(Error::Rejected(format!(
+            "operator `{operator}` is in none of the groups that call `{shown}` waits for: {}",
+            waits_for(&row).join(", ")
+        ))),
+        _ => Ok(row),
+    }
+}
+
+/// An operator refuses the whole call, approved or not.
+///
+/// # Errors
+/// [`Error::Rejected`] where there is nothing that this operator can refuse, saying why.
+pub fn refuse(
+    current: Option<ApprovalRow>,
+    digest: &str,
+    operator: &str,
+    groups: &[String],
+    unix_ms: i64,
+) -> Result<ApprovalRow, Error> {
+    let mut row = open(current, digest, unix_ms)?;
+    if !row.layers.iter().any(|layer| layer.by.iter().any(|group| groups.contains(group))) {
+        let message = format!("operator `{operator}` is in none of the groups that may answer call `{}`", shown(digest));
+        return Err(Error::Rejected(message));
+    }
+    row.refused_by = Some(operator.to_owned());
+    Ok(row)
+}
+
+/// Uses all that a call needs, or nothing. `rows` holds the row of each of [`UseApprovals::digests`] that there is; where the
+/// outcome is [`UseOutcome::Used`] they have changed and must be written.
+pub fn use_once(rows: &mut BTreeMap<String, ApprovalRow>, request: &UseApprovals, unix_ms: i64) -> UseOutcome {
+    if let Some(decision_id) = repeated(rows, request, unix_ms) {
+        return UseOutcome::Repeated { decision_id };
+    }
+    if let Some(own) = &request.own
+        && let Err(lack) = usable(rows.get(&own.digest), unix_ms, |row| row.used.is_some(), |row| meets(row, &own.needs))
+    {
+        return UseOutcome::Lacking { prepared: None, lack };
+    }
+    for (index, digest) in request.prepared.iter().enumerate() {
+        let row = rows.get(digest);
+        if let Err(lack) = usable(row, unix_ms, |row| row.used_prepared.is_some(), ApprovalRow::is_approved) {
+            return UseOutcome::Lacking { prepared: Some(index), lack };
+        }
+    }
+    // INVARIANT: nothing is marked before all was found good.
+    let made = ApprovalUse { decision_id: request.decision_id.clone(), unix_ms, fingerprint: request.fingerprint.clone() };
+    if let Some(row) = request.own.as_ref().and_then(|own| rows.get_mut(&own.digest)) {
+        row.used = Some(made.clone());
+    }
+    for digest in &request.prepared {
+        if let Some(row) = rows.get_mut(digest) {
+            row.used_prepared = Some(made.clone());
+        }
+    }
+    UseOutcome::Used
+}
+
+/// The decision that this very request was given when it used the same approvals, if that was a moment ago.
+///
+/// What the layers ask for must still have been approved as they ask now.
+pub fn repeated(rows: &BTreeMap<String, ApprovalRow>, request: &UseApprovals, unix_ms: i64) -> Option<String> {
+    request.fingerprint.as_ref()?;
+    let own = request.own.iter().map(|own| {
+        let row = rows.get(&own.digest)?;
+        row.used.as_ref().filter(|_| row.refused_by.is_none() && meets(row, &own.needs))
+    });
+    let prepared = request.prepared.iter().map(|digest| rows.get(digest)?.used_prepared.as_ref());
+    let uses: Option<Vec<&ApprovalUse>> = own.chain(prepared).collect();
+    let uses = uses?;
+    let first = uses.first()?;
+    let recent = |made: &ApprovalUse| (0..APPROVAL_REPEAT_MS).contains(&unix_ms.saturating_sub(made.unix_ms));
+    let same =
+        |made: &&ApprovalUse| made.fingerprint == request.fingerprint && made.decision_id == first.decision_id && recent(made);
+    uses.iter().all(same).then(|| first.decision_id.clone())
+}
+
+/// Whether an approval waits for an operator, its time aside; the quota counts those, and they are listed.
+pub fn is_waiting(row: &ApprovalRow) -> bool {
+    row.refused_by.is_none() && row.used.is_none() && !row.is_approved()
+}
+
+/// When a row may be forgotten: at its expiry, later where an operator touched it. The agent alone makes none last longer.
+pub fn kept_until_unix_ms(row: &ApprovalRow) -> i64 {
+    let touched = row.refused_by.is_some() || row.layers.iter().any(|layer| layer.approved_by.is_some());
+    row.expires_at_unix_ms().saturating_add(if touched { APPROVAL_KEPT_MS } else { 0 })
+}
+
+fn usable(
+    row: Option<&ApprovalRow>,
+    unix_ms: i64,
+    is_used: impl Fn(&ApprovalRow) -> bool,
+    is_approved: impl Fn(&ApprovalRow) -> bool,
+) -> Result<(), Lack> {
+    let row = row.ok_or(Lack::Missing)?;
+    if unix_ms >= row.expires_at_unix_ms() {
+        return Err(Lack::Expired);
+    }
+    match () {
+        () if row.refused_by.is_some() => Err(Lack::Refused),
+        () if is_used(row) => Err(Lack::Used),
+        () if !is_approved(row) => Err(Lack::Waiting),
+        () => Ok(()),
+    }
+}
+
+/// Whether every layer that asks now has its approval, given for what it asks now.
+fn meets(row: &ApprovalRow, needs: &[ApprovalNeed]) -> bool {
+    !needs.is_empty() && needs.iter().all(|need| row.layers.iter().any(|layer| layer.is_of(need) && layer.approved_by.is_some()))
+}
+
+/// The row, if an operator can still answer it.
+fn open(current: Option<ApprovalRow>, digest: &str, unix_ms: i64) -> Result<ApprovalRow, Error> {
+    let shown = shown(digest);
+    let gone = |why: &str| Err(Error::Rejected(format!("call `{shown}` {why}")));
+    let Some(row) = current else {
+        return gone("is not one that waits: it was never asked, or it was forgotten after its time");
+    };
+    match row.state(unix_ms) {
+        ApprovalState::Waiting | ApprovalState::Approved => Ok(row),
+        ApprovalState::Expired => gone("has expired: it must be asked anew"),
+        ApprovalState::Used => gone("was approved and used already: it can be asked anew once its time is over"),
+        ApprovalState::Refused => {
+            let by = row.refused_by.unwrap_or_default();
+            gone(&format!("was refused by `{by}`: it can be asked anew once its time is over"))
+        }
+    }
+}
+
+fn approvers(row: &ApprovalRow) -> Vec<String> {
+    let mut ids: Vec<String> =
+        row.layers.iter().filter_map(|layer| layer.approved_by.as_ref()).map(|id| format!("`{id}`")).collect();
+    ids.sort();
+    ids.dedup();
+    ids
+}
+
+fn waits_for(row: &ApprovalRow) -> Vec<&str> {
+    let waiting = row.layers.iter().filter(|layer| layer.approved_by.is_none());
+    let mut groups: Vec<&str> = waiting.flat_map(|layer| layer.by.iter().map(String::as_str)).collect();
+    groups.sort_unstable();
+    groups.dedup();
+    groups.truncate(16);
+    groups
+}
+
+/// The beginning of a digest, as lists show it.
+fn shown(digest: &str) -> &str {
+    digest.get(..12).unwrap_or(digest)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,86 @@
+//! The history of policy in a SQLite store: the revisions that changed documents, and the documents as they once stood.
+//!
+//! Both read the rows of the change log that change documents and no other, through an index of those.
+
+use std::collections::BTreeMap;
+
+use rusqlite::{Connection, OptionalExtension};
+
+use super::open::Fault;
+use super::read::{commit_row, corrupt, head, signed};
+use crate::model::records::{ActRow, Change};
+use crate::model::revision::Revision;
+use crate::store::rules::{CHANGES_BYTES_MAX, HISTORY_LISTED_MAX};
+use crate::store::{CommitRow, Documents, Error, PolicyCommit, StoredDocument};
+
+/// The newest revisions that changed documents.
+pub(super) fn history(connection: &Connection, limit: usize) -> Result<Vec<PolicyCommit>, Fault> {
+    let mut statement = connection.prepare_cached(
+        "SELECT number, previous_hash, hash, digest, unix_ms, changes FROM log WHERE of_documents = 1
+         ORDER BY number DESC LIMIT ?1",
+    )?;
+    let mut rows = statement.query([signed(limit.min(HISTORY_LISTED_MAX))?])?;
+    let (mut commits, mut bytes) = (Vec::new(), 0usize);
+    while let Some(row) = rows.next()? {
+        let (commit, size) = commit_row(row)?;
+        bytes = bytes.saturating_add(size);
+        if bytes > CHANGES_BYTES_MAX && !commits.is_empty() {
+            break;
+        }
+        let CommitRow { number, unix_ms, changes, .. } = whole(commit)?;
+        commits.push(PolicyCommit { number, unix_ms, act: act(connection, number)?, changes });
+    }
+    Ok(commits)
+}
+
+/// The documents at an earlier revision.
+pub(super) fn documents_at(connection: &Connection, number: u64) -> Result<Documents, Fault> {
+    let head = head(connection)?;
+    if head.floor > 0 {
+        return Err(Error::BelowFloor { floor: head.floor }.into());
+    }
+    if number > head.revision.number {
+        let message = format!("there is no revision {number} yet: the newest is {}", head.revision.number);
+        return Err(Error::Rejected(message).into());
+    }
+    let mut statement = connection.prepare_cached(
+        "SELECT number, previous_hash, hash, digest, unix_ms, changes FROM log WHERE of_documents = 1 AND number <= ?1
+         ORDER BY number",
+    )?;
+    let mut documents = BTreeMap::new();
+    let mut rows = statement.query([signed(number)?])?;
+    while let Some(row) = rows.next()? {
+        let CommitRow { number: revision, changes, .. } = whole(commit_row(row)?.0)?;
+        for change in changes {
+            match change {
+                Change::Document(row) => {
+                    documents.insert(row.key.clone(), StoredDocument { row, revision });
+                }
+                Change::DocumentRemoved(key) => {
+                    documents.remove(&key);
+                }
+                Change::Revocation(_) => {}
+            }
+        }
+    }
+    let revision = Revision { number, ..head.revision };
+    Ok(Documents { revision, documents: documents.into_values().collect() })
+}
+
+/// A row of the log, if its hash is that of its changes.
+fn whole(commit: CommitRow) -> Result<CommitRow, Fault> {
+    let before = commit.number.checked_sub(1).ok_or_else(|| corrupt("revision 0 stands in the change log".to_owned()))?;
+    let previous_hash = commit.previous_hash;
+    commit.verify_after(before, &previous_hash)?;
+    Ok(commit)
+}
+
+fn act(connection: &Connection, number: u64) -> Result<Option<ActRow>, Fault> {
+    let mut statement = connection.prepare_cached("SELECT act FROM acts WHERE number = ?1")?;
+    let text: Option<String> = statement.query_one([signed(number)?], |row| row.get(0)).optional()?;
+    let parse = |text: String| {
+        serde_json::from_str(&text)
+            .map_err(|error| corrupt(format!("the act of revision {number} cannot be understood: {error}")))
+    };
+    text.map(parse).transpose()
+}

@@ -1,0 +1,90 @@
+//! The tables of a SQLite store, version by version: a new file is made by the same steps that bring an old one up.
+//!
+//! A step that was released never changes; what comes next is a new step. Look next at `super::open`, which takes them.
+
+use rusqlite::Connection;
+
+use super::open::Fault;
+use crate::model::records::Change;
+use crate::store::Error;
+
+/// The version that this program writes: the number of steps.
+pub(super) const SCHEMA_VERSION: i64 = 2;
+
+const VERSION_1: &str = "
+CREATE TABLE meta (
+    id INTEGER PRIMARY KEY CHECK (id = 1), history TEXT NOT NULL, made_unix_ms INTEGER NOT NULL,
+    iat_skew_s INTEGER NOT NULL, freshness_bound_ms INTEGER NOT NULL
+) STRICT;
+CREATE TABLE head (
+    id INTEGER PRIMARY KEY CHECK (id = 1), number INTEGER NOT NULL, hash BLOB NOT NULL, digest TEXT NOT NULL,
+    floor INTEGER NOT NULL, revocations INTEGER NOT NULL, documents_number INTEGER NOT NULL, jtis_forgotten_unix_s INTEGER, spent_forgotten_unix_s INTEGER
+) STRICT;
+CREATE TABLE documents (
+    kind TEXT NOT NULL, id TEXT NOT NULL, json TEXT NOT NULL, path TEXT NOT NULL, line INTEGER NOT NULL,
+    origin TEXT NOT NULL CHECK (origin IN ('folder', 'api')), revision INTEGER NOT NULL, PRIMARY KEY (kind, id)
+) STRICT;
+CREATE TABLE revocations (
+    target TEXT PRIMARY KEY, dead INTEGER NOT NULL, suspended INTEGER NOT NULL, watermark_unix_s INTEGER,
+    expires_at_unix_s INTEGER, reason TEXT NOT NULL, revision INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+CREATE INDEX revocations_by_revision ON revocations (revision);
+CREATE TABLE log (
+    number INTEGER PRIMARY KEY, previous_hash BLOB NOT NULL, hash BLOB NOT NULL, digest TEXT NOT NULL,
+    unix_ms INTEGER NOT NULL, changes BLOB NOT NULL
+) STRICT;
+CREATE TABLE acts (number INTEGER PRIMARY KEY, unix_ms INTEGER NOT NULL, act TEXT NOT NULL) STRICT;
+CREATE TABLE act_jtis (jti TEXT PRIMARY KEY, expires_at_unix_s INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE INDEX act_jtis_by_expiry ON act_jtis (expires_at_unix_s);
+CREATE TABLE spent (key BLOB PRIMARY KEY, expires_at_unix_s INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE INDEX spent_by_expiry ON spent (expires_at_unix_s);
+";
+
+/// Approvals; and which rows of the log change documents, so that a history of policy need not read every revocation.
+const VERSION_2: &str = "
+CREATE TABLE approvals (
+    digest TEXT PRIMARY KEY, leaf TEXT NOT NULL, waiting INTEGER NOT NULL, asked_unix_ms INTEGER NOT NULL,
+    expires_unix_ms INTEGER NOT NULL, forget_unix_ms INTEGER NOT NULL, approval TEXT NOT NULL
+) STRICT;
+CREATE INDEX approvals_by_asking ON approvals (asked_unix_ms, digest);
+CREATE INDEX approvals_by_forgetting ON approvals (forget_unix_ms);
+CREATE INDEX approvals_waiting ON approvals (leaf, expires_unix_ms) WHERE waiting = 1;
+ALTER TABLE log ADD COLUMN of_documents INTEGER NOT NULL DEFAULT 0;
+CREATE INDEX log_of_documents ON log (number) WHERE of_documents = 1;
+";
+
+/// Brings the tables from a version, 0 for none, to [`SCHEMA_VERSION`]; within the caller's transaction.
+pub(super) fn upgrade(connection: &Connection, from: i64) -> Result<(), Fault> {
+    if from < 1 {
+        connection.execute_batch(VERSION_1)?;
+    }
+    if from < 2 {
+        connection.execute_batch(VERSION_2)?;
+        mark_documents(connection)?;
+    }
+    connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
+    Ok(())
+}
+
+/// Marks the rows of the log that change a document.
+fn mark_documents(connection: &Connection) -> Result<(), Fault> {
+    // Most rows are revocations: SQLite finds those that can be meant, and they alone are read.
+    let mut statement =
+        connection.prepare("SELECT number, changes FROM log WHERE instr(changes, CAST('\"document' AS BLOB)) > 0")?;
+    let mut mark = connection.prepare("UPDATE log SET of_documents = 1 WHERE number = ?1")?;
+    let mut numbers: Vec<i64> = Vec::new();
+    let mut rows = statement.query(())?;
+    while let Some(row) = rows.next()? {
+        let number: i64 = row.get(0)?;
+        let changes = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
+        let changes: Vec<Change> = serde_json::from_slice(changes)
+            .map_err(|error| Error::Corrupt(format!("revision {number} of the change log cannot be understood: {error}")))?;
+        if changes.iter().any(Change::is_of_document) {
+            numbers.push(number);
+        }
+    }
+    for number in numbers {
+        mark.execute([number])?;
+    }
+    Ok(())
+}

@@ -1,0 +1,424 @@
+//! The part of the suite that is about approvals: one row a call, one use each, whoever races.
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a suite fails by panicking")]
+
+use std::future::Future;
+use std::sync::Arc;
+
+use super::{START_UNIX_S, act, audit, kill, request, write};
+use crate::model::approval::{
+    ApprovalCall, ApprovalFilter, ApprovalRow, ApprovalState, AskApproval, AskOutcome, Lack, OwnUse, UseApprovals, UseOutcome,
+};
+use crate::model::decision::ApprovalNeed;
+use crate::model::limits::{APPROVAL_ARGUMENTS_BYTES_MAX, APPROVAL_KEPT_MS, APPROVAL_REPEAT_MS, APPROVALS_WAITING_MAX};
+use crate::model::reason::Layer;
+use crate::model::records::Write;
+use crate::model::time::ManualClock;
+use crate::store::{CommitRequest, Error, Store};
+
+const START_UNIX_MS: i64 = START_UNIX_S * 1000;
+/// From asking to use of [`need`].
+const EXPIRES_IN_MS: i64 = 600_000;
+
+/// Runs every case on a new store each.
+pub(super) async fn conformance<F: Future<Output = (Arc<dyn Store>, Arc<ManualClock>)>>(new: &impl Fn() -> F) {
+    let (store, clock) = new().await;
+    asking_again_changes_nothing(&*store, &clock).await;
+    an_answer_is_a_revision_without_changes(&*new().await.0).await;
+    a_refused_answer_writes_nothing(&*new().await.0).await;
+    every_layer_needs_its_approval(&*new().await.0).await;
+    let (store, clock) = new().await;
+    an_approval_is_used_once(&*store, &clock).await;
+    let (store, clock) = new().await;
+    what_expired_is_asked_anew(&*store, &clock).await;
+    prepared_is_a_use_of_its_own(&*new().await.0).await;
+    all_is_used_or_nothing(&*new().await.0).await;
+    let (store, clock) = new().await;
+    an_agent_has_a_quota(&*store, &clock).await;
+    let (store, clock) = new().await;
+    lists_are_in_the_order_of_asking(&*store, &clock).await;
+    let (store, clock) = new().await;
+    rows_are_forgotten(&*store, &clock).await;
+    what_has_no_bound_is_refused(&*new().await.0).await;
+    one_racer_uses_it(new().await.0).await;
+    one_racer_asks_first(new().await.0).await;
+    an_answer_races_a_use(new).await;
+}
+
+async fn asking_again_changes_nothing(store: &dyn Store, clock: &ManualClock) {
+    let first = asked(store, "1").await;
+    assert_eq!((first.asked_at_unix_ms, first.expires_at_unix_ms()), (START_UNIX_MS, START_UNIX_MS + EXPIRES_IN_MS));
+    assert_eq!((first.call.clone(), first.layers.len()), (call("1"), 1));
+    clock.advance_ms(5_000);
+    assert_eq!(asked(store, "1").await, first, "asking again prolongs nothing");
+    assert_eq!(store.revision().await.unwrap().number, 0, "asking is no revision");
+    let other = asked(store, "2").await;
+    assert_eq!(other.asked_at_unix_ms, START_UNIX_MS + 5_000);
+    // Another layer asks too: its time begins now, the first one's does not begin anew.
+    let both = AskApproval { call: call("1"), needs: vec![need(Layer::User, None, "g"), own_need()] };
+    let AskOutcome::Stands(row) = store.ask_approval(both).await.unwrap() else { panic!() };
+    assert_eq!((row.layers.len(), row.expires_at_unix_ms()), (2, first.expires_at_unix_ms()));
+    assert_eq!(row.layers[0], first.layers[0]);
+    assert_eq!(row.layers[1].expires_at_unix_ms, START_UNIX_MS + 5_000 + EXPIRES_IN_MS);
+    audit(store).await;
+}
+
+async fn an_answer_is_a_revision_without_changes(store: &dyn Store) {
+    write(store, vec![kill("t")]).await.unwrap();
+    asked(store, "1").await;
+    asked(store, "2").await;
+    let before = audit(store).await;
+    for (write, digest, expected) in [
+        (approve("1", "olga", "leads"), "1", ApprovalState::Approved),
+        (refuse("2", "olga", "leads"), "2", ApprovalState::Refused),
+    ] {
+        let signed = CommitRequest { act: Some(act(&[digest], 60)), ..request(vec![write]) };
+        let number = store.revision().await.unwrap().number + 1;
+        let done = store.commit(signed.clone()).await.unwrap();
+        assert_eq!((done.revision.number, done.changes), (number, vec![]));
+        assert_eq!(store.changes(number - 1).await.unwrap().commits[0].changes, []);
+        assert_eq!(row(store, digest).await.state(START_UNIX_MS), expected);
+        assert_eq!(store.commit(signed).await, Err(Error::ActReplayed { jti: digest.into() }));
+    }
+    let after = audit(store).await;
+    assert_eq!((after.digest, after.revocations), (before.digest, before.revocations), "no snapshot holds an approval");
+    assert_eq!(row(store, "1").await.layers[0].approved_by.as_deref(), Some("olga"));
+    assert_eq!(row(store, "2").await.refused_by.as_deref(), Some("olga"));
+    assert_eq!(store.history(10).await.unwrap(), []);
+}
+
+async fn a_refused_answer_writes_nothing(store: &dyn Store) {
+    asked(store, "1").await;
+    asked(store, "2").await;
+    let before = (audit(store).await, row(store, "1").await, row(store, "2").await);
+    for bad in [approve("3", "olga", "leads"), approve("2", "olga", "others"), refuse("2", "olga", "others"), kill("")] {
+        let writes = vec![approve("1", "olga", "leads"), bad.clone()];
+        let refused = store.commit(CommitRequest { act: Some(act(&["j"], 60)), ..request(writes) }).await;
+        assert!(matches!(refused, Err(Error::Rejected(_))), "{bad:?}: {refused:?}");
+        assert_eq!((audit(store).await, row(store, "1").await, row(store, "2").await), before);
+    }
+    let good = CommitRequest { act: Some(act(&["j"], 60)), ..request(vec![approve("1", "olga", "leads")]) };
+    store.commit(good).await.unwrap();
+    for again in [approve("1", "olga", "leads"), approve("1", "otto", "leads")] {
+        let refused = write(store, vec![again]).await;
+        assert!(matches!(refused, Err(Error::Rejected(_))), "{refused:?}");
+    }
+    write(store, vec![refuse("1", "otto", "leads")]).await.unwrap();
+    assert_eq!(use_own(store, "1", "d", None).await, lacking(Lack::Refused), "what was approved can be refused until it is used");
+}
+
+async fn every_layer_needs_its_approval(store: &dyn Store) {
+    let needs = vec![need(Layer::User, None, "payers"), own_need()];
+    store.ask_approval(AskApproval { call: call("1"), needs: needs.clone() }).await.unwrap();
+    let use_it = async || store.use_approvals(uses("1", needs.clone(), "d", None)).await.unwrap();
+    assert_eq!(use_it().await, lacking(Lack::Waiting));
+    write(store, vec![approve("1", "olga", "leads")]).await.unwrap();
+    assert_eq!(row(store, "1").await.state(START_UNIX_MS), ApprovalState::Waiting);
+    assert_eq!(use_it().await, lacking(Lack::Waiting));
+    write(store, vec![approve("1", "pia", "payers")]).await.unwrap();
+    // What a layer asks now and did not ask then was not approved.
+    let check = async |need: ApprovalNeed| {
+        let outcome = store.use_approvals(uses("1", vec![need], "d", None)).await.unwrap();
+        assert_eq!(outcome, lacking(Lack::Waiting));
+    };
+    check(need(Layer::Application, None, "leads")).await;
+    check(need(Layer::Agent, Some(1), "leads")).await;
+    check(need(Layer::Agent, Some(0), "bosses")).await;
+    check(ApprovalNeed { expires_in_ms: 1_000, ..own_need() }).await;
+    assert_eq!(use_it().await, UseOutcome::Used);
+    assert_eq!(use_it().await, lacking(Lack::Used));
+}
+
+async fn an_approval_is_used_once(store: &dyn Store, clock: &ManualClock) {
+    assert_eq!(use_own(store, "1", "d1", None).await, lacking(Lack::Missing));
+    asked(store, "1").await;
+    assert_eq!(use_own(store, "1", "d1", None).await, lacking(Lack::Waiting));
+    write(store, vec![approve("1", "olga", "leads")]).await.unwrap();
+    assert_eq!(use_own(store, "1", "d1", Some("f")).await, UseOutcome::Used);
+    assert_eq!(row(store, "1").await.state(START_UNIX_MS), ApprovalState::Used);
+    // The very same request gets its answer again for a while, no other one does.
+    let again = UseOutcome::Repeated { decision_id: "d1".into() };
+    assert_eq!(use_own(store, "1", "d2", Some("f")).await, again);
+    for other in [None, Some("g")] {
+        assert_eq!(use_own(store, "1", "d3", other).await, lacking(Lack::Used));
+    }
+    clock.advance_ms(APPROVAL_REPEAT_MS - 1);
+    assert_eq!(use_own(store, "1", "d2", Some("f")).await, again);
+    clock.advance_ms(1);
+    assert_eq!(use_own(store, "1", "d2", Some("f")).await, lacking(Lack::Used));
+    // Neither asking nor an operator brings it back before its time is over.
+    assert!(asked(store, "1").await.used.is_some());
+    for late in [approve("1", "olga", "leads"), refuse("1", "olga", "leads")] {
+        let refused = write(store, vec![late]).await;
+        assert!(matches!(refused, Err(Error::Rejected(_))), "{refused:?}");
+    }
+    clock.advance_ms(EXPIRES_IN_MS - APPROVAL_REPEAT_MS - 1);
+    assert_eq!(use_own(store, "1", "d2", None).await, lacking(Lack::Used));
+    clock.advance_ms(1);
+    assert_eq!(use_own(store, "1", "d2", None).await, lacking(Lack::Expired));
+    let anew = asked(store, "1").await;
+    assert_eq!((anew.state(START_UNIX_MS), anew.asked_at_unix_ms), (ApprovalState::Waiting, START_UNIX_MS + EXPIRES_IN_MS));
+    assert_eq!(use_own(store, "1", "d2", Some("f")).await, lacking(Lack::Waiting));
+}
+
+async fn what_expired_is_asked_anew(store: &dyn Store, clock: &ManualClock) {
+    asked(store, "1").await;
+    asked(store, "2").await;
+    clock.advance_ms(EXPIRES_IN_MS - 1);
+    write(store, vec![approve("1", "olga", "leads")]).await.unwrap();
+    clock.advance_ms(1);
+    assert_eq!(use_own(store, "1", "d", None).await, lacking(Lack::Expired), "the time runs from asking to use");
+    for late in [approve("2", "olga", "leads"), refuse("2", "olga", "leads")] {
+        let refused = write(store, vec![late]).await;
+        assert!(matches!(refused, Err(Error::Rejected(_))), "{refused:?}");
+    }
+    for digest in ["1", "2"] {
+        let anew = asked(store, digest).await;
+        assert_eq!((anew.asked_at_unix_ms, anew.is_approved()), (START_UNIX_MS + EXPIRES_IN_MS, false));
+        assert_eq!(use_own(store, digest, "d", None).await, lacking(Lack::Waiting));
+    }
+}
+
+async fn prepared_is_a_use_of_its_own(store: &dyn Store) {
+    let use_prepared = async |fingerprint: Option<&str>| {
+        let request = UseApprovals {
+            own: None,
+            prepared: vec![digest("1")],
+            decision_id: "e".into(),
+            fingerprint: fingerprint.map(str::to_owned),
+        };
+        store.use_approvals(request).await.unwrap()
+    };
+    let lacking = |lack| UseOutcome::Lacking { prepared: Some(0), lack };
+    assert_eq!(use_prepared(None).await, lacking(Lack::Missing));
+    asked(store, "1").await;
+    assert_eq!(use_prepared(None).await, lacking(Lack::Waiting));
+    write(store, vec![approve("1", "olga", "leads")]).await.unwrap();
+    assert_eq!(use_own(store, "1", "d", None).await, UseOutcome::Used);
+    assert_eq!(use_prepared(Some("f")).await, UseOutcome::Used, "the call itself is the other use");
+    assert_eq!(use_prepared(Some("f")).await, UseOutcome::Repeated { decision_id: "e".into() });
+    assert_eq!(use_prepared(None).await, lacking(Lack::Used));
+    asked(store, "2").await;
+    write(store, vec![refuse("2", "olga", "leads")]).await.unwrap();
+    let request = UseApprovals { own: None, prepared: vec![digest("2")], decision_id: "e".into(), fingerprint: None };
+    assert_eq!(store.use_approvals(request).await.unwrap(), lacking(Lack::Refused));
+}
+
+async fn all_is_used_or_nothing(store: &dyn Store) {
+    for name in ["1", "2", "3"] {
+        asked(store, name).await;
+    }
+    write(store, vec![approve("1", "olga", "leads"), approve("2", "olga", "leads")]).await.unwrap();
+    let use_all = async |prepared: &[&str]| {
+        let prepared = prepared.iter().map(|name| digest(name)).collect();
+        store.use_approvals(UseApprovals { prepared, ..uses("1", vec![own_need()], "d", None) }).await.unwrap()
+    };
+    assert_eq!(use_all(&["2", "3"]).await, UseOutcome::Lacking { prepared: Some(1), lack: Lack::Waiting });
+    assert!(row(store, "1").await.used.is_none() && row(store, "2").await.used_prepared.is_none());
+    // One approval may be both at once: both of its uses are made.
+    assert_eq!(use_all(&["2", "1", "2"]).await, UseOutcome::Used);
+    let first = row(store, "1").await;
+    assert!(first.used.is_some() && first.used_prepared.is_some() && row(store, "2").await.used_prepared.is_some());
+    assert_eq!(use_all(&[]).await, lacking(Lack::Used));
+}
+
+async fn an_agent_has_a_quota(store: &dyn Store, clock: &ManualClock) {
+    for number in 0..APPROVALS_WAITING_MAX {
+        asked(store, &format!("{number}")).await;
+    }
+    let over = AskApproval { call: call("over"), needs: vec![own_need()] };
+    assert_eq!(store.ask_approval(over.clone()).await, Ok(AskOutcome::OverQuota));
+    assert_eq!(store.approvals(ApprovalFilter::Waiting, 1).await.unwrap().total, APPROVALS_WAITING_MAX, "nothing was stored");
+    asked(store, "7").await;
+    let mut other = over.clone();
+    (other.call.agents, other.call.digest) = (vec!["spiffe://t/leaf".into(), "spiffe://t/other".into()], digest("other"));
+    assert!(matches!(store.ask_approval(other).await, Ok(AskOutcome::Stands(_))), "each leaf agent has its own");
+    write(store, vec![approve("7", "olga", "leads")]).await.unwrap();
+    assert!(matches!(store.ask_approval(over.clone()).await, Ok(AskOutcome::Stands(_))), "what is approved waits no longer");
+    let mut more = over;
+    more.call.digest = digest("more");
+    assert_eq!(store.ask_approval(more.clone()).await, Ok(AskOutcome::OverQuota));
+    clock.advance_ms(EXPIRES_IN_MS);
+    assert!(matches!(store.ask_approval(more).await, Ok(AskOutcome::Stands(_))), "nor does what expired");
+}
+
+async fn lists_are_in_the_order_of_asking(store: &dyn Store, clock: &ManualClock) {
+    for name in ["b", "a", "c", "d"] {
+        asked(store, name).await;
+        clock.advance_ms(1_000);
+    }
+    write(store, vec![approve("a", "olga", "leads"), refuse("d", "olga", "leads")]).await.unwrap();
+    let check = async |filter: ApprovalFilter, limit: usize, expected: &[&str], total: u64| {
+        let list = store.approvals(filter, limit).await.unwrap();
+        let digests: Vec<String> = list.rows.into_iter().map(|row| row.call.digest).collect();
+        assert_eq!((digests, list.total), (expected.iter().map(|name| digest(name)).collect(), total));
+    };
+    check(ApprovalFilter::Waiting, 10, &["b", "c"], 2).await;
+    check(ApprovalFilter::Waiting, 1, &["b"], 2).await;
+    check(ApprovalFilter::All, usize::MAX, &["b", "a", "c", "d"], 4).await;
+    check(ApprovalFilter::Digest(digest("a")), 1, &["a"], 1).await;
+    check(ApprovalFilter::Digest(digest("e")), 1, &[], 0).await;
+    assert_eq!(store.approvals(ApprovalFilter::All, 1).await.unwrap().unix_ms, START_UNIX_MS + 4_000);
+    clock.advance_ms(EXPIRES_IN_MS - 4_000);
+    check(ApprovalFilter::Waiting, 10, &["c"], 1).await;
+}
+
+async fn rows_are_forgotten(store: &dyn Store, clock: &ManualClock) {
+    for number in 0..80 {
+        asked(store, &format!("{number}")).await;
+    }
+    write(store, vec![approve("0", "olga", "leads"), refuse("1", "olga", "leads")]).await.unwrap();
+    assert_eq!(use_own(store, "0", "d", None).await, UseOutcome::Used);
+    clock.advance_ms(EXPIRES_IN_MS);
+    for name in ["x", "y", "z"] {
+        asked(store, name).await;
+    }
+    let left = store.approvals(ApprovalFilter::All, 100).await.unwrap();
+    let touched = [digest("0"), digest("1")];
+    assert!(touched.iter().all(|digest| left.rows.iter().any(|row| row.call.digest == *digest)), "kept a while longer");
+    assert_eq!(left.total, 5, "every asking forgets more than it adds");
+    clock.advance_ms(APPROVAL_KEPT_MS);
+    asked(store, "last").await;
+    assert_eq!(store.approvals(ApprovalFilter::All, 100).await.unwrap().total, 1);
+}
+
+async fn what_has_no_bound_is_refused(store: &dyn Store) {
+    let check = async |change: fn(&mut AskApproval), good: bool| {
+        let mut request = AskApproval { call: call("1"), needs: vec![own_need()] };
+        change(&mut request);
+        let outcome = store.ask_approval(request).await;
+        assert_eq!(outcome.is_ok(), good, "{outcome:?}");
+        assert!(good || matches!(outcome, Err(Error::Rejected(_))));
+    };
+    check(|_| {}, true).await;
+    check(|ask| ask.call.arguments_json = "x".repeat(APPROVAL_ARGUMENTS_BYTES_MAX), true).await;
+    check(|ask| ask.call.arguments_json = "x".repeat(APPROVAL_ARGUMENTS_BYTES_MAX + 1), false).await;
+    check(|ask| ask.call.digest = "short".into(), false).await;
+    check(|ask| ask.call.digest = digest("1").to_uppercase(), false).await;
+    check(|ask| ask.call.agents.clear(), false).await;
+    check(|ask| ask.needs.clear(), false).await;
+    check(|ask| ask.needs = vec![own_need(); 33], false).await;
+    check(|ask| ask.call.subject = "x".repeat(9_000), false).await;
+    let nothing = UseApprovals { own: None, prepared: vec![], decision_id: "d".into(), fingerprint: None };
+    for bad in [nothing.clone(), UseApprovals { prepared: vec!["short".into()], ..nothing.clone() }] {
+        let outcome = store.use_approvals(bad).await;
+        assert!(matches!(outcome, Err(Error::Rejected(_))), "{outcome:?}");
+    }
+    let many = UseApprovals { prepared: vec![digest("1"); 33], ..nothing };
+    assert!(matches!(store.use_approvals(many).await, Err(Error::Rejected(_))));
+    let long = write(store, vec![approve("1", &"x".repeat(9_000), "leads")]).await;
+    assert!(matches!(long, Err(Error::Rejected(_))), "{long:?}");
+}
+
+async fn one_racer_uses_it(store: Arc<dyn Store>) {
+    for round in 0..20 {
+        let name = format!("{round}");
+        asked(&*store, &name).await;
+        write(&*store, vec![approve(&name, "olga", "leads")]).await.unwrap();
+        let racers: Vec<_> = (0..8)
+            .map(|racer| {
+                let (store, name) = (Arc::clone(&store), name.clone());
+                tokio::spawn(async move { use_own(&*store, &name, &format!("d{racer}"), Some(&format!("f{racer}"))).await })
+            })
+            .collect();
+        let mut won = 0;
+        for racer in racers {
+            match racer.await.unwrap() {
+                UseOutcome::Used => won += 1,
+                outcome => assert_eq!(outcome, lacking(Lack::Used)),
+            }
+        }
+        assert_eq!(won, 1);
+    }
+}
+
+async fn one_racer_asks_first(store: Arc<dyn Store>) {
+    let racers: Vec<_> = (0..32)
+        .map(|racer| {
+            let store = Arc::clone(&store);
+            tokio::spawn(async move { asked(&*store, &format!("{}", racer % 4)).await })
+        })
+        .collect();
+    for racer in racers {
+        racer.await.unwrap();
+    }
+    assert_eq!(store.approvals(ApprovalFilter::All, 100).await.unwrap().total, 4, "one row for each call");
+}
+
+/// A refusal that was acknowledged is never followed by a use, nor a use by a refusal.
+async fn an_answer_races_a_use<F: Future<Output = (Arc<dyn Store>, Arc<ManualClock>)>>(new: &impl Fn() -> F) {
+    let (store, _) = new().await;
+    for round in 0..20 {
+        let name = format!("{round}");
+        asked(&*store, &name).await;
+        write(&*store, vec![approve(&name, "olga", "leads")]).await.unwrap();
+        let (no, used) = tokio::join!(write(&*store, vec![refuse(&name, "otto", "leads")]), use_own(&*store, &name, "d", None));
+        match used {
+            UseOutcome::Used => assert!(matches!(no, Err(Error::Rejected(_))), "{no:?}"),
+            outcome => assert_eq!((outcome, no.is_ok()), (lacking(Lack::Refused), true)),
+        }
+    }
+}
+
+async fn asked(store: &dyn Store, name: &str) -> ApprovalRow {
+    match store.ask_approval(AskApproval { call: call(name), needs: vec![own_need()] }).await.unwrap() {
+        AskOutcome::Stands(row) => *row,
+        AskOutcome::OverQuota => panic!("over the quota"),
+    }
+}
+
+async fn row(store: &dyn Store, name: &str) -> ApprovalRow {
+    store.approvals(ApprovalFilter::Digest(digest(name)), 1).await.unwrap().rows.pop().unwrap()
+}
+
+async fn use_own(store: &dyn Store, name: &str, decision_id: &str, fingerprint: Option<&str>) -> UseOutcome {
+    store.use_approvals(uses(name, vec![own_need()], decision_id, fingerprint)).await.unwrap()
+}
+
+fn uses(name: &str, needs: Vec<ApprovalNeed>, decision_id: &str, fingerprint: Option<&str>) -> UseApprovals {
+    UseApprovals {
+        own: Some(OwnUse { digest: digest(name), needs }),
+        prepared: vec![],
+        decision_id: decision_id.into(),
+        fingerprint: fingerprint.map(str::to_owned),
+    }
+}
+
+fn lacking(lack: Lack) -> UseOutcome {
+    UseOutcome::Lacking { prepared: None, lack }
+}
+
+fn own_need() -> ApprovalNeed {
+    need(Layer::Agent, Some(0), "leads")
+}
+
+fn need(layer: Layer, hop: Option<usize>, by: &str) -> ApprovalNeed {
+    ApprovalNeed { layer, hop, by: vec![by.into()], expires_in_ms: EXPIRES_IN_MS as u64 }
+}
+
+fn approve(name: &str, operator: &str, group: &str) -> Write {
+    Write::Approve { digest: digest(name), operator: operator.into(), groups: vec!["x".into(), group.into()] }
+}
+
+fn refuse(name: &str, operator: &str, group: &str) -> Write {
+    Write::Refuse { digest: digest(name), operator: operator.into(), groups: vec![group.into()] }
+}
+
+fn call(name: &str) -> ApprovalCall {
+    ApprovalCall {
+        digest: digest(name),
+        issuer: "https://i".into(),
+        subject: "ana".into(),
+        application: "p".into(),
+        agents: vec!["spiffe://t/root".into(), "spiffe://t/leaf".into()],
+        session: "s".into(),
+        task: "t".into(),
+        tool: "pay/refund".into(),
+        arguments_json: format!("{{\"name\":\"{name}\"}}"),
+    }
+}
+
+/// Some digest of a name.
+fn digest(name: &str) -> String {
+    let hex: String = name.bytes().map(|byte| format!("{byte:02x}")).collect();
+    format!("{hex:a>64}")
+}
