@@ -8,6 +8,7 @@ mod demo;
 mod input;
 mod output;
 mod policy;
+mod progress;
 mod revoke;
 mod serve;
 mod token;

@@ -43,6 +43,14 @@ pub enum Error {
     /// The policy has errors; nothing of it was applied.
     #[error("the policy has {} error(s): nothing was applied", .0.iter().filter(|d| d.is_error()).count())]
     Policy(Vec<Diagnostic>),
+    /// Tests of the policy fail; nothing of it was applied.
+    #[error("{} of {} test(s) of the policy fail: nothing was applied", .failures.len(), .failures.len() + .passed)]
+    Tests {
+        /// What failed, some lines each.
+        failures: Vec<String>,
+        /// How many expected calls came to what was wanted.
+        passed: usize,
+    },
     /// There is no such document.
     #[error("there is no document `{kind} {id}`")]
     NotFound {

@@ -14,6 +14,7 @@ pub mod diagnostic;
 pub mod document;
 mod node;
 pub mod source;
+pub mod testrun;
 mod tools;
 pub mod validate;
 pub mod yaml;

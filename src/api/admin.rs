@@ -93,7 +93,11 @@ impl PolicyService for AdminApi {
                 // Every diagnostic, a line each: a client shows them as `policy check` would.
                 let lines: Vec<String> = diagnostics.iter().map(ToString::to_string).collect();
                 let message = format!("the policy has errors, nothing was applied:\n{}", lines.join("\n"));
-                Err(status(Code::InvalidArgument, "POLICY_INVALID", bounded(message)))
+                Err(status(Code::InvalidArgument, "POLICY_INVALID", bounded(message, "policy check")))
+            }
+            Err(Error::Tests { failures, .. }) => {
+                let message = format!("the policy's tests fail, nothing was applied:\n{}", failures.join("\n"));
+                Err(status(Code::InvalidArgument, "POLICY_TESTS_FAILED", bounded(message, "policy test")))
             }
             Err(error) => Err(error.into()),
         }
@@ -221,12 +225,12 @@ fn target_out(target: &Target) -> wire::RevocationTarget {
 }
 
 /// gRPC carries a status message in a header: keep it well below the usual limit of 16 KiB.
-fn bounded(mut message: String) -> String {
+fn bounded(mut message: String, shows_all: &str) -> String {
     const STATUS_MESSAGE_BYTES_MAX: usize = 3000;
     if message.len() > STATUS_MESSAGE_BYTES_MAX {
         let cut = message.floor_char_boundary(STATUS_MESSAGE_BYTES_MAX);
         message.truncate(cut);
-        message.push_str("\n… (`portcullis policy check` shows all)");
+        message.push_str(&format!("\n… (`portcullis {shows_all}` shows all)"));
     }
     message
 }

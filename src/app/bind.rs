@@ -112,6 +112,11 @@ pub(super) async fn apply_folder(admin: &Admin, folder: &Path, data: &Path) -> R
             let lines: Vec<String> = diagnostics.iter().map(ToString::to_string).collect();
             Error::Configuration(format!("--policies: nothing of `{}` was applied:\n{}", folder.display(), lines.join("\n")))
         }
+        pap::Error::Tests { failures, .. } => Error::Configuration(format!(
+            "--policies: nothing of `{}` was applied, its tests fail:\n{}",
+            folder.display(),
+            failures.join("\n")
+        )),
         other => Error::Configuration(format!("--policies: `{}` was not applied: {other}", folder.display())),
     };
     let history = admin.revision().await.map_err(refused)?.history;

@@ -35,7 +35,8 @@ pub(super) fn refused(status: &Status, target: &str) -> Failure {
     match status.code() {
         Code::Unavailable if status.message().contains("tcp connect") => nobody_at(target),
         Code::Unavailable => Failure::unavailable(status.message()),
-        Code::InvalidArgument if !status.message().starts_with("the policy has errors") => Failure::misuse(status.message()),
+        // A policy that is refused is no misuse of the command.
+        Code::InvalidArgument if !status.message().starts_with("the policy") => Failure::misuse(status.message()),
         Code::Unimplemented => {
             Failure::misuse(format!("the listener at {target} does not serve this call: is it the right port?"))
         }

@@ -1,5 +1,7 @@
 //! `portcullis policy`: checks a folder without a server, or puts it in force.
 
+mod test;
+
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -18,6 +20,8 @@ use crate::policy::validate;
 pub(super) enum PolicyCommand {
     /// Say what is wrong with a folder, with file, line and column; no server needed
     Check(CheckArgs),
+    /// Run the folder's `kind: test` documents; no server needed
+    Test(test::TestArgs),
     /// Make a folder the whole policy, in one commit, or change nothing
     Apply(ApplyArgs),
 }
@@ -44,6 +48,7 @@ pub(super) struct ApplyArgs {
 pub(super) async fn run(command: PolicyCommand, output: &Output) -> Result<(), Failure> {
     match command {
         PolicyCommand::Check(arguments) => check(&arguments.dir, output),
+        PolicyCommand::Test(arguments) => test::run(&arguments, output),
         PolicyCommand::Apply(arguments) => apply(arguments, output).await,
     }
 }
@@ -90,7 +95,7 @@ async fn apply(arguments: ApplyArgs, output: &Output) -> Result<(), Failure> {
         "warnings": warnings,
     }));
     for warning in &answer.warnings {
-        output.warning(&format!("{}:{}:{}: {}", warning.path, warning.line, warning.column, warning.message));
+        output.warning(&wire_diagnostic_text(warning));
     }
     let rows = answer.changes.into_iter().map(|change| vec![change.change, change.kind, change.id]).collect::<Vec<_>>();
     if rows.is_empty() {
@@ -101,6 +106,14 @@ async fn apply(arguments: ApplyArgs, output: &Output) -> Result<(), Failure> {
     let done = if arguments.dry_run { "would be applied on top of revision" } else { "in force at revision" };
     output.line(&format!("{done} {}", answer.revision));
     Ok(())
+}
+
+/// A diagnostic in one line, without its severity.
+fn wire_diagnostic_text(diagnostic: &wire::Diagnostic) -> String {
+    match diagnostic.line {
+        0 => diagnostic.message.clone(),
+        line => format!("{}:{line}:{}: {}", diagnostic.path, diagnostic.column, diagnostic.message),
+    }
 }
 
 fn wire_diagnostic_json(diagnostic: &wire::Diagnostic) -> Value {

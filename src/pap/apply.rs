@@ -7,7 +7,7 @@ use crate::policy::Compiled;
 use crate::policy::Diagnostic;
 use crate::policy::document::{Body, Document, Role};
 use crate::policy::source::{SourceFile, parse};
-use crate::policy::validate;
+use crate::policy::{Severity, testrun, validate};
 
 /// What applying did, or would do.
 #[derive(Clone, Debug)]
@@ -50,13 +50,14 @@ impl Admin {
     /// Replaces the whole policy by these files; documents that were made through the API are left alone.
     ///
     /// # Errors
-    /// [`Error::Policy`] with every diagnostic if there is one error; [`Error::PermissionDenied`] where a second operator is
+    /// [`Error::Policy`] with every diagnostic if there is one error; [`Error::Tests`] if a test of the folder fails;
+    /// [`Error::PermissionDenied`] where a second operator is
     /// needed; as the store fails, or if somebody changed the policy meanwhile.
     pub async fn apply(&self, by: &Authorized, files: Vec<SourceFile>, dry_run: bool) -> Result<ApplyOutcome, Error> {
         // One at a time, off the runtime that serves the kill switch; what another server applies meanwhile is a conflict.
         let _one = self.applying.lock().await;
         let read = aside(move || read(&files)).await?.map_err(Error::Policy);
-        let (documents, warnings) = self.or_record_refused(by, read)?;
+        let (documents, mut warnings) = self.or_record_refused(by, read)?;
         let stored = self.store.documents(None).await?;
         let revision = stored.revision;
         let mut left = keyed(stored.documents);
@@ -85,8 +86,7 @@ impl Admin {
             writes.push(Write::RemoveDocument(key));
         }
         let fits = aside(move || whole(documents, &kept)).await?;
-        let fits = fits.map_err(Error::Policy).and_then(|all| still_administered(&all));
-        self.or_record_refused(by, fits)?;
+        warnings.extend(self.or_record_refused(by, fits)?);
         changes.sort_by(|a, b| (a.change != "removed", &a.key).cmp(&(b.change != "removed", &b.key)));
 
         if dry_run {
@@ -125,11 +125,19 @@ fn read(files: &[SourceFile]) -> Result<(Vec<Document>, Vec<Diagnostic>), Vec<Di
     if diagnostics.iter().any(Diagnostic::is_error) { Err(diagnostics) } else { Ok((parsed.documents, diagnostics)) }
 }
 
-/// The folder together with what stays of the store; it must still be a policy.
-fn whole(mut documents: Vec<Document>, kept: &[DocumentRow]) -> Result<Vec<Document>, Vec<Diagnostic>> {
+/// The folder together with what stays of the store: it must still be a policy that somebody administers, and pass its own tests.
+/// What is worth a warning is returned.
+fn whole(mut documents: Vec<Document>, kept: &[DocumentRow]) -> Result<Option<Diagnostic>, Error> {
     documents.extend(kept.iter().filter_map(|row| Document::from_row(row).ok()));
-    Compiled::compile(&documents)?;
-    Ok(documents)
+    let policy = Compiled::compile(&documents).map_err(Error::Policy)?;
+    still_administered(&documents)?;
+    let report = testrun::run(&documents, &policy);
+    if !report.failures.is_empty() {
+        let failures = report.failures.iter().map(ToString::to_string).collect();
+        return Err(Error::Tests { failures, passed: report.passed });
+    }
+    let message = "the folder has no tests: say in `kind: test` documents what must be permitted and what must not";
+    Ok((report.tests == 0).then(|| Diagnostic::of_folder(Severity::Warning, message)))
 }
 
 fn administers(document: &Document) -> bool {
