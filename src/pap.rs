@@ -6,12 +6,16 @@
 
 mod apply;
 mod authorize;
+mod diff;
+mod history;
 mod revoke;
 
 use std::sync::{Arc, Mutex};
 
-pub use apply::{ApplyOutcome, DocumentChange};
+pub use apply::ApplyOutcome;
 pub use authorize::{Authorized, Method};
+pub use diff::{DiffOutcome, PAIRS_LISTED_MAX};
+pub use history::{HISTORY_LISTED_DEFAULT, PolicyRevision};
 pub use revoke::RevokeRequest;
 
 use crate::audit::{Act, Recorder};
@@ -20,6 +24,7 @@ use crate::model::revision::Revision;
 use crate::model::time::Clock;
 pub use crate::policy::diagnostic::Diagnostic as DiagnosticText;
 use crate::policy::diagnostic::Diagnostic;
+pub use crate::policy::diff::{DocumentChange, PairChange};
 pub use crate::policy::source::SourceFile as PolicyFile;
 use crate::store::{self, CommitRequest, Committed, Store, StoredDocument};
 

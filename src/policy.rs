@@ -11,6 +11,7 @@ mod bits;
 pub mod compile;
 pub mod condition;
 pub mod diagnostic;
+pub mod diff;
 pub mod document;
 mod node;
 pub mod source;

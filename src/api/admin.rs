@@ -10,9 +10,11 @@ use super::r#gen::policy_service_server::PolicyService;
 use super::r#gen::revocation_service_server::RevocationService;
 use super::status::{invalid, status};
 use crate::model::limits::{POLICY_BYTES_MAX, POLICY_FILE_BYTES_MAX, POLICY_FILES_MAX};
-use crate::model::records::{Meaning, RevocationRow, Target};
+use crate::model::records::{DocumentKey, Meaning, RevocationRow, Target};
 use crate::model::revision::{HistoryId, Revision};
-use crate::pap::{Admin, ApplyOutcome, Authorized, DiagnosticText, Error, PolicyFile, RevokeRequest};
+use crate::pap::{
+    Admin, ApplyOutcome, Authorized, DiagnosticText, DocumentChange, Error, HISTORY_LISTED_DEFAULT, PolicyFile, RevokeRequest,
+};
 
 /// The administration services over one [`Admin`].
 #[derive(Clone)]
@@ -87,20 +89,8 @@ impl PolicyService for AdminApi {
         let by = authorized(&request)?;
         let request = request.into_inner();
         let files = files_in(request.files)?;
-        match self.admin.apply(&by, files, request.dry_run).await {
-            Ok(outcome) => Ok(Response::new(apply_out(outcome))),
-            Err(Error::Policy(diagnostics)) => {
-                // Every diagnostic, a line each: a client shows them as `policy check` would.
-                let lines: Vec<String> = diagnostics.iter().map(ToString::to_string).collect();
-                let message = format!("the policy has errors, nothing was applied:\n{}", lines.join("\n"));
-                Err(status(Code::InvalidArgument, "POLICY_INVALID", bounded(message, "policy check")))
-            }
-            Err(Error::Tests { failures, .. }) => {
-                let message = format!("the policy's tests fail, nothing was applied:\n{}", failures.join("\n"));
-                Err(status(Code::InvalidArgument, "POLICY_TESTS_FAILED", bounded(message, "policy test")))
-            }
-            Err(error) => Err(error.into()),
-        }
+        let outcome = self.admin.apply(&by, files, request.dry_run).await.map_err(refused_policy)?;
+        Ok(Response::new(apply_out(outcome)))
     }
 
     async fn check(&self, request: Request<wire::CheckPolicyRequest>) -> Result<Response<wire::CheckPolicyResponse>, Status> {
@@ -121,26 +111,59 @@ impl PolicyService for AdminApi {
         let by = authorized(&request)?;
         let kind = request.into_inner().kind;
         let keys = self.admin.documents(&by, Some(kind.as_str()).filter(|kind| !kind.is_empty())).await?;
-        let documents = keys.into_iter().map(|key| wire::DocumentId { kind: key.kind, id: key.id }).collect();
+        let documents = keys.into_iter().map(key_out).collect();
         Ok(Response::new(wire::ListDocumentsResponse { documents }))
     }
 
-    async fn diff(&self, _request: Request<wire::DiffPolicyRequest>) -> Result<Response<wire::DiffPolicyResponse>, Status> {
-        Err(Status::unimplemented("not served yet"))
+    async fn diff(&self, request: Request<wire::DiffPolicyRequest>) -> Result<Response<wire::DiffPolicyResponse>, Status> {
+        let by = authorized(&request)?;
+        let files = files_in(request.into_inner().files)?;
+        let outcome = self.admin.diff(&by, files).await.map_err(refused_policy)?;
+        let pairs = outcome.pairs.listed.iter().map(|pair| wire::PairChange {
+            agent: pair.agent.to_string(),
+            tool: pair.tool.to_string(),
+            before: pair.before.to_string(),
+            after: pair.after.to_string(),
+            direction: pair.direction.as_str().to_owned(),
+        });
+        Ok(Response::new(wire::DiffPolicyResponse {
+            revision: outcome.revision.to_string(),
+            pairs: pairs.collect(),
+            pairs_total: outcome.pairs.total,
+            documents: outcome.documents.into_iter().map(change_out).collect(),
+            warnings: outcome.warnings.iter().map(diagnostic_out).collect(),
+        }))
     }
 
     async fn history(
         &self,
-        _request: Request<wire::PolicyHistoryRequest>,
+        request: Request<wire::PolicyHistoryRequest>,
     ) -> Result<Response<wire::PolicyHistoryResponse>, Status> {
-        Err(Status::unimplemented("not served yet"))
+        let by = authorized(&request)?;
+        let limit = match request.into_inner().limit {
+            0 => HISTORY_LISTED_DEFAULT,
+            limit => limit as usize,
+        };
+        let revisions = self.admin.policy_history(&by, limit).await?.into_iter().map(|revision| wire::PolicyRevision {
+            revision: revision.revision.to_string(),
+            committed_at_unix_ms: revision.unix_ms,
+            operators: revision.operators,
+            method: revision.method,
+            account: revision.account,
+            put: revision.put.into_iter().map(key_out).collect(),
+            removed: revision.removed.into_iter().map(key_out).collect(),
+        });
+        Ok(Response::new(wire::PolicyHistoryResponse { revisions: revisions.collect() }))
     }
 
     async fn rollback(
         &self,
-        _request: Request<wire::RollbackPolicyRequest>,
+        request: Request<wire::RollbackPolicyRequest>,
     ) -> Result<Response<wire::ApplyPolicyResponse>, Status> {
-        Err(Status::unimplemented("not served yet"))
+        let by = authorized(&request)?;
+        let request = request.into_inner();
+        let outcome = self.admin.rollback(&by, &request.revision, request.dry_run).await.map_err(refused_policy)?;
+        Ok(Response::new(apply_out(outcome)))
     }
 
     async fn shadow_report(
@@ -186,15 +209,34 @@ fn files_in(files: Vec<wire::PolicyFile>) -> Result<Vec<PolicyFile>, Status> {
 }
 
 fn apply_out(outcome: ApplyOutcome) -> wire::ApplyPolicyResponse {
-    let changes = outcome.changes.into_iter().map(|change| wire::DocumentChange {
-        change: change.change.to_owned(),
-        kind: change.key.kind,
-        id: change.key.id,
-    });
     wire::ApplyPolicyResponse {
         revision: outcome.revision.to_string(),
-        changes: changes.collect(),
+        changes: outcome.changes.into_iter().map(change_out).collect(),
         warnings: outcome.warnings.iter().map(diagnostic_out).collect(),
+    }
+}
+
+fn change_out(change: DocumentChange) -> wire::DocumentChange {
+    wire::DocumentChange { change: change.change.to_owned(), kind: change.key.kind, id: change.key.id }
+}
+
+fn key_out(key: DocumentKey) -> wire::DocumentId {
+    wire::DocumentId { kind: key.kind, id: key.id }
+}
+
+/// Every diagnostic or failed test: a client shows them as `policy check` and `policy test` would.
+fn refused_policy(error: Error) -> Status {
+    match error {
+        Error::Policy(diagnostics) => {
+            let lines: Vec<String> = diagnostics.iter().map(ToString::to_string).collect();
+            let message = format!("the policy has errors, nothing was applied:\n{}", lines.join("\n"));
+            status(Code::InvalidArgument, "POLICY_INVALID", bounded(message, "policy check"))
+        }
+        Error::Tests { failures, .. } => {
+            let message = format!("the policy's tests fail, nothing was applied:\n{}", failures.join("\n"));
+            status(Code::InvalidArgument, "POLICY_TESTS_FAILED", bounded(message, "policy test"))
+        }
+        error => error.into(),
     }
 }
 

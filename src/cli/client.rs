@@ -109,6 +109,35 @@ impl AdminClient {
         self.answer(client.max_decoding_message_size(64 * 1024 * 1024).apply(request).await)
     }
 
+    pub(super) async fn diff(&mut self, message: wire::DiffPolicyRequest) -> Result<wire::DiffPolicyResponse, Failure> {
+        let request = self.signed("/portcullis.v1.PolicyService/Diff", message)?;
+        let client = PolicyServiceClient::new(self.channel.clone());
+        self.answer(client.max_decoding_message_size(64 * 1024 * 1024).diff(request).await)
+    }
+
+    pub(super) async fn history(&mut self, message: wire::PolicyHistoryRequest) -> Result<wire::PolicyHistoryResponse, Failure> {
+        let request = self.signed("/portcullis.v1.PolicyService/History", message)?;
+        let client = PolicyServiceClient::new(self.channel.clone());
+        self.answer(client.max_decoding_message_size(64 * 1024 * 1024).history(request).await)
+    }
+
+    pub(super) async fn rollback(&mut self, message: wire::RollbackPolicyRequest) -> Result<wire::ApplyPolicyResponse, Failure> {
+        let request = self.signed("/portcullis.v1.PolicyService/Rollback", message)?;
+        let client = PolicyServiceClient::new(self.channel.clone());
+        self.answer(client.max_decoding_message_size(64 * 1024 * 1024).rollback(request).await)
+    }
+
+    pub(super) async fn shadow_report(&mut self) -> Result<wire::ShadowReportResponse, Failure> {
+        let request = self.signed("/portcullis.v1.PolicyService/ShadowReport", wire::ShadowReportRequest {})?;
+        let client = PolicyServiceClient::new(self.channel.clone());
+        self.answer(client.max_decoding_message_size(64 * 1024 * 1024).shadow_report(request).await)
+    }
+
+    pub(super) async fn explain(&mut self, message: wire::CheckRequest) -> Result<wire::ExplainResponse, Failure> {
+        let request = self.signed("/portcullis.v1.PolicyService/Explain", message)?;
+        self.answer(PolicyServiceClient::new(self.channel.clone()).explain(request).await)
+    }
+
     fn signed<M: Message>(&self, method: &str, message: M) -> Result<Request<M>, Failure> {
         let bytes = message.encode_to_vec();
         let expected = Expected { audience: &self.history, method, message: &bytes };

@@ -29,6 +29,11 @@ pub(super) const METHODS: &[Method] = &[
     method("/portcullis.v1.PolicyService/Check", &[Role::Administer, Role::Audit]),
     method("/portcullis.v1.PolicyService/Get", &[Role::Administer, Role::Audit]),
     method("/portcullis.v1.PolicyService/List", &[Role::Administer, Role::Audit]),
+    method("/portcullis.v1.PolicyService/Diff", &[Role::Administer, Role::Audit]),
+    method("/portcullis.v1.PolicyService/History", &[Role::Administer, Role::Audit]),
+    method("/portcullis.v1.PolicyService/Rollback", &[Role::Administer]),
+    method("/portcullis.v1.PolicyService/ShadowReport", &[Role::Administer, Role::Audit]),
+    method("/portcullis.v1.PolicyService/Explain", &[Role::Administer, Role::Audit]),
 ];
 
 const fn method(path: &'static str, roles: &'static [Role]) -> Method {

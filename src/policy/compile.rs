@@ -19,6 +19,7 @@ use super::document::{AgentSpec, Body, Document, GuardrailSpec, Names, Permissio
 use super::tools::{Patterns, ToolTable};
 use super::validate::{self, Known};
 
+mod compare;
 mod evaluate;
 mod resolve;
 mod set;
@@ -85,7 +86,7 @@ struct Agent {
 }
 
 /// Whom an agent serves.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct Profile {
     applications: Names<ApplicationId>,
     acts_for: Names<GroupId>,

@@ -15,6 +15,7 @@ mod algebra;
 mod change;
 mod conditions;
 mod diagnostics;
+mod diff;
 mod examples;
 mod folder;
 mod properties;
