@@ -19,6 +19,7 @@ use bytes::Bytes;
 use criterion::{BatchSize, Criterion};
 use fixture::{ARGUMENTS, AUDIENCE, Company, PROVED_TOOL, TOOL};
 use portcullis::audit;
+use portcullis::model::approval::{AskApproval, AskOutcome, UseApprovals, UseOutcome};
 use portcullis::model::decision::Effect;
 use portcullis::model::json::{Object, parse_object};
 use portcullis::model::records::{Origin, RevocationRow, Target};
@@ -31,7 +32,7 @@ use portcullis::policy::document::Document;
 use portcullis::policy::source::{SourceFile, parse};
 use portcullis::revocation::{Index, TargetRef};
 use portcullis::service::request::{Caller, TraceHeaders};
-use portcullis::service::{self, CatchUp, CheckRequest, Credential, Lane, ProofLedger, Service};
+use portcullis::service::{self, ApprovalLedger, CatchUp, CheckRequest, Credential, Lane, ProofLedger, Service};
 use portcullis::snapshot::{Builder, FullState, Proof, Snapshot, SnapshotCell, View};
 use portcullis::telemetry::{self, Telemetry};
 use portcullis::token::{self, Options, ProofOf, VerifiedChain, issue};
@@ -86,9 +87,9 @@ fn lane(criterion: &mut Criterion, company: &Company, snapshot: &Arc<Snapshot>) 
     let telemetry = Telemetry::start(&telemetry::Settings::default())?;
     let cell = Arc::new(SnapshotCell::default());
     cell.publish(View { snapshot: snapshot.clone(), proof: Proof::SentAt(clock.now()) });
-    let (ledger, catch_up) = (Arc::new(Alone), Arc::new(Alone));
+    let (ledger, approvals, catch_up) = (Arc::new(Alone), Arc::new(Alone), Arc::new(Alone));
     let (metrics, spans) = (telemetry.metrics(), telemetry.spans());
-    let parts = service::Parts { cell: cell.clone(), ledger, catch_up, metrics, spans, clock: clock.clone() };
+    let parts = service::Parts { cell: cell.clone(), ledger, approvals, catch_up, metrics, spans, clock: clock.clone() };
     let service = Arc::new(Service::new(parts, service::Settings::default()));
     service.mark_ready();
     let recorder = log.recorder("bench")?;
@@ -283,6 +284,21 @@ struct Alone;
 impl ProofLedger for Alone {
     async fn spend(&self, _key: [u8; 32], _expires_at_unix_s: i64) -> Result<bool, String> {
         Err("there is no store".to_owned())
+    }
+}
+
+#[async_trait::async_trait]
+impl ApprovalLedger for Alone {
+    async fn ask(&self, _request: AskApproval) -> Result<AskOutcome, String> {
+        Err("there is no store".to_owned())
+    }
+
+    async fn use_once(&self, _request: UseApprovals) -> Result<UseOutcome, String> {
+        Err("there is no store".to_owned())
+    }
+
+    async fn repeated(&self, _request: &UseApprovals) -> Result<Option<String>, String> {
+        Ok(None)
     }
 }
 

@@ -21,7 +21,7 @@ part() { sed "s/.*\"$1\":\"\([^\"]*\)\".*/\1/"; }
 # The four agents' policy, with these two keys in place of the published ones.
 cp -r "$root/examples/policies/four-agents" policies
 sed -i "s/x: 11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo/x: $(part x <issuer.pub)/" policies/identities.yaml
-sed -i "s|^id: spiffe://acme.example/agent/sales-assistant\$|&\nkeys: [$(part thumbprint <agent.pub)]|" policies/agents.yaml
+sed -i "/^id: .*sales-assistant\$/,/^keys:/s|^keys:.*|keys: [$(part thumbprint <agent.pub)]|" policies/agents.yaml
 run policy check policies
 
 # Free ports, so that the tour disturbs nothing. `serve` alone takes 7700 to 7702.

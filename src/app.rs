@@ -6,7 +6,7 @@
 //!
 //! Look next at [`App::start`], which is the order of a start, then at `app/bind.rs` for the ports.
 
-mod bind;
+pub(crate) mod bind;
 mod local;
 
 use std::path::Path;
@@ -38,6 +38,7 @@ use crate::snapshot::SnapshotCell;
 use crate::store;
 use crate::sync::{self, CellPublisher, Follow};
 use crate::telemetry::{self, Telemetry};
+use wire::approval_service_server::ApprovalServiceServer;
 use wire::decision_service_server::DecisionServiceServer;
 use wire::fleet_service_server::FleetServiceServer;
 use wire::noop_service_server::NoopServiceServer;
@@ -167,7 +168,8 @@ impl App {
         }
         let parts = service::Parts {
             cell: cell.clone(),
-            ledger: Arc::new(bind::StoreLedger(store)),
+            ledger: Arc::new(bind::StoreLedger(store.clone())),
+            approvals: Arc::new(bind::StoreApprovals(store)),
             catch_up: Arc::new(bind::FollowerCatchUp { status, cell: cell.clone() }),
             metrics: telemetry.metrics(),
             spans: telemetry.spans(),
@@ -269,8 +271,10 @@ fn admin_routes(admin: Arc<Admin>) -> Routes {
     let api = AdminApi::new(admin.clone());
     let routes = Routes::new(RevocationServiceServer::new(api.clone()))
         .add_service(PolicyServiceServer::new(api.clone()).max_decoding_message_size(SignedActs::MESSAGE_BYTES_MAX))
+        .add_service(ApprovalServiceServer::new(api.clone()))
         .add_service(FleetServiceServer::new(api));
-    let routes = with_standard_services(routes, &["portcullis.v1.RevocationService", "portcullis.v1.PolicyService"]);
+    let names = ["portcullis.v1.RevocationService", "portcullis.v1.PolicyService", "portcullis.v1.ApprovalService"];
+    let routes = with_standard_services(routes, &names);
     Routes::from(routes.into_axum_router().layer(MapResponseLayer::new(explain_refused)).layer(SignedActs::new(admin)))
 }
 

@@ -2,9 +2,11 @@
 //!
 //! Exit codes everywhere: 0 ok, 1 failed, 3 denied, 4 needs approval, 64 misuse, 69 unavailable, 78 bad configuration.
 
+mod approvals;
 mod check;
 mod client;
 mod demo;
+mod findings;
 mod input;
 mod output;
 mod policy;
@@ -78,6 +80,7 @@ Examples:
   portcullis token keygen --out agent.jwk
   portcullis check --presentation p.json --tool crm/leads.read --args '{\"id\":7}'
   portcullis revoke agent spiffe://acme.example/agent/sales-assistant --reason \"leaked key\"
+  portcullis approvals                                  what waits for a person; then: portcullis approve DIGEST
 
 Exit codes: 0 ok, 1 failed, 3 denied, 4 needs approval, 64 misuse, 69 unavailable, 78 bad configuration";
 
@@ -114,6 +117,12 @@ enum Command {
     Reinstate(revoke::ReinstateArgs),
     /// List what is revoked
     Revocations(revoke::ListArgs),
+    /// Approve one call that waits, once
+    Approve(approvals::AnswerArgs),
+    /// Refuse a call that waits, or that is approved and not used yet
+    Refuse(approvals::AnswerArgs),
+    /// List the calls that wait for an approval, or show one in full
+    Approvals(approvals::ListArgs),
 }
 
 /// How an administrative command reaches the store and who signs it.
@@ -175,6 +184,9 @@ fn dispatch(command: Command, output: &Output) -> Result<(), Failure> {
             Command::Revoke(arguments) => revoke::revoke(arguments, output).await,
             Command::Reinstate(arguments) => revoke::reinstate(arguments, output).await,
             Command::Revocations(arguments) => revoke::list(arguments, output).await,
+            Command::Approve(arguments) => approvals::approve(arguments, output).await,
+            Command::Refuse(arguments) => approvals::refuse(arguments, output).await,
+            Command::Approvals(arguments) => approvals::list(arguments, output).await,
             Command::Serve(_) | Command::Demo(_) | Command::Token(_) => Ok(()),
         }
     })

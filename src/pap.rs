@@ -5,6 +5,7 @@
 //! Look next at [`authorize`](Admin::authorize), then at `pap/apply.rs`.
 
 mod apply;
+mod approve;
 mod authorize;
 mod diff;
 mod history;
@@ -13,6 +14,7 @@ mod revoke;
 use std::sync::{Arc, Mutex};
 
 pub use apply::ApplyOutcome;
+pub use approve::{Answer, Answered};
 pub use authorize::{Authorized, Method};
 pub use diff::{DiffOutcome, PAIRS_LISTED_MAX};
 pub use history::{HISTORY_LISTED_DEFAULT, PolicyRevision};

@@ -13,6 +13,7 @@ pub mod condition;
 pub mod diagnostic;
 pub mod diff;
 pub mod document;
+pub mod excerpt;
 mod node;
 pub mod source;
 pub mod testrun;
@@ -23,6 +24,9 @@ pub mod yaml;
 pub use compile::{Compiled, Resolved, Verdict};
 pub use diagnostic::{Diagnostic, Severity};
 pub use document::{Body, Document};
+
+/// The JSON Schema (draft 2020-12) of a policy document, for editors.
+pub const SCHEMA: &str = include_str!("policy/schema.json");
 
 #[cfg(test)]
 mod tests;

@@ -20,7 +20,7 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::sync::watch;
 
-pub use ports::{CatchUp, ProofLedger};
+pub use ports::{ApprovalLedger, CatchUp, ProofLedger};
 pub use request::{Answer, CheckRequest, Credential, ListToolsAnswer, ListToolsRequest, Undecided};
 
 use chains::{Chains, KnownChain};
@@ -69,6 +69,8 @@ pub struct Parts {
     pub cell: Arc<SnapshotCell>,
     /// Uses of proofs of destructive calls, once across the fleet.
     pub ledger: Arc<dyn ProofLedger>,
+    /// Approvals, asked for and used once across the fleet.
+    pub approvals: Arc<dyn ApprovalLedger>,
     /// Brings the replica up to a revision.
     pub catch_up: Arc<dyn CatchUp>,
     /// What is counted.
@@ -170,10 +172,8 @@ impl Lane {
             (view, started) = (service.view()?, service.parts.clock.now());
         }
         let mut judged = service.judge(request, caller, &view, started);
-        if judged.decision.effect != Effect::Deny
-            && let Some(denial) = service.spend_proof(&mut judged, request, &view).await
-        {
-            judged.decision = denial;
+        if judged.decision.effect != Effect::Deny {
+            service.settle(&mut judged, request, caller, &view).await;
         }
         Ok(self.answer(request, caller, &view, judged, started))
     }
@@ -183,13 +183,8 @@ impl Lane {
         let service = &*self.service;
         let now = service.parts.clock.now();
         let snapshot = &view.snapshot;
-        if judged.decision.effect != Effect::Deny {
-            let destructive = snapshot.tool(&request.tool).is_none_or(|tool| tool.is_destructive());
-            match view.freshness(now) {
-                Freshness::Fresh => {}
-                Freshness::Stale if !destructive => {}
-                _ => judged.decision = Decision::deny(Reason::Stale, snapshot.revision().number),
-            }
+        if judged.decision.effect != Effect::Deny && is_too_old(view, &request.tool, now) {
+            judged.decision = Decision::deny(Reason::Stale, snapshot.revision().number);
         }
         let handle = match &judged.chain {
             Some(chain) if request.want_handle && judged.decision.effect != Effect::Deny => {
@@ -215,17 +210,11 @@ impl Lane {
     fn compose(&self, request: &CheckRequest, view: &View, judged: &Judged, now: Now) -> Answer {
         let snapshot = &view.snapshot;
         let decision = &judged.decision;
-        let approval = match (&judged.chain, &judged.arguments) {
-            (Some(chain), Some(arguments)) if decision.effect == Effect::NeedsApproval => {
-                Some(approval::request(decision, chain.prepared.subject(), &request.tool, arguments, now))
-            }
-            _ => None,
-        };
         let chain_left_ms = judged.chain.as_ref().map(|chain| chain.left_ms(now));
         let mut revision = snapshot.revision().clone();
         revision.number = decision.revision;
         Answer {
-            decision_id: decision_id::new(now),
+            decision_id: judged.decision_id.clone().unwrap_or_else(|| decision_id::new(now)),
             decision: decision.clone(),
             message: judged.message.clone().unwrap_or_else(|| decision.reason.message().to_owned()),
             identities: judged.chain.as_ref().map(|chain| chain.identities.clone()),
@@ -233,9 +222,18 @@ impl Lane {
             revision: Some(revision),
             snapshot_age_ms: view.age_ms(now).unwrap_or(u64::MAX),
             valid_for_ms: view.valid_for_ms(now).min(chain_left_ms.unwrap_or(u64::MAX)),
-            approval,
+            approval: judged.approval.clone().filter(|_| decision.effect == Effect::NeedsApproval),
             handle: None,
         }
+    }
+}
+
+/// Whether the view is too old to let a call of the tool go on.
+fn is_too_old(view: &View, tool: &str, now: Now) -> bool {
+    match view.freshness(now) {
+        Freshness::Fresh => false,
+        Freshness::Stale => view.snapshot.tool(tool).is_none_or(|tool| tool.is_destructive()),
+        Freshness::Closed => true,
     }
 }
 

@@ -6,6 +6,8 @@
 
 mod builder;
 mod cell;
+#[cfg(test)]
+mod tests;
 mod trust;
 
 use std::sync::Arc;

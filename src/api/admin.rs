@@ -2,19 +2,27 @@
 
 use std::sync::Arc;
 
+use prost::Message as _;
 use tonic::{Code, Request, Response, Status};
 
 use super::r#gen as wire;
+use super::r#gen::approval_service_server::ApprovalService;
 use super::r#gen::fleet_service_server::FleetService;
 use super::r#gen::policy_service_server::PolicyService;
 use super::r#gen::revocation_service_server::RevocationService;
 use super::status::{invalid, status};
+use crate::model::approval::ApprovalRow;
+use crate::model::ids::UserId;
 use crate::model::limits::{POLICY_BYTES_MAX, POLICY_FILE_BYTES_MAX, POLICY_FILES_MAX};
 use crate::model::records::{DocumentKey, Meaning, RevocationRow, Target};
 use crate::model::revision::{HistoryId, Revision};
 use crate::pap::{
-    Admin, ApplyOutcome, Authorized, DiagnosticText, DocumentChange, Error, HISTORY_LISTED_DEFAULT, PolicyFile, RevokeRequest,
+    Admin, Answer, ApplyOutcome, Authorized, DiagnosticText, DocumentChange, Error, HISTORY_LISTED_DEFAULT, PolicyFile,
+    RevokeRequest,
 };
+
+/// A list of approvals on the wire, each of which may hold 16 KiB of arguments.
+const LIST_BYTES_MAX: usize = 3 * 1024 * 1024;
 
 /// The administration services over one [`Admin`].
 #[derive(Clone)]
@@ -179,6 +187,48 @@ impl PolicyService for AdminApi {
 }
 
 #[tonic::async_trait]
+impl ApprovalService for AdminApi {
+    async fn list(&self, request: Request<wire::ListApprovalsRequest>) -> Result<Response<wire::ListApprovalsResponse>, Status> {
+        const LISTED_DEFAULT: u32 = 100;
+        let by = authorized(&request)?;
+        let request = request.into_inner();
+        let limit = if request.limit == 0 { LISTED_DEFAULT } else { request.limit };
+        let listed = self.admin.approvals(&by, request.all, limit as usize).await?;
+        let (mut approvals, mut bytes) = (Vec::with_capacity(listed.rows.len()), 0usize);
+        for row in &listed.rows {
+            let item = approval_out(row, listed.unix_ms);
+            bytes = bytes.saturating_add(item.encoded_len());
+            // A client takes messages of 4 MiB unless it says otherwise; `total` tells that there are more.
+            if bytes > LIST_BYTES_MAX {
+                break;
+            }
+            approvals.push(item);
+        }
+        Ok(Response::new(wire::ListApprovalsResponse { approvals, total: listed.total }))
+    }
+
+    async fn approve(&self, request: Request<wire::ApproveRequest>) -> Result<Response<wire::ApproveResponse>, Status> {
+        let by = authorized(&request)?;
+        let wire::ApproveRequest { digest, reason } = request.into_inner();
+        let answered = self.admin.answer(&by, Answer::Approve, &digest, &reason).await?;
+        Ok(Response::new(wire::ApproveResponse {
+            revision: answered.committed.revision.to_string(),
+            approval: Some(approval_out(&answered.row, answered.unix_ms)),
+        }))
+    }
+
+    async fn refuse(&self, request: Request<wire::RefuseRequest>) -> Result<Response<wire::RefuseResponse>, Status> {
+        let by = authorized(&request)?;
+        let wire::RefuseRequest { digest, reason } = request.into_inner();
+        let answered = self.admin.answer(&by, Answer::Refuse, &digest, &reason).await?;
+        Ok(Response::new(wire::RefuseResponse {
+            revision: answered.committed.revision.to_string(),
+            approval: Some(approval_out(&answered.row, answered.unix_ms)),
+        }))
+    }
+}
+
+#[tonic::async_trait]
 impl FleetService for AdminApi {
     async fn info(&self, _request: Request<wire::InfoRequest>) -> Result<Response<wire::InfoResponse>, Status> {
         let revision: Revision = self.admin.revision().await?;
@@ -259,6 +309,31 @@ fn revocation_out(row: &RevocationRow, history: &HistoryId) -> wire::Revocation 
         watermark_unix_s: row.watermark_unix_s.unwrap_or(0),
         reason: row.reason.clone(),
         revision: Revision { history: history.clone(), number: row.revision }.to_string(),
+    }
+}
+
+fn approval_out(row: &ApprovalRow, unix_ms: i64) -> wire::ApprovalItem {
+    let call = &row.call;
+    let layers = row.layers.iter().map(|layer| wire::ApprovalLayer {
+        layer: layer.layer.as_str().to_owned(),
+        by: layer.by.clone(),
+        approved_by: layer.approved_by.clone().unwrap_or_default(),
+        expires_at_unix_ms: layer.expires_at_unix_ms,
+        hop: layer.hop.and_then(|hop| i32::try_from(hop).ok()).unwrap_or(-1),
+    });
+    wire::ApprovalItem {
+        digest: call.digest.clone(),
+        state: row.state(unix_ms).as_str().to_owned(),
+        user: UserId::new(call.issuer.as_str(), call.subject.as_str()).to_string(),
+        application: call.application.clone(),
+        agents: call.agents.clone(),
+        session: call.session.clone(),
+        task: call.task.clone(),
+        tool: call.tool.clone(),
+        arguments_json: call.arguments_json.clone().into(),
+        layers: layers.collect(),
+        asked_at_unix_ms: row.asked_at_unix_ms,
+        expires_at_unix_ms: row.expires_at_unix_ms(),
     }
 }
 

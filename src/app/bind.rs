@@ -1,5 +1,6 @@
 //! How the parts are bound: the service's ports over the store and the follower, the first operator, the gauges.
 
+use std::collections::BTreeMap;
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
@@ -15,13 +16,14 @@ use super::{Error, policy_files};
 use crate::api::r#gen as wire;
 use crate::audit;
 use crate::config;
+use crate::model::approval::{ApprovalFilter, AskApproval, AskOutcome, UseApprovals, UseOutcome};
 use crate::model::revision::Revision;
 use crate::model::time::{Clock, SystemClock};
 use crate::pap::{self, Admin};
-use crate::service::{CatchUp, ProofLedger, Service};
+use crate::service::{ApprovalLedger, CatchUp, ProofLedger, Service};
 use crate::snapshot::SnapshotCell;
-use crate::store::Store;
 use crate::store::sqlite::SqliteStore;
+use crate::store::{Store, approvals};
 use crate::sync::status::Status;
 use crate::telemetry::Telemetry;
 use crate::token::PrivateKey;
@@ -45,6 +47,34 @@ pub(super) struct StoreLedger(pub(super) Arc<dyn Store>);
 impl ProofLedger for StoreLedger {
     async fn spend(&self, key: [u8; 32], expires_at_unix_s: i64) -> Result<bool, String> {
         self.0.spend(key, expires_at_unix_s).await.map_err(|error| error.to_string())
+    }
+}
+
+/// Approvals, in the store.
+pub(crate) struct StoreApprovals(pub(crate) Arc<dyn Store>);
+
+#[async_trait]
+impl ApprovalLedger for StoreApprovals {
+    async fn ask(&self, request: AskApproval) -> Result<AskOutcome, String> {
+        self.0.ask_approval(request).await.map_err(|error| error.to_string())
+    }
+
+    async fn use_once(&self, request: UseApprovals) -> Result<UseOutcome, String> {
+        self.0.use_approvals(request).await.map_err(|error| error.to_string())
+    }
+
+    async fn repeated(&self, request: &UseApprovals) -> Result<Option<String>, String> {
+        if request.fingerprint.is_none() {
+            return Ok(None);
+        }
+        let (mut rows, mut unix_ms) = (BTreeMap::new(), i64::MIN);
+        for digest in request.digests() {
+            let found =
+                self.0.approvals(ApprovalFilter::Digest(digest.to_owned()), 1).await.map_err(|error| error.to_string())?;
+            unix_ms = unix_ms.max(found.unix_ms);
+            rows.extend(found.rows.into_iter().map(|row| (row.call.digest.clone(), row)));
+        }
+        Ok(approvals::repeated(&rows, request, unix_ms))
     }
 }
 

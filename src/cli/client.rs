@@ -10,6 +10,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::{AdminArgs, Failure, input};
 use crate::api::r#gen as wire;
+use crate::api::r#gen::approval_service_client::ApprovalServiceClient;
 use crate::api::r#gen::fleet_service_client::FleetServiceClient;
 use crate::api::r#gen::policy_service_client::PolicyServiceClient;
 use crate::api::r#gen::revocation_service_client::RevocationServiceClient;
@@ -101,6 +102,24 @@ impl AdminClient {
     ) -> Result<wire::ListRevocationsResponse, Failure> {
         let request = self.signed("/portcullis.v1.RevocationService/List", message)?;
         self.answer(RevocationServiceClient::new(self.channel.clone()).list(request).await)
+    }
+
+    pub(super) async fn approvals(
+        &mut self,
+        message: wire::ListApprovalsRequest,
+    ) -> Result<wire::ListApprovalsResponse, Failure> {
+        let request = self.signed("/portcullis.v1.ApprovalService/List", message)?;
+        self.answer(ApprovalServiceClient::new(self.channel.clone()).list(request).await)
+    }
+
+    pub(super) async fn approve(&mut self, message: wire::ApproveRequest) -> Result<wire::ApproveResponse, Failure> {
+        let request = self.signed("/portcullis.v1.ApprovalService/Approve", message)?;
+        self.answer(ApprovalServiceClient::new(self.channel.clone()).approve(request).await)
+    }
+
+    pub(super) async fn refuse(&mut self, message: wire::RefuseRequest) -> Result<wire::RefuseResponse, Failure> {
+        let request = self.signed("/portcullis.v1.ApprovalService/Refuse", message)?;
+        self.answer(ApprovalServiceClient::new(self.channel.clone()).refuse(request).await)
     }
 
     pub(super) async fn apply(&mut self, message: wire::ApplyPolicyRequest) -> Result<wire::ApplyPolicyResponse, Failure> {

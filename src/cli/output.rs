@@ -29,6 +29,18 @@ impl Output {
         }
     }
 
+    /// Lines of text that end where they end; nothing for a script.
+    pub(super) fn text(&self, text: &str) {
+        if !self.json {
+            let _ = write!(anstream::stdout(), "{text}");
+        }
+    }
+
+    /// Lines of text that are not the result, on standard error.
+    pub(super) fn aside(&self, text: &str) {
+        let _ = write!(anstream::stderr(), "{text}");
+    }
+
     /// The one JSON document for a script; nothing for people.
     pub(super) fn json(&self, value: &Value) {
         if self.json {
@@ -66,12 +78,6 @@ impl Output {
         } else {
             writeln!(stream, "{} {message}", paint("error:", Style::new().fg_color(Some(AnsiColor::Red.into())).bold()))
         };
-    }
-
-    /// Something worth knowing that is no error.
-    pub(super) fn warning(&self, message: &str) {
-        let mut stream = anstream::stderr();
-        let _ = writeln!(stream, "{} {message}", paint("warning:", Style::new().fg_color(Some(AnsiColor::Yellow.into())).bold()));
     }
 }
 

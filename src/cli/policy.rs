@@ -12,11 +12,18 @@ use serde_json::{Value, json};
 
 use super::client::AdminClient;
 use super::output::Output;
-use super::{AdminArgs, Failure};
+use super::{AdminArgs, Failure, findings};
 use crate::api::r#gen as wire;
-use crate::policy::diagnostic::Diagnostic;
+use crate::policy::SCHEMA;
+use crate::policy::diagnostic::{Diagnostic, Position, Severity};
+use crate::policy::excerpt::Sources;
 use crate::policy::source::{SourceFile, parse, read_folder};
 use crate::policy::validate;
+
+const SCHEMA_HELP: &str = "\
+An editor with the YAML language server completes and checks policy files that begin with this line:
+  # yaml-language-server: $schema=policy.schema.json
+after `portcullis policy schema > policy.schema.json`";
 
 /// Check a policy folder, or put it in force
 #[derive(Debug, Subcommand)]
@@ -27,6 +34,9 @@ pub(super) enum PolicyCommand {
     Test(test::TestArgs),
     /// Show what a folder would change: documents, and what agents can reach; widening first
     Diff(diff::DiffArgs),
+    /// Print the JSON Schema of a policy document, for editors
+    #[command(after_help = SCHEMA_HELP)]
+    Schema,
     /// Make a folder the whole policy, in one commit, or change nothing
     Apply(ApplyArgs),
     /// List the revisions that changed policy, newest first
@@ -61,6 +71,10 @@ pub(super) async fn run(command: PolicyCommand, output: &Output) -> Result<(), F
         PolicyCommand::Check(arguments) => check(&arguments.dir, output),
         PolicyCommand::Test(arguments) => test::run(&arguments, output),
         PolicyCommand::Diff(arguments) => diff::run(arguments, output).await,
+        PolicyCommand::Schema => {
+            output.raw(SCHEMA.trim_end());
+            Ok(())
+        }
         PolicyCommand::Apply(arguments) => apply(arguments, output).await,
         PolicyCommand::History(arguments) => history::list(arguments, output).await,
         PolicyCommand::Rollback(arguments) => history::rollback(arguments, output).await,
@@ -76,30 +90,38 @@ pub(super) fn wire_files(dir: &Path) -> Result<Vec<wire::PolicyFile>, Failure> {
 
 fn check(dir: &Path, output: &Output) -> Result<(), Failure> {
     let files: Vec<SourceFile> = read_folder(dir).map_err(Failure::misuse)?;
-    let parsed = parse(&files);
+    let sources = Sources::of(&files);
+    let (documents, diagnostics) = checked(&files);
+    let errors = diagnostics.iter().filter(|diagnostic| diagnostic.is_error()).count();
+    let warnings = diagnostics.len() - errors;
+    output.json(&json!({
+        "documents": documents,
+        "errors": errors,
+        "warnings": warnings,
+        "diagnostics": diagnostics.iter().map(|diagnostic| diagnostic_json(diagnostic, &sources)).collect::<Vec<_>>(),
+    }));
+    output.text(&findings::render(&diagnostics, &sources));
+    output.line(&format!("{documents} documents, {errors} errors, {warnings} warnings"));
+    if errors > 0 { Err(Failure::silent(Failure::FAILED)) } else { Ok(()) }
+}
+
+/// How many documents a folder has, and everything that is wrong with them.
+fn checked(files: &[SourceFile]) -> (usize, Vec<Diagnostic>) {
+    let parsed = parse(files);
     let mut diagnostics = parsed.diagnostics;
     if !diagnostics.iter().any(Diagnostic::is_error) {
         diagnostics.extend(validate::check(&parsed.documents));
     }
-    let errors = diagnostics.iter().filter(|diagnostic| diagnostic.is_error()).count();
-    let warnings = diagnostics.len() - errors;
-    output.json(&json!({
-        "documents": parsed.documents.len(),
-        "errors": errors,
-        "warnings": warnings,
-        "diagnostics": diagnostics.iter().map(diagnostic_json).collect::<Vec<_>>(),
-    }));
-    for diagnostic in &diagnostics {
-        output.line(&diagnostic.to_string());
-    }
-    output.line(&format!("{} documents, {errors} errors, {warnings} warnings", parsed.documents.len()));
-    if errors > 0 { Err(Failure::silent(Failure::FAILED)) } else { Ok(()) }
+    (parsed.documents.len(), diagnostics)
 }
 
 async fn apply(arguments: ApplyArgs, output: &Output) -> Result<(), Failure> {
     let files = wire_files(&arguments.dir)?;
     let mut client = AdminClient::open(&arguments.admin).await?;
-    let answer = client.apply(wire::ApplyPolicyRequest { files, dry_run: arguments.dry_run }).await?;
+    let request = wire::ApplyPolicyRequest { files: files.clone(), dry_run: arguments.dry_run };
+    let answer = client.apply(request).await.map_err(|failure| with_lines(failure, &files, output))?;
+    let said: Vec<Diagnostic> = answer.warnings.iter().map(diagnostic_in).collect();
+    output.aside(&findings::render(&said, &Sources::new(files.iter().map(|file| (file.path.as_str(), &*file.content)))));
     show_applied(answer, arguments.dry_run, output);
     Ok(())
 }
@@ -112,9 +134,6 @@ fn show_applied(answer: wire::ApplyPolicyResponse, dry_run: bool, output: &Outpu
         "changes": answer.changes.iter().map(change_json).collect::<Vec<_>>(),
         "warnings": answer.warnings.iter().map(wire_diagnostic_json).collect::<Vec<_>>(),
     }));
-    for warning in &answer.warnings {
-        output.warning(&wire_diagnostic_text(warning));
-    }
     if answer.changes.is_empty() {
         output.line("nothing changes");
     } else {
@@ -132,12 +151,27 @@ fn change_rows(changes: Vec<wire::DocumentChange>) -> Vec<Vec<String>> {
     changes.into_iter().map(|change| vec![change.change, change.kind, change.id]).collect()
 }
 
-/// A diagnostic in one line, without its severity.
-fn wire_diagnostic_text(diagnostic: &wire::Diagnostic) -> String {
-    match diagnostic.line {
-        0 => diagnostic.message.clone(),
-        line => format!("{}:{line}:{}: {}", diagnostic.path, diagnostic.column, diagnostic.message),
+/// A refusal for errors in the policy, with the lines that it speaks of: the files are here.
+fn with_lines(failure: Failure, files: &[wire::PolicyFile], output: &Output) -> Failure {
+    let Some((first_line, _)) = failure.message.split_once('\n').filter(|(line, _)| line.starts_with("the policy has errors"))
+    else {
+        return failure;
+    };
+    let files: Vec<SourceFile> =
+        files.iter().map(|file| SourceFile { path: file.path.clone(), content: file.content.to_vec() }).collect();
+    let errors: Vec<Diagnostic> = checked(&files).1.into_iter().filter(Diagnostic::is_error).collect();
+    // A server of another version may object to what this one does not: then its own words stand.
+    if output.is_json() || errors.is_empty() {
+        return failure;
     }
+    Failure::failed(format!("{first_line}\n{}", findings::render(&errors, &Sources::of(&files)).trim_end()))
+}
+
+fn diagnostic_in(diagnostic: &wire::Diagnostic) -> Diagnostic {
+    let severity = if diagnostic.severity == Severity::Error.as_str() { Severity::Error } else { Severity::Warning };
+    let at = Position { line: diagnostic.line, column: diagnostic.column };
+    let help = Some(diagnostic.help.clone()).filter(|help| !help.is_empty());
+    Diagnostic::new(severity, &diagnostic.path, at, diagnostic.message.clone()).with_help(help)
 }
 
 fn wire_diagnostic_json(diagnostic: &wire::Diagnostic) -> Value {
@@ -151,12 +185,14 @@ fn wire_diagnostic_json(diagnostic: &wire::Diagnostic) -> Value {
     })
 }
 
-fn diagnostic_json(diagnostic: &Diagnostic) -> Value {
+fn diagnostic_json(diagnostic: &Diagnostic, sources: &Sources<'_>) -> Value {
+    let excerpt = sources.excerpt(&diagnostic.path, diagnostic.line, diagnostic.column);
     json!({
         "severity": diagnostic.severity.as_str(),
         "path": diagnostic.path,
         "line": diagnostic.line,
         "column": diagnostic.column,
+        "end_column": excerpt.map(|excerpt| excerpt.end_column),
         "message": diagnostic.message,
         "help": diagnostic.help,
     })

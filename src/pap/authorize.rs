@@ -34,6 +34,9 @@ pub(super) const METHODS: &[Method] = &[
     method("/portcullis.v1.PolicyService/Rollback", &[Role::Administer]),
     method("/portcullis.v1.PolicyService/ShadowReport", &[Role::Administer, Role::Audit]),
     method("/portcullis.v1.PolicyService/Explain", &[Role::Administer, Role::Audit]),
+    method("/portcullis.v1.ApprovalService/List", &[Role::Approve, Role::Respond, Role::Administer, Role::Audit]),
+    method("/portcullis.v1.ApprovalService/Approve", &[Role::Approve]),
+    method("/portcullis.v1.ApprovalService/Refuse", &[Role::Approve]),
 ];
 
 const fn method(path: &'static str, roles: &'static [Role]) -> Method {
@@ -45,6 +48,7 @@ const fn method(path: &'static str, roles: &'static [Role]) -> Method {
 pub struct Authorized {
     method: &'static str,
     operators: Vec<String>,
+    keys: Vec<Thumbprint>,
     signatures: Vec<String>,
     jtis: Vec<(String, i64)>,
     peer: String,
@@ -59,6 +63,11 @@ impl Authorized {
     /// The operators' ids, all different.
     pub fn operators(&self) -> &[String] {
         &self.operators
+    }
+
+    /// The thumbprint of the key that each signed with.
+    pub fn keys(&self) -> &[Thumbprint] {
+        &self.keys
     }
 
     /// Their compact JWS.
@@ -160,8 +169,14 @@ impl Admin {
         }
         let (revision, documents) = self.operators().await?;
         let now = self.clock.now();
-        let mut authorized =
-            Authorized { method: method.path, operators: vec![], signatures: vec![], jtis: vec![], peer: peer.to_owned() };
+        let mut authorized = Authorized {
+            method: method.path,
+            operators: vec![],
+            keys: vec![],
+            signatures: vec![],
+            jtis: vec![],
+            peer: peer.to_owned(),
+        };
         for authorization in authorizations {
             let unverified = parsed(authorization)?;
             let Some((operator, key)) = signer(&documents, unverified.thumbprint()) else {
@@ -182,6 +197,7 @@ impl Admin {
                 )));
             }
             authorized.operators.push(operator.id.to_string());
+            authorized.keys.push(key.thumbprint().clone());
             authorized.signatures.push(authorization.trim_start_matches(SCHEME).to_owned());
             authorized.jtis.push((act.jti().to_owned(), act.exp_s()));
         }

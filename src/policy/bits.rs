@@ -62,6 +62,11 @@ impl BitSet {
         self.words.iter().zip(&other.words).all(|(a, b)| a & !b == 0)
     }
 
+    /// Whether some number is in both.
+    pub(super) fn meets(&self, other: &BitSet) -> bool {
+        self.words.iter().zip(&other.words).any(|(a, b)| a & b != 0)
+    }
+
     /// Whether nothing is in but, perhaps, one number.
     pub(super) fn is_within_one(&self, number: u32) -> bool {
         let (place, bit) = (number as usize / 64, 1 << (number % 64));
@@ -97,6 +102,8 @@ mod tests {
             rest.subtract(&odd);
             assert_eq!(rest.contains(1), size > 1);
             assert!(!rest.contains(0));
+            assert!(!rest.meets(&odd));
+            assert_eq!(rest.meets(&full), size > 1);
             rest.unite(&odd);
             assert_eq!(rest, full);
             rest.intersect(&odd);

@@ -38,9 +38,9 @@ pub struct Compiled {
     /// Tells a policy from every other one of this process: what was resolved by one means nothing to another.
     serial: u64,
     base: Arc<Base>,
-    agents: Shards<Arc<str>, Arc<Agent>>,
+    agents: Shards<AgentId, Arc<Agent>>,
     /// Which agent holds a key.
-    keys: Shards<Thumbprint, Arc<str>>,
+    keys: Shards<Thumbprint, AgentId>,
     sets: Interner<PermissionSet>,
     profiles: Interner<Profile>,
     /// The policy as it would be were the documents in shadow in force; `None` where there are none.
@@ -164,6 +164,98 @@ impl Compiled {
         compiled
     }
 
+    /// The policy of documents that hold no agent: what [`Compiled::add_agent`] adds to. None of them may be in shadow.
+    ///
+    /// # Errors
+    /// As [`Compiled::compile`].
+    pub fn of_base(documents: &[&Document]) -> Result<Self, Vec<Diagnostic>> {
+        let tools = ToolTable::new(documents.iter().copied());
+        let mut patterns = Patterns::default();
+        let diagnostics = validate::check_base(documents, &tools, &mut patterns);
+        if diagnostics.iter().any(Diagnostic::is_error) {
+            Err(diagnostics)
+        } else {
+            Ok(Self::build(documents, tools, &mut patterns))
+        }
+    }
+
+    /// The same agents on another base. What agents have in common is made anew once, so it costs the different permission
+    /// sets and not the fleet.
+    ///
+    /// # Errors
+    /// As [`Compiled::compile`]: also where an agent names what the base no longer has.
+    pub fn with_base(&self, documents: &[&Document]) -> Result<Self, Vec<Diagnostic>> {
+        let mut next = Self::of_base(documents)?;
+        let mut patterns = Patterns::default();
+        let mut made: HashMap<*const PermissionSet, Arc<PermissionSet>> = HashMap::new();
+        let base = next.base.clone();
+        for (id, agent) in self.agents.iter() {
+            let permissions = made.entry(Arc::as_ptr(&agent.permissions)).or_insert_with(|| {
+                let source = &agent.permissions.source;
+                next.sets.intern(canonical(source), || base.set(source, &mut patterns))
+            });
+            let (profile, keys) = (agent.profile.clone(), agent.keys.clone());
+            next.agents.insert(id.clone(), Arc::new(Agent { profile, permissions: permissions.clone(), keys }));
+        }
+        (next.keys, next.profiles) = (self.keys.clone(), self.profiles.clone());
+        next.checked()
+    }
+
+    /// Adds an agent of a fleet that is read one by one; the names in it are looked up by [`Compiled::checked`].
+    ///
+    /// # Errors
+    /// Where the document is no agent, or holds a key of another one.
+    pub fn add_agent(&mut self, document: &Document) -> Result<(), Diagnostic> {
+        let Body::Agent(agent) = &document.body else {
+            return Err(document.diagnostic(Severity::Error, "id", 0, "only agents can be added one by one".to_owned()));
+        };
+        self.check_keys(document, agent).map_or(Ok(()), Err)?;
+        self.put_agent(agent, &mut Patterns::default());
+        Ok(())
+    }
+
+    /// The policy itself, if every name in every agent is that of something.
+    ///
+    /// # Errors
+    /// What is wrong, once for all agents that have it in common.
+    pub fn checked(self) -> Result<Self, Vec<Diagnostic>> {
+        let mut seen: HashSet<(*const Profile, *const PermissionSet)> = HashSet::new();
+        let (mut patterns, mut out) = (Patterns::default(), Vec::new());
+        for (id, agent) in self.agents.iter() {
+            if seen.insert((Arc::as_ptr(&agent.profile), Arc::as_ptr(&agent.permissions))) {
+                validate::check_document(&self.document(id, agent), &self, &mut patterns, &mut out);
+            }
+        }
+        if out.iter().any(Diagnostic::is_error) { Err(out) } else { Ok(self) }
+    }
+
+    /// A document that says the same as an agent's, but for keys and owner; for the linter.
+    ///
+    /// Agents that are gone are left out of `delegates_to`: nothing can be handed to them, and a policy that stood while they
+    /// went must stand when it is read anew.
+    fn document(&self, id: &AgentId, agent: &Agent) -> Document {
+        let Profile { applications, acts_for, delegates_to, limits } = &*agent.profile;
+        let spec = AgentSpec {
+            id: id.clone(),
+            owner: None,
+            keys: Vec::new(),
+            applications: applications.clone(),
+            acts_for: acts_for.clone(),
+            delegates_to: delegates_to.iter().filter(|id| self.agents.get(id.as_str()).is_some()).cloned().collect(),
+            session_lifetime_max_s: limits.lifetime_max_s,
+            session_hops_max: Some(limits.hops_max),
+            permissions: agent.permissions.source.clone(),
+        };
+        Document::new(Body::Agent(spec), id.as_str())
+    }
+
+    fn check_keys(&self, document: &Document, agent: &AgentSpec) -> Option<Diagnostic> {
+        let taken = agent.keys.iter().enumerate().find_map(|(index, key)| Some((index, key, self.keys.get(key)?)));
+        let (index, key, holder) = taken.filter(|(.., holder)| **holder != agent.id)?;
+        let message = format!("key `{key}` is listed twice: `{holder}` holds it");
+        Some(document.diagnostic(Severity::Error, "keys", index, message))
+    }
+
     /// The policy as it would be were the documents in `mode: shadow` in force, each in place of the one of its kind and id.
     pub fn would_be(&self) -> Option<&Arc<Compiled>> {
         self.would_be.as_ref()
@@ -179,7 +271,7 @@ impl Compiled {
     ///
     /// Documents in shadow count as if they were in force: they are for the would-be policy, which this one is not.
     ///
-    /// An agent that another one still names in `delegates_to` may be removed: nothing can be handed to it any more.
+    /// `delegates_to` may name an agent that is not there, or is removed: nothing can be handed to it.
     ///
     /// # Errors
     /// What is wrong with the documents that were put, warnings too, if there is an error: they must be agents, name only what
@@ -205,12 +297,7 @@ impl Compiled {
         for document in put {
             match &document.body {
                 Body::Agent(agent) => {
-                    for (index, key) in agent.keys.iter().enumerate() {
-                        if let Some(holder) = next.keys.get(key) {
-                            let message = format!("key `{key}` is listed twice: `{holder}` holds it");
-                            out.push(document.diagnostic(Severity::Error, "keys", index, message));
-                        }
-                    }
+                    out.extend(next.check_keys(document, agent));
                     if next.agents.get(agent.id.as_str()).is_some() {
                         out.push(document.diagnostic(Severity::Error, "id", 0, format!("agent `{}` is put twice", agent.id)));
                     }
@@ -220,7 +307,12 @@ impl Compiled {
             }
         }
         for document in put {
-            validate::check_document(document, &next, &mut patterns, &mut out);
+            let mut document = document.clone();
+            if let Body::Agent(agent) = &mut document.body {
+                // As for agents that stay: what would be handed to one that is gone is handed to nobody.
+                agent.delegates_to.retain(|id| next.agents.get(id.as_str()).is_some());
+            }
+            validate::check_document(&document, &next, &mut patterns, &mut out);
         }
         if out.iter().any(Diagnostic::is_error) { Err(out) } else { Ok(next) }
     }
@@ -240,6 +332,11 @@ impl Compiled {
         self.agents.get(agent.as_str()).map(|agent| agent.profile.limits)
     }
 
+    /// Every agent's id, in no order.
+    pub fn agents(&self) -> impl Iterator<Item = &AgentId> {
+        self.agents.keys()
+    }
+
     /// How many agents there are.
     pub fn agent_count(&self) -> usize {
         self.agents.len()
@@ -251,7 +348,6 @@ impl Compiled {
     }
 
     fn put_agent(&mut self, spec: &AgentSpec, patterns: &mut Patterns) {
-        let id: Arc<str> = spec.id.as_str().into();
         let base = &self.base;
         let permissions = self.sets.intern(canonical(&spec.permissions), || base.set(&spec.permissions, patterns));
         let profile = Profile {
@@ -270,9 +366,10 @@ impl Compiled {
         };
         let profile = self.profiles.intern(format!("{profile:?}").into(), || profile);
         for key in &spec.keys {
-            self.keys.insert(key.clone(), id.clone());
+            self.keys.insert(key.clone(), spec.id.clone());
         }
-        self.agents.insert(id, Arc::new(Agent { profile, permissions, keys: spec.keys.clone().into_boxed_slice() }));
+        let agent = Agent { profile, permissions, keys: spec.keys.clone().into_boxed_slice() };
+        self.agents.insert(spec.id.clone(), Arc::new(agent));
     }
 
     fn remove_agent(&mut self, id: &str) {
@@ -300,13 +397,13 @@ impl Guardrail {
 }
 
 /// The documents that decide.
-pub(in crate::policy) fn in_force(documents: &[Document]) -> Vec<&Document> {
-    documents.iter().filter(|document| !document.is_shadow() && !matches!(document.body, Body::Test(_))).collect()
+pub(in crate::policy) fn in_force<'a>(documents: impl IntoIterator<Item = &'a Document>) -> Vec<&'a Document> {
+    documents.into_iter().filter(|document| !document.is_shadow() && !matches!(document.body, Body::Test(_))).collect()
 }
 
 /// The documents that would decide were those in shadow in force; `None` where there are none.
-pub(in crate::policy) fn would_be(documents: &[Document]) -> Option<Vec<&Document>> {
-    let shadows: Vec<&Document> = documents.iter().filter(|document| document.is_shadow()).collect();
+pub fn would_be<'a>(documents: impl IntoIterator<Item = &'a Document> + Clone) -> Option<Vec<&'a Document>> {
+    let shadows: Vec<&Document> = documents.clone().into_iter().filter(|document| document.is_shadow()).collect();
     if shadows.is_empty() {
         return None;
     }
@@ -336,7 +433,7 @@ impl Known for Compiled {
 
     fn ids(&self, kind: &str) -> Vec<&str> {
         match kind {
-            "agent" => self.agents.keys().map(|id| &**id).collect(),
+            "agent" => self.agents.keys().map(AgentId::as_str).collect(),
             "group" => self.base.groups.keys().map(|id| &**id).collect(),
             "application" => self.base.applications.keys().map(|id| &**id).collect(),
             "permission_set" => self.base.permission_sets.keys().map(|id| &**id).collect(),

@@ -8,6 +8,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::model::decision::Effect;
+use crate::model::ids::AgentId;
 use crate::model::records::DocumentKey;
 
 use super::document::{Body, Document};
@@ -83,7 +84,7 @@ pub struct DocumentChange {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PairChange {
     /// SPIFFE ID.
-    pub agent: Arc<str>,
+    pub agent: AgentId,
     /// `server/tool`.
     pub tool: Arc<str>,
     /// What was.
@@ -137,7 +138,7 @@ pub fn pairs(before: &Compiled, after: &Compiled, pairs_max: usize) -> Pairs {
         pairs.total += cohort.agents.len() as u64 * cohort.tools.len() as u64;
     }
     for direction in Direction::ALL {
-        let mut agents: Vec<(&Arc<str>, usize)> = Vec::new();
+        let mut agents: Vec<(&AgentId, usize)> = Vec::new();
         for (index, cohort) in cohorts.iter().enumerate() {
             if cohort.tools.iter().any(|tool| tool.direction == *direction) {
                 agents.extend(cohort.agents.iter().map(|agent| (agent, index)));

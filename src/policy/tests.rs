@@ -7,8 +7,10 @@ use crate::model::ids::{AgentId, ApplicationId, GroupId, SessionId, TaskId, User
 use crate::model::json::parse;
 use crate::model::request::{Scope, Subject};
 
+use super::diagnostic::Diagnostic;
 use super::document::Document;
 use super::source::{self, SourceFile};
+use super::tools::{Patterns, ToolTable};
 use super::validate;
 
 mod algebra;
@@ -18,7 +20,9 @@ mod diagnostics;
 mod diff;
 mod examples;
 mod folder;
+mod lint;
 mod properties;
+mod schema;
 mod stored;
 
 /// The public key of RFC 8037, appendix A.
@@ -29,10 +33,19 @@ fn file(text: &str) -> Vec<SourceFile> {
     vec![SourceFile { path: "p.yaml".to_owned(), content: text.as_bytes().to_vec() }]
 }
 
-/// Everything that is said about some files, one by one and together.
+/// What is said about some files, document by document; not what is out of reach, which is the business of `lint`.
 fn diagnostics(files: &[SourceFile]) -> Vec<String> {
+    said(files, |documents| validate::check_with(documents, &ToolTable::new(documents), &mut Patterns::default()))
+}
+
+/// Everything that `policy check` says about some files.
+fn linted(files: &[SourceFile]) -> Vec<String> {
+    said(files, validate::check)
+}
+
+fn said(files: &[SourceFile], together: fn(&[Document]) -> Vec<Diagnostic>) -> Vec<String> {
     let parsed = source::parse(files);
-    let together = if parsed.has_errors() { Vec::new() } else { validate::check(&parsed.documents) };
+    let together = if parsed.has_errors() { Vec::new() } else { together(&parsed.documents) };
     parsed.diagnostics.iter().chain(&together).map(ToString::to_string).collect()
 }
 

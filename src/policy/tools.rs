@@ -75,6 +75,14 @@ impl Matching {
         }
     }
 
+    /// Whether one of them is in a set.
+    pub(super) fn meets(&self, set: &BitSet) -> bool {
+        match self {
+            Matching::One(number) => set.contains(*number),
+            Matching::Many(tools) => tools.meets(set),
+        }
+    }
+
     /// Whether another matching has all of them.
     pub(super) fn is_covered_by(&self, wider: &Matching) -> bool {
         match (self, wider) {

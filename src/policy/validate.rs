@@ -15,13 +15,29 @@ use super::diagnostic::{Diagnostic, Severity, arranged, suggestion};
 use super::document::{AgentSpec, Body, Document, GuardrailSpec, IssuerSpec, Names, OperatorSpec, Role, TestSpec};
 use super::tools::{Patterns, ToolTable};
 
+mod ceilings;
+mod chains;
+mod circles;
 mod entries;
+mod reach;
 
 use entries::check_entries;
 
 /// Everything that is wrong with the documents together, sorted by place. With an error in it the policy must be refused.
+///
+/// What can never come into play is said only of a policy without errors, for a typo makes much of it seem out of reach, and
+/// only of documents in force.
 pub fn check(documents: &[Document]) -> Vec<Diagnostic> {
-    check_with(documents, &ToolTable::new(documents), &mut Patterns::default())
+    let (tools, mut patterns) = (ToolTable::new(documents), Patterns::default());
+    let mut out = check_with(documents, &tools, &mut patterns);
+    if !out.iter().any(Diagnostic::is_error) {
+        reach::lint_sets(documents, &mut out);
+        let documents = in_force(documents);
+        reach::lint(&documents, &mut out);
+        let reaches = ceilings::lint(&documents, &tools, &mut patterns, &mut out);
+        chains::lint(&documents, &reaches, &mut out);
+    }
+    arranged(out)
 }
 
 /// As [`check`], with tools and patterns that the caller goes on to use.
@@ -40,6 +56,17 @@ pub(super) fn check_with(documents: &[Document], tools: &ToolTable, patterns: &m
         let known = would_be.as_ref().filter(|_| document.is_shadow()).unwrap_or(&index);
         check_document(document, known, patterns, &mut out);
     }
+    arranged(out)
+}
+
+/// As [`check_with`], for documents that hold no agent and of which none is in shadow.
+pub(super) fn check_base(documents: &[&Document], tools: &ToolTable, patterns: &mut Patterns) -> Vec<Diagnostic> {
+    let index = Index::new(documents, tools);
+    let mut out = Vec::new();
+    check_unique(documents.iter().copied(), &mut out);
+    check_keys(documents.iter().copied(), &mut out);
+    check_cycles(&index, &mut out);
+    documents.iter().for_each(|document| check_document(document, &index, patterns, &mut out));
     arranged(out)
 }
 
@@ -196,7 +223,7 @@ impl Checker<'_> {
 }
 
 /// One document of a kind and id, one registration of a tool.
-fn check_unique(documents: &[Document], out: &mut Vec<Diagnostic>) {
+fn check_unique<'a>(documents: impl IntoIterator<Item = &'a Document>, out: &mut Vec<Diagnostic>) {
     let mut seen: HashMap<(&str, &str), &Document> = HashMap::new();
     let mut tools: HashMap<String, &Document> = HashMap::new();
     for document in documents {
@@ -225,16 +252,32 @@ fn check_unique(documents: &[Document], out: &mut Vec<Diagnostic>) {
     }
 }
 
-/// A key speaks for one agent, and an operator's for one operator: two-person acts need two keys.
-fn check_keys(documents: &[Document], out: &mut Vec<Diagnostic>) {
+/// A key speaks for one agent, and an operator's for one operator: two-person acts need two keys. An operator's is nobody else's,
+/// for who can sign calls or roots must not be able to approve them.
+fn check_keys<'a>(documents: impl IntoIterator<Item = &'a Document>, out: &mut Vec<Diagnostic>) {
+    let documents: Vec<&Document> = documents.into_iter().filter(|document| !document.is_shadow()).collect();
     let mut holders: HashMap<(&str, &Thumbprint), &Document> = HashMap::new();
-    for document in documents.iter().filter(|document| !document.is_shadow()) {
+    let mut others: HashMap<&Thumbprint, &Document> = HashMap::new();
+    for document in documents.iter().copied() {
+        match &document.body {
+            Body::Agent(agent) => others.extend(agent.keys.iter().map(|key| (key, document))),
+            Body::Issuer(issuer) => others.extend(issuer.keys.iter().map(|named| (named.key.thumbprint(), document))),
+            _ => {}
+        }
+    }
+    for document in documents {
         let keys: Vec<&Thumbprint> = match &document.body {
             Body::Agent(agent) => agent.keys.iter().collect(),
             Body::Operator(operator) => operator.keys.iter().map(|key| key.thumbprint()).collect(),
             _ => continue,
         };
         for (index, key) in keys.into_iter().enumerate() {
+            if let (Body::Operator(_), Some(other)) = (&document.body, others.get(key)) {
+                let (kind, id) = (&other.key.kind, abridged(&other.key.id));
+                let message = format!("key `{key}` is also one of {kind} `{id}` {}", place(other));
+                let help = Some("make a key for the operator alone: `portcullis token keygen`".to_owned());
+                out.push(document.diagnostic(Severity::Error, "keys", index, message).with_help(help));
+            }
             match holders.get(&(document.key.kind.as_str(), key)) {
                 None => {
                     holders.insert((&document.key.kind, key), document);
@@ -248,42 +291,19 @@ fn check_keys(documents: &[Document], out: &mut Vec<Diagnostic>) {
     }
 }
 
-/// Permission sets that include themselves, directly or through others. Depth first without recursion: a chain may be long.
+/// Permission sets that include themselves, directly or through others.
 fn check_cycles(index: &Index<'_>, out: &mut Vec<Diagnostic>) {
-    let Some(sets) = index.by_kind.get("permission_set") else {
-        return;
-    };
-    let mut ids: Vec<&str> = sets.keys().copied().collect();
-    ids.sort_unstable();
-    let includes =
-        |id: &str| sets.get(id).and_then(|set| set.permissions()).map(|set| set.include.as_slice()).unwrap_or_default();
-    let mut done: HashSet<&str> = HashSet::new();
-    for start in ids {
-        let mut path: Vec<(&str, usize)> = vec![(start, 0)];
-        let mut on_path: HashSet<&str> = HashSet::from([start]);
-        while let Some((id, next)) = path.last_mut() {
-            let (current, position) = (*id, *next);
-            *next += 1;
-            match includes(current).get(position).map(|target| &**target).filter(|_| !done.contains(current)) {
-                None => {
-                    done.insert(current);
-                    on_path.remove(current);
-                    path.pop();
-                }
-                Some(target) if on_path.contains(target) => {
-                    let cycle = path.iter().map(|(id, _)| *id).skip_while(|id| *id != target).chain([target]);
-                    let named: Vec<String> = cycle.take(16).map(|id| format!("`{}`", abridged(id))).collect();
-                    if let Some(document) = sets.get(current) {
-                        let message = format!("permission sets include each other: {}", named.join(" includes "));
-                        out.push(document.diagnostic(Severity::Error, "include", position, message));
-                    }
-                }
-                Some(target) if sets.contains_key(target) && !done.contains(target) => {
-                    on_path.insert(target);
-                    path.push((target, 0));
-                }
-                Some(_) => {}
-            }
+    let mut sets: Vec<&Document> = index.by_kind.get("permission_set").into_iter().flat_map(HashMap::values).copied().collect();
+    sets.sort_unstable_by_key(|set| &set.key.id);
+    let number = |id: &str| sets.binary_search_by_key(&id, |set| &set.key.id).ok();
+    let included = |set: &Document| set.permissions().map(|permissions| permissions.include.clone()).unwrap_or_default();
+    let edges = sets.iter().map(|set| included(set).iter().map(|id| number(id)).collect());
+    for circle in circles::find(&edges.collect::<Vec<_>>()) {
+        let named: Vec<String> =
+            circle.named(16).filter_map(|set| sets.get(set)).map(|set| format!("`{}`", abridged(&set.key.id))).collect();
+        if let Some(document) = sets.get(circle.at) {
+            let message = format!("permission sets include each other: {}", named.join(" includes "));
+            out.push(document.diagnostic(Severity::Error, "include", circle.edge, message));
         }
     }
 }

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use super::Service;
 use super::chains::KnownChain;
 use super::record::fragment;
-use super::request::{Caller, CheckRequest, Credential, Identities};
+use super::request::{ApprovalRequest, Caller, CheckRequest, Credential, Identities};
 use crate::model::decision::{Decision, Effect};
 use crate::model::json::{self, Object};
 use crate::model::limits::ARGUMENTS_BYTES_MAX;
@@ -33,6 +33,12 @@ pub(super) struct Judged {
     pub(super) destructive: bool,
     /// Whether the chain was in the cache; `None` where there was none to look for.
     pub(super) cached: Option<bool>,
+    /// The id that the store knows this decision by, where it used an approval.
+    pub(super) decision_id: Option<String>,
+    /// What the store holds of the call, where it asks for an approval.
+    pub(super) approval: Option<ApprovalRequest>,
+    /// What approval was asked for or used, for the record.
+    pub(super) approval_digest: Option<String>,
 }
 
 impl Judged {
@@ -46,6 +52,9 @@ impl Judged {
             single_use_proof: None,
             destructive: true,
             cached: None,
+            decision_id: None,
+            approval: None,
+            approval_digest: None,
         }
     }
 

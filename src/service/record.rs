@@ -43,7 +43,7 @@ impl Lane {
             tool: Some(Principal { id: &request.tool, evidence: tool_evidence }),
             arguments_sha256: arguments_sha256.as_ref(),
             proof_jti: judged.proof_jti.as_deref(),
-            approval_digest: answer.approval.as_ref().map(|approval| approval.digest.as_str()),
+            approval_digest: judged.approval_digest.as_deref(),
             obligations: &judged.decision.obligations,
             gateway: &caller.address,
             history: &view.snapshot.revision().history,

@@ -22,6 +22,19 @@ pub struct Caller {
     pub is_loopback: bool,
 }
 
+impl Caller {
+    /// Which gateway it is, as far as a request that is repeated must come from the same one.
+    ///
+    /// Without TLS nothing tells two gateways on one address apart, and a gateway that lost its connection comes back from another
+    /// port: it is the address alone.
+    pub fn gateway(&self) -> &str {
+        match self.address.rsplit_once(':') {
+            Some((host, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+            _ => &self.address,
+        }
+    }
+}
+
 /// The caller's W3C trace context, as its headers had it.
 #[derive(Clone, Debug, Default)]
 pub struct TraceHeaders {
@@ -190,4 +203,20 @@ pub enum Undecided {
     /// Shutting down.
     #[error("this replica is draining: ask another one")]
     Draining,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gateway_is_its_address_without_the_port() {
+        let check = |address: &str, expected: &str| {
+            assert_eq!(Caller { connection_id: 1, address: address.into(), is_loopback: true }.gateway(), expected);
+        };
+        check("127.0.0.1:1234", "127.0.0.1");
+        check("[::1]:1234", "[::1]");
+        check("unknown", "unknown");
+        check("host:", "host:");
+    }
 }

@@ -1,13 +1,19 @@
-//! What happens around a decision while it awaits: a destructive call spends its proof in the store, and the world moves on.
+//! What happens around a decision while it awaits: a destructive call spends its proof in the store, a call is asked for or uses an
+//! approval there, and the world moves on.
+
+mod approvals;
 
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::request::TraceHeaders;
 use super::*;
+use crate::app::bind::StoreApprovals;
 use crate::audit::Log;
+use crate::model::approval::{AskApproval, AskOutcome, UseApprovals, UseOutcome};
 use crate::model::json::Object;
 use crate::model::records::{Change, Origin, RevocationRow, Target};
 use crate::model::revision::{HistoryId, Revision, StateDigest};
@@ -15,6 +21,8 @@ use crate::model::time::ManualClock;
 use crate::policy::source::{SourceFile, parse};
 use crate::revocation::Index;
 use crate::snapshot::{Builder, FullState, Proof};
+use crate::store::Store;
+use crate::store::sqlite::SqliteStore;
 use crate::token::{PrivateKey, ProofOf, issue};
 
 const START_UNIX_S: i64 = 1_700_000_000;
@@ -34,6 +42,41 @@ impl ProofLedger for Ledger {
     }
 }
 
+/// Approvals in a real store, where something may happen while one is used.
+struct Desk {
+    store: StoreApprovals,
+    meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
+    fails: AtomicBool,
+}
+
+impl Desk {
+    fn works(&self) -> Result<(), String> {
+        if self.fails.load(Ordering::SeqCst) { Err("the store is away".to_owned()) } else { Ok(()) }
+    }
+}
+
+#[async_trait]
+impl ApprovalLedger for Desk {
+    async fn ask(&self, request: AskApproval) -> Result<AskOutcome, String> {
+        self.works()?;
+        self.store.ask(request).await
+    }
+
+    async fn use_once(&self, request: UseApprovals) -> Result<UseOutcome, String> {
+        self.works()?;
+        let outcome = self.store.use_once(request).await;
+        if let Some(happen) = self.meanwhile.lock().unwrap().take() {
+            happen();
+        }
+        outcome
+    }
+
+    async fn repeated(&self, request: &UseApprovals) -> Result<Option<String>, String> {
+        self.works()?;
+        self.store.repeated(request).await
+    }
+}
+
 struct Never;
 
 #[async_trait]
@@ -48,6 +91,8 @@ struct World {
     cell: Arc<SnapshotCell>,
     builder: Arc<Mutex<Builder>>,
     ledger: Arc<Ledger>,
+    desk: Arc<Desk>,
+    store: Arc<dyn Store>,
     lane: Lane,
     agent: PrivateKey,
     tokens: Vec<Bytes>,
@@ -61,8 +106,12 @@ fn world() -> World {
         "{{kind: issuer, id: 'https://i', keys: {{jwks: {{keys: [{}]}}}}, audiences: ['{AUDIENCE}'], groups: [g], applications: [p]}}\n---\n\
          {{kind: application, id: p, allow: ['*']}}\n---\n{{kind: group, id: g, allow: ['*']}}\n---\n\
          {{kind: tool, id: {TOOL}, risk: destructive}}\n---\n\
-         {{kind: agent, id: 'spiffe://a/b', keys: [{}], applications: [p], acts_for: [g], allow: [t/*]}}\n",
+         {{kind: server, id: pay, tools: {{refund: {{risk: write}}, burn: {{risk: destructive}}, tip: {{risk: read, proof: none}}}}}}\n---\n\
+         {{kind: operator, id: olga, keys: [{}], roles: [approve], groups: [leads]}}\n---\n\
+         {{kind: agent, id: 'spiffe://a/b', keys: [{}], applications: [p], acts_for: [g], allow: [t/*], \
+           approve: [{{pay/*: {{by: [leads], expires_in: 5m}}}}]}}\n",
         issuer.public_key().to_jwk(),
+        PrivateKey::from_seed([3; 32]).unwrap().public_key().to_jwk(),
         agent.public_key().thumbprint(),
     );
     let documents = parse(&[SourceFile { path: "p.yaml".to_owned(), content: policy.into_bytes() }]);
@@ -78,9 +127,14 @@ fn world() -> World {
     };
     let cell = Arc::new(SnapshotCell::default());
     let ledger = Arc::new(Ledger(Mutex::new(None)));
+    let folder = tempfile::tempdir().unwrap();
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&folder.path().join("store.db"), clock.clone()).unwrap());
+    let desk =
+        Arc::new(Desk { store: StoreApprovals(store.clone()), meanwhile: Mutex::new(None), fails: AtomicBool::new(false) });
     let parts = Parts {
         cell: cell.clone(),
         ledger: ledger.clone(),
+        approvals: desk.clone(),
         catch_up: Arc::new(Never),
         metrics: Metrics::unexported(),
         spans: Spans::off(),
@@ -93,16 +147,15 @@ fn world() -> World {
     let claims = format!(
         r#"{{"iss":"https://i","aud":"{AUDIENCE}","sub":"u","sub_profile":"user","groups":["g"],"client_id":"p","sid":"s","txn":"x",
         "act":{{"iss":"https://i","sub":"spiffe://a/b"}},"exp":{},"cnf":{{"jwk":{}}},"del_max_depth":0,
-        "authorization_details":[{{"type":"attenuating_agent_token","tools":{{"{TOOL}":{{}}}}}}]}}"#,
+        "authorization_details":[{{"type":"attenuating_agent_token","tools":{{"{TOOL}":{{}},"pay/refund":{{}},"pay/burn":{{}},"pay/tip":{{}}}}}}]}}"#,
         START_UNIX_S + 600,
         agent.public_key().to_jwk(),
     );
     let root = issue::issue_root(&issuer, &claims, clock.now()).unwrap();
-    let folder = tempfile::tempdir().unwrap();
-    let log = Log::open(folder.path(), "n", &*clock).unwrap();
+    let log = Log::open(&folder.path().join("audit"), "n", &*clock).unwrap();
     let lane = service.lane(log.recorder("lane").unwrap());
     let builder = Arc::new(Mutex::new(builder));
-    World { clock, cell, builder, ledger, lane, agent, tokens: vec![root.into()], _folder: folder }
+    World { clock, cell, builder, ledger, desk, store, lane, agent, tokens: vec![root.into()], _folder: folder }
 }
 
 /// What a destructive call gets if something happens while its proof is spent.

@@ -11,12 +11,12 @@ use super::trust::{put_agent, trust_of};
 use crate::model::ids::AgentId;
 use crate::model::records::{Change, DocumentKey, DocumentRow, RevocationRow};
 use crate::model::revision::{Revision, StateDigest};
-use crate::policy::compile::Compiled;
-use crate::policy::document::{Body, Document, SHADOW_KINDS, SHADOW_SUFFIX};
+use crate::policy::compile::{Compiled, would_be};
+use crate::policy::document::{Body, Document};
 use crate::revocation::Index;
 use crate::token::trust::Trust;
 
-/// Kinds of the documents that can change one by one.
+/// The kind of the documents that can change one by one, in force and in shadow.
 const AGENT: &str = "agent";
 const AGENT_IN_SHADOW: &str = "agent.shadow";
 
@@ -56,10 +56,15 @@ pub struct FullState {
 }
 
 /// The single writer of snapshots and of the revocation index.
+///
+/// Documents of agents are not kept: a fleet has a million of them, and what is compiled says all that they say.
 #[derive(Debug)]
 pub struct Builder {
     revocations: Arc<Index>,
+    /// All documents but those of agents in force.
     documents: BTreeMap<DocumentKey, Document>,
+    /// Agents that changed since the policy that decides was built; `None`: removed.
+    pending: BTreeMap<AgentId, Option<Document>>,
     unread: BTreeMap<DocumentKey, String>,
     current: Option<Arc<Snapshot>>,
     problem: Option<String>,
@@ -68,7 +73,14 @@ pub struct Builder {
 impl Builder {
     /// A builder over an empty index.
     pub fn new(revocations: Arc<Index>) -> Self {
-        Self { revocations, documents: BTreeMap::new(), unread: BTreeMap::new(), current: None, problem: None }
+        Self {
+            revocations,
+            documents: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            unread: BTreeMap::new(),
+            current: None,
+            problem: None,
+        }
     }
 
     /// Why the newest policy could not be built; `None` while it is the one that decides.
@@ -82,19 +94,24 @@ impl Builder {
     /// If the policy cannot be built and there is no earlier one to keep. Revocations are applied all the same.
     pub fn replace(&mut self, state: FullState) -> Result<Arc<Snapshot>, Error> {
         self.revocations.replace(&state.revocations, state.revision.number);
+        drop(state.revocations);
         self.documents.clear();
         self.unread.clear();
-        for row in &state.documents {
-            self.put(row);
-        }
-        let built = self.build(state.revision.number);
+        self.pending.clear();
+        let (fleet, rest): (Vec<&DocumentRow>, _) = state.documents.iter().partition(|row| row.key.kind == AGENT);
+        rest.into_iter().for_each(|row| self.put(row));
+        let built = self.build_all(state.revision.number, &fleet);
         self.problem = None;
         let (policy, trust, policy_number) = match (built, &self.current) {
             (Ok((policy, trust)), _) => (policy, trust, state.revision.number),
             (Err(error), None) => return Err(error),
             (Err(error), Some(last)) => {
                 self.problem = Some(error.to_string());
-                (last.policy.clone(), last.trust.clone(), last.policy_number)
+                let (policy, trust, number) = (last.policy.clone(), last.trust.clone(), last.policy_number);
+                // Whoever was an agent then and is none now is removed once the policy can be built.
+                self.pending = policy.agents().map(|id| (id.clone(), None)).collect();
+                fleet.into_iter().for_each(|row| self.put(row));
+                (policy, trust, number)
             }
         };
         let snapshot = Arc::new(Snapshot {
@@ -140,8 +157,7 @@ impl Builder {
                     touched.insert(row.key.clone());
                 }
                 Change::DocumentRemoved(key) => {
-                    self.documents.remove(key);
-                    self.unread.remove(key);
+                    self.remove(key);
                     touched.insert(key.clone());
                 }
                 Change::Revocation(_) => {}
@@ -159,11 +175,11 @@ impl Builder {
             revocations: self.revocations.clone(),
         };
         if was_behind || !touched.is_empty() {
-            let agents_only = !was_behind && touched.iter().all(|key| key.kind == AGENT || key.kind == AGENT_IN_SHADOW);
-            let built = if agents_only { self.rebuild_agents(number, &last, &touched) } else { self.build(number) };
-            match built {
+            let base_stands = !was_behind && touched.iter().all(|key| key.kind == AGENT);
+            match self.build_on(number, &last, base_stands) {
                 Ok((policy, trust)) => {
                     (next.policy, next.trust) = (policy, trust);
+                    self.pending.clear();
                     self.problem = None;
                 }
                 Err(error) => {
@@ -181,7 +197,11 @@ impl Builder {
         match Document::from_row(row) {
             Ok(document) => {
                 self.unread.remove(&row.key);
-                self.documents.insert(row.key.clone(), document);
+                if row.key.kind == AGENT {
+                    self.pending.insert(AgentId::from(row.key.id.as_str()), Some(document));
+                } else {
+                    self.documents.insert(row.key.clone(), document);
+                }
             }
             Err(error) => {
                 self.unread.insert(row.key.clone(), error.to_string());
@@ -189,52 +209,85 @@ impl Builder {
         }
     }
 
-    fn build(&self, revision: u64) -> Result<Tables, Error> {
-        self.check_all_read(revision)?;
-        let documents: Vec<Document> = self.documents.values().cloned().collect();
-        let policy = Compiled::compile(&documents).map_err(|diagnostics| unbuildable(revision, &diagnostics))?;
-        let trust = trust_of(&documents).map_err(|message| Error::Policy { revision, message })?;
-        Ok((Arc::new(policy), Arc::new(trust)))
+    fn remove(&mut self, key: &DocumentKey) {
+        self.unread.remove(key);
+        if key.kind == AGENT {
+            self.pending.insert(AgentId::from(key.id.as_str()), None);
+        } else {
+            self.documents.remove(key);
+        }
     }
 
-    /// Where only agents changed, the change costs what those agents cost, not the fleet.
-    fn rebuild_agents(&self, revision: u64, last: &Snapshot, touched: &BTreeSet<DocumentKey>) -> Result<Tables, Error> {
+    /// Everything from nothing: the base, then the fleet, one agent at a time.
+    fn build_all(&mut self, revision: u64, fleet: &[&DocumentRow]) -> Result<Tables, Error> {
         self.check_all_read(revision)?;
-        let in_force = touched.iter().filter(|key| key.kind == AGENT).map(|key| (key, self.documents.get(key)));
-        let (put, removed) = split(in_force);
+        let base = in_force(&self.documents);
+        let mut policy = Compiled::of_base(&base).map_err(|diagnostics| unbuildable(revision, &diagnostics))?;
+        let mut trust = trust_of(base).map_err(|message| Error::Policy { revision, message })?;
+        for row in fleet {
+            let document = Document::from_row(row).map_err(|error| Error::Policy { revision, message: error.to_string() })?;
+            policy.add_agent(&document).map_err(|diagnostic| unbuildable(revision, &[diagnostic]))?;
+            trust_agent(&mut trust, &document, revision)?;
+        }
+        let policy = policy.checked().map_err(|diagnostics| unbuildable(revision, &diagnostics))?;
+        let would_be = self.would_be(&policy, revision)?;
+        Ok((Arc::new(policy.with_would_be(would_be)), Arc::new(trust)))
+    }
+
+    /// What changed on top of the last policy. Where the base stands, it costs what the changed agents cost; where it does not,
+    /// what the different permission sets do; never the fleet's documents.
+    fn build_on(&self, revision: u64, last: &Snapshot, base_stands: bool) -> Result<Tables, Error> {
+        self.check_all_read(revision)?;
         let failed = |diagnostics: Vec<_>| unbuildable(revision, &diagnostics);
-        let mut policy = last.policy.with_agents(&put, &removed).map_err(failed)?;
-        if self.has_shadows() {
-            // Where nothing was in shadow before, what would be is what is.
-            let before = last.policy.would_be().unwrap_or(&last.policy);
-            let (put, removed) = split(touched.iter().map(|key| (key, self.agent_that_would_be(&key.id))));
-            policy = policy.with_would_be(Some(before.with_agents(&put, &removed).map_err(failed)?));
-        }
-        let mut trust = Trust::clone(&last.trust);
-        for key in touched.iter().filter(|key| key.kind == AGENT) {
-            trust.remove_agent(&key.id);
-        }
-        for document in &put {
-            if let Body::Agent(agent) = &document.body {
-                put_agent(&mut trust, agent).map_err(|message| Error::Policy { revision, message })?;
+        let put: Vec<Document> = self.pending.values().flatten().cloned().collect();
+        let removed: Vec<AgentId> =
+            self.pending.iter().filter(|(_, document)| document.is_none()).map(|(id, _)| id.clone()).collect();
+        let mut trust = if base_stands {
+            Trust::clone(&last.trust)
+        } else {
+            let message = |message| Error::Policy { revision, message };
+            trust_of(in_force(&self.documents)).map_err(message)?.with_agents_of(&last.trust)
+        };
+        self.pending.keys().for_each(|id| trust.remove_agent(id.as_str()));
+        put.iter().try_for_each(|document| trust_agent(&mut trust, document, revision))?;
+
+        let policy = if base_stands {
+            last.policy.with_agents(&put, &removed).map_err(failed)?
+        } else {
+            // An agent that changes with the base names what only the new base has: it goes first and comes last.
+            let changed: Vec<AgentId> = self.pending.keys().cloned().collect();
+            let rest = last.policy.with_agents(&[], &changed).map_err(failed)?;
+            rest.with_base(&in_force(&self.documents)).and_then(|policy| policy.with_agents(&put, &[])).map_err(failed)?
+        };
+        let would_be = match last.policy.would_be().filter(|_| base_stands) {
+            Some(before) => {
+                let in_shadow = |id: &AgentId| self.documents.contains_key(&key(AGENT_IN_SHADOW, id.as_str()));
+                let put: Vec<Document> =
+                    put.into_iter().filter(|document| !in_shadow(&document.key.id.as_str().into())).collect();
+                let removed: Vec<AgentId> = removed.into_iter().filter(|id| !in_shadow(id)).collect();
+                Some(before.with_agents(&put, &removed).map_err(failed)?)
             }
+            None => self.would_be(&policy, revision)?,
+        };
+        Ok((Arc::new(policy.with_would_be(would_be)), Arc::new(trust)))
+    }
+
+    /// The policy with every document in shadow in place of the one in force.
+    fn would_be(&self, policy: &Compiled, revision: u64) -> Result<Option<Compiled>, Error> {
+        let shadows: Vec<&Document> = self.documents.values().filter(|document| document.is_shadow()).collect();
+        if shadows.is_empty() {
+            return Ok(None);
         }
-        Ok((Arc::new(policy), Arc::new(trust)))
-    }
-
-    /// Whether some document is in shadow; does not look at a fleet's agents one by one.
-    fn has_shadows(&self) -> bool {
-        SHADOW_KINDS.iter().any(|kind| {
-            let kind = format!("{kind}{SHADOW_SUFFIX}");
-            let first = DocumentKey { kind: kind.clone(), id: String::new() };
-            self.documents.range(first..).next().is_some_and(|(key, _)| key.kind == kind)
-        })
-    }
-
-    /// The agent's document in shadow, or else the one in force.
-    fn agent_that_would_be(&self, id: &str) -> Option<&Document> {
-        let key = |kind: &str| DocumentKey { kind: kind.to_owned(), id: id.to_owned() };
-        self.documents.get(&key(AGENT_IN_SHADOW)).or_else(|| self.documents.get(&key(AGENT)))
+        let (agents, _): (Vec<&Document>, Vec<&Document>) =
+            shadows.iter().copied().partition(|document| document.key.kind == AGENT_IN_SHADOW);
+        let base: Vec<&Document> = would_be(self.documents.values())
+            .unwrap_or_default()
+            .into_iter()
+            .filter(|document| document.key.kind != AGENT_IN_SHADOW)
+            .collect();
+        let agents: Vec<Document> = agents.into_iter().cloned().collect();
+        let built = policy.with_base(&base).and_then(|policy| policy.with_agents(&agents, &[]));
+        built.map(Some).map_err(|diagnostics| unbuildable(revision, &diagnostics))
     }
 
     fn check_all_read(&self, revision: u64) -> Result<(), Error> {
@@ -247,12 +300,19 @@ impl Builder {
     }
 }
 
-/// Documents that are there, each once, and the ids of those that are gone.
-fn split<'a>(agents: impl Iterator<Item = (&'a DocumentKey, Option<&'a Document>)>) -> (Vec<Document>, Vec<AgentId>) {
-    let by_id: BTreeMap<&str, Option<&Document>> = agents.map(|(key, document)| (key.id.as_str(), document)).collect();
-    let put = by_id.values().copied().flatten().cloned().collect();
-    let removed = by_id.iter().filter(|(_, document)| document.is_none()).map(|(id, _)| AgentId::from(*id)).collect();
-    (put, removed)
+fn in_force(documents: &BTreeMap<DocumentKey, Document>) -> Vec<&Document> {
+    documents.values().filter(|document| !document.is_shadow()).collect()
+}
+
+fn key(kind: &str, id: &str) -> DocumentKey {
+    DocumentKey { kind: kind.to_owned(), id: id.to_owned() }
+}
+
+fn trust_agent(trust: &mut Trust, document: &Document, revision: u64) -> Result<(), Error> {
+    match &document.body {
+        Body::Agent(agent) => put_agent(trust, agent).map_err(|message| Error::Policy { revision, message }),
+        _ => Ok(()),
+    }
 }
 
 fn unbuildable(revision: u64, diagnostics: &[crate::policy::Diagnostic]) -> Error {

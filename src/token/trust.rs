@@ -165,6 +165,12 @@ impl Trust {
         }
     }
 
+    /// The same issuers and groups, with the agents and keys of another trust.
+    pub fn with_agents_of(mut self, other: &Trust) -> Self {
+        (self.agents, self.keys) = (other.agents.clone(), other.keys.clone());
+        self
+    }
+
     /// Says which groups any document knows.
     pub fn set_groups(&mut self, groups: impl IntoIterator<Item = GroupId>) {
         self.groups = Arc::new(groups.into_iter().collect());

@@ -306,13 +306,37 @@ fn a_policy_is_checked_and_applied() {
 
     std::fs::write(policies.join("bad.yaml"), "kind: application\nid: x\nallow: [cmr/read]\nalow: []\n").unwrap();
     let bad = run(&["policy", "check", text(&policies)]).ended(1);
-    assert!(bad.stdout.contains("bad.yaml:") && bad.stdout.contains("error"), "{bad:?}");
+    let expected = "\
+bad.yaml:4:1: error: unknown key `alow`
+  |
+4 | alow: []
+  | ^^^^
+  = help: did you mean `allow`?
+";
+    assert!(bad.stdout.contains(expected), "{bad:?}");
     let refused = apply(false, &[]).ended(1);
-    assert!(refused.stderr.contains("nothing was applied") && refused.stderr.contains("bad.yaml:"), "{refused:?}");
+    assert!(refused.stderr.contains("nothing was applied") && refused.stderr.contains(expected.trim_end()), "{refused:?}");
     let bad = json_run(&["policy", "check", text(&policies)]).ended(1).json();
-    assert_eq!(keys_of(&bad["diagnostics"][0]), ["column", "help", "line", "message", "path", "severity"]);
+    assert_eq!(keys_of(&bad["diagnostics"][0]), ["column", "end_column", "help", "line", "message", "path", "severity"]);
     std::fs::remove_file(policies.join("bad.yaml")).unwrap();
     assert_eq!(apply(true, &[]).ended(0).json()["revision"], applied["revision"]);
+}
+
+#[test]
+fn the_schema_is_printed_for_editors() {
+    let schema = run(&["policy", "schema"]).ended(0).json();
+    assert_eq!(schema["$schema"], "https://json-schema.org/draft/2020-12/schema");
+    assert_eq!(run(&["policy", "schema", "--json"]).ended(0).json(), schema);
+}
+
+/// Every example as somebody would check it who starts from it.
+#[test]
+fn the_examples_are_checked_without_a_word() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/policies");
+    for name in ["coding-agents", "customer-support", "four-agents", "research-team"] {
+        let checked = json_run(&["policy", "check", text(&folder.join(name))]).ended(0).json();
+        assert_eq!(checked["diagnostics"], json!([]), "{name}");
+    }
 }
 
 #[test]

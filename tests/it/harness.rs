@@ -303,6 +303,11 @@ impl Server {
 
     /// Starts as `command` says so far; `serve`, ports and data folder are added.
     pub(crate) fn start_with(world: &World, flags: &Command) -> Self {
+        Self::start_at(world, flags, &world.data())
+    }
+
+    /// As [`Server::start_with`], with a data folder of its own: another replica, where the flags name the first one's store.
+    pub(crate) fn start_at(world: &World, flags: &Command, data: &Path) -> Self {
         let mut command = binary();
         command.arg("serve").args(flags.get_args());
         for (name, value) in flags.get_envs() {
@@ -314,7 +319,7 @@ impl Server {
         let log = world.folder.path().join("stderr.log");
         let errors = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
         let listeners = ["--listen", "--http-listen", "--admin-listen"];
-        command.args(listeners.iter().flat_map(|flag| [*flag, "127.0.0.1:0"])).arg("--data").arg(world.data());
+        command.args(listeners.iter().flat_map(|flag| [*flag, "127.0.0.1:0"])).arg("--data").arg(data);
         let mut child = command.stdout(Stdio::piped()).stderr(errors).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
@@ -324,7 +329,7 @@ impl Server {
         };
         assert!(line.starts_with("ready "), "{line}");
         let (decisions, http, admin) = (address("decisions"), address("http"), address("admin"));
-        Self { child, decisions, http, admin, data: world.data(), log }
+        Self { child, decisions, http, admin, data: data.to_owned(), log }
     }
 
     pub(crate) async fn connect(&self) -> DecisionServiceClient<Channel> {

@@ -6,6 +6,7 @@
 mod aat;
 mod admin;
 mod agentdojo;
+mod approvals;
 mod cli;
 mod codegen;
 mod crash;

@@ -8,11 +8,12 @@ use serde_json::json;
 
 use super::super::client::AdminClient;
 use super::super::output::{Output, paint};
-use super::super::{AdminArgs, Failure, progress};
-use super::{change_json, change_rows, wire_diagnostic_json, wire_diagnostic_text, wire_files};
+use super::super::{AdminArgs, Failure, findings, progress};
+use super::{change_json, change_rows, diagnostic_in, wire_diagnostic_json, wire_files};
 use crate::api::r#gen as wire;
 use crate::policy::diff;
 use crate::policy::document::Document;
+use crate::policy::excerpt::Sources;
 use crate::policy::source::{parse, read_folder};
 use crate::policy::{Compiled, Diagnostic};
 
@@ -127,9 +128,8 @@ fn show(answer: wire::DiffPolicyResponse, output: &Output) {
         "pairs_total": answer.pairs_total,
         "warnings": answer.warnings.iter().map(wire_diagnostic_json).collect::<Vec<_>>(),
     }));
-    for warning in &answer.warnings {
-        output.warning(&wire_diagnostic_text(warning));
-    }
+    let said: Vec<Diagnostic> = answer.warnings.iter().map(diagnostic_in).collect();
+    output.aside(&findings::render(&said, &Sources::new(std::iter::empty())));
     let against = match answer.revision.as_str() {
         "" => String::new(),
         revision => format!(" against revision {revision}"),

@@ -6,10 +6,11 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::super::output::Output;
-use super::super::{Failure, progress};
+use super::super::{Failure, findings, progress};
 use super::diagnostic_json;
 use crate::policy::Compiled;
 use crate::policy::diagnostic::Diagnostic;
+use crate::policy::excerpt::{Sources, printable};
 use crate::policy::source::{parse, read_folder};
 use crate::policy::testrun::{self, Outcome, Place, Report};
 
@@ -56,16 +57,15 @@ pub(super) fn run(arguments: &TestArgs, output: &Output) -> Result<(), Failure> 
     bar.finish_and_clear();
     match tested {
         Ok(report) => show(&report, arguments.coverage_min, output),
-        Err(diagnostics) => Err(refuse(&diagnostics, output)),
+        Err(diagnostics) => Err(refuse(&diagnostics, &Sources::of(&files), output)),
     }
 }
 
 /// A folder with errors is tested in no way.
-fn refuse(diagnostics: &[Diagnostic], output: &Output) -> Failure {
-    output.json(&json!({ "diagnostics": diagnostics.iter().map(diagnostic_json).collect::<Vec<_>>() }));
-    for diagnostic in diagnostics {
-        output.line(&diagnostic.to_string());
-    }
+fn refuse(diagnostics: &[Diagnostic], sources: &Sources<'_>, output: &Output) -> Failure {
+    let said = diagnostics.iter().map(|diagnostic| diagnostic_json(diagnostic, sources));
+    output.json(&json!({ "diagnostics": said.collect::<Vec<_>>() }));
+    output.text(&findings::render(diagnostics, sources));
     output.line("the policy has errors: no test was run");
     Failure::silent(Failure::FAILED)
 }
@@ -75,20 +75,20 @@ fn show(report: &Report, coverage_min: Option<u8>, output: &Output) -> Result<()
     let covered = coverage_min.is_none_or(|min| percent >= usize::from(min));
     output.json(&report_json(report, covered));
     for failure in &report.failures {
-        output.line(&failure.to_string());
+        output.line(&lines(&failure.to_string()));
     }
     for note in &report.notes {
-        output.warning(note);
+        output.aside(&format!("warning: {}\n", printable(note)));
     }
     if report.tests == 0 {
-        output.warning("the folder has no tests: say in `kind: test` documents what must be permitted and what must not");
+        output.aside("warning: the folder has no tests: say in `kind: test` documents what must be permitted and what not\n");
     }
     let unreached = &report.coverage.unreached;
     if !unreached.is_empty() {
         output.line(&format!("not reached by any test: {} of {} entries", unreached.len(), report.coverage.entries));
         for place in unreached.iter().take(UNREACHED_SHOWN_MAX) {
             let at = format!("{}:{}", place.path, place.line);
-            output.line(&format!("  {at}  {} {}: {}: {}", place.kind, place.id, place.list, place.entry));
+            output.line(&printable(&format!("  {at}  {} {}: {}: {}", place.kind, place.id, place.list, place.entry)));
         }
         if unreached.len() > UNREACHED_SHOWN_MAX {
             output.line(&format!("  … and {} more (--json lists all)", unreached.len() - UNREACHED_SHOWN_MAX));
@@ -99,6 +99,11 @@ fn show(report: &Report, coverage_min: Option<u8>, output: &Output) -> Result<()
         output.line(&format!("coverage is below --coverage-min {}", coverage_min.unwrap_or_default()));
     }
     if report.failures.is_empty() && covered { Ok(()) } else { Err(Failure::silent(Failure::FAILED)) }
+}
+
+/// Text of several lines, each without what a terminal would act on.
+fn lines(text: &str) -> String {
+    text.lines().map(printable).collect::<Vec<_>>().join("\n")
 }
 
 fn report_json(report: &Report, covered: bool) -> Value {

@@ -10,7 +10,7 @@ use std::ops::BitOrAssign;
 use std::sync::Arc;
 
 use crate::model::decision::Effect;
-use crate::model::ids::{ApplicationId, GroupId};
+use crate::model::ids::{AgentId, ApplicationId, GroupId};
 
 use super::super::diff::{Direction, Span};
 use super::super::document::{List, Names};
@@ -23,7 +23,7 @@ use super::{Agent, Compiled, Profile};
 #[derive(Debug)]
 pub(in crate::policy) struct Cohort {
     /// By id.
-    pub(in crate::policy) agents: Vec<Arc<str>>,
+    pub(in crate::policy) agents: Vec<AgentId>,
     /// By tool.
     pub(in crate::policy) tools: Vec<ToolChange>,
 }
@@ -79,7 +79,7 @@ type Parts<'a> = Sides<Option<&'a Agent>>;
 /// Agents whose parts are the same on both sides.
 struct Group<'a> {
     parts: Parts<'a>,
-    agents: Vec<Arc<str>>,
+    agents: Vec<AgentId>,
     /// Whether the parts say the same on both sides.
     is_unchanged: bool,
     tools: Vec<ToolChange>,
@@ -111,9 +111,11 @@ fn groups(policies: Sides<&Compiled>) -> Vec<Group<'_>> {
     let mut same_profiles: HashMap<[usize; 2], bool> = HashMap::new();
     let mut places: HashMap<[usize; 4], usize> = HashMap::new();
     let mut groups: Vec<Group<'_>> = Vec::new();
-    for id in before.agents.keys().chain(after.agents.keys()).collect::<BTreeSet<&Arc<str>>>() {
-        let parts =
-            Sides { before: before.agents.get(id).map(|agent| &**agent), after: after.agents.get(id).map(|agent| &**agent) };
+    for id in before.agents.keys().chain(after.agents.keys()).collect::<BTreeSet<&AgentId>>() {
+        let parts = Sides {
+            before: before.agents.get(id.as_str()).map(|agent| &**agent),
+            after: after.agents.get(id.as_str()).map(|agent| &**agent),
+        };
         let profiles = [parts.before, parts.after].map(|agent| address(agent.map(|agent| &*agent.profile)));
         let sets = [parts.before, parts.after].map(|agent| address(agent.map(|agent| &*agent.permissions)));
         let place = *places.entry([profiles[0], profiles[1], sets[0], sets[1]]).or_insert_with(|| {

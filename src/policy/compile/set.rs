@@ -16,6 +16,8 @@ use super::super::tools::{Matching, Patterns, ToolTable};
 /// What a document permits.
 #[derive(Debug)]
 pub(super) struct PermissionSet {
+    /// What it was made of, to be made anew where what it includes or the tools change.
+    pub(super) source: Permissions,
     /// The strongest first: of those that apply to a call, the first decides.
     entries: Box<[SetEntry]>,
     /// Tool and index of entries that name one tool, sorted.
@@ -112,6 +114,7 @@ impl PermissionSet {
         }
         exact.sort_unstable();
         Self {
+            source: permissions.clone(),
             entries: entries.into_boxed_slice(),
             exact: exact.into_boxed_slice(),
             wild: wild.into_boxed_slice(),

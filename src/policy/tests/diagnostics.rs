@@ -397,6 +397,16 @@ fn operators() {
         &format!("{}\n---\n{}", operator("roles: []"), operator("roles: []").replace("ada", "bob")),
         &["8:8: error: key `kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k` is listed twice: first by `ada` in p.yaml:9"],
     );
+    let shared = |kind: &str| {
+        format!(
+            "3:8: error: key `kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k` is also one of {kind} in p.yaml:14 \
+             (make a key for the operator alone: `portcullis token keygen`)"
+        )
+    };
+    let agent = "kind: agent\nid: spiffe://t/b\nkeys: [kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k]";
+    check(&format!("{}\n---\n{agent}", operator("roles: []")), &[&shared("agent `spiffe://t/b`")]);
+    let issuer = issuer(&format!("{{jwks: {{keys: [{}]}}}}", jwk(KEY_X)), "");
+    check(&format!("{}\n---\n{issuer}", operator("roles: []")), &[&shared("issuer `https://i`")]);
     check(
         &operator("roles: []").replace(KEY_X, "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"),
         &["3:8: error: `x` of the key is a point of small order"],

@@ -38,7 +38,7 @@ proptest! {
         let (before, after) = (Compiled::compile(&world).unwrap(), Compiled::compile(&changed).unwrap());
         let pairs = diff::pairs(&before, &after, usize::MAX);
         let of = |agent: &str, tool: &str| {
-            pairs.listed.iter().find(|pair| &*pair.agent == agent && &*pair.tool == tool).map(|pair| pair.direction)
+            pairs.listed.iter().find(|pair| pair.agent.as_str() == agent && &*pair.tool == tool).map(|pair| pair.direction)
         };
         let (old, new) = (before.resolve(&subject), after.resolve(&subject));
         each_call(&calls, |call| {
@@ -82,7 +82,7 @@ fn check(before: &str, after: &str, expected: &[&str]) {
         .listed
         .iter()
         .map(|pair| {
-            let agent = pair.agent.rsplit('/').next().unwrap();
+            let agent = pair.agent.as_str().rsplit('/').next().unwrap();
             format!("{agent} {} {} -> {} {}", pair.tool, pair.before, pair.after, pair.direction.as_str())
         })
         .collect();

@@ -1,28 +1,99 @@
-//! The example policy: nothing is wrong with it, and the four agents may do what the mission says they may.
+//! The example policies: nothing is wrong with them, each does what its own tests say, and the four agents may do what the
+//! mission says they may.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
+use crate::model::constraint::ArgumentMap;
+use crate::model::ids::{SessionId, TaskId};
 use crate::model::json::parse_object;
-use crate::model::request::Call;
+use crate::model::request::{Call, Scope, Subject};
 use crate::testing::reference;
 
 use super::super::compile::Compiled;
-use super::super::document::Document;
-use super::super::source::{parse, read_folder};
+use super::super::document::{Body, Document, Expectation, TestSpec};
+use super::super::source::{SourceFile, parse, read_folder};
 use super::super::validate;
 use super::subject;
 
-fn four_agents() -> Vec<Document> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/policies/four-agents");
-    let parsed = parse(&read_folder(&folder).unwrap());
-    assert_eq!(parsed.diagnostics, []);
-    assert_eq!(validate::check(&parsed.documents), []);
+/// The folders of `examples/policies`.
+pub(super) const FOLDERS: &[&str] = &["coding-agents", "customer-support", "four-agents", "research-team"];
+
+/// The files of an example.
+pub(super) fn folder(name: &str) -> Vec<SourceFile> {
+    read_folder(&Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/policies").join(name)).unwrap()
+}
+
+/// The documents of an example, of which `policy check` says nothing at all.
+fn documents(name: &str) -> Vec<Document> {
+    let parsed = parse(&folder(name));
+    assert_eq!(parsed.diagnostics, [], "{name}");
+    assert_eq!(validate::check(&parsed.documents), [], "{name}");
     parsed.documents
 }
 
 #[test]
+fn every_example_is_here() {
+    let folders = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/policies")).unwrap();
+    let mut names: Vec<String> = folders.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    assert_eq!(names, FOLDERS);
+}
+
+#[test]
+fn every_example_does_what_its_tests_say() {
+    for name in FOLDERS {
+        let documents = documents(name);
+        let compiled = Compiled::compile(&documents).unwrap();
+        let mut told: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
+        for document in &documents {
+            if let Body::Test(test) = &document.body {
+                for expectation in &test.expect {
+                    expect(&compiled, &documents, test, expectation, &format!("{name}, {}", document.key.id));
+                    let leaf = test.agents.last().unwrap().to_string();
+                    told.entry(leaf).or_default().insert(expectation.want.as_str());
+                }
+            }
+        }
+        for document in &documents {
+            if let Body::Agent(agent) = &document.body {
+                let wants = told.get(agent.id.as_str()).cloned().unwrap_or_default();
+                assert!(wants.contains("PERMIT") && wants.contains("DENY"), "{name}: {} is shown with {wants:?}", agent.id);
+            }
+        }
+    }
+}
+
+/// A call of a test by both evaluators.
+fn expect(compiled: &Compiled, documents: &[Document], test: &TestSpec, expectation: &Expectation, place: &str) {
+    let everything = Scope { tools: BTreeMap::from([(expectation.tool.clone(), ArgumentMap::unconstrained())]) };
+    let scope = test.scope.clone().unwrap_or(everything);
+    let subject = Subject {
+        user: test.user.clone(),
+        groups: test.groups.clone(),
+        application: test.application.clone(),
+        agents: test.agents.clone(),
+        scopes: vec![scope; test.agents.len()],
+        session: SessionId::from("s"),
+        task: TaskId::from("t"),
+    };
+    let call = Call {
+        environment: expectation.environment.as_ref().or(test.environment.as_ref()),
+        unix_s: expectation.at_unix_s.or(test.at_unix_s).unwrap_or(0),
+        ..Call::new(&expectation.tool, &expectation.arguments)
+    };
+    let verdict = compiled.evaluate(&compiled.resolve(&subject), &subject, &call);
+    let place = format!("{place}, line {}", expectation.line);
+    assert_eq!(verdict.effect, expectation.want, "{place}: {verdict:?}");
+    assert!(expectation.reason.is_none_or(|reason| reason == verdict.reason), "{place}: {verdict:?}");
+    assert!(expectation.layer.is_none_or(|layer| Some(layer) == verdict.layer), "{place}: {verdict:?}");
+    assert_eq!(verdict.prepared.is_empty(), !expectation.prepared, "{place}: {verdict:?}");
+    assert_eq!(reference::decide(documents, &subject, &call).reason, verdict.reason, "{place}");
+}
+
+#[test]
 fn the_four_agents_may_what_the_mission_says() {
-    let documents = four_agents();
+    let documents = documents("four-agents");
     let compiled = Compiled::compile(&documents).unwrap();
     let scope: String = compiled.tools().map(|tool| format!(r#","{}":{{}}"#, tool.name)).collect();
     let scope = format!("{{{}}}", scope.trim_start_matches(','));
@@ -30,7 +101,8 @@ fn the_four_agents_may_what_the_mission_says() {
         let mut subject = subject(&[group], application, &[], &vec![scope.as_str(); agents.len()]);
         subject.agents = agents.iter().map(|name| format!("spiffe://acme.example/agent/{name}").as_str().into()).collect();
         let arguments = parse_object(arguments.as_bytes()).unwrap();
-        let call = Call::new(tool, &arguments);
+        // A Wednesday, 9:30.
+        let call = Call { unix_s: 1_795_599_000, ..Call::new(tool, &arguments) };
         let verdict = compiled.evaluate(&compiled.resolve(&subject), &subject, &call);
         assert_eq!(verdict.reason.as_str(), expected, "{agents:?} {tool} {arguments:?}");
         assert_eq!(reference::decide(&documents, &subject, &call).reason, verdict.reason);

@@ -44,7 +44,7 @@ approve:
 ---
 {{kind: permission_set, id: set, include: []}}
 ---
-{{kind: operator, id: ada, keys: [{{kty: OKP, crv: Ed25519, x: {KEY_X}, use: sig}}], roles: [respond, administer, approve, audit], groups: [x],
+{{kind: operator, id: ada, keys: [{{kty: OKP, crv: Ed25519, x: PUAXw-hDiVqStwqnTRt-vJyYLM8uxJaMwM1V8Sr0Zgw, use: sig}}], roles: [respond, administer, approve, audit], groups: [x],
   users: [{{issuer: "https://i", sub: "a\nda"}}]}}
 "#,
         digits = "12".repeat(32)

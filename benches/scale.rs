@@ -1,0 +1,253 @@
+//! A fleet of a million: how long its policy takes to build, what it weighs, and what one changed agent costs.
+//!
+//! Each figure is of one act in this process, not of many samples: it finds factors. The rows are what a store would hand over,
+//! so building is all that a cold start does after reading. `cargo bench --bench scale -- 100000 1000000` for a smaller one:
+//! agents, then revocations.
+
+#![allow(clippy::print_stdout, reason = "the figures are the output")]
+
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use portcullis::model::ids::{AgentId, ApplicationId, GroupId, SessionId, TaskId, UserId};
+use portcullis::model::json::Object;
+use portcullis::model::records::{Change, DocumentKey, DocumentRow, Origin, RevocationRow, Target};
+use portcullis::model::request::{Call, Scope, Subject};
+use portcullis::model::revision::{HistoryId, Revision, StateDigest};
+use portcullis::revocation::{Index, TargetRef};
+use portcullis::snapshot::{Builder, FullState, Snapshot};
+
+/// Tools in servers of a hundred.
+const SERVERS: usize = 100;
+const TOOLS_A_SERVER: usize = 100;
+/// Different permission sets, which a fleet's agents share.
+const SETS: usize = 3_000;
+const GROUPS: usize = 200;
+const APPLICATIONS: usize = 50;
+/// Agents changed one by one, for the median.
+const CHANGES: usize = 51;
+/// Decisions timed together.
+const DECISIONS: usize = 200_000;
+
+fn main() -> Result<()> {
+    let mut sizes = std::env::args().skip(1).filter_map(|argument| argument.parse::<usize>().ok());
+    let agents = sizes.next().unwrap_or(1_000_000);
+    let revocations = sizes.next().unwrap_or(10_000_000);
+    println!("{agents} agents in {SETS} sets, {} tools, {revocations} revocations", SERVERS * TOOLS_A_SERVER);
+
+    let small = Fleet::build(1_000.min(agents), 0)?;
+    let small_ns = small.decision_ns()?;
+    drop(small);
+    let mut fleet = Fleet::build(agents, revocations)?;
+    let large_ns = fleet.decision_ns()?;
+    row(
+        "one decision, resolved: small fleet, this one",
+        format!("{small_ns:.0} ns, {large_ns:.0} ns, × {:.2}", large_ns / small_ns),
+    );
+    row("resolving a chain (once per chain and snapshot)", format!("{:?}", fleet.resolving()?));
+    fleet.change_one()?;
+    fleet.flood()?;
+    Ok(())
+}
+
+struct Fleet {
+    agents: usize,
+    builder: Builder,
+    snapshot: Arc<Snapshot>,
+}
+
+impl Fleet {
+    fn build(agents: usize, revocations: usize) -> Result<Self> {
+        let before_kib = resident_kib()?;
+        let documents: Vec<DocumentRow> = base().into_iter().chain((0..agents).map(|number| agent(number, 0))).collect();
+        let rows_kib = resident_kib()? - before_kib;
+        let revoked: Vec<RevocationRow> = (0..revocations).map(revocation).collect();
+        let state = FullState {
+            revision: Revision { history: HistoryId::new("00000000-0000-7000-8000-000000000000"), number: 1 },
+            digest: StateDigest::default(),
+            iat_skew_s: 30,
+            freshness_bound_ms: 5_000,
+            documents,
+            revocations: revoked,
+        };
+        let mut builder = Builder::new(Arc::new(Index::new()));
+        let since = Instant::now();
+        let snapshot = builder.replace(state)?;
+        let built = since.elapsed();
+        let kib = resident_kib()? - before_kib;
+        row(&format!("building {agents} agents, {revocations} revocations from rows"), format!("{built:.2?}"));
+        row(
+            "resident afterwards (the rows alone while they were there)",
+            format!("{} MiB ({} MiB)", kib / 1024, rows_kib / 1024),
+        );
+        row("permission sets in memory", snapshot.policy().permission_set_count().to_string());
+        Ok(Self { agents, builder, snapshot })
+    }
+
+    fn subject(&self) -> Subject {
+        let number = self.agents / 2;
+        let tools = (0..TOOLS_A_SERVER).map(|tool| (tool_name(number % SERVERS, tool).into(), free())).collect();
+        Subject {
+            user: UserId::new("https://issuer.example", "ana"),
+            groups: vec![GroupId::from(group(number).as_str())],
+            application: ApplicationId::from(application(number).as_str()),
+            agents: vec![AgentId::from(agent_id(number).as_str())],
+            scopes: vec![Scope { tools }],
+            session: SessionId::from("s"),
+            task: TaskId::from("t"),
+        }
+    }
+
+    fn decision_ns(&self) -> Result<f64> {
+        let subject = self.subject();
+        let policy = self.snapshot.policy();
+        let resolved = policy.resolve(&subject);
+        let (tool, arguments) = (tool_name(self.agents / 2 % SERVERS, 3), Object::default());
+        let call = Call::new(&tool, &arguments);
+        let verdict = policy.evaluate(&resolved, &subject, &call);
+        if verdict.reason.as_str() != "OK" {
+            bail!("no permit but {verdict:?}");
+        }
+        let index = self.snapshot.revocations();
+        let key = index.key(TargetRef::Session("alive"));
+        let since = Instant::now();
+        for _ in 0..DECISIONS {
+            black_box(index.hit(black_box(key), 0, 1));
+            black_box(policy.evaluate(black_box(&resolved), &subject, &call));
+        }
+        Ok(since.elapsed().as_nanos() as f64 / DECISIONS as f64)
+    }
+
+    fn resolving(&self) -> Result<Duration> {
+        let subject = self.subject();
+        let since = Instant::now();
+        for _ in 0..100 {
+            black_box(self.snapshot.policy().resolve(black_box(&subject)));
+        }
+        Ok(since.elapsed() / 100)
+    }
+
+    /// From the commit's changes in hand to a snapshot that decides by them.
+    fn change_one(&mut self) -> Result<()> {
+        let sets = self.snapshot.policy().permission_set_count();
+        let mut times = Vec::with_capacity(CHANGES);
+        for turn in 0..CHANGES {
+            let change = [Change::Document(agent(turn * 7919 % self.agents, 1 + turn))];
+            let since = Instant::now();
+            self.snapshot = self.builder.apply(2 + turn as u64, StateDigest::default(), change.iter())?;
+            times.push(since.elapsed());
+        }
+        if let Some(problem) = self.builder.problem() {
+            bail!("{problem}");
+        }
+        times.sort();
+        let (median, slowest) = (times.get(CHANGES / 2).context("no time")?, times.last().context("no time")?);
+        row("one agent changed, effective after", format!("{median:.2?} (slowest of {CHANGES}: {slowest:.2?})"));
+        row(
+            "permission sets in memory after that",
+            format!("{} (before: {sets})", self.snapshot.policy().permission_set_count()),
+        );
+        Ok(())
+    }
+
+    /// A hundred thousand revocations on top of what is there.
+    fn flood(&self) -> Result<()> {
+        let index = self.snapshot.revocations();
+        let rows: Vec<RevocationRow> = (0..100_000).map(|number| revocation(usize::MAX / 2 + number)).collect();
+        let since = Instant::now();
+        rows.iter().for_each(|row| index.apply(row));
+        let each = since.elapsed() / 100_000;
+        row("one revocation more, effective after", format!("{each:.2?} (mean of 100,000)"));
+        let missing = rows.iter().filter(|row| index.hit(index.key(TargetRef::from(&row.target)), 0, 100).is_none()).count();
+        if missing > 0 {
+            bail!("{missing} revocations have no effect");
+        }
+        Ok(())
+    }
+}
+
+fn base() -> Vec<DocumentRow> {
+    let key = r#"{"crv":"Ed25519","kty":"OKP","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#;
+    let mut rows = vec![document(
+        "issuer",
+        "https://issuer.example",
+        &format!(r#""applications":["*"],"groups":["*"],"keys":{{"jwks":{{"keys":[{key}]}}}}"#),
+    )];
+    for server in 0..SERVERS {
+        let tools: Vec<String> = (0..TOOLS_A_SERVER).map(|tool| format!(r#""t{tool}.read":{{"risk":"read"}}"#)).collect();
+        rows.push(document("server", &format!("s{server}"), &format!(r#""tools":{{{}}}"#, tools.join(","))));
+    }
+    rows.extend((0..GROUPS).map(|number| document("group", &group(number), r#""allow":["*"]"#)));
+    rows.extend((0..APPLICATIONS).map(|number| document("application", &application(number), r#""allow":["*"]"#)));
+    rows
+}
+
+/// One of a few thousand permission sets, in one of a few hundred settings, with a key of its own.
+fn agent(number: usize, version: usize) -> DocumentRow {
+    let (server, set) = (number % SERVERS, number % SETS);
+    let own = if version == 0 { String::new() } else { format!(r#",{{"s{server}/t1.read":{{"args":{{"n":{version}}}}}}}"#) };
+    let body = format!(
+        r#""acts_for":["{}"],"allow":["s{server}/*.read",{{"s{}/*":{{"args":{{"limit":{set}}}}}}}{own}],"applications":["{}"],"deny":["s{}/t9.read"],"keys":["{}"]"#,
+        group(number),
+        (server + 1) % SERVERS,
+        application(number),
+        (server + 2) % SERVERS,
+        thumbprint(number),
+    );
+    document("agent", &agent_id(number), &body)
+}
+
+fn revocation(number: usize) -> RevocationRow {
+    RevocationRow {
+        target: Target::Session(format!("dead-{number}")),
+        dead: true,
+        suspended: false,
+        watermark_unix_s: None,
+        expires_at_unix_s: None,
+        reason: String::new(),
+        revision: 1,
+    }
+}
+
+fn document(kind: &str, id: &str, body: &str) -> DocumentRow {
+    let json = format!(r#"{{"id":"{id}","kind":"{kind}",{body}}}"#);
+    let key = DocumentKey { kind: kind.to_owned(), id: id.to_owned() };
+    DocumentRow { key, json, path: "fleet.yaml".to_owned(), line: 1, origin: Origin::Folder }
+}
+
+fn agent_id(number: usize) -> String {
+    format!("spiffe://fleet.example/agent/{number}")
+}
+
+fn group(number: usize) -> String {
+    format!("group-{}", number % GROUPS)
+}
+
+fn application(number: usize) -> String {
+    format!("app-{}", number % APPLICATIONS)
+}
+
+fn tool_name(server: usize, tool: usize) -> String {
+    format!("s{server}/t{tool}.read")
+}
+
+/// 43 characters of base64url that no other agent has.
+fn thumbprint(number: usize) -> String {
+    format!("{number:A>42}A")
+}
+
+fn free() -> portcullis::model::constraint::ArgumentMap {
+    portcullis::model::constraint::ArgumentMap::unconstrained()
+}
+
+fn resident_kib() -> Result<i64> {
+    let status = std::fs::read_to_string("/proc/self/status")?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
+    line.trim().trim_end_matches(" kB").parse().context("VmRSS is no number")
+}
+
+fn row(what: &str, figure: String) {
+    println!("{what:<62} {figure}");
+}

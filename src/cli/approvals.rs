@@ -1,0 +1,279 @@
+//! `portcullis approvals`, `approve` and `refuse`: what a person is asked before a call may go on.
+//!
+//! What is shown was written by agents, or by whoever talked them into it: nothing of it reaches the terminal as it is where it
+//! could look like something else.
+
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::client::AdminClient;
+use super::output::Output;
+use super::{AdminArgs, Failure};
+use crate::api::r#gen as wire;
+use crate::model::limits::APPROVALS_LISTED_MAX;
+use crate::model::time::{Clock as _, SystemClock};
+
+/// Characters of a digest in a list.
+const DIGEST_SHOWN: usize = 12;
+/// The shortest beginning of a digest that names one.
+const DIGEST_PREFIX_MIN: usize = 8;
+/// Characters of a whole digest.
+const DIGEST_LENGTH: usize = 64;
+/// Characters of arguments in a list.
+const ARGUMENTS_SHOWN: usize = 72;
+
+/// Answer one call that waits
+#[derive(Debug, Args)]
+pub(super) struct AnswerArgs {
+    /// The call's digest, or at least 8 of its first digits
+    digest: String,
+    /// Why, for the record
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
+    #[command(flatten)]
+    admin: AdminArgs,
+}
+
+/// List what waits, the oldest first
+#[derive(Debug, Args)]
+pub(super) struct ListArgs {
+    /// Show this call alone, in full: its digest, or at least 8 of its first digits
+    digest: Option<String>,
+    /// What was approved, refused or used, and is not forgotten yet, too
+    #[arg(long)]
+    all: bool,
+    /// At most so many, up to 1000
+    #[arg(long, value_name = "N", default_value_t = 100)]
+    limit: u32,
+    #[command(flatten)]
+    admin: AdminArgs,
+}
+
+pub(super) async fn approve(arguments: AnswerArgs, output: &Output) -> Result<(), Failure> {
+    let mut client = AdminClient::open(&arguments.admin).await?;
+    let digest = resolved(&mut client, &arguments.digest).await?;
+    let answer = client.approve(wire::ApproveRequest { digest, reason: arguments.reason }).await?;
+    answered("approved", answer.revision, &answer.approval.unwrap_or_default(), output);
+    Ok(())
+}
+
+pub(super) async fn refuse(arguments: AnswerArgs, output: &Output) -> Result<(), Failure> {
+    let mut client = AdminClient::open(&arguments.admin).await?;
+    let digest = resolved(&mut client, &arguments.digest).await?;
+    let answer = client.refuse(wire::RefuseRequest { digest, reason: arguments.reason }).await?;
+    answered("refused", answer.revision, &answer.approval.unwrap_or_default(), output);
+    Ok(())
+}
+
+pub(super) async fn list(arguments: ListArgs, output: &Output) -> Result<(), Failure> {
+    let mut client = AdminClient::open(&arguments.admin).await?;
+    if let Some(prefix) = &arguments.digest {
+        let item = found(&mut client, prefix).await?;
+        output.json(&item_json(&item));
+        describe(&item, output);
+        return Ok(());
+    }
+    let listed = client.approvals(wire::ListApprovalsRequest { all: arguments.all, limit: arguments.limit }).await?;
+    output.json(&json!({
+        "approvals": listed.approvals.iter().map(item_json).collect::<Vec<_>>(),
+        "total": listed.total,
+    }));
+    let now_unix_ms = SystemClock.now().unix_ms();
+    let rows = listed.approvals.iter().map(|item| row(item, now_unix_ms)).collect();
+    output.table(&["DIGEST", "STATE", "LEFT", "USER", "AGENTS", "TOOL", "ARGUMENTS", "ASKED BY"], rows);
+    output.line(&format!("{} of {}", listed.approvals.len(), listed.total));
+    Ok(())
+}
+
+/// The whole digest that a beginning stands for.
+async fn resolved(client: &mut AdminClient, digest: &str) -> Result<String, Failure> {
+    check_prefix(digest)?;
+    if digest.len() == DIGEST_LENGTH {
+        return Ok(digest.to_owned());
+    }
+    Ok(found(client, digest).await?.digest)
+}
+
+async fn found(client: &mut AdminClient, prefix: &str) -> Result<wire::ApprovalItem, Failure> {
+    check_prefix(prefix)?;
+    let limit = u32::try_from(APPROVALS_LISTED_MAX).unwrap_or(u32::MAX);
+    let listed = client.approvals(wire::ListApprovalsRequest { all: true, limit }).await?;
+    let unlisted = listed.total > listed.approvals.len() as u64;
+    let mut named = listed.approvals.into_iter().filter(|item| item.digest.starts_with(prefix));
+    match (named.next(), named.next()) {
+        (Some(item), None) if !unlisted || prefix.len() == DIGEST_LENGTH => Ok(item),
+        (Some(_), Some(_)) => Err(Failure::misuse(format!("several calls begin with `{prefix}`: give more of the digest"))),
+        (_, _) if unlisted => Err(Failure::misuse(format!(
+            "there are more approvals than a list holds, so `{prefix}` may stand for several: give the whole digest"
+        ))),
+        _ => Err(Failure::failed(format!("no call that waits or was answered lately begins with `{prefix}`"))),
+    }
+}
+
+fn check_prefix(digest: &str) -> Result<(), Failure> {
+    let hex = digest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    if hex && (DIGEST_PREFIX_MIN..=DIGEST_LENGTH).contains(&digest.len()) {
+        return Ok(());
+    }
+    Err(Failure::misuse(format!(
+        "`{}` is no digest: {DIGEST_PREFIX_MIN} to {DIGEST_LENGTH} characters of lowercase hex, as `portcullis approvals` shows it",
+        visible(digest)
+    )))
+}
+
+fn answered(what: &str, revision: String, item: &wire::ApprovalItem, output: &Output) {
+    output.json(&json!({ "revision": revision, "approval": item_json(item) }));
+    output.line(&format!("{what} {}", item.digest));
+    describe(item, output);
+    let waits: Vec<String> = item.layers.iter().filter(|layer| layer.approved_by.is_empty()).map(named_layer).collect();
+    if what == "approved" && !waits.is_empty() {
+        output.line(&format!("it still waits for: {}", waits.join("; ")));
+    }
+    output.line(&format!("revision {revision}"));
+}
+
+/// One call in full: what an approver should read before saying yes.
+fn describe(item: &wire::ApprovalItem, output: &Output) {
+    if output.is_json() {
+        return;
+    }
+    let line = |name: &str, text: &str| output.line(&format!("{name:<12}{text}"));
+    line("digest", &item.digest);
+    line("state", &format!("{}, {}", item.state, left(item, SystemClock.now().unix_ms())));
+    line("user", &visible(&item.user));
+    line("application", &visible(&item.application));
+    for agent in &item.agents {
+        line("agent", &visible(agent));
+    }
+    line("session", &visible(&item.session));
+    line("task", &visible(&item.task));
+    line("tool", &visible(&item.tool));
+    line("arguments", &visible(&String::from_utf8_lossy(&item.arguments_json)));
+    for layer in &item.layers {
+        line("asked by", &named_layer(layer));
+    }
+}
+
+fn row(item: &wire::ApprovalItem, now_unix_ms: i64) -> Vec<String> {
+    let layers: Vec<String> = item.layers.iter().map(named_layer).collect();
+    let agents: Vec<&str> = item.agents.iter().map(|agent| agent.strip_prefix("spiffe://").unwrap_or(agent)).collect();
+    vec![
+        item.digest.chars().take(DIGEST_SHOWN).collect(),
+        item.state.clone(),
+        left(item, now_unix_ms),
+        visible(&item.user),
+        visible(&agents.join(" > ")),
+        visible(&item.tool),
+        abridged(&visible(&String::from_utf8_lossy(&item.arguments_json))),
+        layers.join("; "),
+    ]
+}
+
+/// A layer in words: who asks, who may approve, who did.
+fn named_layer(layer: &wire::ApprovalLayer) -> String {
+    let hop = if layer.hop < 0 { String::new() } else { format!(" {}", layer.hop) };
+    let given = if layer.approved_by.is_empty() { String::new() } else { format!(" (given by {})", visible(&layer.approved_by)) };
+    format!("{}{hop} by {}{given}", layer.layer, visible(&layer.by.join(", ")))
+}
+
+fn left(item: &wire::ApprovalItem, now_unix_ms: i64) -> String {
+    let left_s = item.expires_at_unix_ms.saturating_sub(now_unix_ms).max(0) / 1000;
+    match left_s {
+        0 => "no time left".to_owned(),
+        1..120 => format!("{left_s} s left"),
+        120..7200 => format!("{} min left", left_s / 60),
+        _ => format!("{} h left", left_s / 3600),
+    }
+}
+
+fn item_json(item: &wire::ApprovalItem) -> Value {
+    let layers = item.layers.iter().map(|layer| {
+        json!({
+            "layer": layer.layer,
+            "hop": layer.hop,
+            "by": layer.by,
+            "approved_by": layer.approved_by,
+            "expires_at_unix_ms": layer.expires_at_unix_ms,
+        })
+    });
+    // The arguments are JSON by construction; were they not, they are shown as text rather than left out.
+    let text = String::from_utf8_lossy(&item.arguments_json);
+    json!({
+        "digest": item.digest,
+        "state": item.state,
+        "user": item.user,
+        "application": item.application,
+        "agents": item.agents,
+        "session": item.session,
+        "task": item.task,
+        "tool": item.tool,
+        "arguments": serde_json::from_str::<Value>(&text).unwrap_or_else(|_| Value::String(text.to_string())),
+        "layers": layers.collect::<Vec<_>>(),
+        "asked_at_unix_ms": item.asked_at_unix_ms,
+        "expires_at_unix_ms": item.expires_at_unix_ms,
+    })
+}
+
+fn abridged(text: &str) -> String {
+    let mut characters = text.chars();
+    let mut begin: String = characters.by_ref().take(ARGUMENTS_SHOWN).collect();
+    if characters.next().is_some() {
+        begin.push('…');
+    }
+    begin
+}
+
+/// Text with what a terminal would act upon, hide or turn around written out as `\u{…}`.
+fn visible(text: &str) -> String {
+    let unseen = |character: char| {
+        character.is_control()
+            || matches!(character,
+                '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{115f}'..='\u{1160}' | '\u{17b4}'..='\u{17b5}' | '\u{180b}'..='\u{180f}'
+                | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{3164}'
+                | '\u{fe00}'..='\u{fe0f}' | '\u{feff}' | '\u{ffa0}' | '\u{fff0}'..='\u{fffb}' | '\u{1d173}'..='\u{1d17a}'
+                | '\u{e0000}'..='\u{e0fff}')
+    };
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        if unseen(character) {
+            out.extend(character.escape_unicode());
+        } else {
+            out.push(character);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An approver must not be shown another call than the one that is approved.
+    #[test]
+    fn nothing_reaches_the_terminal_that_hides_or_turns_text() {
+        let check = |text: &str, expected: &str| assert_eq!(visible(text), expected);
+        check(r#"{"amount":100,"to":"DE12 é 漢字"}"#, r#"{"amount":100,"to":"DE12 é 漢字"}"#);
+        check("\u{1b}[2K\rharmless", "\\u{1b}[2K\\u{d}harmless");
+        check("100\u{202e}000\u{202c}", "100\\u{202e}000\\u{202c}");
+        check("a\u{200b}b\u{feff}c\u{9b}d\u{7f}", "a\\u{200b}b\\u{feff}c\\u{9b}d\\u{7f}");
+        check("\u{e0041}\u{2028}\n", "\\u{e0041}\\u{2028}\\u{a}");
+    }
+
+    #[test]
+    fn long_arguments_are_cut_in_lists() {
+        assert_eq!(abridged("short"), "short");
+        assert_eq!(abridged(&"é".repeat(ARGUMENTS_SHOWN)), "é".repeat(ARGUMENTS_SHOWN));
+        assert_eq!(abridged(&"é".repeat(ARGUMENTS_SHOWN + 1)), format!("{}…", "é".repeat(ARGUMENTS_SHOWN)));
+    }
+
+    #[test]
+    fn a_digest_is_named_by_eight_digits_or_more() {
+        let check = |digest: &str, expected: bool| assert_eq!(check_prefix(digest).is_ok(), expected, "{digest}");
+        check("01234567", true);
+        check(&"a".repeat(64), true);
+        check("0123456", false);
+        check(&"a".repeat(65), false);
+        check("0123456G", false);
+        check("0123456A", false);
+    }
+}

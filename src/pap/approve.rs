@@ -1,0 +1,138 @@
+//! Approving and refusing: who may answer a call that waits, and the act that records it.
+//!
+//! The store says whether a call can still be answered and which layers an answer serves; here it is asked whether this operator
+//! may give one: never the user or an agent of the chain. Look next at `store::approvals`.
+
+use super::{Admin, Authorized, Error};
+use crate::model::approval::{ApprovalFilter, ApprovalRow, Approvals};
+use crate::model::ids::{Thumbprint, UserId};
+use crate::model::limits::{ACT_REASON_BYTES_MAX, APPROVALS_LISTED_MAX};
+use crate::model::records::Write;
+use crate::policy::document::{Body, Document, OperatorSpec};
+use crate::store::{self, Committed};
+
+/// An operator's answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The call may be made, once.
+    Approve,
+    /// It may not.
+    Refuse,
+}
+
+impl Answer {
+    fn as_str(self) -> &'static str {
+        match self {
+            Answer::Approve => "approve",
+            Answer::Refuse => "refuse",
+        }
+    }
+}
+
+/// What an answer did.
+#[derive(Clone, Debug)]
+pub struct Answered {
+    /// The revision of the act, durable.
+    pub committed: Committed,
+    /// The approval as it stands now.
+    pub row: ApprovalRow,
+    /// The store's clock.
+    pub unix_ms: i64,
+}
+
+impl Admin {
+    /// Approvals that wait, or all that are not forgotten yet, the oldest first.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn approvals(&self, by: &Authorized, all: bool, limit: usize) -> Result<Approvals, Error> {
+        let filter = if all { ApprovalFilter::All } else { ApprovalFilter::Waiting };
+        let listed = self.store.approvals(filter, limit.min(APPROVALS_LISTED_MAX)).await?;
+        self.record(by, None, "read")?;
+        Ok(listed)
+    }
+
+    /// Approves a call for every layer whose approvers the operator is one of, or refuses it; durable when this returns.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for a digest or reason that is none, [`Error::PermissionDenied`] where this operator may not answer this
+    /// call, [`store::Error::Rejected`] where it cannot be answered any more, or as the store fails.
+    pub async fn answer(&self, by: &Authorized, answer: Answer, digest: &str, reason: &str) -> Result<Answered, Error> {
+        let allowed = self.may_answer(by, digest, reason).await;
+        let (operator, row, documents_number) = self.or_record_refused(by, allowed)?;
+        let (id, groups) = (operator.id.to_string(), operator.groups.iter().map(ToString::to_string).collect());
+        let digest = digest.to_owned();
+        let account = format!("{} {digest} {}: {reason}", answer.as_str(), row.call.tool);
+        let write = match answer {
+            Answer::Approve => Write::Approve { digest: digest.clone(), operator: id, groups },
+            Answer::Refuse => Write::Refuse { digest: digest.clone(), operator: id, groups },
+        };
+        // What the operator may do was read a moment ago: it must still be so when the answer is written.
+        let committed = self.commit(by, vec![write], Some(documents_number), &account).await?;
+        // It may have been used meanwhile; it is there all the same, for it was touched.
+        let mut now = self.store.approvals(ApprovalFilter::Digest(digest), 1).await?;
+        Ok(Answered { committed, row: now.rows.pop().unwrap_or(row), unix_ms: now.unix_ms })
+    }
+
+    /// The operator, the call as it stands, and the revision of the documents that say so.
+    async fn may_answer(&self, by: &Authorized, digest: &str, reason: &str) -> Result<(OperatorSpec, ApprovalRow, u64), Error> {
+        let invalid = |field, message: String| Err(Error::Invalid { field, message });
+        if reason.len() > ACT_REASON_BYTES_MAX {
+            return invalid("reason", format!("{} bytes: at most {ACT_REASON_BYTES_MAX}", reason.len()));
+        }
+        if digest.len() != 64 || !digest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
+            return invalid("digest", "64 characters of lowercase hex are expected, as the answer gave them".to_owned());
+        }
+        let ([id], [key]) = (by.operators(), by.keys()) else {
+            return invalid("authorization", "an answer is one operator's: sign with one key".to_owned());
+        };
+        let listed = self.store.documents(Some("operator")).await?;
+        let documents_number = listed.revision.number;
+        let operators = listed.documents.iter().filter_map(|stored| Document::from_row(&stored.row).ok());
+        let operator = operators.into_iter().find_map(|document| match document.body {
+            Body::Operator(operator) if operator.id.as_str() == id => Some(operator),
+            _ => None,
+        });
+        let denied = |message: String| Err(Error::PermissionDenied(message));
+        let Some(operator) = operator else {
+            return denied(format!("operator `{id}` is not one any more"));
+        };
+        if operator.users.is_empty() {
+            return denied(format!(
+                "operator `{id}` has no `users`, so their own calls cannot be told from others': list them in the operator's document"
+            ));
+        }
+        if let Some(agent) = self.agent_with(key).await? {
+            return denied(format!("the key that signed is also one of agent `{agent}`: an operator needs a key of its own"));
+        }
+        let Some(row) = self.store.approvals(ApprovalFilter::Digest(digest.to_owned()), 1).await?.rows.pop() else {
+            let shown = digest.get(..12).unwrap_or(digest);
+            let message = format!("call `{shown}` is not one that waits: it was never asked, or it was forgotten after its time");
+            return Err(Error::Store(store::Error::Rejected(message)));
+        };
+        let user = UserId::new(row.call.issuer.as_str(), row.call.subject.as_str());
+        if operator.users.contains(&user) {
+            return denied(format!("operator `{id}` is the user whom the call is made for: somebody else must answer"));
+        }
+        let asked = |group: &String| operator.groups.iter().any(|own| own.as_str() == group);
+        if !row.layers.iter().any(|layer| layer.by.iter().any(asked)) {
+            let mut groups: Vec<&str> = row.layers.iter().flat_map(|layer| layer.by.iter().map(String::as_str)).collect();
+            groups.sort_unstable();
+            groups.dedup();
+            return denied(format!("operator `{id}` is in none of the groups that may answer this call: {}", groups.join(", ")));
+        }
+        Ok((operator, row, documents_number))
+    }
+
+    /// The registered agent that holds a key, if one does.
+    async fn agent_with(&self, key: &Thumbprint) -> Result<Option<String>, Error> {
+        let agents = self.store.documents(Some("agent")).await?.documents;
+        // Agents may be many, and few documents name the key: only those are read.
+        let named = agents.iter().filter(|stored| stored.row.json.contains(key.as_str()));
+        let holds = |stored: &&store::StoredDocument| match Document::from_row(&stored.row).map(|document| document.body) {
+            Ok(Body::Agent(agent)) => agent.keys.contains(key),
+            _ => true,
+        };
+        Ok(named.into_iter().find(holds).map(|stored| stored.row.key.id.clone()))
+    }
+}

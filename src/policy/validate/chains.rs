@@ -1,0 +1,144 @@
+//! Handing on: delegations that can never work, that reach too far, or that nothing but the depth limit ends.
+//!
+//! All of it is legal, since every hop is checked again when it is used; it is only seldom meant. The search is bounded, so that
+//! a fleet whose agents all hand on to each other costs what a small one does.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::model::constraint::abridged;
+use crate::model::limits::DELEGATION_DEPTH_MAX;
+
+use super::super::diagnostic::{Diagnostic, Severity};
+use super::super::document::{AgentSpec, Body, Document, Names};
+use super::ceilings::Reaches;
+use super::circles;
+
+/// Edges that are followed in search of agents too far away; what a larger fleet has beyond them is not said.
+const STEPS_MAX: usize = 1_000_000;
+
+/// Agents of a circle that are named.
+const NAMED_MAX: usize = 8;
+
+/// An agent that hands on, or is handed to.
+struct Link<'a> {
+    document: &'a Document,
+    agent: &'a AgentSpec,
+    /// The place of its document.
+    place: usize,
+    /// The links it hands on to, in the order of `delegates_to`.
+    targets: Vec<Option<usize>>,
+}
+
+/// Warns of delegations that do not do what they seem to.
+pub(super) fn lint(documents: &[&Document], reaches: &Reaches, out: &mut Vec<Diagnostic>) {
+    let links = links(documents);
+    for link in &links {
+        for (index, target) in link.targets.iter().enumerate() {
+            if let Some(problem) = target.and_then(|target| links.get(target)).and_then(|target| never(link, target, reaches)) {
+                out.push(link.document.diagnostic(Severity::Warning, "delegates_to", index, problem));
+            }
+        }
+    }
+    let mut steps = 0;
+    for start in 0..links.len() {
+        if steps < STEPS_MAX {
+            out.extend(too_far(&links, start, &mut steps));
+        }
+    }
+    out.extend(endless(&links));
+}
+
+/// The agents that name others, and those they name.
+fn links<'a>(documents: &[&'a Document]) -> Vec<Link<'a>> {
+    let agents = || {
+        documents.iter().copied().enumerate().filter_map(|(place, document)| match &document.body {
+            Body::Agent(agent) => Some((place, document, agent)),
+            _ => None,
+        })
+    };
+    let named: HashSet<&str> = agents().flat_map(|(_, _, agent)| agent.delegates_to.iter().map(|id| id.as_str())).collect();
+    let linked = agents().filter(|(_, _, agent)| !agent.delegates_to.is_empty() || named.contains(agent.id.as_str()));
+    let mut links: Vec<Link<'_>> =
+        linked.map(|(place, document, agent)| Link { document, agent, place, targets: Vec::new() }).collect();
+    let numbers: HashMap<&str, usize> = links.iter().enumerate().map(|(number, link)| (link.agent.id.as_str(), number)).collect();
+    let targets = |link: &Link<'_>| link.agent.delegates_to.iter().map(|id| numbers.get(id.as_str()).copied()).collect();
+    let all: Vec<Vec<Option<usize>>> = links.iter().map(targets).collect();
+    links.iter_mut().zip(all).for_each(|(link, targets)| link.targets = targets);
+    links
+}
+
+/// Why nothing can be permitted once an agent has handed on to another.
+fn never(from: &Link<'_>, to: &Link<'_>, reaches: &Reaches) -> Option<String> {
+    let id = abridged(to.agent.id.as_str());
+    if let (Names::Some(ours), Names::Some(theirs)) = (&from.agent.applications, &to.agent.applications)
+        && !(ours.is_empty() || theirs.is_empty())
+        && !ours.iter().any(|application| theirs.contains(application))
+    {
+        return Some(format!("handing on to `{id}` never works: the two have no application in common"));
+    }
+    let (ours, theirs) = (reaches.get(&from.place)?, reaches.get(&to.place)?);
+    let nothing = !ours.is_empty() && !theirs.is_empty() && !ours.meets(theirs);
+    nothing.then(|| format!("handing on to `{id}` permits nothing: there is no tool that both allow"))
+}
+
+/// The nearest agent that a chain through this one would need more hops to than may follow it.
+fn too_far(links: &[Link<'_>], start: usize, steps: &mut usize) -> Option<Diagnostic> {
+    let first = links.get(start)?;
+    let hops_max = first.agent.session_hops_max.unwrap_or(DELEGATION_DEPTH_MAX);
+    if hops_max == 0 {
+        return None;
+    }
+    let mut seen: HashSet<usize> = HashSet::from([start]);
+    // Each with the place in `delegates_to` by which it was reached.
+    let mut level: Vec<(usize, usize)> = vec![(start, 0)];
+    for hops in 1..=hops_max + 1 {
+        let mut next = Vec::new();
+        for (node, by) in level {
+            let Some(link) = links.get(node).filter(|link| link.agent.session_hops_max != Some(0)) else {
+                continue;
+            };
+            for (index, target) in link.targets.iter().enumerate() {
+                *steps += 1;
+                if let Some(target) = target.filter(|target| seen.insert(*target)) {
+                    next.push((target, if node == start { index } else { by }));
+                }
+            }
+            if *steps >= STEPS_MAX {
+                return None;
+            }
+        }
+        if hops > hops_max {
+            let (target, by) =
+                next.iter().filter_map(|(target, by)| Some((links.get(*target)?, *by))).min_by_key(|(_, by)| *by)?;
+            let (id, through) = (abridged(target.agent.id.as_str()), abridged(first.agent.id.as_str()));
+            let limit = if first.agent.session_hops_max.is_some() { "`hops_max`" } else { "the depth limit" };
+            let message =
+                format!("`{id}` can never be reached through `{through}`: it is {hops} hops away, and {limit} allows {hops_max}");
+            return Some(first.document.diagnostic(Severity::Warning, "delegates_to", by, message));
+        }
+        level = next;
+    }
+    None
+}
+
+/// Agents that hand on in a circle, none of which says how far.
+fn endless(links: &[Link<'_>]) -> Vec<Diagnostic> {
+    let is_bounded = |number: usize| links.get(number).is_none_or(|link| link.agent.session_hops_max.is_some());
+    let edges = links.iter().enumerate().map(|(number, link)| {
+        let follow = |target: &Option<usize>| target.filter(|target| !is_bounded(number) && !is_bounded(*target));
+        link.targets.iter().map(follow).collect()
+    });
+    let edges: Vec<Vec<Option<usize>>> = edges.collect();
+    let warning = |circle: circles::Circle| {
+        let id = |link: &Link<'_>| format!("`{}`", abridged(link.agent.id.as_str()));
+        let named: Vec<String> = circle.named(NAMED_MAX + 1).filter_map(|number| links.get(number)).map(id).collect();
+        let message = format!(
+            "agents hand on in a circle that only the depth limit of {DELEGATION_DEPTH_MAX} hops ends: {}",
+            named.join(" to ")
+        );
+        let help = "say with `session: {hops_max: …}` of one of them how many hops are meant".to_owned();
+        let finding = links.get(circle.at)?.document.diagnostic(Severity::Warning, "delegates_to", circle.edge, message);
+        Some(finding.with_help(Some(help)))
+    };
+    circles::find(&edges).into_iter().filter_map(warning).collect()
+}

@@ -1,0 +1,96 @@
+//! Circles in what names each other: permission sets that include themselves, agents that hand on and back.
+//!
+//! Depth first without recursion, since a chain may be as long as a policy is large; each edge is followed once.
+
+/// Circles that are found; what has more is said to be wrong often enough.
+const CIRCLES_MAX: usize = 100;
+
+/// A way that comes back to where it began.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Circle {
+    /// The nodes on it, in order, each once.
+    nodes: Vec<usize>,
+    /// The node whose edge closes it: the last of them.
+    pub(super) at: usize,
+    /// The place of that edge among the edges of the node.
+    pub(super) edge: usize,
+}
+
+impl Circle {
+    /// The first nodes on it, and the first again at the end where it fits in.
+    pub(super) fn named(&self, max: usize) -> impl Iterator<Item = usize> {
+        self.nodes.iter().chain(self.nodes.first()).take(max).copied()
+    }
+}
+
+/// One circle for each edge that closes one. `edges` are the targets of each node; `None` leads nowhere.
+pub(super) fn find(edges: &[Vec<Option<usize>>]) -> Vec<Circle> {
+    let mut found = Vec::new();
+    let mut done = vec![false; edges.len()];
+    let mut on_path = vec![false; edges.len()];
+    let is = |flags: &[bool], node: usize| flags.get(node).copied().unwrap_or(false);
+    for start in 0..edges.len() {
+        if is(&done, start) {
+            continue;
+        }
+        let mut path: Vec<(usize, usize)> = vec![(start, 0)];
+        set(&mut on_path, start, true);
+        while let Some((node, next)) = path.last_mut() {
+            let (at, edge) = (*node, *next);
+            *next += 1;
+            match edges.get(at).and_then(|targets| targets.get(edge)) {
+                None => {
+                    set(&mut done, at, true);
+                    set(&mut on_path, at, false);
+                    path.pop();
+                }
+                Some(Some(target)) if is(&on_path, *target) => {
+                    let nodes = path.iter().map(|(node, _)| *node).skip_while(|node| node != target).collect();
+                    found.push(Circle { nodes, at, edge });
+                    if found.len() == CIRCLES_MAX {
+                        return found;
+                    }
+                }
+                Some(Some(target)) if *target < edges.len() && !is(&done, *target) => {
+                    set(&mut on_path, *target, true);
+                    path.push((*target, 0));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    found
+}
+
+fn set(flags: &mut [bool], node: usize, value: bool) {
+    if let Some(flag) = flags.get_mut(node) {
+        *flag = value;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn circles() {
+        let check = |edges: &[&[usize]], expected: &[(&[usize], usize)]| {
+            let edges: Vec<Vec<Option<usize>>> =
+                edges.iter().map(|targets| targets.iter().map(|target| Some(*target)).collect()).collect();
+            let found = find(&edges);
+            let found: Vec<(&[usize], usize)> = found.iter().map(|circle| (circle.nodes.as_slice(), circle.edge)).collect();
+            assert_eq!(found, expected, "{edges:?}");
+        };
+        check(&[], &[]);
+        check(&[&[1], &[2], &[]], &[]);
+        check(&[&[0]], &[(&[0], 0)]);
+        check(&[&[1], &[0]], &[(&[0, 1], 0)]);
+        check(&[&[1], &[2], &[9, 1]], &[(&[1, 2], 1)]);
+        check(&[&[1, 2], &[3], &[3], &[]], &[]);
+        check(&[&[1], &[2], &[0, 1]], &[(&[0, 1, 2], 0), (&[1, 2], 1)]);
+        let long: Vec<Vec<Option<usize>>> = (0..100_000).map(|node| vec![Some((node + 1) % 100_000)]).collect();
+        assert_eq!(find(&long).len(), 1);
+        let dense: Vec<Vec<Option<usize>>> = (0..300).map(|_| (0..300).map(Some).collect()).collect();
+        assert_eq!(find(&dense).len(), CIRCLES_MAX);
+    }
+}

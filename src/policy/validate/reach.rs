@@ -1,0 +1,205 @@
+//! What no delegation can reach: agents, applications, groups, permission sets that stand in the policy and never count.
+//!
+//! Every agent of a chain is asked for the user and the application that the root's issuer named, so an agent that no issuer can
+//! reach is not reached through another one either. Nothing here refuses a policy. Look next at `ceilings.rs`.
+
+use std::collections::{HashMap, HashSet};
+
+use crate::model::constraint::abridged;
+
+use super::super::bits::BitSet;
+use super::super::diagnostic::{Diagnostic, Severity};
+use super::super::document::{AgentSpec, Body, Document, IssuerSpec, Names};
+
+/// Warns of what stands in the policy and can never come into play.
+pub(super) fn lint(documents: &[&Document], out: &mut Vec<Diagnostic>) {
+    let issuers: Vec<(&Document, &IssuerSpec)> = documents
+        .iter()
+        .copied()
+        .filter_map(|document| if let Body::Issuer(issuer) = &document.body { Some((document, issuer)) } else { None })
+        .collect();
+    let mut warn = |document: &Document, message: String, help: &str| {
+        let help = Some(help.to_owned()).filter(|help| !help.is_empty());
+        out.push(document.diagnostic(Severity::Warning, "id", 0, message).with_help(help));
+    };
+    let speaking = Reachable::new(documents, "application", &issuers, |issuer| &issuer.applications, |id| id.as_str());
+    let vouching = Reachable::new(documents, "group", &issuers, |issuer| &issuer.groups, |id| id.as_str());
+    if issuers.is_empty() {
+        if let Some(first) = documents.first() {
+            warn(first, "there is no issuer, so no delegation can begin and nothing is ever permitted".to_owned(), "");
+        }
+    } else {
+        lint_issuers(&issuers, &speaking, &vouching, documents, &mut warn);
+    }
+    for document in documents.iter().copied() {
+        if let Body::Agent(agent) = &document.body {
+            lint_agent(document, agent, &speaking, &vouching, !issuers.is_empty(), &mut warn);
+        }
+    }
+}
+
+/// Warns of permission sets that neither an agent, a group nor an application includes, directly or through others. What a
+/// document in shadow includes is of use.
+pub(super) fn lint_sets(documents: &[Document], out: &mut Vec<Diagnostic>) {
+    for set in unused_sets(documents) {
+        let message = format!("nothing includes permission set `{}`", abridged(&set.key.id));
+        out.push(set.diagnostic(Severity::Warning, "id", 0, message));
+    }
+}
+
+/// By application, or by group: the issuers that may name it, as numbers.
+struct Reachable<'a> {
+    by_id: HashMap<&'a str, BitSet>,
+    all: BitSet,
+    none: BitSet,
+}
+
+impl<'a> Reachable<'a> {
+    fn new<T: 'a>(
+        documents: &[&'a Document],
+        kind: &str,
+        issuers: &[(&'a Document, &'a IssuerSpec)],
+        names: fn(&IssuerSpec) -> &Names<T>,
+        as_text: fn(&T) -> &str,
+    ) -> Self {
+        let ids = documents.iter().copied().filter(|document| document.key.kind == kind).map(|document| document.key.id.as_str());
+        let mut by_id: HashMap<&str, BitSet> = ids.map(|id| (id, BitSet::empty(issuers.len()))).collect();
+        for ((_, issuer), number) in issuers.iter().zip(0..) {
+            match names(issuer) {
+                Names::All => by_id.values_mut().for_each(|issuers| issuers.insert(number)),
+                Names::Some(names) => names.iter().for_each(|name| {
+                    if let Some(issuers) = by_id.get_mut(as_text(name)) {
+                        issuers.insert(number);
+                    }
+                }),
+            }
+        }
+        let mut all = BitSet::empty(issuers.len());
+        by_id.values().for_each(|issuers| all.unite(issuers));
+        Self { none: BitSet::empty(issuers.len()), by_id, all }
+    }
+
+    /// The issuers that may name one of these.
+    fn any<T>(&self, names: &Names<T>, as_text: fn(&T) -> &str) -> BitSet {
+        let Names::Some(names) = names else {
+            return self.all.clone();
+        };
+        let mut any = self.none.clone();
+        for name in names {
+            if let Some(issuers) = self.by_id.get(as_text(name)) {
+                any.unite(issuers);
+            }
+        }
+        any
+    }
+}
+
+fn is_none<T>(names: &Names<T>) -> bool {
+    matches!(names, Names::Some(names) if names.is_empty())
+}
+
+fn lint_issuers(
+    issuers: &[(&Document, &IssuerSpec)],
+    speaking: &Reachable<'_>,
+    vouching: &Reachable<'_>,
+    documents: &[&Document],
+    warn: &mut impl FnMut(&Document, String, &str),
+) {
+    for (document, issuer) in issuers {
+        let id = abridged(&document.key.id);
+        if is_none(&issuer.applications) {
+            let message = format!("issuer `{id}` speaks for no application, so no delegation of it is of use");
+            warn(document, message, "name them in `applications`");
+        }
+        if is_none(&issuer.groups) {
+            let message = format!("issuer `{id}` vouches for no group, so its users may do nothing");
+            warn(document, message, "name them in `groups`");
+        }
+    }
+    for document in documents.iter().copied() {
+        let id = document.key.id.as_str();
+        let nobody = |names: &Reachable<'_>| names.by_id.get(id).is_some_and(BitSet::is_empty);
+        match &document.body {
+            Body::Application(_) if nobody(speaking) => {
+                let message = format!("no issuer speaks for application `{}`", abridged(id));
+                warn(document, message, "name it in `applications` of an issuer");
+            }
+            Body::Group(_) if nobody(vouching) => {
+                let message = format!("no issuer may say that a user is in group `{}`", abridged(id));
+                warn(document, message, "name it in `groups` of an issuer");
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Why no chain can ever come to an agent, one cause at a time: the first is the one to mend first.
+fn lint_agent(
+    document: &Document,
+    agent: &AgentSpec,
+    speaking: &Reachable<'_>,
+    vouching: &Reachable<'_>,
+    has_issuer: bool,
+    warn: &mut impl FnMut(&Document, String, &str),
+) {
+    let id = abridged(&document.key.id);
+    let mut unreachable = |cause: String, help: &str| warn(document, format!("agent `{id}` cannot be reached: {cause}"), help);
+    if agent.keys.is_empty() {
+        let help = "list in `keys` the thumbprint that `portcullis token keygen` prints";
+        unreachable("it has no `keys`, so it can hold no delegation".to_owned(), help);
+    }
+    let by_application = speaking.any(&agent.applications, |id| id.as_str());
+    let by_group = vouching.any(&agent.acts_for, |id| id.as_str());
+    if is_none(&agent.applications) {
+        unreachable("it runs inside no application".to_owned(), "name one in `applications`");
+    } else if has_issuer && by_application.is_empty() {
+        let which = which(&agent.applications, |id| id.as_str());
+        unreachable(format!("no issuer speaks for {} of its `applications`", which), "");
+    }
+    if is_none(&agent.acts_for) {
+        unreachable("it acts for nobody".to_owned(), "name a group in `acts_for`, or `*` for every user");
+    } else if has_issuer && by_group.is_empty() {
+        let which = which(&agent.acts_for, |id| id.as_str());
+        unreachable(format!("no issuer may say that a user is in {} of its `acts_for`", which), "");
+    }
+    if !by_application.is_empty() && !by_group.is_empty() && !by_application.meets(&by_group) {
+        let cause = "the issuers that speak for its `applications` are not those that vouch for the groups of its `acts_for`";
+        unreachable(cause.to_owned(), "");
+    }
+    let permissions = &agent.permissions;
+    if permissions.allow.is_empty() && permissions.approve.is_empty() && permissions.include.is_empty() {
+        let message = format!("agent `{id}` allows nothing, so nothing is permitted in any chain that it is part of");
+        warn(document, message, "");
+    }
+}
+
+fn which<T>(names: &Names<T>, as_text: fn(&T) -> &str) -> String {
+    match names {
+        Names::Some(names) => match names.as_slice() {
+            [one] => format!("`{}`", abridged(as_text(one))),
+            _ => "any".to_owned(),
+        },
+        Names::All => "any".to_owned(),
+    }
+}
+
+fn unused_sets(documents: &[Document]) -> Vec<&Document> {
+    let is_set = |document: &Document| matches!(document.body, Body::PermissionSet(_));
+    let mut sets: HashMap<&str, Vec<&Document>> = HashMap::new();
+    for set in documents.iter().filter(|document| is_set(document)) {
+        sets.entry(set.key.id.as_str()).or_default().push(set);
+    }
+    let mut used: HashSet<&str> = HashSet::new();
+    let mut pending: Vec<&str> = documents.iter().filter(|document| !is_set(document)).flat_map(included).collect();
+    while let Some(id) = pending.pop() {
+        if used.insert(id) {
+            // One in force and one in shadow may have the same id.
+            pending.extend(sets.get(id).into_iter().flatten().flat_map(|set| included(set)));
+        }
+    }
+    documents.iter().filter(|document| is_set(document) && !used.contains(document.key.id.as_str())).collect()
+}
+
+fn included(document: &Document) -> impl Iterator<Item = &str> {
+    document.permissions().into_iter().flat_map(|permissions| permissions.include.iter().map(|id| &**id))
+}

@@ -1,0 +1,360 @@
+//! A call that needs an approval: asked for once, used once, and never more than the layers asked for.
+
+use super::*;
+use crate::model::approval::{ApprovalFilter, ApprovalRow, ApprovalState};
+use crate::model::decision::{ApprovalNeed, PreparedNeed};
+use crate::model::json::parse_object;
+use crate::model::limits::APPROVALS_WAITING_MAX;
+use crate::model::reason::Layer;
+use crate::model::records::Write;
+use crate::store::CommitRequest;
+
+const REFUND: &str = "pay/refund";
+const ARGUMENTS: &str = r#"{"amount":100}"#;
+const NEEDS: (Effect, Reason) = (Effect::NeedsApproval, Reason::ApprovalRequired);
+const PERMIT: (Effect, Reason) = (Effect::Permit, Reason::Ok);
+
+fn denied(reason: Reason) -> (Effect, Reason) {
+    (Effect::Deny, reason)
+}
+
+impl World {
+    /// A call with a proof of its own.
+    fn call(&self, tool: &str, arguments: &str, request_id: &str) -> CheckRequest {
+        let parsed = parse_object(arguments.as_bytes()).unwrap();
+        let call = ProofOf { tool, arguments: &parsed, audience: Some(AUDIENCE) };
+        let proof = issue::prove(&self.agent, &self.tokens, &call, None, self.clock.now()).unwrap();
+        CheckRequest {
+            request_id: request_id.to_owned(),
+            credential: Credential::Chain(self.tokens.clone()),
+            proof: Some(proof.into()),
+            tool: tool.to_owned(),
+            tool_schema_sha256: None,
+            arguments_json: arguments.to_owned().into(),
+            environment: None,
+            audience: Some(AUDIENCE.to_owned()),
+            at_least: None,
+            want_handle: false,
+            trace: TraceHeaders::default(),
+        }
+    }
+
+    async fn asks(&self, request: &CheckRequest, expected: (Effect, Reason)) -> Answer {
+        self.asks_from("10.0.0.1:4000", request, expected).await
+    }
+
+    async fn asks_from(&self, address: &str, request: &CheckRequest, expected: (Effect, Reason)) -> Answer {
+        self.cell.renew(Proof::SentAt(self.clock.now()));
+        let caller = Caller { connection_id: 1, address: address.into(), is_loopback: true };
+        let answer = self.lane.check(request, &caller).await.unwrap();
+        assert_eq!((answer.decision.effect, answer.decision.reason), expected, "{}", answer.message);
+        assert_eq!(answer.approval.is_some(), expected == NEEDS);
+        answer
+    }
+
+    /// A refund asks with a proof of its own.
+    async fn refund(&self, request_id: &str, expected: (Effect, Reason)) -> Answer {
+        self.asks(&self.call(REFUND, ARGUMENTS, request_id), expected).await
+    }
+
+    /// Asks for a call and has it approved.
+    async fn approved(&self, tool: &str) -> String {
+        let digest = self.asks(&self.call(tool, ARGUMENTS, ""), NEEDS).await.approval.unwrap().digest;
+        self.write(Write::Approve { digest: digest.clone(), operator: "olga".into(), groups: vec!["leads".into()] }).await;
+        digest
+    }
+
+    async fn write(&self, write: Write) {
+        self.store.commit(CommitRequest { writes: vec![write], ..CommitRequest::default() }).await.unwrap();
+    }
+
+    async fn rows(&self) -> Vec<ApprovalRow> {
+        self.store.approvals(ApprovalFilter::All, 1000).await.unwrap().rows
+    }
+
+    async fn state(&self) -> ApprovalState {
+        self.rows().await[0].state(self.clock.now().unix_ms())
+    }
+}
+
+#[tokio::test]
+async fn a_call_asks_and_is_permitted_once() {
+    let world = world();
+    let asked = world.refund("r", NEEDS).await;
+    let approval = asked.approval.unwrap();
+    assert_eq!((approval.approvers, asked.decision.layer), (vec!["leads".into()], Some(Layer::Agent)));
+    let rows = world.rows().await;
+    let call = &rows[0].call;
+    assert_eq!((call.digest.as_str(), call.tool.as_str(), call.arguments_json.as_str()), (&*approval.digest, REFUND, ARGUMENTS));
+    assert_eq!((call.issuer.as_str(), call.subject.as_str(), call.application.as_str()), ("https://i", "u", "p"));
+    assert_eq!((call.agents.as_slice(), call.session.as_str(), call.task.as_str()), (&["spiffe://a/b".to_owned()][..], "s", "x"));
+    world.clock.advance_ms(60_000);
+    assert_eq!(world.refund("r", NEEDS).await.approval.unwrap().expires_at_unix_ms, approval.expires_at_unix_ms);
+    assert_eq!(world.approved(REFUND).await, approval.digest);
+    assert_eq!(world.rows().await.len(), 1);
+    let permitted = world.refund("r", PERMIT).await;
+    assert_eq!((permitted.decision.layer, permitted.decision.approvals.len()), (None, 0));
+    let used = world.refund("r", denied(Reason::ApprovalUsed)).await;
+    assert_eq!((used.decision.layer, used.decision.hop), (Some(Layer::Agent), Some(0)));
+    // Other arguments are another call.
+    world.asks(&world.call(REFUND, r#"{"amount":101}"#, "r"), NEEDS).await;
+    world.clock.advance_ms(239_999);
+    world.refund("r", denied(Reason::ApprovalUsed)).await;
+    world.clock.advance_ms(1);
+    let anew = world.refund("r", NEEDS).await.approval.unwrap();
+    assert_eq!((anew.digest, anew.expires_at_unix_ms), (approval.digest, approval.expires_at_unix_ms + 300_000));
+    world.approved(REFUND).await;
+    world.refund("r", PERMIT).await;
+}
+
+#[tokio::test]
+async fn an_approval_is_good_until_its_time_is_over() {
+    for (passed_ms, expected) in [(299_999, PERMIT), (300_000, NEEDS)] {
+        let world = world();
+        world.approved(REFUND).await;
+        world.clock.advance_ms(passed_ms);
+        world.refund("r", expected).await;
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_denies_until_its_time_is_over() {
+    let world = world();
+    let digest = world.approved(REFUND).await;
+    world.write(Write::Refuse { digest, operator: "otto".into(), groups: vec!["leads".into()] }).await;
+    let refused = world.refund("r", denied(Reason::ApprovalRefused)).await;
+    assert_eq!(refused.decision.layer, Some(Layer::Agent));
+    world.clock.advance_ms(300_000);
+    world.refund("r", NEEDS).await;
+}
+
+#[tokio::test]
+async fn a_lost_answer_is_given_again() {
+    for tool in [REFUND, "pay/burn", "pay/tip"] {
+        let world = world();
+        world.approved(tool).await;
+        let mut request = world.call(tool, ARGUMENTS, "r-1");
+        if tool == "pay/tip" {
+            request.proof = None;
+        }
+        let first = world.asks(&request, PERMIT).await;
+        // The gateway comes back on another connection.
+        let again = world.asks_from("10.0.0.1:4001", &request, PERMIT).await;
+        assert_eq!(again.decision_id, first.decision_id, "{tool}");
+        // With no other name, of no other gateway, with no other proof.
+        let replayed = if tool == "pay/tip" { Reason::ApprovalUsed } else { Reason::ProofReplayed };
+        for id in ["r-2", ""] {
+            world.asks(&CheckRequest { request_id: id.to_owned(), ..request.clone() }, denied(replayed)).await;
+        }
+        world.asks_from("10.0.0.2:4000", &request, denied(replayed)).await;
+        world.asks(&world.call(tool, ARGUMENTS, "r-1"), denied(Reason::ApprovalUsed)).await;
+        world.clock.advance_ms(29_999);
+        assert_eq!(world.asks(&request, PERMIT).await.decision_id, first.decision_id, "{tool}");
+        world.clock.advance_ms(1);
+        world.asks(&request, denied(replayed)).await;
+    }
+}
+
+/// The answer of before is given again only where it would be given still.
+#[tokio::test]
+async fn a_lost_answer_is_denied_once_the_call_is() {
+    let world = world();
+    world.approved(REFUND).await;
+    let request = world.call(REFUND, ARGUMENTS, "r");
+    let first = world.asks(&request, PERMIT).await;
+    revoke_session(&world);
+    let again = world.asks(&request, denied(Reason::RevokedSession)).await;
+    assert_ne!(again.decision_id, first.decision_id);
+}
+
+#[tokio::test]
+async fn a_replayed_proof_uses_no_approval() {
+    let world = world();
+    let request = world.call(REFUND, ARGUMENTS, "r");
+    let digest = world.asks(&request, NEEDS).await.approval.unwrap().digest;
+    world.write(Write::Approve { digest, operator: "olga".into(), groups: vec!["leads".into()] }).await;
+    world.asks(&request, denied(Reason::ProofReplayed)).await;
+    assert_eq!(world.state().await, ApprovalState::Approved);
+    world.refund("r", PERMIT).await;
+}
+
+#[tokio::test]
+async fn what_happens_while_an_approval_is_used_counts() {
+    let check = async |meanwhile: fn(&World) -> Box<dyn FnOnce() + Send>, expected: Reason| {
+        let world = world();
+        world.approved(REFUND).await;
+        *world.desk.meanwhile.lock().unwrap() = Some(meanwhile(&world));
+        world.refund("r", denied(expected)).await;
+        assert_eq!(world.state().await, ApprovalState::Used, "it was used all the same");
+    };
+    check(
+        |world| {
+            let builder = world.builder.clone();
+            Box::new(move || revoke(&builder))
+        },
+        Reason::RevokedSession,
+    )
+    .await;
+    check(
+        |world| {
+            let clock = world.clock.clone();
+            Box::new(move || clock.advance_ms(600_000))
+        },
+        Reason::TokenExpired,
+    )
+    .await;
+    check(
+        |world| {
+            let clock = world.clock.clone();
+            Box::new(move || clock.advance_ms(5_000))
+        },
+        Reason::Stale,
+    )
+    .await;
+}
+
+#[tokio::test]
+async fn what_is_denied_uses_nothing() {
+    let world = world();
+    world.approved(REFUND).await;
+    let request = world.call(REFUND, ARGUMENTS, "r");
+    let caller = Caller { connection_id: 1, address: "test".into(), is_loopback: true };
+    world.cell.renew(Proof::SentAt(world.clock.now()));
+    world.clock.advance_ms(5_000);
+    let stale = world.lane.check(&request, &caller).await.unwrap();
+    assert_eq!(stale.decision.reason, Reason::Stale);
+    assert_eq!(world.state().await, ApprovalState::Approved);
+    // Not even the proof.
+    world.asks(&request, PERMIT).await;
+}
+
+#[tokio::test]
+async fn a_revocation_after_the_approval_denies() {
+    let world = world();
+    world.approved(REFUND).await;
+    revoke_session(&world);
+    world.refund("r", denied(Reason::RevokedSession)).await;
+    assert_eq!(world.state().await, ApprovalState::Approved, "and uses nothing");
+}
+
+#[tokio::test]
+async fn what_the_store_does_not_keep_is_denied() {
+    let world = world();
+    world.desk.fails.store(true, Ordering::SeqCst);
+    let answer = world.refund("r", denied(Reason::Stale)).await;
+    assert!(answer.message.contains("store") && answer.approval.is_none(), "{}", answer.message);
+    world.desk.fails.store(false, Ordering::SeqCst);
+    assert!(world.rows().await.is_empty());
+    world.approved(REFUND).await;
+    world.desk.fails.store(true, Ordering::SeqCst);
+    world.refund("r", denied(Reason::Stale)).await;
+    world.desk.fails.store(false, Ordering::SeqCst);
+    world.refund("r", PERMIT).await;
+}
+
+#[tokio::test]
+async fn what_cannot_be_shown_cannot_be_approved() {
+    let world = world();
+    let sized = |bytes: usize| format!("{{\"a\":\"{}\"}}", "x".repeat(bytes - 8));
+    let answer = world.asks(&world.call(REFUND, &sized(16 * 1024 + 1), "r"), denied(Reason::ApprovalRequired)).await;
+    assert!(answer.message.contains("16385 bytes") && answer.message.contains("approver"), "{}", answer.message);
+    assert_eq!(answer.decision.layer, Some(Layer::Agent));
+    assert!(world.rows().await.is_empty());
+    // It is the canonical form that counts.
+    world.asks(&world.call(REFUND, &sized(16 * 1024), "r"), NEEDS).await;
+    let spaced = sized(16 * 1024 - 1).replacen(':', ":   ", 1);
+    world.asks(&world.call(REFUND, &spaced, "r"), NEEDS).await;
+}
+
+#[tokio::test]
+async fn an_agent_asks_for_so_many_at_once() {
+    let world = world();
+    for number in 0..APPROVALS_WAITING_MAX {
+        world.asks(&world.call(REFUND, &format!("{{\"n\":{number}}}"), ""), NEEDS).await;
+    }
+    let answer = world.refund("r", denied(Reason::ApprovalRequired)).await;
+    assert!(answer.message.contains("100 calls of this agent"), "{}", answer.message);
+    world.asks(&world.call(REFUND, "{\"n\":7}", ""), NEEDS).await;
+}
+
+/// What `prepared:` demands, with decisions made by hand.
+#[tokio::test]
+async fn a_prepared_call_uses_the_other_approval() {
+    let need = |tool: &str| PreparedNeed { layer: Layer::Agent, hop: Some(0), tool: tool.into() };
+    let settled = async |world: &World, needs: Vec<PreparedNeed>, arguments: &str, request_id: &str| {
+        world.cell.renew(Proof::SentAt(world.clock.now()));
+        let request = world.call(TOOL, arguments, request_id);
+        let caller = Caller { connection_id: 1, address: "test".into(), is_loopback: true };
+        let service = &world.lane.service;
+        let view = service.view().unwrap();
+        let mut judged = service.judge(&request, &caller, &view, world.clock.now());
+        assert_eq!(judged.decision.effect, Effect::Permit);
+        judged.decision.prepared = needs;
+        service.settle(&mut judged, &request, &caller, &view).await;
+        judged
+    };
+    let check = async |world: &World, arguments: &str, reason: Reason, says: &str| {
+        let judged = settled(world, vec![need(REFUND)], arguments, "").await;
+        assert_eq!((judged.decision.effect, judged.decision.reason), denied(reason));
+        assert_eq!((judged.decision.layer, judged.decision.hop), (Some(Layer::Agent), Some(0)));
+        let message = judged.message.unwrap();
+        assert!(message.contains("`pay/refund`") && message.contains(says), "{message}");
+    };
+    let world = world();
+    check(&world, ARGUMENTS, Reason::ApprovalRequired, "not asked").await;
+    world.refund("", NEEDS).await;
+    check(&world, ARGUMENTS, Reason::ApprovalRequired, "waits").await;
+    world.approved(REFUND).await;
+    check(&world, r#"{"amount":101}"#, Reason::ApprovalRequired, "not asked").await;
+    // The prepare call itself is one use, the call that it prepares is the other.
+    world.refund("", PERMIT).await;
+    let permitted = settled(&world, vec![need(REFUND), need(REFUND)], ARGUMENTS, "r").await;
+    assert_eq!((permitted.decision.effect, permitted.decision.prepared.len()), (Effect::Permit, 0));
+    let digest = world.rows().await[0].call.digest.clone();
+    assert_eq!(permitted.approval_digest, Some(digest.clone()), "the record names what was used");
+    check(&world, ARGUMENTS, Reason::ApprovalUsed, "used for another call").await;
+
+    let world = self::world();
+    let digest = world.approved(REFUND).await;
+    world.write(Write::Refuse { digest, operator: "otto".into(), groups: vec!["leads".into()] }).await;
+    check(&world, ARGUMENTS, Reason::ApprovalRefused, "refused").await;
+
+    let world = self::world();
+    world.approved(REFUND).await;
+    // Both must be there, or neither is used.
+    let judged = settled(&world, vec![need(REFUND), need("pay/burn")], ARGUMENTS, "").await;
+    assert_eq!((judged.decision.effect, judged.decision.reason), denied(Reason::ApprovalRequired));
+    assert!(judged.message.unwrap().contains("`pay/burn`"));
+    assert!(world.rows().await[0].used_prepared.is_none());
+    world.clock.advance_ms(300_000);
+    check(&world, ARGUMENTS, Reason::ApprovalExpired, "too long ago").await;
+}
+
+#[test]
+fn a_later_decision_may_ask_for_nothing_more() {
+    let need = |by: &str| ApprovalNeed { layer: Layer::Agent, hop: Some(0), by: vec![by.into()], expires_in_ms: 1 };
+    let covers = |approvals: Vec<ApprovalNeed>, prepared: Vec<&str>| {
+        let prepared = prepared.into_iter().map(|tool| PreparedNeed { layer: Layer::Agent, hop: None, tool: tool.into() });
+        let again = Decision { approvals, prepared: prepared.collect(), ..Decision::permit(1) };
+        super::super::approval::covers(&[need("a"), need("b")], &[], &again)
+    };
+    assert!(covers(vec![], vec![]) && covers(vec![need("b")], vec![]) && covers(vec![need("b"), need("a")], vec![]));
+    assert!(!covers(vec![need("c")], vec![]) && !covers(vec![need("a"), need("c")], vec![]) && !covers(vec![], vec!["t/x"]));
+}
+
+fn revoke_session(world: &World) {
+    revoke(&world.builder);
+}
+
+fn revoke(builder: &Mutex<Builder>) {
+    let row = RevocationRow {
+        target: Target::Session("s".to_owned()),
+        dead: true,
+        suspended: false,
+        watermark_unix_s: None,
+        expires_at_unix_s: None,
+        reason: String::new(),
+        revision: 2,
+    };
+    drop(builder.lock().unwrap().apply(2, StateDigest::default(), [Change::Revocation(row)].iter()).unwrap());
+}
