@@ -11,6 +11,7 @@ mod diff;
 mod history;
 mod revoke;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 pub use apply::ApplyOutcome;
@@ -143,6 +144,33 @@ impl Admin {
             .ok_or_else(|| Error::NotFound { kind: kind.to_owned(), id: id.to_owned() })
     }
 
+    /// Where documents stand, as far as there are any: path and line.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn places(
+        &self,
+        by: &Authorized,
+        keys: BTreeSet<DocumentKey>,
+    ) -> Result<BTreeMap<DocumentKey, (String, u32)>, Error> {
+        self.record(by, None, "explain a call")?;
+        let kinds: BTreeSet<&str> = keys.iter().map(|key| key.kind.as_str()).collect();
+        let mut places = BTreeMap::new();
+        for kind in kinds {
+            let rows = self.store.documents(Some(kind)).await?.documents.into_iter().map(|document| document.row);
+            places.extend(rows.filter(|row| keys.contains(&row.key)).map(|row| (row.key, (row.path, row.line))));
+        }
+        Ok(places)
+    }
+
+    /// Records a read that is answered elsewhere.
+    ///
+    /// # Errors
+    /// [`Error::AuditUnavailable`].
+    pub fn record_read(&self, by: &Authorized, account: &str) -> Result<(), Error> {
+        self.record(by, None, account)
+    }
+
     /// The names of the stored documents, of one kind or all.
     ///
     /// # Errors
@@ -255,6 +283,6 @@ pub async fn make_first_operator(
     }
 }
 
-fn keyed(documents: Vec<StoredDocument>) -> std::collections::BTreeMap<DocumentKey, StoredDocument> {
+fn keyed(documents: Vec<StoredDocument>) -> BTreeMap<DocumentKey, StoredDocument> {
     documents.into_iter().map(|document| (document.row.key.clone(), document)).collect()
 }

@@ -5,6 +5,8 @@ use std::sync::Arc;
 use prost::Message as _;
 use tonic::{Code, Request, Response, Status};
 
+use super::decision::{caller, check_in, trace_headers};
+use super::explain::explain_out;
 use super::r#gen as wire;
 use super::r#gen::approval_service_server::ApprovalService;
 use super::r#gen::fleet_service_server::FleetService;
@@ -20,6 +22,8 @@ use crate::pap::{
     Admin, Answer, ApplyOutcome, Authorized, DiagnosticText, DocumentChange, Error, HISTORY_LISTED_DEFAULT, PolicyFile,
     RevokeRequest,
 };
+use crate::service::Lane;
+use crate::service::request::Caller;
 
 /// A list of approvals on the wire, each of which may hold 16 KiB of arguments.
 const LIST_BYTES_MAX: usize = 3 * 1024 * 1024;
@@ -28,12 +32,18 @@ const LIST_BYTES_MAX: usize = 3 * 1024 * 1024;
 #[derive(Clone)]
 pub struct AdminApi {
     admin: Arc<Admin>,
+    lane: Option<Lane>,
 }
 
 impl AdminApi {
-    /// Serves `admin`.
-    pub fn new(admin: Arc<Admin>) -> Self {
-        Self { admin }
+    /// Serves `admin`; without a lane, where no decisions are given, nothing is explained and no shadow report made.
+    pub fn new(admin: Arc<Admin>, lane: Option<Lane>) -> Self {
+        Self { admin, lane }
+    }
+
+    fn lane(&self) -> Result<&Lane, Status> {
+        let nobody = "no decisions are given here: ask a running server, with --target instead of --store";
+        self.lane.as_ref().ok_or_else(|| status(Code::FailedPrecondition, "REJECTED", nobody))
     }
 }
 
@@ -176,13 +186,37 @@ impl PolicyService for AdminApi {
 
     async fn shadow_report(
         &self,
-        _request: Request<wire::ShadowReportRequest>,
+        request: Request<wire::ShadowReportRequest>,
     ) -> Result<Response<wire::ShadowReportResponse>, Status> {
-        Err(Status::unimplemented("not served yet"))
+        let by = authorized(&request)?;
+        self.admin.record_read(&by, "report what shadows would do")?;
+        let report = self.lane()?.shadow_report();
+        let flips = report.flips.into_iter().map(|flip| wire::ShadowFlip {
+            agent: flip.agent.to_string(),
+            tool: flip.tool.to_string(),
+            effect: flip.effect.as_str().to_owned(),
+            would_be_effect: flip.would_be.as_str().to_owned(),
+            would_be_reason: flip.would_be_reason.as_str().to_owned(),
+            count: flip.count,
+            last_decision_id: flip.last_decision_id,
+        });
+        Ok(Response::new(wire::ShadowReportResponse {
+            flips: flips.collect(),
+            since_unix_ms: report.since_unix_ms,
+            decisions: report.decisions,
+            flips_uncounted: report.flips_uncounted,
+        }))
     }
 
-    async fn explain(&self, _request: Request<wire::CheckRequest>) -> Result<Response<wire::ExplainResponse>, Status> {
-        Err(Status::unimplemented("not served yet"))
+    async fn explain(&self, request: Request<wire::CheckRequest>) -> Result<Response<wire::ExplainResponse>, Status> {
+        let by = authorized(&request)?;
+        // Whoever signed as an operator may ask for any audience that an issuer has, as somebody on this machine may.
+        let caller = Caller { is_loopback: true, ..caller(request.extensions()) };
+        let trace = trace_headers(request.metadata());
+        let request = check_in(request.into_inner(), trace)?;
+        let told = self.lane()?.explain(&request, &caller).await?;
+        let places = self.admin.places(&by, told.documents()).await?;
+        Ok(Response::new(explain_out(request.request_id, &request.tool, &told, Some(&places))))
     }
 }
 

@@ -21,6 +21,7 @@ use super::validate::{self, Known};
 
 mod compare;
 mod evaluate;
+mod mend;
 mod resolve;
 mod set;
 mod shards;
@@ -28,6 +29,7 @@ mod shards;
 pub use super::document::{ProofClass, Risk};
 pub use super::tools::Tool;
 pub use evaluate::{LayerAnswer, Reach, Verdict};
+pub use mend::{Mend, Need};
 pub use resolve::Resolved;
 
 use set::{PermissionSet, canonical};

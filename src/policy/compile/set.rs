@@ -211,6 +211,16 @@ impl SetEntry {
         self.when.is_some()
     }
 
+    /// Its condition.
+    pub(super) fn condition(&self) -> Option<&Condition> {
+        self.when.as_ref()
+    }
+
+    /// What the arguments lack for an allow or approve to speak of them, in words.
+    pub(super) fn lacks(&self, arguments: &Object) -> Option<String> {
+        self.arguments.lacks(arguments)
+    }
+
     /// Whether two allows without a condition differ in their arguments alone, and this one applies to all that the other does.
     pub(super) fn covers(&self, other: &SetEntry) -> bool {
         let terms = |entry: &SetEntry| (entry.list, entry.prepared.clone(), entry.attested, entry.when.is_none());
@@ -218,7 +228,7 @@ impl SetEntry {
     }
 
     /// Whether the entry applies to a call of a tool that it matches: its arguments, and then its condition.
-    fn applies(&self, facts: &Facts<'_>) -> Result<bool, Failed> {
+    pub(super) fn applies(&self, facts: &Facts<'_>) -> Result<bool, Failed> {
         match &self.when {
             _ if !self.matches(facts.call.arguments) => Ok(false),
             Some(when) => when.holds(facts),
