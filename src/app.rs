@@ -234,7 +234,7 @@ fn factories(
     log: &Arc<audit::Log>,
 ) -> Result<Factories, Error> {
     let recorders = (0..settings.runtimes).map(|index| log.recorder(&format!("lane{index}"))).collect::<Result<Vec<_>, _>>()?;
-    let (decisions, noop) = (service.clone(), settings.noop);
+    let (decisions, explaining, noop) = (service.clone(), service.clone(), settings.noop);
     let make_decisions = move |context: RuntimeContext| match recorders.get(context.index) {
         Some(recorder) => {
             GrpcServices { routes: decision_routes(decisions.lane(recorder.clone()), noop), barrier: recorder.clone() }
@@ -244,7 +244,8 @@ fn factories(
     };
     let make_admin = move |_: RuntimeContext| {
         let barrier = admin.recorder();
-        GrpcServices { routes: admin_routes(admin), barrier }
+        let lane = explaining.lane(barrier.clone());
+        GrpcServices { routes: admin_routes(admin, Some(lane)), barrier }
     };
     let (ready, metrics) = (service.clone(), telemetry.metrics());
     let make_http = move |context: RuntimeContext| HttpServices {
@@ -272,8 +273,8 @@ fn decision_routes(lane: Lane, noop: bool) -> Routes {
     Routes::from(routes.into_axum_router().layer(MapResponseLayer::new(explain_refused)))
 }
 
-fn admin_routes(admin: Arc<Admin>) -> Routes {
-    let api = AdminApi::new(admin.clone());
+fn admin_routes(admin: Arc<Admin>, lane: Option<Lane>) -> Routes {
+    let api = AdminApi::new(admin.clone(), lane);
     let routes = Routes::new(RevocationServiceServer::new(api.clone()))
         .add_service(PolicyServiceServer::new(api.clone()).max_decoding_message_size(SignedActs::MESSAGE_BYTES_MAX))
         .add_service(ApprovalServiceServer::new(api.clone()))
