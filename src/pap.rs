@@ -7,6 +7,7 @@
 mod apply;
 mod approve;
 mod authorize;
+mod fleet;
 mod revoke;
 
 use std::sync::{Arc, Mutex};
@@ -14,6 +15,7 @@ use std::sync::{Arc, Mutex};
 pub use apply::{ApplyOutcome, DocumentChange};
 pub use approve::{Answer, Answered};
 pub use authorize::{Authorized, Method};
+pub use fleet::Waited;
 pub use revoke::RevokeRequest;
 
 use crate::audit::{Act, Recorder};
@@ -53,6 +55,9 @@ pub enum Error {
         /// The id asked for.
         id: String,
     },
+    /// What was asked for cannot be said; nothing follows from that for what was written before.
+    #[error("{0}")]
+    NotSaid(String),
     /// The store did not do it.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -95,12 +100,14 @@ pub struct Admin {
     recorder: Arc<Recorder>,
     spent: Mutex<authorize::SpentSignatures>,
     applying: tokio::sync::Mutex<()>,
+    waits: tokio::sync::Semaphore,
 }
 
 impl Admin {
     /// An administration point over a store; acts are recorded by `recorder`.
     pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, recorder: Arc<Recorder>) -> Self {
-        Self { store, clock, recorder, spent: Mutex::default(), applying: tokio::sync::Mutex::default() }
+        let waits = tokio::sync::Semaphore::new(fleet::WAITS_MAX);
+        Self { store, clock, recorder, spent: Mutex::default(), applying: tokio::sync::Mutex::default(), waits }
     }
 
     /// The recorder of acts: the barrier of the connections that administration is served on.
