@@ -8,6 +8,7 @@ mod apply;
 mod approve;
 mod authorize;
 mod diff;
+mod fleet;
 mod history;
 mod revoke;
 
@@ -18,6 +19,7 @@ pub use apply::ApplyOutcome;
 pub use approve::{Answer, Answered};
 pub use authorize::{Authorized, Method};
 pub use diff::{DiffOutcome, PAIRS_LISTED_MAX};
+pub use fleet::Waited;
 pub use history::{HISTORY_LISTED_DEFAULT, PolicyRevision};
 pub use revoke::RevokeRequest;
 
@@ -67,6 +69,9 @@ pub enum Error {
         /// The id asked for.
         id: String,
     },
+    /// What was asked for cannot be said; nothing follows from that for what was written before.
+    #[error("{0}")]
+    NotSaid(String),
     /// The store did not do it.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -109,12 +114,14 @@ pub struct Admin {
     recorder: Arc<Recorder>,
     spent: Mutex<authorize::SpentSignatures>,
     applying: tokio::sync::Mutex<()>,
+    waits: tokio::sync::Semaphore,
 }
 
 impl Admin {
     /// An administration point over a store; acts are recorded by `recorder`.
     pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, recorder: Arc<Recorder>) -> Self {
-        Self { store, clock, recorder, spent: Mutex::default(), applying: tokio::sync::Mutex::default() }
+        let waits = tokio::sync::Semaphore::new(fleet::WAITS_MAX);
+        Self { store, clock, recorder, spent: Mutex::default(), applying: tokio::sync::Mutex::default(), waits }
     }
 
     /// The recorder of acts: the barrier of the connections that administration is served on.

@@ -7,6 +7,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::decision::{caller, check_in, trace_headers};
 use super::explain::explain_out;
+use super::gateway::{fleet_out, replica_out};
 use super::r#gen as wire;
 use super::r#gen::approval_service_server::ApprovalService;
 use super::r#gen::fleet_service_server::FleetService;
@@ -17,6 +18,7 @@ use crate::model::approval::ApprovalRow;
 use crate::model::ids::UserId;
 use crate::model::limits::{POLICY_BYTES_MAX, POLICY_FILE_BYTES_MAX, POLICY_FILES_MAX};
 use crate::model::records::{DocumentKey, Meaning, RevocationRow, Target};
+use crate::model::replica::Outcome;
 use crate::model::revision::{HistoryId, Revision};
 use crate::pap::{
     Admin, Answer, ApplyOutcome, Authorized, DiagnosticText, DocumentChange, Error, HISTORY_LISTED_DEFAULT, PolicyFile,
@@ -98,6 +100,13 @@ impl RevocationService for AdminApi {
         let (revision, rows, total) = self.admin.revocations(&by, limit as usize).await?;
         let revocations = rows.iter().map(|row| revocation_out(row, &revision.history)).collect();
         Ok(Response::new(wire::ListRevocationsResponse { revocations, total }))
+    }
+
+    type WatchStream = futures_util::stream::Empty<Result<wire::WatchRevocationsResponse, Status>>;
+
+    async fn watch(&self, _request: Request<wire::WatchRevocationsRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        let message = "revocations are watched on the decisions' listener, unsigned";
+        Err(status(Code::Unimplemented, "NOT_SERVED_HERE", message))
     }
 }
 
@@ -272,6 +281,38 @@ impl FleetService for AdminApi {
             revision: revision.to_string(),
         }))
     }
+
+    async fn list_replicas(
+        &self,
+        request: Request<wire::ListReplicasRequest>,
+    ) -> Result<Response<wire::ListReplicasResponse>, Status> {
+        let by = authorized(&request)?;
+        Ok(Response::new(fleet_out(&self.admin.replicas(&by).await?)))
+    }
+
+    async fn wait_for(
+        &self,
+        request: Request<wire::WaitForFleetRequest>,
+    ) -> Result<Response<wire::WaitForFleetResponse>, Status> {
+        let by = authorized(&request)?;
+        let wire::WaitForFleetRequest { revision, committed_at_unix_ms } = request.into_inner();
+        let revision = revision.parse::<Revision>().map_err(|error| invalid("revision", error))?;
+        let waited = self.admin.wait_for_fleet(&by, &revision, committed_at_unix_ms).await?;
+        let answers = waited.replicas.iter().map(|(replica, outcome)| wire::ReplicaAnswer {
+            replica: Some(replica_out(replica, &waited.revision)),
+            outcome: outcome.as_str().to_owned(),
+            acknowledged_after_ms: match outcome {
+                Outcome::Acknowledged { after_ms } => *after_ms,
+                Outcome::RanOut | Outcome::Quarantined => None,
+            },
+        });
+        Ok(Response::new(wire::WaitForFleetResponse {
+            revision: waited.revision.to_string(),
+            replicas: answers.collect(),
+            freshness_bound_ms: waited.freshness_bound_ms,
+            waited_ms: waited.waited_ms,
+        }))
+    }
 }
 
 fn authorized<T>(request: &Request<T>) -> Result<Authorized, Status> {
@@ -335,7 +376,7 @@ fn diagnostic_out(diagnostic: &DiagnosticText) -> wire::Diagnostic {
     }
 }
 
-fn revocation_out(row: &RevocationRow, history: &HistoryId) -> wire::Revocation {
+pub(super) fn revocation_out(row: &RevocationRow, history: &HistoryId) -> wire::Revocation {
     wire::Revocation {
         target: Some(target_out(&row.target)),
         dead: row.dead,

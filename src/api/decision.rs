@@ -14,7 +14,6 @@ use tonic::{Request, Response, Status, Streaming};
 use super::explain::explain_out;
 use super::r#gen as wire;
 use super::r#gen::decision_service_server::DecisionService;
-use super::r#gen::fleet_service_server::FleetService;
 use super::r#gen::{check_request, list_tools_request};
 use super::status::{invalid, too_large, undecodable};
 use crate::model::connection::PeerInfo;
@@ -68,13 +67,19 @@ impl DecisionService for DecisionApi {
         }
         // Every message is checked before the first decision: a batch is decided whole or not at all.
         let requests = requests.into_iter().map(|message| check_in(message, trace.clone())).collect::<Result<Vec<_>, _>>()?;
-        let mut responses = Vec::with_capacity(requests.len());
+        let mut answers = Vec::with_capacity(requests.len());
         for request in requests {
-            let answer = self.lane.check(&request, &caller).await?;
-            responses.push(answer_out(request.request_id, &request.tool, answer));
+            let (answer, held) = self.lane.check_held(&request, &caller).await?;
+            answers.push((request, answer, held));
             // A batch of chains never seen before must not hold up the others of its runtime.
             tokio::task::yield_now().await;
         }
+        // INVARIANT: from here on nothing awaits. The first answers are as old as the batch took: what was revoked since denies.
+        let confirmed = answers.into_iter().map(|(request, answer, held)| {
+            let answer = self.lane.confirm(&request, &caller, answer, held);
+            answer_out(request.request_id, &request.tool, answer)
+        });
+        let responses = confirmed.collect();
         Ok(Response::new(wire::CheckBatchResponse { responses }))
     }
 
@@ -150,18 +155,6 @@ impl DecisionService for DecisionApi {
         let request = check_in(request.into_inner(), trace)?;
         let told = self.lane.explain(&request, &caller).await?;
         Ok(Response::new(explain_out(request.request_id, &request.tool, &told, None)))
-    }
-}
-
-#[tonic::async_trait]
-impl FleetService for DecisionApi {
-    async fn info(&self, _request: Request<wire::InfoRequest>) -> Result<Response<wire::InfoResponse>, Status> {
-        let revision = self.lane.revision().ok_or(Undecided::NotReady)?;
-        Ok(Response::new(wire::InfoResponse {
-            history_id: revision.history.to_string(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            revision: revision.to_string(),
-        }))
     }
 }
 

@@ -22,13 +22,22 @@ use crate::token::operator::{self, Expected};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longer than the longest freshness bound.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// A list of every replica that may be registered, and more.
+const LIST_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Connects to a listener of a running server.
 pub(super) async fn connect(target: &str) -> Result<Channel, Failure> {
+    connect_for(target, CALL_TIMEOUT).await
+}
+
+async fn connect_for(target: &str, call_timeout: Duration) -> Result<Channel, Failure> {
     let endpoint = Endpoint::from_shared(target.to_owned())
         .map_err(|error| Failure::misuse(format!("--target: `{target}` is not a URL such as http://127.0.0.1:7700: {error}")))?
         .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(CALL_TIMEOUT);
+        .timeout(call_timeout);
     endpoint.connect().await.map_err(|_| nobody_at(target))
 }
 
@@ -104,6 +113,26 @@ impl AdminClient {
     ) -> Result<wire::ListRevocationsResponse, Failure> {
         let request = self.signed("/portcullis.v1.RevocationService/List", message)?;
         self.answer(RevocationServiceClient::new(self.channel.clone()).list(request).await)
+    }
+
+    pub(super) async fn replicas(&mut self) -> Result<wire::ListReplicasResponse, Failure> {
+        let request = self.signed("/portcullis.v1.FleetService/ListReplicas", wire::ListReplicasRequest {})?;
+        self.answer(
+            FleetServiceClient::new(self.channel.clone()).max_decoding_message_size(LIST_BYTES_MAX).list_replicas(request).await,
+        )
+    }
+
+    pub(super) async fn wait_for_fleet(
+        &mut self,
+        message: wire::WaitForFleetRequest,
+    ) -> Result<wire::WaitForFleetResponse, Failure> {
+        // Calls on a connection have one time limit.
+        let channel = match &self.local {
+            Some(_) => self.channel.clone(),
+            None => connect_for(&self.target, WAIT_TIMEOUT).await?,
+        };
+        let request = self.signed("/portcullis.v1.FleetService/WaitFor", message)?;
+        self.answer(FleetServiceClient::new(channel).max_decoding_message_size(LIST_BYTES_MAX).wait_for(request).await)
     }
 
     pub(super) async fn approvals(

@@ -48,7 +48,8 @@ pub(super) async fn run(arguments: ExplainArgs, output: &Output) -> Result<(), F
     let request = arguments.call.request()?;
     let answer = if arguments.documents {
         let url = arguments.target.unwrap_or_else(|| "http://127.0.0.1:7702".to_owned());
-        let admin = AdminArgs { url, store: None, store_durability: None, data: arguments.data, operator_key: arguments.operator_key };
+        let admin =
+            AdminArgs { url, store: None, store_durability: None, data: arguments.data, operator_key: arguments.operator_key };
         AdminClient::open(&admin).await?.explain(request).await?
     } else {
         let target = arguments.target.unwrap_or_else(|| "http://127.0.0.1:7700".to_owned());

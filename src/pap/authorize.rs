@@ -25,6 +25,8 @@ pub(super) const METHODS: &[Method] = &[
     method("/portcullis.v1.RevocationService/Revoke", &[Role::Respond]),
     method("/portcullis.v1.RevocationService/Reinstate", &[Role::Administer]),
     method("/portcullis.v1.RevocationService/List", &[Role::Respond, Role::Administer, Role::Audit]),
+    method("/portcullis.v1.FleetService/ListReplicas", &[Role::Respond, Role::Administer, Role::Approve, Role::Audit]),
+    method("/portcullis.v1.FleetService/WaitFor", &[Role::Respond, Role::Administer, Role::Audit]),
     method("/portcullis.v1.PolicyService/Apply", &[Role::Administer]),
     method("/portcullis.v1.PolicyService/Check", &[Role::Administer, Role::Audit]),
     method("/portcullis.v1.PolicyService/Get", &[Role::Administer, Role::Audit]),

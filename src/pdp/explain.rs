@@ -45,7 +45,8 @@ pub enum Turn {
 impl Finding {
     /// A denial by something that is no layer of policy.
     pub fn denial(layer: Layer, hop: Option<usize>, reason: Reason, turn: Turn) -> Self {
-        let answer = LayerAnswer { layer, hop, effect: Effect::Deny, reason, matched: None, approval: None, prepared: Vec::new() };
+        let answer =
+            LayerAnswer { layer, hop, effect: Effect::Deny, reason, matched: None, approval: None, prepared: Vec::new() };
         Self { answer, turn: Some(turn) }
     }
 

@@ -2,6 +2,8 @@
 
 mod model;
 
+mod acknowledge;
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 

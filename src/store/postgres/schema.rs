@@ -12,7 +12,7 @@ use crate::store::chain::GENESIS;
 use crate::store::{Error, Settings};
 
 /// The version of the tables that this program knows.
-pub(super) const VERSION: i64 = 1;
+pub(super) const VERSION: i64 = 2;
 /// What the version row says, so that another program's table of that name is not taken for ours.
 const PROGRAM: &str = "portcullis";
 /// The lock of who makes or changes tables: `Ptcl`, as in the header of a SQLite store.
@@ -62,6 +62,8 @@ CREATE TABLE portcullis.replicas (
     incarnation text COLLATE \"C\" PRIMARY KEY, address text NOT NULL, version text NOT NULL, started_unix_ms int8 NOT NULL,
     applied_number int8 NOT NULL, acked_number int8 NOT NULL, state text NOT NULL, seen_unix_ms int8 NOT NULL
 ) WITH (fillfactor = 20);
+", "
+ALTER TABLE portcullis.replicas ADD COLUMN acked_unix_ms int8 NOT NULL DEFAULT 0;
 "];
 
 /// Makes sure that the tables are there and of this version. Runs in a transaction of its own.

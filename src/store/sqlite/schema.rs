@@ -9,7 +9,7 @@ use crate::model::records::Change;
 use crate::store::Error;
 
 /// The version that this program writes: the number of steps.
-pub(super) const SCHEMA_VERSION: i64 = 2;
+pub(super) const SCHEMA_VERSION: i64 = 3;
 
 const VERSION_1: &str = "
 CREATE TABLE meta (
@@ -57,6 +57,9 @@ CREATE TABLE replicas (
 ) STRICT, WITHOUT ROWID;
 ";
 
+/// When a replica acknowledged last.
+const VERSION_3: &str = "ALTER TABLE replicas ADD COLUMN acked_unix_ms INTEGER NOT NULL DEFAULT 0;";
+
 /// Brings the tables from a version, 0 for none, to [`SCHEMA_VERSION`]; within the caller's transaction.
 pub(super) fn upgrade(connection: &Connection, from: i64) -> Result<(), Fault> {
     if from < 1 {
@@ -65,6 +68,9 @@ pub(super) fn upgrade(connection: &Connection, from: i64) -> Result<(), Fault> {
     if from < 2 {
         connection.execute_batch(VERSION_2)?;
         mark_documents(connection)?;
+    }
+    if from < 3 {
+        connection.execute_batch(VERSION_3)?;
     }
     connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     Ok(())
