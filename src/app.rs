@@ -36,7 +36,7 @@ use crate::server::{self, Factories, GrpcServices, HttpServices, Listeners, NoBa
 use crate::service::{self, Lane, Service};
 use crate::snapshot::SnapshotCell;
 use crate::store::{self, ReplicaState};
-use crate::sync::{CellPublisher, Follow, Member};
+use crate::sync::{CellPublisher, Follow, Member, Upkeep};
 use crate::telemetry::{self, Telemetry};
 use wire::approval_service_server::ApprovalServiceServer;
 use wire::decision_service_server::DecisionServiceServer;
@@ -157,7 +157,8 @@ impl App {
         let publisher = CellPublisher::new(cell.clone(), Arc::new(Index::new()));
         let member = Member::new(store.clone(), bind::registration(&settings, &*clock));
         let (follow, status) = Follow::new(member.clone(), publisher, clock.clone(), bind::follow_settings(&chosen), None);
-        control.spawn(follow.run(stopped));
+        control.spawn(follow.run(stopped.clone()));
+        control.spawn(Upkeep::new(store.clone(), clock.clone()).run(stopped));
         let first = control.block_on(async { tokio::time::timeout(FIRST_SNAPSHOT_TIMEOUT, status.ready()).await });
         if !first.unwrap_or(false) {
             return Err(Error::NoSnapshot(status.problem().unwrap_or_else(|| "the store does not answer".to_owned())));

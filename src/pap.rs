@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex};
 pub use apply::{ApplyOutcome, DocumentChange};
 pub use approve::{Answer, Answered};
 pub use authorize::{Authorized, Method};
-pub use revoke::RevokeRequest;
+pub use revoke::{Reinstated, RevokeRequest};
 
 use crate::audit::{Act, Recorder};
 use crate::model::records::{ActRow, DocumentKey, DocumentRow, Origin, RevocationRow, Write};

@@ -12,10 +12,12 @@ mod run;
 pub mod status;
 #[cfg(test)]
 mod tests;
+mod upkeep;
 
 pub use member::Member;
 pub use publisher::CellPublisher;
 pub use run::{Follow, Settings, Source};
+pub use upkeep::Upkeep;
 
 use crate::model::time::Now;
 use crate::store;

@@ -132,7 +132,7 @@ fn whole(mut documents: Vec<Document>, kept: &[DocumentRow]) -> Result<Vec<Docum
     Ok(documents)
 }
 
-fn administers(document: &Document) -> bool {
+pub(super) fn administers(document: &Document) -> bool {
     matches!(&document.body, Body::Operator(operator) if operator.roles.contains(&Role::Administer))
 }
 

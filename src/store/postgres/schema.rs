@@ -12,7 +12,7 @@ use crate::store::chain::GENESIS;
 use crate::store::{Error, Settings};
 
 /// The version of the tables that this program knows.
-pub(super) const VERSION: i64 = 1;
+pub(super) const VERSION: i64 = 2;
 /// What the version row says, so that another program's table of that name is not taken for ours.
 const PROGRAM: &str = "portcullis";
 /// The lock of who makes or changes tables: `Ptcl`, as in the header of a SQLite store.
@@ -62,6 +62,11 @@ CREATE TABLE portcullis.replicas (
     incarnation text COLLATE \"C\" PRIMARY KEY, address text NOT NULL, version text NOT NULL, started_unix_ms int8 NOT NULL,
     applied_number int8 NOT NULL, acked_number int8 NOT NULL, state text NOT NULL, seen_unix_ms int8 NOT NULL
 ) WITH (fillfactor = 20);
+", "
+CREATE TABLE portcullis.pending_acts (
+    act text COLLATE \"C\" PRIMARY KEY, operator text COLLATE \"C\" NOT NULL, expires_unix_ms int8 NOT NULL
+);
+CREATE INDEX revocations_by_expiry ON portcullis.revocations (expires_at_unix_s) WHERE expires_at_unix_s IS NOT NULL;
 "];
 
 /// Makes sure that the tables are there and of this version. Runs in a transaction of its own.

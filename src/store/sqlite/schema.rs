@@ -9,7 +9,7 @@ use crate::model::records::Change;
 use crate::store::Error;
 
 /// The version that this program writes: the number of steps.
-pub(super) const SCHEMA_VERSION: i64 = 2;
+pub(super) const SCHEMA_VERSION: i64 = 3;
 
 const VERSION_1: &str = "
 CREATE TABLE meta (
@@ -57,6 +57,12 @@ CREATE TABLE replicas (
 ) STRICT, WITHOUT ROWID;
 ";
 
+/// What waits for a second operator, and revocations by the time at which they may go.
+const VERSION_3: &str = "
+CREATE TABLE pending_acts (act TEXT PRIMARY KEY, operator TEXT NOT NULL, expires_unix_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE INDEX revocations_by_expiry ON revocations (expires_at_unix_s) WHERE expires_at_unix_s IS NOT NULL;
+";
+
 /// Brings the tables from a version, 0 for none, to [`SCHEMA_VERSION`]; within the caller's transaction.
 pub(super) fn upgrade(connection: &Connection, from: i64) -> Result<(), Fault> {
     if from < 1 {
@@ -65,6 +71,9 @@ pub(super) fn upgrade(connection: &Connection, from: i64) -> Result<(), Fault> {
     if from < 2 {
         connection.execute_batch(VERSION_2)?;
         mark_documents(connection)?;
+    }
+    if from < 3 {
+        connection.execute_batch(VERSION_3)?;
     }
     connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     Ok(())
