@@ -38,6 +38,7 @@ use crate::policy::source::read_folder;
 use crate::server::{self, Factories, GrpcServices, HttpServices, Listeners, NoBarrier, RuntimeContext, Server};
 use crate::service::{self, Lane, Service};
 use crate::store::{self, ReplicaState};
+use crate::sync::Upkeep;
 use crate::telemetry::{self, Telemetry};
 use wire::approval_service_server::ApprovalServiceServer;
 use wire::decision_service_server::DecisionServiceServer;
@@ -161,6 +162,7 @@ impl App {
         };
         let following = control.block_on(Following::start(followed, clock.clone(), &telemetry))?;
         let (cell, status) = (following.cell.clone(), following.status.clone());
+        control.spawn(Upkeep::new(store.clone(), clock.clone()).run(following.stop.subscribe()));
         let admin = Arc::new(Admin::new(store.clone(), clock.clone(), log.recorder("admin")?));
         if let Some(folder) = &settings.policies {
             let revision = control.block_on(bind::apply_folder(&admin, folder, &settings.data))?;

@@ -21,7 +21,7 @@ pub use authorize::{Authorized, Method};
 pub use diff::{DiffOutcome, PAIRS_LISTED_MAX};
 pub use fleet::Waited;
 pub use history::{HISTORY_LISTED_DEFAULT, PolicyRevision};
-pub use revoke::RevokeRequest;
+pub use revoke::{Reinstated, RevokeRequest};
 
 use crate::audit::{Act, Recorder};
 use crate::model::records::{ActRow, DocumentKey, DocumentRow, Origin, RevocationRow, Write};

@@ -79,10 +79,11 @@ impl RevocationService for AdminApi {
         let by = authorized(&request)?;
         let request = request.into_inner();
         let target = request.target.unwrap_or_default();
-        let committed = self.admin.reinstate(&by, &target.kind, &target.key, request.reason).await?;
+        let done = self.admin.reinstate(&by, &target.kind, &target.key, request.reason).await?;
         Ok(Response::new(wire::ReinstateResponse {
-            revision: committed.revision.to_string(),
-            committed_at_unix_ms: committed.unix_ms,
+            revision: done.committed.revision.to_string(),
+            committed_at_unix_ms: done.committed.unix_ms,
+            waits_for_second_until_unix_ms: done.waits_until_unix_ms.unwrap_or(0),
         }))
     }
 

@@ -164,7 +164,7 @@ fn whole(mut documents: Vec<Document>, kept: &[DocumentRow]) -> Result<Option<Di
     Ok((report.tests == 0).then(|| Diagnostic::of_folder(Severity::Warning, message)))
 }
 
-fn administers(document: &Document) -> bool {
+pub(super) fn administers(document: &Document) -> bool {
     matches!(&document.body, Body::Operator(operator) if operator.roles.contains(&Role::Administer))
 }
 

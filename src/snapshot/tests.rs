@@ -124,7 +124,7 @@ proptest! {
                 match change {
                     Change::Document(row) => drop(rows.insert(row.key.clone(), row.clone())),
                     Change::DocumentRemoved(key) => drop(rows.remove(key)),
-                    Change::Revocation(_) => {}
+                    Change::Revocation(_) | Change::RevocationRemoved(_) => {}
                 }
             }
             let snapshot = if number as usize == resync_at {
