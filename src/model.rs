@@ -13,6 +13,7 @@ pub mod ids;
 pub mod json;
 pub mod jwk;
 pub mod limits;
+pub(crate) mod mutant;
 pub mod reason;
 pub mod records;
 pub mod request;

@@ -13,6 +13,7 @@ use super::entry::Entry;
 use super::filter::{Filter, Filters};
 use super::key::{Identity, Key, Keyed, TargetRef};
 use super::{Hit, HitMeaning};
+use crate::model::mutant::{Mutant, active};
 use crate::model::records::RevocationRow;
 
 /// Keys that the first filter is made for: 128 KiB.
@@ -226,7 +227,9 @@ impl Inner {
         }
         // INVARIANT: exact set, filter, generation, in this order: whoever sees the later sees the earlier.
         self.held.fetch_add(1, Ordering::AcqRel);
-        self.filters.insert(key);
+        if !active(Mutant::LostInsert) {
+            self.filters.insert(key);
+        }
         if let Some(building) = &writer.building {
             building.insert(key);
         }
