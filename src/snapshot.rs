@@ -18,6 +18,7 @@ pub use trust::trust_of;
 
 use crate::model::ids::AgentId;
 use crate::model::mutant::{Mutant, active};
+use crate::model::primitives;
 use crate::model::revision::{Revision, StateDigest};
 use crate::model::time::Now;
 use crate::policy::compile::{Compiled, Tool};

@@ -1,7 +1,7 @@
 //! Ways in which the kill switch can be broken on purpose, so that its proof can be seen to fail.
 //!
-//! Each is one line of another module, switched on for one thread by the simulation in `sync/tests/sim.rs`, whose checker must
-//! catch it. Outside of this crate's own tests [`active`] is `false` at compile time, and nothing of it is left.
+//! Each is a line of another module, switched on for one thread by the simulation in `sync/tests/sim.rs`, whose checker must
+//! catch it, or by the tests under loom. Outside of this crate's own tests [`active`] is `false` at compile time, and nothing of it is left.
 
 /// A way to break it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +49,12 @@ pub(crate) enum Mutant {
     WallClockOnly,
     /// Age by the boot clock alone.
     BootClockOnly,
+    /// A reader names the generation after it took the view.
+    GenerationAfterView,
+    /// The generation moves before what was added can be found.
+    GenerationFirst,
+    /// What comes while a filter is built goes to the old one alone.
+    LostWhileBuilding,
 }
 
 /// Whether it is broken in this way: never, but in this crate's own tests.

@@ -1,6 +1,7 @@
 //! The kill switch, proved by simulation: real replicas, a model store, and everything that can go wrong between them.
 //!
-//! Every fault, delay, pause and jump comes from a seed, so a run that fails can be run again: `SIM_SEED=… cargo test --lib sim::`.
+//! Every fault, delay, pause and jump comes from a seed, so a run that fails can be run again: `SIM_SEED=… cargo test --lib
+//! sim::every_promise_holds -- --nocapture`.
 //! What must hold is in `sim/checker.rs`; that it would be seen not to hold is shown by mutants, each broken in one line.
 
 mod checker;
@@ -32,7 +33,7 @@ fn verdict(seed: u64) -> Result<(), String> {
     let outcome = world::run(seed, false)?;
     checker::check(&outcome.history).map_err(|violation| {
         format!(
-            "seed {seed}: {violation}\nrun it again, with its trace: SIM_SEED={seed} cargo test --lib sim::every_promise_holds"
+            "seed {seed}: {violation}\nrun it again, with its trace: SIM_SEED={seed} cargo test --lib sim::every_promise_holds -- --nocapture"
         )
     })
 }
