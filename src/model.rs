@@ -13,6 +13,8 @@ pub mod ids;
 pub mod json;
 pub mod jwk;
 pub mod limits;
+pub(crate) mod mutant;
+pub(crate) mod primitives;
 pub mod reason;
 pub mod records;
 pub mod replica;

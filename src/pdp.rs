@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::model::decision::{Decision, Effect, WouldBe};
+use crate::model::mutant::{Mutant, active};
 use crate::model::reason::Reason;
 use crate::model::request::{Call, Subject};
 use crate::model::time::Now;
@@ -178,7 +179,7 @@ fn revoked(prepared: &Prepared, tool: Option<&str>, snapshot: &Snapshot) -> Opti
     let number = snapshot.revision().number;
     let root_iat_s = prepared.chain.root_iat_s();
     // INVARIANT: read before the keys are asked for, so an entry that comes in between moves the generation past this one.
-    let moment = moment(index.generation(), number);
+    let moment = if active(Mutant::CleanForever) { 0 } else { moment(index.generation(), number) };
     if prepared.clean_at.load(Ordering::Acquire) != moment {
         for watched in &prepared.watched {
             if let Some(hit) = index.hit(watched.key, root_iat_s, number) {

@@ -11,6 +11,8 @@ mod key;
 #[cfg(test)]
 mod tests;
 
+use crate::model::primitives;
+
 pub use index::Index;
 pub use key::{Key, TargetRef};
 

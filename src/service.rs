@@ -38,6 +38,7 @@ use shadow::Shadows;
 use crate::audit::Recorder;
 use crate::model::decision::{Decision, Effect};
 use crate::model::limits::{CHAIN_CACHE_BYTES_MAX, PROOF_WINDOW_S};
+use crate::model::mutant::{Mutant, active};
 use crate::model::reason::Reason;
 use crate::model::time::{Clock, Now};
 use crate::pdp;
@@ -156,6 +157,13 @@ impl Service {
         self.chains.len()
     }
 
+    /// What the second look must not look at.
+    #[cfg(test)]
+    fn newer_proof(&self, view: &View) -> View {
+        let newer = self.parts.cell.load().filter(|_| active(Mutant::RecheckNewerProof));
+        View { proof: newer.map_or(view.proof, |newer| newer.proof), snapshot: view.snapshot.clone() }
+    }
+
     fn view(&self) -> Result<View, Undecided> {
         if self.ready_at.get().is_none() {
             return Err(Undecided::NotReady);
@@ -188,12 +196,15 @@ impl Lane {
         let mut started = service.parts.clock.now();
         let mut view = service.view()?;
         if let Some(at_least) = &request.at_least {
-            if !service.parts.catch_up.reach(at_least).await {
+            if !active(Mutant::AtLeastIgnored) && !service.parts.catch_up.reach(at_least).await {
                 let denied = Judged::denied(Decision::deny(Reason::RevisionUnavailable, view.snapshot.revision().number));
                 return Ok(self.answer(request, caller, view, denied, started));
             }
             // Time has passed: the chain is judged by the time it is now.
-            (view, started) = (service.view()?, service.parts.clock.now());
+            if !active(Mutant::AtLeastOldView) {
+                view = service.view()?;
+            }
+            started = service.parts.clock.now();
         }
         let mut judged = service.judge(request, caller, &view, started);
         // Policy's own: an approval may turn it, and is none of the shadows' business.
@@ -236,9 +247,12 @@ impl Lane {
     /// Re-checks freshness on the same view, records, and only then gives the answer. Does not await.
     fn answer(&self, request: &CheckRequest, caller: &Caller, view: View, mut judged: Judged, started: Now) -> (Answer, Held) {
         let service = &*self.service;
+        #[cfg(test)]
+        let view = service.newer_proof(&view);
         let now = service.parts.clock.now();
         let snapshot = &view.snapshot;
-        if judged.decision.effect != Effect::Deny && is_too_old(&view, &request.tool, now) {
+        let too_old = is_too_old(&view, &request.tool, now) && !active(Mutant::SkipRecheck);
+        if judged.decision.effect != Effect::Deny && too_old {
             judged.decision = Decision::deny(Reason::Stale, snapshot.revision().number);
         }
         let handle = match &judged.chain {

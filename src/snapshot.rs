@@ -17,6 +17,8 @@ pub use cell::SnapshotCell;
 pub use trust::trust_of;
 
 use crate::model::ids::AgentId;
+use crate::model::mutant::{Mutant, active};
+use crate::model::primitives;
 use crate::model::revision::{Revision, StateDigest};
 use crate::model::time::Now;
 use crate::policy::compile::{Compiled, Tool};
@@ -147,6 +149,9 @@ impl View {
 
     /// What is left of the bound.
     pub fn valid_for_ms(&self, now: Now) -> u64 {
+        if active(Mutant::ValidForBound) {
+            return self.snapshot.freshness_bound_ms;
+        }
         self.age_ms(now).map_or(0, |age_ms| self.snapshot.freshness_bound_ms.saturating_sub(age_ms))
     }
 }

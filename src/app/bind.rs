@@ -84,9 +84,9 @@ impl ApprovalLedger for StoreApprovals {
 }
 
 /// `at_least`, by the follower: revocations and policy both.
-pub(super) struct FollowerCatchUp {
-    pub(super) status: Status,
-    pub(super) cell: Arc<SnapshotCell>,
+pub(crate) struct FollowerCatchUp {
+    pub(crate) status: Status,
+    pub(crate) cell: Arc<SnapshotCell>,
 }
 
 #[async_trait]

@@ -62,6 +62,21 @@ impl Recorder {
         }
     }
 
+    /// A recorder whose records go nowhere.
+    #[cfg(test)]
+    pub(crate) fn discarding(node: &str) -> Self {
+        struct Nowhere;
+        impl Sink for Nowhere {
+            fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+                Ok(bytes.len())
+            }
+            fn sync(&self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        Self::new(node, 1 << 20, Box::new(Nowhere))
+    }
+
     /// Takes the record of a decision; it is in the kernel before any later byte leaves through the barrier.
     ///
     /// # Errors

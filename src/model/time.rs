@@ -2,6 +2,8 @@
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
+use super::mutant::{Mutant, active};
+
 /// One reading of both clocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
@@ -28,6 +30,8 @@ impl Now {
     pub fn ms_since(self, earlier: Now) -> u64 {
         let boot = self.boot_ns.saturating_sub(earlier.boot_ns);
         let wall = self.unix_ns.saturating_sub(earlier.unix_ns);
+        let boot = if active(Mutant::WallClockOnly) { wall } else { boot };
+        let wall = if active(Mutant::BootClockOnly) { boot } else { wall };
         u64::try_from(boot.max(wall).max(0) / 1_000_000).unwrap_or(0)
     }
 }

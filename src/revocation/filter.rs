@@ -4,12 +4,12 @@
 //! key chooses a block of 512 bits, the low half one bit in each of its eight words. Bits are set with `fetch_or` while others
 //! read. It holds no keys and cannot forget one; `index.rs` makes a new one instead.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::key::Key;
+use super::primitives::{AtomicU64, AtomicUsize, FILTER_WORDS as WORDS, OnceLock};
 
-const WORDS: usize = 8;
 const BLOCK_BITS: u64 = 512;
 /// About one false "maybe" in a thousand when full.
 const BITS_PER_KEY: u64 = 16;

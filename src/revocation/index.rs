@@ -4,15 +4,15 @@
 //! Nothing here expires by the clock. Look next at `filter.rs` for the filter and `entry.rs` for lifting.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-use dashmap::DashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, PoisonError};
 
 use super::entry::Entry;
 use super::filter::{Filter, Filters};
 use super::key::{Identity, Key, Keyed, TargetRef};
+use super::primitives::{AtomicU64, Map, Mutex, MutexGuard, spawn};
 use super::{Hit, HitMeaning};
+use crate::model::mutant::{Mutant, active};
 use crate::model::records::{RevocationRow, Target};
 
 /// Keys that the first filter is made for: 128 KiB.
@@ -48,8 +48,8 @@ impl Index {
     pub(super) fn with_first_capacity(capacity: u64) -> Self {
         Self(Arc::new(Inner {
             keyed: Keyed::new(),
-            dead: DashMap::with_capacity_and_hasher_and_shard_amount(0, Identity::default(), SHARDS),
-            others: DashMap::with_capacity_and_hasher_and_shard_amount(0, Identity::default(), SHARDS),
+            dead: Map::with_capacity_and_hasher_and_shard_amount(0, Identity::default(), SHARDS),
+            others: Map::with_capacity_and_hasher_and_shard_amount(0, Identity::default(), SHARDS),
             filters: Filters::new(capacity),
             generation: AtomicU64::new(0),
             held: AtomicU64::new(0),
@@ -78,7 +78,10 @@ impl Index {
     /// When it returns, every reader sees what it adds; what it lifts, snapshots from the row's revision on no longer see.
     pub fn apply(&self, row: &RevocationRow) {
         let mut writer = self.0.lock();
-        if self.0.upsert(&mut writer, row, row.revision) {
+        if active(Mutant::GenerationFirst) {
+            self.0.generation.fetch_add(1, Ordering::AcqRel);
+        }
+        if self.0.upsert(&mut writer, row, row.revision) && !active(Mutant::GenerationFirst) {
             self.0.generation.fetch_add(1, Ordering::AcqRel);
         }
         let due = self.0.rebuild_level(&writer).is_some();
@@ -86,8 +89,7 @@ impl Index {
         if due {
             // Short-lived, one at a time. Where no thread can be had the filter is only less sharp, and the next row asks again.
             let inner = self.0.clone();
-            let spawned = std::thread::Builder::new().name("revocation-filter".into()).spawn(move || inner.rebuild());
-            if let Err(error) = spawned {
+            if let Err(error) = spawn("revocation-filter", move || inner.rebuild()) {
                 tracing::warn!(%error, "the revocation filter is not rebuilt now");
             }
         }
@@ -180,8 +182,8 @@ impl Index {
 struct Inner {
     keyed: Keyed,
     /// Dead for every snapshot; the value is the revision.
-    dead: DashMap<Key, u64, Identity>,
-    others: DashMap<Key, Entry, Identity>,
+    dead: Map<Key, u64, Identity>,
+    others: Map<Key, Entry, Identity>,
     filters: Filters,
     generation: AtomicU64,
     held: AtomicU64,
@@ -232,8 +234,12 @@ impl Inner {
         }
         // INVARIANT: exact set, filter, generation, in this order: whoever sees the later sees the earlier.
         self.held.fetch_add(1, Ordering::AcqRel);
-        self.filters.insert(key);
-        if let Some(building) = &writer.building {
+        if !active(Mutant::LostInsert) {
+            self.filters.insert(key);
+        }
+        if let Some(building) = &writer.building
+            && !active(Mutant::LostWhileBuilding)
+        {
             building.insert(key);
         }
         true

@@ -1,5 +1,7 @@
 //! The index against a naive model, under concurrency, and while its filter grows.
 
+mod loomed;
+
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use proptest::prelude::*;

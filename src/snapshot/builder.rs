@@ -9,6 +9,7 @@ use std::sync::Arc;
 use super::Snapshot;
 use super::trust::{put_agent, trust_of};
 use crate::model::ids::AgentId;
+use crate::model::mutant::{Mutant, active};
 use crate::model::records::{Change, DocumentKey, DocumentRow, RevocationRow};
 use crate::model::revision::{Revision, StateDigest};
 use crate::policy::compile::{Compiled, would_be};
@@ -104,7 +105,9 @@ impl Builder {
     /// # Errors
     /// If the policy cannot be built and there is no earlier one to keep. Revocations are applied all the same.
     pub fn replace(&mut self, state: FullState) -> Result<Arc<Snapshot>, Error> {
-        self.revocations.replace(&state.revocations, state.revision.number);
+        if !active(Mutant::LoadWithoutRevocations) {
+            self.revocations.replace(&state.revocations, state.revision.number);
+        }
         self.lifted_at.insert(state.revision.number);
         drop(state.revocations);
         self.documents.clear();
@@ -156,6 +159,7 @@ impl Builder {
         // Revocations first: nothing that may fail stands before them.
         for change in changes.clone() {
             match change {
+                Change::Revocation(_) if active(Mutant::PolicyOnly) => {}
                 Change::Revocation(row) => self.revocations.apply(row),
                 Change::RevocationRemoved(target) => {
                     self.revocations.remove(target, number);

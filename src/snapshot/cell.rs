@@ -4,14 +4,17 @@
 //! read is one load and no shared counter moves.
 
 use std::cell::RefCell;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::PoisonError;
+use std::sync::atomic::Ordering;
 
+use super::primitives::{AtomicU64, Mutex, MutexGuard, per_thread};
 use super::{Proof, View};
+use crate::model::mutant::{Mutant, active};
 
-static CELLS: AtomicU64 = AtomicU64::new(0);
+/// Only a count of names, and so never modelled.
+static CELLS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
 
-thread_local! {
+per_thread! {
     static KEPT: RefCell<Option<Kept>> = const { RefCell::new(None) };
 }
 
@@ -58,10 +61,12 @@ impl SnapshotCell {
     pub fn load(&self) -> Option<View> {
         // INVARIANT: the generation is read before the view, so a kept view is never newer than it says.
         let generation = self.generation.load(Ordering::Acquire);
-        KEPT.with_borrow_mut(|kept| match kept {
+        KEPT.with(|kept| match &mut *kept.borrow_mut() {
             Some(kept) if kept.cell == self.id && kept.generation == generation => kept.view.clone(),
-            _ => {
+            kept => {
                 let view = self.lock().clone();
+                let late = active(Mutant::GenerationAfterView);
+                let generation = if late { self.generation.load(Ordering::Acquire) } else { generation };
                 *kept = Some(Kept { cell: self.id, generation, view: view.clone() });
                 view
             }

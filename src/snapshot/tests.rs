@@ -1,5 +1,7 @@
 //! However a state was reached, commit by commit or all at once, with policies that cannot be built in between: it decides alike.
 
+mod loomed;
+
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;

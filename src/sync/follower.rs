@@ -5,6 +5,7 @@
 //! event. Look next at `run.rs`, the driver, and at `sync/tests.rs`, which sets a hostile store on it.
 
 pub use super::status::State;
+use crate::model::mutant::{Mutant, active};
 use crate::model::revision::{HistoryId, Revision};
 use crate::model::time::Now;
 use crate::store::{self, Changes, CommitRow, chain};
@@ -93,6 +94,8 @@ pub enum Request {
 pub struct Follower {
     state: State,
     position: Option<Position>,
+    /// A full state that is ahead of `position`, until the log has shown that it goes on from there.
+    loaded: Option<Loaded>,
     /// What is being published, until [`Event::Published`].
     pending: Option<Pending>,
     proof: Option<Now>,
@@ -109,6 +112,14 @@ struct Pending {
     proof: Now,
 }
 
+#[derive(Debug)]
+struct Loaded {
+    sent_at: Now,
+    state: Box<store::State>,
+    /// How far the log was followed from where we were.
+    at: Position,
+}
+
 impl Follower {
     /// A follower with nothing published. `known` is the last place that this replica is known to have been at: a store that
     /// is behind it, or of another history, is not followed.
@@ -116,6 +127,7 @@ impl Follower {
         Self {
             state: State::Bootstrapping,
             position: known,
+            loaded: None,
             pending: None,
             proof: None,
             policy: 0,
@@ -167,6 +179,9 @@ impl Follower {
 
     /// What to ask the store next.
     pub fn request(&self) -> Request {
+        if let (Some(loaded), State::Bootstrapping | State::Resync) = (&self.loaded, self.state) {
+            return Request::Poll { after: loaded.at.revision.number, at_once: true };
+        }
         match (self.state, &self.position) {
             (State::Quarantined, _) => Request::Nothing,
             (State::Following, Some(position)) => Request::Poll { after: position.revision.number, at_once: self.behind_head },
@@ -181,7 +196,10 @@ impl Follower {
         }
         match event {
             Event::Loaded { sent_at, state } => self.on_loaded(sent_at, state),
-            Event::Changes { sent_at, changes } => self.on_changes(sent_at, changes),
+            Event::Changes { sent_at, changes } => match self.loaded.take() {
+                Some(loaded) => self.on_traced(loaded, &changes),
+                None => self.on_changes(sent_at, changes),
+            },
             Event::LoadFailed(error) | Event::PollFailed(error) => self.on_failed(&error),
             Event::Published(result) => {
                 self.on_published(result);
@@ -194,13 +212,13 @@ impl Follower {
         let position = Position { revision: state.revision.clone(), hash: state.hash };
         if let Some(ours) = &self.position {
             let (number, theirs) = (ours.revision.number, position.revision.number);
-            if ours.revision.history != position.revision.history {
+            if ours.revision.history != position.revision.history && !active(Mutant::IgnoreHistory) {
                 return self.other_history(&position.revision.history);
             }
-            if theirs < number {
+            if theirs < number && !active(Mutant::IgnoreFall) {
                 return self.fell(theirs);
             }
-            if theirs == number && ours.hash != position.hash {
+            if theirs == number && ours.hash != position.hash && !active(Mutant::IgnoreFork) {
                 return self.forked(number);
             }
         }
@@ -208,39 +226,97 @@ impl Follower {
             self.fail(format!("the rows of revision {} do not have the digest that was stored with it", state.revision.number));
             return None;
         }
+        match &self.position {
+            // Equal numbers had to have equal hashes; ahead of ours it may be of another past, which a load cannot tell.
+            Some(ours) if ours.revision.number < position.revision.number => {
+                self.loaded = Some(Loaded { sent_at, state, at: ours.clone() });
+                self.failures = 0;
+                None
+            }
+            _ => self.replace(sent_at, state),
+        }
+    }
+
+    fn replace(&mut self, sent_at: Now, state: Box<store::State>) -> Option<Action> {
+        let position = Position { revision: state.revision.clone(), hash: state.hash };
         let proof = self.later(sent_at);
         self.pending = Some(Pending { position, full: true, proof });
         Some(Action::Replace { state, proof })
     }
 
-    fn on_changes(&mut self, sent_at: Now, changes: Changes) -> Option<Action> {
-        let (State::Following, Some(ours)) = (self.state, &self.position) else { return None };
-        let number = ours.revision.number;
+    /// Follows the log from where we were to the state that was loaded. It contradicts that state, or leads to it; a log that
+    /// can do neither, for it is cut or holed, is what a full state is loaded for.
+    fn on_traced(&mut self, mut loaded: Loaded, changes: &Changes) -> Option<Action> {
+        let (ours, target) = (self.position.clone()?, loaded.state.revision.number);
         if changes.history != ours.revision.history {
             return self.other_history(&changes.history);
         }
-        if changes.head < number {
+        if changes.head < ours.revision.number {
             return self.fell(changes.head);
         }
-        if changes.head == number && changes.head_hash != ours.hash {
+        if changes.head < target {
+            self.fail(format!("the store fell from revision {target} to {} while it was loaded", changes.head));
+            return None;
+        }
+        let first =
+            changes.commits.first().filter(|commit| loaded.at == ours && commit.number == ours.revision.number.saturating_add(1));
+        if first.is_some_and(|commit| commit.previous_hash != ours.hash) && !active(Mutant::IgnoreFork) {
+            return self.forked(ours.revision.number);
+        }
+        for commit in &changes.commits {
+            if loaded.at.revision.number == target {
+                break;
+            }
+            if commit.verify_after(loaded.at.revision.number, &loaded.at.hash).is_err() {
+                return self.replace(loaded.sent_at, loaded.state);
+            }
+            loaded.at.revision.number = commit.number;
+            loaded.at.hash = commit.hash;
+        }
+        if loaded.at.revision.number < target && !changes.commits.is_empty() {
+            self.loaded = Some(loaded);
+            return None;
+        }
+        if loaded.at.revision.number == target && loaded.at.hash != loaded.state.hash {
+            self.fail(format!("the change log does not lead to the revision {target} that was loaded"));
+            return None;
+        }
+        self.replace(loaded.sent_at, loaded.state)
+    }
+
+    fn on_changes(&mut self, sent_at: Now, changes: Changes) -> Option<Action> {
+        let (State::Following, Some(ours)) = (self.state, &self.position) else { return None };
+        let number = ours.revision.number;
+        if changes.history != ours.revision.history && !active(Mutant::IgnoreHistory) {
+            return self.other_history(&changes.history);
+        }
+        if changes.head < number {
+            if active(Mutant::IgnoreFall) {
+                self.state = State::Resync;
+                return None;
+            }
+            return self.fell(changes.head);
+        }
+        if changes.head == number && changes.head_hash != ours.hash && !active(Mutant::IgnoreFork) {
             return self.forked(number);
         }
         // The row after ours names the row before it: another hash there means that ours is not in this log.
-        if changes.commits.first().is_some_and(|next| next.number == number.saturating_add(1) && next.previous_hash != ours.hash)
-        {
+        let follows_another = |next: &CommitRow| next.number == number.saturating_add(1) && next.previous_hash != ours.hash;
+        if changes.commits.first().is_some_and(follows_another) && !active(Mutant::IgnoreFork) {
             return self.forked(number);
         }
         let last = match follow(ours, &changes) {
             Ok(last) => last,
             Err(problem) => {
                 self.out_of_step(problem);
-                return None;
+                return active(Mutant::RenewInResync).then_some(Action::Refresh { proof: sent_at });
             }
         };
         self.failures = 0;
         self.behind_head = last.revision.number < changes.head;
         // INVARIANT: no proof from an answer that does not reach the head: what is missing may be a revocation.
-        let proof = if self.behind_head { self.proof.unwrap_or(sent_at) } else { self.later(sent_at) };
+        let frozen = self.behind_head && !active(Mutant::RenewWithoutHead);
+        let proof = if frozen { self.proof.unwrap_or(sent_at) } else { self.later(sent_at) };
         if changes.commits.is_empty() {
             self.proof = Some(proof);
             if self.policy == last.revision.number {
@@ -277,6 +353,11 @@ impl Follower {
             store::Error::Replaced(_) | store::Error::NotOurs(_) => self.quarantine(format!(
                 "the store is not the one that was followed ({error}): put the right one back, or have this one adopted"
             )),
+            store::Error::BelowFloor { .. } | store::Error::Corrupt(_) if self.loaded.is_some() => {
+                // The log cannot contradict what was loaded.
+                let loaded = self.loaded.take()?;
+                self.replace(loaded.sent_at, loaded.state)
+            }
             store::Error::BelowFloor { .. } | store::Error::Corrupt(_) if self.state == State::Following => {
                 self.out_of_step(error.to_string());
                 None
@@ -320,6 +401,7 @@ impl Follower {
     fn quarantine(&mut self, reason: String) -> Option<Action> {
         self.state = State::Quarantined;
         self.pending = None;
+        self.loaded = None;
         self.problem = Some(reason.clone());
         Some(Action::Quarantine { reason })
     }
@@ -338,14 +420,16 @@ fn follow(ours: &Position, changes: &Changes) -> Result<Position, String> {
         if Some(commit.number) != number.checked_add(1) || commit.number > changes.head {
             return Err(format!("the change log goes from {number} to {}, its head is {}", commit.number, changes.head));
         }
-        commit.verify_after(number, &last.hash).map_err(|error| error.to_string())?;
+        if !active(Mutant::IgnoreFork) {
+            commit.verify_after(number, &last.hash).map_err(|error| error.to_string())?;
+        }
         last.revision.number = commit.number;
         last.hash = commit.hash;
     }
     if changes.commits.is_empty() && changes.head > last.revision.number {
         return Err(format!("the store is at {} but has no changes after {}", changes.head, last.revision.number));
     }
-    if last.revision.number == changes.head && last.hash != changes.head_hash {
+    if last.revision.number == changes.head && last.hash != changes.head_hash && !active(Mutant::IgnoreFork) {
         return Err(format!("the commits up to revision {} do not lead to the head of the store", changes.head));
     }
     Ok(last)

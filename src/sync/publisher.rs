@@ -3,6 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use super::Publisher;
+use crate::model::mutant::{Mutant, active};
 use crate::model::time::Now;
 use crate::revocation::Index;
 use crate::snapshot::{Builder, FullState, Proof, Snapshot, SnapshotCell, View};
@@ -56,7 +57,8 @@ impl Publisher for CellPublisher {
     fn apply(&mut self, commits: &[store::CommitRow], sent_at: Now) -> Result<(), String> {
         // All at once: only the last is published, and no revocation waits for the policy of the commit before it.
         let Some(newest) = commits.last() else { return Ok(()) };
-        let changes = commits.iter().flat_map(|commit| &commit.changes);
+        let left_out = usize::from(active(Mutant::DropCommit) && commits.len() > 1);
+        let changes = commits.iter().skip(left_out).flat_map(|commit| &commit.changes);
         let snapshot = self.builder.apply(newest.number, newest.digest, changes).map_err(|error| error.to_string())?;
         self.publish(snapshot, sent_at)
     }
@@ -67,6 +69,8 @@ impl Publisher for CellPublisher {
     }
 
     fn quarantine(&mut self, _reason: &str) {
-        self.cell.renew(Proof::Quarantined);
+        if !active(Mutant::ProofSurvivesQuarantine) {
+            self.cell.renew(Proof::Quarantined);
+        }
     }
 }

@@ -15,8 +15,9 @@ use super::Publisher;
 use super::backoff::Backoff;
 use super::follower::{Action, Event, Follower, Position, Request};
 use super::status::{Counters, Progress, Reporter, State, Status};
+use crate::model::mutant::{Mutant, active};
 use crate::model::revision::Revision;
-use crate::model::time::Clock;
+use crate::model::time::{Clock, Now};
 use crate::store::{self, Changes, CommitRow};
 
 /// What a follower needs of a store. [`super::Member`] is one: what it answers proves that it was current when asked.
@@ -95,7 +96,7 @@ impl<P: Publisher> Follow<P> {
         let (reporter, status) = Reporter::new();
         let seed = settings.seed.unwrap_or_else(|| RandomState::new().hash_one(0));
         let backoff = Backoff::new(settings.backoff_ms_min, settings.backoff_ms_max, seed);
-        let follower = Follower::new(known);
+        let follower = Follower::new(known.filter(|_| !active(Mutant::ForgetKnown)));
         (
             Self {
                 source: Box::new(source),
@@ -146,14 +147,19 @@ impl<P: Publisher> Follow<P> {
         let sent_at = self.clock.now();
         match asked {
             Asked::Load => match within(self.settings.load_timeout_ms, self.source.load()).await {
-                Ok(state) => Event::Loaded { sent_at, state: Box::new(state) },
+                Ok(state) => Event::Loaded { sent_at: self.proof_of(sent_at), state: Box::new(state) },
                 Err(error) => Event::LoadFailed(error),
             },
             Asked::Poll(after) => match within(self.settings.poll_timeout_ms, self.source.changes(after)).await {
-                Ok(changes) => Event::Changes { sent_at, changes },
+                Ok(changes) => Event::Changes { sent_at: self.proof_of(sent_at), changes },
                 Err(error) => Event::PollFailed(error),
             },
         }
+    }
+
+    /// What an answer proves: the time its question was sent, not the time it came.
+    fn proof_of(&self, sent_at: Now) -> Now {
+        if active(Mutant::ArrivalTime) { self.clock.now() } else { sent_at }
     }
 
     /// Hands an event to the follower, does what it says, and shows the outcome.
@@ -161,6 +167,9 @@ impl<P: Publisher> Follow<P> {
         self.reporter.count(counter_of(&event), 1);
         let before = self.follower.state();
         let failures = self.follower.failures();
+        if active(Mutant::RenewOnFailure) && matches!(event, Event::PollFailed(_)) {
+            self.publisher.refresh(self.clock.now());
+        }
         match self.follower.on(event) {
             None => {}
             Some(Action::Replace { state, proof }) => {

@@ -2,6 +2,7 @@
 
 mod lapse;
 mod model;
+mod sim;
 
 mod acknowledge;
 
@@ -65,6 +66,8 @@ struct World {
     store: Model,
     follower: Follower,
     published: Vec<[u8; 32]>,
+    /// When the last full state was asked for, and how far it was.
+    loaded: (Option<Now>, usize),
     clock: i64,
     frozen: bool,
 }
@@ -75,7 +78,14 @@ fn now(second: i64) -> Now {
 
 impl World {
     fn new() -> Self {
-        Self { store: Model::new("first"), follower: Follower::new(None), published: Vec::new(), clock: 0, frozen: false }
+        Self {
+            store: Model::new("first"),
+            follower: Follower::new(None),
+            published: Vec::new(),
+            loaded: (None, 0),
+            clock: 0,
+            frozen: false,
+        }
     }
 
     /// One question and its answer; the clock moves on before and after.
@@ -86,7 +96,10 @@ impl World {
         let event = match self.follower.request() {
             Request::Nothing => return Ok(()),
             Request::Load => match fault {
-                Fault::None => Event::Loaded { sent_at, state: Box::new(self.store.state()) },
+                Fault::None => {
+                    self.loaded = (Some(sent_at), self.store.commits.len());
+                    Event::Loaded { sent_at, state: Box::new(self.store.state()) }
+                }
                 Fault::Forge(_) => {
                     let mut state = self.store.state();
                     state.digest.add(&[1; 32]);
@@ -102,8 +115,8 @@ impl World {
         let proof = self.follower.proof();
         prop_assert!(self.published.len() >= before.0, "the applied number fell");
         if proof != before.1 {
-            prop_assert_eq!(proof, Some(sent_at), "a proof is the time a poll was sent");
-            prop_assert_eq!(self.published.len(), self.store.commits.len(), "a proof with something missing");
+            let asked = [(Some(sent_at), self.store.commits.len()), self.loaded];
+            prop_assert!(asked.contains(&(proof, self.published.len())), "a proof is when something was asked that is all here");
         }
         if self.frozen {
             prop_assert!(proof == before.1 || self.follower.state() == State::Following, "a proof moved while out of step");
@@ -136,9 +149,9 @@ impl World {
                 return Ok(());
             }
             Some(Action::Replace { state, .. }) => {
-                prop_assert_eq!(state.revision.number, self.store.commits.len() as u64);
+                prop_assert_eq!(state.revision.number, self.loaded.1 as u64);
                 if builds || self.follower.proof().is_some() {
-                    self.published = self.store.commits.iter().map(|commit| commit.hash).collect();
+                    self.published = self.store.commits[..self.loaded.1].iter().map(|commit| commit.hash).collect();
                 }
             }
             Some(Action::Apply { commits, proof }) => {
@@ -248,13 +261,67 @@ fn a_known_place_is_kept_across_restarts() {
         let mut follower = Follower::new(Some(super::follower::Position { revision, hash }));
         assert_eq!((follower.published(), follower.request()), (None, Request::Load));
         follower.on(Event::Loaded { sent_at: now(1), state: Box::new(world.store.state()) });
+        // Where the store is further, its log has to show that it goes on from the known place.
+        if let Request::Poll { after, .. } = follower.request() {
+            assert_eq!((after, follower.published()), (number as u64, None));
+            follower.on(Event::Changes { sent_at: now(2), changes: world.store.changes(after) });
+        }
         follower.on(Event::Published(Ok(())));
         assert_eq!(follower.state(), expected, "known: {number}");
+        assert!(follower.proof().is_none_or(|proof| proof == now(1)), "the log proves where it leads, not that it is new");
     };
     check(3, world.store.commits[2].hash, State::Following);
     check(2, world.store.commits[1].hash, State::Following);
     check(3, [7; 32], State::Quarantined);
+    check(2, [7; 32], State::Quarantined);
     check(4, [7; 32], State::Quarantined);
+}
+
+/// What the log says of a full state that is ahead of the known place.
+#[test]
+fn a_loaded_state_is_traced_to_the_known_place() {
+    let check = |what: &str, event: &dyn Fn(&mut World) -> Event, expected: (State, Request)| {
+        let mut world = World::new();
+        (0..5).for_each(|_| world.store.commit("main"));
+        let revision = Revision { history: world.store.history.clone(), number: 1 };
+        let known = super::follower::Position { revision, hash: world.store.commits[0].hash };
+        let mut follower = Follower::new(Some(known));
+        follower.on(Event::Loaded { sent_at: now(1), state: Box::new(world.store.state()) });
+        if let Some(Action::Replace { .. }) = follower.on(event(&mut world)) {
+            follower.on(Event::Published(Ok(())));
+        }
+        assert_eq!((follower.state(), follower.request()), expected, "{what}: {:?}", follower.problem());
+    };
+    let changes = |break_it: fn(&mut Changes)| {
+        move |world: &mut World| {
+            let mut changes = world.store.changes(1);
+            break_it(&mut changes);
+            Event::Changes { sent_at: now(2), changes }
+        }
+    };
+    let poll = |after| Request::Poll { after, at_once: true };
+    let followed = (State::Following, Request::Poll { after: 5, at_once: false });
+    check("it leads there", &changes(|_| {}), followed);
+    check("a part of it", &changes(|changes| changes.commits.truncate(2)), (State::Bootstrapping, poll(3)));
+    check("a hole", &changes(|changes| drop(changes.commits.remove(1))), followed);
+    let lost_end = |world: &mut World| {
+        world.store.commit("main");
+        world.store.lost = Some(5);
+        Event::Changes { sent_at: now(2), changes: world.store.changes(1) }
+    };
+    check("a hole at its end", &lost_end, followed);
+    check("a cut log", &|_| Event::PollFailed(store::Error::BelowFloor { floor: 3 }), followed);
+    check("no answer", &|_| Event::PollFailed(store::Error::Unavailable("down".into())), (State::Bootstrapping, poll(1)));
+    let another_past = |changes: &mut Changes| changes.commits[0] = commit_row(2, [7; 32], "fork");
+    check("another past", &changes(another_past), (State::Quarantined, Request::Nothing));
+    check("another history", &changes(|it| it.history = Model::new("x").history), (State::Quarantined, Request::Nothing));
+    check("it fell", &changes(|changes| changes.head = 0), (State::Quarantined, Request::Nothing));
+    check("it fell meanwhile", &changes(|changes| changes.head = 4), (State::Bootstrapping, Request::Load));
+    let forked_since = |world: &mut World| {
+        world.store.fork(3, 2);
+        Event::Changes { sent_at: now(2), changes: world.store.changes(1) }
+    };
+    check("another end", &forked_since, (State::Bootstrapping, Request::Load));
 }
 
 /// A model store that can be down, shared with the test.

@@ -1,0 +1,145 @@
+//! The index under loom: the very files of production over modelled primitives, in every order that the memory model allows.
+//!
+//! Only keys are others: not random, for loom runs the same again and again.
+
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicUsize, Ordering};
+use loom::thread;
+
+use super::{Hit, HitMeaning, RevocationRow, dead, row};
+use crate::model::mutant::Mutant;
+use crate::model::primitives::loomed as primitives;
+use crate::revocation::entry;
+
+#[allow(dead_code, reason = "the parts that only others use")]
+#[allow(clippy::duplicate_mod, reason = "the very same source, with loom\'s primitives")]
+#[path = "../filter.rs"]
+mod filter;
+#[allow(dead_code, unreachable_pub, reason = "the parts that only others use")]
+#[allow(clippy::duplicate_mod, reason = "the very same source, with loom\'s primitives")]
+#[path = "../index.rs"]
+mod index;
+
+mod key {
+    pub(super) use crate::revocation::key::{Identity, Key, TargetRef};
+
+    /// A name's length and last digit make its key; no two share a bit.
+    pub(super) struct Keyed;
+
+    impl Keyed {
+        pub(super) fn new() -> Self {
+            Self
+        }
+
+        pub(super) fn key(&self, target: TargetRef<'_>) -> Key {
+            let TargetRef::Token(name) = target else { panic!("tokens only") };
+            let place = u64::from(name.as_bytes().last().unwrap() % 16);
+            Key { low: place * 0b1_000_001, high: place }
+        }
+    }
+}
+
+use index::Index;
+
+fn key_of(index: &Index, row: &RevocationRow) -> key::Key {
+    index.key(key::TargetRef::from(&row.target))
+}
+
+/// What every reader may rely on, while a writer applies rows and says after each that it is in.
+fn readers_miss_nothing(capacity: u64, before: usize, rows: usize, rounds: usize) {
+    primitives::check(move || {
+        let (index, applied) = (Arc::new(Index::with_first_capacity(capacity)), Arc::new(AtomicUsize::new(before)));
+        (0..before).for_each(|id| index.apply(&dead(id, id as u64 + 1)));
+        let reader = {
+            let (index, applied) = (index.clone(), applied.clone());
+            thread::spawn(move || {
+                let newest = dead(rows - 1, rows as u64);
+                // As `pdp` does: the generation first, then the question, and clean for as long as that generation lasts.
+                let generation = index.generation();
+                let clean = index.hit(key_of(&index, &newest), 0, 0).is_none();
+                for _ in 0..rounds {
+                    let count = applied.load(Ordering::Acquire);
+                    if count == rows {
+                        assert!(!clean || index.generation() != generation, "called clean after it was applied");
+                    }
+                    if let Some(last) = count.checked_sub(1) {
+                        assert!(index.hit(key_of(&index, &dead(last, 1)), 0, 0).is_some(), "row {last} of {count} is missed");
+                        assert!(index.hit(key_of(&index, &dead(0, 1)), 0, 0).is_some(), "the first row is missed");
+                    }
+                }
+            })
+        };
+        for id in before..rows {
+            index.apply(&dead(id, id as u64 + 1));
+            applied.store(id + 1, Ordering::Release);
+        }
+        reader.join().unwrap();
+    });
+}
+
+#[test]
+fn loom_what_was_applied_is_hit_and_never_called_clean() {
+    let run = || readers_miss_nothing(4, 0, 1, 2);
+    run();
+    primitives::breaks(Mutant::GenerationFirst, run);
+    primitives::breaks(Mutant::LostInsert, run);
+}
+
+/// With room for one the second row makes a larger filter due, which a thread of its own builds while a reader asks.
+#[test]
+fn loom_nothing_is_missed_while_the_filter_is_replaced() {
+    readers_miss_nothing(1, 1, 2, 1);
+}
+
+/// What comes while a filter is being built is in the new one too.
+#[test]
+fn loom_nothing_is_lost_by_the_filter_that_is_built() {
+    let run = || {
+        // One to begin the filter, one to come between, one to finish it.
+        primitives::check_further(3, || {
+            let index = Index::with_first_capacity(1);
+            (0..3).for_each(|id| index.apply(&dead(id, id as u64 + 1)));
+            (0..3).for_each(|id| assert!(index.hit(key_of(&index, &dead(id, 1)), 0, 0).is_some(), "row {id} is missed"));
+        });
+    };
+    run();
+    primitives::breaks(Mutant::LostWhileBuilding, run);
+}
+
+/// A target that dies, is lifted and dies again moves between the sets: a snapshot that saw it dead sees it so throughout.
+#[test]
+fn loom_an_older_snapshot_never_sees_it_lifted() {
+    primitives::check(|| {
+        let index = Arc::new(Index::with_first_capacity(4));
+        index.apply(&dead(1, 1));
+        let reader = {
+            let index = index.clone();
+            thread::spawn(move || {
+                let hit = index.hit(key_of(&index, &dead(1, 1)), 0, 1);
+                assert_eq!(hit.map(|hit: Hit| hit.meaning), Some(HitMeaning::Dead));
+            })
+        };
+        index.apply(&row(dead(1, 1).target, 2));
+        reader.join().unwrap();
+        assert_eq!(index.hit(key_of(&index, &dead(1, 1)), 0, 2), None);
+    });
+}
+
+/// A filter of the same size takes another's place word by word, once enough of it was forgotten.
+#[test]
+fn loom_a_filter_is_overwritten_under_its_readers() {
+    primitives::check(|| {
+        let index = Arc::new(Index::with_first_capacity(4));
+        (0..4).for_each(|id| index.apply(&dead(id, 1)));
+        index.replace(&[dead(3, 1)], 2);
+        index.forget_lifted(2);
+        let reader = {
+            let index = index.clone();
+            thread::spawn(move || assert!(index.hit(key_of(&index, &dead(3, 1)), 0, 2).is_some(), "it was there all the time"))
+        };
+        // Room for four, two held and three forgotten: the filter is made anew.
+        index.apply(&dead(4, 3));
+        reader.join().unwrap();
+        assert!(index.hit(key_of(&index, &dead(4, 3)), 0, 3).is_some());
+    });
+}

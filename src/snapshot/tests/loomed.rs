@@ -1,0 +1,69 @@
+//! The cell under loom: the very file of production over modelled primitives, in every order that the memory model allows.
+
+use loom::sync::Arc;
+use loom::sync::atomic::{AtomicU64, Ordering};
+use loom::thread;
+
+use crate::model::mutant::Mutant;
+use crate::model::primitives::loomed as primitives;
+use crate::model::time::Now;
+use crate::snapshot::Proof;
+
+#[allow(unreachable_pub, reason = "it is public in its own place")]
+#[allow(clippy::duplicate_mod, reason = "the very same source, with loom\'s primitives")]
+#[path = "../cell.rs"]
+mod cell;
+
+/// A view in little: what it is of, beside its proof.
+#[derive(Clone, Debug)]
+pub(super) struct View {
+    number: u64,
+    proof: Proof,
+}
+
+fn proof(at: i64) -> Proof {
+    Proof::SentAt(Now { unix_ns: at, boot_ns: at })
+}
+
+fn age(view: &View) -> (u64, i64) {
+    let Proof::SentAt(at) = view.proof else { panic!("nobody quarantines here") };
+    (view.number, at.boot_ns)
+}
+
+/// A writer publishes and renews; after each step it says how far it is.
+fn a_reader_keeps_up() {
+    primitives::check(|| {
+        let (cell, done) = (Arc::new(cell::SnapshotCell::default()), Arc::new(AtomicU64::new(0)));
+        let steps = [(1, 1), (1, 2), (2, 3)];
+        let reader = {
+            let (cell, done) = (cell.clone(), done.clone());
+            thread::spawn(move || {
+                let mut last = (0, 0);
+                for _ in 0..3 {
+                    let finished = done.load(Ordering::Acquire);
+                    let seen = cell.load().as_ref().map_or((0, 0), age);
+                    assert!(seen >= last, "from {last:?} back to {seen:?}");
+                    let promised = finished.checked_sub(1).map_or((0, 0), |step| steps[step as usize]);
+                    assert!(seen >= promised, "{promised:?} was published before, {seen:?} was read");
+                    last = seen;
+                }
+            })
+        };
+        for (step, (number, at)) in (1..).zip(steps) {
+            if at == 2 {
+                cell.renew(proof(at));
+            } else {
+                cell.publish(View { number, proof: proof(at) });
+            }
+            done.store(step, Ordering::Release);
+        }
+        reader.join().unwrap();
+        assert_eq!(cell.load().as_ref().map(age), Some((2, 3)));
+    });
+}
+
+#[test]
+fn loom_a_reader_never_goes_back_and_sees_what_was_published() {
+    a_reader_keeps_up();
+    primitives::breaks(Mutant::GenerationAfterView, a_reader_keeps_up);
+}

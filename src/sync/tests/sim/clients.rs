@@ -1,0 +1,155 @@
+//! The machines around the replicas: the store's copies, operators who commit, gateways that ask.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use super::checker;
+use super::fixture::{AUDIENCE, CHAINS, DESTRUCTIVE, FIXTURE, Fixture, TOOLS};
+use super::host::{Host, MS, elapsed_ns};
+use super::rng::Rng;
+use super::wire::{Call, Peer, Reply, serve};
+use super::world::World;
+use crate::model::reason::Reason;
+use crate::model::revision::Revision;
+use crate::model::time::Clock as _;
+use crate::service::request::TraceHeaders;
+use crate::service::{CheckRequest, Credential};
+use crate::store::CommitRequest;
+
+/// One copy of the store.
+pub(super) async fn store(world: Arc<World>, host: Arc<Host>, copy: usize) -> turmoil::Result {
+    let (post, machine) = (world.post.clone(), host.clone());
+    let served = serve(post, host.clone(), move |call| {
+        let (world, host) = (world.clone(), host.clone());
+        async move { answer(&world, &host, copy, call).await }
+    });
+    machine.run(served).await
+}
+
+async fn answer(world: &World, host: &Host, copy: usize, call: Call) -> Reply {
+    let read = |world: &World| match &call {
+        Call::Load => Reply::Load(Box::new(world.store.lock().unwrap().load(copy))),
+        Call::Changes(after) => Reply::Changes(world.store.lock().unwrap().changes(copy, *after)),
+        Call::Spend(key) => Reply::Spend(world.store.lock().unwrap().spend(*key)),
+        Call::Commit(_) | Call::Check(_) => panic!("not a reading"),
+    };
+    if let Call::Commit(request) = &call {
+        // Before it is seen anywhere it is on both copies; without the other one it waits.
+        confirmed(world, copy).await;
+        pause(world, 0, 20).await;
+        confirmed(world, copy).await;
+        let unix_s = host.now().unix_s();
+        let committed = world.store.lock().unwrap().commit(copy, request, unix_s, &FIXTURE);
+        world.trace(|| format!("store {copy} commit {committed:?} {:?}", request.writes));
+        return Reply::Commit(committed);
+    }
+    pause(world, 0, 5).await;
+    let reply = read(world);
+    pause(world, 0, 5).await;
+    // What was read holds only if the copy could still write after it.
+    confirmed(world, copy).await;
+    reply
+}
+
+async fn confirmed(world: &World, copy: usize) {
+    while !world.store.lock().unwrap().confirms(copy) {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn pause(world: &World, from_ms: i64, to_ms: i64) {
+    let ms = world.rng.lock().unwrap().range(from_ms, to_ms);
+    tokio::time::sleep(Duration::from_millis(ms.unsigned_abs())).await;
+}
+
+/// An operator: one act after the other, as long as there is trouble.
+pub(super) async fn writer(world: Arc<World>, place: usize) -> turmoil::Result {
+    let mut rng = Rng::new(world.seed, 200 + place as u64);
+    let peer = Peer::new(world.post.clone());
+    for act in 0.. {
+        let pause_ms = rng.range(40, 700);
+        tokio::time::sleep(Duration::from_millis(pause_ms.unsigned_abs())).await;
+        if elapsed_ns() > world.calm_ns {
+            break;
+        }
+        let writes = FIXTURE.act(&mut rng, &format!("w{place}-{act}"));
+        let to = format!("store-{}", world.store.lock().unwrap().primary);
+        let asked = peer.ask(&to, Call::Commit(CommitRequest { writes, ..CommitRequest::default() }));
+        let answered = tokio::time::timeout(Duration::from_secs(2), asked).await;
+        if let Ok(Ok(Reply::Commit(Ok(commit)))) = answered {
+            world.trace(|| format!("writer {place} acknowledged {commit}"));
+            world.store.lock().unwrap().tree[commit].acknowledged_ns = Some(elapsed_ns());
+        }
+    }
+    Ok(())
+}
+
+/// One of a gateway's connections to each replica.
+pub(super) async fn gateway(world: Arc<World>, host: Arc<Host>, place: usize) -> turmoil::Result {
+    let mut rng = Rng::new(world.seed, 300 + place as u64);
+    let peers: Vec<_> = world.replicas.iter().map(|_| Peer::new(world.post.clone())).collect();
+    while elapsed_ns() < world.end_ns {
+        let pause_ms = rng.range(10, 90);
+        tokio::time::sleep(Duration::from_millis(pause_ms.unsigned_abs())).await;
+        let (replica, chain) = (rng.below(world.replicas.len()), rng.below(CHAINS));
+        let tool = usize::from(rng.percent(25));
+        let at_least = rng.percent(15).then(|| seen(&world, &mut rng)).flatten();
+        let patience = Duration::from_millis(if rng.percent(85) { 1_000 } else { 7_000 });
+        let proof = (tool == DESTRUCTIVE).then(|| FIXTURE.proof(chain, tool, host.now()));
+        let request = request(chain, tool, proof, at_least.as_ref().map(|(_, revision)| revision.clone()));
+        let sent_ns = elapsed_ns();
+        let to = format!("replica-{replica}");
+        let asked = peers[replica].ask(&to, Call::Check(Box::new(request)));
+        let Ok(Ok(Reply::Check(checked))) = tokio::time::timeout(patience, asked).await else { continue };
+        let answer = checked.answer;
+        let valid_ns = i64::try_from(answer.valid_for_ms).unwrap() * MS;
+        world.record(
+            checker::Answer {
+                replica,
+                incarnation: checked.incarnation,
+                pair: Fixture::pair(chain, tool),
+                destructive: tool == DESTRUCTIVE,
+                at_least: at_least.map(|(commit, _)| commit),
+                effect: answer.decision.effect,
+                unavailable: answer.decision.reason == Reason::RevisionUnavailable,
+                revision: answer.revision.unwrap(),
+                commit: checked.commit,
+                sent_ns,
+                received_ns: elapsed_ns(),
+                usable_until_ns: sent_ns + host.real_ns(valid_ns),
+                age_ms: answer.snapshot_age_ms,
+                valid_for_ms: answer.valid_for_ms,
+            },
+            answer.decision.reason,
+        );
+    }
+    Ok(())
+}
+
+/// Some revision that a writer was told of lately.
+fn seen(world: &World, rng: &mut Rng) -> Option<(usize, Revision)> {
+    let store = world.store.lock().unwrap();
+    let mut told: Vec<_> = (1..store.tree.len()).filter(|place| store.tree[*place].acknowledged_ns.is_some()).collect();
+    told.drain(..told.len().saturating_sub(3));
+    let commit = *told.get(rng.below(told.len().max(1)))?;
+    let node = &store.tree[commit];
+    Some((commit, Revision { history: node.histories[0].clone(), number: node.row.number }))
+}
+
+fn request(chain: usize, tool: usize, proof: Option<Bytes>, at_least: Option<Revision>) -> CheckRequest {
+    CheckRequest {
+        request_id: String::new(),
+        credential: Credential::Chain(FIXTURE.chains[chain].tokens.clone()),
+        proof,
+        tool: TOOLS[tool].to_owned(),
+        tool_schema_sha256: None,
+        arguments_json: Bytes::new(),
+        environment: None,
+        audience: Some(AUDIENCE.to_owned()),
+        at_least,
+        want_handle: false,
+        trace: TraceHeaders::default(),
+    }
+}

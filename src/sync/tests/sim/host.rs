@@ -1,0 +1,162 @@
+//! A simulated machine: its two clocks, and the hand that stops its processes and lets them go on.
+//!
+//! Simulated time is turmoil's; a machine's clocks run a little fast or slow beside it, are set, and sleep with it. A stopped
+//! process does nothing and goes on with what it had, in the middle of a decision too ([`Host::stall_at`]).
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::time::Sleep;
+
+use super::START_UNIX_S;
+use crate::model::time::{Clock, Now};
+
+pub(super) const MS: i64 = 1_000_000;
+/// How far a machine's clock may run from the true rate; the bound is kept up to twice this.
+pub(super) const DRIFT_PPM_MAX: i64 = 500;
+
+thread_local! {
+    static OUTSIDE_NS: std::cell::Cell<i64> = const { std::cell::Cell::new(0) };
+}
+
+/// Simulated time since the start, as the machine that runs now sees it.
+pub(super) fn elapsed_ns() -> i64 {
+    turmoil::sim_elapsed().map_or_else(|| OUTSIDE_NS.get(), |elapsed| i64::try_from(elapsed.as_nanos()).unwrap())
+}
+
+/// What [`elapsed_ns`] says between steps, when no machine runs.
+pub(super) fn set_elapsed_outside(ns: i64) {
+    OUTSIDE_NS.set(ns);
+}
+
+/// One machine.
+pub(super) struct Host(Mutex<State>);
+
+struct State {
+    drift_ppm: i64,
+    wall_offset_ns: i64,
+    boot_offset_ns: i64,
+    stopped_until_ns: i64,
+    /// Tasks that run now: none between steps, or one of them panicked.
+    polling: u32,
+    /// Readings until the process stops in the middle of what it does, and for how long.
+    stall: Option<(u32, i64)>,
+}
+
+impl State {
+    /// By how much longer it is stopped.
+    fn stop(&mut self, for_ns: i64) -> i64 {
+        let before_ns = self.stopped_until_ns.max(elapsed_ns());
+        self.stopped_until_ns = before_ns.max(elapsed_ns() + for_ns);
+        self.stopped_until_ns - before_ns
+    }
+}
+
+impl Host {
+    pub(super) fn new(drift_ppm: i64, wall_offset_ns: i64) -> Arc<Self> {
+        assert!(drift_ppm.abs() <= DRIFT_PPM_MAX);
+        let state =
+            State { drift_ppm, wall_offset_ns, boot_offset_ns: 7_000_000_000, stopped_until_ns: 0, polling: 0, stall: None };
+        Arc::new(Self(Mutex::new(state)))
+    }
+
+    /// How long a span of this machine's clock really is.
+    pub(super) fn real_ns(&self, by_clock_ns: i64) -> i64 {
+        let rate = i128::from(1_000_000 + self.lock().drift_ppm);
+        i64::try_from(i128::from(by_clock_ns) * 1_000_000 / rate).unwrap()
+    }
+
+    /// Stops the processes for a while: `SIGSTOP`, then `SIGCONT`.
+    pub(super) fn stop(&self, for_ns: i64) {
+        self.lock().stop(for_ns);
+    }
+
+    /// Suspends the machine; the boot clock may not count it, the wall clock does.
+    pub(super) fn suspend(&self, for_ns: i64, boot_counts: bool) {
+        let mut state = self.lock();
+        let longer_ns = state.stop(for_ns);
+        if !boot_counts {
+            state.boot_offset_ns -= longer_ns;
+        }
+    }
+
+    pub(super) fn step_wall(&self, by_ns: i64) {
+        self.lock().wall_offset_ns += by_ns;
+    }
+
+    /// Stops the process right before its clock is read for the `readings`th time from now.
+    pub(super) fn stall_at(&self, readings: u32, for_ns: i64) {
+        self.lock().stall = Some((readings, for_ns));
+    }
+
+    /// Whether no task of it panicked, which the runtime would keep to itself.
+    pub(super) fn is_sound(&self) -> Result<(), String> {
+        if self.lock().polling == 0 { Ok(()) } else { Err("a task of a simulated machine panicked: see above".to_owned()) }
+    }
+
+    pub(super) fn no_stall(&self) {
+        self.lock().stall = None;
+    }
+
+    /// A task of this machine.
+    pub(super) fn run<F: Future>(self: &Arc<Self>, task: F) -> impl Future<Output = F::Output> + use<F> {
+        let (host, mut task, mut gate) = (self.clone(), Box::pin(task), Gate::default());
+        poll_fn(move |context| {
+            ready!(gate.poll(&host, context));
+            host.lock().polling += 1;
+            let polled = task.as_mut().poll(context);
+            host.lock().polling -= 1;
+            polled
+        })
+    }
+
+    /// Returns once the processes are not stopped.
+    pub(super) async fn running(&self) {
+        let mut gate = Gate::default();
+        poll_fn(|context| gate.poll(self, context)).await;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap()
+    }
+}
+
+#[derive(Default)]
+struct Gate(Option<Pin<Box<Sleep>>>);
+
+impl Gate {
+    fn poll(&mut self, host: &Host, context: &mut Context<'_>) -> Poll<()> {
+        loop {
+            let left_ns = host.lock().stopped_until_ns - elapsed_ns();
+            if left_ns <= 0 {
+                self.0 = None;
+                return Poll::Ready(());
+            }
+            let pause = Duration::from_nanos(left_ns.unsigned_abs());
+            ready!(self.0.get_or_insert_with(|| Box::pin(tokio::time::sleep(pause))).as_mut().poll(context));
+            self.0 = None;
+        }
+    }
+}
+
+impl Clock for Host {
+    fn now(&self) -> Now {
+        let mut state = self.lock();
+        if let Some((readings, for_ns)) = state.stall {
+            if readings <= 1 {
+                state.stop(for_ns);
+            }
+            state.stall = (readings > 1).then_some((readings - 1, for_ns));
+        }
+        // Whoever reads while stopped is the one that was stopped in its middle: it reads after it.
+        let elapsed_ns = elapsed_ns().max(state.stopped_until_ns);
+        let by_clock_ns = elapsed_ns + elapsed_ns / 1_000_000 * state.drift_ppm;
+        Now {
+            unix_ns: START_UNIX_S * 1_000_000_000 + by_clock_ns + state.wall_offset_ns,
+            boot_ns: by_clock_ns + state.boot_offset_ns,
+        }
+    }
+}

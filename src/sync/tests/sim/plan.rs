@@ -1,0 +1,179 @@
+//! What goes wrong and when, drawn from the seed before the run.
+
+use super::host::MS;
+use super::rng::Rng;
+use super::store::Durability;
+
+/// The first and the last moment at which something goes wrong.
+pub(super) const TROUBLE_MS: (i64, i64) = (600, 10_000);
+
+/// What kind of store there is, and what may happen to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Single,
+    Synchronous,
+    Asynchronous,
+    /// A single store that is replaced by an old copy of itself.
+    Restored,
+}
+
+impl Kind {
+    pub(super) fn durability(self) -> Durability {
+        match self {
+            Kind::Single | Kind::Restored => Durability::Single,
+            Kind::Synchronous => Durability::Synchronous,
+            Kind::Asynchronous => Durability::Asynchronous,
+        }
+    }
+
+    /// Whether a replica may find another store than it followed.
+    pub(super) fn may_quarantine(self) -> bool {
+        matches!(self, Kind::Asynchronous | Kind::Restored)
+    }
+}
+
+/// Something that happens, and what undoes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    Cut {
+        from: String,
+        to: String,
+    },
+    Mend {
+        from: String,
+        to: String,
+    },
+    /// Everything between two machines waits, and then comes at once.
+    Hold(String, String),
+    Release(String, String),
+    /// Messages take up to so many milliseconds.
+    Slow(String, String, u64),
+    Stop {
+        machine: String,
+        for_ns: i64,
+    },
+    Suspend {
+        machine: String,
+        for_ns: i64,
+    },
+    StepWall {
+        machine: String,
+        by_ns: i64,
+    },
+    Crash(String),
+    Start(String),
+    /// The two copies of the store lose sight of each other.
+    Part,
+    Join,
+    FailOver,
+    /// A replica learns where the store is now.
+    Redirect(usize),
+    /// The old primary notices that it is none.
+    StepDown,
+    /// The change log loses the row of the next commit.
+    Tear,
+    Restore {
+        back: usize,
+        other_history: bool,
+    },
+}
+
+/// The plan: when, in milliseconds, and what.
+pub(super) fn plan(rng: &mut Rng, kind: Kind, replicas: usize) -> Vec<(i64, Fault)> {
+    let mut plan = Vec::new();
+    let count = 6 + rng.below(10);
+    for _ in 0..count {
+        something(rng, kind, replicas, &mut plan);
+    }
+    // A torn log cannot show that it is another one, so the two do not come together.
+    if rng.percent(60) && !kind.may_quarantine() {
+        (0..3).for_each(|_| plan.push((rng.range(TROUBLE_MS.0, TROUBLE_MS.1), Fault::Tear)));
+    }
+    match kind {
+        Kind::Synchronous | Kind::Asynchronous if rng.percent(70) => fail_over(rng, kind, replicas, &mut plan),
+        Kind::Restored => {
+            let at = rng.range(3_000, TROUBLE_MS.1 - 1_000);
+            plan.push((at, Fault::Restore { back: rng.below(4), other_history: rng.percent(50) }));
+        }
+        _ => {}
+    }
+    plan.retain(|(at, _)| *at < TROUBLE_MS.1);
+    // Stable: what is drawn first happens first.
+    plan.sort_by_key(|(at, _)| *at);
+    plan
+}
+
+fn something(rng: &mut Rng, kind: Kind, replicas: usize, plan: &mut Vec<(i64, Fault)>) {
+    let at = rng.range(TROUBLE_MS.0, TROUBLE_MS.1);
+    let until = (at + rng.range(100, 4_500)).min(TROUBLE_MS.1);
+    let replica = format!("replica-{}", rng.below(replicas));
+    let store = format!("store-{}", if kind.durability() == Durability::Single { 0 } else { rng.below(2) });
+    let (a, b) = match rng.below(10) {
+        0..7 => (replica.clone(), store.clone()),
+        7..9 => ("gateway".to_owned(), replica.clone()),
+        _ => ("writer".to_owned(), store.clone()),
+    };
+    let machine = if rng.percent(80) { replica.clone() } else { store.clone() };
+    match rng.below(100) {
+        0..14 => both_ways(plan, at, until, &a, &b),
+        14..30 => {
+            let (from, to) = if rng.percent(50) { (a, b) } else { (b, a) };
+            plan.push((at, Fault::Cut { from: from.clone(), to: to.clone() }));
+            plan.push((until, Fault::Mend { from, to }));
+        }
+        30..36 => {
+            plan.push((at, Fault::Hold(a.clone(), b.clone())));
+            plan.push((until.min(at + 900), Fault::Release(a, b)));
+        }
+        36..56 => {
+            let ms = rng.range(60, 900).unsigned_abs();
+            plan.push((at, Fault::Slow(a.clone(), b.clone(), ms)));
+            // Slow, and then silent: what came last is what it goes on with.
+            if rng.percent(50) {
+                both_ways(plan, until, until + rng.range(500, 4_000), &a, &b);
+            }
+            plan.push((until, Fault::Slow(a, b, super::world::LATENCY_MS_MAX)));
+        }
+        56..68 => plan.push((at, Fault::Stop { machine, for_ns: (until - at) * MS })),
+        68..76 => plan.push((at, Fault::Suspend { machine: replica, for_ns: (until - at) * MS })),
+        76..84 => {
+            let ms = if rng.percent(70) { rng.range(-9_000, 9_000) } else { rng.range(-600_000, 600_000) };
+            plan.push((at, Fault::StepWall { machine, by_ns: ms * MS }));
+        }
+        84..94 => {
+            plan.push((at, Fault::Crash(replica.clone())));
+            plan.push((until.min(at + 2_500), Fault::Start(replica)));
+        }
+        94..97 => {
+            plan.push((at, Fault::Crash(store.clone())));
+            plan.push((until.min(at + 2_500), Fault::Start(store)));
+        }
+        _ if kind.durability() != Durability::Single => {
+            plan.push((at, Fault::Part));
+            plan.push((until.min(at + 2_500), Fault::Join));
+        }
+        _ => {}
+    }
+}
+
+fn both_ways(plan: &mut Vec<(i64, Fault)>, at: i64, until: i64, a: &str, b: &str) {
+    for (from, to) in [(a, b), (b, a)] {
+        plan.push((at, Fault::Cut { from: from.to_owned(), to: to.to_owned() }));
+        plan.push((until, Fault::Mend { from: from.to_owned(), to: to.to_owned() }));
+    }
+}
+
+fn fail_over(rng: &mut Rng, kind: Kind, replicas: usize, plan: &mut Vec<(i64, Fault)>) {
+    let at = rng.range(3_000, TROUBLE_MS.1 - 1_000);
+    if kind == Kind::Asynchronous {
+        // A copy that lags behind is what is fallen back on.
+        plan.push((at - rng.range(200, 2_500), Fault::Part));
+    }
+    plan.push((at, Fault::FailOver));
+    for replica in 0..replicas {
+        plan.push((at + rng.range(0, 2_500), Fault::Redirect(replica)));
+    }
+    if kind == Kind::Asynchronous {
+        plan.push((at + rng.range(0, 3_000), Fault::StepDown));
+    }
+}

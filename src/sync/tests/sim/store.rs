@@ -1,0 +1,321 @@
+//! A model of the store: the real rules, hash chain and digest over a tree of commits, and two copies that can part.
+//!
+//! A commit is a place in a tree, so that a failover to a stale copy, a crash that loses what was not synced, and a restored
+//! backup are a copy's head put somewhere else. What was acknowledged is kept by the tree for the checker to judge by.
+
+use std::collections::BTreeMap;
+use std::sync::Mutex;
+
+use super::fixture::Fixture;
+use super::host::elapsed_ns;
+use crate::model::records::{Change, DocumentKey, RevocationRow, Target, Write};
+use crate::model::revision::{HistoryId, Revision, StateDigest};
+use crate::store::chain::{GENESIS, changes_as_stored, commit_hash, document_sha256, revocation_sha256, state_digest};
+use crate::store::{Changes, CommitRequest, CommitRow, Error, Settings, State, StoredDocument, rules};
+
+/// What is promised of an acknowledged commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Durability {
+    /// One copy: on disk before it is acknowledged.
+    Single,
+    /// Two copies: on both before it is acknowledged or seen, and a poll is a write too.
+    Synchronous,
+    /// Acknowledged first; the disk and the other copy have it later, if they ever do.
+    Asynchronous,
+}
+
+/// A commit.
+#[derive(Clone)]
+pub(super) struct Node {
+    pub(super) parent: Option<usize>,
+    pub(super) row: CommitRow,
+    /// Histories it belongs to: a restored copy shares its past.
+    pub(super) histories: Vec<HistoryId>,
+    pub(super) created_ns: i64,
+    pub(super) acknowledged_ns: Option<i64>,
+    /// When the store lost it.
+    pub(super) lost_ns: Option<i64>,
+    /// For each chain and tool.
+    pub(super) permitted: Vec<bool>,
+    documents: BTreeMap<DocumentKey, StoredDocument>,
+    revocations: BTreeMap<Target, RevocationRow>,
+}
+
+/// One copy of the store.
+#[derive(Clone)]
+pub(super) struct Copy {
+    pub(super) history: HistoryId,
+    /// Place in the tree; place 0 is the empty store.
+    pub(super) head: usize,
+    /// What a crash leaves.
+    pub(super) synced: usize,
+    /// No longer the one that answers.
+    pub(super) fenced: bool,
+}
+
+/// All of the store.
+pub(super) struct Cluster {
+    pub(super) durability: Durability,
+    pub(super) tree: Vec<Node>,
+    pub(super) copies: [Copy; 2],
+    /// The copy that takes writes.
+    pub(super) primary: usize,
+    /// Whether the copies reach each other.
+    pub(super) joined: bool,
+    /// Before this moment an old primary still answered: see the checker.
+    pub(super) settled_ns: i64,
+    pub(super) failed_over_ns: Option<i64>,
+    /// Commits in one answer.
+    page: usize,
+    settings: Settings,
+    spent: Vec<[u8; 32]>,
+    /// Numbers whose rows the log has lost.
+    holes: Vec<u64>,
+}
+
+/// The cluster as the machines share it.
+pub(super) type Shared = Mutex<Cluster>;
+
+impl Cluster {
+    pub(super) fn new(durability: Durability, page: usize, settings: Settings, fixture: &Fixture) -> Self {
+        let history = HistoryId::new("first");
+        let row = CommitRow {
+            number: 0,
+            previous_hash: GENESIS,
+            hash: GENESIS,
+            digest: StateDigest::default(),
+            unix_ms: 0,
+            changes: vec![],
+        };
+        let empty = Node {
+            parent: None,
+            row,
+            histories: vec![history.clone()],
+            created_ns: 0,
+            acknowledged_ns: None,
+            lost_ns: None,
+            permitted: fixture.permitted(&BTreeMap::new(), &BTreeMap::new()),
+            documents: BTreeMap::new(),
+            revocations: BTreeMap::new(),
+        };
+        let copy = Copy { history, head: 0, synced: 0, fenced: false };
+        let mut cluster = Self {
+            durability,
+            tree: vec![empty],
+            copies: [copy.clone(), copy],
+            primary: 0,
+            joined: true,
+            settled_ns: 0,
+            failed_over_ns: None,
+            page,
+            settings,
+            spent: vec![],
+            holes: vec![],
+        };
+        let first = CommitRequest { writes: fixture.policy(), ..CommitRequest::default() };
+        let place = cluster.commit(0, &first, 0, fixture).unwrap();
+        cluster.tree[place].acknowledged_ns = Some(0);
+        cluster.copies.iter_mut().for_each(|copy| (copy.head, copy.synced) = (place, place));
+        cluster
+    }
+
+    /// Puts a commit on top of a copy's head; in a synchronous pair on the other copy's too.
+    pub(super) fn commit(
+        &mut self,
+        copy: usize,
+        request: &CommitRequest,
+        unix_s: i64,
+        fixture: &Fixture,
+    ) -> Result<usize, Error> {
+        rules::check_request(request)?;
+        let head = self.copies[copy].head;
+        let Node { mut documents, mut revocations, row: before, .. } = self.tree[head].clone();
+        let number = before.number + 1;
+        let watermark_unix_s = unix_s + self.settings.iat_skew_s;
+        let mut digest = before.digest;
+        let mut changes = Vec::new();
+        for write in &request.writes {
+            let current = |target: &Target| revocations.get(target).cloned();
+            let row = match write {
+                Write::PutDocument(row) => {
+                    let stored = StoredDocument { row: row.clone(), revision: number };
+                    digest.add(&document_sha256(row, number));
+                    if let Some(before) = documents.insert(row.key.clone(), stored) {
+                        digest.remove(&document_sha256(&before.row, before.revision));
+                    }
+                    changes.push(Change::Document(row.clone()));
+                    continue;
+                }
+                Write::RemoveDocument(_)
+                | Write::ReinstateAll { .. }
+                | Write::Prune { .. }
+                | Write::Approve { .. }
+                | Write::Refuse { .. } => panic!("no writer of the simulation does that"),
+                Write::Revoke { target, meaning, reason } => {
+                    rules::revoke(current(target), target, *meaning, reason, number, watermark_unix_s)?
+                }
+                Write::Reinstate { target, reason } => {
+                    rules::reinstate(current(target), target, reason, number, watermark_unix_s)?
+                }
+            };
+            digest.add(&revocation_sha256(&row));
+            if let Some(before) = revocations.insert(row.target.clone(), row.clone()) {
+                digest.remove(&revocation_sha256(&before));
+            }
+            changes.push(Change::Revocation(row));
+        }
+        let hash = commit_hash(&before.hash, number, &changes_as_stored(&changes)?);
+        let row = CommitRow { number, previous_hash: before.hash, hash, digest, unix_ms: unix_s * 1000, changes };
+        self.tree.push(Node {
+            parent: Some(head),
+            row,
+            histories: vec![self.copies[copy].history.clone()],
+            created_ns: elapsed_ns(),
+            acknowledged_ns: None,
+            // What an old primary still takes is lost from the start.
+            lost_ns: (copy != self.primary).then(elapsed_ns),
+            permitted: fixture.permitted(&documents, &revocations),
+            documents,
+            revocations,
+        });
+        let place = self.tree.len() - 1;
+        match self.durability {
+            Durability::Single => (self.copies[copy].head, self.copies[copy].synced) = (place, place),
+            Durability::Synchronous => self.copies.iter_mut().for_each(|copy| (copy.head, copy.synced) = (place, place)),
+            Durability::Asynchronous => self.copies[copy].head = place,
+        }
+        Ok(place)
+    }
+
+    /// Whether what a copy says holds: in a synchronous pair only what the other one confirms.
+    pub(super) fn confirms(&self, copy: usize) -> bool {
+        !self.copies[copy].fenced && (self.durability != Durability::Synchronous || self.joined)
+    }
+
+    pub(super) fn load(&self, copy: usize) -> State {
+        let copy = &self.copies[copy];
+        let node = &self.tree[copy.head];
+        let documents: Vec<_> = node.documents.values().cloned().collect();
+        let revocations: Vec<_> = node.revocations.values().cloned().collect();
+        assert_eq!(state_digest(&documents, &revocations), node.row.digest, "the model keeps its digest up");
+        State {
+            revision: Revision { history: copy.history.clone(), number: node.row.number },
+            hash: node.row.hash,
+            digest: node.row.digest,
+            settings: self.settings,
+            documents,
+            revocations,
+        }
+    }
+
+    pub(super) fn changes(&self, copy: usize, after: u64) -> Changes {
+        let copy = &self.copies[copy];
+        let head = &self.tree[copy.head].row;
+        let mut commits: Vec<_> = self.path(copy.head).take_while(|place| self.tree[*place].row.number > after).collect();
+        commits.reverse();
+        commits.retain(|place| !self.holes.contains(&self.tree[*place].row.number));
+        commits.truncate(self.page);
+        Changes {
+            history: copy.history.clone(),
+            head: head.number,
+            head_hash: head.hash,
+            commits: commits.into_iter().map(|place| self.tree[place].row.clone()).collect(),
+        }
+    }
+
+    pub(super) fn spend(&mut self, key: [u8; 32]) -> bool {
+        let first = !self.spent.contains(&key);
+        if first {
+            self.spent.push(key);
+        }
+        first
+    }
+
+    /// A place and those before it, down to the empty store.
+    pub(super) fn path(&self, place: usize) -> impl Iterator<Item = usize> + '_ {
+        std::iter::successors(Some(place), |place| self.tree[*place].parent)
+    }
+
+    /// The commit of this hash, if a snapshot of this revision and digest is like it.
+    pub(super) fn find(&self, hash: [u8; 32], revision: &Revision, digest: StateDigest) -> Option<usize> {
+        let place = self.tree.iter().position(|node| node.row.hash == hash)?;
+        let node = &self.tree[place];
+        let same = node.row.number == revision.number && node.row.digest == digest;
+        (same && node.histories.contains(&revision.history)).then_some(place)
+    }
+
+    /// The log loses the row of the next commit.
+    pub(super) fn tear(&mut self) {
+        let head = self.copies[self.primary].head;
+        self.holes.push(self.tree[head].row.number + 1);
+    }
+
+    /// The other copy takes over with what it has.
+    pub(super) fn fail_over(&mut self) {
+        let (old, new) = (self.primary, 1 - self.primary);
+        if self.durability == Durability::Synchronous {
+            self.copies[old].fenced = true;
+        }
+        self.lose(self.copies[old].head, self.copies[new].head);
+        self.primary = new;
+        self.joined = true;
+        self.failed_over_ns = Some(elapsed_ns());
+        if self.durability == Durability::Synchronous {
+            // The old one comes back later as the new one's copy; until then the new one needs no other.
+            self.durability = Durability::Single;
+        }
+    }
+
+    /// An old primary that went on answering learns that it is none.
+    pub(super) fn step_down(&mut self) {
+        let old = &mut self.copies[1 - self.primary];
+        if self.failed_over_ns.is_some() && !old.fenced {
+            old.fenced = true;
+            self.settled_ns = elapsed_ns();
+        }
+    }
+
+    /// A copy crashes and comes back with what was on its disk.
+    pub(super) fn crash(&mut self, copy: usize) {
+        let (head, synced) = (self.copies[copy].head, self.copies[copy].synced);
+        if copy == self.primary {
+            self.lose(head, synced);
+        }
+        self.copies[copy].head = synced;
+    }
+
+    /// A backup takes the store's place, `back` commits old.
+    pub(super) fn restore(&mut self, back: usize, history: Option<HistoryId>) {
+        let head = self.copies[self.primary].head;
+        let old = self.path(head).nth(back).filter(|place| *place > 0).unwrap_or(1);
+        self.lose(head, old);
+        if let Some(history) = &history {
+            let shared: Vec<_> = self.path(old).collect();
+            shared.into_iter().for_each(|place| self.tree[place].histories.push(history.clone()));
+        }
+        let copy = &mut self.copies[self.primary];
+        (copy.head, copy.synced) = (old, old);
+        copy.history = history.unwrap_or_else(|| copy.history.clone());
+    }
+
+    /// What the other copy and the disk of an asynchronous pair get after a while.
+    pub(super) fn replicate(&mut self, to_disk: bool) {
+        if self.durability != Durability::Asynchronous {
+            return;
+        }
+        let primary = self.primary;
+        if to_disk {
+            self.copies.iter_mut().for_each(|copy| copy.synced = copy.head);
+        } else if primary == 0 && self.joined {
+            self.copies[1].head = self.copies[0].head;
+        }
+    }
+
+    fn lose(&mut self, from: usize, to: usize) {
+        let kept: Vec<_> = self.path(to).collect();
+        let lost: Vec<_> = self.path(from).filter(|place| !kept.contains(place)).collect();
+        for place in lost {
+            self.tree[place].lost_ns.get_or_insert(elapsed_ns());
+        }
+    }
+}

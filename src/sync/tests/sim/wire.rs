@@ -1,0 +1,121 @@
+//! The small protocol between simulated machines: numbers over turmoil's TCP, which stand for parcels held aside.
+//!
+//! What delays, drops, cuts and half-closes is the network; encoding would prove nothing here. One question at a time on a
+//! connection; whoever gives one up closes it, so a late answer finds nobody.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::io;
+use std::net::Ipv4Addr;
+use std::sync::{Arc, Mutex};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use turmoil::net::{TcpListener, TcpStream};
+
+use super::host::Host;
+use crate::service::{Answer, CheckRequest};
+use crate::store::{Changes, CommitRequest, Error, State};
+
+const PORT: u16 = 7;
+
+/// A question.
+pub(super) enum Call {
+    Load,
+    Changes(u64),
+    Commit(CommitRequest),
+    Spend([u8; 32]),
+    Check(Box<CheckRequest>),
+}
+
+/// An answer.
+pub(super) enum Reply {
+    Load(Box<State>),
+    Changes(Changes),
+    /// The commit's place in the tree, if it was made.
+    Commit(Result<usize, Error>),
+    Spend(bool),
+    NotReady,
+    Check(Box<Checked>),
+}
+
+/// What a replica answers, with what only the simulation may know of it.
+pub(super) struct Checked {
+    pub(super) answer: Answer,
+    /// The commit whose snapshot decided, where it is the one that the answer names.
+    pub(super) commit: Option<usize>,
+    pub(super) incarnation: u32,
+}
+
+enum Parcel {
+    Call(Call),
+    Reply(Reply),
+}
+
+/// Where parcels lie until their number comes.
+#[derive(Default)]
+pub(super) struct Post(Mutex<(u64, BTreeMap<u64, Parcel>)>);
+
+impl Post {
+    fn put(&self, parcel: Parcel) -> u64 {
+        let (number, parcels) = &mut *self.0.lock().unwrap();
+        *number += 1;
+        parcels.insert(*number, parcel);
+        *number
+    }
+
+    fn take(&self, number: u64) -> Parcel {
+        self.0.lock().unwrap().1.remove(&number).expect("a number comes once")
+    }
+}
+
+/// A client with one connection.
+pub(super) struct Peer {
+    post: Arc<Post>,
+    open: tokio::sync::Mutex<Option<(String, TcpStream)>>,
+}
+
+impl Peer {
+    pub(super) fn new(post: Arc<Post>) -> Self {
+        Self { post, open: tokio::sync::Mutex::new(None) }
+    }
+
+    /// Asks; dropped before it is done, or failed, it leaves no connection behind.
+    pub(super) async fn ask(&self, to: &str, call: Call) -> io::Result<Reply> {
+        let mut open = self.open.lock().await;
+        let mut stream = match open.take() {
+            Some((name, stream)) if name == to => stream,
+            _ => TcpStream::connect((to, PORT)).await?,
+        };
+        stream.write_u64(self.post.put(Parcel::Call(call))).await?;
+        let number = stream.read_u64().await?;
+        *open = Some((to.to_owned(), stream));
+        match self.post.take(number) {
+            Parcel::Reply(reply) => Ok(reply),
+            Parcel::Call(_) => panic!("a server answers"),
+        }
+    }
+}
+
+/// Serves until the machine dies. `answer` may never return: then nobody is answered.
+pub(super) async fn serve<A, F>(post: Arc<Post>, host: Arc<Host>, answer: A) -> turmoil::Result
+where
+    A: Fn(Call) -> F + Clone + 'static,
+    F: Future<Output = Reply> + 'static,
+{
+    let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).await?;
+    loop {
+        let (mut stream, _) = listener.accept().await?;
+        let (post, answer, machine) = (post.clone(), answer.clone(), host.clone());
+        tokio::task::spawn_local(host.run(async move {
+            while let Ok(number) = stream.read_u64().await {
+                let Parcel::Call(call) = post.take(number) else { panic!("a client asks") };
+                let reply = answer(call).await;
+                // It may have been stopped in the middle of a decision.
+                machine.running().await;
+                if stream.write_u64(post.put(Parcel::Reply(reply))).await.is_err() {
+                    return;
+                }
+            }
+        }));
+    }
+}

@@ -1,0 +1,334 @@
+//! One simulation: the machines, the hand that does what the plan says, and the history that comes out.
+
+use std::fmt::Debug;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::future::try_join_all;
+use turmoil::Sim;
+
+use super::checker::{self, Ended, History, Stepped};
+use super::clients;
+use super::fixture::FIXTURE;
+use super::host::{DRIFT_PPM_MAX, Host, MS, elapsed_ns, set_elapsed_outside};
+use super::plan::{Fault, Kind, TROUBLE_MS, plan};
+use super::replica::Replica;
+use super::rng::Rng;
+use super::store::{Cluster, Durability, Shared};
+use super::wire::Post;
+use crate::model::revision::{HistoryId, Revision};
+use crate::store;
+use crate::sync::Settings;
+
+const TICK_MS: u64 = 5;
+/// Of a message, while nothing slows it.
+pub(super) const LATENCY_MS_MAX: u64 = 12;
+/// After the last fault everything has two seconds to be well again: promise 6.
+const RECOVERY_MS: i64 = 2_000;
+const END_MS: i64 = TROUBLE_MS.1 + RECOVERY_MS + 1_300;
+const CONNECTIONS: usize = 5;
+const WRITERS: usize = 2;
+
+/// What the machines of one simulation share.
+pub(super) struct World {
+    pub(super) seed: u64,
+    pub(super) kind: Kind,
+    pub(super) store: Shared,
+    pub(super) replicas: Vec<Arc<Replica>>,
+    pub(super) post: Arc<Post>,
+    /// Chance while it runs; machines take turns in one order, so it is as fixed as the rest.
+    pub(super) rng: Mutex<Rng>,
+    pub(super) steps: Mutex<Vec<Stepped>>,
+    pub(super) calm_ns: i64,
+    pub(super) end_ns: i64,
+    answers: Mutex<Vec<checker::Answer>>,
+    trace: Option<Mutex<Vec<String>>>,
+    bound_ms: u64,
+}
+
+/// What came out of a simulation.
+pub(super) struct Outcome {
+    pub(super) history: History,
+    pub(super) trace: Vec<String>,
+}
+
+impl World {
+    fn new(seed: u64, traced: bool) -> Self {
+        let mut rng = Rng::new(seed, 1);
+        let kind = [Kind::Single, Kind::Synchronous, Kind::Asynchronous, Kind::Restored][rng.below(4)];
+        let bound_ms = [1_500, 2_000, 3_000][rng.below(3)];
+        let page = [1, 2, 4][rng.below(3)];
+        let persists = kind.may_quarantine() || rng.percent(50);
+        let settings = store::Settings { freshness_bound_ms: bound_ms, ..store::Settings::default() };
+        let stall_ns_max = (i64::try_from(bound_ms).unwrap() + 1_500) * MS;
+        let replica = |place: usize| {
+            let follow = Settings {
+                poll_interval_ms: [40, 60, 100][rng.below(3)],
+                poll_timeout_ms: [300, 1_000][rng.below(2)],
+                // A lost answer must not cost the minute that a large state may take.
+                load_timeout_ms: 1_000,
+                seed: Some(rng.next()),
+                ..Settings::default()
+            };
+            let host = Host::new(drift(&mut rng), rng.range(-400, 400) * MS);
+            Replica::new(place, host, follow, persists, (1, stall_ns_max))
+        };
+        let replicas = (0..3 + Rng::new(seed, 2).below(8) / 5).map(replica).collect();
+        Self {
+            seed,
+            kind,
+            store: Mutex::new(Cluster::new(kind.durability(), page, settings, &FIXTURE)),
+            replicas,
+            post: Arc::default(),
+            rng: Mutex::new(Rng::new(seed, 3)),
+            steps: Mutex::default(),
+            calm_ns: TROUBLE_MS.1 * MS,
+            end_ns: END_MS * MS,
+            answers: Mutex::default(),
+            trace: traced.then(Mutex::default),
+            bound_ms,
+        }
+    }
+
+    /// Writes down what happens, where somebody wants to know.
+    pub(super) fn trace(&self, what: impl FnOnce() -> String) {
+        if let Some(trace) = &self.trace {
+            trace.lock().unwrap().push(format!("{:>9.3} {}", elapsed_ns() as f64 / 1e6, what()));
+        }
+    }
+
+    pub(super) fn record(&self, answer: checker::Answer, reason: impl Debug) {
+        self.trace(|| format!("gateway {reason:?} {answer:?}"));
+        self.answers.lock().unwrap().push(answer);
+    }
+
+    fn history(&self) -> History {
+        let store = self.store.lock().unwrap();
+        let failed_over_ns = store.failed_over_ns.unwrap_or(i64::MAX);
+        let commit = |node: &super::store::Node| checker::Commit {
+            parent: node.parent,
+            revisions: revisions(node),
+            created_ns: node.created_ns,
+            binds_ns: node
+                .acknowledged_ns
+                .map(|ns| if node.created_ns >= failed_over_ns { ns.max(store.settled_ns) } else { ns }),
+            lost_ns: node.lost_ns,
+            permitted: node.permitted.clone(),
+        };
+        let newest = store.copies[store.primary].head;
+        let bound_ns = i64::try_from(self.bound_ms).unwrap() * MS;
+        History {
+            bound_ns,
+            // Both clocks may be off, milliseconds are whole, and machines take turns tick by tick.
+            slack_ns: bound_ns / 1_000_000 * 3 * DRIFT_PPM_MAX + 3 * MS + i64::try_from(TICK_MS).unwrap() * MS,
+            commits: store.tree.iter().map(commit).collect(),
+            answers: std::mem::take(&mut *self.answers.lock().unwrap()),
+            steps: std::mem::take(&mut *self.steps.lock().unwrap()),
+            ended: vec![],
+            may_quarantine: self.kind.may_quarantine(),
+            quiet_ns: (TROUBLE_MS.1 + RECOVERY_MS) * MS,
+            newest,
+        }
+    }
+
+    /// How the replicas are now.
+    fn ended(&self) -> Vec<Ended> {
+        let store = self.store.lock().unwrap();
+        let head = store.copies[store.primary].head;
+        let ended = |replica: &Arc<Replica>| {
+            let (commit, quarantined) = replica.state();
+            Ended { replica: replica.place, quarantined, current: commit == Some(head) }
+        };
+        self.replicas.iter().map(ended).collect()
+    }
+}
+
+fn drift(rng: &mut Rng) -> i64 {
+    rng.range(-DRIFT_PPM_MAX, DRIFT_PPM_MAX)
+}
+
+fn revisions(node: &super::store::Node) -> Vec<Revision> {
+    node.histories.iter().map(|history| Revision { history: history.clone(), number: node.row.number }).collect()
+}
+
+/// The machines by name, as the plan calls them.
+struct Machines<'a> {
+    sim: Sim<'a>,
+    world: Arc<World>,
+    names: Vec<String>,
+    stores: Vec<Arc<Host>>,
+    gateway: Arc<Host>,
+    /// Replicas whose boot clock does not count a suspend: their wall clock is never set back.
+    virtual_machines: Vec<bool>,
+}
+
+/// Runs the simulation of a seed to its end.
+///
+/// # Errors
+/// If a machine's software failed, which is a fault of the simulation.
+pub(super) fn run(seed: u64, traced: bool) -> Result<Outcome, String> {
+    set_elapsed_outside(0);
+    let world = Arc::new(World::new(seed, traced));
+    let mut machines = Machines::new(world.clone());
+    let mut plan = plan(&mut Rng::new(seed, 5), world.kind, world.replicas.len()).into_iter().peekable();
+    let mut quiet = None;
+    for now_ms in (0..END_MS).step_by(usize::try_from(TICK_MS).unwrap()) {
+        set_elapsed_outside(now_ms * MS);
+        while let Some((_, fault)) = plan.next_if(|(at, _)| *at <= now_ms) {
+            world.trace(|| format!("fault {fault:?}"));
+            machines.does(&fault);
+        }
+        if now_ms == TROUBLE_MS.1 {
+            world.trace(|| "calm".to_owned());
+            machines.calm();
+        }
+        if now_ms == TROUBLE_MS.1 + RECOVERY_MS {
+            quiet = Some(world.ended());
+        }
+        if now_ms % 150 == 0 {
+            world.store.lock().unwrap().replicate(now_ms % 450 == 0);
+        }
+        machines.sim.step().map_err(|error| format!("seed {seed}: {error}"))?;
+    }
+    machines.all().try_for_each(|host| host.is_sound()).map_err(|error| format!("seed {seed}: {error}"))?;
+    drop(machines);
+    let mut history = world.history();
+    history.ended = quiet.unwrap_or_default();
+    let trace = world.trace.as_ref().map(|trace| std::mem::take(&mut *trace.lock().unwrap())).unwrap_or_default();
+    Ok(Outcome { history, trace })
+}
+
+impl<'a> Machines<'a> {
+    fn new(world: Arc<World>) -> Self {
+        let mut rng = Rng::new(world.seed, 4);
+        let mut sim = turmoil::Builder::new()
+            .rng_seed(world.seed)
+            .epoch(std::time::UNIX_EPOCH)
+            .tick_duration(Duration::from_millis(TICK_MS))
+            .simulation_duration(Duration::from_secs(3_600))
+            .min_message_latency(Duration::from_millis(1))
+            .max_message_latency(Duration::from_millis(LATENCY_MS_MAX))
+            .fail_rate(if rng.percent(25) { 0.002 } else { 0.0 })
+            .repair_rate(0.3)
+            .tcp_capacity(1_024)
+            .build();
+        let mut names = Vec::new();
+        let mut named = |name: String| {
+            names.push(name.clone());
+            name
+        };
+        let copies = if world.kind.durability() == Durability::Single { 1 } else { 2 };
+        let stores = (0..copies).map(|copy| {
+            let host = Host::new(drift(&mut rng), 0);
+            let (world, machine) = (world.clone(), host.clone());
+            sim.host(named(format!("store-{copy}")), move || clients::store(world.clone(), machine.clone(), copy));
+            host
+        });
+        let stores = stores.collect();
+        for replica in &world.replicas {
+            let (world, replica) = (world.clone(), replica.clone());
+            sim.host(named(format!("replica-{}", replica.place)), move || replica.clone().run(world.clone()));
+        }
+        let gateway = Host::new(drift(&mut rng), 0);
+        let (shared, machine) = (world.clone(), gateway.clone());
+        sim.host(named("gateway".to_owned()), move || {
+            let (world, machine) = (shared.clone(), machine.clone());
+            async move {
+                let one = |connection| clients::gateway(world.clone(), machine.clone(), connection);
+                try_join_all((0..CONNECTIONS).map(one)).await.map(drop)
+            }
+        });
+        let shared = world.clone();
+        sim.host(named("writer".to_owned()), move || {
+            let world = shared.clone();
+            async move { try_join_all((0..WRITERS).map(|place| clients::writer(world.clone(), place))).await.map(drop) }
+        });
+        let virtual_machines = world.replicas.iter().map(|_| rng.percent(50)).collect();
+        Self { sim, world, names, stores, gateway, virtual_machines }
+    }
+
+    fn all(&self) -> impl Iterator<Item = &Arc<Host>> {
+        self.stores.iter().chain([&self.gateway]).chain(self.world.replicas.iter().map(|replica| &replica.host))
+    }
+
+    /// A machine, and whether its boot clock counts a suspend.
+    fn machine(&self, name: &str) -> (Arc<Host>, bool) {
+        let (kind, place) = name.rsplit_once('-').unwrap();
+        let place: usize = place.parse().unwrap();
+        match kind {
+            "replica" => (self.world.replicas[place].host.clone(), !self.virtual_machines[place]),
+            "store" => (self.stores[place].clone(), true),
+            _ => panic!("the plan leaves {name} alone"),
+        }
+    }
+
+    fn does(&mut self, fault: &Fault) {
+        let store = || self.world.store.lock().unwrap();
+        match fault {
+            Fault::Cut { from, to } => self.sim.partition_oneway(&**from, &**to),
+            Fault::Mend { from, to } => self.sim.repair_oneway(&**from, &**to),
+            Fault::Hold(a, b) => self.sim.hold(&**a, &**b),
+            Fault::Release(a, b) => self.sim.release(&**a, &**b),
+            Fault::Slow(a, b, ms) => self.sim.set_link_max_message_latency(&**a, &**b, Duration::from_millis(*ms)),
+            Fault::Stop { machine, for_ns } => self.machine(machine).0.stop(*for_ns),
+            Fault::Suspend { machine, for_ns } => {
+                let (host, boot_counts) = self.machine(machine);
+                host.suspend(*for_ns, boot_counts);
+            }
+            Fault::StepWall { machine, by_ns } => {
+                let (host, boot_counts) = self.machine(machine);
+                // One of the two clocks must count: that is what the design relies on.
+                host.step_wall(if boot_counts { *by_ns } else { by_ns.abs() });
+            }
+            Fault::Crash(machine) => {
+                self.sim.crash(&**machine);
+                if let Some(copy) = machine.strip_prefix("store-") {
+                    store().crash(copy.parse().unwrap());
+                }
+            }
+            Fault::Start(machine) => self.start(machine),
+            Fault::Part => store().joined = false,
+            Fault::Join => store().joined = true,
+            Fault::Tear => store().tear(),
+            Fault::FailOver => store().fail_over(),
+            Fault::Redirect(replica) => self.redirect(*replica),
+            Fault::StepDown => store().step_down(),
+            Fault::Restore { back, other_history } => {
+                store().restore(*back, other_history.then(|| HistoryId::new("second")));
+            }
+        }
+    }
+
+    fn start(&mut self, machine: &str) {
+        if !self.sim.is_host_running(machine) {
+            self.sim.bounce(machine);
+        }
+    }
+
+    fn redirect(&self, replica: usize) {
+        let primary = self.world.store.lock().unwrap().primary;
+        *self.world.replicas[replica].store.lock().unwrap() = primary;
+    }
+
+    /// Ends all trouble.
+    fn calm(&mut self) {
+        let names = self.names.clone();
+        self.sim.set_fail_rate(0.0);
+        for (place, a) in names.iter().enumerate() {
+            for b in &names[..place] {
+                self.sim.release(&**a, &**b);
+                self.sim.repair(&**a, &**b);
+                self.sim.set_link_max_message_latency(&**a, &**b, Duration::from_millis(LATENCY_MS_MAX));
+            }
+        }
+        for name in names.iter().filter(|name| name.starts_with("replica") || name.starts_with("store")) {
+            self.start(name);
+        }
+        {
+            let mut store = self.world.store.lock().unwrap();
+            store.joined = true;
+            store.step_down();
+        }
+        (0..self.world.replicas.len()).for_each(|replica| self.redirect(replica));
+    }
+}
