@@ -5,6 +5,8 @@
 
 pub mod admin;
 pub mod decision;
+mod explain;
+pub mod gateway;
 pub mod noop;
 mod signed;
 mod status;

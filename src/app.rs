@@ -7,6 +7,7 @@
 //! Look next at [`App::start`], which is the order of a start, then at `app/bind.rs` for the ports.
 
 pub(crate) mod bind;
+mod fleet;
 mod local;
 
 use std::path::Path;
@@ -18,25 +19,26 @@ use tokio::sync::watch;
 use tonic::service::Routes;
 use tower::util::MapResponseLayer;
 
+use fleet::{Followed, Following};
 pub use local::LocalAdmin;
 
 use crate::api::admin::AdminApi;
 use crate::api::decision::DecisionApi;
+use crate::api::gateway::{GatewayApi, Gateways};
 use crate::api::r#gen as wire;
 use crate::api::noop::NoopApi;
 use crate::api::{SignedActs, explain_refused};
 use crate::audit;
 use crate::config::{self, Settings};
 use crate::model::limits::{BATCH_MESSAGE_BYTES_MAX, CHECK_MESSAGE_BYTES_MAX};
+use crate::model::replica::Condition;
 use crate::model::time::{Clock, SystemClock};
 use crate::pap::Admin;
 use crate::policy::source::read_folder;
-use crate::revocation::Index;
 use crate::server::{self, Factories, GrpcServices, HttpServices, Listeners, NoBarrier, RuntimeContext, Server};
 use crate::service::{self, Lane, Service};
-use crate::snapshot::SnapshotCell;
 use crate::store::{self, ReplicaState};
-use crate::sync::{CellPublisher, Follow, Member, Upkeep};
+use crate::sync::Upkeep;
 use crate::telemetry::{self, Telemetry};
 use wire::approval_service_server::ApprovalServiceServer;
 use wire::decision_service_server::DecisionServiceServer;
@@ -124,8 +126,7 @@ pub struct App {
     control: Runtime,
     server: Server,
     service: Arc<Service>,
-    member: Arc<Member>,
-    stop_following: watch::Sender<bool>,
+    following: Following,
     telemetry: Telemetry,
     audit: Arc<audit::Log>,
 }
@@ -150,43 +151,44 @@ impl App {
         bind::make_private_dir(&settings.data)?;
         let log = audit::Log::open(&settings.data.join("audit"), &settings.node, &*clock)?;
         let store = control.block_on(bind::open_store(&chosen, clock.clone()))?;
+        let known = control.block_on(fleet::known_place(&*store, &settings.data))?;
         control.block_on(bind::first_operator(&*store, &settings.data))?;
-
-        let (stop_following, stopped) = watch::channel(false);
-        let cell = Arc::new(SnapshotCell::default());
-        let publisher = CellPublisher::new(cell.clone(), Arc::new(Index::new()));
-        let member = Member::new(store.clone(), bind::registration(&settings, &*clock));
-        let (follow, status) = Follow::new(member.clone(), publisher, clock.clone(), bind::follow_settings(&chosen), None);
-        control.spawn(follow.run(stopped.clone()));
-        control.spawn(Upkeep::new(store.clone(), clock.clone()).run(stopped));
-        let first = control.block_on(async { tokio::time::timeout(FIRST_SNAPSHOT_TIMEOUT, status.ready()).await });
-        if !first.unwrap_or(false) {
-            return Err(Error::NoSnapshot(status.problem().unwrap_or_else(|| "the store does not answer".to_owned())));
-        }
-
+        let followed = Followed {
+            store: store.clone(),
+            registration: bind::registration(&settings, listeners.addresses().decisions, &*clock),
+            settings: bind::follow_settings(&chosen),
+            data: &settings.data,
+            known,
+        };
+        let following = control.block_on(Following::start(followed, clock.clone(), &telemetry))?;
+        let (cell, status) = (following.cell.clone(), following.status.clone());
+        control.spawn(Upkeep::new(store.clone(), clock.clone()).run(following.stop.subscribe()));
         let admin = Arc::new(Admin::new(store.clone(), clock.clone(), log.recorder("admin")?));
         if let Some(folder) = &settings.policies {
             let revision = control.block_on(bind::apply_folder(&admin, folder, &settings.data))?;
             let applied = control.block_on(status.wait_for(&revision, FIRST_SNAPSHOT_TIMEOUT));
             applied.map_err(|behind| Error::NoSnapshot(behind.to_string()))?;
         }
+        let directory = Arc::new(fleet::Directory::new(store.clone(), clock.clone()));
         let parts = service::Parts {
             cell: cell.clone(),
             ledger: Arc::new(bind::StoreLedger(store.clone())),
             approvals: Arc::new(bind::StoreApprovals(store)),
-            catch_up: Arc::new(bind::FollowerCatchUp { status, cell: cell.clone() }),
+            catch_up: Arc::new(bind::FollowerCatchUp { status: status.clone(), cell: cell.clone() }),
             metrics: telemetry.metrics(),
             spans: telemetry.spans(),
             clock: clock.clone(),
         };
         let service = Arc::new(Service::new(parts, service_settings(&settings)));
-        bind::register_gauges(&telemetry, &cell, &clock, &service, &log);
+        bind::register_gauges(&telemetry, &following, &clock, &service, &log);
         service.mark_ready();
-        member.set_state(ReplicaState::Serving);
+        following.member.set_state(ReplicaState::Serving);
 
-        let factories = factories(&settings, &service, admin, &telemetry, &log)?;
+        let gateways = Gateways::new(status, directory);
+        let made = Made { service: &service, following: &following, gateways, admin, clock };
+        let factories = factories(&settings, made, &telemetry, &log)?;
         let server = control.block_on(listeners.serve(factories))?;
-        let app = Self { control, server, service, member, stop_following, telemetry, audit: log };
+        let app = Self { control, server, service, following, telemetry, audit: log };
         tracing::info!("{}", app.ready_line());
         Ok(app)
     }
@@ -204,9 +206,9 @@ impl App {
 
     /// Drains and ends: calls in flight are answered, records and spans written.
     pub fn stop(self) {
-        let Self { control, server, service, member, stop_following, telemetry, audit } = self;
+        let Self { control, server, service, following, telemetry, audit } = self;
         service.drain();
-        member.set_state(ReplicaState::Draining);
+        following.member.set_state(ReplicaState::Draining);
         let drained = control.block_on(server.drain());
         if drained.connections_cut > 0 {
             tracing::warn!(
@@ -215,7 +217,7 @@ impl App {
             );
         }
         // Nobody may be following any more, which is what is wanted.
-        let _ = stop_following.send(true);
+        let _ = following.stop.send(true);
         if let Err(error) = telemetry.shutdown() {
             tracing::warn!(%error, "telemetry ended badly");
         }
@@ -226,33 +228,45 @@ impl App {
     }
 }
 
-/// What makes the services of each runtime; every one records into a buffer of its own, which its sockets wait for.
-fn factories(
-    settings: &Settings,
-    service: &Arc<Service>,
+/// What the services are made of.
+struct Made<'a> {
+    service: &'a Arc<Service>,
+    following: &'a Following,
+    gateways: Arc<Gateways>,
     admin: Arc<Admin>,
-    telemetry: &Telemetry,
-    log: &Arc<audit::Log>,
-) -> Result<Factories, Error> {
+    clock: Arc<dyn Clock>,
+}
+
+/// What makes the services of each runtime; every one records into a buffer of its own, which its sockets wait for.
+fn factories(settings: &Settings, made: Made<'_>, telemetry: &Telemetry, log: &Arc<audit::Log>) -> Result<Factories, Error> {
+    let Made { service, following, gateways, admin, clock } = made;
     let recorders = (0..settings.runtimes).map(|index| log.recorder(&format!("lane{index}"))).collect::<Result<Vec<_>, _>>()?;
-    let (decisions, noop) = (service.clone(), settings.noop);
+    let (decisions, explaining, noop) = (service.clone(), service.clone(), settings.noop);
+    let (runtimes, condition) = (following.runtimes.clone(), following.condition.clone());
     let make_decisions = move |context: RuntimeContext| match recorders.get(context.index) {
         Some(recorder) => {
-            GrpcServices { routes: decision_routes(decisions.lane(recorder.clone()), noop), barrier: recorder.clone() }
+            // Before it serves: nothing is acknowledged past a runtime that answers decisions.
+            runtimes.join();
+            let lane = decisions.lane(recorder.clone());
+            let routes = decision_routes(lane, gateways.clone(), condition.clone(), noop);
+            GrpcServices { routes, barrier: recorder.clone() }
         }
         // There is a recorder for each runtime; without one nothing may be answered.
         None => GrpcServices { routes: Routes::default(), barrier: Arc::new(NoBarrier) },
     };
     let make_admin = move |_: RuntimeContext| {
         let barrier = admin.recorder();
-        GrpcServices { routes: admin_routes(admin), barrier }
+        let lane = explaining.lane(barrier.clone());
+        GrpcServices { routes: admin_routes(admin, Some(lane)), barrier }
     };
-    let (ready, metrics) = (service.clone(), telemetry.metrics());
+    let (service, metrics) = (service.clone(), telemetry.metrics());
+    let (status, cell) = (following.status.clone(), following.cell.clone());
     let make_http = move |context: RuntimeContext| HttpServices {
-        ready: Arc::new(move || match (context.draining.is_draining(), ready.is_ready()) {
+        ready: Arc::new(move || match (context.draining.is_draining(), service.is_ready()) {
             (true, _) => Err("draining".to_owned()),
-            (_, false) => Err("no proof that the snapshot is current".to_owned()),
-            _ => Ok(()),
+            // In case that a proof came in between, the state is none that is not ready.
+            (_, false) => Err(fleet::readiness(&status, &cell, clock.now()).err().unwrap_or_else(|| "draining".to_owned())),
+            _ => fleet::readiness(&status, &cell, clock.now()),
         }),
         metrics: Arc::new(move || metrics.render()),
         routes: axum::Router::new(),
@@ -261,37 +275,53 @@ fn factories(
     Ok(Factories { decisions: Arc::new(make_decisions), admin: Box::new(make_admin), http: Box::new(make_http) })
 }
 
-fn decision_routes(lane: Lane, noop: bool) -> Routes {
-    let api = DecisionApi::new(lane);
-    let decisions = DecisionServiceServer::new(api.clone()).max_decoding_message_size(BATCH_MESSAGE_BYTES_MAX);
-    let mut routes = Routes::new(decisions).add_service(FleetServiceServer::new(api));
+fn decision_routes(lane: Lane, gateways: Arc<Gateways>, condition: watch::Receiver<Condition>, noop: bool) -> Routes {
+    let gateway = GatewayApi::new(lane.clone(), gateways);
+    let decisions = DecisionServiceServer::new(DecisionApi::new(lane)).max_decoding_message_size(BATCH_MESSAGE_BYTES_MAX);
+    let mut routes = Routes::new(decisions)
+        .add_service(FleetServiceServer::new(gateway.clone()))
+        .add_service(RevocationServiceServer::new(gateway).max_decoding_message_size(CHECK_MESSAGE_BYTES_MAX));
     if noop {
         routes =
             routes.add_service(NoopServiceServer::new(NoopApi::default()).max_decoding_message_size(CHECK_MESSAGE_BYTES_MAX));
     }
-    let routes = with_standard_services(routes, &["portcullis.v1.DecisionService"]);
+    let routes = with_standard_services(routes, &["", "portcullis.v1.DecisionService"], Some(condition));
     Routes::from(routes.into_axum_router().layer(MapResponseLayer::new(explain_refused)))
 }
 
-fn admin_routes(admin: Arc<Admin>) -> Routes {
-    let api = AdminApi::new(admin.clone());
+fn admin_routes(admin: Arc<Admin>, lane: Option<Lane>) -> Routes {
+    let api = AdminApi::new(admin.clone(), lane);
     let routes = Routes::new(RevocationServiceServer::new(api.clone()))
         .add_service(PolicyServiceServer::new(api.clone()).max_decoding_message_size(SignedActs::MESSAGE_BYTES_MAX))
         .add_service(ApprovalServiceServer::new(api.clone()))
         .add_service(FleetServiceServer::new(api));
     let names = ["portcullis.v1.RevocationService", "portcullis.v1.PolicyService", "portcullis.v1.ApprovalService"];
-    let routes = with_standard_services(routes, &names);
+    let routes = with_standard_services(routes, &names, None);
     Routes::from(routes.into_axum_router().layer(MapResponseLayer::new(explain_refused)).layer(SignedActs::new(admin)))
 }
 
-/// Health and reflection, which every listener has and nobody signs.
-fn with_standard_services(routes: Routes, names: &[&'static str]) -> Routes {
+/// Health and reflection, which every listener has and nobody signs. What the names serve follows the state of the replica, where
+/// there is one: a replica that can only deny is asked for nothing.
+fn with_standard_services(routes: Routes, names: &[&'static str], condition: Option<watch::Receiver<Condition>>) -> Routes {
+    use tonic_health::ServingStatus::{NotServing, Serving};
     let (reporter, health) = tonic_health::server::health_reporter();
     let names: Vec<&'static str> = names.to_vec();
-    // Nothing is served before the first snapshot, so what is served is serving; draining closes the connections.
+    // Draining closes the connections.
     let reported = async move {
-        for name in names {
-            reporter.set_service_status(name, tonic_health::ServingStatus::Serving).await;
+        let Some(mut condition) = condition else {
+            for name in names {
+                reporter.set_service_status(name, Serving).await;
+            }
+            return;
+        };
+        loop {
+            let status = if condition.borrow_and_update().is_serving() { Serving } else { NotServing };
+            for name in &names {
+                reporter.set_service_status(*name, status).await;
+            }
+            if condition.changed().await.is_err() {
+                return;
+            }
         }
     };
     if let Ok(handle) = tokio::runtime::Handle::try_current() {

@@ -6,10 +6,13 @@ mod approvals;
 mod check;
 mod client;
 mod demo;
+mod explain;
 mod findings;
+mod fleet;
 mod input;
 mod output;
 mod policy;
+mod progress;
 mod revoke;
 mod serve;
 mod token;
@@ -58,6 +61,12 @@ impl Failure {
         Self { code: Self::BAD_CONFIGURATION, message: message.to_string() }
     }
 
+    /// The write was done; what was asked for after it was not.
+    fn after_a_write(self) -> Self {
+        let message = format!("written, but it cannot be said that every replica knows it: {}", self.message);
+        Self { code: Self::FAILED, message }
+    }
+
     /// The answer was printed and says it all; only the code is left to say.
     fn silent(code: u8) -> Self {
         Self { code, message: String::new() }
@@ -81,6 +90,7 @@ Examples:
   portcullis token keygen --out agent.jwk
   portcullis check --presentation p.json --tool crm/leads.read --args '{\"id\":7}'
   portcullis revoke agent spiffe://acme.example/agent/sales-assistant --reason \"leaked key\"
+  portcullis revoke all --wait fleet                    … and return once every replica denies; then: portcullis fleet status
   portcullis approvals                                  what waits for a person; then: portcullis approve DIGEST
 
 Exit codes: 0 ok, 1 failed, 3 denied, 4 needs approval, 64 misuse, 69 unavailable, 78 bad configuration";
@@ -104,6 +114,8 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Ask for one decision
     Check(Box<check::CheckArgs>),
+    /// Say why a call is decided as it is, layer by layer, and what would have to change
+    Explain(Box<explain::ExplainArgs>),
     /// List the tools that a chain may call
     Tools(tools::ToolsArgs),
     /// Make and read keys, delegation tokens and proofs
@@ -118,6 +130,9 @@ enum Command {
     Reinstate(revoke::ReinstateArgs),
     /// List what is revoked
     Revocations(revoke::ListArgs),
+    /// See who follows the store
+    #[command(subcommand)]
+    Fleet(fleet::FleetCommand),
     /// Approve one call that waits, once
     Approve(approvals::AnswerArgs),
     /// Refuse a call that waits, or that is approved and not used yet
@@ -184,11 +199,13 @@ fn dispatch(command: Command, output: &Output) -> Result<(), Failure> {
     runtime.block_on(async {
         match command {
             Command::Check(arguments) => check::run(*arguments, output).await,
+            Command::Explain(arguments) => explain::run(*arguments, output).await,
             Command::Tools(arguments) => tools::run(arguments, output).await,
             Command::Policy(command) => policy::run(command, output).await,
             Command::Revoke(arguments) => revoke::revoke(arguments, output).await,
             Command::Reinstate(arguments) => revoke::reinstate(arguments, output).await,
             Command::Revocations(arguments) => revoke::list(arguments, output).await,
+            Command::Fleet(command) => fleet::run(command, output).await,
             Command::Approve(arguments) => approvals::approve(arguments, output).await,
             Command::Refuse(arguments) => approvals::refuse(arguments, output).await,
             Command::Approvals(arguments) => approvals::list(arguments, output).await,

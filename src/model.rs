@@ -15,6 +15,7 @@ pub mod jwk;
 pub mod limits;
 pub mod reason;
 pub mod records;
+pub mod replica;
 pub mod request;
 pub mod revision;
 pub mod time;

@@ -7,13 +7,20 @@
 mod apply;
 mod approve;
 mod authorize;
+mod diff;
+mod fleet;
+mod history;
 mod revoke;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
-pub use apply::{ApplyOutcome, DocumentChange};
+pub use apply::ApplyOutcome;
 pub use approve::{Answer, Answered};
 pub use authorize::{Authorized, Method};
+pub use diff::{DiffOutcome, PAIRS_LISTED_MAX};
+pub use fleet::Waited;
+pub use history::{HISTORY_LISTED_DEFAULT, PolicyRevision};
 pub use revoke::{Reinstated, RevokeRequest};
 
 use crate::audit::{Act, Recorder};
@@ -22,6 +29,7 @@ use crate::model::revision::Revision;
 use crate::model::time::Clock;
 pub use crate::policy::diagnostic::Diagnostic as DiagnosticText;
 use crate::policy::diagnostic::Diagnostic;
+pub use crate::policy::diff::{DocumentChange, PairChange};
 pub use crate::policy::source::SourceFile as PolicyFile;
 use crate::store::{self, CommitRequest, Committed, Store, StoredDocument};
 
@@ -45,6 +53,14 @@ pub enum Error {
     /// The policy has errors; nothing of it was applied.
     #[error("the policy has {} error(s): nothing was applied", .0.iter().filter(|d| d.is_error()).count())]
     Policy(Vec<Diagnostic>),
+    /// Tests of the policy fail; nothing of it was applied.
+    #[error("{} of {} test(s) of the policy fail: nothing was applied", .failures.len(), .failures.len() + .passed)]
+    Tests {
+        /// What failed, some lines each.
+        failures: Vec<String>,
+        /// How many expected calls came to what was wanted.
+        passed: usize,
+    },
     /// There is no such document.
     #[error("there is no document `{kind} {id}`")]
     NotFound {
@@ -53,6 +69,9 @@ pub enum Error {
         /// The id asked for.
         id: String,
     },
+    /// What was asked for cannot be said; nothing follows from that for what was written before.
+    #[error("{0}")]
+    NotSaid(String),
     /// The store did not do it.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -95,12 +114,14 @@ pub struct Admin {
     recorder: Arc<Recorder>,
     spent: Mutex<authorize::SpentSignatures>,
     applying: tokio::sync::Mutex<()>,
+    waits: tokio::sync::Semaphore,
 }
 
 impl Admin {
     /// An administration point over a store; acts are recorded by `recorder`.
     pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, recorder: Arc<Recorder>) -> Self {
-        Self { store, clock, recorder, spent: Mutex::default(), applying: tokio::sync::Mutex::default() }
+        let waits = tokio::sync::Semaphore::new(fleet::WAITS_MAX);
+        Self { store, clock, recorder, spent: Mutex::default(), applying: tokio::sync::Mutex::default(), waits }
     }
 
     /// The recorder of acts: the barrier of the connections that administration is served on.
@@ -128,6 +149,33 @@ impl Admin {
             .map(|document| document.row)
             .find(|row| row.key.id == id)
             .ok_or_else(|| Error::NotFound { kind: kind.to_owned(), id: id.to_owned() })
+    }
+
+    /// Where documents stand, as far as there are any: path and line.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn places(
+        &self,
+        by: &Authorized,
+        keys: BTreeSet<DocumentKey>,
+    ) -> Result<BTreeMap<DocumentKey, (String, u32)>, Error> {
+        self.record(by, None, "explain a call")?;
+        let kinds: BTreeSet<&str> = keys.iter().map(|key| key.kind.as_str()).collect();
+        let mut places = BTreeMap::new();
+        for kind in kinds {
+            let rows = self.store.documents(Some(kind)).await?.documents.into_iter().map(|document| document.row);
+            places.extend(rows.filter(|row| keys.contains(&row.key)).map(|row| (row.key, (row.path, row.line))));
+        }
+        Ok(places)
+    }
+
+    /// Records a read that is answered elsewhere.
+    ///
+    /// # Errors
+    /// [`Error::AuditUnavailable`].
+    pub fn record_read(&self, by: &Authorized, account: &str) -> Result<(), Error> {
+        self.record(by, None, account)
     }
 
     /// The names of the stored documents, of one kind or all.
@@ -242,6 +290,6 @@ pub async fn make_first_operator(
     }
 }
 
-fn keyed(documents: Vec<StoredDocument>) -> std::collections::BTreeMap<DocumentKey, StoredDocument> {
+fn keyed(documents: Vec<StoredDocument>) -> BTreeMap<DocumentKey, StoredDocument> {
     documents.into_iter().map(|document| (document.row.key.clone(), document)).collect()
 }

@@ -153,8 +153,8 @@ pub struct GrpcServices {
 
 /// What the HTTP listener serves.
 pub struct HttpServices {
-    /// For `/readyz`: why this replica is not ready, in one line. Must not block.
-    pub ready: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+    /// For `/readyz`: the state of this replica, or why it is not ready, in one line. Must not block.
+    pub ready: Arc<dyn Fn() -> Result<&'static str, String> + Send + Sync>,
     /// For `/metrics`: the metrics as OpenMetrics text. Must not block.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// Further routes; `/livez`, `/readyz` and `/metrics` are taken, and so is the fallback.

@@ -6,6 +6,7 @@
 mod approval;
 mod chains;
 mod decision_id;
+mod explain;
 mod handles;
 mod judge;
 mod listing;
@@ -13,6 +14,7 @@ mod ports;
 mod proofs;
 mod record;
 pub mod request;
+mod shadow;
 #[cfg(test)]
 mod tests;
 
@@ -20,8 +22,10 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::sync::watch;
 
-pub use ports::{ApprovalLedger, CatchUp, ProofLedger};
+pub use explain::{Change, ExplainedLayer, Explanation, Places};
+pub use ports::{ApprovalLedger, CatchUp, FleetDirectory, ProofLedger};
 pub use request::{Answer, CheckRequest, Credential, ListToolsAnswer, ListToolsRequest, Undecided};
+pub use shadow::{Flip, ShadowCount, ShadowReport, ShadowSeries};
 
 use chains::{Chains, KnownChain};
 use handles::Handles;
@@ -29,6 +33,7 @@ use judge::Judged;
 use proofs::{Use, UsedProofs};
 use record::Moment;
 use request::Caller;
+use shadow::Shadows;
 
 use crate::audit::Recorder;
 use crate::model::decision::{Decision, Effect};
@@ -88,6 +93,7 @@ pub struct Service {
     chains: Chains,
     handles: Handles,
     used_proofs: UsedProofs,
+    shadows: Shadows,
     ready_at: OnceLock<Now>,
     draining: watch::Sender<bool>,
 }
@@ -99,14 +105,24 @@ pub struct Lane {
     recorder: Arc<Recorder>,
 }
 
+/// What an answer was made of, for who must look again before it is given.
+#[derive(Debug)]
+pub struct Held {
+    view: View,
+    judged: Judged,
+    started: Now,
+}
+
 impl Service {
     /// A service that is not ready until the cell holds a view.
     pub fn new(parts: Parts, settings: Settings) -> Self {
         let used_proofs = UsedProofs::new(parts.clock.now());
+        let shadows = Shadows::new(parts.clock.now());
         Self {
             chains: Chains::new(settings.chains_bytes_max),
             handles: Handles::new(),
             used_proofs,
+            shadows,
             ready_at: OnceLock::new(),
             draining: watch::Sender::new(false),
             parts,
@@ -160,31 +176,69 @@ impl Lane {
     /// # Errors
     /// Only where nothing can be decided: before the first snapshot and while draining.
     pub async fn check(&self, request: &CheckRequest, caller: &Caller) -> Result<Answer, Undecided> {
+        Ok(self.check_held(request, caller).await?.0)
+    }
+
+    /// As [`Lane::check`], for an answer that waits for others before it is given: [`Lane::confirm`] it then.
+    ///
+    /// # Errors
+    /// As [`Lane::check`].
+    pub async fn check_held(&self, request: &CheckRequest, caller: &Caller) -> Result<(Answer, Held), Undecided> {
         let service = &*self.service;
         let mut started = service.parts.clock.now();
         let mut view = service.view()?;
         if let Some(at_least) = &request.at_least {
             if !service.parts.catch_up.reach(at_least).await {
                 let denied = Judged::denied(Decision::deny(Reason::RevisionUnavailable, view.snapshot.revision().number));
-                return Ok(self.answer(request, caller, &view, denied, started));
+                return Ok(self.answer(request, caller, view, denied, started));
             }
             // Time has passed: the chain is judged by the time it is now.
             (view, started) = (service.view()?, service.parts.clock.now());
         }
         let mut judged = service.judge(request, caller, &view, started);
+        // Policy's own: an approval may turn it, and is none of the shadows' business.
+        let by_policy = judged.decision.effect;
         // A warm permit awaits nothing.
-        if judged.decision.effect != Effect::Deny && (judged.single_use_proof.is_some() || judged.wants_approval()) {
+        if by_policy != Effect::Deny && (judged.single_use_proof.is_some() || judged.wants_approval()) {
             service.settle(&mut judged, request, caller, &view).await;
         }
-        Ok(self.answer(request, caller, &view, judged, started))
+        let answered = self.answer(request, caller, view, judged, started);
+        if answered.0.decision.would_be.is_some() {
+            service.count_shadow(&request.tool, by_policy, &answered.0);
+        }
+        Ok(answered)
+    }
+
+    /// An answer that was held, as it may be given now: what was revoked or grew old meanwhile denies it. Does not await, and
+    /// neither may who gives it after this.
+    pub fn confirm(&self, request: &CheckRequest, caller: &Caller, answer: Answer, held: Held) -> Answer {
+        let Held { view, mut judged, started } = held;
+        let now = self.service.parts.clock.now();
+        let snapshot = &view.snapshot;
+        let unchanged = snapshot.revocations().generation() == judged.generation && !is_too_old(&view, &request.tool, now);
+        if answer.decision.effect == Effect::Deny || unchanged {
+            return answer;
+        }
+        // An answer that is no denial has both.
+        let again = match (&judged.chain, &judged.arguments) {
+            (Some(chain), Some(arguments)) => pdp::decide(&chain.prepared, &judge::call(request, arguments, now), snapshot, now),
+            _ => Decision::deny(Reason::Stale, snapshot.revision().number),
+        };
+        if again.effect == Effect::Deny {
+            judged.decision = again;
+        } else if !is_too_old(&view, &request.tool, now) {
+            return answer;
+        }
+        (judged.decision_id, judged.approval, judged.message) = (None, None, None);
+        self.answer(request, caller, view, judged, started).0
     }
 
     /// Re-checks freshness on the same view, records, and only then gives the answer. Does not await.
-    fn answer(&self, request: &CheckRequest, caller: &Caller, view: &View, mut judged: Judged, started: Now) -> Answer {
+    fn answer(&self, request: &CheckRequest, caller: &Caller, view: View, mut judged: Judged, started: Now) -> (Answer, Held) {
         let service = &*self.service;
         let now = service.parts.clock.now();
         let snapshot = &view.snapshot;
-        if judged.decision.effect != Effect::Deny && is_too_old(view, &request.tool, now) {
+        if judged.decision.effect != Effect::Deny && is_too_old(&view, &request.tool, now) {
             judged.decision = Decision::deny(Reason::Stale, snapshot.revision().number);
         }
         let handle = match &judged.chain {
@@ -195,17 +249,17 @@ impl Lane {
             }
             _ => None,
         };
-        let mut answer = self.compose(request, view, &judged, now);
+        let mut answer = self.compose(request, &view, &judged, now);
         answer.handle = handle;
         let moment = Moment { started, now };
-        if self.record(request, caller, view, &judged, &answer, moment).is_err() {
+        if self.record(request, caller, &view, &judged, &answer, moment).is_err() {
             // What cannot be recorded is not permitted.
             judged.decision = Decision::deny(Reason::AuditUnavailable, snapshot.revision().number);
             judged.message = None;
-            answer = self.compose(request, view, &judged, now);
+            answer = self.compose(request, &view, &judged, now);
         }
         service.observe(request, &judged, &answer, moment);
-        answer
+        (answer, Held { view, judged, started })
     }
 
     fn compose(&self, request: &CheckRequest, view: &View, judged: &Judged, now: Now) -> Answer {

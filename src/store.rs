@@ -146,11 +146,20 @@ pub trait Store: Send + Sync {
     /// As [`Store::changes`] and [`Store::load_as`].
     async fn poll(&self, heartbeat: &Heartbeat) -> Result<Changes, Error>;
 
+    /// Writes a heartbeat and reads nothing: for a replica that does not follow any more, and says so. Proves nothing.
+    ///
+    /// # Errors
+    /// As [`Store::load_as`].
+    async fn beat(&self, heartbeat: &Heartbeat) -> Result<(), Error>;
+
     /// Who follows. A row may be [`fleet::HEARTBEAT_INTERVAL_MS`] behind its replica, save for what it acknowledged.
     ///
     /// # Errors
     /// As [`Store::load`].
     async fn replicas(&self) -> Result<Replicas, Error>;
+
+    /// Why what was acknowledged here may be lost all the same, without a disaster; `None` where it may not.
+    fn may_lose_commits(&self) -> Option<&'static str>;
 
     /// Wakes a follower after a commit of this process; only a hint, what is relied on is the poll.
     fn wake(&self) -> watch::Receiver<u64>;

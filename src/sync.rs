@@ -4,9 +4,11 @@
 //! Nothing here reads policy or tokens, and nothing a store pushes counts as proof of freshness: only a poll this replica sent.
 //! Look next at `sync/follower.rs`, then at `sync/run.rs`; [`status::Status`] is what others see of it.
 
+mod acknowledge;
 mod backoff;
 pub mod follower;
 mod member;
+mod place;
 mod publisher;
 mod run;
 pub mod status;
@@ -14,13 +16,30 @@ pub mod status;
 mod tests;
 mod upkeep;
 
+pub use acknowledge::{Acknowledge, Barrier};
 pub use member::Member;
+pub use place::{Place, remember};
 pub use publisher::CellPublisher;
 pub use run::{Follow, Settings, Source};
 pub use upkeep::Upkeep;
 
+use crate::model::replica::Condition;
 use crate::model::time::Now;
+use crate::snapshot::{Freshness, SnapshotCell};
 use crate::store;
+
+/// The state of this replica: what its follower does, and how old the proof is of what decisions read.
+pub fn condition(status: &status::Status, cell: &SnapshotCell, now: Now) -> Condition {
+    let freshness = cell.load().map(|view| view.freshness(now));
+    match (status.state(), freshness) {
+        (status::State::Quarantined, _) => Condition::Quarantined,
+        (_, None) => Condition::Bootstrapping,
+        (_, Some(Freshness::Closed)) => Condition::Closed,
+        (status::State::Resync, _) => Condition::Resync,
+        (_, Some(Freshness::Stale)) => Condition::Stale,
+        (_, Some(Freshness::Fresh)) => Condition::Fresh,
+    }
+}
 
 /// What a follower feeds: snapshots, their proof of freshness, and the revocation index.
 ///

@@ -11,9 +11,9 @@ use http::Extensions;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::explain::explain_out;
 use super::r#gen as wire;
 use super::r#gen::decision_service_server::DecisionService;
-use super::r#gen::fleet_service_server::FleetService;
 use super::r#gen::{check_request, list_tools_request};
 use super::status::{invalid, too_large, undecodable};
 use crate::model::connection::PeerInfo;
@@ -23,7 +23,7 @@ use crate::model::limits::{
     BATCH_CALLS_MAX, CHAIN_TOKENS_MAX, CONTEXT_BYTES_MAX, ID_BYTES_MAX, LIST_TOOLS_MAX, REQUEST_ID_BYTES_MAX, TOOL_NAME_BYTES_MAX,
 };
 use crate::model::revision::Revision;
-use crate::service::request::{Answer, Caller, CheckRequest, Credential, ListToolsRequest, TraceHeaders};
+use crate::service::request::{Answer, Caller, CheckRequest, Credential, Identities, ListToolsRequest, TraceHeaders};
 use crate::service::{Lane, Undecided};
 
 /// The decision services of one serving runtime.
@@ -67,13 +67,19 @@ impl DecisionService for DecisionApi {
         }
         // Every message is checked before the first decision: a batch is decided whole or not at all.
         let requests = requests.into_iter().map(|message| check_in(message, trace.clone())).collect::<Result<Vec<_>, _>>()?;
-        let mut responses = Vec::with_capacity(requests.len());
+        let mut answers = Vec::with_capacity(requests.len());
         for request in requests {
-            let answer = self.lane.check(&request, &caller).await?;
-            responses.push(answer_out(request.request_id, &request.tool, answer));
+            let (answer, held) = self.lane.check_held(&request, &caller).await?;
+            answers.push((request, answer, held));
             // A batch of chains never seen before must not hold up the others of its runtime.
             tokio::task::yield_now().await;
         }
+        // INVARIANT: from here on nothing awaits. The first answers are as old as the batch took: what was revoked since denies.
+        let confirmed = answers.into_iter().map(|(request, answer, held)| {
+            let answer = self.lane.confirm(&request, &caller, answer, held);
+            answer_out(request.request_id, &request.tool, answer)
+        });
+        let responses = confirmed.collect();
         Ok(Response::new(wire::CheckBatchResponse { responses }))
     }
 
@@ -143,20 +149,12 @@ impl DecisionService for DecisionApi {
         }))
     }
 
-    async fn explain(&self, _request: Request<wire::CheckRequest>) -> Result<Response<wire::ExplainResponse>, Status> {
-        Err(Status::unimplemented("not served yet"))
-    }
-}
-
-#[tonic::async_trait]
-impl FleetService for DecisionApi {
-    async fn info(&self, _request: Request<wire::InfoRequest>) -> Result<Response<wire::InfoResponse>, Status> {
-        let revision = self.lane.revision().ok_or(Undecided::NotReady)?;
-        Ok(Response::new(wire::InfoResponse {
-            history_id: revision.history.to_string(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            revision: revision.to_string(),
-        }))
+    async fn explain(&self, request: Request<wire::CheckRequest>) -> Result<Response<wire::ExplainResponse>, Status> {
+        let caller = caller(request.extensions());
+        let trace = trace_headers(request.metadata());
+        let request = check_in(request.into_inner(), trace)?;
+        let told = self.lane.explain(&request, &caller).await?;
+        Ok(Response::new(explain_out(request.request_id, &request.tool, &told, None)))
     }
 }
 
@@ -174,12 +172,12 @@ pub(super) fn peer_text(extensions: &Extensions) -> String {
     extensions.get::<PeerInfo>().map_or_else(|| "unknown".to_owned(), |peer| peer.address.to_string())
 }
 
-fn trace_headers(metadata: &MetadataMap) -> TraceHeaders {
+pub(super) fn trace_headers(metadata: &MetadataMap) -> TraceHeaders {
     let text = |name: &str| metadata.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     TraceHeaders { parent: text("traceparent"), state: text("tracestate") }
 }
 
-fn check_in(message: wire::CheckRequest, trace: TraceHeaders) -> Result<CheckRequest, Status> {
+pub(super) fn check_in(message: wire::CheckRequest, trace: TraceHeaders) -> Result<CheckRequest, Status> {
     check_length("request_id", message.request_id.len(), 0, REQUEST_ID_BYTES_MAX)?;
     check_length("tool", message.tool.len(), 1, TOOL_NAME_BYTES_MAX)?;
     let (credential, chain_proof) = match message.credential {
@@ -267,7 +265,7 @@ fn answer_out(request_id: String, tool: &str, answer: Answer) -> wire::CheckResp
         effect: effect_out(decision.effect).into(),
         reason: decision.reason.as_str().to_owned(),
         obligations: obligations.collect(),
-        principals: Some(principals_out(tool, &answer)),
+        principals: Some(principals_of(tool, answer.identities.as_deref(), answer.tool_is_registered)),
         deciding_layer: decision.layer.map(|layer| layer.as_str().to_owned()).unwrap_or_default(),
         message: answer.message,
         decision_id: answer.decision_id,
@@ -283,11 +281,10 @@ fn answer_out(request_id: String, tool: &str, answer: Answer) -> wire::CheckResp
     }
 }
 
-fn principals_out(tool: &str, answer: &Answer) -> wire::Principals {
+pub(super) fn principals_of(tool: &str, identities: Option<&Identities>, tool_is_registered: bool) -> wire::Principals {
     let principal = |id: &str, evidence: Evidence| wire::Principal { id: id.to_owned(), evidence: evidence_out(evidence).into() };
     let verified = |id: &String| principal(id, Evidence::Verified);
-    let tool_evidence = if answer.tool_is_registered { Evidence::Verified } else { Evidence::Attested };
-    let identities = answer.identities.as_deref();
+    let tool_evidence = if tool_is_registered { Evidence::Verified } else { Evidence::Attested };
     wire::Principals {
         user: identities.map(|identities| verified(&identities.user)),
         application: identities.map(|identities| verified(&identities.application)),
@@ -305,7 +302,7 @@ fn evidence_out(evidence: Evidence) -> wire::Evidence {
     }
 }
 
-fn effect_out(effect: Effect) -> wire::Effect {
+pub(super) fn effect_out(effect: Effect) -> wire::Effect {
     match effect {
         Effect::Permit => wire::Effect::Permit,
         Effect::Deny => wire::Effect::Deny,

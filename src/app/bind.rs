@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::Arc;
@@ -12,15 +13,17 @@ use async_trait::async_trait;
 use prost::Message as _;
 use zeroize::Zeroizing;
 
+use super::fleet::Following;
 use super::{Error, policy_files};
 use crate::api::r#gen as wire;
 use crate::audit;
 use crate::config::{self, Settings};
 use crate::model::approval::{ApprovalFilter, AskApproval, AskOutcome, UseApprovals, UseOutcome};
+use crate::model::replica::Condition;
 use crate::model::revision::Revision;
 use crate::model::time::{Clock, SystemClock};
 use crate::pap::{self, Admin};
-use crate::service::{ApprovalLedger, CatchUp, ProofLedger, Service};
+use crate::service::{ApprovalLedger, CatchUp, ProofLedger, Service, ShadowCount};
 use crate::snapshot::SnapshotCell;
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
@@ -112,10 +115,10 @@ pub(super) fn make_private_dir(path: &Path) -> Result<(), Error> {
 }
 
 /// How this process makes itself known to its store: with an incarnation that no other process ever has.
-pub(super) fn registration(settings: &Settings, clock: &dyn Clock) -> Registration {
+pub(super) fn registration(settings: &Settings, decisions: SocketAddr, clock: &dyn Clock) -> Registration {
     Registration {
         incarnation: uuid::Uuid::new_v4().to_string(),
-        address: format!("{} {}", settings.node, settings.listen),
+        address: format!("{} {decisions}", settings.node),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_unix_ms: clock.now().unix_ms(),
     }
@@ -171,6 +174,11 @@ pub(super) async fn apply_folder(admin: &Admin, folder: &Path, data: &Path) -> R
             let lines: Vec<String> = diagnostics.iter().map(ToString::to_string).collect();
             Error::Configuration(format!("--policies: nothing of `{}` was applied:\n{}", folder.display(), lines.join("\n")))
         }
+        pap::Error::Tests { failures, .. } => Error::Configuration(format!(
+            "--policies: nothing of `{}` was applied, its tests fail:\n{}",
+            folder.display(),
+            failures.join("\n")
+        )),
         other => Error::Configuration(format!("--policies: `{}` was not applied: {other}", folder.display())),
     };
     let history = admin.revision().await.map_err(refused)?.history;
@@ -188,12 +196,13 @@ pub(super) async fn apply_folder(admin: &Admin, folder: &Path, data: &Path) -> R
 /// Figures that are read when somebody looks.
 pub(super) fn register_gauges(
     telemetry: &Telemetry,
-    cell: &Arc<SnapshotCell>,
+    following: &Following,
     clock: &Arc<dyn Clock>,
     service: &Arc<Service>,
     log: &Arc<audit::Log>,
 ) {
     use crate::telemetry::names;
+    let Following { cell, status, .. } = following;
     let metrics = telemetry.metrics();
     let spans = telemetry.spans();
     metrics.counter(names::SPANS_SUPPRESSED, "Spans left out by the caps.", move || spans.suppressed());
@@ -217,10 +226,23 @@ pub(super) fn register_gauges(
         "Estimated part of lookups that the filter lets through for nothing.",
         false_positives,
     );
-    let state = of_view(|view, now| f64::from(view.freshness(now) as u8));
-    metrics.gauge(names::REPLICA_STATE, "0 fresh, 1 stale, 2 closed.", state);
+    let (of, read, dates) = (status.clone(), cell.clone(), clock.clone());
+    let condition = move || sync::condition(&of, &read, dates.now()) as usize;
+    metrics.state(names::REPLICA_STATE, "The state that this replica is in.", Condition::NAMES, condition);
+    let (of, dates) = (status.clone(), clock.clone());
+    let lag_s = move || of.behind_since_unix_ms().map_or(0.0, |since| (dates.now().unix_ms() - since).max(0) as f64 / 1000.0);
+    metrics.gauge(names::SYNC_LAG, "Age of the oldest commit that is known and not in effect, in seconds.", lag_s);
     let chains = service.clone();
     metrics.gauge(names::CHAINS_KEPT, "Verified chains kept.", move || chains.chains_kept() as f64);
+    let labels = &[names::AGENT_ID, names::TOOL_NAME, names::EFFECT, names::WOULD_BE];
+    for (name, help, of) in [
+        (names::SHADOW_DECISIONS, "Decisions also evaluated with documents in shadow.", ShadowCount::Decisions),
+        (names::SHADOW_FLIPS, "Decisions that documents in shadow would have made otherwise.", ShadowCount::Flips),
+    ] {
+        let shadows = service.clone();
+        let read = move || shadows.shadow_series(of).into_iter().map(|(labels, count)| (labels.to_vec(), count)).collect();
+        metrics.labelled_counter(name, help, labels, read);
+    }
     let pending = log.clone();
     metrics.gauge(names::AUDIT_PENDING, "Bytes of audit records that wait for a socket write.", move || {
         pending.status().pending_bytes as f64

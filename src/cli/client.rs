@@ -22,13 +22,22 @@ use crate::token::operator::{self, Expected};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longer than the longest freshness bound.
+const WAIT_TIMEOUT: Duration = Duration::from_secs(75);
+
+/// A list of every replica that may be registered, and more.
+const LIST_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Connects to a listener of a running server.
 pub(super) async fn connect(target: &str) -> Result<Channel, Failure> {
+    connect_for(target, CALL_TIMEOUT).await
+}
+
+async fn connect_for(target: &str, call_timeout: Duration) -> Result<Channel, Failure> {
     let endpoint = Endpoint::from_shared(target.to_owned())
         .map_err(|error| Failure::misuse(format!("--target: `{target}` is not a URL such as http://127.0.0.1:7700: {error}")))?
         .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(CALL_TIMEOUT);
+        .timeout(call_timeout);
     endpoint.connect().await.map_err(|_| nobody_at(target))
 }
 
@@ -37,7 +46,8 @@ pub(super) fn refused(status: &Status, target: &str) -> Failure {
     match status.code() {
         Code::Unavailable if status.message().contains("tcp connect") => nobody_at(target),
         Code::Unavailable => Failure::unavailable(status.message()),
-        Code::InvalidArgument if !status.message().starts_with("the policy has errors") => Failure::misuse(status.message()),
+        // A policy that is refused is no misuse of the command.
+        Code::InvalidArgument if !status.message().starts_with("the policy") => Failure::misuse(status.message()),
         Code::Unimplemented => {
             Failure::misuse(format!("the listener at {target} does not serve this call: is it the right port?"))
         }
@@ -105,6 +115,26 @@ impl AdminClient {
         self.answer(RevocationServiceClient::new(self.channel.clone()).list(request).await)
     }
 
+    pub(super) async fn replicas(&mut self) -> Result<wire::ListReplicasResponse, Failure> {
+        let request = self.signed("/portcullis.v1.FleetService/ListReplicas", wire::ListReplicasRequest {})?;
+        self.answer(
+            FleetServiceClient::new(self.channel.clone()).max_decoding_message_size(LIST_BYTES_MAX).list_replicas(request).await,
+        )
+    }
+
+    pub(super) async fn wait_for_fleet(
+        &mut self,
+        message: wire::WaitForFleetRequest,
+    ) -> Result<wire::WaitForFleetResponse, Failure> {
+        // Calls on a connection have one time limit.
+        let channel = match &self.local {
+            Some(_) => self.channel.clone(),
+            None => connect_for(&self.target, WAIT_TIMEOUT).await?,
+        };
+        let request = self.signed("/portcullis.v1.FleetService/WaitFor", message)?;
+        self.answer(FleetServiceClient::new(channel).max_decoding_message_size(LIST_BYTES_MAX).wait_for(request).await)
+    }
+
     pub(super) async fn approvals(
         &mut self,
         message: wire::ListApprovalsRequest,
@@ -127,6 +157,35 @@ impl AdminClient {
         let request = self.signed("/portcullis.v1.PolicyService/Apply", message)?;
         let client = PolicyServiceClient::new(self.channel.clone());
         self.answer(client.max_decoding_message_size(64 * 1024 * 1024).apply(request).await)
+    }
+
+    pub(super) async fn diff(&mut self, message: wire::DiffPolicyRequest) -> Result<wire::DiffPolicyResponse, Failure> {
+        let request = self.signed("/portcullis.v1.PolicyService/Diff", message)?;
+        let client = PolicyServiceClient::new(self.channel.clone());
+        self.answer(client.max_decoding_message_size(64 * 1024 * 1024).diff(request).await)
+    }
+
+    pub(super) async fn history(&mut self, message: wire::PolicyHistoryRequest) -> Result<wire::PolicyHistoryResponse, Failure> {
+        let request = self.signed("/portcullis.v1.PolicyService/History", message)?;
+        let client = PolicyServiceClient::new(self.channel.clone());
+        self.answer(client.max_decoding_message_size(64 * 1024 * 1024).history(request).await)
+    }
+
+    pub(super) async fn rollback(&mut self, message: wire::RollbackPolicyRequest) -> Result<wire::ApplyPolicyResponse, Failure> {
+        let request = self.signed("/portcullis.v1.PolicyService/Rollback", message)?;
+        let client = PolicyServiceClient::new(self.channel.clone());
+        self.answer(client.max_decoding_message_size(64 * 1024 * 1024).rollback(request).await)
+    }
+
+    pub(super) async fn shadow_report(&mut self) -> Result<wire::ShadowReportResponse, Failure> {
+        let request = self.signed("/portcullis.v1.PolicyService/ShadowReport", wire::ShadowReportRequest {})?;
+        let client = PolicyServiceClient::new(self.channel.clone());
+        self.answer(client.max_decoding_message_size(64 * 1024 * 1024).shadow_report(request).await)
+    }
+
+    pub(super) async fn explain(&mut self, message: wire::CheckRequest) -> Result<wire::ExplainResponse, Failure> {
+        let request = self.signed("/portcullis.v1.PolicyService/Explain", message)?;
+        self.answer(PolicyServiceClient::new(self.channel.clone()).explain(request).await)
     }
 
     fn signed<M: Message>(&self, method: &str, message: M) -> Result<Request<M>, Failure> {

@@ -6,6 +6,7 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::client::AdminClient;
+use super::fleet::{self, Wait};
 use super::output::Output;
 use super::{AdminArgs, Failure};
 use crate::api::r#gen as wire;
@@ -24,6 +25,9 @@ pub(super) struct RevokeArgs {
     /// Void every root issued before now, for good; fresh credentials pass
     #[arg(long, global = true)]
     watermark: bool,
+    /// Return only once no replica answers from before it any more, and say how long each took
+    #[arg(long, value_name = "WHOM", global = true)]
+    wait: Option<Wait>,
     #[command(flatten)]
     admin: AdminArgs,
 }
@@ -36,6 +40,9 @@ pub(super) struct ReinstateArgs {
     /// Why, for the record
     #[arg(long, value_name = "TEXT", default_value = "", global = true)]
     reason: String,
+    /// Return only once no replica answers from before it any more, and say how long each took
+    #[arg(long, value_name = "WHOM", global = true)]
+    wait: Option<Wait>,
     #[command(flatten)]
     admin: AdminArgs,
 }
@@ -152,14 +159,9 @@ pub(super) async fn revoke(arguments: RevokeArgs, output: &Output) -> Result<(),
     let answer = client.revoke(request).await?;
     let took_ms = began.elapsed().as_millis() as u64;
     let target = answer.target.unwrap_or_default();
-    output.json(&json!({
-        "revision": answer.revision,
-        "target": { "kind": target.kind, "key": target.key },
-        "committed_at_unix_ms": answer.committed_at_unix_ms,
-    }));
     output.line(&format!("revoked {}: durable in {took_ms} ms", named(&target)));
-    output.line(&format!("revision {}", answer.revision));
-    Ok(())
+    let done = Done { verb: "deny", target, revision: answer.revision, committed_at_unix_ms: answer.committed_at_unix_ms };
+    done.end(&mut client, arguments.wait, output).await
 }
 
 pub(super) async fn reinstate(arguments: ReinstateArgs, output: &Output) -> Result<(), Failure> {
@@ -168,21 +170,52 @@ pub(super) async fn reinstate(arguments: ReinstateArgs, output: &Output) -> Resu
     let request = wire::ReinstateRequest { target: Some(target.clone()), reason: arguments.reason };
     let answer = client.reinstate(request).await?;
     let waits_until = answer.waits_for_second_until_unix_ms;
-    output.json(&json!({
-        "revision": answer.revision,
-        "target": { "kind": target.kind, "key": target.key },
-        "committed_at_unix_ms": answer.committed_at_unix_ms,
-        "waits_for_second_until_unix_ms": (waits_until > 0).then_some(waits_until),
-    }));
     if waits_until > 0 {
+        output.json(&json!({
+            "revision": answer.revision,
+            "target": { "kind": target.kind, "key": target.key },
+            "committed_at_unix_ms": answer.committed_at_unix_ms,
+            "waits_for_second_until_unix_ms": waits_until,
+        }));
         output.line(&format!("nothing is reinstated yet: waits for a second operator until {}", clock_time(waits_until)));
         output.line(&format!("revision {}", answer.revision));
         // A script that goes on with 0 would take it for done.
         return Err(Failure::silent(Failure::NEEDS_APPROVAL));
     }
     output.line(&format!("reinstated {}", named(&target)));
-    output.line(&format!("revision {}", answer.revision));
-    Ok(())
+    let done = Done { verb: "know", target, revision: answer.revision, committed_at_unix_ms: answer.committed_at_unix_ms };
+    done.end(&mut client, arguments.wait, output).await
+}
+
+/// What was written, and what is left to say of it.
+struct Done {
+    verb: &'static str,
+    target: wire::RevocationTarget,
+    revision: String,
+    committed_at_unix_ms: i64,
+}
+
+impl Done {
+    /// Says the revision, waits for the fleet where that was asked for, and says how that ended. What was written stays written,
+    /// whatever becomes of the wait.
+    async fn end(self, client: &mut AdminClient, wait: Option<Wait>, output: &Output) -> Result<(), Failure> {
+        let Self { verb, target, revision, committed_at_unix_ms } = self;
+        output.line(&format!("revision {revision}"));
+        let mut said = json!({
+            "revision": revision,
+            "target": { "kind": target.kind, "key": target.key },
+            "committed_at_unix_ms": committed_at_unix_ms,
+        });
+        let waited = fleet::wait(client, wait, &revision, committed_at_unix_ms).await.transpose();
+        if let (Ok(Some(waited)), Some(said)) = (&waited, said.as_object_mut()) {
+            said.insert("fleet".to_owned(), fleet::waited_json(waited));
+        }
+        output.json(&said);
+        if let Some(waited) = waited.map_err(Failure::after_a_write)? {
+            fleet::print(&waited, verb, output);
+        }
+        Ok(())
+    }
 }
 
 /// A time of day as people read it, in UTC.

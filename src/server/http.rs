@@ -105,7 +105,7 @@ fn router(services: HttpServices, draining: Draining, settings: &Settings) -> Ro
             return (StatusCode::SERVICE_UNAVAILABLE, "not ready: draining\n".to_owned());
         }
         match ready() {
-            Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+            Ok(state) => (StatusCode::OK, format!("ready: {state}\n")),
             Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
         }
     };

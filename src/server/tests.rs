@@ -73,7 +73,7 @@ struct Bench {
     addresses: Addresses,
     probe: Arc<Probe>,
     barrier: Arc<Switch>,
-    ready: Arc<Mutex<Result<(), String>>>,
+    ready: Arc<Mutex<Result<&'static str, String>>>,
 }
 
 fn any_port() -> Settings {
@@ -84,7 +84,7 @@ fn any_port() -> Settings {
 async fn bench(settings: Settings) -> Bench {
     let probe = Arc::new(Probe { entered: Semaphore::new(0), release: Semaphore::new(0) });
     let barrier = Arc::new(Switch::default());
-    let ready = Arc::new(Mutex::new(Ok(())));
+    let ready = Arc::new(Mutex::new(Ok("fresh")));
     let listeners = Listeners::bind(settings).unwrap();
     let grpc = {
         let (probe, barrier) = (Arc::clone(&probe), Arc::clone(&barrier));
@@ -389,7 +389,7 @@ async fn http_answers_probes_and_keeps_its_limits() {
         assert!(answer.ends_with(ending), "{request}: {answer}");
     };
     check("GET /livez HTTP/1.1", "200", "\r\n\r\nalive\n").await;
-    check("GET /readyz HTTP/1.1", "200", "\r\n\r\nready\n").await;
+    check("GET /readyz HTTP/1.1", "200", "\r\n\r\nready: fresh\n").await;
     *bench.ready.lock().unwrap() = Err("the store has not been read yet".to_owned());
     check("GET /readyz HTTP/1.1", "503", "\r\n\r\nnot ready: the store has not been read yet\n").await;
     check("GET /livez HTTP/1.1", "200", "\r\n\r\nalive\n").await;

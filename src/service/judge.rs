@@ -39,6 +39,8 @@ pub(super) struct Judged {
     pub(super) approval: Option<ApprovalRequest>,
     /// What approval was asked for or used, for the record.
     pub(super) approval_digest: Option<String>,
+    /// The generation of the revocations, from before anything was judged.
+    pub(super) generation: u64,
 }
 
 impl Judged {
@@ -55,6 +57,7 @@ impl Judged {
             decision_id: None,
             approval: None,
             approval_digest: None,
+            generation: 0,
         }
     }
 
@@ -73,7 +76,7 @@ impl Judged {
 /// A credential that stands, and how it was found.
 pub(super) struct Credited {
     pub(super) chain: Arc<KnownChain>,
-    proved: bool,
+    pub(super) proved: bool,
     cached: bool,
 }
 
@@ -94,6 +97,7 @@ impl Service {
         let snapshot = &*view.snapshot;
         let number = snapshot.revision().number;
         let mut judged = Judged::denied(Decision::deny(Reason::TokenMalformed, number));
+        judged.generation = snapshot.revocations().generation();
         let options = self.options(snapshot);
         let credited = match self.credit(&request.credential, caller, snapshot, &options, now) {
             Ok(credited) => credited,
@@ -278,7 +282,7 @@ fn verified(
 }
 
 /// The arguments of a call; what is wrong with them is the agent's fault, so it is a denial.
-fn arguments(json: &[u8]) -> Result<Object, String> {
+pub(super) fn arguments(json: &[u8]) -> Result<Object, String> {
     if json.is_empty() {
         return Ok(Object::default());
     }

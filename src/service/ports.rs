@@ -3,6 +3,7 @@
 use async_trait::async_trait;
 
 use crate::model::approval::{AskApproval, AskOutcome, UseApprovals, UseOutcome};
+use crate::model::replica::Fleet;
 use crate::model::revision::Revision;
 
 /// Uses of proofs of destructive calls: once across the fleet.
@@ -35,6 +36,16 @@ pub trait ApprovalLedger: Send + Sync {
     /// # Errors
     /// If it cannot be read; the call is denied.
     async fn repeated(&self, request: &UseApprovals) -> Result<Option<String>, String>;
+}
+
+/// Who follows the store. No decision asks for it.
+#[async_trait]
+pub trait FleetDirectory: Send + Sync {
+    /// The replicas, as of a moment ago.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    async fn fleet(&self) -> Result<Fleet, String>;
 }
 
 /// Brings the replica up to a revision that a caller has seen.

@@ -158,13 +158,12 @@ fn world() -> World {
     World { clock, cell, builder, ledger, desk, store, lane, agent, tokens: vec![root.into()], _folder: folder }
 }
 
-/// What a destructive call gets if something happens while its proof is spent.
-async fn check(world: &World, meanwhile: impl FnOnce() + Send + 'static, expected: (Effect, Reason)) {
-    *world.ledger.0.lock().unwrap() = Some(Box::new(meanwhile));
+/// A destructive call with a proof.
+fn asked(world: &World) -> CheckRequest {
     let arguments = Object::default();
     let call = ProofOf { tool: TOOL, arguments: &arguments, audience: Some(AUDIENCE) };
     let proof = issue::prove(&world.agent, &world.tokens, &call, None, world.clock.now()).unwrap();
-    let request = CheckRequest {
+    CheckRequest {
         request_id: String::new(),
         credential: Credential::Chain(world.tokens.clone()),
         proof: Some(proof.into()),
@@ -176,9 +175,29 @@ async fn check(world: &World, meanwhile: impl FnOnce() + Send + 'static, expecte
         at_least: None,
         want_handle: false,
         trace: TraceHeaders::default(),
-    };
-    let caller = Caller { connection_id: 1, address: "test".into(), is_loopback: true };
-    let answer = world.lane.check(&request, &caller).await.unwrap();
+    }
+}
+
+fn caller() -> Caller {
+    Caller { connection_id: 1, address: "test".into(), is_loopback: true }
+}
+
+fn session_killed() -> RevocationRow {
+    RevocationRow {
+        target: Target::Session("s".to_owned()),
+        dead: true,
+        suspended: false,
+        watermark_unix_s: None,
+        expires_at_unix_s: None,
+        reason: String::new(),
+        revision: 2,
+    }
+}
+
+/// What a destructive call gets if something happens while its proof is spent.
+async fn check(world: &World, meanwhile: impl FnOnce() + Send + 'static, expected: (Effect, Reason)) {
+    *world.ledger.0.lock().unwrap() = Some(Box::new(meanwhile));
+    let answer = world.lane.check(&asked(world), &caller()).await.unwrap();
     assert_eq!((answer.decision.effect, answer.decision.reason), expected, "{}", answer.message);
     assert!(world.ledger.0.lock().unwrap().is_none(), "the proof was spent in the store");
 }
@@ -193,19 +212,37 @@ async fn nothing_happens() {
 async fn a_revocation_comes() {
     let world = world();
     let builder = world.builder.clone();
-    let row = RevocationRow {
-        target: Target::Session("s".to_owned()),
-        dead: true,
-        suspended: false,
-        watermark_unix_s: None,
-        expires_at_unix_s: None,
-        reason: String::new(),
-        revision: 2,
-    };
+    let row = session_killed();
     // The follower has applied it and has not published its snapshot yet: it bites all the same.
     let revoke =
         move || drop(builder.lock().unwrap().apply(2, StateDigest::default(), [Change::Revocation(row)].iter()).unwrap());
     check(&world, revoke, (Effect::Deny, Reason::RevokedSession)).await;
+}
+
+/// An answer that waits for the rest of its batch is looked at again before it is given: a replica that has acknowledged a kill
+/// holds no permit from before it.
+#[tokio::test]
+async fn an_answer_that_was_held_is_confirmed() {
+    let held = async |happen: &dyn Fn(&World), expected: (Effect, Reason)| {
+        let world = world();
+        let (request, caller) = (asked(&world), caller());
+        let (answer, held) = world.lane.check_held(&request, &caller).await.unwrap();
+        assert_eq!(answer.decision.reason, Reason::Ok, "{}", answer.message);
+        let id = answer.decision_id.clone();
+        happen(&world);
+        let given = world.lane.confirm(&request, &caller, answer, held);
+        assert_eq!((given.decision.effect, given.decision.reason), expected);
+        assert_eq!(given.decision_id == id, expected.0 == Effect::Permit, "another decision has another id");
+    };
+    let apply = |world: &World, row: RevocationRow| {
+        let mut builder = world.builder.lock().unwrap();
+        drop(builder.apply(2, StateDigest::default(), [Change::Revocation(row)].iter()).unwrap());
+    };
+    held(&|_| {}, (Effect::Permit, Reason::Ok)).await;
+    held(&|world| apply(world, session_killed()), (Effect::Deny, Reason::RevokedSession)).await;
+    let other = RevocationRow { target: Target::Session("other".to_owned()), ..session_killed() };
+    held(&|world| apply(world, other.clone()), (Effect::Permit, Reason::Ok)).await;
+    held(&|world| world.clock.advance_ms(1_500), (Effect::Deny, Reason::Stale)).await;
 }
 
 #[tokio::test]

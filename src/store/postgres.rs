@@ -264,9 +264,18 @@ impl Store for PostgresStore {
         self.since(after, head.await?).await
     }
 
+    async fn beat(&self, heartbeat: &Heartbeat) -> Result<(), Error> {
+        let (heartbeat, unix_ms) = (heartbeat.clone(), self.unix_ms());
+        self.on(&self.poller, POLL, move |link, _| async move { fleet::beat(&link, &heartbeat, unix_ms).await }).await
+    }
+
     async fn replicas(&self) -> Result<Replicas, Error> {
         let unix_ms = self.unix_ms();
         self.on(&self.reader, READ, move |link, _| async move { fleet::replicas(&link, unix_ms).await }).await
+    }
+
+    fn may_lose_commits(&self) -> Option<&'static str> {
+        (self.expected.durability == Durability::Asynchronous).then_some("store_durability: asynchronous")
     }
 
     fn wake(&self) -> watch::Receiver<u64> {

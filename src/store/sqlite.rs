@@ -81,7 +81,7 @@ impl SqliteStore {
     }
 
     /// Has a heartbeat written where it is due. Not waited for: a slow disk must not make a replica look stale to itself.
-    fn beat(&self, heartbeat: &Heartbeat) {
+    fn beat_where_due(&self, heartbeat: &Heartbeat) {
         if self.beats.due(heartbeat, self.clock.now()) && !self.writer.offer(Job::Beat(heartbeat.clone())) {
             self.beats.forget();
         }
@@ -165,7 +165,7 @@ impl Store for SqliteStore {
             read::load(connection)
         };
         let state = self.reader.run(known).await?;
-        self.beat(heartbeat);
+        self.beat_where_due(heartbeat);
         Ok(state)
     }
 
@@ -176,13 +176,24 @@ impl Store for SqliteStore {
             read::changes(connection, after)
         };
         let changes = self.poller.run(known).await?;
-        self.beat(heartbeat);
+        self.beat_where_due(heartbeat);
         Ok(changes)
+    }
+
+    async fn beat(&self, heartbeat: &Heartbeat) -> Result<(), Error> {
+        let incarnation = heartbeat.incarnation.clone();
+        self.poller.run(move |connection| fleet::known(connection, &incarnation)).await?;
+        self.beat_where_due(heartbeat);
+        Ok(())
     }
 
     async fn replicas(&self) -> Result<Replicas, Error> {
         let now = self.clock.now();
         self.reader.run(move |connection| fleet::replicas(connection, now)).await
+    }
+
+    fn may_lose_commits(&self) -> Option<&'static str> {
+        None
     }
 
     fn wake(&self) -> watch::Receiver<u64> {

@@ -135,6 +135,16 @@ impl Follower {
         self.proof.and(self.position.as_ref()).map(|position| &position.revision)
     }
 
+    /// The place of what is published; `None` while bootstrapping and in quarantine.
+    pub fn place(&self) -> Option<&Position> {
+        self.proof.and(self.position.as_ref()).filter(|_| self.state != State::Quarantined)
+    }
+
+    /// Whether a commit is known to be there that is not in effect in full.
+    pub fn is_behind(&self) -> bool {
+        self.behind_head || self.published().is_some_and(|revision| self.policy < revision.number)
+    }
+
     /// Number of the revision whose policy is in force.
     pub fn policy(&self) -> u64 {
         self.policy
@@ -265,7 +275,7 @@ impl Follower {
     fn on_failed(&mut self, error: &store::Error) -> Option<Action> {
         match error {
             store::Error::Replaced(_) | store::Error::NotOurs(_) => self.quarantine(format!(
-                "the store is not the one that was followed ({error}): put it back, or restart to follow this one"
+                "the store is not the one that was followed ({error}): put the right one back, or have this one adopted"
             )),
             store::Error::BelowFloor { .. } | store::Error::Corrupt(_) if self.state == State::Following => {
                 self.out_of_step(error.to_string());
@@ -291,19 +301,19 @@ impl Follower {
     }
 
     fn other_history(&mut self, theirs: &HistoryId) -> Option<Action> {
-        self.quarantine(format!("the store is now of history `{theirs}`: restart to follow it, if it was restored on purpose"))
+        self.quarantine(format!("the store is now of history `{theirs}`: put the right one back, or have this one adopted"))
     }
 
     fn fell(&mut self, theirs: u64) -> Option<Action> {
         let ours = self.position.as_ref().map_or(0, |position| position.revision.number);
         self.quarantine(format!(
-            "the store fell from revision {ours} to {theirs}: restart to follow it, if it was restored on purpose"
+            "the store fell from revision {ours} to {theirs}: put the right one back, or have this one adopted"
         ))
     }
 
     fn forked(&mut self, number: u64) -> Option<Action> {
         self.quarantine(format!(
-            "the store holds another revision {number} than was followed: restart to follow it, if that is on purpose"
+            "the store holds another revision {number} than was followed: put the right one back, or have this one adopted"
         ))
     }
 

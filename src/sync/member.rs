@@ -20,16 +20,18 @@ pub struct Member {
     applied: AtomicU64,
     acked: AtomicU64,
     state: AtomicU8,
+    resync: AtomicBool,
+    quarantined: AtomicBool,
 }
 
-const STATES: [ReplicaState; 4] =
-    [ReplicaState::Starting, ReplicaState::Serving, ReplicaState::Draining, ReplicaState::Quarantined];
+const STATES: [ReplicaState; 3] = [ReplicaState::Starting, ReplicaState::Serving, ReplicaState::Draining];
 
 impl Member {
     /// A member that is not registered yet: the first load does that.
     pub fn new(store: Arc<dyn Store>, registration: Registration) -> Arc<Self> {
         let (applied, acked) = (AtomicU64::new(0), AtomicU64::new(0));
-        Arc::new(Self { store, registration, registered: AtomicBool::new(false), applied, acked, state: AtomicU8::new(0) })
+        let [registered, resync, quarantined] = [false; 3].map(AtomicBool::new);
+        Arc::new(Self { store, registration, registered, applied, acked, state: AtomicU8::new(0), resync, quarantined })
     }
 
     /// How it made itself known.
@@ -42,16 +44,43 @@ impl Member {
         self.acked.fetch_max(number, Ordering::SeqCst);
     }
 
-    /// Says with the next heartbeat what this replica is about.
+    /// Says with the next heartbeat whether the full state is being read again.
+    pub fn set_resync(&self, resync: bool) {
+        self.resync.store(resync, Ordering::SeqCst);
+    }
+
+    /// Says with every heartbeat from now on that this replica denies everything, and acknowledges nothing: what it followed need
+    /// not be what the store holds now.
+    pub fn quarantine(&self) {
+        self.quarantined.store(true, Ordering::SeqCst);
+    }
+
+    /// A heartbeat without a question.
+    ///
+    /// # Errors
+    /// As [`Store::beat`].
+    pub async fn beat(&self) -> Result<(), Error> {
+        self.known().await?;
+        self.noticed(self.store.beat(&self.heartbeat()).await)
+    }
+
+    /// Says with the next heartbeat what this replica is about: starting, serving or draining.
     pub fn set_state(&self, state: ReplicaState) {
         let index = STATES.iter().position(|known| *known == state).unwrap_or_default();
         self.state.store(u8::try_from(index).unwrap_or_default(), Ordering::SeqCst);
     }
 
     fn heartbeat(&self) -> Heartbeat {
-        let state = STATES.get(usize::from(self.state.load(Ordering::SeqCst))).copied().unwrap_or_default();
+        let incarnation = self.registration.incarnation.clone();
+        if self.quarantined.load(Ordering::SeqCst) {
+            return Heartbeat { incarnation, applied_number: 0, acked_number: 0, state: ReplicaState::Quarantined };
+        }
+        let state = match STATES.get(usize::from(self.state.load(Ordering::SeqCst))).copied().unwrap_or_default() {
+            ReplicaState::Serving if self.resync.load(Ordering::SeqCst) => ReplicaState::Resync,
+            state => state,
+        };
         Heartbeat {
-            incarnation: self.registration.incarnation.clone(),
+            incarnation,
             applied_number: self.applied.load(Ordering::SeqCst),
             acked_number: self.acked.load(Ordering::SeqCst),
             state,

@@ -15,8 +15,9 @@ use super::Publisher;
 use super::backoff::Backoff;
 use super::follower::{Action, Event, Follower, Position, Request};
 use super::status::{Counters, Progress, Reporter, State, Status};
+use crate::model::revision::Revision;
 use crate::model::time::Clock;
-use crate::store::{self, Changes};
+use crate::store::{self, Changes, CommitRow};
 
 /// What a follower needs of a store. [`super::Member`] is one: what it answers proves that it was current when asked.
 #[async_trait]
@@ -79,6 +80,7 @@ pub struct Follow<P> {
     follower: Follower,
     reporter: Reporter,
     backoff: Backoff,
+    behind_since_unix_ms: Option<i64>,
 }
 
 impl<P: Publisher> Follow<P> {
@@ -94,7 +96,19 @@ impl<P: Publisher> Follow<P> {
         let seed = settings.seed.unwrap_or_else(|| RandomState::new().hash_one(0));
         let backoff = Backoff::new(settings.backoff_ms_min, settings.backoff_ms_max, seed);
         let follower = Follower::new(known);
-        (Self { source: Box::new(source), publisher, clock, settings, follower, reporter, backoff }, status)
+        (
+            Self {
+                source: Box::new(source),
+                publisher,
+                clock,
+                settings,
+                follower,
+                reporter,
+                backoff,
+                behind_since_unix_ms: None,
+            },
+            status,
+        )
     }
 
     /// Follows the store until `shutdown` turns true or its sender is gone. What is published then stays, and ages.
@@ -150,13 +164,18 @@ impl<P: Publisher> Follow<P> {
         match self.follower.on(event) {
             None => {}
             Some(Action::Replace { state, proof }) => {
+                let revision = state.revision.clone();
                 let result = self.publisher.replace(*state, proof);
                 self.published(result);
+                if self.follower.published() == Some(&revision) {
+                    self.reporter.feed().replace(revision);
+                }
             }
             Some(Action::Apply { commits, proof }) => {
                 self.reporter.count(|counters| &counters.commits, commits.len() as u64);
                 let result = self.publisher.apply(&commits, proof);
                 self.published(result);
+                self.tell(&commits);
             }
             Some(Action::Refresh { proof }) => self.publisher.refresh(proof),
             Some(Action::Quarantine { reason }) => {
@@ -187,13 +206,32 @@ impl<P: Publisher> Follow<P> {
         let _ = self.follower.on(Event::Published(result));
     }
 
-    fn show(&self) {
+    /// Tells readers what was applied.
+    fn tell(&mut self, commits: &[CommitRow]) {
+        let Some(history) = self.follower.published().map(|revision| revision.history.clone()) else { return };
+        for commit in commits {
+            if commit.changes.iter().any(|change| !change.is_of_document()) {
+                self.reporter.killed(commit.number, commit.unix_ms);
+            }
+            let revision = Revision { history: history.clone(), number: commit.number };
+            self.reporter.feed().push(revision, commit.unix_ms, &commit.changes);
+        }
+        let oldest = commits.first().map(|commit| commit.unix_ms);
+        self.behind_since_unix_ms = self.behind_since_unix_ms.or(oldest);
+    }
+
+    fn show(&mut self) {
+        if !self.follower.is_behind() {
+            self.behind_since_unix_ms = None;
+        }
         self.reporter.show(Progress {
             state: self.follower.state(),
             revision: self.follower.published().cloned(),
             policy: self.follower.policy(),
             proof: self.follower.proof(),
             problem: self.follower.problem().map(str::to_owned),
+            place: self.follower.place().cloned(),
+            behind_since_unix_ms: self.behind_since_unix_ms,
         });
     }
 

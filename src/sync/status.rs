@@ -2,22 +2,31 @@
 //!
 //! A handle that is cheap to clone. It never shows a revision before decisions read it. Look next at `run.rs`, which feeds it.
 
-use std::sync::Arc;
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
+pub mod feed;
+
+use feed::Feed;
+
+use super::follower::Position;
 use crate::model::revision::{HistoryId, Revision};
 use crate::model::time::Now;
 
+/// Commits of revocations whose acknowledgement is still to come, at most.
+const KILLS_MAX: usize = 1024;
 /// How long [`Status::wait_for`] waits unless told otherwise.
 pub const WAIT_MS_DEFAULT: u64 = 300;
 
 /// What a replica does about its store. How old its proof is stands beside the snapshot.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum State {
     /// Nothing was published yet.
+    #[default]
     Bootstrapping,
     /// What is published follows the store.
     Following,
@@ -130,6 +139,36 @@ impl Status {
         self.progress.borrow().problem.clone()
     }
 
+    /// The place in the history that is published; `None` before the first full state, and in quarantine.
+    pub fn place(&self) -> Option<Position> {
+        self.progress.borrow().place.clone()
+    }
+
+    /// When the oldest commit was made, by the store's clock, that is known and not in effect; `None` while all are.
+    pub fn behind_since_unix_ms(&self) -> Option<i64> {
+        self.progress.borrow().behind_since_unix_ms
+    }
+
+    /// What was applied, for whoever wants to hear of revocations.
+    pub fn feed(&self) -> &Feed {
+        &self.shared.feed
+    }
+
+    /// Turns up whenever the state, the revision or the policy in force changes.
+    pub fn changes(&self) -> Changes {
+        let mut progress = self.progress.clone();
+        // What is there now counts as seen by who asks after it now.
+        progress.mark_unchanged();
+        Changes(progress)
+    }
+
+    /// Commit times of the revocations up to a number that were not taken yet.
+    pub(super) fn take_kills(&self, number: u64) -> Vec<i64> {
+        let mut kills = self.shared.kills.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = kills.partition_point(|(of, _)| *of <= number);
+        kills.drain(..count).map(|(_, unix_ms)| unix_ms).collect()
+    }
+
     /// Counters since the start.
     pub fn counts(&self) -> Counts {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -151,9 +190,11 @@ impl Status {
         self.shared.poll.notify_one();
     }
 
-    /// Returns `true` once a full snapshot is published, `false` if the follower ended before.
+    /// Returns `true` once a full snapshot is published, `false` if the follower ended or was quarantined before.
     pub async fn ready(&self) -> bool {
-        self.progress.clone().wait_for(|progress| progress.revision.is_some()).await.is_ok()
+        let mut progress = self.progress.clone();
+        let decided = progress.wait_for(|progress| progress.revision.is_some() || progress.state == State::Quarantined).await;
+        decided.is_ok_and(|progress| progress.revision.is_some())
     }
 
     /// Returns once that many revisions are applied, whatever became of their policy.
@@ -180,6 +221,25 @@ impl Status {
     }
 }
 
+/// Says when there is something new to see of a follower.
+#[derive(Clone, Debug)]
+pub struct Changes(watch::Receiver<Progress>);
+
+impl Changes {
+    /// Returns after the next change.
+    ///
+    /// # Errors
+    /// [`Ended`]: there will be none.
+    pub async fn changed(&mut self) -> Result<(), Ended> {
+        self.0.changed().await.map_err(|_| Ended)
+    }
+}
+
+/// The follower has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this replica follows the store no longer")]
+pub struct Ended;
+
 /// The writing end of a [`Status`].
 #[derive(Debug)]
 pub(super) struct Reporter {
@@ -190,8 +250,7 @@ pub(super) struct Reporter {
 impl Reporter {
     /// A reporter and the handle that reads it.
     pub(super) fn new() -> (Self, Status) {
-        let (sender, progress) =
-            watch::channel(Progress { state: State::Bootstrapping, revision: None, policy: 0, proof: None, problem: None });
+        let (sender, progress) = watch::channel(Progress::default());
         let shared = Arc::new(Shared::default());
         (Self { progress: sender, shared: shared.clone() }, Status { progress, shared })
     }
@@ -199,11 +258,24 @@ impl Reporter {
     /// Shows where the follower is; wakes waiters only if that changed for them.
     pub(super) fn show(&self, next: Progress) {
         self.progress.send_if_modified(|progress| {
-            let (proof, problem) = (progress.proof, progress.problem.clone());
-            let quiet = Progress { proof, problem, ..next.clone() } == *progress;
+            let Progress { proof, problem, behind_since_unix_ms, .. } = progress.clone();
+            let quiet = Progress { proof, problem, behind_since_unix_ms, ..next.clone() } == *progress;
             *progress = next;
             !quiet
         });
+    }
+
+    /// What was applied, for readers.
+    pub(super) fn feed(&self) -> &Feed {
+        &self.shared.feed
+    }
+
+    /// A commit that revokes was applied.
+    pub(super) fn killed(&self, number: u64, unix_ms: i64) {
+        let mut kills = self.shared.kills.lock().unwrap_or_else(PoisonError::into_inner);
+        if kills.len() < KILLS_MAX {
+            kills.push_back((number, unix_ms));
+        }
     }
 
     /// Counts one.
@@ -218,13 +290,15 @@ impl Reporter {
 }
 
 /// Where the follower is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Progress {
     pub(super) state: State,
     pub(super) revision: Option<Revision>,
     pub(super) policy: u64,
     pub(super) proof: Option<Now>,
     pub(super) problem: Option<String>,
+    pub(super) place: Option<Position>,
+    pub(super) behind_since_unix_ms: Option<i64>,
 }
 
 impl Progress {
@@ -255,6 +329,8 @@ impl Progress {
 #[derive(Debug, Default)]
 struct Shared {
     poll: Notify,
+    feed: Feed,
+    kills: Mutex<VecDeque<(u64, i64)>>,
     counters: Counters,
 }
 

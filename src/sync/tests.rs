@@ -3,6 +3,8 @@
 mod lapse;
 mod model;
 
+mod acknowledge;
+
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 

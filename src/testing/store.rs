@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use crate::model::limits::REVOCATION_KEPT_S;
 use crate::model::records::{ActRow, Change, DocumentKey, DocumentRow, Meaning, Origin, RevocationRow, Target, Write};
+use crate::model::replica::Condition;
 use crate::model::time::{Clock as _, ManualClock};
 use crate::store::chain::{GENESIS, document_sha256, revocation_sha256, state_digest};
 use crate::store::fleet::{self, SILENCE_MS_MAX};
@@ -537,6 +538,7 @@ async fn replicas_are_known_while_they_are_heard(store: &dyn Store, clock: &Manu
     assert_eq!(shown().await, [row("a", 1, 1, "serving", 0), row("b", 0, 0, "starting", 0)]);
     store.register(&registration("a")).await.unwrap();
     assert_eq!(shown().await[0], row("a", 1, 1, "serving", 0), "registering again forgets nothing");
+    acknowledgements_are_dated(store, clock).await;
 
     // Silence: known to its last millisecond, then forgotten, and registered anew.
     clock.advance_ms(SILENCE_MS_MAX);
@@ -549,7 +551,37 @@ async fn replicas_are_known_while_they_are_heard(store: &dyn Store, clock: &Manu
     store.register(&registration("a")).await.unwrap();
     store.poll(&beat("a", 1, 1)).await.unwrap();
     assert_eq!(shown().await.len(), 3);
-    assert_eq!(audit(store).await.revision.number, 1, "who follows is no part of the history");
+    assert_eq!(audit(store).await.revision.number, 2, "who follows is no part of the history");
+}
+
+/// Goes on from replica `a` at 1 of 1; the clock moves on by half a second and `a` is heard at its end.
+async fn acknowledgements_are_dated(store: &dyn Store, clock: &ManualClock) {
+    let beat = |acked_number, state| Heartbeat { incarnation: "a".into(), applied_number: 2, acked_number, state };
+    let first = async || store.replicas().await.unwrap().fleet().replicas.remove(0);
+    write(store, vec![put("agent", "x", "{\"a\":1}")]).await.unwrap();
+    clock.advance_ms(84);
+    store.poll(&beat(2, ReplicaState::Serving)).await.unwrap();
+    store.spend([1; 32], START_UNIX_S + 3_600).await.unwrap();
+    clock.advance_ms(416);
+    let listed = first().await;
+    assert_eq!((listed.acked_number, listed.kill_ms, listed.age_ms), (2, Some(84), 416));
+    assert_eq!(listed.condition, Condition::Fresh);
+    // A heartbeat without a question; the same number again is no new acknowledgement, and none at all has no date.
+    for (acked, state, expected) in [
+        (2, ReplicaState::Resync, (Some(84), Condition::Resync)),
+        (0, ReplicaState::Quarantined, (None, Condition::Quarantined)),
+        (1, ReplicaState::Serving, (Some(500), Condition::Fresh)),
+    ] {
+        store.beat(&beat(acked, state)).await.unwrap();
+        store.spend([2 + acked as u8; 32], START_UNIX_S + 3_600).await.unwrap();
+        let listed = first().await;
+        assert_eq!((listed.kill_ms, listed.condition), expected);
+    }
+    let fleet = store.replicas().await.unwrap();
+    assert_eq!((fleet.revision.clone(), fleet.freshness_bound_ms), (store.revision().await.unwrap(), 5_000));
+    let unknown = Heartbeat { incarnation: "c".into(), ..beat(0, ReplicaState::Serving) };
+    assert_eq!(store.beat(&unknown).await.unwrap_err(), Error::Unregistered { incarnation: "c".into() });
+    store.poll(&Heartbeat { applied_number: 1, ..beat(1, ReplicaState::Serving) }).await.unwrap();
 }
 
 async fn replicas_have_a_limit(store: &dyn Store, clock: &ManualClock) {

@@ -18,5 +18,6 @@ mod outside;
 #[path = "../../src/testing/postgres.rs"]
 mod postgres;
 mod process;
+mod replicas;
 mod tidy;
 mod token_vectors;

@@ -1324,6 +1324,104 @@ pub struct RefuseResponse {
     #[prost(message, optional, tag = "2")]
     pub approval: ::core::option::Option<ApprovalItem>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WatchRevocationsRequest {
+    /// `HISTORY.NUMBER`: what was applied after it comes first. Empty: from now on.
+    #[prost(string, tag = "1")]
+    pub from: ::prost::alloc::string::String,
+}
+/// One revision, in order and without a hole, or the part of one that the next message continues.
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WatchRevocationsResponse {
+    #[prost(string, tag = "1")]
+    pub revision: ::prost::alloc::string::String,
+    #[prost(int64, tag = "2")]
+    pub committed_at_unix_ms: i64,
+    /// Empty where the revision revokes and reinstates nothing.
+    #[prost(message, repeated, tag = "3")]
+    pub entries: ::prost::alloc::vec::Vec<Revocation>,
+    /// What was revoked up to this revision is not told entry by entry: end whatever was let go on before it, then go on from here.
+    #[prost(bool, tag = "4")]
+    pub everything: bool,
+    /// The next message continues this revision.
+    #[prost(bool, tag = "5")]
+    pub more: bool,
+}
+#[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ListReplicasRequest {}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct ListReplicasResponse {
+    #[prost(message, repeated, tag = "1")]
+    pub replicas: ::prost::alloc::vec::Vec<Replica>,
+    /// The newest revision of the store.
+    #[prost(string, tag = "2")]
+    pub revision: ::prost::alloc::string::String,
+    /// A replica without a proof of freshness for this long only denies.
+    #[prost(uint64, tag = "3")]
+    pub freshness_bound_ms: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct Replica {
+    /// Its incarnation: random, new with each start.
+    #[prost(string, tag = "1")]
+    pub id: ::prost::alloc::string::String,
+    /// Its name and where it listens.
+    #[prost(string, tag = "2")]
+    pub address: ::prost::alloc::string::String,
+    /// bootstrapping | fresh | stale | closed | resync | quarantined, by what it said last and how long ago the store heard it.
+    #[prost(string, tag = "3")]
+    pub state: ::prost::alloc::string::String,
+    /// The last it said that it applied, and acknowledged: from before that it answers nothing any more. Empty: none yet.
+    #[prost(string, tag = "4")]
+    pub revision: ::prost::alloc::string::String,
+    #[prost(string, tag = "5")]
+    pub acked_revision: ::prost::alloc::string::String,
+    /// Since the store heard it last, by the store's clock.
+    #[prost(uint64, tag = "6")]
+    pub age_ms: u64,
+    /// From the commit of `acked_revision` to its acknowledgement, by the store's clock; absent where that is not known.
+    #[prost(uint64, optional, tag = "7")]
+    pub last_kill_ms: ::core::option::Option<u64>,
+    #[prost(string, tag = "8")]
+    pub version: ::prost::alloc::string::String,
+    #[prost(int64, tag = "9")]
+    pub started_at_unix_ms: i64,
+    /// It answers what it has begun, and ends.
+    #[prost(bool, tag = "10")]
+    pub draining: bool,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WaitForFleetRequest {
+    /// `HISTORY.NUMBER`, and the time, as a committed act gave them. The time says how long each replica took; 0: not known.
+    #[prost(string, tag = "1")]
+    pub revision: ::prost::alloc::string::String,
+    #[prost(int64, tag = "2")]
+    pub committed_at_unix_ms: i64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WaitForFleetResponse {
+    #[prost(string, tag = "1")]
+    pub revision: ::prost::alloc::string::String,
+    /// Every replica that was registered when the wait began.
+    #[prost(message, repeated, tag = "2")]
+    pub replicas: ::prost::alloc::vec::Vec<ReplicaAnswer>,
+    #[prost(uint64, tag = "3")]
+    pub freshness_bound_ms: u64,
+    /// How long the wait took.
+    #[prost(uint64, tag = "4")]
+    pub waited_ms: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct ReplicaAnswer {
+    #[prost(message, optional, tag = "1")]
+    pub replica: ::core::option::Option<Replica>,
+    /// acknowledged | ran_out | quarantined
+    #[prost(string, tag = "2")]
+    pub outcome: ::prost::alloc::string::String,
+    /// From the commit to the acknowledgement, by the store's clock; absent where it ran out.
+    #[prost(uint64, optional, tag = "3")]
+    pub acknowledged_after_ms: ::core::option::Option<u64>,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum RevocationMeaning {
@@ -1520,6 +1618,32 @@ pub mod revocation_service_client {
                 .insert(GrpcMethod::new("portcullis.v1.RevocationService", "List"));
             self.inner.unary(req, path, codec).await
         }
+        /// Revisions and what they revoke or reinstate, as this replica applies them. Unsigned, on the decisions' listener only: a gateway
+        /// ends with it what it let go on before.
+        pub async fn watch(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WatchRevocationsRequest>,
+        ) -> std::result::Result<
+            tonic::Response<tonic::codec::Streaming<super::WatchRevocationsResponse>>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/portcullis.v1.RevocationService/Watch",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("portcullis.v1.RevocationService", "Watch"));
+            self.inner.server_streaming(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -1555,6 +1679,21 @@ pub mod revocation_service_server {
             tonic::Response<super::ListRevocationsResponse>,
             tonic::Status,
         >;
+        /// Server streaming response type for the Watch method.
+        type WatchStream: tonic::codegen::tokio_stream::Stream<
+                Item = std::result::Result<
+                    super::WatchRevocationsResponse,
+                    tonic::Status,
+                >,
+            >
+            + std::marker::Send
+            + 'static;
+        /// Revisions and what they revoke or reinstate, as this replica applies them. Unsigned, on the decisions' listener only: a gateway
+        /// ends with it what it let go on before.
+        async fn watch(
+            &self,
+            request: tonic::Request<super::WatchRevocationsRequest>,
+        ) -> std::result::Result<tonic::Response<Self::WatchStream>, tonic::Status>;
     }
     #[derive(Debug)]
     pub struct RevocationServiceServer<T> {
@@ -1763,6 +1902,53 @@ pub mod revocation_service_server {
                                 max_encoding_message_size,
                             );
                         let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/portcullis.v1.RevocationService/Watch" => {
+                    #[allow(non_camel_case_types)]
+                    struct WatchSvc<T: RevocationService>(pub Arc<T>);
+                    impl<
+                        T: RevocationService,
+                    > tonic::server::ServerStreamingService<
+                        super::WatchRevocationsRequest,
+                    > for WatchSvc<T> {
+                        type Response = super::WatchRevocationsResponse;
+                        type ResponseStream = T::WatchStream;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::ResponseStream>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WatchRevocationsRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as RevocationService>::watch(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WatchSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.server_streaming(method, req).await;
                         Ok(res)
                     };
                     Box::pin(fut)
@@ -3290,6 +3476,57 @@ pub mod fleet_service_client {
                 .insert(GrpcMethod::new("portcullis.v1.FleetService", "Info"));
             self.inner.unary(req, path, codec).await
         }
+        /// Who follows the store. Unsigned on the decisions' listener.
+        pub async fn list_replicas(
+            &mut self,
+            request: impl tonic::IntoRequest<super::ListReplicasRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListReplicasResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/portcullis.v1.FleetService/ListReplicas",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("portcullis.v1.FleetService", "ListReplicas"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Returns once no replica answers from before a revision any more: each has acknowledged it, or can only deny. At the longest
+        /// that takes the store's freshness bound.
+        pub async fn wait_for(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WaitForFleetRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::WaitForFleetResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/portcullis.v1.FleetService/WaitFor",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("portcullis.v1.FleetService", "WaitFor"));
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -3310,6 +3547,23 @@ pub mod fleet_service_server {
             &self,
             request: tonic::Request<super::InfoRequest>,
         ) -> std::result::Result<tonic::Response<super::InfoResponse>, tonic::Status>;
+        /// Who follows the store. Unsigned on the decisions' listener.
+        async fn list_replicas(
+            &self,
+            request: tonic::Request<super::ListReplicasRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::ListReplicasResponse>,
+            tonic::Status,
+        >;
+        /// Returns once no replica answers from before a revision any more: each has acknowledged it, or can only deny. At the longest
+        /// that takes the store's freshness bound.
+        async fn wait_for(
+            &self,
+            request: tonic::Request<super::WaitForFleetRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::WaitForFleetResponse>,
+            tonic::Status,
+        >;
     }
     #[derive(Debug)]
     pub struct FleetServiceServer<T> {
@@ -3415,6 +3669,96 @@ pub mod fleet_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = InfoSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/portcullis.v1.FleetService/ListReplicas" => {
+                    #[allow(non_camel_case_types)]
+                    struct ListReplicasSvc<T: FleetService>(pub Arc<T>);
+                    impl<
+                        T: FleetService,
+                    > tonic::server::UnaryService<super::ListReplicasRequest>
+                    for ListReplicasSvc<T> {
+                        type Response = super::ListReplicasResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::ListReplicasRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as FleetService>::list_replicas(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = ListReplicasSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/portcullis.v1.FleetService/WaitFor" => {
+                    #[allow(non_camel_case_types)]
+                    struct WaitForSvc<T: FleetService>(pub Arc<T>);
+                    impl<
+                        T: FleetService,
+                    > tonic::server::UnaryService<super::WaitForFleetRequest>
+                    for WaitForSvc<T> {
+                        type Response = super::WaitForFleetResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WaitForFleetRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as FleetService>::wait_for(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WaitForSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

@@ -6,8 +6,9 @@ use tokio_postgres::types::Type;
 
 use super::link::{Fault, Link};
 use super::read::{signed, text, unsigned};
+use crate::model::revision::HistoryId;
 use crate::store::fleet::{self, REPLICAS_MAX, SILENCE_MS_MAX};
-use crate::store::{Heartbeat, Registration, Replica, ReplicaState, Replicas};
+use crate::store::{Error, Heartbeat, Registration, Replica, ReplicaState, Replicas};
 
 /// The server's clock, or the time that a test says in parameter `$1`.
 const NOW: &str = "coalesce($1::int8, (extract(epoch FROM clock_timestamp()) * 1000)::int8)";
@@ -49,7 +50,9 @@ pub(super) async fn register(link: &Link, registration: &Registration, unix_ms: 
 pub(super) async fn beat(link: &Link, heartbeat: &Heartbeat, unix_ms: Option<i64>) -> Result<(), Fault> {
     let Heartbeat { incarnation, applied_number, acked_number, state } = heartbeat;
     let sql = format!(
-        "UPDATE portcullis.replicas SET applied_number = $3, acked_number = $4, state = $5, seen_unix_ms = {NOW} WHERE incarnation = $2"
+        "UPDATE portcullis.replicas SET applied_number = $3, acked_number = $4, state = $5, seen_unix_ms = {NOW},
+             acked_unix_ms = CASE WHEN $4 > acked_number THEN {NOW} ELSE acked_unix_ms END
+         WHERE incarnation = $2"
     );
     let (applied, acked) = (signed(*applied_number)?, signed(*acked_number)?);
     let heard = link
@@ -70,14 +73,19 @@ pub(super) async fn beat(link: &Link, heartbeat: &Heartbeat, unix_ms: Option<i64
 pub(super) async fn replicas(link: &Link, unix_ms: Option<i64>) -> Result<Replicas, Fault> {
     let sql = format!(
         "WITH now AS MATERIALIZED (SELECT {NOW} AS unix_ms)
-         SELECT now.unix_ms, incarnation, address, version, started_unix_ms, applied_number, acked_number, state, seen_unix_ms
-         FROM now LEFT JOIN portcullis.replicas ON seen_unix_ms >= now.unix_ms - $2 ORDER BY incarnation LIMIT $3"
+         SELECT now.unix_ms, incarnation, address, version, started_unix_ms, applied_number, acked_number, state, seen_unix_ms,
+             acked_unix_ms, log.unix_ms, m.history, h.number, m.freshness_bound_ms
+         FROM now CROSS JOIN portcullis.meta m JOIN portcullis.head h USING (id)
+             LEFT JOIN portcullis.replicas ON seen_unix_ms >= now.unix_ms - $2
+             LEFT JOIN portcullis.log ON log.number = acked_number
+         ORDER BY incarnation LIMIT $3"
     );
     let (silence, max) = (SILENCE_MS_MAX, signed(REPLICAS_MAX)?);
     let found = link.rows(&sql, &[(&unix_ms, Type::INT8), (&silence, Type::INT8), (&max, Type::INT8)]).await?;
-    let mut replicas = Replicas::default();
+    let first = found.first().ok_or_else(|| Error::Corrupt("the store has no head".to_owned()))?;
+    let history = HistoryId::new(text(first, 11)?);
+    let mut replicas = Replicas::none(history, unsigned(first, 12)?, unsigned(first, 13)?, first.try_get(0)?);
     for row in &found {
-        replicas.unix_ms = row.try_get(0)?;
         let Some(incarnation) = row.try_get::<_, Option<String>>(1)? else { continue };
         let registration =
             Registration { incarnation, address: row.try_get(2)?, version: row.try_get(3)?, started_unix_ms: row.try_get(4)? };
@@ -87,6 +95,8 @@ pub(super) async fn replicas(link: &Link, unix_ms: Option<i64>) -> Result<Replic
             acked_number: unsigned(row, 6)?,
             state: ReplicaState::parse(text(row, 7)?)?,
             seen_unix_ms: row.try_get(8)?,
+            acked_unix_ms: row.try_get(9)?,
+            acked_commit_unix_ms: row.try_get(10)?,
         });
     }
     Ok(replicas)

@@ -70,7 +70,7 @@ fn head_row(row: &Row, expected: &Expected) -> Result<Head, Fault> {
     let revision = Revision { history: HistoryId::new(text(row, 0)?), number: unsigned(row, 1)? };
     if expected.history.as_ref().is_some_and(|history| *history != revision.history) {
         return Err(Error::Replaced(format!(
-            "the store `{}` is now of history `{}`: restart to follow it, if it was replaced on purpose",
+            "the store `{}` is now of history `{}`: put the right one back, or have this one adopted",
             expected.shown, revision.history
         ))
         .into());

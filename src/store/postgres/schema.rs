@@ -63,6 +63,7 @@ CREATE TABLE portcullis.replicas (
     applied_number int8 NOT NULL, acked_number int8 NOT NULL, state text NOT NULL, seen_unix_ms int8 NOT NULL
 ) WITH (fillfactor = 20);
 ", "
+ALTER TABLE portcullis.replicas ADD COLUMN acked_unix_ms int8 NOT NULL DEFAULT 0;
 CREATE TABLE portcullis.pending_acts (
     act text COLLATE \"C\" PRIMARY KEY, operator text COLLATE \"C\" NOT NULL, expires_unix_ms int8 NOT NULL
 );

@@ -8,7 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use rusqlite::{Connection, OptionalExtension};
 
 use super::open::Fault;
-use super::read::{signed, unsigned};
+use super::read::{self, signed, unsigned};
 use crate::model::time::Now;
 use crate::store::fleet::{self, HEARTBEAT_INTERVAL_MS, REPLICAS_MAX, SILENCE_MS_MAX};
 use crate::store::{Heartbeat, Registration, Replica, ReplicaState, Replicas};
@@ -64,7 +64,8 @@ pub(super) fn beat(connection: &Connection, heartbeat: &Heartbeat, now: Now) -> 
     let Heartbeat { incarnation, applied_number, acked_number, state } = heartbeat;
     connection
         .prepare_cached(
-            "UPDATE replicas SET applied_number = ?2, acked_number = ?3, state = ?4, seen_unix_ms = ?5 WHERE incarnation = ?1",
+            "UPDATE replicas SET applied_number = ?2, acked_number = ?3, state = ?4, seen_unix_ms = ?5,
+             acked_unix_ms = iif(?3 > acked_number, ?5, acked_unix_ms) WHERE incarnation = ?1",
         )?
         .execute((incarnation, signed(*applied_number)?, signed(*acked_number)?, state.as_str(), now.unix_ms()))?;
     Ok(())
@@ -81,22 +82,27 @@ pub(super) fn known(connection: &Connection, incarnation: &str) -> Result<(), Fa
 
 pub(super) fn replicas(connection: &Connection, now: Now) -> Result<Replicas, Fault> {
     let unix_ms = now.unix_ms();
+    let head = read::head(connection)?;
+    let (revision, bound_ms) = (head.revision, head.settings.freshness_bound_ms);
+    let mut replicas = Replicas::none(revision.history, revision.number, bound_ms, unix_ms);
     let mut statement = connection.prepare_cached(
-        "SELECT incarnation, address, version, started_unix_ms, applied_number, acked_number, state, seen_unix_ms
-         FROM replicas WHERE seen_unix_ms >= ?1 ORDER BY incarnation LIMIT ?2",
+        "SELECT incarnation, address, version, started_unix_ms, applied_number, acked_number, state, seen_unix_ms, acked_unix_ms,
+             log.unix_ms
+         FROM replicas LEFT JOIN log ON log.number = acked_number WHERE seen_unix_ms >= ?1 ORDER BY incarnation LIMIT ?2",
     )?;
     let mut found = statement.query((unix_ms.saturating_sub(SILENCE_MS_MAX), signed(REPLICAS_MAX)?))?;
-    let mut rows = Vec::new();
     while let Some(row) = found.next()? {
         let registration =
             Registration { incarnation: row.get(0)?, address: row.get(1)?, version: row.get(2)?, started_unix_ms: row.get(3)? };
-        rows.push(Replica {
+        replicas.rows.push(Replica {
             registration,
             applied_number: unsigned(row, 4)?,
             acked_number: unsigned(row, 5)?,
             state: ReplicaState::parse(row.get_ref(6)?.as_str().map_err(rusqlite::Error::from)?)?,
             seen_unix_ms: row.get(7)?,
+            acked_unix_ms: row.get(8)?,
+            acked_commit_unix_ms: row.get(9)?,
         });
     }
-    Ok(Replicas { unix_ms, rows })
+    Ok(replicas)
 }

@@ -1,0 +1,285 @@
+//! What gateways may ask on the decisions' listener beside decisions: revocations as they are applied, and who follows the store.
+//!
+//! Unsigned, and with no more right than to ask for decisions. A reader of revocations holds nothing here but how far it has read;
+//! who reads too slowly is cut and told where to resume. Look next at `sync/status/feed.rs`.
+
+use std::collections::VecDeque;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures_util::{Stream, stream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tonic::{Code, Request, Response, Status};
+
+use super::admin::revocation_out;
+use super::r#gen as wire;
+use super::r#gen::fleet_service_server::FleetService;
+use super::r#gen::revocation_service_server::RevocationService;
+use super::status::{invalid, status};
+use crate::model::limits::ID_BYTES_MAX;
+use crate::model::replica::{Fleet, Listed};
+use crate::model::revision::Revision;
+use crate::service::{FleetDirectory, Lane, Undecided};
+use crate::sync::status as sync;
+use crate::sync::status::feed::{Applied, Next};
+
+/// Readers of revocations in this process.
+const WATCHERS_MAX: usize = 1024;
+/// Revisions taken from the ring at once.
+const REVISIONS_TAKEN_MAX: usize = 64;
+/// Entries in one message: each may hold a reason of a kilobyte.
+const ENTRIES_PER_MESSAGE_MAX: usize = 256;
+
+/// The services of one serving runtime.
+#[derive(Clone)]
+pub struct GatewayApi {
+    lane: Lane,
+    shared: Arc<Gateways>,
+}
+
+/// What the runtimes of a process share.
+pub struct Gateways {
+    follower: sync::Status,
+    directory: Arc<dyn FleetDirectory>,
+    watchers: Arc<Semaphore>,
+}
+
+impl Gateways {
+    /// Reads what `follower` applied and whom `directory` knows.
+    pub fn new(follower: sync::Status, directory: Arc<dyn FleetDirectory>) -> Arc<Self> {
+        Arc::new(Self { follower, directory, watchers: Arc::new(Semaphore::new(WATCHERS_MAX)) })
+    }
+}
+
+impl GatewayApi {
+    /// The services for the runtime of a lane.
+    pub fn new(lane: Lane, shared: Arc<Gateways>) -> Self {
+        Self { lane, shared }
+    }
+}
+
+type WatchStream = Pin<Box<dyn Stream<Item = Result<wire::WatchRevocationsResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl RevocationService for GatewayApi {
+    async fn revoke(&self, _request: Request<wire::RevokeRequest>) -> Result<Response<wire::RevokeResponse>, Status> {
+        Err(an_act())
+    }
+
+    async fn reinstate(&self, _request: Request<wire::ReinstateRequest>) -> Result<Response<wire::ReinstateResponse>, Status> {
+        Err(an_act())
+    }
+
+    async fn list(
+        &self,
+        _request: Request<wire::ListRevocationsRequest>,
+    ) -> Result<Response<wire::ListRevocationsResponse>, Status> {
+        Err(an_act())
+    }
+
+    type WatchStream = WatchStream;
+
+    async fn watch(&self, request: Request<wire::WatchRevocationsRequest>) -> Result<Response<WatchStream>, Status> {
+        let from = request.into_inner().from;
+        if from.len() > ID_BYTES_MAX {
+            return Err(invalid("from", format!("{} bytes: at most {ID_BYTES_MAX} are expected", from.len())));
+        }
+        let from = match from.as_str() {
+            "" => None,
+            token => Some(token.parse::<Revision>().map_err(|error| invalid("from", error))?),
+        };
+        let newest = self.shared.follower.feed().newest().ok_or(Undecided::NotReady)?;
+        let place = self.shared.watchers.clone().try_acquire_owned().map_err(|_| {
+            let message = format!("{WATCHERS_MAX} readers watch revocations here, and that is the limit: ask another replica");
+            status(Code::ResourceExhausted, "LIMIT_EXCEEDED", message)
+        })?;
+        let open = Watcher::new(from, newest, self.lane.clone(), self.shared.clone(), place);
+        let messages = stream::unfold(Some(open), |open| async move {
+            let mut open = open?;
+            match open.next().await {
+                Ok(message) => Some((Ok(message), Some(open))),
+                Err(fault) => Some((Err(fault), None)),
+            }
+        });
+        Ok(Response::new(Box::pin(messages)))
+    }
+}
+
+#[tonic::async_trait]
+impl FleetService for GatewayApi {
+    async fn info(&self, _request: Request<wire::InfoRequest>) -> Result<Response<wire::InfoResponse>, Status> {
+        let revision = self.lane.revision().ok_or(Undecided::NotReady)?;
+        Ok(Response::new(wire::InfoResponse {
+            history_id: revision.history.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            revision: revision.to_string(),
+        }))
+    }
+
+    async fn list_replicas(
+        &self,
+        _request: Request<wire::ListReplicasRequest>,
+    ) -> Result<Response<wire::ListReplicasResponse>, Status> {
+        let fleet = self.shared.directory.fleet().await;
+        let fleet = fleet.map_err(|error| status(Code::Unavailable, "STORE_UNAVAILABLE", error))?;
+        Ok(Response::new(fleet_out(&fleet)))
+    }
+
+    async fn wait_for(
+        &self,
+        _request: Request<wire::WaitForFleetRequest>,
+    ) -> Result<Response<wire::WaitForFleetResponse>, Status> {
+        Err(an_act())
+    }
+}
+
+/// One reader of revocations.
+struct Watcher {
+    /// What was sent last, or stands in `waiting`.
+    read: Revision,
+    waiting: VecDeque<wire::WatchRevocationsResponse>,
+    changes: sync::Changes,
+    lane: Lane,
+    shared: Arc<Gateways>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Watcher {
+    fn new(from: Option<Revision>, newest: Revision, lane: Lane, shared: Arc<Gateways>, place: OwnedSemaphorePermit) -> Self {
+        let changes = shared.follower.changes();
+        let mut waiting = VecDeque::new();
+        let read = match from {
+            // The first message says where the stream begins, so that it can be resumed from there.
+            None => {
+                waiting.push_back(wire::WatchRevocationsResponse { revision: newest.to_string(), ..Default::default() });
+                newest
+            }
+            Some(from) if from.history != newest.history || is_lost(&shared, &from) => {
+                waiting.push_back(everything(&newest));
+                newest
+            }
+            Some(from) => from,
+        };
+        Self { read, waiting, changes, lane, shared, _place: place }
+    }
+
+    /// The next message; an error ends the stream.
+    async fn next(&mut self) -> Result<wire::WatchRevocationsResponse, Status> {
+        loop {
+            if let Some(message) = self.waiting.pop_front() {
+                return Ok(message);
+            }
+            match self.shared.follower.feed().after(self.read.number, REVISIONS_TAKEN_MAX) {
+                Next::Lost(_) => {
+                    let message = format!("revocations are read too slowly: resume from `{}`", self.read);
+                    return Err(status(Code::ResourceExhausted, "TOO_SLOW", message));
+                }
+                Next::Applied(applied) if !applied.is_empty() => {
+                    for one in applied {
+                        self.read = one.revision.clone();
+                        self.waiting.extend(messages(&one));
+                    }
+                }
+                Next::Applied(_) if self.shared.follower.state() == sync::State::Quarantined => {
+                    let message = "this replica is quarantined and denies everything: end what it let go on, ask another one";
+                    return Err(status(Code::Unavailable, "QUARANTINED", message));
+                }
+                Next::Applied(_) => tokio::select! {
+                    changed = self.changes.changed() => changed.map_err(|_| Status::from(Undecided::Draining))?,
+                    () = self.lane.drained() => return Err(Undecided::Draining.into()),
+                },
+            }
+        }
+    }
+}
+
+fn is_lost(shared: &Gateways, from: &Revision) -> bool {
+    matches!(shared.follower.feed().after(from.number, 0), Next::Lost(_))
+}
+
+fn everything(at: &Revision) -> wire::WatchRevocationsResponse {
+    wire::WatchRevocationsResponse { revision: at.to_string(), everything: true, ..Default::default() }
+}
+
+/// A revision in messages of a bounded size: one at the least.
+fn messages(applied: &Applied) -> Vec<wire::WatchRevocationsResponse> {
+    let message = |rows: &[crate::model::records::RevocationRow]| wire::WatchRevocationsResponse {
+        revision: applied.revision.to_string(),
+        committed_at_unix_ms: applied.unix_ms,
+        entries: rows.iter().map(|row| revocation_out(row, &applied.revision.history)).collect(),
+        everything: applied.everything,
+        more: true,
+    };
+    let mut messages: Vec<_> = applied.entries.chunks(ENTRIES_PER_MESSAGE_MAX).map(message).collect();
+    if messages.is_empty() {
+        messages.push(message(&[]));
+    }
+    if let Some(last) = messages.last_mut() {
+        last.more = false;
+    }
+    messages
+}
+
+/// The replicas of a store on the wire.
+pub(super) fn fleet_out(fleet: &Fleet) -> wire::ListReplicasResponse {
+    wire::ListReplicasResponse {
+        replicas: fleet.replicas.iter().map(|replica| replica_out(replica, &fleet.revision)).collect(),
+        revision: fleet.revision.to_string(),
+        freshness_bound_ms: fleet.freshness_bound_ms,
+    }
+}
+
+/// A replica on the wire; `of` tells the history.
+pub(super) fn replica_out(replica: &Listed, of: &Revision) -> wire::Replica {
+    let revision = |number: u64| match number {
+        0 => String::new(),
+        number => Revision { history: of.history.clone(), number }.to_string(),
+    };
+    wire::Replica {
+        id: replica.id.clone(),
+        address: replica.address.clone(),
+        state: replica.condition.as_str().to_owned(),
+        revision: revision(replica.applied_number),
+        acked_revision: revision(replica.acked_number),
+        age_ms: replica.age_ms,
+        last_kill_ms: replica.kill_ms,
+        version: replica.version.clone(),
+        started_at_unix_ms: replica.started_unix_ms,
+        draining: replica.draining,
+    }
+}
+
+fn an_act() -> Status {
+    let message = "this call is an act: send it, signed, to the administration listener";
+    status(Code::Unimplemented, "NOT_SERVED_HERE", message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::records::{RevocationRow, Target};
+    use crate::model::revision::HistoryId;
+
+    #[test]
+    fn a_large_revision_comes_in_parts() {
+        let check = |count: usize, expected: &[(usize, bool)]| {
+            let entries = (0..count).map(|index| RevocationRow {
+                target: Target::Token(format!("t{index}")),
+                dead: true,
+                suspended: false,
+                watermark_unix_s: None,
+                expires_at_unix_s: None,
+                reason: String::new(),
+                revision: 3,
+            });
+            let revision = Revision { history: HistoryId::new("h"), number: 3 };
+            let applied = Applied { revision, unix_ms: 1, entries: entries.collect(), everything: false };
+            let parts: Vec<_> = messages(&applied).iter().map(|part| (part.entries.len(), part.more)).collect();
+            assert_eq!(parts, expected, "{count}");
+        };
+        check(0, &[(0, false)]);
+        check(1, &[(1, false)]);
+        check(256, &[(256, false)]);
+        check(513, &[(256, true), (256, true), (1, false)]);
+    }
+}

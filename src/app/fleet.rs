@@ -1,0 +1,255 @@
+//! This replica and its fleet: the follower with all that surrounds it, the barrier through the serving runtimes, health.
+//!
+//! Look next at [`Following::start`], then at `sync/acknowledge.rs`.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use super::{Error, FIRST_SNAPSHOT_TIMEOUT};
+use crate::model::replica::{Condition, Fleet};
+use crate::model::time::{Clock, Now};
+use crate::revocation::Index;
+use crate::service::FleetDirectory;
+use crate::snapshot::SnapshotCell;
+use crate::store::{Registration, Store};
+use crate::sync::follower::Position;
+use crate::sync::status::Status;
+use crate::sync::{self, Acknowledge, Barrier, CellPublisher, Follow, Member, Place};
+use crate::telemetry::Telemetry;
+
+/// How often the state of this replica is looked at, for whoever is told of changes only.
+const CONDITION_INTERVAL: Duration = Duration::from_millis(50);
+/// A list of replicas is read at most so often for those who need not sign.
+const LIST_AGE_MS_MAX: u64 = 250;
+
+/// The follower of a store and what it feeds.
+pub(super) struct Following {
+    pub(super) cell: Arc<SnapshotCell>,
+    pub(super) status: Status,
+    pub(super) member: Arc<Member>,
+    pub(super) runtimes: Arc<Runtimes>,
+    /// The state of this replica.
+    pub(super) condition: watch::Receiver<Condition>,
+    /// Ends it all.
+    pub(super) stop: watch::Sender<bool>,
+}
+
+/// What a replica is to follow, and as whom.
+pub(super) struct Followed<'a> {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) registration: Registration,
+    pub(super) settings: sync::Settings,
+    pub(super) data: &'a Path,
+    pub(super) known: Option<Position>,
+}
+
+impl Following {
+    /// Starts to follow and waits for the first full snapshot; within the control runtime.
+    pub(super) async fn start(followed: Followed<'_>, clock: Arc<dyn Clock>, telemetry: &Telemetry) -> Result<Self, Error> {
+        let Followed { store, registration, settings, data, known } = followed;
+        let (stop, stopped) = watch::channel(false);
+        let cell = Arc::new(SnapshotCell::default());
+        let publisher = CellPublisher::new(cell.clone(), Arc::new(Index::new()));
+        let member = Member::new(store, registration);
+        let (follow, status) = Follow::new(member.clone(), publisher, clock.clone(), settings, known);
+        tokio::spawn(follow.run(stopped.clone()));
+        let runtimes = Arc::new(Runtimes::default());
+        let (barrier, metrics) = (runtimes.clone(), telemetry.metrics());
+        let acknowledge = Acknowledge::new(status.clone(), member.clone(), barrier, clock.clone(), metrics);
+        tokio::spawn(acknowledge.run(stopped.clone()));
+        let first = tokio::time::timeout(FIRST_SNAPSHOT_TIMEOUT, status.ready()).await;
+        if !first.unwrap_or(false) {
+            return Err(Error::NoSnapshot(status.problem().unwrap_or_else(|| "the store does not answer".to_owned())));
+        }
+        // Only from here on: what was not published was not followed.
+        tokio::spawn(sync::remember(status.clone(), Place::of(data), stopped.clone()));
+        let (told, condition) = watch::channel(sync::condition(&status, &cell, clock.now()));
+        tokio::spawn(watch_condition(status.clone(), cell.clone(), clock, told, stopped));
+        Ok(Self { cell, status, member, runtimes, condition, stop })
+    }
+}
+
+/// The last place that this replica was at, where the store may be followed from there. Nothing is written before that is known.
+pub(super) async fn known_place(store: &dyn Store, data: &Path) -> Result<Option<Position>, Error> {
+    let place = Place::of(data);
+    let Some(known) = place.read().map_err(Error::Configuration)? else { return Ok(None) };
+    let (ours, theirs) = (&known.revision, store.revision().await?);
+    let refused = |why: String| {
+        Error::Configuration(format!(
+            "{why}, and this replica followed its store up to `{ours}`: what was revoked meanwhile would be let in again; name or \
+             restore the right store, or have this one adopted (OPERATIONS, back up and restore); `{}` keeps the place",
+            place.path().display()
+        ))
+    };
+    if ours.history != theirs.history || theirs.number < ours.number {
+        return Err(refused(format!("the store is at revision `{theirs}`")));
+    }
+    match store.changes(ours.number).await {
+        Ok(changes) => {
+            let hash = changes.commits.first().map_or(changes.head_hash, |next| next.previous_hash);
+            if hash != known.hash {
+                return Err(refused(format!("the store holds another revision `{ours}`")));
+            }
+        }
+        Err(crate::store::Error::BelowFloor { floor }) => {
+            tracing::warn!(floor, place = %ours, "the change log does not reach back to the place of this replica: it is believed");
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(Some(known))
+}
+
+/// Tells the state of this replica when it changes.
+async fn watch_condition(
+    status: Status,
+    cell: Arc<SnapshotCell>,
+    clock: Arc<dyn Clock>,
+    told: watch::Sender<Condition>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let watching = async {
+        loop {
+            tokio::time::sleep(CONDITION_INTERVAL).await;
+            let now = sync::condition(&status, &cell, clock.now());
+            let before = *told.borrow();
+            if now != before {
+                let problem = status.problem().unwrap_or_default();
+                tracing::info!(from = before.as_str(), to = now.as_str(), problem, "the state of this replica changed");
+                told.send_replace(now);
+            }
+        }
+    };
+    tokio::select! {
+        _ = stopped.wait_for(|stop| *stop) => {}
+        () = watching => {}
+    }
+}
+
+/// Why this replica is not ready, if so; its state otherwise.
+pub(super) fn readiness(status: &Status, cell: &SnapshotCell, now: Now) -> Result<&'static str, String> {
+    let condition = sync::condition(status, cell, now);
+    if condition.is_serving() {
+        return Ok(condition.as_str());
+    }
+    let why = match condition {
+        Condition::Bootstrapping => "no snapshot was read yet",
+        Condition::Closed => "no proof that the snapshot is current",
+        _ => "the store is not the one that was followed",
+    };
+    let problem = status.problem().map(|problem| format!(": {problem}")).unwrap_or_default();
+    Err(format!("{}: {why}{problem}", condition.as_str()))
+}
+
+/// The runtimes that answer decisions, each of which joins on its own thread before it serves.
+#[derive(Default)]
+pub(super) struct Runtimes(Mutex<Vec<Handle>>);
+
+impl Runtimes {
+    /// The calling runtime answers decisions from now on.
+    pub(super) fn join(&self) {
+        if let Ok(handle) = Handle::try_current() {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).push(handle);
+        }
+    }
+}
+
+#[async_trait]
+impl Barrier for Runtimes {
+    async fn pass(&self) {
+        // INVARIANT: each runtime has one thread, so a task that it runs runs between two polls of its handlers.
+        let handles = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let tasks: Vec<_> = handles.iter().map(|runtime| runtime.spawn(async {})).collect();
+        for task in tasks {
+            // A task that is dropped was dropped with its runtime and all its handlers.
+            let _ = task.await;
+        }
+    }
+}
+
+/// Who follows, read from the store at most a few times a second however many ask.
+pub(super) struct Directory {
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    kept: tokio::sync::Mutex<Option<(Fleet, Now)>>,
+}
+
+impl Directory {
+    pub(super) fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>) -> Self {
+        Self { store, clock, kept: tokio::sync::Mutex::default() }
+    }
+}
+
+#[async_trait]
+impl FleetDirectory for Directory {
+    async fn fleet(&self) -> Result<Fleet, String> {
+        let mut kept = self.kept.lock().await;
+        let now = self.clock.now();
+        if let Some((fleet, read_at)) = &*kept
+            && now.ms_since(*read_at) < LIST_AGE_MS_MAX
+        {
+            return Ok(fleet.clone());
+        }
+        let fleet = self.store.replicas().await.map_err(|error| error.to_string())?.fleet();
+        *kept = Some((fleet.clone(), now));
+        Ok(fleet)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// A runtime of one thread that runs what it is sent, between which it serves tasks.
+    fn runtime(runtimes: &Arc<Runtimes>) -> (Handle, tokio::sync::oneshot::Sender<()>) {
+        let (sender, receiver) = mpsc::channel();
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        let runtimes = runtimes.clone();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                runtimes.join();
+                sender.send(Handle::current()).unwrap();
+                let _ = ended.await;
+            });
+        });
+        (receiver.recv().unwrap(), end)
+    }
+
+    /// What a handler does between two awaits is over when the barrier has passed; a stuck one holds it up; one that ended does not.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_barrier_passes_every_runtime() {
+        let runtimes = Arc::new(Runtimes::default());
+        runtimes.pass().await;
+        let (first, _first_lives) = runtime(&runtimes);
+        let (_, second_ends) = runtime(&runtimes);
+        runtimes.pass().await;
+        let (entered, has_entered) = tokio::sync::oneshot::channel();
+        let (release, released) = mpsc::channel::<()>();
+        let handler = first.spawn(async move {
+            entered.send(()).unwrap();
+            released.recv().unwrap();
+        });
+        has_entered.await.unwrap();
+        let passing = tokio::spawn({
+            let runtimes = runtimes.clone();
+            async move { runtimes.pass().await }
+        });
+        // As many turns as it likes: it cannot pass before the handler is let go.
+        for _ in 0..1_000 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!passing.is_finished());
+        release.send(()).unwrap();
+        passing.await.unwrap();
+        assert!(handler.is_finished());
+        drop(second_ends);
+        runtimes.pass().await;
+    }
+}

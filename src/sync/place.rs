@@ -1,0 +1,154 @@
+//! The last place in the store's history that this replica was at, kept in the data folder across restarts.
+//!
+//! A replica that starts again follows no store that is behind that place, or of another history: what was revoked must not come
+//! back with an old file. It is a guard against mistakes, not against whoever may write the data folder: they can take the file
+//! away, and a replica without it follows what it finds. It permits nothing: a place is no proof. Look next at `follower.rs`.
+
+use std::fs::{File, OpenOptions};
+use std::io::{Error, Read as _, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use super::follower::Position;
+use super::status::Status;
+use crate::model::revision::{HistoryId, Revision};
+
+const FILE: &str = "place.json";
+/// What this writes is far smaller.
+const FILE_BYTES_MAX: u64 = 4 * 1024;
+
+/// Where the place is kept.
+#[derive(Clone, Debug)]
+pub struct Place(PathBuf);
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Stored {
+    history: String,
+    number: u64,
+    hash: String,
+}
+
+impl Place {
+    /// In a data folder.
+    pub fn of(data: &Path) -> Self {
+        Self(data.join(FILE))
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// What was kept; `None` where nothing was.
+    ///
+    /// # Errors
+    /// Where a file is there and cannot be understood: nobody knows what must not come back then. It is written whole or not at
+    /// all, so no crash leaves such a one.
+    pub fn read(&self) -> Result<Option<Position>, String> {
+        let failed = |why: &dyn std::fmt::Display| {
+            let path = self.0.display();
+            format!(
+                "`{path}` says up to where this replica followed its store, and cannot be read: {why}; make sure that the \
+                store is the newest, then remove the file"
+            )
+        };
+        let mut text = Vec::new();
+        match File::open(&self.0) {
+            Ok(file) => file.take(FILE_BYTES_MAX).read_to_end(&mut text).map_err(|error| failed(&error))?,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(&error)),
+        };
+        let stored: Stored = serde_json::from_slice(&text).map_err(|error| failed(&error))?;
+        let hash = unhex(&stored.hash).ok_or_else(|| failed(&"`hash` is not 64 hexadecimal digits"))?;
+        Ok(Some(Position { revision: Revision { history: HistoryId::new(stored.history), number: stored.number }, hash }))
+    }
+
+    /// Keeps a place, whole or not at all.
+    fn write(&self, place: &Position) -> Result<(), Error> {
+        let Revision { history, number } = &place.revision;
+        let stored = Stored { history: history.to_string(), number: *number, hash: hex(&place.hash) };
+        let text = serde_json::to_vec(&stored).map_err(Error::other)?;
+        let unfinished = self.0.with_extension("json.new");
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
+        file.write_all(&text)?;
+        file.sync_data()?;
+        std::fs::rename(&unfinished, &self.0)?;
+        match self.0.parent() {
+            Some(folder) => File::open(folder)?.sync_all(),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Keeps where the follower is, until `shutdown` turns true or it ends; a moment after it was published, and never in its way.
+pub async fn remember(status: Status, place: Place, mut shutdown: watch::Receiver<bool>) {
+    let keep = async {
+        let mut changes = status.changes();
+        let mut kept = None;
+        loop {
+            let now = status.place();
+            if let Some(now) = now.filter(|now| kept.as_ref() != Some(now)) {
+                let (writer, position) = (place.clone(), now.clone());
+                let written = tokio::task::spawn_blocking(move || writer.write(&position)).await;
+                if let Err(error) = written.map_err(Error::other).and_then(|written| written) {
+                    tracing::warn!(%error, path = %place.path().display(), "the place in the history could not be kept: a restart \
+                        would not notice an older store");
+                }
+                kept = Some(now);
+                continue;
+            }
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        _ = shutdown.wait_for(|stop| *stop) => {}
+        () = keep => {}
+    }
+}
+
+fn hex(hash: &[u8; 32]) -> String {
+    use std::fmt::Write as _;
+    hash.iter().fold(String::with_capacity(64), |mut text, byte| {
+        // Writing into a string cannot fail.
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+fn unhex(text: &str) -> Option<[u8; 32]> {
+    let digits: Vec<u8> = text.chars().map(|digit| digit.to_digit(16)?.try_into().ok()).collect::<Option<_>>()?;
+    let (pairs, []) = digits.as_chunks::<2>() else { return None };
+    let bytes: Vec<u8> = pairs.iter().map(|[high, low]| high * 16 + low).collect();
+    bytes.try_into().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_place_is_kept_and_a_broken_one_is_no_place() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = Place::of(folder.path());
+        assert_eq!(place.read(), Ok(None));
+        for number in [7, 8] {
+            let hash = std::array::from_fn(|index| index as u8 * 8);
+            let position = Position { revision: Revision { history: HistoryId::new("h"), number }, hash };
+            place.write(&position).unwrap();
+            assert_eq!(place.read(), Ok(Some(position)));
+        }
+        let whole = std::fs::read_to_string(place.path()).unwrap();
+        for broken in
+            ["", "{}", &whole[..whole.len() - 1], &whole.replace("\"hash\":\"00", "\"hash\":\"0g"), &format!("{whole}1")]
+        {
+            std::fs::write(place.path(), broken).unwrap();
+            assert!(place.read().is_err_and(|why| why.contains("place.json")), "{broken}");
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! What was applied, newest last, for whoever wants to hear of revocations as they take effect.
+//!
+//! One bounded ring for all readers: a reader remembers how far it has read and takes what came after. Who reads too slowly finds
+//! that the ring has moved on, and is told so; nothing waits for a reader. Look next at `api/watch.rs`, which reads it.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::model::records::{Change, RevocationRow};
+use crate::model::revision::Revision;
+
+/// Revisions kept.
+const REVISIONS_MAX: usize = 4_096;
+/// Entries kept, of all revisions together.
+const ENTRIES_MAX: usize = 65_536;
+/// A revision with more entries than this is not told entry by entry.
+const ENTRIES_PER_REVISION_MAX: usize = 10_000;
+
+/// A revision that was applied here.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// History and number.
+    pub revision: Revision,
+    /// When it was committed, by the store's clock; 0 where that is not known.
+    pub unix_ms: i64,
+    /// What it revoked and reinstated.
+    pub entries: Vec<RevocationRow>,
+    /// What was revoked up to this revision is not told entry by entry.
+    pub everything: bool,
+}
+
+/// Where a reader goes on.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Next {
+    /// These came after, in order and without a hole; none: nothing is new.
+    Applied(Vec<Arc<Applied>>),
+    /// What came after is not kept any more. The newest revision is this one.
+    Lost(Revision),
+}
+
+/// The ring.
+#[derive(Debug, Default)]
+pub struct Feed(Mutex<Ring>);
+
+#[derive(Debug, Default)]
+struct Ring {
+    newest: Option<Revision>,
+    kept: VecDeque<Arc<Applied>>,
+    entries: usize,
+    /// Everything after this number is kept, or stands in a mark.
+    complete_after: u64,
+}
+
+impl Feed {
+    /// The newest revision that was applied; `None` before the first.
+    pub fn newest(&self) -> Option<Revision> {
+        self.ring().newest.clone()
+    }
+
+    /// What was applied after a number of the history that is followed, at most `count_max` revisions at once.
+    pub fn after(&self, number: u64, count_max: usize) -> Next {
+        let ring = self.ring();
+        let Some(newest) = &ring.newest else { return Next::Applied(Vec::new()) };
+        if number < ring.complete_after {
+            return Next::Lost(newest.clone());
+        }
+        let skipped = ring.kept.partition_point(|applied| applied.revision.number <= number);
+        Next::Applied(ring.kept.iter().skip(skipped).take(count_max).cloned().collect())
+    }
+
+    /// A commit was applied.
+    pub(in crate::sync) fn push(&self, revision: Revision, unix_ms: i64, changes: &[Change]) {
+        let is_entry = |change: &&Change| matches!(change, Change::Revocation(_));
+        let everything = changes.iter().filter(is_entry).count() > ENTRIES_PER_REVISION_MAX;
+        let entries = changes.iter().filter_map(|change| match change {
+            Change::Revocation(row) if !everything => Some(row.clone()),
+            _ => None,
+        });
+        let applied = Applied { revision, unix_ms, entries: entries.collect(), everything };
+        self.ring().push(applied);
+    }
+
+    /// A full state was applied: what changed is not known row by row.
+    pub(in crate::sync) fn replace(&self, revision: Revision) {
+        let mut ring = self.ring();
+        *ring = Ring::default();
+        ring.push(Applied { revision, unix_ms: 0, entries: Vec::new(), everything: true });
+    }
+
+    fn ring(&self) -> MutexGuard<'_, Ring> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ring {
+    fn push(&mut self, applied: Applied) {
+        self.newest = Some(applied.revision.clone());
+        self.entries = self.entries.saturating_add(applied.entries.len());
+        self.kept.push_back(Arc::new(applied));
+        while self.kept.len() > REVISIONS_MAX || self.entries > ENTRIES_MAX {
+            let Some(oldest) = self.kept.pop_front() else { return };
+            self.entries = self.entries.saturating_sub(oldest.entries.len());
+            self.complete_after = oldest.revision.number;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::records::Target;
+    use crate::model::revision::HistoryId;
+
+    fn revision(number: u64) -> Revision {
+        Revision { history: HistoryId::new("h".to_owned()), number }
+    }
+
+    fn kill(number: u64) -> Change {
+        Change::Revocation(RevocationRow {
+            target: Target::Session(format!("s{number}")),
+            dead: true,
+            suspended: false,
+            watermark_unix_s: None,
+            expires_at_unix_s: None,
+            reason: String::new(),
+            revision: number,
+        })
+    }
+
+    fn numbers(next: Next) -> Vec<(u64, usize, bool)> {
+        match next {
+            Next::Applied(applied) => {
+                applied.iter().map(|one| (one.revision.number, one.entries.len(), one.everything)).collect()
+            }
+            Next::Lost(newest) => panic!("lost at {newest}"),
+        }
+    }
+
+    #[test]
+    fn readers_get_what_came_after() {
+        let feed = Feed::default();
+        assert_eq!((feed.newest(), numbers(feed.after(0, 9))), (None, vec![]));
+        feed.replace(revision(5));
+        assert_eq!(numbers(feed.after(3, 9)), [(5, 0, true)], "what a full state changed is not known");
+        assert_eq!(numbers(feed.after(5, 9)), []);
+        (6..9).for_each(|number| feed.push(revision(number), 1, &[kill(number)]));
+        assert_eq!(numbers(feed.after(5, 9)), [(6, 1, false), (7, 1, false), (8, 1, false)]);
+        assert_eq!(numbers(feed.after(5, 2)), [(6, 1, false), (7, 1, false)]);
+        assert_eq!(numbers(feed.after(7, 9)), [(8, 1, false)]);
+        assert_eq!(numbers(feed.after(4, 1)), [(5, 0, true)]);
+        assert_eq!(numbers(feed.after(99, 9)), [], "a reader that was further along waits");
+    }
+
+    /// However many revisions and entries come, what is kept is bounded; who reads too slowly is told.
+    #[test]
+    fn the_ring_is_bounded() {
+        let feed = Feed::default();
+        feed.replace(revision(0));
+        let last = REVISIONS_MAX as u64 + 10;
+        (1..=last).for_each(|number| feed.push(revision(number), 1, &[]));
+        assert_eq!(feed.after(9, 1), Next::Lost(revision(last)));
+        assert_eq!(numbers(feed.after(10, 1)), [(11, 0, false)]);
+
+        let many: Vec<Change> = (0..ENTRIES_PER_REVISION_MAX as u64).map(kill).collect();
+        (1..=20).for_each(|more| feed.push(revision(last + more), 1, &many));
+        assert!(feed.ring().entries <= ENTRIES_MAX);
+        assert_eq!(feed.after(last, 1), Next::Lost(revision(last + 20)));
+        let more: Vec<Change> = (0..=ENTRIES_PER_REVISION_MAX as u64).map(kill).collect();
+        feed.push(revision(last + 21), 1, &more);
+        assert_eq!(numbers(feed.after(last + 20, 9)), [(last + 21, 0, true)]);
+    }
+}

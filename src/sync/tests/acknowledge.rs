@@ -1,0 +1,142 @@
+//! What is acknowledged, and when not: the barrier, a policy that cannot be built, quarantine.
+
+use tokio::sync::Semaphore;
+
+use super::super::{Acknowledge, Barrier, Member};
+use super::*;
+use crate::store::sqlite::SqliteStore;
+use crate::store::{Registration, Replica, ReplicaState, Store};
+use crate::telemetry::Metrics;
+
+/// Passes as often as it is let, and says how often it was begun.
+struct Gate {
+    begun: watch::Sender<u64>,
+    passes: Semaphore,
+}
+
+#[async_trait]
+impl Barrier for Gate {
+    async fn pass(&self) {
+        self.begun.send_modify(|begun| *begun += 1);
+        self.passes.acquire().await.unwrap().forget();
+    }
+}
+
+impl Gate {
+    async fn begun(&self, count: u64) {
+        self.begun.subscribe().wait_for(|begun| *begun >= count).await.unwrap();
+    }
+}
+
+struct Bench {
+    model: Shared,
+    status: crate::sync::status::Status,
+    store: Arc<dyn Store>,
+    member: Arc<Member>,
+    gate: Arc<Gate>,
+    metrics: Metrics,
+    _stop: watch::Sender<bool>,
+    _folder: tempfile::TempDir,
+}
+
+/// A follower of a model, whose member beats into a store of its own.
+async fn bench() -> Bench {
+    let folder = tempfile::tempdir().unwrap();
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&folder.path().join("s.db"), Arc::new(SystemClock)).unwrap());
+    let registration =
+        Registration { incarnation: "one".to_owned(), address: "node".to_owned(), version: "1".to_owned(), started_unix_ms: 0 };
+    let member = Member::new(store.clone(), registration);
+    let model = Shared(Arc::new(Mutex::new((Model::new("first"), false))), watch::channel(0).0);
+    let settings = Settings { poll_interval_ms: 1, ..Settings::default() };
+    let clock: Arc<SystemClock> = Arc::new(SystemClock);
+    let (follow, status) = Follow::new(model.clone(), Recorder::default(), clock.clone(), settings, None);
+    let gate = Arc::new(Gate { begun: watch::channel(0).0, passes: Semaphore::new(0) });
+    let metrics = Metrics::unexported();
+    let (stop, stopped) = watch::channel(false);
+    let acknowledge = Acknowledge::new(status.clone(), member.clone(), gate.clone(), clock, metrics.clone());
+    tokio::spawn(follow.run(stopped.clone()));
+    tokio::spawn(acknowledge.run(stopped));
+    assert!(status.ready().await);
+    Bench { model, status, store, member, gate, metrics, _stop: stop, _folder: folder }
+}
+
+impl Bench {
+    /// The row, once it is as expected.
+    async fn row(&self, expected: impl Fn(&Replica) -> bool) -> Replica {
+        let found = async {
+            loop {
+                self.member.beat().await.unwrap();
+                let row = self.store.replicas().await.unwrap().rows.remove(0);
+                if expected(&row) {
+                    return row;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(LONG, found).await.unwrap()
+    }
+
+    async fn acked_now(&self) -> u64 {
+        self.row(|_| true).await.acked_number
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_acknowledged_before_the_barrier_has_passed() {
+    let bench = bench().await;
+    bench.gate.begun(1).await;
+    bench.gate.passes.add_permits(1);
+    for number in 1..=2 {
+        bench.model.with(|(model, _)| model.commit("main"));
+        bench.status.wait_for(&bench.model.revision(), LONG).await.unwrap();
+        bench.gate.begun(number + 1).await;
+        // It is applied, and a runtime still holds what was decided before.
+        assert_eq!((bench.status.applied(), bench.acked_now().await), (number, number - 1));
+        if number == 1 {
+            bench.gate.passes.add_permits(1);
+            bench.row(|row| row.acked_number == 1).await;
+        }
+    }
+    // What was applied while the barrier ran is not covered by it.
+    bench.model.with(|(model, _)| model.commit("main"));
+    bench.status.wait_for(&bench.model.revision(), LONG).await.unwrap();
+    bench.gate.passes.add_permits(1);
+    bench.row(|row| row.acked_number == 2).await;
+    bench.gate.begun(4).await;
+    assert_eq!(bench.acked_now().await, 2);
+    // A policy that cannot be built holds no revocation up.
+    bench.model.with(|(model, _)| model.commit("bad"));
+    bench.status.clone().reached(4).await;
+    bench.gate.passes.add_permits(2);
+    bench.row(|row| row.acked_number == 4).await;
+    assert_eq!(bench.status.policy(), 3);
+    assert!(bench.metrics.render().contains("portcullis_kill_propagation_seconds_count"));
+}
+
+#[tokio::test]
+async fn a_quarantined_replica_acknowledges_nothing_and_says_so() {
+    let bench = bench().await;
+    bench.gate.begun(1).await;
+    bench.gate.passes.add_permits(1);
+    bench.model.with(|(model, _)| model.commit("main"));
+    bench.gate.begun(2).await;
+    bench.gate.passes.add_permits(1);
+    bench.row(|row| row.acked_number == 1).await;
+    // Applied, on its way to be acknowledged, and then the store turns out to be another one.
+    bench.model.with(|(model, _)| model.commit("main"));
+    bench.gate.begun(3).await;
+    bench.model.with(|(model, _)| model.history = Model::new("second").history);
+    let quarantined = async {
+        while bench.status.state() != State::Quarantined {
+            bench.status.poll_now();
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(LONG, quarantined).await.unwrap();
+    bench.gate.passes.add_permits(1);
+    bench.gate.begun(4).await;
+    assert_eq!(bench.acked_now().await, 1, "what it followed need not be what the store holds");
+    bench.gate.passes.add_permits(1);
+    let row = bench.row(|row| row.state == ReplicaState::Quarantined).await;
+    assert_eq!((row.applied_number, row.acked_number), (0, 0));
+}
