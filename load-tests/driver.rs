@@ -6,7 +6,10 @@
 
 mod client;
 mod fixture;
+mod fleet;
 mod kill;
+#[path = "../src/testing/postgres.rs"]
+mod postgres;
 mod report;
 mod server;
 mod zipf;
@@ -57,6 +60,12 @@ struct Arguments {
     /// Sessions killed
     #[arg(long, default_value_t = 200)]
     kills: usize,
+    /// Replicas of a fleet: only its kills are measured, on PostgreSQL with and without notifications and on one SQLite file
+    #[arg(long, value_name = "N")]
+    fleet: Option<usize>,
+    /// Checks a second over the whole fleet
+    #[arg(long, default_value_t = 2000)]
+    fleet_rate: u64,
     /// Where the table goes too
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -101,6 +110,9 @@ fn main() -> Result<()> {
     let chains = |from: usize, count: usize| -> Result<Vec<Vec<Bytes>>> {
         (from..from + count).map(|number| company.chain(number, 2, now)).collect()
     };
+    if let Some(replicas) = arguments.fleet {
+        return fleet_kills(&arguments, &binary, &company, replicas);
+    }
     let server = Server::start(&binary, &company.policy(0)?)?;
     let asked = chains(0, arguments.tokens)?;
     let mut report = Report::new(&arguments.describe(), asked.first().map_or(0, |chain| chain.iter().map(Bytes::len).sum()));
@@ -113,6 +125,34 @@ fn main() -> Result<()> {
     report.resident_kib(server.resident_kib()?);
 
     let text = report.render();
+    writeln!(std::io::stdout(), "{text}")?;
+    if let Some(path) = &arguments.out {
+        std::fs::write(path, text)?;
+    }
+    Ok(())
+}
+
+/// Kills in a fleet, store by store.
+fn fleet_kills(arguments: &Arguments, binary: &std::path::Path, company: &Company, replicas: usize) -> Result<()> {
+    let database = postgres::Server::start(&[]);
+    let folder = tempfile::tempdir()?;
+    let with_notify = database.database();
+    let separator = |url: &str| if url.contains('?') { '&' } else { '?' };
+    let without = database.database();
+    let stores = [
+        ("PostgreSQL, NOTIFY", with_notify),
+        ("PostgreSQL, no NOTIFY", format!("{without}{}notify=off", separator(&without))),
+        ("one SQLite file", format!("sqlite:{}", folder.path().join("store.db").display())),
+    ];
+    let mut table = report::FleetTable::new(replicas, arguments.kills, arguments.fleet_rate);
+    for (name, store) in stores {
+        say(name)?;
+        let servers = fleet::start(binary, &company.policy(0)?, &store, replicas)?;
+        let now = SystemClock.now();
+        let doomed = (0..arguments.kills).map(|number| company.chain(number, 2, now)).collect::<Result<Vec<_>>>()?;
+        table.row(name, &fleet::run(&servers, &doomed, fixture::session, arguments.fleet_rate)?);
+    }
+    let text = table.render();
     writeln!(std::io::stdout(), "{text}")?;
     if let Some(path) = &arguments.out {
         std::fs::write(path, text)?;

@@ -23,7 +23,7 @@ use super::client::{histogram, request_by_chain};
 use super::server::Server;
 
 /// A kill that takes longer is an error, not a figure.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) struct Kills {
     /// From the answer to `Revoke`; a denial seen before it counts as 0.
@@ -78,7 +78,7 @@ fn kill_all(
     Ok(kills)
 }
 
-fn signed(key: &PrivateKey, history: &str, session: String) -> Result<tonic::Request<wire::RevokeRequest>> {
+pub(crate) fn signed(key: &PrivateKey, history: &str, session: String) -> Result<tonic::Request<wire::RevokeRequest>> {
     let target = wire::RevocationTarget { kind: "session".to_owned(), key: vec![session] };
     let message = wire::RevokeRequest { target: Some(target), reason: "load test".to_owned(), ..Default::default() };
     let bytes = message.encode_to_vec();

@@ -9,6 +9,7 @@ use portcullis::model::time::{Clock as _, SystemClock};
 
 use super::Measured;
 use super::client::Kind;
+use super::fleet::Fleet;
 use super::kill::Kills;
 
 pub(crate) struct Report {
@@ -114,6 +115,53 @@ impl Report {
             ms(0.999),
             measured.tally.latency_ns.max() as f64 / 1e6,
         );
+    }
+}
+
+/// The kills of a fleet, a row a store.
+pub(crate) struct FleetTable {
+    method: String,
+    rows: String,
+}
+
+impl FleetTable {
+    pub(crate) fn new(replicas: usize, kills: usize, rate: u64) -> Self {
+        let method = format!(
+            "{replicas} replicas, each asked about the session that is killed at {} checks a second ({rate} over all, and none else); \
+             {kills} sessions, one after the other, `Revoke` at each replica in turn; from its answer to the first denial that the \
+             client has, so the pace of asking counts",
+            rate / replicas.max(1) as u64
+        );
+        Self { method, rows: String::new() }
+    }
+
+    pub(crate) fn row(&mut self, name: &str, fleet: &Fleet) {
+        let ms = |histogram: &Histogram<u64>, quantile: f64| histogram.value_at_quantile(quantile) as f64 / 1e6;
+        let _ = writeln!(
+            self.rows,
+            "| {name} | {} | {:.1} | {:.1} | {:.1} | {:.1} | {} | {} | {} |",
+            fleet.last_ns.len(),
+            ms(&fleet.first_ns, 0.5),
+            ms(&fleet.last_ns, 0.5),
+            ms(&fleet.last_ns, 0.99),
+            fleet.last_ns.max() as f64 / 1e6,
+            fleet.late_permits,
+            fleet.back,
+            fleet.checks,
+        );
+    }
+
+    pub(crate) fn render(&self) -> String {
+        format!(
+            "# Kills in a fleet\n\n| store | kills | first replica p50 ms | last replica p50 ms | p99 ms | max ms | permits after \
+             acknowledgement + bound | permits after a denial | checks |\n|---|---|---|---|---|---|---|---|---|\n{}\n\
+             - **machine**: {}; replicas, PostgreSQL and client share it\n- **method**: {}\n- **commit**: {}\n- **time**: {}\n",
+            self.rows,
+            machine(),
+            self.method,
+            commit(),
+            SystemClock.now().unix_s()
+        )
     }
 }
 

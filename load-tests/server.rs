@@ -18,17 +18,27 @@ pub(crate) struct Server {
 impl Server {
     /// Starts it and waits for its ready line.
     pub(crate) fn start(binary: &Path, policy: &str) -> Result<Self> {
+        Self::start_with(binary, Some(policy), &[])
+    }
+
+    /// As [`Server::start`], with more in its environment; without a policy it takes what its store holds.
+    pub(crate) fn start_with(binary: &Path, policy: Option<&str>, environment: &[(&str, &str)]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let policies = folder.path().join("policies");
-        std::fs::create_dir(&policies)?;
-        std::fs::write(policies.join("company.yaml"), policy)?;
         let free = "127.0.0.1:0";
-        let child = Command::new(binary)
-            .args(["serve", "--noop", "--log", "warn", "--listen", free, "--http-listen", free, "--admin-listen", free])
+        let mut command = Command::new(binary);
+        if let Some(policy) = policy {
+            std::fs::create_dir(&policies)?;
+            std::fs::write(policies.join("company.yaml"), policy)?;
+            command.arg("serve").arg("--policies").arg(&policies);
+        } else {
+            command.arg("serve");
+        }
+        let child = command
+            .envs(environment.iter().copied())
+            .args(["--noop", "--log", "warn", "--listen", free, "--http-listen", free, "--admin-listen", free])
             .arg("--data")
             .arg(folder.path().join("data"))
-            .arg("--policies")
-            .arg(&policies)
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("`{}` cannot be started: build it with `cargo build --release`", binary.display()))?;

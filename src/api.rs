@@ -5,6 +5,7 @@
 
 pub mod admin;
 pub mod decision;
+mod explain;
 pub mod gateway;
 pub mod noop;
 mod signed;

@@ -38,6 +38,7 @@ use crate::policy::source::read_folder;
 use crate::server::{self, Factories, GrpcServices, HttpServices, Listeners, NoBarrier, RuntimeContext, Server};
 use crate::service::{self, Lane, Service};
 use crate::store::{self, ReplicaState};
+use crate::sync::Upkeep;
 use crate::telemetry::{self, Telemetry};
 use wire::approval_service_server::ApprovalServiceServer;
 use wire::decision_service_server::DecisionServiceServer;
@@ -161,6 +162,7 @@ impl App {
         };
         let following = control.block_on(Following::start(followed, clock.clone(), &telemetry))?;
         let (cell, status) = (following.cell.clone(), following.status.clone());
+        control.spawn(Upkeep::new(store.clone(), clock.clone()).run(following.stop.subscribe()));
         let admin = Arc::new(Admin::new(store.clone(), clock.clone(), log.recorder("admin")?));
         if let Some(folder) = &settings.policies {
             let revision = control.block_on(bind::apply_folder(&admin, folder, &settings.data))?;
@@ -239,7 +241,7 @@ struct Made<'a> {
 fn factories(settings: &Settings, made: Made<'_>, telemetry: &Telemetry, log: &Arc<audit::Log>) -> Result<Factories, Error> {
     let Made { service, following, gateways, admin, clock } = made;
     let recorders = (0..settings.runtimes).map(|index| log.recorder(&format!("lane{index}"))).collect::<Result<Vec<_>, _>>()?;
-    let (decisions, noop) = (service.clone(), settings.noop);
+    let (decisions, explaining, noop) = (service.clone(), service.clone(), settings.noop);
     let (runtimes, condition) = (following.runtimes.clone(), following.condition.clone());
     let make_decisions = move |context: RuntimeContext| match recorders.get(context.index) {
         Some(recorder) => {
@@ -254,7 +256,8 @@ fn factories(settings: &Settings, made: Made<'_>, telemetry: &Telemetry, log: &A
     };
     let make_admin = move |_: RuntimeContext| {
         let barrier = admin.recorder();
-        GrpcServices { routes: admin_routes(admin), barrier }
+        let lane = explaining.lane(barrier.clone());
+        GrpcServices { routes: admin_routes(admin, Some(lane)), barrier }
     };
     let (service, metrics) = (service.clone(), telemetry.metrics());
     let (status, cell) = (following.status.clone(), following.cell.clone());
@@ -286,8 +289,8 @@ fn decision_routes(lane: Lane, gateways: Arc<Gateways>, condition: watch::Receiv
     Routes::from(routes.into_axum_router().layer(MapResponseLayer::new(explain_refused)))
 }
 
-fn admin_routes(admin: Arc<Admin>) -> Routes {
-    let api = AdminApi::new(admin.clone());
+fn admin_routes(admin: Arc<Admin>, lane: Option<Lane>) -> Routes {
+    let api = AdminApi::new(admin.clone(), lane);
     let routes = Routes::new(RevocationServiceServer::new(api.clone()))
         .add_service(PolicyServiceServer::new(api.clone()).max_decoding_message_size(SignedActs::MESSAGE_BYTES_MAX))
         .add_service(ApprovalServiceServer::new(api.clone()))

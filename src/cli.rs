@@ -6,11 +6,13 @@ mod approvals;
 mod check;
 mod client;
 mod demo;
+mod explain;
 mod findings;
 mod fleet;
 mod input;
 mod output;
 mod policy;
+mod progress;
 mod revoke;
 mod serve;
 mod token;
@@ -112,6 +114,8 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Ask for one decision
     Check(Box<check::CheckArgs>),
+    /// Say why a call is decided as it is, layer by layer, and what would have to change
+    Explain(Box<explain::ExplainArgs>),
     /// List the tools that a chain may call
     Tools(tools::ToolsArgs),
     /// Make and read keys, delegation tokens and proofs
@@ -195,6 +199,7 @@ fn dispatch(command: Command, output: &Output) -> Result<(), Failure> {
     runtime.block_on(async {
         match command {
             Command::Check(arguments) => check::run(*arguments, output).await,
+            Command::Explain(arguments) => explain::run(*arguments, output).await,
             Command::Tools(arguments) => tools::run(arguments, output).await,
             Command::Policy(command) => policy::run(command, output).await,
             Command::Revoke(arguments) => revoke::revoke(arguments, output).await,

@@ -7,16 +7,21 @@
 mod apply;
 mod approve;
 mod authorize;
+mod diff;
 mod fleet;
+mod history;
 mod revoke;
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
-pub use apply::{ApplyOutcome, DocumentChange};
+pub use apply::ApplyOutcome;
 pub use approve::{Answer, Answered};
 pub use authorize::{Authorized, Method};
+pub use diff::{DiffOutcome, PAIRS_LISTED_MAX};
 pub use fleet::Waited;
-pub use revoke::RevokeRequest;
+pub use history::{HISTORY_LISTED_DEFAULT, PolicyRevision};
+pub use revoke::{Reinstated, RevokeRequest};
 
 use crate::audit::{Act, Recorder};
 use crate::model::records::{ActRow, DocumentKey, DocumentRow, Origin, RevocationRow, Write};
@@ -24,6 +29,7 @@ use crate::model::revision::Revision;
 use crate::model::time::Clock;
 pub use crate::policy::diagnostic::Diagnostic as DiagnosticText;
 use crate::policy::diagnostic::Diagnostic;
+pub use crate::policy::diff::{DocumentChange, PairChange};
 pub use crate::policy::source::SourceFile as PolicyFile;
 use crate::store::{self, CommitRequest, Committed, Store, StoredDocument};
 
@@ -47,6 +53,14 @@ pub enum Error {
     /// The policy has errors; nothing of it was applied.
     #[error("the policy has {} error(s): nothing was applied", .0.iter().filter(|d| d.is_error()).count())]
     Policy(Vec<Diagnostic>),
+    /// Tests of the policy fail; nothing of it was applied.
+    #[error("{} of {} test(s) of the policy fail: nothing was applied", .failures.len(), .failures.len() + .passed)]
+    Tests {
+        /// What failed, some lines each.
+        failures: Vec<String>,
+        /// How many expected calls came to what was wanted.
+        passed: usize,
+    },
     /// There is no such document.
     #[error("there is no document `{kind} {id}`")]
     NotFound {
@@ -135,6 +149,33 @@ impl Admin {
             .map(|document| document.row)
             .find(|row| row.key.id == id)
             .ok_or_else(|| Error::NotFound { kind: kind.to_owned(), id: id.to_owned() })
+    }
+
+    /// Where documents stand, as far as there are any: path and line.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub async fn places(
+        &self,
+        by: &Authorized,
+        keys: BTreeSet<DocumentKey>,
+    ) -> Result<BTreeMap<DocumentKey, (String, u32)>, Error> {
+        self.record(by, None, "explain a call")?;
+        let kinds: BTreeSet<&str> = keys.iter().map(|key| key.kind.as_str()).collect();
+        let mut places = BTreeMap::new();
+        for kind in kinds {
+            let rows = self.store.documents(Some(kind)).await?.documents.into_iter().map(|document| document.row);
+            places.extend(rows.filter(|row| keys.contains(&row.key)).map(|row| (row.key, (row.path, row.line))));
+        }
+        Ok(places)
+    }
+
+    /// Records a read that is answered elsewhere.
+    ///
+    /// # Errors
+    /// [`Error::AuditUnavailable`].
+    pub fn record_read(&self, by: &Authorized, account: &str) -> Result<(), Error> {
+        self.record(by, None, account)
     }
 
     /// The names of the stored documents, of one kind or all.
@@ -249,6 +290,6 @@ pub async fn make_first_operator(
     }
 }
 
-fn keyed(documents: Vec<StoredDocument>) -> std::collections::BTreeMap<DocumentKey, StoredDocument> {
+fn keyed(documents: Vec<StoredDocument>) -> BTreeMap<DocumentKey, StoredDocument> {
     documents.into_iter().map(|document| (document.row.key.clone(), document)).collect()
 }

@@ -8,6 +8,10 @@
 //! Must not be reached but through `service`, which verifies, checks freshness and proof, and records what comes out.
 //! Look next at `policy/compile/evaluate.rs` for the narrowing and at `service.rs` for what surrounds a decision.
 
+mod explain;
+
+pub use explain::{Finding, Mend, Need, Turn, explain};
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 

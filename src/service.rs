@@ -6,6 +6,7 @@
 mod approval;
 mod chains;
 mod decision_id;
+mod explain;
 mod handles;
 mod judge;
 mod listing;
@@ -13,6 +14,7 @@ mod ports;
 mod proofs;
 mod record;
 pub mod request;
+mod shadow;
 #[cfg(test)]
 mod tests;
 
@@ -20,8 +22,10 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::sync::watch;
 
+pub use explain::{Change, ExplainedLayer, Explanation, Places};
 pub use ports::{ApprovalLedger, CatchUp, FleetDirectory, ProofLedger};
 pub use request::{Answer, CheckRequest, Credential, ListToolsAnswer, ListToolsRequest, Undecided};
+pub use shadow::{Flip, ShadowCount, ShadowReport, ShadowSeries};
 
 use chains::{Chains, KnownChain};
 use handles::Handles;
@@ -29,6 +33,7 @@ use judge::Judged;
 use proofs::{Use, UsedProofs};
 use record::Moment;
 use request::Caller;
+use shadow::Shadows;
 
 use crate::audit::Recorder;
 use crate::model::decision::{Decision, Effect};
@@ -88,6 +93,7 @@ pub struct Service {
     chains: Chains,
     handles: Handles,
     used_proofs: UsedProofs,
+    shadows: Shadows,
     ready_at: OnceLock<Now>,
     draining: watch::Sender<bool>,
 }
@@ -111,10 +117,12 @@ impl Service {
     /// A service that is not ready until the cell holds a view.
     pub fn new(parts: Parts, settings: Settings) -> Self {
         let used_proofs = UsedProofs::new(parts.clock.now());
+        let shadows = Shadows::new(parts.clock.now());
         Self {
             chains: Chains::new(settings.chains_bytes_max),
             handles: Handles::new(),
             used_proofs,
+            shadows,
             ready_at: OnceLock::new(),
             draining: watch::Sender::new(false),
             parts,
@@ -188,11 +196,17 @@ impl Lane {
             (view, started) = (service.view()?, service.parts.clock.now());
         }
         let mut judged = service.judge(request, caller, &view, started);
+        // Policy's own: an approval may turn it, and is none of the shadows' business.
+        let by_policy = judged.decision.effect;
         // A warm permit awaits nothing.
-        if judged.decision.effect != Effect::Deny && (judged.single_use_proof.is_some() || judged.wants_approval()) {
+        if by_policy != Effect::Deny && (judged.single_use_proof.is_some() || judged.wants_approval()) {
             service.settle(&mut judged, request, caller, &view).await;
         }
-        Ok(self.answer(request, caller, view, judged, started))
+        let answered = self.answer(request, caller, view, judged, started);
+        if answered.0.decision.would_be.is_some() {
+            service.count_shadow(&request.tool, by_policy, &answered.0);
+        }
+        Ok(answered)
     }
 
     /// An answer that was held, as it may be given now: what was revoked or grew old meanwhile denies it. Does not await, and

@@ -1,15 +1,17 @@
 //! Where policy, revocations and administrative acts last: one trait, one suite, existing engines.
 //!
 //! A store keeps rows and numbers; it reads neither policy nor tokens. Look next at [`rules`] (what a write does to a row),
-//! [`approvals`] (the same for approvals), [`chain`] (hashes and the digest), [`fleet`] (who follows), `sqlite.rs` and `postgres.rs`,
+//! [`approvals`] (the same for approvals), [`chain`] (hashes and the digest), [`fleet`] (who follows), [`lapse`] and [`second`]
+//! (what expires, what takes two), `sqlite.rs` and `postgres.rs`,
 //! then at `sync`, which follows a store.
 
 pub mod approvals;
 pub mod chain;
 pub mod fleet;
+pub mod lapse;
 pub mod postgres;
-
 pub mod rules;
+pub mod second;
 pub mod sqlite;
 
 use async_trait::async_trait;

@@ -14,12 +14,14 @@ mod run;
 pub mod status;
 #[cfg(test)]
 mod tests;
+mod upkeep;
 
 pub use acknowledge::{Acknowledge, Barrier};
 pub use member::Member;
 pub use place::{Place, remember};
 pub use publisher::CellPublisher;
 pub use run::{Follow, Settings, Source};
+pub use upkeep::Upkeep;
 
 use crate::model::replica::Condition;
 use crate::model::time::Now;

@@ -25,7 +25,7 @@ mod trace_context;
 mod watched;
 
 pub use logs::LogFormat;
-pub use metrics::Metrics;
+pub use metrics::{LabelledCount, Metrics};
 pub use page::CONTENT_TYPE;
 pub use spans::{SpanFacts, Spans};
 pub use trace_context::TraceContext;

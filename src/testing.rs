@@ -4,6 +4,7 @@
 //! Compiled for tests, and for others with the feature `testing`; nothing of the program may depend on it. Look next at
 //! [`reference`], the algebra in its plainest words, and at [`store`]. [`postgres`] is a server to run it on.
 
+pub mod cases;
 pub mod postgres;
 pub mod reference;
 pub mod store;

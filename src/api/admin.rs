@@ -5,6 +5,8 @@ use std::sync::Arc;
 use prost::Message as _;
 use tonic::{Code, Request, Response, Status};
 
+use super::decision::{caller, check_in, trace_headers};
+use super::explain::explain_out;
 use super::gateway::{fleet_out, replica_out};
 use super::r#gen as wire;
 use super::r#gen::approval_service_server::ApprovalService;
@@ -15,10 +17,15 @@ use super::status::{invalid, status};
 use crate::model::approval::ApprovalRow;
 use crate::model::ids::UserId;
 use crate::model::limits::{POLICY_BYTES_MAX, POLICY_FILE_BYTES_MAX, POLICY_FILES_MAX};
-use crate::model::records::{Meaning, RevocationRow, Target};
+use crate::model::records::{DocumentKey, Meaning, RevocationRow, Target};
 use crate::model::replica::Outcome;
 use crate::model::revision::{HistoryId, Revision};
-use crate::pap::{Admin, Answer, ApplyOutcome, Authorized, DiagnosticText, Error, PolicyFile, RevokeRequest};
+use crate::pap::{
+    Admin, Answer, ApplyOutcome, Authorized, DiagnosticText, DocumentChange, Error, HISTORY_LISTED_DEFAULT, PolicyFile,
+    RevokeRequest,
+};
+use crate::service::Lane;
+use crate::service::request::Caller;
 
 /// A list of approvals on the wire, each of which may hold 16 KiB of arguments.
 const LIST_BYTES_MAX: usize = 3 * 1024 * 1024;
@@ -27,12 +34,18 @@ const LIST_BYTES_MAX: usize = 3 * 1024 * 1024;
 #[derive(Clone)]
 pub struct AdminApi {
     admin: Arc<Admin>,
+    lane: Option<Lane>,
 }
 
 impl AdminApi {
-    /// Serves `admin`.
-    pub fn new(admin: Arc<Admin>) -> Self {
-        Self { admin }
+    /// Serves `admin`; without a lane, where no decisions are given, nothing is explained and no shadow report made.
+    pub fn new(admin: Arc<Admin>, lane: Option<Lane>) -> Self {
+        Self { admin, lane }
+    }
+
+    fn lane(&self) -> Result<&Lane, Status> {
+        let nobody = "no decisions are given here: ask a running server, with --target instead of --store";
+        self.lane.as_ref().ok_or_else(|| status(Code::FailedPrecondition, "REJECTED", nobody))
     }
 }
 
@@ -66,10 +79,11 @@ impl RevocationService for AdminApi {
         let by = authorized(&request)?;
         let request = request.into_inner();
         let target = request.target.unwrap_or_default();
-        let committed = self.admin.reinstate(&by, &target.kind, &target.key, request.reason).await?;
+        let done = self.admin.reinstate(&by, &target.kind, &target.key, request.reason).await?;
         Ok(Response::new(wire::ReinstateResponse {
-            revision: committed.revision.to_string(),
-            committed_at_unix_ms: committed.unix_ms,
+            revision: done.committed.revision.to_string(),
+            committed_at_unix_ms: done.committed.unix_ms,
+            waits_for_second_until_unix_ms: done.waits_until_unix_ms.unwrap_or(0),
         }))
     }
 
@@ -103,16 +117,8 @@ impl PolicyService for AdminApi {
         let by = authorized(&request)?;
         let request = request.into_inner();
         let files = files_in(request.files)?;
-        match self.admin.apply(&by, files, request.dry_run).await {
-            Ok(outcome) => Ok(Response::new(apply_out(outcome))),
-            Err(Error::Policy(diagnostics)) => {
-                // Every diagnostic, a line each: a client shows them as `policy check` would.
-                let lines: Vec<String> = diagnostics.iter().map(ToString::to_string).collect();
-                let message = format!("the policy has errors, nothing was applied:\n{}", lines.join("\n"));
-                Err(status(Code::InvalidArgument, "POLICY_INVALID", bounded(message)))
-            }
-            Err(error) => Err(error.into()),
-        }
+        let outcome = self.admin.apply(&by, files, request.dry_run).await.map_err(refused_policy)?;
+        Ok(Response::new(apply_out(outcome)))
     }
 
     async fn check(&self, request: Request<wire::CheckPolicyRequest>) -> Result<Response<wire::CheckPolicyResponse>, Status> {
@@ -133,37 +139,94 @@ impl PolicyService for AdminApi {
         let by = authorized(&request)?;
         let kind = request.into_inner().kind;
         let keys = self.admin.documents(&by, Some(kind.as_str()).filter(|kind| !kind.is_empty())).await?;
-        let documents = keys.into_iter().map(|key| wire::DocumentId { kind: key.kind, id: key.id }).collect();
+        let documents = keys.into_iter().map(key_out).collect();
         Ok(Response::new(wire::ListDocumentsResponse { documents }))
     }
 
-    async fn diff(&self, _request: Request<wire::DiffPolicyRequest>) -> Result<Response<wire::DiffPolicyResponse>, Status> {
-        Err(Status::unimplemented("not served yet"))
+    async fn diff(&self, request: Request<wire::DiffPolicyRequest>) -> Result<Response<wire::DiffPolicyResponse>, Status> {
+        let by = authorized(&request)?;
+        let files = files_in(request.into_inner().files)?;
+        let outcome = self.admin.diff(&by, files).await.map_err(refused_policy)?;
+        let pairs = outcome.pairs.listed.iter().map(|pair| wire::PairChange {
+            agent: pair.agent.to_string(),
+            tool: pair.tool.to_string(),
+            before: pair.before.to_string(),
+            after: pair.after.to_string(),
+            direction: pair.direction.as_str().to_owned(),
+        });
+        Ok(Response::new(wire::DiffPolicyResponse {
+            revision: outcome.revision.to_string(),
+            pairs: pairs.collect(),
+            pairs_total: outcome.pairs.total,
+            documents: outcome.documents.into_iter().map(change_out).collect(),
+            warnings: outcome.warnings.iter().map(diagnostic_out).collect(),
+        }))
     }
 
     async fn history(
         &self,
-        _request: Request<wire::PolicyHistoryRequest>,
+        request: Request<wire::PolicyHistoryRequest>,
     ) -> Result<Response<wire::PolicyHistoryResponse>, Status> {
-        Err(Status::unimplemented("not served yet"))
+        let by = authorized(&request)?;
+        let limit = match request.into_inner().limit {
+            0 => HISTORY_LISTED_DEFAULT,
+            limit => limit as usize,
+        };
+        let revisions = self.admin.policy_history(&by, limit).await?.into_iter().map(|revision| wire::PolicyRevision {
+            revision: revision.revision.to_string(),
+            committed_at_unix_ms: revision.unix_ms,
+            operators: revision.operators,
+            method: revision.method,
+            account: revision.account,
+            put: revision.put.into_iter().map(key_out).collect(),
+            removed: revision.removed.into_iter().map(key_out).collect(),
+        });
+        Ok(Response::new(wire::PolicyHistoryResponse { revisions: revisions.collect() }))
     }
 
     async fn rollback(
         &self,
-        _request: Request<wire::RollbackPolicyRequest>,
+        request: Request<wire::RollbackPolicyRequest>,
     ) -> Result<Response<wire::ApplyPolicyResponse>, Status> {
-        Err(Status::unimplemented("not served yet"))
+        let by = authorized(&request)?;
+        let request = request.into_inner();
+        let outcome = self.admin.rollback(&by, &request.revision, request.dry_run).await.map_err(refused_policy)?;
+        Ok(Response::new(apply_out(outcome)))
     }
 
     async fn shadow_report(
         &self,
-        _request: Request<wire::ShadowReportRequest>,
+        request: Request<wire::ShadowReportRequest>,
     ) -> Result<Response<wire::ShadowReportResponse>, Status> {
-        Err(Status::unimplemented("not served yet"))
+        let by = authorized(&request)?;
+        self.admin.record_read(&by, "report what shadows would do")?;
+        let report = self.lane()?.shadow_report();
+        let flips = report.flips.into_iter().map(|flip| wire::ShadowFlip {
+            agent: flip.agent.to_string(),
+            tool: flip.tool.to_string(),
+            effect: flip.effect.as_str().to_owned(),
+            would_be_effect: flip.would_be.as_str().to_owned(),
+            would_be_reason: flip.would_be_reason.as_str().to_owned(),
+            count: flip.count,
+            last_decision_id: flip.last_decision_id,
+        });
+        Ok(Response::new(wire::ShadowReportResponse {
+            flips: flips.collect(),
+            since_unix_ms: report.since_unix_ms,
+            decisions: report.decisions,
+            flips_uncounted: report.flips_uncounted,
+        }))
     }
 
-    async fn explain(&self, _request: Request<wire::CheckRequest>) -> Result<Response<wire::ExplainResponse>, Status> {
-        Err(Status::unimplemented("not served yet"))
+    async fn explain(&self, request: Request<wire::CheckRequest>) -> Result<Response<wire::ExplainResponse>, Status> {
+        let by = authorized(&request)?;
+        // Whoever signed as an operator may ask for any audience that an issuer has, as somebody on this machine may.
+        let caller = Caller { is_loopback: true, ..caller(request.extensions()) };
+        let trace = trace_headers(request.metadata());
+        let request = check_in(request.into_inner(), trace)?;
+        let told = self.lane()?.explain(&request, &caller).await?;
+        let places = self.admin.places(&by, told.documents()).await?;
+        Ok(Response::new(explain_out(request.request_id, &request.tool, &told, Some(&places))))
     }
 }
 
@@ -272,15 +335,34 @@ fn files_in(files: Vec<wire::PolicyFile>) -> Result<Vec<PolicyFile>, Status> {
 }
 
 fn apply_out(outcome: ApplyOutcome) -> wire::ApplyPolicyResponse {
-    let changes = outcome.changes.into_iter().map(|change| wire::DocumentChange {
-        change: change.change.to_owned(),
-        kind: change.key.kind,
-        id: change.key.id,
-    });
     wire::ApplyPolicyResponse {
         revision: outcome.revision.to_string(),
-        changes: changes.collect(),
+        changes: outcome.changes.into_iter().map(change_out).collect(),
         warnings: outcome.warnings.iter().map(diagnostic_out).collect(),
+    }
+}
+
+fn change_out(change: DocumentChange) -> wire::DocumentChange {
+    wire::DocumentChange { change: change.change.to_owned(), kind: change.key.kind, id: change.key.id }
+}
+
+fn key_out(key: DocumentKey) -> wire::DocumentId {
+    wire::DocumentId { kind: key.kind, id: key.id }
+}
+
+/// Every diagnostic or failed test: a client shows them as `policy check` and `policy test` would.
+fn refused_policy(error: Error) -> Status {
+    match error {
+        Error::Policy(diagnostics) => {
+            let lines: Vec<String> = diagnostics.iter().map(ToString::to_string).collect();
+            let message = format!("the policy has errors, nothing was applied:\n{}", lines.join("\n"));
+            status(Code::InvalidArgument, "POLICY_INVALID", bounded(message, "policy check"))
+        }
+        Error::Tests { failures, .. } => {
+            let message = format!("the policy's tests fail, nothing was applied:\n{}", failures.join("\n"));
+            status(Code::InvalidArgument, "POLICY_TESTS_FAILED", bounded(message, "policy test"))
+        }
+        error => error.into(),
     }
 }
 
@@ -336,12 +418,12 @@ fn target_out(target: &Target) -> wire::RevocationTarget {
 }
 
 /// gRPC carries a status message in a header: keep it well below the usual limit of 16 KiB.
-fn bounded(mut message: String) -> String {
+fn bounded(mut message: String, shows_all: &str) -> String {
     const STATUS_MESSAGE_BYTES_MAX: usize = 3000;
     if message.len() > STATUS_MESSAGE_BYTES_MAX {
         let cut = message.floor_char_boundary(STATUS_MESSAGE_BYTES_MAX);
         message.truncate(cut);
-        message.push_str("\n… (`portcullis policy check` shows all)");
+        message.push_str(&format!("\n… (`portcullis {shows_all}` shows all)"));
     }
     message
 }

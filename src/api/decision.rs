@@ -11,6 +11,7 @@ use http::Extensions;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::explain::explain_out;
 use super::r#gen as wire;
 use super::r#gen::decision_service_server::DecisionService;
 use super::r#gen::{check_request, list_tools_request};
@@ -22,7 +23,7 @@ use crate::model::limits::{
     BATCH_CALLS_MAX, CHAIN_TOKENS_MAX, CONTEXT_BYTES_MAX, ID_BYTES_MAX, LIST_TOOLS_MAX, REQUEST_ID_BYTES_MAX, TOOL_NAME_BYTES_MAX,
 };
 use crate::model::revision::Revision;
-use crate::service::request::{Answer, Caller, CheckRequest, Credential, ListToolsRequest, TraceHeaders};
+use crate::service::request::{Answer, Caller, CheckRequest, Credential, Identities, ListToolsRequest, TraceHeaders};
 use crate::service::{Lane, Undecided};
 
 /// The decision services of one serving runtime.
@@ -148,8 +149,12 @@ impl DecisionService for DecisionApi {
         }))
     }
 
-    async fn explain(&self, _request: Request<wire::CheckRequest>) -> Result<Response<wire::ExplainResponse>, Status> {
-        Err(Status::unimplemented("not served yet"))
+    async fn explain(&self, request: Request<wire::CheckRequest>) -> Result<Response<wire::ExplainResponse>, Status> {
+        let caller = caller(request.extensions());
+        let trace = trace_headers(request.metadata());
+        let request = check_in(request.into_inner(), trace)?;
+        let told = self.lane.explain(&request, &caller).await?;
+        Ok(Response::new(explain_out(request.request_id, &request.tool, &told, None)))
     }
 }
 
@@ -167,12 +172,12 @@ pub(super) fn peer_text(extensions: &Extensions) -> String {
     extensions.get::<PeerInfo>().map_or_else(|| "unknown".to_owned(), |peer| peer.address.to_string())
 }
 
-fn trace_headers(metadata: &MetadataMap) -> TraceHeaders {
+pub(super) fn trace_headers(metadata: &MetadataMap) -> TraceHeaders {
     let text = |name: &str| metadata.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
     TraceHeaders { parent: text("traceparent"), state: text("tracestate") }
 }
 
-fn check_in(message: wire::CheckRequest, trace: TraceHeaders) -> Result<CheckRequest, Status> {
+pub(super) fn check_in(message: wire::CheckRequest, trace: TraceHeaders) -> Result<CheckRequest, Status> {
     check_length("request_id", message.request_id.len(), 0, REQUEST_ID_BYTES_MAX)?;
     check_length("tool", message.tool.len(), 1, TOOL_NAME_BYTES_MAX)?;
     let (credential, chain_proof) = match message.credential {
@@ -260,7 +265,7 @@ fn answer_out(request_id: String, tool: &str, answer: Answer) -> wire::CheckResp
         effect: effect_out(decision.effect).into(),
         reason: decision.reason.as_str().to_owned(),
         obligations: obligations.collect(),
-        principals: Some(principals_out(tool, &answer)),
+        principals: Some(principals_of(tool, answer.identities.as_deref(), answer.tool_is_registered)),
         deciding_layer: decision.layer.map(|layer| layer.as_str().to_owned()).unwrap_or_default(),
         message: answer.message,
         decision_id: answer.decision_id,
@@ -276,11 +281,10 @@ fn answer_out(request_id: String, tool: &str, answer: Answer) -> wire::CheckResp
     }
 }
 
-fn principals_out(tool: &str, answer: &Answer) -> wire::Principals {
+pub(super) fn principals_of(tool: &str, identities: Option<&Identities>, tool_is_registered: bool) -> wire::Principals {
     let principal = |id: &str, evidence: Evidence| wire::Principal { id: id.to_owned(), evidence: evidence_out(evidence).into() };
     let verified = |id: &String| principal(id, Evidence::Verified);
-    let tool_evidence = if answer.tool_is_registered { Evidence::Verified } else { Evidence::Attested };
-    let identities = answer.identities.as_deref();
+    let tool_evidence = if tool_is_registered { Evidence::Verified } else { Evidence::Attested };
     wire::Principals {
         user: identities.map(|identities| verified(&identities.user)),
         application: identities.map(|identities| verified(&identities.application)),
@@ -298,7 +302,7 @@ fn evidence_out(evidence: Evidence) -> wire::Evidence {
     }
 }
 
-fn effect_out(effect: Effect) -> wire::Effect {
+pub(super) fn effect_out(effect: Effect) -> wire::Effect {
     match effect {
         Effect::Permit => wire::Effect::Permit,
         Effect::Deny => wire::Effect::Deny,

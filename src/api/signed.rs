@@ -16,7 +16,7 @@ use tonic::Status;
 use tower::{Layer, Service};
 
 use super::status::{invalid, too_large};
-use crate::model::limits::POLICY_BYTES_MAX;
+use crate::model::limits::{CHECK_MESSAGE_BYTES_MAX, POLICY_BYTES_MAX};
 use crate::pap::Admin;
 
 /// Methods that need no signature.
@@ -29,9 +29,13 @@ const UNSIGNED: &[&str] = &[
 ];
 
 /// Methods whose message is a policy folder; every other one is small.
-const LARGE: &[&str] = &["/portcullis.v1.PolicyService/Apply", "/portcullis.v1.PolicyService/Check"];
+const LARGE: &[&str] =
+    &["/portcullis.v1.PolicyService/Apply", "/portcullis.v1.PolicyService/Check", "/portcullis.v1.PolicyService/Diff"];
 
-/// The message of an act that is no policy folder.
+/// Methods whose message is a call with its chain.
+const CALLS: &[&str] = &["/portcullis.v1.PolicyService/Explain"];
+
+/// The message of any other act.
 const SMALL_MESSAGE_BYTES_MAX: usize = 64 * 1024;
 
 /// How long a message may take to arrive.
@@ -107,7 +111,11 @@ async fn authorized(admin: &Admin, request: http::Request<Body>) -> Result<http:
     }
     // Nothing is read of a caller who cannot have signed.
     admin.check_signer(&path, &authorizations, &peer).await?;
-    let bytes_max = if LARGE.contains(&path.as_str()) { SignedActs::MESSAGE_BYTES_MAX } else { SMALL_MESSAGE_BYTES_MAX };
+    let bytes_max = match path.as_str() {
+        path if LARGE.contains(&path) => SignedActs::MESSAGE_BYTES_MAX,
+        path if CALLS.contains(&path) => CHECK_MESSAGE_BYTES_MAX,
+        _ => SMALL_MESSAGE_BYTES_MAX,
+    };
     let arriving = tokio::time::timeout(ARRIVAL_TIMEOUT, Limited::new(body, bytes_max).collect());
     let frame = match arriving.await.map_err(|_| invalid("message", "did not arrive in time"))? {
         Ok(collected) => collected.to_bytes(),

@@ -68,6 +68,7 @@ impl From<pap::Error> for Status {
             pap::Error::PermissionDenied(_) => status(Code::PermissionDenied, "PERMISSION_DENIED", message),
             pap::Error::Invalid { field, message } => invalid(field, message),
             pap::Error::Policy(_) => status(Code::InvalidArgument, "POLICY_INVALID", message),
+            pap::Error::Tests { .. } => status(Code::InvalidArgument, "POLICY_TESTS_FAILED", message),
             pap::Error::NotFound { .. } => status(Code::NotFound, "NOT_FOUND", message),
             pap::Error::NotSaid(_) => status(Code::FailedPrecondition, "NOT_SAID", message),
             pap::Error::AuditUnavailable => status(Code::Unavailable, "AUDIT_UNAVAILABLE", message),

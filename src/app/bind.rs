@@ -23,7 +23,7 @@ use crate::model::replica::Condition;
 use crate::model::revision::Revision;
 use crate::model::time::{Clock, SystemClock};
 use crate::pap::{self, Admin};
-use crate::service::{ApprovalLedger, CatchUp, ProofLedger, Service};
+use crate::service::{ApprovalLedger, CatchUp, ProofLedger, Service, ShadowCount};
 use crate::snapshot::SnapshotCell;
 use crate::store::postgres::PostgresStore;
 use crate::store::sqlite::SqliteStore;
@@ -174,6 +174,11 @@ pub(super) async fn apply_folder(admin: &Admin, folder: &Path, data: &Path) -> R
             let lines: Vec<String> = diagnostics.iter().map(ToString::to_string).collect();
             Error::Configuration(format!("--policies: nothing of `{}` was applied:\n{}", folder.display(), lines.join("\n")))
         }
+        pap::Error::Tests { failures, .. } => Error::Configuration(format!(
+            "--policies: nothing of `{}` was applied, its tests fail:\n{}",
+            folder.display(),
+            failures.join("\n")
+        )),
         other => Error::Configuration(format!("--policies: `{}` was not applied: {other}", folder.display())),
     };
     let history = admin.revision().await.map_err(refused)?.history;
@@ -229,6 +234,15 @@ pub(super) fn register_gauges(
     metrics.gauge(names::SYNC_LAG, "Age of the oldest commit that is known and not in effect, in seconds.", lag_s);
     let chains = service.clone();
     metrics.gauge(names::CHAINS_KEPT, "Verified chains kept.", move || chains.chains_kept() as f64);
+    let labels = &[names::AGENT_ID, names::TOOL_NAME, names::EFFECT, names::WOULD_BE];
+    for (name, help, of) in [
+        (names::SHADOW_DECISIONS, "Decisions also evaluated with documents in shadow.", ShadowCount::Decisions),
+        (names::SHADOW_FLIPS, "Decisions that documents in shadow would have made otherwise.", ShadowCount::Flips),
+    ] {
+        let shadows = service.clone();
+        let read = move || shadows.shadow_series(of).into_iter().map(|(labels, count)| (labels.to_vec(), count)).collect();
+        metrics.labelled_counter(name, help, labels, read);
+    }
     let pending = log.clone();
     metrics.gauge(names::AUDIT_PENDING, "Bytes of audit records that wait for a socket write.", move || {
         pending.status().pending_bytes as f64

@@ -32,7 +32,7 @@ impl LocalAdmin {
         let admin = Arc::new(Admin::new(store, clock, log.recorder("command-line")?));
         let (ours, theirs) = tokio::io::duplex(1024 * 1024);
         let recorder = admin.recorder();
-        let routes = admin_routes(admin);
+        let routes = admin_routes(admin, None);
         tokio::spawn(async move {
             let incoming = tokio_stream::once(Ok::<_, std::io::Error>(theirs));
             if let Err(error) = Server::builder().add_routes(routes).serve_with_incoming(incoming).await {

@@ -7,7 +7,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use crate::model::decision::{Effect, EntryRef, Evidence, Obligation};
+use crate::model::decision::{Effect, EntryRef, Evidence, Obligation, WouldBe};
 use crate::model::reason::{Layer, Reason};
 use crate::model::revision::HistoryId;
 
@@ -88,6 +88,8 @@ pub struct Record<'a> {
     pub hop: Option<usize>,
     /// The policy entry that decided.
     pub matched: Option<&'a EntryRef>,
+    /// What documents in shadow would have made of it; absent where there are none.
+    pub would_be: Option<&'a WouldBe>,
     /// The identities and tokens of the chain.
     pub chain: &'a Fragment,
     /// The tool asked for.
@@ -204,11 +206,17 @@ impl Record<'_> {
             line::number_member(out, "hop", u64::try_from(hop).unwrap_or(u64::MAX));
         }
         if let Some(matched) = self.matched {
-            line::name(out, "matched");
+            write_matched(out, matched);
+        }
+        if let Some(would_be) = self.would_be {
+            line::name(out, "would_be");
             out.push(b'{');
-            line::text_member(out, "kind", matched.kind);
-            line::text_member(out, "id", &matched.id);
-            line::text_member(out, "entry", &matched.entry);
+            line::text_member(out, "effect", would_be.effect.as_str());
+            line::text_member(out, "reason", would_be.reason.as_str());
+            line::optional_member(out, "deciding_layer", would_be.layer.map(Layer::as_str));
+            if let Some(matched) = &would_be.matched {
+                write_matched(out, matched);
+            }
             out.push(b'}');
         }
     }
@@ -265,6 +273,15 @@ fn write_revision(out: &mut Vec<u8>, history: &HistoryId, number: u64) {
     out.push(b'.');
     line::number(out, number.into());
     out.push(b'"');
+}
+
+fn write_matched(out: &mut Vec<u8>, matched: &EntryRef) {
+    line::name(out, "matched");
+    out.push(b'{');
+    line::text_member(out, "kind", matched.kind);
+    line::text_member(out, "id", &matched.id);
+    line::text_member(out, "entry", &matched.entry);
+    out.push(b'}');
 }
 
 fn write_principal(out: &mut Vec<u8>, member: &str, principal: Option<Principal<'_>>) {

@@ -37,6 +37,7 @@ fn bare<'a>(history: &'a HistoryId, chain: &'a Fragment) -> Record<'a> {
         deciding_layer: Some(Layer::Identity),
         hop: None,
         matched: None,
+        would_be: None,
         chain,
         tool: None,
         arguments_sha256: None,
@@ -84,6 +85,7 @@ fn a_decision_says_everything_that_is_known() {
         deciding_layer: Some(Layer::User),
         hop: Some(1),
         matched: Some(&matched),
+        would_be: None,
         tool: Some(verified("crm/read")),
         arguments_sha256: Some(&DIGEST),
         proof_jti: Some("p1"),
@@ -183,6 +185,7 @@ fn hostile_text_stays_inside_its_member() {
             tool: Some(verified(hostile)),
             proof_jti: Some(hostile),
             matched: Some(&matched),
+            would_be: None,
             ..bare(&history, &chain)
         };
         let value = parsed(|out| record.write(hostile, out));

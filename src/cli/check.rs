@@ -15,6 +15,16 @@ use crate::api::r#gen::decision_service_client::DecisionServiceClient;
 /// Ask for one decision; exits 0 on a permit, 3 on a denial, 4 where an approval is needed
 #[derive(Debug, Args)]
 pub(super) struct CheckArgs {
+    #[command(flatten)]
+    call: CallArgs,
+    /// The decisions listener of a running server
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7700")]
+    target: String,
+}
+
+/// A call as a gateway would send it.
+#[derive(Debug, Args)]
+pub(super) struct CallArgs {
     /// The chain and its proof: a file (presentation JSON, or one JWS a line), `-`, or the JSON itself
     #[arg(long, value_name = "FILE")]
     presentation: String,
@@ -39,33 +49,44 @@ pub(super) struct CheckArgs {
     /// Your name for the request; it stands in the audit record
     #[arg(long, value_name = "ID", default_value = "")]
     request_id: String,
-    /// The decisions listener of a running server
-    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:7700")]
-    target: String,
+}
+
+impl CallArgs {
+    /// The message for it.
+    pub(super) fn request(self) -> Result<wire::CheckRequest, Failure> {
+        let (aat_chain, aat_pop) = input::presentation(&self.presentation)?;
+        let tool_schema_sha256 = match &self.tool_schema_sha256 {
+            Some(hex) => {
+                hex_bytes(hex).ok_or_else(|| Failure::misuse("--tool-schema-sha256: 64 hexadecimal digits are expected"))?
+            }
+            None => Vec::new(),
+        };
+        let context = self.context.as_deref().map(|context| input::json("--context", context)).transpose()?;
+        Ok(wire::CheckRequest {
+            request_id: self.request_id,
+            credential: Some(Credential::Presentation(wire::Presentation { aat_chain, aat_pop })),
+            tool: self.tool,
+            tool_schema_sha256: tool_schema_sha256.into(),
+            arguments_json: input::json("--args", &self.args)?.into(),
+            context_json: context.unwrap_or_default().into(),
+            audience: self.audience,
+            at_least: self.at_least,
+            ..Default::default()
+        })
+    }
 }
 
 pub(super) async fn run(arguments: CheckArgs, output: &Output) -> Result<(), Failure> {
-    let (aat_chain, aat_pop) = input::presentation(&arguments.presentation)?;
-    let tool_schema_sha256 = match &arguments.tool_schema_sha256 {
-        Some(hex) => hex_bytes(hex).ok_or_else(|| Failure::misuse("--tool-schema-sha256: 64 hexadecimal digits are expected"))?,
-        None => Vec::new(),
-    };
-    let context = arguments.context.as_deref().map(|context| input::json("--context", context)).transpose()?;
-    let request = wire::CheckRequest {
-        request_id: arguments.request_id,
-        credential: Some(Credential::Presentation(wire::Presentation { aat_chain, aat_pop })),
-        tool: arguments.tool,
-        tool_schema_sha256: tool_schema_sha256.into(),
-        arguments_json: input::json("--args", &arguments.args)?.into(),
-        context_json: context.unwrap_or_default().into(),
-        audience: arguments.audience,
-        at_least: arguments.at_least,
-        ..Default::default()
-    };
+    let request = arguments.call.request()?;
     let mut client = DecisionServiceClient::new(connect(&arguments.target).await?);
     let answer = client.check(request).await.map_err(|status| refused(&status, &arguments.target))?.into_inner();
     print(&answer, output);
-    match answer.effect() {
+    ended(answer.effect())
+}
+
+/// How a command ends that was answered with an effect.
+pub(super) fn ended(effect: wire::Effect) -> Result<(), Failure> {
+    match effect {
         wire::Effect::Permit => Ok(()),
         wire::Effect::NeedsApproval => Err(Failure::silent(Failure::NEEDS_APPROVAL)),
         _ => Err(Failure::silent(Failure::DENIED)),
@@ -114,17 +135,6 @@ fn print(answer: &wire::CheckResponse, output: &Output) {
 }
 
 fn answer_json(answer: &wire::CheckResponse) -> Value {
-    let principal = |principal: &wire::Principal| json!({ "id": principal.id, "evidence": evidence_name(principal) });
-    let principals = answer.principals.as_ref().map(|principals| {
-        json!({
-            "user": principals.user.as_ref().map(principal),
-            "application": principals.application.as_ref().map(principal),
-            "agents": principals.agents.iter().map(principal).collect::<Vec<_>>(),
-            "tool": principals.tool.as_ref().map(principal),
-            "session": principals.session.as_ref().map(principal),
-            "task": principals.task.as_ref().map(principal),
-        })
-    });
     let obligations = answer.obligations.iter().map(
         |obligation| json!({ "kind": obligation.kind, "parameters_json": URL_SAFE_NO_PAD.encode(&obligation.parameters_json) }),
     );
@@ -141,13 +151,25 @@ fn answer_json(answer: &wire::CheckResponse) -> Value {
         "reason": answer.reason,
         "message": answer.message,
         "decision_id": answer.decision_id,
-        "principals": principals,
+        "principals": answer.principals.as_ref().map(principals_json),
         "deciding_layer": answer.deciding_layer,
         "revision": answer.revision,
         "snapshot_age_ms": answer.snapshot_age_ms,
         "valid_for_ms": answer.valid_for_ms,
         "obligations": obligations.collect::<Vec<_>>(),
         "approval": approval,
+    })
+}
+
+pub(super) fn principals_json(principals: &wire::Principals) -> Value {
+    let principal = |principal: &wire::Principal| json!({ "id": principal.id, "evidence": evidence_name(principal) });
+    json!({
+        "user": principals.user.as_ref().map(principal),
+        "application": principals.application.as_ref().map(principal),
+        "agents": principals.agents.iter().map(principal).collect::<Vec<_>>(),
+        "tool": principals.tool.as_ref().map(principal),
+        "session": principals.session.as_ref().map(principal),
+        "task": principals.task.as_ref().map(principal),
     })
 }
 

@@ -46,7 +46,8 @@ pub(super) fn refused(status: &Status, target: &str) -> Failure {
     match status.code() {
         Code::Unavailable if status.message().contains("tcp connect") => nobody_at(target),
         Code::Unavailable => Failure::unavailable(status.message()),
-        Code::InvalidArgument if !status.message().starts_with("the policy has errors") => Failure::misuse(status.message()),
+        // A policy that is refused is no misuse of the command.
+        Code::InvalidArgument if !status.message().starts_with("the policy") => Failure::misuse(status.message()),
         Code::Unimplemented => {
             Failure::misuse(format!("the listener at {target} does not serve this call: is it the right port?"))
         }
@@ -156,6 +157,35 @@ impl AdminClient {
         let request = self.signed("/portcullis.v1.PolicyService/Apply", message)?;
         let client = PolicyServiceClient::new(self.channel.clone());
         self.answer(client.max_decoding_message_size(64 * 1024 * 1024).apply(request).await)
+    }
+
+    pub(super) async fn diff(&mut self, message: wire::DiffPolicyRequest) -> Result<wire::DiffPolicyResponse, Failure> {
+        let request = self.signed("/portcullis.v1.PolicyService/Diff", message)?;
+        let client = PolicyServiceClient::new(self.channel.clone());
+        self.answer(client.max_decoding_message_size(64 * 1024 * 1024).diff(request).await)
+    }
+
+    pub(super) async fn history(&mut self, message: wire::PolicyHistoryRequest) -> Result<wire::PolicyHistoryResponse, Failure> {
+        let request = self.signed("/portcullis.v1.PolicyService/History", message)?;
+        let client = PolicyServiceClient::new(self.channel.clone());
+        self.answer(client.max_decoding_message_size(64 * 1024 * 1024).history(request).await)
+    }
+
+    pub(super) async fn rollback(&mut self, message: wire::RollbackPolicyRequest) -> Result<wire::ApplyPolicyResponse, Failure> {
+        let request = self.signed("/portcullis.v1.PolicyService/Rollback", message)?;
+        let client = PolicyServiceClient::new(self.channel.clone());
+        self.answer(client.max_decoding_message_size(64 * 1024 * 1024).rollback(request).await)
+    }
+
+    pub(super) async fn shadow_report(&mut self) -> Result<wire::ShadowReportResponse, Failure> {
+        let request = self.signed("/portcullis.v1.PolicyService/ShadowReport", wire::ShadowReportRequest {})?;
+        let client = PolicyServiceClient::new(self.channel.clone());
+        self.answer(client.max_decoding_message_size(64 * 1024 * 1024).shadow_report(request).await)
+    }
+
+    pub(super) async fn explain(&mut self, message: wire::CheckRequest) -> Result<wire::ExplainResponse, Failure> {
+        let request = self.signed("/portcullis.v1.PolicyService/Explain", message)?;
+        self.answer(PolicyServiceClient::new(self.channel.clone()).explain(request).await)
     }
 
     fn signed<M: Message>(&self, method: &str, message: M) -> Result<Request<M>, Failure> {

@@ -48,9 +48,13 @@ fn one(diagnostic: &Diagnostic, sources: &Sources<'_>) -> String {
     let strong = Style::new().fg_color(Some(colour.into())).bold();
     let quiet = Style::new().fg_color(Some(AnsiColor::Blue.into())).bold();
     let path = if diagnostic.path.is_empty() { "(stored)" } else { &diagnostic.path };
-    let place = format!("{}:{}:{}:", printable(path), diagnostic.line, diagnostic.column);
+    // What is said of a folder as a whole has no place.
+    let place = match diagnostic.line {
+        0 => String::new(),
+        line => paint(&format!("{}:{line}:{}:", printable(path), diagnostic.column), bold()) + " ",
+    };
     let severity = paint(&format!("{}:", diagnostic.severity.as_str()), strong);
-    let mut text = format!("{} {severity} {}\n", paint(&place, bold()), paint(&printable(&diagnostic.message), bold()));
+    let mut text = format!("{place}{severity} {}\n", paint(&printable(&diagnostic.message), bold()));
     // Writing to a string cannot fail.
     let number = diagnostic.line.to_string();
     let margin = " ".repeat(number.len());

@@ -1,5 +1,10 @@
 //! `portcullis policy`: checks a folder without a server, or puts it in force.
 
+mod diff;
+mod history;
+mod shadow;
+mod test;
+
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
@@ -25,11 +30,21 @@ after `portcullis policy schema > policy.schema.json`";
 pub(super) enum PolicyCommand {
     /// Say what is wrong with a folder, with file, line and column; no server needed
     Check(CheckArgs),
+    /// Run the folder's `kind: test` documents; no server needed
+    Test(test::TestArgs),
+    /// Show what a folder would change: documents, and what agents can reach; widening first
+    Diff(diff::DiffArgs),
     /// Print the JSON Schema of a policy document, for editors
     #[command(after_help = SCHEMA_HELP)]
     Schema,
     /// Make a folder the whole policy, in one commit, or change nothing
     Apply(ApplyArgs),
+    /// List the revisions that changed policy, newest first
+    History(history::HistoryArgs),
+    /// Put the policy of an earlier revision in force again, as a new revision
+    Rollback(history::RollbackArgs),
+    /// Show where documents in `mode: shadow` would decide otherwise
+    ShadowReport(shadow::ShadowArgs),
 }
 
 #[derive(Debug, Args)]
@@ -54,11 +69,16 @@ pub(super) struct ApplyArgs {
 pub(super) async fn run(command: PolicyCommand, output: &Output) -> Result<(), Failure> {
     match command {
         PolicyCommand::Check(arguments) => check(&arguments.dir, output),
+        PolicyCommand::Test(arguments) => test::run(&arguments, output),
+        PolicyCommand::Diff(arguments) => diff::run(arguments, output).await,
         PolicyCommand::Schema => {
             output.raw(SCHEMA.trim_end());
             Ok(())
         }
         PolicyCommand::Apply(arguments) => apply(arguments, output).await,
+        PolicyCommand::History(arguments) => history::list(arguments, output).await,
+        PolicyCommand::Rollback(arguments) => history::rollback(arguments, output).await,
+        PolicyCommand::ShadowReport(arguments) => shadow::run(arguments, output).await,
     }
 }
 
@@ -100,26 +120,35 @@ async fn apply(arguments: ApplyArgs, output: &Output) -> Result<(), Failure> {
     let mut client = AdminClient::open(&arguments.admin).await?;
     let request = wire::ApplyPolicyRequest { files: files.clone(), dry_run: arguments.dry_run };
     let answer = client.apply(request).await.map_err(|failure| with_lines(failure, &files, output))?;
-    let changes: Vec<Value> =
-        answer.changes.iter().map(|change| json!({ "change": change.change, "kind": change.kind, "id": change.id })).collect();
-    let warnings: Vec<Value> = answer.warnings.iter().map(wire_diagnostic_json).collect();
-    output.json(&json!({
-        "revision": answer.revision,
-        "dry_run": arguments.dry_run,
-        "changes": changes,
-        "warnings": warnings,
-    }));
     let said: Vec<Diagnostic> = answer.warnings.iter().map(diagnostic_in).collect();
     output.aside(&findings::render(&said, &Sources::new(files.iter().map(|file| (file.path.as_str(), &*file.content)))));
-    let rows = answer.changes.into_iter().map(|change| vec![change.change, change.kind, change.id]).collect::<Vec<_>>();
-    if rows.is_empty() {
+    show_applied(answer, arguments.dry_run, output);
+    Ok(())
+}
+
+/// What was applied, or would be.
+fn show_applied(answer: wire::ApplyPolicyResponse, dry_run: bool, output: &Output) {
+    output.json(&json!({
+        "revision": answer.revision,
+        "dry_run": dry_run,
+        "changes": answer.changes.iter().map(change_json).collect::<Vec<_>>(),
+        "warnings": answer.warnings.iter().map(wire_diagnostic_json).collect::<Vec<_>>(),
+    }));
+    if answer.changes.is_empty() {
         output.line("nothing changes");
     } else {
-        output.table(&["CHANGE", "KIND", "ID"], rows);
+        output.table(&["CHANGE", "KIND", "ID"], change_rows(answer.changes));
     }
-    let done = if arguments.dry_run { "would be applied on top of revision" } else { "in force at revision" };
+    let done = if dry_run { "would be applied on top of revision" } else { "in force at revision" };
     output.line(&format!("{done} {}", answer.revision));
-    Ok(())
+}
+
+fn change_json(change: &wire::DocumentChange) -> Value {
+    json!({ "change": change.change, "kind": change.kind, "id": change.id })
+}
+
+fn change_rows(changes: Vec<wire::DocumentChange>) -> Vec<Vec<String>> {
+    changes.into_iter().map(|change| vec![change.change, change.kind, change.id]).collect()
 }
 
 /// A refusal for errors in the policy, with the lines that it speaks of: the files are here.

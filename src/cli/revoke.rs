@@ -32,7 +32,7 @@ pub(super) struct RevokeArgs {
     admin: AdminArgs,
 }
 
-/// Lift a suspension
+/// Lift a suspension; everything is reinstated by two operators, in one call or within 15 minutes
 #[derive(Debug, Args)]
 pub(super) struct ReinstateArgs {
     #[command(subcommand)]
@@ -169,6 +169,19 @@ pub(super) async fn reinstate(arguments: ReinstateArgs, output: &Output) -> Resu
     let target: wire::RevocationTarget = arguments.target.into();
     let request = wire::ReinstateRequest { target: Some(target.clone()), reason: arguments.reason };
     let answer = client.reinstate(request).await?;
+    let waits_until = answer.waits_for_second_until_unix_ms;
+    if waits_until > 0 {
+        output.json(&json!({
+            "revision": answer.revision,
+            "target": { "kind": target.kind, "key": target.key },
+            "committed_at_unix_ms": answer.committed_at_unix_ms,
+            "waits_for_second_until_unix_ms": waits_until,
+        }));
+        output.line(&format!("nothing is reinstated yet: waits for a second operator until {}", clock_time(waits_until)));
+        output.line(&format!("revision {}", answer.revision));
+        // A script that goes on with 0 would take it for done.
+        return Err(Failure::silent(Failure::NEEDS_APPROVAL));
+    }
     output.line(&format!("reinstated {}", named(&target)));
     let done = Done { verb: "know", target, revision: answer.revision, committed_at_unix_ms: answer.committed_at_unix_ms };
     done.end(&mut client, arguments.wait, output).await
@@ -203,6 +216,12 @@ impl Done {
         }
         Ok(())
     }
+}
+
+/// A time of day as people read it, in UTC.
+fn clock_time(unix_ms: i64) -> String {
+    let minutes = unix_ms.div_euclid(60_000).rem_euclid(24 * 60);
+    format!("{:02}:{:02} UTC", minutes / 60, minutes % 60)
 }
 
 pub(super) async fn list(arguments: ListArgs, output: &Output) -> Result<(), Failure> {

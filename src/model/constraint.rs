@@ -3,6 +3,10 @@
 //! Types and attenuation follow draft-niyikiza-oauth-attenuating-agent-tokens-02. Maps of arguments are closed: what is not
 //! named is refused, unless the map has `"*"`. Everything here refuses what it does not know.
 
+mod words;
+
+pub use words::printable;
+
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 

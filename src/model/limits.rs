@@ -22,6 +22,12 @@ pub const JSON_NESTING_MAX: usize = 96;
 pub const IAT_SKEW_S: i64 = 30;
 /// Lifetime of a root, unless its issuer's document says less or more.
 pub const ROOT_LIFETIME_S_MAX: i64 = 8 * 3600;
+/// No root lives longer, whatever its issuer's document says: revocations are kept by it, and what is forgotten must be over.
+pub const ROOT_LIFETIME_S_BOUND: i64 = 24 * 3600;
+/// For so long a revocation that time can make moot is kept: as long as a root lives, and a day for clocks that are wrong by hours.
+pub const REVOCATION_KEPT_S: i64 = ROOT_LIFETIME_S_BOUND + 24 * 3600;
+/// How long the first half of an act that takes two operators waits for the second.
+pub const SECOND_OPERATOR_MS: i64 = 15 * 60_000;
 /// Lifetime of a hop, unless its issuer's document says otherwise.
 pub const HOP_LIFETIME_S_MAX: i64 = 3600;
 /// How far a proof's `iat` may be from our clock, either way.

@@ -195,6 +195,23 @@ pub enum Write {
         /// Why.
         reason: String,
     },
+    /// Lift the suspension of everything, which takes two operators: the first call is kept and makes no [`Change`], the second, by
+    /// another operator and in time, lifts it.
+    ReinstateAll {
+        /// Why.
+        reason: String,
+        /// Who.
+        operator: String,
+        /// Who may be the first or the second: whoever asked and is not one of them any more does not count.
+        administrators: Vec<String>,
+    },
+    /// Take away revocations that can hit nothing any more, the oldest first; the only write of its commit.
+    Prune {
+        /// Those whose expiry is before this second and before the store's clock.
+        before_unix_s: i64,
+        /// At most so many.
+        rows_max: usize,
+    },
     /// Approve a call that waits, for every layer whose approvers are one of the groups. Makes no [`Change`].
     Approve {
         /// The call.
@@ -225,6 +242,8 @@ pub enum Change {
     DocumentRemoved(DocumentKey),
     /// A target's state is now this.
     Revocation(RevocationRow),
+    /// What was revoked of a target can hit nothing any more, and is gone.
+    RevocationRemoved(Target),
 }
 
 impl Change {
@@ -232,6 +251,15 @@ impl Change {
     pub fn is_of_document(&self) -> bool {
         matches!(self, Change::Document(_) | Change::DocumentRemoved(_))
     }
+}
+
+/// The first half of an act that takes two operators. Belongs to no revision.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PendingRow {
+    /// Who asked.
+    pub operator: String,
+    /// From then on it counts no more, by the store's clock.
+    pub expires_at_unix_ms: i64,
 }
 
 /// Who did what, with the signature that proves it; a row of the transaction that did it.

@@ -1,13 +1,17 @@
 //! Applying a policy folder: the folder is the whole policy, in one commit, or nothing changes.
 
+use std::collections::BTreeMap;
+
 use super::{Admin, Authorized, Error, keyed};
 use crate::model::records::{DocumentKey, DocumentRow, Origin, Write};
 use crate::model::revision::Revision;
 use crate::policy::Compiled;
 use crate::policy::Diagnostic;
+use crate::policy::diff::DocumentChange;
 use crate::policy::document::{Body, Document, Role};
 use crate::policy::source::{SourceFile, parse};
-use crate::policy::validate;
+use crate::policy::{Severity, testrun, validate};
+use crate::store::StoredDocument;
 
 /// What applying did, or would do.
 #[derive(Clone, Debug)]
@@ -18,15 +22,6 @@ pub struct ApplyOutcome {
     pub changes: Vec<DocumentChange>,
     /// What `check` warns of.
     pub warnings: Vec<Diagnostic>,
-}
-
-/// How one document changes.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DocumentChange {
-    /// `added`, `changed` or `removed`.
-    pub change: &'static str,
-    /// Its name.
-    pub key: DocumentKey,
 }
 
 /// Documents that decide who may administer and whom we believe: changing them takes two operators once there are two.
@@ -50,55 +45,27 @@ impl Admin {
     /// Replaces the whole policy by these files; documents that were made through the API are left alone.
     ///
     /// # Errors
-    /// [`Error::Policy`] with every diagnostic if there is one error; [`Error::PermissionDenied`] where a second operator is
+    /// [`Error::Policy`] with every diagnostic if there is one error; [`Error::Tests`] if a test of the folder fails;
+    /// [`Error::PermissionDenied`] where a second operator is
     /// needed; as the store fails, or if somebody changed the policy meanwhile.
     pub async fn apply(&self, by: &Authorized, files: Vec<SourceFile>, dry_run: bool) -> Result<ApplyOutcome, Error> {
         // One at a time, off the runtime that serves the kill switch; what another server applies meanwhile is a conflict.
         let _one = self.applying.lock().await;
         let read = aside(move || read(&files)).await?.map_err(Error::Policy);
-        let (documents, warnings) = self.or_record_refused(by, read)?;
+        let (documents, mut warnings) = self.or_record_refused(by, read)?;
         let stored = self.store.documents(None).await?;
         let revision = stored.revision;
-        let mut left = keyed(stored.documents);
-        // Who may not administer cannot be the second one either: counting approvers would lock everybody out.
-        let administrators = left.values().filter_map(|stored| Document::from_row(&stored.row).ok()).filter(administers).count();
-
-        let (mut changes, mut writes) = (Vec::new(), Vec::new());
-        for document in documents.iter().filter(|document| !matches!(document.body, Body::Test(_))) {
-            let row = document.to_row(Origin::Folder);
-            let before = left.remove(&row.key);
-            let change = match &before {
-                None => "added",
-                Some(before) if (&before.row.json, &before.row.origin) != (&row.json, &row.origin) => "changed",
-                Some(_) => continue,
-            };
-            changes.push(DocumentChange { change, key: row.key.clone() });
-            writes.push(Write::PutDocument(row));
-        }
-        let mut kept = Vec::new();
-        for (key, stored) in left {
-            if stored.row.origin == Origin::Api {
-                kept.push(stored.row);
-                continue;
-            }
-            changes.push(DocumentChange { change: "removed", key: key.clone() });
-            writes.push(Write::RemoveDocument(key));
-        }
+        let left = keyed(stored.documents);
+        let two_needed = needs_two(left.values());
+        let Plan { changes, writes, kept } = plan(&documents, left);
         let fits = aside(move || whole(documents, &kept)).await?;
-        let fits = fits.map_err(Error::Policy).and_then(|all| still_administered(&all));
-        self.or_record_refused(by, fits)?;
-        changes.sort_by(|a, b| (a.change != "removed", &a.key).cmp(&(b.change != "removed", &b.key)));
+        warnings.extend(self.or_record_refused(by, fits)?);
 
         if dry_run {
             self.record(by, None, "apply a policy folder: dry run")?;
             return Ok(ApplyOutcome { revision, changes, warnings });
         }
-        let trust_changes = changes.iter().any(|change| TWO_PERSON_KINDS.contains(&change.key.kind.as_str()));
-        if trust_changes && administrators >= 2 && by.operators().len() < 2 {
-            let message = "operators or issuers change and two or more operators administer: a second one must sign too \
-                           (`--operator-key` twice)";
-            return self.or_record_refused(by, Err(Error::PermissionDenied(message.to_owned())));
-        }
+        self.or_record_refused(by, two_signed(by, two_needed, &changes))?;
         if writes.is_empty() {
             self.record(by, None, "apply a policy folder: no change")?;
             return Ok(ApplyOutcome { revision, changes, warnings });
@@ -109,14 +76,71 @@ impl Admin {
     }
 }
 
+/// What a folder changes of what is stored.
+pub(super) struct Plan {
+    /// Removals first, then by kind and id.
+    pub(super) changes: Vec<DocumentChange>,
+    pub(super) writes: Vec<Write>,
+    /// Documents that were made through the API and stay.
+    pub(super) kept: Vec<DocumentRow>,
+}
+
+/// What would have to be written so that the folder's documents are those that are stored.
+pub(super) fn plan(documents: &[Document], left: BTreeMap<DocumentKey, StoredDocument>) -> Plan {
+    let rows = documents.iter().filter(|document| !matches!(document.body, Body::Test(_)));
+    plan_rows(rows.map(|document| document.to_row(Origin::Folder)), left)
+}
+
+/// The same of rows, all of which count as a folder's.
+pub(super) fn plan_rows(rows: impl Iterator<Item = DocumentRow>, mut left: BTreeMap<DocumentKey, StoredDocument>) -> Plan {
+    let mut plan = Plan { changes: Vec::new(), writes: Vec::new(), kept: Vec::new() };
+    for row in rows {
+        let before = left.remove(&row.key);
+        let change = match &before {
+            None => "added",
+            Some(before) if (&before.row.json, &before.row.origin) != (&row.json, &row.origin) => "changed",
+            Some(_) => continue,
+        };
+        plan.changes.push(DocumentChange { change, key: row.key.clone() });
+        plan.writes.push(Write::PutDocument(row));
+    }
+    for (key, stored) in left {
+        if stored.row.origin == Origin::Api {
+            plan.kept.push(stored.row);
+            continue;
+        }
+        plan.changes.push(DocumentChange { change: "removed", key: key.clone() });
+        plan.writes.push(Write::RemoveDocument(key));
+    }
+    plan.changes.sort_by(|a, b| (a.change != "removed", &a.key).cmp(&(b.change != "removed", &b.key)));
+    plan
+}
+
+/// Whether a change of operators or issuers needs two people: whether two or more administer now.
+pub(super) fn needs_two<'a>(stored: impl Iterator<Item = &'a StoredDocument>) -> bool {
+    // Who may not administer cannot be the second one either: counting approvers would lock everybody out.
+    stored.filter_map(|stored| Document::from_row(&stored.row).ok()).filter(administers).count() >= 2
+}
+
+/// Whether enough operators signed for these changes.
+pub(super) fn two_signed(by: &Authorized, two_needed: bool, changes: &[DocumentChange]) -> Result<(), Error> {
+    let trust_changes = changes.iter().any(|change| TWO_PERSON_KINDS.contains(&change.key.kind.as_str()));
+    if trust_changes && two_needed && by.operators().len() < 2 {
+        let message = "operators or issuers change and two or more operators administer: a second one must sign too \
+                       (`--operator-key` twice)";
+        return Err(Error::PermissionDenied(message.to_owned()));
+    }
+    Ok(())
+}
+
 /// Runs what takes long on another thread than the one that serves the kill switch.
-async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
+pub(super) async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|_| Error::Store(crate::store::Error::Unavailable("the policy could not be read: see the log".to_owned())))
 }
 
 /// Reads and checks a folder: documents and warnings, or every diagnostic if there is one error.
-fn read(files: &[SourceFile]) -> Result<(Vec<Document>, Vec<Diagnostic>), Vec<Diagnostic>> {
+pub(super) fn read(files: &[SourceFile]) -> Result<(Vec<Document>, Vec<Diagnostic>), Vec<Diagnostic>> {
     let parsed = parse(files);
     let mut diagnostics = parsed.diagnostics;
     if !diagnostics.iter().any(Diagnostic::is_error) {
@@ -125,22 +149,30 @@ fn read(files: &[SourceFile]) -> Result<(Vec<Document>, Vec<Diagnostic>), Vec<Di
     if diagnostics.iter().any(Diagnostic::is_error) { Err(diagnostics) } else { Ok((parsed.documents, diagnostics)) }
 }
 
-/// The folder together with what stays of the store; it must still be a policy.
-fn whole(mut documents: Vec<Document>, kept: &[DocumentRow]) -> Result<Vec<Document>, Vec<Diagnostic>> {
+/// The folder together with what stays of the store: it must still be a policy that somebody administers, and pass its own tests.
+/// What is worth a warning is returned.
+fn whole(mut documents: Vec<Document>, kept: &[DocumentRow]) -> Result<Option<Diagnostic>, Error> {
     documents.extend(kept.iter().filter_map(|row| Document::from_row(row).ok()));
-    Compiled::compile(&documents)?;
-    Ok(documents)
+    let policy = Compiled::compile(&documents).map_err(Error::Policy)?;
+    still_administered(&documents)?;
+    let report = testrun::run(&documents, &policy);
+    if !report.failures.is_empty() {
+        let failures = report.failures.iter().map(ToString::to_string).collect();
+        return Err(Error::Tests { failures, passed: report.passed });
+    }
+    let message = "the folder has no tests: say in `kind: test` documents what must be permitted and what must not";
+    Ok((report.tests == 0).then(|| Diagnostic::of_folder(Severity::Warning, message)))
 }
 
-fn administers(document: &Document) -> bool {
+pub(super) fn administers(document: &Document) -> bool {
     matches!(&document.body, Body::Operator(operator) if operator.roles.contains(&Role::Administer))
 }
 
 /// Somebody must be left who can undo the change.
-fn still_administered(documents: &[Document]) -> Result<(), Error> {
+pub(super) fn still_administered(documents: &[Document]) -> Result<(), Error> {
     if documents.iter().any(administers) {
         return Ok(());
     }
-    let message = "no operator with the role `administer` would be left: keep one in the folder".to_owned();
+    let message = "no operator with the role `administer` would be left: keep one".to_owned();
     Err(Error::Invalid { field: "files", message })
 }

@@ -1,7 +1,8 @@
 //! The kill switch's writes: what can be revoked, how, and what lifts it.
 
+use super::apply::administers;
 use super::{Admin, Authorized, Error};
-use crate::model::limits::{ACT_REASON_BYTES_MAX, ID_BYTES_MAX};
+use crate::model::limits::{ACT_REASON_BYTES_MAX, ID_BYTES_MAX, SECOND_OPERATOR_MS};
 use crate::model::records::{Meaning, Target, Write};
 use crate::policy::document::{Body, Document};
 use crate::store::Committed;
@@ -19,6 +20,15 @@ pub struct RevokeRequest {
     pub reason: String,
 }
 
+/// What reinstating did.
+#[derive(Clone, Debug)]
+pub struct Reinstated {
+    /// The revision of the act, durable.
+    pub committed: Committed,
+    /// Nothing is lifted yet: another operator must call too before then, by the store's clock.
+    pub waits_until_unix_ms: Option<i64>,
+}
+
 impl Admin {
     /// Revokes a target; durable when this returns.
     ///
@@ -32,11 +42,13 @@ impl Admin {
         Ok((target, self.commit(by, vec![write], None, &account).await?))
     }
 
-    /// Lifts the suspension of a target.
+    /// Lifts the suspension of a target. Where two or more operators administer, everything is reinstated by two: both sign one call,
+    /// or another one calls within [`SECOND_OPERATOR_MS`] of the first.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a target that cannot be suspended or is not, or as the store fails.
-    pub async fn reinstate(&self, by: &Authorized, kind: &str, key: &[String], reason: String) -> Result<Committed, Error> {
+    /// [`Error::Invalid`] for a target that cannot be suspended or is not, [`Rejected`](crate::store::Error::Rejected) for an operator who asked for the
+    /// same already, or as the store fails.
+    pub async fn reinstate(&self, by: &Authorized, kind: &str, key: &[String], reason: String) -> Result<Reinstated, Error> {
         let checked = match self.target(kind, key).await {
             Ok(target) if target.can_suspend() => check_reason(&reason).map(|()| target),
             Ok(target) => {
@@ -45,8 +57,37 @@ impl Admin {
             Err(error) => Err(error),
         };
         let target = self.or_record_refused(by, checked)?;
+        if target == Target::All {
+            return self.reinstate_all(by, reason).await;
+        }
         let account = format!("reinstate {target}: {reason}");
-        self.commit(by, vec![Write::Reinstate { target, reason }], None, &account).await
+        let committed = self.commit(by, vec![Write::Reinstate { target, reason }], None, &account).await?;
+        Ok(Reinstated { committed, waits_until_unix_ms: None })
+    }
+
+    async fn reinstate_all(&self, by: &Authorized, reason: String) -> Result<Reinstated, Error> {
+        let listed = self.store.documents(Some("operator")).await?;
+        // Who administers was read a moment ago: it must still be so when the act is written.
+        let since = Some(listed.revision.number);
+        let administrators: Vec<String> = listed
+            .documents
+            .iter()
+            .filter_map(|stored| Document::from_row(&stored.row).ok())
+            .filter(administers)
+            .map(|document| document.key.id.clone())
+            .collect();
+        // With one administrator there is no second to wait for: everything would stay shut for good.
+        if administrators.len() < 2 || by.operators().len() > 1 {
+            let account = format!("reinstate all: {reason}");
+            let write = Write::Reinstate { target: Target::All, reason };
+            return Ok(Reinstated { committed: self.commit(by, vec![write], since, &account).await?, waits_until_unix_ms: None });
+        }
+        let operator = by.operators().first().cloned().unwrap_or_default();
+        let account = format!("reinstate all, one of two operators: {reason}");
+        let write = Write::ReinstateAll { reason, operator, administrators };
+        let committed = self.commit(by, vec![write], since, &account).await?;
+        let waits = committed.changes.is_empty().then(|| committed.unix_ms.saturating_add(SECOND_OPERATOR_MS));
+        Ok(Reinstated { committed, waits_until_unix_ms: waits })
     }
 
     async fn revocation(&self, request: &RevokeRequest) -> Result<(Target, Meaning), Error> {

@@ -19,7 +19,9 @@ use super::document::{AgentSpec, Body, Document, GuardrailSpec, Names, Permissio
 use super::tools::{Patterns, ToolTable};
 use super::validate::{self, Known};
 
+mod compare;
 mod evaluate;
+mod mend;
 mod resolve;
 mod set;
 mod shards;
@@ -27,6 +29,7 @@ mod shards;
 pub use super::document::{ProofClass, Risk};
 pub use super::tools::Tool;
 pub use evaluate::{LayerAnswer, Reach, Verdict};
+pub use mend::{Mend, Need};
 pub use resolve::Resolved;
 
 use set::{PermissionSet, canonical};
@@ -85,7 +88,7 @@ struct Agent {
 }
 
 /// Whom an agent serves.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct Profile {
     applications: Names<ApplicationId>,
     acts_for: Names<GroupId>,

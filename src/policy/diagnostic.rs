@@ -51,7 +51,7 @@ pub struct Diagnostic {
     pub severity: Severity,
     /// The file, relative to the policy folder; empty for what has no file.
     pub path: String,
-    /// 1-based.
+    /// 1-based; 0 where the folder as a whole is meant.
     pub line: u32,
     /// 1-based.
     pub column: u32,
@@ -65,6 +65,11 @@ impl Diagnostic {
     /// A finding.
     pub fn new(severity: Severity, path: &str, at: Position, message: impl Into<String>) -> Self {
         Self { severity, path: path.to_owned(), line: at.line, column: at.column, message: message.into(), help: None }
+    }
+
+    /// A finding about a folder as a whole.
+    pub fn of_folder(severity: Severity, message: impl Into<String>) -> Self {
+        Self::new(severity, "", Position { line: 0, column: 0 }, message)
     }
 
     /// The same finding with advice, if there is any.
@@ -86,7 +91,10 @@ impl fmt::Display for Diagnostic {
             Severity::Warning => "warning",
         };
         let path = if self.path.is_empty() { "(stored)" } else { &self.path };
-        write!(f, "{path}:{}:{}: {severity}: {}", self.line, self.column, self.message)?;
+        match self.line {
+            0 => write!(f, "{severity}: {}", self.message)?,
+            line => write!(f, "{path}:{line}:{}: {severity}: {}", self.column, self.message)?,
+        }
         match &self.help {
             Some(help) => write!(f, " ({help})"),
             None => Ok(()),

@@ -17,6 +17,7 @@ mod algebra;
 mod change;
 mod conditions;
 mod diagnostics;
+mod diff;
 mod examples;
 mod folder;
 mod lint;

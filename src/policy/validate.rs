@@ -8,6 +8,7 @@ use std::collections::{HashMap, HashSet};
 
 use crate::model::constraint::abridged;
 use crate::model::ids::{AgentId, Thumbprint};
+use crate::model::limits::ROOT_LIFETIME_S_BOUND;
 use crate::model::reason::Reason;
 
 use super::compile::{in_force, would_be};
@@ -146,6 +147,10 @@ struct Checker<'a> {
 
 impl Checker<'_> {
     fn issuer(&mut self, issuer: &IssuerSpec) {
+        if issuer.lifetime_max_s > ROOT_LIFETIME_S_BOUND {
+            let message = "`lifetime_max` above `24h` counts as `24h`: no root lives longer".to_owned();
+            self.warn("lifetime_max", 0, message);
+        }
         self.names_known("group", "groups", &issuer.groups, |group| group.as_str());
         self.names_known("application", "applications", &issuer.applications, |application| application.as_str());
     }

@@ -13,7 +13,7 @@ use super::entry::Entry;
 use super::filter::{Filter, Filters};
 use super::key::{Identity, Key, Keyed, TargetRef};
 use super::{Hit, HitMeaning};
-use crate::model::records::RevocationRow;
+use crate::model::records::{RevocationRow, Target};
 
 /// Keys that the first filter is made for: 128 KiB.
 const FIRST_CAPACITY: u64 = 1 << 16;
@@ -91,6 +91,12 @@ impl Index {
                 tracing::warn!(%error, "the revocation filter is not rebuilt now");
             }
         }
+    }
+
+    /// Lifts all that is revoked of a target for snapshots from `number` on: its row is gone. [`Index::forget_lifted`] frees it.
+    pub fn remove(&self, target: &Target, number: u64) {
+        let _writer = self.0.lock();
+        self.0.lift(self.key(TargetRef::from(target)), number);
     }
 
     /// Takes over every row of a full state at revision `number`.
@@ -233,17 +239,26 @@ impl Inner {
         true
     }
 
-    fn lift_absent(&self, present: &[Key], number: u64) {
-        let is_absent = |key: &Key| present.binary_search(key).is_err();
-        // Collected first: an entry must not be inserted while an iterator holds its shard.
-        let dead: Vec<(Key, u64)> =
-            self.dead.iter().filter(|entry| is_absent(entry.key())).map(|entry| (*entry.key(), *entry.value())).collect();
-        for (key, revision) in dead {
+    fn lift(&self, key: Key, number: u64) {
+        if let Some(mut entry) = self.others.get_mut(&key) {
+            entry.lift(number);
+            return;
+        }
+        let known_dead = self.dead.get(&key).map(|revision| *revision);
+        if let Some(revision) = known_dead {
             let mut entry = Entry::dead(revision);
             entry.lift(number);
+            // INVARIANT: there before it is gone here, for older snapshots still see it.
             self.others.insert(key, entry);
             self.dead.remove(&key);
         }
+    }
+
+    fn lift_absent(&self, present: &[Key], number: u64) {
+        let is_absent = |key: &Key| present.binary_search(key).is_err();
+        // Collected first: an entry must not be inserted while an iterator holds its shard.
+        let dead: Vec<Key> = self.dead.iter().filter(|entry| is_absent(entry.key())).map(|entry| *entry.key()).collect();
+        dead.into_iter().for_each(|key| self.lift(key, number));
         for mut entry in self.others.iter_mut().filter(|entry| is_absent(entry.key())) {
             entry.lift(number);
         }

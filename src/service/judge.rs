@@ -76,7 +76,7 @@ impl Judged {
 /// A credential that stands, and how it was found.
 pub(super) struct Credited {
     pub(super) chain: Arc<KnownChain>,
-    proved: bool,
+    pub(super) proved: bool,
     cached: bool,
 }
 
@@ -282,7 +282,7 @@ fn verified(
 }
 
 /// The arguments of a call; what is wrong with them is the agent's fault, so it is a denial.
-fn arguments(json: &[u8]) -> Result<Object, String> {
+pub(super) fn arguments(json: &[u8]) -> Result<Object, String> {
     if json.is_empty() {
         return Ok(Object::default());
     }

@@ -46,6 +46,12 @@ impl UsedProofs {
         Self { generations: Mutex::new(generations), entries_max }
     }
 
+    /// Whether a proof was used, without using it.
+    pub(super) fn was_used(&self, replay_key: &[u8; 32]) -> bool {
+        let generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
+        generations.current.contains(replay_key) || generations.previous.contains(replay_key)
+    }
+
     /// Uses a proof, known by its replay key.
     pub(super) fn spend(&self, replay_key: [u8; 32], now: Now) -> Use {
         let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);

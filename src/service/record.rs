@@ -25,12 +25,25 @@ impl Lane {
         answer: &Answer,
         moment: Moment,
     ) -> Result<(), Unavailable> {
+        self.record_as("Check", (request, caller), view, judged, answer, moment)
+    }
+
+    /// The same for a call that asks as `Check` does under another name.
+    pub(super) fn record_as(
+        &self,
+        method: &'static str,
+        (request, caller): (&CheckRequest, &Caller),
+        view: &View,
+        judged: &Judged,
+        answer: &Answer,
+        moment: Moment,
+    ) -> Result<(), Unavailable> {
         let nobody = Fragment::default();
         let arguments_sha256 = judged.arguments.as_ref().map(sha256_of);
         let tool_evidence = if answer.tool_is_registered { Evidence::Verified } else { Evidence::Attested };
         self.recorder.record(&Record {
             time_unix_ns: moment.now.unix_ns,
-            method: "Check",
+            method,
             decision_id: &answer.decision_id,
             request_id: &request.request_id,
             trace_id: trace_id(&request.trace),
@@ -39,6 +52,7 @@ impl Lane {
             deciding_layer: judged.decision.layer,
             hop: judged.decision.hop,
             matched: judged.decision.matched.as_deref(),
+            would_be: judged.decision.would_be.as_deref(),
             chain: judged.chain.as_ref().map_or(&nobody, |chain| &chain.fragment),
             tool: Some(Principal { id: &request.tool, evidence: tool_evidence }),
             arguments_sha256: arguments_sha256.as_ref(),
@@ -75,6 +89,7 @@ impl Lane {
             deciding_layer: decision.layer,
             hop: decision.hop,
             matched: None,
+            would_be: None,
             chain: chain.map_or(&nobody, |chain| &chain.fragment),
             tool: None,
             arguments_sha256: None,

@@ -68,6 +68,8 @@ pub struct Builder {
     unread: BTreeMap<DocumentKey, String>,
     current: Option<Arc<Snapshot>>,
     problem: Option<String>,
+    /// Snapshots that were the first not to see something that is held for older ones.
+    lifted_at: BTreeSet<u64>,
 }
 
 impl Builder {
@@ -80,6 +82,15 @@ impl Builder {
             unread: BTreeMap::new(),
             current: None,
             problem: None,
+            lifted_at: BTreeSet::new(),
+        }
+    }
+
+    /// Frees what is revoked for snapshots older than `oldest_snapshot` alone, of which none may be in use any more.
+    pub fn forget_lifted(&mut self, oldest_snapshot: u64) {
+        let later = self.lifted_at.split_off(&oldest_snapshot.saturating_add(1));
+        if !std::mem::replace(&mut self.lifted_at, later).is_empty() {
+            self.revocations.forget_lifted(oldest_snapshot);
         }
     }
 
@@ -94,6 +105,7 @@ impl Builder {
     /// If the policy cannot be built and there is no earlier one to keep. Revocations are applied all the same.
     pub fn replace(&mut self, state: FullState) -> Result<Arc<Snapshot>, Error> {
         self.revocations.replace(&state.revocations, state.revision.number);
+        self.lifted_at.insert(state.revision.number);
         drop(state.revocations);
         self.documents.clear();
         self.unread.clear();
@@ -143,8 +155,13 @@ impl Builder {
     ) -> Result<Arc<Snapshot>, Error> {
         // Revocations first: nothing that may fail stands before them.
         for change in changes.clone() {
-            if let Change::Revocation(row) = change {
-                self.revocations.apply(row);
+            match change {
+                Change::Revocation(row) => self.revocations.apply(row),
+                Change::RevocationRemoved(target) => {
+                    self.revocations.remove(target, number);
+                    self.lifted_at.insert(number);
+                }
+                Change::Document(_) | Change::DocumentRemoved(_) => {}
             }
         }
         let last = self.current.clone().ok_or(Error::NothingYet)?;
@@ -160,7 +177,7 @@ impl Builder {
                     self.remove(key);
                     touched.insert(key.clone());
                 }
-                Change::Revocation(_) => {}
+                Change::Revocation(_) | Change::RevocationRemoved(_) => {}
             }
         }
         let mut next = Snapshot {

@@ -106,7 +106,7 @@ fn says(snapshot: &Snapshot) -> Vec<String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 120, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: crate::testing::cases::cases(120), ..ProptestConfig::default() })]
 
     #[test]
     fn every_way_to_a_state_decides_alike(commits in prop::collection::vec(prop::collection::vec((any::<usize>(), 0..6usize), 1..4), 1..25), resync_at in 0..25usize) {
@@ -124,7 +124,7 @@ proptest! {
                 match change {
                     Change::Document(row) => drop(rows.insert(row.key.clone(), row.clone())),
                     Change::DocumentRemoved(key) => drop(rows.remove(key)),
-                    Change::Revocation(_) => {}
+                    Change::Revocation(_) | Change::RevocationRemoved(_) => {}
                 }
             }
             let snapshot = if number as usize == resync_at {

@@ -12,6 +12,7 @@ mod history;
 mod lane;
 mod link;
 mod listen;
+mod pending;
 mod read;
 mod schema;
 mod settings;

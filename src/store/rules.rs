@@ -2,7 +2,7 @@
 //!
 //! Pure functions over rows; no engine, no clock. Look next at `sqlite/write.rs`, which calls them inside a transaction.
 
-use super::{CommitRequest, Error, Settings, approvals};
+use super::{CommitRequest, Error, Settings, approvals, lapse, second};
 use crate::model::limits::{
     ACT_ACCOUNT_BYTES_MAX, ACT_REASON_BYTES_MAX, ID_BYTES_MAX, OPERATOR_JWS_BYTES_MAX, POLICY_FILE_BYTES_MAX,
 };
@@ -38,6 +38,9 @@ pub fn check_request(request: &CommitRequest) -> Result<(), Error> {
     at_most("writes in one commit", request.writes.len(), WRITES_MAX)?;
     at_most("expectations in one commit", request.expected.len(), WRITES_MAX)?;
     request.expected.iter().try_for_each(|(key, _)| check_key(key))?;
+    if request.writes.len() > 1 && request.writes.iter().any(|write| matches!(write, Write::Prune { .. })) {
+        return Err(Error::Rejected("a prune is the only write of its commit: commit the others apart".to_owned()));
+    }
     let mut bytes = 0usize;
     for write in &request.writes {
         bytes = bytes.saturating_add(check_write(write)?);
@@ -61,7 +64,7 @@ pub fn check_settings(settings: Settings) -> Result<(), Error> {
     Ok(())
 }
 
-/// The row of a target once it is revoked; the row as it was where nothing changes.
+/// The row of a target once it is revoked; the row as it was where nothing changes. [`lapse`] says when it may go.
 ///
 /// A target that can be let in again is suspended or gets a watermark; every other one dies. `watermark_unix_s` is the store's
 /// clock with the accepted skew, used for [`Meaning::Watermark`] alone.
@@ -93,17 +96,30 @@ pub fn revoke(
         // INVARIANT: a watermark never falls, whatever the clock does.
         Meaning::Watermark => after.watermark_unix_s = before.watermark_unix_s.max(Some(watermark_unix_s)),
     }
-    Ok(if after == before { before } else { RevocationRow { reason: reason.to_owned(), revision: number, ..after } })
+    if after == before {
+        return Ok(before);
+    }
+    let expires_at_unix_s = lapse::lapses_at(&after, watermark_unix_s);
+    Ok(RevocationRow { reason: reason.to_owned(), revision: number, expires_at_unix_s, ..after })
 }
 
-/// The row of a target once its suspension is lifted; a watermark stays.
+/// The row of a target once its suspension is lifted; a watermark stays. `watermark_unix_s` as in [`revoke`].
 ///
 /// # Errors
 /// [`Error::Rejected`] where the target is dead, or is not suspended.
-pub fn reinstate(current: Option<RevocationRow>, target: &Target, reason: &str, number: u64) -> Result<RevocationRow, Error> {
+pub fn reinstate(
+    current: Option<RevocationRow>,
+    target: &Target,
+    reason: &str,
+    number: u64,
+    watermark_unix_s: i64,
+) -> Result<RevocationRow, Error> {
     match current {
         Some(row) if row.dead => Err(Error::Rejected(format!("`{target}` is dead for good: issue new credentials instead"))),
-        Some(row) if row.suspended => Ok(RevocationRow { suspended: false, reason: reason.to_owned(), revision: number, ..row }),
+        Some(row) if row.suspended => {
+            let after = RevocationRow { suspended: false, reason: reason.to_owned(), revision: number, ..row };
+            Ok(RevocationRow { expires_at_unix_s: lapse::lapses_at(&after, watermark_unix_s), ..after })
+        }
         Some(row) if row.watermark_unix_s.is_some() => Err(Error::Rejected(format!(
             "`{target}` is not suspended and a watermark cannot be undone: credentials issued after it are accepted"
         ))),
@@ -151,6 +167,14 @@ fn check_write(write: &Write) -> Result<usize, Error> {
             check_target(target, reason)
         }
         Write::Reinstate { target, reason } => check_target(target, reason),
+        Write::ReinstateAll { reason, operator, administrators } => {
+            plain("a reason", reason)?;
+            second::check(reason, operator, administrators)
+        }
+        Write::Prune { rows_max, .. } => {
+            at_most("revocations taken away by one commit", *rows_max, lapse::PRUNED_ROWS_MAX)?;
+            Ok(0)
+        }
         Write::Approve { digest, operator, groups } | Write::Refuse { digest, operator, groups } => {
             approvals::check_answer(digest, operator, groups)
         }
@@ -251,17 +275,17 @@ mod tests {
         let marked = revoke(None, &agent, Meaning::Watermark, "one", 1, 50).unwrap();
         assert_eq!((marked.watermark_unix_s, marked.revision, marked.suspended), (Some(50), 1, false));
         assert_eq!(revoke(Some(marked.clone()), &agent, Meaning::Watermark, "two", 2, 40), Ok(marked.clone()), "never falls");
-        assert!(reinstate(Some(marked.clone()), &agent, "r", 3).is_err(), "a watermark is not undone");
+        assert!(reinstate(Some(marked.clone()), &agent, "r", 3, 50).is_err(), "a watermark is not undone");
         let suspended = revoke(Some(marked), &agent, Meaning::Suspend, "three", 3, 0).unwrap();
         assert_eq!((suspended.watermark_unix_s, suspended.suspended, suspended.reason.as_str()), (Some(50), true, "three"));
-        let back = reinstate(Some(suspended), &agent, "four", 4).unwrap();
+        let back = reinstate(Some(suspended), &agent, "four", 4, 50).unwrap();
         assert_eq!((back.watermark_unix_s, back.suspended, back.revision), (Some(50), false, 4));
-        assert!(reinstate(Some(back), &agent, "five", 5).is_err());
+        assert!(reinstate(Some(back), &agent, "five", 5, 50).is_err());
         let token = Target::Token("t".into());
         let dead = revoke(None, &token, Meaning::Dead, "r", 1, 0).unwrap();
         assert!(dead.dead);
-        assert!(reinstate(Some(dead), &token, "r", 2).is_err());
-        assert!(reinstate(None, &token, "r", 2).is_err());
+        assert!(reinstate(Some(dead), &token, "r", 2, 50).is_err());
+        assert!(reinstate(None, &token, "r", 2, 50).is_err());
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod fleet;
 mod history;
 mod lane;
 mod open;
+mod pending;
 mod read;
 mod schema;
 mod write;

@@ -1,6 +1,6 @@
 //! Publishes what the follower has read: builds the snapshot and puts it, with its proof, into the cell that decisions read.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::Publisher;
 use crate::model::time::Now;
@@ -13,17 +13,29 @@ use crate::store;
 pub struct CellPublisher {
     builder: Builder,
     cell: Arc<SnapshotCell>,
+    /// Snapshots that were published, by their number; some reader may still decide by one that is not gone.
+    published: Vec<(u64, Weak<Snapshot>)>,
 }
 
 impl CellPublisher {
     /// Publishes into `cell`; `revocations` is the one index that all its snapshots share.
     pub fn new(cell: Arc<SnapshotCell>, revocations: Arc<Index>) -> Self {
-        Self { builder: Builder::new(revocations), cell }
+        Self { builder: Builder::new(revocations), cell, published: Vec::new() }
     }
 
-    fn publish(&self, snapshot: Arc<Snapshot>, sent_at: Now) -> Result<(), String> {
+    fn publish(&mut self, snapshot: Arc<Snapshot>, sent_at: Now) -> Result<(), String> {
+        self.published.push((snapshot.revision().number, Arc::downgrade(&snapshot)));
         self.cell.publish(View { snapshot, proof: Proof::SentAt(sent_at) });
+        self.forget();
         self.builder.problem().map_or(Ok(()), |problem| Err(problem.to_owned()))
+    }
+
+    /// Frees what only snapshots see that nobody has any more.
+    fn forget(&mut self) {
+        self.published.retain(|(_, snapshot)| snapshot.strong_count() > 0);
+        if let Some(oldest) = self.published.iter().map(|(number, _)| *number).min() {
+            self.builder.forget_lifted(oldest);
+        }
     }
 }
 
@@ -51,6 +63,7 @@ impl Publisher for CellPublisher {
 
     fn refresh(&mut self, sent_at: Now) {
         self.cell.renew(Proof::SentAt(sent_at));
+        self.forget();
     }
 
     fn quarantine(&mut self, _reason: &str) {

@@ -1,7 +1,7 @@
 //! Counts and durations, kept in plain atomics and read by whoever asks.
 //!
 //! Every number has its place before the first call, by effect and reason, so that counting is an addition. Each thread adds
-//! to a shard, so that two runtimes do not pass a cache line to and fro. No identity is a label. What other modules
+//! to a shard, so that two runtimes do not pass a cache line to and fro. No identity is a label, but for `labelled_counter`. What other modules
 //! count they show through a closure, which `app` registers. Look next at `page.rs`, which writes the numbers down.
 
 use std::cell::Cell;
@@ -132,6 +132,31 @@ impl Metrics {
         self.shared.register(Family { name, help, kind: Kind::Counter(read) });
     }
 
+    /// Shows counts that something else keeps, one for each combination of labels, and that never fall.
+    ///
+    /// Whoever keeps them bounds how many there are: a label is no place for names that callers choose.
+    pub fn labelled_counter(
+        &self,
+        name: &'static str,
+        help: &'static str,
+        labels: &'static [&'static str],
+        read: impl Fn() -> Vec<LabelledCount> + Send + Sync + 'static,
+    ) {
+        let read: Arc<dyn Fn() -> Vec<LabelledCount> + Send + Sync> = Arc::new(read);
+        if let Some(Export { meter, .. }) = &self.export {
+            let read = Arc::clone(&read);
+            let builder = meter.u64_observable_counter(name).with_description(help);
+            let observe = move |observer: &dyn opentelemetry::metrics::AsyncInstrument<u64>| {
+                for (values, count) in read() {
+                    let pairs = labels.iter().zip(values).map(|(label, value)| KeyValue::new(*label, value));
+                    observer.observe(count, &pairs.collect::<Vec<_>>());
+                }
+            };
+            builder.with_callback(observe).build();
+        }
+        self.shared.register(Family { name, help, kind: Kind::Labelled(labels, read) });
+    }
+
     /// Shows which of `states` something is in: 1 for the one at the index that `current` gives, 0 for the others.
     pub fn state(
         &self,
@@ -208,6 +233,9 @@ pub(super) mod help {
     pub(in super::super) const KILL_PROPAGATION: &str = "From the commit of a revocation to its effect here.";
 }
 
+/// The values of a counter's labels, in order, and its count.
+pub type LabelledCount = (Vec<Arc<str>>, u64);
+
 pub(super) type Read = Arc<dyn Fn() -> f64 + Send + Sync>;
 
 /// A metric that something else keeps.
@@ -221,6 +249,7 @@ pub(super) enum Kind {
     Gauge(Read),
     Counter(Arc<dyn Fn() -> u64 + Send + Sync>),
     State(&'static [&'static str], Arc<dyn Fn() -> usize + Send + Sync>),
+    Labelled(&'static [&'static str], Arc<dyn Fn() -> Vec<LabelledCount> + Send + Sync>),
 }
 
 /// The numbers themselves.

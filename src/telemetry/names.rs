@@ -52,6 +52,11 @@ pub const CONNECTIONS: &str = "portcullis.server.connections";
 /// Counter: connections refused because too many are open.
 pub const CONNECTIONS_REFUSED: &str = "portcullis.server.connections_refused";
 
+/// Counter: decisions that were also evaluated with documents in shadow, by leaf agent, tool, effect and would-be effect.
+pub const SHADOW_DECISIONS: &str = "portcullis.shadow.decisions";
+/// Counter: those of them that would have come out otherwise.
+pub const SHADOW_FLIPS: &str = "portcullis.shadow.flips";
+
 /// The unit of a metric, as a word for its Prometheus name; `None` where it counts things.
 pub fn unit(name: &str) -> Option<&'static str> {
     match name {
@@ -95,6 +100,8 @@ pub const LAYER: &str = "portcullis.deciding_layer";
 pub const REVISION_TOKEN: &str = "portcullis.revision";
 /// Why the replica could not do its work; a denial by policy has none.
 pub const ERROR_TYPE: &str = "error.type";
+/// Label: the effect that documents in shadow would have made.
+pub const WOULD_BE: &str = "portcullis.would_be";
 /// Label: `hit` or `miss`.
 pub const RESULT: &str = "portcullis.result";
 /// Label: the state of a replica.

@@ -64,6 +64,12 @@ impl Collector for Page {
                 Kind::Counter(read) => describe(encoder, family.name, family.help, MetricType::Counter, |metric| {
                     metric.encode_counter::<NoLabelSet, _, u64>(&read(), None)
                 }),
+                Kind::Labelled(labels, read) => describe(encoder, family.name, family.help, MetricType::Counter, |metric| {
+                    read().into_iter().try_for_each(|(values, count)| {
+                        let pairs = labels.iter().zip(&values).map(|(label, value)| (underscored(label), &**value));
+                        counter(metric, &pairs.collect::<Vec<_>>().as_slice(), count)
+                    })
+                }),
                 Kind::State(states, current) => describe(encoder, family.name, family.help, MetricType::Gauge, |metric| {
                     let (label, current) = (underscored(names::STATE), current());
                     states.iter().enumerate().try_for_each(|(index, state)| {

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 
+use crate::model::limits::REVOCATION_KEPT_S;
 use crate::model::records::{ActRow, Change, DocumentKey, DocumentRow, Meaning, Origin, RevocationRow, Target, Write};
 use crate::model::replica::Condition;
 use crate::model::time::{Clock as _, ManualClock};
@@ -18,6 +19,7 @@ use crate::store::{
 };
 
 mod approvals;
+mod kill;
 
 /// What the clock of every store under test reads at first, in seconds.
 pub const START_UNIX_S: i64 = 1_750_000_000;
@@ -53,6 +55,7 @@ pub async fn conformance<F: Future<Output = Arc<dyn Store>>>(make: impl Fn(Arc<M
     history_is_of_documents(&*new().await.0).await;
     documents_stand_as_they_stood(&*new().await.0).await;
     approvals::conformance(&new).await;
+    kill::conformance(&new).await;
     text_that_no_engine_keeps_is_refused(&*new().await.0).await;
     let (store, clock) = new().await;
     replicas_are_known_while_they_are_heard(&*store, &clock).await;
@@ -112,6 +115,9 @@ impl Replica {
                     self.digest.add(&revocation_sha256(row));
                     let before = self.revocations.insert(row.target.clone(), row.clone());
                     before.iter().for_each(|one| self.digest.remove(&revocation_sha256(one)));
+                }
+                Change::RevocationRemoved(target) => {
+                    self.digest.remove(&revocation_sha256(&self.revocations.remove(target).unwrap()));
                 }
             }
         }
@@ -251,7 +257,8 @@ async fn revoking_and_reinstating(store: &dyn Store) {
     };
     assert_eq!(row, expected);
     let back = write(store, reinstate(&agent)).await.unwrap();
-    let expected = RevocationRow { suspended: false, reason: "again".into(), revision: 2, ..expected };
+    let expires_at_unix_s = watermark_unix_s.map(|second| second + REVOCATION_KEPT_S);
+    let expected = RevocationRow { suspended: false, reason: "again".into(), revision: 2, expires_at_unix_s, ..expected };
     assert_eq!(back.changes, [Change::Revocation(expected)], "the watermark stays");
     refused(reinstate(&agent)).await;
     write(store, vec![kill("t")]).await.unwrap();

@@ -4,8 +4,7 @@
 
 use std::fmt::Write as _;
 
-use crate::model::constraint::{ArgumentMap, Bound, Constraint, Range};
-use crate::model::json::Value;
+use crate::model::constraint::{ArgumentMap, printable};
 use crate::model::request::Scope;
 
 /// What there is to tell; what is absent is told as unknown.
@@ -53,20 +52,7 @@ pub(super) fn write(story: &Story<'_>) -> String {
 }
 
 fn name(text: Option<&str>) -> String {
-    text.map_or_else(|| "(not named)".to_owned(), plain)
-}
-
-/// Text with what does not print escaped.
-fn plain(text: &str) -> String {
-    let quotes = |character| matches!(character, '"' | '\'' | '\\');
-    text.chars().fold(String::with_capacity(text.len()), |mut out, character| {
-        if quotes(character) {
-            out.push(character)
-        } else {
-            out.extend(character.escape_debug())
-        }
-        out
-    })
+    text.map_or_else(|| "(not named)".to_owned(), printable)
 }
 
 fn time(unix_s: Option<i64>) -> String {
@@ -79,7 +65,8 @@ fn scope(scope: Option<&Scope>) -> String {
         None => "(not readable)".to_owned(),
         Some(scope) if scope.tools.is_empty() => "(nothing)".to_owned(),
         Some(scope) => {
-            let tools: Vec<String> = scope.tools.iter().map(|(tool, map)| format!("{}{}", plain(tool), arguments(map))).collect();
+            let tools: Vec<String> =
+                scope.tools.iter().map(|(tool, map)| format!("{}{}", printable(tool), arguments(map))).collect();
             tools.join(", ")
         }
     }
@@ -91,47 +78,8 @@ fn arguments(map: &ArgumentMap) -> String {
     }
     let named = map.named.iter().map(|(name, argument)| {
         let optional = if argument.optional { "?" } else { "" };
-        format!("{}{optional} {}", plain(name), constraint(&argument.constraint))
+        format!("{}{optional} {}", printable(name), argument.constraint.describe())
     });
     let parts: Vec<String> = named.chain(map.open.then(|| "anything else".to_owned())).collect();
     format!("({})", if parts.is_empty() { "no arguments".to_owned() } else { parts.join("; ") })
-}
-
-fn constraint(of: &Constraint) -> String {
-    match of {
-        Constraint::Exact(value) => format!("= {}", value_text(value)),
-        Constraint::Range(range) => range_text(range),
-        Constraint::OneOf(values) => format!("one of {}", list(values)),
-        Constraint::NotOneOf(excluded) => format!("none of {}", list(excluded)),
-        Constraint::Contains(required) => format!("with all of {}", list(required)),
-        Constraint::Subset(allowed) => format!("only of {}", list(allowed)),
-        Constraint::All(clauses) => clauses_text(clauses, " and "),
-        Constraint::Any(clauses) => clauses_text(clauses, " or "),
-        Constraint::Wildcard => "anything".to_owned(),
-    }
-}
-
-fn clauses_text(clauses: &[Constraint], between: &str) -> String {
-    let clauses: Vec<String> = clauses.iter().map(constraint).collect();
-    format!("({})", clauses.join(between))
-}
-
-fn range_text(range: &Range) -> String {
-    let end = |bound: &Bound, open: &str, closed: &str| {
-        format!("{} {}", if bound.inclusive { closed } else { open }, Value::Number(bound.at).to_jcs())
-    };
-    let ends: Vec<String> =
-        [range.min.as_ref().map(|min| end(min, ">", ">=")), range.max.as_ref().map(|max| end(max, "<", "<="))]
-            .into_iter()
-            .flatten()
-            .collect();
-    if ends.is_empty() { "any number".to_owned() } else { ends.join(" and ") }
-}
-
-fn list(values: &[Value]) -> String {
-    format!("[{}]", values.iter().map(value_text).collect::<Vec<_>>().join(", "))
-}
-
-fn value_text(value: &Value) -> String {
-    plain(&value.to_jcs())
 }

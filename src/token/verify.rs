@@ -18,7 +18,7 @@ use crate::model::constraint::abridged;
 use crate::model::ids::{GroupId, Thumbprint};
 use crate::model::json::{Object, Value};
 use crate::model::jwk::{NamedKey, PublicKey};
-use crate::model::limits::ID_BYTES_MAX;
+use crate::model::limits::{ID_BYTES_MAX, ROOT_LIFETIME_S_BOUND};
 use crate::model::reason::Reason;
 use crate::model::request::Scope;
 use crate::model::time::Now;
@@ -178,7 +178,8 @@ impl<'a> Walk<'a> {
             audience_fault: None,
         };
         let claims = Claims::read(&root.claims)?;
-        walk.check_life(&claims, issuer.lifetime_max_s)?;
+        // INVARIANT: no root lives longer than revocations are kept for, whatever its issuer is allowed.
+        walk.check_life(&claims, issuer.lifetime_max_s.min(ROOT_LIFETIME_S_BOUND))?;
         if root.claims.member("par_hash").is_some() {
             return Err(Rejection::new(Reason::ChainBroken, "a root has no parent, and this one has `par_hash`"));
         }

@@ -247,6 +247,50 @@ async fn an_operator_does_what_its_roles_allow() {
 }
 
 #[tokio::test]
+async fn everything_is_reinstated_by_two_people() {
+    let team = Operators::new().await;
+    let local = &team.local;
+    let shut = wire::RevokeRequest { target: Some(target("all", &[])), reason: "drill".to_owned(), ..Default::default() };
+    let message = wire::ReinstateRequest { target: Some(target("all", &[])), reason: "over".to_owned() };
+    let is_shut = async || {
+        let empty = wire::ListRevocationsRequest { limit: 0 };
+        let listed = local.try_list(&[local.authorization(LIST, &empty)]).await.unwrap();
+        listed.revocations.iter().any(|row| row.target == Some(target("all", &[])) && row.suspended)
+    };
+    local.try_revoke(shut.clone(), &[local.authorization(REVOKE, &shut)]).await.unwrap();
+    let by = [team.by(&team.responder, REINSTATE, &message)];
+    assert_eq!(local.try_reinstate(message.clone(), &by).await.unwrap_err().code(), Code::PermissionDenied);
+
+    // One after the other: the first waits, alone twice is refused, another one carries it out.
+    let mine = [local.authorization(REINSTATE, &message)];
+    let first = local.try_reinstate(message.clone(), &mine).await.unwrap();
+    assert_eq!(first.waits_for_second_until_unix_ms, first.committed_at_unix_ms + 15 * 60_000);
+    assert!(is_shut().await);
+    assert_eq!(local.try_reinstate(message.clone(), &mine).await.unwrap_err().code(), Code::Unauthenticated, "replayed");
+    let again = [local.authorization(REINSTATE, &message)];
+    let status = local.try_reinstate(message.clone(), &again).await.unwrap_err();
+    assert_eq!((status.code(), reason_of(&status).0.as_str()), (Code::FailedPrecondition, "REJECTED"), "{status:?}");
+    assert!(status.message().contains("another operator"), "{status:?}");
+    assert!(is_shut().await);
+    let second = local.try_reinstate(message.clone(), &[team.by(&team.admin, REINSTATE, &message)]).await.unwrap();
+    assert_eq!(second.waits_for_second_until_unix_ms, 0);
+    assert!(!is_shut().await);
+    let accepted = team.server.audit().into_iter().filter(|line| line["effect"] == "ACCEPTED" && line["method"] == REINSTATE);
+    let operators: Vec<_> = accepted.map(|line| line["operators"].clone()).collect();
+    assert_eq!(operators, [json!(["local"]), json!(["admin"])], "both halves are recorded");
+
+    // In one call; what waits from an earlier shutdown does not count for the next.
+    local.try_revoke(shut.clone(), &[local.authorization(REVOKE, &shut)]).await.unwrap();
+    local.try_reinstate(message.clone(), &[local.authorization(REINSTATE, &message)]).await.unwrap();
+    local.try_revoke(shut.clone(), &[local.authorization(REVOKE, &shut)]).await.unwrap();
+    let by = [team.by(&team.admin, REINSTATE, &message)];
+    assert!(local.try_reinstate(message.clone(), &by).await.unwrap().waits_for_second_until_unix_ms > 0);
+    let two = [local.authorization(REINSTATE, &message), team.by(&team.admin, REINSTATE, &message)];
+    assert_eq!(local.try_reinstate(message.clone(), &two).await.unwrap().waits_for_second_until_unix_ms, 0);
+    assert!(!is_shut().await);
+}
+
+#[tokio::test]
 async fn who_is_trusted_changes_by_two_people() {
     let team = Operators::new().await;
     let local = &team.local;

@@ -12,6 +12,7 @@ mod codegen;
 mod crash;
 mod decisions;
 mod fleet;
+mod fleet_kill;
 mod harness;
 mod outside;
 #[path = "../../src/testing/postgres.rs"]

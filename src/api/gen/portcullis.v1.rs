@@ -983,6 +983,9 @@ pub struct ReinstateResponse {
     pub revision: ::prost::alloc::string::String,
     #[prost(int64, tag = "2")]
     pub committed_at_unix_ms: i64,
+    /// Above 0: nothing is lifted yet. Everything is reinstated by two operators: the call of another one, until then, carries it out.
+    #[prost(int64, tag = "3")]
+    pub waits_for_second_until_unix_ms: i64,
 }
 #[derive(Clone, Copy, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListRevocationsRequest {

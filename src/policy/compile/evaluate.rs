@@ -163,17 +163,17 @@ impl Compiled {
                 best = Reach { effect: layer_best, reason, layer: Some(layer), maybe: false };
             }
         };
-        let (user_best, user_worst) = range(number, resolved.groups.iter().map(|(_, set)| &**set));
+        let (user_best, user_worst) = best_and_worst(number, resolved.groups.iter().map(|(_, set)| &**set));
         add(Layer::User, Reason::UserDenies, user_best, user_worst);
         let application = resolved.application.as_deref();
         let denial = if application.is_some() { Reason::ApplicationDenies } else { Reason::ApplicationUnknown };
-        let (application_best, application_worst) = range(number, application.into_iter());
+        let (application_best, application_worst) = best_and_worst(number, application.into_iter());
         add(Layer::Application, denial, application_best, application_worst);
         for agent in &resolved.agents {
             match agent.refusal {
                 Some((reason, _)) => add(Layer::Agent, reason, Effect::Deny, Effect::Deny),
                 None => {
-                    let (agent_best, agent_worst) = range(number, std::iter::once(&*agent.permissions));
+                    let (agent_best, agent_worst) = best_and_worst(number, std::iter::once(&*agent.permissions));
                     add(Layer::Agent, Reason::AgentDenies, agent_best, agent_worst);
                 }
             }
@@ -449,7 +449,7 @@ fn need<'a>(
 }
 
 /// The best and the worst that a layer of permission sets can answer.
-fn range<'a>(tool: u32, sets: impl Iterator<Item = &'a PermissionSet>) -> (Effect, Effect) {
+pub(super) fn best_and_worst<'a>(tool: u32, sets: impl Iterator<Item = &'a PermissionSet>) -> (Effect, Effect) {
     let mut chances = Chances::default();
     sets.for_each(|set| set.add_chances(tool, &mut chances));
     let [deny_sure, approve_sure, allow_sure] = chances.sure;

@@ -48,6 +48,7 @@ pub(super) struct SetEntry {
     pub(super) prepared: Option<Arc<str>>,
     arguments: ArgumentMap,
     when: Option<Condition>,
+    attested: bool,
     unconditional: bool,
 }
 
@@ -166,8 +167,16 @@ impl PermissionSet {
         }
     }
 
+    /// Whether both hold the same entries, wherever they come from.
+    pub(super) fn says_the_same(&self, other: &PermissionSet) -> bool {
+        let texts = |set: &PermissionSet| -> BTreeSet<(List, Arc<str>)> {
+            set.entries.iter().map(|entry| (entry.list, entry.text.clone())).collect()
+        };
+        texts(self) == texts(other)
+    }
+
     /// Entries that match a tool, whatever the arguments are, with their places; in no order.
-    fn speaking_of(&self, tool: u32) -> impl Iterator<Item = (u32, &SetEntry)> {
+    pub(super) fn speaking_of(&self, tool: u32) -> impl Iterator<Item = (u32, &SetEntry)> {
         let first = self.exact.partition_point(|(number, _)| *number < tool);
         let exact = self.exact.iter().skip(first).take_while(move |(number, _)| *number == tool).map(|(_, index)| *index);
         let wild = self.wild.iter().filter(move |(tools, _)| tools.contains(tool)).map(|(_, index)| *index);
@@ -185,12 +194,44 @@ impl SetEntry {
             prepared: entry.prepared.clone(),
             arguments: entry.arguments.clone(),
             when: entry.when.clone(),
+            attested: entry.attested,
             unconditional,
         }
     }
 
+    /// Whether both entries say the same in the same list.
+    pub(super) fn says_the_same(&self, other: &SetEntry) -> bool {
+        self.list == other.list && self.text == other.text
+    }
+
+    /// Whether it applies whatever the call is.
+    pub(super) fn is_unconditional(&self) -> bool {
+        self.unconditional
+    }
+
+    /// Whether it asks a condition, which may fail.
+    pub(super) fn has_condition(&self) -> bool {
+        self.when.is_some()
+    }
+
+    /// Its condition.
+    pub(super) fn condition(&self) -> Option<&Condition> {
+        self.when.as_ref()
+    }
+
+    /// What the arguments lack for an allow or approve to speak of them, in words.
+    pub(super) fn lacks(&self, arguments: &Object) -> Option<String> {
+        self.arguments.lacks(arguments)
+    }
+
+    /// Whether two allows without a condition differ in their arguments alone, and this one applies to all that the other does.
+    pub(super) fn covers(&self, other: &SetEntry) -> bool {
+        let terms = |entry: &SetEntry| (entry.list, entry.prepared.clone(), entry.attested, entry.when.is_none());
+        terms(self) == terms(other) && self.when.is_none() && other.arguments.attenuates(&self.arguments).is_ok()
+    }
+
     /// Whether the entry applies to a call of a tool that it matches: its arguments, and then its condition.
-    fn applies(&self, facts: &Facts<'_>) -> Result<bool, Failed> {
+    pub(super) fn applies(&self, facts: &Facts<'_>) -> Result<bool, Failed> {
         match &self.when {
             _ if !self.matches(facts.call.arguments) => Ok(false),
             Some(when) => when.holds(facts),

@@ -360,7 +360,10 @@ fn read_guardrail(fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Option<Gu
             }
         }
     }
-    let forbid_when = fields.require("forbid_when", reader).and_then(|node| read_condition(node, "`forbid_when`", reader));
+    let forbid_when = fields.require("forbid_when", reader).and_then(|node| {
+        reader.positions.put("forbid_when", 0, node.at);
+        read_condition(node, "`forbid_when`", reader)
+    });
     let tools = tools.map(|(_, tools)| tools.into_iter().map(Arc::from).collect()).unwrap_or_default();
     Some(GuardrailSpec { tools, forbid_when: forbid_when? })
 }

@@ -16,7 +16,9 @@ use crate::model::json::{Number, Object, Value};
 use crate::model::reason::Reason;
 use crate::model::records::Origin;
 use crate::model::request::{Call, Scope, Subject};
-use crate::testing::reference;
+use crate::store::StoredDocument;
+use crate::store::chain::state_digest;
+use crate::testing::{cases::cases, reference};
 
 use super::super::compile::Compiled;
 use super::super::condition::Condition;
@@ -30,7 +32,7 @@ const TOOLS: [&str; 4] = ["a/x", "a/y", "a/y/z", "b/x"];
 const PATTERNS: [&str; 9] = ["*", "a/*", "*/x", "a/y/*", "*/*/*", "a/x", "a/y", "a/y/z", "b/x"];
 const AGENTS: [&str; 3] = ["spiffe://t/a", "spiffe://t/b", "spiffe://t/c"];
 
-type World = Vec<Document>;
+pub(super) type World = Vec<Document>;
 
 fn number(n: i8) -> Value {
     Value::Number(Number::from(i64::from(n)))
@@ -188,7 +190,7 @@ fn agent(id: &'static str) -> impl Strategy<Value = Document> {
     )
 }
 
-fn world() -> impl Strategy<Value = World> {
+pub(super) fn world() -> impl Strategy<Value = World> {
     let schema = prop::option::weighted(0.2, Just([7; 32]));
     let of = |sets| permissions(sets);
     (
@@ -233,7 +235,7 @@ fn scope() -> impl Strategy<Value = Scope> {
         .prop_map(|(tools, maps)| Scope { tools: tools.into_iter().map(Arc::from).zip(maps).collect() })
 }
 
-fn subject() -> impl Strategy<Value = Subject> {
+pub(super) fn subject() -> impl Strategy<Value = Subject> {
     let agents = prop::collection::vec(prop::sample::select(AGENTS.to_vec()), 1..4);
     let groups = prop::sample::subsequence(vec!["g", "h"], 1..=2);
     let application = prop_oneof![10 => Just("p"), 10 => Just("q"), 1 => Just("unheard-of")];
@@ -267,7 +269,7 @@ fn arguments() -> impl Strategy<Value = Object> {
 
 /// What a call brings besides its tool.
 #[derive(Clone, Debug)]
-struct Circumstances {
+pub(super) struct Circumstances {
     arguments: Object,
     tool_schema_sha256: Option<[u8; 32]>,
     environment: Option<Object>,
@@ -275,7 +277,7 @@ struct Circumstances {
 }
 
 /// A whole case: eight calls of each tool, so that generating policies is not all that is done.
-fn calls() -> impl Strategy<Value = Vec<Circumstances>> {
+pub(super) fn calls() -> impl Strategy<Value = Vec<Circumstances>> {
     let schema = prop::option::of(prop::sample::select(vec![[7; 32], [8; 32]]));
     let environment =
         prop::option::of(any::<bool>().prop_map(|safe| Object::from_members([("safe".to_owned(), Value::Bool(safe))])));
@@ -289,7 +291,7 @@ fn calls() -> impl Strategy<Value = Vec<Circumstances>> {
     prop::collection::vec(one, 8)
 }
 
-fn each_call(calls: &[Circumstances], mut check: impl FnMut(&Call<'_>)) {
+pub(super) fn each_call(calls: &[Circumstances], mut check: impl FnMut(&Call<'_>)) {
     for Circumstances { arguments, tool_schema_sha256, environment, unix_s } in calls {
         let (tool_schema_sha256, environment, unix_s) = (*tool_schema_sha256, environment.as_ref(), *unix_s);
         for tool in TOOLS.into_iter().chain(["no/tool"]) {
@@ -332,7 +334,7 @@ fn the_worlds_are_varied() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(1000), ..ProptestConfig::default() })]
 
     #[test]
     fn compiled_is_the_reference(world in world(), subject in subject(), calls in calls()) {
@@ -352,7 +354,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(250), ..ProptestConfig::default() })]
 
     #[test]
     fn reach_bounds_what_every_call_gets(world in world(), subject in subject(), calls in calls()) {
@@ -479,6 +481,23 @@ proptest! {
             let (verdict, answer) = (would_be.evaluate(&resolved_would_be, &subject, call), reference::decide(&lit, &subject, call));
             assert_eq!((verdict.effect, verdict.reason), (answer.effect, answer.reason), "{call:?}");
         });
+    }
+
+    #[test]
+    fn equal_policies_have_equal_digests(world in world(), middle in any::<prop::sample::Index>(), changed in agent(AGENTS[0])) {
+        let digest = |world: &World| {
+            let stored = |document: &Document| StoredDocument { row: document.to_row(Origin::Folder), revision: 2 };
+            state_digest(&world.iter().map(stored).collect::<Vec<_>>(), &[])
+        };
+        let mut turned = world.clone();
+        turned.rotate_left(middle.index(world.len()));
+        // As another build would have it: read back from what was stored.
+        let again: World = turned.iter().map(|document| Document::from_row(&document.to_row(Origin::Folder)).unwrap()).collect();
+        prop_assert_eq!(digest(&world), digest(&again));
+        let mut other = world.clone();
+        let same = other[8] == changed;
+        other[8] = changed;
+        prop_assert_eq!(same, digest(&world) == digest(&other));
     }
 
     #[test]

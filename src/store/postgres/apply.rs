@@ -9,10 +9,11 @@ use ring::digest::{SHA256, digest};
 
 use super::read::Head;
 use crate::model::approval::ApprovalRow;
-use crate::model::records::{Change, DocumentKey, DocumentRow, RevocationRow, Target, Write};
+use crate::model::records::{Change, DocumentKey, DocumentRow, PendingRow, RevocationRow, Target, Write};
 use crate::model::revision::StateDigest;
 use crate::store::chain::{document_sha256, revocation_sha256};
-use crate::store::{CommitRequest, Error, StoredDocument, approvals, rules};
+use crate::store::second::{self, Half};
+use crate::store::{CommitRequest, Error, StoredDocument, approvals, lapse, rules};
 
 /// The rows that a request touches, as they stand, and what is kept up with them.
 pub(super) struct Rows {
@@ -25,6 +26,8 @@ pub(super) struct Rows {
     revocations: BTreeMap<Target, Option<RevocationRow>>,
     touched_documents: BTreeSet<DocumentKey>,
     touched_revocations: BTreeSet<Target>,
+    pending: Option<PendingRow>,
+    touched_pending: bool,
     approvals: BTreeMap<String, ApprovalRow>,
     touched_approvals: BTreeSet<String>,
 }
@@ -34,6 +37,8 @@ pub(super) struct Found {
     pub(super) documents: Vec<StoredDocument>,
     pub(super) revocations: Vec<RevocationRow>,
     pub(super) approvals: BTreeMap<String, ApprovalRow>,
+    /// What waits for a second operator to reinstate everything.
+    pub(super) pending: Option<PendingRow>,
 }
 
 impl Rows {
@@ -49,6 +54,8 @@ impl Rows {
             revocations: found.revocations.into_iter().map(|row| (row.target.clone(), Some(row))).collect(),
             touched_documents: BTreeSet::new(),
             touched_revocations: BTreeSet::new(),
+            pending: found.pending,
+            touched_pending: false,
             approvals: found.approvals,
             touched_approvals: BTreeSet::new(),
         }
@@ -74,13 +81,16 @@ impl Rows {
             Write::PutDocument(row) => Ok(Some(self.put_document(row))),
             Write::RemoveDocument(key) => self.remove_document(key).map(Some),
             Write::Revoke { target, meaning, reason } => {
+                self.forget_pending(target);
                 let (number, watermark) = (self.number, self.watermark_unix_s);
                 self.set_revocation(target, |row| rules::revoke(row, target, *meaning, reason, number, watermark)).map(Some)
             }
             Write::Reinstate { target, reason } => {
-                let number = self.number;
-                self.set_revocation(target, |row| rules::reinstate(row, target, reason, number)).map(Some)
+                self.forget_pending(target);
+                self.reinstate(target, reason).map(Some)
             }
+            Write::ReinstateAll { reason, operator, administrators } => self.reinstate_all(reason, operator, administrators),
+            Write::Prune { .. } => Ok(None),
             Write::Approve { digest, operator, groups } => {
                 self.answer(digest, |row| approvals::approve(row, digest, operator, groups, unix_ms)).map(|()| None)
             }
@@ -88,6 +98,19 @@ impl Rows {
                 self.answer(digest, |row| approvals::refuse(row, digest, operator, groups, unix_ms)).map(|()| None)
             }
         }
+    }
+
+    /// Takes away all rows that were found, but for those that must stay.
+    pub(super) fn prune(&mut self, before_unix_s: i64) -> Result<Vec<Change>, Error> {
+        let mut removed = Vec::new();
+        for (target, row) in &mut self.revocations {
+            let Some(before) = row.take_if(|row| lapse::has_lapsed(row, before_unix_s)) else { continue };
+            self.digest.remove(&revocation_sha256(&before));
+            self.revocations_total = self.revocations_total.saturating_sub(1);
+            self.touched_revocations.insert(target.clone());
+            removed.push(Change::RevocationRemoved(target.clone()));
+        }
+        if removed.is_empty() { Err(lapse::nothing()) } else { Ok(removed) }
     }
 
     /// Documents to put, and the keys of those to take away.
@@ -107,9 +130,48 @@ impl Rows {
         self.touched_revocations.iter().filter_map(|target| self.revocations.get(target)?.as_ref()).collect()
     }
 
+    /// Revocations to take away.
+    pub(super) fn revocations_to_remove(&self) -> Vec<&Target> {
+        self.touched_revocations.iter().filter(|target| self.revocations.get(*target).is_some_and(Option::is_none)).collect()
+    }
+
+    /// What waits for a second operator now, where that changed.
+    pub(super) fn pending_to_store(&self) -> Option<Option<&PendingRow>> {
+        self.touched_pending.then_some(self.pending.as_ref())
+    }
+
     /// Approvals to put.
     pub(super) fn approvals_to_store(&self) -> Vec<&ApprovalRow> {
         self.touched_approvals.iter().filter_map(|digest| self.approvals.get(digest)).collect()
+    }
+
+    fn reinstate(&mut self, target: &Target, reason: &str) -> Result<Change, Error> {
+        let (number, watermark) = (self.number, self.watermark_unix_s);
+        self.set_revocation(target, |row| rules::reinstate(row, target, reason, number, watermark))
+    }
+
+    /// Waits for a second operator, or is the second.
+    fn reinstate_all(&mut self, reason: &str, operator: &str, administrators: &[String]) -> Result<Option<Change>, Error> {
+        match second::half(self.pending.as_ref(), operator, administrators, self.unix_ms)? {
+            Half::Second => {
+                self.forget_pending(&Target::All);
+                self.reinstate(&Target::All, reason).map(Some)
+            }
+            Half::First(row) => {
+                // What could not be lifted now is not waited for.
+                let current = self.revocations.get(&Target::All).cloned().flatten();
+                rules::reinstate(current, &Target::All, reason, self.number, self.watermark_unix_s)?;
+                (self.pending, self.touched_pending) = (Some(row), true);
+                Ok(None)
+            }
+        }
+    }
+
+    /// Whoever revokes or reinstates everything decides anew: what waited for a second operator before waits no more.
+    fn forget_pending(&mut self, target: &Target) {
+        if *target == Target::All && self.pending.take().is_some() {
+            self.touched_pending = true;
+        }
     }
 
     /// Puts an operator's yes or no to a row.

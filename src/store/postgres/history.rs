@@ -49,7 +49,7 @@ pub(super) async fn documents_at(link: &Link, expected: &Expected, number: u64) 
                 Change::DocumentRemoved(key) => {
                     documents.remove(&key);
                 }
-                Change::Revocation(_) => {}
+                Change::Revocation(_) | Change::RevocationRemoved(_) => {}
             }
         }
     }

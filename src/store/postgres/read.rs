@@ -148,6 +148,14 @@ pub(super) async fn revocations(link: &Link, expected: &Expected, limit: usize) 
     Ok(Revocations { revision: head.revision, rows, total: head.revocations })
 }
 
+/// The revocations that expire before a second, the first to expire first, at most so many.
+pub(super) async fn expiring(link: &Link, before_unix_s: i64, limit: usize) -> Result<Vec<RevocationRow>, Fault> {
+    let sql = format!(
+        "SELECT {REVOCATION} FROM portcullis.revocations WHERE expires_at_unix_s < $1 ORDER BY expires_at_unix_s, target LIMIT $2"
+    );
+    stream(link, &sql, &[(&before_unix_s, Type::INT8), (&signed(limit)?, Type::INT8)], revocation_row).await
+}
+
 async fn all_documents(link: &Link, kind: Option<&str>) -> Result<Vec<StoredDocument>, Fault> {
     let sql = format!("SELECT {DOCUMENT} FROM portcullis.documents WHERE $1::text IS NULL OR kind = $1 ORDER BY kind, id");
     stream(link, &sql, &[(&kind, Type::TEXT)], document_row).await

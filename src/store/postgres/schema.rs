@@ -64,6 +64,10 @@ CREATE TABLE portcullis.replicas (
 ) WITH (fillfactor = 20);
 ", "
 ALTER TABLE portcullis.replicas ADD COLUMN acked_unix_ms int8 NOT NULL DEFAULT 0;
+CREATE TABLE portcullis.pending_acts (
+    act text COLLATE \"C\" PRIMARY KEY, operator text COLLATE \"C\" NOT NULL, expires_unix_ms int8 NOT NULL
+);
+CREATE INDEX revocations_by_expiry ON portcullis.revocations (expires_at_unix_s) WHERE expires_at_unix_s IS NOT NULL;
 "];
 
 /// Makes sure that the tables are there and of this version. Runs in a transaction of its own.

@@ -7,11 +7,12 @@ use tokio_postgres::types::Type;
 use super::apply::{Found, Rows, document_name, target_name};
 use super::approvals;
 use super::link::{CHANNEL, Fault, Link};
+use super::pending;
 use super::read::{self, Expected, Head, signed};
-use crate::model::records::{ActRow, Change, Origin, Write};
+use crate::model::records::{ActRow, Change, Origin, Target, Write};
 use crate::model::revision::Revision;
 use crate::store::chain::{changes_as_stored, commit_hash};
-use crate::store::{CommitRequest, Committed, Error};
+use crate::store::{CommitRequest, Committed, Error, second};
 
 /// Expired keys that one request forgets; more than it adds, so that they cannot pile up.
 const FORGOTTEN_MAX: i64 = 64;
@@ -34,10 +35,16 @@ pub(super) async fn commit(
     };
     let mut changes = Vec::with_capacity(request.writes.len());
     for write in &request.writes {
-        changes.extend(rows.write(write)?);
+        match write {
+            Write::Prune { before_unix_s, .. } => changes.extend(rows.prune((*before_unix_s).min(unix_ms.div_euclid(1_000)))?),
+            write => changes.extend(rows.write(write)?),
+        }
     }
     store_documents(link, &rows).await?;
     store_revocations(link, &rows).await?;
+    if let Some(row) = rows.pending_to_store() {
+        pending::put(link, second::REINSTATE_ALL, row).await?;
+    }
     for row in rows.approvals_to_store() {
         approvals::put(link, row).await?;
     }
@@ -86,13 +93,18 @@ pub(super) async fn commit(
 
 /// Every row that the request writes or expects something of, as it stands.
 async fn touched(link: &Link, request: &CommitRequest, head: &Head, number: u64, unix_ms: i64) -> Result<Rows, Fault> {
-    let (mut documents, mut revocations, mut approved) = (Vec::new(), Vec::new(), Vec::new());
+    let (mut documents, mut revocations, mut approved, mut expiring) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     documents.extend(request.expected.iter().map(|(key, _)| document_name(key)));
     for write in &request.writes {
         match write {
             Write::PutDocument(row) => documents.push(document_name(&row.key)),
             Write::RemoveDocument(key) => documents.push(document_name(key)),
             Write::Revoke { target, .. } | Write::Reinstate { target, .. } => revocations.push(target_name(target)?.0),
+            Write::ReinstateAll { .. } => revocations.push(target_name(&Target::All)?.0),
+            Write::Prune { before_unix_s, rows_max } => {
+                let before_unix_s = (*before_unix_s).min(unix_ms.div_euclid(1_000));
+                expiring.extend(read::expiring(link, before_unix_s, *rows_max).await?);
+            }
             Write::Approve { digest, .. } | Write::Refuse { digest, .. } => approved.push(digest.as_str()),
         }
     }
@@ -103,15 +115,20 @@ async fn touched(link: &Link, request: &CommitRequest, head: &Head, number: u64,
             read::stream(link, &sql, &[(&keys, Type::BYTEA_ARRAY)], read::document_row).await?
         }
     };
+    let all = [target_name(&Target::All)?.0];
+    let pending = match revocations.iter().any(|key| all.contains(key)) {
+        true => pending::row(link, second::REINSTATE_ALL).await?,
+        false => None,
+    };
     let revocations = match revocations.as_slice() {
-        [] => vec![],
+        [] => expiring,
         keys => {
             let sql = format!("SELECT {} FROM portcullis.revocations WHERE key = ANY ($1)", read::REVOCATION);
             read::stream(link, &sql, &[(&keys, Type::BYTEA_ARRAY)], read::revocation_row).await?
         }
     };
     let approvals = approvals::locked(link, &approved).await?;
-    Ok(Rows::new(head, number, unix_ms, Found { documents, revocations, approvals }))
+    Ok(Rows::new(head, number, unix_ms, Found { documents, revocations, approvals, pending }))
 }
 
 async fn store_documents(link: &Link, rows: &Rows) -> Result<(), Fault> {
@@ -158,6 +175,11 @@ async fn store_documents(link: &Link, rows: &Rows) -> Result<(), Fault> {
 }
 
 async fn store_revocations(link: &Link, rows: &Rows) -> Result<(), Fault> {
+    let remove = rows.revocations_to_remove();
+    if !remove.is_empty() {
+        let keys = remove.iter().map(|target| Ok(target_name(target)?.0)).collect::<Result<Vec<_>, Error>>()?;
+        link.execute("DELETE FROM portcullis.revocations WHERE key = ANY ($1)", &[(&keys, Type::BYTEA_ARRAY)]).await?;
+    }
     let put = rows.revocations_to_store();
     if put.is_empty() {
         return Ok(());

@@ -59,7 +59,7 @@ pub(super) fn documents_at(connection: &Connection, number: u64) -> Result<Docum
                 Change::DocumentRemoved(key) => {
                     documents.remove(&key);
                 }
-                Change::Revocation(_) => {}
+                Change::Revocation(_) | Change::RevocationRemoved(_) => {}
             }
         }
     }

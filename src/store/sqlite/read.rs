@@ -190,6 +190,15 @@ pub(super) fn revocations(connection: &Connection, limit: usize) -> Result<Revoc
     Ok(Revocations { revision: head.revision, rows, total: head.revocations })
 }
 
+/// The revocations that expire before a second, the first to expire first, at most so many.
+pub(super) fn expiring(connection: &Connection, before_unix_s: i64, limit: usize) -> Result<Vec<RevocationRow>, Fault> {
+    let mut statement = connection.prepare_cached(
+        "SELECT target, dead, suspended, watermark_unix_s, expires_at_unix_s, reason, revision FROM revocations
+         WHERE expires_at_unix_s < ?1 ORDER BY expires_at_unix_s, target LIMIT ?2",
+    )?;
+    collect(&mut statement, (before_unix_s, signed(limit)?), revocation_row)
+}
+
 /// The document under a key.
 pub(super) fn document(connection: &Connection, key: &DocumentKey) -> Result<Option<StoredDocument>, Fault> {
     let mut statement = connection

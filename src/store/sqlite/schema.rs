@@ -57,8 +57,12 @@ CREATE TABLE replicas (
 ) STRICT, WITHOUT ROWID;
 ";
 
-/// When a replica acknowledged last.
-const VERSION_3: &str = "ALTER TABLE replicas ADD COLUMN acked_unix_ms INTEGER NOT NULL DEFAULT 0;";
+/// When a replica acknowledged last, what waits for a second operator, and revocations by the time at which they may go.
+const VERSION_3: &str = "
+ALTER TABLE replicas ADD COLUMN acked_unix_ms INTEGER NOT NULL DEFAULT 0;
+CREATE TABLE pending_acts (act TEXT PRIMARY KEY, operator TEXT NOT NULL, expires_unix_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+CREATE INDEX revocations_by_expiry ON revocations (expires_at_unix_s) WHERE expires_at_unix_s IS NOT NULL;
+";
 
 /// Brings the tables from a version, 0 for none, to [`SCHEMA_VERSION`]; within the caller's transaction.
 pub(super) fn upgrade(connection: &Connection, from: i64) -> Result<(), Fault> {

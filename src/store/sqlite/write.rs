@@ -11,13 +11,15 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::approvals;
 use super::fleet;
 use super::open::{Db, Fault};
+use super::pending;
 use super::read::{self, Head};
 use crate::model::approval::{AskApproval, AskOutcome, UseApprovals, UseOutcome};
 use crate::model::records::{ActRow, Change, DocumentKey, DocumentRow, Origin, RevocationRow, Target, Write};
 use crate::model::revision::StateDigest;
 use crate::model::time::{Clock, Now};
 use crate::store::chain::{changes_as_stored, commit_hash, document_sha256, revocation_sha256};
-use crate::store::{CommitRequest, Committed, Error, Heartbeat, Registration, approvals as steps, rules};
+use crate::store::second::{self, Half};
+use crate::store::{CommitRequest, Committed, Error, Heartbeat, Registration, approvals as steps, lapse, rules};
 
 /// Requests that share a transaction.
 const BATCH_JOBS_MAX: usize = 64;
@@ -195,7 +197,10 @@ fn commit(connection: &Connection, request: &CommitRequest, now: Now) -> Result<
     let mut rows = Rows { connection, number, now, watermark_unix_s, digest: before.digest, revocations: before.revocations };
     let mut changes = Vec::with_capacity(request.writes.len());
     for write in &request.writes {
-        changes.extend(rows.write(write)?);
+        match write {
+            Write::Prune { before_unix_s, rows_max } => changes.extend(rows.prune(*before_unix_s, *rows_max)?),
+            write => changes.extend(rows.write(write)?),
+        }
     }
     let of_documents = changes.iter().any(Change::is_of_document);
     let stored = changes_as_stored(&changes)?;
@@ -238,13 +243,16 @@ impl Rows<'_> {
             Write::PutDocument(row) => self.put_document(row).map(Some),
             Write::RemoveDocument(key) => self.remove_document(key).map(Some),
             Write::Revoke { target, meaning, reason } => {
+                self.forget_pending(target)?;
                 let (number, watermark) = (self.number, self.watermark_unix_s);
                 self.set_revocation(target, |row| rules::revoke(row, target, *meaning, reason, number, watermark)).map(Some)
             }
             Write::Reinstate { target, reason } => {
-                let number = self.number;
-                self.set_revocation(target, |row| rules::reinstate(row, target, reason, number)).map(Some)
+                self.forget_pending(target)?;
+                self.reinstate(target, reason).map(Some)
             }
+            Write::ReinstateAll { reason, operator, administrators } => self.reinstate_all(reason, operator, administrators),
+            Write::Prune { .. } => Ok(None),
             Write::Approve { digest, operator, groups } => {
                 let change = |row| steps::approve(row, digest, operator, groups, unix_ms);
                 approvals::answer(self.connection, digest, change).map(|()| None)
@@ -284,13 +292,57 @@ impl Rows<'_> {
         Ok(Change::DocumentRemoved(key.clone()))
     }
 
+    fn reinstate(&mut self, target: &Target, reason: &str) -> Result<Change, Fault> {
+        let (number, watermark) = (self.number, self.watermark_unix_s);
+        self.set_revocation(target, |row| rules::reinstate(row, target, reason, number, watermark))
+    }
+
+    /// Waits for a second operator, or is the second.
+    fn reinstate_all(&mut self, reason: &str, operator: &str, administrators: &[String]) -> Result<Option<Change>, Fault> {
+        let (all, unix_ms) = (Target::All, self.now.unix_ms());
+        let pending = pending::row(self.connection, second::REINSTATE_ALL)?;
+        match second::half(pending.as_ref(), operator, administrators, unix_ms)? {
+            Half::Second => {
+                self.forget_pending(&all)?;
+                self.reinstate(&all, reason).map(Some)
+            }
+            Half::First(row) => {
+                // What could not be lifted now is not waited for.
+                let current = read::revocation(self.connection, &target_name(&all)?)?;
+                rules::reinstate(current, &all, reason, self.number, self.watermark_unix_s)?;
+                pending::put(self.connection, second::REINSTATE_ALL, &row)?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Whoever revokes or reinstates everything decides anew: what waited for a second operator before waits no more.
+    fn forget_pending(&self, target: &Target) -> Result<(), Fault> {
+        if *target == Target::All { pending::remove(self.connection, second::REINSTATE_ALL) } else { Ok(()) }
+    }
+
+    /// Takes away what has lapsed, the oldest first.
+    fn prune(&mut self, before_unix_s: i64, rows_max: usize) -> Result<Vec<Change>, Fault> {
+        let before_unix_s = before_unix_s.min(self.now.unix_s());
+        let mut removed = Vec::new();
+        for row in read::expiring(self.connection, before_unix_s, rows_max)? {
+            if !lapse::has_lapsed(&row, before_unix_s) {
+                continue;
+            }
+            self.connection.prepare_cached("DELETE FROM revocations WHERE target = ?1")?.execute([target_name(&row.target)?])?;
+            self.digest.remove(&revocation_sha256(&row));
+            self.revocations = self.revocations.saturating_sub(1);
+            removed.push(Change::RevocationRemoved(row.target));
+        }
+        if removed.is_empty() { Err(lapse::nothing().into()) } else { Ok(removed) }
+    }
+
     fn set_revocation(
         &mut self,
         target: &Target,
         change: impl FnOnce(Option<RevocationRow>) -> Result<RevocationRow, Error>,
     ) -> Result<Change, Fault> {
-        let name = serde_json::to_string(target)
-            .map_err(|error| Error::Rejected(format!("the target `{target}` cannot be stored: {error}")))?;
+        let name = target_name(target)?;
         let before = read::revocation(self.connection, &name)?;
         let after = change(before.clone())?;
         match &before {
@@ -319,6 +371,11 @@ impl Rows<'_> {
         }
         Ok(Change::Revocation(after))
     }
+}
+
+/// A target as stored.
+fn target_name(target: &Target) -> Result<String, Error> {
+    serde_json::to_string(target).map_err(|error| Error::Rejected(format!("the target `{target}` cannot be stored: {error}")))
 }
 
 /// Stores who did it, once per signature.

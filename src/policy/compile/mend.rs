@@ -1,0 +1,147 @@
+//! What would have to change for a layer that denies: the smallest change that turns it, from the layer's own entries.
+//!
+//! For an explanation, never for a decision. What is found here may not be shown to whoever asked for the decision: the service
+//! keeps it from gateways. Look next at `evaluate.rs`, whose answers this explains.
+
+use crate::model::decision::EntryRef;
+use crate::model::reason::{Layer, Reason};
+use crate::model::request::{Call, Subject};
+
+use super::super::condition::{Facts, Failed};
+use super::super::document::List;
+use super::Compiled;
+use super::evaluate::LayerAnswer;
+use super::resolve::Resolved;
+use super::set::{PermissionSet, SetEntry};
+
+/// A change that turns a denial of one layer of policy.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mend {
+    /// Register what has no document.
+    Register,
+    /// The pinned schema must be the tool's.
+    Schema,
+    /// A list of the agent's document must name more: `applications`, `acts_for` or `delegates_to`.
+    Serve,
+    /// The token must grant the tool, or the arguments be what it grants: then what they must be.
+    Grant(Option<String>),
+    /// Guardrails that forbid the call or fail on it.
+    Guardrails(Vec<EntryRef>),
+    /// Entries of the layer's documents.
+    Entries {
+        /// Documents of the layer; none where no group of the user has one.
+        owners: Vec<(&'static str, String)>,
+        /// Entries that deny, or whose condition fails, with the list they stand in.
+        remove: Vec<(&'static str, EntryRef)>,
+        /// What is needed then.
+        need: Need,
+    },
+}
+
+/// What a layer of entries needs once nothing in it denies.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Need {
+    /// An entry permits already.
+    Nothing,
+    /// An entry would permit if the arguments were others: what they must be.
+    Arguments(EntryRef, String),
+    /// An entry would permit if its condition held.
+    Condition(EntryRef, String),
+    /// No entry speaks of the tool.
+    Allow,
+}
+
+impl Compiled {
+    /// The smallest change that turns an answer of [`Compiled::explain`] that denies; `None` where the chain decides.
+    pub fn mend(&self, resolved: &Resolved, subject: &Subject, call: &Call<'_>, answer: &LayerAnswer) -> Option<Mend> {
+        let tool = || self.base.tools.number(call.tool).and_then(|number| Some((number, self.base.tools.tool(number)?)));
+        Some(match (answer.layer, answer.reason) {
+            (Layer::Identity, _) => return None,
+            (Layer::Tool, Reason::ToolChanged) => Mend::Schema,
+            (Layer::Tool, _) | (_, Reason::ApplicationUnknown) => Mend::Register,
+            (_, Reason::ApplicationNotServed | Reason::UserNotServed | Reason::DelegationNotAllowed) => Mend::Serve,
+            (Layer::Hop, _) => {
+                let scope = answer.hop.and_then(|hop| subject.scopes.get(hop))?;
+                Mend::Grant(scope.tools.get(call.tool).and_then(|map| map.lacks(call.arguments)))
+            }
+            (layer, _) => {
+                let (number, tool) = tool()?;
+                // A layer of the whole chain is asked for each agent; here it is shown as the last of them meets it.
+                let agents_seen = answer.hop.map_or(subject.agents.len(), |hop| hop + 1);
+                let facts = Facts { subject, call, risk: tool.risk.as_str(), agents_seen };
+                if layer == Layer::Guardrail {
+                    return Some(Mend::Guardrails(self.forbidding(number, &facts)));
+                }
+                self.entries_mend(self.owners(resolved, subject, answer), number, &facts)
+            }
+        })
+    }
+
+    fn forbidding(&self, tool: u32, facts: &Facts<'_>) -> Vec<EntryRef> {
+        let of_tool = self.base.guardrails.iter().filter(|guardrail| guardrail.tools.contains(tool));
+        let against = of_tool.filter(|guardrail| {
+            (1..=facts.subject.agents.len())
+                .any(|agents_seen| guardrail.forbid_when.holds(&Facts { agents_seen, ..*facts }) != Ok(false))
+        });
+        against
+            .map(|guardrail| EntryRef { kind: "guardrail", id: guardrail.id.clone(), entry: guardrail.forbid_when.text().into() })
+            .collect()
+    }
+
+    /// The documents that answer for a layer.
+    fn owners<'a>(
+        &'a self,
+        resolved: &'a Resolved,
+        subject: &'a Subject,
+        answer: &LayerAnswer,
+    ) -> Vec<(&'static str, String, &'a PermissionSet)> {
+        match (answer.layer, answer.hop) {
+            (Layer::User, _) => resolved.groups.iter().map(|(id, set)| ("group", id.to_string(), &**set)).collect(),
+            (Layer::Application, _) => {
+                let application = resolved.application.iter();
+                application.map(|set| ("application", subject.application.to_string(), &**set)).collect()
+            }
+            (Layer::Agent, Some(hop)) => match (subject.agents.get(hop), resolved.agents.get(hop)) {
+                (Some(id), Some(agent)) => vec![("agent", id.to_string(), &*agent.permissions)],
+                _ => Vec::new(),
+            },
+            _ => Vec::new(),
+        }
+    }
+
+    fn entries_mend(&self, owners: Vec<(&'static str, String, &PermissionSet)>, tool: u32, facts: &Facts<'_>) -> Mend {
+        let (mut remove, mut permits) = (Vec::new(), false);
+        let (mut by_arguments, mut by_condition) = (None, None);
+        for (kind, id, set) in &owners {
+            let mut entries: Vec<(u32, &SetEntry)> = set.speaking_of(tool).collect();
+            // In the order in which they are asked, so that what is named hangs on no order.
+            entries.sort_by_key(|(place, _)| *place);
+            for (_, entry) in entries {
+                let named = || match &entry.origin {
+                    Some(set) => EntryRef { kind: "permission_set", id: set.clone(), entry: entry.text.clone() },
+                    None => EntryRef { kind, id: id.as_str().into(), entry: entry.text.clone() },
+                };
+                match (entry.applies(facts), entry.list) {
+                    (Err(Failed), list) => remove.push((list.as_str(), named())),
+                    (Ok(true), List::Deny) => remove.push(("deny", named())),
+                    (Ok(true), _) => permits = true,
+                    (Ok(false), List::Deny) => {}
+                    (Ok(false), _) => match (entry.lacks(facts.call.arguments), entry.condition()) {
+                        (Some(lacks), _) if by_arguments.is_none() => by_arguments = Some((named(), lacks)),
+                        (None, Some(condition)) if by_condition.is_none() => {
+                            by_condition = Some((named(), condition.text().to_owned()));
+                        }
+                        _ => {}
+                    },
+                }
+            }
+        }
+        let need = match (permits, by_arguments, by_condition) {
+            (true, ..) => Need::Nothing,
+            (_, Some((entry, lacks)), _) => Need::Arguments(entry, lacks),
+            (_, None, Some((entry, condition))) => Need::Condition(entry, condition),
+            (_, None, None) => Need::Allow,
+        };
+        Mend::Entries { owners: owners.into_iter().map(|(kind, id, _)| (kind, id)).collect(), remove, need }
+    }
+}

@@ -1,0 +1,187 @@
+//! What a policy would change against another one: documents, and for each agent and tool what can be reached.
+//!
+//! Pure. A pair is compared whoever the agent acts for and wherever it runs, so that no widening is missed: what is not known to
+//! be narrower is shown as wider or changed. Look next at `compile/compare.rs`, which compares.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::Arc;
+
+use crate::model::decision::Effect;
+use crate::model::ids::AgentId;
+use crate::model::records::DocumentKey;
+
+use super::document::{Body, Document};
+use super::{Compiled, Diagnostic, Severity};
+
+/// Which way what can be reached changes; the order is of what a reader must see first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Direction {
+    /// Some call may get a better answer, and none is known to get a worse one.
+    Wider,
+    /// Both, or not known to be one of them.
+    Changed,
+    /// No call gets a better answer.
+    Narrower,
+}
+
+impl Direction {
+    /// Every direction, in order.
+    pub const ALL: &'static [Direction] = &[Direction::Wider, Direction::Changed, Direction::Narrower];
+
+    /// The name on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Direction::Wider => "wider",
+            Direction::Changed => "changed",
+            Direction::Narrower => "narrower",
+        }
+    }
+}
+
+/// The best and the worst that calls can get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// No call gets a better answer.
+    pub best: Effect,
+    /// No call gets a worse one, as far as policy goes: a token may grant less.
+    pub worst: Effect,
+}
+
+impl Span {
+    /// Nothing is ever permitted.
+    pub const DENY: Self = Self { best: Effect::Deny, worst: Effect::Deny };
+
+    /// Where both are asked.
+    pub(super) fn least(self, other: Self) -> Self {
+        Self { best: self.best.min(other.best), worst: self.worst.min(other.worst) }
+    }
+
+    /// Where one of them is asked.
+    pub(super) fn either(self, other: Self) -> Self {
+        Self { best: self.best.max(other.best), worst: self.worst.min(other.worst) }
+    }
+}
+
+/// `PERMIT`, or `PERMIT?` where arguments, conditions or who it acts for decide.
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let doubt = if self.best == self.worst { "" } else { "?" };
+        write!(f, "{}{doubt}", self.best.as_str())
+    }
+}
+
+/// How one document changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DocumentChange {
+    /// `added`, `changed` or `removed`.
+    pub change: &'static str,
+    /// Its name.
+    pub key: DocumentKey,
+}
+
+/// How what an agent can reach of a tool changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PairChange {
+    /// SPIFFE ID.
+    pub agent: AgentId,
+    /// `server/tool`.
+    pub tool: Arc<str>,
+    /// What was.
+    pub before: Span,
+    /// What would be.
+    pub after: Span,
+    /// Which way.
+    pub direction: Direction,
+}
+
+/// The pairs that change: widening ones first, then by agent and tool.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Pairs {
+    /// As many as were asked for.
+    pub listed: Vec<PairChange>,
+    /// How many change in all.
+    pub total: u64,
+}
+
+/// Compares documents by what they say, wherever they stand; tests are none.
+pub fn documents(before: &[Document], after: &[Document]) -> Vec<DocumentChange> {
+    let keyed = |documents: &'_ [Document]| -> BTreeMap<DocumentKey, usize> {
+        let kept = documents.iter().enumerate().filter(|(_, document)| !matches!(document.body, Body::Test(_)));
+        kept.map(|(index, document)| (document.key.clone(), index)).collect()
+    };
+    let (old, new) = (keyed(before), keyed(after));
+    let keys: BTreeSet<&DocumentKey> = old.keys().chain(new.keys()).collect();
+    let mut changes: Vec<DocumentChange> = keys
+        .into_iter()
+        .filter_map(|key| {
+            let was = old.get(key).and_then(|index| before.get(*index));
+            let is = new.get(key).and_then(|index| after.get(*index));
+            let change = match (was, is) {
+                (None, _) => "added",
+                (_, None) => "removed",
+                (Some(was), Some(is)) if was != is => "changed",
+                _ => return None,
+            };
+            Some(DocumentChange { change, key: key.clone() })
+        })
+        .collect();
+    changes.sort_by(|a, b| (a.change != "removed", &a.key).cmp(&(b.change != "removed", &b.key)));
+    changes
+}
+
+/// Compares what agents can reach, listing at most `pairs_max` pairs.
+pub fn pairs(before: &Compiled, after: &Compiled, pairs_max: usize) -> Pairs {
+    let cohorts = before.compare(after);
+    let mut pairs = Pairs::default();
+    for cohort in &cohorts {
+        pairs.total += cohort.agents.len() as u64 * cohort.tools.len() as u64;
+    }
+    for direction in Direction::ALL {
+        let mut agents: Vec<(&AgentId, usize)> = Vec::new();
+        for (index, cohort) in cohorts.iter().enumerate() {
+            if cohort.tools.iter().any(|tool| tool.direction == *direction) {
+                agents.extend(cohort.agents.iter().map(|agent| (agent, index)));
+            }
+        }
+        agents.sort_unstable();
+        for (agent, index) in agents {
+            let tools = cohorts.get(index).map(|cohort| cohort.tools.as_slice()).unwrap_or_default();
+            for tool in tools.iter().filter(|tool| tool.direction == *direction) {
+                if pairs.listed.len() >= pairs_max {
+                    return pairs;
+                }
+                let (agent, name) = (agent.clone(), tool.tool.clone());
+                let (before, after) = (tool.before, tool.after);
+                pairs.listed.push(PairChange { agent, tool: name, before, after, direction: *direction });
+            }
+        }
+    }
+    pairs
+}
+
+/// What changes besides: who is believed, who holds a key, who administers. No pair shows it.
+pub fn beside_pairs(before: &[Document], after: &[Document]) -> Vec<Diagnostic> {
+    let changes = documents(before, after);
+    let find = |all: &'_ [Document], key: &DocumentKey| all.iter().position(|document| document.key == *key);
+    let says = |change: &DocumentChange| {
+        let (kind, id) = (change.key.kind.as_str(), &change.key.id);
+        match (kind, change.change) {
+            ("issuer", how) => Some(format!("issuer `{id}` is {how}: whose chains are believed changes, which no pair shows")),
+            ("operator", how) => Some(format!("operator `{id}` is {how}: who administers or approves changes")),
+            ("agent", "changed") => {
+                let keys =
+                    |all: &[Document]| match find(all, &change.key).and_then(|index| all.get(index)).map(|found| &found.body) {
+                        Some(Body::Agent(agent)) => agent.keys.iter().cloned().collect::<BTreeSet<_>>(),
+                        _ => BTreeSet::new(),
+                    };
+                (keys(before) != keys(after)).then(|| format!("agent `{id}`: its keys change, which no pair shows"))
+            }
+            _ if kind.ends_with(super::document::SHADOW_SUFFIX) => {
+                Some(format!("{kind} `{id}` is {}: in shadow it decides nothing", change.change))
+            }
+            _ => None,
+        }
+    };
+    changes.iter().filter_map(says).map(|message| Diagnostic::of_folder(Severity::Warning, message)).collect()
+}

@@ -1,0 +1,313 @@
+//! `Explain`: why a call is decided as it is, layer by layer, and the smallest change that would turn a denial around.
+//!
+//! Decides nothing: no proof is spent, no approval asked for or used or even looked for. A gateway is told reasons and layers; what
+//! documents, places and entries say is for administration. Look next at `explain/words.rs` for the steps, then at
+//! `pdp/explain.rs` for the layers.
+
+mod words;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+pub use words::Places;
+
+use super::chains::KnownChain;
+use super::judge::{self, Credited, Judged};
+use super::record::Moment;
+use super::request::{Caller, CheckRequest, Identities};
+use super::{Lane, Service, Undecided, is_too_old};
+use crate::model::decision::{Decision, Effect, EntryRef};
+use crate::model::ids::GroupId;
+use crate::model::json::Object;
+use crate::model::reason::{Layer, Reason};
+use crate::model::records::DocumentKey;
+use crate::model::request::Subject;
+use crate::model::revision::Revision;
+use crate::model::time::Now;
+use crate::pdp::{self, Finding, Turn};
+use crate::snapshot::View;
+use crate::token::{self, ProofOf, Rejection};
+
+/// The answer to a request to explain.
+#[derive(Clone, Debug)]
+pub struct Explanation {
+    /// UUIDv7, in the audit record too.
+    pub decision_id: String,
+    /// What `Check` would answer now.
+    pub effect: Effect,
+    /// Why.
+    pub reason: Reason,
+    /// The layer that decided; `None` on a permit.
+    pub layer: Option<Layer>,
+    /// For people.
+    pub message: String,
+    /// The chain in words; empty where none was verified.
+    pub chain: String,
+    /// Whether no change of policy or credential can turn the denial.
+    pub no_change_can: bool,
+    /// Whom the chain verifiably speaks for.
+    pub identities: Option<Arc<Identities>>,
+    /// Whether the tool is registered, so that its name is evidence.
+    pub tool_is_registered: bool,
+    /// The revision that answers.
+    pub revision: Revision,
+    /// Age of the proof of freshness.
+    pub snapshot_age_ms: u64,
+    findings: Vec<Finding>,
+    facts: words::Facts,
+}
+
+/// What one layer answers by itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ExplainedLayer {
+    /// Who answers.
+    pub layer: Layer,
+    /// Which agent or token, root 0; `None` where the layer has only one.
+    pub hop: Option<usize>,
+    /// What it answers.
+    pub effect: Effect,
+    /// Why; `OK` on a permit.
+    pub reason: Reason,
+    /// The agent's or application's id; empty for others.
+    pub subject: String,
+    /// The entry that decided; never for a gateway.
+    pub matched: Option<EntryRef>,
+    /// Who may approve, where the layer asks for it.
+    pub approvers: Vec<GroupId>,
+}
+
+/// One step of the smallest change.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The layer that it turns.
+    pub layer: Layer,
+    /// What to change.
+    pub what: String,
+}
+
+impl Explanation {
+    /// Every layer's answer, in the order in which one of equals is reported.
+    pub fn layers(&self) -> impl Iterator<Item = ExplainedLayer> + '_ {
+        self.findings.iter().map(|Finding { answer, .. }| ExplainedLayer {
+            layer: answer.layer,
+            hop: answer.hop,
+            effect: answer.effect,
+            reason: answer.reason,
+            subject: self.facts.name(answer.layer, answer.hop),
+            matched: answer.matched.clone(),
+            approvers: answer.approval.as_ref().map(|need| need.by.clone()).unwrap_or_default(),
+        })
+    }
+
+    /// The steps of the smallest change: one for each layer that denies; for each that asks for an approval where none denies.
+    ///
+    /// With `places` they name documents and entries, which only administration may see.
+    pub fn changes(&self, places: Option<&Places>) -> Vec<Change> {
+        if self.no_change_can || self.effect == Effect::Permit {
+            return Vec::new();
+        }
+        let wanted = self.findings.iter().filter(|finding| finding.answer.effect == self.effect);
+        let mut changes: Vec<Change> = Vec::new();
+        for finding in wanted {
+            let change = Change { layer: finding.answer.layer, what: self.facts.step(finding, places) };
+            if !changes.contains(&change) {
+                changes.push(change);
+            }
+        }
+        changes
+    }
+
+    /// The documents that [`Explanation::changes`] and [`Explanation::layers`] speak of, to look their places up.
+    pub fn documents(&self) -> BTreeSet<DocumentKey> {
+        self.findings.iter().flat_map(|finding| self.facts.documents(finding)).collect()
+    }
+}
+
+/// What is known of a call once its credential stands.
+struct Found {
+    findings: Vec<Finding>,
+    /// The words of the first that has some of its own.
+    messages: Vec<(Reason, String)>,
+    arguments: Option<Object>,
+    proof_jti: Option<String>,
+}
+
+impl Lane {
+    /// Explains a call. Takes what [`Lane::check`] takes and records a line, with the method `Explain`.
+    ///
+    /// # Errors
+    /// As [`Lane::check`].
+    pub async fn explain(&self, request: &CheckRequest, caller: &Caller) -> Result<Explanation, Undecided> {
+        let service = &*self.service;
+        let mut view = service.view()?;
+        let mut reached = true;
+        if let Some(at_least) = &request.at_least {
+            reached = service.parts.catch_up.reach(at_least).await;
+            view = service.view()?;
+        }
+        let now = service.parts.clock.now();
+        let options = service.options(&view.snapshot);
+        let credited = match reached {
+            true => service.credit(&request.credential, caller, &view.snapshot, &options, now).map_err(refused),
+            false => Err((Finding::denial(Layer::Freshness, None, Reason::RevisionUnavailable, Turn::Wait), None)),
+        };
+        let (chain, found) = match credited {
+            Ok(credited) => {
+                let found = service.found(request, caller, &view, &credited, now);
+                (Some(credited.chain), found)
+            }
+            Err((finding, message)) => {
+                let messages = message.map(|message| (finding.answer.reason, message)).into_iter().collect();
+                (None, Found { findings: vec![finding], messages, arguments: None, proof_jti: None })
+            }
+        };
+        Ok(self.explained(request, caller, &view, chain, found, now))
+    }
+
+    fn explained(
+        &self,
+        request: &CheckRequest,
+        caller: &Caller,
+        view: &View,
+        chain: Option<Arc<KnownChain>>,
+        found: Found,
+        now: Now,
+    ) -> Explanation {
+        let Found { mut findings, messages, arguments, proof_jti } = found;
+        let number = view.snapshot.revision().number;
+        let decision = decided(&findings, number);
+        let mut judged = Judged::denied(decision);
+        (judged.chain, judged.arguments, judged.proof_jti) = (chain.clone(), arguments, proof_jti);
+        judged.message = messages.into_iter().find(|(reason, _)| *reason == judged.decision.reason).map(|(_, message)| message);
+        let mut answer = self.compose(request, view, &judged, now);
+        let moment = Moment { started: now, now: self.service.parts.clock.now() };
+        if self.record_as("Explain", (request, caller), view, &judged, &answer, moment).is_err() {
+            // What cannot be recorded is not told.
+            findings = vec![Finding::denial(Layer::Audit, None, Reason::AuditUnavailable, Turn::Wait)];
+            judged.decision = Decision::deny(Reason::AuditUnavailable, number);
+            judged.message = None;
+            answer = self.compose(request, view, &judged, now);
+        }
+        let subject: Option<&Subject> = chain.as_ref().map(|chain| chain.prepared.subject());
+        let schema = view.snapshot.tool(&request.tool).map(|tool| (tool.kind, tool.document.to_string()));
+        Explanation {
+            effect: answer.decision.effect,
+            reason: answer.decision.reason,
+            layer: answer.decision.layer,
+            message: answer.message,
+            chain: chain.as_ref().map(|chain| chain.prepared.chain().sentence()).unwrap_or_default(),
+            no_change_can: findings.iter().any(|finding| finding.turn == Some(Turn::Never)),
+            identities: answer.identities,
+            tool_is_registered: answer.tool_is_registered,
+            revision: view.snapshot.revision().clone(),
+            snapshot_age_ms: answer.snapshot_age_ms,
+            decision_id: answer.decision_id,
+            facts: words::Facts::new(request, subject, schema),
+            findings,
+        }
+    }
+}
+
+impl Service {
+    /// What comes before policy, policy, and what comes after, in the order in which `Check` asks.
+    fn found(&self, request: &CheckRequest, caller: &Caller, view: &View, credited: &Credited, now: Now) -> Found {
+        let snapshot = &*view.snapshot;
+        let options = self.options(snapshot);
+        let chain = credited.chain.prepared.chain();
+        let mut found = Found { findings: Vec::new(), messages: Vec::new(), arguments: None, proof_jti: None };
+        let audience = self.audience(request.audience.as_deref(), caller, snapshot);
+        let audience = audience.and_then(|audience| chain.check_audience(audience.as_deref(), &options).map(|()| audience));
+        let audience = audience.map_err(|rejection| found.refuse(rejection)).ok();
+        match judge::arguments(&request.arguments_json) {
+            Ok(arguments) => found.arguments = Some(arguments),
+            Err(message) => {
+                found.findings.push(Finding::denial(Layer::Tool, None, Reason::ArgumentRefused, Turn::Credential));
+                found.messages.push((Reason::ArgumentRefused, message));
+            }
+        }
+        let mut spent = None;
+        if let (Some(audience), Some(arguments)) = (&audience, &found.arguments) {
+            let tool = snapshot.tool(&request.tool);
+            let per_call = tool.is_none_or(|tool| tool.needs_proof_per_call());
+            let per_handle = tool.is_some_and(|tool| tool.needs_proof_per_handle());
+            let expected = ProofOf { tool: &request.tool, arguments, audience: audience.as_deref() };
+            match &request.proof {
+                Some(proof) => match token::verify_proof(chain, proof, &expected, &options, now) {
+                    Ok(proof) => {
+                        found.proof_jti = Some(proof.jti().to_owned());
+                        let single_use = per_call || request.want_handle;
+                        let early = self.ready_at.get().is_none_or(|ready_at| proof.iat_s() <= ready_at.unix_s());
+                        spent = match single_use {
+                            true if early => Some(Reason::ProofStale),
+                            true if self.used_proofs.was_used(&proof.replay_key()) => Some(Reason::ProofReplayed),
+                            _ => None,
+                        };
+                    }
+                    Err(rejection) => found.refuse(rejection),
+                },
+                None if per_call || (per_handle && !credited.proved) => found.refuse(Rejection {
+                    reason: Reason::ProofMissing,
+                    hop: None,
+                    message: Reason::ProofMissing.message().to_owned(),
+                }),
+                None => {}
+            }
+        }
+        if found.findings.iter().all(|finding| finding.answer.layer != Layer::Identity) && spent.is_none() {
+            found.findings.insert(0, Finding::permit(Layer::Identity));
+        }
+        // What a call without arguments that can be read would get nobody knows.
+        let nothing = Object::default();
+        let arguments = found.arguments.as_ref();
+        let asked =
+            pdp::explain(&credited.chain.prepared, &judge::call(request, arguments.unwrap_or(&nothing), now), snapshot, now);
+        let known =
+            |finding: &Finding| arguments.is_some() || matches!(finding.answer.layer, Layer::Identity | Layer::Revocation);
+        found.findings.extend(asked.into_iter().filter(known));
+        found.findings.extend(spent.map(|reason| Finding::denial(Layer::Identity, None, reason, Turn::Credential)));
+        found.findings.push(match is_too_old(view, &request.tool, now) {
+            true => Finding::denial(Layer::Freshness, None, Reason::Stale, Turn::Wait),
+            false => Finding::permit(Layer::Freshness),
+        });
+        let denies_by_identity =
+            |finding: &Finding| finding.answer.layer == Layer::Identity && finding.answer.effect == Effect::Deny;
+        if found.findings.iter().any(denies_by_identity) {
+            found.findings.retain(|finding| *finding != Finding::permit(Layer::Identity));
+        }
+        found
+    }
+}
+
+impl Found {
+    fn refuse(&mut self, rejection: Rejection) {
+        let (finding, message) = refused(rejection);
+        self.messages.extend(message.map(|message| (finding.answer.reason, message)));
+        self.findings.push(finding);
+    }
+}
+
+fn refused(rejection: Rejection) -> (Finding, Option<String>) {
+    let layer = rejection.reason.layer().unwrap_or(Layer::Identity);
+    (Finding::denial(layer, rejection.hop, rejection.reason, Turn::Credential), Some(rejection.message))
+}
+
+/// What `Check` would answer: the first denial, save that what must be prepared is asked for last.
+fn decided(findings: &[Finding], number: u64) -> Decision {
+    let denies = |finding: &&Finding| finding.answer.effect == Effect::Deny;
+    let decisive = findings
+        .iter()
+        .filter(denies)
+        .find(|finding| finding.turn != Some(Turn::Prepare))
+        .or_else(|| findings.iter().find(denies))
+        .or_else(|| findings.iter().find(|finding| finding.answer.effect == Effect::NeedsApproval));
+    match decisive {
+        None => Decision::permit(number),
+        Some(Finding { answer, .. }) => Decision {
+            effect: answer.effect,
+            layer: Some(answer.layer),
+            matched: answer.matched.clone().map(Arc::new),
+            ..Decision::deny(answer.reason, number)
+        }
+        .at_hop(answer.hop),
+    }
+}

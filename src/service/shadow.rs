@@ -1,0 +1,244 @@
+//! What documents in shadow would have decided, counted: which agent's calls of which tool would come out otherwise.
+//!
+//! Touched only where there are shadows. The table is bounded; what finds no room is counted all the same. Look next at
+//! `docs/adr/0009-ids-as-labels-of-shadow-metrics.md` for why these counts have ids as labels.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::request::Answer;
+use super::{Lane, Service};
+use crate::model::decision::{Effect, WouldBe};
+use crate::model::reason::Reason;
+use crate::model::time::Now;
+
+/// Rows of the table.
+const ROWS_MAX: usize = 10_000;
+/// Series of one metric, those of `other` not among them.
+const SERIES_MAX: usize = 200;
+/// The label of what has no series of its own.
+const OTHER: &str = "other";
+
+/// One way in which calls come out otherwise.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Flip {
+    /// The leaf agent.
+    pub agent: Arc<str>,
+    /// `server/tool`.
+    pub tool: Arc<str>,
+    /// What policy decided.
+    pub effect: Effect,
+    /// What it would have.
+    pub would_be: Effect,
+    /// Why, the last time.
+    pub would_be_reason: Reason,
+    /// How often.
+    pub count: u64,
+    /// The newest of these decisions.
+    pub last_decision_id: String,
+}
+
+/// What was counted since the service began.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShadowReport {
+    /// The most frequent first.
+    pub flips: Vec<Flip>,
+    /// Since when.
+    pub since_unix_ms: i64,
+    /// Decisions that were also evaluated with the documents in shadow.
+    pub decisions: u64,
+    /// Flips that found no room in the table.
+    pub flips_uncounted: u64,
+}
+
+/// Which of the two counts a metric shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ShadowCount {
+    /// Every decision with shadows.
+    Decisions,
+    /// Those that would come out otherwise.
+    Flips,
+}
+
+/// A series of a metric: agent, tool, effect, would-be effect, count.
+pub type ShadowSeries = ([Arc<str>; 4], u64);
+
+/// The counts of one process.
+#[derive(Debug)]
+pub(super) struct Shadows {
+    since: Now,
+    rows_max: usize,
+    counted: Mutex<Counted>,
+}
+
+#[derive(Debug, Default)]
+struct Counted {
+    /// In the order of their first decision, so that which have a series of their own never changes.
+    rows: Vec<Flip>,
+    places: HashMap<(Arc<str>, Arc<str>, Effect, Effect), usize>,
+    decisions: u64,
+    uncounted: HashMap<(Effect, Effect), u64>,
+}
+
+impl Shadows {
+    pub(super) fn new(now: Now) -> Self {
+        Self::with_rows_max(now, ROWS_MAX)
+    }
+
+    fn with_rows_max(since: Now, rows_max: usize) -> Self {
+        Self { since, rows_max, counted: Mutex::default() }
+    }
+
+    /// Counts one decision. `names`: leaf agent and tool, where both are registered.
+    fn count(&self, names: Option<(&str, &str)>, effect: Effect, would_be: &WouldBe, decision_id: &str) {
+        let mut counted = self.counted();
+        counted.decisions += 1;
+        let place = names.and_then(|(agent, tool)| {
+            let key = (Arc::from(agent), Arc::from(tool), effect, would_be.effect);
+            if let Some(place) = counted.places.get(&key) {
+                return Some(*place);
+            }
+            if counted.rows.len() >= self.rows_max {
+                return None;
+            }
+            let (agent, tool, _, _) = key.clone();
+            let row = Flip {
+                agent,
+                tool,
+                effect,
+                would_be: would_be.effect,
+                would_be_reason: would_be.reason,
+                count: 0,
+                last_decision_id: String::new(),
+            };
+            counted.rows.push(row);
+            let place = counted.rows.len() - 1;
+            counted.places.insert(key, place);
+            Some(place)
+        });
+        match place.and_then(|place| counted.rows.get_mut(place)) {
+            Some(row) => {
+                row.count += 1;
+                row.would_be_reason = would_be.reason;
+                decision_id.clone_into(&mut row.last_decision_id);
+            }
+            None => *counted.uncounted.entry((effect, would_be.effect)).or_default() += 1,
+        }
+    }
+
+    fn report(&self) -> ShadowReport {
+        let counted = self.counted();
+        let mut flips: Vec<Flip> = counted.rows.iter().filter(|row| row.effect != row.would_be).cloned().collect();
+        flips.sort_by(|a, b| (b.count, &a.agent, &a.tool).cmp(&(a.count, &b.agent, &b.tool)));
+        let uncounted = counted.uncounted.iter().filter(|((effect, would_be), _)| effect != would_be);
+        ShadowReport {
+            flips,
+            since_unix_ms: self.since.unix_ms(),
+            decisions: counted.decisions,
+            flips_uncounted: uncounted.map(|(_, count)| count).sum(),
+        }
+    }
+
+    fn series(&self, of: ShadowCount) -> Vec<ShadowSeries> {
+        let counted = self.counted();
+        let is_counted = |effect: Effect, would_be: Effect| of == ShadowCount::Decisions || effect != would_be;
+        let mut series = Vec::new();
+        let mut others: HashMap<(Effect, Effect), u64> = counted
+            .uncounted
+            .iter()
+            .filter(|((effect, would_be), _)| is_counted(*effect, *would_be))
+            .map(|(k, v)| (*k, *v))
+            .collect();
+        for row in counted.rows.iter().filter(|row| is_counted(row.effect, row.would_be)) {
+            if series.len() < SERIES_MAX {
+                let effects = [row.effect, row.would_be].map(|effect| Arc::from(effect.as_str()));
+                let [effect, would_be] = effects;
+                series.push(([row.agent.clone(), row.tool.clone(), effect, would_be], row.count));
+            } else {
+                *others.entry((row.effect, row.would_be)).or_default() += row.count;
+            }
+        }
+        let other = |effect: Effect| Arc::from(effect.as_str());
+        let mut rest: Vec<ShadowSeries> = others
+            .into_iter()
+            .map(|((effect, would_be), count)| ([OTHER.into(), OTHER.into(), other(effect), other(would_be)], count))
+            .collect();
+        rest.sort();
+        series.extend(rest);
+        series
+    }
+
+    fn counted(&self) -> MutexGuard<'_, Counted> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Service {
+    /// Counts a decision that was also evaluated with shadows. `effect` is policy's, before approvals and proofs.
+    pub(super) fn count_shadow(&self, tool: &str, effect: Effect, answer: &Answer) {
+        let Some(would_be) = &answer.decision.would_be else { return };
+        let leaf = answer.identities.as_ref().and_then(|identities| identities.agents.last());
+        // Only registered names: nobody fills a table, or a metric, with names of their own.
+        let names = leaf.filter(|_| answer.tool_is_registered).map(|leaf| (leaf.as_str(), tool));
+        self.shadows.count(names, effect, would_be, &answer.decision_id);
+    }
+
+    /// The series of a metric: at most 200, and the rest as `other`.
+    pub fn shadow_series(&self, of: ShadowCount) -> Vec<ShadowSeries> {
+        self.shadows.series(of)
+    }
+}
+
+impl Lane {
+    /// Where documents in shadow would decide otherwise, as this process counted.
+    pub fn shadow_report(&self) -> ShadowReport {
+        self.service.shadows.report()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::time::{Clock as _, ManualClock};
+
+    fn would_be(effect: Effect) -> WouldBe {
+        WouldBe { effect, reason: Reason::GuardrailDenies, layer: None, matched: None }
+    }
+
+    #[test]
+    fn flips_are_counted_within_limits() {
+        let shadows = Shadows::with_rows_max(ManualClock::at_unix_s(1_000).now(), 3);
+        let count = |agent: &str, would: Effect| shadows.count(Some((agent, "t/x")), Effect::Permit, &would_be(would), agent);
+        count("a", Effect::Permit);
+        count("a", Effect::Deny);
+        count("b", Effect::Deny);
+        count("b", Effect::Deny);
+        count("c", Effect::Deny);
+        shadows.count(None, Effect::Permit, &would_be(Effect::Deny), "nobody");
+        let report = shadows.report();
+        let told: Vec<_> = report.flips.iter().map(|flip| (&*flip.agent, flip.count, flip.last_decision_id.as_str())).collect();
+        assert_eq!(told, [("b", 2, "b"), ("a", 1, "a")]);
+        assert_eq!((report.decisions, report.flips_uncounted, report.since_unix_ms), (6, 2, 1_000_000));
+        let text = |of| -> Vec<String> {
+            shadows
+                .series(of)
+                .iter()
+                .map(|([agent, _, effect, would], count)| format!("{agent} {effect} {would} {count}"))
+                .collect()
+        };
+        assert_eq!(text(ShadowCount::Flips), ["a PERMIT DENY 1", "b PERMIT DENY 2", "other PERMIT DENY 2"]);
+        assert_eq!(text(ShadowCount::Decisions).len(), 4);
+    }
+
+    #[test]
+    fn a_metric_has_a_bounded_number_of_series() {
+        let shadows = Shadows::new(ManualClock::at_unix_s(1_000).now());
+        for n in 0..1_000 {
+            shadows.count(Some((&format!("a{n}"), "t/x")), Effect::Permit, &would_be(Effect::Deny), "d");
+        }
+        let series = shadows.series(ShadowCount::Flips);
+        assert_eq!(series.len(), SERIES_MAX + 1);
+        assert_eq!(series.iter().map(|(_, count)| count).sum::<u64>(), 1_000);
+        assert_eq!(series.last().map(|(labels, count)| (&*labels[0], *count)), Some((OTHER, 800)));
+    }
+}

@@ -1,0 +1,75 @@
+//! When a revocation can hit nothing any more, so that a commit may take its row away.
+//!
+//! A root lives at most [`ROOT_LIFETIME_S_BOUND`](crate::model::limits::ROOT_LIFETIME_S_BOUND) from its `iat`, whatever any issuer's
+//! document says or will say: raising a lifetime later makes no root valid that a forgotten row had killed. What names a root by
+//! something that its issuer uses again, `sid` and `txn` (a session that is refreshed keeps its `sid`), and what names a key, would be
+//! alive again if it were forgotten: those rows stay for good, and so does every suspension. Pure; no engine, no clock.
+
+use super::Error;
+use crate::model::limits::REVOCATION_KEPT_S;
+use crate::model::records::{RevocationRow, Target};
+
+/// Rows that one commit may take away.
+pub const PRUNED_ROWS_MAX: usize = 4096;
+
+/// When a row may go, if it was written at `at_unix_s`: the store's clock and the accepted skew of `iat`. `None`: never.
+pub fn lapses_at(row: &RevocationRow, at_unix_s: i64) -> Option<i64> {
+    if row.suspended {
+        return None;
+    }
+    if row.dead && !matches!(row.target, Target::Token(_) | Target::Hop(_)) {
+        return None;
+    }
+    // INVARIANT: no root issued at or before `at_unix_s`, or the watermark, is valid by then.
+    Some(row.watermark_unix_s.unwrap_or(at_unix_s).max(at_unix_s).saturating_add(REVOCATION_KEPT_S))
+}
+
+/// Whether a row may go at a second. It is asked again before it goes: what is stored as its expiry is not trusted alone.
+pub fn has_lapsed(row: &RevocationRow, unix_s: i64) -> bool {
+    let at_least = row.watermark_unix_s.unwrap_or(i64::MIN);
+    row.expires_at_unix_s.is_some_and(|expiry| expiry < unix_s) && lapses_at(row, at_least).is_some_and(|lapse| lapse < unix_s)
+}
+
+/// What a commit answers that finds nothing to take away.
+pub fn nothing() -> Error {
+    Error::Rejected("no revocation has expired: there is nothing to prune".to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_time_makes_moot_lapses() {
+        let row = |target: Target| RevocationRow {
+            target,
+            dead: false,
+            suspended: false,
+            watermark_unix_s: None,
+            expires_at_unix_s: None,
+            reason: String::new(),
+            revision: 1,
+        };
+        let check = |row: RevocationRow, expected: Option<i64>| assert_eq!(lapses_at(&row, 1000), expected, "{row:?}");
+        let kept = REVOCATION_KEPT_S;
+        check(RevocationRow { dead: true, ..row(Target::Token("t".into())) }, Some(1000 + kept));
+        check(RevocationRow { dead: true, ..row(Target::Hop("h".into())) }, Some(1000 + kept));
+        // An issuer mints again for the same session; a key is registered again.
+        check(RevocationRow { dead: true, ..row(Target::Session("s".into())) }, None);
+        check(RevocationRow { dead: true, ..row(Target::Task("t".into())) }, None);
+        check(RevocationRow { dead: true, ..row(Target::Key("k".into())) }, None);
+        let agent = row(Target::Agent("a".into()));
+        check(RevocationRow { suspended: true, ..agent.clone() }, None);
+        check(RevocationRow { suspended: true, watermark_unix_s: Some(5), ..agent.clone() }, None);
+        check(RevocationRow { watermark_unix_s: Some(5), ..agent.clone() }, Some(1000 + kept));
+        check(RevocationRow { watermark_unix_s: Some(2000), ..agent.clone() }, Some(2000 + kept));
+        check(agent.clone(), Some(1000 + kept));
+        check(RevocationRow { suspended: true, ..row(Target::All) }, None);
+        // A stored expiry lets nothing go that must stay.
+        let forged = |row: RevocationRow| RevocationRow { expires_at_unix_s: Some(1), ..row };
+        assert!(!has_lapsed(&forged(RevocationRow { suspended: true, ..agent.clone() }), i64::MAX));
+        assert!(!has_lapsed(&forged(RevocationRow { dead: true, ..row(Target::Session("s".into())) }), i64::MAX));
+        assert!(!has_lapsed(&forged(RevocationRow { watermark_unix_s: Some(2000), ..agent.clone() }), 2000 + kept));
+        assert!(has_lapsed(&forged(RevocationRow { watermark_unix_s: Some(2000), ..agent }), 2001 + kept));
+    }
+}

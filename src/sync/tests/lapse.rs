@@ -1,0 +1,184 @@
+//! Any order of issuing, revoking, pruning and time: what was revoked is never let in again while it could be valid.
+//!
+//! The rules of every store make the rows, the publisher and the index of every replica answer; a naive list of credentials says what
+//! must be dead.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use proptest::prelude::*;
+
+use super::super::{CellPublisher, Publisher as _, Upkeep};
+use crate::model::limits::{IAT_SKEW_S, REVOCATION_KEPT_S, ROOT_LIFETIME_S_BOUND};
+use crate::model::records::{Change, Meaning, RevocationRow, Target, Write};
+use crate::model::revision::{HistoryId, Revision, StateDigest};
+use crate::model::time::{Clock as _, ManualClock, SystemClock};
+use crate::revocation::{Index, TargetRef};
+use crate::snapshot::SnapshotCell;
+use crate::store::sqlite::SqliteStore;
+use crate::store::{CommitRequest, CommitRow, Settings, State, Store, lapse, rules};
+
+#[derive(Clone, Debug)]
+enum Step {
+    /// A root for an agent and a session, whose `iat` is so far off the clock.
+    Issue {
+        agent: usize,
+        session: usize,
+        life_s: i64,
+        iat_off_s: i64,
+    },
+    Revoke(usize, Meaning),
+    Reinstate(usize),
+    Prune,
+    Wait(i64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let issue = (0..2_usize, 0..2_usize, 1..=ROOT_LIFETIME_S_BOUND, -60..=IAT_SKEW_S)
+        .prop_map(|(agent, session, life_s, iat_off_s)| Step::Issue { agent, session, life_s, iat_off_s });
+    let meaning = prop_oneof![Just(Meaning::Suspend), Just(Meaning::Watermark), Just(Meaning::Dead)];
+    let step = prop_oneof![
+        4 => issue,
+        3 => (0..12_usize, meaning).prop_map(|(which, meaning)| Step::Revoke(which, meaning)),
+        1 => (0..2_usize).prop_map(Step::Reinstate),
+        3 => Just(Step::Prune),
+        3 => (0..=ROOT_LIFETIME_S_BOUND * 2).prop_map(Step::Wait),
+    ];
+    prop::collection::vec(step, 1..60)
+}
+
+struct Credential {
+    targets: [Target; 3],
+    iat_s: i64,
+    exp_s: i64,
+    /// By something that is never undone.
+    revoked: bool,
+}
+
+fn target(which: usize) -> Target {
+    match which {
+        0..2 => Target::Agent(format!("a{which}")),
+        2..4 => Target::Session(format!("s{}", which - 2)),
+        _ => Target::Token(format!("t{}", which - 4)),
+    }
+}
+
+/// A store's rows and a replica that follows them.
+struct World {
+    now_s: i64,
+    rows: BTreeMap<Target, RevocationRow>,
+    credentials: Vec<Credential>,
+    number: u64,
+    publisher: CellPublisher,
+    cell: Arc<SnapshotCell>,
+    index: Arc<Index>,
+}
+
+impl World {
+    fn new() -> Self {
+        let (cell, index) = (Arc::new(SnapshotCell::default()), Arc::new(Index::new()));
+        let mut publisher = CellPublisher::new(cell.clone(), index.clone());
+        let revision = Revision { history: HistoryId::new("h"), number: 0 };
+        let (documents, revocations) = (vec![], vec![]);
+        let (hash, digest, settings) = ([0; 32], StateDigest::default(), Settings::default());
+        let state = State { revision, hash, digest, settings, documents, revocations };
+        publisher.replace(state, SystemClock.now()).unwrap();
+        Self { now_s: 1_750_000_000, rows: BTreeMap::new(), credentials: vec![], number: 0, publisher, cell, index }
+    }
+
+    fn commit(&mut self, changes: Vec<Change>) {
+        self.number += 1;
+        let (number, unix_ms) = (self.number, self.now_s * 1000);
+        let row = CommitRow { number, previous_hash: [0; 32], hash: [0; 32], digest: StateDigest::default(), unix_ms, changes };
+        self.publisher.apply(&[row], SystemClock.now()).unwrap();
+    }
+
+    fn take(&mut self, step: Step) {
+        let watermark_s = self.now_s + IAT_SKEW_S;
+        match step {
+            Step::Issue { agent, session, life_s, iat_off_s } => {
+                let targets = [target(agent), target(2 + session), target(4 + self.credentials.len())];
+                let iat_s = self.now_s + iat_off_s;
+                // A session that died stays dead for what is issued later.
+                let revoked = self.rows.get(&targets[1]).is_some_and(|row| row.dead);
+                self.credentials.push(Credential { targets, iat_s, exp_s: iat_s + life_s, revoked });
+            }
+            Step::Revoke(which, meaning) => {
+                let target = target(which);
+                let row = self.rows.get(&target).cloned();
+                let Ok(row) = rules::revoke(row, &target, meaning, "", self.number + 1, watermark_s) else { return };
+                for credential in self.credentials.iter_mut().filter(|credential| credential.targets.contains(&target)) {
+                    credential.revoked |= meaning != Meaning::Suspend;
+                }
+                self.rows.insert(target, row.clone());
+                self.commit(vec![Change::Revocation(row)]);
+            }
+            Step::Reinstate(which) => {
+                let target = target(which);
+                let row = self.rows.get(&target).cloned();
+                let Ok(row) = rules::reinstate(row, &target, "", self.number + 1, watermark_s) else { return };
+                self.rows.insert(target, row.clone());
+                self.commit(vec![Change::Revocation(row)]);
+            }
+            Step::Prune => {
+                let (over, kept) =
+                    std::mem::take(&mut self.rows).into_iter().partition(|(_, row)| lapse::has_lapsed(row, self.now_s));
+                self.rows = kept;
+                let over: BTreeMap<Target, RevocationRow> = over;
+                self.commit(over.into_keys().map(Change::RevocationRemoved).collect());
+            }
+            Step::Wait(s) => self.now_s += s,
+        }
+    }
+
+    /// What is let in although it must not be.
+    fn wrongly_alive(&self) -> Option<String> {
+        let view = self.cell.load().unwrap();
+        let number = view.snapshot.revision().number;
+        let hit = |credential: &Credential| {
+            let keys = credential.targets.iter().map(|target| self.index.key(TargetRef::from(target)));
+            keys.into_iter().any(|key| self.index.hit(key, credential.iat_s, number).is_some())
+        };
+        let suspended = |target: &Target| self.rows.get(target).is_some_and(|row| row.suspended);
+        let must_die = |credential: &&Credential| credential.revoked || credential.targets.iter().any(suspended);
+        let valid = self.credentials.iter().filter(|credential| self.now_s < credential.exp_s);
+        valid.filter(must_die).find(|credential| !hit(credential)).map(|credential| format!("{:?}", credential.targets))
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn nothing_revoked_comes_back(steps in steps()) {
+        let mut world = World::new();
+        for step in steps {
+            world.take(step.clone());
+            prop_assert_eq!(world.wrongly_alive(), None, "after {:?} at {}", step, world.now_s);
+        }
+        // What the rows hold is all that the replica holds, once nobody decides by an older snapshot.
+        drop(world.cell.load());
+        world.commit(vec![]);
+        drop(world.cell.load());
+        world.publisher.refresh(SystemClock.now());
+        let in_effect = |row: &&RevocationRow| row.dead || row.suspended || row.watermark_unix_s.is_some();
+        prop_assert!(world.index.len() >= world.rows.values().filter(in_effect).count() as u64);
+        prop_assert!(world.index.len() <= world.rows.len() as u64, "{} held, {} rows", world.index.len(), world.rows.len());
+    }
+}
+
+#[tokio::test]
+async fn upkeep_prunes_by_a_clock_that_ran_and_not_by_one_that_jumped() {
+    let folder = tempfile::tempdir().unwrap();
+    let clock = Arc::new(ManualClock::at_unix_s(1_750_000_000));
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&folder.path().join("s"), clock.clone()).unwrap());
+    let writes = (0..10).map(|id| Write::Revoke { target: target(4 + id), meaning: Meaning::Dead, reason: String::new() });
+    store.commit(CommitRequest { writes: writes.collect(), ..CommitRequest::default() }).await.unwrap();
+    let upkeep = Upkeep::new(store.clone(), clock.clone());
+    clock.step_wall_ms(REVOCATION_KEPT_S * 1000 * 10);
+    assert_eq!(upkeep.round().await, 0, "the wall clock jumped");
+    clock.step_wall_ms(-REVOCATION_KEPT_S * 1000 * 10);
+    clock.advance_ms((REVOCATION_KEPT_S + 2 * IAT_SKEW_S) * 1000);
+    assert_eq!(upkeep.round().await, 10);
+    assert_eq!(store.revocations(10).await.unwrap().total, 0);
+}
