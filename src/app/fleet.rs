@@ -208,7 +208,7 @@ mod tests {
 
     /// A runtime of one thread that runs what it is sent, between which it serves tasks.
     fn runtime(runtimes: &Arc<Runtimes>) -> (Handle, tokio::sync::oneshot::Sender<()>) {
-        let (sender, receiver) = mpsc::channel();
+        let (sender, receiver) = mpsc::sync_channel(1);
         let (end, ended) = tokio::sync::oneshot::channel::<()>();
         let runtimes = runtimes.clone();
         std::thread::spawn(move || {
@@ -231,7 +231,7 @@ mod tests {
         let (_, second_ends) = runtime(&runtimes);
         runtimes.pass().await;
         let (entered, has_entered) = tokio::sync::oneshot::channel();
-        let (release, released) = mpsc::channel::<()>();
+        let (release, released) = mpsc::sync_channel::<()>(1);
         let handler = first.spawn(async move {
             entered.send(()).unwrap();
             released.recv().unwrap();
