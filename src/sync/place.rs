@@ -145,7 +145,7 @@ mod tests {
         }
         let whole = std::fs::read_to_string(place.path()).unwrap();
         for broken in
-            ["", "{}", whole.strip_suffix('}').unwrap(), &whole.replace("\"hash\":\"00", "\"hash\":\"0g"), &format!("{whole}1")]
+            ["", "{}", whole.strip_suffix("}").unwrap(), &whole.replace("\"hash\":\"00", "\"hash\":\"0g"), &format!("{whole}1")]
         {
             std::fs::write(place.path(), broken).unwrap();
             assert!(place.read().is_err_and(|why| why.contains("place.json")), "{broken}");

@@ -16,6 +16,7 @@ use super::backoff::Backoff;
 use super::follower::{Action, Event, Follower, Position, Request};
 use super::status::{Counters, Progress, Reporter, State, Status};
 use crate::model::mutant::{Mutant, active};
+use crate::model::records::Change;
 use crate::model::revision::Revision;
 use crate::model::time::{Clock, Now};
 use crate::store::{self, Changes, CommitRow};
@@ -219,7 +220,7 @@ impl<P: Publisher> Follow<P> {
     fn tell(&mut self, commits: &[CommitRow]) {
         let Some(history) = self.follower.published().map(|revision| revision.history.clone()) else { return };
         for commit in commits {
-            if commit.changes.iter().any(|change| !change.is_of_document()) {
+            if commit.changes.iter().any(|change| matches!(change, Change::Revocation(_))) {
                 self.reporter.killed(commit.number, commit.unix_ms);
             }
             let revision = Revision { history: history.clone(), number: commit.number };

@@ -14,8 +14,11 @@ use portcullis::api::r#gen::check_request::Credential;
 use portcullis::api::r#gen::revocation_service_client::RevocationServiceClient;
 use serde_json::{Value, json};
 use tonic::Code;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
-use crate::harness::{PATIENCE, Server, World, agent_id, audit_lines, binary, request, run, run_with, signed, target};
+use crate::harness::{PATIENCE, Server, World, agent_id, audit_lines, binary, channel, request, run, run_with, signed, target};
 
 const KILLS_UNDER_LOAD: usize = 10;
 const CLIENTS: usize = 4;
@@ -356,7 +359,17 @@ async fn a_replica_without_its_store_closes() {
         }
     }
     let (code, said) = server.get("/readyz");
-    assert!(code == 503 && said.contains("current"), "a balancer must ask another replica: {code} {said}");
+    assert!(code == 503 && (said.contains("closed: ") || said.contains("quarantined: ")), "{code} {said}");
+    let (_, page) = server.get("/metrics");
+    let states = page.lines().filter(|line| line.starts_with("portcullis_replica_state{") && line.ends_with(" 1.0"));
+    let states: Vec<_> = states.collect();
+    assert!(states.len() == 1 && (states[0].contains("\"closed\"") || states[0].contains("\"quarantined\"")), "{states:?}");
+    let mut health = HealthClient::new(channel(&server.decisions).await);
+    for service in ["", "portcullis.v1.DecisionService"] {
+        let mut told = health.watch(HealthCheckRequest { service: service.to_owned() }).await.unwrap().into_inner();
+        let closed = async { while told.message().await.unwrap().unwrap().status() != ServingStatus::NotServing {} };
+        tokio::time::timeout(PATIENCE, closed).await.unwrap_or_else(|_| panic!("`{service}` is still said to serve"));
+    }
 }
 
 /// Everything once, with the log at its most talkative: no credential, key or argument may be in it or in the audit.

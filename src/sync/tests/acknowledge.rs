@@ -110,7 +110,7 @@ async fn nothing_is_acknowledged_before_the_barrier_has_passed() {
     bench.gate.passes.add_permits(2);
     bench.row(|row| row.acked_number == 4).await;
     assert_eq!(bench.status.policy(), 3);
-    assert!(bench.metrics.render().contains("portcullis_kill_propagation_seconds_count"));
+    assert!(bench.metrics.render().contains("portcullis_kill_propagation_seconds_count 4"));
 }
 
 #[tokio::test]
