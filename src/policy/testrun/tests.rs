@@ -27,7 +27,7 @@ applications: [p]
 ---
 {kind: permission_set, id: unused, allow: [pay/read]}
 ---
-{kind: operator, id: o, keys: [{kty: OKP, crv: Ed25519, x: 11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo}], roles: [approve], groups: [leads]}
+{kind: operator, id: o, keys: [{kty: OKP, crv: Ed25519, x: PUAXw-hDiVqStwqnTRt-vJyYLM8uxJaMwM1V8Sr0Zgw}], roles: [approve], groups: [leads]}
 ---
 kind: agent
 id: spiffe://t/a
