@@ -13,6 +13,7 @@ mod crash;
 mod decisions;
 mod harness;
 mod outside;
+mod policy_tools;
 mod process;
 mod tidy;
 mod token_vectors;
