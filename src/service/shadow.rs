@@ -1,7 +1,7 @@
 //! What documents in shadow would have decided, counted: which agent's calls of which tool would come out otherwise.
 //!
 //! Touched only where there are shadows. The table is bounded; what finds no room is counted all the same. Look next at
-//! `docs/adr/0009-ids-as-labels-of-shadow-metrics.md` for why these counts have ids as labels.
+//! `docs/adr/0011-ids-as-labels-of-shadow-metrics.md` for why these counts have ids as labels.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

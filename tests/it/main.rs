@@ -15,6 +15,7 @@ mod fleet;
 mod fleet_kill;
 mod harness;
 mod outside;
+mod policy_tools;
 #[path = "../../src/testing/postgres.rs"]
 mod postgres;
 mod process;
