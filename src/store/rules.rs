@@ -96,11 +96,15 @@ pub fn revoke(
         // INVARIANT: a watermark never falls, whatever the clock does.
         Meaning::Watermark => after.watermark_unix_s = before.watermark_unix_s.max(Some(watermark_unix_s)),
     }
-    if after == before {
-        return Ok(before);
-    }
-    let expires_at_unix_s = lapse::lapses_at(&after, watermark_unix_s);
-    Ok(RevocationRow { reason: reason.to_owned(), revision: number, expires_at_unix_s, ..after })
+    let stands = after == before && before.revision > 0;
+    after.expires_at_unix_s = match (stands, before.expires_at_unix_s, lapse::lapses_at(&after, watermark_unix_s)) {
+        // What was never to go, as older stores hold it, does not begin to.
+        (true, None, _) => None,
+        // INVARIANT: revoked again is revoked from now: a token that was issued since must not outlive the row.
+        (true, Some(before), Some(again)) => Some(before.max(again)),
+        (_, _, again) => again,
+    };
+    Ok(if after == before { before } else { RevocationRow { reason: reason.to_owned(), revision: number, ..after } })
 }
 
 /// The row of a target once its suspension is lifted; a watermark stays. `watermark_unix_s` as in [`revoke`].
@@ -284,6 +288,11 @@ mod tests {
         let token = Target::Token("t".into());
         let dead = revoke(None, &token, Meaning::Dead, "r", 1, 0).unwrap();
         assert!(dead.dead);
+        let again = revoke(Some(dead.clone()), &token, Meaning::Dead, "again", 2, 100).unwrap();
+        assert_eq!(again.expires_at_unix_s.unwrap() - dead.expires_at_unix_s.unwrap(), 100, "dead from now on");
+        assert_eq!(revoke(Some(again.clone()), &token, Meaning::Dead, "r", 3, 0), Ok(again), "never earlier");
+        let kept = RevocationRow { expires_at_unix_s: None, ..dead.clone() };
+        assert_eq!(revoke(Some(kept.clone()), &token, Meaning::Dead, "r", 3, 100), Ok(kept), "never to go");
         assert!(reinstate(Some(dead), &token, "r", 2, 50).is_err());
         assert!(reinstate(None, &token, "r", 2, 50).is_err());
     }
