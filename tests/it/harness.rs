@@ -384,6 +384,20 @@ impl Server {
     pub(crate) fn signal(&self, signal: rustix::process::Signal) {
         let id = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(id, signal).unwrap();
+        if signal != rustix::process::Signal::STOP {
+            return;
+        }
+        // Its threads stop one after the other, when each is next scheduled: until the last one has, it may still answer.
+        let until = Instant::now() + PATIENCE;
+        let stopped = |task: std::io::Result<std::fs::DirEntry>| {
+            let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
+            // `PID (NAME) STATE …`; a name may hold anything, also a bracket.
+            stat.is_empty() || stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+        };
+        while !std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap().all(stopped) {
+            assert!(Instant::now() < until, "the server does not stop");
+            std::thread::yield_now();
+        }
     }
 
     pub(crate) fn wait(&mut self) -> ExitStatus {
