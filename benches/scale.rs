@@ -11,21 +11,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
+use portcullis::model::constraint::ArgumentMap;
 use portcullis::model::ids::{AgentId, ApplicationId, GroupId, SessionId, TaskId, UserId};
 use portcullis::model::json::Object;
-use portcullis::model::records::{Change, DocumentKey, DocumentRow, Origin, RevocationRow, Target};
+use portcullis::model::records::{Change, DocumentRow, RevocationRow};
 use portcullis::model::request::{Call, Scope, Subject};
 use portcullis::model::revision::{HistoryId, Revision, StateDigest};
 use portcullis::revocation::{Index, TargetRef};
 use portcullis::snapshot::{Builder, FullState, Snapshot};
 
-/// Tools in servers of a hundred.
-const SERVERS: usize = 100;
-const TOOLS_A_SERVER: usize = 100;
-/// Different permission sets, which a fleet's agents share.
-const SETS: usize = 3_000;
-const GROUPS: usize = 200;
-const APPLICATIONS: usize = 50;
+use rows::{SERVERS, SETS, TOOLS_A_SERVER, agent, agent_id, application, base, group, revocation};
+
+#[path = "../load-tests/rows.rs"]
+mod rows;
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Agents changed one by one, for the median.
 const CHANGES: usize = 51;
 /// Decisions timed together.
@@ -47,9 +49,32 @@ fn main() -> Result<()> {
         format!("{small_ns:.0} ns, {large_ns:.0} ns, × {:.2}", large_ns / small_ns),
     );
     row("resolving a chain (once per chain and snapshot)", format!("{:?}", fleet.resolving()?));
+    lookups(&Index::new(), 0);
+    let part = Index::new();
+    part.replace(&(0..revocations / 10).map(revocation).collect::<Vec<_>>(), 1);
+    lookups(&part, revocations / 10);
+    drop(part);
+    lookups(fleet.snapshot.revocations(), revocations);
     fleet.change_one()?;
     fleet.flood()?;
     Ok(())
+}
+
+/// What it costs to ask for what is not revoked, and for what is.
+fn lookups(index: &Index, revocations: usize) {
+    let each_ns = |keys: &[portcullis::revocation::Key]| {
+        let since = Instant::now();
+        for key in keys {
+            black_box(index.hit(black_box(*key), 0, 1));
+        }
+        since.elapsed().as_nanos() as f64 / keys.len().max(1) as f64
+    };
+    let clean: Vec<_> = (0..DECISIONS).map(|number| index.key(TargetRef::Session(&format!("alive-{number}")))).collect();
+    let dead: Vec<_> = (0..DECISIONS.min(revocations))
+        .map(|number| index.key(TargetRef::from(&revocation(number * (revocations / DECISIONS).max(1)).target)))
+        .collect();
+    let (miss_ns, hit_ns) = (each_ns(&clean), each_ns(&dead));
+    row(&format!("one of {revocations} looked up: what is not there, what is"), format!("{miss_ns:.0} ns, {hit_ns:.0} ns"));
 }
 
 struct Fleet {
@@ -88,7 +113,8 @@ impl Fleet {
 
     fn subject(&self) -> Subject {
         let number = self.agents / 2;
-        let tools = (0..TOOLS_A_SERVER).map(|tool| (tool_name(number % SERVERS, tool).into(), free())).collect();
+        let tools =
+            (0..TOOLS_A_SERVER).map(|tool| (tool_name(number % SERVERS, tool).into(), ArgumentMap::unconstrained())).collect();
         Subject {
             user: UserId::new("https://issuer.example", "ana"),
             groups: vec![GroupId::from(group(number).as_str())],
@@ -168,78 +194,8 @@ impl Fleet {
     }
 }
 
-fn base() -> Vec<DocumentRow> {
-    let key = r#"{"crv":"Ed25519","kty":"OKP","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#;
-    let mut rows = vec![document(
-        "issuer",
-        "https://issuer.example",
-        &format!(r#""applications":["*"],"groups":["*"],"keys":{{"jwks":{{"keys":[{key}]}}}}"#),
-    )];
-    for server in 0..SERVERS {
-        let tools: Vec<String> = (0..TOOLS_A_SERVER).map(|tool| format!(r#""t{tool}.read":{{"risk":"read"}}"#)).collect();
-        rows.push(document("server", &format!("s{server}"), &format!(r#""tools":{{{}}}"#, tools.join(","))));
-    }
-    rows.extend((0..GROUPS).map(|number| document("group", &group(number), r#""allow":["*"]"#)));
-    rows.extend((0..APPLICATIONS).map(|number| document("application", &application(number), r#""allow":["*"]"#)));
-    rows
-}
-
-/// One of a few thousand permission sets, in one of a few hundred settings, with a key of its own.
-fn agent(number: usize, version: usize) -> DocumentRow {
-    let (server, set) = (number % SERVERS, number % SETS);
-    let own = if version == 0 { String::new() } else { format!(r#",{{"s{server}/t1.read":{{"args":{{"n":{version}}}}}}}"#) };
-    let body = format!(
-        r#""acts_for":["{}"],"allow":["s{server}/*.read",{{"s{}/*":{{"args":{{"limit":{set}}}}}}}{own}],"applications":["{}"],"deny":["s{}/t9.read"],"keys":["{}"]"#,
-        group(number),
-        (server + 1) % SERVERS,
-        application(number),
-        (server + 2) % SERVERS,
-        thumbprint(number),
-    );
-    document("agent", &agent_id(number), &body)
-}
-
-fn revocation(number: usize) -> RevocationRow {
-    RevocationRow {
-        target: Target::Session(format!("dead-{number}")),
-        dead: true,
-        suspended: false,
-        watermark_unix_s: None,
-        expires_at_unix_s: None,
-        reason: String::new(),
-        revision: 1,
-    }
-}
-
-fn document(kind: &str, id: &str, body: &str) -> DocumentRow {
-    let json = format!(r#"{{"id":"{id}","kind":"{kind}",{body}}}"#);
-    let key = DocumentKey { kind: kind.to_owned(), id: id.to_owned() };
-    DocumentRow { key, json, path: "fleet.yaml".to_owned(), line: 1, origin: Origin::Folder }
-}
-
-fn agent_id(number: usize) -> String {
-    format!("spiffe://fleet.example/agent/{number}")
-}
-
-fn group(number: usize) -> String {
-    format!("group-{}", number % GROUPS)
-}
-
-fn application(number: usize) -> String {
-    format!("app-{}", number % APPLICATIONS)
-}
-
 fn tool_name(server: usize, tool: usize) -> String {
     format!("s{server}/t{tool}.read")
-}
-
-/// 43 characters of base64url that no other agent has.
-fn thumbprint(number: usize) -> String {
-    format!("{number:A>42}A")
-}
-
-fn free() -> portcullis::model::constraint::ArgumentMap {
-    portcullis::model::constraint::ArgumentMap::unconstrained()
 }
 
 fn resident_kib() -> Result<i64> {

@@ -5,12 +5,14 @@
 //! at `client.rs`, then at the README for how to read the table.
 
 mod client;
+mod cold;
 mod fixture;
 mod fleet;
 mod kill;
 #[path = "../src/testing/postgres.rs"]
 mod postgres;
 mod report;
+mod rows;
 mod server;
 mod zipf;
 
@@ -66,6 +68,12 @@ struct Arguments {
     /// Checks a second over the whole fleet
     #[arg(long, default_value_t = 2000)]
     fleet_rate: u64,
+    /// Agents and revocations of a large store: only cold starts on it are measured
+    #[arg(long, num_args = 2, value_names = ["AGENTS", "REVOCATIONS"])]
+    cold: Option<Vec<usize>>,
+    /// Starts on the large store
+    #[arg(long, default_value_t = 3)]
+    starts: usize,
     /// Where the table goes too
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -110,6 +118,11 @@ fn main() -> Result<()> {
     let chains = |from: usize, count: usize| -> Result<Vec<Vec<Bytes>>> {
         (from..from + count).map(|number| company.chain(number, 2, now)).collect()
     };
+    if let Some([agents, revocations]) = arguments.cold.as_deref() {
+        let folder = tempfile::tempdir()?;
+        let cold = cold::run(&binary, &company, (*agents, *revocations), arguments.starts, folder.path())?;
+        return arguments.publish(&report::cold(*agents, *revocations, &cold));
+    }
     if let Some(replicas) = arguments.fleet {
         return fleet_kills(&arguments, &binary, &company, replicas);
     }
@@ -124,12 +137,7 @@ fn main() -> Result<()> {
     report.kills(&kill::run(&server, &doomed, |number| fixture::session(arguments.tokens + number))?);
     report.resident_kib(server.resident_kib()?);
 
-    let text = report.render();
-    writeln!(std::io::stdout(), "{text}")?;
-    if let Some(path) = &arguments.out {
-        std::fs::write(path, text)?;
-    }
-    Ok(())
+    arguments.publish(&report.render())
 }
 
 /// Kills in a fleet, store by store.
@@ -152,15 +160,15 @@ fn fleet_kills(arguments: &Arguments, binary: &std::path::Path, company: &Compan
         let doomed = (0..arguments.kills).map(|number| company.chain(number, 2, now)).collect::<Result<Vec<_>>>()?;
         table.row(name, &fleet::run(&servers, &doomed, fixture::session, arguments.fleet_rate)?);
     }
-    let text = table.render();
-    writeln!(std::io::stdout(), "{text}")?;
-    if let Some(path) = &arguments.out {
-        std::fs::write(path, text)?;
-    }
-    Ok(())
+    arguments.publish(&table.render())
 }
 
 impl Arguments {
+    fn publish(&self, text: &str) -> Result<()> {
+        writeln!(std::io::stdout(), "{text}")?;
+        Ok(self.out.as_ref().map_or(Ok(()), |path| std::fs::write(path, text))?)
+    }
+
     fn describe(&self) -> String {
         format!(
             "{} chains of 2 tokens, Zipf; {} rounds of turns of {} ms; costs at {}/s, latency at {}/s, both open loop over 2 connections \

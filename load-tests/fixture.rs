@@ -65,6 +65,12 @@ impl Company {
 
     /// The policy as YAML documents, with `more` agents that nobody asks about.
     pub(crate) fn policy(&self, more: usize) -> Result<String> {
+        let texts: Vec<String> = self.documents(more)?.iter().map(Value::to_string).collect();
+        Ok(texts.join("\n---\n"))
+    }
+
+    /// The same as values, whose text is canonical.
+    pub(crate) fn documents(&self, more: usize) -> Result<Vec<Value>> {
         let agents = self.holders.iter().enumerate().map(|(hop, key)| {
             let next = (hop + 1 < self.holders.len()).then(|| agent_id(hop + 1));
             agent(&agent_id(hop), key.public_key().thumbprint().as_str(), next)
@@ -83,8 +89,7 @@ impl Company {
         ];
         documents.extend(agents);
         documents.extend((0..more).map(|number| agent(&format!("spiffe://acme.example/fleet/{number}"), "", None)));
-        let texts: Vec<String> = documents.iter().map(Value::to_string).collect();
-        Ok(texts.join("\n---\n"))
+        Ok(documents)
     }
 }
 
@@ -93,7 +98,7 @@ pub(crate) fn session(number: usize) -> String {
     format!("session-{number}")
 }
 
-fn agent_id(hop: usize) -> String {
+pub(crate) fn agent_id(hop: usize) -> String {
     format!("spiffe://acme.example/agent/sales-{hop}")
 }
 
@@ -122,7 +127,7 @@ fn jwk(key: &PrivateKey) -> Result<Value> {
     Ok(serde_json::from_str(&key.public_key().to_jwk())?)
 }
 
-fn merge(into: &mut Value, more: Value) {
+pub(crate) fn merge(into: &mut Value, more: Value) {
     if let (Some(into), Value::Object(more)) = (into.as_object_mut(), more) {
         into.extend::<Map<String, Value>>(more);
     }

@@ -68,9 +68,14 @@ impl Server {
 
     /// Its resident memory, in KiB.
     pub(crate) fn resident_kib(&self) -> Result<u64> {
+        self.status_kib("VmRSS")
+    }
+
+    /// A figure of `/proc/PID/status`, in KiB.
+    pub(crate) fn status_kib(&self, name: &str) -> Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-        Ok(line.trim().trim_end_matches("kB").trim().parse()?)
+        let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        Ok(line.context("no such figure")?.trim().trim_end_matches("kB").trim().parse()?)
     }
 
     /// The key of the operator that the server made for itself.

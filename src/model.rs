@@ -14,6 +14,7 @@ pub mod json;
 pub mod jwk;
 pub mod limits;
 pub(crate) mod mutant;
+pub(crate) mod pieces;
 pub(crate) mod primitives;
 pub mod reason;
 pub mod records;

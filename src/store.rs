@@ -26,7 +26,8 @@ use crate::model::revision::{HistoryId, Revision, StateDigest};
 /// A store of one history of dense revisions.
 #[async_trait]
 pub trait Store: Send + Sync {
-    /// The full state at one revision.
+    /// The full state at one revision, as it is stored: whether the rows have the digest that stands with them is for the reader to
+    /// check ([`State::has_its_digest`]), who may have better cores for it.
     ///
     /// # Errors
     /// If the store cannot be read, or is not what it was when it was opened.

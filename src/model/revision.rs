@@ -72,6 +72,13 @@ impl StateDigest {
         self.combine(row_sha256, u64::wrapping_sub);
     }
 
+    /// Adds all the rows of another digest.
+    pub fn add_all(&mut self, other: Self) {
+        for (lane, more) in self.0.iter_mut().zip(other.0) {
+            *lane = lane.wrapping_add(more);
+        }
+    }
+
     /// 64 hexadecimal digits.
     pub fn to_hex(self) -> String {
         self.0.iter().map(|lane| format!("{lane:016x}")).collect()

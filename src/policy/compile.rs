@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::model::ids::{AgentId, ApplicationId, GroupId, Thumbprint};
+use crate::model::ids::{AgentId, ApplicationId, GroupId};
 use crate::model::limits::DELEGATION_DEPTH_MAX;
 
 use super::bits::BitSet;
@@ -41,8 +41,6 @@ pub struct Compiled {
     serial: u64,
     base: Arc<Base>,
     agents: Shards<AgentId, Arc<Agent>>,
-    /// Which agent holds a key.
-    keys: Shards<Thumbprint, AgentId>,
     sets: Interner<PermissionSet>,
     profiles: Interner<Profile>,
     /// The policy as it would be were the documents in shadow in force; `None` where there are none.
@@ -84,7 +82,6 @@ struct Guardrail {
 struct Agent {
     profile: Arc<Profile>,
     permissions: Arc<PermissionSet>,
-    keys: Box<[Thumbprint]>,
 }
 
 /// Whom an agent serves.
@@ -122,7 +119,6 @@ impl Compiled {
             serial: next_serial(),
             base: Arc::default(),
             agents: Shards::default(),
-            keys: Shards::default(),
             sets: Interner::default(),
             profiles: Interner::default(),
             would_be: None,
@@ -196,22 +192,21 @@ impl Compiled {
                 let source = &agent.permissions.source;
                 next.sets.intern(canonical(source), || base.set(source, &mut patterns))
             });
-            let (profile, keys) = (agent.profile.clone(), agent.keys.clone());
-            next.agents.insert(id.clone(), Arc::new(Agent { profile, permissions: permissions.clone(), keys }));
+            let (profile, permissions) = (agent.profile.clone(), permissions.clone());
+            next.agents.insert(id.clone(), Arc::new(Agent { profile, permissions }));
         }
-        (next.keys, next.profiles) = (self.keys.clone(), self.profiles.clone());
+        next.profiles = self.profiles.clone();
         next.checked()
     }
 
     /// Adds an agent of a fleet that is read one by one; the names in it are looked up by [`Compiled::checked`].
     ///
     /// # Errors
-    /// Where the document is no agent, or holds a key of another one.
+    /// Where the document is no agent.
     pub fn add_agent(&mut self, document: &Document) -> Result<(), Diagnostic> {
         let Body::Agent(agent) = &document.body else {
             return Err(document.diagnostic(Severity::Error, "id", 0, "only agents can be added one by one".to_owned()));
         };
-        self.check_keys(document, agent).map_or(Ok(()), Err)?;
         self.put_agent(agent, &mut Patterns::default());
         Ok(())
     }
@@ -251,13 +246,6 @@ impl Compiled {
         Document::new(Body::Agent(spec), id.as_str())
     }
 
-    fn check_keys(&self, document: &Document, agent: &AgentSpec) -> Option<Diagnostic> {
-        let taken = agent.keys.iter().enumerate().find_map(|(index, key)| Some((index, key, self.keys.get(key)?)));
-        let (index, key, holder) = taken.filter(|(.., holder)| **holder != agent.id)?;
-        let message = format!("key `{key}` is listed twice: `{holder}` holds it");
-        Some(document.diagnostic(Severity::Error, "keys", index, message))
-    }
-
     /// The policy as it would be were the documents in `mode: shadow` in force, each in place of the one of its kind and id.
     pub fn would_be(&self) -> Option<&Arc<Compiled>> {
         self.would_be.as_ref()
@@ -276,14 +264,13 @@ impl Compiled {
     /// `delegates_to` may name an agent that is not there, or is removed: nothing can be handed to it.
     ///
     /// # Errors
-    /// What is wrong with the documents that were put, warnings too, if there is an error: they must be agents, name only what
-    /// there is, and hold no key of another agent.
+    /// What is wrong with the documents that were put, warnings too, if there is an error: they must be agents and name only what
+    /// there is. Whose a key is knows the registry of keys, which refuses one that another agent holds.
     pub fn with_agents(&self, put: &[Document], removed: &[AgentId]) -> Result<Self, Vec<Diagnostic>> {
         let mut next = Self {
             serial: next_serial(),
             base: self.base.clone(),
             agents: self.agents.clone(),
-            keys: self.keys.clone(),
             sets: self.sets.clone(),
             profiles: self.profiles.clone(),
             would_be: None,
@@ -292,14 +279,13 @@ impl Compiled {
         let mut out = Vec::new();
         let put_ids = put.iter().map(|document| document.key.id.as_str());
         for id in removed.iter().map(AgentId::as_str).chain(put_ids) {
-            next.remove_agent(id);
+            next.agents.remove(id);
         }
         next.sets.sweep();
         next.profiles.sweep();
         for document in put {
             match &document.body {
                 Body::Agent(agent) => {
-                    out.extend(next.check_keys(document, agent));
                     if next.agents.get(agent.id.as_str()).is_some() {
                         out.push(document.diagnostic(Severity::Error, "id", 0, format!("agent `{}` is put twice", agent.id)));
                     }
@@ -367,20 +353,7 @@ impl Compiled {
             },
         };
         let profile = self.profiles.intern(format!("{profile:?}").into(), || profile);
-        for key in &spec.keys {
-            self.keys.insert(key.clone(), spec.id.clone());
-        }
-        let agent = Agent { profile, permissions, keys: spec.keys.clone().into_boxed_slice() };
-        self.agents.insert(spec.id.clone(), Arc::new(agent));
-    }
-
-    fn remove_agent(&mut self, id: &str) {
-        let Some(agent) = self.agents.remove(id) else {
-            return;
-        };
-        for key in &agent.keys {
-            self.keys.remove(key);
-        }
+        self.agents.insert(spec.id.clone(), Arc::new(Agent { profile, permissions }));
     }
 }
 

@@ -211,21 +211,19 @@ impl Inner {
         if let Some(mut entry) = self.others.get_mut(&key) {
             return entry.update(row, lifted_at);
         }
-        let known_dead = self.dead.get(&key).map(|revision| *revision);
-        if let Some(revision) = known_dead {
-            if row.dead {
-                self.dead.insert(key, row.revision);
+        if row.dead {
+            if self.dead.insert(key, row.revision).is_some() {
                 return false;
             }
-            let mut entry = Entry::dead(revision);
-            let added = entry.update(row, lifted_at);
-            self.others.insert(key, entry);
-            self.dead.remove(&key);
-            return added;
-        }
-        if row.dead {
-            self.dead.insert(key, row.revision);
         } else {
+            let known_dead = self.dead.get(&key).map(|revision| *revision);
+            if let Some(revision) = known_dead {
+                let mut entry = Entry::dead(revision);
+                let added = entry.update(row, lifted_at);
+                self.others.insert(key, entry);
+                self.dead.remove(&key);
+                return added;
+            }
             let mut entry = Entry::new();
             if !entry.update(row, lifted_at) {
                 return false;

@@ -4,12 +4,15 @@
 //! built leaves the last good one in place, and the snapshot says so.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::num::NonZero;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 
 use super::Snapshot;
 use super::trust::{put_agent, trust_of};
 use crate::model::ids::AgentId;
 use crate::model::mutant::{Mutant, active};
+use crate::model::pieces::in_pieces;
 use crate::model::records::{Change, DocumentKey, DocumentRow, RevocationRow};
 use crate::model::revision::{Revision, StateDigest};
 use crate::policy::compile::{Compiled, would_be};
@@ -20,6 +23,12 @@ use crate::token::trust::Trust;
 /// The kind of the documents that can change one by one, in force and in shadow.
 const AGENT: &str = "agent";
 const AGENT_IN_SHADOW: &str = "agent.shadow";
+
+/// Documents of agents that one core reads at a time: milliseconds of work.
+const AGENTS_A_PIECE: NonZero<usize> = NonZero::new(1024).unwrap();
+
+/// Revocations of a full state that are worth a thread of their own.
+const REVOCATIONS_BESIDE: usize = 50_000;
 
 type Tables = (Arc<Compiled>, Arc<Trust>);
 
@@ -105,17 +114,27 @@ impl Builder {
     /// # Errors
     /// If the policy cannot be built and there is no earlier one to keep. Revocations are applied all the same.
     pub fn replace(&mut self, state: FullState) -> Result<Arc<Snapshot>, Error> {
-        if !active(Mutant::LoadWithoutRevocations) {
-            self.revocations.replace(&state.revocations, state.revision.number);
-        }
-        self.lifted_at.insert(state.revision.number);
-        drop(state.revocations);
+        let number = state.revision.number;
+        self.lifted_at.insert(number);
         self.documents.clear();
         self.unread.clear();
         self.pending.clear();
         let (fleet, rest): (Vec<&DocumentRow>, _) = state.documents.iter().partition(|row| row.key.kind == AGENT);
         rest.into_iter().for_each(|row| self.put(row));
-        let built = self.build_all(state.revision.number, &fleet);
+        let (index, revocations) = (self.revocations.clone(), state.revocations);
+        let is_large = revocations.len() > REVOCATIONS_BESIDE;
+        let revoke = move || {
+            if !active(Mutant::LoadWithoutRevocations) {
+                index.replace(&revocations, number);
+            }
+        };
+        // Either way all is revoked before anything is published.
+        let built = if is_large {
+            beside(revoke, || self.build_all(number, &fleet))
+        } else {
+            revoke();
+            self.build_all(number, &fleet)
+        };
         self.problem = None;
         let (policy, trust, policy_number) = match (built, &self.current) {
             (Ok((policy, trust)), _) => (policy, trust, state.revision.number),
@@ -245,11 +264,14 @@ impl Builder {
         let base = in_force(&self.documents);
         let mut policy = Compiled::of_base(&base).map_err(|diagnostics| unbuildable(revision, &diagnostics))?;
         let mut trust = trust_of(base).map_err(|message| Error::Policy { revision, message })?;
-        for row in fleet {
-            let document = Document::from_row(row).map_err(|error| Error::Policy { revision, message: error.to_string() })?;
-            policy.add_agent(&document).map_err(|diagnostic| unbuildable(revision, &[diagnostic]))?;
-            trust_agent(&mut trust, &document, revision)?;
-        }
+        let read = |rows: &[&DocumentRow]| -> Vec<_> { rows.iter().map(|row| Document::from_row(row)).collect() };
+        in_pieces(fleet, AGENTS_A_PIECE, read, |documents| {
+            documents.into_iter().try_for_each(|document| {
+                let document = document.map_err(|error| Error::Policy { revision, message: error.to_string() })?;
+                policy.add_agent(&document).map_err(|diagnostic| unbuildable(revision, &[diagnostic]))?;
+                trust_agent(&mut trust, &document, revision)
+            })
+        })?;
         let policy = policy.checked().map_err(|diagnostics| unbuildable(revision, &diagnostics))?;
         let would_be = self.would_be(&policy, revision)?;
         Ok((Arc::new(policy.with_would_be(would_be)), Arc::new(trust)))
@@ -319,6 +341,23 @@ impl Builder {
             None => Ok(()),
         }
     }
+}
+
+/// Does `work` on a thread of its own while `own` is done; before it where the system gives none.
+fn beside<R>(work: impl FnOnce() + Send, own: impl FnOnce() -> R) -> R {
+    let work = Mutex::new(Some(work));
+    let run = || {
+        let work = work.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(work) = work {
+            work();
+        }
+    };
+    thread::scope(|scope| {
+        if thread::Builder::new().name("revocations".to_owned()).spawn_scoped(scope, run).is_err() {
+            run();
+        }
+        own()
+    })
 }
 
 fn in_force(documents: &BTreeMap<DocumentKey, Document>) -> Vec<&Document> {

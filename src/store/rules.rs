@@ -27,6 +27,16 @@ pub const HISTORY_LISTED_MAX: usize = 1000;
 /// Rows in one answer of `revocations`.
 pub const REVOCATIONS_LISTED_MAX: usize = 100_000;
 
+/// An empty list with room for so many rows, as far as a count that was read can be trusted: a list that grows step by step is copied,
+/// and of millions of rows the copies are what costs.
+pub(super) fn room_for<T>(count: u64) -> Vec<T> {
+    const ROWS_MAX: usize = 1 << 24;
+    let mut room = Vec::new();
+    // Without it the list grows as it is filled.
+    let _ = room.try_reserve_exact(usize::try_from(count).unwrap_or(ROWS_MAX).min(ROWS_MAX));
+    room
+}
+
 /// Checks what can be said of a request without looking at the store.
 ///
 /// # Errors

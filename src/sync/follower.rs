@@ -8,7 +8,7 @@ pub use super::status::State;
 use crate::model::mutant::{Mutant, active};
 use crate::model::revision::{HistoryId, Revision};
 use crate::model::time::Now;
-use crate::store::{self, Changes, CommitRow, chain};
+use crate::store::{self, Changes, CommitRow};
 
 /// A place in a history.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -222,7 +222,7 @@ impl Follower {
                 return self.forked(number);
             }
         }
-        if chain::state_digest(&state.documents, &state.revocations) != state.digest {
+        if !state.has_its_digest() {
             self.fail(format!("the rows of revision {} do not have the digest that was stored with it", state.revision.number));
             return None;
         }

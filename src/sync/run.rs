@@ -175,7 +175,10 @@ impl<P: Publisher> Follow<P> {
             None => {}
             Some(Action::Replace { state, proof }) => {
                 let revision = state.revision.clone();
+                let (documents, revocations, read_at) = (state.documents.len(), state.revocations.len(), self.clock.now());
                 let result = self.publisher.replace(*state, proof);
+                let (read_ms, build_ms) = (read_at.ms_since(proof), self.clock.now().ms_since(read_at));
+                tracing::info!(%revision, documents, revocations, read_ms, build_ms, "the full state was read");
                 self.published(result);
                 if self.follower.published() == Some(&revision) {
                     self.reporter.feed().replace(revision);

@@ -87,8 +87,8 @@ impl<K: Ord + Copy, V: Copy, S> Map<K, V, S> {
         map.contains_key(key).then_some(PairMut { map, key: *key })
     }
 
-    pub(crate) fn insert(&self, key: K, value: V) {
-        self.lock().insert(key, value);
+    pub(crate) fn insert(&self, key: K, value: V) -> Option<V> {
+        self.lock().insert(key, value)
     }
 
     pub(crate) fn remove(&self, key: &K) {

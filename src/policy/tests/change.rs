@@ -90,10 +90,6 @@ fn a_change_that_is_refused() {
     };
     check(&format!("{{kind: agent, id: spiffe://t/a, keys: [{KEY}]}}"), &[]);
     check(
-        &format!("{{kind: agent, id: spiffe://t/b, keys: [{KEY}]}}"),
-        &["p.yaml:1:40: error: key `kPrK_qmxVWaYVA9wwBF6Iuo3vVzz7TxHCTwXBygrS4k` is listed twice: `spiffe://t/a` holds it"],
-    );
-    check(
         "{kind: agent, id: spiffe://t/b, acts_for: [salse]}",
         &["p.yaml:1:44: error: unknown group `salse` (did you mean `sales`?)"],
     );

@@ -15,8 +15,8 @@ use super::schema::Promises;
 use super::settings::Durability;
 use crate::model::records::{DocumentKey, DocumentRow, Origin, RevocationRow, Target};
 use crate::model::revision::{HistoryId, Revision, StateDigest};
-use crate::store::chain::{self, GENESIS};
-use crate::store::rules::{CHANGES_BYTES_MAX, CHANGES_COMMITS_MAX, REVOCATIONS_LISTED_MAX};
+use crate::store::chain::GENESIS;
+use crate::store::rules::{self, CHANGES_BYTES_MAX, CHANGES_COMMITS_MAX, REVOCATIONS_LISTED_MAX};
 use crate::store::{CommitRow, Documents, Error, Revocations, Settings, State, StoredDocument};
 
 /// How long the next row of the change log may take to come.
@@ -96,10 +96,8 @@ pub(super) async fn load(link: &Link, expected: &Expected) -> Result<State, Faul
         return Err(corrupt(format!("revision {number} of the change log is not the one that the head names")));
     }
     let documents = all_documents(link, None).await?;
-    let revocations = stream(link, &format!("SELECT {REVOCATION} FROM portcullis.revocations"), &[], revocation_row).await?;
-    if chain::state_digest(&documents, &revocations) != head.digest {
-        return Err(corrupt(format!("the rows at revision {number} do not have the digest that was stored")));
-    }
+    let sql = format!("SELECT {REVOCATION} FROM portcullis.revocations");
+    let revocations = stream_into(rules::room_for(head.revocations), link, &sql, &[], revocation_row).await?;
     let Head { revision, hash, digest, settings, .. } = head;
     Ok(State { revision, hash, digest, settings, documents, revocations })
 }
@@ -173,8 +171,17 @@ pub(super) async fn stream<T>(
     parameters: &[Parameter<'_>],
     parse: fn(&Row) -> Result<T, Fault>,
 ) -> Result<Vec<T>, Fault> {
+    stream_into(Vec::new(), link, sql, parameters, parse).await
+}
+
+async fn stream_into<T>(
+    mut found: Vec<T>,
+    link: &Link,
+    sql: &str,
+    parameters: &[Parameter<'_>],
+    parse: fn(&Row) -> Result<T, Fault>,
+) -> Result<Vec<T>, Fault> {
     let mut rows = pin!(link.stream(sql, parameters).await?);
-    let mut found = Vec::new();
     while let Some(row) = rows.try_next().await? {
         found.push(parse(&row)?);
     }

@@ -13,8 +13,8 @@ use super::lane::Lane;
 use super::open::{Db, Fault};
 use crate::model::records::{DocumentKey, DocumentRow, Origin, RevocationRow, Target};
 use crate::model::revision::{HistoryId, Revision, StateDigest};
-use crate::store::chain::{self, GENESIS};
-use crate::store::rules::{CHANGES_BYTES_MAX, CHANGES_COMMITS_MAX, REVOCATIONS_LISTED_MAX};
+use crate::store::chain::GENESIS;
+use crate::store::rules::{self, CHANGES_BYTES_MAX, CHANGES_COMMITS_MAX, REVOCATIONS_LISTED_MAX};
 use crate::store::{Changes, CommitRow, Documents, Error, Revocations, Settings, State, StoredDocument};
 
 type Job = Box<dyn FnOnce(&mut Db) + Send>;
@@ -124,10 +124,7 @@ pub(super) fn load(connection: &Connection) -> Result<State, Fault> {
     let mut statement = connection.prepare_cached(
         "SELECT target, dead, suspended, watermark_unix_s, expires_at_unix_s, reason, revision FROM revocations",
     )?;
-    let revocations = collect(&mut statement, (), revocation_row)?;
-    if chain::state_digest(&documents, &revocations) != head.digest {
-        return Err(corrupt(format!("the rows at revision {} do not have the digest that was stored", head.revision.number)));
-    }
+    let revocations = collect_into(rules::room_for(head.revocations), &mut statement, (), revocation_row)?;
     let Head { revision, hash, digest, settings, .. } = head;
     Ok(State { revision, hash, digest, settings, documents, revocations })
 }
@@ -237,8 +234,16 @@ fn collect<T>(
     parameters: impl rusqlite::Params,
     parse: fn(&Row<'_>) -> Result<T, Fault>,
 ) -> Result<Vec<T>, Fault> {
+    collect_into(Vec::new(), statement, parameters, parse)
+}
+
+fn collect_into<T>(
+    mut found: Vec<T>,
+    statement: &mut rusqlite::Statement<'_>,
+    parameters: impl rusqlite::Params,
+    parse: fn(&Row<'_>) -> Result<T, Fault>,
+) -> Result<Vec<T>, Fault> {
     let mut rows = statement.query(parameters)?;
-    let mut found = Vec::new();
     while let Some(row) = rows.next()? {
         found.push(parse(row)?);
     }

@@ -1,0 +1,154 @@
+//! How a server starts on a store that holds a large fleet: from its start to its first permit, what it then weighs, how soon a change shows.
+//!
+//! The store is one SQLite file, filled commit by commit as everybody's is; filling it takes minutes and is not measured. Changes are
+//! committed by this process, which the server sees at its next poll.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use hdrhistogram::Histogram;
+use portcullis::api::r#gen as wire;
+use portcullis::model::records::{DocumentKey, DocumentRow, Meaning, Target, Write};
+use portcullis::model::time::{Clock as _, SystemClock};
+use portcullis::store::rules::WRITES_MAX;
+use portcullis::store::sqlite::SqliteStore;
+use portcullis::store::{CommitRequest, Store as _};
+use tokio::runtime::Runtime;
+use wire::decision_service_client::DecisionServiceClient;
+
+use super::client::{histogram, request_by_chain};
+use super::fixture::{self, Company};
+use super::kill::PATIENCE;
+use super::rows;
+use super::server::Server;
+
+/// Sessions killed and agents changed, one after the other.
+const ROUNDS: usize = 50;
+/// After which the memory is looked at again: an allocator gives back late.
+const SETTLING: Duration = Duration::from_secs(10);
+
+/// What a run came to.
+pub(crate) struct Cold {
+    pub(crate) store_mib: u64,
+    /// From the start of the process to the first permit.
+    pub(crate) starts: Vec<Duration>,
+    pub(crate) peak_kib: u64,
+    pub(crate) resident_kib: u64,
+    /// From the commit of a kill to the first denial.
+    pub(crate) killed_ns: Histogram<u64>,
+    /// From the commit of an agent's changed document to the first answer by it.
+    pub(crate) changed_ns: Histogram<u64>,
+}
+
+/// Fills a store in `folder`, then starts servers on it, one after the other.
+pub(crate) fn run(binary: &Path, company: &Company, sizes: (usize, usize), starts: usize, folder: &Path) -> Result<Cold> {
+    let (agents, revocations) = sizes;
+    let file = folder.join("store.db");
+    let url = format!("sqlite:{}", file.display());
+    let environment = [("PORTCULLIS_STORE", url.as_str())];
+    // The company's policy comes in as it always does.
+    drop(Server::start_with(binary, Some(&company.policy(0)?), &environment)?);
+    fill(&runtime()?, &file, agents, revocations)?;
+
+    let mut cold = Cold {
+        store_mib: std::fs::metadata(&file)?.len() >> 20,
+        starts: Vec::new(),
+        peak_kib: 0,
+        resident_kib: 0,
+        killed_ns: histogram()?,
+        changed_ns: histogram()?,
+    };
+    for start in 0..starts {
+        super::say(&format!("start {}", start + 1))?;
+        let since = Instant::now();
+        let server = Server::start_with(binary, None, &environment)?;
+        // Goes before the server does, and the connection with it.
+        let runtime = runtime()?;
+        let mut asking =
+            Asking { runtime: &runtime, client: runtime.block_on(DecisionServiceClient::connect(server.decisions.clone()))? };
+        asking.until(&request_by_chain(&company.chain(0, 2, SystemClock.now())?), wire::Effect::Permit)?;
+        cold.starts.push(since.elapsed());
+        if start + 1 == starts {
+            std::thread::sleep(SETTLING);
+            (cold.peak_kib, cold.resident_kib) = (server.status_kib("VmHWM")?, server.status_kib("VmRSS")?);
+            changes(&mut cold, &mut asking, company, &file)?;
+        }
+    }
+    Ok(cold)
+}
+
+fn runtime() -> std::io::Result<Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build()
+}
+
+fn fill(runtime: &Runtime, file: &Path, agents: usize, revocations: usize) -> Result<()> {
+    let store = SqliteStore::open(file, Arc::new(SystemClock))?;
+    let commit = |writes: Vec<Write>| runtime.block_on(store.commit(CommitRequest { writes, ..CommitRequest::default() }));
+    super::say(&format!("{agents} agents, {revocations} revocations into a store"))?;
+    commit(rows::base().into_iter().map(Write::PutDocument).collect())?;
+    for from in (0..agents).step_by(WRITES_MAX) {
+        let some = from..agents.min(from + WRITES_MAX);
+        commit(some.map(|number| Write::PutDocument(rows::agent(number, 0))).collect())?;
+    }
+    for from in (0..revocations).step_by(WRITES_MAX) {
+        let some = from..revocations.min(from + WRITES_MAX);
+        let revoke =
+            |number| Write::Revoke { target: rows::revocation(number).target, meaning: Meaning::Dead, reason: String::new() };
+        commit(some.map(revoke).collect())?;
+    }
+    Ok(())
+}
+
+/// Kills and changes on top of what is there, each until an answer shows it.
+fn changes(cold: &mut Cold, asking: &mut Asking<'_>, company: &Company, file: &Path) -> Result<()> {
+    let store = SqliteStore::open(file, Arc::new(SystemClock))?;
+    let commit = |write: Write| -> Result<Instant> {
+        asking.runtime.block_on(store.commit(CommitRequest { writes: vec![write], ..CommitRequest::default() }))?;
+        Ok(Instant::now())
+    };
+    let ns = |since: Instant| u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+    let leaf = company.documents(0)?.into_iter().find(|document| document["id"] == fixture::agent_id(1)).context("no leaf")?;
+    let row = |document: &serde_json::Value| {
+        let key = DocumentKey { kind: "agent".to_owned(), id: fixture::agent_id(1) };
+        DocumentRow { key, json: document.to_string(), ..rows::agent(0, 0) }
+    };
+    let mut barred = leaf.clone();
+    fixture::merge(&mut barred, serde_json::json!({"deny": ["crm/*"]}));
+    for round in 1..=ROUNDS {
+        let call = request_by_chain(&company.chain(round, 2, SystemClock.now())?);
+        asking.until(&call, wire::Effect::Permit)?;
+        let since = commit(Write::PutDocument(row(&barred)))?;
+        asking.until(&call, wire::Effect::Deny)?;
+        cold.changed_ns.saturating_record(ns(since));
+        commit(Write::PutDocument(row(&leaf)))?;
+        asking.until(&call, wire::Effect::Permit)?;
+        let target = Target::Session(fixture::session(round));
+        let since = commit(Write::Revoke { target, meaning: Meaning::Dead, reason: "load test".to_owned() })?;
+        asking.until(&call, wire::Effect::Deny)?;
+        cold.killed_ns.saturating_record(ns(since));
+    }
+    Ok(())
+}
+
+struct Asking<'a> {
+    runtime: &'a Runtime,
+    client: DecisionServiceClient<tonic::transport::Channel>,
+}
+
+impl Asking<'_> {
+    /// Asks until that is the answer.
+    fn until(&mut self, call: &wire::CheckRequest, effect: wire::Effect) -> Result<()> {
+        let since = Instant::now();
+        loop {
+            let answer = self.runtime.block_on(self.client.check(call.clone()))?.into_inner();
+            if answer.effect() == effect {
+                return Ok(());
+            }
+            if since.elapsed() > PATIENCE {
+                bail!("no {effect:?} came, but `{}`", answer.reason);
+            }
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! A fleet of any size as a store's rows: agents that share a few thousand permission sets, tools by the ten thousand, dead sessions.
+//!
+//! The bench of a fleet's size builds it in its own process, the load test of a cold start puts it into a store.
+
+use portcullis::model::records::{DocumentKey, DocumentRow, Origin, RevocationRow, Target};
+
+/// Tools in servers of a hundred.
+pub(crate) const SERVERS: usize = 100;
+pub(crate) const TOOLS_A_SERVER: usize = 100;
+/// Different permission sets, which a fleet's agents share.
+pub(crate) const SETS: usize = 3_000;
+const GROUPS: usize = 200;
+const APPLICATIONS: usize = 50;
+
+pub(crate) fn base() -> Vec<DocumentRow> {
+    let key = r#"{"crv":"Ed25519","kty":"OKP","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#;
+    let mut rows = vec![document(
+        "issuer",
+        "https://issuer.example",
+        &format!(r#""applications":["*"],"groups":["*"],"keys":{{"jwks":{{"keys":[{key}]}}}}"#),
+    )];
+    for server in 0..SERVERS {
+        let tools: Vec<String> = (0..TOOLS_A_SERVER).map(|tool| format!(r#""t{tool}.read":{{"risk":"read"}}"#)).collect();
+        rows.push(document("server", &format!("s{server}"), &format!(r#""tools":{{{}}}"#, tools.join(","))));
+    }
+    rows.extend((0..GROUPS).map(|number| document("group", &group(number), r#""allow":["*"]"#)));
+    rows.extend((0..APPLICATIONS).map(|number| document("application", &application(number), r#""allow":["*"]"#)));
+    rows
+}
+
+/// One of a few thousand permission sets, in one of a few hundred settings, with a key of its own.
+pub(crate) fn agent(number: usize, version: usize) -> DocumentRow {
+    let (server, set) = (number % SERVERS, number % SETS);
+    let own = if version == 0 { String::new() } else { format!(r#",{{"s{server}/t1.read":{{"args":{{"n":{version}}}}}}}"#) };
+    let body = format!(
+        r#""acts_for":["{}"],"allow":["s{server}/*.read",{{"s{}/*":{{"args":{{"limit":{set}}}}}}}{own}],"applications":["{}"],"deny":["s{}/t9.read"],"keys":["{}"]"#,
+        group(number),
+        (server + 1) % SERVERS,
+        application(number),
+        (server + 2) % SERVERS,
+        thumbprint(number),
+    );
+    document("agent", &agent_id(number), &body)
+}
+
+pub(crate) fn revocation(number: usize) -> RevocationRow {
+    RevocationRow {
+        target: Target::Session(format!("dead-{number}")),
+        dead: true,
+        suspended: false,
+        watermark_unix_s: None,
+        expires_at_unix_s: None,
+        reason: String::new(),
+        revision: 1,
+    }
+}
+
+pub(crate) fn document(kind: &str, id: &str, body: &str) -> DocumentRow {
+    let json = format!(r#"{{"id":"{id}","kind":"{kind}",{body}}}"#);
+    let key = DocumentKey { kind: kind.to_owned(), id: id.to_owned() };
+    DocumentRow { key, json, path: "fleet.yaml".to_owned(), line: 1, origin: Origin::Folder }
+}
+
+pub(crate) fn agent_id(number: usize) -> String {
+    format!("spiffe://fleet.example/agent/{number}")
+}
+
+pub(crate) fn group(number: usize) -> String {
+    format!("group-{}", number % GROUPS)
+}
+
+pub(crate) fn application(number: usize) -> String {
+    format!("app-{}", number % APPLICATIONS)
+}
+
+/// 43 characters of base64url that no other agent has.
+pub(crate) fn thumbprint(number: usize) -> String {
+    format!("{number:A>42}A")
+}
