@@ -21,4 +21,5 @@ pub mod records;
 pub mod replica;
 pub mod request;
 pub mod revision;
+pub(crate) mod shards;
 pub mod time;

@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::model::ids::{AgentId, ApplicationId, GroupId};
 use crate::model::limits::DELEGATION_DEPTH_MAX;
+use crate::model::shards::Shards;
 
 use super::bits::BitSet;
 use super::condition::Condition;
@@ -21,10 +22,10 @@ use super::validate::{self, Known};
 
 mod compare;
 mod evaluate;
+mod interner;
 mod mend;
 mod resolve;
 mod set;
-mod shards;
 
 pub use super::document::{ProofClass, Risk};
 pub use super::tools::Tool;
@@ -32,8 +33,8 @@ pub use evaluate::{LayerAnswer, Reach, Verdict};
 pub use mend::{Mend, Need};
 pub use resolve::Resolved;
 
+use interner::Interner;
 use set::{PermissionSet, canonical};
-use shards::{Interner, Shards};
 
 /// A policy that can decide.
 pub struct Compiled {

@@ -6,12 +6,12 @@
 
 use std::borrow::Borrow;
 use std::collections::{BTreeSet, HashMap, HashSet};
-use std::hash::{BuildHasher as _, Hash, RandomState};
 use std::sync::Arc;
 
 use crate::model::ids::{AgentId, ApplicationId, GroupId, IssuerUri, Thumbprint};
 use crate::model::jwk::NamedKey;
 use crate::model::limits::{HOP_LIFETIME_S_MAX, KEYS_MAX, ROOT_LIFETIME_S_MAX};
+use crate::model::shards::Shards;
 
 /// Why something cannot be trusted as told.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -144,7 +144,7 @@ impl Trust {
     pub fn put_agent(&mut self, agent: AgentId, keys: impl IntoIterator<Item = Thumbprint>) -> Result<(), Error> {
         let keys: Arc<[Thumbprint]> = keys.into_iter().collect();
         for key in keys.iter() {
-            if let Some(holder) = self.keys.value(key.as_str()).filter(|holder| **holder != agent) {
+            if let Some(holder) = self.keys.get(key.as_str()).filter(|holder| **holder != agent) {
                 return Err(Error::KeyTaken { key: key.clone(), holder: holder.clone(), agent });
             }
         }
@@ -188,55 +188,17 @@ impl Trust {
 
     /// The agent that a holder key is registered for.
     pub fn agent_of(&self, key: &str) -> Option<&AgentId> {
-        self.keys.value(key)
+        self.keys.get(key)
     }
 
     /// Whether an agent is registered, with keys or without.
     pub fn knows_agent(&self, agent: &str) -> bool {
-        self.agents.value(agent).is_some()
+        self.agents.get(agent).is_some()
     }
 
     /// Whether some document knows a group.
     pub fn knows_group(&self, group: &str) -> bool {
         self.groups.contains(group)
-    }
-}
-
-const SHARDS: usize = 1024;
-
-/// A map in many small shared pieces: a change copies one of them, a clone none.
-#[derive(Clone, Debug)]
-struct Shards<K, V> {
-    hasher: RandomState,
-    shards: Arc<[Arc<HashMap<K, V>>]>,
-}
-
-impl<K, V> Default for Shards<K, V> {
-    fn default() -> Self {
-        let empty = Arc::new(HashMap::new());
-        Self { hasher: RandomState::new(), shards: (0..SHARDS).map(|_| Arc::clone(&empty)).collect() }
-    }
-}
-
-impl<K: Clone + Eq + Hash + Borrow<str>, V: Clone> Shards<K, V> {
-    fn value(&self, key: &str) -> Option<&V> {
-        self.shards.get(self.shard_of(key))?.get(key)
-    }
-
-    fn insert(&mut self, key: K, value: V) {
-        let shard = self.shard_of(key.borrow());
-        if let Some(shard) = Arc::make_mut(&mut self.shards).get_mut(shard) {
-            Arc::make_mut(shard).insert(key, value);
-        }
-    }
-
-    fn remove(&mut self, key: &str) -> Option<V> {
-        let shard = self.shard_of(key);
-        Arc::make_mut(Arc::make_mut(&mut self.shards).get_mut(shard)?).remove(key)
-    }
-
-    fn shard_of(&self, key: &str) -> usize {
-        usize::try_from(self.hasher.hash_one(key) % SHARDS as u64).unwrap_or(0)
     }
 }
 

@@ -1,0 +1,155 @@
+//! A map by name in shared pieces: a copy costs a counter, a change the piece it falls in.
+//!
+//! That is what makes a change to one agent of a million cheap while older snapshots go on as they were. A name is hashed once,
+//! with a seed of the process's own, for the piece and for the place in it.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::hash::BuildHasher as _;
+use std::sync::Arc;
+
+use hashbrown::{DefaultHashBuilder, HashTable};
+
+/// Pieces: a thousand agents in each of a fleet of a million.
+const SHARDS: usize = 1024;
+
+type Shard<K, V> = Arc<HashTable<(K, V)>>;
+
+/// A persistent map: clones share all that none of them has changed.
+pub(crate) struct Shards<K, V> {
+    hasher: DefaultHashBuilder,
+    shards: Arc<[Shard<K, V>]>,
+    count: usize,
+}
+
+impl<K, V> Clone for Shards<K, V> {
+    fn clone(&self) -> Self {
+        Self { hasher: self.hasher.clone(), shards: self.shards.clone(), count: self.count }
+    }
+}
+
+impl<K, V> Default for Shards<K, V> {
+    fn default() -> Self {
+        let empty: Shard<K, V> = Arc::default();
+        Self { hasher: DefaultHashBuilder::default(), shards: (0..SHARDS).map(|_| Arc::clone(&empty)).collect(), count: 0 }
+    }
+}
+
+impl<K, V> fmt::Debug for Shards<K, V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Shards").field("count", &self.count).finish_non_exhaustive()
+    }
+}
+
+impl<K: Borrow<str> + Clone, V: Clone> Shards<K, V> {
+    /// The value of a name.
+    pub(crate) fn get(&self, name: &str) -> Option<&V> {
+        let hash = self.hash(name);
+        self.shards.get(shard_of(hash))?.find(hash, is(name)).map(|(_, value)| value)
+    }
+
+    /// Puts a value in place of the one of its name.
+    pub(crate) fn insert(&mut self, name: K, value: V) {
+        let hash = self.hash(name.borrow());
+        let Some(shard) = Arc::make_mut(&mut self.shards).get_mut(shard_of(hash)) else { return };
+        let shard = Arc::make_mut(shard);
+        if let Some((_, old)) = shard.find_mut(hash, is(name.borrow())) {
+            *old = value;
+        } else {
+            let hasher = &self.hasher;
+            shard.insert_unique(hash, (name, value), |(name, _)| hasher.hash_one(name.borrow()));
+            self.count += 1;
+        }
+    }
+
+    /// Takes the value of a name out.
+    pub(crate) fn remove(&mut self, name: &str) -> Option<V> {
+        let hash = self.hash(name);
+        // Looked up first: a piece that does not hold it is not copied.
+        self.shards.get(shard_of(hash))?.find(hash, is(name))?;
+        let shard = Arc::make_mut(Arc::make_mut(&mut self.shards).get_mut(shard_of(hash))?);
+        let entry = shard.find_entry(hash, is(name)).ok()?;
+        self.count -= 1;
+        let ((_, value), _) = entry.remove();
+        Some(value)
+    }
+
+    /// Keeps what `keep` says in the piece that a name falls in.
+    pub(crate) fn retain_near(&mut self, name: &str, keep: impl Fn(&V) -> bool) {
+        let index = shard_of(self.hash(name));
+        let has_more = |shard: &Shard<K, V>| shard.iter().any(|(_, value)| !keep(value));
+        if !self.shards.get(index).is_some_and(has_more) {
+            return;
+        }
+        if let Some(shard) = Arc::make_mut(&mut self.shards).get_mut(index) {
+            let shard = Arc::make_mut(shard);
+            let before = shard.len();
+            shard.retain(|(_, value)| keep(value));
+            self.count -= before - shard.len();
+        }
+    }
+
+    /// How many names there are.
+    pub(crate) fn len(&self) -> usize {
+        self.count
+    }
+
+    /// All of it, in no order.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
+        self.shards.iter().flat_map(|shard| shard.iter().map(|(name, value)| (name, value)))
+    }
+
+    /// Every name, in no order.
+    pub(crate) fn keys(&self) -> impl Iterator<Item = &K> {
+        self.iter().map(|(name, _)| name)
+    }
+
+    fn hash(&self, name: &str) -> u64 {
+        self.hasher.hash_one(name)
+    }
+}
+
+/// By bits that a table uses neither for its buckets nor for its tags.
+fn shard_of(hash: u64) -> usize {
+    usize::try_from(hash >> 40).unwrap_or_default() % SHARDS
+}
+
+fn is<K: Borrow<str>, V>(name: &str) -> impl Fn(&(K, V)) -> bool {
+    move |(other, _)| other.borrow() == name
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clone_is_independent_and_shares_the_rest() {
+        let mut first: Shards<Arc<str>, u32> = Shards::default();
+        for n in 0..5000 {
+            first.insert(n.to_string().into(), n);
+        }
+        let mut second = first.clone();
+        second.insert("7".into(), 70);
+        second.remove("8");
+        assert_eq!((first.get("7"), first.get("8"), first.len()), (Some(&7), Some(&8), 5000));
+        assert_eq!((second.get("7"), second.get("8"), second.len()), (Some(&70), None, 4999));
+        let shared = first.shards.iter().zip(&*second.shards).filter(|(a, b)| Arc::ptr_eq(a, b)).count();
+        assert!((SHARDS - 2..SHARDS).contains(&shared), "{shared} are shared");
+        let third = second.clone();
+        assert_eq!(second.remove("8"), None);
+        assert!(Arc::ptr_eq(&second.shards, &third.shards), "nothing was removed and something was copied");
+        assert_eq!(second.iter().count(), 4999);
+        second.retain_near("7", |value| *value != 70);
+        assert_eq!((second.get("7"), second.len(), third.get("7")), (None, 4998, Some(&70)));
+    }
+
+    #[test]
+    fn names_spread_over_all_pieces() {
+        let mut map: Shards<Arc<str>, ()> = Shards::default();
+        for n in 0..100 * SHARDS {
+            map.insert(format!("spiffe://fleet.example/agent/{n}").into(), ());
+        }
+        let (least, most) = (map.shards.iter().map(|shard| shard.len()).min(), map.shards.iter().map(|shard| shard.len()).max());
+        assert!(least > Some(30) && most < Some(200), "{least:?} to {most:?} in a piece of a hundred");
+    }
+}

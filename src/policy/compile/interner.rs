@@ -1,0 +1,69 @@
+//! Values that many agents have in common, kept once.
+//!
+//! Look next at `compile.rs`.
+
+use std::sync::{Arc, Weak};
+
+use crate::model::shards::Shards;
+
+/// Values by what they were made of, so that equal ones are one; a value that nobody uses any more is forgotten.
+#[derive(Debug)]
+pub(super) struct Interner<T> {
+    values: Shards<Arc<str>, Weak<T>>,
+    sweeping: bool,
+}
+
+impl<T> Clone for Interner<T> {
+    fn clone(&self) -> Self {
+        Self { values: self.values.clone(), sweeping: self.sweeping }
+    }
+}
+
+impl<T> Default for Interner<T> {
+    fn default() -> Self {
+        Self { values: Shards::default(), sweeping: false }
+    }
+}
+
+impl<T> Interner<T> {
+    /// The value of a key, made only if there is none in use. Equal keys must mean equal values.
+    pub(super) fn intern(&mut self, key: Arc<str>, make: impl FnOnce() -> T) -> Arc<T> {
+        if let Some(value) = self.values.get(&key).and_then(Weak::upgrade) {
+            return value;
+        }
+        let value = Arc::new(make());
+        if self.sweeping {
+            self.values.retain_near(&key, |value| value.strong_count() > 0);
+        }
+        self.values.insert(key, Arc::downgrade(&value));
+        value
+    }
+
+    /// From now on each insertion also forgets what nobody uses near it: not worth it while a whole policy is compiled.
+    pub(super) fn sweep(&mut self) {
+        self.sweeping = true;
+    }
+
+    /// How many values are in use.
+    pub(super) fn live_count(&self) -> usize {
+        self.values.iter().filter(|(_, value)| value.strong_count() > 0).count()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn equal_values_are_one_and_unused_ones_are_forgotten() {
+        let mut interner: Interner<u32> = Interner::default();
+        let one = interner.intern("1".into(), || 1);
+        assert!(Arc::ptr_eq(&one, &interner.intern("1".into(), || panic!("made twice"))));
+        interner.sweep();
+        for n in 0..10_000 {
+            interner.intern(format!("n{n}").into(), || n);
+        }
+        assert_eq!(interner.live_count(), 1);
+        assert!(interner.values.len() <= 1 + 1024, "{} are kept", interner.values.len());
+    }
+}
