@@ -10,6 +10,7 @@ pub mod chain;
 pub mod fleet;
 pub mod lapse;
 pub mod postgres;
+mod replay;
 pub mod rules;
 pub mod second;
 pub mod sqlite;

@@ -2,17 +2,15 @@
 //!
 //! Both read the rows of the change log that change documents and no other, through an index of those.
 
-use std::collections::BTreeMap;
-
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
 use super::link::{Fault, Link};
 use super::read::{self, Expected, commit_row, corrupt, head, signed};
-use crate::model::records::{ActRow, Change};
-use crate::model::revision::Revision;
+use crate::model::records::ActRow;
+use crate::store::replay::{Replay, earlier, whole};
 use crate::store::rules::{CHANGES_BYTES_MAX, HISTORY_LISTED_MAX};
-use crate::store::{CommitRow, Documents, Error, PolicyCommit, StoredDocument};
+use crate::store::{CommitRow, Documents, PolicyCommit};
 
 /// The newest revisions that changed documents.
 pub(super) async fn history(link: &Link, expected: &Expected, limit: usize) -> Result<Vec<PolicyCommit>, Fault> {
@@ -29,32 +27,13 @@ pub(super) async fn history(link: &Link, expected: &Expected, limit: usize) -> R
 /// The documents at an earlier revision.
 pub(super) async fn documents_at(link: &Link, expected: &Expected, number: u64) -> Result<Documents, Fault> {
     let head = head(link, expected, false).await?;
-    if head.floor > 0 {
-        return Err(Error::BelowFloor { floor: head.floor }.into());
-    }
-    if number > head.revision.number {
-        let message = format!("there is no revision {number} yet: the newest is {}", head.revision.number);
-        return Err(Error::Rejected(message).into());
-    }
+    let revision = earlier(head.revision, head.floor, number)?;
     let sql = "SELECT number, previous_hash, hash, digest, unix_ms, changes FROM portcullis.log
          WHERE of_documents AND number <= $1 ORDER BY number";
-    let commits = read::stream(link, sql, &[(&signed(number)?, Type::INT8)], |row| whole(commit_row(row)?.0)).await?;
-    let mut documents = BTreeMap::new();
-    for CommitRow { number: revision, changes, .. } in commits {
-        for change in changes {
-            match change {
-                Change::Document(row) => {
-                    documents.insert(row.key.clone(), StoredDocument { row, revision });
-                }
-                Change::DocumentRemoved(key) => {
-                    documents.remove(&key);
-                }
-                Change::Revocation(_) | Change::RevocationRemoved(_) => {}
-            }
-        }
-    }
-    let revision = Revision { number, ..head.revision };
-    Ok(Documents { revision, documents: documents.into_values().collect() })
+    let commits = read::stream(link, sql, &[(&signed(number)?, Type::INT8)], |row| Ok(whole(commit_row(row)?.0)?)).await?;
+    let mut replay = Replay::default();
+    commits.into_iter().for_each(|commit| replay.put(commit));
+    Ok(replay.documents(revision))
 }
 
 fn policy_commit(row: &Row) -> Result<PolicyCommit, Fault> {
@@ -65,12 +44,4 @@ fn policy_commit(row: &Row) -> Result<PolicyCommit, Fault> {
     };
     let act = row.try_get::<_, Option<String>>(6)?.map(parse).transpose()?;
     Ok(PolicyCommit { number, unix_ms, act, changes })
-}
-
-/// A row of the log, if its hash is that of its changes.
-fn whole(commit: CommitRow) -> Result<CommitRow, Fault> {
-    let before = commit.number.checked_sub(1).ok_or_else(|| corrupt("revision 0 stands in the change log".to_owned()))?;
-    let previous_hash = commit.previous_hash;
-    commit.verify_after(before, &previous_hash)?;
-    Ok(commit)
 }

@@ -2,16 +2,14 @@
 //!
 //! Both read the rows of the change log that change documents and no other, through an index of those.
 
-use std::collections::BTreeMap;
-
 use rusqlite::{Connection, OptionalExtension};
 
 use super::open::Fault;
 use super::read::{commit_row, corrupt, head, signed};
-use crate::model::records::{ActRow, Change};
-use crate::model::revision::Revision;
+use crate::model::records::ActRow;
+use crate::store::replay::{Replay, earlier, whole};
 use crate::store::rules::{CHANGES_BYTES_MAX, HISTORY_LISTED_MAX};
-use crate::store::{CommitRow, Documents, Error, PolicyCommit, StoredDocument};
+use crate::store::{CommitRow, Documents, PolicyCommit};
 
 /// The newest revisions that changed documents.
 pub(super) fn history(connection: &Connection, limit: usize) -> Result<Vec<PolicyCommit>, Fault> {
@@ -36,43 +34,17 @@ pub(super) fn history(connection: &Connection, limit: usize) -> Result<Vec<Polic
 /// The documents at an earlier revision.
 pub(super) fn documents_at(connection: &Connection, number: u64) -> Result<Documents, Fault> {
     let head = head(connection)?;
-    if head.floor > 0 {
-        return Err(Error::BelowFloor { floor: head.floor }.into());
-    }
-    if number > head.revision.number {
-        let message = format!("there is no revision {number} yet: the newest is {}", head.revision.number);
-        return Err(Error::Rejected(message).into());
-    }
+    let revision = earlier(head.revision, head.floor, number)?;
     let mut statement = connection.prepare_cached(
         "SELECT number, previous_hash, hash, digest, unix_ms, changes FROM log WHERE of_documents = 1 AND number <= ?1
          ORDER BY number",
     )?;
-    let mut documents = BTreeMap::new();
+    let mut replay = Replay::default();
     let mut rows = statement.query([signed(number)?])?;
     while let Some(row) = rows.next()? {
-        let CommitRow { number: revision, changes, .. } = whole(commit_row(row)?.0)?;
-        for change in changes {
-            match change {
-                Change::Document(row) => {
-                    documents.insert(row.key.clone(), StoredDocument { row, revision });
-                }
-                Change::DocumentRemoved(key) => {
-                    documents.remove(&key);
-                }
-                Change::Revocation(_) | Change::RevocationRemoved(_) => {}
-            }
-        }
+        replay.put(whole(commit_row(row)?.0)?);
     }
-    let revision = Revision { number, ..head.revision };
-    Ok(Documents { revision, documents: documents.into_values().collect() })
-}
-
-/// A row of the log, if its hash is that of its changes.
-fn whole(commit: CommitRow) -> Result<CommitRow, Fault> {
-    let before = commit.number.checked_sub(1).ok_or_else(|| corrupt("revision 0 stands in the change log".to_owned()))?;
-    let previous_hash = commit.previous_hash;
-    commit.verify_after(before, &previous_hash)?;
-    Ok(commit)
+    Ok(replay.documents(revision))
 }
 
 fn act(connection: &Connection, number: u64) -> Result<Option<ActRow>, Fault> {

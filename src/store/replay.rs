@@ -1,0 +1,61 @@
+//! Documents as they once stood, put together from the rows of the change log that change documents: the same for every store.
+//!
+//! Pure functions over rows. Look next at `sqlite/history.rs`.
+
+use std::collections::BTreeMap;
+
+use super::{CommitRow, Documents, Error, StoredDocument};
+use crate::model::records::{Change, DocumentKey};
+use crate::model::revision::Revision;
+
+/// The documents after the commits that were put on.
+#[derive(Default)]
+pub(super) struct Replay(BTreeMap<DocumentKey, StoredDocument>);
+
+impl Replay {
+    /// Puts the next commit on, in the order of their numbers; those that change no document may be left out.
+    pub(super) fn put(&mut self, commit: CommitRow) {
+        for change in commit.changes {
+            match change {
+                Change::Document(row) => {
+                    self.0.insert(row.key.clone(), StoredDocument { row, revision: commit.number });
+                }
+                Change::DocumentRemoved(key) => {
+                    self.0.remove(&key);
+                }
+                Change::Revocation(_) | Change::RevocationRemoved(_) => {}
+            }
+        }
+    }
+
+    /// What stood at that revision.
+    pub(super) fn documents(self, revision: Revision) -> Documents {
+        Documents { revision, documents: self.0.into_values().collect() }
+    }
+}
+
+/// The earlier revision of that number, if the log still holds all that led to it.
+///
+/// # Errors
+/// [`Error::BelowFloor`] where it does not, [`Error::Rejected`] for a revision that is not there yet.
+pub(super) fn earlier(head: Revision, floor: u64, number: u64) -> Result<Revision, Error> {
+    if floor > 0 {
+        return Err(Error::BelowFloor { floor });
+    }
+    if number > head.number {
+        return Err(Error::Rejected(format!("there is no revision {number} yet: the newest is {}", head.number)));
+    }
+    Ok(Revision { number, ..head })
+}
+
+/// A row of the log read apart from the one before it, if its hash is that of its changes.
+///
+/// # Errors
+/// [`Error::Corrupt`] if it is not.
+pub(super) fn whole(commit: CommitRow) -> Result<CommitRow, Error> {
+    let before = commit.number.checked_sub(1);
+    let before = before.ok_or_else(|| Error::Corrupt("revision 0 stands in the change log".to_owned()))?;
+    let previous_hash = commit.previous_hash;
+    commit.verify_after(before, &previous_hash)?;
+    Ok(commit)
+}
