@@ -188,6 +188,12 @@ fn fleet_kills(arguments: &Arguments, binary: &Path, company: &Company, replicas
 
 /// Every fault, one after the other.
 fn break_things(arguments: &Arguments, binary: &Path) -> Result<()> {
+    // A release build ends at a panic; the store and the proxy end with their standard input, the replicas by this.
+    let said = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        said(panic);
+        faults::rig::kill_all();
+    }));
     let programs = Programs { server: binary.to_owned(), proxy: as_proxy };
     let plan = Plan {
         replicas: arguments.fleet.unwrap_or(5),

@@ -164,7 +164,7 @@ impl FleetTable {
             "# Kills in a fleet\n\n| store | kills | first replica p50 ms | last replica p50 ms | p99 ms | max ms | permits after \
              acknowledgement + bound | permits after a denial | checks |\n|---|---|---|---|---|---|---|---|---|\n{}\n{}",
             self.rows,
-            foot("replicas, PostgreSQL and client share it", &self.method)
+            origin("replicas, PostgreSQL and client share it", &self.method)
         )
     }
 }
@@ -239,19 +239,19 @@ impl FaultTable {
 
     pub(crate) fn render(&self) -> String {
         format!(
-            "# Faults\n\n| promise | measured | to reach |\n|---|---|---|\n\
+            "# Faults\n\n{}\n| promise | measured | to reach |\n|---|---|---|\n\
              | permits late, usable beyond the bound, or after a denial | **{}** of {} checks | 0 |\n\
              | scenarios after which the fleet was not fresh again within 2 s | **{}** | 0 |\n\
              | scenarios that did not come to their end | **{}** | 0 |\n\n\
              | fault | store | kills | checks | denied as stale | no answer | late permits | usable beyond the bound | permits after a \
              denial | latest permit after an acknowledgement, s | longest stale, s | fresh again, s |\n\
-             |---|---|---|---|---|---|---|---|---|---|---|---|\n{}\n{}",
+             |---|---|---|---|---|---|---|---|---|---|---|---|\n{}",
+            origin("replicas, store, proxy and clients share it", &self.method),
             self.broken,
             self.checks,
             self.slow,
             self.failed,
-            self.rows,
-            foot("replicas, store, proxy and clients share it", &self.method)
+            self.rows
         )
     }
 }
@@ -293,16 +293,16 @@ impl FloodTable {
 
     pub(crate) fn render(&self) -> String {
         format!(
-            "# A flood of revocations\n\n| store | way | revocations | revocations/s | acknowledged after s | in effect everywhere ms \
-             later | checks before, p50 / p99 / max ms | during | after | no permits |\n|---|---|---|---|---|---|---|---|---|---|\n{}\n{}",
-            self.rows,
-            foot("replicas, store and clients share it", &self.method)
+            "# A flood of revocations\n\n{}\n| store | way | revocations | revocations/s | acknowledged after s | in effect everywhere ms \
+             later | checks before, p50 / p99 / max ms | during | after | no permits |\n|---|---|---|---|---|---|---|---|---|---|\n{}",
+            origin("replicas, store and clients share it", &self.method),
+            self.rows
         )
     }
 }
 
 /// Machine, method, commit and time.
-fn foot(shared: &str, method: &str) -> String {
+fn origin(shared: &str, method: &str) -> String {
     format!(
         "- **machine**: {}; {shared}\n- **method**: {method}\n- **commit**: {}\n- **time**: {}\n",
         machine(),

@@ -8,7 +8,7 @@ use std::io::{BufRead as _, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -38,6 +38,19 @@ pub(crate) const DOOMED: usize = 12;
 const ACT_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long anything may take that has no promise.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The replicas that run, for a program that ends where it panics, with nothing dropped.
+static RUNNING: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+
+/// Kills every replica.
+pub(crate) fn kill_all() {
+    for id in RUNNING.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        if let Some(pid) = i32::try_from(id).ok().and_then(Pid::from_raw) {
+            // One that is gone is what was wanted.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+}
 
 /// What is run.
 pub(crate) struct Programs {
@@ -91,6 +104,7 @@ impl Replica {
             command.arg("--policies").arg(policies);
         }
         let child = self.child.insert(command.stdout(Stdio::piped()).spawn().context("the server does not start")?);
+        RUNNING.lock().unwrap_or_else(PoisonError::into_inner).push(child.id());
         let mut line = String::new();
         BufReader::new(child.stdout.take().context("no standard output")?).read_line(&mut line)?;
         let address = |name: &str| {
@@ -115,6 +129,7 @@ impl Replica {
         if let Some(mut child) = self.child.take() {
             child.kill()?;
             child.wait()?;
+            RUNNING.lock().unwrap_or_else(PoisonError::into_inner).retain(|id| *id != child.id());
         }
         Ok(())
     }
