@@ -280,6 +280,15 @@ impl Rig {
         self.wait("a standby does not follow", START_TIMEOUT, |_| server.sql("postgres", FOLLOWING) == standbys.to_string())
     }
 
+    /// Has a standby receive no more, and waits until it does not.
+    pub(crate) fn until_detached(&self, standby: usize) -> Result<()> {
+        let server = self.server(standby)?;
+        server.set("primary_conninfo = ''");
+        self.wait("a standby goes on receiving", START_TIMEOUT, |_| {
+            server.sql("postgres", "SELECT count(*) FROM pg_stat_wal_receiver") == "0"
+        })
+    }
+
     /// Opens the store past the proxy, and makes it with the plan's bound where there is none yet.
     fn open(&mut self, server: Option<(usize, Kind)>) -> Result<()> {
         let bound_ms = u64::try_from(self.plan.bound.as_millis())?;

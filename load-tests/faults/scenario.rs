@@ -17,8 +17,8 @@ use super::rig::{Kind, Plan, Programs, Rig, STANDBYS, SYNCHRONOUS};
 use crate::postgres;
 use crate::proxy::{Mode, Way};
 
-/// How often somebody looks whether anything waits that can be cancelled.
-const CANCEL_INTERVAL: Duration = Duration::from_millis(50);
+/// How often somebody looks whether anything waits that can be let go.
+const LET_GO_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What is hurt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,8 +48,17 @@ pub(crate) enum Fault {
     /// The proxy's mode, then `pass`.
     Route(Mode, Reach),
     /// The primary is cut off from its standbys, one of which is promoted; all replicas but the last go there. The old primary lives,
-    /// the last replica is left with it, and somebody cancels whatever waits there. Then that replica goes to the new one too.
-    Failover,
+    /// the last replica is left with it, and somebody has whatever waits there let go. Then that replica goes to the new one too.
+    Failover(LetGo),
+}
+
+/// How an old primary is made to call a success what no standby has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LetGo {
+    /// What waits is cancelled, again and again: a success with a warning.
+    Cancelled,
+    /// Its standbys are taken out of its settings: a success without one.
+    Unnamed,
 }
 
 #[derive(Clone, Debug)]
@@ -94,7 +103,8 @@ pub(crate) fn table() -> Vec<Scenario> {
         row("black hole at the reading of the log, one replica", Route(at("portcullis.log"), One), Notified),
         row("black hole at the reading of the log, all", Route(at("portcullis.log"), All), Notified),
         row("black hole at every COMMIT, all", Route(at("COMMIT"), All), Notified),
-        decisive("failover, the old primary lives", Failover, Replicated),
+        decisive("failover, the old primary lives, what waits there is cancelled", Failover(LetGo::Cancelled), Replicated),
+        decisive("failover, the old primary lives, its standbys are unnamed", Failover(LetGo::Unnamed), Replicated),
         row("one replica is stopped", Stop(Replica), Sqlite),
         row("one replica is killed", Kill(Replica), Sqlite),
         row("a writer stops and holds the file", Stop(Store), Sqlite),
@@ -124,17 +134,17 @@ pub(crate) fn run(programs: &Programs, plan: Plan, scenario: &Scenario) -> Resul
     rig.kill_at(0)?;
     rig.kill_in_store()?;
     begin(&mut rig, &scenario.fault, &all, last)?;
-    if scenario.fault == Fault::Failover {
-        fail_over(&mut rig, last)?;
+    if let Fault::Failover(how) = scenario.fault {
+        fail_over(&mut rig, last, how)?;
     } else {
         kill_meanwhile(&mut rig, &scenario.fault)?;
     }
     let over = rig.last_kill().unwrap_or_else(Instant::now) + plan.bound + plan.margin;
     while Instant::now() < over {
-        if scenario.fault == Fault::Failover {
-            cancel_what_waits(rig.server(0)?);
+        if let Fault::Failover(how) = scenario.fault {
+            let_go(rig.server(0)?, how);
         }
-        std::thread::sleep(CANCEL_INTERVAL);
+        std::thread::sleep(LET_GO_INTERVAL);
     }
     let undone = undo(&mut rig, &scenario.fault, &all, last)?;
     let fresh_again = rig.until_fresh(&all, undone)?;
@@ -159,7 +169,7 @@ fn begin(rig: &mut Rig, fault: &Fault, all: &[usize], last: usize) -> Result<()>
         Fault::Kill(Part::Proxy) => rig.proxy()?.kill(),
         Fault::Route(mode, reach) => rig.set(&hit(*reach, all, last), mode)?,
         // The way between the primary and its standbys.
-        Fault::Failover => rig.proxy()?.set(0, &Mode::BlackHole(Way::Both)),
+        Fault::Failover(_) => rig.proxy()?.set(0, &Mode::BlackHole(Way::Both)),
     }
     Ok(())
 }
@@ -176,7 +186,7 @@ fn undo(rig: &mut Rig, fault: &Fault, all: &[usize], last: usize) -> Result<Inst
         Fault::Stop(Part::Proxy) => signal_proxy(rig, Signal::CONT)?,
         Fault::Kill(Part::Proxy) => rig.proxy()?.restart(),
         Fault::Route(_, reach) => rig.set(&hit(*reach, all, last), &Mode::Pass)?,
-        Fault::Failover => rig.point(last, promoted(rig)?)?,
+        Fault::Failover(_) => rig.point(last, promoted(rig)?)?,
     }
     // A replica counts from its start; what it follows, from the moment it is there.
     Ok(if *fault == Fault::Kill(Part::Replica) { now } else { Instant::now() })
@@ -202,8 +212,12 @@ fn kill_meanwhile(rig: &mut Rig, fault: &Fault) -> Result<()> {
 }
 
 /// Promotes the standby that received more, has the other one follow it, and leads all replicas but the last there.
-fn fail_over(rig: &mut Rig, last: usize) -> Result<()> {
+fn fail_over(rig: &mut Rig, last: usize, how: LetGo) -> Result<()> {
     let (one, other) = (1, 2);
+    // What is still in their sockets would let the one that follows get ahead of the one that is promoted.
+    for standby in [one, other] {
+        rig.until_detached(standby)?;
+    }
     let further = if rig.server(other)?.received() > rig.server(one)?.received() { other } else { one };
     let follows = one + other - further;
     let name = STANDBYS.get(follows - 1).copied().unwrap_or_default();
@@ -219,14 +233,14 @@ fn fail_over(rig: &mut Rig, last: usize) -> Result<()> {
     let there: Vec<usize> = (0..last).collect();
     rig.until_fresh(&there, Instant::now())?;
     rig.kill_at(0)?;
-    // What an operator does at the old one must not be acknowledged, cancelled or not: nobody else will ever know of it.
+    // What an operator does at the old one must not be acknowledged, let go or not: nobody else will ever know of it.
     let servers = std::mem::take(&mut rig.servers);
     let refused = std::thread::scope(|scope| {
         let (go_on, stopped) = sync_channel::<()>(1);
         let old = servers.first();
         scope.spawn(move || {
-            while stopped.recv_timeout(CANCEL_INTERVAL) == Err(RecvTimeoutError::Timeout) {
-                old.into_iter().for_each(cancel_what_waits);
+            while stopped.recv_timeout(LET_GO_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+                old.into_iter().for_each(|old| let_go(old, how));
             }
         });
         let refused = rig.kill_refused(last);
@@ -247,8 +261,12 @@ fn promoted(rig: &Rig) -> Result<usize> {
     bail!("no standby was promoted")
 }
 
-/// Cancels every commit that waits for a standby, which the server then calls a success, with a warning.
-fn cancel_what_waits(server: &postgres::Server) {
-    // What is gone meanwhile needs none.
-    let _ = server.try_sql("postgres", "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'");
+/// Has every commit that waits for a standby succeed.
+fn let_go(server: &postgres::Server, how: LetGo) {
+    const CANCEL: &str = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    match how {
+        // What is gone meanwhile needs none.
+        LetGo::Cancelled => drop(server.try_sql("postgres", CANCEL)),
+        LetGo::Unnamed => server.set("synchronous_standby_names = ''"),
+    }
 }

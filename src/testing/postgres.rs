@@ -77,7 +77,8 @@ impl Server {
 
     /// Starts a standby, `name` to the server that it streams from, which is reached on a port of the loopback address.
     pub fn standby(name: &str, port: u16) -> Self {
-        Self::start_on(&[], |bin, data| {
+        // Asks again soon where its primary ended the stream, as one does that is promoted; else after five seconds.
+        Self::start_on(&["wal_retrieve_retry_interval=100ms"], |bin, data| {
             as_other(&bin.join("pg_basebackup"))
                 .args([
                     "--no-sync",

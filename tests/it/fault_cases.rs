@@ -171,7 +171,7 @@ fn nothing_killed_is_permitted_whatever_breaks() {
             .filter(|scenario| scenario.decisive)
             .map(|scenario| (scenario.name, scope.spawn(move || run(programs, plan, &scenario))))
             .collect();
-        assert_eq!(runs.len(), 5);
+        assert_eq!(runs.len(), 6);
         for (name, run) in runs {
             let verdict = run.join().unwrap().unwrap_or_else(|error| panic!("{name}: {error:#}"));
             println!("{name}: {verdict:?}");

@@ -13,7 +13,7 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::link::{Begin, Fault, Link, explain};
-use super::settings::Settings;
+use super::settings::{Durability, Settings};
 use super::tls::Connector;
 use crate::store::Error;
 
@@ -147,7 +147,9 @@ impl Lane {
             let value = work(link.clone()).await?;
             // Where nothing was written COMMIT is no work either.
             let ending = if limits.begin.writes { COMMIT_TIMEOUT } else { limits.connect };
-            timeout(ending, link.commit()).await.map_err(|_| no_answer(shown))??;
+            timeout(ending, link.commit(self.settings.durability == Durability::Synchronous))
+                .await
+                .map_err(|_| no_answer(shown))??;
             Ok(value)
         });
         let outcome: Result<T, Fault> = done.await.unwrap_or_else(|_| {
