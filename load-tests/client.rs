@@ -18,7 +18,7 @@ use wire::check_request::Credential;
 use wire::decision_service_client::DecisionServiceClient;
 use wire::noop_service_client::NoopServiceClient;
 
-use super::fixture::{ARGUMENTS, AUDIENCE, TOOL};
+use super::calls::request_by_chain;
 use super::zipf::Zipf;
 
 /// What is sent: to which method, and how the chain is named in it.
@@ -240,17 +240,5 @@ impl Connection {
             }
         }
         Ok(tally)
-    }
-}
-
-/// The call that everything here sends: a read, its chain presented.
-pub(crate) fn request_by_chain(chain: &[Bytes]) -> wire::CheckRequest {
-    wire::CheckRequest {
-        request_id: "r-00000000".to_owned(),
-        credential: Some(Credential::Presentation(wire::Presentation { aat_chain: chain.to_vec(), aat_pop: Bytes::new() })),
-        tool: TOOL.to_owned(),
-        arguments_json: Bytes::from_static(ARGUMENTS.as_bytes()),
-        audience: AUDIENCE.to_owned(),
-        ..Default::default()
     }
 }

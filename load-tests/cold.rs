@@ -18,7 +18,8 @@ use portcullis::store::{CommitRequest, Store as _};
 use tokio::runtime::Runtime;
 use wire::decision_service_client::DecisionServiceClient;
 
-use super::client::{histogram, request_by_chain};
+use super::calls::request_by_chain;
+use super::client::histogram;
 use super::fixture::{self, Company};
 use super::kill::PATIENCE;
 use super::rows;

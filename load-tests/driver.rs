@@ -4,20 +4,26 @@
 //! status and effect of every answer, and writes a table. Calls to compare run in turns (A B B A) at the same rate. Look next
 //! at `client.rs`, then at the README for how to read the table.
 
+mod calls;
 mod client;
 mod cold;
+mod faults;
 mod fixture;
 mod fleet;
+mod flood;
 mod kill;
 #[path = "../src/testing/postgres.rs"]
 mod postgres;
+#[path = "../src/testing/proxy.rs"]
+mod proxy;
 mod report;
 mod rows;
 mod server;
 mod zipf;
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
@@ -26,6 +32,8 @@ use clap::Parser;
 use portcullis::model::time::{Clock as _, SystemClock};
 
 use client::{Client, Kind, Tally};
+use faults::rig::{Plan, Programs};
+use faults::scenario::{self, Scenario};
 use fixture::Company;
 use report::Report;
 use server::Server;
@@ -37,6 +45,9 @@ const IN_FLIGHT: u64 = 32;
 const STREAM_IN_FLIGHT: usize = 128;
 /// Client threads where throughput is measured.
 const THREADS: u64 = 2;
+
+/// The first word that makes this program the proxy.
+const AS_PROXY: &str = "proxy";
 
 /// Load test of a Portcullis server that it starts itself
 #[derive(Debug, Parser)]
@@ -74,6 +85,21 @@ struct Arguments {
     /// Starts on the large store
     #[arg(long, default_value_t = 3)]
     starts: usize,
+    /// Every fault of the table, on a fleet of that size [default: 5]: nothing killed may be permitted; a row each
+    #[arg(long)]
+    faults: bool,
+    /// Only faults or stores whose name holds this
+    #[arg(long, value_name = "TEXT", requires = "faults", default_value = "")]
+    only: String,
+    /// The freshness bound of the stores on which faults are tried
+    #[arg(long, default_value_t = 5000, value_name = "MS")]
+    bound_ms: u64,
+    /// So many revocations while checks go on, on a fleet of that size [default: 2]; as acts a fiftieth of it
+    #[arg(long, value_name = "N")]
+    flood: Option<usize>,
+    /// Revocations in one commit of a flood
+    #[arg(long, default_value_t = portcullis::store::rules::WRITES_MAX, value_name = "N")]
+    flood_commit: usize,
     /// Where the table goes too
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -105,6 +131,10 @@ impl Measured {
 }
 
 fn main() -> Result<()> {
+    // What `--faults` starts: the proxy, as a process that can be stopped and killed.
+    if std::env::args().nth(1).as_deref() == Some(AS_PROXY) {
+        return Ok(proxy::serve()?);
+    }
     let arguments = Arguments::parse();
     let binary = match &arguments.server {
         Some(path) => path.clone(),
@@ -113,7 +143,13 @@ fn main() -> Result<()> {
             own.parent().and_then(|examples| examples.parent()).context("this program lies nowhere")?.join("portcullis")
         }
     };
+    if arguments.faults {
+        return break_things(&arguments, &binary);
+    }
     let company = Company::new()?;
+    if let Some(count) = arguments.flood {
+        return floods(&arguments, &binary, &company, count);
+    }
     let now = SystemClock.now();
     let chains = |from: usize, count: usize| -> Result<Vec<Vec<Bytes>>> {
         (from..from + count).map(|number| company.chain(number, 2, now)).collect()
@@ -141,7 +177,7 @@ fn main() -> Result<()> {
 }
 
 /// Kills in a fleet, store by store.
-fn fleet_kills(arguments: &Arguments, binary: &std::path::Path, company: &Company, replicas: usize) -> Result<()> {
+fn fleet_kills(arguments: &Arguments, binary: &Path, company: &Company, replicas: usize) -> Result<()> {
     let database = postgres::Server::start(&[]);
     let folder = tempfile::tempdir()?;
     let with_notify = database.database();
@@ -163,10 +199,87 @@ fn fleet_kills(arguments: &Arguments, binary: &std::path::Path, company: &Compan
     arguments.publish(&table.render())
 }
 
+/// Every fault, one after the other.
+fn break_things(arguments: &Arguments, binary: &Path) -> Result<()> {
+    // A release build ends at a panic; the store and the proxy end with their standard input, the replicas by this.
+    let said = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        said(panic);
+        faults::rig::kill_all();
+    }));
+    let programs = Programs { server: binary.to_owned(), proxy: as_proxy };
+    let plan = Plan {
+        replicas: arguments.fleet.unwrap_or(5),
+        rate: arguments.fleet_rate,
+        bound: Duration::from_millis(arguments.bound_ms),
+        margin: Duration::from_secs(1),
+        patience: Duration::from_secs(90),
+    };
+    let mut table = report::FaultTable::new(plan);
+    let chosen = |scenario: &Scenario| [scenario.name, scenario.kind.as_str()].iter().any(|name| name.contains(&arguments.only));
+    for scenario in scenario::table().into_iter().filter(chosen) {
+        say(&format!("{}, {}", scenario.name, scenario.kind.as_str()))?;
+        let outcome = scenario::run(&programs, plan, &scenario);
+        if let Err(error) = &outcome {
+            say(&format!("{error:#}"))?;
+        }
+        table.row(&scenario, &outcome);
+        // Kept as it grows: a run takes some ten minutes.
+        if let Some(path) = &arguments.out {
+            std::fs::write(path, table.render())?;
+        }
+    }
+    arguments.publish(&table.render())?;
+    if table.is_kept() { Ok(()) } else { bail!("a promise was not kept: see the table") }
+}
+
+/// This program as the proxy.
+fn as_proxy() -> Command {
+    // Where it cannot be found, starting it says so.
+    let mut command = Command::new(std::env::current_exe().unwrap_or_default());
+    command.arg(AS_PROXY);
+    command
+}
+
+/// A flood straight to the store and one of acts, store by store.
+fn floods(arguments: &Arguments, binary: &Path, company: &Company, count: usize) -> Result<()> {
+    let database = postgres::Server::start(&[]);
+    let folder = tempfile::tempdir()?;
+    let stores = [
+        ("PostgreSQL", database.database()),
+        ("one SQLite file", format!("sqlite:{}", folder.path().join("store.db").display())),
+    ];
+    let replicas = arguments.fleet.unwrap_or(2);
+    let mut table = report::FloodTable::new(replicas, arguments.fleet_rate);
+    let ways = [(flood::Way::Acts, count.div_ceil(50)), (flood::Way::Commits(arguments.flood_commit), count)];
+    for (name, store) in stores {
+        let servers = fleet::start(binary, &company.policy(0)?, &store, replicas)?;
+        let now = SystemClock.now();
+        let chains = (0..arguments.tokens).map(|number| company.chain(number, 2, now)).collect::<Result<Vec<_>>>()?;
+        let load = flood::Load { servers: &servers, chains: &chains, rate: arguments.fleet_rate };
+        for (index, (way, count)) in ways.into_iter().enumerate() {
+            say(&format!("{name}, {way:?}"))?;
+            let number = arguments.tokens + index;
+            let doomed = company.chain(number, 2, now)?;
+            let outcome = flood::run(&load, &store, way, count, (&doomed, fixture::session(number)))?;
+            let way = match way {
+                flood::Way::Commits(size) => format!("commits of {size}"),
+                flood::Way::Acts => "signed acts of one each".to_owned(),
+            };
+            table.row(name, &way, &outcome);
+        }
+    }
+    arguments.publish(&table.render())
+}
+
 impl Arguments {
+    /// Shows a table, and keeps it where it is to go too.
     fn publish(&self, text: &str) -> Result<()> {
         writeln!(std::io::stdout(), "{text}")?;
-        Ok(self.out.as_ref().map_or(Ok(()), |path| std::fs::write(path, text))?)
+        if let Some(path) = &self.out {
+            std::fs::write(path, text)?;
+        }
+        Ok(())
     }
 
     fn describe(&self) -> String {

@@ -18,8 +18,9 @@ use wire::decision_service_client::DecisionServiceClient;
 use wire::fleet_service_client::FleetServiceClient;
 use wire::revocation_service_client::RevocationServiceClient;
 
-use super::client::{histogram, request_by_chain};
-use super::kill::{PATIENCE, signed};
+use super::calls::{request_by_chain, signed};
+use super::client::histogram;
+use super::kill::PATIENCE;
 use super::server::Server;
 
 /// The bound after which no replica may permit, as every new store has it.

@@ -9,17 +9,13 @@ use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use hdrhistogram::Histogram;
 use portcullis::api::r#gen as wire;
-use portcullis::model::time::{Clock as _, SystemClock};
-use portcullis::token::PrivateKey;
-use portcullis::token::operator::{self, Expected};
-use prost::Message as _;
-use tonic::metadata::MetadataValue;
 use tonic::transport::Channel;
 use wire::decision_service_client::DecisionServiceClient;
 use wire::fleet_service_client::FleetServiceClient;
 use wire::revocation_service_client::RevocationServiceClient;
 
-use super::client::{histogram, request_by_chain};
+use super::calls::{request_by_chain, signed};
+use super::client::histogram;
 use super::server::Server;
 
 /// A kill that takes longer is an error, not a figure.
@@ -76,17 +72,6 @@ fn kill_all(
         kills.from_request_ns.saturating_record(ns(sent));
     }
     Ok(kills)
-}
-
-pub(crate) fn signed(key: &PrivateKey, history: &str, session: String) -> Result<tonic::Request<wire::RevokeRequest>> {
-    let target = wire::RevocationTarget { kind: "session".to_owned(), key: vec![session] };
-    let message = wire::RevokeRequest { target: Some(target), reason: "load test".to_owned(), ..Default::default() };
-    let bytes = message.encode_to_vec();
-    let expected = Expected { audience: history, method: "/portcullis.v1.RevocationService/Revoke", message: &bytes };
-    let authorization = format!("Operator {}", operator::sign(key, &expected, SystemClock.now()));
-    let mut request = tonic::Request::new(message);
-    request.metadata_mut().insert("authorization", MetadataValue::try_from(authorization)?);
-    Ok(request)
 }
 
 /// Asks about one session until it is denied, then about the next.

@@ -2,16 +2,24 @@
 
 use std::fmt::Write as _;
 use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use hdrhistogram::Histogram;
 use portcullis::model::time::{Clock as _, SystemClock};
 
 use super::Measured;
-use super::client::Kind;
+use super::client::{Kind, Tally};
 use super::cold::Cold;
+use super::faults::checker::Verdict;
+use super::faults::rig::{DOOMED, Plan};
+use super::faults::scenario::Scenario;
 use super::fleet::Fleet;
+use super::flood::Flood;
 use super::kill::Kills;
+
+/// How soon a fleet has to be fresh again once its store is back.
+const FRESH_AGAIN: Duration = Duration::from_secs(2);
 
 pub(crate) struct Report {
     method: String,
@@ -155,13 +163,9 @@ impl FleetTable {
     pub(crate) fn render(&self) -> String {
         format!(
             "# Kills in a fleet\n\n| store | kills | first replica p50 ms | last replica p50 ms | p99 ms | max ms | permits after \
-             acknowledgement + bound | permits after a denial | checks |\n|---|---|---|---|---|---|---|---|---|\n{}\n\
-             - **machine**: {}; replicas, PostgreSQL and client share it\n- **method**: {}\n- **commit**: {}\n- **time**: {}\n",
+             acknowledgement + bound | permits after a denial | checks |\n|---|---|---|---|---|---|---|---|---|\n{}\n{}",
             self.rows,
-            machine(),
-            self.method,
-            commit(),
-            SystemClock.now().unix_s()
+            origin("replicas, PostgreSQL and client share it", &self.method)
         )
     }
 }
@@ -187,8 +191,151 @@ pub(crate) fn cold(agents: usize, revocations: usize, cold: &Cold) -> String {
     }
     format!(
         "# Cold starts of a large fleet\n\n{agents} agents, {revocations} revocations, one SQLite file of {} MiB.\n\n\
-         | | measured | to reach |\n|---|---|---|\n{rows}\n- **machine**: {}\n- **commit**: {}\n- **time**: {}\n",
+         {}\n| | measured | to reach |\n|---|---|---|\n{rows}",
         cold.store_mib,
+        origin(
+            "server and client share it",
+            "a store that is filled commit by commit, then the server started on it; two chains asked about"
+        ),
+    )
+}
+
+/// Faults, a row a scenario.
+pub(crate) struct FaultTable {
+    method: String,
+    rows: String,
+    checks: u64,
+    broken: u64,
+    slow: u64,
+    failed: u64,
+}
+
+impl FaultTable {
+    pub(crate) fn new(plan: Plan) -> Self {
+        let method = format!(
+            "{} replicas, each reached by its store through a route of its own through a proxy that is another process; each asked about \
+             one session that lives and {DOOMED} that may be killed at {} checks a second ({} over all); freshness bound {} ms; a \
+             session is killed at a replica, another one in the store right before the fault, others while it lasts by whatever way \
+             leads to the store; the fault ends {} ms after bound and last acknowledgement; a new fleet for every row; a permit is late \
+             where its call began after acknowledgement + bound, usable where the moment of asking + `valid_for_ms` lies beyond that; \
+             fresh: a permit whose `valid_for_ms` says that its proof is younger than 1 s, from the moment that the fault was undone \
+             (a killed replica: that it was started again); longest stale: between two fresh permits of one replica",
+            plan.replicas,
+            plan.rate / plan.replicas.max(1) as u64,
+            plan.rate,
+            plan.bound.as_millis(),
+            plan.margin.as_millis(),
+        );
+        Self { method, rows: String::new(), checks: 0, broken: 0, slow: 0, failed: 0 }
+    }
+
+    pub(crate) fn row(&mut self, scenario: &Scenario, outcome: &Result<Verdict>) {
+        let (name, store) = (scenario.name, scenario.kind.as_str());
+        let verdict = match outcome {
+            Ok(verdict) => verdict,
+            Err(error) => {
+                self.failed += 1;
+                let line = format!("{error:#}").lines().next().unwrap_or_default().replace('|', "/");
+                let _ = writeln!(self.rows, "| {name} | {store} | **did not end**: {line} | | | | | | | | | |");
+                return;
+            }
+        };
+        self.checks += verdict.checks;
+        self.broken += verdict.late + verdict.usable + verdict.back + verdict.others.len() as u64;
+        self.slow += u64::from(verdict.fresh_again > FRESH_AGAIN);
+        let s = |length: Duration| format!("{:.2}", length.as_secs_f64());
+        let _ = writeln!(
+            self.rows,
+            "| {name} | {store} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
+            verdict.kills,
+            verdict.checks,
+            verdict.stale,
+            verdict.failed,
+            verdict.late,
+            verdict.usable,
+            verdict.back,
+            s(verdict.latest_permit),
+            s(verdict.longest_stale),
+            s(verdict.fresh_again),
+        );
+        for other in &verdict.others {
+            let _ = writeln!(self.rows, "| | | **not expected**: {other} | | | | | | | | | |");
+        }
+    }
+
+    /// Whether every scenario ended and nothing was permitted that must not be.
+    pub(crate) fn is_kept(&self) -> bool {
+        self.broken == 0 && self.failed == 0
+    }
+
+    pub(crate) fn render(&self) -> String {
+        format!(
+            "# Faults\n\n{}\n| promise | measured | to reach |\n|---|---|---|\n\
+             | permits late, usable beyond the bound, or after a denial | **{}** of {} checks | 0 |\n\
+             | scenarios after which the fleet was not fresh again within 2 s | **{}** | 0 |\n\
+             | scenarios that did not come to their end | **{}** | 0 |\n\n\
+             | fault | store | kills | checks | denied as stale | no answer | late permits | usable beyond the bound | permits after a \
+             denial | latest permit after an acknowledgement, s | longest stale, s | fresh again, s |\n\
+             |---|---|---|---|---|---|---|---|---|---|---|---|\n{}",
+            origin("replicas, store, proxy and clients share it", &self.method),
+            self.broken,
+            self.checks,
+            self.slow,
+            self.failed,
+            self.rows
+        )
+    }
+}
+
+/// Floods, a row each.
+pub(crate) struct FloodTable {
+    method: String,
+    rows: String,
+}
+
+impl FloodTable {
+    pub(crate) fn new(replicas: usize, rate: u64) -> Self {
+        let method = format!(
+            "{replicas} replicas, the first asked by chain at {rate} checks a second, open loop, 4 s before, throughout, and 4 s after; \
+             in effect: the last revocation of the flood is denied by every replica (revisions are applied in order, so all others are \
+             too), counted from its acknowledgement; an act revokes one target, so a flood in large commits goes straight to the store"
+        );
+        Self { method, rows: String::new() }
+    }
+
+    pub(crate) fn row(&mut self, store: &str, way: &str, flood: &Flood) {
+        let ms = |tally: &Tally| {
+            let at = |quantile: f64| tally.latency_ns.value_at_quantile(quantile) as f64 / 1e6;
+            format!("{:.2} / {:.2} / {:.1}", at(0.5), at(0.99), tally.latency_ns.max() as f64 / 1e6)
+        };
+        let _ = writeln!(
+            self.rows,
+            "| {store} | {way} | {} | {:.0} | {:.2} | {:.0} | {} | {} | {} | {} |",
+            flood.revocations,
+            flood.revocations as f64 / flood.acknowledged.as_secs_f64(),
+            flood.acknowledged.as_secs_f64(),
+            flood.effective.as_secs_f64() * 1e3,
+            ms(&flood.before),
+            ms(&flood.during),
+            ms(&flood.after),
+            flood.before.failures + flood.during.failures + flood.after.failures,
+        );
+    }
+
+    pub(crate) fn render(&self) -> String {
+        format!(
+            "# A flood of revocations\n\n{}\n| store | way | revocations | revocations/s | acknowledged after s | in effect everywhere ms \
+             later | checks before, p50 / p99 / max ms | during | after | no permits |\n|---|---|---|---|---|---|---|---|---|---|\n{}",
+            origin("replicas, store and clients share it", &self.method),
+            self.rows
+        )
+    }
+}
+
+/// Machine, method, commit and time.
+fn origin(shared: &str, method: &str) -> String {
+    format!(
+        "- **machine**: {}; {shared}\n- **method**: {method}\n- **commit**: {}\n- **time**: {}\n",
         machine(),
         commit(),
         SystemClock.now().unix_s()

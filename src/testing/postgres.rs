@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// The superuser of every server made here.
 const SUPERUSER: &str = "boss";
-const MISSING: &str = "this test needs the programs of a PostgreSQL server (initdb, postgres) and found none: install Debian's package \
+const PROGRAMS: [&str; 6] = ["initdb", "postgres", "pg_ctl", "psql", "pg_isready", "pg_basebackup"];
+const MISSING: &str = "this test needs the programs of a PostgreSQL server (initdb, postgres, pg_basebackup) and found none: install Debian's package \
     `postgresql` (or `postgresql-15`), as ./test.sh does; nothing needs to run";
 
 /// Stops the server and takes its folder away once standard input ends, which it does when the test process does, however.
@@ -27,8 +28,11 @@ folder=$1; shift
 server=$!
 echo "$server" >"$folder/server.pid"
 cat >/dev/null
-kill -CONT "$server" 2>/dev/null
-kill -QUIT "$server" 2>/dev/null
+# One that was started again is another process.
+for one in "$server" $(head -n 1 "$folder/data/postmaster.pid" 2>/dev/null); do
+  kill -CONT "$one" 2>/dev/null
+  kill -QUIT "$one" 2>/dev/null
+done
 wait "$server"
 rm -rf "$folder"
 "#;
@@ -69,6 +73,43 @@ impl Server {
             let _ = std::fs::remove_file(data.join("postmaster.pid"));
             copied
         })
+    }
+
+    /// Starts a standby, `name` to the server that it streams from, which is reached on a port of the loopback address.
+    pub fn standby(name: &str, port: u16) -> Self {
+        // Asks again soon where its primary ended the stream, as one does that is promoted; else after five seconds.
+        Self::start_on(&["wal_retrieve_retry_interval=100ms"], |bin, data| {
+            as_other(&bin.join("pg_basebackup"))
+                .args([
+                    "--no-sync",
+                    "--checkpoint=fast",
+                    "--wal-method=stream",
+                    "--write-recovery-conf",
+                    "--no-password",
+                    "--pgdata",
+                ])
+                .arg(data)
+                .arg("--dbname")
+                .arg(format!("host=127.0.0.1 port={port} user={SUPERUSER} application_name={name}"))
+                .current_dir("/")
+                .output()
+                .unwrap()
+        })
+    }
+
+    /// Makes a standby a server of its own, and waits until it is.
+    pub fn promote(&self) {
+        self.control(&["promote", "-w"]);
+    }
+
+    /// Has a standby stream from the server on a port of the loopback address.
+    pub fn follow(&self, name: &str, port: u16) {
+        self.set(&format!("primary_conninfo = 'host=127.0.0.1 port={port} user={SUPERUSER} application_name={name}'"));
+    }
+
+    /// How much of its primary's log a standby has written down.
+    pub fn received(&self) -> u64 {
+        self.sql("postgres", "SELECT (pg_last_wal_receive_lsn() - '0/0'::pg_lsn)::int8").parse().unwrap()
     }
 
     fn start_on(settings: &[&str], make: impl FnOnce(&Path, &Path) -> Output) -> Self {
@@ -173,13 +214,34 @@ impl Server {
 
     /// Stops the server as a loss of power does.
     pub fn crash(&self) {
+        self.control(&["stop", "-m", "immediate", "-w"]);
+    }
+
+    /// SIGKILL to every process of the server; returns once none is left.
+    pub fn kill(&self) {
+        let pids = self.pids();
+        let _ = Command::new("kill").arg("-KILL").args(&pids).stderr(Stdio::null()).status().unwrap();
+        let until = Instant::now() + START_TIMEOUT;
+        // A dead one whose parent has not heard of it yet holds nothing.
+        let lives = |pid: &String| {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
+        };
+        while pids.iter().any(lives) {
+            assert!(Instant::now() < until, "a killed server lives");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn control(&self, arguments: &[&str]) {
         let done = as_other(&self.bin.join("pg_ctl"))
-            .args(["stop", "-m", "immediate", "-w", "-D"])
+            .args(arguments)
+            .arg("-D")
             .arg(self.folder.join("data"))
             .current_dir("/")
             .output()
             .unwrap();
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
     }
 
     /// Starts a server that was stopped.
@@ -204,19 +266,22 @@ impl Server {
 
     /// Stops every process of the server where it stands, or lets them go on.
     pub fn freeze(&self, frozen: bool) {
-        let main = self.pid();
-        let children = Command::new("ps").args(["-o", "pid=", "--ppid", &main]).output().unwrap();
-        let children = String::from_utf8(children.stdout).unwrap();
         let signal = if frozen { "-STOP" } else { "-CONT" };
-        let mut pids: Vec<&str> = children.split_whitespace().collect();
-        pids.insert(0, &main);
         // One that ended in between needs no signal.
-        let _ = Command::new("kill").arg(signal).args(pids).stderr(Stdio::null()).status().unwrap();
+        let _ = Command::new("kill").arg(signal).args(self.pids()).stderr(Stdio::null()).status().unwrap();
     }
 
-    fn pid(&self) -> String {
-        let file = std::fs::read_to_string(self.folder.join("data/postmaster.pid")).unwrap();
-        file.lines().next().unwrap().to_owned()
+    /// The server's processes, the one that makes the others first.
+    fn pids(&self) -> Vec<String> {
+        let main = self.pid().expect("the server is stopped");
+        let children = Command::new("ps").args(["-o", "pid=", "--ppid", &main]).output().unwrap();
+        let children = String::from_utf8(children.stdout).unwrap();
+        std::iter::once(main.as_str()).chain(children.split_whitespace()).map(str::to_owned).collect()
+    }
+
+    fn pid(&self) -> Option<String> {
+        let file = std::fs::read_to_string(self.folder.join("data/postmaster.pid")).ok()?;
+        file.lines().next().map(str::to_owned)
     }
 
     fn wait_until_ready(&self) -> bool {
@@ -242,12 +307,11 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        self.freeze(false);
-        // One that was started again is nobody's child.
-        if let Ok(file) = std::fs::read_to_string(self.folder.join("data/postmaster.pid"))
-            && let Some(pid) = file.lines().next()
-        {
-            let _ = Command::new("kill").args(["-QUIT", pid]).stderr(Stdio::null()).status();
+        // One that is stopped for good has none.
+        if let Some(pid) = self.pid() {
+            self.freeze(false);
+            // One that was started again is nobody's child.
+            let _ = Command::new("kill").args(["-QUIT", &pid]).stderr(Stdio::null()).status();
         }
         drop(self.watch.stdin.take());
         let _ = self.watch.wait();
@@ -268,8 +332,7 @@ fn watch(folder: &Path, bin: &Path, data: &Path, settings: &[String]) -> Child {
 
 /// The folder of the server's programs.
 fn binaries() -> PathBuf {
-    let has_all =
-        |folder: &PathBuf| ["initdb", "postgres", "pg_ctl", "psql", "pg_isready"].iter().all(|name| folder.join(name).is_file());
+    let has_all = |folder: &PathBuf| PROGRAMS.iter().all(|name| folder.join(name).is_file());
     let mut folders = Vec::new();
     if let Ok(output) = Command::new("pg_config").arg("--bindir").output() {
         folders.push(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()));

@@ -7,10 +7,18 @@ mod aat;
 mod admin;
 mod agentdojo;
 mod approvals;
+#[path = "../../load-tests/calls.rs"]
+mod calls;
 mod cli;
 mod codegen;
 mod crash;
 mod decisions;
+mod fault_cases;
+#[path = "../../load-tests/faults/mod.rs"]
+mod faults;
+#[path = "../../load-tests/fixture.rs"]
+#[allow(dead_code, reason = "benches use the rest")]
+mod fixture;
 mod fleet;
 mod fleet_kill;
 mod harness;
@@ -19,6 +27,8 @@ mod policy_tools;
 #[path = "../../src/testing/postgres.rs"]
 mod postgres;
 mod process;
+#[path = "../../src/testing/proxy.rs"]
+mod proxy;
 mod replicas;
 mod tidy;
 mod token_vectors;

@@ -13,7 +13,7 @@ use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::link::{Begin, Fault, Link, explain};
-use super::settings::Settings;
+use super::settings::{Durability, Settings};
 use super::tls::Connector;
 use crate::store::Error;
 
@@ -25,6 +25,8 @@ const ROLL_BACK_TIMEOUT: Duration = Duration::from_millis(200);
 const BACKOFF_MS_MIN: u64 = 50;
 const BACKOFF_MS_MAX: u64 = 400;
 const THREADS: usize = 2;
+/// How long a COMMIT may take that may have to wait for a standby.
+const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The store's own threads. Dropping it lets what was promised to be finished end, and nothing else.
 pub(super) struct Workers {
@@ -101,6 +103,13 @@ pub(super) struct Limits {
     pub(super) work: Duration,
 }
 
+impl Limits {
+    /// How long BEGIN may take. It is no work: who does not answer it soon is not there any more, however long the work may take.
+    fn begun(&self) -> Duration {
+        self.work.min(self.connect)
+    }
+}
+
 /// A connection for one kind of work.
 pub(super) struct Lane {
     settings: Arc<Settings>,
@@ -136,7 +145,11 @@ impl Lane {
         let (link, until) = self.begun(&mut slot, limits).await?;
         let done = timeout_at(until, async {
             let value = work(link.clone()).await?;
-            link.commit().await?;
+            // Where nothing was written COMMIT is no work either.
+            let ending = if limits.begin.writes { COMMIT_TIMEOUT } else { limits.connect };
+            timeout(ending, link.commit(self.settings.durability == Durability::Synchronous))
+                .await
+                .map_err(|_| no_answer(shown))??;
             Ok(value)
         });
         let outcome: Result<T, Fault> = done.await.unwrap_or_else(|_| {
@@ -173,13 +186,16 @@ impl Lane {
         // Taken out: whatever happens from here on, a connection in an unknown state is not kept.
         if let Some(link) = slot.link.take().filter(|link| link.is_open()) {
             let until = Instant::now() + limits.work;
-            match timeout_at(until, link.begin(limits.begin)).await {
+            match timeout(limits.begun(), link.begin(limits.begin)).await {
                 Ok(Ok(())) => return Ok((link, until)),
                 // The server closed it since: nothing was asked yet, so ask on a new one.
                 Ok(Err(_)) => {}
                 Err(_) => {
                     slot.host = link.host.saturating_add(1);
-                    return Err(Error::Unavailable(format!("the store `{shown}` does not answer")));
+                    // The same where the way to it broke, unless no time is left for that.
+                    if Instant::now() >= until {
+                        return Err(no_answer(shown));
+                    }
                 }
             }
         }
@@ -188,8 +204,7 @@ impl Lane {
         let attempt = async {
             let link = Link::connect(&self.settings, &self.connector, first, limits.connect, None).await?;
             let until = Instant::now() + limits.work;
-            let begun = timeout_at(until, link.begin(limits.begin)).await;
-            let begun = begun.map_err(|_| Error::Unavailable(format!("the store `{shown}` does not answer")))?;
+            let begun = timeout(limits.begun(), link.begin(limits.begin)).await.map_err(|_| no_answer(shown))?;
             begun.map_err(|fault| explain(shown, fault))?;
             Ok((Arc::new(link), until))
         };
@@ -198,6 +213,10 @@ impl Lane {
         slot.host = outcome.as_ref().map_or(first.saturating_add(1), |(link, _)| link.host);
         outcome
     }
+}
+
+fn no_answer(shown: &str) -> Error {
+    Error::Unavailable(format!("the store `{shown}` does not answer"))
 }
 
 /// How long to leave a server alone that could not be connected to.

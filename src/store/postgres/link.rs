@@ -129,13 +129,22 @@ impl Link {
         self.quiet()
     }
 
-    /// Commits. After an error it may or may not be done, save where nothing was written.
-    pub(super) async fn commit(&self) -> Result<(), Fault> {
+    /// Commits. After an error it may or may not be done, save where nothing was written. `on_standby`: what is written counts only
+    /// once a standby has it.
+    pub(super) async fn commit(&self, on_standby: bool) -> Result<(), Fault> {
         self.committing.store(self.writes.load(Ordering::SeqCst), Ordering::SeqCst);
         self.client.batch_execute("COMMIT").await?;
         // INVARIANT: a commit that comes back with a warning proves nothing: `canceling wait for synchronous replication` means that
         // it is on this server alone, which another may have replaced.
         self.quiet()?;
+        // INVARIANT: nor does one that was let go: where the standbys are taken out of a server's settings, all that waits for them succeeds
+        // without a warning. Whoever is let go was told to read the settings before.
+        if on_standby && self.writes.load(Ordering::SeqCst) {
+            let named = self.row("SELECT current_setting('synchronous_standby_names') <> ''", &[]).await?;
+            if !named.is_some_and(|row| row.try_get(0).unwrap_or(false)) {
+                return Err(Fault::Warned("its `synchronous_standby_names` names no standby any more".to_owned()));
+            }
+        }
         self.committing.store(false, Ordering::SeqCst);
         Ok(())
     }

@@ -3,6 +3,7 @@
 //! Nothing is skipped here: a row that cannot be understood, a hole or a wrong hash fails the whole answer. Look next at
 //! `super::write`.
 
+use std::future::Future;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -19,8 +20,12 @@ use crate::store::chain::GENESIS;
 use crate::store::rules::{self, CHANGES_BYTES_MAX, CHANGES_COMMITS_MAX, REVOCATIONS_LISTED_MAX};
 use crate::store::{CommitRow, Documents, Error, Revocations, Settings, State, StoredDocument};
 
-/// How long the next row of the change log may take to come.
+/// How long the answer to a small question may take, and the first of the rows that need no sorting.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the next row may take to come; one of the change log may be as large as a commit.
 const ROW_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long the first row of a full list may take, for which all of them may have to be sorted.
+const LIST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// What every answer is held against.
 #[derive(Clone, Debug)]
@@ -90,9 +95,9 @@ fn head_row(row: &Row, expected: &Expected) -> Result<Head, Fault> {
 
 /// The full state, in a transaction of one view.
 pub(super) async fn load(link: &Link, expected: &Expected) -> Result<State, Fault> {
-    let head = head(link, expected, false).await?;
+    let head = soon(ROW_TIMEOUT, head(link, expected, false)).await?;
     let number = head.revision.number;
-    if log_hash(link, number).await? != Some(head.hash) {
+    if soon(ROW_TIMEOUT, log_hash(link, number)).await? != Some(head.hash) {
         return Err(corrupt(format!("revision {number} of the change log is not the one that the head names")));
     }
     let documents = all_documents(link, None).await?;
@@ -110,17 +115,16 @@ pub(super) async fn log(link: &Link, after: u64, head: &Head) -> Result<Vec<Comm
         return Err(Error::BelowFloor { floor: head.floor }.into());
     }
     let missing = |number: u64| corrupt(format!("revision {number} is missing from the change log"));
-    let mut previous = (after, log_hash(link, after).await?.ok_or_else(|| missing(after))?);
+    let mut previous = (after, soon(ANSWER_TIMEOUT, log_hash(link, after)).await?.ok_or_else(|| missing(after))?);
     let sql = "SELECT number, previous_hash, hash, digest, unix_ms, changes FROM (
             SELECT *, sum(octet_length(changes)) OVER (ORDER BY number) - octet_length(changes) AS before
             FROM (SELECT * FROM portcullis.log WHERE number > $1 AND number <= $2 ORDER BY number LIMIT $3) page
         ) sized WHERE before < $4 ORDER BY number";
     let parameters = [signed(after)?, signed(number)?, signed(CHANGES_COMMITS_MAX)?, signed(CHANGES_BYTES_MAX)?];
     let parameters: Vec<Parameter<'_>> = parameters.iter().map(|value| (value as _, Type::INT8)).collect();
-    let mut rows = pin!(link.stream(sql, &parameters).await?);
+    let mut rows = pin!(soon(ANSWER_TIMEOUT, link.stream(sql, &parameters)).await?);
     let (mut commits, mut bytes) = (Vec::new(), 0usize);
-    let late = |_| Fault::from(Error::Unavailable("the store does not go on with its change log".to_owned()));
-    while let Some(row) = tokio::time::timeout(ROW_TIMEOUT, rows.try_next()).await.map_err(late)?? {
+    while let Some(row) = soon(ROW_TIMEOUT, rows.try_next()).await? {
         let (commit, size) = commit_row(&row)?;
         commit.verify_after(previous.0, &previous.1)?;
         previous = (commit.number, commit.hash);
@@ -181,11 +185,21 @@ async fn stream_into<T>(
     parameters: &[Parameter<'_>],
     parse: fn(&Row) -> Result<T, Fault>,
 ) -> Result<Vec<T>, Fault> {
-    let mut rows = pin!(link.stream(sql, parameters).await?);
-    while let Some(row) = rows.try_next().await? {
+    let mut rows = pin!(soon(LIST_TIMEOUT, link.stream(sql, parameters)).await?);
+    while let Some(row) = soon(ROW_TIMEOUT, rows.try_next()).await? {
         found.push(parse(&row)?);
     }
     Ok(found)
+}
+
+/// A step of a long answer. A way that broke in the middle of one is no longer waited for than it takes to see that: how long all
+/// steps may take together says nothing of that.
+async fn soon<T, E>(limit: Duration, step: impl Future<Output = Result<T, E>>) -> Result<T, Fault>
+where
+    Fault: From<E>,
+{
+    let late = |_| Error::Unavailable(format!("the store stopped in the middle of an answer, for {} ms", limit.as_millis()));
+    Ok(tokio::time::timeout(limit, step).await.map_err(late)??)
 }
 
 pub(super) fn document_row(row: &Row) -> Result<StoredDocument, Fault> {

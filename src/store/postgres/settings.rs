@@ -7,6 +7,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
@@ -14,6 +15,9 @@ use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 /// Hosts in one URL.
 const HOSTS_MAX: usize = 8;
 const URL_BYTES_MAX: usize = 4096;
+/// After so long without a word the other end is asked whether it is there, and then again, so many times.
+const KEEPALIVE: Duration = Duration::from_secs(1);
+const KEEPALIVES: u32 = 3;
 
 /// What becomes of an acknowledged write when a server is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -220,6 +224,9 @@ fn one_each(config: &Config, port: Option<u16>) -> Result<Vec<Config>, String> {
         config.get_password().map(|password| one.password(password));
         config.get_dbname().map(|name| one.dbname(name));
         config.get_application_name().map(|name| one.application_name(name));
+        // What only listens never hears that the way broke, unless it is asked whether the other end is there.
+        one.keepalives_idle(KEEPALIVE).keepalives_interval(KEEPALIVE).keepalives_retries(KEEPALIVES);
+        one.tcp_user_timeout(KEEPALIVE * (KEEPALIVES + 1));
         each.push(one);
     }
     Ok(each)

@@ -6,6 +6,58 @@ use std::process::{Child, Command, Stdio};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
 use super::*;
+use crate::testing::proxy::{Mode, Route};
+
+/// Long enough for a busy machine, and far below what the work itself may take.
+const SOON: Duration = Duration::from_secs(30);
+
+/// What is asked of a store through a way that breaks at certain words. The connection stays open, and no answer ever comes.
+async fn breaks_at(words: &str, incarnation: &str, ask: impl AsyncFn(&PostgresStore, &Heartbeat) -> Result<(), Error>) {
+    let server = shared();
+    let database = server.database();
+    let name = database.split('?').next().unwrap().rsplit('/').next().unwrap();
+    let route = Route::listen(0, ([127, 0, 0, 1], server.port()).into()).await.unwrap();
+    let near = open(&database).await.unwrap();
+    let far = open(&format!("postgres://{}@{}/{name}?notify=off", server.superuser(), route.address())).await.unwrap();
+    far.register(&registration(incarnation)).await.unwrap();
+    near.commit(kill("s")).await.unwrap();
+    let heartbeat = beat(incarnation, 1);
+    ask(&far, &heartbeat).await.unwrap();
+    near.commit(kill("t")).await.unwrap();
+    route.set(Mode::BlackHoleAt(words.to_owned()));
+    let asked = tokio::time::timeout(SOON, ask(&far, &heartbeat)).await;
+    let refused = asked.unwrap_or_else(|_| panic!("still waiting at `{words}`"));
+    assert!(refused.is_err(), "nobody said `{words}`");
+    route.set(Mode::Pass);
+    let back = until("the store is not found again", || async { ask(&far, &heartbeat).await.is_ok() });
+    assert!(tokio::time::timeout(SOON, back).await.is_ok(), "not back after `{words}`");
+    // An act is not lost because the connection that was kept for it is: nothing was asked on that one yet.
+    far.commit(kill("u")).await.unwrap();
+    route.set(Mode::BlackHoleAt("BEGIN".to_owned()));
+    let mended = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        route.set(Mode::Pass);
+    };
+    let (done, ()) = tokio::join!(far.commit(kill("v")), mended);
+    done.unwrap();
+    assert_eq!(audit(&near).await.revision.number, 4);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_way_that_breaks_in_the_middle_is_soon_left() {
+    let poll = async |store: &PostgresStore, heartbeat: &Heartbeat| store.poll(heartbeat).await.map(drop);
+    let load = async |store: &PostgresStore, heartbeat: &Heartbeat| store.load_as(heartbeat).await.map(drop);
+    tokio::join!(
+        breaks_at("BEGIN", "a", poll),
+        breaks_at("UPDATE portcullis.replicas", "b", poll),
+        breaks_at("FROM portcullis.head", "c", poll),
+        breaks_at("SELECT hash FROM portcullis.log", "d", poll),
+        breaks_at("SELECT number, previous_hash", "e", poll),
+        breaks_at("COMMIT", "f", poll),
+        breaks_at("BEGIN", "g", load),
+        breaks_at("SELECT hash FROM portcullis.log", "h", load),
+    );
+}
 
 /// An authority, and a certificate of it for a name.
 fn certificates(folder: &Path, name: &str) -> (PathBuf, String, String) {

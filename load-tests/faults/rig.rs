@@ -1,0 +1,484 @@
+//! The processes: replicas of the real binary, each on a route of its own through the proxy to PostgreSQL, or all on one SQLite file.
+//!
+//! All of it ends when the rig is dropped, however a scenario ends. Revocations go through a replica's administration, or straight to
+//! the store past the proxy, which is the kill that no replica behind a broken way can know of. Look next at `scenario.rs`.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead as _, BufReader};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use portcullis::api::r#gen as wire;
+use portcullis::model::records::{Meaning, Target, Write};
+use portcullis::model::time::{Clock as _, SystemClock};
+use portcullis::store::postgres::{Durability, PostgresStore, Settings};
+use portcullis::store::sqlite::SqliteStore;
+use portcullis::store::{self, CommitRequest, Store};
+use portcullis::token::PrivateKey;
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+use tonic::transport::Endpoint;
+use wire::revocation_service_client::RevocationServiceClient;
+
+use super::checker::{Answer, Clients, Kill, Verdict};
+use crate::calls::{request_by_chain, signed};
+use crate::fixture::{Company, session};
+use crate::postgres;
+use crate::proxy::{Mode, Process};
+
+/// Sessions that can be killed; one more is never.
+pub(crate) const DOOMED: usize = 12;
+/// An act that is not answered by then is not acknowledged. The store itself gives up earlier.
+const ACT_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long anything may take that has no promise.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The replicas that run, for a program that ends where it panics, with nothing dropped.
+static RUNNING: Mutex<Vec<u32>> = Mutex::new(Vec::new());
+
+/// Kills every replica.
+pub(crate) fn kill_all() {
+    for id in RUNNING.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+        if let Some(pid) = i32::try_from(id).ok().and_then(Pid::from_raw) {
+            // One that is gone is what was wanted.
+            let _ = kill_process(pid, Signal::KILL);
+        }
+    }
+}
+
+/// What is run.
+pub(crate) struct Programs {
+    /// The server under test.
+    pub(crate) server: PathBuf,
+    /// This program as the proxy.
+    pub(crate) proxy: fn() -> Command,
+}
+
+/// How large, how hard, how patient.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    pub(crate) replicas: usize,
+    /// Checks a second over all replicas.
+    pub(crate) rate: u64,
+    /// The bound that the store is made with.
+    pub(crate) bound: Duration,
+    /// How long a fault lasts beyond bound and last acknowledgement.
+    pub(crate) margin: Duration,
+    /// How long the fleet may take to be fresh again before that is an error and no figure.
+    pub(crate) patience: Duration,
+}
+
+/// On what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Replicas are told of commits.
+    Notified,
+    /// Replicas find commits when they poll.
+    Polled,
+    /// As `Polled`, with two standbys of which one has to have each commit.
+    Replicated,
+    Sqlite,
+}
+
+/// One replica: a process that can be stopped, killed and started again on its data.
+pub(crate) struct Replica {
+    child: Option<Child>,
+    command: Box<dyn Fn() -> Result<Command> + Send>,
+    data: PathBuf,
+    log: PathBuf,
+    pub(crate) admin: String,
+    address: watch::Sender<Option<String>>,
+}
+
+impl Replica {
+    /// Starts it, at first or again, and waits until it decides.
+    pub(crate) fn start(&mut self, policies: Option<&Path>) -> Result<()> {
+        let mut command = (self.command)()?;
+        if let Some(policies) = policies {
+            command.arg("--policies").arg(policies);
+        }
+        let child = self.child.insert(command.stdout(Stdio::piped()).spawn().context("the server does not start")?);
+        RUNNING.lock().unwrap_or_else(PoisonError::into_inner).push(child.id());
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().context("no standard output")?).read_line(&mut line)?;
+        let address = |name: &str| {
+            let found = line.split_whitespace().find_map(|word| word.strip_prefix(name));
+            let said = || std::fs::read_to_string(&self.log).unwrap_or_default();
+            found
+                .map(|address| format!("http://{address}"))
+                .with_context(|| format!("a replica is not ready: `{line}` {}", said()))
+        };
+        self.admin = address("admin=")?;
+        self.address.send_replace(Some(address("decisions=")?));
+        Ok(())
+    }
+
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
+        let child = self.child.as_ref().context("the replica is killed")?;
+        Ok(kill_process(Pid::from_child(child), signal)?)
+    }
+
+    /// SIGKILL. Its clients go on asking where it was.
+    pub(crate) fn kill(&mut self) -> Result<()> {
+        if let Some(mut child) = self.child.take() {
+            child.kill()?;
+            child.wait()?;
+            RUNNING.lock().unwrap_or_else(PoisonError::into_inner).retain(|id| *id != child.id());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        // One that is gone already is as good.
+        let _ = self.kill();
+    }
+}
+
+/// A fleet, its store, its clients. Fields end in this order.
+pub(crate) struct Rig {
+    clients: Vec<Clients>,
+    pub(crate) replicas: Vec<Replica>,
+    /// The store past the proxy; where the fleet fails over, the new one.
+    store: Option<Arc<dyn Store>>,
+    /// Who holds the file's write lock.
+    holder: Option<rusqlite::Connection>,
+    pub(crate) proxy: Option<Process>,
+    /// The primary, then its standbys.
+    pub(crate) servers: Vec<postgres::Server>,
+    database: String,
+    kills: Vec<Kill>,
+    next: usize,
+    key: Option<PrivateKey>,
+    history: String,
+    pub(crate) plan: Plan,
+    runtime: Runtime,
+    folder: TempDir,
+}
+
+impl Rig {
+    /// Starts all of it and waits until every replica permits every session.
+    pub(crate) fn start(programs: &Programs, plan: Plan, kind: Kind) -> Result<Self> {
+        let mut rig = Self {
+            clients: Vec::new(),
+            replicas: Vec::new(),
+            store: None,
+            holder: None,
+            proxy: None,
+            servers: Vec::new(),
+            database: String::new(),
+            kills: Vec::new(),
+            next: 1,
+            key: None,
+            history: String::new(),
+            plan,
+            runtime: tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?,
+            folder: tempfile::tempdir()?,
+        };
+        if kind == Kind::Sqlite {
+            rig.open(None)?;
+        } else {
+            let server = postgres::Server::start(&[]);
+            let url = server.database();
+            rig.database = url.split(['?', '/']).nth(3).context("no database in the URL")?.to_owned();
+            rig.servers.push(server);
+            rig.proxy = Some(Process::start(programs.proxy));
+            if kind == Kind::Replicated {
+                rig.add_standbys()?;
+            }
+            rig.open(Some((0, kind)))?;
+        }
+        let company = Company::new()?;
+        let policies = rig.folder.path().join("policies");
+        std::fs::create_dir(&policies)?;
+        std::fs::write(policies.join("company.yaml"), company.policy(0)?)?;
+        for number in 0..plan.replicas {
+            rig.add_replica(programs, kind, number, &policies)?;
+        }
+        let now = SystemClock.now();
+        let requests =
+            (0..=DOOMED).map(|number| Ok(request_by_chain(&company.chain(number, 1, now)?))).collect::<Result<Vec<_>>>()?;
+        let requests = Arc::new(requests);
+        let every = Duration::from_micros(1_000_000 * plan.replicas as u64 / plan.rate.max(1));
+        for replica in &rig.replicas {
+            let asked = Clients::start(rig.runtime.handle(), replica.address.subscribe(), requests.clone(), every);
+            rig.clients.push(asked);
+        }
+        let began = Instant::now();
+        rig.wait("no replica permits all that it should", START_TIMEOUT, |rig| {
+            let alive = |clients: &Clients, session| clients.says(session, began, |answer| matches!(answer, Answer::Permit(_)));
+            rig.clients.iter().all(|clients| (0..=DOOMED).all(|session| alive(clients, session)))
+        })?;
+        Ok(rig)
+    }
+
+    fn add_replica(&mut self, programs: &Programs, kind: Kind, number: usize, policies: &Path) -> Result<()> {
+        let store = match kind {
+            Kind::Sqlite => format!("sqlite:{}", self.file().display()),
+            kind => {
+                let upstream = self.upstream(0)?;
+                let (route, address) = self.proxy()?.route(upstream);
+                // Routes of replicas have the replicas' numbers, after that of the standbys.
+                debug_assert_eq!(route, self.route_of(number));
+                self.url(address, kind)
+            }
+        };
+        let (data, log) = (self.folder.path().join(format!("data-{number}")), self.folder.path().join(format!("log-{number}")));
+        let (server, at, errors) = (programs.server.clone(), data.clone(), log.clone());
+        let command = move || {
+            let mut command = Command::new(&server);
+            for (name, _) in std::env::vars_os().filter(|(name, _)| is_ours(&name.to_string_lossy())) {
+                command.env_remove(name);
+            }
+            let errors: File = OpenOptions::new().create(true).append(true).open(&errors)?;
+            command.env("PORTCULLIS_STORE", &store).stdin(Stdio::null()).stderr(errors);
+            if kind != Kind::Sqlite {
+                command.env("PORTCULLIS_STORE_DURABILITY", durability(kind).as_str());
+            }
+            command.args(["serve", "--log", "info", "--data"]).arg(&at);
+            command.args(["--listen", "--http-listen", "--admin-listen"].iter().flat_map(|flag| [*flag, "127.0.0.1:0"]));
+            Ok(command)
+        };
+        let mut replica = Replica {
+            child: None,
+            command: Box::new(command),
+            data,
+            log,
+            admin: String::new(),
+            address: watch::Sender::new(None),
+        };
+        replica.start((number == 0).then_some(policies))?;
+        if number == 0 {
+            self.key = Some(PrivateKey::from_jwk(&std::fs::read(replica.data.join("local.jwk"))?)?);
+        }
+        self.replicas.push(replica);
+        Ok(())
+    }
+
+    /// Two standbys, on a way to the primary that can be broken.
+    fn add_standbys(&mut self) -> Result<()> {
+        let upstream = self.upstream(0)?;
+        let (_, address) = self.proxy()?.route(upstream);
+        for name in STANDBYS {
+            self.servers.push(postgres::Server::standby(name, address.port()));
+        }
+        self.server(0)?.set(&format!("synchronous_standby_names = '{SYNCHRONOUS}'"));
+        self.until_followed(0, 2)
+    }
+
+    /// Waits until a server has so many standbys of which one must have each commit.
+    pub(crate) fn until_followed(&self, server: usize, standbys: usize) -> Result<()> {
+        const FOLLOWING: &str = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'quorum' AND state = 'streaming'";
+        let server = self.server(server)?;
+        self.wait("a standby does not follow", START_TIMEOUT, |_| server.sql("postgres", FOLLOWING) == standbys.to_string())
+    }
+
+    /// Has a standby receive no more, and waits until it does not.
+    pub(crate) fn until_detached(&self, standby: usize) -> Result<()> {
+        let server = self.server(standby)?;
+        server.set("primary_conninfo = ''");
+        self.wait("a standby goes on receiving", START_TIMEOUT, |_| {
+            server.sql("postgres", "SELECT count(*) FROM pg_stat_wal_receiver") == "0"
+        })
+    }
+
+    /// Opens the store past the proxy, and makes it with the plan's bound where there is none yet.
+    fn open(&mut self, server: Option<(usize, Kind)>) -> Result<()> {
+        let bound_ms = u64::try_from(self.plan.bound.as_millis())?;
+        let settings = store::Settings { freshness_bound_ms: bound_ms, ..store::Settings::default() };
+        self.store = None;
+        let store: Arc<dyn Store> = match server {
+            None => Arc::new(SqliteStore::open_with(&self.file(), Arc::new(SystemClock), settings)?),
+            Some((server, kind)) => {
+                let url = self.url(self.upstream(server)?, kind);
+                let at = Settings::parse(&url, durability(kind)).map_err(anyhow::Error::msg)?;
+                Arc::new(self.runtime.block_on(PostgresStore::open_with(at, settings, None))?)
+            }
+        };
+        self.history = self.runtime.block_on(store.revision())?.history.to_string();
+        self.store = Some(store);
+        Ok(())
+    }
+
+    /// From now on direct kills go to another server.
+    pub(crate) fn reopen(&mut self, server: usize) -> Result<()> {
+        self.open(Some((server, Kind::Replicated)))
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("shared.db")
+    }
+
+    fn url(&self, at: SocketAddr, kind: Kind) -> String {
+        let notify = if kind == Kind::Notified { "on" } else { "off" };
+        let user = self.servers.first().map_or("", postgres::Server::superuser);
+        format!("postgres://{user}@{at}/{}?notify={notify}", self.database)
+    }
+
+    pub(crate) fn server(&self, number: usize) -> Result<&postgres::Server> {
+        self.servers.get(number).context("there is no such server")
+    }
+
+    pub(crate) fn proxy(&mut self) -> Result<&mut Process> {
+        self.proxy.as_mut().context("there is no proxy")
+    }
+
+    pub(crate) fn replica(&mut self, number: usize) -> Result<&mut Replica> {
+        self.replicas.get_mut(number).context("there is no such replica")
+    }
+
+    /// Where a server listens.
+    pub(crate) fn upstream(&self, number: usize) -> Result<SocketAddr> {
+        Ok((Ipv4Addr::LOCALHOST, self.server(number)?.port()).into())
+    }
+
+    /// The number of the route between a replica and its server.
+    pub(crate) fn route_of(&self, replica: usize) -> usize {
+        replica + usize::from(self.servers.len() > 1)
+    }
+
+    /// Sets the routes of these replicas.
+    pub(crate) fn set(&mut self, replicas: &[usize], mode: &Mode) -> Result<()> {
+        for replica in replicas {
+            let route = self.route_of(*replica);
+            self.proxy()?.set(route, mode);
+        }
+        Ok(())
+    }
+
+    /// Leads a replica to another server, as when a name moves: its connections are cut, new ones go there.
+    pub(crate) fn point(&mut self, replica: usize, server: usize) -> Result<()> {
+        let (route, upstream) = (self.route_of(replica), self.upstream(server)?);
+        self.proxy()?.point(route, upstream);
+        self.set(&[replica], &Mode::Cut)?;
+        self.set(&[replica], &Mode::Pass)
+    }
+
+    /// Kills the next session straight in the store.
+    pub(crate) fn kill_in_store(&mut self) -> Result<()> {
+        let number = self.next()?;
+        let store = self.store.clone().context("the store is not open")?;
+        let target = Target::Session(session(number));
+        let write = Write::Revoke { target, meaning: Meaning::Dead, reason: "load test".to_owned() };
+        self.runtime.block_on(store.commit(CommitRequest { writes: vec![write], ..Default::default() }))?;
+        self.kills.push(Kill { session: number, acknowledged: Instant::now() });
+        Ok(())
+    }
+
+    /// Kills the next session as an operator does, at a replica.
+    pub(crate) fn kill_at(&mut self, replica: usize) -> Result<()> {
+        let number = self.next()?;
+        self.act(replica, number)?;
+        self.kills.push(Kill { session: number, acknowledged: Instant::now() });
+        Ok(())
+    }
+
+    /// As [`Rig::kill_at`], where nothing may be acknowledged; answers the refusal.
+    pub(crate) fn kill_refused(&mut self, replica: usize) -> Result<String> {
+        let number = self.next()?;
+        match self.act(replica, number) {
+            Ok(()) => bail!("a kill was acknowledged by a server that was replaced"),
+            Err(refused) => Ok(format!("{refused:#}")),
+        }
+    }
+
+    fn next(&mut self) -> Result<usize> {
+        let number = self.next;
+        self.next += 1;
+        if number > DOOMED { bail!("no session is left to kill") } else { Ok(number) }
+    }
+
+    fn act(&mut self, replica: usize, number: usize) -> Result<()> {
+        let key = self.key.as_ref().context("no operator")?;
+        let request = signed(key, &self.history, session(number))?;
+        let admin = self.replicas.get(replica).context("no such replica")?.admin.clone();
+        self.runtime.block_on(async {
+            let channel = Endpoint::from_shared(admin)?.connect_lazy();
+            let mut client = RevocationServiceClient::new(channel);
+            tokio::time::timeout(ACT_TIMEOUT, client.revoke(request)).await.context("an act is not answered")??;
+            Ok(())
+        })
+    }
+
+    /// Takes the file's write lock, and holds it like a writer that is stopped in the middle of a write.
+    pub(crate) fn hold_file(&mut self) -> Result<()> {
+        let holder = rusqlite::Connection::open(self.file())?;
+        holder.busy_timeout(START_TIMEOUT)?;
+        holder.execute_batch("BEGIN IMMEDIATE")?;
+        self.holder = Some(holder);
+        Ok(())
+    }
+
+    /// Lets go of it.
+    pub(crate) fn release_file(&mut self) {
+        self.holder = None;
+    }
+
+    /// When the last kill was acknowledged.
+    pub(crate) fn last_kill(&self) -> Option<Instant> {
+        self.kills.last().map(|kill| kill.acknowledged)
+    }
+
+    /// Waits until every replica gives fresh permits again; how long after a moment the last one did.
+    pub(crate) fn until_fresh(&self, replicas: &[usize], since: Instant) -> Result<Duration> {
+        let bound = self.plan.bound;
+        let of = |replica: &usize| self.clients.get(*replica)?.fresh_after(since, bound);
+        self.wait("a replica does not become fresh again", self.plan.patience, |_| replicas.iter().all(|one| of(one).is_some()))?;
+        let last = replicas.iter().filter_map(of).max().unwrap_or(since);
+        Ok(last.saturating_duration_since(since))
+    }
+
+    /// Waits until every replica denies what was killed, and for no other reason.
+    pub(crate) fn until_known(&self) -> Result<()> {
+        let since = Instant::now();
+        self.wait("a kill does not reach a replica", self.plan.patience, |rig| {
+            let knows = |clients: &Clients, kill: &Kill| clients.says(kill.session, since, |answer| *answer == Answer::Revoked);
+            rig.clients.iter().all(|clients| rig.kills.iter().all(|kill| knows(clients, kill)))
+        })
+    }
+
+    /// What all answers come to.
+    pub(crate) fn judge(&self) -> Verdict {
+        let mut verdict = Verdict { kills: self.kills.len(), ..Verdict::default() };
+        for clients in &self.clients {
+            verdict.add(&clients.seen(), &self.kills, self.plan.bound);
+        }
+        verdict
+    }
+
+    /// What the replicas logged, for whoever has to find out why.
+    pub(crate) fn logs(&self) -> String {
+        let read = |replica: &Replica| std::fs::read_to_string(&replica.log).unwrap_or_default();
+        self.replicas.iter().map(read).collect::<Vec<_>>().join("\n---\n")
+    }
+
+    fn wait(&self, what: &str, patience: Duration, holds: impl Fn(&Self) -> bool) -> Result<()> {
+        let until = Instant::now() + patience;
+        while !holds(self) {
+            if Instant::now() > until {
+                bail!("{what} within {} s; the replicas said:\n{}", patience.as_secs(), self.logs());
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        Ok(())
+    }
+}
+
+/// The names of the standbys to their primary, and which of them must have a commit.
+pub(crate) const STANDBYS: [&str; 2] = ["b", "c"];
+pub(crate) const SYNCHRONOUS: &str = "ANY 1 (b, c)";
+
+fn durability(kind: Kind) -> Durability {
+    if kind == Kind::Replicated { Durability::Synchronous } else { Durability::Single }
+}
+
+fn is_ours(name: &str) -> bool {
+    name.starts_with("PORTCULLIS_") || name.starts_with("OTEL_")
+}

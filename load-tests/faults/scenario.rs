@@ -1,0 +1,272 @@
+//! The faults: one table of what is done to which part, and one way to run any of them.
+//!
+//! In each, clients ask every replica about sessions all the time. A session is killed in the store right before the fault, others
+//! while it lasts, by whatever way still leads to the store; the fault lasts longer than the bound after the last of them. Then it is
+//! undone, another session is killed, and every answer is judged. What must hold is the same in all of them: no permit whose call
+//! began after acknowledgement and bound, none that can be used beyond, none after a denial as revoked; and the fleet comes back by
+//! itself. How soon is a figure of the driver, and no assertion of a test.
+
+use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::checker::Verdict;
+use super::rig::{Kind, Plan, Programs, Rig, STANDBYS, SYNCHRONOUS};
+use crate::postgres;
+use crate::proxy::{Mode, Way};
+
+/// How often somebody looks whether anything waits that can be let go.
+const LET_GO_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What is hurt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// The last replica.
+    Replica,
+    /// The database server; of a file, whoever may write it.
+    Store,
+    Proxy,
+}
+
+/// Whose way to the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// The last replica's.
+    One,
+    All,
+}
+
+/// What is done, until it is undone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// SIGSTOP, then SIGCONT. A file has no process: its write lock is held by one that does not go on.
+    Stop(Part),
+    /// `kill -9`, then a new start on the same data and ports.
+    Kill(Part),
+    /// The proxy's mode, then `pass`.
+    Route(Mode, Reach),
+    /// The primary is cut off from its standbys, one of which is promoted; all replicas but the last go there. The old primary lives,
+    /// the last replica is left with it, and somebody has whatever waits there let go. Then that replica goes to the new one too.
+    Failover(LetGo),
+}
+
+/// How an old primary is made to call a success what no standby has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LetGo {
+    /// What waits is cancelled, again and again: a success with a warning.
+    Cancelled,
+    /// Its standbys are taken out of its settings: a success without one.
+    Unnamed,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct Scenario {
+    pub(crate) name: &'static str,
+    pub(crate) fault: Fault,
+    pub(crate) kind: Kind,
+    /// Whether the short form in the tests has it.
+    pub(crate) decisive: bool,
+}
+
+/// All of them.
+pub(crate) fn table() -> Vec<Scenario> {
+    use {Fault::*, Kind::*, Part::*, Reach::*};
+    let row = |name, fault, kind| Scenario { name, fault, kind, decisive: false };
+    let decisive = |name, fault, kind| Scenario { name, fault, kind, decisive: true };
+    let hole = Mode::BlackHole;
+    let at = |words: &str| Mode::BlackHoleAt(words.to_owned());
+    vec![
+        row("one replica is stopped", Stop(Replica), Notified),
+        decisive("one replica is killed", Kill(Replica), Notified),
+        decisive("PostgreSQL is stopped", Stop(Store), Polled),
+        decisive("PostgreSQL is killed", Kill(Store), Polled),
+        row("the proxy is stopped", Stop(Proxy), Notified),
+        row("the proxy is killed", Kill(Proxy), Notified),
+        row("20 ms later each way, one replica", Route(Mode::Delay(20), One), Notified),
+        row("20 ms later each way, all", Route(Mode::Delay(20), All), Notified),
+        row("200 ms later each way, one replica", Route(Mode::Delay(200), One), Notified),
+        row("200 ms later each way, all", Route(Mode::Delay(200), All), Notified),
+        row("cut, one replica", Route(Mode::Cut, One), Notified),
+        row("cut, all", Route(Mode::Cut, All), Notified),
+        row("half-closed towards the store, one replica", Route(Mode::HalfClose(Way::Up), One), Notified),
+        row("half-closed towards the store, all", Route(Mode::HalfClose(Way::Up), All), Notified),
+        row("half-closed towards the replica, one", Route(Mode::HalfClose(Way::Down), One), Notified),
+        row("half-closed towards the replica, all", Route(Mode::HalfClose(Way::Down), All), Notified),
+        row("black hole both ways, one replica", Route(hole(Way::Both), One), Notified),
+        row("black hole both ways, all", Route(hole(Way::Both), All), Notified),
+        row("questions vanish, one replica", Route(hole(Way::Up), One), Notified),
+        row("questions vanish, all", Route(hole(Way::Up), All), Notified),
+        decisive("answers vanish, one replica", Route(hole(Way::Down), One), Notified),
+        row("answers vanish, all", Route(hole(Way::Down), All), Notified),
+        row("black hole at the reading of the log, one replica", Route(at("portcullis.log"), One), Notified),
+        row("black hole at the reading of the log, all", Route(at("portcullis.log"), All), Notified),
+        row("black hole at every COMMIT, all", Route(at("COMMIT"), All), Notified),
+        decisive("failover, the old primary lives, what waits there is cancelled", Failover(LetGo::Cancelled), Replicated),
+        decisive("failover, the old primary lives, its standbys are unnamed", Failover(LetGo::Unnamed), Replicated),
+        row("one replica is stopped", Stop(Replica), Sqlite),
+        row("one replica is killed", Kill(Replica), Sqlite),
+        row("a writer stops and holds the file", Stop(Store), Sqlite),
+    ]
+}
+
+impl Kind {
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Kind::Notified => "PostgreSQL",
+            Kind::Polled => "PostgreSQL, no NOTIFY",
+            Kind::Replicated => "PostgreSQL and two standbys",
+            Kind::Sqlite => "one SQLite file",
+        }
+    }
+}
+
+/// Runs one; what its clients saw.
+///
+/// # Errors
+/// If the fleet does not come back in time, a kill is refused that should not be or acknowledged that must not be, or something does
+/// not start. What was permitted is the verdict's.
+pub(crate) fn run(programs: &Programs, plan: Plan, scenario: &Scenario) -> Result<Verdict> {
+    let mut rig = Rig::start(programs, plan, scenario.kind)?;
+    let all: Vec<usize> = (0..plan.replicas).collect();
+    let last = plan.replicas.saturating_sub(1);
+    rig.kill_at(0)?;
+    rig.kill_in_store()?;
+    begin(&mut rig, &scenario.fault, &all, last)?;
+    if let Fault::Failover(how) = scenario.fault {
+        fail_over(&mut rig, last, how)?;
+    } else {
+        kill_meanwhile(&mut rig, &scenario.fault)?;
+    }
+    let over = rig.last_kill().unwrap_or_else(Instant::now) + plan.bound + plan.margin;
+    while Instant::now() < over {
+        if let Fault::Failover(how) = scenario.fault {
+            let_go(rig.server(0)?, how);
+        }
+        std::thread::sleep(LET_GO_INTERVAL);
+    }
+    let undone = undo(&mut rig, &scenario.fault, &all, last)?;
+    let fresh_again = rig.until_fresh(&all, undone)?;
+    rig.kill_at(0)?;
+    rig.until_known()?;
+    Ok(Verdict { fresh_again, ..rig.judge() })
+}
+
+/// The replicas that a fault on the way hits.
+fn hit(reach: Reach, all: &[usize], last: usize) -> Vec<usize> {
+    if reach == Reach::One { vec![last] } else { all.to_vec() }
+}
+
+fn begin(rig: &mut Rig, fault: &Fault, all: &[usize], last: usize) -> Result<()> {
+    match fault {
+        Fault::Stop(Part::Replica) => rig.replica(last)?.signal(Signal::STOP)?,
+        Fault::Kill(Part::Replica) => rig.replica(last)?.kill()?,
+        Fault::Stop(Part::Store) if rig.servers.is_empty() => rig.hold_file()?,
+        Fault::Stop(Part::Store) => rig.server(0)?.freeze(true),
+        Fault::Kill(Part::Store) => rig.server(0)?.kill(),
+        Fault::Stop(Part::Proxy) => signal_proxy(rig, Signal::STOP)?,
+        Fault::Kill(Part::Proxy) => rig.proxy()?.kill(),
+        Fault::Route(mode, reach) => rig.set(&hit(*reach, all, last), mode)?,
+        // The way between the primary and its standbys.
+        Fault::Failover(_) => rig.proxy()?.set(0, &Mode::BlackHole(Way::Both)),
+    }
+    Ok(())
+}
+
+/// Ends the fault; when it was over.
+fn undo(rig: &mut Rig, fault: &Fault, all: &[usize], last: usize) -> Result<Instant> {
+    let now = Instant::now();
+    match fault {
+        Fault::Stop(Part::Replica) => rig.replica(last)?.signal(Signal::CONT)?,
+        Fault::Kill(Part::Replica) => rig.replica(last)?.start(None)?,
+        Fault::Stop(Part::Store) if rig.servers.is_empty() => rig.release_file(),
+        Fault::Stop(Part::Store) => rig.server(0)?.freeze(false),
+        Fault::Kill(Part::Store) => rig.server(0)?.restart(),
+        Fault::Stop(Part::Proxy) => signal_proxy(rig, Signal::CONT)?,
+        Fault::Kill(Part::Proxy) => rig.proxy()?.restart(),
+        Fault::Route(_, reach) => rig.set(&hit(*reach, all, last), &Mode::Pass)?,
+        Fault::Failover(_) => rig.point(last, promoted(rig)?)?,
+    }
+    // A replica counts from its start; what it follows, from the moment it is there.
+    Ok(if *fault == Fault::Kill(Part::Replica) { now } else { Instant::now() })
+}
+
+fn signal_proxy(rig: &mut Rig, signal: Signal) -> Result<()> {
+    let pid = i32::try_from(rig.proxy()?.id()).ok().and_then(Pid::from_raw);
+    let Some(pid) = pid else { bail!("the proxy is killed") };
+    Ok(kill_process(pid, signal)?)
+}
+
+/// Kills what can be killed while the fault lasts: in the store past the proxy, and at a replica that still reaches it.
+fn kill_meanwhile(rig: &mut Rig, fault: &Fault) -> Result<()> {
+    if matches!(fault, Fault::Stop(Part::Store) | Fault::Kill(Part::Store)) {
+        return Ok(());
+    }
+    rig.kill_in_store()?;
+    // Later in the fault as well, when what was on its way at its begin is gone.
+    std::thread::sleep(Duration::from_millis(500));
+    rig.kill_in_store()?;
+    let reaches = matches!(fault, Fault::Stop(Part::Replica) | Fault::Kill(Part::Replica) | Fault::Route(_, Reach::One));
+    if reaches { rig.kill_at(0) } else { Ok(()) }
+}
+
+/// Promotes the standby that received more, has the other one follow it, and leads all replicas but the last there.
+fn fail_over(rig: &mut Rig, last: usize, how: LetGo) -> Result<()> {
+    let (one, other) = (1, 2);
+    // What is still in their sockets would let the one that follows get ahead of the one that is promoted.
+    for standby in [one, other] {
+        rig.until_detached(standby)?;
+    }
+    let further = if rig.server(other)?.received() > rig.server(one)?.received() { other } else { one };
+    let follows = one + other - further;
+    let name = STANDBYS.get(follows - 1).copied().unwrap_or_default();
+    rig.server(further)?.set(&format!("synchronous_standby_names = '{SYNCHRONOUS}'"));
+    rig.server(follows)?.follow(name, rig.server(further)?.port());
+    rig.server(further)?.promote();
+    rig.until_followed(further, 1)?;
+    for replica in 0..last {
+        rig.point(replica, further)?;
+    }
+    rig.reopen(further)?;
+    rig.kill_in_store()?;
+    let there: Vec<usize> = (0..last).collect();
+    rig.until_fresh(&there, Instant::now())?;
+    rig.kill_at(0)?;
+    // What an operator does at the old one must not be acknowledged, let go or not: nobody else will ever know of it.
+    let servers = std::mem::take(&mut rig.servers);
+    let refused = std::thread::scope(|scope| {
+        let (go_on, stopped) = sync_channel::<()>(1);
+        let old = servers.first();
+        scope.spawn(move || {
+            while stopped.recv_timeout(LET_GO_INTERVAL) == Err(RecvTimeoutError::Timeout) {
+                old.into_iter().for_each(|old| let_go(old, how));
+            }
+        });
+        let refused = rig.kill_refused(last);
+        drop(go_on);
+        refused
+    });
+    rig.servers = servers;
+    refused.map(drop)
+}
+
+/// Which standby is none any more.
+fn promoted(rig: &Rig) -> Result<usize> {
+    for number in 1..rig.servers.len() {
+        if rig.server(number)?.sql("postgres", "SELECT pg_is_in_recovery()") == "f" {
+            return Ok(number);
+        }
+    }
+    bail!("no standby was promoted")
+}
+
+/// Has every commit that waits for a standby succeed.
+fn let_go(server: &postgres::Server, how: LetGo) {
+    const CANCEL: &str = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
+    match how {
+        // What is gone meanwhile needs none.
+        LetGo::Cancelled => drop(server.try_sql("postgres", CANCEL)),
+        LetGo::Unnamed => server.set("synchronous_standby_names = ''"),
+    }
+}

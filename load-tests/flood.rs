@@ -1,0 +1,184 @@
+//! A flood of revocations while checks go on: what it does to them, and how soon all of it is in effect.
+//!
+//! An act of an operator revokes one target, so the flood comes two ways: straight to the store in commits as large as it takes,
+//! which is what an import does, and as acts, some at a time, one signed call each.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::ScopedJoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use bytes::Bytes;
+use portcullis::api::r#gen as wire;
+use portcullis::model::records::{Meaning, Target, Write};
+use portcullis::model::time::SystemClock;
+use portcullis::store::postgres::{Durability, PostgresStore, Settings};
+use portcullis::store::sqlite::SqliteStore;
+use portcullis::store::{CommitRequest, Store};
+use portcullis::token::PrivateKey;
+use tokio::task::JoinSet;
+use tonic::transport::Channel;
+use wire::decision_service_client::DecisionServiceClient;
+use wire::fleet_service_client::FleetServiceClient;
+use wire::revocation_service_client::RevocationServiceClient;
+
+use super::calls::{request_by_chain, signed};
+use super::client::{Client, Kind, Tally};
+use super::server::Server;
+use super::zipf::Zipf;
+
+/// How long checks are measured in peace, before and after.
+const PEACE: Duration = Duration::from_secs(4);
+/// Checks are measured in pieces of this length while the flood lasts.
+const PIECE: Duration = Duration::from_millis(250);
+/// Acts that are asked for at one time.
+const ACTS_IN_FLIGHT: usize = 16;
+/// A flood that is not in effect by then is an error, not a figure.
+const PATIENCE: Duration = Duration::from_secs(300);
+
+/// What a flood came to.
+pub(crate) struct Flood {
+    pub(crate) revocations: usize,
+    /// From the first that was asked for to the acknowledgement of the last.
+    pub(crate) acknowledged: Duration,
+    /// From there to the denial of the last one at the last replica.
+    pub(crate) effective: Duration,
+    pub(crate) before: Tally,
+    pub(crate) during: Tally,
+    pub(crate) after: Tally,
+}
+
+/// How it comes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Way {
+    /// Straight to the store, so many in a commit.
+    Commits(usize),
+    /// One signed act each.
+    Acts,
+}
+
+/// Who is asked, about what, how often.
+pub(crate) struct Load<'a> {
+    pub(crate) servers: &'a [Server],
+    pub(crate) chains: &'a [Vec<Bytes>],
+    pub(crate) rate: u64,
+}
+
+/// Revokes so many sessions, the last of them that of `doomed`, while the first replica is asked about others at a steady rate.
+pub(crate) fn run(load: &Load<'_>, store: &str, way: Way, count: usize, doomed: (&[Bytes], String)) -> Result<Flood> {
+    let (chain, last) = doomed;
+    let client = Client::open(&load.servers.first().context("no replica")?.decisions, load.chains, 2)?;
+    let zipf = Zipf::new(load.chains.len());
+    let measure = |length| client.open_loop(Kind::CheckByChain, load.rate, length, &zipf);
+    let names = |from: usize, to: usize| {
+        let last = last.clone();
+        (from..to).map(move |number| if number + 1 == count { last.clone() } else { format!("flood-{number}") })
+    };
+    let before = measure(PEACE)?;
+    let (mut during, began) = (Tally::new()?, Instant::now());
+    let (acknowledged, effective) = std::thread::scope(|scope| {
+        let watching = scope.spawn(|| last_denial(load.servers, chain));
+        let flooding = scope.spawn(|| {
+            match way {
+                Way::Commits(size) => commits(store, count, size, names),
+                Way::Acts => acts(load.servers, names(0, count).collect()),
+            }
+            .map(|()| Instant::now())
+        });
+        while !(flooding.is_finished() && watching.is_finished()) {
+            during.add(&measure(PIECE)?)?;
+            if flooding.is_finished() && began.elapsed() > PATIENCE {
+                bail!("the flood is not in effect");
+            }
+        }
+        Ok((joined(flooding)?, joined(watching)?))
+    })?;
+    let after = measure(PEACE)?;
+    Ok(Flood {
+        revocations: count,
+        acknowledged: acknowledged.saturating_duration_since(began),
+        effective: effective.saturating_duration_since(acknowledged),
+        before,
+        during,
+        after,
+    })
+}
+
+fn joined<T>(thread: ScopedJoinHandle<'_, Result<T>>) -> Result<T> {
+    thread.join().unwrap_or_else(|_| bail!("a thread died"))
+}
+
+fn commits<I: Iterator<Item = String>>(store: &str, count: usize, size: usize, names: impl Fn(usize, usize) -> I) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let store: Arc<dyn Store> = match store.strip_prefix("sqlite:") {
+        Some(path) => Arc::new(SqliteStore::open(Path::new(path), Arc::new(SystemClock))?),
+        None => {
+            let settings = Settings::parse(store, Durability::Single).map_err(anyhow::Error::msg)?;
+            Arc::new(runtime.block_on(PostgresStore::open(settings))?)
+        }
+    };
+    for from in (0..count).step_by(size.max(1)) {
+        let kill = |name| Write::Revoke { target: Target::Session(name), meaning: Meaning::Dead, reason: "flood".to_owned() };
+        let writes = names(from, count.min(from + size)).map(kill).collect();
+        runtime.block_on(store.commit(CommitRequest { writes, ..Default::default() }))?;
+    }
+    Ok(())
+}
+
+/// Acts at every replica in turn; the last one when all others are acknowledged.
+fn acts(servers: &[Server], mut names: Vec<String>) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let key = Arc::new(servers.first().context("no replica")?.operator_key()?);
+        let mut admins = Vec::new();
+        for server in servers {
+            admins.push(Channel::from_shared(server.admin.clone())?.connect().await?);
+        }
+        let one = admins.first().cloned().context("no replica")?;
+        let history = FleetServiceClient::new(one).info(wire::InfoRequest {}).await?.into_inner().history_id;
+        let last = names.pop().context("nothing to revoke")?;
+        let (names, next) = (Arc::new(names), Arc::new(AtomicUsize::new(0)));
+        let mut tasks = JoinSet::new();
+        for number in 0..ACTS_IN_FLIGHT {
+            let admin = admins.get(number % admins.len()).cloned().context("no replica")?;
+            let (key, history, names, next) = (key.clone(), history.clone(), names.clone(), next.clone());
+            tasks.spawn(async move {
+                while let Some(name) = names.get(next.fetch_add(1, Ordering::Relaxed)) {
+                    act(&admin, &key, &history, name).await?;
+                }
+                anyhow::Ok(())
+            });
+        }
+        while let Some(done) = tasks.join_next().await {
+            done??;
+        }
+        act(admins.first().context("no replica")?, &key, &history, &last).await
+    })
+}
+
+async fn act(admin: &Channel, key: &PrivateKey, history: &str, session: &str) -> Result<()> {
+    RevocationServiceClient::new(admin.clone()).revoke(signed(key, history, session.to_owned())?).await?;
+    Ok(())
+}
+
+/// When the last replica denied.
+fn last_denial(servers: &[Server], chain: &[Bytes]) -> Result<Instant> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let began = Instant::now();
+        let mut last = began;
+        for server in servers {
+            let mut client = DecisionServiceClient::connect(server.decisions.clone()).await?;
+            while client.check(request_by_chain(chain)).await?.into_inner().reason != "REVOKED_SESSION" {
+                if began.elapsed() > PATIENCE {
+                    bail!("a replica does not deny");
+                }
+                tokio::time::sleep(Duration::from_millis(2)).await;
+            }
+            last = Instant::now();
+        }
+        Ok(last)
+    })
+}

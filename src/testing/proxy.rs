@@ -1,0 +1,465 @@
+//! A TCP proxy that does to a connection what networks do: delays, cuts, half-closed and half-open connections, bytes that vanish.
+//!
+//! It runs on a thread of its own or as a process of its own, which can then be stopped and killed like any other. A connection that has lost
+//! a byte never carries one again in that direction, not even once all is well: TCP knows no holes, so what is lost stays lost, and
+//! who waits for it waits for ever. This file stands alone, so that the integration tests and the load driver can take it in by its
+//! path. Look next at `load-tests/faults/scenario.rs`, the table of what is done with it.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a harness of tests fails by panicking")]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    reason = "not everyone who takes it in uses all of it, and some take it in privately"
+)]
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::io::{self, BufRead as _, BufReader, Write as _};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::str::FromStr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, watch};
+
+/// Bytes that wait in one direction of a connection; then its sender is not read.
+const WAITING_BYTES_MAX: usize = 1024 * 1024;
+const CHUNK_BYTES: usize = 16 * 1024;
+/// What every answer of the process begins with, wherever on a line it stands: a test's output may come before it.
+const ANSWER: &str = "@proxy ";
+
+/// One or both directions of a route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// What who connected says.
+    Up,
+    /// What the server answers.
+    Down,
+    /// All of it.
+    Both,
+}
+
+impl Way {
+    fn covers(self, other: Way) -> bool {
+        self == Way::Both || self == other
+    }
+}
+
+/// What a route does.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Carries all.
+    Pass,
+    /// Carries all, each direction so many milliseconds later.
+    Delay(u64),
+    /// Resets every connection now, and new ones as soon as they come.
+    Cut,
+    /// Ends one direction of every connection, now and of new ones; the other goes on.
+    HalfClose(Way),
+    /// Swallows; connections stay open, and new ones are taken.
+    BlackHole(Way),
+    /// Carries all until somebody who connected says these words: from then on that connection is a black hole both ways.
+    BlackHoleAt(String),
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Way::Up => "up",
+            Way::Down => "down",
+            Way::Both => "both",
+        })
+    }
+}
+
+impl fmt::Display for Mode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Mode::Pass => f.write_str("pass"),
+            Mode::Delay(ms) => write!(f, "delay {ms}"),
+            Mode::Cut => f.write_str("cut"),
+            Mode::HalfClose(way) => write!(f, "half-close {way}"),
+            Mode::BlackHole(way) => write!(f, "black-hole {way}"),
+            Mode::BlackHoleAt(words) => write!(f, "black-hole-at {words}"),
+        }
+    }
+}
+
+impl FromStr for Way {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        [Way::Up, Way::Down, Way::Both].into_iter().find(|way| way.to_string() == text).ok_or_else(|| format!("no way: `{text}`"))
+    }
+}
+
+impl FromStr for Mode {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (name, rest) = text.split_once(' ').unwrap_or((text, ""));
+        Ok(match name {
+            "pass" => Mode::Pass,
+            "delay" => Mode::Delay(rest.parse().map_err(|_| format!("no delay: `{text}`"))?),
+            "cut" => Mode::Cut,
+            "half-close" => Mode::HalfClose(rest.parse()?),
+            "black-hole" => Mode::BlackHole(rest.parse()?),
+            "black-hole-at" if !rest.is_empty() => Mode::BlackHoleAt(rest.to_owned()),
+            _ => return Err(format!("no mode: `{text}`")),
+        })
+    }
+}
+
+/// What a route is set to.
+#[derive(Clone, Debug)]
+struct Setting {
+    mode: Mode,
+    upstream: SocketAddr,
+}
+
+/// A route in this process; its listener and all its connections end with it.
+pub struct Route {
+    address: SocketAddr,
+    setting: watch::Sender<Setting>,
+}
+
+impl Route {
+    /// Listens on a port of the loopback address, 0 for any, on the runtime that this is called on.
+    ///
+    /// # Errors
+    /// If the port cannot be had.
+    pub async fn listen(port: u16, upstream: SocketAddr) -> io::Result<Self> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
+        let address = listener.local_addr()?;
+        let (setting, settings) = watch::channel(Setting { mode: Mode::Pass, upstream });
+        tokio::spawn(accept(listener, settings));
+        Ok(Self { address, setting })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// From now on it does this, to connections that there are and to new ones.
+    pub fn set(&self, mode: Mode) {
+        self.setting.send_modify(|setting| setting.mode = mode);
+    }
+
+    /// New connections lead there; those that there are stay where they are.
+    pub fn point(&self, upstream: SocketAddr) {
+        self.setting.send_modify(|setting| setting.upstream = upstream);
+    }
+}
+
+async fn accept(listener: TcpListener, mut settings: watch::Receiver<Setting>) {
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((near, _)) => drop(tokio::spawn(carry(near, settings.clone()))),
+                // Out of descriptors, say: not for long.
+                Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
+            },
+            gone = closed(&mut settings) => return gone,
+        }
+    }
+}
+
+/// Ends when the route does.
+async fn closed(settings: &mut watch::Receiver<Setting>) {
+    while settings.changed().await.is_ok() {}
+}
+
+/// Both directions of one connection, until it ends or is cut.
+async fn carry(near: TcpStream, settings: watch::Receiver<Setting>) {
+    let near = Arc::new(near);
+    let mut cut = settings.clone();
+    let both = async {
+        let upstream = settings.borrow().upstream;
+        let Ok(far) = TcpStream::connect(upstream).await else { return reset(&near) };
+        for stream in [&*near, &far] {
+            // Without it this proxy would add delays of its own.
+            let _ = stream.set_nodelay(true);
+        }
+        let far = Arc::new(far);
+        // Raised by whichever direction hears the words that make a black hole of both.
+        let fallen = watch::Sender::new(false);
+        let one = |way, from: &Arc<TcpStream>, to: &Arc<TcpStream>| {
+            Pump { way, from: from.clone(), to: to.clone(), settings: settings.clone(), fallen: fallen.clone(), lost: false }
+                .run()
+        };
+        if tokio::try_join!(one(Way::Up, &near, &far), one(Way::Down, &far, &near)).is_err() {
+            reset(&near);
+            reset(&far);
+        }
+    };
+    tokio::select! {
+        _ = cut.wait_for(|setting| setting.mode == Mode::Cut) => reset(&near),
+        () = both => {}
+    }
+}
+
+/// Closing it will be a reset, which nobody takes for an end.
+fn reset(stream: &TcpStream) {
+    // One that is closed already needs none.
+    let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
+}
+
+/// One direction of a connection.
+struct Pump {
+    way: Way,
+    from: Arc<TcpStream>,
+    to: Arc<TcpStream>,
+    settings: watch::Receiver<Setting>,
+    fallen: watch::Sender<bool>,
+    /// Whether bytes were swallowed: then nothing may follow them.
+    lost: bool,
+}
+
+impl Pump {
+    async fn run(mut self) -> io::Result<()> {
+        let (mut waiting, mut bytes, mut ended) = (VecDeque::<(Instant, Vec<u8>)>::new(), 0, false);
+        let mut chunk = vec![0; CHUNK_BYTES];
+        let mut fallen = self.fallen.subscribe();
+        self.settings.mark_changed();
+        loop {
+            if ended && waiting.is_empty() {
+                if !self.swallows() {
+                    return shut(&self.to);
+                }
+                // An end is swallowed as well: the other side goes on waiting.
+                std::future::pending::<()>().await;
+            }
+            let due = waiting.front().map(|(due, _)| *due);
+            tokio::select! {
+                biased;
+                changed = self.settings.changed() => {
+                    changed.map_err(io::Error::other)?;
+                    let mode = self.settings.borrow_and_update().mode.clone();
+                    if matches!(mode, Mode::HalfClose(way) if way.covers(self.way)) && !self.lost {
+                        self.lost = true;
+                        shut(&self.to)?;
+                    }
+                }
+                _ = fallen.changed() => self.lost = true,
+                () = until(due) => {
+                    let Some((_, chunk)) = waiting.pop_front() else { continue };
+                    bytes -= chunk.len();
+                    if !self.swallows() {
+                        write_all(&self.to, &chunk).await?;
+                    }
+                }
+                read = read(&self.from, &mut chunk), if !ended && bytes < WAITING_BYTES_MAX => {
+                    let length = match read {
+                        Ok(length) => length,
+                        // Who sends into a black hole does not hear that there is nobody.
+                        Err(_) if self.swallows() => 0,
+                        Err(error) => return Err(error),
+                    };
+                    ended = length == 0;
+                    let said = chunk.get(..length).unwrap_or_default();
+                    self.listen(said);
+                    if ended || self.swallows() {
+                        continue;
+                    }
+                    let delay = match self.settings.borrow().mode {
+                        Mode::Delay(ms) => Duration::from_millis(ms),
+                        _ => Duration::ZERO,
+                    };
+                    bytes += length;
+                    waiting.push_back((Instant::now() + delay, said.to_vec()));
+                }
+            }
+        }
+    }
+
+    /// Whether a byte of now is lost; then all later ones are.
+    fn swallows(&mut self) -> bool {
+        let covered = matches!(self.settings.borrow().mode, Mode::BlackHole(way) if way.covers(self.way));
+        self.lost |= covered || *self.fallen.borrow();
+        self.lost
+    }
+
+    fn listen(&self, said: &[u8]) {
+        if let Mode::BlackHoleAt(words) = &self.settings.borrow().mode
+            && self.way == Way::Up
+            && said.windows(words.len()).any(|window| window == words.as_bytes())
+        {
+            self.fallen.send_replace(true);
+        }
+    }
+}
+
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due.into()).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn read(from: &TcpStream, into: &mut [u8]) -> io::Result<usize> {
+    loop {
+        from.readable().await?;
+        match from.try_read(into) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+async fn write_all(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        to.writable().await?;
+        match to.try_write(bytes) {
+            Ok(written) => bytes = bytes.get(written..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn shut(to: &TcpStream) -> io::Result<()> {
+    match SockRef::from(to).shutdown(Shutdown::Write) {
+        // Gone already.
+        Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
+        outcome => outcome,
+    }
+}
+
+/// The process: takes commands on standard input, one a line, and ends with it.
+///
+/// `route PORT UPSTREAM` is answered with the address where that route listens; `mode NUMBER MODE` and `point NUMBER UPSTREAM` with
+/// `done`.
+///
+/// # Errors
+/// If no runtime can be had; what is wrong with a command is its answer.
+pub fn serve() -> io::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (lines_out, mut lines) = mpsc::channel::<String>(16);
+    std::thread::spawn(move || {
+        for line in io::stdin().lock().lines().map_while(Result::ok) {
+            if lines_out.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    runtime.block_on(async {
+        let mut routes = Vec::new();
+        while let Some(line) = lines.recv().await {
+            let answer = obey(&line, &mut routes).await.unwrap_or_else(|problem| format!("problem {problem}"));
+            // Not `println`, which a test's harness would keep for itself.
+            writeln!(io::stdout(), "{ANSWER}{answer}")?;
+            io::stdout().flush()?;
+        }
+        Ok(())
+    })
+}
+
+async fn obey(line: &str, routes: &mut Vec<Route>) -> Result<String, String> {
+    let mut words = line.splitn(3, ' ');
+    let mut word = || words.next().ok_or_else(|| format!("`{line}` lacks a word"));
+    let (command, first, second) = (word()?, word()?, word()?);
+    let address = || second.parse::<SocketAddr>().map_err(|error| format!("`{second}`: {error}"));
+    let number = || first.parse::<u16>().map_err(|error| format!("`{first}`: {error}"));
+    if command == "route" {
+        let route = Route::listen(number()?, address()?).await.map_err(|error| error.to_string())?;
+        let answer = route.address().to_string();
+        routes.push(route);
+        return Ok(answer);
+    }
+    let route = routes.get(usize::from(number()?)).ok_or_else(|| format!("no route {first}"))?;
+    match command {
+        "mode" => route.set(second.parse()?),
+        "point" => route.point(address()?),
+        _ => return Err(format!("no command: `{line}`")),
+    }
+    Ok("done".to_owned())
+}
+
+/// A proxy that is a process of its own; it is killed when this is dropped, and ends when this process does.
+pub struct Process {
+    command: Box<dyn Fn() -> Command + Send>,
+    running: Option<(Child, ChildStdin, BufReader<ChildStdout>)>,
+    routes: Vec<(SocketAddr, SocketAddr)>,
+}
+
+impl Process {
+    /// Starts what `command` makes: a program that calls [`serve`].
+    pub fn start(command: impl Fn() -> Command + Send + 'static) -> Self {
+        let mut process = Self { command: Box::new(command), running: None, routes: Vec::new() };
+        process.run();
+        process
+    }
+
+    fn run(&mut self) {
+        let mut command = (self.command)();
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().expect("the proxy does not start");
+        let (stdin, stdout) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
+        self.running = Some((child, stdin, stdout));
+    }
+
+    /// A new route to a server: its number, and where to connect to.
+    pub fn route(&mut self, upstream: SocketAddr) -> (usize, SocketAddr) {
+        let address = self.ask(&format!("route 0 {upstream}")).parse().expect("no address");
+        self.routes.push((address, upstream));
+        (self.routes.len() - 1, address)
+    }
+
+    /// As [`Route::set`].
+    pub fn set(&mut self, route: usize, mode: &Mode) {
+        self.ask(&format!("mode {route} {mode}"));
+    }
+
+    /// As [`Route::point`].
+    pub fn point(&mut self, route: usize, upstream: SocketAddr) {
+        self.ask(&format!("point {route} {upstream}"));
+        self.routes.get_mut(route).expect("no such route").1 = upstream;
+    }
+
+    /// Its process id; 0 while it is killed.
+    pub fn id(&self) -> u32 {
+        self.running.as_ref().map_or(0, |(child, ..)| child.id())
+    }
+
+    /// SIGKILL. Its ports are free, its connections are reset.
+    pub fn kill(&mut self) {
+        if let Some((mut child, ..)) = self.running.take() {
+            // One that ended by itself is as dead.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Starts it anew, with the routes on the ports that they had, all carrying.
+    pub fn restart(&mut self) {
+        self.kill();
+        self.run();
+        for (address, upstream) in self.routes.clone() {
+            let again = self.ask(&format!("route {} {upstream}", address.port()));
+            assert_eq!(again, address.to_string(), "the port was taken meanwhile");
+        }
+    }
+
+    fn ask(&mut self, line: &str) -> String {
+        let (_, stdin, stdout) = self.running.as_mut().expect("the proxy is killed");
+        writeln!(stdin, "{line}").expect("the proxy is gone");
+        loop {
+            let mut said = String::new();
+            assert!(stdout.read_line(&mut said).expect("the proxy is gone") > 0, "the proxy ended at `{line}`");
+            if let Some((_, answer)) = said.split_once(ANSWER) {
+                assert!(!answer.starts_with("problem"), "{line}: {answer}");
+                return answer.trim().to_owned();
+            }
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

@@ -1,0 +1,182 @@
+//! Faults on the way between replicas and their store, and of either: the decisive cases of `load-tests/faults`, and the proxy itself.
+//!
+//! Nothing here depends on how long anything takes, but for the bound, which is a promise.
+
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use crate::faults::rig::{Plan, Programs};
+use crate::faults::scenario::{run, table};
+use crate::harness::PATIENCE;
+use crate::proxy::{Mode, Process, Way, serve};
+
+/// Says to this test program that it is the proxy.
+const AS_PROXY: &str = "PORTCULLIS_TEST_AS_PROXY";
+
+/// As short as a test of several processes on a busy machine may be.
+const BOUND: Duration = Duration::from_secs(2);
+
+/// This test program, which runs one test of its own: the one below, which then is the proxy.
+fn as_proxy() -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "fault_cases::a_proxy_as_a_process", "--nocapture"]).env(AS_PROXY, "1");
+    command
+}
+
+/// A server that answers each line with itself, and says `end` where it hears the end.
+fn echo() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            std::thread::spawn(move || {
+                let mut stream = stream.unwrap();
+                let mut bytes = [0; 1024];
+                while let Ok(length @ 1..) = stream.read(&mut bytes) {
+                    stream.write_all(&bytes[..length]).unwrap();
+                }
+                let _ = stream.write_all(b"end");
+            });
+        }
+    });
+    address
+}
+
+fn connect(to: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(to).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Says something; what comes back, up to as many bytes. `Err`: it was reset, or ended.
+fn said(stream: &mut TcpStream, words: &str) -> Result<String, String> {
+    stream.write_all(words.as_bytes()).map_err(|error| error.to_string())?;
+    let mut bytes = vec![0; words.len()];
+    stream.read_exact(&mut bytes).map_err(|error| error.to_string())?;
+    Ok(String::from_utf8(bytes).unwrap())
+}
+
+/// Whether nothing comes for a while; an end is something.
+fn silent(stream: &mut TcpStream) -> bool {
+    stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    let got = stream.read(&mut [0; 16]);
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    got.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+}
+
+/// What an old and a new connection are like in each mode, and once all is well again.
+#[test]
+fn a_proxy_as_a_process() {
+    if std::env::var_os(AS_PROXY).is_some() {
+        serve().unwrap();
+        return;
+    }
+    let upstream = echo();
+    let mut proxy = Process::start(as_proxy);
+    let (route, address) = proxy.route(upstream);
+    let (_, other) = proxy.route(upstream);
+    let mut untouched = connect(other);
+
+    let mut old = connect(address);
+    assert_eq!(said(&mut old, "one").unwrap(), "one");
+    proxy.set(route, &Mode::Delay(50));
+    let began = Instant::now();
+    assert_eq!(said(&mut old, "two").unwrap(), "two");
+    assert!(began.elapsed() >= Duration::from_millis(100), "each way");
+    proxy.set(route, &Mode::Pass);
+
+    // Bytes that vanish do not come back, and nothing comes after them.
+    for way in [Way::Up, Way::Down, Way::Both] {
+        let mut idle = connect(address);
+        assert_eq!(said(&mut idle, "one").unwrap(), "one");
+        proxy.set(route, &Mode::BlackHole(way));
+        let mut new = connect(address);
+        for stream in [&mut old, &mut new] {
+            stream.write_all(b"lost").unwrap();
+            assert!(silent(stream), "{way}");
+        }
+        proxy.set(route, &Mode::Pass);
+        for stream in [&mut old, &mut new] {
+            stream.write_all(b"late").unwrap();
+            assert!(silent(stream), "{way}: what follows lost bytes is lost");
+        }
+        assert_eq!(said(&mut idle, "two").unwrap(), "two", "{way}: who said nothing lost nothing");
+        old = connect(address);
+        assert_eq!(said(&mut old, "one").unwrap(), "one", "{way}");
+    }
+    proxy.set(route, &Mode::BlackHoleAt("COMMIT".to_owned()));
+    assert_eq!(said(&mut old, "BEGIN").unwrap(), "BEGIN");
+    old.write_all(b"; COMMIT").unwrap();
+    assert!(silent(&mut old), "it fell at the words");
+    proxy.set(route, &Mode::Pass);
+
+    // The server hears the end and can still be heard; then who asks.
+    let mut old = connect(address);
+    assert_eq!(said(&mut old, "one").unwrap(), "one");
+    proxy.set(route, &Mode::HalfClose(Way::Up));
+    let mut heard = String::new();
+    old.read_to_string(&mut heard).unwrap();
+    assert_eq!(heard, "end");
+    proxy.set(route, &Mode::Pass);
+    let mut old = connect(address);
+    assert_eq!(said(&mut old, "one").unwrap(), "one");
+    proxy.set(route, &Mode::HalfClose(Way::Down));
+    assert_eq!(old.read(&mut [0; 16]).unwrap(), 0, "an end that is not the server's");
+    old.write_all(b"still taken").unwrap();
+    proxy.set(route, &Mode::Pass);
+
+    let mut old = connect(address);
+    assert_eq!(said(&mut old, "one").unwrap(), "one");
+    proxy.set(route, &Mode::Cut);
+    assert!(said(&mut old, "two").is_err());
+    assert!(TcpStream::connect(address).map_or(true, |mut new| said(&mut new, "one").is_err()));
+    assert_eq!(said(&mut untouched, "another route").unwrap(), "another route");
+
+    // Killed, and back on the same ports, carrying.
+    proxy.kill();
+    assert!(TcpStream::connect(address).is_err());
+    assert!(said(&mut untouched, "x").is_err());
+    proxy.restart();
+    assert_eq!(said(&mut connect(address), "one").unwrap(), "one");
+    let elsewhere = echo();
+    proxy.point(route, elsewhere);
+    assert_eq!(said(&mut connect(address), "one").unwrap(), "one");
+}
+
+#[test]
+fn modes_are_read_as_they_are_written() {
+    let ways = [Way::Up, Way::Down, Way::Both];
+    let mut modes = vec![Mode::Pass, Mode::Delay(7), Mode::Cut, Mode::BlackHoleAt("a b".to_owned())];
+    modes.extend(ways.map(Mode::HalfClose));
+    modes.extend(ways.map(Mode::BlackHole));
+    for mode in modes {
+        assert_eq!(mode.to_string().parse(), Ok(mode));
+    }
+    for wrong in ["", "delay", "delay x", "half-close", "black-hole sideways", "black-hole-at"] {
+        assert!(wrong.parse::<Mode>().is_err(), "{wrong}");
+    }
+}
+
+/// All at once, for they wait rather than work.
+#[test]
+fn nothing_killed_is_permitted_whatever_breaks() {
+    let programs = Programs { server: env!("CARGO_BIN_EXE_portcullis").into(), proxy: as_proxy };
+    let plan = Plan { replicas: 2, rate: 200, bound: BOUND, margin: Duration::from_millis(500), patience: 3 * PATIENCE };
+    let programs = &programs;
+    std::thread::scope(|scope| {
+        let runs: Vec<_> = table()
+            .into_iter()
+            .filter(|scenario| scenario.decisive)
+            .map(|scenario| (scenario.name, scope.spawn(move || run(programs, plan, &scenario))))
+            .collect();
+        assert_eq!(runs.len(), 6);
+        for (name, run) in runs {
+            let verdict = run.join().unwrap().unwrap_or_else(|error| panic!("{name}: {error:#}"));
+            println!("{name}: {verdict:?}");
+            assert!(verdict.is_kept(), "{name}: {verdict:?}");
+            assert!(verdict.kills >= 3 && verdict.permits > 0, "{name}: {verdict:?}");
+        }
+    });
+}
