@@ -7,7 +7,7 @@
 //! Look next at [`App::start`], which is the order of a start, then at `app/bind.rs` for the ports.
 
 pub(crate) mod bind;
-mod fleet;
+pub(crate) mod fleet;
 mod local;
 
 use std::path::Path;

@@ -115,13 +115,22 @@ pub struct Admin {
     spent: Mutex<authorize::SpentSignatures>,
     applying: tokio::sync::Mutex<()>,
     waits: tokio::sync::Semaphore,
+    silences: Mutex<fleet::Silences>,
 }
 
 impl Admin {
     /// An administration point over a store; acts are recorded by `recorder`.
     pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, recorder: Arc<Recorder>) -> Self {
         let waits = tokio::sync::Semaphore::new(fleet::WAITS_MAX);
-        Self { store, clock, recorder, spent: Mutex::default(), applying: tokio::sync::Mutex::default(), waits }
+        Self {
+            store,
+            clock,
+            recorder,
+            spent: Mutex::default(),
+            applying: tokio::sync::Mutex::default(),
+            waits,
+            silences: Mutex::default(),
+        }
     }
 
     /// The recorder of acts: the barrier of the connections that administration is served on.

@@ -17,8 +17,8 @@ mod tests;
 mod upkeep;
 
 pub use acknowledge::{Acknowledge, Barrier};
-pub use member::Member;
-pub use place::{Place, remember};
+pub use member::{Member, incarnation};
+pub use place::{Keep, Place, remember};
 pub use publisher::CellPublisher;
 pub use run::{Follow, Settings, Source};
 pub use upkeep::Upkeep;

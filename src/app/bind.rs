@@ -46,7 +46,7 @@ const NO_FOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
 const LOCAL_OPERATOR: &str = "local";
 
 /// Proofs of destructive calls, spent in the store.
-pub(super) struct StoreLedger(pub(super) Arc<dyn Store>);
+pub(crate) struct StoreLedger(pub(crate) Arc<dyn Store>);
 
 #[async_trait]
 impl ProofLedger for StoreLedger {
@@ -117,7 +117,7 @@ pub(super) fn make_private_dir(path: &Path) -> Result<(), Error> {
 /// How this process makes itself known to its store: with an incarnation that no other process ever has.
 pub(super) fn registration(settings: &Settings, decisions: SocketAddr, clock: &dyn Clock) -> Registration {
     Registration {
-        incarnation: uuid::Uuid::new_v4().to_string(),
+        incarnation: sync::incarnation(&settings.node, uuid::Uuid::new_v4().to_string()),
         address: format!("{} {decisions}", settings.node),
         version: env!("CARGO_PKG_VERSION").to_owned(),
         started_unix_ms: clock.now().unix_ms(),

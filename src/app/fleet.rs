@@ -11,6 +11,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::{Error, FIRST_SNAPSHOT_TIMEOUT};
+use crate::model::mutant::{Mutant, active};
 use crate::model::replica::{Condition, Fleet};
 use crate::model::time::{Clock, Now};
 use crate::revocation::Index;
@@ -78,12 +79,21 @@ impl Following {
 pub(super) async fn known_place(store: &dyn Store, data: &Path) -> Result<Option<Position>, Error> {
     let place = Place::of(data);
     let Some(known) = place.read().map_err(Error::Configuration)? else { return Ok(None) };
+    may_follow(store, &known, place.path()).await?;
+    Ok(Some(known))
+}
+
+/// Whether a store goes on from a place.
+pub(crate) async fn may_follow(store: &dyn Store, known: &Position, path: &Path) -> Result<(), Error> {
+    if active(Mutant::ForgetKnown) {
+        return Ok(());
+    }
     let (ours, theirs) = (&known.revision, store.revision().await?);
     let refused = |why: String| {
         Error::Configuration(format!(
             "{why}, and this replica followed its store up to `{ours}`: what was revoked meanwhile would be let in again; name or \
              restore the right store, or have this one adopted (OPERATIONS, back up and restore); `{}` keeps the place",
-            place.path().display()
+            path.display()
         ))
     };
     if ours.history != theirs.history || theirs.number < ours.number {
@@ -96,12 +106,13 @@ pub(super) async fn known_place(store: &dyn Store, data: &Path) -> Result<Option
                 return Err(refused(format!("the store holds another revision `{ours}`")));
             }
         }
-        Err(crate::store::Error::BelowFloor { floor }) => {
-            tracing::warn!(floor, place = %ours, "the change log does not reach back to the place of this replica: it is believed");
+        Err(error @ (crate::store::Error::BelowFloor { .. } | crate::store::Error::Corrupt(_))) => {
+            tracing::warn!(%error, place = %ours, "the change log cannot say whether it goes on from the place of this replica: it is \
+                believed");
         }
         Err(error) => return Err(error.into()),
     }
-    Ok(Some(known))
+    Ok(())
 }
 
 /// Tells the state of this replica when it changes.
@@ -147,11 +158,11 @@ pub(super) fn readiness(status: &Status, cell: &SnapshotCell, now: Now) -> Resul
 
 /// The runtimes that answer decisions, each of which joins on its own thread before it serves.
 #[derive(Default)]
-pub(super) struct Runtimes(Mutex<Vec<Handle>>);
+pub(crate) struct Runtimes(Mutex<Vec<Handle>>);
 
 impl Runtimes {
     /// The calling runtime answers decisions from now on.
-    pub(super) fn join(&self) {
+    pub(crate) fn join(&self) {
         if let Ok(handle) = Handle::try_current() {
             self.0.lock().unwrap_or_else(PoisonError::into_inner).push(handle);
         }

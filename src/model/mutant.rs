@@ -45,6 +45,36 @@ pub(crate) enum Mutant {
     LostInsert,
     /// What a full state revokes is not taken over.
     LoadWithoutRevocations,
+    /// A replica acknowledges what it applied although a decision from before may still be in a handler.
+    AcknowledgeBeforeBarrier,
+    /// After the barrier a replica acknowledges what was applied while it ran.
+    AcknowledgeNewest,
+    /// A replica acknowledges what the store says is there.
+    AcknowledgeReceived,
+    /// Who waits for the fleet takes a silent replica for one that ran out.
+    SilentRanOut,
+    /// Who waits for the fleet counts by a clock that can be set.
+    WaitByWallClock,
+    /// All processes of a node are known by one name.
+    OneIncarnation,
+    /// While the policy cannot be built no revocation is applied.
+    OneLane,
+    /// A policy that could not be built counts as in force.
+    ClaimPolicy,
+    /// Of several commits what is removed goes last.
+    RemoveLast,
+    /// A store takes away what can still hit something.
+    PruneEarly,
+    /// Everything is let in again by one operator.
+    OneOperator,
+    /// Everything is let in again by the one who asked for it.
+    SameOperator,
+    /// A replica writes down where it is once.
+    PlaceOnce,
+    /// What succeeds between two failures is held up like these.
+    PauseAfterSuccess,
+    /// What an older snapshot sees is freed while somebody holds it.
+    ForgetHeld,
     /// Age by the wall clock alone.
     WallClockOnly,
     /// Age by the boot clock alone.

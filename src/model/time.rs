@@ -34,6 +34,14 @@ impl Now {
         let wall = if active(Mutant::BootClockOnly) { boot } else { wall };
         u64::try_from(boot.max(wall).max(0) / 1_000_000).unwrap_or(0)
     }
+
+    /// Milliseconds since `earlier` by the clock that nobody sets, never more than have passed: for who must have waited so long.
+    pub fn ms_waited_since(self, earlier: Now) -> u64 {
+        if active(Mutant::WaitByWallClock) {
+            return self.ms_since(earlier);
+        }
+        u64::try_from(self.boot_ns.saturating_sub(earlier.boot_ns) / 1_000_000).unwrap_or(0)
+    }
 }
 
 /// Where the time comes from.
@@ -100,8 +108,11 @@ mod tests {
         assert_eq!(clock.now().ms_since(start), 500);
         clock.step_wall_ms(-10_000);
         assert_eq!(clock.now().ms_since(start), 500, "a clock set back does not make a proof fresh");
+        let by_wall_clock = super::super::mutant::with(Some(Mutant::WallClockOnly), || clock.now().ms_since(start));
+        assert_eq!(by_wall_clock, 0, "the mutant is not seen");
         clock.step_wall_ms(30_000);
         assert_eq!(clock.now().ms_since(start), 20_500);
+        assert_eq!(clock.now().ms_waited_since(start), 500, "a clock set on makes no waiting shorter");
         assert_eq!(start.ms_since(clock.now()), 0);
     }
 }

@@ -2,14 +2,18 @@
 //!
 //! A replica is done with when it has acknowledged, when it denies everything, or when it has run out: what it could still permit
 //! by was proved before the commit, for a later proof would have brought the commit with it, and a proof is good for the bound.
-//! So nobody is waited for longer than the bound. Look next at `sync/acknowledge.rs`, which says when a replica acknowledges.
+//! So nobody is waited for longer than the bound; and who was silent for longer than that already, by the clock of this process, is
+//! not waited for at all. What the store's clock says of silence is not asked: it is set sometimes. Look next at `sync/acknowledge.rs`, which says when a replica acknowledges.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use super::{Admin, Authorized, Error};
+use crate::model::mutant::{Mutant, active};
 use crate::model::replica::{Fleet, Listed, Outcome};
 use crate::model::revision::Revision;
+use crate::model::time::Now;
 use crate::store::fleet::{HEARTBEAT_INTERVAL_MS, Replicas};
 use crate::store::{self, ReplicaState};
 
@@ -17,8 +21,6 @@ use crate::store::{self, ReplicaState};
 pub(super) const WAITS_MAX: usize = 16;
 /// Pause between two looks at the rows.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
-/// A replica that the store's clock calls silent must be silent so long while it is looked at too, for clocks are set sometimes.
-const SILENT_MS_MIN: u64 = 2 * HEARTBEAT_INTERVAL_MS;
 
 /// How a wait ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,19 +73,52 @@ impl Admin {
         self.record(by, Some(revision), "wait")?;
         let bound_ms = first.freshness_bound_ms;
         let mut wait = Wait::new(revision.number, committed_unix_ms, &first);
+        wait.see(&first, &self.silent(&first, began));
         loop {
-            let waited_ms = self.clock.now().ms_since(began);
+            let waited_ms = self.clock.now().ms_waited_since(began);
             if let Some(replicas) = wait.over(waited_ms) {
                 let revision = revision.clone();
                 return Ok(Waited { revision, freshness_bound_ms: bound_ms, waited_ms, replicas });
             }
             tokio::time::sleep(LOOK_INTERVAL).await;
             // A store that cannot be read any more changes nothing of when the replicas have run out.
-            let left = Duration::from_millis(bound_ms.saturating_sub(self.clock.now().ms_since(began)));
+            let left = Duration::from_millis(bound_ms.saturating_sub(self.clock.now().ms_waited_since(began)));
+            let asked = self.clock.now();
             if let Ok(Ok(replicas)) = tokio::time::timeout(left, self.store.replicas()).await {
-                wait.see(&replicas);
+                wait.see(&replicas, &self.silent(&replicas, asked));
             }
         }
+    }
+
+    fn silent(&self, rows: &Replicas, asked: Now) -> BTreeSet<String> {
+        self.silences.lock().unwrap_or_else(PoisonError::into_inner).see(rows, asked, self.clock.now())
+    }
+}
+
+/// Since when each replica was not heard, as far as this process looked.
+#[derive(Debug, Default)]
+pub(super) struct Silences(BTreeMap<String, (Row, Now)>);
+
+/// What changes of a row with each heartbeat.
+type Row = (i64, u64, u64);
+
+impl Silences {
+    /// Takes a look at the rows, and names those that have run out by now: silent from one look's end to another one's beginning.
+    fn see(&mut self, rows: &Replicas, asked: Now, answered: Now) -> BTreeSet<String> {
+        let known = std::mem::take(&mut self.0);
+        let bound_ms = if active(Mutant::SilentRanOut) { 0 } else { rows.freshness_bound_ms };
+        // Where reading is proof, a proof is younger than the newest heartbeat by up to the pause between two.
+        let bound_ms = bound_ms.saturating_add(HEARTBEAT_INTERVAL_MS);
+        let mut silent = BTreeSet::new();
+        for row in &rows.rows {
+            let (name, said) = (&row.registration.incarnation, (row.seen_unix_ms, row.applied_number, row.acked_number));
+            let since = known.get(name).filter(|(before, _)| *before == said).map_or(answered, |(_, since)| *since);
+            if asked.ms_waited_since(since) >= bound_ms {
+                silent.insert(name.clone());
+            }
+            self.0.insert(name.clone(), (said, since));
+        }
+        silent
     }
 }
 
@@ -100,9 +135,6 @@ struct Wait {
 struct Seen {
     listed: Listed,
     outcome: Option<Outcome>,
-    seen_unix_ms: i64,
-    /// Not heard for longer than the bound when the wait began, nor since.
-    silent: bool,
 }
 
 impl Wait {
@@ -110,20 +142,16 @@ impl Wait {
         let bound_ms = first.freshness_bound_ms;
         let seen = first.rows.iter().map(|row| {
             let listed = row.listed(first.unix_ms, bound_ms);
-            // Where reading is proof, a proof is younger than the newest heartbeat by up to the pause between two.
-            let silent = listed.age_ms >= bound_ms.saturating_add(HEARTBEAT_INTERVAL_MS);
-            (listed.id.clone(), Seen { listed, outcome: None, seen_unix_ms: row.seen_unix_ms, silent })
+            (listed.id.clone(), Seen { listed, outcome: None })
         });
-        let mut wait = Self { number, committed_unix_ms, bound_ms, replicas: seen.collect() };
-        wait.see(first);
-        wait
+        Self { number, committed_unix_ms, bound_ms, replicas: seen.collect() }
     }
 
-    /// Takes a look at the rows. Who registers later loads a state that holds the revision.
-    fn see(&mut self, now: &Replicas) {
+    /// Takes a look at the rows, of which the silent ones have run out. Who registers later loads a state that holds the revision, and
+    /// so does who is heard again.
+    fn see(&mut self, now: &Replicas, silent: &BTreeSet<String>) {
         for row in &now.rows {
             let Some(seen) = self.replicas.get_mut(&row.registration.incarnation) else { continue };
-            seen.silent &= row.seen_unix_ms == seen.seen_unix_ms;
             if seen.outcome.is_some() {
                 continue;
             }
@@ -133,7 +161,7 @@ impl Wait {
             } else if row.acked_number >= self.number {
                 Some(Outcome::Acknowledged { after_ms: after_ms(row, self.number, self.committed_unix_ms) })
             } else {
-                None
+                silent.contains(&row.registration.incarnation).then_some(Outcome::RanOut)
             };
         }
     }
@@ -141,7 +169,7 @@ impl Wait {
     /// The outcomes, once there is one for each.
     fn over(&self, waited_ms: u64) -> Option<Vec<(Listed, Outcome)>> {
         let outcome = |seen: &Seen| {
-            let ran_out = waited_ms >= self.bound_ms || (seen.silent && waited_ms >= SILENT_MS_MIN);
+            let ran_out = waited_ms >= self.bound_ms;
             seen.outcome.or(ran_out.then_some(Outcome::RanOut)).map(|outcome| (seen.listed.clone(), outcome))
         };
         self.replicas.values().map(outcome).collect()
@@ -161,6 +189,7 @@ fn after_ms(row: &store::Replica, number: u64, committed_unix_ms: i64) -> Option
 mod tests {
     use super::*;
     use crate::model::revision::HistoryId;
+    use crate::model::time::{Clock as _, ManualClock};
     use crate::store::{Registration, Replica};
 
     const BOUND_MS: u64 = 5_000;
@@ -189,6 +218,13 @@ mod tests {
         Replicas { unix_ms: 100_000, revision, freshness_bound_ms: BOUND_MS, rows }
     }
 
+    fn wait(first: Vec<Replica>, silent: &[&str]) -> Wait {
+        let first = rows(first);
+        let mut wait = Wait::new(9, 99_000, &first);
+        wait.see(&first, &silent.iter().map(|name| (*name).to_owned()).collect());
+        wait
+    }
+
     fn outcomes(wait: &Wait, waited_ms: u64) -> Option<Vec<Outcome>> {
         Some(wait.over(waited_ms)?.into_iter().map(|(_, outcome)| outcome).collect())
     }
@@ -198,7 +234,7 @@ mod tests {
         use Outcome::{Acknowledged, Quarantined, RanOut};
         use ReplicaState::{Serving, Starting};
         let check = |row: Replica, over_at_ms: u64, expected: Outcome| {
-            let wait = Wait::new(9, 99_000, &rows(vec![row.clone()]));
+            let wait = wait(vec![row.clone()], &[]);
             if let Some(before) = over_at_ms.checked_sub(1) {
                 assert_eq!(outcomes(&wait, before), None, "{row:?}");
             }
@@ -209,24 +245,47 @@ mod tests {
         check(row("a", 8, 0, Serving), BOUND_MS, RanOut);
         check(row("a", 8, 0, Starting), BOUND_MS, RanOut);
         check(row("a", 0, 0, ReplicaState::Quarantined), 0, Quarantined);
-        // A heartbeat may be half a second older than the newest proof; and a clock that was set calls nobody silent.
-        check(row("a", 8, 5_499, Serving), BOUND_MS, RanOut);
-        check(row("a", 8, 5_500, Serving), SILENT_MS_MIN, RanOut);
-        assert_eq!(outcomes(&Wait::new(9, 0, &rows(vec![])), 0), Some(vec![]));
+        // What the store's clock says of silence proves nothing: it may just have been set.
+        check(row("a", 8, 59_000, Serving), BOUND_MS, RanOut);
+        assert_eq!(outcomes(&wait(vec![row("a", 8, 0, Serving)], &["a"]), 0), Some(vec![RanOut]));
+        assert_eq!(outcomes(&wait(vec![], &[]), 0), Some(vec![]));
     }
 
     #[test]
     fn what_is_heard_meanwhile_counts() {
         use ReplicaState::Serving;
-        let mut wait = Wait::new(9, 99_000, &rows(vec![row("a", 8, 9_000, Serving), row("b", 9, 0, Serving)]));
-        // Heard again without an acknowledgement: it was the clock that made it silent. One that registers now is not waited for.
-        wait.see(&rows(vec![row("a", 8, 0, Serving), row("c", 0, 0, Serving)]));
-        assert_eq!(outcomes(&wait, SILENT_MS_MIN), None);
-        wait.see(&rows(vec![row("a", 9, 0, Serving)]));
+        let mut wait = wait(vec![row("a", 8, 9_000, Serving), row("b", 9, 0, Serving)], &[]);
+        // One that registers now is not waited for.
+        wait.see(&rows(vec![row("a", 8, 0, Serving), row("c", 0, 0, Serving)]), &BTreeSet::new());
+        assert_eq!(outcomes(&wait, BOUND_MS - 1), None);
+        wait.see(&rows(vec![row("a", 9, 0, Serving)]), &BTreeSet::new());
         let acknowledged = Outcome::Acknowledged { after_ms: Some(84) };
         assert_eq!(outcomes(&wait, 1), Some(vec![acknowledged, acknowledged]));
-        // A row that is gone was silent for a minute: by then it has run out.
-        let wait = Wait::new(9, 99_000, &rows(vec![row("a", 8, 0, Serving)]));
-        assert_eq!(outcomes(&wait, BOUND_MS), Some(vec![Outcome::RanOut]));
+    }
+
+    #[test]
+    fn silence_is_what_this_process_saw_of_it() {
+        use ReplicaState::Serving;
+        let clock = ManualClock::at_unix_s(1_000);
+        let mut silences = Silences::default();
+        let mut look = |silent_ms: i64, after_ms: i64, asked_for_ms: i64, expected: bool| {
+            clock.advance_ms(after_ms);
+            let asked = clock.now();
+            clock.advance_ms(asked_for_ms);
+            let silent = silences.see(&rows(vec![row("a", 8, silent_ms, Serving)]), asked, clock.now());
+            assert_eq!(silent.contains("a"), expected, "{silent_ms} {after_ms}");
+        };
+        look(59_000, 0, 100, false);
+        // A heartbeat may be half a second older than the newest proof.
+        look(59_000, 5_499, 100, false);
+        look(59_000, 0, 100, true);
+        look(59_000, 0, 0, true);
+        look(0, 0, 0, false);
+        look(0, 5_500, 0, true);
+        clock.step_wall_ms(-90_000);
+        look(0, 0, 0, true);
+        look(1, 0, 0, false);
+        clock.step_wall_ms(90_000);
+        look(1, 0, 0, false);
     }
 }

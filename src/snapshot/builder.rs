@@ -176,15 +176,22 @@ impl Builder {
         changes: impl Iterator<Item = &'a Change> + Clone,
     ) -> Result<Arc<Snapshot>, Error> {
         // Revocations first: nothing that may fail stands before them.
+        let left_out = active(Mutant::PolicyOnly) || active(Mutant::OneLane) && self.problem.is_some();
         for change in changes.clone() {
             match change {
-                Change::Revocation(_) if active(Mutant::PolicyOnly) => {}
+                Change::Revocation(_) if left_out => {}
                 Change::Revocation(row) => self.revocations.apply(row),
+                Change::RevocationRemoved(_) if active(Mutant::RemoveLast) => {}
                 Change::RevocationRemoved(target) => {
                     self.revocations.remove(target, number);
                     self.lifted_at.insert(number);
                 }
                 Change::Document(_) | Change::DocumentRemoved(_) => {}
+            }
+        }
+        for change in changes.clone().filter(|_| active(Mutant::RemoveLast)) {
+            if let Change::RevocationRemoved(target) = change {
+                self.revocations.remove(target, number);
             }
         }
         let last = self.current.clone().ok_or(Error::NothingYet)?;
@@ -224,7 +231,7 @@ impl Builder {
                 }
                 Err(error) => {
                     self.problem = Some(error.to_string());
-                    next.policy_number = last.policy_number;
+                    next.policy_number = if active(Mutant::ClaimPolicy) { number } else { last.policy_number };
                 }
             }
         }

@@ -19,6 +19,7 @@ use tokio::sync::watch;
 
 use super::Member;
 use super::status::{State, Status};
+use crate::model::mutant::{Mutant, active};
 use crate::model::time::Clock;
 use crate::telemetry::Metrics;
 
@@ -68,10 +69,13 @@ impl Acknowledge {
             // covered by it. Policy may lag behind: what is acknowledged is that nothing revoked passes.
             let number = self.status.applied();
             if self.status.history().is_some() && acknowledged != Some(number) {
-                self.barrier.pass().await;
+                if !active(Mutant::AcknowledgeBeforeBarrier) {
+                    self.barrier.pass().await;
+                }
                 if self.status.state() == State::Quarantined {
                     continue;
                 }
+                let number = if active(Mutant::AcknowledgeNewest) { self.status.applied() } else { number };
                 self.member.acknowledge(number);
                 acknowledged = Some(number);
                 let now_ms = self.clock.now().unix_ms();

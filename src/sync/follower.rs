@@ -167,7 +167,7 @@ impl Follower {
         self.proof
     }
 
-    /// Failures in a row, for the pause before the next request.
+    /// Failures since something was last published or found to be current, for the pause after one.
     pub fn failures(&self) -> u32 {
         self.failures
     }
@@ -230,7 +230,6 @@ impl Follower {
             // Equal numbers had to have equal hashes; ahead of ours it may be of another past, which a load cannot tell.
             Some(ours) if ours.revision.number < position.revision.number => {
                 self.loaded = Some(Loaded { sent_at, state, at: ours.clone() });
-                self.failures = 0;
                 None
             }
             _ => self.replace(sent_at, state),
@@ -337,6 +336,8 @@ impl Follower {
             }
             // Nothing to decide by was published: load again, for a commit may mend it.
             Err(problem) if pending.full && self.proof.is_none() => {
+                // The log has led there from the known place: it need not be followed again.
+                self.position = self.position.is_some().then_some(pending.position);
                 self.fail(problem);
                 return;
             }

@@ -10,6 +10,7 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 use super::Source;
+use crate::model::mutant::{Mutant, active};
 use crate::store::{self, Changes, Error, Heartbeat, Registration, ReplicaState, Store};
 
 /// A store as one replica follows it. Cheap to share; one a process.
@@ -22,6 +23,11 @@ pub struct Member {
     state: AtomicU8,
     resync: AtomicBool,
     quarantined: AtomicBool,
+}
+
+/// By what a process is known to its store: something random, for no other one may ever have it, of the same node neither.
+pub fn incarnation(node: &str, random: String) -> String {
+    if active(Mutant::OneIncarnation) { node.to_owned() } else { random }
 }
 
 const STATES: [ReplicaState; 3] = [ReplicaState::Starting, ReplicaState::Serving, ReplicaState::Draining];
@@ -115,7 +121,11 @@ impl Source for Arc<Member> {
         self.known().await?;
         // What the follower asks after is what decisions read.
         self.applied.store(after, Ordering::SeqCst);
-        self.noticed(self.store.poll(&self.heartbeat()).await)
+        let changes = self.noticed(self.store.poll(&self.heartbeat()).await)?;
+        if active(Mutant::AcknowledgeReceived) {
+            self.acknowledge(changes.head);
+        }
+        Ok(changes)
     }
 
     fn wake(&self) -> watch::Receiver<u64> {

@@ -9,18 +9,30 @@ use std::io::{Error, Read as _, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::follower::Position;
 use super::status::Status;
+use crate::model::mutant::{Mutant, active};
 use crate::model::revision::{HistoryId, Revision};
 
 const FILE: &str = "place.json";
 /// What this writes is far smaller.
 const FILE_BYTES_MAX: u64 = 4 * 1024;
 
-/// Where the place is kept.
+/// Where the place is kept, whole or not at all.
+#[async_trait]
+pub trait Keep: Send + Sync {
+    /// Keeps a place; a crash after this has it, a crash before it this one or the one before.
+    ///
+    /// # Errors
+    /// If it could not be made durable.
+    async fn keep(&self, place: &Position) -> Result<(), Error>;
+}
+
+/// A file in the data folder.
 #[derive(Clone, Debug)]
 pub struct Place(PathBuf);
 
@@ -84,21 +96,30 @@ impl Place {
     }
 }
 
+#[async_trait]
+impl Keep for Place {
+    async fn keep(&self, place: &Position) -> Result<(), Error> {
+        let (writer, place) = (self.clone(), place.clone());
+        tokio::task::spawn_blocking(move || writer.write(&place)).await.map_err(Error::other)?
+    }
+}
+
 /// Keeps where the follower is, until `shutdown` turns true or it ends; a moment after it was published, and never in its way.
-pub async fn remember(status: Status, place: Place, mut shutdown: watch::Receiver<bool>) {
+pub async fn remember(status: Status, place: impl Keep, mut shutdown: watch::Receiver<bool>) {
     let keep = async {
         let mut changes = status.changes();
         let mut kept = None;
         loop {
             let now = status.place();
             if let Some(now) = now.filter(|now| kept.as_ref() != Some(now)) {
-                let (writer, position) = (place.clone(), now.clone());
-                let written = tokio::task::spawn_blocking(move || writer.write(&position)).await;
-                if let Err(error) = written.map_err(Error::other).and_then(|written| written) {
-                    tracing::warn!(%error, path = %place.path().display(), "the place in the history could not be kept: a restart \
-                        would not notice an older store");
+                if let Err(error) = place.keep(&now).await {
+                    tracing::warn!(%error, "the place in the history could not be kept in the data folder: a restart would not \
+                        notice an older store");
                 }
                 kept = Some(now);
+                if active(Mutant::PlaceOnce) {
+                    return;
+                }
                 continue;
             }
             if changes.changed().await.is_err() {

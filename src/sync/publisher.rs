@@ -34,7 +34,8 @@ impl CellPublisher {
     /// Frees what only snapshots see that nobody has any more.
     fn forget(&mut self) {
         self.published.retain(|(_, snapshot)| snapshot.strong_count() > 0);
-        if let Some(oldest) = self.published.iter().map(|(number, _)| *number).min() {
+        let numbers = self.published.iter().map(|(number, _)| *number);
+        if let Some(oldest) = if active(Mutant::ForgetHeld) { numbers.max() } else { numbers.min() } {
             self.builder.forget_lifted(oldest);
         }
     }

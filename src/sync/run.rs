@@ -82,6 +82,8 @@ pub struct Follow<P> {
     follower: Follower,
     reporter: Reporter,
     backoff: Backoff,
+    /// Whether the last event was a failure.
+    failed: bool,
     behind_since_unix_ms: Option<i64>,
 }
 
@@ -107,6 +109,7 @@ impl<P: Publisher> Follow<P> {
                 follower,
                 reporter,
                 backoff,
+                failed: false,
                 behind_since_unix_ms: None,
             },
             status,
@@ -200,6 +203,7 @@ impl<P: Publisher> Follow<P> {
                 );
             }
         }
+        self.failed = self.follower.failures() > failures;
         let (state, problem) = (self.follower.state(), self.follower.problem().unwrap_or_default());
         if state == State::Resync && before != State::Resync {
             self.reporter.count(|counters| &counters.resyncs, 1);
@@ -250,19 +254,20 @@ impl<P: Publisher> Follow<P> {
 
     /// Until the next request: short while all is well, and cut shorter by whoever wants to know.
     async fn pause(&mut self, wake: &mut Wake) {
-        let failures = self.follower.failures();
-        if failures > 0 {
-            // Nobody cuts this one short: a store in trouble is left alone.
-            return tokio::time::sleep(self.backoff.pause(failures)).await;
+        if self.failed || active(Mutant::PauseAfterSuccess) && self.follower.failures() > 0 {
+            // Nobody cuts this one short: a store in trouble is left alone. What succeeds between two failures is not held up.
+            return tokio::time::sleep(self.backoff.pause(self.follower.failures())).await;
         }
         match self.follower.request() {
             Request::Nothing | Request::Poll { at_once: true, .. } => {}
             Request::Load => tokio::time::sleep(self.backoff.jitter(self.settings.resync_jitter_ms_max)).await,
             Request::Poll { .. } => {
+                // In this order: a wish that comes in the moment in which it would be done anyway is not kept for the next one.
                 tokio::select! {
-                    () = tokio::time::sleep(Duration::from_millis(self.settings.poll_interval_ms)) => {}
-                    () = wake.woken() => {}
+                    biased;
                     () = self.reporter.polled() => {}
+                    () = wake.woken() => {}
+                    () = tokio::time::sleep(Duration::from_millis(self.settings.poll_interval_ms)) => {}
                 }
             }
         }

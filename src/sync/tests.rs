@@ -1,5 +1,6 @@
 //! A hostile store against the follower, and the loop against a store that fails.
 
+mod at_least;
 mod lapse;
 mod model;
 mod sim;

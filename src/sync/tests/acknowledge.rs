@@ -4,6 +4,7 @@ use tokio::sync::Semaphore;
 
 use super::super::{Acknowledge, Barrier, Member};
 use super::*;
+use crate::model::mutant::{self, Mutant};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Registration, Replica, ReplicaState, Store};
 use crate::telemetry::Metrics;
@@ -111,6 +112,29 @@ async fn nothing_is_acknowledged_before_the_barrier_has_passed() {
     bench.row(|row| row.acked_number == 4).await;
     assert_eq!(bench.status.policy(), 3);
     assert!(bench.metrics.render().contains("portcullis_kill_propagation_seconds_count 4"));
+}
+
+/// What is applied while the barrier runs may have been decided before by a handler that it has passed already.
+#[test]
+fn what_is_applied_while_the_barrier_runs_waits_for_the_next() {
+    let acknowledged = |mutant: Option<Mutant>| {
+        let run = async {
+            let bench = bench().await;
+            bench.gate.begun(1).await;
+            bench.gate.passes.add_permits(1);
+            for _ in 0..2 {
+                bench.model.with(|(model, _)| model.commit("main"));
+                bench.status.wait_for(&bench.model.revision(), LONG).await.unwrap();
+                bench.gate.begun(2).await;
+            }
+            bench.gate.passes.add_permits(1);
+            bench.row(|row| row.acked_number > 0).await.acked_number
+        };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        mutant::with(mutant, || runtime.block_on(run))
+    };
+    assert_eq!(acknowledged(None), 1);
+    assert_eq!(acknowledged(Some(Mutant::AcknowledgeNewest)), 2, "the mutant is not seen");
 }
 
 #[tokio::test]

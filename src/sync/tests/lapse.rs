@@ -10,6 +10,7 @@ use proptest::prelude::*;
 
 use super::super::{CellPublisher, Publisher as _, Upkeep};
 use crate::model::limits::{IAT_SKEW_S, REVOCATION_KEPT_S, ROOT_LIFETIME_S_BOUND};
+use crate::model::mutant::{self, Mutant};
 use crate::model::records::{Change, Meaning, RevocationRow, Target, Write};
 use crate::model::revision::{HistoryId, Revision, StateDigest};
 use crate::model::time::{Clock as _, ManualClock, SystemClock};
@@ -165,6 +166,32 @@ proptest! {
         prop_assert!(world.index.len() >= world.rows.values().filter(in_effect).count() as u64);
         prop_assert!(world.index.len() <= world.rows.len() as u64, "{} held, {} rows", world.index.len(), world.rows.len());
     }
+}
+
+/// What a decision holds may be older than what is published; what denied it then must deny it to its end.
+#[test]
+fn what_a_held_snapshot_sees_is_kept_until_it_is_let_go() {
+    let check = |mutant: Option<Mutant>, expected: [bool; 2]| {
+        let seen = mutant::with(mutant, || {
+            let mut world = World::new();
+            world.take(Step::Revoke(4, Meaning::Dead));
+            let held = world.cell.load().unwrap();
+            world.take(Step::Wait(2 * REVOCATION_KEPT_S));
+            world.take(Step::Prune);
+            world.publisher.refresh(SystemClock.now());
+            let key = world.index.key(TargetRef::from(&target(4)));
+            let number = held.snapshot.revision().number;
+            let seen = [number, number + 1].map(|number| world.index.hit(key, 0, number).is_some());
+            drop(held);
+            drop(world.cell.load());
+            world.publisher.refresh(SystemClock.now());
+            assert_eq!(world.index.len(), 0, "nobody sees it any more");
+            seen
+        });
+        assert_eq!(seen, expected, "{mutant:?}");
+    };
+    check(None, [true, false]);
+    check(Some(Mutant::ForgetHeld), [false, false]);
 }
 
 #[tokio::test]

@@ -8,6 +8,7 @@ mod checker;
 mod clients;
 mod fixture;
 mod host;
+mod link;
 mod plan;
 mod replica;
 mod rng;
@@ -15,11 +16,17 @@ mod store;
 mod wire;
 mod world;
 
+use std::fmt;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use self::checker::{History, Promise};
 use crate::model::mutant::{self, Mutant};
 
-const START_UNIX_S: i64 = 1_700_000_000;
+pub(super) use fixture::Asked;
+pub(super) use replica::NoApprovals;
+
+pub(super) const START_UNIX_S: i64 = 1_700_000_000;
 /// Seeds of the ordinary run; `PORTCULLIS_SIM_SEEDS` says otherwise.
 const SEEDS: u64 = 200;
 
@@ -28,14 +35,40 @@ fn from_environment(name: &str) -> Option<u64> {
     Some(value.parse().unwrap_or_else(|_| panic!("{name} is `{value}`: give a number")))
 }
 
+/// What was seen, so that nobody takes a run for more than it was.
+#[derive(Debug, Default)]
+struct Seen {
+    seeds: u64,
+    answers: u64,
+    /// Answers from what the caller had seen, or later.
+    at_least: u64,
+    /// Waits for the fleet that said that nobody answers from before.
+    waits: u64,
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { seeds, answers, at_least, waits } = self;
+        write!(f, "{seeds} seeds, {answers} answers, {at_least} of them `at_least`, {waits} waits for the fleet")
+    }
+}
+
 /// Runs a seed and says what is wrong with its history.
-fn verdict(seed: u64) -> Result<(), String> {
+fn verdict(seed: u64) -> Result<Seen, String> {
+    let History { answers, waits, .. } = &checked(seed)?;
+    let at_least = answers.iter().filter(|answer| answer.at_least.is_some() && !answer.unavailable).count();
+    let waits = waits.iter().filter(|wait| wait.returned.is_some_and(|(_, said)| said)).count();
+    Ok(Seen { seeds: 1, answers: answers.len() as u64, at_least: at_least as u64, waits: waits as u64 })
+}
+
+fn checked(seed: u64) -> Result<History, String> {
     let outcome = world::run(seed, false)?;
-    checker::check(&outcome.history).map_err(|violation| {
-        format!(
+    match checker::check(&outcome.history) {
+        Ok(()) => Ok(outcome.history),
+        Err(violation) => Err(format!(
             "seed {seed}: {violation}\nrun it again, with its trace: SIM_SEED={seed} cargo test --lib sim::every_promise_holds -- --nocapture"
-        )
-    })
+        )),
+    }
 }
 
 #[test]
@@ -45,21 +78,37 @@ fn every_promise_holds() {
         outcome.trace.iter().for_each(|line| println!("{line}"));
         return checker::check(&outcome.history).unwrap_or_else(|violation| panic!("seed {seed}: {violation}"));
     }
+    let first = from_environment("PORTCULLIS_SIM_FIRST").unwrap_or(0);
     let seeds = from_environment("PORTCULLIS_SIM_SEEDS").unwrap_or(SEEDS);
-    let next = AtomicU64::new(0);
-    let failed = std::sync::Mutex::new(Vec::new());
+    let next = AtomicU64::new(first);
+    let seen = Mutex::new((Seen::default(), Vec::new()));
     let work = || loop {
         let seed = next.fetch_add(1, Ordering::Relaxed);
-        if seed >= seeds {
+        if seed >= first + seeds {
             return;
         }
-        if let Err(problem) = verdict(seed) {
-            failed.lock().unwrap().push(problem);
+        let verdict = verdict(seed);
+        let (seen, failed) = &mut *seen.lock().unwrap();
+        match verdict {
+            Ok(one) => {
+                seen.seeds += one.seeds;
+                seen.answers += one.answers;
+                seen.at_least += one.at_least;
+                seen.waits += one.waits;
+            }
+            Err(problem) => {
+                println!("{problem}");
+                failed.push(problem);
+            }
+        }
+        if seen.seeds.is_multiple_of(500) {
+            println!("passed so far: {seen}; {} failed", failed.len());
         }
     };
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
     std::thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
-    let failed = failed.into_inner().unwrap();
+    let (seen, failed) = seen.into_inner().unwrap();
+    println!("passed: {seen}");
     assert!(failed.is_empty(), "{} of {seeds} seeds fail:\n{}", failed.len(), failed.join("\n"));
 }
 
@@ -75,43 +124,58 @@ fn a_seed_runs_the_same_again() {
     }
 }
 
-/// Runs seeds until one shows that it is broken.
-fn catches(mutant: Mutant, first: u64) {
+/// Runs seeds until one shows that it is broken, by the promise that it breaks.
+fn catches(mutant: Mutant, promise: Promise, first: u64) {
+    let breaks = |seed: u64| {
+        let outcome = mutant::with(Some(mutant), || world::run(seed, false)).unwrap();
+        checker::check(&outcome.history).err().filter(|violation| violation.promise == promise).map(|violation| (seed, violation))
+    };
     // The seed that is known to show it comes first; where the simulation has changed since, another one does.
-    let seeds = (first..SEEDS).chain(0..first);
-    let caught = seeds.filter_map(|seed| mutant::with(Some(mutant), || verdict(seed)).err()).next();
-    let caught = caught.unwrap_or_else(|| panic!("{mutant:?} passes {SEEDS} seeds: the checker does not see it"));
-    println!("{mutant:?} from {first}: {}", caught.lines().next().unwrap());
+    let caught = (first..SEEDS).chain(0..first).find_map(breaks);
+    let (seed, violation) = caught.unwrap_or_else(|| panic!("{mutant:?} passes {SEEDS} seeds: the checker does not see it"));
+    println!("{mutant:?} {first} {seed}: {violation}");
 }
 
 macro_rules! mutants {
-    ($($name:ident: $mutant:ident, $first:literal;)*) => {
+    ($($name:ident: $mutant:ident breaks $promise:ident, seed $first:literal;)*) => {
         mod mutants {
-            $(#[test] fn $name() { super::catches(super::Mutant::$mutant, $first); })*
+            $(#[test] fn $name() { super::catches(super::Mutant::$mutant, super::Promise::$promise, $first); })*
         }
     };
 }
 
 mutants! {
-    skip_recheck: SkipRecheck, 1;
-    recheck_newer_proof: RecheckNewerProof, 98;
-    valid_for_bound: ValidForBound, 0;
-    at_least_ignored: AtLeastIgnored, 0;
-    at_least_old_view: AtLeastOldView, 2;
-    clean_forever: CleanForever, 0;
-    arrival_time: ArrivalTime, 3;
-    forget_known: ForgetKnown, 3;
-    renew_without_head: RenewWithoutHead, 3;
-    renew_in_resync: RenewInResync, 5;
-    renew_on_failure: RenewOnFailure, 1;
-    ignore_fork: IgnoreFork, 0;
-    ignore_fall: IgnoreFall, 3;
-    ignore_history: IgnoreHistory, 17;
-    proof_survives_quarantine: ProofSurvivesQuarantine, 19;
-    drop_commit: DropCommit, 10;
-    policy_only: PolicyOnly, 0;
-    lost_insert: LostInsert, 0;
-    load_without_revocations: LoadWithoutRevocations, 1;
-    wall_clock_only: WallClockOnly, 90;
-    boot_clock_only: BootClockOnly, 3;
+    skip_recheck: SkipRecheck breaks States, seed 1;
+    recheck_newer_proof: RecheckNewerProof breaks Bound, seed 169;
+    valid_for_bound: ValidForBound breaks States, seed 0;
+    at_least_ignored: AtLeastIgnored breaks AtLeast, seed 0;
+    at_least_old_view: AtLeastOldView breaks AtLeast, seed 2;
+    clean_forever: CleanForever breaks Revision, seed 0;
+    arrival_time: ArrivalTime breaks Bound, seed 25;
+    forget_known: ForgetKnown breaks Forward, seed 3;
+    renew_without_head: RenewWithoutHead breaks Bound, seed 25;
+    renew_in_resync: RenewInResync breaks Bound, seed 26;
+    renew_on_failure: RenewOnFailure breaks Bound, seed 1;
+    ignore_fork: IgnoreFork breaks Forward, seed 3;
+    ignore_fall: IgnoreFall breaks Forward, seed 3;
+    ignore_history: IgnoreHistory breaks Digest, seed 27;
+    proof_survives_quarantine: ProofSurvivesQuarantine breaks States, seed 199;
+    drop_commit: DropCommit breaks Revision, seed 12;
+    policy_only: PolicyOnly breaks Revision, seed 0;
+    lost_insert: LostInsert breaks Revision, seed 0;
+    load_without_revocations: LoadWithoutRevocations breaks Revision, seed 2;
+    boot_clock_only: BootClockOnly breaks Bound, seed 32;
+    acknowledge_before_barrier: AcknowledgeBeforeBarrier breaks Fleet, seed 10;
+    acknowledge_received: AcknowledgeReceived breaks Fleet, seed 5;
+    silent_ran_out: SilentRanOut breaks Fleet, seed 17;
+    wait_by_wall_clock: WaitByWallClock breaks Fleet, seed 41;
+    one_incarnation: OneIncarnation breaks Fleet, seed 17;
+    one_lane: OneLane breaks Revision, seed 9;
+    claim_policy: ClaimPolicy breaks LastGood, seed 1;
+    remove_last: RemoveLast breaks Revision, seed 34;
+    prune_early: PruneEarly breaks Revision, seed 0;
+    one_operator: OneOperator breaks TwoOperators, seed 3;
+    same_operator: SameOperator breaks TwoOperators, seed 27;
+    pause_after_success: PauseAfterSuccess breaks Recovery, seed 178;
+    place_once: PlaceOnce breaks Forward, seed 50;
 }

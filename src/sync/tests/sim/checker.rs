@@ -7,7 +7,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::store::OfAll;
 use crate::model::decision::Effect;
+use crate::model::limits::SECOND_OPERATOR_MS;
 use crate::model::revision::Revision;
 
 /// A commit, as the store had it.
@@ -22,8 +24,27 @@ pub(super) struct Commit {
     pub(super) binds_ns: Option<i64>,
     /// When the store lost it.
     pub(super) lost_ns: Option<i64>,
-    /// For each pair of chain and tool.
-    pub(super) permitted: Vec<bool>,
+    /// For each pair of chain and tool: whether something revoked denies it.
+    pub(super) revoked: Vec<bool>,
+    /// For each pair: whether policy allows it.
+    pub(super) allowed: Vec<bool>,
+    /// Whether its policy can be built; where not, the last one that could goes on to decide.
+    pub(super) builds: bool,
+    /// What it did to the switch of everything, in order.
+    pub(super) all: Vec<OfAll>,
+    /// By the store's clock.
+    pub(super) unix_ms: i64,
+}
+
+impl Commit {
+    fn permits(&self, pair: usize) -> bool {
+        self.allowed[pair] && !self.revoked[pair]
+    }
+
+    /// Whether somebody may be permitted: by this policy, or by an older one where this one cannot be built.
+    fn may_permit(&self, pair: usize) -> bool {
+        !self.revoked[pair] && (self.allowed[pair] || !self.builds)
+    }
 }
 
 /// An answer, as the gateway received it.
@@ -31,7 +52,7 @@ pub(super) struct Commit {
 pub(super) struct Answer {
     pub(super) replica: usize,
     pub(super) incarnation: u32,
-    /// Place of chain and tool in [`Commit::permitted`].
+    /// Place of chain and tool in [`Commit::revoked`] and [`Commit::allowed`].
     pub(super) pair: usize,
     pub(super) destructive: bool,
     /// The commit that had to be seen.
@@ -42,7 +63,11 @@ pub(super) struct Answer {
     pub(super) revision: Revision,
     /// The commit that decided, if it is known; of a permit always.
     pub(super) commit: Option<usize>,
+    /// The commit whose policy decided, as well as that is known.
+    pub(super) policy: Option<usize>,
     pub(super) sent_ns: i64,
+    /// When it left its handler, on its way to be sent.
+    pub(super) answered_ns: i64,
     pub(super) received_ns: i64,
     /// Sent, and the time the answer says it is valid by the gateway's clock.
     pub(super) usable_until_ns: i64,
@@ -57,7 +82,11 @@ pub(super) enum Step {
     Published {
         revision: Revision,
         commit: Option<usize>,
+        /// The commit whose policy is in force.
+        policy: Option<usize>,
     },
+    /// It wrote down that it is there: a restart knows.
+    Kept(usize),
     Quarantined,
 }
 
@@ -68,6 +97,16 @@ pub(super) struct Stepped {
     pub(super) incarnation: u32,
     pub(super) at_ns: i64,
     pub(super) step: Step,
+}
+
+/// Somebody who revoked and waited for the fleet.
+#[derive(Clone, Debug)]
+pub(super) struct Waited {
+    /// What was waited for.
+    pub(super) commit: usize,
+    pub(super) began_ns: i64,
+    /// When the wait returned, and whether it said that no replica answers from before any more.
+    pub(super) returned: Option<(i64, bool)>,
 }
 
 /// A replica some time after the last fault.
@@ -88,6 +127,9 @@ pub(super) struct History {
     pub(super) commits: Vec<Commit>,
     pub(super) answers: Vec<Answer>,
     pub(super) steps: Vec<Stepped>,
+    pub(super) waits: Vec<Waited>,
+    /// When the last wait must have returned.
+    pub(super) end_ns: i64,
     pub(super) ended: Vec<Ended>,
     /// Whether the store may have been another than was followed.
     pub(super) may_quarantine: bool,
@@ -108,8 +150,14 @@ pub(super) struct Violation {
 pub(super) enum Promise {
     /// 2: no permit is usable later than acknowledgement and bound.
     Bound,
+    /// 3: a wait for the fleet returns in time, and nothing decided afterwards permits.
+    Fleet,
     /// A permit is what its own revision says.
     Revision,
+    /// What cannot be built leaves the last good policy, and nothing else, in force.
+    LastGood,
+    /// Everything is let in again by two operators.
+    TwoOperators,
     /// 4: never answered from before what the caller has seen.
     AtLeast,
     /// 5: a replica goes on from where it was, in one history.
@@ -132,6 +180,10 @@ fn broken(promise: Promise, what: String) -> Result<(), Violation> {
     Err(Violation { promise, what })
 }
 
+/// How much longer than the bound a wait for the fleet may take.
+const WAIT_MARGIN_NS: i64 = 200_000_000;
+/// After so many steps a replica has written down the first of them.
+const KEPT_AFTER_STEPS: usize = 20;
 /// The age at which destructive tools are denied.
 const FRESH_AGE_MS: u64 = 1_000;
 
@@ -141,6 +193,7 @@ const FRESH_AGE_MS: u64 = 1_000;
 /// The first promise that does not hold.
 pub(super) fn check(history: &History) -> Result<(), Violation> {
     replicas_go_forward(history)?;
+    two_operators(history)?;
     for answer in history.answers.iter().filter(|answer| answer.effect != Effect::Deny) {
         of_its_revision(history, answer)?;
         as_its_state_may(history, answer)?;
@@ -148,38 +201,91 @@ pub(super) fn check(history: &History) -> Result<(), Violation> {
     quarantine_denies(history)?;
     history.answers.iter().try_for_each(|answer| at_least(history, answer))?;
     within_the_bound(history)?;
+    history.waits.iter().try_for_each(|wait| waited(history, wait))?;
     all_recover(history)
 }
 
+/// Where a replica was last: commit, the process that was there, and the commit of the policy in force.
+#[derive(Clone, Copy)]
+struct Was<'a> {
+    incarnation: u32,
+    commit: usize,
+    revision: &'a Revision,
+    policy: usize,
+}
+
 fn replicas_go_forward(history: &History) -> Result<(), Violation> {
-    let mut last: BTreeMap<usize, (usize, &Revision)> = BTreeMap::new();
+    let mut last: BTreeMap<usize, Was<'_>> = BTreeMap::new();
+    let mut kept: BTreeMap<usize, usize> = BTreeMap::new();
+    let mut lately: BTreeMap<(usize, u32), Vec<usize>> = BTreeMap::new();
     for Stepped { replica, incarnation, at_ns, step } in &history.steps {
-        let Step::Published { revision, commit } = step else { continue };
-        let Some(commit) = *commit else {
-            return broken(Promise::Digest, format!("replica {replica}.{incarnation} at {at_ns}: no commit is like {revision}"));
+        let who = || format!("replica {replica}.{incarnation} at {at_ns}");
+        let (revision, commit, policy) = match step {
+            Step::Published { revision, commit, policy } => (revision, *commit, *policy),
+            Step::Kept(commit) => {
+                kept.insert(*replica, *commit);
+                continue;
+            }
+            Step::Quarantined => continue,
+        };
+        let (Some(commit), Some(policy)) = (commit, policy) else {
+            return broken(Promise::Digest, format!("{}: no commit is like {revision}", who()));
         };
         if !history.commits[commit].revisions.contains(revision) {
-            return broken(
-                Promise::Digest,
-                format!("replica {replica}.{incarnation} at {at_ns}: {revision} is not commit {commit}"),
-            );
+            return broken(Promise::Digest, format!("{}: {revision} is not commit {commit}", who()));
         }
-        let goes_on = |(before, seen): (usize, &Revision)| seen.history == revision.history && history.contains(commit, before);
-        let before = last.insert(*replica, (commit, revision));
-        if !before.is_none_or(goes_on) {
-            let what = format!("replica {replica}.{incarnation} at {at_ns}: from {before:?} to {revision} (commit {commit})");
+        let before = last.insert(*replica, Was { incarnation: *incarnation, commit, revision, policy });
+        let same = before.filter(|before| before.incarnation == *incarnation);
+        if policy != if history.commits[commit].builds { commit } else { same.map_or(usize::MAX, |same| same.policy) } {
+            return broken(Promise::LastGood, format!("{}: the policy of commit {policy} is in force at {commit}", who()));
+        }
+        // A restart knows what was written down. Where the store cannot fall it goes on from where it was all the same.
+        let strict = before.filter(|_| same.is_some() || !history.may_quarantine);
+        let goes_on = |before: Was<'_>| before.revision.history == revision.history && history.contains(commit, before.commit);
+        let knows = kept.get(replica).is_none_or(|kept| history.contains(commit, *kept));
+        if !strict.is_none_or(goes_on) || !knows {
+            let before = before.map(|before| (before.incarnation, before.commit, before.revision));
+            let what = format!("{}: from {before:?}, kept {:?}, to {revision} (commit {commit})", who(), kept.get(replica));
             return broken(Promise::Forward, what);
+        }
+        // Who went on so often has written down where it was before.
+        let lately = lately.entry((*replica, *incarnation)).or_default();
+        lately.push(commit);
+        if let Some(before) = lately.len().checked_sub(KEPT_AFTER_STEPS).map(|place| lately[place]) {
+            let kept = kept.entry(*replica).or_insert(before);
+            *kept = before.max(*kept);
+        }
+    }
+    Ok(())
+}
+
+/// Who lifts what stops everything is another one than who asked for that, since it was stopped and in time.
+fn two_operators(history: &History) -> Result<(), Violation> {
+    for (place, commit) in history.commits.iter().enumerate() {
+        for (act, of_all) in commit.all.iter().enumerate() {
+            let OfAll::Lifted(second) = of_all else { continue };
+            let mut before = commit.all[..act].iter().rev().map(|act| (act, commit.unix_ms)).collect::<Vec<_>>();
+            let path = std::iter::successors(commit.parent, |place| history.commits[*place].parent);
+            let earlier = path.map(|place| &history.commits[place]);
+            before.extend(earlier.flat_map(|commit| commit.all.iter().rev().map(|act| (act, commit.unix_ms))));
+            let asked = before.iter().take_while(|(act, _)| matches!(act, OfAll::Asked(_))).any(|(act, unix_ms)| {
+                let age_ms = commit.unix_ms - unix_ms;
+                **act != OfAll::Asked(second.clone()) && age_ms < SECOND_OPERATOR_MS
+            });
+            if !asked {
+                return broken(Promise::TwoOperators, format!("commit {place} lets everything in by {second} alone"));
+            }
         }
     }
     Ok(())
 }
 
 fn of_its_revision(history: &History, answer: &Answer) -> Result<(), Violation> {
-    let Some(commit) = answer.commit else {
+    let (Some(commit), Some(policy)) = (answer.commit, answer.policy) else {
         return broken(Promise::Digest, format!("a permit by a snapshot that no commit is like: {answer:?}"));
     };
-    if !history.commits[commit].permitted[answer.pair] {
-        return broken(Promise::Revision, format!("commit {commit} does not permit it: {answer:?}"));
+    if history.commits[commit].revoked[answer.pair] || !history.commits[policy].allowed[answer.pair] {
+        return broken(Promise::Revision, format!("commit {commit} with policy {policy} does not permit it: {answer:?}"));
     }
     Ok(())
 }
@@ -216,21 +322,23 @@ fn at_least(history: &History, answer: &Answer) -> Result<(), Violation> {
         Some(commit) if seen.lost_ns.is_none() && history.commits[commit].lost_ns.is_none() => history.contains(commit, asked),
         _ => answer.revision.number >= number,
     };
-    if holds { Ok(()) } else { broken(Promise::AtLeast, format!("commit {asked}, number {number}, was asked for: {answer:?}")) }
+    let policy_holds = answer.policy.is_none_or(|policy| history.commits[policy].revisions[0].number >= number);
+    if holds && policy_holds {
+        return Ok(());
+    }
+    broken(Promise::AtLeast, format!("commit {asked}, number {number}, was asked for: {answer:?}"))
 }
 
 /// Promise 2: at no moment is a permit usable at which what it permits has been known to be denied for longer than the bound.
 fn within_the_bound(history: &History) -> Result<(), Violation> {
-    let pairs = history.commits.first().map_or(0, |commit| commit.permitted.len());
+    let pairs = history.commits.first().map_or(0, |commit| commit.revoked.len());
     for pair in 0..pairs {
         let mut denied: Vec<(usize, i64, i64)> = Vec::new();
         for (place, commit) in history.commits.iter().enumerate() {
-            let Some(binds_ns) = commit.binds_ns.filter(|_| !commit.permitted[pair]) else { continue };
+            let Some(binds_ns) = commit.binds_ns.filter(|_| !commit.may_permit(pair)) else { continue };
             let from_ns = binds_ns + history.bound_ns + history.slack_ns;
-            let undone = |later: &(usize, &Commit)| later.1.permitted[pair] && history.contains(later.0, place);
-            let until_ns = history.commits.iter().enumerate().skip(place).find(undone).map(|(_, later)| later.created_ns);
-            let until_ns = until_ns.unwrap_or(i64::MAX).min(commit.lost_ns.unwrap_or(i64::MAX));
-            denied.push((place, from_ns, until_ns.saturating_sub(history.slack_ns)));
+            let until_ns = history.until_ns(place, |later| later.may_permit(pair));
+            denied.push((place, from_ns, until_ns));
         }
         for answer in history.answers.iter().filter(|answer| answer.pair == pair && answer.effect != Effect::Deny) {
             let usable = |(_, from_ns, until_ns): &&(usize, i64, i64)| {
@@ -240,6 +348,33 @@ fn within_the_bound(history: &History) -> Result<(), Violation> {
                 let what = format!("denied by commit {commit}, so not usable from {from_ns} until {until_ns}: {answer:?}");
                 return broken(Promise::Bound, what);
             }
+        }
+    }
+    Ok(())
+}
+
+/// Promise 3. What left its handler before the wait returned may arrive later; what has no time left when it arrives is no permit.
+fn waited(history: &History, wait: &Waited) -> Result<(), Violation> {
+    let due_ns = wait.began_ns + history.bound_ns + WAIT_MARGIN_NS + history.slack_ns;
+    let Some((returned_ns, said)) = wait.returned.filter(|(returned_ns, _)| *returned_ns <= due_ns) else {
+        if wait.returned.is_none() && due_ns > history.end_ns {
+            return Ok(());
+        }
+        return broken(Promise::Fleet, format!("not back by {due_ns}: {wait:?}"));
+    };
+    for pair in (0..history.commits[wait.commit].revoked.len()).filter(|pair| said && history.commits[wait.commit].revoked[*pair])
+    {
+        let until_ns = history.until_ns(wait.commit, |later| !later.revoked[pair]);
+        let after = |at_ns: i64| at_ns > returned_ns + history.slack_ns;
+        let wrong = |answer: &&Answer| {
+            let usable = answer.received_ns < answer.usable_until_ns && after(answer.answered_ns);
+            answer.pair == pair
+                && answer.effect != Effect::Deny
+                && answer.answered_ns < until_ns
+                && (usable || after(answer.sent_ns))
+        };
+        if let Some(answer) = history.answers.iter().find(wrong) {
+            return broken(Promise::Fleet, format!("permitted after {wait:?} and before {until_ns}: {answer:?}"));
         }
     }
     Ok(())
@@ -257,7 +392,7 @@ fn all_recover(history: &History) -> Result<(), Violation> {
     let newest = &history.commits.get(history.newest);
     for answer in history.answers.iter().filter(|answer| answer.sent_ns >= history.quiet_ns) {
         let quarantined = history.ended.iter().any(|ended| ended.replica == answer.replica && ended.quarantined);
-        let expected = newest.is_some_and(|newest| newest.permitted[answer.pair]) && !quarantined;
+        let expected = newest.is_some_and(|newest| newest.permits(answer.pair)) && !quarantined;
         if answer.effect != Effect::Deny && !expected || expected && answer.effect == Effect::Deny && !answer.destructive {
             return broken(Promise::Recovery, format!("long after the last fault, {expected} was expected: {answer:?}"));
         }
@@ -266,6 +401,14 @@ fn all_recover(history: &History) -> Result<(), Violation> {
 }
 
 impl History {
+    /// Until when what a commit says holds: a later one undoes it, or the store loses it.
+    fn until_ns(&self, place: usize, undoes: impl Fn(&Commit) -> bool) -> i64 {
+        let later = self.commits.iter().enumerate().skip(place);
+        let undone = later.filter(|(_, later)| undoes(later)).find(|(later, _)| self.contains(*later, place));
+        let until_ns = undone.map_or(i64::MAX, |(_, later)| later.created_ns);
+        until_ns.min(self.commits[place].lost_ns.unwrap_or(i64::MAX)).saturating_sub(self.slack_ns)
+    }
+
     /// Whether a commit is another one or comes after it.
     fn contains(&self, commit: usize, earlier: usize) -> bool {
         let mut place = Some(commit);

@@ -3,54 +3,80 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
-
 use super::checker;
-use super::fixture::{AUDIENCE, CHAINS, DESTRUCTIVE, FIXTURE, Fixture, TOOLS};
-use super::host::{Host, MS, elapsed_ns};
+use super::fixture::{CHAINS, DESTRUCTIVE, FIXTURE, Fixture, request};
+use super::host::{Host, MS, Tasks, elapsed_ns};
+use super::link::Link;
 use super::rng::Rng;
 use super::wire::{Call, Peer, Reply, serve};
 use super::world::World;
+use crate::audit::Recorder;
 use crate::model::reason::Reason;
 use crate::model::revision::Revision;
 use crate::model::time::Clock as _;
-use crate::service::request::TraceHeaders;
-use crate::service::{CheckRequest, Credential};
+use crate::pap::{Admin, Authorized, Error, Waited};
 use crate::store::CommitRequest;
 
 /// One copy of the store.
 pub(super) async fn store(world: Arc<World>, host: Arc<Host>, copy: usize) -> turmoil::Result {
-    let (post, machine) = (world.post.clone(), host.clone());
-    let served = serve(post, host.clone(), move |call| {
+    let (post, machine, tasks) = (world.post.clone(), host.clone(), Tasks::default());
+    let served = serve(post, host.clone(), tasks.clone(), move |call| {
         let (world, host) = (world.clone(), host.clone());
         async move { answer(&world, &host, copy, call).await }
     });
-    machine.run(served).await
+    machine.run(tasks.run(served)).await
 }
 
 async fn answer(world: &World, host: &Host, copy: usize, call: Call) -> Reply {
-    let read = |world: &World| match &call {
-        Call::Load => Reply::Load(Box::new(world.store.lock().unwrap().load(copy))),
-        Call::Changes(after) => Reply::Changes(world.store.lock().unwrap().changes(copy, *after)),
-        Call::Spend(key) => Reply::Spend(world.store.lock().unwrap().spend(*key)),
-        Call::Commit(_) | Call::Check(_) => panic!("not a reading"),
-    };
     if let Call::Commit(request) = &call {
         // Before it is seen anywhere it is on both copies; without the other one it waits.
         confirmed(world, copy).await;
         pause(world, 0, 20).await;
         confirmed(world, copy).await;
-        let unix_s = host.now().unix_s();
-        let committed = world.store.lock().unwrap().commit(copy, request, unix_s, &FIXTURE);
+        let unix_ms = host.now().unix_ms();
+        let committed = world.store.lock().unwrap().commit(copy, request, unix_ms, &FIXTURE);
         world.trace(|| format!("store {copy} commit {committed:?} {:?}", request.writes));
         return Reply::Commit(committed);
     }
     pause(world, 0, 5).await;
-    let reply = read(world);
+    let reply = read(world, host, copy, &call);
     pause(world, 0, 5).await;
-    // What was read holds only if the copy could still write after it.
+    if matches!(call, Call::Changes(_) | Call::Revision | Call::Replicas) {
+        return reply;
+    }
+    // What was read holds only if the copy could still write after it: the heartbeat, in the same transaction.
     confirmed(world, copy).await;
-    reply
+    let mut store = world.store.lock().unwrap();
+    let written = match &call {
+        Call::Beat(heartbeat) => store.beat(copy, heartbeat, host.now().unix_ms()),
+        Call::Load(heartbeat, followed) | Call::Poll(heartbeat, followed) => {
+            // A replica of another history is refused, or finds out by the answer; either way nothing is written.
+            if followed.as_ref().is_some_and(|followed| *followed != store.copies[copy].history) {
+                return reply;
+            }
+            store.beat(copy, heartbeat, host.now().unix_ms())
+        }
+        Call::Register(registration) => {
+            store.register(copy, registration, host.now().unix_ms());
+            Ok(())
+        }
+        _ => Ok(()),
+    };
+    written.map_or_else(Reply::Failed, |()| reply)
+}
+
+fn read(world: &World, host: &Host, copy: usize, call: &Call) -> Reply {
+    let mut store = world.store.lock().unwrap();
+    match call {
+        Call::Load(..) => Reply::Load(Box::new(store.load(copy))),
+        Call::Poll(heartbeat, _) => Reply::Changes(store.changes(copy, heartbeat.applied_number)),
+        Call::Changes(after) => store.changes_read(copy, *after).map_or_else(Reply::Failed, Reply::Changes),
+        Call::Revision => Reply::Revision(store.revision(copy)),
+        Call::Replicas => Reply::Replicas(store.replicas(copy, host.now().unix_ms())),
+        Call::Spend(key) => Reply::Spend(store.spend(*key)),
+        Call::Register(_) | Call::Beat(_) => Reply::Done,
+        Call::Commit(_) | Call::Check(_) => panic!("not a reading"),
+    }
 }
 
 async fn confirmed(world: &World, copy: usize) {
@@ -86,6 +112,46 @@ pub(super) async fn writer(world: Arc<World>, place: usize) -> turmoil::Result {
     Ok(())
 }
 
+/// Somebody who revokes, and waits until nobody is permitted any more: as `revoke --wait fleet` does.
+pub(super) async fn waiter(world: Arc<World>, host: Arc<Host>, place: usize) -> turmoil::Result {
+    let mut rng = Rng::new(world.seed, 400 + place as u64);
+    let peer = Peer::new(world.post.clone());
+    let link = Link::new(&world.post, world.waiters_copy.clone(), world.kind.durability());
+    let admin = Admin::new(Arc::new(link), host, Arc::new(Recorder::discarding("sim")));
+    let by = Authorized::in_a_simulation("wait");
+    for act in 0.. {
+        tokio::time::sleep(Duration::from_millis(rng.range(50, 1_200).unsigned_abs())).await;
+        if elapsed_ns() > world.calm_ns {
+            break;
+        }
+        let writes = FIXTURE.kill(&mut rng, &format!("k{place}-{act}"));
+        let to = format!("store-{}", *world.waiters_copy.lock().unwrap());
+        let asked = peer.ask(&to, Call::Commit(CommitRequest { writes, ..CommitRequest::default() }));
+        let answered = tokio::time::timeout(Duration::from_secs(2), asked).await;
+        let Ok(Ok(Reply::Commit(Ok(commit)))) = answered else { continue };
+        let (revision, unix_ms) = {
+            let node = &mut world.store.lock().unwrap().tree[commit];
+            node.acknowledged_ns = Some(elapsed_ns());
+            (Revision { history: node.histories[0].clone(), number: node.row.number }, node.row.unix_ms)
+        };
+        let wait = world.wait_begins(commit);
+        let waited = admin.wait_for_fleet(&by, &revision, unix_ms).await;
+        world.wait_returns(wait, waited.is_ok());
+        world.trace(|| format!("waiter {place} for {commit}: {}", shown(&waited)));
+    }
+    Ok(())
+}
+
+fn shown(waited: &Result<Waited, Error>) -> String {
+    match waited {
+        Ok(waited) => {
+            let replicas = waited.replicas.iter().map(|(listed, outcome)| format!(" {}: {}", listed.address, outcome.as_str()));
+            format!("{} ms{}", waited.waited_ms, replicas.collect::<String>())
+        }
+        Err(error) => error.to_string(),
+    }
+}
+
 /// One of a gateway's connections to each replica.
 pub(super) async fn gateway(world: Arc<World>, host: Arc<Host>, place: usize) -> turmoil::Result {
     let mut rng = Rng::new(world.seed, 300 + place as u64);
@@ -94,7 +160,7 @@ pub(super) async fn gateway(world: Arc<World>, host: Arc<Host>, place: usize) ->
         let pause_ms = rng.range(10, 90);
         tokio::time::sleep(Duration::from_millis(pause_ms.unsigned_abs())).await;
         let (replica, chain) = (rng.below(world.replicas.len()), rng.below(CHAINS));
-        let tool = usize::from(rng.percent(25));
+        let tool = usize::from(rng.percent(30));
         let at_least = rng.percent(15).then(|| seen(&world, &mut rng)).flatten();
         let patience = Duration::from_millis(if rng.percent(85) { 1_000 } else { 7_000 });
         let proof = (tool == DESTRUCTIVE).then(|| FIXTURE.proof(chain, tool, host.now()));
@@ -116,7 +182,9 @@ pub(super) async fn gateway(world: Arc<World>, host: Arc<Host>, place: usize) ->
                 unavailable: answer.decision.reason == Reason::RevisionUnavailable,
                 revision: answer.revision.unwrap(),
                 commit: checked.commit,
+                policy: checked.policy,
                 sent_ns,
+                answered_ns: checked.answered_ns,
                 received_ns: elapsed_ns(),
                 usable_until_ns: sent_ns + host.real_ns(valid_ns),
                 age_ms: answer.snapshot_age_ms,
@@ -136,20 +204,4 @@ fn seen(world: &World, rng: &mut Rng) -> Option<(usize, Revision)> {
     let commit = *told.get(rng.below(told.len().max(1)))?;
     let node = &store.tree[commit];
     Some((commit, Revision { history: node.histories[0].clone(), number: node.row.number }))
-}
-
-fn request(chain: usize, tool: usize, proof: Option<Bytes>, at_least: Option<Revision>) -> CheckRequest {
-    CheckRequest {
-        request_id: String::new(),
-        credential: Credential::Chain(FIXTURE.chains[chain].tokens.clone()),
-        proof,
-        tool: TOOLS[tool].to_owned(),
-        tool_schema_sha256: None,
-        arguments_json: Bytes::new(),
-        environment: None,
-        audience: Some(AUDIENCE.to_owned()),
-        at_least,
-        want_handle: false,
-        trace: TraceHeaders::default(),
-    }
 }

@@ -1,8 +1,8 @@
 //! What a simulation is about: a few users, agents and real signed chains, their policy, and who may what as the rows say.
 //!
-//! [`Fixture::permitted`] is the naive reference: it reads the store's rows and nothing that decides.
+//! [`Memory`] and [`Fixture::allowed`] are the naive reference: they read what was done and nothing that decides.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use bytes::Bytes;
@@ -10,23 +10,29 @@ use bytes::Bytes;
 use super::START_UNIX_S;
 use super::rng::Rng;
 use crate::model::json::Object;
-use crate::model::records::{DocumentKey, DocumentRow, Meaning, Origin, RevocationRow, Target, Write};
+use crate::model::records::{DocumentKey, DocumentRow, Meaning, Origin, Target, Write};
+use crate::model::revision::Revision;
 use crate::model::time::Now;
 use crate::policy::source::{SourceFile, parse};
+use crate::service::request::TraceHeaders;
+use crate::service::{CheckRequest, Credential};
 use crate::store::StoredDocument;
 use crate::token::{PrivateKey, ProofOf, issue};
 
-pub(super) const TOOLS: [&str; 2] = ["t/read", "t/drop"];
+const TOOLS: [&str; 2] = ["t/read", "t/drop"];
 /// The place of the tool that needs a proof and a fresh replica.
 pub(super) const DESTRUCTIVE: usize = 1;
-pub(super) const AUDIENCE: &str = "https://gateway";
+const AUDIENCE: &str = "https://gateway";
 const ISSUER: &str = "https://i";
 const AGENTS: usize = 3;
 const USERS: usize = 2;
 pub(super) const CHAINS: usize = 6;
 const ROOT_IAT_S: i64 = START_UNIX_S - 1_000;
-/// What an agent may in each version of its document: all, less, nothing of what is asked.
-const ALLOWED: [&str; 3] = ["t/*", "t/read", "t/other"];
+/// What an agent may in each version of its document: all, less, nothing of what is asked; and a version that cannot be compiled.
+const ALLOWED: [&str; 4] = ["t/*", "t/read", "t/other", "t/*"];
+const BROKEN: usize = 3;
+/// Who may let everything in again, two of them.
+const ADMINISTRATORS: [&str; 3] = ["ann", "bob", "cy"];
 
 /// One delegation.
 pub(super) struct Chain {
@@ -43,6 +49,38 @@ pub(super) struct Fixture {
     /// The rows of everything but the agents, and the agents' in each version.
     others: Vec<DocumentRow>,
     versions: Vec<[DocumentRow; ALLOWED.len()]>,
+    /// A document that can be read, and one that cannot, under the same key.
+    note: [DocumentRow; 2],
+}
+
+/// What was revoked and not lifted, by the acts alone: a store may forget what can hit nothing any more, this does not.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Memory {
+    dead: BTreeSet<Target>,
+    suspended: BTreeSet<Target>,
+    marked: BTreeMap<Target, i64>,
+}
+
+impl Memory {
+    pub(super) fn revoked(&mut self, target: &Target, meaning: Meaning, watermark_unix_s: i64) {
+        match meaning {
+            Meaning::Dead => drop(self.dead.insert(target.clone())),
+            Meaning::Suspend => drop(self.suspended.insert(target.clone())),
+            Meaning::Watermark => {
+                let mark = self.marked.entry(target.clone()).or_insert(watermark_unix_s);
+                *mark = watermark_unix_s.max(*mark);
+            }
+        }
+    }
+
+    pub(super) fn reinstated(&mut self, target: &Target) {
+        self.suspended.remove(target);
+    }
+
+    fn hits(&self, target: &Target) -> bool {
+        let marked = self.marked.get(target).is_some_and(|second| ROOT_IAT_S <= *second);
+        marked || self.dead.contains(target) || self.suspended.contains(target)
+    }
 }
 
 /// Made once: keys and signatures come from fixed seeds.
@@ -69,17 +107,21 @@ impl Fixture {
              {{kind: tool, id: t/drop, risk: destructive}}\n",
             issuer.public_key().to_jwk(),
         ));
-        let version = |agent: usize, allowed: &str| {
+        let version = |agent: usize, version: usize| {
             let key = agents[agent].public_key().thumbprint();
+            // Of an application that there is not nothing can be compiled.
+            let (allowed, application) = (ALLOWED[version], if version == BROKEN { "nowhere" } else { "p" });
             let policy = format!(
-                "{{kind: agent, id: '{}', keys: [{key}], applications: [p], acts_for: [g], allow: ['{allowed}']}}\n",
+                "{{kind: agent, id: '{}', keys: [{key}], applications: [{application}], acts_for: [g], allow: ['{allowed}']}}\n",
                 agent_id(agent)
             );
             rows(policy).remove(0)
         };
-        let versions = (0..AGENTS).map(|agent| ALLOWED.map(|allowed| version(agent, allowed))).collect();
+        let versions = (0..AGENTS).map(|agent| std::array::from_fn(|place| version(agent, place))).collect();
         let chains = (0..CHAINS).map(|chain| Self::chain(chain, &issuer, &agents)).collect();
-        Self { agents, chains, others, versions }
+        let note = rows("{kind: tool, id: t/note, risk: read, proof: none}\n".to_owned()).remove(0);
+        let note = [note.clone(), DocumentRow { json: "{\"of\": \"a version to come\"}".to_owned(), ..note }];
+        Self { agents, chains, others, versions, note }
     }
 
     fn chain(chain: usize, issuer: &PrivateKey, agents: &[PrivateKey]) -> Chain {
@@ -110,36 +152,63 @@ impl Fixture {
         Chain { agent, tokens: vec![root.into()], targets }
     }
 
-    /// The policy that the first commit puts.
+    /// What a working policy is.
     pub(super) fn policy(&self) -> Vec<Write> {
         let agents = self.versions.iter().map(|versions| &versions[0]);
-        self.others.iter().chain(agents).cloned().map(Write::PutDocument).collect()
+        self.others.iter().chain(agents).chain([&self.note[0]]).cloned().map(Write::PutDocument).collect()
     }
 
-    /// Whether each chain may call each tool, by the rows alone.
-    pub(super) fn permitted(
-        &self,
-        documents: &BTreeMap<DocumentKey, StoredDocument>,
-        revocations: &BTreeMap<Target, RevocationRow>,
-    ) -> Vec<bool> {
-        let revoked = |target: &Target| {
-            revocations
-                .get(target)
-                .is_some_and(|row| row.dead || row.suspended || row.watermark_unix_s.is_some_and(|second| ROOT_IAT_S <= second))
-        };
-        let allowed = |agent: usize, tool: usize| {
-            let stored = documents.get(&self.versions[agent][0].key).map(|stored| stored.row.json.as_str());
-            let version = self.versions[agent].iter().position(|version| Some(version.json.as_str()) == stored);
-            version == Some(0) || version == Some(1) && tool != DESTRUCTIVE
-        };
+    /// The commits of long ago: the policy, and what was revoked and let in again before any root was issued.
+    pub(super) fn past(&self) -> [Vec<Write>; 3] {
+        let targets = self.chains.iter().flat_map(|chain| &chain.targets);
+        let targets: BTreeSet<Target> =
+            targets.filter(|target| target.can_suspend() && **target != Target::All).cloned().collect();
+        let reason = || "long ago".to_owned();
+        let revoke = |target: Target, meaning| Write::Revoke { target, meaning, reason: reason() };
+        let mut revoked: Vec<_> = targets.iter().cloned().map(|target| revoke(target, Meaning::Suspend)).collect();
+        let marked = targets.iter().filter(|target| target.can_watermark());
+        revoked.extend(marked.cloned().map(|target| revoke(target, Meaning::Watermark)));
+        revoked.extend((0..4).map(|token| revoke(Target::Token(format!("old-{token}")), Meaning::Dead)));
+        let reinstated = targets.into_iter().map(|target| Write::Reinstate { target, reason: reason() }).collect();
+        [self.policy(), revoked, reinstated]
+    }
+
+    /// What puts the policy right.
+    pub(super) fn mend(&self) -> Vec<Write> {
+        let agents = self.versions.iter().map(|versions| &versions[0]);
+        agents.chain([&self.note[0]]).cloned().map(Write::PutDocument).collect()
+    }
+
+    /// Whether each chain is kept from calling each tool by what is revoked.
+    pub(super) fn revoked(&self, memory: &Memory) -> Vec<bool> {
         let tools = |chain: &Chain| {
-            let alive = !chain.targets.iter().any(revoked);
-            [0, 1].map(|tool| alive && allowed(chain.agent, tool) && !revoked(&Target::Tool(TOOLS[tool].into())))
+            let dead = chain.targets.iter().any(|target| memory.hits(target));
+            [0, 1].map(|tool| dead || memory.hits(&Target::Tool(TOOLS[tool].into())))
         };
         self.chains.iter().flat_map(tools).collect()
     }
 
-    /// The place of a chain and a tool in what [`Fixture::permitted`] says.
+    /// Whether policy allows each chain each tool, by the documents alone.
+    pub(super) fn allowed(&self, documents: &BTreeMap<DocumentKey, StoredDocument>) -> Vec<bool> {
+        let allowed = |agent: usize, tool: usize| {
+            let version = self.version(agent, documents);
+            version == Some(0) || version == Some(1) && tool != DESTRUCTIVE
+        };
+        self.chains.iter().flat_map(|chain| [0, 1].map(|tool| allowed(chain.agent, tool))).collect()
+    }
+
+    /// Whether the documents can be built.
+    pub(super) fn builds(&self, documents: &BTreeMap<DocumentKey, StoredDocument>) -> bool {
+        let unread = documents.get(&self.note[1].key).is_some_and(|stored| stored.row.json == self.note[1].json);
+        !unread && (0..AGENTS).all(|agent| self.version(agent, documents) != Some(BROKEN))
+    }
+
+    fn version(&self, agent: usize, documents: &BTreeMap<DocumentKey, StoredDocument>) -> Option<usize> {
+        let stored = &documents.get(&self.versions[agent][0].key)?.row.json;
+        self.versions[agent].iter().position(|version| version.json == *stored)
+    }
+
+    /// The place of a chain and a tool in what [`Fixture::revoked`] and [`Fixture::allowed`] say.
     pub(super) fn pair(chain: usize, tool: usize) -> usize {
         chain * TOOLS.len() + tool
     }
@@ -153,6 +222,9 @@ impl Fixture {
 
     /// What an operator does next, and what concerns nobody here but makes the commit like no other.
     pub(super) fn act(&self, rng: &mut Rng, words: &str) -> Vec<Write> {
+        if rng.percent(9) {
+            return vec![Write::Prune { before_unix_s: i64::MAX, rows_max: 1 + rng.below(3) }];
+        }
         let other = Target::Token(format!("other-{words}"));
         let other = Write::Revoke { target: other, meaning: Meaning::Dead, reason: words.to_owned() };
         let count = 1 + rng.below(6) / 5;
@@ -165,10 +237,10 @@ impl Fixture {
         let of_kind = |kind: &str| chain.targets.iter().find(|target| target.kind() == kind).unwrap().clone();
         let choice = rng.below(100);
         let target = match choice {
-            0..16 => return self.put(rng, words),
-            16..18 => of_kind("all"),
-            18..20 => of_kind("application"),
-            20..45 => of_kind("agent"),
+            0..20 => return self.put(rng, words),
+            20..22 => of_kind("all"),
+            22..23 => of_kind("application"),
+            23..45 => of_kind("agent"),
             45..58 => of_kind("user"),
             58..72 => of_kind("delegation"),
             72..86 => Target::Tool(TOOLS[rng.below(TOOLS.len())].into()),
@@ -176,7 +248,10 @@ impl Fixture {
             89..90 => of_kind(["key", "task"][rng.below(2)]),
             _ => Target::Token(format!("other-{words}")),
         };
-        if !target.can_suspend() {
+        if target == Target::All && rng.percent(85) {
+            let (operator, administrators) = (ADMINISTRATORS[rng.below(3)].to_owned(), ADMINISTRATORS.map(str::to_owned).into());
+            Write::ReinstateAll { reason, operator, administrators }
+        } else if !target.can_suspend() {
             Write::Revoke { target, meaning: Meaning::Dead, reason }
         } else if rng.percent(50) {
             Write::Reinstate { target, reason }
@@ -186,8 +261,73 @@ impl Fixture {
         }
     }
 
+    /// Something that somebody waits to be dead everywhere, and what makes the commit like no other.
+    pub(super) fn kill(&self, rng: &mut Rng, words: &str) -> Vec<Write> {
+        let targets = &self.chains[rng.below(CHAINS)].targets;
+        let of_kind = |kind: &str| targets.iter().find(|target| target.kind() == kind).unwrap().clone();
+        let target = match rng.below(20) {
+            0 => Target::All,
+            1..8 => of_kind("agent"),
+            8..14 => of_kind("delegation"),
+            14..17 => of_kind("user"),
+            _ => Target::Tool(TOOLS[rng.below(TOOLS.len())].into()),
+        };
+        let dead = Target::Token(format!("other-{words}"));
+        [(target, Meaning::Suspend), (dead, Meaning::Dead)]
+            .map(|(target, meaning)| Write::Revoke { target, meaning, reason: words.to_owned() })
+            .into()
+    }
+
     fn put(&self, rng: &mut Rng, words: &str) -> Write {
-        let version = &self.versions[rng.below(AGENTS)][rng.below(ALLOWED.len())];
+        // Broken for a while, now and then.
+        let version = match rng.below(20) {
+            0 => &self.note[1],
+            1..4 => &self.note[0],
+            4 => &self.versions[rng.below(AGENTS)][BROKEN],
+            _ => &self.versions[rng.below(AGENTS)][rng.below(BROKEN)],
+        };
         Write::PutDocument(DocumentRow { path: format!("{words}.yaml"), ..version.clone() })
+    }
+}
+
+/// A call of a chain.
+pub(super) fn request(chain: usize, tool: usize, proof: Option<Bytes>, at_least: Option<Revision>) -> CheckRequest {
+    CheckRequest {
+        request_id: String::new(),
+        credential: Credential::Chain(FIXTURE.chains[chain].tokens.clone()),
+        proof,
+        tool: TOOLS[tool].to_owned(),
+        tool_schema_sha256: None,
+        arguments_json: Bytes::new(),
+        environment: None,
+        audience: Some(AUDIENCE.to_owned()),
+        at_least,
+        want_handle: false,
+        trace: TraceHeaders::default(),
+    }
+}
+
+/// The one call of the tests of `at_least`, and what lets it through and shuts it out in turn.
+pub(in crate::sync::tests) struct Asked;
+
+impl Asked {
+    pub(in crate::sync::tests) fn policy() -> Vec<Write> {
+        FIXTURE.policy()
+    }
+
+    /// What the commit of a number, from 2 on, writes, and whether the call is permitted then.
+    pub(in crate::sync::tests) fn turn(number: u64) -> (Vec<Write>, bool) {
+        let (target, reason) = (Target::Agent(agent_id(0)), String::new());
+        let put = |version: usize| Write::PutDocument(FIXTURE.versions[0][version].clone());
+        match number % 4 {
+            2 => (vec![Write::Revoke { target, meaning: Meaning::Suspend, reason }], false),
+            3 => (vec![Write::Reinstate { target, reason }], true),
+            0 => (vec![put(2)], false),
+            _ => (vec![put(0)], true),
+        }
+    }
+
+    pub(in crate::sync::tests) fn request(at_least: Revision) -> CheckRequest {
+        request(0, 0, None, Some(at_least))
     }
 }

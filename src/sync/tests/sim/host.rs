@@ -3,10 +3,13 @@
 //! Simulated time is turmoil's; a machine's clocks run a little fast or slow beside it, are set, and sleep with it. A stopped
 //! process does nothing and goes on with what it had, in the middle of a decision too ([`Host::stall_at`]).
 
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::{Future, poll_fn};
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Wake, Waker, ready};
 use std::time::Duration;
 
 use tokio::time::Sleep;
@@ -121,6 +124,86 @@ impl Host {
 
     fn lock(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap()
+    }
+}
+
+/// The tasks of one process. Each is polled in the order in which they were made, whoever was woken first: what wakes several at once
+/// may do so in any order, and a run must be the same again.
+#[derive(Clone, Default)]
+pub(super) struct Tasks(Rc<RefCell<Made>>);
+
+type Task = Pin<Box<dyn Future<Output = ()>>>;
+
+/// How many tasks were made, and those that did not run yet, each with its place.
+#[derive(Default)]
+struct Made {
+    count: u64,
+    new: Vec<(u64, Task)>,
+}
+
+/// The main task's place.
+const MAIN: u64 = 0;
+
+impl Tasks {
+    /// A task that ends with the process.
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        let Made { count, new } = &mut *self.0.borrow_mut();
+        *count += 1;
+        // The budget of the runtime is for one task, and all of these are one to it.
+        new.push((*count, Box::pin(tokio::task::unconstrained(task))));
+    }
+
+    /// Runs the main task to its end, and whatever was spawned beside it. Tasks are spawned by tasks alone.
+    pub(super) async fn run<T>(self, main: impl Future<Output = T>) -> T {
+        let mut main = std::pin::pin!(tokio::task::unconstrained(main));
+        let (woken, mut tasks) = (Arc::new(Woken::default()), BTreeMap::<u64, Task>::new());
+        woken.0.lock().unwrap().0.insert(MAIN);
+        poll_fn(|context| {
+            woken.0.lock().unwrap().1 = Some(context.waker().clone());
+            loop {
+                let new = std::mem::take(&mut self.0.borrow_mut().new);
+                let mut round = std::mem::take(&mut woken.0.lock().unwrap().0);
+                round.extend(new.iter().map(|(place, _)| *place));
+                tasks.extend(new);
+                if round.is_empty() {
+                    return Poll::Pending;
+                }
+                for place in round {
+                    let waker = Waker::from(Arc::new(Wakes { place, woken: woken.clone() }));
+                    let context = &mut Context::from_waker(&waker);
+                    if place == MAIN {
+                        if let Poll::Ready(done) = main.as_mut().poll(context) {
+                            return Poll::Ready(done);
+                        }
+                    } else if tasks.get_mut(&place).is_some_and(|task| task.as_mut().poll(context).is_ready()) {
+                        tasks.remove(&place);
+                    }
+                }
+            }
+        })
+        .await
+    }
+}
+
+/// Which tasks were woken, and what wakes the process.
+#[derive(Default)]
+struct Woken(Mutex<(BTreeSet<u64>, Option<Waker>)>);
+
+struct Wakes {
+    place: u64,
+    woken: Arc<Woken>,
+}
+
+impl Wake for Wakes {
+    fn wake(self: Arc<Self>) {
+        let process = {
+            let (woken, process) = &mut *self.woken.0.lock().unwrap();
+            woken.insert(self.place);
+            process.clone()
+        };
+        if let Some(process) = process {
+            process.wake();
+        }
     }
 }
 

@@ -61,12 +61,18 @@ pub(super) enum Fault {
         by_ns: i64,
     },
     Crash(String),
+    /// A process takes the place of another one, which is stopped and thought dead, and goes on later.
+    Succeed {
+        stopped: usize,
+        by: usize,
+        for_ns: i64,
+    },
     Start(String),
     /// The two copies of the store lose sight of each other.
     Part,
     Join,
     FailOver,
-    /// A replica learns where the store is now.
+    /// A replica learns where the store is now; one after the last: those who wait.
     Redirect(usize),
     /// The old primary notices that it is none.
     StepDown,
@@ -89,13 +95,30 @@ pub(super) fn plan(rng: &mut Rng, kind: Kind, replicas: usize) -> Vec<(i64, Faul
     if rng.percent(60) && !kind.may_quarantine() {
         (0..3).for_each(|_| plan.push((rng.range(TROUBLE_MS.0, TROUBLE_MS.1), Fault::Tear)));
     }
+    if rng.percent(40) {
+        let at = rng.range(TROUBLE_MS.0, TROUBLE_MS.1 - 2_000);
+        plan.push((at, Fault::Succeed { stopped: 0, by: replicas - 1, for_ns: rng.range(400, 2_000) * MS }));
+    }
     match kind {
         Kind::Synchronous | Kind::Asynchronous if rng.percent(70) => fail_over(rng, kind, replicas, &mut plan),
         Kind::Restored => {
             let at = rng.range(3_000, TROUBLE_MS.1 - 1_000);
             plan.push((at, Fault::Restore { back: rng.below(4), other_history: rng.percent(50) }));
+            // Some replicas find it when they start.
+            for replica in (0..replicas).filter(|_| rng.percent(50)).collect::<Vec<_>>() {
+                let crash = at + rng.range(-1_200, 1_200);
+                plan.push((crash, Fault::Crash(format!("replica-{replica}"))));
+                plan.push((crash + rng.range(50, 1_500), Fault::Start(format!("replica-{replica}"))));
+            }
         }
         _ => {}
+    }
+    if rng.percent(6) {
+        // Cut off, with a clock that is set back: by that alone the proof would stay young.
+        let (at, replica) = (rng.range(1_000, 4_000), format!("replica-{}", rng.below(replicas - 1)));
+        let copies = if kind.durability() == Durability::Single { 1 } else { 2 };
+        (0..copies).for_each(|copy| both_ways(&mut plan, at, at + 5_000, &replica, &format!("store-{copy}")));
+        plan.push((at + 100, Fault::StepWall { machine: replica, by_ns: -8_000 * MS }));
     }
     plan.retain(|(at, _)| *at < TROUBLE_MS.1);
     // Stable: what is drawn first happens first.
@@ -111,15 +134,19 @@ fn something(rng: &mut Rng, kind: Kind, replicas: usize, plan: &mut Vec<(i64, Fa
     let (a, b) = match rng.below(10) {
         0..7 => (replica.clone(), store.clone()),
         7..9 => ("gateway".to_owned(), replica.clone()),
-        _ => ("writer".to_owned(), store.clone()),
+        _ => (["writer", "waiter"][rng.below(2)].to_owned(), store.clone()),
     };
     let machine = if rng.percent(80) { replica.clone() } else { store.clone() };
     match rng.below(100) {
-        0..14 => both_ways(plan, at, until, &a, &b),
+        0..14 => {
+            both_ways(plan, at, until, &a, &b);
+            set_on(rng, plan, at);
+        }
         14..30 => {
             let (from, to) = if rng.percent(50) { (a, b) } else { (b, a) };
             plan.push((at, Fault::Cut { from: from.clone(), to: to.clone() }));
             plan.push((until, Fault::Mend { from, to }));
+            set_on(rng, plan, at);
         }
         30..36 => {
             plan.push((at, Fault::Hold(a.clone(), b.clone())));
@@ -138,6 +165,9 @@ fn something(rng: &mut Rng, kind: Kind, replicas: usize, plan: &mut Vec<(i64, Fa
         68..76 => plan.push((at, Fault::Suspend { machine: replica, for_ns: (until - at) * MS })),
         76..84 => {
             let ms = if rng.percent(70) { rng.range(-9_000, 9_000) } else { rng.range(-600_000, 600_000) };
+            let machine = if rng.percent(25) { "waiter".to_owned() } else { machine };
+            // Whose rows a store's clock calls a minute old are forgotten: it must not be set on by as much.
+            let ms = if machine.starts_with("store") { ms.min(9_000) } else { ms };
             plan.push((at, Fault::StepWall { machine, by_ns: ms * MS }));
         }
         84..94 => {
@@ -156,6 +186,14 @@ fn something(rng: &mut Rng, kind: Kind, replicas: usize, plan: &mut Vec<(i64, Fa
     }
 }
 
+/// The clock of those who wait is set on while somebody cannot be heard.
+fn set_on(rng: &mut Rng, plan: &mut Vec<(i64, Fault)>, at: i64) {
+    if rng.percent(15) {
+        let by_ns = rng.range(1_000, 9_000) * MS;
+        plan.push((at + rng.range(200, 1_500), Fault::StepWall { machine: "waiter".to_owned(), by_ns }));
+    }
+}
+
 fn both_ways(plan: &mut Vec<(i64, Fault)>, at: i64, until: i64, a: &str, b: &str) {
     for (from, to) in [(a, b), (b, a)] {
         plan.push((at, Fault::Cut { from: from.to_owned(), to: to.to_owned() }));
@@ -170,7 +208,7 @@ fn fail_over(rng: &mut Rng, kind: Kind, replicas: usize, plan: &mut Vec<(i64, Fa
         plan.push((at - rng.range(200, 2_500), Fault::Part));
     }
     plan.push((at, Fault::FailOver));
-    for replica in 0..replicas {
+    for replica in 0..=replicas {
         plan.push((at + rng.range(0, 2_500), Fault::Redirect(replica)));
     }
     if kind == Kind::Asynchronous {

@@ -1,81 +1,206 @@
-//! A replica: the follower, its driver, the publisher, the cell, the index and the service as in production, on a simulated
-//! machine whose disk holds the last position.
+//! A replica: member, follower, its driver, publisher, cell, index, service, acknowledgement and place as in production, on a
+//! simulated machine with a disk.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
 
 use super::checker::{Step, Stepped};
-use super::host::{Host, elapsed_ns};
-use super::wire::{Call, Checked, Peer, Reply, serve};
+use super::host::{Host, MS, Tasks, elapsed_ns};
+use super::link::Link;
+use super::wire::{Call, Checked, Reply, serve};
 use super::world::World;
 use crate::app::bind::FollowerCatchUp;
+use crate::app::fleet::{Runtimes, may_follow};
 use crate::audit::Recorder;
 use crate::model::approval::{AskApproval, AskOutcome, UseApprovals, UseOutcome};
 use crate::model::time::{Clock as _, Now};
 use crate::revocation::Index;
 use crate::service::{ApprovalLedger, Lane, Parts, ProofLedger, Service, request::Caller};
 use crate::snapshot::{Freshness, SnapshotCell};
-use crate::store::{self, Changes, CommitRow};
+use crate::store::{self, CommitRow, Registration, ReplicaState, Store};
 use crate::sync::follower::Position;
-use crate::sync::{CellPublisher, Follow, Publisher, Settings, Source};
+use crate::sync::{self, Acknowledge, Barrier, CellPublisher, Follow, Keep, Member, Publisher, Settings};
 use crate::telemetry::{Metrics, Spans};
+
+/// How long whoever looks after a process waits before it starts it again.
+const RESTART_PAUSE: Duration = Duration::from_millis(200);
 
 /// What is known of a replica from outside.
 pub(super) struct Replica {
     pub(super) place: usize,
+    /// Whose process it is: one that takes another's place has the other's.
+    pub(super) node: usize,
     pub(super) host: Arc<Host>,
-    /// Where it was last, if it writes that down.
-    pub(super) disk: Mutex<Option<Position>>,
+    pub(super) disk: Arc<Disk>,
     pub(super) persists: bool,
     /// The copy of the store that it asks.
-    pub(super) store: Mutex<usize>,
+    pub(super) store: Arc<Mutex<usize>>,
     pub(super) settings: Settings,
-    /// How often a decision is stopped in its middle, in percent, and for how long at the most.
-    pub(super) stall: (u64, i64),
+    pub(super) troubles: Troubles,
     life: Mutex<Life>,
+}
+
+/// What a process does to its decisions.
+pub(super) struct Troubles {
+    /// How often it is stopped in the middle of one, in percent, and for how long at the most.
+    pub(super) stall: (u64, i64),
+    /// How often the thread of one is stuck before it gives the answer, in percent, while all others go on; in milliseconds at the
+    /// most.
+    pub(super) stuck: (u64, i64),
 }
 
 #[derive(Default)]
 struct Life {
     incarnation: u32,
     cell: Arc<SnapshotCell>,
-    quarantined: bool,
-    /// What it published, by number; `None` where no commit is like it.
-    published: BTreeMap<u64, Option<usize>>,
+    /// It refuses its store, by quarantine or by not starting.
+    refuses: bool,
+    /// What it published, by number, and whose policy was in force; `None` where no commit is like it.
+    published: BTreeMap<u64, (Option<usize>, Option<usize>)>,
+}
+
+/// The disk of a replica's machine, which holds its place.
+#[derive(Default)]
+pub(super) struct Disk(Mutex<(Option<Position>, Option<Position>)>);
+
+impl Disk {
+    /// What a restart reads. After a crash of the machine that may be what was renamed and not synced, or what was there before.
+    fn read(&self, keeps_unsynced: bool) -> Option<Position> {
+        let (synced, unsynced) = &mut *self.0.lock().unwrap();
+        if let Some(place) = unsynced.take().filter(|_| keeps_unsynced) {
+            *synced = Some(place);
+        }
+        synced.clone()
+    }
+}
+
+/// A replica's hold on its disk.
+struct Keeps {
+    replica: Arc<Replica>,
+    world: Arc<World>,
+}
+
+#[async_trait]
+impl Keep for Keeps {
+    async fn keep(&self, place: &Position) -> Result<(), std::io::Error> {
+        let ms = self.world.rng.lock().unwrap().range(0, 60).unsigned_abs();
+        tokio::time::sleep(Duration::from_millis(ms)).await;
+        self.replica.disk.0.lock().unwrap().1 = Some(place.clone());
+        tokio::time::sleep(Duration::from_millis(ms / 4)).await;
+        *self.replica.disk.0.lock().unwrap() = (Some(place.clone()), None);
+        let published = self.replica.life.lock().unwrap().published.get(&place.revision.number).copied();
+        if let Some((Some(commit), _)) = published {
+            self.replica.step(&self.world, Step::Kept(commit));
+        }
+        Ok(())
+    }
+}
+
+/// The barrier of production, behind what only the simulation knows of: decisions that are stuck in their handlers.
+#[derive(Default)]
+struct Serving {
+    runtimes: Runtimes,
+    held: watch::Sender<(u64, BTreeSet<u64>)>,
+}
+
+impl Serving {
+    fn hold(&self) -> u64 {
+        let mut ticket = 0;
+        self.held.send_modify(|(count, held)| {
+            *count += 1;
+            held.insert(*count);
+            ticket = *count;
+        });
+        ticket
+    }
+
+    fn leave(&self, ticket: u64) {
+        self.held.send_modify(|(_, held)| {
+            held.remove(&ticket);
+        });
+    }
+}
+
+#[async_trait]
+impl Barrier for Serving {
+    async fn pass(&self) {
+        let newest = self.held.borrow().0;
+        let passed = |(_, held): &(u64, BTreeSet<u64>)| held.range(..=newest).next().is_none();
+        self.held.subscribe().wait_for(passed).await.unwrap();
+        self.runtimes.pass().await;
+    }
+}
+
+/// A process that serves.
+#[derive(Clone)]
+struct Process {
+    replica: Arc<Replica>,
+    world: Arc<World>,
+    incarnation: u32,
+    lane: Lane,
+    recorder: Arc<Recorder>,
+    serving: Arc<Serving>,
 }
 
 impl Replica {
-    pub(super) fn new(place: usize, host: Arc<Host>, settings: Settings, persists: bool, stall: (u64, i64)) -> Arc<Self> {
-        let (disk, store, life) = (Mutex::new(None), Mutex::new(0), Mutex::new(Life::default()));
-        Arc::new(Self { place, host, disk, persists, store, settings, stall, life })
+    pub(super) fn new(
+        (place, node): (usize, usize),
+        host: Arc<Host>,
+        settings: Settings,
+        persists: bool,
+        troubles: Troubles,
+    ) -> Arc<Self> {
+        let (disk, store, life) = (Arc::default(), Arc::default(), Mutex::new(Life::default()));
+        Arc::new(Self { place, node, host, disk, persists, store, settings, troubles, life })
     }
 
-    /// At which commit it is, if it is fresh; whether it is quarantined.
+    /// At which commit it is, if it is fresh; whether it refuses its store.
     pub(super) fn state(&self) -> (Option<usize>, bool) {
         let life = self.life.lock().unwrap();
         let fresh = life.cell.load().filter(|view| view.freshness(self.host.now()) == Freshness::Fresh);
         let number = fresh.map(|view| view.snapshot.revision().number);
-        (number.and_then(|number| life.published.get(&number).copied().flatten()), life.quarantined)
+        (number.and_then(|number| life.published.get(&number).and_then(|(commit, _)| *commit)), life.refuses)
+    }
+
+    fn step(&self, world: &World, step: Step) {
+        let (replica, incarnation) = (self.place, self.life.lock().unwrap().incarnation);
+        world.trace(|| format!("replica {replica}.{incarnation} {step:?}"));
+        world.steps.lock().unwrap().push(Stepped { replica, incarnation, at_ns: elapsed_ns(), step });
     }
 
     /// One life of the process.
     pub(super) async fn run(self: Arc<Self>, world: Arc<World>) -> turmoil::Result {
+        let (host, tasks) = (self.host.clone(), Tasks::default());
+        host.run(tasks.clone().run(self.live(world, tasks))).await
+    }
+
+    async fn live(self: Arc<Self>, world: Arc<World>, tasks: Tasks) -> turmoil::Result {
         let (cell, index) = (Arc::new(SnapshotCell::default()), Arc::new(Index::new()));
         let incarnation = {
             let mut life = self.life.lock().unwrap();
             *life = Life { incarnation: life.incarnation + 1, cell: cell.clone(), ..Life::default() };
             life.incarnation
         };
-        let known = self.disk.lock().unwrap().clone().filter(|_| self.persists);
+        let store: Arc<dyn Store> = Arc::new(Link::new(&world.post, self.store.clone(), world.kind.durability()));
+        let known = self.clone().place(&world, &*store).await;
         let publisher = Recorded { inner: CellPublisher::new(cell.clone(), index), replica: self.clone(), world: world.clone() };
-        let link = Link { peer: Peer::new(world.post.clone()), replica: self.clone(), _wake: watch::channel(0).0 };
-        let (follow, status) = Follow::new(link, publisher, self.host.clone(), self.settings.clone(), known);
+        let name = sync::incarnation(&format!("node-{}", self.node), format!("{}.{incarnation}", self.place));
+        let registration = Registration {
+            incarnation: name,
+            address: format!("replica-{}.{incarnation}", self.place),
+            version: "1".to_owned(),
+            started_unix_ms: self.host.now().unix_ms(),
+        };
+        let member = Member::new(store.clone(), registration);
+        let (follow, status) = Follow::new(member.clone(), publisher, self.host.clone(), self.settings.clone(), known);
         let parts = Parts {
             cell: cell.clone(),
-            ledger: Arc::new(Ledger { peer: Peer::new(world.post.clone()), replica: self.clone() }),
+            ledger: Arc::new(Ledger(store)),
             approvals: Arc::new(NoApprovals),
             catch_up: Arc::new(FollowerCatchUp { status: status.clone(), cell }),
             metrics: Metrics::unexported(),
@@ -84,48 +209,90 @@ impl Replica {
         };
         let service = Arc::new(Service::new(parts, crate::service::Settings::default()));
         let (stop, stopped) = watch::channel(false);
-        tokio::task::spawn_local(self.host.run(follow.run(stopped)));
-        let ready = service.clone();
-        tokio::task::spawn_local(self.host.run(async move {
+        let serving = Arc::new(Serving::default());
+        serving.runtimes.join();
+        let (clock, metrics) = (self.host.clone(), Metrics::unexported());
+        let acknowledge = Acknowledge::new(status.clone(), member.clone(), serving.clone(), clock, metrics);
+        tasks.spawn(self.host.run(follow.run(stopped.clone())));
+        tasks.spawn(self.host.run(acknowledge.run(stopped.clone())));
+        let (ready, keeps) = (service.clone(), Keeps { replica: self.clone(), world: world.clone() });
+        tasks.spawn(self.host.run(async move {
             if status.ready().await {
                 ready.mark_ready();
+                member.set_state(ReplicaState::Serving);
+                // Only from here on: what was not published was not followed.
+                sync::remember(status, keeps, stopped).await;
             }
         }));
         let recorder = Arc::new(Recorder::discarding("sim"));
         let lane = service.lane(recorder.clone());
-        let replica = self.clone();
-        let served = serve(world.post.clone(), self.host.clone(), move |call| {
-            let (replica, world, lane, recorder) = (replica.clone(), world.clone(), lane.clone(), recorder.clone());
-            async move { replica.answer(&world, &lane, &recorder, call, incarnation).await }
+        let (post, host) = (world.post.clone(), self.host.clone());
+        let process = Process { replica: self, world, incarnation, lane, recorder, serving };
+        let served = serve(post, host, tasks, move |call| {
+            let process = process.clone();
+            async move { process.answer(call).await }
         });
-        let served = self.host.run(served).await;
+        let served = served.await;
         drop(stop);
         served
     }
 
-    async fn answer(&self, world: &World, lane: &Lane, recorder: &Recorder, call: Call, incarnation: u32) -> Reply {
+    /// Where it was last, once the store may be followed from there; until then the process ends and is started again.
+    async fn place(self: Arc<Self>, world: &World, store: &dyn Store) -> Option<Position> {
+        let keeps_unsynced = world.rng.lock().unwrap().percent(50);
+        let known = self.disk.read(keeps_unsynced).filter(|_| self.persists)?;
+        loop {
+            let follows = may_follow(store, &known, Path::new("place.json")).await;
+            self.life.lock().unwrap().refuses = matches!(follows, Err(crate::app::Error::Configuration(_)));
+            match follows {
+                Ok(()) => return Some(known),
+                Err(error) => world.trace(|| format!("replica {} does not start: {error}", self.place)),
+            }
+            tokio::time::sleep(RESTART_PAUSE).await;
+        }
+    }
+}
+
+impl Process {
+    async fn answer(&self, call: Call) -> Reply {
         let Call::Check(request) = call else { panic!("a replica decides") };
+        let (replica, world) = (&*self.replica, &*self.world);
         let caller = Caller { connection_id: 1, address: "gateway".into(), is_loopback: true };
         // Only where it does not await: else it would be somebody else who is stopped.
-        let (percent, ns_max) = self.stall;
+        let (percent, ns_max) = replica.troubles.stall;
         if request.proof.is_none() && request.at_least.is_none() {
             let mut rng = world.rng.lock().unwrap();
             let ns_max = ns_max.min(world.calm_ns - elapsed_ns());
             if rng.percent(percent) && ns_max > 0 {
-                self.host.stall_at(2, rng.range(ns_max / 10, ns_max));
+                replica.host.stall_at(2, rng.range(ns_max / 10, ns_max));
             }
         }
-        let checked = lane.check(&request, &caller).await;
-        self.host.no_stall();
-        recorder.flush().unwrap();
+        let checked = self.lane.check(&request, &caller).await;
+        replica.host.no_stall();
+        self.recorder.flush().unwrap();
         let Ok(answer) = checked else { return Reply::NotReady };
+        // Nothing awaits in a handler here, so what happens to its thread holds it up, and the barrier with it.
+        let ticket = self.serving.hold();
+        let (percent, ms_max) = replica.troubles.stuck;
+        let stuck_ms = {
+            let mut rng = world.rng.lock().unwrap();
+            let ms_max = ms_max.min((world.calm_ns - elapsed_ns()) / MS);
+            if rng.percent(percent) && ms_max > 0 { rng.range(ms_max / 10, ms_max) } else { 0 }
+        };
         let revision = answer.revision.clone().unwrap();
-        let commit = self.life.lock().unwrap().published.get(&revision.number).copied().flatten();
-        Reply::Check(Box::new(Checked { answer, commit, incarnation }))
+        let published = replica.life.lock().unwrap().published.get(&revision.number).copied();
+        if stuck_ms > 0 {
+            tokio::time::sleep(Duration::from_millis(stuck_ms.unsigned_abs())).await;
+        }
+        replica.host.running().await;
+        self.serving.leave(ticket);
+        let (commit, policy) = published.unwrap_or_default();
+        let (incarnation, answered_ns) = (self.incarnation, elapsed_ns());
+        Reply::Check(Box::new(Checked { answer, commit, policy, answered_ns, incarnation }))
     }
 }
 
-/// The publisher of production; what it published is written down, for the checker and on the disk.
+/// The publisher of production; what it published is written down for the checker.
 struct Recorded {
     inner: CellPublisher,
     replica: Arc<Replica>,
@@ -133,34 +300,34 @@ struct Recorded {
 }
 
 impl Recorded {
-    fn step(&self, step: Step) {
-        let (replica, incarnation) = (self.replica.place, self.replica.life.lock().unwrap().incarnation);
-        self.world.trace(|| format!("replica {replica}.{incarnation} {step:?}"));
-        self.world.steps.lock().unwrap().push(Stepped { replica, incarnation, at_ns: elapsed_ns(), step });
-    }
-
-    fn published(&self, hash: [u8; 32]) {
-        let view = self.replica.life.lock().unwrap().cell.load().expect("something was published");
+    fn published(&self, hash: [u8; 32], result: Result<(), String>) -> Result<(), String> {
+        let view = self.replica.life.lock().unwrap().cell.load();
+        // What cannot be built is published with the last good policy, where there is one.
+        let Some(view) = view else { return result };
         let (revision, digest) = (view.snapshot.revision().clone(), view.snapshot.digest());
-        *self.replica.disk.lock().unwrap() = Some(Position { revision: revision.clone(), hash });
         let commit = self.world.store.lock().unwrap().find(hash, &revision, digest);
-        self.replica.life.lock().unwrap().published.insert(revision.number, commit);
-        self.step(Step::Published { revision, commit });
+        let number = view.snapshot.policy_number();
+        let policy = {
+            let published = &mut self.replica.life.lock().unwrap().published;
+            let policy = if number == revision.number { commit } else { published.get(&number).and_then(|(commit, _)| *commit) };
+            published.insert(revision.number, (commit, policy));
+            policy
+        };
+        self.replica.step(&self.world, Step::Published { revision, commit, policy });
+        result
     }
 }
 
 impl Publisher for Recorded {
     fn replace(&mut self, state: store::State, sent_at: Now) -> Result<(), String> {
         let hash = state.hash;
-        self.inner.replace(state, sent_at)?;
-        self.published(hash);
-        Ok(())
+        let result = self.inner.replace(state, sent_at);
+        self.published(hash, result)
     }
 
     fn apply(&mut self, commits: &[CommitRow], sent_at: Now) -> Result<(), String> {
-        self.inner.apply(commits, sent_at)?;
-        self.published(commits.last().unwrap().hash);
-        Ok(())
+        let result = self.inner.apply(commits, sent_at);
+        self.published(commits.last().unwrap().hash, result)
     }
 
     fn refresh(&mut self, sent_at: Now) {
@@ -169,66 +336,23 @@ impl Publisher for Recorded {
 
     fn quarantine(&mut self, reason: &str) {
         self.inner.quarantine(reason);
-        self.replica.life.lock().unwrap().quarantined = true;
-        self.step(Step::Quarantined);
-    }
-}
-
-/// The way to the store.
-struct Link {
-    peer: Peer,
-    replica: Arc<Replica>,
-    /// Kept open: the store's hint never comes over this network.
-    _wake: watch::Sender<u64>,
-}
-
-impl Link {
-    async fn ask(&self, call: Call) -> Result<Reply, store::Error> {
-        let store = format!("store-{}", *self.replica.store.lock().unwrap());
-        self.peer.ask(&store, call).await.map_err(|error| store::Error::Unavailable(error.to_string()))
-    }
-}
-
-#[async_trait]
-impl Source for Link {
-    async fn load(&self) -> Result<store::State, store::Error> {
-        match self.ask(Call::Load).await? {
-            Reply::Load(state) => Ok(*state),
-            _ => panic!("a load is answered by a state"),
-        }
-    }
-
-    async fn changes(&self, after: u64) -> Result<Changes, store::Error> {
-        match self.ask(Call::Changes(after)).await? {
-            Reply::Changes(changes) => Ok(changes),
-            _ => panic!("a poll is answered by changes"),
-        }
-    }
-
-    fn wake(&self) -> watch::Receiver<u64> {
-        self._wake.subscribe()
+        self.replica.life.lock().unwrap().refuses = true;
+        self.replica.step(&self.world, Step::Quarantined);
     }
 }
 
 /// Proofs are spent in the store, as in production, over the same bad network.
-struct Ledger {
-    peer: Peer,
-    replica: Arc<Replica>,
-}
+struct Ledger(Arc<dyn Store>);
 
 #[async_trait]
 impl ProofLedger for Ledger {
-    async fn spend(&self, key: [u8; 32], _expires_at_unix_s: i64) -> Result<bool, String> {
-        let store = format!("store-{}", *self.replica.store.lock().unwrap());
-        match self.peer.ask(&store, Call::Spend(key)).await.map_err(|error| error.to_string())? {
-            Reply::Spend(first) => Ok(first),
-            _ => panic!("a use is answered so"),
-        }
+    async fn spend(&self, key: [u8; 32], expires_at_unix_s: i64) -> Result<bool, String> {
+        self.0.spend(key, expires_at_unix_s).await.map_err(|error| error.to_string())
     }
 }
 
 /// The policy of the simulation asks for none.
-struct NoApprovals;
+pub(in crate::sync::tests) struct NoApprovals;
 
 #[async_trait::async_trait]
 impl ApprovalLedger for NoApprovals {

@@ -6,12 +6,18 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use super::fixture::Fixture;
+use super::START_UNIX_S;
+use super::fixture::{Fixture, Memory};
 use super::host::elapsed_ns;
-use crate::model::records::{Change, DocumentKey, RevocationRow, Target, Write};
+use crate::model::records::{Change, DocumentKey, PendingRow, RevocationRow, Target, Write};
 use crate::model::revision::{HistoryId, Revision, StateDigest};
 use crate::store::chain::{GENESIS, changes_as_stored, commit_hash, document_sha256, revocation_sha256, state_digest};
-use crate::store::{Changes, CommitRequest, CommitRow, Error, Settings, State, StoredDocument, rules};
+use crate::store::fleet::{HEARTBEAT_INTERVAL_MS, SILENCE_MS_MAX};
+use crate::store::second::{self, Half};
+use crate::store::{
+    Changes, CommitRequest, CommitRow, Error, Heartbeat, Registration, Replica, ReplicaState, Replicas, Settings, State,
+    StoredDocument, lapse, rules,
+};
 
 /// What is promised of an acknowledged commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,10 +42,35 @@ pub(super) struct Node {
     /// When the store lost it.
     pub(super) lost_ns: Option<i64>,
     /// For each chain and tool.
-    pub(super) permitted: Vec<bool>,
+    pub(super) revoked: Vec<bool>,
+    pub(super) allowed: Vec<bool>,
+    /// Whether its policy can be built.
+    pub(super) builds: bool,
+    /// What it did to the switch of everything, in order.
+    pub(super) all: Vec<OfAll>,
     documents: BTreeMap<DocumentKey, StoredDocument>,
     revocations: BTreeMap<Target, RevocationRow>,
+    memory: Memory,
+    /// Who asked for everything to be let in again, and waits for another one.
+    pending: Option<PendingRow>,
+    /// The replicas' rows when it was made: what a backup of then holds.
+    replicas: Vec<Replica>,
 }
+
+/// What a commit does to the switch of everything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum OfAll {
+    Shut,
+    /// An operator asks for it to be lifted.
+    Asked(String),
+    /// An operator lifts it.
+    Lifted(String),
+}
+
+/// The place of the newest commit when a simulation begins.
+const FIRST: usize = 3;
+/// How long ago the first commits were made: what they revoked may be taken away.
+const PAST_S: i64 = 10 * 86_400;
 
 /// One copy of the store.
 #[derive(Clone)]
@@ -51,6 +82,8 @@ pub(super) struct Copy {
     pub(super) synced: usize,
     /// No longer the one that answers.
     pub(super) fenced: bool,
+    /// Who follows.
+    replicas: Vec<Replica>,
 }
 
 /// All of the store.
@@ -68,6 +101,8 @@ pub(super) struct Cluster {
     /// Commits in one answer.
     page: usize,
     settings: Settings,
+    /// Heartbeats that say nothing new are written now and then only, as a file's are.
+    lazy: bool,
     spent: Vec<[u8; 32]>,
     /// Numbers whose rows the log has lost.
     holes: Vec<u64>,
@@ -77,7 +112,7 @@ pub(super) struct Cluster {
 pub(super) type Shared = Mutex<Cluster>;
 
 impl Cluster {
-    pub(super) fn new(durability: Durability, page: usize, settings: Settings, fixture: &Fixture) -> Self {
+    pub(super) fn new(durability: Durability, page: usize, lazy: bool, settings: Settings, fixture: &Fixture) -> Self {
         let history = HistoryId::new("first");
         let row = CommitRow {
             number: 0,
@@ -94,11 +129,17 @@ impl Cluster {
             created_ns: 0,
             acknowledged_ns: None,
             lost_ns: None,
-            permitted: fixture.permitted(&BTreeMap::new(), &BTreeMap::new()),
+            revoked: fixture.revoked(&Memory::default()),
+            allowed: fixture.allowed(&BTreeMap::new()),
+            builds: true,
+            all: vec![],
             documents: BTreeMap::new(),
             revocations: BTreeMap::new(),
+            memory: Memory::default(),
+            pending: None,
+            replicas: vec![],
         };
-        let copy = Copy { history, head: 0, synced: 0, fenced: false };
+        let copy = Copy { history, head: 0, synced: 0, fenced: false, replicas: vec![] };
         let mut cluster = Self {
             durability,
             tree: vec![empty],
@@ -109,13 +150,16 @@ impl Cluster {
             failed_over_ns: None,
             page,
             settings,
+            lazy,
             spent: vec![],
             holes: vec![],
         };
-        let first = CommitRequest { writes: fixture.policy(), ..CommitRequest::default() };
-        let place = cluster.commit(0, &first, 0, fixture).unwrap();
-        cluster.tree[place].acknowledged_ns = Some(0);
-        cluster.copies.iter_mut().for_each(|copy| (copy.head, copy.synced) = (place, place));
+        for writes in fixture.past() {
+            let request = CommitRequest { writes, ..CommitRequest::default() };
+            let place = cluster.commit(0, &request, (START_UNIX_S - PAST_S) * 1_000, fixture).unwrap();
+            cluster.tree[place].acknowledged_ns = Some(0);
+            cluster.copies.iter_mut().for_each(|copy| (copy.head, copy.synced) = (place, place));
+        }
         cluster
     }
 
@@ -124,16 +168,18 @@ impl Cluster {
         &mut self,
         copy: usize,
         request: &CommitRequest,
-        unix_s: i64,
+        unix_ms: i64,
         fixture: &Fixture,
     ) -> Result<usize, Error> {
         rules::check_request(request)?;
         let head = self.copies[copy].head;
-        let Node { mut documents, mut revocations, row: before, .. } = self.tree[head].clone();
-        let number = before.number + 1;
+        let before = &self.tree[head];
+        let (mut documents, mut revocations) = (before.documents.clone(), before.revocations.clone());
+        let (mut memory, mut pending, before) = (before.memory.clone(), before.pending.clone(), before.row.clone());
+        let (number, unix_s) = (before.number + 1, unix_ms.div_euclid(1_000));
         let watermark_unix_s = unix_s + self.settings.iat_skew_s;
         let mut digest = before.digest;
-        let mut changes = Vec::new();
+        let (mut changes, mut all) = (Vec::new(), Vec::new());
         for write in &request.writes {
             let current = |target: &Target| revocations.get(target).cloned();
             let row = match write {
@@ -146,16 +192,52 @@ impl Cluster {
                     changes.push(Change::Document(row.clone()));
                     continue;
                 }
-                Write::RemoveDocument(_)
-                | Write::ReinstateAll { .. }
-                | Write::Prune { .. }
-                | Write::Approve { .. }
-                | Write::Refuse { .. } => panic!("no writer of the simulation does that"),
+                Write::RemoveDocument(_) | Write::Approve { .. } | Write::Refuse { .. } => {
+                    panic!("no writer of the simulation does that")
+                }
+                Write::Prune { before_unix_s, rows_max } => {
+                    let before_unix_s = (*before_unix_s).min(unix_s);
+                    let lapsed = revocations.values().filter(|row| lapse::has_lapsed(row, before_unix_s));
+                    for row in lapsed.take(*rows_max).cloned().collect::<Vec<_>>() {
+                        revocations.remove(&row.target);
+                        digest.remove(&revocation_sha256(&row));
+                        changes.push(Change::RevocationRemoved(row.target));
+                    }
+                    if changes.is_empty() {
+                        return Err(lapse::nothing());
+                    }
+                    continue;
+                }
                 Write::Revoke { target, meaning, reason } => {
-                    rules::revoke(current(target), target, *meaning, reason, number, watermark_unix_s)?
+                    if *target == Target::All {
+                        pending = None;
+                        all.push(OfAll::Shut);
+                    }
+                    let row = rules::revoke(current(target), target, *meaning, reason, number, watermark_unix_s)?;
+                    memory.revoked(target, *meaning, watermark_unix_s);
+                    row
                 }
                 Write::Reinstate { target, reason } => {
-                    rules::reinstate(current(target), target, reason, number, watermark_unix_s)?
+                    let row = rules::reinstate(current(target), target, reason, number, watermark_unix_s)?;
+                    memory.reinstated(target);
+                    row
+                }
+                Write::ReinstateAll { reason, operator, administrators } => {
+                    let half = second::half(pending.as_ref(), operator, administrators, unix_ms)?;
+                    let row = rules::reinstate(current(&Target::All), &Target::All, reason, number, watermark_unix_s)?;
+                    match half {
+                        Half::First(row) => {
+                            pending = Some(row);
+                            all.push(OfAll::Asked(operator.clone()));
+                            continue;
+                        }
+                        Half::Second => {
+                            pending = None;
+                            all.push(OfAll::Lifted(operator.clone()));
+                            memory.reinstated(&Target::All);
+                            row
+                        }
+                    }
                 }
             };
             digest.add(&revocation_sha256(&row));
@@ -165,7 +247,11 @@ impl Cluster {
             changes.push(Change::Revocation(row));
         }
         let hash = commit_hash(&before.hash, number, &changes_as_stored(&changes)?);
-        let row = CommitRow { number, previous_hash: before.hash, hash, digest, unix_ms: unix_s * 1000, changes };
+        // What takes the same rows away in the place of a commit that was lost is that commit: nobody could tell them apart.
+        if self.tree.iter().any(|node| node.row.hash == hash) {
+            return Err(lapse::nothing());
+        }
+        let row = CommitRow { number, previous_hash: before.hash, hash, digest, unix_ms, changes };
         self.tree.push(Node {
             parent: Some(head),
             row,
@@ -174,9 +260,15 @@ impl Cluster {
             acknowledged_ns: None,
             // What an old primary still takes is lost from the start.
             lost_ns: (copy != self.primary).then(elapsed_ns),
-            permitted: fixture.permitted(&documents, &revocations),
+            revoked: fixture.revoked(&memory),
+            allowed: fixture.allowed(&documents),
+            builds: fixture.builds(&documents),
+            all,
             documents,
             revocations,
+            memory,
+            pending,
+            replicas: self.copies[copy].replicas.clone(),
         });
         let place = self.tree.len() - 1;
         match self.durability {
@@ -221,6 +313,76 @@ impl Cluster {
             head_hash: head.hash,
             commits: commits.into_iter().map(|place| self.tree[place].row.clone()).collect(),
         }
+    }
+
+    /// As a reader is told who looks after the log: a hole is an error.
+    pub(super) fn changes_read(&self, copy: usize, after: u64) -> Result<Changes, Error> {
+        let changes = self.changes(copy, after);
+        let dense = changes.commits.iter().zip(after + 1..).all(|(commit, number)| commit.number == number);
+        if dense && (changes.head <= after) == changes.commits.is_empty() {
+            Ok(changes)
+        } else {
+            Err(Error::Corrupt("the log has a hole".to_owned()))
+        }
+    }
+
+    pub(super) fn revision(&self, copy: usize) -> Revision {
+        let copy = &self.copies[copy];
+        Revision { history: copy.history.clone(), number: self.tree[copy.head].row.number }
+    }
+
+    /// Where a copy's replicas are written down: in a synchronous pair on both.
+    fn rows(&mut self, copy: usize) -> Vec<&mut Vec<Replica>> {
+        let both = self.durability == Durability::Synchronous;
+        let rows = self.copies.iter_mut().enumerate().filter(|(place, _)| both || *place == copy);
+        rows.map(|(_, copy)| &mut copy.replicas).collect()
+    }
+
+    pub(super) fn register(&mut self, copy: usize, registration: &Registration, unix_ms: i64) {
+        for rows in self.rows(copy) {
+            rows.retain(|row| {
+                row.seen_unix_ms >= unix_ms - SILENCE_MS_MAX || row.registration.incarnation == registration.incarnation
+            });
+            match rows.iter_mut().find(|row| row.registration.incarnation == registration.incarnation) {
+                Some(row) => (row.registration, row.seen_unix_ms) = (registration.clone(), unix_ms),
+                None => rows.push(Replica {
+                    registration: registration.clone(),
+                    applied_number: 0,
+                    acked_number: 0,
+                    acked_unix_ms: 0,
+                    acked_commit_unix_ms: None,
+                    state: ReplicaState::default(),
+                    seen_unix_ms: unix_ms,
+                }),
+            }
+        }
+    }
+
+    /// Writes a heartbeat, or says that it cannot be written.
+    pub(super) fn beat(&mut self, copy: usize, heartbeat: &Heartbeat, unix_ms: i64) -> Result<(), Error> {
+        let lazy = self.lazy;
+        let mut found = false;
+        for rows in self.rows(copy) {
+            let Some(row) = rows.iter_mut().find(|row| row.registration.incarnation == heartbeat.incarnation) else { continue };
+            found = true;
+            let same = (row.acked_number, row.state) == (heartbeat.acked_number, heartbeat.state);
+            if lazy && same && row.age_ms(unix_ms) < HEARTBEAT_INTERVAL_MS {
+                continue;
+            }
+            if heartbeat.acked_number > row.acked_number {
+                row.acked_unix_ms = unix_ms;
+            }
+            (row.applied_number, row.acked_number) = (heartbeat.applied_number, heartbeat.acked_number);
+            (row.state, row.seen_unix_ms) = (heartbeat.state, unix_ms);
+        }
+        if found { Ok(()) } else { Err(Error::Unregistered { incarnation: heartbeat.incarnation.clone() }) }
+    }
+
+    pub(super) fn replicas(&self, copy: usize, unix_ms: i64) -> Replicas {
+        let heard = |row: &&Replica| row.seen_unix_ms >= unix_ms - SILENCE_MS_MAX;
+        let rows = self.copies[copy].replicas.iter().filter(heard).cloned().collect();
+        let freshness_bound_ms = self.settings.freshness_bound_ms;
+        Replicas { unix_ms, revision: self.revision(copy), freshness_bound_ms, rows }
     }
 
     pub(super) fn spend(&mut self, key: [u8; 32]) -> bool {
@@ -287,14 +449,15 @@ impl Cluster {
     /// A backup takes the store's place, `back` commits old.
     pub(super) fn restore(&mut self, back: usize, history: Option<HistoryId>) {
         let head = self.copies[self.primary].head;
-        let old = self.path(head).nth(back).filter(|place| *place > 0).unwrap_or(1);
+        let old = self.path(head).nth(back).filter(|place| *place >= FIRST).unwrap_or(FIRST);
         self.lose(head, old);
         if let Some(history) = &history {
             let shared: Vec<_> = self.path(old).collect();
             shared.into_iter().for_each(|place| self.tree[place].histories.push(history.clone()));
         }
+        let replicas = self.tree[old].replicas.clone();
         let copy = &mut self.copies[self.primary];
-        (copy.head, copy.synced) = (old, old);
+        (copy.head, copy.synced, copy.replicas) = (old, old, replicas);
         copy.history = history.unwrap_or_else(|| copy.history.clone());
     }
 
@@ -308,6 +471,7 @@ impl Cluster {
             self.copies.iter_mut().for_each(|copy| copy.synced = copy.head);
         } else if primary == 0 && self.joined {
             self.copies[1].head = self.copies[0].head;
+            self.copies[1].replicas = self.copies[0].replicas.clone();
         }
     }
 

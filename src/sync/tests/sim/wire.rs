@@ -12,16 +12,23 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use turmoil::net::{TcpListener, TcpStream};
 
-use super::host::Host;
+use super::host::{Host, Tasks};
+use crate::model::revision::{HistoryId, Revision};
 use crate::service::{Answer, CheckRequest};
-use crate::store::{Changes, CommitRequest, Error, State};
+use crate::store::{Changes, CommitRequest, Error, Heartbeat, Registration, Replicas, State};
 
 const PORT: u16 = 7;
 
 /// A question.
 pub(super) enum Call {
-    Load,
+    /// With the history that the heartbeat is for; so for the next.
+    Load(Heartbeat, Option<HistoryId>),
+    Poll(Heartbeat, Option<HistoryId>),
+    Beat(Heartbeat),
+    Register(Registration),
     Changes(u64),
+    Revision,
+    Replicas,
     Commit(CommitRequest),
     Spend([u8; 32]),
     Check(Box<CheckRequest>),
@@ -31,6 +38,10 @@ pub(super) enum Call {
 pub(super) enum Reply {
     Load(Box<State>),
     Changes(Changes),
+    Revision(Revision),
+    Replicas(Replicas),
+    Done,
+    Failed(Error),
     /// The commit's place in the tree, if it was made.
     Commit(Result<usize, Error>),
     Spend(bool),
@@ -43,6 +54,10 @@ pub(super) struct Checked {
     pub(super) answer: Answer,
     /// The commit whose snapshot decided, where it is the one that the answer names.
     pub(super) commit: Option<usize>,
+    /// The commit whose policy was in force with it.
+    pub(super) policy: Option<usize>,
+    /// When it left its handler.
+    pub(super) answered_ns: i64,
     pub(super) incarnation: u32,
 }
 
@@ -97,7 +112,7 @@ impl Peer {
 }
 
 /// Serves until the machine dies. `answer` may never return: then nobody is answered.
-pub(super) async fn serve<A, F>(post: Arc<Post>, host: Arc<Host>, answer: A) -> turmoil::Result
+pub(super) async fn serve<A, F>(post: Arc<Post>, host: Arc<Host>, tasks: Tasks, answer: A) -> turmoil::Result
 where
     A: Fn(Call) -> F + Clone + 'static,
     F: Future<Output = Reply> + 'static,
@@ -106,7 +121,7 @@ where
     loop {
         let (mut stream, _) = listener.accept().await?;
         let (post, answer, machine) = (post.clone(), answer.clone(), host.clone());
-        tokio::task::spawn_local(host.run(async move {
+        tasks.spawn(host.run(async move {
             while let Ok(number) = stream.read_u64().await {
                 let Parcel::Call(call) = post.take(number) else { panic!("a client asks") };
                 let reply = answer(call).await;

@@ -7,17 +7,18 @@ use std::time::Duration;
 use futures_util::future::try_join_all;
 use turmoil::Sim;
 
-use super::checker::{self, Ended, History, Stepped};
+use super::checker::{self, Ended, History, Stepped, Waited};
 use super::clients;
 use super::fixture::FIXTURE;
 use super::host::{DRIFT_PPM_MAX, Host, MS, elapsed_ns, set_elapsed_outside};
 use super::plan::{Fault, Kind, TROUBLE_MS, plan};
-use super::replica::Replica;
+use super::replica::{Replica, Troubles};
 use super::rng::Rng;
 use super::store::{Cluster, Durability, Shared};
 use super::wire::Post;
 use crate::model::revision::{HistoryId, Revision};
-use crate::store;
+use crate::model::time::Clock as _;
+use crate::store::{self, CommitRequest};
 use crate::sync::Settings;
 
 const TICK_MS: u64 = 5;
@@ -28,6 +29,7 @@ const RECOVERY_MS: i64 = 2_000;
 const END_MS: i64 = TROUBLE_MS.1 + RECOVERY_MS + 1_300;
 const CONNECTIONS: usize = 5;
 const WRITERS: usize = 2;
+const WAITERS: usize = 2;
 
 /// What the machines of one simulation share.
 pub(super) struct World {
@@ -35,6 +37,8 @@ pub(super) struct World {
     pub(super) kind: Kind,
     pub(super) store: Shared,
     pub(super) replicas: Vec<Arc<Replica>>,
+    /// The copy that those who wait for the fleet ask.
+    pub(super) waiters_copy: Arc<Mutex<usize>>,
     pub(super) post: Arc<Post>,
     /// Chance while it runs; machines take turns in one order, so it is as fixed as the rest.
     pub(super) rng: Mutex<Rng>,
@@ -42,6 +46,7 @@ pub(super) struct World {
     pub(super) calm_ns: i64,
     pub(super) end_ns: i64,
     answers: Mutex<Vec<checker::Answer>>,
+    waits: Mutex<Vec<Waited>>,
     trace: Option<Mutex<Vec<String>>>,
     bound_ms: u64,
 }
@@ -61,6 +66,8 @@ impl World {
         let persists = kind.may_quarantine() || rng.percent(50);
         let settings = store::Settings { freshness_bound_ms: bound_ms, ..store::Settings::default() };
         let stall_ns_max = (i64::try_from(bound_ms).unwrap() + 1_500) * MS;
+        let count = 3 + Rng::new(seed, 2).below(8) / 5;
+        let lazy = kind == Kind::Single && Rng::new(seed, 6).percent(50);
         let replica = |place: usize| {
             let follow = Settings {
                 poll_interval_ms: [40, 60, 100][rng.below(3)],
@@ -71,20 +78,24 @@ impl World {
                 ..Settings::default()
             };
             let host = Host::new(drift(&mut rng), rng.range(-400, 400) * MS);
-            Replica::new(place, host, follow, persists, (1, stall_ns_max))
+            // The last is what takes the place of the first.
+            let node = if place + 1 == count { 0 } else { place };
+            Replica::new((place, node), host, follow, persists, Troubles { stall: (1, stall_ns_max), stuck: (3, 1_100) })
         };
-        let replicas = (0..3 + Rng::new(seed, 2).below(8) / 5).map(replica).collect();
+        let replicas = (0..count).map(replica).collect();
         Self {
             seed,
             kind,
-            store: Mutex::new(Cluster::new(kind.durability(), page, settings, &FIXTURE)),
+            store: Mutex::new(Cluster::new(kind.durability(), page, lazy, settings, &FIXTURE)),
             replicas,
+            waiters_copy: Arc::default(),
             post: Arc::default(),
             rng: Mutex::new(Rng::new(seed, 3)),
             steps: Mutex::default(),
             calm_ns: TROUBLE_MS.1 * MS,
             end_ns: END_MS * MS,
             answers: Mutex::default(),
+            waits: Mutex::default(),
             trace: traced.then(Mutex::default),
             bound_ms,
         }
@@ -102,6 +113,16 @@ impl World {
         self.answers.lock().unwrap().push(answer);
     }
 
+    pub(super) fn wait_begins(&self, commit: usize) -> usize {
+        let mut waits = self.waits.lock().unwrap();
+        waits.push(Waited { commit, began_ns: elapsed_ns(), returned: None });
+        waits.len() - 1
+    }
+
+    pub(super) fn wait_returns(&self, wait: usize, said: bool) {
+        self.waits.lock().unwrap()[wait].returned = Some((elapsed_ns(), said));
+    }
+
     fn history(&self) -> History {
         let store = self.store.lock().unwrap();
         let failed_over_ns = store.failed_over_ns.unwrap_or(i64::MAX);
@@ -113,7 +134,11 @@ impl World {
                 .acknowledged_ns
                 .map(|ns| if node.created_ns >= failed_over_ns { ns.max(store.settled_ns) } else { ns }),
             lost_ns: node.lost_ns,
-            permitted: node.permitted.clone(),
+            revoked: node.revoked.clone(),
+            allowed: node.allowed.clone(),
+            builds: node.builds,
+            all: node.all.clone(),
+            unix_ms: node.row.unix_ms,
         };
         let newest = store.copies[store.primary].head;
         let bound_ns = i64::try_from(self.bound_ms).unwrap() * MS;
@@ -124,6 +149,8 @@ impl World {
             commits: store.tree.iter().map(commit).collect(),
             answers: std::mem::take(&mut *self.answers.lock().unwrap()),
             steps: std::mem::take(&mut *self.steps.lock().unwrap()),
+            waits: std::mem::take(&mut *self.waits.lock().unwrap()),
+            end_ns: self.end_ns,
             ended: vec![],
             may_quarantine: self.kind.may_quarantine(),
             quiet_ns: (TROUBLE_MS.1 + RECOVERY_MS) * MS,
@@ -158,6 +185,7 @@ struct Machines<'a> {
     names: Vec<String>,
     stores: Vec<Arc<Host>>,
     gateway: Arc<Host>,
+    waiter: Arc<Host>,
     /// Replicas whose boot clock does not count a suspend: their wall clock is never set back.
     virtual_machines: Vec<bool>,
 }
@@ -181,6 +209,9 @@ pub(super) fn run(seed: u64, traced: bool) -> Result<Outcome, String> {
         if now_ms == TROUBLE_MS.1 {
             world.trace(|| "calm".to_owned());
             machines.calm();
+        }
+        if now_ms >= TROUBLE_MS.1 {
+            machines.mend();
         }
         if now_ms == TROUBLE_MS.1 + RECOVERY_MS {
             quiet = Some(world.ended());
@@ -243,17 +274,26 @@ impl<'a> Machines<'a> {
             let world = shared.clone();
             async move { try_join_all((0..WRITERS).map(|place| clients::writer(world.clone(), place))).await.map(drop) }
         });
+        let waiter = Host::new(drift(&mut rng), 0);
+        let (shared, machine) = (world.clone(), waiter.clone());
+        sim.host(named("waiter".to_owned()), move || {
+            let (world, machine) = (shared.clone(), machine.clone());
+            async move {
+                let one = |place| clients::waiter(world.clone(), machine.clone(), place);
+                try_join_all((0..WAITERS).map(one)).await.map(drop)
+            }
+        });
         let virtual_machines = world.replicas.iter().map(|_| rng.percent(50)).collect();
-        Self { sim, world, names, stores, gateway, virtual_machines }
+        Self { sim, world, names, stores, gateway, waiter, virtual_machines }
     }
 
     fn all(&self) -> impl Iterator<Item = &Arc<Host>> {
-        self.stores.iter().chain([&self.gateway]).chain(self.world.replicas.iter().map(|replica| &replica.host))
+        self.stores.iter().chain([&self.gateway, &self.waiter]).chain(self.world.replicas.iter().map(|replica| &replica.host))
     }
 
     /// A machine, and whether its boot clock counts a suspend.
     fn machine(&self, name: &str) -> (Arc<Host>, bool) {
-        let (kind, place) = name.rsplit_once('-').unwrap();
+        let Some((kind, place)) = name.rsplit_once('-') else { return (self.waiter.clone(), true) };
         let place: usize = place.parse().unwrap();
         match kind {
             "replica" => (self.world.replicas[place].host.clone(), !self.virtual_machines[place]),
@@ -279,6 +319,12 @@ impl<'a> Machines<'a> {
                 let (host, boot_counts) = self.machine(machine);
                 // One of the two clocks must count: that is what the design relies on.
                 host.step_wall(if boot_counts { *by_ns } else { by_ns.abs() });
+            }
+            Fault::Succeed { stopped, by, for_ns } => {
+                self.world.replicas[*stopped].host.stop(*for_ns);
+                let by = format!("replica-{by}");
+                self.sim.crash(&*by);
+                self.sim.bounce(&*by);
             }
             Fault::Crash(machine) => {
                 self.sim.crash(&**machine);
@@ -307,7 +353,19 @@ impl<'a> Machines<'a> {
 
     fn redirect(&self, replica: usize) {
         let primary = self.world.store.lock().unwrap().primary;
-        *self.world.replicas[replica].store.lock().unwrap() = primary;
+        let copy = self.world.replicas.get(replica).map_or(&self.world.waiters_copy, |replica| &replica.store);
+        *copy.lock().unwrap() = primary;
+    }
+
+    /// A policy that cannot be built is put right.
+    fn mend(&self) {
+        let mut store = self.world.store.lock().unwrap();
+        let (primary, head) = (store.primary, store.copies[store.primary].head);
+        if !store.tree[head].builds {
+            let unix_ms = self.stores[primary].now().unix_ms();
+            let request = CommitRequest { writes: FIXTURE.mend(), ..CommitRequest::default() };
+            store.commit(primary, &request, unix_ms, &FIXTURE).unwrap();
+        }
     }
 
     /// Ends all trouble.
@@ -329,6 +387,6 @@ impl<'a> Machines<'a> {
             store.joined = true;
             store.step_down();
         }
-        (0..self.world.replicas.len()).for_each(|replica| self.redirect(replica));
+        (0..=self.world.replicas.len()).for_each(|replica| self.redirect(replica));
     }
 }

@@ -16,7 +16,11 @@ fn commit(number: u64, parent: Option<usize>, at_s: i64, permitted: bool) -> Com
         created_ns: at_s * SECOND_NS,
         binds_ns: Some(at_s * SECOND_NS),
         lost_ns: None,
-        permitted: vec![permitted],
+        revoked: vec![!permitted],
+        allowed: vec![true],
+        builds: true,
+        all: vec![],
+        unix_ms: at_s * 1_000,
     }
 }
 
@@ -33,7 +37,9 @@ fn answer(commit: usize, number: u64, effect: Effect, at_s: i64, valid_for_ms: u
         unavailable: false,
         revision: revision(number),
         commit: Some(commit),
+        policy: Some(commit),
         sent_ns,
+        answered_ns: sent_ns + SECOND_NS / 20,
         received_ns: sent_ns + SECOND_NS / 10,
         usable_until_ns: sent_ns + i64::try_from(valid_for_ms).unwrap() * 1_000_000,
         age_ms: 5_000 - valid_for_ms,
@@ -42,8 +48,13 @@ fn answer(commit: usize, number: u64, effect: Effect, at_s: i64, valid_for_ms: u
 }
 
 fn published(commit: usize, number: u64, incarnation: u32) -> Stepped {
-    let step = Step::Published { revision: revision(number), commit: Some(commit) };
+    let step = Step::Published { revision: revision(number), commit: Some(commit), policy: Some(commit) };
     Stepped { replica: 0, incarnation, at_ns: 0, step }
+}
+
+/// A wait for commit 1, begun when that was made.
+fn waited(returned: Option<(i64, bool)>) -> Waited {
+    Waited { commit: 1, began_ns: 10 * SECOND_NS, returned }
 }
 
 /// Permitted at 1, revoked by 2 in second 10, permitted again by 3 in second 30; all well.
@@ -59,6 +70,8 @@ fn history() -> History {
             answer(2, 3, Effect::Permit, 31, 5_000),
         ],
         steps: vec![published(0, 1, 1), published(1, 2, 1), published(2, 3, 2)],
+        waits: vec![waited(Some((15 * SECOND_NS, true)))],
+        end_ns: 60 * SECOND_NS,
         ended: vec![Ended { replica: 0, quarantined: false, current: true }],
         may_quarantine: false,
         quiet_ns: 40 * SECOND_NS,
@@ -129,11 +142,13 @@ fn each_broken_promise_is_seen() {
     let other_history = |history: &mut History| {
         let other = Revision { history: HistoryId::new("second"), number: 3 };
         history.commits[2].revisions.push(other.clone());
-        history.steps.push(Stepped { step: Step::Published { revision: other, commit: Some(2) }, ..published(2, 3, 3) });
+        history
+            .steps
+            .push(Stepped { step: Step::Published { revision: other, commit: Some(2), policy: Some(2) }, ..published(2, 3, 3) });
     };
     check("the same commit in another history", Some(Promise::Forward), &other_history);
     let unlike = |history: &mut History| {
-        let step = Step::Published { revision: revision(3), commit: None };
+        let step = Step::Published { revision: revision(3), commit: None, policy: None };
         history.steps.push(Stepped { step, ..published(2, 3, 2) });
     };
     check("a snapshot like no commit", Some(Promise::Digest), &unlike);
@@ -158,10 +173,112 @@ fn each_broken_promise_is_seen() {
     check("quarantined by its own store", Some(Promise::Recovery), &ended(true, false));
     check("still denied long after", Some(Promise::Recovery), &answers(answer(2, 3, Effect::Deny, 45, 5_000)));
     let still_permitted = |history: &mut History| {
-        history.commits[2].permitted = vec![false];
+        history.commits[2].revoked = vec![true];
+        history.waits.clear();
         history.answers = vec![answer(0, 1, Effect::Permit, 45, 5_000)];
         history.commits[1].binds_ns = None;
         history.commits[2].binds_ns = None;
     };
     check("still permitted long after", Some(Promise::Recovery), &still_permitted);
+}
+
+#[test]
+fn each_broken_promise_of_fleet_and_policy_is_seen() {
+    let check = |what: &str, expected: Option<Promise>, break_it: &dyn Fn(&mut History)| {
+        let mut history = history();
+        break_it(&mut history);
+        assert_eq!(super::check(&history).err().map(|violation| violation.promise), expected, "{what}");
+    };
+    let waits = |waited: Waited| move |history: &mut History| history.waits.push(waited.clone());
+    check("late", Some(Promise::Fleet), &waits(waited(Some((16 * SECOND_NS, true)))));
+    check("late with nothing to say", Some(Promise::Fleet), &waits(waited(Some((16 * SECOND_NS, false)))));
+    check("never", Some(Promise::Fleet), &waits(waited(None)));
+    check("the end came first", None, &|history| {
+        history.waits.push(waited(None));
+        history.end_ns = 14 * SECOND_NS;
+    });
+    // It left its handler in second 12.05, with two seconds to go.
+    let said = |ms: i64, said: bool| waits(waited(Some((12 * SECOND_NS + ms * 1_000_000, said))));
+    check("permitted afterwards", Some(Promise::Fleet), &said(20, true));
+    check("on its way", None, &said(45, true));
+    check("nothing was said", None, &said(20, false));
+    let of_no_use = |history: &mut History| {
+        said(20, true)(history);
+        history.answers[1].received_ns = 16 * SECOND_NS;
+    };
+    check("of no use when it came", None, &of_no_use);
+    let asked_after = |history: &mut History| {
+        said(-20, true)(history);
+        history.answers[1].received_ns = 16 * SECOND_NS;
+    };
+    check("asked for afterwards", Some(Promise::Fleet), &asked_after);
+    let let_in = |history: &mut History| {
+        said(20, true)(history);
+        history.commits[2].created_ns = 12 * SECOND_NS;
+    };
+    check("it was let in again before", None, &let_in);
+
+    let unbuildable = |policy: usize| {
+        move |history: &mut History| {
+            (history.commits[2].builds, history.commits[2].allowed) = (false, vec![false]);
+            history.steps[2] = published(2, 3, 1);
+            let Step::Published { policy: of, .. } = &mut history.steps[2].step else { panic!("a publication") };
+            *of = Some(policy);
+            history.answers[3].policy = Some(policy);
+        }
+    };
+    check("the last good policy", None, &unbuildable(1));
+    check("one before it", Some(Promise::LastGood), &unbuildable(0));
+    check("what cannot be built", Some(Promise::LastGood), &unbuildable(2));
+    let old_policy = |history: &mut History| {
+        let Step::Published { policy, .. } = &mut history.steps[1].step else { panic!("a publication") };
+        *policy = Some(0);
+    };
+    check("an older policy than the newest that can be built", Some(Promise::LastGood), &old_policy);
+    check("policy denies", Some(Promise::Revision), &|history| history.commits[2].allowed = vec![false]);
+    let behind = |history: &mut History| {
+        unbuildable(1)(history);
+        history.answers[3].at_least = Some(2);
+    };
+    check("policy is not as far as was asked", Some(Promise::AtLeast), &behind);
+
+    let kept = |commit: usize, incarnation: u32| Stepped { step: Step::Kept(commit), ..published(0, 1, incarnation) };
+    let fell = |keeps: Option<usize>| {
+        move |history: &mut History| {
+            history.may_quarantine = true;
+            history.steps.extend(keeps.map(|commit| kept(commit, 2)));
+            history.steps.push(published(1, 2, 3));
+        }
+    };
+    check("a restart behind what was written down", Some(Promise::Forward), &fell(Some(2)));
+    check("a restart at what was written down", None, &fell(Some(1)));
+    let often = |times: usize| {
+        move |history: &mut History| {
+            fell(None)(history);
+            let at_last = (0..times).map(|_| published(2, 3, 2));
+            history.steps.splice(2..2, at_last);
+        }
+    };
+    check("it had hardly got there", None, &often(KEPT_AFTER_STEPS - 2));
+    check("it must have written that down", Some(Promise::Forward), &often(KEPT_AFTER_STEPS));
+    check("in one life", Some(Promise::Forward), &|history| {
+        history.may_quarantine = true;
+        history.steps.push(published(1, 2, 2));
+    });
+
+    let all = |acts: [(usize, OfAll); 2], at_ms: i64| {
+        move |history: &mut History| {
+            acts.iter().for_each(|(commit, act)| history.commits[*commit].all.push(act.clone()));
+            history.commits[2].unix_ms = at_ms;
+        }
+    };
+    let (asked, lifted) = (|name: &str| OfAll::Asked(name.into()), |name: &str| OfAll::Lifted(name.into()));
+    check("two operators", None, &all([(1, asked("a")), (2, lifted("b"))], 30_000));
+    check("one twice", Some(Promise::TwoOperators), &all([(1, asked("a")), (2, lifted("a"))], 30_000));
+    check("too late", Some(Promise::TwoOperators), &all([(1, asked("a")), (2, lifted("b"))], 10_000 + SECOND_OPERATOR_MS));
+    check("alone", Some(Promise::TwoOperators), &all([(1, OfAll::Shut), (2, lifted("b"))], 30_000));
+    check("shut again since", Some(Promise::TwoOperators), &|history| {
+        all([(0, asked("a")), (2, lifted("b"))], 30_000)(history);
+        history.commits[1].all.push(OfAll::Shut);
+    });
 }

@@ -1,0 +1,181 @@
+//! Promise 4 against the real parts: `at_least` is never answered from an older snapshot.
+//!
+//! A SQLite file, its follower on a thread of its own, the service on two serving threads, and a writer who lets an agent in and shuts
+//! it out again, by revocation and by policy in turn. All callers ask for a revision as soon as the writer was told of it, and so
+//! before the follower has it or with it.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, RwLock};
+
+use futures_util::future::join_all;
+use tokio::sync::watch;
+
+use super::super::{CellPublisher, Follow, Member, Settings};
+use super::sim::{Asked, NoApprovals, START_UNIX_S};
+use crate::app::bind::{FollowerCatchUp, StoreLedger};
+use crate::audit::Recorder;
+use crate::model::decision::Effect;
+use crate::model::mutant::{self, Mutant};
+use crate::model::reason::Reason;
+use crate::model::revision::{HistoryId, Revision};
+use crate::model::time::{Clock, Now, SystemClock};
+use crate::revocation::Index;
+use crate::service::{Parts, Service, request::Caller};
+use crate::snapshot::SnapshotCell;
+use crate::store::sqlite::SqliteStore;
+use crate::store::{CommitRequest, Registration, Store};
+use crate::telemetry::{Metrics, Spans};
+use crate::testing::cases::cases;
+
+/// Answers of the ordinary run.
+const ANSWERS: u32 = 10_000;
+const SERVING_THREADS: usize = 2;
+/// Calls that one serving thread has at one time.
+const CALLS: usize = 16;
+
+/// The machine's time, from when the credentials are valid.
+struct Since {
+    began: Now,
+}
+
+impl Clock for Since {
+    fn now(&self) -> Now {
+        let now = SystemClock.now();
+        let run_ns = now.boot_ns - self.began.boot_ns;
+        Now { unix_ns: START_UNIX_S * 1_000_000_000 + run_ns, boot_ns: now.boot_ns }
+    }
+}
+
+/// What the writer did, before anybody can have read it.
+struct Written {
+    history: HistoryId,
+    /// Whether the call is permitted, by number.
+    permitted: RwLock<Vec<bool>>,
+    /// The newest number that the store acknowledged.
+    acknowledged: watch::Sender<u64>,
+}
+
+/// What the callers saw.
+#[derive(Default)]
+struct Told {
+    answered: AtomicU64,
+    unavailable: AtomicU64,
+    wrong: RwLock<Vec<String>>,
+}
+
+fn on_its_own_runtime<F: Future<Output = ()>>(task: F) {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(task);
+}
+
+/// Commits until nobody calls any more.
+async fn write(store: Arc<dyn Store>, written: Arc<Written>) {
+    for number in 2.. {
+        let (writes, permitted) = Asked::turn(number);
+        written.permitted.write().unwrap().push(permitted);
+        let committed = store.commit(CommitRequest { writes, ..CommitRequest::default() }).await.unwrap();
+        assert_eq!(committed.revision.number, number);
+        if written.acknowledged.send(number).is_err() {
+            return;
+        }
+    }
+}
+
+/// Calls until there were enough answers.
+async fn call(service: Arc<Service>, written: Arc<Written>, told: Arc<Told>, answers: u64) {
+    let recorder = Arc::new(Recorder::discarding("at_least"));
+    let lane = service.lane(recorder.clone());
+    let caller = Caller { connection_id: 1, address: "gateway".into(), is_loopback: true };
+    let one = async || {
+        let mut acknowledged = written.acknowledged.subscribe();
+        while told.answered.load(Ordering::Relaxed) < answers && told.wrong.read().unwrap().is_empty() {
+            acknowledged.changed().await.unwrap();
+            let asked = *acknowledged.borrow_and_update();
+            let at_least = Revision { history: written.history.clone(), number: asked };
+            let answer = lane.check(&Asked::request(at_least), &caller).await.unwrap();
+            recorder.flush().unwrap();
+            if answer.decision.reason == Reason::RevisionUnavailable {
+                told.unavailable.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
+            told.answered.fetch_add(1, Ordering::Relaxed);
+            let number = answer.revision.unwrap().number;
+            let permits = answer.decision.effect == Effect::Permit;
+            let expected = written.permitted.read().unwrap()[usize::try_from(number).unwrap()];
+            if number < asked || permits && !expected {
+                let what =
+                    format!("{asked} was asked for: {:?} from {number}, where {expected} is right", answer.decision.reason);
+                told.wrong.write().unwrap().push(what);
+            }
+        }
+    };
+    join_all((0..CALLS).map(|_| one())).await;
+}
+
+/// Runs until there were so many answers, broken or whole; how many were refused, and what was wrong.
+fn run(answers: u64, mutant: Option<Mutant>) -> (u64, Vec<String>) {
+    let folder = tempfile::tempdir().unwrap();
+    let clock: Arc<dyn Clock> = Arc::new(Since { began: SystemClock.now() });
+    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&folder.path().join("s"), clock.clone()).unwrap());
+    let first = CommitRequest { writes: Asked::policy(), ..CommitRequest::default() };
+    let mut history = None;
+    on_its_own_runtime(async { history = Some(store.commit(first).await.unwrap().revision.history) });
+    let written = Arc::new(Written {
+        history: history.unwrap(),
+        permitted: RwLock::new(vec![false, true]),
+        acknowledged: watch::channel(1).0,
+    });
+    let cell = Arc::new(SnapshotCell::default());
+    let publisher = CellPublisher::new(cell.clone(), Arc::new(Index::new()));
+    let registration =
+        Registration { incarnation: "one".to_owned(), address: "node".to_owned(), version: "1".to_owned(), started_unix_ms: 0 };
+    let member = Member::new(store.clone(), registration);
+    let (follow, status) = Follow::new(member, publisher, clock.clone(), Settings::default(), None);
+    let parts = Parts {
+        cell: cell.clone(),
+        ledger: Arc::new(StoreLedger(store.clone())),
+        approvals: Arc::new(NoApprovals),
+        catch_up: Arc::new(FollowerCatchUp { status: status.clone(), cell }),
+        metrics: Metrics::unexported(),
+        spans: Spans::off(),
+        clock,
+    };
+    let service = Arc::new(Service::new(parts, crate::service::Settings::default()));
+    let (stop, stopped) = watch::channel(false);
+    let told = Arc::new(Told::default());
+    std::thread::scope(|scope| {
+        scope.spawn(|| on_its_own_runtime(follow.run(stopped)));
+        on_its_own_runtime(async { assert!(status.ready().await) });
+        service.mark_ready();
+        let serving =
+            || mutant::with(mutant, || on_its_own_runtime(call(service.clone(), written.clone(), told.clone(), answers)));
+        let serving: Vec<_> = (0..SERVING_THREADS).map(|_| scope.spawn(serving)).collect();
+        while written.acknowledged.receiver_count() < SERVING_THREADS * CALLS && !serving[0].is_finished() {
+            std::thread::yield_now();
+        }
+        on_its_own_runtime(write(store.clone(), written.clone()));
+        let ended: Vec<_> = serving.into_iter().map(|thread| thread.join()).collect();
+        stop.send_replace(true);
+        ended.into_iter().for_each(|ended| ended.unwrap());
+    });
+    let wrong = std::mem::take(&mut *told.wrong.write().unwrap());
+    println!(
+        "{} answers to `at_least` over {} revisions, {} refusals, {} wrong",
+        told.answered.load(Ordering::Relaxed),
+        *written.acknowledged.borrow(),
+        told.unavailable.load(Ordering::Relaxed),
+        wrong.len()
+    );
+    (told.unavailable.load(Ordering::Relaxed), wrong)
+}
+
+/// With `PORTCULLIS_CASES_FACTOR=100` a million of them.
+#[test]
+fn it_is_never_answered_from_an_older_snapshot() {
+    let answers = u64::from(cases(ANSWERS));
+    let (unavailable, wrong) = run(answers, None);
+    assert_eq!(wrong, Vec::<String>::new());
+    assert!(unavailable < answers / 10, "{unavailable} calls got no answer");
+    for mutant in [Mutant::AtLeastIgnored, Mutant::AtLeastOldView] {
+        assert_ne!(run(u64::from(ANSWERS), Some(mutant)).1, Vec::<String>::new(), "{mutant:?} is not seen");
+    }
+}
