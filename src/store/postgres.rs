@@ -10,6 +10,7 @@ mod approvals;
 mod fleet;
 mod history;
 mod lane;
+mod lineage;
 mod link;
 mod listen;
 mod pending;
@@ -20,7 +21,7 @@ mod tls;
 mod write;
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -33,8 +34,8 @@ use self::link::{Begin, Fault, Link, raise};
 use self::read::Expected;
 use self::tls::Connector;
 use super::{
-    Changes, CommitRequest, Committed, Documents, Error, Heartbeat, PolicyCommit, Registration, Replicas, Revocations, State,
-    Store, approvals as steps, rules,
+    Changes, CommitRequest, Committed, Documents, Error, Heartbeat, Lineage, Merged, PolicyCommit, Registration, Replicas,
+    Revocations, State, Store, approvals as steps, rules,
 };
 use crate::model::approval::{ApprovalFilter, Approvals, AskApproval, AskOutcome, UseApprovals, UseOutcome};
 use crate::model::revision::Revision;
@@ -70,7 +71,7 @@ pub struct PostgresStore {
     writer: Arc<Lane>,
     poller: Arc<Lane>,
     reader: Arc<Lane>,
-    expected: Arc<Expected>,
+    expected: RwLock<Arc<Expected>>,
     notify: bool,
     wake: watch::Sender<u64>,
     /// In place of the server's clock; tests alone have one.
@@ -122,7 +123,7 @@ impl PostgresStore {
         }
         let expected = Expected { history: Some(revision.history), durability, shown: settings.shown().to_owned() };
         let notify = settings.notify;
-        Ok(Self { workers, writer, poller, reader, expected: Arc::new(expected), notify, wake, clock })
+        Ok(Self { workers, writer, poller, reader, expected: RwLock::new(Arc::new(expected)), notify, wake, clock })
     }
 
     /// Runs a transaction on a lane to its end, whoever stops waiting for it.
@@ -132,9 +133,14 @@ impl PostgresStore {
         F: Future<Output = Result<T, Fault>> + Send + 'static,
         W: FnOnce(Arc<Link>, Arc<Expected>) -> F + Send + 'static,
     {
-        let (lane, expected) = (lane.clone(), self.expected.clone());
+        let (lane, expected) = (lane.clone(), self.expected());
         let finish = limits.begin.writes && !limits.begin.one_view;
         self.workers.run(finish, lane.transact(limits, move |link| work(link, expected))).await
+    }
+
+    /// What every answer is held against now.
+    fn expected(&self) -> Arc<Expected> {
+        self.expected.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What a test says the time is.
@@ -190,6 +196,9 @@ impl Store for PostgresStore {
             write::commit(&link, &expected, &request, unix_ms, notify).await
         });
         let done = done.await?;
+        if self.expected().history.as_ref().is_some_and(|history| *history != done.revision.history) {
+            self.follow_history(&done.revision);
+        }
         raise(&self.wake, done.revision.number);
         Ok(done)
     }
@@ -274,8 +283,23 @@ impl Store for PostgresStore {
         self.on(&self.reader, READ, move |link, _| async move { fleet::replicas(&link, unix_ms).await }).await
     }
 
+    async fn lineage(&self, at: u64) -> Result<Lineage, Error> {
+        self.on(&self.reader, READ, move |link, expected| async move { lineage::lineage(&link, &expected, at).await }).await
+    }
+
+    async fn merges(&self) -> Result<Vec<Merged>, Error> {
+        self.on(&self.reader, READ, |link, _| async move { lineage::merges(&link).await }).await
+    }
+
+    fn follow_history(&self, revision: &Revision) {
+        let mut expected = self.expected.write().unwrap_or_else(PoisonError::into_inner);
+        *expected = Arc::new(Expected { history: Some(revision.history.clone()), ..Expected::clone(&expected) });
+        // A restored store counts on from a lower number: what is told of it is news all the same.
+        self.wake.send_replace(revision.number);
+    }
+
     fn may_lose_commits(&self) -> Option<&'static str> {
-        (self.expected.durability == Durability::Asynchronous).then_some("store_durability: asynchronous")
+        (self.expected().durability == Durability::Asynchronous).then_some("store_durability: asynchronous")
     }
 
     fn wake(&self) -> watch::Receiver<u64> {

@@ -8,6 +8,7 @@ mod approvals;
 mod fleet;
 mod history;
 mod lane;
+mod lineage;
 mod open;
 mod pending;
 mod read;
@@ -27,8 +28,8 @@ use self::open::Db;
 use self::read::Reader;
 use self::write::{Job, Reply};
 use super::{
-    Changes, CommitRequest, Committed, Documents, Error, Heartbeat, PolicyCommit, Registration, Replicas, Revocations, Settings,
-    State, Store, approvals as steps, rules,
+    Changes, CommitRequest, Committed, Documents, Error, Heartbeat, Lineage, Merged, PolicyCommit, Registration, Replicas,
+    Revocations, Settings, State, Store, approvals as steps, rules,
 };
 use crate::model::approval::{ApprovalFilter, Approvals, AskApproval, AskOutcome, UseApprovals, UseOutcome};
 use crate::model::revision::Revision;
@@ -190,6 +191,18 @@ impl Store for SqliteStore {
     async fn replicas(&self) -> Result<Replicas, Error> {
         let now = self.clock.now();
         self.reader.run(move |connection| fleet::replicas(connection, now)).await
+    }
+
+    async fn lineage(&self, at: u64) -> Result<Lineage, Error> {
+        self.poller.run(move |connection| lineage::lineage(connection, at)).await
+    }
+
+    async fn merges(&self) -> Result<Vec<Merged>, Error> {
+        self.reader.run(lineage::merges).await
+    }
+
+    fn follow_history(&self, _revision: &Revision) {
+        // What the file says is believed as long as it is the same file.
     }
 
     fn may_lose_commits(&self) -> Option<&'static str> {

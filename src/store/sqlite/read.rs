@@ -221,7 +221,7 @@ pub(super) fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     stored.try_into().map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, stored))
 }
 
-fn log_hash(connection: &Connection, number: u64) -> Result<Option<[u8; 32]>, Fault> {
+pub(super) fn log_hash(connection: &Connection, number: u64) -> Result<Option<[u8; 32]>, Fault> {
     if number == 0 {
         return Ok(Some(GENESIS));
     }

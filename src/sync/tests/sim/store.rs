@@ -149,6 +149,8 @@ impl Cluster {
                 Write::RemoveDocument(_)
                 | Write::ReinstateAll { .. }
                 | Write::Prune { .. }
+                | Write::Adopt { .. }
+                | Write::Merge(_)
                 | Write::Approve { .. }
                 | Write::Refuse { .. } => panic!("no writer of the simulation does that"),
                 Write::Revoke { target, meaning, reason } => {
