@@ -25,7 +25,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
 pub use self::settings::{Durability, Settings, Tls};
 
@@ -38,7 +38,7 @@ use super::{
     Revocations, State, Store, approvals as steps, rules,
 };
 use crate::model::approval::{ApprovalFilter, Approvals, AskApproval, AskOutcome, UseApprovals, UseOutcome};
-use crate::model::revision::Revision;
+use crate::model::revision::{HistoryId, Revision};
 use crate::model::time::Clock;
 
 /// Making tables may wait for another replica that makes them.
@@ -71,11 +71,18 @@ pub struct PostgresStore {
     writer: Arc<Lane>,
     poller: Arc<Lane>,
     reader: Arc<Lane>,
+    loader: Arc<Lane>,
     expected: RwLock<Arc<Expected>>,
     notify: bool,
     wake: watch::Sender<u64>,
     /// In place of the server's clock; tests alone have one.
     clock: Option<Arc<dyn Clock>>,
+    /// Whether the server is known to be set up as it must be.
+    checked: Mutex<bool>,
+}
+
+fn warn_of_asynchronous() {
+    tracing::warn!("`store_durability: asynchronous`: a failover may lose acknowledged writes, revocations among them");
 }
 
 impl PostgresStore {
@@ -100,7 +107,7 @@ impl PostgresStore {
         let settings = Arc::new(settings);
         let workers = Workers::start()?;
         let lane = || Lane::new(settings.clone(), connector.clone());
-        let (writer, poller, reader) = (lane(), lane(), lane());
+        let (writer, poller, reader, loader) = (lane(), lane(), lane(), lane());
         let (shown, durability) = (settings.shown().to_owned(), settings.durability);
         let unix_ms = clock.as_ref().map(|clock| clock.now().unix_ms());
         let expected = Expected { history: None, durability, shown: shown.clone() };
@@ -115,7 +122,7 @@ impl PostgresStore {
         });
         let revision = revision.await?;
         if durability == Durability::Asynchronous {
-            tracing::warn!("`store_durability: asynchronous`: a failover may lose acknowledged writes, revocations among them");
+            warn_of_asynchronous();
         }
         let wake = watch::Sender::new(revision.number);
         if settings.notify {
@@ -123,7 +130,57 @@ impl PostgresStore {
         }
         let expected = Expected { history: Some(revision.history), durability, shown: settings.shown().to_owned() };
         let notify = settings.notify;
-        Ok(Self { workers, writer, poller, reader, expected: RwLock::new(Arc::new(expected)), notify, wake, clock })
+        Ok(Self {
+            workers,
+            writer,
+            poller,
+            reader,
+            loader,
+            expected: RwLock::new(Arc::new(expected)),
+            notify,
+            wake,
+            clock,
+            checked: Mutex::new(true),
+        })
+    }
+
+    /// A store that could not be reached when the program started, which followed it before: it is of that history, or not used. What
+    /// [`PostgresStore::open`] checks is checked when it is reached first; nothing is made in an empty database.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where what its connections need cannot be had.
+    pub fn open_later(settings: Settings, history: HistoryId) -> Result<Self, Error> {
+        let connector = Connector::new(&settings.tls)?;
+        let settings = Arc::new(settings);
+        let workers = Workers::start()?;
+        let lane = || Lane::new(settings.clone(), connector.clone());
+        let (writer, poller, reader, loader) = (lane(), lane(), lane(), lane());
+        let wake = watch::Sender::new(0);
+        if settings.notify {
+            workers.spawn(listen::listen(settings.clone(), connector, wake.clone()));
+        }
+        let expected = Expected { history: Some(history), durability: settings.durability, shown: settings.shown().to_owned() };
+        let (notify, expected, checked) = (settings.notify, RwLock::new(Arc::new(expected)), Mutex::new(false));
+        Ok(Self { workers, writer, poller, reader, loader, expected, notify, wake, clock: None, checked })
+    }
+
+    /// Checks the server and its tables once, where that could not be done at the start.
+    async fn check_once(&self) -> Result<(), Error> {
+        let mut checked = self.checked.lock().await;
+        if *checked {
+            return Ok(());
+        }
+        let (lane, expected) = (self.writer.clone(), self.expected());
+        let check = lane.transact(OPEN, |link| async move {
+            schema::check_server(&link, expected.durability, &expected.shown).await?;
+            schema::bring_up(&link, &expected.shown).await
+        });
+        self.workers.run(true, check).await?;
+        *checked = true;
+        if self.expected().durability == Durability::Asynchronous {
+            warn_of_asynchronous();
+        }
+        Ok(())
     }
 
     /// Runs a transaction on a lane to its end, whoever stops waiting for it.
@@ -133,6 +190,7 @@ impl PostgresStore {
         F: Future<Output = Result<T, Fault>> + Send + 'static,
         W: FnOnce(Arc<Link>, Arc<Expected>) -> F + Send + 'static,
     {
+        self.check_once().await?;
         let (lane, expected) = (lane.clone(), self.expected());
         let finish = limits.begin.writes && !limits.begin.one_view;
         self.workers.run(finish, lane.transact(limits, move |link| work(link, expected))).await
@@ -164,7 +222,7 @@ impl PostgresStore {
 #[async_trait]
 impl Store for PostgresStore {
     async fn load(&self) -> Result<State, Error> {
-        self.on(&self.reader, LOAD, |link, expected| async move { read::load(&link, &expected).await }).await
+        self.on(&self.loader, LOAD, |link, expected| async move { read::load(&link, &expected).await }).await
     }
 
     async fn changes(&self, after: u64) -> Result<Changes, Error> {

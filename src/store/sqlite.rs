@@ -1,10 +1,11 @@
 //! The embedded store: one SQLite file that the server and the command line share.
 //!
-//! Three threads, each with a connection of its own: one writes, one answers polls, one reads much; so a long `load` or a slow
+//! Four threads, each with a connection of its own: one writes, one answers polls, one reads lists, one full states; so a long `load` or a slow
 //! disk never holds up the question whether there is anything new. Only `store` knows SQL. Look next at `sqlite/open.rs`,
 //! `sqlite/read.rs` and `sqlite/write.rs`.
 
 mod approvals;
+mod cache;
 mod fleet;
 mod history;
 mod lane;
@@ -21,6 +22,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
+
+pub use self::cache::{CACHE_FILE, Cache};
 
 use self::fleet::Beats;
 use self::lane::Lane;
@@ -43,6 +46,7 @@ use crate::model::time::Clock;
 pub struct SqliteStore {
     poller: Reader,
     reader: Reader,
+    loader: Reader,
     /// Dropped last: the connection that closes last takes the write-ahead log away, which an interrupted one does not.
     writer: Lane<Job>,
     wake: watch::Receiver<u64>,
@@ -72,13 +76,14 @@ impl SqliteStore {
         let path = open::prepare(path)?;
         let unix_ms = clock.now().unix_ms();
         let connect = || Db::open(&path, settings, unix_ms);
-        let (mut writing, polling, reading) = (connect()?, connect()?, connect()?);
+        let (mut writing, polling, reading, loading) = (connect()?, connect()?, connect()?, connect()?);
         let (sender, wake) = watch::channel(writing.number()?);
         let poller = Reader::start("store-poll", polling)?;
         let reader = Reader::start("store-read", reading)?;
+        let loader = Reader::start("store-load", loading)?;
         let dates = clock.clone();
         let writer = Lane::start("store-write", None, move |jobs| write::serve(writing, jobs, dates, sender))?;
-        Ok(Self { writer, poller, reader, wake, clock, beats: Beats::default() })
+        Ok(Self { writer, poller, reader, loader, wake, clock, beats: Beats::default() })
     }
 
     /// Has a heartbeat written where it is due. Not waited for: a slow disk must not make a replica look stale to itself.
@@ -100,7 +105,7 @@ impl SqliteStore {
 #[async_trait]
 impl Store for SqliteStore {
     async fn load(&self) -> Result<State, Error> {
-        self.reader.run(read::load).await
+        self.loader.run(read::load).await
     }
 
     async fn changes(&self, after: u64) -> Result<Changes, Error> {

@@ -5,6 +5,7 @@
 
 mod aat;
 mod admin;
+mod adoption;
 mod agentdojo;
 mod approvals;
 mod cli;

@@ -53,7 +53,7 @@ pub(super) async fn begin(link: &Link, head: &Head, number: u64, unix_ms: i64) -
     // INVARIANT: what was used after the backup was made looks unused in it.
     link.execute("DELETE FROM portcullis.approvals", &[]).await?;
     link.execute("DELETE FROM portcullis.pending_acts", &[]).await?;
-    let unheard = "UPDATE portcullis.replicas SET applied_number = 0, acked_number = 0, acked_unix_ms = 0, state = 'quarantined'";
+    let unheard = "UPDATE portcullis.replicas SET applied_number = 0, acked_number = 0, acked_unix_ms = 0, state = 'starting'";
     link.execute(unheard, &[]).await?;
     Ok(Revision { history: HistoryId::new(history), number })
 }

@@ -22,6 +22,11 @@ use crate::store::{CommitRow, Documents, Error, Revocations, Settings, State, St
 /// How long the next row of the change log may take to come.
 const ROW_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long the first row of any other query may take to come: rows may be sorted first.
+const FIRST_ROW_TIMEOUT: Duration = Duration::from_secs(20);
+/// How long each further one may. A way that is half open is given up then, however long the whole may take.
+const NEXT_ROW_TIMEOUT: Duration = Duration::from_secs(2);
+
 /// What every answer is held against.
 #[derive(Clone, Debug)]
 pub(super) struct Expected {
@@ -181,9 +186,12 @@ async fn stream_into<T>(
     parameters: &[Parameter<'_>],
     parse: fn(&Row) -> Result<T, Fault>,
 ) -> Result<Vec<T>, Fault> {
+    let late = |_| Fault::from(Error::Unavailable("the store does not go on with its rows".to_owned()));
     let mut rows = pin!(link.stream(sql, parameters).await?);
-    while let Some(row) = rows.try_next().await? {
+    let mut patience = FIRST_ROW_TIMEOUT;
+    while let Some(row) = tokio::time::timeout(patience, rows.try_next()).await.map_err(late)?? {
         found.push(parse(&row)?);
+        patience = NEXT_ROW_TIMEOUT;
     }
     Ok(found)
 }

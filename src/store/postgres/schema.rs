@@ -78,6 +78,16 @@ CREATE TABLE portcullis.merges (
 );
 "];
 
+/// Makes sure that the tables of a store that was followed before are of this version. Makes none: a database that is empty is being
+/// restored, or is another.
+pub(super) async fn bring_up(link: &Link, shown: &str) -> Result<(), Fault> {
+    match identify(link, shown).await? {
+        0 => Err(Error::Unavailable(format!("there is no store in `{shown}` yet, and one was followed: restore it")).into()),
+        VERSION => Ok(()),
+        _ => prepare(link, Settings::default(), None, shown).await,
+    }
+}
+
 /// Makes sure that the tables are there and of this version. Runs in a transaction of its own.
 pub(super) async fn prepare(link: &Link, settings: Settings, unix_ms: Option<i64>, shown: &str) -> Result<(), Fault> {
     if identify(link, shown).await? == VERSION {

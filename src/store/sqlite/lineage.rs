@@ -48,8 +48,7 @@ pub(super) fn begin(connection: &Connection, before: &Head, number: u64, now: No
     // INVARIANT: what was used after the backup was made looks unused in it.
     connection.execute("DELETE FROM approvals", ())?;
     connection.execute("DELETE FROM pending_acts", ())?;
-    connection
-        .execute("UPDATE replicas SET applied_number = 0, acked_number = 0, acked_unix_ms = 0, state = 'quarantined'", ())?;
+    connection.execute("UPDATE replicas SET applied_number = 0, acked_number = 0, acked_unix_ms = 0, state = 'starting'", ())?;
     Ok(Revision { history: HistoryId::new(history), number })
 }
 

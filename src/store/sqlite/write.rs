@@ -401,7 +401,7 @@ impl Rows<'_> {
 }
 
 /// A target as stored.
-fn target_name(target: &Target) -> Result<String, Error> {
+pub(super) fn target_name(target: &Target) -> Result<String, Error> {
     serde_json::to_string(target).map_err(|error| Error::Rejected(format!("the target `{target}` cannot be stored: {error}")))
 }
 
