@@ -226,7 +226,7 @@ impl App {
         }
         // Nobody may be following any more, which is what is wanted.
         let _ = following.stop.send(true);
-        control.block_on(following.keeper.flush());
+        control.block_on(following.keeper.finish(&*following.store));
         if let Err(error) = telemetry.shutdown() {
             tracing::warn!(%error, "telemetry ended badly");
         }

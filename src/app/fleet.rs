@@ -35,6 +35,7 @@ pub(super) struct Following {
     pub(super) member: Arc<Member>,
     pub(super) runtimes: Arc<Runtimes>,
     pub(super) keeper: Arc<Keeper>,
+    pub(super) store: Arc<dyn Store>,
     /// The state of this replica.
     pub(super) condition: watch::Receiver<Condition>,
     /// Ends it all.
@@ -99,7 +100,7 @@ impl Following {
         tokio::spawn(sync::remember(status.clone(), Place::of(data), stopped.clone()));
         let (told, condition) = watch::channel(sync::condition(&status, &cell, clock.now()));
         tokio::spawn(watch_condition(status.clone(), cell.clone(), clock, told, stopped));
-        Ok(Self { cell, status, member, runtimes, keeper, condition, stop })
+        Ok(Self { cell, status, member, runtimes, keeper, store, condition, stop })
     }
 }
 

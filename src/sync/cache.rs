@@ -23,6 +23,8 @@ use crate::store::{CommitRow, Error, State, Store};
 const ROWS_MAX: usize = 200_000;
 /// Commits that are written in one transaction are gathered for so long.
 const GATHER: Duration = Duration::from_millis(20);
+/// What the end of the program waits for it.
+const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
 /// Pause after a store, or a disk, that failed.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -75,24 +77,35 @@ impl Keeper {
             loop {
                 self.more.notified().await;
                 tokio::time::sleep(GATHER).await;
-                let wanted = self.queue().wanted.clone();
-                if let Some(at) = wanted {
-                    if let Err(error) = self.catch_up(&*store, &at).await {
-                        tracing::debug!(%error, "the cache does not catch up yet");
-                        tokio::time::sleep(RETRY).await;
-                        self.more.notify_one();
-                        continue;
-                    }
-                    let mut queue = self.queue();
-                    queue.wanted = queue.wanted.take().filter(|wanted| *wanted != at);
+                if let Err(error) = self.write_all(&*store).await {
+                    tracing::debug!(%error, "the cache does not catch up yet");
+                    tokio::time::sleep(RETRY).await;
+                    self.more.notify_one();
                 }
-                self.flush().await;
             }
         };
         tokio::select! {
             _ = shutdown.wait_for(|stop| *stop) => {}
             () = keeping => {}
         }
+    }
+
+    /// Writes all that was published so far, at the end of the program; what takes too long is left out.
+    pub async fn finish(self: &Arc<Self>, store: &dyn Store) {
+        if !matches!(tokio::time::timeout(FINISH_TIMEOUT, self.write_all(store)).await, Ok(Ok(()))) {
+            tracing::warn!("the cache stays behind what was published");
+        }
+    }
+
+    async fn write_all(self: &Arc<Self>, store: &dyn Store) -> Result<(), Error> {
+        let wanted = self.queue().wanted.clone();
+        if let Some(at) = wanted {
+            self.catch_up(store, &at).await?;
+            let mut queue = self.queue();
+            queue.wanted = queue.wanted.take().filter(|wanted| *wanted != at);
+        }
+        self.flush().await;
+        Ok(())
     }
 
     /// Brings the cache to a place that was published, or past it: by the log where it reaches back so far, else by a full state.
@@ -134,7 +147,7 @@ impl Keeper {
     }
 
     /// Writes what waits.
-    pub async fn flush(self: &Arc<Self>) {
+    async fn flush(self: &Arc<Self>) {
         let keeper = self.clone();
         // It says itself what goes wrong.
         let _ = tokio::task::spawn_blocking(move || keeper.write()).await;
