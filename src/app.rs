@@ -10,7 +10,7 @@ pub(crate) mod bind;
 pub(crate) mod fleet;
 mod local;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tonic::service::Routes;
 use tower::util::MapResponseLayer;
 
-use fleet::{Followed, Following};
+use fleet::{Followed, Following, Start};
 pub use local::LocalAdmin;
 
 use crate::api::admin::AdminApi;
@@ -38,7 +38,8 @@ use crate::policy::source::read_folder;
 use crate::server::{self, Factories, GrpcServices, HttpServices, Listeners, NoBarrier, RuntimeContext, Server};
 use crate::service::{self, Lane, Service};
 use crate::store::{self, ReplicaState};
-use crate::sync::Upkeep;
+use crate::sync::status::Status;
+use crate::sync::{Keeper, Upkeep};
 use crate::telemetry::{self, Telemetry};
 use wire::approval_service_server::ApprovalServiceServer;
 use wire::decision_service_server::DecisionServiceServer;
@@ -150,24 +151,31 @@ impl App {
         let telemetry = control.block_on(async { start_telemetry(&settings) })?;
         bind::make_private_dir(&settings.data)?;
         let log = audit::Log::open(&settings.data.join("audit"), &settings.node, &*clock)?;
-        let store = control.block_on(bind::open_store(&chosen, clock.clone()))?;
-        let known = control.block_on(fleet::known_place(&*store, &settings.data))?;
-        control.block_on(bind::first_operator(&*store, &settings.data))?;
+        let keeper = Keeper::new(&settings.data);
+        let (store, start) = control.block_on(fleet::begin(&chosen, &settings.data, &keeper, clock.clone()))?;
+        let is_cached = matches!(start, Start::Cached { .. });
         let followed = Followed {
             store: store.clone(),
             registration: bind::registration(&settings, listeners.addresses().decisions, &*clock),
             settings: bind::follow_settings(&chosen),
             data: &settings.data,
-            known,
+            keeper,
+            start,
         };
         let following = control.block_on(Following::start(followed, clock.clone(), &telemetry))?;
         let (cell, status) = (following.cell.clone(), following.status.clone());
         control.spawn(Upkeep::new(store.clone(), clock.clone()).run(following.stop.subscribe()));
         let admin = Arc::new(Admin::new(store.clone(), clock.clone(), log.recorder("admin")?));
-        if let Some(folder) = &settings.policies {
-            let revision = control.block_on(bind::apply_folder(&admin, folder, &settings.data))?;
-            let applied = control.block_on(status.wait_for(&revision, FIRST_SNAPSHOT_TIMEOUT));
-            applied.map_err(|behind| Error::NoSnapshot(behind.to_string()))?;
+        match &settings.policies {
+            Some(folder) if is_cached => {
+                control.spawn(apply_later(status.clone(), admin.clone(), folder.clone(), settings.data.clone()));
+            }
+            Some(folder) => {
+                let revision = control.block_on(bind::apply_folder(&admin, folder, &settings.data))?;
+                let applied = control.block_on(status.wait_for(&revision, FIRST_SNAPSHOT_TIMEOUT));
+                applied.map_err(|behind| Error::NoSnapshot(behind.to_string()))?;
+            }
+            None => {}
         }
         let directory = Arc::new(fleet::Directory::new(store.clone(), clock.clone()));
         let parts = service::Parts {
@@ -218,6 +226,7 @@ impl App {
         }
         // Nobody may be following any more, which is what is wanted.
         let _ = following.stop.send(true);
+        control.block_on(following.keeper.finish(&*following.store));
         if let Err(error) = telemetry.shutdown() {
             tracing::warn!(%error, "telemetry ended badly");
         }
@@ -225,6 +234,17 @@ impl App {
             tracing::error!(%error, "the audit log ended badly");
         }
         control.shutdown_timeout(Duration::from_secs(1));
+    }
+}
+
+/// Puts a policy folder in force once the store is followed.
+async fn apply_later(status: Status, admin: Arc<Admin>, folder: PathBuf, data: PathBuf) {
+    tracing::warn!(folder = %folder.display(), "--policies: the folder is put in force once the store is reached");
+    if !status.followed().await {
+        return;
+    }
+    if let Err(error) = bind::apply_folder(&admin, &folder, &data).await {
+        tracing::error!(%error, "--policies: what the store holds stays in force; see to it and restart");
     }
 }
 

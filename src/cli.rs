@@ -15,6 +15,7 @@ mod policy;
 mod progress;
 mod revoke;
 mod serve;
+mod store;
 mod token;
 mod tools;
 
@@ -26,9 +27,9 @@ use clap::{Args, Parser, Subcommand};
 
 use output::Output;
 
+use crate::app;
 use crate::config::StoreUrl;
 use crate::store::postgres::Durability;
-use crate::{app, store};
 
 /// How a command ended, where it did not simply succeed.
 #[derive(Debug)]
@@ -77,7 +78,7 @@ impl From<app::Error> for Failure {
     fn from(error: app::Error) -> Self {
         match error {
             app::Error::Configuration(message) => Self::bad_configuration(message),
-            app::Error::Store(store::Error::Unavailable(message)) => Self::unavailable(message),
+            app::Error::Store(crate::store::Error::Unavailable(message)) => Self::unavailable(message),
             other => Self::failed(other),
         }
     }
@@ -133,6 +134,9 @@ enum Command {
     /// See who follows the store
     #[command(subcommand)]
     Fleet(fleet::FleetCommand),
+    /// Take a restored store over
+    #[command(subcommand)]
+    Store(store::StoreCommand),
     /// Approve one call that waits, once
     Approve(approvals::AnswerArgs),
     /// Refuse a call that waits, or that is approved and not used yet
@@ -206,6 +210,7 @@ fn dispatch(command: Command, output: &Output) -> Result<(), Failure> {
             Command::Reinstate(arguments) => revoke::reinstate(arguments, output).await,
             Command::Revocations(arguments) => revoke::list(arguments, output).await,
             Command::Fleet(command) => fleet::run(command, output).await,
+            Command::Store(command) => store::run(command, output).await,
             Command::Approve(arguments) => approvals::approve(arguments, output).await,
             Command::Refuse(arguments) => approvals::refuse(arguments, output).await,
             Command::Approvals(arguments) => approvals::list(arguments, output).await,

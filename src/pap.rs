@@ -4,6 +4,7 @@
 //! know protobuf (`api` converts) and must not reach a serving request: what it writes comes back through `store` and `sync`.
 //! Look next at [`authorize`](Admin::authorize), then at `pap/apply.rs`.
 
+mod adopt;
 mod apply;
 mod approve;
 mod authorize;
@@ -15,6 +16,7 @@ mod revoke;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
+pub use adopt::{Adopted, Adopting, AdoptionWaited, WAIT_MS_MAX};
 pub use apply::ApplyOutcome;
 pub use approve::{Answer, Answered};
 pub use authorize::{Authorized, Method};

@@ -113,8 +113,10 @@ pub struct View {
 pub enum Proof {
     /// When the poll was sent whose answer is fully applied.
     SentAt(Now),
-    /// The store is not the one we followed: deny until a restart.
+    /// The store is not the one we followed: deny until an operator has acted.
     Quarantined,
+    /// It comes from this machine's own cache, and no store was reached since: deny.
+    Missing,
 }
 
 /// What a replica may answer at an age.
@@ -129,11 +131,11 @@ pub enum Freshness {
 }
 
 impl View {
-    /// Milliseconds since the proof; `None` in quarantine.
+    /// Milliseconds since the proof; `None` where there is none, as in quarantine.
     pub fn age_ms(&self, now: Now) -> Option<u64> {
         match self.proof {
             Proof::SentAt(sent_at) => Some(now.ms_since(sent_at)),
-            Proof::Quarantined => None,
+            Proof::Quarantined | Proof::Missing => None,
         }
     }
 

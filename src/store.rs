@@ -1,14 +1,15 @@
 //! Where policy, revocations and administrative acts last: one trait, one suite, existing engines.
 //!
 //! A store keeps rows and numbers; it reads neither policy nor tokens. Look next at [`rules`] (what a write does to a row),
-//! [`approvals`] (the same for approvals), [`chain`] (hashes and the digest), [`fleet`] (who follows), [`lapse`] and [`second`]
-//! (what expires, what takes two), `sqlite.rs` and `postgres.rs`,
+//! [`approvals`] (the same for approvals), [`chain`] (hashes and the digest), [`fleet`] (who follows), [`lineage`] (where a restored
+//! store comes from), [`lapse`] and [`second`] (what expires, what takes two), `sqlite.rs` and `postgres.rs`,
 //! then at `sync`, which follows a store.
 
 pub mod approvals;
 pub mod chain;
 pub mod fleet;
 pub mod lapse;
+pub mod lineage;
 pub mod postgres;
 mod replay;
 pub mod rules;
@@ -19,6 +20,7 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 pub use fleet::{Heartbeat, Registration, Replica, ReplicaState, Replicas};
+pub use lineage::{Adoption, Kinship, Lineage, Merged};
 
 use crate::model::approval::{ApprovalFilter, Approvals, AskApproval, AskOutcome, UseApprovals, UseOutcome};
 use crate::model::records::{ActRow, Change, DocumentKey, DocumentRow, RevocationRow, Write};
@@ -159,6 +161,23 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// As [`Store::load`].
     async fn replicas(&self) -> Result<Replicas, Error>;
+
+    /// Where the store stands and how it came there, whatever history was followed before; with the hash of the row of the change
+    /// log that has the number `at`.
+    ///
+    /// # Errors
+    /// As [`Store::load`], but for another history.
+    async fn lineage(&self, at: u64) -> Result<Lineage, Error>;
+
+    /// Who merged how much into the present history, by incarnation.
+    ///
+    /// # Errors
+    /// As [`Store::load`].
+    async fn merges(&self) -> Result<Vec<Merged>, Error>;
+
+    /// From now on the store is expected to be of the history of that revision: who asks has seen that it was adopted from the one
+    /// before.
+    fn follow_history(&self, revision: &Revision);
 
     /// Why what was acknowledged here may be lost all the same, without a disaster; `None` where it may not.
     fn may_lose_commits(&self) -> Option<&'static str>;

@@ -6,6 +6,7 @@
 
 mod acknowledge;
 mod backoff;
+mod cache;
 pub mod follower;
 mod member;
 mod place;
@@ -17,6 +18,7 @@ mod tests;
 mod upkeep;
 
 pub use acknowledge::{Acknowledge, Barrier};
+pub use cache::Keeper;
 pub use member::{Member, incarnation};
 pub use place::{Keep, Place, remember};
 pub use publisher::CellPublisher;
@@ -45,12 +47,20 @@ pub fn condition(status: &status::Status, cell: &SnapshotCell, now: Now) -> Cond
 ///
 /// Calls come one at a time and in order. When one returns, what it published is what decisions read.
 pub trait Publisher: Send {
-    /// Publishes a full state, proved at `sent_at`.
+    /// Publishes a full state, proved at `sent_at`. One of another history than was published shares nothing with that.
     ///
     /// # Errors
     /// If its policy cannot be built. Revocations were applied; the state was published with the last good policy, or not at all
     /// where there was none before.
     fn replace(&mut self, state: store::State, sent_at: Now) -> Result<(), String>;
+
+    /// Publishes what this machine kept of an earlier time, without a proof: everything is denied by it, and commits may follow.
+    ///
+    /// # Errors
+    /// If its policy cannot be built, or this publisher has no use for it; nothing was published.
+    fn restore(&mut self, _state: store::State) -> Result<(), String> {
+        Err("nothing is published without a proof here".to_owned())
+    }
 
     /// Publishes commits that follow what was published, in order and without a hole. `sent_at` is the proof that now holds; it
     /// has not moved where there is more to come.

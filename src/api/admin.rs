@@ -314,6 +314,46 @@ impl FleetService for AdminApi {
             waited_ms: waited.waited_ms,
         }))
     }
+
+    async fn adopt(&self, request: Request<wire::AdoptRequest>) -> Result<Response<wire::AdoptResponse>, Status> {
+        let by = authorized(&request)?;
+        if self.lane.is_some() {
+            let error =
+                Error::PermissionDenied("a running server adopts nothing: name the store itself, with --store".to_owned());
+            self.admin.record_refused(by.method(), by.operators(), by.peer(), &error)?;
+            return Err(error.into());
+        }
+        let adopted = self.admin.adopt(&by, request.into_inner().reason).await?;
+        Ok(Response::new(wire::AdoptResponse {
+            revision: adopted.committed.revision.to_string(),
+            adopted_from: adopted.from.to_string(),
+            committed_at_unix_ms: adopted.committed.unix_ms,
+            watermark_unix_s: adopted.watermark_unix_s,
+        }))
+    }
+
+    async fn wait_for_adoption(
+        &self,
+        request: Request<wire::WaitForAdoptionRequest>,
+    ) -> Result<Response<wire::WaitForAdoptionResponse>, Status> {
+        let by = authorized(&request)?;
+        let wire::WaitForAdoptionRequest { revision, wait_ms } = request.into_inner();
+        let revision = revision.parse::<Revision>().map_err(|error| invalid("revision", error))?;
+        let waited = self.admin.wait_for_adoption(&by, &revision, wait_ms).await?;
+        let replicas = waited.replicas.iter().map(|one| {
+            let mut replica = replica_out(&one.replica, &revision);
+            if !one.registered {
+                replica.state = "gone".to_owned();
+            }
+            wire::AdoptingReplica { replica: Some(replica), merged: one.merged, follows: one.follows }
+        });
+        Ok(Response::new(wire::WaitForAdoptionResponse {
+            revision: revision.to_string(),
+            replicas: replicas.collect(),
+            complete: waited.complete,
+            waited_ms: waited.waited_ms,
+        }))
+    }
 }
 
 fn authorized<T>(request: &Request<T>) -> Result<Authorized, Status> {

@@ -131,6 +131,17 @@ impl FleetService for GatewayApi {
     ) -> Result<Response<wire::WaitForFleetResponse>, Status> {
         Err(an_act())
     }
+
+    async fn adopt(&self, _request: Request<wire::AdoptRequest>) -> Result<Response<wire::AdoptResponse>, Status> {
+        Err(an_act())
+    }
+
+    async fn wait_for_adoption(
+        &self,
+        _request: Request<wire::WaitForAdoptionRequest>,
+    ) -> Result<Response<wire::WaitForAdoptionResponse>, Status> {
+        Err(an_act())
+    }
 }
 
 /// One reader of revocations.

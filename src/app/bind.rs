@@ -20,12 +20,12 @@ use crate::audit;
 use crate::config::{self, Settings};
 use crate::model::approval::{ApprovalFilter, AskApproval, AskOutcome, UseApprovals, UseOutcome};
 use crate::model::replica::Condition;
-use crate::model::revision::Revision;
+use crate::model::revision::{HistoryId, Revision};
 use crate::model::time::{Clock, SystemClock};
 use crate::pap::{self, Admin};
 use crate::service::{ApprovalLedger, CatchUp, ProofLedger, Service, ShadowCount};
 use crate::snapshot::SnapshotCell;
-use crate::store::postgres::PostgresStore;
+use crate::store::postgres::{self, PostgresStore};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{self, Registration, Store, approvals};
 use crate::sync;
@@ -145,6 +145,11 @@ pub(super) async fn open_store(store: &config::Store, clock: Arc<dyn Clock>) -> 
             Err(error) => Err(error.into()),
         },
     }
+}
+
+/// A store that cannot be reached yet: it is opened when it is, and then held against that history.
+pub(super) fn open_later(settings: &postgres::Settings, history: HistoryId) -> Result<Arc<dyn Store>, Error> {
+    Ok(Arc::new(PostgresStore::open_later(settings.clone(), history)?))
 }
 
 /// Makes the operator `local` of an empty store; its key lies in the data folder, readable by its owner only.

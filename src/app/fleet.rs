@@ -10,17 +10,19 @@ use async_trait::async_trait;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use super::{Error, FIRST_SNAPSHOT_TIMEOUT};
+use super::{Error, FIRST_SNAPSHOT_TIMEOUT, bind};
+use crate::config;
 use crate::model::mutant::{Mutant, active};
 use crate::model::replica::{Condition, Fleet};
+use crate::model::revision::Revision;
 use crate::model::time::{Clock, Now};
 use crate::revocation::Index;
 use crate::service::FleetDirectory;
-use crate::snapshot::SnapshotCell;
-use crate::store::{Registration, Store};
+use crate::snapshot::{Proof, SnapshotCell};
+use crate::store::{self, Kinship, Registration, Store};
 use crate::sync::follower::Position;
 use crate::sync::status::Status;
-use crate::sync::{self, Acknowledge, Barrier, CellPublisher, Follow, Member, Place};
+use crate::sync::{self, Acknowledge, Barrier, CellPublisher, Follow, Keeper, Member, Place};
 use crate::telemetry::Telemetry;
 
 /// How often the state of this replica is looked at, for whoever is told of changes only.
@@ -34,6 +36,8 @@ pub(super) struct Following {
     pub(super) status: Status,
     pub(super) member: Arc<Member>,
     pub(super) runtimes: Arc<Runtimes>,
+    pub(super) keeper: Arc<Keeper>,
+    pub(super) store: Arc<dyn Store>,
     /// The state of this replica.
     pub(super) condition: watch::Receiver<Condition>,
     /// Ends it all.
@@ -46,41 +50,107 @@ pub(super) struct Followed<'a> {
     pub(super) registration: Registration,
     pub(super) settings: sync::Settings,
     pub(super) data: &'a Path,
-    pub(super) known: Option<Position>,
+    pub(super) keeper: Arc<Keeper>,
+    pub(super) start: Start,
+}
+
+/// Where a replica begins.
+pub(super) enum Start {
+    /// Nothing is known of an earlier time.
+    Anew,
+    /// It follows from where it was.
+    From(Position),
+    /// The store was adopted from the history of that place: what is known is merged first.
+    Adopted(Position),
+    /// The store cannot be reached: it denies by what it kept, and goes on from there.
+    Cached {
+        /// What it kept.
+        state: Box<store::State>,
+        /// Where it was.
+        known: Position,
+    },
 }
 
 impl Following {
-    /// Starts to follow and waits for the first full snapshot; within the control runtime.
+    /// Starts to follow and waits for the first full snapshot, unless it starts from its cache; within the control runtime.
     pub(super) async fn start(followed: Followed<'_>, clock: Arc<dyn Clock>, telemetry: &Telemetry) -> Result<Self, Error> {
-        let Followed { store, registration, settings, data, known } = followed;
+        let Followed { store, registration, settings, data, keeper, start } = followed;
         let (stop, stopped) = watch::channel(false);
         let cell = Arc::new(SnapshotCell::default());
         let publisher = CellPublisher::new(cell.clone(), Arc::new(Index::new()));
-        let member = Member::new(store, registration);
+        let member = Member::with_cache(store.clone(), registration, Some(keeper.clone()));
+        let known = if let Start::From(known) = &start { Some(known.clone()) } else { None };
         let (follow, status) = Follow::new(member.clone(), publisher, clock.clone(), settings, known);
-        tokio::spawn(follow.run(stopped.clone()));
+        let (follow, is_cached) = match start {
+            Start::Anew | Start::From(_) => (follow, false),
+            Start::Adopted(stood) => {
+                (follow.in_quarantine(stood, "the store was adopted: merging what is known".to_owned()), false)
+            }
+            Start::Cached { state, known } => (follow.from_cache(*state, Some(known)).map_err(Error::NoSnapshot)?, true),
+        };
+        tokio::spawn(follow.keeping(keeper.clone()).run(stopped.clone()));
+        tokio::spawn(keeper.clone().run(store.clone(), stopped.clone()));
         let runtimes = Arc::new(Runtimes::default());
         let (barrier, metrics) = (runtimes.clone(), telemetry.metrics());
         let acknowledge = Acknowledge::new(status.clone(), member.clone(), barrier, clock.clone(), metrics);
         tokio::spawn(acknowledge.run(stopped.clone()));
-        let first = tokio::time::timeout(FIRST_SNAPSHOT_TIMEOUT, status.ready()).await;
-        if !first.unwrap_or(false) {
+        let first = async { is_cached || status.followed().await };
+        if !tokio::time::timeout(FIRST_SNAPSHOT_TIMEOUT, first).await.unwrap_or(false) {
             return Err(Error::NoSnapshot(status.problem().unwrap_or_else(|| "the store does not answer".to_owned())));
         }
         // Only from here on: what was not published was not followed.
         tokio::spawn(sync::remember(status.clone(), Place::of(data), stopped.clone()));
         let (told, condition) = watch::channel(sync::condition(&status, &cell, clock.now()));
         tokio::spawn(watch_condition(status.clone(), cell.clone(), clock, told, stopped));
-        Ok(Self { cell, status, member, runtimes, condition, stop })
+        Ok(Self { cell, status, member, runtimes, keeper, store, condition, stop })
     }
 }
 
-/// The last place that this replica was at, where the store may be followed from there. Nothing is written before that is known.
-pub(super) async fn known_place(store: &dyn Store, data: &Path) -> Result<Option<Position>, Error> {
+/// Opens the store, and says where to begin on it.
+pub(super) async fn begin(
+    chosen: &config::Store,
+    data: &Path,
+    keeper: &Arc<Keeper>,
+    clock: Arc<dyn Clock>,
+) -> Result<(Arc<dyn Store>, Start), Error> {
+    match bind::open_store(chosen, clock).await {
+        Ok(store) => {
+            let start = start_on(&*store, data, keeper).await?;
+            bind::first_operator(&*store, data).await?;
+            Ok((store, start))
+        }
+        Err(Error::Store(why @ store::Error::Unavailable(_))) => start_cached(chosen, data, keeper, why).await,
+        Err(error) => Err(error),
+    }
+}
+
+/// Where to begin on a store that is reached. Nothing is written before that is known.
+async fn start_on(store: &dyn Store, data: &Path, keeper: &Arc<Keeper>) -> Result<Start, Error> {
     let place = Place::of(data);
-    let Some(known) = place.read().map_err(Error::Configuration)? else { return Ok(None) };
-    may_follow(store, &known, place.path()).await?;
-    Ok(Some(known))
+    let Some(known) = place.read().map_err(Error::Configuration)? else { return Ok(Start::Anew) };
+    let (ours, lineage) = (&known.revision, store.lineage(known.revision.number).await?);
+    if ours.history == lineage.revision.history {
+        may_follow(store, &known, place.path()).await?;
+        return Ok(Start::From(known));
+    }
+    match lineage.kinship(ours, &known.hash) {
+        Kinship::Stranger => {
+            let why = format!("the store is at revision `{}`", lineage.revision);
+            return Err(not_followed(&why, ours, place.path()));
+        }
+        Kinship::Holds => {}
+        Kinship::Lacks => warn_of_what_is_missing(keeper, &known).await?,
+    }
+    Ok(Start::Adopted(known))
+}
+
+fn not_followed(why: &str, ours: &Revision, place: &Path) -> Error {
+    Error::Configuration(format!(
+        "{why}, and this replica followed its store up to `{ours}`: what was revoked meanwhile would be let in again; name or \
+         restore the right store, or have this one adopted with `portcullis store adopt` (OPERATIONS, back up and restore); `{}` \
+         keeps the place",
+        place.display()
+    ))
 }
 
 /// Whether a store goes on from a place.
@@ -89,13 +159,7 @@ pub(crate) async fn may_follow(store: &dyn Store, known: &Position, path: &Path)
         return Ok(());
     }
     let (ours, theirs) = (&known.revision, store.revision().await?);
-    let refused = |why: String| {
-        Error::Configuration(format!(
-            "{why}, and this replica followed its store up to `{ours}`: what was revoked meanwhile would be let in again; name or \
-             restore the right store, or have this one adopted (OPERATIONS, back up and restore); `{}` keeps the place",
-            path.display()
-        ))
-    };
+    let refused = |why: String| not_followed(&why, ours, path);
     if ours.history != theirs.history || theirs.number < ours.number {
         return Err(refused(format!("the store is at revision `{theirs}`")));
     }
@@ -106,13 +170,51 @@ pub(crate) async fn may_follow(store: &dyn Store, known: &Position, path: &Path)
                 return Err(refused(format!("the store holds another revision `{ours}`")));
             }
         }
-        Err(error @ (crate::store::Error::BelowFloor { .. } | crate::store::Error::Corrupt(_))) => {
+        Err(error @ (store::Error::BelowFloor { .. } | store::Error::Corrupt(_))) => {
             tracing::warn!(%error, place = %ours, "the change log cannot say whether it goes on from the place of this replica: it is \
                 believed");
         }
         Err(error) => return Err(error.into()),
     }
     Ok(())
+}
+
+/// What this replica cannot bring into a store that was adopted.
+async fn warn_of_what_is_missing(keeper: &Arc<Keeper>, known: &Position) -> Result<(), Error> {
+    let (stood, kept) = (&known.revision, keeper.known(&known.revision).await?);
+    match kept {
+        None => {
+            tracing::warn!(%stood, "the store was adopted, and this replica kept nothing to merge: what stops what was revoked since \
+            the backup are the operator's act and what other replicas merge")
+        }
+        Some(kept) if kept.number < stood.number => {
+            tracing::warn!(%stood, kept = kept.number, "the store was adopted, and the cache of \
+            this replica stayed behind: what was revoked in between is not merged by it")
+        }
+        Some(_) => {}
+    }
+    Ok(())
+}
+
+/// How to begin without a store: from what was kept of the one that was followed. `why` it cannot be reached is the error where
+/// nothing fit to begin with was.
+async fn start_cached(
+    chosen: &config::Store,
+    data: &Path,
+    keeper: &Arc<Keeper>,
+    why: store::Error,
+) -> Result<(Arc<dyn Store>, Start), Error> {
+    let config::Store::Postgres(settings) = chosen else { return Err(why.into()) };
+    let Some(known) = Place::of(data).read().map_err(Error::Configuration)? else { return Err(why.into()) };
+    let Some(state) = keeper.state().await?.filter(|state| state.revision.history == known.revision.history) else {
+        return Err(why.into());
+    };
+    tracing::warn!(
+        error = %why, cached = %state.revision, place = %known.revision,
+        "the store cannot be reached: starting from the cache, which only denies, until it is"
+    );
+    let store = bind::open_later(settings, known.revision.history.clone())?;
+    Ok((store, Start::Cached { state: Box::new(state), known }))
 }
 
 /// Tells the state of this replica when it changes.
@@ -147,10 +249,12 @@ pub(super) fn readiness(status: &Status, cell: &SnapshotCell, now: Now) -> Resul
     if condition.is_serving() {
         return Ok(condition.as_str());
     }
-    let why = match condition {
-        Condition::Bootstrapping => "no snapshot was read yet",
-        Condition::Closed => "no proof that the snapshot is current",
-        _ => "the store is not the one that was followed",
+    let cached = cell.load().filter(|view| view.proof == Proof::Missing).map(|view| view.snapshot.revision().clone());
+    let why = match (condition, cached) {
+        (Condition::Closed, Some(revision)) => format!("it runs from its cache of revision {revision} and waits for the store"),
+        (Condition::Bootstrapping, _) => "no snapshot was read yet".to_owned(),
+        (Condition::Closed, _) => "no proof that the snapshot is current".to_owned(),
+        _ => "the store is not the one that was followed".to_owned(),
     };
     let problem = status.problem().map(|problem| format!(": {problem}")).unwrap_or_default();
     Err(format!("{}: {why}{problem}", condition.as_str()))

@@ -135,6 +135,25 @@ impl AdminClient {
         self.answer(FleetServiceClient::new(channel).max_decoding_message_size(LIST_BYTES_MAX).wait_for(request).await)
     }
 
+    /// What follows is signed for the history that began.
+    pub(super) async fn adopt(&mut self, message: wire::AdoptRequest) -> Result<wire::AdoptResponse, Failure> {
+        let request = self.signed("/portcullis.v1.FleetService/Adopt", message)?;
+        let answer = self.answer(FleetServiceClient::new(self.channel.clone()).adopt(request).await)?;
+        if let Some((history, _)) = answer.revision.rsplit_once('.') {
+            history.clone_into(&mut self.history);
+        }
+        Ok(answer)
+    }
+
+    pub(super) async fn wait_for_adoption(
+        &mut self,
+        message: wire::WaitForAdoptionRequest,
+    ) -> Result<wire::WaitForAdoptionResponse, Failure> {
+        let request = self.signed("/portcullis.v1.FleetService/WaitForAdoption", message)?;
+        let mut client = FleetServiceClient::new(self.channel.clone()).max_decoding_message_size(LIST_BYTES_MAX);
+        self.answer(client.wait_for_adoption(request).await)
+    }
+
     pub(super) async fn approvals(
         &mut self,
         message: wire::ListApprovalsRequest,

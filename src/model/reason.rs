@@ -209,8 +209,8 @@ reasons! {
     RevokedApplication = "REVOKED_APPLICATION", Revocation, "the application's older credentials are revoked";
     /// A key of the chain is revoked.
     RevokedKey = "REVOKED_KEY", Revocation, "a key of the chain is revoked";
-    /// Everything is suspended.
-    RevokedAll = "REVOKED_ALL", Revocation, "everything is suspended";
+    /// Everything is suspended, or a restored store was adopted and the root was issued before.
+    RevokedAll = "REVOKED_ALL", Revocation, "everything is suspended, or a restored store voided this credential";
     /// The replica has not heard from the store within the bound.
     Stale = "STALE", Freshness, "this replica is not fresh enough to permit";
     /// The replica does not have the revision that was asked for.

@@ -7,6 +7,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::revision::HistoryId;
+
 /// Names one document.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct DocumentKey {
@@ -212,6 +214,15 @@ pub enum Write {
         /// At most so many.
         rows_max: usize,
     },
+    /// Take a restored store over: a new history begins where the old one ends, and every root issued until now is void. The only
+    /// write of its commit, and an act.
+    Adopt {
+        /// Why.
+        reason: String,
+    },
+    /// What a replica knew to be revoked in a history that the store was adopted from: each row is made at least as strong. The only
+    /// write of its commit.
+    Merge(Merge),
     /// Approve a call that waits, for every layer whose approvers are one of the groups. Makes no [`Change`].
     Approve {
         /// The call.
@@ -230,6 +241,19 @@ pub enum Write {
         /// The operator's groups.
         groups: Vec<String>,
     },
+}
+
+/// What a replica brings into a store that was adopted. Nothing is lifted or weakened by it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Merge {
+    /// The history that it goes into: that of the adoption, and of no later one.
+    pub history: HistoryId,
+    /// The replica's incarnation.
+    pub incarnation: String,
+    /// Its name and where it listens, for people.
+    pub address: String,
+    /// What it knows to be revoked and the store may lack. None: it says that it brings nothing.
+    pub rows: Vec<RevocationRow>,
 }
 
 /// What a commit changed: the rows as they stand after it.

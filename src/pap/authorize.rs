@@ -27,6 +27,8 @@ pub(super) const METHODS: &[Method] = &[
     method("/portcullis.v1.RevocationService/List", &[Role::Respond, Role::Administer, Role::Audit]),
     method("/portcullis.v1.FleetService/ListReplicas", &[Role::Respond, Role::Administer, Role::Approve, Role::Audit]),
     method("/portcullis.v1.FleetService/WaitFor", &[Role::Respond, Role::Administer, Role::Audit]),
+    method("/portcullis.v1.FleetService/Adopt", &[Role::Administer]),
+    method("/portcullis.v1.FleetService/WaitForAdoption", &[Role::Respond, Role::Administer, Role::Audit]),
     method("/portcullis.v1.PolicyService/Apply", &[Role::Administer]),
     method("/portcullis.v1.PolicyService/Check", &[Role::Administer, Role::Audit]),
     method("/portcullis.v1.PolicyService/Get", &[Role::Administer, Role::Audit]),

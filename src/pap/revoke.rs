@@ -168,7 +168,7 @@ fn unknown_target(kind: &str, parts: usize) -> String {
     format!("`{kind}` with {parts} part(s) is not a target; one of: {forms}")
 }
 
-fn check_reason(reason: &str) -> Result<(), Error> {
+pub(super) fn check_reason(reason: &str) -> Result<(), Error> {
     if reason.len() > ACT_REASON_BYTES_MAX {
         return Err(invalid("reason", format!("{} bytes: at most {ACT_REASON_BYTES_MAX}", reason.len())));
     }

@@ -10,6 +10,7 @@ mod approvals;
 mod fleet;
 mod history;
 mod lane;
+mod lineage;
 mod link;
 mod listen;
 mod pending;
@@ -20,11 +21,11 @@ mod tls;
 mod write;
 
 use std::future::Future;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::watch;
+use tokio::sync::{Mutex, watch};
 
 pub use self::settings::{Durability, Settings, Tls};
 
@@ -33,11 +34,11 @@ use self::link::{Begin, Fault, Link, raise};
 use self::read::Expected;
 use self::tls::Connector;
 use super::{
-    Changes, CommitRequest, Committed, Documents, Error, Heartbeat, PolicyCommit, Registration, Replicas, Revocations, State,
-    Store, approvals as steps, rules,
+    Changes, CommitRequest, Committed, Documents, Error, Heartbeat, Lineage, Merged, PolicyCommit, Registration, Replicas,
+    Revocations, State, Store, approvals as steps, rules,
 };
 use crate::model::approval::{ApprovalFilter, Approvals, AskApproval, AskOutcome, UseApprovals, UseOutcome};
-use crate::model::revision::Revision;
+use crate::model::revision::{HistoryId, Revision};
 use crate::model::time::Clock;
 
 /// Making tables may wait for another replica that makes them.
@@ -70,11 +71,18 @@ pub struct PostgresStore {
     writer: Arc<Lane>,
     poller: Arc<Lane>,
     reader: Arc<Lane>,
-    expected: Arc<Expected>,
+    loader: Arc<Lane>,
+    expected: RwLock<Arc<Expected>>,
     notify: bool,
     wake: watch::Sender<u64>,
     /// In place of the server's clock; tests alone have one.
     clock: Option<Arc<dyn Clock>>,
+    /// Whether the server is known to be set up as it must be.
+    checked: Mutex<bool>,
+}
+
+fn warn_of_asynchronous() {
+    tracing::warn!("`store_durability: asynchronous`: a failover may lose acknowledged writes, revocations among them");
 }
 
 impl PostgresStore {
@@ -99,7 +107,7 @@ impl PostgresStore {
         let settings = Arc::new(settings);
         let workers = Workers::start()?;
         let lane = || Lane::new(settings.clone(), connector.clone());
-        let (writer, poller, reader) = (lane(), lane(), lane());
+        let (writer, poller, reader, loader) = (lane(), lane(), lane(), lane());
         let (shown, durability) = (settings.shown().to_owned(), settings.durability);
         let unix_ms = clock.as_ref().map(|clock| clock.now().unix_ms());
         let expected = Expected { history: None, durability, shown: shown.clone() };
@@ -114,7 +122,7 @@ impl PostgresStore {
         });
         let revision = revision.await?;
         if durability == Durability::Asynchronous {
-            tracing::warn!("`store_durability: asynchronous`: a failover may lose acknowledged writes, revocations among them");
+            warn_of_asynchronous();
         }
         let wake = watch::Sender::new(revision.number);
         if settings.notify {
@@ -122,7 +130,57 @@ impl PostgresStore {
         }
         let expected = Expected { history: Some(revision.history), durability, shown: settings.shown().to_owned() };
         let notify = settings.notify;
-        Ok(Self { workers, writer, poller, reader, expected: Arc::new(expected), notify, wake, clock })
+        Ok(Self {
+            workers,
+            writer,
+            poller,
+            reader,
+            loader,
+            expected: RwLock::new(Arc::new(expected)),
+            notify,
+            wake,
+            clock,
+            checked: Mutex::new(true),
+        })
+    }
+
+    /// A store that could not be reached when the program started, which followed it before: it is of that history, or not used. What
+    /// [`PostgresStore::open`] checks is checked when it is reached first; nothing is made in an empty database.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where what its connections need cannot be had.
+    pub fn open_later(settings: Settings, history: HistoryId) -> Result<Self, Error> {
+        let connector = Connector::new(&settings.tls)?;
+        let settings = Arc::new(settings);
+        let workers = Workers::start()?;
+        let lane = || Lane::new(settings.clone(), connector.clone());
+        let (writer, poller, reader, loader) = (lane(), lane(), lane(), lane());
+        let wake = watch::Sender::new(0);
+        if settings.notify {
+            workers.spawn(listen::listen(settings.clone(), connector, wake.clone()));
+        }
+        let expected = Expected { history: Some(history), durability: settings.durability, shown: settings.shown().to_owned() };
+        let (notify, expected, checked) = (settings.notify, RwLock::new(Arc::new(expected)), Mutex::new(false));
+        Ok(Self { workers, writer, poller, reader, loader, expected, notify, wake, clock: None, checked })
+    }
+
+    /// Checks the server and its tables once, where that could not be done at the start.
+    async fn check_once(&self) -> Result<(), Error> {
+        let mut checked = self.checked.lock().await;
+        if *checked {
+            return Ok(());
+        }
+        let (lane, expected) = (self.writer.clone(), self.expected());
+        let check = lane.transact(OPEN, |link| async move {
+            schema::check_server(&link, expected.durability, &expected.shown).await?;
+            schema::bring_up(&link, &expected.shown).await
+        });
+        self.workers.run(true, check).await?;
+        *checked = true;
+        if self.expected().durability == Durability::Asynchronous {
+            warn_of_asynchronous();
+        }
+        Ok(())
     }
 
     /// Runs a transaction on a lane to its end, whoever stops waiting for it.
@@ -132,9 +190,15 @@ impl PostgresStore {
         F: Future<Output = Result<T, Fault>> + Send + 'static,
         W: FnOnce(Arc<Link>, Arc<Expected>) -> F + Send + 'static,
     {
-        let (lane, expected) = (lane.clone(), self.expected.clone());
+        self.check_once().await?;
+        let (lane, expected) = (lane.clone(), self.expected());
         let finish = limits.begin.writes && !limits.begin.one_view;
         self.workers.run(finish, lane.transact(limits, move |link| work(link, expected))).await
+    }
+
+    /// What every answer is held against now.
+    fn expected(&self) -> Arc<Expected> {
+        self.expected.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// What a test says the time is.
@@ -158,7 +222,7 @@ impl PostgresStore {
 #[async_trait]
 impl Store for PostgresStore {
     async fn load(&self) -> Result<State, Error> {
-        self.on(&self.reader, LOAD, |link, expected| async move { read::load(&link, &expected).await }).await
+        self.on(&self.loader, LOAD, |link, expected| async move { read::load(&link, &expected).await }).await
     }
 
     async fn changes(&self, after: u64) -> Result<Changes, Error> {
@@ -190,6 +254,9 @@ impl Store for PostgresStore {
             write::commit(&link, &expected, &request, unix_ms, notify).await
         });
         let done = done.await?;
+        if self.expected().history.as_ref().is_some_and(|history| *history != done.revision.history) {
+            self.follow_history(&done.revision);
+        }
         raise(&self.wake, done.revision.number);
         Ok(done)
     }
@@ -274,8 +341,23 @@ impl Store for PostgresStore {
         self.on(&self.reader, READ, move |link, _| async move { fleet::replicas(&link, unix_ms).await }).await
     }
 
+    async fn lineage(&self, at: u64) -> Result<Lineage, Error> {
+        self.on(&self.reader, READ, move |link, expected| async move { lineage::lineage(&link, &expected, at).await }).await
+    }
+
+    async fn merges(&self) -> Result<Vec<Merged>, Error> {
+        self.on(&self.reader, READ, |link, _| async move { lineage::merges(&link).await }).await
+    }
+
+    fn follow_history(&self, revision: &Revision) {
+        let mut expected = self.expected.write().unwrap_or_else(PoisonError::into_inner);
+        *expected = Arc::new(Expected { history: Some(revision.history.clone()), ..Expected::clone(&expected) });
+        // A restored store counts on from a lower number: what is told of it is news all the same.
+        self.wake.send_replace(revision.number);
+    }
+
     fn may_lose_commits(&self) -> Option<&'static str> {
-        (self.expected.durability == Durability::Asynchronous).then_some("store_durability: asynchronous")
+        (self.expected().durability == Durability::Asynchronous).then_some("store_durability: asynchronous")
     }
 
     fn wake(&self) -> watch::Receiver<u64> {

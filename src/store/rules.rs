@@ -2,7 +2,7 @@
 //!
 //! Pure functions over rows; no engine, no clock. Look next at `sqlite/write.rs`, which calls them inside a transaction.
 
-use super::{CommitRequest, Error, Settings, approvals, lapse, second};
+use super::{CommitRequest, Error, Settings, approvals, lapse, lineage, second};
 use crate::model::limits::{
     ACT_ACCOUNT_BYTES_MAX, ACT_REASON_BYTES_MAX, ID_BYTES_MAX, OPERATOR_JWS_BYTES_MAX, POLICY_FILE_BYTES_MAX,
 };
@@ -48,8 +48,13 @@ pub fn check_request(request: &CommitRequest) -> Result<(), Error> {
     at_most("writes in one commit", request.writes.len(), WRITES_MAX)?;
     at_most("expectations in one commit", request.expected.len(), WRITES_MAX)?;
     request.expected.iter().try_for_each(|(key, _)| check_key(key))?;
-    if request.writes.len() > 1 && request.writes.iter().any(|write| matches!(write, Write::Prune { .. })) {
-        return Err(Error::Rejected("a prune is the only write of its commit: commit the others apart".to_owned()));
+    let alone = |write: &&Write| matches!(write, Write::Prune { .. } | Write::Adopt { .. } | Write::Merge(_));
+    if request.writes.len() > 1 && request.writes.iter().any(|write| alone(&write)) {
+        let message = "a prune, an adoption or a merge is the only write of its commit: commit the others apart";
+        return Err(Error::Rejected(message.to_owned()));
+    }
+    if request.act.is_none() && request.writes.iter().any(|write| matches!(write, Write::Adopt { .. })) {
+        return Err(Error::Rejected("an adoption is an operator's act: sign it".to_owned()));
     }
     let mut bytes = 0usize;
     for write in &request.writes {
@@ -90,6 +95,22 @@ pub fn revoke(
     watermark_unix_s: i64,
 ) -> Result<RevocationRow, Error> {
     check_meaning(target, meaning)?;
+    Ok(strengthened(current, target, meaning, reason, number, watermark_unix_s))
+}
+
+/// The row of everything once a store was adopted: every root issued until then is void. `watermark_unix_s` as in [`revoke`].
+pub fn void_roots(current: Option<RevocationRow>, reason: &str, number: u64, watermark_unix_s: i64) -> RevocationRow {
+    strengthened(current, &Target::All, Meaning::Watermark, reason, number, watermark_unix_s)
+}
+
+fn strengthened(
+    current: Option<RevocationRow>,
+    target: &Target,
+    meaning: Meaning,
+    reason: &str,
+    number: u64,
+    watermark_unix_s: i64,
+) -> RevocationRow {
     let before = current.unwrap_or_else(|| RevocationRow {
         target: target.clone(),
         dead: false,
@@ -114,7 +135,7 @@ pub fn revoke(
         (true, Some(before), Some(again)) => Some(before.max(again)),
         (_, _, again) => again,
     };
-    Ok(if after == before { before } else { RevocationRow { reason: reason.to_owned(), revision: number, ..after } })
+    if after == before { before } else { RevocationRow { reason: reason.to_owned(), revision: number, ..after } }
 }
 
 /// The row of a target once its suspension is lifted; a watermark stays. `watermark_unix_s` as in [`revoke`].
@@ -189,13 +210,19 @@ fn check_write(write: &Write) -> Result<usize, Error> {
             at_most("revocations taken away by one commit", *rows_max, lapse::PRUNED_ROWS_MAX)?;
             Ok(0)
         }
+        Write::Adopt { reason } => {
+            at_most("bytes in a reason", reason.len(), ACT_REASON_BYTES_MAX)?;
+            plain("a reason", reason)?;
+            Ok(reason.len())
+        }
+        Write::Merge(merge) => lineage::check(merge),
         Write::Approve { digest, operator, groups } | Write::Refuse { digest, operator, groups } => {
             approvals::check_answer(digest, operator, groups)
         }
     }
 }
 
-fn check_target(target: &Target, reason: &str) -> Result<usize, Error> {
+pub(super) fn check_target(target: &Target, reason: &str) -> Result<usize, Error> {
     at_most("bytes in a reason", reason.len(), ACT_REASON_BYTES_MAX)?;
     plain("a reason", reason)?;
     let mut bytes = reason.len();

@@ -1,13 +1,15 @@
 //! The embedded store: one SQLite file that the server and the command line share.
 //!
-//! Three threads, each with a connection of its own: one writes, one answers polls, one reads much; so a long `load` or a slow
+//! Four threads, each with a connection of its own: one writes, one answers polls, one reads lists, one full states; so a long `load` or a slow
 //! disk never holds up the question whether there is anything new. Only `store` knows SQL. Look next at `sqlite/open.rs`,
 //! `sqlite/read.rs` and `sqlite/write.rs`.
 
 mod approvals;
+mod cache;
 mod fleet;
 mod history;
 mod lane;
+mod lineage;
 mod open;
 mod pending;
 mod read;
@@ -21,14 +23,16 @@ use async_trait::async_trait;
 use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
+pub use self::cache::{CACHE_FILE, Cache};
+
 use self::fleet::Beats;
 use self::lane::Lane;
 use self::open::Db;
 use self::read::Reader;
 use self::write::{Job, Reply};
 use super::{
-    Changes, CommitRequest, Committed, Documents, Error, Heartbeat, PolicyCommit, Registration, Replicas, Revocations, Settings,
-    State, Store, approvals as steps, rules,
+    Changes, CommitRequest, Committed, Documents, Error, Heartbeat, Lineage, Merged, PolicyCommit, Registration, Replicas,
+    Revocations, Settings, State, Store, approvals as steps, rules,
 };
 use crate::model::approval::{ApprovalFilter, Approvals, AskApproval, AskOutcome, UseApprovals, UseOutcome};
 use crate::model::revision::Revision;
@@ -42,6 +46,7 @@ use crate::model::time::Clock;
 pub struct SqliteStore {
     poller: Reader,
     reader: Reader,
+    loader: Reader,
     /// Dropped last: the connection that closes last takes the write-ahead log away, which an interrupted one does not.
     writer: Lane<Job>,
     wake: watch::Receiver<u64>,
@@ -71,13 +76,14 @@ impl SqliteStore {
         let path = open::prepare(path)?;
         let unix_ms = clock.now().unix_ms();
         let connect = || Db::open(&path, settings, unix_ms);
-        let (mut writing, polling, reading) = (connect()?, connect()?, connect()?);
+        let (mut writing, polling, reading, loading) = (connect()?, connect()?, connect()?, connect()?);
         let (sender, wake) = watch::channel(writing.number()?);
         let poller = Reader::start("store-poll", polling)?;
         let reader = Reader::start("store-read", reading)?;
+        let loader = Reader::start("store-load", loading)?;
         let dates = clock.clone();
         let writer = Lane::start("store-write", None, move |jobs| write::serve(writing, jobs, dates, sender))?;
-        Ok(Self { writer, poller, reader, wake, clock, beats: Beats::default() })
+        Ok(Self { writer, poller, reader, loader, wake, clock, beats: Beats::default() })
     }
 
     /// Has a heartbeat written where it is due. Not waited for: a slow disk must not make a replica look stale to itself.
@@ -99,7 +105,7 @@ impl SqliteStore {
 #[async_trait]
 impl Store for SqliteStore {
     async fn load(&self) -> Result<State, Error> {
-        self.reader.run(read::load).await
+        self.loader.run(read::load).await
     }
 
     async fn changes(&self, after: u64) -> Result<Changes, Error> {
@@ -190,6 +196,18 @@ impl Store for SqliteStore {
     async fn replicas(&self) -> Result<Replicas, Error> {
         let now = self.clock.now();
         self.reader.run(move |connection| fleet::replicas(connection, now)).await
+    }
+
+    async fn lineage(&self, at: u64) -> Result<Lineage, Error> {
+        self.poller.run(move |connection| lineage::lineage(connection, at)).await
+    }
+
+    async fn merges(&self) -> Result<Vec<Merged>, Error> {
+        self.reader.run(lineage::merges).await
+    }
+
+    fn follow_history(&self, _revision: &Revision) {
+        // What the file says is believed as long as it is the same file.
     }
 
     fn may_lose_commits(&self) -> Option<&'static str> {

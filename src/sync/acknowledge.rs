@@ -18,7 +18,7 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 use super::Member;
-use super::status::{State, Status};
+use super::status::{Changes, Ended, State, Status};
 use crate::model::mutant::{Mutant, active};
 use crate::model::time::Clock;
 use crate::telemetry::Metrics;
@@ -53,17 +53,19 @@ impl Acknowledge {
     pub async fn run(mut self, mut shutdown: watch::Receiver<bool>) {
         tokio::select! {
             _ = shutdown.wait_for(|stop| *stop) => {}
-            () = self.acknowledge() => {}
+            _ = self.acknowledge() => {}
         }
     }
 
-    async fn acknowledge(&mut self) {
+    async fn acknowledge(&mut self) -> Result<(), Ended> {
         let mut changes = self.status.changes();
         let mut acknowledged = None;
         loop {
             self.member.set_resync(self.status.state() == State::Resync);
             if self.status.state() == State::Quarantined {
-                return self.quarantined().await;
+                self.quarantined(&mut changes).await?;
+                acknowledged = None;
+                continue;
             }
             // INVARIANT: read before the barrier begins, and acknowledged once it has passed: what is applied meanwhile is not
             // covered by it. Policy may lag behind: what is acknowledged is that nothing revoked passes.
@@ -87,21 +89,22 @@ impl Acknowledge {
                 self.status.poll_now();
                 continue;
             }
-            if changes.changed().await.is_err() {
-                return;
-            }
+            changes.changed().await?;
         }
     }
 
-    /// Goes on saying that this replica denies everything, once that is so.
-    async fn quarantined(&self) {
+    /// Goes on saying that this replica denies everything, once that is so, until it follows again.
+    async fn quarantined(&self, changes: &mut Changes) -> Result<(), Ended> {
         self.barrier.pass().await;
         self.member.quarantine();
-        loop {
+        while self.status.state() == State::Quarantined {
             if let Err(error) = self.member.beat().await {
                 tracing::debug!(%error, "the store could not be told that this replica is quarantined");
             }
-            tokio::time::sleep(QUARANTINE_BEAT).await;
+            // In time, or sooner where it is over.
+            tokio::time::timeout(QUARANTINE_BEAT, changes.changed()).await.unwrap_or(Ok(()))?;
         }
+        self.member.leave_quarantine();
+        Ok(())
     }
 }

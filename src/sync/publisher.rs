@@ -24,9 +24,21 @@ impl CellPublisher {
         Self { builder: Builder::new(revocations), cell, published: Vec::new() }
     }
 
-    fn publish(&mut self, snapshot: Arc<Snapshot>, sent_at: Now) -> Result<(), String> {
+    fn built(&mut self, state: store::State) -> Result<Arc<Snapshot>, String> {
+        let state = FullState {
+            revision: state.revision,
+            digest: state.digest,
+            iat_skew_s: state.settings.iat_skew_s,
+            freshness_bound_ms: state.settings.freshness_bound_ms,
+            documents: state.documents.into_iter().map(|stored| stored.row).collect(),
+            revocations: state.revocations,
+        };
+        self.builder.replace(state).map_err(|error| error.to_string())
+    }
+
+    fn publish(&mut self, snapshot: Arc<Snapshot>, proof: Proof) -> Result<(), String> {
         self.published.push((snapshot.revision().number, Arc::downgrade(&snapshot)));
-        self.cell.publish(View { snapshot, proof: Proof::SentAt(sent_at) });
+        self.cell.publish(View { snapshot, proof });
         self.forget();
         self.builder.problem().map_or(Ok(()), |problem| Err(problem.to_owned()))
     }
@@ -43,16 +55,22 @@ impl CellPublisher {
 
 impl Publisher for CellPublisher {
     fn replace(&mut self, state: store::State, sent_at: Now) -> Result<(), String> {
-        let state = FullState {
-            revision: state.revision,
-            digest: state.digest,
-            iat_skew_s: state.settings.iat_skew_s,
-            freshness_bound_ms: state.settings.freshness_bound_ms,
-            documents: state.documents.into_iter().map(|stored| stored.row).collect(),
-            revocations: state.revocations,
-        };
-        let snapshot = self.builder.replace(state).map_err(|error| error.to_string())?;
-        self.publish(snapshot, sent_at)
+        let published = self.cell.load().map(|view| view.snapshot.revision().history.clone());
+        if published.is_some_and(|history| history != state.revision.history) {
+            // INVARIANT: numbers of two histories mean nothing to each other, and the index reckons by numbers what older snapshots
+            // still see. Who still decides by the old snapshot finds its proof too old: the follower saw to that.
+            let mut begun = Self::new(self.cell.clone(), Arc::new(Index::new()));
+            let snapshot = begun.built(state)?;
+            *self = begun;
+            return self.publish(snapshot, Proof::SentAt(sent_at));
+        }
+        let snapshot = self.built(state)?;
+        self.publish(snapshot, Proof::SentAt(sent_at))
+    }
+
+    fn restore(&mut self, state: store::State) -> Result<(), String> {
+        let snapshot = self.built(state)?;
+        self.publish(snapshot, Proof::Missing)
     }
 
     fn apply(&mut self, commits: &[store::CommitRow], sent_at: Now) -> Result<(), String> {
@@ -61,7 +79,7 @@ impl Publisher for CellPublisher {
         let left_out = usize::from(active(Mutant::DropCommit) && commits.len() > 1);
         let changes = commits.iter().skip(left_out).flat_map(|commit| &commit.changes);
         let snapshot = self.builder.apply(newest.number, newest.digest, changes).map_err(|error| error.to_string())?;
-        self.publish(snapshot, sent_at)
+        self.publish(snapshot, Proof::SentAt(sent_at))
     }
 
     fn refresh(&mut self, sent_at: Now) {

@@ -13,7 +13,8 @@ use tokio::sync::watch;
 
 use super::Publisher;
 use super::backoff::Backoff;
-use super::follower::{Action, Event, Follower, Position, Request};
+use super::cache::Keeper;
+use super::follower::{Action, Adopted, Event, Follower, Position, Request};
 use super::status::{Counters, Progress, Reporter, State, Status};
 use crate::model::mutant::{Mutant, active};
 use crate::model::records::Change;
@@ -35,6 +36,15 @@ pub trait Source: Send + Sync {
     /// # Errors
     /// See there.
     async fn changes(&self, after: u64) -> Result<Changes, store::Error>;
+
+    /// Whether the store was adopted from the history in which this replica stood at `stood`; what it knew is merged first. `None`:
+    /// it was not.
+    ///
+    /// # Errors
+    /// If that cannot be said, or what is known cannot be merged.
+    async fn adoption(&self, _stood: &Position) -> Result<Option<Adopted>, store::Error> {
+        Ok(None)
+    }
 
     /// See [`store::Store::wake`].
     fn wake(&self) -> watch::Receiver<u64>;
@@ -85,7 +95,14 @@ pub struct Follow<P> {
     /// Whether the last event was a failure.
     failed: bool,
     behind_since_unix_ms: Option<i64>,
+    keeper: Option<Arc<Keeper>>,
+    /// The last trouble of the server's settings that was logged.
+    said: Option<String>,
 }
+
+/// Pause between two looks whether a store was adopted: an operator does that, and a fleet asks.
+const ADOPTION_PAUSE_MS_MIN: u64 = 600;
+const ADOPTION_JITTER_MS_MAX: u64 = 600;
 
 impl<P: Publisher> Follow<P> {
     /// Sets a follower up, and hands out what others see of it. `known` as in [`Follower::new`].
@@ -111,9 +128,36 @@ impl<P: Publisher> Follow<P> {
                 backoff,
                 failed: false,
                 behind_since_unix_ms: None,
+                keeper: None,
+                said: None,
             },
             status,
         )
+    }
+
+    /// Has what is published kept.
+    #[must_use]
+    pub fn keeping(self, keeper: Arc<Keeper>) -> Self {
+        Self { keeper: Some(keeper), ..self }
+    }
+
+    /// Publishes what this machine kept, to deny by until the store is reached. `known` as in [`Follower::new`].
+    ///
+    /// # Errors
+    /// If its policy cannot be built; nothing is published.
+    pub fn from_cache(mut self, cached: store::State, known: Option<Position>) -> Result<Self, String> {
+        let position = Position { revision: cached.revision.clone(), hash: cached.hash };
+        self.publisher.restore(cached)?;
+        self.follower = Follower::from_cache(position, known);
+        Ok(self)
+    }
+
+    /// Follows nothing until the store is seen to be adopted from the history of that place.
+    #[must_use]
+    pub fn in_quarantine(mut self, stood: Position, reason: String) -> Self {
+        self.follower = Follower::in_quarantine(stood, reason);
+        self.show();
+        self
     }
 
     /// Follows the store until `shutdown` turns true or its sender is gone. What is published then stays, and ages.
@@ -127,8 +171,9 @@ impl<P: Publisher> Follow<P> {
             let asked = match self.follower.request() {
                 Request::Load => Asked::Load,
                 Request::Poll { after, .. } => Asked::Poll(after),
+                Request::Adoption => Asked::Adoption,
                 Request::Nothing => {
-                    // Quarantined: nothing to do until an operator acts, but the status stays.
+                    // Quarantined, and nothing was followed before: there is nothing to wait for, but the status stays.
                     stop.await;
                     return;
                 }
@@ -158,6 +203,18 @@ impl<P: Publisher> Follow<P> {
                 Ok(changes) => Event::Changes { sent_at: self.proof_of(sent_at), changes },
                 Err(error) => Event::PollFailed(error),
             },
+            Asked::Adoption => {
+                let asked = async {
+                    match self.follower.stood() {
+                        Some(stood) => self.source.adoption(stood).await,
+                        None => Ok(None),
+                    }
+                };
+                match within(self.settings.load_timeout_ms, asked).await {
+                    Ok(adopted) => Event::Adoption { sent_at: self.proof_of(sent_at), adopted: adopted.map(Box::new) },
+                    Err(error) => Event::AdoptionFailed(error),
+                }
+            }
         }
     }
 
@@ -171,6 +228,10 @@ impl<P: Publisher> Follow<P> {
         self.reporter.count(counter_of(&event), 1);
         let before = self.follower.state();
         let failures = self.follower.failures();
+        let failed = match &event {
+            Event::PollFailed(error) | Event::LoadFailed(error) => Some(error.clone()),
+            _ => None,
+        };
         if active(Mutant::RenewOnFailure) && matches!(event, Event::PollFailed(_)) {
             self.publisher.refresh(self.clock.now());
         }
@@ -179,12 +240,14 @@ impl<P: Publisher> Follow<P> {
             Some(Action::Replace { state, proof }) => {
                 let revision = state.revision.clone();
                 let (documents, revocations, read_at) = (state.documents.len(), state.revocations.len(), self.clock.now());
+                let at = Position { revision: revision.clone(), hash: state.hash };
                 let result = self.publisher.replace(*state, proof);
                 let (read_ms, build_ms) = (read_at.ms_since(proof), self.clock.now().ms_since(read_at));
                 tracing::info!(%revision, documents, revocations, read_ms, build_ms, "the full state was read");
                 self.published(result);
                 if self.follower.published() == Some(&revision) {
                     self.reporter.feed().replace(revision);
+                    self.keeper.iter().for_each(|keeper| keeper.replace(at.clone()));
                 }
             }
             Some(Action::Apply { commits, proof }) => {
@@ -192,22 +255,34 @@ impl<P: Publisher> Follow<P> {
                 let result = self.publisher.apply(&commits, proof);
                 self.published(result);
                 self.tell(&commits);
+                if let Some((keeper, stood)) = self.keeper.as_ref().zip(self.follower.stood()) {
+                    keeper.apply(stood.clone(), commits);
+                }
             }
-            Some(Action::Refresh { proof }) => self.publisher.refresh(proof),
+            Some(Action::Refresh { proof }) => {
+                self.publisher.refresh(proof);
+                self.tell(&[]);
+            }
             Some(Action::Quarantine { reason }) => {
                 self.publisher.quarantine(&reason);
                 self.reporter.count(|counters| &counters.quarantines, 1);
                 tracing::error!(
                     reason,
-                    "quarantined: everything is denied until the store is put back or this replica is restarted"
+                    "quarantined: everything is denied until this replica is restarted on the right store, or the store is adopted"
                 );
             }
         }
         self.failed = self.follower.failures() > failures;
+        if before == State::Quarantined && self.follower.state() != before {
+            tracing::warn!(revision = ?self.follower.published(), "the store was adopted: what was known here is in it, and it is followed");
+        }
         let (state, problem) = (self.follower.state(), self.follower.problem().unwrap_or_default());
         if state == State::Resync && before != State::Resync {
             self.reporter.count(|counters| &counters.resyncs, 1);
             tracing::warn!(problem, "out of step with the store: the full state is loaded again");
+        } else if matches!(failed, Some(store::Error::Misconfigured(_))) && self.said.as_deref() != Some(problem) {
+            tracing::error!(problem, "the store is not followed before its server is set up as it must be");
+            self.said = Some(problem.to_owned());
         } else if self.follower.failures() == 1 && failures == 0 {
             tracing::warn!(problem, "the store is not followed; trying again");
         }
@@ -225,7 +300,12 @@ impl<P: Publisher> Follow<P> {
 
     /// Tells readers what was applied.
     fn tell(&mut self, commits: &[CommitRow]) {
-        let Some(history) = self.follower.published().map(|revision| revision.history.clone()) else { return };
+        let Some(now) = self.follower.published() else { return };
+        if self.reporter.feed().newest().is_none() {
+            // The first that is proved, on top of what a cache held: what came before is not known row by row.
+            return self.reporter.feed().replace(now.clone());
+        }
+        let history = now.history.clone();
         for commit in commits {
             if commit.changes.iter().any(|change| matches!(change, Change::Revocation(_))) {
                 self.reporter.killed(commit.number, commit.unix_ms);
@@ -254,12 +334,16 @@ impl<P: Publisher> Follow<P> {
 
     /// Until the next request: short while all is well, and cut shorter by whoever wants to know.
     async fn pause(&mut self, wake: &mut Wake) {
+        if self.follower.request() == Request::Adoption {
+            let jitter = self.backoff.jitter(ADOPTION_JITTER_MS_MAX);
+            return tokio::time::sleep(Duration::from_millis(ADOPTION_PAUSE_MS_MIN) + jitter).await;
+        }
         if self.failed || active(Mutant::PauseAfterSuccess) && self.follower.failures() > 0 {
             // Nobody cuts this one short: a store in trouble is left alone. What succeeds between two failures is not held up.
             return tokio::time::sleep(self.backoff.pause(self.follower.failures())).await;
         }
         match self.follower.request() {
-            Request::Nothing | Request::Poll { at_once: true, .. } => {}
+            Request::Nothing | Request::Adoption | Request::Poll { at_once: true, .. } => {}
             Request::Load => tokio::time::sleep(self.backoff.jitter(self.settings.resync_jitter_ms_max)).await,
             Request::Poll { .. } => {
                 // In this order: a wish that comes in the moment in which it would be done anyway is not kept for the next one.
@@ -278,6 +362,7 @@ impl<P: Publisher> Follow<P> {
 enum Asked {
     Load,
     Poll(u64),
+    Adoption,
 }
 
 /// The store's hint; where its sender is gone, it never comes again.
@@ -309,7 +394,7 @@ fn counter_of(event: &Event) -> fn(&Counters) -> &std::sync::atomic::AtomicU64 {
     match event {
         Event::Loaded { .. } => |counters| &counters.loads,
         Event::LoadFailed(_) => |counters| &counters.load_failures,
-        Event::Changes { .. } | Event::Published(_) => |counters| &counters.polls,
-        Event::PollFailed(_) => |counters| &counters.poll_failures,
+        Event::Changes { .. } | Event::Published(_) | Event::Adoption { .. } => |counters| &counters.polls,
+        Event::PollFailed(_) | Event::AdoptionFailed(_) => |counters| &counters.poll_failures,
     }
 }

@@ -197,6 +197,13 @@ impl Status {
         decided.is_ok_and(|progress| progress.revision.is_some())
     }
 
+    /// Returns `true` once a store is followed, also out of quarantine; `false` if the follower ended before.
+    pub async fn followed(&self) -> bool {
+        let mut progress = self.progress.clone();
+        let decided = progress.wait_for(|progress| progress.revision.is_some() && progress.state != State::Quarantined).await;
+        decided.is_ok()
+    }
+
     /// Returns once that many revisions are applied, whatever became of their policy.
     #[cfg(test)]
     pub(super) async fn reached(&mut self, number: u64) {
@@ -257,6 +264,11 @@ impl Reporter {
 
     /// Shows where the follower is; wakes waiters only if that changed for them.
     pub(super) fn show(&self, next: Progress) {
+        let history = |progress: &Progress| progress.revision.as_ref().map(|revision| revision.history.clone());
+        if history(&next) != history(&self.progress.borrow()) {
+            // Numbers of another history.
+            self.shared.kills.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
         self.progress.send_if_modified(|progress| {
             let Progress { proof, problem, behind_since_unix_ms, .. } = progress.clone();
             let quiet = Progress { proof, problem, behind_since_unix_ms, ..next.clone() } == *progress;

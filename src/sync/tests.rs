@@ -1,5 +1,6 @@
 //! A hostile store against the follower, and the loop against a store that fails.
 
+mod adoption;
 mod at_least;
 mod lapse;
 mod model;
@@ -95,7 +96,7 @@ impl World {
         let sent_at = now(self.clock);
         let before = (self.published.len(), self.follower.proof());
         let event = match self.follower.request() {
-            Request::Nothing => return Ok(()),
+            Request::Nothing | Request::Adoption => return Ok(()),
             Request::Load => match fault {
                 Fault::None => {
                     self.loaded = (Some(sent_at), self.store.commits.len());
@@ -209,7 +210,7 @@ proptest! {
             prop_assert_eq!(world.published.len(), world.store.commits.len());
             prop_assert!(world.is_in_store());
         } else {
-            prop_assert_eq!(world.follower.request(), Request::Nothing);
+            prop_assert_eq!(world.follower.request(), Request::Adoption);
         }
     }
 }
@@ -314,9 +315,9 @@ fn a_loaded_state_is_traced_to_the_known_place() {
     check("a cut log", &|_| Event::PollFailed(store::Error::BelowFloor { floor: 3 }), followed);
     check("no answer", &|_| Event::PollFailed(store::Error::Unavailable("down".into())), (State::Bootstrapping, poll(1)));
     let another_past = |changes: &mut Changes| changes.commits[0] = commit_row(2, [7; 32], "fork");
-    check("another past", &changes(another_past), (State::Quarantined, Request::Nothing));
-    check("another history", &changes(|it| it.history = Model::new("x").history), (State::Quarantined, Request::Nothing));
-    check("it fell", &changes(|changes| changes.head = 0), (State::Quarantined, Request::Nothing));
+    check("another past", &changes(another_past), (State::Quarantined, Request::Adoption));
+    check("another history", &changes(|it| it.history = Model::new("x").history), (State::Quarantined, Request::Adoption));
+    check("it fell", &changes(|changes| changes.head = 0), (State::Quarantined, Request::Adoption));
     check("it fell meanwhile", &changes(|changes| changes.head = 4), (State::Bootstrapping, Request::Load));
     let forked_since = |world: &mut World| {
         world.store.fork(3, 2);

@@ -18,6 +18,7 @@ use crate::store::{
     CommitRequest, CommitRow, Committed, Error, Heartbeat, Registration, ReplicaState, State, Store, StoredDocument, rules,
 };
 
+mod adoption;
 mod approvals;
 mod kill;
 
@@ -56,6 +57,7 @@ pub async fn conformance<F: Future<Output = Arc<dyn Store>>>(make: impl Fn(Arc<M
     documents_stand_as_they_stood(&*new().await.0).await;
     approvals::conformance(&new).await;
     kill::conformance(&new).await;
+    adoption::conformance(&new).await;
     text_that_no_engine_keeps_is_refused(&*new().await.0).await;
     let (store, clock) = new().await;
     replicas_are_known_while_they_are_heard(&*store, &clock).await;

@@ -5,6 +5,7 @@
 
 mod aat;
 mod admin;
+mod adoption;
 mod agentdojo;
 mod approvals;
 #[path = "../../load-tests/calls.rs"]

@@ -1422,6 +1422,58 @@ pub struct ReplicaAnswer {
     #[prost(uint64, optional, tag = "3")]
     pub acknowledged_after_ms: ::core::option::Option<u64>,
 }
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AdoptRequest {
+    #[prost(string, tag = "1")]
+    pub reason: ::prost::alloc::string::String,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AdoptResponse {
+    /// `HISTORY.NUMBER`: the first revision of the new history.
+    #[prost(string, tag = "1")]
+    pub revision: ::prost::alloc::string::String,
+    /// The last revision of the history before it that the store holds.
+    #[prost(string, tag = "2")]
+    pub adopted_from: ::prost::alloc::string::String,
+    #[prost(int64, tag = "3")]
+    pub committed_at_unix_ms: i64,
+    /// Roots issued at or before this second are void.
+    #[prost(int64, tag = "4")]
+    pub watermark_unix_s: i64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct WaitForAdoptionRequest {
+    /// As `AdoptResponse` gave it.
+    #[prost(string, tag = "1")]
+    pub revision: ::prost::alloc::string::String,
+    /// At most an hour.
+    #[prost(uint64, tag = "2")]
+    pub wait_ms: u64,
+}
+#[derive(Clone, PartialEq, ::prost::Message)]
+pub struct WaitForAdoptionResponse {
+    #[prost(string, tag = "1")]
+    pub revision: ::prost::alloc::string::String,
+    /// Who is registered, and who merged something and is not registered any more.
+    #[prost(message, repeated, tag = "2")]
+    pub replicas: ::prost::alloc::vec::Vec<AdoptingReplica>,
+    /// Every replica that is registered follows.
+    #[prost(bool, tag = "3")]
+    pub complete: bool,
+    #[prost(uint64, tag = "4")]
+    pub waited_ms: u64,
+}
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct AdoptingReplica {
+    #[prost(message, optional, tag = "1")]
+    pub replica: ::core::option::Option<Replica>,
+    /// Revocations that only it knew when it brought them; absent: it has not said.
+    #[prost(uint64, optional, tag = "2")]
+    pub merged: ::core::option::Option<u64>,
+    /// It answers by the new history alone.
+    #[prost(bool, tag = "3")]
+    pub follows: bool,
+}
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
 #[repr(i32)]
 pub enum RevocationMeaning {
@@ -3527,6 +3579,55 @@ pub mod fleet_service_client {
                 .insert(GrpcMethod::new("portcullis.v1.FleetService", "WaitFor"));
             self.inner.unary(req, path, codec).await
         }
+        /// Takes a restored store over: a new history, and every root issued until now is void. Only where the store itself is opened.
+        pub async fn adopt(
+            &mut self,
+            request: impl tonic::IntoRequest<super::AdoptRequest>,
+        ) -> std::result::Result<tonic::Response<super::AdoptResponse>, tonic::Status> {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/portcullis.v1.FleetService/Adopt",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(GrpcMethod::new("portcullis.v1.FleetService", "Adopt"));
+            self.inner.unary(req, path, codec).await
+        }
+        /// Returns once every replica that is registered follows the history of an adoption, or when the time is up.
+        pub async fn wait_for_adoption(
+            &mut self,
+            request: impl tonic::IntoRequest<super::WaitForAdoptionRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::WaitForAdoptionResponse>,
+            tonic::Status,
+        > {
+            self.inner
+                .ready()
+                .await
+                .map_err(|e| {
+                    tonic::Status::unknown(
+                        format!("Service was not ready: {}", e.into()),
+                    )
+                })?;
+            let codec = tonic_prost::ProstCodec::default();
+            let path = http::uri::PathAndQuery::from_static(
+                "/portcullis.v1.FleetService/WaitForAdoption",
+            );
+            let mut req = request.into_request();
+            req.extensions_mut()
+                .insert(
+                    GrpcMethod::new("portcullis.v1.FleetService", "WaitForAdoption"),
+                );
+            self.inner.unary(req, path, codec).await
+        }
     }
 }
 /// Generated server implementations.
@@ -3562,6 +3663,19 @@ pub mod fleet_service_server {
             request: tonic::Request<super::WaitForFleetRequest>,
         ) -> std::result::Result<
             tonic::Response<super::WaitForFleetResponse>,
+            tonic::Status,
+        >;
+        /// Takes a restored store over: a new history, and every root issued until now is void. Only where the store itself is opened.
+        async fn adopt(
+            &self,
+            request: tonic::Request<super::AdoptRequest>,
+        ) -> std::result::Result<tonic::Response<super::AdoptResponse>, tonic::Status>;
+        /// Returns once every replica that is registered follows the history of an adoption, or when the time is up.
+        async fn wait_for_adoption(
+            &self,
+            request: tonic::Request<super::WaitForAdoptionRequest>,
+        ) -> std::result::Result<
+            tonic::Response<super::WaitForAdoptionResponse>,
             tonic::Status,
         >;
     }
@@ -3759,6 +3873,96 @@ pub mod fleet_service_server {
                     let inner = self.inner.clone();
                     let fut = async move {
                         let method = WaitForSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/portcullis.v1.FleetService/Adopt" => {
+                    #[allow(non_camel_case_types)]
+                    struct AdoptSvc<T: FleetService>(pub Arc<T>);
+                    impl<
+                        T: FleetService,
+                    > tonic::server::UnaryService<super::AdoptRequest> for AdoptSvc<T> {
+                        type Response = super::AdoptResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::AdoptRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as FleetService>::adopt(&inner, request).await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = AdoptSvc(inner);
+                        let codec = tonic_prost::ProstCodec::default();
+                        let mut grpc = tonic::server::Grpc::new(codec)
+                            .apply_compression_config(
+                                accept_compression_encodings,
+                                send_compression_encodings,
+                            )
+                            .apply_max_message_size_config(
+                                max_decoding_message_size,
+                                max_encoding_message_size,
+                            );
+                        let res = grpc.unary(method, req).await;
+                        Ok(res)
+                    };
+                    Box::pin(fut)
+                }
+                "/portcullis.v1.FleetService/WaitForAdoption" => {
+                    #[allow(non_camel_case_types)]
+                    struct WaitForAdoptionSvc<T: FleetService>(pub Arc<T>);
+                    impl<
+                        T: FleetService,
+                    > tonic::server::UnaryService<super::WaitForAdoptionRequest>
+                    for WaitForAdoptionSvc<T> {
+                        type Response = super::WaitForAdoptionResponse;
+                        type Future = BoxFuture<
+                            tonic::Response<Self::Response>,
+                            tonic::Status,
+                        >;
+                        fn call(
+                            &mut self,
+                            request: tonic::Request<super::WaitForAdoptionRequest>,
+                        ) -> Self::Future {
+                            let inner = Arc::clone(&self.0);
+                            let fut = async move {
+                                <T as FleetService>::wait_for_adoption(&inner, request)
+                                    .await
+                            };
+                            Box::pin(fut)
+                        }
+                    }
+                    let accept_compression_encodings = self.accept_compression_encodings;
+                    let send_compression_encodings = self.send_compression_encodings;
+                    let max_decoding_message_size = self.max_decoding_message_size;
+                    let max_encoding_message_size = self.max_encoding_message_size;
+                    let inner = self.inner.clone();
+                    let fut = async move {
+                        let method = WaitForAdoptionSvc(inner);
                         let codec = tonic_prost::ProstCodec::default();
                         let mut grpc = tonic::server::Grpc::new(codec)
                             .apply_compression_config(

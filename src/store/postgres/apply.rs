@@ -9,11 +9,11 @@ use ring::digest::{SHA256, digest};
 
 use super::read::Head;
 use crate::model::approval::ApprovalRow;
-use crate::model::records::{Change, DocumentKey, DocumentRow, PendingRow, RevocationRow, Target, Write};
-use crate::model::revision::StateDigest;
+use crate::model::records::{Change, DocumentKey, DocumentRow, Merge, PendingRow, RevocationRow, Target, Write};
+use crate::model::revision::{HistoryId, StateDigest};
 use crate::store::chain::{document_sha256, revocation_sha256};
 use crate::store::second::{self, Half};
-use crate::store::{CommitRequest, Error, StoredDocument, approvals, lapse, rules};
+use crate::store::{CommitRequest, Error, StoredDocument, approvals, lapse, lineage, rules};
 
 /// The rows that a request touches, as they stand, and what is kept up with them.
 pub(super) struct Rows {
@@ -90,7 +90,7 @@ impl Rows {
                 self.reinstate(target, reason).map(Some)
             }
             Write::ReinstateAll { reason, operator, administrators } => self.reinstate_all(reason, operator, administrators),
-            Write::Prune { .. } => Ok(None),
+            Write::Prune { .. } | Write::Adopt { .. } | Write::Merge(_) => Ok(None),
             Write::Approve { digest, operator, groups } => {
                 self.answer(digest, |row| approvals::approve(row, digest, operator, groups, unix_ms)).map(|()| None)
             }
@@ -111,6 +111,27 @@ impl Rows {
             removed.push(Change::RevocationRemoved(target.clone()));
         }
         if removed.is_empty() { Err(lapse::nothing()) } else { Ok(removed) }
+    }
+
+    /// Makes every root void that was issued until now.
+    pub(super) fn void_roots(&mut self, reason: &str) -> Result<Change, Error> {
+        self.forget_pending(&Target::All);
+        let (number, watermark) = (self.number, self.watermark_unix_s);
+        self.set_revocation(&Target::All, |row| Ok(rules::void_roots(row, reason, number, watermark)))
+    }
+
+    /// Makes every row as strong as a replica knows it to be.
+    pub(super) fn merge(&mut self, merge: &Merge, history: &HistoryId) -> Result<Vec<Change>, Error> {
+        lineage::check_history(merge, history)?;
+        let mut changes = Vec::new();
+        for known in &merge.rows {
+            let current = self.revocations.get(&known.target).and_then(Option::as_ref);
+            if !lineage::covers(current, known) {
+                let number = self.number;
+                changes.push(self.set_revocation(&known.target, |row| Ok(lineage::merge(row, known, number)))?);
+            }
+        }
+        Ok(changes)
     }
 
     /// Documents to put, and the keys of those to take away.

@@ -241,7 +241,7 @@ pub(super) fn commit_row(row: &Row) -> Result<(CommitRow, usize), Fault> {
     Ok((CommitRow { number, previous_hash, hash, digest, unix_ms: row.try_get(4)?, changes }, size))
 }
 
-async fn log_hash(link: &Link, number: u64) -> Result<Option<[u8; 32]>, Fault> {
+pub(super) async fn log_hash(link: &Link, number: u64) -> Result<Option<[u8; 32]>, Fault> {
     if number == 0 {
         return Ok(Some(GENESIS));
     }
@@ -259,7 +259,7 @@ pub(super) fn unsigned(row: &Row, column: usize) -> Result<u64, Fault> {
     stored.try_into().map_err(|_| corrupt(format!("the number {stored} is below zero")))
 }
 
-fn hash(row: &Row, column: usize) -> Result<[u8; 32], Fault> {
+pub(super) fn hash(row: &Row, column: usize) -> Result<[u8; 32], Fault> {
     get::<&[u8]>(row, column)?.try_into().map_err(|_| corrupt("a hash has not 32 bytes".to_owned()))
 }
 

@@ -12,7 +12,7 @@ use crate::store::chain::GENESIS;
 use crate::store::{Error, Settings};
 
 /// The version of the tables that this program knows.
-pub(super) const VERSION: i64 = 2;
+pub(super) const VERSION: i64 = 3;
 /// What the version row says, so that another program's table of that name is not taken for ours.
 const PROGRAM: &str = "portcullis";
 /// The lock of who makes or changes tables: `Ptcl`, as in the header of a SQLite store.
@@ -68,7 +68,25 @@ CREATE TABLE portcullis.pending_acts (
     act text COLLATE \"C\" PRIMARY KEY, operator text COLLATE \"C\" NOT NULL, expires_unix_ms int8 NOT NULL
 );
 CREATE INDEX revocations_by_expiry ON portcullis.revocations (expires_at_unix_s) WHERE expires_at_unix_s IS NOT NULL;
+", "
+CREATE TABLE portcullis.adoptions (
+    number int8 PRIMARY KEY, history text NOT NULL, from_history text NOT NULL, from_hash bytea NOT NULL, unix_ms int8 NOT NULL
+);
+CREATE TABLE portcullis.merges (
+    history text COLLATE \"C\" NOT NULL, incarnation text COLLATE \"C\" NOT NULL, address text NOT NULL, rows int8 NOT NULL,
+    unix_ms int8 NOT NULL, PRIMARY KEY (history, incarnation)
+);
 "];
+
+/// Makes sure that the tables of a store that was followed before are of this version. Makes none: a database that is empty is being
+/// restored, or is another.
+pub(super) async fn bring_up(link: &Link, shown: &str) -> Result<(), Fault> {
+    match identify(link, shown).await? {
+        0 => Err(Error::Unavailable(format!("there is no store in `{shown}` yet, and one was followed: restore it")).into()),
+        VERSION => Ok(()),
+        _ => prepare(link, Settings::default(), None, shown).await,
+    }
+}
 
 /// Makes sure that the tables are there and of this version. Runs in a transaction of its own.
 pub(super) async fn prepare(link: &Link, settings: Settings, unix_ms: Option<i64>, shown: &str) -> Result<(), Fault> {

@@ -6,6 +6,7 @@ use tokio_postgres::types::Type;
 
 use super::apply::{Found, Rows, document_name, target_name};
 use super::approvals;
+use super::lineage;
 use super::link::{CHANNEL, Fault, Link};
 use super::pending;
 use super::read::{self, Expected, Head, signed};
@@ -33,13 +34,7 @@ pub(super) async fn commit(
         Some(act) => record_act(link, act, number, &head, unix_ms).await?,
         None => head.jtis_forgotten_unix_s,
     };
-    let mut changes = Vec::with_capacity(request.writes.len());
-    for write in &request.writes {
-        match write {
-            Write::Prune { before_unix_s, .. } => changes.extend(rows.prune((*before_unix_s).min(unix_ms.div_euclid(1_000)))?),
-            write => changes.extend(rows.write(write)?),
-        }
-    }
+    let (changes, revision) = make(link, request, &head, &mut rows, unix_ms).await?;
     store_documents(link, &rows).await?;
     store_revocations(link, &rows).await?;
     if let Some(row) = rows.pending_to_store() {
@@ -70,7 +65,7 @@ pub(super) async fn commit(
     let moved = link
         .execute(
             "UPDATE portcullis.head SET number = $1, hash = $2, digest = $3, revocations = $4, documents_number = $5,
-                 jtis_forgotten_unix_s = $6 WHERE number = $1 - 1",
+                 jtis_forgotten_unix_s = $6 WHERE number = $1 - 1 AND (SELECT history FROM portcullis.meta) = $7",
             &[
                 (&stored_number, Type::INT8),
                 (&hash.as_slice(), Type::BYTEA),
@@ -78,17 +73,45 @@ pub(super) async fn commit(
                 (&signed(rows.revocations_total)?, Type::INT8),
                 (&signed(documents_number)?, Type::INT8),
                 (&forgotten, Type::INT8),
+                (&revision.history.as_str(), Type::TEXT),
             ],
         )
         .await?;
+    // Who waited for the lock on the head has read the history from before it was adopted.
     if moved != 1 {
-        return Err(read::corrupt("the head moved while it was held".to_owned()));
+        return Err(Error::Unavailable("the store was adopted meanwhile, nothing was written: ask again".to_owned()).into());
     }
     if notify {
         link.execute("SELECT pg_notify($1, $2)", &[(&CHANNEL, Type::TEXT), (&number.to_string(), Type::TEXT)]).await?;
     }
-    let revision = Revision { number, ..head.revision };
     Ok(Committed { revision, unix_ms, changes })
+}
+
+/// Makes the writes in order; what they changed, and the revision that they make.
+async fn make(
+    link: &Link,
+    request: &CommitRequest,
+    head: &Head,
+    rows: &mut Rows,
+    unix_ms: i64,
+) -> Result<(Vec<Change>, Revision), Fault> {
+    let mut revision = Revision { number: head.revision.number.saturating_add(1), ..head.revision.clone() };
+    let mut changes = Vec::with_capacity(request.writes.len());
+    for write in &request.writes {
+        match write {
+            Write::Prune { before_unix_s, .. } => changes.extend(rows.prune((*before_unix_s).min(unix_ms.div_euclid(1_000)))?),
+            Write::Merge(merge) => {
+                changes.extend(rows.merge(merge, &head.revision.history)?);
+                lineage::merged(link, merge, &changes, unix_ms).await?;
+            }
+            Write::Adopt { reason } => {
+                changes.push(rows.void_roots(reason)?);
+                revision = lineage::begin(link, head, revision.number, unix_ms).await?;
+            }
+            write => changes.extend(rows.write(write)?),
+        }
+    }
+    Ok((changes, revision))
 }
 
 /// Every row that the request writes or expects something of, as it stands.
@@ -100,7 +123,12 @@ async fn touched(link: &Link, request: &CommitRequest, head: &Head, number: u64,
             Write::PutDocument(row) => documents.push(document_name(&row.key)),
             Write::RemoveDocument(key) => documents.push(document_name(key)),
             Write::Revoke { target, .. } | Write::Reinstate { target, .. } => revocations.push(target_name(target)?.0),
-            Write::ReinstateAll { .. } => revocations.push(target_name(&Target::All)?.0),
+            Write::ReinstateAll { .. } | Write::Adopt { .. } => revocations.push(target_name(&Target::All)?.0),
+            Write::Merge(merge) => {
+                for row in &merge.rows {
+                    revocations.push(target_name(&row.target)?.0);
+                }
+            }
             Write::Prune { before_unix_s, rows_max } => {
                 let before_unix_s = (*before_unix_s).min(unix_ms.div_euclid(1_000));
                 expiring.extend(read::expiring(link, before_unix_s, *rows_max).await?);

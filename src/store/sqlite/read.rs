@@ -221,7 +221,7 @@ pub(super) fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     stored.try_into().map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, stored))
 }
 
-fn log_hash(connection: &Connection, number: u64) -> Result<Option<[u8; 32]>, Fault> {
+pub(super) fn log_hash(connection: &Connection, number: u64) -> Result<Option<[u8; 32]>, Fault> {
     if number == 0 {
         return Ok(Some(GENESIS));
     }
@@ -229,7 +229,7 @@ fn log_hash(connection: &Connection, number: u64) -> Result<Option<[u8; 32]>, Fa
     Ok(statement.query_one([signed(number)?], |row| row.get(0)).optional()?)
 }
 
-fn collect<T>(
+pub(super) fn collect<T>(
     statement: &mut rusqlite::Statement<'_>,
     parameters: impl rusqlite::Params,
     parse: fn(&Row<'_>) -> Result<T, Fault>,
@@ -250,7 +250,7 @@ fn collect_into<T>(
     Ok(found)
 }
 
-fn document_row(row: &Row<'_>) -> Result<StoredDocument, Fault> {
+pub(super) fn document_row(row: &Row<'_>) -> Result<StoredDocument, Fault> {
     let key = DocumentKey { kind: row.get(0)?, id: row.get(1)? };
     let origin = match row.get_ref(5)?.as_str().map_err(rusqlite::Error::from)? {
         "folder" => Origin::Folder,
@@ -261,7 +261,7 @@ fn document_row(row: &Row<'_>) -> Result<StoredDocument, Fault> {
     Ok(StoredDocument { row: document, revision: unsigned(row, 6)? })
 }
 
-fn revocation_row(row: &Row<'_>) -> Result<RevocationRow, Fault> {
+pub(super) fn revocation_row(row: &Row<'_>) -> Result<RevocationRow, Fault> {
     let text = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
     let target: Target =
         serde_json::from_str(text).map_err(|error| corrupt(format!("the target `{text}` of a revocation is none: {error}")))?;
@@ -287,7 +287,7 @@ pub(super) fn commit_row(row: &Row<'_>) -> Result<(CommitRow, usize), Fault> {
     Ok((CommitRow { number, previous_hash: row.get(1)?, hash: row.get(2)?, digest, unix_ms: row.get(4)?, changes }, size))
 }
 
-fn parse_digest(text: &str) -> Result<StateDigest, Fault> {
+pub(super) fn parse_digest(text: &str) -> Result<StateDigest, Fault> {
     StateDigest::from_hex(text).ok_or_else(|| corrupt(format!("`{text}` is not a digest")))
 }
 

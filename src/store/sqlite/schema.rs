@@ -9,7 +9,7 @@ use crate::model::records::Change;
 use crate::store::Error;
 
 /// The version that this program writes: the number of steps.
-pub(super) const SCHEMA_VERSION: i64 = 3;
+pub(super) const SCHEMA_VERSION: i64 = 4;
 
 const VERSION_1: &str = "
 CREATE TABLE meta (
@@ -64,6 +64,17 @@ CREATE TABLE pending_acts (act TEXT PRIMARY KEY, operator TEXT NOT NULL, expires
 CREATE INDEX revocations_by_expiry ON revocations (expires_at_unix_s) WHERE expires_at_unix_s IS NOT NULL;
 ";
 
+/// Where the history comes from, and what replicas brought into it.
+const VERSION_4: &str = "
+CREATE TABLE adoptions (
+    number INTEGER PRIMARY KEY, history TEXT NOT NULL, from_history TEXT NOT NULL, from_hash BLOB NOT NULL, unix_ms INTEGER NOT NULL
+) STRICT;
+CREATE TABLE merges (
+    history TEXT NOT NULL, incarnation TEXT NOT NULL, address TEXT NOT NULL, rows INTEGER NOT NULL, unix_ms INTEGER NOT NULL,
+    PRIMARY KEY (history, incarnation)
+) STRICT, WITHOUT ROWID;
+";
+
 /// Brings the tables from a version, 0 for none, to [`SCHEMA_VERSION`]; within the caller's transaction.
 pub(super) fn upgrade(connection: &Connection, from: i64) -> Result<(), Fault> {
     if from < 1 {
@@ -75,6 +86,9 @@ pub(super) fn upgrade(connection: &Connection, from: i64) -> Result<(), Fault> {
     }
     if from < 3 {
         connection.execute_batch(VERSION_3)?;
+    }
+    if from < 4 {
+        connection.execute_batch(VERSION_4)?;
     }
     connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     Ok(())

@@ -10,16 +10,17 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::approvals;
 use super::fleet;
+use super::lineage;
 use super::open::{Db, Fault};
 use super::pending;
 use super::read::{self, Head};
 use crate::model::approval::{AskApproval, AskOutcome, UseApprovals, UseOutcome};
-use crate::model::records::{ActRow, Change, DocumentKey, DocumentRow, Origin, RevocationRow, Target, Write};
-use crate::model::revision::StateDigest;
+use crate::model::records::{ActRow, Change, DocumentKey, DocumentRow, Merge, Origin, RevocationRow, Target, Write};
+use crate::model::revision::{Revision, StateDigest};
 use crate::model::time::{Clock, Now};
 use crate::store::chain::{changes_as_stored, commit_hash, document_sha256, revocation_sha256};
 use crate::store::second::{self, Half};
-use crate::store::{CommitRequest, Committed, Error, Heartbeat, Registration, approvals as steps, lapse, rules};
+use crate::store::{CommitRequest, Committed, Error, Heartbeat, Registration, approvals as steps, lapse, lineage as kin, rules};
 
 /// Requests that share a transaction.
 const BATCH_JOBS_MAX: usize = 64;
@@ -196,9 +197,15 @@ fn commit(connection: &Connection, request: &CommitRequest, now: Now) -> Result<
     let watermark_unix_s = now.unix_s().saturating_add(before.settings.iat_skew_s);
     let mut rows = Rows { connection, number, now, watermark_unix_s, digest: before.digest, revocations: before.revocations };
     let mut changes = Vec::with_capacity(request.writes.len());
+    let mut revision = Revision { number, ..before.revision.clone() };
     for write in &request.writes {
         match write {
             Write::Prune { before_unix_s, rows_max } => changes.extend(rows.prune(*before_unix_s, *rows_max)?),
+            Write::Merge(merge) => changes.extend(rows.merge(merge, &before)?),
+            Write::Adopt { reason } => {
+                changes.push(rows.void_roots(reason)?);
+                revision = lineage::begin(connection, &before, number, now)?;
+            }
             write => changes.extend(rows.write(write)?),
         }
     }
@@ -221,7 +228,6 @@ fn commit(connection: &Connection, request: &CommitRequest, now: Now) -> Result<
             read::signed(rows.revocations)?,
             read::signed(documents_number)?,
         ))?;
-    let revision = crate::model::revision::Revision { number, ..before.revision };
     Ok(Committed { revision, unix_ms: now.unix_ms(), changes })
 }
 
@@ -252,7 +258,7 @@ impl Rows<'_> {
                 self.reinstate(target, reason).map(Some)
             }
             Write::ReinstateAll { reason, operator, administrators } => self.reinstate_all(reason, operator, administrators),
-            Write::Prune { .. } => Ok(None),
+            Write::Prune { .. } | Write::Adopt { .. } | Write::Merge(_) => Ok(None),
             Write::Approve { digest, operator, groups } => {
                 let change = |row| steps::approve(row, digest, operator, groups, unix_ms);
                 approvals::answer(self.connection, digest, change).map(|()| None)
@@ -321,6 +327,27 @@ impl Rows<'_> {
         if *target == Target::All { pending::remove(self.connection, second::REINSTATE_ALL) } else { Ok(()) }
     }
 
+    /// Makes every root void that was issued until now.
+    fn void_roots(&mut self, reason: &str) -> Result<Change, Fault> {
+        let (number, watermark) = (self.number, self.watermark_unix_s);
+        self.set_revocation(&Target::All, |row| Ok(rules::void_roots(row, reason, number, watermark)))
+    }
+
+    /// Makes every row as strong as a replica knows it to be.
+    fn merge(&mut self, merge: &Merge, before: &Head) -> Result<Vec<Change>, Fault> {
+        kin::check_history(merge, &before.revision.history)?;
+        let mut changes = Vec::new();
+        for known in &merge.rows {
+            let current = read::revocation(self.connection, &target_name(&known.target)?)?;
+            if !kin::covers(current.as_ref(), known) {
+                let number = self.number;
+                changes.push(self.set_revocation(&known.target, |row| Ok(kin::merge(row, known, number)))?);
+            }
+        }
+        lineage::merged(self.connection, merge, &changes, self.now)?;
+        Ok(changes)
+    }
+
     /// Takes away what has lapsed, the oldest first.
     fn prune(&mut self, before_unix_s: i64, rows_max: usize) -> Result<Vec<Change>, Fault> {
         let before_unix_s = before_unix_s.min(self.now.unix_s());
@@ -374,7 +401,7 @@ impl Rows<'_> {
 }
 
 /// A target as stored.
-fn target_name(target: &Target) -> Result<String, Error> {
+pub(super) fn target_name(target: &Target) -> Result<String, Error> {
     serde_json::to_string(target).map_err(|error| Error::Rejected(format!("the target `{target}` cannot be stored: {error}")))
 }
 

@@ -11,8 +11,8 @@ use super::wire::{Call, Peer, Post, Reply};
 use crate::model::approval::{ApprovalFilter, Approvals, AskApproval, AskOutcome, UseApprovals, UseOutcome};
 use crate::model::revision::{HistoryId, Revision};
 use crate::store::{
-    Changes, CommitRequest, Committed, Documents, Error, Heartbeat, PolicyCommit, Registration, Replicas, Revocations, State,
-    Store,
+    Changes, CommitRequest, Committed, Documents, Error, Heartbeat, Lineage, Merged, PolicyCommit, Registration, Replicas,
+    Revocations, State, Store,
 };
 
 /// What a question may take that nobody else limits.
@@ -126,6 +126,17 @@ impl Store for Link {
     fn wake(&self) -> watch::Receiver<u64> {
         self.wake.subscribe()
     }
+
+    async fn lineage(&self, _at: u64) -> Result<Lineage, Error> {
+        // Nothing is adopted here: whoever is in quarantine stays there.
+        unasked()
+    }
+
+    async fn merges(&self) -> Result<Vec<Merged>, Error> {
+        unasked()
+    }
+
+    fn follow_history(&self, _revision: &Revision) {}
 
     async fn load(&self) -> Result<State, Error> {
         unasked()

@@ -192,7 +192,11 @@ impl Cluster {
                     changes.push(Change::Document(row.clone()));
                     continue;
                 }
-                Write::RemoveDocument(_) | Write::Approve { .. } | Write::Refuse { .. } => {
+                Write::RemoveDocument(_)
+                | Write::Adopt { .. }
+                | Write::Merge(_)
+                | Write::Approve { .. }
+                | Write::Refuse { .. } => {
                     panic!("no writer of the simulation does that")
                 }
                 Write::Prune { before_unix_s, rows_max } => {

@@ -1,0 +1,156 @@
+//! `portcullis store adopt`: takes a restored store over, and shows how the replicas follow it.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::client::AdminClient;
+use super::output::Output;
+use super::{AdminArgs, Failure};
+use crate::api::r#gen as wire;
+use crate::config::StoreUrl;
+use crate::store::postgres::Durability;
+
+const ADOPT_HELP: &str = "\
+A backup does not know what was revoked after it was made, and no replica follows a store that is older than what it followed.
+Adopting says that this is the store from now on:
+  1. every root issued until now is void, whatever the backup says: issue new ones after the time that is printed;
+  2. each replica brings what it knows to be revoked and the store lacks, then follows; one on PostgreSQL does so while it runs, within
+     seconds, one on SQLite when it is started;
+  3. what was reinstated since the backup may come back as revoked: reinstate it again. Approvals must be asked for anew, and policy
+     that was applied since must be applied again.
+
+Examples:
+  portcullis store adopt --store sqlite:DATA/store.db --data DATA --reason \"restored the backup of Monday\"
+  portcullis store adopt --store env:PORTCULLIS_STORE --reason \"INC-4712\" --wait 60
+
+Docs: OPERATIONS, back up and restore";
+
+#[derive(Debug, Subcommand)]
+pub(super) enum StoreCommand {
+    /// Take a restored store over: void all roots, and let replicas merge what they know to be revoked
+    #[command(after_help = ADOPT_HELP)]
+    Adopt(AdoptArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct AdoptArgs {
+    /// The restored store: `sqlite:PATH`, `postgres://…`, or `env:VARIABLE`, where a URL with a password belongs
+    #[arg(long, value_name = "URL", required = true)]
+    store: StoreUrl,
+    /// With PostgreSQL, what its server is set up for: `single`, `synchronous` or `asynchronous`
+    #[arg(long, value_name = "WHICH", env = "PORTCULLIS_STORE_DURABILITY")]
+    store_durability: Option<Durability>,
+    /// The data folder, where the local operator's key lies
+    #[arg(long, value_name = "DIR", env = "PORTCULLIS_DATA", default_value = "portcullis-data")]
+    data: PathBuf,
+    /// The private key of an operator who administers, a JWK file [default: DATA/local.jwk]
+    #[arg(long, value_name = "FILE", env = "PORTCULLIS_OPERATOR_KEY")]
+    operator_key: Vec<PathBuf>,
+    /// Why, for the record
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
+    /// Return only once every registered replica follows, or after so many seconds, and say who merged how much
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
+    wait: Option<u64>,
+}
+
+pub(super) async fn run(command: StoreCommand, output: &Output) -> Result<(), Failure> {
+    let StoreCommand::Adopt(arguments) = command;
+    let AdoptArgs { store, store_durability, data, operator_key, reason, wait } = arguments;
+    let admin = AdminArgs { url: String::new(), store: Some(store), store_durability, data, operator_key };
+    let mut client = AdminClient::open(&admin).await?;
+    let adopted = client.adopt(wire::AdoptRequest { reason }).await?;
+    output.line(&format!("adopted: the store was at {}, and goes on as another history", adopted.adopted_from));
+    output.line(&format!("revision {}", adopted.revision));
+    output.line(&format!("every root issued until {} is void", date_time(adopted.watermark_unix_s)));
+    let mut said = json!({
+        "revision": adopted.revision,
+        "adopted_from": adopted.adopted_from,
+        "committed_at_unix_ms": adopted.committed_at_unix_ms,
+        "watermark_unix_s": adopted.watermark_unix_s,
+    });
+    let Some(seconds) = wait else {
+        output.json(&said);
+        return Ok(());
+    };
+    let message = wire::WaitForAdoptionRequest { revision: adopted.revision, wait_ms: seconds.saturating_mul(1000) };
+    let waited = client.wait_for_adoption(message).await.map_err(Failure::after_a_write);
+    if let (Ok(waited), Some(said)) = (&waited, said.as_object_mut()) {
+        said.insert("fleet".to_owned(), waited_json(waited));
+    }
+    output.json(&said);
+    let waited = waited?;
+    print(&waited, output);
+    match waited.replicas.iter().filter(|one| !one.follows && !is_gone(one)).count() {
+        0 => Ok(()),
+        left => Err(Failure::failed(format!(
+            "adopted, but {left} replica(s) did not follow within {seconds} s: see `fleet status` and their /readyz; one on SQLite must \
+             be restarted"
+        ))),
+    }
+}
+
+fn is_gone(one: &wire::AdoptingReplica) -> bool {
+    one.replica.as_ref().is_some_and(|replica| replica.state == "gone")
+}
+
+fn print(waited: &wire::WaitForAdoptionResponse, output: &Output) {
+    let rows = waited.replicas.iter().map(|one| {
+        let replica = one.replica.clone().unwrap_or_default();
+        let merged = one.merged.map_or_else(|| "-".to_owned(), |count| count.to_string());
+        let follows = if one.follows { "yes" } else { "no" };
+        vec![replica.id, replica.address, replica.state, merged, follows.to_owned()]
+    });
+    output.table(&["REPLICA", "ADDRESS", "STATE", "MERGED", "FOLLOWS"], rows.collect());
+    let registered = waited.replicas.iter().filter(|one| !is_gone(one)).count();
+    let follow = waited.replicas.iter().filter(|one| one.follows).count();
+    let merged: u64 = waited.replicas.iter().filter_map(|one| one.merged).sum();
+    output.line(&format!("{follow} of {registered} replicas follow, {merged} revocations were merged"));
+}
+
+fn waited_json(waited: &wire::WaitForAdoptionResponse) -> Value {
+    let replicas = waited.replicas.iter().map(|one| {
+        let replica = one.replica.clone().unwrap_or_default();
+        json!({
+            "id": replica.id,
+            "address": replica.address,
+            "state": replica.state,
+            "merged": one.merged,
+            "follows": one.follows,
+        })
+    });
+    json!({ "replicas": replicas.collect::<Vec<_>>(), "complete": waited.complete, "waited_ms": waited.waited_ms })
+}
+
+/// A moment as people read it, in UTC.
+fn date_time(unix_s: i64) -> String {
+    let (days, second) = (unix_s.div_euclid(86_400), unix_s.rem_euclid(86_400));
+    // Days to year, month, day, after Howard Hinnant's `civil_from_days`.
+    let shifted = days.saturating_add(719_468);
+    let (era, of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+    let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;
+    let day_of_year = of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02} {hour:02}:{minute:02}:{second:02} UTC")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moments_are_written_as_people_read_them() {
+        let check = |unix_s: i64, expected: &str| assert_eq!(date_time(unix_s), expected);
+        check(0, "1970-01-01 00:00:00 UTC");
+        check(951_782_399, "2000-02-28 23:59:59 UTC");
+        check(951_782_400, "2000-02-29 00:00:00 UTC");
+        check(1_750_000_000, "2025-06-15 15:06:40 UTC");
+        check(4_107_542_400, "2100-03-01 00:00:00 UTC");
+    }
+}

@@ -1,0 +1,76 @@
+//! Adoptions and merges in a PostgreSQL store, under the lock on the head. What they mean is said by [`crate::store::lineage`].
+
+use tokio_postgres::Row;
+use tokio_postgres::types::Type;
+
+use super::link::{Fault, Link};
+use super::read::{self, Expected, Head, signed, text, unsigned};
+use crate::model::records::{Change, Merge};
+use crate::model::revision::{HistoryId, Revision};
+use crate::store::lineage::{ADOPTIONS_TOLD_MAX, Adoption, Lineage, Merged};
+
+pub(super) async fn lineage(link: &Link, expected: &Expected, at: u64) -> Result<Lineage, Fault> {
+    let whichever = Expected { history: None, ..expected.clone() };
+    let revision = read::head(link, &whichever, false).await?.revision;
+    let hash_at = if at <= revision.number { read::log_hash(link, at).await? } else { None };
+    let sql = "SELECT number, history, from_history, from_hash, unix_ms FROM portcullis.adoptions ORDER BY number DESC LIMIT $1";
+    let found = link.rows(sql, &[(&signed(ADOPTIONS_TOLD_MAX)?, Type::INT8)]).await?;
+    let adoptions = found.iter().rev().map(adoption).collect::<Result<_, Fault>>()?;
+    Ok(Lineage { revision, hash_at, adoptions })
+}
+
+fn adoption(row: &Row) -> Result<Adoption, Fault> {
+    let from = Revision { history: HistoryId::new(text(row, 2)?), number: unsigned(row, 0)?.saturating_sub(1) };
+    Ok(Adoption { history: HistoryId::new(text(row, 1)?), from, from_hash: read::hash(row, 3)?, unix_ms: row.try_get(4)? })
+}
+
+pub(super) async fn merges(link: &Link) -> Result<Vec<Merged>, Fault> {
+    let sql = "SELECT incarnation, address, rows, m.unix_ms FROM portcullis.merges m JOIN portcullis.meta USING (history)
+        ORDER BY incarnation";
+    let found = link.rows(sql, &[]).await?;
+    let merged = |row: &Row| {
+        Ok(Merged { incarnation: row.try_get(0)?, address: row.try_get(1)?, rows: unsigned(row, 2)?, unix_ms: row.try_get(3)? })
+    };
+    found.iter().map(merged).collect()
+}
+
+/// Begins a new history with a revision: what belonged to the old one alone is gone, and who follows must show that it follows the new
+/// one.
+pub(super) async fn begin(link: &Link, head: &Head, number: u64, unix_ms: i64) -> Result<Revision, Fault> {
+    let history = uuid::Uuid::now_v7().to_string();
+    link.execute(
+        "INSERT INTO portcullis.adoptions (number, history, from_history, from_hash, unix_ms) VALUES ($1, $2, $3, $4, $5)",
+        &[
+            (&signed(number)?, Type::INT8),
+            (&history, Type::TEXT),
+            (&head.revision.history.as_str(), Type::TEXT),
+            (&head.hash.as_slice(), Type::BYTEA),
+            (&unix_ms, Type::INT8),
+        ],
+    )
+    .await?;
+    link.execute("UPDATE portcullis.meta SET history = $1", &[(&history, Type::TEXT)]).await?;
+    // INVARIANT: what was used after the backup was made looks unused in it.
+    link.execute("DELETE FROM portcullis.approvals", &[]).await?;
+    link.execute("DELETE FROM portcullis.pending_acts", &[]).await?;
+    let unheard = "UPDATE portcullis.replicas SET applied_number = 0, acked_number = 0, acked_unix_ms = 0, state = 'starting'";
+    link.execute(unheard, &[]).await?;
+    Ok(Revision { history: HistoryId::new(history), number })
+}
+
+/// Counts what a replica brought.
+pub(super) async fn merged(link: &Link, merge: &Merge, changes: &[Change], unix_ms: i64) -> Result<(), Fault> {
+    link.execute(
+        "INSERT INTO portcullis.merges AS m (history, incarnation, address, rows, unix_ms) VALUES ($1, $2, $3, $4, $5)
+         ON CONFLICT (history, incarnation) DO UPDATE SET rows = m.rows + excluded.rows, unix_ms = excluded.unix_ms",
+        &[
+            (&merge.history.as_str(), Type::TEXT),
+            (&merge.incarnation, Type::TEXT),
+            (&merge.address, Type::TEXT),
+            (&signed(changes.len())?, Type::INT8),
+            (&unix_ms, Type::INT8),
+        ],
+    )
+    .await?;
+    Ok(())
+}

@@ -1,0 +1,306 @@
+//! A replica's own copy of what it followed, in a small SQLite file: documents, revocations, and the place they belong to.
+//!
+//! It is a cache: nothing is ever permitted by it, and a file that does not hold together is set aside. It serves where the store
+//! cannot be reached or was lost: a replica starts from it and denies, and a restored store learns from it what was revoked after the
+//! backup. It holds policy and the ids of what is revoked, no token and no private key. Look next at `sync/cache.rs`, which feeds it.
+
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Transaction};
+
+use super::open::Fault;
+use super::read::{self, signed, unsigned};
+use super::write::target_name;
+use crate::model::records::{Change, DocumentKey, DocumentRow, Origin, RevocationRow};
+use crate::model::revision::{HistoryId, Revision};
+use crate::store::{CommitRow, Error, Settings, State};
+
+/// The file in a data folder.
+pub const CACHE_FILE: &str = "cache.db";
+/// `PtcC`: marks a file as a cache of this program.
+const APPLICATION_ID: i64 = 0x5074_6343;
+const VERSION: i64 = 1;
+const BUSY_TIMEOUT: Duration = Duration::from_secs(2);
+const WAL_BYTES_KEPT: i64 = 16 * 1024 * 1024;
+const TABLES: &str = "
+CREATE TABLE place (
+    id INTEGER PRIMARY KEY CHECK (id = 1), history TEXT NOT NULL, number INTEGER NOT NULL, hash BLOB NOT NULL, digest TEXT NOT NULL,
+    iat_skew_s INTEGER NOT NULL, freshness_bound_ms INTEGER NOT NULL
+) STRICT;
+CREATE TABLE documents (
+    kind TEXT NOT NULL, id TEXT NOT NULL, json TEXT NOT NULL, path TEXT NOT NULL, line INTEGER NOT NULL,
+    origin TEXT NOT NULL, revision INTEGER NOT NULL, PRIMARY KEY (kind, id)
+) STRICT;
+CREATE TABLE revocations (
+    target TEXT PRIMARY KEY, dead INTEGER NOT NULL, suspended INTEGER NOT NULL, watermark_unix_s INTEGER,
+    expires_at_unix_s INTEGER, reason TEXT NOT NULL, revision INTEGER NOT NULL
+) STRICT, WITHOUT ROWID;
+";
+
+/// An open cache.
+pub struct Cache {
+    connection: Connection,
+    path: PathBuf,
+}
+
+impl Cache {
+    /// Opens the cache of a data folder, and makes it, mode 0600, where there is none. A file that is none, or of another version, is
+    /// set aside as `cache.db.broken`, with a warning.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where the file cannot be made or used.
+    pub fn open(data: &Path) -> Result<Self, Error> {
+        let path = data.join(CACHE_FILE);
+        match Self::opened(&path) {
+            Ok(connection) => Ok(Self { connection, path }),
+            Err(fault) if is_busy(&fault) => Err(unusable(&path, &said(&fault))),
+            Err(fault) => {
+                set_aside(&path, &said(&fault))?;
+                let connection = Self::opened(&path).map_err(|fault| unusable(&path, &said(&fault)))?;
+                Ok(Self { connection, path })
+            }
+        }
+    }
+
+    fn opened(path: &Path) -> Result<Connection, Fault> {
+        let unusable = |error: io::Error| Fault::from(unusable(path, &error.to_string()));
+        let made = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path);
+        made.map(drop)
+            .or_else(|error| if error.kind() == io::ErrorKind::AlreadyExists { Ok(()) } else { Err(unusable(error)) })?;
+        let connection = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
+        let found = (number("application_id")?, number("user_version")?);
+        // What a loss of power takes from it is read from the store again; what is there holds together.
+        connection.pragma_update(None, "journal_mode", "WAL")?;
+        connection.pragma_update(None, "synchronous", "NORMAL")?;
+        connection.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
+        connection.pragma_update(None, "trusted_schema", false)?;
+        connection.pragma_update(None, "cell_size_check", true)?;
+        let table: Option<String> =
+            connection.query_row("SELECT name FROM sqlite_schema LIMIT 1", (), |row| row.get(0)).optional()?;
+        match found {
+            (APPLICATION_ID, VERSION) => Ok(connection),
+            (0, 0) if table.is_none() => {
+                let transaction = connection.unchecked_transaction()?;
+                transaction.execute_batch(TABLES)?;
+                transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+                transaction.pragma_update(None, "user_version", VERSION)?;
+                transaction.commit()?;
+                Ok(connection)
+            }
+            (_, version) => Err(read::corrupt(format!("it is of version {version}, and this program's is {VERSION}"))),
+        }
+    }
+
+    /// The place that the rows belong to, and the hash of its row of the change log; `None` where the cache is empty.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn place(&self) -> Result<Option<(Revision, [u8; 32])>, Error> {
+        let place = place(&self.connection).map_err(|fault| self.explain(fault))?;
+        Ok(place.map(|state| (state.revision, state.hash)))
+    }
+
+    /// All that is kept, if its rows have the digest that was stored with them; `None` where nothing is, or where it was set aside.
+    ///
+    /// # Errors
+    /// Where the file cannot be made anew.
+    pub fn read(&mut self) -> Result<Option<State>, Error> {
+        match load(&self.connection) {
+            Ok(state) => Ok(state),
+            Err(fault) if is_busy(&fault) => Err(self.explain(fault)),
+            Err(fault) => {
+                self.begin_anew(&said(&fault))?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// Keeps a full state in place of all that is kept.
+    ///
+    /// # Errors
+    /// Where it cannot be written; what was kept then stays.
+    pub fn replace(&mut self, state: &State) -> Result<(), Error> {
+        let write = |connection: &mut Connection| -> Result<(), Fault> {
+            let transaction = connection.transaction()?;
+            transaction.execute_batch("DELETE FROM place; DELETE FROM documents; DELETE FROM revocations")?;
+            for document in &state.documents {
+                put_document(&transaction, &document.row, document.revision)?;
+            }
+            for row in &state.revocations {
+                put_revocation(&transaction, row)?;
+            }
+            put_place(&transaction, state)?;
+            Ok(transaction.commit()?)
+        };
+        write(&mut self.connection).map_err(|fault| self.explain(fault))
+    }
+
+    /// Keeps commits that follow what is kept, in one transaction with the place they lead to; those that it holds already are passed
+    /// over. `false`, and nothing is kept, where they do not follow.
+    ///
+    /// # Errors
+    /// Where they cannot be written; what was kept then stays.
+    pub fn apply(&mut self, history: &HistoryId, commits: &[CommitRow]) -> Result<bool, Error> {
+        let write = |connection: &mut Connection| -> Result<bool, Fault> {
+            let transaction = connection.transaction()?;
+            let Some(mut at) = place(&transaction)?.filter(|at| at.revision.history == *history) else { return Ok(false) };
+            for commit in commits.iter().filter(|commit| commit.number > at.revision.number).collect::<Vec<_>>() {
+                if commit.number != at.revision.number.saturating_add(1) || commit.previous_hash != at.hash {
+                    return Ok(false);
+                }
+                for change in &commit.changes {
+                    apply(&transaction, change, commit.number)?;
+                }
+                (at.revision.number, at.hash, at.digest) = (commit.number, commit.hash, commit.digest);
+            }
+            put_place(&transaction, &at)?;
+            transaction.commit()?;
+            Ok(true)
+        };
+        write(&mut self.connection).map_err(|fault| self.explain(fault))
+    }
+
+    fn explain(&self, fault: Fault) -> Error {
+        unusable(&self.path, &said(&fault))
+    }
+
+    fn begin_anew(&mut self, why: &str) -> Result<(), Error> {
+        // Closed first: a file that is renamed under an open connection would go on being written.
+        self.connection = Connection::open_in_memory().map_err(|error| self.explain(error.into()))?;
+        set_aside(&self.path, why)?;
+        self.connection = Self::opened(&self.path).map_err(|fault| unusable(&self.path, &said(&fault)))?;
+        Ok(())
+    }
+}
+
+/// The place alone: a state without rows.
+fn place(connection: &Connection) -> Result<Option<State>, Fault> {
+    let mut statement =
+        connection.prepare_cached("SELECT history, number, hash, digest, iat_skew_s, freshness_bound_ms FROM place")?;
+    let row = |row: &rusqlite::Row<'_>| {
+        let revision = Revision { history: HistoryId::new(row.get::<_, String>(0)?), number: unsigned(row, 1)? };
+        let settings = Settings { iat_skew_s: row.get(4)?, freshness_bound_ms: unsigned(row, 5)? };
+        Ok((revision, row.get(2)?, row.get::<_, String>(3)?, settings))
+    };
+    let Some((revision, hash, digest, settings)) = statement.query_one((), row).optional()? else { return Ok(None) };
+    let digest = read::parse_digest(&digest)?;
+    Ok(Some(State { revision, hash, digest, settings, documents: vec![], revocations: vec![] }))
+}
+
+fn load(connection: &Connection) -> Result<Option<State>, Fault> {
+    let transaction = connection.unchecked_transaction()?;
+    let Some(at) = place(&transaction)? else { return Ok(None) };
+    let mut statement =
+        transaction.prepare("SELECT kind, id, json, path, line, origin, revision FROM documents ORDER BY kind, id")?;
+    let documents = read::collect(&mut statement, (), read::document_row)?;
+    let mut statement = transaction
+        .prepare("SELECT target, dead, suspended, watermark_unix_s, expires_at_unix_s, reason, revision FROM revocations")?;
+    let revocations = read::collect(&mut statement, (), read::revocation_row)?;
+    let state = State { documents, revocations, ..at };
+    if !state.has_its_digest() {
+        return Err(read::corrupt(format!("its rows do not have the digest of revision {}", state.revision.number)));
+    }
+    Ok(Some(state))
+}
+
+fn apply(transaction: &Transaction<'_>, change: &Change, number: u64) -> Result<(), Fault> {
+    match change {
+        Change::Document(row) => put_document(transaction, row, number),
+        Change::DocumentRemoved(DocumentKey { kind, id }) => {
+            transaction.prepare_cached("DELETE FROM documents WHERE kind = ?1 AND id = ?2")?.execute((kind, id))?;
+            Ok(())
+        }
+        Change::Revocation(row) => put_revocation(transaction, row),
+        Change::RevocationRemoved(target) => {
+            transaction.prepare_cached("DELETE FROM revocations WHERE target = ?1")?.execute([target_name(target)?])?;
+            Ok(())
+        }
+    }
+}
+
+fn put_document(transaction: &Transaction<'_>, row: &DocumentRow, revision: u64) -> Result<(), Fault> {
+    let origin = match row.origin {
+        Origin::Folder => "folder",
+        Origin::Api => "api",
+    };
+    transaction
+        .prepare_cached(
+            "INSERT OR REPLACE INTO documents (kind, id, json, path, line, origin, revision) VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )?
+        .execute((&row.key.kind, &row.key.id, &row.json, &row.path, row.line, origin, signed(revision)?))?;
+    Ok(())
+}
+
+fn put_revocation(transaction: &Transaction<'_>, row: &RevocationRow) -> Result<(), Fault> {
+    transaction
+        .prepare_cached(
+            "INSERT OR REPLACE INTO revocations (target, dead, suspended, watermark_unix_s, expires_at_unix_s, reason, revision)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
+        )?
+        .execute((
+            target_name(&row.target)?,
+            row.dead,
+            row.suspended,
+            row.watermark_unix_s,
+            row.expires_at_unix_s,
+            &row.reason,
+            signed(row.revision)?,
+        ))?;
+    Ok(())
+}
+
+fn put_place(transaction: &Transaction<'_>, at: &State) -> Result<(), Fault> {
+    let State { revision, hash, digest, settings, .. } = at;
+    transaction
+        .prepare_cached(
+            "INSERT OR REPLACE INTO place (id, history, number, hash, digest, iat_skew_s, freshness_bound_ms)
+             VALUES (1, ?1, ?2, ?3, ?4, ?5, ?6)",
+        )?
+        .execute((
+            revision.history.as_str(),
+            signed(revision.number)?,
+            hash,
+            digest.to_hex(),
+            settings.iat_skew_s,
+            signed(settings.freshness_bound_ms)?,
+        ))?;
+    Ok(())
+}
+
+/// Moves a file that cannot be used out of the way.
+fn set_aside(path: &Path, why: &str) -> Result<(), Error> {
+    let aside = path.with_extension("db.broken");
+    tracing::warn!(path = %path.display(), aside = %aside.display(), why, "the cache cannot be used and is set aside");
+    for of_it in ["db-wal", "db-shm"] {
+        // There may be none.
+        let _ = std::fs::remove_file(path.with_extension(of_it));
+    }
+    std::fs::rename(path, &aside).map_err(|error| unusable(path, &error.to_string()))
+}
+
+fn unusable(path: &Path, why: &str) -> Error {
+    Error::Unavailable(format!("the cache `{}` cannot be used: {why}", path.display()))
+}
+
+/// Whether it is somebody else, or the disk, and not the file.
+fn is_busy(fault: &Fault) -> bool {
+    use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked, DiskFull, OutOfMemory, SystemIoFailure};
+    let Fault::Sql(error) = fault else { return false };
+    let busy = [DatabaseBusy, DatabaseLocked, DiskFull, OutOfMemory, SystemIoFailure];
+    error.sqlite_error_code().is_some_and(|code| busy.contains(&code))
+}
+
+fn said(fault: &Fault) -> String {
+    match fault {
+        Fault::Sql(error) => error.to_string(),
+        Fault::Store(error) => error.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,139 @@
+//! What a cache gives back, and what it never does.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
+
+use super::*;
+use crate::model::records::{Meaning, Target, Write};
+use crate::model::time::SystemClock;
+use crate::store::sqlite::SqliteStore;
+use crate::store::{CommitRequest, Store as _};
+
+struct Bench {
+    folder: tempfile::TempDir,
+    store: SqliteStore,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let store = SqliteStore::open(&folder.path().join("store.db"), Arc::new(SystemClock)).unwrap();
+        Self { folder, store }
+    }
+
+    async fn commit(&self, writes: Vec<Write>) {
+        self.store.commit(CommitRequest { writes, ..CommitRequest::default() }).await.unwrap();
+    }
+
+    /// A session dies, an agent is suspended, a document comes.
+    async fn step(&self, name: &str) {
+        let key = DocumentKey { kind: "agent".into(), id: name.into() };
+        let row = DocumentRow { key, json: "{}".into(), path: "p.yaml".into(), line: 3, origin: Origin::Folder };
+        let revoke = |target, meaning| Write::Revoke { target, meaning, reason: "why".into() };
+        let dead = revoke(Target::Session(name.into()), Meaning::Dead);
+        self.commit(vec![Write::PutDocument(row), dead, revoke(Target::Agent(name.into()), Meaning::Suspend)]).await;
+    }
+
+    fn cache(&self) -> Cache {
+        Cache::open(self.folder.path()).unwrap()
+    }
+
+    fn file(&self) -> PathBuf {
+        self.folder.path().join(CACHE_FILE)
+    }
+
+    fn aside(&self) -> bool {
+        self.folder.path().join("cache.db.broken").exists()
+    }
+}
+
+fn sorted(state: State) -> State {
+    let mut state = state;
+    state.revocations.sort_by(|one, other| one.target.cmp(&other.target));
+    state
+}
+
+#[tokio::test]
+async fn what_was_kept_is_what_the_store_holds() {
+    let bench = Bench::new();
+    let mut cache = bench.cache();
+    assert_eq!((cache.read().unwrap(), cache.place().unwrap()), (None, None));
+    assert_eq!(std::fs::metadata(bench.file()).unwrap().permissions().mode() & 0o777, 0o600);
+    bench.step("a").await;
+    let changes = bench.store.changes(0).await.unwrap();
+    assert!(!cache.apply(&changes.history, &changes.commits).unwrap(), "nothing to follow yet");
+    cache.replace(&bench.store.load().await.unwrap()).unwrap();
+    // Commit by commit: put, removed, revoked, lifted; told twice or from the beginning.
+    bench.step("b").await;
+    let (kind, id) = ("agent".into(), "a".into());
+    let lift = Write::Reinstate { target: Target::Agent("b".into()), reason: "again".into() };
+    bench.commit(vec![Write::RemoveDocument(DocumentKey { kind, id }), lift]).await;
+    for after in [1, 0, 2, 3] {
+        let changes = bench.store.changes(after).await.unwrap();
+        assert!(cache.apply(&changes.history, &changes.commits).unwrap());
+        assert_eq!(sorted(cache.read().unwrap().unwrap()), sorted(bench.store.load().await.unwrap()));
+    }
+    // Another process reads what this one kept.
+    drop(cache);
+    let state = bench.store.load().await.unwrap();
+    assert_eq!(bench.cache().place().unwrap(), Some((state.revision.clone(), state.hash)));
+    assert_eq!(sorted(bench.cache().read().unwrap().unwrap()), sorted(state));
+    assert!(!bench.aside());
+}
+
+#[tokio::test]
+async fn commits_that_do_not_follow_are_not_kept() {
+    let bench = Bench::new();
+    bench.step("a").await;
+    let before = bench.store.load().await.unwrap();
+    let mut cache = bench.cache();
+    cache.replace(&before).unwrap();
+    for name in ["b", "c", "d"] {
+        bench.step(name).await;
+    }
+    let changes = bench.store.changes(1).await.unwrap();
+    let mut check = |history: &HistoryId, commits: &[CommitRow]| {
+        assert!(!cache.apply(history, commits).unwrap());
+        assert_eq!(sorted(cache.read().unwrap().unwrap()), sorted(before.clone()), "all or nothing");
+    };
+    check(&HistoryId::new("other"), &changes.commits);
+    check(&changes.history, &changes.commits[1..]);
+    check(&changes.history, &[changes.commits[0].clone(), changes.commits[2].clone()]);
+    let forked = CommitRow { previous_hash: [7; 32], ..changes.commits[0].clone() };
+    check(&changes.history, &[forked]);
+}
+
+/// The attack: a file that lost a kill, or has another one's rows, must not pass for what was followed.
+#[tokio::test]
+async fn a_file_that_does_not_hold_together_is_set_aside() {
+    let check = async |what: &str, harm: &dyn Fn(&Path)| {
+        let bench = Bench::new();
+        bench.step("a").await;
+        let state = bench.store.load().await.unwrap();
+        let mut cache = bench.cache();
+        cache.replace(&state).unwrap();
+        drop(cache);
+        harm(&bench.file());
+        let mut cache = bench.cache();
+        assert_eq!(cache.read().unwrap(), None, "{what}");
+        assert!(bench.aside(), "{what}");
+        // It is kept anew.
+        cache.replace(&state).unwrap();
+        assert!(cache.read().unwrap().is_some(), "{what}");
+    };
+    let sql = |sql: &'static str| move |path: &Path| Connection::open(path).unwrap().execute_batch(sql).unwrap();
+    check("a kill is missing", &sql("DELETE FROM revocations WHERE dead = 1")).await;
+    check("a kill was lifted", &sql("UPDATE revocations SET suspended = 0")).await;
+    check("a document was changed", &sql("UPDATE documents SET json = '[]'")).await;
+    check("another digest", &sql("UPDATE place SET digest = replace(digest, substr(digest, 1, 1), 'x')")).await;
+    check("a target that is none", &sql("UPDATE revocations SET target = 'x' WHERE dead = 1")).await;
+    check("another version", &sql("PRAGMA user_version = 2")).await;
+    check("another program", &sql("PRAGMA application_id = 7")).await;
+    check("a missing table", &sql("DROP TABLE revocations")).await;
+    check("no database", &|path| std::fs::write(path, "not a database at all".repeat(100)).unwrap()).await;
+    check("cut short", &|path| {
+        let file = std::fs::OpenOptions::new().write(true).open(path).unwrap();
+        file.set_len(file.metadata().unwrap().len() / 2).unwrap();
+    })
+    .await;
+}

@@ -1,0 +1,64 @@
+//! Adoptions and merges in a SQLite store: how its history came to be. What they mean is said by [`crate::store::lineage`].
+
+use rusqlite::Connection;
+
+use super::open::Fault;
+use super::read::{self, Head, signed, unsigned};
+use crate::model::records::{Change, Merge};
+use crate::model::revision::{HistoryId, Revision};
+use crate::model::time::Now;
+use crate::store::lineage::{ADOPTIONS_TOLD_MAX, Adoption, Lineage, Merged};
+
+pub(super) fn lineage(connection: &Connection, at: u64) -> Result<Lineage, Fault> {
+    let mut statement = connection.prepare_cached(
+        "SELECT number, history, from_history, from_hash, unix_ms FROM adoptions ORDER BY number DESC LIMIT ?1",
+    )?;
+    let adoption = |row: &rusqlite::Row<'_>| {
+        let from = Revision { history: HistoryId::new(row.get::<_, String>(2)?), number: unsigned(row, 0)?.saturating_sub(1) };
+        let history = HistoryId::new(row.get::<_, String>(1)?);
+        Ok(Adoption { history, from, from_hash: row.get(3)?, unix_ms: row.get(4)? })
+    };
+    let mut adoptions =
+        statement.query_map([signed(ADOPTIONS_TOLD_MAX)?], adoption)?.collect::<Result<Vec<Adoption>, rusqlite::Error>>()?;
+    adoptions.reverse();
+    let revision = read::revision(connection)?;
+    // What is ahead of the store is in no log of it.
+    let hash_at = if at <= revision.number { read::log_hash(connection, at)? } else { None };
+    Ok(Lineage { revision, hash_at, adoptions })
+}
+
+pub(super) fn merges(connection: &Connection) -> Result<Vec<Merged>, Fault> {
+    let mut statement = connection.prepare_cached(
+        "SELECT incarnation, address, rows, merges.unix_ms FROM merges JOIN meta USING (history) ORDER BY incarnation",
+    )?;
+    let merged = |row: &rusqlite::Row<'_>| {
+        Ok(Merged { incarnation: row.get(0)?, address: row.get(1)?, rows: unsigned(row, 2)?, unix_ms: row.get(3)? })
+    };
+    Ok(statement.query_map((), merged)?.collect::<Result<_, rusqlite::Error>>()?)
+}
+
+/// Begins a new history with a revision: what belonged to the old one alone is gone, and who follows must show that it follows the new
+/// one.
+pub(super) fn begin(connection: &Connection, before: &Head, number: u64, now: Now) -> Result<Revision, Fault> {
+    let history = uuid::Uuid::now_v7().to_string();
+    connection
+        .prepare_cached("INSERT INTO adoptions (number, history, from_history, from_hash, unix_ms) VALUES (?1, ?2, ?3, ?4, ?5)")?
+        .execute((signed(number)?, &history, before.revision.history.as_str(), before.hash, now.unix_ms()))?;
+    connection.execute("UPDATE meta SET history = ?1", [&history])?;
+    // INVARIANT: what was used after the backup was made looks unused in it.
+    connection.execute("DELETE FROM approvals", ())?;
+    connection.execute("DELETE FROM pending_acts", ())?;
+    connection.execute("UPDATE replicas SET applied_number = 0, acked_number = 0, acked_unix_ms = 0, state = 'starting'", ())?;
+    Ok(Revision { history: HistoryId::new(history), number })
+}
+
+/// Counts what a replica brought.
+pub(super) fn merged(connection: &Connection, merge: &Merge, changes: &[Change], now: Now) -> Result<(), Fault> {
+    connection
+        .prepare_cached(
+            "INSERT INTO merges (history, incarnation, address, rows, unix_ms) VALUES (?1, ?2, ?3, ?4, ?5)
+             ON CONFLICT (history, incarnation) DO UPDATE SET rows = rows + excluded.rows, unix_ms = excluded.unix_ms",
+        )?
+        .execute((merge.history.as_str(), &merge.incarnation, &merge.address, signed(changes.len())?, now.unix_ms()))?;
+    Ok(())
+}

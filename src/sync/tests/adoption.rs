@@ -1,0 +1,271 @@
+//! The one way out of quarantine, and a start from the cache: what leads there, and that nothing else does.
+
+use super::*;
+use crate::model::records::RevocationRow;
+use crate::model::revision::HistoryId;
+use crate::store::chain::state_digest;
+use crate::store::{Adoption, Lineage};
+use crate::sync::follower::{Adopted, Known, Position};
+
+const BOUND_MS: i64 = 5_000;
+
+fn at_ms(ms: i64) -> Now {
+    Now { unix_ns: ms * 1_000_000, boot_ns: ms * 1_000_000 }
+}
+
+/// A follower that stood at 3 of `first`, proved at second 1, and what it published.
+fn quarantined() -> (Follower, Model) {
+    let mut store = Model::new("first");
+    (0..3).for_each(|_| store.commit("main"));
+    let mut follower = Follower::new(None);
+    follower.on(Event::Loaded { sent_at: at_ms(1_000), state: Box::new(store.state()) });
+    follower.on(Event::Published(Ok(())));
+    let other = Changes { history: HistoryId::new("second"), ..store.changes(3) };
+    assert!(matches!(follower.on(Event::Changes { sent_at: at_ms(2_000), changes: other }), Some(Action::Quarantine { .. })));
+    (follower, store)
+}
+
+fn rows(of: &Model) -> Vec<RevocationRow> {
+    of.state().revocations
+}
+
+/// The backup at 1 of `first`, adopted as `second`, with what was merged into it.
+fn adopted(of: &Model, merged: Vec<RevocationRow>) -> Adopted {
+    let mut backup = Model::new("first");
+    backup.commits = of.commits[..1].to_vec();
+    let from = backup.state();
+    let adoption = Adoption { history: HistoryId::new("second"), from: from.revision.clone(), from_hash: from.hash, unix_ms: 0 };
+    let revocations: Vec<_> = from.revocations.iter().cloned().chain(merged).collect();
+    let revision = Revision { history: adoption.history.clone(), number: 2 };
+    let digest = state_digest(&[], &revocations);
+    let state = store::State { revision: revision.clone(), digest, hash: [9; 32], revocations, ..from };
+    let lineage = Lineage { revision, hash_at: None, adoptions: vec![adoption] };
+    Adopted { lineage, state, known: Some(Known { number: 3, rows: rows(of) }) }
+}
+
+fn whole(of: &Model) -> Adopted {
+    adopted(of, rows(of)[1..].to_vec())
+}
+
+#[test]
+fn only_an_adopted_store_that_covers_leads_out_of_quarantine() {
+    let later = 1_000 + BOUND_MS;
+    let check = |what: &str, ms: i64, change: &dyn Fn(&mut Adopted), said: Option<&str>| {
+        let (mut follower, store) = quarantined();
+        let mut adopted = whole(&store);
+        change(&mut adopted);
+        let action = follower.on(Event::Adoption { sent_at: at_ms(ms), adopted: Some(Box::new(adopted)) });
+        assert_eq!((follower.state(), follower.request()), (State::Quarantined, Request::Adoption), "{what}: not yet");
+        let Some(said) = said else {
+            assert!(matches!(action, Some(Action::Replace { proof, .. }) if proof == at_ms(ms)), "{what}: {action:?}");
+            follower.on(Event::Published(Ok(())));
+            assert_eq!(follower.state(), State::Following, "{what}");
+            assert_eq!(follower.published().unwrap().history.as_str(), "second", "{what}");
+            assert_eq!((follower.proof(), follower.problem()), (Some(at_ms(ms)), None), "{what}");
+            return;
+        };
+        assert_eq!(action, None, "{what}");
+        // And nothing that comes later makes a publication of it.
+        assert_eq!(follower.on(Event::Published(Ok(()))), None);
+        assert_eq!((follower.state(), follower.proof()), (State::Quarantined, Some(at_ms(1_000))), "{what}");
+        let problem = follower.problem().unwrap_or_default();
+        assert!(problem.contains("second") && problem.contains(said), "{what}: {problem}");
+    };
+    check("all is there", later, &|_| {}, None);
+    check("more is there", later, &|it| it.known = Some(Known { number: 3, rows: vec![] }), None);
+    // Without a record, or one of another family, a store is a foreign one whatever it holds.
+    check("no record", later, &|it| it.lineage.adoptions.clear(), Some("history"));
+    let foreign = |it: &mut Adopted| it.lineage.adoptions[0].from.history = HistoryId::new("third");
+    check("another family", later, &foreign, Some("history"));
+    check("a state of another history", later, &|it| it.state.revision.history = HistoryId::new("third"), Some("history"));
+    // It does not cover.
+    check("a kill is missing", later, &|it| drop(it.state.revocations.pop()), Some("digest"));
+    let without_last = |it: &mut Adopted| {
+        it.state.revocations.pop();
+        it.state.digest = state_digest(&[], &it.state.revocations);
+    };
+    check("a kill is missing and the digest is right", later, &without_last, Some("`token main-3` first"));
+    let weaker = |it: &mut Adopted| {
+        it.state.revocations[2].dead = false;
+        it.state.digest = state_digest(&[], &it.state.revocations);
+    };
+    check("a kill is weaker", later, &weaker, Some("1 of what is revoked"));
+    // What it knew is not all there to be compared.
+    check("no cache", later, &|it| it.known = None, Some("restart it"));
+    check("a cache that stayed behind", later, &|it| it.known.as_mut().unwrap().number = 2, Some("restart it"));
+    // What was answered before is not older than the bound.
+    check("too early", later - 1, &|_| {}, Some("history"));
+    // A store that holds the place wholly lacks nothing: what was lifted since stays lifted.
+    let holds = |it: &mut Adopted| {
+        it.lineage.adoptions[0].from.number = 3;
+        it.lineage.hash_at = Some(quarantined().1.commits[2].hash);
+        it.known = None;
+        it.state.revocations.clear();
+        it.state.digest = state_digest(&[], &[]);
+    };
+    check("the place is a part of it", later, &holds, None);
+    let another_past = |it: &mut Adopted| {
+        holds(it);
+        it.lineage.hash_at = Some([7; 32]);
+    };
+    check("another past", later, &another_past, Some("restart it"));
+}
+
+#[test]
+fn an_adopted_state_that_cannot_be_published_changes_nothing() {
+    let (mut follower, store) = quarantined();
+    let asked =
+        |follower: &mut Follower| follower.on(Event::Adoption { sent_at: at_ms(9_000), adopted: Some(Box::new(whole(&store))) });
+    assert!(asked(&mut follower).is_some());
+    follower.on(Event::Published(Err("does not build".into())));
+    assert_eq!((follower.state(), follower.request()), (State::Quarantined, Request::Adoption));
+    assert!(follower.problem().unwrap().contains("does not build"));
+    follower.on(Event::AdoptionFailed(store::Error::Unavailable("down".into())));
+    assert!(follower.problem().unwrap().contains("down"));
+    // It is asked again, and then it is followed.
+    assert_eq!(follower.on(Event::Adoption { sent_at: at_ms(9_000), adopted: None }), None);
+    assert!(asked(&mut follower).is_some());
+    follower.on(Event::Published(Ok(())));
+    assert_eq!(follower.request(), Request::Poll { after: 2, at_once: false });
+}
+
+#[test]
+fn a_restart_merges_what_its_cache_holds() {
+    let (_, store) = quarantined();
+    let stood = Position { revision: store.state().revision, hash: store.state().hash };
+    let check = |known: Option<Known>, rows_there: usize, expected: bool| {
+        let mut follower = Follower::in_quarantine(stood.clone(), "it is adopted".into());
+        assert_eq!((follower.request(), follower.published()), (Request::Adoption, None));
+        let merged = rows(&store)[1..rows_there].to_vec();
+        let adopted = Adopted { known, ..adopted(&store, merged) };
+        let action = follower.on(Event::Adoption { sent_at: at_ms(1), adopted: Some(Box::new(adopted)) });
+        assert_eq!(action.is_some(), expected, "{:?}", follower.problem());
+    };
+    let known = |number: u64| Some(Known { number, rows: rows(&store)[..number as usize].to_vec() });
+    check(known(3), 3, true);
+    check(known(3), 2, false);
+    // A cache that stayed behind, and none: what is there is merged.
+    check(known(2), 2, true);
+    check(None, 1, true);
+}
+
+/// One step of the hostile world: what is told of the store, and what the publisher says.
+#[derive(Clone, Debug)]
+enum Told {
+    Adoption { ms: i64, record: bool, family: bool, merged: usize, known: Option<u64>, builds: bool },
+    Loaded,
+    Changes,
+    Published,
+    Failed,
+}
+
+fn told() -> impl Strategy<Value = Told> {
+    let known = prop::option::weighted(0.8, 0..4_u64);
+    let adoption = (0..12_000_i64, prop::bool::weighted(0.8), prop::bool::weighted(0.8), 0..3_usize, known, any::<bool>());
+    prop_oneof![
+        8 => adoption.prop_map(|(ms, record, family, merged, known, builds)| {
+            Told::Adoption { ms, record, family, merged, known, builds }
+        }),
+        1 => Just(Told::Loaded),
+        1 => Just(Told::Changes),
+        1 => Just(Told::Published),
+        1 => Just(Told::Failed),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(512))]
+    /// Whatever is told in whatever order: it leaves quarantine with a record, a cover, a proof that is old enough, and not otherwise.
+    #[test]
+    fn quarantine_is_left_by_the_one_way(steps in prop::collection::vec(told(), 1..20)) {
+        let (mut follower, store) = quarantined();
+        for step in steps {
+            let event = match &step {
+                Told::Adoption { ms, record, family, merged, known, .. } => {
+                    let mut adopted = adopted(&store, rows(&store)[1..=*merged].to_vec());
+                    if !record {
+                        adopted.lineage.adoptions.clear();
+                    }
+                    if !family {
+                        adopted.lineage.adoptions.iter_mut().for_each(|one| one.from.history = HistoryId::new("third"));
+                    }
+                    adopted.known = known.map(|number| Known { number, rows: rows(&store)[..number as usize].to_vec() });
+                    Event::Adoption { sent_at: at_ms(*ms), adopted: Some(Box::new(adopted)) }
+                }
+                Told::Loaded => Event::Loaded { sent_at: at_ms(9_000), state: Box::new(store.state()) },
+                Told::Changes => Event::Changes { sent_at: at_ms(9_000), changes: store.changes(3) },
+                Told::Published => Event::Published(Ok(())),
+                Told::Failed => Event::AdoptionFailed(store::Error::Unavailable("down".into())),
+            };
+            let action = follower.on(event);
+            let Told::Adoption { ms, record, family, merged, known, builds } = step else {
+                prop_assert_eq!((action, follower.state()), (None, State::Quarantined));
+                continue;
+            };
+            let may = record && family && ms >= 1_000 + BOUND_MS && known == Some(3) && merged == 2;
+            prop_assert_eq!(action.is_some(), may);
+            follower.on(Event::Published(if builds { Ok(()) } else { Err("does not build".into()) }));
+            prop_assert_eq!(follower.state() == State::Following, may && builds);
+            if follower.state() == State::Following {
+                break;
+            }
+        }
+    }
+}
+
+/// A start from the cache at 2, where the replica is known to have been at 4: no proof before the head is reached, and no store that
+/// does not go on from both places.
+#[test]
+fn a_cached_start_is_unproved_until_the_head_is_reached() {
+    let mut model = Model::new("first");
+    (0..6).for_each(|_| model.commit("main"));
+    let place = |number: usize| Position {
+        revision: Revision { history: model.history.clone(), number: number as u64 },
+        hash: model.commits[number - 1].hash,
+    };
+    let start = || Follower::from_cache(place(2), Some(place(4)));
+    let mut follower = start();
+    assert_eq!((follower.request(), follower.proof()), (Request::Poll { after: 2, at_once: false }, None));
+    assert_eq!((follower.published(), follower.place()), (None, None), "it is no place to remember");
+    // A page that does not reach the head proves nothing, and hides nothing.
+    let mut page = model.changes(2);
+    page.commits.truncate(2);
+    let action = follower.on(Event::Changes { sent_at: at_ms(5), changes: page });
+    let Some(Action::Apply { commits, proof }) = action else { panic!("{action:?}") };
+    assert_eq!((commits.len(), at_ms(1_000_000).ms_since(proof) > 60_000), (2, true));
+    follower.on(Event::Published(Ok(())));
+    assert_eq!((follower.proof(), follower.request()), (None, Request::Poll { after: 4, at_once: true }));
+    follower.on(Event::Changes { sent_at: at_ms(7), changes: model.changes(4) });
+    follower.on(Event::Published(Ok(())));
+    assert_eq!((follower.state(), follower.proof()), (State::Following, Some(at_ms(7))));
+
+    let check = |what: &str, event: Event, expected: (State, Request)| {
+        let mut follower = start();
+        if let Some(Action::Apply { .. } | Action::Replace { .. }) = follower.on(event) {
+            follower.on(Event::Published(Ok(())));
+        }
+        assert_eq!((follower.state(), follower.request()), expected, "{what}: {:?}", follower.problem());
+        assert_eq!(follower.proof().is_some(), follower.state() == State::Following, "{what}");
+    };
+    let quarantine = (State::Quarantined, Request::Adoption);
+    let told = |changes: Changes| Event::Changes { sent_at: at_ms(9), changes };
+    check("it goes on", told(model.changes(2)), (State::Following, Request::Poll { after: 6, at_once: false }));
+    check("no answer", Event::PollFailed(store::Error::Unavailable("down".into())), (State::Bootstrapping, start().request()));
+    check("a cut log", Event::PollFailed(store::Error::BelowFloor { floor: 3 }), (State::Resync, Request::Load));
+    // The store is at the cached place, or ahead of it, and behind the place that was reached.
+    let mut older = Model::new("first");
+    older.commits = model.commits[..2].to_vec();
+    check("an older store", told(older.changes(2)), quarantine);
+    older.commits = model.commits[..3].to_vec();
+    check("an older store that is ahead of the cache", told(older.changes(2)), quarantine);
+    let mut fork = Model::new("first");
+    fork.commits = model.commits[..3].to_vec();
+    (0..5).for_each(|_| fork.commit("fork"));
+    check("a fork after the cached place", told(fork.changes(2)), quarantine);
+    check("another history", told(Changes { history: HistoryId::new("x"), ..model.changes(2) }), quarantine);
+    // The same by a full load, where the log was cut.
+    let mut follower = start();
+    follower.on(Event::PollFailed(store::Error::BelowFloor { floor: 3 }));
+    follower.on(Event::Loaded { sent_at: at_ms(9), state: Box::new(older.state()) });
+    assert_eq!(follower.state(), State::Quarantined);
+}

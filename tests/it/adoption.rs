@@ -1,0 +1,389 @@
+//! A store that was lost and restored, and one that is away: the drill of OPERATIONS with the real program, on both engines.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use portcullis::api::r#gen as wire;
+use serde_json::json;
+
+use crate::harness::{Chain, PATIENCE, Ran, Server, World, agent_id, binary, request, run_with};
+use crate::postgres;
+
+async fn look(server: &Server, chain: &Chain) -> wire::CheckResponse {
+    let asked = request(chain, Bytes::new(), "crm/look", "{}");
+    server.connect().await.check(asked).await.unwrap().into_inner()
+}
+
+async fn reason(server: &Server, chain: &Chain) -> String {
+    let answer = look(server, chain).await;
+    assert_eq!(answer.effect() == wire::Effect::Permit, answer.reason == "OK", "{answer:?}");
+    answer.reason
+}
+
+/// The reason, once it is none of `passing`.
+async fn settled(server: &Server, chain: &Chain, passing: &[&str]) -> String {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let reason = reason(server, chain).await;
+        if !passing.contains(&reason.as_str()) {
+            return reason;
+        }
+        assert!(Instant::now() < until, "still {reason}: {}", server.log());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// A root that no watermark until then can hit. For some seconds it lies ahead of the clock.
+fn fresh(world: &World, agent: &'static str, session: &str, watermark_unix_s: i64) -> Chain {
+    world.root(agent, |claims| {
+        claims["sid"] = json!(session);
+        claims["iat"] = json!(watermark_unix_s + 1);
+    })
+}
+
+const AHEAD: &[&str] = &["TOKEN_TIMES", "TOKEN_NOT_YET_VALID", "TOKEN_ISSUED_AHEAD", "TOKEN_FUTURE"];
+
+fn serve(flags: &Command, data: &Path) -> Command {
+    let mut command = binary();
+    command.arg("serve").args(flags.get_args());
+    for (name, value) in flags.get_envs() {
+        command.env(name, value.unwrap());
+    }
+    command.args(["--listen", "--http-listen", "--admin-listen"].iter().flat_map(|flag| [*flag, "127.0.0.1:0"]));
+    command.arg("--data").arg(data);
+    command
+}
+
+/// What stands in a data folder of where the replica was.
+async fn kept(data: &Path, revision: &str) {
+    let number = revision.rsplit('.').next().unwrap().to_owned();
+    let until = Instant::now() + PATIENCE;
+    while !std::fs::read_to_string(data.join("place.json")).unwrap_or_default().contains(&format!("\"number\":{number},")) {
+        assert!(Instant::now() < until, "{revision} is not kept");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn copy_store(from: &Path, to: &Path) {
+    for name in ["store.db", "store.db-wal", "store.db-shm"] {
+        let _ = std::fs::remove_file(to.join(name));
+        if from.join(name).exists() && name != "store.db-shm" {
+            std::fs::copy(from.join(name), to.join(name)).unwrap();
+        }
+    }
+}
+
+fn adopt(store: &str, data: &Path, more: &[&str]) -> Ran {
+    let mut command = binary();
+    command.args(["--json", "store", "adopt", "--reason", "drill", "--store", store]).args(more).arg("--data").arg(data);
+    if store.starts_with("postgres") {
+        command.env("PORTCULLIS_STORE_DURABILITY", "single");
+    }
+    run_with(&mut command, "")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restored_file_brings_no_killed_session_back() {
+    let world = World::new();
+    let backup = world.folder.path().join("backup");
+    std::fs::create_dir(&backup).unwrap();
+    let store = format!("sqlite:{}", world.data().join("store.db").display());
+    let mut server = Server::start(&world);
+    let chains = ["late", "other"].map(|session| world.session("alpha", session));
+    assert_eq!(reason(&server, &chains[0]).await, "OK");
+    server.terminate();
+    assert!(server.wait().success());
+    copy_store(&world.data(), &backup);
+
+    // What the backup does not know.
+    let mut server = Server::start_with(&world, &binary());
+    let operator = server.operator().await;
+    operator.revoke("session", &["late"], wire::RevocationMeaning::Dead).await;
+    let revision = operator.revoke("agent", &[&agent_id("beta")], wire::RevocationMeaning::Suspend).await;
+    kept(&world.data(), &revision).await;
+    server.terminate();
+    assert!(server.wait().success());
+    copy_store(&backup, &world.data());
+    let refused = run_with(&mut serve(&binary(), &world.data()), "").ended(78);
+    assert!(refused.stderr.contains("portcullis store adopt") && refused.stderr.contains("place.json"), "{refused:?}");
+
+    // Not by anybody.
+    let mut stranger = binary();
+    stranger.args(["store", "adopt", "--store", &store, "--data"]).arg(world.data());
+    stranger.arg("--operator-key").arg(world.key_file("stranger"));
+    assert!(run_with(&mut stranger, "").ended(1).stderr.contains("no operator has the key"));
+    run_with(&mut serve(&binary(), &world.data()), "").ended(78);
+
+    let said = adopt(&store, &world.data(), &[]).ended(0).json();
+    assert_ne!(said["revision"], said["adopted_from"]);
+    let watermark = said["watermark_unix_s"].as_i64().unwrap();
+    let server = Server::start_with(&world, &binary());
+    // From the first answer on.
+    for chain in &chains {
+        assert_eq!(reason(&server, chain).await, "REVOKED_ALL", "a root from before");
+    }
+    let of_late = fresh(&world, "alpha", "late", watermark);
+    assert_eq!(settled(&server, &of_late, AHEAD).await, "REVOKED_SESSION", "it was merged");
+    assert_eq!(settled(&server, &fresh(&world, "beta", "b", watermark), AHEAD).await, "AGENT_SUSPENDED");
+    let chain = fresh(&world, "alpha", "other", watermark);
+    assert_eq!(settled(&server, &chain, AHEAD).await, "OK");
+    assert!(server.log().contains("was merged into the adopted store"), "{}", server.log());
+    // Everything works on it: a kill, what it acknowledges, another start.
+    let mut kill = binary();
+    kill.args(["--json", "revoke", "session", "other", "--wait", "fleet", "--target"]).arg(server.admin_url());
+    let killed = run_with(kill.arg("--data").arg(world.data()), "").ended(0).json();
+    let replicas = killed["fleet"]["replicas"].as_array().unwrap();
+    assert!(replicas.iter().any(|one| one["outcome"] == "acknowledged"), "{killed}");
+    assert_eq!(reason(&server, &chain).await, "REVOKED_SESSION");
+    let listed =
+        binary().args(["--json", "revocations", "--target"]).arg(server.admin_url()).arg("--data").arg(world.data()).output();
+    let listed: serde_json::Value = serde_json::from_slice(&listed.unwrap().stdout).unwrap();
+    assert_eq!(listed["total"], 4, "{listed}");
+    let mut server = server;
+    server.terminate();
+    assert!(server.wait().success());
+    let server = Server::start_with(&world, &binary());
+    assert_eq!(reason(&server, &of_late).await, "REVOKED_SESSION");
+    // A running server adopts nothing, and a reader of audit lines finds who did.
+    let acts = server.audit();
+    assert!(acts.iter().any(|line| line["method"] == "/portcullis.v1.FleetService/Adopt" && line["effect"] == "ACCEPTED"));
+    drop(server);
+
+    // The same backup once more: the history that was followed last is not one that it was adopted from.
+    copy_store(&backup, &world.data());
+    adopt(&store, &world.data(), &[]).ended(0);
+    let refused = run_with(&mut serve(&binary(), &world.data()), "").ended(78);
+    assert!(refused.stderr.contains("place.json"), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_without_a_cache_follows_an_adopted_store_and_warns() {
+    let world = World::new();
+    let store = format!("sqlite:{}", world.data().join("store.db").display());
+    let mut server = Server::start(&world);
+    let revision = server.operator().await.revoke("session", &["s"], wire::RevocationMeaning::Dead).await;
+    kept(&world.data(), &revision).await;
+    server.terminate();
+    assert!(server.wait().success());
+    let backup = world.folder.path().join("backup");
+    std::fs::create_dir(&backup).unwrap();
+    copy_store(&world.data(), &backup);
+    let mut server = Server::start_with(&world, &binary());
+    let revision = server.operator().await.revoke("session", &["late"], wire::RevocationMeaning::Dead).await;
+    kept(&world.data(), &revision).await;
+    server.terminate();
+    assert!(server.wait().success());
+    copy_store(&backup, &world.data());
+    for name in ["cache.db", "cache.db-wal", "cache.db-shm"] {
+        let _ = std::fs::remove_file(world.data().join(name));
+    }
+    let watermark = adopt(&store, &world.data(), &[]).ended(0).json()["watermark_unix_s"].as_i64().unwrap();
+    let server = Server::start_with(&world, &binary());
+    assert!(server.log().contains("kept nothing to merge"), "{}", server.log());
+    assert_eq!(reason(&server, &world.session("alpha", "late")).await, "REVOKED_ALL");
+    assert_eq!(settled(&server, &fresh(&world, "alpha", "s", watermark), AHEAD).await, "REVOKED_SESSION");
+}
+
+/// A database of the shared server, with its backup.
+struct Database {
+    name: String,
+    url: String,
+}
+
+impl Database {
+    fn new() -> Self {
+        let url = postgres::shared().database();
+        let name = url.split('/').nth(3).unwrap().split('?').next().unwrap().to_owned();
+        Self { name, url }
+    }
+
+    fn sql(sql: &str) {
+        postgres::shared().sql("postgres", sql);
+    }
+
+    /// Nobody reaches it any more.
+    fn close(&self) {
+        let name = &self.name;
+        Self::sql(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false"));
+        let mut left = String::from("1");
+        while left != "0" {
+            Self::sql(&format!("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = '{name}'"));
+            left = postgres::shared().sql("postgres", &format!("SELECT count(*) FROM pg_stat_activity WHERE datname = '{name}'"));
+        }
+    }
+
+    fn open(&self) {
+        Self::sql(&format!("ALTER DATABASE {} ALLOW_CONNECTIONS true", self.name));
+    }
+
+    fn back_up(&self) {
+        self.close();
+        Self::sql(&format!("CREATE DATABASE {0}_backup TEMPLATE {0}", self.name));
+        self.open();
+    }
+
+    fn restore(&self) {
+        self.close();
+        Self::sql(&format!("DROP DATABASE {}", self.name));
+        Self::sql(&format!("CREATE DATABASE {0} TEMPLATE {0}_backup", self.name));
+    }
+
+    fn flags(&self) -> Command {
+        let mut command = binary();
+        command.env("PORTCULLIS_STORE", &self.url).env("PORTCULLIS_STORE_DURABILITY", "single");
+        command
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_fleet_leaves_quarantine_when_its_restored_store_is_adopted() {
+    let world = World::new();
+    let database = Database::new();
+    let data = ["one", "two", "three"].map(|name| world.folder.path().join(name));
+    let mut first = database.flags();
+    first.arg("--policies").arg(world.policies());
+    let mut servers = vec![Server::start_at(&world, &first, &data[0])];
+    servers.extend(data[1..].iter().map(|data| Server::start_at(&world, &database.flags(), data)));
+    let (alpha, beta) = (world.session("alpha", "a"), world.session("beta", "b"));
+    for server in &servers {
+        assert_eq!([reason(server, &alpha).await, reason(server, &beta).await], ["OK", "OK"]);
+    }
+    tokio::task::block_in_place(|| database.back_up());
+    for server in &servers {
+        assert_eq!(settled(server, &alpha, &["STALE"]).await, "OK", "the store was away for a moment");
+    }
+    // After the backup, what no watermark would cover; every replica knows it.
+    let operator = servers[0].operator().await;
+    operator.revoke("session", &["dead"], wire::RevocationMeaning::Dead).await;
+    let revision = operator.revoke("agent", &[&agent_id("beta")], wire::RevocationMeaning::Suspend).await;
+    for (server, data) in servers.iter().zip(&data) {
+        assert_eq!(settled(server, &beta, &["OK"]).await, "AGENT_SUSPENDED");
+        kept(data, &revision).await;
+    }
+    // One is not there when the store is lost.
+    let mut third = servers.pop().unwrap();
+    third.terminate();
+    assert!(third.wait().success());
+
+    tokio::task::block_in_place(|| database.restore());
+    for server in &servers {
+        assert_eq!(settled(server, &alpha, &["OK"]).await, "STALE");
+        let until = Instant::now() + PATIENCE;
+        while !server.get("/readyz").1.contains("quarantined") {
+            assert!(Instant::now() < until, "{:?}", server.get("/readyz"));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert!(server.get("/readyz").1.contains("adopt"), "{:?}", server.get("/readyz"));
+    }
+    let mut refused = serve(&database.flags(), &data[2]);
+    assert!(run_with(&mut refused, "").ended(78).stderr.contains("portcullis store adopt"));
+
+    let began = Instant::now();
+    let adopted = tokio::task::block_in_place(|| adopt(&database.url, &data[0], &["--wait", "60"])).ended(0).json();
+    let took = began.elapsed();
+    let fleet = &adopted["fleet"];
+    assert_eq!(fleet["complete"], true, "{adopted}");
+    let replicas: Vec<_> = fleet["replicas"].as_array().unwrap().iter().filter(|one| one["follows"] == true).collect();
+    assert_eq!(replicas.len(), 2, "{adopted}");
+    assert_eq!(replicas.iter().map(|one| one["merged"].as_u64().unwrap()).sum::<u64>(), 2, "{adopted}");
+    assert!(took < Duration::from_secs(20), "{took:?}");
+    let watermark = adopted["watermark_unix_s"].as_i64().unwrap();
+    // The one that was away brings what it knows when it starts.
+    servers.push(Server::start_at(&world, &database.flags(), &data[2]));
+    let (late, dead) = (fresh(&world, "beta", "b2", watermark), fresh(&world, "alpha", "dead", watermark));
+    let good = fresh(&world, "alpha", "a2", watermark);
+    for server in &servers {
+        let until = Instant::now() + PATIENCE;
+        while server.get("/readyz").0 != 200 {
+            assert!(Instant::now() < until, "{:?}", server.get("/readyz"));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        assert_eq!(reason(server, &alpha).await, "REVOKED_ALL", "a root from before");
+        assert_eq!(settled(server, &late, AHEAD).await, "AGENT_SUSPENDED");
+        assert_eq!(settled(server, &dead, AHEAD).await, "REVOKED_SESSION");
+        assert_eq!(settled(server, &good, AHEAD).await, "OK");
+    }
+    // The kill switch works as before, at once on all.
+    let mut kill = binary();
+    kill.args(["--json", "revoke", "session", "a2", "--wait", "fleet", "--target"]).arg(servers[1].admin_url());
+    let killed = run_with(kill.arg("--data").arg(&data[0]), "").ended(0).json();
+    let outcomes: Vec<_> =
+        killed["fleet"]["replicas"].as_array().unwrap().iter().filter(|one| one["outcome"] == "acknowledged").collect();
+    assert_eq!(outcomes.len(), 3, "{killed}");
+    for server in &servers {
+        assert_eq!(reason(server, &good).await, "REVOKED_SESSION");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_replica_starts_from_its_cache_and_permits_nothing_by_it() {
+    let world = World::new();
+    let database = Database::new();
+    let data = world.data();
+    let mut flags = database.flags();
+    flags.arg("--policies").arg(world.policies());
+    let mut server = Server::start_at(&world, &flags, &data);
+    let (alpha, beta) = (world.session("alpha", "a"), world.session("beta", "b"));
+    assert_eq!([reason(&server, &alpha).await, reason(&server, &beta).await], ["OK", "OK"]);
+    let revision = server.operator().await.revoke("session", &["s"], wire::RevocationMeaning::Dead).await;
+    kept(&data, &revision).await;
+    server.terminate();
+    assert!(server.wait().success());
+    // While it is down somebody is killed, and then the store is away.
+    let mut kill = database.flags();
+    kill.args(["revoke", "agent", &agent_id("beta"), "--store", "env:PORTCULLIS_STORE", "--data"]).arg(&data);
+    run_with(&mut kill, "").ended(0);
+    tokio::task::block_in_place(|| database.close());
+
+    let server = Server::start_at(&world, &database.flags(), &data);
+    for _ in 0..20 {
+        assert_eq!([reason(&server, &alpha).await, reason(&server, &beta).await], ["STALE", "STALE"]);
+        assert_eq!(
+            reason(&server, &world.session("alpha", "s")).await,
+            "REVOKED_SESSION",
+            "what was kept denies by its own reason"
+        );
+    }
+    let (code, said) = server.get("/readyz");
+    assert!(code == 503 && said.contains("closed") && said.contains("runs from its cache of revision"), "{code} {said}");
+    database.open();
+    let until = Instant::now() + PATIENCE;
+    loop {
+        // The one that was killed meanwhile is never permitted, whichever comes first.
+        let of_beta = reason(&server, &beta).await;
+        assert!(["STALE", "AGENT_SUSPENDED"].contains(&of_beta.as_str()), "{of_beta}");
+        if reason(&server, &alpha).await == "OK" {
+            break;
+        }
+        assert!(Instant::now() < until, "still {:?}: {}", server.get("/readyz"), server.log());
+    }
+    assert_eq!(reason(&server, &beta).await, "AGENT_SUSPENDED");
+    assert_eq!(server.get("/readyz").0, 200);
+    drop(server);
+
+    // Its server turns out not to be what was claimed: it is never fresh, and says so.
+    tokio::task::block_in_place(|| database.close());
+    let mut claimed = database.flags();
+    claimed.env("PORTCULLIS_STORE_DURABILITY", "synchronous");
+    let server = Server::start_at(&world, &claimed, &data);
+    database.open();
+    let until = Instant::now() + PATIENCE;
+    while !server.get("/readyz").1.contains("synchronous_standby_names") {
+        assert!(Instant::now() < until, "{:?}", server.get("/readyz"));
+        assert_eq!(reason(&server, &alpha).await, "STALE");
+    }
+    assert_eq!(reason(&server, &alpha).await, "STALE");
+    assert!(server.log().contains("set up as it must be"), "{}", server.log());
+    drop(server);
+
+    // A cache that does not hold together, or none, is nothing to start from.
+    tokio::task::block_in_place(|| database.close());
+    std::fs::write(data.join("cache.db"), "no cache").unwrap();
+    for _ in 0..2 {
+        let ran = run_with(&mut serve(&database.flags(), &data), "").ended(69);
+        assert!(ran.stderr.contains("cannot be reached"), "{ran:?}");
+    }
+    assert!(data.join("cache.db.broken").exists());
+}
