@@ -375,7 +375,14 @@ impl Rig {
     /// Kills the next session as an operator does, at a replica.
     pub(crate) fn kill_at(&mut self, replica: usize) -> Result<()> {
         let number = self.next()?;
-        self.act(replica, number)?;
+        let until = Instant::now() + self.plan.patience;
+        // A server that is slow to write says that it may or may not be done; an operator asks again until it is.
+        while let Err(error) = self.act(replica, number) {
+            let is_open = error.downcast_ref::<tonic::Status>().is_some_and(|status| status.code() == tonic::Code::Unknown);
+            if !is_open || Instant::now() > until {
+                return Err(error);
+            }
+        }
         self.kills.push(Kill { session: number, acknowledged: Instant::now() });
         Ok(())
     }

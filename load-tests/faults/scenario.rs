@@ -9,7 +9,7 @@
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::checker::Verdict;
@@ -131,8 +131,8 @@ pub(crate) fn run(programs: &Programs, plan: Plan, scenario: &Scenario) -> Resul
     let mut rig = Rig::start(programs, plan, scenario.kind)?;
     let all: Vec<usize> = (0..plan.replicas).collect();
     let last = plan.replicas.saturating_sub(1);
-    rig.kill_at(0)?;
-    rig.kill_in_store()?;
+    rig.kill_at(0).context("before the fault")?;
+    rig.kill_in_store().context("before the fault")?;
     begin(&mut rig, &scenario.fault, &all, last)?;
     if let Fault::Failover(how) = scenario.fault {
         fail_over(&mut rig, last, how)?;
@@ -148,7 +148,7 @@ pub(crate) fn run(programs: &Programs, plan: Plan, scenario: &Scenario) -> Resul
     }
     let undone = undo(&mut rig, &scenario.fault, &all, last)?;
     let fresh_again = rig.until_fresh(&all, undone)?;
-    rig.kill_at(0)?;
+    rig.kill_at(0).context("once the fault is over")?;
     rig.until_known()?;
     Ok(Verdict { fresh_again, ..rig.judge() })
 }
@@ -229,10 +229,10 @@ fn fail_over(rig: &mut Rig, last: usize, how: LetGo) -> Result<()> {
         rig.point(replica, further)?;
     }
     rig.reopen(further)?;
-    rig.kill_in_store()?;
+    rig.kill_in_store().context("at the server that was promoted")?;
     let there: Vec<usize> = (0..last).collect();
     rig.until_fresh(&there, Instant::now())?;
-    rig.kill_at(0)?;
+    rig.kill_at(0).context("at a replica that goes to the server that was promoted")?;
     // What an operator does at the old one must not be acknowledged, let go or not: nobody else will ever know of it.
     let servers = std::mem::take(&mut rig.servers);
     let refused = std::thread::scope(|scope| {
