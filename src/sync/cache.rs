@@ -125,8 +125,7 @@ impl Keeper {
             }
         }
         let state = store.load().await?;
-        let foreign = || Error::Corrupt("what the store holds does not lead on from what was published".to_owned());
-        if state.revision.history != at.revision.history || !state.has_its_digest() {
+        if state.revision.history != at.revision.history {
             return Err(foreign());
         }
         let (mut number, mut hash) = (at.revision.number, at.hash);
@@ -143,7 +142,8 @@ impl Keeper {
         if (number, hash) != (state.revision.number, state.hash) {
             return Err(foreign());
         }
-        self.on_cache(move |cache| cache.replace(&state)).await
+        // Away from the runtime that follows the store: of millions of rows, hashing and freeing take seconds too.
+        self.on_cache(move |cache| if state.has_its_digest() { cache.replace(&state) } else { Err(foreign()) }).await
     }
 
     /// Writes what waits.
@@ -229,4 +229,8 @@ impl Keeper {
     fn cache(&self) -> MutexGuard<'_, Option<Cache>> {
         self.cache.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn foreign() -> Error {
+    Error::Corrupt("what the store holds does not lead on from what was published".to_owned())
 }
