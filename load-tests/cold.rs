@@ -27,8 +27,10 @@ use super::server::Server;
 
 /// Sessions killed and agents changed, one after the other.
 const ROUNDS: usize = 50;
-/// After which the memory is looked at again: an allocator gives back late.
-const SETTLING: Duration = Duration::from_secs(10);
+/// So long must the memory have stayed: a server writes its cache once it serves, and an allocator gives back late.
+const SETTLED: Duration = Duration::from_secs(15);
+/// It is looked at as it is after this at the latest.
+const SETTLING_MAX: Duration = Duration::from_secs(240);
 
 /// What a run came to.
 pub(crate) struct Cold {
@@ -37,6 +39,8 @@ pub(crate) struct Cold {
     pub(crate) starts: Vec<Duration>,
     pub(crate) peak_kib: u64,
     pub(crate) resident_kib: u64,
+    /// From the first permit until it stayed so.
+    pub(crate) settled: Duration,
     /// From the commit of a kill to the first denial.
     pub(crate) killed_ns: Histogram<u64>,
     /// From the commit of an agent's changed document to the first answer by it.
@@ -58,6 +62,7 @@ pub(crate) fn run(binary: &Path, company: &Company, sizes: (usize, usize), start
         starts: Vec::new(),
         peak_kib: 0,
         resident_kib: 0,
+        settled: Duration::ZERO,
         killed_ns: histogram()?,
         changed_ns: histogram()?,
     };
@@ -72,12 +77,26 @@ pub(crate) fn run(binary: &Path, company: &Company, sizes: (usize, usize), start
         asking.until(&request_by_chain(&company.chain(0, 2, SystemClock.now())?), wire::Effect::Permit)?;
         cold.starts.push(since.elapsed());
         if start + 1 == starts {
-            std::thread::sleep(SETTLING);
-            (cold.peak_kib, cold.resident_kib) = (server.status_kib("VmHWM")?, server.status_kib("VmRSS")?);
+            (cold.resident_kib, cold.settled) = settle(&server)?;
+            cold.peak_kib = server.status_kib("VmHWM")?;
             changes(&mut cold, &mut asking, company, &file)?;
         }
     }
     Ok(cold)
+}
+
+/// The resident memory once it stays within a hundredth, and how long that took.
+fn settle(server: &Server) -> Result<(u64, Duration)> {
+    let began = Instant::now();
+    let (mut kib, mut since) = (server.status_kib("VmRSS")?, began);
+    while since.elapsed() < SETTLED && began.elapsed() < SETTLING_MAX {
+        std::thread::sleep(Duration::from_millis(500));
+        let now = server.status_kib("VmRSS")?;
+        if now.abs_diff(kib) > kib / 100 {
+            (kib, since) = (now, Instant::now());
+        }
+    }
+    Ok((kib, since.duration_since(began)))
 }
 
 fn runtime() -> std::io::Result<Runtime> {
