@@ -274,7 +274,8 @@ impl<P: Publisher> Follow<P> {
         }
         self.failed = self.follower.failures() > failures;
         if before == State::Quarantined && self.follower.state() != before {
-            tracing::warn!(revision = ?self.follower.published(), "the store was adopted: what was known here is in it, and it is followed");
+            let revision = self.follower.published().map(ToString::to_string).unwrap_or_default();
+            tracing::warn!(revision, "the store was adopted: what was known here is in it, and it is followed");
         }
         let (state, problem) = (self.follower.state(), self.follower.problem().unwrap_or_default());
         if state == State::Resync && before != State::Resync {
