@@ -28,7 +28,7 @@ use super::server::Server;
 /// Sessions killed and agents changed, one after the other.
 const ROUNDS: usize = 50;
 /// So long must the memory have stayed: a server writes its cache once it serves, and an allocator gives back late.
-const SETTLED: Duration = Duration::from_secs(15);
+const SETTLED: Duration = Duration::from_secs(60);
 /// It is looked at as it is after this at the latest.
 const SETTLING_MAX: Duration = Duration::from_secs(240);
 
@@ -79,6 +79,8 @@ pub(crate) fn run(binary: &Path, company: &Company, sizes: (usize, usize), start
         if start + 1 == starts {
             (cold.resident_kib, cold.settled) = settle(&server)?;
             cold.peak_kib = server.status_kib("VmHWM")?;
+            // The old connection was silent for so long that the server gave it up.
+            asking.client = runtime.block_on(DecisionServiceClient::connect(server.decisions.clone()))?;
             changes(&mut cold, &mut asking, company, &file)?;
         }
     }
