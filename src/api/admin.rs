@@ -7,7 +7,7 @@ use tonic::{Code, Request, Response, Status};
 
 use super::decision::{caller, check_in, trace_headers};
 use super::explain::explain_out;
-use super::gateway::{fleet_out, replica_out};
+use super::gateway::{fleet_out, info_out, replica_out};
 use super::r#gen as wire;
 use super::r#gen::approval_service_server::ApprovalService;
 use super::r#gen::fleet_service_server::FleetService;
@@ -276,11 +276,7 @@ impl ApprovalService for AdminApi {
 impl FleetService for AdminApi {
     async fn info(&self, _request: Request<wire::InfoRequest>) -> Result<Response<wire::InfoResponse>, Status> {
         let revision: Revision = self.admin.revision().await?;
-        Ok(Response::new(wire::InfoResponse {
-            history_id: revision.history.to_string(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            revision: revision.to_string(),
-        }))
+        Ok(Response::new(info_out(&revision)))
     }
 
     async fn list_replicas(

@@ -109,11 +109,7 @@ impl RevocationService for GatewayApi {
 impl FleetService for GatewayApi {
     async fn info(&self, _request: Request<wire::InfoRequest>) -> Result<Response<wire::InfoResponse>, Status> {
         let revision = self.lane.revision().ok_or(Undecided::NotReady)?;
-        Ok(Response::new(wire::InfoResponse {
-            history_id: revision.history.to_string(),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            revision: revision.to_string(),
-        }))
+        Ok(Response::new(info_out(&revision)))
     }
 
     async fn list_replicas(
@@ -229,6 +225,15 @@ fn messages(applied: &Applied) -> Vec<wire::WatchRevocationsResponse> {
         last.more = false;
     }
     messages
+}
+
+/// What a server is and where it stands, the same on either listener.
+pub(super) fn info_out(revision: &Revision) -> wire::InfoResponse {
+    wire::InfoResponse {
+        history_id: revision.history.to_string(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        revision: revision.to_string(),
+    }
 }
 
 /// The replicas of a store on the wire.

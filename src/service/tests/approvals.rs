@@ -347,14 +347,6 @@ fn revoke_session(world: &World) {
 }
 
 fn revoke(builder: &Mutex<Builder>) {
-    let row = RevocationRow {
-        target: Target::Session("s".to_owned()),
-        dead: true,
-        suspended: false,
-        watermark_unix_s: None,
-        expires_at_unix_s: None,
-        reason: String::new(),
-        revision: 2,
-    };
-    drop(builder.lock().unwrap().apply(2, StateDigest::default(), [Change::Revocation(row)].iter()).unwrap());
+    let change = [Change::Revocation(session_killed())];
+    drop(builder.lock().unwrap().apply(2, StateDigest::default(), change.iter()).unwrap());
 }
