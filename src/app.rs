@@ -166,6 +166,7 @@ impl App {
         let (cell, status) = (following.cell.clone(), following.status.clone());
         control.spawn(Upkeep::new(store.clone(), clock.clone()).run(following.stop.subscribe()));
         let admin = Arc::new(Admin::new(store.clone(), clock.clone(), log.recorder("admin")?));
+        admin.set_records(&settings.data.join("audit"));
         match &settings.policies {
             Some(folder) if is_cached => {
                 control.spawn(apply_later(status.clone(), admin.clone(), folder.clone(), settings.data.clone()));
@@ -188,6 +189,8 @@ impl App {
             clock: clock.clone(),
         };
         let service = Arc::new(Service::new(parts, service_settings(&settings)));
+        let follower = bind::FollowerCatchUp { status: status.clone(), cell: cell.clone() };
+        admin.set_sightings(Arc::new(bind::ServerSightings { follower, service: service.clone() }));
         bind::register_gauges(&telemetry, &following, &clock, &service, &log);
         service.mark_ready();
         following.member.set_state(ReplicaState::Serving);

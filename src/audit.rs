@@ -6,7 +6,8 @@
 //! is refused with [`Unavailable`], and whoever asked to record it denies.
 //!
 //! This module decides nothing, knows no socket, and never sees arguments, tokens or keys, only their digests. Look next at
-//! `record.rs` for what a line says, at `recorder.rs` for the barrier, at `log.rs` for the files, at `query.rs` to read back.
+//! `record.rs` for what a line says, at `recorder.rs` for the barrier, at `log.rs` for the files, at `query.rs` to read back,
+//! at `search.rs` to look for a name.
 
 use std::path::PathBuf;
 
@@ -15,6 +16,7 @@ mod log;
 pub mod query;
 mod record;
 mod recorder;
+pub mod search;
 #[cfg(test)]
 mod tests;
 

@@ -1,6 +1,6 @@
 //! The command line: one file a command; says what went wrong and what to do, and exits with a documented code.
 //!
-//! Exit codes everywhere: 0 ok, 1 failed, 3 denied, 4 needs approval, 64 misuse, 69 unavailable, 78 bad configuration.
+//! Exit codes everywhere: 0 ok, 1 failed, 2 done but of a name that nothing bears, 3 denied, 4 needs approval, 64 misuse, 69 unavailable, 78 bad configuration.
 
 mod approvals;
 mod check;
@@ -13,8 +13,10 @@ mod input;
 mod output;
 mod policy;
 mod progress;
+mod recognition;
 mod revoke;
 mod serve;
+mod shell;
 mod store;
 mod token;
 mod tools;
@@ -40,6 +42,7 @@ pub struct Failure {
 
 impl Failure {
     const FAILED: u8 = 1;
+    const UNKNOWN_NAME: u8 = 2;
     const DENIED: u8 = 3;
     const NEEDS_APPROVAL: u8 = 4;
     const MISUSE: u8 = 64;
@@ -94,7 +97,8 @@ Examples:
   portcullis revoke all --wait fleet                    … and return once every replica denies; then: portcullis fleet status
   portcullis approvals                                  what waits for a person; then: portcullis approve DIGEST
 
-Exit codes: 0 ok, 1 failed, 3 denied, 4 needs approval, 64 misuse, 69 unavailable, 78 bad configuration";
+Exit codes: 0 ok, 1 failed, 2 done, but of a name that nothing bears, 3 denied, 4 needs approval, 64 misuse, 69 unavailable,
+78 bad configuration";
 
 /// The policy decision point for AI agents: verified delegation, microsecond decisions, a kill switch that is proved to work.
 #[derive(Debug, Parser)]

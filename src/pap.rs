@@ -11,6 +11,7 @@ mod authorize;
 mod diff;
 mod fleet;
 mod history;
+mod recognize;
 mod revoke;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,10 +24,11 @@ pub use authorize::{Authorized, Method};
 pub use diff::{DiffOutcome, PAIRS_LISTED_MAX};
 pub use fleet::Waited;
 pub use history::{HISTORY_LISTED_DEFAULT, PolicyRevision};
+pub use recognize::{DocumentNames, Recognition, Sightings, Standing};
 pub use revoke::{Reinstated, RevokeRequest};
 
 use crate::audit::{Act, Recorder};
-use crate::model::records::{ActRow, DocumentKey, DocumentRow, Origin, RevocationRow, Write};
+use crate::model::records::{ActRow, DocumentKey, DocumentRow, Origin, Write};
 use crate::model::revision::Revision;
 use crate::model::time::Clock;
 pub use crate::policy::diagnostic::Diagnostic as DiagnosticText;
@@ -34,6 +36,7 @@ use crate::policy::diagnostic::Diagnostic;
 pub use crate::policy::diff::{DocumentChange, PairChange};
 pub use crate::policy::source::SourceFile as PolicyFile;
 use crate::store::{self, CommitRequest, Committed, Store, StoredDocument};
+pub use crate::store::{CommittedBy, Revocations};
 
 /// Why an act was not done. One line each; nothing was written.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -118,6 +121,7 @@ pub struct Admin {
     applying: tokio::sync::Mutex<()>,
     waits: tokio::sync::Semaphore,
     silences: Mutex<fleet::Silences>,
+    sources: recognize::Sources,
 }
 
 impl Admin {
@@ -132,6 +136,7 @@ impl Admin {
             applying: tokio::sync::Mutex::default(),
             waits,
             silences: Mutex::default(),
+            sources: recognize::Sources::default(),
         }
     }
 
@@ -199,14 +204,14 @@ impl Admin {
         Ok(documents.into_iter().map(|document| document.row.key).collect())
     }
 
-    /// The newest revocations, at most `limit`, and how many there are in all.
+    /// The newest revocations, at most `limit`, when and by whom each was last changed, and how many there are in all.
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub async fn revocations(&self, by: &Authorized, limit: usize) -> Result<(Revision, Vec<RevocationRow>, u64), Error> {
+    pub async fn revocations(&self, by: &Authorized, limit: usize) -> Result<Revocations, Error> {
         let listed = self.store.revocations(limit).await?;
         self.record(by, None, "read")?;
-        Ok((listed.revision, listed.rows, listed.total))
+        Ok(listed)
     }
 
     async fn commit(

@@ -44,6 +44,7 @@ use crate::model::time::{Clock, Now};
 use crate::pdp;
 use crate::snapshot::{Freshness, SnapshotCell, View};
 use crate::telemetry::{Metrics, Spans};
+use crate::token::VerifiedChain;
 
 /// What can be configured of the service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -155,6 +156,11 @@ impl Service {
     /// How many verified chains are kept, about.
     pub fn chains_kept(&self) -> u64 {
         self.chains.len()
+    }
+
+    /// Shows the verified chains that are kept, at most so many; false if there are more. For look-ups of names, never for a decision.
+    pub fn visit_chains(&self, chains_max: usize, visit: &mut dyn FnMut(&VerifiedChain)) -> bool {
+        self.chains.visit(chains_max, visit)
     }
 
     /// What the second look must not look at.

@@ -16,6 +16,8 @@ pub mod rules;
 pub mod second;
 pub mod sqlite;
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 use tokio::sync::watch;
 
@@ -230,6 +232,17 @@ pub struct Revocations {
     pub rows: Vec<RevocationRow>,
     /// How many there are in all.
     pub total: u64,
+    /// When the revisions of the rows were committed and by whom, as far as the store still knows.
+    pub commits: BTreeMap<u64, CommittedBy>,
+}
+
+/// When a revision was committed, and by whom.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CommittedBy {
+    /// By the store's clock.
+    pub unix_ms: i64,
+    /// The operators' ids; none where a replica merged what it knew, or for the store's own upkeep.
+    pub operators: Vec<String>,
 }
 
 /// Written once, when the store is made.
@@ -312,6 +325,8 @@ pub struct Committed {
     pub unix_ms: i64,
     /// The rows that changed; an approval is none of them.
     pub changes: Vec<Change>,
+    /// [`Settings::freshness_bound_ms`]: for so long answers from before may still be used.
+    pub freshness_bound_ms: u64,
 }
 
 /// Why a store did not do it. One line, with what to do where there is something to do.

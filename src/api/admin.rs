@@ -21,8 +21,8 @@ use crate::model::records::{DocumentKey, Meaning, RevocationRow, Target};
 use crate::model::replica::Outcome;
 use crate::model::revision::{HistoryId, Revision};
 use crate::pap::{
-    Admin, Answer, ApplyOutcome, Authorized, DiagnosticText, DocumentChange, Error, HISTORY_LISTED_DEFAULT, PolicyFile,
-    RevokeRequest,
+    Admin, Answer, ApplyOutcome, Authorized, CommittedBy, DiagnosticText, DocumentChange, Error, HISTORY_LISTED_DEFAULT,
+    PolicyFile, Recognition, RevokeRequest, Standing,
 };
 use crate::service::Lane;
 use crate::service::request::Caller;
@@ -68,10 +68,14 @@ impl RevocationService for AdminApi {
         let target = request.target.unwrap_or_default();
         let asked = RevokeRequest { kind: target.kind, key: target.key, meaning, reason: request.reason };
         let (target, committed) = self.admin.revoke(&by, asked).await?;
+        // INVARIANT: the kill is durable by now; whatever the look-up says or lacks, it stands.
+        let name = self.admin.recognize(&target, &committed.revision).await;
         Ok(Response::new(wire::RevokeResponse {
             revision: committed.revision.to_string(),
             target: Some(target_out(&target)),
             committed_at_unix_ms: committed.unix_ms,
+            name: Some(recognition_out(name)),
+            freshness_bound_ms: committed.freshness_bound_ms,
         }))
     }
 
@@ -98,9 +102,10 @@ impl RevocationService for AdminApi {
             0 => LISTED_DEFAULT,
             limit => limit.min(LISTED_MAX),
         };
-        let (revision, rows, total) = self.admin.revocations(&by, limit as usize).await?;
-        let revocations = rows.iter().map(|row| revocation_out(row, &revision.history)).collect();
-        Ok(Response::new(wire::ListRevocationsResponse { revocations, total }))
+        let listed = self.admin.revocations(&by, limit as usize).await?;
+        let revocation = |row: &RevocationRow| revocation_out(row, &listed.revision.history, listed.commits.get(&row.revision));
+        let revocations = listed.rows.iter().map(revocation).collect();
+        Ok(Response::new(wire::ListRevocationsResponse { revocations, total: listed.total }))
     }
 
     type WatchStream = futures_util::stream::Empty<Result<wire::WatchRevocationsResponse, Status>>;
@@ -413,7 +418,7 @@ fn diagnostic_out(diagnostic: &DiagnosticText) -> wire::Diagnostic {
     }
 }
 
-pub(super) fn revocation_out(row: &RevocationRow, history: &HistoryId) -> wire::Revocation {
+fn revocation_out(row: &RevocationRow, history: &HistoryId, committed: Option<&CommittedBy>) -> wire::Revocation {
     wire::Revocation {
         target: Some(target_out(&row.target)),
         dead: row.dead,
@@ -421,6 +426,8 @@ pub(super) fn revocation_out(row: &RevocationRow, history: &HistoryId) -> wire::
         watermark_unix_s: row.watermark_unix_s.unwrap_or(0),
         reason: row.reason.clone(),
         revision: Revision { history: history.clone(), number: row.revision }.to_string(),
+        committed_at_unix_ms: committed.map_or(0, |committed| committed.unix_ms),
+        operators: committed.map(|committed| committed.operators.clone()).unwrap_or_default(),
     }
 }
 
@@ -447,6 +454,15 @@ fn approval_out(row: &ApprovalRow, unix_ms: i64) -> wire::ApprovalItem {
         asked_at_unix_ms: row.asked_at_unix_ms,
         expires_at_unix_ms: row.expires_at_unix_ms(),
     }
+}
+
+fn recognition_out(name: Recognition) -> wire::NameRecognition {
+    let standing = match name.standing {
+        Standing::Known => wire::NameStanding::Known,
+        Standing::Unknown => wire::NameStanding::Unknown,
+        Standing::NotLooked => wire::NameStanding::NotLooked,
+    };
+    wire::NameRecognition { standing: standing.into(), nearest: name.nearest.as_ref().map(target_out), note: name.note }
 }
 
 fn target_out(target: &Target) -> wire::RevocationTarget {

@@ -11,14 +11,15 @@ use futures_util::{Stream, stream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Code, Request, Response, Status};
 
-use super::admin::revocation_out;
 use super::r#gen as wire;
 use super::r#gen::fleet_service_server::FleetService;
 use super::r#gen::revocation_service_server::RevocationService;
 use super::status::{invalid, status};
+use crate::model::ids::UserId;
 use crate::model::limits::ID_BYTES_MAX;
+use crate::model::records::{RevocationRow, Target};
 use crate::model::replica::{Fleet, Listed};
-use crate::model::revision::Revision;
+use crate::model::revision::{HistoryId, Revision};
 use crate::service::{FleetDirectory, Lane, Undecided};
 use crate::sync::status as sync;
 use crate::sync::status::feed::{Applied, Next};
@@ -213,7 +214,7 @@ fn messages(applied: &Applied) -> Vec<wire::WatchRevocationsResponse> {
     let message = |rows: &[crate::model::records::RevocationRow]| wire::WatchRevocationsResponse {
         revision: applied.revision.to_string(),
         committed_at_unix_ms: applied.unix_ms,
-        entries: rows.iter().map(|row| revocation_out(row, &applied.revision.history)).collect(),
+        entries: rows.iter().map(|row| watched_out(row, &applied.revision.history)).collect(),
         everything: applied.everything,
         more: true,
     };
@@ -225,6 +226,34 @@ fn messages(applied: &Applied) -> Vec<wire::WatchRevocationsResponse> {
         last.more = false;
     }
     messages
+}
+
+/// What a gateway needs of a revocation to end what it let go on, and no more: anybody who may connect may watch, so no words of
+/// operators, and of users a name that says something only to whoever knows the user.
+fn watched_out(row: &RevocationRow, history: &HistoryId) -> wire::Revocation {
+    let opaque = |issuer: &str, subject: &str| UserId::new(issuer, subject).opaque(history.as_str());
+    let key = match &row.target {
+        Target::User { issuer, subject } => vec![opaque(issuer, subject)],
+        Target::Delegation { issuer, subject, agent } => vec![opaque(issuer, subject), agent.clone()],
+        // INVARIANT: every other kind has no part that names a person.
+        Target::Agent(id)
+        | Target::Session(id)
+        | Target::Task(id)
+        | Target::Application(id)
+        | Target::Key(id)
+        | Target::Tool(id)
+        | Target::Hop(id)
+        | Target::Token(id) => vec![id.clone()],
+        Target::All => Vec::new(),
+    };
+    wire::Revocation {
+        target: Some(wire::RevocationTarget { kind: row.target.kind().to_owned(), key }),
+        dead: row.dead,
+        suspended: row.suspended,
+        watermark_unix_s: row.watermark_unix_s.unwrap_or(0),
+        revision: Revision { history: history.clone(), number: row.revision }.to_string(),
+        ..Default::default()
+    }
 }
 
 /// What a server is and where it stands, the same on either listener.
@@ -273,8 +302,32 @@ fn an_act() -> Status {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::records::{RevocationRow, Target};
-    use crate::model::revision::HistoryId;
+
+    #[test]
+    fn who_watches_learns_targets_and_no_more() {
+        let history = HistoryId::new("h");
+        let ana = UserId::new("https://i", "ana").opaque("h");
+        let check = |target: Target, expected: &[&str]| {
+            let row = RevocationRow {
+                target,
+                dead: false,
+                suspended: true,
+                watermark_unix_s: Some(7),
+                expires_at_unix_s: None,
+                reason: "ana's laptop was stolen".to_owned(),
+                revision: 3,
+            };
+            let out = watched_out(&row, &history);
+            assert_eq!(out.target.as_ref().unwrap().key, expected);
+            assert_eq!((out.suspended, out.watermark_unix_s, out.revision.as_str()), (true, 7, "h.3"));
+            assert!(!format!("{out:?}").contains("ana"), "{out:?}");
+        };
+        let (issuer, subject, agent) = ("https://i".to_owned(), "ana".to_owned(), "spiffe://a/b".to_owned());
+        check(Target::User { issuer: issuer.clone(), subject: subject.clone() }, &[&ana]);
+        check(Target::Delegation { issuer, subject, agent }, &[&ana, "spiffe://a/b"]);
+        check(Target::Session("s-1".to_owned()), &["s-1"]);
+        check(Target::All, &[]);
+    }
 
     #[test]
     fn a_large_revision_comes_in_parts() {

@@ -22,17 +22,18 @@ use crate::model::approval::{ApprovalFilter, AskApproval, AskOutcome, UseApprova
 use crate::model::replica::Condition;
 use crate::model::revision::{HistoryId, Revision};
 use crate::model::time::{Clock, SystemClock};
-use crate::pap::{self, Admin};
+use crate::pap::{self, Admin, DocumentNames, Sightings};
 use crate::service::{ApprovalLedger, CatchUp, ProofLedger, Service, ShadowCount};
-use crate::snapshot::SnapshotCell;
+use crate::snapshot::{Snapshot, SnapshotCell};
 use crate::store::postgres::{self, PostgresStore};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{self, Registration, Store, approvals};
 use crate::sync;
 use crate::sync::status::Status;
 use crate::telemetry::Telemetry;
-use crate::token::PrivateKey;
 use crate::token::operator::{self, Expected};
+use crate::token::trust::Issuer;
+use crate::token::{PrivateKey, VerifiedChain};
 
 /// How long a caller who names a revision waits for it.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_millis(300);
@@ -102,6 +103,49 @@ impl CatchUp for FollowerCatchUp {
             return true;
         }
         self.status.wait_for(revision, CATCH_UP_TIMEOUT).await.is_ok() && reached(&self.cell)
+    }
+}
+
+/// What look-ups of names ask of this server.
+pub(super) struct ServerSightings {
+    pub(super) follower: FollowerCatchUp,
+    pub(super) service: Arc<Service>,
+}
+
+#[async_trait]
+impl Sightings for ServerSightings {
+    async fn documents(&self, at_least: Option<&Revision>) -> Result<Arc<dyn DocumentNames>, String> {
+        if let Some(revision) = at_least
+            && !self.follower.reach(revision).await
+        {
+            return Err(format!("this server has not applied revision `{revision}` yet, and its documents may be older"));
+        }
+        let view = self.follower.cell.load().ok_or("no snapshot was read yet")?;
+        Ok(Arc::new(InForce(view.snapshot)))
+    }
+
+    fn chains(&self, chains_max: usize, visit: &mut dyn FnMut(&VerifiedChain)) -> bool {
+        self.service.visit_chains(chains_max, visit)
+    }
+}
+
+/// The names of the documents of a snapshot.
+struct InForce(Arc<Snapshot>);
+
+impl DocumentNames for InForce {
+    fn has(&self, kind: &str, id: &str) -> bool {
+        self.0.policy().names(kind, id)
+    }
+
+    fn ids(&self, kind: &str, ids_max: usize) -> Vec<String> {
+        self.0.policy().names_of(kind, ids_max)
+    }
+
+    fn key_holder(&self, thumbprint: &str) -> Option<(&'static str, String)> {
+        let trust = self.0.trust();
+        let holds = |issuer: &&Issuer| issuer.keys.iter().any(|named| named.key.thumbprint().as_str() == thumbprint);
+        let agent = trust.agent_of(thumbprint).map(|agent| ("agent", agent.to_string()));
+        agent.or_else(|| trust.issuers().find(holds).map(|issuer| ("issuer", issuer.id.to_string())))
     }
 }
 

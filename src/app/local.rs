@@ -30,6 +30,7 @@ impl LocalAdmin {
         let store = bind::open_store(store, clock.clone()).await?;
         let log = audit::Log::open(&data.join("audit"), "command-line", &*clock)?;
         let admin = Arc::new(Admin::new(store, clock, log.recorder("command-line")?));
+        admin.set_records(&data.join("audit"));
         let (ours, theirs) = tokio::io::duplex(1024 * 1024);
         let recorder = admin.recorder();
         let routes = admin_routes(admin, None);

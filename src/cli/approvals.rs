@@ -12,6 +12,7 @@ use super::{AdminArgs, Failure};
 use crate::api::r#gen as wire;
 use crate::model::limits::APPROVALS_LISTED_MAX;
 use crate::model::time::{Clock as _, SystemClock};
+use crate::policy::diagnostic::nearest;
 
 /// Characters of a digest in a list.
 const DIGEST_SHOWN: usize = 12;
@@ -26,6 +27,7 @@ const ARGUMENTS_SHOWN: usize = 72;
 #[derive(Debug, Args)]
 pub(super) struct AnswerArgs {
     /// The call's digest, or at least 8 of its first digits
+    #[arg(allow_hyphen_values = true)]
     digest: String,
     /// Why, for the record
     #[arg(long, value_name = "TEXT", default_value = "")]
@@ -38,6 +40,7 @@ pub(super) struct AnswerArgs {
 #[derive(Debug, Args)]
 pub(super) struct ListArgs {
     /// Show this call alone, in full: its digest, or at least 8 of its first digits
+    #[arg(allow_hyphen_values = true)]
     digest: Option<String>,
     /// What was approved, refused or used, and is not forgotten yet, too
     #[arg(long)]
@@ -99,6 +102,8 @@ async fn found(client: &mut AdminClient, prefix: &str) -> Result<wire::ApprovalI
     let limit = u32::try_from(APPROVALS_LISTED_MAX).unwrap_or(u32::MAX);
     let listed = client.approvals(wire::ListApprovalsRequest { all: true, limit }).await?;
     let unlisted = listed.total > listed.approvals.len() as u64;
+    let begins: Vec<&str> = listed.approvals.iter().filter_map(|item| item.digest.get(..prefix.len())).collect();
+    let near = nearest(prefix, begins).map(str::to_owned);
     let mut named = listed.approvals.into_iter().filter(|item| item.digest.starts_with(prefix));
     match (named.next(), named.next()) {
         (Some(item), None) if !unlisted || prefix.len() == DIGEST_LENGTH => Ok(item),
@@ -106,7 +111,10 @@ async fn found(client: &mut AdminClient, prefix: &str) -> Result<wire::ApprovalI
         (_, _) if unlisted => Err(Failure::misuse(format!(
             "there are more approvals than a list holds, so `{prefix}` may stand for several: give the whole digest"
         ))),
-        _ => Err(Failure::failed(format!("no call that waits or was answered lately begins with `{prefix}`"))),
+        _ => {
+            let near = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+            Err(Failure::failed(format!("no call that waits or was answered lately begins with `{prefix}`{near}")))
+        }
     }
 }
 
@@ -224,7 +232,7 @@ fn abridged(text: &str) -> String {
 }
 
 /// Text with what a terminal would act upon, hide or turn around written out as `\u{…}`.
-fn visible(text: &str) -> String {
+pub(super) fn visible(text: &str) -> String {
     let unseen = |character: char| {
         character.is_control()
             || matches!(character,

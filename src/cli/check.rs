@@ -47,7 +47,7 @@ pub(super) struct CallArgs {
     #[arg(long, value_name = "REVISION", default_value = "")]
     at_least: String,
     /// Your name for the request; it stands in the audit record
-    #[arg(long, value_name = "ID", default_value = "")]
+    #[arg(long, value_name = "ID", default_value = "", allow_hyphen_values = true)]
     request_id: String,
 }
 

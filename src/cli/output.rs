@@ -69,6 +69,17 @@ impl Output {
         }
     }
 
+    /// What was done, but probably not as it was meant.
+    pub(super) fn warning(&self, message: &str) {
+        let mut stream = anstream::stderr();
+        // Nobody is left to tell if standard error is closed.
+        let _ = if self.json {
+            writeln!(stream, "{}", json!({ "warning": message }))
+        } else {
+            writeln!(stream, "{} {message}", paint("warning:", Style::new().fg_color(Some(AnsiColor::Yellow.into())).bold()))
+        };
+    }
+
     /// What went wrong and what to do.
     pub(super) fn error(&self, message: &str) {
         let mut stream = anstream::stderr();

@@ -5,11 +5,15 @@ use std::time::Instant;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::approvals::visible;
 use super::client::AdminClient;
 use super::fleet::{self, Wait};
 use super::output::Output;
+use super::recognition::Recognition;
+use super::store::date_time;
 use super::{AdminArgs, Failure};
 use crate::api::r#gen as wire;
+use crate::model::time::{Clock as _, SystemClock};
 
 /// Pull the kill switch; returns when the write is durable
 #[derive(Debug, Args)]
@@ -25,6 +29,9 @@ pub(super) struct RevokeArgs {
     /// Void every root issued before now, for good; fresh credentials pass
     #[arg(long, global = true)]
     watermark: bool,
+    /// Exit with 0 where nothing bears the name yet, and not with 2
+    #[arg(long, global = true)]
+    unknown_ok: bool,
     /// Return only once no replica answers from before it any more, and say how long each took
     #[arg(long, value_name = "WHOM", global = true)]
     wait: Option<Wait>,
@@ -57,69 +64,85 @@ pub(super) struct ListArgs {
     admin: AdminArgs,
 }
 
+/// What is meant, by name. A name may begin with `-`: one thumbprint, hash or random id in 64 does.
 #[derive(Debug, Subcommand)]
 enum TargetArgs {
     /// An agent, by SPIFFE ID, with every chain it is in
     Agent {
         /// spiffe://TRUST-DOMAIN/PATH
+        #[arg(allow_hyphen_values = true)]
         id: String,
     },
     /// A session, by `sid`
     Session {
         /// The session
+        #[arg(allow_hyphen_values = true)]
         sid: String,
     },
     /// A task, by `txn`
     Task {
         /// The task
+        #[arg(allow_hyphen_values = true)]
         txn: String,
     },
     /// What a user delegated to an agent; the user's other agents go on
     Delegation {
         /// The user's issuer
+        #[arg(allow_hyphen_values = true)]
         iss: String,
         /// The user's subject
+        #[arg(allow_hyphen_values = true)]
         sub: String,
         /// The agent's SPIFFE ID
+        #[arg(allow_hyphen_values = true)]
         agent: String,
     },
     /// An application, by client id
     Application {
         /// The client id
+        #[arg(allow_hyphen_values = true)]
         id: String,
     },
     /// A user's every delegation; the account is not touched
     User {
         /// The user's issuer
+        #[arg(allow_hyphen_values = true)]
         iss: String,
         /// The user's subject
+        #[arg(allow_hyphen_values = true)]
         sub: String,
     },
     /// A key, an agent's or an issuer's, by thumbprint
     Key {
         /// RFC 7638 thumbprint
+        #[arg(allow_hyphen_values = true)]
         thumbprint: String,
     },
     /// An issuer's key, by its `kid`
     IssuerKey {
         /// The issuer
+        #[arg(allow_hyphen_values = true)]
         issuer: String,
         /// The key's name
+        #[arg(allow_hyphen_values = true)]
         kid: String,
     },
     /// A tool, for everybody
     Tool {
         /// server/tool
+        #[arg(allow_hyphen_values = true)]
         tool: String,
     },
     /// A hop and every chain below it, by the hash that `token inspect` prints
     Hop {
         /// base64url SHA-256
+        #[arg(allow_hyphen_values = true)]
         hash: String,
     },
     /// A token and every chain below it, by `jti`
     Token {
         /// The token's jti
+        #[arg(allow_hyphen_values = true)]
         jti: String,
     },
     /// Everything
@@ -160,8 +183,15 @@ pub(super) async fn revoke(arguments: RevokeArgs, output: &Output) -> Result<(),
     let took_ms = began.elapsed().as_millis() as u64;
     let target = answer.target.unwrap_or_default();
     output.line(&format!("revoked {}: durable in {took_ms} ms", named(&target)));
-    let done = Done { verb: "deny", target, revision: answer.revision, committed_at_unix_ms: answer.committed_at_unix_ms };
-    done.end(&mut client, arguments.wait, output).await
+    let name = Recognition::from(answer.name);
+    name.say(output);
+    let verb = if name.is_unknown() { "would deny it, and nothing bears that name" } else { "deny" };
+    let (revision, committed_at_unix_ms) = (answer.revision, answer.committed_at_unix_ms);
+    let usable = Usable { bound_ms: answer.freshness_bound_ms, since: Instant::now() };
+    let end = name.end(arguments.unknown_ok);
+    let done = Done { verb, target, revision, committed_at_unix_ms, name: Some(name), usable: Some(usable) };
+    done.end(&mut client, arguments.wait, output).await?;
+    end
 }
 
 pub(super) async fn reinstate(arguments: ReinstateArgs, output: &Output) -> Result<(), Failure> {
@@ -183,7 +213,8 @@ pub(super) async fn reinstate(arguments: ReinstateArgs, output: &Output) -> Resu
         return Err(Failure::silent(Failure::NEEDS_APPROVAL));
     }
     output.line(&format!("reinstated {}", named(&target)));
-    let done = Done { verb: "know", target, revision: answer.revision, committed_at_unix_ms: answer.committed_at_unix_ms };
+    let (revision, committed_at_unix_ms) = (answer.revision, answer.committed_at_unix_ms);
+    let done = Done { verb: "know", target, revision, committed_at_unix_ms, name: None, usable: None };
     done.end(&mut client, arguments.wait, output).await
 }
 
@@ -193,19 +224,60 @@ struct Done {
     target: wire::RevocationTarget,
     revision: String,
     committed_at_unix_ms: i64,
+    /// What is known of the target's name, where that was looked up.
+    name: Option<Recognition>,
+    /// How long answers from before it may be used, where it takes something away.
+    usable: Option<Usable>,
+}
+
+/// How long answers from before a commit may still be used: for the bound, from before the commit's answer came.
+struct Usable {
+    /// 0: the server did not say.
+    bound_ms: u64,
+    since: Instant,
+}
+
+impl Usable {
+    /// What is left of it, in milliseconds, and when it ends by this machine's clock; `None` where the server did not say.
+    fn left(&self) -> Option<(u64, i64)> {
+        let elapsed_ms = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let left_ms = self.bound_ms.saturating_sub(elapsed_ms);
+        let until_unix_ms = SystemClock.now().unix_ms().saturating_add(i64::try_from(left_ms).unwrap_or(i64::MAX));
+        (self.bound_ms > 0).then_some((left_ms, until_unix_ms))
+    }
+
+    /// The last line: when it is over.
+    fn say(&self, output: &Output) {
+        match self.left() {
+            None => {}
+            Some((0, _)) => output.line("permits that were given before it are void by now"),
+            Some((left_ms, until_unix_ms)) => output.line(&format!(
+                "permits that were given before it may still be used for {} s, until {}",
+                left_ms.div_ceil(1000),
+                // Rounded up: it must be over when the second that is named is.
+                date_time(until_unix_ms.saturating_add(999).div_euclid(1000))
+            )),
+        }
+    }
 }
 
 impl Done {
     /// Says the revision, waits for the fleet where that was asked for, and says how that ended. What was written stays written,
     /// whatever becomes of the wait.
     async fn end(self, client: &mut AdminClient, wait: Option<Wait>, output: &Output) -> Result<(), Failure> {
-        let Self { verb, target, revision, committed_at_unix_ms } = self;
+        let Self { verb, target, revision, committed_at_unix_ms, name, usable } = self;
         output.line(&format!("revision {revision}"));
         let mut said = json!({
             "revision": revision,
             "target": { "kind": target.kind, "key": target.key },
             "committed_at_unix_ms": committed_at_unix_ms,
         });
+        if let (Some(name), Some(said)) = (&name, said.as_object_mut()) {
+            said.insert("name".to_owned(), name.json());
+        }
+        if let (Some((_, until_unix_ms)), Some(said)) = (usable.as_ref().and_then(Usable::left), said.as_object_mut()) {
+            said.insert("permits_usable_until_unix_ms".to_owned(), until_unix_ms.into());
+        }
         let waited = fleet::wait(client, wait, &revision, committed_at_unix_ms).await.transpose();
         if let (Ok(Some(waited)), Some(said)) = (&waited, said.as_object_mut()) {
             said.insert("fleet".to_owned(), fleet::waited_json(waited));
@@ -213,6 +285,10 @@ impl Done {
         output.json(&said);
         if let Some(waited) = waited.map_err(Failure::after_a_write)? {
             fleet::print(&waited, verb, output);
+        }
+        // Of nobody nothing was permitted before.
+        if let Some(usable) = usable.filter(|_| !name.is_some_and(|name| name.is_unknown())) {
+            usable.say(output);
         }
         Ok(())
     }
@@ -227,19 +303,6 @@ fn clock_time(unix_ms: i64) -> String {
 pub(super) async fn list(arguments: ListArgs, output: &Output) -> Result<(), Failure> {
     let mut client = AdminClient::open(&arguments.admin).await?;
     let answer = client.revocations(wire::ListRevocationsRequest { limit: arguments.limit }).await?;
-    let state = |revocation: &wire::Revocation| {
-        let mut state = Vec::new();
-        if revocation.dead {
-            state.push("dead".to_owned());
-        }
-        if revocation.suspended {
-            state.push("suspended".to_owned());
-        }
-        if revocation.watermark_unix_s > 0 {
-            state.push(format!("roots until {} void", revocation.watermark_unix_s));
-        }
-        if state.is_empty() { "reinstated".to_owned() } else { state.join(", ") }
-    };
     let entries = answer.revocations.iter().map(|revocation| {
         let target = revocation.target.clone().unwrap_or_default();
         json!({
@@ -249,17 +312,46 @@ pub(super) async fn list(arguments: ListArgs, output: &Output) -> Result<(), Fai
             "watermark_unix_s": (revocation.watermark_unix_s > 0).then_some(revocation.watermark_unix_s),
             "reason": revocation.reason,
             "revision": revocation.revision,
+            "committed_at_unix_ms": (revocation.committed_at_unix_ms > 0).then_some(revocation.committed_at_unix_ms),
+            "operators": revocation.operators,
         })
     });
     output.json(&json!({ "revocations": entries.collect::<Vec<_>>(), "total": answer.total }));
-    let rows = answer.revocations.iter().map(|revocation| {
-        let target = revocation.target.clone().unwrap_or_default();
-        let number = revocation.revision.rsplit('.').next().unwrap_or_default().to_owned();
-        vec![number, target.kind, target.key.join(" "), state(revocation), revocation.reason.clone()]
-    });
-    output.table(&["REVISION", "KIND", "KEY", "STATE", "REASON"], rows.collect());
-    output.line(&format!("{} of {}", answer.revocations.len(), answer.total));
+    output.table(&["WHEN", "WHO", "KIND", "KEY", "STATE", "REASON", "REVISION"], answer.revocations.iter().map(row).collect());
+    let (shown, total) = (answer.revocations.len(), answer.total);
+    let more = match arguments.limit {
+        _ if shown as u64 >= total => "",
+        LISTED_MAX.. => ", the newest; a list holds no more",
+        _ => ", the newest; --limit 1000 shows as many as a list holds",
+    };
+    output.line(&format!("{shown} of {total}{more}"));
     Ok(())
+}
+
+/// Entries in one list.
+const LISTED_MAX: u32 = 1000;
+
+/// A revocation as a row of the table: when, who, what, why.
+fn row(revocation: &wire::Revocation) -> Vec<String> {
+    let target = revocation.target.clone().unwrap_or_default();
+    let mut state = Vec::new();
+    if revocation.dead {
+        state.push("dead".to_owned());
+    }
+    if revocation.suspended {
+        state.push("suspended".to_owned());
+    }
+    if revocation.watermark_unix_s > 0 {
+        state.push(format!("roots until {} void", date_time(revocation.watermark_unix_s)));
+    }
+    let when = match revocation.committed_at_unix_ms {
+        0 => "-".to_owned(),
+        unix_ms => date_time(unix_ms.div_euclid(1000)),
+    };
+    let who = if revocation.operators.is_empty() { "-".to_owned() } else { visible(&revocation.operators.join(", ")) };
+    let state = if state.is_empty() { "reinstated".to_owned() } else { state.join(", ") };
+    let number = revocation.revision.rsplit('.').next().unwrap_or_default().to_owned();
+    vec![when, who, target.kind, visible(&target.key.join(" ")), state, visible(&revocation.reason), number]
 }
 
 /// A target in words, as on the command line.

@@ -125,7 +125,7 @@ fn waited_json(waited: &wire::WaitForAdoptionResponse) -> Value {
 }
 
 /// A moment as people read it, in UTC.
-fn date_time(unix_s: i64) -> String {
+pub(super) fn date_time(unix_s: i64) -> String {
     let (days, second) = (unix_s.div_euclid(86_400), unix_s.rem_euclid(86_400));
     // Days to year, month, day, after Howard Hinnant's `civil_from_days`.
     let shifted = days.saturating_add(719_468);

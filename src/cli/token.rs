@@ -79,7 +79,7 @@ pub(super) struct ProveArgs {
     #[arg(long, value_name = "URI")]
     audience: Option<String>,
     /// A nonce that the verifier gave
-    #[arg(long, value_name = "NONCE")]
+    #[arg(long, value_name = "NONCE", allow_hyphen_values = true)]
     nonce: Option<String>,
 }
 
@@ -104,7 +104,7 @@ pub(super) struct VerifyArgs {
     #[arg(long, value_enum, default_value = "on")]
     registry: Switch,
     /// The nonce that the proof must carry
-    #[arg(long, value_name = "NONCE")]
+    #[arg(long, value_name = "NONCE", allow_hyphen_values = true)]
     nonce: Option<String>,
     /// Refuse a root without `aud`
     #[arg(long)]

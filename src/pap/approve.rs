@@ -3,13 +3,19 @@
 //! The store says whether a call can still be answered and which layers an answer serves; here it is asked whether this operator
 //! may give one: never the user or an agent of the chain. Look next at `store::approvals`.
 
+use std::time::Duration;
+
 use super::{Admin, Authorized, Error};
 use crate::model::approval::{ApprovalFilter, ApprovalRow, Approvals};
 use crate::model::ids::{Thumbprint, UserId};
 use crate::model::limits::{ACT_REASON_BYTES_MAX, APPROVALS_LISTED_MAX};
 use crate::model::records::Write;
+use crate::policy::diagnostic::nearest;
 use crate::policy::document::{Body, Document, OperatorSpec};
 use crate::store::{self, Committed};
+
+/// How long a look for a digest that was probably meant may take.
+const HINT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// An operator's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -107,7 +113,9 @@ impl Admin {
         }
         let Some(row) = self.store.approvals(ApprovalFilter::Digest(digest.to_owned()), 1).await?.rows.pop() else {
             let shown = digest.get(..12).unwrap_or(digest);
-            let message = format!("call `{shown}` is not one that waits: it was never asked, or it was forgotten after its time");
+            let hint = self.digest_hint(digest).await;
+            let message =
+                format!("call `{shown}` is not one that waits: it was never asked, or it was forgotten after its time{hint}");
             return Err(Error::Store(store::Error::Rejected(message)));
         };
         let user = UserId::new(row.call.issuer.as_str(), row.call.subject.as_str());
@@ -122,6 +130,14 @@ impl Admin {
             return denied(format!("operator `{id}` is in none of the groups that may answer this call: {}", groups.join(", ")));
         }
         Ok((operator, row, documents_number))
+    }
+
+    /// The digest that was probably meant.
+    async fn digest_hint(&self, digest: &str) -> String {
+        let listed = self.store.approvals(ApprovalFilter::Waiting, APPROVALS_LISTED_MAX);
+        let Ok(Ok(listed)) = tokio::time::timeout(HINT_TIMEOUT, listed).await else { return String::new() };
+        let near = nearest(digest, listed.rows.iter().map(|row| row.call.digest.as_str()));
+        near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default()
     }
 
     /// The registered agent that holds a key, if one does.

@@ -1,11 +1,20 @@
 //! The kill switch's writes: what can be revoked, how, and what lifts it.
 
+use std::time::Duration;
+
 use super::apply::administers;
+use super::recognize::Standing;
 use super::{Admin, Authorized, Error};
 use crate::model::limits::{ACT_REASON_BYTES_MAX, ID_BYTES_MAX, SECOND_OPERATOR_MS};
 use crate::model::records::{Meaning, Target, Write};
-use crate::policy::document::{Body, Document};
-use crate::store::Committed;
+use crate::policy::diagnostic::nearest;
+use crate::policy::document::{Body, Document, tool_name_error};
+use crate::store::{self, Committed};
+
+/// Revocations among which a suspension of a near name is looked for, the newest.
+const SUSPENDED_LISTED_MAX: usize = 1_000;
+/// How long that may take.
+const HINT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// A revocation as an operator asks for it.
 #[derive(Clone, Debug)]
@@ -61,8 +70,37 @@ impl Admin {
             return self.reinstate_all(by, reason).await;
         }
         let account = format!("reinstate {target}: {reason}");
-        let committed = self.commit(by, vec![Write::Reinstate { target, reason }], None, &account).await?;
-        Ok(Reinstated { committed, waits_until_unix_ms: None })
+        let write = Write::Reinstate { target: target.clone(), reason };
+        match self.commit(by, vec![write], None, &account).await {
+            Ok(committed) => Ok(Reinstated { committed, waits_until_unix_ms: None }),
+            Err(Error::Store(store::Error::Rejected(why))) => {
+                let hint = self.suspended_hint(&target).await;
+                Err(Error::Store(store::Error::Rejected(format!("{why}{hint}"))))
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Why a target may not be suspended: another one is whose name is near, or nothing bears the name at all. Empty where neither is
+    /// known in time.
+    async fn suspended_hint(&self, target: &Target) -> String {
+        let listed = async {
+            let listed = self.store.revocations(SUSPENDED_LISTED_MAX).await.ok()?;
+            let suspended = listed.rows.iter().filter(|row| row.suspended && row.target.kind() == target.kind());
+            let names: Vec<(String, String)> =
+                suspended.map(|row| (row.target.parts().join(" "), row.target.to_string())).collect();
+            let near = nearest(&target.parts().join(" "), names.iter().map(|(parts, _)| parts.as_str()))?.to_owned();
+            names.into_iter().find(|(parts, _)| *parts == near).map(|(_, shown)| shown)
+        };
+        if let Some(near) = tokio::time::timeout(HINT_TIMEOUT, listed).await.ok().flatten() {
+            return format!("; did you mean `{near}`, which is suspended?");
+        }
+        let Ok(Ok(revision)) = tokio::time::timeout(HINT_TIMEOUT, self.store.revision()).await else { return String::new() };
+        let name = self.recognize(target, &revision).await;
+        match name.standing {
+            Standing::Unknown => format!("; nothing bears that name: {}", name.note),
+            Standing::Known | Standing::NotLooked => String::new(),
+        }
     }
 
     async fn reinstate_all(&self, by: &Authorized, reason: String) -> Result<Reinstated, Error> {
@@ -93,6 +131,7 @@ impl Admin {
     async fn revocation(&self, request: &RevokeRequest) -> Result<(Target, Meaning), Error> {
         check_reason(&request.reason)?;
         let target = self.target(&request.kind, &request.key).await?;
+        self.check_is_a_name(&target).await?;
         let meaning = request.meaning.unwrap_or(if target.can_suspend() { Meaning::Suspend } else { Meaning::Dead });
         let has_meaning = match meaning {
             Meaning::Suspend => target.can_suspend(),
@@ -140,18 +179,53 @@ impl Admin {
         Ok(target)
     }
 
+    /// Refuses what names nothing in any policy or chain and was meant to name many: a pattern, or half a tool.
+    async fn check_is_a_name(&self, target: &Target) -> Result<(), Error> {
+        let wrong = match target {
+            Target::Tool(name) => tool_name_error(name),
+            _ if target.parts().contains(&"*") => Some("is a pattern, and a revocation takes one name"),
+            Target::Application(id) if id.ends_with('*') => Some("is a pattern, and a revocation takes one name"),
+            Target::Delegation { agent, .. } => crate::model::ids::spiffe_id_error(agent),
+            _ => None,
+        };
+        let Some(wrong) = wrong else { return Ok(()) };
+        let name = match target {
+            Target::Tool(name) => name.clone(),
+            Target::Delegation { agent, .. } if !target.parts().contains(&"*") => agent.clone(),
+            _ => target.to_string(),
+        };
+        let hint = match target {
+            Target::Tool(_) => "name each tool as `server/tool`; `revoke all` stops everything",
+            Target::Delegation { .. } => "a delegation is ISS SUB AGENT, the agent by its SPIFFE ID",
+            _ => "name each by itself; `revoke all` stops everything",
+        };
+        let near = self.nearest(target).await.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+        Err(invalid("target.key", format!("`{name}` {wrong}: {hint}{near}")))
+    }
+
     async fn issuer_key(&self, issuer: &str, kid: &str) -> Result<Target, Error> {
         let rows = self.store.documents(Some("issuer")).await?.documents;
-        let bodies =
-            rows.iter().filter(|stored| stored.row.key.id == issuer).filter_map(|stored| Document::from_row(&stored.row).ok());
-        for document in bodies {
-            if let Body::Issuer(spec) = document.body
-                && let Some(named) = spec.keys.iter().find(|named| named.kid.as_deref() == Some(kid))
-            {
-                return Ok(Target::Key(named.key.thumbprint().to_string()));
+        let documents: Vec<Document> = rows.iter().filter_map(|stored| Document::from_row(&stored.row).ok()).collect();
+        let mut kids = Vec::new();
+        for document in &documents {
+            let Body::Issuer(spec) = &document.body else { continue };
+            for named in spec.keys.iter().filter(|_| document.key.id == issuer) {
+                match named.kid.as_deref() {
+                    Some(own) if own == kid => return Ok(Target::Key(named.key.thumbprint().to_string())),
+                    own => kids.extend(own),
+                }
             }
         }
-        Err(invalid("target.key", format!("issuer `{issuer}` has no key with kid `{kid}`: name the key by its thumbprint")))
+        let hint = |near: Option<&str>| near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+        let ids = || documents.iter().map(|document| document.key.id.as_str());
+        let message = if ids().any(|id| id == issuer) {
+            format!("issuer `{issuer}` has no key with kid `{kid}`{}", hint(nearest(kid, kids)))
+        } else if ids().any(|id| id == kid) {
+            format!("`{kid}` is an issuer and `{issuer}` is none: the issuer comes first, then the kid")
+        } else {
+            format!("no document names issuer `{issuer}`{}", hint(nearest(issuer, ids())))
+        };
+        Err(invalid("target.key", format!("{message}: nothing was revoked; a key can be named by its thumbprint too")))
     }
 
     pub(super) fn or_record_refused<T>(&self, by: &Authorized, checked: Result<T, Error>) -> Result<T, Error> {

@@ -326,6 +326,22 @@ impl Compiled {
         self.agents.keys()
     }
 
+    /// Whether a document in force bears a name: of kind `agent`, `application`, `group`, `issuer`, `permission_set`, or `tool`, those
+    /// of servers among them.
+    pub fn names(&self, kind: &str, id: &str) -> bool {
+        if kind == "tool" { self.tool(id).is_some() } else { self.has(kind, id) }
+    }
+
+    /// The names of a kind, as [`Compiled::names`] knows them, at most so many.
+    pub fn names_of(&self, kind: &str, names_max: usize) -> Vec<String> {
+        match kind {
+            "tool" => self.tools().map(|tool| tool.name.to_string()).take(names_max).collect(),
+            // A fleet of a million agents is not listed for one name.
+            "agent" => self.agents().map(ToString::to_string).take(names_max).collect(),
+            _ => self.ids(kind).into_iter().map(str::to_owned).take(names_max).collect(),
+        }
+    }
+
     /// How many agents there are.
     pub fn agent_count(&self) -> usize {
         self.agents.len()

@@ -118,6 +118,12 @@ pub(super) fn arranged(mut diagnostics: Vec<Diagnostic>) -> Vec<Diagnostic> {
 
 /// ``did you mean `x`?`` for the candidate nearest to `name`, if one is near.
 pub(super) fn suggestion<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    nearest(name, candidates).map(|candidate| format!("did you mean `{candidate}`?"))
+}
+
+/// The candidate nearest to `name`, if one is near: one letter away in a name of up to 3, two in one of up to 11, else three. Of
+/// many candidates only the first 20,000 are compared.
+pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let letters: Vec<char> = name.chars().take(128).collect();
     let near = match letters.len() {
         0..=3 => 1,
@@ -131,7 +137,7 @@ pub(super) fn suggestion<'a>(name: &str, candidates: impl IntoIterator<Item = &'
         .map(|candidate| (distance(&letters, candidate), candidate))
         .filter(|(distance, _)| *distance <= near)
         .min()
-        .map(|(_, candidate)| format!("did you mean `{candidate}`?"))
+        .map(|(_, candidate)| candidate)
 }
 
 /// Edit distance where swapping two neighbours counts one (optimal string alignment).

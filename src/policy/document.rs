@@ -28,6 +28,7 @@ pub use entry::{Approval, Entry, Terms};
 pub(super) use entry::{List, is_unsatisfiable};
 #[cfg(test)]
 pub(super) use read::KINDS;
+pub use read::tool_name_error;
 pub(super) use read::{KeyFiles, key_file_named, path_beside, read};
 
 /// What the kind of a document in `mode: shadow` ends with in its key, so that it can stand beside the one that is in force.

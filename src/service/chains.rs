@@ -14,6 +14,7 @@ use crate::audit::Fragment;
 use crate::model::limits::CHAIN_BYTES_MAX;
 use crate::model::time::Now;
 use crate::pdp::Prepared;
+use crate::token::VerifiedChain;
 
 /// A verified chain, ready to decide by.
 #[derive(Debug)]
@@ -68,6 +69,13 @@ impl Chains {
     /// Keeps a verified chain in place of what stood under its hash.
     pub(super) fn keep(&self, known: Arc<KnownChain>) {
         self.known.insert(self.hash(&known.tokens), known);
+    }
+
+    /// Shows the chains that are kept, at most so many; false if there are more.
+    pub(super) fn visit(&self, chains_max: usize, visit: &mut dyn FnMut(&VerifiedChain)) -> bool {
+        let mut known = self.known.iter();
+        known.by_ref().take(chains_max).for_each(|(_, known)| visit(known.prepared.chain()));
+        known.next().is_none()
     }
 
     /// How many chains are kept, about.

@@ -15,7 +15,8 @@ use crate::model::time::{Clock as _, ManualClock};
 use crate::store::chain::{GENESIS, document_sha256, revocation_sha256, state_digest};
 use crate::store::fleet::{self, SILENCE_MS_MAX};
 use crate::store::{
-    CommitRequest, CommitRow, Committed, Error, Heartbeat, Registration, ReplicaState, State, Store, StoredDocument, rules,
+    CommitRequest, CommitRow, Committed, CommittedBy, Error, Heartbeat, Registration, ReplicaState, State, Store, StoredDocument,
+    rules,
 };
 
 mod adoption;
@@ -415,6 +416,19 @@ async fn lists_are_cut_at_the_limit(store: &dyn Store) {
     check(0, &[]).await;
     check(2, &[5, 4]).await;
     check(usize::MAX, &[5, 4, 3, 2, 1]).await;
+    let signed = CommitRequest { act: Some(act(&["j1"], 60)), ..request(vec![kill("t6")]) };
+    let by_alice = store.commit(signed).await.unwrap();
+    assert_eq!(by_alice.freshness_bound_ms, audit(store).await.settings.freshness_bound_ms);
+    let by_nobody = write(store, vec![kill("t7"), kill("t8")]).await.unwrap();
+    let committed = |done: &Committed, operators: &[&str]| {
+        let operators = operators.iter().map(|id| (*id).to_owned()).collect();
+        (done.revision.number, CommittedBy { unix_ms: done.unix_ms, operators })
+    };
+    let listed = store.revocations(3).await.unwrap();
+    assert_eq!(listed.rows.iter().map(|row| row.revision).collect::<Vec<_>>(), [8, 8, 7]);
+    let expected = [committed(&by_alice, &["alice"]), committed(&by_nobody, &[])];
+    assert_eq!(listed.commits.into_iter().collect::<Vec<_>>(), expected);
+    assert_eq!(store.revocations(1).await.unwrap().commits.into_iter().collect::<Vec<_>>(), expected[1..]);
 }
 
 async fn commits_wake(store: &dyn Store) {

@@ -269,7 +269,9 @@ fn the_kill_switch_by_commands() {
     assert_eq!(listed["total"], 4);
     assert_eq!(listed["revocations"][0]["target"], json!({ "kind": "session", "key": ["s-1"] }));
     let last = &listed["revocations"][3];
-    assert_eq!(keys_of(last), ["dead", "reason", "revision", "suspended", "target", "watermark_unix_s"]);
+    let keys = ["committed_at_unix_ms", "dead", "operators", "reason", "revision", "suspended", "target", "watermark_unix_s"];
+    assert_eq!(keys_of(last), keys);
+    assert_eq!(last["operators"], json!(["local"]));
     let shown = run(&["revocations", "--data", text(&data), "--target", &url]).ended(0);
     assert!(shown.stdout.contains("4 of 4") && shown.stdout.contains("session"), "{shown:?}");
     let wrong = admin(&["revoke", "key", "short"]).ended(64);

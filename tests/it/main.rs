@@ -30,6 +30,7 @@ mod postgres;
 mod process;
 #[path = "../../src/testing/proxy.rs"]
 mod proxy;
+mod recognition;
 mod replicas;
 mod tidy;
 mod token_vectors;

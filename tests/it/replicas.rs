@@ -321,7 +321,7 @@ async fn a_restart_follows_no_older_store() {
     let fork = |session: &str| {
         let store = format!("sqlite:{}", world.data().join("store.db").display());
         let mut command = binary();
-        command.args(["revoke", "session", session, "--store", &store, "--data"]).arg(world.data());
+        command.args(["revoke", "session", session, "--unknown-ok", "--store", &store, "--data"]).arg(world.data());
         run_with(&mut command, "").ended(0);
     };
     (0..3).for_each(|index| fork(&format!("other-{index}")));

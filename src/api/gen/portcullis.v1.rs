@@ -969,6 +969,25 @@ pub struct RevokeResponse {
     pub target: ::core::option::Option<RevocationTarget>,
     #[prost(int64, tag = "3")]
     pub committed_at_unix_ms: i64,
+    /// Whether anything bears the name that was revoked; absent from servers that do not look. The revocation stands whatever it says.
+    #[prost(message, optional, tag = "4")]
+    pub name: ::core::option::Option<NameRecognition>,
+    /// The store's freshness bound: a permit that was given before the commit can be used for no longer than this after it, because every
+    /// replica that has not seen the commit stops permitting by then, and `valid_for_ms` of an answer never reaches beyond it.
+    #[prost(uint64, tag = "5")]
+    pub freshness_bound_ms: u64,
+}
+/// What the server that carried an act out knows of the name of its target. It looks after the act is durable, and for 1.5 s at most.
+#[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
+pub struct NameRecognition {
+    #[prost(enumeration = "NameStanding", tag = "1")]
+    pub standing: i32,
+    /// What was probably meant, where nothing bears the name and something near it was seen.
+    #[prost(message, optional, tag = "2")]
+    pub nearest: ::core::option::Option<RevocationTarget>,
+    /// What was found, or what was looked at and what was not. For people.
+    #[prost(string, tag = "3")]
+    pub note: ::prost::alloc::string::String,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ReinstateRequest {
@@ -1014,8 +1033,15 @@ pub struct Revocation {
     pub watermark_unix_s: i64,
     #[prost(string, tag = "5")]
     pub reason: ::prost::alloc::string::String,
+    /// The one that last changed the entry; the two fields below are of it.
     #[prost(string, tag = "6")]
     pub revision: ::prost::alloc::string::String,
+    /// By the store's clock; 0 where the store does not know any more.
+    #[prost(int64, tag = "7")]
+    pub committed_at_unix_ms: i64,
+    /// Who signed; none where a replica merged what it knew into a restored store.
+    #[prost(string, repeated, tag = "8")]
+    pub operators: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
 }
 /// One file of a policy folder: YAML documents, or a JWKS that they name.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
@@ -1508,6 +1534,41 @@ impl RevocationMeaning {
         }
     }
 }
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, ::prost::Enumeration)]
+#[repr(i32)]
+pub enum NameStanding {
+    Unspecified = 0,
+    /// A document in force, a chain that this server verified or one of its records bears it.
+    Known = 1,
+    /// Nothing that was looked at bears it; `note` says what that was.
+    Unknown = 2,
+    /// It could not be looked at; `note` says why.
+    NotLooked = 3,
+}
+impl NameStanding {
+    /// String value of the enum field names used in the ProtoBuf definition.
+    ///
+    /// The values are not transformed in any way and thus are considered stable
+    /// (if the ProtoBuf definition does not change) and safe for programmatic use.
+    pub fn as_str_name(&self) -> &'static str {
+        match self {
+            Self::Unspecified => "NAME_STANDING_UNSPECIFIED",
+            Self::Known => "NAME_STANDING_KNOWN",
+            Self::Unknown => "NAME_STANDING_UNKNOWN",
+            Self::NotLooked => "NAME_STANDING_NOT_LOOKED",
+        }
+    }
+    /// Creates an enum from field names used in the ProtoBuf definition.
+    pub fn from_str_name(value: &str) -> ::core::option::Option<Self> {
+        match value {
+            "NAME_STANDING_UNSPECIFIED" => Some(Self::Unspecified),
+            "NAME_STANDING_KNOWN" => Some(Self::Known),
+            "NAME_STANDING_UNKNOWN" => Some(Self::Unknown),
+            "NAME_STANDING_NOT_LOOKED" => Some(Self::NotLooked),
+            _ => None,
+        }
+    }
+}
 /// Generated client implementations.
 pub mod revocation_service_client {
     #![allow(
@@ -1671,7 +1732,10 @@ pub mod revocation_service_client {
             self.inner.unary(req, path, codec).await
         }
         /// Revisions and what they revoke or reinstate, as this replica applies them. Unsigned, on the decisions' listener only: a gateway
-        /// ends with it what it let go on before.
+        /// ends with it what it let go on before. Anybody who may ask for decisions may watch, so it tells targets alone: `reason`,
+        /// `operators` and the time of a `Revocation` stay empty, and a user's name is replaced by one that only who knows the user can make:
+        /// U = base64url(SHA-256(HISTORY "\n" P)), HISTORY as in `revision`, P the wire form of the user (`principals.user.id`, the JSON array
+        /// \["iss","sub"\]). The key of `user` is \[U\], that of `delegation` \[U, AGENT\]. Who guesses a name can check the guess; nobody can list names.
         pub async fn watch(
             &mut self,
             request: impl tonic::IntoRequest<super::WatchRevocationsRequest>,
@@ -1741,7 +1805,10 @@ pub mod revocation_service_server {
             + std::marker::Send
             + 'static;
         /// Revisions and what they revoke or reinstate, as this replica applies them. Unsigned, on the decisions' listener only: a gateway
-        /// ends with it what it let go on before.
+        /// ends with it what it let go on before. Anybody who may ask for decisions may watch, so it tells targets alone: `reason`,
+        /// `operators` and the time of a `Revocation` stay empty, and a user's name is replaced by one that only who knows the user can make:
+        /// U = base64url(SHA-256(HISTORY "\n" P)), HISTORY as in `revision`, P the wire form of the user (`principals.user.id`, the JSON array
+        /// \["iss","sub"\]). The key of `user` is \[U\], that of `delegation` \[U, AGENT\]. Who guesses a name can check the guess; nobody can list names.
         async fn watch(
             &self,
             request: tonic::Request<super::WatchRevocationsRequest>,

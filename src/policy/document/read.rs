@@ -132,7 +132,8 @@ fn id_error(kind: &str, id: &str) -> Option<&'static str> {
     }
 }
 
-fn tool_name_error(name: &str) -> Option<&'static str> {
+/// Says what is wrong with the name of a tool by itself, or `None`: `server/tool`, visible ASCII without `*`.
+pub fn tool_name_error(name: &str) -> Option<&'static str> {
     if name.len() > TOOL_NAME_BYTES_MAX {
         return Some("is longer than 256 bytes");
     }

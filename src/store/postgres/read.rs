@@ -14,11 +14,11 @@ use tokio_postgres::types::{FromSql, Type};
 use super::link::{Fault, Link, Parameter};
 use super::schema::Promises;
 use super::settings::Durability;
-use crate::model::records::{DocumentKey, DocumentRow, Origin, RevocationRow, Target};
+use crate::model::records::{ActRow, DocumentKey, DocumentRow, Origin, RevocationRow, Target};
 use crate::model::revision::{HistoryId, Revision, StateDigest};
 use crate::store::chain::GENESIS;
 use crate::store::rules::{self, CHANGES_BYTES_MAX, CHANGES_COMMITS_MAX, REVOCATIONS_LISTED_MAX};
-use crate::store::{CommitRow, Documents, Error, Revocations, Settings, State, StoredDocument};
+use crate::store::{CommitRow, CommittedBy, Documents, Error, Revocations, Settings, State, StoredDocument};
 
 /// How long the answer to a small question may take, and the first of the rows that need no sorting.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -146,8 +146,23 @@ pub(super) async fn documents(link: &Link, expected: &Expected, kind: Option<&st
 pub(super) async fn revocations(link: &Link, expected: &Expected, limit: usize) -> Result<Revocations, Fault> {
     let head = head(link, expected, false).await?;
     let sql = format!("SELECT {REVOCATION} FROM portcullis.revocations ORDER BY revision DESC, target LIMIT $1");
-    let rows = stream(link, &sql, &[(&signed(limit.min(REVOCATIONS_LISTED_MAX))?, Type::INT8)], revocation_row).await?;
-    Ok(Revocations { revision: head.revision, rows, total: head.revocations })
+    let limit = signed(limit.min(REVOCATIONS_LISTED_MAX))?;
+    let rows = stream(link, &sql, &[(&limit, Type::INT8)], revocation_row).await?;
+    let sql = "SELECT log.number, log.unix_ms, acts.act FROM portcullis.log LEFT JOIN portcullis.acts USING (number) WHERE log.number IN (
+            SELECT revision FROM portcullis.revocations ORDER BY revision DESC, target LIMIT $1)";
+    let commits = stream(link, sql, &[(&limit, Type::INT8)], committed_by).await?.into_iter().collect();
+    Ok(Revocations { revision: head.revision, rows, total: head.revocations, commits })
+}
+
+/// A revision, when it was committed and by whom.
+fn committed_by(row: &Row) -> Result<(u64, CommittedBy), Fault> {
+    let number = unsigned(row, 0)?;
+    let parse = |text: &str| {
+        serde_json::from_str::<ActRow>(text)
+            .map_err(|error| corrupt(format!("the act of revision {number} cannot be understood: {error}")))
+    };
+    let operators = row.try_get::<_, Option<&str>>(2)?.map(parse).transpose()?.map(|act| act.operators).unwrap_or_default();
+    Ok((number, CommittedBy { unix_ms: row.try_get(1)?, operators }))
 }
 
 /// The revocations that expire before a second, the first to expire first, at most so many.

@@ -84,7 +84,7 @@ pub(super) async fn commit(
     if notify {
         link.execute("SELECT pg_notify($1, $2)", &[(&CHANNEL, Type::TEXT), (&number.to_string(), Type::TEXT)]).await?;
     }
-    Ok(Committed { revision, unix_ms, changes })
+    Ok(Committed { revision, unix_ms, changes, freshness_bound_ms: head.settings.freshness_bound_ms })
 }
 
 /// Makes the writes in order; what they changed, and the revision that they make.

@@ -3,6 +3,8 @@
 //! Nothing is skipped here: a row that cannot be understood, a hole or a wrong hash fails the whole answer. Look next at
 //! `super::write`.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,11 +13,11 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::lane::Lane;
 use super::open::{Db, Fault};
-use crate::model::records::{DocumentKey, DocumentRow, Origin, RevocationRow, Target};
+use crate::model::records::{ActRow, DocumentKey, DocumentRow, Origin, RevocationRow, Target};
 use crate::model::revision::{HistoryId, Revision, StateDigest};
 use crate::store::chain::GENESIS;
 use crate::store::rules::{self, CHANGES_BYTES_MAX, CHANGES_COMMITS_MAX, REVOCATIONS_LISTED_MAX};
-use crate::store::{Changes, CommitRow, Documents, Error, Revocations, Settings, State, StoredDocument};
+use crate::store::{Changes, CommitRow, CommittedBy, Documents, Error, Revocations, Settings, State, StoredDocument};
 
 type Job = Box<dyn FnOnce(&mut Db) + Send>;
 
@@ -184,7 +186,29 @@ pub(super) fn revocations(connection: &Connection, limit: usize) -> Result<Revoc
          ORDER BY revision DESC, target LIMIT ?1",
     )?;
     let rows = collect(&mut statement, [signed(limit.min(REVOCATIONS_LISTED_MAX))?], revocation_row)?;
-    Ok(Revocations { revision: head.revision, rows, total: head.revocations })
+    let mut commits = BTreeMap::new();
+    for number in rows.iter().map(|row| row.revision) {
+        if let Entry::Vacant(vacant) = commits.entry(number)
+            && let Some(committed) = committed_by(connection, number)?
+        {
+            vacant.insert(committed);
+        }
+    }
+    Ok(Revocations { revision: head.revision, rows, total: head.revocations, commits })
+}
+
+/// When a revision was committed and by whom; `None` for one that the log does not reach back to.
+fn committed_by(connection: &Connection, number: u64) -> Result<Option<CommittedBy>, Fault> {
+    let mut statement =
+        connection.prepare_cached("SELECT log.unix_ms, acts.act FROM log LEFT JOIN acts USING (number) WHERE log.number = ?1")?;
+    let found = statement.query_one([signed(number)?], |row| Ok((row.get(0)?, row.get::<_, Option<String>>(1)?))).optional()?;
+    let Some((unix_ms, act)) = found else { return Ok(None) };
+    let parse = |text: String| {
+        serde_json::from_str::<ActRow>(&text)
+            .map_err(|error| corrupt(format!("the act of revision {number} cannot be understood: {error}")))
+    };
+    let operators = act.map(parse).transpose()?.map(|act| act.operators).unwrap_or_default();
+    Ok(Some(CommittedBy { unix_ms, operators }))
 }
 
 /// The revocations that expire before a second, the first to expire first, at most so many.

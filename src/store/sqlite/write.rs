@@ -228,7 +228,8 @@ fn commit(connection: &Connection, request: &CommitRequest, now: Now) -> Result<
             read::signed(rows.revocations)?,
             read::signed(documents_number)?,
         ))?;
-    Ok(Committed { revision, unix_ms: now.unix_ms(), changes })
+    let freshness_bound_ms = before.settings.freshness_bound_ms;
+    Ok(Committed { revision, unix_ms: now.unix_ms(), changes, freshness_bound_ms })
 }
 
 /// The rows that a commit changes, and what it keeps up with them.

@@ -1,0 +1,290 @@
+//! Looks for a name in the newest records, backwards and within limits: has anybody of that name ever called?
+//!
+//! Every file is read from its end, one block of each in turn, until the name is found or the limit is reached. What was looked
+//! at is told, so that nobody takes an early end for an answer. Nothing here writes, and nothing waits for a recorder: what left
+//! this process is in its file. Look next at `query.rs`, which reads a folder from its beginning.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use serde_json::Value;
+
+use super::Error;
+use super::query::Filter;
+
+/// How much is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of all files together.
+    pub bytes_max: u64,
+    /// Files, the ones written last.
+    pub files_max: usize,
+    /// Names that are collected for a suggestion, of each member.
+    pub names_max: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { bytes_max: 64 * 1024 * 1024, files_max: 64, names_max: 2_000 }
+    }
+}
+
+/// What was found, and in how much.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Searched {
+    /// Index of the member that holds the name: 0 if any record holds it there, else the first other one that was met.
+    pub found: Option<usize>,
+    /// Names that stand in the first member, of the newest records.
+    pub names: BTreeSet<String>,
+    /// How many bytes were looked at.
+    pub bytes: u64,
+    /// Whether a decision was among the newest records: a folder of acts alone says nothing of who called.
+    pub has_decisions: bool,
+    /// Whether these were all the records that there are.
+    pub is_whole: bool,
+}
+
+/// One block is read at a time, so that every file is looked at before one is read to its beginning.
+const BLOCK_BYTES: u64 = 256 * 1024;
+/// Bytes of the newest records of which names are collected: every line of them is parsed.
+const NAMES_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Looks for `name` at `members` (paths as in [`Filter::members`]) of the newest decisions in a folder, until it is found at the
+/// first of them, the limits are reached or `stop` says so.
+///
+/// # Errors
+/// [`Error::Io`] where the folder cannot be listed; a file that cannot be read counts as not looked at.
+pub fn search(
+    directory: &Path,
+    members: &[&str],
+    name: &str,
+    limits: Limits,
+    stop: &dyn Fn() -> bool,
+) -> Result<Searched, Error> {
+    let (mut open, is_whole) = newest(directory, limits.files_max)?;
+    let mut searched = Searched { is_whole, ..Searched::default() };
+    let sought = Sought::new(members, name);
+    while !open.is_empty() {
+        let mut left = Vec::with_capacity(open.len());
+        for mut tail in open {
+            if stop() || searched.bytes >= limits.bytes_max {
+                searched.is_whole = false;
+                return Ok(searched);
+            }
+            let collect = searched.bytes < NAMES_BYTES_MAX;
+            let Ok(block) = tail.read_back() else {
+                searched.is_whole = false;
+                continue;
+            };
+            searched.bytes = searched.bytes.saturating_add(block.len() as u64);
+            sought.look(&block, collect.then_some(limits.names_max), &mut searched);
+            if searched.found == Some(0) {
+                return Ok(searched);
+            }
+            if tail.end > 0 {
+                left.push(tail);
+            }
+        }
+        open = left;
+    }
+    Ok(searched)
+}
+
+/// The files written last, and whether these are all.
+fn newest(directory: &Path, files_max: usize) -> Result<(Vec<Tail>, bool), Error> {
+    let failed = |source| Error::Io { action: "list", path: directory.to_owned(), source };
+    let mut files: Vec<(SystemTime, PathBuf, u64)> = Vec::new();
+    for entry in std::fs::read_dir(directory).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        // One that was removed meanwhile is no file any more.
+        if path.extension().is_some_and(|extension| extension == "jsonl")
+            && let Ok(metadata) = std::fs::metadata(&path)
+            && metadata.len() > 0
+        {
+            files.push((metadata.modified().unwrap_or(SystemTime::UNIX_EPOCH), path, metadata.len()));
+        }
+    }
+    files.sort_unstable();
+    files.reverse();
+    let is_whole = files.len() <= files_max;
+    files.truncate(files_max);
+    Ok((files.into_iter().map(|(_, path, end)| Tail { path, end, carried: Vec::new() }).collect(), is_whole))
+}
+
+/// A file that is read from its end.
+struct Tail {
+    path: PathBuf,
+    /// What lies behind it was read.
+    end: u64,
+    /// The end of the line whose beginning was not read yet.
+    carried: Vec<u8>,
+}
+
+impl Tail {
+    /// Whole lines from before what was read last. A line that is longer than any record is dropped.
+    fn read_back(&mut self) -> std::io::Result<Vec<u8>> {
+        let from = self.end.saturating_sub(BLOCK_BYTES);
+        let mut block = vec![0; usize::try_from(self.end - from).unwrap_or(0)];
+        File::open(&self.path)?.read_exact_at(&mut block, from)?;
+        self.end = from;
+        block.append(&mut self.carried);
+        if from > 0 {
+            let begins = block.iter().position(|byte| *byte == b'\n').map_or(block.len(), |end| end + 1);
+            self.carried = block.drain(..begins).collect();
+            if self.carried.len() as u64 > super::query::LINE_BYTES_MAX {
+                self.carried.clear();
+            }
+        }
+        Ok(block)
+    }
+}
+
+/// A name, as it stands in a line and as a member of a record.
+struct Sought<'a> {
+    members: &'a [&'a str],
+    filters: Vec<Filter>,
+    /// The longest part of the name that is written as it is: a line without it is not parsed.
+    plain: &'a [u8],
+}
+
+impl<'a> Sought<'a> {
+    fn new(members: &'a [&'a str], name: &'a str) -> Self {
+        let filter = |member: &&str| Filter { members: vec![((*member).to_owned(), name.to_owned())], ..Filter::default() };
+        // JSON writes quotes, backslashes and controls another way.
+        let is_plain = |byte: &u8| *byte >= 0x20 && *byte != b'"' && *byte != b'\\' && *byte != 0x7f;
+        let plain = name.as_bytes().split(|byte| !is_plain(byte)).max_by_key(|part| part.len()).unwrap_or_default();
+        Self { members, filters: members.iter().map(filter).collect(), plain }
+    }
+
+    fn look(&self, block: &[u8], names_max: Option<usize>, searched: &mut Searched) {
+        if names_max.is_none() && memchr::memmem::find(block, self.plain).is_none() {
+            return;
+        }
+        for line in block.split(|byte| *byte == b'\n').rev() {
+            let is_candidate = memchr::memmem::find(line, self.plain).is_some();
+            if !is_candidate && names_max.is_none() {
+                continue;
+            }
+            // A line that is being written, or was damaged, names nobody.
+            let Ok(record) = serde_json::from_slice::<Value>(line) else { continue };
+            if record.get("kind").and_then(Value::as_str) != Some("decision") {
+                continue;
+            }
+            searched.has_decisions = true;
+            let met = self.filters.iter().position(|filter| is_candidate && filter.matches(&record));
+            searched.found = [searched.found, met].into_iter().flatten().min();
+            if searched.found == Some(0) {
+                return;
+            }
+            if let (Some(names_max), Some(member)) = (names_max, self.members.first()) {
+                collect(&record, member, names_max, &mut searched.names);
+            }
+        }
+    }
+}
+
+/// The texts at a path of member names; of a list those of all its items.
+fn collect(value: &Value, path: &str, names_max: usize, names: &mut BTreeSet<String>) {
+    match value {
+        Value::Array(items) => items.iter().for_each(|item| collect(item, path, names_max, names)),
+        Value::Object(members) if !path.is_empty() => {
+            let (first, rest) = path.split_once('.').unwrap_or((path, ""));
+            if let Some(member) = members.get(first) {
+                collect(member, rest, names_max, names);
+            }
+        }
+        Value::String(text) if path.is_empty() && names.len() < names_max => {
+            names.insert(text.clone());
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MEMBERS: &[&str] = &["principals.session.id", "principals.task.id", "chain.jti"];
+
+    fn line(session: &str, task: &str, jti: &str) -> String {
+        let record = serde_json::json!({
+            "kind": "decision", "principals": { "session": { "id": session }, "task": { "id": task } },
+            "chain": [{ "jti": "root" }, { "jti": jti }], "filler": "x".repeat(200),
+        });
+        format!("{record}\n")
+    }
+
+    fn never() -> bool {
+        false
+    }
+
+    fn folder(files: &[(&str, String)]) -> tempfile::TempDir {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, content) in files {
+            std::fs::write(folder.path().join(name), content).unwrap();
+        }
+        folder
+    }
+
+    fn many(prefix: &str, count: usize) -> String {
+        (0..count).map(|index| line(&format!("{prefix}{index}"), "t", "j")).collect()
+    }
+
+    #[test]
+    fn a_name_is_found_where_it_stands_and_nowhere_else() {
+        let act = "{\"kind\":\"act\",\"reason\":\"revoke session ghost\",\"principals\":{\"session\":{\"id\":\"ghost\"}}}\n";
+        let content = [&line("s-1", "t-1", "j-1"), act, &line("q\"uote\\\u{1}d", "s-2", "-j"), "{\"kind\":\"decis"].concat();
+        let folder = folder(&[("a.jsonl", content), ("b.txt", line("elsewhere", "t", "j"))]);
+        let check = |name: &str, expected: Option<usize>| {
+            let searched = search(folder.path(), MEMBERS, name, Limits::default(), &never).unwrap();
+            assert_eq!(searched.found, expected, "{name}");
+            assert!(searched.is_whole || expected == Some(0), "{name}");
+        };
+        check("s-1", Some(0));
+        check("q\"uote\\\u{1}d", Some(0));
+        check("t-1", Some(1));
+        check("s-2", Some(1));
+        check("-j", Some(2));
+        check("root", Some(2));
+        for name in ["ghost", "s-", "elsewhere", "session", "", "x"] {
+            check(name, None);
+        }
+    }
+
+    /// Lines across the borders of blocks, and files of several blocks: none is missed, whichever file is the longer.
+    #[test]
+    fn every_line_is_looked_at_once() {
+        let count = 4 * usize::try_from(BLOCK_BYTES).unwrap() / line("s0", "t", "j").len();
+        let folder = folder(&[("a.jsonl", many("a", count)), ("b.jsonl", many("b", count / 3)), ("c.jsonl", String::new())]);
+        let size: u64 = ["a.jsonl", "b.jsonl"].iter().map(|name| folder.path().join(name).metadata().unwrap().len()).sum();
+        for index in (0..count).step_by(97).chain([count - 1]) {
+            let searched = search(folder.path(), MEMBERS, &format!("a{index}"), Limits::default(), &never).unwrap();
+            assert_eq!(searched.found, Some(0), "a{index}");
+        }
+        let nobody = search(folder.path(), MEMBERS, "nobody", Limits::default(), &never).unwrap();
+        assert!(nobody.is_whole && nobody.found.is_none() && nobody.bytes >= size, "{nobody:?}");
+        assert!(nobody.names.contains(&format!("a{}", count - 1)) && nobody.names.contains(&format!("b{}", count / 3 - 1)));
+    }
+
+    #[test]
+    fn limits_are_kept_and_told() {
+        let folder = folder(&[("a.jsonl", many("a", 4_000)), ("b.jsonl", many("b", 10))]);
+        let size = folder.path().join("a.jsonl").metadata().unwrap().len();
+        assert!(size > 2 * BLOCK_BYTES);
+        let look = |name: &str, limits: Limits, stop: &dyn Fn() -> bool| {
+            let searched = search(folder.path(), MEMBERS, name, limits, stop).unwrap();
+            (searched.found, searched.is_whole)
+        };
+        let few = Limits { bytes_max: BLOCK_BYTES, ..Limits::default() };
+        assert_eq!(look("a0", few, &never), (None, false));
+        assert_eq!(look("a3999", Limits::default(), &never), (Some(0), true));
+        assert_eq!(look("a0", Limits::default(), &|| true), (None, false));
+        assert!(!look("nobody", Limits { files_max: 1, ..Limits::default() }, &never).1);
+        let names = search(folder.path(), MEMBERS, "nobody", Limits { names_max: 3, ..Limits::default() }, &never).unwrap().names;
+        assert_eq!(names.len(), 3);
+        assert!(search(&folder.path().join("missing"), MEMBERS, "a", Limits::default(), &never).is_err());
+    }
+}

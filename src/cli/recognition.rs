@@ -1,0 +1,64 @@
+//! What a server knows of the name that was revoked, said so that nobody overlooks that nothing bears it.
+
+use serde_json::{Value, json};
+
+use super::approvals::visible;
+use super::output::Output;
+use super::{Failure, shell};
+use crate::api::r#gen as wire;
+
+/// The server's word on a name; a server of an earlier version says none.
+pub(super) struct Recognition(Option<wire::NameRecognition>);
+
+impl From<Option<wire::NameRecognition>> for Recognition {
+    fn from(said: Option<wire::NameRecognition>) -> Self {
+        Self(said)
+    }
+}
+
+impl Recognition {
+    /// Whether nothing that was looked at bears the name.
+    pub(super) fn is_unknown(&self) -> bool {
+        self.standing() == wire::NameStanding::Unknown
+    }
+
+    /// For a script: `known` is `null` where nobody looked.
+    pub(super) fn json(&self) -> Value {
+        let known = match self.standing() {
+            wire::NameStanding::Known => Some(true),
+            wire::NameStanding::Unknown => Some(false),
+            wire::NameStanding::NotLooked | wire::NameStanding::Unspecified => None,
+        };
+        let said = self.0.clone().unwrap_or_default();
+        let nearest = said.nearest.map(|nearest| json!({ "kind": nearest.kind, "key": nearest.key }));
+        json!({ "known": known, "nearest": nearest, "note": said.note })
+    }
+
+    /// Says for people what there is to say; a name that nothing bears, and one that could not be looked up, on standard error.
+    pub(super) fn say(&self, output: &Output) {
+        let Some(said) = &self.0 else { return };
+        let note = visible(&said.note);
+        match self.standing() {
+            wire::NameStanding::Unknown => {
+                let mut message = format!("the revocation is written, but NOTHING BEARS THAT NAME: {note}");
+                if let Some(nearest) = &said.nearest {
+                    let words = ["portcullis", "revoke", &nearest.kind].into_iter().chain(nearest.key.iter().map(String::as_str));
+                    message.push_str(&format!("\n  did you mean:  {}", shell::line(words)));
+                }
+                output.warning(&message);
+            }
+            wire::NameStanding::NotLooked => output.warning(&format!("nobody can say whether anything bears that name: {note}")),
+            wire::NameStanding::Known if !note.is_empty() => output.line(&note),
+            wire::NameStanding::Known | wire::NameStanding::Unspecified => {}
+        }
+    }
+
+    /// How a command ends that did what it was asked to do.
+    pub(super) fn end(&self, unknown_ok: bool) -> Result<(), Failure> {
+        if self.is_unknown() && !unknown_ok { Err(Failure::silent(Failure::UNKNOWN_NAME)) } else { Ok(()) }
+    }
+
+    fn standing(&self) -> wire::NameStanding {
+        self.0.as_ref().map_or(wire::NameStanding::Unspecified, wire::NameRecognition::standing)
+    }
+}

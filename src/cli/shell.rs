@@ -1,0 +1,35 @@
+//! Commands written out so that a shell takes them as they stand: what a message tells somebody to run can be pasted.
+
+use super::approvals::visible;
+
+/// A word as a POSIX shell takes it, in single quotes where it needs them. What a terminal would hide or act upon is written out, so
+/// a word that holds such characters names something else: it is for people to see, not to run.
+pub(super) fn quoted(word: &str) -> String {
+    let word = visible(word);
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:@%+=,".contains(&byte);
+    if !word.is_empty() && word.bytes().all(is_plain) { word } else { format!("'{}'", word.replace('\'', r"'\''")) }
+}
+
+/// A command line.
+pub(super) fn line<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
+    words.into_iter().map(quoted).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn words_are_quoted_where_a_shell_would_read_more() {
+        let check = |word: &str, expected: &str| assert_eq!(quoted(word), expected);
+        check("spiffe://acme.example/agent/a", "spiffe://acme.example/agent/a");
+        check("-AbC_9", "-AbC_9");
+        check("", "''");
+        check("leaked key", "'leaked key'");
+        check("it's", r"'it'\''s'");
+        check("$(reboot)", "'$(reboot)'");
+        check("a*", "'a*'");
+        check("a\u{1b}[2Kb", r"'a\u{1b}[2Kb'");
+        assert_eq!(line(["portcullis", "revoke", "user", "https://i", "a b"]), "portcullis revoke user https://i 'a b'");
+    }
+}

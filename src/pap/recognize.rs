@@ -1,0 +1,524 @@
+//! Whether anything bears the name of a target that was revoked: a mistyped kill must not look like one that worked.
+//!
+//! A look-up runs after the revocation is durable, and nothing of it can undo, delay or refuse one: it has a limit of time, and what it
+//! could not look at is told. Agents, applications, tools, issuers and keys stand in documents; sessions, tasks, tokens, hops and
+//! users are known by the chains that were verified here and by this process's records. Look next at `audit::search`.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use super::Admin;
+use crate::audit::search::{self, Searched};
+use crate::model::ids::UserId;
+use crate::model::records::Target;
+use crate::model::revision::Revision;
+use crate::model::time::Clock;
+use crate::policy::diagnostic::nearest;
+use crate::policy::document::{Body, Document};
+use crate::store::{self, Store};
+use crate::token::VerifiedChain;
+
+/// How long a look-up may take in all.
+const LOOK_UP_TIMEOUT: Duration = Duration::from_millis(1_500);
+/// How long the records may be looked at.
+const RECORDS_MS_MAX: u64 = 700;
+/// Verified chains that are looked at.
+const CHAINS_MAX: usize = 200_000;
+/// Names that are compared for a suggestion.
+const NAMES_MAX: usize = 20_000;
+
+/// What is known of the name of a target. A revocation stands whatever this says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recognition {
+    /// Whether anything bears it.
+    pub standing: Standing,
+    /// What was probably meant, where nothing bears it.
+    pub nearest: Option<Target>,
+    /// What was found, or what was looked at and what was not; for people.
+    pub note: String,
+}
+
+/// Whether anything bears a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// A document, a chain or a record does.
+    Known,
+    /// Nothing that was looked at does.
+    Unknown,
+    /// That could not be looked at.
+    NotLooked,
+}
+
+impl Recognition {
+    fn known(note: impl Into<String>) -> Self {
+        Self { standing: Standing::Known, nearest: None, note: note.into() }
+    }
+
+    fn unknown(note: impl Into<String>, nearest: Option<Target>) -> Self {
+        Self { standing: Standing::Unknown, nearest, note: note.into() }
+    }
+
+    fn not_looked(note: impl Into<String>) -> Self {
+        Self { standing: Standing::NotLooked, nearest: None, note: note.into() }
+    }
+}
+
+/// What a running server knows beside its store; bound by `app`.
+#[async_trait]
+pub trait Sightings: Send + Sync {
+    /// The documents in force, with a revision those once it is applied here.
+    ///
+    /// # Errors
+    /// Why there are none, or they are older than that, in one line.
+    async fn documents(&self, at_least: Option<&Revision>) -> Result<Arc<dyn DocumentNames>, String>;
+
+    /// Shows the verified chains that are kept, at most `chains_max`; false if there are more.
+    fn chains(&self, chains_max: usize, visit: &mut dyn FnMut(&VerifiedChain)) -> bool;
+}
+
+/// Names that documents in force establish.
+pub trait DocumentNames: Send + Sync {
+    /// Whether there is one: of kind `agent`, `application`, `tool` (those of servers too) or `issuer`.
+    fn has(&self, kind: &str, id: &str) -> bool;
+
+    /// Ids of a kind, at most so many.
+    fn ids(&self, kind: &str, ids_max: usize) -> Vec<String>;
+
+    /// Whose key a thumbprint is: kind and id of a document.
+    fn key_holder(&self, thumbprint: &str) -> Option<(&'static str, String)>;
+}
+
+/// Where a look-up looks, beside the store.
+#[derive(Default)]
+pub(super) struct Sources {
+    sightings: OnceLock<Arc<dyn Sightings>>,
+    records: OnceLock<PathBuf>,
+}
+
+impl Admin {
+    /// Has look-ups ask a running server, from now on; without one they read the store's documents. Only the first call counts.
+    pub fn set_sightings(&self, sightings: Arc<dyn Sightings>) {
+        let _ = self.sources.sightings.set(sightings);
+    }
+
+    /// Has look-ups read the records of a folder, from now on. Only the first call counts.
+    pub fn set_records(&self, directory: &Path) {
+        let _ = self.sources.records.set(directory.to_owned());
+    }
+
+    /// What is known of the name of a target, as of a revision. Takes [`LOOK_UP_TIMEOUT`] at the longest.
+    pub async fn recognize(&self, target: &Target, at: &Revision) -> Recognition {
+        match tokio::time::timeout(LOOK_UP_TIMEOUT, self.look_up(target, at)).await {
+            Ok(recognition) => recognition,
+            Err(_) => Recognition::not_looked(format!("the look-up took more than {} ms", LOOK_UP_TIMEOUT.as_millis())),
+        }
+    }
+
+    /// The name of a document that is near to that of a target, if there is one.
+    pub(super) async fn nearest(&self, target: &Target) -> Option<Target> {
+        let looked = async {
+            let documents = match self.sources.sightings.get() {
+                Some(sightings) => sightings.documents(None).await.ok()?,
+                None => Arc::new(StoredNames::read(&*self.store, target).await.ok()?),
+            };
+            match target {
+                Target::Agent(id) | Target::Application(id) | Target::Tool(id) => {
+                    of_document(target.kind(), id, &*documents).nearest
+                }
+                _ => None,
+            }
+        };
+        tokio::time::timeout(LOOK_UP_TIMEOUT, looked).await.ok().flatten()
+    }
+
+    async fn look_up(&self, target: &Target, at: &Revision) -> Recognition {
+        if *target == Target::All {
+            return Recognition::known("");
+        }
+        let documents = match self.document_names(target, at).await {
+            Ok(documents) => documents,
+            Err(why) => return Recognition::not_looked(why),
+        };
+        match target {
+            Target::Agent(id) | Target::Application(id) | Target::Tool(id) => of_document(target.kind(), id, &*documents),
+            Target::Key(thumbprint) => self.of_key(thumbprint, &*documents).await,
+            Target::User { issuer, subject } => self.of_user([issuer, subject], None, &*documents).await,
+            Target::Delegation { issuer, subject, agent } => self.of_user([issuer, subject], Some(agent), &*documents).await,
+            Target::Session(id) => self.of_credential(Credential::Session, id).await,
+            Target::Task(id) => self.of_credential(Credential::Task, id).await,
+            Target::Token(id) => self.of_credential(Credential::Token, id).await,
+            Target::Hop(id) => self.of_credential(Credential::Hop, id).await,
+            Target::All => Recognition::known(""),
+        }
+    }
+
+    async fn document_names(&self, target: &Target, at: &Revision) -> Result<Arc<dyn DocumentNames>, String> {
+        let Some(sightings) = self.sources.sightings.get() else {
+            return Ok(Arc::new(StoredNames::read(&*self.store, target).await.map_err(|error| error.to_string())?));
+        };
+        let documents = sightings.documents(None).await?;
+        // What is known is known; what is not may stand in a document that was committed a moment ago.
+        let is_known = match target {
+            Target::Agent(id) | Target::Application(id) | Target::Tool(id) => documents.has(target.kind(), id),
+            Target::Key(thumbprint) => documents.key_holder(thumbprint).is_some(),
+            Target::User { issuer, .. } => documents.has("issuer", issuer),
+            Target::Delegation { issuer, agent, .. } => documents.has("issuer", issuer) && documents.has("agent", agent),
+            _ => true,
+        };
+        if is_known { Ok(documents) } else { sightings.documents(Some(at)).await }
+    }
+
+    async fn of_key(&self, thumbprint: &str, documents: &dyn DocumentNames) -> Recognition {
+        if let Some((kind, id)) = documents.key_holder(thumbprint) {
+            return Recognition::known(format!("it is a key of {kind} `{id}`"));
+        }
+        match operator_with(&*self.store, thumbprint).await {
+            Ok(Some(operator)) => return Recognition::known(format!("it is a key of operator `{operator}`")),
+            Ok(None) => {}
+            Err(error) => return Recognition::not_looked(error.to_string()),
+        }
+        let seen = self.of_credential(Credential::Key, thumbprint).await;
+        match seen.standing {
+            Standing::Known => seen,
+            standing => {
+                let note = format!("no document of an agent, issuer or operator lists key `{thumbprint}`, and {}", seen.note);
+                // The documents are all there is to say of a key that was not used yet.
+                let standing = if standing == Standing::NotLooked { Standing::Unknown } else { standing };
+                Recognition { standing, note, ..seen }
+            }
+        }
+    }
+
+    /// A user, or what a user delegated to an agent: every part that is unknown is named.
+    async fn of_user(&self, [issuer, subject]: [&str; 2], agent: Option<&str>, documents: &dyn DocumentNames) -> Recognition {
+        let target = |issuer: &str, subject: &str, agent: Option<&str>| match agent {
+            None => Target::User { issuer: issuer.to_owned(), subject: subject.to_owned() },
+            Some(agent) => Target::Delegation { issuer: issuer.to_owned(), subject: subject.to_owned(), agent: agent.to_owned() },
+        };
+        if !documents.has("issuer", issuer) && documents.has("issuer", subject) {
+            let note = format!("`{subject}` is an issuer and `{issuer}` is none: the issuer comes first, then the subject");
+            return Recognition::unknown(note, Some(target(subject, issuer, agent)));
+        }
+        let user = UserId::new(issuer, subject).to_string();
+        let seen = self.of_credential(Credential::User, &user).await;
+        let near_user = match &seen.nearest {
+            Some(Target::User { subject, .. }) => Some(subject.clone()),
+            _ => None,
+        };
+        let (mut wrong, mut unsure) = (Vec::new(), Vec::new());
+        let near_issuer = near(documents, "issuer", issuer);
+        if !documents.has("issuer", issuer) && seen.standing != Standing::Known {
+            wrong.push(format!("no document names issuer `{issuer}`"));
+        }
+        match seen.standing {
+            Standing::Known => {}
+            Standing::Unknown => wrong.push(seen.note),
+            Standing::NotLooked => unsure.push(seen.note),
+        }
+        let mut near_agent = None;
+        if let Some(agent) = agent.filter(|agent| !documents.has("agent", agent)) {
+            wrong.push(format!("no document names agent `{agent}`"));
+            near_agent = near(documents, "agent", agent);
+        }
+        if wrong.is_empty() {
+            return match unsure.is_empty() {
+                true => Recognition::known(""),
+                false => Recognition::not_looked(unsure.join("; ")),
+            };
+        }
+        let is_near = near_user.is_some() || near_agent.is_some() || near_issuer.is_some();
+        let meant = is_near.then(|| {
+            let issuer = near_issuer.as_deref().unwrap_or(issuer);
+            let subject = near_user.as_deref().unwrap_or(subject);
+            target(issuer, subject, agent.map(|agent| near_agent.as_deref().unwrap_or(agent)))
+        });
+        Recognition::unknown([wrong, unsure].concat().join("; "), meant)
+    }
+
+    /// What chains and records know of a name.
+    async fn of_credential(&self, wanted: Credential, name: &str) -> Recognition {
+        let (sightings, records) = (self.sources.sightings.get().cloned(), self.sources.records.get().cloned());
+        let (clock, owned) = (self.clock.clone(), name.to_owned());
+        let looked = tokio::task::spawn_blocking(move || look(wanted, &owned, sightings.as_deref(), records.as_deref(), &*clock));
+        let Ok(seen) = looked.await else {
+            return Recognition::not_looked("the look-up ended early");
+        };
+        match seen.found {
+            Some(found) if found == wanted => return Recognition::known(""),
+            Some(other) => {
+                let note = format!("`{name}` is the name of a {}, and of no {} that was seen", other.noun(), wanted.noun());
+                return Recognition::unknown(note, other.target(name));
+            }
+            None => {}
+        }
+        if !seen.looked_anywhere {
+            let note = "no chain and no record of a decision is at hand here, so nobody can say whether anything bears that name";
+            return Recognition::not_looked(note);
+        }
+        Recognition::unknown(
+            format!("no {} `{name}` was seen; looked at {}", wanted.noun(), seen.account),
+            wanted.near(name, &seen.names),
+        )
+    }
+}
+
+/// What a credential names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Credential {
+    Session,
+    Task,
+    Token,
+    Hop,
+    Key,
+    User,
+}
+
+impl Credential {
+    const ALL: [Credential; 6] =
+        [Credential::Session, Credential::Task, Credential::Token, Credential::Hop, Credential::Key, Credential::User];
+
+    fn noun(self) -> &'static str {
+        match self {
+            Credential::Session => "session",
+            Credential::Task => "task",
+            Credential::Token => "token",
+            Credential::Hop => "hop",
+            Credential::Key => "key",
+            Credential::User => "user",
+        }
+    }
+
+    /// Where it stands in a record.
+    fn member(self) -> &'static str {
+        match self {
+            Credential::Session => "principals.session.id",
+            Credential::Task => "principals.task.id",
+            Credential::Token => "chain.jti",
+            Credential::Hop => "chain.hop_hash",
+            Credential::Key => "chain.holder_thumbprint",
+            Credential::User => "principals.user.id",
+        }
+    }
+
+    fn target(self, name: &str) -> Option<Target> {
+        let name = name.to_owned();
+        Some(match self {
+            Credential::Session => Target::Session(name),
+            Credential::Task => Target::Task(name),
+            Credential::Token => Target::Token(name),
+            Credential::Hop => Target::Hop(name),
+            Credential::Key => Target::Key(name),
+            Credential::User => {
+                let (issuer, subject) = user_of(&name)?;
+                Target::User { issuer, subject }
+            }
+        })
+    }
+
+    /// What was probably meant.
+    fn near(self, name: &str, names: &BTreeSet<String>) -> Option<Target> {
+        if self != Credential::User {
+            return nearest(name, names.iter().map(String::as_str)).and_then(|near| self.target(near));
+        }
+        // Of a user the subject alone is compared: in the whole text a short one would be near to every other.
+        let (issuer, subject) = user_of(name)?;
+        let users: Vec<(String, String)> = names.iter().filter_map(|user| user_of(user)).collect();
+        let subjects = || users.iter().map(|(_, subject)| subject.as_str());
+        let of_issuer = users.iter().filter(|(own, _)| *own == issuer).map(|(_, subject)| subject.as_str());
+        let near = nearest(&subject, of_issuer).or_else(|| nearest(&subject, subjects()))?;
+        let issuer = users.iter().find(|(own, subject)| *own == issuer && subject == near).map_or_else(
+            || users.iter().find(|(_, subject)| subject == near).map(|(own, _)| own.clone()),
+            |(own, _)| Some(own.clone()),
+        )?;
+        Some(Target::User { issuer, subject: near.to_owned() })
+    }
+
+    /// The names of this kind in a chain.
+    fn names(self, chain: &VerifiedChain, visit: &mut dyn FnMut(&str)) {
+        let Some(subject) = chain.subject() else { return };
+        match self {
+            Credential::Session => visit(subject.session.as_str()),
+            Credential::Task => visit(subject.task.as_str()),
+            Credential::User => visit(&subject.user.to_string()),
+            Credential::Token => chain.levels().iter().for_each(|level| visit(&level.jti)),
+            Credential::Hop => chain.levels().iter().for_each(|level| visit(&level.hop_hash)),
+            Credential::Key => {
+                chain.levels().iter().for_each(|level| visit(level.holder.thumbprint().as_str()));
+                visit(chain.issuer_key());
+            }
+        }
+    }
+}
+
+/// A user's wire form taken apart: `["iss","sub"]`.
+fn user_of(name: &str) -> Option<(String, String)> {
+    serde_json::from_str(name).ok()
+}
+
+/// What chains and records said.
+#[derive(Debug, Default)]
+struct Seen {
+    /// What the name is; the kind that was asked for if it is that among others.
+    found: Option<Credential>,
+    /// Other names of the kind that was asked for.
+    names: BTreeSet<String>,
+    /// What was looked at, in words.
+    account: String,
+    looked_anywhere: bool,
+}
+
+fn look(wanted: Credential, name: &str, sightings: Option<&dyn Sightings>, records: Option<&Path>, clock: &dyn Clock) -> Seen {
+    let (mut seen, mut accounts) = (Seen::default(), Vec::new());
+    if let Some(sightings) = sightings {
+        let mut count = 0_usize;
+        let all = sightings.chains(CHAINS_MAX, &mut |chain| {
+            count += 1;
+            look_at_chain(wanted, name, chain, &mut seen);
+        });
+        let (s, rest) = (if count == 1 { "" } else { "s" }, if all { "" } else { " (there are more)" });
+        accounts.push(format!("{count} chain{s} in this server's memory{rest}"));
+        seen.looked_anywhere = true;
+    }
+    if seen.found != Some(wanted)
+        && let Some(directory) = records
+    {
+        let others = Credential::ALL.into_iter().filter(|other| *other != wanted);
+        let order: Vec<Credential> = std::iter::once(wanted).chain(others).collect();
+        let members: Vec<&str> = order.iter().map(|credential| credential.member()).collect();
+        let began = clock.now();
+        let stop = || clock.now().ms_waited_since(began) >= RECORDS_MS_MAX;
+        match search::search(directory, &members, name, search::Limits::default(), &stop) {
+            Ok(Searched { found, names, bytes, has_decisions, is_whole }) => {
+                let found = found.and_then(|index| order.get(index)).copied();
+                seen.found = if found == Some(wanted) { found } else { seen.found.or(found) };
+                seen.names.extend(names);
+                seen.looked_anywhere |= has_decisions;
+                accounts.push(records_account(bytes, is_whole));
+            }
+            Err(error) => accounts.push(format!("no records ({error})")),
+        }
+    }
+    seen.account = accounts.join(" and ");
+    if sightings.is_some() {
+        seen.account.push_str("; other replicas were not asked");
+    }
+    seen
+}
+
+fn records_account(bytes: u64, is_whole: bool) -> String {
+    let size = match bytes {
+        0..1024 => format!("{bytes} bytes"),
+        1024..1_048_576 => format!("{} KiB", bytes / 1024),
+        _ => format!("{} MiB", bytes / 1_048_576),
+    };
+    match is_whole {
+        true => format!("all records here ({size})"),
+        false => format!("the newest {size} of the records here (older ones were not looked at)"),
+    }
+}
+
+fn look_at_chain(wanted: Credential, name: &str, chain: &VerifiedChain, seen: &mut Seen) {
+    for credential in Credential::ALL {
+        let mut found = false;
+        credential.names(chain, &mut |other| {
+            found |= other == name;
+            if credential == wanted && seen.names.len() < NAMES_MAX {
+                seen.names.insert(other.to_owned());
+            }
+        });
+        if found {
+            seen.found = if credential == wanted { Some(wanted) } else { seen.found.or(Some(credential)) };
+        }
+    }
+}
+
+fn of_document(kind: &'static str, id: &str, documents: &dyn DocumentNames) -> Recognition {
+    if documents.has(kind, id) {
+        return Recognition::known("");
+    }
+    let target = |kind: &str, id: String| match kind {
+        "agent" => Target::Agent(id),
+        "application" => Target::Application(id),
+        _ => Target::Tool(id),
+    };
+    if let Some(other) = ["agent", "application", "tool"].into_iter().find(|other| documents.has(other, id)) {
+        let note = format!("`{id}` is the name of a document of kind `{other}`, and of none of kind `{kind}`");
+        return Recognition::unknown(note, Some(target(other, id.to_owned())));
+    }
+    let near = near(documents, kind, id).map(|near| target(kind, near));
+    Recognition::unknown(format!("no document names {kind} `{id}`"), near)
+}
+
+fn near(documents: &dyn DocumentNames, kind: &str, id: &str) -> Option<String> {
+    if documents.has(kind, id) {
+        return None;
+    }
+    let ids = documents.ids(kind, NAMES_MAX);
+    nearest(id, ids.iter().map(String::as_str)).map(str::to_owned)
+}
+
+/// The operator who has a key, if one does.
+async fn operator_with(store: &dyn Store, thumbprint: &str) -> Result<Option<String>, store::Error> {
+    let operators = store.documents(Some("operator")).await?.documents;
+    let has = |document: &Document| match &document.body {
+        Body::Operator(operator) => operator.keys.iter().any(|key| key.thumbprint().as_str() == thumbprint),
+        _ => false,
+    };
+    let documents = operators.iter().filter_map(|stored| Document::from_row(&stored.row).ok());
+    Ok(documents.into_iter().find(has).map(|document| document.key.id))
+}
+
+/// Names of the stored documents, where no server runs.
+struct StoredNames(Vec<Document>);
+
+impl StoredNames {
+    /// Reads the kinds that a target can name.
+    async fn read(store: &dyn Store, target: &Target) -> Result<Self, store::Error> {
+        let kinds: &[&str] = match target {
+            Target::Agent(_) | Target::Application(_) | Target::Tool(_) => &["application", "tool", "server", "agent"],
+            Target::Key(_) => &["issuer", "agent"],
+            Target::User { .. } => &["issuer"],
+            Target::Delegation { .. } => &["issuer", "agent"],
+            _ => &[],
+        };
+        let mut documents = Vec::new();
+        for kind in kinds {
+            let stored = store.documents(Some(kind)).await?.documents;
+            documents.extend(stored.iter().filter_map(|stored| Document::from_row(&stored.row).ok()));
+        }
+        Ok(Self(documents))
+    }
+
+    fn names<'a>(&'a self, kind: &'a str) -> impl Iterator<Item = String> + 'a {
+        self.0.iter().flat_map(move |document| match &document.body {
+            Body::Server(server) if kind == "tool" => server.tools.keys().map(|name| format!("{}/{name}", server.id)).collect(),
+            body if body.kind() == kind => vec![document.key.id.clone()],
+            _ => Vec::new(),
+        })
+    }
+}
+
+impl DocumentNames for StoredNames {
+    fn has(&self, kind: &str, id: &str) -> bool {
+        self.names(kind).any(|name| name == id)
+    }
+
+    fn ids(&self, kind: &str, ids_max: usize) -> Vec<String> {
+        self.names(kind).take(ids_max).collect()
+    }
+
+    fn key_holder(&self, thumbprint: &str) -> Option<(&'static str, String)> {
+        self.0.iter().find_map(|document| {
+            let (kind, has) = match &document.body {
+                Body::Issuer(issuer) => ("issuer", issuer.keys.iter().any(|named| named.key.thumbprint().as_str() == thumbprint)),
+                Body::Agent(agent) => ("agent", agent.keys.iter().any(|key| key.as_str() == thumbprint)),
+                _ => return None,
+            };
+            has.then(|| (kind, document.key.id.clone()))
+        })
+    }
+}
