@@ -55,9 +55,9 @@ pub enum Mode {
     Pass,
     /// Carries all, each direction so many milliseconds later.
     Delay(u64),
-    /// Resets every connection now, and new ones as soon as they come.
+    /// Resets every connection there is, however soon another mode follows, and new ones as soon as they come.
     Cut,
-    /// Ends one direction of every connection, now and of new ones; the other goes on.
+    /// Ends one direction of every connection there is, however soon another mode follows, and of new ones; the other goes on.
     HalfClose(Way),
     /// Swallows; connections stay open, and new ones are taken.
     BlackHole(Way),
@@ -118,6 +118,29 @@ impl FromStr for Mode {
 struct Setting {
     mode: Mode,
     upstream: SocketAddr,
+    done: Done,
+}
+
+/// How often the route was told to do what is done once to every connection there is. A connection compares these counts with those
+/// of its begin, because a watch channel shows the newest mode alone: a connection may never see one that was followed at once.
+#[derive(Clone, Copy, Debug, Default)]
+struct Done {
+    cuts: u64,
+    ups_ended: u64,
+    downs_ended: u64,
+}
+
+impl Done {
+    fn count(&mut self, mode: &Mode) {
+        self.cuts += u64::from(*mode == Mode::Cut);
+        for (way, ended) in [(Way::Up, &mut self.ups_ended), (Way::Down, &mut self.downs_ended)] {
+            *ended += u64::from(matches!(mode, Mode::HalfClose(which) if which.covers(way)));
+        }
+    }
+
+    fn ended(&self, way: Way) -> u64 {
+        if way == Way::Up { self.ups_ended } else { self.downs_ended }
+    }
 }
 
 /// A route in this process; its listener and all its connections end with it.
@@ -134,7 +157,7 @@ impl Route {
     pub async fn listen(port: u16, upstream: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
         let address = listener.local_addr()?;
-        let (setting, settings) = watch::channel(Setting { mode: Mode::Pass, upstream });
+        let (setting, settings) = watch::channel(Setting { mode: Mode::Pass, upstream, done: Done::default() });
         tokio::spawn(accept(listener, settings));
         Ok(Self { address, setting })
     }
@@ -146,7 +169,10 @@ impl Route {
 
     /// From now on it does this, to connections that there are and to new ones.
     pub fn set(&self, mode: Mode) {
-        self.setting.send_modify(|setting| setting.mode = mode);
+        self.setting.send_modify(|setting| {
+            setting.done.count(&mode);
+            setting.mode = mode;
+        });
     }
 
     /// New connections lead there; those that there are stay where they are.
@@ -177,8 +203,8 @@ async fn closed(settings: &mut watch::Receiver<Setting>) {
 async fn carry(near: TcpStream, settings: watch::Receiver<Setting>) {
     let near = Arc::new(near);
     let mut cut = settings.clone();
+    let Setting { upstream, done, .. } = settings.borrow().clone();
     let both = async {
-        let upstream = settings.borrow().upstream;
         let Ok(far) = TcpStream::connect(upstream).await else { return reset(&near) };
         for stream in [&*near, &far] {
             // Without it this proxy would add delays of its own.
@@ -188,8 +214,8 @@ async fn carry(near: TcpStream, settings: watch::Receiver<Setting>) {
         // Raised by whichever direction hears the words that make a black hole of both.
         let fallen = watch::Sender::new(false);
         let one = |way, from: &Arc<TcpStream>, to: &Arc<TcpStream>| {
-            Pump { way, from: from.clone(), to: to.clone(), settings: settings.clone(), fallen: fallen.clone(), lost: false }
-                .run()
+            let (from, to, settings, fallen) = (from.clone(), to.clone(), settings.clone(), fallen.clone());
+            Pump { way, from, to, settings, ended: done.ended(way), fallen, lost: false }.run()
         };
         if tokio::try_join!(one(Way::Up, &near, &far), one(Way::Down, &far, &near)).is_err() {
             reset(&near);
@@ -197,7 +223,7 @@ async fn carry(near: TcpStream, settings: watch::Receiver<Setting>) {
         }
     };
     tokio::select! {
-        _ = cut.wait_for(|setting| setting.mode == Mode::Cut) => reset(&near),
+        _ = cut.wait_for(|setting| setting.mode == Mode::Cut || setting.done.cuts != done.cuts) => reset(&near),
         () = both => {}
     }
 }
@@ -214,6 +240,8 @@ struct Pump {
     from: Arc<TcpStream>,
     to: Arc<TcpStream>,
     settings: watch::Receiver<Setting>,
+    /// How often this direction of the route had been ended when the connection began.
+    ended: u64,
     fallen: watch::Sender<bool>,
     /// Whether bytes were swallowed: then nothing may follow them.
     lost: bool,
@@ -238,8 +266,7 @@ impl Pump {
                 biased;
                 changed = self.settings.changed() => {
                     changed.map_err(io::Error::other)?;
-                    let mode = self.settings.borrow_and_update().mode.clone();
-                    if matches!(mode, Mode::HalfClose(way) if way.covers(self.way)) && !self.lost {
+                    if self.half_closed() && !self.lost {
                         self.lost = true;
                         shut(&self.to)?;
                     }
@@ -274,6 +301,12 @@ impl Pump {
                 }
             }
         }
+    }
+
+    /// Whether this direction was ended, or is ended as soon as a connection comes.
+    fn half_closed(&mut self) -> bool {
+        let setting = self.settings.borrow_and_update();
+        matches!(setting.mode, Mode::HalfClose(way) if way.covers(self.way)) || setting.done.ended(self.way) != self.ended
     }
 
     /// Whether a byte of now is lost; then all later ones are.

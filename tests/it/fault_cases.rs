@@ -7,10 +7,12 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
 use crate::faults::rig::{Plan, Programs};
 use crate::faults::scenario::{run, table};
 use crate::harness::PATIENCE;
-use crate::proxy::{Mode, Process, Way, serve};
+use crate::proxy::{Mode, Process, Route, Way, serve};
 
 /// Says to this test program that it is the proxy.
 const AS_PROXY: &str = "PORTCULLIS_TEST_AS_PROXY";
@@ -143,6 +145,39 @@ fn a_proxy_as_a_process() {
     let elsewhere = echo();
     proxy.point(route, elsewhere);
     assert_eq!(said(&mut connect(address), "one").unwrap(), "one");
+}
+
+/// What is done once to every connection is done to each of them, also where the next mode follows before any of them runs.
+#[tokio::test]
+async fn a_mode_that_is_followed_at_once_still_hits_every_connection() {
+    let upstream = echo();
+    for mode in [Mode::Cut, Mode::HalfClose(Way::Up), Mode::HalfClose(Way::Down), Mode::HalfClose(Way::Both)] {
+        let route = Route::listen(0, upstream).await.unwrap();
+        let talk = async {
+            let mut old = tokio::net::TcpStream::connect(route.address()).await.unwrap();
+            assert_eq!(exchange(&mut old).await.unwrap(), "one");
+            // One runtime of one thread: no connection runs between the two.
+            route.set(mode.clone());
+            route.set(Mode::Pass);
+            let mut rest = Vec::new();
+            let end = old.read_to_end(&mut rest).await;
+            match mode {
+                Mode::Cut => assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset),
+                Mode::HalfClose(Way::Up) => assert_eq!(rest, b"end"),
+                _ => assert_eq!((end.unwrap(), rest.as_slice()), (0, b"".as_slice())),
+            }
+            let mut new = tokio::net::TcpStream::connect(route.address()).await.unwrap();
+            assert_eq!(exchange(&mut new).await.unwrap(), "one", "after {mode}");
+        };
+        tokio::time::timeout(PATIENCE, talk).await.unwrap_or_else(|_| panic!("{mode} had no effect"));
+    }
+}
+
+async fn exchange(stream: &mut tokio::net::TcpStream) -> std::io::Result<String> {
+    stream.write_all(b"one").await?;
+    let mut bytes = [0; 3];
+    stream.read_exact(&mut bytes).await?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 #[test]

@@ -168,8 +168,8 @@ impl Lane {
                 Err(Error::Unknown(format!("{why}: it may or may not have been written")))
             }
             Err(fault) => {
-                // A refusal leaves the connection as it was; after anything else a new one is made.
-                let refused = matches!(fault, Fault::Store(_)) && link.is_open();
+                // A request that was refused leaves the connection as it was; after anything else a new one is made.
+                let refused = matches!(&fault, Fault::Store(error) if is_of_request(error)) && link.is_open();
                 if refused && matches!(timeout(ROLL_BACK_TIMEOUT, link.roll_back()).await, Ok(Ok(()))) {
                     slot.link = Some(link);
                 } else {
@@ -212,6 +212,26 @@ impl Lane {
         slot.pause.note(outcome.as_ref().err());
         slot.host = outcome.as_ref().map_or(first.saturating_add(1), |(link, _)| link.host);
         outcome
+    }
+}
+
+/// Whether a request was refused for what it asks. Every other error says something of the server: another one may have replaced it,
+/// so its connection is given up, and the next host is tried first.
+fn is_of_request(error: &Error) -> bool {
+    match error {
+        Error::Conflict { .. }
+        | Error::DocumentsChanged { .. }
+        | Error::ActReplayed { .. }
+        | Error::Rejected(_)
+        | Error::BelowFloor { .. } => true,
+        Error::NotOurs(_)
+        | Error::NewerVersion(_)
+        | Error::Replaced(_)
+        | Error::Unregistered { .. }
+        | Error::Misconfigured(_)
+        | Error::Corrupt(_)
+        | Error::Unavailable(_)
+        | Error::Unknown(_) => false,
     }
 }
 

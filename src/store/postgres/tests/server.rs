@@ -58,6 +58,48 @@ async fn claims_that_do_not_hold_are_refused() {
     assert!(matches!(store.spend([1; 32], i64::MAX).await, Err(Error::Misconfigured(_))));
 }
 
+/// A primary that was replaced lives on, and its standbys are taken out of its settings. Every connection that leads there still works,
+/// and every answer is refused as misconfigured: the store then asks the other host of its URL, and follows the new primary.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_replaced_primary_is_left_for_the_next_host() {
+    let old = Server::start(&[]);
+    let database = old.database();
+    let name = database.split('?').next().unwrap().rsplit('/').next().unwrap();
+    // The new primary needs a standby too: it streams from the one that is promoted, before that and after.
+    let new = Server::standby("b", old.port());
+    let third = Server::standby("c", new.port());
+    new.set("synchronous_standby_names = 'c'");
+    third.set("synchronous_standby_names = ''");
+    old.set("synchronous_standby_names = 'b'");
+    let followed = |server: &Server| server.sql("postgres", "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'sync'");
+    until("no standby follows", || async { followed(&old) == "1" }).await;
+    let both = format!("postgres://{}@127.0.0.1:{},127.0.0.1:{}/{name}", old.superuser(), old.port(), new.port());
+    let store = open_as(&both, Durability::Synchronous).await.unwrap();
+    store.register(&registration("a")).await.unwrap();
+    store.poll(&beat("a", 0)).await.unwrap();
+    let before = audit(&store).await;
+
+    // One for each connection that the store keeps: writing, polling, reading, loading.
+    let asked = async |store: &PostgresStore, id: &str| {
+        let (wrote, polled) = (store.commit(kill(id)).await.err(), store.poll(&beat("a", 0)).await.err());
+        [wrote, polled, store.revision().await.err(), store.load().await.err()]
+    };
+    let refused = |error: &Option<Error>| matches!(error, Some(Error::Misconfigured(_)));
+    old.set("synchronous_standby_names = ''");
+    until("the change is not noticed", || async { asked(&store, "refused").await.iter().all(refused) }).await;
+    new.promote();
+    until("no standby follows the new primary", || async { followed(&new) == "1" }).await;
+    let answers = || async { asked(&store, "acknowledged").await.iter().all(Option::is_none) };
+    until("the store holds on to the primary that was replaced", answers).await;
+
+    let state = audit(&store).await;
+    assert_eq!(state.revision.history, before.revision.history);
+    let count =
+        |server: &Server| server.sql(name, "SELECT count(*) FROM portcullis.revocations WHERE target LIKE '%acknowledged%'");
+    assert_eq!((count(&old), count(&new)), ("0".to_owned(), "1".to_owned()));
+    assert_eq!(old.sql("postgres", "SELECT pg_is_in_recovery()"), "f", "it was never stopped");
+}
+
 /// A server that waits for a standby which does not exist: no poll proves anything and no commit is acknowledged, neither while it
 /// waits nor when somebody cancels the wait, which the server calls a success with a warning.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
