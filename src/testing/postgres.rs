@@ -5,7 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a harness of tests fails by panicking")]
 #![allow(dead_code, unreachable_pub, reason = "not everyone who takes it in uses all of it, and some take it in privately")]
 
-use std::io::Write as _;
+use std::io::{ErrorKind, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -13,11 +13,15 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, geteuid, kill_process};
+
 /// How long a server may take to start or stop.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// The superuser of every server made here.
 const SUPERUSER: &str = "boss";
 const PROGRAMS: [&str; 6] = ["initdb", "postgres", "pg_ctl", "psql", "pg_isready", "pg_basebackup"];
+/// The package of all of them.
+const POSTGRESQL: &str = "postgresql";
 const MISSING: &str = "this test needs the programs of a PostgreSQL server (initdb, postgres, pg_basebackup) and found none: install Debian's package \
     `postgresql` (or `postgresql-15`), as ./test.sh does; nothing needs to run";
 
@@ -56,12 +60,9 @@ impl Server {
     /// Makes a server with settings such as `synchronous_standby_names=x` and starts it.
     pub fn start(settings: &[&str]) -> Self {
         Self::start_on(settings, |bin, data| {
-            as_other(&bin.join("initdb"))
-                .args(["--no-sync", "--auth=trust", "--encoding=UTF8", "--no-locale", "--username", SUPERUSER, "--pgdata"])
-                .arg(data)
-                .current_dir("/")
-                .output()
-                .unwrap()
+            let mut command = as_other(&bin.join("initdb"));
+            command.args(["--no-sync", "--auth=trust", "--encoding=UTF8", "--no-locale", "--username", SUPERUSER, "--pgdata"]);
+            output_of(command.arg(data).current_dir("/"), POSTGRESQL)
         })
     }
 
@@ -69,7 +70,7 @@ impl Server {
     pub fn start_copy(of: &Server, settings: &[&str]) -> Self {
         let from = of.folder.join("data/.");
         Self::start_on(settings, |_, data| {
-            let copied = as_other(Path::new("cp")).arg("-a").arg(from).arg(data).current_dir("/").output().unwrap();
+            let copied = output_of(as_other(Path::new("cp")).arg("-a").arg(from).arg(data).current_dir("/"), "coreutils");
             let _ = std::fs::remove_file(data.join("postmaster.pid"));
             copied
         })
@@ -79,21 +80,10 @@ impl Server {
     pub fn standby(name: &str, port: u16) -> Self {
         // Asks again soon where its primary ended the stream, as one does that is promoted; else after five seconds.
         Self::start_on(&["wal_retrieve_retry_interval=100ms"], |bin, data| {
-            as_other(&bin.join("pg_basebackup"))
-                .args([
-                    "--no-sync",
-                    "--checkpoint=fast",
-                    "--wal-method=stream",
-                    "--write-recovery-conf",
-                    "--no-password",
-                    "--pgdata",
-                ])
-                .arg(data)
-                .arg("--dbname")
-                .arg(format!("host=127.0.0.1 port={port} user={SUPERUSER} application_name={name}"))
-                .current_dir("/")
-                .output()
-                .unwrap()
+            let mut command = as_other(&bin.join("pg_basebackup"));
+            command.args(["--no-sync", "--checkpoint=fast", "--wal-method=stream", "--write-recovery-conf", "--no-password"]);
+            command.arg("--dbname").arg(format!("host=127.0.0.1 port={port} user={SUPERUSER} application_name={name}"));
+            output_of(command.arg("--pgdata").arg(data).current_dir("/"), POSTGRESQL)
         })
     }
 
@@ -187,17 +177,21 @@ impl Server {
     /// As [`Server::sql`], with what came of it.
     pub fn try_sql(&self, database: &str, sql: &str) -> Output {
         let database = database.split('?').next().unwrap().rsplit('/').next().unwrap();
-        let mut psql = Command::new(self.bin.join("psql"))
-            .args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-U", SUPERUSER, "-d", database, "-p", &self.port.to_string(), "-h"])
-            .arg(&self.folder)
-            .env("PGCONNECT_TIMEOUT", "20")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap();
-        psql.stdin.take().unwrap().write_all(sql.as_bytes()).unwrap();
+        let mut command = self.psql();
+        command.args(["-v", "ON_ERROR_STOP=1", "-d", database, "-p", &self.port.to_string(), "-h"]).arg(&self.folder);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut psql = started(&mut command, POSTGRESQL);
+        let asked = psql.stdin.take().unwrap().write_all(sql.as_bytes());
+        // One that finds no server ends without reading; what it printed says so.
+        assert!(asked.is_ok() || asked.is_err_and(|error| error.kind() == ErrorKind::BrokenPipe), "`psql` cannot be asked");
         psql.wait_with_output().unwrap()
+    }
+
+    /// The server's own `psql` as the superuser, with what is read from a file or printed for people turned off.
+    pub fn psql(&self) -> Command {
+        let mut command = Command::new(self.bin.join("psql"));
+        command.args(["-XAtq", "-U", SUPERUSER]).env("PGCONNECT_TIMEOUT", "20");
+        command
     }
 
     /// Changes a setting and has the server read it.
@@ -220,13 +214,11 @@ impl Server {
     /// SIGKILL to every process of the server; returns once none is left.
     pub fn kill(&self) {
         let pids = self.pids();
-        let _ = Command::new("kill").arg("-KILL").args(&pids).stderr(Stdio::null()).status().unwrap();
+        assert!(!pids.is_empty(), "the server is stopped");
+        signal(&pids, Signal::KILL);
         let until = Instant::now() + START_TIMEOUT;
         // A dead one whose parent has not heard of it yet holds nothing.
-        let lives = |pid: &String| {
-            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-            stat.rsplit(") ").next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(['Z', 'X']))
-        };
+        let lives = |pid: &Pid| stat(*pid).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'));
         while pids.iter().any(lives) {
             assert!(Instant::now() < until, "a killed server lives");
             std::thread::sleep(Duration::from_millis(1));
@@ -234,13 +226,9 @@ impl Server {
     }
 
     fn control(&self, arguments: &[&str]) {
-        let done = as_other(&self.bin.join("pg_ctl"))
-            .args(arguments)
-            .arg("-D")
-            .arg(self.folder.join("data"))
-            .current_dir("/")
-            .output()
-            .unwrap();
+        let data = self.folder.join("data");
+        let mut command = as_other(&self.bin.join("pg_ctl"));
+        let done = output_of(command.args(arguments).arg("-D").arg(data).current_dir("/"), POSTGRESQL);
         assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
     }
 
@@ -248,51 +236,42 @@ impl Server {
     pub fn restart(&self) {
         let options = std::fs::read_to_string(self.folder.join("data/postmaster.opts")).unwrap();
         let options = options.split_once(' ').map(|(_, options)| options.trim().replace('"', "")).unwrap();
-        let done = as_other(&self.bin.join("pg_ctl"))
-            .args(["start", "-w", "-l"])
-            .arg(self.folder.join("data/restarted.log"))
-            .arg("-o")
-            .arg(options)
-            .arg("-D")
-            .arg(self.folder.join("data"))
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()
-            .unwrap();
+        let mut command = as_other(&self.bin.join("pg_ctl"));
+        command.args(["start", "-w", "-l"]).arg(self.folder.join("data/restarted.log"));
+        command.arg("-o").arg(options).arg("-D").arg(self.folder.join("data")).current_dir("/");
+        // The server keeps what it inherits: with a pipe there would be no end.
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let done = started(&mut command, POSTGRESQL).wait().unwrap();
         assert!(done.success(), "{}", std::fs::read_to_string(self.folder.join("data/restarted.log")).unwrap_or_default());
     }
 
     /// Stops every process of the server where it stands, or lets them go on.
     pub fn freeze(&self, frozen: bool) {
-        let signal = if frozen { "-STOP" } else { "-CONT" };
-        // One that ended in between needs no signal.
-        let _ = Command::new("kill").arg(signal).args(self.pids()).stderr(Stdio::null()).status().unwrap();
+        let pids = self.pids();
+        assert!(!pids.is_empty(), "the server is stopped");
+        signal(&pids, if frozen { Signal::STOP } else { Signal::CONT });
     }
 
-    /// The server's processes, the one that makes the others first.
-    fn pids(&self) -> Vec<String> {
-        let main = self.pid().expect("the server is stopped");
-        let children = Command::new("ps").args(["-o", "pid=", "--ppid", &main]).output().unwrap();
-        let children = String::from_utf8(children.stdout).unwrap();
-        std::iter::once(main.as_str()).chain(children.split_whitespace()).map(str::to_owned).collect()
+    /// The server's processes, the one that makes the others first; none while it is stopped.
+    fn pids(&self) -> Vec<Pid> {
+        let Some(main) = self.pid() else { return Vec::new() };
+        let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+        let all = all.filter_map(|entry| entry.file_name().to_str().and_then(pid_of));
+        let children = all.filter(|pid| stat(*pid).is_some_and(|(_, parent)| parent == main.as_raw_nonzero().get()));
+        std::iter::once(main).chain(children).collect()
     }
 
-    fn pid(&self) -> Option<String> {
+    fn pid(&self) -> Option<Pid> {
         let file = std::fs::read_to_string(self.folder.join("data/postmaster.pid")).ok()?;
-        file.lines().next().map(str::to_owned)
+        pid_of(file.lines().next()?)
     }
 
     fn wait_until_ready(&self) -> bool {
         let until = Instant::now() + START_TIMEOUT;
         while Instant::now() < until {
-            let ready = Command::new(self.bin.join("pg_isready"))
-                .args(["-q", "-p", &self.port.to_string(), "-h"])
-                .arg(&self.folder)
-                .status()
-                .unwrap();
-            if ready.success() {
+            let mut command = Command::new(self.bin.join("pg_isready"));
+            let ready = output_of(command.args(["-q", "-p", &self.port.to_string(), "-h"]).arg(&self.folder), POSTGRESQL);
+            if ready.status.success() {
                 return true;
             }
             let log = std::fs::read_to_string(self.folder.join("server.log")).unwrap_or_default();
@@ -306,17 +285,62 @@ impl Server {
 }
 
 impl Drop for Server {
+    // INVARIANT: nothing here panics. A test that fails drops its servers while it unwinds, and a second panic then would end the whole
+    // process, and all other tests with it.
     fn drop(&mut self) {
-        // One that is stopped for good has none.
-        if let Some(pid) = self.pid() {
-            self.freeze(false);
-            // One that was started again is nobody's child.
-            let _ = Command::new("kill").args(["-QUIT", &pid]).stderr(Stdio::null()).status();
-        }
+        // One that is stopped for good has none; one that was started again is nobody's child.
+        let pids = self.pids();
+        signal(&pids, Signal::CONT);
+        signal(pids.get(..1).unwrap_or_default(), Signal::QUIT);
         drop(self.watch.stdin.take());
         let _ = self.watch.wait();
         let _ = std::fs::remove_dir_all(&self.folder);
     }
+}
+
+fn pid_of(text: &str) -> Option<Pid> {
+    text.parse().ok().and_then(Pid::from_raw)
+}
+
+/// Sends a signal to each process; one that has ended needs none.
+fn signal(pids: &[Pid], signal: Signal) {
+    for pid in pids {
+        let _ = kill_process(*pid, signal);
+    }
+}
+
+/// The state of a process and the id of its parent, if there is such a process.
+fn stat(pid: Pid) -> Option<(char, i32)> {
+    // `PID (NAME) STATE PARENT …`; a name may hold anything, also a bracket.
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+    let mut fields = stat.rsplit(") ").next()?.split(' ');
+    Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
+}
+
+/// What a program printed. A test that cannot run one names it, and the package that has it.
+///
+/// # Panics
+/// If the program cannot be started.
+pub fn output_of(command: &mut Command, package: &str) -> Output {
+    let output = command.output();
+    output.unwrap_or_else(|error| panic!("this test needs `{}` ({error}): {}", shown(command), install(package)))
+}
+
+/// As [`output_of`], for a program that goes on.
+///
+/// # Panics
+/// If the program cannot be started.
+pub fn started(command: &mut Command, package: &str) -> Child {
+    let child = command.spawn();
+    child.unwrap_or_else(|error| panic!("this test needs `{}` ({error}): {}", shown(command), install(package)))
+}
+
+fn shown(command: &Command) -> String {
+    command.get_program().to_string_lossy().into_owned()
+}
+
+fn install(package: &str) -> String {
+    format!("install Debian's package `{package}`, as ./test.sh does")
 }
 
 fn watch(folder: &Path, bin: &Path, data: &Path, settings: &[String]) -> Child {
@@ -327,7 +351,8 @@ fn watch(folder: &Path, bin: &Path, data: &Path, settings: &[String]) -> Child {
     }
     // A group of its own: an interrupt from the terminal ends the tests, and their end ends this.
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
-    command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
+    // As root it is `setpriv` that runs, else the shell.
+    started(command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()), "util-linux")
 }
 
 /// The folder of the server's programs.
@@ -345,19 +370,15 @@ fn binaries() -> PathBuf {
     folders.into_iter().find(has_all).expect(MISSING)
 }
 
-fn is_root() -> bool {
-    Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout == b"0\n")
-}
-
 /// Whom a server runs as where the tests run as root, which the server refuses to be.
 fn other_user() -> &'static str {
-    let known = |name: &str| Command::new("id").arg(name).output().is_ok_and(|output| output.status.success());
+    let known = |name: &str| output_of(Command::new("id").arg(name), "coreutils").status.success();
     if known("postgres") { "postgres" } else { "nobody" }
 }
 
 /// A command as a user that the server agrees to be.
 fn as_other(program: &Path) -> Command {
-    if !is_root() {
+    if !geteuid().is_root() {
         return Command::new(program);
     }
     let mut command = Command::new("setpriv");
@@ -366,14 +387,14 @@ fn as_other(program: &Path) -> Command {
 }
 
 fn group() -> String {
-    let output = Command::new("id").args(["-gn", other_user()]).output().unwrap();
+    let output = output_of(Command::new("id").args(["-gn", other_user()]), "coreutils");
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
 fn hand_over(folder: &Path) {
-    if is_root() {
-        let done = Command::new("chown").arg(other_user()).arg(folder).status().unwrap();
-        assert!(done.success());
+    if geteuid().is_root() {
+        let done = output_of(Command::new("chown").arg(other_user()).arg(folder), "coreutils");
+        assert!(done.status.success(), "{done:?}");
     }
 }
 
