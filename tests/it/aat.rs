@@ -14,7 +14,7 @@ use crate::outside;
 
 #[test]
 fn the_drafts_vectors_are_decided_as_published() {
-    let Some(folder) = outside::folder("vectors", "PORTCULLIS_VECTORS") else { return };
+    let Some(folder) = outside::folder("vectors") else { return };
     let suite = read(&folder.join("aat/aat_vectors.json"));
     let trust = trust(&suite["params"]);
     let vectors = suite["vectors"].as_array().unwrap();
@@ -31,7 +31,7 @@ fn the_drafts_vectors_are_decided_as_published() {
 
 #[test]
 fn wycheproof_ed25519() {
-    let Some(folder) = outside::folder("vectors", "PORTCULLIS_VECTORS") else { return };
+    let Some(folder) = outside::folder("vectors") else { return };
     let suite = read(&folder.join("wycheproof/ed25519_test.json"));
     let mut count = 0;
     for group in suite["testGroups"].as_array().unwrap() {
@@ -50,7 +50,7 @@ fn wycheproof_ed25519() {
 /// None of these keys is a public Ed25519 key, so none may become an issuer's or a holder's.
 #[test]
 fn wycheproof_keys_of_other_kinds_are_refused() {
-    let Some(folder) = outside::folder("vectors", "PORTCULLIS_VECTORS") else { return };
+    let Some(folder) = outside::folder("vectors") else { return };
     let mut count = 0;
     for file in ["json_web_key_test.json", "json_web_signature_test.json"] {
         for group in read(&folder.join("wycheproof").join(file))["testGroups"].as_array().unwrap() {
@@ -73,7 +73,7 @@ fn wycheproof_keys_of_other_kinds_are_refused() {
 /// Every JWS of Wycheproof, valid for its own key or not, is of another algorithm or not a JWS: neither a token nor a proof.
 #[test]
 fn wycheproof_signatures_of_other_kinds_are_refused() {
-    let Some(folder) = outside::folder("vectors", "PORTCULLIS_VECTORS") else { return };
+    let Some(folder) = outside::folder("vectors") else { return };
     let params = &read(&folder.join("aat/aat_vectors.json"))["params"];
     let suite = read(&folder.join("aat/aat_vectors.json"));
     let trust = trust(params);

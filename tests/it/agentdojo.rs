@@ -5,7 +5,7 @@
 //! assistant, and a worker whose hop grants what [`scope_of`] reads off the task's own calls. The worker signs every call.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use bytes::Bytes;
 use portcullis::api::r#gen as wire;
@@ -18,6 +18,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use wire::check_request::Credential;
 use wire::decision_service_client::DecisionServiceClient;
+
+use crate::outside;
 
 const ISSUER: &str = "https://login.agentdojo.example";
 const AUDIENCE: &str = "https://gateway.agentdojo.example";
@@ -75,7 +77,7 @@ impl std::fmt::Display for Score {
 
 #[test]
 fn agentdojo() {
-    let Some(folder) = outside_folder("PORTCULLIS_AGENTDOJO", "agentdojo") else { return };
+    let Some(folder) = outside::folder("agentdojo") else { return };
     let mut suites: Vec<PathBuf> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     suites.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
     suites.sort();
@@ -96,19 +98,6 @@ fn agentdojo() {
         }
     }
     println!("total: {total}");
-}
-
-/// A folder beside the repository that a variable may name otherwise. Where there is none the test says that it is not run,
-/// except in continuous integration, where it fails.
-fn outside_folder(variable: &str, name: &str) -> Option<PathBuf> {
-    let beside = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared").join(name);
-    let folder = std::env::var_os(variable).map_or_else(beside, PathBuf::from);
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    assert!(std::env::var("CI").as_deref() != Ok("true"), "{} is missing: name it with {variable}", folder.display());
-    println!("not run: {} is missing, {variable} names another folder", folder.display());
-    None
 }
 
 /// What a worker is granted for a task: its tools, each argument by the values that the task's own calls give it.
