@@ -6,9 +6,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
-use futures_util::StreamExt as _;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use hdrhistogram::Histogram;
 use portcullis::api::r#gen as wire;
+use portcullis::model::limits::HANDLE_LIFETIME_MS;
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -66,10 +67,24 @@ pub(crate) fn histogram() -> Result<Histogram<u64>> {
     Ok(Histogram::new_with_bounds(1, 60_000_000_000, 3)?)
 }
 
+/// The longest time for which calls are sent before handles may have to be renewed. A longer turn is measured in parts.
+const PART_MAX: Duration = Duration::from_secs(30);
+/// Calls in flight while handles are asked for.
+const RENEWALS_IN_FLIGHT: usize = 32;
+
+/// A turn in parts, each short enough for handles that were renewed right before.
+pub(crate) fn parts(turn: Duration) -> impl Iterator<Item = Duration> {
+    let whole = u64::try_from(turn.as_nanos() / PART_MAX.as_nanos()).unwrap_or(u64::MAX);
+    let rest = turn.saturating_sub(PART_MAX.saturating_mul(u32::try_from(whole).unwrap_or(u32::MAX)));
+    (0..whole).map(|_| PART_MAX).chain((!rest.is_zero()).then_some(rest))
+}
+
 /// A thread's runtime and connections.
 pub(crate) struct Client {
     runtime: Runtime,
     connections: Vec<Arc<Connection>>,
+    /// When the oldest handle was asked for.
+    renewed_at: Instant,
 }
 
 /// One connection, with a request by chain and one by handle for each token.
@@ -84,6 +99,7 @@ impl Client {
     /// Connects and asks once for every chain, so that all are verified and each has its handle.
     pub(crate) fn open(target: &str, chains: &[Vec<Bytes>], connections: usize) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let renewed_at = Instant::now();
         let connections = runtime.block_on(async {
             let mut open = Vec::new();
             for _ in 0..connections {
@@ -91,7 +107,22 @@ impl Client {
             }
             anyhow::Ok(open)
         })?;
-        Ok(Self { runtime, connections })
+        Ok(Self { runtime, connections, renewed_at })
+    }
+
+    /// Asks for new handles where those there are could end within a part of a turn that begins now. Not part of what is measured.
+    pub(crate) fn renew(&mut self, part: Duration) -> Result<()> {
+        // The server counts from when it made a handle, which is later than when it was asked for.
+        let lifetime = Duration::from_millis(HANDLE_LIFETIME_MS.unsigned_abs());
+        if self.renewed_at.elapsed() + part + part / 2 < lifetime {
+            return Ok(());
+        }
+        self.renewed_at = Instant::now();
+        for connection in &mut self.connections {
+            let connection = Arc::get_mut(connection).context("a call is left over from the last turn")?;
+            connection.by_handle = self.runtime.block_on(handles(&connection.check, &connection.by_chain))?;
+        }
+        Ok(())
     }
 
     /// Sends at intended times, whatever the answers do; latency counts from the intended time.
@@ -176,20 +207,27 @@ impl Client {
     }
 }
 
-impl Connection {
-    async fn open(target: &str, chains: &[Vec<Bytes>]) -> Result<Self> {
-        let channel = Channel::from_shared(target.to_owned())?.connect().await?;
-        let mut check = DecisionServiceClient::new(channel.clone());
-        let (mut by_chain, mut by_handle) = (Vec::new(), Vec::new());
-        for chain in chains {
-            let request = request_by_chain(chain);
+/// Asks once by every chain; answers the requests by the handles that came back, in the same order.
+async fn handles(check: &DecisionServiceClient<Channel>, by_chain: &[wire::CheckRequest]) -> Result<Vec<wire::CheckRequest>> {
+    let asked = by_chain.iter().map(|request| {
+        let mut check = check.clone();
+        async move {
             let answer = check.check(wire::CheckRequest { want_handle: true, ..request.clone() }).await?.into_inner();
             if answer.effect() != wire::Effect::Permit || answer.handle.is_empty() {
                 bail!("no permit with a handle but {:?} {}", answer.effect(), answer.reason);
             }
-            by_handle.push(wire::CheckRequest { credential: Some(Credential::Handle(answer.handle)), ..request.clone() });
-            by_chain.push(request);
+            Ok(wire::CheckRequest { credential: Some(Credential::Handle(answer.handle)), ..request.clone() })
         }
+    });
+    futures_util::stream::iter(asked).buffered(RENEWALS_IN_FLIGHT).try_collect().await
+}
+
+impl Connection {
+    async fn open(target: &str, chains: &[Vec<Bytes>]) -> Result<Self> {
+        let channel = Channel::from_shared(target.to_owned())?.connect().await?;
+        let check = DecisionServiceClient::new(channel.clone());
+        let by_chain: Vec<_> = chains.iter().map(|chain| request_by_chain(chain)).collect();
+        let by_handle = handles(&check, &by_chain).await?;
         Ok(Self { check, noop: NoopServiceClient::new(channel), by_chain, by_handle })
     }
 

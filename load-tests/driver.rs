@@ -162,6 +162,7 @@ fn main() -> Result<()> {
     if let Some(replicas) = arguments.fleet {
         return fleet_kills(&arguments, &binary, &company, replicas);
     }
+    arguments.check_length()?;
     let server = Server::start(&binary, &company.policy(0)?)?;
     let asked = chains(0, arguments.tokens)?;
     let mut report = Report::new(&arguments.describe(), asked.first().map_or(0, |chain| chain.iter().map(Bytes::len).sum()));
@@ -282,6 +283,25 @@ impl Arguments {
         Ok(())
     }
 
+    /// Refuses a run that its chains would not outlive: every call after their end would be a denial.
+    fn check_length(&self) -> Result<()> {
+        // Turns of a round: four kinds at two rates and five as fast as it goes, each forwards and backwards.
+        const TURNS: u64 = 2 * (2 * 4 + 5);
+        let run_s = self.rounds.saturating_mul(TURNS).saturating_mul(self.turn_ms) / 1000;
+        // Handles are renewed and sessions killed beside it.
+        let limit_s = fixture::LIFE_S.unsigned_abs() * 9 / 10;
+        if run_s > limit_s {
+            bail!(
+                "{} rounds of turns of {} ms take {run_s} s, and the chains asked about live {} s: at most {limit_s} s, \
+                 so fewer rounds or shorter turns",
+                self.rounds,
+                self.turn_ms,
+                fixture::LIFE_S
+            );
+        }
+        Ok(())
+    }
+
     fn describe(&self) -> String {
         format!(
             "{} chains of 2 tokens, Zipf; {} rounds of turns of {} ms; costs at {}/s, latency at {}/s, both open loop over 2 connections \
@@ -295,7 +315,7 @@ impl Arguments {
 /// Open loops: the four kinds in turns, forwards and backwards, at the rate for costs and at the one for latency.
 fn costs(arguments: &Arguments, server: &Server, chains: &[Vec<Bytes>], report: &mut Report) -> Result<()> {
     const ORDER: [Kind; 4] = [Kind::CheckByHandle, Kind::NoopByHandle, Kind::NoopByChain, Kind::CheckByChain];
-    let client = Client::open(&server.decisions, chains, 2)?;
+    let mut client = Client::open(&server.decisions, chains, 2)?;
     let zipf = Zipf::new(chains.len());
     let turn = Duration::from_millis(arguments.turn_ms);
     for rate in [arguments.rate, arguments.latency_rate] {
@@ -307,7 +327,10 @@ fn costs(arguments: &Arguments, server: &Server, chains: &[Vec<Bytes>], report: 
         for _ in 0..arguments.rounds {
             for index in (0..ORDER.len()).chain((0..ORDER.len()).rev()) {
                 let (kind, measured) = kinds.get_mut(index).context("no such kind")?;
-                measure(server, measured, || client.open_loop(*kind, rate, turn, &zipf))?;
+                for part in client::parts(turn) {
+                    client.renew(part)?;
+                    measure(server, measured, || client.open_loop(*kind, rate, part, &zipf))?;
+                }
             }
         }
         report.open_loop(rate, &kinds)?;
@@ -327,7 +350,7 @@ fn throughput(arguments: &Arguments, server: &Server, chains: &[Vec<Bytes>], rep
         ("stream", Kind::CheckByHandle, STREAM),
         ("stream", Kind::NoopByHandle, STREAM),
     ];
-    let clients = (0..THREADS).map(|_| Client::open(&server.decisions, chains, 1)).collect::<Result<Vec<_>>>()?;
+    let mut clients = (0..THREADS).map(|_| Client::open(&server.decisions, chains, 1)).collect::<Result<Vec<_>>>()?;
     let zipf = Zipf::new(chains.len());
     let turn = Duration::from_millis(arguments.turn_ms);
     say("closed loop")?;
@@ -338,7 +361,10 @@ fn throughput(arguments: &Arguments, server: &Server, chains: &[Vec<Bytes>], rep
     for _ in 0..arguments.rounds {
         for index in (0..ORDER.len()).chain((0..ORDER.len()).rev()) {
             let (_, kind, run, measured) = sums.get_mut(index).context("no such kind")?;
-            measure(server, measured, || together(&clients, |client| run(client, *kind, turn, &zipf)))?;
+            for part in client::parts(turn) {
+                clients.iter_mut().try_for_each(|client| client.renew(part))?;
+                measure(server, measured, || together(&clients, |client| run(client, *kind, part, &zipf)))?;
+            }
         }
     }
     report.closed_loop(sums.iter().map(|(name, kind, _, measured)| (*name, *kind, measured)))

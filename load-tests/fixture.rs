@@ -19,7 +19,8 @@ pub(crate) const ARGUMENTS: &str = r#"{"lead":"L-10023","fields":["name","stage"
 pub(crate) const TOKENS_MAX: usize = 5;
 
 const ISSUER: &str = "https://login.acme.example";
-const LIFE_S: i64 = 3000;
+/// How long a chain lives.
+pub(crate) const LIFE_S: i64 = 3000;
 
 /// Keys of the issuer and of the agents, root to leaf.
 pub(crate) struct Company {
