@@ -178,13 +178,29 @@ mod tests {
         }
     }
 
+    /// The blocklist of libsodium, `ge25519_has_small_order` in `src/libsodium/crypto_core/ed25519/ref10/ed25519_ref10.c`, as published
+    /// there with the orders of the points: little endian, without the sign of `x`. The last two are p and p + 1, which are 0 and 1.
+    const PUBLISHED: [(u32, &str); 7] = [
+        (4, "0000000000000000000000000000000000000000000000000000000000000000"),
+        (1, "0100000000000000000000000000000000000000000000000000000000000000"),
+        (8, "26e8958fc2b227b045c3f489f2ef98f0d5dfac05d3c63339b13802886d53fc05"),
+        (8, "c7176a703d4dd84fba3c0b760d10670f2a2053fa2c39ccc64ec7fd7792ac037a"),
+        (2, "ecffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f"),
+        (4, "edffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f"),
+        (1, "eeffffffffffffffffffffffffffffffffffffffffffffffffffffffffffff7f"),
+    ];
+
+    fn point(hex: &str, sign: u8) -> [u8; 32] {
+        let mut bytes: Vec<u8> = (0..64).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
+        bytes[31] |= sign << 7;
+        bytes.try_into().unwrap()
+    }
+
     #[test]
     fn small_order_and_non_canonical_points_are_refused_with_either_sign() {
-        for y in SMALL_ORDER_Y {
-            for sign in [0, 0x80] {
-                let mut x = y;
-                x[31] |= sign;
-                assert!(PublicKey::from_bytes(x).is_err(), "{x:?}");
+        for (order, hex) in PUBLISHED {
+            for sign in [0, 1] {
+                assert!(PublicKey::from_bytes(point(hex, sign)).is_err(), "a point of order {order}: {hex}, sign {sign}");
             }
         }
         let mut above = FIELD_PRIME;
@@ -194,5 +210,28 @@ mod tests {
         }
         above[0] = 0xeb;
         assert!(PublicKey::from_bytes(above).is_ok());
+    }
+
+    /// That each of them must be refused, and that there are no others: the eight points whose order divides 8 verify signatures that
+    /// nobody made, for `S` = 0 and an `R` of small order, which only depends on the hash of the message modulo 8. No good key does.
+    #[test]
+    fn points_of_small_order_verify_what_nobody_signed() {
+        let canonical = PUBLISHED.iter().take(5).flat_map(|(order, hex)| {
+            // `x` is 0 in the points of order 1 and 2, so there is one of each.
+            let signs = if *order > 2 { 0..=1 } else { 0..=0 };
+            signs.map(move |sign| (*order, point(hex, sign)))
+        });
+        let points: Vec<_> = canonical.collect();
+        let of = |order: u32| points.iter().filter(|(one, _)| *one == order).count();
+        assert_eq!([of(1), of(2), of(4), of(8)], [1, 1, 2, 4], "the points of a cyclic group of 8, all of them");
+        let forged = |key: &[u8; 32]| {
+            let key = ring::signature::UnparsedPublicKey::new(&ring::signature::ED25519, key);
+            points.iter().any(|(_, r)| (0..64u8).any(|message| key.verify(&[message], &[*r, [0; 32]].concat()).is_ok()))
+        };
+        for (order, key) in &points {
+            assert!(forged(key), "a point of order {order}: {key:x?}");
+        }
+        let good = jwk(r#"{"kty":"OKP","crv":"Ed25519","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}"#).unwrap();
+        assert!(!forged(good.as_bytes()));
     }
 }

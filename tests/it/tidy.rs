@@ -71,24 +71,101 @@ fn imports_follow_the_layers() {
 /// What a pure function has no use for.
 const IMPURE: &[&str] = &[
     "Clock",
+    "SystemClock",
+    "ManualClock",
     "Instant",
     "SystemTime",
+    ".now()",
+    "rustix",
     "std::fs",
     "std::io",
     "std::net",
     "std::env",
+    "std::process",
     "tokio",
     "tracing",
+    "println!",
+    "eprintln!",
     "SystemRandom",
-    "async ",
+    "getrandom",
+    "async",
 ];
 
+/// What stands beside the decision in the modules that it may import, and why no decision comes through there.
+const IMPURE_ALLOWED: &[(&str, &[&str], &str)] = &[
+    ("src/model/time.rs", &["Clock", "SystemClock", "ManualClock", "rustix"], "the clock itself; a decision takes its reading"),
+    ("src/model/barrier.rs", &["std::io"], "the error of a write that others do"),
+    ("src/model/primitives.rs", &["std::io"], "the error of starting a thread, for the index's upkeep"),
+    ("src/model/primitives/loomed.rs", &["std::io"], "the same, modelled"),
+    ("src/policy.rs", &["std::io"], "the error of reading a policy folder"),
+    ("src/policy/source.rs", &["std::fs", "std::io"], "reads a policy folder for the command line"),
+    ("src/revocation/index.rs", &["tracing"], "upkeep of the filter, by whoever writes to the index"),
+    ("src/token/key.rs", &["SystemRandom"], "makes private keys"),
+];
+
+/// Every file of the modules that `decide` may import, by the table above, and not `pdp.rs` alone: what the decision calls is the decision.
 #[test]
 fn the_decision_is_pure() {
-    let text = without_tests(Path::new("src/pdp.rs"));
+    let (_, imports) = MAY_IMPORT.iter().find(|(name, _)| *name == "pdp").unwrap();
+    let modules: Vec<&str> = imports.iter().copied().chain(["pdp", "model"]).collect();
+    let (mut wrong, mut seen, mut unused) = (Vec::new(), BTreeSet::new(), Vec::new());
+    for file in sources(&["src"]).into_iter().filter(|file| modules.contains(&module_of(file).as_str())) {
+        seen.insert(module_of(&file));
+        let found = impure(&without_tests(&file));
+        let allowed = IMPURE_ALLOWED.iter().find(|(name, ..)| file.ends_with(name)).map_or(&[][..], |(_, words, _)| words);
+        wrong.extend(found.iter().filter(|word| !allowed.contains(word)).map(|word| format!("{}: `{word}`", file.display())));
+        unused.extend(allowed.iter().filter(|word| !found.contains(word)).map(|word| format!("{}: `{word}`", file.display())));
+    }
+    assert!(wrong.is_empty(), "`now` is an argument, so that a recorded decision can be replayed:\n{}", wrong.join("\n"));
+    assert!(unused.is_empty(), "allowed and not there any more:\n{}", unused.join("\n"));
+    assert_eq!(seen.len(), modules.len(), "{seen:?}");
+    for path in
+        ["src/pdp/explain.rs", "src/policy/compile/evaluate.rs", "src/policy/condition/context.rs", "src/revocation/index.rs"]
+    {
+        assert!(!without_tests(Path::new(path)).is_empty(), "{path} is not read");
+    }
+}
+
+/// The words in a text, comments left out, that a pure function has no use for.
+fn impure(text: &str) -> Vec<&'static str> {
     let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
-    let found: Vec<_> = IMPURE.iter().filter(|word| code.contains(*word)).collect();
-    assert!(found.is_empty(), "src/pdp.rs names {found:?}: `now` is an argument, so that a recorded decision can be replayed");
+    let whole = |word: &str| {
+        code.match_indices(word).any(|(start, _)| {
+            let bounded = |c: Option<char>| c.is_none_or(|c| !c.is_alphanumeric() && c != '_');
+            let (before, after) = (code[..start].chars().next_back(), code[start + word.len()..].chars().next());
+            (bounded(before) || word.starts_with('.')) && (bounded(after) || word.ends_with(['!', ')']))
+        })
+    };
+    IMPURE.iter().copied().filter(|word| whole(word)).collect()
+}
+
+/// A test that fails unwinds through its destructors; one that panics then ends the process, and with it all other tests.
+#[test]
+fn no_destructor_of_a_test_panics() {
+    let mut wrong = Vec::new();
+    let test_code = sources(&["src", "tests", "load-tests", "benches"])
+        .into_iter()
+        .filter(|file| !file.starts_with("src") || file.starts_with("src/testing") || without_tests(file).is_empty());
+    for file in test_code {
+        for body in destructors(&read(&file)) {
+            let panics =
+                [".unwrap()", ".expect(", "assert", "panic!", "unreachable!", "todo!"].iter().find(|word| body.contains(**word));
+            wrong.extend(panics.map(|word| format!("{}: `{word}` in a `drop`", file.display())));
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The bodies of what implements `Drop` in a text, by the indentation that rustfmt gives them.
+fn destructors(text: &str) -> Vec<String> {
+    let lines: Vec<&str> = text.lines().collect();
+    let begins = |line: &str| line.trim_start().starts_with("impl") && line.contains(" Drop for ") && line.ends_with('{');
+    let body = |start: usize| {
+        let indent = lines[start].len() - lines[start].trim_start().len();
+        let end = format!("{}}}", " ".repeat(indent));
+        lines[start..].iter().take_while(|line| **line != end).copied().collect::<Vec<_>>().join("\n")
+    };
+    lines.iter().enumerate().filter(|(_, line)| begins(line)).map(|(start, _)| body(start)).collect()
 }
 
 #[test]
@@ -135,6 +212,11 @@ fn the_checks_see_what_they_forbid() {
     assert_eq!(edges("use crate::{model::ids, store::{Error, sqlite::Open}};", 1), "model::ids store::Error store::sqlite::Open");
     assert_eq!(edges("use super::super::store::Store; use super::near::Thing;", 2), "store::Store");
     assert!(names("use ring::digest;", "ring::") && names("ring::x", "ring::") && !names("String::new()", "ring::"));
+    assert_eq!(impure("use tokio::time;\nlet x = clock.now();\n// tracing"), [".now()", "tokio"]);
+    assert_eq!(impure("async fn a() { Instant::now(); println!() }"), ["Instant", "println!", "async"]);
+    assert_eq!(impure("WallClockOnly asynchronous now_ms() unknown()"), [""; 0]);
+    let dropped = destructors("impl Drop for A {\n    fn drop(&mut self) {\n        x.unwrap();\n    }\n}\ny.expect(z)\n");
+    assert!(dropped.len() == 1 && dropped[0].contains(".unwrap()") && !dropped[0].contains("expect"), "{dropped:?}");
     assert_eq!(strip_tests("a\n#[cfg(test)]\nmod tests {\n    use crate::pdp;\n}\n"), "a\n");
 }
 
