@@ -11,7 +11,7 @@ pub mod noop;
 mod signed;
 mod status;
 
-pub use signed::SignedActs;
+pub use signed::{SignedActs, UNRECORDED, UNRECORDED_VALUE};
 pub use status::explain_refused;
 
 /// Generated from `proto/`; written by the codegen test.

@@ -8,7 +8,7 @@
 
 pub(crate) mod bind;
 pub(crate) mod fleet;
-mod local;
+pub(crate) mod local;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -278,9 +278,8 @@ fn factories(settings: &Settings, made: Made<'_>, telemetry: &Telemetry, log: &A
         None => GrpcServices { routes: Routes::default(), barrier: Arc::new(NoBarrier) },
     };
     let make_admin = move |_: RuntimeContext| {
-        let barrier = admin.recorder();
-        let lane = explaining.lane(barrier.clone());
-        GrpcServices { routes: admin_routes(admin, Some(lane)), barrier }
+        let lane = explaining.lane(admin.recorder());
+        admin_services(admin, Some(lane))
     };
     let (service, metrics) = (service.clone(), telemetry.metrics());
     let (status, cell) = (following.status.clone(), following.cell.clone());
@@ -310,6 +309,12 @@ fn decision_routes(lane: Lane, gateways: Arc<Gateways>, condition: watch::Receiv
     }
     let routes = with_standard_services(routes, &["", "portcullis.v1.DecisionService"], Some(condition));
     Routes::from(routes.into_axum_router().layer(MapResponseLayer::new(explain_refused)))
+}
+
+/// Administration. Its sockets wait for no records: an act is recorded before it is answered, or the answer says that it is not, and
+/// what changes nothing is not told without its record. So a disk that is full takes no answer to a kill away.
+pub(crate) fn admin_services(admin: Arc<Admin>, lane: Option<Lane>) -> GrpcServices {
+    GrpcServices { routes: admin_routes(admin, lane), barrier: Arc::new(NoBarrier) }
 }
 
 fn admin_routes(admin: Arc<Admin>, lane: Option<Lane>) -> Routes {

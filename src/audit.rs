@@ -21,7 +21,7 @@ pub mod search;
 mod tests;
 
 pub use log::{Log, Settings, Status};
-pub use record::{Act, ChainFacts, Fragment, Level, Principal, Record};
+pub use record::{Act, ActOutcome, ChainFacts, Fragment, Level, Principal, Record};
 pub use recorder::Recorder;
 
 /// Why the log could not be opened or read.

@@ -10,6 +10,7 @@ mod explain;
 mod findings;
 mod fleet;
 mod input;
+mod outcome;
 mod output;
 mod policy;
 mod progress;
@@ -63,6 +64,11 @@ impl Failure {
 
     fn bad_configuration(message: impl ToString) -> Self {
         Self { code: Self::BAD_CONFIGURATION, message: message.to_string() }
+    }
+
+    /// Nothing was sent yet, so nothing was done.
+    fn before_an_act(self) -> Self {
+        Self { message: format!("nothing was done: {}", self.message), ..self }
     }
 
     /// The write was done; what was asked for after it was not.

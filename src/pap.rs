@@ -27,7 +27,7 @@ pub use history::{HISTORY_LISTED_DEFAULT, PolicyRevision};
 pub use recognize::{DocumentNames, Recognition, Sightings, Standing};
 pub use revoke::{Reinstated, RevokeRequest};
 
-use crate::audit::{Act, Recorder};
+use crate::audit::{Act, ActOutcome, Recorder};
 use crate::model::records::{ActRow, DocumentKey, DocumentRow, Origin, Write};
 use crate::model::revision::Revision;
 use crate::model::time::Clock;
@@ -80,9 +80,17 @@ pub enum Error {
     /// The store did not do it.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// The act could not be recorded.
-    #[error("the act could not be recorded in the audit log: see the server's log")]
+    /// What was asked for changes nothing, and is not told because that could not be recorded.
+    #[error(
+        "the audit log cannot be written, so nothing was done or told: make room on the disk of the data folder, then repeat"
+    )]
     AuditUnavailable,
+    /// The act ended as `cause` says, and that is not in the audit log.
+    #[error("{cause}{}", Error::UNRECORDED)]
+    Unrecorded {
+        /// How the act ended.
+        cause: Box<Error>,
+    },
 }
 
 /// What kind of fault a store's error is, for whoever maps it to a status.
@@ -99,9 +107,14 @@ pub enum StoreFault {
 }
 
 impl Error {
+    /// What is added to the message of an act whose end is not in the audit log.
+    pub const UNRECORDED: &str =
+        "; this answer is not in the audit log, which cannot be written: make room on the disk of the data folder";
+
     /// The kind of a store's fault; `Unavailable` for what is no store's.
     pub fn store_fault(&self) -> StoreFault {
         match self {
+            Error::Unrecorded { cause } => cause.store_fault(),
             Error::Store(
                 store::Error::Conflict { .. } | store::Error::DocumentsChanged { .. } | store::Error::ActReplayed { .. },
             ) => StoreFault::Conflict,
@@ -140,7 +153,8 @@ impl Admin {
         }
     }
 
-    /// The recorder of acts: the barrier of the connections that administration is served on.
+    /// The recorder of acts. It needs no barrier before sockets: an act is in the kernel before it is answered, or the answer says
+    /// that it is not.
     pub fn recorder(&self) -> Arc<Recorder> {
         self.recorder.clone()
     }
@@ -214,6 +228,8 @@ impl Admin {
         Ok(listed)
     }
 
+    /// Commits an act. INVARIANT: what the store did is what is answered, whatever becomes of the line in the audit log: the store
+    /// keeps the signed act itself.
     async fn commit(
         &self,
         by: &Authorized,
@@ -230,7 +246,10 @@ impl Admin {
         };
         match self.store.commit(CommitRequest { writes, documents_unchanged_since, act: Some(act), ..Default::default() }).await {
             Ok(committed) => {
-                self.record(by, Some(&committed.revision), reason)?;
+                if self.record(by, Some(&committed.revision), reason).is_err() {
+                    by.mark_unrecorded();
+                    tracing::error!(revision = %committed.revision, "an act was done and is not in the audit log yet");
+                }
                 Ok(committed)
             }
             Err(store::Error::ActReplayed { jti }) => {
@@ -246,6 +265,13 @@ impl Admin {
         }
     }
 
+    /// Records that somebody waits for what an act brings about. It is a part of the act, and told like it where it is not recorded.
+    fn record_wait(&self, by: &Authorized, revision: &Revision, account: &str) {
+        if self.record(by, Some(revision), account).is_err() {
+            by.mark_unrecorded();
+        }
+    }
+
     fn record(&self, by: &Authorized, revision: Option<&Revision>, reason: &str) -> Result<(), Error> {
         let revision = revision.map(ToString::to_string);
         let act = Act {
@@ -253,7 +279,7 @@ impl Admin {
             method: by.method(),
             operators: by.operators(),
             signatures: by.signatures(),
-            accepted: true,
+            outcome: ActOutcome::Accepted,
             reason,
             revision: revision.as_deref(),
             peer: by.peer(),
@@ -261,20 +287,24 @@ impl Admin {
         self.recorder.record_act(&act).map_err(|_| Error::AuditUnavailable)
     }
 
-    /// Records an act that was refused; every one of them leaves a line.
+    /// Records an act that was refused, or of which nobody knows whether it was done.
+    ///
+    /// # Errors
+    /// [`Error::Unrecorded`] with the error that was to be recorded.
     pub(crate) fn record_refused(&self, method: &str, operators: &[String], peer: &str, error: &Error) -> Result<(), Error> {
         let reason = error.to_string();
+        let is_unknown = matches!(error, Error::Store(_)) && error.store_fault() == StoreFault::Unknown;
         let act = Act {
             time_unix_ns: self.clock.now().unix_ns,
             method,
             operators,
             signatures: &[],
-            accepted: false,
+            outcome: if is_unknown { ActOutcome::Unknown } else { ActOutcome::Refused },
             reason: &reason,
             revision: None,
             peer,
         };
-        self.recorder.record_act(&act).map_err(|_| Error::AuditUnavailable)
+        self.recorder.record_act(&act).map_err(|_| Error::Unrecorded { cause: Box::new(error.clone()) })
     }
 }
 

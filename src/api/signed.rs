@@ -17,7 +17,12 @@ use tower::{Layer, Service};
 
 use super::status::{invalid, too_large};
 use crate::model::limits::{CHECK_MESSAGE_BYTES_MAX, POLICY_BYTES_MAX};
-use crate::pap::Admin;
+use crate::pap::{Admin, Authorized};
+
+/// The metadata of an answer to an act that was done and is not in the audit log; its value is [`UNRECORDED_VALUE`].
+pub const UNRECORDED: &str = "portcullis-unrecorded";
+/// What cannot be written.
+pub const UNRECORDED_VALUE: &str = "audit-log";
 
 /// Methods that need no signature.
 const UNSIGNED: &[&str] = &[
@@ -94,14 +99,20 @@ where
         let admin = self.admin.clone();
         Box::pin(async move {
             match authorized(&admin, request).await {
-                Ok(request) => inner.call(request).await,
+                Ok((request, by)) => {
+                    let mut response = inner.call(request).await?;
+                    if by.is_unrecorded() {
+                        response.headers_mut().insert(UNRECORDED, http::HeaderValue::from_static(UNRECORDED_VALUE));
+                    }
+                    Ok(response)
+                }
                 Err(status) => Ok(status.into_http::<tonic::body::Body>().map(Body::new)),
             }
         })
     }
 }
 
-async fn authorized(admin: &Admin, request: http::Request<Body>) -> Result<http::Request<Body>, Status> {
+async fn authorized(admin: &Admin, request: http::Request<Body>) -> Result<(http::Request<Body>, Authorized), Status> {
     let (mut parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
     let peer = super::decision::peer_text(&parts.extensions);
@@ -129,7 +140,7 @@ async fn authorized(admin: &Admin, request: http::Request<Body>) -> Result<http:
         Some(([0, length @ ..], message)) if u32::from_be_bytes(*length) as usize == message.len() => message,
         _ => return Err(invalid("message", "one uncompressed message is expected")),
     };
-    let authorized = admin.authorize(&path, message, &authorizations, &peer).await?;
-    parts.extensions.insert(authorized);
-    Ok(http::Request::from_parts(parts, Body::from(frame)))
+    let by = admin.authorize(&path, message, &authorizations, &peer).await?;
+    parts.extensions.insert(by.clone());
+    Ok((http::Request::from_parts(parts, Body::from(frame)), by))
 }

@@ -63,15 +63,21 @@ impl From<Undecided> for Status {
 impl From<pap::Error> for Status {
     fn from(error: pap::Error) -> Self {
         let message = error.to_string();
+        let (error, beside) = match error {
+            pap::Error::Unrecorded { cause } => (*cause, pap::Error::UNRECORDED),
+            error => (error, ""),
+        };
         match error {
             pap::Error::Unauthenticated(_) => status(Code::Unauthenticated, "UNAUTHENTICATED", message),
             pap::Error::PermissionDenied(_) => status(Code::PermissionDenied, "PERMISSION_DENIED", message),
-            pap::Error::Invalid { field, message } => invalid(field, message),
+            pap::Error::Invalid { field, message } => invalid(field, format!("{message}{beside}")),
             pap::Error::Policy(_) => status(Code::InvalidArgument, "POLICY_INVALID", message),
             pap::Error::Tests { .. } => status(Code::InvalidArgument, "POLICY_TESTS_FAILED", message),
             pap::Error::NotFound { .. } => status(Code::NotFound, "NOT_FOUND", message),
             pap::Error::NotSaid(_) => status(Code::FailedPrecondition, "NOT_SAID", message),
-            pap::Error::AuditUnavailable => status(Code::Unavailable, "AUDIT_UNAVAILABLE", message),
+            pap::Error::AuditUnavailable | pap::Error::Unrecorded { .. } => {
+                status(Code::Unavailable, "AUDIT_UNAVAILABLE", message)
+            }
             pap::Error::Store(_) => match error.store_fault() {
                 pap::StoreFault::Conflict => status(Code::Aborted, "CONFLICT", message),
                 pap::StoreFault::Rejected => status(Code::FailedPrecondition, "REJECTED", message),

@@ -12,53 +12,33 @@ use crate::config;
 use crate::model::time::{Clock, SystemClock};
 use crate::pap::Admin;
 
-/// An administration point in this process. What it records is written when it is dropped, at the latest.
+/// An administration point in this process.
 pub struct LocalAdmin {
     channel: Channel,
-    recorder: Arc<audit::Recorder>,
-    log: Arc<audit::Log>,
+    /// None where the data folder takes no records: acts are done all the same, and said to be unrecorded.
+    log: Option<Arc<audit::Log>>,
 }
 
 impl LocalAdmin {
-    /// Opens a store; acts are recorded in the data folder.
+    /// Opens a store; acts are recorded in the data folder, where that can be written. The store keeps every act that it does: a full
+    /// disk below the audit log takes no kill away from whoever can reach the store.
     ///
     /// # Errors
-    /// If the store or the audit log cannot be opened.
+    /// If the store cannot be opened.
     pub async fn open(store: &config::Store, data: &Path) -> Result<Self, Error> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        bind::make_private_dir(data)?;
+        // Said by whoever records, if it matters: the store may be somewhere else.
+        let _ = bind::make_private_dir(data);
         let store = bind::open_store(store, clock.clone()).await?;
-        let log = audit::Log::open(&data.join("audit"), "command-line", &*clock)?;
-        let admin = Arc::new(Admin::new(store, clock, log.recorder("command-line")?));
+        let opened = audit::Log::open(&data.join("audit"), NAME, &*clock).and_then(|log| Ok((log.recorder(NAME)?, log)));
+        let (recorder, log) = match opened {
+            Ok((recorder, log)) => (recorder, Some(log)),
+            Err(error) => (Arc::new(audit::Recorder::unavailable(NAME, error)), None),
+        };
+        let admin = Arc::new(Admin::new(store, clock, recorder));
         admin.set_records(&data.join("audit"));
-        let (ours, theirs) = tokio::io::duplex(1024 * 1024);
-        let recorder = admin.recorder();
-        let routes = admin_routes(admin, None);
-        tokio::spawn(async move {
-            let incoming = tokio_stream::once(Ok::<_, std::io::Error>(theirs));
-            if let Err(error) = Server::builder().add_routes(routes).serve_with_incoming(incoming).await {
-                tracing::error!(%error, "administration ended");
-            }
-        });
-        let mut ours = Some(ours);
-        let connector = tower::service_fn(move |_| {
-            let pipe = ours.take().map(TokioIo::new).ok_or_else(|| std::io::Error::other("the pipe was used"));
-            async move { pipe }
-        });
-        let channel = Endpoint::from_static("http://store.local")
-            .connect_with_connector(connector)
-            .await
-            .map_err(|error| Error::System(format!("a pipe: {error}")))?;
-        Ok(Self { channel, recorder, log })
-    }
-
-    /// Writes what was recorded so far.
-    ///
-    /// # Errors
-    /// If it cannot be written; it was done all the same.
-    pub fn flush(&self) -> Result<(), String> {
-        let failed = |error| format!("the act was done, but it could not be written to the audit log: {error}");
-        self.recorder.flush().map_err(failed)
+        let channel = serve(admin).await?;
+        Ok(Self { channel, log })
     }
 
     /// The way to the services.
@@ -67,9 +47,33 @@ impl LocalAdmin {
     }
 }
 
+/// What this process is called in records.
+const NAME: &str = "command-line";
+
+/// Serves administration to this process alone.
+pub(crate) async fn serve(admin: Arc<Admin>) -> Result<Channel, Error> {
+    let (ours, theirs) = tokio::io::duplex(1024 * 1024);
+    let routes = admin_routes(admin, None);
+    tokio::spawn(async move {
+        let incoming = tokio_stream::once(Ok::<_, std::io::Error>(theirs));
+        if let Err(error) = Server::builder().add_routes(routes).serve_with_incoming(incoming).await {
+            tracing::error!(%error, "administration ended");
+        }
+    });
+    let mut ours = Some(ours);
+    let connector = tower::service_fn(move |_| {
+        let pipe = ours.take().map(TokioIo::new).ok_or_else(|| std::io::Error::other("the pipe was used"));
+        async move { pipe }
+    });
+    Endpoint::from_static("http://store.local")
+        .connect_with_connector(connector)
+        .await
+        .map_err(|error| Error::System(format!("a pipe: {error}")))
+}
+
 impl Drop for LocalAdmin {
     fn drop(&mut self) {
-        if let Err(error) = self.log.shutdown() {
+        if let Some(Err(error)) = self.log.as_ref().map(|log| log.shutdown()) {
             tracing::error!(%error, "the audit log ended badly");
         }
     }

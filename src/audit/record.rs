@@ -116,6 +116,28 @@ pub struct Record<'a> {
     pub latency_ns: u64,
 }
 
+/// How an administrative act ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ActOutcome {
+    /// It was done.
+    Accepted,
+    /// Nothing was done.
+    Refused,
+    /// The store broke off while it was done: it may or may not have been.
+    Unknown,
+}
+
+impl ActOutcome {
+    /// The name in the record.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ActOutcome::Accepted => "ACCEPTED",
+            ActOutcome::Refused => "REFUSED",
+            ActOutcome::Unknown => "UNKNOWN",
+        }
+    }
+}
+
 /// One administrative act, accepted or refused.
 #[derive(Clone, Copy, Debug)]
 pub struct Act<'a> {
@@ -127,8 +149,8 @@ pub struct Act<'a> {
     pub operators: &'a [String],
     /// Their signatures; written only of an act that was accepted, for one of a refused act could still be presented.
     pub signatures: &'a [String],
-    /// Whether it was done.
-    pub accepted: bool,
+    /// How it ended.
+    pub outcome: ActOutcome,
     /// The operators' reason, or why the act was refused.
     pub reason: &'a str,
     /// The revision that the act made, `HISTORY.NUMBER`.
@@ -241,6 +263,11 @@ impl Record<'_> {
 }
 
 impl Act<'_> {
+    /// Whether the store changed, or may have: the line is kept until it can be written.
+    pub(super) fn may_have_changed_the_store(&self) -> bool {
+        self.outcome == ActOutcome::Unknown || (self.outcome == ActOutcome::Accepted && self.revision.is_some())
+    }
+
     /// Appends the act as one line with its end.
     pub(super) fn write(&self, node: &str, out: &mut Vec<u8>) {
         out.extend_from_slice(b"{\"kind\":\"act\"");
@@ -253,9 +280,9 @@ impl Act<'_> {
             None => out.extend_from_slice(b"null"),
         }
         line::list_member(out, "operators", self.operators);
-        line::text_member(out, "effect", if self.accepted { "ACCEPTED" } else { "REFUSED" });
+        line::text_member(out, "effect", self.outcome.as_str());
         line::text_member(out, "reason", self.reason);
-        line::list_member(out, "signatures", if self.accepted { self.signatures } else { &[] });
+        line::list_member(out, "signatures", if self.outcome == ActOutcome::Accepted { self.signatures } else { &[] });
         line::name(out, "revision");
         match self.revision {
             Some(revision) => line::string(out, revision),

@@ -35,6 +35,9 @@ pub(super) trait Sink: Send + Sync {
     fn sync(&self) -> io::Result<()>;
 }
 
+/// What a recorder keeps for a log that cannot be opened, until its process ends.
+const UNOPENED_BYTES_MAX: usize = 64 * 1024;
+
 struct Buffer {
     bytes: Vec<u8>,
     /// The last write failed.
@@ -62,6 +65,20 @@ impl Recorder {
         }
     }
 
+    /// A recorder for where the log cannot be opened: it takes no record, and says why to whoever flushes it.
+    pub fn unavailable(node: &str, why: super::Error) -> Self {
+        struct Unopened(super::Error);
+        impl Sink for Unopened {
+            fn write(&self, _bytes: &[u8]) -> io::Result<usize> {
+                Err(io::Error::other(self.0.to_string()))
+            }
+            fn sync(&self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        Self::new(node, UNOPENED_BYTES_MAX, Box::new(Unopened(why)))
+    }
+
     /// A recorder whose records go nowhere.
     #[cfg(test)]
     pub(crate) fn discarding(node: &str) -> Self {
@@ -85,12 +102,23 @@ impl Recorder {
         self.append(|out| record.write(&self.node, out))
     }
 
-    /// Takes the record of an administrative act.
+    /// Takes the record of an administrative act, which is in the kernel when this returns.
     ///
     /// # Errors
-    /// [`Unavailable`] where it was not taken; then the act must be refused.
+    /// [`Unavailable`] where it is not. The line of an act that changed the store, or may have, is kept all the same, as far as there
+    /// is room, and written with the next attempt that succeeds. Any other one is lost, and who asked must not be told.
     pub fn record_act(&self, act: &Act<'_>) -> Result<(), Unavailable> {
-        self.append(|out| act.write(&self.node, out))
+        let mut buffer = self.lock();
+        // Acts are rare, and each is worth an attempt of its own.
+        let is_writable = !buffer.unwritable || self.write_out(&mut buffer).is_ok();
+        if !is_writable && !act.may_have_changed_the_store() {
+            return Err(Unavailable::Unwritable);
+        }
+        self.append_to(&mut buffer, |out| act.write(&self.node, out))?;
+        if is_writable && self.write_out(&mut buffer).is_ok() && !buffer.unsynced {
+            return Ok(());
+        }
+        Err(Unavailable::Unwritable)
     }
 
     /// Writes what is buffered. On a failure what is left stays, in order, for the next attempt.
@@ -149,6 +177,11 @@ impl Recorder {
         if buffer.unwritable || buffer.unsynced {
             return Err(Unavailable::Unwritable);
         }
+        self.append_to(&mut buffer, write)
+    }
+
+    /// Takes a whole line, or nothing of it.
+    fn append_to(&self, buffer: &mut Buffer, write: impl FnOnce(&mut Vec<u8>)) -> Result<(), Unavailable> {
         let before = buffer.bytes.len();
         write(&mut buffer.bytes);
         if buffer.bytes.len() > self.bytes_max {

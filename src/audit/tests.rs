@@ -152,7 +152,7 @@ fn an_act_shows_its_signatures_only_when_it_was_done() {
         method: "/portcullis.v1.RevocationService/Revoke",
         operators: &operators,
         signatures: &signatures,
-        accepted: true,
+        outcome: ActOutcome::Accepted,
         reason: "stolen",
         revision: Some("h.43"),
         peer: "127.0.0.1:2",
@@ -163,7 +163,7 @@ fn an_act_shows_its_signatures_only_when_it_was_done() {
         "signatures": ["s1", "s2"], "revision": "h.43", "peer": "127.0.0.1:2",
     });
     assert_eq!(parsed(|out| act.write("n1", out)), expected);
-    let refused = Act { operators: &[], accepted: false, revision: None, ..act };
+    let refused = Act { operators: &[], outcome: ActOutcome::Refused, revision: None, ..act };
     for (member, value) in [("operator", Value::Null), ("operators", json!([])), ("effect", json!("REFUSED"))] {
         expected[member] = value;
     }
@@ -293,7 +293,7 @@ fn a_full_device_denies() {
         method: "m",
         operators: &[],
         signatures: &[],
-        accepted: false,
+        outcome: ActOutcome::Refused,
         reason: "",
         revision: None,
         peer: "",

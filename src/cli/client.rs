@@ -8,7 +8,8 @@ use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 
-use super::{AdminArgs, Failure, input};
+use super::output::Output;
+use super::{AdminArgs, Failure, input, outcome};
 use crate::api::r#gen as wire;
 use crate::api::r#gen::approval_service_client::ApprovalServiceClient;
 use crate::api::r#gen::fleet_service_client::FleetServiceClient;
@@ -77,7 +78,8 @@ impl AdminClient {
         let (channel, target, local) = match &arguments.store {
             Some(url) => {
                 let store = config::Store::new(url, arguments.store_durability).map_err(Failure::bad_configuration)?;
-                let local = app::LocalAdmin::open(&store, &arguments.data).await.map_err(Failure::from)?;
+                let opened = app::LocalAdmin::open(&store, &arguments.data).await;
+                let local = opened.map_err(|error| Failure::from(error).before_an_act())?;
                 (local.channel(), store.to_string(), Some(local))
             }
             None => (connect(&arguments.url).await?, arguments.url.clone(), None),
@@ -99,12 +101,12 @@ impl AdminClient {
 
     pub(super) async fn revoke(&mut self, message: wire::RevokeRequest) -> Result<wire::RevokeResponse, Failure> {
         let request = self.signed("/portcullis.v1.RevocationService/Revoke", message)?;
-        self.answer(RevocationServiceClient::new(self.channel.clone()).revoke(request).await)
+        self.outcome(RevocationServiceClient::new(self.channel.clone()).revoke(request).await)
     }
 
     pub(super) async fn reinstate(&mut self, message: wire::ReinstateRequest) -> Result<wire::ReinstateResponse, Failure> {
         let request = self.signed("/portcullis.v1.RevocationService/Reinstate", message)?;
-        self.answer(RevocationServiceClient::new(self.channel.clone()).reinstate(request).await)
+        self.outcome(RevocationServiceClient::new(self.channel.clone()).reinstate(request).await)
     }
 
     pub(super) async fn revocations(
@@ -138,7 +140,7 @@ impl AdminClient {
     /// What follows is signed for the history that began.
     pub(super) async fn adopt(&mut self, message: wire::AdoptRequest) -> Result<wire::AdoptResponse, Failure> {
         let request = self.signed("/portcullis.v1.FleetService/Adopt", message)?;
-        let answer = self.answer(FleetServiceClient::new(self.channel.clone()).adopt(request).await)?;
+        let answer = self.outcome(FleetServiceClient::new(self.channel.clone()).adopt(request).await)?;
         if let Some((history, _)) = answer.revision.rsplit_once('.') {
             history.clone_into(&mut self.history);
         }
@@ -164,18 +166,18 @@ impl AdminClient {
 
     pub(super) async fn approve(&mut self, message: wire::ApproveRequest) -> Result<wire::ApproveResponse, Failure> {
         let request = self.signed("/portcullis.v1.ApprovalService/Approve", message)?;
-        self.answer(ApprovalServiceClient::new(self.channel.clone()).approve(request).await)
+        self.outcome(ApprovalServiceClient::new(self.channel.clone()).approve(request).await)
     }
 
     pub(super) async fn refuse(&mut self, message: wire::RefuseRequest) -> Result<wire::RefuseResponse, Failure> {
         let request = self.signed("/portcullis.v1.ApprovalService/Refuse", message)?;
-        self.answer(ApprovalServiceClient::new(self.channel.clone()).refuse(request).await)
+        self.outcome(ApprovalServiceClient::new(self.channel.clone()).refuse(request).await)
     }
 
     pub(super) async fn apply(&mut self, message: wire::ApplyPolicyRequest) -> Result<wire::ApplyPolicyResponse, Failure> {
         let request = self.signed("/portcullis.v1.PolicyService/Apply", message)?;
         let client = PolicyServiceClient::new(self.channel.clone());
-        self.answer(client.max_decoding_message_size(64 * 1024 * 1024).apply(request).await)
+        self.outcome(client.max_decoding_message_size(64 * 1024 * 1024).apply(request).await)
     }
 
     pub(super) async fn diff(&mut self, message: wire::DiffPolicyRequest) -> Result<wire::DiffPolicyResponse, Failure> {
@@ -193,7 +195,7 @@ impl AdminClient {
     pub(super) async fn rollback(&mut self, message: wire::RollbackPolicyRequest) -> Result<wire::ApplyPolicyResponse, Failure> {
         let request = self.signed("/portcullis.v1.PolicyService/Rollback", message)?;
         let client = PolicyServiceClient::new(self.channel.clone());
-        self.answer(client.max_decoding_message_size(64 * 1024 * 1024).rollback(request).await)
+        self.outcome(client.max_decoding_message_size(64 * 1024 * 1024).rollback(request).await)
     }
 
     pub(super) async fn shadow_report(&mut self) -> Result<wire::ShadowReportResponse, Failure> {
@@ -220,11 +222,17 @@ impl AdminClient {
     }
 
     fn answer<M>(&self, answer: Result<Response<M>, Status>) -> Result<M, Failure> {
-        // Without a socket there is no barrier: what was done in this process is said only once it is recorded.
-        if let Some(local) = &self.local {
-            local.flush().map_err(Failure::failed)?;
-        }
         answer.map(Response::into_inner).map_err(|status| refused(&status, &self.target))
+    }
+
+    /// The answer to an act: what became of it is said first.
+    fn outcome<M>(&self, answer: Result<Response<M>, Status>) -> Result<M, Failure> {
+        let (told, warning) = outcome::told(answer, &self.target, self.local.is_some());
+        if let Some(warning) = warning {
+            // On standard error, also for scripts: the result stands.
+            Output::new(false).warning(&warning);
+        }
+        told
     }
 }
 
@@ -237,3 +245,6 @@ pub(super) fn operator_key(path: &Path) -> Result<PrivateKey, Failure> {
     PrivateKey::from_jwk(&content)
         .map_err(|error| Failure::misuse(format!("the operator's key `{}` cannot be used: {error}; {hint}", path.display())))
 }
+
+#[cfg(test)]
+mod tests;

@@ -70,8 +70,9 @@ impl Admin {
             Change::Revocation(row) => row.watermark_unix_s,
             _ => None,
         });
-        let lineage = self.store.lineage(0).await?;
-        let from = lineage.adoptions.into_iter().find(|adoption| adoption.history == committed.revision.history);
+        // It is done: a store that cannot be read now changes nothing of that.
+        let adoptions = self.store.lineage(0).await.map(|lineage| lineage.adoptions).unwrap_or_default();
+        let from = adoptions.into_iter().find(|adoption| adoption.history == committed.revision.history);
         let from = from.map_or_else(|| committed.revision.clone(), |adoption| adoption.from);
         Ok(Adopted { committed, from, watermark_unix_s: watermark.unwrap_or(0) })
     }
@@ -86,7 +87,7 @@ impl Admin {
             return Err(Error::NotSaid("others wait, and as many as may: ask again".to_owned()));
         };
         let (began, wait_ms) = (self.clock.now(), wait_ms.min(WAIT_MS_MAX));
-        self.record(by, Some(revision), "wait for the replicas to follow the adopted store")?;
+        self.record_wait(by, revision, "wait for the replicas to follow the adopted store");
         loop {
             let (replicas, merges) = (self.store.replicas().await?, self.store.merges().await?);
             if replicas.revision.history != revision.history {

@@ -75,9 +75,13 @@ impl Admin {
         };
         // What the operator may do was read a moment ago: it must still be so when the answer is written.
         let committed = self.commit(by, vec![write], Some(documents_number), &account).await?;
-        // It may have been used meanwhile; it is there all the same, for it was touched.
-        let mut now = self.store.approvals(ApprovalFilter::Digest(digest), 1).await?;
-        Ok(Answered { committed, row: now.rows.pop().unwrap_or(row), unix_ms: now.unix_ms })
+        // It may have been used meanwhile; it is there all the same, for it was touched. The answer is given: a store that cannot be
+        // read now changes nothing of that.
+        let (row, unix_ms) = match self.store.approvals(ApprovalFilter::Digest(digest), 1).await {
+            Ok(mut now) => (now.rows.pop().unwrap_or(row), now.unix_ms),
+            Err(_) => (row, committed.unix_ms),
+        };
+        Ok(Answered { committed, row, unix_ms })
     }
 
     /// The operator, the call as it stands, and the revision of the documents that say so.

@@ -1,7 +1,8 @@
 //! Who may administer: every call is an act that an operator signed, and the signature is checked before anything else.
 
 use std::collections::HashMap;
-use std::sync::PoisonError;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError};
 
 use super::{Admin, Error};
 use crate::model::ids::Thumbprint;
@@ -56,6 +57,7 @@ pub struct Authorized {
     signatures: Vec<String>,
     jtis: Vec<(String, i64)>,
     peer: String,
+    unrecorded: Arc<AtomicBool>,
 }
 
 impl Authorized {
@@ -63,7 +65,8 @@ impl Authorized {
     #[cfg(test)]
     pub(crate) fn in_a_simulation(method: &'static str) -> Self {
         let [operators, signatures] = [const { Vec::new() }; 2];
-        Self { method, operators, keys: Vec::new(), signatures, jtis: Vec::new(), peer: String::new() }
+        let unrecorded = Arc::default();
+        Self { method, operators, keys: Vec::new(), signatures, jtis: Vec::new(), peer: String::new(), unrecorded }
     }
 
     /// Full gRPC method path.
@@ -94,6 +97,15 @@ impl Authorized {
     /// Where the call came from.
     pub fn peer(&self) -> &str {
         &self.peer
+    }
+
+    /// Whether the act was done and its line is not in the audit log; the same of every clone.
+    pub fn is_unrecorded(&self) -> bool {
+        self.unrecorded.load(Ordering::Acquire)
+    }
+
+    pub(super) fn mark_unrecorded(&self) {
+        self.unrecorded.store(true, Ordering::Release);
     }
 }
 
@@ -187,6 +199,7 @@ impl Admin {
             signatures: vec![],
             jtis: vec![],
             peer: peer.to_owned(),
+            unrecorded: Arc::default(),
         };
         for authorization in authorizations {
             let unverified = parsed(authorization)?;

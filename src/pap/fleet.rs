@@ -70,7 +70,7 @@ impl Admin {
             let message = format!("`{revision}` is not committed: the store is at `{newest}`");
             return Err(Error::Invalid { field: "revision", message });
         }
-        self.record(by, Some(revision), "wait")?;
+        self.record_wait(by, revision, "wait");
         let bound_ms = first.freshness_bound_ms;
         let mut wait = Wait::new(revision.number, committed_unix_ms, &first);
         wait.see(&first, &self.silent(&first, began));

@@ -21,7 +21,10 @@ use crate::store::{
 
 mod adoption;
 mod approvals;
+mod faulty;
 mod kill;
+
+pub use faulty::FaultyStore;
 
 /// What the clock of every store under test reads at first, in seconds.
 pub const START_UNIX_S: i64 = 1_750_000_000;

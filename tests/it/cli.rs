@@ -398,6 +398,34 @@ fn the_store_is_administered_without_a_server() {
     }
 }
 
+/// What keeps an act is the store: a data folder that takes no records takes no kill away, and is not said to.
+#[test]
+fn a_kill_is_done_where_no_audit_log_can_be_written() {
+    let world = World::new();
+    let mut server = Server::start(&world);
+    server.terminate();
+    assert!(server.wait().success());
+    let data = world.data();
+    let store = format!("sqlite:{}", text(&data.join("store.db")));
+    let admin = |arguments: &[&str]| run(&[arguments, &["--data", text(&data), "--store", &store]].concat());
+    let (folder, aside) = (data.join("audit"), data.join("audit.aside"));
+    std::fs::rename(&folder, &aside).unwrap();
+    std::fs::write(&folder, "no folder").unwrap();
+    let killed = admin(&["revoke", "agent", &agent_id("alpha")]).ended(0);
+    assert!(killed.stdout.starts_with("revoked agent "), "{killed:?}");
+    assert!(killed.stderr.starts_with("warning: it was done, and the store keeps the signed act; but "), "{killed:?}");
+    let read = admin(&["revocations"]).ended(69);
+    assert!(read.stderr.contains("nothing was done or told: make room"), "{read:?}");
+    let refused = admin(&["reinstate", "agent", &agent_id("beta")]).ended(1);
+    assert!(refused.stderr.starts_with("error: not done: "), "{refused:?}");
+    assert!(refused.stderr.contains("; this answer is not in the audit log"), "{refused:?}");
+
+    std::fs::remove_file(&folder).unwrap();
+    std::fs::rename(&aside, &folder).unwrap();
+    let listed = admin(&["revocations"]).ended(0);
+    assert!(listed.stdout.contains("alpha") && listed.stdout.contains("1 of 1") && listed.stderr.is_empty(), "{listed:?}");
+}
+
 #[test]
 fn misuse_exits_64_and_says_what_to_do() {
     let folder = tempfile::tempdir().unwrap();

@@ -238,7 +238,9 @@ fn explain(path: &Path, fault: Fault) -> Error {
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
             Error::Unavailable(format!("the store `{path}` is busy, another process holds it: try again"))
         }
-        Some(ErrorCode::DiskFull) => Error::Unavailable(format!("no space is left for the store `{path}`")),
+        Some(ErrorCode::DiskFull) => {
+            Error::Unavailable(format!("no space is left for the store `{path}`, so nothing was written: make room"))
+        }
         Some(_) => Error::Unavailable(format!("the store `{path}` cannot be used: {error}")),
     }
 }

@@ -116,7 +116,8 @@ fn run_batch(db: &mut Db, batch: Vec<Job>, now: Now, ran: &mut Vec<Ran>) -> Resu
         return Err(gave_up());
     }
     transaction.commit().map_err(|error| match error.sqlite_error_code() {
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => db.explain(error.into()),
+        // A log that has no room for the last frame of a commit holds no commit.
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::DiskFull) => db.explain(error.into()),
         _ => Error::Unknown(format!("{}: it may or may not have been written", db.explain(error.into()))),
     })?;
     // What went to a file that nobody will find again is not durable.

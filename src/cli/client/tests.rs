@@ -1,0 +1,185 @@
+//! What an act is said to have come to: done, refused, unknown, each recorded or not, over a socket and in this process.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value;
+use tonic::service::Routes;
+
+use super::*;
+use crate::audit::{self, Recorder, query};
+use crate::model::jwk::PublicKey;
+use crate::model::time::Clock;
+use crate::pap::{self, Admin};
+use crate::server::{self, Factories, GrpcServices, HttpServices, Listeners, NoBarrier, Server};
+use crate::store::Store;
+use crate::store::sqlite::SqliteStore;
+use crate::testing::store::FaultyStore;
+
+/// What the store makes of an act.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum StoreDoes {
+    It,
+    Refuse,
+    BreakOff,
+}
+
+/// How it ends for who asked.
+struct Ends {
+    /// Exit code; 0: it was done.
+    code: u8,
+    /// What its message begins with; of what was done, the warning's.
+    begins: &'static str,
+    /// What the message says too.
+    says: &'static [&'static str],
+    /// `effect` of the line in the audit log; none where it cannot be written.
+    effect: Option<&'static str>,
+}
+
+const UNRECORDED_TEXT: &str = "is not in the audit log, which cannot be written: make room";
+
+#[tokio::test]
+async fn the_outcome_of_an_act_is_told_first_and_truly() {
+    use StoreDoes::{BreakOff, It, Refuse};
+    let table = [
+        (It, true, Ends { code: 0, begins: "", says: &[], effect: Some("ACCEPTED") }),
+        (It, false, Ends { code: 0, begins: "it was done", says: &["keeps the signed act", "make room"], effect: None }),
+        (Refuse, true, Ends { code: 69, begins: "not done: no space", says: &[], effect: Some("REFUSED") }),
+        (Refuse, false, Ends { code: 69, begins: "not done: no space", says: &[UNRECORDED_TEXT], effect: None }),
+        (BreakOff, true, Ends { code: 1, begins: "it is not known", says: &["revocations"], effect: Some("UNKNOWN") }),
+        (BreakOff, false, Ends { code: 1, begins: "it is not known", says: &[UNRECORDED_TEXT, "revocations"], effect: None }),
+    ];
+    for is_local in [false, true] {
+        for (does, is_recorded, ends) in &table {
+            check(is_local, *does, *is_recorded, ends).await;
+        }
+    }
+}
+
+async fn check(is_local: bool, does: StoreDoes, is_recorded: bool, ends: &Ends) {
+    let case = format!("local {is_local}, store {does:?}, recorded {is_recorded}");
+    let bench = Bench::new(is_local, is_recorded).await;
+    bench.store.set_fault(match does {
+        StoreDoes::It => None,
+        StoreDoes::Refuse => Some(crate::store::Error::Unavailable("no space is left".to_owned())),
+        StoreDoes::BreakOff => Some(crate::store::Error::Unknown("it may or may not have been written".to_owned())),
+    });
+    let before = bench.store.revision().await.unwrap().number;
+    let target = wire::RevocationTarget { kind: "session".to_owned(), key: vec!["s-1".to_owned()] };
+    let message = wire::RevokeRequest { target: Some(target), reason: "test".to_owned(), ..Default::default() };
+    let request = bench.client.signed("/portcullis.v1.RevocationService/Revoke", message).unwrap();
+    let answer = RevocationServiceClient::new(bench.client.channel.clone()).revoke(request).await;
+    let (told, warning) = outcome::told(answer, &bench.client.target, is_local);
+    let (code, message) = match told {
+        Ok(answer) => {
+            assert!(answer.revision.ends_with(&format!(".{}", before + 1)), "{case}: {}", answer.revision);
+            assert_eq!(warning.is_some(), !is_recorded, "{case}");
+            (0, warning.unwrap_or_default())
+        }
+        Err(failure) => (failure.code, failure.message),
+    };
+    assert_eq!(code, ends.code, "{case}: {message}");
+    assert!(message.starts_with(ends.begins), "{case}: {message}");
+    ends.says.iter().for_each(|says| assert!(message.contains(says), "{case}: {message}"));
+    let written = u64::from(does == StoreDoes::It);
+    assert_eq!(bench.store.revision().await.unwrap().number, before + written, "{case}");
+    let effects: Vec<Value> = bench.lines().into_iter().map(|line| line["effect"].clone()).collect();
+    assert_eq!(effects, ends.effect.into_iter().collect::<Vec<_>>(), "{case}");
+}
+
+/// What changes nothing is not told where it cannot be recorded, and it says so.
+#[tokio::test]
+async fn what_is_only_read_is_not_told_unrecorded() {
+    for is_local in [false, true] {
+        let mut bench = Bench::new(is_local, false).await;
+        let failure = bench.client.revocations(wire::ListRevocationsRequest::default()).await.unwrap_err();
+        assert_eq!(failure.code, Failure::UNAVAILABLE);
+        assert!(failure.message.contains("nothing was done or told: make room"), "{}", failure.message);
+    }
+}
+
+/// A server that goes away in the middle of an act has said nothing of it.
+#[tokio::test]
+async fn an_act_without_an_answer_is_not_known() {
+    for (status, expected) in [
+        (Status::unknown("transport error"), outcome::Outcome::Unanswered),
+        (Status::deadline_exceeded("Timeout expired"), outcome::Outcome::Unanswered),
+        (Status::unavailable("tcp connect error"), outcome::Outcome::Refused),
+        (Status::unimplemented(""), outcome::Outcome::Refused),
+    ] {
+        let became = outcome::of(&status);
+        assert_eq!(became, expected, "{status:?}");
+        let failure = became.failure(refused(&status, "http://there"));
+        let begins = if expected == outcome::Outcome::Refused { "not done: " } else { "no answer came, so it is not known" };
+        assert!(failure.message.starts_with(begins), "{}", failure.message);
+    }
+}
+
+/// A client of an administration whose store and audit log do as they are told.
+struct Bench {
+    client: AdminClient,
+    store: Arc<FaultyStore>,
+    log: Arc<audit::Log>,
+    folder: tempfile::TempDir,
+    _server: Option<Server>,
+}
+
+impl Bench {
+    async fn new(is_local: bool, is_recorded: bool) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let inner = SqliteStore::open(&folder.path().join("store.db"), clock.clone()).unwrap();
+        let store = Arc::new(FaultyStore::new(Arc::new(inner)));
+        let key = PrivateKey::generate().unwrap();
+        let public: PublicKey = key.public_key().clone();
+        pap::make_first_operator(&*store, "local", &public).await.unwrap().unwrap();
+        let log = audit::Log::open(&audit_folder(folder.path()), "n1", &*clock).unwrap();
+        let recorder = match is_recorded {
+            true => log.recorder("admin").unwrap(),
+            false => Arc::new(Recorder::unavailable("n1", audit::Error::Thread(std::io::Error::other("no disk")))),
+        };
+        let admin = Arc::new(Admin::new(store.clone(), clock, recorder));
+        let (channel, server) = match is_local {
+            true => (app::local::serve(admin).await.unwrap(), None),
+            false => {
+                let server = serve(admin).await;
+                let url = format!("http://{}", server.addresses().admin);
+                (connect(&url).await.unwrap(), Some(server))
+            }
+        };
+        let client = AdminClient::over(channel, "http://there".to_owned(), vec![key], None).await.unwrap();
+        Self { client, store, log, folder, _server: server }
+    }
+
+    fn lines(&self) -> Vec<Value> {
+        assert!(self.log.status().pending_bytes == 0, "an act is in the kernel before it is answered");
+        query::read_dir(&audit_folder(self.folder.path())).unwrap().map(Result::unwrap).collect()
+    }
+}
+
+fn audit_folder(data: &Path) -> PathBuf {
+    data.join("audit")
+}
+
+/// Administration as `portcullis serve` serves it, and nothing else.
+async fn serve(admin: Arc<Admin>) -> Server {
+    let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    let settings = server::Settings {
+        decisions_address: any,
+        http_address: any,
+        admin_address: any,
+        decision_runtimes: 1,
+        ..Default::default()
+    };
+    let factories = Factories {
+        decisions: Arc::new(|_| GrpcServices { routes: Routes::default(), barrier: Arc::new(NoBarrier) }),
+        admin: Box::new(move |_| app::admin_services(admin, None)),
+        http: Box::new(|_| HttpServices {
+            ready: Arc::new(|| Ok("ready")),
+            metrics: Arc::new(String::new),
+            routes: axum::Router::new(),
+            barrier: Arc::new(NoBarrier),
+        }),
+    };
+    Listeners::bind(settings).unwrap().serve(factories).await.unwrap()
+}

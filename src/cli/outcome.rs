@@ -1,0 +1,77 @@
+//! What became of an act, told first and truly: done, not done or not known, and whether it is in the audit log.
+//!
+//! A server says it with the reason in its status. A status without a reason is the transport's own: the request may have arrived
+//! and its answer been lost. Look next at `api/status.rs`, which writes the reasons, and at `api/signed.rs`, which says of an act that
+//! was done that it is not in the audit log.
+
+use tonic::{Code, Response, Status};
+use tonic_types::StatusExt as _;
+
+use super::Failure;
+use super::client::refused;
+use crate::api::{UNRECORDED, UNRECORDED_VALUE};
+
+/// What became of an act that was not answered well.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// Nothing was done.
+    Refused,
+    /// The store broke off: it may or may not have been done.
+    Unknown,
+    /// No answer came: it may or may not have been done.
+    Unanswered,
+}
+
+/// What a status says of the act that it answers.
+pub(super) fn of(status: &Status) -> Outcome {
+    let reason = status.get_error_details().error_info().map(|info| info.reason.clone());
+    match reason.as_deref() {
+        Some("COMMIT_UNKNOWN") => Outcome::Unknown,
+        Some(_) => Outcome::Refused,
+        // Nobody took the call.
+        None if status.code() == Code::Unimplemented || status.message().contains("tcp connect") => Outcome::Refused,
+        None => Outcome::Unanswered,
+    }
+}
+
+impl Outcome {
+    /// The failure that says it before why.
+    pub(super) fn failure(self, why: Failure) -> Failure {
+        match self {
+            // A policy that is refused says so itself, and its findings follow.
+            Outcome::Refused if why.message.starts_with("the policy") => why,
+            Outcome::Refused => Failure { message: format!("not done: {}", why.message), ..why },
+            Outcome::Unknown => Failure::failed(format!("it is not known whether it was done: {}; {LOOK}", why.message)),
+            Outcome::Unanswered => {
+                Failure::unavailable(format!("no answer came, so it is not known whether it was done: {}; {LOOK}", why.message))
+            }
+        }
+    }
+}
+
+const LOOK: &str = "look with `portcullis revocations`, `approvals --all` or `policy history`, and repeat what is not there; \
+                    revoking twice does no harm";
+
+/// The answer to an act or the failure that says what became of it, and what to warn of beside an answer.
+pub(super) fn told<M>(answer: Result<Response<M>, Status>, target: &str, is_local: bool) -> (Result<M, Failure>, Option<String>) {
+    match answer {
+        Ok(response) => {
+            let is_unrecorded = response.metadata().get(UNRECORDED).is_some_and(|value| value == UNRECORDED_VALUE);
+            (Ok(response.into_inner()), is_unrecorded.then(|| unrecorded(target, is_local)))
+        }
+        Err(status) => (Err(of(&status).failure(refused(&status, target))), None),
+    }
+}
+
+/// What to say of an act that was done and is not in the audit log; the act itself is no failure.
+fn unrecorded(target: &str, is_local: bool) -> String {
+    if is_local {
+        return "it was done, and the store keeps the signed act; but the audit folder of the data folder (--data) cannot be written, so \
+                no line of it is there: make room on that disk, and note the act for who reads the audit log"
+            .to_owned();
+    }
+    format!(
+        "it was done, and the store keeps the signed act; but the server at {target} cannot write its audit log: make room on the disk of \
+         its data folder, and it writes the line by itself unless it ends before"
+    )
+}
