@@ -83,7 +83,7 @@ fn decision(criterion: &mut Criterion, company: &Company, snapshot: &Arc<Snapsho
 fn lane(criterion: &mut Criterion, company: &Company, snapshot: &Arc<Snapshot>) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-    let log = audit::Log::open(folder.path(), "bench", &*clock)?;
+    let log = audit::Log::open(folder.path(), "bench", clock.clone())?;
     let telemetry = Telemetry::start(&telemetry::Settings::default())?;
     let cell = Arc::new(SnapshotCell::default());
     cell.publish(View { snapshot: snapshot.clone(), proof: Proof::SentAt(clock.now()) });

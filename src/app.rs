@@ -150,7 +150,8 @@ impl App {
             .map_err(|error| Error::System(format!("a runtime: {error}")))?;
         let telemetry = control.block_on(async { start_telemetry(&settings) })?;
         bind::make_private_dir(&settings.data)?;
-        let log = audit::Log::open(&settings.data.join("audit"), &settings.node, &*clock)?;
+        let log = audit::Log::open(&settings.data.join("audit"), &settings.node, clock.clone())?;
+        let store_room = bind::watch_store(&chosen, &log);
         let keeper = Keeper::new(&settings.data);
         let (store, start) = control.block_on(fleet::begin(&chosen, &settings.data, &keeper, clock.clone()))?;
         let is_cached = matches!(start, Start::Cached { .. });
@@ -191,7 +192,8 @@ impl App {
         let service = Arc::new(Service::new(parts, service_settings(&settings)));
         let follower = bind::FollowerCatchUp { status: status.clone(), cell: cell.clone() };
         admin.set_sightings(Arc::new(bind::ServerSightings { follower, service: service.clone() }));
-        bind::register_gauges(&telemetry, &following, &clock, &service, &log);
+        bind::register_gauges(&telemetry, &following, &clock, &service);
+        bind::register_disk_gauges(&telemetry, &following.keeper, &log, store_room);
         service.mark_ready();
         following.member.set_state(ReplicaState::Serving);
 
@@ -282,13 +284,15 @@ fn factories(settings: &Settings, made: Made<'_>, telemetry: &Telemetry, log: &A
         admin_services(admin, Some(lane))
     };
     let (service, metrics) = (service.clone(), telemetry.metrics());
-    let (status, cell) = (following.status.clone(), following.cell.clone());
+    let (status, cell, log) = (following.status.clone(), following.cell.clone(), log.clone());
     let make_http = move |context: RuntimeContext| HttpServices {
         ready: Arc::new(move || match (context.draining.is_draining(), service.is_ready()) {
             (true, _) => Err("draining".to_owned()),
             // In case that a proof came in between, the state is none that is not ready.
             (_, false) => Err(fleet::readiness(&status, &cell, clock.now()).err().unwrap_or_else(|| "draining".to_owned())),
-            _ => fleet::readiness(&status, &cell, clock.now()),
+            _ => {
+                fleet::readiness(&status, &cell, clock.now()).and_then(|state| fleet::readiness_of_disk(state, log.status().room))
+            }
         }),
         metrics: Arc::new(move || metrics.render()),
         routes: axum::Router::new(),

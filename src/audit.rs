@@ -5,24 +5,32 @@
 //! connections. So no permit is seen outside without its record, and no request waits for a disk. What cannot be recorded
 //! is refused with [`Unavailable`], and whoever asked to record it denies.
 //!
+//! Denials of callers of whom nothing was verified are recorded one by one up to a rate and counted beyond it, so that whoever can
+//! connect cannot fill the disk; and they are the first that a disk without room takes no more.
+//!
 //! This module decides nothing, knows no socket, and never sees arguments, tokens or keys, only their digests. Look next at
-//! `record.rs` for what a line says, at `recorder.rs` for the barrier, at `log.rs` for the files, at `query.rs` to read back,
-//! at `search.rs` to look for a name.
+//! `sink.rs` for what others know of it, at `record.rs` for what a line says, at `merge.rs` for what is counted instead, at
+//! `recorder.rs` for the barrier, at `log.rs` for the files, at `query.rs` to read back, at `search.rs` to look for a name.
 
 use std::path::PathBuf;
 
 mod line;
 mod log;
+mod merge;
 pub mod query;
 mod record;
 mod recorder;
+mod room;
 pub mod search;
+mod sink;
 #[cfg(test)]
 mod tests;
 
 pub use log::{Log, Settings, Status};
 pub use record::{Act, ActOutcome, ChainFacts, Fragment, Level, Principal, Record};
 pub use recorder::Recorder;
+pub use room::RoomWatch;
+pub use sink::Sink;
 
 /// Why the log could not be opened or read.
 #[derive(Debug, thiserror::Error)]
@@ -66,6 +74,9 @@ pub enum Unavailable {
     /// The last attempt to write or sync failed; lifts by itself when one succeeds.
     #[error("the audit log cannot be written")]
     Unwritable,
+    /// What is left of the disk is kept for acts and for the store.
+    #[error("the disk of the audit log is full but for what is kept for acts")]
+    NoRoom,
     /// The buffer has no room for the record.
     #[error("the audit buffer is full")]
     Full,

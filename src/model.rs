@@ -8,6 +8,7 @@ pub mod barrier;
 pub mod connection;
 pub mod constraint;
 pub mod decision;
+pub mod disk;
 pub mod duration;
 pub mod ids;
 pub mod json;

@@ -111,6 +111,27 @@ impl Error {
     pub const UNRECORDED: &str =
         "; this answer is not in the audit log, which cannot be written: make room on the disk of the data folder";
 
+    /// What kind of refusal it is, as on the wire.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Error::Unauthenticated(_) => "UNAUTHENTICATED",
+            Error::PermissionDenied(_) => "PERMISSION_DENIED",
+            Error::Invalid { .. } => "INVALID_ARGUMENT",
+            Error::Policy(_) => "POLICY_INVALID",
+            Error::Tests { .. } => "POLICY_TESTS_FAILED",
+            Error::NotFound { .. } => "NOT_FOUND",
+            Error::NotSaid(_) => "NOT_SAID",
+            Error::AuditUnavailable => "AUDIT_UNAVAILABLE",
+            Error::Unrecorded { cause } => cause.code(),
+            Error::Store(_) => match self.store_fault() {
+                StoreFault::Conflict => "CONFLICT",
+                StoreFault::Rejected => "REJECTED",
+                StoreFault::Unavailable => "STORE_UNAVAILABLE",
+                StoreFault::Unknown => "COMMIT_UNKNOWN",
+            },
+        }
+    }
+
     /// The kind of a store's fault; `Unavailable` for what is no store's.
     pub fn store_fault(&self) -> StoreFault {
         match self {
@@ -280,6 +301,7 @@ impl Admin {
             operators: by.operators(),
             signatures: by.signatures(),
             outcome: ActOutcome::Accepted,
+            code: "OK",
             reason,
             revision: revision.as_deref(),
             peer: by.peer(),
@@ -296,10 +318,12 @@ impl Admin {
         let is_unknown = matches!(error, Error::Store(_)) && error.store_fault() == StoreFault::Unknown;
         let act = Act {
             time_unix_ns: self.clock.now().unix_ns,
-            method,
+            // A method that there is not is what its caller wrote; the reason names it.
+            method: authorize::METHODS.iter().find(|known| known.path == method).map_or("unknown", |known| known.path),
             operators,
             signatures: &[],
             outcome: if is_unknown { ActOutcome::Unknown } else { ActOutcome::Refused },
+            code: error.code(),
             reason: &reason,
             revision: None,
             peer,

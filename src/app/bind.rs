@@ -16,9 +16,10 @@ use zeroize::Zeroizing;
 use super::fleet::Following;
 use super::{Error, policy_files};
 use crate::api::r#gen as wire;
-use crate::audit;
+use crate::audit::{self, RoomWatch};
 use crate::config::{self, Settings};
 use crate::model::approval::{ApprovalFilter, AskApproval, AskOutcome, UseApprovals, UseOutcome};
+use crate::model::disk::{DiskOf, Room};
 use crate::model::replica::Condition;
 use crate::model::revision::{HistoryId, Revision};
 use crate::model::time::{Clock, SystemClock};
@@ -28,8 +29,8 @@ use crate::snapshot::{Snapshot, SnapshotCell};
 use crate::store::postgres::{self, PostgresStore};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{self, Registration, Store, approvals};
-use crate::sync;
 use crate::sync::status::Status;
+use crate::sync::{self, Keeper};
 use crate::telemetry::Telemetry;
 use crate::token::operator::{self, Expected};
 use crate::token::trust::Issuer;
@@ -243,22 +244,12 @@ pub(super) async fn apply_folder(admin: &Admin, folder: &Path, data: &Path) -> R
 }
 
 /// Figures that are read when somebody looks.
-pub(super) fn register_gauges(
-    telemetry: &Telemetry,
-    following: &Following,
-    clock: &Arc<dyn Clock>,
-    service: &Arc<Service>,
-    log: &Arc<audit::Log>,
-) {
+pub(super) fn register_gauges(telemetry: &Telemetry, following: &Following, clock: &Arc<dyn Clock>, service: &Arc<Service>) {
     use crate::telemetry::names;
     let Following { cell, status, .. } = following;
     let metrics = telemetry.metrics();
     let spans = telemetry.spans();
     metrics.counter(names::SPANS_SUPPRESSED, "Spans left out by the caps.", move || spans.suppressed());
-    let records = log.clone();
-    metrics.counter(names::AUDIT_RECORDS, "Audit records taken.", move || records.status().records);
-    let failures = log.clone();
-    metrics.counter(names::AUDIT_FAILURES, "Writes of audit records that failed.", move || failures.status().failures);
     let of_view = |read: fn(&crate::snapshot::View, crate::model::time::Now) -> f64| {
         let (cell, clock) = (cell.clone(), clock.clone());
         move || cell.load().map_or(0.0, |view| read(&view, clock.now()))
@@ -292,10 +283,55 @@ pub(super) fn register_gauges(
         let read = move || shadows.shadow_series(of).into_iter().map(|(labels, count)| (labels.to_vec(), count)).collect();
         metrics.labelled_counter(name, help, labels, read);
     }
-    let pending = log.clone();
-    metrics.gauge(names::AUDIT_PENDING, "Bytes of audit records that wait for a socket write.", move || {
-        pending.status().pending_bytes as f64
+}
+
+/// The figures of what is written to disks.
+pub(super) fn register_disk_gauges(
+    telemetry: &Telemetry,
+    keeper: &Arc<Keeper>,
+    log: &Arc<audit::Log>,
+    store: Option<Arc<RoomWatch>>,
+) {
+    use crate::telemetry::names;
+    let metrics = telemetry.metrics();
+    let of_log = |read: fn(&audit::Status) -> u64| {
+        let log = log.clone();
+        move || read(&log.status())
+    };
+    metrics.counter(names::AUDIT_RECORDS, "Audit records taken.", of_log(|status| status.records));
+    metrics.counter(names::AUDIT_FAILURES, "Writes of audit records that failed.", of_log(|status| status.failures));
+    metrics.counter(
+        names::AUDIT_MERGED,
+        "Denials of callers of whom nothing was verified that are counted in merged records.",
+        of_log(|status| status.merged),
+    );
+    let waiting = of_log(|status| status.merged_waiting);
+    metrics.gauge(names::AUDIT_MERGED_WAITING, "Those of them that are not written yet.", move || waiting() as f64);
+    let pending = of_log(|status| status.pending_bytes as u64);
+    metrics.gauge(names::AUDIT_PENDING, "Bytes of audit records that wait for a socket write.", move || pending() as f64);
+    let free = of_log(|status| status.free_bytes);
+    metrics.gauge(names::AUDIT_DISK_FREE, "Bytes free on the disk of the audit log.", move || free() as f64);
+    let room = log.clone();
+    metrics.state(names::AUDIT_ROOM, "What the disk of the audit log has room for.", Room::NAMES, move || {
+        room.status().room as usize
     });
+    if let Some(store) = store {
+        let (free, room) = (store.clone(), store);
+        metrics.gauge(names::STORE_DISK_FREE, "Bytes free on the disk of the store.", move || free.free_bytes() as f64);
+        metrics.state(names::STORE_ROOM, "What the disk of the store has room for.", Room::NAMES, move || room.room() as usize);
+    }
+    let (failures, paused) = (keeper.clone(), keeper.clone());
+    metrics.counter(names::CACHE_FAILURES, "Attempts to write the cache that failed.", move || failures.failures());
+    metrics.gauge(names::CACHE_PAUSED, "1 while the cache is not written.", move || f64::from(u8::from(paused.is_paused())));
+}
+
+/// Has the disk of a store that is a file watched.
+pub(super) fn watch_store(store: &config::Store, log: &audit::Log) -> Option<Arc<RoomWatch>> {
+    let config::Store::Sqlite(path) = store else { return None };
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let room = Arc::new(RoomWatch::new(folder, Box::new(DiskOf(folder.to_owned()))));
+    log.watch(room.clone());
+    Some(room)
 }
 
 fn read_key(path: &Path) -> Result<PrivateKey, Error> {

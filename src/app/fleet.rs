@@ -12,6 +12,7 @@ use tokio::sync::watch;
 
 use super::{Error, FIRST_SNAPSHOT_TIMEOUT, bind};
 use crate::config;
+use crate::model::disk::Room;
 use crate::model::mutant::{Mutant, active};
 use crate::model::replica::{Condition, Fleet};
 use crate::model::revision::Revision;
@@ -258,6 +259,18 @@ pub(super) fn readiness(status: &Status, cell: &SnapshotCell, now: Now) -> Resul
     };
     let problem = status.problem().map(|problem| format!(": {problem}")).unwrap_or_default();
     Err(format!("{}: {why}{problem}", condition.as_str()))
+}
+
+/// The state of a replica that serves, with what the disk of its audit log does to it.
+pub(super) fn readiness_of_disk(state: &'static str, room: Room) -> Result<&'static str, String> {
+    match room {
+        Room::Ample | Room::Low => Ok(state),
+        Room::Critical if state == Condition::Fresh.as_str() => Ok("fresh; the disk of the audit log is nearly full: make room"),
+        Room::Critical => Ok("stale; the disk of the audit log is nearly full: make room"),
+        Room::Exhausted => {
+            Err("the disk of the audit log is full but for what is kept for acts, so every call is denied: make room".to_owned())
+        }
+    }
 }
 
 /// The runtimes that answer decisions, each of which joins on its own thread before it serves.

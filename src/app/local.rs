@@ -30,10 +30,10 @@ impl LocalAdmin {
         // Said by whoever records, if it matters: the store may be somewhere else.
         let _ = bind::make_private_dir(data);
         let store = bind::open_store(store, clock.clone()).await?;
-        let opened = audit::Log::open(&data.join("audit"), NAME, &*clock).and_then(|log| Ok((log.recorder(NAME)?, log)));
+        let opened = audit::Log::open(&data.join("audit"), NAME, clock.clone()).and_then(|log| Ok((log.recorder(NAME)?, log)));
         let (recorder, log) = match opened {
             Ok((recorder, log)) => (recorder, Some(log)),
-            Err(error) => (Arc::new(audit::Recorder::unavailable(NAME, error)), None),
+            Err(error) => (Arc::new(audit::Recorder::unavailable(NAME, clock.clone(), error)), None),
         };
         let admin = Arc::new(Admin::new(store, clock, recorder));
         admin.set_records(&data.join("audit"));

@@ -42,6 +42,22 @@ pub(super) fn optional_member(out: &mut Vec<u8>, member: &str, text: Option<&str
     }
 }
 
+/// The beginning of a text, at most so many bytes.
+pub(super) fn capped(text: &str, bytes_max: usize) -> &str {
+    text.get(..text.floor_char_boundary(bytes_max)).unwrap_or_default()
+}
+
+/// Appends a member with a string, of which at most so many bytes are written, and then `…`.
+pub(super) fn capped_member(out: &mut Vec<u8>, member: &str, text: &str, bytes_max: usize) {
+    let kept = capped(text, bytes_max);
+    text_member(out, member, kept);
+    if kept.len() < text.len() {
+        // It belongs inside the quotes.
+        out.pop();
+        out.extend_from_slice("…\"".as_bytes());
+    }
+}
+
 /// Appends a member with a whole number.
 pub(super) fn number_member(out: &mut Vec<u8>, member: &str, value: impl Into<i128>) {
     name(out, member);

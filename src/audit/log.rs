@@ -2,7 +2,8 @@
 //!
 //! A file has one writer, so lines of two runtimes, or of two processes, never interleave; names begin with the time of the
 //! start, so that sorted by name they are in order. The thread does what no request may wait for: it syncs, writes what no
-//! socket write followed, and tries again what failed. Look next at `recorder.rs`.
+//! socket write followed and what was counted, tries again what failed, and looks how much room the disk has. Look next at
+//! `recorder.rs`.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -13,10 +14,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use crate::model::disk::{DiskOf, FreeSpace, Room};
 use crate::model::time::Clock;
 
 use super::Error;
-use super::recorder::{Recorder, Sink};
+use super::recorder::{Output, Recorder};
+use super::room::RoomWatch;
 
 /// How much may wait and for how long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,22 +43,39 @@ pub struct Status {
     pub healthy: bool,
     /// Bytes that wait in buffers.
     pub pending_bytes: usize,
-    /// Records taken since the start.
+    /// Lines taken since the start.
     pub records: u64,
+    /// Denials of callers of whom nothing was verified that were counted instead of recorded one by one, since the start.
+    pub merged: u64,
+    /// Those of them that are not written yet.
+    pub merged_waiting: u64,
     /// How often writing failed.
     pub failures: u64,
+    /// What the disk of the folder has room for.
+    pub room: Room,
+    /// How many bytes are free there.
+    pub free_bytes: u64,
 }
 
 /// An open audit folder. Dropping it writes and syncs what is left.
 pub struct Log {
     directory: PathBuf,
     node: Box<str>,
+    clock: Arc<dyn Clock>,
     settings: Settings,
     started_unix_ms: i64,
-    recorders: Arc<Mutex<Vec<Entry>>>,
+    room: Arc<RoomWatch>,
+    tended: Arc<Tended>,
     /// Dropped to end the thread.
     stop: Mutex<Option<SyncSender<()>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the thread sees to.
+#[derive(Default)]
+struct Tended {
+    recorders: Mutex<Vec<Entry>>,
+    rooms: Mutex<Vec<Arc<RoomWatch>>>,
 }
 
 struct Entry {
@@ -63,32 +83,51 @@ struct Entry {
     path: PathBuf,
 }
 
+/// How often the room of disks is looked at. Between two looks the largest rate of permits takes some MiB.
+const LOOK_INTERVAL_MS: u64 = 200;
+
 impl Log {
     /// Opens `directory`, made with mode 0700 if it is not there, for the node's records.
     ///
     /// # Errors
     /// [`Error::Io`] where the folder cannot be made or its mode not set, [`Error::Thread`].
-    pub fn open(directory: &Path, node: &str, clock: &dyn Clock) -> Result<Arc<Self>, Error> {
-        Self::open_with(directory, node, clock, Settings::default())
+    pub fn open(directory: &Path, node: &str, clock: Arc<dyn Clock>) -> Result<Arc<Self>, Error> {
+        Self::open_with(directory, node, clock, Settings::default(), Box::new(DiskOf(directory.to_owned())))
     }
 
-    /// As [`Log::open`], with other limits.
+    /// As [`Log::open`], with other limits, and another word for how much room the disk has.
     ///
     /// # Errors
     /// As [`Log::open`].
-    pub fn open_with(directory: &Path, node: &str, clock: &dyn Clock, settings: Settings) -> Result<Arc<Self>, Error> {
+    pub fn open_with(
+        directory: &Path,
+        node: &str,
+        clock: Arc<dyn Clock>,
+        settings: Settings,
+        space: Box<dyn FreeSpace>,
+    ) -> Result<Arc<Self>, Error> {
         let failed = |action| move |source| Error::Io { action, path: directory.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed("make the folder"))?;
         std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700)).map_err(failed("set the mode of"))?;
-        let recorders = Arc::new(Mutex::new(Vec::new()));
+        let room = Arc::new(RoomWatch::new(directory, space));
+        let tended = Arc::new(Tended::default());
+        lock(&tended.rooms).push(Arc::clone(&room));
         let (stop, stopped) = sync_channel::<()>(0);
-        let tended = Arc::clone(&recorders);
-        let interval = Duration::from_millis(settings.sync_interval_ms.max(1));
+        let seen_to = Arc::clone(&tended);
+        let interval_ms = settings.sync_interval_ms.max(1);
         let thread = std::thread::Builder::new()
             .name("portcullis-audit".to_owned())
             .spawn(move || {
-                while stopped.recv_timeout(interval) == Err(RecvTimeoutError::Timeout) {
-                    let recorders: Vec<_> = lock(&tended).iter().map(|entry: &Entry| Arc::clone(&entry.recorder)).collect();
+                let mut since_look_ms = 0;
+                while stopped.recv_timeout(Duration::from_millis(interval_ms)) == Err(RecvTimeoutError::Timeout) {
+                    since_look_ms += interval_ms;
+                    if since_look_ms >= LOOK_INTERVAL_MS {
+                        since_look_ms = 0;
+                        let rooms: Vec<_> = lock(&seen_to.rooms).clone();
+                        rooms.iter().for_each(|room| room.look());
+                    }
+                    let recorders: Vec<_> =
+                        lock(&seen_to.recorders).iter().map(|entry: &Entry| Arc::clone(&entry.recorder)).collect();
                     recorders.iter().for_each(|recorder| recorder.tend());
                 }
             })
@@ -96,12 +135,19 @@ impl Log {
         Ok(Arc::new(Self {
             directory: directory.to_owned(),
             node: node.into(),
-            settings,
             started_unix_ms: clock.now().unix_ms(),
-            recorders,
+            clock,
+            settings,
+            room,
+            tended,
             stop: Mutex::new(Some(stop)),
             thread: Mutex::new(Some(thread)),
         }))
+    }
+
+    /// Has another disk watched beside its own, by the same thread.
+    pub fn watch(&self, room: Arc<RoomWatch>) {
+        lock(&self.tended.rooms).push(room);
     }
 
     /// Makes a recorder with a file of its own, mode 0600: one for each serving runtime and one for administration.
@@ -112,19 +158,24 @@ impl Log {
     /// [`Error::Io`] where the file cannot be made.
     pub fn recorder(&self, name: &str) -> Result<Arc<Recorder>, Error> {
         let (file, path) = self.create_file(name)?;
-        let recorder = Arc::new(Recorder::new(&self.node, self.settings.buffer_bytes_max, Box::new(FileSink(file))));
-        lock(&self.recorders).push(Entry { recorder: Arc::clone(&recorder), path });
+        let (clock, room, output) = (Arc::clone(&self.clock), Arc::clone(&self.room), Box::new(FileOutput(file)));
+        let recorder = Arc::new(Recorder::new(&self.node, clock, room, self.settings.buffer_bytes_max, output));
+        lock(&self.tended.recorders).push(Entry { recorder: Arc::clone(&recorder), path });
         Ok(recorder)
     }
 
     /// How the log is doing.
     pub fn status(&self) -> Status {
         use crate::model::barrier::WriteBarrier as _;
-        let mut status = Status { healthy: true, pending_bytes: 0, records: 0, failures: 0 };
-        for Entry { recorder, .. } in lock(&self.recorders).iter() {
+        let (room, free_bytes) = (self.room.room(), self.room.free_bytes());
+        let mut status =
+            Status { healthy: true, pending_bytes: 0, records: 0, merged: 0, merged_waiting: 0, failures: 0, room, free_bytes };
+        for Entry { recorder, .. } in lock(&self.tended.recorders).iter() {
             status.healthy &= recorder.is_healthy();
             status.pending_bytes += recorder.pending_bytes();
             status.records += recorder.records();
+            status.merged += recorder.merged();
+            status.merged_waiting += recorder.merged_waiting();
             status.failures += recorder.failures();
         }
         status
@@ -142,7 +193,7 @@ impl Log {
             let _ = thread.join();
         }
         let mut outcome = Ok(());
-        for Entry { recorder, path } in lock(&self.recorders).iter() {
+        for Entry { recorder, path } in lock(&self.tended.recorders).iter() {
             if let Err(source) = recorder.finish() {
                 outcome = outcome.and(Err(Error::Io { action: "finish", path: path.clone(), source }));
             }
@@ -193,9 +244,9 @@ impl std::fmt::Debug for Log {
 }
 
 /// A file opened to append.
-pub(super) struct FileSink(pub(super) File);
+pub(super) struct FileOutput(pub(super) File);
 
-impl Sink for FileSink {
+impl Output for FileOutput {
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         (&self.0).write(bytes)
     }

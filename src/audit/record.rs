@@ -4,14 +4,17 @@
 //! keys have no field here, only their digests. Absent facts are absent members: what was not verified is not guessed.
 //! Members are named as in the protocol, bytes are base64url, times end in their unit. Look next at `recorder.rs`.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
 use crate::model::decision::{Effect, EntryRef, Evidence, Obligation, WouldBe};
+use crate::model::limits::{ACT_ACCOUNT_BYTES_MAX, STRANGER_ACCOUNT_BYTES_MAX, STRANGER_TEXT_BYTES_MAX};
 use crate::model::reason::{Layer, Reason};
 use crate::model::revision::HistoryId;
 
 use super::line;
+use super::merge::{Denial, Of, Origin};
 
 /// One identity of a call and how it was established.
 #[derive(Clone, Copy, Debug)]
@@ -143,7 +146,7 @@ impl ActOutcome {
 pub struct Act<'a> {
     /// When.
     pub time_unix_ns: i64,
-    /// Full gRPC method path.
+    /// Full gRPC method path, of those that there are.
     pub method: &'a str,
     /// The operators whose signatures were verified.
     pub operators: &'a [String],
@@ -151,6 +154,8 @@ pub struct Act<'a> {
     pub signatures: &'a [String],
     /// How it ended.
     pub outcome: ActOutcome,
+    /// What kind of refusal it was, as on the wire; `OK` where it was none.
+    pub code: &'static str,
     /// The operators' reason, or why the act was refused.
     pub reason: &'a str,
     /// The revision that the act made, `HISTORY.NUMBER`.
@@ -188,6 +193,23 @@ impl fmt::Debug for Fragment {
 }
 
 impl Record<'_> {
+    /// Whether it is a denial and nothing was verified of who asked: whoever can connect can make any number of these.
+    pub(super) fn is_of_nobody(&self) -> bool {
+        self.effect == Effect::Deny && self.chain.principals.is_empty() && self.chain.chain.is_empty()
+    }
+
+    /// What is counted of it where it is merged.
+    pub(super) fn denial(&self) -> Denial<'_> {
+        Denial {
+            of: Of::Decisions,
+            origin: Origin::of(self.gateway),
+            method: Cow::Borrowed(self.method),
+            reason: self.reason.as_str(),
+            decision_id: self.decision_id,
+            time_unix_ns: self.time_unix_ns,
+        }
+    }
+
     /// Appends the record as one line with its end.
     pub(super) fn write(&self, node: &str, out: &mut Vec<u8>) {
         out.extend_from_slice(b"{\"kind\":\"decision\"");
@@ -195,7 +217,10 @@ impl Record<'_> {
         line::text_member(out, "node", node);
         line::text_member(out, "method", self.method);
         line::text_member(out, "decision_id", self.decision_id);
-        line::optional_member(out, "request_id", Some(self.request_id).filter(|id| !id.is_empty()));
+        let text_bytes_max = if self.is_of_nobody() { STRANGER_TEXT_BYTES_MAX } else { usize::MAX };
+        if !self.request_id.is_empty() {
+            line::capped_member(out, "request_id", self.request_id, text_bytes_max);
+        }
         if let Some(trace_id) = &self.trace_id {
             line::name(out, "trace_id");
             line::hex(out, trace_id);
@@ -203,7 +228,7 @@ impl Record<'_> {
         self.write_answer(out);
         line::name(out, "principals");
         out.push(b'{');
-        write_principal(out, "tool", self.tool);
+        write_tool(out, self.tool, text_bytes_max);
         if self.tool.is_some() && !self.chain.principals.is_empty() {
             out.push(b',');
         }
@@ -268,12 +293,29 @@ impl Act<'_> {
         self.outcome == ActOutcome::Unknown || (self.outcome == ActOutcome::Accepted && self.revision.is_some())
     }
 
+    /// Whether it was refused and nobody's signature was verified: whoever can connect can make any number of these.
+    pub(super) fn is_of_nobody(&self) -> bool {
+        self.outcome == ActOutcome::Refused && self.operators.is_empty()
+    }
+
+    /// What is counted of it where it is merged.
+    pub(super) fn denial(&self) -> Denial<'_> {
+        Denial {
+            of: Of::Acts,
+            origin: Origin::of(self.peer),
+            method: Cow::Owned(line::capped(self.method, STRANGER_TEXT_BYTES_MAX).to_owned()),
+            reason: self.code,
+            decision_id: "",
+            time_unix_ns: self.time_unix_ns,
+        }
+    }
+
     /// Appends the act as one line with its end.
     pub(super) fn write(&self, node: &str, out: &mut Vec<u8>) {
         out.extend_from_slice(b"{\"kind\":\"act\"");
         line::number_member(out, "time_unix_ns", self.time_unix_ns);
         line::text_member(out, "node", node);
-        line::text_member(out, "method", self.method);
+        line::capped_member(out, "method", self.method, STRANGER_TEXT_BYTES_MAX);
         line::name(out, "operator");
         match self.operators.first() {
             Some(operator) => line::string(out, operator),
@@ -281,7 +323,8 @@ impl Act<'_> {
         }
         line::list_member(out, "operators", self.operators);
         line::text_member(out, "effect", self.outcome.as_str());
-        line::text_member(out, "reason", self.reason);
+        let reason_bytes_max = if self.is_of_nobody() { STRANGER_ACCOUNT_BYTES_MAX } else { ACT_ACCOUNT_BYTES_MAX };
+        line::capped_member(out, "reason", self.reason, reason_bytes_max);
         line::list_member(out, "signatures", if self.outcome == ActOutcome::Accepted { self.signatures } else { &[] });
         line::name(out, "revision");
         match self.revision {
@@ -315,6 +358,16 @@ fn write_principal(out: &mut Vec<u8>, member: &str, principal: Option<Principal<
     if let Some(principal) = principal {
         line::name(out, member);
         write_identity(out, principal);
+    }
+}
+
+fn write_tool(out: &mut Vec<u8>, tool: Option<Principal<'_>>, bytes_max: usize) {
+    if let Some(tool) = tool {
+        line::name(out, "tool");
+        out.push(b'{');
+        line::capped_member(out, "id", tool.id, bytes_max);
+        line::text_member(out, "evidence", tool.evidence.as_str());
+        out.push(b'}');
     }
 }
 

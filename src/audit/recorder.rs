@@ -2,22 +2,31 @@
 //!
 //! Recording copies bytes and does no I/O. Whoever lets bytes out on a socket first calls the barrier, which writes the
 //! whole buffer with one `write`, so records are batched exactly as answers are. A write that fails keeps what is left,
-//! in order; until a later attempt succeeds nothing more is taken. Look next at `log.rs`, which owns the timer and the sync.
+//! in order; until a later attempt succeeds nothing more is taken, save for acts that were done. What the disk still has room for
+//! is watched elsewhere, and asked here: callers of whom nothing was verified give way first. Look next at `merge.rs`, which counts
+//! their denials, and at `log.rs`, which owns the timer and the sync.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::model::barrier::WriteBarrier;
+use crate::model::disk::Room;
+use crate::model::time::Clock;
 
-use super::Unavailable;
+use super::merge::{Denial, Merger};
 use super::record::{Act, Record};
+use super::room::RoomWatch;
+use super::sink::Sink;
+use super::{Error, Unavailable};
 
 /// Takes the records of one runtime; one thread at a time uses it, so its lock is free but for the timer's visits.
 pub struct Recorder {
     node: Box<str>,
+    clock: Arc<dyn Clock>,
+    room: Arc<RoomWatch>,
     bytes_max: usize,
-    sink: Box<dyn Sink>,
+    output: Box<dyn Output>,
     buffer: Mutex<Buffer>,
     /// Bytes in the buffer: read without the lock, since most writes of a socket follow no record.
     pending_bytes: AtomicUsize,
@@ -25,10 +34,11 @@ pub struct Recorder {
     dirty: AtomicBool,
     failures: AtomicU64,
     records: AtomicU64,
+    merged: AtomicU64,
 }
 
 /// Where a recorder's bytes go: a file, or in a test something that fails.
-pub(super) trait Sink: Send + Sync {
+pub(super) trait Output: Send + Sync {
     /// Hands over some bytes, as `write(2)`.
     fn write(&self, bytes: &[u8]) -> io::Result<usize>;
     /// Makes what was written outlast a loss of power.
@@ -48,27 +58,38 @@ struct Buffer {
     attempts: u64,
     /// `attempts` at the timer's last visit.
     attempts_seen: u64,
+    merger: Merger,
 }
 
 impl Recorder {
-    pub(super) fn new(node: &str, bytes_max: usize, sink: Box<dyn Sink>) -> Self {
-        let buffer = Buffer { bytes: Vec::new(), unwritable: false, unsynced: false, attempts: 0, attempts_seen: 0 };
+    pub(super) fn new(
+        node: &str,
+        clock: Arc<dyn Clock>,
+        room: Arc<RoomWatch>,
+        bytes_max: usize,
+        output: Box<dyn Output>,
+    ) -> Self {
+        let merger = Merger::default();
+        let buffer = Buffer { bytes: Vec::new(), unwritable: false, unsynced: false, attempts: 0, attempts_seen: 0, merger };
         Self {
             node: node.into(),
+            clock,
+            room,
             bytes_max,
-            sink,
+            output,
             buffer: Mutex::new(buffer),
             pending_bytes: AtomicUsize::new(0),
             dirty: AtomicBool::new(false),
             failures: AtomicU64::new(0),
             records: AtomicU64::new(0),
+            merged: AtomicU64::new(0),
         }
     }
 
     /// A recorder for where the log cannot be opened: it takes no record, and says why to whoever flushes it.
-    pub fn unavailable(node: &str, why: super::Error) -> Self {
-        struct Unopened(super::Error);
-        impl Sink for Unopened {
+    pub fn unavailable(node: &str, clock: Arc<dyn Clock>, why: Error) -> Self {
+        struct Unopened(Error);
+        impl Output for Unopened {
             fn write(&self, _bytes: &[u8]) -> io::Result<usize> {
                 Err(io::Error::other(self.0.to_string()))
             }
@@ -76,14 +97,14 @@ impl Recorder {
                 Ok(())
             }
         }
-        Self::new(node, UNOPENED_BYTES_MAX, Box::new(Unopened(why)))
+        Self::new(node, clock, Arc::new(RoomWatch::unlimited()), UNOPENED_BYTES_MAX, Box::new(Unopened(why)))
     }
 
     /// A recorder whose records go nowhere.
     #[cfg(test)]
     pub(crate) fn discarding(node: &str) -> Self {
         struct Nowhere;
-        impl Sink for Nowhere {
+        impl Output for Nowhere {
             fn write(&self, bytes: &[u8]) -> io::Result<usize> {
                 Ok(bytes.len())
             }
@@ -91,40 +112,59 @@ impl Recorder {
                 Ok(())
             }
         }
-        Self::new(node, 1 << 20, Box::new(Nowhere))
+        let clock = Arc::new(crate::model::time::SystemClock);
+        Self::new(node, clock, Arc::new(RoomWatch::unlimited()), 1 << 20, Box::new(Nowhere))
     }
 
-    /// Takes the record of a decision; it is in the kernel before any later byte leaves through the barrier.
+    /// As [`Sink::record`].
     ///
     /// # Errors
-    /// [`Unavailable`] where it was not taken; then the decision must be a denial.
+    /// As there.
     pub fn record(&self, record: &Record<'_>) -> Result<(), Unavailable> {
-        self.append(|out| record.write(&self.node, out))
+        if record.is_of_nobody() {
+            self.record_of_nobody(record.denial(), |out| record.write(&self.node, out));
+            return Ok(());
+        }
+        if self.room.room() == Room::Exhausted {
+            return Err(Unavailable::NoRoom);
+        }
+        let mut buffer = self.lock();
+        if buffer.unwritable || buffer.unsynced {
+            return Err(Unavailable::Unwritable);
+        }
+        self.append(&mut buffer, |out| record.write(&self.node, out)).map(drop)
     }
 
-    /// Takes the record of an administrative act, which is in the kernel when this returns.
+    /// As [`Sink::record_act`].
     ///
     /// # Errors
-    /// [`Unavailable`] where it is not. The line of an act that changed the store, or may have, is kept all the same, as far as there
-    /// is room, and written with the next attempt that succeeds. Any other one is lost, and who asked must not be told.
+    /// As there.
     pub fn record_act(&self, act: &Act<'_>) -> Result<(), Unavailable> {
+        if act.is_of_nobody() {
+            self.record_of_nobody(act.denial(), |out| act.write(&self.node, out));
+            if self.pending_bytes() > 0 {
+                // Where it fails the line stays, and a refusal needs no record to be told.
+                let _ = self.flush();
+            }
+            return Ok(());
+        }
         let mut buffer = self.lock();
         // Acts are rare, and each is worth an attempt of its own.
         let is_writable = !buffer.unwritable || self.write_out(&mut buffer).is_ok();
         if !is_writable && !act.may_have_changed_the_store() {
             return Err(Unavailable::Unwritable);
         }
-        self.append_to(&mut buffer, |out| act.write(&self.node, out))?;
+        self.append(&mut buffer, |out| act.write(&self.node, out))?;
         if is_writable && self.write_out(&mut buffer).is_ok() && !buffer.unsynced {
             return Ok(());
         }
         Err(Unavailable::Unwritable)
     }
 
-    /// Writes what is buffered. On a failure what is left stays, in order, for the next attempt.
+    /// As [`Sink::flush`].
     ///
     /// # Errors
-    /// As the file says.
+    /// As there.
     pub fn flush(&self) -> io::Result<()> {
         self.write_out(&mut self.lock())
     }
@@ -134,9 +174,19 @@ impl Recorder {
         self.pending_bytes.load(Ordering::Acquire)
     }
 
-    /// Records taken since the start.
+    /// Lines taken since the start.
     pub fn records(&self) -> u64 {
         self.records.load(Ordering::Relaxed)
+    }
+
+    /// Denials that were counted instead of being recorded one by one, since the start.
+    pub fn merged(&self) -> u64 {
+        self.merged.load(Ordering::Relaxed)
+    }
+
+    /// Denials that are counted and not written yet.
+    pub fn merged_waiting(&self) -> u64 {
+        self.lock().merger.waiting()
     }
 
     /// Whether the last attempts to write and to sync succeeded.
@@ -145,9 +195,13 @@ impl Recorder {
         !buffer.unwritable && !buffer.unsynced
     }
 
-    /// The timer's visit: writes records that no socket write followed, tries again what failed, syncs.
+    /// As [`Sink::tend`].
     pub(super) fn tend(&self) {
+        let now = self.clock.now();
         let mut buffer = self.lock();
+        if buffer.merger.is_due(now) && self.takes_counts(&buffer) {
+            self.write_counts(&mut buffer);
+        }
         let idle = buffer.attempts == buffer.attempts_seen;
         if !buffer.bytes.is_empty() && (idle || buffer.unwritable) {
             // A failure is counted and the next record learns of it.
@@ -161,9 +215,13 @@ impl Recorder {
         }
     }
 
-    /// Writes and syncs everything, for the end of the process.
+    /// As [`Sink::finish`].
     pub(super) fn finish(&self) -> io::Result<()> {
-        let written = self.flush();
+        let mut buffer = self.lock();
+        // Few lines, and the last that can be written of what was counted.
+        self.write_counts(&mut buffer);
+        let written = self.write_out(&mut buffer);
+        drop(buffer);
         self.dirty.store(false, Ordering::Release);
         self.sync();
         if self.lock().unsynced {
@@ -172,16 +230,37 @@ impl Recorder {
         written
     }
 
-    fn append(&self, write: impl FnOnce(&mut Vec<u8>)) -> Result<(), Unavailable> {
+    /// A denial of a caller of whom nothing was verified: recorded by itself while there is room, rate and budget for it, else counted.
+    fn record_of_nobody(&self, denial: Denial<'_>, write: impl FnOnce(&mut Vec<u8>)) {
+        let now = self.clock.now();
         let mut buffer = self.lock();
-        if buffer.unwritable || buffer.unsynced {
-            return Err(Unavailable::Unwritable);
+        let is_writable = !buffer.unwritable && !buffer.unsynced;
+        if is_writable
+            && self.room.room() == Room::Ample
+            && buffer.merger.admits(&denial.origin, now)
+            && let Ok(bytes) = self.append(&mut buffer, write)
+        {
+            buffer.merger.spend(bytes, now);
+            return;
         }
-        self.append_to(&mut buffer, write)
+        buffer.merger.count(denial, now);
+        self.merged.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Takes a whole line, or nothing of it.
-    fn append_to(&self, buffer: &mut Buffer, write: impl FnOnce(&mut Vec<u8>)) -> Result<(), Unavailable> {
+    /// Whether lines of counts may be written now.
+    fn takes_counts(&self, buffer: &Buffer) -> bool {
+        !buffer.unwritable && !buffer.unsynced && self.room.room() < Room::Critical
+    }
+
+    fn write_counts(&self, buffer: &mut Buffer) {
+        let Buffer { bytes, merger, .. } = buffer;
+        let lines = merger.write(&self.node, bytes, self.bytes_max, self.clock.now());
+        self.pending_bytes.store(bytes.len(), Ordering::Release);
+        self.records.fetch_add(lines, Ordering::Relaxed);
+    }
+
+    /// Takes a whole line, and says how long it is, or nothing of it.
+    fn append(&self, buffer: &mut Buffer, write: impl FnOnce(&mut Vec<u8>)) -> Result<usize, Unavailable> {
         let before = buffer.bytes.len();
         write(&mut buffer.bytes);
         if buffer.bytes.len() > self.bytes_max {
@@ -190,7 +269,7 @@ impl Recorder {
         }
         self.pending_bytes.store(buffer.bytes.len(), Ordering::Release);
         self.records.fetch_add(1, Ordering::Relaxed);
-        Ok(())
+        Ok(buffer.bytes.len() - before)
     }
 
     fn write_out(&self, buffer: &mut Buffer) -> io::Result<()> {
@@ -201,7 +280,7 @@ impl Recorder {
             if rest.is_empty() {
                 break Ok(());
             }
-            match self.sink.write(rest) {
+            match self.output.write(rest) {
                 Ok(0) => break Err(io::Error::from(io::ErrorKind::WriteZero)),
                 Ok(count) => written += count,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -231,7 +310,7 @@ impl Recorder {
 
     /// Syncs without holding the lock, for it takes milliseconds.
     fn sync(&self) {
-        let outcome = self.sink.sync();
+        let outcome = self.output.sync();
         let mut buffer = self.lock();
         match outcome {
             Ok(()) if buffer.unsynced => {
@@ -249,6 +328,28 @@ impl Recorder {
     fn lock(&self) -> MutexGuard<'_, Buffer> {
         // No code under the lock leaves the buffer half changed.
         self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Sink for Recorder {
+    fn record(&self, record: &Record<'_>) -> Result<(), Unavailable> {
+        Recorder::record(self, record)
+    }
+
+    fn record_act(&self, act: &Act<'_>) -> Result<(), Unavailable> {
+        Recorder::record_act(self, act)
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Recorder::flush(self)
+    }
+
+    fn tend(&self) {
+        Recorder::tend(self);
+    }
+
+    fn finish(&self) -> io::Result<()> {
+        Recorder::finish(self)
     }
 }
 

@@ -13,9 +13,10 @@ use crate::model::reason::{Layer, Reason};
 use crate::model::revision::HistoryId;
 use crate::model::time::{ManualClock, SystemClock};
 
-use super::log::FileSink;
+use super::log::FileOutput;
 use super::query::{Filter, read_dir, read_file};
-use super::recorder::{Recorder, Sink};
+use super::recorder::{Output, Recorder};
+use super::room::RoomWatch;
 use super::*;
 
 const DIGEST: [u8; 32] = [7; 32];
@@ -153,6 +154,7 @@ fn an_act_shows_its_signatures_only_when_it_was_done() {
         operators: &operators,
         signatures: &signatures,
         outcome: ActOutcome::Accepted,
+        code: "OK",
         reason: "stolen",
         revision: Some("h.43"),
         peer: "127.0.0.1:2",
@@ -163,7 +165,7 @@ fn an_act_shows_its_signatures_only_when_it_was_done() {
         "signatures": ["s1", "s2"], "revision": "h.43", "peer": "127.0.0.1:2",
     });
     assert_eq!(parsed(|out| act.write("n1", out)), expected);
-    let refused = Act { operators: &[], outcome: ActOutcome::Refused, revision: None, ..act };
+    let refused = Act { operators: &[], outcome: ActOutcome::Refused, code: "REJECTED", revision: None, ..act };
     for (member, value) in [("operator", Value::Null), ("operators", json!([])), ("effect", json!("REFUSED"))] {
         expected[member] = value;
     }
@@ -210,7 +212,7 @@ struct DiskState {
     sync_fails: bool,
 }
 
-impl Sink for Disk {
+impl Output for Disk {
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         let mut disk = self.0.lock().unwrap();
         disk.writes += 1;
@@ -228,14 +230,19 @@ impl Sink for Disk {
     }
 }
 
+fn recorder_on(output: Box<dyn Output>) -> Recorder {
+    Recorder::new("n1", Arc::new(SystemClock), Arc::new(RoomWatch::unlimited()), 64 * 1024, output)
+}
+
 fn on_disk(room_bytes: usize, chunk_bytes: usize) -> (Recorder, Disk) {
     let disk = Disk::default();
     *disk.0.lock().unwrap() = DiskState { room_bytes, chunk_bytes, ..DiskState::default() };
-    (Recorder::new("n1", 64 * 1024, Box::new(disk.clone())), disk)
+    (recorder_on(Box::new(disk.clone())), disk)
 }
 
 fn record(recorder: &Recorder, decision_id: &str) -> Result<(), Unavailable> {
-    let (history, chain) = (HistoryId::new("h"), Fragment::default());
+    let chain = Fragment::new(&ChainFacts { agents: &[verified("a")], ..ChainFacts::default() });
+    let history = HistoryId::new("h");
     recorder.record(&Record { decision_id, ..bare(&history, &chain) })
 }
 
@@ -284,16 +291,17 @@ fn partial_writes_and_a_full_disk_lose_nothing() {
 #[test]
 fn a_full_device_denies() {
     let full = OpenOptions::new().append(true).open("/dev/full").unwrap();
-    let recorder = Recorder::new("n1", 64 * 1024, Box::new(FileSink(full)));
+    let recorder = recorder_on(Box::new(FileOutput(full)));
     record(&recorder, "1").unwrap();
     assert_eq!(recorder.before_write().unwrap_err().kind(), io::ErrorKind::StorageFull);
     assert_eq!(record(&recorder, "2"), Err(Unavailable::Unwritable));
     let act = Act {
         time_unix_ns: 0,
         method: "m",
-        operators: &[],
+        operators: &["ada".to_owned()],
         signatures: &[],
         outcome: ActOutcome::Refused,
+        code: "REJECTED",
         reason: "",
         revision: None,
         peer: "",
@@ -342,9 +350,9 @@ fn a_failed_sync_denies_until_one_succeeds() {
 fn files_are_private_separate_and_finished() {
     let parent = tempfile::tempdir().unwrap();
     let directory = parent.path().join("audit");
-    let clock = ManualClock::at_unix_s(1_700_000_000);
-    let first = Log::open(&directory, "node/../1", &clock).unwrap();
-    let second = Log::open(&directory, "node/../1", &clock).unwrap();
+    let clock = Arc::new(ManualClock::at_unix_s(1_700_000_000));
+    let first = Log::open(&directory, "node/../1", clock.clone()).unwrap();
+    let second = Log::open(&directory, "node/../1", clock.clone()).unwrap();
     for (log, id) in [(&first, "1"), (&second, "2")] {
         record(&log.recorder("runtime-0").unwrap(), id).unwrap();
         log.recorder("unused").unwrap();
@@ -365,7 +373,7 @@ fn files_are_private_separate_and_finished() {
 #[test]
 fn what_no_socket_flushes_the_thread_does() {
     let directory = tempfile::tempdir().unwrap();
-    let log = Log::open(directory.path(), "n1", &SystemClock).unwrap();
+    let log = Log::open(directory.path(), "n1", Arc::new(SystemClock)).unwrap();
     let recorder = log.recorder("r").unwrap();
     record(&recorder, "1").unwrap();
     while recorder.pending_bytes() > 0 {
@@ -379,7 +387,7 @@ fn an_unusable_folder_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("file");
     std::fs::write(&file, "").unwrap();
-    let message = Log::open(&file, "n1", &SystemClock).unwrap_err().to_string();
+    let message = Log::open(&file, "n1", Arc::new(SystemClock)).unwrap_err().to_string();
     assert!(message.contains(&file.display().to_string()) && !message.contains('\n'), "{message}");
 }
 

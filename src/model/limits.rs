@@ -88,3 +88,25 @@ pub const APPROVALS_LISTED_MAX: usize = 1000;
 pub const APPROVAL_REPEAT_MS: i64 = 30_000;
 /// For so long after its expiry an approval that an operator touched is kept, for lists and for a better reason of a denial.
 pub const APPROVAL_KEPT_MS: i64 = 3_600_000;
+/// Text of a caller of whom nothing was verified, in an audit record: what is longer is cut.
+pub const STRANGER_TEXT_BYTES_MAX: usize = 128;
+/// The account of a refused act of whom nobody verified, in an audit record: what is longer is cut.
+pub const STRANGER_ACCOUNT_BYTES_MAX: usize = 512;
+/// Denials of one caller and address prefix that are recorded one by one though nothing was verified: so many at once …
+pub const STRANGER_RECORDS_BURST: u64 = 100;
+/// … and so many a second; the others are merged. For each serving runtime.
+pub const STRANGER_RECORDS_PER_S: u64 = 10;
+/// Audit bytes for denials of callers of whom nothing was verified: so many at once …
+pub const STRANGER_BYTES_BURST: u64 = 256 * 1024;
+/// … and so many a second; then merged lines stand for all callers together. For each serving runtime.
+pub const STRANGER_BYTES_PER_S: u64 = 32 * 1024;
+/// How long merged denials are counted before their lines are written: what a crash may cost of the counts.
+pub const STRANGER_MERGE_MS: u64 = 1_000;
+/// Merged lines that are counted at once, and callers whose rate is known; what is beyond is counted for all callers together.
+pub const STRANGERS_KNOWN_MAX: usize = 1_024;
+/// Below this much room, or a fifth of the disk, denials of callers of whom nothing was verified are only recorded merged.
+pub const DISK_LOW_BYTES: u64 = 512 * 1024 * 1024;
+/// Below this much room, or a tenth of the disk, they are not written but only counted, and no cache is written.
+pub const DISK_CRITICAL_BYTES: u64 = 256 * 1024 * 1024;
+/// Below this much room, or a thirty-second of the disk, every call is denied: what is left is for acts and for the store.
+pub const DISK_EXHAUSTED_BYTES: u64 = 64 * 1024 * 1024;

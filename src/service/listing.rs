@@ -51,7 +51,9 @@ impl Lane {
             valid_for_ms: chain.map_or(u64::MAX, |chain| chain.left_ms(now)).min(view.valid_for_ms(now)),
         };
         let moment = Moment { started, now };
-        if self.record_listing((request, caller), &view, (&decision, chain.map(|chain| &**chain)), &answer, moment).is_err() {
+        // Who asked is recorded also where the answer is the same for everybody.
+        let known = credited.as_ref().ok().map(|chain| &**chain);
+        if self.record_listing((request, caller), &view, (&decision, known), &answer, moment).is_err() {
             decision = Decision::deny(Reason::AuditUnavailable, number);
             for tool in &mut answer.tools {
                 (tool.effect, tool.reason, tool.maybe) = (Effect::Deny, decision.reason, false);

@@ -155,7 +155,7 @@ fn world() -> World {
         agent.public_key().to_jwk(),
     );
     let root = issue::issue_root(&issuer, &claims, clock.now()).unwrap();
-    let log = Log::open(&folder.path().join("audit"), "n", &*clock).unwrap();
+    let log = Log::open(&folder.path().join("audit"), "n", clock.clone()).unwrap();
     let lane = service.lane(log.recorder("lane").unwrap());
     let builder = Arc::new(Mutex::new(builder));
     World { clock, cell, builder, ledger, desk, store, lane, agent, tokens: vec![root.into()], _folder: folder }

@@ -5,16 +5,21 @@
 //! ```
 //!
 //! Nothing is copied of a full state. The cache catches up with it by the change log, or reads it again from the store, at leisure; so it
-//! does where the disk was too far behind and the queue was given up. What it reads must lead on from what was published. Look next at
-//! [`crate::store::sqlite::Cache`], and at `member.rs`, which merges it.
+//! does where the disk was too far behind and the queue was given up. What it reads must lead on from what was published.
+//!
+//! The cache is the first to give way on a disk that runs full: it is not written where there is little room, and what fails is tried
+//! again after a pause that doubles up to minutes. The store is not read whole before the disk has room for what was read last. Look next
+//! at [`crate::store::sqlite::Cache`], and at `member.rs`, which merges it.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
 use super::follower::{Known, Position};
+use crate::model::disk::{DiskOf, FreeSpace, Room};
 use crate::model::revision::Revision;
 use crate::store::sqlite::Cache;
 use crate::store::{CommitRow, Error, State, Store};
@@ -25,8 +30,16 @@ const ROWS_MAX: usize = 200_000;
 const GATHER: Duration = Duration::from_millis(20);
 /// What the end of the program waits for it.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
-/// Pause after a store, or a disk, that failed.
-const RETRY: Duration = Duration::from_secs(1);
+/// Pause after a first failure of the store or the disk; it doubles with each.
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+/// Longest pause after a store that failed.
+const STORE_PAUSE_MAX: Duration = Duration::from_secs(15);
+/// Longest pause after a disk that failed or has no room.
+const DISK_PAUSE_MAX: Duration = Duration::from_secs(300);
+/// What a row takes beside its text, about.
+const ROW_BYTES: u64 = 256;
+/// How often the bytes of its rows a full state takes while it is written: log, file and index.
+const STATE_COPIES: u64 = 3;
 
 /// The cache of this replica.
 pub struct Keeper {
@@ -35,6 +48,19 @@ pub struct Keeper {
     more: Notify,
     /// Taken before the queue: what is taken out of the queue is written before anybody reads.
     cache: Mutex<Option<Cache>>,
+    space: Arc<dyn FreeSpace>,
+    /// Bytes that must be free beyond the least before a full state is read again: what the last one would have taken.
+    wanted_bytes: AtomicU64,
+    failures: AtomicU64,
+    /// The last attempt failed: what comes is not queued, but read again later.
+    is_paused: AtomicBool,
+}
+
+/// Why the cache does not catch up.
+#[derive(Debug)]
+enum Trouble {
+    Store(Error),
+    Disk(Error),
 }
 
 #[derive(Default)]
@@ -48,7 +74,31 @@ struct Queue {
 impl Keeper {
     /// The cache of a data folder; nothing is opened yet.
     pub fn new(data: &Path) -> Arc<Self> {
-        Arc::new(Self { data: data.to_owned(), queue: Mutex::default(), more: Notify::new(), cache: Mutex::default() })
+        Self::with_space(data, Arc::new(DiskOf(data.to_owned())))
+    }
+
+    /// As [`Keeper::new`], with another word for how much room the disk has.
+    pub(super) fn with_space(data: &Path, space: Arc<dyn FreeSpace>) -> Arc<Self> {
+        Arc::new(Self {
+            data: data.to_owned(),
+            queue: Mutex::default(),
+            more: Notify::new(),
+            cache: Mutex::default(),
+            space,
+            wanted_bytes: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+            is_paused: AtomicBool::new(false),
+        })
+    }
+
+    /// How often it could not be written since the start.
+    pub fn failures(&self) -> u64 {
+        self.failures.load(Ordering::Relaxed)
+    }
+
+    /// Whether it waits to try again, and stays behind what is published meanwhile.
+    pub fn is_paused(&self) -> bool {
+        self.is_paused.load(Ordering::Relaxed)
     }
 
     /// A full state was published: it is to be kept in place of everything.
@@ -62,6 +112,13 @@ impl Keeper {
         let rows: usize = commits.iter().map(|commit| commit.changes.len().saturating_add(1)).sum();
         let mut queue = self.queue();
         queue.rows = queue.rows.saturating_add(rows);
+        if self.is_paused() {
+            // Nothing piles up while nothing is written.
+            *queue = Queue { wanted: Some(at), ..Queue::default() };
+            // For the case that the pause ends in this moment.
+            self.more.notify_one();
+            return;
+        }
         if queue.rows > ROWS_MAX {
             tracing::warn!(data = %self.data.display(), "the cache is too far behind what is published: it is to be read anew");
             *queue = Queue { wanted: Some(at), ..Queue::default() };
@@ -74,14 +131,22 @@ impl Keeper {
     /// Writes what comes, until `shutdown` turns true or its sender is gone.
     pub async fn run(self: Arc<Self>, store: Arc<dyn Store>, mut shutdown: watch::Receiver<bool>) {
         let keeping = async {
+            let mut pause = PAUSE_MIN;
             loop {
                 self.more.notified().await;
                 tokio::time::sleep(GATHER).await;
-                if let Err(error) = self.write_all(&*store).await {
-                    tracing::debug!(%error, "the cache does not catch up yet");
-                    tokio::time::sleep(RETRY).await;
-                    self.more.notify_one();
-                }
+                let Err(trouble) = self.write_all(&*store).await else {
+                    if self.is_paused.swap(false, Ordering::Relaxed) {
+                        tracing::info!(data = %self.data.display(), "the cache is written again");
+                    }
+                    pause = PAUSE_MIN;
+                    continue;
+                };
+                self.failed(&trouble, pause);
+                tokio::time::sleep(pause).await;
+                let pause_max = if matches!(trouble, Trouble::Disk(_)) { DISK_PAUSE_MAX } else { STORE_PAUSE_MAX };
+                pause = pause.saturating_mul(2).min(pause_max);
+                self.more.notify_one();
             }
         };
         tokio::select! {
@@ -97,7 +162,26 @@ impl Keeper {
         }
     }
 
-    async fn write_all(self: &Arc<Self>, store: &dyn Store) -> Result<(), Error> {
+    fn failed(&self, trouble: &Trouble, pause: Duration) {
+        self.failures.fetch_add(1, Ordering::Relaxed);
+        let is_new = !self.is_paused.swap(true, Ordering::Relaxed);
+        let mut queue = self.queue();
+        let newest = queue.waiting.pop().map(|(at, _)| at).or_else(|| queue.wanted.clone());
+        *queue = Queue { wanted: newest, ..Queue::default() };
+        drop(queue);
+        let (data, pause_s) = (self.data.display(), pause.as_secs());
+        match trouble {
+            Trouble::Disk(error) if is_new => {
+                tracing::warn!(%data, %error, pause_s, "the cache is not written for now: make room, or see to the disk");
+            }
+            Trouble::Disk(error) | Trouble::Store(error) => {
+                tracing::debug!(%data, %error, pause_s, "the cache does not catch up yet");
+            }
+        }
+    }
+
+    async fn write_all(self: &Arc<Self>, store: &dyn Store) -> Result<(), Trouble> {
+        self.check_room(0).await?;
         let wanted = self.queue().wanted.clone();
         if let Some(at) = wanted {
             self.catch_up(store, &at).await?;
@@ -108,42 +192,60 @@ impl Keeper {
         Ok(())
     }
 
+    /// Whether the disk has so many bytes beyond those that are left to others.
+    async fn check_room(&self, bytes: u64) -> Result<(), Trouble> {
+        let space = self.space.clone();
+        let read = tokio::task::spawn_blocking(move || space.read()).await;
+        let failed = |why: String| Trouble::Disk(Error::Unavailable(why));
+        let mut space = match read {
+            Ok(Ok(space)) => space,
+            Ok(Err(error)) => return Err(failed(format!("the room of the disk cannot be read: {error}"))),
+            Err(error) => return Err(failed(format!("the room of the disk cannot be read: {error}"))),
+        };
+        space.free_bytes = space.free_bytes.saturating_sub(bytes);
+        let before = if self.is_paused() { Room::Critical } else { Room::Ample };
+        match Room::of(space, before) {
+            Room::Ample | Room::Low => Ok(()),
+            Room::Critical | Room::Exhausted => Err(failed(format!("the disk has only {} bytes to spare", space.free_bytes))),
+        }
+    }
+
     /// Brings the cache to a place that was published, or past it: by the log where it reaches back so far, else by a full state.
-    async fn catch_up(self: &Arc<Self>, store: &dyn Store, at: &Position) -> Result<(), Error> {
-        while let Some((revision, hash)) = self.on_cache(|cache| cache.place()).await? {
+    async fn catch_up(self: &Arc<Self>, store: &dyn Store, at: &Position) -> Result<(), Trouble> {
+        while let Some((revision, hash)) = self.on_cache(|cache| cache.place()).await.map_err(Trouble::Disk)? {
             if revision == at.revision && hash == at.hash {
                 return Ok(());
             }
             if revision.history != at.revision.history || revision.number >= at.revision.number {
                 break;
             }
-            let Ok(mut changes) = store.changes(revision.number).await else { break };
+            let mut changes = match store.changes(revision.number).await {
+                Ok(changes) => changes,
+                Err(Error::BelowFloor { .. } | Error::Corrupt(_)) => break,
+                // A store that cannot be asked for a little is not asked for everything.
+                Err(error) => return Err(Trouble::Store(error)),
+            };
             changes.commits.retain(|commit| commit.number <= at.revision.number);
             let follows = changes.history == revision.history && !changes.commits.is_empty();
-            if !follows || !self.on_cache(move |cache| cache.apply(&changes.history, &changes.commits)).await? {
+            let apply = move |cache: &mut Cache| cache.apply(&changes.history, &changes.commits);
+            if !follows || !self.on_cache(apply).await.map_err(Trouble::Disk)? {
                 break;
             }
         }
-        let state = store.load().await?;
-        if state.revision.history != at.revision.history {
-            return Err(foreign());
-        }
-        let (mut number, mut hash) = (at.revision.number, at.hash);
-        while number < state.revision.number {
-            let commits = store.changes(number).await?.commits;
-            if commits.is_empty() {
-                return Err(foreign());
-            }
-            for commit in commits.iter().filter(|commit| commit.number <= state.revision.number) {
-                commit.verify_after(number, &hash)?;
-                (number, hash) = (commit.number, commit.hash);
-            }
-        }
-        if (number, hash) != (state.revision.number, state.hash) {
-            return Err(foreign());
-        }
+        self.check_room(self.wanted_bytes.load(Ordering::Relaxed)).await?;
+        let state = loaded(store, at).await.map_err(Trouble::Store)?;
+        let bytes = bytes_of(&state).saturating_mul(STATE_COPIES);
+        self.wanted_bytes.store(bytes, Ordering::Relaxed);
+        self.check_room(bytes).await?;
         // Away from the runtime that follows the store: of millions of rows, hashing and freeing take seconds too.
-        self.on_cache(move |cache| if state.has_its_digest() { cache.replace(&state) } else { Err(foreign()) }).await
+        let replaced = self
+            .on_cache(move |cache| if state.has_its_digest() { cache.replace(&state).map(|()| true) } else { Ok(false) })
+            .await;
+        match replaced {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Trouble::Store(foreign())),
+            Err(error) => Err(Trouble::Disk(error)),
+        }
     }
 
     /// Writes what waits.
@@ -231,6 +333,39 @@ impl Keeper {
     }
 }
 
+/// A full state that leads on from a place.
+async fn loaded(store: &dyn Store, at: &Position) -> Result<State, Error> {
+    let state = store.load().await?;
+    if state.revision.history != at.revision.history {
+        return Err(foreign());
+    }
+    let (mut number, mut hash) = (at.revision.number, at.hash);
+    while number < state.revision.number {
+        let commits = store.changes(number).await?.commits;
+        if commits.is_empty() {
+            return Err(foreign());
+        }
+        for commit in commits.iter().filter(|commit| commit.number <= state.revision.number) {
+            commit.verify_after(number, &hash)?;
+            (number, hash) = (commit.number, commit.hash);
+        }
+    }
+    if (number, hash) == (state.revision.number, state.hash) { Ok(state) } else { Err(foreign()) }
+}
+
+/// The bytes of a state's rows, about.
+fn bytes_of(state: &State) -> u64 {
+    let documents = state.documents.iter().map(|stored| stored.row.json.len());
+    let revocations = state.revocations.iter().map(|row| {
+        let parts: usize = row.target.parts().iter().map(|part| part.len()).sum();
+        parts.saturating_add(row.reason.len())
+    });
+    documents.chain(revocations).map(|bytes| (bytes as u64).saturating_add(ROW_BYTES)).fold(0, u64::saturating_add)
+}
+
 fn foreign() -> Error {
     Error::Corrupt("what the store holds does not lead on from what was published".to_owned())
 }
+
+#[cfg(test)]
+mod tests;

@@ -47,6 +47,22 @@ pub const AUDIT_PENDING: &str = "portcullis.audit.pending";
 pub const AUDIT_RECORDS: &str = "portcullis.audit.records";
 /// Counter: how often the audit log could not be written.
 pub const AUDIT_FAILURES: &str = "portcullis.audit.failures";
+/// Counter: denials of callers of whom nothing was verified that are counted in merged audit records.
+pub const AUDIT_MERGED: &str = "portcullis.audit.merged";
+/// Gauge: those of them that are not written yet.
+pub const AUDIT_MERGED_WAITING: &str = "portcullis.audit.merged_waiting";
+/// Gauge: bytes free on the disk of the audit log.
+pub const AUDIT_DISK_FREE: &str = "portcullis.audit.disk_free";
+/// Gauge: 1 for what the disk of the audit log has room for, 0 for the others.
+pub const AUDIT_ROOM: &str = "portcullis.audit.room";
+/// Gauge: bytes free on the disk of a store that is a file.
+pub const STORE_DISK_FREE: &str = "portcullis.store.disk_free";
+/// Gauge: 1 for what the disk of a store that is a file has room for, 0 for the others.
+pub const STORE_ROOM: &str = "portcullis.store.room";
+/// Counter: attempts to write this replica's cache that failed.
+pub const CACHE_FAILURES: &str = "portcullis.cache.failures";
+/// Gauge: 1 while this replica's cache is not written.
+pub const CACHE_PAUSED: &str = "portcullis.cache.paused";
 /// Gauge: open connections.
 pub const CONNECTIONS: &str = "portcullis.server.connections";
 /// Counter: connections refused because too many are open.
@@ -61,7 +77,7 @@ pub const SHADOW_FLIPS: &str = "portcullis.shadow.flips";
 pub fn unit(name: &str) -> Option<&'static str> {
     match name {
         CHECK_DURATION | KILL_PROPAGATION | SNAPSHOT_AGE | SYNC_LAG => Some("seconds"),
-        AUDIT_PENDING => Some("bytes"),
+        AUDIT_PENDING | AUDIT_DISK_FREE | STORE_DISK_FREE => Some("bytes"),
         _ => None,
     }
 }

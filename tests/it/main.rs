@@ -22,6 +22,7 @@ mod faults;
 mod fixture;
 mod fleet;
 mod fleet_kill;
+mod flood;
 mod harness;
 mod outside;
 mod policy_tools;

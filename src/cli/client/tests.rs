@@ -133,10 +133,10 @@ impl Bench {
         let key = PrivateKey::generate().unwrap();
         let public: PublicKey = key.public_key().clone();
         pap::make_first_operator(&*store, "local", &public).await.unwrap().unwrap();
-        let log = audit::Log::open(&audit_folder(folder.path()), "n1", &*clock).unwrap();
+        let log = audit::Log::open(&audit_folder(folder.path()), "n1", clock.clone()).unwrap();
         let recorder = match is_recorded {
             true => log.recorder("admin").unwrap(),
-            false => Arc::new(Recorder::unavailable("n1", audit::Error::Thread(std::io::Error::other("no disk")))),
+            false => Arc::new(Recorder::unavailable("n1", clock.clone(), audit::Error::Thread(std::io::Error::other("no disk")))),
         };
         let admin = Arc::new(Admin::new(store.clone(), clock, recorder));
         let (channel, server) = match is_local {

@@ -137,7 +137,7 @@ impl Cache {
             put_place(&transaction, state)?;
             Ok(transaction.commit()?)
         };
-        write(&mut self.connection).map_err(|fault| self.explain(fault))
+        write(&mut self.connection).map_err(|fault| self.gave_up(fault))
     }
 
     /// Keeps commits that follow what is kept, in one transaction with the place they lead to; those that it holds already are passed
@@ -162,7 +162,14 @@ impl Cache {
             transaction.commit()?;
             Ok(true)
         };
-        write(&mut self.connection).map_err(|fault| self.explain(fault))
+        write(&mut self.connection).map_err(|fault| self.gave_up(fault))
+    }
+
+    /// Gives the room back that an unfinished write took in the write-ahead log.
+    fn gave_up(&self, fault: Fault) -> Error {
+        // Where that fails too, the next write begins at its front.
+        let _ = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |_| Ok(()));
+        self.explain(fault)
     }
 
     fn explain(&self, fault: Fault) -> Error {

@@ -1,5 +1,6 @@
 //! A store whose commits fail as a test says, and that is another store in everything else.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
@@ -16,12 +17,18 @@ use crate::store::{
 pub struct FaultyStore {
     inner: Arc<dyn Store>,
     fault: Mutex<Option<Error>>,
+    loads: AtomicU64,
 }
 
 impl FaultyStore {
     /// As `inner`, without a fault.
     pub fn new(inner: Arc<dyn Store>) -> Self {
-        Self { inner, fault: Mutex::default() }
+        Self { inner, fault: Mutex::default(), loads: AtomicU64::new(0) }
+    }
+
+    /// How often the full state was read.
+    pub fn loads(&self) -> u64 {
+        self.loads.load(Ordering::SeqCst)
     }
 
     /// What commits end with from now on; `None`: as the inner store says.
@@ -41,6 +48,7 @@ impl Store for FaultyStore {
     }
 
     async fn load(&self) -> Result<State, Error> {
+        self.loads.fetch_add(1, Ordering::SeqCst);
         self.inner.load().await
     }
 

@@ -1,0 +1,101 @@
+//! Watches the room of a disk, from the audit log's own thread, so that no request waits for it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
+
+use crate::model::disk::{DiskSpace, FreeSpace, Room};
+
+/// What a disk had room for when it was last looked at.
+pub struct RoomWatch {
+    /// What lies on it, for the log.
+    path: PathBuf,
+    space: Box<dyn FreeSpace>,
+    room: AtomicU8,
+    free_bytes: AtomicU64,
+    /// The last look failed.
+    is_blind: AtomicBool,
+}
+
+impl RoomWatch {
+    /// Watches the disk below a path, and looks at it once.
+    pub fn new(path: &Path, space: Box<dyn FreeSpace>) -> Self {
+        let watch = Self {
+            path: path.to_owned(),
+            space,
+            room: AtomicU8::new(0),
+            free_bytes: AtomicU64::new(0),
+            is_blind: AtomicBool::new(false),
+        };
+        watch.look();
+        watch
+    }
+
+    /// Watches nothing, and has room for everything.
+    pub(super) fn unlimited() -> Self {
+        struct Unlimited;
+        impl FreeSpace for Unlimited {
+            fn read(&self) -> io::Result<DiskSpace> {
+                Ok(DiskSpace { free_bytes: u64::MAX, total_bytes: 0 })
+            }
+        }
+        Self::new(Path::new(""), Box::new(Unlimited))
+    }
+
+    /// What there was room for at the last look.
+    pub fn room(&self) -> Room {
+        match self.room.load(Ordering::Relaxed) {
+            0 => Room::Ample,
+            1 => Room::Low,
+            2 => Room::Critical,
+            _ => Room::Exhausted,
+        }
+    }
+
+    /// Bytes that were free at the last look.
+    pub fn free_bytes(&self) -> u64 {
+        self.free_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Looks. Blocks for as long as the disk does. A look that fails changes nothing.
+    pub fn look(&self) {
+        let space = match self.space.read() {
+            Ok(space) => space,
+            Err(error) => {
+                if !self.is_blind.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(path = %self.path.display(), %error, "the room of a disk cannot be read: it counts as it was");
+                }
+                return;
+            }
+        };
+        self.is_blind.store(false, Ordering::Relaxed);
+        self.free_bytes.store(space.free_bytes, Ordering::Relaxed);
+        let before = self.room();
+        let room = Room::of(space, before);
+        if room == before {
+            return;
+        }
+        self.room.store(room as u8, Ordering::Relaxed);
+        let (path, free_bytes, total_bytes) = (self.path.display(), space.free_bytes, space.total_bytes);
+        let (from, to) = (before.as_str(), room.as_str());
+        match room {
+            Room::Ample => tracing::info!(%path, free_bytes, from, to, "the disk has room again"),
+            Room::Low | Room::Critical if room < before => {
+                tracing::info!(%path, free_bytes, total_bytes, from, to, "the disk has more room, and not enough");
+            }
+            Room::Low => tracing::warn!(%path, free_bytes, total_bytes, from, to, "the disk runs full: make room"),
+            Room::Critical => {
+                tracing::error!(%path, free_bytes, total_bytes, from, to, "the disk is nearly full: make room before it is full");
+            }
+            Room::Exhausted => {
+                tracing::error!(%path, free_bytes, total_bytes, from, to, "the disk is full but for what is kept for acts: make room");
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for RoomWatch {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RoomWatch").field("path", &self.path).field("room", &self.room()).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,125 @@
+//! How much room a disk has, and what may still be written to it.
+//!
+//! Room is watched, never asked for while a request waits. Look next at `audit/room.rs`, which watches the disk of the audit log, and
+//! at `sync/cache.rs`, which gives way first.
+
+use std::io;
+use std::path::PathBuf;
+
+use super::limits::{DISK_CRITICAL_BYTES, DISK_EXHAUSTED_BYTES, DISK_LOW_BYTES};
+
+/// The room of one file system.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DiskSpace {
+    /// Bytes that this process may still write.
+    pub free_bytes: u64,
+    /// Its size in bytes; 0 where it has no limit of its own.
+    pub total_bytes: u64,
+}
+
+/// Where the room of one file system is read.
+pub trait FreeSpace: Send + Sync {
+    /// Reads it now. May block for as long as the disk does.
+    ///
+    /// # Errors
+    /// As the system says.
+    fn read(&self) -> io::Result<DiskSpace>;
+}
+
+/// The file system that a path lies on, by `statvfs(3)`.
+#[derive(Clone, Debug)]
+pub struct DiskOf(pub PathBuf);
+
+impl FreeSpace for DiskOf {
+    fn read(&self) -> io::Result<DiskSpace> {
+        let stat = rustix::fs::statvfs(&self.0)?;
+        let bytes = |blocks: u64| blocks.saturating_mul(stat.f_frsize);
+        Ok(DiskSpace { free_bytes: bytes(stat.f_bavail), total_bytes: bytes(stat.f_blocks) })
+    }
+}
+
+/// What a disk has room for, from all to nearly nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Room {
+    /// Everything.
+    #[default]
+    Ample,
+    /// Denials of callers of whom nothing was verified are only written merged.
+    Low,
+    /// They are not written at all, only counted. No cache is written.
+    Critical,
+    /// No decision is recorded any more, so every call is denied: what is left is for acts and for the store.
+    Exhausted,
+}
+
+impl Room {
+    /// The names, from [`Room::Ample`] on.
+    pub const NAMES: &'static [&'static str] = &["ample", "low", "critical", "exhausted"];
+
+    /// The name, as in metrics and logs.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Room::Ample => "ample",
+            Room::Low => "low",
+            Room::Critical => "critical",
+            Room::Exhausted => "exhausted",
+        }
+    }
+
+    /// What there is room for, after `before`: a disk must be free of more than a limit by a tenth before the limit counts as passed
+    /// upwards, so that it is not passed to and fro.
+    pub fn of(space: DiskSpace, before: Room) -> Room {
+        let limits = [
+            (Room::Exhausted, DISK_EXHAUSTED_BYTES, 32),
+            (Room::Critical, DISK_CRITICAL_BYTES, 10),
+            (Room::Low, DISK_LOW_BYTES, 5),
+        ];
+        let is_short = |room: Room, bytes: u64, part: u64| {
+            let limit = bytes.min(space.total_bytes / part);
+            let limit = if before >= room { limit.saturating_add(limit / 10) } else { limit };
+            space.free_bytes < limit
+        };
+        let short = limits.into_iter().find(|(room, bytes, part)| is_short(*room, *bytes, *part));
+        short.map_or(Room::Ample, |(room, ..)| room)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MIB: u64 = 1024 * 1024;
+
+    #[test]
+    fn room_is_a_share_of_a_small_disk_and_a_fixed_part_of_a_large_one() {
+        let check = |free_bytes: u64, total_bytes: u64, before: Room, expected: Room| {
+            assert_eq!(Room::of(DiskSpace { free_bytes, total_bytes }, before), expected, "{free_bytes} of {total_bytes}");
+        };
+        let large = 1_000_000 * MIB;
+        check(512 * MIB, large, Room::Ample, Room::Ample);
+        check(512 * MIB - 1, large, Room::Ample, Room::Low);
+        check(256 * MIB - 1, large, Room::Ample, Room::Critical);
+        check(64 * MIB - 1, large, Room::Ample, Room::Exhausted);
+        check(0, large, Room::Ample, Room::Exhausted);
+        check(200, 1000, Room::Ample, Room::Ample);
+        check(199, 1000, Room::Ample, Room::Low);
+        check(99, 1000, Room::Ample, Room::Critical);
+        check(30, 1000, Room::Ample, Room::Exhausted);
+        check(0, 0, Room::Ample, Room::Ample);
+        // On the way back a tenth more is needed.
+        check(219, 1000, Room::Low, Room::Low);
+        check(220, 1000, Room::Low, Room::Ample);
+        check(109, 1000, Room::Critical, Room::Critical);
+        check(110, 1000, Room::Critical, Room::Low);
+        check(33, 1000, Room::Exhausted, Room::Exhausted);
+        check(34, 1000, Room::Exhausted, Room::Critical);
+    }
+
+    #[test]
+    fn the_system_says_how_much_room_there_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let space = DiskOf(folder.path().to_owned()).read().unwrap();
+        assert!(space.free_bytes <= space.total_bytes || space.total_bytes == 0, "{space:?}");
+        assert!(DiskOf(folder.path().join("absent")).read().is_err());
+    }
+}

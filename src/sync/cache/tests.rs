@@ -1,0 +1,142 @@
+//! A cache on a disk that runs full gives way, leaves the store alone, and comes back by itself.
+
+use std::io;
+use std::time::Instant;
+
+use super::*;
+use crate::model::disk::DiskSpace;
+use crate::model::limits::DISK_CRITICAL_BYTES;
+use crate::model::records::{DocumentKey, DocumentRow, Meaning, Origin, Target, Write};
+use crate::model::time::SystemClock;
+use crate::store::CommitRequest;
+use crate::store::sqlite::SqliteStore;
+use crate::testing::store::FaultyStore;
+
+/// How long anything may take before a test gives up; nothing is measured by it.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A large disk with as much room as a test says.
+struct Disk(AtomicU64);
+
+impl FreeSpace for Disk {
+    fn read(&self) -> io::Result<DiskSpace> {
+        Ok(DiskSpace { free_bytes: self.0.load(Ordering::SeqCst), total_bytes: 1 << 40 })
+    }
+}
+
+struct Bench {
+    folder: tempfile::TempDir,
+    store: Arc<FaultyStore>,
+    disk: Arc<Disk>,
+    keeper: Arc<Keeper>,
+    _stop: watch::Sender<bool>,
+}
+
+impl Bench {
+    fn new(free_bytes: u64) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let inner = SqliteStore::open(&folder.path().join("store.db"), Arc::new(SystemClock)).unwrap();
+        let (store, disk) = (Arc::new(FaultyStore::new(Arc::new(inner))), Arc::new(Disk(AtomicU64::new(free_bytes))));
+        let keeper = Keeper::with_space(folder.path(), disk.clone());
+        let (stop, stopped) = watch::channel(false);
+        tokio::spawn(keeper.clone().run(store.clone(), stopped));
+        Self { folder, store, disk, keeper, _stop: stop }
+    }
+
+    async fn commit(&self, write: Write) {
+        self.store.commit(CommitRequest { writes: vec![write], ..CommitRequest::default() }).await.unwrap();
+    }
+
+    async fn kill(&self, session: &str) {
+        let target = Target::Session(session.to_owned());
+        self.commit(Write::Revoke { target, meaning: Meaning::Dead, reason: String::new() }).await;
+    }
+
+    async fn newest(&self) -> Position {
+        let state = self.store.changes(0).await.unwrap();
+        let revision = Revision { history: state.history, number: state.head };
+        Position { revision, hash: state.head_hash }
+    }
+
+    /// The commits after a number, as the follower publishes them.
+    async fn publish_after(&self, number: u64) {
+        let commits = self.store.changes(number).await.unwrap().commits;
+        self.keeper.apply(self.newest().await, commits);
+    }
+
+    /// Waits until the cache holds what the store does.
+    async fn caught_up(&self) {
+        let (until, newest) = (Instant::now() + PATIENCE, self.newest().await.revision);
+        while self.keeper.state().await.unwrap().map(|state| state.revision) != Some(newest.clone()) {
+            assert!(Instant::now() < until, "the cache does not catch up");
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_disk_without_room_is_left_alone_and_so_is_the_store() {
+    let (bench, began) = (Bench::new(DISK_CRITICAL_BYTES - 1), tokio::time::Instant::now());
+    bench.kill("s0").await;
+    bench.keeper.replace(bench.newest().await);
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    for number in 1..=20 {
+        bench.kill(&format!("s{number}")).await;
+        bench.publish_after(number).await;
+        tokio::time::sleep(Duration::from_secs(30)).await;
+    }
+    assert_eq!(bench.store.loads(), 0, "the store is not read for a cache that cannot be written");
+    // Ten attempts whose pauses double, and then one in five minutes.
+    let (attempts, took_s) = (bench.keeper.failures(), began.elapsed().as_secs());
+    assert!(bench.keeper.is_paused() && (2..=11 + took_s / 300).contains(&attempts), "{attempts} attempts in {took_s} s");
+    assert!(!bench.folder.path().join("cache.db").exists(), "not a byte is taken");
+    assert_eq!(bench.keeper.queue().rows, 0, "nothing piles up meanwhile");
+
+    bench.disk.0.store(2 * DISK_CRITICAL_BYTES, Ordering::SeqCst);
+    bench.caught_up().await;
+    assert_eq!(bench.store.loads(), 1);
+    bench.kill("later").await;
+    bench.publish_after(21).await;
+    bench.caught_up().await;
+    assert!(!bench.keeper.is_paused());
+    assert_eq!(bench.store.loads(), 1, "what came later is written as it comes");
+
+    // Short of room once more: what it missed comes from the log.
+    bench.disk.0.store(0, Ordering::SeqCst);
+    bench.kill("last").await;
+    bench.publish_after(22).await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(bench.keeper.is_paused());
+    bench.disk.0.store(2 * DISK_CRITICAL_BYTES, Ordering::SeqCst);
+    bench.caught_up().await;
+    assert_eq!(bench.store.loads(), 1, "a little is read from the log, not everything from the store");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_store_that_does_not_fit_is_read_once() {
+    const DOCUMENT_BYTES: usize = 300_000;
+    // More than the least, by less than what the state takes.
+    let bench = Bench::new(DISK_CRITICAL_BYTES + DOCUMENT_BYTES as u64);
+    let key = DocumentKey { kind: "group".to_owned(), id: "g".to_owned() };
+    let json = format!(r#"{{"id":"g","kind":"group","x":"{}"}}"#, "x".repeat(DOCUMENT_BYTES));
+    bench.commit(Write::PutDocument(DocumentRow { key, json, path: String::new(), line: 0, origin: Origin::Api })).await;
+    bench.keeper.replace(bench.newest().await);
+    let until = Instant::now() + PATIENCE;
+    while !bench.keeper.is_paused() {
+        assert!(Instant::now() < until, "it fits");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert_eq!(bench.store.loads(), 1);
+    // Room to try again, and still none for all of it.
+    let least = DISK_CRITICAL_BYTES * 11 / 10 + 1;
+    bench.disk.0.store(least + DOCUMENT_BYTES as u64, Ordering::SeqCst);
+    let attempts = bench.keeper.failures();
+    while bench.keeper.failures() < attempts + 5 {
+        assert!(Instant::now() < until, "it is not tried again");
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    }
+    assert_eq!(bench.store.loads(), 1, "it is not read again before there is room for it");
+    bench.disk.0.store(least + STATE_COPIES * 2 * DOCUMENT_BYTES as u64, Ordering::SeqCst);
+    bench.caught_up().await;
+    assert_eq!(bench.store.loads(), 2);
+}

@@ -1,0 +1,82 @@
+//! A flood of callers whom nobody knows, through the real server: what it costs the audit log is bounded, and not one is missing.
+
+use bytes::Bytes;
+use portcullis::api::r#gen as wire;
+use portcullis::api::r#gen::check_request::Credential;
+use portcullis::api::r#gen::revocation_service_client::RevocationServiceClient;
+use portcullis::model::limits::{STRANGER_RECORDS_BURST, STRANGER_RECORDS_PER_S};
+use serde_json::Value;
+
+use crate::harness::{Server, World, channel, request};
+
+/// Far more than are recorded one by one, and enough to fill 12 MB if each were.
+const BATCHES: u64 = 200;
+const CALLS: u64 = 128;
+const LISTS: u64 = 400;
+const ACTS: u64 = 400;
+/// Longer than any line.
+const LINE_BYTES_MAX: u64 = 2_048;
+/// Serving runtimes and administration, each with a rate of its own.
+const RECORDERS: u64 = 3;
+
+#[tokio::test]
+async fn a_flood_of_strangers_costs_few_bytes_and_no_count() {
+    let world = World::new();
+    let mut server = Server::start(&world);
+    let mut client = server.connect().await;
+    let stranger = wire::Presentation { aat_chain: vec!["garbage".into()], aat_pop: Bytes::new() };
+    let root = world.session("alpha", "s");
+    let garbage = wire::CheckRequest {
+        credential: Some(Credential::Presentation(stranger.clone())),
+        ..request(&root, Bytes::new(), "crm/read", "{}")
+    };
+    let batch = wire::CheckBatchRequest { requests: vec![garbage.clone(); CALLS as usize] };
+    let mut permitted = Vec::new();
+    for round in 0..BATCHES {
+        let answers = client.check_batch(batch.clone()).await.unwrap().into_inner().responses;
+        assert!(answers.len() as u64 == CALLS && answers.iter().all(|answer| answer.reason == "TOKEN_MALFORMED"));
+        if round % 20 == 0 {
+            let answer = client.check(world.call(&root, "crm/read", "{}")).await.unwrap().into_inner();
+            assert_eq!(answer.reason, "OK");
+            permitted.push(answer.decision_id);
+        }
+    }
+    for _ in 0..LISTS {
+        let credential = Some(wire::list_tools_request::Credential::Presentation(stranger.clone()));
+        client.list_tools(wire::ListToolsRequest { credential, ..Default::default() }).await.unwrap();
+        client.explain(garbage.clone()).await.unwrap();
+    }
+    let mut admin = RevocationServiceClient::new(channel(&server.admin).await);
+    for _ in 0..ACTS {
+        admin.revoke(wire::RevokeRequest::default()).await.unwrap_err();
+    }
+    let metrics = server.get("/metrics").1;
+    assert!(metrics.contains("\nportcullis_audit_room{portcullis_state=\""), "{metrics}");
+    let merged = metrics.lines().find_map(|line| line.strip_prefix("portcullis_audit_merged_total ")).unwrap();
+    assert!(merged.parse::<u64>().unwrap() > BATCHES * CALLS / 2, "{merged}");
+    server.terminate();
+    assert!(server.wait().success());
+
+    let lines = server.audit();
+    let count = |method: &str| -> u64 {
+        let of_method = |line: &&Value| line["method"].as_str().unwrap().ends_with(method) && line["effect"] != "PERMIT";
+        lines.iter().filter(of_method).map(|line| line["count"].as_u64().unwrap_or(1)).sum()
+    };
+    assert_eq!((count("Check"), count("ListTools"), count("Explain")), (BATCHES * CALLS, LISTS, LISTS));
+    assert_eq!(count("/Revoke"), ACTS);
+    assert!(permitted.iter().all(|id| lines.iter().any(|line| line["decision_id"] == id.as_str())), "each permit has its record");
+
+    // Bytes, not time: however long it took, no more than the rate for that long.
+    let times: Vec<i64> = lines.iter().map(|line| line["time_unix_ns"].as_i64().unwrap()).collect();
+    let took_s = (times.iter().max().unwrap() - times.iter().min().unwrap()) as u64 / 1_000_000_000 + 2;
+    let singles = lines.iter().filter(|line| line["kind"] != "merged" && line["effect"] != "PERMIT").count() as u64;
+    assert!(singles <= RECORDERS * (STRANGER_RECORDS_BURST + took_s * STRANGER_RECORDS_PER_S), "{singles} in {took_s} s");
+    let bytes: u64 =
+        std::fs::read_dir(world.data().join("audit")).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
+    let others = lines.len() as u64 - singles;
+    assert!(bytes <= (singles + others) * LINE_BYTES_MAX, "{bytes} bytes");
+    println!(
+        "{} denials and refusals in {took_s} s: {singles} lines of their own, {bytes} bytes",
+        BATCHES * CALLS + 2 * LISTS + ACTS
+    );
+}
