@@ -267,6 +267,8 @@ impl Admin {
         };
         match self.store.commit(CommitRequest { writes, documents_unchanged_since, act: Some(act), ..Default::default() }).await {
             Ok(committed) => {
+                // By whom, where it was done; every replica logs what it brings about. The operators' words are not logged.
+                tracing::info!(revision = %committed.revision, by = ?by.operators(), method = by.method(), "an act was done");
                 if self.record(by, Some(&committed.revision), reason).is_err() {
                     by.mark_unrecorded();
                     tracing::error!(revision = %committed.revision, "an act was done and is not in the audit log yet");

@@ -5,6 +5,7 @@
 //! Look next at `sync/follower.rs`, then at `sync/run.rs`; [`status::Status`] is what others see of it.
 
 mod acknowledge;
+mod announce;
 mod backoff;
 mod cache;
 pub mod follower;
@@ -18,6 +19,7 @@ mod tests;
 mod upkeep;
 
 pub use acknowledge::{Acknowledge, Barrier};
+pub use announce::announce;
 pub use cache::Keeper;
 pub use member::{Member, incarnation};
 pub use place::{Keep, Place, remember};

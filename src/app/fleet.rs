@@ -101,6 +101,7 @@ impl Following {
         }
         // Only from here on: what was not published was not followed.
         tokio::spawn(sync::remember(status.clone(), Place::of(data), stopped.clone()));
+        tokio::spawn(sync::announce(status.clone(), store.clone(), stopped.clone()));
         let (told, condition) = watch::channel(sync::condition(&status, &cell, clock.now()));
         tokio::spawn(watch_condition(status.clone(), cell.clone(), clock, told, stopped));
         Ok(Self { cell, status, member, runtimes, keeper, store, condition, stop })

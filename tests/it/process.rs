@@ -422,6 +422,40 @@ async fn no_secret_is_logged() {
     assert!(leaked.is_empty(), "in the audit: {leaked:?}\n{}", lines_with(&audit, &leaked));
 }
 
+/// The server's log tells of each revocation and change of policy, with who did it, once it decides by it.
+#[tokio::test]
+async fn kills_and_changes_of_policy_are_logged() {
+    let world = World::new();
+    let server = Server::start(&world);
+    let operator = server.operator().await;
+    let forged = r#"s" now="reinstated"#;
+    let revision = operator.revoke("session", &[forged], Dead).await;
+    let lifted = operator.revoke("agent", &[&agent_id("beta")], Suspend).await;
+    let policy = world.policy().replace("deny: [pay/large]", "deny: [pay/large, crm/wipe]");
+    world.write_policy(&policy);
+    let (url, key) = (server.admin_url(), server.data.join("local.jwk"));
+    let (folder, key) = (world.policies(), key.to_str().unwrap().to_owned());
+    let applied =
+        ["--json", "policy", "apply", folder.to_str().unwrap(), "--target", url.as_str(), "--operator-key", key.as_str()];
+    let applied = run(&applied).ended(0).json()["revision"].as_str().unwrap().to_owned();
+    let until = std::time::Instant::now() + PATIENCE;
+    let expected = [
+        vec![revision.as_str(), "a revocation is in effect", r#"session s\" now=\"reinstated"#, "dead", "local"],
+        vec![lifted.as_str(), "a revocation is in effect", "agent/beta", "suspended", "local"],
+        vec![revision.as_str(), "an act was done", "local", "/portcullis.v1.RevocationService/Revoke"],
+        vec![applied.as_str(), "a change of policy is in force", "local", "/portcullis.v1.PolicyService/Apply"],
+    ];
+    let missing = |log: &str| {
+        let is_there = |words: &&Vec<&str>| log.lines().any(|line| words.iter().all(|word| line.contains(word)));
+        expected.iter().find(|words| !is_there(words)).cloned()
+    };
+    while let Some(words) = missing(&server.log()) {
+        assert!(std::time::Instant::now() < until, "no line with {words:?} in {}", server.log());
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    assert!(!server.log().contains(forged), "a name breaks out of its member");
+}
+
 fn lines_with(text: &str, wanted: &[&String]) -> String {
     text.lines().filter(|line| wanted.iter().any(|secret| line.contains(secret.as_str()))).take(5).collect::<Vec<_>>().join("\n")
 }

@@ -1,0 +1,143 @@
+//! Logs what was revoked and which policy came into force, once this replica decides by it.
+//!
+//! A task of its own reads what the follower applied and asks the store who did it, so that nothing that is applied waits for a log.
+//! An operator's words are not logged: nobody knows what is in them. Look next at `status/feed.rs`, which it reads.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use super::status::feed::{Applied, Next};
+use super::status::{Changes, Status};
+use crate::model::records::{Change, RevocationRow};
+use crate::model::revision::Revision;
+use crate::store::{PolicyCommit, Store};
+
+/// Revisions taken from the feed at once.
+const REVISIONS_TAKEN_MAX: usize = 64;
+/// Entries of one revision that are logged one by one.
+const ENTRIES_LOGGED_MAX: usize = 20;
+/// Revisions of policy that are logged one by one.
+const POLICIES_LOGGED_MAX: usize = 20;
+
+/// Logs until `shutdown` turns true or its sender is gone.
+pub async fn announce(status: Status, store: Arc<dyn Store>, mut shutdown: watch::Receiver<bool>) {
+    let announcing = async {
+        let mut changes: Changes = status.changes();
+        let mut announcer = Announcer { policy: status.policy(), read: status.feed().newest(), status: status.clone(), store };
+        loop {
+            announcer.announce().await;
+            if changes.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        _ = shutdown.wait_for(|stop| *stop) => {}
+        () = announcing => {}
+    }
+}
+
+struct Announcer {
+    status: Status,
+    store: Arc<dyn Store>,
+    /// The last revision whose revocations were logged.
+    read: Option<Revision>,
+    /// The last revision whose policy was logged.
+    policy: u64,
+}
+
+impl Announcer {
+    async fn announce(&mut self) {
+        let Some(newest) = self.status.feed().newest() else { return };
+        let Some(read) = self.read.clone().filter(|read| read.history == newest.history) else {
+            tracing::info!(revision = %newest, "all revocations and the policy of this revision are in effect");
+            (self.policy, self.read) = (self.status.policy(), Some(newest));
+            return;
+        };
+        match self.status.feed().after(read.number, REVISIONS_TAKEN_MAX) {
+            Next::Lost(newest) => {
+                tracing::info!(revision = %newest, "more was revoked than is told one by one: all of it is in effect");
+                self.read = Some(newest);
+            }
+            Next::Applied(applied) => {
+                let by = self.operators(&applied).await;
+                applied.iter().for_each(|one| Self::revoked(one, by.get(&one.revision.number)));
+                let last = applied.last().map(|one| one.revision.clone());
+                let is_more = applied.len() == REVISIONS_TAKEN_MAX;
+                self.read = last.or(Some(read));
+                if is_more {
+                    return Box::pin(self.announce()).await;
+                }
+            }
+        }
+        let policy = self.status.policy();
+        if policy > self.policy {
+            self.policies_after(self.policy, policy).await;
+            self.policy = policy;
+        }
+    }
+
+    /// Who made the revisions that revoke something, by number, as far as the store says so.
+    async fn operators(&self, applied: &[Arc<Applied>]) -> BTreeMap<u64, Vec<String>> {
+        let entries: usize = applied.iter().map(|one| one.entries.len()).sum();
+        if entries == 0 {
+            return BTreeMap::new();
+        }
+        // What changed last is listed first; what came meanwhile pushes little out of the list.
+        match self.store.revocations(entries.saturating_mul(2)).await {
+            Ok(listed) => listed.commits.into_iter().map(|(number, commit)| (number, commit.operators)).collect(),
+            Err(_) => BTreeMap::new(),
+        }
+    }
+
+    /// Logs the entries of a revision; nothing is said of who made one where the store does not say it.
+    fn revoked(applied: &Applied, by: Option<&Vec<String>>) {
+        let revision = applied.revision.to_string();
+        if applied.everything {
+            tracing::info!(revision, "more was revoked than is told one by one: all of it is in effect");
+        }
+        for row in applied.entries.iter().take(ENTRIES_LOGGED_MAX) {
+            // Written out like a Rust string: a name may hold anything, also the end of a line.
+            let target = row.target.to_string();
+            tracing::info!(revision, ?target, now = state(row), by = by.map(tracing::field::debug), "a revocation is in effect");
+        }
+        let more = applied.entries.len().saturating_sub(ENTRIES_LOGGED_MAX);
+        if more > 0 {
+            tracing::info!(revision, more, "more of the same revision is in effect");
+        }
+    }
+
+    async fn policies_after(&self, before: u64, policy: u64) {
+        let history = self.read.as_ref().map(|read| read.history.clone());
+        let Some(history) = history else { return };
+        let mut commits = match self.store.history(POLICIES_LOGGED_MAX).await {
+            Ok(commits) => commits,
+            Err(error) => {
+                tracing::info!(policy, %error, "the policy of this revision is in force; the store cannot say who changed it");
+                return;
+            }
+        };
+        commits.retain(|commit| commit.number > before && commit.number <= policy);
+        commits.sort_by_key(|commit| commit.number);
+        for PolicyCommit { number, act, changes, .. } in commits {
+            let (by, method) = act.map(|act| (act.operators, act.method)).unwrap_or_default();
+            let removed = changes.iter().filter(|change| matches!(change, Change::DocumentRemoved(_))).count();
+            let put = changes.iter().filter(|change| matches!(change, Change::Document(_))).count();
+            let revision = Revision { history: history.clone(), number };
+            tracing::info!(%revision, ?by, method, put, removed, "a change of policy is in force");
+        }
+    }
+}
+
+/// What a target's row says now, in words.
+fn state(row: &RevocationRow) -> &'static str {
+    match (row.dead, row.suspended, row.watermark_unix_s) {
+        (true, ..) => "dead",
+        (false, true, None) => "suspended",
+        (false, true, Some(_)) => "suspended, older roots void",
+        (false, false, Some(_)) => "older roots void",
+        (false, false, None) => "reinstated",
+    }
+}
