@@ -8,6 +8,7 @@ pub mod decision;
 mod explain;
 pub mod gateway;
 pub mod noop;
+mod operators;
 mod signed;
 mod status;
 

@@ -45,6 +45,7 @@ use wire::approval_service_server::ApprovalServiceServer;
 use wire::decision_service_server::DecisionServiceServer;
 use wire::fleet_service_server::FleetServiceServer;
 use wire::noop_service_server::NoopServiceServer;
+use wire::operator_service_server::OperatorServiceServer;
 use wire::policy_service_server::PolicyServiceServer;
 use wire::revocation_service_server::RevocationServiceServer;
 
@@ -326,8 +327,14 @@ fn admin_routes(admin: Arc<Admin>, lane: Option<Lane>) -> Routes {
     let routes = Routes::new(RevocationServiceServer::new(api.clone()))
         .add_service(PolicyServiceServer::new(api.clone()).max_decoding_message_size(SignedActs::MESSAGE_BYTES_MAX))
         .add_service(ApprovalServiceServer::new(api.clone()))
+        .add_service(OperatorServiceServer::new(api.clone()))
         .add_service(FleetServiceServer::new(api));
-    let names = ["portcullis.v1.RevocationService", "portcullis.v1.PolicyService", "portcullis.v1.ApprovalService"];
+    let names = [
+        "portcullis.v1.RevocationService",
+        "portcullis.v1.PolicyService",
+        "portcullis.v1.ApprovalService",
+        "portcullis.v1.OperatorService",
+    ];
     let routes = with_standard_services(routes, &names, None);
     Routes::from(routes.into_axum_router().layer(MapResponseLayer::new(explain_refused)).layer(SignedActs::new(admin)))
 }

@@ -10,6 +10,7 @@ mod explain;
 mod findings;
 mod fleet;
 mod input;
+mod operator;
 mod outcome;
 mod output;
 mod policy;
@@ -135,6 +136,9 @@ enum Command {
     /// Check a policy folder, or put it in force
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
+    /// See and change who may administer, beside the policy folder
+    #[command(subcommand)]
+    Operator(operator::OperatorCommand),
     /// Pull the kill switch: for an agent, a session, a token, a key, … or everything
     Revoke(revoke::RevokeArgs),
     /// Lift a suspension; what is dead stays dead
@@ -216,6 +220,7 @@ fn dispatch(command: Command, output: &Output) -> Result<(), Failure> {
             Command::Explain(arguments) => explain::run(*arguments, output).await,
             Command::Tools(arguments) => tools::run(arguments, output).await,
             Command::Policy(command) => policy::run(command, output).await,
+            Command::Operator(command) => operator::run(command, output).await,
             Command::Revoke(arguments) => revoke::revoke(arguments, output).await,
             Command::Reinstate(arguments) => revoke::reinstate(arguments, output).await,
             Command::Revocations(arguments) => revoke::list(arguments, output).await,

@@ -11,6 +11,8 @@ mod authorize;
 mod diff;
 mod fleet;
 mod history;
+mod keys;
+mod operators;
 mod recognize;
 mod revoke;
 
@@ -24,6 +26,7 @@ pub use authorize::{Authorized, Method};
 pub use diff::{DiffOutcome, PAIRS_LISTED_MAX};
 pub use fleet::Waited;
 pub use history::{HISTORY_LISTED_DEFAULT, PolicyRevision};
+pub use operators::{ListedOperator, NewOperator, OperatorChanged, OperatorState};
 pub use recognize::{DocumentNames, Recognition, Sightings, Standing};
 pub use revoke::{Reinstated, RevokeRequest};
 
@@ -34,6 +37,7 @@ use crate::model::time::Clock;
 pub use crate::policy::diagnostic::Diagnostic as DiagnosticText;
 use crate::policy::diagnostic::Diagnostic;
 pub use crate::policy::diff::{DocumentChange, PairChange};
+pub use crate::policy::document::OperatorSpec;
 pub use crate::policy::source::SourceFile as PolicyFile;
 use crate::store::{self, CommitRequest, Committed, Store, StoredDocument};
 pub use crate::store::{CommittedBy, Revocations};
@@ -44,6 +48,9 @@ pub enum Error {
     /// The signature is missing, malformed, altered, stale, replayed or nobody's.
     #[error("{0}")]
     Unauthenticated(String),
+    /// The key that signed is revoked: it signs nothing any more.
+    #[error("{0}")]
+    KeyRevoked(String),
     /// The operator lacks the role, or a second operator is needed.
     #[error("{0}")]
     PermissionDenied(String),
@@ -115,6 +122,7 @@ impl Error {
     pub fn code(&self) -> &'static str {
         match self {
             Error::Unauthenticated(_) => "UNAUTHENTICATED",
+            Error::KeyRevoked(_) => "REVOKED_KEY",
             Error::PermissionDenied(_) => "PERMISSION_DENIED",
             Error::Invalid { .. } => "INVALID_ARGUMENT",
             Error::Policy(_) => "POLICY_INVALID",
@@ -139,12 +147,16 @@ impl Error {
             Error::Store(
                 store::Error::Conflict { .. } | store::Error::DocumentsChanged { .. } | store::Error::ActReplayed { .. },
             ) => StoreFault::Conflict,
-            Error::Store(store::Error::Rejected(_)) => StoreFault::Rejected,
+            Error::Store(store::Error::Rejected(_) | store::Error::NobodyLeft) => StoreFault::Rejected,
             Error::Store(store::Error::Unknown(_)) => StoreFault::Unknown,
             _ => StoreFault::Unavailable,
         }
     }
 }
+
+/// What an act is told that would lock everybody out.
+const NOBODY_LEFT: &str = "nobody with the role `administer` would be left whose key is not revoked, so nothing could be administered any \
+                           more: add another administrator first (`portcullis operator add`), or have one of them do it";
 
 /// The door to every administrative act.
 pub struct Admin {
@@ -258,14 +270,28 @@ impl Admin {
         documents_unchanged_since: Option<u64>,
         reason: &str,
     ) -> Result<Committed, Error> {
+        self.commit_leaving(by, Vec::new(), writes, documents_unchanged_since, reason).await
+    }
+
+    /// As [`Admin::commit`], where of some keys one must not be revoked afterwards.
+    async fn commit_leaving(
+        &self,
+        by: &Authorized,
+        one_must_sign: Vec<String>,
+        writes: Vec<Write>,
+        documents_unchanged_since: Option<u64>,
+        reason: &str,
+    ) -> Result<Committed, Error> {
         let act = ActRow {
             operators: by.operators().to_vec(),
+            keys: by.keys().iter().map(ToString::to_string).collect(),
             method: by.method().to_owned(),
             signatures: by.signatures().to_vec(),
             jtis: by.jtis().to_vec(),
             reason: reason.to_owned(),
         };
-        match self.store.commit(CommitRequest { writes, documents_unchanged_since, act: Some(act), ..Default::default() }).await {
+        let request = CommitRequest { writes, documents_unchanged_since, one_must_sign, act: Some(act), ..Default::default() };
+        match self.store.commit(request).await {
             Ok(committed) => {
                 // By whom, where it was done; every replica logs what it brings about. The operators' words are not logged.
                 tracing::info!(revision = %committed.revision, by = ?by.operators(), method = by.method(), "an act was done");
@@ -280,8 +306,17 @@ impl Admin {
                 self.record_refused(by.method(), by.operators(), by.peer(), &error)?;
                 Err(error)
             }
+            // A replica that has not heard of the revocation let it pass; the store does not.
+            Err(store::Error::SignerRevoked { thumbprint }) => {
+                let error = authorize::key_revoked(by.operator_of(&thumbprint), &thumbprint);
+                self.record_refused(by.method(), by.operators(), by.peer(), &error)?;
+                Err(error)
+            }
             Err(error) => {
-                let error = Error::Store(error);
+                let error = match error {
+                    store::Error::NobodyLeft => Error::PermissionDenied(NOBODY_LEFT.to_owned()),
+                    error => Error::Store(error),
+                };
                 self.record_refused(by.method(), by.operators(), by.peer(), &error)?;
                 Err(error)
             }

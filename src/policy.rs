@@ -14,6 +14,7 @@ pub mod diagnostic;
 pub mod diff;
 pub mod document;
 pub mod excerpt;
+pub mod keys;
 mod node;
 pub mod source;
 pub mod testrun;

@@ -2,7 +2,7 @@
 //!
 //! A store keeps rows and numbers; it reads neither policy nor tokens. Look next at [`rules`] (what a write does to a row),
 //! [`approvals`] (the same for approvals), [`chain`] (hashes and the digest), [`fleet`] (who follows), [`lineage`] (where a restored
-//! store comes from), [`lapse`] and [`second`] (what expires, what takes two), `sqlite.rs` and `postgres.rs`,
+//! store comes from), [`lapse`], [`second`] and [`signers`] (what expires, what takes two, whose key is revoked), `sqlite.rs` and `postgres.rs`,
 //! then at `sync`, which follows a store.
 
 pub mod approvals;
@@ -14,6 +14,7 @@ pub mod postgres;
 mod replay;
 pub mod rules;
 pub mod second;
+pub mod signers;
 pub mod sqlite;
 
 use std::collections::BTreeMap;
@@ -25,7 +26,7 @@ pub use fleet::{Heartbeat, Registration, Replica, ReplicaState, Replicas};
 pub use lineage::{Adoption, Kinship, Lineage, Merged};
 
 use crate::model::approval::{ApprovalFilter, Approvals, AskApproval, AskOutcome, UseApprovals, UseOutcome};
-use crate::model::records::{ActRow, Change, DocumentKey, DocumentRow, RevocationRow, Write};
+use crate::model::records::{ActRow, Change, DocumentKey, DocumentRow, RevocationRow, Target, Write};
 use crate::model::revision::{HistoryId, Revision, StateDigest};
 
 /// A store of one history of dense revisions.
@@ -60,6 +61,18 @@ pub trait Store: Send + Sync {
     /// As [`Store::load`].
     async fn documents(&self, kind: Option<&str>) -> Result<Documents, Error>;
 
+    /// Those of the named documents that there are, by kind and id. Cheap however many documents there are.
+    ///
+    /// # Errors
+    /// As [`Store::load`].
+    async fn documents_named(&self, keys: &[DocumentKey]) -> Result<Documents, Error>;
+
+    /// The revocations of these targets, of those that have one, in no order. Cheap however many revocations there are.
+    ///
+    /// # Errors
+    /// As [`Store::load`].
+    async fn revocations_of(&self, targets: &[Target]) -> Result<Vec<RevocationRow>, Error>;
+
     /// The revocations that changed last, newest first, at most `limit` and never more than [`rules::REVOCATIONS_LISTED_MAX`].
     ///
     /// # Errors
@@ -73,7 +86,8 @@ pub trait Store: Send + Sync {
     ///
     /// # Errors
     /// [`Error::Conflict`] where a document is not at its expected revision, [`Error::ActReplayed`] where a signature was used
-    /// before, [`Error::Rejected`] where a write makes no sense for what is stored or passes a limit of [`rules`]; then nothing
+    /// before, [`Error::SignerRevoked`] where a key that signed is revoked, [`Error::NobodyLeft`] where no key of
+    /// [`CommitRequest::one_must_sign`] would be left, [`Error::Rejected`] where a write makes no sense for what is stored or passes a limit of [`rules`]; then nothing
     /// was written. [`Error::Unknown`] where it cannot be said whether it was.
     async fn commit(&self, request: CommitRequest) -> Result<Committed, Error>;
 
@@ -312,6 +326,8 @@ pub struct CommitRequest {
     pub expected: Vec<(DocumentKey, Option<u64>)>,
     /// No document may have changed, come or gone since this revision: what fits the documents of then need not fit others.
     pub documents_unchanged_since: Option<u64>,
+    /// Thumbprints of keys of which at least one must not be revoked once this is done: whoever holds it can undo it. None: any may be.
+    pub one_must_sign: Vec<String>,
     /// Who does it; absent only for what the store's own upkeep does.
     pub act: Option<ActRow>,
 }
@@ -352,6 +368,15 @@ pub enum Error {
         /// The `jti`.
         jti: String,
     },
+    /// A key that signed the act is revoked.
+    #[error("the operator's key `{thumbprint}` is revoked: it signs nothing any more")]
+    SignerRevoked {
+        /// The key's thumbprint.
+        thumbprint: String,
+    },
+    /// No key would be left that can sign what must be signed.
+    #[error("nobody who administers would be left with a key that is not revoked")]
+    NobodyLeft,
     /// A write makes no sense for what is stored, or passes a limit; nothing was written.
     #[error("{0}")]
     Rejected(String),

@@ -43,6 +43,10 @@ impl AdminApi {
         Self { admin, lane }
     }
 
+    pub(super) fn admin(&self) -> &Admin {
+        &self.admin
+    }
+
     fn lane(&self) -> Result<&Lane, Status> {
         let nobody = "no decisions are given here: ask a running server, with --target instead of --store";
         self.lane.as_ref().ok_or_else(|| status(Code::FailedPrecondition, "REJECTED", nobody))
@@ -357,7 +361,7 @@ impl FleetService for AdminApi {
     }
 }
 
-fn authorized<T>(request: &Request<T>) -> Result<Authorized, Status> {
+pub(super) fn authorized<T>(request: &Request<T>) -> Result<Authorized, Status> {
     let found = request.extensions().get::<Authorized>().cloned();
     found.ok_or_else(|| status(Code::Unauthenticated, "UNAUTHENTICATED", "the call is not signed"))
 }
@@ -392,7 +396,7 @@ fn key_out(key: DocumentKey) -> wire::DocumentId {
 }
 
 /// Every diagnostic or failed test: a client shows them as `policy check` and `policy test` would.
-fn refused_policy(error: Error) -> Status {
+pub(super) fn refused_policy(error: Error) -> Status {
     match error {
         Error::Policy(diagnostics) => {
             let lines: Vec<String> = diagnostics.iter().map(ToString::to_string).collect();

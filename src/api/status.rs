@@ -69,6 +69,7 @@ impl From<pap::Error> for Status {
         };
         match error {
             pap::Error::Unauthenticated(_) => status(Code::Unauthenticated, "UNAUTHENTICATED", message),
+            pap::Error::KeyRevoked(_) => status(Code::Unauthenticated, "REVOKED_KEY", message),
             pap::Error::PermissionDenied(_) => status(Code::PermissionDenied, "PERMISSION_DENIED", message),
             pap::Error::Invalid { field, message } => invalid(field, format!("{message}{beside}")),
             pap::Error::Policy(_) => status(Code::InvalidArgument, "POLICY_INVALID", message),

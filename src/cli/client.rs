@@ -13,6 +13,7 @@ use super::{AdminArgs, Failure, input, outcome};
 use crate::api::r#gen as wire;
 use crate::api::r#gen::approval_service_client::ApprovalServiceClient;
 use crate::api::r#gen::fleet_service_client::FleetServiceClient;
+use crate::api::r#gen::operator_service_client::OperatorServiceClient;
 use crate::api::r#gen::policy_service_client::PolicyServiceClient;
 use crate::api::r#gen::revocation_service_client::RevocationServiceClient;
 use crate::app;
@@ -115,6 +116,25 @@ impl AdminClient {
     ) -> Result<wire::ListRevocationsResponse, Failure> {
         let request = self.signed("/portcullis.v1.RevocationService/List", message)?;
         self.answer(RevocationServiceClient::new(self.channel.clone()).list(request).await)
+    }
+
+    pub(super) async fn add_operator(&mut self, message: wire::AddOperatorRequest) -> Result<wire::AddOperatorResponse, Failure> {
+        let request = self.signed("/portcullis.v1.OperatorService/Add", message)?;
+        self.outcome(OperatorServiceClient::new(self.channel.clone()).add(request).await)
+    }
+
+    pub(super) async fn retire_operator(
+        &mut self,
+        message: wire::RetireOperatorRequest,
+    ) -> Result<wire::RetireOperatorResponse, Failure> {
+        let request = self.signed("/portcullis.v1.OperatorService/Retire", message)?;
+        self.outcome(OperatorServiceClient::new(self.channel.clone()).retire(request).await)
+    }
+
+    pub(super) async fn operators(&mut self) -> Result<wire::ListOperatorsResponse, Failure> {
+        let request = self.signed("/portcullis.v1.OperatorService/List", wire::ListOperatorsRequest {})?;
+        let client = OperatorServiceClient::new(self.channel.clone());
+        self.answer(client.max_decoding_message_size(LIST_BYTES_MAX).list(request).await)
     }
 
     pub(super) async fn replicas(&mut self) -> Result<wire::ListReplicasResponse, Failure> {

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::fs::OpenOptions;
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand, ValueEnum};
 use serde_json::{Value, json};
@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use super::output::Output;
 use super::{Failure, input};
 use crate::model::json::{Object, parse_object};
+use crate::model::jwk::PublicKey;
 use crate::model::reason::Reason;
 use crate::model::time::{Clock as _, Now, SystemClock};
 use crate::policy::document::{Body, Document};
@@ -144,7 +145,15 @@ pub(super) fn run(command: TokenCommand, output: &Output) -> Result<(), Failure>
     }
 }
 
-fn keygen(out: &PathBuf, output: &Output) -> Result<(), Failure> {
+fn keygen(out: &Path, output: &Output) -> Result<(), Failure> {
+    let public = make_key(out)?;
+    let jwk: Value = serde_json::from_str(&public.to_jwk()).map_err(Failure::failed)?;
+    output.raw(&json!({ "jwk": jwk, "thumbprint": public.thumbprint().as_str() }).to_string());
+    Ok(())
+}
+
+/// Makes a key: the private one goes into a new file that its owner alone reads.
+pub(super) fn make_key(out: &Path) -> Result<PublicKey, Failure> {
     let key = PrivateKey::generate().map_err(Failure::failed)?;
     let write = || {
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(out)?;
@@ -153,10 +162,7 @@ fn keygen(out: &PathBuf, output: &Output) -> Result<(), Failure> {
         file.sync_all()
     };
     write().map_err(|error| Failure::failed(format!("--out: `{}` cannot be written: {error}", out.display())))?;
-    let public = key.public_key();
-    let jwk: Value = serde_json::from_str(&public.to_jwk()).map_err(Failure::failed)?;
-    output.raw(&json!({ "jwk": jwk, "thumbprint": public.thumbprint().as_str() }).to_string());
-    Ok(())
+    Ok(key.public_key().clone())
 }
 
 fn print_token(jws: &str, output: &Output) {

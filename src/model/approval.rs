@@ -49,6 +49,9 @@ pub struct ApprovalLayer {
     pub expires_at_unix_ms: i64,
     /// The operator who approved; `None` while it waits.
     pub approved_by: Option<String>,
+    /// Thumbprint of the key that the operator signed with: once it is revoked, the layer waits again. An older version wrote none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub approved_key: Option<String>,
 }
 
 impl ApprovalLayer {

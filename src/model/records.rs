@@ -70,7 +70,7 @@ pub enum Target {
         /// The user's subject.
         subject: String,
     },
-    /// A key, by thumbprint: a holder's or an issuer's.
+    /// A key, by thumbprint: a holder's, an issuer's or an operator's.
     Key(String),
     /// A tool, `server/tool`.
     Tool(String),
@@ -197,13 +197,17 @@ pub enum Write {
         /// Why.
         reason: String,
     },
-    /// Lift the suspension of everything, which takes two operators: the first call is kept and makes no [`Change`], the second, by
-    /// another operator and in time, lifts it.
-    ReinstateAll {
+    /// Lift a suspension, which takes two operators: the first call is kept and makes no [`Change`], the second, by another operator
+    /// and in time, lifts it.
+    ReinstateByTwo {
+        /// What.
+        target: Target,
         /// Why.
         reason: String,
         /// Who.
         operator: String,
+        /// Thumbprint of the key that the operator signed with: a first half whose key was revoked since does not count.
+        key: String,
         /// Who may be the first or the second: whoever asked and is not one of them any more does not count.
         administrators: Vec<String>,
     },
@@ -229,6 +233,8 @@ pub enum Write {
         digest: String,
         /// Who.
         operator: String,
+        /// Thumbprint of the key that the operator signed with: once it is revoked, what it approved waits again.
+        key: String,
         /// The operator's groups.
         groups: Vec<String>,
     },
@@ -282,6 +288,8 @@ impl Change {
 pub struct PendingRow {
     /// Who asked.
     pub operator: String,
+    /// Thumbprint of the key that they signed with; empty in a row of an older version.
+    pub key: String,
     /// From then on it counts no more, by the store's clock.
     pub expires_at_unix_ms: i64,
 }
@@ -291,6 +299,9 @@ pub struct PendingRow {
 pub struct ActRow {
     /// The operators' ids: one, or two where two are demanded.
     pub operators: Vec<String>,
+    /// Thumbprints of the keys that signed: the store refuses the act where one of them is revoked. An older version wrote none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<String>,
     /// Full gRPC method path.
     pub method: String,
     /// The operators' compact JWS over the request.

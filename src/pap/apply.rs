@@ -57,32 +57,47 @@ impl Admin {
         let revision = stored.revision;
         let left = keyed(stored.documents);
         let two_needed = needs_two(left.values());
-        let Plan { changes, writes, kept } = plan(&documents, left);
-        let fits = aside(move || whole(documents, &kept)).await?;
-        warnings.extend(self.or_record_refused(by, fits)?);
-
+        let planned = move || {
+            let plan = plan(&documents, left);
+            let listed = plan.newly_listed(&documents);
+            (documents, plan, listed)
+        };
+        let (documents, plan, listed) = aside(planned).await?;
+        let alive = self.no_dead_keys(&listed).await;
+        self.or_record_refused(by, alive)?;
+        let fits = aside(move || whole(documents, plan)).await?;
+        let (plan, said) = self.or_record_refused(by, fits)?;
+        warnings.extend(said);
         if dry_run {
             self.record(by, None, "apply a policy folder: dry run")?;
-            return Ok(ApplyOutcome { revision, changes, warnings });
+            return Ok(ApplyOutcome { revision, changes: plan.changes, warnings });
         }
-        self.or_record_refused(by, two_signed(by, two_needed, &changes))?;
-        if writes.is_empty() {
+        self.or_record_refused(by, two_signed(by, two_needed, &plan))?;
+        if plan.writes.is_empty() {
             self.record(by, None, "apply a policy folder: no change")?;
-            return Ok(ApplyOutcome { revision, changes, warnings });
+            return Ok(ApplyOutcome { revision, changes: plan.changes, warnings });
         }
+        let Plan { changes, writes, one_must_sign, .. } = plan;
         let account = format!("apply a policy folder: {} document(s) change", changes.len());
-        let committed = self.commit(by, writes, Some(revision.number), &account).await?;
+        let committed = self.commit_leaving(by, one_must_sign, writes, Some(revision.number), &account).await?;
         Ok(ApplyOutcome { revision: committed.revision, changes, warnings })
     }
 }
 
 /// What a folder changes of what is stored.
+#[derive(Default)]
 pub(super) struct Plan {
     /// Removals first, then by kind and id.
     pub(super) changes: Vec<DocumentChange>,
     pub(super) writes: Vec<Write>,
     /// Documents that were made through the API and stay.
     pub(super) kept: Vec<DocumentRow>,
+    /// Documents of before that are changed or gone.
+    pub(super) replaced: Vec<DocumentRow>,
+    /// Keys of those who administer afterwards, where the change is one of operators: one of them must not be revoked.
+    pub(super) one_must_sign: Vec<String>,
+    /// A document that two people are needed for no longer asks for them.
+    pub(super) weakens: bool,
 }
 
 /// What would have to be written so that the folder's documents are those that are stored.
@@ -93,7 +108,7 @@ pub(super) fn plan(documents: &[Document], left: BTreeMap<DocumentKey, StoredDoc
 
 /// The same of rows, all of which count as a folder's.
 pub(super) fn plan_rows(rows: impl Iterator<Item = DocumentRow>, mut left: BTreeMap<DocumentKey, StoredDocument>) -> Plan {
-    let mut plan = Plan { changes: Vec::new(), writes: Vec::new(), kept: Vec::new() };
+    let mut plan = Plan::default();
     for row in rows {
         let before = left.remove(&row.key);
         let change = match &before {
@@ -101,6 +116,7 @@ pub(super) fn plan_rows(rows: impl Iterator<Item = DocumentRow>, mut left: BTree
             Some(before) if (&before.row.json, &before.row.origin) != (&row.json, &row.origin) => "changed",
             Some(_) => continue,
         };
+        plan.replaced.extend(before.map(|before| before.row));
         plan.changes.push(DocumentChange { change, key: row.key.clone() });
         plan.writes.push(Write::PutDocument(row));
     }
@@ -109,6 +125,7 @@ pub(super) fn plan_rows(rows: impl Iterator<Item = DocumentRow>, mut left: BTree
             plan.kept.push(stored.row);
             continue;
         }
+        plan.replaced.push(stored.row);
         plan.changes.push(DocumentChange { change: "removed", key: key.clone() });
         plan.writes.push(Write::RemoveDocument(key));
     }
@@ -123,14 +140,14 @@ pub(super) fn needs_two<'a>(stored: impl Iterator<Item = &'a StoredDocument>) ->
 }
 
 /// Whether enough operators signed for these changes.
-pub(super) fn two_signed(by: &Authorized, two_needed: bool, changes: &[DocumentChange]) -> Result<(), Error> {
-    let trust_changes = changes.iter().any(|change| TWO_PERSON_KINDS.contains(&change.key.kind.as_str()));
-    if trust_changes && two_needed && by.operators().len() < 2 {
-        let message = "operators or issuers change and two or more operators administer: a second one must sign too \
-                       (`--operator-key` twice)";
-        return Err(Error::PermissionDenied(message.to_owned()));
+pub(super) fn two_signed(by: &Authorized, two_needed: bool, plan: &Plan) -> Result<(), Error> {
+    let trust_changes = plan.changes.iter().any(|change| TWO_PERSON_KINDS.contains(&change.key.kind.as_str()));
+    if !two_needed || by.operators().len() >= 2 || !(trust_changes || plan.weakens) {
+        return Ok(());
     }
-    Ok(())
+    let what = if trust_changes { "operators or issuers change" } else { "a document with `two_person` would no longer have it" };
+    let message = format!("{what} and two or more operators administer: a second one must sign too (`--operator-key` twice)");
+    Err(Error::PermissionDenied(message))
 }
 
 /// Runs what takes long on another thread than the one that serves the kill switch.
@@ -150,9 +167,9 @@ pub(super) fn read(files: &[SourceFile]) -> Result<(Vec<Document>, Vec<Diagnosti
 }
 
 /// The folder together with what stays of the store: it must still be a policy that somebody administers, and pass its own tests.
-/// What is worth a warning is returned.
-fn whole(mut documents: Vec<Document>, kept: &[DocumentRow]) -> Result<Option<Diagnostic>, Error> {
-    documents.extend(kept.iter().filter_map(|row| Document::from_row(row).ok()));
+/// What is worth a warning is returned, with the plan and what it does besides.
+fn whole(mut documents: Vec<Document>, mut plan: Plan) -> Result<(Plan, Vec<Diagnostic>), Error> {
+    documents.extend(plan.kept.iter().filter_map(|row| Document::from_row(row).ok()));
     let policy = Compiled::compile(&documents).map_err(Error::Policy)?;
     still_administered(&documents)?;
     let report = testrun::run(&documents, &policy);
@@ -161,7 +178,9 @@ fn whole(mut documents: Vec<Document>, kept: &[DocumentRow]) -> Result<Option<Di
         return Err(Error::Tests { failures, passed: report.passed });
     }
     let message = "the folder has no tests: say in `kind: test` documents what must be permitted and what must not";
-    Ok((report.tests == 0).then(|| Diagnostic::of_folder(Severity::Warning, message)))
+    let mut said = plan.complete(&documents);
+    said.extend((report.tests == 0).then(|| Diagnostic::of_folder(Severity::Warning, message)));
+    Ok((plan, said))
 }
 
 pub(super) fn administers(document: &Document) -> bool {

@@ -65,12 +65,12 @@ impl Admin {
     /// call, [`store::Error::Rejected`] where it cannot be answered any more, or as the store fails.
     pub async fn answer(&self, by: &Authorized, answer: Answer, digest: &str, reason: &str) -> Result<Answered, Error> {
         let allowed = self.may_answer(by, digest, reason).await;
-        let (operator, row, documents_number) = self.or_record_refused(by, allowed)?;
+        let (operator, key, row, documents_number) = self.or_record_refused(by, allowed)?;
         let (id, groups) = (operator.id.to_string(), operator.groups.iter().map(ToString::to_string).collect());
         let digest = digest.to_owned();
         let account = format!("{} {digest} {}: {reason}", answer.as_str(), row.call.tool);
         let write = match answer {
-            Answer::Approve => Write::Approve { digest: digest.clone(), operator: id, groups },
+            Answer::Approve => Write::Approve { digest: digest.clone(), operator: id, key, groups },
             Answer::Refuse => Write::Refuse { digest: digest.clone(), operator: id, groups },
         };
         // What the operator may do was read a moment ago: it must still be so when the answer is written.
@@ -84,8 +84,13 @@ impl Admin {
         Ok(Answered { committed, row, unix_ms })
     }
 
-    /// The operator, the call as it stands, and the revision of the documents that say so.
-    async fn may_answer(&self, by: &Authorized, digest: &str, reason: &str) -> Result<(OperatorSpec, ApprovalRow, u64), Error> {
+    /// The operator and the key that they signed with, the call as it stands, and the revision of the documents that say so.
+    async fn may_answer(
+        &self,
+        by: &Authorized,
+        digest: &str,
+        reason: &str,
+    ) -> Result<(OperatorSpec, String, ApprovalRow, u64), Error> {
         let invalid = |field, message: String| Err(Error::Invalid { field, message });
         if reason.len() > ACT_REASON_BYTES_MAX {
             return invalid("reason", format!("{} bytes: at most {ACT_REASON_BYTES_MAX}", reason.len()));
@@ -133,7 +138,7 @@ impl Admin {
             groups.dedup();
             return denied(format!("operator `{id}` is in none of the groups that may answer this call: {}", groups.join(", ")));
         }
-        Ok((operator, row, documents_number))
+        Ok((operator, key.to_string(), row, documents_number))
     }
 
     /// The digest that was probably meant.

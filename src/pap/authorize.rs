@@ -8,8 +8,10 @@ use super::{Admin, Error};
 use crate::model::ids::Thumbprint;
 use crate::model::jwk::PublicKey;
 use crate::model::limits::KEYS_MAX;
+use crate::model::records::Target;
 use crate::model::revision::Revision;
 use crate::policy::document::{Body, Document, OperatorSpec, Role};
+use crate::store::signers;
 use crate::token::operator::{Expected, UnverifiedAct};
 
 /// A method of the administration API and who may call it.
@@ -30,6 +32,9 @@ pub(super) const METHODS: &[Method] = &[
     method("/portcullis.v1.FleetService/WaitFor", &[Role::Respond, Role::Administer, Role::Audit]),
     method("/portcullis.v1.FleetService/Adopt", &[Role::Administer]),
     method("/portcullis.v1.FleetService/WaitForAdoption", &[Role::Respond, Role::Administer, Role::Audit]),
+    method("/portcullis.v1.OperatorService/Add", &[Role::Administer]),
+    method("/portcullis.v1.OperatorService/Retire", &[Role::Administer]),
+    method("/portcullis.v1.OperatorService/List", &[Role::Respond, Role::Administer, Role::Audit]),
     method("/portcullis.v1.PolicyService/Apply", &[Role::Administer]),
     method("/portcullis.v1.PolicyService/Check", &[Role::Administer, Role::Audit]),
     method("/portcullis.v1.PolicyService/Get", &[Role::Administer, Role::Audit]),
@@ -69,6 +74,15 @@ impl Authorized {
         Self { method, operators, keys: Vec::new(), signatures, jtis: Vec::new(), peer: String::new(), unrecorded }
     }
 
+    /// Nobody's signature: whoever can write the store itself adds an operator to it, where no key is left that could sign. `who` goes
+    /// into the record in place of a signature.
+    pub(super) fn break_glass(who: String) -> Self {
+        let [operators, signatures] = [const { Vec::new() }; 2];
+        let method = "/portcullis.v1.OperatorService/Add";
+        let unrecorded = Arc::default();
+        Self { method, operators, keys: Vec::new(), signatures, jtis: Vec::new(), peer: who, unrecorded }
+    }
+
     /// Full gRPC method path.
     pub fn method(&self) -> &str {
         self.method
@@ -82,6 +96,12 @@ impl Authorized {
     /// The thumbprint of the key that each signed with.
     pub fn keys(&self) -> &[Thumbprint] {
         &self.keys
+    }
+
+    /// Who signed with a key; empty where nobody did.
+    pub(super) fn operator_of(&self, thumbprint: &str) -> &str {
+        let signed = self.operators.iter().zip(&self.keys).find(|(_, key)| key.as_str() == thumbprint);
+        signed.map_or("", |(operator, _)| operator)
     }
 
     /// Their compact JWS.
@@ -134,7 +154,7 @@ impl Admin {
     /// people. A refusal is recorded.
     ///
     /// # Errors
-    /// [`Error::Unauthenticated`] or [`Error::PermissionDenied`], or if the store cannot be read.
+    /// [`Error::Unauthenticated`], [`Error::KeyRevoked`] or [`Error::PermissionDenied`], or if the store cannot be read.
     pub async fn authorize(&self, path: &str, message: &[u8], authorizations: &[&str], peer: &str) -> Result<Authorized, Error> {
         let mut operators = Vec::new();
         let checked = self.check(path, message, authorizations, peer, &mut operators).await;
@@ -201,6 +221,7 @@ impl Admin {
             peer: peer.to_owned(),
             unrecorded: Arc::default(),
         };
+        let mut signers = Vec::with_capacity(authorizations.len());
         for authorization in authorizations {
             let unverified = parsed(authorization)?;
             let Some((operator, key)) = signer(&documents, unverified.thumbprint()) else {
@@ -209,24 +230,42 @@ impl Admin {
             let expected = Expected { audience: revision.history.as_str(), method: path, message };
             let act = unverified.verify(key, &expected, now).map_err(|error| Error::Unauthenticated(error.to_string()))?;
             operators.push(operator.id.to_string());
-            if !method.roles.iter().any(|role| operator.roles.contains(role)) {
-                let wanted: Vec<_> = method.roles.iter().map(|role| role.as_str()).collect();
-                let message = format!("operator `{}` has none of the roles this needs: {}", operator.id, wanted.join(", "));
-                return Err(Error::PermissionDenied(message));
-            }
             if authorized.operators.iter().any(|id| id == operator.id.as_str()) {
                 return Err(Error::Unauthenticated(format!(
                     "operator `{}` signed twice: two people are two operators",
                     operator.id
                 )));
             }
+            signers.push((operator, key));
             authorized.operators.push(operator.id.to_string());
             authorized.keys.push(key.thumbprint().clone());
             authorized.signatures.push(authorization.trim_start_matches(SCHEME).to_owned());
             authorized.jtis.push((act.jti().to_owned(), act.exp_s()));
         }
+        // INVARIANT: asked of the store, not of what this replica follows: a revoked key signs nothing at once, reads included. A commit
+        // asks again in its own transaction.
+        self.check_not_revoked(&signers).await?;
+        let lacks = |operator: &OperatorSpec| !method.roles.iter().any(|role| operator.roles.contains(role));
+        if let Some((operator, _)) = signers.iter().find(|(operator, _)| lacks(operator)) {
+            let wanted: Vec<_> = method.roles.iter().map(|role| role.as_str()).collect();
+            let message = format!("operator `{}` has none of the roles this needs: {}", operator.id, wanted.join(", "));
+            return Err(Error::PermissionDenied(message));
+        }
         self.spend(&authorized)?;
         Ok(authorized)
+    }
+
+    /// Refuses keys that are revoked.
+    async fn check_not_revoked(&self, signers: &[(&OperatorSpec, &PublicKey)]) -> Result<(), Error> {
+        let targets: Vec<Target> = signers.iter().map(|(_, key)| signers::target(key.thumbprint().as_str())).collect();
+        let rows = self.store.revocations_of(&targets).await?;
+        let revoked = |key: &PublicKey| {
+            rows.iter().any(|row| row.target == signers::target(key.thumbprint().as_str()) && signers::is_revoked(Some(row)))
+        };
+        match signers.iter().find(|(_, key)| revoked(key)) {
+            Some((operator, key)) => Err(key_revoked(operator.id.as_str(), key.thumbprint().as_str())),
+            None => Ok(()),
+        }
     }
 
     /// Uses up the signatures on this replica, whatever becomes of the act; the store does so for the fleet where it commits.
@@ -259,6 +298,13 @@ fn unsigned() -> Error {
 
 fn nobodys(thumbprint: &Thumbprint) -> Error {
     Error::Unauthenticated(format!("no operator has the key `{thumbprint}`: is it this store's?"))
+}
+
+/// A key that signs nothing any more.
+pub(super) fn key_revoked(operator: &str, thumbprint: &str) -> Error {
+    Error::KeyRevoked(format!(
+        "the key `{thumbprint}` of operator `{operator}` is revoked: it signs nothing any more; `portcullis revocations` says why"
+    ))
 }
 
 fn signer<'a>(operators: &'a [OperatorSpec], thumbprint: &Thumbprint) -> Option<(&'a OperatorSpec, &'a PublicKey)> {

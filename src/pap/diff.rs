@@ -1,6 +1,6 @@
 //! What a policy folder would change, said and not done.
 
-use super::apply::{Plan, aside, plan, read};
+use super::apply::{aside, plan, read};
 use super::{Admin, Authorized, Error, keyed};
 use crate::model::records::DocumentRow;
 use crate::model::revision::Revision;
@@ -37,10 +37,20 @@ impl Admin {
         let (documents, warnings) = self.or_record_refused(by, read)?;
         let stored = self.store.documents(None).await?;
         let (revision, before) = (stored.revision, stored.documents);
-        let compared = aside(move || {
+        let planned = move || {
             let old: Vec<Document> = before.iter().filter_map(|stored| Document::from_row(&stored.row).ok()).collect();
-            let Plan { changes, kept, .. } = plan(&documents, keyed(before));
-            compare(&old, with_kept(documents, &kept)).map(|(pairs, beside)| (changes, pairs, beside))
+            let plan = plan(&documents, keyed(before));
+            let listed = plan.newly_listed(&documents);
+            (old, documents, plan, listed)
+        };
+        let (old, documents, mut plan, listed) = aside(planned).await?;
+        let alive = self.no_dead_keys(&listed).await;
+        self.or_record_refused(by, alive)?;
+        let compared = aside(move || {
+            let new = with_kept(documents, &plan.kept);
+            let rotated = plan.complete(&new);
+            let (pairs, beside) = compare(&old, new)?;
+            Ok::<_, Error>((plan.changes, pairs, beside.into_iter().chain(rotated).collect::<Vec<_>>()))
         });
         let (documents, pairs, beside) = self.or_record_refused(by, compared.await?)?;
         self.record(by, None, "compare a policy folder")?;

@@ -4,8 +4,8 @@ use super::apply::{Plan, aside, needs_two, plan_rows, still_administered, two_si
 use super::{Admin, ApplyOutcome, Authorized, Error, keyed};
 use crate::model::records::{Change, DocumentKey, DocumentRow, Origin};
 use crate::model::revision::Revision;
-use crate::policy::Compiled;
 use crate::policy::document::Document;
+use crate::policy::{Compiled, Diagnostic};
 
 /// Revisions listed where the caller names no number.
 pub const HISTORY_LISTED_DEFAULT: usize = 20;
@@ -61,7 +61,8 @@ impl Admin {
     ///
     /// # Errors
     /// [`Error::Invalid`] for a revision of another history, one that is not there or reached by the log no more;
-    /// [`Error::Policy`] if the policy of then and what the API made since do not fit together; otherwise as [`Admin::apply`].
+    /// [`Error::Policy`] if the policy of then and what the API made since do not fit together, or if it lists a key that is dead by
+    /// now; otherwise as [`Admin::apply`].
     pub async fn rollback(&self, by: &Authorized, revision: &str, dry_run: bool) -> Result<ApplyOutcome, Error> {
         let _one = self.applying.lock().await;
         let stored = self.store.documents(None).await?;
@@ -77,22 +78,32 @@ impl Admin {
             None => row.origin == Origin::Folder,
         };
         let then: Vec<DocumentRow> = then.documents.into_iter().map(|stored| stored.row).filter(comes_back).collect();
-        let Plan { changes, writes, kept } = plan_rows(then.iter().cloned(), left);
-        let fits = aside(move || whole(&then, &kept)).await?;
-        self.or_record_refused(by, fits)?;
+        let plan = plan_rows(then.iter().cloned(), left);
+        let planned = move || {
+            let documents = read_rows(&then)?;
+            let listed = plan.newly_listed(&documents);
+            Ok::<_, Error>((documents, plan, listed))
+        };
+        let planned = aside(planned).await?;
+        let (documents, plan, listed) = self.or_record_refused(by, planned)?;
+        let alive = self.no_dead_keys(&listed).await;
+        self.or_record_refused(by, alive)?;
+        let fits = aside(move || whole(documents, plan)).await?;
+        let (plan, warnings) = self.or_record_refused(by, fits)?;
         let account = format!("roll policy back to revision {number}");
         if dry_run {
             self.record(by, None, &format!("{account}: dry run"))?;
-            return Ok(ApplyOutcome { revision: now, changes, warnings: Vec::new() });
+            return Ok(ApplyOutcome { revision: now, changes: plan.changes, warnings });
         }
-        self.or_record_refused(by, two_signed(by, two_needed, &changes))?;
-        if writes.is_empty() {
+        self.or_record_refused(by, two_signed(by, two_needed, &plan))?;
+        if plan.writes.is_empty() {
             self.record(by, None, &format!("{account}: no change"))?;
-            return Ok(ApplyOutcome { revision: now, changes, warnings: Vec::new() });
+            return Ok(ApplyOutcome { revision: now, changes: plan.changes, warnings });
         }
+        let Plan { changes, writes, one_must_sign, .. } = plan;
         let account = format!("{account}: {} document(s) change", changes.len());
-        let committed = self.commit(by, writes, Some(now.number), &account).await?;
-        Ok(ApplyOutcome { revision: committed.revision, changes, warnings: Vec::new() })
+        let committed = self.commit_leaving(by, one_must_sign, writes, Some(now.number), &account).await?;
+        Ok(ApplyOutcome { revision: committed.revision, changes, warnings })
     }
 }
 
@@ -111,10 +122,15 @@ fn number_of(text: &str, now: &Revision) -> Result<u64, Error> {
 }
 
 /// The documents of then together with what stays: they must still be a policy that somebody administers.
-fn whole(then: &[DocumentRow], kept: &[DocumentRow]) -> Result<(), Error> {
-    let unreadable = |error: crate::policy::Error| Error::Invalid { field: "revision", message: error.to_string() };
-    let read = then.iter().chain(kept).map(|row| Document::from_row(row).map_err(unreadable));
-    let documents = read.collect::<Result<Vec<_>, _>>()?;
+fn whole(mut documents: Vec<Document>, mut plan: Plan) -> Result<(Plan, Vec<Diagnostic>), Error> {
+    documents.extend(read_rows(&plan.kept)?);
     Compiled::compile(&documents).map_err(Error::Policy)?;
-    still_administered(&documents)
+    still_administered(&documents)?;
+    let said = plan.complete(&documents);
+    Ok((plan, said))
+}
+
+fn read_rows(rows: &[DocumentRow]) -> Result<Vec<Document>, Error> {
+    let unreadable = |error: crate::policy::Error| Error::Invalid { field: "revision", message: error.to_string() };
+    rows.iter().map(|row| Document::from_row(row).map_err(unreadable)).collect()
 }

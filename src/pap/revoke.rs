@@ -6,15 +6,17 @@ use super::apply::administers;
 use super::recognize::Standing;
 use super::{Admin, Authorized, Error};
 use crate::model::limits::{ACT_REASON_BYTES_MAX, ID_BYTES_MAX, SECOND_OPERATOR_MS};
-use crate::model::records::{Meaning, Target, Write};
+use crate::model::records::{DocumentKey, Meaning, Target, Write};
 use crate::policy::diagnostic::nearest;
-use crate::policy::document::{Body, Document, tool_name_error};
-use crate::store::{self, Committed};
+use crate::policy::document::{Body, Document, OperatorSpec, tool_name_error};
+use crate::store::{self, Committed, StoredDocument};
 
 /// Revocations among which a suspension of a near name is looked for, the newest.
 const SUSPENDED_LISTED_MAX: usize = 1_000;
 /// How long that may take.
 const HINT_TIMEOUT: Duration = Duration::from_millis(500);
+/// How often the kill of an administrator's key is tried again where policy is applied at the same time.
+const REVOKE_KEY_ROUNDS_MAX: usize = 8;
 
 /// A revocation as an operator asks for it.
 #[derive(Clone, Debug)]
@@ -48,11 +50,37 @@ impl Admin {
         let (target, meaning) = self.or_record_refused(by, checked)?;
         let write = Write::Revoke { target: target.clone(), meaning, reason: request.reason.clone() };
         let account = format!("revoke {target} ({meaning:?}): {}", request.reason);
-        Ok((target, self.commit(by, vec![write], None, &account).await?))
+        let committed = match &target {
+            Target::Key(key) => self.revoke_key(by, key, write, &account).await?,
+            _ => self.commit(by, vec![write], None, &account).await?,
+        };
+        Ok((target, committed))
     }
 
-    /// Lifts the suspension of a target. Where two or more operators administer, everything is reinstated by two: both sign one call,
-    /// or another one calls within [`SECOND_OPERATOR_MS`] of the first.
+    /// Revokes a key. Who does not administer must leave somebody who does: the kill switch locks nobody out of administration.
+    ///
+    /// Who does administer may revoke the last one, their own: a stolen key must not live on for want of another.
+    async fn revoke_key(&self, by: &Authorized, key: &str, write: Write, account: &str) -> Result<Committed, Error> {
+        // The kill of a key does not fail because somebody applies policy at the same time.
+        let mut rounds = 0..REVOKE_KEY_ROUNDS_MAX;
+        loop {
+            let listed = self.store.documents(Some("operator")).await?;
+            let administrators: Vec<OperatorSpec> = administrators(&listed.documents).collect();
+            let held = |operator: &OperatorSpec| operator.keys.iter().any(|held| held.thumbprint().as_str() == key);
+            let signed = |operator: &OperatorSpec| by.operators().iter().any(|id| id == operator.id.as_str());
+            if !administrators.iter().any(held) || administrators.iter().any(signed) {
+                return self.commit(by, vec![write], None, account).await;
+            }
+            let (left, since) = (keys_of(&administrators), Some(listed.revision.number));
+            match self.commit_leaving(by, left, vec![write.clone()], since, account).await {
+                Err(Error::Store(store::Error::DocumentsChanged { .. })) if rounds.next().is_some() => {}
+                done => return done,
+            }
+        }
+    }
+
+    /// Lifts the suspension of a target. Where two or more operators administer, two are needed for everything, and for what a document
+    /// says `two_person` of: both sign one call, or another one calls within [`SECOND_OPERATOR_MS`] of the first.
     ///
     /// # Errors
     /// [`Error::Invalid`] for a target that cannot be suspended or is not, [`Rejected`](crate::store::Error::Rejected) for an operator who asked for the
@@ -66,18 +94,25 @@ impl Admin {
             Err(error) => Err(error),
         };
         let target = self.or_record_refused(by, checked)?;
-        if target == Target::All {
-            return self.reinstate_all(by, reason).await;
-        }
-        let account = format!("reinstate {target}: {reason}");
-        let write = Write::Reinstate { target: target.clone(), reason };
-        match self.commit(by, vec![write], None, &account).await {
-            Ok(committed) => Ok(Reinstated { committed, waits_until_unix_ms: None }),
-            Err(Error::Store(store::Error::Rejected(why))) => {
-                let hint = self.suspended_hint(&target).await;
-                Err(Error::Store(store::Error::Rejected(format!("{why}{hint}"))))
+        let asked = match target {
+            Target::All => Some(u64::MAX),
+            _ => self.asks_for_two(&target).await?,
+        };
+        match asked {
+            Some(read_at) => self.reinstate_by_two(by, target, read_at, reason).await,
+            // A document that comes to ask for two people in this very moment does so for what is suspended from now on.
+            None => {
+                let account = format!("reinstate {target}: {reason}");
+                let write = Write::Reinstate { target: target.clone(), reason };
+                match self.commit(by, vec![write], None, &account).await {
+                    Ok(committed) => Ok(Reinstated { committed, waits_until_unix_ms: None }),
+                    Err(Error::Store(store::Error::Rejected(why))) => {
+                        let hint = self.suspended_hint(&target).await;
+                        Err(Error::Store(store::Error::Rejected(format!("{why}{hint}"))))
+                    }
+                    Err(error) => Err(error),
+                }
             }
-            Err(error) => Err(error),
         }
     }
 
@@ -103,26 +138,40 @@ impl Admin {
         }
     }
 
-    async fn reinstate_all(&self, by: &Authorized, reason: String) -> Result<Reinstated, Error> {
+    /// Whether a document says `two_person` of what a target names: the revision at which it was read.
+    async fn asks_for_two(&self, target: &Target) -> Result<Option<u64>, Error> {
+        let named = |kind: &str, id: &str| DocumentKey { kind: kind.to_owned(), id: id.to_owned() };
+        let keys = match target {
+            // What a user gave an agent lets that agent in.
+            Target::Agent(agent) | Target::Delegation { agent, .. } => vec![named("agent", agent)],
+            Target::Application(id) => vec![named("application", id)],
+            Target::Tool(tool) => {
+                let server = tool.split_once('/').map_or("", |(server, _)| server);
+                vec![named("tool", tool), named("server", server)]
+            }
+            _ => return Ok(None),
+        };
+        let found = self.store.documents_named(&keys).await?;
+        // What cannot be read may have said so.
+        let asks = |stored: &StoredDocument| Document::from_row(&stored.row).map_or(true, |document| document.two_person);
+        Ok(found.documents.iter().any(asks).then_some(found.revision.number))
+    }
+
+    async fn reinstate_by_two(&self, by: &Authorized, target: Target, read_at: u64, reason: String) -> Result<Reinstated, Error> {
         let listed = self.store.documents(Some("operator")).await?;
         // Who administers was read a moment ago: it must still be so when the act is written.
-        let since = Some(listed.revision.number);
-        let administrators: Vec<String> = listed
-            .documents
-            .iter()
-            .filter_map(|stored| Document::from_row(&stored.row).ok())
-            .filter(administers)
-            .map(|document| document.key.id.clone())
-            .collect();
+        let since = Some(listed.revision.number.min(read_at));
+        let administrators: Vec<String> = administrators(&listed.documents).map(|operator| operator.id.to_string()).collect();
         // With one administrator there is no second to wait for: everything would stay shut for good.
         if administrators.len() < 2 || by.operators().len() > 1 {
-            let account = format!("reinstate all: {reason}");
-            let write = Write::Reinstate { target: Target::All, reason };
+            let account = format!("reinstate {target}: {reason}");
+            let write = Write::Reinstate { target, reason };
             return Ok(Reinstated { committed: self.commit(by, vec![write], since, &account).await?, waits_until_unix_ms: None });
         }
         let operator = by.operators().first().cloned().unwrap_or_default();
-        let account = format!("reinstate all, one of two operators: {reason}");
-        let write = Write::ReinstateAll { reason, operator, administrators };
+        let key = by.keys().first().map(ToString::to_string).unwrap_or_default();
+        let account = format!("reinstate {target}, one of two operators: {reason}");
+        let write = Write::ReinstateByTwo { target, reason, operator, key, administrators };
         let committed = self.commit(by, vec![write], since, &account).await?;
         let waits = committed.changes.is_empty().then(|| committed.unix_ms.saturating_add(SECOND_OPERATOR_MS));
         Ok(Reinstated { committed, waits_until_unix_ms: waits })
@@ -234,6 +283,20 @@ impl Admin {
         }
         checked
     }
+}
+
+/// The operators who administer.
+pub(super) fn administrators(stored: &[StoredDocument]) -> impl Iterator<Item = OperatorSpec> {
+    let documents = stored.iter().filter_map(|stored| Document::from_row(&stored.row).ok());
+    documents.filter(administers).filter_map(|document| match document.body {
+        Body::Operator(operator) => Some(operator),
+        _ => None,
+    })
+}
+
+/// The thumbprints of all their keys.
+pub(super) fn keys_of(operators: &[OperatorSpec]) -> Vec<String> {
+    operators.iter().flat_map(|operator| &operator.keys).map(|key| key.thumbprint().to_string()).collect()
 }
 
 fn unknown_target(kind: &str, parts: usize) -> String {

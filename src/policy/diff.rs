@@ -160,10 +160,32 @@ pub fn pairs(before: &Compiled, after: &Compiled, pairs_max: usize) -> Pairs {
     pairs
 }
 
+/// The documents that ask for two people before and do not after: whoever could change that alone could let in alone.
+pub fn weakened<'a>(before: &'a [Document], after: impl IntoIterator<Item = &'a Document>) -> Vec<&'a DocumentKey> {
+    let two: BTreeSet<&DocumentKey> =
+        after.into_iter().filter(|document| document.two_person).map(|document| &document.key).collect();
+    let asked = before.iter().filter(|document| document.two_person && !document.is_shadow());
+    asked.map(|document| &document.key).filter(|key| !two.contains(key)).collect()
+}
+
 /// What changes besides: who is believed, who holds a key, who administers. No pair shows it.
 pub fn beside_pairs(before: &[Document], after: &[Document]) -> Vec<Diagnostic> {
     let changes = documents(before, after);
     let find = |all: &'_ [Document], key: &DocumentKey| all.iter().position(|document| document.key == *key);
+    let two = |all: &[Document], key: &DocumentKey| {
+        find(all, key).and_then(|index| all.get(index)).is_some_and(|document| document.two_person && !document.is_shadow())
+    };
+    let people = changes.iter().filter_map(|change| {
+        let (kind, id) = (&change.key.kind, &change.key.id);
+        match (two(before, &change.key), two(after, &change.key)) {
+            (true, false) => {
+                Some(format!("{kind} `{id}`: two people are no longer needed to reinstate it; this change needs two"))
+            }
+            (false, true) => Some(format!("{kind} `{id}`: from now on two people are needed to reinstate it")),
+            _ => None,
+        }
+    });
+    let people: Vec<String> = people.collect();
     let says = |change: &DocumentChange| {
         let (kind, id) = (change.key.kind.as_str(), &change.key.id);
         match (kind, change.change) {
@@ -183,5 +205,5 @@ pub fn beside_pairs(before: &[Document], after: &[Document]) -> Vec<Diagnostic> 
             _ => None,
         }
     };
-    changes.iter().filter_map(says).map(|message| Diagnostic::of_folder(Severity::Warning, message)).collect()
+    changes.iter().filter_map(says).chain(people).map(|message| Diagnostic::of_folder(Severity::Warning, message)).collect()
 }

@@ -37,6 +37,9 @@ pub const SHADOW_SUFFIX: &str = ".shadow";
 /// Kinds that a document in `mode: shadow` may have: those that narrow or permit, not those that say who anybody is.
 pub const SHADOW_KINDS: &[&str] = &["application", "group", "agent", "permission_set", "guardrail"];
 
+/// Kinds that may say `two_person`: what can be suspended by itself, and let in again.
+pub const TWO_PERSON_KINDS: &[&str] = &["agent", "application", "tool", "server"];
+
 /// Keys of one agent: more than an issuer's, since each copy of an agent may hold its own.
 pub const AGENT_KEYS_MAX: usize = 64;
 
@@ -47,6 +50,8 @@ pub struct Document {
     pub key: DocumentKey,
     /// What it says.
     pub body: Body,
+    /// Whether two people are needed to let in again what it names, once that was suspended; of a server each of its tools.
+    pub two_person: bool,
     /// The file it was read from, relative to the policy folder; empty if there was none.
     pub path: String,
     /// The line it begins at, 1-based; 0 if there was no file.
@@ -321,7 +326,7 @@ impl Role {
 /// Two documents are equal if they say the same, wherever they stand.
 impl PartialEq for Document {
     fn eq(&self, other: &Self) -> bool {
-        self.key == other.key && self.body == other.body
+        (&self.key, &self.body, self.two_person) == (&other.key, &other.body, other.two_person)
     }
 }
 
@@ -329,7 +334,7 @@ impl Document {
     /// A document that was made by the program; it has no file.
     pub fn new(body: Body, id: &str) -> Self {
         let key = DocumentKey { kind: body.kind().to_owned(), id: id.to_owned() };
-        Self { key, body, path: String::new(), line: 0, positions: Positions::default() }
+        Self { key, body, two_person: false, path: String::new(), line: 0, positions: Positions::default() }
     }
 
     /// Whether the document is in `mode: shadow`: what it would change is recorded, nothing of it is enforced.

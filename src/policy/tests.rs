@@ -20,6 +20,7 @@ mod diagnostics;
 mod diff;
 mod examples;
 mod folder;
+mod keys;
 mod lint;
 mod properties;
 mod schema;

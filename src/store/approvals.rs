@@ -68,10 +68,11 @@ pub fn check_use(request: &UseApprovals) -> Result<(), Error> {
 }
 
 /// Checks an operator's yes or no as far as the store's row is not needed; answers how many bytes it brings.
-pub(super) fn check_answer(digest: &str, operator: &str, groups: &[String]) -> Result<usize, Error> {
+pub(super) fn check_answer(digest: &str, operator: &str, key: &str, groups: &[String]) -> Result<usize, Error> {
     check_digest(digest)?;
     filled("the operator who answers", operator)?;
     at_most("bytes in an operator's id", operator.len(), ID_BYTES_MAX)?;
+    at_most("bytes in a key's thumbprint", key.len(), ID_BYTES_MAX)?;
     at_most("groups of an operator", groups.len(), GROUPS_MAX)?;
     groups.iter().try_for_each(|group| at_most("bytes in a group", group.len(), ID_BYTES_MAX))?;
     Ok(digest.len().saturating_add(operator.len()).saturating_add(groups.iter().map(String::len).sum()))
@@ -112,6 +113,7 @@ pub fn ask(current: Option<ApprovalRow>, request: &AskApproval, unix_ms: i64) ->
         asked_at_unix_ms: unix_ms,
         expires_at_unix_ms: unix_ms.saturating_add(i64::try_from(need.expires_in_ms).unwrap_or(i64::MAX)),
         approved_by: None,
+        approved_key: None,
     };
     let Some(row) = current.filter(|row| unix_ms < row.expires_at_unix_ms()) else {
         let row = ApprovalRow {
@@ -139,14 +141,31 @@ pub fn ask(current: Option<ApprovalRow>, request: &AskApproval, unix_ms: i64) ->
     if after == row { Asking::Same(row) } else { Asking::Put { row: after, is_new: !was_waiting } }
 }
 
-/// An operator approves for every layer that waits and whose `by` names one of their groups.
+/// Thumbprints of the keys that approved something of a row.
+pub fn keys_of(row: &ApprovalRow) -> impl Iterator<Item = &str> {
+    row.layers.iter().filter_map(|layer| layer.approved_key.as_deref())
+}
+
+/// Takes back what was approved with a key that is revoked: those layers wait again. Whether there was any.
+pub fn take_back(row: &mut ApprovalRow, is_revoked: impl Fn(&str) -> bool) -> bool {
+    let mut taken = false;
+    for layer in &mut row.layers {
+        if layer.approved_key.take_if(|key| is_revoked(key)).is_some() {
+            layer.approved_by = None;
+            taken = true;
+        }
+    }
+    taken
+}
+
+/// An operator approves for every layer that waits and whose `by` names one of their groups; the key is the one that they signed with.
 ///
 /// # Errors
 /// [`Error::Rejected`] where there is nothing that this operator can approve, saying why.
 pub fn approve(
     current: Option<ApprovalRow>,
     digest: &str,
-    operator: &str,
+    (operator, key): (&str, &str),
     groups: &[String],
     unix_ms: i64,
 ) -> Result<ApprovalRow, Error> {
@@ -156,6 +175,7 @@ pub fn approve(
     for layer in row.layers.iter_mut().filter(|layer| layer.approved_by.is_none()) {
         if layer.by.iter().any(|group| groups.contains(group.as_str())) {
             layer.approved_by = Some(operator.to_owned());
+            layer.approved_key = Some(key.to_owned());
             given = given.saturating_add(1);
         }
     }

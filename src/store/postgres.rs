@@ -38,6 +38,7 @@ use super::{
     Revocations, State, Store, approvals as steps, rules,
 };
 use crate::model::approval::{ApprovalFilter, Approvals, AskApproval, AskOutcome, UseApprovals, UseOutcome};
+use crate::model::records::{DocumentKey, RevocationRow, Target};
 use crate::model::revision::{HistoryId, Revision};
 use crate::model::time::Clock;
 
@@ -241,6 +242,22 @@ impl Store for PostgresStore {
         let kind = kind.map(str::to_owned);
         self.on(&self.reader, READ, |link, expected| async move { read::documents(&link, &expected, kind.as_deref()).await })
             .await
+    }
+
+    async fn documents_named(&self, keys: &[DocumentKey]) -> Result<Documents, Error> {
+        let keys = keys.to_vec();
+        self.on(&self.reader, READ, move |link, expected| async move { read::documents_named(&link, &expected, &keys).await })
+            .await
+    }
+
+    async fn revocations_of(&self, targets: &[Target]) -> Result<Vec<RevocationRow>, Error> {
+        let targets = targets.to_vec();
+        self.on(&self.reader, READ, move |link, expected| async move {
+            // The head says whether this is the store that is followed.
+            read::head(&link, &expected, false).await?;
+            read::revocations_of(&link, &targets).await
+        })
+        .await
     }
 
     async fn revocations(&self, limit: usize) -> Result<Revocations, Error> {

@@ -2,7 +2,7 @@
 //!
 //! Pure functions over rows; no engine, no clock. Look next at `sqlite/write.rs`, which calls them inside a transaction.
 
-use super::{CommitRequest, Error, Settings, approvals, lapse, lineage, second};
+use super::{CommitRequest, Error, Settings, approvals, lapse, lineage, second, signers};
 use crate::model::limits::{
     ACT_ACCOUNT_BYTES_MAX, ACT_REASON_BYTES_MAX, ID_BYTES_MAX, OPERATOR_JWS_BYTES_MAX, POLICY_FILE_BYTES_MAX,
 };
@@ -61,6 +61,7 @@ pub fn check_request(request: &CommitRequest) -> Result<(), Error> {
         bytes = bytes.saturating_add(check_write(write)?);
     }
     at_most("bytes in one commit", bytes, COMMIT_BYTES_MAX)?;
+    signers::check_request(request)?;
     request.act.as_ref().map_or(Ok(()), check_act)
 }
 
@@ -202,9 +203,9 @@ fn check_write(write: &Write) -> Result<usize, Error> {
             check_target(target, reason)
         }
         Write::Reinstate { target, reason } => check_target(target, reason),
-        Write::ReinstateAll { reason, operator, administrators } => {
-            plain("a reason", reason)?;
-            second::check(reason, operator, administrators)
+        Write::ReinstateByTwo { target, reason, operator, key, administrators } => {
+            let bytes = check_target(target, reason)?;
+            Ok(bytes.saturating_add(second::check(reason, operator, key, administrators)?))
         }
         Write::Prune { rows_max, .. } => {
             at_most("revocations taken away by one commit", *rows_max, lapse::PRUNED_ROWS_MAX)?;
@@ -216,9 +217,8 @@ fn check_write(write: &Write) -> Result<usize, Error> {
             Ok(reason.len())
         }
         Write::Merge(merge) => lineage::check(merge),
-        Write::Approve { digest, operator, groups } | Write::Refuse { digest, operator, groups } => {
-            approvals::check_answer(digest, operator, groups)
-        }
+        Write::Approve { digest, operator, key, groups } => approvals::check_answer(digest, operator, key, groups),
+        Write::Refuse { digest, operator, groups } => approvals::check_answer(digest, operator, "", groups),
     }
 }
 
@@ -355,6 +355,7 @@ mod tests {
         check(vec![revoke(ID_BYTES_MAX, ACT_REASON_BYTES_MAX); 30_000], false);
         let act = |jti: &str| ActRow {
             operators: vec!["o".into()],
+            keys: vec!["k".into()],
             method: "m".into(),
             signatures: vec!["s".into()],
             jtis: vec![(jti.to_owned(), 1)],
@@ -367,6 +368,8 @@ mod tests {
         check(act(""), false);
         check(ActRow { signatures: vec!["s".repeat(OPERATOR_JWS_BYTES_MAX + 1)], ..act("j") }, false);
         check(ActRow { operators: vec!["o".into(); SIGNATURES_MAX + 1], ..act("j") }, false);
+        check(ActRow { keys: vec!["k".into(); SIGNATURES_MAX + 1], ..act("j") }, false);
+        check(ActRow { keys: vec!["k".repeat(ID_BYTES_MAX + 1)], ..act("j") }, false);
         check(ActRow { jtis: vec![("j".into(), 1); SIGNATURES_MAX + 1], ..act("j") }, false);
     }
 }

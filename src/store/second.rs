@@ -7,10 +7,22 @@ use super::Error;
 use super::rules::{at_most, filled};
 use crate::model::limits::{ACT_REASON_BYTES_MAX, ID_BYTES_MAX, SECOND_OPERATOR_MS};
 use crate::model::mutant::{Mutant, active};
-use crate::model::records::PendingRow;
+use crate::model::records::{PendingRow, Target};
 
-/// The name under which a store keeps the first half of reinstating everything.
-pub const REINSTATE_ALL: &str = "reinstate all";
+/// The name under which a store keeps the first half of reinstating a target; short, however long the target's names are.
+///
+/// # Errors
+/// [`Error::Rejected`] for a target that cannot be written.
+pub fn name(target: &Target) -> Result<String, Error> {
+    if *target == Target::All {
+        return Ok("reinstate all".to_owned());
+    }
+    let text = serde_json::to_string(target)
+        .map_err(|error| Error::Rejected(format!("the target `{target}` cannot be stored: {error}")))?;
+    let hash = ring::digest::digest(&ring::digest::SHA256, text.as_bytes());
+    Ok(format!("reinstate {} {}", target.kind(), hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect::<String>()))
+}
+
 /// Operators who administer.
 const ADMINISTRATORS_MAX: usize = 65_536;
 
@@ -23,11 +35,16 @@ pub enum Half {
     Second,
 }
 
-/// Which half a call is, given what waits.
+/// Which half a call is, given what waits. A row whose key was revoked since must not be given: it does not count.
 ///
 /// # Errors
 /// [`Error::Rejected`] where the operator is the one who asked, or does not administer.
-pub fn half(pending: Option<&PendingRow>, operator: &str, administrators: &[String], unix_ms: i64) -> Result<Half, Error> {
+pub fn half(
+    pending: Option<&PendingRow>,
+    (operator, key): (&str, &str),
+    administrators: &[String],
+    unix_ms: i64,
+) -> Result<Half, Error> {
     let administers = |id: &str| administrators.iter().any(|administrator| administrator == id);
     if !administers(operator) {
         return Err(Error::Rejected(format!("operator `{operator}` does not administer")));
@@ -47,14 +64,16 @@ pub fn half(pending: Option<&PendingRow>, operator: &str, administrators: &[Stri
         Some(_) => Ok(Half::Second),
         None => Ok(Half::First(PendingRow {
             operator: operator.to_owned(),
+            key: key.to_owned(),
             expires_at_unix_ms: unix_ms.saturating_add(SECOND_OPERATOR_MS),
         })),
     }
 }
 
 /// Checks what can be said of such a write without the store's rows; answers how many bytes it brings.
-pub(super) fn check(reason: &str, operator: &str, administrators: &[String]) -> Result<usize, Error> {
+pub(super) fn check(reason: &str, operator: &str, key: &str, administrators: &[String]) -> Result<usize, Error> {
     at_most("bytes in a reason", reason.len(), ACT_REASON_BYTES_MAX)?;
+    at_most("bytes in a key's thumbprint", key.len(), ID_BYTES_MAX)?;
     filled("the operator", operator)?;
     at_most("bytes in an operator's id", operator.len(), ID_BYTES_MAX)?;
     at_most("operators who administer", administrators.len(), ADMINISTRATORS_MAX)?;
@@ -71,9 +90,12 @@ mod tests {
         const NOW: i64 = 1_000_000_000;
         let administrators = ["a".to_owned(), "b".to_owned()];
         let check = |pending: Option<(&str, i64)>, operator: &str, expected: Result<bool, ()>| {
-            let pending =
-                pending.map(|(operator, left_ms)| PendingRow { operator: operator.into(), expires_at_unix_ms: NOW + left_ms });
-            let found = half(pending.as_ref(), operator, &administrators, NOW);
+            let pending = pending.map(|(operator, left_ms)| PendingRow {
+                operator: operator.into(),
+                key: "k".into(),
+                expires_at_unix_ms: NOW + left_ms,
+            });
+            let found = half(pending.as_ref(), (operator, "k"), &administrators, NOW);
             assert_eq!(found.map(|half| half == Half::Second).map_err(|_| ()), expected, "{pending:?} {operator}");
         };
         check(None, "a", Ok(false));

@@ -35,6 +35,7 @@ use super::{
     Revocations, Settings, State, Store, approvals as steps, rules,
 };
 use crate::model::approval::{ApprovalFilter, Approvals, AskApproval, AskOutcome, UseApprovals, UseOutcome};
+use crate::model::records::{DocumentKey, RevocationRow, Target};
 use crate::model::revision::Revision;
 use crate::model::time::Clock;
 
@@ -119,6 +120,16 @@ impl Store for SqliteStore {
     async fn documents(&self, kind: Option<&str>) -> Result<Documents, Error> {
         let kind = kind.map(str::to_owned);
         self.reader.run(move |connection| read::documents(connection, kind.as_deref())).await
+    }
+
+    async fn documents_named(&self, keys: &[DocumentKey]) -> Result<Documents, Error> {
+        let keys = keys.to_vec();
+        self.reader.run(move |connection| read::documents_named(connection, &keys)).await
+    }
+
+    async fn revocations_of(&self, targets: &[Target]) -> Result<Vec<RevocationRow>, Error> {
+        let targets = targets.to_vec();
+        self.reader.run(move |connection| read::revocations_of(connection, &targets)).await
     }
 
     async fn revocations(&self, limit: usize) -> Result<Revocations, Error> {

@@ -23,6 +23,7 @@ mod adoption;
 mod approvals;
 mod faulty;
 mod kill;
+mod signers;
 
 pub use faulty::FaultyStore;
 
@@ -61,6 +62,7 @@ pub async fn conformance<F: Future<Output = Arc<dyn Store>>>(make: impl Fn(Arc<M
     documents_stand_as_they_stood(&*new().await.0).await;
     approvals::conformance(&new).await;
     kill::conformance(&new).await;
+    signers::conformance(&new).await;
     adoption::conformance(&new).await;
     text_that_no_engine_keeps_is_refused(&*new().await.0).await;
     let (store, clock) = new().await;
@@ -663,6 +665,7 @@ fn remove(kind: &str, id: &str) -> Write {
 fn act(jtis: &[&str], life_s: i64) -> ActRow {
     ActRow {
         operators: vec!["alice".into()],
+        keys: vec!["key of alice".into()],
         method: "/portcullis.v1.Admin/Revoke".into(),
         signatures: vec!["e30.e30.c2ln".into()],
         jtis: jtis.iter().map(|jti| ((*jti).to_owned(), START_UNIX_S + life_s)).collect(),

@@ -387,3 +387,47 @@ async fn a_replica_starts_from_its_cache_and_permits_nothing_by_it() {
     }
     assert!(data.join("cache.db.broken").exists());
 }
+
+/// A backup lists an operator who was retired since: replicas merge that the key is dead.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_that_was_retired_after_the_backup_stays_dead() {
+    let world = World::new();
+    let backup = world.folder.path().join("backup");
+    std::fs::create_dir(&backup).unwrap();
+    let store = format!("sqlite:{}", world.data().join("store.db").display());
+    let (local, ada) = (world.data().join("local.jwk"), world.folder.path().join("ada.jwk"));
+    let act = |server: &Server, keys: &[&Path], arguments: &[&str]| {
+        let mut command = binary();
+        command.arg("--json").args(arguments).arg("--target").arg(server.admin_url()).arg("--data").arg(world.data());
+        command.args(keys.iter().flat_map(|key| [Path::new("--operator-key"), key]));
+        run_with(&mut command, "")
+    };
+    let mut server = Server::start(&world);
+    let roles = ["--role", "administer", "--role", "respond"];
+    act(&server, &[&local], &[&["operator", "add", "ada", "--out", ada.to_str().unwrap()], &roles[..]].concat()).ended(0);
+    server.terminate();
+    assert!(server.wait().success());
+    copy_store(&world.data(), &backup);
+
+    let mut server = Server::start_with(&world, &binary());
+    let retired = act(&server, &[&local, &ada], &["operator", "retire", "local"]).ended(0).json();
+    kept(&world.data(), retired["revision"].as_str().unwrap()).await;
+    server.terminate();
+    assert!(server.wait().success());
+    copy_store(&backup, &world.data());
+    adopt(&store, &world.data(), &["--operator-key", ada.to_str().unwrap()]).ended(0);
+
+    let server = Server::start_with(&world, &binary());
+    let until = Instant::now() + PATIENCE;
+    loop {
+        let ran = act(&server, &[&local], &["revocations"]);
+        if ran.code == 1 && ran.stderr.contains("of operator `local` is revoked") {
+            break;
+        }
+        assert!(Instant::now() < until, "{ran:?}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let listed = act(&server, &[&ada], &["operator", "list"]).ended(0).json();
+    let states: Vec<_> = listed["operators"].as_array().unwrap().iter().map(|one| one["state"].as_str().unwrap()).collect();
+    assert_eq!(states, ["active", "revoked"], "{listed}");
+}

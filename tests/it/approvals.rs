@@ -551,3 +551,18 @@ async fn the_command_line_shows_and_answers() {
     let left = run(&[&["--json", "approvals"], &offline[..]].concat()).ended(0).json();
     assert_eq!(left["total"], json!(0));
 }
+
+/// A key that was stolen approves; once it is revoked the call waits again, whoever asks.
+#[tokio::test]
+async fn an_approval_dies_with_the_key_that_gave_it() {
+    let desk = Desk::new().await;
+    let approval = desk.needs(desk.refund(41)).await;
+    let message = wire::ApproveRequest { digest: approval.digest.clone(), reason: String::new() };
+    let mut client = ApprovalServiceClient::new(desk.local.channel.clone());
+    client.approve(signed(message.clone(), &[desk.by("olga", APPROVE, &message)])).await.unwrap();
+    desk.local.revoke("key", &[desk.key("olga").public_key().thumbprint().as_str()], Dead).await;
+    let again = desk.needs(desk.refund(41)).await;
+    assert_eq!(again.digest, approval.digest);
+    client.approve(signed(message.clone(), &[desk.by("otto", APPROVE, &message)])).await.unwrap();
+    desk.asks(desk.refund(41), wire::Effect::Permit, "OK").await;
+}

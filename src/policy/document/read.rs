@@ -20,7 +20,7 @@ use super::entry::{pattern_error, read_condition, read_permissions};
 use super::fields::{Fields, Reader};
 use super::{
     AGENT_KEYS_MAX, AgentSpec, Body, Document, GuardrailSpec, IssuerSpec, Names, OperatorSpec, ProofClass, Risk, Role,
-    SHADOW_KINDS, ServerSpec, TokenType, ToolSpec,
+    SHADOW_KINDS, ServerSpec, TWO_PERSON_KINDS, TokenType, ToolSpec,
 };
 
 /// Every kind of document.
@@ -64,6 +64,7 @@ pub(in crate::policy) fn read(node: &Node, path: &str, files: &KeyFiles<'_>, out
     }
     let body = read_body(&kind, id.as_deref().unwrap_or_default(), &mut fields, files, &mut reader);
     let shadow = read_mode(&kind, &mut fields, &mut reader);
+    let two_person = read_two_person(&kind, &mut fields, &mut reader);
     fields.finish(&mut reader);
     let id = id?;
     if let Some(problem) = id_error(&kind, &id) {
@@ -71,7 +72,8 @@ pub(in crate::policy) fn read(node: &Node, path: &str, files: &KeyFiles<'_>, out
         reader.error(at, format!("id `{}` {problem}", abridged(&id)));
     }
     let positions = reader.positions;
-    let document = Document { key: DocumentKey { kind, id }, body: body?, path: path.to_owned(), line: node.at.line, positions };
+    let (key, line) = (DocumentKey { kind, id }, node.at.line);
+    let document = Document { key, body: body?, two_person, path: path.to_owned(), line, positions };
     Some(if shadow { document.in_shadow() } else { document })
 }
 
@@ -87,6 +89,19 @@ fn read_mode(kind: &str, fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> bo
         reader.error(node.at, format!("a document of kind `{kind}` cannot be in shadow: only {kinds}"));
     }
     shadow
+}
+
+/// Whether `two_person: true` is said, which only some kinds may.
+fn read_two_person(kind: &str, fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> bool {
+    let Some(node) = fields.take("two_person") else {
+        return false;
+    };
+    if !TWO_PERSON_KINDS.contains(&kind) {
+        let kinds = TWO_PERSON_KINDS.join(", ");
+        let message = format!("`two_person` has no meaning in a document of kind `{kind}`: only {kinds} can be reinstated");
+        reader.error(node.at, message);
+    }
+    reader.truth(node, "`two_person`").unwrap_or(true)
 }
 
 /// The file that an issuer's document takes its keys from, as its author wrote it.

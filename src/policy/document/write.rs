@@ -20,6 +20,9 @@ pub(super) fn value(document: &Document) -> Value {
     if document.is_shadow() {
         put(&mut members, "mode", text("shadow"));
     }
+    if document.two_person {
+        put(&mut members, "two_person", Value::Bool(true));
+    }
     match &document.body {
         Body::Issuer(issuer) => put_issuer(&mut members, issuer),
         Body::Application(permissions) | Body::Group(permissions) | Body::PermissionSet(permissions) => {

@@ -60,7 +60,13 @@ impl World {
     /// Asks for a call and has it approved.
     async fn approved(&self, tool: &str) -> String {
         let digest = self.asks(&self.call(tool, ARGUMENTS, ""), NEEDS).await.approval.unwrap().digest;
-        self.write(Write::Approve { digest: digest.clone(), operator: "olga".into(), groups: vec!["leads".into()] }).await;
+        self.write(Write::Approve {
+            digest: digest.clone(),
+            operator: "olga".into(),
+            key: "k".into(),
+            groups: vec!["leads".into()],
+        })
+        .await;
         digest
     }
 
@@ -172,7 +178,7 @@ async fn a_replayed_proof_uses_no_approval() {
     let world = world();
     let request = world.call(REFUND, ARGUMENTS, "r");
     let digest = world.asks(&request, NEEDS).await.approval.unwrap().digest;
-    world.write(Write::Approve { digest, operator: "olga".into(), groups: vec!["leads".into()] }).await;
+    world.write(Write::Approve { digest, operator: "olga".into(), key: "k".into(), groups: vec!["leads".into()] }).await;
     world.asks(&request, denied(Reason::ProofReplayed)).await;
     assert_eq!(world.state().await, ApprovalState::Approved);
     world.refund("r", PERMIT).await;

@@ -37,7 +37,7 @@ fn groups(names: &[&str]) -> Vec<String> {
 }
 
 fn yes(row: &ApprovalRow, operator: &str, names: &[&str], unix_ms: i64) -> Result<ApprovalRow, Error> {
-    approve(Some(row.clone()), &row.call.digest, operator, &groups(names), unix_ms)
+    approve(Some(row.clone()), &row.call.digest, (operator, "k"), &groups(names), unix_ms)
 }
 
 fn no(row: &ApprovalRow, operator: &str, names: &[&str], unix_ms: i64) -> Result<ApprovalRow, Error> {
@@ -68,8 +68,11 @@ fn one_act_approves_every_layer_of_its_groups() {
 fn only_what_is_open_can_be_answered() {
     let (row, _) = asked(None, &[need(0, &["leads"], 10)], 0);
     let check = |row: Option<ApprovalRow>, unix_ms: i64, says: &str| {
-        for answer in [approve, refuse] {
-            let refused = answer(row.clone(), &"d".repeat(64), "olga", &groups(&["leads"]), unix_ms).unwrap_err().to_string();
+        let (digest, leads) = ("d".repeat(64), groups(&["leads"]));
+        for answer in
+            [approve(row.clone(), &digest, ("olga", "k"), &leads, unix_ms), refuse(row.clone(), &digest, "olga", &leads, unix_ms)]
+        {
+            let refused = answer.unwrap_err().to_string();
             assert!(refused.contains(says) && refused.contains("`dddddddddddd`"), "{refused}");
         }
     };

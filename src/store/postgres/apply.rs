@@ -13,7 +13,7 @@ use crate::model::records::{Change, DocumentKey, DocumentRow, Merge, PendingRow,
 use crate::model::revision::{HistoryId, StateDigest};
 use crate::store::chain::{document_sha256, revocation_sha256};
 use crate::store::second::{self, Half};
-use crate::store::{CommitRequest, Error, StoredDocument, approvals, lapse, lineage, rules};
+use crate::store::{CommitRequest, Error, StoredDocument, approvals, lapse, lineage, rules, signers};
 
 /// The rows that a request touches, as they stand, and what is kept up with them.
 pub(super) struct Rows {
@@ -26,8 +26,8 @@ pub(super) struct Rows {
     revocations: BTreeMap<Target, Option<RevocationRow>>,
     touched_documents: BTreeSet<DocumentKey>,
     touched_revocations: BTreeSet<Target>,
-    pending: Option<PendingRow>,
-    touched_pending: bool,
+    pending: BTreeMap<String, PendingRow>,
+    touched_pending: BTreeSet<String>,
     approvals: BTreeMap<String, ApprovalRow>,
     touched_approvals: BTreeSet<String>,
 }
@@ -37,8 +37,8 @@ pub(super) struct Found {
     pub(super) documents: Vec<StoredDocument>,
     pub(super) revocations: Vec<RevocationRow>,
     pub(super) approvals: BTreeMap<String, ApprovalRow>,
-    /// What waits for a second operator to reinstate everything.
-    pub(super) pending: Option<PendingRow>,
+    /// What waits for a second operator, by the name of the act.
+    pub(super) pending: BTreeMap<String, PendingRow>,
 }
 
 impl Rows {
@@ -55,14 +55,16 @@ impl Rows {
             touched_documents: BTreeSet::new(),
             touched_revocations: BTreeSet::new(),
             pending: found.pending,
-            touched_pending: false,
+            touched_pending: BTreeSet::new(),
             approvals: found.approvals,
             touched_approvals: BTreeSet::new(),
         }
     }
 
-    /// Checks what the request expects of documents, before any write.
+    /// Checks what the request expects of documents and of the keys that signed it, before any write.
     pub(super) fn check(&self, request: &CommitRequest, head: &Head) -> Result<(), Error> {
+        // INVARIANT: asked under the lock on the head: whoever has not heard of a revocation yet is told here.
+        signers::check_signed(request, |key| self.is_revoked(key))?;
         for (key, expected) in &request.expected {
             if self.document(key).map(|document| document.revision) != *expected {
                 return Err(Error::Conflict { kind: key.kind.clone(), id: key.id.clone() });
@@ -74,6 +76,15 @@ impl Rows {
         Ok(())
     }
 
+    /// Checks that somebody is left who can sign, after all writes.
+    pub(super) fn check_left(&self, request: &CommitRequest) -> Result<(), Error> {
+        signers::check_left(request, |key| self.is_revoked(key))
+    }
+
+    fn is_revoked(&self, key: &str) -> bool {
+        signers::is_revoked(self.revocations.get(&signers::target(key)).and_then(Option::as_ref))
+    }
+
     /// Makes one write; `None` where it changes nothing that followers hold.
     pub(super) fn write(&mut self, write: &Write) -> Result<Option<Change>, Error> {
         let unix_ms = self.unix_ms;
@@ -81,18 +92,20 @@ impl Rows {
             Write::PutDocument(row) => Ok(Some(self.put_document(row))),
             Write::RemoveDocument(key) => self.remove_document(key).map(Some),
             Write::Revoke { target, meaning, reason } => {
-                self.forget_pending(target);
+                self.forget_pending(target)?;
                 let (number, watermark) = (self.number, self.watermark_unix_s);
                 self.set_revocation(target, |row| rules::revoke(row, target, *meaning, reason, number, watermark)).map(Some)
             }
             Write::Reinstate { target, reason } => {
-                self.forget_pending(target);
+                self.forget_pending(target)?;
                 self.reinstate(target, reason).map(Some)
             }
-            Write::ReinstateAll { reason, operator, administrators } => self.reinstate_all(reason, operator, administrators),
+            Write::ReinstateByTwo { target, reason, operator, key, administrators } => {
+                self.reinstate_by_two(target, reason, (operator, key), administrators)
+            }
             Write::Prune { .. } | Write::Adopt { .. } | Write::Merge(_) => Ok(None),
-            Write::Approve { digest, operator, groups } => {
-                self.answer(digest, |row| approvals::approve(row, digest, operator, groups, unix_ms)).map(|()| None)
+            Write::Approve { digest, operator, key, groups } => {
+                self.answer(digest, |row| approvals::approve(row, digest, (operator, key), groups, unix_ms)).map(|()| None)
             }
             Write::Refuse { digest, operator, groups } => {
                 self.answer(digest, |row| approvals::refuse(row, digest, operator, groups, unix_ms)).map(|()| None)
@@ -115,7 +128,7 @@ impl Rows {
 
     /// Makes every root void that was issued until now.
     pub(super) fn void_roots(&mut self, reason: &str) -> Result<Change, Error> {
-        self.forget_pending(&Target::All);
+        self.forget_pending(&Target::All)?;
         let (number, watermark) = (self.number, self.watermark_unix_s);
         self.set_revocation(&Target::All, |row| Ok(rules::void_roots(row, reason, number, watermark)))
     }
@@ -156,9 +169,9 @@ impl Rows {
         self.touched_revocations.iter().filter(|target| self.revocations.get(*target).is_some_and(Option::is_none)).collect()
     }
 
-    /// What waits for a second operator now, where that changed.
-    pub(super) fn pending_to_store(&self) -> Option<Option<&PendingRow>> {
-        self.touched_pending.then_some(self.pending.as_ref())
+    /// What waits for a second operator now, where that changed: by the name of the act.
+    pub(super) fn pending_to_store(&self) -> impl Iterator<Item = (&str, Option<&PendingRow>)> {
+        self.touched_pending.iter().map(|act| (act.as_str(), self.pending.get(act)))
     }
 
     /// Approvals to put.
@@ -172,27 +185,40 @@ impl Rows {
     }
 
     /// Waits for a second operator, or is the second.
-    fn reinstate_all(&mut self, reason: &str, operator: &str, administrators: &[String]) -> Result<Option<Change>, Error> {
-        match second::half(self.pending.as_ref(), operator, administrators, self.unix_ms)? {
+    fn reinstate_by_two(
+        &mut self,
+        target: &Target,
+        reason: &str,
+        signer: (&str, &str),
+        administrators: &[String],
+    ) -> Result<Option<Change>, Error> {
+        let act = second::name(target)?;
+        let pending = self.pending.get(&act).filter(|row| !self.is_revoked(&row.key));
+        match second::half(pending, signer, administrators, self.unix_ms)? {
             Half::Second => {
-                self.forget_pending(&Target::All);
-                self.reinstate(&Target::All, reason).map(Some)
+                self.forget_pending(target)?;
+                self.reinstate(target, reason).map(Some)
             }
             Half::First(row) => {
                 // What could not be lifted now is not waited for.
-                let current = self.revocations.get(&Target::All).cloned().flatten();
-                rules::reinstate(current, &Target::All, reason, self.number, self.watermark_unix_s)?;
-                (self.pending, self.touched_pending) = (Some(row), true);
+                let current = self.revocations.get(target).cloned().flatten();
+                rules::reinstate(current, target, reason, self.number, self.watermark_unix_s)?;
+                self.pending.insert(act.clone(), row);
+                self.touched_pending.insert(act);
                 Ok(None)
             }
         }
     }
 
-    /// Whoever revokes or reinstates everything decides anew: what waited for a second operator before waits no more.
-    fn forget_pending(&mut self, target: &Target) {
-        if *target == Target::All && self.pending.take().is_some() {
-            self.touched_pending = true;
+    /// Whoever revokes or reinstates a target decides anew: what waited for a second operator before waits no more.
+    fn forget_pending(&mut self, target: &Target) -> Result<(), Error> {
+        if target.can_suspend() {
+            let act = second::name(target)?;
+            if self.pending.remove(&act).is_some() {
+                self.touched_pending.insert(act);
+            }
         }
+        Ok(())
     }
 
     /// Puts an operator's yes or no to a row.

@@ -4,7 +4,7 @@
 //! digests, so that nobody waits for who waits for him, and askings of one leaf agent one after the other, so that its quota holds
 //! and two replicas make one row of one call.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use ring::digest::{SHA256, digest};
 use tokio_postgres::Row;
@@ -14,8 +14,9 @@ use super::link::{Fault, Link, Parameter};
 use super::read::{self, Expected, corrupt, signed, text, unsigned};
 use crate::model::approval::{ApprovalFilter, ApprovalRow, Approvals, AskApproval, AskOutcome, UseApprovals, UseOutcome};
 use crate::model::limits::{APPROVALS_LISTED_MAX, APPROVALS_WAITING_MAX};
-use crate::store::Error;
+use crate::model::records::Target;
 use crate::store::approvals::{self, Asking};
+use crate::store::{Error, signers};
 
 /// Rows that one asking forgets; more than it adds, so that they cannot pile up.
 const FORGOTTEN_MAX: i64 = 64;
@@ -35,8 +36,14 @@ pub(super) async fn ask(
     let lock = i32::from_be_bytes(leaf.first_chunk().copied().unwrap_or_default());
     link.execute("SELECT pg_advisory_xact_lock($1, $2)", &[(&LEAF_LOCKS, Type::INT4), (&lock, Type::INT4)]).await?;
     forget(link, unix_ms).await?;
-    let current = locked(link, &[request.call.digest.as_str()]).await?.pop_first().map(|(_, row)| row);
-    let row = match approvals::ask(current, request, unix_ms) {
+    let mut current = read_locked(link, &[request.call.digest.as_str()]).await?;
+    let taken_back = take_back(link, current.values_mut()).await?;
+    let row = match approvals::ask(current.pop_first().map(|(_, row)| row), request, unix_ms) {
+        // It is listed among those that wait again.
+        Asking::Same(row) if taken_back => {
+            put(link, &row).await?;
+            row
+        }
         Asking::Same(row) => row,
         Asking::Put { row, is_new } => {
             if is_new && waiting_of(link, &leaf, unix_ms).await? >= APPROVALS_WAITING_MAX {
@@ -91,12 +98,32 @@ pub(super) async fn list(
     let sql = format!("SELECT approval FROM portcullis.approvals WHERE {condition} ORDER BY asked_unix_ms, digest LIMIT $3");
     let limit = signed(limit.min(APPROVALS_LISTED_MAX))?;
     parameters.push((&limit, Type::INT8));
-    let rows = read::stream(link, &sql, &parameters, |row| approval(row, 0)).await?;
+    let mut rows = read::stream(link, &sql, &parameters, |row| approval(row, 0)).await?;
+    take_back(link, rows.iter_mut()).await?;
     Ok(Approvals { rows, total, unix_ms })
 }
 
-/// The rows of digests that are there, kept from everybody else until the transaction ends.
+/// The rows of digests that are there, as they count: without what was approved with a key that was revoked since. Kept from everybody
+/// else until the transaction ends.
 pub(super) async fn locked(link: &Link, digests: &[&str]) -> Result<BTreeMap<String, ApprovalRow>, Fault> {
+    let mut rows = read_locked(link, digests).await?;
+    take_back(link, rows.values_mut()).await?;
+    Ok(rows)
+}
+
+/// Takes back what was approved with a key that was revoked since; whether there was any.
+async fn take_back<'a>(link: &Link, rows: impl Iterator<Item = &'a mut ApprovalRow>) -> Result<bool, Fault> {
+    let rows: Vec<&mut ApprovalRow> = rows.collect();
+    let keys: BTreeSet<&str> = rows.iter().flat_map(|row| approvals::keys_of(row)).collect();
+    let targets: Vec<Target> = keys.into_iter().map(signers::target).collect();
+    let revoked = read::revocations_of(link, &targets).await?;
+    let revoked: BTreeSet<Target> =
+        revoked.into_iter().filter(|row| signers::is_revoked(Some(row))).map(|row| row.target).collect();
+    let is_revoked = |key: &str| revoked.contains(&signers::target(key));
+    Ok(rows.into_iter().fold(false, |taken, row| approvals::take_back(row, is_revoked) || taken))
+}
+
+async fn read_locked(link: &Link, digests: &[&str]) -> Result<BTreeMap<String, ApprovalRow>, Fault> {
     if digests.is_empty() {
         return Ok(BTreeMap::new());
     }

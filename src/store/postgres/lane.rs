@@ -222,6 +222,8 @@ fn is_of_request(error: &Error) -> bool {
         Error::Conflict { .. }
         | Error::DocumentsChanged { .. }
         | Error::ActReplayed { .. }
+        | Error::SignerRevoked { .. }
+        | Error::NobodyLeft
         | Error::Rejected(_)
         | Error::BelowFloor { .. } => true,
         Error::NotOurs(_)

@@ -1,27 +1,39 @@
 //! What waits for a second operator in a PostgreSQL store: one row an act, under the lock on the head. What it means is said by
 //! [`crate::store::second`].
 
+use std::collections::BTreeMap;
+
 use tokio_postgres::types::Type;
 
 use super::link::{Fault, Link};
+use super::read;
 use crate::model::records::PendingRow;
 
-pub(super) async fn row(link: &Link, act: &str) -> Result<Option<PendingRow>, Fault> {
-    let sql = "SELECT operator, expires_unix_ms FROM portcullis.pending_acts WHERE act = $1";
-    let Some(row) = link.row(sql, &[(&act, Type::TEXT)]).await? else { return Ok(None) };
-    Ok(Some(PendingRow { operator: row.try_get(0)?, expires_at_unix_ms: row.try_get(1)? }))
+/// Those of the named acts that wait.
+pub(super) async fn rows(link: &Link, acts: &[String]) -> Result<BTreeMap<String, PendingRow>, Fault> {
+    if acts.is_empty() {
+        return Ok(BTreeMap::new());
+    }
+    let sql = "SELECT act, operator, key, expires_unix_ms FROM portcullis.pending_acts WHERE act = ANY ($1)";
+    let found = link.rows(sql, &[(&acts, Type::TEXT_ARRAY)]).await?;
+    let row = |row: &tokio_postgres::Row| {
+        let pending = PendingRow { operator: row.try_get(1)?, key: row.try_get(2)?, expires_at_unix_ms: row.try_get(3)? };
+        Ok((read::text(row, 0)?.to_owned(), pending))
+    };
+    found.iter().map(row).collect()
 }
 
-/// Puts a row in place of what waits, or takes that away.
-pub(super) async fn put(link: &Link, act: &str, row: Option<&PendingRow>) -> Result<(), Fault> {
-    let Some(row) = row else {
-        link.execute("DELETE FROM portcullis.pending_acts WHERE act = $1", &[(&act, Type::TEXT)]).await?;
-        return Ok(());
-    };
+/// Puts a row in place of what waits, or takes that away. What waited too long goes with it, so that it does not pile up.
+pub(super) async fn put(link: &Link, act: &str, row: Option<&PendingRow>, unix_ms: i64) -> Result<(), Fault> {
     link.execute(
-        "INSERT INTO portcullis.pending_acts (act, operator, expires_unix_ms) VALUES ($1, $2, $3)
-         ON CONFLICT (act) DO UPDATE SET operator = excluded.operator, expires_unix_ms = excluded.expires_unix_ms",
-        &[(&act, Type::TEXT), (&row.operator, Type::TEXT), (&row.expires_at_unix_ms, Type::INT8)],
+        "DELETE FROM portcullis.pending_acts WHERE act = $1 OR expires_unix_ms <= $2",
+        &[(&act, Type::TEXT), (&unix_ms, Type::INT8)],
+    )
+    .await?;
+    let Some(row) = row else { return Ok(()) };
+    link.execute(
+        "INSERT INTO portcullis.pending_acts (act, operator, key, expires_unix_ms) VALUES ($1, $2, $3, $4)",
+        &[(&act, Type::TEXT), (&row.operator, Type::TEXT), (&row.key, Type::TEXT), (&row.expires_at_unix_ms, Type::INT8)],
     )
     .await?;
     Ok(())

@@ -11,6 +11,7 @@ use futures_util::TryStreamExt as _;
 use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, Type};
 
+use super::apply::{document_name, target_name};
 use super::link::{Fault, Link, Parameter};
 use super::schema::Promises;
 use super::settings::Durability;
@@ -163,6 +164,24 @@ fn committed_by(row: &Row) -> Result<(u64, CommittedBy), Fault> {
     };
     let operators = row.try_get::<_, Option<&str>>(2)?.map(parse).transpose()?.map(|act| act.operators).unwrap_or_default();
     Ok((number, CommittedBy { unix_ms: row.try_get(1)?, operators }))
+}
+
+/// The documents under these keys that there are.
+pub(super) async fn documents_named(link: &Link, expected: &Expected, keys: &[DocumentKey]) -> Result<Documents, Fault> {
+    let revision = head(link, expected, false).await?.revision;
+    let names: Vec<_> = keys.iter().map(document_name).collect();
+    let sql = format!("SELECT {DOCUMENT} FROM portcullis.documents WHERE key = ANY ($1) ORDER BY kind, id");
+    Ok(Documents { revision, documents: stream(link, &sql, &[(&names, Type::BYTEA_ARRAY)], document_row).await? })
+}
+
+/// The revocations of these targets that there are.
+pub(super) async fn revocations_of(link: &Link, targets: &[Target]) -> Result<Vec<RevocationRow>, Fault> {
+    if targets.is_empty() {
+        return Ok(vec![]);
+    }
+    let keys = targets.iter().map(|target| Ok(target_name(target)?.0)).collect::<Result<Vec<_>, Error>>()?;
+    let sql = format!("SELECT {REVOCATION} FROM portcullis.revocations WHERE key = ANY ($1)");
+    stream(link, &sql, &[(&keys, Type::BYTEA_ARRAY)], revocation_row).await
 }
 
 /// The revocations that expire before a second, the first to expire first, at most so many.

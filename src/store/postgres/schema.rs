@@ -12,7 +12,7 @@ use crate::store::chain::GENESIS;
 use crate::store::{Error, Settings};
 
 /// The version of the tables that this program knows.
-pub(super) const VERSION: i64 = 3;
+pub(super) const VERSION: i64 = 4;
 /// What the version row says, so that another program's table of that name is not taken for ours.
 const PROGRAM: &str = "portcullis";
 /// The lock of who makes or changes tables: `Ptcl`, as in the header of a SQLite store.
@@ -76,6 +76,8 @@ CREATE TABLE portcullis.merges (
     history text COLLATE \"C\" NOT NULL, incarnation text COLLATE \"C\" NOT NULL, address text NOT NULL, rows int8 NOT NULL,
     unix_ms int8 NOT NULL, PRIMARY KEY (history, incarnation)
 );
+", "
+ALTER TABLE portcullis.pending_acts ADD COLUMN key text COLLATE \"C\" NOT NULL DEFAULT '';
 "];
 
 /// Makes sure that the tables of a store that was followed before are of this version. Makes none: a database that is empty is being

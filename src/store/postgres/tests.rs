@@ -78,7 +78,14 @@ async fn hashes_and_digests_are_those_of_sqlite() {
     let user = || Target::User { issuer: "i".into(), subject: "s".into() };
     let act = |jti: &str, expires_at_unix_s| {
         let (operators, signatures) = (vec!["o".into()], vec!["e30.e30.c2ln".into()]);
-        ActRow { operators, method: "/m".into(), signatures, jtis: vec![(jti.into(), expires_at_unix_s)], reason: "r".into() }
+        ActRow {
+            operators,
+            keys: vec![],
+            method: "/m".into(),
+            signatures,
+            jtis: vec![(jti.into(), expires_at_unix_s)],
+            reason: "r".into(),
+        }
     };
     let request = |writes: Vec<Write>| CommitRequest { writes, ..Default::default() };
     let acted = |jti: &str, expires_at_unix_s| CommitRequest { act: Some(act(jti, expires_at_unix_s)), ..Default::default() };

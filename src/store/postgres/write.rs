@@ -13,7 +13,7 @@ use super::read::{self, Expected, Head, signed};
 use crate::model::records::{ActRow, Change, Origin, Target, Write};
 use crate::model::revision::Revision;
 use crate::store::chain::{changes_as_stored, commit_hash};
-use crate::store::{CommitRequest, Committed, Error, second};
+use crate::store::{CommitRequest, Committed, Error, second, signers};
 
 /// Expired keys that one request forgets; more than it adds, so that they cannot pile up.
 const FORGOTTEN_MAX: i64 = 64;
@@ -35,10 +35,11 @@ pub(super) async fn commit(
         None => head.jtis_forgotten_unix_s,
     };
     let (changes, revision) = make(link, request, &head, &mut rows, unix_ms).await?;
+    rows.check_left(request)?;
     store_documents(link, &rows).await?;
     store_revocations(link, &rows).await?;
-    if let Some(row) = rows.pending_to_store() {
-        pending::put(link, second::REINSTATE_ALL, row).await?;
+    for (act, row) in rows.pending_to_store() {
+        pending::put(link, act, row, unix_ms).await?;
     }
     for row in rows.approvals_to_store() {
         approvals::put(link, row).await?;
@@ -117,13 +118,23 @@ async fn make(
 /// Every row that the request writes or expects something of, as it stands.
 async fn touched(link: &Link, request: &CommitRequest, head: &Head, number: u64, unix_ms: i64) -> Result<Rows, Fault> {
     let (mut documents, mut revocations, mut approved, mut expiring) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let mut acts = Vec::new();
+    for key in signers::keys(request) {
+        revocations.push(target_name(&signers::target(key))?.0);
+    }
     documents.extend(request.expected.iter().map(|(key, _)| document_name(key)));
     for write in &request.writes {
         match write {
             Write::PutDocument(row) => documents.push(document_name(&row.key)),
             Write::RemoveDocument(key) => documents.push(document_name(key)),
-            Write::Revoke { target, .. } | Write::Reinstate { target, .. } => revocations.push(target_name(target)?.0),
-            Write::ReinstateAll { .. } | Write::Adopt { .. } => revocations.push(target_name(&Target::All)?.0),
+            Write::Revoke { target, .. } | Write::Reinstate { target, .. } | Write::ReinstateByTwo { target, .. } => {
+                revocations.push(target_name(target)?.0);
+                if target.can_suspend() {
+                    acts.push(second::name(target)?);
+                }
+            }
+            // An adoption takes away what waits by itself.
+            Write::Adopt { .. } => revocations.push(target_name(&Target::All)?.0),
             Write::Merge(merge) => {
                 for row in &merge.rows {
                     revocations.push(target_name(&row.target)?.0);
@@ -143,18 +154,16 @@ async fn touched(link: &Link, request: &CommitRequest, head: &Head, number: u64,
             read::stream(link, &sql, &[(&keys, Type::BYTEA_ARRAY)], read::document_row).await?
         }
     };
-    let all = [target_name(&Target::All)?.0];
-    let pending = match revocations.iter().any(|key| all.contains(key)) {
-        true => pending::row(link, second::REINSTATE_ALL).await?,
-        false => None,
-    };
-    let revocations = match revocations.as_slice() {
-        [] => expiring,
-        keys => {
-            let sql = format!("SELECT {} FROM portcullis.revocations WHERE key = ANY ($1)", read::REVOCATION);
-            read::stream(link, &sql, &[(&keys, Type::BYTEA_ARRAY)], read::revocation_row).await?
-        }
-    };
+    let pending = pending::rows(link, &acts).await?;
+    for row in pending.values() {
+        revocations.push(target_name(&signers::target(&row.key))?.0);
+    }
+    let mut found = expiring;
+    if !revocations.is_empty() {
+        let sql = format!("SELECT {} FROM portcullis.revocations WHERE key = ANY ($1)", read::REVOCATION);
+        found.extend(read::stream(link, &sql, &[(&revocations, Type::BYTEA_ARRAY)], read::revocation_row).await?);
+    }
+    let revocations = found;
     let approvals = approvals::locked(link, &approved).await?;
     Ok(Rows::new(head, number, unix_ms, Found { documents, revocations, approvals, pending }))
 }

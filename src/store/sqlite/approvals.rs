@@ -3,12 +3,12 @@
 //! What a step does to a row is said by [`crate::store::approvals`]; here rows are read and written around it, inside the
 //! transaction of `super::write`, which is the only writer of the file at that time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::{Connection, OptionalExtension};
 
 use super::open::Fault;
-use super::read::signed;
+use super::read::{is_revoked, signed};
 use crate::model::approval::{ApprovalFilter, ApprovalRow, Approvals, AskApproval, AskOutcome, UseApprovals, UseOutcome};
 use crate::model::limits::{APPROVALS_LISTED_MAX, APPROVALS_WAITING_MAX};
 use crate::model::time::Now;
@@ -22,7 +22,13 @@ const FORGOTTEN_MAX: i64 = 64;
 pub(super) fn ask(connection: &Connection, request: &AskApproval, now: Now) -> Result<AskOutcome, Fault> {
     let unix_ms = now.unix_ms();
     forget(connection, unix_ms)?;
-    let row = match approvals::ask(row(connection, &request.call.digest)?, request, unix_ms) {
+    let (current, taken_back) = row(connection, &request.call.digest)?;
+    let row = match approvals::ask(current, request, unix_ms) {
+        // It is listed among those that wait again.
+        Asking::Same(row) if taken_back => {
+            put(connection, &row)?;
+            row
+        }
         Asking::Same(row) => row,
         Asking::Put { row, is_new } => {
             if is_new && waiting_of(connection, leaf(&row), unix_ms)? >= APPROVALS_WAITING_MAX {
@@ -39,7 +45,7 @@ pub(super) fn ask(connection: &Connection, request: &AskApproval, now: Now) -> R
 pub(super) fn use_once(connection: &Connection, request: &UseApprovals, now: Now) -> Result<UseOutcome, Fault> {
     let mut rows = BTreeMap::new();
     for digest in request.digests() {
-        if let Some(row) = row(connection, digest)? {
+        if let Some(row) = row(connection, digest)?.0 {
             rows.insert(digest.to_owned(), row);
         }
     }
@@ -56,7 +62,7 @@ pub(super) fn answer(
     digest: &str,
     change: impl FnOnce(Option<ApprovalRow>) -> Result<ApprovalRow, Error>,
 ) -> Result<(), Fault> {
-    put(connection, &change(row(connection, digest)?)?)
+    put(connection, &change(row(connection, digest)?.0)?)
 }
 
 /// Lists rows, the oldest first.
@@ -75,13 +81,30 @@ pub(super) fn list(connection: &Connection, filter: &ApprovalFilter, limit: usiz
     while let Some(row) = found.next()? {
         rows.push(parse(row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?)?);
     }
+    for row in &mut rows {
+        take_back(connection, row)?;
+    }
     Ok(Approvals { rows, total: total.unsigned_abs(), unix_ms })
 }
 
-fn row(connection: &Connection, digest: &str) -> Result<Option<ApprovalRow>, Fault> {
+/// The row as it counts: without what was approved with a key that was revoked since. And whether there was any of that.
+fn row(connection: &Connection, digest: &str) -> Result<(Option<ApprovalRow>, bool), Fault> {
     let mut statement = connection.prepare_cached("SELECT approval FROM approvals WHERE digest = ?1")?;
     let text: Option<String> = statement.query_one([digest], |row| row.get(0)).optional()?;
-    text.as_deref().map(parse).transpose()
+    let Some(mut row) = text.as_deref().map(parse).transpose()? else { return Ok((None, false)) };
+    let taken_back = take_back(connection, &mut row)?;
+    Ok((Some(row), taken_back))
+}
+
+/// Takes back what was approved with a key that was revoked since; whether there was any.
+fn take_back(connection: &Connection, row: &mut ApprovalRow) -> Result<bool, Fault> {
+    let mut revoked = BTreeSet::new();
+    for key in approvals::keys_of(row) {
+        if is_revoked(connection, key)? {
+            revoked.insert(key.to_owned());
+        }
+    }
+    Ok(approvals::take_back(row, |key| revoked.contains(key)))
 }
 
 fn parse(text: &str) -> Result<ApprovalRow, Fault> {

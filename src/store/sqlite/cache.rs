@@ -12,8 +12,8 @@ use std::time::Duration;
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Transaction};
 
 use super::open::Fault;
+use super::read::target_name;
 use super::read::{self, signed, unsigned};
-use super::write::target_name;
 use crate::model::records::{Change, DocumentKey, DocumentRow, Origin, RevocationRow};
 use crate::model::revision::{HistoryId, Revision};
 use crate::store::{CommitRow, Error, Settings, State};

@@ -6,18 +6,22 @@ use super::open::Fault;
 use crate::model::records::PendingRow;
 
 pub(super) fn row(connection: &Connection, act: &str) -> Result<Option<PendingRow>, Fault> {
-    let mut statement = connection.prepare_cached("SELECT operator, expires_unix_ms FROM pending_acts WHERE act = ?1")?;
-    let row = |row: &rusqlite::Row<'_>| Ok(PendingRow { operator: row.get(0)?, expires_at_unix_ms: row.get(1)? });
+    let mut statement = connection.prepare_cached("SELECT operator, key, expires_unix_ms FROM pending_acts WHERE act = ?1")?;
+    let row =
+        |row: &rusqlite::Row<'_>| Ok(PendingRow { operator: row.get(0)?, key: row.get(1)?, expires_at_unix_ms: row.get(2)? });
     Ok(statement.query_one([act], row).optional()?)
 }
 
-pub(super) fn put(connection: &Connection, act: &str, row: &PendingRow) -> Result<(), Fault> {
+/// Puts a row, and takes away those whose time is over, so that they do not pile up.
+pub(super) fn put(connection: &Connection, act: &str, row: &PendingRow, unix_ms: i64) -> Result<(), Fault> {
+    connection.prepare_cached("DELETE FROM pending_acts WHERE expires_unix_ms <= ?1")?.execute([unix_ms])?;
     connection
         .prepare_cached(
-            "INSERT INTO pending_acts (act, operator, expires_unix_ms) VALUES (?1, ?2, ?3)
-             ON CONFLICT (act) DO UPDATE SET operator = excluded.operator, expires_unix_ms = excluded.expires_unix_ms",
+            "INSERT INTO pending_acts (act, operator, key, expires_unix_ms) VALUES (?1, ?2, ?3, ?4)
+             ON CONFLICT (act) DO UPDATE SET operator = excluded.operator, key = excluded.key,
+             expires_unix_ms = excluded.expires_unix_ms",
         )?
-        .execute((act, &row.operator, row.expires_at_unix_ms))?;
+        .execute((act, &row.operator, &row.key, row.expires_at_unix_ms))?;
     Ok(())
 }
 

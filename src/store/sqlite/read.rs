@@ -3,8 +3,8 @@
 //! Nothing is skipped here: a row that cannot be understood, a hole or a wrong hash fails the whole answer. Look next at
 //! `super::write`.
 
-use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -17,7 +17,7 @@ use crate::model::records::{ActRow, DocumentKey, DocumentRow, Origin, Revocation
 use crate::model::revision::{HistoryId, Revision, StateDigest};
 use crate::store::chain::GENESIS;
 use crate::store::rules::{self, CHANGES_BYTES_MAX, CHANGES_COMMITS_MAX, REVOCATIONS_LISTED_MAX};
-use crate::store::{Changes, CommitRow, CommittedBy, Documents, Error, Revocations, Settings, State, StoredDocument};
+use crate::store::{Changes, CommitRow, CommittedBy, Documents, Error, Revocations, Settings, State, StoredDocument, signers};
 
 type Job = Box<dyn FnOnce(&mut Db) + Send>;
 
@@ -218,6 +218,30 @@ pub(super) fn expiring(connection: &Connection, before_unix_s: i64, limit: usize
          WHERE expires_at_unix_s < ?1 ORDER BY expires_at_unix_s, target LIMIT ?2",
     )?;
     collect(&mut statement, (before_unix_s, signed(limit)?), revocation_row)
+}
+
+/// The documents under these keys that there are.
+pub(super) fn documents_named(connection: &Connection, keys: &[DocumentKey]) -> Result<Documents, Fault> {
+    let revision = revision(connection)?;
+    let found = keys.iter().collect::<BTreeSet<_>>().into_iter().map(|key| document(connection, key));
+    let documents = found.filter_map(Result::transpose).collect::<Result<_, _>>()?;
+    Ok(Documents { revision, documents })
+}
+
+/// The revocations of these targets that there are.
+pub(super) fn revocations_of(connection: &Connection, targets: &[Target]) -> Result<Vec<RevocationRow>, Fault> {
+    let found = targets.iter().map(|target| revocation(connection, &target_name(target)?));
+    found.filter_map(Result::transpose).collect()
+}
+
+/// Whether a key is revoked.
+pub(super) fn is_revoked(connection: &Connection, key: &str) -> Result<bool, Fault> {
+    Ok(signers::is_revoked(revocation(connection, &target_name(&signers::target(key))?)?.as_ref()))
+}
+
+/// A target as stored.
+pub(super) fn target_name(target: &Target) -> Result<String, Error> {
+    serde_json::to_string(target).map_err(|error| Error::Rejected(format!("the target `{target}` cannot be stored: {error}")))
 }
 
 /// The document under a key.

@@ -9,7 +9,7 @@ use crate::model::records::Change;
 use crate::store::Error;
 
 /// The version that this program writes: the number of steps.
-pub(super) const SCHEMA_VERSION: i64 = 4;
+pub(super) const SCHEMA_VERSION: i64 = 5;
 
 const VERSION_1: &str = "
 CREATE TABLE meta (
@@ -75,6 +75,11 @@ CREATE TABLE merges (
 ) STRICT, WITHOUT ROWID;
 ";
 
+/// The key that the first half of an act for two was signed with.
+const VERSION_5: &str = "
+ALTER TABLE pending_acts ADD COLUMN key TEXT NOT NULL DEFAULT '';
+";
+
 /// Brings the tables from a version, 0 for none, to [`SCHEMA_VERSION`]; within the caller's transaction.
 pub(super) fn upgrade(connection: &Connection, from: i64) -> Result<(), Fault> {
     if from < 1 {
@@ -89,6 +94,9 @@ pub(super) fn upgrade(connection: &Connection, from: i64) -> Result<(), Fault> {
     }
     if from < 4 {
         connection.execute_batch(VERSION_4)?;
+    }
+    if from < 5 {
+        connection.execute_batch(VERSION_5)?;
     }
     connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     Ok(())

@@ -88,7 +88,7 @@ fn other_files_are_refused_and_left_alone() {
     check(
         |path| {
             drop(open(path).unwrap());
-            tamper(path, "PRAGMA user_version = 5");
+            tamper(path, "PRAGMA user_version = 99");
         },
         |error| matches!(error, Error::NewerVersion(_)),
     );
@@ -178,7 +178,7 @@ async fn a_store_of_the_first_version_is_brought_up() {
     assert_eq!(store.commit(put("new")).await.unwrap().revision.number, revision + 1);
     assert_eq!(store.history(1).await.unwrap()[0].number, revision + 1);
     let version: i64 = Connection::open(&old).unwrap().pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
-    assert_eq!(version, 4);
+    assert_eq!(version, schema::SCHEMA_VERSION);
 }
 
 #[tokio::test]

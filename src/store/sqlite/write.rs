@@ -3,6 +3,7 @@
 //! Each request runs inside a savepoint, so that one that is refused takes nothing of the others with it, and all that were
 //! accepted become durable with one `fsync`. No answer leaves before that. Look next at [`crate::store::rules`].
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior};
@@ -13,14 +14,16 @@ use super::fleet;
 use super::lineage;
 use super::open::{Db, Fault};
 use super::pending;
-use super::read::{self, Head};
+use super::read::{self, Head, target_name};
 use crate::model::approval::{AskApproval, AskOutcome, UseApprovals, UseOutcome};
 use crate::model::records::{ActRow, Change, DocumentKey, DocumentRow, Merge, Origin, RevocationRow, Target, Write};
 use crate::model::revision::{Revision, StateDigest};
 use crate::model::time::{Clock, Now};
 use crate::store::chain::{changes_as_stored, commit_hash, document_sha256, revocation_sha256};
 use crate::store::second::{self, Half};
-use crate::store::{CommitRequest, Committed, Error, Heartbeat, Registration, approvals as steps, lapse, lineage as kin, rules};
+use crate::store::{
+    CommitRequest, Committed, Error, Heartbeat, Registration, approvals as steps, lapse, lineage as kin, rules, signers,
+};
 
 /// Requests that share a transaction.
 const BATCH_JOBS_MAX: usize = 64;
@@ -192,6 +195,9 @@ fn commit(connection: &Connection, request: &CommitRequest, now: Now) -> Result<
     if request.documents_unchanged_since.is_some_and(|since| before.documents_number > since) {
         return Err(Error::DocumentsChanged { revision: before.documents_number }.into());
     }
+    // INVARIANT: asked in the transaction of the act: whoever has not heard of a revocation yet is told here.
+    let revoked = revoked_keys(connection, request)?;
+    signers::check_signed(request, |key| revoked.contains(key))?;
     if let Some(act) = &request.act {
         record_act(connection, act, number, &before, now)?;
     }
@@ -209,6 +215,10 @@ fn commit(connection: &Connection, request: &CommitRequest, now: Now) -> Result<
             }
             write => changes.extend(rows.write(write)?),
         }
+    }
+    if !request.one_must_sign.is_empty() {
+        let revoked = revoked_keys(connection, request)?;
+        signers::check_left(request, |key| revoked.contains(key))?;
     }
     let of_documents = changes.iter().any(Change::is_of_document);
     let stored = changes_as_stored(&changes)?;
@@ -231,6 +241,17 @@ fn commit(connection: &Connection, request: &CommitRequest, now: Now) -> Result<
         ))?;
     let freshness_bound_ms = before.settings.freshness_bound_ms;
     Ok(Committed { revision, unix_ms: now.unix_ms(), changes, freshness_bound_ms })
+}
+
+/// The keys that a request depends on and that are revoked as things stand.
+fn revoked_keys<'a>(connection: &Connection, request: &'a CommitRequest) -> Result<BTreeSet<&'a str>, Fault> {
+    let mut revoked = BTreeSet::new();
+    for key in signers::keys(request) {
+        if read::is_revoked(connection, key)? {
+            revoked.insert(key);
+        }
+    }
+    Ok(revoked)
 }
 
 /// The rows that a commit changes, and what it keeps up with them.
@@ -259,10 +280,12 @@ impl Rows<'_> {
                 self.forget_pending(target)?;
                 self.reinstate(target, reason).map(Some)
             }
-            Write::ReinstateAll { reason, operator, administrators } => self.reinstate_all(reason, operator, administrators),
+            Write::ReinstateByTwo { target, reason, operator, key, administrators } => {
+                self.reinstate_by_two(target, reason, (operator, key), administrators)
+            }
             Write::Prune { .. } | Write::Adopt { .. } | Write::Merge(_) => Ok(None),
-            Write::Approve { digest, operator, groups } => {
-                let change = |row| steps::approve(row, digest, operator, groups, unix_ms);
+            Write::Approve { digest, operator, key, groups } => {
+                let change = |row| steps::approve(row, digest, (operator, key), groups, unix_ms);
                 approvals::answer(self.connection, digest, change).map(|()| None)
             }
             Write::Refuse { digest, operator, groups } => {
@@ -306,27 +329,38 @@ impl Rows<'_> {
     }
 
     /// Waits for a second operator, or is the second.
-    fn reinstate_all(&mut self, reason: &str, operator: &str, administrators: &[String]) -> Result<Option<Change>, Fault> {
-        let (all, unix_ms) = (Target::All, self.now.unix_ms());
-        let pending = pending::row(self.connection, second::REINSTATE_ALL)?;
-        match second::half(pending.as_ref(), operator, administrators, unix_ms)? {
+    fn reinstate_by_two(
+        &mut self,
+        target: &Target,
+        reason: &str,
+        signer: (&str, &str),
+        administrators: &[String],
+    ) -> Result<Option<Change>, Fault> {
+        let (act, unix_ms) = (second::name(target)?, self.now.unix_ms());
+        let mut pending = pending::row(self.connection, &act)?;
+        if let Some(row) = &pending
+            && read::is_revoked(self.connection, &row.key)?
+        {
+            pending = None;
+        }
+        match second::half(pending.as_ref(), signer, administrators, unix_ms)? {
             Half::Second => {
-                self.forget_pending(&all)?;
-                self.reinstate(&all, reason).map(Some)
+                self.forget_pending(target)?;
+                self.reinstate(target, reason).map(Some)
             }
             Half::First(row) => {
                 // What could not be lifted now is not waited for.
-                let current = read::revocation(self.connection, &target_name(&all)?)?;
-                rules::reinstate(current, &all, reason, self.number, self.watermark_unix_s)?;
-                pending::put(self.connection, second::REINSTATE_ALL, &row)?;
+                let current = read::revocation(self.connection, &target_name(target)?)?;
+                rules::reinstate(current, target, reason, self.number, self.watermark_unix_s)?;
+                pending::put(self.connection, &act, &row, unix_ms)?;
                 Ok(None)
             }
         }
     }
 
-    /// Whoever revokes or reinstates everything decides anew: what waited for a second operator before waits no more.
+    /// Whoever revokes or reinstates a target decides anew: what waited for a second operator before waits no more.
     fn forget_pending(&self, target: &Target) -> Result<(), Fault> {
-        if *target == Target::All { pending::remove(self.connection, second::REINSTATE_ALL) } else { Ok(()) }
+        if target.can_suspend() { pending::remove(self.connection, &second::name(target)?) } else { Ok(()) }
     }
 
     /// Makes every root void that was issued until now.
@@ -400,11 +434,6 @@ impl Rows<'_> {
         }
         Ok(Change::Revocation(after))
     }
-}
-
-/// A target as stored.
-pub(super) fn target_name(target: &Target) -> Result<String, Error> {
-    serde_json::to_string(target).map_err(|error| Error::Rejected(format!("the target `{target}` cannot be stored: {error}")))
 }
 
 /// Stores who did it, once per signature.

@@ -115,7 +115,8 @@ async fn what_belonged_to_the_old_history_is_gone(store: &dyn Store) {
     write(store, vec![shut]).await.unwrap();
     let half = |operator: &str| {
         let administrators = vec!["ada".into(), "bob".into()];
-        vec![Write::ReinstateAll { reason: "over".into(), operator: operator.into(), administrators }]
+        let (target, key) = (Target::All, format!("key of {operator}"));
+        vec![Write::ReinstateByTwo { target, reason: "over".into(), operator: operator.into(), key, administrators }]
     };
     write(store, half("ada")).await.unwrap();
     store.register(&registration("a")).await.unwrap();

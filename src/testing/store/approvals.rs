@@ -4,6 +4,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
+use super::signers::revoke_key;
 use super::{START_UNIX_S, act, audit, kill, request, write};
 use crate::model::approval::{
     ApprovalCall, ApprovalFilter, ApprovalRow, ApprovalState, AskApproval, AskOutcome, Lack, OwnUse, UseApprovals, UseOutcome,
@@ -42,6 +43,7 @@ pub(super) async fn conformance<F: Future<Output = (Arc<dyn Store>, Arc<ManualCl
     one_racer_uses_it(new().await.0).await;
     one_racer_asks_first(new().await.0).await;
     an_answer_races_a_use(new).await;
+    an_approval_dies_with_its_key(&*new().await.0).await;
 }
 
 async fn asking_again_changes_nothing(store: &dyn Store, clock: &ManualClock) {
@@ -344,6 +346,26 @@ async fn one_racer_asks_first(store: Arc<dyn Store>) {
     assert_eq!(store.approvals(ApprovalFilter::All, 100).await.unwrap().total, 4, "one row for each call");
 }
 
+/// What a key approved waits again once the key is revoked, for another operator or another key.
+async fn an_approval_dies_with_its_key(store: &dyn Store) {
+    asked(store, "1").await;
+    write(store, vec![approve("1", "olga", "leads")]).await.unwrap();
+    assert!(row(store, "1").await.is_approved());
+    write(store, vec![revoke_key("key of olga")]).await.unwrap();
+    assert!(!row(store, "1").await.is_approved(), "it is shown as it counts");
+    assert_eq!(use_own(store, "1", "d", None).await, lacking(Lack::Waiting));
+    // Who asks again puts it back among those that wait.
+    assert!(!asked(store, "1").await.is_approved());
+    assert_eq!(store.approvals(ApprovalFilter::Waiting, 10).await.unwrap().total, 1);
+    write(store, vec![approve("1", "otto", "leads")]).await.unwrap();
+    assert_eq!(row(store, "1").await.layers[0].approved_by.as_deref(), Some("otto"));
+    assert_eq!(use_own(store, "1", "d", Some("f")).await, UseOutcome::Used);
+    // What was used is used, and is not given again by a key that was revoked since.
+    assert_eq!(use_own(store, "1", "d", Some("f")).await, UseOutcome::Repeated { decision_id: "d".into() });
+    write(store, vec![revoke_key("key of otto")]).await.unwrap();
+    assert_eq!(use_own(store, "1", "d", Some("f")).await, lacking(Lack::Used));
+}
+
 /// A refusal that was acknowledged is never followed by a use, nor a use by a refusal.
 async fn an_answer_races_a_use<F: Future<Output = (Arc<dyn Store>, Arc<ManualClock>)>>(new: &impl Fn() -> F) {
     let (store, _) = new().await;
@@ -396,7 +418,8 @@ fn need(layer: Layer, hop: Option<usize>, by: &str) -> ApprovalNeed {
 }
 
 fn approve(name: &str, operator: &str, group: &str) -> Write {
-    Write::Approve { digest: digest(name), operator: operator.into(), groups: vec!["x".into(), group.into()] }
+    let groups = vec!["x".into(), group.into()];
+    Write::Approve { digest: digest(name), operator: operator.into(), key: format!("key of {operator}"), groups }
 }
 
 fn refuse(name: &str, operator: &str, group: &str) -> Write {

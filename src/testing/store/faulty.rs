@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 use crate::model::approval::{ApprovalFilter, Approvals, AskApproval, AskOutcome, UseApprovals, UseOutcome};
+use crate::model::records::{DocumentKey, RevocationRow, Target};
 use crate::model::revision::Revision;
 use crate::store::{
     Changes, CommitRequest, Committed, Documents, Error, Heartbeat, Lineage, Merged, PolicyCommit, Registration, Replicas,
@@ -62,6 +63,14 @@ impl Store for FaultyStore {
 
     async fn documents(&self, kind: Option<&str>) -> Result<Documents, Error> {
         self.inner.documents(kind).await
+    }
+
+    async fn documents_named(&self, keys: &[DocumentKey]) -> Result<Documents, Error> {
+        self.inner.documents_named(keys).await
+    }
+
+    async fn revocations_of(&self, targets: &[Target]) -> Result<Vec<RevocationRow>, Error> {
+        self.inner.revocations_of(targets).await
     }
 
     async fn revocations(&self, limit: usize) -> Result<Revocations, Error> {

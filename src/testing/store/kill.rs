@@ -36,11 +36,21 @@ fn shut() -> Vec<Write> {
 
 fn reinstate(operator: &str) -> Vec<Write> {
     let administrators = vec!["ada".into(), "bob".into(), "cyd".into()];
-    vec![Write::ReinstateAll { reason: "over".into(), operator: operator.into(), administrators }]
+    vec![Write::ReinstateByTwo {
+        target: Target::All,
+        reason: "over".into(),
+        operator: operator.into(),
+        key: key_of(operator),
+        administrators,
+    }]
 }
 
 fn prune(before_unix_s: i64, rows_max: usize) -> Vec<Write> {
     vec![Write::Prune { before_unix_s, rows_max }]
+}
+
+fn key_of(operator: &str) -> String {
+    format!("key of {operator}")
 }
 
 async fn is_shut(store: &dyn Store) -> bool {
@@ -108,8 +118,13 @@ async fn what_waits_does_not_outlive_another_act(store: &dyn Store) {
 async fn what_waits_counts_for_who_administers(store: &dyn Store) {
     write(store, shut()).await.unwrap();
     write(store, reinstate("ada")).await.unwrap();
-    let write_of_bob =
-        Write::ReinstateAll { reason: String::new(), operator: "bob".into(), administrators: vec!["bob".into(), "cyd".into()] };
+    let write_of_bob = Write::ReinstateByTwo {
+        target: Target::All,
+        reason: String::new(),
+        operator: "bob".into(),
+        key: key_of("bob"),
+        administrators: vec!["bob".into(), "cyd".into()],
+    };
     assert_eq!(write(store, vec![write_of_bob]).await.unwrap().changes, [], "ada administers no more");
     assert!(is_shut(store).await);
 }

@@ -152,8 +152,14 @@ async fn a_role_needs_no_more_than_the_tables() {
     );
     let store = open(&modest).await.unwrap();
     store.register(&registration("a")).await.unwrap();
-    let act =
-        ActRow { operators: vec![], method: "/m".into(), signatures: vec![], jtis: vec![("j".into(), 1)], reason: String::new() };
+    let act = ActRow {
+        operators: vec![],
+        keys: vec![],
+        method: "/m".into(),
+        signatures: vec![],
+        jtis: vec![("j".into(), 1)],
+        reason: String::new(),
+    };
     store.commit(CommitRequest { act: Some(act), ..kill("t") }).await.unwrap();
     store.spend([1; 32], 1).await.unwrap();
     store.poll(&beat("a", 0)).await.unwrap();

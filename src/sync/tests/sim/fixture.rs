@@ -250,7 +250,7 @@ impl Fixture {
         };
         if target == Target::All && rng.percent(85) {
             let (operator, administrators) = (ADMINISTRATORS[rng.below(3)].to_owned(), ADMINISTRATORS.map(str::to_owned).into());
-            Write::ReinstateAll { reason, operator, administrators }
+            Write::ReinstateByTwo { target, reason, key: operator.clone(), operator, administrators }
         } else if !target.can_suspend() {
             Write::Revoke { target, meaning: Meaning::Dead, reason }
         } else if rng.percent(50) {

@@ -9,6 +9,7 @@ use tokio::sync::watch;
 use super::store::Durability;
 use super::wire::{Call, Peer, Post, Reply};
 use crate::model::approval::{ApprovalFilter, Approvals, AskApproval, AskOutcome, UseApprovals, UseOutcome};
+use crate::model::records::{DocumentKey, RevocationRow, Target};
 use crate::model::revision::{HistoryId, Revision};
 use crate::store::{
     Changes, CommitRequest, Committed, Documents, Error, Heartbeat, Lineage, Merged, PolicyCommit, Registration, Replicas,
@@ -143,6 +144,14 @@ impl Store for Link {
     }
 
     async fn documents(&self, _kind: Option<&str>) -> Result<Documents, Error> {
+        unasked()
+    }
+
+    async fn documents_named(&self, _keys: &[DocumentKey]) -> Result<Documents, Error> {
+        unasked()
+    }
+
+    async fn revocations_of(&self, _targets: &[Target]) -> Result<Vec<RevocationRow>, Error> {
         unasked()
     }
 

@@ -226,8 +226,9 @@ impl Cluster {
                     memory.reinstated(target);
                     row
                 }
-                Write::ReinstateAll { reason, operator, administrators } => {
-                    let half = second::half(pending.as_ref(), operator, administrators, unix_ms)?;
+                Write::ReinstateByTwo { target, reason, operator, key, administrators } => {
+                    assert_eq!(*target, Target::All, "no document of the simulation asks for two people");
+                    let half = second::half(pending.as_ref(), (operator, key), administrators, unix_ms)?;
                     let row = rules::reinstate(current(&Target::All), &Target::All, reason, number, watermark_unix_s)?;
                     match half {
                         Half::First(row) => {

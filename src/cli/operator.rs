@@ -1,0 +1,263 @@
+//! `portcullis operator`: who may administer, respond, approve and audit, beside the policy folder.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use serde_json::{Value, json};
+
+use super::client::AdminClient;
+use super::output::Output;
+use super::{AdminArgs, Failure, input, token};
+use crate::api::r#gen as wire;
+use crate::app;
+use crate::config;
+use crate::model::json::parse_object;
+use crate::model::jwk::PublicKey;
+use crate::pap::NewOperator;
+use crate::policy::document::Role;
+
+const ADD_HELP: &str = "\
+Roles: respond (revoke), administer (reinstate, policy, operators), approve (answer calls that wait), audit (read).
+Once two or more operators administer, a change of operators takes two of them: --operator-key twice.
+
+Examples:
+  portcullis operator add ada@acme.example --out ada.jwk --role administer --role respond
+  portcullis operator add bo@acme.example --jwk bo.public.jwk --role approve --group finance --user https://login.acme.example bo
+
+Nobody is left who can sign? Whoever may write the store itself adds an operator without a signature; the records say so:
+  portcullis operator add ada --out ada.jwk --role administer --role respond --store sqlite:DATA/store.db --data DATA --break-glass
+
+Docs: OPERATIONS, operators";
+
+/// See and change who may administer, beside the policy folder
+#[derive(Debug, Subcommand)]
+pub(super) enum OperatorCommand {
+    /// Add an operator with a key that is made now, or with one that they made
+    #[command(after_help = ADD_HELP)]
+    Add(AddArgs),
+    /// List operators and their keys, also who was retired and whose key is revoked
+    List {
+        #[command(flatten)]
+        admin: AdminArgs,
+    },
+    /// Retire an operator who was added so, or the first one, `local`; their keys are dead for good
+    Retire {
+        /// The operator
+        #[arg(value_name = "ID")]
+        id: String,
+        /// Why, for the record
+        #[arg(long, value_name = "TEXT", default_value = "")]
+        reason: String,
+        #[command(flatten)]
+        admin: AdminArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(super) struct AddArgs {
+    /// The operator's name, as records show it
+    #[arg(value_name = "ID")]
+    id: String,
+    /// Make a key: the private one goes into this file (mode 0600), which must not exist
+    #[arg(long, value_name = "FILE", required_unless_present = "jwk", conflicts_with = "jwk")]
+    out: Option<PathBuf>,
+    /// The operator's public key, a JWK file; repeated for several
+    #[arg(long, value_name = "FILE")]
+    jwk: Vec<String>,
+    /// What they may do; repeated for several
+    #[arg(long, value_name = "ROLE", required = true, value_parser = roles())]
+    role: Vec<String>,
+    /// A group of operators they are in, which `by` of an approval names; repeated for several
+    #[arg(long, value_name = "GROUP")]
+    group: Vec<String>,
+    /// A user that they are, so that they never approve their own calls; repeated for several
+    #[arg(long, num_args = 2, value_names = ["ISS", "SUB"])]
+    user: Vec<String>,
+    /// Why, for the record
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    reason: String,
+    /// Sign with nobody's key: the right to write `--store` stands in for it, and the records say so
+    #[arg(long, requires = "store")]
+    break_glass: bool,
+    #[command(flatten)]
+    admin: AdminArgs,
+}
+
+fn roles() -> clap::builder::PossibleValuesParser {
+    clap::builder::PossibleValuesParser::new(Role::ALL.iter().map(|role| role.as_str()))
+}
+
+pub(super) async fn run(command: OperatorCommand, output: &Output) -> Result<(), Failure> {
+    match command {
+        OperatorCommand::Add(arguments) => add(arguments, output).await,
+        OperatorCommand::List { admin } => list(&admin, output).await,
+        OperatorCommand::Retire { id, reason, admin } => {
+            let mut client = AdminClient::open(&admin).await?;
+            let answer = client.retire_operator(wire::RetireOperatorRequest { id, reason }).await?;
+            let operator = answer.operator.unwrap_or_default();
+            output.line(&format!("retired operator {}", operator.id));
+            for key in &operator.keys {
+                output.line(&format!("key {} is dead for good", key.thumbprint));
+            }
+            ended(&answer.revision, answer.committed_at_unix_ms, &operator, output);
+            Ok(())
+        }
+    }
+}
+
+async fn add(arguments: AddArgs, output: &Output) -> Result<(), Failure> {
+    let AddArgs { id, out, jwk, role, group, user, reason, break_glass, admin } = arguments;
+    // Clap lets the flag pass beside `--target`, which excludes `--store`.
+    if break_glass && admin.store.is_none() {
+        return Err(Failure::misuse("--break-glass needs --store: it is done at the store itself, and no server does it"));
+    }
+    let keys = match &out {
+        // Before anybody is told of the key: an operator without one is none.
+        Some(path) => vec![token::make_key(path)?.to_jwk().into_bytes()],
+        None => jwk.iter().map(|argument| public_key(argument)).collect::<Result<_, _>>()?,
+    };
+    let users = user.chunks_exact(2).filter_map(|pair| match pair {
+        [issuer, sub] => Some((issuer.clone(), sub.clone())),
+        _ => None,
+    });
+    let new = NewOperator { id, keys, roles: role, groups: group, users: users.collect() };
+    let kept = |failure: Failure| match &out {
+        Some(path) => {
+            Failure { message: format!("{}; the key that was made stays in `{}`", failure.message, path.display()), ..failure }
+        }
+        None => failure,
+    };
+    let (revision, unix_ms, operator) = match (break_glass, &admin.store) {
+        (true, Some(url)) => broken(url, &admin, &new, &reason).await.map_err(kept)?,
+        _ => added(&admin, &new, reason).await.map_err(kept)?,
+    };
+    output.line(&format!("added operator {}: {}", operator.id, operator.roles.join(", ")));
+    for key in &operator.keys {
+        output.line(&format!("key {}", key.thumbprint));
+    }
+    if let Some(path) = &out {
+        output.line(&format!("the private key is in {}: hand it over, and keep no copy", path.display()));
+    }
+    if break_glass {
+        output.line("nobody signed this: it stands in the policy's history and in the audit log of this data folder");
+    }
+    ended(&revision, unix_ms, &operator, output);
+    Ok(())
+}
+
+async fn added(admin: &AdminArgs, new: &NewOperator, reason: String) -> Result<(String, i64, wire::Operator), Failure> {
+    let mut client = AdminClient::open(admin).await?;
+    let request = wire::AddOperatorRequest {
+        id: new.id.clone(),
+        keys_jwk: new.keys.iter().map(|key| key.clone().into()).collect(),
+        roles: new.roles.clone(),
+        groups: new.groups.clone(),
+        users: new.users.iter().map(|(issuer, sub)| wire::OperatorUser { issuer: issuer.clone(), sub: sub.clone() }).collect(),
+        reason,
+    };
+    let answer = client.add_operator(request).await?;
+    Ok((answer.revision, answer.committed_at_unix_ms, answer.operator.unwrap_or_default()))
+}
+
+/// The same without a signature, on the store itself.
+async fn broken(
+    url: &config::StoreUrl,
+    admin: &AdminArgs,
+    new: &NewOperator,
+    reason: &str,
+) -> Result<(String, i64, wire::Operator), Failure> {
+    let store = config::Store::new(url, admin.store_durability).map_err(Failure::bad_configuration)?;
+    let local = app::LocalAdmin::open(&store, &admin.data).await.map_err(Failure::from)?;
+    let done = local.break_glass(new, reason).await;
+    let done = done.map_err(|error| Failure::failed(format!("not done: {error}")))?;
+    if !done.is_recorded {
+        Output::new(false)
+            .warning("it was done, and the store keeps it; but the audit folder of --data cannot be written: make room there");
+    }
+    let operator = wire::Operator {
+        id: new.id.clone(),
+        roles: new.roles.clone(),
+        groups: new.groups.clone(),
+        users: new.users.iter().map(|(issuer, sub)| wire::OperatorUser { issuer: issuer.clone(), sub: sub.clone() }).collect(),
+        keys: done
+            .operator
+            .keys
+            .iter()
+            .map(|key| wire::OperatorKey { thumbprint: key.thumbprint().to_string(), ..Default::default() })
+            .collect(),
+        state: "active".to_owned(),
+        revision: done.revision.to_string(),
+        ..Default::default()
+    };
+    Ok((done.revision.to_string(), done.unix_ms, operator))
+}
+
+fn ended(revision: &str, committed_at_unix_ms: i64, operator: &wire::Operator, output: &Output) {
+    output.line(&format!("revision {revision}"));
+    output.json(&json!({
+        "revision": revision,
+        "committed_at_unix_ms": committed_at_unix_ms,
+        "operator": operator_json(operator),
+    }));
+}
+
+async fn list(admin: &AdminArgs, output: &Output) -> Result<(), Failure> {
+    let mut client = AdminClient::open(admin).await?;
+    let answer = client.operators().await?;
+    output.json(&json!({ "operators": answer.operators.iter().map(operator_json).collect::<Vec<_>>() }));
+    let rows = answer.operators.iter().map(|operator| {
+        let key =
+            |key: &wire::OperatorKey| if key.revoked { format!("{} (revoked)", key.thumbprint) } else { key.thumbprint.clone() };
+        let keys = operator.keys.iter().map(key).collect::<Vec<_>>().join(" ");
+        let from = match (operator.state.as_str(), operator.line) {
+            ("retired", _) => format!("until revision {}", number(&operator.revision)),
+            (_, 0) => "command".to_owned(),
+            (_, line) => format!("{}:{line}", operator.path),
+        };
+        let users = operator.users.iter().map(|user| format!("{} {}", user.issuer, user.sub)).collect::<Vec<_>>();
+        vec![
+            operator.id.clone(),
+            operator.state.clone(),
+            operator.roles.join(","),
+            operator.groups.join(","),
+            users.join(", "),
+            from,
+            keys,
+        ]
+    });
+    output.table(&["ID", "STATE", "ROLES", "GROUPS", "USERS", "FROM", "KEYS"], rows.collect());
+    Ok(())
+}
+
+fn number(revision: &str) -> &str {
+    revision.rsplit('.').next().unwrap_or_default()
+}
+
+fn operator_json(operator: &wire::Operator) -> Value {
+    json!({
+        "id": operator.id,
+        "state": operator.state,
+        "roles": operator.roles,
+        "groups": operator.groups,
+        "users": operator.users.iter().map(|user| json!([user.issuer, user.sub])).collect::<Vec<_>>(),
+        "keys": operator.keys.iter().map(|key| json!({
+            "thumbprint": key.thumbprint,
+            "revoked": key.revoked,
+            "reason": Some(&key.reason).filter(|_| key.revoked),
+        })).collect::<Vec<_>>(),
+        "path": Some(&operator.path).filter(|path| !path.is_empty()),
+        "line": Some(operator.line).filter(|line| *line > 0),
+        "revision": operator.revision,
+    })
+}
+
+/// A public key from a file; a private one is refused, for it is nobody's to hand in.
+fn public_key(argument: &str) -> Result<Vec<u8>, Failure> {
+    let text = input::file_or_json("--jwk", argument)?;
+    let key = parse_object(&text).map_err(|error| error.to_string());
+    let key = key.and_then(|jwk| PublicKey::from_jwk(&jwk).map_err(|error| error.to_string()));
+    match key {
+        Ok(key) => Ok(key.to_jwk().into_bytes()),
+        Err(error) => Err(Failure::misuse(format!("--jwk: `{argument}` is not a public JWK: {error}"))),
+    }
+}
