@@ -4,12 +4,15 @@
 //! denial of a replica none of its answers may permit. PostgreSQL is a server of its own in `/tmp`.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use hdrhistogram::Histogram;
 use portcullis::api::r#gen as wire;
+use portcullis::model::time::SystemClock;
+use portcullis::store::sqlite::SqliteStore;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
@@ -42,6 +45,9 @@ pub(crate) fn start(binary: &Path, policy: &str, store: &str, replicas: usize) -
     let environment = [("PORTCULLIS_STORE", store), ("PORTCULLIS_STORE_DURABILITY", "single")];
     let environment = if store.starts_with("sqlite:") { environment.get(..1) } else { environment.get(..) };
     let environment = environment.unwrap_or_default();
+    if let Some(path) = store.strip_prefix("sqlite:") {
+        drop(SqliteStore::open(Path::new(path), Arc::new(SystemClock))?);
+    }
     (0..replicas).map(|number| Server::start_with(binary, (number == 0).then_some(policy), environment)).collect()
 }
 

@@ -39,7 +39,7 @@ use crate::server::{self, Factories, GrpcServices, HttpServices, Listeners, NoBa
 use crate::service::{self, Lane, Service};
 use crate::store::{self, ReplicaState};
 use crate::sync::status::Status;
-use crate::sync::{Keeper, Upkeep};
+use crate::sync::{Keeper, Places, Upkeep};
 use crate::telemetry::{self, Telemetry};
 use wire::approval_service_server::ApprovalServiceServer;
 use wire::decision_service_server::DecisionServiceServer;
@@ -51,6 +51,9 @@ use wire::revocation_service_server::RevocationServiceServer;
 
 /// How long a start waits for the first full snapshot.
 const FIRST_SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// What the end of the program waits for the store.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the program could not start or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -140,27 +143,25 @@ impl App {
     /// As [`Error`] says; nothing is left running.
     pub fn start(settings: Settings) -> Result<Self, Error> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let chosen = settings.store()?;
+        let (chosen, may_create) = (settings.store()?, settings.may_create_store());
+        bind::check_named(&chosen, may_create)?;
         // Bound first: a port in use is said before anything is written.
         let listeners = Listeners::bind(server_settings(&settings))?;
-        let control = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("pdp-control")
-            .enable_all()
-            .build()
-            .map_err(|error| Error::System(format!("a runtime: {error}")))?;
+        let control = control_runtime()?;
         let telemetry = control.block_on(async { start_telemetry(&settings) })?;
         bind::make_private_dir(&settings.data)?;
         let log = audit::Log::open(&settings.data.join("audit"), &settings.node, clock.clone())?;
         let store_room = bind::watch_store(&chosen, &log);
         let keeper = Keeper::new(&settings.data);
-        let (store, start) = control.block_on(fleet::begin(&chosen, &settings.data, &keeper, clock.clone()))?;
+        let places = Places::new(&settings.data, settings.place.as_deref()).map_err(Error::Configuration)?;
+        let begun = fleet::begin(&chosen, may_create, &settings.data, &places, &keeper, clock.clone());
+        let (store, start) = control.block_on(begun)?;
         let is_cached = matches!(start, Start::Cached { .. });
         let followed = Followed {
             store: store.clone(),
             registration: bind::registration(&settings, listeners.addresses().decisions, &*clock),
             settings: bind::follow_settings(&chosen),
-            data: &settings.data,
+            places,
             keeper,
             start,
         };
@@ -232,7 +233,16 @@ impl App {
         }
         // Nobody may be following any more, which is what is wanted.
         let _ = following.stop.send(true);
-        control.block_on(following.keeper.finish(&*following.store));
+        control.block_on(async {
+            following.keeper.finish(&*following.store).await;
+            match tokio::time::timeout(CLOSE_TIMEOUT, following.store.close()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::warn!(%error, "the store was not closed well"),
+                Err(_) => {
+                    tracing::warn!("the store was not closed in time: nothing is lost, but a copy of its file alone is not whole")
+                }
+            }
+        });
         if let Err(error) = telemetry.shutdown() {
             tracing::warn!(%error, "telemetry ended badly");
         }
@@ -241,6 +251,16 @@ impl App {
         }
         control.shutdown_timeout(Duration::from_secs(1));
     }
+}
+
+/// The runtime of the follower, the store and telemetry.
+fn control_runtime() -> Result<Runtime, Error> {
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(1)
+        .thread_name("pdp-control")
+        .enable_all()
+        .build()
+        .map_err(|error| Error::System(format!("a runtime: {error}")))
 }
 
 /// Puts a policy folder in force once the store is followed.

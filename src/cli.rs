@@ -89,6 +89,12 @@ impl From<app::Error> for Failure {
         match error {
             app::Error::Configuration(message) => Self::bad_configuration(message),
             app::Error::Store(crate::store::Error::Unavailable(message)) => Self::unavailable(message),
+            app::Error::Store(
+                crate::store::Error::Missing(message)
+                | crate::store::Error::NotOurs(message)
+                | crate::store::Error::NewerVersion(message)
+                | crate::store::Error::Misconfigured(message),
+            ) => Self::bad_configuration(message),
             other => Self::failed(other),
         }
     }
@@ -148,7 +154,7 @@ enum Command {
     /// See who follows the store
     #[command(subcommand)]
     Fleet(fleet::FleetCommand),
-    /// Take a restored store over
+    /// Back a store up, or take a restored one over
     #[command(subcommand)]
     Store(store::StoreCommand),
     /// Approve one call that waits, once

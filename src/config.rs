@@ -16,10 +16,14 @@ pub const DATA_DIR_DEFAULT: &str = "portcullis-data";
 pub struct Settings {
     /// `sqlite:PATH`, `postgres://…` or `env:VARIABLE`; `None`: `sqlite:DATA/store.db`.
     pub store: Option<StoreUrl>,
+    /// Whether a store that is named and not there is made; the default one always is.
+    pub create: bool,
     /// What PostgreSQL is claimed to do with acknowledged writes; needed with it.
     pub store_durability: Option<Durability>,
     /// Keys, audit records, the default store.
     pub data: PathBuf,
+    /// A second file that keeps how far the store was followed, outside of what is put back together with the data folder.
+    pub place: Option<PathBuf>,
     /// A policy folder to put in force at start.
     pub policies: Option<PathBuf>,
     /// The decisions listener.
@@ -58,8 +62,10 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             store: None,
+            create: false,
             store_durability: None,
             data: PathBuf::from(DATA_DIR_DEFAULT),
+            place: None,
             policies: None,
             listen: SocketAddr::from(([127, 0, 0, 1], 7700)),
             http_listen: SocketAddr::from(([127, 0, 0, 1], 7701)),
@@ -89,6 +95,7 @@ const KEYS: &[&str] = &[
     "store",
     "store_durability",
     "data",
+    "place",
     "policies",
     "listen",
     "http_listen",
@@ -154,6 +161,7 @@ impl Settings {
                 self.store_durability = Some(value.parse().map_err(|error| format!("`store_durability`: {error}"))?);
             }
             "data" => self.data = PathBuf::from(value),
+            "place" => self.place = Some(PathBuf::from(value)),
             "policies" => self.policies = Some(PathBuf::from(value)),
             "listen" => self.listen = address(name, value)?,
             "http_listen" => self.http_listen = address(name, value)?,
@@ -170,6 +178,11 @@ impl Settings {
             _ => return Err(format!("unknown key `{name}`")),
         }
         Ok(())
+    }
+
+    /// Whether a store is made where there is none: one that is named may be mistyped.
+    pub fn may_create_store(&self) -> bool {
+        self.create || self.store.is_none()
     }
 
     /// Which store, and how it is opened.
@@ -191,6 +204,15 @@ pub struct StoreUrl(String);
 impl From<String> for StoreUrl {
     fn from(url: String) -> Self {
         Self(url)
+    }
+}
+
+impl StoreUrl {
+    /// Whether it names a PostgreSQL database, whatever else of it may be wrong; one behind `env:` included.
+    pub fn is_postgres(&self) -> bool {
+        let held = self.0.strip_prefix("env:").and_then(|name| std::env::var(name).ok());
+        let url = held.as_deref().unwrap_or(&self.0);
+        url.starts_with("postgres://") || url.starts_with("postgresql://")
     }
 }
 

@@ -198,6 +198,14 @@ pub trait Store: Send + Sync {
     /// Why what was acknowledged here may be lost all the same, without a disaster; `None` where it may not.
     fn may_lose_commits(&self) -> Option<&'static str>;
 
+    /// Closes the store once what was asked for is done, and leaves its files whole where it has files. What is asked for later fails.
+    ///
+    /// # Errors
+    /// Where the files could not be left whole; nothing that was acknowledged is lost by that.
+    async fn close(&self) -> Result<(), Error> {
+        Ok(())
+    }
+
     /// Wakes a follower after a commit of this process; only a hint, what is relied on is the poll.
     fn wake(&self) -> watch::Receiver<u64>;
 }
@@ -389,6 +397,9 @@ pub enum Error {
     /// The file or database is not a store of this program.
     #[error("{0}")]
     NotOurs(String),
+    /// There is no store where one was named, or only what is left of one: never an empty store.
+    #[error("{0}")]
+    Missing(String),
     /// The store was made by a newer version of this program.
     #[error("{0}")]
     NewerVersion(String),

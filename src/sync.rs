@@ -22,7 +22,7 @@ pub use acknowledge::{Acknowledge, Barrier};
 pub use announce::announce;
 pub use cache::Keeper;
 pub use member::{Member, incarnation};
-pub use place::{Keep, Place, remember};
+pub use place::{Keep, Place, Places, remember};
 pub use publisher::CellPublisher;
 pub use run::{Follow, Settings, Source};
 pub use upkeep::Upkeep;

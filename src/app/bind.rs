@@ -27,7 +27,7 @@ use crate::pap::{self, Admin, DocumentNames, Sightings};
 use crate::service::{ApprovalLedger, CatchUp, ProofLedger, Service, ShadowCount};
 use crate::snapshot::{Snapshot, SnapshotCell};
 use crate::store::postgres::{self, PostgresStore};
-use crate::store::sqlite::SqliteStore;
+use crate::store::sqlite::{CACHE_FILE, SqliteStore};
 use crate::store::{self, Registration, Store, approvals};
 use crate::sync::status::Status;
 use crate::sync::{self, Keeper};
@@ -180,16 +180,62 @@ pub(super) fn follow_settings(store: &config::Store) -> sync::Settings {
     }
 }
 
-/// Opens a store.
+/// Opens a store that is there.
 pub(super) async fn open_store(store: &config::Store, clock: Arc<dyn Clock>) -> Result<Arc<dyn Store>, Error> {
     match store {
-        config::Store::Sqlite(path) => Ok(Arc::new(SqliteStore::open(path, clock)?)),
+        config::Store::Sqlite(path) => match SqliteStore::open_existing(path, clock) {
+            Err(store::Error::Missing(_)) if is_nowhere(path) => Err(nowhere(store, path)),
+            opened => Ok(Arc::new(opened?)),
+        },
         config::Store::Postgres(settings) => match PostgresStore::open(settings.as_ref().clone()).await {
             Ok(store) => Ok(Arc::new(store)),
             Err(store::Error::Misconfigured(why)) => Err(Error::Configuration(why)),
             Err(error) => Err(error.into()),
         },
     }
+}
+
+/// Makes a SQLite store where there is none, if one may be made: none that was followed from this data folder is made anew.
+pub(super) fn make_store(store: &config::Store, data: &Path, places: &sync::Places, clock: Arc<dyn Clock>) -> Result<(), Error> {
+    let config::Store::Sqlite(path) = store else { return Ok(()) };
+    if !is_nowhere(path) {
+        return Ok(());
+    }
+    let cache = data.join(CACHE_FILE);
+    for left in places.paths().chain([cache.as_path()]) {
+        if !is_nowhere(left) {
+            return Err(Error::Configuration(format!(
+                "there is no store at `{}`, and `{}` says that this replica followed one: an empty store would let in again what was \
+                 revoked; put the store or a backup of it back (OPERATIONS, back up and restore), or begin anew with another --data",
+                path.display(),
+                left.display()
+            )));
+        }
+    }
+    drop(SqliteStore::open(path, clock)?);
+    tracing::info!(store = %store, "made a new store");
+    Ok(())
+}
+
+/// Fails where a SQLite store is named that is not there and may not be made; before anything is written.
+pub(super) fn check_named(store: &config::Store, may_create: bool) -> Result<(), Error> {
+    match store {
+        config::Store::Sqlite(path) if !may_create && is_nowhere(path) => Err(nowhere(store, path)),
+        _ => Ok(()),
+    }
+}
+
+fn nowhere(store: &config::Store, path: &Path) -> Error {
+    let shown = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let shown = shown.display();
+    Error::Store(store::Error::Missing(format!(
+        "there is no store at `{shown}`: check the path; to make a new store there: `portcullis serve --store {store} --create`"
+    )))
+}
+
+/// Whether nothing has that name.
+fn is_nowhere(path: &Path) -> bool {
+    path.symlink_metadata().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
 /// A store that cannot be reached yet: it is opened when it is, and then held against that history.

@@ -20,14 +20,16 @@ use crate::model::time::{Clock, Now};
 use crate::revocation::Index;
 use crate::service::FleetDirectory;
 use crate::snapshot::{Proof, SnapshotCell};
-use crate::store::{self, Kinship, Registration, Store};
+use crate::store::{self, Kinship, Registration, ReplicaState, Store};
 use crate::sync::follower::Position;
 use crate::sync::status::Status;
-use crate::sync::{self, Acknowledge, Barrier, CellPublisher, Follow, Keeper, Member, Place};
+use crate::sync::{self, Acknowledge, Barrier, CellPublisher, Follow, Keeper, Member, Places};
 use crate::telemetry::Telemetry;
 
 /// How often the state of this replica is looked at, for whoever is told of changes only.
 const CONDITION_INTERVAL: Duration = Duration::from_millis(50);
+/// A quarantined replica says so twice a second; one that was heard so long ago may have ended.
+const QUARANTINE_HEARD_MS_MAX: u64 = 5_000;
 /// A list of replicas is read at most so often for those who need not sign.
 const LIST_AGE_MS_MAX: u64 = 250;
 
@@ -46,11 +48,11 @@ pub(super) struct Following {
 }
 
 /// What a replica is to follow, and as whom.
-pub(super) struct Followed<'a> {
+pub(super) struct Followed {
     pub(super) store: Arc<dyn Store>,
     pub(super) registration: Registration,
     pub(super) settings: sync::Settings,
-    pub(super) data: &'a Path,
+    pub(super) places: Places,
     pub(super) keeper: Arc<Keeper>,
     pub(super) start: Start,
 }
@@ -74,8 +76,8 @@ pub(super) enum Start {
 
 impl Following {
     /// Starts to follow and waits for the first full snapshot, unless it starts from its cache; within the control runtime.
-    pub(super) async fn start(followed: Followed<'_>, clock: Arc<dyn Clock>, telemetry: &Telemetry) -> Result<Self, Error> {
-        let Followed { store, registration, settings, data, keeper, start } = followed;
+    pub(super) async fn start(followed: Followed, clock: Arc<dyn Clock>, telemetry: &Telemetry) -> Result<Self, Error> {
+        let Followed { store, registration, settings, places, keeper, start } = followed;
         let (stop, stopped) = watch::channel(false);
         let cell = Arc::new(SnapshotCell::default());
         let publisher = CellPublisher::new(cell.clone(), Arc::new(Index::new()));
@@ -100,7 +102,7 @@ impl Following {
             return Err(Error::NoSnapshot(status.problem().unwrap_or_else(|| "the store does not answer".to_owned())));
         }
         // Only from here on: what was not published was not followed.
-        tokio::spawn(sync::remember(status.clone(), Place::of(data), stopped.clone()));
+        tokio::spawn(sync::remember(status.clone(), places, stopped.clone()));
         tokio::spawn(sync::announce(status.clone(), store.clone(), stopped.clone()));
         let (told, condition) = watch::channel(sync::condition(&status, &cell, clock.now()));
         tokio::spawn(watch_condition(status.clone(), cell.clone(), clock, told, stopped));
@@ -108,37 +110,76 @@ impl Following {
     }
 }
 
-/// Opens the store, and says where to begin on it.
+impl Start {
+    /// The one of two that demands more of the store.
+    fn stricter(self, other: Self) -> Self {
+        match (&self, &other) {
+            (_, Self::Anew) | (Self::Adopted(_), _) => self,
+            (Self::From(ours), Self::From(theirs)) if ours.revision.number >= theirs.revision.number => self,
+            _ => other,
+        }
+    }
+}
+
+/// Opens the store, which is made first where there is none and `may_create`, and says where to begin on it.
 pub(super) async fn begin(
     chosen: &config::Store,
+    may_create: bool,
     data: &Path,
+    places: &Places,
     keeper: &Arc<Keeper>,
     clock: Arc<dyn Clock>,
 ) -> Result<(Arc<dyn Store>, Start), Error> {
+    if may_create {
+        bind::make_store(chosen, data, places, clock.clone())?;
+    }
     match bind::open_store(chosen, clock).await {
         Ok(store) => {
-            let start = start_on(&*store, data, keeper).await?;
+            let start = start_on(&*store, places, keeper).await?;
+            no_other_is_ahead(&*store).await?;
             bind::first_operator(&*store, data).await?;
             Ok((store, start))
         }
-        Err(Error::Store(why @ store::Error::Unavailable(_))) => start_cached(chosen, data, keeper, why).await,
+        Err(Error::Store(why @ store::Error::Unavailable(_))) => start_cached(chosen, places, keeper, why).await,
         Err(error) => Err(error),
     }
 }
 
-/// Where to begin on a store that is reached. Nothing is written before that is known.
-async fn start_on(store: &dyn Store, data: &Path, keeper: &Arc<Keeper>) -> Result<Start, Error> {
-    let place = Place::of(data);
-    let Some(known) = place.read().map_err(Error::Configuration)? else { return Ok(Start::Anew) };
+/// Where to begin on a store that is reached, which must hold every place that was kept. Nothing is written before that is known.
+async fn start_on(store: &dyn Store, places: &Places, keeper: &Arc<Keeper>) -> Result<Start, Error> {
+    let mut start = Start::Anew;
+    for (known, path) in places.read().map_err(Error::Configuration)? {
+        start = start.stricter(start_from(store, known, &path, keeper).await?);
+    }
+    Ok(start)
+}
+
+/// Whether a replica that runs now says that it followed what this store does not hold: the store was put back, and so may the data
+/// folder of this replica have been, whose place then says nothing.
+async fn no_other_is_ahead(store: &dyn Store) -> Result<(), Error> {
+    let replicas = store.replicas().await?;
+    let is_ahead =
+        |row: &&store::Replica| row.state == ReplicaState::Quarantined && row.age_ms(replicas.unix_ms) < QUARANTINE_HEARD_MS_MAX;
+    let Some(one) = replicas.rows.iter().find(is_ahead) else { return Ok(()) };
+    let Registration { incarnation, address, .. } = &one.registration;
+    Err(Error::Configuration(format!(
+        "the replica `{incarnation}` ({address}) is quarantined: it followed what the store, at revision `{}`, does not hold, so what was \
+         revoked meanwhile would be let in again; have the store adopted with `portcullis store adopt` (OPERATIONS, back up and \
+         restore), or, if only that replica is wrong, stop it and start again",
+        replicas.revision
+    )))
+}
+
+async fn start_from(store: &dyn Store, known: Position, path: &Path, keeper: &Arc<Keeper>) -> Result<Start, Error> {
     let (ours, lineage) = (&known.revision, store.lineage(known.revision.number).await?);
     if ours.history == lineage.revision.history {
-        may_follow(store, &known, place.path()).await?;
+        may_follow(store, &known, path).await?;
         return Ok(Start::From(known));
     }
     match lineage.kinship(ours, &known.hash) {
         Kinship::Stranger => {
             let why = format!("the store is at revision `{}`", lineage.revision);
-            return Err(not_followed(&why, ours, place.path()));
+            return Err(not_followed(&why, ours, path));
         }
         Kinship::Holds => {}
         Kinship::Lacks => warn_of_what_is_missing(keeper, &known).await?,
@@ -202,15 +243,15 @@ async fn warn_of_what_is_missing(keeper: &Arc<Keeper>, known: &Position) -> Resu
 /// nothing fit to begin with was.
 async fn start_cached(
     chosen: &config::Store,
-    data: &Path,
+    places: &Places,
     keeper: &Arc<Keeper>,
     why: store::Error,
 ) -> Result<(Arc<dyn Store>, Start), Error> {
     let config::Store::Postgres(settings) = chosen else { return Err(why.into()) };
-    let Some(known) = Place::of(data).read().map_err(Error::Configuration)? else { return Err(why.into()) };
-    let Some(state) = keeper.state().await?.filter(|state| state.revision.history == known.revision.history) else {
-        return Err(why.into());
-    };
+    let kept = places.read().map_err(Error::Configuration)?;
+    let Some((known, _)) = kept.iter().max_by_key(|(known, _)| known.revision.number).cloned() else { return Err(why.into()) };
+    let is_of_it = |state: &store::State| kept.iter().all(|(known, _)| state.revision.history == known.revision.history);
+    let Some(state) = keeper.state().await?.filter(is_of_it) else { return Err(why.into()) };
     tracing::warn!(
         error = %why, cached = %state.revision, place = %known.revision,
         "the store cannot be reached: starting from the cache, which only denies, until it is"

@@ -28,9 +28,9 @@ impl LocalAdmin {
     /// If the store cannot be opened.
     pub async fn open(store: &config::Store, data: &Path) -> Result<Self, Error> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        // Said by whoever records, if it matters: the store may be somewhere else.
-        let _ = bind::make_private_dir(data);
         let store = bind::open_store(store, clock.clone()).await?;
+        // Only now, for a mistyped name leaves nothing behind. Said by whoever records, if it matters: the store may be somewhere else.
+        let _ = bind::make_private_dir(data);
         let opened = audit::Log::open(&data.join("audit"), NAME, clock.clone()).and_then(|log| Ok((log.recorder(NAME)?, log)));
         let (recorder, log) = match opened {
             Ok((recorder, log)) => (recorder, Some(log)),

@@ -19,6 +19,9 @@ pub(super) struct ServeArgs {
     /// The store: `sqlite:PATH`, `postgres://…`, or `env:VARIABLE` [default: sqlite:DATA/store.db]
     #[arg(long, value_name = "URL", env = "PORTCULLIS_STORE", hide_env_values = true)]
     store: Option<StoreUrl>,
+    /// Make the SQLite store that `--store` names, if there is none; the default one needs no word
+    #[arg(long)]
+    create: bool,
     /// With PostgreSQL, what its server is set up for: `single`, `synchronous` or `asynchronous`
     #[arg(long, value_name = "WHICH", env = "PORTCULLIS_STORE_DURABILITY")]
     store_durability: Option<Durability>,
@@ -28,6 +31,10 @@ pub(super) struct ServeArgs {
     /// Keys, audit records, the default store [default: portcullis-data]
     #[arg(long, value_name = "DIR", env = "PORTCULLIS_DATA")]
     data: Option<PathBuf>,
+    /// A second file, on another disk or machine's mount, that keeps how far the store was followed: a start on an older store, put back
+    /// together with the data folder, is refused
+    #[arg(long, value_name = "FILE", env = "PORTCULLIS_PLACE")]
+    place: Option<PathBuf>,
     /// Decisions, gRPC [default: 127.0.0.1:7700]; port 0 takes a free one
     #[arg(long, value_name = "HOST:PORT", env = "PORTCULLIS_LISTEN")]
     listen: Option<SocketAddr>,
@@ -68,8 +75,10 @@ fn settings(arguments: ServeArgs) -> Result<Settings, Failure> {
         None => Settings::default(),
     };
     settings.store = arguments.store.or(settings.store);
+    settings.create = arguments.create;
     settings.store_durability = arguments.store_durability.or(settings.store_durability);
     settings.policies = arguments.policies.or(settings.policies);
+    settings.place = arguments.place.or(settings.place);
     settings.data = arguments.data.unwrap_or(settings.data);
     settings.listen = arguments.listen.unwrap_or(settings.listen);
     settings.http_listen = arguments.http_listen.unwrap_or(settings.http_listen);

@@ -2,10 +2,14 @@
 //!
 //! Four threads, each with a connection of its own: one writes, one answers polls, one reads lists, one full states; so a long `load` or a slow
 //! disk never holds up the question whether there is anything new. Only `store` knows SQL. Look next at `sqlite/open.rs`,
-//! `sqlite/read.rs` and `sqlite/write.rs`.
+//! `sqlite/files.rs`, which sees
+//! whether the files stay the same, `sqlite/read.rs` and `sqlite/write.rs`.
 
 mod approvals;
+mod backup;
 mod cache;
+mod create;
+mod files;
 mod fleet;
 mod history;
 mod lane;
@@ -14,6 +18,7 @@ mod open;
 mod pending;
 mod read;
 mod schema;
+mod whole;
 mod write;
 
 use std::path::Path;
@@ -23,13 +28,15 @@ use async_trait::async_trait;
 use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
+pub use self::backup::{Backup, BackupError, Progress, back_up};
 pub use self::cache::{CACHE_FILE, Cache};
 
+use self::files::Files;
 use self::fleet::Beats;
 use self::lane::Lane;
 use self::open::Db;
 use self::read::Reader;
-use self::write::{Job, Reply};
+use self::write::{Checkpoints, Job, Reply};
 use super::{
     Changes, CommitRequest, Committed, Documents, Error, Heartbeat, Lineage, Merged, PolicyCommit, Registration, Replicas,
     Revocations, Settings, State, Store, approvals as steps, rules,
@@ -51,6 +58,7 @@ pub struct SqliteStore {
     /// Dropped last: the connection that closes last takes the write-ahead log away, which an interrupted one does not.
     writer: Lane<Job>,
     wake: watch::Receiver<u64>,
+    files: Arc<Files>,
     clock: Arc<dyn Clock>,
     beats: Beats,
 }
@@ -62,8 +70,8 @@ impl SqliteStore {
     /// another process holds the file.
     ///
     /// # Errors
-    /// [`Error::NotOurs`] if the file is something else, [`Error::NewerVersion`] if a newer version made it,
-    /// [`Error::Corrupt`] if it does not hold together, [`Error::Unavailable`] if it cannot be made or used.
+    /// As [`SqliteStore::open_existing`], [`Error::Missing`] only for an empty file or a shell; [`Error::Unavailable`] where it cannot
+    /// be made.
     pub fn open(path: &Path, clock: Arc<dyn Clock>) -> Result<Self, Error> {
         Self::open_with(path, clock, Settings::default())
     }
@@ -74,17 +82,30 @@ impl SqliteStore {
     /// As [`SqliteStore::open`], and [`Error::Rejected`] for settings out of range.
     pub fn open_with(path: &Path, clock: Arc<dyn Clock>, settings: Settings) -> Result<Self, Error> {
         rules::check_settings(settings)?;
-        let path = open::prepare(path)?;
-        let unix_ms = clock.now().unix_ms();
-        let connect = || Db::open(&path, settings, unix_ms);
-        let (mut writing, polling, reading, loading) = (connect()?, connect()?, connect()?, connect()?);
+        if std::fs::symlink_metadata(path).is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound) {
+            create::make(path, settings, clock.now().unix_ms())?;
+        }
+        Self::open_existing(path, clock)
+    }
+
+    /// Opens the store in a file, and makes none. Blocks as [`SqliteStore::open`] does.
+    ///
+    /// # Errors
+    /// [`Error::Missing`] if there is no store, or only what is left of one, [`Error::NotOurs`] if the file is something else,
+    /// [`Error::NewerVersion`] if a newer version made it, [`Error::Misconfigured`] if this user may not write to it,
+    /// [`Error::Corrupt`] if it does not hold together, [`Error::Unavailable`] if it cannot be used.
+    pub fn open_existing(path: &Path, clock: Arc<dyn Clock>) -> Result<Self, Error> {
+        let mut writing = Db::open(&open::find(path)?)?;
+        let (polling, reading, loading) = (writing.sibling()?, writing.sibling()?, writing.sibling()?);
+        let files = writing.files().clone();
         let (sender, wake) = watch::channel(writing.number()?);
         let poller = Reader::start("store-poll", polling)?;
         let reader = Reader::start("store-read", reading)?;
         let loader = Reader::start("store-load", loading)?;
+        let checkpoints = Checkpoints::new(loader.handle(), clock.now());
         let dates = clock.clone();
-        let writer = Lane::start("store-write", None, move |jobs| write::serve(writing, jobs, dates, sender))?;
-        Ok(Self { writer, poller, reader, loader, wake, clock, beats: Beats::default() })
+        let writer = Lane::start("store-write", None, move |jobs| write::serve(writing, jobs, dates, sender, checkpoints))?;
+        Ok(Self { writer, poller, reader, loader, wake, files, clock, beats: Beats::default() })
     }
 
     /// Has a heartbeat written where it is due. Not waited for: a slow disk must not make a replica look stale to itself.
@@ -106,11 +127,12 @@ impl SqliteStore {
 #[async_trait]
 impl Store for SqliteStore {
     async fn load(&self) -> Result<State, Error> {
-        self.loader.run(read::load).await
+        self.loader.run(read::load).await.inspect(|state| self.files.saw(state.revision.number, state.hash))
     }
 
     async fn changes(&self, after: u64) -> Result<Changes, Error> {
-        self.poller.run(move |connection| read::changes(connection, after)).await
+        let changes = self.poller.run(move |connection| read::changes(connection, after)).await;
+        changes.inspect(|changes| self.files.saw(changes.head, changes.head_hash))
     }
 
     async fn revision(&self) -> Result<Revision, Error> {
@@ -182,6 +204,7 @@ impl Store for SqliteStore {
             read::load(connection)
         };
         let state = self.reader.run(known).await?;
+        self.files.saw(state.revision.number, state.hash);
         self.beat_where_due(heartbeat);
         Ok(state)
     }
@@ -193,6 +216,7 @@ impl Store for SqliteStore {
             read::changes(connection, after)
         };
         let changes = self.poller.run(known).await?;
+        self.files.saw(changes.head, changes.head_hash);
         self.beat_where_due(heartbeat);
         Ok(changes)
     }
@@ -223,6 +247,14 @@ impl Store for SqliteStore {
 
     fn may_lose_commits(&self) -> Option<&'static str> {
         None
+    }
+
+    async fn close(&self) -> Result<(), Error> {
+        for reader in [&self.poller, &self.reader, &self.loader] {
+            reader.close().await?;
+        }
+        // Last: who closes last takes the write-ahead log away.
+        self.write(Job::Close).await
     }
 
     fn wake(&self) -> watch::Receiver<u64> {

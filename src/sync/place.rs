@@ -2,7 +2,8 @@
 //!
 //! A replica that starts again follows no store that is behind that place, or of another history: what was revoked must not come
 //! back with an old file. It is a guard against mistakes, not against whoever may write the data folder: they can take the file
-//! away, and a replica without it follows what it finds. It permits nothing: a place is no proof. Look next at `follower.rs`.
+//! away, and a replica without it follows what it finds. Where the store lies in the data folder too, both may be put back from one
+//! snapshot and agree. A second file elsewhere then shows it. It permits nothing: a place is no proof. Look next at `follower.rs`.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Error, Read as _, Write as _};
@@ -32,9 +33,62 @@ pub trait Keep: Send + Sync {
     async fn keep(&self, place: &Position) -> Result<(), Error>;
 }
 
-/// A file in the data folder.
+/// A file that keeps a place.
 #[derive(Clone, Debug)]
 pub struct Place(PathBuf);
+
+/// Every file that keeps the place of this replica: the one in the data folder, and one elsewhere where that was named.
+#[derive(Clone, Debug)]
+pub struct Places(Vec<Place>);
+
+impl Places {
+    /// In a data folder, and in `elsewhere`.
+    ///
+    /// # Errors
+    /// Where the folder of `elsewhere` is not there: nothing could be kept in it.
+    pub fn new(data: &Path, elsewhere: Option<&Path>) -> Result<Self, String> {
+        let mut places = vec![Place::of(data)];
+        if let Some(file) = elsewhere {
+            let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+            if !folder.is_dir() || file.is_dir() {
+                let file = file.display();
+                return Err(format!(
+                    "`place`: `{file}` is to be a file in a folder that is there: make its folder, or name another file"
+                ));
+            }
+            places.push(Place(file.to_owned()));
+        }
+        Ok(Self(places))
+    }
+
+    /// The files.
+    pub fn paths(&self) -> impl Iterator<Item = &Path> {
+        self.0.iter().map(Place::path)
+    }
+
+    /// What was kept, with its file.
+    ///
+    /// # Errors
+    /// As [`Place::read`].
+    pub fn read(&self) -> Result<Vec<(Position, PathBuf)>, String> {
+        let read = |place: &Place| Ok(place.read()?.map(|at| (at, place.0.clone())));
+        Ok(self.0.iter().map(read).collect::<Result<Vec<_>, String>>()?.into_iter().flatten().collect())
+    }
+}
+
+#[async_trait]
+impl Keep for Places {
+    /// Keeps a place in every file, whatever becomes of the others; fails where one of them fails.
+    async fn keep(&self, place: &Position) -> Result<(), Error> {
+        let mut kept = Ok(());
+        for file in &self.0 {
+            if let Err(error) = file.keep(place).await {
+                kept = Err(Error::new(error.kind(), format!("`{}`: {error}", file.0.display())));
+            }
+        }
+        kept
+    }
+}
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -113,8 +167,7 @@ pub async fn remember(status: Status, place: impl Keep, mut shutdown: watch::Rec
             let now = status.place();
             if let Some(now) = now.filter(|now| kept.as_ref() != Some(now)) {
                 if let Err(error) = place.keep(&now).await {
-                    tracing::warn!(%error, "the place in the history could not be kept in the data folder: a restart would not \
-                        notice an older store");
+                    tracing::warn!(%error, "the place in the history could not be kept: a restart might not notice an older store");
                 }
                 kept = Some(now);
                 if active(Mutant::PlaceOnce) {

@@ -317,6 +317,45 @@ async fn a_fleet_leaves_quarantine_when_its_restored_store_is_adopted() {
     }
 }
 
+/// A snapshot of a replica's data folder that is put back together with the database agrees with it. Another replica, which was not
+/// put back, knows better and says so.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_replica_that_was_put_back_with_its_store_does_not_start() {
+    let world = World::new();
+    let database = Database::new();
+    let data = ["one", "two"].map(|name| world.folder.path().join(name));
+    let mut first = database.flags();
+    first.arg("--policies").arg(world.policies());
+    let mut servers = vec![Server::start_at(&world, &first, &data[0])];
+    servers.push(Server::start_at(&world, &database.flags(), &data[1]));
+    let alpha = world.session("alpha", "dead");
+    let mut second = servers.pop().unwrap();
+    assert_eq!(reason(&second, &alpha).await, "OK");
+    second.terminate();
+    assert!(second.wait().success());
+    let place = std::fs::read(data[1].join("place.json")).unwrap();
+    tokio::task::block_in_place(|| database.back_up());
+    assert_eq!(settled(&servers[0], &alpha, &["STALE"]).await, "OK");
+    let revision = servers[0].operator().await.revoke("session", &["dead"], wire::RevocationMeaning::Dead).await;
+    kept(&data[0], &revision).await;
+    tokio::task::block_in_place(|| database.restore());
+    let until = Instant::now() + PATIENCE;
+    let says_so = "SELECT count(*) FROM portcullis.replicas WHERE state = 'quarantined'";
+    while tokio::task::block_in_place(|| postgres::shared().sql(&database.name, says_so)) != "1" {
+        assert!(Instant::now() < until, "{:?}", servers[0].get("/readyz"));
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(std::fs::read(data[1].join("place.json")).unwrap(), place, "it agrees with the store");
+    let refused = tokio::task::block_in_place(|| run_with(&mut serve(&database.flags(), &data[1]), "")).ended(78);
+    assert!(refused.stderr.contains("is quarantined") && refused.stderr.contains("store adopt"), "{refused:?}");
+    let adopted = tokio::task::block_in_place(|| adopt(&database.url, &data[0], &["--wait", "60"])).ended(0).json();
+    assert_eq!(adopted["fleet"]["complete"], true, "{adopted}");
+    let watermark = adopted["watermark_unix_s"].as_i64().unwrap();
+    let second = Server::start_at(&world, &database.flags(), &data[1]);
+    assert_eq!(reason(&second, &alpha).await, "REVOKED_ALL");
+    assert_eq!(settled(&second, &fresh(&world, "alpha", "dead", watermark), AHEAD).await, "REVOKED_SESSION");
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_replica_starts_from_its_cache_and_permits_nothing_by_it() {
     let world = World::new();

@@ -308,6 +308,13 @@ impl Server {
 
     /// As [`Server::start_with`], with a data folder of its own: another replica, where the flags name the first one's store.
     pub(crate) fn start_at(world: &World, flags: &Command, data: &Path) -> Self {
+        Self::try_start_at(world, flags, data).unwrap_or_else(|code| {
+            panic!("it ended with {code:?}: {}", std::fs::read_to_string(world.folder.path().join("stderr.log")).unwrap())
+        })
+    }
+
+    /// As [`Server::start_at`], or the exit code of one that does not start.
+    pub(crate) fn try_start_at(world: &World, flags: &Command, data: &Path) -> Result<Self, Option<i32>> {
         let mut command = binary();
         command.arg("serve").args(flags.get_args());
         for (name, value) in flags.get_envs() {
@@ -323,13 +330,16 @@ impl Server {
         let mut child = command.stdout(Stdio::piped()).stderr(errors).spawn().unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        if line.is_empty() {
+            return Err(child.wait().unwrap().code());
+        }
         let address = |name: &str| {
             let found = line.split_whitespace().find_map(|word| word.strip_prefix(name)?.strip_prefix('='));
             found.unwrap_or_else(|| panic!("no `{name}` in {line:?}: {}", std::fs::read_to_string(&log).unwrap())).to_owned()
         };
         assert!(line.starts_with("ready "), "{line}");
         let (decisions, http, admin) = (address("decisions"), address("http"), address("admin"));
-        Self { child, decisions, http, admin, data: data.to_owned(), log }
+        Ok(Self { child, decisions, http, admin, data: data.to_owned(), log })
     }
 
     pub(crate) async fn connect(&self) -> DecisionServiceClient<Channel> {

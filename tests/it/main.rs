@@ -34,5 +34,6 @@ mod process;
 mod proxy;
 mod recognition;
 mod replicas;
+mod store_files;
 mod tidy;
 mod token_vectors;

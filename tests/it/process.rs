@@ -259,7 +259,7 @@ fn what_it_cannot_start_on_is_said() {
     let newer = folder.path().join("newer.db");
     let store = |path: &Path| format!("sqlite:{}", path.display());
     let world = World::new();
-    let mut server = Server::start_with(&world, binary().args(["--store", &store(&newer)]));
+    let mut server = Server::start_with(&world, binary().args(["--create", "--store", &store(&newer)]));
     server.terminate();
     assert!(server.wait().success());
     rusqlite::Connection::open(&newer).unwrap().pragma_update(None, "user_version", 999).unwrap();

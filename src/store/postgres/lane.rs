@@ -226,7 +226,8 @@ fn is_of_request(error: &Error) -> bool {
         | Error::NobodyLeft
         | Error::Rejected(_)
         | Error::BelowFloor { .. } => true,
-        Error::NotOurs(_)
+        Error::Missing(_)
+        | Error::NotOurs(_)
         | Error::NewerVersion(_)
         | Error::Replaced(_)
         | Error::Unregistered { .. }

@@ -41,6 +41,11 @@ impl<J: Send + 'static> Lane<J> {
         self.queue.as_ref().ok_or_else(gone)?.send(job).await.map_err(|_| gone())
     }
 
+    /// A way to the queue that does not keep the thread.
+    pub(super) fn handle(&self) -> Option<mpsc::WeakSender<J>> {
+        self.queue.as_ref().map(mpsc::Sender::downgrade)
+    }
+
     /// Queues a job if there is a place; answers whether there was.
     pub(super) fn offer(&self, job: J) -> bool {
         self.queue.as_ref().is_some_and(|queue| queue.try_send(job).is_ok())

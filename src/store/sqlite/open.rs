@@ -1,44 +1,35 @@
-//! Opening a SQLite file: is it ours, is it of this version, is it still the same file.
+//! Opening a SQLite file: is it ours, is it of this version, is it whole. Nothing is made here: see `super::create`.
 //!
-//! Nothing is written to a file before it is known to be ours or empty. Look next at `super::read`.
+//! Nothing is written to a file before it is known to be ours. Look next at `super::files`, which sees whether it stays the same
+//! file, and at `super::read`.
 
-use std::fs::DirBuilder;
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode, OpenFlags, OptionalExtension, TransactionBehavior};
 
+use super::files::Files;
 use super::schema::{self, SCHEMA_VERSION};
-use crate::model::revision::StateDigest;
-use crate::store::chain::GENESIS;
-use crate::store::{Error, Settings};
+use crate::store::Error;
 
 /// `Ptcl`: marks a file as a store of this program.
-const APPLICATION_ID: i64 = 0x5074_636c;
-/// Stands for the version of a store that is not made yet.
-const EMPTY: i64 = 0;
+pub(super) const APPLICATION_ID: i64 = 0x5074_636c;
 /// How long a connection waits for another process's write.
-const BUSY_TIMEOUT_MS: u64 = 5_000;
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long it waits between two attempts where SQLite does not wait by itself.
-const BUSY_STEP_MS: u64 = 20;
-/// The write-ahead log is cut back to this after a checkpoint.
-const WAL_BYTES_KEPT: i64 = 64 * 1024 * 1024;
+const BUSY_STEP: Duration = Duration::from_millis(20);
+/// The write-ahead log is cut back to this when it is begun anew.
+pub(super) const LOG_BYTES_KEPT: i64 = 64 * 1024 * 1024;
 const STATEMENTS_CACHED: usize = 64;
 
-/// A connection and the file it was opened on.
+/// A connection and the files it was opened on.
 pub(super) struct Db {
     pub(super) connection: Connection,
     path: PathBuf,
-    file: FileId,
-}
-
-/// Which file stands at a path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct FileId {
-    device: u64,
-    inode: u64,
+    files: Arc<Files>,
+    is_closed: bool,
 }
 
 /// Why a step failed, before the file's name is put to it.
@@ -59,60 +50,95 @@ impl From<Error> for Fault {
     }
 }
 
-/// Makes the folder and an empty file, both for the owner alone, unless they exist; answers the file's absolute path.
-pub(super) fn prepare(path: &Path) -> Result<PathBuf, Error> {
-    let failed = |error: io::Error| Error::Unavailable(format!("cannot make the store `{}`: {error}", path.display()));
-    let name = path.file_name().ok_or_else(|| failed(io::Error::from(io::ErrorKind::InvalidFilename)))?;
+/// The absolute path of a store that is there.
+///
+/// # Errors
+/// [`Error::Missing`] where nothing, or nothing but an empty file, is there; [`Error::NotOurs`] for what is no file.
+pub(super) fn find(path: &Path) -> Result<PathBuf, Error> {
+    let shown = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let shown = shown.display();
+    let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
+        std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => {
+            Error::Missing(format!("there is no store at `{shown}`"))
+        }
+        _ => Error::Unavailable(format!("cannot see the store `{shown}`: {error}")),
+    })?;
+    if !metadata.is_file() {
+        let what = if metadata.is_dir() { "a folder" } else { "no plain file" };
+        return Err(Error::NotOurs(format!("`{shown}` is {what}, not a store: name the store's file")));
+    }
+    if metadata.len() == 0 {
+        return Err(Error::Missing(format!("`{shown}` is empty (0 bytes), which no store ever is: {RESTORE}")));
+    }
+    let name = path.file_name().ok_or_else(|| Error::NotOurs(format!("`{shown}` names no file")))?;
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
-    let folder = folder.canonicalize().map_err(failed)?;
-    let path = folder.join(name);
-    // An existing file must not be opened here: closing it again would drop the locks that SQLite holds on it in this process.
-    match std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path) {
-        Ok(file) => {
-            file.sync_all().map_err(failed)?;
-            std::fs::File::open(&folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
-        }
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(error) => return Err(failed(error)),
-    }
-    Ok(path)
+    let unseen = |error: std::io::Error| Error::Unavailable(format!("cannot see the store `{shown}`: {error}"));
+    Ok(folder.canonicalize().map_err(unseen)?.join(name))
 }
 
 impl Db {
-    /// Opens the file at an absolute path, and makes it a store with `settings` if it is empty.
-    pub(super) fn open(path: &Path, settings: Settings, unix_ms: i64) -> Result<Self, Error> {
-        let file = FileId::at(path)?;
-        let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-        let opened = Connection::open_with_flags(path, flags);
-        let connection = opened.map_err(|error| explain(path, Fault::Sql(error)))?;
-        let mut db = Self { connection, path: path.to_owned(), file };
-        db.set_up(settings, unix_ms).map_err(|fault| db.explain(fault))?;
-        db.check_same()?;
-        Ok(db)
+    /// Opens the store at a path that [`find`] answered, and brings it up to this version's schema.
+    pub(super) fn open(path: &Path) -> Result<Self, Error> {
+        Self::open_with(path, bring_up)
     }
 
-    /// The number of the newest commit.
+    /// Opens the store at a path that [`find`] answered, whatever schema it has.
+    pub(super) fn open_as_it_is(path: &Path) -> Result<Self, Error> {
+        Self::open_with(path, |_, _| Ok(()))
+    }
+
+    fn open_with(path: &Path, bring_up: BringUp) -> Result<Self, Error> {
+        let connection = connect(path, bring_up).map_err(|fault| explain(path, fault))?;
+        let files = Arc::new(Files::of(&connection, path)?);
+        Ok(Self { connection, path: path.to_owned(), files, is_closed: false })
+    }
+
+    /// Opens one more connection on the same files.
+    pub(super) fn sibling(&self) -> Result<Self, Error> {
+        let connection = connect(&self.path, |_, _| Ok(())).map_err(|fault| self.explain(fault))?;
+        let sibling = Self { connection, path: self.path.clone(), files: self.files.clone(), is_closed: false };
+        sibling.check_same()?;
+        Ok(sibling)
+    }
+
+    /// The files, which the connections of a store share.
+    pub(super) fn files(&self) -> &Arc<Files> {
+        &self.files
+    }
+
+    /// The number of the newest commit, which the files must hold from now on.
     pub(super) fn number(&mut self) -> Result<u64, Error> {
-        super::read::revision(&self.connection).map(|revision| revision.number).map_err(|fault| self.explain(fault))
+        let head = super::read::head(&self.connection).map_err(|fault| self.explain(fault))?;
+        self.files.saw(head.revision.number, head.hash);
+        Ok(head.revision.number)
     }
 
-    /// Checks that the path still leads to the file that was opened.
+    /// Checks that the paths still lead to the files that were opened, and that nobody wrote to them but SQLite.
     pub(super) fn check_same(&self) -> Result<(), Error> {
-        let replaced = || {
-            let path = self.path.display();
-            Error::Replaced(format!(
-                "the store `{path}` was replaced or removed while it was open: restart the program to use what is there"
-            ))
-        };
-        match FileId::at(&self.path) {
-            Ok(now) if now == self.file => Ok(()),
-            Ok(_) | Err(Error::Replaced(_)) => Err(replaced()),
-            Err(error) => Err(error),
+        if self.is_closed {
+            return Err(Error::Unavailable(format!("the store `{}` was closed: start the program again", self.path.display())));
         }
+        self.files.check(&self.connection)
+    }
+
+    /// Copies what was committed from the write-ahead log to the database file, as far as readers let it.
+    pub(super) fn checkpoint(&self) -> Result<(), Error> {
+        self.files.checkpoint(&self.connection).map_err(|fault| self.explain(fault))
+    }
+
+    /// Closes the connection; whoever closes last, of all processes, leaves one file that is whole.
+    pub(super) fn close(&mut self) -> Result<(), Error> {
+        if self.is_closed {
+            return Ok(());
+        }
+        self.guard_close();
+        let nothing = Connection::open_in_memory().map_err(|error| self.explain(error.into()))?;
+        let connection = std::mem::replace(&mut self.connection, nothing);
+        self.is_closed = true;
+        connection.close().map_err(|(_, error)| self.explain(error.into()))
     }
 
     /// Puts the file's name to a fault.
@@ -120,93 +146,114 @@ impl Db {
         explain(&self.path, fault)
     }
 
-    fn set_up(&mut self, settings: Settings, unix_ms: i64) -> Result<(), Fault> {
-        let connection = &self.connection;
-        connection.busy_timeout(Duration::from_millis(BUSY_TIMEOUT_MS))?;
-        connection.set_prepared_statement_cache_capacity(STATEMENTS_CACHED);
-        // One view for all that is looked at: another process may be making the store at this moment.
-        let found = identify(&*connection.unchecked_transaction()?, &self.path)?;
-        let mode = self.keep_write_ahead_log()?;
-        if mode != "wal" {
-            let path = self.path.display();
-            let why = format!("the store `{path}` cannot keep a write-ahead log where it is: move it to a local file system");
-            return Err(Error::Unavailable(why).into());
-        }
-        connection.pragma_update(None, "synchronous", "FULL")?;
-        connection.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
-        connection.pragma_update(None, "trusted_schema", false)?;
-        connection.pragma_update(None, "cell_size_check", true)?;
-        match found {
-            SCHEMA_VERSION => Ok(()),
-            _ => self.bring_up(settings, unix_ms),
-        }
-    }
-
-    /// Changes the journal, unless it is so already; answers what it is.
-    ///
-    /// SQLite does not wait for this lock as it does for others, so this does.
-    fn keep_write_ahead_log(&self) -> rusqlite::Result<String> {
-        let change = || self.connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0));
-        for _ in 0..BUSY_TIMEOUT_MS / BUSY_STEP_MS {
-            match change() {
-                Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => {
-                    std::thread::sleep(Duration::from_millis(BUSY_STEP_MS));
-                }
-                answer => return answer,
-            }
-        }
-        change()
-    }
-
-    /// Makes the store in an empty file, or brings one of an older version up, in one transaction.
-    fn bring_up(&mut self, settings: Settings, unix_ms: i64) -> Result<(), Fault> {
-        let path = self.path.clone();
-        let transaction = self.connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        // Another process may have been quicker.
-        let found = identify(&transaction, &path)?;
-        if found == SCHEMA_VERSION {
-            return Ok(());
-        }
-        schema::upgrade(&transaction, found)?;
-        if found == EMPTY {
-            transaction.execute(
-                "INSERT INTO meta (id, history, made_unix_ms, iat_skew_s, freshness_bound_ms) VALUES (1, ?1, ?2, ?3, ?4)",
-                (
-                    uuid::Uuid::now_v7().to_string(),
-                    unix_ms,
-                    settings.iat_skew_s,
-                    super::read::signed(settings.freshness_bound_ms)?,
-                ),
-            )?;
-            transaction.execute(
-                "INSERT INTO head (id, number, hash, digest, floor, revocations, documents_number) VALUES (1, 0, ?1, ?2, 0, 0, 0)",
-                (GENESIS, StateDigest::default().to_hex()),
-            )?;
-            transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
-        }
-        Ok(transaction.commit()?)
-    }
-}
-
-impl FileId {
-    fn at(path: &Path) -> Result<Self, Error> {
-        match rustix::fs::stat(path) {
-            Ok(stat) => Ok(Self { device: stat.st_dev, inode: stat.st_ino }),
-            Err(rustix::io::Errno::NOENT) => Err(Error::Replaced(format!("there is no store at `{}`", path.display()))),
-            Err(error) => Err(Error::Unavailable(format!("cannot see the store `{}`: {error}", path.display()))),
+    /// INVARIANT: who closes last copies its write-ahead log over the database and removes the file of that name. Where the names lead
+    /// to other files by now, that would undo what others have committed to those.
+    fn guard_close(&self) {
+        if !self.is_closed && self.check_same().is_err() {
+            keep_log_at_close(&self.connection);
         }
     }
 }
 
-/// The version of the store in the file, [`EMPTY`] for an empty database; an error if it is neither that nor one that this program
-/// knows.
-fn identify(connection: &Connection, path: &Path) -> Result<i64, Fault> {
+impl Drop for Db {
+    fn drop(&mut self) {
+        self.guard_close();
+    }
+}
+
+/// Leaves the files as they are when a connection is closed.
+pub(super) fn keep_log_at_close(connection: &Connection) {
+    // It fails for no connection that is open.
+    let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
+}
+
+/// What is done with a store of an older schema.
+type BringUp = fn(&mut Connection, &Path) -> Result<(), Fault>;
+
+fn connect(path: &Path, bring_up: BringUp) -> Result<Connection, Fault> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = Connection::open_with_flags(path, flags)?;
+    connection.busy_timeout(BUSY_TIMEOUT)?;
+    connection.set_prepared_statement_cache_capacity(STATEMENTS_CACHED);
+    // One view for all that is looked at: another process may be bringing it up at this moment.
+    let found = identify(&*connection.unchecked_transaction()?, path)?;
+    if connection.is_readonly("main")? {
+        let path = path.display();
+        let why = format!("the store `{path}` cannot be written to by this user: run as its owner, or give the right to write");
+        return Err(Error::Misconfigured(why).into());
+    }
+    set_up(&connection, path)?;
+    if found != SCHEMA_VERSION {
+        bring_up(&mut connection, path)?;
+    }
+    // Only now SQLite has opened all of its files.
+    let head = super::read::head(&connection)?;
+    if super::read::log_hash(&connection, head.revision.number)? != Some(head.hash) {
+        let number = head.revision.number;
+        return Err(super::read::corrupt(format!("revision {number} of the change log is not the one that the head names")));
+    }
+    Ok(connection)
+}
+
+/// How every connection is set up.
+pub(super) fn set_up(connection: &Connection, path: &Path) -> Result<(), Fault> {
+    let mode = keep_write_ahead_log(connection)?;
+    if mode != "wal" {
+        let path = path.display();
+        let why = format!("the store `{path}` cannot keep a write-ahead log where it is: move it to a local file system");
+        return Err(Error::Unavailable(why).into());
+    }
+    connection.pragma_update(None, "synchronous", "FULL")?;
+    connection.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)?;
+    // Checkpoints are `Files::checkpoint`'s: whoever watches the file must know of them.
+    connection.pragma_update(None, "wal_autocheckpoint", 0)?;
+    connection.pragma_update(None, "trusted_schema", false)?;
+    connection.pragma_update(None, "cell_size_check", true)?;
+    Ok(())
+}
+
+/// Changes the journal, unless it is so already; answers what it is.
+///
+/// SQLite does not wait for this lock as it does for others, so this does.
+fn keep_write_ahead_log(connection: &Connection) -> rusqlite::Result<String> {
+    let change = || connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0));
+    for _ in 0..BUSY_TIMEOUT.as_millis() / BUSY_STEP.as_millis() {
+        match change() {
+            Err(error) if error.sqlite_error_code() == Some(ErrorCode::DatabaseBusy) => std::thread::sleep(BUSY_STEP),
+            answer => return answer,
+        }
+    }
+    change()
+}
+
+/// Brings a store of an older version up, in one transaction.
+fn bring_up(connection: &mut Connection, path: &Path) -> Result<(), Fault> {
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    // Another process may have been quicker.
+    let found = identify(&transaction, path)?;
+    if found == SCHEMA_VERSION {
+        return Ok(());
+    }
+    schema::upgrade(&transaction, found)?;
+    Ok(transaction.commit()?)
+}
+
+/// What to do about what is left of a store.
+const RESTORE: &str = "put a backup in its place (docs/OPERATIONS.md, `Back up and restore`), or name another file";
+
+/// The version of the store in the file; an error if it is none that this program knows, or not all of one.
+pub(super) fn identify(connection: &Connection, path: &Path) -> Result<i64, Fault> {
     let path = path.display();
     let application: i64 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
     let version: i64 = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
     if application == APPLICATION_ID {
+        let heads = "SELECT (SELECT count(*) FROM head) + (SELECT count(*) FROM meta)";
         return match version {
-            1..=SCHEMA_VERSION => Ok(version),
+            1..=SCHEMA_VERSION => match connection.query_row(heads, (), |row| row.get::<_, i64>(0)) {
+                Ok(2) => Ok(version),
+                Ok(_) => Err(Error::Missing(format!("`{path}` has the tables of a store and no head: {RESTORE}")).into()),
+                Err(error) => Err(error.into()),
+            },
             newer if newer > SCHEMA_VERSION => Err(Error::NewerVersion(format!(
                 "the store `{path}` has schema {newer} and this program knows {SCHEMA_VERSION}: use the version that made it, or a newer one"
             ))
@@ -217,12 +264,16 @@ fn identify(connection: &Connection, path: &Path) -> Result<i64, Fault> {
     let table: Option<String> =
         connection.query_row("SELECT name FROM sqlite_schema LIMIT 1", (), |row| row.get(0)).optional()?;
     if application == 0 && version == 0 && table.is_none() {
-        return Ok(EMPTY);
+        return Err(Error::Missing(format!(
+            "`{path}` is the shell of a database: it holds no table, because it was copied without its `-wal` file or cut off; it is no \
+             empty store: {RESTORE}"
+        ))
+        .into());
     }
     Err(Error::NotOurs(format!("`{path}` is a SQLite database of another program: name another file for the store")).into())
 }
 
-fn explain(path: &Path, fault: Fault) -> Error {
+pub(super) fn explain(path: &Path, fault: Fault) -> Error {
     let error = match fault {
         Fault::Store(error) => return error,
         Fault::Sql(error) => error,

@@ -19,7 +19,7 @@ use crate::store::chain::GENESIS;
 use crate::store::rules::{self, CHANGES_BYTES_MAX, CHANGES_COMMITS_MAX, REVOCATIONS_LISTED_MAX};
 use crate::store::{Changes, CommitRow, CommittedBy, Documents, Error, Revocations, Settings, State, StoredDocument, signers};
 
-type Job = Box<dyn FnOnce(&mut Db) + Send>;
+pub(super) type Job = Box<dyn FnOnce(&mut Db) + Send>;
 
 /// A lane that reads.
 pub(super) struct Reader {
@@ -41,6 +41,27 @@ impl Reader {
             }
         })?;
         Ok(Self { lane, closing })
+    }
+
+    /// A way to the lane that does not keep it.
+    pub(super) fn handle(&self) -> Option<mpsc::WeakSender<Job>> {
+        self.lane.handle()
+    }
+
+    /// A checkpoint now.
+    #[cfg(test)]
+    pub(super) async fn run_checkpoint(&self) -> Result<(), Error> {
+        let (reply, answer) = oneshot::channel();
+        self.lane.send(Box::new(move |db: &mut Db| drop(reply.send(db.checkpoint())))).await?;
+        answer.await.map_err(|_| Error::Unavailable("the store has stopped".to_owned()))?
+    }
+
+    /// Closes the connection once what was asked for is read.
+    pub(super) async fn close(&self) -> Result<(), Error> {
+        let (reply, answer) = oneshot::channel();
+        // Whoever asked may have stopped waiting.
+        self.lane.send(Box::new(move |db: &mut Db| drop(reply.send(db.close())))).await?;
+        answer.await.map_err(|_| Error::Unavailable("the store has stopped: restart the program".to_owned()))?
     }
 
     /// Runs `read` in one transaction on the lane's thread, if the file is still the one that was opened.

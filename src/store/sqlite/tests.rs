@@ -92,7 +92,9 @@ fn other_files_are_refused_and_left_alone() {
         },
         |error| matches!(error, Error::NewerVersion(_)),
     );
-    check(|path| std::fs::create_dir(path).unwrap(), |error| matches!(error, Error::Unavailable(_)));
+    check(|path| std::fs::create_dir(path).unwrap(), |error| matches!(error, Error::NotOurs(_)));
+    check(|path| drop(std::fs::File::create(path).unwrap()), |error| matches!(error, Error::Missing(_)));
+    check(|path| tamper(path, "PRAGMA journal_mode = WAL"), |error| matches!(error, Error::Missing(_)));
 }
 
 /// The tables as the first version made them.

@@ -33,11 +33,17 @@ const FORGOTTEN_MAX: i64 = 64;
 /// A request, and where its answer goes.
 pub(super) enum Job {
     Commit(CommitRequest, Reply<Committed>),
-    Spend { key: [u8; 32], expires_at_unix_s: i64, reply: Reply<bool> },
+    Spend {
+        key: [u8; 32],
+        expires_at_unix_s: i64,
+        reply: Reply<bool>,
+    },
     Ask(AskApproval, Reply<AskOutcome>),
     Use(UseApprovals, Reply<UseOutcome>),
     Register(Registration, Reply<()>),
     Beat(Heartbeat),
+    /// Closes the connection; what comes later fails.
+    Close(Reply<()>),
 }
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, Error>>;
@@ -51,10 +57,66 @@ enum Ran {
     Register(Result<(), Error>, Reply<()>),
     /// Nobody waits for it.
     Beat,
+    /// Done once all others are answered, whatever became of them.
+    Close(Reply<()>),
+}
+
+/// When the write-ahead log is copied to the database file: soon after a commit, so that little is left there by a crash or missing
+/// from a copy.
+///
+/// Another lane does it, for a commit must not wait for it. But under a load without a pause that never catches up, and the log is never
+/// begun anew: a long one is copied by the writer itself, between two batches.
+pub(super) struct Checkpoints {
+    lane: Option<mpsc::WeakSender<read::Job>>,
+    asked_at: Now,
+    is_wanted: bool,
+}
+
+impl Checkpoints {
+    /// Least time between two.
+    const INTERVAL_MS: u64 = 1_000;
+    /// A longer log is copied by the writer, whatever was written.
+    const LOG_BYTES: u64 = 16 * 1024 * 1024;
+
+    pub(super) fn new(lane: Option<mpsc::WeakSender<read::Job>>, now: Now) -> Self {
+        Self { lane, asked_at: now, is_wanted: false }
+    }
+
+    /// Something was written; heartbeats alone are not worth it.
+    fn written(&mut self, db: &mut Db, is_worth_it: bool, now: Now) {
+        let is_long = db.files().log_bytes() > Self::LOG_BYTES;
+        self.is_wanted |= is_worth_it || is_long;
+        if !self.is_wanted || now.ms_since(self.asked_at) < Self::INTERVAL_MS {
+            return;
+        }
+        let asked = self.lane.as_ref().and_then(mpsc::WeakSender::upgrade).filter(|_| !is_long);
+        let is_done = match asked {
+            Some(lane) => lane.try_send(Box::new(checkpoint)).is_ok(),
+            None => {
+                checkpoint(db);
+                true
+            }
+        };
+        if is_done {
+            (self.asked_at, self.is_wanted) = (now, false);
+        }
+    }
+}
+
+fn checkpoint(db: &mut Db) {
+    if let Err(error) = db.checkpoint() {
+        tracing::warn!(%error, "the write-ahead log was not copied to the store's file; nothing is lost, and it is tried again");
+    }
 }
 
 /// Serves requests until there can be no more.
-pub(super) fn serve(mut db: Db, mut jobs: mpsc::Receiver<Job>, clock: Arc<dyn Clock>, wake: watch::Sender<u64>) {
+pub(super) fn serve(
+    mut db: Db,
+    mut jobs: mpsc::Receiver<Job>,
+    clock: Arc<dyn Clock>,
+    wake: watch::Sender<u64>,
+    mut checkpoints: Checkpoints,
+) {
     let mut batch = Vec::with_capacity(BATCH_JOBS_MAX);
     while jobs.blocking_recv_many(&mut batch, BATCH_JOBS_MAX) > 0 {
         let mut ran = Vec::with_capacity(batch.len());
@@ -64,8 +126,20 @@ pub(super) fn serve(mut db: Db, mut jobs: mpsc::Receiver<Job>, clock: Arc<dyn Cl
         if let (Ok(()), Some(number)) = (&outcome, newest) {
             wake.send_replace(number);
         }
+        let is_worth_it = ran.iter().any(|one| !matches!(one, Ran::Beat));
+        let mut closing = Vec::new();
         for one in ran {
-            one.answer(&outcome);
+            match one {
+                Ran::Close(reply) => closing.push(reply),
+                one => one.answer(&outcome),
+            }
+        }
+        if outcome.is_ok() {
+            checkpoints.written(&mut db, is_worth_it, clock.now());
+        }
+        for reply in closing {
+            // Whoever asked may have stopped waiting.
+            let _ = reply.send(db.close());
         }
     }
 }
@@ -108,6 +182,7 @@ fn run_batch(db: &mut Db, batch: Vec<Job>, now: Now, ran: &mut Vec<Ran>) -> Resu
             Job::Register(registration, reply) => {
                 Ran::Register(in_savepoint(db, &mut intact, |connection| fleet::register(connection, &registration, now)), reply)
             }
+            Job::Close(reply) => Ran::Close(reply),
             Job::Beat(heartbeat) => {
                 // A heartbeat that is lost is followed by the next; what it says decides nothing here.
                 let _ = in_savepoint(db, &mut intact, |connection| fleet::beat(connection, &heartbeat, now));
@@ -123,7 +198,7 @@ fn run_batch(db: &mut Db, batch: Vec<Job>, now: Now, ran: &mut Vec<Ran>) -> Resu
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::DiskFull) => db.explain(error.into()),
         _ => Error::Unknown(format!("{}: it may or may not have been written", db.explain(error.into()))),
     })?;
-    // What went to a file that nobody will find again is not durable.
+    // INVARIANT: what went to a file that nobody will find again is not durable, and is never acknowledged.
     db.check_same()
 }
 
@@ -140,6 +215,7 @@ impl Job {
             Job::Use(_, reply) => Ran::Use(Err(error.clone()), reply),
             Job::Register(_, reply) => Ran::Register(Err(error.clone()), reply),
             Job::Beat(_) => Ran::Beat,
+            Job::Close(reply) => Ran::Close(reply),
         }
     }
 }
@@ -163,7 +239,7 @@ impl Ran {
             Ran::Ask(result, reply) => send(result, outcome, reply),
             Ran::Use(result, reply) => send(result, outcome, reply),
             Ran::Register(result, reply) => send(result, outcome, reply),
-            Ran::Beat => {}
+            Ran::Beat | Ran::Close(_) => {}
         }
     }
 }

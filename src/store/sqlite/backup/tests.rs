@@ -1,0 +1,143 @@
+//! Backups while others write, names that are taken, stores that do not hold together.
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::sync::Arc;
+
+use super::*;
+use crate::model::records::{Meaning, Target, Write};
+use crate::model::time::SystemClock;
+use crate::store::sqlite::SqliteStore;
+use crate::store::{CommitRequest, Store};
+use crate::testing::store::audit;
+
+fn kill(id: &str) -> CommitRequest {
+    let target = Target::Token(id.into());
+    CommitRequest { writes: vec![Write::Revoke { target, meaning: Meaning::Dead, reason: String::new() }], ..Default::default() }
+}
+
+fn open_store(path: &Path) -> SqliteStore {
+    SqliteStore::open(path, Arc::new(SystemClock)).unwrap()
+}
+
+fn backed_up(store: &Path, to: &Path) -> Result<Backup, BackupError> {
+    back_up(store, to, false, &Progress::default())
+}
+
+/// Names in a folder.
+fn names(folder: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_backup_is_one_whole_view_while_others_write() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, to) = (folder.path().join("store.db"), folder.path().join("backups"));
+    std::fs::create_dir(&to).unwrap();
+    let store = Arc::new(open_store(&path));
+    for number in 0..50 {
+        store.commit(kill(&format!("t{number}"))).await.unwrap();
+    }
+    let writing = tokio::spawn({
+        let store = store.clone();
+        async move {
+            for number in 0..200 {
+                store.commit(kill(&format!("w{number}"))).await.unwrap();
+            }
+        }
+    });
+    let progress = Progress::default();
+    let name = to.join("b' \u{fc}.db");
+    let made = tokio::task::block_in_place(|| back_up(&path, &name, false, &progress)).unwrap();
+    writing.await.unwrap();
+    assert!((50..=250).contains(&made.revision.number), "{made:?}");
+    assert_eq!((made.rows, made.commits), (made.revision.number, made.revision.number));
+    assert_eq!(made.bytes, name.metadata().unwrap().len());
+    assert_eq!(name.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    assert_eq!(names(&to), ["b' \u{fc}.db"], "nothing is left beside it");
+    let (done, total) = progress.verified();
+    assert!(done == total && total == 2 * made.revision.number, "{progress:?}");
+
+    // It is the store as it was then.
+    let copy = open_store(&name);
+    let state = audit(&copy).await;
+    assert_eq!(state.revision, made.revision);
+    let log = |changes: crate::store::Changes| changes.commits.into_iter().take(50).collect::<Vec<_>>();
+    assert_eq!(log(copy.changes(0).await.unwrap()), log(store.changes(0).await.unwrap()));
+    assert_eq!(audit(&*store).await.revision.number, 250, "and the store goes on");
+    assert_eq!(store.commit(kill("after")).await.unwrap().revision.number, 251);
+}
+
+#[tokio::test]
+async fn a_name_that_is_taken_stays_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.db");
+    let store = open_store(&path);
+    store.commit(kill("t")).await.unwrap();
+    let check = |to: &Path, says: &str| {
+        for may_overwrite in [false, true] {
+            match back_up(&path, to, may_overwrite, &Progress::default()) {
+                Err(BackupError::Name(message)) => assert!(message.contains(says), "{message}"),
+                other => panic!("{}: {other:?}", to.display()),
+            }
+        }
+    };
+    check(&path, "is the store itself");
+    std::os::unix::fs::symlink(&path, folder.path().join("link.db")).unwrap();
+    check(&folder.path().join("link.db"), "is the store itself");
+    check(folder.path(), "no plain file");
+    check(Path::new("/"), "names no file");
+    let other = open_store(&folder.path().join("other.db"));
+    check(&folder.path().join("other.db"), "store in use");
+    drop(other);
+
+    let to = folder.path().join("backup.db");
+    std::fs::write(&to, "something").unwrap();
+    assert!(matches!(backed_up(&path, &to), Err(BackupError::Name(message)) if message.contains("--overwrite")));
+    assert_eq!(std::fs::read(&to).unwrap(), b"something");
+    let made = back_up(&path, &to, true, &Progress::default()).unwrap();
+    assert_eq!(made.revision.number, 1);
+    assert_eq!(to.metadata().unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(matches!(backed_up(&path, &folder.path().join("no/such/b.db")), Err(BackupError::Copy(_))));
+}
+
+#[tokio::test]
+async fn what_does_not_hold_together_is_not_backed_up() {
+    let check = async |sql: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.db");
+        let store = open_store(&path);
+        for number in 0..5 {
+            store.commit(kill(&format!("t{number}"))).await.unwrap();
+        }
+        store.close().await.unwrap();
+        Connection::open(&path).unwrap().execute_batch(sql).unwrap();
+        let to = folder.path().join("to");
+        std::fs::create_dir(&to).unwrap();
+        let made = backed_up(&path, &to.join("b.db"));
+        assert!(matches!(made, Err(BackupError::Copy(_) | BackupError::Store(Error::Corrupt(_)))), "{sql}: {made:?}");
+        assert_eq!(names(&to), [""; 0], "{sql}");
+    };
+    check("DELETE FROM revocations WHERE revision = 2").await;
+    check("UPDATE revocations SET reason = 'another' WHERE revision = 2").await;
+    check("DELETE FROM log WHERE number = 3").await;
+    check("DELETE FROM log WHERE number = 1").await;
+    check("UPDATE log SET changes = CAST('[]' AS BLOB) WHERE number = 4").await;
+    check("UPDATE log SET unix_ms = 1, previous_hash = zeroblob(32) WHERE number = 4").await;
+    check("UPDATE head SET number = 6").await;
+    check("UPDATE head SET hash = zeroblob(32)").await;
+}
+
+#[test]
+fn what_is_no_store_is_not_backed_up() {
+    let folder = tempfile::tempdir().unwrap();
+    let to = folder.path().join("to.db");
+    let made = backed_up(&folder.path().join("nothing.db"), &to);
+    assert!(matches!(made, Err(BackupError::Store(Error::Missing(_)))), "{made:?}");
+    std::fs::write(folder.path().join("empty.db"), "").unwrap();
+    let made = backed_up(&folder.path().join("empty.db"), &to);
+    assert!(matches!(made, Err(BackupError::Store(Error::Missing(_)))), "{made:?}");
+    assert_eq!(names(folder.path()), ["empty.db"]);
+}

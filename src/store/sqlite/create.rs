@@ -1,0 +1,105 @@
+//! Making a SQLite store: whole or not at all.
+//!
+//! It is made under another name, with its tables, settings and head in one transaction, and gets its own name only then, if nobody
+//! has it yet. So no file at the path of a store is ever an empty one that somebody is about to fill, and none is taken for that.
+//! Look next at `super::open`.
+
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OpenFlags, TransactionBehavior};
+
+use super::open::{self, APPLICATION_ID, Fault};
+use super::read::signed;
+use super::schema;
+use crate::model::revision::StateDigest;
+use crate::store::chain::GENESIS;
+use crate::store::{Error, Settings};
+
+/// Makes a store, mode 0600, and its folder, mode 0700, unless something has that name already.
+pub(super) fn make(path: &Path, settings: Settings, unix_ms: i64) -> Result<(), Error> {
+    let failed = |error: io::Error| Error::Unavailable(format!("cannot make the store `{}`: {error}", path.display()));
+    let name = path.file_name().ok_or_else(|| failed(io::Error::from(io::ErrorKind::InvalidFilename)))?;
+    let folder = match path.parent() {
+        Some(folder) if !folder.as_os_str().is_empty() => folder,
+        _ => Path::new("."),
+    };
+    DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+    let folder = folder.canonicalize().map_err(failed)?;
+    let path = folder.join(name);
+    let unfinished = unfinished(&path);
+    let made = fill(&unfinished, settings, unix_ms).map_err(|fault| open::explain(&unfinished, fault));
+    let named = made.and_then(|()| take_free_name(&unfinished, &path).map_err(failed));
+    // Somebody else may have been quicker: that one is opened.
+    if named != Ok(true) {
+        remove(&unfinished);
+    }
+    named?;
+    File::open(&folder).and_then(|folder| folder.sync_all()).map_err(failed)
+}
+
+/// A name beside a file that nobody else has.
+pub(super) fn unfinished(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.new", uuid::Uuid::new_v4()));
+    path.with_file_name(name)
+}
+
+/// Makes an empty file that its owner alone reads.
+pub(super) fn make_private(path: &Path) -> io::Result<File> {
+    OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
+}
+
+/// Removes what could not be finished, as far as it is there.
+pub(super) fn remove(unfinished: &Path) {
+    for suffix in ["", "-wal", "-shm", "-journal"] {
+        let mut name = unfinished.as_os_str().to_owned();
+        name.push(suffix);
+        // Most of them are not there.
+        let _ = std::fs::remove_file(PathBuf::from(name));
+    }
+}
+
+fn fill(path: &Path, settings: Settings, unix_ms: i64) -> Result<(), Fault> {
+    let failed = |error: io::Error| Error::Unavailable(format!("cannot make the store `{}`: {error}", path.display()));
+    make_private(path).map_err(failed)?;
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let mut connection = Connection::open_with_flags(path, flags)?;
+    open::set_up(&connection, path)?;
+    let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    schema::upgrade(&transaction, 0)?;
+    transaction.execute(
+        "INSERT INTO meta (id, history, made_unix_ms, iat_skew_s, freshness_bound_ms) VALUES (1, ?1, ?2, ?3, ?4)",
+        (uuid::Uuid::now_v7().to_string(), unix_ms, settings.iat_skew_s, signed(settings.freshness_bound_ms)?),
+    )?;
+    transaction.execute(
+        "INSERT INTO head (id, number, hash, digest, floor, revocations, documents_number) VALUES (1, 0, ?1, ?2, 0, 0, 0)",
+        (GENESIS, StateDigest::default().to_hex()),
+    )?;
+    transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
+    transaction.commit()?;
+    // Nobody else has it open: this leaves one file that is whole.
+    connection.close().map_err(|(_, error)| error)?;
+    File::open(path).and_then(|file| file.sync_all()).map_err(|error| failed(error).into())
+}
+
+/// Gives a file its name; `false`, and it keeps its own, where something has that name already.
+pub(super) fn take_free_name(unfinished: &Path, path: &Path) -> io::Result<bool> {
+    use rustix::fs::{CWD, RenameFlags, renameat_with};
+    use rustix::io::Errno;
+    match renameat_with(CWD, unfinished, CWD, path, RenameFlags::NOREPLACE) {
+        Ok(()) => return Ok(true),
+        Err(Errno::EXIST) => return Ok(false),
+        // Not every file system knows it; every one that does not knows links.
+        Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {}
+        Err(error) => return Err(error.into()),
+    }
+    match std::fs::hard_link(unfinished, path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(false),
+        linked => linked?,
+    }
+    std::fs::remove_file(unfinished)?;
+    Ok(true)
+}

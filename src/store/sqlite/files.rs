@@ -1,0 +1,255 @@
+//! Whether the files of an open store are still those at their paths, and whether SQLite alone wrote to them.
+//!
+//! A file that is open lives on without its name: what is committed to it then, nobody finds again. Three files make a store: the
+//! database, its write-ahead log `-wal` and its shared memory `-shm`. Before each read, and before and after each commit, device and
+//! inode of what stands at the three paths are compared with what was opened. SQLite holds all three open, so no inode number comes
+//! again meanwhile.
+//!
+//! A file can also be written over in place (`cp`, `truncate`), which leaves the inode. In WAL mode only a checkpoint writes to the
+//! database file. So where its size or time of change differs and no checkpoint explains that, the whole store is read again through
+//! a new connection, whose cache is empty: it must hold together and hold what was known. What does not is never used again by this
+//! process. The same follows where the write-ahead log became shorter.
+//!
+//! Not noticed: a write over the database in the very moment of a checkpoint, and one over `-wal` that leaves it as long as it was.
+//! Both are found when the store is opened next, because the digest of its rows, or the place of the replica, contradicts it. Look
+//! next at `super::whole`.
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rusqlite::{Connection, ErrorCode, OpenFlags};
+
+use super::open::{self, Fault};
+use super::schema::SCHEMA_VERSION;
+use super::whole;
+use crate::store::Error;
+
+/// How often, and with which pause, a checkpoint of another process is waited for that may explain a change.
+const EXPLANATIONS: usize = 20;
+const EXPLANATION_PAUSE: Duration = Duration::from_millis(10);
+
+/// The files of one open store, shared by all of its connections.
+pub(super) struct Files {
+    /// The database as it was named, then the files that SQLite keeps beside it.
+    paths: [PathBuf; 3],
+    seal: Mutex<Seal>,
+}
+
+/// What is known of the files.
+struct Seal {
+    ids: [FileId; 3],
+    database: Content,
+    log_bytes: u64,
+    /// Frames of the write-ahead log that were copied to the database, as SQLite counts them.
+    backfilled: i64,
+    /// The newest commit that this process knows of.
+    newest: Option<(u64, [u8; 32])>,
+    /// Checkpoints of this process that write to the database now.
+    checkpoints: u32,
+    /// Why the files are never used again.
+    replaced: Option<Error>,
+}
+
+/// Which file stands at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileId {
+    device: u64,
+    inode: u64,
+}
+
+/// What tells that a file was written to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Content {
+    bytes: u64,
+    modified_s: i64,
+    modified_ns: i64,
+}
+
+/// What stands at the three paths.
+type Found = [(FileId, Content); 3];
+
+impl Files {
+    /// Takes the files of a connection that has read once, so that SQLite has opened all three.
+    pub(super) fn of(connection: &Connection, path: &Path) -> Result<Self, Error> {
+        let real = path.canonicalize().map_err(|error| unseen(path, &error))?;
+        let beside = |suffix: &str| {
+            let mut name = OsString::from(&real);
+            name.push(suffix);
+            PathBuf::from(name)
+        };
+        let paths = [path.to_owned(), beside("-wal"), beside("-shm")];
+        let [database, log, memory] = look(&paths)?;
+        let seal = Seal {
+            ids: [database.0, log.0, memory.0],
+            database: database.1,
+            log_bytes: log.1.bytes,
+            backfilled: backfilled(connection).unwrap_or_default(),
+            newest: None,
+            checkpoints: 0,
+            replaced: None,
+        };
+        Ok(Self { paths, seal: Mutex::new(seal) })
+    }
+
+    /// Bytes of the write-ahead log when it was last looked at.
+    pub(super) fn log_bytes(&self) -> u64 {
+        self.seal().log_bytes
+    }
+
+    /// A commit that this process knows the store to hold.
+    pub(super) fn saw(&self, number: u64, hash: [u8; 32]) {
+        let mut seal = self.seal();
+        if seal.newest.is_none_or(|(newest, _)| number >= newest) {
+            seal.newest = Some((number, hash));
+        }
+    }
+
+    /// Checks that the files are those that were opened. Not within a transaction.
+    ///
+    /// # Errors
+    /// [`Error::Replaced`] where they are not, from then on for good; [`Error::Unavailable`] where that cannot be said now.
+    pub(super) fn check(&self, connection: &Connection) -> Result<(), Error> {
+        let mut seal = self.seal();
+        if let Some(replaced) = &seal.replaced {
+            return Err(replaced.clone());
+        }
+        let judged = look(&self.paths).and_then(|found| self.judge(&mut seal, &found, connection));
+        if let Err(error @ Error::Replaced(_)) = &judged {
+            seal.replaced = Some(error.clone());
+        }
+        judged
+    }
+
+    /// Runs a checkpoint of this process, whose writes are then no surprise.
+    pub(super) fn checkpoint(&self, connection: &Connection) -> Result<(), Fault> {
+        self.check(connection)?;
+        {
+            let mut seal = self.seal();
+            seal.checkpoints = seal.checkpoints.saturating_add(1);
+        }
+        let done = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |row| row.get::<_, i64>(0));
+        let mut seal = self.seal();
+        seal.checkpoints = seal.checkpoints.saturating_sub(1);
+        // One that failed may have written something: then what is there is read again.
+        if let (Ok(_), 0, Ok(found)) = (&done, seal.checkpoints, look(&self.paths)) {
+            seal.accept(&found, backfilled(connection));
+        }
+        done.map(drop).map_err(Fault::from)
+    }
+
+    fn judge(&self, seal: &mut Seal, found: &Found, connection: &Connection) -> Result<(), Error> {
+        let [(_, database), (_, log), _] = found;
+        for ((path, opened), (id, _)) in self.paths.iter().zip(&seal.ids).zip(found) {
+            if id != opened {
+                return Err(gone(path));
+            }
+        }
+        // SQLite cuts a log that it begins anew to what is kept of it.
+        let is_cut = log.bytes < seal.log_bytes.min(open::LOG_BYTES_KEPT.unsigned_abs());
+        if (*database == seal.database && !is_cut) || seal.checkpoints > 0 {
+            seal.log_bytes = log.bytes;
+            return Ok(());
+        }
+        for _ in 0..EXPLANATIONS {
+            let copied = backfilled(connection);
+            // None are copied of a log that was begun anew: that explains nothing.
+            if copied.is_some_and(|copied| copied > 0 && copied != seal.backfilled) && !is_cut {
+                seal.accept(&look(&self.paths)?, copied);
+                return Ok(());
+            }
+            std::thread::sleep(EXPLANATION_PAUSE);
+        }
+        let [path, ..] = &self.paths;
+        let found = look(&self.paths)?;
+        hold_together(path, seal.newest)?;
+        tracing::warn!(
+            path = %path.display(),
+            "the file of the store was written by another program; it was read again, and holds all that was known"
+        );
+        seal.accept(&found, backfilled(connection));
+        Ok(())
+    }
+
+    fn seal(&self) -> MutexGuard<'_, Seal> {
+        self.seal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Seal {
+    fn accept(&mut self, found: &Found, backfilled: Option<i64>) {
+        let [(_, database), (_, log), _] = found;
+        self.database = *database;
+        self.log_bytes = log.bytes;
+        self.backfilled = backfilled.unwrap_or_default();
+    }
+}
+
+/// Reads the store anew, all of it, past every cache of this process.
+fn hold_together(path: &Path, newest: Option<(u64, [u8; 32])>) -> Result<(), Error> {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let read = || -> Result<(), Fault> {
+        let connection = Connection::open_with_flags(path, flags)?;
+        connection.busy_timeout(open::BUSY_TIMEOUT)?;
+        open::keep_log_at_close(&connection);
+        let transaction = connection.unchecked_transaction()?;
+        let version = open::identify(&transaction, path)?;
+        if version != SCHEMA_VERSION {
+            return Err(Error::NewerVersion(format!("its schema is now {version}")).into());
+        }
+        whole::check_pages(&transaction, false)?;
+        let head = whole::check_rows(&transaction, &mut |_| {})?;
+        if let Some((number, hash)) = newest {
+            whole::check_holds(&transaction, &head, number, &hash)?;
+        }
+        Ok(())
+    };
+    let Err(fault) = read() else { return Ok(()) };
+    let is_passing = matches!(&fault, Fault::Sql(error) if matches!(
+        error.sqlite_error_code(),
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::OutOfMemory | ErrorCode::CannotOpen)
+    ));
+    let error = open::explain(path, fault);
+    if is_passing {
+        return Err(error);
+    }
+    Err(Error::Replaced(format!("the store `{}` was written over while it was open ({error}): {DO}", path.display())))
+}
+
+/// Frames of the write-ahead log that were copied to the database; `None` where SQLite does not say.
+fn backfilled(connection: &Connection) -> Option<i64> {
+    connection.query_row("PRAGMA wal_checkpoint(NOOP)", (), |row| row.get(2)).ok()
+}
+
+const DO: &str = "what is written now would be lost, so nothing is acknowledged; stop every program that has the store open, put the \
+                  right files back, start again and repeat the act (docs/OPERATIONS.md, `The store cannot be followed`)";
+
+fn gone(path: &Path) -> Error {
+    Error::Replaced(format!("`{}` was removed or replaced while the store was open: {DO}", path.display()))
+}
+
+fn unseen(path: &Path, error: &dyn std::fmt::Display) -> Error {
+    Error::Unavailable(format!("cannot see the store's file `{}`: {error}", path.display()))
+}
+
+fn look(paths: &[PathBuf; 3]) -> Result<Found, Error> {
+    let [database, log, memory] = paths;
+    Ok([at(database)?, at(log)?, at(memory)?])
+}
+
+fn at(path: &Path) -> Result<(FileId, Content), Error> {
+    match rustix::fs::stat(path) {
+        Ok(stat) => {
+            let bytes = u64::try_from(stat.st_size).unwrap_or_default();
+            let content =
+                Content { bytes, modified_s: stat.st_mtime, modified_ns: i64::try_from(stat.st_mtime_nsec).unwrap_or_default() };
+            Ok((FileId { device: stat.st_dev, inode: stat.st_ino }, content))
+        }
+        Err(rustix::io::Errno::NOENT | rustix::io::Errno::NOTDIR) => Err(gone(path)),
+        Err(error) => Err(unseen(path, &error)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,85 @@
+//! Whether a SQLite store holds together: its pages, its rows and their digest, its head, its change log.
+//!
+//! Reads everything, within the caller's transaction, and keeps nothing but sums: a store of millions of rows takes time and no
+//! memory. Look next at `super::files`, which asks where a file was written over, and at `super::backup`, which asks of a copy.
+
+use rusqlite::Connection;
+
+use super::open::Fault;
+use super::read::{self, Head, corrupt};
+use crate::model::revision::StateDigest;
+use crate::store::chain::{document_sha256, revocation_sha256};
+
+/// Checks the structure of the file, as SQLite sees it; its indexes too where that is asked for, which takes longer.
+pub(super) fn check_pages(connection: &Connection, with_indexes: bool) -> Result<(), Fault> {
+    let pragma = if with_indexes { "PRAGMA integrity_check(1)" } else { "PRAGMA quick_check(1)" };
+    let found: String = connection.query_row(pragma, (), |row| row.get(0))?;
+    if found == "ok" { Ok(()) } else { Err(corrupt(format!("its pages do not fit: {}", found.replace('\n', " ")))) }
+}
+
+/// Checks that documents and revocations have the digest, and the head the commit, that stand with them. `told` gets every row.
+pub(super) fn check_rows(connection: &Connection, told: &mut dyn FnMut(u64)) -> Result<Head, Fault> {
+    let head = read::head(connection)?;
+    let number = head.revision.number;
+    if read::log_hash(connection, number)? != Some(head.hash) {
+        return Err(corrupt(format!("revision {number} of the change log is not the one that the head names")));
+    }
+    let mut digest = StateDigest::default();
+    let mut statement = connection.prepare("SELECT kind, id, json, path, line, origin, revision FROM documents")?;
+    let mut rows = statement.query(())?;
+    while let Some(row) = rows.next()? {
+        let document = read::document_row(row)?;
+        digest.add(&document_sha256(&document.row, document.revision));
+        told(1);
+    }
+    let mut statement = connection
+        .prepare("SELECT target, dead, suspended, watermark_unix_s, expires_at_unix_s, reason, revision FROM revocations")?;
+    let (mut rows, mut count) = (statement.query(())?, 0u64);
+    while let Some(row) = rows.next()? {
+        digest.add(&revocation_sha256(&read::revocation_row(row)?));
+        count = count.saturating_add(1);
+        told(1);
+    }
+    if digest != head.digest || count != head.revocations {
+        return Err(corrupt(format!("its rows do not have the digest of revision {number}")));
+    }
+    Ok(head)
+}
+
+/// Checks that a commit is part of the change log.
+pub(super) fn check_holds(connection: &Connection, head: &Head, number: u64, hash: &[u8; 32]) -> Result<(), Fault> {
+    let at = head.revision.number;
+    if at < number {
+        return Err(corrupt(format!("it is at revision {at}, and was at {number}")));
+    }
+    match read::log_hash(connection, number)? {
+        Some(found) if found == *hash => Ok(()),
+        // The log may have been cut: then it is the head that counts.
+        None if number <= head.floor && at > number => Ok(()),
+        _ => Err(corrupt(format!("it holds another revision {number} than before"))),
+    }
+}
+
+/// Checks that every row of the change log follows the one before it, up to the head. `told` gets every row; answers how many.
+pub(super) fn check_chain(connection: &Connection, head: &Head, told: &mut dyn FnMut(u64)) -> Result<u64, Fault> {
+    let mut statement =
+        connection.prepare("SELECT number, previous_hash, hash, digest, unix_ms, changes FROM log ORDER BY number")?;
+    let (mut rows, mut previous, mut count) = (statement.query(())?, None, 0u64);
+    while let Some(row) = rows.next()? {
+        let (commit, _) = read::commit_row(row)?;
+        let (number, hash) = previous.unwrap_or((commit.number.saturating_sub(1), commit.previous_hash));
+        commit.verify_after(number, &hash)?;
+        if count == 0 && commit.number > head.floor.max(1) {
+            return Err(corrupt(format!("the change log begins at {}, and its floor is {}", commit.number, head.floor)));
+        }
+        previous = Some((commit.number, commit.hash));
+        count = count.saturating_add(1);
+        told(1);
+    }
+    let (number, hash) = (head.revision.number, head.hash);
+    match previous {
+        Some(last) if last == (number, hash) => Ok(count),
+        None if number == 0 => Ok(0),
+        _ => Err(corrupt(format!("the change log does not end at revision {number}"))),
+    }
+}

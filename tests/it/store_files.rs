@@ -1,0 +1,275 @@
+//! What a hand, a backup tool or a script does to the files of a SQLite store while a server runs on it.
+//!
+//! Every case is one act on the files of a running server, then a kill through that server and a kill by another process with
+//! `--store`. Whatever is acknowledged must be found by whoever opens the path, and the server must permit nothing that was killed,
+//! before its next start and after it.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+
+use crate::harness::{Chain, PATIENCE, Ran, Server, World, binary, request, run_with};
+
+/// A server with the files of its store, an older copy and another store.
+struct Rig {
+    world: World,
+    server: Server,
+}
+
+impl Rig {
+    async fn new(is_copied_to_the_file: bool) -> Self {
+        let world = World::new();
+        // The other store is in files of its own, not of this process.
+        let mut other =
+            Server::start_at(&world, binary().arg("--policies").arg(world.policies()), &world.folder.path().join("b"));
+        other.terminate();
+        assert!(other.wait().success());
+        let mut server = Server::start(&world);
+        assert_eq!(reason(&server, &world.session("alpha", "old")).await, "OK");
+        server.terminate();
+        assert!(server.wait().success());
+        let rig_data = world.data();
+        std::fs::copy(rig_data.join("store.db"), world.folder.path().join("older.db")).unwrap();
+        std::fs::copy(rig_data.join("local.jwk"), world.folder.path().join("operator.jwk")).unwrap();
+        let server = Server::start_with(&world, &binary());
+        let rig = Self { world, server };
+        for session in ["old", "old-2", "old-3"] {
+            rig.revoke(session).ended(0);
+        }
+        let until = Instant::now() + PATIENCE;
+        while is_copied_to_the_file && !holds(&rig.copy_of_the_file(), "old-3") {
+            assert!(Instant::now() < until, "the file never holds what was committed");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        rig
+    }
+
+    fn path(&self) -> PathBuf {
+        self.world.data().join("store.db")
+    }
+
+    fn beside(&self, suffix: &str) -> PathBuf {
+        self.world.data().join(format!("store.db{suffix}"))
+    }
+
+    fn older(&self) -> PathBuf {
+        self.world.folder.path().join("older.db")
+    }
+
+    /// What is in the database file alone.
+    fn copy_of_the_file(&self) -> PathBuf {
+        let copy = self.world.folder.path().join("copy.db");
+        std::fs::copy(self.path(), &copy).unwrap();
+        copy
+    }
+
+    /// Through the server.
+    fn revoke(&self, session: &str) -> Ran {
+        let mut command = binary();
+        command.args(["--json", "revoke", "session", session, "--target"]).arg(self.server.admin_url());
+        run_with(command.arg("--operator-key").arg(self.key()), "")
+    }
+
+    /// A copy: the data folder may be another by the time.
+    fn key(&self) -> PathBuf {
+        self.world.folder.path().join("operator.jwk")
+    }
+
+    /// By a process that opens the store itself.
+    fn revoke_directly(&self, session: &str) -> Ran {
+        let store = format!("sqlite:{}", self.path().display());
+        let mut command = binary();
+        command.args(["--json", "revoke", "session", session, "--store", &store, "--operator-key"]).arg(self.key());
+        run_with(command.arg("--data").arg(self.world.folder.path().join("elsewhere")), "")
+    }
+}
+
+/// Over what is there, as `cp` does.
+fn copy(from: &Path, to: &Path) {
+    std::fs::copy(from, to).unwrap();
+}
+
+async fn reason(server: &Server, chain: &Chain) -> String {
+    let asked = request(chain, Bytes::new(), "crm/look", "{}");
+    server.connect().await.check(asked).await.unwrap().into_inner().reason
+}
+
+/// Whether whoever opens the path finds a session revoked.
+fn holds(path: &Path, session: &str) -> bool {
+    let count = |path: &Path| {
+        let connection = rusqlite::Connection::open_with_flags(path, rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+        let sql = "SELECT count(*) FROM revocations WHERE target LIKE ?1 AND dead = 1";
+        connection.query_row(sql, [format!("%\"{session}\"%")], |row| row.get::<_, i64>(0))
+    };
+    count(path).is_ok_and(|count| count == 1)
+}
+
+async fn check(is_copied_to_the_file: bool, act: impl FnOnce(&Rig)) {
+    check_or_followed(is_copied_to_the_file, act, false).await;
+}
+
+/// `may_follow`: what is left may be all that was there; then it is followed truly.
+async fn check_or_followed(is_copied_to_the_file: bool, act: impl FnOnce(&Rig), may_follow: bool) {
+    let rig = Rig::new(is_copied_to_the_file).await;
+    let chains = ["live", "by-server", "by-store", "old"].map(|session| rig.world.session("alpha", session));
+    let [live, by_server, by_store, old] = &chains;
+    assert_eq!(reason(&rig.server, live).await, "OK");
+    act(&rig);
+
+    // At once, before any poll need have seen it.
+    let through = rig.revoke("by-server");
+    if through.code == 0 {
+        assert!(holds(&rig.path(), "by-server"), "acknowledged into nothing: {through:?}");
+    } else {
+        assert!(through.stderr.contains("store.db"), "it says what happened: {through:?}");
+    }
+    let directly = rig.revoke_directly("by-store");
+    if directly.code == 0 {
+        assert!(holds(&rig.path(), "by-store"), "acknowledged into nothing: {directly:?}");
+    }
+
+    let until = Instant::now() + PATIENCE;
+    let is_followed = loop {
+        if rig.server.get("/readyz").1.contains("quarantined") {
+            break false;
+        }
+        if may_follow && reason(&rig.server, by_store).await == "REVOKED_SESSION" {
+            break true;
+        }
+        assert!(Instant::now() < until, "{:?} {}", rig.server.get("/readyz"), rig.server.log());
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    if is_followed {
+        assert_eq!((through.code, directly.code), (0, 0), "{through:?} {directly:?}");
+        assert_eq!(reason(&rig.server, live).await, "OK");
+        assert_eq!(reason(&rig.server, by_server).await, "REVOKED_SESSION");
+    } else {
+        assert_eq!(rig.server.get("/readyz").0, 503);
+        for chain in &chains {
+            assert_ne!(reason(&rig.server, chain).await, "OK", "everything is denied");
+        }
+        // And it stays so: nothing is acknowledged any more.
+        let again = rig.revoke("by-server-again");
+        assert_ne!(again.code, 0, "{again:?}");
+        assert!(again.stderr.contains("put the right files back"), "{again:?}");
+    }
+    assert_ne!(reason(&rig.server, old).await, "OK");
+
+    let Rig { world, mut server } = rig;
+    server.terminate();
+    assert!(server.wait().success(), "{}", server.log());
+    // The end of the server undid nothing that others wrote.
+    if directly.code == 0 {
+        assert!(holds(&world.data().join("store.db"), "by-store"), "undone by the end of the server");
+    }
+    // Where the files hold no less than was followed, the next start goes on with what others wrote; else it is refused.
+    let is_known = world.data().join("place.json").exists();
+    match Server::try_start_at(&world, &binary(), &world.data()) {
+        Ok(server) => {
+            // A folder that is another one altogether, its place with it, is a new beginning: nothing can tell.
+            if is_known {
+                assert_eq!(reason(&server, old).await, "REVOKED_SESSION");
+            }
+            for (ran, chain) in [(&through, by_server), (&directly, by_store)] {
+                assert!(ran.code != 0 || reason(&server, chain).await == "REVOKED_SESSION", "{ran:?}");
+            }
+        }
+        Err(code) => assert!(!is_followed && matches!(code, Some(78 | 1)), "{code:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_log_is_removed() {
+    check(true, |rig| std::fs::remove_file(rig.beside("-wal")).unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shared_memory_is_removed() {
+    check(true, |rig| std::fs::remove_file(rig.beside("-shm")).unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_are_removed() {
+    let act = |rig: &Rig| {
+        std::fs::remove_file(rig.beside("-wal")).unwrap();
+        std::fs::remove_file(rig.beside("-shm")).unwrap();
+    };
+    check(true, act).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_database_is_removed() {
+    check(false, |rig| std::fs::remove_file(rig.path()).unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_database_is_moved_away() {
+    check(true, |rig| std::fs::rename(rig.path(), rig.beside(".moved")).unwrap()).await;
+}
+
+/// All that the older file lacks may be in the log still; then they are together what was there. A checkpoint and a heartbeat later
+/// they are not.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_file_is_copied_over_and_the_log_is_left() {
+    let act = |rig: &Rig| copy(&rig.older(), &rig.path());
+    check_or_followed(false, act, true).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_file_is_copied_over_and_the_log_removed() {
+    let act = |rig: &Rig| {
+        std::fs::copy(rig.older(), rig.path()).unwrap();
+        std::fs::remove_file(rig.beside("-wal")).unwrap();
+    };
+    check(true, act).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_file_is_copied_over_with_a_log_begun_anew() {
+    let act = |rig: &Rig| {
+        // Another program empties the log into the file; then the older one is copied over it.
+        let connection = rusqlite::Connection::open(rig.path()).unwrap();
+        connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |_| Ok(())).unwrap();
+        drop(connection);
+        std::fs::copy(rig.older(), rig.path()).unwrap();
+    };
+    check(true, act).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_store_is_copied_over() {
+    let act = |rig: &Rig| copy(&rig.world.folder.path().join("b/store.db"), &rig.path());
+    check(true, act).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_store_is_renamed_over() {
+    let act = |rig: &Rig| std::fs::rename(rig.world.folder.path().join("b/store.db"), rig.path()).unwrap();
+    check(true, act).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_database_is_truncated() {
+    check(true, |rig| drop(std::fs::File::create(rig.path()).unwrap())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_folder_is_moved_and_replaced() {
+    let act = |rig: &Rig| {
+        std::fs::rename(rig.world.data(), rig.world.folder.path().join("moved")).unwrap();
+        std::fs::create_dir(rig.world.data()).unwrap();
+        std::fs::copy(rig.older(), rig.path()).unwrap();
+    };
+    check(true, act).await;
+}
+
+/// As rsync restores: a new file that takes the name.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_older_file_is_renamed_over() {
+    let act = |rig: &Rig| {
+        std::fs::copy(rig.older(), rig.beside(".Xa01")).unwrap();
+        std::fs::rename(rig.beside(".Xa01"), rig.path()).unwrap();
+    };
+    check(true, act).await;
+}
