@@ -13,3 +13,19 @@ pub(super) fn waiting(what: &'static str) -> ProgressBar {
     bar.enable_steady_tick(Duration::from_millis(120));
     bar
 }
+
+/// A bar for what comes in steps; nothing is drawn before [`show`].
+pub(super) fn steps() -> ProgressBar {
+    let bar = ProgressBar::new(0);
+    if let Ok(style) = ProgressStyle::with_template("{msg} {bar:40} {human_pos}/{human_len} {elapsed}") {
+        bar.set_style(style);
+    }
+    bar
+}
+
+/// Shows a step, and how far it is.
+pub(super) fn show(bar: &ProgressBar, step: &'static str, done: u64, total: u64) {
+    bar.set_message(step);
+    bar.set_length(total);
+    bar.set_position(done);
+}

@@ -1,16 +1,21 @@
-//! `portcullis store adopt`: takes a restored store over, and shows how the replicas follow it.
+//! `portcullis store backup` copies a store while it is in use; `portcullis store adopt` takes a restored one over, and shows how the
+//! replicas follow it.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::client::AdminClient;
 use super::output::Output;
-use super::{AdminArgs, Failure};
+use super::{AdminArgs, Failure, progress};
 use crate::api::r#gen as wire;
-use crate::config::StoreUrl;
+use crate::app;
+use crate::config::{self, StoreUrl};
 use crate::store::postgres::Durability;
+use crate::store::sqlite::{Backup, BackupError, Progress, back_up};
 
 const ADOPT_HELP: &str = "\
 A backup does not know what was revoked after it was made, and no replica follows a store that is older than what it followed.
@@ -32,6 +37,36 @@ pub(super) enum StoreCommand {
     /// Take a restored store over: void all roots, and let replicas merge what they know to be revoked
     #[command(after_help = ADOPT_HELP)]
     Adopt(AdoptArgs),
+    /// Copy a SQLite store to a file, while servers and commands use it, and verify the copy
+    #[command(after_help = BACKUP_HELP)]
+    Backup(BackupArgs),
+}
+
+const BACKUP_HELP: &str = "\
+The copy is one view of the store in one file, mode 0600. It gets its name only once it is verified: its pages, the digest of its rows,
+and its whole change log. A backup does not know what is revoked after it is made: OPERATIONS, back up and restore, says how it is put
+back. For PostgreSQL use pg_dump, or the server's own base backups and log.
+
+Examples:
+  portcullis store backup /backup/portcullis-monday.db
+  portcullis store backup --data /var/lib/portcullis --overwrite /backup/portcullis.db
+
+Exit codes: 0 verified and durable, 1 not made, 64 the name is taken or the store is in PostgreSQL, 69 the store is busy,
+78 there is no store";
+
+#[derive(Debug, Args)]
+pub(super) struct BackupArgs {
+    /// The file to make
+    file: PathBuf,
+    /// Put it in the place of an older backup
+    #[arg(long)]
+    overwrite: bool,
+    /// The store: `sqlite:PATH` [default: sqlite:DATA/store.db]
+    #[arg(long, value_name = "URL")]
+    store: Option<StoreUrl>,
+    /// The data folder, where the default store lies
+    #[arg(long, value_name = "DIR", env = "PORTCULLIS_DATA", default_value = "portcullis-data")]
+    data: PathBuf,
 }
 
 #[derive(Debug, Args)]
@@ -57,7 +92,67 @@ pub(super) struct AdoptArgs {
 }
 
 pub(super) async fn run(command: StoreCommand, output: &Output) -> Result<(), Failure> {
-    let StoreCommand::Adopt(arguments) = command;
+    match command {
+        StoreCommand::Adopt(arguments) => adopt(arguments, output).await,
+        StoreCommand::Backup(arguments) => backup(arguments, output).await,
+    }
+}
+
+async fn backup(arguments: BackupArgs, output: &Output) -> Result<(), Failure> {
+    let BackupArgs { file, overwrite, store, data } = arguments;
+    let url = store.unwrap_or_else(|| StoreUrl::from(format!("sqlite:{}", data.join("store.db").display())));
+    if url.is_postgres() {
+        return Err(Failure::misuse(
+            "`store backup` copies a SQLite store; for one in PostgreSQL use `pg_dump --schema=portcullis`, or the server's own base \
+             backups and log (docs/OPERATIONS.md, PostgreSQL, Backup)",
+        ));
+    }
+    let config::Store::Sqlite(path) = config::Store::new(&url, None).map_err(Failure::bad_configuration)? else {
+        return Err(Failure::misuse("`store backup` copies a SQLite store"));
+    };
+    let began = Instant::now();
+    let made = watched(&path, &file, overwrite).await.map_err(|error| match error {
+        BackupError::Name(message) => Failure::misuse(message),
+        BackupError::Copy(message) => Failure::failed(message),
+        BackupError::Store(error) => Failure::from(app::Error::Store(error)),
+    })?;
+    let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let Backup { revision, rows, commits, bytes } = made;
+    output.line(&format!("backed up to {}: {bytes} bytes, verified and durable in {took_ms} ms", file.display()));
+    output.line(&format!("revision {revision}"));
+    output.line(&format!("{rows} documents and revocations, {commits} revisions of the change log"));
+    output.json(&json!({
+        "file": file.display().to_string(),
+        "revision": revision.to_string(),
+        "rows": rows,
+        "commits": commits,
+        "bytes": bytes,
+        "took_ms": took_ms,
+    }));
+    Ok(())
+}
+
+/// Backs up on a thread of its own, and shows how far it is.
+async fn watched(store: &Path, file: &Path, overwrite: bool) -> Result<Backup, BackupError> {
+    const LOOK: Duration = Duration::from_millis(100);
+    let seen = Arc::new(Progress::default());
+    let (store, file, made) = (store.to_owned(), file.to_owned(), seen.clone());
+    let mut making = tokio::task::spawn_blocking(move || back_up(&store, &file, overwrite, &made));
+    let bar = progress::steps();
+    let result = loop {
+        tokio::select! {
+            result = &mut making => break result,
+            () = tokio::time::sleep(LOOK) => match (seen.copied(), seen.verified()) {
+                ((done, total), (0, _)) => progress::show(&bar, "copying, bytes", done, total),
+                (_, (done, total)) => progress::show(&bar, "verifying, rows", done, total),
+            },
+        }
+    };
+    bar.finish_and_clear();
+    result.unwrap_or_else(|error| Err(BackupError::Copy(format!("the backup was broken off: {error}"))))
+}
+
+async fn adopt(arguments: AdoptArgs, output: &Output) -> Result<(), Failure> {
     let AdoptArgs { store, store_durability, data, operator_key, reason, wait } = arguments;
     let admin = AdminArgs { url: String::new(), store: Some(store), store_durability, data, operator_key };
     let mut client = AdminClient::open(&admin).await?;

@@ -35,5 +35,6 @@ mod proxy;
 mod recognition;
 mod replicas;
 mod store_files;
+mod store_whole;
 mod tidy;
 mod token_vectors;
