@@ -503,7 +503,7 @@ enum Step {
     Advance { ms: i64 },
     Room { of_a_thousand: u64 },
     Fails(bool),
-    StepClock { ms: i64 },
+    SetClock { ms: i64 },
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -515,7 +515,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => (0..2_500_i64).prop_map(|ms| Step::Advance { ms }),
         2 => (0..1_000_u64).prop_map(|of_a_thousand| Step::Room { of_a_thousand }),
         1 => any::<bool>().prop_map(Step::Fails),
-        1 => (-5_000..5_000_i64).prop_map(|ms| Step::StepClock { ms }),
+        1 => (-5_000..5_000_i64).prop_map(|ms| Step::SetClock { ms }),
     ]
 }
 
@@ -551,7 +551,7 @@ proptest! {
                 Step::Advance { ms } => bench.advance(ms),
                 Step::Room { of_a_thousand } => bench.disk.set_free(LARGE_BYTES / 1_000_000 * of_a_thousand),
                 Step::Fails(fails) => bench.disk.0.fails.store(fails, Ordering::SeqCst),
-                Step::StepClock { ms } => bench.clock.step_wall_ms(ms),
+                Step::SetClock { ms } => bench.clock.step_wall_ms(ms),
             }
         }
         bench.disk.set_free(LARGE_BYTES);
