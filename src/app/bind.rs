@@ -366,9 +366,12 @@ pub(super) fn register_disk_gauges(
         metrics.gauge(names::STORE_DISK_FREE, "Bytes free on the disk of the store.", move || free.free_bytes() as f64);
         metrics.state(names::STORE_ROOM, "What the disk of the store has room for.", Room::NAMES, move || room.room() as usize);
     }
-    let (failures, paused) = (keeper.clone(), keeper.clone());
-    metrics.counter(names::CACHE_FAILURES, "Attempts to write the cache that failed.", move || failures.failures());
-    metrics.gauge(names::CACHE_PAUSED, "1 while the cache is not written.", move || f64::from(u8::from(paused.is_paused())));
+    // Figures outlive the server: they must not keep the cache open, whose file is only whole once it is closed.
+    let (failures, paused) = (Arc::downgrade(keeper), Arc::downgrade(keeper));
+    let failures = move || failures.upgrade().map_or(0, |keeper| keeper.failures());
+    metrics.counter(names::CACHE_FAILURES, "Attempts to write the cache that failed.", failures);
+    let paused = move || paused.upgrade().map_or(0.0, |keeper| f64::from(u8::from(keeper.is_paused())));
+    metrics.gauge(names::CACHE_PAUSED, "1 while the cache is not written.", paused);
 }
 
 /// Has the disk of a store that is a file watched.
