@@ -32,7 +32,7 @@ use portcullis::policy::document::Document;
 use portcullis::policy::source::{SourceFile, parse};
 use portcullis::revocation::{Index, TargetRef};
 use portcullis::service::request::{Caller, TraceHeaders};
-use portcullis::service::{self, ApprovalLedger, CatchUp, CheckRequest, Credential, Lane, ProofLedger, Service};
+use portcullis::service::{self, ApprovalLedger, CatchUp, CheckRequest, Credential, Lane, LedgerError, ProofLedger, Service};
 use portcullis::snapshot::{Builder, FullState, Proof, Snapshot, SnapshotCell, View};
 use portcullis::telemetry::{self, Telemetry};
 use portcullis::token::{self, Options, ProofOf, VerifiedChain, issue};
@@ -89,7 +89,8 @@ fn lane(criterion: &mut Criterion, company: &Company, snapshot: &Arc<Snapshot>) 
     cell.publish(View { snapshot: snapshot.clone(), proof: Proof::SentAt(clock.now()) });
     let (ledger, approvals, catch_up) = (Arc::new(Alone), Arc::new(Alone), Arc::new(Alone));
     let (metrics, spans) = (telemetry.metrics(), telemetry.spans());
-    let parts = service::Parts { cell: cell.clone(), ledger, approvals, catch_up, metrics, spans, clock: clock.clone() };
+    let spawn: service::Spawn = Arc::new(drop);
+    let parts = service::Parts { cell: cell.clone(), ledger, approvals, catch_up, metrics, spans, clock: clock.clone(), spawn };
     let service = Arc::new(Service::new(parts, service::Settings::default()));
     service.mark_ready();
     let recorder = log.recorder("bench")?;
@@ -282,23 +283,23 @@ struct Alone;
 
 #[async_trait::async_trait]
 impl ProofLedger for Alone {
-    async fn spend(&self, _key: [u8; 32], _expires_at_unix_s: i64) -> Result<bool, String> {
-        Err("there is no store".to_owned())
+    async fn spend(&self, _key: [u8; 32], _expires_at_unix_s: i64) -> Result<bool, LedgerError> {
+        Err(LedgerError::Busy("there is no store".to_owned()))
     }
 }
 
 #[async_trait::async_trait]
 impl ApprovalLedger for Alone {
-    async fn ask(&self, _request: AskApproval) -> Result<AskOutcome, String> {
-        Err("there is no store".to_owned())
+    async fn ask(&self, _request: AskApproval) -> Result<AskOutcome, LedgerError> {
+        Err(LedgerError::Busy("there is no store".to_owned()))
     }
 
-    async fn use_once(&self, _request: UseApprovals) -> Result<UseOutcome, String> {
-        Err("there is no store".to_owned())
+    async fn use_once(&self, _request: UseApprovals) -> Result<UseOutcome, LedgerError> {
+        Err(LedgerError::Busy("there is no store".to_owned()))
     }
 
-    async fn repeated(&self, _request: &UseApprovals) -> Result<Option<String>, String> {
-        Ok(None)
+    async fn give_back(&self, _request: UseApprovals) -> Result<bool, LedgerError> {
+        Ok(false)
     }
 }
 

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
 use tonic::service::Routes;
@@ -190,6 +191,8 @@ impl App {
             metrics: telemetry.metrics(),
             spans: telemetry.spans(),
             clock: clock.clone(),
+            // On the runtime that asks, whose sockets wait for the record.
+            spawn: Arc::new(|work| drop(tokio::spawn(work))),
         };
         let service = Arc::new(Service::new(parts, service_settings(&settings)));
         let follower = bind::FollowerCatchUp { status: status.clone(), cell: cell.clone() };
@@ -287,14 +290,14 @@ struct Made<'a> {
 fn factories(settings: &Settings, made: Made<'_>, telemetry: &Telemetry, log: &Arc<audit::Log>) -> Result<Factories, Error> {
     let Made { service, following, gateways, admin, clock } = made;
     let recorders = (0..settings.runtimes).map(|index| log.recorder(&format!("lane{index}"))).collect::<Result<Vec<_>, _>>()?;
-    let (decisions, explaining, noop) = (service.clone(), service.clone(), settings.noop);
+    let lanes: Vec<Lane> = recorders.iter().map(|recorder| service.lane(recorder.clone())).collect();
+    let (finishing, explaining, noop) = (lanes.clone(), service.clone(), settings.noop);
     let (runtimes, condition) = (following.runtimes.clone(), following.condition.clone());
-    let make_decisions = move |context: RuntimeContext| match recorders.get(context.index) {
-        Some(recorder) => {
+    let make_decisions = move |context: RuntimeContext| match recorders.get(context.index).zip(lanes.get(context.index)) {
+        Some((recorder, lane)) => {
             // Before it serves: nothing is acknowledged past a runtime that answers decisions.
             runtimes.join();
-            let lane = decisions.lane(recorder.clone());
-            let routes = decision_routes(lane, gateways.clone(), condition.clone(), noop);
+            let routes = decision_routes(lane.clone(), gateways.clone(), condition.clone(), noop);
             GrpcServices { routes, barrier: recorder.clone() }
         }
         // There is a recorder for each runtime; without one nothing may be answered.
@@ -319,7 +322,15 @@ fn factories(settings: &Settings, made: Made<'_>, telemetry: &Telemetry, log: &A
         routes: axum::Router::new(),
         barrier: Arc::new(NoBarrier),
     };
-    Ok(Factories { decisions: Arc::new(make_decisions), admin: Box::new(make_admin), http: Box::new(make_http) })
+    let finish = Arc::new(move |index: usize| -> BoxFuture<'static, ()> {
+        let lane = finishing.get(index).cloned();
+        Box::pin(async move {
+            if let Some(lane) = lane {
+                lane.settled().await;
+            }
+        })
+    });
+    Ok(Factories { decisions: Arc::new(make_decisions), finish, admin: Box::new(make_admin), http: Box::new(make_http) })
 }
 
 fn decision_routes(lane: Lane, gateways: Arc<Gateways>, condition: watch::Receiver<Condition>, noop: bool) -> Routes {

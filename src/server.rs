@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tonic::service::Routes;
 
@@ -31,7 +32,7 @@ use listen::{Acceptor, Counters, HANDOVER_SOCKETS_MAX};
 use phase::{Phase, Phases};
 use worker::{Seat, Worker};
 
-/// After a cut, how long a thread may take to end before it is left behind.
+/// After a cut, how long a thread may take to end before it is left behind, beside what it finishes.
 const END_GRACE: Duration = Duration::from_secs(3);
 /// How long HTTP connections may take to end, once everything else has.
 const HTTP_DRAIN: Duration = Duration::from_secs(1);
@@ -71,7 +72,7 @@ impl Listeners {
     /// [`Error::Thread`] if a thread or runtime cannot be started, [`Error::Start`] if a factory did not return.
     pub async fn serve(self, factories: Factories) -> Result<Server, Error> {
         let Self { settings, addresses, decisions, http, admin } = self;
-        let Factories { decisions: make_decisions, admin: make_admin, http: make_http } = factories;
+        let Factories { decisions: make_decisions, finish: finish_decisions, admin: make_admin, http: make_http } = factories;
         let (calls_phase, calls) = Phases::new();
         let (http_phase, http_phases) = Phases::new();
         let mut server = Server::new(addresses, &settings, calls_phase, http_phase);
@@ -88,17 +89,18 @@ impl Listeners {
             let seat = seat(sockets, index, &calls);
             let make = Arc::clone(&make_decisions);
             let work = move |started| worker::serve_grpc(seat, move |context| make(context), started);
-            server.calls.push(worker::start(format!("pdp-decide-{index}"), calls.clone(), work)?);
+            let finish = Some(finish_decisions(index));
+            server.calls.push(worker::start(format!("pdp-decide-{index}"), calls.clone(), finish, work)?);
             decision_queues.push(queue);
         }
         let (admin_queue, sockets) = mpsc::channel(HANDOVER_SOCKETS_MAX);
         let admin_seat = seat(sockets, 0, &calls);
         let work = move |started| worker::serve_grpc(admin_seat, make_admin, started);
-        server.calls.push(worker::start("pdp-admin".to_owned(), calls.clone(), work)?);
+        server.calls.push(worker::start("pdp-admin".to_owned(), calls.clone(), None, work)?);
         let (http_queue, sockets) = mpsc::channel(HANDOVER_SOCKETS_MAX);
         let http_seat = seat(sockets, 0, &http_phases);
         let work = move |started| http::serve_http(http_seat, make_http, started);
-        server.http.push(worker::start("pdp-http".to_owned(), http_phases.clone(), work)?);
+        server.http.push(worker::start("pdp-http".to_owned(), http_phases.clone(), None, work)?);
         server.started().await?;
 
         let acceptors = [
@@ -106,7 +108,7 @@ impl Listeners {
             server.acceptor(Role::Admin, admin, vec![admin_queue], &calls),
             server.acceptor(Role::Http, http, vec![http_queue], &http_phases),
         ];
-        server.http.push(worker::start("pdp-accept".to_owned(), http_phases, |started| accept_all(acceptors, started))?);
+        server.http.push(worker::start("pdp-accept".to_owned(), http_phases, None, |started| accept_all(acceptors, started))?);
         server.started().await?;
         Ok(server)
     }
@@ -128,11 +130,16 @@ pub struct Addresses {
 pub struct Factories {
     /// Once for each decision runtime.
     pub decisions: Arc<dyn Fn(RuntimeContext) -> GrpcServices + Send + Sync>,
+    /// For each decision runtime, by its number: what it waits for before it ends, so that all that its calls have begun is recorded.
+    pub finish: Arc<dyn Fn(usize) -> Finish + Send + Sync>,
     /// Once.
     pub admin: Box<dyn FnOnce(RuntimeContext) -> GrpcServices + Send>,
     /// Once.
     pub http: Box<dyn FnOnce(RuntimeContext) -> HttpServices + Send>,
 }
+
+/// What a runtime waits for before it ends.
+pub type Finish = BoxFuture<'static, ()>;
 
 /// The runtime for which services are made.
 #[derive(Clone, Debug)]
@@ -395,7 +402,7 @@ async fn all_ended(workers: &mut [Worker]) {
 
 /// Joins what has been cut; names what does not end.
 async fn end(mut workers: Vec<Worker>) -> Vec<String> {
-    let _ = tokio::time::timeout(END_GRACE, all_ended(&mut workers)).await;
+    let _ = tokio::time::timeout(END_GRACE + worker::FINISH_TIMEOUT, all_ended(&mut workers)).await;
     let mut left = Vec::new();
     for Worker { name, ended, thread, .. } in workers {
         // What has sent its last word ends at once.

@@ -14,30 +14,32 @@ mod ports;
 mod proofs;
 mod record;
 pub mod request;
+mod settle;
 mod shadow;
 #[cfg(test)]
 mod tests;
 
 use std::sync::{Arc, OnceLock};
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 pub use explain::{Change, ExplainedLayer, Explanation, Places};
-pub use ports::{ApprovalLedger, CatchUp, FleetDirectory, ProofLedger};
+pub use ports::{ApprovalLedger, CatchUp, FleetDirectory, LedgerError, ProofLedger, Spawn};
 pub use request::{Answer, CheckRequest, Credential, ListToolsAnswer, ListToolsRequest, Undecided};
 pub use shadow::{Flip, ShadowCount, ShadowReport, ShadowSeries};
 
 use chains::{Chains, KnownChain};
 use handles::Handles;
 use judge::Judged;
-use proofs::{Use, UsedProofs};
+use proofs::UsedProofs;
 use record::Moment;
 use request::Caller;
 use shadow::Shadows;
 
 use crate::audit::Recorder;
+use crate::model::approval::UseApprovals;
 use crate::model::decision::{Decision, Effect};
-use crate::model::limits::{CHAIN_CACHE_BYTES_MAX, PROOF_WINDOW_S};
+use crate::model::limits::{CHAIN_CACHE_BYTES_MAX, LEDGER_USES_MAX};
 use crate::model::mutant::{Mutant, active};
 use crate::model::reason::Reason;
 use crate::model::time::{Clock, Now};
@@ -86,6 +88,8 @@ pub struct Parts {
     pub spans: Spans,
     /// What time it is.
     pub clock: Arc<dyn Clock>,
+    /// Runs what must reach its record.
+    pub spawn: Spawn,
 }
 
 /// What all lanes of a process share.
@@ -105,6 +109,8 @@ pub struct Service {
 pub struct Lane {
     service: Arc<Service>,
     recorder: Arc<Recorder>,
+    /// Of calls that use something up in the store.
+    places: Arc<Semaphore>,
 }
 
 /// What an answer was made of, for who must look again before it is given.
@@ -113,6 +119,8 @@ pub struct Held {
     view: View,
     judged: Judged,
     started: Now,
+    /// What is given back where it is denied in the end.
+    used: Option<UseApprovals>,
 }
 
 impl Service {
@@ -134,7 +142,7 @@ impl Service {
 
     /// The service for one serving runtime.
     pub fn lane(self: &Arc<Self>, recorder: Arc<Recorder>) -> Lane {
-        Lane { service: self.clone(), recorder }
+        Lane { service: self.clone(), recorder, places: Arc::new(Semaphore::new(LEDGER_USES_MAX)) }
     }
 
     /// Says that the first full snapshot is there; proofs made before are refused from now on.
@@ -213,11 +221,15 @@ impl Lane {
             started = service.parts.clock.now();
         }
         let mut judged = service.judge(request, caller, &view, started);
-        // Policy's own: an approval may turn it, and is none of the shadows' business.
         let by_policy = judged.decision.effect;
         // A warm permit awaits nothing.
-        if by_policy != Effect::Deny && (judged.single_use_proof.is_some() || judged.wants_approval()) {
-            service.settle(&mut judged, request, caller, &view).await;
+        if by_policy != Effect::Deny && judged.needs_the_store() {
+            return Ok(self.settle(request, caller, view, judged, started).await);
+        }
+        if by_policy != Effect::Deny
+            && let Some(denial) = service.spend_here(&mut judged, &view)
+        {
+            judged.decision = denial;
         }
         let answered = self.answer(request, caller, view, judged, started);
         if answered.0.decision.would_be.is_some() {
@@ -229,12 +241,17 @@ impl Lane {
     /// An answer that was held, as it may be given now: what was revoked or grew old meanwhile denies it. Does not await, and
     /// neither may who gives it after this.
     pub fn confirm(&self, request: &CheckRequest, caller: &Caller, answer: Answer, held: Held) -> Answer {
-        let Held { view, mut judged, started } = held;
+        self.confirm_held(request, caller, answer, held).0
+    }
+
+    /// As [`Lane::confirm`], for an answer that goes on being held.
+    fn confirm_held(&self, request: &CheckRequest, caller: &Caller, answer: Answer, held: Held) -> (Answer, Held) {
+        let Held { view, mut judged, started, used } = held;
         let now = self.service.parts.clock.now();
         let snapshot = &view.snapshot;
         let unchanged = snapshot.revocations().generation() == judged.generation && !is_too_old(&view, &request.tool, now);
         if answer.decision.effect == Effect::Deny || unchanged {
-            return answer;
+            return (answer, Held { view, judged, started, used });
         }
         // An answer that is no denial has both.
         let again = match (&judged.chain, &judged.arguments) {
@@ -244,10 +261,18 @@ impl Lane {
         if again.effect == Effect::Deny {
             judged.decision = again;
         } else if !is_too_old(&view, &request.tool, now) {
-            return answer;
+            return (answer, Held { view, judged, started, used });
+        }
+        if let Some(used) = used {
+            // One for each answer that waits, and no answer waits for it.
+            let (service, place) = (self.service.clone(), self.places.clone().try_acquire_owned());
+            (self.service.parts.spawn)(Box::pin(async move {
+                service.give_back(used).await;
+                drop(place);
+            }));
         }
         (judged.decision_id, judged.approval, judged.message) = (None, None, None);
-        self.answer(request, caller, view, judged, started).0
+        self.answer(request, caller, view, judged, started)
     }
 
     /// Re-checks freshness on the same view, records, and only then gives the answer. Does not await.
@@ -279,7 +304,7 @@ impl Lane {
             answer = self.compose(request, &view, &judged, now);
         }
         service.observe(request, &judged, &answer, moment);
-        (answer, Held { view, judged, started })
+        (answer, Held { view, judged, started, used: None })
     }
 
     fn compose(&self, request: &CheckRequest, view: &View, judged: &Judged, now: Now) -> Answer {
@@ -309,48 +334,5 @@ fn is_too_old(view: &View, tool: &str, now: Now) -> bool {
         Freshness::Fresh => false,
         Freshness::Stale => view.snapshot.tool(tool).is_none_or(|tool| tool.is_destructive()),
         Freshness::Closed => true,
-    }
-}
-
-impl Service {
-    /// Uses up the proof of a call that would go on; a denial where that cannot be done.
-    ///
-    /// For a destructive tool the use is a compare-and-set in the store. Time passes while it runs, so the call is decided again
-    /// afterwards: a revocation, or the end of a token, may have come meanwhile.
-    async fn spend_proof(&self, judged: &mut Judged, request: &CheckRequest, view: &View) -> Option<Decision> {
-        let proof = judged.single_use_proof.as_ref()?;
-        let number = view.snapshot.revision().number;
-        let now = self.parts.clock.now();
-        if self.ready_at.get().is_none_or(|ready_at| proof.iat_s() <= ready_at.unix_s()) {
-            judged.message = Some("the proof was made before this replica was ready: make a new one".to_owned());
-            return Some(Decision::deny(Reason::ProofStale, number));
-        }
-        match self.used_proofs.spend(proof.replay_key(), now) {
-            Use::First => {}
-            Use::Replayed => return Some(Decision::deny(Reason::ProofReplayed, number)),
-            Use::Full => {
-                judged.message =
-                    Some("too many proofs are in use on this replica: ask another one, or again in a minute".to_owned());
-                return Some(Decision::deny(Reason::ProofReplayed, number));
-            }
-        }
-        if !judged.destructive {
-            return None;
-        }
-        let expires_at_s = proof.iat_s().saturating_add(2 * PROOF_WINDOW_S);
-        match self.parts.ledger.spend(proof.replay_key(), expires_at_s).await {
-            Ok(true) => {}
-            Ok(false) => return Some(Decision::deny(Reason::ProofReplayed, number)),
-            Err(error) => {
-                tracing::warn!(%error, "a proof could not be spent in the store");
-                judged.message =
-                    Some("the use of the proof could not be recorded in the store: ask again with a new proof".to_owned());
-                return Some(Decision::deny(Reason::Stale, number));
-            }
-        }
-        let (chain, arguments) = (judged.chain.as_ref()?, judged.arguments.as_ref()?);
-        let now = self.parts.clock.now();
-        let again = pdp::decide(&chain.prepared, &judge::call(request, arguments, now), &view.snapshot, now);
-        (again.effect == Effect::Deny).then_some(again)
     }
 }

@@ -16,13 +16,15 @@ pub use builder::{Builder, Error, FullState};
 pub use cell::SnapshotCell;
 pub use trust::trust_of;
 
-use crate::model::ids::AgentId;
+use crate::model::ids::{AgentId, UserId};
+use crate::model::jwk::PublicKey;
 use crate::model::mutant::{Mutant, active};
 use crate::model::primitives;
 use crate::model::revision::{Revision, StateDigest};
 use crate::model::time::Now;
 use crate::policy::compile::{Compiled, Tool};
-use crate::revocation::Index;
+use crate::policy::document::Role;
+use crate::revocation::{Index, TargetRef};
 use crate::token::trust::Trust;
 
 /// A replica whose proof is younger than this is fresh.
@@ -91,6 +93,24 @@ impl Snapshot {
     /// A registered tool.
     pub fn tool(&self, name: &str) -> Option<&Tool> {
         self.policy.tool(name)
+    }
+
+    /// Whether an operator may approve now for who names one of these groups, a call of this user: an operator still, with the role and
+    /// in a group, none of whose users it is, and with a key that is not revoked. `key`: the one that they approved with, where that
+    /// is known.
+    pub fn may_approve(&self, operator: &str, key: Option<&str>, by: &[String], user: &UserId) -> bool {
+        let Some(operator) = self.policy.operator(operator) else { return false };
+        let index = &self.revocations;
+        let good = |listed: &PublicKey| {
+            let thumbprint = listed.thumbprint().as_str();
+            let hit = index.hit(index.key(TargetRef::Key(thumbprint)), 0, self.revision.number);
+            key.is_none_or(|key| key == thumbprint) && hit.is_none()
+        };
+        operator.roles.contains(&Role::Approve)
+            && operator.groups.iter().any(|group| by.iter().any(|one| one == group.as_str()))
+            && !operator.users.is_empty()
+            && !operator.users.contains(user)
+            && operator.keys.iter().any(good)
     }
 
     /// The longest life that an agent's document gives the root of its sessions.

@@ -97,7 +97,7 @@ pub trait Store: Send + Sync {
     /// may be one of those: it gets `false` too, whatever the clock says.
     ///
     /// # Errors
-    /// If that could not be made durable; then the key counts as spent for nobody, and the caller denies.
+    /// [`Error::Unknown`] where it cannot be said whether it was spent; any other error where it was not. The caller denies.
     async fn spend(&self, key: [u8; 32], expires_at_unix_s: i64) -> Result<bool, Error>;
 
     /// Stores that a call asks for an approval, before it is answered so; see [`approvals::ask`] for what that does to a row.
@@ -108,19 +108,26 @@ pub trait Store: Send + Sync {
     /// [`APPROVALS_WAITING_MAX`](crate::model::limits::APPROVALS_WAITING_MAX) wait ([`approvals::is_waiting`], not expired).
     ///
     /// # Errors
-    /// [`Error::Rejected`] for what [`approvals::check_ask`] objects to; if it could not be made durable, and then the caller
-    /// denies.
+    /// [`Error::Rejected`] for what [`approvals::check_ask`] objects to; [`Error::Unknown`] where it cannot be said whether it was
+    /// stored; any other error where it was not. The caller denies.
     async fn ask_approval(&self, request: AskApproval) -> Result<AskOutcome, Error>;
 
     /// Uses what was approved, once across the fleet: all that the request names or nothing; see [`approvals::use_once`].
     ///
     /// A compare-and-set: of any number of callers that use one approval at once, one gets [`UseOutcome::Used`], the others see
-    /// that it was used. Makes no revision.
+    /// that it was used. The proof that comes with the call is spent in the same transaction. Makes no revision.
     ///
     /// # Errors
-    /// [`Error::Rejected`] for what [`approvals::check_use`] objects to; if it could not be made durable, and then the caller
-    /// denies. The use may have been made then; the very same request finds it.
+    /// [`Error::Rejected`] for what [`approvals::check_use`] objects to; [`Error::Unknown`] where it cannot be said whether it was
+    /// used, and then the very same request finds it; any other error where nothing was used. The caller denies.
     async fn use_approvals(&self, request: UseApprovals) -> Result<UseOutcome, Error>;
+
+    /// Gives back what a decision used and then denied; see [`approvals::give_back`]. The proof stays spent. Whether there was
+    /// something to give back.
+    ///
+    /// # Errors
+    /// As [`Store::use_approvals`]; then it stays used.
+    async fn give_back_approvals(&self, request: UseApprovals) -> Result<bool, Error>;
 
     /// Approvals in the order of asking (those of one moment by digest), at most `limit` and never more than
     /// [`APPROVALS_LISTED_MAX`](crate::model::limits::APPROVALS_LISTED_MAX).

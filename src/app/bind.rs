@@ -1,6 +1,5 @@
 //! How the parts are bound: the service's ports over the store and the follower, the first operator, the gauges.
 
-use std::collections::BTreeMap;
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::net::SocketAddr;
@@ -18,17 +17,17 @@ use super::{Error, policy_files};
 use crate::api::r#gen as wire;
 use crate::audit::{self, RoomWatch};
 use crate::config::{self, Settings};
-use crate::model::approval::{ApprovalFilter, AskApproval, AskOutcome, UseApprovals, UseOutcome};
+use crate::model::approval::{AskApproval, AskOutcome, UseApprovals, UseOutcome};
 use crate::model::disk::{DiskOf, Room};
 use crate::model::replica::Condition;
 use crate::model::revision::{HistoryId, Revision};
 use crate::model::time::{Clock, SystemClock};
 use crate::pap::{self, Admin, DocumentNames, Sightings};
-use crate::service::{ApprovalLedger, CatchUp, ProofLedger, Service, ShadowCount};
+use crate::service::{ApprovalLedger, CatchUp, LedgerError, ProofLedger, Service, ShadowCount};
 use crate::snapshot::{Snapshot, SnapshotCell};
 use crate::store::postgres::{self, PostgresStore};
 use crate::store::sqlite::{CACHE_FILE, SqliteStore};
-use crate::store::{self, Registration, Store, approvals};
+use crate::store::{self, Registration, Store};
 use crate::sync::status::Status;
 use crate::sync::{self, Keeper};
 use crate::telemetry::Telemetry;
@@ -50,10 +49,19 @@ const LOCAL_OPERATOR: &str = "local";
 /// Proofs of destructive calls, spent in the store.
 pub(crate) struct StoreLedger(pub(crate) Arc<dyn Store>);
 
+/// What an error of the store says of a use.
+fn of_use(error: store::Error) -> LedgerError {
+    match error {
+        store::Error::Unknown(why) => LedgerError::Unknown(why),
+        // INVARIANT: every other error of a store says that nothing was written.
+        other => LedgerError::Busy(other.to_string()),
+    }
+}
+
 #[async_trait]
 impl ProofLedger for StoreLedger {
-    async fn spend(&self, key: [u8; 32], expires_at_unix_s: i64) -> Result<bool, String> {
-        self.0.spend(key, expires_at_unix_s).await.map_err(|error| error.to_string())
+    async fn spend(&self, key: [u8; 32], expires_at_unix_s: i64) -> Result<bool, LedgerError> {
+        self.0.spend(key, expires_at_unix_s).await.map_err(of_use)
     }
 }
 
@@ -62,26 +70,16 @@ pub(crate) struct StoreApprovals(pub(crate) Arc<dyn Store>);
 
 #[async_trait]
 impl ApprovalLedger for StoreApprovals {
-    async fn ask(&self, request: AskApproval) -> Result<AskOutcome, String> {
-        self.0.ask_approval(request).await.map_err(|error| error.to_string())
+    async fn ask(&self, request: AskApproval) -> Result<AskOutcome, LedgerError> {
+        self.0.ask_approval(request).await.map_err(of_use)
     }
 
-    async fn use_once(&self, request: UseApprovals) -> Result<UseOutcome, String> {
-        self.0.use_approvals(request).await.map_err(|error| error.to_string())
+    async fn use_once(&self, request: UseApprovals) -> Result<UseOutcome, LedgerError> {
+        self.0.use_approvals(request).await.map_err(of_use)
     }
 
-    async fn repeated(&self, request: &UseApprovals) -> Result<Option<String>, String> {
-        if request.fingerprint.is_none() {
-            return Ok(None);
-        }
-        let (mut rows, mut unix_ms) = (BTreeMap::new(), i64::MIN);
-        for digest in request.digests() {
-            let found =
-                self.0.approvals(ApprovalFilter::Digest(digest.to_owned()), 1).await.map_err(|error| error.to_string())?;
-            unix_ms = unix_ms.max(found.unix_ms);
-            rows.extend(found.rows.into_iter().map(|row| (row.call.digest.clone(), row)));
-        }
-        Ok(approvals::repeated(&rows, request, unix_ms))
+    async fn give_back(&self, request: UseApprovals) -> Result<bool, LedgerError> {
+        self.0.give_back_approvals(request).await.map_err(of_use)
     }
 }
 

@@ -3,10 +3,17 @@
 //! An approval belongs to exactly one call, named by the digest of that call. Rows are plain text and numbers; what a step does to
 //! a row is said by `store::approvals`, in one place for every store, and who may take it by `pap`.
 
+use std::fmt;
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
 
 use super::decision::ApprovalNeed;
+use super::limits::{
+    APPROVALS_WAITING_MAX, APPROVALS_WAITING_OF_AGENT_MAX, APPROVALS_WAITING_OF_USER_MAX, APPROVALS_WAITING_TOTAL_MAX,
+};
 use super::reason::Layer;
+use super::revision::Revision;
 
 /// The call that is to be approved, as the approver is shown it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,6 +80,9 @@ pub struct ApprovalUse {
     /// Names the very request of the very gateway, so that one that lost the answer gets it again; `None` where the request had
     /// no id.
     pub fingerprint: Option<String>,
+    /// Whether its decision was given again to who lost the answer: then nobody can give the use back any more.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub given_again: bool,
 }
 
 /// An approval, from the first asking until it is forgotten.
@@ -147,13 +157,64 @@ impl ApprovalState {
     }
 }
 
-/// A call that asks for approval.
+/// A proof of possession that is spent once across the fleet.
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProofUse {
+    /// The key that the proof is known by.
+    pub key: [u8; 32],
+    /// How long it must be remembered.
+    pub expires_at_unix_s: i64,
+}
+
+/// Who may still have approved: asked of every approval before it counts. A store knows no operators; whoever asks it does.
+#[derive(Clone)]
+pub struct Approvers(Arc<MayApprove>);
+
+/// Whether the approval of a layer of a call counts.
+type MayApprove = dyn Fn(&ApprovalCall, &ApprovalLayer) -> bool + Send + Sync;
+
+impl Approvers {
+    /// Counts the approvals that a function says yes to.
+    pub fn new(may_approve: impl Fn(&ApprovalCall, &ApprovalLayer) -> bool + Send + Sync + 'static) -> Self {
+        Self(Arc::new(may_approve))
+    }
+
+    /// Whether a layer has its approval, and that counts.
+    pub fn approved(&self, call: &ApprovalCall, layer: &ApprovalLayer) -> bool {
+        layer.approved_by.is_some() && (self.0)(call, layer)
+    }
+}
+
+impl Default for Approvers {
+    /// Counts every approval.
+    fn default() -> Self {
+        Self::new(|_, _| true)
+    }
+}
+
+impl fmt::Debug for Approvers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Approvers")
+    }
+}
+
+impl PartialEq for Approvers {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+}
+
+/// A call that asks for approval.
+#[derive(Clone, Debug, PartialEq)]
 pub struct AskApproval {
     /// The call.
     pub call: ApprovalCall,
     /// One for each layer that asks; not empty.
     pub needs: Vec<ApprovalNeed>,
+    /// The proof that comes with the call, where that is spent in the store.
+    pub proof: Option<ProofUse>,
+    /// Whose approvals still count.
+    pub approvers: Approvers,
 }
 
 /// What became of asking.
@@ -161,27 +222,85 @@ pub struct AskApproval {
 pub enum AskOutcome {
     /// The request stands in the store like this: made now, or before.
     Stands(Box<ApprovalRow>),
-    /// As many calls of the leaf agent wait as may: nothing was stored.
-    OverQuota,
+    /// As many calls wait as may: nothing was stored, and the proof was not spent.
+    OverQuota(WaitingShare),
+    /// The proof was spent before: nothing was stored.
+    Replayed,
+}
+
+/// Of what so many calls wait for an approval that no more may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WaitingShare {
+    /// The user's calls by the leaf agent.
+    UserAndAgent,
+    /// The leaf agent's calls.
+    Agent,
+    /// The user's calls.
+    User,
+    /// All.
+    Store,
+}
+
+/// How many calls wait for an approval beside a new one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Waiting {
+    /// Of its user and leaf agent.
+    pub of_both: u64,
+    /// Of its leaf agent.
+    pub of_agent: u64,
+    /// Of its user.
+    pub of_user: u64,
+    /// In all.
+    pub total: u64,
+}
+
+impl Waiting {
+    /// What is used up, the narrowest first; `None` where one more may wait.
+    pub fn used_up(&self) -> Option<WaitingShare> {
+        let shares = [
+            (self.of_both, APPROVALS_WAITING_MAX, WaitingShare::UserAndAgent),
+            (self.of_agent, APPROVALS_WAITING_OF_AGENT_MAX, WaitingShare::Agent),
+            (self.of_user, APPROVALS_WAITING_OF_USER_MAX, WaitingShare::User),
+            (self.total, APPROVALS_WAITING_TOTAL_MAX, WaitingShare::Store),
+        ];
+        shares.into_iter().find_map(|(count, max, share)| (count >= max).then_some(share))
+    }
 }
 
 /// A call that would use what was approved: all of it, once, or nothing.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct UseApprovals {
     /// The call's own approval, where a layer asks for one.
     pub own: Option<OwnUse>,
-    /// Digests of the calls that must have been approved before (`prepared:`).
-    pub prepared: Vec<String>,
+    /// The calls that must have been approved before (`prepared:`).
+    pub prepared: Vec<PreparedUse>,
     /// The decision that uses them.
     pub decision_id: String,
     /// See [`ApprovalUse::fingerprint`].
     pub fingerprint: Option<String>,
+    /// The proof that comes with the call, where that is spent in the store: in the same transaction, and only where all is used.
+    pub proof: Option<ProofUse>,
+    /// The revision that the caller decided by: nothing is used where the store is at another one. `None`: at any.
+    pub seen: Option<Revision>,
+    /// Uses nothing: only the decision of the very same request, a moment ago, is looked for.
+    pub only_again: bool,
+    /// Whose approvals still count.
+    pub approvers: Approvers,
+}
+
+/// The use of another call's approval.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PreparedUse {
+    /// The digest of the call that was prepared.
+    pub digest: String,
+    /// What the layers ask for now of that call; each must have been approved as it asks.
+    pub needs: Vec<ApprovalNeed>,
 }
 
 impl UseApprovals {
     /// The digest of every approval that is used, each once.
     pub fn digests(&self) -> std::collections::BTreeSet<&str> {
-        self.own.iter().map(|own| own.digest.as_str()).chain(self.prepared.iter().map(String::as_str)).collect()
+        self.own.iter().map(|own| own.digest.as_str()).chain(self.prepared.iter().map(|one| one.digest.as_str())).collect()
     }
 }
 
@@ -199,10 +318,17 @@ pub struct OwnUse {
 pub enum UseOutcome {
     /// All were used, now, by this decision.
     Used,
-    /// This very request used them a moment ago: its decision is to be given again.
+    /// This very request used them a moment ago: its decision is to be given again, and the use is final from now on.
     Repeated {
         /// The decision of then.
         decision_id: String,
+    },
+    /// The proof was spent before, or a decision was looked for and is not there: nothing was used.
+    Replayed,
+    /// The store is at another revision than the caller has seen: nothing was used.
+    Unseen {
+        /// Where the store is.
+        head: Revision,
     },
     /// Nothing was used.
     Lacking {

@@ -76,8 +76,14 @@ pub const HANDLES_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 pub const PROOFS_REMEMBERED_MAX: usize = 1_000_000;
 /// Canonical arguments of a call that asks for an approval: what is longer nobody would read.
 pub const APPROVAL_ARGUMENTS_BYTES_MAX: usize = 16 * 1024;
-/// Calls of one leaf agent that wait for an approval.
+/// Calls of one user by one leaf agent that wait for an approval.
 pub const APPROVALS_WAITING_MAX: u64 = 100;
+/// Calls of one leaf agent, whoever its users are, that wait for an approval.
+pub const APPROVALS_WAITING_OF_AGENT_MAX: u64 = 1_000;
+/// Calls of one user, by whatever agents, that wait for an approval.
+pub const APPROVALS_WAITING_OF_USER_MAX: u64 = 1_000;
+/// Calls that wait for an approval in one store.
+pub const APPROVALS_WAITING_TOTAL_MAX: u64 = 10_000;
 /// Layers that ask for one call: user, application, each agent, and room for more.
 pub const APPROVAL_LAYERS_MAX: usize = 32;
 /// Other calls that one call demands as prepared.
@@ -110,3 +116,9 @@ pub const DISK_LOW_BYTES: u64 = 512 * 1024 * 1024;
 pub const DISK_CRITICAL_BYTES: u64 = 256 * 1024 * 1024;
 /// Below this much room, or a thirty-second of the disk, every call is denied: what is left is for acts and for the store.
 pub const DISK_EXHAUSTED_BYTES: u64 = 64 * 1024 * 1024;
+/// Calls of one serving runtime that use a proof or approval up at one time: more are denied at once, and use nothing.
+pub const LEDGER_USES_MAX: usize = 512;
+/// Uses that wait for the store, those that are given back among them: more are refused at once.
+pub const LEDGER_QUEUE_MAX: usize = 4096;
+/// How long a use waits for the store before it is refused, not done.
+pub const LEDGER_WAIT_MS: u64 = 1_000;

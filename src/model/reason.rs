@@ -215,6 +215,10 @@ reasons! {
     Stale = "STALE", Freshness, "this replica is not fresh enough to permit";
     /// The replica does not have the revision that was asked for.
     RevisionUnavailable = "REVISION_UNAVAILABLE", Freshness, "this replica has not reached the revision asked for";
+    /// The store did not take the use of a proof or approval in time: nothing was used.
+    LedgerBusy = "LEDGER_BUSY", Freshness, "the store did not take the use in time and nothing was used: ask again";
+    /// Nobody can say whether the store took the use of a proof or approval.
+    LedgerUnknown = "LEDGER_UNKNOWN", Freshness, "it is unknown whether the use was stored: send the very same request again";
     /// The decision could not be recorded.
     AuditUnavailable = "AUDIT_UNAVAILABLE", Audit, "the decision could not be recorded";
 }
@@ -232,7 +236,7 @@ mod tests {
     #[test]
     fn codes_are_unique_and_complete() {
         let mut codes: Vec<_> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
-        assert_eq!(codes.len(), 58);
+        assert_eq!(codes.len(), 60);
         codes.sort_unstable();
         codes.dedup();
         assert_eq!(codes.len(), Reason::ALL.len());

@@ -249,6 +249,13 @@ pub enum Write {
     },
 }
 
+impl Write {
+    /// Whether it writes documents.
+    pub fn is_of_document(&self) -> bool {
+        matches!(self, Write::PutDocument(_) | Write::RemoveDocument(_))
+    }
+}
+
 /// What a replica brings into a store that was adopted. Nothing is lifted or weakened by it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Merge {

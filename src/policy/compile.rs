@@ -16,7 +16,7 @@ use crate::model::shards::Shards;
 use super::bits::BitSet;
 use super::condition::Condition;
 use super::diagnostic::{Diagnostic, Severity};
-use super::document::{AgentSpec, Body, Document, GuardrailSpec, Names, Permissions};
+use super::document::{AgentSpec, Body, Document, GuardrailSpec, Names, OperatorSpec, Permissions};
 use super::tools::{Patterns, ToolTable};
 use super::validate::{self, Known};
 
@@ -66,6 +66,7 @@ struct Base {
     permission_sets: HashMap<Arc<str>, Permissions>,
     issuers: HashSet<Arc<str>>,
     operator_groups: HashSet<GroupId>,
+    operators: HashMap<Arc<str>, OperatorSpec>,
     /// By id, so that which of several is named hangs on no order.
     guardrails: Vec<Guardrail>,
 }
@@ -134,7 +135,10 @@ impl Compiled {
                 Body::Issuer(_) => {
                     base.issuers.insert(id());
                 }
-                Body::Operator(operator) => base.operator_groups.extend(operator.groups.iter().cloned()),
+                Body::Operator(operator) => {
+                    base.operator_groups.extend(operator.groups.iter().cloned());
+                    base.operators.insert(id(), operator.clone());
+                }
                 Body::Guardrail(guardrail) => base.guardrails.push(Guardrail::new(id(), guardrail, &base.tools, patterns)),
                 _ => {}
             }
@@ -309,6 +313,11 @@ impl Compiled {
     /// A registered tool.
     pub fn tool(&self, name: &str) -> Option<&Tool> {
         self.base.tools.tool(self.base.tools.number(name)?)
+    }
+
+    /// An operator, as its document stands.
+    pub fn operator(&self, id: &str) -> Option<&OperatorSpec> {
+        self.base.operators.get(id)
     }
 
     /// Every registered tool, by name.

@@ -110,9 +110,15 @@ async fn bench(settings: Settings) -> Bench {
             barrier,
         }
     };
-    let factories = Factories { decisions: Arc::new(grpc.clone()), admin: Box::new(grpc), http: Box::new(http) };
+    let factories =
+        Factories { decisions: Arc::new(grpc.clone()), finish: nothing(), admin: Box::new(grpc), http: Box::new(http) };
     let server = listeners.serve(factories).await.unwrap();
     Bench { addresses: server.addresses(), server, probe, barrier, ready }
+}
+
+/// What a runtime waits for whose calls begin nothing.
+fn nothing() -> Arc<dyn Fn(usize) -> Finish + Send + Sync> {
+    Arc::new(|_| Box::pin(std::future::ready(())))
 }
 
 /// More than the sockets' buffers of both sides hold.
@@ -426,6 +432,7 @@ async fn headers_too_long_are_refused_over_http2() {
 async fn a_factory_that_fails_is_an_error() {
     let factories = Factories {
         decisions: Arc::new(|_| panic!("no services today")),
+        finish: nothing(),
         admin: Box::new(|_| GrpcServices { routes: Routes::default(), barrier: Arc::new(NoBarrier) }),
         http: Box::new(|_| panic!("none here either")),
     };

@@ -19,10 +19,13 @@ use super::connection::{Connection, Guards};
 use super::listen::Accepted;
 use super::phase::{Draining, Phase, Phases};
 use super::settings::Settings;
-use super::{Error, GrpcServices, RuntimeContext};
+use super::{Error, Finish, GrpcServices, RuntimeContext};
 
 /// Time for blocking work that is still under way when its runtime ends.
 const BLOCKING_GRACE: Duration = Duration::from_secs(1);
+
+/// How long what calls have begun may take to its record, once they are answered or cut: longer than the store takes for a use.
+pub(super) const FINISH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A thread that was started, and how its owner hears of it.
 pub(super) struct Worker {
@@ -42,8 +45,9 @@ pub(super) struct Seat {
     pub(super) settings: Arc<Settings>,
 }
 
-/// Starts a thread called `name` (15 bytes are seen) that runs `work` on a runtime of its own until it ends or is cut.
-pub(super) fn start<W, F>(name: String, mut cut: Phases, work: W) -> Result<Worker, Error>
+/// Starts a thread called `name` (15 bytes are seen) that runs `work` on a runtime of its own until it ends or is cut, and then for so
+/// long as `finish` takes, at most [`FINISH_TIMEOUT`].
+pub(super) fn start<W, F>(name: String, mut cut: Phases, finish: Option<Finish>, work: W) -> Result<Worker, Error>
 where
     W: FnOnce(oneshot::Sender<()>) -> F + Send + 'static,
     F: Future<Output = ()>,
@@ -54,6 +58,12 @@ where
     let runtime = Builder::new_current_thread().enable_all().thread_name(&name).build().map_err(failed)?;
     let body = move || {
         run_until(&runtime, async { work(started_sender).await }, cut.reached(Phase::Cut));
+        if let Some(finish) = finish {
+            let finished = runtime.block_on(async { tokio::time::timeout(FINISH_TIMEOUT, finish).await });
+            if finished.is_err() {
+                tracing::error!("calls that use something up in the store did not end: their records are missing");
+            }
+        }
         runtime.shutdown_timeout(BLOCKING_GRACE);
         let _ = ended_sender.send(());
     };

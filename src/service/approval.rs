@@ -1,33 +1,42 @@
 //! Approvals around a decision: what a call asks for is stored before it is answered so, and what was approved is used once.
 //!
 //! ```text
-//! judged NEEDS_APPROVAL, or demands `prepared` ─▶ proof spent ─▶ used? ─yes─▶ decided again ─▶ PERMIT
-//!                                                                 └──no──▶ asked ─▶ NEEDS_APPROVAL
+//! judged NEEDS_APPROVAL, or demands `prepared` ─▶ used? ─yes─▶ judged anew ─▶ PERMIT
+//!                                                   └──no──▶ asked ───────▶ NEEDS_APPROVAL
 //! ```
 //!
-//! INVARIANT: an approval lifts what layers ask for and nothing else; after its use the call is decided again and a denial wins.
-//! Where a row goes from one state to the next is the store's business; this knows it through `ports::ApprovalLedger`.
+//! INVARIANT: an approval lifts what layers ask for and nothing else; after its use the call is judged anew and a denial wins.
+//! Where a row goes from one state to the next is the store's business; this knows it through `ports::ApprovalLedger`. Look next at
+//! `service/settle.rs`, which says in which order.
+
+use std::sync::Arc;
 
 use ring::digest::{Context, SHA256};
 
-use super::judge::{self, Judged};
+use super::Service;
+use super::judge::Judged;
 use super::request::{ApprovalRequest, Caller, CheckRequest};
-use super::{Service, decision_id, is_too_old};
-use crate::model::approval::{ApprovalCall, ApprovalRow, AskApproval, AskOutcome, Lack, OwnUse, UseApprovals, UseOutcome};
+use crate::model::approval::{
+    ApprovalCall, ApprovalRow, Approvers, AskApproval, AskOutcome, Lack, OwnUse, PreparedUse, UseApprovals, WaitingShare,
+};
 use crate::model::decision::{ApprovalNeed, Decision, Effect, PreparedNeed};
-use crate::model::ids::GroupId;
+use crate::model::ids::{GroupId, UserId};
 use crate::model::json::{Object, Value};
-use crate::model::limits::{APPROVAL_ARGUMENTS_BYTES_MAX, APPROVALS_WAITING_MAX};
+use crate::model::limits::{
+    APPROVAL_ARGUMENTS_BYTES_MAX, APPROVALS_WAITING_MAX, APPROVALS_WAITING_OF_AGENT_MAX, APPROVALS_WAITING_OF_USER_MAX,
+    APPROVALS_WAITING_TOTAL_MAX,
+};
 use crate::model::reason::{Layer, Reason};
-use crate::model::request::Subject;
+use crate::model::request::{Call, Subject};
+use crate::model::time::Now;
 use crate::pdp;
-use crate::snapshot::View;
+use crate::snapshot::{Snapshot, View};
 
 /// What a call must use before it is permitted.
 #[derive(Debug)]
-struct Wanted {
+pub(super) struct Wanted {
     call: ApprovalCall,
-    uses: UseApprovals,
+    pub(super) uses: UseApprovals,
     /// One for each of `uses.prepared`.
     prepared: Vec<PreparedNeed>,
     /// The layer that asks for the call's own approval, the first of them.
@@ -36,56 +45,19 @@ struct Wanted {
 }
 
 impl Service {
-    /// Does for a call that was not denied what must be done in the store before it is answered: its proof is spent, what it asks
-    /// for is stored, what was approved is used.
-    pub(super) async fn settle(&self, judged: &mut Judged, request: &CheckRequest, caller: &Caller, view: &View) {
-        let wanted = Wanted::of(judged, request, caller, || decision_id::new(self.parts.clock.now()));
-        if let Some(wanted) = &wanted {
-            judged.approval_digest = Some(wanted.digest().to_owned());
-            // What would be denied in the end must not use anything up.
-            if is_too_old(view, &request.tool, self.parts.clock.now()) {
-                judged.decision = Decision::deny(Reason::Stale, view.snapshot.revision().number);
-                return;
-            }
-        }
-        let denial = self.spend_proof(judged, request, view).await;
-        match (denial, wanted) {
-            (None, None) => {}
-            (None, Some(wanted)) => self.lift(judged, request, view, &wanted).await,
-            (Some(denial), wanted) => {
-                let of_proof = matches!(denial.reason, Reason::ProofReplayed | Reason::ProofStale);
-                if let (true, Some(wanted)) = (of_proof, &wanted)
-                    && let Ok(Some(decision_id)) = self.parts.approvals.repeated(&wanted.uses).await
-                {
-                    // A gateway that lost its answer asks again: the proof was spent by the call that is answered again.
-                    judged.message = None;
-                    self.permit_again(judged, request, view, wanted, decision_id);
-                } else {
-                    judged.decision = denial;
-                }
-            }
-        }
-    }
-
-    /// Uses what was approved, or asks.
-    async fn lift(&self, judged: &mut Judged, request: &CheckRequest, view: &View, wanted: &Wanted) {
+    /// Asks for what is lacking, or denies.
+    pub(super) async fn lacking(
+        &self,
+        judged: &mut Judged,
+        request: &CheckRequest,
+        caller: &Caller,
+        view: &mut View,
+        wanted: &Wanted,
+        (prepared, lack): (Option<usize>, Lack),
+    ) {
         let number = view.snapshot.revision().number;
-        let (prepared, lack) = match self.parts.approvals.use_once(wanted.uses.clone()).await {
-            Ok(UseOutcome::Used) => {
-                judged.decision_id = Some(wanted.uses.decision_id.clone());
-                return self.permit(judged, request, view, wanted);
-            }
-            Ok(UseOutcome::Repeated { decision_id }) => return self.permit_again(judged, request, view, wanted, decision_id),
-            Ok(UseOutcome::Lacking { prepared, lack }) => (prepared, lack),
-            Err(error) => {
-                tracing::warn!(%error, "an approval could not be used in the store");
-                judged.message = Some("the use of the approval could not be recorded in the store: ask again".to_owned());
-                judged.decision = Decision::deny(Reason::Stale, number);
-                return;
-            }
-        };
-        match prepared {
-            Some(index) => {
+        match (prepared, lack) {
+            (Some(index), lack) => {
                 let Some(need) = wanted.prepared.get(index) else {
                     judged.decision = Decision::deny(Reason::ApprovalRequired, number);
                     return;
@@ -94,16 +66,15 @@ impl Service {
                 judged.message = Some(format!("the call must be prepared: `{}` with the same arguments {says}", need.tool));
                 judged.decision = denied_by(Decision::deny(reason, number), Some(need.layer), need.hop);
             }
-            None => match lack {
-                Lack::Used => judged.decision = wanted.denied(Reason::ApprovalUsed, number),
-                Lack::Refused => judged.decision = wanted.denied(Reason::ApprovalRefused, number),
-                Lack::Missing | Lack::Waiting | Lack::Expired => self.ask(judged, wanted, number).await,
-            },
+            (None, Lack::Used) => judged.decision = wanted.denied(Reason::ApprovalUsed, number),
+            (None, Lack::Refused) => judged.decision = wanted.denied(Reason::ApprovalRefused, number),
+            (None, Lack::Missing | Lack::Waiting | Lack::Expired) => self.ask(judged, request, caller, view, wanted).await,
         }
     }
 
     /// Stores that the call asks; the decision stays what it is, or becomes a denial where that cannot be.
-    async fn ask(&self, judged: &mut Judged, wanted: &Wanted, number: u64) {
+    async fn ask(&self, judged: &mut Judged, request: &CheckRequest, caller: &Caller, view: &mut View, wanted: &Wanted) {
+        let number = view.snapshot.revision().number;
         let arguments_bytes = wanted.call.arguments_json.len();
         if arguments_bytes > APPROVAL_ARGUMENTS_BYTES_MAX {
             judged.message = Some(format!(
@@ -113,39 +84,56 @@ impl Service {
             judged.decision = wanted.denied(Reason::ApprovalRequired, number);
             return;
         }
-        let request = AskApproval { call: wanted.call.clone(), needs: judged.decision.approvals.clone() };
-        match self.parts.approvals.ask(request).await {
-            Ok(AskOutcome::Stands(row)) => judged.approval = Some(answered(&row, &judged.decision)),
-            Ok(AskOutcome::OverQuota) => {
-                judged.message = Some(format!(
-                    "this call needs an approval, and {APPROVALS_WAITING_MAX} calls of this agent wait for one already: have some \
-                     answered first"
-                ));
+        let needs = wanted.needs().to_vec();
+        let (proof, approvers) = (wanted.uses.proof.clone(), wanted.uses.approvers.clone());
+        let asked = AskApproval { call: wanted.call.clone(), needs, proof, approvers };
+        match self.parts.approvals.ask(asked).await {
+            Ok(AskOutcome::Stands(row)) => {
+                let asked = judged.decision.clone();
+                self.judge_anew(judged, request, caller, view);
+                if judged.decision.effect != Effect::Deny {
+                    judged.approval = Some(answered(&row, &asked));
+                    judged.decision = Decision { revision: judged.decision.revision, ..asked };
+                }
+            }
+            Ok(AskOutcome::Replayed) => judged.decision = Decision::deny(Reason::ProofReplayed, number),
+            Ok(AskOutcome::OverQuota(share)) => {
+                let waits = match share {
+                    WaitingShare::UserAndAgent => format!("{APPROVALS_WAITING_MAX} calls of this user by this agent wait"),
+                    WaitingShare::Agent => format!("{APPROVALS_WAITING_OF_AGENT_MAX} calls of this agent wait"),
+                    WaitingShare::User => format!("{APPROVALS_WAITING_OF_USER_MAX} calls of this user wait"),
+                    WaitingShare::Store => format!("{APPROVALS_WAITING_TOTAL_MAX} calls wait"),
+                };
+                judged.message =
+                    Some(format!("this call needs an approval, and {waits} for one already: have some answered first"));
                 judged.decision = wanted.denied(Reason::ApprovalRequired, number);
             }
-            Err(error) => {
-                tracing::warn!(%error, "a request for an approval could not be stored");
-                judged.message = Some("the request for an approval could not be recorded in the store: ask again".to_owned());
-                judged.decision = Decision::deny(Reason::Stale, number);
-            }
+            Err(error) => self.not_taken(judged, view, &error),
         }
     }
 
     /// The answer of before, if the call would still get it; a denial is another decision, with an id of its own.
-    fn permit_again(&self, judged: &mut Judged, request: &CheckRequest, view: &View, wanted: &Wanted, decision_id: String) {
-        self.permit(judged, request, view, wanted);
+    pub(super) fn permit_again(
+        &self,
+        judged: &mut Judged,
+        request: &CheckRequest,
+        caller: &Caller,
+        view: &mut View,
+        wanted: &Wanted,
+        decision_id: String,
+    ) {
+        self.permit(judged, request, caller, view, wanted);
         if judged.decision.effect == Effect::Permit {
             judged.decision_id = Some(decision_id);
         }
     }
 
-    /// Permits what was approved, unless the call decided again, on the same view at the time it is now, comes out worse.
-    fn permit(&self, judged: &mut Judged, request: &CheckRequest, view: &View, wanted: &Wanted) {
-        let (Some(chain), Some(arguments)) = (&judged.chain, &judged.arguments) else {
-            return;
-        };
-        let now = self.parts.clock.now();
-        let again = pdp::decide(&chain.prepared, &judge::call(request, arguments, now), &view.snapshot, now);
+    /// Permits what was approved, unless the call judged anew, by the newest view at the time it is now, comes out worse.
+    pub(super) fn permit(&self, judged: &mut Judged, request: &CheckRequest, caller: &Caller, view: &mut View, wanted: &Wanted) {
+        let decision_id = judged.decision_id.take();
+        self.judge_anew(judged, request, caller, view);
+        judged.decision_id = decision_id;
+        let again = std::mem::replace(&mut judged.decision, Decision::deny(Reason::ApprovalRequired, 0));
         judged.decision = match again.effect {
             Effect::Deny => again,
             _ if covers(wanted.needs(), &wanted.prepared, &again) => Decision {
@@ -168,7 +156,13 @@ impl Service {
 
 impl Wanted {
     /// What a judged call must use; `None` if it needs no approval of any kind.
-    fn of(judged: &Judged, request: &CheckRequest, caller: &Caller, decision_id: impl FnOnce() -> String) -> Option<Self> {
+    pub(super) fn of(
+        judged: &Judged,
+        request: &CheckRequest,
+        caller: &Caller,
+        decision_id: &str,
+        (snapshot, now): (&Arc<Snapshot>, Now),
+    ) -> Option<Self> {
         let decision = &judged.decision;
         if !judged.wants_approval() {
             return None;
@@ -178,11 +172,21 @@ impl Wanted {
         let call = call(subject, &request.tool, arguments);
         let own = (decision.effect == Effect::NeedsApproval)
             .then(|| OwnUse { digest: call.digest.clone(), needs: decision.approvals.clone() });
-        let prepared = decision.prepared.iter().map(|need| digest(subject, &need.tool, arguments)).collect();
+        let prepared = decision.prepared.iter().map(|need| PreparedUse {
+            digest: digest(subject, &need.tool, arguments),
+            needs: prepared_now(judged, request, need, snapshot, now).map(|now| now.approvals).unwrap_or_default(),
+        });
         let fingerprint = fingerprint(caller.gateway(), request, &chain.tokens);
         Some(Self {
             call,
-            uses: UseApprovals { own, prepared, decision_id: decision_id(), fingerprint },
+            uses: UseApprovals {
+                own,
+                prepared: prepared.collect(),
+                decision_id: decision_id.to_owned(),
+                fingerprint,
+                approvers: approvers(snapshot.clone()),
+                ..UseApprovals::default()
+            },
             prepared: decision.prepared.clone(),
             layer: decision.layer,
             hop: decision.hop,
@@ -190,9 +194,9 @@ impl Wanted {
     }
 
     /// The digest for the record: the call's own, or that of the first call that must have been prepared.
-    fn digest(&self) -> &str {
+    pub(super) fn digest(&self) -> &str {
         match (&self.uses.own, self.uses.prepared.first()) {
-            (None, Some(prepared)) => prepared,
+            (None, Some(prepared)) => &prepared.digest,
             _ => &self.call.digest,
         }
     }
@@ -204,6 +208,37 @@ impl Wanted {
     fn needs(&self) -> &[ApprovalNeed] {
         self.uses.own.as_ref().map(|own| own.needs.as_slice()).unwrap_or_default()
     }
+}
+
+/// Whose approvals still count, by a snapshot: its documents, and what is revoked.
+fn approvers(snapshot: Arc<Snapshot>) -> Approvers {
+    Approvers::new(move |call, layer| {
+        let user = UserId::new(call.issuer.as_str(), call.subject.as_str());
+        let operator = layer.approved_by.as_deref().unwrap_or_default();
+        snapshot.may_approve(operator, layer.approved_key.as_deref(), &layer.by, &user)
+    })
+}
+
+/// What is decided now of the call that must have been prepared; `None` where there is no chain to decide it for.
+fn prepared_now(judged: &Judged, request: &CheckRequest, need: &PreparedNeed, snapshot: &Snapshot, now: Now) -> Option<Decision> {
+    let (chain, arguments) = (judged.chain.as_ref()?, judged.arguments.as_ref()?);
+    let call = Call {
+        tool: &need.tool,
+        // Which schema it was prepared against is not known any more: the registered one is as good as can be asked for.
+        tool_schema_sha256: snapshot.tool(&need.tool).and_then(|tool| tool.schema_sha256),
+        arguments,
+        environment: request.environment.as_ref(),
+        unix_s: now.unix_s(),
+    };
+    Some(pdp::decide(&chain.prepared, &call, snapshot, now))
+}
+
+/// Why a call that must have been prepared is not permitted any more, if it is not.
+pub(super) fn unpermitted(judged: &Judged, request: &CheckRequest, snapshot: &Snapshot, now: Now) -> Option<(Decision, String)> {
+    judged.decision.prepared.iter().find_map(|need| {
+        let decision = prepared_now(judged, request, need, snapshot, now).filter(|now| now.effect == Effect::Deny)?;
+        Some((decision, format!("the call must be prepared, and `{}` is not permitted any more", need.tool)))
+    })
 }
 
 /// Whether all that a later decision asks for is what was used.
@@ -270,7 +305,7 @@ fn digest(subject: &Subject, tool: &str, arguments: &Object) -> String {
 /// Names the very request of the very gateway: SHA-256 over gateway, `request_id`, credential and proof, each with its length.
 ///
 /// A request without an id is never the same as another. A handle counts as the tokens that it stands for.
-fn fingerprint(gateway: &str, request: &CheckRequest, tokens: &[bytes::Bytes]) -> Option<String> {
+pub(super) fn fingerprint(gateway: &str, request: &CheckRequest, tokens: &[bytes::Bytes]) -> Option<String> {
     if request.request_id.is_empty() {
         return None;
     }

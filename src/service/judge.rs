@@ -31,6 +31,8 @@ pub(super) struct Judged {
     /// A proof that may be used only once.
     pub(super) single_use_proof: Option<VerifiedProof>,
     pub(super) destructive: bool,
+    /// Whether a proof of possession made the handle that was shown.
+    pub(super) proved: bool,
     /// Whether the chain was in the cache; `None` where there was none to look for.
     pub(super) cached: Option<bool>,
     /// The id that the store knows this decision by, where it used an approval.
@@ -53,6 +55,7 @@ impl Judged {
             proof_jti: None,
             single_use_proof: None,
             destructive: true,
+            proved: false,
             cached: None,
             decision_id: None,
             approval: None,
@@ -64,6 +67,11 @@ impl Judged {
     /// Whether an approval must be asked for or used before the call goes on.
     pub(super) fn wants_approval(&self) -> bool {
         self.decision.effect == Effect::NeedsApproval || !self.decision.prepared.is_empty()
+    }
+
+    /// Whether something must be used up, or asked for, in the store before the call goes on.
+    pub(super) fn needs_the_store(&self) -> bool {
+        self.wants_approval() || self.destructive && self.single_use_proof.is_some()
     }
 
     fn refused(mut self, rejection: Rejection, number: u64) -> Self {
@@ -104,8 +112,48 @@ impl Service {
             Err(rejection) => return judged.refused(rejection, number),
         };
         judged.cached = Some(credited.cached);
-        judged.chain = Some(credited.chain.clone());
-        let chain = &credited.chain.prepared;
+        judged.proved = credited.proved;
+        let judged = self.judge_credited(judged, &credited.chain, request, caller, view, now);
+        // Kept only for who showed that it is theirs, or that it is good for something: chains are cheap to make for whoever
+        // holds one.
+        if !credited.cached && (judged.proof_jti.is_some() || judged.decision.effect != Effect::Deny) {
+            self.chains.keep(credited.chain);
+        }
+        judged
+    }
+
+    /// Judges a call again whose credential was found before, by a view that may be newer.
+    pub(super) fn judge_again(&self, before: &Judged, request: &CheckRequest, caller: &Caller, view: &View, now: Now) -> Judged {
+        let snapshot = &*view.snapshot;
+        let number = snapshot.revision().number;
+        let mut judged = Judged::denied(Decision::deny(Reason::TokenMalformed, number));
+        judged.generation = snapshot.revocations().generation();
+        (judged.cached, judged.proved) = (before.cached, before.proved);
+        // What is not denied has a chain.
+        let Some(known) = &before.chain else { return judged };
+        match self.current(known, snapshot, &self.options(snapshot), now) {
+            Ok(chain) => self.judge_credited(judged, &chain, request, caller, view, now),
+            Err(rejection) => {
+                judged.chain = Some(known.clone());
+                judged.refused(rejection, number)
+            }
+        }
+    }
+
+    /// Judges what comes after the credential: audience, arguments, proof, decision.
+    fn judge_credited(
+        &self,
+        mut judged: Judged,
+        known: &Arc<KnownChain>,
+        request: &CheckRequest,
+        caller: &Caller,
+        view: &View,
+        now: Now,
+    ) -> Judged {
+        let snapshot = &*view.snapshot;
+        let (number, options) = (snapshot.revision().number, self.options(snapshot));
+        judged.chain = Some(known.clone());
+        let chain = &known.prepared;
         let audience = match self.audience(request.audience.as_deref(), caller, snapshot) {
             Ok(audience) => audience,
             Err(rejection) => return judged.refused(rejection, number),
@@ -137,18 +185,13 @@ impl Service {
                 }
                 Err(rejection) => return judged.refused(rejection, number),
             },
-            None if per_call || (per_handle && !credited.proved) => {
+            None if per_call || (per_handle && !judged.proved) => {
                 judged.decision = Decision::deny(Reason::ProofMissing, number);
                 return judged;
             }
             None => {}
         }
         judged.decision = pdp::decide(chain, &call(request, arguments, now), snapshot, now);
-        // Kept only for who showed that it is theirs, or that it is good for something: chains are cheap to make for whoever
-        // holds one.
-        if !credited.cached && (judged.proof_jti.is_some() || judged.decision.effect != Effect::Deny) {
-            self.chains.keep(credited.chain);
-        }
         judged
     }
 

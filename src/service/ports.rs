@@ -1,10 +1,24 @@
 //! What the service needs of the store, as small traits that `app` binds: a request reads the store nowhere else.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 
 use crate::model::approval::{AskApproval, AskOutcome, UseApprovals, UseOutcome};
 use crate::model::replica::Fleet;
 use crate::model::revision::Revision;
+
+/// Why a ledger has no answer.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LedgerError {
+    /// Nothing was written, because the store is away or too much waits for it.
+    #[error("{0}")]
+    Busy(String),
+    /// It cannot be said whether it was written.
+    #[error("{0}")]
+    Unknown(String),
+}
 
 /// Uses of proofs of destructive calls: once across the fleet.
 #[async_trait]
@@ -12,8 +26,8 @@ pub trait ProofLedger: Send + Sync {
     /// `true` for the first caller, `false` for every other one until the key expires.
     ///
     /// # Errors
-    /// If that could not be made durable; the call is denied.
-    async fn spend(&self, key: [u8; 32], expires_at_unix_s: i64) -> Result<bool, String>;
+    /// As [`LedgerError`] says; the call is denied.
+    async fn spend(&self, key: [u8; 32], expires_at_unix_s: i64) -> Result<bool, LedgerError>;
 }
 
 /// Approvals: asked for before a call is answered so, used once across the fleet.
@@ -22,21 +36,24 @@ pub trait ApprovalLedger: Send + Sync {
     /// Stores that a call asks.
     ///
     /// # Errors
-    /// If that could not be made durable; the call is denied.
-    async fn ask(&self, request: AskApproval) -> Result<AskOutcome, String>;
+    /// As [`LedgerError`] says; the call is denied.
+    async fn ask(&self, request: AskApproval) -> Result<AskOutcome, LedgerError>;
 
     /// Uses all that a call needs, or nothing.
     ///
     /// # Errors
-    /// If that could not be made durable; the call is denied.
-    async fn use_once(&self, request: UseApprovals) -> Result<UseOutcome, String>;
+    /// As [`LedgerError`] says; the call is denied.
+    async fn use_once(&self, request: UseApprovals) -> Result<UseOutcome, LedgerError>;
 
-    /// The decision that this very request was given a moment ago; uses nothing.
+    /// Gives back what a decision used that denied in the end. Whether there was something to give back.
     ///
     /// # Errors
-    /// If it cannot be read; the call is denied.
-    async fn repeated(&self, request: &UseApprovals) -> Result<Option<String>, String>;
+    /// As [`LedgerError`] says; then it stays used.
+    async fn give_back(&self, request: UseApprovals) -> Result<bool, LedgerError>;
 }
+
+/// Runs work to its end, whoever stops waiting for it.
+pub type Spawn = Arc<dyn Fn(BoxFuture<'static, ()>) + Send + Sync>;
 
 /// Who follows the store. No decision asks for it.
 #[async_trait]

@@ -52,6 +52,13 @@ impl UsedProofs {
         generations.current.contains(replay_key) || generations.previous.contains(replay_key)
     }
 
+    /// Takes back that a proof was used, where nothing came of it.
+    pub(super) fn unspend(&self, replay_key: &[u8; 32]) {
+        let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);
+        generations.current.remove(replay_key);
+        generations.previous.remove(replay_key);
+    }
+
     /// Uses a proof, known by its replay key.
     pub(super) fn spend(&self, replay_key: [u8; 32], now: Now) -> Use {
         let mut generations = self.generations.lock().unwrap_or_else(PoisonError::into_inner);

@@ -16,7 +16,7 @@ use crate::app::bind::StoreApprovals;
 use crate::audit::Log;
 use crate::model::approval::{AskApproval, AskOutcome, UseApprovals, UseOutcome};
 use crate::model::json::Object;
-use crate::model::records::{Change, Origin, RevocationRow, Target};
+use crate::model::records::{Change, DocumentKey, DocumentRow, Origin, RevocationRow, Target};
 use crate::model::revision::{HistoryId, Revision, StateDigest};
 use crate::model::time::ManualClock;
 use crate::policy::source::{SourceFile, parse};
@@ -30,62 +30,92 @@ const START_UNIX_S: i64 = 1_700_000_000;
 const TOOL: &str = "t/drop";
 const AUDIENCE: &str = "https://gateway";
 
+/// Something that happens while the store is asked.
+type Happening = Mutex<Option<Box<dyn FnOnce() + Send>>>;
+
 /// Spends every key, and lets something happen while it does.
-struct Ledger(Mutex<Option<Box<dyn FnOnce() + Send>>>);
+#[derive(Default)]
+struct Ledger {
+    meanwhile: Happening,
+    fails: Mutex<Option<LedgerError>>,
+}
 
 #[async_trait]
 impl ProofLedger for Ledger {
-    async fn spend(&self, _key: [u8; 32], _expires_at_unix_s: i64) -> Result<bool, String> {
+    async fn spend(&self, _key: [u8; 32], _expires_at_unix_s: i64) -> Result<bool, LedgerError> {
         // A store takes a while, in which others come.
         tokio::task::yield_now().await;
-        if let Some(happen) = self.0.lock().unwrap().take() {
+        if let Some(happen) = self.meanwhile.lock().unwrap().take() {
             happen();
         }
-        Ok(true)
+        self.fails.lock().unwrap().clone().map_or(Ok(true), Err)
     }
 }
 
-/// Approvals in a real store, where something may happen while one is used.
+/// Approvals in a real store, where something may happen before or after one is used.
 struct Desk {
     store: StoreApprovals,
-    meanwhile: Mutex<Option<Box<dyn FnOnce() + Send>>>,
-    fails: AtomicBool,
+    before: Happening,
+    meanwhile: Happening,
+    fails: Mutex<Option<LedgerError>>,
+    /// Uses wait until it is opened.
+    open: watch::Sender<bool>,
 }
 
 impl Desk {
-    fn works(&self) -> Result<(), String> {
-        if self.fails.load(Ordering::SeqCst) { Err("the store is away".to_owned()) } else { Ok(()) }
+    fn works(&self) -> Result<(), LedgerError> {
+        self.fails.lock().unwrap().clone().map_or(Ok(()), Err)
     }
 }
 
 #[async_trait]
 impl ApprovalLedger for Desk {
-    async fn ask(&self, request: AskApproval) -> Result<AskOutcome, String> {
+    async fn ask(&self, request: AskApproval) -> Result<AskOutcome, LedgerError> {
         self.works()?;
         self.store.ask(request).await
     }
 
-    async fn use_once(&self, request: UseApprovals) -> Result<UseOutcome, String> {
+    async fn use_once(&self, request: UseApprovals) -> Result<UseOutcome, LedgerError> {
         self.works()?;
+        self.open.subscribe().wait_for(|open| *open).await.unwrap();
+        if let Some(happen) = self.before.lock().unwrap().take() {
+            happen();
+        }
         let outcome = self.store.use_once(request).await;
-        if let Some(happen) = self.meanwhile.lock().unwrap().take() {
+        if outcome == Ok(UseOutcome::Used)
+            && let Some(happen) = self.meanwhile.lock().unwrap().take()
+        {
             happen();
         }
         outcome
     }
 
-    async fn repeated(&self, request: &UseApprovals) -> Result<Option<String>, String> {
-        self.works()?;
-        self.store.repeated(request).await
+    async fn give_back(&self, request: UseApprovals) -> Result<bool, LedgerError> {
+        self.store.give_back(request).await
     }
 }
 
-struct Never;
+/// Follows the store's numbers, and what a test says of the commits after the first.
+struct Follows {
+    cell: Arc<SnapshotCell>,
+    builder: Arc<Mutex<Builder>>,
+    changes: Mutex<Vec<Change>>,
+    stuck: AtomicBool,
+}
 
 #[async_trait]
-impl CatchUp for Never {
-    async fn reach(&self, _revision: &Revision) -> bool {
-        false
+impl CatchUp for Follows {
+    async fn reach(&self, revision: &Revision) -> bool {
+        if self.stuck.load(Ordering::SeqCst) {
+            return false;
+        }
+        let view = self.cell.load().unwrap();
+        if view.snapshot.revision().number < revision.number {
+            let changes = std::mem::take(&mut *self.changes.lock().unwrap());
+            let snapshot = self.builder.lock().unwrap().apply(revision.number, StateDigest::default(), changes.iter()).unwrap();
+            self.cell.publish(View { snapshot, ..view });
+        }
+        true
     }
 }
 
@@ -95,11 +125,20 @@ struct World {
     builder: Arc<Mutex<Builder>>,
     ledger: Arc<Ledger>,
     desk: Arc<Desk>,
+    follows: Arc<Follows>,
     store: Arc<dyn Store>,
     lane: Lane,
+    log: Arc<Log>,
+    documents: Vec<DocumentRow>,
     agent: PrivateKey,
     tokens: Vec<Bytes>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
+}
+
+/// Where a store is.
+fn revision_of(store: Arc<dyn Store>) -> Revision {
+    let read = move || tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(store.revision()).unwrap();
+    std::thread::spawn(read).join().unwrap()
 }
 
 fn world() -> World {
@@ -110,7 +149,7 @@ fn world() -> World {
          {{kind: application, id: p, allow: ['*']}}\n---\n{{kind: group, id: g, allow: ['*']}}\n---\n\
          {{kind: tool, id: {TOOL}, risk: destructive}}\n---\n\
          {{kind: server, id: pay, tools: {{refund: {{risk: write}}, burn: {{risk: destructive}}, tip: {{risk: read, proof: none}}}}}}\n---\n\
-         {{kind: operator, id: olga, keys: [{}], roles: [approve], groups: [leads]}}\n---\n\
+         {{kind: operator, id: olga, keys: [{}], roles: [approve], groups: [leads], users: [{{issuer: 'https://i', sub: olga}}]}}\n---\n\
          {{kind: agent, id: 'spiffe://a/b', keys: [{}], applications: [p], acts_for: [g], allow: [t/*], \
            approve: [{{pay/*: {{by: [leads], expires_in: 5m}}}}]}}\n",
         issuer.public_key().to_jwk(),
@@ -119,34 +158,41 @@ fn world() -> World {
     );
     let documents = parse(&[SourceFile { path: "p.yaml".to_owned(), content: policy.into_bytes() }]);
     assert_eq!(documents.diagnostics, []);
+    let folder = tempfile::tempdir().unwrap();
+    let store = Arc::new(SqliteStore::open(&folder.path().join("store.db"), clock.clone()).unwrap());
     let mut builder = Builder::new(Arc::new(Index::new()));
+    let rows: Vec<DocumentRow> = documents.documents.iter().map(|document| document.to_row(Origin::Folder)).collect();
     let state = FullState {
-        revision: Revision { history: HistoryId::new("h"), number: 1 },
+        revision: revision_of(store.clone()),
         digest: StateDigest::default(),
         iat_skew_s: 30,
         freshness_bound_ms: 5_000,
-        documents: documents.documents.iter().map(|document| document.to_row(Origin::Folder)).collect(),
+        documents: rows.clone(),
         revocations: vec![],
     };
     let cell = Arc::new(SnapshotCell::default());
-    let ledger = Arc::new(Ledger(Mutex::new(None)));
-    let folder = tempfile::tempdir().unwrap();
-    let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&folder.path().join("store.db"), clock.clone()).unwrap());
-    let desk =
-        Arc::new(Desk { store: StoreApprovals(store.clone()), meanwhile: Mutex::new(None), fails: AtomicBool::new(false) });
+    let ledger = Arc::new(Ledger::default());
+    let store: Arc<dyn Store> = store;
+    let (before, meanwhile, fails) = (Happening::default(), Happening::default(), Mutex::default());
+    let desk = Desk { store: StoreApprovals(store.clone()), before, meanwhile, fails, open: watch::Sender::new(true) };
+    let desk = Arc::new(desk);
+    clock.advance_ms(2_000);
+    cell.publish(View { snapshot: builder.replace(state).unwrap(), proof: Proof::SentAt(clock.now()) });
+    let builder = Arc::new(Mutex::new(builder));
+    let (changes, stuck) = (Mutex::default(), AtomicBool::new(false));
+    let follows = Arc::new(Follows { cell: cell.clone(), builder: builder.clone(), changes, stuck });
     let parts = Parts {
         cell: cell.clone(),
         ledger: ledger.clone(),
         approvals: desk.clone(),
-        catch_up: Arc::new(Never),
+        catch_up: follows.clone(),
         metrics: Metrics::unexported(),
         spans: Spans::off(),
         clock: clock.clone(),
+        spawn: Arc::new(|work| drop(tokio::spawn(work))),
     };
     let service = Arc::new(Service::new(parts, Settings::default()));
-    service.mark_ready();
-    clock.advance_ms(2_000);
-    cell.publish(View { snapshot: builder.replace(state).unwrap(), proof: Proof::SentAt(clock.now()) });
+    service.ready_at.get_or_init(|| Now { unix_ns: START_UNIX_S * 1_000_000_000, boot_ns: 0 });
     let claims = format!(
         r#"{{"iss":"https://i","aud":"{AUDIENCE}","sub":"u","sub_profile":"user","groups":["g"],"client_id":"p","sid":"s","txn":"x",
         "act":{{"iss":"https://i","sub":"spiffe://a/b"}},"exp":{},"cnf":{{"jwk":{}}},"del_max_depth":0,
@@ -157,8 +203,21 @@ fn world() -> World {
     let root = issue::issue_root(&issuer, &claims, clock.now()).unwrap();
     let log = Log::open(&folder.path().join("audit"), "n", clock.clone()).unwrap();
     let lane = service.lane(log.recorder("lane").unwrap());
-    let builder = Arc::new(Mutex::new(builder));
-    World { clock, cell, builder, ledger, desk, store, lane, agent, tokens: vec![root.into()], _folder: folder }
+    World {
+        clock,
+        cell,
+        builder,
+        ledger,
+        desk,
+        follows,
+        store,
+        lane,
+        log,
+        documents: rows,
+        agent,
+        tokens: vec![root.into()],
+        folder,
+    }
 }
 
 /// A destructive call with a proof.
@@ -199,10 +258,10 @@ fn session_killed() -> RevocationRow {
 
 /// What a destructive call gets if something happens while its proof is spent.
 async fn check(world: &World, meanwhile: impl FnOnce() + Send + 'static, expected: (Effect, Reason)) {
-    *world.ledger.0.lock().unwrap() = Some(Box::new(meanwhile));
+    *world.ledger.meanwhile.lock().unwrap() = Some(Box::new(meanwhile));
     let answer = world.lane.check(&asked(world), &caller()).await.unwrap();
     assert_eq!((answer.decision.effect, answer.decision.reason), expected, "{}", answer.message);
-    assert!(world.ledger.0.lock().unwrap().is_none(), "the proof was spent in the store");
+    assert!(world.ledger.meanwhile.lock().unwrap().is_none(), "the proof was spent in the store");
 }
 
 #[tokio::test]
@@ -251,13 +310,87 @@ async fn an_answer_that_was_held_is_confirmed() {
 #[tokio::test]
 async fn the_view_grows_old() {
     let world = world();
+    let clock = world.clock.clone();
+    check(&world, move || clock.advance_ms(1_500), (Effect::Deny, Reason::Stale)).await;
+}
+
+/// After a wait the newest view decides, whole: its proof of freshness as well as what it permits.
+#[tokio::test]
+async fn the_newest_view_decides_after_a_wait() {
+    let world = world();
     let (clock, cell) = (world.clock.clone(), world.cell.clone());
-    // A newer proof stands beside the newer view; it is not the one that was decided by.
-    let pass = move || {
+    let renewed = move || {
         clock.advance_ms(1_500);
         cell.renew(Proof::SentAt(clock.now()));
     };
-    check(&world, pass, (Effect::Deny, Reason::Stale)).await;
+    check(&world, renewed, (Effect::Permit, Reason::Ok)).await;
+
+    let world = self::world();
+    let (builder, cell) = (world.builder.clone(), world.cell.clone());
+    let published = move || {
+        let proof = cell.load().unwrap().proof;
+        let key = DocumentKey { kind: "tool".into(), id: TOOL.into() };
+        let removed = [Change::DocumentRemoved(key)];
+        let snapshot = builder.lock().unwrap().apply(1, StateDigest::default(), removed.iter()).unwrap();
+        cell.publish(View { snapshot, proof });
+    };
+    check(&world, published, (Effect::Deny, Reason::ToolUnknown)).await;
+}
+
+#[tokio::test]
+async fn a_caller_sees_what_it_has_seen_after_a_wait_too() {
+    let world = world();
+    let seen = world.cell.load().unwrap().snapshot.revision().clone();
+    let (builder, cell, documents) = (world.builder.clone(), world.cell.clone(), world.documents.clone());
+    // A restored store was adopted meanwhile: the newest view is of another history.
+    let adopted = move || {
+        let view = cell.load().unwrap();
+        let state = FullState {
+            revision: Revision { history: HistoryId::new("other"), number: 9 },
+            digest: StateDigest::default(),
+            iat_skew_s: 30,
+            freshness_bound_ms: 5_000,
+            documents,
+            revocations: vec![],
+        };
+        let snapshot = builder.lock().unwrap().replace(state).unwrap();
+        cell.publish(View { snapshot, ..view });
+    };
+    *world.ledger.meanwhile.lock().unwrap() = Some(Box::new(adopted));
+    let request = CheckRequest { at_least: Some(seen), ..asked(&world) };
+    let answer = world.lane.check(&request, &caller()).await.unwrap();
+    assert_eq!((answer.decision.effect, answer.decision.reason), (Effect::Deny, Reason::RevisionUnavailable));
+}
+
+/// What the store does not take in time uses nothing; what nobody knows of is said to be unknown.
+#[tokio::test]
+async fn a_busy_store_uses_nothing() {
+    let world = world();
+    let request = asked(&world);
+    let check = async |expected: (Effect, Reason)| {
+        let answer = world.lane.check(&request, &caller()).await.unwrap();
+        assert_eq!((answer.decision.effect, answer.decision.reason), expected, "{}", answer.message);
+        answer.message
+    };
+    *world.ledger.fails.lock().unwrap() = Some(LedgerError::Busy("away".to_owned()));
+    let message = check((Effect::Deny, Reason::LedgerBusy)).await;
+    assert!(message.contains("nothing was used"), "{message}");
+    *world.ledger.fails.lock().unwrap() = None;
+    let places = world.lane.places.clone().try_acquire_many_owned(LEDGER_USES_MAX as u32).unwrap();
+    let message = check((Effect::Deny, Reason::LedgerBusy)).await;
+    assert!(message.contains("nothing was used"), "{message}");
+    drop(places);
+    // The very same proof is still good.
+    check((Effect::Permit, Reason::Ok)).await;
+    check((Effect::Deny, Reason::ProofReplayed)).await;
+
+    let request = asked(&world);
+    *world.ledger.fails.lock().unwrap() = Some(LedgerError::Unknown("gone".to_owned()));
+    let answer = world.lane.check(&request, &caller()).await.unwrap();
+    assert_eq!(answer.decision.reason, Reason::LedgerUnknown);
+    *world.ledger.fails.lock().unwrap() = None;
+    let answer = world.lane.check(&request, &caller()).await.unwrap();
+    assert_eq!(answer.decision.reason, Reason::ProofReplayed, "it may have been spent");
 }
 
 #[tokio::test]

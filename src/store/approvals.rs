@@ -14,13 +14,15 @@ use std::collections::{BTreeMap, HashSet};
 use super::Error;
 use super::rules::{at_most, filled};
 use crate::model::approval::{
-    ApprovalCall, ApprovalLayer, ApprovalRow, ApprovalState, ApprovalUse, AskApproval, Lack, UseApprovals, UseOutcome,
+    ApprovalCall, ApprovalLayer, ApprovalRow, ApprovalState, ApprovalUse, Approvers, AskApproval, Lack, PreparedUse,
+    UseApprovals, UseOutcome,
 };
 use crate::model::decision::ApprovalNeed;
 use crate::model::limits::{
     APPROVAL_ARGUMENTS_BYTES_MAX, APPROVAL_KEPT_MS, APPROVAL_LAYERS_MAX, APPROVAL_REPEAT_MS, APPROVALS_PREPARED_MAX,
     CHAIN_TOKENS_MAX, ID_BYTES_MAX, TOOL_NAME_BYTES_MAX,
 };
+use crate::model::revision::Revision;
 
 /// Characters of a digest: hex SHA-256.
 const DIGEST_CHARACTERS: usize = 64;
@@ -54,6 +56,8 @@ pub fn check_ask(request: &AskApproval) -> Result<(), Error> {
 /// [`Error::Rejected`], naming what is malformed, too long or too many.
 pub fn check_use(request: &UseApprovals) -> Result<(), Error> {
     request.digests().into_iter().try_for_each(check_digest)?;
+    let layers = |one: &PreparedUse| at_most("layers that ask for an approval", one.needs.len(), APPROVAL_LAYERS_MAX);
+    request.prepared.iter().try_for_each(layers)?;
     at_most("prepared calls of one use", request.prepared.len(), APPROVALS_PREPARED_MAX)?;
     at_most("bytes in a decision id", request.decision_id.len(), ID_BYTES_MAX)?;
     if let Some(own) = &request.own {
@@ -131,6 +135,10 @@ pub fn ask(current: Option<ApprovalRow>, request: &AskApproval, unix_ms: i64) ->
     }
     let was_waiting = is_waiting(&row);
     let mut after = row.clone();
+    // Whoever approved and may not any more has approved nothing: somebody else can.
+    for layer in after.layers.iter_mut().filter(|layer| !request.approvers.approved(&row.call, layer)) {
+        (layer.approved_by, layer.approved_key) = (None, None);
+    }
     for need in &request.needs {
         match after.layers.iter_mut().find(|stored| (stored.layer, stored.hop) == (need.layer, need.hop)) {
             Some(stored) if stored.is_of(need) => {}
@@ -213,46 +221,113 @@ pub fn refuse(
     Ok(row)
 }
 
-/// Uses all that a call needs, or nothing. `rows` holds the row of each of [`UseApprovals::digests`] that there is; where the
-/// outcome is [`UseOutcome::Used`] they have changed and must be written.
-pub fn use_once(rows: &mut BTreeMap<String, ApprovalRow>, request: &UseApprovals, unix_ms: i64) -> UseOutcome {
+/// What a store knows of the moment of a use.
+#[derive(Clone, Copy, Debug)]
+pub struct Moment<'a> {
+    /// Where the store is.
+    pub head: &'a Revision,
+    /// Whether the proof of the call was not spent before; `true` where there is none.
+    pub proof_is_new: bool,
+    /// By the store's clock.
+    pub unix_ms: i64,
+}
+
+/// Uses all that a call needs, or nothing. `rows` holds the row of each of [`UseApprovals::digests`] that there is; where
+/// [`changes_rows`] of the outcome they have changed and must be written. The proof is spent where the outcome is
+/// [`UseOutcome::Used`], and nowhere else.
+pub fn use_once(rows: &mut BTreeMap<String, ApprovalRow>, request: &UseApprovals, moment: Moment<'_>) -> UseOutcome {
+    let Moment { head, proof_is_new, unix_ms } = moment;
+    // INVARIANT: whoever uses an approval has seen every act that was committed before, a kill among them.
+    if request.seen.as_ref().is_some_and(|seen| seen != head) {
+        return UseOutcome::Unseen { head: head.clone() };
+    }
     if let Some(decision_id) = repeated(rows, request, unix_ms) {
+        // INVARIANT: a decision that may have been given twice is used for good.
+        for made in uses_of(rows, request) {
+            made.given_again = true;
+        }
         return UseOutcome::Repeated { decision_id };
     }
+    if request.only_again || !proof_is_new {
+        return UseOutcome::Replayed;
+    }
     if let Some(own) = &request.own
-        && let Err(lack) = usable(rows.get(&own.digest), unix_ms, |row| row.used.is_some(), |row| meets(row, &own.needs))
+        && let Err(lack) =
+            usable(rows.get(&own.digest), unix_ms, |row| row.used.is_some(), |row| meets(row, &own.needs, &request.approvers))
     {
         return UseOutcome::Lacking { prepared: None, lack };
     }
-    for (index, digest) in request.prepared.iter().enumerate() {
-        let row = rows.get(digest);
-        if let Err(lack) = usable(row, unix_ms, |row| row.used_prepared.is_some(), ApprovalRow::is_approved) {
+    for (index, prepared) in request.prepared.iter().enumerate() {
+        let row = rows.get(&prepared.digest);
+        let is_approved = |row: &ApprovalRow| was_prepared(row, &prepared.needs, &request.approvers);
+        if let Err(lack) = usable(row, unix_ms, |row| row.used_prepared.is_some(), is_approved) {
             return UseOutcome::Lacking { prepared: Some(index), lack };
         }
     }
     // INVARIANT: nothing is marked before all was found good.
-    let made = ApprovalUse { decision_id: request.decision_id.clone(), unix_ms, fingerprint: request.fingerprint.clone() };
+    let (decision_id, fingerprint) = (request.decision_id.clone(), request.fingerprint.clone());
+    let made = ApprovalUse { decision_id, unix_ms, fingerprint, given_again: false };
     if let Some(row) = request.own.as_ref().and_then(|own| rows.get_mut(&own.digest)) {
         row.used = Some(made.clone());
     }
-    for digest in &request.prepared {
-        if let Some(row) = rows.get_mut(digest) {
+    for prepared in &request.prepared {
+        if let Some(row) = rows.get_mut(&prepared.digest) {
             row.used_prepared = Some(made.clone());
         }
     }
     UseOutcome::Used
 }
 
+/// Whether a use changed the rows that it names.
+pub fn changes_rows(outcome: &UseOutcome) -> bool {
+    matches!(outcome, UseOutcome::Used | UseOutcome::Repeated { .. })
+}
+
+/// Gives back what a decision used that was not answered in the end: all of it, or nothing where the decision was given again
+/// meanwhile. Whether it was given back; then the rows have changed and must be written.
+pub fn give_back(rows: &mut BTreeMap<String, ApprovalRow>, request: &UseApprovals) -> bool {
+    let mine = |made: &Option<ApprovalUse>| {
+        made.as_ref().is_some_and(|made| made.decision_id == request.decision_id && !made.given_again)
+    };
+    let own = request.own.iter().all(|own| rows.get(&own.digest).is_some_and(|row| mine(&row.used)));
+    let prepared = request.prepared.iter().all(|one| rows.get(&one.digest).is_some_and(|row| mine(&row.used_prepared)));
+    if !own || !prepared {
+        return false;
+    }
+    if let Some(row) = request.own.as_ref().and_then(|own| rows.get_mut(&own.digest)) {
+        row.used = None;
+    }
+    for prepared in &request.prepared {
+        if let Some(row) = rows.get_mut(&prepared.digest) {
+            row.used_prepared = None;
+        }
+    }
+    true
+}
+
+/// The uses that a request would make, of those rows where they were made.
+fn uses_of<'a>(
+    rows: &'a mut BTreeMap<String, ApprovalRow>,
+    request: &'a UseApprovals,
+) -> impl Iterator<Item = &'a mut ApprovalUse> {
+    rows.iter_mut().flat_map(move |(digest, row)| {
+        let own = request.own.as_ref().is_some_and(|own| own.digest == *digest);
+        let prepared = request.prepared.iter().any(|one| one.digest == *digest);
+        let ApprovalRow { used, used_prepared, .. } = row;
+        used.iter_mut().filter(move |_| own).chain(used_prepared.iter_mut().filter(move |_| prepared))
+    })
+}
+
 /// The decision that this very request was given when it used the same approvals, if that was a moment ago.
 ///
 /// What the layers ask for must still have been approved as they ask now.
-pub fn repeated(rows: &BTreeMap<String, ApprovalRow>, request: &UseApprovals, unix_ms: i64) -> Option<String> {
+fn repeated(rows: &BTreeMap<String, ApprovalRow>, request: &UseApprovals, unix_ms: i64) -> Option<String> {
     request.fingerprint.as_ref()?;
     let own = request.own.iter().map(|own| {
         let row = rows.get(&own.digest)?;
-        row.used.as_ref().filter(|_| row.refused_by.is_none() && meets(row, &own.needs))
+        row.used.as_ref().filter(|_| row.refused_by.is_none() && meets(row, &own.needs, &request.approvers))
     });
-    let prepared = request.prepared.iter().map(|digest| rows.get(digest)?.used_prepared.as_ref());
+    let prepared = request.prepared.iter().map(|one| rows.get(&one.digest)?.used_prepared.as_ref());
     let uses: Option<Vec<&ApprovalUse>> = own.chain(prepared).collect();
     let uses = uses?;
     let first = uses.first()?;
@@ -292,8 +367,15 @@ fn usable(
 }
 
 /// Whether every layer that asks now has its approval, given for what it asks now.
-fn meets(row: &ApprovalRow, needs: &[ApprovalNeed]) -> bool {
-    !needs.is_empty() && needs.iter().all(|need| row.layers.iter().any(|layer| layer.is_of(need) && layer.approved_by.is_some()))
+fn meets(row: &ApprovalRow, needs: &[ApprovalNeed], approvers: &Approvers) -> bool {
+    let has = |need: &ApprovalNeed| row.layers.iter().any(|layer| layer.is_of(need) && approvers.approved(&row.call, layer));
+    !needs.is_empty() && needs.iter().all(has)
+}
+
+/// Whether a call was prepared: approved whole by who may still approve, and as its layers ask now, where they still ask.
+fn was_prepared(row: &ApprovalRow, needs: &[ApprovalNeed], approvers: &Approvers) -> bool {
+    let whole = !row.layers.is_empty() && row.layers.iter().all(|layer| approvers.approved(&row.call, layer));
+    whole && (needs.is_empty() || meets(row, needs, approvers))
 }
 
 /// The row, if an operator can still answer it.

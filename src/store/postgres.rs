@@ -1,12 +1,14 @@
 //! The store of a fleet: one PostgreSQL database that replicas on many machines follow.
 //!
 //! Revisions are dense by the lock on one row. A follower's poll is a write, its heartbeat, for a server that another one has
-//! replaced can still be read but not be committed to. Three connections: one commits, one polls, one reads much; a fourth listens
-//! for notifications, which nothing relies on. Only `store` knows SQL. Look next at `postgres/settings.rs` (what is promised),
+//! replaced can still be read but not be committed to. Each kind of work has a connection of its own, made when it is first needed: kills
+//! have one, other commits, uses of proofs and approvals, polls, lists and full states too. One more listens for notifications, which
+//! nothing relies on. Only `store` knows SQL. Look next at `postgres/settings.rs` (what is promised),
 //! `postgres/link.rs` (what a transaction is), `postgres/read.rs` and `postgres/write.rs`.
 
 mod apply;
 mod approvals;
+mod blocked;
 mod fleet;
 mod history;
 mod lane;
@@ -17,7 +19,9 @@ mod pending;
 mod read;
 mod schema;
 mod settings;
+mod staged;
 mod tls;
+mod uses;
 mod write;
 
 use std::future::Future;
@@ -30,15 +34,16 @@ use tokio::sync::{Mutex, watch};
 pub use self::settings::{Durability, Settings, Tls};
 
 use self::lane::{Lane, Limits, Workers};
-use self::link::{Begin, Fault, Link, raise};
+use self::link::{Begin, Fault, Link, MOVED, raise};
 use self::read::Expected;
 use self::tls::Connector;
+use self::uses::{Answer, Queue, Request};
 use super::{
     Changes, CommitRequest, Committed, Documents, Error, Heartbeat, Lineage, Merged, PolicyCommit, Registration, Replicas,
     Revocations, State, Store, approvals as steps, rules,
 };
-use crate::model::approval::{ApprovalFilter, Approvals, AskApproval, AskOutcome, UseApprovals, UseOutcome};
-use crate::model::records::{DocumentKey, RevocationRow, Target};
+use crate::model::approval::{ApprovalFilter, Approvals, AskApproval, AskOutcome, ProofUse, UseApprovals, UseOutcome};
+use crate::model::records::{DocumentKey, RevocationRow, Target, Write};
 use crate::model::revision::{HistoryId, Revision};
 use crate::model::time::Clock;
 
@@ -46,8 +51,8 @@ use crate::model::time::Clock;
 const OPEN: Limits = limits(Begin { one_view: false, writes: true, lock_timeout_ms: 10_000 }, 5_000, 2_000, 20_000);
 /// A commit waits for others, and for a standby.
 const COMMIT: Limits = limits(Begin { one_view: false, writes: true, lock_timeout_ms: 5_000 }, 5_000, 2_000, 10_000);
-/// A key that cannot be spent in time, or an approval that cannot be asked for or used, is a denial.
-const SPEND: Limits = limits(Begin { one_view: false, writes: true, lock_timeout_ms: 2_000 }, 2_000, 1_000, 3_000);
+/// What cannot be used in time is a denial. Whoever holds a row or key of a use holds it for some milliseconds.
+const USE: Limits = limits(Begin { one_view: false, writes: true, lock_timeout_ms: 500 }, 1_000, 1_000, 2_000);
 /// What a poll may take before its connection is given up.
 const POLL: Limits = limits(Begin { one_view: false, writes: true, lock_timeout_ms: 200 }, 300, 1_000, 300);
 /// Commits that a poll found, once it is known that there are any.
@@ -56,6 +61,11 @@ const REGISTER: Limits = limits(Begin { one_view: false, writes: true, lock_time
 const LOAD_AS: Limits = limits(Begin { one_view: true, writes: true, lock_timeout_ms: 200 }, 5_000, 2_000, 60_000);
 const LOAD: Limits = limits(Begin { one_view: true, writes: false, lock_timeout_ms: 200 }, 30_000, 2_000, 60_000);
 const READ: Limits = limits(Begin { one_view: true, writes: false, lock_timeout_ms: 200 }, 5_000, 2_000, 30_000);
+
+/// How often a commit is tried while others commit.
+const COMMIT_ATTEMPTS_MAX: u32 = 8;
+/// After so long somebody else holds a commit up.
+const BLOCKED_AFTER: Duration = Duration::from_millis(1_000);
 
 const fn limits(begin: Begin, wait_ms: u64, connect_ms: u64, work_ms: u64) -> Limits {
     let (wait, connect, work) =
@@ -69,11 +79,14 @@ const fn limits(begin: Begin, wait_ms: u64, connect_ms: u64, work_ms: u64) -> Li
 /// runtimes at once. Dropping it finishes the writes that were asked for.
 pub struct PostgresStore {
     workers: Workers,
+    /// Opened at the start and kept for kills, so that none waits behind anything else of this process.
+    killer: Arc<Lane>,
     writer: Arc<Lane>,
+    uses: Queue,
     poller: Arc<Lane>,
     reader: Arc<Lane>,
     loader: Arc<Lane>,
-    expected: RwLock<Arc<Expected>>,
+    expected: Arc<RwLock<Arc<Expected>>>,
     notify: bool,
     wake: watch::Sender<u64>,
     /// In place of the server's clock; tests alone have one.
@@ -107,42 +120,26 @@ impl PostgresStore {
         let connector = Connector::new(&settings.tls)?;
         let settings = Arc::new(settings);
         let workers = Workers::start()?;
-        let lane = || Lane::new(settings.clone(), connector.clone());
-        let (writer, poller, reader, loader) = (lane(), lane(), lane(), lane());
         let (shown, durability) = (settings.shown().to_owned(), settings.durability);
         let unix_ms = clock.as_ref().map(|clock| clock.now().unix_ms());
         let expected = Expected { history: None, durability, shown: shown.clone() };
-        let opening = writer.clone();
+        let lane = || Lane::new(settings.clone(), connector.clone());
+        let (killer, opening) = (lane(), expected.clone());
+        let opener = killer.clone();
         let revision = workers.run(true, async move {
             let open = |link: Arc<Link>| async move {
                 schema::check_server(&link, durability, &shown).await?;
                 schema::prepare(&link, of_store, unix_ms, &shown).await?;
-                Ok(read::head(&link, &expected, false).await?.revision)
+                Ok(read::head(&link, &opening, false).await?.revision)
             };
-            opening.transact(OPEN, open).await
+            opener.transact(OPEN, open).await
         });
         let revision = revision.await?;
         if durability == Durability::Asynchronous {
             warn_of_asynchronous();
         }
-        let wake = watch::Sender::new(revision.number);
-        if settings.notify {
-            workers.spawn(listen::listen(settings.clone(), connector, wake.clone()));
-        }
-        let expected = Expected { history: Some(revision.history), durability, shown: settings.shown().to_owned() };
-        let notify = settings.notify;
-        Ok(Self {
-            workers,
-            writer,
-            poller,
-            reader,
-            loader,
-            expected: RwLock::new(Arc::new(expected)),
-            notify,
-            wake,
-            clock,
-            checked: Mutex::new(true),
-        })
+        let expected = Expected { history: Some(revision.history), ..expected };
+        Ok(Self::assemble(workers, killer, &lane, (expected, revision.number), &settings, clock, true))
     }
 
     /// A store that could not be reached when the program started, which followed it before: it is of that history, or not used. What
@@ -155,14 +152,37 @@ impl PostgresStore {
         let settings = Arc::new(settings);
         let workers = Workers::start()?;
         let lane = || Lane::new(settings.clone(), connector.clone());
-        let (writer, poller, reader, loader) = (lane(), lane(), lane(), lane());
-        let wake = watch::Sender::new(0);
-        if settings.notify {
-            workers.spawn(listen::listen(settings.clone(), connector, wake.clone()));
-        }
         let expected = Expected { history: Some(history), durability: settings.durability, shown: settings.shown().to_owned() };
-        let (notify, expected, checked) = (settings.notify, RwLock::new(Arc::new(expected)), Mutex::new(false));
-        Ok(Self { workers, writer, poller, reader, loader, expected, notify, wake, clock: None, checked })
+        Ok(Self::assemble(workers, lane(), &lane, (expected, 0), &settings, None, false))
+    }
+
+    fn assemble(
+        workers: Workers,
+        killer: Arc<Lane>,
+        lane: &dyn Fn() -> Arc<Lane>,
+        (expected, number): (Expected, u64),
+        settings: &Arc<Settings>,
+        clock: Option<Arc<dyn Clock>>,
+        checked: bool,
+    ) -> Self {
+        let wake = watch::Sender::new(number);
+        if settings.notify {
+            let listener = lane();
+            workers.spawn(listen::listen(settings.clone(), listener.connector(), wake.clone()));
+        }
+        let expected = Arc::new(RwLock::new(Arc::new(expected)));
+        let (held, dates) = (expected.clone(), clock.clone());
+        let worker = uses::Worker {
+            lane: lane(),
+            limits: USE,
+            expected: Arc::new(move || held.read().unwrap_or_else(PoisonError::into_inner).clone()),
+            unix_ms: Arc::new(move || dates.as_ref().map(|clock| clock.now().unix_ms())),
+        };
+        let (uses, work) = Queue::new(worker, settings.shown());
+        workers.spawn(work);
+        let (writer, poller, reader, loader) = (lane(), lane(), lane(), lane());
+        let (notify, checked) = (settings.notify, Mutex::new(checked));
+        Self { workers, killer, writer, uses, poller, reader, loader, expected, notify, wake, clock, checked }
     }
 
     /// Checks the server and its tables once, where that could not be done at the start.
@@ -171,7 +191,7 @@ impl PostgresStore {
         if *checked {
             return Ok(());
         }
-        let (lane, expected) = (self.writer.clone(), self.expected());
+        let (lane, expected) = (self.killer.clone(), self.expected());
         let check = lane.transact(OPEN, |link| async move {
             schema::check_server(&link, expected.durability, &expected.shown).await?;
             schema::bring_up(&link, &expected.shown).await
@@ -195,6 +215,36 @@ impl PostgresStore {
         let (lane, expected) = (lane.clone(), self.expected());
         let finish = limits.begin.writes && !limits.begin.one_view;
         self.workers.run(finish, lane.transact(limits, move |link| work(link, expected))).await
+    }
+
+    /// A commit; where it has to wait, whoever holds it up is named in the log and in the error.
+    async fn named<T>(&self, commit: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+        let (reader, blocker) = (self.reader.clone(), Arc::new(std::sync::Mutex::new(None)));
+        let found = blocker.clone();
+        // On the store's own threads: a caller's runtime may have no clock.
+        let watch = self.workers.spawn(async move {
+            tokio::time::sleep(BLOCKED_AFTER).await;
+            // It may be over before it is asked, and then there is nobody.
+            if let Ok(Some(blocker)) = reader.transact(READ, |link| async move { blocked::blocker(&link).await }).await {
+                tracing::warn!("a commit waits, held up by {blocker}");
+                *found.lock().unwrap_or_else(PoisonError::into_inner) = Some(blocker);
+            }
+        });
+        let done = commit.await;
+        watch.abort();
+        let blocker = blocker.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match (done, blocker) {
+            (Err(Error::Unavailable(why)), Some(blocker)) => {
+                Err(Error::Unavailable(format!("{why}; it was held up by {blocker}")))
+            }
+            (done, _) => done,
+        }
+    }
+
+    /// Asks the ledger, which groups what waits together.
+    async fn ledger(&self, request: Request) -> Result<Answer, Error> {
+        self.check_once().await?;
+        self.uses.ask(request, self.workers.alive()).await
     }
 
     /// What every answer is held against now.
@@ -267,10 +317,22 @@ impl Store for PostgresStore {
     async fn commit(&self, request: CommitRequest) -> Result<Committed, Error> {
         rules::check_request(&request)?;
         let (unix_ms, notify) = (self.unix_ms(), self.notify);
-        let done = self.on(&self.writer, COMMIT, move |link, expected| async move {
-            write::commit(&link, &expected, &request, unix_ms, notify).await
-        });
-        let done = done.await?;
+        let is_kill = request.writes.iter().any(|write| matches!(write, Write::Revoke { .. }))
+            && !request.writes.iter().any(Write::is_of_document);
+        let lane = if is_kill { &self.killer } else { &self.writer };
+        let request = Arc::new(request);
+        let mut attempt = 0;
+        let done = loop {
+            attempt += 1;
+            let request = request.clone();
+            let work = move |link: Arc<Link>, expected: Arc<Expected>| async move {
+                write::commit(&link, &expected, &request, unix_ms, notify).await
+            };
+            match self.named(self.on(lane, COMMIT, work)).await {
+                Err(Error::Unavailable(why)) if why == MOVED && attempt < COMMIT_ATTEMPTS_MAX => {}
+                done => break done?,
+            }
+        };
         if self.expected().history.as_ref().is_some_and(|history| *history != done.revision.history) {
             self.follow_history(&done.revision);
         }
@@ -279,31 +341,34 @@ impl Store for PostgresStore {
     }
 
     async fn spend(&self, key: [u8; 32], expires_at_unix_s: i64) -> Result<bool, Error> {
-        let unix_ms = self.unix_ms();
-        self.on(&self.writer, SPEND, move |link, expected| async move {
-            write::spend(&link, &expected, &key, expires_at_unix_s, unix_ms).await
-        })
-        .await
+        match self.ledger(Request::Spend(ProofUse { key, expires_at_unix_s })).await? {
+            Answer::Spend(first) => Ok(first),
+            _ => Err(uses::unanswered()),
+        }
     }
 
     async fn ask_approval(&self, request: AskApproval) -> Result<AskOutcome, Error> {
         steps::check_ask(&request)?;
-        let unix_ms = self.unix_ms();
-        self.on(
-            &self.writer,
-            SPEND,
-            move |link, expected| async move { approvals::ask(&link, &expected, &request, unix_ms).await },
-        )
-        .await
+        match self.ledger(Request::Ask(request)).await? {
+            Answer::Ask(outcome) => Ok(outcome),
+            _ => Err(uses::unanswered()),
+        }
     }
 
     async fn use_approvals(&self, request: UseApprovals) -> Result<UseOutcome, Error> {
         steps::check_use(&request)?;
-        let unix_ms = self.unix_ms();
-        self.on(&self.writer, SPEND, move |link, expected| async move {
-            approvals::use_once(&link, &expected, &request, unix_ms).await
-        })
-        .await
+        match self.ledger(Request::Use(request)).await? {
+            Answer::Use(outcome) => Ok(outcome),
+            _ => Err(uses::unanswered()),
+        }
+    }
+
+    async fn give_back_approvals(&self, request: UseApprovals) -> Result<bool, Error> {
+        steps::check_use(&request)?;
+        match self.ledger(Request::GiveBack(request)).await? {
+            Answer::GiveBack(given) => Ok(given),
+            _ => Err(uses::unanswered()),
+        }
     }
 
     async fn approvals(&self, filter: ApprovalFilter, limit: usize) -> Result<Approvals, Error> {

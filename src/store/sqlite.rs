@@ -23,6 +23,7 @@ mod write;
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use rusqlite::Connection;
@@ -36,12 +37,13 @@ use self::fleet::Beats;
 use self::lane::Lane;
 use self::open::Db;
 use self::read::Reader;
-use self::write::{Checkpoints, Job, Reply};
+use self::write::{Checkpoints, Job, Reply, Until};
 use super::{
     Changes, CommitRequest, Committed, Documents, Error, Heartbeat, Lineage, Merged, PolicyCommit, Registration, Replicas,
     Revocations, Settings, State, Store, approvals as steps, rules,
 };
-use crate::model::approval::{ApprovalFilter, Approvals, AskApproval, AskOutcome, UseApprovals, UseOutcome};
+use crate::model::approval::{ApprovalFilter, Approvals, AskApproval, AskOutcome, ProofUse, UseApprovals, UseOutcome};
+use crate::model::limits::LEDGER_WAIT_MS;
 use crate::model::records::{DocumentKey, RevocationRow, Target};
 use crate::model::revision::Revision;
 use crate::model::time::Clock;
@@ -118,10 +120,20 @@ impl SqliteStore {
     async fn write<T>(&self, job: impl FnOnce(Reply<T>) -> Job) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
         self.writer.send(job(reply)).await?;
-        answer
-            .await
-            .map_err(|_| Error::Unknown("the store stopped while writing: it may or may not have been written".to_owned()))?
+        answer.await.map_err(|_| stopped())?
     }
+
+    /// As [`SqliteStore::write`], for what waits behind commits, and is refused where too much waits or for too long.
+    async fn ledger<T>(&self, job: impl FnOnce(Until, Reply<T>) -> Job) -> Result<T, Error> {
+        let (reply, answer) = oneshot::channel();
+        let until = Instant::now() + Duration::from_millis(LEDGER_WAIT_MS);
+        self.writer.queue(job(until, reply))?;
+        answer.await.map_err(|_| stopped())?
+    }
+}
+
+fn stopped() -> Error {
+    Error::Unknown("the store stopped while writing: it may or may not have been written".to_owned())
 }
 
 #[async_trait]
@@ -164,17 +176,22 @@ impl Store for SqliteStore {
     }
 
     async fn spend(&self, key: [u8; 32], expires_at_unix_s: i64) -> Result<bool, Error> {
-        self.write(|reply| Job::Spend { key, expires_at_unix_s, reply }).await
+        self.ledger(|until, reply| Job::Spend(ProofUse { key, expires_at_unix_s }, until, reply)).await
     }
 
     async fn ask_approval(&self, request: AskApproval) -> Result<AskOutcome, Error> {
         steps::check_ask(&request)?;
-        self.write(|reply| Job::Ask(request, reply)).await
+        self.ledger(|until, reply| Job::Ask(request, until, reply)).await
     }
 
     async fn use_approvals(&self, request: UseApprovals) -> Result<UseOutcome, Error> {
         steps::check_use(&request)?;
-        self.write(|reply| Job::Use(request, reply)).await
+        self.ledger(|until, reply| Job::Use(request, until, reply)).await
+    }
+
+    async fn give_back_approvals(&self, request: UseApprovals) -> Result<bool, Error> {
+        steps::check_use(&request)?;
+        self.write(|reply| Job::GiveBack(request, reply)).await
     }
 
     async fn approvals(&self, filter: ApprovalFilter, limit: usize) -> Result<Approvals, Error> {

@@ -9,6 +9,7 @@ use portcullis::api::r#gen::RevocationMeaning::Dead;
 use portcullis::api::r#gen::approval_service_client::ApprovalServiceClient;
 use portcullis::api::r#gen::decision_service_client::DecisionServiceClient;
 use portcullis::api::r#gen::policy_service_client::PolicyServiceClient;
+use portcullis::model::approval::ApprovalFilter;
 use portcullis::model::records::{DocumentKey, DocumentRow, Origin, Write};
 use portcullis::model::time::SystemClock;
 use portcullis::store::sqlite::SqliteStore;
@@ -153,9 +154,10 @@ impl Desk {
         let content = change(std::fs::read_to_string(self.world.policies().join("policy.yaml")).unwrap());
         let file = wire::PolicyFile { path: "policy.yaml".to_owned(), content: content.into() };
         let message = wire::ApplyPolicyRequest { files: vec![file], dry_run: false };
-        let by = self.local.authorization(APPLY, &message);
+        // Two who administer: some of what is changed are operators.
+        let by = [self.local.authorization(APPLY, &message), self.by("roleless", APPLY, &message)];
         let mut client = PolicyServiceClient::new(self.local.channel.clone());
-        client.apply(signed(message, &[by])).await.unwrap().into_inner().revision
+        client.apply(signed(message, &by)).await.unwrap().into_inner().revision
     }
 
     fn store(&self) -> PathBuf {
@@ -353,6 +355,51 @@ async fn every_layer_that_asks_must_be_approved() {
     desk.permits(desk.refund(7)).await;
 }
 
+/// What somebody approved who is no approver any more counts no more, and somebody else can approve.
+#[tokio::test]
+async fn an_approval_needs_an_approver_at_its_use() {
+    let desk = Desk::new().await;
+    let olga = format!("roles: [approve], groups: [leads], users: [{{issuer: {ISSUER}, sub: olga}}]");
+    let others = [
+        olga.replace("roles: [approve]", "roles: [audit]"),
+        olga.replace("groups: [leads]", "groups: [payers]"),
+        olga.replace("sub: olga", "sub: ana"),
+        olga.replace("sub: olga", "sub: olga2"),
+    ];
+    for (amount, other) in (1..).zip(&others) {
+        let digest = desk.needs(desk.refund(amount)).await.digest;
+        desk.approve("olga", &digest).await.unwrap();
+        let revision = desk.apply(|policy| policy.replace(&olga, other)).await;
+        let refund = || wire::CheckRequest { at_least: revision.clone(), ..desk.refund(amount) };
+        if amount == 4 {
+            // Another user of the same operator changes nothing for this one.
+            desk.permits(refund()).await;
+            continue;
+        }
+        let asked = desk.needs(refund()).await;
+        assert_eq!((&asked.digest, asked.approvers.as_slice()), (&digest, &["leads".to_owned()][..]));
+        desk.approve("otto", &digest).await.unwrap();
+        desk.permits(refund()).await;
+        desk.apply(|policy| policy.replace(other.as_str(), &olga)).await;
+    }
+}
+
+/// What must be prepared must be permitted still when that is used.
+#[tokio::test]
+async fn a_prepared_call_is_still_permitted_at_its_use() {
+    let desk = Desk::new().await;
+    let call = |tool: &str| desk.world.call(&desk.chain, tool, "{\"id\":1}");
+    let digest = desk.needs(call(PREPARE)).await.digest;
+    desk.approve("olga", &digest).await.unwrap();
+    let deny = "deny: [pay/large]";
+    let revision = desk.apply(|policy| policy.replace(deny, "deny: [pay/large, pay/prepare]")).await;
+    let denied = wire::CheckRequest { at_least: revision, ..call(EXECUTE) };
+    let answer = desk.denies(denied, "AGENT_DENIES", "agent").await;
+    assert!(answer.message.contains(PREPARE), "{}", answer.message);
+    let revision = desk.apply(|policy| policy.replace("deny: [pay/large, pay/prepare]", deny)).await;
+    desk.permits(wire::CheckRequest { at_least: revision, ..call(EXECUTE) }).await;
+}
+
 #[tokio::test]
 async fn an_approval_never_lifts_a_deny() {
     let desk = Desk::new().await;
@@ -448,6 +495,56 @@ async fn a_lost_answer_is_given_again() {
     assert_eq!(permits, 3, "each answer is recorded");
 }
 
+/// Callers that hang up in the middle of a use, over every way to ask: each use has its record, and none is made without one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn calls_that_hang_up_are_recorded() {
+    let mut desk = Desk::new().await;
+    let calls: Vec<u64> = (1..=36).collect();
+    for amount in &calls {
+        let digest = desk.needs(desk.refund(*amount)).await.digest;
+        desk.approve("olga", &digest).await.unwrap();
+    }
+    let asks = |amounts: std::ops::Range<usize>| calls[amounts].iter().map(|amount| desk.refund(*amount)).collect::<Vec<_>>();
+    let (plain, batch, stream) = (asks(0..12), asks(12..24), asks(24..36));
+    // Nobody writes while this is held: every use stops in its middle.
+    let other = rusqlite::Connection::open(desk.store()).unwrap();
+    other.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let mut hanging = tokio::task::JoinSet::new();
+    for request in plain {
+        let mut client = desk.server.connect().await;
+        hanging.spawn(async move { drop(client.check(request).await) });
+    }
+    let mut client = desk.server.connect().await;
+    hanging.spawn(async move { drop(client.check_batch(wire::CheckBatchRequest { requests: batch }).await) });
+    for request in stream {
+        let mut client = desk.server.connect().await;
+        hanging.spawn(async move {
+            let mut answers = client.check_stream(tokio_stream::iter([request])).await.unwrap().into_inner();
+            drop(answers.message().await);
+        });
+    }
+    // Long enough for the calls to arrive; those that did not are as good as never made.
+    tokio::time::sleep(Duration::from_millis(400)).await;
+    hanging.shutdown().await;
+    other.execute_batch("COMMIT").unwrap();
+    drop(other);
+    desk.server.terminate();
+    assert!(desk.server.wait().success());
+    let permitted: Vec<Value> = desk.server.audit().into_iter().filter(|line| line["effect"] == "PERMIT").collect();
+    let store = SqliteStore::open(&desk.store(), Arc::new(SystemClock)).unwrap();
+    let rows = store.approvals(ApprovalFilter::All, 1000).await.unwrap().rows;
+    let used: Vec<_> =
+        rows.iter().filter_map(|row| row.used.as_ref().map(|made| (&row.call.digest, &made.decision_id))).collect();
+    for (digest, decision_id) in &used {
+        let records = permitted.iter().filter(|line| line["decision_id"] == json!(decision_id)).collect::<Vec<_>>();
+        assert_eq!(records.len(), 1, "{decision_id}: {records:?}");
+        assert_eq!(records[0]["approval_digest"], json!(digest));
+    }
+    assert_eq!(permitted.len(), used.len(), "nothing is permitted without a use");
+    // The first one at least: it had begun, and waited for the file.
+    assert!(!used.is_empty(), "nobody was in the middle of a use");
+}
+
 #[tokio::test]
 async fn an_agent_may_have_so_many_wait() {
     let desk = Desk::new().await;
@@ -455,7 +552,7 @@ async fn an_agent_may_have_so_many_wait() {
     let answers = desk.client.clone().check_batch(wire::CheckBatchRequest { requests }).await.unwrap().into_inner().responses;
     assert!(answers.iter().all(|answer| answer.effect() == wire::Effect::NeedsApproval));
     let over = desk.denies(desk.refund(101), "APPROVAL_REQUIRED", "agent").await;
-    assert!(over.message.contains("100 calls of this agent"), "{}", over.message);
+    assert!(over.message.contains("100 calls of this user by this agent"), "{}", over.message);
     assert_eq!(desk.list("olga", false).await.unwrap().total, 100);
     desk.refuse("olga", &answers[0].approval.as_ref().unwrap().digest).await.unwrap();
     desk.needs(desk.refund(101)).await;

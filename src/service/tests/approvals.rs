@@ -1,7 +1,7 @@
 //! A call that needs an approval: asked for once, used once, and never more than the layers asked for.
 
 use super::*;
-use crate::model::approval::{ApprovalFilter, ApprovalRow, ApprovalState};
+use crate::model::approval::{ApprovalFilter, ApprovalRow, ApprovalState, OwnUse};
 use crate::model::decision::{ApprovalNeed, PreparedNeed};
 use crate::model::json::parse_object;
 use crate::model::limits::APPROVALS_WAITING_MAX;
@@ -13,6 +13,11 @@ const REFUND: &str = "pay/refund";
 const ARGUMENTS: &str = r#"{"amount":100}"#;
 const NEEDS: (Effect, Reason) = (Effect::NeedsApproval, Reason::ApprovalRequired);
 const PERMIT: (Effect, Reason) = (Effect::Permit, Reason::Ok);
+
+/// The key of the operator who approves.
+fn olga_key() -> String {
+    PrivateKey::from_seed([3; 32]).unwrap().public_key().thumbprint().to_string()
+}
 
 fn denied(reason: Reason) -> (Effect, Reason) {
     (Effect::Deny, reason)
@@ -63,7 +68,7 @@ impl World {
         self.write(Write::Approve {
             digest: digest.clone(),
             operator: "olga".into(),
-            key: "k".into(),
+            key: olga_key(),
             groups: vec!["leads".into()],
         })
         .await;
@@ -178,7 +183,7 @@ async fn a_replayed_proof_uses_no_approval() {
     let world = world();
     let request = world.call(REFUND, ARGUMENTS, "r");
     let digest = world.asks(&request, NEEDS).await.approval.unwrap().digest;
-    world.write(Write::Approve { digest, operator: "olga".into(), key: "k".into(), groups: vec!["leads".into()] }).await;
+    world.write(Write::Approve { digest, operator: "olga".into(), key: olga_key(), groups: vec!["leads".into()] }).await;
     world.asks(&request, denied(Reason::ProofReplayed)).await;
     assert_eq!(world.state().await, ApprovalState::Approved);
     world.refund("r", PERMIT).await;
@@ -191,7 +196,7 @@ async fn what_happens_while_an_approval_is_used_counts() {
         world.approved(REFUND).await;
         *world.desk.meanwhile.lock().unwrap() = Some(meanwhile(&world));
         world.refund("r", denied(expected)).await;
-        assert_eq!(world.state().await, ApprovalState::Used, "it was used all the same");
+        assert!(world.rows().await[0].used.is_none(), "it was given back");
     };
     check(
         |world| {
@@ -217,6 +222,105 @@ async fn what_happens_while_an_approval_is_used_counts() {
         Reason::Stale,
     )
     .await;
+}
+
+/// What the store knows of and this replica does not, a kill perhaps, is seen before an approval is used.
+#[tokio::test]
+async fn an_approval_is_used_only_by_who_has_seen_all() {
+    let world = world();
+    world.approved(REFUND).await;
+    world.follows.changes.lock().unwrap().push(Change::Revocation(session_killed()));
+    world.refund("r", denied(Reason::RevokedSession)).await;
+    assert_eq!(world.state().await, ApprovalState::Approved);
+
+    let world = self::world();
+    world.approved(REFUND).await;
+    world.follows.stuck.store(true, Ordering::SeqCst);
+    let request = world.call(REFUND, ARGUMENTS, "r");
+    let answer = world.asks(&request, denied(Reason::LedgerBusy)).await;
+    assert!(answer.message.contains("nothing was used"), "{}", answer.message);
+    assert_eq!(world.state().await, ApprovalState::Approved);
+    world.follows.stuck.store(false, Ordering::SeqCst);
+    world.asks(&request, PERMIT).await;
+}
+
+/// A caller that hangs up in the middle of a use changes nothing of it: it is made, and it is recorded.
+#[tokio::test]
+async fn a_use_runs_to_its_record_whoever_hangs_up() {
+    let world = world();
+    let digest = world.approved(REFUND).await;
+    let request = world.call(REFUND, ARGUMENTS, "r");
+    world.desk.open.send_replace(false);
+    {
+        let caller = Caller { connection_id: 1, address: "10.0.0.1:4000".into(), is_loopback: true };
+        let mut check = std::pin::pin!(world.lane.check(&request, &caller));
+        assert!(futures_util::poll!(check.as_mut()).is_pending());
+        tokio::task::yield_now().await;
+        // Dropped here, as when a connection is reset.
+    }
+    world.desk.open.send_replace(true);
+    world.lane.settled().await;
+    assert_eq!(world.state().await, ApprovalState::Used);
+    world.log.shutdown().unwrap();
+    let lines: Vec<serde_json::Value> = std::fs::read_dir(world.folder.path().join("audit"))
+        .unwrap()
+        .flat_map(|file| std::fs::read_to_string(file.unwrap().path()).unwrap().lines().map(str::to_owned).collect::<Vec<_>>())
+        .map(|line| serde_json::from_str(&line).unwrap())
+        .filter(|line: &serde_json::Value| line["approval_digest"] == digest.as_str() && line["effect"] == "PERMIT")
+        .collect();
+    assert_eq!(lines.len(), 1, "{lines:?}");
+    assert_eq!(world.rows().await[0].used.as_ref().unwrap().decision_id, lines[0]["decision_id"]);
+}
+
+/// An answer that waits for its batch, and is denied in the end, gives back what it used.
+#[tokio::test]
+async fn a_held_answer_that_is_denied_gives_back() {
+    let world = world();
+    world.approved(REFUND).await;
+    world.cell.renew(Proof::SentAt(world.clock.now()));
+    let (request, caller) = (world.call(REFUND, ARGUMENTS, "r"), caller());
+    let (answer, held) = world.lane.check_held(&request, &caller).await.unwrap();
+    assert_eq!(answer.decision.effect, Effect::Permit, "{}", answer.message);
+    revoke_session(&world);
+    let given = world.lane.confirm(&request, &caller, answer, held);
+    assert_eq!(given.decision.reason, Reason::RevokedSession);
+    world.lane.settled().await;
+    assert_eq!(world.state().await, ApprovalState::Approved);
+}
+
+/// A use whose answer was given again stays used: somebody may have been permitted by it.
+#[tokio::test]
+async fn what_was_given_again_is_not_given_back() {
+    let world = world();
+    world.approved(REFUND).await;
+    let (builder, desk) = (world.builder.clone(), world.desk.clone());
+    let again = UseApprovals { only_again: true, ..UseApprovals::default() };
+    let row = world.rows().await.remove(0);
+    let request = world.call(REFUND, ARGUMENTS, "r");
+    let caller = Caller { connection_id: 1, address: "10.0.0.1:4000".into(), is_loopback: true };
+    let fingerprint = super::super::approval::fingerprint(caller.gateway(), &request, &world.tokens);
+    let needs = vec![ApprovalNeed { layer: Layer::Agent, hop: Some(0), by: vec!["leads".into()], expires_in_ms: 300_000 }];
+    let again = UseApprovals { own: Some(OwnUse { digest: row.call.digest, needs }), fingerprint, ..again };
+    let handle = tokio::runtime::Handle::current();
+    *world.desk.meanwhile.lock().unwrap() = Some(Box::new(move || {
+        let repeated = std::thread::spawn(move || handle.block_on(desk.store.use_once(again)).unwrap()).join().unwrap();
+        assert!(matches!(repeated, UseOutcome::Repeated { .. }), "{repeated:?}");
+        revoke(&builder);
+    }));
+    world.asks(&request, denied(Reason::RevokedSession)).await;
+    assert_eq!(world.state().await, ApprovalState::Used);
+}
+
+/// What was approved with a key that is revoked since waits again.
+#[tokio::test]
+async fn an_approver_whose_key_is_revoked_has_approved_nothing() {
+    let world = world();
+    world.approved(REFUND).await;
+    let row = RevocationRow { target: Target::Key(olga_key()), ..session_killed() };
+    drop(world.builder.lock().unwrap().apply(2, StateDigest::default(), [Change::Revocation(row)].iter()).unwrap());
+    let asked = world.refund("r", NEEDS).await.approval.unwrap();
+    assert_eq!(asked.approvers, vec!["leads".into()]);
+    assert_eq!(world.state().await, ApprovalState::Waiting);
 }
 
 #[tokio::test]
@@ -246,15 +350,19 @@ async fn a_revocation_after_the_approval_denies() {
 #[tokio::test]
 async fn what_the_store_does_not_keep_is_denied() {
     let world = world();
-    world.desk.fails.store(true, Ordering::SeqCst);
-    let answer = world.refund("r", denied(Reason::Stale)).await;
+    let fails = |error: Option<LedgerError>| *world.desk.fails.lock().unwrap() = error;
+    fails(Some(LedgerError::Busy("the store is away".to_owned())));
+    let request = world.call(REFUND, ARGUMENTS, "r");
+    let answer = world.asks(&request, denied(Reason::LedgerBusy)).await;
     assert!(answer.message.contains("store") && answer.approval.is_none(), "{}", answer.message);
-    world.desk.fails.store(false, Ordering::SeqCst);
+    fails(None);
     assert!(world.rows().await.is_empty());
+    // Nothing was used: the very same request asks now.
+    world.asks(&request, NEEDS).await;
     world.approved(REFUND).await;
-    world.desk.fails.store(true, Ordering::SeqCst);
-    world.refund("r", denied(Reason::Stale)).await;
-    world.desk.fails.store(false, Ordering::SeqCst);
+    fails(Some(LedgerError::Unknown("the store went away".to_owned())));
+    world.refund("r", denied(Reason::LedgerUnknown)).await;
+    fails(None);
     world.refund("r", PERMIT).await;
 }
 
@@ -279,7 +387,7 @@ async fn an_agent_asks_for_so_many_at_once() {
         world.asks(&world.call(REFUND, &format!("{{\"n\":{number}}}"), ""), NEEDS).await;
     }
     let answer = world.refund("r", denied(Reason::ApprovalRequired)).await;
-    assert!(answer.message.contains("100 calls of this agent"), "{}", answer.message);
+    assert!(answer.message.contains("100 calls of this user by this agent"), "{}", answer.message);
     world.asks(&world.call(REFUND, "{\"n\":7}", ""), NEEDS).await;
 }
 
@@ -292,11 +400,14 @@ async fn a_prepared_call_uses_the_other_approval() {
         let request = world.call(TOOL, arguments, request_id);
         let caller = Caller { connection_id: 1, address: "test".into(), is_loopback: true };
         let service = &world.lane.service;
-        let view = service.view().unwrap();
+        let mut view = service.view().unwrap();
+        // No use is made before the newest commit is seen.
+        service.parts.catch_up.reach(&world.store.revision().await.unwrap()).await;
+        view = service.view().unwrap_or(view);
         let mut judged = service.judge(&request, &caller, &view, world.clock.now());
         assert_eq!(judged.decision.effect, Effect::Permit);
         judged.decision.prepared = needs;
-        service.settle(&mut judged, &request, &caller, &view).await;
+        service.use_up(&mut judged, &request, &caller, &mut view).await;
         judged
     };
     let check = async |world: &World, arguments: &str, reason: Reason, says: &str| {

@@ -22,7 +22,7 @@ fn request(needs: &[ApprovalNeed]) -> AskApproval {
         tool: "pay/refund".into(),
         arguments_json: "{}".into(),
     };
-    AskApproval { call, needs: needs.to_vec() }
+    AskApproval { call, needs: needs.to_vec(), proof: None, approvers: Approvers::default() }
 }
 
 fn asked(current: Option<ApprovalRow>, needs: &[ApprovalNeed], unix_ms: i64) -> (ApprovalRow, bool) {
@@ -80,7 +80,7 @@ fn only_what_is_open_can_be_answered() {
     check(Some(row.clone()), 10 * MINUTE_MS, "expired");
     check(Some(no(&row, "otto", &["leads"], 1).unwrap()), 2, "refused by `otto`");
     let mut used = yes(&row, "olga", &["leads"], 1).unwrap();
-    used.used = Some(ApprovalUse { decision_id: "x".into(), unix_ms: 2, fingerprint: None });
+    used.used = Some(ApprovalUse { decision_id: "x".into(), unix_ms: 2, fingerprint: None, given_again: false });
     check(Some(used), 3, "used already");
     assert!(no(&row, "eve", &["others"], 1).unwrap_err().to_string().contains("may answer"));
     assert!(no(&yes(&row, "olga", &["leads"], 1).unwrap(), "otto", &["leads"], 2).is_ok(), "until it is used");
@@ -94,14 +94,57 @@ fn what_is_asked_otherwise_was_not_approved() {
     let check = |needs: &[ApprovalNeed], still_approved: bool, expires_at_unix_ms: i64| {
         let (after, _) = asked(Some(approved.clone()), needs, MINUTE_MS);
         assert_eq!((after.is_approved(), after.expires_at_unix_ms()), (still_approved, expires_at_unix_ms), "{needs:?}");
-        assert_eq!(meets(&after, needs), still_approved);
+        assert_eq!(holds(&after, needs), still_approved);
     };
     check(&[need(0, &["leads"], 10)], true, 10 * MINUTE_MS);
     check(&[need(0, &["bosses"], 10)], false, 11 * MINUTE_MS);
     check(&[need(0, &["leads", "bosses"], 10)], false, 11 * MINUTE_MS);
     check(&[need(0, &["leads"], 5)], false, 6 * MINUTE_MS);
     check(&[need(0, &["leads"], 10), need(1, &["leads"], 30)], false, 10 * MINUTE_MS);
-    assert!(!meets(&approved, &[]), "what nobody asks for is not met");
+    assert!(!holds(&approved, &[]), "what nobody asks for is not met");
+}
+
+fn head(number: u64) -> Revision {
+    Revision { history: crate::model::revision::HistoryId::new("h"), number }
+}
+
+/// What is used can be given back by the decision that used it, until that was given again.
+#[test]
+fn a_use_is_given_back_once_and_never_after_its_answer_was_given_again() {
+    let needs = [need(0, &["leads"], 10)];
+    let (row, _) = asked(None, &needs, 0);
+    let row = yes(&row, "olga", &["leads"], 1).unwrap();
+    let mut rows: BTreeMap<String, ApprovalRow> = [(row.call.digest.clone(), row.clone())].into();
+    let own = crate::model::approval::OwnUse { digest: row.call.digest.clone(), needs: needs.to_vec() };
+    let first = UseApprovals {
+        own: Some(own),
+        decision_id: "x".into(),
+        fingerprint: Some("f".into()),
+        seen: Some(head(3)),
+        ..UseApprovals::default()
+    };
+    let at = |number: u64, proof_is_new: bool| (head(number), proof_is_new);
+    let uses = |request: &UseApprovals, (head, proof_is_new): (Revision, bool), rows: &mut BTreeMap<String, ApprovalRow>| {
+        use_once(rows, request, Moment { head: &head, proof_is_new, unix_ms: 2 })
+    };
+    // Whoever has not seen the newest commit uses nothing, nor does whoever shows a proof again.
+    for number in [2, 4] {
+        assert_eq!(uses(&first, at(number, true), &mut rows), UseOutcome::Unseen { head: head(number) });
+    }
+    assert_eq!(uses(&first, at(3, false), &mut rows), UseOutcome::Replayed);
+    let look = UseApprovals { only_again: true, seen: None, ..first.clone() };
+    assert_eq!(uses(&look, at(9, true), &mut rows), UseOutcome::Replayed);
+    assert_eq!(rows[&row.call.digest], row, "nothing was used");
+
+    assert_eq!(uses(&first, at(3, true), &mut rows), UseOutcome::Used);
+    let other = UseApprovals { decision_id: "y".into(), ..first.clone() };
+    assert!(!give_back(&mut rows, &other), "another decision's use");
+    assert!(give_back(&mut rows, &first) && !give_back(&mut rows, &first));
+    assert_eq!(rows[&row.call.digest], row);
+
+    assert_eq!(uses(&first, at(3, true), &mut rows), UseOutcome::Used);
+    assert_eq!(uses(&look, at(9, true), &mut rows), UseOutcome::Repeated { decision_id: "x".into() });
+    assert!(!give_back(&mut rows, &first), "somebody may have been permitted by it");
 }
 
 #[test]
@@ -111,9 +154,9 @@ fn a_use_needs_its_approval_as_it_is_asked_now() {
     let check = |row: Option<ApprovalRow>, needs: &[ApprovalNeed], unix_ms: i64, expected: Result<(), Lack>| {
         let mut rows: BTreeMap<String, ApprovalRow> = row.into_iter().map(|row| (row.call.digest.clone(), row)).collect();
         let own = crate::model::approval::OwnUse { digest: "d".repeat(64), needs: needs.to_vec() };
-        let request = UseApprovals { own: Some(own), prepared: vec![], decision_id: "x".into(), fingerprint: None };
+        let request = UseApprovals { own: Some(own), decision_id: "x".into(), ..UseApprovals::default() };
         let before = rows.clone();
-        let outcome = use_once(&mut rows, &request, unix_ms);
+        let outcome = use_once(&mut rows, &request, Moment { head: &head(1), proof_is_new: true, unix_ms });
         let expected_outcome = expected.map_or_else(|lack| UseOutcome::Lacking { prepared: None, lack }, |()| UseOutcome::Used);
         assert_eq!(outcome, expected_outcome);
         assert_eq!(rows == before, expected.is_err());
@@ -133,7 +176,8 @@ fn a_use_needs_its_approval_as_it_is_asked_now() {
 fn the_same_request_is_known_by_all_of_its_uses() {
     let needs = [need(0, &["leads"], 10)];
     let made = |decision_id: &str, fingerprint: &str| {
-        Some(ApprovalUse { decision_id: decision_id.into(), unix_ms: 1_000, fingerprint: Some(fingerprint.into()) })
+        let fingerprint = Some(fingerprint.to_owned());
+        Some(ApprovalUse { decision_id: decision_id.into(), unix_ms: 1_000, fingerprint, given_again: false })
     };
     let row = |digest: char, used: Option<ApprovalUse>, used_prepared: Option<ApprovalUse>| {
         let (row, _) = asked(None, &needs, 0);
@@ -146,7 +190,9 @@ fn the_same_request_is_known_by_all_of_its_uses() {
             [row('a', own, None), row('b', None, prepared)].map(|row| (row.call.digest.clone(), row)).into();
         let own = crate::model::approval::OwnUse { digest: "a".repeat(64), needs: needs.to_vec() };
         let fingerprint = Some(fingerprint.to_owned()).filter(|text| !text.is_empty());
-        let request = UseApprovals { own: Some(own), prepared: vec!["b".repeat(64)], decision_id: "y".into(), fingerprint };
+        let prepared = vec![PreparedUse { digest: "b".repeat(64), needs: vec![] }];
+        let decision_id = "y".to_owned();
+        let request = UseApprovals { own: Some(own), prepared, decision_id, fingerprint, ..UseApprovals::default() };
         assert_eq!(repeated(&rows, &request, unix_ms), expected.then(|| "x".to_owned()));
     };
     check(made("x", "f"), made("x", "f"), "f", 2_000, true);
@@ -159,4 +205,9 @@ fn the_same_request_is_known_by_all_of_its_uses() {
     check(made("x", "f"), made("x", "g"), "f", 2_000, false);
     check(made("x", "f"), None, "f", 2_000, false);
     check(None, made("x", "f"), "f", 2_000, false);
+}
+
+/// As [`meets`], whoever approved.
+fn holds(row: &ApprovalRow, needs: &[ApprovalNeed]) -> bool {
+    meets(row, needs, &Approvers::default())
 }

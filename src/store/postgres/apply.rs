@@ -33,6 +33,7 @@ pub(super) struct Rows {
 }
 
 /// The rows that a request touches, as they stand; those that are not there are left out.
+#[derive(Default)]
 pub(super) struct Found {
     pub(super) documents: Vec<StoredDocument>,
     pub(super) revocations: Vec<RevocationRow>,

@@ -1,8 +1,8 @@
 //! Approvals in a PostgreSQL store: one row each, whole as JSON, beside what it is found by.
 //!
-//! What a step does to a row is said by [`crate::store::approvals`]. Here rows are locked before they are read: in the order of their
-//! digests, so that nobody waits for who waits for him, and askings of one leaf agent one after the other, so that its quota holds
-//! and two replicas make one row of one call.
+//! What a step does to a row is said by [`crate::store::approvals`]. Here rows are locked before they are read, in the order of their
+//! digests, so that nobody waits for who waits for them. Requests for approvals take turns in the fleet, so that quotas hold and two
+//! replicas make one row of one call. Look next at `super::uses`, which runs many in one transaction.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,67 +12,46 @@ use tokio_postgres::types::Type;
 
 use super::link::{Fault, Link, Parameter};
 use super::read::{self, Expected, corrupt, signed, text, unsigned};
-use crate::model::approval::{ApprovalFilter, ApprovalRow, Approvals, AskApproval, AskOutcome, UseApprovals, UseOutcome};
-use crate::model::limits::{APPROVALS_LISTED_MAX, APPROVALS_WAITING_MAX};
+use crate::model::approval::{ApprovalFilter, ApprovalRow, Approvals, AskApproval, AskOutcome, Waiting};
+use crate::model::limits::APPROVALS_LISTED_MAX;
 use crate::model::records::Target;
 use crate::store::approvals::{self, Asking};
 use crate::store::{Error, signers};
 
 /// Rows that one asking forgets; more than it adds, so that they cannot pile up.
 const FORGOTTEN_MAX: i64 = 64;
-/// The class of the locks on leaf agents: `Ptla`.
-const LEAF_LOCKS: i32 = 0x5074_6c61;
+/// The lock of who asks for approvals: `Ptap`.
+const TURN_LOCK: i64 = 0x5074_6170;
 
-/// Stores that a call asks.
+/// Waits for the turn of who asks for approvals, and forgets what may be forgotten: more than the requests add.
+pub(super) async fn take_turn(link: &Link, requests: usize, unix_ms: i64) -> Result<(), Fault> {
+    link.execute("SELECT pg_advisory_xact_lock($1)", &[(&TURN_LOCK, Type::INT8)]).await?;
+    forget(link, unix_ms, FORGOTTEN_MAX.saturating_mul(signed(requests)?)).await
+}
+
+/// Stores that a call asks; whose turn it is asks. `rows` holds what stands under its digest.
 pub(super) async fn ask(
     link: &Link,
-    expected: &Expected,
+    rows: &mut BTreeMap<String, ApprovalRow>,
     request: &AskApproval,
-    unix_ms: Option<i64>,
+    unix_ms: i64,
 ) -> Result<AskOutcome, Fault> {
-    let head = read::head(link, expected, false).await?;
-    let unix_ms = unix_ms.unwrap_or(head.unix_ms);
-    let leaf = leaf_key(request.call.agents.last().map_or("", String::as_str));
-    let lock = i32::from_be_bytes(leaf.first_chunk().copied().unwrap_or_default());
-    link.execute("SELECT pg_advisory_xact_lock($1, $2)", &[(&LEAF_LOCKS, Type::INT4), (&lock, Type::INT4)]).await?;
-    forget(link, unix_ms).await?;
-    let mut current = read_locked(link, &[request.call.digest.as_str()]).await?;
-    let taken_back = take_back(link, current.values_mut()).await?;
-    let row = match approvals::ask(current.pop_first().map(|(_, row)| row), request, unix_ms) {
-        // It is listed among those that wait again.
-        Asking::Same(row) if taken_back => {
-            put(link, &row).await?;
+    let row = match approvals::ask(rows.get(&request.call.digest).cloned(), request, unix_ms) {
+        Asking::Same(row) => {
+            // What was approved with a key that was revoked since waits again, and is listed so.
+            put(link, &[&row]).await?;
             row
         }
-        Asking::Same(row) => row,
         Asking::Put { row, is_new } => {
-            if is_new && waiting_of(link, &leaf, unix_ms).await? >= APPROVALS_WAITING_MAX {
-                return Ok(AskOutcome::OverQuota);
+            if is_new && let Some(share) = waiting_beside(link, &row, unix_ms).await?.used_up() {
+                return Ok(AskOutcome::OverQuota(share));
             }
-            put(link, &row).await?;
+            put(link, &[&row]).await?;
+            rows.insert(request.call.digest.clone(), row.clone());
             row
         }
     };
     Ok(AskOutcome::Stands(Box::new(row)))
-}
-
-/// Uses all that a request names, or nothing.
-pub(super) async fn use_once(
-    link: &Link,
-    expected: &Expected,
-    request: &UseApprovals,
-    unix_ms: Option<i64>,
-) -> Result<UseOutcome, Fault> {
-    let head = read::head(link, expected, false).await?;
-    let digests: Vec<&str> = request.digests().into_iter().collect();
-    let mut rows = locked(link, &digests).await?;
-    let outcome = approvals::use_once(&mut rows, request, unix_ms.unwrap_or(head.unix_ms));
-    if outcome == UseOutcome::Used {
-        for row in rows.values() {
-            put(link, row).await?;
-        }
-    }
-    Ok(outcome)
 }
 
 /// Lists rows, the oldest first.
@@ -133,24 +112,36 @@ async fn read_locked(link: &Link, digests: &[&str]) -> Result<BTreeMap<String, A
     Ok(rows.into_iter().collect())
 }
 
-/// Puts a row in place of what stands under its digest.
-pub(super) async fn put(link: &Link, row: &ApprovalRow) -> Result<(), Fault> {
-    let json = serde_json::to_string(row).map_err(|error| Error::Rejected(format!("the approval cannot be stored: {error}")))?;
-    let leaf = leaf_key(row.call.agents.last().map_or("", String::as_str));
+/// Puts rows in place of what stands under their digests.
+pub(super) async fn put(link: &Link, rows: &[&ApprovalRow]) -> Result<(), Fault> {
+    if rows.is_empty() {
+        return Ok(());
+    }
+    let json = |row: &&ApprovalRow| serde_json::to_string(row);
+    let jsons = rows.iter().map(json).collect::<Result<Vec<_>, _>>();
+    let jsons = jsons.map_err(|error| Error::Rejected(format!("the approval cannot be stored: {error}")))?;
+    let digests: Vec<&str> = rows.iter().map(|row| row.call.digest.as_str()).collect();
+    let leaves: Vec<Vec<u8>> = rows.iter().map(|row| leaf_key(row.call.agents.last().map_or("", String::as_str))).collect();
+    let askers: Vec<Vec<u8>> = rows.iter().map(|row| user_key(row)).collect();
+    let waiting: Vec<bool> = rows.iter().map(|row| approvals::is_waiting(row)).collect();
+    let asked: Vec<i64> = rows.iter().map(|row| row.asked_at_unix_ms).collect();
+    let expire: Vec<i64> = rows.iter().map(|row| row.expires_at_unix_ms()).collect();
+    let forget: Vec<i64> = rows.iter().map(|row| approvals::kept_until_unix_ms(row)).collect();
     link.execute(
-        "INSERT INTO portcullis.approvals (digest, leaf, waiting, asked_unix_ms, expires_unix_ms, forget_unix_ms, approval)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)
-         ON CONFLICT (digest) DO UPDATE SET leaf = excluded.leaf, waiting = excluded.waiting,
+        "INSERT INTO portcullis.approvals (digest, leaf, asker, waiting, asked_unix_ms, expires_unix_ms, forget_unix_ms, approval)
+         SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8)
+         ON CONFLICT (digest) DO UPDATE SET leaf = excluded.leaf, asker = excluded.asker, waiting = excluded.waiting,
          asked_unix_ms = excluded.asked_unix_ms, expires_unix_ms = excluded.expires_unix_ms,
          forget_unix_ms = excluded.forget_unix_ms, approval = excluded.approval",
         &[
-            (&row.call.digest, Type::TEXT),
-            (&leaf, Type::BYTEA),
-            (&approvals::is_waiting(row), Type::BOOL),
-            (&row.asked_at_unix_ms, Type::INT8),
-            (&row.expires_at_unix_ms(), Type::INT8),
-            (&approvals::kept_until_unix_ms(row), Type::INT8),
-            (&json, Type::TEXT),
+            (&digests, Type::TEXT_ARRAY),
+            (&leaves, Type::BYTEA_ARRAY),
+            (&askers, Type::BYTEA_ARRAY),
+            (&waiting, Type::BOOL_ARRAY),
+            (&asked, Type::INT8_ARRAY),
+            (&expire, Type::INT8_ARRAY),
+            (&forget, Type::INT8_ARRAY),
+            (&jsons, Type::TEXT_ARRAY),
         ],
     )
     .await?;
@@ -166,19 +157,30 @@ fn leaf_key(leaf: &str) -> Vec<u8> {
     digest(&SHA256, leaf.as_bytes()).as_ref().to_vec()
 }
 
-async fn waiting_of(link: &Link, leaf: &[u8], unix_ms: i64) -> Result<u64, Fault> {
-    let sql = "SELECT count(*) FROM portcullis.approvals WHERE leaf = $1 AND waiting AND expires_unix_ms > $2";
-    let row = link.row(sql, &[(&leaf, Type::BYTEA), (&unix_ms, Type::INT8)]).await?;
-    row.map_or(Ok(0), |row| unsigned(&row, 0))
+/// The user of a call, as it is found by.
+fn user_key(row: &ApprovalRow) -> Vec<u8> {
+    digest(&SHA256, format!("{}\0{}", row.call.issuer, row.call.subject).as_bytes()).as_ref().to_vec()
+}
+
+/// How many calls wait beside a new one.
+async fn waiting_beside(link: &Link, row: &ApprovalRow, unix_ms: i64) -> Result<Waiting, Fault> {
+    let sql = "SELECT count(*) FILTER (WHERE leaf = $1 AND asker = $2), count(*) FILTER (WHERE leaf = $1),
+             count(*) FILTER (WHERE asker = $2), count(*)
+         FROM portcullis.approvals WHERE waiting AND expires_unix_ms > $3";
+    let leaf = leaf_key(row.call.agents.last().map_or("", String::as_str));
+    let parameters: [Parameter<'_>; 3] = [(&leaf, Type::BYTEA), (&user_key(row), Type::BYTEA), (&unix_ms, Type::INT8)];
+    let Some(row) = link.row(sql, &parameters).await? else { return Ok(Waiting::default()) };
+    let count = |column| unsigned(&row, column);
+    Ok(Waiting { of_both: count(0)?, of_agent: count(1)?, of_user: count(2)?, total: count(3)? })
 }
 
 /// Takes out what may be forgotten, a bounded number of rows; what somebody holds is not waited for.
-async fn forget(link: &Link, unix_ms: i64) -> Result<(), Fault> {
+async fn forget(link: &Link, unix_ms: i64, rows_max: i64) -> Result<(), Fault> {
     link.execute(
         "DELETE FROM portcullis.approvals WHERE digest IN (
              SELECT digest FROM portcullis.approvals WHERE forget_unix_ms <= $1 ORDER BY forget_unix_ms LIMIT $2
              FOR UPDATE SKIP LOCKED)",
-        &[(&unix_ms, Type::INT8), (&FORGOTTEN_MAX, Type::INT8)],
+        &[(&unix_ms, Type::INT8), (&rows_max, Type::INT8)],
     )
     .await?;
     Ok(())

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::{Mutex, OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, timeout, timeout_at};
 
 use super::link::{Begin, Fault, Link, explain};
@@ -63,6 +64,10 @@ impl Workers {
         F: Future<Output = Result<T, Error>> + Send + 'static,
     {
         let stopped = || Error::Unavailable("the store has stopped: restart the program".to_owned());
+        let lost = || match finish {
+            true => Error::Unknown("the store stopped in the middle of it: it may or may not have been written".to_owned()),
+            false => stopped(),
+        };
         let room: OwnedSemaphorePermit = self.room.clone().acquire_owned().await.map_err(|_| stopped())?;
         let held = (room, if finish { self.alive.clone() } else { None });
         let (reply, answer) = oneshot::channel();
@@ -72,12 +77,17 @@ impl Workers {
             // Whoever asked may have stopped waiting.
             let _ = reply.send(outcome);
         });
-        answer.await.map_err(|_| stopped())?
+        answer.await.map_err(|_| lost())?
+    }
+
+    /// What keeps the store's threads from ending while it is held.
+    pub(super) fn alive(&self) -> Option<mpsc::Sender<()>> {
+        self.alive.clone()
     }
 
     /// Starts work that goes on until the store is dropped.
-    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        self.handle.spawn(work);
+    pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
+        self.handle.spawn(work).abort_handle()
     }
 }
 
@@ -130,6 +140,11 @@ impl Lane {
         Arc::new(Self { settings, connector, slot: Mutex::default() })
     }
 
+    /// What its connections are made with.
+    pub(super) fn connector(&self) -> Connector {
+        self.connector.clone()
+    }
+
     /// Runs a transaction: `work` between BEGIN and COMMIT, undone where it fails.
     ///
     /// # Errors
@@ -169,7 +184,8 @@ impl Lane {
             }
             Err(fault) => {
                 // A request that was refused leaves the connection as it was; after anything else a new one is made.
-                let refused = matches!(&fault, Fault::Store(error) if is_of_request(error)) && link.is_open();
+                let refused = matches!(&fault, Fault::Store(error) if is_of_request(error)) || matches!(fault, Fault::Moved);
+                let refused = refused && link.is_open();
                 if refused && matches!(timeout(ROLL_BACK_TIMEOUT, link.roll_back()).await, Ok(Ok(()))) {
                     slot.link = Some(link);
                 } else {

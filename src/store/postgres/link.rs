@@ -22,7 +22,7 @@ use crate::store::Error;
 /// The channel of notifications.
 pub(super) const CHANNEL: &str = "portcullis";
 /// How long the server keeps a transaction open whose client says nothing more.
-const IDLE_IN_TRANSACTION_MS: u64 = 2_000;
+pub(super) const IDLE_IN_TRANSACTION_MS: u64 = 2_000;
 
 /// A parameter and its type: with it the server needs not be asked first.
 pub(super) type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
@@ -33,7 +33,12 @@ pub(super) enum Fault {
     /// The server warned where nothing is to be warned of.
     Warned(String),
     Store(Error),
+    /// Others committed meanwhile: what was made ready for the commit does not fit any more.
+    Moved,
 }
+
+/// What [`Fault::Moved`] is told as.
+pub(super) const MOVED: &str = "others write to the store all the time and nothing was written: try again";
 
 impl From<tokio_postgres::Error> for Fault {
     fn from(error: tokio_postgres::Error) -> Self {
@@ -243,6 +248,7 @@ fn is_warning(notice: &DbError) -> bool {
 pub(super) fn explain(shown: &str, fault: Fault) -> Error {
     let error = match fault {
         Fault::Store(error) => return error,
+        Fault::Moved => return Error::Unavailable(MOVED.to_owned()),
         Fault::Warned(warning) => {
             return Error::Unavailable(format!("the store `{shown}` warned of something: {warning}; nothing counts as done"));
         }

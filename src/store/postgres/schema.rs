@@ -12,7 +12,7 @@ use crate::store::chain::GENESIS;
 use crate::store::{Error, Settings};
 
 /// The version of the tables that this program knows.
-pub(super) const VERSION: i64 = 4;
+pub(super) const VERSION: i64 = 5;
 /// What the version row says, so that another program's table of that name is not taken for ours.
 const PROGRAM: &str = "portcullis";
 /// The lock of who makes or changes tables: `Ptcl`, as in the header of a SQLite store.
@@ -78,6 +78,12 @@ CREATE TABLE portcullis.merges (
 );
 ", "
 ALTER TABLE portcullis.pending_acts ADD COLUMN key text COLLATE \"C\" NOT NULL DEFAULT '';
+", "
+CREATE UNLOGGED TABLE portcullis.staged (
+    stage text COLLATE \"C\" NOT NULL, key bytea, kind text, id text, json text, path text, line int8, origin text, changes bytea
+);
+CREATE INDEX staged_by_stage ON portcullis.staged (stage);
+ALTER TABLE portcullis.approvals ADD COLUMN asker bytea NOT NULL DEFAULT ''::bytea;
 "];
 
 /// Makes sure that the tables of a store that was followed before are of this version. Makes none: a database that is empty is being

@@ -1,6 +1,7 @@
 //! What only PostgreSQL, or the way to it, can get wrong; what any store must do is in `testing::store`.
 
 mod fleet;
+mod held;
 mod server;
 mod way;
 

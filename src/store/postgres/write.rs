@@ -1,23 +1,31 @@
-//! What is written to a PostgreSQL store: commits, one after the other by the lock on the head, and keys that are spent.
+//! What is committed to a PostgreSQL store, one revision after the other by the lock on the head.
 //!
-//! Look next at `super::apply`, which says what becomes of the rows.
+//! Look next at `super::apply`, which says what becomes of the rows, and at `super::uses` for what makes no revision.
+
+use std::collections::BTreeMap;
 
 use tokio_postgres::types::Type;
 
-use super::apply::{Found, Rows, document_name, target_name};
+use super::apply::{Found, Rows, target_name};
 use super::approvals;
 use super::lineage;
 use super::link::{CHANNEL, Fault, Link};
 use super::pending;
 use super::read::{self, Expected, Head, signed};
-use crate::model::records::{ActRow, Change, Origin, Target, Write};
+use super::staged::{self, ROWS_AT_ONCE, Ready, Staged};
+use crate::model::approval::ApprovalRow;
+use crate::model::records::{ActRow, Change, RevocationRow, Write};
 use crate::model::revision::Revision;
 use crate::store::chain::{changes_as_stored, commit_hash};
-use crate::store::{CommitRequest, Committed, Error, second, signers};
+use crate::store::{CommitRequest, Committed, Error};
 
 /// Expired keys that one request forgets; more than it adds, so that they cannot pile up.
 const FORGOTTEN_MAX: i64 = 64;
 
+/// Commits a request; [`Fault::Moved`] where it must be tried again, because what was put down for it holds no longer.
+///
+/// INVARIANT: from the lock on the head on nothing long is sent or received, so that a client that stops is one that says nothing, whose
+/// transaction the server ends. Approvals are locked before the head, so that nobody waits for one while he holds the head.
 pub(super) async fn commit(
     link: &Link,
     expected: &Expected,
@@ -25,67 +33,126 @@ pub(super) async fn commit(
     unix_ms: Option<i64>,
     notify: bool,
 ) -> Result<Committed, Fault> {
+    let mut staged = Staged::put(link, expected, request, unix_ms).await?;
+    let approved = approved(request);
+    let approvals = approvals::locked(link, &approved).await?;
     let head = read::head(link, expected, true).await?;
     let unix_ms = unix_ms.unwrap_or(head.unix_ms);
+    if staged.as_ref().is_some_and(|staged| !staged.still_holds(&head)) {
+        return Err(Fault::Moved);
+    }
     let number = head.revision.number.checked_add(1).ok_or_else(|| Error::Rejected("no revision number is left".to_owned()))?;
-    let mut rows = touched(link, request, &head, number, unix_ms).await?;
-    rows.check(request, &head)?;
+    let ready = staged.as_mut().and_then(|staged| staged.take_ready(&head));
+    let mut rows = match &ready {
+        Some(_) => None,
+        None => Some(touched(link, request, staged.as_ref(), approvals, (&head, number, unix_ms)).await?),
+    };
+    if let Some(rows) = &rows {
+        rows.check(request, &head)?;
+    }
     let forgotten = match &request.act {
         Some(act) => record_act(link, act, number, &head, unix_ms).await?,
         None => head.jtis_forgotten_unix_s,
     };
-    let (changes, revision) = make(link, request, &head, &mut rows, unix_ms).await?;
+    let (rows, changes, stored, revision) = match (ready, rows.take()) {
+        (Some(Ready { rows, changes, stored }), _) => (rows, changes, stored, Revision { number, ..head.revision.clone() }),
+        (None, Some(mut rows)) => {
+            let (changes, revision) = make(link, request, &head, &mut rows, unix_ms).await?;
+            let stored = changes_as_stored(&changes)?;
+            (rows, changes, stored, revision)
+        }
+        (None, None) => return Err(Fault::Moved),
+    };
     rows.check_left(request)?;
-    store_documents(link, &rows).await?;
+    if staged.as_ref().is_some_and(|staged| !staged.agrees(&stored)) {
+        return Err(Fault::Moved);
+    }
+    if let Some(staged) = &staged {
+        staged.store(link, number).await?;
+    }
     store_revocations(link, &rows).await?;
     for (act, row) in rows.pending_to_store() {
         pending::put(link, act, row, unix_ms).await?;
     }
-    for row in rows.approvals_to_store() {
-        approvals::put(link, row).await?;
+    approvals::put(link, &rows.approvals_to_store()).await?;
+    let made = Made {
+        head: &head,
+        revision: &revision,
+        of_documents: changes.iter().any(Change::is_of_document),
+        stored: &stored,
+        digest: rows.digest.to_hex(),
+        revocations_total: rows.revocations_total,
+        jtis_forgotten_unix_s: forgotten,
+        unix_ms,
+    };
+    move_head(link, &made, staged.as_ref()).await?;
+    if notify {
+        link.execute("SELECT pg_notify($1, $2)", &[(&CHANNEL, Type::TEXT), (&number.to_string(), Type::TEXT)]).await?;
     }
-    let stored = changes_as_stored(&changes)?;
-    let hash = commit_hash(&head.hash, number, &stored);
-    let of_documents = changes.iter().any(Change::is_of_document);
-    let documents_number = if of_documents { number } else { head.documents_number };
-    let (stored_number, digest) = (signed(number)?, rows.digest.to_hex());
+    Ok(Committed { revision, unix_ms, changes, freshness_bound_ms: head.settings.freshness_bound_ms })
+}
+
+/// A revision that was made and is not in the log yet.
+struct Made<'a> {
+    head: &'a Head,
+    revision: &'a Revision,
+    of_documents: bool,
+    stored: &'a [u8],
+    digest: String,
+    revocations_total: u64,
+    jtis_forgotten_unix_s: Option<i64>,
+    unix_ms: i64,
+}
+
+/// Puts a revision into the log and moves the head to it.
+async fn move_head(link: &Link, made: &Made<'_>, staged: Option<&Staged>) -> Result<(), Fault> {
+    let Made { head, revision, of_documents, stored, digest, revocations_total, jtis_forgotten_unix_s, unix_ms } = made;
+    let hash = commit_hash(&head.hash, revision.number, stored);
+    let number = signed(revision.number)?;
+    let documents_number = if *of_documents { revision.number } else { head.documents_number };
+    let (staged_id, sent) = match staged.filter(|staged| staged.has_changes()) {
+        Some(staged) => (Some(staged.id()), None),
+        None => (None, Some(*stored)),
+    };
     link.execute(
         "INSERT INTO portcullis.log (number, previous_hash, hash, digest, unix_ms, changes, of_documents)
-         VALUES ($1, $2, $3, $4, $5, $6, $7)",
+         SELECT $1, $2, $3, $4, $5,
+             coalesce($6, (SELECT changes FROM portcullis.staged WHERE stage = $8 AND changes IS NOT NULL)), $7",
         &[
-            (&stored_number, Type::INT8),
+            (&number, Type::INT8),
             (&head.hash.as_slice(), Type::BYTEA),
             (&hash.as_slice(), Type::BYTEA),
-            (&digest, Type::TEXT),
-            (&unix_ms, Type::INT8),
-            (&stored, Type::BYTEA),
-            (&of_documents, Type::BOOL),
+            (digest, Type::TEXT),
+            (unix_ms, Type::INT8),
+            (&sent, Type::BYTEA),
+            (of_documents, Type::BOOL),
+            (&staged_id, Type::TEXT),
         ],
     )
     .await?;
+    if let Some(staged) = staged {
+        staged.clear(link).await?;
+    }
     let moved = link
         .execute(
             "UPDATE portcullis.head SET number = $1, hash = $2, digest = $3, revocations = $4, documents_number = $5,
                  jtis_forgotten_unix_s = $6 WHERE number = $1 - 1 AND (SELECT history FROM portcullis.meta) = $7",
             &[
-                (&stored_number, Type::INT8),
+                (&number, Type::INT8),
                 (&hash.as_slice(), Type::BYTEA),
-                (&digest, Type::TEXT),
-                (&signed(rows.revocations_total)?, Type::INT8),
+                (digest, Type::TEXT),
+                (&signed(*revocations_total)?, Type::INT8),
                 (&signed(documents_number)?, Type::INT8),
-                (&forgotten, Type::INT8),
+                (jtis_forgotten_unix_s, Type::INT8),
                 (&revision.history.as_str(), Type::TEXT),
             ],
         )
         .await?;
     // Who waited for the lock on the head has read the history from before it was adopted.
-    if moved != 1 {
-        return Err(Error::Unavailable("the store was adopted meanwhile, nothing was written: ask again".to_owned()).into());
+    match moved {
+        1 => Ok(()),
+        _ => Err(Error::Unavailable("the store was adopted meanwhile, nothing was written: ask again".to_owned()).into()),
     }
-    if notify {
-        link.execute("SELECT pg_notify($1, $2)", &[(&CHANNEL, Type::TEXT), (&number.to_string(), Type::TEXT)]).await?;
-    }
-    Ok(Committed { revision, unix_ms, changes, freshness_bound_ms: head.settings.freshness_bound_ms })
 }
 
 /// Makes the writes in order; what they changed, and the revision that they make.
@@ -115,112 +182,44 @@ async fn make(
     Ok((changes, revision))
 }
 
-/// Every row that the request writes or expects something of, as it stands.
-async fn touched(link: &Link, request: &CommitRequest, head: &Head, number: u64, unix_ms: i64) -> Result<Rows, Fault> {
-    let (mut documents, mut revocations, mut approved, mut expiring) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-    let mut acts = Vec::new();
-    for key in signers::keys(request) {
-        revocations.push(target_name(&signers::target(key))?.0);
-    }
-    documents.extend(request.expected.iter().map(|(key, _)| document_name(key)));
+/// The digests of the approvals that a request answers.
+fn approved(request: &CommitRequest) -> Vec<&str> {
+    let mut digests = Vec::new();
     for write in &request.writes {
-        match write {
-            Write::PutDocument(row) => documents.push(document_name(&row.key)),
-            Write::RemoveDocument(key) => documents.push(document_name(key)),
-            Write::Revoke { target, .. } | Write::Reinstate { target, .. } | Write::ReinstateByTwo { target, .. } => {
-                revocations.push(target_name(target)?.0);
-                if target.can_suspend() {
-                    acts.push(second::name(target)?);
-                }
-            }
-            // An adoption takes away what waits by itself.
-            Write::Adopt { .. } => revocations.push(target_name(&Target::All)?.0),
-            Write::Merge(merge) => {
-                for row in &merge.rows {
-                    revocations.push(target_name(&row.target)?.0);
-                }
-            }
-            Write::Prune { before_unix_s, rows_max } => {
-                let before_unix_s = (*before_unix_s).min(unix_ms.div_euclid(1_000));
-                expiring.extend(read::expiring(link, before_unix_s, *rows_max).await?);
-            }
-            Write::Approve { digest, .. } | Write::Refuse { digest, .. } => approved.push(digest.as_str()),
+        if let Write::Approve { digest, .. } | Write::Refuse { digest, .. } = write {
+            digests.push(digest.as_str());
         }
     }
-    let documents = match documents.as_slice() {
-        [] => vec![],
-        keys => {
-            let sql = format!("SELECT {} FROM portcullis.documents WHERE key = ANY ($1)", read::DOCUMENT);
-            read::stream(link, &sql, &[(&keys, Type::BYTEA_ARRAY)], read::document_row).await?
-        }
-    };
-    let pending = pending::rows(link, &acts).await?;
-    for row in pending.values() {
-        revocations.push(target_name(&signers::target(&row.key))?.0);
-    }
-    let mut found = expiring;
-    if !revocations.is_empty() {
-        let sql = format!("SELECT {} FROM portcullis.revocations WHERE key = ANY ($1)", read::REVOCATION);
-        found.extend(read::stream(link, &sql, &[(&revocations, Type::BYTEA_ARRAY)], read::revocation_row).await?);
-    }
-    let revocations = found;
-    let approvals = approvals::locked(link, &approved).await?;
-    Ok(Rows::new(head, number, unix_ms, Found { documents, revocations, approvals, pending }))
+    digests
 }
 
-async fn store_documents(link: &Link, rows: &Rows) -> Result<(), Fault> {
-    let (put, remove) = rows.documents_to_store();
-    if !remove.is_empty() {
-        let keys: Vec<_> = remove.iter().map(|key| document_name(key)).collect();
-        link.execute("DELETE FROM portcullis.documents WHERE key = ANY ($1)", &[(&keys, Type::BYTEA_ARRAY)]).await?;
-    }
-    if put.is_empty() {
-        return Ok(());
-    }
-    let keys: Vec<_> = put.iter().map(|one| document_name(&one.row.key)).collect();
-    let kinds: Vec<_> = put.iter().map(|one| one.row.key.kind.as_str()).collect();
-    let ids: Vec<_> = put.iter().map(|one| one.row.key.id.as_str()).collect();
-    let jsons: Vec<_> = put.iter().map(|one| one.row.json.as_str()).collect();
-    let paths: Vec<_> = put.iter().map(|one| one.row.path.as_str()).collect();
-    let lines: Vec<_> = put.iter().map(|one| i64::from(one.row.line)).collect();
-    let origins: Vec<_> = put
-        .iter()
-        .map(|one| match one.row.origin {
-            Origin::Folder => "folder",
-            Origin::Api => "api",
-        })
-        .collect();
-    let revisions = put.iter().map(|one| signed(one.revision)).collect::<Result<Vec<_>, _>>()?;
-    link.execute(
-        "INSERT INTO portcullis.documents (key, kind, id, json, path, line, origin, revision)
-         SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8)
-         ON CONFLICT (key) DO UPDATE SET json = excluded.json, path = excluded.path, line = excluded.line, origin = excluded.origin,
-         revision = excluded.revision",
-        &[
-            (&keys, Type::BYTEA_ARRAY),
-            (&kinds, Type::TEXT_ARRAY),
-            (&ids, Type::TEXT_ARRAY),
-            (&jsons, Type::TEXT_ARRAY),
-            (&paths, Type::TEXT_ARRAY),
-            (&lines, Type::INT8_ARRAY),
-            (&origins, Type::TEXT_ARRAY),
-            (&revisions, Type::INT8_ARRAY),
-        ],
-    )
-    .await?;
-    Ok(())
+/// Every row that the request writes or expects something of, as it stands. Documents were read before, and hold.
+async fn touched(
+    link: &Link,
+    request: &CommitRequest,
+    staged: Option<&Staged>,
+    approvals: BTreeMap<String, ApprovalRow>,
+    (head, number, unix_ms): (&Head, u64, i64),
+) -> Result<Rows, Fault> {
+    let expiring = staged.map(|staged| staged.expiring.as_slice()).unwrap_or_default();
+    let (revocations, pending) = staged::revocations(link, request, expiring).await?;
+    let documents = staged.map(|staged| staged.documents.clone()).unwrap_or_default();
+    Ok(Rows::new(head, number, unix_ms, Found { documents, revocations, approvals, pending }))
 }
 
 async fn store_revocations(link: &Link, rows: &Rows) -> Result<(), Fault> {
     let remove = rows.revocations_to_remove();
-    if !remove.is_empty() {
+    for remove in remove.chunks(ROWS_AT_ONCE) {
         let keys = remove.iter().map(|target| Ok(target_name(target)?.0)).collect::<Result<Vec<_>, Error>>()?;
         link.execute("DELETE FROM portcullis.revocations WHERE key = ANY ($1)", &[(&keys, Type::BYTEA_ARRAY)]).await?;
     }
-    let put = rows.revocations_to_store();
-    if put.is_empty() {
-        return Ok(());
+    for put in rows.revocations_to_store().chunks(ROWS_AT_ONCE) {
+        put_revocations(link, put).await?;
     }
+    Ok(())
+}
+
+async fn put_revocations(link: &Link, put: &[&RevocationRow]) -> Result<(), Fault> {
     let names = put.iter().map(|row| target_name(&row.target)).collect::<Result<Vec<_>, _>>()?;
     let (keys, targets): (Vec<_>, Vec<_>) = names.into_iter().unzip();
     let dead: Vec<_> = put.iter().map(|row| row.dead).collect();
@@ -277,55 +276,21 @@ async fn record_act(link: &Link, act: &ActRow, number: u64, head: &Head, unix_ms
         &[(&signed(number)?, Type::INT8), (&unix_ms, Type::INT8), (&text, Type::TEXT)],
     )
     .await?;
-    let newest = oldest_expired(link, "act_jtis", unix_ms.div_euclid(1_000)).await?;
+    let newest = oldest_expired(link, "act_jtis", unix_ms.div_euclid(1_000), 1).await?;
     if let Some(newest) = newest {
         link.execute("DELETE FROM portcullis.act_jtis WHERE expires_at_unix_s <= $1", &[(&newest, Type::INT8)]).await?;
     }
     Ok(newest.max(head.jtis_forgotten_unix_s))
 }
 
-/// By when the oldest of the expired keys in a table had expired, if there are any.
-async fn oldest_expired(link: &Link, table: &str, unix_s: i64) -> Result<Option<i64>, Fault> {
+/// By when the oldest of the expired keys in a table had expired, if there are any; of so many that a table to which `added` keys come
+/// does not grow.
+pub(super) async fn oldest_expired(link: &Link, table: &str, unix_s: i64, added: usize) -> Result<Option<i64>, Fault> {
     let sql = format!(
         "SELECT max(expires_at_unix_s) FROM (SELECT expires_at_unix_s FROM portcullis.{table} WHERE expires_at_unix_s < $1
              ORDER BY expires_at_unix_s LIMIT $2) expired"
     );
-    let row = link.row(&sql, &[(&unix_s, Type::INT8), (&FORGOTTEN_MAX, Type::INT8)]).await?;
+    let limit = FORGOTTEN_MAX.saturating_mul(signed(added.max(1))?);
+    let row = link.row(&sql, &[(&unix_s, Type::INT8), (&limit, Type::INT8)]).await?;
     Ok(row.map(|row| row.try_get(0)).transpose()?.flatten())
-}
-
-/// Spends a key; see [`record_act`] for how keys are forgotten.
-pub(super) async fn spend(
-    link: &Link,
-    expected: &Expected,
-    key: &[u8; 32],
-    expires_at_unix_s: i64,
-    unix_ms: Option<i64>,
-) -> Result<bool, Fault> {
-    let head = read::head(link, expected, false).await?;
-    let unix_s = unix_ms.unwrap_or(head.unix_ms).div_euclid(1_000);
-    let added = link
-        .execute(
-            "INSERT INTO portcullis.spent (key, expires_at_unix_s) VALUES ($1, $2) ON CONFLICT DO NOTHING",
-            &[(&key.as_slice(), Type::BYTEA), (&expires_at_unix_s, Type::INT8)],
-        )
-        .await?;
-    if added == 0 {
-        return Ok(false);
-    }
-    // INVARIANT: asked after the key was added. Whoever forgot the same key meanwhile had committed before it could be added, so that
-    // shows here.
-    let row = link.row("SELECT unix_s FROM portcullis.spent_forgotten", &[]).await?;
-    let row = row.ok_or_else(|| read::corrupt("the row of forgotten keys is missing".to_owned()))?;
-    if row.try_get::<_, Option<i64>>(0)?.is_some_and(|forgotten| expires_at_unix_s <= forgotten) {
-        link.execute("DELETE FROM portcullis.spent WHERE key = $1", &[(&key.as_slice(), Type::BYTEA)]).await?;
-        return Ok(false);
-    }
-    let Some(newest) = oldest_expired(link, "spent", unix_s).await? else { return Ok(true) };
-    // One forgets at a time; the others go on, for the next will.
-    if link.row("SELECT 1 FROM portcullis.spent_forgotten FOR UPDATE SKIP LOCKED", &[]).await?.is_some() {
-        link.execute("DELETE FROM portcullis.spent WHERE expires_at_unix_s <= $1", &[(&newest, Type::INT8)]).await?;
-        link.execute("UPDATE portcullis.spent_forgotten SET unix_s = greatest(unix_s, $1)", &[(&newest, Type::INT8)]).await?;
-    }
-    Ok(true)
 }

@@ -8,12 +8,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use rusqlite::{Connection, OptionalExtension};
 
 use super::open::Fault;
-use super::read::{is_revoked, signed};
-use crate::model::approval::{ApprovalFilter, ApprovalRow, Approvals, AskApproval, AskOutcome, UseApprovals, UseOutcome};
-use crate::model::limits::{APPROVALS_LISTED_MAX, APPROVALS_WAITING_MAX};
+use super::read::{self, is_revoked, signed};
+use super::write;
+use crate::model::approval::{
+    ApprovalFilter, ApprovalRow, Approvals, AskApproval, AskOutcome, ProofUse, UseApprovals, UseOutcome, Waiting,
+};
+use crate::model::limits::APPROVALS_LISTED_MAX;
 use crate::model::time::Now;
 use crate::store::Error;
-use crate::store::approvals::{self, Asking};
+use crate::store::approvals::{self, Asking, Moment};
 
 /// Rows that one asking forgets; more than it adds, so that they cannot pile up.
 const FORGOTTEN_MAX: i64 = 64;
@@ -21,6 +24,9 @@ const FORGOTTEN_MAX: i64 = 64;
 /// Stores that a call asks.
 pub(super) fn ask(connection: &Connection, request: &AskApproval, now: Now) -> Result<AskOutcome, Fault> {
     let unix_ms = now.unix_ms();
+    if !is_new(connection, request.proof.as_ref())? {
+        return Ok(AskOutcome::Replayed);
+    }
     forget(connection, unix_ms)?;
     let (current, taken_back) = row(connection, &request.call.digest)?;
     let row = match approvals::ask(current, request, unix_ms) {
@@ -31,29 +37,56 @@ pub(super) fn ask(connection: &Connection, request: &AskApproval, now: Now) -> R
         }
         Asking::Same(row) => row,
         Asking::Put { row, is_new } => {
-            if is_new && waiting_of(connection, leaf(&row), unix_ms)? >= APPROVALS_WAITING_MAX {
-                return Ok(AskOutcome::OverQuota);
+            if is_new && let Some(share) = waiting_beside(connection, &row, unix_ms)?.used_up() {
+                return Ok(AskOutcome::OverQuota(share));
             }
             put(connection, &row)?;
             row
         }
     };
+    if let Some(proof) = &request.proof {
+        write::spend(connection, proof, now)?;
+    }
     Ok(AskOutcome::Stands(Box::new(row)))
 }
 
 /// Uses all that a request names, or nothing.
 pub(super) fn use_once(connection: &Connection, request: &UseApprovals, now: Now) -> Result<UseOutcome, Fault> {
+    let mut rows = rows(connection, request)?;
+    let (head, proof_is_new) = (read::head(connection)?.revision, is_new(connection, request.proof.as_ref())?);
+    let outcome = approvals::use_once(&mut rows, request, Moment { head: &head, proof_is_new, unix_ms: now.unix_ms() });
+    if approvals::changes_rows(&outcome) {
+        rows.values().try_for_each(|row| put(connection, row))?;
+    }
+    if let (UseOutcome::Used, Some(proof)) = (&outcome, &request.proof) {
+        write::spend(connection, proof, now)?;
+    }
+    Ok(outcome)
+}
+
+/// Gives back what a decision used and then denied.
+pub(super) fn give_back(connection: &Connection, request: &UseApprovals) -> Result<bool, Fault> {
+    let mut rows = rows(connection, request)?;
+    let given = approvals::give_back(&mut rows, request);
+    if given {
+        rows.values().try_for_each(|row| put(connection, row))?;
+    }
+    Ok(given)
+}
+
+fn is_new(connection: &Connection, proof: Option<&ProofUse>) -> Result<bool, Fault> {
+    proof.map_or(Ok(true), |proof| write::is_new(connection, proof))
+}
+
+/// The rows that a request names, those that there are.
+fn rows(connection: &Connection, request: &UseApprovals) -> Result<BTreeMap<String, ApprovalRow>, Fault> {
     let mut rows = BTreeMap::new();
     for digest in request.digests() {
         if let Some(row) = row(connection, digest)?.0 {
             rows.insert(digest.to_owned(), row);
         }
     }
-    let outcome = approvals::use_once(&mut rows, request, now.unix_ms());
-    if outcome == UseOutcome::Used {
-        rows.values().try_for_each(|row| put(connection, row))?;
-    }
-    Ok(outcome)
+    Ok(rows)
 }
 
 /// Puts an operator's yes or no to a row.
@@ -115,15 +148,16 @@ fn put(connection: &Connection, row: &ApprovalRow) -> Result<(), Fault> {
     let text = serde_json::to_string(row).map_err(|error| Error::Rejected(format!("the approval cannot be stored: {error}")))?;
     connection
         .prepare_cached(
-            "INSERT INTO approvals (digest, leaf, waiting, asked_unix_ms, expires_unix_ms, forget_unix_ms, approval)
-             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-             ON CONFLICT (digest) DO UPDATE SET leaf = excluded.leaf, waiting = excluded.waiting,
+            "INSERT INTO approvals (digest, leaf, asker, waiting, asked_unix_ms, expires_unix_ms, forget_unix_ms, approval)
+             VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8)
+             ON CONFLICT (digest) DO UPDATE SET leaf = excluded.leaf, asker = excluded.asker, waiting = excluded.waiting,
              asked_unix_ms = excluded.asked_unix_ms, expires_unix_ms = excluded.expires_unix_ms,
              forget_unix_ms = excluded.forget_unix_ms, approval = excluded.approval",
         )?
         .execute((
             &row.call.digest,
             leaf(row),
+            asker(row),
             approvals::is_waiting(row),
             row.asked_at_unix_ms,
             row.expires_at_unix_ms(),
@@ -137,11 +171,22 @@ fn leaf(row: &ApprovalRow) -> &str {
     row.call.agents.last().map_or("", String::as_str)
 }
 
-fn waiting_of(connection: &Connection, leaf: &str, unix_ms: i64) -> Result<u64, Fault> {
-    let mut statement =
-        connection.prepare_cached("SELECT count(*) FROM approvals WHERE leaf = ?1 AND waiting = 1 AND expires_unix_ms > ?2")?;
-    let count: i64 = statement.query_one((leaf, unix_ms), |row| row.get(0))?;
-    Ok(count.unsigned_abs())
+/// The user of a call, as it is found by.
+fn asker(row: &ApprovalRow) -> String {
+    format!("{}\n{}", row.call.issuer, row.call.subject)
+}
+
+/// How many calls wait beside a new one.
+fn waiting_beside(connection: &Connection, row: &ApprovalRow, unix_ms: i64) -> Result<Waiting, Fault> {
+    let mut statement = connection.prepare_cached(
+        "SELECT count(*) FILTER (WHERE leaf = ?1 AND asker = ?2), count(*) FILTER (WHERE leaf = ?1),
+             count(*) FILTER (WHERE asker = ?2), count(*) FROM approvals WHERE waiting = 1 AND expires_unix_ms > ?3",
+    )?;
+    let counted = statement.query_one((leaf(row), asker(row), unix_ms), |row| {
+        let count = |column: usize| row.get::<_, i64>(column).map(i64::unsigned_abs);
+        Ok(Waiting { of_both: count(0)?, of_agent: count(1)?, of_user: count(2)?, total: count(3)? })
+    })?;
+    Ok(counted)
 }
 
 /// Takes out what may be forgotten, a bounded number of rows.

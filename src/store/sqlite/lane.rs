@@ -1,20 +1,26 @@
-//! A thread with a bounded queue: where blocking work on one connection is done, so that no runtime ever waits for a disk.
+//! A thread with bounded queues: where blocking work on one connection is done, so that no runtime ever waits for a disk.
+//!
+//! What is urgent has a queue of its own, and goes before everything else that waits.
 //!
 //! A thread of our own and not the runtime's pool, because several runtimes share a store and a connection is used by one at a
 //! time anyway. It knows nothing of SQL. Look next at `super::write`, which drains such a queue.
 
 use std::thread::JoinHandle;
 
+use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
+use crate::model::limits::LEDGER_QUEUE_MAX;
 use crate::store::Error;
 
-/// Jobs that wait on one lane; a sender waits for a place.
+/// Urgent jobs that wait on one lane; a sender waits for a place.
 const QUEUE_JOBS_MAX: usize = 1024;
 
 /// The sending end of a lane. Dropping it lets the thread finish what is queued, and waits for that.
 pub(super) struct Lane<J> {
     queue: Option<mpsc::Sender<J>>,
+    /// For what may wait, and is refused where too much of it does.
+    patient: Option<mpsc::Sender<J>>,
     thread: Option<JoinHandle<()>>,
     /// Cuts short what the thread is at, if that may be cut short.
     interrupt: Option<rusqlite::InterruptHandle>,
@@ -25,14 +31,15 @@ impl<J: Send + 'static> Lane<J> {
     pub(super) fn start(
         name: &str,
         interrupt: Option<rusqlite::InterruptHandle>,
-        body: impl FnOnce(mpsc::Receiver<J>) + Send + 'static,
+        body: impl FnOnce(Jobs<J>) + Send + 'static,
     ) -> Result<Self, Error> {
-        let (queue, jobs) = mpsc::channel(QUEUE_JOBS_MAX);
-        let thread = std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || body(jobs))
-            .map_err(|error| Error::Unavailable(format!("cannot start the thread `{name}`: {error}")))?;
-        Ok(Self { queue: Some(queue), thread: Some(thread), interrupt })
+        let failed = |error: std::io::Error| Error::Unavailable(format!("cannot start the thread `{name}`: {error}"));
+        let (queue, urgent) = mpsc::channel(QUEUE_JOBS_MAX);
+        let (patient, waiting) = mpsc::channel(LEDGER_QUEUE_MAX);
+        let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(failed)?;
+        let jobs = Jobs { urgent, patient: waiting, runtime };
+        let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || body(jobs)).map_err(failed)?;
+        Ok(Self { queue: Some(queue), patient: Some(patient), thread: Some(thread), interrupt })
     }
 
     /// Queues a job; where the queue is full, once there is a place.
@@ -46,6 +53,16 @@ impl<J: Send + 'static> Lane<J> {
         self.queue.as_ref().map(mpsc::Sender::downgrade)
     }
 
+    /// Queues a job behind all that is urgent, if there is a place.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] where too many wait: the job is not done.
+    pub(super) fn queue(&self, job: J) -> Result<(), Error> {
+        let queued = self.patient.as_ref().is_some_and(|patient| patient.try_send(job).is_ok());
+        let full = || format!("{LEDGER_QUEUE_MAX} uses wait for the store, and that is the limit: try again");
+        if queued { Ok(()) } else { Err(Error::Unavailable(full())) }
+    }
+
     /// Queues a job if there is a place; answers whether there was.
     pub(super) fn offer(&self, job: J) -> bool {
         self.queue.as_ref().is_some_and(|queue| queue.try_send(job).is_ok())
@@ -54,7 +71,7 @@ impl<J: Send + 'static> Lane<J> {
 
 impl<J> Drop for Lane<J> {
     fn drop(&mut self) {
-        drop(self.queue.take());
+        drop((self.queue.take(), self.patient.take()));
         if let Some(interrupt) = &self.interrupt {
             interrupt.interrupt();
         }
@@ -62,5 +79,37 @@ impl<J> Drop for Lane<J> {
             // A thread that panicked has nothing left to close.
             let _ = thread.join();
         }
+    }
+}
+
+/// The receiving end of a lane.
+pub(super) struct Jobs<J> {
+    urgent: mpsc::Receiver<J>,
+    patient: mpsc::Receiver<J>,
+    /// Of the thread itself, which waits for two queues at once on it.
+    runtime: Runtime,
+}
+
+impl<J> Jobs<J> {
+    /// Waits for jobs and takes up to `jobs_max` of one kind, urgent ones first. `false` once there can be no more.
+    pub(super) fn take(&mut self, batch: &mut Vec<J>, jobs_max: usize) -> bool {
+        let Self { urgent, patient, runtime } = self;
+        let taken = runtime.block_on(async {
+            tokio::select! {
+                biased;
+                Some(job) = urgent.recv() => Some((job, true)),
+                Some(job) = patient.recv() => Some((job, false)),
+                else => None,
+            }
+        });
+        let Some((job, is_urgent)) = taken else { return false };
+        batch.push(job);
+        let queue = if is_urgent { urgent } else { patient };
+        while batch.len() < jobs_max
+            && let Ok(job) = queue.try_recv()
+        {
+            batch.push(job);
+        }
+        true
     }
 }

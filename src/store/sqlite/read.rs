@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rusqlite::{Connection, OptionalExtension, Row};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
-use super::lane::Lane;
+use super::lane::{Jobs, Lane};
 use super::open::{Db, Fault};
 use crate::model::records::{ActRow, DocumentKey, DocumentRow, Origin, RevocationRow, Target};
 use crate::model::revision::{HistoryId, Revision, StateDigest};
@@ -32,10 +32,11 @@ impl Reader {
     pub(super) fn start(name: &str, mut db: Db) -> Result<Self, Error> {
         let closing = Arc::new(AtomicBool::new(false));
         let (interrupt, stop) = (db.connection.get_interrupt_handle(), Arc::clone(&closing));
-        let lane = Lane::start(name, Some(interrupt), move |mut jobs: mpsc::Receiver<Job>| {
-            while let Some(job) = jobs.blocking_recv() {
+        let lane = Lane::start(name, Some(interrupt), move |mut jobs: Jobs<Job>| {
+            let mut taken = Vec::with_capacity(1);
+            while jobs.take(&mut taken, 1) {
                 // Nobody waits for an answer any more once the store is being dropped.
-                if !stop.load(Ordering::Acquire) {
+                for job in taken.drain(..).filter(|_| !stop.load(Ordering::Acquire)) {
                     job(&mut db);
                 }
             }

@@ -9,7 +9,7 @@ use crate::model::records::Change;
 use crate::store::Error;
 
 /// The version that this program writes: the number of steps.
-pub(super) const SCHEMA_VERSION: i64 = 5;
+pub(super) const SCHEMA_VERSION: i64 = 6;
 
 const VERSION_1: &str = "
 CREATE TABLE meta (
@@ -80,6 +80,9 @@ const VERSION_5: &str = "
 ALTER TABLE pending_acts ADD COLUMN key TEXT NOT NULL DEFAULT '';
 ";
 
+/// Whose calls wait, so that quotas are each user's too.
+const VERSION_6: &str = "ALTER TABLE approvals ADD COLUMN asker TEXT NOT NULL DEFAULT '';";
+
 /// Brings the tables from a version, 0 for none, to [`SCHEMA_VERSION`]; within the caller's transaction.
 pub(super) fn upgrade(connection: &Connection, from: i64) -> Result<(), Fault> {
     if from < 1 {
@@ -97,6 +100,9 @@ pub(super) fn upgrade(connection: &Connection, from: i64) -> Result<(), Fault> {
     }
     if from < 5 {
         connection.execute_batch(VERSION_5)?;
+    }
+    if from < 6 {
+        connection.execute_batch(VERSION_6)?;
     }
     connection.pragma_update(None, "user_version", SCHEMA_VERSION)?;
     Ok(())

@@ -5,17 +5,20 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Instant;
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::approvals;
 use super::fleet;
+use super::lane::Jobs;
 use super::lineage;
 use super::open::{Db, Fault};
 use super::pending;
 use super::read::{self, Head, target_name};
-use crate::model::approval::{AskApproval, AskOutcome, UseApprovals, UseOutcome};
+use crate::model::approval::{AskApproval, AskOutcome, ProofUse, UseApprovals, UseOutcome};
+use crate::model::limits::LEDGER_WAIT_MS;
 use crate::model::records::{ActRow, Change, DocumentKey, DocumentRow, Merge, Origin, RevocationRow, Target, Write};
 use crate::model::revision::{Revision, StateDigest};
 use crate::model::time::{Clock, Now};
@@ -33,18 +36,18 @@ const FORGOTTEN_MAX: i64 = 64;
 /// A request, and where its answer goes.
 pub(super) enum Job {
     Commit(CommitRequest, Reply<Committed>),
-    Spend {
-        key: [u8; 32],
-        expires_at_unix_s: i64,
-        reply: Reply<bool>,
-    },
-    Ask(AskApproval, Reply<AskOutcome>),
-    Use(UseApprovals, Reply<UseOutcome>),
+    Spend(ProofUse, Until, Reply<bool>),
+    Ask(AskApproval, Until, Reply<AskOutcome>),
+    Use(UseApprovals, Until, Reply<UseOutcome>),
+    GiveBack(UseApprovals, Reply<bool>),
     Register(Registration, Reply<()>),
     Beat(Heartbeat),
     /// Closes the connection; what comes later fails.
     Close(Reply<()>),
 }
+
+/// When a job that was not begun is refused.
+pub(super) type Until = Instant;
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
@@ -54,6 +57,7 @@ enum Ran {
     Spend(Result<bool, Error>, Reply<bool>),
     Ask(Result<AskOutcome, Error>, Reply<AskOutcome>),
     Use(Result<UseOutcome, Error>, Reply<UseOutcome>),
+    GiveBack(Result<bool, Error>, Reply<bool>),
     Register(Result<(), Error>, Reply<()>),
     /// Nobody waits for it.
     Beat,
@@ -112,15 +116,20 @@ fn checkpoint(db: &mut Db) {
 /// Serves requests until there can be no more.
 pub(super) fn serve(
     mut db: Db,
-    mut jobs: mpsc::Receiver<Job>,
+    mut jobs: Jobs<Job>,
     clock: Arc<dyn Clock>,
     wake: watch::Sender<u64>,
     mut checkpoints: Checkpoints,
 ) {
     let mut batch = Vec::with_capacity(BATCH_JOBS_MAX);
-    while jobs.blocking_recv_many(&mut batch, BATCH_JOBS_MAX) > 0 {
+    while jobs.take(&mut batch, BATCH_JOBS_MAX) {
         let mut ran = Vec::with_capacity(batch.len());
-        let waiting = std::mem::take(&mut batch);
+        let begun = Instant::now();
+        let (late, waiting): (Vec<_>, Vec<_>) = std::mem::take(&mut batch).into_iter().partition(|job| job.is_late(begun));
+        late.into_iter().for_each(|job| job.refused(&too_late()).answer(&Ok(())));
+        if waiting.is_empty() {
+            continue;
+        }
         let outcome = run_batch(&mut db, waiting, clock.now(), &mut ran);
         let newest = ran.iter().filter_map(Ran::committed).max();
         if let (Ok(()), Some(number)) = (&outcome, newest) {
@@ -170,14 +179,17 @@ fn run_batch(db: &mut Db, batch: Vec<Job>, now: Now, ran: &mut Vec<Ran>) -> Resu
             Job::Commit(request, reply) => {
                 Ran::Commit(in_savepoint(db, &mut intact, |connection| commit(connection, &request, now)), reply)
             }
-            Job::Spend { key, expires_at_unix_s, reply } => {
-                Ran::Spend(in_savepoint(db, &mut intact, |connection| spend(connection, &key, expires_at_unix_s, now)), reply)
+            Job::Spend(proof, _, reply) => {
+                Ran::Spend(in_savepoint(db, &mut intact, |connection| spend(connection, &proof, now)), reply)
             }
-            Job::Ask(request, reply) => {
+            Job::Ask(request, _, reply) => {
                 Ran::Ask(in_savepoint(db, &mut intact, |connection| approvals::ask(connection, &request, now)), reply)
             }
-            Job::Use(request, reply) => {
+            Job::Use(request, _, reply) => {
                 Ran::Use(in_savepoint(db, &mut intact, |connection| approvals::use_once(connection, &request, now)), reply)
+            }
+            Job::GiveBack(request, reply) => {
+                Ran::GiveBack(in_savepoint(db, &mut intact, |connection| approvals::give_back(connection, &request)), reply)
             }
             Job::Register(registration, reply) => {
                 Ran::Register(in_savepoint(db, &mut intact, |connection| fleet::register(connection, &registration, now)), reply)
@@ -206,13 +218,26 @@ fn gave_up() -> Error {
     Error::Unavailable("the store gave up the transaction, nothing was written: see to its disk and repeat".to_owned())
 }
 
+fn too_late() -> Error {
+    Error::Unavailable(format!("the store did not take a use within {LEDGER_WAIT_MS} ms: try again"))
+}
+
 impl Job {
+    /// Whether it waited too long to be begun.
+    fn is_late(&self, now: Instant) -> bool {
+        match self {
+            Job::Spend(_, until, _) | Job::Ask(_, until, _) | Job::Use(_, until, _) => now >= *until,
+            Job::Commit(..) | Job::GiveBack(..) | Job::Register(..) | Job::Beat(_) | Job::Close(_) => false,
+        }
+    }
+
     fn refused(self, error: &Error) -> Ran {
         match self {
             Job::Commit(_, reply) => Ran::Commit(Err(error.clone()), reply),
-            Job::Spend { reply, .. } => Ran::Spend(Err(error.clone()), reply),
-            Job::Ask(_, reply) => Ran::Ask(Err(error.clone()), reply),
-            Job::Use(_, reply) => Ran::Use(Err(error.clone()), reply),
+            Job::Spend(.., reply) => Ran::Spend(Err(error.clone()), reply),
+            Job::Ask(.., reply) => Ran::Ask(Err(error.clone()), reply),
+            Job::Use(.., reply) => Ran::Use(Err(error.clone()), reply),
+            Job::GiveBack(_, reply) => Ran::GiveBack(Err(error.clone()), reply),
             Job::Register(_, reply) => Ran::Register(Err(error.clone()), reply),
             Job::Beat(_) => Ran::Beat,
             Job::Close(reply) => Ran::Close(reply),
@@ -238,6 +263,7 @@ impl Ran {
             Ran::Spend(result, reply) => send(result, outcome, reply),
             Ran::Ask(result, reply) => send(result, outcome, reply),
             Ran::Use(result, reply) => send(result, outcome, reply),
+            Ran::GiveBack(result, reply) => send(result, outcome, reply),
             Ran::Register(result, reply) => send(result, outcome, reply),
             Ran::Beat | Ran::Close(_) => {}
         }
@@ -550,18 +576,13 @@ fn record_act(connection: &Connection, act: &ActRow, number: u64, head: &Head, n
 }
 
 /// Spends a key; see [`record_act`] for how keys are forgotten.
-fn spend(connection: &Connection, key: &[u8; 32], expires_at_unix_s: i64, now: Now) -> Result<bool, Fault> {
-    let forgotten: Option<i64> =
-        connection.prepare_cached("SELECT spent_forgotten_unix_s FROM head")?.query_one((), |row| row.get(0))?;
-    if forgotten.is_some_and(|forgotten| expires_at_unix_s <= forgotten) {
+pub(super) fn spend(connection: &Connection, proof: &ProofUse, now: Now) -> Result<bool, Fault> {
+    if !is_new(connection, proof)? {
         return Ok(false);
     }
-    let added = connection
-        .prepare_cached("INSERT INTO spent (key, expires_at_unix_s) VALUES (?1, ?2) ON CONFLICT DO NOTHING")?
-        .execute((key, expires_at_unix_s))?;
-    if added == 0 {
-        return Ok(false);
-    }
+    connection
+        .prepare_cached("INSERT INTO spent (key, expires_at_unix_s) VALUES (?1, ?2)")?
+        .execute((proof.key, proof.expires_at_unix_s))?;
     let newest: Option<i64> = connection
         .prepare_cached(
             "SELECT max(expires_at_unix_s) FROM (
@@ -577,4 +598,14 @@ fn spend(connection: &Connection, key: &[u8; 32], expires_at_unix_s: i64, now: N
             .execute([newest])?;
     }
     Ok(true)
+}
+
+/// Whether a key was not spent before, as far as anybody remembers.
+pub(super) fn is_new(connection: &Connection, proof: &ProofUse) -> Result<bool, Fault> {
+    let forgotten: Option<i64> =
+        connection.prepare_cached("SELECT spent_forgotten_unix_s FROM head")?.query_one((), |row| row.get(0))?;
+    if forgotten.is_some_and(|forgotten| proof.expires_at_unix_s <= forgotten) {
+        return Ok(false);
+    }
+    Ok(!connection.prepare_cached("SELECT 1 FROM spent WHERE key = ?1")?.exists([proof.key])?)
 }

@@ -138,6 +138,7 @@ fn run(answers: u64, mutant: Option<Mutant>) -> (u64, Vec<String>) {
         metrics: Metrics::unexported(),
         spans: Spans::off(),
         clock,
+        spawn: Arc::new(|work| drop(tokio::spawn(work))),
     };
     let service = Arc::new(Service::new(parts, crate::service::Settings::default()));
     let (stop, stopped) = watch::channel(false);

@@ -7,12 +7,14 @@ use std::sync::Arc;
 use super::signers::revoke_key;
 use super::{START_UNIX_S, act, audit, kill, request, write};
 use crate::model::approval::{
-    ApprovalCall, ApprovalFilter, ApprovalRow, ApprovalState, AskApproval, AskOutcome, Lack, OwnUse, UseApprovals, UseOutcome,
+    ApprovalCall, ApprovalFilter, ApprovalRow, ApprovalState, Approvers, AskApproval, AskOutcome, Lack, OwnUse, PreparedUse,
+    ProofUse, UseApprovals, UseOutcome, WaitingShare,
 };
 use crate::model::decision::ApprovalNeed;
 use crate::model::limits::{APPROVAL_ARGUMENTS_BYTES_MAX, APPROVAL_KEPT_MS, APPROVAL_REPEAT_MS, APPROVALS_WAITING_MAX};
 use crate::model::reason::Layer;
 use crate::model::records::Write;
+use crate::model::revision::Revision;
 use crate::model::time::ManualClock;
 use crate::store::{CommitRequest, Error, Store};
 
@@ -40,6 +42,10 @@ pub(super) async fn conformance<F: Future<Output = (Arc<dyn Store>, Arc<ManualCl
     let (store, clock) = new().await;
     rows_are_forgotten(&*store, &clock).await;
     what_has_no_bound_is_refused(&*new().await.0).await;
+    nobody_uses_up_the_queue_of_others(&*new().await.0).await;
+    only_who_may_still_approve_counts(&*new().await.0).await;
+    a_proof_is_spent_with_what_it_uses(&*new().await.0).await;
+    what_was_used_is_given_back(&*new().await.0).await;
     one_racer_uses_it(new().await.0).await;
     one_racer_asks_first(new().await.0).await;
     an_answer_races_a_use(new).await;
@@ -56,7 +62,12 @@ async fn asking_again_changes_nothing(store: &dyn Store, clock: &ManualClock) {
     let other = asked(store, "2").await;
     assert_eq!(other.asked_at_unix_ms, START_UNIX_MS + 5_000);
     // Another layer asks too: its time begins now, the first one's does not begin anew.
-    let both = AskApproval { call: call("1"), needs: vec![need(Layer::User, None, "g"), own_need()] };
+    let both = AskApproval {
+        call: call("1"),
+        needs: vec![need(Layer::User, None, "g"), own_need()],
+        proof: None,
+        approvers: Approvers::default(),
+    };
     let AskOutcome::Stands(row) = store.ask_approval(both).await.unwrap() else { panic!() };
     assert_eq!((row.layers.len(), row.expires_at_unix_ms()), (2, first.expires_at_unix_ms()));
     assert_eq!(row.layers[0], first.layers[0]);
@@ -110,7 +121,10 @@ async fn a_refused_answer_writes_nothing(store: &dyn Store) {
 
 async fn every_layer_needs_its_approval(store: &dyn Store) {
     let needs = vec![need(Layer::User, None, "payers"), own_need()];
-    store.ask_approval(AskApproval { call: call("1"), needs: needs.clone() }).await.unwrap();
+    store
+        .ask_approval(AskApproval { call: call("1"), needs: needs.clone(), proof: None, approvers: Approvers::default() })
+        .await
+        .unwrap();
     let use_it = async || store.use_approvals(uses("1", needs.clone(), "d", None)).await.unwrap();
     assert_eq!(use_it().await, lacking(Lack::Waiting));
     write(store, vec![approve("1", "olga", "leads")]).await.unwrap();
@@ -182,12 +196,8 @@ async fn what_expired_is_asked_anew(store: &dyn Store, clock: &ManualClock) {
 
 async fn prepared_is_a_use_of_its_own(store: &dyn Store) {
     let use_prepared = async |fingerprint: Option<&str>| {
-        let request = UseApprovals {
-            own: None,
-            prepared: vec![digest("1")],
-            decision_id: "e".into(),
-            fingerprint: fingerprint.map(str::to_owned),
-        };
+        let (prepared, fingerprint) = (vec![prepared("1")], fingerprint.map(str::to_owned));
+        let request = UseApprovals { prepared, decision_id: "e".into(), fingerprint, ..UseApprovals::default() };
         store.use_approvals(request).await.unwrap()
     };
     let lacking = |lack| UseOutcome::Lacking { prepared: Some(0), lack };
@@ -201,7 +211,7 @@ async fn prepared_is_a_use_of_its_own(store: &dyn Store) {
     assert_eq!(use_prepared(None).await, lacking(Lack::Used));
     asked(store, "2").await;
     write(store, vec![refuse("2", "olga", "leads")]).await.unwrap();
-    let request = UseApprovals { own: None, prepared: vec![digest("2")], decision_id: "e".into(), fingerprint: None };
+    let request = UseApprovals { prepared: vec![prepared("2")], decision_id: "e".into(), ..UseApprovals::default() };
     assert_eq!(store.use_approvals(request).await.unwrap(), lacking(Lack::Refused));
 }
 
@@ -211,7 +221,7 @@ async fn all_is_used_or_nothing(store: &dyn Store) {
     }
     write(store, vec![approve("1", "olga", "leads"), approve("2", "olga", "leads")]).await.unwrap();
     let use_all = async |prepared: &[&str]| {
-        let prepared = prepared.iter().map(|name| digest(name)).collect();
+        let prepared = prepared.iter().map(|name| self::prepared(name)).collect();
         store.use_approvals(UseApprovals { prepared, ..uses("1", vec![own_need()], "d", None) }).await.unwrap()
     };
     assert_eq!(use_all(&["2", "3"]).await, UseOutcome::Lacking { prepared: Some(1), lack: Lack::Waiting });
@@ -227,8 +237,8 @@ async fn an_agent_has_a_quota(store: &dyn Store, clock: &ManualClock) {
     for number in 0..APPROVALS_WAITING_MAX {
         asked(store, &format!("{number}")).await;
     }
-    let over = AskApproval { call: call("over"), needs: vec![own_need()] };
-    assert_eq!(store.ask_approval(over.clone()).await, Ok(AskOutcome::OverQuota));
+    let over = AskApproval { call: call("over"), needs: vec![own_need()], proof: None, approvers: Approvers::default() };
+    assert_eq!(store.ask_approval(over.clone()).await, Ok(AskOutcome::OverQuota(WaitingShare::UserAndAgent)));
     assert_eq!(store.approvals(ApprovalFilter::Waiting, 1).await.unwrap().total, APPROVALS_WAITING_MAX, "nothing was stored");
     asked(store, "7").await;
     let mut other = over.clone();
@@ -238,7 +248,7 @@ async fn an_agent_has_a_quota(store: &dyn Store, clock: &ManualClock) {
     assert!(matches!(store.ask_approval(over.clone()).await, Ok(AskOutcome::Stands(_))), "what is approved waits no longer");
     let mut more = over;
     more.call.digest = digest("more");
-    assert_eq!(store.ask_approval(more.clone()).await, Ok(AskOutcome::OverQuota));
+    assert_eq!(store.ask_approval(more.clone()).await, Ok(AskOutcome::OverQuota(WaitingShare::UserAndAgent)));
     clock.advance_ms(EXPIRES_IN_MS);
     assert!(matches!(store.ask_approval(more).await, Ok(AskOutcome::Stands(_))), "nor does what expired");
 }
@@ -285,7 +295,7 @@ async fn rows_are_forgotten(store: &dyn Store, clock: &ManualClock) {
 
 async fn what_has_no_bound_is_refused(store: &dyn Store) {
     let check = async |change: fn(&mut AskApproval), good: bool| {
-        let mut request = AskApproval { call: call("1"), needs: vec![own_need()] };
+        let mut request = AskApproval { call: call("1"), needs: vec![own_need()], proof: None, approvers: Approvers::default() };
         change(&mut request);
         let outcome = store.ask_approval(request).await;
         assert_eq!(outcome.is_ok(), good, "{outcome:?}");
@@ -300,15 +310,138 @@ async fn what_has_no_bound_is_refused(store: &dyn Store) {
     check(|ask| ask.needs.clear(), false).await;
     check(|ask| ask.needs = vec![own_need(); 33], false).await;
     check(|ask| ask.call.subject = "x".repeat(9_000), false).await;
-    let nothing = UseApprovals { own: None, prepared: vec![], decision_id: "d".into(), fingerprint: None };
-    for bad in [nothing.clone(), UseApprovals { prepared: vec!["short".into()], ..nothing.clone() }] {
+    let nothing = UseApprovals { decision_id: "d".into(), ..UseApprovals::default() };
+    for bad in [
+        nothing.clone(),
+        UseApprovals { prepared: vec![PreparedUse { digest: "short".into(), needs: vec![] }], ..nothing.clone() },
+    ] {
         let outcome = store.use_approvals(bad).await;
         assert!(matches!(outcome, Err(Error::Rejected(_))), "{outcome:?}");
     }
-    let many = UseApprovals { prepared: vec![digest("1"); 33], ..nothing };
+    let many = UseApprovals { prepared: vec![prepared("1"); 33], ..nothing };
     assert!(matches!(store.use_approvals(many).await, Err(Error::Rejected(_))));
     let long = write(store, vec![approve("1", &"x".repeat(9_000), "leads")]).await;
     assert!(matches!(long, Err(Error::Rejected(_))), "{long:?}");
+}
+
+/// One user, one agent, or both together take a share of the queue, and the queue has an end.
+async fn nobody_uses_up_the_queue_of_others(store: &dyn Store) {
+    let ask = async |user: u64, agent: u64, number: u64| {
+        let name = format!("{user}.{agent}.{number}");
+        let mut call = call(&name);
+        (call.subject, call.agents) = (format!("user-{user}"), vec!["spiffe://t/root".into(), format!("spiffe://t/{agent}")]);
+        let request = AskApproval { call, needs: vec![own_need()], proof: None, approvers: Approvers::default() };
+        match store.ask_approval(request).await.unwrap() {
+            AskOutcome::Stands(_) => None,
+            AskOutcome::OverQuota(share) => Some(share),
+            AskOutcome::Replayed => panic!("there is no proof"),
+        }
+    };
+    let fill = async |user: u64, agent: u64| {
+        for number in 0..APPROVALS_WAITING_MAX {
+            assert_eq!(ask(user, agent, number).await, None);
+        }
+    };
+    fill(0, 0).await;
+    assert_eq!(ask(0, 0, 100).await, Some(WaitingShare::UserAndAgent));
+    // The user with another agent, and the agent for another user, go on.
+    assert_eq!((ask(0, 1, 0).await, ask(1, 0, 0).await), (None, None));
+    for agent in 2..=10 {
+        if agent < 10 {
+            fill(0, agent).await;
+        }
+    }
+    // 100 of the first agent, 1 of the second, 800 of eight more: 99 are left to the user.
+    for number in 0..99 {
+        assert_eq!(ask(0, 10, number).await, None);
+    }
+    assert_eq!(ask(0, 11, 0).await, Some(WaitingShare::User));
+    assert_eq!(ask(2, 11, 0).await, None, "another user is not held up");
+}
+
+/// What somebody approved who may not any more does not count, and somebody else can approve.
+async fn only_who_may_still_approve_counts(store: &dyn Store) {
+    let without = |gone: &'static str| Approvers::new(move |_, layer| layer.approved_by.as_deref() != Some(gone));
+    asked(store, "1").await;
+    write(store, vec![approve("1", "olga", "leads")]).await.unwrap();
+    let use_it = async |approvers: Approvers, only_again: bool| {
+        let request = UseApprovals { approvers, only_again, ..uses("1", vec![own_need()], "d", Some("f")) };
+        store.use_approvals(request).await.unwrap()
+    };
+    assert_eq!(use_it(without("olga"), false).await, lacking(Lack::Waiting));
+    let prepared = UseApprovals {
+        prepared: vec![prepared("1")],
+        decision_id: "e".into(),
+        approvers: without("olga"),
+        ..UseApprovals::default()
+    };
+    let outcome = store.use_approvals(prepared).await.unwrap();
+    assert_eq!(outcome, UseOutcome::Lacking { prepared: Some(0), lack: Lack::Waiting });
+    let again = AskApproval { call: call("1"), needs: vec![own_need()], proof: None, approvers: without("olga") };
+    let AskOutcome::Stands(row) = store.ask_approval(again).await.unwrap() else { panic!("it stands") };
+    assert_eq!(row.layers[0].approved_by, None, "it waits again");
+    write(store, vec![approve("1", "otto", "leads")]).await.unwrap();
+    assert_eq!(use_it(without("olga"), false).await, UseOutcome::Used);
+    assert_eq!(use_it(without("otto"), true).await, UseOutcome::Replayed, "nor is its answer given again");
+}
+
+fn proof(byte: u8) -> Option<ProofUse> {
+    Some(ProofUse { key: [byte; 32], expires_at_unix_s: START_UNIX_S + 60 })
+}
+
+/// The proof and the approval are used together or not at all.
+async fn a_proof_is_spent_with_what_it_uses(store: &dyn Store) {
+    let asks = async |name: &str, proof| {
+        store
+            .ask_approval(AskApproval { call: call(name), needs: vec![own_need()], proof, approvers: Approvers::default() })
+            .await
+            .unwrap()
+    };
+    let uses_it = async |name: &str, proof| {
+        store.use_approvals(UseApprovals { proof, ..uses(name, vec![own_need()], "d", Some("f")) }).await.unwrap()
+    };
+    let is_spent = async |byte: u8| !store.spend([byte; 32], START_UNIX_S + 60).await.unwrap();
+    // What is lacking spends nothing; asking does.
+    assert_eq!(uses_it("1", proof(1)).await, lacking(Lack::Missing));
+    assert!(matches!(asks("1", proof(1)).await, AskOutcome::Stands(_)));
+    assert_eq!(asks("2", proof(1)).await, AskOutcome::Replayed);
+    assert_eq!(store.approvals(ApprovalFilter::All, 10).await.unwrap().total, 1, "nothing was stored");
+    write(store, vec![approve("1", "olga", "leads")]).await.unwrap();
+    assert_eq!(uses_it("1", proof(1)).await, UseOutcome::Replayed);
+    assert!(row(store, "1").await.used.is_none());
+    // Nor does who has not seen the newest commit.
+    let head = store.revision().await.unwrap();
+    let behind = Revision { number: head.number - 1, ..head.clone() };
+    let unseen = UseApprovals { proof: proof(2), seen: Some(behind), ..uses("1", vec![own_need()], "d", Some("f")) };
+    assert_eq!(store.use_approvals(unseen.clone()).await, Ok(UseOutcome::Unseen { head: head.clone() }));
+    let seen = UseApprovals { seen: Some(head), ..unseen };
+    assert_eq!(store.use_approvals(seen.clone()).await, Ok(UseOutcome::Used));
+    assert!(is_spent(2).await);
+    // The very same request gets its answer again, though its proof is spent.
+    assert_eq!(store.use_approvals(seen).await, Ok(UseOutcome::Repeated { decision_id: "d".into() }));
+    let other = UseApprovals { proof: proof(3), ..uses("1", vec![own_need()], "e", None) };
+    assert_eq!(store.use_approvals(other).await, Ok(lacking(Lack::Used)));
+    assert!(!is_spent(3).await);
+}
+
+async fn what_was_used_is_given_back(store: &dyn Store) {
+    for name in ["1", "2"] {
+        asked(store, name).await;
+    }
+    write(store, vec![approve("1", "olga", "leads"), approve("2", "olga", "leads")]).await.unwrap();
+    let request = UseApprovals { prepared: vec![prepared("2")], ..uses("1", vec![own_need()], "d", Some("f")) };
+    assert_eq!(store.give_back_approvals(request.clone()).await, Ok(false), "nothing was used");
+    let before = (row(store, "1").await, row(store, "2").await);
+    assert_eq!(store.use_approvals(request.clone()).await, Ok(UseOutcome::Used));
+    let other = UseApprovals { decision_id: "e".into(), ..request.clone() };
+    assert_eq!(store.give_back_approvals(other.clone()).await, Ok(false), "not theirs");
+    assert_eq!(store.give_back_approvals(request.clone()).await, Ok(true));
+    assert_eq!((row(store, "1").await, row(store, "2").await), before);
+    assert_eq!(store.use_approvals(other.clone()).await, Ok(UseOutcome::Used), "it is used by another decision");
+    assert_eq!(store.give_back_approvals(request).await, Ok(false));
+    let again = UseApprovals { only_again: true, ..other.clone() };
+    assert_eq!(store.use_approvals(again).await, Ok(UseOutcome::Repeated { decision_id: "e".into() }));
+    assert_eq!(store.give_back_approvals(other).await, Ok(false), "its decision was given again");
 }
 
 async fn one_racer_uses_it(store: Arc<dyn Store>) {
@@ -382,9 +515,13 @@ async fn an_answer_races_a_use<F: Future<Output = (Arc<dyn Store>, Arc<ManualClo
 }
 
 async fn asked(store: &dyn Store, name: &str) -> ApprovalRow {
-    match store.ask_approval(AskApproval { call: call(name), needs: vec![own_need()] }).await.unwrap() {
+    match store
+        .ask_approval(AskApproval { call: call(name), needs: vec![own_need()], proof: None, approvers: Approvers::default() })
+        .await
+        .unwrap()
+    {
         AskOutcome::Stands(row) => *row,
-        AskOutcome::OverQuota => panic!("over the quota"),
+        outcome => panic!("{outcome:?}"),
     }
 }
 
@@ -399,9 +536,9 @@ async fn use_own(store: &dyn Store, name: &str, decision_id: &str, fingerprint: 
 fn uses(name: &str, needs: Vec<ApprovalNeed>, decision_id: &str, fingerprint: Option<&str>) -> UseApprovals {
     UseApprovals {
         own: Some(OwnUse { digest: digest(name), needs }),
-        prepared: vec![],
         decision_id: decision_id.into(),
         fingerprint: fingerprint.map(str::to_owned),
+        ..UseApprovals::default()
     }
 }
 
@@ -438,6 +575,10 @@ fn call(name: &str) -> ApprovalCall {
         tool: "pay/refund".into(),
         arguments_json: format!("{{\"name\":\"{name}\"}}"),
     }
+}
+
+fn prepared(name: &str) -> PreparedUse {
+    PreparedUse { digest: digest(name), needs: vec![] }
 }
 
 /// Some digest of a name.

@@ -171,6 +171,10 @@ impl Store for Link {
         unasked()
     }
 
+    async fn give_back_approvals(&self, _request: UseApprovals) -> Result<bool, Error> {
+        unasked()
+    }
+
     async fn approvals(&self, _filter: ApprovalFilter, _limit: usize) -> Result<Approvals, Error> {
         unasked()
     }

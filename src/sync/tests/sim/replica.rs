@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use super::checker::{Step, Stepped};
 use super::host::{Host, MS, Tasks, elapsed_ns};
@@ -18,9 +18,10 @@ use crate::app::bind::FollowerCatchUp;
 use crate::app::fleet::{Runtimes, may_follow};
 use crate::audit::Recorder;
 use crate::model::approval::{AskApproval, AskOutcome, UseApprovals, UseOutcome};
+use crate::model::limits::LEDGER_QUEUE_MAX;
 use crate::model::time::{Clock as _, Now};
 use crate::revocation::Index;
-use crate::service::{ApprovalLedger, Lane, Parts, ProofLedger, Service, request::Caller};
+use crate::service::{ApprovalLedger, Lane, LedgerError, Parts, ProofLedger, Service, Spawn, request::Caller};
 use crate::snapshot::{Freshness, SnapshotCell};
 use crate::store::{self, CommitRow, Registration, ReplicaState, Store};
 use crate::sync::follower::Position;
@@ -206,6 +207,7 @@ impl Replica {
             metrics: Metrics::unexported(),
             spans: Spans::off(),
             clock: self.host.clone(),
+            spawn: self.spawn(&tasks),
         };
         let service = Arc::new(Service::new(parts, crate::service::Settings::default()));
         let (stop, stopped) = watch::channel(false);
@@ -235,6 +237,18 @@ impl Replica {
         let served = served.await;
         drop(stop);
         served
+    }
+
+    /// Runs what must reach its record as one more task of the process.
+    fn spawn(&self, tasks: &Tasks) -> Spawn {
+        let (sender, mut work) = mpsc::channel(LEDGER_QUEUE_MAX);
+        let (beside, host) = (tasks.clone(), self.host.clone());
+        tasks.spawn(async move {
+            while let Some(one) = work.recv().await {
+                beside.spawn(host.run(one));
+            }
+        });
+        Arc::new(move |one| sender.try_send(one).unwrap())
     }
 
     /// Where it was last, once the store may be followed from there; until then the process ends and is started again.
@@ -346,8 +360,8 @@ struct Ledger(Arc<dyn Store>);
 
 #[async_trait]
 impl ProofLedger for Ledger {
-    async fn spend(&self, key: [u8; 32], expires_at_unix_s: i64) -> Result<bool, String> {
-        self.0.spend(key, expires_at_unix_s).await.map_err(|error| error.to_string())
+    async fn spend(&self, key: [u8; 32], expires_at_unix_s: i64) -> Result<bool, LedgerError> {
+        self.0.spend(key, expires_at_unix_s).await.map_err(|error| LedgerError::Busy(error.to_string()))
     }
 }
 
@@ -356,15 +370,15 @@ pub(in crate::sync::tests) struct NoApprovals;
 
 #[async_trait::async_trait]
 impl ApprovalLedger for NoApprovals {
-    async fn ask(&self, _request: AskApproval) -> Result<AskOutcome, String> {
-        Err("no call of the simulation asks".to_owned())
+    async fn ask(&self, _request: AskApproval) -> Result<AskOutcome, LedgerError> {
+        Err(LedgerError::Busy("no call of the simulation asks".to_owned()))
     }
 
-    async fn use_once(&self, _request: UseApprovals) -> Result<UseOutcome, String> {
-        Err("no call of the simulation uses one".to_owned())
+    async fn use_once(&self, _request: UseApprovals) -> Result<UseOutcome, LedgerError> {
+        Err(LedgerError::Busy("no call of the simulation uses one".to_owned()))
     }
 
-    async fn repeated(&self, _request: &UseApprovals) -> Result<Option<String>, String> {
-        Ok(None)
+    async fn give_back(&self, _request: UseApprovals) -> Result<bool, LedgerError> {
+        Ok(false)
     }
 }

@@ -1,0 +1,336 @@
+//! What a call uses up in the store before it is answered: its proof, what was approved for it, a place among those that wait.
+//!
+//! ```text
+//! judged ─▶ room? ─▶ proof new here? ─▶ used in the store, at the revision that was judged by ─▶ judged anew ─▶ recorded
+//!              └─ LEDGER_BUSY                └─ nothing used: LEDGER_BUSY, or asked                    └─ denied: given back
+//! ```
+//!
+//! INVARIANT: what writes to the store runs to its record, whoever stops waiting: it is a task of its own, of which there is a bounded
+//! number. INVARIANT: after the store has answered, the call is judged anew by the newest view, snapshot and proof of freshness
+//! together; a view from before the wait decides nothing any more. Look next at `service/approval.rs`.
+
+use tokio::sync::oneshot;
+
+use super::approval::{Wanted, unpermitted};
+use super::judge::Judged;
+use super::ports::LedgerError;
+use super::proofs::Use;
+use super::request::{Answer, Caller, CheckRequest};
+use super::{Held, Lane, Service, decision_id, is_too_old};
+use crate::model::approval::{ProofUse, UseApprovals, UseOutcome};
+use crate::model::decision::{Decision, Effect};
+use crate::model::limits::{LEDGER_USES_MAX, PROOF_WINDOW_S};
+use crate::model::reason::Reason;
+use crate::model::revision::Revision;
+use crate::model::time::Now;
+use crate::snapshot::View;
+
+/// How often a use is tried where the store is at another revision than the call was judged by.
+const ATTEMPTS_MAX: usize = 4;
+/// How often giving back is tried.
+const GIVE_BACK_ATTEMPTS_MAX: usize = 2;
+
+/// A judged call on its way to its record.
+struct Settlement {
+    lane: Lane,
+    request: CheckRequest,
+    caller: Caller,
+    view: View,
+    judged: Judged,
+    started: Now,
+}
+
+impl Lane {
+    /// Uses up in the store what a call needs there, and answers; the answer is of the moment at which this returns.
+    pub(super) async fn settle(
+        &self,
+        request: &CheckRequest,
+        caller: &Caller,
+        view: View,
+        mut judged: Judged,
+        started: Now,
+    ) -> (Answer, Held) {
+        let number = view.snapshot.revision().number;
+        let Ok(place) = self.places.clone().try_acquire_owned() else {
+            judged.decision = Decision::deny(Reason::LedgerBusy, number);
+            judged.message = Some(format!("{LEDGER_USES_MAX} calls wait for the store here and nothing was used: ask again"));
+            return self.answer(request, caller, view, judged, started);
+        };
+        let (lane, kept) = (self.clone(), view.clone());
+        let settlement = Settlement { lane, request: request.clone(), caller: caller.clone(), view, judged, started };
+        let (reply, answered) = oneshot::channel();
+        (self.service.parts.spawn)(Box::pin(async move {
+            let answered = settlement.run().await;
+            drop(place);
+            // Whoever asked may have stopped waiting: it is recorded all the same.
+            let _ = reply.send(answered);
+        }));
+        match answered.await {
+            // Time has passed between the two tasks: whoever has run the barrier since must find no answer from before it.
+            Ok((answer, held)) => self.confirm_held(request, caller, answer, held),
+            Err(_) => {
+                let lost = Judged::denied(Decision::deny(Reason::LedgerUnknown, number));
+                self.answer(request, caller, kept, lost, started)
+            }
+        }
+    }
+}
+
+impl Lane {
+    /// Waits until every call of this lane that uses something up has its record; takes no more while it waits.
+    pub async fn settled(&self) {
+        // It is never closed.
+        let _ = self.places.acquire_many(u32::try_from(LEDGER_USES_MAX).unwrap_or(u32::MAX)).await;
+    }
+}
+
+impl Settlement {
+    async fn run(self) -> (Answer, Held) {
+        let Self { lane, request, caller, mut view, mut judged, started } = self;
+        let service = &lane.service;
+        // Policy's own: an approval may turn it, and is none of the shadows' business.
+        let by_policy = judged.decision.effect;
+        let used = service.use_up(&mut judged, &request, &caller, &mut view).await;
+        let (answer, mut held) = lane.answer(&request, &caller, view, judged, started);
+        if answer.decision.would_be.is_some() {
+            service.count_shadow(&request.tool, by_policy, &answer);
+        }
+        match used {
+            Some(used) if answer.decision.effect == Effect::Deny => service.give_back(used).await,
+            used => held.used = used,
+        }
+        (answer, held)
+    }
+}
+
+impl Service {
+    /// Uses a proof up on this replica alone, where that will do; a denial where it cannot be used.
+    pub(super) fn spend_here(&self, judged: &mut Judged, view: &View) -> Option<Decision> {
+        let proof = judged.single_use_proof.as_ref()?;
+        let number = view.snapshot.revision().number;
+        if self.ready_at.get().is_none_or(|ready_at| proof.iat_s() <= ready_at.unix_s()) {
+            judged.message = Some("the proof was made before this replica was ready: make a new one".to_owned());
+            return Some(Decision::deny(Reason::ProofStale, number));
+        }
+        match self.used_proofs.spend(proof.replay_key(), self.parts.clock.now()) {
+            Use::First => None,
+            Use::Replayed => Some(Decision::deny(Reason::ProofReplayed, number)),
+            Use::Full => {
+                judged.message =
+                    Some("too many proofs are in use on this replica: ask another one, or again in a minute".to_owned());
+                Some(Decision::deny(Reason::ProofReplayed, number))
+            }
+        }
+    }
+
+    /// Does in the store what must be done before the call is answered; answers what it used, to be given back where it is denied.
+    pub(super) async fn use_up(
+        &self,
+        judged: &mut Judged,
+        request: &CheckRequest,
+        caller: &Caller,
+        view: &mut View,
+    ) -> Option<UseApprovals> {
+        let decision_id = decision_id::new(self.parts.clock.now());
+        let by = |view: &View| (view.snapshot.clone(), self.parts.clock.now());
+        let (snapshot, now) = by(view);
+        let mut wanted = Wanted::of(judged, request, caller, &decision_id, (&snapshot, now));
+        judged.approval_digest = wanted.as_ref().map(|wanted| wanted.digest().to_owned());
+        // INVARIANT: what would be denied in the end uses nothing up.
+        if is_too_old(view, &request.tool, self.parts.clock.now()) {
+            judged.decision = Decision::deny(Reason::Stale, view.snapshot.revision().number);
+            return None;
+        }
+        if let Some((denial, message)) = unpermitted(judged, request, &snapshot, now) {
+            (judged.decision, judged.message) = (denial, Some(message));
+            return None;
+        }
+        if let Some(denial) = self.spend_here(judged, view) {
+            self.look_again(judged, request, caller, view, wanted, denial).await;
+            return None;
+        }
+        for _ in 0..ATTEMPTS_MAX {
+            let proof = proof_use(judged);
+            let head = match &mut wanted {
+                None => {
+                    let Some(proof) = proof else { return None };
+                    let number = view.snapshot.revision().number;
+                    match self.parts.ledger.spend(proof.key, proof.expires_at_unix_s).await {
+                        Ok(true) => self.judge_anew(judged, request, caller, view),
+                        Ok(false) => judged.decision = Decision::deny(Reason::ProofReplayed, number),
+                        Err(error) => self.not_taken(judged, view, &error),
+                    }
+                    return None;
+                }
+                Some(wanted) => {
+                    wanted.uses.proof = proof;
+                    wanted.uses.seen = Some(view.snapshot.revision().clone());
+                    match self.parts.approvals.use_once(wanted.uses.clone()).await {
+                        Ok(UseOutcome::Unseen { head }) => head,
+                        Ok(UseOutcome::Used) => {
+                            judged.decision_id = Some(wanted.uses.decision_id.clone());
+                            self.permit(judged, request, caller, view, wanted);
+                            return Some(wanted.uses.clone());
+                        }
+                        outcome => {
+                            self.not_used(judged, request, caller, view, wanted, outcome).await;
+                            return None;
+                        }
+                    }
+                }
+            };
+            if !self.catch_up(judged, request, caller, view, &head).await {
+                return None;
+            }
+            let (snapshot, now) = by(view);
+            wanted = Wanted::of(judged, request, caller, &decision_id, (&snapshot, now));
+        }
+        self.not_taken(judged, view, &LedgerError::Busy("the store is written to all the time".to_owned()));
+        None
+    }
+
+    /// The store was written to meanwhile, by a kill perhaps: that must be seen before anything is used. Whether the call goes on.
+    async fn catch_up(
+        &self,
+        judged: &mut Judged,
+        request: &CheckRequest,
+        caller: &Caller,
+        view: &mut View,
+        head: &Revision,
+    ) -> bool {
+        if !self.parts.catch_up.reach(head).await {
+            self.not_taken(judged, view, &LedgerError::Busy("this replica is behind the store".to_owned()));
+            return false;
+        }
+        self.judge_anew(judged, request, caller, view);
+        if judged.decision.effect != Effect::Deny
+            && let Some((denial, message)) = unpermitted(judged, request, &view.snapshot, self.parts.clock.now())
+        {
+            (judged.decision, judged.message) = (denial, Some(message));
+        }
+        if judged.decision.effect == Effect::Deny {
+            self.unspend_here(judged);
+            return false;
+        }
+        true
+    }
+
+    /// What becomes of a call that used nothing.
+    async fn not_used(
+        &self,
+        judged: &mut Judged,
+        request: &CheckRequest,
+        caller: &Caller,
+        view: &mut View,
+        wanted: &Wanted,
+        outcome: Result<UseOutcome, LedgerError>,
+    ) {
+        let number = view.snapshot.revision().number;
+        match outcome {
+            Ok(UseOutcome::Repeated { decision_id }) => self.permit_again(judged, request, caller, view, wanted, decision_id),
+            Ok(UseOutcome::Lacking { prepared, lack }) => {
+                self.lacking(judged, request, caller, view, wanted, (prepared, lack)).await;
+            }
+            Ok(UseOutcome::Replayed | UseOutcome::Used | UseOutcome::Unseen { .. }) => {
+                judged.decision = Decision::deny(Reason::ProofReplayed, number);
+            }
+            Err(error) => self.not_taken(judged, view, &error),
+        }
+    }
+
+    /// A gateway that lost its answer asks again: the proof was spent by the call that is answered again.
+    async fn look_again(
+        &self,
+        judged: &mut Judged,
+        request: &CheckRequest,
+        caller: &Caller,
+        view: &mut View,
+        wanted: Option<Wanted>,
+        denial: Decision,
+    ) {
+        let of_proof = matches!(denial.reason, Reason::ProofReplayed | Reason::ProofStale);
+        if let Some(wanted) = wanted.filter(|wanted| of_proof && wanted.uses.fingerprint.is_some()) {
+            let uses = UseApprovals { only_again: true, proof: None, seen: None, ..wanted.uses.clone() };
+            if let Ok(UseOutcome::Repeated { decision_id }) = self.parts.approvals.use_once(uses).await {
+                judged.message = None;
+                return self.permit_again(judged, request, caller, view, &wanted, decision_id);
+            }
+        }
+        judged.decision = denial;
+    }
+
+    /// Judges the call by the newest view, at the time it is now.
+    pub(super) fn judge_anew(&self, judged: &mut Judged, request: &CheckRequest, caller: &Caller, view: &mut View) {
+        // There was one already, and none is ever taken away.
+        if let Ok(newest) = self.view() {
+            *view = newest;
+        }
+        let before = (judged.destructive, judged.single_use_proof.is_some());
+        let digest = judged.approval_digest.take();
+        *judged = self.judge_again(judged, request, caller, view, self.parts.clock.now());
+        judged.approval_digest = digest;
+        if request.at_least.as_ref().is_some_and(|at_least| !has_reached(view, at_least)) {
+            judged.decision = Decision::deny(Reason::RevisionUnavailable, view.snapshot.revision().number);
+        }
+        let demands_more = judged.destructive && !before.0 || judged.single_use_proof.is_some() && !before.1;
+        if judged.decision.effect != Effect::Deny && demands_more {
+            judged.message = Some("the tool's registration changed while the call waited: ask again".to_owned());
+            judged.decision = Decision::deny(Reason::LedgerBusy, view.snapshot.revision().number);
+        }
+    }
+
+    /// Denies for want of the store, truthfully: where nothing was written the proof can be used again.
+    pub(super) fn not_taken(&self, judged: &mut Judged, view: &View, error: &LedgerError) {
+        tracing::warn!(%error, "the store did not take the use of a proof or approval");
+        let number = view.snapshot.revision().number;
+        let (reason, message) = match error {
+            LedgerError::Busy(_) => {
+                self.unspend_here(judged);
+                (Reason::LedgerBusy, "the store did not take the use in time and nothing was used: ask again")
+            }
+            LedgerError::Unknown(_) => (
+                Reason::LedgerUnknown,
+                "the store did not say whether it took the use: send the very same request again, and where that does not do a new proof",
+            ),
+        };
+        judged.message = Some(message.to_owned());
+        judged.decision = Decision::deny(reason, number);
+    }
+
+    fn unspend_here(&self, judged: &Judged) {
+        if let Some(proof) = &judged.single_use_proof {
+            self.used_proofs.unspend(&proof.replay_key());
+        }
+    }
+
+    /// Gives back what was used for a call that is denied all the same.
+    pub(super) async fn give_back(&self, used: UseApprovals) {
+        for _ in 0..GIVE_BACK_ATTEMPTS_MAX {
+            match self.parts.approvals.give_back(used.clone()).await {
+                Ok(true) => return,
+                Ok(false) => {
+                    tracing::info!(
+                        decision = used.decision_id,
+                        "an approval stays used: its decision was given again, or is over"
+                    );
+                    return;
+                }
+                Err(error) => {
+                    tracing::warn!(%error, decision = used.decision_id, "an approval of a denied call could not be given back");
+                }
+            }
+        }
+    }
+}
+
+/// The proof as the store spends it; `None` where it need not.
+fn proof_use(judged: &Judged) -> Option<ProofUse> {
+    let proof = judged.single_use_proof.as_ref().filter(|_| judged.destructive)?;
+    Some(ProofUse { key: proof.replay_key(), expires_at_unix_s: proof.iat_s().saturating_add(2 * PROOF_WINDOW_S) })
+}
+
+/// Whether a view has a revision that the caller has seen, policy and revocations both.
+fn has_reached(view: &View, at_least: &Revision) -> bool {
+    let at = view.snapshot.revision();
+    at.history == at_least.history && at.number >= at_least.number && view.snapshot.policy_number() >= at_least.number
+}

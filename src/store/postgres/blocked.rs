@@ -1,0 +1,20 @@
+//! Who holds a commit up: the session that has the lock which others wait for, as the server sees it.
+
+use super::link::{Fault, Link};
+use super::read::text;
+
+/// The session that holds up whoever waits for the head the longest; `None` where nobody waits.
+pub(super) async fn blocker(link: &Link) -> Result<Option<String>, Fault> {
+    let sql = "SELECT holder.pid::text, coalesce(holder.application_name, ''),
+             coalesce(host(holder.client_addr), 'a socket of the server''s machine'), coalesce(holder.state, 'unknown'),
+             coalesce(extract(epoch FROM clock_timestamp() - holder.xact_start)::int8, 0)::text
+         FROM pg_stat_activity waiting CROSS JOIN LATERAL unnest(pg_blocking_pids(waiting.pid)) AS blocking (pid)
+             JOIN pg_stat_activity holder ON holder.pid = blocking.pid
+         WHERE waiting.datname = current_database() AND waiting.wait_event_type = 'Lock' AND waiting.query LIKE '%portcullis.head%'
+         ORDER BY holder.xact_start LIMIT 1";
+    let Some(row) = link.row(sql, &[]).await? else { return Ok(None) };
+    // A name is whatever its program says, and this goes to logs and terminals.
+    let name: String = text(&row, 1)?.chars().filter(|character| !character.is_control()).take(64).collect();
+    let (pid, address, state, age_s) = (text(&row, 0)?, text(&row, 2)?, text(&row, 3)?, text(&row, 4)?);
+    Ok(Some(format!("process {pid} of the server, application `{name}` on {address}, {state} in a transaction of {age_s} s")))
+}

@@ -1,0 +1,245 @@
+//! What a commit brings that is long, put down before it takes the lock on the head: whoever stops in the middle of sending it holds up
+//! nobody.
+//!
+//! The rows of `staged` belong to one transaction and never outlive it. Under the lock the server moves them to where they belong by
+//! statements of some hundred bytes. Look next at `super::write`.
+
+use std::collections::BTreeMap;
+
+use tokio_postgres::types::Type;
+
+use super::apply::{Found, Rows, document_name, target_name};
+use super::link::{Fault, IDLE_IN_TRANSACTION_MS, Link};
+use super::pending;
+use super::read::{self, Expected, Head, signed};
+use crate::model::records::{Change, Origin, PendingRow, RevocationRow, Target, Write};
+use crate::store::chain::changes_as_stored;
+use crate::store::{CommitRequest, Error, StoredDocument, second, signers};
+
+/// What was put down, and documents as they stood before the lock on the head was taken.
+pub(super) struct Staged {
+    id: String,
+    /// Those that the request touches.
+    pub(super) documents: Vec<StoredDocument>,
+    documents_number: u64,
+    /// The targets of the revocations that a prune would take away.
+    pub(super) expiring: Vec<Target>,
+    /// The changes, where they are long: as they are at the next revision, where nothing is committed between.
+    changes: Option<Vec<u8>>,
+    /// All of it worked out for the next revision, where that hangs on no clock.
+    ready: Option<Ready>,
+    head_hash: [u8; 32],
+}
+
+/// A commit worked out before the lock on the head was taken.
+pub(super) struct Ready {
+    pub(super) rows: Rows,
+    pub(super) changes: Vec<Change>,
+    pub(super) stored: Vec<u8>,
+}
+
+/// Changes up to this length are sent under the lock; what is written at once to a socket is there at once.
+const CHANGES_SENT_MAX: usize = 16 * 1024;
+/// How long the server waits for a commit that is worked out, before it takes the lock on the head.
+const WORKED_OUT_MS: u64 = 30_000;
+/// Revocations that one statement under the lock reads or writes.
+pub(super) const ROWS_AT_ONCE: usize = 16;
+
+/// The targets that a request's prune would take away.
+async fn expiring(link: &Link, request: &CommitRequest, unix_ms: i64) -> Result<Vec<Target>, Fault> {
+    let mut found = Vec::new();
+    for write in &request.writes {
+        if let Write::Prune { before_unix_s, rows_max } = write {
+            let before_unix_s = (*before_unix_s).min(unix_ms.div_euclid(1_000));
+            found.extend(read::expiring(link, before_unix_s, *rows_max).await?.into_iter().map(|row| row.target));
+        }
+    }
+    Ok(found)
+}
+
+/// The revocations that a request writes or depends on, as they stand, and what waits for a second operator of its acts; some at a time,
+/// so that no answer is long.
+pub(super) async fn revocations(
+    link: &Link,
+    request: &CommitRequest,
+    expiring: &[Target],
+) -> Result<(Vec<RevocationRow>, BTreeMap<String, PendingRow>), Fault> {
+    let mut targets: Vec<Target> = expiring.to_vec();
+    targets.extend(signers::keys(request).into_iter().map(signers::target));
+    let mut acts = Vec::new();
+    for write in &request.writes {
+        match write {
+            Write::Revoke { target, .. } | Write::Reinstate { target, .. } | Write::ReinstateByTwo { target, .. } => {
+                targets.push(target.clone());
+                if target.can_suspend() {
+                    acts.push(second::name(target)?);
+                }
+            }
+            // An adoption takes away what waits by itself.
+            Write::Adopt { .. } => targets.push(Target::All),
+            Write::Merge(merge) => targets.extend(merge.rows.iter().map(|row| row.target.clone())),
+            _ => {}
+        }
+    }
+    let pending = pending::rows(link, &acts).await?;
+    targets.extend(pending.values().map(|row| signers::target(&row.key)));
+    let sql = format!("SELECT {} FROM portcullis.revocations WHERE key = ANY ($1)", read::REVOCATION);
+    let mut found = Vec::new();
+    for targets in targets.chunks(ROWS_AT_ONCE) {
+        let keys = targets.iter().map(|target| Ok(target_name(target)?.0)).collect::<Result<Vec<_>, Error>>()?;
+        found.extend(read::stream(link, &sql, &[(&keys, Type::BYTEA_ARRAY)], read::revocation_row).await?);
+    }
+    Ok((found, pending))
+}
+
+impl Staged {
+    /// Puts down what a request brings; `None` where that is little, and no document.
+    pub(super) async fn put(
+        link: &Link,
+        expected: &Expected,
+        request: &CommitRequest,
+        unix_ms: Option<i64>,
+    ) -> Result<Option<Self>, Fault> {
+        let mut keys: Vec<Vec<u8>> = request.expected.iter().map(|(key, _)| document_name(key)).collect();
+        keys.extend(request.writes.iter().filter_map(|write| match write {
+            Write::PutDocument(row) => Some(document_name(&row.key)),
+            Write::RemoveDocument(key) => Some(document_name(key)),
+            _ => None,
+        }));
+        let many = |write: &Write| matches!(write, Write::Prune { .. } | Write::Merge(_));
+        if keys.is_empty() && request.writes.len() <= ROWS_AT_ONCE && !request.writes.iter().any(many) {
+            return Ok(None);
+        }
+        // No lock is held yet: time to work it out.
+        link.run(&format!("SET LOCAL idle_in_transaction_session_timeout = {WORKED_OUT_MS}")).await?;
+        let head = read::head(link, expected, false).await?;
+        let unix_ms = unix_ms.unwrap_or(head.unix_ms);
+        let documents = match keys.as_slice() {
+            [] => vec![],
+            keys => {
+                let sql = format!("SELECT {} FROM portcullis.documents WHERE key = ANY ($1)", read::DOCUMENT);
+                read::stream(link, &sql, &[(&keys, Type::BYTEA_ARRAY)], read::document_row).await?
+            }
+        };
+        let expiring = expiring(link, request, unix_ms).await?;
+        let (revocations, pending) = revocations(link, request, &expiring).await?;
+        let found = Found { documents: documents.clone(), revocations, pending, ..Found::default() };
+        let mut rows = Rows::new(&head, head.revision.number.saturating_add(1), unix_ms, found);
+        // What is wrong is said here, and again under the lock.
+        rows.check(request, &head)?;
+        let mut changes = Vec::new();
+        for write in &request.writes {
+            match write {
+                Write::Prune { before_unix_s, .. } => {
+                    changes.extend(rows.prune((*before_unix_s).min(unix_ms.div_euclid(1_000)))?);
+                }
+                Write::Merge(merge) => changes.extend(rows.merge(merge, &head.revision.history)?),
+                Write::Adopt { reason } => changes.push(rows.void_roots(reason)?),
+                // An answer is a row that is locked before the head is; it makes no change.
+                Write::Approve { .. } | Write::Refuse { .. } => {}
+                write => changes.extend(rows.write(write)?),
+            }
+        }
+        let stored = changes_as_stored(&changes)?;
+        let id = uuid::Uuid::new_v4().to_string();
+        let long = Some(stored.clone()).filter(|stored| stored.len() > CHANGES_SENT_MAX);
+        let (documents_number, head_hash) = (head.documents_number, head.hash);
+        let mut staged = Self { id, documents, documents_number, expiring, changes: long, ready: None, head_hash };
+        staged.send(link, &rows).await?;
+        // A revocation is dated by the clock under the lock, and an adoption or a merge writes more than rows.
+        link.run(&format!("SET LOCAL idle_in_transaction_session_timeout = {IDLE_IN_TRANSACTION_MS}")).await?;
+        let timeless = |write: &Write| write.is_of_document() || matches!(write, Write::Prune { .. });
+        staged.ready = request.writes.iter().all(timeless).then_some(Ready { rows, changes, stored });
+        Ok(Some(staged))
+    }
+
+    async fn send(&self, link: &Link, rows: &Rows) -> Result<(), Fault> {
+        if let Some(changes) = &self.changes {
+            let sql = "INSERT INTO portcullis.staged (stage, changes) VALUES ($1, $2)";
+            link.execute(sql, &[(&self.id, Type::TEXT), (changes, Type::BYTEA)]).await?;
+        }
+        let (put, remove) = rows.documents_to_store();
+        if put.is_empty() && remove.is_empty() {
+            return Ok(());
+        }
+        let mut keys: Vec<_> = put.iter().map(|one| document_name(&one.row.key)).collect();
+        keys.extend(remove.iter().map(|key| document_name(key)));
+        let of = |text: fn(&StoredDocument) -> &str| -> Vec<Option<&str>> {
+            put.iter().map(|one| Some(text(one))).chain(remove.iter().map(|_| None)).collect()
+        };
+        let (kinds, ids) = (of(|one| &one.row.key.kind), of(|one| &one.row.key.id));
+        let (jsons, paths) = (of(|one| &one.row.json), of(|one| &one.row.path));
+        let origins = of(|one| match one.row.origin {
+            Origin::Folder => "folder",
+            Origin::Api => "api",
+        });
+        let lines: Vec<i64> = put.iter().map(|one| i64::from(one.row.line)).chain(remove.iter().map(|_| 0)).collect();
+        link.execute(
+            "INSERT INTO portcullis.staged (stage, key, kind, id, json, path, line, origin)
+             SELECT $1, * FROM unnest($2, $3, $4, $5, $6, $7, $8)",
+            &[
+                (&self.id, Type::TEXT),
+                (&keys, Type::BYTEA_ARRAY),
+                (&kinds, Type::TEXT_ARRAY),
+                (&ids, Type::TEXT_ARRAY),
+                (&jsons, Type::TEXT_ARRAY),
+                (&paths, Type::TEXT_ARRAY),
+                (&lines, Type::INT8_ARRAY),
+                (&origins, Type::TEXT_ARRAY),
+            ],
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// What was worked out, if nothing was committed since.
+    pub(super) fn take_ready(&mut self, head: &Head) -> Option<Ready> {
+        self.ready.take().filter(|_| self.head_hash == head.hash)
+    }
+
+    /// Whether documents are under the lock what they were before it.
+    pub(super) fn still_holds(&self, head: &Head) -> bool {
+        head.documents_number == self.documents_number
+    }
+
+    /// Whether the changes that were put down are those of the commit, or are sent with it.
+    pub(super) fn agrees(&self, stored: &[u8]) -> bool {
+        self.changes.as_deref().is_none_or(|changes| changes == stored)
+    }
+
+    /// Whether the changes were put down.
+    pub(super) fn has_changes(&self) -> bool {
+        self.changes.is_some()
+    }
+
+    /// Moves the documents to where they belong.
+    pub(super) async fn store(&self, link: &Link, number: u64) -> Result<(), Fault> {
+        let (id, number) = (&self.id, signed(number)?);
+        link.execute(
+            "DELETE FROM portcullis.documents USING portcullis.staged
+             WHERE stage = $1 AND documents.key = staged.key AND staged.kind IS NULL",
+            &[(id, Type::TEXT)],
+        )
+        .await?;
+        link.execute(
+            "INSERT INTO portcullis.documents (key, kind, id, json, path, line, origin, revision)
+             SELECT key, kind, id, json, path, line, origin, $2 FROM portcullis.staged WHERE stage = $1 AND kind IS NOT NULL
+             ON CONFLICT (key) DO UPDATE SET json = excluded.json, path = excluded.path, line = excluded.line,
+             origin = excluded.origin, revision = excluded.revision",
+            &[(id, Type::TEXT), (&number, Type::INT8)],
+        )
+        .await?;
+        Ok(())
+    }
+
+    /// The id under which the changes stand, where they were put down.
+    pub(super) fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Takes everything away again, before the commit.
+    pub(super) async fn clear(&self, link: &Link) -> Result<(), Fault> {
+        link.execute("DELETE FROM portcullis.staged WHERE stage = $1", &[(&self.id, Type::TEXT)]).await?;
+        Ok(())
+    }
+}
