@@ -172,6 +172,7 @@ async fn serve(admin: Arc<Admin>) -> Server {
         ..Default::default()
     };
     let factories = Factories {
+        finish: Arc::new(|_| Box::pin(std::future::ready(()))),
         decisions: Arc::new(|_| GrpcServices { routes: Routes::default(), barrier: Arc::new(NoBarrier) }),
         admin: Box::new(move |_| app::admin_services(admin, None)),
         http: Box::new(|_| HttpServices {

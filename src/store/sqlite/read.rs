@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rusqlite::{Connection, OptionalExtension, Row};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::lane::{Jobs, Lane};
 use super::open::{Db, Fault};

@@ -89,6 +89,10 @@ impl Store for FaultyStore {
         self.inner.use_approvals(request).await
     }
 
+    async fn give_back_approvals(&self, request: UseApprovals) -> Result<bool, Error> {
+        self.inner.give_back_approvals(request).await
+    }
+
     async fn approvals(&self, filter: ApprovalFilter, limit: usize) -> Result<Approvals, Error> {
         self.inner.approvals(filter, limit).await
     }
