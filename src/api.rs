@@ -7,13 +7,15 @@ pub mod admin;
 pub mod decision;
 mod explain;
 pub mod gateway;
+pub mod message;
 pub mod noop;
 mod operators;
+pub mod scan;
 mod signed;
 mod status;
 
 pub use signed::{SignedActs, UNRECORDED, UNRECORDED_VALUE};
-pub use status::explain_refused;
+pub use status::{Refusal, explain_refused, refusal};
 
 /// Generated from `proto/`; written by the codegen test.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]

@@ -9,6 +9,7 @@
 pub(crate) mod bind;
 pub(crate) mod fleet;
 pub(crate) mod local;
+mod system;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,11 +28,12 @@ use crate::api::admin::AdminApi;
 use crate::api::decision::DecisionApi;
 use crate::api::gateway::{GatewayApi, Gateways};
 use crate::api::r#gen as wire;
+use crate::api::message::{admin_limits, decision_limits};
 use crate::api::noop::NoopApi;
 use crate::api::{SignedActs, explain_refused};
 use crate::audit;
 use crate::config::{self, Settings};
-use crate::model::limits::{BATCH_MESSAGE_BYTES_MAX, CHECK_MESSAGE_BYTES_MAX};
+use crate::model::limits::{BATCH_MESSAGE_BYTES_MAX, CHECK_MESSAGE_BYTES_MAX, POLICY_MESSAGE_BYTES_MAX};
 use crate::model::replica::Condition;
 use crate::model::time::{Clock, SystemClock};
 use crate::pap::Admin;
@@ -147,9 +149,10 @@ impl App {
         let (chosen, may_create) = (settings.store()?, settings.may_create_store());
         bind::check_named(&chosen, may_create)?;
         // Bound first: a port in use is said before anything is written.
-        let listeners = Listeners::bind(server_settings(&settings))?;
+        let (listening, lowered) = server_settings(&settings)?;
+        let listeners = Listeners::bind(listening)?;
         let control = control_runtime()?;
-        let telemetry = control.block_on(async { start_telemetry(&settings) })?;
+        let telemetry = control.block_on(async { prepare(&settings, lowered) })?;
         bind::make_private_dir(&settings.data)?;
         let log = audit::Log::open(&settings.data.join("audit"), &settings.node, clock.clone())?;
         let store_room = bind::watch_store(&chosen, &log);
@@ -206,6 +209,7 @@ impl App {
         let made = Made { service: &service, following: &following, gateways, admin, clock };
         let factories = factories(&settings, made, &telemetry, &log)?;
         let server = control.block_on(listeners.serve(factories))?;
+        bind::register_listeners(&telemetry, &server.stats());
         let app = Self { control, server, service, following, telemetry, audit: log };
         tracing::info!("{}", app.ready_line());
         Ok(app)
@@ -298,10 +302,10 @@ fn factories(settings: &Settings, made: Made<'_>, telemetry: &Telemetry, log: &A
             // Before it serves: nothing is acknowledged past a runtime that answers decisions.
             runtimes.join();
             let routes = decision_routes(lane.clone(), gateways.clone(), condition.clone(), noop);
-            GrpcServices { routes, barrier: recorder.clone() }
+            GrpcServices { routes, barrier: recorder.clone(), limits: decision_limits }
         }
         // There is a recorder for each runtime; without one nothing may be answered.
-        None => GrpcServices { routes: Routes::default(), barrier: Arc::new(NoBarrier) },
+        None => GrpcServices { routes: Routes::default(), barrier: Arc::new(NoBarrier), limits: decision_limits },
     };
     let make_admin = move |_: RuntimeContext| {
         let lane = explaining.lane(admin.recorder());
@@ -350,13 +354,13 @@ fn decision_routes(lane: Lane, gateways: Arc<Gateways>, condition: watch::Receiv
 /// Administration. Its sockets wait for no records: an act is recorded before it is answered, or the answer says that it is not, and
 /// what changes nothing is not told without its record. So a disk that is full takes no answer to a kill away.
 pub(crate) fn admin_services(admin: Arc<Admin>, lane: Option<Lane>) -> GrpcServices {
-    GrpcServices { routes: admin_routes(admin, lane), barrier: Arc::new(NoBarrier) }
+    GrpcServices { routes: admin_routes(admin, lane), barrier: Arc::new(NoBarrier), limits: admin_limits }
 }
 
 fn admin_routes(admin: Arc<Admin>, lane: Option<Lane>) -> Routes {
     let api = AdminApi::new(admin.clone(), lane);
     let routes = Routes::new(RevocationServiceServer::new(api.clone()))
-        .add_service(PolicyServiceServer::new(api.clone()).max_decoding_message_size(SignedActs::MESSAGE_BYTES_MAX))
+        .add_service(PolicyServiceServer::new(api.clone()).max_decoding_message_size(POLICY_MESSAGE_BYTES_MAX))
         .add_service(ApprovalServiceServer::new(api.clone()))
         .add_service(OperatorServiceServer::new(api.clone()))
         .add_service(FleetServiceServer::new(api));
@@ -408,15 +412,28 @@ fn with_standard_services(routes: Routes, names: &[&'static str], condition: Opt
     routes
 }
 
-fn server_settings(settings: &Settings) -> server::Settings {
-    server::Settings {
+/// What the listeners are told, within the descriptors that this process may have; and what to say where that lowered anything.
+fn server_settings(settings: &Settings) -> Result<(server::Settings, Option<String>), Error> {
+    let mut listening = server::Settings {
         decisions_address: settings.listen,
         http_address: settings.http_listen,
         admin_address: settings.admin_listen,
         decision_runtimes: settings.runtimes,
         drain_timeout_ms: settings.drain_timeout_ms,
         ..server::Settings::default()
+    };
+    let lowered = system::fit(&mut listening, system::raise_limits())?;
+    Ok((listening, lowered))
+}
+
+/// Has the process outlive what a write to a file may meet, starts its logs and metrics, and says what was lowered.
+fn prepare(settings: &Settings, lowered: Option<String>) -> Result<Telemetry, Error> {
+    system::survive_file_limits().map_err(|error| Error::System(format!("signal handling: {error}")))?;
+    let telemetry = start_telemetry(settings)?;
+    if let Some(lowered) = lowered {
+        tracing::warn!("{lowered}");
     }
+    Ok(telemetry)
 }
 
 fn service_settings(settings: &Settings) -> service::Settings {

@@ -15,12 +15,18 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tonic::service::Routes;
 
+use crate::api::message::MessageLimits;
 use crate::model::barrier::WriteBarrier;
 
+mod budget;
+mod call;
 mod connection;
+mod counters;
 mod http;
+mod intake;
 mod listen;
 mod phase;
+mod registry;
 mod settings;
 mod worker;
 
@@ -28,8 +34,10 @@ pub use listen::Role;
 pub use phase::Draining;
 pub use settings::Settings;
 
-use listen::{Acceptor, Counters, HANDOVER_SOCKETS_MAX};
+use counters::Counters;
+use listen::{Acceptor, HANDOVER_SOCKETS_MAX};
 use phase::{Phase, Phases};
+use registry::Registry;
 use worker::{Seat, Worker};
 
 /// After a cut, how long a thread may take to end before it is left behind, beside what it finishes.
@@ -156,6 +164,8 @@ pub struct GrpcServices {
     pub routes: Routes,
     /// Called on this runtime's thread before bytes leave on any of its connections.
     pub barrier: Arc<dyn WriteBarrier>,
+    /// What may be sent to the method of this path.
+    pub limits: fn(&str) -> MessageLimits,
 }
 
 /// What the HTTP listener serves.
@@ -187,10 +197,14 @@ pub struct Stats {
     pub role: Role,
     /// Connections accepted.
     pub accepted_total: u64,
-    /// Connections closed at once because of the limit.
+    /// Connections closed at once because too many were open and none could be spared.
     pub refused_total: u64,
-    /// Connections cut because their barrier failed.
-    pub barrier_cuts_total: u64,
+    /// Connections cut, by cause.
+    pub cuts_total: Vec<(&'static str, u64)>,
+    /// Calls refused while their message arrived, or because too much waits, by cause.
+    pub refusals_total: Vec<(&'static str, u64)>,
+    /// Bytes that calls which wait hold, beyond what is each connection's own.
+    pub waiting_bytes: usize,
     /// Connections open now, by runtime.
     pub open: Vec<usize>,
 }
@@ -206,23 +220,24 @@ pub struct Drained {
 
 /// Reads a server's [`Stats`] without holding the server, for metrics.
 #[derive(Clone, Debug)]
-pub struct StatsReader(Arc<[(Role, Arc<Counters>)]>);
+pub struct StatsReader(Arc<[Listening]>);
+
+/// What is known of one listener.
+type Listening = (Role, Arc<Counters>, Arc<Registry>);
 
 impl StatsReader {
     /// One for each listener.
     pub fn read(&self) -> Vec<Stats> {
-        let read = |(role, counters): &(Role, Arc<Counters>)| Stats {
+        let read = |(role, counters, registry): &Listening| Stats {
             role: *role,
             accepted_total: counters.accepted.load(Ordering::Relaxed),
             refused_total: counters.refused.load(Ordering::Relaxed),
-            barrier_cuts_total: counters.barrier_cuts.load(Ordering::Relaxed),
+            cuts_total: counters.cuts(),
+            refusals_total: counters.refusals(),
+            waiting_bytes: registry.shared_bytes(),
             open: counters.open_per_runtime(),
         };
         self.0.iter().map(read).collect()
-    }
-
-    fn counters(&self, role: Role) -> Arc<Counters> {
-        self.0.iter().find(|(of, _)| *of == role).map(|(_, counters)| Arc::clone(counters)).unwrap_or_default()
     }
 }
 
@@ -276,12 +291,16 @@ impl Server {
         calls_phase: watch::Sender<Phase>,
         http_phase: watch::Sender<Phase>,
     ) -> Self {
-        let counters = [(Role::Decisions, settings.decision_runtimes), (Role::Http, 1), (Role::Admin, 1)]
-            .map(|(role, runtimes)| (role, Arc::new(Counters::new(runtimes))));
+        let listeners = [(Role::Decisions, settings.decision_runtimes), (Role::Http, 1), (Role::Admin, 1)];
+        let stats = listeners.map(|(role, runtimes)| {
+            let counters = Arc::new(Counters::new(runtimes));
+            let registry = Registry::new(settings.rules(role), Arc::clone(&counters));
+            (role, counters, registry)
+        });
         Self {
             addresses,
             settings: Arc::clone(settings),
-            stats: StatsReader(Arc::new(counters)),
+            stats: StatsReader(Arc::new(stats)),
             next_connection_id: Arc::new(AtomicU64::new(1)),
             calls_phase,
             http_phase,
@@ -296,17 +315,17 @@ impl Server {
         listener: TcpListener,
         runtimes: Vec<mpsc::Sender<listen::Accepted>>,
         phases: &Phases,
-    ) -> Acceptor {
-        let Settings { connections_max, control_connections_max, .. } = *self.settings;
-        Acceptor {
+    ) -> Option<Acceptor> {
+        let (_, counters, registry) = self.stats.0.iter().find(|(of, ..)| *of == role)?;
+        Some(Acceptor {
             role,
             listener,
             runtimes,
-            counters: self.stats.counters(role),
-            connections_max: if role == Role::Decisions { connections_max } else { control_connections_max },
+            counters: Arc::clone(counters),
+            registry: Arc::clone(registry),
             next_connection_id: Arc::clone(&self.next_connection_id),
             phases: phases.clone(),
-        }
+        })
     }
 
     /// Waits until every thread so far has made its services.
@@ -389,9 +408,9 @@ fn bind(role: Role, address: SocketAddr) -> Result<(TcpListener, SocketAddr), Er
     Ok((listener, bound))
 }
 
-async fn accept_all(acceptors: [Acceptor; 3], started: tokio::sync::oneshot::Sender<()>) {
+async fn accept_all(acceptors: [Option<Acceptor>; 3], started: tokio::sync::oneshot::Sender<()>) {
     let _ = started.send(());
-    futures_util::future::join_all(acceptors.map(Acceptor::run)).await;
+    futures_util::future::join_all(acceptors.into_iter().flatten().map(Acceptor::run)).await;
 }
 
 async fn all_ended(workers: &mut [Worker]) {

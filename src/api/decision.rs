@@ -4,6 +4,7 @@
 //! the service's business.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
@@ -16,11 +17,12 @@ use super::r#gen as wire;
 use super::r#gen::decision_service_server::DecisionService;
 use super::r#gen::{check_request, list_tools_request};
 use super::status::{invalid, too_large, undecodable};
-use crate::model::connection::PeerInfo;
+use crate::model::connection::{PeerInfo, Standing};
 use crate::model::decision::{Effect, Evidence};
 use crate::model::json;
 use crate::model::limits::{
-    BATCH_CALLS_MAX, CHAIN_TOKENS_MAX, CONTEXT_BYTES_MAX, ID_BYTES_MAX, LIST_TOOLS_MAX, REQUEST_ID_BYTES_MAX, TOOL_NAME_BYTES_MAX,
+    BATCH_CALLS_MAX, CHAIN_TOKENS_READ_MAX, CONTEXT_BYTES_MAX, ID_BYTES_MAX, LIST_TOOLS_MAX, REQUEST_ID_BYTES_MAX,
+    TOOL_NAME_BYTES_MAX,
 };
 use crate::model::revision::Revision;
 use crate::service::request::{Answer, Caller, CheckRequest, Credential, Identities, ListToolsRequest, TraceHeaders};
@@ -42,10 +44,12 @@ impl DecisionApi {
         lane: &Lane,
         message: wire::CheckRequest,
         caller: &Caller,
+        standing: Option<&Standing>,
         trace: TraceHeaders,
     ) -> Result<wire::CheckResponse, Status> {
         let request = check_in(message, trace)?;
         let answer = lane.check(&request, caller).await?;
+        note_proof(standing, &answer);
         Ok(answer_out(request.request_id, &request.tool, answer))
     }
 }
@@ -54,12 +58,14 @@ impl DecisionApi {
 impl DecisionService for DecisionApi {
     async fn check(&self, request: Request<wire::CheckRequest>) -> Result<Response<wire::CheckResponse>, Status> {
         let caller = caller(request.extensions());
+        let standing = standing(request.extensions());
         let trace = trace_headers(request.metadata());
-        Ok(Response::new(Self::decide(&self.lane, request.into_inner(), &caller, trace).await?))
+        Ok(Response::new(Self::decide(&self.lane, request.into_inner(), &caller, standing.as_deref(), trace).await?))
     }
 
     async fn check_batch(&self, request: Request<wire::CheckBatchRequest>) -> Result<Response<wire::CheckBatchResponse>, Status> {
         let caller = caller(request.extensions());
+        let standing = standing(request.extensions());
         let trace = trace_headers(request.metadata());
         let requests = request.into_inner().requests;
         if requests.len() > BATCH_CALLS_MAX {
@@ -70,6 +76,7 @@ impl DecisionService for DecisionApi {
         let mut answers = Vec::with_capacity(requests.len());
         for request in requests {
             let (answer, held) = self.lane.check_held(&request, &caller).await?;
+            note_proof(standing.as_deref(), &answer);
             answers.push((request, answer, held));
             // A batch of chains never seen before must not hold up the others of its runtime.
             tokio::task::yield_now().await;
@@ -90,11 +97,12 @@ impl DecisionService for DecisionApi {
         request: Request<Streaming<wire::CheckRequest>>,
     ) -> Result<Response<Self::CheckStreamStream>, Status> {
         let caller = caller(request.extensions());
+        let standing = standing(request.extensions());
         let trace = trace_headers(request.metadata());
         let open = Some((request.into_inner(), self.lane.clone()));
         // An item is decided when it is polled, never ahead: an answer's window starts when it can be sent.
         let answers = stream::unfold(open, move |open| {
-            let (caller, trace) = (caller.clone(), trace.clone());
+            let (caller, standing, trace) = (caller.clone(), standing.clone(), trace.clone());
             async move {
                 let (mut messages, lane) = open?;
                 let message = tokio::select! {
@@ -102,7 +110,10 @@ impl DecisionService for DecisionApi {
                     () = lane.drained() => return Some((Err(Undecided::Draining.into()), None)),
                 };
                 match message {
-                    Ok(message) => Some((Self::decide(&lane, message, &caller, trace).await, Some((messages, lane)))),
+                    Ok(message) => {
+                        let answer = Self::decide(&lane, message, &caller, standing.as_deref(), trace).await;
+                        Some((answer, Some((messages, lane))))
+                    }
                     Err(fault) => Some((Err(undecodable(&fault).unwrap_or(fault)), None)),
                 }
             }
@@ -167,6 +178,18 @@ pub(super) fn caller(extensions: &Extensions) -> Caller {
     }
 }
 
+/// What the connection has shown so far.
+fn standing(extensions: &Extensions) -> Option<Arc<Standing>> {
+    extensions.get::<PeerInfo>().map(|peer| peer.standing.clone())
+}
+
+/// A connection on which a chain was verified goes after those on which none was, where too many are open.
+fn note_proof(standing: Option<&Standing>, answer: &Answer) {
+    if let (Some(standing), Some(_)) = (standing, &answer.identities) {
+        standing.prove();
+    }
+}
+
 /// The peer for an audit line.
 pub(super) fn peer_text(extensions: &Extensions) -> String {
     extensions.get::<PeerInfo>().map_or_else(|| "unknown".to_owned(), |peer| peer.address.to_string())
@@ -226,9 +249,8 @@ pub(super) fn check_in(message: wire::CheckRequest, trace: TraceHeaders) -> Resu
 }
 
 fn chain_in(tokens: Vec<Bytes>) -> Result<Credential, Status> {
-    // Far more tokens than any chain may have are not looked at; a few too many are a denial with its reason.
-    if tokens.len() > 8 * CHAIN_TOKENS_MAX {
-        return Err(too_large("presentation.aat_chain", tokens.len(), 8 * CHAIN_TOKENS_MAX));
+    if tokens.len() > CHAIN_TOKENS_READ_MAX {
+        return Err(too_large("presentation.aat_chain", tokens.len(), CHAIN_TOKENS_READ_MAX));
     }
     Ok(Credential::Chain(tokens))
 }

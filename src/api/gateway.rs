@@ -3,20 +3,20 @@
 //! Unsigned, and with no more right than to ask for decisions. A reader of revocations holds nothing here but how far it has read;
 //! who reads too slowly is cut and told where to resume. Look next at `sync/status/feed.rs`.
 
-use std::collections::VecDeque;
+use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use futures_util::{Stream, stream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Code, Request, Response, Status};
 
+use super::decision::caller;
 use super::r#gen as wire;
 use super::r#gen::fleet_service_server::FleetService;
 use super::r#gen::revocation_service_server::RevocationService;
 use super::status::{invalid, status};
 use crate::model::ids::UserId;
-use crate::model::limits::ID_BYTES_MAX;
+use crate::model::limits::{CONNECTION_WATCHERS_MAX, ID_BYTES_MAX, SHARED_WATCHERS_MAX};
 use crate::model::records::{RevocationRow, Target};
 use crate::model::replica::{Fleet, Listed};
 use crate::model::revision::{HistoryId, Revision};
@@ -24,8 +24,6 @@ use crate::service::{FleetDirectory, Lane, Undecided};
 use crate::sync::status as sync;
 use crate::sync::status::feed::{Applied, Next};
 
-/// Readers of revocations in this process.
-const WATCHERS_MAX: usize = 1024;
 /// Revisions taken from the ring at once.
 const REVISIONS_TAKEN_MAX: usize = 64;
 /// Entries in one message: each may hold a reason of a kilobyte.
@@ -42,13 +40,13 @@ pub struct GatewayApi {
 pub struct Gateways {
     follower: sync::Status,
     directory: Arc<dyn FleetDirectory>,
-    watchers: Arc<Semaphore>,
+    watchers: Arc<Watchers>,
 }
 
 impl Gateways {
     /// Reads what `follower` applied and whom `directory` knows.
     pub fn new(follower: sync::Status, directory: Arc<dyn FleetDirectory>) -> Arc<Self> {
-        Arc::new(Self { follower, directory, watchers: Arc::new(Semaphore::new(WATCHERS_MAX)) })
+        Arc::new(Self { follower, directory, watchers: Arc::default() })
     }
 }
 
@@ -81,6 +79,7 @@ impl RevocationService for GatewayApi {
     type WatchStream = WatchStream;
 
     async fn watch(&self, request: Request<wire::WatchRevocationsRequest>) -> Result<Response<WatchStream>, Status> {
+        let connection_id = caller(request.extensions()).connection_id;
         let from = request.into_inner().from;
         if from.len() > ID_BYTES_MAX {
             return Err(invalid("from", format!("{} bytes: at most {ID_BYTES_MAX} are expected", from.len())));
@@ -90,10 +89,7 @@ impl RevocationService for GatewayApi {
             token => Some(token.parse::<Revision>().map_err(|error| invalid("from", error))?),
         };
         let newest = self.shared.follower.feed().newest().ok_or(Undecided::NotReady)?;
-        let place = self.shared.watchers.clone().try_acquire_owned().map_err(|_| {
-            let message = format!("{WATCHERS_MAX} readers watch revocations here, and that is the limit: ask another replica");
-            status(Code::ResourceExhausted, "LIMIT_EXCEEDED", message)
-        })?;
+        let place = self.shared.watchers.take(connection_id)?;
         let open = Watcher::new(from, newest, self.lane.clone(), self.shared.clone(), place);
         let messages = stream::unfold(Some(open), |open| async move {
             let mut open = open?;
@@ -141,6 +137,65 @@ impl FleetService for GatewayApi {
     }
 }
 
+/// The places of readers of revocations. Each connection has one that no other can take; what it wants beside comes from a share for
+/// all, of which it gets a few.
+#[derive(Debug, Default)]
+struct Watchers {
+    counts: Mutex<WatcherCounts>,
+}
+
+#[derive(Debug, Default)]
+struct WatcherCounts {
+    by_connection: HashMap<u64, usize>,
+    shared: usize,
+}
+
+impl Watchers {
+    fn take(self: &Arc<Self>, connection_id: u64) -> Result<WatcherPlace, Status> {
+        let mut counts = self.lock();
+        let own = counts.by_connection.get(&connection_id).copied().unwrap_or_default();
+        if own >= CONNECTION_WATCHERS_MAX {
+            let message = format!("this connection has {own} readers of revocations, and that is the limit: end one");
+            return Err(status(Code::ResourceExhausted, "LIMIT_EXCEEDED", message));
+        }
+        if own > 0 {
+            if counts.shared >= SHARED_WATCHERS_MAX {
+                let message = "too many connections read revocations more than once: read them once, or ask another replica";
+                return Err(status(Code::ResourceExhausted, "LIMIT_EXCEEDED", message));
+            }
+            counts.shared += 1;
+        }
+        counts.by_connection.insert(connection_id, own + 1);
+        Ok(WatcherPlace { watchers: Arc::clone(self), connection_id })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, WatcherCounts> {
+        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The place of one reader, until it is dropped.
+#[derive(Debug)]
+struct WatcherPlace {
+    watchers: Arc<Watchers>,
+    connection_id: u64,
+}
+
+impl Drop for WatcherPlace {
+    fn drop(&mut self) {
+        let mut counts = self.watchers.lock();
+        match counts.by_connection.get(&self.connection_id).copied() {
+            Some(own) if own > 1 => {
+                counts.by_connection.insert(self.connection_id, own - 1);
+                counts.shared = counts.shared.saturating_sub(1);
+            }
+            _ => {
+                counts.by_connection.remove(&self.connection_id);
+            }
+        }
+    }
+}
+
 /// One reader of revocations.
 struct Watcher {
     /// What was sent last, or stands in `waiting`.
@@ -149,11 +204,11 @@ struct Watcher {
     changes: sync::Changes,
     lane: Lane,
     shared: Arc<Gateways>,
-    _place: OwnedSemaphorePermit,
+    _place: WatcherPlace,
 }
 
 impl Watcher {
-    fn new(from: Option<Revision>, newest: Revision, lane: Lane, shared: Arc<Gateways>, place: OwnedSemaphorePermit) -> Self {
+    fn new(from: Option<Revision>, newest: Revision, lane: Lane, shared: Arc<Gateways>, place: WatcherPlace) -> Self {
         let changes = shared.follower.changes();
         let mut waiting = VecDeque::new();
         let read = match from {
@@ -327,6 +382,30 @@ mod tests {
         check(Target::Delegation { issuer, subject, agent }, &[&ana, "spiffe://a/b"]);
         check(Target::Session("s-1".to_owned()), &["s-1"]);
         check(Target::All, &[]);
+    }
+
+    #[test]
+    fn every_connection_has_a_place_to_read_from() {
+        let watchers = Arc::<Watchers>::default();
+        let take = |connection| watchers.take(connection).map_err(|refused| refused.message().to_owned());
+        let mut places = Vec::new();
+        // As many greedy connections as use up what all share, each with its own place beside.
+        let greedy = SHARED_WATCHERS_MAX.div_ceil(CONNECTION_WATCHERS_MAX - 1) as u64;
+        for connection in 0..greedy {
+            places.extend((0..2 * CONNECTION_WATCHERS_MAX).filter_map(|_| take(connection).ok()));
+        }
+        assert_eq!(places.len(), SHARED_WATCHERS_MAX + greedy as usize);
+        assert!(take(0).unwrap_err().contains("this connection has 8 readers"));
+        for connection in greedy..5000 {
+            places.push(take(connection).unwrap());
+            assert!(take(connection).unwrap_err().contains("more than once"));
+        }
+        places.truncate(1);
+        assert_eq!(watchers.lock().shared, 0);
+        assert!(take(1).is_ok());
+        drop(places);
+        let counts = watchers.lock();
+        assert_eq!((counts.by_connection.len(), counts.shared), (0, 0));
     }
 
     #[test]

@@ -1,6 +1,7 @@
-//! The layer before administration: reads a call's message as it came, has its signature checked, and only then lets it on.
+//! The layer before administration: has a call's signature checked, reads its message as it came, and only then lets it on.
 //!
-//! The signature covers the message's bytes as received, so it is checked before they are decoded. Health, reflection and
+//! The signature names its key, store, method and time, so all of that is checked before a byte of the message is read. It covers the
+//! message's bytes as received, so those are compared before they are decoded. Health, reflection and
 //! `FleetService.Info` are unsigned.
 
 use std::convert::Infallible;
@@ -8,15 +9,16 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use axum::body::Body;
-use http_body_util::{BodyExt as _, Limited};
+use bytes::{Bytes, BytesMut};
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use tonic::Status;
 use tower::{Layer, Service};
 
-use super::status::{invalid, too_large};
-use crate::model::limits::{CHECK_MESSAGE_BYTES_MAX, POLICY_BYTES_MAX};
+use super::message::{MessageLimits, admin_limits};
+use super::status::{Refusal, invalid, refusal};
+use crate::model::connection::PeerInfo;
 use crate::pap::{Admin, Authorized};
 
 /// The metadata of an answer to an act that was done and is not in the audit log; its value is [`UNRECORDED_VALUE`].
@@ -33,18 +35,10 @@ const UNSIGNED: &[&str] = &[
     "/portcullis.v1.FleetService/Info",
 ];
 
-/// Methods whose message is a policy folder; every other one is small.
-const LARGE: &[&str] =
-    &["/portcullis.v1.PolicyService/Apply", "/portcullis.v1.PolicyService/Check", "/portcullis.v1.PolicyService/Diff"];
-
-/// Methods whose message is a call with its chain.
-const CALLS: &[&str] = &["/portcullis.v1.PolicyService/Explain"];
-
-/// The message of any other act.
-const SMALL_MESSAGE_BYTES_MAX: usize = 64 * 1024;
-
-/// How long a message may take to arrive.
-const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(30);
+/// Whether a method needs no signature.
+pub(super) fn is_unsigned(path: &str) -> bool {
+    UNSIGNED.contains(&path)
+}
 
 /// A [`Layer`] that lets only signed acts through; the handler finds [`crate::pap::Authorized`] in the extensions.
 #[derive(Clone)]
@@ -53,9 +47,6 @@ pub struct SignedActs {
 }
 
 impl SignedActs {
-    /// Largest message of an act: a policy folder and its frame.
-    pub const MESSAGE_BYTES_MAX: usize = POLICY_BYTES_MAX + 1024 * 1024;
-
     /// Has signatures checked by `admin`.
     pub fn new(admin: Arc<Admin>) -> Self {
         Self { admin }
@@ -93,7 +84,7 @@ where
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let ready = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, ready);
-        if UNSIGNED.contains(&request.uri().path()) {
+        if is_unsigned(request.uri().path()) {
             return Box::pin(inner.call(request));
         }
         let admin = self.admin.clone();
@@ -112,6 +103,9 @@ where
     }
 }
 
+/// One byte that says compressed, four that say how long.
+const FRAME_HEADER_BYTES: usize = 5;
+
 async fn authorized(admin: &Admin, request: http::Request<Body>) -> Result<(http::Request<Body>, Authorized), Status> {
     let (mut parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
@@ -120,27 +114,40 @@ async fn authorized(admin: &Admin, request: http::Request<Body>) -> Result<(http
     for value in parts.headers.get_all(http::header::AUTHORIZATION) {
         authorizations.push(value.to_str().map_err(|_| invalid("authorization", "is not text"))?);
     }
-    // Nothing is read of a caller who cannot have signed.
-    admin.check_signer(&path, &authorizations, &peer).await?;
-    let bytes_max = match path.as_str() {
-        path if LARGE.contains(&path) => SignedActs::MESSAGE_BYTES_MAX,
-        path if CALLS.contains(&path) => CHECK_MESSAGE_BYTES_MAX,
-        _ => SMALL_MESSAGE_BYTES_MAX,
-    };
-    let arriving = tokio::time::timeout(ARRIVAL_TIMEOUT, Limited::new(body, bytes_max).collect());
-    let frame = match arriving.await.map_err(|_| invalid("message", "did not arrive in time"))? {
-        Ok(collected) => collected.to_bytes(),
-        Err(error) if error.downcast_ref::<http_body_util::LengthLimitError>().is_some() => {
-            return Err(too_large("message", bytes_max + 1, bytes_max));
-        }
-        Err(error) => return Err(invalid("message", format!("could not be read: {error}"))),
-    };
-    // A gRPC frame: one byte that says compressed, four that say how long, the message.
-    let message = match frame.split_first_chunk::<5>() {
+    // Nothing is read of a caller who did not sign this call. What is signed of its message is checked once it is there.
+    admin.check_signatures(&path, &authorizations, &peer).await?;
+    let frame = read(body, admin_limits(&path)).await?;
+    let message = match frame.split_first_chunk::<FRAME_HEADER_BYTES>() {
         Some(([0, length @ ..], message)) if u32::from_be_bytes(*length) as usize == message.len() => message,
-        _ => return Err(invalid("message", "one uncompressed message is expected")),
+        _ => return Err(refusal(Refusal::NotOne)),
     };
     let by = admin.authorize(&path, message, &authorizations, &peer).await?;
+    if let Some(peer) = parts.extensions.get::<PeerInfo>() {
+        peer.standing.prove();
+    }
     parts.extensions.insert(by.clone());
     Ok((http::Request::from_parts(parts, Body::from(frame)), by))
+}
+
+/// The whole body, within its limits. Small parts are copied together: each would keep the buffer that it was received in.
+async fn read(body: Body, limits: MessageLimits) -> Result<Bytes, Status> {
+    let MessageLimits { bytes_max, arrival, .. } = limits;
+    let unreadable = |error: Box<dyn std::error::Error + Send + Sync>| {
+        if error.is::<LengthLimitError>() {
+            return refusal(Refusal::TooLarge { bytes: bytes_max + 1, bytes_max });
+        }
+        Status::try_from_error(error).unwrap_or_else(|error| invalid("message", format!("could not be read: {error}")))
+    };
+    let reading = async {
+        let mut body = Limited::new(body, bytes_max.saturating_add(FRAME_HEADER_BYTES));
+        let mut frame = BytesMut::new();
+        while let Some(part) = body.frame().await {
+            if let Ok(data) = part.map_err(unreadable)?.into_data() {
+                frame.extend_from_slice(&data);
+            }
+        }
+        Ok::<_, Status>(frame.freeze())
+    };
+    let after_ms = u64::try_from(arrival.as_millis()).unwrap_or(u64::MAX);
+    tokio::time::timeout(arrival, reading).await.map_err(|_| refusal(Refusal::TooSlow { after_ms }))?
 }

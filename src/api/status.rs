@@ -29,6 +29,55 @@ pub(super) fn too_large(field: &str, bytes: usize, bytes_max: usize) -> Status {
     status(Code::ResourceExhausted, "LIMIT_EXCEEDED", format!("{field}: {bytes} is over the limit of {bytes_max}"))
 }
 
+/// Why the transport refused a call before any handler saw the whole of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// The message, or one of a stream, is longer than its method allows.
+    TooLarge {
+        /// Its length, as its frame says.
+        bytes: usize,
+        /// What the method allows.
+        bytes_max: usize,
+    },
+    /// It did not arrive in time.
+    TooSlow {
+        /// The time that it had.
+        after_ms: u64,
+    },
+    /// It is compressed, or another follows where one is expected.
+    NotOne,
+    /// The request ends before its message does.
+    NotWhole,
+    /// The caller waits no longer.
+    PastDeadline,
+    /// The calls of this connection that wait hold as many bytes as one connection may.
+    ConnectionBudget,
+    /// Those of the whole listener do.
+    ListenerBudget,
+}
+
+/// A refusal as the caller is told of it.
+pub fn refusal(refusal: Refusal) -> Status {
+    match refusal {
+        Refusal::TooLarge { bytes, bytes_max } => too_large("message", bytes, bytes_max),
+        Refusal::TooSlow { after_ms } => {
+            let message = format!("message: it did not arrive whole within {after_ms} ms");
+            status(Code::DeadlineExceeded, "MESSAGE_INCOMPLETE", message)
+        }
+        Refusal::NotOne => invalid("message", "one uncompressed message is expected"),
+        Refusal::NotWhole => invalid("message", "the request ends before it does"),
+        Refusal::PastDeadline => status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "the caller's own deadline has passed"),
+        Refusal::ConnectionBudget => {
+            let message = "the calls of this connection that wait hold too many bytes: finish them, or use another connection";
+            status(Code::ResourceExhausted, "LIMIT_EXCEEDED", message)
+        }
+        Refusal::ListenerBudget => {
+            let message = "the calls that wait here hold too many bytes: try again, or ask another replica";
+            status(Code::ResourceExhausted, "LIMIT_EXCEEDED", message)
+        }
+    }
+}
+
 /// Says what was refused before any handler saw it as every other error is said: a code of ours, with its reason.
 pub fn explain_refused(response: http::Response<Body>) -> http::Response<Body> {
     // Only a refusal has its status among the headers; an answer has it behind its message.

@@ -23,6 +23,7 @@ use crate::model::replica::Condition;
 use crate::model::revision::{HistoryId, Revision};
 use crate::model::time::{Clock, SystemClock};
 use crate::pap::{self, Admin, DocumentNames, Sightings};
+use crate::server::{Stats, StatsReader};
 use crate::service::{ApprovalLedger, CatchUp, LedgerError, ProofLedger, Service, ShadowCount};
 use crate::snapshot::{Snapshot, SnapshotCell};
 use crate::store::postgres::{self, PostgresStore};
@@ -379,6 +380,38 @@ pub(super) fn watch_store(store: &config::Store, log: &audit::Log) -> Option<Arc
     let room = Arc::new(RoomWatch::new(folder, Box::new(DiskOf(folder.to_owned()))));
     log.watch(room.clone());
     Some(room)
+}
+
+/// What the listeners count.
+pub(super) fn register_listeners(telemetry: &Telemetry, stats: &StatsReader) {
+    use crate::telemetry::names;
+    let metrics = telemetry.metrics();
+    let by_cause = |of: fn(Stats) -> Vec<(&'static str, u64)>| {
+        let stats = stats.clone();
+        move || {
+            let listeners = stats.read().into_iter();
+            let counts = listeners.flat_map(|stats| of(stats.clone()).into_iter().map(move |count| (stats.role.name(), count)));
+            counts.map(|(listener, (cause, count))| (vec![listener.into(), cause.into()], count)).collect()
+        }
+    };
+    let labels = &[names::LISTENER, names::CAUSE];
+    metrics.labelled_counter(names::CONNECTIONS_CUT, "Connections cut, by cause.", labels, by_cause(|stats| stats.cuts_total));
+    metrics.labelled_counter(
+        names::CALLS_REFUSED,
+        "Calls refused before they were decoded, by cause.",
+        labels,
+        by_cause(|stats| stats.refusals_total),
+    );
+    let refused = stats.clone();
+    let refused = move || refused.read().into_iter().map(|stats| (vec![stats.role.name().into()], stats.refused_total)).collect();
+    let help = "Connections closed at once, because too many were open and none could be spared.";
+    metrics.labelled_counter(names::CONNECTIONS_REFUSED, help, &[names::LISTENER], refused);
+    let open = stats.clone();
+    let open = move || open.read().into_iter().flat_map(|stats| stats.open).sum::<usize>() as f64;
+    metrics.gauge(names::CONNECTIONS, "Open connections of all listeners.", open);
+    let waiting = stats.clone();
+    let waiting = move || waiting.read().into_iter().map(|stats| stats.waiting_bytes).sum::<usize>() as f64;
+    metrics.gauge(names::WAITING_BYTES, "Bytes that calls which wait hold, beyond what is each connection's own.", waiting);
 }
 
 fn read_key(path: &Path) -> Result<PrivateKey, Error> {

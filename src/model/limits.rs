@@ -42,12 +42,24 @@ pub const TOOL_NAME_BYTES_MAX: usize = 256;
 pub const ID_BYTES_MAX: usize = 2048;
 /// Calls in a batch.
 pub const BATCH_CALLS_MAX: usize = 128;
+/// Tokens of a chain that are read at all: a few too many are a denial with its reason, far more are not looked at.
+pub const CHAIN_TOKENS_READ_MAX: usize = 8 * CHAIN_TOKENS_MAX;
 /// Tools asked for in one `ListTools`.
 pub const LIST_TOOLS_MAX: usize = 10_000;
 /// A decision request on the wire: chain, proof, arguments, context and room for the rest.
 pub const CHECK_MESSAGE_BYTES_MAX: usize = 256 * 1024;
 /// A batch on the wire.
 pub const BATCH_MESSAGE_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Any message that is neither a decision request nor signed: health, reflection, `Info`, `Watch`.
+pub const SMALL_MESSAGE_BYTES_MAX: usize = 8 * 1024;
+/// A signed act that is not a policy folder.
+pub const SIGNED_MESSAGE_BYTES_MAX: usize = 64 * 1024;
+/// A signed act with a policy folder, and its frame.
+pub const POLICY_MESSAGE_BYTES_MAX: usize = POLICY_BYTES_MAX + 1024 * 1024;
+/// From its headers to the end of a request of one message.
+pub const MESSAGE_ARRIVAL_MS: u64 = 5000;
+/// The same for a policy folder.
+pub const POLICY_ARRIVAL_MS: u64 = 30_000;
 /// One file of a policy folder.
 pub const POLICY_FILE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// A policy folder.
@@ -66,6 +78,32 @@ pub const OPERATOR_JWS_LIFETIME_S_MAX: i64 = 60;
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 256;
 /// Connections a listener keeps open.
 pub const CONNECTIONS_MAX: usize = 4096;
+/// Connections that each of the other listeners keeps open.
+pub const CONTROL_CONNECTIONS_MAX: usize = 256;
+/// Of those on the administration's listener, places that only connections have which signed lately.
+pub const SIGNED_CONNECTIONS_KEPT: usize = 32;
+/// For so long after a verified signature a connection counts as one that signed lately.
+pub const SIGNED_LATELY_MS: u64 = 60_000;
+/// A connection without a call for so long is closed.
+pub const IDLE_CONNECTION_MS: u64 = 600_000;
+/// A connection to the administration's listener that has signed nothing for so long is closed.
+pub const UNSIGNED_CONNECTION_MS: u64 = 60_000;
+/// A call that waits for anything counts as so many bytes beside its message: its headers, its task, its buffers.
+pub const WAITING_CALL_BYTES: usize = 8 * 1024;
+/// Bytes of calls that wait, of one connection, which no other connection can take from it.
+pub const CONNECTION_OWN_BYTES: usize = 64 * 1024;
+/// Bytes of calls that wait, of one connection.
+pub const CONNECTION_BYTES_MAX: usize = 8 * 1024 * 1024;
+/// Bytes of calls that wait, beyond what is each connection's own, of all connections of the decisions' listener.
+pub const DECISION_BYTES_MAX: usize = 256 * 1024 * 1024;
+/// The same for the administration's listener: three policy folders.
+pub const ADMIN_BYTES_MAX: usize = 3 * POLICY_MESSAGE_BYTES_MAX;
+/// What flow control lets all connections of a listener send ahead of being read, about.
+pub const WINDOWS_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// Readers of revocations beside the first of each connection, which has a place of its own.
+pub const SHARED_WATCHERS_MAX: usize = 1024;
+/// Readers of revocations on one connection.
+pub const CONNECTION_WATCHERS_MAX: usize = 8;
 /// Verified chains kept in memory, about.
 pub const CHAIN_CACHE_BYTES_MAX: u64 = 512 * 1024 * 1024;
 /// Life of a handle.

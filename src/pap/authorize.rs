@@ -157,33 +157,25 @@ impl Admin {
     /// [`Error::Unauthenticated`], [`Error::KeyRevoked`] or [`Error::PermissionDenied`], or if the store cannot be read.
     pub async fn authorize(&self, path: &str, message: &[u8], authorizations: &[&str], peer: &str) -> Result<Authorized, Error> {
         let mut operators = Vec::new();
-        let checked = self.check(path, message, authorizations, peer, &mut operators).await;
+        let checked = self.check(path, Some(message), authorizations, peer, &mut operators).await;
+        let checked = checked.and_then(|authorized| self.spend(&authorized).map(|()| authorized));
         if let Err(error) = &checked {
             self.record_refused(path, &operators, peer, error)?;
         }
         checked
     }
 
-    /// Whether some operator has the key that a signature names. It proves nothing: it spares reading the message of a caller who
-    /// cannot have signed it.
+    /// Checks all of the signatures but what they say of the message: it spares reading the message of a caller who did not sign
+    /// this call. Nothing is spent, and nobody is authorized by it.
     ///
     /// # Errors
-    /// [`Error::Unauthenticated`], or if the store cannot be read. A refusal is recorded.
-    pub async fn check_signer(&self, path: &str, authorizations: &[&str], peer: &str) -> Result<(), Error> {
-        let checked = async {
-            let signatures = authorizations.iter().map(|authorization| parsed(authorization)).collect::<Result<Vec<_>, _>>()?;
-            if signatures.is_empty() {
-                return Err(unsigned());
-            }
-            let operators = self.operators().await?.1;
-            match signatures.iter().find(|act| signer(&operators, act.thumbprint()).is_none()) {
-                Some(act) => Err(nobodys(act.thumbprint())),
-                None => Ok(()),
-            }
-        };
-        let checked = checked.await;
+    /// As [`Admin::authorize`]. A refusal is recorded.
+    pub async fn check_signatures(&self, path: &str, authorizations: &[&str], peer: &str) -> Result<(), Error> {
+        let mut operators = Vec::new();
+        let checked = self.check(path, None, authorizations, peer, &mut operators).await;
+        let checked = checked.and_then(|authorized| self.check_unspent(&authorized));
         if let Err(error) = &checked {
-            self.record_refused(path, &[], peer, error)?;
+            self.record_refused(path, &operators, peer, error)?;
         }
         checked
     }
@@ -193,10 +185,11 @@ impl Admin {
         Ok((listed.revision, listed.documents.iter().filter_map(|stored| operator_of(&stored.row)).collect()))
     }
 
+    /// Without a message it is not compared with what was signed.
     async fn check(
         &self,
         path: &str,
-        message: &[u8],
+        message: Option<&[u8]>,
         authorizations: &[&str],
         peer: &str,
         operators: &mut Vec<String>,
@@ -227,8 +220,12 @@ impl Admin {
             let Some((operator, key)) = signer(&documents, unverified.thumbprint()) else {
                 return Err(nobodys(unverified.thumbprint()));
             };
-            let expected = Expected { audience: revision.history.as_str(), method: path, message };
-            let act = unverified.verify(key, &expected, now).map_err(|error| Error::Unauthenticated(error.to_string()))?;
+            let audience = revision.history.as_str();
+            let verified = match message {
+                Some(message) => unverified.verify(key, &Expected { audience, method: path, message }, now),
+                None => unverified.verify_call(key, audience, path, now),
+            };
+            let act = verified.map_err(|error| Error::Unauthenticated(error.to_string()))?;
             operators.push(operator.id.to_string());
             if authorized.operators.iter().any(|id| id == operator.id.as_str()) {
                 return Err(Error::Unauthenticated(format!(
@@ -251,7 +248,6 @@ impl Admin {
             let message = format!("operator `{}` has none of the roles this needs: {}", operator.id, wanted.join(", "));
             return Err(Error::PermissionDenied(message));
         }
-        self.spend(&authorized)?;
         Ok(authorized)
     }
 
@@ -268,13 +264,22 @@ impl Admin {
         }
     }
 
+    /// Whether none of the signatures was used on this replica.
+    fn check_unspent(&self, by: &Authorized) -> Result<(), Error> {
+        let spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
+        match by.jtis.iter().find(|(jti, _)| spent.seen.contains_key(jti)) {
+            Some((jti, _)) => Err(used_before(jti)),
+            None => Ok(()),
+        }
+    }
+
     /// Uses up the signatures on this replica, whatever becomes of the act; the store does so for the fleet where it commits.
     fn spend(&self, by: &Authorized) -> Result<(), Error> {
         let now_s = self.clock.now().unix_s();
         let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
         for (jti, expires_at_s) in &by.jtis {
             if !spent.spend(jti, *expires_at_s, now_s) {
-                return Err(Error::Unauthenticated(format!("the signed act `{jti}` was used before: sign a new one")));
+                return Err(used_before(jti));
             }
         }
         Ok(())
@@ -289,6 +294,10 @@ fn parsed(authorization: &str) -> Result<UnverifiedAct<'_>, Error> {
         .strip_prefix(SCHEME)
         .ok_or_else(|| Error::Unauthenticated("the authorization is not `Operator <compact JWS>`".to_owned()))?;
     UnverifiedAct::parse(jws.as_bytes()).map_err(|error| Error::Unauthenticated(error.to_string()))
+}
+
+fn used_before(jti: &str) -> Error {
+    Error::Unauthenticated(format!("the signed act `{jti}` was used before: sign a new one"))
 }
 
 fn unsigned() -> Error {

@@ -8,19 +8,19 @@ use std::io::{self, IoSlice};
 use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
-use tonic::transport::server::Connected;
 
+use super::counters::Cut;
 use super::listen::{Accepted, Open};
+use super::registry::{Admitted, Tracked};
 use super::settings::Settings;
 use crate::model::barrier::WriteBarrier;
-use crate::model::connection::PeerInfo;
+use crate::model::connection::{PeerInfo, Standing};
 
 /// Bytes that end the handshake: the client's HTTP/2 preface (RFC 9113, 3.4).
 const PREFACE_BYTES: usize = 24;
@@ -56,7 +56,8 @@ pub(super) struct Connection {
     stalled: Option<Pin<Box<Sleep>>>,
     is_cut: bool,
     peer: PeerInfo,
-    open: Open,
+    admitted: Admitted,
+    _open: Open,
 }
 
 struct Handshake {
@@ -78,12 +79,22 @@ impl Connection {
             stalled: None,
             is_cut: false,
             peer: accepted.peer,
-            open: accepted.open,
+            admitted: accepted.admitted,
+            _open: accepted.open,
         })
     }
 
     pub(super) fn peer(&self) -> &PeerInfo {
         &self.peer
+    }
+
+    /// What others see of this connection.
+    pub(super) fn tracked(&self) -> &Arc<Tracked> {
+        &self.admitted.tracked
+    }
+
+    fn count_cut(&self, cause: Cut) {
+        self.admitted.tracked.counters.count_cut(cause);
     }
 
     /// Lets bytes out only after everything recorded so far is in the kernel.
@@ -97,7 +108,7 @@ impl Connection {
         });
         if let Err(error) = passed {
             self.is_cut = true;
-            self.open.counters().barrier_cuts.fetch_add(1, Ordering::Relaxed);
+            self.count_cut(Cut::Barrier);
             tracing::error!(connection = self.peer.connection_id, %error, "connection cut: the write barrier failed");
             return Err(cut());
         }
@@ -114,6 +125,7 @@ impl Connection {
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(tokio::time::sleep(timeout)));
         if stalled.as_mut().poll(cx).is_ready() {
             self.is_cut = true;
+            self.count_cut(Cut::WriteStall);
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer takes no bytes")));
         }
         Poll::Pending
@@ -133,6 +145,7 @@ impl AsyncRead for Connection {
             if handshake.bytes_left == 0 {
                 this.handshake = None;
             } else if handshake.timeout.as_mut().poll(cx).is_ready() {
+                this.count_cut(Cut::Handshake);
                 return Poll::Ready(Err(io::Error::new(io::ErrorKind::TimedOut, "the peer sent no HTTP/2 preface")));
             }
         }
@@ -168,17 +181,10 @@ impl AsyncWrite for Connection {
     }
 }
 
-impl Connected for Connection {
-    type ConnectInfo = PeerInfo;
-
-    fn connect_info(&self) -> PeerInfo {
-        self.peer.clone()
-    }
-}
-
 /// The peer of connection `connection_id` at `address`.
-pub(super) fn peer_info(connection_id: u64, address: SocketAddr) -> PeerInfo {
-    PeerInfo { connection_id, address: address.to_string().into(), is_loopback: address.ip().to_canonical().is_loopback() }
+pub(super) fn peer_info(connection_id: u64, address: SocketAddr, standing: Arc<Standing>) -> PeerInfo {
+    let is_loopback = address.ip().to_canonical().is_loopback();
+    PeerInfo { connection_id, address: address.to_string().into(), is_loopback, standing }
 }
 
 fn cut() -> io::Error {

@@ -4,7 +4,6 @@
 //! `worker.rs`.
 
 use std::convert::Infallible;
-use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -22,10 +21,11 @@ use hyper_util::service::TowerToHyperService;
 use tokio::sync::{oneshot, watch};
 use tower::{ServiceExt, service_fn};
 
+use super::call::{Call, Reply};
 use super::connection::{Connection, Guards};
 use super::phase::{Draining, Phase, Phases};
 use super::settings::Settings;
-use super::worker::{Incoming, Seat};
+use super::worker::{Incoming, Seat, until_closed};
 use super::{HttpServices, RuntimeContext};
 
 /// What `prometheus-client` writes.
@@ -77,22 +77,20 @@ fn http_server(settings: &Settings) -> auto::Builder<TokioExecutor> {
     server
 }
 
-async fn serve_connection(connection: Connection, server: auto::Builder<TokioExecutor>, router: Router, mut phases: Phases) {
-    let peer = connection.peer().clone();
+async fn serve_connection(connection: Connection, server: auto::Builder<TokioExecutor>, router: Router, phases: Phases) {
+    let (peer, tracked) = (connection.peer().clone(), Arc::clone(connection.tracked()));
+    let calls = Arc::clone(&tracked);
     let service = service_fn(move |mut request: http::Request<_>| {
+        let call = Call::begin(&calls);
         request.extensions_mut().insert(peer.clone());
         let router = router.clone();
-        async move { Ok::<_, Infallible>(router.oneshot(request).await.unwrap_or_else(|never| match never {})) }
-    });
-    let mut served = pin!(server.serve_connection(TokioIo::new(connection), TowerToHyperService::new(service)));
-    let ended = tokio::select! {
-        ended = served.as_mut() => ended,
-        () = phases.reached(Phase::Draining) => {
-            served.as_mut().graceful_shutdown();
-            served.await
+        async move {
+            let response: Response = router.oneshot(request).await.unwrap_or_else(|never| match never {});
+            Ok::<_, Infallible>(response.map(|body| Reply::new(body, call)))
         }
-    };
-    if let Err(error) = ended {
+    });
+    let served = server.serve_connection(TokioIo::new(connection), TowerToHyperService::new(service));
+    if let Some(Err(error)) = until_closed(served, &tracked, phases, |served| served.graceful_shutdown()).await {
         tracing::debug!(%error, "an http connection ended early");
     }
 }

@@ -1,13 +1,13 @@
 //! Binding the listeners and handing accepted sockets evenly to the runtimes that serve them.
 //!
 //! A socket goes to the runtime with the fewest open connections, so that long-lived connections stay spread. Nothing is read
-//! here and nothing queues without a limit: a connection too many is closed at once, so that its client asks another replica.
-//! Look next at `worker.rs`, which serves what arrives.
+//! here and nothing queues without a limit: for a connection too many another one is cut, or it is closed at once.
+//! Look next at `registry.rs`, which says who goes, and at `worker.rs`, which serves what arrives.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -16,7 +16,9 @@ use tokio::sync::mpsc::error::TrySendError;
 
 use super::Error;
 use super::connection::peer_info;
+use super::counters::Counters;
 use super::phase::{Phase, Phases};
+use super::registry::{Admitted, Full, Registry};
 use crate::model::connection::PeerInfo;
 
 /// Connections the kernel holds until they are accepted.
@@ -25,6 +27,10 @@ const BACKLOG: i32 = 1024;
 pub(super) const HANDOVER_SOCKETS_MAX: usize = 64;
 /// Pause after an error that the next accept would meet again, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Where the connections that were cut have to leave first: how long until it is looked again, and how often.
+const LEAVING_WAIT: Duration = Duration::from_millis(1);
+const LEAVING_WAITS_MAX: usize = 200;
 
 /// Which listener, and the flag that sets it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,26 +86,6 @@ fn try_bind(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// What a listener has seen; read with relaxed loads.
-#[derive(Debug, Default)]
-pub(super) struct Counters {
-    pub(super) accepted: AtomicU64,
-    pub(super) refused: AtomicU64,
-    pub(super) barrier_cuts: AtomicU64,
-    /// Open connections of each runtime.
-    pub(super) open: Vec<AtomicUsize>,
-}
-
-impl Counters {
-    pub(super) fn new(runtimes: usize) -> Self {
-        Self { open: (0..runtimes).map(|_| AtomicUsize::new(0)).collect(), ..Self::default() }
-    }
-
-    pub(super) fn open_per_runtime(&self) -> Vec<usize> {
-        self.open.iter().map(|open| open.load(Ordering::Relaxed)).collect()
-    }
-}
-
 /// Counts one connection as open on its runtime until it is dropped.
 pub(super) struct Open {
     counters: Arc<Counters>,
@@ -112,10 +98,6 @@ impl Open {
             open.fetch_add(1, Ordering::Relaxed);
         }
         Self { counters: Arc::clone(counters), runtime }
-    }
-
-    pub(super) fn counters(&self) -> &Counters {
-        &self.counters
     }
 }
 
@@ -131,6 +113,7 @@ impl Drop for Open {
 pub(super) struct Accepted {
     pub(super) socket: TcpStream,
     pub(super) peer: PeerInfo,
+    pub(super) admitted: Admitted,
     pub(super) open: Open,
 }
 
@@ -140,14 +123,14 @@ pub(super) struct Acceptor {
     pub(super) listener: TcpListener,
     pub(super) runtimes: Vec<mpsc::Sender<Accepted>>,
     pub(super) counters: Arc<Counters>,
-    pub(super) connections_max: usize,
+    pub(super) registry: Arc<Registry>,
     pub(super) next_connection_id: Arc<AtomicU64>,
     pub(super) phases: Phases,
 }
 
 impl Acceptor {
     pub(super) async fn run(self) {
-        let Self { role, listener, runtimes, counters, connections_max, next_connection_id, mut phases } = self;
+        let Self { role, listener, runtimes, counters, registry, next_connection_id, mut phases } = self;
         let listener = match tokio::net::TcpListener::from_std(listener) {
             Ok(listener) => listener,
             Err(error) => {
@@ -155,10 +138,12 @@ impl Acceptor {
                 return;
             }
         };
-        let hands = Hands { role, runtimes, counters, connections_max, next_connection_id };
+        let sweeping = Arc::clone(&registry);
+        let hands = Hands { role, runtimes, counters, registry, next_connection_id };
         let accepting = hands.accept_all(&listener);
         tokio::select! {
             () = accepting => (),
+            () = sweeping.sweep_forever() => (),
             () = phases.reached(Phase::Draining) => (),
         }
     }
@@ -168,7 +153,7 @@ struct Hands {
     role: Role,
     runtimes: Vec<mpsc::Sender<Accepted>>,
     counters: Arc<Counters>,
-    connections_max: usize,
+    registry: Arc<Registry>,
     next_connection_id: Arc<AtomicU64>,
 }
 
@@ -187,31 +172,43 @@ impl Hands {
                     continue;
                 }
             };
-            let open = self.counters.open_per_runtime();
-            if open.iter().sum::<usize>() >= self.connections_max {
+            let id = self.next_connection_id.fetch_add(1, Ordering::Relaxed);
+            let Ok(admitted) = self.admit(id, address.ip().to_canonical()).await else {
                 self.counters.refused.fetch_add(1, Ordering::Relaxed);
                 // Once per time that the limit is met: a flood must not fill the log.
                 if !is_full {
-                    tracing::warn!(listener = self.role.name(), connections_max = self.connections_max, "connections refused");
+                    tracing::warn!(listener = self.role.name(), "connections refused: too many are open and none can be spared");
                 }
                 is_full = true;
                 continue;
-            }
+            };
             is_full = false;
             turn = turn.wrapping_add(1);
+            let peer = peer_info(id, address, Arc::clone(&admitted.tracked.standing));
             // A socket that cannot be prepared is gone already.
             if let Ok(socket) = prepare(socket) {
-                self.hand_over(socket, address, even_order(&open, turn)).await;
+                let order = even_order(&self.counters.open_per_runtime(), turn);
+                self.hand_over(socket, peer, admitted, order).await;
             }
         }
     }
 
+    /// A place, waiting a little for those who were cut to leave.
+    async fn admit(&self, id: u64, peer: IpAddr) -> Result<Admitted, Full> {
+        for _ in 0..LEAVING_WAITS_MAX {
+            match self.registry.admit(id, peer) {
+                Err(Full::Leaving) => tokio::time::sleep(LEAVING_WAIT).await,
+                admitted => return admitted,
+            }
+        }
+        Err(Full::Leaving)
+    }
+
     /// To the first runtime of `order` with room; where none has any, it waits for the first, and the kernel queues.
-    async fn hand_over(&self, socket: TcpStream, address: SocketAddr, order: Vec<usize>) {
-        let peer = peer_info(self.next_connection_id.fetch_add(1, Ordering::Relaxed), address);
+    async fn hand_over(&self, socket: TcpStream, peer: PeerInfo, admitted: Admitted, order: Vec<usize>) {
         self.counters.accepted.fetch_add(1, Ordering::Relaxed);
         let Some(first) = order.first().copied() else { return };
-        let mut accepted = Accepted { socket, peer, open: Open::new(&self.counters, first) };
+        let mut accepted = Accepted { socket, peer, admitted, open: Open::new(&self.counters, first) };
         for runtime in order {
             let Some(sender) = self.runtimes.get(runtime) else { continue };
             accepted.open = Open::new(&self.counters, runtime);

@@ -4,11 +4,16 @@
 //! Look next at `listen.rs`, which binds.
 
 use std::net::{Ipv4Addr, SocketAddr};
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::Error;
-use crate::model::limits::{CONNECTIONS_MAX, STREAMS_PER_CONNECTION_MAX};
+use super::registry::Rules;
+use super::{Error, Role};
+use crate::model::limits::{
+    ADMIN_BYTES_MAX, CONNECTION_BYTES_MAX, CONNECTION_OWN_BYTES, CONNECTIONS_MAX, CONTROL_CONNECTIONS_MAX, DECISION_BYTES_MAX,
+    IDLE_CONNECTION_MS, SIGNED_CONNECTIONS_KEPT, STREAMS_PER_CONNECTION_MAX, UNSIGNED_CONNECTION_MS,
+};
 
 /// Addresses, limits and timeouts of the listeners.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,10 +27,22 @@ pub struct Settings {
     pub admin_address: SocketAddr,
     /// Runtimes, each one thread, that answer decisions; 1 to 64.
     pub decision_runtimes: usize,
-    /// Connections that the decisions' listener keeps open; one more is closed at once.
+    /// Connections that the decisions' listener keeps open; for one more another is cut.
     pub connections_max: usize,
     /// The same for each of the other two listeners.
     pub control_connections_max: usize,
+    /// Places on the administration's listener that only connections have which signed an act lately; at most an eighth of all.
+    pub signed_connections_kept: usize,
+    /// A connection without a call for so long is closed.
+    pub idle_timeout_ms: u64,
+    /// A connection to the administration's listener that has signed nothing for so long is cut.
+    pub unsigned_timeout_ms: u64,
+    /// Bytes that calls on the decisions' listener which wait may hold, beyond what is each connection's own.
+    pub waiting_bytes_max: usize,
+    /// The same for the administration's listener.
+    pub admin_waiting_bytes_max: usize,
+    /// Bytes that the calls of one connection to the decisions' listener may hold.
+    pub connection_waiting_bytes_max: usize,
     /// Calls in flight on one connection.
     pub streams_per_connection_max: u32,
     /// HTTP/2 flow-control window of a stream and of a connection.
@@ -57,12 +74,18 @@ impl Default for Settings {
             admin_address: loopback(7702),
             decision_runtimes: 2,
             connections_max: CONNECTIONS_MAX,
-            control_connections_max: 256,
+            control_connections_max: CONTROL_CONNECTIONS_MAX,
+            signed_connections_kept: SIGNED_CONNECTIONS_KEPT,
+            idle_timeout_ms: IDLE_CONNECTION_MS,
+            unsigned_timeout_ms: UNSIGNED_CONNECTION_MS,
+            waiting_bytes_max: DECISION_BYTES_MAX,
+            admin_waiting_bytes_max: ADMIN_BYTES_MAX,
+            connection_waiting_bytes_max: CONNECTION_BYTES_MAX,
             streams_per_connection_max: STREAMS_PER_CONNECTION_MAX,
             window_bytes: 1024 * 1024,
             header_bytes_max: 16 * 1024,
             http_body_bytes_max: 1024 * 1024,
-            handshake_timeout_ms: 10_000,
+            handshake_timeout_ms: 5_000,
             http_request_timeout_ms: 10_000,
             write_stall_timeout_ms: 20_000,
             keepalive_interval_ms: 20_000,
@@ -79,11 +102,18 @@ impl Settings {
     /// [`Error::Setting`], for the first one out of bounds.
     pub fn validate(&self) -> Result<(), Error> {
         const HOUR_MS: u64 = 3_600_000;
+        const GIB: u64 = 1024 * 1024 * 1024;
         let wide = |value: usize| u64::try_from(value).unwrap_or(u64::MAX);
         for (name, value, least, most) in [
             ("decision_runtimes", wide(self.decision_runtimes), 1, 64),
             ("connections_max", wide(self.connections_max), 1, 1_000_000),
             ("control_connections_max", wide(self.control_connections_max), 1, 1_000_000),
+            ("signed_connections_kept", wide(self.signed_connections_kept), 0, 1_000_000),
+            ("idle_timeout_ms", self.idle_timeout_ms, 1, 24 * HOUR_MS),
+            ("unsigned_timeout_ms", self.unsigned_timeout_ms, 1, 24 * HOUR_MS),
+            ("waiting_bytes_max", wide(self.waiting_bytes_max), 0, 64 * GIB),
+            ("admin_waiting_bytes_max", wide(self.admin_waiting_bytes_max), 0, 64 * GIB),
+            ("connection_waiting_bytes_max", wide(self.connection_waiting_bytes_max), wide(CONNECTION_OWN_BYTES), 64 * GIB),
             ("streams_per_connection_max", u64::from(self.streams_per_connection_max), 1, 10_000),
             ("window_bytes", u64::from(self.window_bytes), 65_535, 64 * 1024 * 1024),
             ("header_bytes_max", u64::from(self.header_bytes_max), 8192, 1024 * 1024),
@@ -100,5 +130,23 @@ impl Settings {
             }
         }
         Ok(())
+    }
+
+    /// What holds for the connections of a listener.
+    pub(super) fn rules(&self, role: Role) -> Rules {
+        let is_admin = role == Role::Admin;
+        let connections_max = if role == Role::Decisions { self.connections_max } else { self.control_connections_max };
+        Rules {
+            connections_max,
+            kept_max: if is_admin { self.signed_connections_kept.min(connections_max / 8) } else { 0 },
+            idle: Duration::from_millis(self.idle_timeout_ms),
+            unsigned: is_admin.then(|| Duration::from_millis(self.unsigned_timeout_ms)),
+            stall: Duration::from_millis(self.write_stall_timeout_ms),
+            window_bytes_max: usize::try_from(self.window_bytes).unwrap_or(usize::MAX),
+            own_bytes: CONNECTION_OWN_BYTES,
+            // Whoever signed may send a policy folder, and nobody else's message is read.
+            connection_bytes_max: if is_admin { self.admin_waiting_bytes_max } else { self.connection_waiting_bytes_max },
+            pool_bytes_max: if is_admin { self.admin_waiting_bytes_max } else { self.waiting_bytes_max },
+        }
     }
 }

@@ -4,25 +4,43 @@
 //! `connection.rs`, through which every byte goes, and at `http.rs` for the HTTP/1.1 listener.
 
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use futures_util::Stream;
+use futures_util::{Stream, StreamExt as _};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
 use tokio::runtime::{Builder, Runtime};
-use tokio::sync::{mpsc, oneshot};
-use tonic::transport::Server;
+use tokio::sync::{mpsc, oneshot, watch};
+use tower::service_fn;
 
+use super::call;
 use super::connection::{Connection, Guards};
+use super::counters::Cut;
 use super::listen::Accepted;
 use super::phase::{Draining, Phase, Phases};
+use super::registry::Tracked;
 use super::settings::Settings;
 use super::{Error, Finish, GrpcServices, RuntimeContext};
 
 /// Time for blocking work that is still under way when its runtime ends.
 const BLOCKING_GRACE: Duration = Duration::from_secs(1);
+/// After it is told to end, how long an idle connection may take to.
+const CLOSE_GRACE: Duration = Duration::from_secs(1);
+/// The window that HTTP/2 begins with.
+const STREAM_WINDOW_BYTES_MIN: u32 = 65_535;
+/// The least that HTTP/2 allows.
+const FRAME_BYTES_MAX: u32 = 16 * 1024;
+/// Streams that their peer reset before they were accepted.
+const PENDING_RESETS_MAX: usize = 20;
+/// Streams that were reset for an error of their peer, in the life of a connection.
+const ERROR_RESETS_MAX: usize = 1024;
+/// Bytes of a reply that are taken before its peer takes them.
+const SEND_BUFFER_BYTES_MAX: usize = 64 * 1024;
 
 /// How long what calls have begun may take to its record, once they are answered or cut: longer than the store takes for a use.
 pub(super) const FINISH_TIMEOUT: Duration = Duration::from_secs(10);
@@ -83,24 +101,89 @@ fn run_until(runtime: &Runtime, work: impl Future<Output = ()>, cut: impl Future
 /// Serves gRPC on the sockets that arrive until the server drains and all connections are closed.
 pub(super) async fn serve_grpc(seat: Seat, make: impl FnOnce(RuntimeContext) -> GrpcServices, started: oneshot::Sender<()>) {
     let Seat { sockets, context, mut phases, settings } = seat;
-    let index = context.index;
-    let GrpcServices { routes, barrier } = make(context);
-    let incoming = Incoming { sockets, guards: Guards::new(barrier, &settings, true) };
-    let router = grpc_server(&settings).add_routes(routes);
+    let GrpcServices { routes, barrier, limits } = make(context);
+    let routes = routes.prepare();
+    let mut incoming = Incoming { sockets, guards: Guards::new(barrier, &settings, true) };
+    // Every connection holds a receiver: the last one dropped says that all are closed.
+    let (all_closed, alive) = watch::channel(());
     let _ = started.send(());
-    if let Err(error) = router.serve_with_incoming_shutdown(incoming, phases.reached(Phase::Draining)).await {
-        tracing::error!(runtime = index, %error, "a runtime stopped serving");
+    let connection_phases = phases.clone();
+    let accepting = async {
+        while let Some(accepted) = incoming.next().await {
+            let Ok(connection) = accepted else { continue };
+            let (peer, tracked) = (connection.peer().clone(), Arc::clone(connection.tracked()));
+            let (routes, calls) = (routes.clone(), Arc::clone(&tracked));
+            let service = service_fn(move |request: http::Request<_>| {
+                call::answer(routes.clone(), request, limits, peer.clone(), Arc::clone(&calls))
+            });
+            let server = grpc_server(&settings, tracked.window_bytes);
+            let (phases, alive) = (connection_phases.clone(), alive.clone());
+            tokio::spawn(async move {
+                let served = server.serve_connection(TokioIo::new(connection), TowerToHyperService::new(service));
+                if let Some(Err(error)) = until_closed(served, &tracked, phases, |served| served.graceful_shutdown()).await {
+                    tracing::debug!(%error, "a connection ended early");
+                }
+                drop(alive);
+            });
+        }
+    };
+    tokio::select! {
+        () = accepting => (),
+        () = phases.reached(Phase::Draining) => (),
+    }
+    drop((alive, incoming));
+    all_closed.closed().await;
+}
+
+/// Serves one connection until it is closed, drained or cut. `shut_down` makes it take no more calls.
+pub(super) async fn until_closed<C: Future>(
+    served: C,
+    tracked: &Tracked,
+    mut phases: Phases,
+    shut_down: impl Fn(Pin<&mut C>),
+) -> Option<C::Output> {
+    let mut served = pin!(served);
+    let mut is_draining = false;
+    loop {
+        tokio::select! {
+            ended = served.as_mut() => return Some(ended),
+            () = phases.reached(Phase::Draining), if !is_draining => {
+                is_draining = true;
+                shut_down(served.as_mut());
+            }
+            cause = tracked.cut() => {
+                if cause == Cut::Idle {
+                    // What its client sends in this moment is refused in a way that tells it to ask again.
+                    shut_down(served.as_mut());
+                    return tokio::time::timeout(CLOSE_GRACE, served).await.ok();
+                }
+                return None;
+            }
+        }
     }
 }
 
-fn grpc_server(settings: &Settings) -> Server {
-    Server::builder()
+/// What HTTP/2 bounds by itself is set here all the same, so that a change of its defaults changes nothing: streams that are reset
+/// before they are looked at (rapid reset), errors of streams, frames, headers with their continuations, and what flow control lets
+/// a peer send ahead. It answers one PING and one SETTINGS at a time, and small DATA frames draw on a budget of their own.
+fn grpc_server(settings: &Settings, window_bytes: u32) -> auto::Builder<TokioExecutor> {
+    let mut server = auto::Builder::new(TokioExecutor::new()).http2_only();
+    server
+        .http2()
+        .timer(TokioTimer::new())
         .max_concurrent_streams(settings.streams_per_connection_max)
-        .initial_stream_window_size(settings.window_bytes)
-        .initial_connection_window_size(settings.window_bytes)
-        .http2_max_header_list_size(settings.header_bytes_max)
-        .http2_keepalive_interval(Some(Duration::from_millis(settings.keepalive_interval_ms)))
-        .http2_keepalive_timeout(Some(Duration::from_millis(settings.keepalive_timeout_ms)))
+        .initial_connection_window_size(window_bytes)
+        // One stream that nobody reads does not hold up the others.
+        .initial_stream_window_size((window_bytes / 4).max(STREAM_WINDOW_BYTES_MIN))
+        .adaptive_window(false)
+        .max_frame_size(FRAME_BYTES_MAX)
+        .max_header_list_size(settings.header_bytes_max)
+        .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
+        .max_local_error_reset_streams(ERROR_RESETS_MAX)
+        .max_send_buf_size(SEND_BUFFER_BYTES_MAX)
+        .keep_alive_interval(Duration::from_millis(settings.keepalive_interval_ms))
+        .keep_alive_timeout(Duration::from_millis(settings.keepalive_timeout_ms));
+    server
 }
 
 /// The sockets handed to one runtime, as guarded connections.

@@ -65,8 +65,18 @@ pub const CACHE_FAILURES: &str = "portcullis.cache.failures";
 pub const CACHE_PAUSED: &str = "portcullis.cache.paused";
 /// Gauge: open connections.
 pub const CONNECTIONS: &str = "portcullis.server.connections";
-/// Counter: connections refused because too many are open.
+/// Counter: connections refused because too many are open and none can be spared, by listener.
 pub const CONNECTIONS_REFUSED: &str = "portcullis.server.connections_refused";
+/// Counter: connections that were cut, by listener and cause.
+pub const CONNECTIONS_CUT: &str = "portcullis.server.connections_cut";
+/// Counter: calls that were refused before they were decoded, by listener and cause.
+pub const CALLS_REFUSED: &str = "portcullis.server.calls_refused";
+/// Gauge: bytes that calls which wait hold, beyond what is each connection's own.
+pub const WAITING_BYTES: &str = "portcullis.server.waiting";
+/// The label with a listener's name.
+pub const LISTENER: &str = "listener";
+/// The label with the reason of a cut or refusal.
+pub const CAUSE: &str = "cause";
 
 /// Counter: decisions that were also evaluated with documents in shadow, by leaf agent, tool, effect and would-be effect.
 pub const SHADOW_DECISIONS: &str = "portcullis.shadow.decisions";
@@ -77,7 +87,7 @@ pub const SHADOW_FLIPS: &str = "portcullis.shadow.flips";
 pub fn unit(name: &str) -> Option<&'static str> {
     match name {
         CHECK_DURATION | KILL_PROPAGATION | SNAPSHOT_AGE | SYNC_LAG => Some("seconds"),
-        AUDIT_PENDING | AUDIT_DISK_FREE | STORE_DISK_FREE => Some("bytes"),
+        AUDIT_PENDING | AUDIT_DISK_FREE | STORE_DISK_FREE | WAITING_BYTES => Some("bytes"),
         _ => None,
     }
 }

@@ -99,7 +99,7 @@ pub struct UnverifiedAct<'a> {
     exp_s: i64,
 }
 
-/// A signature that is this key's, for this call, now; made only by [`UnverifiedAct::verify`].
+/// A signature that is this key's, for this call, now; made only by [`UnverifiedAct`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifiedAct {
     jti: Arc<str>,
@@ -145,13 +145,25 @@ impl<'a> UnverifiedAct<'a> {
     /// # Errors
     /// As [`Error`] says.
     pub fn verify(&self, key: &PublicKey, expected: &Expected<'_>, now: Now) -> Result<VerifiedAct, Error> {
+        let verified = self.verify_call(key, expected.audience, expected.method, now)?;
+        if self.text("hth") != Some(&encode(sha256(expected.message))) {
+            return Err(Error::Message);
+        }
+        Ok(verified)
+    }
+
+    /// Whether it is this key's signature for some message to this method of this store, now: what can be told before the message is
+    /// there.
+    ///
+    /// # Errors
+    /// As [`Error`] says.
+    pub fn verify_call(&self, key: &PublicKey, audience: &str, method: &str, now: Now) -> Result<VerifiedAct, Error> {
         if self.thumbprint != *key.thumbprint() {
             return Err(Error::Key);
         }
         if !self.jws.is_signed_by(key) {
             return Err(Error::Signature);
         }
-        let text = |name| self.jws.claims.member(name).and_then(Value::as_str);
         if self.iat_s > now.unix_s().saturating_add(IAT_SKEW_S) {
             return Err(Error::NotYetValid);
         }
@@ -161,16 +173,17 @@ impl<'a> UnverifiedAct<'a> {
         if self.exp_s.saturating_sub(self.iat_s) > OPERATOR_JWS_LIFETIME_S_MAX {
             return Err(Error::Lifetime);
         }
-        if text("aud") != Some(expected.audience) {
+        if self.text("aud") != Some(audience) {
             return Err(Error::Audience);
         }
-        if text("htm") != Some(expected.method) {
+        if self.text("htm") != Some(method) {
             return Err(Error::Method);
         }
-        if text("hth") != Some(&encode(sha256(expected.message))) {
-            return Err(Error::Message);
-        }
         Ok(VerifiedAct { jti: Arc::clone(&self.jti), exp_s: self.exp_s, thumbprint: self.thumbprint.clone() })
+    }
+
+    fn text(&self, name: &str) -> Option<&str> {
+        self.jws.claims.member(name).and_then(Value::as_str)
     }
 }
 

@@ -315,7 +315,21 @@ impl Server {
 
     /// As [`Server::start_at`], or the exit code of one that does not start.
     pub(crate) fn try_start_at(world: &World, flags: &Command, data: &Path) -> Result<Self, Option<i32>> {
-        let mut command = binary();
+        Self::try_start_by(world, binary(), flags, data)
+    }
+
+    /// As [`Server::start_with`], by a shell that first does as `limits` says, such as `ulimit -n 400`.
+    pub(crate) fn start_within(world: &World, flags: &Command, limits: &str) -> Self {
+        let mut shell = Command::new("sh");
+        let program = binary();
+        shell.args(["-c", &format!("{limits} && exec \"$0\" \"$@\"")]).arg(program.get_program());
+        for (name, _) in program.get_envs() {
+            shell.env_remove(name);
+        }
+        Self::try_start_by(world, shell, flags, &world.data()).unwrap_or_else(|code| panic!("it ended with {code:?}"))
+    }
+
+    fn try_start_by(world: &World, mut command: Command, flags: &Command, data: &Path) -> Result<Self, Option<i32>> {
         command.arg("serve").args(flags.get_args());
         for (name, value) in flags.get_envs() {
             match value {

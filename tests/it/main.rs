@@ -24,6 +24,7 @@ mod fleet;
 mod fleet_kill;
 mod flood;
 mod harness;
+mod hostile;
 mod ledger;
 mod operators;
 mod outside;

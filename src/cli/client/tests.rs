@@ -173,7 +173,11 @@ async fn serve(admin: Arc<Admin>) -> Server {
     };
     let factories = Factories {
         finish: Arc::new(|_| Box::pin(std::future::ready(()))),
-        decisions: Arc::new(|_| GrpcServices { routes: Routes::default(), barrier: Arc::new(NoBarrier) }),
+        decisions: Arc::new(|_| GrpcServices {
+            routes: Routes::default(),
+            barrier: Arc::new(NoBarrier),
+            limits: crate::api::message::decision_limits,
+        }),
         admin: Box::new(move |_| app::admin_services(admin, None)),
         http: Box::new(|_| HttpServices {
             ready: Arc::new(|| Ok("ready")),

@@ -1,0 +1,128 @@
+//! What a caller may send to each method: how many bytes, how many of what, and how long it may take to arrive.
+//!
+//! The server applies these limits while a message arrives, before it is decoded. A method that is not named here gets the least.
+//! Look next at `scan.rs`, which counts, and at `server/intake.rs`, which reads.
+
+use std::time::Duration;
+
+use super::scan::{Counted, Field, Shape};
+use crate::model::limits::{
+    BATCH_CALLS_MAX, BATCH_MESSAGE_BYTES_MAX, CHAIN_TOKENS_READ_MAX, CHECK_MESSAGE_BYTES_MAX, LIST_TOOLS_MAX, MESSAGE_ARRIVAL_MS,
+    POLICY_ARRIVAL_MS, POLICY_MESSAGE_BYTES_MAX, SIGNED_MESSAGE_BYTES_MAX, SMALL_MESSAGE_BYTES_MAX,
+};
+
+/// The limits of one method.
+#[derive(Clone, Copy, Debug)]
+pub struct MessageLimits {
+    /// Bytes of one message, without its frame.
+    pub bytes_max: usize,
+    /// Whether more than one message may come. A call that takes one must end its request with it.
+    pub is_stream: bool,
+    /// From its headers to the end of a request of one message; for a stream from the first byte of each message to its last.
+    pub arrival: Duration,
+    /// What is counted before it is decoded.
+    pub shape: &'static Shape,
+}
+
+/// The limits of a method on the decisions' listener.
+pub fn decision_limits(path: &str) -> MessageLimits {
+    const CHECK: MessageLimits = limits(CHECK_MESSAGE_BYTES_MAX, &CALL);
+    match path {
+        "/portcullis.v1.DecisionService/Check" | "/portcullis.v1.DecisionService/Explain" => CHECK,
+        "/portcullis.v1.DecisionService/CheckBatch" => limits(BATCH_MESSAGE_BYTES_MAX, &BATCH),
+        "/portcullis.v1.DecisionService/CheckStream" => MessageLimits { is_stream: true, ..CHECK },
+        "/portcullis.v1.DecisionService/ListTools" => limits(CHECK_MESSAGE_BYTES_MAX, &TOOLS),
+        "/portcullis.v1.NoopService/Noop" => CHECK,
+        "/portcullis.v1.NoopService/NoopStream" => MessageLimits { is_stream: true, ..CHECK },
+        _ => small(path),
+    }
+}
+
+/// The limits of a method on the administration's listener.
+pub fn admin_limits(path: &str) -> MessageLimits {
+    let policy =
+        MessageLimits { arrival: Duration::from_millis(POLICY_ARRIVAL_MS), ..limits(POLICY_MESSAGE_BYTES_MAX, &ANYTHING) };
+    match path {
+        "/portcullis.v1.PolicyService/Apply" | "/portcullis.v1.PolicyService/Check" | "/portcullis.v1.PolicyService/Diff" => {
+            policy
+        }
+        "/portcullis.v1.PolicyService/Explain" => limits(CHECK_MESSAGE_BYTES_MAX, &CALL),
+        _ if super::signed::is_unsigned(path) => small(path),
+        _ => limits(SIGNED_MESSAGE_BYTES_MAX, &ANYTHING),
+    }
+}
+
+fn small(path: &str) -> MessageLimits {
+    let is_stream = path.starts_with("/grpc.reflection.");
+    MessageLimits { is_stream, ..limits(SMALL_MESSAGE_BYTES_MAX, &ANYTHING) }
+}
+
+const fn limits(bytes_max: usize, shape: &'static Shape) -> MessageLimits {
+    MessageLimits { bytes_max, is_stream: false, arrival: Duration::from_millis(MESSAGE_ARRIVAL_MS), shape }
+}
+
+/// Nothing is counted.
+static ANYTHING: Shape = Shape { fields: &[] };
+
+static PRESENTATION: Shape = Shape {
+    fields: &[Field {
+        number: 1,
+        counted: Some(Counted { counter: 0, name: "presentation.aat_chain", count_max: CHAIN_TOKENS_READ_MAX }),
+        holds: None,
+        resets: None,
+    }],
+};
+
+/// `CheckRequest`.
+pub(super) static CALL: Shape = Shape { fields: &[Field { number: 2, counted: None, holds: Some(&PRESENTATION), resets: None }] };
+
+/// `CheckBatchRequest`.
+pub(super) static BATCH: Shape = Shape {
+    fields: &[Field {
+        number: 1,
+        counted: Some(Counted { counter: 1, name: "requests", count_max: BATCH_CALLS_MAX }),
+        holds: Some(&CALL),
+        resets: Some(0),
+    }],
+};
+
+/// `ListToolsRequest`.
+pub(super) static TOOLS: Shape = Shape {
+    fields: &[
+        Field { number: 1, counted: None, holds: Some(&PRESENTATION), resets: None },
+        Field {
+            number: 3,
+            counted: Some(Counted { counter: 1, name: "tools", count_max: LIST_TOOLS_MAX }),
+            holds: None,
+            resets: None,
+        },
+    ],
+};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_method_has_its_limits() {
+        const KIB: usize = 1024;
+        let check = |limits: MessageLimits, bytes_max: usize, is_stream: bool, arrival_s: u64| {
+            assert_eq!((limits.bytes_max, limits.is_stream, limits.arrival.as_secs()), (bytes_max, is_stream, arrival_s));
+        };
+        check(decision_limits("/portcullis.v1.DecisionService/Check"), 256 * KIB, false, 5);
+        check(decision_limits("/portcullis.v1.DecisionService/Explain"), 256 * KIB, false, 5);
+        check(decision_limits("/portcullis.v1.DecisionService/ListTools"), 256 * KIB, false, 5);
+        check(decision_limits("/portcullis.v1.DecisionService/CheckBatch"), 4096 * KIB, false, 5);
+        check(decision_limits("/portcullis.v1.DecisionService/CheckStream"), 256 * KIB, true, 5);
+        check(decision_limits("/portcullis.v1.RevocationService/Watch"), 8 * KIB, false, 5);
+        check(decision_limits("/portcullis.v1.PolicyService/Apply"), 8 * KIB, false, 5);
+        check(decision_limits("/grpc.health.v1.Health/Check"), 8 * KIB, false, 5);
+        check(decision_limits("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"), 8 * KIB, true, 5);
+        check(decision_limits(""), 8 * KIB, false, 5);
+        check(admin_limits("/portcullis.v1.PolicyService/Apply"), 33 * 1024 * KIB, false, 30);
+        check(admin_limits("/portcullis.v1.PolicyService/Explain"), 256 * KIB, false, 5);
+        check(admin_limits("/portcullis.v1.RevocationService/Revoke"), 64 * KIB, false, 5);
+        check(admin_limits("/portcullis.v1.FleetService/Info"), 8 * KIB, false, 5);
+        check(admin_limits("/grpc.reflection.v1.ServerReflection/ServerReflectionInfo"), 8 * KIB, true, 5);
+    }
+}

@@ -1,0 +1,334 @@
+//! Counts the fields of a protobuf message on the wire, before anything decodes it.
+//!
+//! A repeated message of two bytes costs hundreds once it is decoded, so counts are checked on the bytes as they arrive. The scanner
+//! keeps no byte and allocates nothing. What it refuses the decoder would refuse too, or could not afford. Look next at
+//! `message.rs`, which says what is counted in which message.
+
+use tonic::Status;
+
+use super::status::{invalid, too_large};
+
+/// Messages within messages that are looked into: a batch, a call, a presentation.
+const DEPTH_MAX: usize = 3;
+/// Counters of one message.
+const COUNTERS: usize = 2;
+/// A varint has at most ten bytes.
+const VARINT_BYTES_MAX: u32 = 10;
+
+/// What is counted in a message, and which of its fields are looked into.
+#[derive(Debug)]
+pub struct Shape {
+    pub(super) fields: &'static [Field],
+}
+
+/// A field that is counted, looked into, or both.
+#[derive(Debug)]
+pub(super) struct Field {
+    pub(super) number: u64,
+    /// What counts its occurrences.
+    pub(super) counted: Option<Counted>,
+    /// The message that it holds.
+    pub(super) holds: Option<&'static Shape>,
+    /// The counter that starts again with each occurrence.
+    pub(super) resets: Option<usize>,
+}
+
+/// How often a field may occur.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Counted {
+    /// Which counter of the message counts it.
+    pub(super) counter: usize,
+    /// Its name in the refusal.
+    pub(super) name: &'static str,
+    pub(super) count_max: usize,
+}
+
+/// A message that is looked into, from outside in.
+#[derive(Clone, Copy, Debug)]
+struct Level {
+    shape: &'static Shape,
+    /// Position of its end in the outermost message.
+    end: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum State {
+    Tag,
+    /// The value of a field that is a number.
+    Number,
+    /// The length of a field.
+    Length {
+        field: Option<&'static Field>,
+    },
+    /// Bytes of a field that nobody looks into.
+    Skip {
+        left: usize,
+    },
+}
+
+/// Reads one message of a known length, in parts of any size.
+#[derive(Clone, Debug)]
+pub struct Scanner {
+    levels: [Option<Level>; DEPTH_MAX],
+    depth: usize,
+    counts: [usize; COUNTERS],
+    state: State,
+    varint: u64,
+    varint_bytes: u32,
+    position: usize,
+}
+
+impl Scanner {
+    /// For a message of `bytes` bytes.
+    pub fn new(shape: &'static Shape, bytes: usize) -> Self {
+        let mut levels = [None; DEPTH_MAX];
+        levels[0] = Some(Level { shape, end: bytes });
+        Self { levels, depth: 0, counts: [0; COUNTERS], state: State::Tag, varint: 0, varint_bytes: 0, position: 0 }
+    }
+
+    /// Reads the next bytes of the message.
+    ///
+    /// # Errors
+    /// `RESOURCE_EXHAUSTED` for a count over its limit, `INVALID_ARGUMENT` for what is no protobuf message.
+    pub fn read(&mut self, mut bytes: &[u8]) -> Result<(), Status> {
+        while let Some((first, rest)) = bytes.split_first() {
+            if let State::Skip { left } = self.state {
+                let taken = left.min(bytes.len());
+                bytes = bytes.get(taken..).unwrap_or_default();
+                self.position += taken;
+                self.state = State::Skip { left: left - taken };
+                if left == taken {
+                    self.end_field();
+                }
+                continue;
+            }
+            bytes = rest;
+            self.position += 1;
+            if self.position > self.end() {
+                return Err(malformed("a field goes past the end of its message"));
+            }
+            let Some(value) = self.varint(*first)? else { continue };
+            self.step(value)?;
+        }
+        Ok(())
+    }
+
+    /// Called once all bytes were read.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` if the message ends within a field.
+    pub fn finish(&self) -> Result<(), Status> {
+        match (self.state, self.varint_bytes) {
+            (State::Tag, 0) => Ok(()),
+            _ => Err(malformed("it ends within a field")),
+        }
+    }
+
+    fn step(&mut self, value: u64) -> Result<(), Status> {
+        match self.state {
+            State::Tag => self.tag(value),
+            State::Number => {
+                self.end_field();
+                Ok(())
+            }
+            State::Length { field } => self.length(field, value),
+            State::Skip { .. } => Ok(()),
+        }
+    }
+
+    fn tag(&mut self, tag: u64) -> Result<(), Status> {
+        let (number, kind) = (tag >> 3, tag & 7);
+        if number == 0 || tag > u64::from(u32::MAX) {
+            return Err(malformed("a field has no valid number"));
+        }
+        let shape = self.levels.get(self.depth).copied().flatten().map(|level| level.shape);
+        let field = shape.and_then(|shape| shape.fields.iter().find(|field| field.number == number));
+        match kind {
+            0 => self.state = State::Number,
+            1 => return self.skip(8),
+            2 => self.state = State::Length { field },
+            5 => return self.skip(4),
+            // Groups: no message of this API has any, and what is in them could not be counted.
+            _ => return Err(malformed("a field has a type that no message here has")),
+        }
+        Ok(())
+    }
+
+    fn length(&mut self, field: Option<&'static Field>, length: u64) -> Result<(), Status> {
+        let Some(field) = field else { return self.skip(length) };
+        if let Some(counted) = field.counted
+            && let Some(count) = self.counts.get_mut(counted.counter)
+        {
+            *count += 1;
+            if *count > counted.count_max {
+                return Err(too_large(counted.name, *count, counted.count_max));
+            }
+        }
+        if let Some(count) = field.resets.and_then(|counter| self.counts.get_mut(counter)) {
+            *count = 0;
+        }
+        match field.holds {
+            Some(shape) => self.enter(shape, length),
+            None => self.skip(length),
+        }
+    }
+
+    fn enter(&mut self, shape: &'static Shape, length: u64) -> Result<(), Status> {
+        let end = self.end_of(length)?;
+        self.state = State::Tag;
+        self.depth += 1;
+        match self.levels.get_mut(self.depth) {
+            Some(level) => *level = Some(Level { shape, end }),
+            None => return Err(malformed("it is nested too deep")),
+        }
+        self.leave_ended();
+        Ok(())
+    }
+
+    fn skip(&mut self, length: u64) -> Result<(), Status> {
+        let end = self.end_of(length)?;
+        match end - self.position {
+            0 => self.end_field(),
+            left => self.state = State::Skip { left },
+        }
+        Ok(())
+    }
+
+    fn end_field(&mut self) {
+        self.state = State::Tag;
+        self.leave_ended();
+    }
+
+    fn leave_ended(&mut self) {
+        while self.depth > 0 && self.position == self.end() {
+            self.depth -= 1;
+        }
+    }
+
+    fn end(&self) -> usize {
+        self.levels.get(self.depth).copied().flatten().map_or(0, |level| level.end)
+    }
+
+    fn end_of(&self, length: u64) -> Result<usize, Status> {
+        let end = usize::try_from(length).ok().and_then(|length| self.position.checked_add(length));
+        end.filter(|end| *end <= self.end()).ok_or_else(|| malformed("a field goes past the end of its message"))
+    }
+
+    /// Adds a byte to the number under way: the number, if it was its last.
+    fn varint(&mut self, byte: u8) -> Result<Option<u64>, Status> {
+        if self.varint_bytes == VARINT_BYTES_MAX {
+            return Err(malformed("a number has more than ten bytes"));
+        }
+        self.varint |= u64::from(byte & 0x7f).checked_shl(7 * self.varint_bytes).unwrap_or(0);
+        self.varint_bytes += 1;
+        if byte & 0x80 != 0 {
+            return Ok(None);
+        }
+        let value = std::mem::take(&mut self.varint);
+        self.varint_bytes = 0;
+        Ok(Some(value))
+    }
+}
+
+fn malformed(what: &str) -> Status {
+    invalid("message", format!("is no protobuf message: {what}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use prost::Message as _;
+    use tonic::Code;
+
+    use super::super::r#gen as wire;
+    use super::super::message::{BATCH, CALL, TOOLS};
+    use super::*;
+
+    fn scan(shape: &'static Shape, bytes: &[u8], part: usize) -> Result<(), Status> {
+        let mut scanner = Scanner::new(shape, bytes.len());
+        bytes.chunks(part.max(1)).try_for_each(|part| scanner.read(part))?;
+        scanner.finish()
+    }
+
+    fn call(tokens: usize) -> wire::CheckRequest {
+        let presentation =
+            wire::Presentation { aat_chain: vec![vec![b'x'; 300].into(); tokens], aat_pop: vec![b'y'; 200].into() };
+        wire::CheckRequest {
+            request_id: "r".to_owned(),
+            credential: Some(wire::check_request::Credential::Presentation(presentation)),
+            tool: "crm/read".to_owned(),
+            arguments_json: vec![b' '; 1000].into(),
+            want_handle: true,
+            ..Default::default()
+        }
+    }
+
+    fn check(shape: &'static Shape, bytes: &[u8], expected: Option<(Code, &str)>) {
+        for part in [1, 2, 7, 4096, usize::MAX] {
+            let scanned = scan(shape, bytes, part).map_err(|status| (status.code(), status.message().to_owned()));
+            match (&scanned, expected) {
+                (Ok(()), None) => {}
+                (Err((code, message)), Some((expected, says))) => {
+                    assert_eq!(*code, expected, "{message}");
+                    assert!(message.contains(says), "{message}");
+                }
+                _ => panic!("{scanned:?}, not {expected:?}, in parts of {part}"),
+            }
+        }
+    }
+
+    #[test]
+    fn counts_are_checked_on_the_wire() {
+        let over = |says| Some((Code::ResourceExhausted, says));
+        check(&CALL, &[], None);
+        check(&CALL, &call(1).encode_to_vec(), None);
+        check(&CALL, &call(72).encode_to_vec(), None);
+        check(&CALL, &call(73).encode_to_vec(), over("presentation.aat_chain: 73 is over the limit of 72"));
+        let batch = |calls: usize, tokens| wire::CheckBatchRequest { requests: vec![call(tokens); calls] }.encode_to_vec();
+        check(&BATCH, &batch(128, 9), None);
+        check(&BATCH, &batch(3, 72), None);
+        check(&BATCH, &batch(1, 73), over("aat_chain"));
+        check(&BATCH, &batch(129, 0), over("requests: 129 is over the limit of 128"));
+        check(&BATCH, &[0x0a, 0].repeat(2_000_000), over("requests: 129 is over the limit of 128"));
+        // A presentation that is sent again adds to the one before it.
+        check(&CALL, &call(40).encode_to_vec().repeat(2), over("aat_chain"));
+        let tools = |count| wire::ListToolsRequest { tools: vec![String::new(); count], ..Default::default() }.encode_to_vec();
+        check(&TOOLS, &tools(10_000), None);
+        check(&TOOLS, &tools(10_001), over("tools: 10001 is over the limit of 10000"));
+    }
+
+    #[test]
+    fn what_is_no_message_is_refused() {
+        let malformed = |says| Some((Code::InvalidArgument, says));
+        check(&CALL, &[0x0a], malformed("it ends within a field"));
+        check(&CALL, &[0x0a, 5, b'x'], malformed("past the end"));
+        check(&CALL, &[0x80], malformed("it ends within a field"));
+        check(&CALL, &[0x58], malformed("it ends within a field"));
+        check(&CALL, &[0xff; 11], malformed("more than ten bytes"));
+        check(&CALL, &[0x00, 0x00], malformed("no valid number"));
+        check(&CALL, &[0x0b, 0x0c], malformed("a type that no message here has"));
+        // A presentation of three bytes whose token has four.
+        check(&CALL, &[0x12, 3, 0x0a, 4, b'x', b'x', b'x', b'x'], malformed("past the end"));
+        // One whose number goes on past its end.
+        check(&CALL, &[0x12, 2, 0x18, 0x80, 0x00], malformed("past the end"));
+    }
+
+    proptest! {
+        /// What the decoder takes the scanner takes, unless there is too much of it or a group in it.
+        #[test]
+        fn agrees_with_the_decoder(bytes in proptest::collection::vec(any::<u8>(), 0..64), part in 1usize..9) {
+            let decoded = wire::CheckRequest::decode(&bytes[..]);
+            let scanned = scan(&CALL, &bytes, part);
+            if let (Ok(_), Err(status)) = (&decoded, &scanned) {
+                prop_assert!(status.message().contains("a type that no message here has"), "{status:?}");
+            }
+        }
+
+        /// However a message is cut, what is counted is the same.
+        #[test]
+        fn counts_what_is_decoded(tokens in 0usize..100, calls in 0usize..140, part in 1usize..5000) {
+            let bytes = wire::CheckBatchRequest { requests: vec![call(tokens); calls] }.encode_to_vec();
+            prop_assert_eq!(scan(&BATCH, &bytes, part).is_ok(), calls <= 128 && (tokens <= 72 || calls == 0));
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! One call, from its headers to the end of its reply: counted on its connection, charged while it waits, timed as its caller asks.
+//!
+//! A call that is answered when it is first polled is charged nothing and starts no timer. Look next at `intake.rs`, which reads its
+//! request, and at `worker.rs`, which serves connections.
+
+use std::convert::Infallible;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, Request, Response};
+use http_body::{Body, Frame, SizeHint};
+use tonic::Status;
+use tonic::service::Routes;
+use tower::Service as _;
+
+use super::budget::Charge;
+use super::intake::Intake;
+use super::registry::Tracked;
+use crate::api::message::MessageLimits;
+use crate::api::{Refusal, refusal};
+use crate::model::connection::PeerInfo;
+use crate::model::limits::WAITING_CALL_BYTES;
+
+/// What of a reply is handed to the transport at once: what its peer does not take is not held there.
+const REPLY_PART_BYTES_MAX: usize = 16 * 1024;
+/// A caller's deadline (gRPC over HTTP/2).
+const TIMEOUT_HEADER: &str = "grpc-timeout";
+
+/// Counts a call on its connection while it lives.
+pub(super) struct Call {
+    tracked: Arc<Tracked>,
+    /// Made once the call waits.
+    charge: Option<Charge>,
+}
+
+impl Call {
+    pub(super) fn begin(tracked: &Arc<Tracked>) -> Self {
+        tracked.begin_call();
+        Self { tracked: Arc::clone(tracked), charge: None }
+    }
+
+    /// Charges the call, which waits for something, with the messages that it has read meanwhile.
+    fn wait(&mut self) -> Result<(), Status> {
+        let read = self.tracked.take_read();
+        let account = &self.tracked.account;
+        let charge = self.charge.get_or_insert_with(|| Charge::new(account));
+        charge.grow_to(WAITING_CALL_BYTES.saturating_add(read)).map_err(|refused| {
+            self.tracked.counters.count_refusal(refused);
+            refusal(refused)
+        })
+    }
+}
+
+impl Drop for Call {
+    fn drop(&mut self) {
+        self.tracked.end_call();
+    }
+}
+
+/// Answers a gRPC request.
+pub(super) async fn answer<B>(
+    mut routes: Routes,
+    mut request: Request<B>,
+    limits: fn(&str) -> MessageLimits,
+    peer: PeerInfo,
+    tracked: Arc<Tracked>,
+) -> Result<Response<Reply<tonic::body::Body>>, Infallible>
+where
+    B: Body<Data = Bytes> + Unpin + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    let mut call = Call::begin(&tracked);
+    let limits = limits(request.uri().path());
+    request.extensions_mut().insert(peer);
+    let mut timeout = timeout(request.headers()).map(|timeout| Box::pin(tokio::time::sleep(timeout)));
+    let answered = {
+        let mut answering = pin!(routes.call(request.map(|body| Intake::new(body, limits, tracked))));
+        poll_fn(|context| {
+            call.tracked.take_read();
+            if let Poll::Ready(answered) = answering.as_mut().poll(context) {
+                return Poll::Ready(answered.map_err(|never| match never {}));
+            }
+            if timeout.as_mut().is_some_and(|timeout| timeout.as_mut().poll(context).is_ready()) {
+                return Poll::Ready(Err(refusal(Refusal::PastDeadline)));
+            }
+            call.wait().map_or_else(|refused| Poll::Ready(Err(refused)), |()| Poll::Pending)
+        })
+        .await
+    };
+    let response = answered.unwrap_or_else(|refused: Status| refused.into_http());
+    Ok(response.map(|body| Reply::new(body, call)))
+}
+
+/// The body of an answer: in parts, its wait for the peer seen by all who look after the connection.
+pub(super) struct Reply<B> {
+    body: B,
+    call: Call,
+    /// Since which period the last part waits to be taken.
+    waiting: Option<usize>,
+    rest: Bytes,
+    is_over: bool,
+}
+
+impl<B> Reply<B> {
+    pub(super) fn new(body: B, call: Call) -> Self {
+        let waiting = Some(call.tracked.begin_wait());
+        Self { body, call, waiting, rest: Bytes::new(), is_over: false }
+    }
+
+    fn end_wait(&mut self) {
+        if let Some(period) = self.waiting.take() {
+            self.call.tracked.end_wait(period);
+        }
+    }
+
+    /// The next part of what was given already.
+    fn part(&mut self, mut bytes: Bytes) -> Frame<Bytes> {
+        self.waiting = Some(self.call.tracked.begin_wait());
+        if bytes.len() > REPLY_PART_BYTES_MAX {
+            self.rest = bytes.split_off(REPLY_PART_BYTES_MAX);
+        }
+        Frame::data(bytes)
+    }
+}
+
+impl<B> Body for Reply<B>
+where
+    B: Body<Data = Bytes> + Unpin,
+{
+    type Data = Bytes;
+    type Error = B::Error;
+
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+        let this = self.get_mut();
+        this.end_wait();
+        if !this.rest.is_empty() {
+            let rest = std::mem::take(&mut this.rest);
+            return Poll::Ready(Some(Ok(this.part(rest))));
+        }
+        if this.is_over {
+            return Poll::Ready(None);
+        }
+        this.call.tracked.take_read();
+        match Pin::new(&mut this.body).poll_frame(context) {
+            Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(Ok(match frame.into_data() {
+                Ok(data) => this.part(data),
+                Err(trailers) => trailers,
+            }))),
+            Poll::Pending => match this.call.wait() {
+                Ok(()) => Poll::Pending,
+                Err(refused) => {
+                    this.is_over = true;
+                    let mut trailers = HeaderMap::new();
+                    // It fails only for what no header can hold, and then the stream just ends.
+                    let _ = refused.add_header(&mut trailers);
+                    Poll::Ready(Some(Ok(Frame::trailers(trailers))))
+                }
+            },
+            ended => ended,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.rest.is_empty() && (self.is_over || self.body.is_end_stream())
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self.rest.is_empty() {
+            true => self.body.size_hint(),
+            false => SizeHint::default(),
+        }
+    }
+}
+
+impl<B> Drop for Reply<B> {
+    fn drop(&mut self) {
+        self.end_wait();
+    }
+}
+
+/// How long the caller waits, if it says so: at most eight digits and a unit.
+fn timeout(headers: &HeaderMap) -> Option<Duration> {
+    let (unit, number) = headers.get(TIMEOUT_HEADER)?.as_bytes().split_last()?;
+    let number = std::str::from_utf8(number).ok().filter(|number| number.len() <= 8)?.parse::<u64>().ok()?;
+    match unit {
+        b'H' => Some(Duration::from_secs(number * 3600)),
+        b'M' => Some(Duration::from_secs(number * 60)),
+        b'S' => Some(Duration::from_secs(number)),
+        b'm' => Some(Duration::from_millis(number)),
+        b'u' => Some(Duration::from_micros(number)),
+        b'n' => Some(Duration::from_nanos(number)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn deadlines_of_callers() {
+        let check = |header: &str, expected| {
+            let headers = HeaderMap::from_iter([(http::HeaderName::from_static(TIMEOUT_HEADER), header.parse().unwrap())]);
+            assert_eq!(timeout(&headers), expected, "{header}");
+        };
+        check("3H", Some(Duration::from_secs(10_800)));
+        check("2M", Some(Duration::from_secs(120)));
+        check("7S", Some(Duration::from_secs(7)));
+        check("99999999m", Some(Duration::from_millis(99_999_999)));
+        check("1u", Some(Duration::from_micros(1)));
+        check("1n", Some(Duration::from_nanos(1)));
+        for none in ["", "1", "m", "100000000m", "-1m", "+1x"] {
+            check(none, None);
+        }
+        assert_eq!(timeout(&HeaderMap::new()), None);
+    }
+}

@@ -1,0 +1,116 @@
+//! What a listener has seen: connections and calls, and why some were cut or refused.
+//!
+//! Read with relaxed loads. Look next at `registry.rs`, which cuts, and at `intake.rs`, which refuses.
+
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+
+use crate::api::Refusal;
+
+/// Why a connection was cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cut {
+    /// It had no call for too long.
+    Idle,
+    /// Nobody signed on it in time.
+    Unsigned,
+    /// The listener was full, and this one was missed least.
+    Displaced,
+    /// It took no part of a reply for too long.
+    Stalled,
+    /// It did not begin in time.
+    Handshake,
+    /// It took no bytes for too long.
+    WriteStall,
+    /// What was recorded could not be written.
+    Barrier,
+}
+
+impl Cut {
+    const ALL: [Self; 7] =
+        [Self::Idle, Self::Unsigned, Self::Displaced, Self::Stalled, Self::Handshake, Self::WriteStall, Self::Barrier];
+    /// Not cut.
+    pub(super) const NONE: u8 = u8::MAX;
+
+    pub(super) fn index(self) -> u8 {
+        self as u8
+    }
+
+    pub(super) fn from_index(index: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(index)).copied()
+    }
+
+    /// The cause in metrics.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Idle => "idle",
+            Self::Unsigned => "unsigned",
+            Self::Displaced => "displaced",
+            Self::Stalled => "stalled",
+            Self::Handshake => "handshake",
+            Self::WriteStall => "write_stall",
+            Self::Barrier => "barrier",
+        }
+    }
+}
+
+/// The causes of a refused call in metrics.
+const REFUSALS: [&str; 5] = ["too_large", "too_slow", "malformed", "connection_budget", "listener_budget"];
+
+/// What a listener has seen.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    pub(super) accepted: AtomicU64,
+    pub(super) refused: AtomicU64,
+    cuts: [AtomicU64; Cut::ALL.len()],
+    refusals: [AtomicU64; REFUSALS.len()],
+    /// Open connections of each runtime.
+    pub(super) open: Vec<AtomicUsize>,
+}
+
+impl Counters {
+    pub(super) fn new(runtimes: usize) -> Self {
+        Self { open: (0..runtimes).map(|_| AtomicUsize::new(0)).collect(), ..Self::default() }
+    }
+
+    pub(super) fn open_per_runtime(&self) -> Vec<usize> {
+        self.open.iter().map(|open| open.load(Ordering::Relaxed)).collect()
+    }
+
+    pub(super) fn count_cut(&self, cause: Cut) {
+        if let Some(count) = self.cuts.get(usize::from(cause.index())) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    pub(super) fn count_refusal(&self, refusal: Refusal) {
+        let index = match refusal {
+            Refusal::TooLarge { .. } => 0,
+            Refusal::TooSlow { .. } | Refusal::PastDeadline => 1,
+            Refusal::NotOne | Refusal::NotWhole => 2,
+            Refusal::ConnectionBudget => 3,
+            Refusal::ListenerBudget => 4,
+        };
+        self.count_refused(index);
+    }
+
+    /// A message that a count or its form refused.
+    pub(super) fn count_malformed(&self) {
+        self.count_refused(2);
+    }
+
+    fn count_refused(&self, index: usize) {
+        if let Some(count) = self.refusals.get(index) {
+            count.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Connections cut, by cause.
+    pub(super) fn cuts(&self) -> Vec<(&'static str, u64)> {
+        Cut::ALL.iter().zip(&self.cuts).map(|(cause, count)| (cause.name(), count.load(Ordering::Relaxed))).collect()
+    }
+
+    /// Calls refused, by cause.
+    pub(super) fn refusals(&self) -> Vec<(&'static str, u64)> {
+        REFUSALS.iter().zip(&self.refusals).map(|(cause, count)| (*cause, count.load(Ordering::Relaxed))).collect()
+    }
+}

@@ -1,0 +1,186 @@
+//! Who goes when a listener is full, and who is cut for what.
+
+use super::*;
+
+const RULES: Rules = Rules {
+    connections_max: 3,
+    kept_max: 0,
+    idle: Duration::from_secs(600),
+    unsigned: None,
+    stall: Duration::from_secs(30),
+    window_bytes_max: 1024 * 1024,
+    own_bytes: 10,
+    connection_bytes_max: 20,
+    pool_bytes_max: 30,
+};
+
+fn registry(rules: Rules) -> Arc<Registry> {
+    Registry::new(rules, Arc::default())
+}
+
+fn peer(last: u8) -> IpAddr {
+    IpAddr::from([127, 0, 0, last])
+}
+
+fn admit(registry: &Arc<Registry>, id: u64) -> Option<Admitted> {
+    registry.admit(id, peer(1)).ok()
+}
+
+fn all(registry: &Arc<Registry>, ids: std::ops::Range<u64>) -> Vec<Admitted> {
+    ids.map(|id| admit(registry, id).unwrap()).collect()
+}
+
+fn cut(places: &[Admitted]) -> Vec<u64> {
+    places.iter().filter(|place| place.tracked.is_cut()).map(|place| place.tracked.id).collect()
+}
+
+async fn after(seconds: u64) {
+    tokio::time::advance(Duration::from_secs(seconds)).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_oldest_idle_one_goes_first() {
+    let registry = registry(RULES);
+    let mut places = Vec::new();
+    for id in 0..3 {
+        places.push(admit(&registry, id).unwrap());
+        after(1).await;
+    }
+    places[0].tracked.begin_call();
+    places.push(admit(&registry, 3).unwrap());
+    assert_eq!(cut(&places), [1]);
+    assert_eq!(places[1].tracked.cut().await, Cut::Displaced);
+    places[2].tracked.standing.prove();
+    // Two are left on which nobody proved anything: the idle one goes, then the busy one, then the one that is idle.
+    places.push(admit(&registry, 4).unwrap());
+    assert_eq!(cut(&places), [1, 3]);
+    for place in &places[4..] {
+        place.tracked.standing.prove();
+        place.tracked.begin_call();
+    }
+    places.push(admit(&registry, 5).unwrap());
+    assert_eq!(cut(&places), [0, 1, 3]);
+    places[5].tracked.standing.prove();
+    places[5].tracked.begin_call();
+    places.push(admit(&registry, 6).unwrap());
+    assert_eq!(cut(&places), [0, 1, 2, 3]);
+    places[6].tracked.standing.prove();
+    places[6].tracked.begin_call();
+    assert!(admit(&registry, 7).is_none(), "all are of use");
+    places.truncate(4);
+    drop(admit(&registry, 8).unwrap());
+    assert_eq!(registry.lock().leaving, 4);
+    drop(places);
+    let table = registry.lock();
+    assert_eq!((table.members.len(), table.places.len(), table.by_peer.len(), table.leaving), (0, 0, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_has_the_most_loses_first() {
+    let registry = registry(Rules { connections_max: 4, ..RULES });
+    let first = registry.admit(0, peer(1)).unwrap();
+    let many: Vec<_> = (1..4).map(|id| registry.admit(id, peer(2)).unwrap()).collect();
+    let late = registry.admit(4, peer(3)).unwrap();
+    assert!(!first.tracked.is_cut() && !late.tracked.is_cut());
+    assert_eq!(cut(&many), [1]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn places_are_kept_for_who_signed() {
+    let registry = registry(Rules { connections_max: 8, kept_max: 2, ..RULES });
+    let signed = admit(&registry, 0).unwrap();
+    signed.tracked.standing.prove();
+    registry.sweep(false);
+    let strangers = all(&registry, 1..20);
+    assert_eq!(cut(&strangers), (1..14).collect::<Vec<_>>(), "six of eight are left to strangers");
+    assert!(!signed.tracked.is_cut());
+    let another = &strangers[18];
+    another.tracked.standing.prove();
+    let more = all(&registry, 20..23);
+    assert!(!another.tracked.is_cut() && !signed.tracked.is_cut());
+    assert_eq!(cut(&more), [] as [u64; 0]);
+    after(61).await;
+    registry.sweep(false);
+    after(61).await;
+    let late = all(&registry, 23..30);
+    assert!(signed.tracked.is_cut(), "it signed more than a minute ago, and was idle since");
+    assert_eq!(cut(&late), [] as [u64; 0]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_is_let_in_no_faster_than_the_cut_leave() {
+    let registry = registry(RULES);
+    let places = all(&registry, 0..3 + LEAVING_MAX as u64);
+    assert_eq!(registry.admit(100, peer(1)).err(), Some(Full::Leaving));
+    drop(places);
+    assert!(admit(&registry, 101).is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_waits_for_nothing_is_cut() {
+    let registry = registry(Rules { connections_max: 10, unsigned: None, ..RULES });
+    let places = all(&registry, 0..3);
+    places[1].tracked.begin_call();
+    after(599).await;
+    places[2].tracked.begin_call();
+    places[2].tracked.end_call();
+    registry.sweep(false);
+    assert_eq!(cut(&places), [] as [u64; 0]);
+    after(1).await;
+    registry.sweep(false);
+    assert_eq!(cut(&places), [0], "one has a call, one had one a second ago");
+    assert_eq!(places[0].tracked.cut().await, Cut::Idle);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_signs_nothing_is_cut() {
+    let registry = registry(Rules { connections_max: 10, unsigned: Some(Duration::from_secs(60)), ..RULES });
+    let places = all(&registry, 0..4);
+    places[1].tracked.begin_call();
+    places[2].tracked.standing.prove();
+    places[3].tracked.standing.prove();
+    places[3].tracked.begin_call();
+    after(1).await;
+    registry.sweep(false);
+    after(59).await;
+    registry.sweep(false);
+    assert_eq!(cut(&places), [0, 1], "a call that is not signed keeps nobody");
+    assert_eq!(places[1].tracked.cut().await, Cut::Unsigned);
+    after(1).await;
+    registry.sweep(false);
+    assert_eq!(cut(&places), [0, 1, 2], "an act that takes long is not cut off");
+    assert_eq!(places[2].tracked.cut().await, Cut::Idle);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_takes_no_reply_is_cut() {
+    let registry = registry(Rules { connections_max: 10, ..RULES });
+    let places = all(&registry, 0..2);
+    let waits = places[0].tracked.begin_wait();
+    let other = places[1].tracked.begin_wait();
+    for _ in 0..3 {
+        registry.sweep(true);
+        assert_eq!(cut(&places), [] as [u64; 0]);
+    }
+    places[1].tracked.end_wait(other);
+    registry.sweep(false);
+    registry.sweep(true);
+    assert_eq!(cut(&places), [0]);
+    assert_eq!(places[0].tracked.cut().await, Cut::Stalled);
+    places[0].tracked.end_wait(waits);
+    assert!(places[0].tracked.waiting.iter().all(|waiting| waiting.load(Ordering::Relaxed) == 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn windows_shrink_as_connections_grow() {
+    let registry = registry(Rules { connections_max: 5000, ..RULES });
+    let places = all(&registry, 0..4096);
+    let windows: Vec<usize> = places.iter().map(|place| place.tracked.window_bytes as usize).collect();
+    assert_eq!((windows[0], windows[63], windows[4095]), (1024 * 1024, 1024 * 1024, 65_535));
+    assert!(windows.iter().sum::<usize>() < 512 * 1024 * 1024);
+}
+
+/// A connection of a registry of its own.
+pub(in crate::server) fn tracked() -> Arc<Tracked> {
+    Arc::clone(&registry(RULES).admit(1, peer(1)).unwrap().tracked)
+}

@@ -1,0 +1,274 @@
+//! What one client can hold, and for how long: unfinished messages, waiting calls, replies that nobody takes, idle connections.
+
+use bytes::Bytes;
+use h2::client::{ResponseFuture, SendRequest};
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+use super::*;
+use crate::api::message::decision_limits;
+
+const CHECK: &str = "/grpc.health.v1.Health/Check";
+const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
+
+/// As in production, but what does not arrive at once is too late.
+fn hasty(path: &str) -> MessageLimits {
+    MessageLimits { arrival: Duration::from_millis(100), ..decision_limits(path) }
+}
+
+async fn raw(address: SocketAddr, window: u32) -> SendRequest<Bytes> {
+    let socket = TcpStream::connect(address).await.unwrap();
+    let (requests, connection) = h2::client::Builder::new().initial_window_size(window).handshake(socket).await.unwrap();
+    tokio::spawn(async move { drop(connection.await) });
+    requests
+}
+
+async fn open(requests: &SendRequest<Bytes>, path: &str) -> (ResponseFuture, h2::SendStream<Bytes>) {
+    let request =
+        ::http::Request::post(format!("http://x{path}")).header("content-type", "application/grpc").header("te", "trailers");
+    requests.clone().ready().await.unwrap().send_request(request.body(()).unwrap(), false).unwrap()
+}
+
+/// The status of a call that is refused before it has an answer.
+async fn refused(response: ResponseFuture) -> (Code, String) {
+    let response = tokio::time::timeout(Duration::from_secs(30), response).await.expect("never answered").unwrap();
+    let status = Status::from_header_map(response.headers()).unwrap();
+    (status.code(), status.get_details_error_info().map(|info| info.reason).unwrap_or_default())
+}
+
+fn refusals(reader: &StatsReader, cause: &str) -> u64 {
+    stats(reader, Role::Decisions).refusals_total.iter().find(|(name, _)| *name == cause).unwrap().1
+}
+
+fn opened(reader: &StatsReader, role: Role) -> usize {
+    stats(reader, role).open.iter().sum()
+}
+
+#[tokio::test]
+async fn a_message_has_its_time() {
+    let bench = bench_with(any_port(), hasty).await;
+    let reader = bench.server.stats();
+    let requests = raw(bench.addresses.decisions, 65_535).await;
+    let too_slow = (Code::DeadlineExceeded, "MESSAGE_INCOMPLETE".to_owned());
+    for sent in [&b""[..], b"\0", b"\0\0\0\0\x03", b"\0\0\0\0\x03\x0a\x01"] {
+        let (response, mut sending) = open(&requests, CHECK).await;
+        sending.send_data(sent.into(), false).unwrap();
+        assert_eq!(refused(response).await, too_slow, "{sent:?}");
+    }
+    // The whole message is there, and the request goes on all the same.
+    let (response, mut sending) = open(&requests, CHECK).await;
+    sending.send_data(b"\0\0\0\0\0"[..].into(), false).unwrap();
+    assert_eq!(refused(response).await, too_slow);
+    assert_eq!(refusals(&reader, "too_slow"), 5);
+    assert_eq!(ask(&mut client(bench.addresses.decisions).await, "").await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_stream_has_time_between_messages_and_none_within() {
+    use tokio_stream::StreamExt as _;
+    let tracked = registry::tests::tracked();
+    let limits = hasty(REFLECTION);
+    assert!(limits.is_stream);
+    let (sender, parts) = mpsc::channel::<&[u8]>(8);
+    let parts = tokio_stream::wrappers::ReceiverStream::new(parts);
+    let body =
+        http_body_util::StreamBody::new(parts.map(|part| Ok::<_, Status>(http_body::Frame::data(Bytes::from_static(part)))));
+    let mut intake = intake::Intake::new(body, limits, tracked);
+    let mut next =
+        async || http_body_util::BodyExt::frame(&mut intake).await.map(|frame| frame.map(|frame| frame.into_data().unwrap()));
+    sender.send(b"\0\0\0\0\x02\x0a").await.unwrap();
+    sender.send(b"\0\0\0\0\0\0\0\0").await.unwrap();
+    assert_eq!(next().await.unwrap().unwrap(), &b"\0\0\0\0\x02\x0a\0\0\0\0\0\0"[..], "two messages, the third has begun");
+    sender.send(b"\0\0\0").await.unwrap();
+    assert_eq!(next().await.unwrap().unwrap(), &b"\0\0\0\0\0"[..]);
+    let waited = tokio::time::timeout(Duration::from_millis(300), next()).await;
+    assert!(waited.is_err(), "between messages a caller may take its time");
+    sender.send(b"\0").await.unwrap();
+    let status = next().await.unwrap().unwrap_err();
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert!(next().await.is_none());
+}
+
+#[tokio::test]
+async fn calls_that_wait_share_a_budget_and_each_connection_has_its_own() {
+    let limited = Settings { waiting_bytes_max: 64 * 1024, connection_waiting_bytes_max: 96 * 1024, ..any_port() };
+    let bench = bench(limited).await;
+    let reader = bench.server.stats();
+    let mut connections = Vec::new();
+    // Each connection waits with 16 calls. The first two get what one connection may have, the third what is left, the last
+    // its own and a rest.
+    for (served, cause) in [(11, "connection_budget"), (11, "connection_budget"), (9, "listener_budget"), (8, "listener_budget")]
+    {
+        let grpc = client(bench.addresses.decisions).await;
+        let before = refusals(&reader, cause);
+        let calls: Vec<_> = (0..16)
+            .map(|_| {
+                let mut grpc = grpc.clone();
+                tokio::spawn(async move { ask(&mut grpc, "hold").await })
+            })
+            .collect();
+        until("the others are refused", async || refusals(&reader, cause) == before + 16 - served).await;
+        let ended = async || calls.iter().filter(|call| call.is_finished()).count() as u64;
+        until("they are told", async || ended().await == 16 - served).await;
+        connections.push((grpc, calls));
+    }
+    assert!(stats(&reader, Role::Decisions).waiting_bytes <= 64 * 1024);
+    bench.probe.release.add_permits(100);
+    for (_, calls) in connections {
+        for call in calls {
+            if let Err(status) = call.await.unwrap() {
+                assert_eq!(status.code(), Code::ResourceExhausted);
+                assert_eq!(status.get_details_error_info().unwrap().reason, "LIMIT_EXCEEDED");
+            }
+        }
+    }
+    until("all is given back", async || stats(&reader, Role::Decisions).waiting_bytes == 0).await;
+}
+
+#[tokio::test]
+async fn one_connection_too_many_costs_an_idle_one() {
+    let bench = bench(Settings { connections_max: 2, control_connections_max: 1, ..any_port() }).await;
+    let reader = bench.server.stats();
+    for (role, address, most) in [
+        (Role::Decisions, bench.addresses.decisions, 2),
+        (Role::Admin, bench.addresses.admin, 1),
+        (Role::Http, bench.addresses.http, 1),
+    ] {
+        let mut kept = Vec::new();
+        for count in 1..=most + 1 {
+            kept.push(send(address, if role == Role::Http { b"" } else { PREFACE }).await);
+            until("accepted", async || stats(&reader, role).accepted_total == count).await;
+        }
+        // What was sent to it may still come; then it ends.
+        rest(kept.remove(0)).await;
+        assert_eq!((cuts(&reader, role, "displaced"), stats(&reader, role).refused_total), (1, 0), "{role:?}");
+        until("the others stay", async || opened(&reader, role) as u64 == most).await;
+    }
+    assert_eq!(ask(&mut client(bench.addresses.decisions).await, "").await.unwrap(), 1);
+    assert_eq!(ask(&mut client(bench.addresses.admin).await, "").await.unwrap(), 1);
+    assert!(http(bench.addresses.http, "GET /livez HTTP/1.1").await.ends_with("alive\n"));
+}
+
+#[tokio::test]
+async fn who_has_proved_something_stays_and_who_cannot_be_spared_is_not_cut() {
+    let bench = bench(Settings { connections_max: 2, decision_runtimes: 1, ..any_port() }).await;
+    let reader = bench.server.stats();
+    let mut calls = Vec::new();
+    for _ in 0..2 {
+        let mut grpc = client(bench.addresses.decisions).await;
+        assert_eq!(ask(&mut grpc, "prove").await.unwrap(), 1);
+        calls.push(tokio::spawn(async move { ask(&mut grpc, "hold").await }));
+        bench.probe.entered.acquire().await.unwrap().forget();
+    }
+    assert_eq!(rest(TcpStream::connect(bench.addresses.decisions).await.unwrap()).await, b"", "closed at once");
+    assert_eq!((stats(&reader, Role::Decisions).refused_total, cuts(&reader, Role::Decisions, "displaced")), (1, 0));
+    bench.probe.release.add_permits(2);
+    for call in calls {
+        assert_eq!(call.await.unwrap().unwrap(), 1);
+    }
+}
+
+#[tokio::test]
+async fn idle_connections_are_closed_and_busy_ones_are_not() {
+    let bench = bench(Settings { idle_timeout_ms: 500, ..any_port() }).await;
+    let reader = bench.server.stats();
+    let mut busy = client(bench.addresses.decisions).await;
+    let held = tokio::spawn(async move { ask(&mut busy, "hold").await });
+    bench.probe.entered.acquire().await.unwrap().forget();
+    let mut idle = client(bench.addresses.decisions).await;
+    assert_eq!(ask(&mut idle, "").await.unwrap(), 1);
+    let kept = send(bench.addresses.http, b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    until("the idle one is closed", async || cuts(&reader, Role::Decisions, "idle") >= 1).await;
+    assert!(rest(kept).await.ends_with(b"alive\n"));
+    until("one is left", async || opened(&reader, Role::Decisions) == 1).await;
+    assert_eq!(ask(&mut idle, "").await.unwrap(), 1, "its client connects again by itself");
+    assert!(!held.is_finished());
+    bench.probe.release.add_permits(1);
+    assert_eq!(held.await.unwrap().unwrap(), 1);
+}
+
+#[tokio::test]
+async fn who_signs_nothing_is_cut_from_administration() {
+    let bench = bench(Settings { unsigned_timeout_ms: 3000, ..any_port() }).await;
+    let reader = bench.server.stats();
+    let mut signed = client(bench.addresses.admin).await;
+    let mut unsigned = client(bench.addresses.admin).await;
+    assert_eq!(ask(&mut signed, "prove").await.unwrap(), 1);
+    let act = {
+        let mut signed = signed.clone();
+        tokio::spawn(async move { ask(&mut signed, "hold").await })
+    };
+    let watched = unsigned.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
+    bench.probe.entered.acquire().await.unwrap().forget();
+    until("the unsigned one is cut", async || cuts(&reader, Role::Admin, "unsigned") == 1).await;
+    let mut watched = watched;
+    watched.message().await.unwrap_err();
+    until("it is gone", async || opened(&reader, Role::Admin) == 1).await;
+    bench.probe.release.add_permits(1);
+    assert_eq!(act.await.unwrap().unwrap(), 1, "an act is not cut off");
+}
+
+#[tokio::test]
+async fn who_takes_no_reply_is_cut() {
+    let bench = bench(Settings { write_stall_timeout_ms: 200, ..any_port() }).await;
+    let reader = bench.server.stats();
+    // A window of nothing: no byte of an answer may be sent.
+    let requests = raw(bench.addresses.decisions, 0).await;
+    let (response, mut sending) = open(&requests, CHECK).await;
+    sending.send_data(b"\0\0\0\0\0"[..].into(), true).unwrap();
+    let mut body = response.await.unwrap().into_body();
+    assert!(body.data().await.unwrap().is_err(), "cut");
+    assert_eq!(cuts(&reader, Role::Decisions, "stalled"), 1);
+    assert_eq!(ask(&mut client(bench.addresses.decisions).await, "").await.unwrap(), 1);
+}
+
+#[tokio::test]
+async fn a_body_over_http_has_its_time() {
+    let bench = bench(Settings { http_request_timeout_ms: 100, ..any_port() }).await;
+    let slow = send(bench.addresses.http, b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nx").await;
+    assert!(http(bench.addresses.http, "GET /livez HTTP/1.1").await.ends_with("alive\n"));
+    assert!(rest(slow).await.starts_with(b"HTTP/1.1 408 "));
+}
+
+/// Floods that HTTP/2 bounds by itself: the connection is ended, and others are served.
+#[tokio::test]
+async fn floods_of_frames_end_their_connection() {
+    let bench = bench(Settings { decision_runtimes: 1, ..any_port() }).await;
+    let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
+        let mut frame = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
+        frame.extend([kind, flags]);
+        frame.extend(stream.to_be_bytes());
+        frame.extend(payload);
+        frame
+    };
+    let settings = frame(4, 0, 0, &[]);
+    // POST, http, the path and an authority; the call waits for its message.
+    let head = b"\x83\x86\x44\x1c/grpc.health.v1.Health/Check\x41\x01x";
+    let resets = (0..20_000u32).flat_map(|call| {
+        let stream = 2 * call + 1;
+        [frame(1, 4, stream, head), frame(3, 0, stream, &8u32.to_be_bytes())].concat()
+    });
+    let continuations = frame(1, 0, 1, head).into_iter().chain(frame(9, 0, 1, &[]).repeat(20_000));
+    let empty = frame(1, 4, 1, head).into_iter().chain(frame(0, 0, 1, &[]).repeat(20_000));
+    for (name, flood) in [
+        ("rapid reset", resets.collect::<Vec<u8>>()),
+        ("continuations", continuations.collect()),
+        ("empty data", empty.collect()),
+    ] {
+        let mut socket = send(bench.addresses.decisions, PREFACE).await;
+        // The server may end the connection while it is still being written to.
+        let _ = socket.write_all(&[settings.clone(), flood].concat()).await;
+        rest(socket).await;
+        assert_eq!(ask(&mut client(bench.addresses.decisions).await, "").await.unwrap(), 1, "{name}");
+    }
+    // These are answered one by one, and hold nobody up.
+    for flood in [frame(6, 0, 0, &[0; 8]).repeat(50_000), settings.repeat(50_000)] {
+        let mut socket = send(bench.addresses.decisions, &[PREFACE, &settings].concat()).await;
+        let writing = tokio::spawn(async move {
+            let _ = socket.write_all(&flood).await;
+            socket
+        });
+        assert_eq!(ask(&mut client(bench.addresses.decisions).await, "").await.unwrap(), 1);
+        writing.abort();
+    }
+}

@@ -1,0 +1,359 @@
+//! What a hostile client can do to the server as a whole: memory, connections, places, descriptors. Each attack is made with raw
+//! HTTP/2 or plain sockets, and a well-behaved caller, a kill and a probe get through beside it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::client::{ResponseFuture, SendRequest};
+use h2::{RecvStream, SendStream};
+use portcullis::api::r#gen as wire;
+use portcullis::api::r#gen::RevocationMeaning::Dead;
+use portcullis::api::r#gen::revocation_service_client::RevocationServiceClient;
+use prost::Message as _;
+use rustix::process::{Pid, Resource, Rlimit};
+use tokio::net::TcpStream;
+use tonic::Code;
+use tonic_types::StatusExt as _;
+
+use crate::harness::{Chain, PATIENCE, Server, World, authorization, channel, request};
+
+const CHECK: &str = "/portcullis.v1.DecisionService/Check";
+const BATCH: &str = "/portcullis.v1.DecisionService/CheckBatch";
+const APPLY: &str = "/portcullis.v1.PolicyService/Apply";
+const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
+const MIB: usize = 1024 * 1024;
+
+/// A connection that sends what it likes when it likes.
+struct Attacker {
+    requests: SendRequest<Bytes>,
+}
+
+impl Attacker {
+    async fn connect(address: &str) -> Self {
+        let socket = TcpStream::connect(address).await.unwrap();
+        let (requests, connection) = h2::client::handshake(socket).await.unwrap();
+        // It ends when the server cuts it, which is what some tests are about.
+        tokio::spawn(async move { drop(connection.await) });
+        Self { requests }
+    }
+
+    /// Headers, and a body that the caller goes on with.
+    async fn open(&self, path: &str, authorization: Option<&str>) -> (ResponseFuture, SendStream<Bytes>) {
+        let mut request = http::Request::post(format!("http://localhost{path}"))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers");
+        if let Some(authorization) = authorization {
+            request = request.header("authorization", authorization);
+        }
+        let mut ready = self.requests.clone().ready().await.unwrap();
+        ready.send_request(request.body(()).unwrap(), false).unwrap()
+    }
+
+    /// A whole call: its code and what is said with it.
+    async fn call(&self, path: &str, body: Bytes) -> (Code, String) {
+        let (response, mut sending) = self.open(path, None).await;
+        sending.send_data(body, true).unwrap();
+        status(response).await
+    }
+}
+
+/// The header of a message that says how long it is.
+fn frame(bytes: usize) -> Vec<u8> {
+    let mut frame = vec![0];
+    frame.extend(u32::try_from(bytes).unwrap().to_be_bytes());
+    frame
+}
+
+fn framed(message: &[u8]) -> Bytes {
+    [frame(message.len()).as_slice(), message].concat().into()
+}
+
+/// The first `bytes` of a message of `of` bytes that nothing is wrong with so far: one unknown field that is never whole.
+fn beginning(bytes: usize, of: usize) -> Bytes {
+    let mut message = frame(of);
+    message.push(15 << 3 | 2);
+    let mut length = of - 5;
+    // Four bytes of seven bits each hold any length here.
+    for more in [0x80, 0x80, 0x80, 0] {
+        message.push(u8::try_from(length & 0x7f).unwrap() | more);
+        length >>= 7;
+    }
+    message.resize(bytes, b'x');
+    message.into()
+}
+
+async fn status(response: ResponseFuture) -> (Code, String) {
+    let answered = tokio::time::timeout(PATIENCE, async {
+        let (head, mut body): (_, RecvStream) = response.await.unwrap().into_parts();
+        if head.headers.contains_key("grpc-status") {
+            return head.headers;
+        }
+        while let Some(part) = body.data().await {
+            let part = part.unwrap();
+            body.flow_control().release_capacity(part.len()).unwrap();
+        }
+        body.trailers().await.unwrap().unwrap()
+    });
+    let headers = answered.await.expect("it is never answered");
+    let status = tonic::Status::from_header_map(&headers).unwrap();
+    let reason = status.get_details_error_info().map(|info| info.reason).unwrap_or_default();
+    assert!(status.code() == Code::Ok || !reason.is_empty(), "{status:?}");
+    (status.code(), format!("{reason}: {}", status.message()))
+}
+
+/// A figure of `/proc/PID/status` in bytes.
+fn memory(server: &Server, figure: &str) -> usize {
+    let text = std::fs::read_to_string(format!("/proc/{}/status", server.id())).unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(figure)?.strip_prefix(':')).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
+}
+
+/// A metric without labels, or with exactly these.
+fn metric(server: &Server, name: &str) -> f64 {
+    let (_, page) = server.get("/metrics");
+    let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {name} in {page}")).parse().unwrap()
+}
+
+fn call(chain: &Chain) -> wire::CheckRequest {
+    request(chain, Bytes::new(), "crm/look", "{}")
+}
+
+/// A good caller is permitted, a probe is answered, a kill takes effect, on connections opened this moment.
+async fn all_is_well(world: &World, server: &Server, session: &str) {
+    let chain = world.session("alpha", session);
+    let mut client = server.connect().await;
+    let ask = async |client: &mut wire::decision_service_client::DecisionServiceClient<_>| {
+        client.check(call(&chain)).await.unwrap().into_inner().reason
+    };
+    assert_eq!(ask(&mut client).await, "OK", "{session}");
+    assert_eq!(server.get("/livez").0, 200, "{session}");
+    server.operator().await.revoke("session", &[session], Dead).await;
+    let killed = async {
+        while ask(&mut client).await != "REVOKED_SESSION" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, killed).await.unwrap_or_else(|_| panic!("the kill has no effect: {session}"));
+}
+
+/// Messages that never end hold little memory, and not for long; meanwhile all others are served.
+#[tokio::test]
+async fn unfinished_messages_hold_little_and_not_for_long() {
+    let world = World::new();
+    let server = Server::start(&world);
+    all_is_well(&world, &server, "before").await;
+    let before = memory(&server, "VmRSS");
+    let mut answers = Vec::new();
+    let mut attackers = Vec::new();
+    for _ in 0..8 {
+        let attacker = Attacker::connect(&server.decisions).await;
+        for _ in 0..48 {
+            let (response, mut sending) = attacker.open(BATCH, None).await;
+            sending.send_data(beginning(MIB, 4 * MIB), false).unwrap();
+            answers.push(tokio::spawn(async move {
+                let status = status(response).await;
+                drop(sending);
+                status
+            }));
+        }
+        attackers.push(attacker);
+    }
+    all_is_well(&world, &server, "meanwhile").await;
+    let mut codes = [0; 17];
+    for answer in answers {
+        let (code, said) = answer.await.unwrap();
+        assert!(said.starts_with("MESSAGE_INCOMPLETE: message") || said.starts_with("LIMIT_EXCEEDED: "), "{said}");
+        codes[code as usize] += 1;
+    }
+    assert!(codes[Code::DeadlineExceeded as usize] > 0 && codes[Code::ResourceExhausted as usize] > 0, "{codes:?}");
+    let grown = memory(&server, "VmHWM").saturating_sub(before);
+    println!("unfinished messages of 384 MiB offered: resident grew by {} MiB", grown / MIB);
+    // Eight budgets of 8 MiB in buffers that grow by doubling, and eight windows.
+    assert!(grown < 192 * MIB, "{grown}");
+    drop(attackers);
+    let slow = "portcullis_server_calls_refused_total{listener=\"decisions\",cause=\"too_slow\"}";
+    assert!(metric(&server, slow) > 0.0);
+    all_is_well(&world, &server, "after").await;
+    assert_eq!(metric(&server, "portcullis_server_waiting_bytes"), 0.0);
+}
+
+/// What decodes to far more than it has bytes is counted before it is decoded, and every method has a limit of its own.
+#[tokio::test]
+async fn counts_and_lengths_are_checked_before_decoding() {
+    let world = World::new();
+    let server = Server::start(&world);
+    all_is_well(&world, &server, "before").await;
+    let before = memory(&server, "VmRSS");
+    let attacker = Attacker::connect(&server.decisions).await;
+    let check = async |path, message: Vec<u8>, expected: &str| {
+        let (code, said) = attacker.call(path, framed(&message)).await;
+        assert_eq!((code, said.as_str()), (Code::ResourceExhausted, expected));
+    };
+    let calls = [0x0a, 0].repeat(2 * MIB - 8);
+    check(BATCH, calls, "LIMIT_EXCEEDED: requests: 129 is over the limit of 128").await;
+    let tools = [0x1a, 0].repeat(100_000);
+    check("/portcullis.v1.DecisionService/ListTools", tools, "LIMIT_EXCEEDED: tools: 10001 is over the limit of 10000").await;
+    let tokens = [[0x12, 4].as_slice(), &[0x0a, 0].repeat(2)].concat().repeat(30_000);
+    check(CHECK, tokens, "LIMIT_EXCEEDED: presentation.aat_chain: 73 is over the limit of 72").await;
+    let grown = memory(&server, "VmHWM").saturating_sub(before);
+    println!("a batch of two million calls: resident grew by {} MiB", grown / MIB);
+    assert!(grown < 64 * MIB, "{grown}");
+    // One byte over a limit is too much, and is said before that byte was sent.
+    for (path, limit) in [
+        (CHECK, 256 * 1024),
+        ("/portcullis.v1.DecisionService/Explain", 256 * 1024),
+        ("/portcullis.v1.DecisionService/ListTools", 256 * 1024),
+        ("/portcullis.v1.DecisionService/CheckStream", 256 * 1024),
+        (BATCH, 4 * MIB),
+        ("/portcullis.v1.RevocationService/Watch", 8 * 1024),
+        ("/grpc.health.v1.Health/Check", 8 * 1024),
+    ] {
+        let (response, mut sending) = attacker.open(path, None).await;
+        sending.send_data(frame(limit + 1).into(), false).unwrap();
+        let expected = format!("LIMIT_EXCEEDED: message: {} is over the limit of {limit}", limit + 1);
+        assert_eq!(status(response).await, (Code::ResourceExhausted, expected), "{path}");
+    }
+    let twice = [framed(&[]), framed(&[])].concat();
+    let cut_short = beginning(100, 1000);
+    for (body, expected) in [(twice.into(), "one uncompressed message"), (cut_short, "the request ends before it does")] {
+        let (code, said) = attacker.call(CHECK, body).await;
+        assert!(code == Code::InvalidArgument && said.contains(expected), "{said}");
+    }
+    all_is_well(&world, &server, "after").await;
+}
+
+/// Nobody is read on the administration's listener who did not sign this call.
+#[tokio::test]
+async fn an_act_is_read_once_its_signature_is_verified() {
+    let world = World::new();
+    let server = Server::start(&world);
+    let operator = server.operator().await;
+    let attacker = Attacker::connect(&server.admin).await;
+    let message = wire::ApplyPolicyRequest::default();
+    let good = operator.authorization(APPLY, &message);
+    let (signed, signature) = good.rsplit_once('.').unwrap();
+    let first = if signature.starts_with('A') { 'B' } else { 'A' };
+    let forged = format!("{signed}.{first}{}", &signature[1..]);
+    let other_method = operator.authorization("/portcullis.v1.PolicyService/Check", &message);
+    let other_store = authorization(&operator.key, "another", APPLY, &message);
+    let spent = operator.authorization("/portcullis.v1.PolicyService/History", &wire::PolicyHistoryRequest::default());
+    let mut client = wire::policy_service_client::PolicyServiceClient::new(operator.channel.clone());
+    client.history(crate::harness::signed(wire::PolicyHistoryRequest::default(), std::slice::from_ref(&spent))).await.unwrap();
+    for (path, authorization, expected) in [
+        (APPLY, None, "not signed"),
+        (APPLY, Some(forged.as_str()), "does not verify"),
+        (APPLY, Some(other_method.as_str()), "`htm`"),
+        (APPLY, Some(other_store.as_str()), "`aud`"),
+        ("/portcullis.v1.PolicyService/History", Some(spent.as_str()), "used before"),
+        ("/portcullis.v1.PolicyService/Unheard", Some(good.as_str()), "no role allows the method"),
+    ] {
+        // Not one byte of the message is sent.
+        let (response, sending) = attacker.open(path, authorization).await;
+        let (code, said) = status(response).await;
+        assert!(matches!(code, Code::Unauthenticated | Code::PermissionDenied) && said.contains(expected), "{code:?} {said}");
+        drop(sending);
+    }
+    // Who signed it is read, and what was signed is compared.
+    let (response, mut sending) = attacker.open(APPLY, Some(&good)).await;
+    sending.send_data(framed(&wire::ApplyPolicyRequest { dry_run: true, ..message }.encode_to_vec()), true).unwrap();
+    let (code, said) = status(response).await;
+    assert!(code == Code::Unauthenticated && said.contains("`hth`"), "{said}");
+}
+
+/// Idle connections, and such as only watch the health, shut nobody out of any listener, however few descriptors there are.
+#[tokio::test]
+async fn idle_connections_shut_nobody_out() {
+    let world = World::new();
+    let flags = {
+        let mut command = crate::harness::binary();
+        command.arg("--policies").arg(world.policies());
+        command
+    };
+    let server = Server::start_within(&world, &flags, "ulimit -n 400");
+    assert!(server.log().contains("this process may open 400 files"), "{}", server.log());
+    let mut idle = Vec::new();
+    for (address, count) in [(&server.admin, 80), (&server.http, 80), (&server.decisions, 250)] {
+        for _ in 0..count {
+            idle.push(TcpStream::connect(address).await.unwrap());
+        }
+    }
+    all_is_well(&world, &server, "silent").await;
+    let mut busy = Vec::new();
+    for (address, count) in [(&server.admin, 40), (&server.decisions, 200)] {
+        for _ in 0..count {
+            let attacker = Attacker::connect(address).await;
+            let (response, mut sending) = attacker.open(HEALTH_WATCH, None).await;
+            sending.send_data(framed(&[]), true).unwrap();
+            busy.push((attacker, response));
+        }
+    }
+    all_is_well(&world, &server, "watching").await;
+    let displaced = |listener| format!("portcullis_server_connections_cut_total{{listener=\"{listener}\",cause=\"displaced\"}}");
+    for listener in ["admin", "http", "decisions"] {
+        assert!(metric(&server, &displaced(listener)) > 0.0, "{listener}");
+    }
+    drop((idle, busy));
+}
+
+/// Readers of revocations leave a place to every other connection.
+#[tokio::test]
+async fn every_connection_can_watch_revocations() {
+    let world = World::new();
+    let server = Server::start(&world);
+    let message = framed(&wire::WatchRevocationsRequest::default().encode_to_vec());
+    let mut greedy = Vec::new();
+    for _ in 0..4 {
+        let attacker = Attacker::connect(&server.decisions).await;
+        let mut answers = Vec::new();
+        for _ in 0..250 {
+            let (response, mut sending) = attacker.open("/portcullis.v1.RevocationService/Watch", None).await;
+            sending.send_data(message.clone(), true).unwrap();
+            answers.push(response.await.unwrap());
+        }
+        let refused = answers.iter().filter(|answer| answer.headers().contains_key("grpc-status")).count();
+        assert_eq!(refused, 242, "a connection gets eight places");
+        greedy.push((attacker, answers));
+    }
+    let mut others = Vec::new();
+    for _ in 0..30 {
+        let mut client = RevocationServiceClient::new(channel(&server.decisions).await);
+        let mut stream = client.watch(wire::WatchRevocationsRequest::default()).await.unwrap().into_inner();
+        assert!(stream.message().await.unwrap().is_some());
+        others.push((client, stream));
+    }
+    all_is_well(&world, &server, "watched").await;
+}
+
+/// A limit on the size of files denies, as a full disk does, and kills nobody.
+#[tokio::test]
+async fn a_limit_on_files_denies_and_kills_nobody() {
+    let world = World::new();
+    let server = Server::start(&world);
+    all_is_well(&world, &server, "before").await;
+    let chain = world.session("alpha", "s");
+    let limit = |current| {
+        let pid = Pid::from_raw(i32::try_from(server.id()).unwrap());
+        rustix::process::prlimit(pid, Resource::Fsize, Rlimit { current, maximum: None }).unwrap();
+    };
+    limit(Some(16));
+    let until = async |expected: &str| {
+        let reached = async {
+            loop {
+                let mut client = server.connect().await;
+                // Where the record of an answer was lost its connection is cut.
+                match client.check(call(&chain)).await {
+                    Ok(answer) if answer.get_ref().reason == expected => return,
+                    Ok(answer) => assert_ne!(answer.get_ref().reason, "OK", "permitted without a record"),
+                    Err(_) => {}
+                }
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, reached).await.unwrap_or_else(|_| panic!("never {expected}: {}", server.log()));
+    };
+    until("AUDIT_UNAVAILABLE").await;
+    assert_eq!(server.get("/livez").0, 200);
+    limit(None);
+    until("OK").await;
+}
