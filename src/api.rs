@@ -4,6 +4,7 @@
 //! `api/decision.rs`, then at `service.rs`, which it calls.
 
 pub mod admin;
+mod deadline;
 pub mod decision;
 mod explain;
 pub mod gateway;

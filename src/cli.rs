@@ -15,6 +15,7 @@ mod outcome;
 mod output;
 mod policy;
 mod progress;
+mod reach;
 mod recognition;
 mod revoke;
 mod serve;

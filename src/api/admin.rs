@@ -5,6 +5,7 @@ use std::sync::Arc;
 use prost::Message as _;
 use tonic::{Code, Request, Response, Status};
 
+use super::deadline;
 use super::decision::{caller, check_in, trace_headers};
 use super::explain::explain_out;
 use super::gateway::{fleet_out, info_out, replica_out};
@@ -47,6 +48,11 @@ impl AdminApi {
         &self.admin
     }
 
+    /// Carries an act out. Who opened the store itself waits for its end, for there is nobody else to ask then.
+    async fn act<T: Send + 'static>(&self, act: impl Future<Output = Result<T, Error>> + Send + 'static) -> Result<T, Status> {
+        if self.lane.is_some() { deadline::act(act).await } else { Ok(act.await?) }
+    }
+
     fn lane(&self) -> Result<&Lane, Status> {
         let nobody = "no decisions are given here: ask a running server, with --target instead of --store";
         self.lane.as_ref().ok_or_else(|| status(Code::FailedPrecondition, "REJECTED", nobody))
@@ -71,7 +77,8 @@ impl RevocationService for AdminApi {
         };
         let target = request.target.unwrap_or_default();
         let asked = RevokeRequest { kind: target.kind, key: target.key, meaning, reason: request.reason };
-        let (target, committed) = self.admin.revoke(&by, asked).await?;
+        let (admin, acting) = (self.admin.clone(), by.clone());
+        let (target, committed) = self.act(async move { admin.revoke(&acting, asked).await }).await?;
         // INVARIANT: the kill is durable by now; whatever the look-up says or lacks, it stands.
         let name = self.admin.recognize(&target, &committed.revision).await;
         Ok(Response::new(wire::RevokeResponse {
@@ -87,7 +94,8 @@ impl RevocationService for AdminApi {
         let by = authorized(&request)?;
         let request = request.into_inner();
         let target = request.target.unwrap_or_default();
-        let done = self.admin.reinstate(&by, &target.kind, &target.key, request.reason).await?;
+        let (admin, reason) = (self.admin.clone(), request.reason);
+        let done = self.act(async move { admin.reinstate(&by, &target.kind, &target.key, reason).await }).await?;
         Ok(Response::new(wire::ReinstateResponse {
             revision: done.committed.revision.to_string(),
             committed_at_unix_ms: done.committed.unix_ms,
@@ -263,7 +271,8 @@ impl ApprovalService for AdminApi {
     async fn approve(&self, request: Request<wire::ApproveRequest>) -> Result<Response<wire::ApproveResponse>, Status> {
         let by = authorized(&request)?;
         let wire::ApproveRequest { digest, reason } = request.into_inner();
-        let answered = self.admin.answer(&by, Answer::Approve, &digest, &reason).await?;
+        let admin = self.admin.clone();
+        let answered = self.act(async move { admin.answer(&by, Answer::Approve, &digest, &reason).await }).await?;
         Ok(Response::new(wire::ApproveResponse {
             revision: answered.committed.revision.to_string(),
             approval: Some(approval_out(&answered.row, answered.unix_ms)),
@@ -273,7 +282,8 @@ impl ApprovalService for AdminApi {
     async fn refuse(&self, request: Request<wire::RefuseRequest>) -> Result<Response<wire::RefuseResponse>, Status> {
         let by = authorized(&request)?;
         let wire::RefuseRequest { digest, reason } = request.into_inner();
-        let answered = self.admin.answer(&by, Answer::Refuse, &digest, &reason).await?;
+        let admin = self.admin.clone();
+        let answered = self.act(async move { admin.answer(&by, Answer::Refuse, &digest, &reason).await }).await?;
         Ok(Response::new(wire::RefuseResponse {
             revision: answered.committed.revision.to_string(),
             approval: Some(approval_out(&answered.row, answered.unix_ms)),
@@ -284,7 +294,7 @@ impl ApprovalService for AdminApi {
 #[tonic::async_trait]
 impl FleetService for AdminApi {
     async fn info(&self, _request: Request<wire::InfoRequest>) -> Result<Response<wire::InfoResponse>, Status> {
-        let revision: Revision = self.admin.revision().await?;
+        let revision: Revision = deadline::read(self.admin.revision()).await?;
         Ok(Response::new(info_out(&revision)))
     }
 

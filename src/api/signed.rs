@@ -16,6 +16,7 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use tonic::Status;
 use tower::{Layer, Service};
 
+use super::deadline;
 use super::message::{MessageLimits, admin_limits};
 use super::status::{Refusal, invalid, refusal};
 use crate::model::connection::PeerInfo;
@@ -115,13 +116,13 @@ async fn authorized(admin: &Admin, request: http::Request<Body>) -> Result<(http
         authorizations.push(value.to_str().map_err(|_| invalid("authorization", "is not text"))?);
     }
     // Nothing is read of a caller who did not sign this call. What is signed of its message is checked once it is there.
-    admin.check_signatures(&path, &authorizations, &peer).await?;
+    deadline::read(admin.check_signatures(&path, &authorizations, &peer)).await?;
     let frame = read(body, admin_limits(&path)).await?;
     let message = match frame.split_first_chunk::<FRAME_HEADER_BYTES>() {
         Some(([0, length @ ..], message)) if u32::from_be_bytes(*length) as usize == message.len() => message,
         _ => return Err(refusal(Refusal::NotOne)),
     };
-    let by = admin.authorize(&path, message, &authorizations, &peer).await?;
+    let by = deadline::read(admin.authorize(&path, message, &authorizations, &peer)).await?;
     if let Some(peer) = parts.extensions.get::<PeerInfo>() {
         peer.standing.prove();
     }

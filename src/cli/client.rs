@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use prost::Message;
+use tokio::time::{Instant, timeout_at};
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Request, Response, Status};
 
 use super::output::Output;
-use super::{AdminArgs, Failure, input, outcome};
+use super::{AdminArgs, Failure, input, outcome, reach};
 use crate::api::r#gen as wire;
 use crate::api::r#gen::approval_service_client::ApprovalServiceClient;
 use crate::api::r#gen::fleet_service_client::FleetServiceClient;
@@ -36,18 +37,22 @@ pub(super) async fn connect(target: &str) -> Result<Channel, Failure> {
 }
 
 async fn connect_for(target: &str, call_timeout: Duration) -> Result<Channel, Failure> {
+    connect_within(target, CONNECT_TIMEOUT, call_timeout).await
+}
+
+async fn connect_within(target: &str, connect_timeout: Duration, call_timeout: Duration) -> Result<Channel, Failure> {
     let endpoint = Endpoint::from_shared(target.to_owned())
         .map_err(|error| Failure::misuse(format!("--target: `{target}` is not a URL such as http://127.0.0.1:7700: {error}")))?
-        .connect_timeout(CONNECT_TIMEOUT)
+        .connect_timeout(connect_timeout)
         .timeout(call_timeout);
-    endpoint.connect().await.map_err(|_| nobody_at(target))
+    endpoint.connect().await.map_err(|error| reach::unconnected(&error, target))
 }
 
 /// Why a call was not answered, with the exit code that says so.
 pub(super) fn refused(status: &Status, target: &str) -> Failure {
     match status.code() {
         Code::Unavailable if status.message().contains("tcp connect") => nobody_at(target),
-        Code::Unavailable => Failure::unavailable(status.message()),
+        Code::Unavailable | Code::DeadlineExceeded => Failure::unavailable(status.message()),
         // A policy that is refused is no misuse of the command.
         Code::InvalidArgument if !status.message().starts_with("the policy") => Failure::misuse(status.message()),
         Code::Unimplemented => {
@@ -57,7 +62,7 @@ pub(super) fn refused(status: &Status, target: &str) -> Failure {
     }
 }
 
-fn nobody_at(target: &str) -> Failure {
+pub(super) fn nobody_at(target: &str) -> Failure {
     Failure::unavailable(format!("nobody answers at {target}: start `portcullis serve`, or name another --target"))
 }
 
@@ -68,11 +73,14 @@ pub(super) struct AdminClient {
     history: String,
     keys: Vec<PrivateKey>,
     local: Option<app::LocalAdmin>,
+    /// By then an act that kills has said how it went.
+    act_until: Instant,
 }
 
 impl AdminClient {
     /// Connects to `--target`, or opens `--store`, and reads the operator's keys.
     pub(super) async fn open(arguments: &AdminArgs) -> Result<Self, Failure> {
+        let began = Instant::now();
         let default = [arguments.data.join("local.jwk")];
         let paths: &[PathBuf] = if arguments.operator_key.is_empty() { &default } else { &arguments.operator_key };
         let keys = paths.iter().map(|path| operator_key(path)).collect::<Result<Vec<_>, _>>()?;
@@ -83,9 +91,14 @@ impl AdminClient {
                 let local = opened.map_err(|error| Failure::from(error).before_an_act())?;
                 (local.channel(), store.to_string(), Some(local))
             }
-            None => (connect(&arguments.url).await?, arguments.url.clone(), None),
+            None => (connect_within(&arguments.url, reach::GREETING_TIMEOUT, CALL_TIMEOUT).await?, arguments.url.clone(), None),
         };
-        Self::over(channel, target, keys, local).await
+        if local.is_some() {
+            return Self::over(channel, target, keys, local).await;
+        }
+        let greeted = timeout_at(began + reach::GREETING_TIMEOUT, Self::over(channel, target.clone(), keys, local)).await;
+        let greeted = greeted.map_err(|_| reach::silent(&target))??;
+        Ok(Self { act_until: began + reach::ACT_TIMEOUT, ..greeted })
     }
 
     /// Signed calls over a connection that is already there.
@@ -96,18 +109,21 @@ impl AdminClient {
         local: Option<app::LocalAdmin>,
     ) -> Result<Self, Failure> {
         let info = FleetServiceClient::new(channel.clone()).info(wire::InfoRequest {}).await;
-        let history = info.map_err(|status| refused(&status, &target))?.into_inner().history_id;
-        Ok(Self { channel, target, history, keys, local })
+        let history = info.map_err(|status| reach::ungreeted(&status, &target))?.into_inner().history_id;
+        let act_until = Instant::now() + CALL_TIMEOUT;
+        Ok(Self { channel, target, history, keys, local, act_until })
     }
 
     pub(super) async fn revoke(&mut self, message: wire::RevokeRequest) -> Result<wire::RevokeResponse, Failure> {
         let request = self.signed("/portcullis.v1.RevocationService/Revoke", message)?;
-        self.outcome(RevocationServiceClient::new(self.channel.clone()).revoke(request).await)
+        let mut client = RevocationServiceClient::new(self.channel.clone());
+        self.outcome(self.in_time(client.revoke(request)).await)
     }
 
     pub(super) async fn reinstate(&mut self, message: wire::ReinstateRequest) -> Result<wire::ReinstateResponse, Failure> {
         let request = self.signed("/portcullis.v1.RevocationService/Reinstate", message)?;
-        self.outcome(RevocationServiceClient::new(self.channel.clone()).reinstate(request).await)
+        let mut client = RevocationServiceClient::new(self.channel.clone());
+        self.outcome(self.in_time(client.reinstate(request)).await)
     }
 
     pub(super) async fn revocations(
@@ -227,6 +243,16 @@ impl AdminClient {
     pub(super) async fn explain(&mut self, message: wire::CheckRequest) -> Result<wire::ExplainResponse, Failure> {
         let request = self.signed("/portcullis.v1.PolicyService/Explain", message)?;
         self.answer(PolicyServiceClient::new(self.channel.clone()).explain(request).await)
+    }
+
+    /// The answer to an act, or that none came in time: then nobody knows what became of it. The call is let go, and no deadline is
+    /// sent with it: the server carries out what it took.
+    async fn in_time<M>(&self, act: impl Future<Output = Result<Response<M>, Status>>) -> Result<Response<M>, Status> {
+        if self.local.is_some() {
+            return act.await;
+        }
+        let late = || Status::deadline_exceeded("the server took the act and gave no answer in time");
+        timeout_at(self.act_until, act).await.unwrap_or_else(|_| Err(late()))
     }
 
     fn signed<M: Message>(&self, method: &str, message: M) -> Result<Request<M>, Failure> {

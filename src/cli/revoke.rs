@@ -11,7 +11,7 @@ use super::fleet::{self, Wait};
 use super::output::Output;
 use super::recognition::Recognition;
 use super::store::date_time;
-use super::{AdminArgs, Failure};
+use super::{AdminArgs, Failure, progress};
 use crate::api::r#gen as wire;
 use crate::model::time::{Clock as _, SystemClock};
 
@@ -175,11 +175,12 @@ pub(super) async fn revoke(arguments: RevokeArgs, output: &Output) -> Result<(),
         (_, true) => wire::RevocationMeaning::Watermark,
         _ => wire::RevocationMeaning::Unspecified,
     };
-    let mut client = AdminClient::open(&arguments.admin).await?;
+    let admin = arguments.admin;
+    let mut client = AdminClient::open(&admin).await.map_err(|failure| failure.with_store_line(&admin))?;
     let began = Instant::now();
     let request =
         wire::RevokeRequest { target: Some(arguments.target.into()), meaning: meaning.into(), reason: arguments.reason };
-    let answer = client.revoke(request).await?;
+    let answer = client.revoke(request).await.map_err(|failure| failure.with_store_line(&admin))?;
     let took_ms = began.elapsed().as_millis() as u64;
     let target = answer.target.unwrap_or_default();
     output.line(&format!("revoked {}: durable in {took_ms} ms", named(&target)));
@@ -195,10 +196,11 @@ pub(super) async fn revoke(arguments: RevokeArgs, output: &Output) -> Result<(),
 }
 
 pub(super) async fn reinstate(arguments: ReinstateArgs, output: &Output) -> Result<(), Failure> {
-    let mut client = AdminClient::open(&arguments.admin).await?;
+    let admin = arguments.admin;
+    let mut client = AdminClient::open(&admin).await.map_err(|failure| failure.with_store_line(&admin))?;
     let target: wire::RevocationTarget = arguments.target.into();
     let request = wire::ReinstateRequest { target: Some(target.clone()), reason: arguments.reason };
-    let answer = client.reinstate(request).await?;
+    let answer = client.reinstate(request).await.map_err(|failure| failure.with_store_line(&admin))?;
     let waits_until = answer.waits_for_second_until_unix_ms;
     if waits_until > 0 {
         output.json(&json!({
@@ -278,7 +280,11 @@ impl Done {
         if let (Some((_, until_unix_ms)), Some(said)) = (usable.as_ref().and_then(Usable::left), said.as_object_mut()) {
             said.insert("permits_usable_until_unix_ms".to_owned(), until_unix_ms.into());
         }
+        let progress = wait.map(|_| progress::waiting("waiting until no replica answers from before it"));
         let waited = fleet::wait(client, wait, &revision, committed_at_unix_ms).await.transpose();
+        if let Some(progress) = progress {
+            progress.finish_and_clear();
+        }
         if let (Ok(Some(waited)), Some(said)) = (&waited, said.as_object_mut()) {
             said.insert("fleet".to_owned(), fleet::waited_json(waited));
         }

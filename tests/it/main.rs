@@ -40,3 +40,4 @@ mod store_files;
 mod store_whole;
 mod tidy;
 mod token_vectors;
+mod unreachable;

@@ -1,0 +1,115 @@
+//! Where no server answers: what that looks like from here, and the line that does the same on the store itself.
+//!
+//! A responder at night must not sit before a command that says nothing: whatever state the server is in, it is said in time, with
+//! what to run instead. Look next at `client.rs`.
+
+use std::ffi::OsString;
+use std::path::Path;
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::StatusExt as _;
+
+use super::client::{nobody_at, refused};
+use super::{AdminArgs, Failure, shell};
+
+/// How long a server may take to say who it is, connection included.
+pub(super) const GREETING_TIMEOUT: Duration = Duration::from_millis(3_500);
+/// How long after its begin a command that kills must have said how it went, or that nobody knows.
+pub(super) const ACT_TIMEOUT: Duration = Duration::from_millis(4_700);
+
+/// A server that took the connection and does not say who it is.
+pub(super) fn silent(target: &str) -> Failure {
+    Failure::unavailable(format!(
+        "the server at {target} took the connection and says nothing ({} s): it is stopped, hung or overloaded; nothing was asked of it",
+        GREETING_TIMEOUT.as_secs_f32()
+    ))
+}
+
+/// Why a server did not say who it is.
+pub(super) fn ungreeted(status: &Status, target: &str) -> Failure {
+    let is_ours = status.get_error_details().error_info().is_some_and(|info| info.domain == "portcullis");
+    if is_ours || status.code() == Code::Unimplemented {
+        return refused(status, target);
+    }
+    if status.message().contains("tcp connect") {
+        return nobody_at(target);
+    }
+    strange(status.message(), target)
+}
+
+/// Why there is no connection.
+pub(super) fn unconnected(error: &tonic::transport::Error, target: &str) -> Failure {
+    // The cause is private to the crate: only its text tells that nobody listens from that somebody hung up.
+    let cause = format!("{error:?}");
+    if cause.contains("hyper::Error") { strange(&error.to_string(), target) } else { nobody_at(target) }
+}
+
+fn strange(said: &str, target: &str) -> Failure {
+    Failure::unavailable(format!(
+        "what listens at {target} does not answer as a portcullis server does ({said}): it has no connection left, expects TLS, or is \
+         something else; nothing was asked of it"
+    ))
+}
+
+impl Failure {
+    /// Where no server answers: the same command on the store itself.
+    pub(super) fn with_store_line(self, admin: &AdminArgs) -> Self {
+        if self.code != Self::UNAVAILABLE || admin.store.is_some() {
+            return self;
+        }
+        let url = std::env::var_os("PORTCULLIS_STORE").is_some();
+        let line = store_line(std::env::args_os().skip(1), &admin.data, url);
+        Self { message: format!("{}\n{line}", self.message), ..self }
+    }
+}
+
+/// What to run without a server; `is_named`: the environment names the store.
+fn store_line(arguments: impl IntoIterator<Item = OsString>, data: &Path, is_named: bool) -> String {
+    let file = data.join("store.db");
+    let store = match std::path::absolute(&file) {
+        Ok(path) if path.is_file() => format!("sqlite:{}", path.display()),
+        _ if is_named => "env:PORTCULLIS_STORE".to_owned(),
+        _ => {
+            return format!(
+                "without the server: run it on the server's machine with --store sqlite:DATA/store.db --data DATA, or with --store \
+                 env:VARIABLE where the store is PostgreSQL (the data folder `{}` here holds no store)",
+                data.display()
+            );
+        }
+    };
+    let (mut words, mut skips) = (vec!["portcullis".to_owned()], false);
+    for argument in arguments {
+        let word = argument.to_string_lossy().into_owned();
+        if std::mem::take(&mut skips) || word.starts_with("--target=") {
+            continue;
+        }
+        match word.as_str() {
+            "--target" => skips = true,
+            _ => words.push(word),
+        }
+    }
+    words.extend(["--store".to_owned(), store]);
+    format!("without the server:\n  {}", shell::line(words.iter().map(String::as_str)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_line_is_the_command_on_the_store() {
+        let folder = tempfile::tempdir().unwrap();
+        let line = |words: &[&str], is_named: bool| store_line(words.iter().map(OsString::from), folder.path(), is_named);
+        let kill =
+            ["revoke", "agent", "spiffe://a/b", "--reason", "leaked key", "--target", "http://127.0.0.1:1", "--wait", "fleet"];
+        assert!(line(&kill, false).contains("holds no store"), "{}", line(&kill, false));
+        let expected = "without the server:\n  portcullis revoke agent spiffe://a/b --reason 'leaked key' --wait fleet --store ";
+        assert_eq!(line(&kill, true), format!("{expected}env:PORTCULLIS_STORE"));
+        std::fs::write(folder.path().join("store.db"), "").unwrap();
+        let store = format!("sqlite:{}", folder.path().join("store.db").display());
+        assert_eq!(line(&kill, true), format!("{expected}{store}"));
+        let attached = line(&["--target=http://x", "revoke", "all"], false);
+        assert_eq!(attached, format!("without the server:\n  portcullis revoke all --store {store}"));
+    }
+}

@@ -1,0 +1,141 @@
+//! The kill switch before a server that does not answer: whatever state it is in, somebody at night is told in time what to run.
+
+use std::io::{Read as _, Write as _};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use crate::harness::{PATIENCE, Ran, Server, World, agent_id, audit_lines, binary, run_with};
+
+/// What a listener does with each connection.
+type Manner = fn(TcpStream);
+
+/// A listener that is no portcullis server; its threads end with the process.
+fn listening(manner: Manner) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for stream in listener.incoming().flatten() {
+            std::thread::spawn(move || manner(stream));
+        }
+    });
+    format!("http://{address}")
+}
+
+/// Takes everything and says nothing.
+fn silent(mut stream: TcpStream) {
+    let mut bytes = [0; 1024];
+    while stream.read(&mut bytes).is_ok_and(|count| count > 0) {}
+}
+
+/// What a TLS server says to who does not speak TLS: an alert, `unexpected_message`.
+fn tls(mut stream: TcpStream) {
+    let _ = stream.read(&mut [0; 64]);
+    let _ = stream.write_all(&[0x15, 3, 3, 0, 2, 2, 10]);
+}
+
+fn http1(mut stream: TcpStream) {
+    let _ = stream.read(&mut [0; 64]);
+    let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+}
+
+/// As a server with no connection left.
+fn full(stream: TcpStream) {
+    drop(stream);
+}
+
+fn revoke(data: &Path, target: &str) -> Ran {
+    let mut command = binary();
+    command.args(["revoke", "agent", &agent_id("alpha"), "--reason", "leaked key", "--wait", "fleet"]);
+    command.arg("--data").arg(data).args(["--target", target]);
+    let began = Instant::now();
+    let ran = run_with(&mut command, "");
+    // Not a measure of speed: what waits for an answer that never comes would be here for half a minute.
+    assert!(began.elapsed() < Duration::from_secs(20), "{ran:?}");
+    ran
+}
+
+/// The command that a message names, run by a shell as it stands.
+fn run_as_told(stderr: &str) -> Ran {
+    let line = stderr.lines().find_map(|line| line.strip_prefix("  portcullis ")).unwrap_or_else(|| panic!("{stderr}"));
+    assert!(line.contains("--reason 'leaked key'") && !line.contains("--target"), "{line}");
+    let folder = Path::new(env!("CARGO_BIN_EXE_portcullis")).parent().unwrap();
+    let mut shell = Command::new("/bin/sh");
+    shell.args(["-c", &format!("portcullis {line}")]).env("PATH", folder).stdin(Stdio::null());
+    shell.env_remove("PORTCULLIS_STORE").env_remove("PORTCULLIS_DATA").env_remove("PORTCULLIS_OPERATOR_KEY");
+    run_with(&mut shell, "")
+}
+
+#[test]
+fn a_server_that_does_not_answer_is_told_of_with_the_line_that_works() {
+    let world = World::new();
+    let mut server = Server::start(&world);
+    server.terminate();
+    assert!(server.wait().success());
+    let held = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    held.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let closed = format!("http://{}", held.local_addr().unwrap().as_socket().unwrap());
+    let data = world.data();
+    let states: Vec<(&str, String, &str)> = vec![
+        ("closed", closed, "nobody answers"),
+        ("silent", listening(silent), "took the connection and says nothing"),
+        ("TLS", listening(tls), "does not answer as a portcullis server does"),
+        ("HTTP/1", listening(http1), "does not answer as a portcullis server does"),
+        // Whether the end comes before or after the greeting is a race.
+        ("full", listening(full), "nswer"),
+    ];
+    std::thread::scope(|scope| {
+        for (state, target, says) in &states {
+            let data = &data;
+            scope.spawn(move || {
+                let ran = revoke(data, target).ended(69);
+                assert!(ran.stderr.contains(says) && ran.stderr.contains(target.as_str()), "{state}: {ran:?}");
+                assert!(ran.stderr.contains("without the server:"), "{state}: {ran:?}");
+            });
+        }
+    });
+    let told = revoke(&data, &states[0].1).ended(69);
+    let done = run_as_told(&told.stderr).ended(0);
+    assert!(done.stdout.contains("revoked agent") && done.stdout.contains("permits that were given before it"), "{done:?}");
+    // A folder without a store cannot name the line, and says where it can.
+    let elsewhere = tempfile::tempdir().unwrap();
+    std::fs::copy(data.join("local.jwk"), elsewhere.path().join("local.jwk")).unwrap();
+    let told = revoke(elsewhere.path(), &states[0].1).ended(69);
+    assert!(told.stderr.contains("holds no store") && told.stderr.contains("env:VARIABLE"), "{told:?}");
+}
+
+#[test]
+fn a_server_that_is_stopped_is_told_of() {
+    let world = World::new();
+    let server = Server::start(&world);
+    server.signal(rustix::process::Signal::STOP);
+    let ran = revoke(&world.data(), &server.admin_url()).ended(69);
+    assert!(ran.stderr.contains("says nothing") && ran.stderr.contains("--store sqlite:"), "{ran:?}");
+    server.signal(rustix::process::Signal::CONT);
+    let ran = revoke(&world.data(), &server.admin_url()).ended(0);
+    assert!(ran.stdout.contains("1 of 1 replicas deny"), "{ran:?}");
+}
+
+/// Somebody holds the lock on the file: the server says within its own bound that nobody knows, the act goes on, and leaves its
+/// record when it is done.
+#[test]
+fn a_store_that_hangs_is_told_of_and_the_act_leaves_its_record() {
+    let world = World::new();
+    let server = Server::start(&world);
+    let holder = rusqlite::Connection::open(world.data().join("store.db")).unwrap();
+    holder.busy_timeout(PATIENCE).unwrap();
+    holder.execute_batch("BEGIN IMMEDIATE").unwrap();
+    let ran = revoke(&world.data(), &server.admin_url());
+    assert!(ran.code != 0 && ran.stderr.contains("not known whether it was done"), "{ran:?}");
+    holder.execute_batch("ROLLBACK").unwrap();
+    let until = Instant::now() + PATIENCE;
+    let ended = |line: &serde_json::Value| {
+        line["kind"] == "act" && line["method"].as_str().is_some_and(|method| method.ends_with("/Revoke"))
+    };
+    while !audit_lines(&world.data()).iter().any(ended) {
+        assert!(Instant::now() < until, "the act left no record");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(revoke(&world.data(), &server.admin_url()).ended(0).stdout.contains("replicas deny"));
+}
