@@ -31,7 +31,7 @@ pub use shadow::{Flip, ShadowCount, ShadowReport, ShadowSeries};
 use chains::{Chains, KnownChain};
 use handles::Handles;
 use judge::Judged;
-use proofs::UsedProofs;
+use proofs::Proofs;
 use record::Moment;
 use request::Caller;
 use shadow::Shadows;
@@ -98,7 +98,7 @@ pub struct Service {
     settings: Settings,
     chains: Chains,
     handles: Handles,
-    used_proofs: UsedProofs,
+    proofs: Proofs,
     shadows: Shadows,
     ready_at: OnceLock<Now>,
     draining: watch::Sender<bool>,
@@ -126,12 +126,12 @@ pub struct Held {
 impl Service {
     /// A service that is not ready until the cell holds a view.
     pub fn new(parts: Parts, settings: Settings) -> Self {
-        let used_proofs = UsedProofs::new(parts.clock.now());
+        let proofs = Proofs::new(parts.clock.now());
         let shadows = Shadows::new(parts.clock.now());
         Self {
             chains: Chains::new(settings.chains_bytes_max),
             handles: Handles::new(),
-            used_proofs,
+            proofs,
             shadows,
             ready_at: OnceLock::new(),
             draining: watch::Sender::new(false),
@@ -286,10 +286,8 @@ impl Lane {
         if judged.decision.effect != Effect::Deny && too_old {
             judged.decision = Decision::deny(Reason::Stale, snapshot.revision().number);
         }
-        let handle = match &judged.chain {
-            Some(chain) if request.want_handle && judged.decision.effect != Effect::Deny => {
-                // A handle is proved by a proof that came with this very call: it cannot be drawn out by another handle.
-                let proved = judged.proof_jti.is_some();
+        let handle = match (&judged.chain, judged.proves_handle()) {
+            (Some(chain), Some(proved)) if request.want_handle && judged.decision.effect != Effect::Deny => {
                 service.handles.make(chain.clone(), proved, caller.connection_id, now)
             }
             _ => None,

@@ -32,7 +32,7 @@ use crate::model::reason::Reason;
 pub use chain::{Level, VerifiedChain};
 pub use key::{PrivateKey, PrivateKeyError};
 pub use presentation::{PRESENTATION_BYTES_MAX, Presentation};
-pub use proof::{ProofOf, VerifiedProof, verify_proof};
+pub use proof::{ProofOf, SignedProof, VerifiedProof, read_proof, verify_proof};
 pub use unverified::{UnverifiedChain, UnverifiedToken};
 pub use verify::{verify, verify_with};
 

@@ -110,7 +110,8 @@ pub const CHAIN_CACHE_BYTES_MAX: u64 = 512 * 1024 * 1024;
 pub const HANDLE_LIFETIME_MS: i64 = 60_000;
 /// Handles kept in memory, each weighed with its chain.
 pub const HANDLES_BYTES_MAX: u64 = 1024 * 1024 * 1024;
-/// Proofs remembered so that none is used twice; a full table denies.
+/// Proofs in each of two tables: those used, so that none is used twice, and those shown, so that none proves a handle that somebody has
+/// seen. Agents share them; about 75 MB each at most.
 pub const PROOFS_REMEMBERED_MAX: usize = 1_000_000;
 /// Canonical arguments of a call that asks for an approval: what is longer nobody would read.
 pub const APPROVAL_ARGUMENTS_BYTES_MAX: usize = 16 * 1024;

@@ -123,6 +123,7 @@ impl Service {
         decision_id: String,
     ) {
         self.permit(judged, request, caller, view, wanted);
+        judged.repeats = true;
         if judged.decision.effect == Effect::Permit {
             judged.decision_id = Some(decision_id);
         }

@@ -26,7 +26,7 @@ use crate::model::revision::Revision;
 use crate::model::time::Now;
 use crate::pdp::{self, Finding, Turn};
 use crate::snapshot::View;
-use crate::token::{self, ProofOf, Rejection};
+use crate::token::{ProofOf, Rejection};
 
 /// The answer to a request to explain.
 #[derive(Clone, Debug)]
@@ -215,6 +215,7 @@ impl Service {
         let options = self.options(snapshot);
         let chain = credited.chain.prepared.chain();
         let mut found = Found { findings: Vec::new(), messages: Vec::new(), arguments: None, proof_jti: None };
+        let signed = self.show(request.proof.as_deref(), &credited.chain.prepared, &options, now);
         let audience = self.audience(request.audience.as_deref(), caller, snapshot);
         let audience = audience.and_then(|audience| chain.check_audience(audience.as_deref(), &options).map(|()| audience));
         let audience = audience.map_err(|rejection| found.refuse(rejection)).ok();
@@ -231,20 +232,19 @@ impl Service {
             let per_call = tool.is_none_or(|tool| tool.needs_proof_per_call());
             let per_handle = tool.is_some_and(|tool| tool.needs_proof_per_handle());
             let expected = ProofOf { tool: &request.tool, arguments, audience: audience.as_deref() };
-            match &request.proof {
-                Some(proof) => match token::verify_proof(chain, proof, &expected, &options, now) {
-                    Ok(proof) => {
-                        found.proof_jti = Some(proof.jti().to_owned());
-                        let single_use = per_call || request.want_handle;
-                        let early = self.ready_at.get().is_none_or(|ready_at| proof.iat_s() <= ready_at.unix_s());
-                        spent = match single_use {
-                            true if early => Some(Reason::ProofStale),
-                            true if self.used_proofs.was_used(&proof.replay_key()) => Some(Reason::ProofReplayed),
-                            _ => None,
-                        };
-                    }
-                    Err(rejection) => found.refuse(rejection),
-                },
+            let showing = signed.as_ref().and_then(|signed| signed.as_ref().ok()?.1);
+            match signed.map(|signed| signed.and_then(|(signed, _)| signed.check(&expected, &options, now))) {
+                Some(Ok(proof)) => {
+                    found.proof_jti = Some(proof.jti().to_owned());
+                    let counts_once = per_call || (request.want_handle && self.may_prove_handle(&proof, showing));
+                    let early = self.ready_at.get().is_none_or(|ready_at| proof.iat_s() <= ready_at.unix_s());
+                    spent = match counts_once {
+                        true if early => Some(Reason::ProofStale),
+                        true if self.proofs.was_used(&proof.replay_key()) => Some(Reason::ProofReplayed),
+                        _ => None,
+                    };
+                }
+                Some(Err(rejection)) => found.refuse(rejection),
                 None if per_call || (per_handle && !credited.proved) => found.refuse(Rejection {
                     reason: Reason::ProofMissing,
                     hop: None,

@@ -6,6 +6,7 @@ use bytes::Bytes;
 
 use super::Service;
 use super::chains::KnownChain;
+use super::proofs::Showing;
 use super::record::fragment;
 use super::request::{ApprovalRequest, Caller, CheckRequest, Credential, Identities};
 use crate::model::decision::{Decision, Effect};
@@ -16,7 +17,7 @@ use crate::model::request::Call;
 use crate::model::time::Now;
 use crate::pdp::{self, Prepared};
 use crate::snapshot::{Snapshot, View};
-use crate::token::{self, Options, ProofOf, Rejection, VerifiedProof};
+use crate::token::{self, Options, ProofOf, Rejection, SignedProof, VerifiedProof};
 
 /// What came out, with all that recording it needs.
 #[derive(Debug)]
@@ -30,6 +31,10 @@ pub(super) struct Judged {
     pub(super) proof_jti: Option<String>,
     /// A proof that may be used only once.
     pub(super) single_use_proof: Option<VerifiedProof>,
+    /// Whether somebody may have seen the proof that came with the call before; `None` where none came that its holder signed.
+    pub(super) showing: Option<Showing>,
+    /// Whether this is an answer that was given before, to the very same request.
+    pub(super) repeats: bool,
     pub(super) destructive: bool,
     /// Whether a proof of possession made the handle that was shown.
     pub(super) proved: bool,
@@ -54,6 +59,8 @@ impl Judged {
             arguments: None,
             proof_jti: None,
             single_use_proof: None,
+            showing: None,
+            repeats: false,
             destructive: true,
             proved: false,
             cached: None,
@@ -72,6 +79,19 @@ impl Judged {
     /// Whether something must be used up, or asked for, in the store before the call goes on.
     pub(super) fn needs_the_store(&self) -> bool {
         self.wants_approval() || self.destructive && self.single_use_proof.is_some()
+    }
+
+    /// Whether a handle made for the call is proved; `None` if it makes none.
+    ///
+    /// INVARIANT: only a proof that this very call spent, and that no call showed before, proves a handle: whoever overheard a proof
+    /// makes nothing of it.
+    pub(super) fn proves_handle(&self) -> Option<bool> {
+        match self.showing {
+            _ if self.repeats => None,
+            None => Some(false),
+            Some(Showing::First) => Some(true),
+            Some(Showing::Again | Showing::Unknown) => None,
+        }
     }
 
     fn refused(mut self, rejection: Rejection, number: u64) -> Self {
@@ -113,7 +133,10 @@ impl Service {
         };
         judged.cached = Some(credited.cached);
         judged.proved = credited.proved;
-        let judged = self.judge_credited(judged, &credited.chain, request, caller, view, now);
+        let signed = self.show(request.proof.as_deref(), &credited.chain.prepared, &options, now);
+        judged.showing = signed.as_ref().and_then(|signed| signed.as_ref().ok()?.1);
+        let signed = signed.map(|signed| signed.map(|(signed, _)| signed));
+        let judged = self.judge_credited(judged, (&credited.chain, signed), request, caller, view, now);
         // Kept only for who showed that it is theirs, or that it is good for something: chains are cheap to make for whoever
         // holds one.
         if !credited.cached && (judged.proof_jti.is_some() || judged.decision.effect != Effect::Deny) {
@@ -129,10 +152,17 @@ impl Service {
         let mut judged = Judged::denied(Decision::deny(Reason::TokenMalformed, number));
         judged.generation = snapshot.revocations().generation();
         (judged.cached, judged.proved) = (before.cached, before.proved);
+        // It was shown once, whatever it is judged again for.
+        (judged.showing, judged.repeats) = (before.showing, before.repeats);
         // What is not denied has a chain.
         let Some(known) = &before.chain else { return judged };
-        match self.current(known, snapshot, &self.options(snapshot), now) {
-            Ok(chain) => self.judge_credited(judged, &chain, request, caller, view, now),
+        let options = self.options(snapshot);
+        match self.current(known, snapshot, &options, now) {
+            Ok(chain) => {
+                let read = |proof: &Bytes| token::read_proof(chain.prepared.chain(), proof, &options);
+                let signed = request.proof.as_ref().map(read);
+                self.judge_credited(judged, (&chain, signed), request, caller, view, now)
+            }
             Err(rejection) => {
                 judged.chain = Some(known.clone());
                 judged.refused(rejection, number)
@@ -144,7 +174,7 @@ impl Service {
     fn judge_credited(
         &self,
         mut judged: Judged,
-        known: &Arc<KnownChain>,
+        (known, signed): (&Arc<KnownChain>, Option<Result<SignedProof<'_>, Rejection>>),
         request: &CheckRequest,
         caller: &Caller,
         view: &View,
@@ -176,15 +206,13 @@ impl Service {
         let per_call = tool.is_none_or(|tool| tool.needs_proof_per_call());
         let per_handle = tool.is_some_and(|tool| tool.needs_proof_per_handle());
         let expected = ProofOf { tool: &request.tool, arguments, audience: audience.as_deref() };
-        match &request.proof {
-            Some(proof) => match token::verify_proof(chain.chain(), proof, &expected, &options, now) {
-                Ok(proof) => {
-                    judged.proof_jti = Some(proof.jti().to_owned());
-                    // A proof that makes a handle proves many calls: it counts once, as one for a writing call does.
-                    judged.single_use_proof = (per_call || request.want_handle).then_some(proof);
-                }
-                Err(rejection) => return judged.refused(rejection, number),
-            },
+        match signed.map(|signed| signed.and_then(|signed| signed.check(&expected, &options, now))) {
+            Some(Ok(proof)) => {
+                judged.proof_jti = Some(proof.jti().to_owned());
+                let counts_once = per_call || (request.want_handle && self.may_prove_handle(&proof, judged.showing));
+                judged.single_use_proof = counts_once.then_some(proof);
+            }
+            Some(Err(rejection)) => return judged.refused(rejection, number),
             None if per_call || (per_handle && !judged.proved) => {
                 judged.decision = Decision::deny(Reason::ProofMissing, number);
                 return judged;
@@ -193,6 +221,31 @@ impl Service {
         }
         judged.decision = pdp::decide(chain, &call(request, arguments, now), snapshot, now);
         judged
+    }
+
+    /// Reads the proof that came with a call and notes that it was shown, whatever becomes of the call.
+    pub(super) fn show<'a>(
+        &self,
+        proof: Option<&[u8]>,
+        prepared: &'a Prepared,
+        options: &Options,
+        now: Now,
+    ) -> Option<Result<(SignedProof<'a>, Option<Showing>), Rejection>> {
+        let signed = token::read_proof(prepared.chain(), proof?, options);
+        Some(signed.map(|signed| {
+            let showing = signed.replay_key(options, now).map(|key| {
+                let holder = self.proofs.holder(prepared.subject());
+                self.proofs.show(&key, holder, now)
+            });
+            (signed, showing)
+        }))
+    }
+
+    /// Whether a proof that came with `want_handle` counts once, as one for a writing call does, because it proves many calls.
+    ///
+    /// One that was only shown before makes no handle and is not used up. One that was used before is refused.
+    pub(super) fn may_prove_handle(&self, proof: &VerifiedProof, showing: Option<Showing>) -> bool {
+        showing == Some(Showing::First) || self.proofs.was_used(&proof.replay_key())
     }
 
     /// Finds or verifies what speaks for the agent.

@@ -112,12 +112,16 @@ impl Service {
             judged.message = Some("the proof was made before this replica was ready: make a new one".to_owned());
             return Some(Decision::deny(Reason::ProofStale, number));
         }
-        match self.used_proofs.spend(proof.replay_key(), self.parts.clock.now()) {
+        let holder = self.proofs.holder(judged.chain.as_ref()?.prepared.subject());
+        match self.proofs.spend(&proof.replay_key(), holder, self.parts.clock.now()) {
             Use::First => None,
             Use::Replayed => Some(Decision::deny(Reason::ProofReplayed, number)),
             Use::Full => {
-                judged.message =
-                    Some("too many proofs are in use on this replica: ask another one, or again in a minute".to_owned());
+                judged.message = Some(
+                    "this agent has too many proofs in use on this replica, for this user or in all: ask another replica, or again \
+                     in a minute"
+                        .to_owned(),
+                );
                 Some(Decision::deny(Reason::ProofReplayed, number))
             }
         }
@@ -298,8 +302,8 @@ impl Service {
     }
 
     fn unspend_here(&self, judged: &Judged) {
-        if let Some(proof) = &judged.single_use_proof {
-            self.used_proofs.unspend(&proof.replay_key());
+        if let (Some(proof), Some(chain)) = (&judged.single_use_proof, &judged.chain) {
+            self.proofs.unspend(&proof.replay_key(), self.proofs.holder(chain.prepared.subject()));
         }
     }
 

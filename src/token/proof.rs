@@ -50,17 +50,20 @@ impl VerifiedProof {
     }
 }
 
-/// Verifies a proof of possession; costs about one Ed25519 verification. An empty one is a missing one.
+/// A proof that the holder of a chain's leaf signed, of whatever call and whenever; made only by [`read_proof`].
+///
+/// Whoever has seen its bytes may present them again, so who remembers proofs remembers this one, whatever becomes of the call.
+#[derive(Debug)]
+pub struct SignedProof<'a> {
+    leaf: &'a Level,
+    claims: Object,
+}
+
+/// Reads a proof and verifies its signature, which costs about one Ed25519 verification. An empty one is a missing one.
 ///
 /// # Errors
-/// [`Reason::ProofMissing`]; [`Reason::ProofStale`] outside its window; [`Reason::ProofInvalid`] for everything else.
-pub fn verify_proof(
-    chain: &VerifiedChain,
-    proof: &[u8],
-    expected: &ProofOf<'_>,
-    options: &Options,
-    now: Now,
-) -> Result<VerifiedProof, Rejection> {
+/// [`Reason::ProofMissing`], or [`Reason::ProofInvalid`] if it is not a proof that the leaf's holder signed.
+pub fn read_proof<'a>(chain: &'a VerifiedChain, proof: &[u8], options: &Options) -> Result<SignedProof<'a>, Rejection> {
     if proof.is_empty() {
         return Err(Rejection::new(Reason::ProofMissing, "the call needs a proof of possession and has none"));
     }
@@ -74,19 +77,65 @@ pub fn verify_proof(
     if !proof.is_signed_by(&leaf.holder) {
         return Err(invalid("the signature is not of the key that holds the leaf"));
     }
-    check_call(&proof.claims, leaf, expected, options)?;
-    let iat_s = proof.claims.member("iat").and_then(Value::as_i64).ok_or_else(|| invalid("`iat` is missing"))?;
-    if iat_s.abs_diff(now.unix_s()) > options.proof_window_s.max(0).unsigned_abs() {
-        let message = format!("`iat` {iat_s} is more than {} s from {}", options.proof_window_s, now.unix_s());
-        return Err(Rejection::new(Reason::ProofStale, message));
+    Ok(SignedProof { leaf, claims: proof.claims })
+}
+
+impl SignedProof<'_> {
+    /// The [`VerifiedProof::replay_key`] under which to remember that it was shown; `None` outside its window.
+    ///
+    /// A proof that is too old is never good again. One that is dated ahead by more than the window cannot be remembered for long
+    /// enough.
+    pub fn replay_key(&self, options: &Options, now: Now) -> Option<[u8; 32]> {
+        self.check_window(options, now).ok()?;
+        self.jti().ok().map(|jti| replay_key(self.leaf, jti))
     }
-    let nonce = proof.claims.member("nonce").and_then(Value::as_str);
-    if options.nonce.is_some() && options.nonce.as_deref() != nonce {
-        return Err(invalid("`nonce` is not the one that was asked for"));
+
+    /// Whether it is a proof of this call, at this time.
+    ///
+    /// # Errors
+    /// [`Reason::ProofStale`] outside its window; [`Reason::ProofInvalid`] for everything else.
+    pub fn check(&self, expected: &ProofOf<'_>, options: &Options, now: Now) -> Result<VerifiedProof, Rejection> {
+        check_call(&self.claims, self.leaf, expected, options)?;
+        let iat_s = self.check_window(options, now)?;
+        let nonce = self.claims.member("nonce").and_then(Value::as_str);
+        if options.nonce.is_some() && options.nonce.as_deref() != nonce {
+            return Err(invalid("`nonce` is not the one that was asked for"));
+        }
+        let jti = self.jti()?;
+        Ok(VerifiedProof { jti: jti.into(), iat_s, replay_key: replay_key(self.leaf, jti) })
     }
-    let jti = optional_text(&proof.claims, "jti").map_err(of_proof)?.ok_or_else(|| invalid("`jti` is missing or empty"))?;
-    let named = [leaf.signing_input_sha256.as_slice(), jti.as_bytes()].concat();
-    Ok(VerifiedProof { jti: jti.into(), iat_s, replay_key: sha256(&named) })
+
+    /// `iat`, if it lies within the window.
+    fn check_window(&self, options: &Options, now: Now) -> Result<i64, Rejection> {
+        let iat_s = self.claims.member("iat").and_then(Value::as_i64).ok_or_else(|| invalid("`iat` is missing"))?;
+        if iat_s.abs_diff(now.unix_s()) > options.proof_window_s.max(0).unsigned_abs() {
+            let message = format!("`iat` {iat_s} is more than {} s from {}", options.proof_window_s, now.unix_s());
+            return Err(Rejection::new(Reason::ProofStale, message));
+        }
+        Ok(iat_s)
+    }
+
+    fn jti(&self) -> Result<&str, Rejection> {
+        optional_text(&self.claims, "jti").map_err(of_proof)?.ok_or_else(|| invalid("`jti` is missing or empty"))
+    }
+}
+
+/// Verifies a proof of possession: [`read_proof`], then [`SignedProof::check`].
+///
+/// # Errors
+/// Those of both.
+pub fn verify_proof(
+    chain: &VerifiedChain,
+    proof: &[u8],
+    expected: &ProofOf<'_>,
+    options: &Options,
+    now: Now,
+) -> Result<VerifiedProof, Rejection> {
+    read_proof(chain, proof, options)?.check(expected, options, now)
+}
+
+fn replay_key(leaf: &Level, jti: &str) -> [u8; 32] {
+    sha256(&[leaf.signing_input_sha256.as_slice(), jti.as_bytes()].concat())
 }
 
 /// Whether the proof is of this leaf, for this audience, and of this call.

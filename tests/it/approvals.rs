@@ -482,9 +482,11 @@ async fn a_lost_answer_is_given_again() {
     let first = desk.permits(request.clone()).await;
     let again = desk.permits(request.clone()).await;
     assert_eq!(again.decision_id, first.decision_id);
+    assert_eq!((first.handle.len(), again.handle.len()), (16, 0), "the answer that is given again makes no handle");
     // The gateway comes back on another connection.
     let mut other = desk.server.connect().await;
-    assert_eq!(other.check(request.clone()).await.unwrap().into_inner().decision_id, first.decision_id);
+    let elsewhere = other.check(request.clone()).await.unwrap().into_inner();
+    assert_eq!((elsewhere.decision_id, elsewhere.handle.len()), (first.decision_id.clone(), 0));
     desk.denies(wire::CheckRequest { request_id: "r-2".to_owned(), ..request.clone() }, "PROOF_REPLAYED", "identity").await;
     desk.denies(wire::CheckRequest { request_id: String::new(), ..request }, "PROOF_REPLAYED", "identity").await;
     let anew = |id: &str| wire::CheckRequest { request_id: id.to_owned(), ..desk.refund(100) };

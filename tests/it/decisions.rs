@@ -433,6 +433,74 @@ async fn a_handle_is_good_on_its_connection_and_for_what_was_proved() {
     assert!(check(&mut client, denied).await.handle.is_empty(), "a denial makes no handle");
 }
 
+/// Whoever overhears a proof makes no proved handle of it on a connection of their own, whatever became of the call that showed it.
+#[tokio::test]
+async fn a_proof_that_was_shown_proves_no_handle() {
+    let world = World::new();
+    let server = Server::start(&world);
+    let (mut client, mut thief) = (server.connect().await, server.connect().await);
+    let root = world.session("alpha", "s");
+    let first = check(&mut client, wire::CheckRequest { want_handle: true, ..no_proof(&root) }).await;
+    let by_handle = Some(Credential::Handle(first.handle));
+    type Shown<'a> = Box<dyn Fn(wire::CheckRequest) -> wire::CheckRequest + 'a>;
+    let proof_of = |call: &wire::CheckRequest| match &call.credential {
+        Some(Credential::Presentation(presentation)) => presentation.aat_pop.clone(),
+        _ => Bytes::new(),
+    };
+    let cases: Vec<(&str, &str, &str, Shown<'_>)> = vec![
+        ("a read", "crm/read", "OK", Box::new(|call| call)),
+        (
+            "beside a handle",
+            "crm/read",
+            "OK",
+            Box::new(|call| wire::CheckRequest { proof: proof_of(&call), credential: by_handle.clone(), ..call }),
+        ),
+        ("no proof needed", "crm/look", "OK", Box::new(|call| call)),
+        (
+            "an audience refused",
+            "crm/read",
+            "AUDIENCE_MISMATCH",
+            Box::new(|call| wire::CheckRequest { audience: "https://other".to_owned(), ..call }),
+        ),
+        (
+            "a write refused",
+            "crm/write",
+            "AUDIENCE_MISMATCH",
+            Box::new(|call| wire::CheckRequest { audience: "https://other".to_owned(), ..call }),
+        ),
+        (
+            "arguments refused",
+            "crm/read",
+            "ARGUMENT_REFUSED",
+            Box::new(|call| wire::CheckRequest { arguments_json: "[]".into(), ..call }),
+        ),
+        (
+            "for another tool",
+            "crm/read",
+            "PROOF_INVALID",
+            Box::new(|call| wire::CheckRequest { tool: "crm/wipe".to_owned(), ..call }),
+        ),
+    ];
+    for (name, tool, reason, shown) in cases {
+        let call = world.call(&root, tool, "{}");
+        assert_eq!(check(&mut client, shown(call.clone())).await.reason, reason, "{name}");
+        let stolen = check(&mut thief, wire::CheckRequest { want_handle: true, ..call }).await;
+        assert_eq!((stolen.reason.as_str(), stolen.handle.len()), ("OK", 0), "{name}");
+    }
+    let call = world.call(&root, "crm/read", "{}");
+    assert_eq!(client.explain(call.clone()).await.unwrap().into_inner().reason, "OK");
+    let stolen = check(&mut thief, wire::CheckRequest { want_handle: true, ..call }).await;
+    assert_eq!((stolen.reason.as_str(), stolen.handle.len()), ("OK", 0), "explained");
+    // In one batch, too, the first call is the one that shows it.
+    let call = world.call(&root, "crm/read", "{}");
+    let requests = vec![call.clone(), wire::CheckRequest { want_handle: true, ..call }];
+    let batch = client.check_batch(wire::CheckBatchRequest { requests }).await.unwrap().into_inner().responses;
+    assert!(batch.iter().all(|answer| answer.reason == "OK" && answer.handle.is_empty()), "{batch:?}");
+    // The agent itself makes a new proof.
+    let fresh = check(&mut thief, wire::CheckRequest { want_handle: true, ..world.call(&root, "crm/read", "{}") }).await;
+    assert_eq!((fresh.reason.as_str(), fresh.handle.len()), ("OK", 16));
+}
+
 #[tokio::test]
 async fn batches_and_streams_keep_their_order() {
     let world = World::new();
