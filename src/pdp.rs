@@ -12,10 +12,11 @@ mod explain;
 
 pub use explain::{Finding, Mend, Need, Turn, explain};
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use crate::model::decision::{Decision, Effect, WouldBe};
+use crate::model::heap::arc_bytes;
 use crate::model::mutant::{Mutant, active};
 use crate::model::reason::Reason;
 use crate::model::request::{Call, Subject};
@@ -32,14 +33,15 @@ use crate::token::{Options, VerifiedChain};
 #[derive(Debug)]
 pub struct Prepared {
     chain: Arc<VerifiedChain>,
-    subject: Subject,
-    trust: Arc<Trust>,
-    policy: Arc<Compiled>,
+    subject: Arc<Subject>,
+    /// The tables by which this was made, to know them again: a chain that is kept does not keep an old policy in memory.
+    trust: Weak<Trust>,
+    policy: Weak<Compiled>,
     permissions: Resolved,
     /// What the documents in shadow would make of it; `None` where there are none.
     would_be: Option<Resolved>,
     session_too_long: Option<usize>,
-    watched: Vec<Watched>,
+    watched: Box<[Watched]>,
     clean_at: AtomicU64,
 }
 
@@ -47,7 +49,7 @@ pub struct Prepared {
 #[derive(Debug)]
 struct Watched {
     key: Key,
-    hop: Option<usize>,
+    hop: Option<u8>,
     suspended: Reason,
     watermark: Reason,
 }
@@ -72,8 +74,8 @@ impl Prepared {
             watched: watched(&chain, &subject, snapshot),
             permissions: snapshot.policy().resolve(&subject),
             would_be: snapshot.policy().would_be().map(|policy| policy.resolve(&subject)),
-            trust: snapshot.trust().clone(),
-            policy: snapshot.policy().clone(),
+            trust: Arc::downgrade(snapshot.trust()),
+            policy: Arc::downgrade(snapshot.policy()),
             clean_at: AtomicU64::new(NEVER_CLEAN),
             session_too_long,
             subject,
@@ -83,12 +85,20 @@ impl Prepared {
 
     /// Whether the snapshot trusts and permits by the very tables that this was prepared with.
     pub fn fits(&self, snapshot: &Snapshot) -> bool {
-        Arc::ptr_eq(&self.policy, snapshot.policy()) && self.is_trusted_by(snapshot)
+        std::ptr::eq(self.policy.as_ptr(), Arc::as_ptr(snapshot.policy())) && self.is_trusted_by(snapshot)
     }
 
     /// Whether the snapshot trusts by the very table that the chain was verified with.
     pub fn is_trusted_by(&self, snapshot: &Snapshot) -> bool {
-        Arc::ptr_eq(&self.trust, snapshot.trust())
+        // A weak pointer keeps its place taken, so no other table can stand there.
+        std::ptr::eq(self.trust.as_ptr(), Arc::as_ptr(snapshot.trust()))
+    }
+
+    /// Bytes on the heap that are its own, the chain included: what policy and trust hold is not.
+    pub fn heap_bytes(&self) -> usize {
+        let would_be = self.would_be.as_ref().map_or(0, Resolved::heap_bytes);
+        let chain = arc_bytes::<VerifiedChain>() + self.chain.heap_bytes();
+        chain + self.permissions.heap_bytes() + would_be + size_of_val(&*self.watched)
     }
 
     /// The chain.
@@ -97,7 +107,7 @@ impl Prepared {
     }
 
     /// Who it speaks for.
-    pub fn subject(&self) -> &Subject {
+    pub fn subject(&self) -> &Arc<Subject> {
         &self.subject
     }
 }
@@ -157,20 +167,27 @@ pub fn barred_from_all(prepared: &Prepared, snapshot: &Snapshot, now: Now) -> Op
     barred(prepared, None, snapshot, now)
 }
 
+/// Why a chain is good for nothing any more, by its times and the kill switch, whatever policy says; `None` if it is not.
+pub fn voided(prepared: &Prepared, snapshot: &Snapshot, now: Now) -> Option<Decision> {
+    voided_for(prepared, None, snapshot, now)
+}
+
 /// What stands before policy: the times of the chain, the kill switch, the agents' session limits.
 fn barred(prepared: &Prepared, tool: Option<&str>, snapshot: &Snapshot, now: Now) -> Option<Decision> {
+    let too_long = |hop| Decision::deny(Reason::TokenLifetime, snapshot.revision().number).at_hop(Some(hop));
+    voided_for(prepared, tool, snapshot, now).or_else(|| prepared.session_too_long.map(too_long))
+}
+
+fn voided_for(prepared: &Prepared, tool: Option<&str>, snapshot: &Snapshot, now: Now) -> Option<Decision> {
     let number = snapshot.revision().number;
     if !prepared.fits(snapshot) {
         return Some(Decision::deny(Reason::RevisionUnavailable, number));
     }
-    if let Err(rejection) = prepared.chain.check_times(now, &Options { iat_skew_s: snapshot.iat_skew_s(), ..Options::default() })
-    {
+    let options = Options { iat_skew_s: snapshot.iat_skew_s(), ..Options::default() };
+    if let Err(rejection) = prepared.chain.check_times(now, &options) {
         return Some(Decision::deny(rejection.reason, number).at_hop(rejection.hop));
     }
-    if let Some(denial) = revoked(prepared, tool, snapshot) {
-        return Some(denial);
-    }
-    prepared.session_too_long.map(|hop| Decision::deny(Reason::TokenLifetime, number).at_hop(Some(hop)))
+    revoked(prepared, tool, snapshot)
 }
 
 /// The kill switch: every identity and every hop, on every call, cached or not.
@@ -184,7 +201,7 @@ fn revoked(prepared: &Prepared, tool: Option<&str>, snapshot: &Snapshot) -> Opti
         for watched in &prepared.watched {
             if let Some(hit) = index.hit(watched.key, root_iat_s, number) {
                 let reason = if hit.meaning == HitMeaning::Watermark { watched.watermark } else { watched.suspended };
-                return Some(deny_by(&hit, reason, number).at_hop(watched.hop));
+                return Some(deny_by(&hit, reason, number).at_hop(watched.hop()));
             }
         }
         prepared.clean_at.store(moment, Ordering::Release);
@@ -198,10 +215,17 @@ fn deny_by(hit: &Hit, reason: Reason, number: u64) -> Decision {
     Decision::deny(reason, number.max(hit.revision))
 }
 
-fn watched(chain: &VerifiedChain, subject: &Subject, snapshot: &Snapshot) -> Vec<Watched> {
+impl Watched {
+    fn hop(&self) -> Option<usize> {
+        self.hop.map(usize::from)
+    }
+}
+
+fn watched(chain: &VerifiedChain, subject: &Subject, snapshot: &Snapshot) -> Box<[Watched]> {
     let index = snapshot.revocations();
-    let mut watched = Vec::with_capacity(8 + 5 * chain.levels().len());
+    let mut watched = Vec::with_capacity(6 + 5 * chain.levels().len());
     let mut watch = |target: TargetRef<'_>, hop: Option<usize>, suspended: Reason, watermark: Reason| {
+        let hop = hop.and_then(|hop| u8::try_from(hop).ok());
         watched.push(Watched { key: index.key(target), hop, suspended, watermark });
     };
     let (issuer, user) = (subject.user.issuer.as_str(), &*subject.user.subject);
@@ -219,7 +243,7 @@ fn watched(chain: &VerifiedChain, subject: &Subject, snapshot: &Snapshot) -> Vec
     for (hop, level) in chain.levels().iter().enumerate() {
         watch(TargetRef::Key(level.holder.thumbprint().as_str()), Some(hop), Reason::RevokedKey, Reason::RevokedKey);
         watch(TargetRef::Token(&level.jti), Some(hop), Reason::RevokedToken, Reason::RevokedToken);
-        watch(TargetRef::Hop(&level.hop_hash), Some(hop), Reason::RevokedToken, Reason::RevokedToken);
+        watch(TargetRef::Hop(&level.hop_hash()), Some(hop), Reason::RevokedToken, Reason::RevokedToken);
     }
-    watched
+    watched.into_boxed_slice()
 }

@@ -42,6 +42,7 @@ use crate::model::decision::{Decision, Effect};
 use crate::model::limits::{CHAIN_CACHE_BYTES_MAX, LEDGER_USES_MAX};
 use crate::model::mutant::{Mutant, active};
 use crate::model::reason::Reason;
+use crate::model::revision::Revision;
 use crate::model::time::{Clock, Now};
 use crate::pdp;
 use crate::snapshot::{Freshness, SnapshotCell, View};
@@ -57,7 +58,7 @@ pub struct Settings {
     pub require_chain_audience: bool,
     /// Whether a proof must carry `aat_aud`.
     pub require_proof_audience: bool,
-    /// Memory for verified chains, about.
+    /// Memory for verified chains, by their weight.
     pub chains_bytes_max: u64,
 }
 
@@ -171,6 +172,26 @@ impl Service {
         self.chains.visit(chains_max, visit)
     }
 
+    /// Whether decisions are no older than a revision, or are not within a moment.
+    ///
+    /// Only who brings a credential that stands waits for it, and causes a poll of the store: a stranger is told at once.
+    async fn reaches(&self, revision: &Revision, credential: &Credential, caller: &Caller, view: &View, now: Now) -> bool {
+        if view.snapshot.covers(revision) {
+            return true;
+        }
+        let options = self.options(&view.snapshot);
+        let may_wait = match self.credit(credential, caller, &view.snapshot, &options, now) {
+            Ok(_) => true,
+            Err(rejection) => judge::newer_policy_may_accept(&rejection),
+        };
+        may_wait && self.parts.catch_up.reach(revision).await
+    }
+
+    /// What the kept chains take in memory, by their weight.
+    pub fn chains_bytes(&self) -> u64 {
+        self.chains.bytes()
+    }
+
     /// What the second look must not look at.
     #[cfg(test)]
     fn newer_proof(&self, view: &View) -> View {
@@ -210,7 +231,9 @@ impl Lane {
         let mut started = service.parts.clock.now();
         let mut view = service.view()?;
         if let Some(at_least) = &request.at_least {
-            if !active(Mutant::AtLeastIgnored) && !service.parts.catch_up.reach(at_least).await {
+            let reached =
+                active(Mutant::AtLeastIgnored) || service.reaches(at_least, &request.credential, caller, &view, started).await;
+            if !reached {
                 let denied = Judged::denied(Decision::deny(Reason::RevisionUnavailable, view.snapshot.revision().number));
                 return Ok(self.answer(request, caller, view, denied, started));
             }

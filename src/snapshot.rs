@@ -55,6 +55,12 @@ impl Snapshot {
         self.policy_number
     }
 
+    /// Whether decisions by this snapshot are no older than a revision, policy and revocations both.
+    pub fn covers(&self, revision: &Revision) -> bool {
+        let number = self.revision.number.min(self.policy_number);
+        self.revision.history == revision.history && number >= revision.number
+    }
+
     /// The digest of the store's rows; equal on every replica at the same revision.
     pub fn digest(&self) -> StateDigest {
         self.digest

@@ -19,6 +19,7 @@ use super::r#gen::{check_request, list_tools_request};
 use super::status::{invalid, too_large, undecodable};
 use crate::model::connection::{PeerInfo, Standing};
 use crate::model::decision::{Effect, Evidence};
+use crate::model::ids::holds_control_character;
 use crate::model::json;
 use crate::model::limits::{
     BATCH_CALLS_MAX, CHAIN_TOKENS_READ_MAX, CONTEXT_BYTES_MAX, ID_BYTES_MAX, LIST_TOOLS_MAX, REQUEST_ID_BYTES_MAX,
@@ -129,17 +130,20 @@ impl DecisionService for DecisionApi {
             return Err(too_large("tools", message.tools.len(), LIST_TOOLS_MAX));
         }
         for tool in &message.tools {
-            check_length("tools", tool.len(), 1, TOOL_NAME_BYTES_MAX)?;
+            check_text("tools", tool, 1, TOOL_NAME_BYTES_MAX)?;
         }
-        check_length("request_id", message.request_id.len(), 0, REQUEST_ID_BYTES_MAX)?;
-        let credential = match message.credential {
-            Some(list_tools_request::Credential::Presentation(presentation)) => chain_in(presentation.aat_chain)?,
-            Some(list_tools_request::Credential::Handle(handle)) => handle_in(&handle)?,
+        check_text("request_id", &message.request_id, 0, REQUEST_ID_BYTES_MAX)?;
+        let (credential, proof) = match message.credential {
+            Some(list_tools_request::Credential::Presentation(presentation)) => {
+                presented(presentation.aat_chain, presentation.aat_pop, message.proof)?
+            }
+            Some(list_tools_request::Credential::Handle(handle)) => (handle_in(&handle)?, not_empty(message.proof)),
             None => return Err(no_credential()),
         };
         let request = ListToolsRequest {
             request_id: message.request_id,
             credential,
+            proof,
             tools: message.tools,
             audience: audience_in(message.audience)?,
             trace,
@@ -157,6 +161,9 @@ impl DecisionService for DecisionApi {
             revision: answer.revision.map(|revision| revision.to_string()).unwrap_or_default(),
             snapshot_age_ms: answer.snapshot_age_ms,
             valid_for_ms: answer.valid_for_ms,
+            reason: answer.reason.as_str().to_owned(),
+            message: answer.message,
+            names_only: answer.names_only,
         }))
     }
 
@@ -201,18 +208,14 @@ pub(super) fn trace_headers(metadata: &MetadataMap) -> TraceHeaders {
 }
 
 pub(super) fn check_in(message: wire::CheckRequest, trace: TraceHeaders) -> Result<CheckRequest, Status> {
-    check_length("request_id", message.request_id.len(), 0, REQUEST_ID_BYTES_MAX)?;
-    check_length("tool", message.tool.len(), 1, TOOL_NAME_BYTES_MAX)?;
-    let (credential, chain_proof) = match message.credential {
+    check_text("request_id", &message.request_id, 0, REQUEST_ID_BYTES_MAX)?;
+    check_text("tool", &message.tool, 1, TOOL_NAME_BYTES_MAX)?;
+    let (credential, proof) = match message.credential {
         Some(check_request::Credential::Presentation(presentation)) => {
-            (chain_in(presentation.aat_chain)?, Some(presentation.aat_pop).filter(|proof| !proof.is_empty()))
+            presented(presentation.aat_chain, presentation.aat_pop, message.proof)?
         }
-        Some(check_request::Credential::Handle(handle)) => (handle_in(&handle)?, None),
+        Some(check_request::Credential::Handle(handle)) => (handle_in(&handle)?, not_empty(message.proof)),
         None => return Err(no_credential()),
-    };
-    let proof = match (chain_proof, Some(message.proof).filter(|proof| !proof.is_empty())) {
-        (Some(_), Some(_)) => return Err(invalid("proof", "stands beside `presentation.aat_pop`: send one proof")),
-        (chain_proof, proof) => chain_proof.or(proof),
     };
     let tool_schema_sha256 = match message.tool_schema_sha256.len() {
         0 => None,
@@ -228,7 +231,7 @@ pub(super) fn check_in(message: wire::CheckRequest, trace: TraceHeaders) -> Resu
         true => None,
         false => Some(json::parse_object(&message.context_json).map_err(|error| invalid("context_json", error))?),
     };
-    check_length("at_least", message.at_least.len(), 0, ID_BYTES_MAX)?;
+    check_text("at_least", &message.at_least, 0, ID_BYTES_MAX)?;
     let at_least = match message.at_least.as_str() {
         "" => None,
         token => Some(token.parse::<Revision>().map_err(|error| invalid("at_least", error))?),
@@ -255,21 +258,37 @@ fn chain_in(tokens: Vec<Bytes>) -> Result<Credential, Status> {
     Ok(Credential::Chain(tokens))
 }
 
+/// A chain and the one proof that came with it.
+fn presented(tokens: Vec<Bytes>, aat_pop: Bytes, proof: Bytes) -> Result<(Credential, Option<Bytes>), Status> {
+    match (not_empty(aat_pop), not_empty(proof)) {
+        (Some(_), Some(_)) => Err(invalid("proof", "stands beside `presentation.aat_pop`: send one proof")),
+        (aat_pop, proof) => Ok((chain_in(tokens)?, aat_pop.or(proof))),
+    }
+}
+
+fn not_empty(bytes: Bytes) -> Option<Bytes> {
+    Some(bytes).filter(|bytes| !bytes.is_empty())
+}
+
 fn handle_in(handle: &Bytes) -> Result<Credential, Status> {
     let handle = <[u8; 16]>::try_from(&handle[..]);
     handle.map(Credential::Handle).map_err(|_| invalid("handle", "16 bytes are expected, as an answer gave them"))
 }
 
 fn audience_in(audience: String) -> Result<Option<String>, Status> {
-    check_length("audience", audience.len(), 0, ID_BYTES_MAX)?;
+    check_text("audience", &audience, 0, ID_BYTES_MAX)?;
     Ok(Some(audience).filter(|audience| !audience.is_empty()))
 }
 
-fn check_length(field: &str, bytes: usize, bytes_min: usize, bytes_max: usize) -> Result<(), Status> {
-    if (bytes_min..=bytes_max).contains(&bytes) {
-        return Ok(());
+/// A name of the caller's: its length, and no character that could fake a line where it is shown.
+fn check_text(field: &str, text: &str, bytes_min: usize, bytes_max: usize) -> Result<(), Status> {
+    if !(bytes_min..=bytes_max).contains(&text.len()) {
+        return Err(invalid(field, format!("{} bytes: {bytes_min} to {bytes_max} are expected", text.len())));
     }
-    Err(invalid(field, format!("{bytes} bytes: {bytes_min} to {bytes_max} are expected")))
+    if holds_control_character(text) {
+        return Err(invalid(field, "holds a control character: percent-encode what such a name holds"));
+    }
+    Ok(())
 }
 
 fn no_credential() -> Status {
@@ -305,15 +324,16 @@ fn answer_out(request_id: String, tool: &str, answer: Answer) -> wire::CheckResp
 
 pub(super) fn principals_of(tool: &str, identities: Option<&Identities>, tool_is_registered: bool) -> wire::Principals {
     let principal = |id: &str, evidence: Evidence| wire::Principal { id: id.to_owned(), evidence: evidence_out(evidence).into() };
-    let verified = |id: &String| principal(id, Evidence::Verified);
+    let verified = |id: &str| principal(id, Evidence::Verified);
+    let subject = identities.map(|identities| &identities.subject);
     let tool_evidence = if tool_is_registered { Evidence::Verified } else { Evidence::Attested };
     wire::Principals {
         user: identities.map(|identities| verified(&identities.user)),
-        application: identities.map(|identities| verified(&identities.application)),
-        agents: identities.map(|identities| identities.agents.iter().map(verified).collect()).unwrap_or_default(),
+        application: subject.map(|subject| verified(subject.application.as_str())),
+        agents: subject.map(|subject| subject.agents.iter().map(|id| verified(id.as_str())).collect()).unwrap_or_default(),
         tool: Some(principal(tool, tool_evidence)),
-        session: identities.map(|identities| verified(&identities.session)),
-        task: identities.map(|identities| verified(&identities.task)),
+        session: subject.map(|subject| verified(subject.session.as_str())),
+        task: subject.map(|subject| verified(subject.task.as_str())),
     }
 }
 

@@ -93,12 +93,7 @@ pub(crate) struct FollowerCatchUp {
 #[async_trait]
 impl CatchUp for FollowerCatchUp {
     async fn reach(&self, revision: &Revision) -> bool {
-        let reached = |cell: &SnapshotCell| {
-            cell.load().is_some_and(|view| {
-                let at = view.snapshot.revision();
-                at.history == revision.history && at.number >= revision.number && view.snapshot.policy_number() >= revision.number
-            })
-        };
+        let reached = |cell: &SnapshotCell| cell.load().is_some_and(|view| view.snapshot.covers(revision));
         if reached(&self.cell) {
             return true;
         }
@@ -319,6 +314,8 @@ pub(super) fn register_gauges(telemetry: &Telemetry, following: &Following, cloc
     metrics.gauge(names::SYNC_LAG, "Age of the oldest commit that is known and not in effect, in seconds.", lag_s);
     let chains = service.clone();
     metrics.gauge(names::CHAINS_KEPT, "Verified chains kept.", move || chains.chains_kept() as f64);
+    let chains = service.clone();
+    metrics.gauge(names::CHAINS_BYTES, "Bytes that the kept chains take.", move || chains.chains_bytes() as f64);
     let labels = &[names::AGENT_ID, names::TOOL_NAME, names::EFFECT, names::WOULD_BE];
     for (name, help, of) in [
         (names::SHADOW_DECISIONS, "Decisions also evaluated with documents in shadow.", ShadowCount::Decisions),

@@ -9,6 +9,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::model::decision::{Effect, EntryRef, Evidence, Obligation, WouldBe};
+use crate::model::heap::shared_bytes;
 use crate::model::limits::{ACT_ACCOUNT_BYTES_MAX, STRANGER_ACCOUNT_BYTES_MAX, STRANGER_TEXT_BYTES_MAX};
 use crate::model::reason::{Layer, Reason};
 use crate::model::revision::HistoryId;
@@ -183,6 +184,13 @@ impl Fragment {
             write_list(&mut chain, facts.levels, write_level);
         }
         Self { principals: principals.get(1..).unwrap_or_default().into(), chain: chain.into() }
+    }
+}
+
+impl Fragment {
+    /// Bytes on the heap, counters included.
+    pub fn heap_bytes(&self) -> usize {
+        [&self.principals, &self.chain].into_iter().map(shared_bytes).sum()
     }
 }
 

@@ -28,6 +28,9 @@ pub(super) struct CallArgs {
     /// The chain and its proof: a file (presentation JSON, or one JWS a line), `-`, or the JSON itself
     #[arg(long, value_name = "FILE")]
     presentation: String,
+    /// The leaf's private key, a JWK file: makes a new proof for this call, in place of the presentation's
+    #[arg(long, value_name = "FILE")]
+    key: Option<String>,
     /// The tool, `server/tool`
     #[arg(long, value_name = "TOOL")]
     tool: String,
@@ -55,6 +58,11 @@ impl CallArgs {
     /// The message for it.
     pub(super) fn request(self) -> Result<wire::CheckRequest, Failure> {
         let (aat_chain, aat_pop) = input::presentation(&self.presentation)?;
+        let arguments_json = input::json("--args", &self.args)?;
+        let aat_pop = match &self.key {
+            Some(key) => input::proof(key, &aat_chain, &self.tool, &arguments_json, &self.audience)?,
+            None => aat_pop,
+        };
         let tool_schema_sha256 = match &self.tool_schema_sha256 {
             Some(hex) => {
                 hex_bytes(hex).ok_or_else(|| Failure::misuse("--tool-schema-sha256: 64 hexadecimal digits are expected"))?
@@ -67,7 +75,7 @@ impl CallArgs {
             credential: Some(Credential::Presentation(wire::Presentation { aat_chain, aat_pop })),
             tool: self.tool,
             tool_schema_sha256: tool_schema_sha256.into(),
-            arguments_json: input::json("--args", &self.args)?.into(),
+            arguments_json: arguments_json.into(),
             context_json: context.unwrap_or_default().into(),
             audience: self.audience,
             at_least: self.at_least,

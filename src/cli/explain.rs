@@ -10,14 +10,15 @@ use super::client::{AdminClient, connect, refused};
 use super::output::{Output, effect};
 use super::{AdminArgs, Failure};
 use crate::api::r#gen as wire;
+use crate::api::r#gen::check_request::Credential;
 use crate::api::r#gen::decision_service_client::DecisionServiceClient;
 use crate::policy::excerpt::printable;
 
 const HELP: &str = "\
 Nothing is decided: no proof is spent, no approval asked for or used. The call is recorded in the audit log as `Explain`.
 
-Without --documents it asks what a gateway may ask: reasons and layers, nothing that a document says. With --documents it asks
-administration, signed by an operator with the role administer or audit: the document, its place and the entry of each layer.
+Without --documents it asks what a gateway may ask: reasons and layers, nothing that a document says; what would have to change it is
+told only with a proof of the call, from the presentation or by --key. With --documents it asks administration, signed by an operator with the role administer or audit: the document, its place and the entry of each layer.
 
 Examples:
   portcullis explain --presentation p.json --tool payments/refund --args '{\"amount\":700}'
@@ -46,6 +47,7 @@ pub(super) struct ExplainArgs {
 
 pub(super) async fn run(arguments: ExplainArgs, output: &Output) -> Result<(), Failure> {
     let request = arguments.call.request()?;
+    let proved = matches!(&request.credential, Some(Credential::Presentation(presentation)) if !presentation.aat_pop.is_empty());
     let answer = if arguments.documents {
         let url = arguments.target.unwrap_or_else(|| "http://127.0.0.1:7702".to_owned());
         let admin =
@@ -57,6 +59,9 @@ pub(super) async fn run(arguments: ExplainArgs, output: &Output) -> Result<(), F
         client.explain(request).await.map_err(|status| refused(&status, &target))?.into_inner()
     };
     print(&answer, arguments.documents, output);
+    if !proved && !arguments.documents {
+        output.line("without a proof of the call the server tells layers and reasons alone: --key makes one");
+    }
     ended(answer.effect())
 }
 

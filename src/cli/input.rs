@@ -6,7 +6,9 @@ use std::io::Read;
 use bytes::Bytes;
 
 use super::Failure;
-use crate::token::{PRESENTATION_BYTES_MAX, Presentation};
+use crate::model::json::{Value, parse_object};
+use crate::model::time::{Clock as _, SystemClock};
+use crate::token::{PRESENTATION_BYTES_MAX, Presentation, PrivateKey, ProofOf, UnverifiedChain, issue};
 
 /// Largest file or standard input that any argument may name.
 const INPUT_BYTES_MAX: u64 = 64 * 1024 * 1024;
@@ -41,6 +43,29 @@ pub(super) fn presentation(argument: &str) -> Result<(Vec<Bytes>, Bytes), Failur
     }
     let presentation = Presentation::parse(&text).map_err(|rejection| Failure::misuse(format!("--presentation: {rejection}")))?;
     Ok((presentation.chain, presentation.proof.unwrap_or_default()))
+}
+
+/// A private key, a JWK file.
+pub(super) fn private_key(argument: &str) -> Result<PrivateKey, Failure> {
+    let content = zeroize::Zeroizing::new(file_or_json("--key", argument)?);
+    PrivateKey::from_jwk(&content).map_err(|error| Failure::misuse(format!("--key: {error}")))
+}
+
+/// A new proof that the holder of a chain's leaf makes a call; for the root's own audience where none is named.
+pub(super) fn proof(key: &str, chain: &[Bytes], tool: &str, arguments_json: &[u8], audience: &str) -> Result<Bytes, Failure> {
+    let key = private_key(key)?;
+    let arguments = parse_object(arguments_json).map_err(|error| Failure::misuse(format!("--args: {error}")))?;
+    let root = UnverifiedChain::parse(chain).map_err(|rejection| Failure::misuse(format!("--presentation: {rejection}")))?;
+    let own = root.tokens().first().and_then(|root| root.claims().member("aud")).and_then(Value::as_str);
+    let audience = Some(audience).filter(|audience| !audience.is_empty()).or(own);
+    let call = ProofOf { tool, arguments: &arguments, audience };
+    issue::prove(&key, chain, &call, None, SystemClock.now()).map(Bytes::from).map_err(Failure::misuse)
+}
+
+/// Of which tool's call a proof says that it is; nothing of it is verified.
+pub(super) fn tool_of(proof: &Bytes) -> Option<String> {
+    let proof = UnverifiedChain::parse(std::slice::from_ref(proof)).ok()?;
+    proof.tokens().first()?.claims().member("aat_tool")?.as_str().map(str::to_owned)
 }
 
 fn bounded(name: &str, from: &str, reader: impl Read) -> Result<Vec<u8>, Failure> {

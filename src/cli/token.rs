@@ -129,13 +129,14 @@ pub(super) fn run(command: TokenCommand, output: &Output) -> Result<(), Failure>
     match command {
         TokenCommand::Keygen { out } => keygen(&out, output),
         TokenCommand::Issue { key, claims } => {
-            let jws = issue::issue_root(&private_key(&key)?, &claims_text(&claims)?, now).map_err(Failure::misuse)?;
+            let jws = issue::issue_root(&input::private_key(&key)?, &claims_text(&claims)?, now).map_err(Failure::misuse)?;
             print_token(&jws, output);
             Ok(())
         }
         TokenCommand::Delegate { key, parent, claims } => {
             let parent = chain("--parent", &parent)?.chain;
-            let jws = issue::delegate(&private_key(&key)?, &parent, &claims_text(&claims)?, now).map_err(Failure::misuse)?;
+            let jws =
+                issue::delegate(&input::private_key(&key)?, &parent, &claims_text(&claims)?, now).map_err(Failure::misuse)?;
             print_token(&jws, output);
             Ok(())
         }
@@ -177,7 +178,7 @@ fn prove(arguments: &ProveArgs, now: Now, output: &Output) -> Result<(), Failure
     let chain = chain("--chain", &arguments.chain)?.chain;
     let args = call_arguments(&arguments.args)?;
     let call = ProofOf { tool: &arguments.tool, arguments: &args, audience: arguments.audience.as_deref() };
-    let key = private_key(&arguments.key)?;
+    let key = input::private_key(&arguments.key)?;
     let jws = issue::prove(&key, &chain, &call, arguments.nonce.as_deref(), now).map_err(Failure::misuse)?;
     print_token(&jws, output);
     Ok(())
@@ -287,11 +288,6 @@ fn registered_tools(documents: &[Document]) -> HashSet<String> {
         }
     }
     tools
-}
-
-fn private_key(argument: &str) -> Result<PrivateKey, Failure> {
-    let content = zeroize::Zeroizing::new(input::file_or_json("--key", argument)?);
-    PrivateKey::from_jwk(&content).map_err(|error| Failure::misuse(format!("--key: {error}")))
 }
 
 fn claims_text(argument: &str) -> Result<String, Failure> {

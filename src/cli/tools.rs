@@ -10,13 +10,27 @@ use super::{Failure, input};
 use crate::api::r#gen as wire;
 use crate::api::r#gen::decision_service_client::DecisionServiceClient;
 use crate::api::r#gen::list_tools_request::Credential;
+use crate::policy::excerpt::printable;
+use crate::service::request::LIST_TOOLS;
+
+const HELP: &str = "\
+With a proof of possession the whole policy answers. Without one the server tells the names in the chain's own scope and nothing of
+policy. --key makes the proof; one in the presentation is sent if it is of the tool `portcullis/list_tools`, with the arguments {}.
+
+Examples:
+  portcullis tools --presentation p.json --key agent.jwk
+  portcullis token prove --key agent.jwk --chain chain.json --tool portcullis/list_tools --audience https://gateway.example";
 
 /// List the tools that a chain may call, and where arguments decide
 #[derive(Debug, Args)]
+#[command(after_help = HELP)]
 pub(super) struct ToolsArgs {
     /// The chain: a file (presentation JSON, or one JWS a line), `-`, or the JSON itself
     #[arg(long, value_name = "FILE")]
     presentation: String,
+    /// The leaf's private key, a JWK file: makes the proof that the whole policy is told for
+    #[arg(long, value_name = "FILE")]
+    key: Option<String>,
     /// Only this tool; may be repeated
     #[arg(long, value_name = "TOOL")]
     tool: Vec<String>,
@@ -33,6 +47,12 @@ pub(super) struct ToolsArgs {
 
 pub(super) async fn run(arguments: ToolsArgs, output: &Output) -> Result<(), Failure> {
     let (aat_chain, aat_pop) = input::presentation(&arguments.presentation)?;
+    let aat_pop = match &arguments.key {
+        Some(key) => input::proof(key, &aat_chain, LIST_TOOLS, b"{}", &arguments.audience)?,
+        // A proof of another call is none for a listing, and would be refused.
+        None if input::tool_of(&aat_pop).as_deref() == Some(LIST_TOOLS) => aat_pop,
+        None => Default::default(),
+    };
     let request = wire::ListToolsRequest {
         credential: Some(Credential::Presentation(wire::Presentation { aat_chain, aat_pop })),
         tools: arguments.tool,
@@ -50,6 +70,9 @@ pub(super) async fn run(arguments: ToolsArgs, output: &Output) -> Result<(), Fai
         "revision": answer.revision,
         "snapshot_age_ms": answer.snapshot_age_ms,
         "valid_for_ms": answer.valid_for_ms,
+        "reason": answer.reason,
+        "message": answer.message,
+        "names_only": answer.names_only,
     }));
     let denied = |tool: &&wire::ToolDecision| tool.effect() != wire::Effect::Deny;
     let shown: Vec<_> = answer.tools.iter().filter(|tool| arguments.all || denied(tool)).collect();
@@ -58,6 +81,12 @@ pub(super) async fn run(arguments: ToolsArgs, output: &Output) -> Result<(), Fai
         vec![tool.tool.clone(), effect(effect_name(tool.effect())), tool.reason.clone(), maybe.to_owned()]
     });
     output.table(&["TOOL", "EFFECT", "REASON", ""], rows.collect());
+    if answer.reason != "OK" {
+        output.line(&format!("no tool may be called: {}  {}", answer.reason, printable(&answer.message)));
+    }
+    if answer.names_only {
+        output.line("without a proof the server tells the names in the chain's scope alone: --key makes one");
+    }
     let hidden = answer.tools.len() - shown.len();
     if hidden > 0 {
         output.line(&format!("{hidden} more denied (--all shows them)"));

@@ -7,11 +7,11 @@ mod words;
 
 pub use words::printable;
 
-use std::collections::{BTreeMap, HashSet};
-use std::sync::Arc;
+use std::collections::HashSet;
 
 use super::json::{Number, Object, Value};
 use super::limits::CONSTRAINT_NESTING_MAX;
+use super::sorted::SortedMap;
 
 /// Why a constraint, or a map of them, is not one. One line, user input in backticks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -78,7 +78,7 @@ pub struct Argument {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ArgumentMap {
     /// The named arguments.
-    pub named: BTreeMap<Arc<str>, Argument>,
+    pub named: SortedMap<Argument>,
     /// Whether arguments that are not named pass: the map has `"*"`.
     pub open: bool,
 }
@@ -225,7 +225,7 @@ impl Range {
 impl ArgumentMap {
     /// A map that lets every argument pass: what `{}` means.
     pub fn unconstrained() -> Self {
-        Self { named: BTreeMap::new(), open: true }
+        Self { named: SortedMap::default(), open: true }
     }
 
     /// Reads a token's argument map. `{}` means `{"*": wildcard}`; `"*"` must be a plain wildcard.
@@ -239,21 +239,22 @@ impl ArgumentMap {
         if object.is_empty() {
             return Ok(Self::unconstrained());
         }
-        let mut map = Self::default();
+        let mut open = false;
+        let mut named = Vec::with_capacity(object.len());
         for (name, value) in object.iter() {
             let (constraint, optional) = Constraint::parse_members(value, 1, true).map_err(|error| match error {
                 Error::Malformed(message) => malformed(format!("argument `{}`: {message}", abridged(name))),
                 Error::TooNested => Error::TooNested,
             })?;
             if name != "*" {
-                map.named.insert(name.into(), Argument { constraint, optional });
+                named.push((name.into(), Argument { constraint, optional }));
             } else if constraint == Constraint::Wildcard && !optional {
-                map.open = true;
+                open = true;
             } else {
                 return Err(malformed("`*` must be a plain wildcard"));
             }
         }
-        Ok(map)
+        Ok(Self { named: named.into_iter().collect(), open })
     }
 
     /// Whether a call's arguments satisfy the map.
@@ -261,7 +262,7 @@ impl ArgumentMap {
     /// # Errors
     /// Names the first argument at fault, in one line.
     pub fn admits(&self, arguments: &Object) -> Result<(), String> {
-        for (name, argument) in &self.named {
+        for (name, argument) in self.named.iter() {
             match arguments.member(name) {
                 Some(value) if argument.constraint.holds(value) => {}
                 Some(_) => return Err(format!("argument `{}` does not satisfy its constraint", abridged(name))),
@@ -269,7 +270,7 @@ impl ArgumentMap {
                 None => return Err(format!("argument `{}` is required", abridged(name))),
             }
         }
-        match arguments.iter().find(|(name, _)| !self.open && !self.named.contains_key(*name)) {
+        match arguments.iter().find(|(name, _)| !self.open && !self.named.contains_key(name)) {
             Some((name, _)) => Err(format!("argument `{}` is not granted", abridged(name))),
             None => Ok(()),
         }
@@ -283,7 +284,7 @@ impl ArgumentMap {
         if self.open && !parent.open {
             return Err("`*` is added".to_owned());
         }
-        for (name, child) in &self.named {
+        for (name, child) in self.named.iter() {
             match parent.named.get(name) {
                 Some(wider) if child.optional && !wider.optional => {
                     return Err(format!("required argument `{}` is made optional", abridged(name)));
@@ -295,7 +296,7 @@ impl ArgumentMap {
                 _ => {}
             }
         }
-        for (name, wider) in &parent.named {
+        for (name, wider) in parent.named.iter() {
             if !self.named.contains_key(name) && (!wider.optional || self.open) {
                 return Err(format!("the constraint of argument `{}` is dropped", abridged(name)));
             }

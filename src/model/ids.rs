@@ -125,6 +125,11 @@ impl fmt::Display for UserId {
     }
 }
 
+/// Whether a text holds a control character, which no id, name or audience may: it could fake a line, end a string, or look like another.
+pub fn holds_control_character(text: &str) -> bool {
+    text.chars().any(char::is_control)
+}
+
 /// Says what is wrong with a SPIFFE ID of a workload, or `None` if it is well formed.
 ///
 /// At most 2048 bytes, `spiffe://`, a trust domain of `a-z0-9.-_` (at most 255 bytes), a path of at least one segment of

@@ -113,6 +113,12 @@ impl Object {
         self.members.iter().find(|(key, _)| key == name).map(|(_, value)| value)
     }
 
+    /// Bytes on the heap, those of each value as `of` says.
+    pub(crate) fn heap_bytes(&self, of: impl Fn(&Value) -> usize) -> usize {
+        let members = self.members.iter().map(|(name, value)| name.capacity() + of(value));
+        self.members.capacity() * size_of::<(String, Value)>() + members.sum::<usize>()
+    }
+
     /// Members in the order written.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.members.iter().map(|(name, value)| (name.as_str(), value))

@@ -14,6 +14,8 @@ pub const CONTEXT_BYTES_MAX: usize = 16 * 1024;
 pub const DELEGATION_DEPTH_MAX: u64 = 8;
 /// Tokens in a chain.
 pub const CHAIN_TOKENS_MAX: usize = 9;
+/// Work that the conditions asked for one call may take together, about in bytes looked at by short conditions; more fails them.
+pub const CONDITION_WORK_MAX: u64 = 2 * 1024 * 1024;
 /// Nesting of constraints: a plain one is 1.
 pub const CONSTRAINT_NESTING_MAX: usize = 32;
 /// Nesting of any JSON or YAML value from outside.
@@ -104,7 +106,7 @@ pub const WINDOWS_BYTES_MAX: usize = 64 * 1024 * 1024;
 pub const SHARED_WATCHERS_MAX: usize = 1024;
 /// Readers of revocations on one connection.
 pub const CONNECTION_WATCHERS_MAX: usize = 8;
-/// Verified chains kept in memory, about.
+/// Verified chains kept in memory, by what they were seen to take: within a tenth.
 pub const CHAIN_CACHE_BYTES_MAX: u64 = 512 * 1024 * 1024;
 /// Life of a handle.
 pub const HANDLE_LIFETIME_MS: i64 = 60_000;

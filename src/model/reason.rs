@@ -113,7 +113,7 @@ reasons! {
     TokenSignature = "TOKEN_SIGNATURE", Identity, "a signature of the chain does not verify";
     /// A token's `exp` has passed.
     TokenExpired = "TOKEN_EXPIRED", Identity, "a token of the chain has expired";
-    /// A token's `iat` is ahead of our clock by more than the skew.
+    /// A token's `iat` or `nbf` is ahead of our clock by more than the skew.
     TokenNotYetValid = "TOKEN_NOT_YET_VALID", Identity, "a token of the chain is not valid yet";
     /// A token lives longer than its issuer may give.
     TokenLifetime = "TOKEN_LIFETIME", Identity, "a token of the chain lives longer than allowed";

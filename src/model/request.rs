@@ -1,11 +1,9 @@
 //! What is asked (a [`Call`]) and for whom (a [`Subject`]): plain facts, however they were established.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-
 use super::constraint::ArgumentMap;
 use super::ids::{AgentId, ApplicationId, GroupId, SessionId, TaskId, UserId};
 use super::json::Object;
+use super::sorted::SortedMap;
 
 /// The identities of a delegation and what each of its tokens grants.
 ///
@@ -32,7 +30,19 @@ pub struct Subject {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scope {
     /// By tool name.
-    pub tools: BTreeMap<Arc<str>, ArgumentMap>,
+    pub tools: SortedMap<ArgumentMap>,
+}
+
+impl Scope {
+    /// Keeps one copy of each name that a wider scope has as well.
+    pub fn share_names(&mut self, wider: &Scope) {
+        self.tools.share_names(&wider.tools);
+        for (tool, map) in self.tools.iter_mut() {
+            if let Some(wider) = wider.tools.get(tool) {
+                map.named.share_names(&wider.named);
+            }
+        }
+    }
 }
 
 /// One tool call, its arguments parsed and bounded.

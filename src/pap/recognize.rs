@@ -345,7 +345,7 @@ impl Credential {
             Credential::Task => visit(subject.task.as_str()),
             Credential::User => visit(&subject.user.to_string()),
             Credential::Token => chain.levels().iter().for_each(|level| visit(&level.jti)),
-            Credential::Hop => chain.levels().iter().for_each(|level| visit(&level.hop_hash)),
+            Credential::Hop => chain.levels().iter().for_each(|level| visit(&level.hop_hash())),
             Credential::Key => {
                 chain.levels().iter().for_each(|level| visit(level.holder.thumbprint().as_str()));
                 visit(chain.issuer_key());

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::apply::administers;
 use super::recognize::Standing;
 use super::{Admin, Authorized, Error};
+use crate::model::ids::holds_control_character;
 use crate::model::limits::{ACT_REASON_BYTES_MAX, ID_BYTES_MAX, SECOND_OPERATOR_MS};
 use crate::model::records::{DocumentKey, Meaning, Target, Write};
 use crate::policy::diagnostic::nearest;
@@ -198,6 +199,9 @@ impl Admin {
     async fn target(&self, kind: &str, key: &[String]) -> Result<Target, Error> {
         if let Some(long) = key.iter().find(|part| part.is_empty() || part.len() > ID_BYTES_MAX) {
             return Err(invalid("target.key", format!("a part of {} bytes: 1 to {ID_BYTES_MAX} are expected", long.len())));
+        }
+        if key.iter().any(|part| holds_control_character(part)) {
+            return Err(invalid("target.key", "a part holds a control character: no id has one".to_owned()));
         }
         let target = match (kind, key) {
             ("agent", [id]) => match crate::model::ids::spiffe_id_error(id) {

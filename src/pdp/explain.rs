@@ -10,6 +10,7 @@ use crate::model::request::Call;
 use crate::model::time::Now;
 use crate::policy::compile::LayerAnswer;
 pub use crate::policy::compile::{Mend, Need};
+use crate::policy::condition::Work;
 use crate::revocation::{HitMeaning, TargetRef};
 use crate::snapshot::Snapshot;
 use crate::token::Options;
@@ -78,6 +79,7 @@ pub fn explain(prepared: &Prepared, call: &Call<'_>, snapshot: &Snapshot, now: N
         findings.push(identity(Reason::TokenLifetime, Some(hop)));
     }
     let (policy, permissions, subject) = (snapshot.policy(), &prepared.permissions, &prepared.subject);
+    let work = Work::default();
     for answer in policy.explain(permissions, subject, call) {
         findings.push(match answer.effect {
             // Whether it was prepared only the store knows, and an explanation does not ask it.
@@ -87,7 +89,7 @@ pub fn explain(prepared: &Prepared, call: &Call<'_>, snapshot: &Snapshot, now: N
             }
             Effect::Permit | Effect::NeedsApproval => Finding { answer, turn: None },
             Effect::Deny => {
-                let turn = policy.mend(permissions, subject, call, &answer).map_or(Turn::Credential, Turn::Policy);
+                let turn = policy.mend(permissions, subject, call, &answer, &work).map_or(Turn::Credential, Turn::Policy);
                 Finding { answer, turn: Some(turn) }
             }
         });
@@ -108,7 +110,7 @@ fn revocations(prepared: &Prepared, tool: &str, snapshot: &Snapshot) -> Vec<Find
     for watched in &prepared.watched {
         if let Some(hit) = index.hit(watched.key, root_iat_s, number) {
             let reason = if hit.meaning == HitMeaning::Watermark { watched.watermark } else { watched.suspended };
-            let finding = Finding::denial(Layer::Revocation, watched.hop, reason, turn(hit.meaning));
+            let finding = Finding::denial(Layer::Revocation, watched.hop(), reason, turn(hit.meaning));
             // A token is known by its id and by its hash: it is revoked once.
             if !findings.contains(&finding) {
                 findings.push(finding);

@@ -15,8 +15,10 @@ use crate::model::request::{Call, Subject};
 mod check;
 mod context;
 mod shape;
+mod work;
 
 pub use context::Facts;
+pub use work::Work;
 
 /// The text of a condition.
 pub const CONDITION_BYTES_MAX: usize = 4096;
@@ -28,7 +30,8 @@ pub struct Condition {
     program: Arc<Program>,
 }
 
-/// The expression did not come to a truth value: an argument it needs is missing or of another type, or a number overflowed.
+/// The expression did not come to a truth value: an argument it needs is missing or of another type, a number overflowed, or it would
+/// take too much work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the condition could not be evaluated")]
 pub struct Failed;
@@ -102,8 +105,13 @@ impl Condition {
     /// Whether it holds for a call.
     ///
     /// # Errors
-    /// [`Failed`]; the caller denies.
+    /// [`Failed`], also where the conditions of the call take more [`Work`] together than they may; the caller denies.
     pub fn holds(&self, facts: &Facts<'_>) -> Result<bool, Failed> {
+        if facts.work.left() == 0 {
+            // Nor is what it would cost counted out.
+            return Err(Failed);
+        }
+        facts.work.spend(work::cost(&self.text, &self.program.uses, facts))?;
         let context = context::context(facts, &self.program.uses)?;
         let nobody = || NOBODY.clone().ok_or(Failed);
         let request = Request::new(nobody()?, nobody()?, nobody()?, context, None).map_err(|_| Failed)?;

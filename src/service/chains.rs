@@ -11,6 +11,7 @@ use moka::sync::Cache;
 
 use super::request::Identities;
 use crate::audit::Fragment;
+use crate::model::heap::arc_bytes;
 use crate::model::limits::CHAIN_BYTES_MAX;
 use crate::model::time::Now;
 use crate::pdp::Prepared;
@@ -20,27 +21,37 @@ use crate::token::VerifiedChain;
 #[derive(Debug)]
 pub(super) struct KnownChain {
     /// The exact tokens that were verified.
-    pub(super) tokens: Vec<Bytes>,
+    pub(super) tokens: Arc<[Bytes]>,
     /// The chain with what a snapshot makes of it.
     pub(super) prepared: Prepared,
     /// Its identities as text.
     pub(super) identities: Arc<Identities>,
     /// Its part of every audit record.
     pub(super) fragment: Fragment,
+    weight_bytes: u32,
 }
 
+/// What the cache itself keeps for an entry: places in its table and in its lists of what was used when.
+const ENTRY_BYTES: usize = 300;
+
 impl KnownChain {
+    pub(super) fn new(tokens: Arc<[Bytes]>, prepared: Prepared, identities: Arc<Identities>, fragment: Fragment) -> Self {
+        let tokens_bytes = arc_bytes::<()>() + size_of_val(&*tokens) + tokens.iter().map(Bytes::len).sum::<usize>();
+        let identities_bytes = arc_bytes::<Identities>() + identities.user.len();
+        let bytes =
+            ENTRY_BYTES + arc_bytes::<Self>() + tokens_bytes + prepared.heap_bytes() + identities_bytes + fragment.heap_bytes();
+        Self { tokens, prepared, identities, fragment, weight_bytes: u32::try_from(bytes).unwrap_or(u32::MAX) }
+    }
+
     /// What is left of the chain's life.
     pub(super) fn left_ms(&self, now: Now) -> u64 {
         let left_ms = self.prepared.chain().expires_at_s().saturating_mul(1000).saturating_sub(now.unix_ms());
         u64::try_from(left_ms).unwrap_or(0)
     }
 
-    /// About what the chain takes in memory: its bytes, what was parsed of them, and what every chain takes.
+    /// What the chain takes in memory, the cache's own part included: what was asked of the allocator, within a tenth.
     pub(super) fn weight_bytes(&self) -> u32 {
-        const OVERHEAD_BYTES: usize = 2048;
-        let tokens_bytes: usize = self.tokens.iter().map(Bytes::len).sum();
-        u32::try_from(OVERHEAD_BYTES + 4 * tokens_bytes).unwrap_or(u32::MAX)
+        self.weight_bytes
     }
 }
 
@@ -63,7 +74,7 @@ impl Chains {
         if tokens.iter().map(Bytes::len).sum::<usize>() > CHAIN_BYTES_MAX {
             return None;
         }
-        self.known.get(&self.hash(tokens)).filter(|known| known.tokens == tokens)
+        self.known.get(&self.hash(tokens)).filter(|known| *known.tokens == *tokens)
     }
 
     /// Keeps a verified chain in place of what stood under its hash.
@@ -81,6 +92,12 @@ impl Chains {
     /// How many chains are kept, about.
     pub(super) fn len(&self) -> u64 {
         self.known.entry_count()
+    }
+
+    /// What they take in memory together, once all that was kept is counted.
+    pub(super) fn bytes(&self) -> u64 {
+        self.known.run_pending_tasks();
+        self.known.weighted_size()
     }
 
     fn hash(&self, tokens: &[Bytes]) -> u64 {

@@ -1,7 +1,8 @@
 //! `Explain`: why a call is decided as it is, layer by layer, and the smallest change that would turn a denial around.
 //!
 //! Decides nothing: no proof is spent, no approval asked for or used or even looked for. A gateway is told reasons and layers; what
-//! documents, places and entries say is for administration. Look next at `explain/words.rs` for the steps, then at
+//! documents, places and entries say is for administration. A gateway that brings no proof of the call is told layers, effects and
+//! reasons alone: a chain is no secret of its holder, and who has stolen one shall not be told its limits. Look next at `explain/words.rs` for the steps, then at
 //! `pdp/explain.rs` for the layers.
 
 mod words;
@@ -21,7 +22,6 @@ use crate::model::ids::GroupId;
 use crate::model::json::Object;
 use crate::model::reason::{Layer, Reason};
 use crate::model::records::DocumentKey;
-use crate::model::request::Subject;
 use crate::model::revision::Revision;
 use crate::model::time::Now;
 use crate::pdp::{self, Finding, Turn};
@@ -43,8 +43,6 @@ pub struct Explanation {
     pub message: String,
     /// The chain in words; empty where none was verified.
     pub chain: String,
-    /// Whether no change of policy or credential can turn the denial.
-    pub no_change_can: bool,
     /// Whom the chain verifiably speaks for.
     pub identities: Option<Arc<Identities>>,
     /// Whether the tool is registered, so that its name is evidence.
@@ -55,6 +53,8 @@ pub struct Explanation {
     pub snapshot_age_ms: u64,
     findings: Vec<Finding>,
     facts: words::Facts,
+    /// Whether the holder of the chain asks, as far as `Check` would demand that for the tool.
+    proved: bool,
 }
 
 /// What one layer answers by itself.
@@ -68,11 +68,11 @@ pub struct ExplainedLayer {
     pub effect: Effect,
     /// Why; `OK` on a permit.
     pub reason: Reason,
-    /// The agent's or application's id; empty for others.
+    /// The agent's or application's id; empty for others, and for a gateway without a proof.
     pub subject: String,
     /// The entry that decided; never for a gateway.
     pub matched: Option<EntryRef>,
-    /// Who may approve, where the layer asks for it.
+    /// Who may approve, where the layer asks for it; empty for a gateway without a proof.
     pub approvers: Vec<GroupId>,
 }
 
@@ -86,24 +86,31 @@ pub struct Change {
 }
 
 impl Explanation {
-    /// Every layer's answer, in the order in which one of equals is reported.
-    pub fn layers(&self) -> impl Iterator<Item = ExplainedLayer> + '_ {
-        self.findings.iter().map(|Finding { answer, .. }| ExplainedLayer {
+    /// Every layer's answer, in the order in which one of equals is reported. `places` as in [`Explanation::changes`].
+    pub fn layers(&self, places: Option<&Places>) -> impl Iterator<Item = ExplainedLayer> + '_ {
+        let (names, documents) = (self.may_tell(places), places.is_some());
+        self.findings.iter().map(move |Finding { answer, .. }| ExplainedLayer {
             layer: answer.layer,
             hop: answer.hop,
             effect: answer.effect,
             reason: answer.reason,
-            subject: self.facts.name(answer.layer, answer.hop),
-            matched: answer.matched.clone(),
-            approvers: answer.approval.as_ref().map(|need| need.by.clone()).unwrap_or_default(),
+            subject: if names { self.facts.name(answer.layer, answer.hop) } else { String::new() },
+            matched: answer.matched.clone().filter(|_| documents),
+            approvers: answer.approval.as_ref().filter(|_| names).map(|need| need.by.clone()).unwrap_or_default(),
         })
+    }
+
+    /// Whether no change of policy or credential can turn the denial; not told to a gateway without a proof.
+    pub fn no_change_can(&self, places: Option<&Places>) -> bool {
+        self.may_tell(places) && self.findings.iter().any(|finding| finding.turn == Some(Turn::Never))
     }
 
     /// The steps of the smallest change: one for each layer that denies; for each that asks for an approval where none denies.
     ///
-    /// With `places` they name documents and entries, which only administration may see.
+    /// With `places` they name documents and entries, which only administration may see. A gateway without a proof of
+    /// the call is told none.
     pub fn changes(&self, places: Option<&Places>) -> Vec<Change> {
-        if self.no_change_can || self.effect == Effect::Permit {
+        if self.no_change_can(places) || self.effect == Effect::Permit || !self.may_tell(places) {
             return Vec::new();
         }
         let wanted = self.findings.iter().filter(|finding| finding.answer.effect == self.effect);
@@ -115,6 +122,10 @@ impl Explanation {
             }
         }
         changes
+    }
+
+    fn may_tell(&self, places: Option<&Places>) -> bool {
+        self.proved || places.is_some()
     }
 
     /// The documents that [`Explanation::changes`] and [`Explanation::layers`] speak of, to look their places up.
@@ -130,6 +141,8 @@ struct Found {
     messages: Vec<(Reason, String)>,
     arguments: Option<Object>,
     proof_jti: Option<String>,
+    /// Whether the holder of the chain asks.
+    proved: bool,
 }
 
 impl Lane {
@@ -141,11 +154,12 @@ impl Lane {
         let service = &*self.service;
         let mut view = service.view()?;
         let mut reached = true;
+        let mut now = service.parts.clock.now();
         if let Some(at_least) = &request.at_least {
-            reached = service.parts.catch_up.reach(at_least).await;
+            reached = service.reaches(at_least, &request.credential, caller, &view, now).await;
             view = service.view()?;
+            now = service.parts.clock.now();
         }
-        let now = service.parts.clock.now();
         let options = service.options(&view.snapshot);
         let credited = match reached {
             true => service.credit(&request.credential, caller, &view.snapshot, &options, now).map_err(refused),
@@ -158,7 +172,7 @@ impl Lane {
             }
             Err((finding, message)) => {
                 let messages = message.map(|message| (finding.answer.reason, message)).into_iter().collect();
-                (None, Found { findings: vec![finding], messages, arguments: None, proof_jti: None })
+                (None, Found { findings: vec![finding], messages, arguments: None, proof_jti: None, proved: false })
             }
         };
         Ok(self.explained(request, caller, &view, chain, found, now))
@@ -173,7 +187,7 @@ impl Lane {
         found: Found,
         now: Now,
     ) -> Explanation {
-        let Found { mut findings, messages, arguments, proof_jti } = found;
+        let Found { mut findings, messages, arguments, proof_jti, proved } = found;
         let number = view.snapshot.revision().number;
         let decision = decided(&findings, number);
         let mut judged = Judged::denied(decision);
@@ -188,7 +202,7 @@ impl Lane {
             judged.message = None;
             answer = self.compose(request, view, &judged, now);
         }
-        let subject: Option<&Subject> = chain.as_ref().map(|chain| chain.prepared.subject());
+        let subject = chain.as_ref().map(|chain| chain.prepared.subject().clone());
         let schema = view.snapshot.tool(&request.tool).map(|tool| (tool.kind, tool.document.to_string()));
         Explanation {
             effect: answer.decision.effect,
@@ -196,7 +210,6 @@ impl Lane {
             layer: answer.decision.layer,
             message: answer.message,
             chain: chain.as_ref().map(|chain| chain.prepared.chain().sentence()).unwrap_or_default(),
-            no_change_can: findings.iter().any(|finding| finding.turn == Some(Turn::Never)),
             identities: answer.identities,
             tool_is_registered: answer.tool_is_registered,
             revision: view.snapshot.revision().clone(),
@@ -204,6 +217,7 @@ impl Lane {
             decision_id: answer.decision_id,
             facts: words::Facts::new(request, subject, schema),
             findings,
+            proved,
         }
     }
 }
@@ -214,7 +228,7 @@ impl Service {
         let snapshot = &*view.snapshot;
         let options = self.options(snapshot);
         let chain = credited.chain.prepared.chain();
-        let mut found = Found { findings: Vec::new(), messages: Vec::new(), arguments: None, proof_jti: None };
+        let mut found = Found { findings: Vec::new(), messages: Vec::new(), arguments: None, proof_jti: None, proved: false };
         let signed = self.show(request.proof.as_deref(), &credited.chain.prepared, &options, now);
         let audience = self.audience(request.audience.as_deref(), caller, snapshot);
         let audience = audience.and_then(|audience| chain.check_audience(audience.as_deref(), &options).map(|()| audience));
@@ -243,6 +257,8 @@ impl Service {
                         true if self.proofs.was_used(&proof.replay_key()) => Some(Reason::ProofReplayed),
                         _ => None,
                     };
+                    // Who shows a proof that was used may have overheard it.
+                    found.proved = spent.is_none();
                 }
                 Some(Err(rejection)) => found.refuse(rejection),
                 None if per_call || (per_handle && !credited.proved) => found.refuse(Rejection {
@@ -250,7 +266,7 @@ impl Service {
                     hop: None,
                     message: Reason::ProofMissing.message().to_owned(),
                 }),
-                None => {}
+                None => found.proved = credited.proved,
             }
         }
         if found.findings.iter().all(|finding| finding.answer.layer != Layer::Identity) && spent.is_none() {

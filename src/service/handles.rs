@@ -31,8 +31,10 @@ pub(super) struct Handles {
 impl Handles {
     pub(super) fn new() -> Self {
         let lifetime = Duration::from_millis(HANDLE_LIFETIME_MS.unsigned_abs());
-        // Each is weighed as if the chain were its own: many handles of few chains are fewer, none is free.
-        let weigh = |_: &[u8; 16], held: &Held| held.chain.weight_bytes();
+        // Each is weighed as if the chain were its own, as it is where the cache of chains has let it go: many handles of few chains
+        // are fewer, none is free.
+        let own_bytes = u32::try_from(size_of::<Held>()).unwrap_or(u32::MAX);
+        let weigh = move |_: &[u8; 16], held: &Held| held.chain.weight_bytes().saturating_add(own_bytes);
         let held = Cache::builder().weigher(weigh).max_capacity(HANDLES_BYTES_MAX).time_to_live(lifetime).build();
         Self { held, random: SystemRandom::new() }
     }

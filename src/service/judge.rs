@@ -300,12 +300,8 @@ impl Service {
         let prepared =
             Prepared::new(known.prepared.chain().clone(), snapshot).ok_or_else(|| rejection(Reason::IdentityMissing))?;
         prepared.chain().check_times(now, options)?;
-        Ok(Arc::new(KnownChain {
-            tokens: known.tokens.clone(),
-            prepared,
-            identities: known.identities.clone(),
-            fragment: known.fragment.clone(),
-        }))
+        let (tokens, identities, fragment) = (known.tokens.clone(), known.identities.clone(), known.fragment.clone());
+        Ok(Arc::new(KnownChain::new(tokens, prepared, identities, fragment)))
     }
 
     /// What the verifier demands here.
@@ -357,6 +353,20 @@ fn rejection(reason: Reason) -> Rejection {
     Rejection { reason, hop: None, message: reason.message().to_owned() }
 }
 
+/// Whether a chain that is refused may stand by a newer policy: an issuer that is trusted signed the root, so its sender is no stranger, and
+/// what it lacks is written in documents. An agent that was just registered asks for the revision that registered it.
+pub(super) fn newer_policy_may_accept(rejection: &Rejection) -> bool {
+    // INVARIANT: `token` refuses for these reasons only after the root's signature was verified.
+    matches!(
+        rejection.reason,
+        Reason::AgentUnknown
+            | Reason::AgentKeyUnknown
+            | Reason::IssuerNotEntitled
+            | Reason::TokenLifetime
+            | Reason::AudienceMismatch
+    )
+}
+
 /// Verifies a chain; of one that is known only the signatures are believed, and those only for the same bytes and keys.
 fn verified(
     tokens: &[Bytes],
@@ -374,7 +384,7 @@ fn verified(
     let fragment = fragment(&prepared, &identities);
     // The bytes may be slices of a larger message: what is kept long must not keep that alive.
     let tokens = tokens.iter().map(|token| Bytes::copy_from_slice(token)).collect();
-    Ok(Arc::new(KnownChain { tokens, prepared, identities, fragment }))
+    Ok(Arc::new(KnownChain::new(tokens, prepared, identities, fragment)))
 }
 
 /// The arguments of a call; what is wrong with them is the agent's fault, so it is a denial.

@@ -3,18 +3,31 @@
 use std::sync::Arc;
 
 use super::record::Moment;
-use super::request::{Caller, ListToolsAnswer, ListToolsRequest, ToolDecision};
-use super::{KnownChain, Lane, Undecided};
+use super::request::{Caller, LIST_TOOLS, ListToolsAnswer, ListToolsRequest, ToolDecision};
+use super::{KnownChain, Lane, Service, Undecided};
 use crate::model::decision::{Decision, Effect};
+use crate::model::json::Object;
 use crate::model::reason::Reason;
+use crate::model::request::Scope;
 use crate::model::revision::Revision;
 use crate::model::time::Now;
 use crate::pdp;
 use crate::snapshot::{Freshness, View};
-use crate::token::Rejection;
+use crate::token::{ProofOf, Rejection};
+
+/// A chain whose listing is asked for.
+struct Listed {
+    chain: Arc<KnownChain>,
+    /// Whether its holder asks: a proof came, or the handle was made by one.
+    proved: bool,
+    proof_jti: Option<String>,
+}
 
 impl Lane {
     /// Lists what a chain may call; a chain that does not verify is denied every tool, with the reason.
+    ///
+    /// Without a proof the names in the chain's scope answer alone, because a chain is no secret of its holder: who has stolen one
+    /// learns nothing of policy from it.
     ///
     /// # Errors
     /// As [`Lane::check`].
@@ -24,39 +37,48 @@ impl Lane {
         let view = service.view()?;
         let snapshot = &*view.snapshot;
         let number = snapshot.revision().number;
-        let names: Vec<String> = if request.tools.is_empty() {
-            snapshot.policy().tools().map(|tool| tool.name.to_string()).collect()
-        } else {
-            request.tools.clone()
-        };
-        let credited = self.credited(request, caller, &view, started);
+        let listed = service.listed(request, caller, &view, started);
         let now = service.parts.clock.now();
         let freshness = view.freshness(now);
-        let (mut decision, chain) = match &credited {
-            _ if freshness == Freshness::Closed => (Decision::deny(Reason::Stale, number), None),
-            Ok(chain) => match pdp::barred_from_all(&chain.prepared, snapshot, now) {
-                Some(denial) => (denial, Some(chain)),
-                None => (Decision::permit(number), Some(chain)),
-            },
-            Err(rejection) => (Decision::deny(rejection.reason, number).at_hop(rejection.hop), None),
+        let decision = match &listed {
+            _ if freshness == Freshness::Closed => Decision::deny(Reason::Stale, number),
+            Ok(Listed { chain, proved, .. }) => {
+                let bar = if *proved { pdp::barred_from_all } else { pdp::voided };
+                bar(&chain.prepared, snapshot, now).unwrap_or_else(|| Decision::permit(number))
+            }
+            Err(rejection) => Decision::deny(rejection.reason, number).at_hop(rejection.hop),
         };
+        let message = match &listed {
+            Err(rejection) if rejection.reason == decision.reason => rejection.message.clone(),
+            _ => decision.reason.message().to_owned(),
+        };
+        let listed = listed.ok();
+        let names = match &listed {
+            _ if !request.tools.is_empty() => request.tools.clone(),
+            Some(Listed { proved: true, .. }) => snapshot.policy().tools().map(|tool| tool.name.to_string()).collect(),
+            Some(Listed { chain, .. }) => {
+                scope(chain).map(|scope| scope.tools.keys().map(ToString::to_string).collect()).unwrap_or_default()
+            }
+            None => Vec::new(),
+        };
+        let chain = listed.as_ref().map(|listed| &*listed.chain);
         let mut answer = ListToolsAnswer {
             decision_id: super::decision_id::new(now),
-            tools: names
-                .into_iter()
-                .map(|tool| one(tool, &decision, chain.map(|chain| &**chain), &view, freshness, now))
-                .collect(),
+            tools: names.into_iter().map(|tool| one(tool, &decision, listed.as_ref(), &view, freshness, now)).collect(),
             revision: Some(snapshot.revision().clone()),
             snapshot_age_ms: view.age_ms(now).unwrap_or(u64::MAX),
             valid_for_ms: chain.map_or(u64::MAX, |chain| chain.left_ms(now)).min(view.valid_for_ms(now)),
+            reason: decision.reason,
+            message,
+            names_only: listed.as_ref().is_some_and(|listed| !listed.proved),
         };
         let moment = Moment { started, now };
-        // Who asked is recorded also where the answer is the same for everybody.
-        let known = credited.as_ref().ok().map(|chain| &**chain);
-        if self.record_listing((request, caller), &view, (&decision, known), &answer, moment).is_err() {
-            decision = Decision::deny(Reason::AuditUnavailable, number);
+        let proof_jti = listed.as_ref().and_then(|listed| listed.proof_jti.as_deref());
+        if self.record_listing((request, caller), &view, (&decision, chain, proof_jti), &answer, moment).is_err() {
+            // What cannot be recorded is not told.
+            (answer.reason, answer.message) = (Reason::AuditUnavailable, Reason::AuditUnavailable.message().to_owned());
             for tool in &mut answer.tools {
-                (tool.effect, tool.reason, tool.maybe) = (Effect::Deny, decision.reason, false);
+                (tool.effect, tool.reason, tool.maybe) = (Effect::Deny, answer.reason, false);
             }
         }
         Ok(answer)
@@ -66,32 +88,47 @@ impl Lane {
     pub fn revision(&self) -> Option<Revision> {
         self.service.view().ok().map(|view| view.snapshot.revision().clone())
     }
+}
 
-    fn credited(&self, request: &ListToolsRequest, caller: &Caller, view: &View, now: Now) -> Result<Arc<KnownChain>, Rejection> {
-        let service = &*self.service;
-        let options = service.options(&view.snapshot);
-        let chain = service.credit(&request.credential, caller, &view.snapshot, &options, now)?.chain;
-        let audience = service.audience(request.audience.as_deref(), caller, &view.snapshot)?;
-        chain.prepared.chain().check_audience(audience.as_deref(), &options)?;
-        Ok(chain)
+impl Service {
+    fn listed(&self, request: &ListToolsRequest, caller: &Caller, view: &View, now: Now) -> Result<Listed, Rejection> {
+        let options = self.options(&view.snapshot);
+        let credited = self.credit(&request.credential, caller, &view.snapshot, &options, now)?;
+        let chain = &credited.chain.prepared;
+        let signed = self.show(request.proof.as_deref(), chain, &options, now);
+        let audience = self.audience(request.audience.as_deref(), caller, &view.snapshot)?;
+        chain.chain().check_audience(audience.as_deref(), &options)?;
+        let expected = ProofOf { tool: LIST_TOOLS, arguments: &Object::default(), audience: audience.as_deref() };
+        let proof = signed.map(|signed| signed.and_then(|(signed, _)| signed.check(&expected, &options, now))).transpose()?;
+        Ok(Listed {
+            proved: proof.is_some() || credited.proved,
+            proof_jti: proof.map(|proof| proof.jti().to_owned()),
+            chain: credited.chain,
+        })
     }
 }
 
-fn one(
-    tool: String,
-    decision: &Decision,
-    chain: Option<&KnownChain>,
-    view: &View,
-    freshness: Freshness,
-    now: Now,
-) -> ToolDecision {
-    let Some(chain) = chain else {
-        return ToolDecision { tool, effect: Effect::Deny, reason: decision.reason, maybe: false };
-    };
-    let reach = pdp::reach(&chain.prepared, &tool, &view.snapshot, now);
-    let destructive = view.snapshot.tool(&tool).is_none_or(|tool| tool.is_destructive());
-    if reach.effect != Effect::Deny && freshness == Freshness::Stale && destructive {
-        return ToolDecision { tool, effect: Effect::Deny, reason: Reason::Stale, maybe: false };
+/// What the leaf's token grants: no more than any token above it.
+fn scope(chain: &KnownChain) -> Option<&Scope> {
+    chain.prepared.subject().scopes.last()
+}
+
+fn one(tool: String, decision: &Decision, listed: Option<&Listed>, view: &View, freshness: Freshness, now: Now) -> ToolDecision {
+    let denied = |tool, reason| ToolDecision { tool, effect: Effect::Deny, reason, maybe: false };
+    match listed {
+        _ if decision.effect == Effect::Deny => denied(tool, decision.reason),
+        None => denied(tool, Reason::TokenMalformed),
+        Some(Listed { chain, proved: false, .. }) => match scope(chain).is_some_and(|scope| scope.tools.contains_key(&tool)) {
+            true => ToolDecision { tool, effect: Effect::Permit, reason: Reason::Ok, maybe: true },
+            false => denied(tool, Reason::ToolNotGranted),
+        },
+        Some(Listed { chain, .. }) => {
+            let reach = pdp::reach(&chain.prepared, &tool, &view.snapshot, now);
+            let destructive = view.snapshot.tool(&tool).is_none_or(|tool| tool.is_destructive());
+            if reach.effect != Effect::Deny && freshness == Freshness::Stale && destructive {
+                return denied(tool, Reason::Stale);
+            }
+            ToolDecision { tool, effect: reach.effect, reason: reach.reason, maybe: reach.maybe }
+        }
     }
-    ToolDecision { tool, effect: reach.effect, reason: reach.reason, maybe: reach.maybe }
 }

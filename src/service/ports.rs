@@ -68,6 +68,7 @@ pub trait FleetDirectory: Send + Sync {
 /// Brings the replica up to a revision that a caller has seen.
 #[async_trait]
 pub trait CatchUp: Send + Sync {
-    /// Whether the revision is applied, policy and revocations both; polls at once and waits up to 300 ms.
+    /// Whether the revision is applied, policy and revocations both; polls soon and waits up to 300 ms. Polls that callers cause keep a
+    /// distance from each other.
     async fn reach(&self, revision: &Revision) -> bool;
 }

@@ -1,8 +1,5 @@
 //! What is written down of a decision: the audit record that must stand before the answer, then metrics and a span.
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-
 use super::judge::Judged;
 use super::request::{Answer, Caller, CheckRequest, Identities, ListToolsAnswer, ListToolsRequest, TraceHeaders};
 use super::{KnownChain, Lane, Service};
@@ -73,7 +70,7 @@ impl Lane {
         &self,
         (request, caller): (&ListToolsRequest, &Caller),
         view: &View,
-        (decision, chain): (&Decision, Option<&KnownChain>),
+        (decision, chain, proof_jti): (&Decision, Option<&KnownChain>, Option<&str>),
         answer: &ListToolsAnswer,
         moment: Moment,
     ) -> Result<(), Unavailable> {
@@ -93,7 +90,7 @@ impl Lane {
             chain: chain.map_or(&nobody, |chain| &chain.fragment),
             tool: None,
             arguments_sha256: None,
-            proof_jti: None,
+            proof_jti,
             approval_digest: None,
             obligations: &[],
             gateway: &caller.address,
@@ -133,7 +130,7 @@ impl Service {
         let (true, Some(revision)) = (self.parts.spans.is_on(), &answer.revision) else {
             return;
         };
-        let subject = judged.chain.as_ref().map(|chain| chain.prepared.subject());
+        let subject = judged.chain.as_ref().map(|chain| &**chain.prepared.subject());
         self.parts.spans.record(&SpanFacts {
             parent: trace_context(&request.trace).as_ref(),
             method: "Check",
@@ -158,35 +155,29 @@ impl Service {
 /// A chain's part of every audit record, serialized once.
 pub(super) fn fragment(prepared: &Prepared, identities: &Identities) -> Fragment {
     let verified = |id| Principal { id, evidence: Evidence::Verified };
-    let agents: Vec<Principal<'_>> = identities.agents.iter().map(|agent| verified(agent)).collect();
-    let hashes: Vec<[u8; 32]> = prepared.chain().levels().iter().map(|level| hash_bytes(&level.hop_hash)).collect();
-    let levels: Vec<Level<'_>> = prepared
-        .chain()
+    let agents: Vec<Principal<'_>> = identities.subject.agents.iter().map(|agent| verified(agent.as_str())).collect();
+    let chain = prepared.chain();
+    let issuers: Vec<String> = (0..chain.levels().len()).map(|hop| chain.issuer_of(hop)).collect();
+    let levels: Vec<Level<'_>> = chain
         .levels()
         .iter()
-        .zip(&hashes)
-        .map(|(level, hop_hash)| Level {
+        .zip(&issuers)
+        .map(|(level, issuer)| Level {
             jti: &level.jti,
-            hop_hash,
+            hop_hash: level.signing_input_sha256(),
             holder_thumbprint: level.holder.thumbprint().as_str(),
-            issuer: &level.issuer,
+            issuer,
             expires_at_unix_s: level.exp_s,
         })
         .collect();
     Fragment::new(&ChainFacts {
         user: Some(verified(&identities.user)),
-        application: Some(verified(&identities.application)),
+        application: Some(verified(identities.subject.application.as_str())),
         agents: &agents,
-        session: Some(verified(&identities.session)),
-        task: Some(verified(&identities.task)),
+        session: Some(verified(identities.subject.session.as_str())),
+        task: Some(verified(identities.subject.task.as_str())),
         levels: &levels,
     })
-}
-
-/// The token module hashes to 32 bytes and writes them as base64url; anything else cannot be.
-fn hash_bytes(base64url: &str) -> [u8; 32] {
-    let decoded = URL_SAFE_NO_PAD.decode(base64url).ok().and_then(|bytes| <[u8; 32]>::try_from(bytes).ok());
-    decoded.unwrap_or_default()
 }
 
 fn sha256_of(arguments: &Object) -> [u8; 32] {

@@ -112,31 +112,19 @@ impl Answer {
     }
 }
 
-/// The verified identities of a chain, as text, made once per chain.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// The verified identities of a chain, as they are told: made once for each chain.
+#[derive(Clone, Debug)]
 pub struct Identities {
     /// `["iss","sub"]`
-    pub user: String,
-    /// The client id.
-    pub application: String,
-    /// SPIFFE IDs, root to leaf.
-    pub agents: Vec<String>,
-    /// `sid`
-    pub session: String,
-    /// `txn`
-    pub task: String,
+    pub user: Box<str>,
+    /// The others.
+    pub subject: Arc<Subject>,
 }
 
 impl Identities {
     /// The identities of a subject.
-    pub fn of(subject: &Subject) -> Self {
-        Self {
-            user: UserId::to_string(&subject.user),
-            application: subject.application.to_string(),
-            agents: subject.agents.iter().map(ToString::to_string).collect(),
-            session: subject.session.to_string(),
-            task: subject.task.to_string(),
-        }
+    pub fn of(subject: &Arc<Subject>) -> Self {
+        Self { user: UserId::to_string(&subject.user).into(), subject: subject.clone() }
     }
 }
 
@@ -151,6 +139,9 @@ pub struct ApprovalRequest {
     pub expires_at_unix_ms: i64,
 }
 
+/// `aat_tool` of a proof for a listing. No document may register a tool of this server.
+pub const LIST_TOOLS: &str = "portcullis/list_tools";
+
 /// Which tools a chain may call.
 #[derive(Clone, Debug)]
 pub struct ListToolsRequest {
@@ -158,7 +149,9 @@ pub struct ListToolsRequest {
     pub request_id: String,
     /// What speaks for the agent.
     pub credential: Credential,
-    /// Tools to answer for; empty: every registered tool.
+    /// Proof of possession for a listing, a call of [`LIST_TOOLS`] without arguments.
+    pub proof: Option<Bytes>,
+    /// Tools to answer for; empty: every registered tool, or without a proof every tool that the chain's scope names.
     pub tools: Vec<String>,
     /// The audience claimed.
     pub audience: Option<String>,
@@ -179,6 +172,12 @@ pub struct ListToolsAnswer {
     pub snapshot_age_ms: u64,
     /// How long the answer may be used.
     pub valid_for_ms: u64,
+    /// `OK`, or why the chain may call nothing at all.
+    pub reason: Reason,
+    /// For people.
+    pub message: String,
+    /// No proof came: the tools are those that the chain's scope names, and nothing of policy is told.
+    pub names_only: bool,
 }
 
 /// What a chain can reach of one tool.

@@ -177,7 +177,7 @@ impl Service {
     /// Counts a decision that was also evaluated with shadows. `effect` is policy's, before approvals and proofs.
     pub(super) fn count_shadow(&self, tool: &str, effect: Effect, answer: &Answer) {
         let Some(would_be) = &answer.decision.would_be else { return };
-        let leaf = answer.identities.as_ref().and_then(|identities| identities.agents.last());
+        let leaf = answer.identities.as_ref().and_then(|identities| identities.subject.agents.last());
         // Only registered names: nobody fills a table, or a metric, with names of their own.
         let names = leaf.filter(|_| answer.tool_is_registered).map(|leaf| (leaf.as_str(), tool));
         self.shadows.count(names, effect, would_be, &answer.decision_id);

@@ -5,7 +5,7 @@ mod approvals;
 mod replay;
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -101,11 +101,14 @@ struct Follows {
     builder: Arc<Mutex<Builder>>,
     changes: Mutex<Vec<Change>>,
     stuck: AtomicBool,
+    /// How often it was asked to.
+    asked: AtomicUsize,
 }
 
 #[async_trait]
 impl CatchUp for Follows {
     async fn reach(&self, revision: &Revision) -> bool {
+        self.asked.fetch_add(1, Ordering::SeqCst);
         if self.stuck.load(Ordering::SeqCst) {
             return false;
         }
@@ -130,6 +133,7 @@ struct World {
     lane: Lane,
     log: Arc<Log>,
     documents: Vec<DocumentRow>,
+    issuer: PrivateKey,
     agent: PrivateKey,
     tokens: Vec<Bytes>,
     folder: tempfile::TempDir,
@@ -180,7 +184,7 @@ fn world() -> World {
     cell.publish(View { snapshot: builder.replace(state).unwrap(), proof: Proof::SentAt(clock.now()) });
     let builder = Arc::new(Mutex::new(builder));
     let (changes, stuck) = (Mutex::default(), AtomicBool::new(false));
-    let follows = Arc::new(Follows { cell: cell.clone(), builder: builder.clone(), changes, stuck });
+    let follows = Arc::new(Follows { cell: cell.clone(), builder: builder.clone(), changes, stuck, asked: AtomicUsize::new(0) });
     let parts = Parts {
         cell: cell.clone(),
         ledger: ledger.clone(),
@@ -214,6 +218,7 @@ fn world() -> World {
         lane,
         log,
         documents: rows,
+        issuer,
         agent,
         tokens: vec![root.into()],
         folder,
@@ -398,4 +403,53 @@ async fn the_chain_ends() {
     let world = world();
     let clock = world.clock.clone();
     check(&world, move || clock.advance_ms(600_000), (Effect::Deny, Reason::TokenExpired)).await;
+}
+
+/// A revision that is not there yet is waited for by who brings a credential. A stranger is told at once and causes no poll.
+#[tokio::test]
+async fn only_a_credential_waits_for_a_revision() {
+    let world = world();
+    let stranger = PrivateKey::from_seed([9; 32]).unwrap();
+    let root = |key: &PrivateKey, issuer: &str, agent: &str, exp_s: i64| {
+        let claims = format!(
+            r#"{{"iss":"{issuer}","aud":"{AUDIENCE}","sub":"u","sub_profile":"user","groups":["g"],"client_id":"p","sid":"s","txn":"x",
+            "act":{{"sub":"{agent}"}},"exp":{exp_s},"cnf":{{"jwk":{}}},"del_max_depth":0,
+            "authorization_details":[{{"type":"attenuating_agent_token","tools":{{}}}}]}}"#,
+            stranger.public_key().to_jwk(),
+        );
+        Credential::Chain(vec![issue::issue_root(key, &claims, world.clock.now()).unwrap().into()])
+    };
+    let (registered, new, soon) = ("spiffe://a/b", "spiffe://a/new", START_UNIX_S + 600);
+    let cases = [
+        ("garbage", Credential::Chain(vec!["x".into()]), 0),
+        ("no such handle", Credential::Handle([1; 16]), 0),
+        ("an issuer that nobody trusts", root(&stranger, "https://elsewhere", registered, soon), 0),
+        ("forged", root(&stranger, "https://i", registered, soon), 0),
+        ("a chain that stands", Credential::Chain(world.tokens.clone()), 1),
+        ("an agent that may be registered by then", root(&world.issuer, "https://i", new, soon), 1),
+        ("a key that may be", root(&world.issuer, "https://i", registered, soon), 1),
+    ];
+    world.follows.stuck.store(true, Ordering::SeqCst);
+    let here = world.cell.load().unwrap().snapshot.revision().clone();
+    for (name, credential, asked_to) in cases {
+        for number in [here.number, here.number + 1] {
+            let at_least = Revision { history: here.history.clone(), number };
+            let request = CheckRequest { credential: credential.clone(), at_least: Some(at_least), ..asked(&world) };
+            let before = world.follows.asked.load(Ordering::SeqCst);
+            let answer = world.lane.check(&request, &caller()).await.unwrap();
+            let told = world.lane.explain(&request, &caller()).await.unwrap();
+            let times = world.follows.asked.load(Ordering::SeqCst) - before;
+            if number > here.number {
+                assert_eq!(
+                    (answer.decision.reason, told.reason),
+                    (Reason::RevisionUnavailable, Reason::RevisionUnavailable),
+                    "{name}"
+                );
+                assert_eq!(times, 2 * asked_to, "{name}");
+            } else {
+                assert_ne!(answer.decision.reason, Reason::RevisionUnavailable, "{name}");
+                assert_eq!(times, 0, "{name}: what is there is waited for by nobody");
+            }
+        }
+    }
 }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::Publisher;
 use super::backoff::Backoff;
@@ -103,6 +104,8 @@ pub struct Follow<P> {
 /// Pause between two looks whether a store was adopted: an operator does that, and a fleet asks.
 const ADOPTION_PAUSE_MS_MIN: u64 = 600;
 const ADOPTION_JITTER_MS_MAX: u64 = 600;
+/// How far after a poll comes the next one at the latest that a caller may cause; sooner where the store is polled more often anyway.
+const CALLERS_DISTANCE_MS_MAX: u64 = 25;
 
 impl<P: Publisher> Follow<P> {
     /// Sets a follower up, and hands out what others see of it. `known` as in [`Follower::new`].
@@ -180,6 +183,7 @@ impl<P: Publisher> Follow<P> {
             };
             // Marked before the question is sent: a commit after it wakes once more.
             wake.mark();
+            let sent = Instant::now();
             let event = tokio::select! {
                 () = &mut stop => return,
                 event = self.ask(asked) => event,
@@ -187,7 +191,7 @@ impl<P: Publisher> Follow<P> {
             self.take(event);
             tokio::select! {
                 () = &mut stop => return,
-                () = self.pause(&mut wake) => {}
+                () = self.pause(&mut wake, sent) => {}
             }
         }
     }
@@ -334,7 +338,7 @@ impl<P: Publisher> Follow<P> {
     }
 
     /// Until the next request: short while all is well, and cut shorter by whoever wants to know.
-    async fn pause(&mut self, wake: &mut Wake) {
+    async fn pause(&mut self, wake: &mut Wake, sent: Instant) {
         if self.follower.request() == Request::Adoption {
             let jitter = self.backoff.jitter(ADOPTION_JITTER_MS_MAX);
             return tokio::time::sleep(Duration::from_millis(ADOPTION_PAUSE_MS_MIN) + jitter).await;
@@ -347,15 +351,28 @@ impl<P: Publisher> Follow<P> {
             Request::Nothing | Request::Adoption | Request::Poll { at_once: true, .. } => {}
             Request::Load => tokio::time::sleep(self.backoff.jitter(self.settings.resync_jitter_ms_max)).await,
             Request::Poll { .. } => {
+                let for_caller = async {
+                    tokio::time::sleep_until(sent + self.callers_distance()).await;
+                    // Waited for last: a caller's wish is not lost where this is dropped.
+                    self.reporter.polled_for_caller().await;
+                };
                 // In this order: a wish that comes in the moment in which it would be done anyway is not kept for the next one.
                 tokio::select! {
                     biased;
                     () = self.reporter.polled() => {}
                     () = wake.woken() => {}
+                    () = for_caller => {}
                     () = tokio::time::sleep(Duration::from_millis(self.settings.poll_interval_ms)) => {}
                 }
             }
         }
+    }
+}
+
+impl<P> Follow<P> {
+    /// How far a poll that a caller causes is from the one before.
+    fn callers_distance(&self) -> Duration {
+        Duration::from_millis((self.settings.poll_interval_ms / 4).clamp(1, CALLERS_DISTANCE_MS_MAX))
     }
 }
 

@@ -185,6 +185,12 @@ impl Status {
         }
     }
 
+    /// Has the store polled soon, because a caller waits; any number of callers cost one poll. Such polls keep a distance from the poll
+    /// before, so that no caller can make a replica ask its store without pause.
+    pub fn poll_for_caller(&self) {
+        self.shared.poll_for_caller.notify_one();
+    }
+
     /// Has the store polled at once; any number of callers cost one poll. A failing store is left its pause all the same.
     pub fn poll_now(&self) {
         self.shared.poll.notify_one();
@@ -210,7 +216,7 @@ impl Status {
         self.progress.wait_for(|progress| progress.number() >= number).await.unwrap();
     }
 
-    /// Waits until a revision, its policy included, is what decisions read; polls at once if it is not.
+    /// Waits until a revision, its policy included, is what decisions read; has the store polled if it is not.
     ///
     /// # Errors
     /// [`Behind`] if it is not within `timeout` ([`WAIT_MS_DEFAULT`] where the caller has no wish), or cannot be.
@@ -219,7 +225,7 @@ impl Status {
         if let Some(answer) = progress.borrow_and_update().served(asked) {
             return answer;
         }
-        self.poll_now();
+        self.poll_for_caller();
         let waited = tokio::time::timeout(timeout, progress.wait_for(|progress| progress.served(asked).is_some())).await;
         match waited {
             Ok(Ok(progress)) => progress.served(asked).unwrap_or_else(|| Err(progress.behind(asked))),
@@ -299,6 +305,11 @@ impl Reporter {
     pub(super) async fn polled(&self) {
         self.shared.poll.notified().await;
     }
+
+    /// Resolves when a caller waits for a poll.
+    pub(super) async fn polled_for_caller(&self) {
+        self.shared.poll_for_caller.notified().await;
+    }
 }
 
 /// Where the follower is.
@@ -341,6 +352,7 @@ impl Progress {
 #[derive(Debug, Default)]
 struct Shared {
     poll: Notify,
+    poll_for_caller: Notify,
     feed: Feed,
     kills: Mutex<VecDeque<(u64, i64)>>,
     counters: Counters,

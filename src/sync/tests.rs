@@ -452,3 +452,29 @@ async fn the_loop_falls_out_of_step_and_back() {
     task.await.unwrap();
     assert!(!matches!(status.wait_for(&Revision { number: 9, ..store.revision() }, LONG).await, Ok(())));
 }
+
+/// Callers who wait for what never comes make a replica ask its store no more often than at a distance.
+#[tokio::test]
+async fn polls_that_callers_cause_keep_their_distance() {
+    let store = Shared(Arc::new(Mutex::new((Model::new("first"), false))), watch::channel(0).0);
+    // A poll of its own accord would come after an hour.
+    let settings = Settings { poll_interval_ms: 3_600_000, ..Settings::default() };
+    let (follow, status) = Follow::new(store.clone(), Recorder::default(), Arc::new(SystemClock), settings, None);
+    let (stop, stopped) = watch::channel(false);
+    let task = tokio::spawn(follow.run(stopped));
+    assert!(status.ready().await);
+    let (began, polls_before) = (std::time::Instant::now(), status.counts().polls);
+    let never = Revision { number: 99, ..store.revision() };
+    for _ in 0..200 {
+        let waited = status.wait_for(&never, Duration::from_millis(1)).await;
+        assert!(matches!(waited, Err(Behind::NotYet { .. })), "{waited:?}");
+    }
+    // No sleep ends too soon, so this holds however slow the machine is.
+    let (elapsed_ms, polls) = (began.elapsed().as_millis() as u64, status.counts().polls - polls_before);
+    assert!((1..=elapsed_ms / 25 + 2).contains(&polls), "{polls} polls in {elapsed_ms} ms");
+    // Who waits gets there all the same.
+    store.with(|(model, _)| model.commit("main"));
+    status.wait_for(&store.revision(), LONG).await.unwrap();
+    stop.send_replace(true);
+    task.await.unwrap();
+}

@@ -23,6 +23,8 @@ pub const CHECK_DECISIONS: &str = "portcullis.check.decisions";
 pub const CHAIN_CACHE: &str = "portcullis.chain_cache.lookups";
 /// Verified chains kept in memory, a gauge.
 pub const CHAINS_KEPT: &str = "portcullis.chain_cache.entries";
+/// What they take in memory in bytes, a gauge.
+pub const CHAINS_BYTES: &str = "portcullis.chain_cache.size";
 /// Counter: chains whose signatures were verified.
 pub const COLD_VERIFICATIONS: &str = "portcullis.chain.verifications";
 /// Counter: spans that a cap held back.

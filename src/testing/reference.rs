@@ -319,7 +319,7 @@ fn applies(list: &str, entry: &Entry, arguments: &Object) -> bool {
     if list != "deny" {
         return satisfies(&entry.arguments, arguments);
     }
-    for (name, argument) in &entry.arguments.named {
+    for (name, argument) in entry.arguments.named.iter() {
         if let Some(value) = arguments.member(name)
             && argument.constraint.speaks_of(value)
             && !argument.constraint.holds(value)
@@ -331,7 +331,7 @@ fn applies(list: &str, entry: &Entry, arguments: &Object) -> bool {
 }
 
 fn satisfies(map: &ArgumentMap, arguments: &Object) -> bool {
-    for (name, argument) in &map.named {
+    for (name, argument) in map.named.iter() {
         match arguments.member(name) {
             None if !argument.optional => return false,
             Some(value) if !argument.constraint.holds(value) => return false,

@@ -5,9 +5,11 @@
 
 use std::sync::Arc;
 
+use super::jws::encode;
 use super::verify::check_times;
-use super::{Options, Rejection, sentence};
+use super::{Options, Rejection, THUMBPRINT_URN_PREFIX, sentence};
 use crate::model::constraint::abridged;
+use crate::model::heap::{arc_bytes, shared_bytes, vec_bytes};
 use crate::model::ids::{AgentId, ApplicationId, IssuerUri, SessionId, TaskId, Thumbprint};
 use crate::model::json::{Object, Value};
 use crate::model::jwk::PublicKey;
@@ -20,24 +22,38 @@ use crate::model::time::Now;
 pub struct Level {
     /// The token's id.
     pub jti: Arc<str>,
-    /// Base64url SHA-256 of the token's signing input: what a child's `par_hash` and a revocation name it by.
-    pub hop_hash: Arc<str>,
     /// The key of whoever holds the token.
     pub holder: PublicKey,
     /// The agent it is handed to; `None` only with [`super::Registry::Off`].
     pub agent: Option<AgentId>,
-    /// `iss` as written: the issuer's URI at the root, the thumbprint URN of the parent's holder below it.
-    pub issuer: Arc<str>,
     /// When it was made, seconds since the Unix epoch; its maker's word.
     pub iat_s: i64,
     /// When it ends, seconds since the Unix epoch.
     pub exp_s: i64,
+    pub(super) nbf_s: Option<i64>,
     pub(super) audience: Option<Arc<str>>,
     pub(super) depth: u64,
     pub(super) depth_max: u64,
     pub(super) signer: Thumbprint,
     pub(super) signing_input_sha256: [u8; 32],
     pub(super) signature: [u8; 64],
+}
+
+impl Level {
+    /// SHA-256 of the token's signing input.
+    pub fn signing_input_sha256(&self) -> &[u8; 32] {
+        &self.signing_input_sha256
+    }
+
+    /// Base64url of [`Level::signing_input_sha256`]: what a child's `par_hash` and a revocation name the token by.
+    pub fn hop_hash(&self) -> String {
+        encode(self.signing_input_sha256)
+    }
+
+    /// From when on it is good, but for the skew of clocks: `iat`, or `nbf` if that is later.
+    pub(super) fn valid_from_s(&self) -> i64 {
+        self.nbf_s.map_or(self.iat_s, |nbf_s| nbf_s.max(self.iat_s))
+    }
 }
 
 /// A chain that holds: signed link by link from a trusted issuer, narrowing at every link, each agent with its own key.
@@ -52,7 +68,7 @@ pub struct VerifiedChain {
     /// Never empty.
     pub(super) levels: Vec<Level>,
     pub(super) expires_at_s: i64,
-    pub(super) latest_iat_s: i64,
+    pub(super) valid_from_s: i64,
 }
 
 /// What the root says of the user, as far as it does; all of it where identities are required.
@@ -68,14 +84,14 @@ pub(super) struct Identities {
 #[derive(Clone, Debug)]
 pub(super) enum Grants {
     /// Identities and registry were required, so they are facts.
-    Proved(Subject),
+    Proved(Arc<Subject>),
     /// They were not.
     Anonymous(Vec<Scope>),
 }
 
 impl VerifiedChain {
     /// Whom the chain speaks for and what it grants; `None` only with [`super::Registry::Off`].
-    pub fn subject(&self) -> Option<&Subject> {
+    pub fn subject(&self) -> Option<&Arc<Subject>> {
         match &self.grants {
             Grants::Proved(subject) => Some(subject),
             Grants::Anonymous(_) => None,
@@ -87,6 +103,14 @@ impl VerifiedChain {
         match &self.grants {
             Grants::Proved(subject) => &subject.scopes,
             Grants::Anonymous(scopes) => scopes,
+        }
+    }
+
+    /// `iss` of a token: the issuer's URI at the root, the thumbprint URN of the parent's holder below it.
+    pub fn issuer_of(&self, hop: usize) -> String {
+        match self.levels.get(hop) {
+            Some(level) if hop > 0 => format!("{THUMBPRINT_URN_PREFIX}{}", level.signer),
+            _ => self.issuer.to_string(),
         }
     }
 
@@ -118,6 +142,20 @@ impl VerifiedChain {
     /// The second at which the first of its tokens ends; from then on the chain is void.
     pub fn expires_at_s(&self) -> i64 {
         self.expires_at_s
+    }
+
+    /// Bytes on the heap that are its own: keys and ids of the registry are not.
+    pub fn heap_bytes(&self) -> usize {
+        let of_level = |level: &Level| {
+            let audience = level.audience.as_ref().map_or(0, |audience| shared_bytes(&**audience));
+            shared_bytes(&*level.jti) + shared_bytes(level.holder.thumbprint().as_str()) + audience
+        };
+        let grants = match &self.grants {
+            Grants::Proved(subject) => arc_bytes::<Subject>() + subject.heap_bytes(),
+            Grants::Anonymous(scopes) => vec_bytes(scopes) + scopes.iter().map(|scope| scope.heap_bytes(None)).sum::<usize>(),
+        };
+        let kid = self.issuer_kid.as_ref().map_or(0, |kid| shared_bytes(&**kid));
+        vec_bytes(&self.levels) + self.levels.iter().map(of_level).sum::<usize>() + grants + kid
     }
 
     /// Its tokens, root to leaf; never empty.
@@ -156,11 +194,12 @@ impl VerifiedChain {
     /// # Errors
     /// [`Reason::TokenNotYetValid`], [`Reason::TokenExpired`].
     pub fn check_times(&self, now: Now, options: &Options) -> Result<(), Rejection> {
-        if now.unix_s() < self.expires_at_s && self.latest_iat_s <= now.unix_s().saturating_add(options.iat_skew_s) {
+        if now.unix_s() < self.expires_at_s && self.valid_from_s <= now.unix_s().saturating_add(options.iat_skew_s) {
             return Ok(());
         }
-        let mut levels = self.levels.iter().enumerate();
-        levels.try_for_each(|(hop, level)| check_times(level.iat_s, level.exp_s, now, options).map_err(|refused| refused.at(hop)))
+        self.levels.iter().enumerate().try_for_each(|(hop, level)| {
+            check_times(level.iat_s, level.nbf_s, level.exp_s, now, options).map_err(|refused| refused.at(hop))
+        })
     }
 
     /// Whether every token grants a call, asked from the root.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::jws::malformed;
 use super::{Rejection, TOKEN_TYPE};
 use crate::model::constraint::{ArgumentMap, Error as ConstraintError, abridged};
+use crate::model::ids::holds_control_character;
 use crate::model::json::{Object, Value};
 use crate::model::jwk::PublicKey;
 use crate::model::limits::ID_BYTES_MAX;
@@ -25,6 +26,8 @@ pub(super) struct Claims {
     pub(super) jti: Arc<str>,
     pub(super) issuer: Arc<str>,
     pub(super) iat_s: i64,
+    /// `nbf`: before it the token is not valid yet.
+    pub(super) nbf_s: Option<i64>,
     pub(super) exp_s: i64,
     pub(super) holder: PublicKey,
     pub(super) depth: u64,
@@ -49,6 +52,7 @@ impl Claims {
             jti: jti.into(),
             issuer: issuer.into(),
             iat_s,
+            nbf_s: not_before(claims)?,
             exp_s,
             holder,
             depth: required_depth(claims, "del_depth")?,
@@ -60,7 +64,7 @@ impl Claims {
 
 /// Refuses dates that are not written as integers: two readers may see two times in a fraction or an exponent.
 pub(super) fn check_dates(claims: &Object) -> Result<(), Rejection> {
-    match ["iat", "exp", "auth_time"].iter().find(|name| claims.member(name).is_some_and(|date| date.as_i64().is_none())) {
+    match ["iat", "exp", "nbf", "auth_time"].iter().find(|name| claims.member(name).is_some_and(|date| date.as_i64().is_none())) {
         Some(name) => Err(malformed(format!("`{name}` is not an integer number of seconds"))),
         None => Ok(()),
     }
@@ -73,9 +77,17 @@ pub(super) fn optional_text<'a>(claims: &'a Object, name: &str) -> Result<Option
         Some(Value::String(text)) if text.len() > ID_BYTES_MAX => {
             Err(Rejection::new(Reason::TokenTooLarge, format!("`{name}` is longer than {ID_BYTES_MAX} bytes")))
         }
-        Some(Value::String(text)) => Ok(Some(text.as_str()).filter(|text| !text.is_empty())),
+        Some(Value::String(text)) => checked(name, text).map(|text| Some(text).filter(|text| !text.is_empty())),
         Some(_) => Err(malformed(format!("`{name}` is not a string"))),
     }
+}
+
+/// A name that says who or what, without control characters.
+pub(super) fn checked<'a>(name: &str, text: &'a str) -> Result<&'a str, Rejection> {
+    if holds_control_character(text) {
+        return Err(malformed(format!("`{name}` holds a control character: `{}`", abridged(text))));
+    }
+    Ok(text)
 }
 
 /// The agent that a token is handed to: `act.sub`, which may not nest another `act`.
@@ -89,10 +101,16 @@ pub(super) fn actor(claims: &Object) -> Result<Option<&str>, Rejection> {
 }
 
 /// The groups that a root says its user is in, as written.
-pub(super) fn groups(claims: &Object) -> Result<Vec<&str>, Rejection> {
+pub(super) fn groups<'a>(claims: &'a Object) -> Result<Vec<&'a str>, Rejection> {
     let fault = || malformed("`groups` is not a list of strings");
     let Some(groups) = claims.member("groups") else { return Ok(Vec::new()) };
-    groups.as_array().ok_or_else(fault)?.iter().map(|group| group.as_str().ok_or_else(fault)).collect()
+    let group = |group: &'a Value| checked("groups", group.as_str().ok_or_else(fault)?);
+    groups.as_array().ok_or_else(fault)?.iter().map(group).collect()
+}
+
+/// `nbf`, where the token has one.
+pub(super) fn not_before(claims: &Object) -> Result<Option<i64>, Rejection> {
+    claims.member("nbf").map(|_| required_integer(claims, "nbf")).transpose()
 }
 
 fn required_text<'a>(claims: &'a Object, name: &str) -> Result<&'a str, Rejection> {
@@ -118,14 +136,14 @@ fn scope(claims: &Object) -> Result<Scope, Rejection> {
     })?;
     let tools = entry.member("tools").and_then(Value::as_object);
     let tools = tools.ok_or_else(|| malformed("`authorization_details` has no `tools`, an object"))?;
-    let mut scope = Scope::default();
+    let mut granted = Vec::with_capacity(tools.len());
     for (tool, constraints) in tools.iter() {
         let map = ArgumentMap::parse(constraints).map_err(|error| {
             let nested = matches!(error, ConstraintError::TooNested);
             let reason = if nested { Reason::TokenTooLarge } else { Reason::TokenMalformed };
             Rejection::new(reason, format!("tool `{}`: {error}", abridged(tool)))
         })?;
-        scope.tools.insert(tool.into(), map);
+        granted.push((checked("tools", tool)?.into(), map));
     }
-    Ok(scope)
+    Ok(Scope { tools: granted.into_iter().collect() })
 }

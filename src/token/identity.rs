@@ -74,10 +74,13 @@ pub(super) fn grants(
     options: &Options,
     issuer: &IssuerUri,
     identities: &Identities,
-    groups: Vec<GroupId>,
+    mut groups: Vec<GroupId>,
     levels: &[Level],
-    scopes: Vec<Scope>,
+    mut scopes: Vec<Scope>,
 ) -> Result<Grants, Rejection> {
+    // They are kept as long as the chain is.
+    groups.shrink_to_fit();
+    scopes.shrink_to_fit();
     if options.registry == Registry::Off {
         return Ok(Grants::Anonymous(scopes));
     }
@@ -87,7 +90,7 @@ pub(super) fn grants(
     else {
         return Err(missing("an identity of the root"));
     };
-    Ok(Grants::Proved(Subject {
+    Ok(Grants::Proved(Arc::new(Subject {
         user: UserId::new(issuer.clone(), user),
         groups,
         application,
@@ -95,7 +98,7 @@ pub(super) fn grants(
         scopes,
         session,
         task,
-    }))
+    })))
 }
 
 /// The groups that the issuer may vouch for; those that no document knows are left out.

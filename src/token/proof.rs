@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::chain::{Level, VerifiedChain};
-use super::claims::{check_dates, optional_text};
+use super::claims::{check_dates, not_before, optional_text};
 use super::jws::{Jws, sha256};
 use super::{Options, PROOF_TYPE, Rejection};
 use crate::model::constraint::abridged;
@@ -93,10 +93,16 @@ impl SignedProof<'_> {
     /// Whether it is a proof of this call, at this time.
     ///
     /// # Errors
-    /// [`Reason::ProofStale`] outside its window; [`Reason::ProofInvalid`] for everything else.
+    /// [`Reason::ProofStale`] outside its window or before its `nbf`; [`Reason::ProofInvalid`] for everything else.
     pub fn check(&self, expected: &ProofOf<'_>, options: &Options, now: Now) -> Result<VerifiedProof, Rejection> {
         check_call(&self.claims, self.leaf, expected, options)?;
         let iat_s = self.check_window(options, now)?;
+        if let Some(nbf_s) = not_before(&self.claims).map_err(of_proof)?
+            && nbf_s > now.unix_s().saturating_add(options.iat_skew_s)
+        {
+            let message = format!("`nbf` {nbf_s} is more than {} s ahead of {}", options.iat_skew_s, now.unix_s());
+            return Err(Rejection::new(Reason::ProofStale, message));
+        }
         let nonce = self.claims.member("nonce").and_then(Value::as_str);
         if options.nonce.is_some() && options.nonce.as_deref() != nonce {
             return Err(invalid("`nonce` is not the one that was asked for"));
@@ -141,7 +147,7 @@ fn replay_key(leaf: &Level, jti: &str) -> [u8; 32] {
 /// Whether the proof is of this leaf, for this audience, and of this call.
 fn check_call(claims: &Object, leaf: &Level, expected: &ProofOf<'_>, options: &Options) -> Result<(), Rejection> {
     let text = |name| claims.member(name).and_then(Value::as_str);
-    if text("aat_id") != Some(&*leaf.jti) || text("aat_hash") != Some(&*leaf.hop_hash) {
+    if text("aat_id") != Some(&*leaf.jti) || text("aat_hash") != Some(leaf.hop_hash().as_str()) {
         return Err(invalid("`aat_id` and `aat_hash` are not those of the chain's leaf"));
     }
     match (claims.member("aat_aud"), expected.audience) {

@@ -103,7 +103,7 @@ fn the_facts_of_a_chain() {
     assert_eq!(chain.issuer_key(), key(ISSUER_KEY).public_key().thumbprint().as_str());
     assert_eq!((chain.root_iat_s(), chain.expires_at_s()), (START_S, START_S + 3598));
     for (level, token) in chain.levels().iter().zip(&tokens) {
-        assert_eq!(*level.hop_hash, issue::token_hash(std::str::from_utf8(token).unwrap()));
+        assert_eq!(level.hop_hash(), issue::token_hash(std::str::from_utf8(token).unwrap()));
     }
     let off = Options { registry: Registry::Off, ..Options::default() };
     let off = verify(&tokens, &trust(), &off, at(START_S + 60)).unwrap();
@@ -141,6 +141,26 @@ fn a_cached_chain_ages_as_verification_says() {
     for unix_ns in [i64::MIN, i64::MAX] {
         assert!(chain.check_times(Now { unix_ns, boot_ns: 0 }, &options).is_err());
     }
+}
+
+/// A chain that was verified is held to `nbf` at every later use, too: clocks are set back.
+#[test]
+fn not_before_is_asked_on_every_use() {
+    let claims = json!({
+        "iss": ISSUER, "sub": "ana", "sub_profile": "user", "client_id": "crm", "sid": "s1", "txn": "k1", "aud": GATEWAY,
+        "exp": START_S + 3600, "nbf": START_S + 600, "del_max_depth": 0, "cnf": {"jwk": jwk(10)}, "act": {"sub": agent(0)},
+        "authorization_details": [{"type": "attenuating_agent_token", "tools": {}}],
+    });
+    let tokens: Vec<Bytes> = vec![issue_root(&key(ISSUER_KEY), &claims.to_string(), at(START_S)).unwrap().into()];
+    let options = Options::default();
+    let chain = verify(&tokens, &trust(), &options, at(START_S + 570)).unwrap();
+    for offset_s in [-31, 0, 569, 570, 600, 3599, 3600] {
+        let now = at(START_S + offset_s);
+        let expected = reason(verify(&tokens, &trust(), &options, now));
+        assert_eq!(reason(chain.check_times(now, &options)), expected, "{offset_s} s after the root's `iat`");
+        assert_eq!(reason(verify_with(&chain, &tokens, &trust(), &options, now)), expected, "{offset_s} s after, known");
+    }
+    assert_eq!(reason(chain.check_times(at(START_S + 569), &options)), Err((Reason::TokenNotYetValid, Some(0))));
 }
 
 #[test]
@@ -267,7 +287,8 @@ fn a_chain_only_narrows() {
         let Ok(chain) = verify(&chain(&tools), &trust, &options, at(START_S + 60)) else { continue };
         passed += 1;
         for call in &calls {
-            let admitted: Vec<bool> = chain.scopes().iter().map(|scope| scope.tools["t"].admits(call).is_ok()).collect();
+            let admitted: Vec<bool> =
+                chain.scopes().iter().map(|scope| scope.tools.get("t").unwrap().admits(call).is_ok()).collect();
             assert!(admitted.is_sorted_by(|wider, tighter| *wider || !*tighter), "{admitted:?} {call:?} {tools:?}");
             assert_eq!(chain.admits("t", call).is_ok(), admitted[2], "the leaf alone says what the chain grants: {tools:?}");
             narrower += usize::from(admitted[0] && !admitted[2]);

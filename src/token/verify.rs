@@ -11,7 +11,7 @@ use bytes::Bytes;
 use super::chain::{Identities, Level, VerifiedChain};
 use super::claims::{self, Claims, ROOT_ONLY};
 use super::identity;
-use super::jws::{Jws, encode, malformed};
+use super::jws::{Jws, malformed};
 use super::trust::{Issuer, Trust};
 use super::{Options, Rejection, THUMBPRINT_URN_PREFIX, TOKEN_TYPE};
 use crate::model::constraint::abridged;
@@ -51,10 +51,12 @@ pub fn verify_with(
 }
 
 /// The rules about one token and the clock.
-pub(super) fn check_times(iat_s: i64, exp_s: i64, now: Now, options: &Options) -> Result<(), Rejection> {
-    if iat_s > now.unix_s().saturating_add(options.iat_skew_s) {
-        let message = format!("`iat` {iat_s} is more than {} s ahead of {}", options.iat_skew_s, now.unix_s());
-        return Err(Rejection::new(Reason::TokenNotYetValid, message));
+pub(super) fn check_times(iat_s: i64, nbf_s: Option<i64>, exp_s: i64, now: Now, options: &Options) -> Result<(), Rejection> {
+    for (name, from_s) in [("iat", Some(iat_s)), ("nbf", nbf_s)] {
+        if let Some(from_s) = from_s.filter(|from_s| *from_s > now.unix_s().saturating_add(options.iat_skew_s)) {
+            let message = format!("`{name}` {from_s} is more than {} s ahead of {}", options.iat_skew_s, now.unix_s());
+            return Err(Rejection::new(Reason::TokenNotYetValid, message));
+        }
     }
     if now.unix_s() >= exp_s {
         return Err(Rejection::new(Reason::TokenExpired, format!("`exp` {exp_s} has passed: it is {}", now.unix_s())));
@@ -224,20 +226,22 @@ impl<'a> Walk<'a> {
             None if self.options.require_chain_audience => return refused(0, "the root has no `aud`".to_owned()),
             _ => {}
         }
+        let mut levels = self.levels;
+        levels.shrink_to_fit();
         Ok(VerifiedChain {
             issuer: self.issuer.id.clone(),
             issuer_kid: self.issuer_kid,
-            grants: identity::grants(self.options, &self.issuer.id, &self.identities, self.groups, &self.levels, self.scopes)?,
+            grants: identity::grants(self.options, &self.issuer.id, &self.identities, self.groups, &levels, self.scopes)?,
             identities: self.identities,
-            expires_at_s: self.levels.iter().map(|level| level.exp_s).min().unwrap_or(i64::MIN),
-            latest_iat_s: self.levels.iter().map(|level| level.iat_s).max().unwrap_or(i64::MAX),
-            levels: self.levels,
+            expires_at_s: levels.iter().map(|level| level.exp_s).min().unwrap_or(i64::MIN),
+            valid_from_s: levels.iter().map(Level::valid_from_s).max().unwrap_or(i64::MAX),
+            levels,
         })
     }
 
     /// Life and clock.
     fn check_life(&self, claims: &Claims, lifetime_s_max: i64) -> Result<(), Rejection> {
-        check_times(claims.iat_s, claims.exp_s, self.now, self.options)?;
+        check_times(claims.iat_s, claims.nbf_s, claims.exp_s, self.now, self.options)?;
         let lifetime_s = claims.exp_s.saturating_sub(claims.iat_s);
         if lifetime_s > lifetime_s_max {
             let message = format!("it lives {lifetime_s} s from `iat` to `exp`: at most {lifetime_s_max} s here");
@@ -267,7 +271,9 @@ impl<'a> Walk<'a> {
         let agent = identity::agent(&token.claims, &claims.holder, self.trust, self.options)?;
         let audience = match token.claims.member("aud") {
             None => None,
-            Some(Value::String(audience)) if (1..=ID_BYTES_MAX).contains(&audience.len()) => Some(audience.as_str().into()),
+            Some(Value::String(audience)) if (1..=ID_BYTES_MAX).contains(&audience.len()) => {
+                Some(claims::checked("aud", audience)?.into())
+            }
             Some(_) => {
                 self.audience_fault.get_or_insert(self.levels.len());
                 None
@@ -276,11 +282,10 @@ impl<'a> Walk<'a> {
         let signing_input_sha256 = token.signing_input_sha256();
         self.levels.push(Level {
             jti: claims.jti,
-            hop_hash: encode(signing_input_sha256).into(),
             holder: claims.holder,
             agent,
-            issuer: claims.issuer,
             iat_s: claims.iat_s,
+            nbf_s: claims.nbf_s,
             exp_s: claims.exp_s,
             audience,
             depth: claims.depth,
@@ -289,7 +294,11 @@ impl<'a> Walk<'a> {
             signing_input_sha256,
             signature: signature_bytes(token)?,
         });
-        self.scopes.push(claims.scope);
+        let mut scope = claims.scope;
+        if let Some(parent) = self.scopes.last() {
+            scope.share_names(parent);
+        }
+        self.scopes.push(scope);
         Ok(())
     }
 }
@@ -328,7 +337,7 @@ fn check_link(raw: &Object, hop: &Claims, parent: &Level) -> Result<(), Rejectio
     if hop.issuer.strip_prefix(THUMBPRINT_URN_PREFIX) != Some(parent.holder.thumbprint().as_str()) {
         return broken(format!("`iss` is not the thumbprint URN of the parent's key `{}`", parent.holder.thumbprint()));
     }
-    if raw.member("par_hash").and_then(Value::as_str) != Some(&*parent.hop_hash) {
+    if raw.member("par_hash").and_then(Value::as_str) != Some(parent.hop_hash().as_str()) {
         return broken("`par_hash` is not the hash of the parent's signing input".to_owned());
     }
     if Some(hop.depth) != parent.depth.checked_add(1) {
@@ -352,7 +361,7 @@ fn check_narrower(hop: &Claims, parent: &Level, parent_scope: &Scope) -> Result<
     if hop.exp_s > parent.exp_s {
         return widened(format!("`exp` {} is after the parent's {}", hop.exp_s, parent.exp_s));
     }
-    for (tool, map) in &hop.scope.tools {
+    for (tool, map) in hop.scope.tools.iter() {
         let Some(wider) = parent_scope.tools.get(tool) else { return widened(format!("tool `{}` is added", abridged(tool))) };
         if let Err(message) = map.attenuates(wider) {
             return widened(format!("tool `{}`: {message}", abridged(tool)));

@@ -206,10 +206,25 @@ fn the_whole_walk_by_commands() {
         let target = server.decisions_url();
         json_run(&[&["tools", "--presentation", &walk.chain, "--target", &target][..], extra].concat()).ended(0).json()
     };
-    let all = tools(&[]);
+    let key = walk.world.key_file("beta");
+    let all = tools(&["--key", text(&key)]);
     assert_eq!(all["tools"].as_array().unwrap().len(), 8);
-    let one = tools(&["--tool", "crm/read"]);
+    let one = tools(&["--key", text(&key), "--tool", "crm/read"]);
     assert_eq!(one["tools"], json!([{ "tool": "crm/read", "effect": "PERMIT", "reason": "OK", "maybe": false }]));
+    let names = tools(&[]);
+    let named = |tool: &str| json!({ "tool": tool, "effect": "PERMIT", "reason": "OK", "maybe": true });
+    assert_eq!((&names["tools"], &names["names_only"]), (&json!([named("crm/read"), named("crm/write")]), &json!(true)));
+    // A proof of the listing may stand in the presentation; one of another call is not sent.
+    let target = server.decisions_url();
+    for (tool, names_only) in [("portcullis/list_tools", false), ("crm/read", true)] {
+        let presentation = walk.presentation(tool, "{}");
+        let listed = json_run(&["tools", "--presentation", &presentation, "--target", &target]).ended(0).json();
+        assert_eq!(listed["names_only"], json!(names_only), "{tool}");
+    }
+    // A key makes the proof of a call, too.
+    let written =
+        json_run(&["check", "--presentation", &walk.chain, "--key", text(&key), "--tool", "crm/write", "--target", &target]);
+    assert_eq!(written.ended(0).json()["effect"], "PERMIT");
 }
 
 #[test]

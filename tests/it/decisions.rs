@@ -17,6 +17,9 @@ use crate::harness::{AUDIENCE, Chain, ISSUER, Server, TOOLS, World, agent_id, no
 
 type Client = DecisionServiceClient<Channel>;
 
+/// `aat_tool` of a proof for a listing.
+const LIST_TOOLS: &str = portcullis::service::request::LIST_TOOLS;
+
 /// One call and what must come back.
 struct Case {
     name: &'static str,
@@ -122,6 +125,9 @@ fn faults_of_tokens(world: &World) -> Vec<Case> {
             false,
         ),
         case("iat ahead", root(&|c| c["iat"] = json!(unix_s + 300)), identity("TOKEN_NOT_YET_VALID"), false),
+        case("nbf ahead", root(&|c| c["nbf"] = json!(unix_s + 1800)), identity("TOKEN_NOT_YET_VALID"), false),
+        case("nbf is text", root(&|c| c["nbf"] = json!("soon")), identity("TOKEN_MALFORMED"), false),
+        case("NUL in an id", root(&|c| c["sid"] = json!("s-1\0")), identity("TOKEN_MALFORMED"), false),
         case("too long", root(&|c| c["exp"] = json!(unix_s + 9 * 3600)), identity("TOKEN_LIFETIME"), false),
         case("too large", root(&|c| c["acr"] = json!("x".repeat(9000))), identity("TOKEN_TOO_LARGE"), false),
         case("issuer", root(&|c| c["iss"] = json!("https://evil")), identity("ISSUER_UNKNOWN"), false),
@@ -569,7 +575,8 @@ async fn a_listing_says_what_a_check_says() {
     let narrow = world.root("alpha", |c| c["client_id"] = json!("narrow"));
     let hop = world.hop(&root, "beta", &["crm/read", "crm/look"], |_| {});
     for chain in [&root, &narrow, &hop] {
-        let presentation = wire::Presentation { aat_chain: chain.tokens.clone(), aat_pop: Bytes::new() };
+        let aat_pop = world.proof(chain, LIST_TOOLS, "{}");
+        let presentation = wire::Presentation { aat_chain: chain.tokens.clone(), aat_pop };
         let credential = Some(wire::list_tools_request::Credential::Presentation(presentation));
         let tools = TOOLS.iter().map(|tool| (*tool).to_owned()).collect();
         let listed =
@@ -589,8 +596,97 @@ async fn a_listing_says_what_a_check_says() {
         assert_eq!(all.tools.len(), TOOLS.len() - 1, "every registered tool");
     }
     let credential = Some(wire::list_tools_request::Credential::Handle(vec![1; 16].into()));
-    let unknown = client.list_tools(wire::ListToolsRequest { credential, ..Default::default() }).await.unwrap().into_inner();
+    let tools = vec!["crm/read".to_owned(), "no/such".to_owned()];
+    let asked = |tools| wire::ListToolsRequest { credential: credential.clone(), tools, ..Default::default() };
+    let unknown = client.list_tools(asked(tools)).await.unwrap().into_inner();
+    assert_eq!((unknown.reason.as_str(), unknown.tools.len()), ("HANDLE_UNKNOWN", 2));
     assert!(unknown.tools.iter().all(|tool| tool.reason == "HANDLE_UNKNOWN" && tool.effect() == wire::Effect::Deny));
+    let unknown = client.list_tools(asked(vec![])).await.unwrap().into_inner();
+    assert_eq!((unknown.reason.as_str(), unknown.tools.len()), ("HANDLE_UNKNOWN", 0), "a stranger is told no tool's name");
+}
+
+/// Who holds a chain and not its key learns from a listing what the chain itself says, and nothing of policy.
+#[tokio::test]
+async fn a_listing_without_a_proof_tells_the_names_of_the_scope() {
+    let world = World::new();
+    let server = Server::start(&world);
+    let mut client = server.connect().await;
+    // Of what the scope names policy permits one, denies one, asks a person about one, and does not know one.
+    let scope = ["crm/read", "gone/tool", "lab/limited", "pay/large", "pay/refund"];
+    let root = world.root("alpha", |c| {
+        c["sid"] = json!("s-listed");
+        c["authorization_details"][0]["tools"] = scope.iter().map(|tool| ((*tool).to_owned(), json!({}))).collect();
+    });
+    let by_chain = |aat_pop: Bytes| {
+        let presentation = wire::Presentation { aat_chain: root.tokens.clone(), aat_pop };
+        wire::ListToolsRequest {
+            credential: Some(wire::list_tools_request::Credential::Presentation(presentation)),
+            ..Default::default()
+        }
+    };
+    let by_handle = |handle: Bytes, proof: Bytes| wire::ListToolsRequest {
+        credential: Some(wire::list_tools_request::Credential::Handle(handle)),
+        proof,
+        ..Default::default()
+    };
+    let told = |answer: &wire::ListToolsResponse| -> Vec<(String, i32, String, bool)> {
+        answer.tools.iter().map(|tool| (tool.tool.clone(), tool.effect, tool.reason.clone(), tool.maybe)).collect()
+    };
+    let permit = wire::Effect::Permit as i32;
+    let names: Vec<_> = scope.iter().map(|tool| ((*tool).to_owned(), permit, "OK".to_owned(), true)).collect();
+    let unproved =
+        check(&mut client, wire::CheckRequest { want_handle: true, ..request(&root, Bytes::new(), "crm/read", "{}") }).await;
+    assert_eq!((unproved.reason.as_str(), unproved.handle.len()), ("PROOF_MISSING", 0));
+    let answer = client.list_tools(by_chain(Bytes::new())).await.unwrap().into_inner();
+    assert_eq!((told(&answer), answer.names_only, answer.reason.as_str()), (names, true, "OK"));
+    // What is not in the scope gets one answer, whether it is registered or not.
+    let tools = ["crm/write", "no/such", "pay/large"].map(str::to_owned).to_vec();
+    let asked = wire::ListToolsRequest { tools, ..by_chain(Bytes::new()) };
+    let answer = told(&client.list_tools(asked).await.unwrap().into_inner());
+    let denied = |tool: &str| (tool.to_owned(), wire::Effect::Deny as i32, "TOOL_NOT_GRANTED".to_owned(), false);
+    assert_eq!(answer, [denied("crm/write"), denied("no/such"), ("pay/large".to_owned(), permit, "OK".to_owned(), true)]);
+
+    // With a proof, and by a handle that one made, policy answers.
+    let proof = world.proof(&root, LIST_TOOLS, "{}");
+    let all = client.list_tools(by_chain(proof.clone())).await.unwrap().into_inner();
+    let reason = |answer: &wire::ListToolsResponse, name: &str| {
+        answer.tools.iter().find(|tool| tool.tool == name).map(|tool| (tool.reason.clone(), tool.maybe))
+    };
+    assert_eq!((all.tools.len(), all.names_only), (TOOLS.len() - 1, false), "every registered tool");
+    assert_eq!(reason(&all, "pay/large"), Some(("AGENT_DENIES".to_owned(), false)));
+    assert_eq!(reason(&all, "pay/refund").map(|(reason, _)| reason).as_deref(), Some("APPROVAL_REQUIRED"));
+    let call = wire::CheckRequest { want_handle: true, ..world.call(&root, "crm/read", "{}") };
+    let proved = check(&mut client, call).await.handle;
+    assert_eq!(told(&client.list_tools(by_handle(proved.clone(), Bytes::new())).await.unwrap().into_inner()), told(&all));
+    let look = world.root("alpha", |_| {});
+    let plain = check(&mut client, wire::CheckRequest { want_handle: true, ..no_proof(&look) }).await.handle;
+    let answer = client.list_tools(by_handle(plain.clone(), Bytes::new())).await.unwrap().into_inner();
+    assert!(answer.names_only && answer.tools.len() == TOOLS.len(), "a handle that no proof made: {answer:?}");
+    let beside = world.proof(&look, LIST_TOOLS, "{}");
+    assert!(!client.list_tools(by_handle(plain.clone(), beside)).await.unwrap().into_inner().names_only);
+    // A proof that comes is checked; one for a listing proves no handle afterwards, and no call.
+    let other = world.proof(&root, "crm/read", "{}");
+    let answer = client.list_tools(by_chain(other)).await.unwrap().into_inner();
+    assert_eq!((answer.reason.as_str(), answer.tools.len()), ("PROOF_INVALID", 0));
+    let call = request(&root, proof, "crm/read", "{}");
+    assert_eq!(check(&mut client, call).await.reason, "PROOF_INVALID");
+    let twice = wire::ListToolsRequest { proof: "x".into(), ..by_chain("y".into()) };
+    assert_eq!(client.list_tools(twice).await.unwrap_err().code(), Code::InvalidArgument);
+    let odd = wire::ListToolsRequest { tools: vec!["crm/\0read".to_owned()], ..by_chain(Bytes::new()) };
+    assert_eq!(client.list_tools(odd).await.unwrap_err().code(), Code::InvalidArgument);
+    // The kill switch is no policy: it shows with and without a proof.
+    server.operator().await.revoke("session", &["s-listed"], Dead).await;
+    let operator = server.operator().await;
+    let at_least = operator.revoke("session", &["another"], Dead).await;
+    check(&mut client, wire::CheckRequest { at_least, ..no_proof(&look) }).await;
+    for aat_pop in [Bytes::new(), world.proof(&root, LIST_TOOLS, "{}")] {
+        let answer = client.list_tools(by_chain(aat_pop)).await.unwrap().into_inner();
+        assert_eq!(answer.reason, "REVOKED_SESSION");
+        assert!(!answer.tools.is_empty() && answer.tools.iter().all(|tool| tool.reason == "REVOKED_SESSION"), "{answer:?}");
+    }
+    let lines = server.audit();
+    let listings: Vec<_> = lines.iter().filter(|line| line["method"] == "ListTools").collect();
+    assert!(listings.iter().any(|line| line["proof_jti"].is_string()) && listings.iter().any(|line| line["proof_jti"].is_null()));
 }
 
 fn info_of(status: &Status) -> (String, String) {
@@ -620,6 +716,10 @@ async fn a_malformed_message_is_no_decision() {
         ("context_json", wire::CheckRequest { context_json: "[]".into(), ..good() }),
         ("context_json", wire::CheckRequest { context_json: r#"{"a":1,"a":1}"#.into(), ..good() }),
         ("audience", wire::CheckRequest { audience: "x".repeat(2049), ..good() }),
+        ("request_id", wire::CheckRequest { request_id: "r\0".to_owned(), ..good() }),
+        ("tool", wire::CheckRequest { tool: "crm/read\n".to_owned(), ..good() }),
+        ("audience", wire::CheckRequest { audience: format!("{AUDIENCE}\u{7f}"), ..good() }),
+        ("at_least", wire::CheckRequest { at_least: "0197aaaa-0000-7000-8000-000000000000.1\0".to_owned(), ..good() }),
         ("at_least", wire::CheckRequest { at_least: "nonsense".to_owned(), ..good() }),
         ("at_least", wire::CheckRequest { at_least: "x".repeat(2049), ..good() }),
         ("at_least", wire::CheckRequest { at_least: "0197aaaa-0000-7000-8000-000000000000.-1".to_owned(), ..good() }),

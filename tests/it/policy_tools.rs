@@ -6,6 +6,7 @@ use std::path::Path;
 
 use bytes::Bytes;
 use portcullis::api::r#gen as wire;
+use portcullis::api::r#gen::decision_service_client::DecisionServiceClient;
 use portcullis::api::r#gen::policy_service_client::PolicyServiceClient;
 use portcullis::model::json::parse_object;
 use portcullis::token::{PrivateKey, ProofOf, issue};
@@ -13,6 +14,7 @@ use prost::Message;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tonic::Code;
+use tonic::transport::Channel;
 
 use crate::harness::{
     Chain, ISSUER, Operator, Ran, Server, TOOLS, World, agent_id, authorization, binary, jwk, now, request, run, run_with, signed,
@@ -313,6 +315,15 @@ async fn what_is_explained_is_what_check_answers_and_reveals_no_document() {
         ("no arguments", request(alpha, Bytes::new(), "crm/look", "[]")),
         ("another audience", wire::CheckRequest { audience: "https://elsewhere".to_owned(), ..without_proof("crm/look") }),
     ]);
+    let unproved = [
+        "no proof",
+        "no proof, and denied",
+        "another call's proof",
+        "no such key",
+        "expired",
+        "no arguments",
+        "another audience",
+    ];
     for (name, call) in calls {
         // A proof counts once and explaining spends none: asked first, the very same call is decided afterwards.
         let told_gateway = client.explain(call.clone()).await.unwrap().into_inner();
@@ -328,8 +339,9 @@ async fn what_is_explained_is_what_check_answers_and_reveals_no_document() {
             _ => 0,
         });
         assert_eq!(least, Some(check.effect()), "{name}");
-        assert_eq!(told_gateway.changes.is_empty(), check.effect() == wire::Effect::Permit, "{name} {told_gateway:?}");
-        assert_eq!(told_gateway.changes.len(), told_admin.changes.len(), "{name}");
+        assert_eq!(told_admin.changes.is_empty(), check.effect() == wire::Effect::Permit, "{name} {told_admin:?}");
+        let told_steps = if unproved.contains(&name) { 0 } else { told_admin.changes.len() };
+        assert_eq!(told_gateway.changes.len(), told_steps, "{name} {told_gateway:?}");
         let seen = format!("{:?} {:?} {}", told_gateway.layers, told_gateway.changes, told_gateway.message);
         let leaked: Vec<_> = SECRETS.iter().filter(|secret| seen.contains(*secret)).collect();
         assert!(leaked.is_empty(), "{name}: {leaked:?} in {seen}");
@@ -343,6 +355,61 @@ async fn what_is_explained_is_what_check_answers_and_reveals_no_document() {
     let lines = server.audit();
     let explained = lines.iter().filter(|line| line["method"] == "Explain").count();
     assert_eq!(explained, 2 * (3 * TOOLS.len() + 11), "one line each");
+}
+
+/// Who holds a chain and not its key is told layers, effects and reasons: no limit, no approver, no step.
+#[tokio::test]
+async fn explaining_without_a_proof_tells_layers_and_reasons_alone() {
+    let world = World::new();
+    let server = Server::start(&world);
+    let (mut client, operator) = (server.connect().await, server.operator().await);
+    let alpha = world.root("alpha", |_| {});
+    let explain = async |client: &mut DecisionServiceClient<Channel>, call: wire::CheckRequest| {
+        client.explain(call).await.unwrap().into_inner()
+    };
+    let names_only = |answer: &wire::ExplainResponse| {
+        answer.changes.is_empty()
+            && !answer.no_change_can
+            && answer.layers.iter().all(|layer| layer.subject.is_empty() && layer.approvers.is_empty())
+    };
+    for (tool, args, reason) in [
+        ("lab/limited", r#"{"n":11}"#, "AGENT_DENIES"),
+        ("pay/refund", r#"{"amount":5}"#, "APPROVAL_REQUIRED"),
+        ("pay/large", "{}", "AGENT_DENIES"),
+        ("gone/tool", "{}", "TOOL_UNKNOWN"),
+    ] {
+        let answer = explain(&mut client, request(&alpha, Bytes::new(), tool, args)).await;
+        let reasons: Vec<&str> = answer.layers.iter().map(|layer| layer.reason.as_str()).collect();
+        assert!(reasons.contains(&"PROOF_MISSING") && reasons.contains(&reason), "{tool}: {reasons:?}");
+        assert!(names_only(&answer), "{tool}: {answer:?}");
+        let proved = explain(&mut client, world.call(&alpha, tool, args)).await;
+        assert!(!proved.changes.is_empty(), "{tool}: {proved:?}");
+        let admin = explained(&operator, request(&alpha, Bytes::new(), tool, args)).await;
+        assert!(
+            !admin.changes.is_empty() && admin.layers.iter().any(|layer| !layer.document_id.is_empty() || tool == "gone/tool")
+        );
+    }
+    let proved = explain(&mut client, world.call(&alpha, "pay/refund", r#"{"amount":5}"#)).await;
+    assert!(proved.layers.iter().any(|layer| layer.approvers == ["leads"]), "{proved:?}");
+    // A proof that was used may have been overheard.
+    let used = world.call(&alpha, "crm/write", "{}");
+    assert_eq!(client.check(used.clone()).await.unwrap().into_inner().reason, "OK");
+    let answer = explain(&mut client, used).await;
+    assert_eq!((told(&answer).1, names_only(&answer)), ("PROOF_REPLAYED", true));
+    // A handle counts as far as it does for a check.
+    let handle = async |client: &mut DecisionServiceClient<Channel>, call: wire::CheckRequest| {
+        let answer = client.check(wire::CheckRequest { want_handle: true, ..call }).await.unwrap().into_inner();
+        Some(wire::check_request::Credential::Handle(answer.handle))
+    };
+    let proved = handle(&mut client, world.call(&alpha, "crm/read", "{}")).await;
+    let plain = handle(&mut client, request(&alpha, Bytes::new(), "crm/look", "{}")).await;
+    let by = |credential: &Option<wire::check_request::Credential>, tool: &str| wire::CheckRequest {
+        credential: credential.clone(),
+        ..request(&alpha, Bytes::new(), tool, "{}")
+    };
+    assert!(!explain(&mut client, by(&proved, "pay/large")).await.changes.is_empty());
+    assert!(names_only(&explain(&mut client, by(&proved, "crm/write")).await), "a write needs a proof of its own");
+    assert!(names_only(&explain(&mut client, by(&plain, "pay/large")).await), "a handle that no proof made");
 }
 
 #[tokio::test]
@@ -433,7 +500,7 @@ async fn what_is_dead_no_change_brings_back() {
     let server = Server::start(&world);
     let (mut client, operator) = (server.connect().await, server.operator().await);
     let chain = world.session("alpha", "s-7");
-    let call = || request(&chain, Bytes::new(), "crm/look", "{}");
+    let call = || world.call(&chain, "crm/look", "{}");
     let suspended = operator.revoke("agent", &[&agent_id("alpha")], wire::RevocationMeaning::Suspend).await;
     let answer = client.explain(wire::CheckRequest { at_least: suspended, ..call() }).await.unwrap().into_inner();
     assert_eq!((told(&answer).1, answer.no_change_can), ("AGENT_SUSPENDED", false));
@@ -448,7 +515,7 @@ async fn what_is_dead_no_change_brings_back() {
     assert_eq!((told(&answer).1, answer.no_change_can, answer.changes.len()), ("REVOKED_SESSION", true, 0));
     let other = world.session("alpha", "s-8");
     let void = operator.revoke("user", &[ISSUER, "ana"], wire::RevocationMeaning::Watermark).await;
-    let later = wire::CheckRequest { at_least: void, ..request(&other, Bytes::new(), "crm/look", "{}") };
+    let later = wire::CheckRequest { at_least: void, ..world.call(&other, "crm/look", "{}") };
     let answer = client.explain(later).await.unwrap().into_inner();
     assert_eq!((told(&answer).1, answer.no_change_can), ("REVOKED_USER", false));
     assert!(steps(&answer)[0].contains("a new chain that begins after the revocation"), "{answer:?}");
@@ -611,12 +678,21 @@ async fn the_tools_listed_for_the_four_agents_are_those_that_check_permits() {
     run(&["policy", "check", text(policies.path())]).ended(0);
     let server = Server::start_with(&world, binary().arg("--policies").arg(policies.path()));
     let mut client = server.connect().await;
-    let listed = |tokens: &[Bytes]| wire::ListToolsRequest {
-        credential: Some(wire::list_tools_request::Credential::Presentation(wire::Presentation {
-            aat_chain: tokens.to_vec(),
+    let listed = |agent: &str, tokens: &[Bytes]| {
+        let nothing = parse_object(b"{}").unwrap();
+        let call = ProofOf {
+            tool: portcullis::service::request::LIST_TOOLS,
+            arguments: &nothing,
+            audience: Some("https://gateway.acme.example"),
+        };
+        let proof = issue::prove(&agents[agent], tokens, &call, None, now(3)).unwrap();
+        wire::ListToolsRequest {
+            credential: Some(wire::list_tools_request::Credential::Presentation(wire::Presentation {
+                aat_chain: tokens.to_vec(),
+                aat_pop: proof.into(),
+            })),
             ..Default::default()
-        })),
-        ..Default::default()
+        }
     };
     let claims = |agent: &str, user_groups: &[&str], application: &str, tools: &[String]| {
         let tools: serde_json::Map<String, Value> = tools.iter().map(|tool| (tool.clone(), json!({}))).collect();
@@ -634,8 +710,15 @@ async fn the_tools_listed_for_the_four_agents_are_those_that_check_permits() {
     };
     // Every registered tool by name: a chain that grants nothing is denied each, with its name.
     let nothing = root("support", "support", "helpdesk", &["tickets/reply".to_owned()]);
-    let all: Vec<String> =
-        client.list_tools(listed(&nothing)).await.unwrap().into_inner().tools.into_iter().map(|tool| tool.tool).collect();
+    let all: Vec<String> = client
+        .list_tools(listed("support", &nothing))
+        .await
+        .unwrap()
+        .into_inner()
+        .tools
+        .into_iter()
+        .map(|tool| tool.tool)
+        .collect();
     assert!(all.len() > 20, "{all:?}");
     let mut chains: Vec<(&str, Vec<Bytes>)> = [
         ("sales-assistant", "sales", "crm-portal"),
@@ -664,7 +747,7 @@ async fn the_tools_listed_for_the_four_agents_are_those_that_check_permits() {
     };
     let (mut sure, mut permitted) = (0, 0);
     for (agent, tokens) in &chains {
-        for tool in client.list_tools(listed(tokens)).await.unwrap().into_inner().tools {
+        for tool in client.list_tools(listed(agent, tokens)).await.unwrap().into_inner().tools {
             for args in ["{}", r#"{"amount":90,"currency":"EUR"}"#, r#"{"amount":700}"#, r#"{"discount":12}"#] {
                 let arguments = parse_object(args.as_bytes()).unwrap();
                 let call = ProofOf { tool: &tool.tool, arguments: &arguments, audience: Some("https://gateway.acme.example") };

@@ -27,7 +27,7 @@ const FILES: [(&str, Holds); 3] = [
     ("tests/vectors/refuse-chain.json", |vector| is_refused(vector) && !is_of_proof(vector)),
 ];
 
-/// Every item of the design's list "Refuse, one test each", in its order; each must have a vector.
+/// Every item of the design's list "Refuse, one test each", in its order, and what it demands beside it; each must have a vector.
 const REFUSE_ONE_TEST_EACH: &[&str] = &[
     "`none` in any case",
     "HS256 keyed with a public key",
@@ -72,6 +72,8 @@ const REFUSE_ONE_TEST_EACH: &[&str] = &[
     "oversized",
     "too deep",
     "too nested",
+    "`nbf` ahead",
+    "control character in an id",
 ];
 
 #[test]

@@ -35,7 +35,8 @@ pub struct CheckRequest {
     /// A revision token `HISTORY.NUMBER` that the answer must not be older than.
     #[prost(string, tag = "10")]
     pub at_least: ::prost::alloc::string::String,
-    /// Ask for a handle that stands for this chain on this connection.
+    /// Ask for a handle that stands for this chain on this connection. With a proof the handle is proved, and the proof used up; a
+    /// proof that some call showed before makes none.
     #[prost(bool, tag = "11")]
     pub want_handle: bool,
     #[prost(oneof = "check_request::Credential", tags = "2, 3")]
@@ -128,6 +129,7 @@ pub struct CheckResponse {
     pub obligations: ::prost::alloc::vec::Vec<Obligation>,
     #[prost(message, optional, tag = "12")]
     pub approval: ::core::option::Option<Approval>,
+    /// 16 bytes, or empty: not asked for, a denial, an answer given again, or a proof that was shown before.
     #[prost(bytes = "bytes", tag = "13")]
     pub handle: ::prost::bytes::Bytes,
 }
@@ -150,6 +152,10 @@ pub struct ListToolsRequest {
     pub audience: ::prost::alloc::string::String,
     #[prost(string, tag = "5")]
     pub request_id: ::prost::alloc::string::String,
+    /// Proof of possession for a listing: `aat_tool` is `portcullis/list_tools`, `hta` is {}. With `presentation.aat_pop` too:
+    /// INVALID_ARGUMENT.
+    #[prost(bytes = "bytes", tag = "6")]
+    pub proof: ::prost::bytes::Bytes,
     #[prost(oneof = "list_tools_request::Credential", tags = "1, 2")]
     pub credential: ::core::option::Option<list_tools_request::Credential>,
 }
@@ -165,6 +171,8 @@ pub mod list_tools_request {
 }
 #[derive(Clone, PartialEq, ::prost::Message)]
 pub struct ListToolsResponse {
+    /// Of all tools where none was asked for: the registered ones, or without a proof those that the chain's scope names. None where
+    /// the credential does not stand and none was asked for.
     #[prost(message, repeated, tag = "1")]
     pub tools: ::prost::alloc::vec::Vec<ToolDecision>,
     #[prost(string, tag = "2")]
@@ -175,6 +183,15 @@ pub struct ListToolsResponse {
     pub snapshot_age_ms: u64,
     #[prost(uint64, tag = "5")]
     pub valid_for_ms: u64,
+    /// OK, or why the chain may call nothing at all.
+    #[prost(string, tag = "6")]
+    pub reason: ::prost::alloc::string::String,
+    /// For people.
+    #[prost(string, tag = "7")]
+    pub message: ::prost::alloc::string::String,
+    /// No proof came: `tools` says what the chain's scope names, each with `maybe`, and nothing of policy.
+    #[prost(bool, tag = "8")]
+    pub names_only: bool,
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ToolDecision {
@@ -208,10 +225,10 @@ pub struct ExplainResponse {
     /// In the order in which one of equals is reported. One answer where the credential already decides.
     #[prost(message, repeated, tag = "7")]
     pub layers: ::prost::alloc::vec::Vec<LayerAnswer>,
-    /// The smallest change that would turn a denial around, one step a line; empty on a permit.
+    /// The smallest change that would turn a denial around, one step a line; empty on a permit and without a proof of the call.
     #[prost(message, repeated, tag = "8")]
     pub changes: ::prost::alloc::vec::Vec<Change>,
-    /// No change of policy or credential can: `changes` is empty then.
+    /// No change of policy or credential can: `changes` is empty then. Not said without a proof of the call.
     #[prost(bool, tag = "9")]
     pub no_change_can: bool,
     #[prost(message, optional, tag = "10")]
@@ -490,7 +507,8 @@ pub mod decision_service_client {
                 .insert(GrpcMethod::new("portcullis.v1.DecisionService", "CheckStream"));
             self.inner.streaming(req, path, codec).await
         }
-        /// Which tools a chain may call, for filtering a gateway's `tools/list`.
+        /// Which tools a chain may call, for filtering a gateway's `tools/list`. With a proof or a proved handle by the whole policy, without
+        /// by the names in the chain's scope alone.
         pub async fn list_tools(
             &mut self,
             request: impl tonic::IntoRequest<super::ListToolsRequest>,
@@ -516,7 +534,8 @@ pub mod decision_service_client {
             self.inner.unary(req, path, codec).await
         }
         /// Why a call is decided as it is, layer by layer, and what would have to change. Decides nothing: no proof is spent, no approval
-        /// used or asked for. On the decisions' listener documents are left out; administration (`PolicyService.Explain`) names them.
+        /// used or asked for. On the decisions' listener documents are left out; administration (`PolicyService.Explain`) names them. Without
+        /// a proof of the call, or a proved handle where that is enough, it says layers, effects and reasons only.
         pub async fn explain(
             &mut self,
             request: impl tonic::IntoRequest<super::CheckRequest>,
@@ -583,7 +602,8 @@ pub mod decision_service_server {
             tonic::Response<Self::CheckStreamStream>,
             tonic::Status,
         >;
-        /// Which tools a chain may call, for filtering a gateway's `tools/list`.
+        /// Which tools a chain may call, for filtering a gateway's `tools/list`. With a proof or a proved handle by the whole policy, without
+        /// by the names in the chain's scope alone.
         async fn list_tools(
             &self,
             request: tonic::Request<super::ListToolsRequest>,
@@ -592,7 +612,8 @@ pub mod decision_service_server {
             tonic::Status,
         >;
         /// Why a call is decided as it is, layer by layer, and what would have to change. Decides nothing: no proof is spent, no approval
-        /// used or asked for. On the decisions' listener documents are left out; administration (`PolicyService.Explain`) names them.
+        /// used or asked for. On the decisions' listener documents are left out; administration (`PolicyService.Explain`) names them. Without
+        /// a proof of the call, or a proved handle where that is enough, it says layers, effects and reasons only.
         async fn explain(
             &self,
             request: tonic::Request<super::CheckRequest>,

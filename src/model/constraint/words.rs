@@ -32,7 +32,7 @@ impl ArgumentMap {
                 None => (!argument.optional).then(|| format!("{}, and is missing", must())),
             }
         });
-        let stray = arguments.iter().filter(|(name, _)| !self.open && !self.named.contains_key(*name));
+        let stray = arguments.iter().filter(|(name, _)| !self.open && !self.named.contains_key(name));
         let stray = stray.map(|(name, _)| format!("argument `{}` must be left out", abridged(name)));
         let all: Vec<String> = named.chain(stray).collect();
         (!all.is_empty()).then(|| all.join("; "))

@@ -12,7 +12,7 @@ use crate::model::ids::GroupId;
 use crate::model::reason::{Layer, Reason};
 use crate::model::request::{Call, Subject};
 
-use super::super::condition::{Facts, Failed};
+use super::super::condition::{Facts, Failed, Work};
 use super::super::document::List;
 use super::super::tools::Tool;
 use super::Compiled;
@@ -213,7 +213,8 @@ impl Compiled {
         if !take(Answer::new(Layer::Tool, None, registered, Some(document))) {
             return;
         }
-        let facts = Facts { subject, call, risk: tool.risk.as_str(), agents_seen: 1 };
+        let work = Work::default();
+        let facts = Facts { subject, call, risk: tool.risk.as_str(), agents_seen: 1, work: &work };
         let groups = resolved.groups.iter().map(|(id, set)| Owner { kind: "group", id, set });
         if !take(ask_for_each_agent(Layer::User, Reason::UserDenies, groups, number, &facts)) {
             return;
@@ -435,6 +436,9 @@ fn need<'a>(
     tool: u32,
     facts: &Facts<'_>,
 ) -> ApprovalNeed {
+    // INVARIANT: no approver is left out for want of work. Each condition was asked before, so together they fit once more.
+    let work = Work::default();
+    let facts = &Facts { work: &work, ..*facts };
     let mut by: Vec<GroupId> = Vec::new();
     let mut expires_in_ms = u64::MAX;
     for owner in owners {
@@ -470,7 +474,7 @@ pub(super) fn best_and_worst<'a>(tool: u32, sets: impl Iterator<Item = &'a Permi
     (best, worst)
 }
 
-fn is_free(arguments: &ArgumentMap) -> bool {
+pub(super) fn is_free(arguments: &ArgumentMap) -> bool {
     arguments.open && arguments.named.is_empty()
 }
 

@@ -7,7 +7,7 @@ use crate::model::decision::EntryRef;
 use crate::model::reason::{Layer, Reason};
 use crate::model::request::{Call, Subject};
 
-use super::super::condition::{Facts, Failed};
+use super::super::condition::{Facts, Failed, Work};
 use super::super::document::List;
 use super::Compiled;
 use super::evaluate::LayerAnswer;
@@ -52,8 +52,16 @@ pub enum Need {
 }
 
 impl Compiled {
-    /// The smallest change that turns an answer of [`Compiled::explain`] that denies; `None` where the chain decides.
-    pub fn mend(&self, resolved: &Resolved, subject: &Subject, call: &Call<'_>, answer: &LayerAnswer) -> Option<Mend> {
+    /// The smallest change that turns an answer of [`Compiled::explain`] that denies; `None` where the chain decides. `work` is what all
+    /// answers to one call may take together: beyond it a condition counts as one that fails.
+    pub fn mend(
+        &self,
+        resolved: &Resolved,
+        subject: &Subject,
+        call: &Call<'_>,
+        answer: &LayerAnswer,
+        work: &Work,
+    ) -> Option<Mend> {
         let tool = || self.base.tools.number(call.tool).and_then(|number| Some((number, self.base.tools.tool(number)?)));
         Some(match (answer.layer, answer.reason) {
             (Layer::Identity, _) => return None,
@@ -68,7 +76,7 @@ impl Compiled {
                 let (number, tool) = tool()?;
                 // A layer of the whole chain is asked for each agent; here it is shown as the last of them meets it.
                 let agents_seen = answer.hop.map_or(subject.agents.len(), |hop| hop + 1);
-                let facts = Facts { subject, call, risk: tool.risk.as_str(), agents_seen };
+                let facts = Facts { subject, call, risk: tool.risk.as_str(), agents_seen, work };
                 if layer == Layer::Guardrail {
                     return Some(Mend::Guardrails(self.forbidding(number, &facts)));
                 }

@@ -11,6 +11,7 @@ use crate::model::request::{Scope, Subject};
 
 use super::super::bits::BitSet;
 use super::super::document::Names;
+use super::evaluate::is_free;
 use super::set::PermissionSet;
 use super::{Agent, Compiled};
 
@@ -22,8 +23,6 @@ pub struct Resolved {
     pub(super) failure: Option<Failure>,
     /// Tools that every layer permits whatever the arguments are.
     pub(super) permitted: BitSet,
-    /// Tools that some arguments may get permitted, approved or not.
-    pub(super) possible: BitSet,
     /// The user's groups that have a document, by id.
     pub(super) groups: Box<[(Arc<str>, Arc<PermissionSet>)]>,
     /// The application's ceiling; `None` for an application without a document.
@@ -55,7 +54,6 @@ impl Compiled {
             serial: self.serial,
             failure: Some(failure),
             permitted: BitSet::empty(size),
-            possible: BitSet::empty(size),
             groups: Box::default(),
             application: None,
             agents: Box::default(),
@@ -84,8 +82,8 @@ impl Compiled {
                 refusal: refusal(agent, subject, subject.agents.get(index + 1)),
             })
             .collect();
-        let (permitted, possible) = self.bits(subject, &groups, application.as_deref(), &agents);
-        Resolved { serial: self.serial, failure: None, permitted, possible, groups: groups.into(), application, agents }
+        let permitted = self.permitted(subject, &groups, application.as_deref(), &agents);
+        Resolved { serial: self.serial, failure: None, permitted, groups: groups.into(), application, agents }
     }
 
     /// The chain's agents, all registered, none followed by more hops than it allows.
@@ -107,28 +105,23 @@ impl Compiled {
         Ok(agents)
     }
 
-    fn bits(
+    fn permitted(
         &self,
         subject: &Subject,
         groups: &[(Arc<str>, Arc<PermissionSet>)],
         application: Option<&PermissionSet>,
         agents: &[ResolvedAgent],
-    ) -> (BitSet, BitSet) {
+    ) -> BitSet {
         let size = self.base.tools.len();
-        let (mut permitted, mut possible) = (BitSet::full(size), BitSet::full(size));
+        let mut permitted = BitSet::full(size);
         let mut narrow = |layer: &mut dyn Iterator<Item = &PermissionSet>| {
-            let mut united = [(); 4].map(|()| BitSet::empty(size));
-            let [allowed, taken, denied, reachable] = &mut united;
+            let (mut allowed, mut taken) = (BitSet::empty(size), BitSet::empty(size));
             for set in layer {
                 allowed.unite(&set.allowed);
                 taken.unite(&set.taken);
-                denied.unite(&set.denied);
-                reachable.unite(&set.reachable);
             }
-            allowed.subtract(taken);
-            reachable.subtract(denied);
-            permitted.intersect(allowed);
-            possible.intersect(reachable);
+            allowed.subtract(&taken);
+            permitted.intersect(&allowed);
         };
         narrow(&mut groups.iter().map(|(_, set)| &**set));
         narrow(&mut application.into_iter());
@@ -136,41 +129,30 @@ impl Compiled {
             narrow(&mut agent.refusal.is_none().then_some(&*agent.permissions).into_iter());
         }
         for scope in &subject.scopes {
-            let (free, granted) = self.scope_bits(scope);
-            permitted.intersect(&free);
-            possible.intersect(&granted);
+            permitted.intersect(&self.free(scope));
         }
         for guardrail in &self.base.guardrails {
             permitted.subtract(&guardrail.tools);
         }
-        (permitted, possible)
+        permitted
     }
 
-    /// Tools that a token grants whatever the arguments are, and tools that it grants at all.
-    fn scope_bits(&self, scope: &Scope) -> (BitSet, BitSet) {
-        let size = self.base.tools.len();
-        let (mut free, mut granted) = (BitSet::empty(size), BitSet::empty(size));
-        for (name, arguments) in &scope.tools {
+    /// Tools that a token grants whatever the arguments are.
+    fn free(&self, scope: &Scope) -> BitSet {
+        let mut free = BitSet::empty(self.base.tools.len());
+        for (name, _) in scope.tools.iter().filter(|(_, arguments)| is_free(arguments)) {
             if let Some(number) = self.base.tools.number(name) {
-                granted.insert(number);
-                if arguments.named.is_empty() && arguments.open {
-                    free.insert(number);
-                }
+                free.insert(number);
             }
         }
-        (free, granted)
+        free
     }
 }
 
 impl Resolved {
-    /// Whether some arguments may get a tool permitted, after an approval or without.
-    pub fn may_permit(&self, policy: &Compiled, tool: &str) -> bool {
-        self.serial == policy.serial && policy.base.tools.number(tool).is_some_and(|number| self.possible.contains(number))
-    }
-
-    /// Whether no call at all can be permitted.
-    pub fn is_hopeless(&self) -> bool {
-        self.possible.is_empty()
+    /// Bytes on the heap that are its own; what the policy holds is not.
+    pub fn heap_bytes(&self) -> usize {
+        self.permitted.heap_bytes() + size_of_val(&*self.groups) + size_of_val(&*self.agents)
     }
 }
 

@@ -28,10 +28,6 @@ pub(super) struct PermissionSet {
     pub(super) allowed: BitSet,
     /// Tools that some deny or approve speaks of.
     pub(super) taken: BitSet,
-    /// Tools that some deny takes whatever the arguments are.
-    pub(super) denied: BitSet,
-    /// Tools that some allow or approve speaks of.
-    pub(super) reachable: BitSet,
     /// Whether some condition looks at the agent, and so must be asked for each.
     pub(super) asks_agent: bool,
 }
@@ -92,7 +88,7 @@ impl PermissionSet {
         found.sort_by(|a, b| (strength(a), &a.1, a.2.text()).cmp(&(strength(b), &b.1, b.2.text())));
         found.dedup_by(|a, b| (a.0, &a.1, a.2.text()) == (b.0, &b.1, b.2.text()));
         let empty = || BitSet::empty(tools.len());
-        let (mut allowed, mut taken, mut denied, mut reachable) = (empty(), empty(), empty(), empty());
+        let (mut allowed, mut taken) = (empty(), empty());
         let (mut exact, mut wild, mut entries) = (Vec::new(), Vec::new(), Vec::with_capacity(found.len()));
         for ((list, origin, entry), index) in found.into_iter().zip(0..) {
             let matching = patterns.resolve(&entry.pattern, tools);
@@ -102,12 +98,10 @@ impl PermissionSet {
                 matching.unite_into(&mut taken);
             }
             match list {
-                List::Deny if unconditional => [&mut taken, &mut denied].map(|set| matching.unite_into(set)),
-                List::Deny => [(); 2].map(|()| matching.unite_into(&mut taken)),
-                List::Approve => [&mut taken, &mut reachable].map(|set| matching.unite_into(set)),
-                List::Allow if unconditional => [&mut allowed, &mut reachable].map(|set| matching.unite_into(set)),
-                List::Allow => [(); 2].map(|()| matching.unite_into(&mut reachable)),
-            };
+                List::Deny | List::Approve => matching.unite_into(&mut taken),
+                List::Allow if unconditional => matching.unite_into(&mut allowed),
+                List::Allow => {}
+            }
             match matching {
                 Matching::One(tool) => exact.push((tool, index)),
                 Matching::Many(tools) => wild.push((tools, index)),
@@ -123,8 +117,6 @@ impl PermissionSet {
             wild: wild.into_boxed_slice(),
             allowed,
             taken,
-            denied,
-            reachable,
         }
     }
 

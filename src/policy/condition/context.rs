@@ -7,7 +7,7 @@ use cedar_policy::{Context, RestrictedExpression};
 
 use crate::model::json::{Number, Object, Value};
 
-use super::{Call, Failed, Part, Subject, Uses};
+use super::{Call, Failed, Part, Subject, Uses, Work};
 
 /// The facts of one call.
 #[derive(Clone, Copy, Debug)]
@@ -22,6 +22,8 @@ pub struct Facts<'a> {
     ///
     /// INVARIANT: who comes later is not seen, so that handing on cannot make a condition that took away let go.
     pub agents_seen: usize,
+    /// What the conditions of the call may still take, in all layers together.
+    pub work: &'a Work,
 }
 
 /// Seconds of a day.

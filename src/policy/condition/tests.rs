@@ -27,7 +27,7 @@ fn ask(condition: &str, arguments: &str, environment: Option<&str>) -> Result<bo
     let (arguments, environment) = (object(arguments), environment.map(object));
     let call = Call { environment: environment.as_ref(), unix_s: WEDNESDAY_S, ..Call::new("pay/refund", &arguments) };
     let condition = Condition::parse(condition).unwrap_or_else(|error| panic!("{condition}: {error}"));
-    condition.holds(&Facts { subject: &subject(), call: &call, risk: "write", agents_seen: 2 })
+    condition.holds(&Facts { subject: &subject(), call: &call, risk: "write", agents_seen: 2, work: &Work::default() })
 }
 
 #[test]
@@ -180,4 +180,47 @@ fn deep_conditions_within_the_limits_are_answered() {
     // All at once, at every limit.
     let all = format!("{}{choices} && {members}{}{}", "(!(!(".repeat(4), ")))".repeat(4), " && true".repeat(50));
     assert_eq!(ask(&all, "{}", None), Err(Failed), "all");
+}
+
+/// What is left of a call's work after a condition was asked.
+fn left_after(work: &Work, condition: &str, arguments: &Object) -> (Result<bool, Failed>, u64) {
+    let call = Call::new("pay/refund", arguments);
+    let condition = Condition::parse(condition).unwrap();
+    let held = condition.holds(&Facts { subject: &subject(), call: &call, risk: "write", agents_seen: 1, work });
+    (held, work.left())
+}
+
+#[test]
+fn what_a_condition_looks_at_is_what_it_costs() {
+    use crate::model::limits::{ARGUMENTS_BYTES_MAX, CONDITION_WORK_MAX};
+    let large = object(&format!("{{\"note\":\"{}\",\"list\":[{}0],\"n\":1}}", "x".repeat(20_000), "1,".repeat(10_000)));
+    let cost = |condition: &str| {
+        let (held, left) = left_after(&Work::default(), condition, &large);
+        assert!(held.is_ok(), "{condition}");
+        CONDITION_WORK_MAX - left
+    };
+    let small = cost("context.args.n == 1");
+    assert!(small < 1_000, "arguments that it does not look at cost nothing: {small}");
+    assert_eq!(cost("context.time.hour_utc < 99"), cost("context.tool.risk == \"write\""));
+    let note = cost(r#"context.args.note like "*y*" || true"#);
+    assert!((20_000..21_000).contains(&note), "{note}");
+    assert!(cost("context.args.list.contains(7) || true") > 160_000, "each value counts");
+    let pattern = format!(r#"context.args.note like "*{}*" || true"#, "x".repeat(640));
+    assert!((10 * note..13 * note).contains(&cost(&pattern)), "a longer pattern costs more");
+    // The dearest that one condition can be is more than a call may take.
+    let dearest = format!("{{\"list\":[{}0]}}", "1,".repeat(ARGUMENTS_BYTES_MAX / 2 - 10));
+    let condition = format!("context.args.list.contains(\"{}\") || true", "x".repeat(1_600));
+    assert_eq!(left_after(&Work::default(), &condition, &object(&dearest)), (Err(Failed), 0));
+}
+
+#[test]
+fn work_that_is_used_up_fails_every_later_condition() {
+    let work = Work::default();
+    let large = object(&format!("{{\"note\":\"{}\"}}", "x".repeat(40_000)));
+    let mut asked = 0;
+    while left_after(&work, r#"context.args.note like "*y*""#, &large).0 == Ok(false) {
+        asked += 1;
+    }
+    assert!((20..100).contains(&asked), "{asked} conditions look at 40 kB");
+    assert_eq!(left_after(&work, "true", &large), (Err(Failed), 0));
 }

@@ -128,15 +128,15 @@ fn read_scope(node: &Node, reader: &mut Reader<'_>) -> Option<Scope> {
         reader.wrong(node, "`scope` must map tools to argument constraints, as a token does");
         return None;
     };
-    let mut scope = Scope::default();
+    let mut tools = Vec::with_capacity(members.len());
     for member in members {
         match ArgumentMap::parse(&member.value.to_value()) {
-            Ok(map) => drop(scope.tools.insert(member.name.as_str().into(), map)),
+            Ok(map) => tools.push((member.name.as_str().into(), map)),
             Err(error @ Error::TooNested) => reader.error(member.value.at, error.to_string()),
             Err(Error::Malformed(problem)) => reader.error(member.value.at, problem),
         }
     }
-    Some(scope)
+    Some(Scope { tools: tools.into_iter().collect() })
 }
 
 fn read_expectation(item: &Node, reader: &mut Reader<'_>) -> Option<Expectation> {

@@ -284,11 +284,11 @@ fn read_argument(member: &Member, list: List, arguments: &mut ArgumentMap, reade
     };
     let named = Value::Object(Object::from_members([(name.to_owned(), long)]));
     match ArgumentMap::parse(&named) {
-        Ok(mut parsed) => {
+        Ok(parsed) => {
             if list == List::Deny && member.value.member("optional").is_some() {
                 reader.error(member.at, "`optional` means nothing in a deny: leaving the argument out is no escape");
             }
-            arguments.named.append(&mut parsed.named);
+            arguments.named.extend(parsed.named);
         }
         Err(error @ Error::TooNested) => reader.error(member.value.at, format!("argument `{}`: {error}", abridged(name))),
         Err(Error::Malformed(problem)) => reader.error(member.value.at, problem),

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use crate::model::constraint::abridged;
 use crate::model::duration;
+use crate::model::ids::holds_control_character;
 use crate::model::limits::ID_BYTES_MAX;
 
 use super::super::diagnostic::{Diagnostic, Position, Severity, suggestion};
@@ -70,7 +71,7 @@ impl<'a> Reader<'a> {
             "must not be empty".to_owned()
         } else if text.len() > ID_BYTES_MAX {
             format!("is longer than {ID_BYTES_MAX} bytes")
-        } else if text.chars().any(char::is_control) {
+        } else if holds_control_character(text) {
             "holds a control character".to_owned()
         } else if text.trim() != text {
             "begins or ends with a space".to_owned()

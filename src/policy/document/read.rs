@@ -156,6 +156,7 @@ pub fn tool_name_error(name: &str) -> Option<&'static str> {
         return Some("has a `*`, a space or a character outside visible ASCII");
     }
     match name.split_once('/') {
+        Some(("portcullis", _)) => Some("belongs to `portcullis`, the server whose tools are calls to this program itself"),
         Some((server, tool)) if !server.is_empty() && !tool.is_empty() => None,
         _ => Some("is not `server/tool`"),
     }

@@ -220,7 +220,6 @@ fn reach_says_what_arguments_can_change() {
         let reach = compiled.reach(&resolved, subject, tool);
         let layer = reach.layer.map_or("-", |layer| layer.as_str());
         assert_eq!(format!("{} {} {layer} {}", reach.effect.as_str(), reach.reason, reach.maybe), expected, "{tool}");
-        assert_eq!(resolved.may_permit(&compiled, tool), reach.effect > crate::model::decision::Effect::Deny, "{tool}");
     };
     let junior = subject(&["juniors"], "portal", &["a"], &[ALL]);
     check(&junior, "crm/read", "PERMIT OK - false");
@@ -232,7 +231,7 @@ fn reach_says_what_arguments_can_change() {
     check(&subject(&["sales"], "portal", &["a"], &[ALL]), "crm/wipe", "NEEDS_APPROVAL APPROVAL_REQUIRED user true");
     check(&subject(&["sales"], "portal", &["ghost"], &[ALL]), "crm/read", "DENY AGENT_UNKNOWN identity false");
     check(&subject(&["sales"], "portal", &["a"], &["{}"]), "crm/read", "DENY TOOL_NOT_GRANTED hop false");
-    assert!(compiled.resolve(&subject(&["sales"], "nowhere", &["a"], &[ALL])).is_hopeless());
+    check(&subject(&["sales"], "nowhere", &["a"], &[ALL]), "crm/read", "DENY APPLICATION_UNKNOWN application false");
 }
 
 #[test]
@@ -277,5 +276,4 @@ fn what_another_policy_resolved_is_resolved_anew() {
     let call = Call::new("a/first", &arguments);
     assert_eq!(new.evaluate(&resolved, &subject, &call).reason, Reason::AgentUnknown);
     assert_eq!(new.reach(&resolved, &subject, "a/first").reason, Reason::AgentUnknown);
-    assert!(!resolved.may_permit(&new, "a/first"));
 }

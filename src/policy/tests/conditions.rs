@@ -147,3 +147,54 @@ fn shadows_are_evaluated_beside() {
     check(set, "pay/read", "{}", None, 0, "PERMIT OK / DENY AGENT_DENIES agent");
     check(set, "pay/refund", "{}", None, 0, "DENY AGENT_DENIES agent / PERMIT OK");
 }
+
+/// Many conditions times large arguments: what one call can cost is bounded by counting, the same in any order, and too much denies.
+#[test]
+fn too_many_conditions_about_too_much_deny() {
+    let entries = |numbers: &mut dyn Iterator<Item = u32>| -> String {
+        let entry = |n| format!("pay/refund: {{when: 'context.args.note like \"*secret-{n}*\"'}}");
+        numbers.map(entry).collect::<Vec<_>>().join(", ")
+    };
+    let rails: String = (0..20)
+        .map(|n| {
+            let condition = format!("context.args.note like \"*secret-{n}*\"");
+            format!("\n---\n{{kind: guardrail, id: r{n}, tools: ['*'], forbid_when: '{condition}'}}")
+        })
+        .collect();
+    let policies = [&mut (0..60_u32) as &mut dyn Iterator<Item = u32>, &mut (0..60_u32).rev()]
+        .map(|numbers| agent(&format!("allow: ['*'], deny: [{}]", entries(numbers))) + &rails);
+    for (bytes, expected) in [(1_000, "PERMIT OK"), (20_000, "PERMIT OK"), (40_000, "DENY CONDITION_ERROR")] {
+        for policy in &policies {
+            let compiled = Compiled::compile(&documents(&format!("{BASE}{policy}"))).unwrap();
+            let subject = subject(&["g"], "p", &["a"], &[ALL]);
+            let arguments = parse_object(format!("{{\"note\":\"{}\"}}", "x".repeat(bytes)).as_bytes()).unwrap();
+            let verdict = compiled.evaluate(&compiled.resolve(&subject), &subject, &Call::new("pay/refund", &arguments));
+            assert_eq!(format!("{} {}", verdict.effect.as_str(), verdict.reason), expected, "{bytes}");
+        }
+    }
+}
+
+/// Who may approve is asked for a second time: nobody is left out because the first time took most of what there is.
+#[test]
+fn no_approver_is_left_out_for_want_of_work() {
+    let entry = |by: &str, minutes: u32| {
+        let whens: Vec<String> = (0..10).map(|n| format!("context.args.note like \"x{n}*\"")).collect();
+        let when = format!("!({})", whens.join(" && "));
+        format!("pay/refund: {{by: [{by}], expires_in: {minutes}m, when: '{when}'}}")
+    };
+    let policy = agent(&format!("approve: [{}, {}, {}]", entry("leads", 9), entry("owners", 7), entry("risk", 8)));
+    let compiled = Compiled::compile(&documents(&format!("{BASE}{policy}"))).unwrap();
+    let subject = subject(&["g"], "p", &["a"], &[ALL]);
+    let mut seen = Vec::new();
+    for bytes in [100, 30_000, 40_000, 49_000, 80_000, 160_000] {
+        let arguments = parse_object(format!("{{\"note\":\"{}\"}}", "x".repeat(bytes)).as_bytes()).unwrap();
+        let verdict = compiled.evaluate(&compiled.resolve(&subject), &subject, &Call::new("pay/refund", &arguments));
+        let needs: Vec<_> = verdict.approvals.iter().map(|need| (need.by.len(), need.expires_in_ms)).collect();
+        match verdict.reason {
+            crate::model::reason::Reason::ConditionError => assert_eq!(needs, []),
+            _ => assert_eq!(needs, [(3, 7 * 60_000)], "{bytes}"),
+        }
+        seen.push(verdict.reason);
+    }
+    assert!(seen.first() != seen.last(), "some fit and some do not: {seen:?}");
+}

@@ -46,6 +46,13 @@ fn documents_and_their_keys() {
     check("kind: group\nid: ''", &["2:5: error: `id` must not be empty"]);
     check("kind: group\nid: ' g'", &["2:5: error: `id` begins or ends with a space"]);
     check("kind: group\nid: \"a\\tb\"", &["2:5: error: `id` holds a control character"]);
+    check("kind: group\nid: \"a\\0b\"", &["2:5: error: `id` holds a control character"]);
+    check(
+        "kind: tool\nid: portcullis/list_tools",
+        &[
+            "2:5: error: id `portcullis/list_tools` belongs to `portcullis`, the server whose tools are calls to this program itself",
+        ],
+    );
     check("kind: group\nid: '*'", &["2:5: error: id `*` means every one where it is named: choose another"]);
     check("kind: group\nid: g\naloww: [crm/*]", &["3:1: error: unknown key `aloww` (did you mean `allow`?)"]);
     check("kind: group\nid: g\nwhatever: 1", &["3:1: error: unknown key `whatever`"]);

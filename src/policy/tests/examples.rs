@@ -66,7 +66,7 @@ fn every_example_does_what_its_tests_say() {
 
 /// A call of a test by both evaluators.
 fn expect(compiled: &Compiled, documents: &[Document], test: &TestSpec, expectation: &Expectation, place: &str) {
-    let everything = Scope { tools: BTreeMap::from([(expectation.tool.clone(), ArgumentMap::unconstrained())]) };
+    let everything = Scope { tools: [(expectation.tool.clone(), ArgumentMap::unconstrained())].into() };
     let scope = test.scope.clone().unwrap_or(everything);
     let subject = Subject {
         user: test.user.clone(),

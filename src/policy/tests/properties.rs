@@ -79,7 +79,8 @@ fn argument_map(strict: bool) -> impl Strategy<Value = ArgumentMap> {
     );
     prop_oneof![
         Just(ArgumentMap::unconstrained()),
-        (named, any::<bool>()).prop_map(move |(named, open)| ArgumentMap { named, open: open || strict }),
+        (named, any::<bool>())
+            .prop_map(move |(named, open)| ArgumentMap { named: named.into_iter().collect(), open: open || strict }),
     ]
 }
 
@@ -367,7 +368,6 @@ proptest! {
                 assert!(verdict.effect <= reach.effect, "{call:?} {reach:?} {verdict:?}");
                 assert!(reach.maybe || verdict.effect == reach.effect, "{call:?} {reach:?} {verdict:?}");
             }
-            assert!(verdict.effect == Effect::Deny || resolved.may_permit(&compiled, call.tool), "{call:?}");
         });
     }
 

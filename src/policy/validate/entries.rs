@@ -65,7 +65,7 @@ fn check_entry(checker: &mut Checker<'_>, list: List, index: usize, entry: &Entr
         }
     }
     if list != List::Deny {
-        for (name, argument) in &entry.arguments.named {
+        for (name, argument) in entry.arguments.named.iter() {
             if is_unsatisfiable(&argument.constraint) && !argument.optional {
                 let message =
                     format!("`{}` never counts: no value of argument `{}` can satisfy it", abridged(pattern), abridged(name));

@@ -1,6 +1,7 @@
 //! The steps of a change, in words: for a gateway without anything that a document says, for administration with place and entry.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use crate::model::constraint::printable;
 use crate::model::decision::EntryRef;
@@ -21,12 +22,16 @@ pub(super) struct Facts {
     schema_sha256: Option<[u8; 32]>,
     /// Kind and id of the document that registers the tool.
     registered_by: Option<(&'static str, String)>,
-    subject: Option<Subject>,
+    subject: Option<Arc<Subject>>,
 }
 
 impl Facts {
-    pub(super) fn new(request: &CheckRequest, subject: Option<&Subject>, registered_by: Option<(&'static str, String)>) -> Self {
-        Self { tool: request.tool.clone(), schema_sha256: request.tool_schema_sha256, registered_by, subject: subject.cloned() }
+    pub(super) fn new(
+        request: &CheckRequest,
+        subject: Option<Arc<Subject>>,
+        registered_by: Option<(&'static str, String)>,
+    ) -> Self {
+        Self { tool: request.tool.clone(), schema_sha256: request.tool_schema_sha256, registered_by, subject }
     }
 
     /// Who answers in a layer, as far as a caller may know.

@@ -56,6 +56,10 @@ fn chains() -> Vec<Vector> {
             draft.set("/cnf/jwk/use", "sig".into());
         }),
         edited("jti-text", "a `jti` that is no UUID", 1, |draft| draft.set("/jti", "hop one".into())),
+        edited("nbf-past", "`nbf` that has passed, token 0", 0, |draft| draft.set("/nbf", (NOW - 10).into())),
+        edited("nbf-skew-root", "`nbf` 30 s ahead, token 0", 0, |draft| draft.set("/nbf", (NOW + 30).into())),
+        edited("nbf-skew-hop", "`nbf` 30 s ahead, token 2", 2, |draft| draft.set("/nbf", (NOW + 30).into())),
+        edited("nbf-long-ago", "`nbf` before the epoch", 1, |draft| draft.set("/nbf", (-1).into())),
         edited("iat-skew", "`iat` 30 s ahead", 2, |draft| draft.set("/iat", (NOW + 30).into())),
         edited("iat-of-parent", "a hop as old as its parent", 1, |draft| draft.set("/iat", (NOW - 300).into())),
         edited("last-second", "a leaf in its last second", 2, |draft| draft.set("/exp", (NOW + 1).into())),
@@ -189,6 +193,7 @@ fn proofs() -> Vec<Vector> {
     vec![
         proved("oldest", "`iat` 30 s ago", &|draft| draft.set("/iat", (NOW - 30).into())),
         proved("earliest", "`iat` 30 s ahead", &|draft| draft.set("/iat", (NOW + 30).into())),
+        proved("nbf", "`nbf` 30 s ahead", &|draft| draft.set("/nbf", (NOW + 30).into())),
         proved("kid", "`kid` selects nothing", &|draft| draft.header["kid"] = "x".into()),
         proved("unknown", "a claim that nobody knows", &|draft| draft.set("/note", 1.into())),
         proved("nonce", "the `nonce` that was asked for", &|draft| draft.set("/nonce", "n-1".into()))

@@ -1,5 +1,7 @@
 //! What must be refused: every item of the design's list, then every other reason a chain can be refused for.
 
+mod names;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use portcullis::token::issue;
@@ -9,7 +11,7 @@ use super::make::*;
 
 pub(super) fn vectors() -> Vec<Vector> {
     let parts = [headers(), encodings(), types(), claims(), links(), attenuation(), identities(), proofs(), limits(), calls()];
-    parts.into_iter().flatten().collect()
+    parts.into_iter().flatten().chain(names::vectors()).collect()
 }
 
 /// A vector whose chain differs from the good one in one token.
