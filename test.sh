@@ -104,4 +104,4 @@ else
 fi
 say "tests"
 # shellcheck disable=SC2086
-cargo test --locked --lib --bins --test it -- $skip
+cargo test --locked --lib --bins --test it --test memory -- $skip

@@ -18,7 +18,7 @@ use portcullis::model::time::{Clock, ManualClock};
 use portcullis::policy::source::{SourceFile, parse};
 use portcullis::revocation::Index;
 use portcullis::service::request::{Caller, CheckRequest, Credential, TraceHeaders};
-use portcullis::service::{ApprovalLedger, CatchUp, Parts, ProofLedger, Service, Settings};
+use portcullis::service::{ApprovalLedger, CatchUp, LedgerError, Parts, ProofLedger, Service, Settings};
 use portcullis::snapshot::{Builder, FullState, Proof, SnapshotCell, View};
 use portcullis::telemetry::{Metrics, Spans};
 use portcullis::token::{PrivateKey, issue};
@@ -40,23 +40,23 @@ struct Nothing;
 
 #[async_trait]
 impl ProofLedger for Nothing {
-    async fn spend(&self, _key: [u8; 32], _expires_at_unix_s: i64) -> Result<bool, String> {
-        Err("no store".to_owned())
+    async fn spend(&self, _key: [u8; 32], _expires_at_unix_s: i64) -> Result<bool, LedgerError> {
+        Err(LedgerError::Busy("no store".to_owned()))
     }
 }
 
 #[async_trait]
 impl ApprovalLedger for Nothing {
-    async fn ask(&self, _request: AskApproval) -> Result<AskOutcome, String> {
-        Err("no store".to_owned())
+    async fn ask(&self, _request: AskApproval) -> Result<AskOutcome, LedgerError> {
+        Err(LedgerError::Busy("no store".to_owned()))
     }
 
-    async fn use_once(&self, _request: UseApprovals) -> Result<UseOutcome, String> {
-        Err("no store".to_owned())
+    async fn use_once(&self, _request: UseApprovals) -> Result<UseOutcome, LedgerError> {
+        Err(LedgerError::Busy("no store".to_owned()))
     }
 
-    async fn repeated(&self, _request: &UseApprovals) -> Result<Option<String>, String> {
-        Err("no store".to_owned())
+    async fn give_back(&self, _request: UseApprovals) -> Result<bool, LedgerError> {
+        Err(LedgerError::Busy("no store".to_owned()))
     }
 }
 
@@ -192,6 +192,7 @@ fn a_chain_weighs_what_it_takes() {
         metrics: Metrics::unexported(),
         spans: Spans::off(),
         clock: clock.clone(),
+        spawn: Arc::new(drop),
     };
     let service = Arc::new(Service::new(parts, Settings::default()));
     service.mark_ready();
