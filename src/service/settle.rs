@@ -117,12 +117,10 @@ impl Service {
             Use::First => None,
             Use::Replayed => Some(Decision::deny(Reason::ProofReplayed, number)),
             Use::Full => {
-                judged.message = Some(
-                    "this agent has too many proofs in use on this replica, for this user or in all: ask another replica, or again \
-                     in a minute"
-                        .to_owned(),
-                );
-                Some(Decision::deny(Reason::ProofReplayed, number))
+                let why = "this agent has too many proofs in use on this replica, for this user or in all, and nothing was used: ask \
+                           another replica, or again in a minute";
+                judged.message = Some(why.to_owned());
+                Some(Decision::deny(Reason::LedgerBusy, number))
             }
         }
     }

@@ -43,6 +43,20 @@ fn a_full_share_uses_nothing() {
     assert!(!proofs.was_used(&key(3)), "what was denied was not used");
 }
 
+/// What is taken back makes room for its holder, and can be used again; that it was shown stays.
+#[test]
+fn a_use_that_came_to_nothing_is_taken_back() {
+    let clock = ManualClock::at_unix_s(1_000);
+    let proofs = Proofs::with_size(clock.now(), 1, 4);
+    let spend = |number| proofs.spend(&key(number), holder(1, number as u32), clock.now());
+    let show = |number| proofs.show(&key(number), holder(1, number as u32), clock.now());
+    assert_eq!((show(1), spend(1), spend(2), spend(3)), (Showing::First, Use::First, Use::First, Use::Full));
+    proofs.unspend(&key(1), holder(1, 1));
+    proofs.unspend(&key(9), holder(1, 9));
+    assert!(!proofs.was_used(&key(1)) && proofs.was_used(&key(2)));
+    assert_eq!((spend(3), spend(1), show(1)), (Use::First, Use::Full, Showing::Again));
+}
+
 /// Whoever floods gets its own denials; whoever does not goes on, and the sum stays within the bound.
 #[test]
 fn a_flooding_agent_fills_its_own_share() {
