@@ -26,6 +26,8 @@ use crate::sync::status::Status;
 use crate::sync::{self, Acknowledge, Barrier, CellPublisher, Follow, Keeper, Member, Places};
 use crate::telemetry::Telemetry;
 
+/// Between two questions of a start to a store that is busy.
+const ASK_AGAIN_PAUSE: Duration = Duration::from_millis(200);
 /// How often the state of this replica is looked at, for whoever is told of changes only.
 const CONDITION_INTERVAL: Duration = Duration::from_millis(50);
 /// A quarantined replica says so twice a second; one that was heard so long ago may have ended.
@@ -135,13 +137,28 @@ pub(super) async fn begin(
     }
     match bind::open_store(chosen, clock).await {
         Ok(store) => {
-            let start = start_on(&*store, places, keeper).await?;
-            no_other_is_ahead(&*store).await?;
-            bind::first_operator(&*store, data).await?;
+            let start = while_busy(async || start_on(&*store, places, keeper).await).await?;
+            while_busy(async || no_other_is_ahead(&*store).await).await?;
+            while_busy(async || bind::first_operator(&*store, data).await).await?;
             Ok((store, start))
         }
         Err(Error::Store(why @ store::Error::Unavailable(_))) => start_cached(chosen, places, keeper, why).await,
         Err(error) => Err(error),
+    }
+}
+
+/// Asks a store that was reached again while it is too busy to answer, for as long as a first snapshot may take. A start asks what a
+/// poll asks, with the deadline of a poll, and a follower that meets it asks again too.
+async fn while_busy<T>(ask: impl AsyncFn() -> Result<T, Error>) -> Result<T, Error> {
+    let until = tokio::time::Instant::now() + FIRST_SNAPSHOT_TIMEOUT;
+    loop {
+        match ask().await {
+            Err(Error::Store(store::Error::Unavailable(problem))) if tokio::time::Instant::now() < until => {
+                tracing::warn!(problem, "the store does not answer in time: asking again");
+                tokio::time::sleep(ASK_AGAIN_PAUSE).await;
+            }
+            outcome => return outcome,
+        }
     }
 }
 

@@ -52,7 +52,7 @@ impl Team {
             command.arg("--store").arg(&url);
             command
         };
-        let first = Server::start_with(&world, with_store().arg("--policies").arg(world.policies()));
+        let first = Server::start_with(&world, with_store().arg("--create").arg("--policies").arg(world.policies()));
         let second = Server::start_at(&world, &with_store(), &world.folder.path().join("data-2"));
         let local = first.operator().await;
         Self { world, url, servers: [first, second], local, eve, ada, rob }
@@ -482,7 +482,9 @@ fn a_document_asks_for_two_people() {
         &["application", "kiosk"],
     ];
     for target in targets {
-        let act = |verb: &str, keys: &[&PathBuf]| solo.run(keys, &[&[verb], target].concat());
+        // Nobody has seen the user.
+        let flags = |verb: &str| if verb == "revoke" { &["--unknown-ok"][..] } else { &[] };
+        let act = |verb: &str, keys: &[&PathBuf]| solo.run(keys, &[&[verb], target, flags(verb)].concat());
         let waits = |ran: Ran| assert!(ran.ended(4).json()["waits_for_second_until_unix_ms"].as_i64().unwrap() > 0, "{target:?}");
         act("revoke", &[&local]).ended(0);
         waits(act("reinstate", &[&local]));

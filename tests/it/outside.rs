@@ -85,7 +85,10 @@ fn tests_of_suites_are_known() {
         let line = format!("\nsuite {name} {variable} {}\n", tests.join(" "));
         assert!(script.contains(&line), "test.sh has no line `{}`", line.trim());
     }
-    assert!(script.ends_with("cargo test --locked --lib --bins --test it -- $skip\n"), "test.sh leaves out something else");
+    assert!(
+        script.ends_with("cargo test --locked --lib --bins --test it --test memory -- $skip\n"),
+        "test.sh leaves out something else"
+    );
     let mut readers = 0;
     for entry in std::fs::read_dir(root.join("tests/it")).unwrap() {
         let path = entry.unwrap().path();

@@ -67,7 +67,7 @@ impl Rig {
     /// Through the server.
     fn revoke(&self, session: &str) -> Ran {
         let mut command = binary();
-        command.args(["--json", "revoke", "session", session, "--target"]).arg(self.server.admin_url());
+        command.args(["--json", "revoke", "session", session, "--unknown-ok", "--target"]).arg(self.server.admin_url());
         run_with(command.arg("--operator-key").arg(self.key()), "")
     }
 
@@ -80,7 +80,9 @@ impl Rig {
     fn revoke_directly(&self, session: &str) -> Ran {
         let store = format!("sqlite:{}", self.path().display());
         let mut command = binary();
-        command.args(["--json", "revoke", "session", session, "--store", &store, "--operator-key"]).arg(self.key());
+        command
+            .args(["--json", "revoke", "session", session, "--unknown-ok", "--store", &store, "--operator-key"])
+            .arg(self.key());
         run_with(command.arg("--data").arg(self.world.folder.path().join("elsewhere")), "")
     }
 }

@@ -17,7 +17,7 @@ async fn reason(server: &Server, chain: &Chain) -> String {
 
 fn revoke(server: &Server, world: &World, session: &str) {
     let mut command = binary();
-    command.args(["--json", "revoke", "session", session, "--target"]).arg(server.admin_url());
+    command.args(["--json", "revoke", "session", session, "--unknown-ok", "--target"]).arg(server.admin_url());
     run_with(command.arg("--data").arg(world.data()), "").ended(0);
 }
 
@@ -65,7 +65,9 @@ async fn after_a_clean_stop_one_file_is_the_whole_store() {
     assert_eq!(files(&world.data()), ["store.db"]);
     // Commands that open it themselves leave it so as well.
     let mut command = binary();
-    command.args(["revoke", "session", "later", "--store", &url(&world.data().join("store.db")), "--data"]).arg(world.data());
+    command
+        .args(["revoke", "session", "later", "--unknown-ok", "--store", &url(&world.data().join("store.db")), "--data"])
+        .arg(world.data());
     run_with(&mut command, "").ended(0);
     assert_eq!(files(&world.data()), ["store.db"]);
 
