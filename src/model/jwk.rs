@@ -191,7 +191,8 @@ mod tests {
     ];
 
     fn point(hex: &str, sign: u8) -> [u8; 32] {
-        let mut bytes: Vec<u8> = (0..64).step_by(2).map(|at| u8::from_str_radix(&hex[at..at + 2], 16).unwrap()).collect();
+        let mut bytes: Vec<u8> =
+            (0..64).step_by(2).map(|at| u8::from_str_radix(hex.get(at..at + 2).unwrap(), 16).unwrap()).collect();
         bytes[31] |= sign << 7;
         bytes.try_into().unwrap()
     }

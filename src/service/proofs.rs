@@ -200,10 +200,9 @@ impl Shard {
     fn take_back(&mut self, key: &Key, holder: Holder) {
         for generation in [&mut self.current, &mut self.previous] {
             if generation.keys.remove(key) {
-                for count in [generation.by_agent.get_mut(&holder.agent), generation.by_user.get_mut(&holder.user)] {
-                    if let Some(count) = count {
-                        *count = count.saturating_sub(1);
-                    }
+                let counts = [generation.by_agent.get_mut(&holder.agent), generation.by_user.get_mut(&holder.user)];
+                for count in counts.into_iter().flatten() {
+                    *count = count.saturating_sub(1);
                 }
             }
         }

@@ -155,7 +155,7 @@ impl Service {
             let proof = proof_use(judged);
             let head = match &mut wanted {
                 None => {
-                    let Some(proof) = proof else { return None };
+                    let proof = proof?;
                     let number = view.snapshot.revision().number;
                     match self.parts.ledger.spend(proof.key, proof.expires_at_unix_s).await {
                         Ok(true) => self.judge_anew(judged, request, caller, view),

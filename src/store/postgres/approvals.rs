@@ -99,7 +99,11 @@ async fn take_back<'a>(link: &Link, rows: impl Iterator<Item = &'a mut ApprovalR
     let revoked: BTreeSet<Target> =
         revoked.into_iter().filter(|row| signers::is_revoked(Some(row))).map(|row| row.target).collect();
     let is_revoked = |key: &str| revoked.contains(&signers::target(key));
-    Ok(rows.into_iter().fold(false, |taken, row| approvals::take_back(row, is_revoked) || taken))
+    let mut taken = false;
+    for row in rows {
+        taken |= approvals::take_back(row, is_revoked);
+    }
+    Ok(taken)
 }
 
 async fn read_locked(link: &Link, digests: &[&str]) -> Result<BTreeMap<String, ApprovalRow>, Fault> {

@@ -17,7 +17,7 @@ async fn near_and_far() -> (String, PostgresStore, PostgresStore, Route) {
     let name = database.split('?').next().unwrap().rsplit('/').next().unwrap();
     let route = Route::listen(0, ([127, 0, 0, 1], server.port()).into()).await.unwrap();
     let near = open(&database).await.unwrap();
-    let query = "notify=off&application_name=far";
+    let query = "application_name=far";
     let far = open(&format!("postgres://{}@{}/{name}?{query}", server.superuser(), route.address())).await.unwrap();
     (database, near, far, route)
 }
