@@ -11,6 +11,7 @@ mod faults;
 mod fixture;
 mod fleet;
 mod flood;
+mod hostile;
 mod kill;
 #[path = "../src/testing/postgres.rs"]
 mod postgres;
@@ -88,8 +89,8 @@ struct Arguments {
     /// Every fault of the table, on a fleet of that size [default: 5]: nothing killed may be permitted; a row each
     #[arg(long)]
     faults: bool,
-    /// Only faults or stores whose name holds this
-    #[arg(long, value_name = "TEXT", requires = "faults", default_value = "")]
+    /// Only faults, stores or attacks whose name holds this
+    #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
     /// The freshness bound of the stores on which faults are tried
     #[arg(long, default_value_t = 5000, value_name = "MS")]
@@ -100,6 +101,12 @@ struct Arguments {
     /// Revocations in one commit of a flood
     #[arg(long, default_value_t = portcullis::store::rules::WRITES_MAX, value_name = "N")]
     flood_commit: usize,
+    /// Attacks of a stranger who may connect, each on a server of its own: memory, a good caller's latency, a kill meanwhile
+    #[arg(long)]
+    hostile: bool,
+    /// Checks a second of the good caller while a stranger attacks
+    #[arg(long, default_value_t = 1000, value_name = "RATE")]
+    hostile_rate: u64,
     /// Where the table goes too
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
@@ -135,6 +142,10 @@ fn main() -> Result<()> {
     if std::env::args().nth(1).as_deref() == Some(AS_PROXY) {
         return Ok(proxy::serve()?);
     }
+    // What `--hostile` starts: the attacker, as a process that has no part in what is measured.
+    if std::env::args().nth(1).as_deref() == Some(hostile::AS_ATTACKER) {
+        return hostile::attack();
+    }
     let arguments = Arguments::parse();
     let binary = match &arguments.server {
         Some(path) => path.clone(),
@@ -147,6 +158,9 @@ fn main() -> Result<()> {
         return break_things(&arguments, &binary);
     }
     let company = Company::new()?;
+    if arguments.hostile {
+        return strangers(&arguments, &binary, &company);
+    }
     if let Some(count) = arguments.flood {
         return floods(&arguments, &binary, &company, count);
     }
@@ -268,6 +282,29 @@ fn floods(arguments: &Arguments, binary: &Path, company: &Company, count: usize)
                 flood::Way::Acts => "signed acts of one each".to_owned(),
             };
             table.row(name, &way, &outcome);
+        }
+    }
+    arguments.publish(&table.render())
+}
+
+/// Every attack, one after the other.
+fn strangers(arguments: &Arguments, binary: &Path, company: &Company) -> Result<()> {
+    let mut table = report::HostileTable::new(arguments.hostile_rate);
+    for attack in hostile::table().into_iter().filter(|attack| attack.name.contains(&arguments.only)) {
+        say(attack.name)?;
+        let now = SystemClock.now();
+        let chains = (0..arguments.tokens.min(200)).map(|number| company.chain(number, 2, now)).collect::<Result<Vec<_>>>()?;
+        let doomed = company.chain(arguments.tokens, 2, now)?;
+        let scene = hostile::Scene {
+            binary,
+            policy: &company.policy(0)?,
+            chains: &chains,
+            doomed: (&doomed, fixture::session(arguments.tokens)),
+            rate: arguments.hostile_rate,
+        };
+        table.row(attack.name, &hostile::run(&scene, attack));
+        if let Some(path) = &arguments.out {
+            std::fs::write(path, table.render())?;
         }
     }
     arguments.publish(&table.render())
@@ -398,4 +435,8 @@ fn measure(server: &Server, sum: &mut Measured, run: impl FnOnce() -> Result<Tal
 
 fn say(what: &str) -> Result<()> {
     Ok(writeln!(std::io::stderr(), "{what}")?)
+}
+
+fn say_out(what: &str) -> Result<()> {
+    Ok(writeln!(std::io::stdout(), "{what}")?)
 }

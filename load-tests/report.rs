@@ -16,6 +16,7 @@ use super::faults::rig::{DOOMED, Plan};
 use super::faults::scenario::Scenario;
 use super::fleet::Fleet;
 use super::flood::Flood;
+use super::hostile::Outcome;
 use super::kill::Kills;
 
 /// How soon a fleet has to be fresh again once its store is back.
@@ -328,6 +329,65 @@ impl FloodTable {
             "# A flood of revocations\n\n{}\n| store | way | revocations | revocations/s | acknowledged after s | in effect everywhere ms \
              later | checks before, p50 / p99 / max ms | during | after | no permits |\n|---|---|---|---|---|---|---|---|---|---|\n{}",
             origin("replicas, store and clients share it", &self.method),
+            self.rows
+        )
+    }
+}
+
+/// What strangers do to everybody else.
+pub(crate) struct HostileTable {
+    method: String,
+    rows: String,
+}
+
+impl HostileTable {
+    pub(crate) fn new(rate: u64) -> Self {
+        let method = format!(
+            "one replica on SQLite for each attack; a good caller asks by chain at {rate} checks a second, open loop over 2 connections, \
+             3 s before, 6 s during and 3 s after; the attacker is a process at nice 19 that comes back whenever it is cut off; a kill \
+             counts from the operator's first packet on a new connection to the first denial on another new one; a probe is `/livez` on \
+             a new connection, the slowest of all"
+        );
+        Self { method, rows: String::new() }
+    }
+
+    pub(crate) fn row(&mut self, attack: &str, outcome: &Result<Outcome>) {
+        let outcome = match outcome {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                let _ = writeln!(self.rows, "| {attack} | **failed**: {error:#} | | | | | | | | |");
+                return;
+            }
+        };
+        let ms = |tally: &Tally| {
+            let at = |quantile: f64| tally.latency_ns.value_at_quantile(quantile) as f64 / 1e6;
+            format!("{:.2} / {:.2}", at(0.5), at(0.99))
+        };
+        let took = |took: &Result<Duration>| match took {
+            Ok(took) => format!("{:.1}", took.as_secs_f64() * 1e3),
+            Err(error) => format!("**{error:#}**"),
+        };
+        let _ = writeln!(
+            self.rows,
+            "| {attack} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {:.2} |",
+            outcome.reached,
+            outcome.resident_before_kib / 1024,
+            outcome.resident_peak_kib / 1024,
+            ms(&outcome.before),
+            ms(&outcome.during),
+            ms(&outcome.after),
+            outcome.before.failures + outcome.during.failures + outcome.after.failures,
+            took(&outcome.kill),
+            took(&outcome.probe),
+            outcome.audit_bytes_per_s as f64 / 1e6,
+        );
+    }
+
+    pub(crate) fn render(&self) -> String {
+        format!(
+            "# A stranger who may connect\n\n{}\n| attack | reached | resident MiB before | peak | good caller before, p50 / p99 ms | \
+             during | after | no permits | kill ms | probe ms | audit MB/s |\n|---|---|---|---|---|---|---|---|---|---|---|\n{}",
+            origin("server, good caller and attacker share it", &self.method),
             self.rows
         )
     }

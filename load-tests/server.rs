@@ -12,6 +12,7 @@ pub(crate) struct Server {
     child: Child,
     folder: TempDir,
     pub(crate) decisions: String,
+    pub(crate) http: String,
     pub(crate) admin: String,
 }
 
@@ -42,7 +43,7 @@ impl Server {
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("`{}` cannot be started: build it with `cargo build --release`", binary.display()))?;
-        let mut server = Self { child, folder, decisions: String::new(), admin: String::new() };
+        let mut server = Self { child, folder, decisions: String::new(), http: String::new(), admin: String::new() };
         let mut line = String::new();
         BufReader::new(server.child.stdout.take().context("no standard output")?).read_line(&mut line)?;
         let address = |name: &str| {
@@ -50,6 +51,7 @@ impl Server {
             found.map(|address| format!("http://{address}")).with_context(|| format!("the server did not become ready: `{line}`"))
         };
         server.decisions = address("decisions=")?;
+        server.http = address("http=")?;
         server.admin = address("admin=")?;
         Ok(server)
     }
@@ -76,6 +78,15 @@ impl Server {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id()))?;
         let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         Ok(line.context("no such figure")?.trim().trim_end_matches("kB").trim().parse()?)
+    }
+
+    /// Bytes of its audit files.
+    pub(crate) fn audit_bytes(&self) -> Result<u64> {
+        let mut sum = 0;
+        for entry in std::fs::read_dir(self.folder.path().join("data/audit"))? {
+            sum += entry?.metadata()?.len();
+        }
+        Ok(sum)
     }
 
     /// The key of the operator that the server made for itself.

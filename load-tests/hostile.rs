@@ -1,0 +1,208 @@
+//! What a stranger who may connect can do to everybody else: memory, a good caller's latency, and whether a kill still comes through.
+//!
+//! The attacker is a process of its own, `load attacker NAME`, at the lowest priority, so that what it takes is the server's and not
+//! the processor's. It stops when its standard input ends, or by itself after a minute. Look next at `hostile/attacks.rs`.
+
+mod attacks;
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use bytes::Bytes;
+use portcullis::api::r#gen as wire;
+use tonic::transport::Channel;
+use wire::decision_service_client::DecisionServiceClient;
+use wire::fleet_service_client::FleetServiceClient;
+use wire::revocation_service_client::RevocationServiceClient;
+
+use super::calls::{request_by_chain, signed};
+use super::client::{Client, Kind, Tally};
+use super::server::Server;
+use super::zipf::Zipf;
+
+pub(crate) use attacks::{AS_ATTACKER, Attack, attack, table};
+
+/// How long the good caller is measured before and after.
+const PEACE: Duration = Duration::from_secs(3);
+/// How long the attack runs before anything is measured.
+const RUN_UP: Duration = Duration::from_secs(1);
+/// The good caller is measured in pieces of this length while the attack lasts.
+const PIECE: Duration = Duration::from_millis(250);
+/// Pieces before the kill, and all of them.
+const PIECES_BEFORE_KILL: usize = 8;
+const PIECES: usize = 24;
+/// A kill that takes longer has failed.
+const KILL_PATIENCE: Duration = Duration::from_secs(10);
+/// A probe that takes longer has failed, as a kubelet would say.
+const PROBE_PATIENCE: Duration = Duration::from_secs(1);
+/// How often resident memory is read.
+const SAMPLE_EVERY: Duration = Duration::from_millis(10);
+
+/// What an attack came to.
+pub(crate) struct Outcome {
+    /// What the attacker says it reached.
+    pub(crate) reached: String,
+    pub(crate) resident_before_kib: u64,
+    pub(crate) resident_peak_kib: u64,
+    pub(crate) before: Tally,
+    pub(crate) during: Tally,
+    pub(crate) after: Tally,
+    /// From the operator's first packet, on a connection of its own, to the first denial on another new one.
+    pub(crate) kill: Result<Duration>,
+    /// The slowest answer of `/livez` while the attack lasted.
+    pub(crate) probe: Result<Duration>,
+    /// Audit bytes a second while the attack lasted.
+    pub(crate) audit_bytes_per_s: u64,
+}
+
+/// Who is attacked, and who asks meanwhile.
+pub(crate) struct Scene<'a> {
+    pub(crate) binary: &'a Path,
+    pub(crate) policy: &'a str,
+    pub(crate) chains: &'a [Vec<Bytes>],
+    /// A chain whose session is killed, and that session.
+    pub(crate) doomed: (&'a [Bytes], String),
+    pub(crate) rate: u64,
+}
+
+/// Runs one attack against a server of its own.
+pub(crate) fn run(scene: &Scene<'_>, attack: Attack) -> Result<Outcome> {
+    let server = Server::start(scene.binary, scene.policy)?;
+    let client = Client::open(&server.decisions, scene.chains, 2)?;
+    let zipf = Zipf::new(scene.chains.len());
+    let measure = |length| client.open_loop(Kind::CheckByChain, scene.rate, length, &zipf);
+    let before = measure(PEACE)?;
+    let resident_before_kib = server.resident_kib()?;
+    let (over, peak_kib) = (AtomicBool::new(false), AtomicU64::new(resident_before_kib));
+    let (audit_before, began) = (server.audit_bytes()?, Instant::now());
+    let mut attacker = Attacker::start(attack, &server)?;
+    let mut during = Tally::new()?;
+    let (kill, probe) = std::thread::scope(|scope| {
+        let sampling = scope.spawn(|| {
+            while !over.load(Ordering::Relaxed) {
+                if let Ok(kib) = server.resident_kib() {
+                    peak_kib.fetch_max(kib, Ordering::Relaxed);
+                }
+                std::thread::sleep(SAMPLE_EVERY);
+            }
+        });
+        let probing = scope.spawn(|| probes(&server.http, &over));
+        std::thread::sleep(RUN_UP);
+        let mut killing = None;
+        for piece in 0..PIECES {
+            if piece == PIECES_BEFORE_KILL {
+                killing = Some(scope.spawn(|| kill(&server, &scene.doomed)));
+            }
+            if let Ok(tally) = measure(PIECE) {
+                during.add(&tally)?;
+            }
+        }
+        let killed = killing.context("no kill was tried")?.join();
+        over.store(true, Ordering::Relaxed);
+        // The sampler returns nothing and the prober its figure; neither can fail but by a panic.
+        let _ = sampling.join();
+        let probed = probing.join();
+        let died = |_| anyhow::anyhow!("a thread died");
+        anyhow::Ok((killed.map_err(died).and_then(|killed| killed), probed.map_err(died).and_then(|probed| probed)))
+    })?;
+    let elapsed_s = began.elapsed().as_secs().max(1);
+    let audit_bytes_per_s = server.audit_bytes()?.saturating_sub(audit_before) / elapsed_s;
+    let reached = attacker.stop();
+    let after = measure(PEACE)?;
+    let resident_peak_kib = peak_kib.load(Ordering::Relaxed);
+    Ok(Outcome { reached, resident_before_kib, resident_peak_kib, before, during, after, kill, probe, audit_bytes_per_s })
+}
+
+/// The attacking process; killed when dropped.
+struct Attacker(Child);
+
+impl Attacker {
+    fn start(attack: Attack, server: &Server) -> Result<Self> {
+        let own = std::env::current_exe()?;
+        let child = Command::new("nice")
+            .args(["-n", "19"])
+            .arg(own)
+            .args([AS_ATTACKER, attack.name, &server.decisions, &server.admin])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .context("the attacker cannot be started: it needs `nice`")?;
+        Ok(Self(child))
+    }
+
+    /// Ends it and returns what it says it reached.
+    fn stop(&mut self) -> String {
+        drop(self.0.stdin.take());
+        let mut said = String::new();
+        if let Some(out) = self.0.stdout.as_mut() {
+            // What it did not say is not known.
+            let _ = out.read_to_string(&mut said);
+        }
+        let _ = self.0.wait();
+        said.trim().to_owned()
+    }
+}
+
+impl Drop for Attacker {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The operator's way: a new connection, a signed act, and then a client that has never asked before is denied.
+fn kill(server: &Server, doomed: &(&[Bytes], String)) -> Result<Duration> {
+    let (chain, session) = doomed;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let key = server.operator_key()?;
+    let work = async {
+        let sent = Instant::now();
+        loop {
+            let tried = async {
+                let channel = Channel::from_shared(server.admin.clone())?.connect().await?;
+                let info = FleetServiceClient::new(channel.clone()).info(wire::InfoRequest {}).await?.into_inner();
+                RevocationServiceClient::new(channel).revoke(signed(&key, &info.history_id, session.clone())?).await?;
+                anyhow::Ok(())
+            };
+            // An operator tries again.
+            match tried.await {
+                Ok(()) => break,
+                Err(_) => tokio::time::sleep(Duration::from_millis(20)).await,
+            }
+        }
+        let mut client = DecisionServiceClient::connect(server.decisions.clone()).await?;
+        while client.check(request_by_chain(chain)).await?.into_inner().reason != "REVOKED_SESSION" {}
+        anyhow::Ok(sent.elapsed())
+    };
+    runtime
+        .block_on(async { tokio::time::timeout(KILL_PATIENCE, work).await })
+        .context("the kill did not come through in 10 s")?
+}
+
+/// Asks `/livez` on new connections until `over`; the slowest answer.
+fn probes(http: &str, over: &AtomicBool) -> Result<Duration> {
+    let address = http.trim_start_matches("http://");
+    let mut slowest = Duration::ZERO;
+    while !over.load(Ordering::Relaxed) {
+        let began = Instant::now();
+        let mut socket = TcpStream::connect_timeout(&address.parse()?, PROBE_PATIENCE).context("no probe can connect")?;
+        socket.set_read_timeout(Some(PROBE_PATIENCE))?;
+        write!(socket, "GET /livez HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n")?;
+        let mut answer = String::new();
+        socket.read_to_string(&mut answer).context("a probe was not answered in 1 s")?;
+        anyhow::ensure!(
+            answer.starts_with("HTTP/1.1 200"),
+            "a probe was answered `{}`",
+            answer.lines().next().unwrap_or_default()
+        );
+        slowest = slowest.max(began.elapsed());
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    Ok(slowest)
+}

@@ -1,0 +1,280 @@
+//! The attacks themselves: each does one thing as fast as it may, on loopback alone, until it is told to stop.
+//!
+//! They speak HTTP/2 by hand where a well-behaved client could not do it. Bounded: in connections, in streams, in a minute.
+
+use std::io::Read as _;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail};
+use bytes::{BufMut as _, Bytes, BytesMut};
+use h2::client::{Builder, SendRequest};
+use portcullis::api::r#gen as wire;
+use portcullis::model::time::{Clock as _, SystemClock};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use wire::decision_service_client::DecisionServiceClient;
+use wire::revocation_service_client::RevocationServiceClient;
+
+use super::super::calls::request_by_chain;
+use super::super::fixture::Company;
+
+/// The first word that makes the driver an attacker.
+pub(crate) const AS_ATTACKER: &str = "attacker";
+
+/// An attacker ends by itself after that.
+const LIFE: Duration = Duration::from_secs(60);
+/// The largest message of the wire, with room for nothing.
+const MESSAGE_BYTES: usize = 4 * 1024 * 1024 - 64;
+/// After a connection that was cut or refused.
+const PAUSE: Duration = Duration::from_millis(20);
+/// Chains that nobody has seen before start at this number.
+const STRANGERS: usize = 1_000_000;
+
+type Running = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+
+/// One attack.
+#[derive(Clone, Copy)]
+pub(crate) struct Attack {
+    pub(crate) name: &'static str,
+    /// What is counted, for the report.
+    counts: &'static str,
+    /// How many of these run at one time.
+    copies: usize,
+    run: fn(Target) -> Running,
+}
+
+/// Whom an attack meets, and where it counts.
+#[derive(Clone)]
+struct Target {
+    decisions: String,
+    admin: String,
+    copy: usize,
+    count: Arc<AtomicU64>,
+}
+
+impl Target {
+    fn add(&self, count: usize) {
+        self.count.fetch_add(count as u64, Ordering::Relaxed);
+    }
+}
+
+/// All of them, in the order of the report.
+pub(crate) fn table() -> Vec<Attack> {
+    fn row(name: &'static str, counts: &'static str, copies: usize, run: fn(Target) -> Running) -> Attack {
+        Attack { name, counts, copies, run }
+    }
+    vec![
+        row("nothing", "", 1, |_| Box::pin(std::future::pending())),
+        row("unfinished batches of 4 MiB", "bytes sent", 8, |target| {
+            let address = target.decisions.clone();
+            Box::pin(unfinished(target, address, "/portcullis.v1.DecisionService/CheckBatch"))
+        }),
+        row("unfinished unsigned acts of 4 MiB", "bytes sent", 8, |target| {
+            let address = target.admin.clone();
+            Box::pin(unfinished(target, address, "/portcullis.v1.PolicyService/Apply"))
+        }),
+        row("batches of 2 million empty calls", "batches answered", 8, |target| Box::pin(empty_batches(target))),
+        row("idle connections, administration", "connections opened", 300, |target| {
+            let address = target.admin.clone();
+            Box::pin(idle(target, address))
+        }),
+        row("idle connections, decisions", "connections opened", 900, |target| {
+            let address = target.decisions.clone();
+            Box::pin(idle(target, address))
+        }),
+        row("`Watch` on every place", "watches opened", 64, |target| Box::pin(watch(target))),
+        row("garbage tokens", "calls answered", 16, |target| Box::pin(garbage(target))),
+        row("chains never seen before", "calls answered", 8, |target| Box::pin(strangers(target))),
+        row("streams reset at once", "streams reset", 4, |target| Box::pin(resets(target))),
+        row("streams that are never read", "calls sent", 8, |target| Box::pin(never_read(target))),
+    ]
+}
+
+/// Runs as the attacker: `attacker NAME DECISIONS ADMIN`.
+pub(crate) fn attack() -> Result<()> {
+    let mut words = std::env::args().skip(2);
+    let (name, decisions, admin) =
+        (words.next().context("no attack")?, words.next().context("no address")?, words.next().context("no address")?);
+    let attack = table().into_iter().find(|attack| attack.name == name).context("no such attack")?;
+    let target = Target { decisions, admin, copy: 0, count: Arc::default() };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let (stop, stopped) = tokio::sync::oneshot::channel();
+    std::thread::spawn(move || {
+        // The end of the standard input, or of who holds it, is the end.
+        let _ = std::io::stdin().read_to_end(&mut Vec::new());
+        let _ = stop.send(());
+    });
+    runtime.block_on(async {
+        let mut copies = JoinSet::new();
+        for copy in 0..attack.copies {
+            let target = Target { copy, ..target.clone() };
+            copies.spawn(async move {
+                // Who is cut off comes back.
+                loop {
+                    let _ = (attack.run)(target.clone()).await;
+                    tokio::time::sleep(PAUSE).await;
+                }
+            });
+        }
+        let _ = tokio::time::timeout(LIFE, stopped).await;
+    });
+    let count = target.count.load(Ordering::Relaxed);
+    let said = if attack.counts.is_empty() { String::new() } else { format!("{count} {}", attack.counts) };
+    super::super::say_out(&said)
+}
+
+/// An HTTP/2 connection of which nothing is read but what HTTP/2 itself demands.
+async fn connect(address: &str) -> Result<SendRequest<Bytes>> {
+    let socket = TcpStream::connect(address.trim_start_matches("http://")).await?;
+    let (sender, connection) = Builder::new().initial_window_size(1 << 20).handshake::<_, Bytes>(socket).await?;
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
+fn post(address: &str, path: &str) -> Result<http::Request<()>> {
+    Ok(http::Request::post(format!("{address}{path}"))
+        .header("content-type", "application/grpc")
+        .header("te", "trailers")
+        .body(())?)
+}
+
+/// A message's five bytes of gRPC, and as much of it as is wanted.
+fn framed(length: usize, body: &[u8]) -> Result<Bytes> {
+    let mut bytes = BytesMut::with_capacity(5 + body.len());
+    bytes.put_u8(0);
+    bytes.put_u32(u32::try_from(length)?);
+    bytes.put_slice(body);
+    Ok(bytes.freeze())
+}
+
+/// Messages that are almost sent, on as many streams as the server takes, and never end.
+async fn unfinished(target: Target, address: String, path: &'static str) -> Result<()> {
+    const STREAMS: usize = 100;
+    let sender = connect(&address).await?;
+    let mut streams = JoinSet::new();
+    for _ in 0..STREAMS {
+        let (mut sender, target, request) = (sender.clone().ready().await?, target.clone(), post(&address, path)?);
+        streams.spawn(async move {
+            let (answer, mut body) = sender.send_request(request, false)?;
+            body.send_data(framed(MESSAGE_BYTES, &[])?, false)?;
+            let mut left = MESSAGE_BYTES - 1;
+            while left > 0 {
+                body.reserve_capacity(left.min(64 * 1024));
+                let granted = std::future::poll_fn(|cx| body.poll_capacity(cx)).await.context("the stream is closed")??;
+                let size = granted.min(left);
+                body.send_data(Bytes::from(vec![0; size]), false)?;
+                target.add(size);
+                left -= size;
+            }
+            // Held until the server says something.
+            let _ = answer.await;
+            anyhow::Ok(())
+        });
+    }
+    while let Some(ended) = streams.join_next().await {
+        ended??;
+    }
+    Ok(())
+}
+
+/// The costliest 4 MiB: a batch of two million calls that say nothing.
+async fn empty_batches(target: Target) -> Result<()> {
+    let message = Bytes::from([0x0a, 0x00].repeat(MESSAGE_BYTES / 2));
+    let sender = connect(&target.decisions).await?;
+    loop {
+        let mut sender = sender.clone().ready().await?;
+        let (answer, mut body) =
+            sender.send_request(post(&target.decisions, "/portcullis.v1.DecisionService/CheckBatch")?, false)?;
+        body.send_data(framed(message.len(), &message)?, true)?;
+        answer.await?;
+        target.add(1);
+    }
+}
+
+async fn idle(target: Target, address: String) -> Result<()> {
+    let socket = TcpStream::connect(address.trim_start_matches("http://")).await?;
+    let (_sender, connection) = Builder::new().handshake::<_, Bytes>(socket).await?;
+    target.add(1);
+    Ok(connection.await?)
+}
+
+async fn watch(target: Target) -> Result<()> {
+    let mut client = RevocationServiceClient::connect(target.decisions.clone()).await?;
+    let mut entries = client.watch(wire::WatchRevocationsRequest::default()).await?.into_inner();
+    target.add(1);
+    while entries.message().await?.is_some() {}
+    bail!("the watch ended")
+}
+
+/// Tokens of the largest size that look like tokens and are none.
+async fn garbage(target: Target) -> Result<()> {
+    let mut client = DecisionServiceClient::connect(target.decisions.clone()).await?;
+    let mut number = target.copy;
+    loop {
+        number += 1000;
+        let token = format!("eyJhbGciOiJFZDI1NTE5IiwidHlwIjoiYWF0K2p3dCJ9.{number:08}{}.AAAA", "QUFB".repeat(1900));
+        let request = wire::CheckRequest { request_id: "x".repeat(120), ..request_by_chain(&[Bytes::from(token)]) };
+        client.check(request).await?;
+        target.add(1);
+    }
+}
+
+/// Valid chains, each of another user and session, so that each is verified.
+async fn strangers(target: Target) -> Result<()> {
+    let company = Company::new()?;
+    let mut client = DecisionServiceClient::connect(target.decisions.clone()).await?;
+    let mut number = STRANGERS * (target.copy + 1);
+    loop {
+        number += 1;
+        let chain = company.chain(number, 2, SystemClock.now())?;
+        client.check(request_by_chain(&chain)).await?;
+        target.add(1);
+    }
+}
+
+/// Rapid reset (CVE-2023-44487).
+async fn resets(target: Target) -> Result<()> {
+    let sender = connect(&target.decisions).await?;
+    let path = "/portcullis.v1.DecisionService/Check";
+    loop {
+        let mut sender = sender.clone().ready().await?;
+        let (_answer, mut body) = sender.send_request(post(&target.decisions, path)?, false)?;
+        body.send_reset(h2::Reason::CANCEL);
+        target.add(1);
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Calls on a stream whose answers nobody takes.
+async fn never_read(target: Target) -> Result<()> {
+    const STREAMS: usize = 50;
+    let company = Company::new()?;
+    let chain = company.chain(STRANGERS, 2, SystemClock.now())?;
+    let call = prost::Message::encode_to_vec(&request_by_chain(&chain));
+    let sender = connect(&target.decisions).await?;
+    let mut streams = JoinSet::new();
+    for _ in 0..STREAMS {
+        let sender = sender.clone().ready().await?;
+        streams.spawn(feed(sender, target.clone(), framed(call.len(), &call)?));
+    }
+    while let Some(ended) = streams.join_next().await {
+        ended??;
+    }
+    Ok(())
+}
+
+/// Sends the call on one stream for as long as the server grants room, and takes no answer.
+async fn feed(mut sender: SendRequest<Bytes>, target: Target, call: Bytes) -> Result<()> {
+    let request = post(&target.decisions, "/portcullis.v1.DecisionService/CheckStream")?;
+    let (answer, mut body) = sender.send_request(request, false)?;
+    let _answer = answer.await?;
+    loop {
+        body.reserve_capacity(call.len());
+        std::future::poll_fn(|cx| body.poll_capacity(cx)).await.context("the stream is closed")??;
+        body.send_data(call.clone(), false)?;
+        target.add(1);
+    }
+}
