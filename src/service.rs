@@ -192,13 +192,6 @@ impl Service {
         self.chains.bytes()
     }
 
-    /// What the second look must not look at.
-    #[cfg(test)]
-    fn newer_proof(&self, view: &View) -> View {
-        let newer = self.parts.cell.load().filter(|_| active(Mutant::RecheckNewerProof));
-        View { proof: newer.map_or(view.proof, |newer| newer.proof), snapshot: view.snapshot.clone() }
-    }
-
     fn view(&self) -> Result<View, Undecided> {
         if self.ready_at.get().is_none() {
             return Err(Undecided::NotReady);
@@ -301,8 +294,6 @@ impl Lane {
     /// Re-checks freshness on the same view, records, and only then gives the answer. Does not await.
     fn answer(&self, request: &CheckRequest, caller: &Caller, view: View, mut judged: Judged, started: Now) -> (Answer, Held) {
         let service = &*self.service;
-        #[cfg(test)]
-        let view = service.newer_proof(&view);
         let now = service.parts.clock.now();
         let snapshot = &view.snapshot;
         let too_old = is_too_old(&view, &request.tool, now) && !active(Mutant::SkipRecheck);

@@ -8,7 +8,7 @@
 pub(crate) enum Mutant {
     /// The age is not looked at again before answering.
     SkipRecheck,
-    /// The second look is at a newer view's proof than the decision's.
+    /// After a wait the newest proof of freshness is taken without its snapshot.
     #[cfg(test)]
     RecheckNewerProof,
     /// Every answer is valid for the whole bound.

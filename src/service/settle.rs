@@ -20,6 +20,8 @@ use super::{Held, Lane, Service, decision_id, is_too_old};
 use crate::model::approval::{ProofUse, UseApprovals, UseOutcome};
 use crate::model::decision::{Decision, Effect};
 use crate::model::limits::{LEDGER_USES_MAX, PROOF_WINDOW_S};
+#[cfg(test)]
+use crate::model::mutant::{Mutant, active};
 use crate::model::reason::Reason;
 use crate::model::revision::Revision;
 use crate::model::time::Now;
@@ -265,6 +267,11 @@ impl Service {
     pub(super) fn judge_anew(&self, judged: &mut Judged, request: &CheckRequest, caller: &Caller, view: &mut View) {
         // There was one already, and none is ever taken away.
         if let Ok(newest) = self.view() {
+            #[cfg(test)]
+            let newest = match active(Mutant::RecheckNewerProof) {
+                true => View { snapshot: view.snapshot.clone(), ..newest },
+                false => newest,
+            };
             *view = newest;
         }
         let before = (judged.destructive, judged.single_use_proof.is_some());
