@@ -1,5 +1,5 @@
-//! Many destructive calls at once on PostgreSQL: none is denied for want of freshness, kills go on beside them, and no approval is used by
-//! a call that is denied.
+//! Many destructive calls at once on PostgreSQL: each is permitted, or denied by a busy or a stale replica; kills go on beside them, and no
+//! approval is used by a call that is denied.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
