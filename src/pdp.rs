@@ -1,12 +1,14 @@
-//! The decision: a verified chain, one call, one snapshot, one moment. The file to read first.
+//! The decision function. Its inputs are a verified chain, one call, one snapshot and one point in time. Read this file first.
 //!
 //! ```text
 //! VerifiedChain ─▶ Prepared (once per chain and snapshot) ─▶ decide [ times ▸ revoked? ▸ narrow ▸ decide ] ─▶ Decision
 //! ```
 //!
-//! INVARIANT: pure. No clock, no randomness, no I/O, no log: `now` is an argument, so a recorded decision can be replayed.
-//! Must not be reached but through `service`, which verifies, checks freshness and proof, and records what comes out.
-//! Look next at `policy/compile/evaluate.rs` for the narrowing and at `service.rs` for what surrounds a decision.
+//! INVARIANT: this module is pure. It uses no clock, no randomness, no I/O and no log. `now` is an argument, so a recorded decision can be
+//! replayed.
+//!
+//! Only `service` may call this module: `service` verifies the chain, checks freshness and proof of possession, and records the decision.
+//! Look next at `policy/compile/evaluate.rs` for the evaluation of policy, and at `service.rs` for the steps around a decision.
 
 mod explain;
 
@@ -27,25 +29,26 @@ use crate::snapshot::Snapshot;
 use crate::token::trust::Trust;
 use crate::token::{Options, VerifiedChain};
 
-/// A [`VerifiedChain`] with what one snapshot makes of it: pre-hashed revocation keys and permission bits.
+/// A [`VerifiedChain`] together with everything that one snapshot derives from it: pre-hashed revocation keys and permission bits.
 ///
-/// Verified against the snapshot's trust; [`Prepared::fits`] says whether a later snapshot still agrees.
+/// The chain was verified against the trust of that snapshot. [`Prepared::fits`] says whether a later snapshot still uses the same tables.
 #[derive(Debug)]
 pub struct Prepared {
     chain: Arc<VerifiedChain>,
     subject: Arc<Subject>,
-    /// The tables by which this was made, to know them again: a chain that is kept does not keep an old policy in memory.
+    /// The trust and policy tables that this value was derived from. They are weak pointers, so a cached chain does not keep an old policy
+    /// in memory.
     trust: Weak<Trust>,
     policy: Weak<Compiled>,
     permissions: Resolved,
-    /// What the documents in shadow would make of it; `None` where there are none.
+    /// The permissions under the documents in shadow mode; `None` if there are none.
     would_be: Option<Resolved>,
     session_too_long: Option<usize>,
     watched: Box<[Watched]>,
     clean_at: AtomicU64,
 }
 
-/// One thing whose revocation kills the chain.
+/// One revocation target of the chain. A revocation of any of these targets denies every call of the chain.
 #[derive(Debug)]
 struct Watched {
     key: Key,
@@ -54,17 +57,19 @@ struct Watched {
     watermark: Reason,
 }
 
-/// A moment that no index has: nothing is known to be clean yet.
+/// The initial value of `clean_at`. No index ever has this stamp, so every key is checked on first use.
 const NEVER_CLEAN: u64 = u64::MAX;
 
-/// A generation of the index as a snapshot of some number sees it, 32 bits of each: an older snapshot may still see what a
-/// newer one sees lifted, so both must be the same for clean keys to be clean still.
+/// Combines a generation of the index (upper 32 bits) with a snapshot number (lower 32 bits).
+///
+/// An older snapshot may still see an entry that a newer snapshot sees lifted. The result of a check therefore stays valid only while both
+/// numbers stay the same.
 fn moment(generation: u64, number: u64) -> u64 {
     generation << 32 | number & 0xffff_ffff
 }
 
 impl Prepared {
-    /// Prepares a chain for a snapshot; `None` if it carries no identities (it was verified for conformance only).
+    /// Prepares a chain for a snapshot. Returns `None` if the chain carries no identities, because it was verified for conformance only.
     pub fn new(chain: Arc<VerifiedChain>, snapshot: &Snapshot) -> Option<Self> {
         let subject = chain.subject()?.clone();
         let life_s = chain.levels().first().map_or(i64::MAX, |root| root.exp_s.saturating_sub(root.iat_s));
@@ -83,30 +88,30 @@ impl Prepared {
         })
     }
 
-    /// Whether the snapshot trusts and permits by the very tables that this was prepared with.
+    /// Whether the snapshot still holds the trust and policy tables that this value was prepared with.
     pub fn fits(&self, snapshot: &Snapshot) -> bool {
         std::ptr::eq(self.policy.as_ptr(), Arc::as_ptr(snapshot.policy())) && self.is_trusted_by(snapshot)
     }
 
-    /// Whether the snapshot trusts by the very table that the chain was verified with.
+    /// Whether the snapshot still holds the trust table that the chain was verified with.
     pub fn is_trusted_by(&self, snapshot: &Snapshot) -> bool {
-        // A weak pointer keeps its place taken, so no other table can stand there.
+        // A weak pointer keeps its allocation reserved, so no other table can have the same address.
         std::ptr::eq(self.trust.as_ptr(), Arc::as_ptr(snapshot.trust()))
     }
 
-    /// Bytes on the heap that are its own, the chain included: what policy and trust hold is not.
+    /// Bytes on the heap that belong to this value, including its chain. Data that is shared with policy and trust is not counted.
     pub fn heap_bytes(&self) -> usize {
         let would_be = self.would_be.as_ref().map_or(0, Resolved::heap_bytes);
         let chain = arc_bytes::<VerifiedChain>() + self.chain.heap_bytes();
         chain + self.permissions.heap_bytes() + would_be + size_of_val(&*self.watched)
     }
 
-    /// The chain.
+    /// The verified chain.
     pub fn chain(&self) -> &Arc<VerifiedChain> {
         &self.chain
     }
 
-    /// Who it speaks for.
+    /// The identities and scopes of the chain.
     pub fn subject(&self) -> &Arc<Subject> {
         &self.subject
     }
@@ -114,7 +119,7 @@ impl Prepared {
 
 /// Decides one call.
 ///
-/// Allocates nothing where the answer is an unconditional permit. `Prepared` must fit the snapshot; one that does not is denied.
+/// An unconditional permit allocates nothing. `prepared` must fit the snapshot ([`Prepared::fits`]); otherwise the call is denied.
 pub fn decide(prepared: &Prepared, call: &Call<'_>, snapshot: &Snapshot, now: Now) -> Decision {
     let number = snapshot.revision().number;
     if let Some(denial) = barred(prepared, Some(call.tool), snapshot, now) {
@@ -135,25 +140,25 @@ pub fn decide(prepared: &Prepared, call: &Call<'_>, snapshot: &Snapshot, now: No
     }
 }
 
-/// What would be decided were the documents in shadow in force. Nobody enforces it.
+/// Evaluates the call as if the documents in shadow mode were in force. The result is recorded and never enforced.
 fn would_be(prepared: &Prepared, call: &Call<'_>, snapshot: &Snapshot) -> Option<Box<WouldBe>> {
     let verdict = snapshot.policy().would_be()?.evaluate(prepared.would_be.as_ref()?, &prepared.subject, call);
     let (effect, reason, layer, matched) = (verdict.effect, verdict.reason, verdict.layer, verdict.matched);
     Some(Box::new(WouldBe { effect, reason, layer, matched }))
 }
 
-/// What a chain can reach of one tool, whatever the arguments.
+/// The best result that a chain can reach for one tool, over all possible arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reach {
-    /// The effect; with `maybe` the best that arguments can reach.
+    /// The effect. If `maybe` is set, this is the best effect that some arguments reach.
     pub effect: Effect,
-    /// Why.
+    /// The reason for the effect.
     pub reason: Reason,
-    /// Arguments decide.
+    /// Whether the result depends on the arguments.
     pub maybe: bool,
 }
 
-/// Says for a tool what [`decide`] would, before the arguments are known.
+/// Computes the result of [`decide`] for a tool as far as it is known without arguments.
 pub fn reach(prepared: &Prepared, tool: &str, snapshot: &Snapshot, now: Now) -> Reach {
     if let Some(denial) = barred(prepared, Some(tool), snapshot, now) {
         return Reach { effect: denial.effect, reason: denial.reason, maybe: false };
@@ -162,17 +167,17 @@ pub fn reach(prepared: &Prepared, tool: &str, snapshot: &Snapshot, now: Now) -> 
     Reach { effect: reached.effect, reason: reached.reason, maybe: reached.maybe }
 }
 
-/// Why a chain may call nothing at all, whatever the tool; `None` if it may.
+/// Returns the denial that applies to every tool, from the checks before policy; `None` if these checks pass.
 pub fn barred_from_all(prepared: &Prepared, snapshot: &Snapshot, now: Now) -> Option<Decision> {
     barred(prepared, None, snapshot, now)
 }
 
-/// Why a chain is good for nothing any more, by its times and the kill switch, whatever policy says; `None` if it is not.
+/// Returns the denial of a chain that is void whatever policy says, because of its times or a revocation; `None` if the chain is valid.
 pub fn voided(prepared: &Prepared, snapshot: &Snapshot, now: Now) -> Option<Decision> {
     voided_for(prepared, None, snapshot, now)
 }
 
-/// What stands before policy: the times of the chain, the kill switch, the agents' session limits.
+/// Runs the checks that come before policy: the times of the chain, revocations, and the session limits of the agents.
 fn barred(prepared: &Prepared, tool: Option<&str>, snapshot: &Snapshot, now: Now) -> Option<Decision> {
     let too_long = |hop| Decision::deny(Reason::TokenLifetime, snapshot.revision().number).at_hop(Some(hop));
     voided_for(prepared, tool, snapshot, now).or_else(|| prepared.session_too_long.map(too_long))
@@ -190,12 +195,13 @@ fn voided_for(prepared: &Prepared, tool: Option<&str>, snapshot: &Snapshot, now:
     revoked(prepared, tool, snapshot)
 }
 
-/// The kill switch: every identity and every hop, on every call, cached or not.
+/// Checks revocations: every identity and every hop, on every call, for cached chains too.
 fn revoked(prepared: &Prepared, tool: Option<&str>, snapshot: &Snapshot) -> Option<Decision> {
     let index = snapshot.revocations();
     let number = snapshot.revision().number;
     let root_iat_s = prepared.chain.root_iat_s();
-    // INVARIANT: read before the keys are asked for, so an entry that comes in between moves the generation past this one.
+    // INVARIANT: the generation is read before the keys are looked up. An entry that is added in between then moves the generation past the
+    // value read here.
     let moment = if active(Mutant::CleanForever) { 0 } else { moment(index.generation(), number) };
     if prepared.clean_at.load(Ordering::Acquire) != moment {
         for watched in &prepared.watched {
@@ -210,7 +216,8 @@ fn revoked(prepared: &Prepared, tool: Option<&str>, snapshot: &Snapshot) -> Opti
     Some(deny_by(&hit, Reason::ToolSuspended, number))
 }
 
-/// A revocation takes effect before a snapshot of its revision exists: the answer names the later of the two.
+/// Denies by an index hit. A revocation takes effect before a snapshot of its revision exists, so the answer names the later revision of
+/// the two.
 fn deny_by(hit: &Hit, reason: Reason, number: u64) -> Decision {
     Decision::deny(reason, number.max(hit.revision))
 }

@@ -1,7 +1,7 @@
-//! Why a call is decided as it is: what every layer answers, and what would have to change for each that denies.
+//! Explains a decision: the answer of every layer, and the remedy for each layer that denies.
 //!
-//! Asks the same questions as [`decide`](super::decide), and goes on after the first denial. Pure as that is. Look next at
-//! `service/explain.rs`, which adds what comes before and says it in words.
+//! [`explain`] runs the same checks as [`decide`](super::decide), but continues after the first denial. It is pure, like `decide`. Look
+//! next at `service/explain.rs`, which adds the checks that precede the PDP and writes the explanation as text.
 
 use super::Prepared;
 use crate::model::decision::Effect;
@@ -15,43 +15,43 @@ use crate::revocation::{HitMeaning, TargetRef};
 use crate::snapshot::Snapshot;
 use crate::token::Options;
 
-/// One layer's answer, and what would turn it if it denies.
+/// The answer of one layer, and the remedy if the layer denies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// The answer.
+    /// The layer's answer.
     pub answer: LayerAnswer,
-    /// `None` where it does not deny.
+    /// The remedy; `None` if the layer does not deny.
     pub turn: Option<Turn>,
 }
 
-/// What would turn a denial.
+/// The change that would turn a denial into a permit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Turn {
-    /// Another credential, proof or audience; the reason says which.
+    /// Present another credential, proof or audience; the reason says which.
     Credential,
-    /// Policy, or what the call asks.
+    /// Change the policy or the call.
     Policy(Mend),
-    /// A suspension must be lifted.
+    /// Reinstate the suspended target.
     Reinstate,
-    /// A chain that begins after the watermark.
+    /// Present a chain whose root was issued after the watermark.
     LaterChain,
-    /// What must be prepared is not known to be.
+    /// Obtain the required approval of a prepared call. Whether it exists already is not checked here.
     Prepare,
-    /// Freshness comes by itself, or another replica has it.
+    /// Wait until this replica is fresh, or ask another replica.
     Wait,
-    /// Nothing: what is revoked is dead for good.
+    /// Nothing helps: the target is revoked for good.
     Never,
 }
 
 impl Finding {
-    /// A denial by something that is no layer of policy.
+    /// A denial outside of the policy layers.
     pub fn denial(layer: Layer, hop: Option<usize>, reason: Reason, turn: Turn) -> Self {
         let answer =
             LayerAnswer { layer, hop, effect: Effect::Deny, reason, matched: None, approval: None, prepared: Vec::new() };
         Self { answer, turn: Some(turn) }
     }
 
-    /// A layer without objections.
+    /// A layer that permits.
     pub fn permit(layer: Layer) -> Self {
         let answer = LayerAnswer {
             layer,
@@ -66,7 +66,7 @@ impl Finding {
     }
 }
 
-/// Every layer's answer to a call, in the order in which one of equals is reported. `Prepared` must fit the snapshot.
+/// Returns every layer's answer to a call. Of answers with the same effect, a decision reports the first. `prepared` must fit the snapshot.
 pub fn explain(prepared: &Prepared, call: &Call<'_>, snapshot: &Snapshot, now: Now) -> Vec<Finding> {
     let identity = |reason, hop| Finding::denial(Layer::Identity, hop, reason, Turn::Credential);
     let mut findings = Vec::new();
@@ -82,7 +82,7 @@ pub fn explain(prepared: &Prepared, call: &Call<'_>, snapshot: &Snapshot, now: N
     let work = Work::default();
     for answer in policy.explain(permissions, subject, call) {
         findings.push(match answer.effect {
-            // Whether it was prepared only the store knows, and an explanation does not ask it.
+            // Only the store knows whether the required call was prepared, and an explanation does not read the store.
             Effect::Permit | Effect::NeedsApproval if !answer.prepared.is_empty() => {
                 let answer = LayerAnswer { effect: Effect::Deny, reason: Reason::ApprovalRequired, ..answer };
                 Finding { answer, turn: Some(Turn::Prepare) }
@@ -97,7 +97,7 @@ pub fn explain(prepared: &Prepared, call: &Call<'_>, snapshot: &Snapshot, now: N
     findings
 }
 
-/// Everything revoked that the chain or the tool meets; one permit if there is nothing.
+/// Returns every revocation that applies to the chain or the tool; a single permit if there is none.
 fn revocations(prepared: &Prepared, tool: &str, snapshot: &Snapshot) -> Vec<Finding> {
     let index = snapshot.revocations();
     let (number, root_iat_s) = (snapshot.revision().number, prepared.chain.root_iat_s());
@@ -111,7 +111,7 @@ fn revocations(prepared: &Prepared, tool: &str, snapshot: &Snapshot) -> Vec<Find
         if let Some(hit) = index.hit(watched.key, root_iat_s, number) {
             let reason = if hit.meaning == HitMeaning::Watermark { watched.watermark } else { watched.suspended };
             let finding = Finding::denial(Layer::Revocation, watched.hop(), reason, turn(hit.meaning));
-            // A token is known by its id and by its hash: it is revoked once.
+            // A token is watched by its id and by its hash, so one revocation can be found twice.
             if !findings.contains(&finding) {
                 findings.push(finding);
             }
