@@ -1,8 +1,10 @@
-//! What is revoked, in memory: an exact set behind a bloom filter, shared by every snapshot and read without waiting.
+//! The revocation index: an exact set of revoked targets behind a bloom filter. All snapshots share it, and readers never wait.
 //!
-//! The filter may only say "surely not revoked"; "maybe" goes to the exact set. An addition shows at once in every snapshot and
-//! can only deny; a removal shows only to snapshots from the lifting revision on. This module reads no clock and no store, and
-//! decides nothing: `pdp` asks, `sync` feeds through `snapshot`. Look next at [`Index`], then at `filter.rs` and `entry.rs`.
+//! The filter may only answer "surely not revoked". On "maybe" the exact set decides. An addition is visible in every snapshot at once and
+//! can only deny. A removal is visible only to snapshots from the lifting revision on.
+//!
+//! This module reads no clock and no store, and makes no decision: `pdp` queries it, and `sync` updates it through `snapshot`. Look next at
+//! [`Index`], then at `filter.rs` and `entry.rs`.
 
 mod entry;
 mod filter;
@@ -16,22 +18,22 @@ use crate::model::primitives;
 pub use index::Index;
 pub use key::{Key, TargetRef};
 
-/// That something is revoked, and by which revision.
+/// A revocation found in the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hit {
-    /// What the revocation does.
+    /// The effect of the revocation.
     pub meaning: HitMeaning,
-    /// Number of the revision that last changed the entry that hits; it may be above that of the asking snapshot.
+    /// Number of the revision that last changed the entry. It may be higher than the number of the querying snapshot.
     pub revision: u64,
 }
 
-/// What a revocation that hits does. Where several hold, the first of these is told.
+/// The effect of a revocation that was found. If several effects apply, the first in this order is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HitMeaning {
     /// Denied for good.
     Dead,
     /// Denied until reinstated.
     Suspended,
-    /// The chain's root is too old.
+    /// The chain's root was issued at or before the watermark.
     Watermark,
 }

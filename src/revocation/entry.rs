@@ -1,31 +1,32 @@
-//! An entry that is not, or not only, dead: what holds, what was lifted, and for which snapshots it still holds.
+//! An entry of the index that can be lifted: the effects that hold, the effects that were lifted, and the snapshots that still see them.
 //!
-//! Each effect carries the number of the first snapshot that no longer sees it. Look next at `index.rs`.
+//! Each effect carries the number of the first snapshot that no longer sees it. Targets that were only ever dead have no such entry;
+//! `index.rs` keeps them in a smaller set.
 
 use super::{Hit, HitMeaning};
 use crate::model::records::RevocationRow;
 
-/// Never in effect.
+/// An effect that no snapshot sees.
 const NEVER: u64 = 0;
-/// In effect for every snapshot.
+/// An effect that every snapshot sees.
 const ALWAYS: u64 = u64::MAX;
 
-/// The state of one target, with what was lifted from it.
+/// The state of one target, including the effects that were lifted.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Entry {
-    /// Of the newest row.
+    /// Revision of the newest row.
     revision: u64,
-    /// Of the row before the last one that lifted something: what an older snapshot is denied by.
+    /// Revision of the row before the last lift. A denial in an older snapshot names it.
     revision_before: u64,
     watermark_unix_s: i64,
-    /// The first snapshot that does not see it; so for all three.
+    /// The number of the first snapshot that does not see this effect. The next two fields have the same form.
     dead_until: u64,
     suspended_until: u64,
     watermark_until: u64,
 }
 
 impl Entry {
-    /// Nothing in effect yet.
+    /// An entry without any effect.
     pub(super) fn new() -> Self {
         Self {
             revision: 0,
@@ -37,12 +38,13 @@ impl Entry {
         }
     }
 
-    /// Dead since a revision, for every snapshot.
+    /// An entry that is dead since `revision`, for every snapshot.
     pub(super) fn dead(revision: u64) -> Self {
         Self { revision, revision_before: revision, dead_until: ALWAYS, ..Self::new() }
     }
 
-    /// Takes a row over; what it no longer says is lifted for snapshots from `lifted_at` on. True if something was added.
+    /// Takes over a row. An effect that the row no longer has is lifted for snapshots from `lifted_at` on. Returns whether an effect was
+    /// added.
     pub(super) fn update(&mut self, row: &RevocationRow, lifted_at: u64) -> bool {
         let before = self.revision;
         let dead = set(&mut self.dead_until, row.dead, lifted_at);
@@ -61,7 +63,7 @@ impl Entry {
         raised || steps.contains(&Step::Added)
     }
 
-    /// Lifts everything for snapshots from `lifted_at` on.
+    /// Lifts every effect for snapshots from `lifted_at` on.
     pub(super) fn lift(&mut self, lifted_at: u64) {
         let steps = [&mut self.dead_until, &mut self.suspended_until, &mut self.watermark_until];
         if steps.map(|until| set(until, false, lifted_at)).contains(&Step::Lifted) {
@@ -69,12 +71,12 @@ impl Entry {
         }
     }
 
-    /// Whether no snapshot from `oldest` on sees anything of it.
+    /// Whether no snapshot numbered `oldest` or above sees any effect of this entry.
     pub(super) fn is_over(&self, oldest: u64) -> bool {
         [self.dead_until, self.suspended_until, self.watermark_until].iter().all(|until| !in_effect(*until, oldest))
     }
 
-    /// What it does to a chain whose root was issued at `root_iat_s`, as snapshot `number` sees it.
+    /// Returns the effect on a chain whose root was issued at `root_iat_s`, as snapshot `number` sees it.
     pub(super) fn hit(&self, root_iat_s: i64, number: u64) -> Option<Hit> {
         let too_old = root_iat_s <= self.watermark_unix_s;
         let (until, meaning) = if in_effect(self.dead_until, number) {
@@ -104,7 +106,7 @@ fn set(until: &mut u64, on: bool, lifted_at: u64) -> Step {
             Step::Added
         }
         (false, true) => {
-            // Below `ALWAYS`, which would mean that it was never lifted.
+            // The value stays below `ALWAYS`, which would mean that the effect was never lifted.
             *until = lifted_at.min(ALWAYS - 1);
             Step::Lifted
         }

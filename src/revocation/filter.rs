@@ -1,8 +1,8 @@
-//! A bloom filter of atomic bits, one cache line a key: "surely not" at the price of one miss.
+//! A bloom filter of atomic bits with one cache line per key. A "surely not" costs at most one cache miss.
 //!
-//! A split block filter (Putze, Sanders, Singler, "Cache-, Hash- and Space-Efficient Bloom Filters", 2007): the high half of a
-//! key chooses a block of 512 bits, the low half one bit in each of its eight words. Bits are set with `fetch_or` while others
-//! read. It holds no keys and cannot forget one; `index.rs` makes a new one instead.
+//! It is a split block filter (Putze, Sanders, Singler, "Cache-, Hash- and Space-Efficient Bloom Filters", 2007). The high half of a key
+//! selects a block of 512 bits; the low half selects one bit in each of the block's eight words. Writers set bits with `fetch_or` while
+//! readers read. The filter stores no keys and cannot delete one; `index.rs` builds a new filter instead.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,26 +11,26 @@ use super::key::Key;
 use super::primitives::{AtomicU64, AtomicUsize, FILTER_WORDS as WORDS, OnceLock};
 
 const BLOCK_BITS: u64 = 512;
-/// About one false "maybe" in a thousand when full.
+/// At full capacity, about one absent key in a thousand gets a "maybe".
 const BITS_PER_KEY: u64 = 16;
 const LEVELS: usize = 9;
 const GROWTH: u64 = 4;
-/// Blocks looked at to estimate the rate of false "maybe".
+/// Number of blocks that are sampled to estimate the rate of a false "maybe".
 const SAMPLE_BLOCKS: usize = 1024;
 
 #[repr(align(64))]
 #[derive(Default)]
 struct Block([AtomicU64; WORDS]);
 
-/// One filter of a fixed size.
+/// One filter of fixed size.
 pub(super) struct Filter {
     blocks: Box<[Block]>,
-    /// Keys it is made for.
+    /// Number of keys that the filter is sized for.
     capacity: u64,
 }
 
 impl Filter {
-    /// An empty filter for so many keys.
+    /// An empty filter for `capacity` keys.
     pub(super) fn new(capacity: u64) -> Self {
         let count = (capacity * BITS_PER_KEY).div_ceil(BLOCK_BITS).max(1);
         Self { blocks: (0..count).map(|_| Block::default()).collect(), capacity }
@@ -40,28 +40,28 @@ impl Filter {
     pub(super) fn insert(&self, key: Key) {
         let Some(Block(words)) = self.block(key) else { return };
         for (word, bit) in words.iter().zip(bits(key)) {
-            // Most are set already in a filter that is being rebuilt: reading first leaves the line shared.
+            // During a rebuild most bits are set already. Reading first keeps the cache line in shared state.
             if word.load(Ordering::Acquire) & bit == 0 {
                 word.fetch_or(bit, Ordering::AcqRel);
             }
         }
     }
 
-    /// False: surely not inserted. True: maybe.
+    /// Returns false if the key was surely not inserted, and true if it may have been.
     pub(super) fn may_contain(&self, key: Key) -> bool {
-        // Without a block nothing can be said, so: maybe. There is always one.
+        // Without a block the answer must be "maybe". There is always a block.
         self.block(key).is_none_or(|Block(words)| {
             words.iter().zip(bits(key)).fold(true, |all, (word, bit)| all & (word.load(Ordering::Acquire) & bit != 0))
         })
     }
 
     fn block(&self, key: Key) -> Option<&Block> {
-        // Multiply and shift: an even spread over any number of blocks, without a division.
+        // Multiply and shift: this spreads keys evenly over any number of blocks without a division.
         let index = (u128::from(key.high) * self.blocks.len() as u128) >> 64;
         self.blocks.get(usize::try_from(index).ok()?)
     }
 
-    /// Takes over the bits of a filter of the same size, word by word, while others read.
+    /// Replaces all bits by those of a filter of the same size, word by word, while readers read.
     fn overwrite(&self, fresh: &Filter) {
         for (Block(old), Block(new)) in self.blocks.iter().zip(&fresh.blocks) {
             for (old, new) in old.iter().zip(new) {
@@ -85,13 +85,14 @@ impl Filter {
 }
 
 fn bits(key: Key) -> [u64; WORDS] {
-    // 6 bits of the low half for each word; the exact set uses all of them too, but asks only after the filter said "maybe".
+    // Six bits of the low half select the bit of each word. The exact set hashes by the same half, but is read only after a "maybe".
     std::array::from_fn(|word| 1 << ((key.low >> (6 * word)) & 63))
 }
 
-/// The filter in use, and room for larger ones: readers find it with two loads and no lock.
+/// The filter in use, and slots for larger ones. Readers reach the filter with two loads and no lock.
 ///
-/// A filter that was outgrown is not freed, for a reader may still hold it; together they are a third of the last one's size.
+/// A filter that was outgrown is not freed, because a reader may still use it. All outgrown filters together are a third of the size of the
+/// last one.
 pub(super) struct Filters {
     levels: [OnceLock<Arc<Filter>>; LEVELS],
     current: AtomicUsize,
@@ -99,14 +100,14 @@ pub(super) struct Filters {
 }
 
 impl Filters {
-    /// An empty filter for `base` keys.
+    /// Holds one empty filter for `base` keys.
     pub(super) fn new(base: u64) -> Self {
         let filters = Self { levels: Default::default(), current: AtomicUsize::new(0), base };
         filters.install(0, Arc::new(filters.fresh(0)));
         filters
     }
 
-    /// False: surely not inserted.
+    /// Returns false if the key was surely not inserted.
     pub(super) fn may_contain(&self, key: Key) -> bool {
         self.filter().is_none_or(|filter| filter.may_contain(key))
     }
@@ -118,46 +119,46 @@ impl Filters {
         }
     }
 
-    /// An empty filter of a level.
+    /// An empty filter of the size of a level.
     pub(super) fn fresh(&self, level: usize) -> Filter {
         Filter::new(self.capacity_of(level))
     }
 
-    /// The smallest level from the one in use on that holds so many keys with a quarter to spare; the largest if none does.
+    /// Returns the smallest level, from the current one up, that holds `keys` keys with a quarter to spare; the largest level if none does.
     pub(super) fn level_for(&self, keys: u64) -> usize {
         let wanted = keys.saturating_add(keys / 4);
         let from = self.level();
         (from..LEVELS - 1).find(|level| self.capacity_of(*level) >= wanted).unwrap_or(LEVELS - 1)
     }
 
-    /// The level in use.
+    /// The current level.
     pub(super) fn level(&self) -> usize {
         self.current.load(Ordering::Acquire)
     }
 
-    /// Keys that the filter in use is made for.
+    /// Number of keys that the current filter is sized for.
     pub(super) fn capacity(&self) -> u64 {
         self.filter().map_or(0, |filter| filter.capacity)
     }
 
-    /// Puts a filter into use. The caller keeps writers out, and has put every present key into `filter`.
+    /// Makes `filter` the current filter. The caller holds the writer lock and has inserted every present key into `filter`.
     pub(super) fn install(&self, level: usize, filter: Arc<Filter>) {
         let Some(slot) = self.levels.get(level) else { return };
         if let Err(fresh) = slot.set(filter)
             && let Some(old) = slot.get()
         {
-            // INVARIANT: each present key has all its bits in both, so it has them at every moment in between.
+            // INVARIANT: both filters hold all bits of each present key, so every intermediate state holds them too.
             old.overwrite(&fresh);
         }
         self.current.store(level, Ordering::Release);
     }
 
-    /// Size of the filter in use.
+    /// Size of the current filter in bits.
     pub(super) fn bits(&self) -> u64 {
         self.filter().map_or(0, Filter::bits)
     }
 
-    /// The share of keys never inserted that get a "maybe", estimated from the bits that are set.
+    /// Estimates, from the bits that are set, the share of absent keys that get a "maybe".
     pub(super) fn false_positive_rate(&self) -> f64 {
         self.filter().map_or(1.0, Filter::false_positive_rate)
     }

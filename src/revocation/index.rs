@@ -1,7 +1,8 @@
-//! The index: the exact set, the filter before it, the generation after it. One writer at a time, readers never wait for it.
+//! The revocation index: the exact sets, the bloom filter that is read before them, and the generation that is advanced after them.
 //!
-//! Dead entries, nearly all of them, cost 24 bytes each in a set of their own; the others carry what they need to be lifted.
-//! Nothing here expires by the clock. Look next at `filter.rs` for the filter and `entry.rs` for lifting.
+//! There is one writer at a time, and readers never wait for it. Nearly all entries are dead; they cost 24 bytes each in a set of their
+//! own. All other entries carry the data that is needed to lift them. Nothing here expires by the clock. Look next at `filter.rs` for the
+//! filter and at `entry.rs` for lifting.
 
 use std::fmt;
 use std::sync::atomic::Ordering;
@@ -15,14 +16,16 @@ use super::{Hit, HitMeaning};
 use crate::model::mutant::{Mutant, active};
 use crate::model::records::{RevocationRow, Target};
 
-/// Keys that the first filter is made for: 128 KiB.
+/// Number of keys that the first filter is sized for; it takes 128 KiB.
 const FIRST_CAPACITY: u64 = 1 << 16;
-/// A shard that grows shuts its readers out meanwhile: at ten million entries each holds forty thousand, a millisecond's work.
+/// Number of shards of each set. A shard that grows blocks its readers. With ten million entries a shard holds forty thousand, and growing
+/// it takes about a millisecond.
 const SHARDS: usize = 256;
 
-/// What is revoked, shared by all snapshots.
+/// The set of revoked targets, shared by all snapshots.
 ///
-/// A collision of two keys (128 bits, keyed per process) could only make one target share the other's fate.
+/// Keys have 128 bits and are hashed with a key of this process. If two targets collided, a revocation of one would also deny the other; a
+/// collision can never permit.
 pub struct Index(Arc<Inner>);
 
 impl Default for Index {
@@ -40,7 +43,7 @@ impl fmt::Debug for Index {
 }
 
 impl Index {
-    /// An empty index with fresh random keys.
+    /// An empty index with fresh random hash keys.
     pub fn new() -> Self {
         Self::with_first_capacity(FIRST_CAPACITY)
     }
@@ -57,25 +60,26 @@ impl Index {
         }))
     }
 
-    /// What the filter alone says.
+    /// The answer of the filter alone.
     #[cfg(test)]
     pub(super) fn may_contain(&self, key: Key) -> bool {
         self.0.filters.may_contain(key)
     }
 
-    /// Hashes a target, to be asked for many times. Allocates nothing.
+    /// Hashes a target, so that it can be looked up many times. Allocates nothing.
     pub fn key(&self, target: TargetRef<'_>) -> Key {
         self.0.keyed.key(target)
     }
 
-    /// Grows with every addition. To call something clean as of a generation, read the generation first and ask then.
+    /// The number of additions so far. A caller that records a target as clean must read the generation first and look the target up
+    /// second.
     pub fn generation(&self) -> u64 {
         self.0.generation.load(Ordering::Acquire)
     }
 
-    /// Takes over the state of one target after a commit, in the order of the commits.
+    /// Applies the new state of one target. Calls must follow the order of the commits.
     ///
-    /// When it returns, every reader sees what it adds; what it lifts, snapshots from the row's revision on no longer see.
+    /// When it returns, every reader sees the added effects. Snapshots from the row's revision on no longer see the lifted effects.
     pub fn apply(&self, row: &RevocationRow) {
         let mut writer = self.0.lock();
         if active(Mutant::GenerationFirst) {
@@ -87,7 +91,8 @@ impl Index {
         let due = self.0.rebuild_level(&writer).is_some();
         drop(writer);
         if due {
-            // Short-lived, one at a time. Where no thread can be had the filter is only less sharp, and the next row asks again.
+            // The thread is short-lived, and only one runs at a time. If no thread can be started, the filter stays less precise and the
+            // next row tries again.
             let inner = self.0.clone();
             if let Err(error) = spawn("revocation-filter", move || inner.rebuild()) {
                 tracing::warn!(%error, "the revocation filter is not rebuilt now");
@@ -95,16 +100,16 @@ impl Index {
         }
     }
 
-    /// Lifts all that is revoked of a target for snapshots from `number` on: its row is gone. [`Index::forget_lifted`] frees it.
+    /// Lifts every effect on a target for snapshots from `number` on, because its row was pruned. [`Index::forget_lifted`] frees the entry.
     pub fn remove(&self, target: &Target, number: u64) {
         let _writer = self.0.lock();
         self.0.lift(self.key(TargetRef::from(target)), number);
     }
 
-    /// Takes over every row of a full state at revision `number`.
+    /// Applies every row of a full state at revision `number`.
     ///
-    /// What is revoked before and after never disappears in between; what `rows` no longer holds is lifted for snapshots from
-    /// `number` on.
+    /// A target that is revoked both before and after never appears clean in between. A target that `rows` no longer holds is lifted for
+    /// snapshots from `number` on.
     pub fn replace(&self, rows: &[RevocationRow], number: u64) {
         let mut writer = self.0.lock();
         let was_empty = self.is_empty();
@@ -130,7 +135,7 @@ impl Index {
         self.0.rebuild();
     }
 
-    /// Forgets what is lifted for every snapshot numbered `oldest_snapshot` or above; no older one may still be in use.
+    /// Frees the entries that are lifted for every snapshot numbered `oldest_snapshot` or above. No older snapshot may still be in use.
     pub fn forget_lifted(&self, oldest_snapshot: u64) {
         let mut writer = self.0.lock();
         let mut forgotten = 0_u64;
@@ -145,35 +150,35 @@ impl Index {
         self.0.rebuild();
     }
 
-    /// Whether a target is revoked for a chain whose root was issued at `root_iat_s` (Unix seconds), as seen by the snapshot
-    /// of that number.
+    /// Looks up a revocation of `key` that applies to a chain whose root was issued at `root_iat_s` (Unix seconds), as seen by the snapshot
+    /// numbered `snapshot_number`.
     pub fn hit(&self, key: Key, root_iat_s: i64, snapshot_number: u64) -> Option<Hit> {
         if !self.0.filters.may_contain(key) {
             return None;
         }
-        // INVARIANT: dead first. What leaves that set was put into the other one before.
+        // INVARIANT: the dead set is read first. An entry that leaves the dead set was inserted into the other set before.
         if let Some(revision) = self.0.dead.get(&key) {
             return Some(Hit { meaning: HitMeaning::Dead, revision: *revision });
         }
         self.0.others.get(&key)?.hit(root_iat_s, snapshot_number)
     }
 
-    /// Entries held, those included that are lifted and not forgotten.
+    /// Number of entries, including those that are lifted and not freed yet.
     pub fn len(&self) -> u64 {
         self.0.held.load(Ordering::Acquire)
     }
 
-    /// Whether no entry is held.
+    /// Whether the index holds no entry.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// Size of the filter in use.
+    /// Size of the current filter in bits.
     pub fn filter_bits(&self) -> u64 {
         self.0.filters.bits()
     }
 
-    /// The share of clean keys that the filter sends to the exact set, estimated from a sample of its bits.
+    /// Estimates, from a sample of the bits, the share of clean keys for which the filter cannot exclude a revocation.
     pub fn false_positive_rate(&self) -> f64 {
         self.0.filters.false_positive_rate()
     }
@@ -181,7 +186,7 @@ impl Index {
 
 struct Inner {
     keyed: Keyed,
-    /// Dead for every snapshot; the value is the revision.
+    /// Targets that are dead for every snapshot; the value is the revision.
     dead: Map<Key, u64, Identity>,
     others: Map<Key, Entry, Identity>,
     filters: Filters,
@@ -190,22 +195,22 @@ struct Inner {
     writer: Mutex<Writer>,
 }
 
-/// What only a writer knows.
+/// State that only a writer uses.
 #[derive(Default)]
 struct Writer {
-    /// The filter under construction: inserts go to it as well.
+    /// The filter under construction. Inserts go to it as well.
     building: Option<Arc<Filter>>,
-    /// Keys forgotten whose bits are still set.
+    /// Number of freed entries whose bits are still set in the filter.
     stale: u64,
 }
 
 impl Inner {
     fn lock(&self) -> MutexGuard<'_, Writer> {
-        // A writer that died left at most an entry without its bits in the filter; the process does not outlive a panic.
+        // A writer that panicked leaves at most one entry without its bits in the filter, and the process does not outlive a panic.
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// True if something was added, so that the generation must move.
+    /// Returns whether an effect was added, so that the generation must advance.
     fn upsert(&self, writer: &mut Writer, row: &RevocationRow, lifted_at: u64) -> bool {
         let key = self.keyed.key(TargetRef::from(&row.target));
         if let Some(mut entry) = self.others.get_mut(&key) {
@@ -230,7 +235,7 @@ impl Inner {
             }
             self.others.insert(key, entry);
         }
-        // INVARIANT: exact set, filter, generation, in this order: whoever sees the later sees the earlier.
+        // INVARIANT: the order is exact set, filter, generation. A reader that sees a later step also sees the earlier ones.
         self.held.fetch_add(1, Ordering::AcqRel);
         if !active(Mutant::LostInsert) {
             self.filters.insert(key);
@@ -252,7 +257,7 @@ impl Inner {
         if let Some(revision) = known_dead {
             let mut entry = Entry::dead(revision);
             entry.lift(number);
-            // INVARIANT: there before it is gone here, for older snapshots still see it.
+            // INVARIANT: the entry is inserted here before it is removed there, because older snapshots still see it.
             self.others.insert(key, entry);
             self.dead.remove(&key);
         }
@@ -260,7 +265,7 @@ impl Inner {
 
     fn lift_absent(&self, present: &[Key], number: u64) {
         let is_absent = |key: &Key| present.binary_search(key).is_err();
-        // Collected first: an entry must not be inserted while an iterator holds its shard.
+        // The keys are collected first: an entry must not be inserted while an iterator holds its shard.
         let dead: Vec<Key> = self.dead.iter().filter(|entry| is_absent(entry.key())).map(|entry| *entry.key()).collect();
         dead.into_iter().for_each(|key| self.lift(key, number));
         for mut entry in self.others.iter_mut().filter(|entry| is_absent(entry.key())) {
@@ -268,7 +273,7 @@ impl Inner {
         }
     }
 
-    /// The level to rebuild the filter at; `None` while it is good, or being rebuilt already.
+    /// Returns the level to rebuild the filter at; `None` if no rebuild is due or one is running.
     fn rebuild_level(&self, writer: &Writer) -> Option<usize> {
         let held = self.held.load(Ordering::Acquire);
         let capacity = self.filters.capacity();
@@ -276,11 +281,11 @@ impl Inner {
             return None;
         }
         let level = self.filters.level_for(held);
-        // At the same size only what was forgotten makes a rebuild worth its while.
+        // A rebuild at the same size pays only if enough entries were freed.
         (level > self.filters.level() || writer.stale > capacity / 8).then_some(level)
     }
 
-    /// Makes a new filter as long as one is due. Writers go on meanwhile, except at the two ends.
+    /// Rebuilds the filter as long as a rebuild is due. Writers continue meanwhile, except at its start and its end.
     fn rebuild(&self) {
         loop {
             let mut writer = self.lock();
@@ -290,7 +295,8 @@ impl Inner {
             writer.building = Some(filter.clone());
             drop(writer);
 
-            // INVARIANT: in the order in which entries move, so that one that moves meanwhile is met on one side at least.
+            // INVARIANT: the sets are read in the order in which entries move, so an entry that moves meanwhile is found in at least one of
+            // them.
             self.dead.iter().for_each(|entry| filter.insert(*entry.key()));
             self.others.iter().for_each(|entry| filter.insert(*entry.key()));
 

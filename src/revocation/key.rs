@@ -1,13 +1,13 @@
-//! Keys of the revocation index: 128 bits of a hash that every process keys anew, so that nobody can craft collisions.
+//! Keys of the revocation index: 128-bit hashes of revocation targets.
 //!
-//! A key is made without allocating and kept beside a verified chain. It means nothing in another index. Keys are not stored
-//! and not sent. Look next at [`super::Index`].
+//! Every process uses random hash keys, so that nobody can construct collisions. Making a key allocates nothing, and a key is kept beside a
+//! verified chain. It has no meaning in another index. Keys are neither stored nor sent. Look next at [`super::Index`].
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
 use crate::model::records::Target;
 
-/// Names a target of a revocation, borrowing its parts; see [`Target`] for what each is.
+/// A revocation target with borrowed parts. See [`Target`] for the meaning of each variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TargetRef<'a> {
     /// Everything.
@@ -18,7 +18,7 @@ pub enum TargetRef<'a> {
     Session(&'a str),
     /// A task, by `txn`.
     Task(&'a str),
-    /// What a user delegated to an agent.
+    /// The delegation from a user to an agent.
     Delegation {
         /// The user's issuer.
         issuer: &'a str,
@@ -65,7 +65,7 @@ impl<'a> From<&'a Target> for TargetRef<'a> {
 }
 
 impl<'a> TargetRef<'a> {
-    /// A tag of its own for each kind, and the parts; absent ones are empty.
+    /// Returns a tag that is unique for the kind, and the parts; absent parts are empty.
     fn tagged(self) -> (u8, [&'a str; 3]) {
         match self {
             TargetRef::All => (0, ["", "", ""]),
@@ -83,10 +83,10 @@ impl<'a> TargetRef<'a> {
     }
 }
 
-/// A target of a revocation, hashed for one index: 16 bytes.
+/// A revocation target, hashed for one index; 16 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Key {
-    // Two words and not a `u128`, whose alignment would make every entry of the exact set 8 bytes larger.
+    // Two words instead of a `u128`: its alignment would make every entry of the exact set 8 bytes larger.
     pub(super) low: u64,
     pub(super) high: u64,
 }
@@ -97,11 +97,11 @@ impl std::hash::Hash for Key {
     }
 }
 
-/// Makes keys: two SipHashes with random keys of their own.
+/// Makes keys with two SipHash functions, each with its own random hash key.
 pub(super) struct Keyed(RandomState, RandomState);
 
 impl Keyed {
-    /// Fresh random keys.
+    /// Draws fresh random hash keys.
     pub(super) fn new() -> Self {
         Self(RandomState::new(), RandomState::new())
     }
@@ -117,14 +117,14 @@ fn half(keys: &RandomState, tag: u8, parts: [&str; 3]) -> u64 {
     let mut hasher = keys.build_hasher();
     hasher.write_u8(tag);
     for part in parts {
-        // The length before the bytes: no two targets run together.
+        // The length precedes the bytes, so that two different targets never hash the same input.
         hasher.write_usize(part.len());
         hasher.write(part.as_bytes());
     }
     hasher.finish()
 }
 
-/// Passes a key's own bits on: they are a keyed hash already.
+/// A hasher that returns the bits of a key unchanged, because they are a keyed hash already.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Identity(u64);
 

@@ -1,4 +1,4 @@
-//! The index against a naive model, under concurrency, and while its filter grows.
+//! Tests the index against a naive model, under concurrency, and while its filter grows.
 
 mod loomed;
 
@@ -29,7 +29,7 @@ fn key_of(index: &Index, target: &Target) -> Key {
     index.key(TargetRef::from(target))
 }
 
-/// Every row that each target ever had, with the number from which on snapshots no longer see what a row left out.
+/// Every row that each target ever had, with the number of the first snapshot that no longer sees the effects that the row left out.
 #[derive(Default)]
 struct Naive(Vec<(RevocationRow, u64)>);
 
@@ -42,7 +42,7 @@ impl Naive {
         self.0.extend(rows.iter().map(|row| (row.clone(), number)));
     }
 
-    /// The meaning; and the revision where the newest row still says so.
+    /// Returns the effect, and its revision if the newest row still has the effect.
     fn hit(&self, target: &Target, root_iat_s: i64, number: u64) -> Option<(HitMeaning, Option<u64>)> {
         let rows: Vec<_> = self.0.iter().filter(|(row, _)| row.target == *target).collect();
         let effect = |says: &dyn Fn(&RevocationRow) -> bool| {
@@ -81,7 +81,7 @@ fn target(id: usize) -> Target {
 }
 
 fn row_of(id: usize, dead: bool, suspended: bool, watermark: bool, number: u64) -> RevocationRow {
-    // Watermarks rise with the revisions, as the store's do.
+    // Watermarks rise with the revisions, as in a store.
     let watermark_unix_s = watermark.then_some(i64::try_from(number).unwrap() * 10);
     RevocationRow { dead, suspended, watermark_unix_s, ..row(target(id), number) }
 }
@@ -209,7 +209,7 @@ fn the_filter_grows_and_stays_sharp() {
     for row in &rows {
         index.apply(row);
     }
-    // What a thread has in hand is waited for by doing the same here: a rebuild that is due, or none.
+    // This waits for a rebuild on another thread by running the same rebuild here, whether one is due or not.
     while index.filter_bits() == bits || index.false_positive_rate() > 0.005 {
         index.forget_lifted(0);
         std::thread::yield_now();
@@ -264,7 +264,7 @@ fn readers_never_miss_what_was_applied() {
             index.apply(row);
             applied.store(count + 1, Ordering::Release);
             if count % 2_500 == 2_499 {
-                // A resync in between, to a state that holds as much.
+                // A resync in between, to a state with the same rows.
                 index.replace(&rows[..=count], count as u64 + 1);
             }
         }

@@ -1,6 +1,7 @@
-//! The index under loom: the very files of production over modelled primitives, in every order that the memory model allows.
+//! Tests the index under loom. The same source files are compiled over modelled primitives, and every order that the memory model allows is
+//! tried.
 //!
-//! Only keys are others: not random, for loom runs the same again and again.
+//! Only the keys differ: they are not random, because loom needs the same result in every run.
 
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering};
@@ -23,7 +24,7 @@ mod index;
 mod key {
     pub(super) use crate::revocation::key::{Identity, Key, TargetRef};
 
-    /// A name's length and last digit make its key; no two share a bit.
+    /// Makes a key from the last digit of a name. No two digits share a bit.
     pub(super) struct Keyed;
 
     impl Keyed {
@@ -45,7 +46,7 @@ fn key_of(index: &Index, row: &RevocationRow) -> key::Key {
     index.key(key::TargetRef::from(&row.target))
 }
 
-/// What every reader may rely on, while a writer applies rows and says after each that it is in.
+/// Checks what every reader may rely on while a writer applies rows and announces each of them.
 fn readers_miss_nothing(capacity: u64, before: usize, rows: usize, rounds: usize) {
     primitives::check(move || {
         let (index, applied) = (Arc::new(Index::with_first_capacity(capacity)), Arc::new(AtomicUsize::new(before)));
@@ -54,7 +55,7 @@ fn readers_miss_nothing(capacity: u64, before: usize, rows: usize, rounds: usize
             let (index, applied) = (index.clone(), applied.clone());
             thread::spawn(move || {
                 let newest = dead(rows - 1, rows as u64);
-                // As `pdp` does: the generation first, then the question, and clean for as long as that generation lasts.
+                // As in `pdp`: read the generation, then look up. A clean result stays valid as long as that generation.
                 let generation = index.generation();
                 let clean = index.hit(key_of(&index, &newest), 0, 0).is_none();
                 for _ in 0..rounds {
@@ -85,17 +86,17 @@ fn loom_what_was_applied_is_hit_and_never_called_clean() {
     primitives::breaks(Mutant::LostInsert, run);
 }
 
-/// With room for one the second row makes a larger filter due, which a thread of its own builds while a reader asks.
+/// The filter has room for one key. The second row makes a larger filter due, and a thread builds it while a reader looks up.
 #[test]
 fn loom_nothing_is_missed_while_the_filter_is_replaced() {
     readers_miss_nothing(1, 1, 2, 1);
 }
 
-/// What comes while a filter is being built is in the new one too.
+/// A row that is applied while a filter is built is in the new filter too.
 #[test]
 fn loom_nothing_is_lost_by_the_filter_that_is_built() {
     let run = || {
-        // One to begin the filter, one to come between, one to finish it.
+        // One row starts the build, one arrives meanwhile, and one finishes it.
         primitives::check_further(3, || {
             let index = Index::with_first_capacity(1);
             (0..3).for_each(|id| index.apply(&dead(id, id as u64 + 1)));
@@ -106,7 +107,7 @@ fn loom_nothing_is_lost_by_the_filter_that_is_built() {
     primitives::breaks(Mutant::LostWhileBuilding, run);
 }
 
-/// A target that dies, is lifted and dies again moves between the sets: a snapshot that saw it dead sees it so throughout.
+/// A target that dies, is lifted and dies again moves between the sets. A snapshot that sees it dead must see it dead throughout.
 #[test]
 fn loom_an_older_snapshot_never_sees_it_lifted() {
     primitives::check(|| {
@@ -125,7 +126,7 @@ fn loom_an_older_snapshot_never_sees_it_lifted() {
     });
 }
 
-/// A filter of the same size takes another's place word by word, once enough of it was forgotten.
+/// Once enough entries were freed, a new filter of the same size replaces the old one word by word.
 #[test]
 fn loom_a_filter_is_overwritten_under_its_readers() {
     primitives::check(|| {
@@ -137,7 +138,7 @@ fn loom_a_filter_is_overwritten_under_its_readers() {
             let index = index.clone();
             thread::spawn(move || assert!(index.hit(key_of(&index, &dead(3, 1)), 0, 2).is_some(), "it was there all the time"))
         };
-        // Room for four, two held and three forgotten: the filter is made anew.
+        // The filter is sized for four; with two entries held and three freed, it is rebuilt.
         index.apply(&dead(4, 3));
         reader.join().unwrap();
         assert!(index.hit(key_of(&index, &dead(4, 3)), 0, 3).is_some());
