@@ -1,8 +1,8 @@
-//! One immutable view of what the store holds, and the cell that hands it out with its proof of freshness as one value.
+//! An immutable view of the store at one revision, and the cell that publishes it together with its proof of freshness as one value.
 //!
-//! A decision reads exactly one [`View`]. The revocation index is shared by all snapshots: an addition shows at once in every
-//! one and can only deny, a removal shows only with a snapshot of its own revision. Must not read the store: `sync` feeds it.
-//! Look next at [`builder`], then at `pdp.rs`.
+//! A decision reads exactly one [`View`]. All snapshots share the revocation index: an addition is visible in every snapshot at once and
+//! can only deny, while a removal is visible only from the snapshot of its own revision on. This module must not read the store; `sync`
+//! supplies the rows. Look next at [`builder`], then at `pdp.rs`.
 
 mod builder;
 mod cell;
@@ -27,10 +27,10 @@ use crate::policy::document::Role;
 use crate::revocation::{Index, TargetRef};
 use crate::token::trust::Trust;
 
-/// A replica whose proof is younger than this is fresh.
+/// A replica whose proof of freshness is younger than this is fresh.
 pub const FRESH_AGE_MS: u64 = 1_000;
 
-/// Everything a decision may look at, as of one revision.
+/// All data that a decision may read, as of one revision.
 #[derive(Debug)]
 pub struct Snapshot {
     revision: Revision,
@@ -45,38 +45,38 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// The revision that is applied in full, save for policy that could not be built ([`Snapshot::policy_number`]).
+    /// The revision of the snapshot. It is applied in full, except for a policy that could not be built ([`Snapshot::policy_number`]).
     pub fn revision(&self) -> &Revision {
         &self.revision
     }
 
-    /// Number of the revision whose policy decides; lags behind where a newer one cannot be built.
+    /// Number of the revision whose policy is in force. It is lower than the snapshot's number while a newer policy cannot be built.
     pub fn policy_number(&self) -> u64 {
         self.policy_number
     }
 
-    /// Whether decisions by this snapshot are no older than a revision, policy and revocations both.
+    /// Whether both policy and revocations of this snapshot are at least as new as `revision`.
     pub fn covers(&self, revision: &Revision) -> bool {
         let number = self.revision.number.min(self.policy_number);
         self.revision.history == revision.history && number >= revision.number
     }
 
-    /// The digest of the store's rows; equal on every replica at the same revision.
+    /// The digest of the store's rows. It is equal on every replica at the same revision.
     pub fn digest(&self) -> StateDigest {
         self.digest
     }
 
-    /// [`Snapshot::digest`] in hexadecimal, made once.
+    /// [`Snapshot::digest`] in hexadecimal, computed once.
     pub fn digest_hex(&self) -> &str {
         &self.digest_hex
     }
 
-    /// How far ahead of our clock an `iat` may be.
+    /// How far in the future an `iat` may lie, by our clock.
     pub fn iat_skew_s(&self) -> i64 {
         self.iat_skew_s
     }
 
-    /// A replica without proof of freshness for this long only denies.
+    /// The freshness bound: a replica whose proof of freshness is this old only denies.
     pub fn freshness_bound_ms(&self) -> u64 {
         self.freshness_bound_ms
     }
@@ -86,24 +86,26 @@ impl Snapshot {
         &self.policy
     }
 
-    /// Whom to believe.
+    /// The trusted issuers and registered agents.
     pub fn trust(&self) -> &Arc<Trust> {
         &self.trust
     }
 
-    /// What is revoked, shared by all snapshots.
+    /// The revocation index, shared by all snapshots.
     pub fn revocations(&self) -> &Arc<Index> {
         &self.revocations
     }
 
-    /// A registered tool.
+    /// The registered tool of this name.
     pub fn tool(&self, name: &str) -> Option<&Tool> {
         self.policy.tool(name)
     }
 
-    /// Whether an operator may approve now for who names one of these groups, a call of this user: an operator still, with the role and
-    /// in a group, none of whose users it is, and with a key that is not revoked. `key`: the one that they approved with, where that
-    /// is known.
+    /// Whether an operator may approve a call of `user`, for a layer whose approvers are the groups `by`.
+    ///
+    /// The operator must still exist, have the role `approve`, and be a member of one of the groups. The operator's document must list the
+    /// operator's own user identities, and `user` must not be one of them: nobody approves their own call. One of the operator's keys must
+    /// not be revoked. If `key` is given, that key must be the one: it is the thumbprint of the key that signed the approval.
     pub fn may_approve(&self, operator: &str, key: Option<&str>, by: &[String], user: &UserId) -> bool {
         let Some(operator) = self.policy.operator(operator) else { return false };
         let index = &self.revocations;
@@ -119,33 +121,33 @@ impl Snapshot {
             && operator.keys.iter().any(good)
     }
 
-    /// The longest life that an agent's document gives the root of its sessions.
+    /// The longest root lifetime that the agent's document allows for its sessions.
     pub fn session_lifetime_s_max(&self, agent: &AgentId) -> Option<i64> {
         self.policy.agent_limits(agent).and_then(|limits| limits.lifetime_max_s)
     }
 }
 
-/// A snapshot and the proof that it is current: one value, read once for a decision.
+/// A snapshot and its proof of freshness: one value, read once per decision.
 #[derive(Clone, Debug)]
 pub struct View {
-    /// What to decide by.
+    /// The snapshot to decide by.
     pub snapshot: Arc<Snapshot>,
-    /// How we know that it is current.
+    /// The proof that the snapshot is current.
     pub proof: Proof,
 }
 
-/// A proof of freshness: a round trip that this replica started.
+/// A proof of freshness: a round trip to the store that this replica started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proof {
-    /// When the poll was sent whose answer is fully applied.
+    /// The time at which the poll was sent whose answer is completely applied.
     SentAt(Now),
-    /// The store is not the one we followed: deny until an operator has acted.
+    /// The store is not the one that the replica followed. The replica denies until an operator has acted.
     Quarantined,
-    /// It comes from this machine's own cache, and no store was reached since: deny.
+    /// The snapshot comes from the cache on this machine, and no store was reached since. The replica denies.
     Missing,
 }
 
-/// What a replica may answer at an age.
+/// The answers that a replica may give, by the age of its proof of freshness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Freshness {
     /// Everything.
@@ -157,7 +159,7 @@ pub enum Freshness {
 }
 
 impl View {
-    /// Milliseconds since the proof; `None` where there is none, as in quarantine.
+    /// Milliseconds since the proof; `None` if there is no proof, as in quarantine.
     pub fn age_ms(&self, now: Now) -> Option<u64> {
         match self.proof {
             Proof::SentAt(sent_at) => Some(now.ms_since(sent_at)),
@@ -165,7 +167,7 @@ impl View {
         }
     }
 
-    /// What may be answered now.
+    /// The freshness of this view at `now`.
     pub fn freshness(&self, now: Now) -> Freshness {
         match self.age_ms(now) {
             Some(age_ms) if age_ms >= self.snapshot.freshness_bound_ms => Freshness::Closed,
@@ -175,7 +177,7 @@ impl View {
         }
     }
 
-    /// What is left of the bound.
+    /// Milliseconds until the freshness bound is reached.
     pub fn valid_for_ms(&self, now: Now) -> u64 {
         if active(Mutant::ValidForBound) {
             return self.snapshot.freshness_bound_ms;

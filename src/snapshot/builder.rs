@@ -1,7 +1,7 @@
-//! Builds snapshots from the store's rows: the whole at once, or what a commit changed on top of the last.
+//! Builds snapshots from the store's rows: from a full state, or from the last snapshot and the changes of later commits.
 //!
-//! Two lanes: a revocation has a form that cannot fail and is applied whatever else a commit holds; policy that cannot be
-//! built leaves the last good one in place, and the snapshot says so.
+//! Revocations and policy are independent. A revocation has a fixed form that cannot fail, so it is applied whatever else a commit holds. A
+//! policy that cannot be built leaves the last good policy in force, and the snapshot says so ([`Snapshot::policy_number`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::num::NonZero;
@@ -20,42 +20,42 @@ use crate::policy::document::{Body, Document};
 use crate::revocation::Index;
 use crate::token::trust::Trust;
 
-/// The kind of the documents that can change one by one, in force and in shadow.
+/// The kinds of documents that can change one by one: agents in force and agents in shadow mode.
 const AGENT: &str = "agent";
 const AGENT_IN_SHADOW: &str = "agent.shadow";
 
-/// Documents of agents that one core reads at a time: milliseconds of work.
+/// Number of agent documents that one thread reads at a time; this takes milliseconds.
 const AGENTS_A_PIECE: NonZero<usize> = NonZero::new(1024).unwrap();
 
-/// Revocations of a full state that are worth a thread of their own.
+/// Number of revocations in a full state above which they get a thread of their own.
 const REVOCATIONS_BESIDE: usize = 50_000;
 
 type Tables = (Arc<Compiled>, Arc<Trust>);
 
-/// Why policy could not be built. One line.
+/// Why a snapshot could not be built. One line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// A stored document cannot be read or the documents do not fit together.
+    /// A stored document cannot be read, or the documents contradict each other.
     #[error("the policy of revision {revision} cannot be built: {message}")]
     Policy {
         /// Number of the revision.
         revision: u64,
-        /// What is wrong.
+        /// The first error found.
         message: String,
     },
-    /// A change came before the first full state.
+    /// A change arrived before the first full state.
     #[error("a change came before the first full state")]
     NothingYet,
 }
 
-/// What a store holds at one revision.
+/// The content of a store at one revision.
 #[derive(Clone, Debug)]
 pub struct FullState {
     /// History and number.
     pub revision: Revision,
     /// The digest of all rows.
     pub digest: StateDigest,
-    /// How far ahead an `iat` may be.
+    /// How far in the future an `iat` may lie.
     pub iat_skew_s: i64,
     /// The freshness bound.
     pub freshness_bound_ms: u64,
@@ -67,18 +67,18 @@ pub struct FullState {
 
 /// The single writer of snapshots and of the revocation index.
 ///
-/// Documents of agents are not kept: a fleet has a million of them, and what is compiled says all that they say.
+/// Documents of agents in force are not kept. There may be a million of them, and the compiled policy holds all of their content.
 #[derive(Debug)]
 pub struct Builder {
     revocations: Arc<Index>,
-    /// All documents but those of agents in force.
+    /// All documents except those of agents in force.
     documents: BTreeMap<DocumentKey, Document>,
-    /// Agents that changed since the policy that decides was built; `None`: removed.
+    /// Agents that changed since the policy in force was built; `None` for a removed agent.
     pending: BTreeMap<AgentId, Option<Document>>,
     unread: BTreeMap<DocumentKey, String>,
     current: Option<Arc<Snapshot>>,
     problem: Option<String>,
-    /// Snapshots that were the first not to see something that is held for older ones.
+    /// Numbers of the snapshots that were the first not to see some entry that is kept for older snapshots.
     lifted_at: BTreeSet<u64>,
 }
 
@@ -96,7 +96,7 @@ impl Builder {
         }
     }
 
-    /// Frees what is revoked for snapshots older than `oldest_snapshot` alone, of which none may be in use any more.
+    /// Frees the revocations that only snapshots older than `oldest_snapshot` see. No such snapshot may be in use any more.
     pub fn forget_lifted(&mut self, oldest_snapshot: u64) {
         let later = self.lifted_at.split_off(&oldest_snapshot.saturating_add(1));
         if !std::mem::replace(&mut self.lifted_at, later).is_empty() {
@@ -104,15 +104,15 @@ impl Builder {
         }
     }
 
-    /// Why the newest policy could not be built; `None` while it is the one that decides.
+    /// Why the newest policy could not be built; `None` if the newest policy is in force.
     pub fn problem(&self) -> Option<&str> {
         self.problem.as_deref()
     }
 
-    /// Builds a snapshot of a full state.
+    /// Builds a snapshot from a full state.
     ///
     /// # Errors
-    /// If the policy cannot be built and there is no earlier one to keep. Revocations are applied all the same.
+    /// If the policy cannot be built and there is no earlier policy to keep. Revocations are applied in any case.
     pub fn replace(&mut self, state: FullState) -> Result<Arc<Snapshot>, Error> {
         let number = state.revision.number;
         self.lifted_at.insert(number);
@@ -128,7 +128,7 @@ impl Builder {
                 index.replace(&revocations, number);
             }
         };
-        // Either way all is revoked before anything is published.
+        // In both cases all revocations are applied before the snapshot is published.
         let built = if is_large {
             beside(revoke, || self.build_all(number, &fleet))
         } else {
@@ -142,7 +142,7 @@ impl Builder {
             (Err(error), Some(last)) => {
                 self.problem = Some(error.to_string());
                 let (policy, trust, number) = (last.policy.clone(), last.trust.clone(), last.policy_number);
-                // Whoever was an agent then and is none now is removed once the policy can be built.
+                // The agents of the last policy that no longer exist are removed once the policy can be built.
                 self.pending = policy.agents().map(|id| (id.clone(), None)).collect();
                 fleet.into_iter().for_each(|row| self.put(row));
                 (policy, trust, number)
@@ -163,19 +163,19 @@ impl Builder {
         Ok(snapshot)
     }
 
-    /// Builds the snapshot that follows the last one by some commits, given all their changes in order.
+    /// Builds the next snapshot from the last one, given all changes of the commits in between, in order.
     ///
-    /// Where the commit's policy cannot be built, the last good one stays, as [`Snapshot::policy_number`] tells.
+    /// If the new policy cannot be built, the last good policy stays in force ([`Snapshot::policy_number`]).
     ///
     /// # Errors
-    /// If there is no last one.
+    /// If there is no last snapshot.
     pub fn apply<'a>(
         &mut self,
         number: u64,
         digest: StateDigest,
         changes: impl Iterator<Item = &'a Change> + Clone,
     ) -> Result<Arc<Snapshot>, Error> {
-        // Revocations first: nothing that may fail stands before them.
+        // Revocations come first, so that nothing that may fail precedes them.
         let left_out = active(Mutant::PolicyOnly) || active(Mutant::OneLane) && self.problem.is_some();
         for change in changes.clone() {
             match change {
@@ -265,7 +265,7 @@ impl Builder {
         }
     }
 
-    /// Everything from nothing: the base, then the fleet, one agent at a time.
+    /// Builds all tables from the documents: first the base, then each agent.
     fn build_all(&mut self, revision: u64, fleet: &[&DocumentRow]) -> Result<Tables, Error> {
         self.check_all_read(revision)?;
         let base = in_force(&self.documents);
@@ -284,8 +284,10 @@ impl Builder {
         Ok((Arc::new(policy.with_would_be(would_be)), Arc::new(trust)))
     }
 
-    /// What changed on top of the last policy. Where the base stands, it costs what the changed agents cost; where it does not,
-    /// what the different permission sets do; never the fleet's documents.
+    /// Builds the changes on top of the last policy.
+    ///
+    /// If the base is unchanged, the cost depends on the changed agents alone. Otherwise it depends on the number of different permission
+    /// sets. It never depends on the documents of unchanged agents.
     fn build_on(&self, revision: u64, last: &Snapshot, base_stands: bool) -> Result<Tables, Error> {
         self.check_all_read(revision)?;
         let failed = |diagnostics: Vec<_>| unbuildable(revision, &diagnostics);
@@ -304,7 +306,8 @@ impl Builder {
         let policy = if base_stands {
             last.policy.with_agents(&put, &removed).map_err(failed)?
         } else {
-            // An agent that changes with the base names what only the new base has: it goes first and comes last.
+            // An agent that changes together with the base may name something that only the new base has. So it is removed first and added
+            // last.
             let changed: Vec<AgentId> = self.pending.keys().cloned().collect();
             let rest = last.policy.with_agents(&[], &changed).map_err(failed)?;
             rest.with_base(&in_force(&self.documents)).and_then(|policy| policy.with_agents(&put, &[])).map_err(failed)?
@@ -322,7 +325,7 @@ impl Builder {
         Ok((Arc::new(policy.with_would_be(would_be)), Arc::new(trust)))
     }
 
-    /// The policy with every document in shadow in place of the one in force.
+    /// Builds the policy in which every document in shadow mode replaces the one in force.
     fn would_be(&self, policy: &Compiled, revision: u64) -> Result<Option<Compiled>, Error> {
         let shadows: Vec<&Document> = self.documents.values().filter(|document| document.is_shadow()).collect();
         if shadows.is_empty() {
@@ -350,7 +353,7 @@ impl Builder {
     }
 }
 
-/// Does `work` on a thread of its own while `own` is done; before it where the system gives none.
+/// Runs `work` on its own thread while this thread runs `own`. If no thread can be started, `work` runs first.
 fn beside<R>(work: impl FnOnce() + Send, own: impl FnOnce() -> R) -> R {
     let work = Mutex::new(Some(work));
     let run = || {

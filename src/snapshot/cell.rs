@@ -1,7 +1,7 @@
-//! The cell that hands out views: written by one follower, read by every serving runtime.
+//! The cell that publishes views: one follower writes it, and every serving runtime reads it.
 //!
-//! A mutex guards the view; an atomic generation tells a reader whether the one it keeps is still the newest, so that a warm
-//! read is one load and no shared counter moves.
+//! A mutex guards the view. Each reader thread keeps a copy, and an atomic generation tells it whether that copy is still the newest. So a
+//! read normally costs one load, and no shared counter is written.
 
 use std::cell::RefCell;
 use std::sync::PoisonError;
@@ -11,7 +11,7 @@ use super::primitives::{AtomicU64, Mutex, MutexGuard, per_thread};
 use super::{Proof, View};
 use crate::model::mutant::{Mutant, active};
 
-/// Only a count of names, and so never modelled.
+/// A counter of cell ids. It needs no model under loom.
 static CELLS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
 
 per_thread! {
@@ -39,14 +39,14 @@ impl Default for SnapshotCell {
 }
 
 impl SnapshotCell {
-    /// Puts a view in place of the current one.
+    /// Replaces the current view.
     pub fn publish(&self, view: View) {
         let mut current = self.lock();
         *current = Some(view);
         self.generation.fetch_add(1, Ordering::Release);
     }
 
-    /// Puts another proof beside the current snapshot.
+    /// Replaces the proof of the current view and keeps its snapshot.
     pub fn renew(&self, proof: Proof) {
         let mut current = self.lock();
         if let Some(view) = current.as_mut() {
@@ -55,11 +55,11 @@ impl SnapshotCell {
         }
     }
 
-    /// The current view; `None` before the first full snapshot.
+    /// Returns the current view; `None` before the first full snapshot.
     ///
-    /// Each thread keeps a clone and reads the shared one only when the generation has moved.
+    /// Each thread keeps a copy, and reads the shared view only after the generation has changed.
     pub fn load(&self) -> Option<View> {
-        // INVARIANT: the generation is read before the view, so a kept view is never newer than it says.
+        // INVARIANT: the generation is read before the view, so a kept view is never older than its generation claims.
         let generation = self.generation.load(Ordering::Acquire);
         KEPT.with(|kept| match &mut *kept.borrow_mut() {
             Some(kept) if kept.cell == self.id && kept.generation == generation => kept.view.clone(),

@@ -1,4 +1,4 @@
-//! However a state was reached, commit by commit or all at once, with policies that cannot be built in between: it decides alike.
+//! Tests that equal states decide alike, however they were reached: commit by commit or from a full state, with failed policies in between.
 
 mod loomed;
 
@@ -15,7 +15,7 @@ use crate::model::revision::{HistoryId, Revision, StateDigest};
 use crate::policy::Compiled;
 use crate::revocation::Index;
 
-/// Documents by kind and id, each in the forms it can have; some cannot be read, or do not fit others.
+/// Documents by kind and id, each in several forms. Some forms cannot be read or contradict other documents.
 const FORMS: &[(&str, &str, &[&str])] = &[
     ("server", "a", &[r#""tools":{"x":{"risk":"read"},"y":{"risk":"read"}}"#, r#""tools":{"x":{"risk":"write"}}"#]),
     ("group", "g", &[r#""allow":["*"]"#, r#""allow":["a/x"]"#, r#""allow":["a/nothing"]"#, r#""allow":["a/y"]"#]),
@@ -73,7 +73,7 @@ fn full(number: u64, rows: &BTreeMap<DocumentKey, DocumentRow>) -> FullState {
     }
 }
 
-/// What a snapshot says to every call there is, and whom it trusts.
+/// The answers of a snapshot to every possible call, and the agents and groups that it trusts.
 fn says(snapshot: &Snapshot) -> Vec<String> {
     let policy = |policy: &Compiled| {
         let mut said = Vec::new();

@@ -1,16 +1,18 @@
-//! Whom to believe, read out of the policy's documents: issuers with their keys, agents with theirs, the groups there are.
+//! Builds the trust table from the policy documents: issuers with their keys, agents with their keys, and the known groups.
+//!
+//! `token::trust` defines the table and `token::verify` reads it. This module checks no signature.
 
 use crate::policy::document::{AgentSpec, Body, Document, IssuerSpec, Names};
 use crate::token::trust::{Issuer, Listed, Trust};
 
-/// The trust that a set of documents establishes.
+/// Builds the trust table of a set of documents.
 ///
 /// # Errors
-/// One line where two documents contradict each other, which the linter refuses before they are stored.
+/// One line if two documents contradict each other. The linter refuses such documents before they are stored.
 pub fn trust_of<'a>(documents: impl IntoIterator<Item = &'a Document>) -> Result<Trust, String> {
     let mut trust = Trust::new();
     let mut groups = Vec::new();
-    // INVARIANT: a document in shadow vouches for nobody.
+    // INVARIANT: a document in shadow mode establishes no trust.
     for document in documents.into_iter().filter(|document| !document.is_shadow()) {
         match &document.body {
             Body::Issuer(issuer) => {
@@ -29,7 +31,7 @@ pub fn trust_of<'a>(documents: impl IntoIterator<Item = &'a Document>) -> Result
     Ok(trust)
 }
 
-/// Registers an agent with its keys, in place of what was registered for it.
+/// Registers an agent with its keys and replaces its earlier keys.
 pub(super) fn put_agent(trust: &mut Trust, agent: &AgentSpec) -> Result<(), String> {
     trust.put_agent(agent.id.clone(), agent.keys.iter().cloned()).map_err(|error| error.to_string())
 }

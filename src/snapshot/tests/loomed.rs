@@ -1,4 +1,4 @@
-//! The cell under loom: the very file of production over modelled primitives, in every order that the memory model allows.
+//! Tests the cell under loom: the same source file over modelled primitives, in every order that the memory model allows.
 
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +14,7 @@ use crate::snapshot::Proof;
 #[path = "../cell.rs"]
 mod cell;
 
-/// A view in little: what it is of, beside its proof.
+/// A small stand-in for a view: a number and a proof.
 #[derive(Clone, Debug)]
 pub(super) struct View {
     number: u64,
@@ -30,7 +30,7 @@ fn age(view: &View) -> (u64, i64) {
     (view.number, at.boot_ns)
 }
 
-/// A writer publishes and renews; after each step it says how far it is.
+/// A writer publishes and renews, and announces each step. A reader must never read an older value.
 fn a_reader_keeps_up() {
     primitives::check(|| {
         let (cell, done) = (Arc::new(cell::SnapshotCell::default()), Arc::new(AtomicU64::new(0)));
