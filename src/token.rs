@@ -1,10 +1,10 @@
-//! The delegation chain: its format, its verification, proof of possession, whom we trust, and how tokens are made.
+//! The delegation chain: token format, verification, proof of possession, trust, and issuing of tokens.
 //!
-//! Reads untrusted bytes and says either what is wrong with them ([`Rejection`]) or what they prove ([`VerifiedChain`],
-//! which nothing outside this module can make). Formats follow draft-niyikiza-oauth-attenuating-agent-tokens-02 (JWS, Ed25519).
+//! This module reads untrusted bytes. It returns either a [`Rejection`], which says what is wrong, or a [`VerifiedChain`], which only this
+//! module can construct. Formats follow draft-niyikiza-oauth-attenuating-agent-tokens-02 (JWS, Ed25519).
 //!
-//! It must not decide: no policy, no revocation, no memory of proofs, no cache, no clock and no I/O. Reading order:
-//! [`verify()`], which is the order of verification as code, [`trust`], [`verify_proof`], then [`issue`] and [`operator`].
+//! It makes no decision and has no policy, no revocation, no memory of used proofs, no cache, no clock and no I/O. Reading order:
+//! [`verify()`] with the checks in their order, [`trust`], [`verify_proof`], then [`issue`] and [`operator`].
 
 pub mod issue;
 pub mod operator;
@@ -36,33 +36,33 @@ pub use proof::{ProofOf, SignedProof, VerifiedProof, read_proof, verify_proof};
 pub use unverified::{UnverifiedChain, UnverifiedToken};
 pub use verify::{verify, verify_with};
 
-/// `typ` of every token of a chain.
+/// `typ` of each token of a chain.
 pub const TOKEN_TYPE: &str = "aat+jwt";
 /// `typ` of a proof of possession.
 pub const PROOF_TYPE: &str = "aat-pop+jwt";
-/// The only algorithm, by its fully specified name (RFC 9864); the polymorphic `EdDSA` is refused.
+/// The only accepted algorithm, by its fully specified name (RFC 9864). The polymorphic `EdDSA` is refused.
 pub const ALGORITHM: &str = "Ed25519";
-/// What stands before a thumbprint in a hop's `iss` (RFC 9278).
+/// Prefix of the thumbprint in a hop's `iss` (RFC 9278).
 pub const THUMBPRINT_URN_PREFIX: &str = "urn:ietf:params:oauth:jwk-thumbprint:sha-256:";
 
-/// Why a credential is refused: a denial, not an error.
+/// The reason why a credential is refused. A rejection leads to a denial and is not an error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejection {
-    /// The stable code.
+    /// The stable reason code.
     pub reason: Reason,
-    /// Index of the token at fault, root 0; `None` where no one token is.
+    /// Index of the token at fault, root 0; `None` if no single token is at fault.
     pub hop: Option<usize>,
-    /// One line: what is wrong, where, and what to do.
+    /// One line: the fault, its location, and the remedy.
     pub message: String,
 }
 
 impl Rejection {
-    /// A rejection that no one token is to blame for.
+    /// A rejection for which no single token is at fault.
     pub(crate) fn new(reason: Reason, message: impl Into<String>) -> Self {
         Self { reason, hop: None, message: message.into() }
     }
 
-    /// The same rejection with the token at fault.
+    /// Sets the token at fault.
     pub(crate) fn at(mut self, hop: usize) -> Self {
         self.hop = Some(hop);
         self
@@ -83,14 +83,15 @@ impl std::error::Error for Rejection {}
 /// Whether agents must be registered with their keys.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Registry {
-    /// Every level's `act.sub` must be the agent that the level's key is registered for, and the root must carry its identities.
+    /// Each token's `act.sub` must be the agent that the holder key is registered for, and the root must carry all identities.
     #[default]
     Required,
-    /// Neither is asked for; nothing else is lifted. For conformance runs: such a chain has no subject and decides nothing.
+    /// Neither of the two is required; every other rule still applies. For conformance runs: such a chain has no subject and cannot be
+    /// decided.
     Off,
 }
 
-/// What a verifier demands. The defaults are the strictest: everything required.
+/// The requirements of a verifier. The defaults are the strictest ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     /// Whether agents must be registered.
@@ -99,19 +100,19 @@ pub struct Options {
     pub require_chain_audience: bool,
     /// Whether a proof must carry `aat_aud`.
     pub require_proof_audience: bool,
-    /// The `nonce` that a proof must carry; `None` demands none.
+    /// The `nonce` that a proof must carry; `None` if none is required.
     pub nonce: Option<String>,
-    /// How far ahead of our clock an `iat` may be.
+    /// How far in the future an `iat` may lie, by our clock.
     pub iat_skew_s: i64,
-    /// How far a proof's `iat` may be from our clock, either way.
+    /// How far a proof's `iat` may differ from our clock, in both directions.
     pub proof_window_s: i64,
-    /// Size of one token.
+    /// Maximum size of one token.
     pub token_bytes_max: usize,
-    /// Size of all tokens of a chain together.
+    /// Maximum size of all tokens of a chain together.
     pub chain_bytes_max: usize,
-    /// Size of a proof.
+    /// Maximum size of a proof.
     pub proof_bytes_max: usize,
-    /// Largest `del_depth` and `del_max_depth`; a chain has at most one token more.
+    /// Maximum `del_depth` and `del_max_depth`. A chain has at most one token more.
     pub delegation_depth_max: u64,
 }
 

@@ -1,7 +1,8 @@
-//! A verified chain: facts that signatures, claims and the registry prove together.
+//! A verified chain: the facts that signatures, claims and the registry prove together.
 //!
-//! Only [`super::verify()`] makes one; holding it is the proof. It may be kept and used again, but not trusted for ever: times are
-//! checked again by [`VerifiedChain::check_times`], trust by [`super::verify_with`], and revocation is not known here at all.
+//! Only [`super::verify()`] and [`super::verify_with`] construct a [`VerifiedChain`], so the value itself is the proof. It can be cached,
+//! but its facts can expire: [`VerifiedChain::check_times`] checks the times again, and [`super::verify_with`] checks trust again. This
+//! module does not know revocations.
 
 use std::sync::Arc;
 
@@ -20,15 +21,15 @@ use crate::model::time::Now;
 /// One token of a verified chain.
 #[derive(Clone, Debug)]
 pub struct Level {
-    /// The token's id.
+    /// The token's `jti`.
     pub jti: Arc<str>,
-    /// The key of whoever holds the token.
+    /// The public key of the token's holder.
     pub holder: PublicKey,
-    /// The agent it is handed to; `None` only with [`super::Registry::Off`].
+    /// The agent that holds the token; `None` only with [`super::Registry::Off`].
     pub agent: Option<AgentId>,
-    /// When it was made, seconds since the Unix epoch; its maker's word.
+    /// `iat` in seconds since the Unix epoch, as the signer of the token claims it.
     pub iat_s: i64,
-    /// When it ends, seconds since the Unix epoch.
+    /// `exp` in seconds since the Unix epoch.
     pub exp_s: i64,
     pub(super) nbf_s: Option<i64>,
     pub(super) audience: Option<Arc<str>>,
@@ -45,20 +46,20 @@ impl Level {
         &self.signing_input_sha256
     }
 
-    /// Base64url of [`Level::signing_input_sha256`]: what a child's `par_hash` and a revocation name the token by.
+    /// Base64url of [`Level::signing_input_sha256`]. A child's `par_hash` and a revocation of the hop name the token by it.
     pub fn hop_hash(&self) -> String {
         encode(self.signing_input_sha256)
     }
 
-    /// From when on it is good, but for the skew of clocks: `iat`, or `nbf` if that is later.
+    /// The start of validity, before any clock skew is added: the later of `iat` and `nbf`.
     pub(super) fn valid_from_s(&self) -> i64 {
         self.nbf_s.map_or(self.iat_s, |nbf_s| nbf_s.max(self.iat_s))
     }
 }
 
-/// A chain that holds: signed link by link from a trusted issuer, narrowing at every link, each agent with its own key.
+/// A chain whose tokens are signed link by link from a trusted issuer. Each link only narrows its parent, and each agent has its own key.
 ///
-/// INVARIANT: made only by [`super::verify()`] and [`super::verify_with`]; the fields are private so that it stays so.
+/// INVARIANT: only [`super::verify()`] and [`super::verify_with`] construct this type; the fields are private for that reason.
 #[derive(Clone, Debug)]
 pub struct VerifiedChain {
     pub(super) issuer: IssuerUri,
@@ -71,7 +72,7 @@ pub struct VerifiedChain {
     pub(super) valid_from_s: i64,
 }
 
-/// What the root says of the user, as far as it does; all of it where identities are required.
+/// The identities that the root names. Each of them is present if identities are required.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Identities {
     pub(super) user: Option<Arc<str>>,
@@ -80,17 +81,17 @@ pub(super) struct Identities {
     pub(super) task: Option<TaskId>,
 }
 
-/// What the tokens grant, and to whom if that was proved.
+/// The granted scopes, and the subject if it was proved.
 #[derive(Clone, Debug)]
 pub(super) enum Grants {
-    /// Identities and registry were required, so they are facts.
+    /// Identities and registration were required, so the subject is proved.
     Proved(Arc<Subject>),
-    /// They were not.
+    /// Neither was required.
     Anonymous(Vec<Scope>),
 }
 
 impl VerifiedChain {
-    /// Whom the chain speaks for and what it grants; `None` only with [`super::Registry::Off`].
+    /// The identities and scopes of the chain; `None` only with [`super::Registry::Off`].
     pub fn subject(&self) -> Option<&Arc<Subject>> {
         match &self.grants {
             Grants::Proved(subject) => Some(subject),
@@ -98,7 +99,7 @@ impl VerifiedChain {
         }
     }
 
-    /// What each token grants, root to leaf.
+    /// The scope of each token, root to leaf.
     pub fn scopes(&self) -> &[Scope] {
         match &self.grants {
             Grants::Proved(subject) => &subject.scopes,
@@ -106,7 +107,7 @@ impl VerifiedChain {
         }
     }
 
-    /// `iss` of a token: the issuer's URI at the root, the thumbprint URN of the parent's holder below it.
+    /// `iss` of a token: the issuer's URI at the root, and the thumbprint URN of the parent's holder at a hop.
     pub fn issuer_of(&self, hop: usize) -> String {
         match self.levels.get(hop) {
             Some(level) if hop > 0 => format!("{THUMBPRINT_URN_PREFIX}{}", level.signer),
@@ -124,7 +125,7 @@ impl VerifiedChain {
         self.levels.first().map_or("", |root| root.signer.as_str())
     }
 
-    /// The name that the issuer's document gives to that key.
+    /// The `kid` that the issuer's document gives to that key.
     pub fn issuer_kid(&self) -> Option<&str> {
         self.issuer_kid.as_deref()
     }
@@ -134,17 +135,17 @@ impl VerifiedChain {
         self.levels.first().and_then(|root| root.audience.as_deref())
     }
 
-    /// `iat` of the root: what a watermark is compared with.
+    /// `iat` of the root. Watermarks are compared with it.
     pub fn root_iat_s(&self) -> i64 {
         self.levels.first().map_or(i64::MIN, |root| root.iat_s)
     }
 
-    /// The second at which the first of its tokens ends; from then on the chain is void.
+    /// The earliest `exp` of all tokens, in seconds since the Unix epoch. From then on the chain is void.
     pub fn expires_at_s(&self) -> i64 {
         self.expires_at_s
     }
 
-    /// Bytes on the heap that are its own: keys and ids of the registry are not.
+    /// Bytes on the heap that belong to this value. Keys and ids of the registry are not counted.
     pub fn heap_bytes(&self) -> usize {
         let of_level = |level: &Level| {
             let audience = level.audience.as_ref().map_or(0, |audience| shared_bytes(&**audience));
@@ -158,20 +159,20 @@ impl VerifiedChain {
         vec_bytes(&self.levels) + self.levels.iter().map(of_level).sum::<usize>() + grants + kid
     }
 
-    /// Its tokens, root to leaf; never empty.
+    /// The tokens, root to leaf; never empty.
     pub fn levels(&self) -> &[Level] {
         &self.levels
     }
 
-    /// The last token, whose holder makes the call.
+    /// The last token. Its holder makes the call.
     pub fn leaf(&self) -> Option<&Level> {
         self.levels.last()
     }
 
-    /// Whether the chain is meant for `audience`, the one that the caller may claim and does.
+    /// Checks that the chain is meant for `audience`, the audience that the caller claims and may claim.
     ///
     /// # Errors
-    /// [`Reason::AudienceMismatch`] where the root names none though it must, or some token names another one.
+    /// [`Reason::AudienceMismatch`] if the root names no audience although it must, or if a token names another audience.
     pub fn check_audience(&self, audience: Option<&str>, options: &Options) -> Result<(), Rejection> {
         let refused = |hop: usize, message: String| Err(Rejection::new(Reason::AudienceMismatch, message).at(hop));
         if options.require_chain_audience && self.audience().is_none() {
@@ -189,10 +190,10 @@ impl VerifiedChain {
         Ok(())
     }
 
-    /// Whether the chain is valid at another time: what [`super::verify()`] would say of its times.
+    /// Checks the times of the chain at `now`, with the same result as [`super::verify()`].
     ///
     /// # Errors
-    /// [`Reason::TokenNotYetValid`], [`Reason::TokenExpired`].
+    /// [`Reason::TokenNotYetValid`] or [`Reason::TokenExpired`].
     pub fn check_times(&self, now: Now, options: &Options) -> Result<(), Rejection> {
         if now.unix_s() < self.expires_at_s && self.valid_from_s <= now.unix_s().saturating_add(options.iat_skew_s) {
             return Ok(());
@@ -202,10 +203,10 @@ impl VerifiedChain {
         })
     }
 
-    /// Whether every token grants a call, asked from the root.
+    /// Checks that every token grants the call, from the root to the leaf.
     ///
     /// # Errors
-    /// [`Reason::ToolNotGranted`] or [`Reason::ArgumentRefused`] with the first token that refuses.
+    /// [`Reason::ToolNotGranted`] or [`Reason::ArgumentRefused`], with the first token that refuses.
     pub fn admits(&self, tool: &str, arguments: &Object) -> Result<(), Rejection> {
         if !arguments.iter().all(|(_, value)| Value::is_comparable(value)) {
             return Err(Rejection::new(
@@ -222,7 +223,7 @@ impl VerifiedChain {
         Ok(())
     }
 
-    /// The chain in words: who authorized whom, as what, for what, how far, until when.
+    /// Describes the chain as text: the user, each agent, their scopes, and how long they are valid.
     pub fn sentence(&self) -> String {
         sentence::write(&sentence::Story {
             issuer: Some(self.issuer.as_str()),

@@ -1,6 +1,6 @@
-//! The claims of one token: from checked JSON to typed facts about this token alone.
+//! The claims of one token: typed facts about this token alone, read from parsed JSON.
 //!
-//! How tokens relate to each other, to the clock and to the registry is [`super::verify`]'s.
+//! [`super::verify`] checks the relation between tokens, and the relation to the clock and to the registry.
 
 use std::sync::Arc;
 
@@ -14,19 +14,19 @@ use crate::model::limits::ID_BYTES_MAX;
 use crate::model::reason::Reason;
 use crate::model::request::Scope;
 
-/// Claims that only a root may carry: who the user is, through what, since when.
+/// Claims that only a root may carry. They describe the user, the application and the session.
 pub(super) const ROOT_ONLY: &[&str] = &["sub", "sub_profile", "client_id", "sid", "txn", "acr", "auth_time", "groups", "status"];
 
-/// `type` of the one entry of `authorization_details` (RFC 9396).
+/// `type` of the single entry of `authorization_details` (RFC 9396).
 const DETAILS_TYPE: &str = "attenuating_agent_token";
 
-/// What every token says of itself.
+/// The claims that every token has.
 #[derive(Debug)]
 pub(super) struct Claims {
     pub(super) jti: Arc<str>,
     pub(super) issuer: Arc<str>,
     pub(super) iat_s: i64,
-    /// `nbf`: before it the token is not valid yet.
+    /// `nbf`; the token is not valid before it.
     pub(super) nbf_s: Option<i64>,
     pub(super) exp_s: i64,
     pub(super) holder: PublicKey,
@@ -36,7 +36,7 @@ pub(super) struct Claims {
 }
 
 impl Claims {
-    /// Reads the claims that every token must have.
+    /// Reads the required claims.
     pub(super) fn read(claims: &Object) -> Result<Self, Rejection> {
         let jti = required_text(claims, "jti")?;
         let issuer = required_text(claims, "iss")?;
@@ -62,7 +62,7 @@ impl Claims {
     }
 }
 
-/// Refuses dates that are not written as integers: two readers may see two times in a fraction or an exponent.
+/// Refuses dates that are not written as integers, because two readers may read a fraction or an exponent as two different times.
 pub(super) fn check_dates(claims: &Object) -> Result<(), Rejection> {
     match ["iat", "exp", "nbf", "auth_time"].iter().find(|name| claims.member(name).is_some_and(|date| date.as_i64().is_none())) {
         Some(name) => Err(malformed(format!("`{name}` is not an integer number of seconds"))),
@@ -70,7 +70,7 @@ pub(super) fn check_dates(claims: &Object) -> Result<(), Rejection> {
     }
 }
 
-/// A claim that must be a string if it is there at all; an empty one counts as absent.
+/// Reads a claim that must be a string if it is present. An empty string counts as absent.
 pub(super) fn optional_text<'a>(claims: &'a Object, name: &str) -> Result<Option<&'a str>, Rejection> {
     match claims.member(name) {
         None => Ok(None),
@@ -82,7 +82,7 @@ pub(super) fn optional_text<'a>(claims: &'a Object, name: &str) -> Result<Option
     }
 }
 
-/// A name that says who or what, without control characters.
+/// Refuses control characters in a name.
 pub(super) fn checked<'a>(name: &str, text: &'a str) -> Result<&'a str, Rejection> {
     if holds_control_character(text) {
         return Err(malformed(format!("`{name}` holds a control character: `{}`", abridged(text))));
@@ -90,7 +90,7 @@ pub(super) fn checked<'a>(name: &str, text: &'a str) -> Result<&'a str, Rejectio
     Ok(text)
 }
 
-/// The agent that a token is handed to: `act.sub`, which may not nest another `act`.
+/// Reads the agent that the token is handed to: `act.sub`. A nested `act` is refused.
 pub(super) fn actor(claims: &Object) -> Result<Option<&str>, Rejection> {
     let Some(act) = claims.member("act") else { return Ok(None) };
     let act = act.as_object().ok_or_else(|| malformed("`act` is not an object"))?;
@@ -100,7 +100,7 @@ pub(super) fn actor(claims: &Object) -> Result<Option<&str>, Rejection> {
     optional_text(act, "sub")
 }
 
-/// The groups that a root says its user is in, as written.
+/// Reads the groups that the root claims for its user, unchanged.
 pub(super) fn groups<'a>(claims: &'a Object) -> Result<Vec<&'a str>, Rejection> {
     let fault = || malformed("`groups` is not a list of strings");
     let Some(groups) = claims.member("groups") else { return Ok(Vec::new()) };
@@ -108,7 +108,7 @@ pub(super) fn groups<'a>(claims: &'a Object) -> Result<Vec<&'a str>, Rejection> 
     groups.as_array().ok_or_else(fault)?.iter().map(group).collect()
 }
 
-/// `nbf`, where the token has one.
+/// Reads `nbf` if the token has it.
 pub(super) fn not_before(claims: &Object) -> Result<Option<i64>, Rejection> {
     claims.member("nbf").map(|_| required_integer(claims, "nbf")).transpose()
 }

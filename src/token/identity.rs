@@ -1,7 +1,7 @@
-//! Who is in the chain: the root's user, application, session and task, and each token's agent.
+//! The identities of a chain: the user, application, session and task of the root, and the agent of each token.
 //!
-//! An issuer vouches only for what its document lists; an agent is who the registry says holds the key. What a
-//! [`Registry::Off`] lifts is lifted here and nowhere else.
+//! An issuer may only vouch for the names in its document. An agent is identified by the registration of its holder key. The requirements
+//! that [`Registry::Off`] lifts are lifted in this file only.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::model::jwk::PublicKey;
 use crate::model::reason::Reason;
 use crate::model::request::{Scope, Subject};
 
-/// The identities of a root and the groups its issuer may vouch for.
+/// Reads the identities of a root, and those of its groups that the issuer may vouch for.
 pub(super) fn of_root(
     claims: &Object,
     issuer: &Issuer,
@@ -49,7 +49,7 @@ pub(super) fn of_root(
     Ok((identities, groups))
 }
 
-/// The agent of a token: the one that the registry binds to the holder's key.
+/// Returns the agent of a token: the agent that the holder key is registered for.
 pub(super) fn agent(claims: &Object, holder: &PublicKey, trust: &Trust, options: &Options) -> Result<Option<AgentId>, Rejection> {
     let named = claims::actor(claims)?;
     if options.registry == Registry::Off {
@@ -69,7 +69,7 @@ pub(super) fn agent(claims: &Object, holder: &PublicKey, trust: &Trust, options:
     }
 }
 
-/// The subject, where identities were required and so are all there.
+/// Builds the subject if identities were required; all of them are present then.
 pub(super) fn grants(
     options: &Options,
     issuer: &IssuerUri,
@@ -78,7 +78,7 @@ pub(super) fn grants(
     levels: &[Level],
     mut scopes: Vec<Scope>,
 ) -> Result<Grants, Rejection> {
-    // They are kept as long as the chain is.
+    // A cached chain keeps these vectors.
     groups.shrink_to_fit();
     scopes.shrink_to_fit();
     if options.registry == Registry::Off {
@@ -101,7 +101,7 @@ pub(super) fn grants(
     })))
 }
 
-/// The groups that the issuer may vouch for; those that no document knows are left out.
+/// Returns the groups that the issuer may vouch for, without those that no document names.
 fn entitled_groups(claimed: &[&str], issuer: &Issuer, trust: &Trust) -> Result<Vec<GroupId>, Rejection> {
     let mut groups: Vec<GroupId> = Vec::new();
     for group in claimed.iter().filter(|group| trust.knows_group(group)) {

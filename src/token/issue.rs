@@ -1,7 +1,7 @@
-//! Making tokens: roots, hops and proofs, for the command line, tests and load.
+//! Issues tokens: roots, hops and proofs, for the command line, for tests and for load generators.
 //!
-//! What is given is signed as given, byte for byte, even where verification will refuse it; only what is missing is filled in.
-//! So this is also how bad tokens are made on purpose. It must not be used to decide anything.
+//! Given claims are signed unchanged, byte for byte, even if verification will refuse them. Only missing claims are added. So this module
+//! also makes the invalid tokens that tests need. It must not be used to decide anything.
 
 use bytes::Bytes;
 use uuid::{NoContext, Timestamp, Uuid};
@@ -14,24 +14,24 @@ use crate::model::json::{self, Object, Value, write_string};
 use crate::model::jwk::PublicKey;
 use crate::model::time::Now;
 
-/// Why a token could not be made. One line.
+/// Why a token could not be issued. One line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// The claims are not one JSON object.
     #[error("the claims are not one JSON object without duplicate members: {0}")]
     Claims(String),
-    /// A root's issuer is nobody's to guess.
+    /// A root has no `iss`, and the issuer cannot be inferred.
     #[error("the claims have no `iss`: give the issuer's URI")]
     NoIssuer,
-    /// There is no parent to hand on from, or it cannot be read.
+    /// The parent chain is empty or cannot be read.
     #[error("the parent chain cannot be read: {0}")]
     Parent(String),
 }
 
-/// Signs a root. `claims` is JSON text; missing `jti`, `iat` and `del_depth` are filled in.
+/// Signs a root. `claims` is JSON text; missing `jti`, `iat` and `del_depth` are added.
 ///
 /// # Errors
-/// [`Error::Claims`], [`Error::NoIssuer`].
+/// [`Error::Claims`] or [`Error::NoIssuer`].
 pub fn issue_root(key: &PrivateKey, claims: &str, now: Now) -> Result<String, Error> {
     let given = parse(claims)?;
     if given.member("iss").is_none() {
@@ -45,10 +45,11 @@ pub fn issue_root(key: &PrivateKey, claims: &str, now: Now) -> Result<String, Er
     Ok(sign(key, &header(TOKEN_TYPE), payload.as_bytes()))
 }
 
-/// Signs a hop below `parent_chain`, root first. `claims` is JSON text; missing `iss`, `jti`, `iat`, `par_hash` and `del_depth` are filled in.
+/// Signs a hop below `parent_chain`, which starts with the root. `claims` is JSON text; missing `iss`, `jti`, `iat`, `par_hash` and
+/// `del_depth` are added.
 ///
 /// # Errors
-/// [`Error::Claims`], [`Error::Parent`].
+/// [`Error::Claims`] or [`Error::Parent`].
 pub fn delegate(key: &PrivateKey, parent_chain: &[Bytes], claims: &str, now: Now) -> Result<String, Error> {
     let given = parse(claims)?;
     let parent = leaf(parent_chain)?;
@@ -68,7 +69,7 @@ pub fn delegate(key: &PrivateKey, parent_chain: &[Bytes], claims: &str, now: Now
     Ok(sign(key, &header(TOKEN_TYPE), payload.as_bytes()))
 }
 
-/// Signs a proof of possession of `chain`'s leaf for one call, with a canonical payload (RFC 8785).
+/// Signs a proof of possession for the leaf of `chain` and one call. The payload is canonical JSON (RFC 8785).
 ///
 /// # Errors
 /// [`Error::Parent`] if the leaf cannot be read or has no `jti`.
@@ -91,7 +92,7 @@ pub fn prove(key: &PrivateKey, chain: &[Bytes], call: &ProofOf<'_>, nonce: Optio
     Ok(sign(key, &header(PROOF_TYPE), payload.as_bytes()))
 }
 
-/// Signs any header and payload as they are, as compact JWS.
+/// Signs `header_json` and `payload` unchanged, as a compact JWS.
 pub fn sign(key: &PrivateKey, header_json: &str, payload: &[u8]) -> String {
     let mut jws = format!("{}.{}", encode(header_json), encode(payload));
     let signature = encode(key.sign(jws.as_bytes()));
@@ -100,22 +101,22 @@ pub fn sign(key: &PrivateKey, header_json: &str, payload: &[u8]) -> String {
     jws
 }
 
-/// The canonical header of a token of this type.
+/// The canonical JWS header of a token of type `typ`.
 pub fn header(typ: &str) -> String {
     format!(r#"{{"alg":"{ALGORITHM}","typ":{}}}"#, text(typ))
 }
 
-/// What a hop's `iss` says of the key that signs it: the thumbprint as a URN (RFC 9278).
+/// The `iss` of a hop that `key` signs: the thumbprint as a URN (RFC 9278).
 pub fn thumbprint_urn(key: &PublicKey) -> String {
     format!("{THUMBPRINT_URN_PREFIX}{}", key.thumbprint())
 }
 
-/// What a child's `par_hash` and a proof's `aat_hash` say of a token: base64url SHA-256 of its signing input.
+/// The value of a child's `par_hash` and of a proof's `aat_hash`: base64url SHA-256 of the token's signing input.
 pub fn token_hash(jws: &str) -> String {
     encode(sha256(jws.rsplit_once('.').map_or(jws, |(signing_input, _)| signing_input).as_bytes()))
 }
 
-/// A fresh token id: UUID version 7 of this moment.
+/// A new token id: UUID version 7 with the time `now`.
 pub(super) fn new_jti(now: Now) -> String {
     let seconds = u64::try_from(now.unix_s()).unwrap_or(0);
     let nanoseconds = u32::try_from(now.unix_ns.rem_euclid(1_000_000_000)).unwrap_or(0);
@@ -131,7 +132,7 @@ fn leaf(chain: &[Bytes]) -> Result<Jws<'_>, Error> {
     Jws::parse(leaf).map_err(|refused| Error::Parent(refused.message))
 }
 
-/// The given text with the missing members put before its own, which are left as they are.
+/// Inserts the missing members before the given ones. The given text stays unchanged.
 fn completed<const N: usize>(claims: &str, given: &Object, filled: [(&str, String); N]) -> Result<String, Error> {
     let rest = claims.trim_start().strip_prefix('{').ok_or_else(|| Error::Claims("it does not begin with `{`".to_owned()))?;
     let mut payload = String::with_capacity(claims.len() + 256);

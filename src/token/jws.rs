@@ -1,7 +1,7 @@
-//! Compact JWS (RFC 7515), strictly: three parts of unpadded base64url, header and payload each one JSON object.
+//! Compact JWS (RFC 7515), read strictly: three parts of unpadded base64url, with one JSON object each as header and payload.
 //!
-//! [`Jws::parse`] believes nothing; [`Jws::check_header`] compares the header with what the place demands, never the other way
-//! round; the signature is over the exact bytes received. Chains, proofs and operators' acts are all read here.
+//! [`Jws::parse`] trusts nothing. [`Jws::check_header`] compares the header with the requirements of the caller; the header never selects
+//! them. The signature covers the exact bytes that were received. Chains, proofs and signed acts are all read here.
 
 use std::fmt;
 
@@ -14,20 +14,20 @@ use crate::model::json::{self, Object, Value};
 use crate::model::jwk::PublicKey;
 use crate::model::reason::Reason;
 
-/// Header parameters that bring or point to a key: a key is never taken from the token that it should verify.
+/// Header parameters that contain or reference a key. The key that verifies a token never comes from that token.
 const KEY_PARAMETERS: &[&str] = &["jwk", "jku", "x5u", "x5c"];
 
-/// A JWS as received; nothing of it is believed.
+/// A JWS as received, not verified.
 pub(super) struct Jws<'a> {
     pub(super) header: Object,
     pub(super) claims: Object,
-    /// The bytes that are signed: header, dot, payload.
+    /// The signed bytes: header, dot, payload.
     pub(super) signing_input: &'a [u8],
     pub(super) signature: Vec<u8>,
 }
 
 impl<'a> Jws<'a> {
-    /// Takes the parts apart and reads the two objects. The size is the caller's to limit.
+    /// Splits the three parts and reads header and payload. The caller limits the size.
     pub(super) fn parse(bytes: &'a [u8]) -> Result<Self, Rejection> {
         if bytes.trim_ascii_start().starts_with(b"{") {
             return Err(malformed("JSON serialization is not accepted: use compact JWS"));
@@ -45,7 +45,7 @@ impl<'a> Jws<'a> {
         })
     }
 
-    /// Compares `alg`, `typ` and `crit` with what is demanded, and refuses keys in the header. `kid` is the caller's.
+    /// Checks `alg`, `typ` and `crit`, and refuses keys in the header. The caller checks `kid`.
     pub(super) fn check_header(&self, typ_allowed: impl Fn(&str) -> bool) -> Result<(), Rejection> {
         let found = |name| match self.header.member(name) {
             None => format!("`{name}` in the header is missing"),
@@ -67,36 +67,36 @@ impl<'a> Jws<'a> {
         }
     }
 
-    /// Whether the signature is this key's.
+    /// Whether `key` made the signature.
     pub(super) fn is_signed_by(&self, key: &PublicKey) -> bool {
         key.verifies(self.signing_input, &self.signature)
     }
 
-    /// SHA-256 of the signing input: what a hop's `par_hash` and a proof's `aat_hash` hold.
+    /// SHA-256 of the signing input. A hop's `par_hash` and a proof's `aat_hash` contain it.
     pub(super) fn signing_input_sha256(&self) -> [u8; 32] {
         sha256(self.signing_input)
     }
 }
 
-/// Tells nothing: a token is a credential.
+/// Prints no content, because a token is a credential.
 impl fmt::Debug for Jws<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Jws").finish_non_exhaustive()
     }
 }
 
-/// SHA-256.
+/// Computes SHA-256.
 pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
     let digest = ring::digest::digest(&ring::digest::SHA256, bytes);
     digest.as_ref().try_into().unwrap_or([0; 32])
 }
 
-/// Unpadded base64url (RFC 7515, section 2).
+/// Encodes as unpadded base64url (RFC 7515, section 2).
 pub(super) fn encode(bytes: impl AsRef<[u8]>) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
-/// A [`Reason::TokenMalformed`] that names no token yet.
+/// A [`Reason::TokenMalformed`] rejection without a token index.
 pub(super) fn malformed(message: impl Into<String>) -> Rejection {
     Rejection::new(Reason::TokenMalformed, message)
 }
@@ -121,7 +121,7 @@ fn object(part: &[u8], name: &str) -> Result<Object, Rejection> {
     })
 }
 
-/// A parser's message on one line, what it quotes cut short.
+/// Puts a parser's message on one line and cuts it after 200 characters.
 fn abridged_line(message: &str) -> String {
     message.chars().take(200).map(|character| if character.is_control() { ' ' } else { character }).collect()
 }

@@ -1,6 +1,6 @@
-//! Private Ed25519 keys as JWK (RFC 8037): made, read, written, and used to sign.
+//! Private Ed25519 keys: generation, the JWK form (RFC 8037), and signing.
 //!
-//! The seed is wiped when dropped and never shown by `Debug`. Public keys are [`crate::model::jwk`]'s.
+//! The seed is wiped when the key is dropped, and `Debug` never prints it. [`crate::model::jwk`] has the public keys.
 
 use std::fmt;
 
@@ -13,19 +13,19 @@ use zeroize::Zeroizing;
 
 use crate::model::jwk::PublicKey;
 
-/// Size of a private JWK.
+/// Maximum size of a private JWK.
 const JWK_BYTES_MAX: usize = 4 * 1024;
 
-/// Why bytes are not a private key, or none could be made. Never quotes the key.
+/// Why a private key could not be read or generated. The message never quotes the key.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum PrivateKeyError {
     /// Not one JSON object with `kty`, `crv`, `x` and `d`.
     #[error("not a private JWK (RFC 8037): it needs `kty` `OKP`, `crv` `Ed25519`, `x` and `d`, each once")]
     Malformed,
-    /// `x` is not the public key of `d`, or not a key to verify with.
+    /// `x` is not the public key of `d`, or is a public key that is refused.
     #[error("`x` of the private JWK does not belong to its `d`")]
     Mismatch,
-    /// The system gave no randomness.
+    /// The system returned no random bytes.
     #[error("the system gave no randomness for a new key")]
     Randomness,
 }
@@ -38,7 +38,7 @@ pub struct PrivateKey {
 }
 
 impl PrivateKey {
-    /// Makes a new key.
+    /// Generates a new key.
     ///
     /// # Errors
     /// [`PrivateKeyError::Randomness`].
@@ -48,10 +48,10 @@ impl PrivateKey {
         Self::from_seed(*seed)
     }
 
-    /// The key of a seed (RFC 8032, section 5.1.5): the same seed, the same key.
+    /// Derives the key of a seed (RFC 8032, section 5.1.5). The same seed always gives the same key.
     ///
     /// # Errors
-    /// [`PrivateKeyError::Mismatch`] where the seed gives no usable public key; none is known that does.
+    /// [`PrivateKeyError::Mismatch`] if the seed gives no usable public key. No such seed is known.
     pub fn from_seed(seed: [u8; 32]) -> Result<Self, PrivateKeyError> {
         let seed = Zeroizing::new(seed);
         let pair = Ed25519KeyPair::from_seed_unchecked(seed.as_slice()).map_err(|_| PrivateKeyError::Malformed)?;
@@ -60,10 +60,10 @@ impl PrivateKey {
         Ok(Self { seed, pair, public })
     }
 
-    /// Reads a private JWK; members besides `kty`, `crv`, `x` and `d` are ignored.
+    /// Reads a private JWK. Members other than `kty`, `crv`, `x` and `d` are ignored.
     ///
     /// # Errors
-    /// [`PrivateKeyError::Malformed`], [`PrivateKeyError::Mismatch`].
+    /// [`PrivateKeyError::Malformed`] or [`PrivateKeyError::Mismatch`].
     pub fn from_jwk(json: &[u8]) -> Result<Self, PrivateKeyError> {
         if json.len() > JWK_BYTES_MAX {
             return Err(PrivateKeyError::Malformed);
@@ -84,7 +84,7 @@ impl PrivateKey {
         Ok(key)
     }
 
-    /// The private JWK, in canonical order; whoever holds it can sign.
+    /// The private JWK with its members in canonical order. Its holder can sign with the key.
     pub fn to_jwk(&self) -> Zeroizing<String> {
         let mut jwk = Zeroizing::new(String::with_capacity(256));
         jwk.push_str(r#"{"crv":"Ed25519","d":""#);
@@ -95,25 +95,25 @@ impl PrivateKey {
         jwk
     }
 
-    /// The public half.
+    /// The public key.
     pub fn public_key(&self) -> &PublicKey {
         &self.public
     }
 
-    /// Signs bytes (RFC 8032).
+    /// Signs a message (RFC 8032).
     pub fn sign(&self, message: &[u8]) -> Vec<u8> {
         self.pair.sign(message).as_ref().to_vec()
     }
 }
 
-/// Tells the public half only.
+/// Prints the public key's thumbprint only.
 impl fmt::Debug for PrivateKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("PrivateKey").field("thumbprint", self.public.thumbprint()).finish_non_exhaustive()
     }
 }
 
-/// A JWK as read; a member that is named here and stands twice is refused by the parser.
+/// The members of a JWK that are read. The parser refuses duplicates of these members.
 #[derive(Deserialize)]
 struct Jwk {
     kty: String,
@@ -122,7 +122,7 @@ struct Jwk {
     d: Secret,
 }
 
-/// A string that is wiped, even where the rest of the JWK turns out to be bad.
+/// A string that is wiped when dropped, even if the rest of the JWK turns out to be invalid.
 struct Secret(Zeroizing<String>);
 
 impl<'de> Deserialize<'de> for Secret {

@@ -1,7 +1,8 @@
 //! Signed acts of operators: one short-lived signature for one administrative call.
 //!
-//! Binds the operator's key to the store's history, the method and the exact message. It does not know operators: the caller looks
-//! up the key that [`UnverifiedAct::thumbprint`] names, asks whether its roles allow the method, and spends the `jti`.
+//! The signature binds the operator's key to the store's history, the method and the exact message. This module does not know the
+//! operators. The caller looks up the key named by [`UnverifiedAct::thumbprint`], checks that the operator's roles allow the method, and
+//! stores the `jti` as used.
 
 use std::sync::Arc;
 
@@ -19,62 +20,62 @@ use crate::model::time::Now;
 /// `typ` of an operator's signature.
 pub const OPERATOR_TYPE: &str = "operator+jwt";
 
-/// A `jti` becomes a row of the store.
+/// Maximum size of a `jti`, because it becomes a row of the store.
 const JTI_BYTES_MAX: usize = 128;
 
-/// Why a signature does not make this call an operator's act. One line.
+/// Why a signature does not authorize the call. One line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// Not a compact JWS with the claims of an act.
+    /// The signature is not a compact JWS with the required claims.
     #[error("the operator's signature is malformed: {0}")]
     Malformed(String),
-    /// Over [`OPERATOR_JWS_BYTES_MAX`].
+    /// The signature is larger than [`OPERATOR_JWS_BYTES_MAX`].
     #[error("the operator's signature has more than {OPERATOR_JWS_BYTES_MAX} bytes")]
     TooLarge,
-    /// Not `Ed25519`.
+    /// The algorithm is not `Ed25519`.
     #[error("the operator's signature: {0}")]
     Algorithm(String),
-    /// Not `operator+jwt`.
+    /// The type is not `operator+jwt`.
     #[error("the operator's signature: {0}")]
     Type(String),
-    /// It names another key than the one it is verified with.
+    /// The signature names another key than the one that it is verified with.
     #[error("`iss` of the operator's signature is not the thumbprint URN of this key")]
     Key,
-    /// It does not verify.
+    /// The signature does not verify.
     #[error("the operator's signature does not verify")]
     Signature,
-    /// It is for another store.
+    /// The signature is for another store.
     #[error("`aud` of the operator's signature is not this store's history id")]
     Audience,
-    /// It is for another method.
+    /// The signature is for another method.
     #[error("`htm` of the operator's signature is not this method")]
     Method,
-    /// It is for another message.
+    /// The signature is for another message.
     #[error("`hth` of the operator's signature is not the hash of this message")]
     Message,
-    /// It was made ahead of our clock.
+    /// `iat` lies too far in the future.
     #[error("the operator's signature is not valid yet: compare the clocks")]
     NotYetValid,
-    /// It has ended.
+    /// `exp` has passed.
     #[error("the operator's signature has expired: sign again")]
     Expired,
-    /// It lives too long.
+    /// The time from `iat` to `exp` is too long.
     #[error("the operator's signature lives more than {OPERATOR_JWS_LIFETIME_S_MAX} s")]
     Lifetime,
 }
 
-/// The call that a signature must be for.
+/// The administrative call that a signature must be for.
 #[derive(Clone, Copy, Debug)]
 pub struct Expected<'a> {
-    /// The store's history id.
+    /// The id of the store's history.
     pub audience: &'a str,
     /// Full gRPC method path, `/portcullis.v1.PolicyService/Apply`.
     pub method: &'a str,
-    /// The request message's bytes as sent and as received.
+    /// The bytes of the request message, as sent and as received.
     pub message: &'a [u8],
 }
 
-/// Signs a call for the next [`OPERATOR_JWS_LIFETIME_S_MAX`] seconds.
+/// Signs a call. The signature is valid for [`OPERATOR_JWS_LIFETIME_S_MAX`] seconds.
 pub fn sign(key: &PrivateKey, act: &Expected<'_>, now: Now) -> String {
     let text = |text: &str| Value::String(text.to_owned());
     let claims = Object::from_members([
@@ -89,7 +90,7 @@ pub fn sign(key: &PrivateKey, act: &Expected<'_>, now: Now) -> String {
     sign_jws(key, &header(OPERATOR_TYPE), Value::Object(claims).to_jcs().as_bytes())
 }
 
-/// A signature as received; only its form was checked.
+/// A signature as received. Only its form is checked.
 #[derive(Debug)]
 pub struct UnverifiedAct<'a> {
     jws: Jws<'a>,
@@ -99,7 +100,7 @@ pub struct UnverifiedAct<'a> {
     exp_s: i64,
 }
 
-/// A signature that is this key's, for this call, now; made only by [`UnverifiedAct`].
+/// A signature that is valid for a key, a call and a time. Only [`UnverifiedAct`] constructs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifiedAct {
     jti: Arc<str>,
@@ -111,7 +112,7 @@ impl<'a> UnverifiedAct<'a> {
     /// Reads a compact JWS.
     ///
     /// # Errors
-    /// [`Error::TooLarge`], [`Error::Malformed`], [`Error::Algorithm`], [`Error::Type`].
+    /// [`Error::TooLarge`], [`Error::Malformed`], [`Error::Algorithm`] or [`Error::Type`].
     pub fn parse(jws: &'a [u8]) -> Result<Self, Error> {
         if jws.len() > OPERATOR_JWS_BYTES_MAX {
             return Err(Error::TooLarge);
@@ -135,15 +136,15 @@ impl<'a> UnverifiedAct<'a> {
         Ok(Self { jws, thumbprint, jti, iat_s, exp_s })
     }
 
-    /// Thumbprint of the key that it says it is signed with: what to look the operator up by. Not yet believed.
+    /// Thumbprint of the key that the signature names. The caller looks up the operator by it. It is not verified yet.
     pub fn thumbprint(&self) -> &Thumbprint {
         &self.thumbprint
     }
 
-    /// Whether it is this key's signature for this call, now.
+    /// Verifies that `key` made this signature for the call `expected`, and that the signature is valid at `now`.
     ///
     /// # Errors
-    /// As [`Error`] says.
+    /// See [`Error`].
     pub fn verify(&self, key: &PublicKey, expected: &Expected<'_>, now: Now) -> Result<VerifiedAct, Error> {
         let verified = self.verify_call(key, expected.audience, expected.method, now)?;
         if self.text("hth") != Some(&encode(sha256(expected.message))) {
@@ -152,11 +153,10 @@ impl<'a> UnverifiedAct<'a> {
         Ok(verified)
     }
 
-    /// Whether it is this key's signature for some message to this method of this store, now: what can be told before the message is
-    /// there.
+    /// Verifies everything except the hash of the message. Use it before the message has arrived.
     ///
     /// # Errors
-    /// As [`Error`] says.
+    /// See [`Error`].
     pub fn verify_call(&self, key: &PublicKey, audience: &str, method: &str, now: Now) -> Result<VerifiedAct, Error> {
         if self.thumbprint != *key.thumbprint() {
             return Err(Error::Key);
@@ -188,17 +188,17 @@ impl<'a> UnverifiedAct<'a> {
 }
 
 impl VerifiedAct {
-    /// Its id, to be spent with the act.
+    /// The `jti`. The store keeps it as used, together with the act.
     pub fn jti(&self) -> &str {
         &self.jti
     }
 
-    /// When it ends, seconds since the Unix epoch: until then its `jti` is to be remembered.
+    /// `exp` in seconds since the Unix epoch. The `jti` must be remembered until then.
     pub fn exp_s(&self) -> i64 {
         self.exp_s
     }
 
-    /// The key that signed.
+    /// Thumbprint of the key that signed.
     pub fn thumbprint(&self) -> &Thumbprint {
         &self.thumbprint
     }

@@ -1,6 +1,6 @@
-//! A presentation as text: the JSON object of the drafts, or a chain's tokens one a line.
+//! Reads a presentation from text: the JSON object of the drafts, or the tokens of a chain with one token per line.
 //!
-//! Takes it apart and no more; nothing in it is believed. Gateways send the same parts as fields of a message.
+//! It only splits the text; nothing in it is verified. Gateways send the same parts as fields of a message.
 
 use bytes::Bytes;
 
@@ -9,23 +9,23 @@ use super::jws::malformed;
 use crate::model::json::{self, Value};
 use crate::model::reason::Reason;
 
-/// Size of a presentation: a chain, a proof and room for what is ignored.
+/// Maximum size of a presentation: a chain, a proof, and space for ignored members.
 pub const PRESENTATION_BYTES_MAX: usize = 256 * 1024;
 
-/// A chain and, where the call has one, its proof of possession.
+/// A chain, and its proof of possession if the call has one.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Presentation {
-    /// Compact JWS, root first, leaf last; never empty.
+    /// Compact JWS tokens, root first; never empty.
     pub chain: Vec<Bytes>,
-    /// The proof's compact JWS.
+    /// The compact JWS of the proof.
     pub proof: Option<Bytes>,
 }
 
 impl Presentation {
-    /// Reads `{"aat_chain": [...], "aat_pop": "..."}`, or JWS one a line, root first. Other members are ignored.
+    /// Reads `{"aat_chain": [...], "aat_pop": "..."}`, or one JWS per line, root first. Other members are ignored.
     ///
     /// # Errors
-    /// [`Reason::TokenMalformed`], or [`Reason::TokenTooLarge`] over [`PRESENTATION_BYTES_MAX`].
+    /// [`Reason::TokenMalformed`], or [`Reason::TokenTooLarge`] above [`PRESENTATION_BYTES_MAX`].
     pub fn parse(json_or_lines: &[u8]) -> Result<Self, Rejection> {
         if json_or_lines.len() > PRESENTATION_BYTES_MAX {
             let message = format!("{} bytes: a presentation has at most {PRESENTATION_BYTES_MAX}", json_or_lines.len());
@@ -58,7 +58,7 @@ impl Presentation {
     }
 }
 
-/// Tells sizes only: a token is a credential.
+/// Prints sizes only, because a token is a credential.
 impl std::fmt::Debug for Presentation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let sizes: Vec<usize> = self.chain.iter().map(Bytes::len).collect();

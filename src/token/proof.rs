@@ -1,7 +1,7 @@
-//! Proof of possession: the leaf's holder signs this very call.
+//! Proof of possession: a signature of the leaf's holder over one call.
 //!
-//! Says whether a proof fits a chain and a call. Whether it was used before is not known here: the caller remembers
-//! [`VerifiedProof::replay_key`] for as long as the window lasts. Every fault of a proof is a `PROOF_*`.
+//! This module checks that a proof fits a chain and a call. It does not know whether the proof was used before: the caller must remember
+//! [`VerifiedProof::replay_key`] for the length of the proof window. Every fault of a proof has a reason that begins with `PROOF_`.
 
 use std::sync::Arc;
 
@@ -14,18 +14,18 @@ use crate::model::json::{Object, Value};
 use crate::model::reason::Reason;
 use crate::model::time::Now;
 
-/// The call that a proof must be of.
+/// The call that a proof must cover.
 #[derive(Clone, Copy, Debug)]
 pub struct ProofOf<'a> {
     /// `server/tool`.
     pub tool: &'a str,
-    /// The call's arguments, compared by their canonical form.
+    /// The call's arguments. They are compared in canonical form.
     pub arguments: &'a Object,
-    /// The audience that the caller may claim and does.
+    /// The audience that the caller claims and may claim.
     pub audience: Option<&'a str>,
 }
 
-/// A proof that fits; made only by [`verify_proof`].
+/// A proof that fits its chain and call. Only [`verify_proof`] and [`SignedProof::check`] construct it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct VerifiedProof {
     jti: Arc<str>,
@@ -34,35 +34,35 @@ pub struct VerifiedProof {
 }
 
 impl VerifiedProof {
-    /// The proof's id.
+    /// The proof's `jti`.
     pub fn jti(&self) -> &str {
         &self.jti
     }
 
-    /// When it was made, seconds since the Unix epoch.
+    /// `iat` in seconds since the Unix epoch.
     pub fn iat_s(&self) -> i64 {
         self.iat_s
     }
 
-    /// Names this use of this leaf: SHA-256 over the hash of the leaf and the proof's `jti`. Two proofs with the same key are one.
+    /// Identifies the proof: SHA-256 over the hash of the leaf and the proof's `jti`. Two proofs with the same key are the same proof.
     pub fn replay_key(&self) -> [u8; 32] {
         self.replay_key
     }
 }
 
-/// A proof that the holder of a chain's leaf signed, of whatever call and whenever; made only by [`read_proof`].
+/// A proof whose signature by the leaf's holder is verified, but not its call and its time. Only [`read_proof`] constructs it.
 ///
-/// Whoever has seen its bytes may present them again, so who remembers proofs remembers this one, whatever becomes of the call.
+/// Anyone who has seen the bytes of a proof can present them again. So a replay table must remember this proof even if its call is denied.
 #[derive(Debug)]
 pub struct SignedProof<'a> {
     leaf: &'a Level,
     claims: Object,
 }
 
-/// Reads a proof and verifies its signature, which costs about one Ed25519 verification. An empty one is a missing one.
+/// Reads a proof and verifies its signature, at the cost of about one Ed25519 verification. An empty proof counts as missing.
 ///
 /// # Errors
-/// [`Reason::ProofMissing`], or [`Reason::ProofInvalid`] if it is not a proof that the leaf's holder signed.
+/// [`Reason::ProofMissing`], or [`Reason::ProofInvalid`] if the leaf's holder did not sign it as a proof.
 pub fn read_proof<'a>(chain: &'a VerifiedChain, proof: &[u8], options: &Options) -> Result<SignedProof<'a>, Rejection> {
     if proof.is_empty() {
         return Err(Rejection::new(Reason::ProofMissing, "the call needs a proof of possession and has none"));
@@ -81,19 +81,19 @@ pub fn read_proof<'a>(chain: &'a VerifiedChain, proof: &[u8], options: &Options)
 }
 
 impl SignedProof<'_> {
-    /// The [`VerifiedProof::replay_key`] under which to remember that it was shown; `None` outside its window.
+    /// Returns the [`VerifiedProof::replay_key`] under which to remember the proof; `None` if the proof is outside its window.
     ///
-    /// A proof that is too old is never good again. One that is dated ahead by more than the window cannot be remembered for long
-    /// enough.
+    /// An expired proof can never be used again, so it need not be remembered. A proof that is dated further ahead than the window cannot
+    /// be remembered for long enough.
     pub fn replay_key(&self, options: &Options, now: Now) -> Option<[u8; 32]> {
         self.check_window(options, now).ok()?;
         self.jti().ok().map(|jti| replay_key(self.leaf, jti))
     }
 
-    /// Whether it is a proof of this call, at this time.
+    /// Verifies that the proof covers this call and is valid at `now`.
     ///
     /// # Errors
-    /// [`Reason::ProofStale`] outside its window or before its `nbf`; [`Reason::ProofInvalid`] for everything else.
+    /// [`Reason::ProofStale`] if `now` is outside the window or before `nbf`; [`Reason::ProofInvalid`] for every other fault.
     pub fn check(&self, expected: &ProofOf<'_>, options: &Options, now: Now) -> Result<VerifiedProof, Rejection> {
         check_call(&self.claims, self.leaf, expected, options)?;
         let iat_s = self.check_window(options, now)?;
@@ -111,7 +111,7 @@ impl SignedProof<'_> {
         Ok(VerifiedProof { jti: jti.into(), iat_s, replay_key: replay_key(self.leaf, jti) })
     }
 
-    /// `iat`, if it lies within the window.
+    /// Returns `iat` if it lies within the window.
     fn check_window(&self, options: &Options, now: Now) -> Result<i64, Rejection> {
         let iat_s = self.claims.member("iat").and_then(Value::as_i64).ok_or_else(|| invalid("`iat` is missing"))?;
         if iat_s.abs_diff(now.unix_s()) > options.proof_window_s.max(0).unsigned_abs() {
@@ -129,7 +129,7 @@ impl SignedProof<'_> {
 /// Verifies a proof of possession: [`read_proof`], then [`SignedProof::check`].
 ///
 /// # Errors
-/// Those of both.
+/// The errors of both functions.
 pub fn verify_proof(
     chain: &VerifiedChain,
     proof: &[u8],
@@ -144,7 +144,7 @@ fn replay_key(leaf: &Level, jti: &str) -> [u8; 32] {
     sha256(&[leaf.signing_input_sha256.as_slice(), jti.as_bytes()].concat())
 }
 
-/// Whether the proof is of this leaf, for this audience, and of this call.
+/// Checks that the proof names this leaf, this audience and this call.
 fn check_call(claims: &Object, leaf: &Level, expected: &ProofOf<'_>, options: &Options) -> Result<(), Rejection> {
     let text = |name| claims.member(name).and_then(Value::as_str);
     if text("aat_id") != Some(&*leaf.jti) || text("aat_hash") != Some(leaf.hop_hash().as_str()) {
@@ -166,7 +166,7 @@ fn check_call(claims: &Object, leaf: &Level, expected: &ProofOf<'_>, options: &O
     }
 }
 
-/// Sorted once: comparing member by member would be quadratic, and arguments may have thousands.
+/// Each object is sorted once. Comparing member by member would take quadratic time, and arguments may have thousands of members.
 fn canonical(object: &Object) -> String {
     let mut text = String::new();
     object.write_jcs(&mut text);

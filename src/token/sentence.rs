@@ -1,13 +1,13 @@
-//! A chain in words, for people who must judge it: *user U authorized agent A, as application P, …; A passed a part of it to B*.
+//! Describes a chain as text for people: *user U authorized agent A, as application P, …; A passed a part of it to B*.
 //!
-//! Texts come from tokens, so control characters are written as escapes: a claim cannot fake a line of output.
+//! The names come from tokens, so control characters are escaped and a claim cannot forge a line of output.
 
 use std::fmt::Write as _;
 
 use crate::model::constraint::{ArgumentMap, printable};
 use crate::model::request::Scope;
 
-/// What there is to tell; what is absent is told as unknown.
+/// The facts of the description. An absent fact is described as not named.
 pub(super) struct Story<'a> {
     pub(super) issuer: Option<&'a str>,
     pub(super) user: Option<&'a str>,
@@ -17,14 +17,14 @@ pub(super) struct Story<'a> {
     pub(super) levels: Vec<Part<'a>>,
 }
 
-/// What there is to tell of one token.
+/// The facts about one token.
 pub(super) struct Part<'a> {
     pub(super) agent: Option<&'a str>,
     pub(super) scope: Option<&'a Scope>,
     pub(super) exp_s: Option<i64>,
 }
 
-/// The sentence, one line without a full stop.
+/// Writes the description, one line without a full stop.
 pub(super) fn write(story: &Story<'_>) -> String {
     let mut out = String::new();
     let mut giver = None;

@@ -1,4 +1,4 @@
-//! What holds for the module as a whole: every bit counts, chains only narrow, and what is known saves work but no rule.
+//! Tests of the whole module: a change of any byte is refused, chains only narrow, and known signatures save work but skip no rule.
 
 use bytes::Bytes;
 use proptest::prelude::Rng as _;
@@ -51,7 +51,7 @@ fn jwk(seed: u8) -> Value {
     serde_json::from_str(&key(seed).public_key().to_jwk()).unwrap()
 }
 
-/// A good chain of as many tokens as there are tool maps.
+/// A valid chain with one token for each tool map.
 fn chain(tools: &[Value]) -> Vec<Bytes> {
     let mut chain: Vec<Bytes> = Vec::new();
     for (level, tools) in (0_u8..).zip(tools) {
@@ -143,7 +143,7 @@ fn a_cached_chain_ages_as_verification_says() {
     }
 }
 
-/// A chain that was verified is held to `nbf` at every later use, too: clocks are set back.
+/// A verified chain is checked against `nbf` at every later use too, because clocks can be set back.
 #[test]
 fn not_before_is_asked_on_every_use() {
     let claims = json!({
@@ -271,7 +271,7 @@ fn debug_output_holds_no_token() {
     assert_eq!(format!("{jws:?}"), "Jws { .. }");
 }
 
-/// permitted(child) is a subset of permitted(parent), on every small call, for random maps that verification lets pass.
+/// Checks, for random maps that verification accepts and for every small call, that a child permits a subset of its parent's calls.
 #[test]
 fn a_chain_only_narrows() {
     let mut runner = TestRunner::deterministic();
@@ -300,7 +300,7 @@ fn a_chain_only_narrows() {
     );
 }
 
-/// Every call of up to three arguments from a few values of every type.
+/// Every call with up to three arguments, from a few values of each type.
 fn small_calls() -> Vec<Object> {
     let values = || [None].into_iter().chain(pool().into_iter().chain([json!([]), json!([1]), json!(["x", 1])]).map(Some));
     let mut calls = Vec::new();
@@ -370,7 +370,7 @@ fn random_map(random: &mut TestRng) -> Value {
     map
 }
 
-/// A map near another one: often tighter, at times wider.
+/// A map similar to its parent: often tighter, sometimes wider.
 fn narrowed_map(random: &mut TestRng, parent: &Value) -> Value {
     let mut map = if below(random, 8) == 0 { random_map(random) } else { parent.clone() };
     for name in ["a", "b"] {

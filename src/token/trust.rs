@@ -1,8 +1,8 @@
-//! Whom we trust: issuers of roots, and the registry that binds agents to their holder keys.
+//! The trust table: the issuers of roots, and the registry that binds agents to their holder keys.
 //!
-//! Built from documents by the snapshot builder and read by [`super::verify()`]. A clone costs a few counters, and a changed agent
-//! copies a thousandth of the registry, so that a snapshot of a million agents follows one change quickly. It says
-//! nothing of suspension: that is `revocation`'s.
+//! The snapshot builder makes the table from documents, and [`super::verify()`] reads it. A clone costs a few reference counts, and
+//! changing one agent copies a thousandth of the registry. So a snapshot with a million agents can follow a single change quickly.
+//! Suspensions are not part of the table; `revocation` has them.
 
 use std::borrow::Borrow;
 use std::collections::{BTreeSet, HashMap, HashSet};
@@ -13,38 +13,38 @@ use crate::model::jwk::NamedKey;
 use crate::model::limits::{HOP_LIFETIME_S_MAX, KEYS_MAX, ROOT_LIFETIME_S_MAX};
 use crate::model::shards::Shards;
 
-/// Why something cannot be trusted as told.
+/// Why an issuer or agent cannot be added.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// An issuer without a key, or with more than [`KEYS_MAX`].
+    /// An issuer has no key, or more than [`KEYS_MAX`].
     #[error("issuer `{issuer}` has {count} keys: give it 1 to {KEYS_MAX}")]
     KeyCount {
         /// The issuer.
         issuer: IssuerUri,
-        /// How many keys it came with.
+        /// The number of its keys.
         count: usize,
     },
-    /// A lifetime that is not positive.
+    /// A lifetime is not positive.
     #[error("issuer `{0}` has a lifetime that is not positive")]
     Lifetime(IssuerUri),
-    /// One holder key for two agents.
+    /// Two agents have the same holder key.
     #[error("key `{key}` is registered for agent `{holder}`: give agent `{agent}` a key of its own")]
     KeyTaken {
         /// The key.
         key: Thumbprint,
-        /// Whose it is.
+        /// The agent that has the key.
         holder: AgentId,
-        /// Who was to get it too.
+        /// The agent that cannot get it.
         agent: AgentId,
     },
 }
 
-/// A list in a document that may say "all".
+/// A list of ids in a document, or all ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Listed<T: Ord> {
     /// `["*"]`
     All,
-    /// These and no other.
+    /// Only these ids.
     Only(BTreeSet<T>),
 }
 
@@ -55,7 +55,7 @@ impl<T: Ord> Default for Listed<T> {
 }
 
 impl<T: Ord + Borrow<str>> Listed<T> {
-    /// Whether the list names `id` or is for all.
+    /// Whether the list contains `id` or allows all ids.
     pub fn allows(&self, id: &str) -> bool {
         match self {
             Listed::All => true,
@@ -64,7 +64,7 @@ impl<T: Ord + Borrow<str>> Listed<T> {
     }
 }
 
-/// An issuer of root tokens and what it may vouch for.
+/// An issuer of root tokens, with the names that it may vouch for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Issuer {
     /// `iss` of its roots.
@@ -73,20 +73,20 @@ pub struct Issuer {
     pub keys: Vec<NamedKey>,
     /// The audiences that its roots may carry.
     pub audiences: BTreeSet<String>,
-    /// The groups it may say a user is in.
+    /// The groups that it may assign to a user.
     pub groups: Listed<GroupId>,
-    /// The applications it may speak for.
+    /// The applications that it may name.
     pub applications: Listed<ApplicationId>,
     /// The `typ` values that its tokens may have.
     pub typ: Vec<String>,
-    /// Longest life of a root.
+    /// Maximum lifetime of a root, in seconds.
     pub lifetime_max_s: i64,
-    /// Longest life of a hop under a root of this issuer.
+    /// Maximum lifetime of a hop under a root of this issuer, in seconds.
     pub hop_lifetime_max_s: i64,
 }
 
 impl Issuer {
-    /// An issuer with the defaults of its document: no audience, group or application, `aat+jwt` only, 8 h and 1 h.
+    /// An issuer with the defaults of its document: no audience, group or application; `aat+jwt` only; lifetimes of 8 h and 1 h.
     pub fn new(id: IssuerUri, keys: Vec<NamedKey>) -> Self {
         Self {
             id,
@@ -101,7 +101,7 @@ impl Issuer {
     }
 }
 
-/// Everything that verification trusts, at one moment. Cheap to clone and to share.
+/// All trust that verification reads, at one point in time. Cloning and sharing it is cheap.
 #[derive(Clone, Debug, Default)]
 pub struct Trust {
     issuers: Arc<HashMap<IssuerUri, Arc<Issuer>>>,
@@ -111,15 +111,15 @@ pub struct Trust {
 }
 
 impl Trust {
-    /// Nobody.
+    /// A table that trusts nobody.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Trusts an issuer, in place of what was said of it before.
+    /// Adds an issuer, or replaces it.
     ///
     /// # Errors
-    /// [`Error::KeyCount`], [`Error::Lifetime`].
+    /// [`Error::KeyCount`] or [`Error::Lifetime`].
     pub fn put_issuer(&mut self, issuer: Issuer) -> Result<(), Error> {
         if !(1..=KEYS_MAX).contains(&issuer.keys.len()) {
             return Err(Error::KeyCount { issuer: issuer.id, count: issuer.keys.len() });
@@ -131,16 +131,16 @@ impl Trust {
         Ok(())
     }
 
-    /// Trusts an issuer no longer.
+    /// Removes an issuer.
     pub fn remove_issuer(&mut self, issuer: &str) {
         Arc::make_mut(&mut self.issuers).remove(issuer);
     }
 
-    /// Registers an agent with its holder keys, in place of those it had. An agent may be known without a key.
+    /// Registers an agent with its holder keys, or replaces its keys. An agent may be registered without a key.
     ///
     /// # Errors
-    /// [`Error::KeyTaken`] where another agent has one of the keys; nothing is changed then. Where a key moves, change the agent that
-    /// gives it up first.
+    /// [`Error::KeyTaken`] if another agent has one of the keys; nothing changes then. To move a key, first change the agent that gives it
+    /// up.
     pub fn put_agent(&mut self, agent: AgentId, keys: impl IntoIterator<Item = Thumbprint>) -> Result<(), Error> {
         let keys: Arc<[Thumbprint]> = keys.into_iter().collect();
         for key in keys.iter() {
@@ -156,7 +156,7 @@ impl Trust {
         Ok(())
     }
 
-    /// Forgets an agent and its keys.
+    /// Removes an agent and its keys.
     pub fn remove_agent(&mut self, agent: &str) {
         if let Some(keys) = self.agents.remove(agent) {
             for key in keys.iter() {
@@ -165,23 +165,23 @@ impl Trust {
         }
     }
 
-    /// The same issuers and groups, with the agents and keys of another trust.
+    /// Returns the issuers and groups of this table with the agents and keys of another.
     pub fn with_agents_of(mut self, other: &Trust) -> Self {
         (self.agents, self.keys) = (other.agents.clone(), other.keys.clone());
         self
     }
 
-    /// Says which groups any document knows.
+    /// Sets the groups that any document names.
     pub fn set_groups(&mut self, groups: impl IntoIterator<Item = GroupId>) {
         self.groups = Arc::new(groups.into_iter().collect());
     }
 
-    /// The issuer of this URI.
+    /// The issuer with this URI.
     pub fn issuer(&self, uri: &str) -> Option<&Issuer> {
         self.issuers.get(uri).map(Arc::as_ref)
     }
 
-    /// Every issuer, in no order.
+    /// All issuers, in no particular order.
     pub fn issuers(&self) -> impl Iterator<Item = &Issuer> {
         self.issuers.values().map(Arc::as_ref)
     }
@@ -191,12 +191,12 @@ impl Trust {
         self.keys.get(key)
     }
 
-    /// Whether an agent is registered, with keys or without.
+    /// Whether an agent is registered, with or without keys.
     pub fn knows_agent(&self, agent: &str) -> bool {
         self.agents.get(agent).is_some()
     }
 
-    /// Whether some document knows a group.
+    /// Whether a document names this group.
     pub fn knows_group(&self, group: &str) -> bool {
         self.groups.contains(group)
     }

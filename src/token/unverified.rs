@@ -1,4 +1,4 @@
-//! A chain that was only read: for `token inspect`, and for nothing that decides.
+//! A chain that is parsed but not verified. It is for `token inspect` only; nothing may be decided by it.
 
 use bytes::Bytes;
 
@@ -8,13 +8,13 @@ use super::{Rejection, sentence};
 use crate::model::json::{Object, Value};
 use crate::model::request::Scope;
 
-/// A chain of which nothing is proved: whoever sent it wrote it.
+/// A chain whose claims are not verified. Its sender may have written anything.
 #[derive(Debug)]
 pub struct UnverifiedChain {
     tokens: Vec<UnverifiedToken>,
 }
 
-/// One token as it was written.
+/// One token as received.
 #[derive(Debug)]
 pub struct UnverifiedToken {
     header: Object,
@@ -23,7 +23,7 @@ pub struct UnverifiedToken {
 }
 
 impl UnverifiedChain {
-    /// Takes the tokens apart, root first. The caller limits the size.
+    /// Parses the tokens, root first. The caller limits the size.
     ///
     /// # Errors
     /// [`crate::model::reason::Reason::TokenMalformed`] for the first token that is not a compact JWS of two JSON objects.
@@ -41,7 +41,7 @@ impl UnverifiedChain {
         &self.tokens
     }
 
-    /// What the chain says in words, as far as it says it.
+    /// Describes the chain as text, as far as its claims can be read.
     pub fn sentence(&self) -> String {
         let root = self.tokens.first();
         let text = |name| root.and_then(|root| root.claims.member(name)).and_then(Value::as_str);
@@ -68,7 +68,7 @@ impl UnverifiedChain {
 }
 
 impl UnverifiedToken {
-    /// The header.
+    /// The JWS header.
     pub fn header(&self) -> &Object {
         &self.header
     }
@@ -78,7 +78,7 @@ impl UnverifiedToken {
         &self.claims
     }
 
-    /// Base64url SHA-256 of the signing input: what a child's `par_hash` and a revocation name it by.
+    /// Base64url SHA-256 of the signing input. A child's `par_hash` and a revocation of the hop name the token by it.
     pub fn hop_hash(&self) -> &str {
         &self.hop_hash
     }

@@ -1,8 +1,15 @@
-//! The verification of a chain, in the order in which the design promises its reasons. The file to read first here.
+//! Verifies a chain. The order of the checks is documented, because it determines which reason is reported. Read this file first in
+//! `token`.
 //!
-//! Size limits, one strict parse of every token, duplicate ids; then, token by token from the root: header, signature, claims and
-//! times, linkage, attenuation, identities and registry; at the end the audience. The first failure is the answer. It reads
-//! no clock and keeps nothing: `now` is an argument and the result is a value.
+//! The checks, in order:
+//!
+//! 1. size limits, one strict parse of every token, duplicate ids;
+//! 2. for each token from the root on: header, signature, claims and times, link to its parent, attenuation, identities, registry;
+//! 3. the audience.
+//!
+//! The first failure is returned.
+//!
+//! The functions read no clock and keep no state: `now` is an argument, and the result is a value.
 
 use std::sync::Arc;
 
@@ -23,9 +30,9 @@ use crate::model::reason::Reason;
 use crate::model::request::Scope;
 use crate::model::time::Now;
 
-/// Verifies a chain of compact JWS, root first, leaf last; costs about one Ed25519 verification a token.
+/// Verifies a chain of compact JWS tokens, root first. It costs about one Ed25519 verification per token.
 ///
-/// The audience is checked against the issuer's document; whether it is the caller's is [`VerifiedChain::check_audience`]'s.
+/// The audience is checked against the issuer's document. [`VerifiedChain::check_audience`] checks it against the caller.
 ///
 /// # Errors
 /// The first rule that the chain breaks, with the token at fault.
@@ -33,10 +40,10 @@ pub fn verify(chain: &[Bytes], trust: &Trust, options: &Options, now: Now) -> Re
     run(chain, None, trust, options, now)
 }
 
-/// As [`verify()`], without computing again the signatures that `known` proves: for a chain that grew out of a verified one, and for
-/// the same chain under a changed trust. Every other rule is applied anew.
+/// Verifies like [`verify()`], but skips the signatures that `known` proves. Every other rule is checked again.
 ///
-/// Sound whatever `known` is: a signature counts as known only for the same bytes and the same key.
+/// Use it for a chain that extends a verified one, and for the same chain after trust has changed. It is sound for any `known`: a signature
+/// counts as known only for the same bytes and the same key.
 ///
 /// # Errors
 /// As [`verify()`].
@@ -50,7 +57,7 @@ pub fn verify_with(
     run(chain, Some(known), trust, options, now)
 }
 
-/// The rules about one token and the clock.
+/// Checks the times of one token against the clock.
 pub(super) fn check_times(iat_s: i64, nbf_s: Option<i64>, exp_s: i64, now: Now, options: &Options) -> Result<(), Rejection> {
     for (name, from_s) in [("iat", Some(iat_s)), ("nbf", nbf_s)] {
         if let Some(from_s) = from_s.filter(|from_s| *from_s > now.unix_s().saturating_add(options.iat_skew_s)) {
@@ -133,7 +140,7 @@ fn check_duplicates(tokens: &[Jws<'_>]) -> Result<(), Rejection> {
     Ok(())
 }
 
-/// What is proved so far, from the root down.
+/// The part of the chain that is verified so far, from the root down.
 struct Walk<'a> {
     trust: &'a Trust,
     options: &'a Options,
@@ -144,12 +151,12 @@ struct Walk<'a> {
     groups: Vec<GroupId>,
     levels: Vec<Level>,
     scopes: Vec<Scope>,
-    /// `aud` that is not a string: told at the end, where the audience's turn is.
+    /// Index of the token whose `aud` is not a string. It is reported at the end, because the audience is checked last.
     audience_fault: Option<usize>,
 }
 
 impl<'a> Walk<'a> {
-    /// The root: signed by a trusted issuer.
+    /// Verifies the root: a trusted issuer must have signed it.
     fn begin(
         root: &Jws<'_>,
         known: Option<&VerifiedChain>,
@@ -159,7 +166,7 @@ impl<'a> Walk<'a> {
     ) -> Result<Self, Rejection> {
         let named = claims::optional_text(&root.claims, "iss")?;
         let issuer = named.and_then(|iss| trust.issuer(iss));
-        // INVARIANT: an issuer's list of types only takes away: no list makes this format read another one.
+        // INVARIANT: an issuer's list of types can only exclude types. No list makes this format accept another type.
         root.check_header(|typ| {
             typ == TOKEN_TYPE && issuer.is_none_or(|issuer| issuer.typ.iter().any(|allowed| allowed == typ))
         })?;
@@ -180,7 +187,7 @@ impl<'a> Walk<'a> {
             audience_fault: None,
         };
         let claims = Claims::read(&root.claims)?;
-        // INVARIANT: no root lives longer than revocations are kept for, whatever its issuer is allowed.
+        // INVARIANT: no root lives longer than revocations are retained, whatever its issuer may allow.
         walk.check_life(&claims, issuer.lifetime_max_s.min(ROOT_LIFETIME_S_BOUND))?;
         if root.claims.member("par_hash").is_some() {
             return Err(Rejection::new(Reason::ChainBroken, "a root has no parent, and this one has `par_hash`"));
@@ -194,7 +201,7 @@ impl<'a> Walk<'a> {
         Ok(walk)
     }
 
-    /// A hop: signed by the holder of what came before.
+    /// Verifies a hop: the holder of the previous token must have signed it.
     fn step(&mut self, hop: &Jws<'_>, known: Option<&Level>) -> Result<(), Rejection> {
         hop.check_header(|typ| typ == TOKEN_TYPE)?;
         let (Some(parent), Some(parent_scope)) = (self.levels.last(), self.scopes.last()) else { return Err(empty()) };
@@ -213,7 +220,7 @@ impl<'a> Walk<'a> {
         self.push(hop, claims, signer)
     }
 
-    /// The audience, as far as the issuer's document settles it.
+    /// Checks the audience against the issuer's document and returns the verified chain.
     fn end(self) -> Result<VerifiedChain, Rejection> {
         let refused = |hop: usize, message: String| Err(Rejection::new(Reason::AudienceMismatch, message).at(hop));
         if let Some(hop) = self.audience_fault {
@@ -239,7 +246,7 @@ impl<'a> Walk<'a> {
         })
     }
 
-    /// Life and clock.
+    /// Checks the times and the lifetime.
     fn check_life(&self, claims: &Claims, lifetime_s_max: i64) -> Result<(), Rejection> {
         check_times(claims.iat_s, claims.nbf_s, claims.exp_s, self.now, self.options)?;
         let lifetime_s = claims.exp_s.saturating_sub(claims.iat_s);
@@ -253,7 +260,7 @@ impl<'a> Walk<'a> {
     fn check_depth(&self, claims: &Claims) -> Result<(), Rejection> {
         let too_deep = |message: String| Err(Rejection::new(Reason::ChainTooDeep, message));
         let limit = self.options.delegation_depth_max;
-        // A hop that raises `del_max_depth` is told so by attenuation; until then its parent's counts.
+        // If a hop raises `del_max_depth`, the attenuation check reports it. Until then the parent's value applies.
         let allowed = match self.levels.last() {
             Some(parent) => parent.depth_max.min(claims.depth_max),
             None if claims.depth_max > limit => {
@@ -303,7 +310,7 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// The issuer's key that signed the root: those of its `kid`, or each of them where it names none.
+/// Finds the issuer's key that signed the root. With a `kid`, only the keys of that `kid` are tried; without one, all keys are.
 fn root_key<'a>(root: &Jws<'_>, issuer: &'a Issuer, known: Option<&Level>) -> Result<&'a NamedKey, Rejection> {
     let kid = root.header.member("kid");
     let selected = |key: &&NamedKey| kid.is_none_or(|kid| kid.as_str().is_some_and(|kid| key.kid.as_deref() == Some(kid)));
@@ -316,7 +323,7 @@ fn root_key<'a>(root: &Jws<'_>, issuer: &'a Issuer, known: Option<&Level>) -> Re
     signed.ok_or_else(|| Rejection::new(Reason::TokenSignature, "the signature is not of a key of the issuer"))
 }
 
-/// Whether the token carries this key's signature; computed, or known for the same bytes and the same key.
+/// Whether `key` signed the token. The signature is verified, unless it is known for the same bytes and the same key.
 fn is_signed(token: &Jws<'_>, key: &PublicKey, known: Option<&Level>) -> bool {
     let is_known = |level: &Level| {
         level.signer == *key.thumbprint()
@@ -331,7 +338,7 @@ fn signature_bytes(token: &Jws<'_>) -> Result<[u8; 64], Rejection> {
     token.signature.as_slice().try_into().map_err(fault)
 }
 
-/// Whether a hop follows from its parent.
+/// Checks the link between a hop and its parent.
 fn check_link(raw: &Object, hop: &Claims, parent: &Level) -> Result<(), Rejection> {
     let broken = |message: String| Err(Rejection::new(Reason::ChainBroken, message));
     if hop.issuer.strip_prefix(THUMBPRINT_URN_PREFIX) != Some(parent.holder.thumbprint().as_str()) {
@@ -352,7 +359,7 @@ fn check_link(raw: &Object, hop: &Claims, parent: &Level) -> Result<(), Rejectio
     Ok(())
 }
 
-/// Whether a hop grants no more than its parent.
+/// Checks that a hop grants no more than its parent.
 fn check_narrower(hop: &Claims, parent: &Level, parent_scope: &Scope) -> Result<(), Rejection> {
     let widened = |message: String| Err(Rejection::new(Reason::ChainWidened, message));
     if hop.depth_max > parent.depth_max {
