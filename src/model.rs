@@ -1,7 +1,7 @@
-//! The vocabulary every other module speaks: identities, calls, decisions, reasons, stored rows, time.
+//! The types that all other modules share: identities, calls, decisions, reasons, stored rows and time.
 //!
-//! No I/O, no policy, no cryptography, and no import of anything else of this crate. Look next at [`decision`], then at
-//! `pdp.rs`, which makes one.
+//! This module has no policy and no cryptographic protocol, and imports nothing else of this crate. Its only I/O is reading the clocks and
+//! the free space of a disk. Look next at [`decision`], then at `pdp.rs`, which makes decisions.
 
 pub mod approval;
 pub mod barrier;

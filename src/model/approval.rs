@@ -1,7 +1,7 @@
-//! Approvals as a store keeps them: the call that asks, what each layer asks for and who gave it, the two uses.
+//! Approvals as a store keeps them: the call, the layers that require an approval, the operators who approved, and the two uses.
 //!
-//! An approval belongs to exactly one call, named by the digest of that call. Rows are plain text and numbers; what a step does to
-//! a row is said by `store::approvals`, in one place for every store, and who may take it by `pap`.
+//! An approval belongs to exactly one call and is named by the digest of that call. Rows hold plain text and numbers. `store::approvals`
+//! defines for every store how each step changes a row; `pap` decides which operator may take the step.
 
 use std::fmt;
 use std::sync::Arc;
@@ -15,10 +15,10 @@ use super::limits::{
 use super::reason::Layer;
 use super::revision::Revision;
 
-/// The call that is to be approved, as the approver is shown it.
+/// The call that needs approval, as it is shown to the approver.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApprovalCall {
-    /// Hex SHA-256 of all the other members; it names the approval.
+    /// Hex SHA-256 of all other members. It names the approval.
     pub digest: String,
     /// The user's issuer.
     pub issuer: String,
@@ -26,7 +26,7 @@ pub struct ApprovalCall {
     pub subject: String,
     /// The client id.
     pub application: String,
-    /// SPIFFE IDs, root to leaf; never empty.
+    /// SPIFFE IDs from root to leaf; never empty.
     pub agents: Vec<String>,
     /// `sid`
     pub session: String,
@@ -39,81 +39,81 @@ pub struct ApprovalCall {
     pub arguments_json: String,
 }
 
-/// What one layer asks for, and who gave it.
+/// The approval that one layer requires, and the operator who gave it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApprovalLayer {
-    /// The layer that asks.
+    /// The layer that requires the approval.
     pub layer: Layer,
-    /// Which agent of the chain, root 0; `None` where the layer has only one.
+    /// Index of the agent in the chain, root 0; `None` for a layer that exists only once.
     pub hop: Option<usize>,
-    /// Groups of operators who may approve.
+    /// Groups whose operators may approve.
     pub by: Vec<String>,
-    /// From asking to use.
+    /// Time from the request for approval to its use.
     pub expires_in_ms: u64,
-    /// When the layer asked, by the store's clock.
+    /// Time of the request, by the store's clock.
     pub asked_at_unix_ms: i64,
-    /// When its approval is good no longer.
+    /// Time at which the layer's approval expires.
     pub expires_at_unix_ms: i64,
-    /// The operator who approved; `None` while it waits.
+    /// The operator who approved; `None` while the layer waits.
     pub approved_by: Option<String>,
-    /// Thumbprint of the key that the operator signed with: once it is revoked, the layer waits again. An older version wrote none.
+    /// Thumbprint of the key that signed the approval. If that key is revoked, the layer waits again. Rows of older versions have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub approved_key: Option<String>,
 }
 
 impl ApprovalLayer {
-    /// Whether this is what a layer asks for now: the same layer, approvers and time. What policy asks differently now was not
-    /// approved.
+    /// Whether the layer still requires the same approval: the same layer, approvers and expiry. If policy has changed the requirement, the
+    /// old approval does not count.
     pub fn is_of(&self, need: &ApprovalNeed) -> bool {
         let same_by = self.by.iter().map(String::as_str).eq(need.by.iter().map(super::ids::GroupId::as_str));
         (self.layer, self.hop, self.expires_in_ms) == (need.layer, need.hop, need.expires_in_ms) && same_by
     }
 }
 
-/// One of the two uses of an approval, once it was made.
+/// One of the two uses of an approval.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApprovalUse {
-    /// The decision that used it.
+    /// The decision that used the approval.
     pub decision_id: String,
-    /// When, by the store's clock.
+    /// Time of the use, by the store's clock.
     pub unix_ms: i64,
-    /// Names the very request of the very gateway, so that one that lost the answer gets it again; `None` where the request had
-    /// no id.
+    /// Identifies one request of one gateway, so that a gateway that lost the answer can repeat the request. `None` if the request had no
+    /// id.
     pub fingerprint: Option<String>,
-    /// Whether its decision was given again to who lost the answer: then nobody can give the use back any more.
+    /// Whether a repeated request has received this decision again. After that, the use can no longer be undone.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub given_again: bool,
 }
 
-/// An approval, from the first asking until it is forgotten.
+/// An approval, from the first request until it is deleted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApprovalRow {
-    /// The call.
+    /// The call that needs approval.
     pub call: ApprovalCall,
-    /// One for each layer that asked; never empty.
+    /// One entry for each layer that requires an approval; never empty.
     pub layers: Vec<ApprovalLayer>,
-    /// When the call asked first, by the store's clock.
+    /// Time of the first request, by the store's clock.
     pub asked_at_unix_ms: i64,
     /// The operator who refused.
     pub refused_by: Option<String>,
     /// The use for the approved call itself.
     pub used: Option<ApprovalUse>,
-    /// The use for one call that demands this one as `prepared`.
+    /// The use by a call that names this one under `prepared`.
     pub used_prepared: Option<ApprovalUse>,
 }
 
 impl ApprovalRow {
-    /// When the approval is good no longer: the first expiry of its layers.
+    /// Time at which the approval expires: the earliest expiry of its layers.
     pub fn expires_at_unix_ms(&self) -> i64 {
         self.layers.iter().map(|layer| layer.expires_at_unix_ms).min().unwrap_or(i64::MIN)
     }
 
-    /// Whether every layer that asked has its approval.
+    /// Whether every layer has its approval.
     pub fn is_approved(&self) -> bool {
         !self.layers.is_empty() && self.layers.iter().all(|layer| layer.approved_by.is_some())
     }
 
-    /// Where it stands at a time.
+    /// The state at a time.
     pub fn state(&self, unix_ms: i64) -> ApprovalState {
         if self.refused_by.is_some() {
             ApprovalState::Refused
@@ -129,18 +129,18 @@ impl ApprovalRow {
     }
 }
 
-/// Where an approval stands.
+/// The state of an approval.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ApprovalState {
-    /// Some layer has no approval yet.
+    /// At least one layer has no approval yet.
     Waiting,
-    /// Every layer has one; the call may be made once.
+    /// Every layer has an approval; the call may be made once.
     Approved,
-    /// An operator said no.
+    /// An operator refused the call.
     Refused,
     /// The approved call was made.
     Used,
-    /// Neither refused nor used in time.
+    /// The approval expired before it was refused or used.
     Expired,
 }
 
@@ -157,29 +157,29 @@ impl ApprovalState {
     }
 }
 
-/// A proof of possession that is spent once across the fleet.
+/// A proof of possession that may be used only once across the fleet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProofUse {
-    /// The key that the proof is known by.
+    /// The key that identifies the proof.
     pub key: [u8; 32],
-    /// How long it must be remembered.
+    /// Time until which the proof must be remembered.
     pub expires_at_unix_s: i64,
 }
 
-/// Who may still have approved: asked of every approval before it counts. A store knows no operators; whoever asks it does.
+/// A check that the operator of an approval may still approve. A store has no operator documents, so its caller supplies this check.
 #[derive(Clone)]
 pub struct Approvers(Arc<MayApprove>);
 
-/// Whether the approval of a layer of a call counts.
+/// Whether the approval of a layer counts.
 type MayApprove = dyn Fn(&ApprovalCall, &ApprovalLayer) -> bool + Send + Sync;
 
 impl Approvers {
-    /// Counts the approvals that a function says yes to.
+    /// Counts the approvals for which the function returns true.
     pub fn new(may_approve: impl Fn(&ApprovalCall, &ApprovalLayer) -> bool + Send + Sync + 'static) -> Self {
         Self(Arc::new(may_approve))
     }
 
-    /// Whether a layer has its approval, and that counts.
+    /// Whether the layer has an approval and that approval counts.
     pub fn approved(&self, call: &ApprovalCall, layer: &ApprovalLayer) -> bool {
         layer.approved_by.is_some() && (self.0)(call, layer)
     }
@@ -204,58 +204,58 @@ impl PartialEq for Approvers {
     }
 }
 
-/// A call that asks for approval.
+/// A request for the approval of a call.
 #[derive(Clone, Debug, PartialEq)]
 pub struct AskApproval {
     /// The call.
     pub call: ApprovalCall,
-    /// One for each layer that asks; not empty.
+    /// One entry for each layer that requires an approval; not empty.
     pub needs: Vec<ApprovalNeed>,
-    /// The proof that comes with the call, where that is spent in the store.
+    /// The proof of the call, if the store must record its use.
     pub proof: Option<ProofUse>,
-    /// Whose approvals still count.
+    /// The check whether an approval still counts.
     pub approvers: Approvers,
 }
 
-/// What became of asking.
+/// The result of a request for approval.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AskOutcome {
-    /// The request stands in the store like this: made now, or before.
+    /// The store has this row: created now or earlier.
     Stands(Box<ApprovalRow>),
-    /// As many calls wait as may: nothing was stored, and the proof was not spent.
+    /// A quota of waiting calls is used up. Nothing was stored, and the proof was not used.
     OverQuota(WaitingShare),
-    /// The proof was spent before: nothing was stored.
+    /// The proof was used before. Nothing was stored.
     Replayed,
 }
 
-/// Of what so many calls wait for an approval that no more may.
+/// The quota of waiting calls that is used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WaitingShare {
-    /// The user's calls by the leaf agent.
+    /// The calls of the user by the leaf agent.
     UserAndAgent,
-    /// The leaf agent's calls.
+    /// The calls of the leaf agent.
     Agent,
-    /// The user's calls.
+    /// The calls of the user.
     User,
-    /// All.
+    /// All calls in the store.
     Store,
 }
 
-/// How many calls wait for an approval beside a new one.
+/// Numbers of calls that already wait for an approval, counted for a new call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Waiting {
-    /// Of its user and leaf agent.
+    /// Calls of the same user and leaf agent.
     pub of_both: u64,
-    /// Of its leaf agent.
+    /// Calls of the same leaf agent.
     pub of_agent: u64,
-    /// Of its user.
+    /// Calls of the same user.
     pub of_user: u64,
-    /// In all.
+    /// All calls.
     pub total: u64,
 }
 
 impl Waiting {
-    /// What is used up, the narrowest first; `None` where one more may wait.
+    /// Returns the narrowest quota that is used up; `None` if one more call may wait.
     pub fn used_up(&self) -> Option<WaitingShare> {
         let shares = [
             (self.of_both, APPROVALS_WAITING_MAX, WaitingShare::UserAndAgent),
@@ -267,111 +267,112 @@ impl Waiting {
     }
 }
 
-/// A call that would use what was approved: all of it, once, or nothing.
+/// A request to use approvals. The store uses all of them once, or none.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct UseApprovals {
-    /// The call's own approval, where a layer asks for one.
+    /// The approval of the call itself, if a layer requires one.
     pub own: Option<OwnUse>,
-    /// The calls that must have been approved before (`prepared:`).
+    /// The calls that must have been approved earlier (`prepared:`).
     pub prepared: Vec<PreparedUse>,
     /// The decision that uses them.
     pub decision_id: String,
     /// See [`ApprovalUse::fingerprint`].
     pub fingerprint: Option<String>,
-    /// The proof that comes with the call, where that is spent in the store: in the same transaction, and only where all is used.
+    /// The proof of the call, if the store must record its use. The store does so in the same transaction, and only if all approvals are
+    /// used.
     pub proof: Option<ProofUse>,
-    /// The revision that the caller decided by: nothing is used where the store is at another one. `None`: at any.
+    /// The revision that the caller decided by. If the store is at another revision, nothing is used. `None` accepts any revision.
     pub seen: Option<Revision>,
-    /// Uses nothing: only the decision of the very same request, a moment ago, is looked for.
+    /// Uses nothing, and only looks for the decision of an earlier identical request.
     pub only_again: bool,
-    /// Whose approvals still count.
+    /// The check whether an approval still counts.
     pub approvers: Approvers,
 }
 
 /// The use of another call's approval.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PreparedUse {
-    /// The digest of the call that was prepared.
+    /// The digest of the prepared call.
     pub digest: String,
-    /// What the layers ask for now of that call; each must have been approved as it asks.
+    /// The approvals that its layers require now. Each must have been given in this form.
     pub needs: Vec<ApprovalNeed>,
 }
 
 impl UseApprovals {
-    /// The digest of every approval that is used, each once.
+    /// The digests of all approvals in the request, without duplicates.
     pub fn digests(&self) -> std::collections::BTreeSet<&str> {
         self.own.iter().map(|own| own.digest.as_str()).chain(self.prepared.iter().map(|one| one.digest.as_str())).collect()
     }
 }
 
-/// The use of a call's own approval.
+/// The use of the call's own approval.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OwnUse {
     /// The call's digest.
     pub digest: String,
-    /// What the layers ask for now; each must have been approved as it asks.
+    /// The approvals that the layers require now. Each must have been given in this form.
     pub needs: Vec<ApprovalNeed>,
 }
 
-/// What became of a use.
+/// The result of a request to use approvals.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UseOutcome {
-    /// All were used, now, by this decision.
+    /// All approvals are now used by this decision.
     Used,
-    /// This very request used them a moment ago: its decision is to be given again, and the use is final from now on.
+    /// An identical request used them a moment ago. The caller returns that decision again, and the use is final from now on.
     Repeated {
-        /// The decision of then.
+        /// The earlier decision.
         decision_id: String,
     },
-    /// The proof was spent before, or a decision was looked for and is not there: nothing was used.
+    /// The proof was used before, or the earlier decision that was looked for does not exist. Nothing was used.
     Replayed,
-    /// The store is at another revision than the caller has seen: nothing was used.
+    /// The store is not at the revision that the caller decided by. Nothing was used.
     Unseen {
-        /// Where the store is.
+        /// The store's revision.
         head: Revision,
     },
-    /// Nothing was used.
+    /// An approval cannot be used. Nothing was used.
     Lacking {
-        /// Which: an index into [`UseApprovals::prepared`], or `None` for the call's own.
+        /// The approval at fault: an index into [`UseApprovals::prepared`], or `None` for the call's own.
         prepared: Option<usize>,
-        /// Why.
+        /// The cause.
         lack: Lack,
     },
 }
 
-/// Why an approval cannot be used.
+/// The cause why an approval cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Lack {
-    /// There is none.
+    /// The approval does not exist.
     Missing,
-    /// A layer that asks has no approval, or not as it asks now.
+    /// A layer has no approval, or its requirement has changed since the approval.
     Waiting,
-    /// Its time is over.
+    /// The approval has expired.
     Expired,
-    /// That use was made.
+    /// This use was made before.
     Used,
     /// An operator refused it.
     Refused,
 }
 
-/// Which approvals to list.
+/// A selection of approvals to list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ApprovalFilter {
-    /// Those that wait.
+    /// The approvals that wait.
     Waiting,
-    /// All that are not forgotten yet.
+    /// All approvals that are not deleted yet.
     All,
-    /// The one with this digest.
+    /// The approval with this digest.
     Digest(String),
 }
 
-/// Approvals in the order of asking, the oldest first.
+/// A page of approvals, ordered by the time of the first request, oldest first.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Approvals {
-    /// At most as many as were asked for.
+    /// At most as many rows as the caller requested.
     pub rows: Vec<ApprovalRow>,
-    /// How many match in all.
+    /// The number of all matching approvals.
     pub total: u64,
-    /// The store's clock when it looked; states are told by it.
+    /// The store's clock at the time of reading. The state of each row is computed for it.
     pub unix_ms: i64,
 }

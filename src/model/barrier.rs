@@ -1,23 +1,25 @@
-//! The socket barrier: what must have happened before bytes may leave on a connection.
+//! The write barrier of a connection: audit records must reach the kernel before bytes of an answer leave the process.
+//!
+//! `server` calls it; `app` binds it to the audit log.
 
 use std::io;
 
-/// Called by the IO wrapper of every served connection before it lets bytes out.
+/// A hook that the I/O wrapper of every served connection calls before it sends bytes.
 ///
-/// INVARIANT: no permit leaves the process unless its audit record is in the kernel. The server knows only this trait;
-/// `app` binds it to the audit log.
+/// INVARIANT: no permit leaves the process unless its audit record is in the kernel. The server knows only this trait; `app` binds it to
+/// the audit log.
 pub trait WriteBarrier: Send + Sync {
-    /// Makes everything recorded so far on this runtime reach the kernel.
+    /// Writes all records of this runtime so far to the kernel.
     ///
     /// # Errors
-    /// The connection is cut if this fails, so that the answer cannot be read.
+    /// If it fails, the connection is cut, so that the client cannot read the answer.
     fn before_write(&self) -> io::Result<()>;
 
-    /// How often a record has failed to reach the kernel so far.
+    /// The number of times that a record failed to reach the kernel.
     ///
-    /// An answer may wait in any connection of the runtime when that happens. So whoever serves them reads this when a
-    /// connection opens and cuts it once the number has grown; a connection opened after a failure carries only what was
-    /// said since, which is denials until the barrier works again.
+    /// After a failure, an answer without a record may wait in any connection of the runtime. So the server reads this number when a
+    /// connection opens, and cuts the connection once the number has grown. A connection that opens after the failure carries only later
+    /// answers, which are denials until the barrier works again.
     fn failures(&self) -> u64 {
         0
     }

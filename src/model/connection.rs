@@ -1,7 +1,7 @@
-//! Who is at the other end of a connection, as far as the transport knows.
+//! The peer of a connection, as far as the transport knows it.
 //!
-//! `server` puts it into the extensions of every request; `api` and `service` read it there. It proves no identity. Look next
-//! at `server/connection.rs`, which makes it.
+//! `server` puts [`PeerInfo`] into the extensions of every request; `api` and `service` read it there. It proves no identity. Look next at
+//! `server/connection.rs`, which makes it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -15,31 +15,32 @@ pub struct PeerInfo {
     pub address: Arc<str>,
     /// Whether the peer is on this machine.
     pub is_loopback: bool,
-    /// What the connection has shown so far.
+    /// Whether the connection has carried a verified signature.
     pub standing: Arc<Standing>,
 }
 
-/// Whether a connection has shown a signature of somebody who is known here. Where too many are open, the others go first.
+/// Whether a connection has carried a verified signature of a known key. If too many connections are open, those without one are closed
+/// first.
 #[derive(Debug, Default)]
 pub struct Standing {
     has_proved: AtomicBool,
 }
 
 impl Standing {
-    /// Notes that a signature was verified: an operator's act, or the chain of a call.
+    /// Records that a signature was verified: that of an operator's act, or those of a call's chain.
     pub fn prove(&self) {
-        // Every decision comes by here: the cache line is written only where somebody has looked since.
+        // Every decision runs this code. The cache line is written only if the flag was cleared since.
         if !self.has_proved.load(Ordering::Relaxed) {
             self.has_proved.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Whether one was verified since [`Standing::take_proved`].
+    /// Whether a signature was verified since the last [`Standing::take_proved`].
     pub fn has_proved(&self) -> bool {
         self.has_proved.load(Ordering::Relaxed)
     }
 
-    /// The same, and begins anew.
+    /// Returns the same, and clears the flag.
     pub fn take_proved(&self) -> bool {
         self.has_proved.swap(false, Ordering::Relaxed)
     }

@@ -1,7 +1,7 @@
-//! Constraints on a call's arguments: the only constraint type in the program; tokens, policies and approvals use it.
+//! Constraints on the arguments of a call. This is the only constraint type in the program: tokens, policies and approvals use it.
 //!
-//! Types and attenuation follow draft-niyikiza-oauth-attenuating-agent-tokens-02. Maps of arguments are closed: what is not
-//! named is refused, unless the map has `"*"`. Everything here refuses what it does not know.
+//! Types and attenuation follow draft-niyikiza-oauth-attenuating-agent-tokens-02. An argument map is closed: an argument that it does not
+//! name is refused, unless the map has `"*"`. Unknown input is always refused.
 
 mod words;
 
@@ -13,10 +13,10 @@ use super::json::{Number, Object, Value};
 use super::limits::CONSTRAINT_NESTING_MAX;
 use super::sorted::SortedMap;
 
-/// Why a constraint, or a map of them, is not one. One line, user input in backticks.
+/// Why a constraint or a map of constraints is refused. One line, with user input in backticks.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// Unknown type, unknown or missing member, empty `all` or `any`, a number that cannot be compared.
+    /// An unknown type, an unknown or missing member, an empty `all` or `any`, or a number that cannot be compared.
     #[error("{0}")]
     Malformed(String),
     /// Nested deeper than [`CONSTRAINT_NESTING_MAX`].
@@ -27,27 +27,27 @@ pub enum Error {
 /// A condition on one value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Constraint {
-    /// The same scalar.
+    /// Equal to this scalar.
     Exact(Value),
-    /// A number inside bounds.
+    /// A number within bounds.
     Range(Range),
-    /// A member of a list that is not empty.
+    /// One of these values; the list is not empty.
     OneOf(Vec<Value>),
-    /// Anything but these.
+    /// None of these values.
     NotOneOf(Vec<Value>),
-    /// A list with all of these.
+    /// A list that contains all of these values.
     Contains(Vec<Value>),
-    /// A list of only these.
+    /// A list that contains only these values.
     Subset(Vec<Value>),
-    /// Every one holds.
+    /// Every clause holds.
     All(Vec<Constraint>),
-    /// At least one holds.
+    /// At least one clause holds.
     Any(Vec<Constraint>),
-    /// Anything.
+    /// Any value.
     Wildcard,
 }
 
-/// Bounds of a number; each may be absent.
+/// Bounds of a number. Each bound may be absent.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Range {
     /// The lower bound.
@@ -59,27 +59,27 @@ pub struct Range {
 /// One end of a [`Range`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Bound {
-    /// Where it lies.
+    /// The number.
     pub at: Number,
-    /// Whether the number itself is inside.
+    /// Whether the number itself lies within the range.
     pub inclusive: bool,
 }
 
 /// The constraint of one argument.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Argument {
-    /// What its value must be.
+    /// The constraint on the value.
     pub constraint: Constraint,
-    /// Whether it may be absent.
+    /// Whether the argument may be absent.
     pub optional: bool,
 }
 
-/// The constraints of a tool's arguments.
+/// The constraints on the arguments of a tool.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct ArgumentMap {
     /// The named arguments.
     pub named: SortedMap<Argument>,
-    /// Whether arguments that are not named pass: the map has `"*"`.
+    /// Whether arguments that are not named are accepted. It is set if the map has `"*"`.
     pub open: bool,
 }
 
@@ -87,12 +87,12 @@ impl Constraint {
     /// Reads the long form: an object with `constraint_type` and exactly the members of that type.
     ///
     /// # Errors
-    /// As [`Error`] says; nothing unknown is skipped.
+    /// See [`Error`]. No unknown member is ignored.
     pub fn parse(value: &Value) -> Result<Self, Error> {
         Self::parse_members(value, 1, false).map(|(constraint, _)| constraint)
     }
 
-    /// Whether a value satisfies the constraint. Values compare by their canonical form.
+    /// Whether a value satisfies the constraint. Values are compared in canonical form.
     pub fn holds(&self, value: &Value) -> bool {
         match self {
             Constraint::Exact(expected) => expected == value,
@@ -107,9 +107,9 @@ impl Constraint {
         }
     }
 
-    /// Whether a child's constraint is as tight as `parent`, by the table of pairs; every pair not in it is refused.
+    /// Whether this constraint is at least as tight as `parent`, by the table of type pairs. Every pair outside of the table is refused.
     ///
-    /// Refusing is not a claim that the child is wider: `all[range]` under `range` may be tighter and is refused all the same.
+    /// A refusal does not mean that the child is wider: `all[range]` under `range` may be tighter and is still refused.
     pub fn attenuates(&self, parent: &Constraint) -> bool {
         match (parent, self) {
             (Constraint::Wildcard, _) => true,
@@ -131,9 +131,9 @@ impl Constraint {
         }
     }
 
-    /// Whether a value is of the type that the constraint is about, so that not matching says something.
+    /// Whether the value has a type that the constraint can match.
     ///
-    /// A policy's deny fires on a value that it does not speak of: writing a number as text is no escape.
+    /// If it does not, a deny entry of a policy still applies to the value. So a caller cannot escape a deny by sending a number as text.
     pub fn speaks_of(&self, value: &Value) -> bool {
         let same_type = |other: &Value| std::mem::discriminant(other) == std::mem::discriminant(value);
         match self {
@@ -147,7 +147,7 @@ impl Constraint {
         }
     }
 
-    /// Reads a constraint and, on the outermost one, `optional`.
+    /// Reads a constraint and, on the outermost level only, `optional`.
     fn parse_members(value: &Value, nesting: usize, outermost: bool) -> Result<(Self, bool), Error> {
         if nesting > CONSTRAINT_NESTING_MAX {
             return Err(Error::TooNested);
@@ -199,7 +199,7 @@ impl Constraint {
 }
 
 impl Range {
-    /// Whether a number lies inside.
+    /// Whether a number lies within the bounds.
     pub fn holds(&self, number: Number) -> bool {
         let value = number.as_f64();
         let above = self.min.is_none_or(|min| value > min.at.as_f64() || (min.inclusive && number == min.at));
@@ -223,15 +223,15 @@ impl Range {
 }
 
 impl ArgumentMap {
-    /// A map that lets every argument pass: what `{}` means.
+    /// A map that accepts every argument, which is the meaning of `{}`.
     pub fn unconstrained() -> Self {
         Self { named: SortedMap::default(), open: true }
     }
 
-    /// Reads a token's argument map. `{}` means `{"*": wildcard}`; `"*"` must be a plain wildcard.
+    /// Reads the argument map of a token. `{}` means `{"*": wildcard}`, and `"*"` must be a plain wildcard.
     ///
     /// # Errors
-    /// As [`Constraint::parse`], naming the argument.
+    /// As [`Constraint::parse`], with the name of the argument.
     pub fn parse(value: &Value) -> Result<Self, Error> {
         let Some(object) = value.as_object() else {
             return Err(malformed("the constraints of a tool must be an object"));
@@ -257,10 +257,10 @@ impl ArgumentMap {
         Ok(Self { named: named.into_iter().collect(), open })
     }
 
-    /// Whether a call's arguments satisfy the map.
+    /// Checks that the arguments of a call satisfy the map.
     ///
     /// # Errors
-    /// Names the first argument at fault, in one line.
+    /// One line that names the first argument at fault.
     pub fn admits(&self, arguments: &Object) -> Result<(), String> {
         for (name, argument) in self.named.iter() {
             match arguments.member(name) {
@@ -276,10 +276,10 @@ impl ArgumentMap {
         }
     }
 
-    /// Whether a child's map grants nothing that `parent` does not.
+    /// Checks that this map grants nothing that `parent` does not grant.
     ///
     /// # Errors
-    /// Names the first argument that widens, in one line.
+    /// One line that names the first argument that is wider.
     pub fn attenuates(&self, parent: &ArgumentMap) -> Result<(), String> {
         if self.open && !parent.open {
             return Err("`*` is added".to_owned());
@@ -305,7 +305,7 @@ impl ArgumentMap {
     }
 }
 
-/// User input for a message: at most 64 characters, control characters escaped.
+/// Shortens user input for a message: at most 64 characters, with control characters escaped.
 pub fn abridged(text: &str) -> String {
     let mut short: String = text.chars().take(64).flat_map(char::escape_debug).collect();
     if text.chars().nth(64).is_some() {
@@ -351,7 +351,7 @@ fn bound(object: &Object, name: &str, inclusive_name: &str) -> Result<Option<Bou
     }
 }
 
-/// Whether every value of `inner` is in `outer`; hashed where scanning would let an 8 KiB token cost milliseconds.
+/// Whether every value of `inner` is in `outer`. Large lists are hashed, because scanning an 8 KiB token could take milliseconds.
 fn is_subset(inner: &[Value], outer: &[Value]) -> bool {
     const SCAN_PAIRS_MAX: usize = 1024;
     if inner.len().saturating_mul(outer.len()) <= SCAN_PAIRS_MAX {

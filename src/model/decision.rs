@@ -1,18 +1,20 @@
-//! The answer: an effect with its reason, never an error.
+//! The decision: an effect with its reason. A denial is a decision, never an error.
+//!
+//! Look next at [`super::reason`] for the reasons, and at `pdp.rs`, which makes decisions.
 
 use std::sync::Arc;
 
 use super::ids::GroupId;
 use super::reason::{Layer, Reason};
 
-/// What the gateway must do with the call. The order is the algebra's: the decision is the least of all layers.
+/// What the gateway must do with the call. The effects are ordered: the decision is the least effect of all layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Effect {
-    /// Refuse it.
+    /// Refuse the call.
     Deny,
-    /// Hold it until an operator approved exactly this call.
+    /// Hold the call until an operator has approved exactly this call.
     NeedsApproval,
-    /// Let it through.
+    /// Let the call through.
     Permit,
 }
 
@@ -27,12 +29,12 @@ impl Effect {
     }
 }
 
-/// How an identity was established; what was not is absent.
+/// How an identity was established. An identity that was not established is absent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Evidence {
-    /// By a signature or a registry.
+    /// A signature or a registry proves it.
     Verified,
-    /// Said by an authenticated gateway.
+    /// An authenticated gateway asserts it.
     Attested,
 }
 
@@ -46,91 +48,92 @@ impl Evidence {
     }
 }
 
-/// The policy entry that decided, for administrators and the audit log; a gateway never sees it.
+/// The policy entry that decided. Administrators and the audit log see it; a gateway never does.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EntryRef {
-    /// The document's kind.
+    /// The kind of the document.
     pub kind: &'static str,
-    /// The document's id.
+    /// The id of the document.
     pub id: Arc<str>,
-    /// The entry as the document wrote it; empty where the document as a whole decided (it said nothing).
+    /// The text of the entry in the document. It is empty if no entry matched, so that the document as a whole decided.
     pub entry: Arc<str>,
 }
 
-/// What one layer asks for before it permits.
+/// The approval that one layer requires before it permits.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApprovalNeed {
-    /// The layer that asks.
+    /// The layer that requires the approval.
     pub layer: Layer,
-    /// Which agent of the chain, root 0; `None` where the layer has only one.
+    /// Index of the agent in the chain, root 0; `None` for a layer that exists only once.
     pub hop: Option<usize>,
-    /// Groups of operators who may approve.
+    /// Groups whose operators may approve.
     pub by: Vec<GroupId>,
-    /// From request to use.
+    /// Time from the request for approval to its use.
     pub expires_in_ms: u64,
 }
 
-/// What an entry with `prepared:` demands before it permits: an unused approval of another tool's call with equal arguments, user,
-/// application, agents, session and task.
+/// The prepared call that an entry with `prepared:` requires before it permits.
+///
+/// There must be an unused approval of a call to another tool with the same arguments, user, application, agents, session and task.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PreparedNeed {
-    /// The layer that demands it.
+    /// The layer that requires it.
     pub layer: Layer,
-    /// Which agent of the chain, root 0; `None` where the layer has only one.
+    /// Index of the agent in the chain, root 0; `None` for a layer that exists only once.
     pub hop: Option<usize>,
     /// `server/tool` of the call that must have been approved.
     pub tool: Arc<str>,
 }
 
-/// What would have been decided were the documents in `mode: shadow` in force. Recorded, never enforced.
+/// The decision that would result if the documents in `mode: shadow` were in force. It is recorded and never enforced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WouldBe {
     /// The effect.
     pub effect: Effect,
-    /// Why.
+    /// The reason.
     pub reason: Reason,
-    /// The first layer that gave it; `None` on a permit.
+    /// The first layer with this effect; `None` on a permit.
     pub layer: Option<Layer>,
     /// The entry that would have decided.
     pub matched: Option<Arc<EntryRef>>,
 }
 
-/// Something the gateway must do if it lets the call through.
+/// A duty of the gateway that comes with a permit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Obligation {
-    /// What kind of duty.
+    /// The kind of duty.
     pub kind: Arc<str>,
     /// One JSON object.
     pub parameters_json: Arc<str>,
 }
 
-/// One decision. The default is what an unfinished evaluation must be: a denial.
+/// One decision. Unfinished evaluation must never permit, so every decision starts as a denial.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Decision {
     /// Permit, deny or needs approval.
     pub effect: Effect,
-    /// Why.
+    /// The reason.
     pub reason: Reason,
-    /// The layer that gave the least answer; `None` on a permit.
+    /// The layer with the least effect; `None` on a permit.
     pub layer: Option<Layer>,
     /// Index of the token or agent at fault, root 0.
     pub hop: Option<usize>,
     /// The entry that decided.
     pub matched: Option<Arc<EntryRef>>,
-    /// What is asked for where the effect is [`Effect::NeedsApproval`]: one for each layer that asks.
+    /// The required approvals if the effect is [`Effect::NeedsApproval`], one for each layer that requires one.
     pub approvals: Vec<ApprovalNeed>,
-    /// What must have been prepared before the call may go on: asked for once, by `service`, which holds the port to the store.
+    /// The prepared calls that must exist before the call may proceed. `service`, which has access to the store, checks them once.
     pub prepared: Vec<PreparedNeed>,
-    /// What shadow policy would have said; `None` where there is none, and where policy was not asked.
+    /// The decision of shadow policy; `None` if there is none or if policy was not evaluated.
     pub would_be: Option<Box<WouldBe>>,
     /// Duties that come with a permit.
     pub obligations: Vec<Obligation>,
-    /// Number of the revision that decided: the snapshot's, or a later revocation's that took effect at once.
+    /// Number of the revision that decided: that of the snapshot, or that of a later revocation that took effect at once.
     pub revision: u64,
 }
 
 impl Decision {
-    /// A denial by the layer that the reason belongs to.
+    /// A denial by the layer of the reason.
     pub fn deny(reason: Reason, revision: u64) -> Self {
         Self {
             effect: Effect::Deny,
@@ -151,13 +154,13 @@ impl Decision {
         Self { effect: Effect::Permit, layer: None, ..Self::deny(Reason::Ok, revision) }
     }
 
-    /// The same decision with the token or agent at fault.
+    /// Sets the token or agent at fault.
     pub fn at_hop(mut self, hop: Option<usize>) -> Self {
         self.hop = hop;
         self
     }
 
-    /// The same decision by another layer.
+    /// Sets the layer.
     pub fn by(mut self, layer: Layer) -> Self {
         self.layer = Some(layer);
         self

@@ -1,32 +1,32 @@
-//! How much room a disk has, and what may still be written to it.
+//! The free space of a disk, and what may still be written to it.
 //!
-//! Room is watched, never asked for while a request waits. Look next at `audit/room.rs`, which watches the disk of the audit log, and
-//! at `sync/cache.rs`, which gives way first.
+//! The space is read in the background, never while a request waits. Look next at `audit/room.rs`, which watches the disk of the audit log,
+//! and at `sync/cache.rs`, which stops writing first.
 
 use std::io;
 use std::path::PathBuf;
 
 use super::limits::{DISK_CRITICAL_BYTES, DISK_EXHAUSTED_BYTES, DISK_LOW_BYTES};
 
-/// The room of one file system.
+/// The space of one file system.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiskSpace {
     /// Bytes that this process may still write.
     pub free_bytes: u64,
-    /// Its size in bytes; 0 where it has no limit of its own.
+    /// Size of the file system in bytes; 0 if it has no limit of its own.
     pub total_bytes: u64,
 }
 
-/// Where the room of one file system is read.
+/// A source that reads the space of one file system.
 pub trait FreeSpace: Send + Sync {
-    /// Reads it now. May block for as long as the disk does.
+    /// Reads the space now. The call may block as long as the disk does.
     ///
     /// # Errors
-    /// As the system says.
+    /// The error of the operating system.
     fn read(&self) -> io::Result<DiskSpace>;
 }
 
-/// The file system that a path lies on, by `statvfs(3)`.
+/// The file system of a path, read by `statvfs(3)`.
 #[derive(Clone, Debug)]
 pub struct DiskOf(pub PathBuf);
 
@@ -38,22 +38,22 @@ impl FreeSpace for DiskOf {
     }
 }
 
-/// What a disk has room for, from all to nearly nothing.
+/// The level of free space, from everything to nearly nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Room {
-    /// Everything.
+    /// Everything is written.
     #[default]
     Ample,
-    /// Denials of callers of whom nothing was verified are only written merged.
+    /// Denials of unverified callers are only written merged.
     Low,
-    /// They are not written at all, only counted. No cache is written.
+    /// Denials of unverified callers are only counted, and no cache is written.
     Critical,
-    /// No decision is recorded any more, so every call is denied: what is left is for acts and for the store.
+    /// No decision is recorded any more, so every call is denied. The remaining space is for administrative acts and for the store.
     Exhausted,
 }
 
 impl Room {
-    /// The names, from [`Room::Ample`] on.
+    /// The names of all levels, from [`Room::Ample`] on.
     pub const NAMES: &'static [&'static str] = &["ample", "low", "critical", "exhausted"];
 
     /// The name, as in metrics and logs.
@@ -66,8 +66,9 @@ impl Room {
         }
     }
 
-    /// What there is room for, after `before`: a disk must be free of more than a limit by a tenth before the limit counts as passed
-    /// upwards, so that it is not passed to and fro.
+    /// Returns the level for `space` after the level `before`.
+    ///
+    /// A limit counts as passed upwards only once the free space exceeds it by a tenth, so that the level does not oscillate.
     pub fn of(space: DiskSpace, before: Room) -> Room {
         let limits = [
             (Room::Exhausted, DISK_EXHAUSTED_BYTES, 32),
@@ -106,7 +107,7 @@ mod tests {
         check(99, 1000, Room::Ample, Room::Critical);
         check(30, 1000, Room::Ample, Room::Exhausted);
         check(0, 0, Room::Ample, Room::Ample);
-        // On the way back a tenth more is needed.
+        // To return to a higher level, a tenth more is required.
         check(219, 1000, Room::Low, Room::Low);
         check(220, 1000, Room::Low, Room::Ample);
         check(109, 1000, Room::Critical, Room::Critical);

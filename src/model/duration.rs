@@ -1,9 +1,9 @@
-//! Durations as documents write them: `30s`, `10m`, `8h`, `90d`, `250ms`.
+//! Durations in the form of policy documents: `30s`, `10m`, `8h`, `90d`, `250ms`.
 
-/// Reads a duration: a whole number and one unit of `ms s m h d`.
+/// Reads a duration in milliseconds: a whole number and one unit of `ms s m h d`.
 ///
 /// # Errors
-/// Says what is expected where the text is something else, or where it does not fit.
+/// One line that says what is expected, if the text has another form or the value is too large.
 pub fn parse_ms(text: &str) -> Result<u64, String> {
     let expected = || format!("`{text}` is not a duration: write a whole number and a unit, such as `30s`, `10m`, `8h` or `90d`");
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();

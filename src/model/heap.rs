@@ -1,7 +1,8 @@
-//! What values hold on the heap: what a cache weighs its entries by.
+//! The heap size of values. Caches weigh their entries by it.
 //!
-//! Counts what was asked of the allocator, which `tests/memory.rs` compares with what it gave. What several values share counts for
-//! the one that holds it anyway: a name of a wider scope for that scope, an agent's id for the registry.
+//! It counts the bytes that were requested from the allocator; `tests/memory.rs` compares them with the bytes that the allocator used. A
+//! part that several values share counts for the value that holds it in any case: the name in a wider scope for that scope, and the id of
+//! an agent for the registry.
 
 use std::sync::Arc;
 
@@ -10,25 +11,25 @@ use super::json::{Object, Value};
 use super::request::{Scope, Subject};
 use super::sorted::SortedMap;
 
-/// The two counters before what an [`Arc`] holds.
+/// The two reference counts before the content of an [`Arc`].
 const COUNTERS_BYTES: usize = 2 * size_of::<usize>();
 
-/// What an [`Arc`] of bytes or text takes: counters, content, and what alignment adds.
+/// Size of an [`Arc`] of bytes or text: reference counts, content and alignment.
 pub fn shared_bytes(content: impl AsRef<[u8]>) -> usize {
     (COUNTERS_BYTES + content.as_ref().len()).next_multiple_of(align_of::<usize>())
 }
 
-/// What an [`Arc`] takes for its content, without what that points to.
+/// Size of an [`Arc`] of a `T`, without the data that the `T` points to.
 pub fn arc_bytes<T>() -> usize {
     COUNTERS_BYTES + size_of::<T>()
 }
 
-/// What a vector takes for its items, without what they point to.
+/// Size of the items of a vector, without the data that they point to.
 pub fn vec_bytes<T>(items: &Vec<T>) -> usize {
     items.capacity() * size_of::<T>()
 }
 
-/// What an object takes.
+/// Size of a JSON object.
 pub fn object_bytes(object: &Object) -> usize {
     object.heap_bytes(value_bytes)
 }
@@ -62,7 +63,7 @@ impl Constraint {
     }
 }
 
-/// Slice and names of a map, without names that a wider map holds, and without what its values point to.
+/// Size of a map's slice and names, without the names that a wider map holds, and without the data that the values point to.
 fn map_bytes<V>(map: &SortedMap<V>, wider: Option<&SortedMap<V>>) -> usize {
     let is_shared = |name: &Arc<str>| wider.and_then(|wider| wider.key(name)).is_some_and(|theirs| Arc::ptr_eq(theirs, name));
     map.slice_bytes() + map.keys().filter(|name| !is_shared(name)).map(|name| shared_bytes(&**name)).sum::<usize>()
@@ -76,7 +77,7 @@ impl ArgumentMap {
 }
 
 impl Scope {
-    /// Bytes on the heap; names that a wider scope holds are that scope's.
+    /// Bytes on the heap. Names that a wider scope holds count for that scope.
     pub fn heap_bytes(&self, wider: Option<&Scope>) -> usize {
         let maps = self.tools.iter().map(|(tool, map)| map.heap_bytes(wider.and_then(|wider| wider.tools.get(tool))));
         map_bytes(&self.tools, wider.map(|wider| &wider.tools)) + maps.sum::<usize>()
@@ -84,7 +85,7 @@ impl Scope {
 }
 
 impl Subject {
-    /// Bytes on the heap: agents and the user's issuer are the registry's.
+    /// Bytes on the heap. Agents and the user's issuer count for the registry.
     pub fn heap_bytes(&self) -> usize {
         let texts = [&*self.user.subject, self.application.as_str(), self.session.as_str(), self.task.as_str()];
         let texts = texts.into_iter().chain(self.groups.iter().map(|group| group.as_str())).map(shared_bytes);

@@ -1,4 +1,4 @@
-//! Identities as types, so that an application is never taken for an agent. They own shared strings: a clone is cheap.
+//! Typed identities, so that an application cannot be passed for an agent. They hold shared strings, so a clone is cheap.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,12 +13,12 @@ macro_rules! identifier {
         pub struct $name(Arc<str>);
 
         impl $name {
-            /// Wraps a string as it is; whoever reads it from outside has checked it.
+            /// Wraps a string unchecked. The code that reads an id from outside must check it.
             pub fn new(id: impl Into<Arc<str>>) -> Self {
                 Self(id.into())
             }
 
-            /// The identity as text.
+            /// The id as text.
             pub fn as_str(&self) -> &str {
                 &self.0
             }
@@ -51,7 +51,7 @@ macro_rules! identifier {
 }
 
 identifier!(
-    /// An agent: a SPIFFE ID (SPIFFE-ID specification, section 2), checked by [`spiffe_id_error`] where it enters.
+    /// An agent: a SPIFFE ID (SPIFFE-ID specification, section 2). [`spiffe_id_error`] checks it at every input.
     AgentId
 );
 identifier!(
@@ -59,7 +59,7 @@ identifier!(
     ApplicationId
 );
 identifier!(
-    /// A tool, `server/tool`; the first slash ends the server's name.
+    /// A tool, `server/tool`. The first slash ends the name of the server.
     ToolName
 );
 identifier!(
@@ -87,25 +87,27 @@ identifier!(
     Thumbprint
 );
 
-/// A user: issuer and subject, since a subject means nothing without its issuer.
+/// A user: issuer and subject. A subject has no meaning without its issuer.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct UserId {
-    /// Who vouches for the subject.
+    /// The issuer of the subject.
     pub issuer: IssuerUri,
     /// The subject, unique within the issuer.
     pub subject: Arc<str>,
 }
 
 impl UserId {
-    /// A user of an issuer.
+    /// The user with this issuer and subject.
     pub fn new(issuer: impl Into<IssuerUri>, subject: impl Into<Arc<str>>) -> Self {
         Self { issuer: issuer.into(), subject: subject.into() }
     }
 }
 
 impl UserId {
-    /// A name for whoever must recognize the user but not learn of others: base64url of SHA-256 over the history id, a line feed and
-    /// the wire form. It says the same user of one store, and nothing of two stores can be compared. Who guesses a name can check the guess.
+    /// A pseudonym of the user: base64url of SHA-256 over the history id, a line feed and the wire form.
+    ///
+    /// It lets a reader recognize one user without learning the names of others. It is the same for one store, and cannot be compared
+    /// between stores. A reader who guesses a name can verify the guess.
     pub fn opaque(&self, history: &str) -> String {
         let digest = ring::digest::digest(&ring::digest::SHA256, format!("{history}\n{self}").as_bytes());
         URL_SAFE_NO_PAD.encode(digest.as_ref())
@@ -125,15 +127,16 @@ impl fmt::Display for UserId {
     }
 }
 
-/// Whether a text holds a control character, which no id, name or audience may: it could fake a line, end a string, or look like another.
+/// Whether a text has a control character. No id, name or audience may have one: it could forge a line, end a string, or imitate another
+/// name.
 pub fn holds_control_character(text: &str) -> bool {
     text.chars().any(char::is_control)
 }
 
-/// Says what is wrong with a SPIFFE ID of a workload, or `None` if it is well formed.
+/// Returns what is wrong with the SPIFFE ID of a workload; `None` if it is well formed.
 ///
-/// At most 2048 bytes, `spiffe://`, a trust domain of `a-z0-9.-_` (at most 255 bytes), a path of at least one segment of
-/// `A-Za-z0-9.-_`, no segment `.` or `..`, no trailing slash, no query (SPIFFE-ID, sections 2.1 to 2.3).
+/// It has at most 2048 bytes: `spiffe://`, a trust domain of `a-z0-9.-_` (at most 255 bytes), and a path of at least one segment of
+/// `A-Za-z0-9.-_`. It has no segment `.` or `..`, no trailing slash and no query (SPIFFE-ID, sections 2.1 to 2.3).
 pub fn spiffe_id_error(id: &str) -> Option<&'static str> {
     if id.len() > 2048 {
         return Some("is longer than 2048 bytes");
@@ -194,7 +197,7 @@ mod tests {
         assert!(spiffe_id_error(&format!("spiffe://a/{}", "x".repeat(2048))).is_some());
     }
 
-    /// As `printf 'h\n["https://i","ana"]' | openssl dgst -sha256 -binary | basenc --base64url` has it.
+    /// The expected value is the output of `printf 'h\n["https://i","ana"]' | openssl dgst -sha256 -binary | basenc --base64url`.
     #[test]
     fn a_user_has_an_opaque_name_in_each_store() {
         let user = UserId::new("https://i", "ana");

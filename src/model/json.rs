@@ -1,7 +1,7 @@
-//! Strict, bounded JSON and its canonical form (RFC 8785, JCS).
+//! A strict JSON parser with limits, and the canonical form (RFC 8785, JCS).
 //!
-//! Stricter than most: duplicate members are refused, and integers are told apart from fractions and exponents, because a
-//! date written `1.7e9` must not pass and because two readers must never see two different calls in the same bytes.
+//! It is stricter than most parsers. It refuses duplicate members, because two readers must never see two different calls in the same
+//! bytes. It distinguishes integers from fractions and exponents, because a date written as `1.7e9` must be refused.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -13,19 +13,19 @@ use super::limits::JSON_NESTING_MAX;
 /// The largest integer that every JSON reader holds exactly: 2^53 - 1 (RFC 7493, section 2.2).
 pub const SAFE_INTEGER_MAX: f64 = 9_007_199_254_740_991.0;
 
-/// Why bytes are not the JSON asked for. One line, with line and column where the parser knows them.
+/// Why the bytes are not the expected JSON. One line, with line and column if the parser knows them.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Error(String);
 
 impl Error {
-    /// Whether the value was refused for its nesting, which is a limit, not a fault of form.
+    /// Whether the value was refused because of its nesting, which exceeds a limit and is not a fault of form.
     pub fn is_too_nested(&self) -> bool {
         self.0.starts_with(TOO_NESTED)
     }
 }
 
-/// What a message about nesting begins with; no other message of ours or of the parser does.
+/// Prefix of messages about nesting. No other message of this module or of the parser begins with it.
 const TOO_NESTED: &str = "nested deeper than";
 
 /// A JSON value without duplicate members.
@@ -45,7 +45,7 @@ pub enum Value {
     Object(Object),
 }
 
-/// A finite number and how it was written.
+/// A finite number, with the form in which it was written.
 #[derive(Clone, Copy, Debug)]
 pub struct Number {
     value: f64,
@@ -58,14 +58,14 @@ impl Number {
         self.value
     }
 
-    /// The value if it was written as an integer (no fraction, no exponent) and fits.
+    /// The value, if it was written as an integer (no fraction, no exponent) and fits.
     pub fn as_i64(self) -> Option<i64> {
         self.integer
     }
 
     /// Whether the number can be compared without loss: its magnitude is at most 2^53 - 1.
     ///
-    /// Beyond that every double is an integer, so this refuses exactly the integers, however written, that readers differ on.
+    /// Every larger double is an integer. So this refuses exactly the integers, in any notation, that two readers may read differently.
     pub fn is_comparable(self) -> bool {
         self.value.abs() <= SAFE_INTEGER_MAX
     }
@@ -83,21 +83,21 @@ impl From<i64> for Number {
     }
 }
 
-/// 100.0 is 100, and -0 is 0.
+/// Numbers compare by value: 100.0 equals 100, and -0 equals 0.
 impl PartialEq for Number {
     fn eq(&self, other: &Self) -> bool {
         self.value == other.value
     }
 }
 
-/// The members of an object in the order written. Two objects are equal whatever their order.
+/// The members of an object, in the order written. Equality ignores the order.
 #[derive(Clone, Debug, Default)]
 pub struct Object {
     members: Vec<(String, Value)>,
 }
 
 impl Object {
-    /// An object of these members; a later one of the same name is dropped.
+    /// An object of these members. A later member of the same name is dropped.
     pub fn from_members(members: impl IntoIterator<Item = (String, Value)>) -> Self {
         let mut object = Self::default();
         for (name, value) in members {
@@ -113,18 +113,18 @@ impl Object {
         self.members.iter().find(|(key, _)| key == name).map(|(_, value)| value)
     }
 
-    /// Bytes on the heap, those of each value as `of` says.
+    /// Bytes on the heap. `of` gives the size of each value.
     pub(crate) fn heap_bytes(&self, of: impl Fn(&Value) -> usize) -> usize {
         let members = self.members.iter().map(|(name, value)| name.capacity() + of(value));
         self.members.capacity() * size_of::<(String, Value)>() + members.sum::<usize>()
     }
 
-    /// Members in the order written.
+    /// The members, in the order written.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &Value)> {
         self.members.iter().map(|(name, value)| (name.as_str(), value))
     }
 
-    /// How many members there are.
+    /// The number of members.
     pub fn len(&self) -> usize {
         self.members.len()
     }
@@ -141,7 +141,7 @@ impl PartialEq for Object {
     }
 }
 
-/// Equality is equality of the canonical forms.
+/// Two values are equal if their canonical forms are equal.
 impl PartialEq for Value {
     fn eq(&self, other: &Self) -> bool {
         match (self, other) {
@@ -157,27 +157,27 @@ impl PartialEq for Value {
 }
 
 impl Value {
-    /// The string, if it is one.
+    /// The string; `None` for another type.
     pub fn as_str(&self) -> Option<&str> {
         if let Value::String(text) = self { Some(text) } else { None }
     }
 
-    /// The integer, if it is one that was written as one.
+    /// The integer; `None` for another type and for a number that was not written as an integer.
     pub fn as_i64(&self) -> Option<i64> {
         if let Value::Number(number) = self { number.as_i64() } else { None }
     }
 
-    /// The truth value, if it is one.
+    /// The truth value; `None` for another type.
     pub fn as_bool(&self) -> Option<bool> {
         if let Value::Bool(value) = self { Some(*value) } else { None }
     }
 
-    /// The object, if it is one.
+    /// The object; `None` for another type.
     pub fn as_object(&self) -> Option<&Object> {
         if let Value::Object(object) = self { Some(object) } else { None }
     }
 
-    /// The list, if it is one.
+    /// The list; `None` for another type.
     pub fn as_array(&self) -> Option<&[Value]> {
         if let Value::Array(items) = self { Some(items) } else { None }
     }
@@ -187,7 +187,7 @@ impl Value {
         !matches!(self, Value::Array(_) | Value::Object(_))
     }
 
-    /// Whether every number inside can be compared without loss ([`Number::is_comparable`]).
+    /// Whether every number in the value can be compared without loss ([`Number::is_comparable`]).
     pub fn is_comparable(&self) -> bool {
         match self {
             Value::Number(number) => number.is_comparable(),
@@ -269,11 +269,11 @@ pub fn write_string(text: &str, out: &mut String) {
     out.push('"');
 }
 
-/// Reads one JSON value and nothing after it.
+/// Parses exactly one JSON value.
 ///
 /// # Errors
-/// Refuses what is not JSON in UTF-8, duplicate members anywhere, numbers beyond a double, and nesting over
-/// [`JSON_NESTING_MAX`]. The size is the caller's limit: it knows what it reads.
+/// Refuses bytes that are not JSON in UTF-8, duplicate members at any depth, numbers beyond a double, and nesting deeper than
+/// [`JSON_NESTING_MAX`]. The caller limits the size.
 pub fn parse(bytes: &[u8]) -> Result<Value, Error> {
     let mut reader = serde_json::Deserializer::from_slice(bytes);
     let value = ValueSeed { depth: 0 }.deserialize(&mut reader).map_err(|error| Error(error.to_string()))?;
@@ -281,7 +281,7 @@ pub fn parse(bytes: &[u8]) -> Result<Value, Error> {
     Ok(value)
 }
 
-/// Reads one JSON object and nothing after it.
+/// Parses exactly one JSON object.
 ///
 /// # Errors
 /// As [`parse`], and for any other JSON value.
@@ -364,7 +364,8 @@ impl<'de> Visitor<'de> for ValueSeed {
         let mut object = Object::default();
         let mut seen: HashSet<String> = HashSet::new();
         while let Some(name) = access.next_key::<String>()? {
-            // A few members are scanned; many, which only an attacker sends, are hashed, or the check would be quadratic.
+            // Up to 16 members are scanned. More members, which only an attacker sends, are hashed, because scanning them would take
+            // quadratic time.
             if object.len() == SCAN_MEMBERS_MAX {
                 seen = object.iter().map(|(name, _)| name.to_owned()).collect();
             }

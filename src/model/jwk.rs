@@ -1,7 +1,7 @@
-//! Ed25519 public keys as JWK (RFC 8037) and their thumbprints (RFC 7638).
+//! Ed25519 public keys as JWK (RFC 8037), and their thumbprints (RFC 7638).
 //!
-//! Shared by tokens (`cnf`), issuer and operator documents. Private members, other curves, encodings that are not canonical
-//! and points of small order are refused here, once for all.
+//! Tokens (`cnf`), issuer documents and operator documents use them. This module refuses private members, other curves, encodings that are
+//! not canonical, and points of small order, so that no caller has to.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -16,7 +16,7 @@ pub struct PublicKey {
     thumbprint: Thumbprint,
 }
 
-/// A key of a JWK Set: the key and the name its issuer gave it.
+/// A key of a JWK Set, with the name that its issuer gave it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NamedKey {
     /// The key.
@@ -41,7 +41,7 @@ const FIELD_PRIME: [u8; 32] = {
     bytes
 };
 
-/// The `y` coordinates of the points of small order (orders 1, 2, 4 and 8), little endian, sign bit clear.
+/// The `y` coordinates of all points of small order (orders 1, 2, 4 and 8): little endian, without the sign bit.
 const SMALL_ORDER_Y: [[u8; 32]; 5] = {
     let mut one = [0; 32];
     one[0] = 1;
@@ -63,10 +63,10 @@ const SMALL_ORDER_Y: [[u8; 32]; 5] = {
 };
 
 impl PublicKey {
-    /// Takes the 32 bytes of an Ed25519 public key (RFC 8032, section 5.1.2).
+    /// Reads the 32 bytes of an Ed25519 public key (RFC 8032, section 5.1.2).
     ///
     /// # Errors
-    /// If `y` is not canonical or the point is of small order: such keys verify signatures nobody made.
+    /// If `y` is not canonical, or if the point is of small order. Such keys verify signatures that nobody made.
     pub fn from_bytes(x: [u8; 32]) -> Result<Self, Error> {
         let mut y = x;
         if let Some(top) = y.last_mut() {
@@ -86,10 +86,10 @@ impl PublicKey {
         Ok(Self { x, thumbprint: Thumbprint::new(URL_SAFE_NO_PAD.encode(digest)) })
     }
 
-    /// Reads a public JWK: `kty` `OKP`, `crv` `Ed25519`, `x`; other members that are not private are ignored.
+    /// Reads a public JWK with `kty` `OKP`, `crv` `Ed25519` and `x`. Other members are ignored unless they are private.
     ///
     /// # Errors
-    /// For another kind of key, private members, a `use` or `alg` for something else, or a bad `x`.
+    /// For another kind of key, private members, a `use` or `alg` for another purpose, or an invalid `x`.
     pub fn from_jwk(jwk: &Object) -> Result<Self, Error> {
         let text = |name: &str| jwk.member(name).and_then(Value::as_str);
         if PRIVATE_MEMBERS.iter().any(|name| jwk.member(name).is_some()) {
@@ -114,17 +114,17 @@ impl PublicKey {
         &self.x
     }
 
-    /// RFC 7638 thumbprint with SHA-256.
+    /// The thumbprint (RFC 7638) with SHA-256.
     pub fn thumbprint(&self) -> &Thumbprint {
         &self.thumbprint
     }
 
-    /// The JWK with its required members only, in canonical order.
+    /// The JWK with only its required members, in canonical order.
     pub fn to_jwk(&self) -> String {
         format!(r#"{{"crv":"Ed25519","kty":"OKP","x":"{}"}}"#, URL_SAFE_NO_PAD.encode(self.x))
     }
 
-    /// Whether `signature` over `message` is this key's (RFC 8032, by `ring`: `s` must be reduced).
+    /// Whether this key made `signature` over `message` (RFC 8032). `ring` requires a reduced `s`.
     pub fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
         ring::signature::UnparsedPublicKey::new(&ring::signature::ED25519, &self.x).verify(message, signature).is_ok()
     }
@@ -178,8 +178,8 @@ mod tests {
         }
     }
 
-    /// The blocklist of libsodium, `ge25519_has_small_order` in `src/libsodium/crypto_core/ed25519/ref10/ed25519_ref10.c`, as published
-    /// there with the orders of the points: little endian, without the sign of `x`. The last two are p and p + 1, which are 0 and 1.
+    /// The blocklist of libsodium, `ge25519_has_small_order` in `src/libsodium/crypto_core/ed25519/ref10/ed25519_ref10.c`, with the orders
+    /// of the points as published there: little endian, without the sign of `x`. The last two entries are p and p + 1, which equal 0 and 1.
     const PUBLISHED: [(u32, &str); 7] = [
         (4, "0000000000000000000000000000000000000000000000000000000000000000"),
         (1, "0100000000000000000000000000000000000000000000000000000000000000"),
@@ -213,12 +213,14 @@ mod tests {
         assert!(PublicKey::from_bytes(above).is_ok());
     }
 
-    /// That each of them must be refused, and that there are no others: the eight points whose order divides 8 verify signatures that
-    /// nobody made, for `S` = 0 and an `R` of small order, which only depends on the hash of the message modulo 8. No good key does.
+    /// Shows that each of these points must be refused, and that there are no others.
+    ///
+    /// The eight points whose order divides 8 verify signatures that nobody made, with `S` = 0 and an `R` of small order. Whether such a
+    /// signature verifies depends only on the hash of the message modulo 8. A good key verifies none of them.
     #[test]
     fn points_of_small_order_verify_what_nobody_signed() {
         let canonical = PUBLISHED.iter().take(5).flat_map(|(order, hex)| {
-            // `x` is 0 in the points of order 1 and 2, so there is one of each.
+            // `x` is 0 for the points of orders 1 and 2, so each of these orders has one point.
             let signs = if *order > 2 { 0..=1 } else { 0..=0 };
             signs.map(move |sign| (*order, point(hex, sign)))
         });

@@ -1,12 +1,12 @@
-//! Constraints in words, for people who must judge them.
+//! Formats constraints as text for people who review them.
 //!
-//! Texts come from tokens and documents, so what does not print is escaped: a value cannot fake a line of output.
+//! The values come from tokens and documents, so unprintable characters are escaped: a value cannot forge a line of output.
 
 use super::{ArgumentMap, Bound, Constraint, Range, abridged};
 use crate::model::json::{Object, Value};
 
 impl Constraint {
-    /// What a value must be: `<= 500`, `one of ["EUR"]`, `= 3`, `anything`.
+    /// The condition on a value: `<= 500`, `one of ["EUR"]`, `= 3`, `anything`.
     pub fn describe(&self) -> String {
         match self {
             Constraint::Exact(value) => format!("= {}", value_text(value)),
@@ -23,7 +23,7 @@ impl Constraint {
 }
 
 impl ArgumentMap {
-    /// Every argument at fault with what it must be, in words; `None` where the arguments satisfy the map.
+    /// Describes every argument at fault and its required value; `None` if the arguments satisfy the map.
     pub fn lacks(&self, arguments: &Object) -> Option<String> {
         let named = self.named.iter().filter_map(|(name, argument)| {
             let must = || format!("argument `{}` must be {}", abridged(name), argument.constraint.describe());
@@ -39,7 +39,7 @@ impl ArgumentMap {
     }
 }
 
-/// Text with what does not print escaped.
+/// Escapes the characters that do not print.
 pub fn printable(text: &str) -> String {
     let quotes = |character| matches!(character, '"' | '\'' | '\\');
     text.chars().fold(String::with_capacity(text.len()), |mut out, character| {
