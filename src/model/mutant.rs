@@ -1,93 +1,93 @@
-//! Ways in which the kill switch can be broken on purpose, so that its proof can be seen to fail.
+//! Deliberate faults in the kill switch. Tests use them to show that the checks of the kill switch would detect a fault.
 //!
-//! Each is a line of another module, switched on for one thread by the simulation in `sync/tests/sim.rs`, whose checker must
-//! catch it, or by the tests under loom. Outside of this crate's own tests [`active`] is `false` at compile time, and nothing of it is left.
+//! Each mutant changes one line of another module, for one thread. The simulation in `sync/tests/sim.rs`, the loom tests or a unit test
+//! switch it on, and must then fail. Outside of this crate's tests, [`active`] is `false` at compile time, so no mutant is in the program.
 
-/// A way to break it.
+/// One deliberate fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Mutant {
-    /// The age is not looked at again before answering.
+    /// The freshness is not checked again before the answer.
     SkipRecheck,
-    /// After a wait the newest proof of freshness is taken without its snapshot.
+    /// After a wait, the newest proof of freshness is used without its snapshot.
     #[cfg(test)]
     RecheckNewerProof,
-    /// Every answer is valid for the whole bound.
+    /// Every answer is valid for the whole freshness bound.
     ValidForBound,
-    /// What the caller has seen is not waited for.
+    /// The decision does not wait for the requested revision.
     AtLeastIgnored,
-    /// What the caller has seen is waited for, and then decided by the view of before.
+    /// The decision waits for the requested revision and then uses the earlier view.
     AtLeastOldView,
-    /// A chain once found clean stays so.
+    /// A chain that was once found clean is never checked again.
     CleanForever,
-    /// A proof dates from when the answer came.
+    /// A proof of freshness dates from the arrival of the answer.
     ArrivalTime,
-    /// A restart forgets how far it was.
+    /// A restart forgets the position that the replica had recorded.
     ForgetKnown,
-    /// An answer that does not reach the head renews the proof.
+    /// An answer that does not reach the head of the history renews the proof.
     RenewWithoutHead,
-    /// A replica out of step renews its proof.
+    /// A replica in resync renews its proof.
     RenewInResync,
-    /// A failed poll renews the proof.
+    /// A failed poll renews its proof.
     RenewOnFailure,
-    /// Hashes that do not follow each other are followed.
+    /// The follower accepts commits whose hashes do not form a chain.
     IgnoreFork,
-    /// A store that fell is followed.
+    /// The follower accepts a store that has fallen behind.
     IgnoreFall,
-    /// A store of another history is followed.
+    /// The follower accepts a store of another history.
     IgnoreHistory,
-    /// Quarantine leaves the proof as it is.
+    /// The proof survives quarantine.
     ProofSurvivesQuarantine,
-    /// Of several commits at once the first is left out.
+    /// The first of several commits is skipped.
     DropCommit,
-    /// A commit's policy is applied, its revocations are not.
+    /// The policy of a commit is applied and its revocations are not.
     PolicyOnly,
-    /// A revocation's key is not put into the filter.
+    /// The key of a revocation is not inserted into the filter.
     LostInsert,
-    /// What a full state revokes is not taken over.
+    /// The revocations of a full state are not applied.
     LoadWithoutRevocations,
-    /// A replica acknowledges what it applied although a decision from before may still be in a handler.
+    /// A replica acknowledges an applied revision while a handler may still hold an earlier decision.
     AcknowledgeBeforeBarrier,
-    /// After the barrier a replica acknowledges what was applied while it ran.
+    /// After the barrier, a replica also acknowledges the revisions that were applied while the barrier ran.
     AcknowledgeNewest,
-    /// A replica acknowledges what the store says is there.
+    /// A replica acknowledges the revisions that the store has announced.
     AcknowledgeReceived,
-    /// Who waits for the fleet takes a silent replica for one that ran out.
+    /// A wait for the fleet treats a silent replica as run out too early.
     SilentRanOut,
-    /// Who waits for the fleet counts by a clock that can be set.
+    /// A wait for the fleet uses a clock that can be set.
     WaitByWallClock,
-    /// All processes of a node are known by one name.
+    /// All processes of a node have the same incarnation.
     OneIncarnation,
-    /// While the policy cannot be built no revocation is applied.
+    /// No revocation is applied while the policy cannot be built.
     OneLane,
-    /// A policy that could not be built counts as in force.
+    /// A policy that could not be built is reported as in force.
     ClaimPolicy,
-    /// Of several commits what is removed goes last.
+    /// Removed revocations of several commits are applied last.
     RemoveLast,
-    /// A store takes away what can still hit something.
+    /// A store prunes revocations that can still apply to a chain.
     PruneEarly,
-    /// Everything is let in again by one operator.
+    /// One operator alone reinstates everything.
     OneOperator,
-    /// Everything is let in again by the one who asked for it.
+    /// The operator who asked for a reinstatement also confirms it.
     SameOperator,
-    /// A replica writes down where it is once.
+    /// A replica records its position only once.
     PlaceOnce,
-    /// What succeeds between two failures is held up like these.
+    /// A success between two failures is delayed like a failure.
     PauseAfterSuccess,
-    /// What an older snapshot sees is freed while somebody holds it.
+    /// An entry is freed while an older snapshot that sees it is in use.
     ForgetHeld,
-    /// Age by the wall clock alone.
+    /// The age is measured by the wall clock alone.
     WallClockOnly,
-    /// Age by the boot clock alone.
+    /// The age is measured by the boot clock alone.
     BootClockOnly,
-    /// A reader names the generation after it took the view.
+    /// A reader reads the generation after the view.
     GenerationAfterView,
-    /// The generation moves before what was added can be found.
+    /// The generation advances before the added entry can be found.
     GenerationFirst,
-    /// What comes while a filter is built goes to the old one alone.
+    /// An entry that is added while a filter is built is inserted only into the old filter.
     LostWhileBuilding,
 }
 
-/// Whether it is broken in this way: never, but in this crate's own tests.
+/// Whether a mutant is switched on: never, except in this crate's own tests.
 #[cfg(not(test))]
 pub(crate) const fn active(_mutant: Mutant) -> bool {
     false
@@ -110,7 +110,7 @@ mod switch {
         ON.get() == Some(mutant)
     }
 
-    /// Runs something broken, on this thread alone.
+    /// Runs `run` with a mutant switched on for this thread.
     pub(crate) fn with<T>(mutant: Option<Mutant>, run: impl FnOnce() -> T) -> T {
         struct Restore(Option<Mutant>);
         impl Drop for Restore {

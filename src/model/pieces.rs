@@ -1,20 +1,20 @@
-//! Many rows on all cores: pieces are mapped by short-lived threads, and what comes of them is taken in order.
+//! Parallel processing of many rows: short-lived threads map chunks of the rows, and the results are taken in order.
 
 use std::num::NonZero;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread;
 
-/// Threads at the most: beyond that whoever takes the pieces is the slower one.
+/// Maximum number of threads. With more threads, the consumer is the bottleneck.
 const THREADS_MAX: usize = 8;
-/// Pieces that a thread may be ahead of whoever takes them: what is mapped may weigh more than what it was made of.
+/// Number of mapped chunks per thread that may wait for the consumer. A mapped chunk may be larger than its input.
 const AHEAD: usize = 2;
 
-/// Maps the items, `piece` at a time, and hands what comes of each piece to `take` in the order of the items.
+/// Maps the items in chunks of `piece` items, and passes each result to `take` in the order of the items.
 ///
-/// One piece is mapped by the calling thread alone, and so is all of it where the system gives no threads.
+/// If there is only one chunk, or no thread can be started, the calling thread maps the chunks.
 ///
 /// # Errors
-/// The first of `take`, after which no more is taken.
+/// The first error of `take`. No further result is taken after it.
 pub(crate) fn in_pieces<T: Sync, R: Send, E>(
     items: &[T],
     piece: NonZero<usize>,

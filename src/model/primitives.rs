@@ -1,7 +1,7 @@
-//! What lock-free hand-overs are built of, named in one place so that a test can put loom's models in their place.
+//! The synchronization primitives of the lock-free data structures. Tests replace them by the models of loom.
 //!
-//! `snapshot/cell.rs`, `revocation/index.rs` and `revocation/filter.rs` take all of these from their parent module; tests compile
-//! the same files a second time below a parent that hands out `primitives/loomed.rs` instead.
+//! `snapshot/cell.rs`, `revocation/index.rs` and `revocation/filter.rs` import all of these names from their parent module. Tests compile
+//! the same files a second time, below a parent that provides `primitives/loomed.rs` instead.
 
 use std::io;
 
@@ -13,10 +13,10 @@ pub(crate) use std::thread_local as per_thread;
 #[cfg(test)]
 pub(crate) mod loomed;
 
-/// Words of a block of the revocation filter: one cache line.
+/// Number of words in a block of the revocation filter: one cache line.
 pub(crate) const FILTER_WORDS: usize = 8;
 
-/// Runs something on a thread of its own, which nobody waits for.
+/// Runs a function on a detached thread.
 pub(crate) fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
     std::thread::Builder::new().name(name.to_owned()).spawn(run).map(drop)
 }

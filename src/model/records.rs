@@ -1,7 +1,7 @@
-//! The rows that a store keeps and that the change log carries: documents, revocations, administrative acts.
+//! The rows of a store and of its change log: documents, revocations and administrative acts.
 //!
-//! Revocations have a small fixed form that cannot fail to be understood; documents are canonical JSON whose meaning is
-//! `policy`'s business. A store reads neither.
+//! A revocation has a small fixed form, so reading it cannot fail. A document is canonical JSON that only `policy` interprets; a store
+//! interprets neither.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::revision::HistoryId;
 
-/// Names one document.
+/// The key of a document.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct DocumentKey {
     /// `issuer`, `application`, `group`, `tool`, `server`, `agent`, `permission_set`, `operator`.
@@ -18,31 +18,31 @@ pub struct DocumentKey {
     pub id: String,
 }
 
-/// Where a document comes from.
+/// The owner of a document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Origin {
-    /// A policy folder: `apply` removes it when the folder no longer names it.
+    /// A policy folder. `apply` removes the document if the folder no longer has it.
     Folder,
-    /// Made by the program or through the API: `apply` leaves it alone.
+    /// The program or the API. `apply` does not change the document.
     Api,
 }
 
 /// One stored document.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DocumentRow {
-    /// Its name.
+    /// Its key.
     pub key: DocumentKey,
-    /// The document as canonical JSON (RFC 8785), `kind` and `id` included.
+    /// The document as canonical JSON (RFC 8785), including `kind` and `id`.
     pub json: String,
-    /// The file it was read from, relative to the policy folder; empty if there was none.
+    /// Path of the source file, relative to the policy folder; empty if there is none.
     pub path: String,
-    /// The line it begins at, 1-based; 0 if there was no file.
+    /// First line of the document in that file, 1-based; 0 if there is no file.
     pub line: u32,
-    /// Who owns it.
+    /// Its owner.
     pub origin: Origin,
 }
 
-/// What can be revoked.
+/// The target of a revocation.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Target {
@@ -52,7 +52,7 @@ pub enum Target {
     Session(String),
     /// A task, by `txn`.
     Task(String),
-    /// What a user delegated to an agent.
+    /// The delegation from a user to an agent.
     Delegation {
         /// The user's issuer.
         issuer: String,
@@ -70,20 +70,20 @@ pub enum Target {
         /// The user's subject.
         subject: String,
     },
-    /// A key, by thumbprint: a holder's, an issuer's or an operator's.
+    /// A key of a holder, an issuer or an operator, by thumbprint.
     Key(String),
     /// A tool, `server/tool`.
     Tool(String),
-    /// A hop and all below it, by base64url(SHA-256) of its signing input.
+    /// A hop and all hops below it, by base64url(SHA-256) of its signing input.
     Hop(String),
-    /// A token and all below it, by `jti`.
+    /// A token and all tokens below it, by `jti`.
     Token(String),
     /// Everything.
     All,
 }
 
 impl Target {
-    /// The name of the kind of target, as on the command line.
+    /// The kind of target, as on the command line.
     pub fn kind(&self) -> &'static str {
         match self {
             Target::Agent(_) => "agent",
@@ -100,7 +100,7 @@ impl Target {
         }
     }
 
-    /// The parts of the key, in the order of the command line.
+    /// The parts of the target's key, in the order of the command line.
     pub fn parts(&self) -> Vec<&str> {
         match self {
             Target::Agent(id)
@@ -117,7 +117,7 @@ impl Target {
         }
     }
 
-    /// Whether the target can be suspended and let in again; the others can only die.
+    /// Whether the target can be suspended and reinstated. Other targets can only be revoked for good.
     pub fn can_suspend(&self) -> bool {
         matches!(
             self,
@@ -130,7 +130,7 @@ impl Target {
         )
     }
 
-    /// Whether a watermark on roots has a meaning for the target.
+    /// Whether the target can have a watermark on roots.
     pub fn can_watermark(&self) -> bool {
         matches!(self, Target::Agent(_) | Target::Delegation { .. } | Target::Application(_) | Target::User { .. })
     }
@@ -143,106 +143,107 @@ impl fmt::Display for Target {
     }
 }
 
-/// What a revocation does to its target.
+/// The effect of a revocation on its target.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Meaning {
     /// Denied until reinstated.
     Suspend,
-    /// Roots issued at or before now (plus the accepted skew) are void, for good.
+    /// Roots issued at or before now (plus the accepted skew) are void for good.
     Watermark,
     /// Denied for good.
     Dead,
 }
 
-/// The whole state of one target after a commit. Reinstating writes it anew, nothing is deleted.
+/// The complete state of one target after a commit. A reinstatement writes a new state; it does not delete the row.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RevocationRow {
     /// What is revoked.
     pub target: Target,
-    /// For good.
+    /// Denied for good.
     pub dead: bool,
-    /// Until reinstated.
+    /// Denied until reinstated.
     pub suspended: bool,
-    /// Roots whose `iat` is at or before this second are void. Never falls.
+    /// Roots whose `iat` is at or before this second are void. The value never falls.
     pub watermark_unix_s: Option<i64>,
-    /// When nothing that it could hit can still be valid; pruned by a commit after that, never by a replica's own idea.
+    /// From this second on, no credential that the revocation applies to can be valid. A later commit prunes the row; a replica never does
+    /// so by itself.
     pub expires_at_unix_s: Option<i64>,
-    /// The operator's words.
+    /// The operator's reason.
     pub reason: String,
     /// Number of the revision that last changed the row.
     pub revision: u64,
 }
 
-/// What a writer asks a store to do.
+/// One change that a writer requests from a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Write {
-    /// Put a document in place of what stands under its key.
+    /// Write a document and replace the one with the same key.
     PutDocument(DocumentRow),
     /// Remove a document.
     RemoveDocument(DocumentKey),
-    /// Revoke a target. The store's clock dates a watermark.
+    /// Revoke a target. The time of a watermark comes from the store's clock.
     Revoke {
-        /// What.
+        /// The target.
         target: Target,
-        /// How.
+        /// The effect.
         meaning: Meaning,
-        /// Why, in the operator's words.
+        /// The operator's reason.
         reason: String,
     },
     /// Lift the suspension of a target.
     Reinstate {
-        /// What.
+        /// The target.
         target: Target,
-        /// Why.
+        /// The operator's reason.
         reason: String,
     },
-    /// Lift a suspension, which takes two operators: the first call is kept and makes no [`Change`], the second, by another operator
-    /// and in time, lifts it.
+    /// Lift a suspension that needs two operators. The first call is stored and makes no [`Change`]. A second call by another operator
+    /// lifts the suspension, if it comes in time.
     ReinstateByTwo {
-        /// What.
+        /// The target.
         target: Target,
-        /// Why.
+        /// The operator's reason.
         reason: String,
-        /// Who.
+        /// The operator.
         operator: String,
-        /// Thumbprint of the key that the operator signed with: a first half whose key was revoked since does not count.
+        /// Thumbprint of the key that signed. A first call does not count if its key was revoked since.
         key: String,
-        /// Who may be the first or the second: whoever asked and is not one of them any more does not count.
+        /// The operators who may make either call. A first call does not count if its operator is no longer among them.
         administrators: Vec<String>,
     },
-    /// Take away revocations that can hit nothing any more, the oldest first; the only write of its commit.
+    /// Remove revocations that can no longer apply to any credential, oldest first. It is the only write of its commit.
     Prune {
-        /// Those whose expiry is before this second and before the store's clock.
+        /// Only revocations that expire before this second and before the store's clock are removed.
         before_unix_s: i64,
-        /// At most so many.
+        /// Maximum number of rows.
         rows_max: usize,
     },
-    /// Take a restored store over: a new history begins where the old one ends, and every root issued until now is void. The only
-    /// write of its commit, and an act.
+    /// Adopt a restored store. A new history begins at the end of the old one, and every root issued until now is void. It is an act, and
+    /// the only write of its commit.
     Adopt {
-        /// Why.
+        /// The operator's reason.
         reason: String,
     },
-    /// What a replica knew to be revoked in a history that the store was adopted from: each row is made at least as strong. The only
-    /// write of its commit.
+    /// Merge the revocations that a replica knew in a history from which the store was adopted. Each row becomes at least as strong. It is
+    /// the only write of its commit.
     Merge(Merge),
-    /// Approve a call that waits, for every layer whose approvers are one of the groups. Makes no [`Change`].
+    /// Approve a waiting call, for every layer whose approvers include one of the groups. Makes no [`Change`].
     Approve {
-        /// The call.
+        /// The digest of the call.
         digest: String,
-        /// Who.
+        /// The operator.
         operator: String,
-        /// Thumbprint of the key that the operator signed with: once it is revoked, what it approved waits again.
+        /// Thumbprint of the key that signed. If it is revoked later, the approved layers wait again.
         key: String,
         /// The operator's groups.
         groups: Vec<String>,
     },
-    /// Refuse a call that waits. Makes no [`Change`].
+    /// Refuse a waiting call. Makes no [`Change`].
     Refuse {
-        /// The call.
+        /// The digest of the call.
         digest: String,
-        /// Who.
+        /// The operator.
         operator: String,
         /// The operator's groups.
         groups: Vec<String>,
@@ -250,36 +251,36 @@ pub enum Write {
 }
 
 impl Write {
-    /// Whether it writes documents.
+    /// Whether this write changes documents.
     pub fn is_of_document(&self) -> bool {
         matches!(self, Write::PutDocument(_) | Write::RemoveDocument(_))
     }
 }
 
-/// What a replica brings into a store that was adopted. Nothing is lifted or weakened by it.
+/// The revocations that a replica brings into an adopted store. A merge never lifts or weakens a revocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Merge {
-    /// The history that it goes into: that of the adoption, and of no later one.
+    /// The history to merge into: the history that the adoption began, and no later one.
     pub history: HistoryId,
     /// The replica's incarnation.
     pub incarnation: String,
-    /// Its name and where it listens, for people.
+    /// The replica's name and address, for people.
     pub address: String,
-    /// What it knows to be revoked and the store may lack. None: it says that it brings nothing.
+    /// Revocations that the replica knows and the store may lack. An empty list says that the replica has nothing to merge.
     pub rows: Vec<RevocationRow>,
 }
 
-/// What a commit changed: the rows as they stand after it.
+/// One change of a commit, with the row after the commit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Change {
-    /// A document was put.
+    /// A document was written.
     Document(DocumentRow),
     /// A document was removed.
     DocumentRemoved(DocumentKey),
-    /// A target's state is now this.
+    /// The state of a target changed.
     Revocation(RevocationRow),
-    /// What was revoked of a target can hit nothing any more, and is gone.
+    /// The revocation of a target was pruned, because it can no longer apply to any credential.
     RevocationRemoved(Target),
 }
 
@@ -290,31 +291,31 @@ impl Change {
     }
 }
 
-/// The first half of an act that takes two operators. Belongs to no revision.
+/// The stored first half of an act that needs two operators. It belongs to no revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PendingRow {
-    /// Who asked.
+    /// The operator who made the first call.
     pub operator: String,
-    /// Thumbprint of the key that they signed with; empty in a row of an older version.
+    /// Thumbprint of the key that signed; empty in rows of older versions.
     pub key: String,
-    /// From then on it counts no more, by the store's clock.
+    /// Time from which it no longer counts, by the store's clock.
     pub expires_at_unix_ms: i64,
 }
 
-/// Who did what, with the signature that proves it; a row of the transaction that did it.
+/// An administrative act with the signature that proves it. The row is written in the transaction of the act.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ActRow {
-    /// The operators' ids: one, or two where two are demanded.
+    /// Ids of the operators: one, or two if the act needs two.
     pub operators: Vec<String>,
-    /// Thumbprints of the keys that signed: the store refuses the act where one of them is revoked. An older version wrote none.
+    /// Thumbprints of the signing keys. The store refuses the act if one of them is revoked. Rows of older versions have none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub keys: Vec<String>,
     /// Full gRPC method path.
     pub method: String,
-    /// The operators' compact JWS over the request.
+    /// The operators' compact JWS signatures over the request.
     pub signatures: Vec<String>,
-    /// The `jti` of each signature with its `exp` in seconds: single use, enforced by the store.
+    /// The `jti` of each signature with its `exp` in seconds. The store accepts each `jti` once.
     pub jtis: Vec<(String, i64)>,
-    /// The reason that was given, or a short account of the act.
+    /// The operator's reason, or a short summary of the act.
     pub reason: String,
 }

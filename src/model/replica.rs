@@ -1,23 +1,23 @@
-//! A replica as people and gateways see it: what state it is in, how far it is, when it was last heard.
+//! The state of a replica as people and gateways see it: its condition, its revision, and the time since its last heartbeat.
 //!
-//! What a replica says of itself and what the store knows of it are put together in [`crate::store::fleet`].
+//! [`crate::store::fleet`] combines the replica's own report with the store's data.
 
 use super::revision::Revision;
 
-/// The state of a replica. The order is that of the metric's states.
+/// The condition of a replica, in the order of the metric's states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Condition {
-    /// It has no snapshot yet: calls are not answered.
+    /// The replica has no snapshot yet and answers no calls.
     Bootstrapping,
-    /// It answers everything.
+    /// The replica answers everything.
     Fresh,
-    /// Its proof of freshness is a second old or more: it answers everything but destructive tools, marked.
+    /// The proof of freshness is at least a second old. The replica answers everything except destructive tools, and marks its answers.
     Stale,
-    /// Its proof of freshness is as old as the bound: it only denies.
+    /// The proof of freshness is as old as the bound. The replica only denies.
     Closed,
-    /// It fell out of step with the store: the old snapshot and every revocation that arrives, until a full state replaces it.
+    /// The replica is out of step with the store. It keeps the old snapshot and applies new revocations until a full state replaces it.
     Resync,
-    /// The store is not the one it followed: it only denies.
+    /// The store is not the one that the replica followed. The replica only denies.
     Quarantined,
 }
 
@@ -25,7 +25,7 @@ impl Condition {
     /// The names, in order.
     pub const NAMES: &[&str] = &["bootstrapping", "fresh", "stale", "closed", "resync", "quarantined"];
 
-    /// The name, as shown.
+    /// The name as shown.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Bootstrapping => "bootstrapping",
@@ -37,64 +37,64 @@ impl Condition {
         }
     }
 
-    /// Whether calls may be permitted.
+    /// Whether the replica may permit calls.
     pub fn is_serving(self) -> bool {
         matches!(self, Self::Fresh | Self::Stale | Self::Resync)
     }
 }
 
-/// A replica in a list.
+/// A replica as an entry of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listed {
-    /// Its incarnation: random, new with each start.
+    /// Its incarnation: a random id, new with each start.
     pub id: String,
-    /// Its name and where it listens.
+    /// Its name and listening address.
     pub address: String,
     /// The program's version.
     pub version: String,
-    /// When it started, by its own clock.
+    /// Time of its start, by its own clock.
     pub started_unix_ms: i64,
-    /// By what it said last and how long ago that was heard.
+    /// Its condition, from its last report and the age of that report.
     pub condition: Condition,
-    /// It answers what it has begun, and ends.
+    /// Whether it is shutting down: it finishes running calls and then ends.
     pub draining: bool,
-    /// Number of the last revision that it applied; 0: none.
+    /// Number of the last applied revision; 0 if there is none.
     pub applied_number: u64,
-    /// Number up to which it acknowledged; 0: nothing.
+    /// Number of the last acknowledged revision; 0 if there is none.
     pub acked_number: u64,
-    /// Since it was last heard, by the store's clock.
+    /// Milliseconds since its last heartbeat, by the store's clock.
     pub age_ms: u64,
-    /// From the commit of `acked_number` to its acknowledgement, by the store's clock; `None` where that is not known.
+    /// Milliseconds from the commit of `acked_number` to its acknowledgement, by the store's clock; `None` if unknown.
     pub kill_ms: Option<u64>,
 }
 
-/// The replicas of a store.
+/// All replicas of a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fleet {
-    /// History and newest number.
+    /// The store's history and newest number.
     pub revision: Revision,
-    /// A replica without a proof of freshness for this long only denies.
+    /// The freshness bound: a replica whose proof of freshness is this old only denies.
     pub freshness_bound_ms: u64,
-    /// By id.
+    /// The replicas, ordered by id.
     pub replicas: Vec<Listed>,
 }
 
-/// What became of a replica while the fleet was waited for.
+/// The result for one replica after a wait for the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It answers nothing any more from before the revision.
+    /// The replica no longer gives any answer from before the revision.
     Acknowledged {
-        /// From the commit to the acknowledgement, by the store's clock; `None` where the commit's time is not known.
+        /// Milliseconds from the commit to the acknowledgement, by the store's clock; `None` if the time of the commit is unknown.
         after_ms: Option<u64>,
     },
-    /// It was not heard, and what it could still have answered by is as old as the bound: it only denies until it has caught up.
+    /// The replica was not heard, and its last possible proof of freshness is as old as the bound. It only denies until it has caught up.
     RanOut,
-    /// It denies everything.
+    /// The replica denies everything.
     Quarantined,
 }
 
 impl Outcome {
-    /// The name, as shown.
+    /// The name as shown.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Acknowledged { .. } => "acknowledged",

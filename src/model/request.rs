@@ -1,24 +1,26 @@
-//! What is asked (a [`Call`]) and for whom (a [`Subject`]): plain facts, however they were established.
+//! The facts of a request: the [`Call`] and the [`Subject`] that it is made for. They do not say how the facts were established.
+//!
+//! `token` verifies a subject; `policy` evaluates a call for it.
 
 use super::constraint::ArgumentMap;
 use super::ids::{AgentId, ApplicationId, GroupId, SessionId, TaskId, UserId};
 use super::json::Object;
 use super::sorted::SortedMap;
 
-/// The identities of a delegation and what each of its tokens grants.
+/// The identities of a delegation and the scope of each of its tokens.
 ///
-/// Evaluation takes these facts; that they are *verified* is said by `token::VerifiedChain`, the only way into `pdp`.
+/// Evaluation reads these facts. A `token::VerifiedChain` says that they are verified, and `pdp` accepts nothing else.
 #[derive(Clone, Debug)]
 pub struct Subject {
-    /// Who delegated.
+    /// The user who delegated.
     pub user: UserId,
-    /// The user's groups that the issuer may vouch for and some document knows.
+    /// The user's groups that the issuer may vouch for and that some document names.
     pub groups: Vec<GroupId>,
-    /// Inside which application.
+    /// The application that the agent runs inside.
     pub application: ApplicationId,
     /// Every agent of the chain, root to leaf; never empty.
     pub agents: Vec<AgentId>,
-    /// What each token grants, root to leaf; as many as there are tokens.
+    /// The scope of each token, root to leaf; one for each token.
     pub scopes: Vec<Scope>,
     /// The session.
     pub session: SessionId,
@@ -26,7 +28,7 @@ pub struct Subject {
     pub task: TaskId,
 }
 
-/// What one token grants: tools, each with constraints on its arguments.
+/// The tools that one token grants, each with constraints on its arguments.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Scope {
     /// By tool name.
@@ -34,7 +36,7 @@ pub struct Scope {
 }
 
 impl Scope {
-    /// Keeps one copy of each name that a wider scope has as well.
+    /// Replaces each name that `wider` also has by the shared string of `wider`.
     pub fn share_names(&mut self, wider: &Scope) {
         self.tools.share_names(&wider.tools);
         for (tool, map) in self.tools.iter_mut() {
@@ -45,23 +47,24 @@ impl Scope {
     }
 }
 
-/// One tool call, its arguments parsed and bounded.
+/// One tool call. Its arguments are parsed and limited in size.
 #[derive(Clone, Debug)]
 pub struct Call<'a> {
     /// `server/tool`.
     pub tool: &'a str,
-    /// SHA-256 of the schema that the gateway saw, if it said so.
+    /// SHA-256 of the tool schema that the gateway saw, if the gateway sent it.
     pub tool_schema_sha256: Option<[u8; 32]>,
-    /// The arguments; every number in them is comparable.
+    /// The arguments. Every number in them is comparable.
     pub arguments: &'a Object,
-    /// The environment that the gateway told of; its word alone, so only what takes away or says `evidence: attested` may ask it.
+    /// The environment that the gateway reports. It is not verified, so only entries that restrict or that say `evidence: attested` may
+    /// read it.
     pub environment: Option<&'a Object>,
-    /// The time that conditions see.
+    /// The time that conditions read, in seconds since the Unix epoch.
     pub unix_s: i64,
 }
 
 impl<'a> Call<'a> {
-    /// A call without a schema or an environment, at the beginning of time.
+    /// A call without schema and environment, at Unix time 0.
     pub fn new(tool: &'a str, arguments: &'a Object) -> Self {
         Self { tool, tool_schema_sha256: None, arguments, environment: None, unix_s: 0 }
     }

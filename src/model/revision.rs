@@ -1,15 +1,15 @@
-//! Revisions: which history, which number in it, and the digest of what the store held then.
+//! Revisions: a history, a number in that history, and the digest of the store's rows at that number.
 
 use std::fmt;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// Names one history of a store; it changes when a store is restored. A UUID in text.
+/// Identifies one history of a store: a UUID as text. A restored store that is adopted begins a new history.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HistoryId(Arc<str>);
 
 impl HistoryId {
-    /// Wraps the id that a store made.
+    /// Wraps an id that a store has made.
     pub fn new(id: impl Into<Arc<str>>) -> Self {
         Self(id.into())
     }
@@ -26,12 +26,12 @@ impl fmt::Display for HistoryId {
     }
 }
 
-/// A revision token, written `HISTORY.NUMBER`. Numbers are dense and begin at 1; 0 is the empty store.
+/// A revision token, written `HISTORY.NUMBER`. Numbers are consecutive from 1; 0 is the empty store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Revision {
     /// The history it belongs to.
     pub history: HistoryId,
-    /// Its place in that history.
+    /// Its number in that history.
     pub number: u64,
 }
 
@@ -55,9 +55,9 @@ impl FromStr for Revision {
     }
 }
 
-/// An additive hash over the logical rows of a store: the wrapping sum, in four lanes, of each row's SHA-256.
+/// An additive hash over the logical rows of a store: the wrapping sum of each row's SHA-256, in four words.
 ///
-/// Kept up step by step by each commit, so it finds replicas that differ; it is no defence against who can write rows.
+/// Each commit updates it incrementally. It detects replicas that differ. It does not protect against an attacker who can write rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct StateDigest([u64; 4]);
 
@@ -67,7 +67,7 @@ impl StateDigest {
         self.combine(row_sha256, u64::wrapping_add);
     }
 
-    /// Takes a row away by its SHA-256.
+    /// Removes a row by its SHA-256.
     pub fn remove(&mut self, row_sha256: &[u8; 32]) {
         self.combine(row_sha256, u64::wrapping_sub);
     }
@@ -79,12 +79,12 @@ impl StateDigest {
         }
     }
 
-    /// 64 hexadecimal digits.
+    /// The digest as 64 hexadecimal digits.
     pub fn to_hex(self) -> String {
         self.0.iter().map(|lane| format!("{lane:016x}")).collect()
     }
 
-    /// Reads what [`StateDigest::to_hex`] wrote.
+    /// Reads the output of [`StateDigest::to_hex`].
     pub fn from_hex(text: &str) -> Option<Self> {
         let mut lanes = [0; 4];
         if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {

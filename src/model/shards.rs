@@ -1,7 +1,7 @@
-//! A map by name in shared pieces: a copy costs a counter, a change the piece it falls in.
+//! A persistent hash map in shards. Cloning the map costs a few reference counts, and a change copies one shard.
 //!
-//! That is what makes a change to one agent of a million cheap while older snapshots go on as they were. A name is hashed once,
-//! with a seed of the process's own, for the piece and for the place in it.
+//! So a change to one agent of a million is cheap while older snapshots keep their own content. A name is hashed once, with a seed of this
+//! process, for the shard and for the slot inside of it.
 
 use std::borrow::Borrow;
 use std::fmt;
@@ -10,12 +10,12 @@ use std::sync::Arc;
 
 use hashbrown::{DefaultHashBuilder, HashTable};
 
-/// Pieces: a thousand agents in each of a fleet of a million.
+/// Number of shards: with a million agents, each holds a thousand.
 const SHARDS: usize = 1024;
 
 type Shard<K, V> = Arc<HashTable<(K, V)>>;
 
-/// A persistent map: clones share all that none of them has changed.
+/// A persistent map. Clones share all shards that none of them has changed.
 pub(crate) struct Shards<K, V> {
     hasher: DefaultHashBuilder,
     shards: Arc<[Shard<K, V>]>,
@@ -48,7 +48,7 @@ impl<K: Borrow<str> + Clone, V: Clone> Shards<K, V> {
         self.shards.get(shard_of(hash))?.find(hash, is(name)).map(|(_, value)| value)
     }
 
-    /// Puts a value in place of the one of its name.
+    /// Inserts a value, or replaces the value of the same name.
     pub(crate) fn insert(&mut self, name: K, value: V) {
         let hash = self.hash(name.borrow());
         let Some(shard) = Arc::make_mut(&mut self.shards).get_mut(shard_of(hash)) else { return };
@@ -62,10 +62,10 @@ impl<K: Borrow<str> + Clone, V: Clone> Shards<K, V> {
         }
     }
 
-    /// Takes the value of a name out.
+    /// Removes a name and returns its value.
     pub(crate) fn remove(&mut self, name: &str) -> Option<V> {
         let hash = self.hash(name);
-        // Looked up first: a piece that does not hold it is not copied.
+        // The name is looked up first, so that a shard without it is not copied.
         self.shards.get(shard_of(hash))?.find(hash, is(name))?;
         let shard = Arc::make_mut(Arc::make_mut(&mut self.shards).get_mut(shard_of(hash))?);
         let entry = shard.find_entry(hash, is(name)).ok()?;
@@ -74,7 +74,7 @@ impl<K: Borrow<str> + Clone, V: Clone> Shards<K, V> {
         Some(value)
     }
 
-    /// Keeps what `keep` says in the piece that a name falls in.
+    /// Removes every value for which `keep` returns false, in the shard of `name` only.
     pub(crate) fn retain_near(&mut self, name: &str, keep: impl Fn(&V) -> bool) {
         let index = shard_of(self.hash(name));
         let has_more = |shard: &Shard<K, V>| shard.iter().any(|(_, value)| !keep(value));
@@ -89,17 +89,17 @@ impl<K: Borrow<str> + Clone, V: Clone> Shards<K, V> {
         }
     }
 
-    /// How many names there are.
+    /// The number of names.
     pub(crate) fn len(&self) -> usize {
         self.count
     }
 
-    /// All of it, in no order.
+    /// All entries, in no particular order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = (&K, &V)> {
         self.shards.iter().flat_map(|shard| shard.iter().map(|(name, value)| (name, value)))
     }
 
-    /// Every name, in no order.
+    /// All names, in no particular order.
     pub(crate) fn keys(&self) -> impl Iterator<Item = &K> {
         self.iter().map(|(name, _)| name)
     }
@@ -109,7 +109,7 @@ impl<K: Borrow<str> + Clone, V: Clone> Shards<K, V> {
     }
 }
 
-/// By bits that a table uses neither for its buckets nor for its tags.
+/// Uses bits of the hash that a table uses neither for its buckets nor for its tags.
 fn shard_of(hash: u64) -> usize {
     usize::try_from(hash >> 40).unwrap_or_default() % SHARDS
 }

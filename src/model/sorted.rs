@@ -1,11 +1,11 @@
-//! A map by name that takes no more memory than its entries: one slice, sorted, searched by halves.
+//! A map by name with minimal memory: one sorted slice with binary search.
 //!
-//! For maps that are made once and kept by the hundred thousand, as the scopes of cached chains are. A tree would keep room for
-//! eleven entries where there is one.
+//! It is for maps that are built once and kept by the hundred thousand, such as the scopes of cached chains. A B-tree would reserve space
+//! for eleven entries even for a single one.
 
 use std::sync::Arc;
 
-/// A sorted map; putting one entry in costs a copy, so that many are collected at once.
+/// A sorted map. An insertion copies the slice, so entries should be inserted together.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SortedMap<V> {
     entries: Box<[(Arc<str>, V)]>,
@@ -24,47 +24,47 @@ impl<V> SortedMap<V> {
         self.entries.get(index).map(|(_, value)| value)
     }
 
-    /// The map's own copy of a name.
+    /// The map's own shared string for a name.
     pub fn key(&self, name: &str) -> Option<&Arc<str>> {
         let index = self.entries.binary_search_by(|(other, _)| (**other).cmp(name)).ok()?;
         self.entries.get(index).map(|(name, _)| name)
     }
 
-    /// Whether a name is in.
+    /// Whether the map has a name.
     pub fn contains_key(&self, name: &str) -> bool {
         self.get(name).is_some()
     }
 
-    /// Every entry, by name.
+    /// All entries, ordered by name.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = (&Arc<str>, &V)> {
         self.entries.iter().map(|(name, value)| (name, value))
     }
 
-    /// Every name, in order.
+    /// All names, in order.
     pub fn keys(&self) -> impl ExactSizeIterator<Item = &Arc<str>> {
         self.iter().map(|(name, _)| name)
     }
 
-    /// Every entry, its value to be changed.
+    /// All entries with mutable values, ordered by name.
     pub fn iter_mut(&mut self) -> impl ExactSizeIterator<Item = (&Arc<str>, &mut V)> {
         self.entries.iter_mut().map(|(name, value)| (&*name, value))
     }
 
-    /// How many there are.
+    /// The number of entries.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether there is none.
+    /// Whether there is no entry.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// Adds entries; of one name the later counts.
+    /// Inserts entries. Of several entries with the same name, the last one counts.
     pub fn extend(&mut self, more: impl IntoIterator<Item = (Arc<str>, V)>) {
         let mut entries = std::mem::take(&mut self.entries).into_vec();
         entries.extend(more);
-        // Sorted by name and, being stable, by time: of equal names the last one stays.
+        // The sort is stable, so entries of the same name stay in the order of insertion, and the last one is kept.
         entries.sort_by(|a, b| a.0.cmp(&b.0));
         entries.dedup_by(|later, earlier| {
             let same = later.0 == earlier.0;
@@ -76,7 +76,7 @@ impl<V> SortedMap<V> {
         self.entries = entries.into_boxed_slice();
     }
 
-    /// Takes over the names that another map has as well, so that both keep one copy of each.
+    /// Replaces each name that `other` also has by the shared string of `other`, so that both maps hold one copy.
     pub fn share_names(&mut self, other: &SortedMap<V>) {
         for (name, _) in &mut self.entries {
             if let Some(theirs) = other.key(name) {
@@ -85,7 +85,7 @@ impl<V> SortedMap<V> {
         }
     }
 
-    /// Bytes of the slice itself, without what names and values point to.
+    /// Size of the slice in bytes, without the data that names and values point to.
     pub fn slice_bytes(&self) -> usize {
         size_of_val(&*self.entries)
     }

@@ -1,15 +1,15 @@
-//! Time: read here and nowhere else, so that a decision can be replayed and a test can say what time it is.
+//! The only source of time. A decision can therefore be replayed, and a test can set the time.
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
 use super::mutant::{Mutant, active};
 
-/// One reading of both clocks.
+/// One reading of the wall clock and the boot clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Now {
     /// Nanoseconds since the Unix epoch, by the wall clock.
     pub unix_ns: i64,
-    /// Nanoseconds since an arbitrary start, by a clock that counts suspend (`CLOCK_BOOTTIME`).
+    /// Nanoseconds since an arbitrary start, by a clock that also counts suspended time (`CLOCK_BOOTTIME`).
     pub boot_ns: i64,
 }
 
@@ -24,9 +24,9 @@ impl Now {
         self.unix_ns.div_euclid(1_000_000)
     }
 
-    /// Milliseconds passed since `earlier`: the larger of what the two clocks say, never negative.
+    /// Milliseconds since `earlier`: the larger advance of the two clocks, and never negative.
     ///
-    /// A paused virtual machine stops one of them, a clock set back the other.
+    /// A paused virtual machine stops one clock, and setting the wall clock back affects the other. So the larger advance is the safe one.
     pub fn ms_since(self, earlier: Now) -> u64 {
         let boot = self.boot_ns.saturating_sub(earlier.boot_ns);
         let wall = self.unix_ns.saturating_sub(earlier.unix_ns);
@@ -35,7 +35,8 @@ impl Now {
         u64::try_from(boot.max(wall).max(0) / 1_000_000).unwrap_or(0)
     }
 
-    /// Milliseconds since `earlier` by the clock that nobody sets, never more than have passed: for who must have waited so long.
+    /// Milliseconds since `earlier` by the boot clock, which cannot be set. It never exceeds the time that has really passed, so it is the
+    /// measure for a minimum wait.
     pub fn ms_waited_since(self, earlier: Now) -> u64 {
         if active(Mutant::WaitByWallClock) {
             return self.ms_since(earlier);
@@ -44,13 +45,13 @@ impl Now {
     }
 }
 
-/// Where the time comes from.
+/// A source of the current time.
 pub trait Clock: Send + Sync {
     /// Reads both clocks.
     fn now(&self) -> Now;
 }
 
-/// The machine's clocks.
+/// The clocks of the machine.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SystemClock;
 
@@ -65,7 +66,7 @@ fn clock_ns(clock: rustix::time::ClockId) -> i64 {
     time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec)
 }
 
-/// A clock that stands still until it is told to move; for tests, simulation and replay.
+/// A clock that stands still until a caller moves it, for tests, simulation and replay.
 #[derive(Debug)]
 pub struct ManualClock {
     unix_ns: AtomicI64,
@@ -73,18 +74,18 @@ pub struct ManualClock {
 }
 
 impl ManualClock {
-    /// A clock that reads `unix_s` seconds since the epoch.
+    /// A clock at `unix_s` seconds since the Unix epoch.
     pub fn at_unix_s(unix_s: i64) -> Self {
         Self { unix_ns: AtomicI64::new(unix_s.saturating_mul(1_000_000_000)), boot_ns: AtomicI64::new(1_000_000_000) }
     }
 
-    /// Moves both clocks on.
+    /// Advances both clocks.
     pub fn advance_ms(&self, ms: i64) {
         self.step_wall_ms(ms);
         self.boot_ns.fetch_add(ms.saturating_mul(1_000_000), Ordering::SeqCst);
     }
 
-    /// Sets the wall clock on or back, as an administrator or a time server does.
+    /// Moves the wall clock forward or back, as an administrator or a time server does.
     pub fn step_wall_ms(&self, ms: i64) {
         self.unix_ns.fetch_add(ms.saturating_mul(1_000_000), Ordering::SeqCst);
     }

@@ -1,6 +1,7 @@
-//! The same names, modelled by loom: every order of their operations that the memory model allows is tried.
+//! The names of `primitives.rs`, modelled by loom. Loom tries every order of their operations that the memory model allows.
 //!
-//! What loom has not is put together here of what it has. Look next at `snapshot/tests/loomed.rs` and `revocation/tests/loomed.rs`.
+//! Primitives that loom lacks are built here from those that it has. Look next at `snapshot/tests/loomed.rs` and
+//! `revocation/tests/loomed.rs`.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -20,7 +21,7 @@ macro_rules! thread_local_of_loom {
 }
 pub(crate) use thread_local_of_loom as per_thread;
 
-/// Fewer words, so that there are fewer orders to try.
+/// Fewer words than in production, so that there are fewer orders to try.
 pub(crate) const FILTER_WORDS: usize = 2;
 
 pub(crate) fn spawn(_name: &str, run: impl FnOnce() + Send + 'static) -> io::Result<()> {
@@ -28,25 +29,25 @@ pub(crate) fn spawn(_name: &str, run: impl FnOnce() + Send + 'static) -> io::Res
     Ok(())
 }
 
-/// Tries every order with at most two preemptions, or `LOOM_MAX_PREEMPTIONS`.
+/// Tries every order with at most two preemptions, or `LOOM_MAX_PREEMPTIONS` if that is more.
 pub(crate) fn check(run: impl Fn() + Sync + Send + 'static) {
     check_further(2, run);
 }
 
-/// Tries every order with at most so many preemptions, or `LOOM_MAX_PREEMPTIONS` if that is more.
+/// Tries every order with at most `preemptions` preemptions, or `LOOM_MAX_PREEMPTIONS` if that is more.
 pub(crate) fn check_further(preemptions: usize, run: impl Fn() + Sync + Send + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = builder.preemption_bound.max(Some(preemptions));
     builder.check(run);
 }
 
-/// Shows that a model would see it broken.
+/// Asserts that the model fails with the mutant.
 pub(crate) fn breaks(mutant: Mutant, model: fn()) {
     let ran = std::panic::catch_unwind(|| mutant::with(Some(mutant), model));
     assert!(ran.is_err(), "{mutant:?} is not seen");
 }
 
-/// A value that is set once, with the one edge that the real one promises: who sees it set sees the value.
+/// A value that is set once. It has the one guarantee of the real type: a thread that sees it set also sees the value.
 pub(crate) struct OnceLock<T> {
     value: std::sync::OnceLock<T>,
     is_set: AtomicBool,
@@ -70,7 +71,7 @@ impl<T> OnceLock<T> {
     }
 }
 
-/// A map of one shard, locked for each step; what is read is copied out.
+/// A map with a single shard that is locked for each step. Reads return copies.
 pub(crate) struct Map<K, V, S>(Mutex<BTreeMap<K, V>>, S);
 
 impl<K: Ord + Copy, V: Copy, S> Map<K, V, S> {
@@ -107,7 +108,7 @@ impl<K: Ord + Copy, V: Copy, S> Map<K, V, S> {
         self.keys().filter_map(|key| self.get_mut(&key))
     }
 
-    /// Key after key, with the lock open in between.
+    /// Iterates over the keys and releases the lock between them.
     fn keys(&self) -> impl Iterator<Item = K> + '_ {
         let next = |after: Bound<K>| self.lock().range((after, Bound::Unbounded)).next().map(|(key, _)| *key);
         std::iter::successors(next(Bound::Unbounded), move |key| next(Bound::Excluded(*key)))
