@@ -105,7 +105,7 @@ impl Snapshot {
     ///
     /// The operator must still exist, have the role `approve`, and be a member of one of the groups. The operator's document must list the
     /// operator's own user identities, and `user` must not be one of them: nobody approves their own call. One of the operator's keys must
-    /// not be revoked. If `key` is given, that key must be the one: it is the thumbprint of the key that signed the approval.
+    /// not be revoked. `key` is the thumbprint of the key that signed the approval, if it is known; then only that key counts.
     pub fn may_approve(&self, operator: &str, key: Option<&str>, by: &[String], user: &UserId) -> bool {
         let Some(operator) = self.policy.operator(operator) else { return false };
         let index = &self.revocations;

@@ -166,7 +166,7 @@ pub struct ProofUse {
     pub expires_at_unix_s: i64,
 }
 
-/// A check that the operator of an approval may still approve. A store has no operator documents, so its caller supplies this check.
+/// A check that the operator of an approval may still approve. A store does not interpret documents, so its caller supplies this check.
 #[derive(Clone)]
 pub struct Approvers(Arc<MayApprove>);
 

@@ -19,8 +19,9 @@ pub struct PeerInfo {
     pub standing: Arc<Standing>,
 }
 
-/// Whether a connection has carried a verified signature of a known key. If too many connections are open, those without one are closed
-/// first.
+/// Whether a connection has carried a verified signature of a known key.
+///
+/// If too many connections are open, the server first closes those without a verified signature.
 #[derive(Debug, Default)]
 pub struct Standing {
     has_proved: AtomicBool,

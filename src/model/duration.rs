@@ -1,4 +1,6 @@
 //! Durations in the form of policy documents: `30s`, `10m`, `8h`, `90d`, `250ms`.
+//!
+//! Documents and settings use this form. Elsewhere a duration is an integer whose name ends with its unit.
 
 /// Reads a duration in milliseconds: a whole number and one unit of `ms s m h d`.
 ///

@@ -1,4 +1,6 @@
-//! Every limit on outside input. The unit is the last word of each name.
+//! Every limit on outside input, in one file. The unit is the last word of each name.
+//!
+//! The module that reads an input enforces its limit, and returns a clear error or a denial when the limit is exceeded.
 
 /// Size of one token of a chain.
 pub const TOKEN_BYTES_MAX: usize = 8 * 1024;
@@ -27,8 +29,7 @@ pub const ROOT_LIFETIME_S_MAX: i64 = 8 * 3600;
 /// Maximum lifetime of a root, whatever its issuer's document says. Revocations are retained for at least this long, so that a revocation
 /// is only pruned when the roots that it voids have expired.
 pub const ROOT_LIFETIME_S_BOUND: i64 = 24 * 3600;
-/// How long a revocation is retained that can become moot with time: the maximum lifetime of a root, and a day for clocks that are hours
-/// off.
+/// Retention of revocations that can become moot with time: the maximum lifetime of a root, and a day for clocks that are wrong by hours.
 pub const REVOCATION_KEPT_S: i64 = ROOT_LIFETIME_S_BOUND + 24 * 3600;
 /// How long the first half of an act that needs two operators waits for the second half.
 pub const SECOND_OPERATOR_MS: i64 = 15 * 60_000;
@@ -163,7 +164,7 @@ pub const DISK_CRITICAL_BYTES: u64 = 256 * 1024 * 1024;
 pub const DISK_EXHAUSTED_BYTES: u64 = 64 * 1024 * 1024;
 /// Number of concurrent calls of one serving runtime that use a proof or an approval. Further calls are denied at once and use nothing.
 pub const LEDGER_USES_MAX: usize = 512;
-/// Number of uses and undone uses that wait for the store. Further ones are refused at once.
+/// Number of uses that wait for the store, including uses to undo. Further ones are refused at once.
 pub const LEDGER_QUEUE_MAX: usize = 4096;
 /// How long a use waits for the store before it is refused and not performed.
 pub const LEDGER_WAIT_MS: u64 = 1_000;

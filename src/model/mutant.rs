@@ -1,7 +1,8 @@
 //! Deliberate faults in the kill switch. Tests use them to show that the checks of the kill switch would detect a fault.
 //!
-//! Each mutant changes one line of another module, for one thread. The simulation in `sync/tests/sim.rs`, the loom tests or a unit test
-//! switch it on, and must then fail. Outside of this crate's tests, [`active`] is `false` at compile time, so no mutant is in the program.
+//! Each mutant changes one line of another module, for one thread. A test switches it on and asserts that a check then fails: the checker
+//! of the simulation in `sync/tests/sim.rs`, the tests under loom, or a unit test. Outside of this crate's tests, [`active`] is `false` at
+//! compile time, so no mutant is in the program.
 
 /// One deliberate fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,4 +1,6 @@
 //! Parallel processing of many rows: short-lived threads map chunks of the rows, and the results are taken in order.
+//!
+//! Loading a large store uses it. It must not run during a request, because it uses several cores.
 
 use std::num::NonZero;
 use std::sync::mpsc::{Receiver, sync_channel};

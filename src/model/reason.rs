@@ -1,4 +1,6 @@
 //! Reason codes and layers. They are a stable part of the interface: a code is never renamed and never gets another meaning.
+//!
+//! `docs/REASONS.md` describes each code for operators. Look next at [`super::decision`], which carries a reason.
 
 use std::fmt;
 

@@ -158,7 +158,7 @@ pub enum Meaning {
 /// The complete state of one target after a commit. A reinstatement writes a new state; it does not delete the row.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RevocationRow {
-    /// What is revoked.
+    /// The target.
     pub target: Target,
     /// Denied for good.
     pub dead: bool,

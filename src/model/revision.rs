@@ -1,4 +1,6 @@
 //! Revisions: a history, a number in that history, and the digest of the store's rows at that number.
+//!
+//! A store numbers its commits and updates the digest; `sync` compares both with its own. Look next at `store.rs`.
 
 use std::fmt;
 use std::str::FromStr;

@@ -1,4 +1,6 @@
-//! The only source of time. A decision can therefore be replayed, and a test can set the time.
+//! Reads the wall clock and the boot clock. No other module reads them, so a decision can be replayed and a test can set the time.
+//!
+//! Two clocks are read together, because each of them fails in a different case: see [`Now::ms_since`].
 
 use std::sync::atomic::{AtomicI64, Ordering};
 

@@ -24,8 +24,7 @@ const SHARDS: usize = 256;
 
 /// The set of revoked targets, shared by all snapshots.
 ///
-/// Keys have 128 bits and are hashed with a key of this process. If two targets collided, a revocation of one would also deny the other; a
-/// collision can never permit.
+/// Keys have 128 bits and are hashed with random keys of this process. If two targets collided, they would share one entry.
 pub struct Index(Arc<Inner>);
 
 impl Default for Index {
@@ -71,8 +70,9 @@ impl Index {
         self.0.keyed.key(target)
     }
 
-    /// The number of additions so far. A caller that records a target as clean must read the generation first and look the target up
-    /// second.
+    /// A counter that advances after every addition.
+    ///
+    /// A caller that records a target as clean must read the generation first and look the target up second.
     pub fn generation(&self) -> u64 {
         self.0.generation.load(Ordering::Acquire)
     }
