@@ -1,8 +1,8 @@
 //! An immutable view of the store at one revision, and the cell that publishes it together with its proof of freshness as one value.
 //!
-//! A decision reads exactly one [`View`]. All snapshots share the revocation index: an addition is visible in every snapshot at once and
-//! can only deny, while a removal is visible only from the snapshot of its own revision on. This module must not read the store; `sync`
-//! supplies the rows. Look next at [`builder`], then at `pdp.rs`.
+//! A decision reads exactly one [`View`]. All snapshots share the revocation index. An addition is visible in every snapshot at once and can
+//! only deny. A removal is visible only from the snapshot of its own revision on. This module must not read the store; `sync` supplies the
+//! rows. Look next at [`builder`], then at `pdp.rs`.
 
 mod builder;
 mod cell;
