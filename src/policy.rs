@@ -1,11 +1,11 @@
-//! Policy: source documents, what is wrong with them, and what they permit.
+//! Policy: the source documents, their validation, and their evaluation.
 //!
-//! The way of a policy: [`source`] reads files and makes [`document`]s of them, [`validate`] says what is wrong with those as a
-//! whole, [`compile`] resolves them to permission sets and answers. The same documents come back from a store as rows, through
-//! the same reader.
+//! A policy passes three stages. [`source`] reads files and turns them into [`document`]s. [`validate`] checks all documents
+//! together. [`compile`] resolves the documents to permission sets and answers calls. A store keeps the same documents as rows,
+//! and the same reader reads them back.
 //!
-//! Nothing here knows a token, a store or a clock. Evaluation takes plain facts (`model::request`); that they are verified is
-//! `pdp`'s business. Look next at [`document`] for the language, then at [`compile`] for the algebra.
+//! This module knows no token, no store and no clock. Evaluation takes plain facts (`model::request`); `pdp` makes sure that
+//! those facts were verified. Look next at [`document`] for the policy language, then at [`compile`] for the evaluation.
 
 mod bits;
 pub mod compile;
@@ -32,38 +32,39 @@ pub const SCHEMA: &str = include_str!("policy/schema.json");
 #[cfg(test)]
 mod tests;
 
-/// Why policy could not be read at all. What is wrong *inside* a file is a [`Diagnostic`].
+/// The errors that stop a policy from being read at all. A mistake *inside* a file is a [`Diagnostic`] instead.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A file or folder could not be read.
     #[error("cannot read `{path}`: {source}")]
     Read {
-        /// What was to be read.
+        /// The file or folder.
         path: String,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// The folder holds no policy; applying nothing would remove everything.
+    /// The folder holds no policy. Applying such a folder would remove every document.
     #[error("`{path}` holds no policy: expected files that end in `.yaml` or `.yml`")]
     Empty {
         /// The folder.
         path: String,
     },
-    /// A single file that is not YAML by its name, a folder that is a link, a device, a name that is not UTF-8.
+    /// The path is not a policy file: its name does not end in `.yaml` or `.yml` or is not UTF-8, or it is a device or a link to
+    /// a folder.
     #[error("`{path}` is not a policy file: {problem}")]
     NotPolicy {
         /// The file or folder.
         path: String,
-        /// What it is instead.
+        /// The reason why it is not a policy file.
         problem: &'static str,
     },
-    /// A link that leads out of the folder.
+    /// A link points to a file outside the policy folder.
     #[error("`{path}` leads out of the policy folder: copy the file into it")]
     Escapes {
         /// The link.
         path: String,
     },
-    /// More than a limit allows.
+    /// A file or folder exceeds a limit.
     #[error("`{path}` is too large: {limit} allowed")]
     TooLarge {
         /// The file or folder at which the limit was reached.
@@ -71,14 +72,14 @@ pub enum Error {
         /// The limit, with its unit.
         limit: String,
     },
-    /// A stored document cannot be understood: it was written by another version, or changed by hand.
+    /// A stored document cannot be read: another version wrote it, or somebody changed it by hand.
     #[error("stored {kind} `{id}` cannot be read: {problem}")]
     Stored {
-        /// The kind in its key.
+        /// The kind in the key of the document.
         kind: String,
-        /// The id in its key.
+        /// The id in the key of the document.
         id: String,
-        /// What is wrong with it.
+        /// The mistake in the document.
         problem: String,
     },
 }

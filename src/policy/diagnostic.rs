@@ -1,22 +1,22 @@
-//! What is wrong with a policy, where, and what was probably meant.
+//! Diagnostics: a mistake in a policy, its position, and a suggestion.
 //!
-//! A diagnostic is data for `policy check`, `apply` and editors alike; nothing here decides what is wrong. Look next at
-//! `validate.rs`.
+//! A diagnostic is data for `policy check`, `apply` and editors. This file does not look for mistakes. Look next at
+//! `validate.rs`, which does.
 
 use std::fmt;
 
-/// Diagnostics of one run; what comes after tells no one anything.
+/// The maximum number of diagnostics of one run. A longer list helps no reader.
 pub const DIAGNOSTICS_MAX: usize = 1000;
 
-/// Names compared for a suggestion; a fleet of a million agents is not searched for one typo.
+/// The maximum number of names that are compared for a suggestion. A fleet of a million agents is not searched for one typo.
 const CANDIDATES_MAX: usize = 20_000;
 
-/// Whether a policy with it may be applied.
+/// Whether a diagnostic refuses the policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Severity {
     /// The policy is refused.
     Error,
-    /// The policy is taken, but probably does not say what was meant.
+    /// The policy is accepted but probably does not mean what its author intended.
     Warning,
 }
 
@@ -30,55 +30,55 @@ impl Severity {
     }
 }
 
-/// A place in a file; both are 1-based, columns count characters.
+/// A position in a file. Lines and columns are 1-based, and columns count characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Position {
-    /// Line.
+    /// The line.
     pub line: u32,
-    /// Column.
+    /// The column.
     pub column: u32,
 }
 
 impl Position {
-    /// Where a file, or a document without a file, begins.
+    /// The start of a file, or of a document without a file.
     pub const START: Position = Position { line: 1, column: 1 };
 }
 
-/// One finding, written `agents.yaml:12:5: error: unknown key `aloww` (did you mean `allow`?)`.
+/// One mistake, displayed as `agents.yaml:12:5: error: unknown key `aloww` (did you mean `allow`?)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Diagnostic {
     /// Error or warning.
     pub severity: Severity,
-    /// The file, relative to the policy folder; empty for what has no file.
+    /// The file, relative to the policy folder. Empty if there is no file.
     pub path: String,
-    /// 1-based; 0 where the folder as a whole is meant.
+    /// The line, 1-based; 0 for the folder as a whole.
     pub line: u32,
-    /// 1-based.
+    /// The column, 1-based.
     pub column: u32,
-    /// What is wrong: one line, user input in backticks.
+    /// The mistake: one line, with user input in backticks.
     pub message: String,
-    /// What to do about it.
+    /// A suggestion, if there is one.
     pub help: Option<String>,
 }
 
 impl Diagnostic {
-    /// A finding.
+    /// Creates a diagnostic without a suggestion.
     pub fn new(severity: Severity, path: &str, at: Position, message: impl Into<String>) -> Self {
         Self { severity, path: path.to_owned(), line: at.line, column: at.column, message: message.into(), help: None }
     }
 
-    /// A finding about a folder as a whole.
+    /// Creates a diagnostic about the folder as a whole.
     pub fn of_folder(severity: Severity, message: impl Into<String>) -> Self {
         Self::new(severity, "", Position { line: 0, column: 0 }, message)
     }
 
-    /// The same finding with advice, if there is any.
+    /// Sets the suggestion.
     pub fn with_help(mut self, help: Option<String>) -> Self {
         self.help = help;
         self
     }
 
-    /// Whether it refuses the policy.
+    /// Whether the diagnostic refuses the policy.
     pub fn is_error(&self) -> bool {
         self.severity == Severity::Error
     }
@@ -102,13 +102,13 @@ impl fmt::Display for Diagnostic {
     }
 }
 
-/// Sorts findings as a reader goes through the files and drops what is over the limit or said twice.
+/// Sorts diagnostics by file and position, and drops duplicates and those beyond the limit.
 pub(super) fn arranged(mut diagnostics: Vec<Diagnostic>) -> Vec<Diagnostic> {
     diagnostics.sort_by(|a, b| {
         (&a.path, a.line, a.column, a.severity, &a.message).cmp(&(&b.path, b.line, b.column, b.severity, &b.message))
     });
     diagnostics.dedup();
-    // INVARIANT: cutting the list never loses the only error.
+    // INVARIANT: truncation never loses the only error.
     if diagnostics.len() > DIAGNOSTICS_MAX {
         diagnostics.sort_by_key(|diagnostic| diagnostic.severity);
         diagnostics.truncate(DIAGNOSTICS_MAX);
@@ -116,13 +116,13 @@ pub(super) fn arranged(mut diagnostics: Vec<Diagnostic>) -> Vec<Diagnostic> {
     diagnostics
 }
 
-/// ``did you mean `x`?`` for the candidate nearest to `name`, if one is near.
+/// ``did you mean `x`?`` with the candidate nearest to `name`; `None` if no candidate is near.
 pub(super) fn suggestion<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
     nearest(name, candidates).map(|candidate| format!("did you mean `{candidate}`?"))
 }
 
-/// The candidate nearest to `name`, if one is near: one letter away in a name of up to 3, two in one of up to 11, else three. Of
-/// many candidates only the first 20,000 are compared.
+/// The candidate nearest to `name`, by edit distance. The distance may be 1 for names of up to 3 characters, 2 for up to 11, else
+/// 3. Only the first 20,000 candidates are compared.
 pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let letters: Vec<char> = name.chars().take(128).collect();
     let near = match letters.len() {
@@ -140,7 +140,7 @@ pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) ->
         .map(|(_, candidate)| candidate)
 }
 
-/// Edit distance where swapping two neighbours counts one (optimal string alignment).
+/// The edit distance, where a swap of two neighbours counts as one edit (optimal string alignment).
 fn distance(a: &[char], b: &str) -> usize {
     let width = a.len() + 1;
     let mut before_last: Vec<usize> = vec![0; width];

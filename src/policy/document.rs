@@ -1,7 +1,7 @@
-//! Documents: what a policy is made of, one type for each `kind`.
+//! Documents, the units of a policy. Each `kind` of document has its own type.
 //!
-//! A [`Document`] is well formed by itself; whether the names in it exist is said by [`validate`](super::validate). It comes from
-//! YAML ([`source`](super::source)) or from a stored row, through one reader, and goes back to a row as canonical JSON. Look
+//! A [`Document`] is well formed by itself. [`validate`](super::validate) checks that the names in it exist. A document comes
+//! from YAML ([`source`](super::source)) or from a stored row, and one reader serves both. It is stored as canonical JSON. Look
 //! next at `document/entry.rs` for entries and their arguments, then at `document/read.rs`.
 
 use std::collections::BTreeMap;
@@ -31,47 +31,50 @@ pub(super) use read::KINDS;
 pub use read::tool_name_error;
 pub(super) use read::{KeyFiles, key_file_named, path_beside, read};
 
-/// What the kind of a document in `mode: shadow` ends with in its key, so that it can stand beside the one that is in force.
+/// The suffix that `mode: shadow` adds to the kind in a document's key. With it, a shadow document can exist beside the enforced
+/// one.
 pub const SHADOW_SUFFIX: &str = ".shadow";
 
-/// Kinds that a document in `mode: shadow` may have: those that narrow or permit, not those that say who anybody is.
+/// The kinds that allow `mode: shadow`: kinds that permit or restrict calls. Kinds that establish an identity do not allow it.
 pub const SHADOW_KINDS: &[&str] = &["application", "group", "agent", "permission_set", "guardrail"];
 
-/// Kinds that may say `two_person`: what can be suspended by itself, and let in again.
+/// The kinds that allow `two_person`: a document of such a kind names something that can be suspended and reinstated by itself.
 pub const TWO_PERSON_KINDS: &[&str] = &["agent", "application", "tool", "server"];
 
-/// Keys of one agent: more than an issuer's, since each copy of an agent may hold its own.
+/// The maximum number of keys of one agent. It is larger than the limit of an issuer, because each copy of an agent may hold its
+/// own key.
 pub const AGENT_KEYS_MAX: usize = 64;
 
 /// One document of a policy.
 #[derive(Clone, Debug)]
 pub struct Document {
-    /// Kind and id.
+    /// The kind and the id.
     pub key: DocumentKey,
-    /// What it says.
+    /// The content.
     pub body: Body,
-    /// Whether two people are needed to let in again what it names, once that was suspended; of a server each of its tools.
+    /// Whether two operators are needed to reinstate the target of this document after a suspension. For a server this holds for
+    /// each of its tools.
     pub two_person: bool,
-    /// The file it was read from, relative to the policy folder; empty if there was none.
+    /// The file that holds the document, relative to the policy folder. Empty if the document has no file.
     pub path: String,
-    /// The line it begins at, 1-based; 0 if there was no file.
+    /// The first line of the document, 1-based; 0 if the document has no file.
     pub line: u32,
-    /// Where its parts stand; empty for a stored document.
+    /// The positions of its fields in the file. Empty for a stored document.
     pub(super) positions: Positions,
 }
 
-/// Where the parts of a document stand: by key, and for a list by key and index.
+/// The positions of a document's fields: by field name, and for a list by field name and index.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Positions(BTreeMap<(&'static str, usize), Position>);
 
-/// What a document says, by kind.
+/// The content of a document, by kind.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Body {
-    /// Whom we trust to start a chain.
+    /// An issuer that may sign the first token of a chain.
     Issuer(IssuerSpec),
-    /// An application's ceiling.
+    /// The ceiling of an application.
     Application(Permissions),
-    /// The ceiling of users, by group.
+    /// The ceiling of the users in a group.
     Group(Permissions),
     /// A tool.
     Tool(ToolSpec),
@@ -79,22 +82,22 @@ pub enum Body {
     Server(ServerSpec),
     /// An agent.
     Agent(AgentSpec),
-    /// Permissions to be included elsewhere.
+    /// Permissions that other documents include.
     PermissionSet(Permissions),
-    /// A person or a pipeline that may administer.
+    /// A person or a pipeline with administrative roles.
     Operator(OperatorSpec),
-    /// What can only take away.
+    /// A condition that forbids calls and never permits one.
     Guardrail(GuardrailSpec),
-    /// What calls must come to; run before policy is applied, never stored.
+    /// Expected answers for calls. Tests run before a policy is applied, and they are never stored.
     Test(Box<TestSpec>),
 }
 
-/// Some names, or all there are.
+/// A selection of names: the listed ones, or all.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Names<T> {
-    /// `["*"]`
+    /// Every name, written `["*"]`.
     All,
-    /// These; none where the list is empty.
+    /// The listed names. An empty list selects no name.
     Some(Vec<T>),
 }
 
@@ -105,7 +108,7 @@ impl<T> Default for Names<T> {
 }
 
 impl<T: PartialEq> Names<T> {
-    /// Whether a name is meant.
+    /// Whether the selection contains a name.
     pub fn contains(&self, name: &T) -> bool {
         match self {
             Names::All => true,
@@ -114,24 +117,24 @@ impl<T: PartialEq> Names<T> {
     }
 }
 
-/// Whom we trust to sign roots, and for what.
+/// An issuer of roots: its keys, and the limits of what its roots may claim.
 #[derive(Clone, Debug, PartialEq)]
 pub struct IssuerSpec {
-    /// `iss` of its roots.
+    /// The `iss` of its roots.
     pub id: IssuerUri,
     /// Its keys, 1 to [`KEYS_MAX`](crate::model::limits::KEYS_MAX).
     pub keys: Vec<NamedKey>,
-    /// What its roots may carry as `aud`.
+    /// The values that its roots may carry as `aud`.
     pub audiences: Vec<Arc<str>>,
-    /// Groups it may say a user is in.
+    /// The groups that its roots may put a user in.
     pub groups: Names<GroupId>,
-    /// Types of its tokens: `aat+jwt`, `at+jwt`.
+    /// The types of its tokens: `aat+jwt`, `at+jwt`.
     pub typ: Vec<TokenType>,
-    /// Life of its roots, `exp - iat`.
+    /// The longest lifetime of its roots, `exp - iat`, in seconds.
     pub lifetime_max_s: i64,
-    /// Life of a hop under its roots.
+    /// The longest lifetime of a hop under its roots, in seconds.
     pub hop_lifetime_max_s: i64,
-    /// Applications it may speak for.
+    /// The applications that its roots may name.
     pub applications: Names<ApplicationId>,
 }
 
@@ -148,7 +151,7 @@ impl TokenType {
     /// Every type.
     pub const ALL: &'static [TokenType] = &[TokenType::Attenuating, TokenType::Access];
 
-    /// The value of the header.
+    /// The value of the `typ` header.
     pub fn as_str(self) -> &'static str {
         match self {
             TokenType::Attenuating => "aat+jwt",
@@ -157,16 +160,16 @@ impl TokenType {
     }
 }
 
-/// What is allowed, with approval or without, and what is not.
+/// Three lists of entries: calls that are allowed, calls that need an approval, and calls that are denied.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Permissions {
-    /// Permits.
+    /// Entries that permit a call.
     pub allow: Vec<Entry>,
-    /// Permits once an operator approved the very call; beats `allow`.
+    /// Entries that permit a call after an operator approved exactly this call. They take precedence over `allow`.
     pub approve: Vec<Entry>,
-    /// Denies; beats both.
+    /// Entries that deny a call. They take precedence over `allow` and `approve`.
     pub deny: Vec<Entry>,
-    /// Permission sets whose entries count as written here.
+    /// Permission sets whose entries count as if they were written here.
     pub include: Vec<Arc<str>>,
 }
 
@@ -175,32 +178,32 @@ pub struct Permissions {
 pub struct AgentSpec {
     /// Its SPIFFE ID.
     pub id: AgentId,
-    /// Who answers for it.
+    /// The person or team that is responsible for the agent.
     pub owner: Option<Arc<str>>,
-    /// Thumbprints of its holder keys.
+    /// The thumbprints of its holder keys.
     pub keys: Vec<Thumbprint>,
-    /// Applications it may run inside.
+    /// The applications that the agent may run in.
     pub applications: Names<ApplicationId>,
-    /// Groups whose users it may act for.
+    /// The groups whose users the agent may act for.
     pub acts_for: Names<GroupId>,
-    /// Agents it may hand a part of its delegation to; there is no "all".
+    /// The agents that this agent may delegate to. Every agent must be named; there is no wildcard.
     pub delegates_to: Vec<AgentId>,
-    /// Life of a root that names it first, if it is to be shorter than the issuer's.
+    /// The longest lifetime of a root that names this agent first, in seconds. `None`: the limit of the issuer applies.
     pub session_lifetime_max_s: Option<i64>,
-    /// Hops that may follow it, if it is to be fewer than a chain can have.
+    /// The number of hops that may follow this agent. `None`: the general limit of a chain applies.
     pub session_hops_max: Option<u64>,
-    /// What it may do.
+    /// The permissions of the agent.
     pub permissions: Permissions,
 }
 
-/// What a call of a tool may do; the order is of growing harm.
+/// The harm that a call of a tool can do, ordered from least to most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Risk {
-    /// Looks.
+    /// The call only reads.
     Read,
-    /// Changes what can be changed back.
+    /// The call makes changes that can be undone.
     Write,
-    /// Does what cannot be undone.
+    /// The call makes changes that cannot be undone.
     Destructive,
 }
 
@@ -217,7 +220,7 @@ impl Risk {
         }
     }
 
-    /// The proof class of a tool that names none.
+    /// The proof class of a tool whose document names none.
     pub fn default_proof(self) -> ProofClass {
         match self {
             Risk::Read => ProofClass::PerHandle,
@@ -229,9 +232,9 @@ impl Risk {
 /// When a call needs a proof of possession.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ProofClass {
-    /// Each call.
+    /// For every call.
     PerCall,
-    /// Once, when the handle is made.
+    /// Once, when the handle is created.
     PerHandle,
     /// Never.
     None,
@@ -254,11 +257,11 @@ impl ProofClass {
 /// A tool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ToolSpec {
-    /// What a call may do; `destructive` unless the document says less.
+    /// The risk of a call; `destructive` unless the document states less.
     pub risk: Risk,
-    /// When a call needs a proof, if the document says so.
+    /// When a call needs a proof of possession. `None`: the default of the risk applies.
     pub proof: Option<ProofClass>,
-    /// SHA-256 of the schema a call must have been made against.
+    /// SHA-256 of the schema that the caller must have used. `None`: the schema is not checked.
     pub schema_sha256: Option<[u8; 32]>,
 }
 
@@ -267,40 +270,40 @@ pub struct ToolSpec {
 pub struct ServerSpec {
     /// The part of a tool's name before the first slash.
     pub id: Arc<str>,
-    /// By the part of the name after it.
+    /// The tools, by the part of the name after the first slash.
     pub tools: BTreeMap<Arc<str>, ToolSpec>,
 }
 
-/// Who may administer.
+/// A person or a pipeline that may administer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct OperatorSpec {
-    /// Its name.
+    /// The id of the operator.
     pub id: OperatorId,
     /// Its public keys, 1 to [`KEYS_MAX`](crate::model::limits::KEYS_MAX).
     pub keys: Vec<PublicKey>,
-    /// What it may do.
+    /// The roles of the operator.
     pub roles: Vec<Role>,
-    /// Groups of operators it is in, which `by` of an approval names.
+    /// The operator groups that it belongs to. `by` of an `approve` entry names such groups.
     pub groups: Vec<GroupId>,
-    /// The users this operator is; it never approves their calls.
+    /// The users that are the same person as this operator. The operator can never approve their calls.
     pub users: Vec<UserId>,
 }
 
-/// A condition under which calls of some tools are forbidden, whoever makes them.
+/// A condition that forbids calls of some tools, for every caller.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GuardrailSpec {
-    /// Names and patterns of the tools; never empty.
+    /// Names and patterns of the guarded tools; never empty.
     pub tools: Vec<Arc<str>>,
-    /// Forbids the call where it holds, and where it cannot be evaluated.
+    /// The condition. A call is forbidden if the condition holds or cannot be evaluated.
     pub forbid_when: Condition,
 }
 
-/// What an operator may do.
+/// A role of an operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {
-    /// Kill, and list what is killed.
+    /// Revoke, and list revocations.
     Respond,
-    /// Policy, agents, reinstatement.
+    /// Change policy and agents, and reinstate revoked targets.
     Administer,
     /// Approve calls.
     Approve,
@@ -323,7 +326,7 @@ impl Role {
     }
 }
 
-/// Two documents are equal if they say the same, wherever they stand.
+/// Documents are equal if their content is equal. Their files and positions do not count.
 impl PartialEq for Document {
     fn eq(&self, other: &Self) -> bool {
         (&self.key, &self.body, self.two_person) == (&other.key, &other.body, other.two_person)
@@ -331,13 +334,13 @@ impl PartialEq for Document {
 }
 
 impl Document {
-    /// A document that was made by the program; it has no file.
+    /// Creates a document without a file.
     pub fn new(body: Body, id: &str) -> Self {
         let key = DocumentKey { kind: body.kind().to_owned(), id: id.to_owned() };
         Self { key, body, two_person: false, path: String::new(), line: 0, positions: Positions::default() }
     }
 
-    /// Whether the document is in `mode: shadow`: what it would change is recorded, nothing of it is enforced.
+    /// Whether the document is in `mode: shadow`. The effect of such a document is recorded but never enforced.
     pub fn is_shadow(&self) -> bool {
         self.key.kind.ends_with(SHADOW_SUFFIX)
     }
@@ -348,7 +351,7 @@ impl Document {
         self
     }
 
-    /// The row that a store keeps: canonical JSON (RFC 8785), keys in place of the file that held them.
+    /// The row for the store: canonical JSON (RFC 8785). It holds the keys themselves in place of the name of a key file.
     pub fn to_row(&self, origin: Origin) -> DocumentRow {
         DocumentRow { key: self.key.clone(), json: write::value(self).to_jcs(), path: self.path.clone(), line: self.line, origin }
     }
@@ -356,7 +359,7 @@ impl Document {
     /// Reads a stored row. `from_row(to_row(d)) == d`.
     ///
     /// # Errors
-    /// [`Error::Stored`] if the row is not such a document, or is under another key.
+    /// [`Error::Stored`] if the row is no valid document, or its key names another document.
     pub fn from_row(row: &DocumentRow) -> Result<Self, Error> {
         let stored = |problem: String| Error::Stored { kind: row.key.kind.clone(), id: row.key.id.clone(), problem };
         let value = json::parse(row.json.as_bytes()).map_err(|error| stored(error.to_string()))?;
@@ -375,7 +378,7 @@ impl Document {
         }
     }
 
-    /// The permissions it holds, if it is of a kind that does.
+    /// The permissions of the document; `None` for a kind that has none.
     pub fn permissions(&self) -> Option<&Permissions> {
         match &self.body {
             Body::Application(permissions) | Body::Group(permissions) | Body::PermissionSet(permissions) => Some(permissions),
@@ -384,13 +387,13 @@ impl Document {
         }
     }
 
-    /// Where a part stands, or where the document begins.
+    /// The position of a field, or the start of the document if the field has none.
     pub(super) fn position(&self, field: &'static str, index: usize) -> Position {
         let start = || Position { line: self.line.max(1), column: 1 };
         self.positions.0.get(&(field, index)).copied().unwrap_or_else(start)
     }
 
-    /// A finding about a part.
+    /// A diagnostic at the position of a field.
     pub(super) fn diagnostic(&self, severity: Severity, field: &'static str, index: usize, message: String) -> Diagnostic {
         Diagnostic::new(severity, &self.path, self.position(field, index), message)
     }

@@ -1,74 +1,74 @@
-//! The line that a finding is about, made fit to be shown: what is underlined, cut to a window, harmless to a terminal.
+//! Shows the source line of a diagnostic: the part to underline, a window of a long line, and no character that a terminal obeys.
 //!
-//! Text in, text out: no colour, no file is opened. A source line is outside input, so what would move a cursor, hide or turn
-//! text round is replaced. Look next at [`diagnostic`](super::diagnostic), and at `cli` for the colours.
+//! This file maps text to text. It adds no colour and opens no file. A source line is outside input, so characters that move the
+//! cursor, or hide or reorder text, are replaced. Look next at [`diagnostic`](super::diagnostic), and at `cli` for the colours.
 
 use std::collections::HashMap;
 
 use super::source::SourceFile;
 
-/// Columns of a source line that are shown; a longer one is cut around what is underlined.
+/// The maximum number of columns of a source line. A longer line is cut around the underlined part.
 const WINDOW_COLUMNS: usize = 110;
 
-/// Columns kept before what is underlined, where a line is cut.
+/// The columns kept before the underlined part of a cut line.
 const BEFORE_COLUMNS: usize = 30;
 
-/// Columns that a tab takes.
+/// The replacement of a tab.
 const TAB: &str = "    ";
 
-/// The files that findings speak of, split into lines once.
+/// The lines of the source files, split once.
 #[derive(Debug, Default)]
 pub struct Sources<'a> {
     lines: HashMap<&'a str, Vec<&'a str>>,
 }
 
-/// A source line with what is wrong in it.
+/// A source line with an underlined part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Excerpt {
-    /// The line, or the part of it that fits; printable.
+    /// The line, or the part of it that fits. It is safe to print.
     pub text: String,
-    /// Columns of `text` before what is underlined.
+    /// The columns of `text` before the underlined part.
     pub offset: usize,
-    /// Columns that are underlined, at least one.
+    /// The underlined columns, at least one.
     pub width: usize,
-    /// The column of the source after the last character that is underlined; 1-based, counts characters.
+    /// The source column after the last underlined character; 1-based, counts characters.
     pub end_column: u32,
 }
 
 impl<'a> Sources<'a> {
-    /// The lines of some files; what is not UTF-8 has none.
+    /// Splits some files into lines. A file that is not UTF-8 has none.
     pub fn new(files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Self {
         let lines = files.into_iter().filter_map(|(path, content)| Some((path, split(std::str::from_utf8(content).ok()?))));
         Self { lines: lines.collect() }
     }
 
-    /// The lines of a policy folder.
+    /// Splits the files of a policy folder into lines.
     pub fn of(files: &'a [SourceFile]) -> Self {
         Self::new(files.iter().map(|file| (file.path.as_str(), file.content.as_slice())))
     }
 
-    /// What to show of a place; `None` if there is no such file or line, or nothing in it.
+    /// The excerpt for a position; `None` if the file or line does not exist or the line is empty.
     pub fn excerpt(&self, path: &str, line: u32, column: u32) -> Option<Excerpt> {
         let line = self.lines.get(path)?.get(usize::try_from(line.checked_sub(1)?).ok()?)?;
         excerpt(line, column)
     }
 }
 
-/// A text as a terminal may show it, on one line.
+/// A text in a form that is safe to print, on one line.
 pub fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
     text.chars().for_each(|character| show(character, &mut shown));
     shown
 }
 
-/// Lines as YAML counts them: a line ends at `\n`, `\r\n` or `\r`. A byte order mark is no part of the first.
+/// Splits a text into lines as YAML does: a line ends at `\n`, `\r\n` or `\r`. A byte order mark is not part of the first line.
 fn split(text: &str) -> Vec<&str> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let pieces = text.split('\n').map(|line| line.strip_suffix('\r').unwrap_or(line));
     pieces.flat_map(|line| line.split('\r')).collect()
 }
 
-/// What to show of a line; a column past its end is shown as its end.
+/// The excerpt of a line. A column beyond the end counts as the end.
 fn excerpt(line: &str, column: u32) -> Option<Excerpt> {
     let trimmed: Vec<char> = line.trim_end().chars().collect();
     if trimmed.is_empty() {
@@ -81,7 +81,8 @@ fn excerpt(line: &str, column: u32) -> Option<Excerpt> {
     let columns = |characters: &[char]| characters.iter().map(|character| width(*character)).sum::<usize>();
     let part = |from: usize, to: usize| trimmed.get(from..to).unwrap_or_default();
 
-    // The window, in characters: all of a short line, else some of what is before and as much as fits of what follows.
+    // The window, in characters. A short line is shown whole. A long one is shown from some columns before the underlined part,
+    // as far as it fits.
     let (mut first, mut last) = (0, trimmed.len());
     if columns(&trimmed) > WINDOW_COLUMNS {
         first = start;
@@ -111,14 +112,14 @@ fn excerpt(line: &str, column: u32) -> Option<Excerpt> {
     })
 }
 
-/// How many characters the key, scalar or collection at the beginning of a text takes; it ends on its line.
+/// The number of characters of the key, scalar or collection at the start of a text. It ends with the line at the latest.
 fn length_of(text: &[char]) -> usize {
     let is_break = |character: Option<&char>| character.is_none_or(|character| character.is_whitespace());
     match text.first() {
         None => 0,
         Some(quote @ ('"' | '\'')) => quoted_length(text, *quote),
         Some('[' | '{') => collection_length(text),
-        // A list item, a block scalar: what it begins with says enough.
+        // For a list item or a block scalar, the first character is enough.
         Some('-' | '|' | '>') if is_break(text.get(1)) => 1,
         Some(_) => {
             let mut open = 0usize;
@@ -160,7 +161,7 @@ fn collection_length(text: &[char]) -> usize {
         match character {
             '[' | '{' => open += 1,
             ']' | '}' => open -= 1,
-            // A quote begins a string only where a scalar begins.
+            // A quote starts a string only where a scalar may start.
             '"' | '\'' if text.get(index - 1).is_some_and(|before| before.is_whitespace() || "[{,:".contains(*before)) => {
                 index += quoted_length(text.get(index..).unwrap_or_default(), *character).saturating_sub(1);
             }
@@ -174,7 +175,7 @@ fn collection_length(text: &[char]) -> usize {
     text.len()
 }
 
-/// Adds a character as a terminal may show it.
+/// Appends a character in a form that is safe to print.
 fn show(character: char, text: &mut String) {
     match character {
         '\t' => text.push_str(TAB),
@@ -183,12 +184,12 @@ fn show(character: char, text: &mut String) {
     }
 }
 
-/// What moves the cursor, or turns text round so that it reads other than it means (CVE-2021-42574).
+/// Whether a character moves the cursor or reorders text so that it reads differently from its meaning (CVE-2021-42574).
 fn is_unfit(character: char) -> bool {
     character.is_control() || matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-/// Columns that a terminal gives a character; near enough for an underline.
+/// The columns of a character on a terminal, precise enough for an underline.
 fn width(character: char) -> usize {
     match character {
         '\t' => TAB.len(),
@@ -210,7 +211,7 @@ fn width(character: char) -> usize {
 mod tests {
     use super::*;
 
-    /// Line, column, what is underlined.
+    /// A line, a column, and the expected underline.
     fn check(line: &str, column: u32, expected: &str) {
         let found = excerpt(line, column).unwrap();
         let shown = format!("{}{}", " ".repeat(found.offset), "^".repeat(found.width));
@@ -239,7 +240,7 @@ mod tests {
             ("a: [1, 2", 4, "a: [1, 2\n   ^^^^^"),
             ("]", 1, "]\n^"),
             ("when: |", 7, "when: |\n      ^"),
-            // Past the end: where something is missing.
+            // Beyond the end of the line, where something is missing.
             ("allow: [", 9, "allow: [\n        ^"),
             ("allow: [   ", 99, "allow: [\n        ^"),
             ("\tid: a\tb", 6, "    id: a    b\n        ^^^^^^"),

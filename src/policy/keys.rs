@@ -1,7 +1,7 @@
-//! The keys that documents list: which ones a change lists anew, and which ones it rotates out.
+//! Compares the keys that documents list: the keys that a change adds, and the keys that it rotates out.
 //!
-//! A key that was rotated out is dead, and a dead one cannot be listed again: that is asked of the store, which knows what is revoked
-//! (`pap/keys.rs`). Here only documents are compared. Pure.
+//! A rotated-out key is dead, and a dead key cannot be listed again. `pap/keys.rs` checks that, because only the store knows the
+//! revocations. This file is pure and compares documents only.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -11,7 +11,7 @@ use crate::model::records::DocumentKey;
 use super::diagnostic::{Diagnostic, Position, Severity};
 use super::document::{Body, Document};
 
-/// A key that a document lists and that the document of before, if there was one, did not.
+/// A key that a document lists and that its previous version, if any, did not list.
 #[derive(Clone, Debug)]
 pub struct ListedKey {
     /// The key.
@@ -21,7 +21,7 @@ pub struct ListedKey {
     at: Position,
 }
 
-/// A key that the document of before listed and that no document lists any more.
+/// A key that a previous document listed and that no document lists any more.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct RotatedKey {
     /// The key.
@@ -30,7 +30,7 @@ pub struct RotatedKey {
     pub of: DocumentKey,
 }
 
-/// The keys of a document: an agent's, an operator's or an issuer's; none of a document in shadow.
+/// The keys that a document lists: those of an agent, an operator or an issuer. A shadow document lists none.
 pub fn keys_of(document: &Document) -> Vec<&Thumbprint> {
     match &document.body {
         _ if document.is_shadow() => Vec::new(),
@@ -41,7 +41,7 @@ pub fn keys_of(document: &Document) -> Vec<&Thumbprint> {
     }
 }
 
-/// The keys that documents list anew. `before` holds the documents that they take the place of.
+/// The keys that documents newly list. `before` holds the previous versions of these documents.
 pub fn newly_listed<'a>(documents: impl IntoIterator<Item = &'a Document>, before: &[Document]) -> Vec<ListedKey> {
     let before: BTreeMap<&DocumentKey, HashSet<&Thumbprint>> =
         before.iter().map(|document| (&document.key, keys_of(document).into_iter().collect())).collect();
@@ -60,11 +60,12 @@ pub fn newly_listed<'a>(documents: impl IntoIterator<Item = &'a Document>, befor
     listed
 }
 
-/// The keys that are rotated out: an operator's, whose document no longer lists it or is gone; an agent's, whose document no longer lists
-/// it. `before` holds the documents that changed or are gone, `after` all that are in force then.
+/// The keys that a change rotates out. An operator's key is rotated out when the operator's document no longer lists it or is
+/// removed. An agent's key is rotated out only when the agent's document no longer lists it. `before` holds the changed and
+/// removed documents, `after` all documents in force after the change.
 ///
-/// An agent whose whole document goes keeps its keys: taking a folder for another one must not kill every key of a fleet for good, and
-/// an earlier policy can be put in force again.
+/// The keys of an agent stay alive when its whole document is removed. Otherwise, applying the wrong folder would kill every key
+/// of a fleet for good, and a rollback to an earlier policy could not bring the agents back.
 pub fn rotated_out<'a>(before: &'a [Document], after: impl IntoIterator<Item = &'a Document>) -> Vec<RotatedKey> {
     let (mut listed, mut agents) = (HashSet::new(), HashSet::new());
     for document in after {
@@ -87,7 +88,7 @@ pub fn rotated_out<'a>(before: &'a [Document], after: impl IntoIterator<Item = &
 }
 
 impl ListedKey {
-    /// That the key is dead, where the document lists it.
+    /// The error for a document that newly lists this dead key. `why` is the reason of the revocation, if any.
     pub fn is_dead(&self, why: &str) -> Diagnostic {
         let Self { thumbprint, of, path, at } = self;
         let why = if why.is_empty() { String::new() } else { format!(" ({why})") };
@@ -99,14 +100,14 @@ impl ListedKey {
 }
 
 impl RotatedKey {
-    /// That the key dies with the change.
+    /// The warning that the change makes this key dead.
     pub fn dies(&self) -> Diagnostic {
         let message =
             format!("key `{}` of {} `{}` is rotated out: it is dead for good", self.thumbprint, self.of.kind, self.of.id);
         Diagnostic::of_folder(Severity::Warning, message)
     }
 
-    /// Why its row says that it is dead.
+    /// The reason for the revocation of this key.
     pub fn reason(&self) -> String {
         const REASON_ID_BYTES_MAX: usize = 512;
         let end = self.of.id.floor_char_boundary(REASON_ID_BYTES_MAX);

@@ -1,51 +1,52 @@
-//! A document as it was written: scalars, lists and mappings, each with its place.
+//! The syntax tree of a document: scalars, lists and mappings, each with its position.
 //!
-//! The one form between a text and a [`Document`](super::document::Document), whether the text was YAML in a folder or JSON in a
-//! store. It knows no key of the language. Look next at `yaml.rs`, which makes it, and at `document/read.rs`, which reads it.
+//! A node is the common form of YAML in a folder and JSON in a store, before it becomes a
+//! [`Document`](super::document::Document). It knows no key of the policy language. Look next at `yaml.rs`, which creates nodes,
+//! and at `document/read.rs`, which reads them.
 
 use crate::model::json::{Number, Object, Value};
 
 use super::diagnostic::Position;
 
-/// A value with its place.
+/// A value with its position.
 #[derive(Clone, Debug)]
 pub(super) struct Node {
-    /// Where it begins.
+    /// The position of its first character.
     pub(super) at: Position,
-    /// What it is.
+    /// The value.
     pub(super) kind: Kind,
 }
 
-/// What a node is.
+/// The value of a node.
 #[derive(Clone, Debug)]
 pub(super) enum Kind {
-    /// Text, and what it means.
+    /// A scalar.
     Scalar(Scalar),
     /// A list.
     Sequence(Vec<Node>),
-    /// Members in the order written.
+    /// Members in the order of the text.
     Mapping(Vec<Member>),
 }
 
-/// A scalar: its text as written (without quotes), and what the schema makes of it.
+/// A scalar: its text without quotes, and its value by the YAML core schema.
 #[derive(Clone, Debug)]
 pub(super) struct Scalar {
     /// The text.
     pub(super) text: String,
-    /// Its meaning.
+    /// The value.
     pub(super) meaning: Meaning,
 }
 
-/// What a scalar means.
+/// The value of a scalar.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Meaning {
     /// No value.
     Null,
-    /// A truth value.
+    /// `true` or `false`.
     Bool(bool),
     /// A finite number.
     Number(Number),
-    /// The text itself.
+    /// A string; its value is the text itself.
     String,
 }
 
@@ -54,14 +55,14 @@ pub(super) enum Meaning {
 pub(super) struct Member {
     /// The key.
     pub(super) name: String,
-    /// Where the key stands.
+    /// The position of the key.
     pub(super) at: Position,
     /// The value.
     pub(super) value: Node,
 }
 
 impl Node {
-    /// A JSON value as a node; all of it stands at one place.
+    /// Converts a JSON value. All of its nodes get the same position.
     pub(super) fn from_value(value: &Value, at: Position) -> Self {
         let scalar = |text: &str, meaning| Kind::Scalar(Scalar { text: text.to_owned(), meaning });
         let kind = match value {
@@ -80,7 +81,7 @@ impl Node {
         Self { at, kind }
     }
 
-    /// The node as a JSON value.
+    /// Converts the node to a JSON value.
     pub(super) fn to_value(&self) -> Value {
         match &self.kind {
             Kind::Scalar(scalar) => match scalar.meaning {
@@ -96,7 +97,7 @@ impl Node {
         }
     }
 
-    /// The text, if it is a string.
+    /// The text of a string; `None` for every other value.
     pub(super) fn as_text(&self) -> Option<&str> {
         match &self.kind {
             Kind::Scalar(Scalar { text, meaning: Meaning::String }) => Some(text),
@@ -104,17 +105,17 @@ impl Node {
         }
     }
 
-    /// The members, if it is a mapping.
+    /// The members of a mapping; `None` for every other value.
     pub(super) fn as_mapping(&self) -> Option<&[Member]> {
         if let Kind::Mapping(members) = &self.kind { Some(members) } else { None }
     }
 
-    /// The value of a member, if it is a mapping that has it.
+    /// The value of a member; `None` if the node is no mapping or lacks the member.
     pub(super) fn member(&self, name: &str) -> Option<&Node> {
         self.as_mapping()?.iter().find(|member| member.name == name).map(|member| &member.value)
     }
 
-    /// What it is, for a message.
+    /// The type of the value, for a message.
     pub(super) fn description(&self) -> &'static str {
         match &self.kind {
             Kind::Scalar(scalar) => match scalar.meaning {

@@ -1,7 +1,7 @@
-//! Source files: a policy folder read within limits, and its documents with everything that is wrong in them.
+//! Reads a policy folder within limits, and parses its documents with all their errors.
 //!
-//! A folder is YAML and the key files that its documents name; nothing else in it is opened, and nothing outside it. What
-//! documents mean together is not asked here. Look next at [`document`](super::document), then at
+//! A folder consists of YAML files and of the key files that its documents name. The reader opens no other file, and no file
+//! outside the folder. It checks each document by itself only. Look next at [`document`](super::document), then at
 //! [`validate`](super::validate).
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,42 +17,44 @@ use super::{Error, yaml};
 
 pub use super::diagnostic::{Diagnostic, Severity};
 
-/// How deep a policy folder may be.
+/// The maximum depth of a policy folder.
 const FOLDER_NESTING_MAX: usize = 16;
 
 /// A file of a policy folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SourceFile {
-    /// Relative to the folder, parts separated by `/`. What ends in `.yaml` or `.yml` holds documents, the rest keys.
+    /// The path relative to the folder, with `/` as separator. Files that end in `.yaml` or `.yml` hold documents; all others
+    /// hold keys.
     pub path: String,
-    /// Its bytes.
+    /// The content in bytes.
     pub content: Vec<u8>,
 }
 
-/// What [`parse`] found.
+/// The result of [`parse`].
 #[derive(Clone, Debug, Default)]
 pub struct Parsed {
-    /// Documents, in the order of files and of what stands in them. Incomplete where there is an error.
+    /// The documents, in the order of the files and of their positions in a file. Incomplete if there is an error.
     pub documents: Vec<Document>,
-    /// What is wrong with them one by one.
+    /// The mistakes in single documents.
     pub diagnostics: Vec<Diagnostic>,
 }
 
 impl Parsed {
-    /// Whether the policy must be refused.
+    /// Whether any diagnostic is an error, which refuses the policy.
     pub fn has_errors(&self) -> bool {
         self.diagnostics.iter().any(Diagnostic::is_error)
     }
 }
 
-/// Reads a policy folder, or a single policy file: its YAML files sorted by path, then the key files they name.
+/// Reads a policy folder or a single policy file. The result holds the YAML files, sorted by path, and then the key files that
+/// they name.
 ///
-/// Files and folders whose names begin with a dot are skipped. A link may lead to a file inside the folder, as mounted
-/// configuration does.
+/// Files and folders whose names begin with a dot are skipped. A link may point to a file inside the folder, as in mounted
+/// configuration.
 ///
 /// # Errors
-/// If something cannot be read, leads out of the folder, is over a limit
-/// ([`POLICY_FILES_MAX`], [`POLICY_FILE_BYTES_MAX`], [`POLICY_BYTES_MAX`]), or if there is no policy.
+/// If a file cannot be read or is outside the folder, if a limit is exceeded ([`POLICY_FILES_MAX`], [`POLICY_FILE_BYTES_MAX`],
+/// [`POLICY_BYTES_MAX`]), or if the folder holds no policy.
 pub fn read_folder(path: &Path) -> Result<Vec<SourceFile>, Error> {
     let root = path.canonicalize().map_err(|source| read_error(path, source))?;
     let mut folder = Folder { shown: path, root: root.clone(), bytes: 0, files: BTreeMap::new() };
@@ -72,7 +74,7 @@ pub fn read_folder(path: &Path) -> Result<Vec<SourceFile>, Error> {
     let documents = std::mem::take(&mut folder.files);
     let named: BTreeSet<String> = documents.iter().flat_map(|(path, content)| key_files_of(path, content)).collect();
     for name in named.into_iter().filter(|name| !documents.contains_key(name)) {
-        // One that is missing is an error of the document that names it, with its line; `parse` says so.
+        // A missing key file is an error of the document that names it; `parse` reports it with its line.
         let file = folder.root.join(&name);
         if file.exists() {
             folder.add(name, &file)?;
@@ -82,7 +84,7 @@ pub fn read_folder(path: &Path) -> Result<Vec<SourceFile>, Error> {
     Ok(files.map(|(path, content)| SourceFile { path, content }).collect())
 }
 
-/// Reads the documents of the files, each by itself, and says everything that is wrong with them.
+/// Parses the documents of the files, each by itself, and collects all their mistakes.
 pub fn parse(files: &[SourceFile]) -> Parsed {
     let mut parsed = Parsed::default();
     let key_files = KeyFiles::new(files.iter().map(|file| (file.path.as_str(), file.content.as_slice())));
@@ -101,7 +103,7 @@ fn is_yaml(path: &str) -> bool {
 
 /// The key files that the documents of a file name.
 fn key_files_of(path: &str, content: &[u8]) -> Vec<String> {
-    // A file that does not hold the word is not parsed twice.
+    // A file without the word `file` names no key file, so it is not parsed a second time.
     if !content.windows(4).any(|window| window == b"file") {
         return Vec::new();
     }
@@ -110,7 +112,7 @@ fn key_files_of(path: &str, content: &[u8]) -> Vec<String> {
 }
 
 struct Folder<'a> {
-    /// As the caller named it, for messages.
+    /// The path as the caller wrote it, for messages.
     shown: &'a Path,
     root: PathBuf,
     bytes: usize,
@@ -153,7 +155,7 @@ impl Folder<'_> {
         if !target.starts_with(&self.root) {
             return Err(Error::Escapes { path: file.display().to_string() });
         }
-        // A pipe would block for ever.
+        // Opening a pipe would block forever.
         if !target.metadata().map_err(|source| read_error(file, source))?.is_file() {
             return Err(not_policy(file, "it is not a regular file"));
         }

@@ -1,8 +1,8 @@
-//! YAML to nodes: the subset of YAML 1.2 that cannot surprise a reader of policy.
+//! Parses YAML to nodes: the subset of YAML 1.2 that means exactly what a reader sees on the page.
 //!
-//! Plain scalars follow the core schema (YAML 1.2.2, section 10.3), so `no` is a string. Anchors, aliases, tags, duplicate keys,
-//! keys that are not strings, infinities and deep nesting are refused: each of them makes a policy mean something other than
-//! what is read on the page. It knows nothing of policy. Look next at `node.rs`.
+//! Plain scalars follow the core schema (YAML 1.2.2, section 10.3), so `no` is a string. The parser refuses anchors, aliases,
+//! tags, duplicate keys, keys that are not strings, infinities and deep nesting, because each of them can hide what a policy
+//! means. This file knows nothing of policy. Look next at `node.rs`.
 
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle};
 
@@ -13,9 +13,9 @@ use crate::model::limits::JSON_NESTING_MAX;
 use super::diagnostic::{Diagnostic, Position, Severity};
 use super::node::{Kind, Meaning, Member, Node, Scalar};
 
-/// Reads the documents of a file. A document that is empty is left out.
+/// Parses the documents of a file. Empty documents are left out.
 ///
-/// What is wrong is added to `out`; where the text cannot be followed any further, what comes after is not read.
+/// Errors are added to `out`. After a syntax error the rest of the file is not read.
 pub(super) fn parse(content: &[u8], path: &str, out: &mut Vec<Diagnostic>) -> Vec<Node> {
     let Some(text) = clean_text(content, path, out) else {
         return Vec::new();
@@ -39,23 +39,23 @@ pub(super) fn parse(content: &[u8], path: &str, out: &mut Vec<Diagnostic>) -> Ve
     builder.documents
 }
 
-/// One member of a flat file of settings.
+/// One member of a flat configuration file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FlatMember {
     /// The key.
     pub name: String,
-    /// Where the key stands.
+    /// The position of the key.
     pub at: Position,
-    /// The scalar, or the scalars of the list, as written.
+    /// The scalar, or the items of the list, as written.
     pub values: Vec<String>,
-    /// Whether it was written as a list.
+    /// Whether the value was written as a list.
     pub is_list: bool,
 }
 
-/// Reads one document that is a flat mapping of scalars and lists of scalars, as a file of settings is.
+/// Reads a configuration file: one document that maps keys to scalars or lists of scalars.
 ///
 /// # Errors
-/// Everything that is wrong, with its place.
+/// All mistakes, with their positions.
 pub fn flat(content: &[u8], path: &str, known: &[&str]) -> Result<Vec<FlatMember>, Vec<Diagnostic>> {
     let mut out = Vec::new();
     let documents = parse(content, path, &mut out);
@@ -90,7 +90,7 @@ fn scalar_text(node: &Node) -> Option<String> {
     if let Kind::Scalar(scalar) = &node.kind { Some(scalar.text.clone()) } else { None }
 }
 
-/// The text of a file: UTF-8, without NUL and without a byte order mark.
+/// Decodes a file: UTF-8 without NUL. A byte order mark is dropped.
 fn clean_text<'a>(content: &'a [u8], path: &str, out: &mut Vec<Diagnostic>) -> Option<&'a str> {
     let (valid, problem) = match std::str::from_utf8(content) {
         Ok(text) => match text.split_once('\0') {
@@ -114,13 +114,13 @@ fn position(marker: &Marker) -> Position {
     Position { line: small(marker.line().max(1)), column: small(marker.col().saturating_add(1)) }
 }
 
-/// A collection that is not closed yet.
+/// A collection that is still open.
 enum Open {
     Sequence { at: Position, items: Vec<Node> },
     Mapping { at: Position, members: Vec<Member>, key: Option<(String, Position)> },
 }
 
-/// The text cannot be followed any further.
+/// The parser cannot continue.
 struct Lost;
 
 struct Builder<'a> {
@@ -176,7 +176,7 @@ impl Builder<'_> {
         Ok(())
     }
 
-    /// Puts a finished node where it belongs.
+    /// Adds a finished node to the innermost open collection.
     fn add(&mut self, node: Node) -> Result<(), Lost> {
         match self.stack.last_mut() {
             Some(Open::Sequence { items, .. }) => items.push(node),
@@ -234,7 +234,7 @@ impl Builder<'_> {
     }
 }
 
-/// What a plain scalar means by the core schema; `None` for infinities and what is no number at all.
+/// Resolves a plain scalar by the core schema. `None` for infinities, NaN and numbers out of range.
 fn plain_meaning(text: &str) -> Option<Meaning> {
     Some(match text {
         "" | "~" | "null" | "Null" | "NULL" => Meaning::Null,

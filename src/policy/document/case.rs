@@ -1,7 +1,7 @@
-//! `kind: test`: what calls of one agent, for one user, in one application, must come to.
+//! `kind: test`: calls of one chain of agents, for one user, in one application, with the expected answers.
 //!
-//! Run by `policy test` and before anything is applied; never stored, for it decides nothing. Look next at
-//! [`testrun`](super::super::testrun), which runs them.
+//! `policy test` runs the tests, and every `apply` does so before it writes. Tests are never stored, because they decide nothing.
+//! Look next at [`testrun`](super::super::testrun), which runs them.
 
 use std::sync::Arc;
 
@@ -16,53 +16,53 @@ use super::super::diagnostic::Position;
 use super::super::node::{Kind, Node};
 use super::fields::{Fields, Reader};
 
-/// Calls of one subject, each with what it must come to.
+/// Calls of one subject, each with its expected answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct TestSpec {
-    /// The agents of the chain, root to leaf; one for `agent:`.
+    /// The agents of the chain, root to leaf. `agent:` gives a chain of one.
     pub agents: Vec<AgentId>,
-    /// Who delegated.
+    /// The user who delegated.
     pub user: UserId,
     /// The user's groups.
     pub groups: Vec<GroupId>,
-    /// Inside which application.
+    /// The application that the agents run in.
     pub application: ApplicationId,
-    /// What the tokens grant; `None`: whatever is called.
+    /// The scope of the tokens. `None`: the tokens grant each call that is tested.
     pub scope: Option<Scope>,
-    /// The time that conditions see, seconds since the Unix epoch, where an expectation names none.
+    /// The time that conditions see, in seconds since the Unix epoch. An expectation may name its own.
     pub at_unix_s: Option<i64>,
-    /// The gateway's word where an expectation has none.
+    /// The environment that the gateway states. An expectation may name its own.
     pub environment: Option<Object>,
     /// The calls, in order.
     pub expect: Vec<Expectation>,
 }
 
-/// One call and what it must come to.
+/// One call and its expected answer.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Expectation {
     /// `server/tool`.
     pub tool: Arc<str>,
     /// The arguments.
     pub arguments: Object,
-    /// The effect.
+    /// The expected effect.
     pub want: Effect,
-    /// The reason, if it matters.
+    /// The expected reason; `None` accepts every reason.
     pub reason: Option<Reason>,
-    /// The deciding layer, if it matters.
+    /// The expected deciding layer; `None` accepts every layer.
     pub layer: Option<Layer>,
-    /// The time that conditions see.
+    /// The time that conditions see; `None`: the time of the test.
     pub at_unix_s: Option<i64>,
-    /// The gateway's word.
+    /// The environment that the gateway states; `None`: the environment of the test.
     pub environment: Option<Object>,
-    /// Whether what `prepared:` entries demand is taken to be there.
+    /// Whether the run assumes that every call demanded by `prepared:` entries was prepared.
     pub prepared: bool,
-    /// Where it stands.
+    /// The line of the expectation, 1-based.
     pub line: u32,
-    /// Where it stands.
+    /// The column of the expectation, 1-based.
     pub column: u32,
 }
 
-/// Reads a test; what has no sensible default is an error.
+/// Reads a test. A missing field without a sensible default is an error.
 pub(super) fn read_test(fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Option<TestSpec> {
     let agents = read_agents(fields, reader);
     let user = fields.require("user", reader).and_then(|node| read_user(node, reader));
@@ -174,7 +174,7 @@ fn read_object(node: &Node, what: &str, reader: &mut Reader<'_>) -> Option<Objec
     }
 }
 
-/// A moment by RFC 3339, such as `2026-11-25T08:30:00Z`.
+/// Reads a time in the form of RFC 3339, such as `2026-11-25T08:30:00Z`.
 fn read_time(node: &Node, reader: &mut Reader<'_>) -> Option<i64> {
     let text = match &node.kind {
         Kind::Scalar(scalar) => scalar.text.as_str(),

@@ -1,7 +1,7 @@
-//! Entries of a permission list: a pattern, what must hold of the arguments, who approves.
+//! Entries of a permission list: a tool pattern, constraints on the arguments, and the approvers.
 //!
-//! Short forms of constraints become the one constraint type of `model` here. Whether a pattern matches a tool is not asked
-//! here. Look next at `compile/set.rs`.
+//! This file expands the short forms of constraints to the constraint type of `model`. It does not match patterns with tools.
+//! Look next at `compile/set.rs`, which does.
 
 use std::sync::Arc;
 
@@ -17,31 +17,31 @@ use super::Permissions;
 use super::fields::{Fields, Reader};
 use super::write::entry_value;
 
-/// From request to use of an approval, where the entry does not say.
+/// The time from the request to the use of an approval, if the entry states none.
 const APPROVAL_EXPIRES_IN_MS: u64 = 600_000;
 
-/// What is said about a condition; Cedar may name all that it expected.
+/// The maximum length of a message about a condition. Cedar may list everything that it expected.
 const MESSAGE_CHARS_MAX: usize = 300;
 
 /// One entry of `allow`, `approve` or `deny`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Entry {
-    /// The tools: a name, a pattern, or `*` for every one.
+    /// The tools: a name, a pattern, or `*` for every tool.
     pub pattern: Arc<str>,
-    /// What must hold of the arguments. Open, unless the entry says `only: true`.
+    /// The constraints on the arguments. Further arguments are allowed unless the entry states `only: true`.
     pub arguments: ArgumentMap,
-    /// What must hold besides; asked only where the arguments match.
+    /// A further condition. It is evaluated only if the arguments match.
     pub when: Option<Condition>,
-    /// The tool that must have been prepared: an unused approval of its call with equal arguments is needed.
+    /// The tool that must have been prepared: the call needs an unused approval of a call of that tool with equal arguments.
     pub prepared: Option<Arc<str>>,
-    /// Whether the gateway's word will do: for identities (`AttestedSubject`), and for `context.env` in `when`.
+    /// Whether a statement of the gateway is enough: for identities (`AttestedSubject`), and for `context.env` in `when`.
     pub attested: bool,
-    /// Of an `approve` entry: who approves.
+    /// The approvers of an `approve` entry; `None` in the other lists.
     pub approval: Option<Approval>,
     text: Arc<str>,
 }
 
-/// All that an entry says besides its pattern. The default is nothing: the entry always applies.
+/// All parts of an entry except its pattern. The default adds no restriction, so the entry always applies.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Terms {
     /// See [`Entry::arguments`].
@@ -62,16 +62,16 @@ impl Default for Terms {
     }
 }
 
-/// Who approves a call, and how soon it must be used.
+/// The approvers of a call, and the time in which the approval must be used.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Approval {
-    /// Groups of operators.
+    /// The operator groups that may approve.
     pub by: Vec<GroupId>,
-    /// From request to use.
+    /// The time from the request to the use of the approval.
     pub expires_in_ms: u64,
 }
 
-/// Which list an entry stands in; the order is of strength.
+/// The list that an entry is in, ordered by precedence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(in crate::policy) enum List {
     Deny,
@@ -80,7 +80,7 @@ pub(in crate::policy) enum List {
 }
 
 impl List {
-    /// Every list, the strongest first.
+    /// Every list, the one with the highest precedence first.
     pub(in crate::policy) const ALL: [List; 3] = [List::Deny, List::Approve, List::Allow];
 
     /// The key in documents.
@@ -105,7 +105,7 @@ impl Permissions {
 }
 
 impl Entry {
-    /// An entry.
+    /// Creates an entry.
     pub fn new(pattern: &str, terms: Terms) -> Self {
         let Terms { arguments, when, prepared, attested, approval } = terms;
         let mut entry = Self { pattern: pattern.into(), arguments, when, prepared, attested, approval, text: pattern.into() };
@@ -115,17 +115,18 @@ impl Entry {
         entry
     }
 
-    /// Whether it says anything besides its pattern.
+    /// Whether the entry has any part besides its pattern.
     pub(in crate::policy) fn says_more(&self) -> bool {
         self.approval.is_some() || self.attested || !self.is_unconditional()
     }
 
-    /// The entry as a reader knows it: its pattern, or its canonical JSON where it says more. Equal entries have equal texts.
+    /// The text that identifies the entry to a reader: its pattern, or its canonical JSON if it has further parts. Equal entries
+    /// have equal texts.
     pub fn text(&self) -> &Arc<str> {
         &self.text
     }
 
-    /// Whether it applies whatever the call is, and asks for nothing.
+    /// Whether the entry applies to every call of its tools and demands no preparation.
     pub fn is_unconditional(&self) -> bool {
         self.arguments.named.is_empty() && self.arguments.open && self.when.is_none() && self.prepared.is_none()
     }
@@ -222,7 +223,7 @@ fn read_terms(fields: &mut Fields<'_>, list: List, at: Position, reader: &mut Re
     Terms { arguments, when: condition, prepared, attested, approval }
 }
 
-/// The tool that must have been prepared: one, by name.
+/// Reads the tool that must have been prepared: one tool, by name.
 fn read_prepared(node: &Node, reader: &mut Reader<'_>) -> Option<Arc<str>> {
     let tool = reader.text(node, "`prepared`")?;
     let problem = match pattern_error(tool) {
@@ -234,13 +235,13 @@ fn read_prepared(node: &Node, reader: &mut Reader<'_>) -> Option<Arc<str>> {
     None
 }
 
-/// A Cedar expression over `context`.
+/// Reads a Cedar expression over `context`.
 pub(super) fn read_condition(node: &Node, what: &str, reader: &mut Reader<'_>) -> Option<Condition> {
     let Kind::Scalar(scalar) = &node.kind else {
         reader.wrong(node, &format!("{what} must be a condition, a string"));
         return None;
     };
-    // `true` and `false` are conditions too, quoted or not.
+    // `true` and `false` are conditions too, with or without quotes.
     match Condition::parse(&scalar.text) {
         Ok(condition) => Some(condition),
         Err(problem) => {
@@ -272,7 +273,7 @@ fn read_arguments(fields: &mut Fields<'_>, list: List, reader: &mut Reader<'_>) 
     arguments
 }
 
-/// `NAME: scalar`, `NAME: [list]`, `NAME: {min, max}`, or the long form of a constraint.
+/// Reads `NAME: scalar`, `NAME: [list]`, `NAME: {min, max}`, or the long form of a constraint.
 fn read_argument(member: &Member, list: List, arguments: &mut ArgumentMap, reader: &mut Reader<'_>) {
     let name = member.name.as_str();
     if name == "*" || name.is_empty() {
@@ -295,7 +296,7 @@ fn read_argument(member: &Member, list: List, arguments: &mut ArgumentMap, reade
     }
 }
 
-/// A constraint in its long form, from whichever form it was written in.
+/// Returns the long form of a constraint that may be written in a short form.
 fn long_form(node: &Node, reader: &mut Reader<'_>) -> Option<Value> {
     let constraint = |kind: &str, member: &str, value: Value| {
         let kind = ("constraint_type".to_owned(), Value::String(kind.to_owned()));
@@ -342,7 +343,7 @@ fn read_approval(fields: &mut Fields<'_>, at: Position, reader: &mut Reader<'_>)
     Some(Approval { by, expires_in_ms })
 }
 
-/// Says what is wrong with a pattern by itself.
+/// Returns the mistake in a pattern, as far as the pattern alone shows it; `None` if there is none.
 pub(super) fn pattern_error(pattern: &str) -> Option<&'static str> {
     match pattern {
         "" => Some("is empty"),
@@ -357,7 +358,7 @@ pub(super) fn pattern_error(pattern: &str) -> Option<&'static str> {
     }
 }
 
-/// A duration as documents write it, in the largest unit that holds it.
+/// Formats a duration for a document, in the largest unit that gives a whole number.
 pub(super) fn duration_text(ms: u64) -> String {
     let units = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
     let (unit, unit_ms) = units.into_iter().find(|(_, unit_ms)| ms.is_multiple_of(*unit_ms)).unwrap_or(("ms", 1));
@@ -365,7 +366,7 @@ pub(super) fn duration_text(ms: u64) -> String {
     format!("{}{unit}", ms / unit_ms)
 }
 
-/// Whether a constraint can hold for no value at all, in the cases that are plain to see.
+/// Whether no value can satisfy a constraint. Only the obvious cases are recognized.
 pub(in crate::policy) fn is_unsatisfiable(constraint: &Constraint) -> bool {
     match constraint {
         Constraint::Range(range) => match (range.min, range.max) {

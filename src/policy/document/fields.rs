@@ -1,6 +1,7 @@
-//! Reading nodes: each value checked for its type and limit, each key for being known, every fault with its place.
+//! Reads the fields of a node. Each value is checked for its type and its limits, each key must be known, and each error has a
+//! position.
 //!
-//! Tools for `read.rs` and `entry.rs`; no key of the language is named here.
+//! This file serves `read.rs` and `entry.rs`. It names no key of the policy language.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +14,7 @@ use super::super::diagnostic::{Diagnostic, Position, Severity, suggestion};
 use super::super::node::{Kind, Meaning, Member, Node, Scalar};
 use super::Positions;
 
-/// Where faults and places go while a document is read.
+/// Collects errors and positions while one document is read.
 pub(super) struct Reader<'a> {
     pub(super) path: &'a str,
     pub(super) positions: Positions,
@@ -21,7 +22,7 @@ pub(super) struct Reader<'a> {
     errors: usize,
 }
 
-/// The members of a mapping, taken by name, so that those nobody asked for are found.
+/// The fields of a mapping. The reader takes them by name, and [`Fields::finish`] reports all others as unknown.
 pub(super) struct Fields<'n> {
     members: &'n [Member],
     pub(super) at: Position,
@@ -29,12 +30,12 @@ pub(super) struct Fields<'n> {
 }
 
 impl<'a> Reader<'a> {
-    /// A reader of one document of a file.
+    /// Creates a reader for one document of a file.
     pub(super) fn new(path: &'a str, out: &'a mut Vec<Diagnostic>) -> Self {
         Self { path, positions: Positions(BTreeMap::new()), out, errors: 0 }
     }
 
-    /// How many errors it has reported.
+    /// The number of errors so far.
     pub(super) fn error_count(&self) -> usize {
         self.errors
     }
@@ -44,7 +45,7 @@ impl<'a> Reader<'a> {
         self.error_with_help(at, message, None);
     }
 
-    /// Reports an error with advice.
+    /// Reports an error with a suggestion.
     pub(super) fn error_with_help(&mut self, at: Position, message: impl Into<String>, help: Option<String>) {
         self.errors += 1;
         self.out.push(Diagnostic::new(Severity::Error, self.path, at, message).with_help(help));
@@ -55,7 +56,7 @@ impl<'a> Reader<'a> {
         self.error(node.at, format!("{expected}, found {}", node.description()));
     }
 
-    /// A string that is not empty, within the limit, without control characters.
+    /// Reads a string: not empty, within the limit, without control characters or surrounding spaces.
     pub(super) fn text<'n>(&mut self, node: &'n Node, what: &str) -> Option<&'n str> {
         let Some(text) = node.as_text() else {
             let help = match &node.kind {
@@ -82,7 +83,7 @@ impl<'a> Reader<'a> {
         None
     }
 
-    /// A list of strings, each with its place.
+    /// Reads a list of strings and keeps the position of each.
     pub(super) fn strings(&mut self, node: &Node, field: &'static str) -> Vec<String> {
         let Kind::Sequence(items) = &node.kind else {
             self.wrong(node, &format!("`{field}` must be a list of strings"));
@@ -98,7 +99,7 @@ impl<'a> Reader<'a> {
         texts
     }
 
-    /// A list of values that each have a name; what is none of them is reported.
+    /// Reads a list of named values. It reports every item that is none of them.
     pub(super) fn chosen<T: Copy>(&mut self, node: &Node, field: &'static str, all: &[T], name: fn(T) -> &'static str) -> Vec<T> {
         let Kind::Sequence(items) = &node.kind else {
             self.wrong(node, &format!("`{field}` must be a list of strings"));
@@ -107,7 +108,7 @@ impl<'a> Reader<'a> {
         items.iter().filter_map(|item| self.choice(item, field, all, name)).collect()
     }
 
-    /// A value that has a name.
+    /// Reads one of several named values.
     pub(super) fn choice<T: Copy>(
         &mut self,
         node: &Node,
@@ -126,7 +127,7 @@ impl<'a> Reader<'a> {
         found
     }
 
-    /// A truth value.
+    /// Reads `true` or `false`.
     pub(super) fn truth(&mut self, node: &Node, what: &str) -> Option<bool> {
         if let Kind::Scalar(Scalar { meaning: Meaning::Bool(truth), .. }) = &node.kind {
             return Some(*truth);
@@ -135,7 +136,7 @@ impl<'a> Reader<'a> {
         None
     }
 
-    /// A whole number from 0 to `max`.
+    /// Reads a whole number from 0 to `max`.
     pub(super) fn number(&mut self, node: &Node, what: &str, max: u64) -> Option<u64> {
         let number = match &node.kind {
             Kind::Scalar(Scalar { meaning: Meaning::Number(number), .. }) => number.as_i64(),
@@ -148,7 +149,7 @@ impl<'a> Reader<'a> {
         number
     }
 
-    /// A duration in milliseconds.
+    /// Reads a duration in milliseconds.
     pub(super) fn duration_ms(&mut self, node: &Node, what: &str) -> Option<u64> {
         let text = match &node.kind {
             Kind::Scalar(scalar) => scalar.text.as_str(),
@@ -166,7 +167,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// A duration of whole seconds, at least one.
+    /// Reads a duration of whole seconds, at least one.
     pub(super) fn duration_s(&mut self, node: &Node, what: &str) -> Option<i64> {
         let ms = self.duration_ms(node, what)?;
         if ms == 0 || ms % 1000 != 0 {
@@ -178,7 +179,7 @@ impl<'a> Reader<'a> {
 }
 
 impl<'n> Fields<'n> {
-    /// The members of a node, which must be a mapping.
+    /// The fields of a node. A node that is not a mapping is an error.
     pub(super) fn new(node: &'n Node, what: &str, reader: &mut Reader<'_>) -> Option<Self> {
         match node.as_mapping() {
             Some(members) => Some(Self { members, at: node.at, asked: Vec::new() }),
@@ -189,13 +190,13 @@ impl<'n> Fields<'n> {
         }
     }
 
-    /// The value of a member.
+    /// The value of a field.
     pub(super) fn take(&mut self, name: &'static str) -> Option<&'n Node> {
         self.asked.push(name);
         self.members.iter().find(|member| member.name == name).map(|member| &member.value)
     }
 
-    /// The value of a member that must be there.
+    /// The value of a field. A missing field is an error.
     pub(super) fn require(&mut self, name: &'static str, reader: &mut Reader<'_>) -> Option<&'n Node> {
         let found = self.take(name);
         if found.is_none() {
@@ -204,7 +205,7 @@ impl<'n> Fields<'n> {
         found
     }
 
-    /// Reports every member that nobody asked for.
+    /// Reports every field that was never taken.
     pub(super) fn finish(self, reader: &mut Reader<'_>) {
         for member in self.members {
             let name = member.name.as_str();

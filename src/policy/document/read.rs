@@ -1,7 +1,7 @@
-//! One document from a node: what each kind may say, and within which limits.
+//! Reads one document from a node: the fields of each kind, and their limits.
 //!
-//! Serves YAML and stored rows alike, so that there is one language. Every fault is reported, not the first alone. Names of
-//! other documents are not looked up here. Look next at `entry.rs`, then at `validate.rs`.
+//! YAML files and stored rows pass through the same reader, so both use one language. The reader reports every error, not only
+//! the first. It does not look up the names of other documents. Look next at `entry.rs`, then at `validate.rs`.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -27,23 +27,23 @@ use super::{
 pub(in crate::policy) const KINDS: &[&str] =
     &["issuer", "application", "group", "tool", "server", "agent", "permission_set", "operator", "guardrail", "test"];
 
-/// The files that `keys: {file: …}` may name, by path relative to the policy folder.
+/// The files that `keys: {file: …}` may name, by their path relative to the policy folder.
 #[derive(Debug, Default)]
 pub(in crate::policy) struct KeyFiles<'a>(BTreeMap<&'a str, &'a [u8]>);
 
 impl<'a> KeyFiles<'a> {
-    /// No files: a stored document holds its keys.
+    /// No key files. A stored document holds its keys itself.
     pub(in crate::policy) fn none() -> Self {
         Self::default()
     }
 
-    /// These files.
+    /// The given files, as path and content.
     pub(in crate::policy) fn new(files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Self {
         Self(files.into_iter().collect())
     }
 }
 
-/// Reads a document; `None` if so much is wrong that nothing is left to look at. Faults are added to `out`.
+/// Reads a document and adds its errors to `out`. `None` if the errors leave no usable document.
 pub(in crate::policy) fn read(node: &Node, path: &str, files: &KeyFiles<'_>, out: &mut Vec<Diagnostic>) -> Option<Document> {
     let mut reader = Reader::new(path, out);
     let mut fields = Fields::new(node, "a document", &mut reader)?;
@@ -57,7 +57,7 @@ pub(in crate::policy) fn read(node: &Node, path: &str, files: &KeyFiles<'_>, out
     let is_test = kind == "test";
     let id_node = if is_test { fields.take("id") } else { fields.require("id", &mut reader) };
     let id = id_node.and_then(|node| reader.text(node, "`id`")).map(str::to_owned);
-    // A test needs no name: it has a place.
+    // A test needs no id, because its position identifies it.
     let id = id.or_else(|| is_test.then(|| format!("{path}:{}", node.at.line)));
     if let Some(node) = id_node {
         reader.positions.put("id", 0, node.at);
@@ -77,7 +77,7 @@ pub(in crate::policy) fn read(node: &Node, path: &str, files: &KeyFiles<'_>, out
     Some(if shadow { document.in_shadow() } else { document })
 }
 
-/// Whether `mode: shadow` is said, which only some kinds may.
+/// Reads `mode: shadow`, which only [`SHADOW_KINDS`] allow.
 fn read_mode(kind: &str, fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> bool {
     let Some(node) = fields.take("mode") else {
         return false;
@@ -91,7 +91,7 @@ fn read_mode(kind: &str, fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> bo
     shadow
 }
 
-/// Whether `two_person: true` is said, which only some kinds may.
+/// Reads `two_person`, which only [`TWO_PERSON_KINDS`] allow.
 fn read_two_person(kind: &str, fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> bool {
     let Some(node) = fields.take("two_person") else {
         return false;
@@ -104,12 +104,12 @@ fn read_two_person(kind: &str, fields: &mut Fields<'_>, reader: &mut Reader<'_>)
     reader.truth(node, "`two_person`").unwrap_or(true)
 }
 
-/// The file that an issuer's document takes its keys from, as its author wrote it.
+/// The key file that an issuer's document names, as its author wrote the name.
 pub(in crate::policy) fn key_file_named(document: &Node) -> Option<&str> {
     document.member("keys")?.member("file")?.as_text()
 }
 
-/// The path that a name beside `path` stands for, relative to the policy folder.
+/// Resolves a name that is relative to the file `path`. The result is relative to the policy folder.
 pub(in crate::policy) fn path_beside(path: &str, name: &str) -> Result<String, &'static str> {
     if name.starts_with('/') || name.contains('\\') || name.split('/').any(|part| part.is_empty() || part == "..") {
         return Err("must be relative to the document's file and stay inside the policy folder");
@@ -135,7 +135,7 @@ fn read_body(kind: &str, id: &str, fields: &mut Fields<'_>, files: &KeyFiles<'_>
     })
 }
 
-/// Says what is wrong with the id of a kind.
+/// Returns the mistake in the id of a document; `None` if there is none.
 fn id_error(kind: &str, id: &str) -> Option<&'static str> {
     match kind {
         "agent" => spiffe_id_error(id),
@@ -147,7 +147,7 @@ fn id_error(kind: &str, id: &str) -> Option<&'static str> {
     }
 }
 
-/// Says what is wrong with the name of a tool by itself, or `None`: `server/tool`, visible ASCII without `*`.
+/// Returns the mistake in the name of a tool; `None` if there is none. A name is `server/tool`, visible ASCII without `*`.
 pub fn tool_name_error(name: &str) -> Option<&'static str> {
     if name.len() > TOOL_NAME_BYTES_MAX {
         return Some("is longer than 256 bytes");
@@ -192,7 +192,7 @@ fn read_issuer(id: &str, fields: &mut Fields<'_>, files: &KeyFiles<'_>, reader: 
     }
 }
 
-/// `{file: PATH}` or `{jwks: {keys: [JWK…]}}`.
+/// Reads `{file: PATH}` or `{jwks: {keys: [JWK…]}}`.
 fn read_issuer_keys(node: &Node, files: &KeyFiles<'_>, reader: &mut Reader<'_>) -> Vec<NamedKey> {
     let Some(mut fields) = Fields::new(node, "`keys`", reader) else {
         return Vec::new();
@@ -253,7 +253,7 @@ fn load_jwks(file: &Node, files: &KeyFiles<'_>, reader: &mut Reader<'_>) -> Opti
     }
 }
 
-/// Public keys as JWK, 1 to [`KEYS_MAX`] of them.
+/// Reads public keys as JWKs, 1 to [`KEYS_MAX`] of them.
 fn jwk_list<T>(
     items: &[Node],
     list: &Node,
@@ -288,7 +288,7 @@ fn read_tool(fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> ToolSpec {
     }
 }
 
-/// 64 hexadecimal digits; all of them may be decimal ones, so what the scalar means does not matter.
+/// Reads 64 hexadecimal digits. They may all be decimal digits, so the reader takes the text even of a number.
 fn read_sha256(node: &Node, reader: &mut Reader<'_>) -> Option<[u8; 32]> {
     let digits = match &node.kind {
         Kind::Scalar(Scalar { text, .. }) if text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()) => text.as_bytes(),
@@ -324,7 +324,7 @@ fn read_server(id: &str, fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Se
         Some((node, None)) => reader.wrong(node, "`tools` must be a mapping of tool names: `leads.read: {risk: read}`"),
         None => {}
     }
-    // Both maps have the order in which validation numbers the tools.
+    // Both maps are sorted by name, and validation numbers the tools in the same order.
     for (index, at) in places.into_values().enumerate() {
         reader.positions.put("tools", index, at);
     }
@@ -400,7 +400,7 @@ fn read_thumbprints(node: &Node, reader: &mut Reader<'_>) -> Vec<Thumbprint> {
     texts.into_iter().map(Thumbprint::new).collect()
 }
 
-/// Whether a text is the one encoding of 32 bytes in unpadded base64url: the last character holds four bits.
+/// Whether a text is the canonical unpadded base64url of 32 bytes. Its last character encodes only four bits.
 fn is_thumbprint(text: &str) -> bool {
     let in_alphabet = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
     text.len() == 43 && text.bytes().all(in_alphabet) && text.ends_with(|last| "AEIMQUYcgkosw048".contains(last))
@@ -454,7 +454,7 @@ fn read_users(node: &Node, reader: &mut Reader<'_>) -> Vec<UserId> {
     users
 }
 
-/// A list of names, or `["*"]` for all.
+/// Reads a list of names, or `["*"]` for all.
 fn names<T>(fields: &mut Fields<'_>, field: &'static str, reader: &mut Reader<'_>, name: fn(&str) -> T) -> Names<T> {
     let Some(node) = fields.take(field) else {
         return Names::default();

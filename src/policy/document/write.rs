@@ -1,7 +1,7 @@
-//! The stored form of a document: a JSON value that the reader understands, without what is left at its default.
+//! Writes the stored form of a document: a JSON value that `read.rs` reads back. Fields with their default value are left out.
 //!
-//! Constraints are written in their long form, keys where the file that held them was named. Look next at `read.rs`, which
-//! must read all that is written here.
+//! Constraints are written in their long form, and keys in place of the name of a key file. Look next at `read.rs`, which must
+//! read everything that this file writes.
 
 use crate::model::constraint::{ArgumentMap, Bound, Constraint};
 use crate::model::json::{Number, Object, Value};
@@ -12,7 +12,7 @@ use super::{AgentSpec, Body, Document, Entry, IssuerSpec, Names, OperatorSpec, P
 
 type Members = Vec<(String, Value)>;
 
-/// The document as JSON, `kind` and `id` included.
+/// The document as JSON, with `kind` and `id`.
 pub(super) fn value(document: &Document) -> Value {
     let mut members: Members = Vec::new();
     put(&mut members, "kind", text(document.body.kind()));
@@ -43,13 +43,13 @@ pub(super) fn value(document: &Document) -> Value {
             put_list(&mut members, "tools", guardrail.tools.iter().map(|tool| &**tool));
             put(&mut members, "forbid_when", text(guardrail.forbid_when.text()));
         }
-        // Tests are run where they are written; nothing stores them.
+        // Tests are never stored.
         Body::Test(_) => {}
     }
     object(members)
 }
 
-/// An entry as JSON: its pattern, or a mapping with more.
+/// An entry as JSON: its pattern, or a mapping if it has further parts.
 pub(super) fn entry_value(entry: &Entry) -> Value {
     if !entry.says_more() {
         return text(&entry.pattern);
@@ -96,7 +96,7 @@ fn issuer_key(key: &NamedKey) -> Value {
     object(members)
 }
 
-/// The members of a JWK that a key wrote of itself.
+/// The members of a JWK that a key wrote itself.
 fn jwk_members(jwk: &[u8]) -> Members {
     let jwk = crate::model::json::parse_object(jwk).unwrap_or_default();
     jwk.iter().map(|(name, value)| (name.to_owned(), value.clone())).collect()
@@ -213,7 +213,7 @@ fn put_names<T>(members: &mut Members, name: &str, names: &Names<T>, as_text: fn
     }
 }
 
-/// Puts a list that is not empty.
+/// Adds a list unless it is empty.
 fn put_list<'a>(members: &mut Members, name: &str, items: impl Iterator<Item = &'a str>) {
     let mut items = items.peekable();
     if items.peek().is_some() {
