@@ -1,8 +1,8 @@
-//! Sets of tools as bits, one for each registered tool.
+//! A set of tools as bits, one bit for each registered tool.
 //!
-//! A set knows nothing of what its bits stand for. Look next at `compile/set.rs`.
+//! The set does not know the meaning of its bits. Look next at `compile/set.rs`.
 
-/// A set of small numbers, all below the size it was made for.
+/// A set of small numbers. All of them are below the size that the set was created with.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(super) struct BitSet {
     words: Box<[u64]>,
@@ -25,54 +25,54 @@ impl BitSet {
         set
     }
 
-    /// Bytes on the heap.
+    /// The size on the heap in bytes.
     pub(super) fn heap_bytes(&self) -> usize {
         size_of_val(&*self.words)
     }
 
-    /// Whether a number is in.
+    /// Whether the set contains a number.
     pub(super) fn contains(&self, number: u32) -> bool {
         self.words.get(number as usize / 64).is_some_and(|word| word >> (number % 64) & 1 == 1)
     }
 
-    /// Puts a number in; one beyond the size is ignored.
+    /// Adds a number. A number beyond the size is ignored.
     pub(super) fn insert(&mut self, number: u32) {
         if let Some(word) = self.words.get_mut(number as usize / 64) {
             *word |= 1 << (number % 64);
         }
     }
 
-    /// Adds what is in `other`.
+    /// Adds every number of `other`.
     pub(super) fn unite(&mut self, other: &BitSet) {
         self.combine(other, |a, b| a | b);
     }
 
-    /// Keeps what is in `other` too.
+    /// Removes every number that `other` lacks.
     pub(super) fn intersect(&mut self, other: &BitSet) {
         self.combine(other, |a, b| a & b);
     }
 
-    /// Takes away what is in `other`.
+    /// Removes every number of `other`.
     pub(super) fn subtract(&mut self, other: &BitSet) {
         self.combine(other, |a, b| a & !b);
     }
 
-    /// Whether nothing is in.
+    /// Whether the set is empty.
     pub(super) fn is_empty(&self) -> bool {
         self.words.iter().all(|word| *word == 0)
     }
 
-    /// Whether everything in it is in `other` too.
+    /// Whether `other` contains every number of this set.
     pub(super) fn is_subset(&self, other: &BitSet) -> bool {
         self.words.iter().zip(&other.words).all(|(a, b)| a & !b == 0)
     }
 
-    /// Whether some number is in both.
+    /// Whether both sets share a number.
     pub(super) fn meets(&self, other: &BitSet) -> bool {
         self.words.iter().zip(&other.words).any(|(a, b)| a & b != 0)
     }
 
-    /// Whether nothing is in but, perhaps, one number.
+    /// Whether the set contains no number except, perhaps, the given one.
     pub(super) fn is_within_one(&self, number: u32) -> bool {
         let (place, bit) = (number as usize / 64, 1 << (number % 64));
         self.words.iter().enumerate().all(|(index, word)| *word == 0 || (index == place && *word == bit))

@@ -1,9 +1,9 @@
-//! Compiled policy: everything resolved and shared, so that a call is one lookup and one bit.
+//! Compiled policy: all names resolved and equal parts shared, so that most calls cost one lookup and one bit.
 //!
-//! Tools are numbered, patterns are sets of bits, equal permission sets are stored once, and what a verified chain may do is
-//! worked out once ([`Compiled::resolve`]) and kept beside it. A compiled policy never changes; a change of some agents makes a
-//! new one that shares all the rest ([`Compiled::with_agents`]). No clock, no I/O, no tokens. Look next at
-//! `compile/evaluate.rs` for the algebra, then at `compile/set.rs`.
+//! Tools are numbered, patterns become sets of bits, and equal permission sets are stored once. [`Compiled::resolve`] computes
+//! the permissions of a verified chain once, and the result is kept beside the chain. A compiled policy never changes.
+//! [`Compiled::with_agents`] creates a new one for a change of some agents, which shares all other parts. This module uses no
+//! clock, no I/O and no tokens. Look next at `compile/evaluate.rs` for the evaluation, then at `compile/set.rs`.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -36,28 +36,29 @@ pub use resolve::Resolved;
 use interner::Interner;
 use set::{PermissionSet, canonical};
 
-/// A policy that can decide.
+/// A policy that can decide calls.
 pub struct Compiled {
-    /// Tells a policy from every other one of this process: what was resolved by one means nothing to another.
+    /// Distinguishes this policy from every other one in the process. A [`Resolved`] is valid only for the policy that created
+    /// it.
     serial: u64,
     base: Arc<Base>,
     agents: Shards<AgentId, Arc<Agent>>,
     sets: Interner<PermissionSet>,
     profiles: Interner<Profile>,
-    /// The policy as it would be were the documents in shadow in force; `None` where there are none.
+    /// The policy with all shadow documents enforced; `None` if there are no shadow documents.
     would_be: Option<Arc<Compiled>>,
 }
 
-/// What an agent's document demands of the chains that it stands in first or last.
+/// The limits that an agent's document sets for the chains of this agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Limits {
-    /// Life of a root that names the agent first; `None`: what its issuer allows.
+    /// The longest lifetime of a root that names this agent first, in seconds. `None`: the limit of its issuer applies.
     pub lifetime_max_s: Option<i64>,
-    /// Hops that may follow the agent.
+    /// The number of hops that may follow the agent.
     pub hops_max: u64,
 }
 
-/// All but the agents.
+/// All parts of a policy except the agents.
 #[derive(Debug, Default)]
 struct Base {
     tools: ToolTable,
@@ -67,11 +68,11 @@ struct Base {
     issuers: HashSet<Arc<str>>,
     operator_groups: HashSet<GroupId>,
     operators: HashMap<Arc<str>, OperatorSpec>,
-    /// By id, so that which of several is named hangs on no order.
+    /// Sorted by id, so that the reported guardrail does not depend on the order of documents.
     guardrails: Vec<Guardrail>,
 }
 
-/// What can only take away.
+/// A condition that forbids calls of some tools.
 #[derive(Debug)]
 struct Guardrail {
     id: Arc<str>,
@@ -79,14 +80,14 @@ struct Guardrail {
     forbid_when: Condition,
 }
 
-/// An agent; the parts that many have in common are shared.
+/// An agent. Agents with equal parts share them.
 #[derive(Debug)]
 struct Agent {
     profile: Arc<Profile>,
     permissions: Arc<PermissionSet>,
 }
 
-/// Whom an agent serves.
+/// The applications, users and agents that an agent serves and delegates to, with its limits.
 #[derive(Debug, PartialEq, Eq)]
 struct Profile {
     applications: Names<ApplicationId>,
@@ -99,7 +100,7 @@ impl Compiled {
     /// Validates documents and compiles them.
     ///
     /// # Errors
-    /// Everything [`validate::check`] says, warnings too, if there is an error in it.
+    /// All diagnostics of [`validate::check`], warnings included, if one of them is an error.
     pub fn compile(documents: &[Document]) -> Result<Self, Vec<Diagnostic>> {
         let tools = ToolTable::new(documents);
         let mut patterns = Patterns::default();
@@ -167,10 +168,10 @@ impl Compiled {
         compiled
     }
 
-    /// The policy of documents that hold no agent: what [`Compiled::add_agent`] adds to. None of them may be in shadow.
+    /// Compiles documents without agents; [`Compiled::add_agent`] adds agents later. No document may be in shadow.
     ///
     /// # Errors
-    /// As [`Compiled::compile`].
+    /// As for [`Compiled::compile`].
     pub fn of_base(documents: &[&Document]) -> Result<Self, Vec<Diagnostic>> {
         let tools = ToolTable::new(documents.iter().copied());
         let mut patterns = Patterns::default();
@@ -182,11 +183,11 @@ impl Compiled {
         }
     }
 
-    /// The same agents on another base. What agents have in common is made anew once, so it costs the different permission
-    /// sets and not the fleet.
+    /// The same agents with other base documents. Each distinct permission set is resolved once, so the cost does not grow with
+    /// the number of agents.
     ///
     /// # Errors
-    /// As [`Compiled::compile`]: also where an agent names what the base no longer has.
+    /// As for [`Compiled::compile`], and if an agent names something that the new base lacks.
     pub fn with_base(&self, documents: &[&Document]) -> Result<Self, Vec<Diagnostic>> {
         let mut next = Self::of_base(documents)?;
         let mut patterns = Patterns::default();
@@ -204,10 +205,10 @@ impl Compiled {
         next.checked()
     }
 
-    /// Adds an agent of a fleet that is read one by one; the names in it are looked up by [`Compiled::checked`].
+    /// Adds an agent, for a fleet that is read one agent at a time. [`Compiled::checked`] later checks the names in it.
     ///
     /// # Errors
-    /// Where the document is no agent.
+    /// If the document is not an agent.
     pub fn add_agent(&mut self, document: &Document) -> Result<(), Diagnostic> {
         let Body::Agent(agent) = &document.body else {
             return Err(document.diagnostic(Severity::Error, "id", 0, "only agents can be added one by one".to_owned()));
@@ -216,10 +217,10 @@ impl Compiled {
         Ok(())
     }
 
-    /// The policy itself, if every name in every agent is that of something.
+    /// Returns the policy if every name in every agent exists.
     ///
     /// # Errors
-    /// What is wrong, once for all agents that have it in common.
+    /// The diagnostics. Agents with equal parts are reported once.
     pub fn checked(self) -> Result<Self, Vec<Diagnostic>> {
         let mut seen: HashSet<(*const Profile, *const PermissionSet)> = HashSet::new();
         let (mut patterns, mut out) = (Patterns::default(), Vec::new());
@@ -231,10 +232,10 @@ impl Compiled {
         if out.iter().any(Diagnostic::is_error) { Err(out) } else { Ok(self) }
     }
 
-    /// A document that says the same as an agent's, but for keys and owner; for the linter.
+    /// A document with the same content as an agent, except for its keys and its owner. Validation needs it.
     ///
-    /// Agents that are gone are left out of `delegates_to`: nothing can be handed to them, and a policy that stood while they
-    /// went must stand when it is read anew.
+    /// `delegates_to` leaves out agents that were removed, because nothing can be delegated to them. A policy that was valid when
+    /// they were removed must also be valid when it is read again.
     fn document(&self, id: &AgentId, agent: &Agent) -> Document {
         let Profile { applications, acts_for, delegates_to, limits } = &*agent.profile;
         let spec = AgentSpec {
@@ -251,26 +252,26 @@ impl Compiled {
         Document::new(Body::Agent(spec), id.as_str())
     }
 
-    /// The policy as it would be were the documents in `mode: shadow` in force, each in place of the one of its kind and id.
+    /// The policy with all documents in `mode: shadow` enforced, each in place of the document of the same kind and id.
     pub fn would_be(&self) -> Option<&Arc<Compiled>> {
         self.would_be.as_ref()
     }
 
-    /// The same policy with another would-be policy beside it.
+    /// The same policy with another shadow policy beside it.
     pub fn with_would_be(mut self, would_be: Option<Compiled>) -> Self {
         self.would_be = would_be.map(Arc::new);
         self
     }
 
-    /// The same policy with some agents put in place and some removed; costs what those cost, not the fleet.
+    /// The same policy with some agents added or replaced and some removed. The cost depends on these agents only.
     ///
-    /// Documents in shadow count as if they were in force: they are for the would-be policy, which this one is not.
+    /// Shadow documents count as if they were enforced, because the caller uses them to build the shadow policy.
     ///
-    /// `delegates_to` may name an agent that is not there, or is removed: nothing can be handed to it.
+    /// `delegates_to` may name an agent that does not exist or is removed; nothing can be delegated to it.
     ///
     /// # Errors
-    /// What is wrong with the documents that were put, warnings too, if there is an error: they must be agents and name only what
-    /// there is. Whose a key is knows the registry of keys, which refuses one that another agent holds.
+    /// All diagnostics of the given documents, warnings included, if one of them is an error. The documents must be agents and
+    /// must name only what exists. The key registry, not this method, refuses a key that another agent holds.
     pub fn with_agents(&self, put: &[Document], removed: &[AgentId]) -> Result<Self, Vec<Diagnostic>> {
         let mut next = Self {
             serial: next_serial(),
@@ -302,7 +303,7 @@ impl Compiled {
         for document in put {
             let mut document = document.clone();
             if let Body::Agent(agent) = &mut document.body {
-                // As for agents that stay: what would be handed to one that is gone is handed to nobody.
+                // As for unchanged agents: names of removed agents are ignored, because nothing can be delegated to them.
                 agent.delegates_to.retain(|id| next.agents.get(id.as_str()).is_some());
             }
             validate::check_document(&document, &next, &mut patterns, &mut out);
@@ -315,7 +316,7 @@ impl Compiled {
         self.base.tools.tool(self.base.tools.number(name)?)
     }
 
-    /// An operator, as its document stands.
+    /// The document of an operator.
     pub fn operator(&self, id: &str) -> Option<&OperatorSpec> {
         self.base.operators.get(id)
     }
@@ -325,38 +326,38 @@ impl Compiled {
         self.base.tools.iter()
     }
 
-    /// What an agent's document demands of its chains; `None` for an agent without a document.
+    /// The limits that an agent's document sets for its chains; `None` for an agent without a document.
     pub fn agent_limits(&self, agent: &AgentId) -> Option<Limits> {
         self.agents.get(agent.as_str()).map(|agent| agent.profile.limits)
     }
 
-    /// Every agent's id, in no order.
+    /// The ids of all agents, unsorted.
     pub fn agents(&self) -> impl Iterator<Item = &AgentId> {
         self.agents.keys()
     }
 
-    /// Whether a document in force bears a name: of kind `agent`, `application`, `group`, `issuer`, `permission_set`, or `tool`, those
-    /// of servers among them.
+    /// Whether a document in force defines a name. The kinds are `agent`, `application`, `group`, `issuer`, `permission_set` and
+    /// `tool`; the tools of servers count too.
     pub fn names(&self, kind: &str, id: &str) -> bool {
         if kind == "tool" { self.tool(id).is_some() } else { self.has(kind, id) }
     }
 
-    /// The names of a kind, as [`Compiled::names`] knows them, at most so many.
+    /// The names of a kind, as for [`Compiled::names`], at most `names_max`.
     pub fn names_of(&self, kind: &str, names_max: usize) -> Vec<String> {
         match kind {
             "tool" => self.tools().map(|tool| tool.name.to_string()).take(names_max).collect(),
-            // A fleet of a million agents is not listed for one name.
+            // Taking `names_max` ids avoids listing a fleet of a million agents.
             "agent" => self.agents().map(ToString::to_string).take(names_max).collect(),
             _ => self.ids(kind).into_iter().map(str::to_owned).take(names_max).collect(),
         }
     }
 
-    /// How many agents there are.
+    /// The number of agents.
     pub fn agent_count(&self) -> usize {
         self.agents.len()
     }
 
-    /// How many different permission sets are held, whoever shares them.
+    /// The number of distinct permission sets.
     pub fn permission_set_count(&self) -> usize {
         self.sets.live_count()
     }
@@ -397,12 +398,12 @@ impl Guardrail {
     }
 }
 
-/// The documents that decide.
+/// The documents that take part in decisions: no tests and no shadow documents.
 pub(in crate::policy) fn in_force<'a>(documents: impl IntoIterator<Item = &'a Document>) -> Vec<&'a Document> {
     documents.into_iter().filter(|document| !document.is_shadow() && !matches!(document.body, Body::Test(_))).collect()
 }
 
-/// The documents that would decide were those in shadow in force; `None` where there are none.
+/// The documents of the policy with all shadow documents enforced; `None` if there are no shadow documents.
 pub fn would_be<'a>(documents: impl IntoIterator<Item = &'a Document> + Clone) -> Option<Vec<&'a Document>> {
     let shadows: Vec<&Document> = documents.clone().into_iter().filter(|document| document.is_shadow()).collect();
     if shadows.is_empty() {
@@ -462,7 +463,7 @@ fn next_serial() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// The same names in one order, so that equal ones are found equal.
+/// The names sorted and without duplicates, so that equal selections compare equal.
 fn sorted<T: Ord + Clone>(names: &Names<T>) -> Names<T> {
     match names {
         Names::All => Names::All,

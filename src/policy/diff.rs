@@ -1,7 +1,7 @@
-//! What a policy would change against another one: documents, and for each agent and tool what can be reached.
+//! The difference between two policies: changed documents, and for each agent and tool the change of access.
 //!
-//! Pure. A pair is compared whoever the agent acts for and wherever it runs, so that no widening is missed: what is not known to
-//! be narrower is shown as wider or changed. Look next at `compile/compare.rs`, which compares.
+//! This file is pure. A pair of agent and tool is compared for all users and applications, so that no widening is missed. A
+//! change that is not known to be narrower is shown as wider or changed. Look next at `compile/compare.rs`, which compares.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -14,12 +14,12 @@ use crate::model::records::DocumentKey;
 use super::document::{Body, Document};
 use super::{Compiled, Diagnostic, Severity};
 
-/// Which way what can be reached changes; the order is of what a reader must see first.
+/// The direction of a change of access, in the order of importance to a reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Direction {
-    /// Some call may get a better answer, and none is known to get a worse one.
+    /// Some call may get a better answer, and no call is known to get a worse one.
     Wider,
-    /// Both, or not known to be one of them.
+    /// Some calls may get better and others worse answers, or the direction is not known.
     Changed,
     /// No call gets a better answer.
     Narrower,
@@ -39,12 +39,12 @@ impl Direction {
     }
 }
 
-/// The best and the worst that calls can get.
+/// The best and the worst effect that calls can get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
     /// No call gets a better answer.
     pub best: Effect,
-    /// No call gets a worse one, as far as policy goes: a token may grant less.
+    /// No call gets a worse effect from the policy. A token may still grant less.
     pub worst: Effect,
 }
 
@@ -52,18 +52,18 @@ impl Span {
     /// Nothing is ever permitted.
     pub const DENY: Self = Self { best: Effect::Deny, worst: Effect::Deny };
 
-    /// Where both are asked.
+    /// The range when both layers take part in the decision.
     pub(super) fn least(self, other: Self) -> Self {
         Self { best: self.best.min(other.best), worst: self.worst.min(other.worst) }
     }
 
-    /// Where one of them is asked.
+    /// The range when either layer may take part in the decision.
     pub(super) fn either(self, other: Self) -> Self {
         Self { best: self.best.max(other.best), worst: self.worst.min(other.worst) }
     }
 }
 
-/// `PERMIT`, or `PERMIT?` where arguments, conditions or who it acts for decide.
+/// `PERMIT`, or `PERMIT?` if the answer depends on arguments, conditions or the user.
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let doubt = if self.best == self.worst { "" } else { "?" };
@@ -71,40 +71,40 @@ impl fmt::Display for Span {
     }
 }
 
-/// How one document changes.
+/// The change of one document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DocumentChange {
     /// `added`, `changed` or `removed`.
     pub change: &'static str,
-    /// Its name.
+    /// The kind and the id.
     pub key: DocumentKey,
 }
 
-/// How what an agent can reach of a tool changes.
+/// The change of one agent's access to one tool.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PairChange {
     /// SPIFFE ID.
     pub agent: AgentId,
     /// `server/tool`.
     pub tool: Arc<str>,
-    /// What was.
+    /// The effects before the change.
     pub before: Span,
-    /// What would be.
+    /// The effects after the change.
     pub after: Span,
-    /// Which way.
+    /// The direction of the change.
     pub direction: Direction,
 }
 
-/// The pairs that change: widening ones first, then by agent and tool.
+/// The changed pairs of agent and tool: widening ones first, then by agent and tool.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pairs {
-    /// As many as were asked for.
+    /// The pairs, as many as the caller asked for.
     pub listed: Vec<PairChange>,
-    /// How many change in all.
+    /// The number of all changed pairs.
     pub total: u64,
 }
 
-/// Compares documents by what they say, wherever they stand; tests are none.
+/// Compares documents by their content; files and positions do not count. Tests are ignored.
 pub fn documents(before: &[Document], after: &[Document]) -> Vec<DocumentChange> {
     let keyed = |documents: &'_ [Document]| -> BTreeMap<DocumentKey, usize> {
         let kept = documents.iter().enumerate().filter(|(_, document)| !matches!(document.body, Body::Test(_)));
@@ -130,7 +130,7 @@ pub fn documents(before: &[Document], after: &[Document]) -> Vec<DocumentChange>
     changes
 }
 
-/// Compares what agents can reach, listing at most `pairs_max` pairs.
+/// Compares the access of agents and lists at most `pairs_max` pairs.
 pub fn pairs(before: &Compiled, after: &Compiled, pairs_max: usize) -> Pairs {
     let cohorts = before.compare(after);
     let mut pairs = Pairs::default();
@@ -160,7 +160,8 @@ pub fn pairs(before: &Compiled, after: &Compiled, pairs_max: usize) -> Pairs {
     pairs
 }
 
-/// The documents that ask for two people before and do not after: whoever could change that alone could let in alone.
+/// The documents that lose `two_person` in a change. Such a change needs two operators; otherwise one operator could remove the
+/// rule and then reinstate alone.
 pub fn weakened<'a>(before: &'a [Document], after: impl IntoIterator<Item = &'a Document>) -> Vec<&'a DocumentKey> {
     let two: BTreeSet<&DocumentKey> =
         after.into_iter().filter(|document| document.two_person).map(|document| &document.key).collect();
@@ -168,7 +169,7 @@ pub fn weakened<'a>(before: &'a [Document], after: impl IntoIterator<Item = &'a 
     asked.map(|document| &document.key).filter(|key| !two.contains(key)).collect()
 }
 
-/// What changes besides: who is believed, who holds a key, who administers. No pair shows it.
+/// Warnings about changes that no pair shows: issuers, keys of agents, operators, and the two-person rule.
 pub fn beside_pairs(before: &[Document], after: &[Document]) -> Vec<Diagnostic> {
     let changes = documents(before, after);
     let find = |all: &'_ [Document], key: &DocumentKey| all.iter().position(|document| document.key == *key);

@@ -1,7 +1,7 @@
-//! The tool registry of a policy, and patterns resolved against it.
+//! The tool registry of a policy, and the patterns that match its tools.
 //!
-//! Tools are numbered in the order of their names, so that a pattern's literal beginning is a range to look in. Patterns are
-//! resolved here, when policy is compiled, never for a request. It knows no layer. Look next at `compile/set.rs`.
+//! Tools are numbered in the order of their names, so the literal start of a pattern selects a range of numbers. Patterns are
+//! resolved when a policy is compiled, never during a request. This file knows no layer. Look next at `compile/set.rs`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -16,20 +16,20 @@ use super::document::{Body, Document, ProofClass, Risk, ToolSpec};
 pub struct Tool {
     /// `server/tool`.
     pub name: ToolName,
-    /// What a call may do.
+    /// The risk of a call.
     pub risk: Risk,
     /// When a call needs a proof of possession.
     pub proof: ProofClass,
-    /// SHA-256 of the schema a call must have been made against, if the registry pins one.
+    /// SHA-256 of the schema that the caller must have used; `None` if the registry pins none.
     pub schema_sha256: Option<[u8; 32]>,
-    /// The kind of the document that registers it: `tool` or `server`.
+    /// The kind of the document that registers the tool: `tool` or `server`.
     pub kind: &'static str,
     /// The id of that document.
     pub document: Arc<str>,
 }
 
 impl Tool {
-    /// Whether a call may do what cannot be undone.
+    /// Whether a call may make changes that cannot be undone.
     pub fn is_destructive(&self) -> bool {
         self.risk == Risk::Destructive
     }
@@ -39,13 +39,13 @@ impl Tool {
         self.proof == ProofClass::PerCall
     }
 
-    /// Whether a call needs a proof unless its handle was made with one.
+    /// Whether a call needs a proof of possession unless its handle was created with one.
     pub fn needs_proof_per_handle(&self) -> bool {
         self.proof == ProofClass::PerHandle
     }
 }
 
-/// All tools, sorted by name; a tool's number is its place.
+/// All tools, sorted by name. The number of a tool is its index.
 #[derive(Debug, Default)]
 pub(super) struct ToolTable {
     tools: Vec<Tool>,
@@ -55,19 +55,19 @@ pub(super) struct ToolTable {
 /// The tools that a pattern matches.
 #[derive(Clone, Debug)]
 pub(super) enum Matching {
-    /// Exactly one, named.
+    /// Exactly one tool, named without a wildcard.
     One(u32),
-    /// Any number of them.
+    /// Any number of tools.
     Many(Arc<BitSet>),
 }
 
 impl Matching {
-    /// Whether there is none.
+    /// Whether the pattern matches no tool.
     pub(super) fn is_empty(&self) -> bool {
         matches!(self, Matching::Many(tools) if tools.is_empty())
     }
 
-    /// Adds them to a set.
+    /// Adds the matched tools to a set.
     pub(super) fn unite_into(&self, set: &mut BitSet) {
         match self {
             Matching::One(number) => set.insert(*number),
@@ -75,7 +75,7 @@ impl Matching {
         }
     }
 
-    /// Whether one of them is in a set.
+    /// Whether a set contains some matched tool.
     pub(super) fn meets(&self, set: &BitSet) -> bool {
         match self {
             Matching::One(number) => set.contains(*number),
@@ -83,7 +83,7 @@ impl Matching {
         }
     }
 
-    /// Whether another matching has all of them.
+    /// Whether `wider` contains every matched tool.
     pub(super) fn is_covered_by(&self, wider: &Matching) -> bool {
         match (self, wider) {
             (Matching::One(a), Matching::One(b)) => a == b,
@@ -92,7 +92,7 @@ impl Matching {
         }
     }
 
-    /// Whether all of them are in a set.
+    /// Whether a set contains every matched tool.
     pub(super) fn is_within(&self, set: &BitSet) -> bool {
         match self {
             Matching::One(number) => set.contains(*number),
@@ -102,7 +102,7 @@ impl Matching {
 }
 
 impl ToolTable {
-    /// The tools of all documents; of two of one name (an error that validation reports) the first.
+    /// The tools of all documents. If two documents register one name, the first counts; validation reports that as an error.
     pub(super) fn new<'a>(documents: impl IntoIterator<Item = &'a Document>) -> Self {
         let mut tools = Vec::new();
         for document in documents {
@@ -122,7 +122,7 @@ impl ToolTable {
         Self { tools, numbers }
     }
 
-    /// How many there are.
+    /// The number of tools.
     pub(super) fn len(&self) -> usize {
         self.tools.len()
     }
@@ -132,7 +132,7 @@ impl ToolTable {
         self.numbers.get(name).copied()
     }
 
-    /// The tool of a number.
+    /// The tool with a number.
     pub(super) fn tool(&self, number: u32) -> Option<&Tool> {
         self.tools.get(number as usize)
     }
@@ -164,14 +164,14 @@ impl ToolTable {
     }
 }
 
-/// Patterns that were resolved before, so that a fleet's `crm/*` costs once.
+/// A cache of resolved patterns. A pattern that many agents share, such as `crm/*`, is resolved once.
 #[derive(Debug, Default)]
 pub(super) struct Patterns {
     resolved: HashMap<Arc<str>, Matching>,
 }
 
 impl Patterns {
-    /// The tools that a pattern matches. One table for all calls, or the answers are another table's.
+    /// The tools that a pattern matches. All calls must pass the same table, because the cache does not distinguish tables.
     pub(super) fn resolve(&mut self, pattern: &Arc<str>, tools: &ToolTable) -> Matching {
         if let Some(known) = self.resolved.get(pattern) {
             return known.clone();
@@ -193,7 +193,7 @@ fn tool(name: &str, spec: &ToolSpec, kind: &'static str, document: &Document) ->
     }
 }
 
-/// Whether a name matches: `*` is any run of characters but a slash, so both must have as many slashes.
+/// Whether a pattern matches a name. `*` stands for any characters except a slash, so both must have the same number of slashes.
 fn matches(pattern: &str, name: &str) -> bool {
     let (mut patterns, mut names) = (pattern.split('/'), name.split('/'));
     loop {
@@ -205,7 +205,8 @@ fn matches(pattern: &str, name: &str) -> bool {
     }
 }
 
-/// Leftmost matching of the literal pieces between the stars: what is left over to the right can only help the next.
+/// Whether a pattern matches one segment. The literals between the stars are matched leftmost, which leaves the most text for the
+/// next.
 fn matches_segment(pattern: &str, name: &str) -> bool {
     let Some((beginning, rest)) = pattern.split_once('*') else {
         return pattern == name;

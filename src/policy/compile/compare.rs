@@ -1,9 +1,9 @@
-//! Two policies compared: for which agents and tools what can be reached changes, and which way.
+//! Compares two policies: the agents and tools whose access changes, and the direction of the change.
 //!
-//! INVARIANT: no widening is missed. A call gets a better answer only if some layer of it answers better, so whatever of a layer
-//! is not provably the same or narrower counts as widening. Ways of a layer are compared by their entries, those of equal
-//! agents once for all of them: a fleet of a million shares a few thousand permission sets. Look next at
-//! [`diff`](super::super::diff), which shows what comes out.
+//! INVARIANT: no widening is missed. A call gets a better answer only if one of its layers answers better. So every change of a
+//! layer that is not provably equal or narrower counts as widening. Layers are compared by their entries. Agents with equal parts
+//! are compared once, because a fleet of a million agents shares a few thousand permission sets. Look next at
+//! [`diff`](super::super::diff), which shows the result.
 
 use std::collections::{BTreeSet, HashMap};
 use std::ops::BitOrAssign;
@@ -19,16 +19,16 @@ use super::evaluate::best_and_worst;
 use super::set::{Chances, PermissionSet, SetEntry};
 use super::{Agent, Compiled, Profile};
 
-/// Agents for which the same tools change in the same way.
+/// Agents whose access changes in the same way for the same tools.
 #[derive(Debug)]
 pub(in crate::policy) struct Cohort {
-    /// By id.
+    /// The agents, sorted by id.
     pub(in crate::policy) agents: Vec<AgentId>,
-    /// By tool.
+    /// The changes, sorted by tool.
     pub(in crate::policy) tools: Vec<ToolChange>,
 }
 
-/// How one tool changes for a cohort.
+/// The change of one tool for a cohort.
 #[derive(Clone, Debug)]
 pub(in crate::policy) struct ToolChange {
     pub(in crate::policy) tool: Arc<str>,
@@ -37,7 +37,7 @@ pub(in crate::policy) struct ToolChange {
     pub(in crate::policy) direction: Direction,
 }
 
-/// What a difference may do: neither is none at all.
+/// The possible directions of a change. Neither flag means no change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Shift {
     widens: bool,
@@ -53,7 +53,7 @@ impl Shift {
         self == Self::default()
     }
 
-    /// What is there now and was not before, and the other way round.
+    /// An added name widens, and a removed name narrows.
     fn of_names(added: bool, removed: bool) -> Self {
         Self { widens: added, narrows: removed }
     }
@@ -66,34 +66,34 @@ impl BitOrAssign for Shift {
     }
 }
 
-/// Before and after.
+/// A value of the old policy and of the new one.
 #[derive(Clone, Copy, Debug)]
 struct Sides<T> {
     before: T,
     after: T,
 }
 
-/// An agent's parts on both sides; those of equal agents are the same ones.
+/// An agent in both policies. Equal agents of one policy share their parts.
 type Parts<'a> = Sides<Option<&'a Agent>>;
 
-/// Agents whose parts are the same on both sides.
+/// Agents that share their parts in both policies.
 struct Group<'a> {
     parts: Parts<'a>,
     agents: Vec<AgentId>,
-    /// Whether the parts say the same on both sides.
+    /// Whether the parts are equal in both policies.
     is_unchanged: bool,
     tools: Vec<ToolChange>,
 }
 
 impl Compiled {
-    /// What changes for whom between this policy and `after`.
+    /// Compares the access of all agents between this policy and `after`.
     pub(in crate::policy) fn compare(&self, after: &Compiled) -> Vec<Cohort> {
         let policies = Sides { before: self, after };
         let mut groups = groups(policies);
         let changed = Changed::new(policies);
         let names = self.base.tools.iter().chain(after.base.tools.iter()).map(|tool| tool.name.as_str());
         for name in names.collect::<BTreeSet<&str>>() {
-            // One tool at a time: what all groups and applications say of all tools is not kept.
+            // Only one tool at a time is held in memory, not the answers of all groups and applications for all tools.
             let standing = Standing::new(name, policies, &changed);
             for group in groups.iter_mut().filter(|group| !group.is_unchanged || standing.changes) {
                 group.tools.extend(standing.change_for(group.parts));
@@ -104,7 +104,7 @@ impl Compiled {
     }
 }
 
-/// The agents of both sides, those with the same parts together.
+/// Groups the agents of both policies by their shared parts.
 fn groups(policies: Sides<&Compiled>) -> Vec<Group<'_>> {
     let Sides { before, after } = policies;
     let mut same_sets: HashMap<[usize; 2], bool> = HashMap::new();
@@ -136,7 +136,7 @@ fn groups(policies: Sides<&Compiled>) -> Vec<Group<'_>> {
     groups
 }
 
-/// Groups and applications whose entries are not the same on both sides, by id.
+/// The ids of groups and applications whose entries differ between the policies.
 struct Changed<'a> {
     groups: BTreeSet<&'a str>,
     applications: BTreeSet<&'a str>,
@@ -162,27 +162,27 @@ fn changed<'a>(before: &'a Sets, after: &'a Sets) -> BTreeSet<&'a str> {
     before.keys().chain(after.keys()).filter(differs).map(|id| &**id).collect()
 }
 
-/// Where a part lies: equal parts of one policy are one.
+/// The address of a part. Equal parts of one policy share one address.
 fn address<T>(part: Option<&T>) -> usize {
     part.map_or(0, |part| std::ptr::from_ref(part) as usize)
 }
 
-/// All that is said of one tool by others than agents.
+/// The answers of all layers except the agents for one tool.
 struct Standing<'a> {
     name: Arc<str>,
     number: Sides<Option<u32>>,
-    /// Of the tool itself, of guardrails and of groups: what concerns every agent.
+    /// The change of the tool itself, of guardrails and of groups, which concern every agent.
     shift: Shift,
     guarded: Sides<bool>,
     users: Sides<Users<'a>>,
     applications: HashMap<&'a str, Ceiling>,
-    /// All applications together.
+    /// The union over all applications.
     any_application: Ceiling,
-    /// Whether anything of the above changes.
+    /// Whether any of these layers changes.
     changes: bool,
 }
 
-/// What groups say of a tool.
+/// The answers of groups for a tool.
 #[derive(Default)]
 struct Users<'a> {
     by_group: HashMap<&'a str, Chances>,
@@ -191,7 +191,7 @@ struct Users<'a> {
     any_denies: bool,
 }
 
-/// What an application says of a tool.
+/// The answer of an application for a tool.
 #[derive(Clone, Copy)]
 struct Ceiling {
     span: Sides<Span>,
@@ -232,14 +232,14 @@ impl<'a> Standing<'a> {
         Self { name: name.into(), number, shift, guarded, users, applications, any_application, changes }
     }
 
-    /// How the tool changes for an agent; `None` if it does not.
+    /// The change of the tool for an agent; `None` if nothing changes.
     fn change_for(&self, parts: Parts<'_>) -> Option<ToolChange> {
         let span = Sides {
             before: self
                 .span(parts.before, self.number.before, self.guarded.before, &self.users.before, |ceiling| ceiling.span.before),
             after: self.span(parts.after, self.number.after, self.guarded.after, &self.users.after, |ceiling| ceiling.span.after),
         };
-        // INVARIANT: `best` is above what any call can get, so what never gets anything does not change.
+        // INVARIANT: `best` is an upper bound, so a tool that is denied on both sides does not change.
         if span.before.best == Effect::Deny && span.after.best == Effect::Deny {
             return None;
         }
@@ -268,7 +268,8 @@ impl<'a> Standing<'a> {
         shift
     }
 
-    /// Ceilings of the applications that an agent runs in; one it runs in only on one side counts if anything is reached there.
+    /// The change from the applications that an agent runs in. An application on only one side counts if it permits anything
+    /// there.
     fn applications_shift(&self, before: &Names<ApplicationId>, after: &Names<ApplicationId>) -> Shift {
         let of = |id: &ApplicationId| self.applications.get(id.as_str()).copied().unwrap_or(Ceiling::NONE);
         let all = || self.applications.keys().map(|id| ApplicationId::from(*id)).collect::<Vec<_>>();
@@ -289,7 +290,7 @@ impl<'a> Standing<'a> {
         shift
     }
 
-    /// The best and the worst that a call by an agent can get, whoever it acts for and wherever.
+    /// The best and the worst effect for a call by an agent, over all users and applications.
     fn span(
         &self,
         agent: Option<&Agent>,
@@ -343,7 +344,8 @@ impl<'a> Users<'a> {
         users
     }
 
-    /// For users of these groups, who may be in any other one too: a user's groups unite.
+    /// The range for users of the given groups. Such a user may also be in any other group, and the entries of all groups of a
+    /// user count together.
     fn span(&self, acts_for: &Names<GroupId>) -> Span {
         let silent = Chances::default();
         let with = |chances: &Chances| self.with(chances);
@@ -356,7 +358,7 @@ impl<'a> Users<'a> {
         spans.unwrap_or(Span::DENY)
     }
 
-    /// For users who are in one group, and perhaps in others.
+    /// The range for users in one group who may also be in others.
     fn with(&self, chances: &Chances) -> Span {
         let ([deny_sure, approve_sure, allow_sure], [_, approve, allow]) = (chances.sure, chances.possible);
         let best = match () {
@@ -377,7 +379,7 @@ impl<'a> Users<'a> {
 }
 
 impl Compiled {
-    /// The conditions of a tool's guardrails.
+    /// The conditions of the guardrails of a tool.
     fn guardrails_of(&self, number: Option<u32>) -> BTreeSet<&str> {
         let Some(number) = number else { return BTreeSet::new() };
         let of_tool = self.base.guardrails.iter().filter(|guardrail| guardrail.tools.contains(number));
@@ -407,7 +409,7 @@ fn tool_shift(before: Option<&Tool>, after: Option<&Tool>) -> Shift {
         (None, None) => Shift::default(),
         (None, Some(_)) => Shift::WIDENS,
         (Some(_), None) => Shift::NARROWS,
-        // Conditions may ask for the risk, and both decide about proofs and freshness.
+        // Conditions can read the risk, and both values decide about proofs and freshness, so the change may go either way.
         (Some(before), Some(after)) if (before.risk, before.proof) != (after.risk, after.proof) => Shift::BOTH,
         (Some(before), Some(after)) => match (before.schema_sha256, after.schema_sha256) {
             (before, after) if before == after => Shift::default(),
@@ -418,7 +420,7 @@ fn tool_shift(before: Option<&Tool>, after: Option<&Tool>) -> Shift {
     }
 }
 
-/// Whom an agent serves and hands on to, and for how long; its applications are asked tool by tool.
+/// The change of the users, the delegations and the limits of an agent. Applications are compared for each tool instead.
 fn profile_shift(before: &Profile, after: &Profile) -> Shift {
     let mut shift = match (&before.acts_for, &after.acts_for) {
         (Names::All, Names::All) => Shift::default(),
@@ -436,7 +438,7 @@ fn profile_shift(before: &Profile, after: &Profile) -> Shift {
     shift
 }
 
-/// What one sorted list has and another has not.
+/// The names in one sorted list that another one lacks.
 fn lacking<T: Ord + Clone>(list: &[T], other: &[T]) -> Vec<T> {
     list.iter().filter(|name| other.binary_search(name).is_err()).cloned().collect()
 }
@@ -446,10 +448,10 @@ fn lists_shift<T: Ord>(before: &[T], after: &[T]) -> Shift {
     Shift::of_names(after.iter().any(|name| lacks(before, name)), before.iter().any(|name| lacks(after, name)))
 }
 
-/// What a difference of entries may do to the answers of a layer.
+/// The possible effect of changed entries on the answers of a layer.
 ///
-/// A deny only takes away, even where it fails. An allow without a condition only gives; one with a condition may fail, and then
-/// denies the layer, so it is both. An approval gives to some and takes from others.
+/// A deny can only narrow, even if its condition fails. An allow without a condition can only widen. An allow with a condition
+/// can do both, because a failed condition denies the layer. An approval permits some calls and restricts others.
 fn entries_shift(before: &[&SetEntry], after: &[&SetEntry]) -> Shift {
     let lacks = |entries: &[&SetEntry], entry: &SetEntry| !entries.iter().any(|other| other.says_the_same(entry));
     let mut shift = Shift::default();

@@ -1,8 +1,9 @@
-//! The algebra: every layer answers, and the least answer is the decision.
+//! The evaluation: every layer answers a call, and the least answer is the decision.
 //!
-//! Layers in the order in which one of equals is reported: tool, user, application, agents from the root, scopes from the root
-//! token on, guardrails. The unconditional permit is one lookup and one bit and allocates nothing; everything else asks the layers one by
-//! one. Pure: no clock, no state. Look next at `set.rs` for how entries apply.
+//! The layers are, in the order of reporting: tool, user, application, agents from the root, scopes from the root token,
+//! guardrails. Of several equal answers the first is reported. An unconditional permit costs one lookup and one bit and allocates
+//! nothing. Every other call goes through the layers one by one. This file is pure: it uses no clock and no state. Look next at
+//! `set.rs` for the matching of entries.
 
 use std::sync::Arc;
 
@@ -19,67 +20,67 @@ use super::Compiled;
 use super::resolve::{Failure, Resolved};
 use super::set::{Chances, Heard, PermissionSet, SetEntry};
 
-/// What policy says to one call.
+/// The answer of the policy to one call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verdict {
-    /// The least answer of all layers.
+    /// The least effect of all layers.
     pub effect: Effect,
-    /// Why.
+    /// The reason for the effect.
     pub reason: Reason,
-    /// The first layer that gave that answer; `None` on a permit.
+    /// The first layer that gave this effect; `None` on a permit.
     pub layer: Option<Layer>,
-    /// Index of the agent or token at fault, root 0.
+    /// The index of the deciding agent or token; the root is 0.
     pub hop: Option<usize>,
-    /// The entry that decided; `None` on a permit, and where a token did.
+    /// The entry that decided; `None` on a permit, and if a token decided.
     pub matched: Option<Arc<EntryRef>>,
-    /// One for each layer that asks for an approval, where no layer denies.
+    /// The approvals that the call needs, one for each layer that demands one. Empty if a layer denies.
     pub approvals: Vec<ApprovalNeed>,
-    /// What must have been prepared, one for each layer that demands it, where no layer denies.
+    /// The calls that must have been prepared, one for each layer that demands one. Empty if a layer denies.
     pub prepared: Vec<PreparedNeed>,
-    /// Duties that come with a permit.
+    /// The obligations of a permit.
     pub obligations: Vec<Obligation>,
 }
 
-/// What policy says to a tool while its arguments are not known.
+/// The possible answers of the policy for a tool whose arguments are not known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reach {
-    /// The best effect that some arguments can reach, as far as each entry by itself tells.
+    /// The best effect that some arguments can reach. Each entry is judged by itself.
     pub effect: Effect,
-    /// Why it is no better.
+    /// The reason why the effect is no better.
     pub reason: Reason,
-    /// The first layer that lets it be no better; `None` on a permit.
+    /// The first layer that limits the effect; `None` on a permit.
     pub layer: Option<Layer>,
-    /// Whether the arguments decide.
+    /// Whether the answer depends on the arguments.
     pub maybe: bool,
 }
 
-/// One layer's answer, for an explanation.
+/// The answer of one layer, for an explanation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LayerAnswer {
-    /// Who answers.
+    /// The layer.
     pub layer: Layer,
-    /// Which agent or token, root 0.
+    /// The index of the agent or token; the root is 0.
     pub hop: Option<usize>,
-    /// What it answers.
+    /// The effect.
     pub effect: Effect,
-    /// Why; `OK` on a permit.
+    /// The reason; `OK` on a permit.
     pub reason: Reason,
-    /// The entry that decided in this layer; `None` for a token, an unknown document, and a user of several groups or none.
+    /// The entry that decided in this layer. `None` for a token, an unknown document, and a user with no group or several.
     pub matched: Option<EntryRef>,
-    /// What it asks for.
+    /// The approval that the layer demands.
     pub approval: Option<ApprovalNeed>,
-    /// What it demands to have been prepared.
+    /// The calls that must have been prepared.
     pub prepared: Vec<PreparedNeed>,
 }
 
 impl Compiled {
-    /// Decides a call of a subject that was resolved by this policy.
+    /// Decides a call. A `resolved` of another policy is resolved again.
     pub fn evaluate(&self, resolved: &Resolved, subject: &Subject, call: &Call<'_>) -> Verdict {
         let fresh;
         let resolved = if resolved.serial == self.serial {
             resolved
         } else {
-            // INVARIANT: bits of another policy's tools are never read.
+            // INVARIANT: the bits of another policy's tool table are never read.
             fresh = self.resolve(subject);
             &fresh
         };
@@ -109,7 +110,7 @@ impl Compiled {
         verdict
     }
 
-    /// What every layer answers to a call, in the order of reporting. One answer where the chain or the tool is unknown.
+    /// The answers of all layers to a call, in the order of reporting. An unknown chain or tool gives a single answer.
     pub fn explain(&self, resolved: &Resolved, subject: &Subject, call: &Call<'_>) -> Vec<LayerAnswer> {
         let fresh;
         let resolved = if resolved.serial == self.serial {
@@ -135,7 +136,7 @@ impl Compiled {
         answers
     }
 
-    /// What a tool can come to, whatever the arguments are. A pinned schema is taken to be the right one.
+    /// The possible answers for a tool over all arguments. A pinned schema is assumed to match.
     pub fn reach(&self, resolved: &Resolved, subject: &Subject, tool: &str) -> Reach {
         let fresh;
         let resolved = if resolved.serial == self.serial {
@@ -192,7 +193,7 @@ impl Compiled {
         best
     }
 
-    /// Asks the layers in order until `take` has heard enough.
+    /// Evaluates the layers in order until `take` returns `false`.
     fn ask_layers<'a>(
         &'a self,
         resolved: &'a Resolved,
@@ -256,8 +257,7 @@ impl Compiled {
         take(self.ask_guardrails(number, &facts));
     }
 
-    /// The guardrails of a tool: one that cannot be evaluated denies, and so does one that forbids any agent of the chain; the
-    /// rest say nothing.
+    /// Evaluates the guardrails of a tool. A guardrail denies if it cannot be evaluated, or if it forbids any agent of the chain.
     fn ask_guardrails(&self, tool: u32, facts: &Facts<'_>) -> Answer<'_> {
         let mut forbidding = None;
         for guardrail in self.base.guardrails.iter().filter(|guardrail| guardrail.tools.contains(tool)) {
@@ -293,7 +293,7 @@ impl Verdict {
     }
 }
 
-/// A set with the document that holds it.
+/// A permission set with the document that it belongs to.
 #[derive(Clone, Copy)]
 struct Owner<'a> {
     kind: &'static str,
@@ -301,7 +301,7 @@ struct Owner<'a> {
     set: &'a PermissionSet,
 }
 
-/// An [`EntryRef`] that is not allocated yet.
+/// An [`EntryRef`] that borrows its text.
 struct Matched<'a> {
     kind: &'static str,
     id: &'a str,
@@ -333,7 +333,7 @@ impl<'a> Answer<'a> {
         Self { layer, hop, effect, reason, matched, approval: None, prepared: Vec::new() }
     }
 
-    /// Adds what another answer of the same layer asks for.
+    /// Merges the demands of another answer of the same layer.
     fn also(&mut self, other: Self) {
         self.prepared.extend(other.prepared);
         self.prepared.sort();
@@ -355,8 +355,8 @@ impl<'a> Answer<'a> {
     }
 }
 
-/// The answer of a layer that has one document for the whole chain: where its conditions look at the agent, each agent is asked
-/// for, and the least answer is the layer's. So no agent that comes later can lift what an earlier one is denied.
+/// The answer of a layer whose documents serve the whole chain. If its conditions read the agent, they are evaluated for each
+/// agent, and the least answer counts. So delegating to another agent can never lift a denial.
 fn ask_for_each_agent<'a>(
     layer: Layer,
     denial: Reason,
@@ -378,7 +378,8 @@ fn ask_for_each_agent<'a>(
     least
 }
 
-/// The answer of a layer made of permission sets: they unite, then deny beats approve beats allow, and silence denies.
+/// The answer of a layer of permission sets. The sets are united; then deny takes precedence over approve, and approve over
+/// allow. Without an applicable entry the layer denies.
 fn ask<'a>(
     layer: Layer,
     hop: Option<usize>,
@@ -394,7 +395,7 @@ fn ask<'a>(
             Heard::Nothing => {}
             Heard::Entry(entry) if decisive.is_some_and(|(_, other)| strength(other) <= strength(entry)) => {}
             Heard::Entry(entry) => decisive = Some((owner, entry)),
-            // INVARIANT: no rule is ever skipped: what cannot be evaluated denies.
+            // INVARIANT: no rule is ever skipped. A condition that cannot be evaluated denies.
             Heard::Failed(entry) => return Answer::new(layer, hop, Err(Reason::ConditionError), Some(matched(owner, entry))),
         }
     }
@@ -428,7 +429,7 @@ fn matched<'a>(owner: Owner<'a>, entry: &'a SetEntry) -> Matched<'a> {
     }
 }
 
-/// What a layer asks for: of the entries that apply, everybody whom one of them names, within the shortest time.
+/// The approval that a layer demands. Every approver of an applicable entry may give it, and the shortest expiry applies.
 fn need<'a>(
     layer: Layer,
     hop: Option<usize>,
@@ -436,7 +437,8 @@ fn need<'a>(
     tool: u32,
     facts: &Facts<'_>,
 ) -> ApprovalNeed {
-    // INVARIANT: no approver is left out for want of work. Each condition was asked before, so together they fit once more.
+    // INVARIANT: an exhausted budget never drops an approver. Each condition was evaluated before, so all of them fit a new
+    // budget.
     let work = Work::default();
     let facts = &Facts { work: &work, ..*facts };
     let mut by: Vec<GroupId> = Vec::new();
@@ -452,7 +454,7 @@ fn need<'a>(
     ApprovalNeed { layer, hop, by, expires_in_ms }
 }
 
-/// The best and the worst that a layer of permission sets can answer.
+/// The best and the worst effect of a layer of permission sets.
 pub(super) fn best_and_worst<'a>(tool: u32, sets: impl Iterator<Item = &'a PermissionSet>) -> (Effect, Effect) {
     let mut chances = Chances::default();
     sets.for_each(|set| set.add_chances(tool, &mut chances));

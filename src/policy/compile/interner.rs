@@ -1,4 +1,4 @@
-//! Values that many agents have in common, kept once.
+//! Stores values that many agents share only once.
 //!
 //! Look next at `compile.rs`.
 
@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 
 use crate::model::shards::Shards;
 
-/// Values by what they were made of, so that equal ones are one; a value that nobody uses any more is forgotten.
+/// Shared values by the text that they were made from. Values that nobody uses any more are dropped.
 #[derive(Debug)]
 pub(super) struct Interner<T> {
     values: Shards<Arc<str>, Weak<T>>,
@@ -26,7 +26,7 @@ impl<T> Default for Interner<T> {
 }
 
 impl<T> Interner<T> {
-    /// The value of a key, made only if there is none in use. Equal keys must mean equal values.
+    /// Returns the value of a key, and creates it only if none is in use. Equal keys must mean equal values.
     pub(super) fn intern(&mut self, key: Arc<str>, make: impl FnOnce() -> T) -> Arc<T> {
         if let Some(value) = self.values.get(&key).and_then(Weak::upgrade) {
             return value;
@@ -39,12 +39,12 @@ impl<T> Interner<T> {
         value
     }
 
-    /// From now on each insertion also forgets what nobody uses near it: not worth it while a whole policy is compiled.
+    /// From now on each insertion also drops unused values near it. That is not worth the cost while a whole policy is compiled.
     pub(super) fn sweep(&mut self) {
         self.sweeping = true;
     }
 
-    /// How many values are in use.
+    /// The number of values in use.
     pub(super) fn live_count(&self) -> usize {
         self.values.iter().filter(|(_, value)| value.strong_count() > 0).count()
     }

@@ -1,7 +1,7 @@
-//! What would have to change for a layer that denies: the smallest change that turns it, from the layer's own entries.
+//! Remedies: the smallest change of a layer's documents that turns its denial into a permit.
 //!
-//! For an explanation, never for a decision. What is found here may not be shown to whoever asked for the decision: the service
-//! keeps it from gateways. Look next at `evaluate.rs`, whose answers this explains.
+//! Remedies serve explanations, never decisions. They reveal policy, so the service must not show them to gateways. Look next at
+//! `evaluate.rs`, whose answers they explain.
 
 use crate::model::decision::EntryRef;
 use crate::model::reason::{Layer, Reason};
@@ -14,46 +14,47 @@ use super::evaluate::LayerAnswer;
 use super::resolve::Resolved;
 use super::set::{PermissionSet, SetEntry};
 
-/// A change that turns a denial of one layer of policy.
+/// A change that turns the denial of one layer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mend {
-    /// Register what has no document.
+    /// Register the tool or the application, which has no document.
     Register,
-    /// The pinned schema must be the tool's.
+    /// Use the schema that the registry pins.
     Schema,
-    /// A list of the agent's document must name more: `applications`, `acts_for` or `delegates_to`.
+    /// Extend a list in the agent's document: `applications`, `acts_for` or `delegates_to`.
     Serve,
-    /// The token must grant the tool, or the arguments be what it grants: then what they must be.
+    /// Grant the tool in the token (`None`), or call it with arguments that the token grants (their description).
     Grant(Option<String>),
-    /// Guardrails that forbid the call or fail on it.
+    /// Change the guardrails that forbid the call or fail on it.
     Guardrails(Vec<EntryRef>),
-    /// Entries of the layer's documents.
+    /// Change entries of the layer's documents.
     Entries {
-        /// Documents of the layer; none where no group of the user has one.
+        /// The documents of the layer, by kind and id. Empty if no group of the user has a document.
         owners: Vec<(&'static str, String)>,
-        /// Entries that deny, or whose condition fails, with the list they stand in.
+        /// The entries to remove because they deny or their condition fails, each with its list.
         remove: Vec<(&'static str, EntryRef)>,
-        /// What is needed then.
+        /// The further change that is needed after that.
         need: Need,
     },
 }
 
-/// What a layer of entries needs once nothing in it denies.
+/// The change that a layer of entries needs once no entry denies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Need {
-    /// An entry permits already.
+    /// None, because an entry already permits.
     Nothing,
-    /// An entry would permit if the arguments were others: what they must be.
+    /// Other arguments, for which the entry would permit. The text describes them.
     Arguments(EntryRef, String),
-    /// An entry would permit if its condition held.
+    /// A condition that must hold, so that the entry would permit.
     Condition(EntryRef, String),
-    /// No entry speaks of the tool.
+    /// A new entry, because none matches the tool.
     Allow,
 }
 
 impl Compiled {
-    /// The smallest change that turns an answer of [`Compiled::explain`] that denies; `None` where the chain decides. `work` is what all
-    /// answers to one call may take together: beyond it a condition counts as one that fails.
+    /// The smallest change that turns a denying answer of [`Compiled::explain`]; `None` if the chain itself decides.
+    ///
+    /// All answers to one call share the budget `work`. A condition beyond the budget counts as failed.
     pub fn mend(
         &self,
         resolved: &Resolved,
@@ -74,7 +75,7 @@ impl Compiled {
             }
             (layer, _) => {
                 let (number, tool) = tool()?;
-                // A layer of the whole chain is asked for each agent; here it is shown as the last of them meets it.
+                // A layer of the whole chain is evaluated for each agent. The remedy shows the evaluation for the last one.
                 let agents_seen = answer.hop.map_or(subject.agents.len(), |hop| hop + 1);
                 let facts = Facts { subject, call, risk: tool.risk.as_str(), agents_seen, work };
                 if layer == Layer::Guardrail {
@@ -122,7 +123,7 @@ impl Compiled {
         let (mut by_arguments, mut by_condition) = (None, None);
         for (kind, id, set) in &owners {
             let mut entries: Vec<(u32, &SetEntry)> = set.speaking_of(tool).collect();
-            // In the order in which they are asked, so that what is named hangs on no order.
+            // Entries are sorted by precedence, so that the result does not depend on the order of documents.
             entries.sort_by_key(|(place, _)| *place);
             for (_, entry) in entries {
                 let named = || match &entry.origin {

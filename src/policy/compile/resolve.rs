@@ -1,7 +1,7 @@
-//! What a verified chain may do by one policy, worked out once and kept with the chain.
+//! Resolves the permissions of a verified chain under one policy, once for each chain.
 //!
-//! INVARIANT: a tool's bit in `permitted` is set only if every layer permits it whatever the arguments are; so one bit decides.
-//! Nothing of a call is known here. Look next at `evaluate.rs`.
+//! INVARIANT: the bit of a tool in `permitted` is set only if every layer permits the tool for all arguments. So this one bit
+//! decides a call. This file knows nothing of a call. Look next at `evaluate.rs`.
 
 use std::sync::Arc;
 
@@ -15,17 +15,17 @@ use super::evaluate::is_free;
 use super::set::PermissionSet;
 use super::{Agent, Compiled};
 
-/// What one compiled policy makes of one subject. Kept with the chain; of use only with the policy that made it.
+/// The permissions of one subject under one compiled policy. They are kept with the chain and are valid only for that policy.
 #[derive(Debug)]
 pub struct Resolved {
     pub(super) serial: u64,
-    /// Why no call at all can be permitted, before any layer is asked.
+    /// The failure that denies every call before any layer is evaluated.
     pub(super) failure: Option<Failure>,
-    /// Tools that every layer permits whatever the arguments are.
+    /// The tools that every layer permits for all arguments.
     pub(super) permitted: BitSet,
-    /// The user's groups that have a document, by id.
+    /// The user's groups that have a document, sorted by id.
     pub(super) groups: Box<[(Arc<str>, Arc<PermissionSet>)]>,
-    /// The application's ceiling; `None` for an application without a document.
+    /// The ceiling of the application; `None` if the application has no document.
     pub(super) application: Option<Arc<PermissionSet>>,
     /// The agents, root to leaf.
     pub(super) agents: Box<[ResolvedAgent]>,
@@ -35,11 +35,11 @@ pub struct Resolved {
 #[derive(Debug)]
 pub(super) struct ResolvedAgent {
     pub(super) permissions: Arc<PermissionSet>,
-    /// Why it permits nothing in this chain, and the key of its document that says so.
+    /// The reason why the agent permits nothing in this chain, and the field of its document that causes it.
     pub(super) refusal: Option<(Reason, &'static str)>,
 }
 
-/// A chain that cannot be used by this policy at all.
+/// A failure that makes a chain unusable under this policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Failure {
     pub(super) reason: Reason,
@@ -47,7 +47,7 @@ pub(super) struct Failure {
 }
 
 impl Compiled {
-    /// Works out what a subject may do; once for each chain and compiled policy.
+    /// Resolves the permissions of a subject, once for each chain and compiled policy.
     pub fn resolve(&self, subject: &Subject) -> Resolved {
         let size = self.base.tools.len();
         let empty = |failure| Resolved {
@@ -86,7 +86,7 @@ impl Compiled {
         Resolved { serial: self.serial, failure: None, permitted, groups: groups.into(), application, agents }
     }
 
-    /// The chain's agents, all registered, none followed by more hops than it allows.
+    /// The agents of the chain. Each must be registered, and no agent may be followed by more hops than it allows.
     fn known_agents(&self, subject: &Subject) -> Result<Vec<&Agent>, Failure> {
         let count = subject.agents.len();
         let mut agents = Vec::with_capacity(count);
@@ -97,7 +97,7 @@ impl Compiled {
             let last =
                 usize::try_from(agent.profile.limits.hops_max).map_or(usize::MAX, |hops_max| index.saturating_add(hops_max));
             if count - 1 > last {
-                // The hop at fault is the first one too many.
+                // The failing hop is the first one beyond the limit.
                 return Err(Failure { reason: Reason::ChainTooDeep, hop: Some(last + 1) });
             }
             agents.push(&**agent);
@@ -137,7 +137,7 @@ impl Compiled {
         permitted
     }
 
-    /// Tools that a token grants whatever the arguments are.
+    /// The tools that a token grants for all arguments.
     fn free(&self, scope: &Scope) -> BitSet {
         let mut free = BitSet::empty(self.base.tools.len());
         for (name, _) in scope.tools.iter().filter(|(_, arguments)| is_free(arguments)) {
@@ -150,13 +150,13 @@ impl Compiled {
 }
 
 impl Resolved {
-    /// Bytes on the heap that are its own; what the policy holds is not.
+    /// The size on the heap in bytes, without the parts that belong to the policy.
     pub fn heap_bytes(&self) -> usize {
         self.permitted.heap_bytes() + size_of_val(&*self.groups) + size_of_val(&*self.agents)
     }
 }
 
-/// Why an agent serves nobody in this chain: the application, then the user, then whom it handed on to.
+/// The reason why an agent serves no one in this chain. The application is checked first, then the user, then the next agent.
 fn refusal(agent: &Agent, subject: &Subject, next: Option<&AgentId>) -> Option<(Reason, &'static str)> {
     let profile = &agent.profile;
     let serves_user = match &profile.acts_for {

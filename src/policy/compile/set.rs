@@ -1,6 +1,7 @@
-//! Permission sets: the entries of a document with all it includes, resolved to tools and sorted by strength.
+//! Permission sets: the entries of a document and of its includes, resolved to tools and sorted by precedence.
 //!
-//! One answers for one owner; uniting and narrowing is `evaluate.rs`'s and `resolve.rs`'s business. Equal sets are one.
+//! A set answers for one document. `evaluate.rs` unites the sets of a layer, and `resolve.rs` narrows across layers. Equal sets
+//! are stored once.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -13,30 +14,30 @@ use super::super::condition::{Condition, Facts, Failed};
 use super::super::document::{Approval, Entry, List, Permissions};
 use super::super::tools::{Matching, Patterns, ToolTable};
 
-/// What a document permits.
+/// The compiled permissions of a document.
 #[derive(Debug)]
 pub(super) struct PermissionSet {
-    /// What it was made of, to be made anew where what it includes or the tools change.
+    /// The source, for compiling it again when its includes or the tools change.
     pub(super) source: Permissions,
-    /// The strongest first: of those that apply to a call, the first decides.
+    /// The entries, the highest precedence first. The first applicable entry decides a call.
     entries: Box<[SetEntry]>,
-    /// Tool and index of entries that name one tool, sorted.
+    /// The tool and the entry index of entries that name one tool, sorted.
     exact: Box<[(u32, u32)]>,
-    /// Tools and index of entries with a pattern.
+    /// The tools and the entry index of entries with a pattern.
     wild: Box<[(Arc<BitSet>, u32)]>,
-    /// Tools that some allow permits whatever the arguments are.
+    /// The tools that some allow entry permits for all arguments.
     pub(super) allowed: BitSet,
-    /// Tools that some deny or approve speaks of.
+    /// The tools that a deny or approve entry, or any condition, may restrict.
     pub(super) taken: BitSet,
-    /// Whether some condition looks at the agent, and so must be asked for each.
+    /// Whether some condition reads the agent, so that it must be evaluated for each agent.
     pub(super) asks_agent: bool,
 }
 
-/// An entry, and where it is from.
+/// An entry and its origin.
 #[derive(Debug)]
 pub(super) struct SetEntry {
     pub(super) list: List,
-    /// The permission set it was included from; `None` if the owner wrote it.
+    /// The permission set that it was included from; `None` if it is the document's own entry.
     pub(super) origin: Option<Arc<str>>,
     pub(super) text: Arc<str>,
     pub(super) approval: Option<Approval>,
@@ -48,29 +49,29 @@ pub(super) struct SetEntry {
     unconditional: bool,
 }
 
-/// What the entries of a set come to for a call.
+/// The result of all entries of a set for a call.
 #[derive(Clone, Copy)]
 pub(super) enum Heard<'a> {
-    /// None applies.
+    /// No entry applies.
     Nothing,
-    /// Of those that apply, the first.
+    /// The first applicable entry.
     Entry(&'a SetEntry),
-    /// A condition could not be evaluated; what the others say does not matter.
+    /// A condition could not be evaluated. The other entries do not count.
     Failed(&'a SetEntry),
 }
 
-/// What a set can answer for a tool while the arguments are not known, list by list: whether some entry surely applies, and
-/// whether some entry may.
+/// The possible answers of a set for a tool whose arguments are not known: for each list, whether an entry certainly applies, and
+/// whether one may apply.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Chances {
     pub(super) sure: [bool; 3],
     pub(super) possible: [bool; 3],
-    /// Whether a condition is asked, which may fail.
+    /// Whether some condition is evaluated, which may fail.
     pub(super) may_fail: bool,
 }
 
 impl PermissionSet {
-    /// The set of some permissions. `sources` are the permission sets that can be included.
+    /// Compiles permissions. `sources` holds the permission sets that may be included.
     pub(super) fn new(
         permissions: &Permissions,
         sources: &HashMap<Arc<str>, Permissions>,
@@ -83,7 +84,7 @@ impl PermissionSet {
                 found.extend(permissions.list(list).iter().map(|entry| (list, origin.clone(), entry)));
             }
         }
-        // Of entries of one list those that ask for nothing come first: what one permits outright needs no preparing.
+        // In each list, entries without `prepared` come first, because a call that one of them permits needs no preparation.
         let strength = |found: &(List, Option<Arc<str>>, &Entry)| (found.0, found.2.prepared.is_some());
         found.sort_by(|a, b| (strength(a), &a.1, a.2.text()).cmp(&(strength(b), &b.1, b.2.text())));
         found.dedup_by(|a, b| (a.0, &a.1, a.2.text()) == (b.0, &b.1, b.2.text()));
@@ -94,7 +95,7 @@ impl PermissionSet {
             let matching = patterns.resolve(&entry.pattern, tools);
             let unconditional = entry.is_unconditional();
             if entry.when.is_some() {
-                // It may fail, and then it denies, whatever else the set says.
+                // A condition may fail, and then the set denies whatever its other entries are.
                 matching.unite_into(&mut taken);
             }
             match list {
@@ -120,7 +121,7 @@ impl PermissionSet {
         }
     }
 
-    /// What the entries come to: of those that apply, the first decides, unless a condition fails.
+    /// The first applicable entry. A failed condition takes precedence over it.
     pub(super) fn decisive(&self, tool: u32, facts: &Facts<'_>) -> Heard<'_> {
         let mut first: Option<(u32, &SetEntry)> = None;
         let mut failed: Option<(u32, &SetEntry)> = None;
@@ -141,13 +142,13 @@ impl PermissionSet {
         }
     }
 
-    /// Every `approve` entry that applies.
+    /// The approvers of every applicable `approve` entry.
     pub(super) fn approving<'a>(&'a self, tool: u32, facts: &'a Facts<'_>) -> impl Iterator<Item = &'a Approval> {
         let approving = self.speaking_of(tool).filter(|(_, entry)| entry.list == List::Approve);
         approving.filter(|(_, entry)| entry.applies(facts) == Ok(true)).filter_map(|(_, entry)| entry.approval.as_ref())
     }
 
-    /// Adds what the set can answer for a tool.
+    /// Adds the possible answers of this set for a tool.
     pub(super) fn add_chances(&self, tool: u32, chances: &mut Chances) {
         for (_, entry) in self.speaking_of(tool) {
             let place = entry.list as usize;
@@ -159,7 +160,7 @@ impl PermissionSet {
         }
     }
 
-    /// Whether both hold the same entries, wherever they come from.
+    /// Whether both sets hold the same entries, regardless of their origin.
     pub(super) fn says_the_same(&self, other: &PermissionSet) -> bool {
         let texts = |set: &PermissionSet| -> BTreeSet<(List, Arc<str>)> {
             set.entries.iter().map(|entry| (entry.list, entry.text.clone())).collect()
@@ -167,7 +168,7 @@ impl PermissionSet {
         texts(self) == texts(other)
     }
 
-    /// Entries that match a tool, whatever the arguments are, with their places; in no order.
+    /// The entries whose pattern matches a tool, with their indexes, unsorted. Arguments are not checked.
     pub(super) fn speaking_of(&self, tool: u32) -> impl Iterator<Item = (u32, &SetEntry)> {
         let first = self.exact.partition_point(|(number, _)| *number < tool);
         let exact = self.exact.iter().skip(first).take_while(move |(number, _)| *number == tool).map(|(_, index)| *index);
@@ -191,38 +192,39 @@ impl SetEntry {
         }
     }
 
-    /// Whether both entries say the same in the same list.
+    /// Whether both entries are equal and in the same list.
     pub(super) fn says_the_same(&self, other: &SetEntry) -> bool {
         self.list == other.list && self.text == other.text
     }
 
-    /// Whether it applies whatever the call is.
+    /// Whether the entry applies to every call of its tools.
     pub(super) fn is_unconditional(&self) -> bool {
         self.unconditional
     }
 
-    /// Whether it asks a condition, which may fail.
+    /// Whether the entry has a condition, which may fail.
     pub(super) fn has_condition(&self) -> bool {
         self.when.is_some()
     }
 
-    /// Its condition.
+    /// The condition of the entry.
     pub(super) fn condition(&self) -> Option<&Condition> {
         self.when.as_ref()
     }
 
-    /// What the arguments lack for an allow or approve to speak of them, in words.
+    /// Describes the arguments that the entry demands and the call lacks; `None` if the arguments match.
     pub(super) fn lacks(&self, arguments: &Object) -> Option<String> {
         self.arguments.lacks(arguments)
     }
 
-    /// Whether two allows without a condition differ in their arguments alone, and this one applies to all that the other does.
+    /// Whether both are allow entries without conditions that differ only in their arguments, and this one applies to every call
+    /// that the other applies to.
     pub(super) fn covers(&self, other: &SetEntry) -> bool {
         let terms = |entry: &SetEntry| (entry.list, entry.prepared.clone(), entry.attested, entry.when.is_none());
         terms(self) == terms(other) && self.when.is_none() && other.arguments.attenuates(&self.arguments).is_ok()
     }
 
-    /// Whether the entry applies to a call of a tool that it matches: its arguments, and then its condition.
+    /// Whether the entry applies to a call of a matching tool. The arguments are checked first, then the condition.
     pub(super) fn applies(&self, facts: &Facts<'_>) -> Result<bool, Failed> {
         match &self.when {
             _ if !self.matches(facts.call.arguments) => Ok(false),
@@ -231,10 +233,11 @@ impl SetEntry {
         }
     }
 
-    /// Whether the arguments are those that the entry speaks of.
+    /// Whether the arguments match.
     ///
-    /// An allow or approve applies if every argument it names is there and matches. A deny applies unless some argument it
-    /// names is there, of the type its constraint speaks of, and does not match: leaving one out is no escape.
+    /// An allow or approve entry matches if every argument that it names is present and satisfies its constraint. A deny entry
+    /// matches unless a named argument is present, has the type of its constraint, and violates it. So a caller cannot evade a
+    /// deny by leaving an argument out.
     fn matches(&self, arguments: &Object) -> bool {
         if self.unconditional {
             return true;
@@ -254,7 +257,7 @@ impl SetEntry {
     }
 }
 
-/// What was written, in one order: equal for permissions that say the same.
+/// The text of permissions in a canonical order. Equal permissions have equal texts.
 pub(super) fn canonical(permissions: &Permissions) -> Arc<str> {
     let mut parts: BTreeSet<(&str, &str)> = permissions.include.iter().map(|set| ("include", &**set)).collect();
     for list in List::ALL {
@@ -262,7 +265,7 @@ pub(super) fn canonical(permissions: &Permissions) -> Arc<str> {
     }
     let mut key = String::new();
     for (list, text) in parts {
-        // No text holds a line feed: patterns are visible ASCII, ids have no control characters, JSON escapes them.
+        // No text contains a line feed: patterns are visible ASCII, ids have no control characters, and JSON escapes them.
         key.push_str(list);
         key.push(' ');
         key.push_str(text);
@@ -271,7 +274,7 @@ pub(super) fn canonical(permissions: &Permissions) -> Arc<str> {
     key.into()
 }
 
-/// The permissions, then each set they include, directly or through others, once.
+/// The permissions and each set that they include, directly or through others, once.
 fn with_included<'a>(
     permissions: &'a Permissions,
     sources: &'a HashMap<Arc<str>, Permissions>,

@@ -77,7 +77,7 @@ pub(in crate::policy) fn read(node: &Node, path: &str, files: &KeyFiles<'_>, out
     Some(if shadow { document.in_shadow() } else { document })
 }
 
-/// Reads `mode: shadow`, which only [`SHADOW_KINDS`] allow.
+/// Reads `mode` and returns whether it is `shadow`, which only [`SHADOW_KINDS`] allow.
 fn read_mode(kind: &str, fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> bool {
     let Some(node) = fields.take("mode") else {
         return false;
