@@ -1,9 +1,9 @@
-//! Conditions: one Cedar expression over `context`, checked when policy is read, asked when a call comes.
+//! Conditions: Cedar expressions over `context`. A condition is checked when the policy is read and evaluated for each call.
 //!
-//! Each is a Cedar policy set of its own with one policy, for Cedar scans every policy that it is given. Cedar would skip a
-//! policy whose evaluation errs, a `forbid` too; here an error is an answer of its own, and whoever asks denies. Pure: the
-//! time is a fact among others. Look next at `condition/check.rs` for what is refused, then at `condition/context.rs` for
-//! what a condition sees.
+//! Every condition is a Cedar policy set with a single policy, because Cedar scans all policies of a set. Cedar skips a policy
+//! whose evaluation fails, even a `forbid`. Here a failed evaluation is a separate result, and the caller denies. Evaluation is
+//! pure; the time is one of the facts. Look next at `condition/check.rs` for the checks, then at `condition/context.rs` for the
+//! facts that a condition can read.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, LazyLock};
@@ -20,18 +20,18 @@ mod work;
 pub use context::Facts;
 pub use work::Work;
 
-/// The text of a condition.
+/// The maximum length of a condition.
 pub const CONDITION_BYTES_MAX: usize = 4096;
 
-/// A condition, ready to be asked. Equal if the text is.
+/// A parsed and checked condition. Conditions are equal if their texts are equal.
 #[derive(Clone)]
 pub struct Condition {
     text: Arc<str>,
     program: Arc<Program>,
 }
 
-/// The expression did not come to a truth value: an argument it needs is missing or of another type, a number overflowed, or it would
-/// take too much work.
+/// The evaluation of a condition failed. An argument is missing or has another type, a number overflowed, or the work budget is
+/// exhausted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the condition could not be evaluated")]
 pub struct Failed;
@@ -41,11 +41,11 @@ struct Program {
     uses: Uses,
 }
 
-/// Which parts of `context` an expression looks at: only those are made for it.
+/// The parts of `context` that an expression reads. Only these parts are built for its evaluation.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Uses {
     parts: BTreeSet<Part>,
-    /// Arguments by name; the whole of them where `args` stands by itself.
+    /// The names of the arguments. Not complete if `all_arguments` is set, because the expression reads `args` as a whole.
     arguments: BTreeSet<String>,
     all_arguments: bool,
 }
@@ -64,18 +64,18 @@ enum Part {
 }
 
 impl Condition {
-    /// Reads and checks a condition.
+    /// Parses and checks a condition.
     ///
     /// # Errors
-    /// One line that says what is wrong: too long, not Cedar, a name that `context` does not have, an operator on what it has no
-    /// meaning for.
+    /// One line with the mistake: the text is too long or not Cedar, it reads a member that `context` lacks, or it applies an
+    /// operator to values of the wrong type.
     pub fn parse(text: &str) -> Result<Self, String> {
         if text.len() > CONDITION_BYTES_MAX {
             return Err(format!("the condition is {} bytes: at most {CONDITION_BYTES_MAX}", text.len()));
         }
         shape::check(text)?;
         let syntax = |error: &dyn std::fmt::Display| format!("the condition is not a Cedar expression: {}", one_line(error));
-        // By itself first, so that no text can end the expression and go on as another policy.
+        // The expression is parsed by itself first, so that no text can close the braces and append another policy.
         text.parse::<Expression>().map_err(|error| syntax(&error))?;
         // The line feed ends a comment at the end of the text.
         let source = format!("permit (principal, action, resource) when {{ {text}\n}};");
@@ -92,23 +92,23 @@ impl Condition {
         &self.text
     }
 
-    /// Whether it looks at `context.env`, which is the caller's word.
+    /// Whether it reads `context.env`, which only the caller vouches for.
     pub fn asks_environment(&self) -> bool {
         self.program.uses.parts.contains(&Part::Environment)
     }
 
-    /// Whether it looks at `context.agent`, of which there is another for each hop.
+    /// Whether it reads `context.agent`, which differs for each hop.
     pub fn asks_agent(&self) -> bool {
         self.program.uses.parts.contains(&Part::Agent)
     }
 
-    /// Whether it holds for a call.
+    /// Whether the condition holds for a call.
     ///
     /// # Errors
-    /// [`Failed`], also where the conditions of the call take more [`Work`] together than they may; the caller denies.
+    /// [`Failed`], also if the conditions of the call exhaust their [`Work`] budget together. The caller must deny.
     pub fn holds(&self, facts: &Facts<'_>) -> Result<bool, Failed> {
         if facts.work.left() == 0 {
-            // Nor is what it would cost counted out.
+            // With an exhausted budget, even the cost is not computed.
             return Err(Failed);
         }
         facts.work.spend(work::cost(&self.text, &self.program.uses, facts))?;
@@ -116,7 +116,8 @@ impl Condition {
         let nobody = || NOBODY.clone().ok_or(Failed);
         let request = Request::new(nobody()?, nobody()?, nobody()?, context, None).map_err(|_| Failed)?;
         let response = AUTHORIZER.is_authorized(&request, &self.program.policies, &NO_ENTITIES);
-        // INVARIANT: nothing is read from a response with an error in it; Cedar says `Deny` there for want of a policy.
+        // INVARIANT: the decision of a response with errors is never read. Cedar answers `Deny` there only because no policy
+        // applies.
         if response.diagnostics().errors().next().is_some() {
             return Err(Failed);
         }
@@ -124,7 +125,7 @@ impl Condition {
     }
 }
 
-/// What stands for principal, action and resource, none of which a condition can name.
+/// The entity used as principal, action and resource. A condition cannot refer to any of these.
 static NOBODY: LazyLock<Option<EntityUid>> = LazyLock::new(|| r#"Portcullis::"call""#.parse().ok());
 static AUTHORIZER: LazyLock<Authorizer> = LazyLock::new(Authorizer::new);
 static NO_ENTITIES: LazyLock<Entities> = LazyLock::new(Entities::empty);

@@ -1,8 +1,8 @@
-//! Runs `kind: test` documents: each expected call is evaluated by the compiled policy, and what came out is compared.
+//! Runs `kind: test` documents: evaluates each expected call with the compiled policy and compares the answers.
 //!
-//! Pure. A test says what a verified chain would say, so what no chain could say is a failure: an issuer that may not vouch for
-//! a group or an application. Look next at [`case`](super::document) for what a test says, and at `pap/apply.rs`, which runs
-//! tests before anything is written.
+//! This file is pure. A test stands for a verified chain. If no issuer could vouch for the group or application of a test, its
+//! calls fail. Look next at [`case`](super::document) for the contents of a test, and at `pap/apply.rs`, which runs the tests
+//! before it writes.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -19,32 +19,32 @@ use super::diagnostic::Position;
 use super::document::{Body, Document, Expectation, IssuerSpec, List, Names, Permissions, TestSpec};
 use super::{Compiled, Verdict};
 
-/// The time that conditions see where a test names none: 2026-01-07T12:00:00Z, a Wednesday at noon.
+/// The time that conditions see if a test names none: 2026-01-07T12:00:00Z, a Wednesday at noon.
 pub const DEFAULT_AT_UNIX_S: i64 = 1_767_787_200;
 
-/// What running all tests of a policy showed.
+/// The result of running all tests of a policy.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Report {
-    /// Documents of `kind: test`.
+    /// The number of `kind: test` documents.
     pub tests: usize,
-    /// Expected calls that came to what was wanted.
+    /// The number of calls with the expected answer.
     pub passed: usize,
-    /// Those that did not, in the order of the files.
+    /// The calls with another answer, in the order of the files.
     pub failures: Vec<Failure>,
-    /// Which entries the tests reached.
+    /// The entries that the tests reached.
     pub coverage: Coverage,
-    /// What is worth knowing and fails nothing.
+    /// Remarks that fail no test.
     pub notes: Vec<String>,
 }
 
-/// One expected call that came to something else.
+/// One call with an answer that was not expected.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Failure {
-    /// The test's file.
+    /// The file of the test.
     pub path: String,
-    /// Where the expectation stands.
+    /// The line of the expectation, 1-based.
     pub line: u32,
-    /// Where the expectation stands.
+    /// The column of the expectation, 1-based.
     pub column: u32,
     /// The chain, root to leaf.
     pub agents: Vec<AgentId>,
@@ -52,66 +52,66 @@ pub struct Failure {
     pub tool: Arc<str>,
     /// The arguments as canonical JSON.
     pub arguments: String,
-    /// What was wanted.
+    /// The expected answer.
     pub wanted: Outcome,
-    /// What it came to.
+    /// The actual answer.
     pub got: Outcome,
-    /// Which agent or token decided, root 0.
+    /// The index of the deciding agent or token; the root is 0.
     pub hop: Option<usize>,
-    /// What decided, where a document did.
+    /// The document or entry that decided; `None` if none did.
     pub decided_by: Option<Place>,
-    /// Why no chain could be as the test says.
+    /// The reason why no chain can match the test.
     pub problem: Option<String>,
 }
 
-/// An effect with its reason and layer; of what is wanted only what the test says.
+/// An effect with its reason and its layer. In an expected outcome, only the stated parts are set.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
     /// The effect.
     pub effect: Effect,
-    /// Why.
+    /// The reason for the effect.
     pub reason: Option<Reason>,
     /// The layer that decided.
     pub layer: Option<Layer>,
 }
 
-/// A document or an entry of one, and where it stands.
+/// A document or one of its entries, with its position.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
     /// The document's kind.
     pub kind: String,
     /// The document's id.
     pub id: String,
-    /// The list that the entry stands in, `forbid_when` of a guardrail; empty where the whole document is meant.
+    /// The list of the entry; `forbid_when` for a guardrail. Empty for a document as a whole.
     pub list: &'static str,
-    /// The entry as it was written; empty where the whole document is meant.
+    /// The entry as written. Empty for a document as a whole.
     pub entry: String,
-    /// The file; empty for what has none.
+    /// The file. Empty if there is none.
     pub path: String,
-    /// 1-based.
+    /// The line, 1-based.
     pub line: u32,
-    /// 1-based.
+    /// The column, 1-based.
     pub column: u32,
 }
 
-/// Which entries of the documents in force some expected call reached: the entry decided in its layer.
+/// The entries of enforced documents that some call reached. An entry is reached if it decides in its layer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Coverage {
-    /// All entries.
+    /// The number of all entries.
     pub entries: usize,
-    /// Those that no test reached, in the order of the files.
+    /// The entries that no test reached, in the order of the files.
     pub unreached: Vec<Place>,
 }
 
 impl Coverage {
-    /// Reached entries of a hundred, rounded down; 100 where there are none.
+    /// The percentage of reached entries, rounded down; 100 if there are no entries.
     pub fn percent(&self) -> usize {
         let reached = self.entries.saturating_sub(self.unreached.len());
         (reached * 100).checked_div(self.entries).unwrap_or(100)
     }
 }
 
-/// Runs every test among the documents. `policy` is what they compiled to.
+/// Runs every test among the documents. `policy` must be compiled from the same documents.
 pub fn run(documents: &[Document], policy: &Compiled) -> Report {
     let issuers: HashMap<&str, &IssuerSpec> = documents
         .iter()
@@ -148,7 +148,7 @@ pub fn run(documents: &[Document], policy: &Compiled) -> Report {
     report
 }
 
-/// Groups that some document knows; a chain carries no other.
+/// The groups that some document names. A chain carries no other groups.
 fn known_groups(documents: &[Document]) -> HashSet<&str> {
     let mut known = HashSet::new();
     for document in documents.iter().filter(|document| !document.is_shadow()) {
@@ -170,7 +170,7 @@ fn known_groups(documents: &[Document]) -> HashSet<&str> {
     known
 }
 
-/// Why the issuer cannot have signed such a root.
+/// The reason why the issuer cannot have signed the root that a test assumes; `None` if it can.
 fn not_entitled(issuer: &IssuerSpec, test: &TestSpec, known: &HashSet<&str>) -> Option<String> {
     let group = test.groups.iter().find(|group| known.contains(group.as_str()) && !issuer.groups.contains(group));
     if let Some(group) = group {
@@ -211,13 +211,13 @@ fn judge(
     reached: &mut HashSet<EntryKey>,
 ) -> Option<Box<Failure>> {
     if test.scope.is_none() {
-        // The tokens are not what is tested: each grants the tool that is called.
+        // The test does not check tokens, so each token grants the tool that is called.
         let free = Scope { tools: [(expectation.tool.clone(), ArgumentMap::unconstrained())].into() };
         subject.scopes.fill(free);
     }
     let call = Call {
         tool: &expectation.tool,
-        // A pinned schema is not what is tested either.
+        // The test does not check pinned schemas either.
         tool_schema_sha256: policy.tool(&expectation.tool).and_then(|tool| tool.schema_sha256),
         arguments: &expectation.arguments,
         environment: expectation.environment.as_ref().or(test.environment.as_ref()),
@@ -236,7 +236,7 @@ fn judge(
     Some(Box::new(Failure { hop: verdict.hop, decided_by, ..failure(document, test, expectation, wanted, got) }))
 }
 
-/// What an unprepared call is answered: an entry with `prepared:` denies until an approval of what it names is there.
+/// The answer to an unprepared call: an entry with `prepared:` denies until the approval that it names exists.
 fn as_answered(verdict: Verdict, prepared: bool, answers: &[LayerAnswer]) -> Verdict {
     match verdict.prepared.first() {
         Some(need) if !prepared => {
@@ -249,11 +249,11 @@ fn as_answered(verdict: Verdict, prepared: bool, answers: &[LayerAnswer]) -> Ver
     }
 }
 
-/// A call of a chain that could not be.
+/// Compares an expectation with the denial of an impossible chain.
 fn refused(document: &Document, test: &TestSpec, expectation: &Expectation, problem: &str) -> Option<Box<Failure>> {
     let got = Outcome { effect: Effect::Deny, reason: Some(Reason::IssuerNotEntitled), layer: Some(Layer::Identity) };
     let wanted = wanted(expectation);
-    // Denied for this very reason is what a test may want; denied for whatever reason is not what it meant.
+    // A test may expect exactly this denial. A test that expects a denial for any reason did not mean this one.
     if wanted.reason == got.reason && wanted.fits(&got) {
         return None;
     }
@@ -282,7 +282,7 @@ fn wanted(expectation: &Expectation) -> Outcome {
     Outcome { effect: expectation.want, reason: expectation.reason, layer: expectation.layer }
 }
 
-/// Names an entry among all: two lists of a document may hold the same text.
+/// Identifies an entry. Two lists of one document may contain the same text.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 struct EntryKey {
     kind: String,
@@ -292,7 +292,7 @@ struct EntryKey {
 }
 
 impl EntryKey {
-    /// The entry that decided in a layer; `None` where no entry did.
+    /// The entry that decided in a layer; `None` if no entry did.
     fn of(answer: &LayerAnswer) -> Option<Self> {
         let matched = answer.matched.as_ref().filter(|matched| !matched.entry.is_empty())?;
         if is_refusal(answer.reason) {
@@ -303,17 +303,17 @@ impl EntryKey {
     }
 }
 
-/// Whether a key of an agent's document decided, and no entry.
+/// Whether a field of an agent's document decided, and not an entry.
 fn is_refusal(reason: Reason) -> bool {
     matches!(reason, Reason::ApplicationNotServed | Reason::UserNotServed | Reason::DelegationNotAllowed)
 }
 
-/// The list of an entry that decided so; a condition that failed may stand in each.
+/// The list of the entry that gave an effect; `None` if the effect does not determine it. A failed condition may be in any list.
 fn list_of(matched: &EntryRef, effect: Effect, reason: Reason) -> Option<&'static str> {
     match (matched.kind, effect, reason) {
         ("guardrail", ..) => Some(FORBID_WHEN),
         (_, _, Reason::ConditionError) => None,
-        // Of an entry that was not prepared for, the list is not to be told from the effect.
+        // An unprepared call is denied by an `allow` or an `approve` entry, and the effect does not show which.
         (_, Effect::Deny, Reason::ApprovalRequired) => None,
         (_, Effect::Deny, _) => Some(List::Deny.as_str()),
         (_, Effect::NeedsApproval, _) => Some(List::Approve.as_str()),
@@ -323,7 +323,7 @@ fn list_of(matched: &EntryRef, effect: Effect, reason: Reason) -> Option<&'stati
 
 const FORBID_WHEN: &str = "forbid_when";
 
-/// Where what decided stands.
+/// The location of the entry or document that decided.
 fn place(documents: &[Document], matched: &EntryRef, effect: Effect, reason: Reason) -> Place {
     let list = list_of(matched, effect, reason);
     let document = documents.iter().find(|document| document.key.kind == matched.kind && document.key.id == *matched.id);
@@ -355,7 +355,7 @@ fn refusal_field(reason: Reason) -> &'static str {
     }
 }
 
-/// Every entry of a document with its place.
+/// All entries of a document with their locations.
 fn entries(document: &Document) -> Vec<Place> {
     let found = |list: &'static str, index: usize, text: &str| {
         let at = document.position(list, index);
@@ -377,7 +377,7 @@ fn entries(document: &Document) -> Vec<Place> {
     List::ALL.into_iter().flat_map(of).map(|(list, index, entry)| found(list.as_str(), index, entry.text())).collect()
 }
 
-/// The entries in force, and which of them nothing reached.
+/// The enforced entries, and those that no call reached.
 fn coverage(documents: &[Document], reached: &HashSet<EntryKey>) -> Coverage {
     let in_use = included(documents);
     let counts = |document: &&Document| match &document.body {
@@ -398,7 +398,7 @@ fn coverage(documents: &[Document], reached: &HashSet<EntryKey>) -> Coverage {
     coverage
 }
 
-/// Permission sets that some document in force includes, directly or through others.
+/// The permission sets that some enforced document includes, directly or through others.
 fn included(documents: &[Document]) -> HashSet<&str> {
     let sets: HashMap<&str, &Permissions> = documents
         .iter()
@@ -421,7 +421,7 @@ fn included(documents: &[Document]) -> HashSet<&str> {
 }
 
 impl Outcome {
-    /// Whether what came out is what was wanted, as far as that was said.
+    /// Whether an answer matches this expected one, as far as it is stated.
     fn fits(&self, got: &Outcome) -> bool {
         self.effect == got.effect
             && (self.reason.is_none() || self.reason == got.reason)
@@ -450,7 +450,7 @@ impl fmt::Display for Place {
     }
 }
 
-/// Some lines: what was called, what was wanted, what came out, and what decided.
+/// Several lines: the call, the expected answer, the actual answer, and the deciding entry.
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let agents: Vec<&str> = self.agents.iter().map(AgentId::as_str).collect();

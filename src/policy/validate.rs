@@ -1,7 +1,7 @@
-//! What is wrong with a policy as a whole: names that nothing answers to, holes, contradictions, dead entries.
+//! Validates a policy as a whole: unknown names, security holes, contradictions and entries without effect.
 //!
-//! Each document is well formed by itself when it comes here. An error is what would make the policy mean something other than
-//! what its author wrote; a warning is what probably does. Nothing is changed. Look next at `validate/entries.rs`, then at
+//! Each document is already well formed by itself. An error means that the policy would not mean what its author wrote; a warning
+//! means that it probably does not. Validation changes nothing. Look next at `validate/entries.rs`, then at
 //! [`compile`](super::compile), which validates before it compiles.
 
 use std::collections::{HashMap, HashSet};
@@ -24,10 +24,10 @@ mod reach;
 
 use entries::check_entries;
 
-/// Everything that is wrong with the documents together, sorted by place. With an error in it the policy must be refused.
+/// Returns all mistakes of the documents together, sorted by position. An error among them refuses the policy.
 ///
-/// What can never come into play is said only of a policy without errors, for a typo makes much of it seem out of reach, and
-/// only of documents in force.
+/// Documents without effect are reported only for a policy without errors, because a typo makes many documents look unreachable.
+/// Only documents in force are checked for that.
 pub fn check(documents: &[Document]) -> Vec<Diagnostic> {
     let (tools, mut patterns) = (ToolTable::new(documents), Patterns::default());
     let mut out = check_with(documents, &tools, &mut patterns);
@@ -41,10 +41,10 @@ pub fn check(documents: &[Document]) -> Vec<Diagnostic> {
     arranged(out)
 }
 
-/// As [`check`], with tools and patterns that the caller goes on to use.
+/// As [`check`], with a tool table and a pattern cache that the caller uses again.
 pub(super) fn check_with(documents: &[Document], tools: &ToolTable, patterns: &mut Patterns) -> Vec<Diagnostic> {
     let index = Index::new(&in_force(documents), tools);
-    // A document in shadow is checked beside those that would be in force with it.
+    // A shadow document is checked against the policy that would be in force with it.
     let would_be = would_be(documents).map(|documents| Index::new(&documents, tools));
     let mut out = Vec::new();
     check_unique(documents, &mut out);
@@ -60,7 +60,7 @@ pub(super) fn check_with(documents: &[Document], tools: &ToolTable, patterns: &m
     arranged(out)
 }
 
-/// As [`check_with`], for documents that hold no agent and of which none is in shadow.
+/// As [`check_with`], for documents without agents and without shadow documents.
 pub(super) fn check_base(documents: &[&Document], tools: &ToolTable, patterns: &mut Patterns) -> Vec<Diagnostic> {
     let index = Index::new(documents, tools);
     let mut out = Vec::new();
@@ -71,19 +71,19 @@ pub(super) fn check_base(documents: &[&Document], tools: &ToolTable, patterns: &
     arranged(out)
 }
 
-/// What names can be looked up in: a folder's documents, or a compiled policy when one agent of many changes.
+/// Looks up names, either in the documents of a folder, or in a compiled policy when a few agents change.
 pub(super) trait Known {
     /// The tool registry.
     fn tools(&self) -> &ToolTable;
-    /// Whether there is a document.
+    /// Whether a document exists.
     fn has(&self, kind: &str, id: &str) -> bool;
-    /// Every id of a kind, for a suggestion.
+    /// All ids of a kind, for a suggestion.
     fn ids(&self, kind: &str) -> Vec<&str>;
-    /// Whether an operator is in a group.
+    /// Whether any operator is in a group.
     fn has_operators(&self, group: &str) -> bool;
 }
 
-/// One document against what is known.
+/// Checks one document against the known names.
 pub(super) fn check_document(document: &Document, known: &dyn Known, patterns: &mut Patterns, out: &mut Vec<Diagnostic>) {
     let mut checker = Checker { document, known, out };
     match &document.body {
@@ -227,7 +227,7 @@ impl Checker<'_> {
     }
 }
 
-/// One document of a kind and id, one registration of a tool.
+/// Each kind and id may have one document, and each tool one registration.
 fn check_unique<'a>(documents: impl IntoIterator<Item = &'a Document>, out: &mut Vec<Diagnostic>) {
     let mut seen: HashMap<(&str, &str), &Document> = HashMap::new();
     let mut tools: HashMap<String, &Document> = HashMap::new();
@@ -257,8 +257,8 @@ fn check_unique<'a>(documents: impl IntoIterator<Item = &'a Document>, out: &mut
     }
 }
 
-/// A key speaks for one agent, and an operator's for one operator: two-person acts need two keys. An operator's is nobody else's,
-/// for who can sign calls or roots must not be able to approve them.
+/// A key must belong to one agent, or to one operator, because a two-person act needs two keys. An operator's key must not belong
+/// to an agent or issuer. Otherwise the holder could approve a call that it signed itself.
 fn check_keys<'a>(documents: impl IntoIterator<Item = &'a Document>, out: &mut Vec<Diagnostic>) {
     let documents: Vec<&Document> = documents.into_iter().filter(|document| !document.is_shadow()).collect();
     let mut holders: HashMap<(&str, &Thumbprint), &Document> = HashMap::new();
@@ -296,7 +296,7 @@ fn check_keys<'a>(documents: impl IntoIterator<Item = &'a Document>, out: &mut V
     }
 }
 
-/// Permission sets that include themselves, directly or through others.
+/// Reports permission sets that include themselves, directly or through others.
 fn check_cycles(index: &Index<'_>, out: &mut Vec<Diagnostic>) {
     let mut sets: Vec<&Document> = index.by_kind.get("permission_set").into_iter().flat_map(HashMap::values).copied().collect();
     sets.sort_unstable_by_key(|set| &set.key.id);

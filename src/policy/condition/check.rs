@@ -1,14 +1,14 @@
-//! What a condition may say: the names that `context` has, and operators only on what they have a meaning for.
+//! Checks a condition: it may read only members that `context` has, and apply operators only to values of a fitting type.
 //!
-//! Works on Cedar's own JSON form of a parsed policy, so nothing is parsed twice. What a call's arguments are is not known
-//! before it comes: they may be anything, and a wrong guess errs when it is asked. Look next at `context.rs`.
+//! The check works on Cedar's JSON form of a parsed policy, so the text is not parsed twice. The types of arguments are not known
+//! before a call. They may be of any type, and a wrong type fails the evaluation. Look next at `context.rs`.
 
 use serde_json::{Value, json};
 
 use super::super::diagnostic::suggestion;
 use super::{Part, Uses};
 
-/// What an expression comes to; `Any` where only the call tells.
+/// The type of an expression. `Any` is a type that only the call determines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Any,
@@ -44,7 +44,7 @@ impl Kind {
     }
 }
 
-/// The members of `context`, and what is known inside each; `None`: only the call tells.
+/// The members of `context` and the types of their members. `None`: only the call determines them.
 type Members = &'static [(&'static str, Kind)];
 const CONTEXT: &[(&str, Part, Option<Members>)] = &[
     ("user", Part::User, Some(&[("issuer", Kind::Text), ("sub", Kind::Text), ("groups", Kind::Set)])),
@@ -67,7 +67,7 @@ const CONTEXT: &[(&str, Part, Option<Members>)] = &[
     ("env", Part::Environment, None),
 ];
 
-/// Functions and methods of Cedar's extensions: what they take and give.
+/// The functions and methods of Cedar's extensions, with the types of their operands and of their result.
 const FUNCTIONS: &[(&str, &[Kind], Kind)] = &[
     ("decimal", &[Kind::Text], Kind::Decimal),
     ("lessThan", &[Kind::Decimal, Kind::Decimal], Kind::Bool),
@@ -93,7 +93,7 @@ const FUNCTIONS: &[(&str, &[Kind], Kind)] = &[
     ("toDays", &[Kind::Duration], Kind::Long),
 ];
 
-/// Checks a policy of one `when` clause, in Cedar's JSON form, and says what of `context` it looks at.
+/// Checks a policy with one `when` clause, in Cedar's JSON form, and returns the parts of `context` that it reads.
 pub(super) fn check(policy: &Value) -> Result<Uses, String> {
     let conditions = policy.get("conditions").and_then(Value::as_array).map(Vec::as_slice).unwrap_or_default();
     let [clause] = conditions else {
@@ -199,13 +199,13 @@ impl Checker {
         Ok(if yes == no { yes } else { Kind::Any })
     }
 
-    /// `left.attr`; with `read` false only whether it is there is asked.
+    /// Infers the type of `left.attr`. If `read` is false, the expression only tests whether the member exists.
     fn member(&mut self, left: &Value, attr: &str, read: bool) -> Result<Kind, String> {
         if left.get("Var").is_some_and(|name| name == "context") {
             let (_, part, known) = context_member(attr)?;
             self.uses.parts.insert(*part);
             if *part == Part::Arguments {
-                // Whoever goes on to name one takes this back.
+                // An access to a single argument resets this flag.
                 self.uses.all_arguments = true;
             }
             return Ok(if known.is_some() { Kind::Record } else { Kind::Any });
@@ -237,7 +237,7 @@ impl Checker {
         Ok(Kind::Any)
     }
 
-    /// `left has a`, or `left has a.b.c`, whose names come as a list.
+    /// Checks `left has a` or `left has a.b.c`, whose names form a list.
     fn has(&mut self, left: &Value, attrs: &Value) -> Result<Kind, String> {
         let one = std::slice::from_ref(attrs);
         let mut left = left.clone();
@@ -278,7 +278,7 @@ fn context_member(name: &str) -> Result<&'static ContextMember, String> {
     })
 }
 
-/// The name in `context.NAME`, if the expression is that.
+/// The name in an expression of the form `context.NAME`; `None` for other expressions.
 fn part_of(expression: &Value) -> Option<&str> {
     let access = expression.get(".")?;
     let of_context = access.get("left")?.get("Var")? == "context";

@@ -1,7 +1,7 @@
-//! What a condition sees of a call: Cedar values for the parts it looks at, and for no others.
+//! Builds the Cedar `context` of a call, with only the parts that a condition reads.
 //!
-//! JSON has what Cedar has not: a member that is `null` is absent, and a number that is no integer is a decimal if four digits
-//! after the point hold it. What cannot be said in Cedar fails. Look next at `condition.rs`.
+//! JSON and Cedar differ. A member that is `null` is left out. A number with a fraction becomes a decimal if it has at most four
+//! decimal places. A value that Cedar cannot express fails the evaluation. Look next at `condition.rs`.
 
 use cedar_policy::{Context, RestrictedExpression};
 
@@ -12,24 +12,24 @@ use super::{Call, Failed, Part, Subject, Uses, Work};
 /// The facts of one call.
 #[derive(Clone, Copy, Debug)]
 pub struct Facts<'a> {
-    /// For whom.
+    /// The subject of the call.
     pub subject: &'a Subject,
-    /// What is asked, and when.
+    /// The call and its time.
     pub call: &'a Call<'a>,
     /// The registered risk of the tool: `read`, `write`, `destructive`.
     pub risk: &'static str,
-    /// How many agents of the chain, from the root on, the condition sees; the last of them is `context.agent`.
+    /// The number of agents that the condition sees, counted from the root. The last of them is `context.agent`.
     ///
-    /// INVARIANT: who comes later is not seen, so that handing on cannot make a condition that took away let go.
+    /// INVARIANT: a condition never sees later agents, so delegating to another agent cannot lift a denial by a condition.
     pub agents_seen: usize,
-    /// What the conditions of the call may still take, in all layers together.
+    /// The remaining budget for the conditions of the call, shared by all layers.
     pub work: &'a Work,
 }
 
-/// Seconds of a day.
+/// The seconds of a day.
 const DAY_S: i64 = 86_400;
 
-/// The context of a call, as far as an expression looks at it.
+/// Builds the parts of the context that an expression reads.
 pub(super) fn context(facts: &Facts<'_>, uses: &Uses) -> Result<Context, Failed> {
     let mut members = Vec::with_capacity(uses.parts.len());
     for part in &uses.parts {
@@ -87,11 +87,11 @@ fn arguments(arguments: &Object, uses: &Uses) -> Result<RestrictedExpression, Fa
     members(named)
 }
 
-/// The parts of a moment by UTC; weekdays are those of ISO 8601, Monday 1.
+/// The parts of a time in UTC. Weekdays follow ISO 8601, with Monday as 1.
 fn time(unix_s: i64) -> Result<RestrictedExpression, Failed> {
     let long = RestrictedExpression::new_long;
     let (day, second) = (unix_s.div_euclid(DAY_S), unix_s.rem_euclid(DAY_S));
-    // The first of January 1970 was a Thursday.
+    // 1 January 1970 was a Thursday.
     let weekday = (day + 3).rem_euclid(7) + 1;
     let moment = jiff::Timestamp::from_second(unix_s).map_err(|_| Failed)?;
     let date = jiff::tz::Offset::UTC.to_datetime(moment).date();
@@ -125,7 +125,7 @@ fn members<'a>(members: impl Iterator<Item = (String, &'a Value)>) -> Result<Res
 
 fn expression(value: &Value) -> Result<RestrictedExpression, Failed> {
     Ok(match value {
-        // In a list it cannot be left out: the list would be another one.
+        // A `null` cannot be left out of a list, because that would change the list.
         Value::Null => return Err(Failed),
         Value::Bool(truth) => RestrictedExpression::new_bool(*truth),
         Value::Number(number) => number_expression(*number)?,
@@ -139,7 +139,7 @@ fn number_expression(number: Number) -> Result<RestrictedExpression, Failed> {
     if !number.is_comparable() {
         return Err(Failed);
     }
-    // 100.0 is 100. What is comparable fits without loss.
+    // 100.0 becomes 100. Every comparable number fits without loss.
     if number.as_f64().fract() == 0.0 {
         return Ok(RestrictedExpression::new_long(number.as_f64() as i64));
     }

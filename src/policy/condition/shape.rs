@@ -1,18 +1,18 @@
-//! How deep a condition can be, told from its text alone: Cedar's reader recurses, and a stack has an end.
+//! Limits the nesting of a condition before it is parsed, because Cedar's parser recurses and could overflow the stack.
 //!
-//! Counts what can nest: brackets, choices, chains of operators, chains of members. Nothing of the grammar is known besides
-//! strings and comments. Look next at `condition.rs`.
+//! The check counts everything that can nest: brackets, `if` expressions, chains of operators and chains of members. It knows
+//! only strings and comments of the grammar. Look next at `condition.rs`.
 
-/// Brackets inside each other.
+/// The maximum nesting of brackets.
 const BRACKETS_NESTING_MAX: usize = 12;
-/// `if … then … else …`: each `else` may hold the next without a bracket.
+/// The maximum number of `if … then … else …`. Each `else` may hold the next one without a bracket.
 const CHOICES_MAX: usize = 12;
-/// Operators: a chain of them nests to the left.
+/// The maximum number of operators, because a chain of operators nests to the left.
 const OPERATORS_MAX: usize = 64;
-/// Members of members, `.a.b["c"]`.
+/// The maximum length of a chain of members such as `.a.b["c"]`.
 const MEMBERS_MAX: usize = 12;
 
-/// What was counted.
+/// The counts for a text.
 #[derive(Default)]
 struct Counts {
     depth: usize,
@@ -23,7 +23,10 @@ struct Counts {
     longest_members: usize,
 }
 
-/// Says what there is too much of.
+/// Refuses a text that exceeds a limit.
+///
+/// # Errors
+/// One line that names the limit.
 pub(super) fn check(text: &str) -> Result<(), String> {
     let counts = count(text);
     let over = |count: usize, max: usize, what: &str| match count > max {
@@ -74,7 +77,7 @@ fn count(text: &str) -> Counts {
     counts
 }
 
-/// A string literal with its quotes; to the end of the text if it has none.
+/// The length of a string literal with its quotes. An unclosed literal extends to the end of the text.
 fn string_width(bytes: &[u8], start: usize) -> usize {
     let mut escaped = false;
     for (width, byte) in bytes.iter().skip(start + 1).enumerate() {

@@ -1,8 +1,8 @@
-//! What asking a condition costs, counted before it is asked.
+//! Computes the cost of a condition before its evaluation.
 //!
-//! Policy is written by operators and arguments are chosen by agents: many conditions times large arguments is what one call can cost.
-//! It is counted and never timed, so that a decision is the same on every machine and every replay. Must not depend on the order
-//! in which conditions are asked: whoever permits has asked them all.
+//! Operators write policy, and agents choose the arguments. So the cost of a call can be many conditions times large arguments.
+//! The cost is counted and never timed, so that every machine and every replay reaches the same decision. The order of evaluation
+//! must not matter; a permit has evaluated all conditions.
 
 use std::cell::Cell;
 
@@ -11,7 +11,7 @@ use crate::model::limits::CONDITION_WORK_MAX;
 
 use super::{Facts, Failed, Part, Uses};
 
-/// The work that one call's conditions may still take; the unit is about a byte of what a short condition looks at.
+/// The remaining work budget for the conditions of one call. One unit is roughly one byte that a short condition reads.
 #[derive(Debug)]
 pub struct Work {
     left: Cell<u64>,
@@ -24,15 +24,16 @@ impl Default for Work {
 }
 
 impl Work {
-    /// What is left.
+    /// The remaining budget.
     pub(super) fn left(&self) -> u64 {
         self.left.get()
     }
 
-    /// Takes what a condition will cost.
+    /// Spends the cost of a condition.
     ///
     /// # Errors
-    /// [`Failed`] if less is left. What is left then is nothing, so every later condition of the call fails, too.
+    /// [`Failed`] if the budget is smaller than the cost. The budget is then zero, so every later condition of the call fails
+    /// too.
     pub(super) fn spend(&self, cost: u64) -> Result<(), Failed> {
         let left = self.left.get().checked_sub(cost);
         self.left.set(left.unwrap_or(0));
@@ -40,13 +41,13 @@ impl Work {
     }
 }
 
-/// What a condition does with a byte that it looks at grows with its text: a pattern is held against each.
+/// The length of text that doubles the cost of each byte read, because a condition may compare every byte with a pattern.
 const TEXT_BYTES_PER_WEIGHT: u64 = 64;
-/// What any condition costs, and any value that one looks at.
+/// The cost of any condition, and of any value that a condition reads.
 const CONDITION: u64 = 256;
 const VALUE: u64 = 16;
 
-/// The cost of asking a condition of some text that looks at some parts of a call.
+/// The cost of evaluating a condition, from its text and the parts of the call that it reads.
 pub(super) fn cost(text: &str, uses: &Uses, facts: &Facts<'_>) -> u64 {
     let of_part = |part: &Part| match part {
         Part::User => {
@@ -55,7 +56,7 @@ pub(super) fn cost(text: &str, uses: &Uses, facts: &Facts<'_>) -> u64 {
         }
         Part::Agent => facts.subject.agents.iter().take(facts.agents_seen).map(|agent| of_text(agent.as_str())).sum(),
         Part::Arguments if uses.all_arguments => of_object(facts.call.arguments),
-        // Each name is looked for among the arguments.
+        // Each name is searched for among the arguments.
         Part::Arguments => uses.arguments.iter().map(|name| of_argument(facts.call.arguments, name)).sum(),
         Part::Environment => facts.call.environment.map_or(0, of_object),
         Part::Application | Part::Session | Part::Tool | Part::Time => VALUE,

@@ -1,7 +1,7 @@
-//! Entries that never count for what stands elsewhere: in a permission set that is included, in the ceilings above an agent.
+//! Warns about entries that never count because of other documents: an included permission set, or a ceiling above an agent.
 //!
-//! Bits of tools, whatever the arguments are: an entry is said never to count only where no argument could make it count. Work
-//! is shared by permission set and by the names of a fleet's ceilings. Look next at `chains.rs`.
+//! The analysis uses sets of tools and ignores arguments. It reports an entry only if the entry has no effect for any arguments.
+//! Results are shared by permission set and by the list of ceilings, because a fleet uses few of them. Look next at `chains.rs`.
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,28 +12,28 @@ use super::super::diagnostic::{Diagnostic, Severity};
 use super::super::document::{AgentSpec, Body, Document, Entry, List, Names, Permissions};
 use super::super::tools::{Matching, Patterns, ToolTable};
 
-/// Tools named in one warning.
+/// The maximum number of tools that one warning names.
 const NAMED_MAX: usize = 3;
 
-/// What permissions can do, with all they include and whatever the arguments are.
+/// The tools that permissions and their includes reach, for all arguments.
 #[derive(Clone, Debug)]
 pub(super) struct Reach {
-    /// Tools that some allow permits whatever the arguments are.
+    /// The tools that some allow permits for all arguments.
     allowed: BitSet,
-    /// Tools that some approve takes whatever the arguments are.
+    /// The tools that some approve covers for all arguments.
     approved: BitSet,
-    /// Tools that some deny takes whatever the arguments are.
+    /// The tools that some deny covers for all arguments.
     denied: BitSet,
-    /// Tools that some allow or approve speaks of.
+    /// The tools that some allow or approve matches.
     reachable: BitSet,
     /// Whether a bare `*` allows every tool.
     star: bool,
 }
 
-/// What each agent may reach at all, by the place of its document.
+/// The tools that an agent may reach, by the index of its document.
 pub(super) type Reaches = HashMap<usize, BitSet>;
 
-/// Warns of entries that can never count; answers what agents that hand on, or are handed to, can reach.
+/// Warns about entries that never count. Returns the reachable tools of all agents that delegate or are delegated to.
 pub(super) fn lint(documents: &[&Document], tools: &ToolTable, patterns: &mut Patterns, out: &mut Vec<Diagnostic>) -> Reaches {
     let mut linter = Linter::new(documents, tools, patterns, out);
     let mut reaches = Reaches::new();
@@ -56,7 +56,7 @@ pub(super) fn lint(documents: &[&Document], tools: &ToolTable, patterns: &mut Pa
     reaches
 }
 
-/// Agents that hand on, or are handed to.
+/// The agents that delegate or are delegated to.
 fn linked<'a>(documents: &[&'a Document]) -> HashSet<&'a str> {
     let agents =
         documents.iter().copied().filter_map(|document| if let Body::Agent(agent) = &document.body { Some(agent) } else { None });
@@ -78,7 +78,7 @@ impl Reach {
         self.star |= other.star;
     }
 
-    /// Tools that some arguments may get permitted, approved or not.
+    /// The tools that are permitted for some arguments, with or without approval.
     fn open(&self) -> BitSet {
         let mut open = self.reachable.clone();
         open.subtract(&self.denied);
@@ -86,10 +86,10 @@ impl Reach {
     }
 }
 
-/// What lies above agents that name the same applications, or the same groups.
+/// The union of the applications, or of the groups, that an agent names.
 struct Ceiling {
     open: BitSet,
-    /// Who allows none of it, for a message.
+    /// The subject and verb of a warning, such as "group `x` allows none of".
     nobody: String,
 }
 
@@ -99,7 +99,7 @@ struct Linter<'a> {
     out: &'a mut Vec<Diagnostic>,
     destructive: BitSet,
     sets: HashMap<&'a str, Reach>,
-    /// What each application or group lets through, by kind and id.
+    /// The tools that each application or group permits, by kind and id.
     owners: HashMap<(&'static str, &'a str), BitSet>,
     ceilings: HashMap<String, Ceiling>,
 }
@@ -121,7 +121,8 @@ impl<'a> Linter<'a> {
         linter
     }
 
-    /// What each permission set can do, those it includes before itself. Without recursion: a chain of sets may be long.
+    /// Computes the reach of every permission set, its includes first. The loop does not recurse, because a chain of includes may
+    /// be long.
     fn resolve_sets(&mut self, documents: &[&'a Document]) {
         let permissions: HashMap<&str, &Permissions> = documents
             .iter()
@@ -151,7 +152,7 @@ impl<'a> Linter<'a> {
         }
     }
 
-    /// What the entries of a document itself can do.
+    /// The reach of a document's own entries.
     fn own(&mut self, permissions: &Permissions) -> Reach {
         let mut reach = Reach::empty(self.tools.len());
         for list in List::ALL {
@@ -177,7 +178,7 @@ impl<'a> Linter<'a> {
         permissions.include.iter().filter_map(|set| self.sets.get(&**set)).for_each(|set| reach.unite(set));
     }
 
-    /// A document's entries beside those of the sets it includes.
+    /// Compares a document's entries with those of the sets that it includes.
     fn included(&mut self, document: &Document, permissions: &Permissions, own: &Reach) {
         for (list, index, entry) in entries(permissions) {
             let matching = self.patterns.resolve(&entry.pattern, self.tools);
@@ -204,7 +205,7 @@ impl<'a> Linter<'a> {
         }
     }
 
-    /// An agent's entries below its applications and the groups it acts for.
+    /// Compares an agent's entries with the ceilings of its applications and groups.
     fn agent(&mut self, document: &Document, agent: &AgentSpec, own: &Reach, reach: &Reach) {
         let applications = self.ceiling("application", &agent.applications, |id| id.as_str());
         let groups = self.ceiling("group", &agent.acts_for, |id| id.as_str());
@@ -237,7 +238,7 @@ impl<'a> Linter<'a> {
         }
     }
 
-    /// A bare `*` that lets an agent do what cannot be undone, by itself.
+    /// Warns if a bare `*` permits an agent destructive tools without an approval.
     fn destructive(&mut self, document: &Document, agent: &AgentSpec, reach: &Reach, ceilings: &[&String]) {
         let mut open = self.destructive.clone();
         open.subtract(&reach.denied);
@@ -274,7 +275,7 @@ impl<'a> Linter<'a> {
         }
     }
 
-    /// The key of what the named applications, or groups, let through together; `None` where none is named.
+    /// The key of the union of the named applications or groups; `None` if no name is given.
     fn ceiling<T>(&mut self, kind: &'static str, names: &Names<T>, as_text: fn(&T) -> &str) -> Option<String> {
         let mut ids: Vec<&str> = match names {
             Names::All => vec!["*"],
@@ -284,7 +285,7 @@ impl<'a> Linter<'a> {
             return None;
         }
         ids.sort_unstable();
-        // No id holds a line feed.
+        // No id contains a line feed.
         let key = format!("{kind}\n{}", ids.join("\n"));
         if !self.ceilings.contains_key(&key) {
             let mut open = BitSet::empty(self.tools.len());
@@ -312,7 +313,7 @@ impl<'a> Linter<'a> {
     }
 }
 
-/// What a permission set does to an entry beside it.
+/// The effect of a permission set on an entry beside it.
 enum Taken {
     By(List),
     Covered,

@@ -1,7 +1,7 @@
-//! Handing on: delegations that can never work, that reach too far, or that nothing but the depth limit ends.
+//! Warns about delegations that can never work, that exceed the allowed hops, or that only the depth limit ends.
 //!
-//! All of it is legal, since every hop is checked again when it is used; it is only seldom meant. The search is bounded, so that
-//! a fleet whose agents all hand on to each other costs what a small one does.
+//! Such delegations are legal, because every hop is checked again when it is used. They are only rarely intended. The search is
+//! bounded, so that its cost does not explode in a fleet where all agents delegate to each other.
 
 use std::collections::{HashMap, HashSet};
 
@@ -13,23 +13,24 @@ use super::super::document::{AgentSpec, Body, Document, Names};
 use super::ceilings::Reaches;
 use super::circles;
 
-/// Edges that are followed in search of agents too far away; what a larger fleet has beyond them is not said.
+/// The maximum number of delegations that the search for distant agents follows. Beyond it, a large fleet gets no further
+/// warnings.
 const STEPS_MAX: usize = 1_000_000;
 
-/// Agents of a circle that are named.
+/// The maximum number of agents of a cycle that a warning names.
 const NAMED_MAX: usize = 8;
 
-/// An agent that hands on, or is handed to.
+/// An agent that delegates or is delegated to.
 struct Link<'a> {
     document: &'a Document,
     agent: &'a AgentSpec,
-    /// The place of its document.
+    /// The index of its document.
     place: usize,
-    /// The links it hands on to, in the order of `delegates_to`.
+    /// The indexes of the agents that it delegates to, in the order of `delegates_to`.
     targets: Vec<Option<usize>>,
 }
 
-/// Warns of delegations that do not do what they seem to.
+/// Warns about delegations without the intended effect.
 pub(super) fn lint(documents: &[&Document], reaches: &Reaches, out: &mut Vec<Diagnostic>) {
     let links = links(documents);
     for link in &links {
@@ -48,7 +49,7 @@ pub(super) fn lint(documents: &[&Document], reaches: &Reaches, out: &mut Vec<Dia
     out.extend(endless(&links));
 }
 
-/// The agents that name others, and those they name.
+/// The agents that name others in `delegates_to`, and the named agents.
 fn links<'a>(documents: &[&'a Document]) -> Vec<Link<'a>> {
     let agents = || {
         documents.iter().copied().enumerate().filter_map(|(place, document)| match &document.body {
@@ -67,7 +68,7 @@ fn links<'a>(documents: &[&'a Document]) -> Vec<Link<'a>> {
     links
 }
 
-/// Why nothing can be permitted once an agent has handed on to another.
+/// The reason why one agent's delegation to another can never permit a call; `None` if it can.
 fn never(from: &Link<'_>, to: &Link<'_>, reaches: &Reaches) -> Option<String> {
     let id = abridged(to.agent.id.as_str());
     if let (Names::Some(ours), Names::Some(theirs)) = (&from.agent.applications, &to.agent.applications)
@@ -81,7 +82,7 @@ fn never(from: &Link<'_>, to: &Link<'_>, reaches: &Reaches) -> Option<String> {
     nothing.then(|| format!("handing on to `{id}` permits nothing: there is no tool that both allow"))
 }
 
-/// The nearest agent that a chain through this one would need more hops to than may follow it.
+/// A warning for the nearest agent that is farther away than the allowed number of hops.
 fn too_far(links: &[Link<'_>], start: usize, steps: &mut usize) -> Option<Diagnostic> {
     let first = links.get(start)?;
     let hops_max = first.agent.session_hops_max.unwrap_or(DELEGATION_DEPTH_MAX);
@@ -89,7 +90,7 @@ fn too_far(links: &[Link<'_>], start: usize, steps: &mut usize) -> Option<Diagno
         return None;
     }
     let mut seen: HashSet<usize> = HashSet::from([start]);
-    // Each with the place in `delegates_to` by which it was reached.
+    // Each agent with the index in `delegates_to` of the first step towards it.
     let mut level: Vec<(usize, usize)> = vec![(start, 0)];
     for hops in 1..=hops_max + 1 {
         let mut next = Vec::new();
@@ -121,7 +122,7 @@ fn too_far(links: &[Link<'_>], start: usize, steps: &mut usize) -> Option<Diagno
     None
 }
 
-/// Agents that hand on in a circle, none of which says how far.
+/// Cycles of delegations in which no agent limits the number of hops.
 fn endless(links: &[Link<'_>]) -> Vec<Diagnostic> {
     let is_bounded = |number: usize| links.get(number).is_none_or(|link| link.agent.session_hops_max.is_some());
     let edges = links.iter().enumerate().map(|(number, link)| {

@@ -1,29 +1,30 @@
-//! Circles in what names each other: permission sets that include themselves, agents that hand on and back.
+//! Finds cycles in a graph: permission sets that include themselves, and agents that delegate in a circle.
 //!
-//! Depth first without recursion, since a chain may be as long as a policy is large; each edge is followed once.
+//! The search is depth first and does not recurse, because a path may be as long as the policy is large. It follows each edge
+//! once.
 
-/// Circles that are found; what has more is said to be wrong often enough.
+/// The maximum number of reported cycles. More reports would not help the author.
 const CIRCLES_MAX: usize = 100;
 
-/// A way that comes back to where it began.
+/// A path that returns to its start.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Circle {
-    /// The nodes on it, in order, each once.
+    /// The nodes of the cycle in order, each once.
     nodes: Vec<usize>,
-    /// The node whose edge closes it: the last of them.
+    /// The node whose edge closes the cycle. It is the last node.
     pub(super) at: usize,
-    /// The place of that edge among the edges of the node.
+    /// The index of the closing edge among the edges of that node.
     pub(super) edge: usize,
 }
 
 impl Circle {
-    /// The first nodes on it, and the first again at the end where it fits in.
+    /// The first nodes of the cycle, followed by the start again if `max` allows it.
     pub(super) fn named(&self, max: usize) -> impl Iterator<Item = usize> {
         self.nodes.iter().chain(self.nodes.first()).take(max).copied()
     }
 }
 
-/// One circle for each edge that closes one. `edges` are the targets of each node; `None` leads nowhere.
+/// Returns one cycle for each edge that closes one. `edges` holds the targets of each node; `None` is an edge to nowhere.
 pub(super) fn find(edges: &[Vec<Option<usize>>]) -> Vec<Circle> {
     let mut found = Vec::new();
     let mut done = vec![false; edges.len()];

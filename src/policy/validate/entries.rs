@@ -1,6 +1,6 @@
-//! What is wrong with the entries of a permission list: names of no tool, denies that are holes, entries that never count.
+//! Checks the entries of a permission list: unknown tools, denies that match nothing, and entries that never count.
 //!
-//! Only one document's own entries are compared with each other; what it includes is checked where it stands.
+//! This file compares only the document's own entries with each other. `ceilings.rs` compares them with included sets.
 
 use crate::model::constraint::abridged;
 
@@ -9,7 +9,8 @@ use super::super::document::{Entry, List, Permissions, is_unsatisfiable};
 use super::super::tools::{Matching, Patterns};
 use super::Checker;
 
-/// Entries of a list compared pair by pair; longer lists are made by programs, which do not read warnings.
+/// The maximum number of entries of a list that are compared with each other. Longer lists come from programs, and nobody reads
+/// warnings about them.
 const PAIRS_MAX: usize = 256;
 
 /// Checks `allow`, `approve` and `deny` of a document.
@@ -19,7 +20,7 @@ pub(super) fn check_entries(checker: &mut Checker<'_>, permissions: &Permissions
         (list, entries.map(|entry| (entry, patterns.resolve(&entry.pattern, checker.known.tools()))).collect::<Vec<_>>())
     });
     let size = checker.known.tools().len();
-    // What the stronger lists take whatever the arguments are.
+    // The tools that lists of higher precedence cover for all arguments.
     let (mut denied, mut approved) = (BitSet::empty(size), BitSet::empty(size));
     for (list, entries) in &resolved {
         for (index, (entry, matching)) in entries.iter().enumerate() {
@@ -85,13 +86,13 @@ fn check_entry(checker: &mut Checker<'_>, list: List, index: usize, entry: &Entr
     }
 }
 
-/// An entry whose tools another one of its list takes in full, whatever the arguments are.
+/// Warns about an entry if another entry of its list covers its tools for all arguments.
 fn check_shadowed(checker: &mut Checker<'_>, list: List, index: usize, entries: &[(&Entry, Matching)]) {
     let Some((entry, matching)) = entries.get(index).filter(|_| entries.len() <= PAIRS_MAX) else {
         return;
     };
     let shadow = entries.iter().enumerate().find(|(other_index, (other, wider))| {
-        // Of two that say the same, the later is the one too many.
+        // Of two equal entries, the later one is redundant.
         let same = || entry.is_unconditional() && wider.is_covered_by(matching);
         *other_index != index && other.is_unconditional() && matching.is_covered_by(wider) && (*other_index < index || !same())
     });

@@ -1,7 +1,8 @@
-//! What no delegation can reach: agents, applications, groups, permission sets that stand in the policy and never count.
+//! Warns about agents, applications, groups and permission sets that no delegation can reach.
 //!
-//! Every agent of a chain is asked for the user and the application that the root's issuer named, so an agent that no issuer can
-//! reach is not reached through another one either. Nothing here refuses a policy. Look next at `ceilings.rs`.
+//! Every agent of a chain must serve the user and the application that the root's issuer named. So an agent that no issuer can
+//! reach cannot be reached through another agent either. This file only warns; it never refuses a policy. Look next at
+//! `ceilings.rs`.
 
 use std::collections::{HashMap, HashSet};
 
@@ -11,7 +12,7 @@ use super::super::bits::BitSet;
 use super::super::diagnostic::{Diagnostic, Severity};
 use super::super::document::{AgentSpec, Body, Document, IssuerSpec, Names};
 
-/// Warns of what stands in the policy and can never come into play.
+/// Warns about documents that can never have an effect.
 pub(super) fn lint(documents: &[&Document], out: &mut Vec<Diagnostic>) {
     let issuers: Vec<(&Document, &IssuerSpec)> = documents
         .iter()
@@ -38,8 +39,8 @@ pub(super) fn lint(documents: &[&Document], out: &mut Vec<Diagnostic>) {
     }
 }
 
-/// Warns of permission sets that neither an agent, a group nor an application includes, directly or through others. What a
-/// document in shadow includes is of use.
+/// Warns about permission sets that no agent, group or application includes, directly or through others. Includes by shadow
+/// documents count.
 pub(super) fn lint_sets(documents: &[Document], out: &mut Vec<Diagnostic>) {
     for set in unused_sets(documents) {
         let message = format!("nothing includes permission set `{}`", abridged(&set.key.id));
@@ -47,7 +48,7 @@ pub(super) fn lint_sets(documents: &[Document], out: &mut Vec<Diagnostic>) {
     }
 }
 
-/// By application, or by group: the issuers that may name it, as numbers.
+/// The issuers, as numbers, that may name each application or each group.
 struct Reachable<'a> {
     by_id: HashMap<&'a str, BitSet>,
     all: BitSet,
@@ -79,7 +80,7 @@ impl<'a> Reachable<'a> {
         Self { none: BitSet::empty(issuers.len()), by_id, all }
     }
 
-    /// The issuers that may name one of these.
+    /// The issuers that may name any of the selected names.
     fn any<T>(&self, names: &Names<T>, as_text: fn(&T) -> &str) -> BitSet {
         let Names::Some(names) = names else {
             return self.all.clone();
@@ -133,7 +134,7 @@ fn lint_issuers(
     }
 }
 
-/// Why no chain can ever come to an agent, one cause at a time: the first is the one to mend first.
+/// Warns if no chain can reach an agent. The first warning is the one to fix first.
 fn lint_agent(
     document: &Document,
     agent: &AgentSpec,
@@ -193,7 +194,7 @@ fn unused_sets(documents: &[Document]) -> Vec<&Document> {
     let mut pending: Vec<&str> = documents.iter().filter(|document| !is_set(document)).flat_map(included).collect();
     while let Some(id) = pending.pop() {
         if used.insert(id) {
-            // One in force and one in shadow may have the same id.
+            // An enforced set and a shadow set may have the same id.
             pending.extend(sets.get(id).into_iter().flatten().flat_map(|set| included(set)));
         }
     }
