@@ -1,8 +1,8 @@
-//! The policy administration point: validated writes, each a signed act of an operator.
+//! The policy administration point (PAP): validated writes, each a signed act of an operator.
 //!
-//! Nothing is written before its signature, its roles and its meaning were checked; what is refused is recorded too. Must not
-//! know protobuf (`api` converts) and must not reach a serving request: what it writes comes back through `store` and `sync`.
-//! Look next at [`authorize`](Admin::authorize), then at `pap/apply.rs`.
+//! Every act passes the checks of its signature, its roles and its content before it is written. Refused acts are recorded too.
+//! This module must not know protobuf, because `api` converts. It must not reach a serving request either; its writes arrive
+//! there through `store` and `sync`. Look next at [`authorize`](Admin::authorize), then at `pap/apply.rs`.
 
 mod adopt;
 mod apply;
@@ -42,83 +42,83 @@ pub use crate::policy::source::SourceFile as PolicyFile;
 use crate::store::{self, CommitRequest, Committed, Store, StoredDocument};
 pub use crate::store::{CommittedBy, Revocations};
 
-/// Why an act was not done. One line each; nothing was written.
+/// The reason why an act was not done. Each message is one line. Nothing was written, unless the variant says otherwise.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum Error {
-    /// The signature is missing, malformed, altered, stale, replayed or nobody's.
+    /// The signature is missing, malformed, altered, stale or replayed, or it belongs to no operator.
     #[error("{0}")]
     Unauthenticated(String),
-    /// The key that signed is revoked: it signs nothing any more.
+    /// The signing key is revoked, so its signatures no longer count.
     #[error("{0}")]
     KeyRevoked(String),
-    /// The operator lacks the role, or a second operator is needed.
+    /// The operator lacks the role, or a second operator must sign.
     #[error("{0}")]
     PermissionDenied(String),
-    /// What was asked for has no meaning.
+    /// A field of the request is invalid.
     #[error("{field}: {message}")]
     Invalid {
-        /// The request's field.
+        /// The name of the field.
         field: &'static str,
-        /// What is wrong and what to do.
+        /// The mistake and its remedy.
         message: String,
     },
-    /// The policy has errors; nothing of it was applied.
+    /// The policy has errors, so nothing of it was applied.
     #[error("the policy has {} error(s): nothing was applied", .0.iter().filter(|d| d.is_error()).count())]
     Policy(Vec<Diagnostic>),
-    /// Tests of the policy fail; nothing of it was applied.
+    /// Tests of the policy fail, so nothing of it was applied.
     #[error("{} of {} test(s) of the policy fail: nothing was applied", .failures.len(), .failures.len() + .passed)]
     Tests {
-        /// What failed, some lines each.
+        /// The failed calls, several lines each.
         failures: Vec<String>,
-        /// How many expected calls came to what was wanted.
+        /// The number of calls with the expected answer.
         passed: usize,
     },
-    /// There is no such document.
+    /// The document does not exist.
     #[error("there is no document `{kind} {id}`")]
     NotFound {
-        /// The kind asked for.
+        /// The requested kind.
         kind: String,
-        /// The id asked for.
+        /// The requested id.
         id: String,
     },
-    /// What was asked for cannot be said; nothing follows from that for what was written before.
+    /// The question cannot be answered. Earlier writes are not affected.
     #[error("{0}")]
     NotSaid(String),
-    /// The store did not do it.
+    /// The store failed or refused the act.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// What was asked for changes nothing, and is not told because that could not be recorded.
+    /// The request changes nothing. Its answer is withheld, because the request could not be recorded.
     #[error(
         "the audit log cannot be written, so nothing was done or told: make room on the disk of the data folder, then repeat"
     )]
     AuditUnavailable,
-    /// The act ended as `cause` says, and that is not in the audit log.
+    /// The act ended as `cause` states, but the audit log lacks its end.
     #[error("{cause}{}", Error::UNRECORDED)]
     Unrecorded {
-        /// How the act ended.
+        /// The end of the act.
         cause: Box<Error>,
     },
 }
 
-/// What kind of fault a store's error is, for whoever maps it to a status.
+/// The kind of a store error, for the mapping to a status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StoreFault {
-    /// Somebody else was first: read again and repeat.
+    /// Another writer was first. The caller must read again and repeat.
     Conflict,
-    /// What was asked makes no sense for what is stored.
+    /// The request contradicts the stored state.
     Rejected,
-    /// The store cannot be reached or is not what it was; nothing was written.
+    /// The store cannot be reached or was replaced. Nothing was written.
     Unavailable,
-    /// It may or may not have been written.
+    /// The write may or may not have happened.
     Unknown,
 }
 
 impl Error {
-    /// What is added to the message of an act whose end is not in the audit log.
+    /// The suffix of a message whose act is missing in the audit log.
     pub const UNRECORDED: &str =
         "; this answer is not in the audit log, which cannot be written: make room on the disk of the data folder";
 
-    /// What kind of refusal it is, as on the wire.
+    /// The code of the error on the wire.
     pub fn code(&self) -> &'static str {
         match self {
             Error::Unauthenticated(_) => "UNAUTHENTICATED",
@@ -140,7 +140,7 @@ impl Error {
         }
     }
 
-    /// The kind of a store's fault; `Unavailable` for what is no store's.
+    /// The kind of a store error; `Unavailable` for all other errors.
     pub fn store_fault(&self) -> StoreFault {
         match self {
             Error::Unrecorded { cause } => cause.store_fault(),
@@ -154,11 +154,11 @@ impl Error {
     }
 }
 
-/// What an act is told that would lock everybody out.
+/// The message for an act that would leave no administrator.
 const NOBODY_LEFT: &str = "nobody with the role `administer` would be left whose key is not revoked, so nothing could be administered any \
                            more: add another administrator first (`portcullis operator add`), or have one of them do it";
 
-/// The door to every administrative act.
+/// The policy administration point. Every administrative act goes through it.
 pub struct Admin {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
@@ -171,7 +171,7 @@ pub struct Admin {
 }
 
 impl Admin {
-    /// An administration point over a store; acts are recorded by `recorder`.
+    /// Creates an administration point over a store. `recorder` records its acts.
     pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, recorder: Arc<Recorder>) -> Self {
         let waits = tokio::sync::Semaphore::new(fleet::WAITS_MAX);
         Self {
@@ -186,13 +186,13 @@ impl Admin {
         }
     }
 
-    /// The recorder of acts. It needs no barrier before sockets: an act is in the kernel before it is answered, or the answer says
-    /// that it is not.
+    /// The recorder of acts. It needs no write barrier in front of the sockets: an act is recorded before its answer, or the
+    /// answer states that it is not.
     pub fn recorder(&self) -> Arc<Recorder> {
         self.recorder.clone()
     }
 
-    /// History and newest revision, for whoever is about to sign.
+    /// The history and newest revision. A client needs them for the next signature.
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -200,7 +200,7 @@ impl Admin {
         Ok(self.store.revision().await?)
     }
 
-    /// One stored document.
+    /// Reads one stored document.
     ///
     /// # Errors
     /// [`Error::NotFound`], or if the store cannot be read.
@@ -214,7 +214,7 @@ impl Admin {
             .ok_or_else(|| Error::NotFound { kind: kind.to_owned(), id: id.to_owned() })
     }
 
-    /// Where documents stand, as far as there are any: path and line.
+    /// The path and line of documents. Documents that do not exist are left out.
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -233,7 +233,7 @@ impl Admin {
         Ok(places)
     }
 
-    /// Records a read that is answered elsewhere.
+    /// Records a read that another module answers.
     ///
     /// # Errors
     /// [`Error::AuditUnavailable`].
@@ -241,7 +241,7 @@ impl Admin {
         self.record(by, None, account)
     }
 
-    /// The names of the stored documents, of one kind or all.
+    /// The keys of the stored documents, of one kind or of all.
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -251,7 +251,7 @@ impl Admin {
         Ok(documents.into_iter().map(|document| document.row.key).collect())
     }
 
-    /// The newest revocations, at most `limit`, when and by whom each was last changed, and how many there are in all.
+    /// The newest revocations, at most `limit`, with the time and author of their last change, and the number of all.
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -261,8 +261,10 @@ impl Admin {
         Ok(listed)
     }
 
-    /// Commits an act. INVARIANT: what the store did is what is answered, whatever becomes of the line in the audit log: the store
-    /// keeps the signed act itself.
+    /// Commits an act.
+    ///
+    /// INVARIANT: the answer states the result of the store, even if the audit log fails, because the store keeps the signed act
+    /// itself.
     async fn commit(
         &self,
         by: &Authorized,
@@ -273,7 +275,7 @@ impl Admin {
         self.commit_leaving(by, Vec::new(), writes, documents_unchanged_since, reason).await
     }
 
-    /// As [`Admin::commit`], where of some keys one must not be revoked afterwards.
+    /// As [`Admin::commit`], but the commit fails if it would leave all keys in `one_must_sign` revoked.
     async fn commit_leaving(
         &self,
         by: &Authorized,
@@ -293,7 +295,8 @@ impl Admin {
         let request = CommitRequest { writes, documents_unchanged_since, one_must_sign, act: Some(act), ..Default::default() };
         match self.store.commit(request).await {
             Ok(committed) => {
-                // By whom, where it was done; every replica logs what it brings about. The operators' words are not logged.
+                // Only this process logs the operators. Every replica logs the effect of the act. The reason that operators gave
+                // is not logged.
                 tracing::info!(revision = %committed.revision, by = ?by.operators(), method = by.method(), "an act was done");
                 if self.record(by, Some(&committed.revision), reason).is_err() {
                     by.mark_unrecorded();
@@ -306,7 +309,7 @@ impl Admin {
                 self.record_refused(by.method(), by.operators(), by.peer(), &error)?;
                 Err(error)
             }
-            // A replica that has not heard of the revocation let it pass; the store does not.
+            // A replica may not know of the revocation yet and accept the signature, but the store refuses the commit.
             Err(store::Error::SignerRevoked { thumbprint }) => {
                 let error = authorize::key_revoked(by.operator_of(&thumbprint), &thumbprint);
                 self.record_refused(by.method(), by.operators(), by.peer(), &error)?;
@@ -323,7 +326,7 @@ impl Admin {
         }
     }
 
-    /// Records that somebody waits for what an act brings about. It is a part of the act, and told like it where it is not recorded.
+    /// Records a wait for the effect of an act. The wait is a part of the act, so a missing record is reported with the act.
     fn record_wait(&self, by: &Authorized, revision: &Revision, account: &str) {
         if self.record(by, Some(revision), account).is_err() {
             by.mark_unrecorded();
@@ -346,16 +349,16 @@ impl Admin {
         self.recorder.record_act(&act).map_err(|_| Error::AuditUnavailable)
     }
 
-    /// Records an act that was refused, or of which nobody knows whether it was done.
+    /// Records an act that was refused, or whose result is unknown.
     ///
     /// # Errors
-    /// [`Error::Unrecorded`] with the error that was to be recorded.
+    /// [`Error::Unrecorded`] with the given error as its cause.
     pub(crate) fn record_refused(&self, method: &str, operators: &[String], peer: &str, error: &Error) -> Result<(), Error> {
         let reason = error.to_string();
         let is_unknown = matches!(error, Error::Store(_)) && error.store_fault() == StoreFault::Unknown;
         let act = Act {
             time_unix_ns: self.clock.now().unix_ns,
-            // A method that there is not is what its caller wrote; the reason names it.
+            // An unknown method is arbitrary text from the caller, so only the reason contains it.
             method: authorize::METHODS.iter().find(|known| known.path == method).map_or("unknown", |known| known.path),
             operators,
             signatures: &[],
@@ -369,7 +372,7 @@ impl Admin {
     }
 }
 
-/// Makes the first operator of an empty store, with every role; `None` if the store is not empty.
+/// Creates the first operator of an empty store, with every role. `None` if the store is not empty.
 ///
 /// # Errors
 /// If the store cannot be read or written.
@@ -391,7 +394,7 @@ pub async fn make_first_operator(
     let request = CommitRequest { writes: vec![Write::PutDocument(row)], expected: vec![(document, None)], ..Default::default() };
     match store.commit(request).await {
         Ok(committed) => Ok(Some(committed)),
-        // Another process was first: its operator stands.
+        // Another process was first, so its operator counts.
         Err(store::Error::Conflict { .. }) => Ok(None),
         Err(error) => Err(error.into()),
     }

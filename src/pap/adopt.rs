@@ -1,7 +1,8 @@
-//! Taking a restored store over, and waiting until the replicas follow it.
+//! Adopts a restored store, and waits until the replicas follow it.
 //!
-//! The act begins a new history and voids every root; replicas of the old one see it, merge what they know to be revoked, and follow.
-//! Look next at [`crate::store::lineage`], and at `sync/follower.rs`, which says when a replica follows.
+//! An adoption begins a new history and voids every root. The replicas of the old history notice it, merge the revocations that
+//! they know into the store, and follow the new history. Look next at [`crate::store::lineage`], and at `sync/follower.rs`, which
+//! decides when a replica follows.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -16,51 +17,51 @@ use crate::store::{Committed, Merged, Replicas};
 
 /// The longest wait.
 pub const WAIT_MS_MAX: u64 = 3_600_000;
-/// Pause between two looks at the rows.
+/// The pause between two reads of the rows.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// A replica that the backup does not know registers with its next heartbeat: so long at the least is looked for those.
+/// The shortest wait. The backup may lack some replicas, and these register again with their next heartbeat.
 const LOOKED_MS_MIN: u64 = 4 * HEARTBEAT_INTERVAL_MS;
 
-/// A store that was taken over.
+/// The result of an adoption.
 #[derive(Clone, Debug)]
 pub struct Adopted {
     /// The first revision of the new history, durable.
     pub committed: Committed,
-    /// The last revision of the history before it that the store holds.
+    /// The last revision of the previous history in this store.
     pub from: Revision,
-    /// Roots issued at or before this second are void.
+    /// Roots issued at or before this time are void, in seconds since the Unix epoch.
     pub watermark_unix_s: i64,
 }
 
-/// A replica and what it made of an adoption.
+/// A replica and its progress after an adoption.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adopting {
-    /// As it is registered; where it is not any more, its id and address alone.
+    /// The registration of the replica. If the replica is not registered any more, only the id and the address are set.
     pub replica: Listed,
-    /// Revocations that it brought; `None`: it has not said.
+    /// The number of revocations that it merged; `None` if it has not reported any.
     pub merged: Option<u64>,
-    /// It answers by the new history alone.
+    /// Whether it answers by the new history only.
     pub follows: bool,
-    /// It is registered, and was heard within the freshness bound.
+    /// Whether it is registered and was heard within the freshness bound.
     pub registered: bool,
 }
 
-/// How a wait for an adoption ended.
+/// The result of a wait for an adoption.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdoptionWaited {
-    /// By id.
+    /// The replicas, sorted by id.
     pub replicas: Vec<Adopting>,
-    /// Every replica that is registered follows.
+    /// Whether every registered replica follows.
     pub complete: bool,
-    /// How long it took.
+    /// The duration of the wait.
     pub waited_ms: u64,
 }
 
 impl Admin {
-    /// Takes a restored store over; durable when this returns.
+    /// Adopts a restored store. The act is durable when this returns.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a reason that is too long, or as the store fails.
+    /// [`Error::Invalid`] for a reason that is too long, or if the store fails.
     pub async fn adopt(&self, by: &Authorized, reason: String) -> Result<Adopted, Error> {
         let checked = check_reason(&reason);
         self.or_record_refused(by, checked)?;
@@ -70,18 +71,19 @@ impl Admin {
             Change::Revocation(row) => row.watermark_unix_s,
             _ => None,
         });
-        // It is done: a store that cannot be read now changes nothing of that.
+        // The adoption is done, so a failing read must not turn it into an error.
         let adoptions = self.store.lineage(0).await.map(|lineage| lineage.adoptions).unwrap_or_default();
         let from = adoptions.into_iter().find(|adoption| adoption.history == committed.revision.history);
         let from = from.map_or_else(|| committed.revision.clone(), |adoption| adoption.from);
         Ok(Adopted { committed, from, watermark_unix_s: watermark.unwrap_or(0) })
     }
 
-    /// Returns once every registered replica follows the history of an adoption, or after `wait_ms`, at most [`WAIT_MS_MAX`].
+    /// Waits until every registered replica follows the history of an adoption, at most `wait_ms`, which is limited to
+    /// [`WAIT_MS_MAX`].
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a revision that is not of the store's history, [`Error::NotSaid`] where too many wait, or if the store
-    /// cannot be read.
+    /// [`Error::Invalid`] for a revision that is not of the store's history, [`Error::NotSaid`] if too many callers wait, or if
+    /// the store cannot be read.
     pub async fn wait_for_adoption(&self, by: &Authorized, revision: &Revision, wait_ms: u64) -> Result<AdoptionWaited, Error> {
         let Ok(_waiting) = self.waits.try_acquire() else {
             return Err(Error::NotSaid("others wait, and as many as may: ask again".to_owned()));
@@ -105,13 +107,14 @@ impl Admin {
     }
 }
 
-/// Who is registered, and who merged something.
+/// The registered replicas, and those that merged revocations.
 fn seen(replicas: &Replicas, merges: Vec<Merged>, number: u64) -> Vec<Adopting> {
     let mut merges: BTreeMap<String, Merged> = merges.into_iter().map(|one| (one.incarnation.clone(), one)).collect();
     let registered = replicas.fleet().replicas.into_iter().map(|replica| {
-        // What it acknowledges is of the history that it follows, and only who follows this one is heard with a number.
+        // A replica acknowledges revisions of the history that it follows. Only a replica that follows this history can report a
+        // number here.
         let follows = replica.condition != Condition::Quarantined && replica.acked_number >= number;
-        // The backup may name some that ended since.
+        // The backup may list replicas that have ended since.
         let registered = follows || replica.age_ms < replicas.freshness_bound_ms.saturating_add(HEARTBEAT_INTERVAL_MS);
         Adopting { merged: merges.remove(&replica.id).map(|one| one.rows), follows, registered, replica }
     });

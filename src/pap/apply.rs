@@ -1,4 +1,8 @@
-//! Applying a policy folder: the folder is the whole policy, in one commit, or nothing changes.
+//! Applies a policy folder: the folder becomes the whole policy in one commit, or nothing changes.
+//!
+//! Documents made through the API stay. Slow work runs outside the runtime of the kill switch, because a large folder must not
+//! delay a revocation. Look next at `policy/source.rs`, which reads the folder, and at `pap/keys.rs`, which handles the keys of a
+//! change.
 
 use std::collections::BTreeMap;
 
@@ -13,28 +17,29 @@ use crate::policy::source::{SourceFile, parse};
 use crate::policy::{Severity, testrun, validate};
 use crate::store::StoredDocument;
 
-/// What applying did, or would do.
+/// The result of an apply or of a dry run.
 #[derive(Clone, Debug)]
 pub struct ApplyOutcome {
     /// The revision that holds the policy now.
     pub revision: Revision,
-    /// By kind and id.
+    /// The changes, by kind and id.
     pub changes: Vec<DocumentChange>,
-    /// What `check` warns of.
+    /// The warnings of `check`.
     pub warnings: Vec<Diagnostic>,
 }
 
-/// Documents that decide who may administer and whom we believe: changing them takes two operators once there are two.
+/// The kinds that decide who may administer and which issuers are trusted. A change of such a document needs two operators once
+/// two exist.
 const TWO_PERSON_KINDS: &[&str] = &["operator", "issuer"];
 
 impl Admin {
-    /// Says what [`Admin::apply`] would object to.
+    /// Returns the diagnostics that [`Admin::apply`] would report.
     ///
     /// # Errors
     /// If the act cannot be recorded.
     pub async fn check_policy(&self, by: &Authorized, files: Vec<SourceFile>) -> Result<Vec<Diagnostic>, Error> {
         self.record(by, None, "check a policy folder")?;
-        // One at a time and off this runtime: a large folder must not hold up a kill.
+        // One call at a time, outside this runtime: a large folder must not delay a revocation.
         let _one = self.applying.lock().await;
         Ok(match aside(move || read(&files)).await? {
             Ok((_, warnings)) => warnings,
@@ -42,14 +47,14 @@ impl Admin {
         })
     }
 
-    /// Replaces the whole policy by these files; documents that were made through the API are left alone.
+    /// Replaces the whole policy with these files. Documents made through the API stay unchanged.
     ///
     /// # Errors
-    /// [`Error::Policy`] with every diagnostic if there is one error; [`Error::Tests`] if a test of the folder fails;
-    /// [`Error::PermissionDenied`] where a second operator is
-    /// needed; as the store fails, or if somebody changed the policy meanwhile.
+    /// [`Error::Policy`] with all diagnostics if one of them is an error; [`Error::Tests`] if a test of the folder fails;
+    /// [`Error::PermissionDenied`] if a second operator must sign; if the store fails, or if another caller changed the policy
+    /// meanwhile.
     pub async fn apply(&self, by: &Authorized, files: Vec<SourceFile>, dry_run: bool) -> Result<ApplyOutcome, Error> {
-        // One at a time, off the runtime that serves the kill switch; what another server applies meanwhile is a conflict.
+        // One call at a time, outside the runtime of the kill switch. A concurrent apply on another server ends as a conflict.
         let _one = self.applying.lock().await;
         let read = aside(move || read(&files)).await?.map_err(Error::Policy);
         let (documents, mut warnings) = self.or_record_refused(by, read)?;
@@ -84,7 +89,7 @@ impl Admin {
     }
 }
 
-/// What a folder changes of what is stored.
+/// The difference between a folder and the store.
 #[derive(Default)]
 pub(super) struct Plan {
     /// Removals first, then by kind and id.
@@ -92,21 +97,21 @@ pub(super) struct Plan {
     pub(super) writes: Vec<Write>,
     /// Documents that were made through the API and stay.
     pub(super) kept: Vec<DocumentRow>,
-    /// Documents of before that are changed or gone.
+    /// The previous versions of changed and removed documents.
     pub(super) replaced: Vec<DocumentRow>,
-    /// Keys of those who administer afterwards, where the change is one of operators: one of them must not be revoked.
+    /// The keys of all administrators after the change, if it changes operators. At least one of these keys must not be revoked.
     pub(super) one_must_sign: Vec<String>,
-    /// A document that two people are needed for no longer asks for them.
+    /// Whether some document loses `two_person`.
     pub(super) weakens: bool,
 }
 
-/// What would have to be written so that the folder's documents are those that are stored.
+/// Plans the writes that make the stored documents equal to the folder's.
 pub(super) fn plan(documents: &[Document], left: BTreeMap<DocumentKey, StoredDocument>) -> Plan {
     let rows = documents.iter().filter(|document| !matches!(document.body, Body::Test(_)));
     plan_rows(rows.map(|document| document.to_row(Origin::Folder)), left)
 }
 
-/// The same of rows, all of which count as a folder's.
+/// As [`plan`], for rows. All rows count as documents of the folder.
 pub(super) fn plan_rows(rows: impl Iterator<Item = DocumentRow>, mut left: BTreeMap<DocumentKey, StoredDocument>) -> Plan {
     let mut plan = Plan::default();
     for row in rows {
@@ -133,13 +138,13 @@ pub(super) fn plan_rows(rows: impl Iterator<Item = DocumentRow>, mut left: BTree
     plan
 }
 
-/// Whether a change of operators or issuers needs two people: whether two or more administer now.
+/// Whether a change of operators or issuers needs two operators, which holds once two or more operators administer.
 pub(super) fn needs_two<'a>(stored: impl Iterator<Item = &'a StoredDocument>) -> bool {
-    // Who may not administer cannot be the second one either: counting approvers would lock everybody out.
+    // An operator who may not administer cannot sign as the second one. Counting approvers too would lock everybody out.
     stored.filter_map(|stored| Document::from_row(&stored.row).ok()).filter(administers).count() >= 2
 }
 
-/// Whether enough operators signed for these changes.
+/// Checks that enough operators signed for these changes.
 pub(super) fn two_signed(by: &Authorized, two_needed: bool, plan: &Plan) -> Result<(), Error> {
     let trust_changes = plan.changes.iter().any(|change| TWO_PERSON_KINDS.contains(&change.key.kind.as_str()));
     if !two_needed || by.operators().len() >= 2 || !(trust_changes || plan.weakens) {
@@ -150,13 +155,13 @@ pub(super) fn two_signed(by: &Authorized, two_needed: bool, plan: &Plan) -> Resu
     Err(Error::PermissionDenied(message))
 }
 
-/// Runs what takes long on another thread than the one that serves the kill switch.
+/// Runs slow work on a blocking thread, outside the runtime of the kill switch.
 pub(super) async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|_| Error::Store(crate::store::Error::Unavailable("the policy could not be read: see the log".to_owned())))
 }
 
-/// Reads and checks a folder: documents and warnings, or every diagnostic if there is one error.
+/// Reads and checks a folder. Returns the documents with warnings, or all diagnostics if one of them is an error.
 pub(super) fn read(files: &[SourceFile]) -> Result<(Vec<Document>, Vec<Diagnostic>), Vec<Diagnostic>> {
     let parsed = parse(files);
     let mut diagnostics = parsed.diagnostics;
@@ -166,8 +171,8 @@ pub(super) fn read(files: &[SourceFile]) -> Result<(Vec<Document>, Vec<Diagnosti
     if diagnostics.iter().any(Diagnostic::is_error) { Err(diagnostics) } else { Ok((parsed.documents, diagnostics)) }
 }
 
-/// The folder together with what stays of the store: it must still be a policy that somebody administers, and pass its own tests.
-/// What is worth a warning is returned, with the plan and what it does besides.
+/// Completes a plan. The folder and the kept documents together must compile, have an administrator, and pass the folder's tests.
+/// Returns the plan and further warnings.
 fn whole(mut documents: Vec<Document>, mut plan: Plan) -> Result<(Plan, Vec<Diagnostic>), Error> {
     documents.extend(plan.kept.iter().filter_map(|row| Document::from_row(row).ok()));
     let policy = Compiled::compile(&documents).map_err(Error::Policy)?;
@@ -187,7 +192,7 @@ pub(super) fn administers(document: &Document) -> bool {
     matches!(&document.body, Body::Operator(operator) if operator.roles.contains(&Role::Administer))
 }
 
-/// Somebody must be left who can undo the change.
+/// Checks that some administrator remains who can undo the change.
 pub(super) fn still_administered(documents: &[Document]) -> Result<(), Error> {
     if documents.iter().any(administers) {
         return Ok(());

@@ -1,7 +1,7 @@
-//! Approving and refusing: who may answer a call that waits, and the act that records it.
+//! Approves or refuses a pending call, as a recorded act of an operator.
 //!
-//! The store says whether a call can still be answered and which layers an answer serves; here it is asked whether this operator
-//! may give one: never the user or an agent of the chain. Look next at `store::approvals`.
+//! The store decides whether a call can still be answered, and which layers an answer serves. This file decides whether an
+//! operator may give the answer: never the user of the call or an agent of its chain. Look next at `store::approvals`.
 
 use std::time::Duration;
 
@@ -14,15 +14,15 @@ use crate::policy::diagnostic::nearest;
 use crate::policy::document::{Body, Document, OperatorSpec};
 use crate::store::{self, Committed};
 
-/// How long a look for a digest that was probably meant may take.
+/// The time limit of the search for a similar digest.
 const HINT_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// An operator's answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// The call may be made, once.
+    /// The call may be made once.
     Approve,
-    /// It may not.
+    /// The call may not be made.
     Refuse,
 }
 
@@ -35,19 +35,19 @@ impl Answer {
     }
 }
 
-/// What an answer did.
+/// The result of an answer.
 #[derive(Clone, Debug)]
 pub struct Answered {
     /// The revision of the act, durable.
     pub committed: Committed,
-    /// The approval as it stands now.
+    /// The approval after the answer.
     pub row: ApprovalRow,
-    /// The store's clock.
+    /// The time of the store's clock.
     pub unix_ms: i64,
 }
 
 impl Admin {
-    /// Approvals that wait, or all that are not forgotten yet, the oldest first.
+    /// The pending approvals, or with `all` every approval that is still stored, the oldest first.
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -58,11 +58,12 @@ impl Admin {
         Ok(listed)
     }
 
-    /// Approves a call for every layer whose approvers the operator is one of, or refuses it; durable when this returns.
+    /// Approves a call or refuses it. An approval counts for every layer that names a group of the operator. The act is durable
+    /// when this returns.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a digest or reason that is none, [`Error::PermissionDenied`] where this operator may not answer this
-    /// call, [`store::Error::Rejected`] where it cannot be answered any more, or as the store fails.
+    /// [`Error::Invalid`] for a malformed digest or reason, [`Error::PermissionDenied`] if this operator may not answer this
+    /// call, [`store::Error::Rejected`] if the call can no longer be answered, or if the store fails.
     pub async fn answer(&self, by: &Authorized, answer: Answer, digest: &str, reason: &str) -> Result<Answered, Error> {
         let allowed = self.may_answer(by, digest, reason).await;
         let (operator, key, row, documents_number) = self.or_record_refused(by, allowed)?;
@@ -73,10 +74,10 @@ impl Admin {
             Answer::Approve => Write::Approve { digest: digest.clone(), operator: id, key, groups },
             Answer::Refuse => Write::Refuse { digest: digest.clone(), operator: id, groups },
         };
-        // What the operator may do was read a moment ago: it must still be so when the answer is written.
+        // The operator's document was read a moment ago. The commit fails if documents have changed since.
         let committed = self.commit(by, vec![write], Some(documents_number), &account).await?;
-        // It may have been used meanwhile; it is there all the same, for it was touched. The answer is given: a store that cannot be
-        // read now changes nothing of that.
+        // The approval may have been used meanwhile, but its row still exists because the act wrote it. The answer is committed,
+        // so a failing read must not turn it into an error.
         let (row, unix_ms) = match self.store.approvals(ApprovalFilter::Digest(digest), 1).await {
             Ok(mut now) => (now.rows.pop().unwrap_or(row), now.unix_ms),
             Err(_) => (row, committed.unix_ms),
@@ -84,7 +85,7 @@ impl Admin {
         Ok(Answered { committed, row, unix_ms })
     }
 
-    /// The operator and the key that they signed with, the call as it stands, and the revision of the documents that say so.
+    /// Returns the operator, the signing key, the pending call, and the revision of the documents that were read.
     async fn may_answer(
         &self,
         by: &Authorized,
@@ -141,7 +142,7 @@ impl Admin {
         Ok((operator, key.to_string(), row, documents_number))
     }
 
-    /// The digest that was probably meant.
+    /// A hint with the most similar pending digest.
     async fn digest_hint(&self, digest: &str) -> String {
         let listed = self.store.approvals(ApprovalFilter::Waiting, APPROVALS_LISTED_MAX);
         let Ok(Ok(listed)) = tokio::time::timeout(HINT_TIMEOUT, listed).await else { return String::new() };
@@ -149,10 +150,10 @@ impl Admin {
         near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default()
     }
 
-    /// The registered agent that holds a key, if one does.
+    /// The registered agent that holds a key; `None` if no agent does.
     async fn agent_with(&self, key: &Thumbprint) -> Result<Option<String>, Error> {
         let agents = self.store.documents(Some("agent")).await?.documents;
-        // Agents may be many, and few documents name the key: only those are read.
+        // There may be many agents. Only documents that contain the key are parsed.
         let named = agents.iter().filter(|stored| stored.row.json.contains(key.as_str()));
         let holds = |stored: &&store::StoredDocument| match Document::from_row(&stored.row).map(|document| document.body) {
             Ok(Body::Agent(agent)) => agent.keys.contains(key),

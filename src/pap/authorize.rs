@@ -1,4 +1,7 @@
-//! Who may administer: every call is an act that an operator signed, and the signature is checked before anything else.
+//! Authorizes administrative calls. Every call is an act that operators signed, and the signatures are checked before anything
+//! else.
+//!
+//! Nothing here performs an act. Look next at `crate::token::operator`, which verifies a single signature.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -14,16 +17,16 @@ use crate::policy::document::{Body, Document, OperatorSpec, Role};
 use crate::store::signers;
 use crate::token::operator::{Expected, UnverifiedAct};
 
-/// A method of the administration API and who may call it.
+/// A method of the administration API, and the roles that may call it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Method {
     /// Full gRPC method path.
     pub path: &'static str,
-    /// Any of these roles will do.
+    /// The permitted roles. One of them is enough.
     pub roles: &'static [Role],
 }
 
-/// Every signed method.
+/// All signed methods.
 pub(super) const METHODS: &[Method] = &[
     method("/portcullis.v1.RevocationService/Revoke", &[Role::Respond]),
     method("/portcullis.v1.RevocationService/Reinstate", &[Role::Administer]),
@@ -53,7 +56,7 @@ const fn method(path: &'static str, roles: &'static [Role]) -> Method {
     Method { path, roles }
 }
 
-/// Proof that operators with the right roles signed exactly this message. Made only here.
+/// Proof that operators with the required roles signed exactly this message. Only this file creates it.
 #[derive(Clone, Debug)]
 pub struct Authorized {
     method: &'static str,
@@ -66,7 +69,7 @@ pub struct Authorized {
 }
 
 impl Authorized {
-    /// Nobody's signature, where there is nothing to prove about signatures.
+    /// An act without signatures, for simulations that do not test signatures.
     #[cfg(test)]
     pub(crate) fn in_a_simulation(method: &'static str) -> Self {
         let [operators, signatures] = [const { Vec::new() }; 2];
@@ -74,8 +77,8 @@ impl Authorized {
         Self { method, operators, keys: Vec::new(), signatures, jtis: Vec::new(), peer: String::new(), unrecorded }
     }
 
-    /// Nobody's signature: whoever can write the store itself adds an operator to it, where no key is left that could sign. `who` goes
-    /// into the record in place of a signature.
+    /// An act without signatures, for a caller with write access to the store itself when no key is left that can sign. `who`
+    /// takes the place of the signature in the record.
     pub(super) fn break_glass(who: String) -> Self {
         let [operators, signatures] = [const { Vec::new() }; 2];
         let method = "/portcullis.v1.OperatorService/Add";
@@ -88,23 +91,23 @@ impl Authorized {
         self.method
     }
 
-    /// The operators' ids, all different.
+    /// The ids of the operators, all different.
     pub fn operators(&self) -> &[String] {
         &self.operators
     }
 
-    /// The thumbprint of the key that each signed with.
+    /// The thumbprints of the signing keys, one for each operator.
     pub fn keys(&self) -> &[Thumbprint] {
         &self.keys
     }
 
-    /// Who signed with a key; empty where nobody did.
+    /// The operator who signed with a key; empty if no operator did.
     pub(super) fn operator_of(&self, thumbprint: &str) -> &str {
         let signed = self.operators.iter().zip(&self.keys).find(|(_, key)| key.as_str() == thumbprint);
         signed.map_or("", |(operator, _)| operator)
     }
 
-    /// Their compact JWS.
+    /// The signatures as compact JWS.
     pub fn signatures(&self) -> &[String] {
         &self.signatures
     }
@@ -114,12 +117,12 @@ impl Authorized {
         &self.jtis
     }
 
-    /// Where the call came from.
+    /// The address of the caller.
     pub fn peer(&self) -> &str {
         &self.peer
     }
 
-    /// Whether the act was done and its line is not in the audit log; the same of every clone.
+    /// Whether the act was done but is missing in the audit log. All clones share this flag.
     pub fn is_unrecorded(&self) -> bool {
         self.unrecorded.load(Ordering::Acquire)
     }
@@ -129,13 +132,13 @@ impl Authorized {
     }
 }
 
-/// Signatures that were seen, until they expire: not every act is a row of a transaction.
+/// The signatures that were used, until they expire. Acts that are no transaction need it, because the store does not see them.
 #[derive(Debug, Default)]
 pub(super) struct SpentSignatures {
     seen: HashMap<String, i64>,
 }
 
-/// Signatures remembered at once; they live 60 seconds.
+/// The maximum number of remembered signatures. A signature is valid for 60 seconds.
 const SIGNATURES_REMEMBERED_MAX: usize = 100_000;
 
 impl SpentSignatures {
@@ -148,10 +151,10 @@ impl SpentSignatures {
 }
 
 impl Admin {
-    /// Checks the signatures over a message: at least one operator, each with a role that the method allows.
+    /// Verifies the signatures of a message. At least one operator must sign, and each must have a role that the method allows.
     ///
-    /// `authorizations` are the values of the `authorization` header, `Operator <compact JWS>`; two for an act that needs two
-    /// people. A refusal is recorded.
+    /// `authorizations` are the values of the `authorization` header, `Operator <compact JWS>`. An act of two people needs two. A
+    /// refusal is recorded.
     ///
     /// # Errors
     /// [`Error::Unauthenticated`], [`Error::KeyRevoked`] or [`Error::PermissionDenied`], or if the store cannot be read.
@@ -165,11 +168,11 @@ impl Admin {
         checked
     }
 
-    /// Checks all of the signatures but what they say of the message: it spares reading the message of a caller who did not sign
-    /// this call. Nothing is spent, and nobody is authorized by it.
+    /// Verifies the signatures except for the digest of the message. So the server need not read the message of a caller who did
+    /// not sign this call. This check spends no signature and authorizes nobody.
     ///
     /// # Errors
-    /// As [`Admin::authorize`]. A refusal is recorded.
+    /// As for [`Admin::authorize`]. A refusal is recorded.
     pub async fn check_signatures(&self, path: &str, authorizations: &[&str], peer: &str) -> Result<(), Error> {
         let mut operators = Vec::new();
         let checked = self.check(path, None, authorizations, peer, &mut operators).await;
@@ -185,7 +188,7 @@ impl Admin {
         Ok((listed.revision, listed.documents.iter().filter_map(|stored| operator_of(&stored.row)).collect()))
     }
 
-    /// Without a message it is not compared with what was signed.
+    /// Verifies signatures. Without a message, its digest is not compared.
     async fn check(
         &self,
         path: &str,
@@ -239,8 +242,8 @@ impl Admin {
             authorized.signatures.push(authorization.trim_start_matches(SCHEME).to_owned());
             authorized.jtis.push((act.jti().to_owned(), act.exp_s()));
         }
-        // INVARIANT: asked of the store, not of what this replica follows: a revoked key signs nothing at once, reads included. A commit
-        // asks again in its own transaction.
+        // INVARIANT: the revocation is read from the store, not from the replica's snapshot, so a revoked key cannot sign
+        // anything, not even a read, from that moment on. A commit checks the key again in its own transaction.
         self.check_not_revoked(&signers).await?;
         let lacks = |operator: &OperatorSpec| !method.roles.iter().any(|role| operator.roles.contains(role));
         if let Some((operator, _)) = signers.iter().find(|(operator, _)| lacks(operator)) {
@@ -251,7 +254,7 @@ impl Admin {
         Ok(authorized)
     }
 
-    /// Refuses keys that are revoked.
+    /// Refuses revoked keys.
     async fn check_not_revoked(&self, signers: &[(&OperatorSpec, &PublicKey)]) -> Result<(), Error> {
         let targets: Vec<Target> = signers.iter().map(|(_, key)| signers::target(key.thumbprint().as_str())).collect();
         let rows = self.store.revocations_of(&targets).await?;
@@ -264,7 +267,7 @@ impl Admin {
         }
     }
 
-    /// Whether none of the signatures was used on this replica.
+    /// Checks that no signature was used on this replica before.
     fn check_unspent(&self, by: &Authorized) -> Result<(), Error> {
         let spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
         match by.jtis.iter().find(|(jti, _)| spent.seen.contains_key(jti)) {
@@ -273,7 +276,8 @@ impl Admin {
         }
     }
 
-    /// Uses up the signatures on this replica, whatever becomes of the act; the store does so for the fleet where it commits.
+    /// Spends the signatures on this replica, whatever the result of the act is. A commit also spends them in the store, for the
+    /// whole fleet.
     fn spend(&self, by: &Authorized) -> Result<(), Error> {
         let now_s = self.clock.now().unix_s();
         let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
@@ -286,7 +290,7 @@ impl Admin {
     }
 }
 
-/// What stands before the compact JWS.
+/// The scheme before the compact JWS.
 const SCHEME: &str = "Operator ";
 
 fn parsed(authorization: &str) -> Result<UnverifiedAct<'_>, Error> {
@@ -309,7 +313,7 @@ fn nobodys(thumbprint: &Thumbprint) -> Error {
     Error::Unauthenticated(format!("no operator has the key `{thumbprint}`: is it this store's?"))
 }
 
-/// A key that signs nothing any more.
+/// The error for a revoked key.
 pub(super) fn key_revoked(operator: &str, thumbprint: &str) -> Error {
     Error::KeyRevoked(format!(
         "the key `{thumbprint}` of operator `{operator}` is revoked: it signs nothing any more; `portcullis revocations` says why"

@@ -1,4 +1,6 @@
-//! What a policy folder would change, said and not done.
+//! Compares a policy folder with the stored policy, without writing anything.
+//!
+//! The call is recorded as a read. Look next at `policy/diff.rs`, which compares the policies.
 
 use super::apply::{aside, plan, read};
 use super::{Admin, Authorized, Error, keyed};
@@ -9,29 +11,29 @@ use crate::policy::document::Document;
 use crate::policy::source::SourceFile;
 use crate::policy::{Compiled, Diagnostic};
 
-/// Pairs of agent and tool that are listed.
+/// The maximum number of listed pairs of agent and tool.
 pub const PAIRS_LISTED_MAX: usize = 10_000;
 
-/// What would change.
+/// The difference between a folder and the stored policy.
 #[derive(Clone, Debug)]
 pub struct DiffOutcome {
-    /// The revision that was compared with.
+    /// The revision that the folder was compared with.
     pub revision: Revision,
-    /// By kind and id, removals first.
+    /// The changed documents: removals first, then by kind and id.
     pub documents: Vec<DocumentChange>,
-    /// Pairs of agent and tool, widening ones first, at most [`PAIRS_LISTED_MAX`].
+    /// The changed pairs of agent and tool, widening ones first, at most [`PAIRS_LISTED_MAX`].
     pub pairs: Pairs,
-    /// What `check` warns of, and what no pair shows.
+    /// The warnings of `check`, and warnings about changes that no pair shows.
     pub warnings: Vec<Diagnostic>,
 }
 
 impl Admin {
-    /// What [`Admin::apply`] would change: documents, and for each agent and tool what can be reached.
+    /// Returns the changes that [`Admin::apply`] would make: documents, and the access of each agent to each tool.
     ///
     /// # Errors
-    /// [`Error::Policy`] with every diagnostic if the folder has an error; as the store fails.
+    /// [`Error::Policy`] with all diagnostics if the folder has an error, or if the store fails.
     pub async fn diff(&self, by: &Authorized, files: Vec<SourceFile>) -> Result<DiffOutcome, Error> {
-        // One at a time and off this runtime, as checking is.
+        // One call at a time and outside this runtime, as for a check.
         let _one = self.applying.lock().await;
         let read = aside(move || read(&files)).await?.map_err(Error::Policy);
         let (documents, warnings) = self.or_record_refused(by, read)?;

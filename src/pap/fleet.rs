@@ -1,9 +1,12 @@
-//! Who follows the store, and waiting until none of them answers from before a revision any more.
+//! Lists the replicas of a store, and waits until no replica answers from before a revision any more.
 //!
-//! A replica is done with when it has acknowledged, when it denies everything, or when it has run out: what it could still permit
-//! by was proved before the commit, for a later proof would have brought the commit with it, and a proof is good for the bound.
-//! So nobody is waited for longer than the bound; and who was silent for longer than that already, by the clock of this process, is
-//! not waited for at all. What the store's clock says of silence is not asked: it is set sometimes. Look next at `sync/acknowledge.rs`, which says when a replica acknowledges.
+//! The wait for a replica ends when it acknowledges the revision, when it is in quarantine and denies everything, or when its
+//! proof of freshness has expired. A proof from after the commit would have brought the commit with it. So a replica without the
+//! commit can only have an older proof, which expires after the freshness bound. Therefore no wait is longer than the bound.
+//!
+//! A replica that this process has not heard for longer than the bound is not waited for at all. Silence is measured by the clock
+//! of this process, because the store's clock may be set. Look next at `sync/acknowledge.rs`, which decides when a replica
+//! acknowledges.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
@@ -17,26 +20,26 @@ use crate::model::time::Now;
 use crate::store::fleet::{HEARTBEAT_INTERVAL_MS, Replicas};
 use crate::store::{self, ReplicaState};
 
-/// Waits that go on at once.
+/// The maximum number of concurrent waits.
 pub(super) const WAITS_MAX: usize = 16;
-/// Pause between two looks at the rows.
+/// The pause between two reads of the rows.
 const LOOK_INTERVAL: Duration = Duration::from_millis(10);
 
-/// How a wait ended.
+/// The result of a wait.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Waited {
-    /// The revision that was waited for.
+    /// The revision that the wait was for.
     pub revision: Revision,
-    /// What of the store makes replicas run out.
+    /// The freshness bound of the store. A replica that is not heard denies after this time.
     pub freshness_bound_ms: u64,
-    /// How long it took.
+    /// The duration of the wait.
     pub waited_ms: u64,
-    /// Every replica that was known when the wait began, by id.
+    /// Every replica that was registered when the wait began, sorted by id.
     pub replicas: Vec<(Listed, Outcome)>,
 }
 
 impl Admin {
-    /// Who follows the store.
+    /// The replicas that follow the store.
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -46,13 +49,13 @@ impl Admin {
         Ok(fleet)
     }
 
-    /// Returns once no replica answers from before a revision any more, at the longest after the store's freshness bound.
+    /// Waits until no replica answers from before a revision any more, at most for the store's freshness bound.
     ///
-    /// `committed_unix_ms` is when it was committed, as the commit said, and serves to say how long each replica took.
+    /// `committed_unix_ms` is the commit time that the commit returned. It serves only to compute how long each replica took.
     ///
     /// # Errors
-    /// [`Error::NotSaid`] where the store may lose the commit, [`Error::Invalid`] for a revision that the store does not hold, or
-    /// if the store cannot be read even once.
+    /// [`Error::NotSaid`] if the store may lose the commit or too many callers wait, [`Error::Invalid`] for a revision that the
+    /// store does not hold, or if the store cannot be read even once.
     pub async fn wait_for_fleet(&self, by: &Authorized, revision: &Revision, committed_unix_ms: i64) -> Result<Waited, Error> {
         if let Some(why) = self.store.may_lose_commits() {
             return Err(Error::NotSaid(format!(
@@ -81,7 +84,7 @@ impl Admin {
                 return Ok(Waited { revision, freshness_bound_ms: bound_ms, waited_ms, replicas });
             }
             tokio::time::sleep(LOOK_INTERVAL).await;
-            // A store that cannot be read any more changes nothing of when the replicas have run out.
+            // If the store can no longer be read, the proofs of the replicas still expire at the same time.
             let left = Duration::from_millis(bound_ms.saturating_sub(self.clock.now().ms_waited_since(began)));
             let asked = self.clock.now();
             if let Ok(Ok(replicas)) = tokio::time::timeout(left, self.store.replicas()).await {
@@ -95,19 +98,21 @@ impl Admin {
     }
 }
 
-/// Since when each replica was not heard, as far as this process looked.
+/// The start of each replica's silence, as far as this process has seen it.
 #[derive(Debug, Default)]
 pub(super) struct Silences(BTreeMap<String, (Row, Now)>);
 
-/// What changes of a row with each heartbeat.
+/// The values of a row that change with each heartbeat.
 type Row = (i64, u64, u64);
 
 impl Silences {
-    /// Takes a look at the rows, and names those that have run out by now: silent from one look's end to another one's beginning.
+    /// Observes the rows and returns the replicas whose proof has expired. Silence counts from the end of one read to the start
+    /// of a later one.
     fn see(&mut self, rows: &Replicas, asked: Now, answered: Now) -> BTreeSet<String> {
         let known = std::mem::take(&mut self.0);
         let bound_ms = if active(Mutant::SilentRanOut) { 0 } else { rows.freshness_bound_ms };
-        // Where reading is proof, a proof is younger than the newest heartbeat by up to the pause between two.
+        // If a read of the store is a proof, the newest proof may be younger than the newest heartbeat by up to one heartbeat
+        // interval.
         let bound_ms = bound_ms.saturating_add(HEARTBEAT_INTERVAL_MS);
         let mut silent = BTreeSet::new();
         for row in &rows.rows {
@@ -122,7 +127,7 @@ impl Silences {
     }
 }
 
-/// What is known of the replicas that are waited for.
+/// The progress of the replicas in a wait.
 #[derive(Debug)]
 struct Wait {
     number: u64,
@@ -147,8 +152,8 @@ impl Wait {
         Self { number, committed_unix_ms, bound_ms, replicas: seen.collect() }
     }
 
-    /// Takes a look at the rows, of which the silent ones have run out. Who registers later loads a state that holds the revision, and
-    /// so does who is heard again.
+    /// Observes the rows. The proofs of the `silent` replicas have expired. A replica that registers later, or is heard again,
+    /// loads a state that holds the revision.
     fn see(&mut self, now: &Replicas, silent: &BTreeSet<String>) {
         for row in &now.rows {
             let Some(seen) = self.replicas.get_mut(&row.registration.incarnation) else { continue };
@@ -166,7 +171,7 @@ impl Wait {
         }
     }
 
-    /// The outcomes, once there is one for each.
+    /// The outcomes, once every replica has one.
     fn over(&self, waited_ms: u64) -> Option<Vec<(Listed, Outcome)>> {
         let outcome = |seen: &Seen| {
             let ran_out = waited_ms >= self.bound_ms;
@@ -176,7 +181,8 @@ impl Wait {
     }
 }
 
-/// From the commit to the acknowledgement, by the store's clock; of a later revision it is at most that.
+/// The time from the commit to the acknowledgement, by the store's clock. If the replica acknowledged a later revision, this is
+/// an upper bound.
 fn after_ms(row: &store::Replica, number: u64, committed_unix_ms: i64) -> Option<u64> {
     let committed = row.acked_commit_unix_ms.filter(|_| row.acked_number == number).unwrap_or(committed_unix_ms);
     if committed == 0 {
@@ -245,7 +251,7 @@ mod tests {
         check(row("a", 8, 0, Serving), BOUND_MS, RanOut);
         check(row("a", 8, 0, Starting), BOUND_MS, RanOut);
         check(row("a", 0, 0, ReplicaState::Quarantined), 0, Quarantined);
-        // What the store's clock says of silence proves nothing: it may just have been set.
+        // Silence by the store's clock proves nothing, because that clock may just have been set.
         check(row("a", 8, 59_000, Serving), BOUND_MS, RanOut);
         assert_eq!(outcomes(&wait(vec![row("a", 8, 0, Serving)], &["a"]), 0), Some(vec![RanOut]));
         assert_eq!(outcomes(&wait(vec![], &[]), 0), Some(vec![]));
@@ -255,7 +261,7 @@ mod tests {
     fn what_is_heard_meanwhile_counts() {
         use ReplicaState::Serving;
         let mut wait = wait(vec![row("a", 8, 9_000, Serving), row("b", 9, 0, Serving)], &[]);
-        // One that registers now is not waited for.
+        // A replica that registers now is not waited for.
         wait.see(&rows(vec![row("a", 8, 0, Serving), row("c", 0, 0, Serving)]), &BTreeSet::new());
         assert_eq!(outcomes(&wait, BOUND_MS - 1), None);
         wait.see(&rows(vec![row("a", 9, 0, Serving)]), &BTreeSet::new());

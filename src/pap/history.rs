@@ -1,4 +1,6 @@
-//! The history of policy, and the way back: an earlier policy put in force again is a new revision like any other.
+//! The history of policy, and the rollback to an earlier policy.
+//!
+//! A rollback is a new revision like any other; it never rewrites the history. Look next at `pap/apply.rs`, whose plan it shares.
 
 use super::apply::{Plan, aside, needs_two, plan_rows, still_administered, two_signed};
 use super::{Admin, ApplyOutcome, Authorized, Error, keyed};
@@ -7,7 +9,7 @@ use crate::model::revision::Revision;
 use crate::policy::document::Document;
 use crate::policy::{Compiled, Diagnostic};
 
-/// Revisions listed where the caller names no number.
+/// The number of listed revisions if the caller names none.
 pub const HISTORY_LISTED_DEFAULT: usize = 20;
 
 /// A revision that changed policy.
@@ -15,13 +17,13 @@ pub const HISTORY_LISTED_DEFAULT: usize = 20;
 pub struct PolicyRevision {
     /// `HISTORY.NUMBER`.
     pub revision: Revision,
-    /// By the store's clock.
+    /// The time of the commit, by the store's clock.
     pub unix_ms: i64,
-    /// Who did it; empty where the program did (the first operator).
+    /// The operators of the act. Empty if the program itself acted, as for the first operator.
     pub operators: Vec<String>,
-    /// Full gRPC method path; empty where the program did.
+    /// Full gRPC method path. Empty if the program itself acted.
     pub method: String,
-    /// What was done, and the operators' words.
+    /// A description of the act, with the reason that the operators gave.
     pub account: String,
     /// Documents that were added or changed.
     pub put: Vec<DocumentKey>,
@@ -54,15 +56,15 @@ impl Admin {
         Ok(revisions.collect())
     }
 
-    /// Puts the folder's documents of an earlier revision in force again, as a new revision.
+    /// Enforces the folder's documents of an earlier revision again, as a new revision.
     ///
-    /// Documents that were made through the API are left as they are now, those of then and those of today. Tests are not
-    /// stored, so none run.
+    /// Documents made through the API stay as they are now, whatever they were at that revision. No tests run, because tests are
+    /// not stored.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a revision of another history, one that is not there or reached by the log no more;
-    /// [`Error::Policy`] if the policy of then and what the API made since do not fit together, or if it lists a key that is dead by
-    /// now; otherwise as [`Admin::apply`].
+    /// [`Error::Invalid`] for a revision of another history, or one that does not exist or that the log no longer reaches.
+    /// [`Error::Policy`] if the earlier policy does not compile with today's API documents, or lists a key that is dead now.
+    /// Otherwise as for [`Admin::apply`].
     pub async fn rollback(&self, by: &Authorized, revision: &str, dry_run: bool) -> Result<ApplyOutcome, Error> {
         let _one = self.applying.lock().await;
         let stored = self.store.documents(None).await?;
@@ -72,7 +74,8 @@ impl Admin {
         let then = self.or_record_refused(by, then.map_err(Error::from))?;
         let left = keyed(stored.documents);
         let two_needed = needs_two(left.values());
-        // What is the API's today stays as it is; what was the API's then comes back only where a folder took it over since.
+        // A document that the API holds today stays as it is. A document that the API held at that revision comes back only if a
+        // folder has taken it over since.
         let comes_back = |row: &DocumentRow| match left.get(&row.key) {
             Some(today) => today.row.origin == Origin::Folder,
             None => row.origin == Origin::Folder,
@@ -107,7 +110,7 @@ impl Admin {
     }
 }
 
-/// `HISTORY.NUMBER` of this history, or the number alone.
+/// Reads `HISTORY.NUMBER` of this history, or the number alone.
 fn number_of(text: &str, now: &Revision) -> Result<u64, Error> {
     let invalid = |message: String| Error::Invalid { field: "revision", message };
     if let Ok(number) = text.parse::<u64>() {
@@ -121,7 +124,7 @@ fn number_of(text: &str, now: &Revision) -> Result<u64, Error> {
     Ok(revision.number)
 }
 
-/// The documents of then together with what stays: they must still be a policy that somebody administers.
+/// Completes a rollback. The earlier documents and the kept ones together must compile and have an administrator.
 fn whole(mut documents: Vec<Document>, mut plan: Plan) -> Result<(Plan, Vec<Diagnostic>), Error> {
     documents.extend(read_rows(&plan.kept)?);
     Compiled::compile(&documents).map_err(Error::Policy)?;

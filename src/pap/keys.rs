@@ -1,7 +1,7 @@
-//! Keys that documents list, against what the store knows to be dead: a dead key is not listed again, and one that is rotated out dies.
+//! Handles the keys that a change lists: a dead key must not be listed again, and a rotated-out key becomes dead.
 //!
-//! Both are rows of the kill switch: they reach every replica, outlive restarts, prunes and rollbacks, and come into an adopted store with
-//! what replicas merge. Look next at [`crate::policy::keys`], which compares documents.
+//! A dead key is a revocation row like any other. It reaches every replica, and it survives restarts, prunes and rollbacks.
+//! Replicas also merge it into an adopted store. Look next at [`crate::policy::keys`], which compares documents.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -12,17 +12,17 @@ use crate::policy::diff::weakened;
 use crate::policy::keys::{ListedKey, RotatedKey, keys_of, newly_listed, rotated_out};
 use crate::policy::{Diagnostic, Document};
 
-/// Keys that are looked up at once.
+/// The maximum number of keys in one lookup.
 const LOOKED_UP_MAX: usize = 10_000;
 
 impl Admin {
-    /// Refuses keys that are dead, where documents list them anew.
+    /// Refuses dead keys in documents that newly list them.
     ///
-    /// A document that goes on listing a key which was revoked is let pass: the key stays dead all the same, and a server that is started
-    /// with `--policies` must not stay down because of a kill.
+    /// A document that already listed a key may keep it after its revocation. The key stays dead anyway, and a server that starts
+    /// with `--policies` must not fail because of a revocation.
     ///
     /// # Errors
-    /// [`Error::Policy`] with one diagnostic a key, or if the store cannot be read.
+    /// [`Error::Policy`] with one diagnostic for each key, or if the store cannot be read.
     pub(super) async fn no_dead_keys(&self, listed: &[ListedKey]) -> Result<(), Error> {
         let mut diagnostics = Vec::new();
         for some in listed.chunks(LOOKED_UP_MAX) {
@@ -38,14 +38,15 @@ impl Admin {
 }
 
 impl Plan {
-    /// The keys that the change lists anew. Reads the documents of before: not for the runtime that serves the kill switch.
+    /// The keys that the change newly lists. This parses the previous documents, so it must not run on the runtime of the kill
+    /// switch.
     pub(super) fn newly_listed(&self, documents: &[Document]) -> Vec<ListedKey> {
         let changed: BTreeSet<&DocumentKey> = self.changes.iter().map(|change| &change.key).collect();
         newly_listed(documents.iter().filter(|document| changed.contains(&document.key)), &self.replaced())
     }
 
-    /// Adds what the change does besides, given all documents that are in force then: what it rotates out is dead, and whoever changes
-    /// operators leaves one who can undo it. What is worth saying of that is returned.
+    /// Adds the consequences of the change, given all documents in force after it. Rotated-out keys become dead, and a change of
+    /// operators must leave an administrator with a valid key. Returns further warnings.
     pub(super) fn complete(&mut self, after: &[Document]) -> Vec<Diagnostic> {
         let replaced = self.replaced();
         let rotated = rotated_out(&replaced, after);
@@ -62,7 +63,7 @@ impl Plan {
         rotated.iter().map(RotatedKey::dies).collect()
     }
 
-    /// The documents of before that are changed or gone.
+    /// The previous versions of changed and removed documents.
     fn replaced(&self) -> Vec<Document> {
         self.replaced.iter().filter_map(|row| Document::from_row(row).ok()).collect()
     }

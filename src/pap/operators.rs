@@ -1,7 +1,7 @@
-//! Operators beside the policy folder: added and retired by a command, listed with the state of their keys.
+//! Operators outside the policy folder: a command adds and retires them, and lists them with the state of their keys.
 //!
-//! They are documents like those of a folder, of the program's own origin, so that `apply` leaves them alone. What changes them is what a
-//! folder that changes operators needs: two people once two administer. Look next at `apply.rs`.
+//! Their documents have the origin `Api`, so `apply` leaves them alone. A change needs the same signatures as a folder that
+//! changes operators: two once two operators administer. Look next at `apply.rs`.
 
 use super::apply::{Plan, aside, needs_two, still_administered, two_signed};
 use super::revoke::check_reason;
@@ -21,27 +21,27 @@ use crate::store::{StoredDocument, signers};
 /// The kind of an operator's document.
 const KIND: &str = "operator";
 
-/// An operator as they are asked to be added.
+/// The request for a new operator.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NewOperator {
-    /// Their name.
+    /// The id.
     pub id: String,
-    /// Public JWKs.
+    /// The public keys, each as JWK.
     pub keys: Vec<Vec<u8>>,
-    /// Names of roles.
+    /// The names of the roles.
     pub roles: Vec<String>,
-    /// Groups of operators.
+    /// The operator groups.
     pub groups: Vec<String>,
-    /// Issuer and subject of the users that they are.
+    /// The users that are the same person as the operator: issuer and subject.
     pub users: Vec<(String, String)>,
 }
 
-/// Whether those who administer signed.
+/// Whether administrators signed the act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SignedBy {
-    /// They did.
+    /// Administrators signed.
     Operators,
-    /// Nobody did.
+    /// Nobody signed.
     Nobody,
 }
 
@@ -77,27 +77,27 @@ fn role_names() -> String {
     Role::ALL.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(", ")
 }
 
-/// What adding or retiring did.
+/// The result of adding or retiring an operator.
 #[derive(Clone, Debug)]
 pub struct OperatorChanged {
     /// The revision of the act, durable.
     pub revision: Revision,
-    /// By the store's clock.
+    /// The time of the commit, by the store's clock.
     pub unix_ms: i64,
-    /// The operator as it is, or was.
+    /// The operator after it was added, or before it was retired.
     pub operator: OperatorSpec,
-    /// Whether it is in the audit log too; the store keeps it in any case.
+    /// Whether the act is in the audit log too. The store keeps it in any case.
     pub is_recorded: bool,
 }
 
-/// Where an operator stands.
+/// The state of an operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OperatorState {
-    /// Some key of theirs signs.
+    /// At least one of the operator's keys is valid.
     Active,
-    /// Each of their keys is revoked.
+    /// All keys of the operator are revoked.
     Revoked,
-    /// They are an operator no more.
+    /// The operator's document was removed.
     Retired,
 }
 
@@ -112,36 +112,36 @@ impl OperatorState {
     }
 }
 
-/// An operator, or one who was.
+/// A present or retired operator.
 #[derive(Clone, Debug)]
 pub struct ListedOperator {
-    /// As the document says, or said last.
+    /// The content of the operator's document; for a retired operator, of its last version.
     pub operator: OperatorSpec,
-    /// Where they stand.
+    /// The state.
     pub state: OperatorState,
-    /// For each key: why it is revoked, if it is.
+    /// For each key the reason of its revocation; `None` if the key is not revoked.
     pub revoked: Vec<Option<String>>,
-    /// The file and line in the policy folder; `None` for one that was added by a command or made by the program.
+    /// The file and line in the policy folder. `None` if a command or the program itself created the operator.
     pub place: Option<(String, u32)>,
-    /// The revision that put or, for one who retired, removed the document.
+    /// The revision that wrote the document or, for a retired operator, removed it.
     pub revision: Revision,
 }
 
 impl Admin {
-    /// Adds an operator; durable when this returns.
+    /// Adds an operator. The act is durable when this returns.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for one who is there already, [`Error::Policy`] for what no operator's document may say or for a key that is
-    /// dead, [`Error::PermissionDenied`] where a second operator must sign, or as the store fails.
+    /// [`Error::Invalid`] if the operator exists already, [`Error::Policy`] for an invalid document or a dead key,
+    /// [`Error::PermissionDenied`] if a second operator must sign, or if the store fails.
     pub async fn add_operator(&self, by: &Authorized, new: &NewOperator, reason: &str) -> Result<OperatorChanged, Error> {
         self.add(by, SignedBy::Operators, new, reason).await
     }
 
-    /// Adds an operator whom nobody who administers signed for: for whoever can write the store itself, where no key is left that could.
-    /// `who` goes into the records.
+    /// Adds an operator without any signature, for a caller with write access to the store itself when no key is left that can
+    /// sign. `who` goes into the records.
     ///
     /// # Errors
-    /// As [`Admin::add_operator`], but for signatures.
+    /// As for [`Admin::add_operator`], except for signatures.
     pub async fn break_glass(&self, who: String, new: &NewOperator, reason: &str) -> Result<OperatorChanged, Error> {
         self.add(&Authorized::break_glass(who), SignedBy::Nobody, new, reason).await
     }
@@ -168,12 +168,12 @@ impl Admin {
         Ok(OperatorChanged { revision: committed.revision, unix_ms: committed.unix_ms, operator, is_recorded })
     }
 
-    /// Retires an operator who was added by a command, or the first one: their keys are dead for good.
+    /// Retires an operator that a command or the program itself created. Its keys become dead for good.
     ///
     /// # Errors
-    /// [`Error::NotFound`]; [`Error::Invalid`] for one of the policy folder, or where nobody would be left who administers;
-    /// [`Error::PermissionDenied`] where a second operator must sign, or where nobody would be left whose key is not revoked; or as the
-    /// store fails.
+    /// [`Error::NotFound`]. [`Error::Invalid`] for an operator of the policy folder, or if no administrator would remain.
+    /// [`Error::PermissionDenied`] if a second operator must sign, or if no administrator with a valid key would remain.
+    /// Otherwise if the store fails.
     pub async fn retire_operator(&self, by: &Authorized, id: &str, reason: &str) -> Result<OperatorChanged, Error> {
         let _one = self.applying.lock().await;
         let stored = self.store.documents(Some(KIND)).await?;
@@ -188,8 +188,8 @@ impl Admin {
         Ok(OperatorChanged { revision: committed.revision, unix_ms: committed.unix_ms, operator, is_recorded })
     }
 
-    /// Who may administer, respond, approve or audit, and who might: by id, those who retired last. Of these as many are told as the
-    /// history of policy reaches back to.
+    /// Lists the operators by id, then the retired ones. Retired operators are listed as far back as the history of policy
+    /// reaches.
     ///
     /// # Errors
     /// If the store cannot be read.
@@ -201,7 +201,7 @@ impl Admin {
             .into_iter()
             .filter_map(|stored| operator_in(&stored.row).map(|operator| (operator, stored)))
             .collect();
-        // The newest word on each one who is not there: when they were removed, and what their document said before.
+        // For each absent operator: the newest revision that removed its document, and the last content before that.
         let mut gone: Vec<(DocumentKey, u64, Option<OperatorSpec>)> = Vec::new();
         for commit in &history {
             for change in commit.changes.iter().rev() {
@@ -249,7 +249,7 @@ impl Admin {
     }
 }
 
-/// The document of an operator who is not there yet, read back as any stored one is, so that the same limits hold.
+/// The document of a new operator. It is read back like a stored one, so that the same limits apply.
 fn new_document(operator: &OperatorSpec, stored: &[StoredDocument], reason: &str) -> Result<Document, Error> {
     check_reason(reason)?;
     let invalid = |field, message: String| Error::Invalid { field, message };
@@ -265,7 +265,7 @@ fn new_document(operator: &OperatorSpec, stored: &[StoredDocument], reason: &str
     Document::from_row(&row).map_err(|error| invalid("operator", error.to_string()))
 }
 
-/// What adding a document writes, if all documents together are a policy.
+/// Plans the addition of a document. All documents together must still compile.
 async fn added(document: &Document, stored: Vec<StoredDocument>) -> Result<Plan, Error> {
     let row = document.to_row(Origin::Api);
     let plan = Plan {
@@ -283,7 +283,7 @@ async fn added(document: &Document, stored: Vec<StoredDocument>) -> Result<Plan,
     Ok(plan)
 }
 
-/// What retiring writes: the document goes, and its keys are dead.
+/// Plans a retirement: the document is removed and its keys become dead.
 fn retired(id: &str, stored: Vec<StoredDocument>, reason: &str) -> Result<(OperatorSpec, Plan), Error> {
     check_reason(reason)?;
     let mut rows = keyed(stored);

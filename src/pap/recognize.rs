@@ -1,8 +1,9 @@
-//! Whether anything bears the name of a target that was revoked: a mistyped kill must not look like one that worked.
+//! Looks up the name of a revoked target, so that a mistyped revocation does not look like one with an effect.
 //!
-//! A look-up runs after the revocation is durable, and nothing of it can undo, delay or refuse one: it has a limit of time, and what it
-//! could not look at is told. Agents, applications, tools, issuers and keys stand in documents; sessions, tasks, tokens, hops and
-//! users are known by the chains that were verified here and by this process's records. Look next at `audit::search`.
+//! A lookup runs after the revocation is durable. It can never undo, delay or refuse the revocation. It has a time limit, and it
+//! reports the sources that it could not search. Documents contain agents, applications, tools, issuers and keys. Sessions,
+//! tasks, tokens, hops and users are known from verified chains and from the audit records of this process. Look next at
+//! `audit::search`.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -22,34 +23,34 @@ use crate::policy::document::{Body, Document};
 use crate::store::{self, Store};
 use crate::token::VerifiedChain;
 
-/// How long a look-up may take in all.
+/// The time limit of a lookup.
 const LOOK_UP_TIMEOUT: Duration = Duration::from_millis(1_500);
-/// How long the records may be looked at.
+/// The time limit of the search in the audit records.
 const RECORDS_MS_MAX: u64 = 700;
-/// Verified chains that are looked at.
+/// The maximum number of searched chains.
 const CHAINS_MAX: usize = 200_000;
-/// Names that are compared for a suggestion.
+/// The maximum number of names that are compared for a suggestion.
 const NAMES_MAX: usize = 20_000;
 
-/// What is known of the name of a target. A revocation stands whatever this says.
+/// The result of a lookup. It never affects the revocation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recognition {
-    /// Whether anything bears it.
+    /// Whether the name is known.
     pub standing: Standing,
-    /// What was probably meant, where nothing bears it.
+    /// A similar target, if the name is unknown.
     pub nearest: Option<Target>,
-    /// What was found, or what was looked at and what was not; for people.
+    /// The findings, and the sources that were searched or not, as text.
     pub note: String,
 }
 
-/// Whether anything bears a name.
+/// Whether any source knows a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Standing {
-    /// A document, a chain or a record does.
+    /// A document, a chain or a record contains the name.
     Known,
-    /// Nothing that was looked at does.
+    /// No searched source contains the name.
     Unknown,
-    /// That could not be looked at.
+    /// No source could be searched.
     NotLooked,
 }
 
@@ -67,32 +68,32 @@ impl Recognition {
     }
 }
 
-/// What a running server knows beside its store; bound by `app`.
+/// The knowledge of a running server besides its store; `app` provides it.
 #[async_trait]
 pub trait Sightings: Send + Sync {
-    /// The documents in force, with a revision those once it is applied here.
+    /// The names in the documents in force. With a revision, the call waits until that revision is applied here.
     ///
     /// # Errors
-    /// Why there are none, or they are older than that, in one line.
+    /// One line with the reason why there are no such documents.
     async fn documents(&self, at_least: Option<&Revision>) -> Result<Arc<dyn DocumentNames>, String>;
 
-    /// Shows the verified chains that are kept, at most `chains_max`; false if there are more.
+    /// Visits the cached verified chains, at most `chains_max`. Returns `false` if there are more.
     fn chains(&self, chains_max: usize, visit: &mut dyn FnMut(&VerifiedChain)) -> bool;
 }
 
-/// Names that documents in force establish.
+/// The names that the documents in force define.
 pub trait DocumentNames: Send + Sync {
-    /// Whether there is one: of kind `agent`, `application`, `tool` (those of servers too) or `issuer`.
+    /// Whether a name exists. The kinds are `agent`, `application`, `tool` and `issuer`; the tools of servers count too.
     fn has(&self, kind: &str, id: &str) -> bool;
 
-    /// Ids of a kind, at most so many.
+    /// The ids of a kind, at most `ids_max`.
     fn ids(&self, kind: &str, ids_max: usize) -> Vec<String>;
 
-    /// Whose key a thumbprint is: kind and id of a document.
+    /// The document that lists a key, as kind and id.
     fn key_holder(&self, thumbprint: &str) -> Option<(&'static str, String)>;
 }
 
-/// Where a look-up looks, beside the store.
+/// The sources of a lookup besides the store.
 #[derive(Default)]
 pub(super) struct Sources {
     sightings: OnceLock<Arc<dyn Sightings>>,
@@ -100,17 +101,17 @@ pub(super) struct Sources {
 }
 
 impl Admin {
-    /// Has look-ups ask a running server, from now on; without one they read the store's documents. Only the first call counts.
+    /// Sets the server that lookups ask. Without one, they read the documents of the store. Only the first call has an effect.
     pub fn set_sightings(&self, sightings: Arc<dyn Sightings>) {
         let _ = self.sources.sightings.set(sightings);
     }
 
-    /// Has look-ups read the records of a folder, from now on. Only the first call counts.
+    /// Sets the directory of audit records that lookups search. Only the first call has an effect.
     pub fn set_records(&self, directory: &Path) {
         let _ = self.sources.records.set(directory.to_owned());
     }
 
-    /// What is known of the name of a target, as of a revision. Takes [`LOOK_UP_TIMEOUT`] at the longest.
+    /// Looks up the name of a target, as of a revision. It takes at most [`LOOK_UP_TIMEOUT`].
     pub async fn recognize(&self, target: &Target, at: &Revision) -> Recognition {
         match tokio::time::timeout(LOOK_UP_TIMEOUT, self.look_up(target, at)).await {
             Ok(recognition) => recognition,
@@ -118,7 +119,7 @@ impl Admin {
         }
     }
 
-    /// The name of a document that is near to that of a target, if there is one.
+    /// The target with the most similar document name; `None` if no name is similar.
     pub(super) async fn nearest(&self, target: &Target) -> Option<Target> {
         let looked = async {
             let documents = match self.sources.sightings.get() {
@@ -161,7 +162,7 @@ impl Admin {
             return Ok(Arc::new(StoredNames::read(&*self.store, target).await.map_err(|error| error.to_string())?));
         };
         let documents = sightings.documents(None).await?;
-        // What is known is known; what is not may stand in a document that was committed a moment ago.
+        // A name that is already known needs no wait. An unknown name may be in a document that was just committed.
         let is_known = match target {
             Target::Agent(id) | Target::Application(id) | Target::Tool(id) => documents.has(target.kind(), id),
             Target::Key(thumbprint) => documents.key_holder(thumbprint).is_some(),
@@ -186,14 +187,15 @@ impl Admin {
             Standing::Known => seen,
             standing => {
                 let note = format!("no document of an agent, issuer or operator lists key `{thumbprint}`, and {}", seen.note);
-                // The documents are all there is to say of a key that was not used yet.
+                // An unused key appears in documents only, and those were searched. So it is unknown even if no chain could be
+                // searched.
                 let standing = if standing == Standing::NotLooked { Standing::Unknown } else { standing };
                 Recognition { standing, note, ..seen }
             }
         }
     }
 
-    /// A user, or what a user delegated to an agent: every part that is unknown is named.
+    /// Looks up a user, or a delegation from a user to an agent. The note names every unknown part.
     async fn of_user(&self, [issuer, subject]: [&str; 2], agent: Option<&str>, documents: &dyn DocumentNames) -> Recognition {
         let target = |issuer: &str, subject: &str, agent: Option<&str>| match agent {
             None => Target::User { issuer: issuer.to_owned(), subject: subject.to_owned() },
@@ -239,7 +241,7 @@ impl Admin {
         Recognition::unknown([wrong, unsure].concat().join("; "), meant)
     }
 
-    /// What chains and records know of a name.
+    /// Looks up a name in chains and records.
     async fn of_credential(&self, wanted: Credential, name: &str) -> Recognition {
         let (sightings, records) = (self.sources.sightings.get().cloned(), self.sources.records.get().cloned());
         let (clock, owned) = (self.clock.clone(), name.to_owned());
@@ -266,7 +268,7 @@ impl Admin {
     }
 }
 
-/// What a credential names.
+/// The kinds of names in a credential.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Credential {
     Session,
@@ -292,7 +294,7 @@ impl Credential {
         }
     }
 
-    /// Where it stands in a record.
+    /// The path of the name in an audit record.
     fn member(self) -> &'static str {
         match self {
             Credential::Session => "principals.session.id",
@@ -319,12 +321,12 @@ impl Credential {
         })
     }
 
-    /// What was probably meant.
+    /// The target with the most similar name of this kind.
     fn near(self, name: &str, names: &BTreeSet<String>) -> Option<Target> {
         if self != Credential::User {
             return nearest(name, names.iter().map(String::as_str)).and_then(|near| self.target(near));
         }
-        // Of a user the subject alone is compared: in the whole text a short one would be near to every other.
+        // Only the subjects of users are compared. In the full text, every short subject would be similar to every other one.
         let (issuer, subject) = user_of(name)?;
         let users: Vec<(String, String)> = names.iter().filter_map(|user| user_of(user)).collect();
         let subjects = || users.iter().map(|(_, subject)| subject.as_str());
@@ -337,7 +339,7 @@ impl Credential {
         Some(Target::User { issuer, subject: near.to_owned() })
     }
 
-    /// The names of this kind in a chain.
+    /// Visits the names of this kind in a chain.
     fn names(self, chain: &VerifiedChain, visit: &mut dyn FnMut(&str)) {
         let Some(subject) = chain.subject() else { return };
         match self {
@@ -354,19 +356,19 @@ impl Credential {
     }
 }
 
-/// A user's wire form taken apart: `["iss","sub"]`.
+/// Parses the wire form of a user, `["iss","sub"]`.
 fn user_of(name: &str) -> Option<(String, String)> {
     serde_json::from_str(name).ok()
 }
 
-/// What chains and records said.
+/// The findings in chains and records.
 #[derive(Debug, Default)]
 struct Seen {
-    /// What the name is; the kind that was asked for if it is that among others.
+    /// The kind of the name that was found. The wanted kind takes precedence over others.
     found: Option<Credential>,
-    /// Other names of the kind that was asked for.
+    /// Other names of the wanted kind.
     names: BTreeSet<String>,
-    /// What was looked at, in words.
+    /// The searched sources, as text.
     account: String,
     looked_anywhere: bool,
 }
@@ -461,7 +463,7 @@ fn near(documents: &dyn DocumentNames, kind: &str, id: &str) -> Option<String> {
     nearest(id, ids.iter().map(String::as_str)).map(str::to_owned)
 }
 
-/// The operator who has a key, if one does.
+/// The operator who has a key; `None` if no operator does.
 async fn operator_with(store: &dyn Store, thumbprint: &str) -> Result<Option<String>, store::Error> {
     let operators = store.documents(Some("operator")).await?.documents;
     let has = |document: &Document| match &document.body {
@@ -472,11 +474,11 @@ async fn operator_with(store: &dyn Store, thumbprint: &str) -> Result<Option<Str
     Ok(documents.into_iter().find(has).map(|document| document.key.id))
 }
 
-/// Names of the stored documents, where no server runs.
+/// The names of the stored documents, for a process without a server.
 struct StoredNames(Vec<Document>);
 
 impl StoredNames {
-    /// Reads the kinds that a target can name.
+    /// Reads the documents of the kinds that a target can name.
     async fn read(store: &dyn Store, target: &Target) -> Result<Self, store::Error> {
         let kinds: &[&str] = match target {
             Target::Agent(_) | Target::Application(_) | Target::Tool(_) => &["application", "tool", "server", "agent"],

@@ -1,4 +1,7 @@
-//! The kill switch's writes: what can be revoked, how, and what lifts it.
+//! Revokes and reinstates targets: the writes of the kill switch.
+//!
+//! A revocation must not depend on slow work, so nothing here reads a whole policy. Look next at `pap/recognize.rs`, which looks
+//! up the name of a revoked target.
 
 use std::time::Duration;
 
@@ -12,40 +15,40 @@ use crate::policy::diagnostic::nearest;
 use crate::policy::document::{Body, Document, OperatorSpec, tool_name_error};
 use crate::store::{self, Committed, StoredDocument};
 
-/// Revocations among which a suspension of a near name is looked for, the newest.
+/// The number of newest revocations in which a similar suspended name is searched.
 const SUSPENDED_LISTED_MAX: usize = 1_000;
-/// How long that may take.
+/// The time limit of that search.
 const HINT_TIMEOUT: Duration = Duration::from_millis(500);
-/// How often the kill of an administrator's key is tried again where policy is applied at the same time.
+/// The number of attempts to revoke an administrator's key while others apply policy.
 const REVOKE_KEY_ROUNDS_MAX: usize = 8;
 
-/// A revocation as an operator asks for it.
+/// A request for a revocation.
 #[derive(Clone, Debug)]
 pub struct RevokeRequest {
     /// The kind of target, as on the command line.
     pub kind: String,
     /// The parts of its key.
     pub key: Vec<String>,
-    /// How; `None`: suspend where the target can be, dead where it cannot.
+    /// The meaning of the revocation. `None`: suspend the target if it can be suspended, else revoke it for good.
     pub meaning: Option<Meaning>,
-    /// Why.
+    /// The reason.
     pub reason: String,
 }
 
-/// What reinstating did.
+/// The result of a reinstatement.
 #[derive(Clone, Debug)]
 pub struct Reinstated {
     /// The revision of the act, durable.
     pub committed: Committed,
-    /// Nothing is lifted yet: another operator must call too before then, by the store's clock.
+    /// If set, nothing is reinstated yet: another operator must make the same call before this time of the store's clock.
     pub waits_until_unix_ms: Option<i64>,
 }
 
 impl Admin {
-    /// Revokes a target; durable when this returns.
+    /// Revokes a target. The act is durable when this returns.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a target or meaning that there is not, or as the store fails.
+    /// [`Error::Invalid`] for an unknown target or meaning, or if the store fails.
     pub async fn revoke(&self, by: &Authorized, request: RevokeRequest) -> Result<(Target, Committed), Error> {
         let checked = self.revocation(&request).await;
         let (target, meaning) = self.or_record_refused(by, checked)?;
@@ -58,11 +61,13 @@ impl Admin {
         Ok((target, committed))
     }
 
-    /// Revokes a key. Who does not administer must leave somebody who does: the kill switch locks nobody out of administration.
+    /// Revokes a key. An operator without the role `administer` must leave some administrator with a valid key, so that a
+    /// revocation cannot lock everybody out.
     ///
-    /// Who does administer may revoke the last one, their own: a stolen key must not live on for want of another.
+    /// An administrator may revoke even the last key, its own. Otherwise a stolen key would stay valid for lack of another
+    /// administrator.
     async fn revoke_key(&self, by: &Authorized, key: &str, write: Write, account: &str) -> Result<Committed, Error> {
-        // The kill of a key does not fail because somebody applies policy at the same time.
+        // A concurrent apply must not make the revocation of a key fail.
         let mut rounds = 0..REVOKE_KEY_ROUNDS_MAX;
         loop {
             let listed = self.store.documents(Some("operator")).await?;
@@ -80,12 +85,14 @@ impl Admin {
         }
     }
 
-    /// Lifts the suspension of a target. Where two or more operators administer, two are needed for everything, and for what a document
-    /// says `two_person` of: both sign one call, or another one calls within [`SECOND_OPERATOR_MS`] of the first.
+    /// Lifts the suspension of a target.
+    ///
+    /// If two or more operators administer, two are needed to reinstate everything (`all`), or a target whose document states
+    /// `two_person`. Either both sign one call, or another one calls within [`SECOND_OPERATOR_MS`] of the first.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a target that cannot be suspended or is not, [`Rejected`](crate::store::Error::Rejected) for an operator who asked for the
-    /// same already, or as the store fails.
+    /// [`Error::Invalid`] for a target that cannot be suspended; [`Rejected`](crate::store::Error::Rejected) for a target that is
+    /// not suspended, or if the same operator calls twice; or if the store fails.
     pub async fn reinstate(&self, by: &Authorized, kind: &str, key: &[String], reason: String) -> Result<Reinstated, Error> {
         let checked = match self.target(kind, key).await {
             Ok(target) if target.can_suspend() => check_reason(&reason).map(|()| target),
@@ -101,7 +108,7 @@ impl Admin {
         };
         match asked {
             Some(read_at) => self.reinstate_by_two(by, target, read_at, reason).await,
-            // A document that comes to ask for two people in this very moment does so for what is suspended from now on.
+            // If a document adds `two_person` at this moment, the rule applies to later suspensions only.
             None => {
                 let account = format!("reinstate {target}: {reason}");
                 let write = Write::Reinstate { target: target.clone(), reason };
@@ -117,8 +124,8 @@ impl Admin {
         }
     }
 
-    /// Why a target may not be suspended: another one is whose name is near, or nothing bears the name at all. Empty where neither is
-    /// known in time.
+    /// A hint why a target is not suspended: a suspended target has a similar name, or the name is unknown. Empty if neither is
+    /// found in time.
     async fn suspended_hint(&self, target: &Target) -> String {
         let listed = async {
             let listed = self.store.revocations(SUSPENDED_LISTED_MAX).await.ok()?;
@@ -139,11 +146,11 @@ impl Admin {
         }
     }
 
-    /// Whether a document says `two_person` of what a target names: the revision at which it was read.
+    /// Returns the revision at which a document demanded two operators for a target; `None` if no document does.
     async fn asks_for_two(&self, target: &Target) -> Result<Option<u64>, Error> {
         let named = |kind: &str, id: &str| DocumentKey { kind: kind.to_owned(), id: id.to_owned() };
         let keys = match target {
-            // What a user gave an agent lets that agent in.
+            // Reinstating a delegation admits its agent again, so the rule of the agent's document applies.
             Target::Agent(agent) | Target::Delegation { agent, .. } => vec![named("agent", agent)],
             Target::Application(id) => vec![named("application", id)],
             Target::Tool(tool) => {
@@ -153,17 +160,17 @@ impl Admin {
             _ => return Ok(None),
         };
         let found = self.store.documents_named(&keys).await?;
-        // What cannot be read may have said so.
+        // A document that cannot be read may have demanded two operators.
         let asks = |stored: &StoredDocument| Document::from_row(&stored.row).map_or(true, |document| document.two_person);
         Ok(found.documents.iter().any(asks).then_some(found.revision.number))
     }
 
     async fn reinstate_by_two(&self, by: &Authorized, target: Target, read_at: u64, reason: String) -> Result<Reinstated, Error> {
         let listed = self.store.documents(Some("operator")).await?;
-        // Who administers was read a moment ago: it must still be so when the act is written.
+        // The administrators were read a moment ago. The commit fails if documents have changed since.
         let since = Some(listed.revision.number.min(read_at));
         let administrators: Vec<String> = administrators(&listed.documents).map(|operator| operator.id.to_string()).collect();
-        // With one administrator there is no second to wait for: everything would stay shut for good.
+        // A single administrator has no second one to wait for. Without this exception a suspension could never be lifted.
         if administrators.len() < 2 || by.operators().len() > 1 {
             let account = format!("reinstate {target}: {reason}");
             let write = Write::Reinstate { target, reason };
@@ -195,7 +202,7 @@ impl Admin {
         Ok((target, meaning))
     }
 
-    /// Reads a target; an issuer's key is resolved to its thumbprint.
+    /// Parses a target. An issuer's key is resolved to its thumbprint.
     async fn target(&self, kind: &str, key: &[String]) -> Result<Target, Error> {
         if let Some(long) = key.iter().find(|part| part.is_empty() || part.len() > ID_BYTES_MAX) {
             return Err(invalid("target.key", format!("a part of {} bytes: 1 to {ID_BYTES_MAX} are expected", long.len())));
@@ -232,7 +239,7 @@ impl Admin {
         Ok(target)
     }
 
-    /// Refuses what names nothing in any policy or chain and was meant to name many: a pattern, or half a tool.
+    /// Refuses a pattern or an incomplete tool name, because a revocation of it would match nothing.
     async fn check_is_a_name(&self, target: &Target) -> Result<(), Error> {
         let wrong = match target {
             Target::Tool(name) => tool_name_error(name),
@@ -289,7 +296,7 @@ impl Admin {
     }
 }
 
-/// The operators who administer.
+/// The operators with the role `administer`.
 pub(super) fn administrators(stored: &[StoredDocument]) -> impl Iterator<Item = OperatorSpec> {
     let documents = stored.iter().filter_map(|stored| Document::from_row(&stored.row).ok());
     documents.filter(administers).filter_map(|document| match document.body {
@@ -298,7 +305,7 @@ pub(super) fn administrators(stored: &[StoredDocument]) -> impl Iterator<Item = 
     })
 }
 
-/// The thumbprints of all their keys.
+/// The thumbprints of all keys of the operators.
 pub(super) fn keys_of(operators: &[OperatorSpec]) -> Vec<String> {
     operators.iter().flat_map(|operator| &operator.keys).map(|key| key.thumbprint().to_string()).collect()
 }
