@@ -1,4 +1,4 @@
-//! Tests of policy as a whole: what is refused and where, the algebra case by case, and against the naive reference.
+//! Tests of policy as a whole: diagnostics, evaluation case by case, and comparison with the naive reference.
 
 use std::sync::Arc;
 
@@ -29,17 +29,17 @@ mod stored;
 /// The public key of RFC 8037, appendix A.
 const KEY_X: &str = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo";
 
-/// One file of documents.
+/// A policy folder with a single file.
 fn file(text: &str) -> Vec<SourceFile> {
     vec![SourceFile { path: "p.yaml".to_owned(), content: text.as_bytes().to_vec() }]
 }
 
-/// What is said about some files, document by document; not what is out of reach, which is the business of `lint`.
+/// The diagnostics of the reader and of single documents. Warnings about unreachable documents are left to `lint`.
 fn diagnostics(files: &[SourceFile]) -> Vec<String> {
     said(files, |documents| validate::check_with(documents, &ToolTable::new(documents), &mut Patterns::default()))
 }
 
-/// Everything that `policy check` says about some files.
+/// All diagnostics of `policy check`.
 fn linted(files: &[SourceFile]) -> Vec<String> {
     said(files, validate::check)
 }
@@ -50,7 +50,7 @@ fn said(files: &[SourceFile], together: fn(&[Document]) -> Vec<Diagnostic>) -> V
     parsed.diagnostics.iter().chain(&together).map(ToString::to_string).collect()
 }
 
-/// Documents that nothing is wrong with.
+/// The documents of a text without mistakes.
 fn documents(text: &str) -> Vec<Document> {
     let parsed = source::parse(&file(text));
     assert_eq!(parsed.diagnostics, [], "{text}");

@@ -1,4 +1,4 @@
-//! What is refused, what is seen, what fails: conditions one by one.
+//! Tests of conditions: refused texts, readable facts and failed evaluations.
 
 use super::*;
 use crate::model::ids::{AgentId, GroupId, SessionId, TaskId, UserId};
@@ -88,7 +88,7 @@ fn arguments_of_every_type() {
 
 #[test]
 fn only_what_is_looked_at_is_made() {
-    // The other argument has no form in Cedar.
+    // The other argument cannot be expressed in Cedar.
     let arguments = r#"{"x":1,"y":0.123456,"z":[null]}"#;
     assert_eq!(ask("context.args.x == 1", arguments, None), Ok(true));
     assert_eq!(ask("context.args.y == 1", arguments, None), Err(Failed));
@@ -107,7 +107,7 @@ fn the_environment_is_seen_and_known_to_be() {
     assert!(!asks(r#"context.args.env == "context.env""#));
 }
 
-/// An argument that looks like Cedar's own JSON escapes is data all the same.
+/// An argument that looks like an escape of Cedar's JSON form is still plain data.
 #[test]
 fn arguments_cannot_become_entities() {
     let arguments = r#"{"x":{"__entity":{"type":"T","id":"i"}},"y":{"__extn":{"fn":"decimal","arg":"1.0"}}}"#;
@@ -177,12 +177,12 @@ fn deep_conditions_within_the_limits_are_answered() {
     assert_eq!(ask(&choices, "{}", None), Ok(true), "choices");
     let members = format!("context.args{} == 1", ".a".repeat(11));
     assert_eq!(ask(&members, "{}", None), Err(Failed), "members");
-    // All at once, at every limit.
+    // All limits together.
     let all = format!("{}{choices} && {members}{}{}", "(!(!(".repeat(4), ")))".repeat(4), " && true".repeat(50));
     assert_eq!(ask(&all, "{}", None), Err(Failed), "all");
 }
 
-/// What is left of a call's work after a condition was asked.
+/// The remaining work budget after the evaluation of a condition.
 fn left_after(work: &Work, condition: &str, arguments: &Object) -> (Result<bool, Failed>, u64) {
     let call = Call::new("pay/refund", arguments);
     let condition = Condition::parse(condition).unwrap();
@@ -207,7 +207,7 @@ fn what_a_condition_looks_at_is_what_it_costs() {
     assert!(cost("context.args.list.contains(7) || true") > 160_000, "each value counts");
     let pattern = format!(r#"context.args.note like "*{}*" || true"#, "x".repeat(640));
     assert!((10 * note..13 * note).contains(&cost(&pattern)), "a longer pattern costs more");
-    // The dearest that one condition can be is more than a call may take.
+    // The most expensive condition costs more than the budget of a call.
     let dearest = format!("{{\"list\":[{}0]}}", "1,".repeat(ARGUMENTS_BYTES_MAX / 2 - 10));
     let condition = format!("context.args.list.contains(\"{}\") || true", "x".repeat(1_600));
     assert_eq!(left_after(&Work::default(), &condition, &object(&dearest)), (Err(Failed), 0));

@@ -1,4 +1,4 @@
-//! What a test of policy is told: passed, failed and why, and what nothing reached.
+//! Tests of test runs: passed and failed calls, reasons, and entries that no test reached.
 
 use super::*;
 use crate::policy::source::{SourceFile, parse};
@@ -56,7 +56,7 @@ fn run_with(test: &str) -> Report {
     run(&parsed.documents, &policy)
 }
 
-/// One expectation of the usual subject.
+/// Runs one expectation for the common subject.
 fn check(expectation: &str, expected: Result<(), &str>) {
     let subject = "agent: spiffe://t/a\nuser: {issuer: https://i, sub: ana, groups: [g]}\napplication: p\n";
     let report = run_with(&format!("{subject}expect: [{expectation}]\n"));
@@ -124,7 +124,7 @@ fn a_chain_that_no_issuer_could_start_fails_its_test() {
         let meant = of(group, application, "{tool: pay/read, want: DENY, reason: ISSUER_NOT_ENTITLED}");
         assert_eq!((meant.passed, meant.failures), (1, vec![]));
     }
-    // A group that no document knows is left out of the chain, as verification does.
+    // A group that no document names is left out of the chain, as in verification.
     let report = of("nobodys", "p", denied);
     assert_eq!((report.passed, report.failures), (1, vec![]));
     assert!(report.notes.iter().any(|note| note.contains("`nobodys`")), "{:?}", report.notes);
@@ -155,7 +155,7 @@ fn entries_that_no_test_reached_are_listed() {
         assert_eq!(coverage.entries, 8, "unused sets and shadows do not count");
         (coverage.percent(), coverage.unreached.iter().map(|place| format!("{} {}", place.list, place.id)).collect::<Vec<_>>())
     };
-    // Of group, application and set one entry each; what denies in one layer does not hide the others.
+    // The group, the application and the set have one entry each. A denial in one layer does not hide the entries of the others.
     let (percent, places) = unreached("{tool: pay/read, want: PERMIT}");
     let of_agent = ["allow spiffe://t/a", "approve spiffe://t/a", "deny spiffe://t/a"];
     assert_eq!(

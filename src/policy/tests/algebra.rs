@@ -1,4 +1,4 @@
-//! The algebra case by case: which layer answers what, and who is named.
+//! Tests of the evaluation, case by case: the answer of each layer, and the reported entry.
 
 use crate::model::json::parse_object;
 use crate::model::reason::Reason;
@@ -50,7 +50,7 @@ approve: [crm/refund: {args: {amount: {max: 900}}, by: [a-leads], expires_in: 20
 const ALL: &str =
     r#"{"crm/read":{},"crm/write":{},"crm/refund":{},"crm/wipe":{},"crm/deep/er":{},"pinned/tool":{},"no/tool":{}}"#;
 
-/// `EFFECT REASON LAYER HOP MATCHED APPROVERS`, the same from both evaluators.
+/// Checks `EFFECT REASON LAYER HOP MATCHED APPROVERS`. Both evaluators must give it.
 fn check(policy: &(Vec<Document>, Compiled), subject: &Subject, tool: &str, arguments: &str, expected: &str) {
     let arguments = parse_object(arguments.as_bytes()).unwrap();
     let call = Call::new(tool, &arguments);

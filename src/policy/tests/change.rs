@@ -1,4 +1,4 @@
-//! Changing some agents of many: the same answers as compiling all anew, and what did not change is shared.
+//! Tests of changes to some agents: the answers equal those of a new compilation, and unchanged parts stay shared.
 
 use crate::model::json::parse_object;
 use crate::model::request::Call;
@@ -36,7 +36,7 @@ fn equal_permissions_are_stored_once() {
     }
     let compiled = Compiled::compile(&documents(&text)).unwrap();
     assert_eq!(compiled.agent_count(), 500);
-    // The group's and the application's are equal, two of the agents' are.
+    // The sets of the group and of the application are equal, and so are those of two agents.
     assert_eq!(compiled.permission_set_count(), 3);
 }
 
@@ -68,7 +68,7 @@ fn a_change_answers_as_a_new_policy_would() {
     let newer = new.with_agents(&agent_documents(&[("a", "allow: ['*']")]), &["spiffe://t/ghost".into()]).unwrap();
     check(&newer, &["a"], "crm/read", "OK");
     drop(new);
-    // The agents', the group's and the application's are all one now.
+    // The sets of the agents, the group and the application are all equal now.
     assert_eq!(newer.permission_set_count(), 1);
 }
 

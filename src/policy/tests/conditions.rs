@@ -1,4 +1,4 @@
-//! Conditions, guardrails, preparing and shadows inside the algebra, case by case and by both evaluators.
+//! Tests of conditions, guardrails, preparation and shadow documents in an evaluation, case by case with both evaluators.
 
 use crate::model::json::parse_object;
 use crate::model::request::Call;
@@ -18,13 +18,14 @@ const BASE: &str = "
 
 const ALL: &str = r#"{"pay/prepare":{},"pay/execute":{},"pay/refund":{},"pay/read":{}}"#;
 
-/// `HH:MM` of a Monday.
+/// A time on a Monday.
 fn at(hour: i64, minute: i64) -> i64 {
     const MONDAY_S: i64 = 1_764_547_200;
     MONDAY_S + hour * 3600 + minute * 60
 }
 
-/// The policy's agent is `spiffe://t/a`; `expected` is `EFFECT REASON LAYER [prepared…]`, and what would be after ` / `.
+/// The agent of the policy is `spiffe://t/a`. `expected` is `EFFECT REASON LAYER [prepared…]`, and after ` / ` the answer of the
+/// shadow policy.
 fn check(policy: &str, tool: &str, arguments: &str, environment: Option<&str>, unix_s: i64, expected: &str) {
     let documents = documents(&format!("{BASE}{policy}"));
     let compiled = Compiled::compile(&documents).unwrap_or_else(|error| panic!("{policy}: {error:?}"));
@@ -70,7 +71,7 @@ fn a_condition_that_fails_denies_whatever_else_is_allowed() {
     check(&policy, "pay/refund", "{}", None, 0, "DENY CONDITION_ERROR agent");
     check(&policy, "pay/refund", r#"{"amount":"1"}"#, None, 0, "DENY CONDITION_ERROR agent");
     check(&policy, "pay/read", "{}", None, 0, "PERMIT OK");
-    // Arguments that do not match are not asked for more.
+    // Conditions are not evaluated if the arguments do not match.
     let policy = agent("allow: [pay/*, pay/refund: {args: {amount: {max: 5}}, when: 'context.args.amount < 9'}]");
     check(&policy, "pay/refund", "{}", None, 0, "PERMIT OK");
 }
@@ -107,7 +108,7 @@ fn a_guardrail_takes_away_from_everybody() {
     check(&hours, "pay/refund", "{}", None, at(19, 0), "DENY GUARDRAIL_DENIES guardrail");
     check(&rail("context.args.amount > 5"), "pay/read", "{}", None, 0, "DENY CONDITION_ERROR guardrail");
     check(&rail("false"), "pay/read", "{}", None, 0, "PERMIT OK");
-    // It takes away and never gives: silence elsewhere still denies.
+    // A guardrail never permits: without an entry elsewhere, the call is still denied.
     let silent = "{kind: agent, id: spiffe://t/a, applications: [p], acts_for: [g]}\n---\n\
                   {kind: guardrail, id: r, tools: ['*'], forbid_when: 'false'}";
     check(silent, "pay/read", "{}", None, 0, "DENY AGENT_DENIES agent");
@@ -118,7 +119,7 @@ fn what_must_be_prepared() {
     let prepared = "allow: [pay/prepare, pay/execute: {prepared: pay/prepare}]";
     check(&agent(prepared), "pay/execute", "{}", None, 0, "PERMIT OK [pay/prepare]");
     check(&agent(prepared), "pay/prepare", "{}", None, 0, "PERMIT OK");
-    // What another entry permits outright needs no preparing.
+    // A call that another entry permits without conditions needs no preparation.
     let free = "allow: [pay/execute: {prepared: pay/prepare}, pay/*: {args: {amount: {max: 5}}}]";
     check(&agent(free), "pay/execute", r#"{"amount":5}"#, None, 0, "PERMIT OK");
     check(&agent(free), "pay/execute", r#"{"amount":6}"#, None, 0, "PERMIT OK [pay/prepare]");
@@ -139,7 +140,7 @@ fn shadows_are_evaluated_beside() {
     let wider = "{kind: agent, id: spiffe://t/a, applications: [p], acts_for: [g]}\n---\n\
                  {kind: agent, id: spiffe://t/a, mode: shadow, applications: [p], acts_for: [g], allow: ['*']}";
     check(wider, "pay/read", "{}", None, 0, "DENY AGENT_DENIES agent / PERMIT OK");
-    // An agent that is only in shadow is nobody.
+    // An agent that exists only in shadow is unknown.
     let only = "{kind: agent, id: spiffe://t/a, mode: shadow, applications: [p], acts_for: [g], allow: ['*']}";
     check(only, "pay/read", "{}", None, 0, "DENY AGENT_UNKNOWN identity / PERMIT OK");
     let set = "{kind: agent, id: spiffe://t/a, applications: [p], acts_for: [g], include: [s]}\n---\n\
@@ -148,7 +149,8 @@ fn shadows_are_evaluated_beside() {
     check(set, "pay/refund", "{}", None, 0, "DENY AGENT_DENIES agent / PERMIT OK");
 }
 
-/// Many conditions times large arguments: what one call can cost is bounded by counting, the same in any order, and too much denies.
+/// A call with many conditions and large arguments has a bounded cost. The cost is counted, does not depend on the order, and
+/// denies if it is too high.
 #[test]
 fn too_many_conditions_about_too_much_deny() {
     let entries = |numbers: &mut dyn Iterator<Item = u32>| -> String {
@@ -174,7 +176,8 @@ fn too_many_conditions_about_too_much_deny() {
     }
 }
 
-/// Who may approve is asked for a second time: nobody is left out because the first time took most of what there is.
+/// The search for approvers evaluates conditions a second time. It must find all of them although the first evaluation used most
+/// of the budget.
 #[test]
 fn no_approver_is_left_out_for_want_of_work() {
     let entry = |by: &str, minutes: u32| {

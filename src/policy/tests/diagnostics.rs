@@ -1,16 +1,16 @@
-//! Bad policies, each with all that is said about it: message, line, column, suggestion.
+//! Tests of refused policies, each with all of its diagnostics: message, line, column and suggestion.
 
 use super::super::source::SourceFile;
 use super::{KEY_X, diagnostics, file};
 
-/// What the cases build on; it takes the first four lines.
+/// The common documents of all cases, in the first four lines.
 const BASE: &str = "{kind: server, id: crm, tools: {read: {risk: read}, write: {risk: write}, wipe: {}}}
 --- {kind: group, id: sales}
 --- {kind: application, id: portal, allow: ['*']}
 --- {kind: permission_set, id: reads, allow: [crm/read]}
 ";
 
-/// `expected` is one line a finding, without the path; lines are counted from the case's own first one.
+/// `expected` has one line for each diagnostic, without the path. Lines count from the first line of the case.
 fn check(case: &str, expected: &[&str]) {
     let base = BASE.replace("--- ", "---\n").trim_end().to_owned();
     let before = base.lines().count() + 1;

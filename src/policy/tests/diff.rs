@@ -1,4 +1,4 @@
-//! What a change of policy is said to change: no widening is missed, and what is called narrower is.
+//! Tests of policy differences: no widening is missed, and a change reported as narrower is narrower.
 
 use proptest::prelude::*;
 
@@ -8,12 +8,12 @@ use super::super::document::{Body, Document};
 use super::properties::{calls, each_call, subject, world};
 use super::{documents, file};
 
-/// Some documents of one world, the rest of another; names are the same in both.
+/// A mix of the documents of two policies with the same names.
 fn mixed(before: &[Document], other: &[Document], kept: &[bool]) -> Vec<Document> {
     let find = |key: &crate::model::records::DocumentKey| other.iter().find(|document| document.key == *key).cloned();
     let of_before = before.iter().zip(kept).filter_map(|(document, kept)| match (kept, &document.body) {
         (true, _) => Some(document.clone()),
-        // A guardrail may go; what others name may not.
+        // A guardrail may be removed, but a document that others name may not.
         (false, Body::Guardrail(_)) => find(&document.key),
         (false, _) => Some(find(&document.key).unwrap_or_else(|| document.clone())),
     });
@@ -111,7 +111,7 @@ fn each_kind_of_change_has_its_direction() {
     let when = |condition: &str| agent(&format!("allow: [{{pay/refund: {{when: '{condition}'}}}}]"));
     check(&when("context.time.hour_utc < 7"), &when("context.time.hour_utc < 8"), &["a pay/refund PERMIT? -> PERMIT? changed"]);
     check(&read, &agent("allow: [pay/read], deny: [{pay/read: {args: {id: 7}}}]"), &["a pay/read PERMIT -> PERMIT? narrower"]);
-    // Widening first.
+    // Widening changes come first.
     check(&read, &agent("allow: [pay/refund]"), &["a pay/refund DENY -> PERMIT wider", "a pay/read PERMIT -> DENY narrower"]);
 }
 
@@ -122,7 +122,8 @@ fn agents_come_and_go_and_ceilings_move() {
     check(&read, &format!("{read}{b}"), &["b pay/read DENY -> PERMIT wider"]);
     check(&format!("{read}{b}"), &read, &["b pay/read PERMIT -> DENY narrower"]);
     let with = |more: &str| format!("{read}{b}---\n{more}");
-    // A user's groups unite: whoever acts for anybody gains by any group. What the agent is denied surely does not change.
+    // The groups of a user count together. An agent that acts for every user gains from each group. A call that the agent itself
+    // denies cannot change.
     let both = ["a pay/read PERMIT -> PERMIT? narrower", "b pay/read PERMIT? -> PERMIT? narrower"];
     check(&with("{kind: group, id: h}"), &with("{kind: group, id: h, deny: [{pay/read: {args: {id: 7}}}]}"), &both);
     let rail = "{kind: guardrail, id: r, tools: [pay/*], forbid_when: 'context.time.hour_utc < 7'}";
@@ -137,7 +138,7 @@ fn agents_come_and_go_and_ceilings_move() {
         &agent("delegates_to: ['spiffe://t/a'], allow: [pay/read]"),
         &["a pay/read PERMIT -> PERMIT wider"],
     );
-    // An application in which nothing is reached does not count.
+    // An application that permits nothing does not count.
     let q = "---\n{kind: application, id: q, allow: [pay/refund]}\n";
     let in_both = agent("allow: [pay/*]").replace("[p]", "[p, q]");
     check(&format!("{}{q}", agent("allow: [pay/*]")), &format!("{in_both}{q}"), &["a pay/refund PERMIT -> PERMIT wider"]);

@@ -1,5 +1,5 @@
-//! The example policies: nothing is wrong with them, each does what its own tests say, and the four agents may do what the
-//! mission says they may.
+//! Tests of the example policies: they have no mistakes, their own tests pass, and the four agents have the access that their
+//! description states.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -24,7 +24,7 @@ pub(super) fn folder(name: &str) -> Vec<SourceFile> {
     read_folder(&Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/policies").join(name)).unwrap()
 }
 
-/// The documents of an example, of which `policy check` says nothing at all.
+/// The documents of an example. `policy check` reports nothing for them.
 fn documents(name: &str) -> Vec<Document> {
     let parsed = parse(&folder(name));
     assert_eq!(parsed.diagnostics, [], "{name}");
@@ -64,7 +64,7 @@ fn every_example_does_what_its_tests_say() {
     }
 }
 
-/// A call of a test by both evaluators.
+/// Evaluates a call of a test with both evaluators.
 fn expect(compiled: &Compiled, documents: &[Document], test: &TestSpec, expectation: &Expectation, place: &str) {
     let everything = Scope { tools: [(expectation.tool.clone(), ArgumentMap::unconstrained())].into() };
     let scope = test.scope.clone().unwrap_or(everything);

@@ -1,4 +1,4 @@
-//! Reading a folder: what is taken, what is skipped, what is refused.
+//! Tests of reading a folder: files that are read, skipped or refused.
 
 use std::fs;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Which keys a change lists anew, which ones it rotates out, and where two people are no longer asked for.
+//! Tests of listed keys: newly listed keys, rotated-out keys, and documents that lose `two_person`.
 
 use super::super::diff::{beside_pairs, weakened};
 use super::super::document::Document;
@@ -40,13 +40,13 @@ fn keys_come_and_go() {
     check(&of("a", &['A']), &of("a", &['A']), &[], &[]);
     check(&of("a", &['A']), &of("a", &['A', 'E']), &[&e], &[]);
     check(&of("a", &['A', 'E']), &of("a", &['E', 'I']), &[&i], &[&a]);
-    // What another document lists goes on; a document that goes takes an agent's keys nowhere, and an operator's with it.
+    // A key that another document lists stays valid. A removed document rotates out an operator's keys, but not an agent's.
     let both = |one: &[char], other: &[char]| of("a", one) + &of("b", other);
     check(&both(&['A'], &['E']), &both(&['E'], &['A']), &[&e, &a], &[]);
     check(&both(&['A'], &['E']), &of("b", &['E']), &[], &[]);
     check(&format!("{}{OPERATOR}", of("a", &['A'])), &of("a", &['A']), &[], &[&of_operator]);
     check(&of("a", &['A']), &format!("{}{OPERATOR}", of("a", &['A'])), &[&of_operator], &[]);
-    // In shadow nobody holds a key.
+    // A shadow document lists no keys.
     check(&of("a", &['A']), &agent("a", &['A'], ", mode: shadow"), &[], &[]);
     check(&agent("a", &['A'], ", mode: shadow"), &agent("a", &['E'], ", mode: shadow"), &[], &[]);
 }

@@ -1,10 +1,11 @@
-//! Policies that say what nobody means, each with all that `policy check` says about it: place, severity, message, advice.
+//! Tests of policies that are legal but hardly intended, each with all messages of `policy check`: position, severity, message
+//! and help.
 
 use super::super::source::parse;
 use super::super::validate;
 use super::{KEY_X, file, linted};
 
-/// Nothing is wrong with it by itself; cases are added to it.
+/// The common documents of all cases, which have no mistakes themselves.
 const BASE: &str = "
 {kind: issuer, id: 'https://i', keys: {jwks: {keys: [KEY]}}, groups: [sales], applications: [portal, desk]}
 ---
@@ -22,16 +23,16 @@ const BASE: &str = "
 ---
 ";
 
-/// The public key of RFC 8032, section 7.1, test 2: an operator's is no issuer's.
+/// The public key of RFC 8032, section 7.1, test 2. An operator's key must not be an issuer's.
 const OPERATOR_X: &str = "PUAXw-hDiVqStwqnTRt-vJyYLM8uxJaMwM1V8Sr0Zgw";
 
-/// Lines that open an agent's document; the rest follows on the fourth.
+/// The first three lines of an agent's document; the case continues on the fourth.
 fn agent(name: &str) -> String {
     let key = format!("{name:A<42}A");
     format!("kind: agent\nid: spiffe://t/{name}\nkeys: [{key}]")
 }
 
-/// A case with `AGENT name` for the lines that open an agent's document.
+/// A case, with `AGENT name` replaced by the first lines of an agent's document.
 fn expanded(case: &str) -> String {
     let lines = case.lines().map(|line| match line.strip_prefix("AGENT ") {
         Some(name) => agent(name),
@@ -44,7 +45,7 @@ fn key(x: &str) -> String {
     format!("{{kty: OKP, crv: Ed25519, x: {x}}}")
 }
 
-/// What is said of a case, its lines counted from its own first one.
+/// The diagnostics of a case. Lines count from the first line of the case.
 fn said(case: &str) -> Vec<String> {
     let base = expanded(BASE.trim_start());
     let before = base.lines().count();
@@ -56,17 +57,17 @@ fn said(case: &str) -> Vec<String> {
     shifted.collect()
 }
 
-/// Whom most agents of the cases serve.
+/// The applications and users that most agents of the cases serve.
 const SERVED: &str = "applications: [portal]\nacts_for: [sales]\n";
 
-/// A case, and all that is said about it; agents begin with three lines, and `@` is two more: `applications`, `acts_for`.
+/// The cases with their diagnostics. `AGENT` stands for three lines, and `@` for two more: `applications` and `acts_for`.
 const CASES: &[(&str, &[&str])] = &[
-    // Nothing to say.
+    // No diagnostics.
     ("{kind: tool, id: x/y}", &[]),
     ("AGENT a\n@allow: [crm/read]", &[]),
     ("AGENT a\napplications: ['*']\nacts_for: ['*']\nallow: [crm/read]", &[]),
     ("AGENT a\n@include: [s]\n---\n{kind: permission_set, id: s, allow: [crm/read]}", &[]),
-    // Who can be reached.
+    // Reachable agents, applications and groups.
     (
         "kind: agent\nid: spiffe://t/a\n@allow: [crm/read]",
         &["2:5: warning: agent `spiffe://t/a` cannot be reached: it has no `keys`, so it can hold no delegation (list in \
@@ -123,10 +124,10 @@ const CASES: &[(&str, &[&str])] = &[
         "{kind: permission_set, id: s, allow: [crm/read]}\n---\n{kind: permission_set, id: t, include: [s]}",
         &["1:28: warning: nothing includes permission set `s`", "3:28: warning: nothing includes permission set `t`"],
     ),
-    // What is in shadow is looked at when it is in force; it uses what it includes.
+    // A shadow document is checked when it is enforced. Its includes count as used.
     ("AGENT a\n@mode: shadow\ninclude: [s]\n---\n{kind: permission_set, id: s, allow: [crm/read]}", &[]),
     ("AGENT a\nmode: shadow\nallow: ['*']", &[]),
-    // Conditions are asked of the call: an entry that has one may not count, but an entry under it may.
+    // Conditions depend on the call. An entry with a condition may never count, but an entry under it may.
     ("AGENT a\n@allow: ['*': {when: 'context.args has ticket'}]", &[]),
     (
         "AGENT a\n@allow: [crm/read]\ninclude: [s]\n---\n\
@@ -157,7 +158,7 @@ const CASES: &[(&str, &[&str])] = &[
         &["7:11: warning: permission set `s` never counts: application `desk` allows none of what it allows"],
     ),
     ("AGENT a\n@allow: [crm/read]\ndeny: [mail/*]", &[]),
-    // What cannot be undone.
+    // Destructive tools.
     (
         "AGENT a\n@allow: ['*']",
         &["6:9: warning: `*` allows what cannot be undone: `crm/burn`, `crm/drop`, `crm/purge` and 1 more (name the tools it \
@@ -197,7 +198,7 @@ const CASES: &[(&str, &[&str])] = &[
         ],
     ),
     ("AGENT a\n@allow: [crm/*]\ninclude: [s]\n---\n{kind: permission_set, id: s, deny: [crm/read: {args: {x: 1}}]}", &[]),
-    // Handing on.
+    // Delegations.
     (
         "AGENT a\n@allow: [crm/read]\ndelegates_to: [spiffe://t/b]\nsession: {hops_max: 1}\n---\n\
          AGENT b\n@allow: [crm/read]\ndelegates_to: [spiffe://t/c]\n---\nAGENT c\n@allow: [crm/read]",
@@ -232,7 +233,7 @@ const CASES: &[(&str, &[&str])] = &[
         "AGENT a\n@allow: [crm/read]\ndelegates_to: [spiffe://t/b]\nsession: {hops_max: 0}\n---\nAGENT b\n@allow: [crm/read]",
         &["7:16: warning: `delegates_to` has no effect: `hops_max` is 0"],
     ),
-    // What refuses the policy says it alone: what seems out of reach may be so for the typo.
+    // A policy with an error gets no warnings, because documents may look unreachable only due to the error.
     (
         "AGENT a\napplications: [potral]\nacts_for: [sales]\nallow: [crm/read]",
         &["4:16: error: unknown application `potral` (did you mean `portal`?)"],
@@ -289,7 +290,7 @@ const CASES: &[(&str, &[&str])] = &[
     ("kind: tool\nid: x/y\nrisk: high", &["3:7: error: `high` is no value of `risk`: expected `read`, `write`, `destructive`"]),
 ];
 
-/// The cases that are not refused, as YAML.
+/// The cases without errors, as YAML.
 pub(super) fn sound_cases() -> Vec<String> {
     let sound = CASES.iter().filter(|(_, expected)| !expected.iter().any(|line| line.contains(": error: ")));
     sound.map(|(case, _)| format!("{}\n{}", expanded(BASE.trim_start()), expanded(&case.replace('@', SERVED)))).collect()
@@ -319,7 +320,7 @@ fn without_an_issuer_that_alone_is_said() {
     );
 }
 
-/// A row of agents, each handing on to the next.
+/// A row of agents, each of which delegates to the next.
 fn row(count: usize) -> String {
     let mut text = expanded(BASE.trim_start());
     for number in 0..count {
@@ -342,7 +343,7 @@ fn a_row_longer_than_the_depth_limit() {
     );
 }
 
-/// What each agent costs does not grow with their number: each edge is followed a bounded number of times.
+/// The cost for each agent does not grow with their number, because each delegation is followed a bounded number of times.
 #[test]
 fn agents_that_all_hand_on_to_each_other_end() {
     let names: Vec<String> = (0..400).map(|number| format!("spiffe://t/{number}")).collect();
@@ -356,6 +357,6 @@ fn agents_that_all_hand_on_to_each_other_end() {
     }
     let parsed = parse(&file(&text));
     assert_eq!(parsed.diagnostics, []);
-    // Circles alone, as many as are looked for.
+    // Only cycles, as many as the limit.
     assert_eq!(validate::check(&parsed.documents).len(), 100);
 }

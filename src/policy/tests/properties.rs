@@ -1,6 +1,6 @@
-//! What must hold for all policies, chains and calls: the compiled evaluator is the reference, and nothing ever widens.
+//! Property tests over policies, chains and calls: the compiled evaluator equals the reference, and nothing ever widens.
 //!
-//! Worlds are tiny, so that names collide: four tools, two groups, two applications, three agents, two arguments.
+//! The generated policies are tiny, so that names collide: four tools, two groups, two applications, three agents, two arguments.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
@@ -69,7 +69,8 @@ fn constraint() -> impl Strategy<Value = Constraint> {
     })
 }
 
-/// A map of arguments: free about half of the time. `strict`: as a deny has it, neither optional nor closed.
+/// A map of arguments, unconstrained in about half of the cases. `strict` excludes optional arguments and closed maps, as a deny
+/// must.
 fn argument_map(strict: bool) -> impl Strategy<Value = ArgumentMap> {
     let named = prop::collection::btree_map(
         prop::sample::select(vec![Arc::<str>::from("m"), Arc::from("n")]),
@@ -84,7 +85,8 @@ fn argument_map(strict: bool) -> impl Strategy<Value = ArgumentMap> {
     ]
 }
 
-/// Conditions that hold, do not, fail, or hang on the call; read once, for reading takes longer than deciding.
+/// Conditions that hold, do not hold, fail, or depend on the call. They are parsed once, because parsing is slower than a
+/// decision.
 static CONDITIONS: LazyLock<Vec<Condition>> = LazyLock::new(|| {
     let texts = [
         "true",
@@ -130,14 +132,14 @@ fn entry(approve: bool, deny: bool) -> impl Strategy<Value = Entry> {
     (prop::sample::select(PATTERNS.to_vec()), argument_map(deny), approval, when, prepared, prop::bool::weighted(0.1)).prop_map(
         move |(pattern, arguments, approval, when, prepared, attested)| {
             let prepared = prepared.filter(|_| !deny);
-            // What permits may ask the environment only if it says so.
+            // A permitting entry may read the environment only if it is marked as attested.
             let attested = !deny && (attested || when.as_ref().is_some_and(Condition::asks_environment));
             Entry::new(pattern, Terms { arguments, when, prepared, attested, approval: approve.then_some(approval) })
         },
     )
 }
 
-/// Permissions that allow much, since a call must pass half a dozen of them. `sets` are the permission sets to include.
+/// Permissions that allow much, because a call must pass about six of them. `sets` are the permission sets to include.
 fn permissions(sets: &'static [&'static str]) -> impl Strategy<Value = Permissions> {
     (
         prop::collection::vec(entry(false, false), 0..3),
@@ -268,7 +270,7 @@ fn arguments() -> impl Strategy<Value = Object> {
     })
 }
 
-/// What a call brings besides its tool.
+/// The facts of a call besides its tool.
 #[derive(Clone, Debug)]
 pub(super) struct Circumstances {
     arguments: Object,
@@ -277,7 +279,7 @@ pub(super) struct Circumstances {
     unix_s: i64,
 }
 
-/// A whole case: eight calls of each tool, so that generating policies is not all that is done.
+/// Eight calls of each tool for one case, so that the test does not spend its time on generating policies.
 pub(super) fn calls() -> impl Strategy<Value = Vec<Circumstances>> {
     let schema = prop::option::of(prop::sample::select(vec![[7; 32], [8; 32]]));
     let environment =
@@ -301,7 +303,7 @@ pub(super) fn each_call(calls: &[Circumstances], mut check: impl FnMut(&Call<'_>
     }
 }
 
-/// The worlds are of use only if calls end in every way they can.
+/// The generated policies are useful only if calls end in every possible way.
 #[test]
 fn the_worlds_are_varied() {
     let mut runner = TestRunner::deterministic();
@@ -347,7 +349,7 @@ proptest! {
             let told = (verdict.effect, verdict.reason, verdict.layer, verdict.hop, verdict.matched.as_deref().cloned(), verdict.approvals, verdict.prepared);
             let expected = (answer.effect, answer.reason, answer.layer, answer.hop, answer.matched, answer.approvals, answer.prepared);
             assert_eq!(told, expected, "{call:?}");
-            // Every layer's answer, and the least of them, are the decision.
+            // The decision is the least of the answers of all layers.
             let least = compiled.explain(&resolved, &subject, call).into_iter().map(|answer| answer.effect).min();
             assert_eq!(least, Some(verdict.effect), "{call:?}");
         });
@@ -408,7 +410,7 @@ proptest! {
             let effect = before.evaluate(&resolved, &subject, call).effect;
             assert!(with_deny.evaluate(&resolved_deny, &subject, call).effect <= effect, "{call:?}");
         });
-        // An approve entry lifts what was denied to an approval, never to a permit, and never takes a deny's place.
+        // An added approve entry turns a denial into an approval at best, never into a permit, and never overrides a deny.
         let (Body::Group(permissions) | Body::Application(permissions) | Body::PermissionSet(permissions)
             | Body::Agent(AgentSpec { permissions, .. })) = &mut narrower[which].body else { panic!("holds permissions") };
         permissions.approve.push(approve);
@@ -452,7 +454,7 @@ proptest! {
         let mut narrower = world.clone();
         let (Body::Group(permissions) | Body::Application(permissions) | Body::PermissionSet(permissions)
             | Body::Agent(AgentSpec { permissions, .. })) = &mut narrower[which].body else { panic!("holds permissions") };
-        // An entry that fails denies all that its layer says, so one without a condition is taken away.
+        // A failing entry denies its whole layer, so an entry without a condition is removed instead.
         let Some(index) = permissions.allow.iter().position(|entry| entry.when.is_none() && entry.prepared.is_none()) else {
             return Ok(());
         };
@@ -491,7 +493,7 @@ proptest! {
         };
         let mut turned = world.clone();
         turned.rotate_left(middle.index(world.len()));
-        // As another build would have it: read back from what was stored.
+        // The policy of another process, which reads the stored rows.
         let again: World = turned.iter().map(|document| Document::from_row(&document.to_row(Origin::Folder)).unwrap()).collect();
         prop_assert_eq!(digest(&world), digest(&again));
         let mut other = world.clone();
@@ -506,7 +508,7 @@ proptest! {
         for document in world.iter().chain(&shadows) {
             let row = document.to_row(Origin::Api);
             prop_assert_eq!(&Document::from_row(&row).unwrap(), document, "{}", row.json);
-            // JSON is YAML: what a store holds can be taken back into a folder.
+            // JSON is valid YAML, so stored documents can be copied back into a folder.
             let parsed = source::parse(&[SourceFile { path: "p.yaml".to_owned(), content: row.json.into_bytes() }]);
             prop_assert_eq!(&parsed.diagnostics, &[]);
             prop_assert_eq!(&parsed.documents[..], std::slice::from_ref(document));

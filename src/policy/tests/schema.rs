@@ -1,4 +1,4 @@
-//! The JSON Schema that editors read says what the reader says: it knows the same keys, takes what is good, refuses what is bad.
+//! Tests of the JSON Schema for editors: it knows the same keys as the reader, accepts valid documents and refuses invalid ones.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,7 +16,7 @@ use crate::model::json;
 use crate::model::limits::{ID_BYTES_MAX, TOOL_NAME_BYTES_MAX};
 use crate::model::reason::{Layer, Reason};
 
-/// Validates by those keywords of draft 2020-12 that the schema uses; any other is a failure of the test.
+/// Validates with the keywords of draft 2020-12 that the schema uses. Any other keyword fails the test.
 struct Validator {
     root: Value,
     patterns: BTreeMap<String, Regex>,
@@ -213,12 +213,12 @@ fn what_is_bad_does_not() {
     }
 }
 
-/// Whether the reader takes a document.
+/// Whether the reader accepts a document.
 fn sound(value: &Value) -> bool {
     read_value(value).is_empty()
 }
 
-/// What the reader says of a document.
+/// The diagnostics of the reader for a document.
 fn read_value(value: &Value) -> Vec<String> {
     let value = json::parse(value.to_string().as_bytes()).unwrap();
     let node = Node::from_value(&value, Position::START);
@@ -227,7 +227,7 @@ fn read_value(value: &Value) -> Vec<String> {
     out.iter().map(|diagnostic| diagnostic.message.clone()).collect()
 }
 
-/// Every name that the reader's source asks for, and every one that the schema has.
+/// Every name in the source of the reader or in the schema that may be a key.
 fn candidates(schema: &Value) -> BTreeSet<String> {
     let asked = Regex::new(r#"(?:take\(|require\(|names\(fields, |lifetime\()"([a-z_0-9]+)""#).unwrap();
     let sources =
@@ -235,7 +235,7 @@ fn candidates(schema: &Value) -> BTreeSet<String> {
     let mut names: BTreeSet<String> =
         sources.iter().flat_map(|source| asked.captures_iter(source)).map(|found| found[1].to_owned()).collect();
     assert!(names.len() > 30, "{names:?}");
-    // Lists of permissions are asked for by their names.
+    // The reader takes the names of the permission lists from a function.
     names.extend(["allow", "approve", "deny"].map(str::to_owned));
     collect(schema, &mut names);
     names
@@ -256,7 +256,7 @@ fn collect(schema: &Value, names: &mut BTreeSet<String>) {
     }
 }
 
-/// The schema of a place, and a document that has a mapping there.
+/// The schema of a part of a document, and a function that builds a document around a value of that part.
 type Place<'a> = (String, &'a Value, Box<dyn Fn(Value) -> Value>);
 
 #[test]
@@ -298,7 +298,7 @@ fn the_keys_are_the_readers() {
         assert_eq!(schema["additionalProperties"], json!(false), "{place}");
         for name in &names {
             let said = read_value(&wrap(json!({ name: null })));
-            // A key that the list refuses by its own words means nothing there.
+            // A key that the reader refuses in a list by a message of its own counts as unknown there.
             let known = !said.iter().any(|line| {
                 line == &format!("unknown key `{name}`")
                     || line.starts_with(&format!("`{name}` means nothing in a deny"))

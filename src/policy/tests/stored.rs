@@ -1,4 +1,4 @@
-//! The stored form: what is written is read back, and nothing else is.
+//! Tests of the stored form: the reader accepts exactly what the writer writes.
 
 use crate::model::records::{DocumentKey, DocumentRow, Origin};
 
@@ -95,7 +95,7 @@ fn rows_that_are_refused() {
     check("guardrail", "g", r#"{"id":"g","kind":"guardrail","tools":["*"]}"#, "`forbid_when` is missing");
     let test = r#"{"agent":"a","application":"p","expect":[],"id":"t","kind":"test","user":{"issuer":"i","sub":"s"}}"#;
     check("test", "t", test, "a test is run where it is written");
-    // A document in shadow and the one in force are two.
+    // A shadow document and the enforced one with its id are two documents.
     check("group", "g", r#"{"id":"g","kind":"group","mode":"shadow"}"#, "another document");
     check("group.shadow", "g", r#"{"id":"g","kind":"group"}"#, "another document");
 }
