@@ -333,6 +333,7 @@ impl Admin {
         }
     }
 
+    /// Records an accepted act or read. `revision` is the commit of the act, if it made one.
     fn record(&self, by: &Authorized, revision: Option<&Revision>, reason: &str) -> Result<(), Error> {
         let revision = revision.map(ToString::to_string);
         let act = Act {

@@ -136,6 +136,7 @@ struct Wait {
     replicas: BTreeMap<String, Seen>,
 }
 
+/// A replica in a wait; `outcome` is set once the wait for it has ended.
 #[derive(Debug)]
 struct Seen {
     listed: Listed,

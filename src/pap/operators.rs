@@ -46,6 +46,7 @@ enum SignedBy {
 }
 
 impl NewOperator {
+    /// Parses the keys and roles of the request.
     fn spec(&self) -> Result<OperatorSpec, Error> {
         let invalid = |field, message: String| Err(Error::Invalid { field, message });
         let mut keys = Vec::new();
@@ -146,6 +147,7 @@ impl Admin {
         self.add(&Authorized::break_glass(who), SignedBy::Nobody, new, reason).await
     }
 
+    /// Checks and commits a new operator. Only [`SignedBy::Operators`] demands the signatures of administrators.
     async fn add(&self, by: &Authorized, signed_by: SignedBy, new: &NewOperator, reason: &str) -> Result<OperatorChanged, Error> {
         let _one = self.applying.lock().await;
         let stored = self.store.documents(None).await?;

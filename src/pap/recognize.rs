@@ -136,6 +136,7 @@ impl Admin {
         tokio::time::timeout(LOOK_UP_TIMEOUT, looked).await.ok().flatten()
     }
 
+    /// Looks up a target without the time limit.
     async fn look_up(&self, target: &Target, at: &Revision) -> Recognition {
         if *target == Target::All {
             return Recognition::known("");
@@ -157,6 +158,7 @@ impl Admin {
         }
     }
 
+    /// The names in documents, from the server or the store. An unknown name waits for the documents of revision `at`.
     async fn document_names(&self, target: &Target, at: &Revision) -> Result<Arc<dyn DocumentNames>, String> {
         let Some(sightings) = self.sources.sightings.get() else {
             return Ok(Arc::new(StoredNames::read(&*self.store, target).await.map_err(|error| error.to_string())?));
@@ -173,6 +175,7 @@ impl Admin {
         if is_known { Ok(documents) } else { sightings.documents(Some(at)).await }
     }
 
+    /// Looks up a key in documents first, then in chains and records.
     async fn of_key(&self, thumbprint: &str, documents: &dyn DocumentNames) -> Recognition {
         if let Some((kind, id)) = documents.key_holder(thumbprint) {
             return Recognition::known(format!("it is a key of {kind} `{id}`"));
@@ -373,6 +376,7 @@ struct Seen {
     looked_anywhere: bool,
 }
 
+/// Searches the cached chains, and then the records unless the wanted kind was found. It blocks, so it runs on its own thread.
 fn look(wanted: Credential, name: &str, sightings: Option<&dyn Sightings>, records: Option<&Path>, clock: &dyn Clock) -> Seen {
     let (mut seen, mut accounts) = (Seen::default(), Vec::new());
     if let Some(sightings) = sightings {
@@ -423,6 +427,7 @@ fn records_account(bytes: u64, is_whole: bool) -> String {
     }
 }
 
+/// Searches one chain, and collects its names of the wanted kind for a suggestion.
 fn look_at_chain(wanted: Credential, name: &str, chain: &VerifiedChain, seen: &mut Seen) {
     for credential in Credential::ALL {
         let mut found = false;
@@ -438,6 +443,7 @@ fn look_at_chain(wanted: Credential, name: &str, chain: &VerifiedChain, seen: &m
     }
 }
 
+/// Looks up a name in documents. A name of another kind is unknown, but it is suggested as a target of that kind.
 fn of_document(kind: &'static str, id: &str, documents: &dyn DocumentNames) -> Recognition {
     if documents.has(kind, id) {
         return Recognition::known("");

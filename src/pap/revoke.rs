@@ -165,6 +165,8 @@ impl Admin {
         Ok(found.documents.iter().any(asks).then_some(found.revision.number))
     }
 
+    /// Reinstates a target that needs two operators. The first call is recorded in the store; the second one lifts the
+    /// suspension.
     async fn reinstate_by_two(&self, by: &Authorized, target: Target, read_at: u64, reason: String) -> Result<Reinstated, Error> {
         let listed = self.store.documents(Some("operator")).await?;
         // The administrators were read a moment ago. The commit fails if documents have changed since.
@@ -185,6 +187,7 @@ impl Admin {
         Ok(Reinstated { committed, waits_until_unix_ms: waits })
     }
 
+    /// Checks a request. Returns the target, and the meaning or its default.
     async fn revocation(&self, request: &RevokeRequest) -> Result<(Target, Meaning), Error> {
         check_reason(&request.reason)?;
         let target = self.target(&request.kind, &request.key).await?;
@@ -263,6 +266,7 @@ impl Admin {
         Err(invalid("target.key", format!("`{name}` {wrong}: {hint}{near}")))
     }
 
+    /// The key of an issuer with a `kid`, as a target with its thumbprint.
     async fn issuer_key(&self, issuer: &str, kid: &str) -> Result<Target, Error> {
         let rows = self.store.documents(Some("issuer")).await?.documents;
         let documents: Vec<Document> = rows.iter().filter_map(|stored| Document::from_row(&stored.row).ok()).collect();

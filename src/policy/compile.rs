@@ -117,6 +117,7 @@ impl Compiled {
         Ok(compiled)
     }
 
+    /// Compiles documents that were validated. Permission sets, groups and applications come before the agents.
     fn build(documents: &[&Document], tools: ToolTable, patterns: &mut Patterns) -> Self {
         let mut compiled = Self {
             serial: next_serial(),
@@ -362,6 +363,7 @@ impl Compiled {
         self.sets.live_count()
     }
 
+    /// Adds or replaces an agent. Its permission set and its rules are shared with equal agents.
     fn put_agent(&mut self, spec: &AgentSpec, patterns: &mut Patterns) {
         let base = &self.base;
         let permissions = self.sets.intern(canonical(&spec.permissions), || base.set(&spec.permissions, patterns));

@@ -36,6 +36,7 @@ pub struct Condition {
 #[error("the condition could not be evaluated")]
 pub struct Failed;
 
+/// The Cedar policy of a condition, and the parts of the context that it reads.
 struct Program {
     policies: PolicySet,
     uses: Uses,

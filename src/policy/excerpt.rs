@@ -141,6 +141,7 @@ fn length_of(text: &[char]) -> usize {
     }
 }
 
+/// The length of a quoted scalar with its quotes.
 fn quoted_length(text: &[char], quote: char) -> usize {
     let mut index = 1;
     while let Some(character) = text.get(index) {
@@ -155,6 +156,7 @@ fn quoted_length(text: &[char], quote: char) -> usize {
     text.len()
 }
 
+/// The length of a flow collection with its brackets.
 fn collection_length(text: &[char]) -> usize {
     let (mut open, mut index) = (0usize, 0);
     while let Some(character) = text.get(index) {

@@ -111,6 +111,7 @@ fn key_files_of(path: &str, content: &[u8]) -> Vec<String> {
     nodes.iter().filter_map(key_file_named).filter_map(|name| path_beside(path, name).ok()).collect()
 }
 
+/// Collects the files of a folder and enforces the limits.
 struct Folder<'a> {
     /// The path as the caller wrote it, for messages.
     shown: &'a Path,
@@ -120,6 +121,7 @@ struct Folder<'a> {
 }
 
 impl Folder<'_> {
+    /// Adds all YAML files of a folder and its subfolders.
     fn walk(&mut self, folder: &Path, depth: usize) -> Result<(), Error> {
         if depth > FOLDER_NESTING_MAX {
             return Err(Error::TooLarge {
@@ -150,6 +152,7 @@ impl Folder<'_> {
         Ok(())
     }
 
+    /// Adds a file. It must be a regular file inside the folder.
     fn add(&mut self, relative: String, file: &Path) -> Result<(), Error> {
         let target = file.canonicalize().map_err(|source| read_error(file, source))?;
         if !target.starts_with(&self.root) {

@@ -202,6 +202,7 @@ fn subject_of(test: &TestSpec) -> Subject {
     }
 }
 
+/// Evaluates an expected call. Returns a failure if the answer is another one, and adds the reached entries to `reached`.
 fn judge(
     document: &Document,
     test: &TestSpec,

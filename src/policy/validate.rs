@@ -139,6 +139,7 @@ impl Known for Index<'_> {
     }
 }
 
+/// Checks one document and reports its mistakes at their positions.
 struct Checker<'a> {
     document: &'a Document,
     known: &'a dyn Known,
@@ -208,6 +209,7 @@ impl Checker<'_> {
         }
     }
 
+    /// Reports every id without a document.
     fn all_known<'n>(&mut self, kind: &str, field: &'static str, ids: impl Iterator<Item = &'n str>) {
         for (index, id) in ids.enumerate() {
             if !self.known.has(kind, id) {

@@ -123,6 +123,7 @@ enum Open {
 /// The parser cannot continue.
 struct Lost;
 
+/// Builds nodes from the events of the parser.
 struct Builder<'a> {
     path: &'a str,
     out: &'a mut Vec<Diagnostic>,
@@ -131,6 +132,7 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
+    /// Handles one event. An error means that the rest of the file cannot be read.
     fn accept(&mut self, event: Event<'_>, at: Position) -> Result<(), Lost> {
         match event {
             Event::Scalar(text, style, anchor, tag) => {
@@ -209,6 +211,7 @@ impl Builder<'_> {
         Scalar { text, meaning }
     }
 
+    /// Refuses an anchor or a tag of a node.
     fn refuse_properties(&mut self, at: Position, anchor: usize, tag: bool) {
         if anchor != 0 {
             self.error(at, "anchors (`&name`) are not supported: write the value out where it is needed");
@@ -218,6 +221,7 @@ impl Builder<'_> {
         }
     }
 
+    /// Reports keys that a mapping contains twice.
     fn refuse_duplicates(&mut self, members: &[Member]) {
         let mut sorted: Vec<&Member> = members.iter().collect();
         sorted.sort_by(|a, b| (&a.name, a.at).cmp(&(&b.name, b.at)));

@@ -152,6 +152,7 @@ impl<'a> Changed<'a> {
     }
 }
 
+/// Permission sets by the id of their document.
 type Sets = HashMap<Arc<str>, Arc<PermissionSet>>;
 
 fn changed<'a>(before: &'a Sets, after: &'a Sets) -> BTreeSet<&'a str> {
@@ -256,6 +257,7 @@ impl<'a> Standing<'a> {
         Some(ToolChange { tool: self.name.clone(), before: span.before, after: span.after, direction })
     }
 
+    /// The change of all layers for an agent. An agent on only one side is a change of names.
     fn shift_for(&self, parts: Parts<'_>) -> Shift {
         let (Some(before), Some(after)) = (parts.before, parts.after) else {
             return Shift::of_names(parts.before.is_none(), parts.after.is_none());
@@ -387,6 +389,7 @@ impl Compiled {
     }
 }
 
+/// The range of a permission set for a tool. A missing set or tool denies.
 fn span_of(set: Option<&Arc<PermissionSet>>, number: Option<u32>) -> Span {
     match (set, number) {
         (Some(set), Some(number)) => {
@@ -404,6 +407,7 @@ fn entries(set: Option<&Arc<PermissionSet>>, number: Option<u32>) -> Vec<&SetEnt
     }
 }
 
+/// The change of a tool's registration.
 fn tool_shift(before: Option<&Tool>, after: Option<&Tool>) -> Shift {
     match (before, after) {
         (None, None) => Shift::default(),
@@ -443,6 +447,7 @@ fn lacking<T: Ord + Clone>(list: &[T], other: &[T]) -> Vec<T> {
     list.iter().filter(|name| other.binary_search(name).is_err()).cloned().collect()
 }
 
+/// The change of a sorted list of names.
 fn lists_shift<T: Ord>(before: &[T], after: &[T]) -> Shift {
     let lacks = |list: &[T], name: &T| list.binary_search(name).is_err();
     Shift::of_names(after.iter().any(|name| lacks(before, name)), before.iter().any(|name| lacks(after, name)))

@@ -314,6 +314,7 @@ impl Matched<'_> {
     }
 }
 
+/// The answer of a layer while it is computed. It becomes a [`LayerAnswer`] in an explanation.
 struct Answer<'a> {
     layer: Layer,
     hop: Option<usize>,

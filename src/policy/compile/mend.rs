@@ -86,6 +86,7 @@ impl Compiled {
         })
     }
 
+    /// The guardrails of a tool that forbid the call, or fail, for any agent of the chain.
     fn forbidding(&self, tool: u32, facts: &Facts<'_>) -> Vec<EntryRef> {
         let of_tool = self.base.guardrails.iter().filter(|guardrail| guardrail.tools.contains(tool));
         let against = of_tool.filter(|guardrail| {
@@ -118,6 +119,8 @@ impl Compiled {
         }
     }
 
+    /// The remedy for a layer of permission sets: the entries to remove, and the first entry that other arguments or another fact
+    /// would satisfy.
     fn entries_mend(&self, owners: Vec<(&'static str, String, &PermissionSet)>, tool: u32, facts: &Facts<'_>) -> Mend {
         let (mut remove, mut permits) = (Vec::new(), false);
         let (mut by_arguments, mut by_condition) = (None, None);

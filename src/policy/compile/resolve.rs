@@ -105,6 +105,7 @@ impl Compiled {
         Ok(agents)
     }
 
+    /// The tools that every layer permits for all arguments. A guardrail removes its tools, because only a call can evaluate it.
     fn permitted(
         &self,
         subject: &Subject,

@@ -105,11 +105,13 @@ pub(super) fn check(policy: &Value) -> Result<Uses, String> {
     Ok(checker.uses)
 }
 
+/// Infers types, and collects the parts of the context that the expression reads.
 struct Checker {
     uses: Uses,
 }
 
 impl Checker {
+    /// Infers the type of an expression. An operator on a wrong type is an error.
     fn kind(&mut self, expression: &Value) -> Result<Kind, String> {
         let Some((operator, operands)) = expression.as_object().and_then(|node| node.iter().next()) else {
             return Err(unreadable());
@@ -177,6 +179,7 @@ impl Checker {
         Ok(expected)
     }
 
+    /// Checks `<`, `<=`, `>` and `>=`, which Cedar defines for whole numbers, times and durations.
     fn ordered(&mut self, operator: &str, left: &Value, right: &Value) -> Result<Kind, String> {
         let (left, right) = (self.kind(left)?, self.kind(right)?);
         for kind in [left, right] {
@@ -249,6 +252,7 @@ impl Checker {
         Ok(Kind::Bool)
     }
 
+    /// Checks the operands of an extension function and returns the type of its result.
     fn function(&mut self, name: &str, operands: &Value) -> Result<Kind, String> {
         let Some((_, takes, gives)) = FUNCTIONS.iter().find(|(known, ..)| *known == name) else {
             return Err(format!("`{name}` is not supported in a condition"));
@@ -268,6 +272,7 @@ fn unreadable() -> String {
     "the condition holds something that is not an expression".to_owned()
 }
 
+/// A member of `context`: its name, its part, and the types of its members.
 type ContextMember = (&'static str, Part, Option<Members>);
 
 fn context_member(name: &str) -> Result<&'static ContextMember, String> {

@@ -135,6 +135,7 @@ fn expression(value: &Value) -> Result<RestrictedExpression, Failed> {
     })
 }
 
+/// Converts a number: a whole number to a long, a fraction of at most four digits to a decimal.
 fn number_expression(number: Number) -> Result<RestrictedExpression, Failed> {
     if !number.is_comparable() {
         return Err(Failed);

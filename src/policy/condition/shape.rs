@@ -39,6 +39,7 @@ pub(super) fn check(text: &str) -> Result<(), String> {
     over(counts.longest_members, MEMBERS_MAX, "members of members")
 }
 
+/// Counts the brackets, `if` expressions, operators and members of a text.
 fn count(text: &str) -> Counts {
     let mut counts = Counts::default();
     let bytes = text.as_bytes();

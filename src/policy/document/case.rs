@@ -88,6 +88,7 @@ pub(super) fn read_test(fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Opt
     Some(TestSpec { agents, user, groups, application: application?, scope, at_unix_s, environment, expect })
 }
 
+/// Reads `agent` or `agents`; exactly one of them must be given.
 fn read_agents(fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Vec<AgentId> {
     let ids = match (fields.take("agent"), fields.take("agents")) {
         (Some(node), None) => {
@@ -123,6 +124,7 @@ fn read_user(node: &Node, reader: &mut Reader<'_>) -> Option<(UserId, Vec<GroupI
     Some((UserId::new(issuer?, subject?), groups))
 }
 
+/// Reads a scope: tools with argument constraints, as in a token.
 fn read_scope(node: &Node, reader: &mut Reader<'_>) -> Option<Scope> {
     let Kind::Mapping(members) = &node.kind else {
         reader.wrong(node, "`scope` must map tools to argument constraints, as a token does");
@@ -160,6 +162,7 @@ fn read_expectation(item: &Node, reader: &mut Reader<'_>) -> Option<Expectation>
     Some(Expectation { tool, arguments, want: want?, reason, layer, at_unix_s, environment, prepared, line, column })
 }
 
+/// Reads a mapping as a JSON object whose numbers can all be compared.
 fn read_object(node: &Node, what: &str, reader: &mut Reader<'_>) -> Option<Object> {
     match node.to_value() {
         Value::Object(object) if object.iter().all(|(_, value)| value.is_comparable()) => Some(object),

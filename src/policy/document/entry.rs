@@ -193,6 +193,7 @@ fn read_entry(item: &Node, list: List, reader: &mut Reader<'_>) -> Option<Entry>
     sound.then(|| Entry::new(pattern, terms))
 }
 
+/// Reads all fields of an entry. Some fields have no meaning in a deny and are errors there.
 fn read_terms(fields: &mut Fields<'_>, list: List, at: Position, reader: &mut Reader<'_>) -> Terms {
     let arguments = read_arguments(fields, list, reader);
     let when = fields.take("when");
@@ -251,6 +252,7 @@ pub(super) fn read_condition(node: &Node, what: &str, reader: &mut Reader<'_>) -
     }
 }
 
+/// Reads `args` and `only`.
 fn read_arguments(fields: &mut Fields<'_>, list: List, reader: &mut Reader<'_>) -> ArgumentMap {
     let mut arguments = ArgumentMap::unconstrained();
     if let Some(node) = fields.take("args") {
@@ -325,6 +327,7 @@ fn long_form(node: &Node, reader: &mut Reader<'_>) -> Option<Value> {
     }
 }
 
+/// Reads `by` and `expires_in` of an approve entry.
 fn read_approval(fields: &mut Fields<'_>, at: Position, reader: &mut Reader<'_>) -> Option<Approval> {
     let by: Vec<GroupId> = match fields.take("by") {
         Some(node) => reader.strings(node, "by").iter().map(|group| GroupId::from(group.as_str())).collect(),

@@ -231,6 +231,7 @@ fn read_issuer_keys(node: &Node, files: &KeyFiles<'_>, reader: &mut Reader<'_>) 
     keys
 }
 
+/// Parses the key file that an issuer's document names.
 fn load_jwks(file: &Node, files: &KeyFiles<'_>, reader: &mut Reader<'_>) -> Option<Node> {
     let name = reader.text(file, "`file`")?;
     let path = match path_beside(reader.path, name) {

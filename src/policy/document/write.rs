@@ -10,6 +10,7 @@ use crate::model::jwk::NamedKey;
 use super::entry::{List, duration_text};
 use super::{AgentSpec, Body, Document, Entry, IssuerSpec, Names, OperatorSpec, Permissions, ToolSpec};
 
+/// The members of a JSON object, in the order of writing.
 type Members = Vec<(String, Value)>;
 
 /// The document as JSON, with `kind` and `id`.
@@ -168,6 +169,7 @@ fn arguments_value(arguments: &ArgumentMap) -> Value {
     object(named.collect())
 }
 
+/// The long form of a constraint.
 fn constraint_members(constraint: &Constraint) -> Members {
     let list = |values: &Vec<Value>| Value::Array(values.clone());
     let clauses =

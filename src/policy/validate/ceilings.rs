@@ -93,6 +93,7 @@ struct Ceiling {
     nobody: String,
 }
 
+/// The reach of all permission sets, applications and groups, and the warnings so far.
 struct Linter<'a> {
     tools: &'a ToolTable,
     patterns: &'a mut Patterns,
@@ -319,6 +320,7 @@ enum Taken {
     Covered,
 }
 
+/// The effect of a permission set on an entry of `list` beside it; `None` if the entry still counts.
 fn taken_by(list: List, matching: &Matching, set: &Reach) -> Option<Taken> {
     match list {
         List::Deny => matching.is_within(&set.denied).then_some(Taken::Covered),

@@ -51,6 +51,7 @@ pub(super) fn check_entries(checker: &mut Checker<'_>, permissions: &Permissions
     }
 }
 
+/// Checks one entry by itself: its tools, its constraints, its preparation and its approvers.
 fn check_entry(checker: &mut Checker<'_>, list: List, index: usize, entry: &Entry, matching: &Matching) {
     let field = list.as_str();
     let pattern = &entry.pattern;

@@ -99,6 +99,7 @@ fn is_none<T>(names: &Names<T>) -> bool {
     matches!(names, Names::Some(names) if names.is_empty())
 }
 
+/// Warns about issuers that name nothing, and about applications and groups that no issuer names.
 fn lint_issuers(
     issuers: &[(&Document, &IssuerSpec)],
     speaking: &Reachable<'_>,
@@ -184,6 +185,7 @@ fn which<T>(names: &Names<T>, as_text: fn(&T) -> &str) -> String {
     }
 }
 
+/// The permission sets that no other document includes, directly or through others.
 fn unused_sets(documents: &[Document]) -> Vec<&Document> {
     let is_set = |document: &Document| matches!(document.body, Body::PermissionSet(_));
     let mut sets: HashMap<&str, Vec<&Document>> = HashMap::new();
