@@ -165,8 +165,8 @@ impl Admin {
         Ok(found.documents.iter().any(asks).then_some(found.revision.number))
     }
 
-    /// Reinstates a target that needs two operators. The first call is recorded in the store; the second one lifts the
-    /// suspension.
+    /// Reinstates a target that needs two operators. Either both sign this call, or the store records the first call and the
+    /// second one lifts the suspension. A single administrator needs no second one.
     async fn reinstate_by_two(&self, by: &Authorized, target: Target, read_at: u64, reason: String) -> Result<Reinstated, Error> {
         let listed = self.store.documents(Some("operator")).await?;
         // The administrators were read a moment ago. The commit fails if documents have changed since.

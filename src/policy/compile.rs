@@ -1,9 +1,10 @@
-//! Compiled policy: all names resolved and equal parts shared, so that most calls cost one lookup and one bit.
+//! Compiled policy: all names are resolved and equal parts are shared, so that an unconditional permit costs one lookup and one
+//! bit.
 //!
 //! Tools are numbered, patterns become sets of bits, and equal permission sets are stored once. [`Compiled::resolve`] computes
 //! the permissions of a verified chain once, and the result is kept beside the chain. A compiled policy never changes.
-//! [`Compiled::with_agents`] creates a new one for a change of some agents, which shares all other parts. This module uses no
-//! clock, no I/O and no tokens. Look next at `compile/evaluate.rs` for the evaluation, then at `compile/set.rs`.
+//! [`Compiled::with_agents`] creates a new one for a change of some agents; it shares all other parts. This module uses no clock,
+//! no I/O and no tokens. Look next at `compile/evaluate.rs` for the evaluation, then at `compile/set.rs`.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;

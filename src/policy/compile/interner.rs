@@ -1,6 +1,6 @@
-//! Stores values that many agents share only once.
+//! Stores each value that many agents share exactly once.
 //!
-//! Look next at `compile.rs`.
+//! It does not know the values. Look next at `compile.rs`, which interns permission sets and the rules of agents.
 
 use std::sync::{Arc, Weak};
 

@@ -1,7 +1,7 @@
 //! Permission sets: the entries of a document and of its includes, resolved to tools and sorted by precedence.
 //!
-//! A set answers for one document. `evaluate.rs` unites the sets of a layer, and `resolve.rs` narrows across layers. Equal sets
-//! are stored once.
+//! A set answers for one document, and equal sets are stored once. It does not combine the answers of several sets. Look next at
+//! `evaluate.rs`, which unites the sets of a layer, then at `resolve.rs`.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;

@@ -1,4 +1,4 @@
-//! Finds cycles in a graph: permission sets that include themselves, and agents that delegate in a circle.
+//! Finds cycles in a graph: permission sets that include themselves, and agents that delegate back to themselves.
 //!
 //! The search is depth first and does not recurse, because a path may be as long as the policy is large. It follows each edge
 //! once.
