@@ -82,8 +82,9 @@ impl Admin {
     /// [`WAIT_MS_MAX`].
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a revision that is not of the store's history, [`Error::NotSaid`] if too many callers wait, or if
-    /// the store cannot be read.
+    /// - [`Error::Invalid`] for a revision that is not of the store's history.
+    /// - [`Error::NotSaid`] if too many callers wait.
+    /// - An error of the store if it cannot be read.
     pub async fn wait_for_adoption(&self, by: &Authorized, revision: &Revision, wait_ms: u64) -> Result<AdoptionWaited, Error> {
         let Ok(_waiting) = self.waits.try_acquire() else {
             return Err(Error::NotSaid("others wait, and as many as may: ask again".to_owned()));

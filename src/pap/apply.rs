@@ -50,9 +50,10 @@ impl Admin {
     /// Replaces the whole policy with these files. Documents made through the API stay unchanged.
     ///
     /// # Errors
-    /// [`Error::Policy`] with all diagnostics if one of them is an error; [`Error::Tests`] if a test of the folder fails;
-    /// [`Error::PermissionDenied`] if a second operator must sign; if the store fails, or if another caller changed the policy
-    /// meanwhile.
+    /// - [`Error::Policy`] with all diagnostics if one of them is an error.
+    /// - [`Error::Tests`] if a test of the folder fails.
+    /// - [`Error::PermissionDenied`] if a second operator must sign.
+    /// - [`Error::Store`] if the store fails, or if another caller changed the policy meanwhile.
     pub async fn apply(&self, by: &Authorized, files: Vec<SourceFile>, dry_run: bool) -> Result<ApplyOutcome, Error> {
         // One call at a time, outside the runtime of the kill switch. A concurrent apply on another server ends as a conflict.
         let _one = self.applying.lock().await;

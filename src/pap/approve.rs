@@ -62,8 +62,10 @@ impl Admin {
     /// when this returns.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a malformed digest or reason, [`Error::PermissionDenied`] if this operator may not answer this
-    /// call, [`store::Error::Rejected`] if the call can no longer be answered, or if the store fails.
+    /// - [`Error::Invalid`] for a malformed digest or reason.
+    /// - [`Error::PermissionDenied`] if this operator may not answer this call.
+    /// - [`store::Error::Rejected`] if the call can no longer be answered.
+    /// - Any other error of the store.
     pub async fn answer(&self, by: &Authorized, answer: Answer, digest: &str, reason: &str) -> Result<Answered, Error> {
         let allowed = self.may_answer(by, digest, reason).await;
         let (operator, key, row, documents_number) = self.or_record_refused(by, allowed)?;

@@ -242,8 +242,8 @@ impl Admin {
             authorized.signatures.push(authorization.trim_start_matches(SCHEME).to_owned());
             authorized.jtis.push((act.jti().to_owned(), act.exp_s()));
         }
-        // INVARIANT: the revocation is read from the store, not from the replica's snapshot, so a revoked key cannot sign
-        // anything, not even a read, from that moment on. A commit checks the key again in its own transaction.
+        // INVARIANT: the revocation is read from the store, not from the replica's snapshot. So a revoked key signs nothing from
+        // that moment on, not even a read. A commit checks the key again in its own transaction.
         self.check_not_revoked(&signers).await?;
         let lacks = |operator: &OperatorSpec| !method.roles.iter().any(|role| operator.roles.contains(role));
         if let Some((operator, _)) = signers.iter().find(|(operator, _)| lacks(operator)) {

@@ -1,7 +1,7 @@
 //! Lists the replicas of a store, and waits until no replica answers from before a revision any more.
 //!
-//! The wait for a replica ends when it acknowledges the revision, when it is in quarantine and denies everything, or when its
-//! proof of freshness has expired. A proof from after the commit would have brought the commit with it. So a replica without the
+//! The wait for a replica ends in one of three cases: it acknowledges the revision, it is in quarantine and denies everything, or
+//! its proof of freshness expires. A proof from after the commit would have brought the commit with it. So a replica without the
 //! commit can only have an older proof, which expires after the freshness bound. Therefore no wait is longer than the bound.
 //!
 //! A replica that this process has not heard for longer than the bound is not waited for at all. Silence is measured by the clock
@@ -54,8 +54,9 @@ impl Admin {
     /// `committed_unix_ms` is the commit time that the commit returned. It serves only to compute how long each replica took.
     ///
     /// # Errors
-    /// [`Error::NotSaid`] if the store may lose the commit or too many callers wait, [`Error::Invalid`] for a revision that the
-    /// store does not hold, or if the store cannot be read even once.
+    /// - [`Error::NotSaid`] if the store may lose the commit, or if too many callers wait.
+    /// - [`Error::Invalid`] for a revision that the store does not hold.
+    /// - An error of the store if it cannot be read even once.
     pub async fn wait_for_fleet(&self, by: &Authorized, revision: &Revision, committed_unix_ms: i64) -> Result<Waited, Error> {
         if let Some(why) = self.store.may_lose_commits() {
             return Err(Error::NotSaid(format!(

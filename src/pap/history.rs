@@ -62,9 +62,9 @@ impl Admin {
     /// not stored.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a revision of another history, or one that does not exist or that the log no longer reaches.
-    /// [`Error::Policy`] if the earlier policy does not compile with today's API documents, or lists a key that is dead now.
-    /// Otherwise as for [`Admin::apply`].
+    /// - [`Error::Invalid`] for a revision of another history, or one that does not exist or that the log no longer reaches.
+    /// - [`Error::Policy`] if the earlier policy does not compile with today's API documents, or lists a key that is dead now.
+    /// - The other errors of [`Admin::apply`].
     pub async fn rollback(&self, by: &Authorized, revision: &str, dry_run: bool) -> Result<ApplyOutcome, Error> {
         let _one = self.applying.lock().await;
         let stored = self.store.documents(None).await?;

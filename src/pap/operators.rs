@@ -132,8 +132,10 @@ impl Admin {
     /// Adds an operator. The act is durable when this returns.
     ///
     /// # Errors
-    /// [`Error::Invalid`] if the operator exists already, [`Error::Policy`] for an invalid document or a dead key,
-    /// [`Error::PermissionDenied`] if a second operator must sign, or if the store fails.
+    /// - [`Error::Invalid`] if the operator exists already.
+    /// - [`Error::Policy`] for an invalid document or a dead key.
+    /// - [`Error::PermissionDenied`] if a second operator must sign.
+    /// - Any error of the store.
     pub async fn add_operator(&self, by: &Authorized, new: &NewOperator, reason: &str) -> Result<OperatorChanged, Error> {
         self.add(by, SignedBy::Operators, new, reason).await
     }
@@ -173,9 +175,10 @@ impl Admin {
     /// Retires an operator that a command or the program itself created. Its keys become dead for good.
     ///
     /// # Errors
-    /// [`Error::NotFound`]. [`Error::Invalid`] for an operator of the policy folder, or if no administrator would remain.
-    /// [`Error::PermissionDenied`] if a second operator must sign, or if no administrator with a valid key would remain.
-    /// Otherwise if the store fails.
+    /// - [`Error::NotFound`] if there is no such operator.
+    /// - [`Error::Invalid`] for an operator of the policy folder, or if no administrator would remain.
+    /// - [`Error::PermissionDenied`] if a second operator must sign, or if no administrator with a valid key would remain.
+    /// - Any error of the store.
     pub async fn retire_operator(&self, by: &Authorized, id: &str, reason: &str) -> Result<OperatorChanged, Error> {
         let _one = self.applying.lock().await;
         let stored = self.store.documents(Some(KIND)).await?;

@@ -91,8 +91,9 @@ impl Admin {
     /// `two_person`. Either both sign one call, or another one calls within [`SECOND_OPERATOR_MS`] of the first.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for a target that cannot be suspended; [`Rejected`](crate::store::Error::Rejected) for a target that is
-    /// not suspended, or if the same operator calls twice; or if the store fails.
+    /// - [`Error::Invalid`] for a target that cannot be suspended.
+    /// - [`Rejected`](crate::store::Error::Rejected) for a target that is not suspended, or if the same operator calls twice.
+    /// - Any other error of the store.
     pub async fn reinstate(&self, by: &Authorized, kind: &str, key: &[String], reason: String) -> Result<Reinstated, Error> {
         let checked = match self.target(kind, key).await {
             Ok(target) if target.can_suspend() => check_reason(&reason).map(|()| target),

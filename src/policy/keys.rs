@@ -65,7 +65,7 @@ pub fn newly_listed<'a>(documents: impl IntoIterator<Item = &'a Document>, befor
 /// removed documents, `after` all documents in force after the change.
 ///
 /// The keys of an agent stay alive when its whole document is removed. Otherwise, applying the wrong folder would kill every key
-/// of a fleet for good, and a rollback to an earlier policy could not bring the agents back.
+/// of a fleet for good. Even a rollback could not bring the agents back.
 pub fn rotated_out<'a>(before: &'a [Document], after: impl IntoIterator<Item = &'a Document>) -> Vec<RotatedKey> {
     let (mut listed, mut agents) = (HashSet::new(), HashSet::new());
     for document in after {

@@ -53,8 +53,9 @@ impl Parsed {
 /// configuration.
 ///
 /// # Errors
-/// If a file cannot be read or is outside the folder, if a limit is exceeded ([`POLICY_FILES_MAX`], [`POLICY_FILE_BYTES_MAX`],
-/// [`POLICY_BYTES_MAX`]), or if the folder holds no policy.
+/// - A file cannot be read, or is outside the folder.
+/// - A limit is exceeded: [`POLICY_FILES_MAX`], [`POLICY_FILE_BYTES_MAX`] or [`POLICY_BYTES_MAX`].
+/// - The folder holds no policy.
 pub fn read_folder(path: &Path) -> Result<Vec<SourceFile>, Error> {
     let root = path.canonicalize().map_err(|source| read_error(path, source))?;
     let mut folder = Folder { shown: path, root: root.clone(), bytes: 0, files: BTreeMap::new() };

@@ -1,8 +1,8 @@
 //! Parses YAML to nodes: the subset of YAML 1.2 that means exactly what a reader sees on the page.
 //!
 //! Plain scalars follow the core schema (YAML 1.2.2, section 10.3), so `no` is a string. The parser refuses anchors, aliases,
-//! tags, duplicate keys, keys that are not strings, infinities and deep nesting, because each of them can hide what a policy
-//! means. This file knows nothing of policy. Look next at `node.rs`.
+//! tags, duplicate keys, keys that are not strings, infinities and deep nesting. Each of them can hide the meaning of a policy.
+//! This file knows nothing of policy. Look next at `node.rs`.
 
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle};
 

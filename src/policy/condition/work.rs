@@ -41,7 +41,7 @@ impl Work {
     }
 }
 
-/// The length of text that doubles the cost of each byte read, because a condition may compare every byte with a pattern.
+/// Each such length of text adds one to the weight of every byte read, because a condition may compare every byte with a pattern.
 const TEXT_BYTES_PER_WEIGHT: u64 = 64;
 /// The cost of any condition, and of any value that a condition reads.
 const CONDITION: u64 = 256;
