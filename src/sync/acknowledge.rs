@@ -1,15 +1,19 @@
-//! Acknowledging what was applied: only when no decision begun before it can still be answered here.
+//! Acknowledges an applied revision to the fleet, once this replica can no longer answer a decision that began before that
+//! revision.
 //!
 //! ```text
 //! follower publishes N ─▶ barrier runs once through every serving runtime ─▶ N is acknowledged ─▶ the next heartbeat says so
 //! ```
 //!
-//! A decision is *answered* when it has left its handler, as an answer that the transport may send: from its last look at what is
-//! revoked to that moment it does not await, so a runtime that has run the barrier holds none from before. What the transport
-//! still holds then is on its way, and good for no longer than its `valid_for_ms`, which counts from the caller's own request.
+//! A decision is *answered* when it leaves its handler as an answer that the transport may send. A handler does not await between
+//! its last check of the revocations and that moment, so a runtime that has run the barrier holds no earlier decision. An answer
+//! that the transport still holds is already on its way. It is valid for at most its `valid_for_ms`, which counts from the
+//! caller's own request.
 //!
-//! A runtime that is stuck is never passed, so nothing is acknowledged; in quarantine nothing is either. Look next at
-//! `member.rs`, which carries the number, and at `pap/fleet.rs`, which waits for it.
+//! The barrier never passes a runtime that is stuck, so nothing is acknowledged then. A replica in quarantine acknowledges
+//! nothing either.
+//!
+//! Look next at `member.rs`, which sends the number, and at `pap/fleet.rs`, which waits for it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,18 +27,18 @@ use crate::model::mutant::{Mutant, active};
 use crate::model::time::Clock;
 use crate::telemetry::Metrics;
 
-/// How often a replica that is quarantined says so.
+/// Interval of the heartbeats of a quarantined replica.
 const QUARANTINE_BEAT: Duration = Duration::from_millis(500);
 
-/// The runtimes that answer decisions; bound by `app`.
+/// The runtimes that answer decisions. `app` provides them.
 #[async_trait]
 pub trait Barrier: Send + Sync {
-    /// Returns once every runtime that serves has come round once since the call: no handler that ran then runs on without
-    /// having awaited. Never returns while one is stuck.
+    /// Returns once every serving runtime has run one task since the call. A handler that ran at the time of the call has awaited
+    /// or ended by then. Never returns while a runtime is stuck.
     async fn pass(&self);
 }
 
-/// What acknowledges, ready to run.
+/// The task that acknowledges applied revisions, ready to run.
 pub struct Acknowledge {
     status: Status,
     member: Arc<Member>,
@@ -44,12 +48,12 @@ pub struct Acknowledge {
 }
 
 impl Acknowledge {
-    /// Acknowledges for `member` what `status` shows as applied.
+    /// Acknowledges, for `member`, the revisions that `status` shows as applied.
     pub fn new(status: Status, member: Arc<Member>, barrier: Arc<dyn Barrier>, clock: Arc<dyn Clock>, metrics: Metrics) -> Self {
         Self { status, member, barrier, clock, metrics }
     }
 
-    /// Runs until `shutdown` turns true or its sender, or the follower, is gone.
+    /// Runs until `shutdown` turns true, its sender is dropped, or the follower ends.
     pub async fn run(mut self, mut shutdown: watch::Receiver<bool>) {
         tokio::select! {
             _ = shutdown.wait_for(|stop| *stop) => {}
@@ -67,8 +71,9 @@ impl Acknowledge {
                 acknowledged = None;
                 continue;
             }
-            // INVARIANT: read before the barrier begins, and acknowledged once it has passed: what is applied meanwhile is not
-            // covered by it. Policy may lag behind: what is acknowledged is that nothing revoked passes.
+            // INVARIANT: this number is read before the barrier begins and acknowledged after it has passed. The barrier does not
+            // cover a later revision. Policy may lag behind, because an acknowledgement only promises that no revoked call is
+            // permitted.
             let number = self.status.applied();
             if self.status.history().is_some() && acknowledged != Some(number) {
                 if !active(Mutant::AcknowledgeBeforeBarrier) {
@@ -85,7 +90,7 @@ impl Acknowledge {
                     let took_ms = u64::try_from(now_ms.saturating_sub(committed_ms)).unwrap_or(0);
                     self.metrics.kill_propagation(took_ms.saturating_mul(1_000_000));
                 }
-                // Whoever waits for the fleet waits for the heartbeat.
+                // A wait for the fleet waits for this heartbeat.
                 self.status.poll_now();
                 continue;
             }
@@ -93,7 +98,7 @@ impl Acknowledge {
         }
     }
 
-    /// Goes on saying that this replica denies everything, once that is so, until it follows again.
+    /// Waits until this replica denies every call, then reports that with heartbeats until it follows a store again.
     async fn quarantined(&self, changes: &mut Changes) -> Result<(), Ended> {
         self.barrier.pass().await;
         self.member.quarantine();
@@ -101,7 +106,7 @@ impl Acknowledge {
             if let Err(error) = self.member.beat().await {
                 tracing::debug!(%error, "the store could not be told that this replica is quarantined");
             }
-            // In time, or sooner where it is over.
+            // Wait for the interval, or less if the quarantine ends.
             tokio::time::timeout(QUARANTINE_BEAT, changes.changed()).await.unwrap_or(Ok(()))?;
         }
         self.member.leave_quarantine();

@@ -1,7 +1,8 @@
-//! Logs what was revoked and which policy came into force, once this replica decides by it.
+//! Logs each revocation and each change of policy once decisions of this replica use it.
 //!
-//! A task of its own reads what the follower applied and asks the store who did it, so that nothing that is applied waits for a log.
-//! An operator's words are not logged: nobody knows what is in them. Look next at `status/feed.rs`, which it reads.
+//! A task of its own reads the feed of applied revisions and asks the store for the operators, so applying a commit never waits
+//! for a log line. It must not log an operator's free text, because that text may hold anything. Look next at `status/feed.rs`,
+//! its input.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -14,14 +15,14 @@ use crate::model::records::{Change, RevocationRow};
 use crate::model::revision::Revision;
 use crate::store::{PolicyCommit, Store};
 
-/// Revisions taken from the feed at once.
+/// Limit of the revisions that one read takes from the feed.
 const REVISIONS_TAKEN_MAX: usize = 64;
-/// Entries of one revision that are logged one by one.
+/// Limit of the entries of one revision that are logged one by one.
 const ENTRIES_LOGGED_MAX: usize = 20;
-/// Revisions of policy that are logged one by one.
+/// Limit of the policy revisions that are logged one by one.
 const POLICIES_LOGGED_MAX: usize = 20;
 
-/// Logs until `shutdown` turns true or its sender is gone.
+/// Logs until `shutdown` turns true or its sender is dropped.
 pub async fn announce(status: Status, store: Arc<dyn Store>, mut shutdown: watch::Receiver<bool>) {
     let announcing = async {
         let mut changes: Changes = status.changes();
@@ -79,27 +80,27 @@ impl Announcer {
         }
     }
 
-    /// Who made the revisions that revoke something, by number, as far as the store says so.
+    /// The operators of the revisions that revoke something, by number, as far as the store reports them.
     async fn operators(&self, applied: &[Arc<Applied>]) -> BTreeMap<u64, Vec<String>> {
         let entries: usize = applied.iter().map(|one| one.entries.len()).sum();
         if entries == 0 {
             return BTreeMap::new();
         }
-        // What changed last is listed first; what came meanwhile pushes little out of the list.
+        // The store lists the newest changes first, so later changes push few of these out of the list.
         match self.store.revocations(entries.saturating_mul(2)).await {
             Ok(listed) => listed.commits.into_iter().map(|(number, commit)| (number, commit.operators)).collect(),
             Err(_) => BTreeMap::new(),
         }
     }
 
-    /// Logs the entries of a revision; nothing is said of who made one where the store does not say it.
+    /// Logs the entries of a revision. It omits the operators if the store does not report them.
     fn revoked(applied: &Applied, by: Option<&Vec<String>>) {
         let revision = applied.revision.to_string();
         if applied.everything {
             tracing::info!(revision, "more was revoked than is told one by one: all of it is in effect");
         }
         for row in applied.entries.iter().take(ENTRIES_LOGGED_MAX) {
-            // Written out like a Rust string: a name may hold anything, also the end of a line.
+            // Escaped like a Rust string, because a name may hold anything, even a line break.
             let target = row.target.to_string();
             tracing::info!(revision, ?target, now = state(row), by = by.map(tracing::field::debug), "a revocation is in effect");
         }
@@ -131,7 +132,7 @@ impl Announcer {
     }
 }
 
-/// What a target's row says now, in words.
+/// Describes the current state of a target in the log.
 fn state(row: &RevocationRow) -> &'static str {
     match (row.dead, row.suspended, row.watermark_unix_s) {
         (true, ..) => "dead",

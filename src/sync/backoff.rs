@@ -1,10 +1,10 @@
-//! How long to pause after failures: doubling, with jitter, so that a fleet does not come back all at once.
+//! Pauses after failures. They double up to a maximum, with jitter, so that the replicas of a fleet do not all return at once.
 //!
-//! The randomness comes from a seed, so that a simulation can repeat it. Look next at `run.rs`.
+//! The randomness comes from a seed, so that a simulation can repeat it. Look next at `run.rs`, which pauses by it.
 
 use std::time::Duration;
 
-/// Pauses between attempts.
+/// The pauses between attempts.
 #[derive(Debug)]
 pub(super) struct Backoff {
     min_ms: u64,
@@ -13,29 +13,30 @@ pub(super) struct Backoff {
 }
 
 impl Backoff {
-    /// Pauses from `min_ms` to `max_ms`.
+    /// Makes pauses from `min_ms` to `max_ms`.
     pub(super) fn new(min_ms: u64, max_ms: u64, seed: u64) -> Self {
         Self { min_ms, max_ms: max_ms.max(min_ms), state: seed }
     }
 
-    /// The pause after that many failures in a row: between half of the doubled minimum and all of it, at most the maximum.
+    /// The pause after that many consecutive failures: random between half of the doubled minimum and all of it, at most the
+    /// maximum.
     pub(super) fn pause(&mut self, failures: u32) -> Duration {
         let doubled = self.min_ms.saturating_mul(1 << failures.saturating_sub(1).min(20)).min(self.max_ms);
         Duration::from_millis(doubled / 2 + self.below(doubled - doubled / 2))
     }
 
-    /// Any pause up to `max_ms`.
+    /// A random pause of at most `max_ms`.
     pub(super) fn jitter(&mut self, max_ms: u64) -> Duration {
         Duration::from_millis(self.below(max_ms))
     }
 
-    /// 0 to `max`, both included.
+    /// A random number from 0 to `max`, both included.
     fn below(&mut self, max: u64) -> u64 {
         let product = u128::from(self.next()) * (u128::from(max) + 1);
         u64::try_from(product >> 64).unwrap_or(max)
     }
 
-    /// SplitMix64 (Steele, Lea, Flood 2014): spreads a fleet, guards nothing.
+    /// SplitMix64 (Steele, Lea, Flood 2014). It only spreads the pauses of a fleet; no security depends on it.
     fn next(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut word = self.state;

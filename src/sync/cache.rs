@@ -1,15 +1,20 @@
-//! Keeps what was published on this machine's disk, commit by commit, by a task of its own: never in the follower's way.
+//! Writes the published state to the disk cache of this machine, commit by commit. A task of its own does it, so it never delays
+//! the follower.
 //!
 //! ```text
 //! follower ─▶ publish ─▶ queue (bounded) ─▶ cache.db: rows and place in one transaction
 //! ```
 //!
-//! Nothing is copied of a full state. The cache catches up with it by the change log, or reads it again from the store, at leisure; so it
-//! does where the disk was too far behind and the queue was given up. What it reads must lead on from what was published.
+//! The follower never copies a full state into the queue: it queues only the position. The cache catches up to that position by
+//! the change log, or else reads the full state from the store again. It does the same after the queue has overflowed because the
+//! disk was too slow. Everything that it reads must continue the published state.
 //!
-//! The cache is the first to give way on a disk that runs full: it is not written where there is little room, and what fails is tried
-//! again after a pause that doubles up to minutes. The store is not read whole before the disk has room for what was read last. Look next
-//! at [`crate::store::sqlite::Cache`], and at `member.rs`, which merges it.
+//! The cache yields first when the disk runs full. It writes nothing while there is little free space, and it retries a failure
+//! after a pause that doubles up to minutes. It does not read the full state again before the disk has space for the last one
+//! that it read.
+//!
+//! The cache must never permit a call. Look next at [`crate::store::sqlite::Cache`], the file, and at `member.rs`, which merges
+//! the cached revocations into an adopted store.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -24,39 +29,39 @@ use crate::model::revision::Revision;
 use crate::store::sqlite::Cache;
 use crate::store::{CommitRow, Error, State, Store};
 
-/// Rows that wait to be written, of all commits together.
+/// Limit of the rows of all queued commits together.
 const ROWS_MAX: usize = 200_000;
-/// Commits that are written in one transaction are gathered for so long.
+/// Time during which commits are gathered into one batch.
 const GATHER: Duration = Duration::from_millis(20);
-/// What the end of the program waits for it.
+/// Time that the end of the process waits for the last write.
 const FINISH_TIMEOUT: Duration = Duration::from_secs(2);
-/// Pause after a first failure of the store or the disk; it doubles with each.
+/// Pause after the first failure of the store or the disk. Each further failure doubles it.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
-/// Longest pause after a store that failed.
+/// Longest pause after a failure of the store.
 const STORE_PAUSE_MAX: Duration = Duration::from_secs(15);
-/// Longest pause after a disk that failed or has no room.
+/// Longest pause after a failure of the disk, or while it has no free space.
 const DISK_PAUSE_MAX: Duration = Duration::from_secs(300);
-/// What a row takes beside its text, about.
+/// Approximate size of a row beside its text.
 const ROW_BYTES: u64 = 256;
-/// How often the bytes of its rows a full state takes while it is written: log, file and index.
+/// Disk space of a full state while it is written, as a multiple of its rows: log, file and index.
 const STATE_COPIES: u64 = 3;
 
-/// The cache of this replica.
+/// The writer of this replica's disk cache.
 pub struct Keeper {
     data: PathBuf,
     queue: Mutex<Queue>,
     more: Notify,
-    /// Taken before the queue: what is taken out of the queue is written before anybody reads.
+    /// Lock order: this lock before the queue, so that a batch taken from the queue is written before anything reads the cache.
     cache: Mutex<Option<Cache>>,
     space: Arc<dyn FreeSpace>,
-    /// Bytes that must be free beyond the least before a full state is read again: what the last one would have taken.
+    /// Free space that is needed, beyond the usual reserve, before a full state is read again: the space of the last one.
     wanted_bytes: AtomicU64,
     failures: AtomicU64,
-    /// The last attempt failed: what comes is not queued, but read again later.
+    /// Whether the last attempt failed. New commits are not queued then; the cache reads them from the store later.
     is_paused: AtomicBool,
 }
 
-/// Why the cache does not catch up.
+/// The reason why the cache does not catch up.
 #[derive(Debug)]
 enum Trouble {
     Store(Error),
@@ -65,19 +70,19 @@ enum Trouble {
 
 #[derive(Default)]
 struct Queue {
-    /// The cache must be brought to this place before what waits can follow.
+    /// The position that the cache must reach before the queued commits can follow.
     wanted: Option<Position>,
     waiting: Vec<(Position, Vec<CommitRow>)>,
     rows: usize,
 }
 
 impl Keeper {
-    /// The cache of a data folder; nothing is opened yet.
+    /// Makes the writer of the cache in a data folder. It opens no file yet.
     pub fn new(data: &Path) -> Arc<Self> {
         Self::with_space(data, Arc::new(DiskOf(data.to_owned())))
     }
 
-    /// As [`Keeper::new`], with another word for how much room the disk has.
+    /// As [`Keeper::new`], with another source of the disk's free space.
     pub(super) fn with_space(data: &Path, space: Arc<dyn FreeSpace>) -> Arc<Self> {
         Arc::new(Self {
             data: data.to_owned(),
@@ -91,31 +96,31 @@ impl Keeper {
         })
     }
 
-    /// How often it could not be written since the start.
+    /// The number of failed attempts since the start of the process.
     pub fn failures(&self) -> u64 {
         self.failures.load(Ordering::Relaxed)
     }
 
-    /// Whether it waits to try again, and stays behind what is published meanwhile.
+    /// Whether the writer waits to retry. The cache stays behind the published state meanwhile.
     pub fn is_paused(&self) -> bool {
         self.is_paused.load(Ordering::Relaxed)
     }
 
-    /// A full state was published: it is to be kept in place of everything.
+    /// Queues a published full state: it replaces the whole cache.
     pub(super) fn replace(&self, at: Position) {
         *self.queue() = Queue { wanted: Some(at), ..Queue::default() };
         self.more.notify_one();
     }
 
-    /// Commits that lead to a place were published: they are to be kept.
+    /// Queues published commits that lead to a position.
     pub(super) fn apply(&self, at: Position, commits: Vec<CommitRow>) {
         let rows: usize = commits.iter().map(|commit| commit.changes.len().saturating_add(1)).sum();
         let mut queue = self.queue();
         queue.rows = queue.rows.saturating_add(rows);
         if self.is_paused() {
-            // Nothing piles up while nothing is written.
+            // Nothing accumulates while nothing is written.
             *queue = Queue { wanted: Some(at), ..Queue::default() };
-            // For the case that the pause ends in this moment.
+            // The pause may end at this very moment.
             self.more.notify_one();
             return;
         }
@@ -128,7 +133,7 @@ impl Keeper {
         self.more.notify_one();
     }
 
-    /// Writes what comes, until `shutdown` turns true or its sender is gone.
+    /// Writes the queue until `shutdown` turns true or its sender is dropped.
     pub async fn run(self: Arc<Self>, store: Arc<dyn Store>, mut shutdown: watch::Receiver<bool>) {
         let keeping = async {
             let mut pause = PAUSE_MIN;
@@ -155,7 +160,7 @@ impl Keeper {
         }
     }
 
-    /// Writes all that was published so far, at the end of the program; what takes too long is left out.
+    /// Writes the whole queue when the process ends. It gives up after a timeout, and the cache stays behind then.
     pub async fn finish(self: &Arc<Self>, store: &dyn Store) {
         if !matches!(tokio::time::timeout(FINISH_TIMEOUT, self.write_all(store)).await, Ok(Ok(()))) {
             tracing::warn!("the cache stays behind what was published");
@@ -192,7 +197,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// Whether the disk has so many bytes beyond those that are left to others.
+    /// Checks that the disk has this many bytes free beyond the reserve for other files.
     async fn check_room(&self, bytes: u64) -> Result<(), Trouble> {
         let space = self.space.clone();
         let read = tokio::task::spawn_blocking(move || space.read()).await;
@@ -210,7 +215,8 @@ impl Keeper {
         }
     }
 
-    /// Brings the cache to a place that was published, or past it: by the log where it reaches back so far, else by a full state.
+    /// Brings the cache to a published position or past it: by the change log if it reaches back far enough, else by a full
+    /// state.
     async fn catch_up(self: &Arc<Self>, store: &dyn Store, at: &Position) -> Result<(), Trouble> {
         while let Some((revision, hash)) = self.on_cache(|cache| cache.place()).await.map_err(Trouble::Disk)? {
             if revision == at.revision && hash == at.hash {
@@ -222,7 +228,7 @@ impl Keeper {
             let mut changes = match store.changes(revision.number).await {
                 Ok(changes) => changes,
                 Err(Error::BelowFloor { .. } | Error::Corrupt(_)) => break,
-                // A store that cannot be asked for a little is not asked for everything.
+                // A store that cannot answer a small query is not asked for the full state.
                 Err(error) => return Err(Trouble::Store(error)),
             };
             changes.commits.retain(|commit| commit.number <= at.revision.number);
@@ -237,7 +243,7 @@ impl Keeper {
         let bytes = bytes_of(&state).saturating_mul(STATE_COPIES);
         self.wanted_bytes.store(bytes, Ordering::Relaxed);
         self.check_room(bytes).await?;
-        // Away from the runtime that follows the store: of millions of rows, hashing and freeing take seconds too.
+        // Leave the runtime of the follower: hashing and freeing millions of rows takes seconds.
         let replaced = self
             .on_cache(move |cache| if state.has_its_digest() { cache.replace(&state).map(|()| true) } else { Ok(false) })
             .await;
@@ -248,27 +254,27 @@ impl Keeper {
         }
     }
 
-    /// Writes what waits.
+    /// Writes the queued commits.
     async fn flush(self: &Arc<Self>) {
         let keeper = self.clone();
-        // It says itself what goes wrong.
+        // `write` logs its own failures.
         let _ = tokio::task::spawn_blocking(move || keeper.write()).await;
     }
 
-    /// What was known at `stood`, or before it where the cache stayed behind; `None` where nothing of that history is kept. What was
-    /// published before is written first.
+    /// Returns the cached revocations at `stood`, or before it if the cache stayed behind. Returns `None` if the cache holds
+    /// nothing of that history. It first writes the queued commits.
     ///
     /// # Errors
-    /// If the file cannot be used.
+    /// If the cache file cannot be used.
     pub async fn known(self: &Arc<Self>, stood: &Revision) -> Result<Option<Known>, Error> {
         let state = self.state().await?.filter(|state| state.revision.history == stood.history);
         Ok(state.map(|state| Known { number: state.revision.number, rows: state.revocations }))
     }
 
-    /// All that is kept, checked.
+    /// Returns the whole cached state, verified.
     ///
     /// # Errors
-    /// If the file cannot be used.
+    /// If the cache file cannot be used.
     pub async fn state(self: &Arc<Self>) -> Result<Option<State>, Error> {
         self.flush().await;
         self.on_cache(Cache::read).await
@@ -287,7 +293,7 @@ impl Keeper {
         tokio::task::spawn_blocking(acted).await.map_err(failed)?
     }
 
-    /// Writes what waits. Blocks.
+    /// Writes the queued commits. Blocks.
     fn write(&self) {
         let mut cache = self.cache();
         let waiting = {
@@ -333,7 +339,7 @@ impl Keeper {
     }
 }
 
-/// A full state that leads on from a place.
+/// Loads a full state that continues from a position.
 async fn loaded(store: &dyn Store, at: &Position) -> Result<State, Error> {
     let state = store.load().await?;
     if state.revision.history != at.revision.history {
@@ -353,7 +359,7 @@ async fn loaded(store: &dyn Store, at: &Position) -> Result<State, Error> {
     if (number, hash) == (state.revision.number, state.hash) { Ok(state) } else { Err(foreign()) }
 }
 
-/// The bytes of a state's rows, about.
+/// The approximate size of a state's rows in bytes.
 fn bytes_of(state: &State) -> u64 {
     let documents = state.documents.iter().map(|stored| stored.row.json.len());
     let revocations = state.revocations.iter().map(|row| {

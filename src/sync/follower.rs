@@ -1,9 +1,13 @@
-//! The follower: a pure state machine, events in, actions out. No clock, no I/O, no randomness.
+//! The follower: a pure state machine that takes events and returns actions. It has no clock, no I/O and no randomness.
 //!
-//! It publishes only what follows what it published, number by number and hash by hash, and renews a proof only to the time
-//! at which a poll was *sent* whose answer it has applied to the end. The driver does the actions in order before the next
-//! event. Out of quarantine leads one way: the store was adopted from the history that was followed, and holds all that was known
-//! to be revoked. Look next at `run.rs`, the driver, and at `sync/tests.rs`, which sets a hostile store on it.
+//! The follower publishes a commit only if its number and hash continue the published state. It renews the proof of freshness
+//! only to the time at which it *sent* a poll, and only after it has applied the whole answer to that poll. The driver carries
+//! out each action before it delivers the next event.
+//!
+//! Only one event ends a quarantine: the store was adopted from the followed history, and it holds every revocation that this
+//! replica knew.
+//!
+//! Look next at `run.rs`, the driver, and at `sync/tests.rs`, which runs the follower against a hostile store.
 
 pub use super::status::State;
 use crate::model::mutant::{Mutant, active};
@@ -12,143 +16,144 @@ use crate::model::revision::{HistoryId, Revision};
 use crate::model::time::Now;
 use crate::store::{self, Changes, CommitRow, Kinship, Lineage, lineage};
 
-/// The longest freshness bound that a store can have: what holds while none is known.
+/// The longest freshness bound that a store can set. The follower assumes this bound until it knows the store's own.
 const BOUND_MS_MAX: u64 = 60_000;
 
-/// A place in a history.
+/// A position in a history of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Position {
-    /// History and number.
+    /// The history and the number in it.
     pub revision: Revision,
-    /// Hash of the row of the change log with that number.
+    /// The hash of the change-log row with that number.
     pub hash: [u8; 32],
 }
 
-/// The proof of what nothing proves: older than any bound.
+/// The proof of a state that has none. It is older than any bound.
 const UNPROVED: Now = Now { unix_ns: i64::MIN, boot_ns: i64::MIN };
 
-/// What this replica knew to be revoked, as it was kept on its disk.
+/// The revocations that this replica knew, as its disk cache holds them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
-    /// Up to which number of the history that was followed.
+    /// The number, in the followed history, up to which the cache is complete.
     pub number: u64,
-    /// All of it.
+    /// All revocations that the cache holds.
     pub rows: Vec<RevocationRow>,
 }
 
-/// A store that was adopted, read after what this replica knew was merged into it.
+/// An adopted store, read after this replica merged its known revocations into it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adopted {
-    /// Where it comes from, asked at the number that this replica stood at.
+    /// The lineage of the store, queried at the last number that this replica followed.
     pub lineage: Lineage,
-    /// The full state.
+    /// The full state of the store.
     pub state: store::State,
-    /// What was merged; `None` where nothing was kept.
+    /// The merged revocations; `None` if the cache held none.
     pub known: Option<Known>,
 }
 
-/// What happened.
+/// An event that the driver reports to the follower.
 #[derive(Clone, Debug)]
 pub enum Event {
-    /// A load was answered.
+    /// The store answered a load.
     Loaded {
-        /// When it was sent.
+        /// The time at which the load was sent.
         sent_at: Now,
-        /// The answer.
+        /// The full state.
         state: Box<store::State>,
     },
     /// A load failed.
     LoadFailed(store::Error),
-    /// A poll was answered.
+    /// The store answered a poll.
     Changes {
-        /// When it was sent.
+        /// The time at which the poll was sent.
         sent_at: Now,
-        /// The answer.
+        /// The answer to the poll.
         changes: Changes,
     },
     /// A poll failed.
     PollFailed(store::Error),
-    /// It was asked whether the store was adopted from the history that was followed.
+    /// The store answered whether it was adopted from the followed history.
     Adoption {
-        /// When it was asked.
+        /// The time at which the question was sent.
         sent_at: Now,
-        /// The answer; `None`: it was not.
+        /// The adopted store; `None` if the store was not adopted.
         adopted: Option<Box<Adopted>>,
     },
-    /// That could not be said, or what is known could not be merged.
+    /// The store could not answer that question, or the known revocations could not be merged.
     AdoptionFailed(store::Error),
-    /// The publisher did what the last [`Action::Replace`] or [`Action::Apply`] said, as its answer tells.
+    /// The publisher has finished the last [`Action::Replace`] or [`Action::Apply`], with this result.
     Published(Result<(), String>),
 }
 
-/// What to do now.
+/// An action that the driver must carry out now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Publish a full state, and tell with [`Event::Published`].
+    /// Publish a full state, then report [`Event::Published`].
     Replace {
-        /// What.
+        /// The full state.
         state: Box<store::State>,
-        /// Its proof.
+        /// The proof of the state.
         proof: Now,
     },
-    /// Publish commits, and tell with [`Event::Published`].
+    /// Publish commits, then report [`Event::Published`].
     Apply {
-        /// What: at least one.
+        /// The commits: at least one.
         commits: Vec<CommitRow>,
-        /// The proof that then holds.
+        /// The proof that holds after these commits.
         proof: Now,
     },
-    /// Renew the proof of what is published.
+    /// Renew the proof of the published state.
     Refresh {
         /// The proof that now holds.
         proof: Now,
     },
-    /// Deny only.
+    /// Deny every call.
     Quarantine {
-        /// Why, in one line, with what to do.
+        /// The reason in one line, with the remedy.
         reason: String,
     },
 }
 
-/// What to ask the store next.
+/// The next question to the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Request {
-    /// The full state.
+    /// Load the full state.
     Load,
-    /// The changes after a number.
+    /// Poll for the changes after a number.
     Poll {
         /// The number.
         after: u64,
-        /// Whether more is known to be there: ask without a pause.
+        /// Whether the store is known to have more commits, so that the driver polls without a pause.
         at_once: bool,
     },
-    /// Whether it was adopted from the history that was followed; slowly, for it is an operator who adopts.
+    /// Ask whether the store was adopted from the followed history. The driver asks seldom, because an operator makes an
+    /// adoption.
     Adoption,
-    /// Nothing, for good.
+    /// Ask nothing any more.
     Nothing,
 }
 
-/// The state machine.
+/// The state machine of a replica that follows a store. See the module documentation.
 #[derive(Debug)]
 pub struct Follower {
     state: State,
     position: Option<Position>,
-    /// A full state that is ahead of `position`, until the log has shown that it goes on from there.
+    /// A full state ahead of `position`. It waits until the change log shows that it continues from `position`.
     loaded: Option<Loaded>,
-    /// What is being published, until [`Event::Published`].
+    /// The publication that is in progress until [`Event::Published`].
     pending: Option<Pending>,
     proof: Option<Now>,
     policy: u64,
     behind_head: bool,
     failures: u32,
     problem: Option<String>,
-    /// What is published, and `position`, are this machine's own cache's: nothing proves them yet.
+    /// Whether the published state and `position` come from the disk cache of this machine, so that nothing proves them yet.
     cached: bool,
-    /// A place ahead of a cached one that this replica was at too.
+    /// A recorded position ahead of the cached one. This replica was at both.
     ahead: Option<Position>,
-    /// Why it is in quarantine.
+    /// The reason of the quarantine.
     reason: Option<String>,
-    /// How long what is published may be answered by without a new proof.
+    /// The time, in milliseconds, for which the published state may answer calls without a new proof.
     bound_ms: u64,
 }
 
@@ -156,7 +161,7 @@ pub struct Follower {
 struct Pending {
     position: Position,
     full: bool,
-    /// `None`: nothing proves it yet.
+    /// `None`: nothing proves the state yet.
     proof: Option<Now>,
     bound_ms: u64,
 }
@@ -165,13 +170,13 @@ struct Pending {
 struct Loaded {
     sent_at: Now,
     state: Box<store::State>,
-    /// How far the log was followed from where we were.
+    /// The position up to which the change log was traced.
     at: Position,
 }
 
 impl Follower {
-    /// A follower with nothing published. `known` is the last place that this replica is known to have been at: a store that
-    /// is behind it, or of another history, is not followed.
+    /// Makes a follower with nothing published. `known` is the last position that this replica has recorded. The follower
+    /// quarantines a store that is behind that position or has another history.
     pub fn new(known: Option<Position>) -> Self {
         Self {
             state: State::Bootstrapping,
@@ -190,65 +195,66 @@ impl Follower {
         }
     }
 
-    /// A follower whose cache is published, without a proof: it goes on from the cached place. `known` as in [`Follower::new`].
+    /// Makes a follower whose cached state is published without a proof. It continues from the cached position. `known` is as in
+    /// [`Follower::new`].
     pub fn from_cache(cached: Position, known: Option<Position>) -> Self {
         let number = cached.revision.number;
         let ahead = known.filter(|known| known.revision.number > number);
         Self { cached: true, ahead, policy: number, ..Self::new(Some(cached)) }
     }
 
-    /// A follower that follows nothing until the store is seen to be adopted from the history of that place.
+    /// Makes a follower that starts in quarantine. It follows nothing until the store is adopted from the history of `stood`.
     pub fn in_quarantine(stood: Position, reason: String) -> Self {
         let problem = Some(reason.clone());
         Self { state: State::Quarantined, reason: Some(reason), problem, ..Self::new(Some(stood)) }
     }
 
-    /// What the follower is about.
+    /// The state of the follower.
     pub fn state(&self) -> State {
         self.state
     }
 
-    /// What is published; `None` while bootstrapping.
+    /// The published revision; `None` while bootstrapping.
     pub fn published(&self) -> Option<&Revision> {
         self.proof.and(self.position.as_ref()).map(|position| &position.revision)
     }
 
-    /// The place of what is published; `None` while bootstrapping and in quarantine.
+    /// The position of the published state; `None` while bootstrapping and in quarantine.
     pub fn place(&self) -> Option<&Position> {
         self.proof.and(self.position.as_ref()).filter(|_| self.state != State::Quarantined)
     }
 
-    /// Where it stood when it was quarantined, or stands.
+    /// The last position, also in quarantine: there it is the position at which the quarantine began.
     pub fn stood(&self) -> Option<&Position> {
         self.position.as_ref()
     }
 
-    /// Whether a commit is known to be there that is not in effect in full.
+    /// Whether the store has a commit that is not fully in effect here, its policy included.
     pub fn is_behind(&self) -> bool {
         self.behind_head || self.published().is_some_and(|revision| self.policy < revision.number)
     }
 
-    /// Number of the revision whose policy is in force.
+    /// The number of the revision whose policy is in force.
     pub fn policy(&self) -> u64 {
         self.policy
     }
 
-    /// The proof that holds for what is published.
+    /// The proof of freshness of the published state.
     pub fn proof(&self) -> Option<Now> {
         self.proof
     }
 
-    /// Failures since something was last published or found to be current, for the pause after one.
+    /// The number of failures since the last successful publication or check. The pause after a failure depends on it.
     pub fn failures(&self) -> u32 {
         self.failures
     }
 
-    /// The newest trouble; `None` while all is well.
+    /// The newest problem in one line; `None` if there is none.
     pub fn problem(&self) -> Option<&str> {
         self.problem.as_deref()
     }
 
-    /// What to ask the store next.
+    /// The next question to the store.
     pub fn request(&self) -> Request {
         if let (Some(loaded), State::Bootstrapping | State::Resync) = (&self.loaded, self.state) {
             return Request::Poll { after: loaded.at.revision.number, at_once: true };
@@ -264,7 +270,7 @@ impl Follower {
         }
     }
 
-    /// Takes an event in.
+    /// Handles an event. Returns the action that the driver must carry out, if there is one.
     pub fn on(&mut self, event: Event) -> Option<Action> {
         match event {
             event if self.state != State::Quarantined => self.on_followed(event),
@@ -297,8 +303,9 @@ impl Follower {
         }
     }
 
-    /// INVARIANT: nothing else leads out of quarantine. An operator's record says that the store comes from what was followed, all that
-    /// was known to be revoked is revoked in it, and what was answered before is older than the bound.
+    /// INVARIANT: only this function leads out of quarantine, and it demands three facts. An operator's record says that the
+    /// store comes from the followed history. The store holds every revocation that this replica knew. The last proof of this
+    /// replica is older than the bound.
     fn on_adopted(&mut self, sent_at: Now, adopted: Adopted) -> Option<Action> {
         let Adopted { lineage, state, known } = adopted;
         let stood = self.position.clone()?;
@@ -306,7 +313,7 @@ impl Follower {
         if kinship == Kinship::Stranger || state.revision.history != lineage.revision.history {
             return None;
         }
-        // A decision that began before may still look at what is published, and must not see its proof hold.
+        // A decision that began earlier may still read the published state, so that state's proof must have expired.
         if self.proof.is_some_and(|proof| sent_at.ms_since(proof) < self.bound_ms) {
             return None;
         }
@@ -316,7 +323,7 @@ impl Follower {
         }
         if kinship == Kinship::Lacks {
             let is_whole = |known: &Known| known.number >= stood.revision.number;
-            // After a restart there is no more than was kept.
+            // After a restart the cache holds all that this replica still knows.
             if self.proof.is_some() && !known.as_ref().is_some_and(is_whole) {
                 self.stay(
                     "the cache does not hold all that this replica knew: restart it, to merge and follow with what it holds",
@@ -347,7 +354,7 @@ impl Follower {
         }
     }
 
-    /// What keeps it in quarantine although the store may have been adopted.
+    /// Records why this replica stays in quarantine although the store may have been adopted.
     fn stay(&mut self, why: &str) {
         self.problem = Some(match &self.reason {
             Some(reason) => format!("{reason}; {why}"),
@@ -378,7 +385,7 @@ impl Follower {
             return None;
         }
         match &self.position {
-            // Equal numbers had to have equal hashes; ahead of ours it may be of another past, which a load cannot tell.
+            // Equal numbers have equal hashes here. A state ahead of ours may still have another past, which a load cannot show.
             Some(ours) if ours.revision.number < position.revision.number => {
                 self.loaded = Some(Loaded { sent_at, state, at: ours.clone() });
                 None
@@ -394,8 +401,8 @@ impl Follower {
         Some(Action::Replace { state, proof })
     }
 
-    /// Follows the log from where we were to the state that was loaded. It contradicts that state, or leads to it; a log that
-    /// can do neither, for it is cut or holed, is what a full state is loaded for.
+    /// Traces the change log from our position to the loaded state. The log may contradict that state or lead to it. A log that
+    /// is cut or has gaps can do neither; the loaded state is published then, because such a log is the reason for a full load.
     fn on_traced(&mut self, mut loaded: Loaded, changes: &Changes) -> Option<Action> {
         let (ours, target) = (self.position.clone()?, loaded.state.revision.number);
         if changes.history != ours.revision.history {
@@ -454,7 +461,7 @@ impl Follower {
         if changes.head == number && changes.head_hash != ours.hash && !active(Mutant::IgnoreFork) {
             return self.forked(number);
         }
-        // The row after ours names the row before it: another hash there means that ours is not in this log.
+        // The row after ours names the hash of its predecessor. A different hash means that our row is not in this log.
         let follows_another = |next: &CommitRow| next.number == number.saturating_add(1) && next.previous_hash != ours.hash;
         if changes.commits.first().is_some_and(follows_another) && !active(Mutant::IgnoreFork) {
             return self.forked(number);
@@ -472,7 +479,7 @@ impl Follower {
         };
         self.failures = 0;
         self.behind_head = last.revision.number < changes.head;
-        // INVARIANT: no proof from an answer that does not reach the head: what is missing may be a revocation.
+        // INVARIANT: an answer that does not reach the head renews no proof, because a missing commit may hold a revocation.
         let frozen = self.behind_head && !active(Mutant::RenewWithoutHead);
         let proof = if frozen { self.proof } else { Some(self.later(sent_at)) };
         if changes.commits.is_empty() {
@@ -494,9 +501,9 @@ impl Follower {
                 self.policy = pending.position.revision.number;
                 self.problem = None;
             }
-            // Nothing to decide by was published: load again, for a commit may mend it.
+            // No usable state was published. Load again, because a later commit may repair the policy.
             Err(problem) if pending.full && self.proof.is_none() => {
-                // The log has led there from the known place: it need not be followed again.
+                // The log was already traced to here from the known position, so it need not be traced again.
                 self.position = self.position.is_some().then_some(pending.position);
                 self.fail(problem);
                 return;
@@ -507,7 +514,7 @@ impl Follower {
         self.bound_ms = pending.bound_ms;
         self.position = Some(pending.position);
         self.proof = pending.proof;
-        // A cache that has not reached the head of the store yet stays unproved.
+        // A cached state stays unproved until the follower has reached the head of the store.
         if self.proof.is_some() {
             self.settled();
         }
@@ -519,7 +526,7 @@ impl Follower {
                 "the store is not the one that was followed ({error}): put the right one back, or have this one adopted"
             )),
             store::Error::BelowFloor { .. } | store::Error::Corrupt(_) if self.loaded.is_some() => {
-                // The log cannot contradict what was loaded.
+                // The log cannot contradict the loaded state.
                 let loaded = self.loaded.take()?;
                 self.replace(loaded.sent_at, loaded.state)
             }
@@ -546,7 +553,8 @@ impl Follower {
         self.ahead = self.ahead.take().filter(|ahead| ahead.revision.number > number);
     }
 
-    /// The place ahead of a cached one: a store that does not reach it, or holds another revision of its number, is not followed.
+    /// Quarantines if the store does not reach the recorded position ahead of the cached one, or holds another revision of its
+    /// number.
     fn against_ahead(&mut self, head: u64, rows: &[(u64, [u8; 32])]) -> Option<Action> {
         let ahead = self.ahead.as_ref()?;
         let number = ahead.revision.number;
@@ -558,7 +566,7 @@ impl Follower {
         }
     }
 
-    /// The proof stays where it is until a full state is published.
+    /// Starts a resync. The proof stays unchanged until a full state is published.
     fn out_of_step(&mut self, problem: String) {
         self.state = State::Resync;
         self.cached = false;
@@ -592,19 +600,20 @@ impl Follower {
         Some(Action::Quarantine { reason })
     }
 
-    /// A proof never falls, should answers overtake each other.
+    /// Returns the later of the current proof and `sent_at`. A proof never moves back, even if answers overtake each other.
     fn later(&self, sent_at: Now) -> Now {
         self.proof.filter(|proof| proof.boot_ns > sent_at.boot_ns).unwrap_or(sent_at)
     }
 }
 
-/// Numbers and hashes of the rows of an answer.
+/// The numbers and hashes of the rows in an answer, the head included.
 fn hashes(changes: &Changes) -> Vec<(u64, [u8; 32])> {
     let head = (changes.head, changes.head_hash);
     changes.commits.iter().map(|commit| (commit.number, commit.hash)).chain([head]).collect()
 }
 
-/// The place after the commits, if they are dense, reach no further than the head, and each follows the one before it.
+/// Returns the position after the commits. The commits must be dense, must each follow the one before, and must not pass the
+/// head.
 fn follow(ours: &Position, changes: &Changes) -> Result<Position, String> {
     let mut last = ours.clone();
     for commit in &changes.commits {

@@ -1,9 +1,11 @@
-//! A replica as a member of the fleet: registered before it loads, heard with every poll, known by an incarnation of its own.
+//! A replica as a member of the fleet. It registers before it loads, sends a heartbeat with every poll, and has its own
+//! incarnation.
 //!
-//! Where the store was adopted from the history that it followed, it merges what its cache knows to be revoked.
+//! It adapts a store to the follower. The follower knows nothing of fleets, and the store gives a proof of freshness to members
+//! only.
 //!
-//! The adapter between the follower, which knows nothing of fleets, and a store, which gives proof of freshness to members only.
-//! Look next at [`store::Store::poll`].
+//! If the store was adopted from the followed history, the member merges the revocations that its disk cache knows into that
+//! store. It must not decide whether to follow the store; `follower.rs` does. Look next at [`store::Store::poll`].
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,7 +22,7 @@ use crate::model::records::{Merge, RevocationRow, Write};
 use crate::model::revision::HistoryId;
 use crate::store::{self, Changes, CommitRequest, Error, Heartbeat, Kinship, Registration, ReplicaState, Store, lineage};
 
-/// A store as one replica follows it. Cheap to share; one a process.
+/// A store as one replica follows it. Cheap to share; one per process.
 pub struct Member {
     store: Arc<dyn Store>,
     registration: Registration,
@@ -31,16 +33,17 @@ pub struct Member {
     resync: AtomicBool,
     quarantined: AtomicBool,
     keeper: Option<Arc<Keeper>>,
-    /// The adopted history that was told what this replica merged.
+    /// The adopted history into which this replica's merge is recorded.
     merged_into: Mutex<Option<HistoryId>>,
 }
 
-/// Pause between commits of a merge.
+/// Pause between the commits of a merge.
 const MERGE_PAUSE: Duration = Duration::from_millis(20);
-/// Rows of a merge that go into one commit: a kill never waits for more than one of them.
+/// Limit of the rows in one commit of a merge. A revocation by an operator never waits for more than one such commit.
 const MERGED_ROWS: usize = 1_000;
 
-/// By what a process is known to its store: something random, for no other one may ever have it, of the same node neither.
+/// Makes the incarnation by which a store knows a process. It is random, because no other process may ever share it, even on the
+/// same node.
 pub fn incarnation(node: &str, random: String) -> String {
     if active(Mutant::OneIncarnation) { node.to_owned() } else { random }
 }
@@ -48,12 +51,12 @@ pub fn incarnation(node: &str, random: String) -> String {
 const STATES: [ReplicaState; 3] = [ReplicaState::Starting, ReplicaState::Serving, ReplicaState::Draining];
 
 impl Member {
-    /// A member that is not registered yet: the first load does that.
+    /// Makes a member that is not registered yet. Its first load registers it.
     pub fn new(store: Arc<dyn Store>, registration: Registration) -> Arc<Self> {
         Self::with_cache(store, registration, None)
     }
 
-    /// As [`Member::new`], with what it merges into a store that was adopted.
+    /// As [`Member::new`], with the cache whose revocations it merges into an adopted store.
     pub fn with_cache(store: Arc<dyn Store>, registration: Registration, keeper: Option<Arc<Keeper>>) -> Arc<Self> {
         let (applied, acked) = (AtomicU64::new(0), AtomicU64::new(0));
         let [registered, resync, quarantined] = [false; 3].map(AtomicBool::new);
@@ -71,35 +74,36 @@ impl Member {
         })
     }
 
-    /// How it made itself known.
+    /// The registration of this member.
     pub fn registration(&self) -> &Registration {
         &self.registration
     }
 
-    /// Says with the next heartbeat that no decision made before that revision can still be answered here. Never falls in a history.
+    /// Acknowledges a revision with the next heartbeat: this replica can no longer answer a decision made before it. The number
+    /// never falls within a history.
     pub fn acknowledge(&self, number: u64) {
         self.acked.fetch_max(number, Ordering::SeqCst);
     }
 
-    /// Says with the next heartbeat whether the full state is being read again.
+    /// Reports with the next heartbeat whether this replica reads the full state again.
     pub fn set_resync(&self, resync: bool) {
         self.resync.store(resync, Ordering::SeqCst);
     }
 
-    /// Says with every heartbeat from now on that this replica denies everything, and acknowledges nothing: what it followed need
-    /// not be what the store holds now.
+    /// Reports with every heartbeat from now on that this replica denies every call and acknowledges nothing. It clears the
+    /// acknowledged number, because the store may no longer hold the followed history.
     pub fn quarantine(&self) {
         self.quarantined.store(true, Ordering::SeqCst);
         self.applied.store(0, Ordering::SeqCst);
         self.acked.store(0, Ordering::SeqCst);
     }
 
-    /// It follows again; what it acknowledges is of the history that it follows now.
+    /// Ends the quarantine. Later acknowledgements belong to the history that this replica follows now.
     pub fn leave_quarantine(&self) {
         self.quarantined.store(false, Ordering::SeqCst);
     }
 
-    /// A heartbeat without a question.
+    /// Sends a heartbeat without a poll.
     ///
     /// # Errors
     /// As [`Store::beat`].
@@ -108,7 +112,7 @@ impl Member {
         self.noticed(self.store.beat(&self.heartbeat()).await)
     }
 
-    /// Says with the next heartbeat what this replica is about: starting, serving or draining.
+    /// Sets the state that the next heartbeat reports: starting, serving or draining.
     pub fn set_state(&self, state: ReplicaState) {
         let index = STATES.iter().position(|known| *known == state).unwrap_or_default();
         self.state.store(u8::try_from(index).unwrap_or_default(), Ordering::SeqCst);
@@ -132,7 +136,8 @@ impl Member {
         }
     }
 
-    /// The full state once all that is known is in it; commit by commit, and recorded once.
+    /// Merges the known revocations that the store lacks, commit by commit, and records the merge once. Returns the full state
+    /// after it.
     async fn merged(&self, history: &HistoryId, known: &[RevocationRow]) -> Result<store::State, Error> {
         let state = self.load().await?;
         let lacking = lineage::lacking(known, &state.revocations);
@@ -169,7 +174,7 @@ impl Member {
         Ok(())
     }
 
-    /// A member that was forgotten registers again before it asks again.
+    /// Notes that the store has forgotten this member, so that the next query registers it again.
     fn noticed<T>(&self, answer: Result<T, Error>) -> Result<T, Error> {
         if matches!(answer, Err(Error::Unregistered { .. })) {
             self.registered.store(false, Ordering::SeqCst);
@@ -186,7 +191,7 @@ impl Source for Arc<Member> {
 
     async fn changes(&self, after: u64) -> Result<Changes, Error> {
         self.known().await?;
-        // What the follower asks after is what decisions read.
+        // The follower polls after the revision that decisions already read.
         self.applied.store(after, Ordering::SeqCst);
         let changes = self.noticed(self.store.poll(&self.heartbeat()).await)?;
         if active(Mutant::AcknowledgeReceived) {

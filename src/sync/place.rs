@@ -1,9 +1,13 @@
-//! The last place in the store's history that this replica was at, kept in the data folder across restarts.
+//! Records the last position that this replica followed in a file of the data folder, so that it survives a restart.
 //!
-//! A replica that starts again follows no store that is behind that place, or of another history: what was revoked must not come
-//! back with an old file. It is a guard against mistakes, not against whoever may write the data folder: they can take the file
-//! away, and a replica without it follows what it finds. Where the store lies in the data folder too, both may be put back from one
-//! snapshot and agree. A second file elsewhere then shows it. It permits nothing: a place is no proof. Look next at `follower.rs`.
+//! After a restart, the replica refuses a store that is behind that position or has another history. Otherwise, restoring an old
+//! store file could bring a revoked token back.
+//!
+//! The file guards against mistakes. It does not guard against a person who may write to the data folder, because that person can
+//! delete it: a replica without the file follows the store that it finds. If the store lies in the data folder too, one restored
+//! disk snapshot may contain both, and they agree. A second file at another path detects that case.
+//!
+//! The recorded position proves no freshness and permits nothing. Look next at `follower.rs`.
 
 use std::fs::{File, OpenOptions};
 use std::io::{Error, Read as _, Write as _};
@@ -20,32 +24,33 @@ use crate::model::mutant::{Mutant, active};
 use crate::model::revision::{HistoryId, Revision};
 
 const FILE: &str = "place.json";
-/// What this writes is far smaller.
+/// The limit when reading. A file that this module writes is far smaller.
 const FILE_BYTES_MAX: u64 = 4 * 1024;
 
-/// Where the place is kept, whole or not at all.
+/// A durable storage of the position. It writes the position whole or not at all.
 #[async_trait]
 pub trait Keep: Send + Sync {
-    /// Keeps a place; a crash after this has it, a crash before it this one or the one before.
+    /// Saves a position. After a crash during this call, the storage holds either this position or the one before.
     ///
     /// # Errors
-    /// If it could not be made durable.
+    /// If the position could not be made durable.
     async fn keep(&self, place: &Position) -> Result<(), Error>;
 }
 
-/// A file that keeps a place.
+/// One file that records the position.
 #[derive(Clone, Debug)]
 pub struct Place(PathBuf);
 
-/// Every file that keeps the place of this replica: the one in the data folder, and one elsewhere where that was named.
+/// All files that record the position of this replica: the one in the data folder and, if configured, a second one at another
+/// path.
 #[derive(Clone, Debug)]
 pub struct Places(Vec<Place>);
 
 impl Places {
-    /// In a data folder, and in `elsewhere`.
+    /// Uses the file in the data folder, and the file `elsewhere` if it is given.
     ///
     /// # Errors
-    /// Where the folder of `elsewhere` is not there: nothing could be kept in it.
+    /// If the folder of `elsewhere` does not exist, because nothing could be saved there.
     pub fn new(data: &Path, elsewhere: Option<&Path>) -> Result<Self, String> {
         let mut places = vec![Place::of(data)];
         if let Some(file) = elsewhere {
@@ -61,12 +66,12 @@ impl Places {
         Ok(Self(places))
     }
 
-    /// The files.
+    /// The paths of the files.
     pub fn paths(&self) -> impl Iterator<Item = &Path> {
         self.0.iter().map(Place::path)
     }
 
-    /// What was kept, with its file.
+    /// Reads every file. Returns each recorded position with the path of its file.
     ///
     /// # Errors
     /// As [`Place::read`].
@@ -78,7 +83,7 @@ impl Places {
 
 #[async_trait]
 impl Keep for Places {
-    /// Keeps a place in every file, whatever becomes of the others; fails where one of them fails.
+    /// Saves a position to every file, even if one of them fails. Returns an error if any file failed.
     async fn keep(&self, place: &Position) -> Result<(), Error> {
         let mut kept = Ok(());
         for file in &self.0 {
@@ -99,21 +104,21 @@ struct Stored {
 }
 
 impl Place {
-    /// In a data folder.
+    /// The file in a data folder.
     pub fn of(data: &Path) -> Self {
         Self(data.join(FILE))
     }
 
-    /// The file.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.0
     }
 
-    /// What was kept; `None` where nothing was.
+    /// Reads the recorded position; `None` if the file does not exist.
     ///
     /// # Errors
-    /// Where a file is there and cannot be understood: nobody knows what must not come back then. It is written whole or not at
-    /// all, so no crash leaves such a one.
+    /// If the file exists but cannot be parsed: the last position is unknown then. A file is written whole or not at all, so a
+    /// crash never causes this.
     pub fn read(&self) -> Result<Option<Position>, String> {
         let failed = |why: &dyn std::fmt::Display| {
             let path = self.0.display();
@@ -133,7 +138,7 @@ impl Place {
         Ok(Some(Position { revision: Revision { history: HistoryId::new(stored.history), number: stored.number }, hash }))
     }
 
-    /// Keeps a place, whole or not at all.
+    /// Writes a position, whole or not at all. Blocks.
     fn write(&self, place: &Position) -> Result<(), Error> {
         let Revision { history, number } = &place.revision;
         let stored = Stored { history: history.to_string(), number: *number, hash: hex(&place.hash) };
@@ -158,7 +163,8 @@ impl Keep for Place {
     }
 }
 
-/// Keeps where the follower is, until `shutdown` turns true or it ends; a moment after it was published, and never in its way.
+/// Saves each new position of the follower, until `shutdown` turns true or the follower ends. Saving never delays the follower,
+/// so the file may be a moment behind the published state.
 pub async fn remember(status: Status, place: impl Keep, mut shutdown: watch::Receiver<bool>) {
     let keep = async {
         let mut changes = status.changes();

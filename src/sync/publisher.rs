@@ -1,4 +1,6 @@
-//! Publishes what the follower has read: builds the snapshot and puts it, with its proof, into the cell that decisions read.
+//! Builds a snapshot from each state that the follower has read, and publishes it with its proof in the cell that decisions read.
+//!
+//! It must not read a clock or the store: the follower supplies both the state and its proof. Look next at `snapshot.rs`.
 
 use std::sync::{Arc, Weak};
 
@@ -9,17 +11,17 @@ use crate::revocation::Index;
 use crate::snapshot::{Builder, FullState, Proof, Snapshot, SnapshotCell, View};
 use crate::store;
 
-/// A [`Publisher`] over a snapshot builder and the cell of this process.
+/// A [`Publisher`] that uses the snapshot builder and the snapshot cell of this process.
 #[derive(Debug)]
 pub struct CellPublisher {
     builder: Builder,
     cell: Arc<SnapshotCell>,
-    /// Snapshots that were published, by their number; some reader may still decide by one that is not gone.
+    /// The published snapshots that a reader may still hold, by their number.
     published: Vec<(u64, Weak<Snapshot>)>,
 }
 
 impl CellPublisher {
-    /// Publishes into `cell`; `revocations` is the one index that all its snapshots share.
+    /// Publishes into `cell`. All snapshots share the index `revocations`.
     pub fn new(cell: Arc<SnapshotCell>, revocations: Arc<Index>) -> Self {
         Self { builder: Builder::new(revocations), cell, published: Vec::new() }
     }
@@ -43,7 +45,7 @@ impl CellPublisher {
         self.builder.problem().map_or(Ok(()), |problem| Err(problem.to_owned()))
     }
 
-    /// Frees what only snapshots see that nobody has any more.
+    /// Frees the removed index entries that no remaining snapshot can see.
     fn forget(&mut self) {
         self.published.retain(|(_, snapshot)| snapshot.strong_count() > 0);
         let numbers = self.published.iter().map(|(number, _)| *number);
@@ -57,8 +59,9 @@ impl Publisher for CellPublisher {
     fn replace(&mut self, state: store::State, sent_at: Now) -> Result<(), String> {
         let published = self.cell.load().map(|view| view.snapshot.revision().history.clone());
         if published.is_some_and(|history| history != state.revision.history) {
-            // INVARIANT: numbers of two histories mean nothing to each other, and the index reckons by numbers what older snapshots
-            // still see. Who still decides by the old snapshot finds its proof too old: the follower saw to that.
+            // INVARIANT: numbers of different histories cannot be compared, and the index uses numbers to decide what older
+            // snapshots still see. So a new history gets a new index. The follower waits until the proof of the old snapshot is
+            // too old to permit a call.
             let mut begun = Self::new(self.cell.clone(), Arc::new(Index::new()));
             let snapshot = begun.built(state)?;
             *self = begun;
@@ -74,7 +77,7 @@ impl Publisher for CellPublisher {
     }
 
     fn apply(&mut self, commits: &[store::CommitRow], sent_at: Now) -> Result<(), String> {
-        // All at once: only the last is published, and no revocation waits for the policy of the commit before it.
+        // Apply all commits together and publish only the last, so that no revocation waits for the policy of an earlier commit.
         let Some(newest) = commits.last() else { return Ok(()) };
         let left_out = usize::from(active(Mutant::DropCommit) && commits.len() > 1);
         let changes = commits.iter().skip(left_out).flat_map(|commit| &commit.changes);

@@ -1,7 +1,8 @@
-//! The loop that drives the follower: asks the store, hands the answers over, publishes what comes back.
+//! The loop that drives the follower: it queries the store, hands each answer to the follower, and carries out the resulting
+//! action.
 //!
-//! It runs on the control runtime and is the only task that publishes. What it does about an answer is `follower.rs`'s
-//! business; what of it others see is `status.rs`'s.
+//! The loop runs on the control runtime, and it is the only task that publishes. `follower.rs` decides how to react to an answer.
+//! `status.rs` shows the progress to other modules. Look next at those two files.
 
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
@@ -23,50 +24,51 @@ use crate::model::revision::Revision;
 use crate::model::time::{Clock, Now};
 use crate::store::{self, Changes, CommitRow};
 
-/// What a follower needs of a store. [`super::Member`] is one: what it answers proves that it was current when asked.
+/// The store as a follower uses it. [`super::Member`] implements it: its answers prove that they were current when the query was
+/// sent.
 #[async_trait]
 pub trait Source: Send + Sync {
-    /// See [`store::Store::load_as`].
+    /// Loads the full state. See [`store::Store::load_as`].
     ///
     /// # Errors
-    /// See there.
+    /// As [`store::Store::load_as`].
     async fn load(&self) -> Result<store::State, store::Error>;
 
-    /// See [`store::Store::poll`].
+    /// Polls for the changes after a number. See [`store::Store::poll`].
     ///
     /// # Errors
-    /// See there.
+    /// As [`store::Store::poll`].
     async fn changes(&self, after: u64) -> Result<Changes, store::Error>;
 
-    /// Whether the store was adopted from the history in which this replica stood at `stood`; what it knew is merged first. `None`:
-    /// it was not.
+    /// Asks whether the store was adopted from the history of `stood`, the last position of this replica. If so, it first merges
+    /// the revocations that this replica knew. Returns `None` if the store was not adopted from that history.
     ///
     /// # Errors
-    /// If that cannot be said, or what is known cannot be merged.
+    /// If the store cannot answer, or if the known revocations cannot be merged.
     async fn adoption(&self, _stood: &Position) -> Result<Option<Adopted>, store::Error> {
         Ok(None)
     }
 
-    /// See [`store::Store::wake`].
+    /// Returns the store's hint of new commits. See [`store::Store::wake`].
     fn wake(&self) -> watch::Receiver<u64>;
 }
 
-/// How the store is followed.
+/// Intervals and timeouts of the follower.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Pause between polls while all is well.
+    /// Pause between polls while there is no failure.
     pub poll_interval_ms: u64,
-    /// A poll that takes longer has failed.
+    /// Time after which a poll has failed.
     pub poll_timeout_ms: u64,
-    /// A load that takes longer has failed.
+    /// Time after which a load has failed.
     pub load_timeout_ms: u64,
-    /// Pause after a first failure; it doubles with each.
+    /// Pause after the first failure. Each further failure doubles it.
     pub backoff_ms_min: u64,
     /// Longest pause after failures.
     pub backoff_ms_max: u64,
-    /// Longest pause before a resync begins.
+    /// Longest pause before a resync begins. The actual pause is random.
     pub resync_jitter_ms_max: u64,
-    /// Seed of the jitter; `None`: random.
+    /// Seed of the jitter; `None`: a random seed.
     pub seed: Option<u64>,
 }
 
@@ -84,7 +86,7 @@ impl Default for Settings {
     }
 }
 
-/// A follower with all it needs, ready to run.
+/// A follower with its store, publisher and clock, ready to run.
 pub struct Follow<P> {
     source: Box<dyn Source>,
     publisher: P,
@@ -97,18 +99,20 @@ pub struct Follow<P> {
     failed: bool,
     behind_since_unix_ms: Option<i64>,
     keeper: Option<Arc<Keeper>>,
-    /// The last trouble of the server's settings that was logged.
+    /// The last problem of the store server's configuration that was logged.
     said: Option<String>,
 }
 
-/// Pause between two looks whether a store was adopted: an operator does that, and a fleet asks.
+/// Shortest pause between two checks whether the store was adopted. An operator makes an adoption, and the whole fleet asks for
+/// it.
 const ADOPTION_PAUSE_MS_MIN: u64 = 600;
 const ADOPTION_JITTER_MS_MAX: u64 = 600;
-/// How far after a poll comes the next one at the latest that a caller may cause; sooner where the store is polled more often anyway.
+/// Largest distance between a poll and the next poll that a caller may cause. The distance is smaller if the store is polled more
+/// often.
 const CALLERS_DISTANCE_MS_MAX: u64 = 25;
 
 impl<P: Publisher> Follow<P> {
-    /// Sets a follower up, and hands out what others see of it. `known` as in [`Follower::new`].
+    /// Creates a follower, and the handle through which other modules see it. `known` is as in [`Follower::new`].
     pub fn new(
         source: impl Source + 'static,
         publisher: P,
@@ -138,16 +142,17 @@ impl<P: Publisher> Follow<P> {
         )
     }
 
-    /// Has what is published kept.
+    /// Writes each published state to the disk cache as well.
     #[must_use]
     pub fn keeping(self, keeper: Arc<Keeper>) -> Self {
         Self { keeper: Some(keeper), ..self }
     }
 
-    /// Publishes what this machine kept, to deny by until the store is reached. `known` as in [`Follower::new`].
+    /// Publishes the state of the disk cache, which denies every call until the store is reached. `known` is as in
+    /// [`Follower::new`].
     ///
     /// # Errors
-    /// If its policy cannot be built; nothing is published.
+    /// If the policy of the cached state cannot be built. Nothing is published then.
     pub fn from_cache(mut self, cached: store::State, known: Option<Position>) -> Result<Self, String> {
         let position = Position { revision: cached.revision.clone(), hash: cached.hash };
         self.publisher.restore(cached)?;
@@ -155,7 +160,7 @@ impl<P: Publisher> Follow<P> {
         Ok(self)
     }
 
-    /// Follows nothing until the store is seen to be adopted from the history of that place.
+    /// Starts in quarantine. It follows nothing until the store is adopted from the history of `stood`.
     #[must_use]
     pub fn in_quarantine(mut self, stood: Position, reason: String) -> Self {
         self.follower = Follower::in_quarantine(stood, reason);
@@ -163,10 +168,10 @@ impl<P: Publisher> Follow<P> {
         self
     }
 
-    /// Follows the store until `shutdown` turns true or its sender is gone. What is published then stays, and ages.
+    /// Follows the store until `shutdown` turns true or its sender is dropped. The published state then stays and ages.
     pub async fn run(mut self, mut shutdown: watch::Receiver<bool>) {
         let mut stop = std::pin::pin!(async move {
-            // An error: the sender is gone, and with it who could stop this later.
+            // An error means that the sender is dropped, so nothing could stop this loop later.
             let _ = shutdown.wait_for(|stop| *stop).await;
         });
         let mut wake = Wake::new(self.source.wake());
@@ -176,12 +181,12 @@ impl<P: Publisher> Follow<P> {
                 Request::Poll { after, .. } => Asked::Poll(after),
                 Request::Adoption => Asked::Adoption,
                 Request::Nothing => {
-                    // Quarantined, and nothing was followed before: there is nothing to wait for, but the status stays.
+                    // Quarantined before anything was followed: there is nothing to wait for, but the status must stay readable.
                     stop.await;
                     return;
                 }
             };
-            // Marked before the question is sent: a commit after it wakes once more.
+            // Mark the hint as seen before the query is sent, so that a later commit wakes this loop again.
             wake.mark();
             let sent = Instant::now();
             let event = tokio::select! {
@@ -222,12 +227,12 @@ impl<P: Publisher> Follow<P> {
         }
     }
 
-    /// What an answer proves: the time its question was sent, not the time it came.
+    /// The time that an answer proves: the time at which its query was sent, not the time of its arrival.
     fn proof_of(&self, sent_at: Now) -> Now {
         if active(Mutant::ArrivalTime) { self.clock.now() } else { sent_at }
     }
 
-    /// Hands an event to the follower, does what it says, and shows the outcome.
+    /// Hands an event to the follower, carries out the action, and reports the progress.
     fn take(&mut self, event: Event) {
         self.reporter.count(counter_of(&event), 1);
         let before = self.follower.state();
@@ -299,15 +304,15 @@ impl<P: Publisher> Follow<P> {
             self.reporter.count(|counters| &counters.build_failures, 1);
             tracing::error!(problem, "the policy cannot be built; revocations go on being applied");
         }
-        // Nothing follows from it but what to ask next.
+        // `Published` never returns an action; it only changes the next request.
         let _ = self.follower.on(Event::Published(result));
     }
 
-    /// Tells readers what was applied.
+    /// Passes the applied commits to the readers of the feed.
     fn tell(&mut self, commits: &[CommitRow]) {
         let Some(now) = self.follower.published() else { return };
         if self.reporter.feed().newest().is_none() {
-            // The first that is proved, on top of what a cache held: what came before is not known row by row.
+            // The first proved state, on top of a cached one. Its changes are not known row by row.
             return self.reporter.feed().replace(now.clone());
         }
         let history = now.history.clone();
@@ -337,14 +342,14 @@ impl<P: Publisher> Follow<P> {
         });
     }
 
-    /// Until the next request: short while all is well, and cut shorter by whoever wants to know.
+    /// Pauses until the next request. The pause is short while there is no failure, and a hint or a caller can end it early.
     async fn pause(&mut self, wake: &mut Wake, sent: Instant) {
         if self.follower.request() == Request::Adoption {
             let jitter = self.backoff.jitter(ADOPTION_JITTER_MS_MAX);
             return tokio::time::sleep(Duration::from_millis(ADOPTION_PAUSE_MS_MIN) + jitter).await;
         }
         if self.failed || active(Mutant::PauseAfterSuccess) && self.follower.failures() > 0 {
-            // Nobody cuts this one short: a store in trouble is left alone. What succeeds between two failures is not held up.
+            // Nothing ends this pause early, because a failing store needs rest. A success between two failures is not delayed.
             return tokio::time::sleep(self.backoff.pause(self.follower.failures())).await;
         }
         match self.follower.request() {
@@ -353,10 +358,10 @@ impl<P: Publisher> Follow<P> {
             Request::Poll { .. } => {
                 let for_caller = async {
                     tokio::time::sleep_until(sent + self.callers_distance()).await;
-                    // Waited for last: a caller's wish is not lost where this is dropped.
+                    // Await the caller's request last: this future may be dropped before, and the request must not be lost then.
                     self.reporter.polled_for_caller().await;
                 };
-                // In this order: a wish that comes in the moment in which it would be done anyway is not kept for the next one.
+                // The order matters: the first branch takes a request that comes just now, so it causes no second poll.
                 tokio::select! {
                     biased;
                     () = self.reporter.polled() => {}
@@ -370,7 +375,7 @@ impl<P: Publisher> Follow<P> {
 }
 
 impl<P> Follow<P> {
-    /// How far a poll that a caller causes is from the one before.
+    /// The distance that a poll caused by a caller keeps from the poll before it.
     fn callers_distance(&self) -> Duration {
         Duration::from_millis((self.settings.poll_interval_ms / 4).clamp(1, CALLERS_DISTANCE_MS_MAX))
     }
@@ -383,7 +388,7 @@ enum Asked {
     Adoption,
 }
 
-/// The store's hint; where its sender is gone, it never comes again.
+/// The store's hint of new commits. If its sender is dropped, it never fires again.
 struct Wake(watch::Receiver<u64>);
 
 impl Wake {

@@ -1,6 +1,7 @@
-//! What others may know of the follower: its state, how far it is, its counters, and how to wait for a revision.
+//! The handle through which other modules see the follower: its state, its progress, its counters, and waiting for a revision.
 //!
-//! A handle that is cheap to clone. It never shows a revision before decisions read it. Look next at `run.rs`, which feeds it.
+//! The handle is cheap to clone. It never shows a revision before decisions read that revision. Look next at `run.rs`, which
+//! updates it.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,27 +18,27 @@ use super::follower::Position;
 use crate::model::revision::{HistoryId, Revision};
 use crate::model::time::Now;
 
-/// Commits of revocations whose acknowledgement is still to come, at most.
+/// Limit of the recorded revocation commits that are not acknowledged yet.
 const KILLS_MAX: usize = 1024;
-/// How long [`Status::wait_for`] waits unless told otherwise.
+/// The timeout of [`Status::wait_for`] if the caller sets none.
 pub const WAIT_MS_DEFAULT: u64 = 300;
 
-/// What a replica does about its store. How old its proof is stands beside the snapshot.
+/// The state of the follower. The age of the proof is not part of it; the proof is published beside the snapshot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum State {
     /// Nothing was published yet.
     #[default]
     Bootstrapping,
-    /// What is published follows the store.
+    /// The published state follows the store.
     Following,
-    /// What is published stays, its proof frozen, until a full state replaces it.
+    /// The published state stays, and its proof is not renewed, until a full state replaces it.
     Resync,
-    /// The store is not the one that was followed: deny only.
+    /// The store is not the one that was followed, so every call is denied.
     Quarantined,
 }
 
 impl State {
-    /// The name, as in status and metrics.
+    /// The name of the state, as in the status and in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             State::Bootstrapping => "bootstrapping",
@@ -48,7 +49,7 @@ impl State {
     }
 }
 
-/// Why a revision is not served here. One line.
+/// The reason, in one line, why this replica does not serve a revision.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Behind {
     /// No full state was published yet.
@@ -57,51 +58,51 @@ pub enum Behind {
     /// The revision belongs to a history that this replica does not follow.
     #[error("revision `{asked}` is of another history than `{history}`, which this replica follows")]
     OtherHistory {
-        /// What was asked for.
+        /// The requested revision.
         asked: Revision,
-        /// What is followed.
+        /// The followed history.
         history: HistoryId,
     },
-    /// It was not applied in time.
+    /// The revision was not applied in time.
     #[error("revision `{asked}` is not applied here: revocations stand at {applied}, policy at {policy}")]
     NotYet {
-        /// What was asked for.
+        /// The requested revision.
         asked: Revision,
-        /// Applied number.
+        /// The number of the last applied revision.
         applied: u64,
-        /// Number whose policy is in force.
+        /// The number of the revision whose policy is in force.
         policy: u64,
     },
     /// The replica is quarantined.
     #[error("this replica is quarantined: {reason}")]
     Quarantined {
-        /// Why.
+        /// The reason of the quarantine.
         reason: String,
     },
 }
 
-/// Counters since the start, for metrics.
+/// Counters since the start of the process, for metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// Polls that were answered.
+    /// Polls that the store answered.
     pub polls: u64,
-    /// Polls that failed or took too long.
+    /// Polls that failed or timed out.
     pub poll_failures: u64,
     /// Full states that were read.
     pub loads: u64,
-    /// Loads that failed, took too long or did not hold together.
+    /// Loads that failed, timed out or were inconsistent.
     pub load_failures: u64,
-    /// Commits applied.
+    /// Commits that were applied.
     pub commits: u64,
-    /// Times the follower fell out of step with the log.
+    /// Times that the follower lost step with the change log.
     pub resyncs: u64,
     /// Revisions whose policy could not be built.
     pub build_failures: u64,
-    /// 1 once quarantined.
+    /// Times that the replica was quarantined.
     pub quarantines: u64,
 }
 
-/// A handle on the follower.
+/// A handle of the follower. It is cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Status {
     progress: watch::Receiver<Progress>,
@@ -109,67 +110,67 @@ pub struct Status {
 }
 
 impl Status {
-    /// What the follower does.
+    /// The state of the follower.
     pub fn state(&self) -> State {
         self.progress.borrow().state
     }
 
-    /// Number of the last revision applied; 0 before the first.
+    /// The number of the last applied revision; 0 before the first.
     pub fn applied(&self) -> u64 {
         self.progress.borrow().number()
     }
 
-    /// Number of the revision whose policy is in force: below [`Status::applied`] where a newer one could not be built.
+    /// The number of the revision whose policy is in force. It is below [`Status::applied`] if a newer policy could not be built.
     pub fn policy(&self) -> u64 {
         self.progress.borrow().policy
     }
 
-    /// The history that is followed; `None` before the first full state.
+    /// The followed history; `None` before the first full state.
     pub fn history(&self) -> Option<HistoryId> {
         self.progress.borrow().revision.as_ref().map(|revision| revision.history.clone())
     }
 
-    /// When the poll was sent that proves what is published; `None` before the first full state.
+    /// The proof of the published state: the time at which its poll was sent. `None` before the first full state.
     pub fn proof(&self) -> Option<Now> {
         self.progress.borrow().proof
     }
 
-    /// The newest trouble, in one line; `None` while all is well.
+    /// The newest problem in one line; `None` if there is none.
     pub fn problem(&self) -> Option<String> {
         self.progress.borrow().problem.clone()
     }
 
-    /// The place in the history that is published; `None` before the first full state, and in quarantine.
+    /// The position of the published state; `None` before the first full state and in quarantine.
     pub fn place(&self) -> Option<Position> {
         self.progress.borrow().place.clone()
     }
 
-    /// When the oldest commit was made, by the store's clock, that is known and not in effect; `None` while all are.
+    /// The commit time, by the store's clock, of the oldest known commit that is not in effect; `None` if all are in effect.
     pub fn behind_since_unix_ms(&self) -> Option<i64> {
         self.progress.borrow().behind_since_unix_ms
     }
 
-    /// What was applied, for whoever wants to hear of revocations.
+    /// The feed of applied revisions, for readers of revocations.
     pub fn feed(&self) -> &Feed {
         &self.shared.feed
     }
 
-    /// Turns up whenever the state, the revision or the policy in force changes.
+    /// Returns a receiver that reports each change of the state, the revision or the policy in force.
     pub fn changes(&self) -> Changes {
         let mut progress = self.progress.clone();
-        // What is there now counts as seen by who asks after it now.
+        // The caller reads the current value itself, so only later changes count.
         progress.mark_unchanged();
         Changes(progress)
     }
 
-    /// Commit times of the revocations up to a number that were not taken yet.
+    /// Takes the commit times of the revocation commits up to a number. Each commit time is returned once.
     pub(super) fn take_kills(&self, number: u64) -> Vec<i64> {
         let mut kills = self.shared.kills.lock().unwrap_or_else(PoisonError::into_inner);
         let count = kills.partition_point(|(of, _)| *of <= number);
         kills.drain(..count).map(|(_, unix_ms)| unix_ms).collect()
     }
 
-    /// Counters since the start.
+    /// The counters since the start of the process.
     pub fn counts(&self) -> Counts {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let counters = &self.shared.counters;
@@ -185,41 +186,42 @@ impl Status {
         }
     }
 
-    /// Has the store polled soon, because a caller waits; any number of callers cost one poll. Such polls keep a distance from the poll
-    /// before, so that no caller can make a replica ask its store without pause.
+    /// Requests a poll because a caller waits. Any number of callers cause one poll. These polls keep a distance from the poll
+    /// before, so that callers cannot make a replica query its store without a pause.
     pub fn poll_for_caller(&self) {
         self.shared.poll_for_caller.notify_one();
     }
 
-    /// Has the store polled at once; any number of callers cost one poll. A failing store is left its pause all the same.
+    /// Requests a poll at once. Any number of requests cause one poll. The pause after a failure still applies.
     pub fn poll_now(&self) {
         self.shared.poll.notify_one();
     }
 
-    /// Returns `true` once a full snapshot is published, `false` if the follower ended or was quarantined before.
+    /// Waits until a full snapshot is published and returns `true`. Returns `false` if the follower ends or is quarantined
+    /// before.
     pub async fn ready(&self) -> bool {
         let mut progress = self.progress.clone();
         let decided = progress.wait_for(|progress| progress.revision.is_some() || progress.state == State::Quarantined).await;
         decided.is_ok_and(|progress| progress.revision.is_some())
     }
 
-    /// Returns `true` once a store is followed, also out of quarantine; `false` if the follower ended before.
+    /// Waits until a store is followed, also after a quarantine, and returns `true`. Returns `false` if the follower ends before.
     pub async fn followed(&self) -> bool {
         let mut progress = self.progress.clone();
         let decided = progress.wait_for(|progress| progress.revision.is_some() && progress.state != State::Quarantined).await;
         decided.is_ok()
     }
 
-    /// Returns once that many revisions are applied, whatever became of their policy.
+    /// Waits until a revision is applied, even if its policy cannot be built.
     #[cfg(test)]
     pub(super) async fn reached(&mut self, number: u64) {
         self.progress.wait_for(|progress| progress.number() >= number).await.unwrap();
     }
 
-    /// Waits until a revision, its policy included, is what decisions read; has the store polled if it is not.
+    /// Waits until decisions read a revision, its policy included. Requests a poll if they do not read it yet.
     ///
     /// # Errors
-    /// [`Behind`] if it is not within `timeout` ([`WAIT_MS_DEFAULT`] where the caller has no wish), or cannot be.
+    /// [`Behind`] if the revision is not served within `timeout`, or can never be. [`WAIT_MS_DEFAULT`] is the usual timeout.
     pub async fn wait_for(&self, asked: &Revision, timeout: Duration) -> Result<(), Behind> {
         let mut progress = self.progress.clone();
         if let Some(answer) = progress.borrow_and_update().served(asked) {
@@ -234,15 +236,15 @@ impl Status {
     }
 }
 
-/// Says when there is something new to see of a follower.
+/// Reports each change of a follower's progress.
 #[derive(Clone, Debug)]
 pub struct Changes(watch::Receiver<Progress>);
 
 impl Changes {
-    /// Returns after the next change.
+    /// Waits for the next change.
     ///
     /// # Errors
-    /// [`Ended`]: there will be none.
+    /// [`Ended`] if the follower has ended, so that no further change comes.
     pub async fn changed(&mut self) -> Result<(), Ended> {
         self.0.changed().await.map_err(|_| Ended)
     }
@@ -261,18 +263,18 @@ pub(super) struct Reporter {
 }
 
 impl Reporter {
-    /// A reporter and the handle that reads it.
+    /// Creates a reporter and the handle that reads it.
     pub(super) fn new() -> (Self, Status) {
         let (sender, progress) = watch::channel(Progress::default());
         let shared = Arc::new(Shared::default());
         (Self { progress: sender, shared: shared.clone() }, Status { progress, shared })
     }
 
-    /// Shows where the follower is; wakes waiters only if that changed for them.
+    /// Shows the progress of the follower. It wakes waiters only if a value that they wait for has changed.
     pub(super) fn show(&self, next: Progress) {
         let history = |progress: &Progress| progress.revision.as_ref().map(|revision| revision.history.clone());
         if history(&next) != history(&self.progress.borrow()) {
-            // Numbers of another history.
+            // The recorded numbers belong to another history.
             self.shared.kills.lock().unwrap_or_else(PoisonError::into_inner).clear();
         }
         self.progress.send_if_modified(|progress| {
@@ -283,12 +285,12 @@ impl Reporter {
         });
     }
 
-    /// What was applied, for readers.
+    /// The feed of applied revisions.
     pub(super) fn feed(&self) -> &Feed {
         &self.shared.feed
     }
 
-    /// A commit that revokes was applied.
+    /// Records the commit time of an applied commit that revokes something.
     pub(super) fn killed(&self, number: u64, unix_ms: i64) {
         let mut kills = self.shared.kills.lock().unwrap_or_else(PoisonError::into_inner);
         if kills.len() < KILLS_MAX {
@@ -296,23 +298,23 @@ impl Reporter {
         }
     }
 
-    /// Counts one.
+    /// Adds to a counter.
     pub(super) fn count(&self, counter: fn(&Counters) -> &AtomicU64, by: u64) {
         counter(&self.shared.counters).fetch_add(by, Ordering::Relaxed);
     }
 
-    /// Resolves when somebody wants a poll at once.
+    /// Waits until a poll is requested.
     pub(super) async fn polled(&self) {
         self.shared.poll.notified().await;
     }
 
-    /// Resolves when a caller waits for a poll.
+    /// Waits until a caller requests a poll.
     pub(super) async fn polled_for_caller(&self) {
         self.shared.poll_for_caller.notified().await;
     }
 }
 
-/// Where the follower is.
+/// The progress of the follower.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Progress {
     pub(super) state: State,
@@ -329,7 +331,7 @@ impl Progress {
         self.revision.as_ref().map_or(0, |revision| revision.number)
     }
 
-    /// The answer, where waiting cannot change it for the better.
+    /// The answer to a waiter, if waiting longer cannot improve it; otherwise `None`.
     fn served(&self, asked: &Revision) -> Option<Result<(), Behind>> {
         let applied = self.revision.as_ref()?;
         if self.state == State::Quarantined || applied.history != asked.history {
@@ -358,7 +360,7 @@ struct Shared {
     counters: Counters,
 }
 
-/// The counters behind [`Counts`].
+/// The atomic counters behind [`Counts`].
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub(super) polls: AtomicU64,

@@ -1,7 +1,9 @@
-//! A store's upkeep: takes away, commit by commit, the revocations that can hit nothing any more.
+//! Prunes a store: removes revocations that can no longer match any credential.
 //!
-//! Every server does it now and then, at moments of its own; of two that come at once the store lets one find the rows. Small commits
-//! with pauses, so that a kill never waits for more than one of them. What may go is said by [`crate::store::lapse`].
+//! Every server prunes at random times. If two servers prune at once, the store lets only one of them find the rows. Each commit
+//! is small and a pause follows it, so a revocation by an operator never waits for more than one pruning commit.
+//!
+//! It must not decide which rows are expired: [`crate::store::lapse`] does. Look next there.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
@@ -14,14 +16,14 @@ use crate::model::records::Write;
 use crate::model::time::{Clock, Now};
 use crate::store::{CommitRequest, Error, Store};
 
-/// Rows that one commit takes away.
+/// Limit of the rows that one commit removes.
 const ROWS_MAX: usize = 1_000;
-/// Pause between commits while there is more.
+/// Pause between commits while more rows are expired.
 const PAUSE: Duration = Duration::from_millis(250);
-/// Pause between rounds, half of it at the least.
+/// Longest pause between rounds. The shortest pause is half of it.
 const ROUND_MS: u64 = 60_000;
 
-/// The upkeep of one store by one server.
+/// The pruner of one store in one server.
 pub struct Upkeep {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
@@ -30,13 +32,13 @@ pub struct Upkeep {
 }
 
 impl Upkeep {
-    /// Upkeep of a store.
+    /// Makes the pruner of a store.
     pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>) -> Self {
         let started = clock.now();
         Self { store, clock, started, pauses: Backoff::new(ROUND_MS, ROUND_MS, RandomState::new().hash_one(0)) }
     }
 
-    /// Goes on until `shutdown` turns true or its sender is gone.
+    /// Prunes at intervals until `shutdown` turns true or its sender is dropped.
     pub async fn run(mut self, mut shutdown: watch::Receiver<bool>) {
         let rounds = async {
             loop {
@@ -50,7 +52,7 @@ impl Upkeep {
         }
     }
 
-    /// Prunes until nothing more has expired; answers how many rows went.
+    /// Prunes until no expired row is left. Returns the number of removed rows.
     pub async fn round(&self) -> usize {
         let mut rows = 0usize;
         loop {
@@ -76,7 +78,8 @@ impl Upkeep {
         rows
     }
 
-    /// The time as far as both clocks agree: a wall clock that jumps ahead makes nothing expire that cannot have.
+    /// The earlier of two readings: the wall clock, and the start time plus the run time. So a wall clock that jumps ahead
+    /// expires nothing too early.
     fn before_unix_s(&self) -> i64 {
         let now = self.clock.now();
         let run_s = now.boot_ns.saturating_sub(self.started.boot_ns).div_euclid(1_000_000_000);

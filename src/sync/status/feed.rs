@@ -1,7 +1,9 @@
-//! What was applied, newest last, for whoever wants to hear of revocations as they take effect.
+//! A bounded feed of the revisions that this replica has applied, newest last. Readers use it to report revocations when they
+//! take effect.
 //!
-//! One bounded ring for all readers: a reader remembers how far it has read and takes what came after. Who reads too slowly finds
-//! that the ring has moved on, and is told so; nothing waits for a reader. Look next at `api/watch.rs`, which reads it.
+//! All readers share one ring. Each reader remembers the last number that it read and requests the revisions after it. A reader
+//! that is too slow learns that the ring no longer holds them. The follower never waits for a reader. Look next at
+//! `api/watch.rs`, a reader.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -9,36 +11,36 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::model::records::{Change, RevocationRow};
 use crate::model::revision::Revision;
 
-/// Revisions kept.
+/// Limit of the revisions in the ring.
 const REVISIONS_MAX: usize = 4_096;
-/// Entries kept, of all revisions together.
+/// Limit of the entries of all revisions together.
 const ENTRIES_MAX: usize = 65_536;
-/// A revision with more entries than this is not told entry by entry.
+/// Limit of the entries of one revision. A revision with more entries is reported without them.
 const ENTRIES_PER_REVISION_MAX: usize = 10_000;
 
-/// A revision that was applied here.
+/// A revision that this replica has applied.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Applied {
-    /// History and number.
+    /// The history and the number.
     pub revision: Revision,
-    /// When it was committed, by the store's clock; 0 where that is not known.
+    /// The commit time by the store's clock; 0 if it is not known.
     pub unix_ms: i64,
-    /// What it revoked and reinstated.
+    /// The revocations and reinstatements of this revision.
     pub entries: Vec<RevocationRow>,
-    /// What was revoked up to this revision is not told entry by entry.
+    /// Whether the changes up to this revision are not listed in `entries`.
     pub everything: bool,
 }
 
-/// Where a reader goes on.
+/// The answer to a reader.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Next {
-    /// These came after, in order and without a hole; none: nothing is new.
+    /// The revisions after the reader's number, in order and without a gap. Empty if there is nothing new.
     Applied(Vec<Arc<Applied>>),
-    /// What came after is not kept any more. The newest revision is this one.
+    /// The ring no longer holds the revisions after the reader's number. The value is the newest revision.
     Lost(Revision),
 }
 
-/// The ring.
+/// The ring that the follower writes and all readers share.
 #[derive(Debug, Default)]
 pub struct Feed(Mutex<Ring>);
 
@@ -47,17 +49,18 @@ struct Ring {
     newest: Option<Revision>,
     kept: VecDeque<Arc<Applied>>,
     entries: usize,
-    /// Everything after this number is kept, or stands in a mark.
+    /// The ring is complete after this number: it holds every later revision, with its entries or with the mark that they are
+    /// omitted.
     complete_after: u64,
 }
 
 impl Feed {
-    /// The newest revision that was applied; `None` before the first.
+    /// The newest applied revision; `None` before the first.
     pub fn newest(&self) -> Option<Revision> {
         self.ring().newest.clone()
     }
 
-    /// What was applied after a number of the history that is followed, at most `count_max` revisions at once.
+    /// The revisions after a number of the followed history, at most `count_max` of them.
     pub fn after(&self, number: u64, count_max: usize) -> Next {
         let ring = self.ring();
         let Some(newest) = &ring.newest else { return Next::Applied(Vec::new()) };
@@ -68,7 +71,7 @@ impl Feed {
         Next::Applied(ring.kept.iter().skip(skipped).take(count_max).cloned().collect())
     }
 
-    /// A commit was applied.
+    /// Adds a commit that was applied.
     pub(in crate::sync) fn push(&self, revision: Revision, unix_ms: i64, changes: &[Change]) {
         let is_entry = |change: &&Change| matches!(change, Change::Revocation(_));
         let everything = changes.iter().filter(is_entry).count() > ENTRIES_PER_REVISION_MAX;
@@ -80,7 +83,7 @@ impl Feed {
         self.ring().push(applied);
     }
 
-    /// A full state was applied: what changed is not known row by row.
+    /// Clears the ring for a full state, whose changes are not known row by row.
     pub(in crate::sync) fn replace(&self, revision: Revision) {
         let mut ring = self.ring();
         *ring = Ring::default();
@@ -151,7 +154,7 @@ mod tests {
         assert_eq!(numbers(feed.after(99, 9)), [], "a reader that was further along waits");
     }
 
-    /// However many revisions and entries come, what is kept is bounded; who reads too slowly is told.
+    /// The ring stays bounded for any number of revisions and entries, and a slow reader learns that it has lagged.
     #[test]
     fn the_ring_is_bounded() {
         let feed = Feed::default();
