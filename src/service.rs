@@ -1,7 +1,10 @@
-//! The only door to `pdp`: loads the view once, verifies, decides, re-checks, records, measures.
+//! The service: the only module that calls `pdp`. It loads the view once, verifies the credential, decides, re-checks, records
+//! and measures.
 //!
-//! Everything that surrounds a decision and nothing of the decision itself. A warm call does not await. Must not know
-//! protobuf, SQL or sockets. Look next at [`Lane::check`], then at `service/judge.rs`.
+//! It holds all that surrounds a decision and nothing of the decision itself. A warm call (its chain is cached, and it uses no
+//! ledger) never awaits. This module must not know protobuf, SQL or sockets.
+//!
+//! Look next at [`Lane::check`], then at `service/judge.rs`.
 
 mod approval;
 mod chains;
@@ -49,16 +52,17 @@ use crate::snapshot::{Freshness, SnapshotCell, View};
 use crate::telemetry::{Metrics, Spans};
 use crate::token::VerifiedChain;
 
-/// What can be configured of the service.
+/// Settings of the service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Audiences that callers of this listener may claim; empty: a loopback caller may claim any audience of an issuer document.
+    /// Audiences that callers of this listener may claim. If empty, a loopback caller may claim any audience of an issuer
+    /// document.
     pub audiences: Vec<String>,
-    /// Whether the root must carry `aud`.
+    /// Whether the root token must carry `aud`.
     pub require_chain_audience: bool,
-    /// Whether a proof must carry `aat_aud`.
+    /// Whether a proof of possession must carry `aat_aud`.
     pub require_proof_audience: bool,
-    /// Memory for verified chains, by their weight.
+    /// Limit of the chain cache in bytes, by the weight of its chains.
     pub chains_bytes_max: u64,
 }
 
@@ -73,27 +77,27 @@ impl Default for Settings {
     }
 }
 
-/// What the service is bound to; made by `app`.
+/// The parts that `app` binds to the service.
 pub struct Parts {
-    /// Where the view comes from.
+    /// The cell that holds the current view.
     pub cell: Arc<SnapshotCell>,
-    /// Uses of proofs of destructive calls, once across the fleet.
+    /// The ledger that spends each proof of a destructive call once across the fleet.
     pub ledger: Arc<dyn ProofLedger>,
-    /// Approvals, asked for and used once across the fleet.
+    /// The ledger that asks for approvals and uses each of them once across the fleet.
     pub approvals: Arc<dyn ApprovalLedger>,
-    /// Brings the replica up to a revision.
+    /// Waits until this replica has applied a revision.
     pub catch_up: Arc<dyn CatchUp>,
-    /// What is counted.
+    /// The metrics of decisions.
     pub metrics: Metrics,
-    /// Where spans go.
+    /// The exporter of spans.
     pub spans: Spans,
-    /// What time it is.
+    /// The clock of the service.
     pub clock: Arc<dyn Clock>,
-    /// Runs what must reach its record.
+    /// Runs a task to its end, so that a call always reaches its audit record.
     pub spawn: Spawn,
 }
 
-/// What all lanes of a process share.
+/// The state that all serving runtimes of a process share.
 pub struct Service {
     parts: Parts,
     settings: Settings,
@@ -105,27 +109,28 @@ pub struct Service {
     draining: watch::Sender<bool>,
 }
 
-/// The service of one serving runtime, with the recorder whose buffer that runtime's sockets wait for.
+/// The service of one serving runtime. Before the sockets of that runtime send an answer, they wait for the buffer of its
+/// recorder.
 #[derive(Clone)]
 pub struct Lane {
     service: Arc<Service>,
     recorder: Arc<Recorder>,
-    /// Of calls that use something up in the store.
+    /// Permits for calls that use a ledger. They bound the number of such calls.
     places: Arc<Semaphore>,
 }
 
-/// What an answer was made of, for who must look again before it is given.
+/// The evidence behind an answer that is not sent yet, so that the answer can be confirmed before it is sent.
 #[derive(Debug)]
 pub struct Held {
     view: View,
     judged: Judged,
     started: Now,
-    /// What is given back where it is denied in the end.
+    /// The approvals that the call used. They are given back if the call is denied in the end.
     used: Option<UseApprovals>,
 }
 
 impl Service {
-    /// A service that is not ready until the cell holds a view.
+    /// Makes a service that is not ready until the cell holds a view.
     pub fn new(parts: Parts, settings: Settings) -> Self {
         let proofs = Proofs::new(parts.clock.now());
         let shadows = Shadows::new(parts.clock.now());
@@ -141,40 +146,40 @@ impl Service {
         }
     }
 
-    /// The service for one serving runtime.
+    /// Makes the service of one serving runtime.
     pub fn lane(self: &Arc<Self>, recorder: Arc<Recorder>) -> Lane {
         Lane { service: self.clone(), recorder, places: Arc::new(Semaphore::new(LEDGER_USES_MAX)) }
     }
 
-    /// Says that the first full snapshot is there; proofs made before are refused from now on.
+    /// Marks the first full snapshot as published. From now on, the service refuses proofs that were made before this moment.
     pub fn mark_ready(&self) {
         self.ready_at.get_or_init(|| self.parts.clock.now());
     }
 
-    /// Whether decisions are given, and not only denials for want of a proof that the snapshot is current.
+    /// Whether this replica can permit a call: it is ready, it is not draining, and its proof of freshness is within the bound.
     pub fn is_ready(&self) -> bool {
         let open = |view: View| view.freshness(self.parts.clock.now()) != Freshness::Closed;
         self.ready_at.get().is_some() && !*self.draining.borrow() && self.parts.cell.load().is_some_and(open)
     }
 
-    /// Says that the process ends: streams end themselves, calls that still come are answered.
+    /// Starts draining: streams end themselves, and further calls are still answered.
     pub fn drain(&self) {
         self.draining.send_replace(true);
     }
 
-    /// How many verified chains are kept, about.
+    /// The approximate number of cached chains.
     pub fn chains_kept(&self) -> u64 {
         self.chains.len()
     }
 
-    /// Shows the verified chains that are kept, at most so many; false if there are more. For look-ups of names, never for a decision.
+    /// Visits at most `chains_max` cached chains. Returns false if there are more. Use it to look up names, never for a decision.
     pub fn visit_chains(&self, chains_max: usize, visit: &mut dyn FnMut(&VerifiedChain)) -> bool {
         self.chains.visit(chains_max, visit)
     }
 
-    /// Whether decisions are no older than a revision, or are not within a moment.
+    /// Whether decisions cover a revision, after a short wait if need be.
     ///
-    /// Only who brings a credential that stands waits for it, and causes a poll of the store: a stranger is told at once.
+    /// Only a caller with a valid credential may wait and cause a poll of the store. Any other caller gets the answer at once.
     async fn reaches(&self, revision: &Revision, credential: &Credential, caller: &Caller, view: &View, now: Now) -> bool {
         if view.snapshot.covers(revision) {
             return true;
@@ -187,7 +192,7 @@ impl Service {
         may_wait && self.parts.catch_up.reach(revision).await
     }
 
-    /// What the kept chains take in memory, by their weight.
+    /// The memory of the cached chains in bytes, by their weight.
     pub fn chains_bytes(&self) -> u64 {
         self.chains.bytes()
     }
@@ -201,21 +206,22 @@ impl Service {
 }
 
 impl Lane {
-    /// Returns once the process ends.
+    /// Returns once the process starts draining.
     pub async fn drained(&self) {
-        // The sender lives in the service that this lane holds.
+        // An error is impossible: `self.service` keeps the sender alive.
         let _ = self.service.draining.subscribe().wait_for(|draining| *draining).await;
     }
 
-    /// Decides one call. A denial is an answer.
+    /// Decides one call. A denial is an answer, not an error.
     ///
     /// # Errors
-    /// Only where nothing can be decided: before the first snapshot and while draining.
+    /// Only if nothing can be decided: before the first snapshot, and while draining.
     pub async fn check(&self, request: &CheckRequest, caller: &Caller) -> Result<Answer, Undecided> {
         Ok(self.check_held(request, caller).await?.0)
     }
 
-    /// As [`Lane::check`], for an answer that waits for others before it is given: [`Lane::confirm`] it then.
+    /// As [`Lane::check`], for an answer that is not sent at once. The caller must pass it to [`Lane::confirm`] before it sends
+    /// it.
     ///
     /// # Errors
     /// As [`Lane::check`].
@@ -230,7 +236,7 @@ impl Lane {
                 let denied = Judged::denied(Decision::deny(Reason::RevisionUnavailable, view.snapshot.revision().number));
                 return Ok(self.answer(request, caller, view, denied, started));
             }
-            // Time has passed: the chain is judged by the time it is now.
+            // The wait took time, so the chain is judged at the current time.
             if !active(Mutant::AtLeastOldView) {
                 view = service.view()?;
             }
@@ -238,7 +244,7 @@ impl Lane {
         }
         let mut judged = service.judge(request, caller, &view, started);
         let by_policy = judged.decision.effect;
-        // A warm permit awaits nothing.
+        // A warm permit never awaits.
         if by_policy != Effect::Deny && judged.needs_the_store() {
             return Ok(self.settle(request, caller, view, judged, started).await);
         }
@@ -254,13 +260,13 @@ impl Lane {
         Ok(answered)
     }
 
-    /// An answer that was held, as it may be given now: what was revoked or grew old meanwhile denies it. Does not await, and
-    /// neither may who gives it after this.
+    /// Confirms an answer just before it is sent. If a revocation or the age of the view denies the call by now, the answer
+    /// becomes a denial. Does not await. The caller must not await either before it sends the answer.
     pub fn confirm(&self, request: &CheckRequest, caller: &Caller, answer: Answer, held: Held) -> Answer {
         self.confirm_held(request, caller, answer, held).0
     }
 
-    /// As [`Lane::confirm`], for an answer that goes on being held.
+    /// As [`Lane::confirm`], and keeps the evidence for another confirmation.
     fn confirm_held(&self, request: &CheckRequest, caller: &Caller, answer: Answer, held: Held) -> (Answer, Held) {
         let Held { view, mut judged, started, used } = held;
         let now = self.service.parts.clock.now();
@@ -280,7 +286,7 @@ impl Lane {
             return (answer, Held { view, judged, started, used });
         }
         if let Some(used) = used {
-            // One for each answer that waits, and no answer waits for it.
+            // At most one such task per pending answer, and no answer waits for it.
             let (service, place) = (self.service.clone(), self.places.clone().try_acquire_owned());
             (self.service.parts.spawn)(Box::pin(async move {
                 service.give_back(used).await;
@@ -291,7 +297,7 @@ impl Lane {
         self.answer(request, caller, view, judged, started)
     }
 
-    /// Re-checks freshness on the same view, records, and only then gives the answer. Does not await.
+    /// Re-checks freshness on the same view, records the decision, and only then returns the answer. Does not await.
     fn answer(&self, request: &CheckRequest, caller: &Caller, view: View, mut judged: Judged, started: Now) -> (Answer, Held) {
         let service = &*self.service;
         let now = service.parts.clock.now();
@@ -310,7 +316,7 @@ impl Lane {
         answer.handle = handle;
         let moment = Moment { started, now };
         if self.record(request, caller, &view, &judged, &answer, moment).is_err() {
-            // What cannot be recorded is not permitted.
+            // A decision that cannot be recorded is denied.
             judged.decision = Decision::deny(Reason::AuditUnavailable, snapshot.revision().number);
             judged.message = None;
             answer = self.compose(request, &view, &judged, now);
@@ -340,7 +346,7 @@ impl Lane {
     }
 }
 
-/// Whether the view is too old to let a call of the tool go on.
+/// Whether the view is too old to permit a call of the tool.
 fn is_too_old(view: &View, tool: &str, now: Now) -> bool {
     match view.freshness(now) {
         Freshness::Fresh => false,

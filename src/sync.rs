@@ -1,8 +1,12 @@
-//! Following the store: bootstrap, poll, verify, publish, resync, quarantine.
+//! Follows the store: loads the full state, polls for changes, verifies them and publishes them to decisions.
 //!
-//! [`follower::Follower`] decides and does nothing; [`Follow`] does what it says, with a clock, a store and a [`Publisher`].
-//! Nothing here reads policy or tokens, and nothing a store pushes counts as proof of freshness: only a poll this replica sent.
-//! Look next at `sync/follower.rs`, then at `sync/run.rs`; [`status::Status`] is what others see of it.
+//! [`follower::Follower`] is a pure state machine: it chooses the next action. [`Follow`] carries that action out, with a clock,
+//! a store and a [`Publisher`]. Other modules see the progress through [`status::Status`].
+//!
+//! This module never evaluates policy and never verifies tokens. A message that the store pushes never proves freshness: only an
+//! answer to a poll that this replica sent does.
+//!
+//! Look next at `sync/follower.rs`, then at `sync/run.rs`.
 
 mod acknowledge;
 mod announce;
@@ -32,7 +36,7 @@ use crate::model::time::Now;
 use crate::snapshot::{Freshness, SnapshotCell};
 use crate::store;
 
-/// The state of this replica: what its follower does, and how old the proof is of what decisions read.
+/// Returns the condition of this replica. It combines the follower's state with the age of the published proof of freshness.
 pub fn condition(status: &status::Status, cell: &SnapshotCell, now: Now) -> Condition {
     let freshness = cell.load().map(|view| view.freshness(now));
     match (status.state(), freshness) {
@@ -45,35 +49,37 @@ pub fn condition(status: &status::Status, cell: &SnapshotCell, now: Now) -> Cond
     }
 }
 
-/// What a follower feeds: snapshots, their proof of freshness, and the revocation index.
+/// The target of a follower: it publishes snapshots and their proof of freshness, and it updates the revocation index.
 ///
-/// Calls come one at a time and in order. When one returns, what it published is what decisions read.
+/// The follower calls one method at a time, in order. When a method returns, decisions already read the published state.
 pub trait Publisher: Send {
-    /// Publishes a full state, proved at `sent_at`. One of another history than was published shares nothing with that.
+    /// Publishes a full state, which a query sent at `sent_at` proves. A state of another history shares nothing with the
+    /// published one.
     ///
     /// # Errors
-    /// If its policy cannot be built. Revocations were applied; the state was published with the last good policy, or not at all
-    /// where there was none before.
+    /// If the policy of the state cannot be built. The revocations are applied all the same. The state is published with the last
+    /// good policy, or is not published at all if there is no such policy.
     fn replace(&mut self, state: store::State, sent_at: Now) -> Result<(), String>;
 
-    /// Publishes what this machine kept of an earlier time, without a proof: everything is denied by it, and commits may follow.
+    /// Publishes the state that the disk cache of this machine holds. The state has no proof, so it denies every call. Commits
+    /// may follow.
     ///
     /// # Errors
-    /// If its policy cannot be built, or this publisher has no use for it; nothing was published.
+    /// If its policy cannot be built, or if this publisher does not support cached states. Nothing is published then.
     fn restore(&mut self, _state: store::State) -> Result<(), String> {
         Err("nothing is published without a proof here".to_owned())
     }
 
-    /// Publishes commits that follow what was published, in order and without a hole. `sent_at` is the proof that now holds; it
-    /// has not moved where there is more to come.
+    /// Publishes commits that continue the published state, in order and without a gap. `sent_at` is the proof that then holds.
+    /// It stays unchanged while the store has more commits.
     ///
     /// # Errors
-    /// If their policy cannot be built: revocations, and the revision, were published all the same.
+    /// If their policy cannot be built. The revocations and the revision are published all the same.
     fn apply(&mut self, commits: &[store::CommitRow], sent_at: Now) -> Result<(), String>;
 
-    /// Nothing is new: what is published is proved at `sent_at`.
+    /// Renews the proof of the published state to `sent_at`, because the store has no newer commit.
     fn refresh(&mut self, sent_at: Now);
 
-    /// From now on everything is denied.
+    /// Denies every call from now on.
     fn quarantine(&mut self, reason: &str);
 }

@@ -1,13 +1,15 @@
-//! Approvals around a decision: what a call asks for is stored before it is answered so, and what was approved is used once.
+//! The approvals of a decision. A request for an approval is stored before the call is answered with it, and an approval is used
+//! once.
 //!
 //! ```text
 //! judged NEEDS_APPROVAL, or demands `prepared` ─▶ used? ─yes─▶ judged anew ─▶ PERMIT
 //!                                                   └──no──▶ asked ───────▶ NEEDS_APPROVAL
 //! ```
 //!
-//! INVARIANT: an approval lifts what layers ask for and nothing else; after its use the call is judged anew and a denial wins.
-//! Where a row goes from one state to the next is the store's business; this knows it through `ports::ApprovalLedger`. Look next at
-//! `service/settle.rs`, which says in which order.
+//! INVARIANT: an approval satisfies only the layers that ask for one. After its use the call is judged again, and a denial wins.
+//!
+//! This module must not know the states of an approval row. The store owns them, and this module uses `ports::ApprovalLedger`.
+//! Look next at `service/settle.rs`, which orders the steps.
 
 use std::sync::Arc;
 
@@ -32,20 +34,20 @@ use crate::model::time::Now;
 use crate::pdp;
 use crate::snapshot::{Snapshot, View};
 
-/// What a call must use before it is permitted.
+/// The approvals that a call must use before it is permitted.
 #[derive(Debug)]
 pub(super) struct Wanted {
     call: ApprovalCall,
     pub(super) uses: UseApprovals,
     /// One for each of `uses.prepared`.
     prepared: Vec<PreparedNeed>,
-    /// The layer that asks for the call's own approval, the first of them.
+    /// The first layer that asks for the call's own approval.
     layer: Option<Layer>,
     hop: Option<usize>,
 }
 
 impl Service {
-    /// Asks for what is lacking, or denies.
+    /// Asks for the missing approval, or denies the call.
     pub(super) async fn lacking(
         &self,
         judged: &mut Judged,
@@ -72,7 +74,7 @@ impl Service {
         }
     }
 
-    /// Stores that the call asks; the decision stays what it is, or becomes a denial where that cannot be.
+    /// Stores the approval request of a call. The decision stays as it is, or becomes a denial if the request cannot be stored.
     async fn ask(&self, judged: &mut Judged, request: &CheckRequest, caller: &Caller, view: &mut View, wanted: &Wanted) {
         let number = view.snapshot.revision().number;
         let arguments_bytes = wanted.call.arguments_json.len();
@@ -112,7 +114,7 @@ impl Service {
         }
     }
 
-    /// The answer of before, if the call would still get it; a denial is another decision, with an id of its own.
+    /// Repeats an earlier permit if the call would still get it. A denial is a new decision with an id of its own.
     pub(super) fn permit_again(
         &self,
         judged: &mut Judged,
@@ -129,7 +131,7 @@ impl Service {
         }
     }
 
-    /// Permits what was approved, unless the call judged anew, by the newest view at the time it is now, comes out worse.
+    /// Permits an approved call, unless the newest view denies it at the current time or asks for another approval.
     pub(super) fn permit(&self, judged: &mut Judged, request: &CheckRequest, caller: &Caller, view: &mut View, wanted: &Wanted) {
         let decision_id = judged.decision_id.take();
         self.judge_anew(judged, request, caller, view);
@@ -156,7 +158,7 @@ impl Service {
 }
 
 impl Wanted {
-    /// What a judged call must use; `None` if it needs no approval of any kind.
+    /// The approvals that a judged call must use; `None` if it needs none.
     pub(super) fn of(
         judged: &Judged,
         request: &CheckRequest,
@@ -194,7 +196,7 @@ impl Wanted {
         })
     }
 
-    /// The digest for the record: the call's own, or that of the first call that must have been prepared.
+    /// The digest for the audit record: of the call itself, or of the first call that prepares it.
     pub(super) fn digest(&self) -> &str {
         match (&self.uses.own, self.uses.prepared.first()) {
             (None, Some(prepared)) => &prepared.digest,
@@ -211,7 +213,7 @@ impl Wanted {
     }
 }
 
-/// Whose approvals still count, by a snapshot: its documents, and what is revoked.
+/// A check of whose approvals still count, by the documents and the revocations of a snapshot.
 fn approvers(snapshot: Arc<Snapshot>) -> Approvers {
     Approvers::new(move |call, layer| {
         let user = UserId::new(call.issuer.as_str(), call.subject.as_str());
@@ -220,12 +222,12 @@ fn approvers(snapshot: Arc<Snapshot>) -> Approvers {
     })
 }
 
-/// What is decided now of the call that must have been prepared; `None` where there is no chain to decide it for.
+/// Decides the call that must have been prepared, by the current snapshot. Returns `None` if there is no chain to decide it for.
 fn prepared_now(judged: &Judged, request: &CheckRequest, need: &PreparedNeed, snapshot: &Snapshot, now: Now) -> Option<Decision> {
     let (chain, arguments) = (judged.chain.as_ref()?, judged.arguments.as_ref()?);
     let call = Call {
         tool: &need.tool,
-        // Which schema it was prepared against is not known any more: the registered one is as good as can be asked for.
+        // The schema of the earlier call is not recorded, so the registered schema is the closest check.
         tool_schema_sha256: snapshot.tool(&need.tool).and_then(|tool| tool.schema_sha256),
         arguments,
         environment: request.environment.as_ref(),
@@ -234,7 +236,7 @@ fn prepared_now(judged: &Judged, request: &CheckRequest, need: &PreparedNeed, sn
     Some(pdp::decide(&chain.prepared, &call, snapshot, now))
 }
 
-/// Why a call that must have been prepared is not permitted any more, if it is not.
+/// Finds a preparing call that is no longer permitted. Returns its denial and a message.
 pub(super) fn unpermitted(judged: &Judged, request: &CheckRequest, snapshot: &Snapshot, now: Now) -> Option<(Decision, String)> {
     judged.decision.prepared.iter().find_map(|need| {
         let decision = prepared_now(judged, request, need, snapshot, now).filter(|now| now.effect == Effect::Deny)?;
@@ -242,7 +244,7 @@ pub(super) fn unpermitted(judged: &Judged, request: &CheckRequest, snapshot: &Sn
     })
 }
 
-/// Whether all that a later decision asks for is what was used.
+/// Whether the used approvals cover every approval that the later decision asks for.
 pub(super) fn covers(needs: &[ApprovalNeed], prepared: &[PreparedNeed], again: &Decision) -> bool {
     again.approvals.iter().all(|need| needs.contains(need)) && again.prepared.iter().all(|need| prepared.contains(need))
 }
@@ -261,7 +263,7 @@ fn unprepared(lack: Lack) -> (Reason, &'static str) {
     }
 }
 
-/// What the caller is told of a request that stands: who can still approve, and until when.
+/// The stored request as the caller sees it: the groups that can still approve, and the expiry.
 fn answered(row: &ApprovalRow, decision: &Decision) -> ApprovalRequest {
     let waits = |need: &&ApprovalNeed| !row.layers.iter().any(|layer| layer.is_of(need) && layer.approved_by.is_some());
     let waiting = decision.approvals.iter().filter(waits);
@@ -287,7 +289,7 @@ fn call(subject: &Subject, tool: &str, arguments: &Object) -> ApprovalCall {
     }
 }
 
-/// Hex SHA-256 of the JCS array `[iss, sub, client_id, [agent SPIFFE ids], sid, txn, tool, arguments]`.
+/// The hex SHA-256 of the JCS array `[iss, sub, client_id, [agent SPIFFE ids], sid, txn, tool, arguments]`.
 fn digest(subject: &Subject, tool: &str, arguments: &Object) -> String {
     let text = |text: &str| Value::String(text.to_owned());
     let parts = Value::Array(vec![
@@ -303,9 +305,10 @@ fn digest(subject: &Subject, tool: &str, arguments: &Object) -> String {
     hex(ring::digest::digest(&SHA256, parts.to_jcs().as_bytes()))
 }
 
-/// Names the very request of the very gateway: SHA-256 over gateway, `request_id`, credential and proof, each with its length.
+/// The fingerprint of one request of one gateway: SHA-256 over gateway, `request_id`, credential and proof, each prefixed with
+/// its length.
 ///
-/// A request without an id is never the same as another. A handle counts as the tokens that it stands for.
+/// A request without an id never equals another request. A handle counts as the tokens that it stands for.
 pub(super) fn fingerprint(gateway: &str, request: &CheckRequest, tokens: &[bytes::Bytes]) -> Option<String> {
     if request.request_id.is_empty() {
         return None;

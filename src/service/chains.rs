@@ -1,7 +1,9 @@
-//! Verified chains kept for their next call. Holds facts, never a decision and never a failure.
+//! The cache of verified chains, so that a later call need not verify them again. It holds facts, never a decision and never a
+//! failure.
 //!
-//! A keyed hash finds an entry, equality of all bytes decides; only what verified is ever put in, so a peer that sends garbage
-//! evicts nothing. Every use checks times, revocation, trust and policy again (`pdp`).
+//! A keyed hash finds an entry, and equality of all bytes confirms it. Only verified chains are inserted, so a peer that sends
+//! garbage evicts nothing. Every call checks times, revocation, trust and policy again; look next at `service/judge.rs` and
+//! `pdp.rs`.
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;
@@ -17,21 +19,21 @@ use crate::model::time::Now;
 use crate::pdp::Prepared;
 use crate::token::VerifiedChain;
 
-/// A verified chain, ready to decide by.
+/// A verified chain, prepared for decisions.
 #[derive(Debug)]
 pub(super) struct KnownChain {
     /// The exact tokens that were verified.
     pub(super) tokens: Arc<[Bytes]>,
-    /// The chain with what a snapshot makes of it.
+    /// The chain as prepared by a snapshot.
     pub(super) prepared: Prepared,
-    /// Its identities as text.
+    /// The identities of the chain as text.
     pub(super) identities: Arc<Identities>,
-    /// Its part of every audit record.
+    /// The part of each audit record that is the same for this chain.
     pub(super) fragment: Fragment,
     weight_bytes: u32,
 }
 
-/// What the cache itself keeps for an entry: places in its table and in its lists of what was used when.
+/// Memory that the cache itself uses per entry: slots of its table and of its lists of recent uses.
 const ENTRY_BYTES: usize = 300;
 
 impl KnownChain {
@@ -43,13 +45,13 @@ impl KnownChain {
         Self { tokens, prepared, identities, fragment, weight_bytes: u32::try_from(bytes).unwrap_or(u32::MAX) }
     }
 
-    /// What is left of the chain's life.
+    /// The remaining lifetime of the chain in milliseconds.
     pub(super) fn left_ms(&self, now: Now) -> u64 {
         let left_ms = self.prepared.chain().expires_at_s().saturating_mul(1000).saturating_sub(now.unix_ms());
         u64::try_from(left_ms).unwrap_or(0)
     }
 
-    /// What the chain takes in memory, the cache's own part included: what was asked of the allocator, within a tenth.
+    /// The memory of the chain in bytes, the cache's own part included. It equals the allocated bytes within a tenth.
     pub(super) fn weight_bytes(&self) -> u32 {
         self.weight_bytes
     }
@@ -68,33 +70,33 @@ impl Chains {
         Self { hasher: RandomState::new(), known: Cache::builder().weigher(weigh).max_capacity(bytes_max).build() }
     }
 
-    /// The verified chain of exactly these tokens.
+    /// Finds the verified chain of exactly these tokens.
     pub(super) fn find(&self, tokens: &[Bytes]) -> Option<Arc<KnownChain>> {
-        // What no chain may be is not even hashed.
+        // Tokens over the size limit are not even hashed.
         if tokens.iter().map(Bytes::len).sum::<usize>() > CHAIN_BYTES_MAX {
             return None;
         }
         self.known.get(&self.hash(tokens)).filter(|known| *known.tokens == *tokens)
     }
 
-    /// Keeps a verified chain in place of what stood under its hash.
+    /// Inserts a verified chain. It replaces any other chain with the same hash.
     pub(super) fn keep(&self, known: Arc<KnownChain>) {
         self.known.insert(self.hash(&known.tokens), known);
     }
 
-    /// Shows the chains that are kept, at most so many; false if there are more.
+    /// Visits at most `chains_max` cached chains. Returns false if there are more.
     pub(super) fn visit(&self, chains_max: usize, visit: &mut dyn FnMut(&VerifiedChain)) -> bool {
         let mut known = self.known.iter();
         known.by_ref().take(chains_max).for_each(|(_, known)| visit(known.prepared.chain()));
         known.next().is_none()
     }
 
-    /// How many chains are kept, about.
+    /// The approximate number of cached chains.
     pub(super) fn len(&self) -> u64 {
         self.known.entry_count()
     }
 
-    /// What they take in memory together, once all that was kept is counted.
+    /// The memory of all cached chains in bytes, after pending insertions are counted.
     pub(super) fn bytes(&self) -> u64 {
         self.known.run_pending_tasks();
         self.known.weighted_size()

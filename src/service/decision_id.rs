@@ -1,4 +1,6 @@
-//! Ids of decisions: UUIDv7 (RFC 9562, section 5.7), with randomness drawn from the system many ids at a time.
+//! Generates decision ids: UUIDv7 (RFC 9562, section 5.7). One system call draws the randomness of many ids.
+//!
+//! Look next at `service.rs`, where an answer gets its id.
 
 use std::cell::RefCell;
 
@@ -9,14 +11,14 @@ use crate::model::time::Now;
 
 /// Random bytes of one id.
 const ID_BYTES: usize = 10;
-/// Ids whose randomness is drawn at once: a system call for each would cost more than the decision.
+/// Ids per system call. One call per id would cost more than the decision.
 const IDS_AT_ONCE: usize = 256;
 
 thread_local! {
     static DRAWN: RefCell<Vec<[u8; ID_BYTES]>> = const { RefCell::new(Vec::new()) };
 }
 
-/// A new id; its time is the decision's.
+/// Generates an id. It carries the time of the decision.
 pub(super) fn new(now: Now) -> String {
     let random = DRAWN.with_borrow_mut(|drawn| {
         if drawn.is_empty() {
@@ -26,7 +28,7 @@ pub(super) fn new(now: Now) -> String {
     });
     match random {
         Some(random) => Builder::from_unix_timestamp_millis(now.unix_ms().unsigned_abs(), &random).into_uuid().to_string(),
-        // The system gave no randomness to `ring`; the library asks again in its own way.
+        // The system gave no randomness to `ring`. The `uuid` library asks in its own way.
         None => uuid::Uuid::now_v7().to_string(),
     }
 }

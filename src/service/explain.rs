@@ -1,9 +1,13 @@
-//! `Explain`: why a call is decided as it is, layer by layer, and the smallest change that would turn a denial around.
+//! `Explain`: reports why a call is decided as it is, layer by layer, and the smallest change that would turn a denial into a
+//! permit.
 //!
-//! Decides nothing: no proof is spent, no approval asked for or used or even looked for. A gateway is told reasons and layers; what
-//! documents, places and entries say is for administration. A gateway that brings no proof of the call is told layers, effects and
-//! reasons alone: a chain is no secret of its holder, and who has stolen one shall not be told its limits. Look next at `explain/words.rs` for the steps, then at
-//! `pdp/explain.rs` for the layers.
+//! It changes nothing: it spends no proof, and it neither requests, uses nor looks up an approval.
+//!
+//! A gateway sees reasons and layers. Only an administrator sees documents, their locations and their entries. A gateway without
+//! a proof of the call sees only layers, effects and reasons, because a chain is not secret: a thief of a chain must not learn
+//! its limits.
+//!
+//! Look next at `explain/words.rs` for the text of the changes, then at `pdp/explain.rs` for the layers.
 
 mod words;
 
@@ -28,65 +32,65 @@ use crate::pdp::{self, Finding, Turn};
 use crate::snapshot::View;
 use crate::token::{ProofOf, Rejection};
 
-/// The answer to a request to explain.
+/// The answer to an `Explain` request.
 #[derive(Clone, Debug)]
 pub struct Explanation {
-    /// UUIDv7, in the audit record too.
+    /// The id of the decision (UUIDv7), as in the audit record.
     pub decision_id: String,
-    /// What `Check` would answer now.
+    /// The effect that `Check` would answer now.
     pub effect: Effect,
-    /// Why.
+    /// The reason of the effect.
     pub reason: Reason,
     /// The layer that decided; `None` on a permit.
     pub layer: Option<Layer>,
-    /// For people.
+    /// A message for people.
     pub message: String,
-    /// The chain in words; empty where none was verified.
+    /// The chain as a sentence; empty if none was verified.
     pub chain: String,
-    /// Whom the chain verifiably speaks for.
+    /// The verified identities of the chain.
     pub identities: Option<Arc<Identities>>,
-    /// Whether the tool is registered, so that its name is evidence.
+    /// Whether the tool is registered, so that its name is verified evidence.
     pub tool_is_registered: bool,
     /// The revision that answers.
     pub revision: Revision,
-    /// Age of the proof of freshness.
+    /// The age of the proof of freshness.
     pub snapshot_age_ms: u64,
     findings: Vec<Finding>,
     facts: words::Facts,
-    /// Whether the holder of the chain asks, as far as `Check` would demand that for the tool.
+    /// Whether the caller has proved that it holds the chain, as far as `Check` would demand a proof for the tool.
     proved: bool,
 }
 
-/// What one layer answers by itself.
+/// The answer of one layer alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExplainedLayer {
-    /// Who answers.
+    /// The layer.
     pub layer: Layer,
-    /// Which agent or token, root 0; `None` where the layer has only one.
+    /// The index of the agent or token, root 0; `None` if the layer has only one.
     pub hop: Option<usize>,
-    /// What it answers.
+    /// The effect of this layer.
     pub effect: Effect,
-    /// Why; `OK` on a permit.
+    /// The reason of the effect; `OK` on a permit.
     pub reason: Reason,
-    /// The agent's or application's id; empty for others, and for a gateway without a proof.
+    /// The id of the agent or application. Empty for other layers, and for a gateway without a proof.
     pub subject: String,
-    /// The entry that decided; never for a gateway.
+    /// The policy entry that decided. A gateway never sees it.
     pub matched: Option<EntryRef>,
-    /// Who may approve, where the layer asks for it; empty for a gateway without a proof.
+    /// The groups that may approve, if the layer asks for an approval. Empty for a gateway without a proof.
     pub approvers: Vec<GroupId>,
 }
 
 /// One step of the smallest change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// The layer that it turns.
+    /// The layer whose effect the step changes.
     pub layer: Layer,
-    /// What to change.
+    /// The change as a sentence.
     pub what: String,
 }
 
 impl Explanation {
-    /// Every layer's answer, in the order in which one of equals is reported. `places` as in [`Explanation::changes`].
+    /// Every layer's answer. Of equal answers, the first in this order is reported. `places` is as in [`Explanation::changes`].
     pub fn layers(&self, places: Option<&Places>) -> impl Iterator<Item = ExplainedLayer> + '_ {
         let (names, documents) = (self.may_tell(places), places.is_some());
         self.findings.iter().map(move |Finding { answer, .. }| ExplainedLayer {
@@ -100,15 +104,17 @@ impl Explanation {
         })
     }
 
-    /// Whether no change of policy or credential can turn the denial; not told to a gateway without a proof.
+    /// Whether no change of policy or credential can turn the denial. It is false for a gateway without a proof, which must not
+    /// learn it.
     pub fn no_change_can(&self, places: Option<&Places>) -> bool {
         self.may_tell(places) && self.findings.iter().any(|finding| finding.turn == Some(Turn::Never))
     }
 
-    /// The steps of the smallest change: one for each layer that denies; for each that asks for an approval where none denies.
+    /// The steps of the smallest change: one for each layer that denies. If no layer denies, one for each layer that asks for an
+    /// approval.
     ///
-    /// With `places` they name documents and entries, which only administration may see. A gateway without a proof of
-    /// the call is told none.
+    /// With `places`, the steps name documents and entries; pass it for an administrator only. A gateway without a proof of the
+    /// call gets no steps.
     pub fn changes(&self, places: Option<&Places>) -> Vec<Change> {
         if self.no_change_can(places) || self.effect == Effect::Permit || !self.may_tell(places) {
             return Vec::new();
@@ -128,25 +134,25 @@ impl Explanation {
         self.proved || places.is_some()
     }
 
-    /// The documents that [`Explanation::changes`] and [`Explanation::layers`] speak of, to look their places up.
+    /// The documents that [`Explanation::changes`] and [`Explanation::layers`] mention, so that their locations can be looked up.
     pub fn documents(&self) -> BTreeSet<DocumentKey> {
         self.findings.iter().flat_map(|finding| self.facts.documents(finding)).collect()
     }
 }
 
-/// What is known of a call once its credential stands.
+/// The findings on a call whose credential is verified.
 struct Found {
     findings: Vec<Finding>,
-    /// The words of the first that has some of its own.
+    /// Messages by reason. The first message for the deciding reason is shown.
     messages: Vec<(Reason, String)>,
     arguments: Option<Object>,
     proof_jti: Option<String>,
-    /// Whether the holder of the chain asks.
+    /// Whether the caller has proved that it holds the chain.
     proved: bool,
 }
 
 impl Lane {
-    /// Explains a call. Takes what [`Lane::check`] takes and records a line, with the method `Explain`.
+    /// Explains a call. It takes the request of [`Lane::check`] and writes an audit record with the method `Explain`.
     ///
     /// # Errors
     /// As [`Lane::check`].
@@ -196,7 +202,7 @@ impl Lane {
         let mut answer = self.compose(request, view, &judged, now);
         let moment = Moment { started: now, now: self.service.parts.clock.now() };
         if self.record_as("Explain", (request, caller), view, &judged, &answer, moment).is_err() {
-            // What cannot be recorded is not told.
+            // An explanation that cannot be recorded is not shown.
             findings = vec![Finding::denial(Layer::Audit, None, Reason::AuditUnavailable, Turn::Wait)];
             judged.decision = Decision::deny(Reason::AuditUnavailable, number);
             judged.message = None;
@@ -223,7 +229,7 @@ impl Lane {
 }
 
 impl Service {
-    /// What comes before policy, policy, and what comes after, in the order in which `Check` asks.
+    /// Collects the findings before policy, of policy and after policy, in the order in which `Check` asks.
     fn found(&self, request: &CheckRequest, caller: &Caller, view: &View, credited: &Credited, now: Now) -> Found {
         let snapshot = &*view.snapshot;
         let options = self.options(snapshot);
@@ -257,7 +263,7 @@ impl Service {
                         true if self.proofs.was_used(&proof.replay_key()) => Some(Reason::ProofReplayed),
                         _ => None,
                     };
-                    // Who shows a proof that was used may have overheard it.
+                    // The sender of a proof that was used before may have overheard it.
                     found.proved = spent.is_none();
                 }
                 Some(Err(rejection)) => found.refuse(rejection),
@@ -272,7 +278,7 @@ impl Service {
         if found.findings.iter().all(|finding| finding.answer.layer != Layer::Identity) && spent.is_none() {
             found.findings.insert(0, Finding::permit(Layer::Identity));
         }
-        // What a call without arguments that can be read would get nobody knows.
+        // Without readable arguments the layers that depend on them cannot answer.
         let nothing = Object::default();
         let arguments = found.arguments.as_ref();
         let asked =
@@ -307,7 +313,7 @@ fn refused(rejection: Rejection) -> (Finding, Option<String>) {
     (Finding::denial(layer, rejection.hop, rejection.reason, Turn::Credential), Some(rejection.message))
 }
 
-/// What `Check` would answer: the first denial, save that what must be prepared is asked for last.
+/// The decision that `Check` would make: the first denial. A missing preparation counts only if no other layer denies.
 fn decided(findings: &[Finding], number: u64) -> Decision {
     let denies = |finding: &&Finding| finding.answer.effect == Effect::Deny;
     let decisive = findings

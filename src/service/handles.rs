@@ -1,4 +1,7 @@
-//! Handles: 16 random bytes that stand for a chain which this replica has verified, on one connection, for a minute.
+//! The cache of handles. A handle is 16 random bytes that stand for a verified chain, on one connection, for a minute.
+//!
+//! A handle alone proves no possession; an entry records whether a proof made it. Look next at `service/judge.rs`, which resolves
+//! handles.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,12 +13,12 @@ use super::chains::KnownChain;
 use crate::model::limits::{HANDLE_LIFETIME_MS, HANDLES_BYTES_MAX};
 use crate::model::time::Now;
 
-/// What a handle stands for.
+/// The chain behind a handle.
 #[derive(Clone, Debug)]
 pub(super) struct Held {
-    /// The chain; replaced when a new snapshot made it be prepared anew.
+    /// The chain. It is replaced when a new snapshot prepares it again.
     pub(super) chain: Arc<KnownChain>,
-    /// Whether a proof of possession made the handle.
+    /// Whether the handle was issued for a proof of possession.
     pub(super) proved: bool,
     connection_id: u64,
     made_at: Now,
@@ -31,15 +34,15 @@ pub(super) struct Handles {
 impl Handles {
     pub(super) fn new() -> Self {
         let lifetime = Duration::from_millis(HANDLE_LIFETIME_MS.unsigned_abs());
-        // Each is weighed as if the chain were its own, as it is where the cache of chains has let it go: many handles of few chains
-        // are fewer, none is free.
+        // Each handle weighs as much as its whole chain, which it may keep alive alone after the chain cache has evicted it. So
+        // many handles of few chains count more than they use, and no handle is free.
         let own_bytes = u32::try_from(size_of::<Held>()).unwrap_or(u32::MAX);
         let weigh = move |_: &[u8; 16], held: &Held| held.chain.weight_bytes().saturating_add(own_bytes);
         let held = Cache::builder().weigher(weigh).max_capacity(HANDLES_BYTES_MAX).time_to_live(lifetime).build();
         Self { held, random: SystemRandom::new() }
     }
 
-    /// Makes a handle that is good on one connection; `None` if the system gives no randomness.
+    /// Issues a handle that is valid on one connection. Returns `None` if the system gives no randomness.
     pub(super) fn make(&self, chain: Arc<KnownChain>, proved: bool, connection_id: u64, now: Now) -> Option<[u8; 16]> {
         let mut handle = [0; 16];
         self.random.fill(&mut handle).ok()?;
@@ -47,14 +50,14 @@ impl Handles {
         Some(handle)
     }
 
-    /// What a handle stands for, if it was made on this connection and is not too old.
+    /// Finds the entry of a handle, if the handle was issued on this connection and has not expired.
     pub(super) fn find(&self, handle: &[u8; 16], connection_id: u64, now: Now) -> Option<Held> {
         let held = self.held.get(handle)?;
         let young = now.ms_since(held.made_at) < HANDLE_LIFETIME_MS.unsigned_abs();
         (young && held.connection_id == connection_id).then_some(held)
     }
 
-    /// Lets a handle stand for the same chain prepared anew.
+    /// Replaces the chain of a handle with the same chain, prepared again.
     pub(super) fn replace(&self, handle: [u8; 16], held: Held, chain: Arc<KnownChain>) {
         self.held.insert(handle, Held { chain, ..held });
     }

@@ -1,4 +1,7 @@
-//! One call judged by one view: credential, audience, proof, decision, in the order of verification. Does not await.
+//! Judges one call by one view, in the order of verification: credential, audience, arguments, proof, decision. Does not await.
+//!
+//! A judgement spends no proof and uses no approval. `service/settle.rs` does that afterwards. Look next at `pdp.rs`, which
+//! decides.
 
 use std::sync::Arc;
 
@@ -19,34 +22,34 @@ use crate::pdp::{self, Prepared};
 use crate::snapshot::{Snapshot, View};
 use crate::token::{self, Options, ProofOf, Rejection, SignedProof, VerifiedProof};
 
-/// What came out, with all that recording it needs.
+/// The judgement of a call, with the facts that its audit record needs.
 #[derive(Debug)]
 pub(super) struct Judged {
     pub(super) decision: Decision,
-    /// What to tell the caller where the reason's own sentence says too little.
+    /// A message for the caller, if the standard message of the reason says too little.
     pub(super) message: Option<String>,
     pub(super) chain: Option<Arc<KnownChain>>,
     pub(super) arguments: Option<Object>,
-    /// The proof that came with the call, if it verified.
+    /// The `jti` of the call's proof, if the proof verified.
     pub(super) proof_jti: Option<String>,
-    /// A proof that may be used only once.
+    /// The call's proof, if it may be used only once.
     pub(super) single_use_proof: Option<VerifiedProof>,
-    /// Whether somebody may have seen the proof that came with the call before; `None` where none came that its holder signed.
+    /// Whether the call's proof was presented before; `None` if the call has no proof that the holder of the chain signed.
     pub(super) showing: Option<Showing>,
-    /// Whether this is an answer that was given before, to the very same request.
+    /// Whether the answer repeats an earlier answer to the same request.
     pub(super) repeats: bool,
     pub(super) destructive: bool,
-    /// Whether a proof of possession made the handle that was shown.
+    /// Whether the handle in the request was issued for a proof of possession.
     pub(super) proved: bool,
-    /// Whether the chain was in the cache; `None` where there was none to look for.
+    /// Whether the chain cache held the chain; `None` if no chain was looked up.
     pub(super) cached: Option<bool>,
-    /// The id that the store knows this decision by, where it used an approval.
+    /// The decision id in the store, if the call used an approval.
     pub(super) decision_id: Option<String>,
-    /// What the store holds of the call, where it asks for an approval.
+    /// The stored approval request, if the call asks for an approval.
     pub(super) approval: Option<ApprovalRequest>,
-    /// What approval was asked for or used, for the record.
+    /// The digest of the approval that was requested or used, for the audit record.
     pub(super) approval_digest: Option<String>,
-    /// The generation of the revocations, from before anything was judged.
+    /// The generation of the revocation index, read before the judgement began.
     pub(super) generation: u64,
 }
 
@@ -71,20 +74,20 @@ impl Judged {
         }
     }
 
-    /// Whether an approval must be asked for or used before the call goes on.
+    /// Whether the call must ask for an approval or use one.
     pub(super) fn wants_approval(&self) -> bool {
         self.decision.effect == Effect::NeedsApproval || !self.decision.prepared.is_empty()
     }
 
-    /// Whether something must be used up, or asked for, in the store before the call goes on.
+    /// Whether the call must use a ledger of the store: to spend its proof, or to ask for or use an approval.
     pub(super) fn needs_the_store(&self) -> bool {
         self.wants_approval() || self.destructive && self.single_use_proof.is_some()
     }
 
-    /// Whether a handle made for the call is proved; `None` if it makes none.
+    /// Whether a new handle for this call counts as proved; `None` if the call gets no handle.
     ///
-    /// INVARIANT: only a proof that this very call spent, and that no call showed before, proves a handle: whoever overheard a proof
-    /// makes nothing of it.
+    /// INVARIANT: a handle is proved only by a proof that this very call spent and that no earlier call presented. So a person
+    /// who overhears a proof cannot get a proved handle with it.
     pub(super) fn proves_handle(&self) -> Option<bool> {
         match self.showing {
             _ if self.repeats => None,
@@ -101,14 +104,14 @@ impl Judged {
     }
 }
 
-/// A credential that stands, and how it was found.
+/// A verified credential, and how it was found.
 pub(super) struct Credited {
     pub(super) chain: Arc<KnownChain>,
     pub(super) proved: bool,
     cached: bool,
 }
 
-/// The call as `pdp` takes it.
+/// Converts a request to the call that `pdp` decides.
 pub(super) fn call<'a>(request: &'a CheckRequest, arguments: &'a Object, now: Now) -> Call<'a> {
     Call {
         tool: &request.tool,
@@ -120,7 +123,7 @@ pub(super) fn call<'a>(request: &'a CheckRequest, arguments: &'a Object, now: No
 }
 
 impl Service {
-    /// Judges a call. What is returned as a permit has not spent its proof yet.
+    /// Judges a call. A permit that it returns has not spent its proof yet.
     pub(super) fn judge(&self, request: &CheckRequest, caller: &Caller, view: &View, now: Now) -> Judged {
         let snapshot = &*view.snapshot;
         let number = snapshot.revision().number;
@@ -137,24 +140,24 @@ impl Service {
         judged.showing = signed.as_ref().and_then(|signed| signed.as_ref().ok()?.1);
         let signed = signed.map(|signed| signed.map(|(signed, _)| signed));
         let judged = self.judge_credited(judged, (&credited.chain, signed), request, caller, view, now);
-        // Kept only for who showed that it is theirs, or that it is good for something: chains are cheap to make for whoever
-        // holds one.
+        // Cache the chain only if the caller proved possession or the call is not denied, because the holder of a chain can
+        // easily make many more.
         if !credited.cached && (judged.proof_jti.is_some() || judged.decision.effect != Effect::Deny) {
             self.chains.keep(credited.chain);
         }
         judged
     }
 
-    /// Judges a call again whose credential was found before, by a view that may be newer.
+    /// Judges a call again by a view that may be newer. The credential was verified before.
     pub(super) fn judge_again(&self, before: &Judged, request: &CheckRequest, caller: &Caller, view: &View, now: Now) -> Judged {
         let snapshot = &*view.snapshot;
         let number = snapshot.revision().number;
         let mut judged = Judged::denied(Decision::deny(Reason::TokenMalformed, number));
         judged.generation = snapshot.revocations().generation();
         (judged.cached, judged.proved) = (before.cached, before.proved);
-        // It was shown once, whatever it is judged again for.
+        // The proof was presented once, however often the call is judged.
         (judged.showing, judged.repeats) = (before.showing, before.repeats);
-        // What is not denied has a chain.
+        // A judgement that is no denial has a chain.
         let Some(known) = &before.chain else { return judged };
         let options = self.options(snapshot);
         match self.current(known, snapshot, &options, now) {
@@ -170,7 +173,7 @@ impl Service {
         }
     }
 
-    /// Judges what comes after the credential: audience, arguments, proof, decision.
+    /// Judges the steps after the credential: audience, arguments, proof, decision.
     fn judge_credited(
         &self,
         mut judged: Judged,
@@ -223,7 +226,7 @@ impl Service {
         judged
     }
 
-    /// Reads the proof that came with a call and notes that it was shown, whatever becomes of the call.
+    /// Reads the call's proof and records that it was presented, whatever the decision will be.
     pub(super) fn show<'a>(
         &self,
         proof: Option<&[u8]>,
@@ -241,14 +244,15 @@ impl Service {
         }))
     }
 
-    /// Whether a proof that came with `want_handle` counts once, as one for a writing call does, because it proves many calls.
+    /// Whether a proof that came with `want_handle` is spent like the proof of a writing call. The handle may serve many calls,
+    /// so such a proof must count once.
     ///
-    /// One that was only shown before makes no handle and is not used up. One that was used before is refused.
+    /// A proof that was presented before but not used makes no handle and is not spent. A proof that was used before is refused.
     pub(super) fn may_prove_handle(&self, proof: &VerifiedProof, showing: Option<Showing>) -> bool {
         showing == Some(Showing::First) || self.proofs.was_used(&proof.replay_key())
     }
 
-    /// Finds or verifies what speaks for the agent.
+    /// Verifies the credential of a request, or finds the chain that was verified before.
     pub(super) fn credit(
         &self,
         credential: &Credential,
@@ -282,7 +286,7 @@ impl Service {
         }
     }
 
-    /// A known chain as this snapshot sees it: the same, prepared anew where policy moved, verified anew where trust did.
+    /// Brings a cached chain up to this snapshot. Prepares it again if policy changed, and verifies it again if trust changed.
     fn current(
         &self,
         known: &Arc<KnownChain>,
@@ -304,7 +308,7 @@ impl Service {
         Ok(Arc::new(KnownChain::new(tokens, prepared, identities, fragment)))
     }
 
-    /// What the verifier demands here.
+    /// The options of the token verifier for this snapshot.
     pub(super) fn options(&self, snapshot: &Snapshot) -> Options {
         Options {
             require_chain_audience: self.settings.require_chain_audience,
@@ -314,7 +318,7 @@ impl Service {
         }
     }
 
-    /// The audience that the caller claims, if it may; nothing in the request gives the right.
+    /// Resolves the audience of a call. The right to claim it comes from the settings and the connection, never from the request.
     pub(super) fn audience(
         &self,
         claimed: Option<&str>,
@@ -353,10 +357,10 @@ fn rejection(reason: Reason) -> Rejection {
     Rejection { reason, hop: None, message: reason.message().to_owned() }
 }
 
-/// Whether a chain that is refused may stand by a newer policy: an issuer that is trusted signed the root, so its sender is no stranger, and
-/// what it lacks is written in documents. An agent that was just registered asks for the revision that registered it.
+/// Whether a newer policy may accept a chain that is refused now. A trusted issuer signed its root, so the sender is no stranger,
+/// and documents hold what is missing. For example, a new agent may ask for the revision that registered it.
 pub(super) fn newer_policy_may_accept(rejection: &Rejection) -> bool {
-    // INVARIANT: `token` refuses for these reasons only after the root's signature was verified.
+    // INVARIANT: `token` refuses for these reasons only after it has verified the root's signature.
     matches!(
         rejection.reason,
         Reason::AgentUnknown
@@ -367,7 +371,7 @@ pub(super) fn newer_policy_may_accept(rejection: &Rejection) -> bool {
     )
 }
 
-/// Verifies a chain; of one that is known only the signatures are believed, and those only for the same bytes and keys.
+/// Verifies a chain. For a cached chain it reuses only the signature checks, and only for the same bytes and keys.
 fn verified(
     tokens: &[Bytes],
     known: Option<&KnownChain>,
@@ -382,12 +386,12 @@ fn verified(
     let prepared = Prepared::new(chain.clone(), snapshot).ok_or_else(|| rejection(Reason::IdentityMissing))?;
     let identities = Arc::new(Identities::of(prepared.subject()));
     let fragment = fragment(&prepared, &identities);
-    // The bytes may be slices of a larger message: what is kept long must not keep that alive.
+    // Copy the tokens: they may be slices of a larger message, which the cache must not keep in memory.
     let tokens = tokens.iter().map(|token| Bytes::copy_from_slice(token)).collect();
     Ok(Arc::new(KnownChain::new(tokens, prepared, identities, fragment)))
 }
 
-/// The arguments of a call; what is wrong with them is the agent's fault, so it is a denial.
+/// Parses the arguments of a call. An error is the agent's fault, so the call is denied.
 pub(super) fn arguments(json: &[u8]) -> Result<Object, String> {
     if json.is_empty() {
         return Ok(Object::default());

@@ -1,4 +1,6 @@
-//! `ListTools`: what [`Lane::check`] would say of each tool before the arguments are known, in one pass.
+//! `ListTools`: the decision that [`Lane::check`] would make on each tool before the arguments are known, in one pass.
+//!
+//! A listing must not show more of policy than its caller has proved. Look next at `pdp::reach`, which decides one tool.
 
 use std::sync::Arc;
 
@@ -15,19 +17,19 @@ use crate::pdp;
 use crate::snapshot::{Freshness, View};
 use crate::token::{ProofOf, Rejection};
 
-/// A chain whose listing is asked for.
+/// The verified credential of a listing.
 struct Listed {
     chain: Arc<KnownChain>,
-    /// Whether its holder asks: a proof came, or the handle was made by one.
+    /// Whether the caller has proved that it holds the chain, by a proof in the request or by a proved handle.
     proved: bool,
     proof_jti: Option<String>,
 }
 
 impl Lane {
-    /// Lists what a chain may call; a chain that does not verify is denied every tool, with the reason.
+    /// Lists the tools that a chain may call. If the chain does not verify, every tool is denied with the reason.
     ///
-    /// Without a proof the names in the chain's scope answer alone, because a chain is no secret of its holder: who has stolen one
-    /// learns nothing of policy from it.
+    /// Without a proof, the answer holds only the tool names of the chain's scope. A chain is not secret, so a thief of a chain
+    /// must learn nothing of policy from it.
     ///
     /// # Errors
     /// As [`Lane::check`].
@@ -75,7 +77,7 @@ impl Lane {
         let moment = Moment { started, now };
         let proof_jti = listed.as_ref().and_then(|listed| listed.proof_jti.as_deref());
         if self.record_listing((request, caller), &view, (&decision, chain, proof_jti), &answer, moment).is_err() {
-            // What cannot be recorded is not told.
+            // A listing that cannot be recorded is not shown.
             (answer.reason, answer.message) = (Reason::AuditUnavailable, Reason::AuditUnavailable.message().to_owned());
             for tool in &mut answer.tools {
                 (tool.effect, tool.reason, tool.maybe) = (Effect::Deny, answer.reason, false);
@@ -84,7 +86,7 @@ impl Lane {
         Ok(answer)
     }
 
-    /// The revision that answers, once there is one.
+    /// The current revision; `None` before the first snapshot.
     pub fn revision(&self) -> Option<Revision> {
         self.service.view().ok().map(|view| view.snapshot.revision().clone())
     }
@@ -108,7 +110,7 @@ impl Service {
     }
 }
 
-/// What the leaf's token grants: no more than any token above it.
+/// The scope of the leaf token. It grants no more than any token above it.
 fn scope(chain: &KnownChain) -> Option<&Scope> {
     chain.prepared.subject().scopes.last()
 }

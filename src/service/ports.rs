@@ -1,4 +1,6 @@
-//! What the service needs of the store, as small traits that `app` binds: a request reads the store nowhere else.
+//! The traits through which the service uses the store. `app` binds them. A request never reads the store in any other way.
+//!
+//! Look next at `service/settle.rs`, which calls the ledgers, and at `app/bind.rs`, which implements them.
 
 use std::sync::Arc;
 
@@ -9,66 +11,66 @@ use crate::model::approval::{AskApproval, AskOutcome, UseApprovals, UseOutcome};
 use crate::model::replica::Fleet;
 use crate::model::revision::Revision;
 
-/// Why a ledger has no answer.
+/// The reason why a ledger has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum LedgerError {
-    /// Nothing was written, because the store is away or too much waits for it.
+    /// Nothing was written, because the store is unavailable or too many writes wait for it.
     #[error("{0}")]
     Busy(String),
-    /// It cannot be said whether it was written.
+    /// It is unknown whether the write was made.
     #[error("{0}")]
     Unknown(String),
 }
 
-/// Uses of proofs of destructive calls: once across the fleet.
+/// The ledger of spent proofs. It spends each proof of a destructive call once across the fleet.
 #[async_trait]
 pub trait ProofLedger: Send + Sync {
-    /// `true` for the first caller, `false` for every other one until the key expires.
+    /// Spends a key. Returns `true` for the first caller, and `false` for every other caller until the key expires.
     ///
     /// # Errors
-    /// As [`LedgerError`] says; the call is denied.
+    /// As [`LedgerError`] says. The call is denied.
     async fn spend(&self, key: [u8; 32], expires_at_unix_s: i64) -> Result<bool, LedgerError>;
 }
 
-/// Approvals: asked for before a call is answered so, used once across the fleet.
+/// The ledger of approvals. It stores a request before the call is answered with it, and uses an approval once across the fleet.
 #[async_trait]
 pub trait ApprovalLedger: Send + Sync {
-    /// Stores that a call asks.
+    /// Stores the approval request of a call.
     ///
     /// # Errors
-    /// As [`LedgerError`] says; the call is denied.
+    /// As [`LedgerError`] says. The call is denied.
     async fn ask(&self, request: AskApproval) -> Result<AskOutcome, LedgerError>;
 
-    /// Uses all that a call needs, or nothing.
+    /// Uses all approvals that a call needs, or none.
     ///
     /// # Errors
-    /// As [`LedgerError`] says; the call is denied.
+    /// As [`LedgerError`] says. The call is denied.
     async fn use_once(&self, request: UseApprovals) -> Result<UseOutcome, LedgerError>;
 
-    /// Gives back what a decision used that denied in the end. Whether there was something to give back.
+    /// Gives back the approvals that a denied call has used. Returns whether there were any to give back.
     ///
     /// # Errors
-    /// As [`LedgerError`] says; then it stays used.
+    /// As [`LedgerError`] says. The approvals stay used then.
     async fn give_back(&self, request: UseApprovals) -> Result<bool, LedgerError>;
 }
 
-/// Runs work to its end, whoever stops waiting for it.
+/// Spawns a task that runs to its end, even if its caller stops waiting.
 pub type Spawn = Arc<dyn Fn(BoxFuture<'static, ()>) + Send + Sync>;
 
-/// Who follows the store. No decision asks for it.
+/// The directory of the replicas that follow the store. No decision reads it.
 #[async_trait]
 pub trait FleetDirectory: Send + Sync {
-    /// The replicas, as of a moment ago.
+    /// Reads the replicas. The answer may be a moment old.
     ///
     /// # Errors
     /// If the store cannot be read.
     async fn fleet(&self) -> Result<Fleet, String>;
 }
 
-/// Brings the replica up to a revision that a caller has seen.
+/// Brings this replica up to a revision that a caller has seen.
 #[async_trait]
 pub trait CatchUp: Send + Sync {
-    /// Whether the revision is applied, policy and revocations both; polls soon and waits up to 300 ms. Polls that callers cause keep a
-    /// distance from each other.
+    /// Whether this replica has applied a revision, in policy and in revocations. Requests a poll and waits up to 300 ms. Polls
+    /// that callers cause keep a distance from each other.
     async fn reach(&self, revision: &Revision) -> bool;
 }

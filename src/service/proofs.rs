@@ -1,12 +1,15 @@
-//! Proofs of possession, remembered for as long as they could be presented again: which were shown, and which were used.
+//! The replay cache of proofs of possession. It remembers which proofs were presented and which were used, as long as a proof can
+//! be valid.
 //!
-//! *Used*: none is used twice on this replica, and one that cannot be remembered is not used. *Shown*: every proof that came with
-//! any call, so that none makes a proved handle that somebody may have seen before.
+//! *Used*: no proof is used twice on this replica, and a proof that cannot be remembered is not used. *Presented*: every proof
+//! that came with any call is noted, so that a proof that another party may have seen never makes a proved handle.
 //!
-//! Both tables are bounded, and no holder can fill one: a leaf agent holds no more entries than are free, and within that a user
-//! no more than the agent may still take. So one flooding agent gets a half, each of `n` gets one of `n + 1` parts, and one part
-//! stays free for those who do not flood (Choudhury and Hahne, "Dynamic queue length thresholds", 1998). What does not fit is the
-//! holder's own loss: its call is denied, or its handle is not proved. Must not know what a proof says.
+//! Both tables are bounded, and no holder can fill one. A leaf agent may hold only as many entries as are free. Within that
+//! limit, a user may hold only as many entries as the agent may still add. So one flooding agent gets half of the table, each of
+//! `n` flooding agents gets one of `n + 1` parts, and one part stays free for the others (Choudhury and Hahne, "Dynamic queue
+//! length thresholds", 1998). A holder over its share bears the loss: its call is denied, or its handle is not proved.
+//!
+//! This module must not parse proofs: it knows only their replay keys. Look next at `service/settle.rs`, which spends them.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher as _, Hash, RandomState};
@@ -16,14 +19,14 @@ use crate::model::limits::{PROOF_WINDOW_S, PROOFS_REMEMBERED_MAX};
 use crate::model::request::Subject;
 use crate::model::time::Now;
 
-/// Longest time for which a proof can be presented after it was first seen: its `iat` may lie ahead by the window.
+/// The longest time for which a proof can be presented after it was first seen. Its `iat` may lie ahead by the window.
 const REMEMBERED_MS: u64 = (2 * PROOF_WINDOW_S as u64 + 1) * 1000;
-/// Parts of a table, each with a lock of its own, so that one that grows does not hold up the others.
+/// Parts of a table, each with its own lock, so that one growing part does not block the others.
 const SHARDS: usize = 16;
-/// Shares of one part that may be noted as full one by one; beyond that all count as full.
+/// Limit of the shares in one part that are marked as full one by one. Beyond it, all shares count as full.
 const FULL_SHARES_MAX: usize = 1024;
 
-/// The proofs of one process.
+/// The proofs that one process remembers.
 #[derive(Debug)]
 pub(super) struct Proofs {
     used: Table,
@@ -31,39 +34,39 @@ pub(super) struct Proofs {
     hasher: RandomState,
 }
 
-/// Whose share of the tables a proof falls in: its leaf agent and that agent's user, as keyed hashes.
+/// The holder of a proof, which owns a share of the tables: the leaf agent and that agent's user, as keyed hashes.
 ///
-/// Two holders with one hash would have one share: that is a matter of fairness, not of safety.
+/// Two holders with the same hash share one share. That affects fairness, not safety.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Holder {
     agent: u32,
     user: u32,
 }
 
-/// Whether a proof was used before.
+/// The outcome of spending a proof.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Use {
-    /// It had not been used before and is now.
+    /// The proof was not used before, and is used now.
     First,
-    /// It was used before.
+    /// The proof was used before.
     Replayed,
-    /// The holder's share is full: the proof was not used.
+    /// The holder's share is full. The proof was not used.
     Full,
 }
 
-/// Whether a proof was shown before.
+/// Whether a proof was presented before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Showing {
-    /// Surely not: the call that is judged is the first to show it on this replica.
+    /// Certainly not: this call is the first to present it on this replica.
     First,
-    /// It was.
+    /// The proof was presented before.
     Again,
-    /// The holder showed more proofs than its share of the table holds: nobody can say.
+    /// Unknown, because the holder presented more proofs than its share of the table holds.
     Unknown,
 }
 
 impl Proofs {
-    /// Two empty tables.
+    /// Makes two empty tables.
     pub(super) fn new(now: Now) -> Self {
         Self::with_size(now, SHARDS, PROOFS_REMEMBERED_MAX / SHARDS)
     }
@@ -73,18 +76,18 @@ impl Proofs {
         Self { used: table(), shown: table(), hasher: RandomState::new() }
     }
 
-    /// Whose share the proofs of a subject's leaf fall in.
+    /// The holder whose share counts the proofs of a subject's leaf agent.
     pub(super) fn holder(&self, subject: &Subject) -> Holder {
         let agent = subject.agents.last();
         Holder { agent: self.narrow_hash(&agent), user: self.narrow_hash(&(agent, &subject.user)) }
     }
 
-    /// Notes that a proof was shown, known by its replay key.
+    /// Records that a proof was presented. The replay key identifies the proof.
     pub(super) fn show(&self, replay_key: &[u8; 32], holder: Holder, now: Now) -> Showing {
         let mut shard = self.shown.shard(self.hasher.hash_one(replay_key));
         match shard.put(abridged(replay_key), holder, now) {
             Put::Present => Showing::Again,
-            // INVARIANT: while a proof that was not noted could come again, no proof of its share counts as first shown.
+            // INVARIANT: while a proof that was not noted could come again, no proof of its share counts as first presented.
             Put::Added if shard.has_lost(holder) => Showing::Unknown,
             Put::Added => Showing::First,
             Put::Full(share) => {
@@ -94,7 +97,7 @@ impl Proofs {
         }
     }
 
-    /// Uses a proof, known by its replay key.
+    /// Spends a proof. The replay key identifies the proof.
     pub(super) fn spend(&self, replay_key: &[u8; 32], holder: Holder, now: Now) -> Use {
         match self.used.shard(self.hasher.hash_one(replay_key)).put(abridged(replay_key), holder, now) {
             Put::Present => Use::Replayed,
@@ -103,12 +106,12 @@ impl Proofs {
         }
     }
 
-    /// Whether a proof was used, without using it.
+    /// Whether a proof was used. Does not use it.
     pub(super) fn was_used(&self, replay_key: &[u8; 32]) -> bool {
         self.used.shard(self.hasher.hash_one(replay_key)).contains(&abridged(replay_key))
     }
 
-    /// Takes back that a proof was used, where nothing came of it.
+    /// Undoes the use of a proof, because the call came to nothing.
     pub(super) fn unspend(&self, replay_key: &[u8; 32], holder: Holder) {
         self.used.shard(self.hasher.hash_one(replay_key)).take_back(&abridged(replay_key), holder);
     }
@@ -118,7 +121,8 @@ impl Proofs {
     }
 }
 
-/// Half of a replay key: nobody finds a second proof for 128 bits of SHA-256, and a table of them is half as large.
+/// Truncates a replay key to 128 bits. A second proof with the same 128 bits of SHA-256 cannot be found, and the table is half as
+/// large.
 fn abridged(replay_key: &[u8; 32]) -> Key {
     let (half, _) = replay_key.split_at(16);
     half.try_into().unwrap_or_default()
@@ -145,7 +149,7 @@ impl Table {
     }
 }
 
-/// Two generations that take turns: an entry lives for at least one whole turn, and no entry has a timer.
+/// Two generations that rotate. An entry lives for at least one whole rotation, and no entry has a timer.
 #[derive(Debug)]
 struct Shard {
     current: Generation,
@@ -159,7 +163,7 @@ struct Generation {
     keys: HashSet<Key>,
     by_agent: HashMap<u32, u32>,
     by_user: HashMap<u32, u32>,
-    /// Shares that had no room for a proof.
+    /// The shares that had no room for a proof.
     full: HashSet<Share>,
     all_full: bool,
 }
@@ -212,7 +216,7 @@ impl Shard {
         let age_ms = now.ms_since(self.began_at);
         if age_ms >= REMEMBERED_MS {
             let ended = std::mem::take(&mut self.current);
-            // After two turns the youngest entry is older than one.
+            // After two rotations even the youngest entry is older than one rotation.
             self.previous = if age_ms < 2 * REMEMBERED_MS { ended } else { Generation::default() };
             self.began_at = now;
         }

@@ -1,4 +1,6 @@
-//! What is written down of a decision: the audit record that must stand before the answer, then metrics and a span.
+//! Records a decision: the audit record, which must be written before the answer is sent, then the metrics and a span.
+//!
+//! It must not decide anything. Look next at `audit.rs`, which writes the records.
 
 use super::judge::Judged;
 use super::request::{Answer, Caller, CheckRequest, Identities, ListToolsAnswer, ListToolsRequest, TraceHeaders};
@@ -12,7 +14,8 @@ use crate::snapshot::View;
 use crate::telemetry::{SpanFacts, TraceContext};
 
 impl Lane {
-    /// Puts the record of a decision into this runtime's buffer; it is in the kernel before the answer's bytes leave.
+    /// Puts the audit record of a decision into this runtime's buffer. The record is in the kernel before the bytes of the answer
+    /// leave.
     pub(super) fn record(
         &self,
         request: &CheckRequest,
@@ -25,7 +28,7 @@ impl Lane {
         self.record_as("Check", (request, caller), view, judged, answer, moment)
     }
 
-    /// The same for a call that asks as `Check` does under another name.
+    /// As `record`, for a call of another method that takes the same request.
     pub(super) fn record_as(
         &self,
         method: &'static str,
@@ -65,7 +68,8 @@ impl Lane {
         })
     }
 
-    /// Puts the record of a listing into this runtime's buffer: what was asked counts, the tools are many.
+    /// Puts the audit record of a listing into this runtime's buffer. The record does not list the tools, because they may be
+    /// many.
     pub(super) fn record_listing(
         &self,
         (request, caller): (&ListToolsRequest, &Caller),
@@ -103,7 +107,7 @@ impl Lane {
     }
 }
 
-/// When a call came and when it was decided.
+/// The times at which a call arrived and was decided.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moment {
     pub(super) started: Now,
@@ -117,7 +121,7 @@ impl Moment {
 }
 
 impl Service {
-    /// Counts a decision and, where it is sampled, makes its span.
+    /// Counts a decision in the metrics and, if it is sampled, exports its span.
     pub(super) fn observe(&self, request: &CheckRequest, judged: &Judged, answer: &Answer, moment: Moment) {
         let metrics = &self.parts.metrics;
         metrics.decision(judged.decision.effect, judged.decision.reason, moment.latency_ns());
@@ -152,7 +156,7 @@ impl Service {
     }
 }
 
-/// A chain's part of every audit record, serialized once.
+/// The part of each audit record that is the same for a chain, serialized once.
 pub(super) fn fragment(prepared: &Prepared, identities: &Identities) -> Fragment {
     let verified = |id| Principal { id, evidence: Evidence::Verified };
     let agents: Vec<Principal<'_>> = identities.subject.agents.iter().map(|agent| verified(agent.as_str())).collect();

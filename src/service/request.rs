@@ -1,4 +1,6 @@
-//! What `api` asks the service and what it gets back: plain types, no protobuf, no policy.
+//! The requests of `api` to the service, and the answers: plain types without protobuf and without policy.
+//!
+//! Look next at `service.rs`, which answers them.
 
 use std::sync::Arc;
 
@@ -11,22 +13,22 @@ use crate::model::reason::Reason;
 use crate::model::request::Subject;
 use crate::model::revision::Revision;
 
-/// Who asks: what the transport knows, nothing that the request says.
+/// The caller as the transport knows it. Nothing in it comes from the request.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    /// The connection, unique within the process.
+    /// The id of the connection, unique within the process.
     pub connection_id: u64,
-    /// The peer's address, for the audit log.
+    /// The address of the peer, for the audit log.
     pub address: Arc<str>,
     /// Whether the peer is on this machine.
     pub is_loopback: bool,
 }
 
 impl Caller {
-    /// Which gateway it is, as far as a request that is repeated must come from the same one.
+    /// The name of the gateway. A repeated request must come from the same gateway.
     ///
-    /// Without TLS nothing tells two gateways on one address apart, and a gateway that lost its connection comes back from another
-    /// port: it is the address alone.
+    /// It is the address without the port. Without TLS, two gateways on one address look the same, and a gateway that lost its
+    /// connection returns from another port.
     pub fn gateway(&self) -> &str {
         match self.address.rsplit_once(':') {
             Some((host, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => host,
@@ -35,89 +37,89 @@ impl Caller {
     }
 }
 
-/// The caller's W3C trace context, as its headers had it.
+/// The W3C trace context of the caller, as sent in its headers.
 #[derive(Clone, Debug, Default)]
 pub struct TraceHeaders {
-    /// `traceparent`
+    /// The header `traceparent`.
     pub parent: Option<String>,
-    /// `tracestate`
+    /// The header `tracestate`.
     pub state: Option<String>,
 }
 
-/// What speaks for the agent.
+/// The credential of the agent.
 #[derive(Clone, Debug)]
 pub enum Credential {
     /// A delegation chain, root first.
     Chain(Vec<Bytes>),
-    /// A handle that an earlier answer gave on this connection.
+    /// A handle that an earlier answer issued on this connection.
     Handle([u8; 16]),
 }
 
-/// One call to decide. Sizes and forms are checked by `api`, except what is the agent's fault and so a denial.
+/// A call to decide. `api` checks sizes and forms. A fault of the agent is not checked there, because it is a denial.
 #[derive(Clone, Debug)]
 pub struct CheckRequest {
-    /// The caller's name for the request.
+    /// The caller's id of the request.
     pub request_id: String,
-    /// What speaks for the agent.
+    /// The credential of the agent.
     pub credential: Credential,
-    /// Proof of possession for this call.
+    /// The proof of possession for this call.
     pub proof: Option<Bytes>,
-    /// `server/tool`
+    /// The tool as `server/tool`.
     pub tool: String,
-    /// SHA-256 of the tool's schema.
+    /// The SHA-256 of the tool's schema.
     pub tool_schema_sha256: Option<[u8; 32]>,
     /// The arguments as JSON; empty means `{}`.
     pub arguments_json: Bytes,
-    /// The environment for conditions: the caller's word.
+    /// The environment for conditions. It is unverified: the caller states it.
     pub environment: Option<Object>,
-    /// The audience claimed; `None`: the caller's only one.
+    /// The claimed audience; `None`: the only audience that the caller may claim.
     pub audience: Option<String>,
-    /// The answer must not be older than this.
+    /// The answer must not come from a revision before this one.
     pub at_least: Option<Revision>,
-    /// Whether a handle is wanted.
+    /// Whether the caller wants a handle.
     pub want_handle: bool,
-    /// Trace context.
+    /// The trace context of the request.
     pub trace: TraceHeaders,
 }
 
-/// What a replica answers to a [`CheckRequest`].
+/// The answer of a replica to a [`CheckRequest`].
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// UUIDv7, in the audit record too.
+    /// The id of the decision (UUIDv7), as in the audit record.
     pub decision_id: String,
     /// The decision.
     pub decision: Decision,
-    /// For people.
+    /// A message for people.
     pub message: String,
-    /// Whom the chain verifiably speaks for; absent where nothing was verified.
+    /// The verified identities of the chain; `None` if nothing was verified.
     pub identities: Option<Arc<Identities>>,
-    /// Whether the tool is registered, so that its name is evidence.
+    /// Whether the tool is registered, so that its name is verified evidence.
     pub tool_is_registered: bool,
     /// The revision that decided; `None` before the first snapshot.
     pub revision: Option<Revision>,
-    /// Age of the proof of freshness when the answer was given.
+    /// The age of the proof of freshness at the time of the answer.
     pub snapshot_age_ms: u64,
-    /// How long the answer may be used, from the moment the caller sent the request.
+    /// The time for which the caller may use the answer, from the moment at which the caller sent the request.
     pub valid_for_ms: u64,
-    /// What must be approved, where the effect is `NEEDS_APPROVAL`.
+    /// The approval to ask for, if the effect is `NEEDS_APPROVAL`.
     pub approval: Option<ApprovalRequest>,
-    /// Stands for the chain on this connection from now on.
+    /// A handle that stands for the chain on this connection from now on.
     pub handle: Option<[u8; 16]>,
 }
 
 impl Answer {
-    /// Duties that come with the answer.
+    /// The obligations of the caller that come with the answer.
     pub fn obligations(&self) -> &[Obligation] {
         &self.decision.obligations
     }
 }
 
-/// The verified identities of a chain, as they are told: made once for each chain.
+/// The verified identities of a chain as an answer reports them. They are made once per chain.
 #[derive(Clone, Debug)]
 pub struct Identities {
-    /// `["iss","sub"]`
+    /// The user as `["iss","sub"]`.
     pub user: Box<str>,
-    /// The others.
+    /// The verified subject of the chain, which holds the other identities.
     pub subject: Arc<Subject>,
 }
 
@@ -128,78 +130,78 @@ impl Identities {
     }
 }
 
-/// What an operator must approve.
+/// The approval that an operator must give.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApprovalRequest {
-    /// Hex SHA-256 that binds the approval to exactly this call.
+    /// The hex SHA-256 that binds the approval to exactly this call.
     pub digest: String,
-    /// Groups of operators who may approve.
+    /// The operator groups that may approve.
     pub approvers: Vec<GroupId>,
-    /// When asking anew becomes necessary.
+    /// The time after which the call must ask again.
     pub expires_at_unix_ms: i64,
 }
 
-/// `aat_tool` of a proof for a listing. No document may register a tool of this server.
+/// The `aat_tool` of a proof for a listing. No document may register a tool of this server name.
 pub const LIST_TOOLS: &str = "portcullis/list_tools";
 
-/// Which tools a chain may call.
+/// A request to list the tools that a chain may call.
 #[derive(Clone, Debug)]
 pub struct ListToolsRequest {
-    /// The caller's name for the request.
+    /// The caller's id of the request.
     pub request_id: String,
-    /// What speaks for the agent.
+    /// The credential of the agent.
     pub credential: Credential,
-    /// Proof of possession for a listing, a call of [`LIST_TOOLS`] without arguments.
+    /// The proof of possession for a listing: a call of [`LIST_TOOLS`] without arguments.
     pub proof: Option<Bytes>,
-    /// Tools to answer for; empty: every registered tool, or without a proof every tool that the chain's scope names.
+    /// The tools to list. Empty means every registered tool, or without a proof every tool that the chain's scope names.
     pub tools: Vec<String>,
-    /// The audience claimed.
+    /// The claimed audience.
     pub audience: Option<String>,
-    /// Trace context.
+    /// The trace context of the request.
     pub trace: TraceHeaders,
 }
 
 /// The answer to a [`ListToolsRequest`].
 #[derive(Clone, Debug)]
 pub struct ListToolsAnswer {
-    /// UUIDv7, in the audit record too.
+    /// The id of the decision (UUIDv7), as in the audit record.
     pub decision_id: String,
-    /// One for each tool asked for, in that order; of all tools, by name.
+    /// One decision for each requested tool, in the order of the request. A listing of all tools is ordered by name.
     pub tools: Vec<ToolDecision>,
     /// The revision that decided.
     pub revision: Option<Revision>,
-    /// Age of the proof of freshness.
+    /// The age of the proof of freshness.
     pub snapshot_age_ms: u64,
-    /// How long the answer may be used.
+    /// The time for which the caller may use the answer.
     pub valid_for_ms: u64,
-    /// `OK`, or why the chain may call nothing at all.
+    /// `OK`, or the reason why the chain may call no tool at all.
     pub reason: Reason,
-    /// For people.
+    /// A message for people.
     pub message: String,
-    /// No proof came: the tools are those that the chain's scope names, and nothing of policy is told.
+    /// Whether the request had no proof. The tools are then those that the chain's scope names, and nothing of policy is shown.
     pub names_only: bool,
 }
 
-/// What a chain can reach of one tool.
+/// The decision on one tool of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ToolDecision {
-    /// `server/tool`
+    /// The tool as `server/tool`.
     pub tool: String,
-    /// With `maybe`: the best that arguments can reach.
+    /// The effect. With `maybe`, it is the best effect that any arguments can reach.
     pub effect: Effect,
-    /// Why.
+    /// The reason of the effect.
     pub reason: Reason,
-    /// Arguments decide.
+    /// Whether the arguments decide.
     pub maybe: bool,
 }
 
-/// Why a call could not be decided at all.
+/// The reason why a call could not be decided at all.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Undecided {
-    /// No full snapshot yet.
+    /// There is no full snapshot yet.
     #[error("this replica is not ready yet: ask another one, or again in a moment")]
     NotReady,
-    /// Shutting down.
+    /// The replica is draining.
     #[error("this replica is draining: ask another one")]
     Draining,
 }

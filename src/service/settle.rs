@@ -1,13 +1,17 @@
-//! What a call uses up in the store before it is answered: its proof, what was approved for it, a place among those that wait.
+//! Uses the ledgers of the store for a call before it is answered: it spends the call's proof and uses its approvals.
 //!
 //! ```text
 //! judged ─▶ room? ─▶ proof new here? ─▶ used in the store, at the revision that was judged by ─▶ judged anew ─▶ recorded
 //!              └─ LEDGER_BUSY                └─ nothing used: LEDGER_BUSY, or asked                    └─ denied: given back
 //! ```
 //!
-//! INVARIANT: what writes to the store runs to its record, whoever stops waiting: it is a task of its own, of which there is a bounded
-//! number. INVARIANT: after the store has answered, the call is judged anew by the newest view, snapshot and proof of freshness
-//! together; a view from before the wait decides nothing any more. Look next at `service/approval.rs`.
+//! INVARIANT: a call that writes to the store always reaches its audit record, even if its caller stops waiting. So it runs in a
+//! task of its own, and the number of these tasks is bounded.
+//!
+//! INVARIANT: after the store has answered, the call is judged again by the newest view, that is, its snapshot and its proof of
+//! freshness together. A view from before the wait decides nothing any more.
+//!
+//! Look next at `service/approval.rs`.
 
 use tokio::sync::oneshot;
 
@@ -27,12 +31,12 @@ use crate::model::revision::Revision;
 use crate::model::time::Now;
 use crate::snapshot::View;
 
-/// How often a use is tried where the store is at another revision than the call was judged by.
+/// Limit of the attempts to use a ledger while the store is at another revision than the judgement.
 const ATTEMPTS_MAX: usize = 4;
-/// How often giving back is tried.
+/// Limit of the attempts to give approvals back.
 const GIVE_BACK_ATTEMPTS_MAX: usize = 2;
 
-/// A judged call on its way to its record.
+/// A judged call on its way through the ledgers to its audit record.
 struct Settlement {
     lane: Lane,
     request: CheckRequest,
@@ -43,7 +47,7 @@ struct Settlement {
 }
 
 impl Lane {
-    /// Uses up in the store what a call needs there, and answers; the answer is of the moment at which this returns.
+    /// Uses the ledgers that a call needs, and answers. The answer is confirmed when this function returns.
     pub(super) async fn settle(
         &self,
         request: &CheckRequest,
@@ -64,11 +68,11 @@ impl Lane {
         (self.service.parts.spawn)(Box::pin(async move {
             let answered = settlement.run().await;
             drop(place);
-            // Whoever asked may have stopped waiting: it is recorded all the same.
+            // The caller may have stopped waiting. The decision is recorded all the same.
             let _ = reply.send(answered);
         }));
         match answered.await {
-            // Time has passed between the two tasks: whoever has run the barrier since must find no answer from before it.
+            // Time has passed between the two tasks. A barrier that passed since then must leave no answer from before it.
             Ok((answer, held)) => self.confirm_held(request, caller, answer, held),
             Err(_) => {
                 let lost = Judged::denied(Decision::deny(Reason::LedgerUnknown, number));
@@ -79,9 +83,9 @@ impl Lane {
 }
 
 impl Lane {
-    /// Waits until every call of this lane that uses something up has its record; takes no more while it waits.
+    /// Waits until every call of this runtime that uses a ledger has its audit record. It admits no new such call meanwhile.
     pub async fn settled(&self) {
-        // It is never closed.
+        // The semaphore is never closed.
         let _ = self.places.acquire_many(u32::try_from(LEDGER_USES_MAX).unwrap_or(u32::MAX)).await;
     }
 }
@@ -90,7 +94,7 @@ impl Settlement {
     async fn run(self) -> (Answer, Held) {
         let Self { lane, request, caller, mut view, mut judged, started } = self;
         let service = &lane.service;
-        // Policy's own: an approval may turn it, and is none of the shadows' business.
+        // The effect by policy alone. An approval may change it, and shadow documents are compared with policy only.
         let by_policy = judged.decision.effect;
         let used = service.use_up(&mut judged, &request, &caller, &mut view).await;
         let (answer, mut held) = lane.answer(&request, &caller, view, judged, started);
@@ -106,7 +110,7 @@ impl Settlement {
 }
 
 impl Service {
-    /// Uses a proof up on this replica alone, where that will do; a denial where it cannot be used.
+    /// Spends a proof on this replica alone. Returns a denial if it cannot be spent.
     pub(super) fn spend_here(&self, judged: &mut Judged, view: &View) -> Option<Decision> {
         let proof = judged.single_use_proof.as_ref()?;
         let number = view.snapshot.revision().number;
@@ -127,7 +131,7 @@ impl Service {
         }
     }
 
-    /// Does in the store what must be done before the call is answered; answers what it used, to be given back where it is denied.
+    /// Uses the ledgers that the call needs. Returns the used approvals, so that they can be given back if the call is denied.
     pub(super) async fn use_up(
         &self,
         judged: &mut Judged,
@@ -140,7 +144,7 @@ impl Service {
         let (snapshot, now) = by(view);
         let mut wanted = Wanted::of(judged, request, caller, &decision_id, (&snapshot, now));
         judged.approval_digest = wanted.as_ref().map(|wanted| wanted.digest().to_owned());
-        // INVARIANT: what would be denied in the end uses nothing up.
+        // INVARIANT: a call that would be denied in the end uses nothing.
         if is_too_old(view, &request.tool, self.parts.clock.now()) {
             judged.decision = Decision::deny(Reason::Stale, view.snapshot.revision().number);
             return None;
@@ -193,7 +197,8 @@ impl Service {
         None
     }
 
-    /// The store was written to meanwhile, by a kill perhaps: that must be seen before anything is used. Whether the call goes on.
+    /// Catches up after the store was written to, because a revocation must be seen before anything is used. Returns whether the
+    /// call goes on.
     async fn catch_up(
         &self,
         judged: &mut Judged,
@@ -219,7 +224,7 @@ impl Service {
         true
     }
 
-    /// What becomes of a call that used nothing.
+    /// Resolves a call that used nothing.
     async fn not_used(
         &self,
         judged: &mut Judged,
@@ -242,7 +247,7 @@ impl Service {
         }
     }
 
-    /// A gateway that lost its answer asks again: the proof was spent by the call that is answered again.
+    /// Answers a gateway that lost its answer and repeats the request. The first call has spent the proof.
     async fn look_again(
         &self,
         judged: &mut Judged,
@@ -263,9 +268,9 @@ impl Service {
         judged.decision = denial;
     }
 
-    /// Judges the call by the newest view, at the time it is now.
+    /// Judges the call again by the newest view, at the current time.
     pub(super) fn judge_anew(&self, judged: &mut Judged, request: &CheckRequest, caller: &Caller, view: &mut View) {
-        // There was one already, and none is ever taken away.
+        // A view existed before, and a view is never removed.
         if let Ok(newest) = self.view() {
             #[cfg(test)]
             let newest = match active(Mutant::RecheckNewerProof) {
@@ -288,7 +293,7 @@ impl Service {
         }
     }
 
-    /// Denies for want of the store, truthfully: where nothing was written the proof can be used again.
+    /// Denies a call because of a ledger error. If nothing was written, the proof can be used again.
     pub(super) fn not_taken(&self, judged: &mut Judged, view: &View, error: &LedgerError) {
         tracing::warn!(%error, "the store did not take the use of a proof or approval");
         let number = view.snapshot.revision().number;
@@ -312,7 +317,7 @@ impl Service {
         }
     }
 
-    /// Gives back what was used for a call that is denied all the same.
+    /// Gives back the approvals of a call that is denied in the end.
     pub(super) async fn give_back(&self, used: UseApprovals) {
         for _ in 0..GIVE_BACK_ATTEMPTS_MAX {
             match self.parts.approvals.give_back(used.clone()).await {
@@ -332,13 +337,13 @@ impl Service {
     }
 }
 
-/// The proof as the store spends it; `None` where it need not.
+/// The proof as the store spends it; `None` if the store need not spend it.
 fn proof_use(judged: &Judged) -> Option<ProofUse> {
     let proof = judged.single_use_proof.as_ref().filter(|_| judged.destructive)?;
     Some(ProofUse { key: proof.replay_key(), expires_at_unix_s: proof.iat_s().saturating_add(2 * PROOF_WINDOW_S) })
 }
 
-/// Whether a view has a revision that the caller has seen, policy and revocations both.
+/// Whether a view covers a revision that the caller has seen, in policy and in revocations.
 fn has_reached(view: &View, at_least: &Revision) -> bool {
     let at = view.snapshot.revision();
     at.history == at_least.history && at.number >= at_least.number && view.snapshot.policy_number() >= at_least.number

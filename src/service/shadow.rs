@@ -1,7 +1,8 @@
-//! What documents in shadow would have decided, counted: which agent's calls of which tool would come out otherwise.
+//! Counts the decisions that documents in shadow would change: by agent and tool.
 //!
-//! Touched only where there are shadows. The table is bounded; what finds no room is counted all the same. Look next at
-//! `docs/adr/0011-ids-as-labels-of-shadow-metrics.md` for why these counts have ids as labels.
+//! A decision is counted only if there are documents in shadow. The table is bounded, and a decision that finds no row is still
+//! counted in a total. Look next at `docs/adr/0011-ids-as-labels-of-shadow-metrics.md`, which explains why these metrics have ids
+//! as labels.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,58 +13,58 @@ use crate::model::decision::{Effect, WouldBe};
 use crate::model::reason::Reason;
 use crate::model::time::Now;
 
-/// Rows of the table.
+/// Limit of the rows in the table.
 const ROWS_MAX: usize = 10_000;
-/// Series of one metric, those of `other` not among them.
+/// Limit of the series of one metric, without those of `other`.
 const SERIES_MAX: usize = 200;
-/// The label of what has no series of its own.
+/// The label of decisions without a series of their own.
 const OTHER: &str = "other";
 
-/// One way in which calls come out otherwise.
+/// One kind of decision that the documents in shadow would change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flip {
     /// The leaf agent.
     pub agent: Arc<str>,
-    /// `server/tool`.
+    /// The tool as `server/tool`.
     pub tool: Arc<str>,
-    /// What policy decided.
+    /// The effect that policy decided.
     pub effect: Effect,
-    /// What it would have.
+    /// The effect that the documents in shadow would have decided.
     pub would_be: Effect,
-    /// Why, the last time.
+    /// The reason of that effect in the latest decision.
     pub would_be_reason: Reason,
-    /// How often.
+    /// The number of these decisions.
     pub count: u64,
-    /// The newest of these decisions.
+    /// The id of the latest of these decisions.
     pub last_decision_id: String,
 }
 
-/// What was counted since the service began.
+/// The counts since the service started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShadowReport {
-    /// The most frequent first.
+    /// The changed decisions, most frequent first.
     pub flips: Vec<Flip>,
-    /// Since when.
+    /// The start of the count.
     pub since_unix_ms: i64,
-    /// Decisions that were also evaluated with the documents in shadow.
+    /// The number of decisions that were also evaluated with the documents in shadow.
     pub decisions: u64,
-    /// Flips that found no room in the table.
+    /// The number of changed decisions that found no row in the table.
     pub flips_uncounted: u64,
 }
 
-/// Which of the two counts a metric shows.
+/// The count that a metric shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ShadowCount {
-    /// Every decision with shadows.
+    /// Every decision that was also evaluated with the documents in shadow.
     Decisions,
-    /// Those that would come out otherwise.
+    /// Only the decisions that the documents in shadow would change.
     Flips,
 }
 
 /// A series of a metric: agent, tool, effect, would-be effect, count.
 pub type ShadowSeries = ([Arc<str>; 4], u64);
 
-/// The counts of one process.
+/// The shadow counts of one process.
 #[derive(Debug)]
 pub(super) struct Shadows {
     since: Now,
@@ -73,7 +74,7 @@ pub(super) struct Shadows {
 
 #[derive(Debug, Default)]
 struct Counted {
-    /// In the order of their first decision, so that which have a series of their own never changes.
+    /// Ordered by first decision, so that the set of rows with a series of their own never changes.
     rows: Vec<Flip>,
     places: HashMap<(Arc<str>, Arc<str>, Effect, Effect), usize>,
     decisions: u64,
@@ -89,7 +90,7 @@ impl Shadows {
         Self { since, rows_max, counted: Mutex::default() }
     }
 
-    /// Counts one decision. `names`: leaf agent and tool, where both are registered.
+    /// Counts one decision. `names` is the leaf agent and the tool, if both are registered.
     fn count(&self, names: Option<(&str, &str)>, effect: Effect, would_be: &WouldBe, decision_id: &str) {
         let mut counted = self.counted();
         counted.decisions += 1;
@@ -174,11 +175,12 @@ impl Shadows {
 }
 
 impl Service {
-    /// Counts a decision that was also evaluated with shadows. `effect` is policy's, before approvals and proofs.
+    /// Counts a decision that was also evaluated with documents in shadow. `effect` is that of policy, before approvals and
+    /// proofs.
     pub(super) fn count_shadow(&self, tool: &str, effect: Effect, answer: &Answer) {
         let Some(would_be) = &answer.decision.would_be else { return };
         let leaf = answer.identities.as_ref().and_then(|identities| identities.subject.agents.last());
-        // Only registered names: nobody fills a table, or a metric, with names of their own.
+        // Only registered names become rows, so that no caller can fill the table or a metric with invented names.
         let names = leaf.filter(|_| answer.tool_is_registered).map(|leaf| (leaf.as_str(), tool));
         self.shadows.count(names, effect, would_be, &answer.decision_id);
     }
@@ -190,7 +192,7 @@ impl Service {
 }
 
 impl Lane {
-    /// Where documents in shadow would decide otherwise, as this process counted.
+    /// Reports the decisions that the documents in shadow would change, as this process has counted them.
     pub fn shadow_report(&self) -> ShadowReport {
         self.service.shadows.report()
     }

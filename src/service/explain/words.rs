@@ -1,4 +1,7 @@
-//! The steps of a change, in words: for a gateway without anything that a document says, for administration with place and entry.
+//! The text of the remedies for a denial: without document contents for a gateway, with locations and entries for an
+//! administrator.
+//!
+//! It must not decide; it only describes the findings of `pdp`. Look next at `pdp/explain.rs`, which finds them.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -12,15 +15,15 @@ use crate::model::request::Subject;
 use crate::pdp::{Finding, Mend, Need, Turn};
 use crate::service::request::CheckRequest;
 
-/// Where documents stand: path and line.
+/// The locations of documents: path and line.
 pub type Places = BTreeMap<DocumentKey, (String, u32)>;
 
-/// What steps speak of.
+/// The facts that the text of a remedy mentions.
 #[derive(Clone, Debug)]
 pub(super) struct Facts {
     tool: String,
     schema_sha256: Option<[u8; 32]>,
-    /// Kind and id of the document that registers the tool.
+    /// The kind and id of the document that registers the tool.
     registered_by: Option<(&'static str, String)>,
     subject: Option<Arc<Subject>>,
 }
@@ -34,7 +37,7 @@ impl Facts {
         Self { tool: request.tool.clone(), schema_sha256: request.tool_schema_sha256, registered_by, subject }
     }
 
-    /// Who answers in a layer, as far as a caller may know.
+    /// The name of the agent or application of a layer; empty for other layers.
     pub(super) fn name(&self, layer: Layer, hop: Option<usize>) -> String {
         match (layer, &self.subject) {
             (Layer::Agent, Some(_)) => self.agent(hop),
@@ -43,7 +46,7 @@ impl Facts {
         }
     }
 
-    /// The documents that a finding speaks of.
+    /// The documents that a finding mentions.
     pub(super) fn documents(&self, finding: &Finding) -> Vec<DocumentKey> {
         let key = |kind: &str, id: &str| DocumentKey { kind: kind.to_owned(), id: id.to_owned() };
         let of_entry = |entry: &EntryRef| key(entry.kind, &entry.id);
@@ -64,7 +67,7 @@ impl Facts {
         keys
     }
 
-    /// What would turn a finding.
+    /// Describes the change that would turn a finding.
     pub(super) fn step(&self, finding: &Finding, places: Option<&Places>) -> String {
         let answer = &finding.answer;
         match (&finding.turn, places) {
@@ -92,7 +95,8 @@ impl Facts {
         }
     }
 
-    /// Reveals reason and layer, and what the caller's own tokens say: nothing of a document.
+    /// Describes a policy change to a gateway. It reveals the reason, the layer and the caller's own tokens, and nothing of a
+    /// document.
     fn for_gateway(&self, finding: &Finding, mend: &Mend) -> String {
         let answer = &finding.answer;
         let agent = self.agent(answer.hop);
@@ -198,7 +202,7 @@ impl Facts {
         }
     }
 
-    /// What a token grants is the caller's own to read.
+    /// Describes a missing grant. The caller may see it, because it may read its own token.
     fn grant(&self, finding: &Finding, mend: &Mend) -> String {
         let agent = self.agent(finding.answer.hop);
         match mend {
@@ -214,7 +218,7 @@ impl Facts {
         hop.and_then(|hop| agents.get(hop)).map(ToString::to_string).unwrap_or_default()
     }
 
-    /// What a revocation has hit.
+    /// Names the revoked subject of a finding.
     fn revoked(&self, finding: &Finding) -> String {
         match finding.answer.reason {
             Reason::AgentSuspended | Reason::RevokedAgent => format!("agent {}", self.agent(finding.answer.hop)),
@@ -243,7 +247,7 @@ impl Facts {
     }
 }
 
-/// What the caller must bring instead.
+/// Describes the credential that the caller must bring instead.
 fn credential(reason: Reason) -> &'static str {
     match reason {
         Reason::TokenExpired => "a new chain: this one has expired",
@@ -274,7 +278,7 @@ fn one_of(groups: &[GroupId]) -> String {
     if named.len() > 1 { format!("one of {}", named.join(", ")) } else { named.concat() }
 }
 
-/// A document with its place.
+/// A document with its location.
 fn document(kind: &str, id: &str, places: &Places) -> String {
     let key = DocumentKey { kind: kind.to_owned(), id: id.to_owned() };
     let place = match places.get(&key) {
