@@ -1,5 +1,5 @@
-//! What happens around a decision while it awaits: a destructive call spends its proof in the store, a call is asked for or uses an
-//! approval there, and the world moves on.
+//! Tests of events while a decision awaits the store: a destructive call spends its proof there, or a call asks for or uses an
+//! approval.
 
 mod approvals;
 mod replay;
@@ -30,10 +30,10 @@ const START_UNIX_S: i64 = 1_700_000_000;
 const TOOL: &str = "t/drop";
 const AUDIENCE: &str = "https://gateway";
 
-/// Something that happens while the store is asked.
+/// A hook that runs while the store is asked.
 type Happening = Mutex<Option<Box<dyn FnOnce() + Send>>>;
 
-/// Spends every key, and lets something happen while it does.
+/// A ledger that spends every key and runs a hook meanwhile.
 #[derive(Default)]
 struct Ledger {
     meanwhile: Happening,
@@ -43,7 +43,7 @@ struct Ledger {
 #[async_trait]
 impl ProofLedger for Ledger {
     async fn spend(&self, _key: [u8; 32], _expires_at_unix_s: i64) -> Result<bool, LedgerError> {
-        // A store takes a while, in which others come.
+        // A store takes a while, and other calls run meanwhile.
         tokio::task::yield_now().await;
         if let Some(happen) = self.meanwhile.lock().unwrap().take() {
             happen();
@@ -52,13 +52,13 @@ impl ProofLedger for Ledger {
     }
 }
 
-/// Approvals in a real store, where something may happen before or after one is used.
+/// Approvals in a real store, with a hook before and after a use.
 struct Desk {
     store: StoreApprovals,
     before: Happening,
     meanwhile: Happening,
     fails: Mutex<Option<LedgerError>>,
-    /// Uses wait until it is opened.
+    /// A use waits until this is true.
     open: watch::Sender<bool>,
 }
 
@@ -95,13 +95,13 @@ impl ApprovalLedger for Desk {
     }
 }
 
-/// Follows the store's numbers, and what a test says of the commits after the first.
+/// Follows the store's revision numbers. The test supplies the changes of later commits.
 struct Follows {
     cell: Arc<SnapshotCell>,
     builder: Arc<Mutex<Builder>>,
     changes: Mutex<Vec<Change>>,
     stuck: AtomicBool,
-    /// How often it was asked to.
+    /// The number of requests to catch up.
     asked: AtomicUsize,
 }
 
@@ -139,7 +139,7 @@ struct World {
     folder: tempfile::TempDir,
 }
 
-/// Where a store is.
+/// The current revision of a store.
 fn revision_of(store: Arc<dyn Store>) -> Revision {
     let read = move || tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(store.revision()).unwrap();
     std::thread::spawn(read).join().unwrap()
@@ -261,7 +261,7 @@ fn session_killed() -> RevocationRow {
     }
 }
 
-/// What a destructive call gets if something happens while its proof is spent.
+/// Checks the answer to a destructive call if `meanwhile` runs while its proof is spent.
 async fn check(world: &World, meanwhile: impl FnOnce() + Send + 'static, expected: (Effect, Reason)) {
     *world.ledger.meanwhile.lock().unwrap() = Some(Box::new(meanwhile));
     let answer = world.lane.check(&asked(world), &caller()).await.unwrap();
@@ -280,14 +280,13 @@ async fn a_revocation_comes() {
     let world = world();
     let builder = world.builder.clone();
     let row = session_killed();
-    // The follower has applied it and has not published its snapshot yet: it bites all the same.
+    // The follower has applied the revocation and not published its snapshot yet. It denies all the same.
     let revoke =
         move || drop(builder.lock().unwrap().apply(2, StateDigest::default(), [Change::Revocation(row)].iter()).unwrap());
     check(&world, revoke, (Effect::Deny, Reason::RevokedSession)).await;
 }
 
-/// An answer that waits for the rest of its batch is looked at again before it is given: a replica that has acknowledged a kill
-/// holds no permit from before it.
+/// A pending answer is confirmed before it is sent. So a replica that has acknowledged a revocation holds no earlier permit.
 #[tokio::test]
 async fn an_answer_that_was_held_is_confirmed() {
     let held = async |happen: &dyn Fn(&World), expected: (Effect, Reason)| {
@@ -319,7 +318,7 @@ async fn the_view_grows_old() {
     check(&world, move || clock.advance_ms(1_500), (Effect::Deny, Reason::Stale)).await;
 }
 
-/// After a wait the newest view decides, whole: its proof of freshness as well as what it permits.
+/// After a wait the newest view decides, by its proof of freshness as well as by its snapshot.
 #[tokio::test]
 async fn the_newest_view_decides_after_a_wait() {
     let world = world();
@@ -347,7 +346,7 @@ async fn a_caller_sees_what_it_has_seen_after_a_wait_too() {
     let world = world();
     let seen = world.cell.load().unwrap().snapshot.revision().clone();
     let (builder, cell, documents) = (world.builder.clone(), world.cell.clone(), world.documents.clone());
-    // A restored store was adopted meanwhile: the newest view is of another history.
+    // A restored store was adopted meanwhile, so the newest view has another history.
     let adopted = move || {
         let view = cell.load().unwrap();
         let state = FullState {
@@ -367,7 +366,7 @@ async fn a_caller_sees_what_it_has_seen_after_a_wait_too() {
     assert_eq!((answer.decision.effect, answer.decision.reason), (Effect::Deny, Reason::RevisionUnavailable));
 }
 
-/// What the store does not take in time uses nothing; what nobody knows of is said to be unknown.
+/// A write that the store does not take in time uses nothing. If its outcome is not known, the answer says so.
 #[tokio::test]
 async fn a_busy_store_uses_nothing() {
     let world = world();
@@ -385,7 +384,7 @@ async fn a_busy_store_uses_nothing() {
     let message = check((Effect::Deny, Reason::LedgerBusy)).await;
     assert!(message.contains("nothing was used"), "{message}");
     drop(places);
-    // The very same proof is still good.
+    // The same proof is still valid.
     check((Effect::Permit, Reason::Ok)).await;
     check((Effect::Deny, Reason::ProofReplayed)).await;
 
@@ -405,7 +404,8 @@ async fn the_chain_ends() {
     check(&world, move || clock.advance_ms(600_000), (Effect::Deny, Reason::TokenExpired)).await;
 }
 
-/// A revision that is not there yet is waited for by who brings a credential. A stranger is told at once and causes no poll.
+/// Only a caller with a valid credential may wait for a later revision. Any other caller gets the answer at once and causes no
+/// poll.
 #[tokio::test]
 async fn only_a_credential_waits_for_a_revision() {
     let world = world();

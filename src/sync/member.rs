@@ -33,7 +33,7 @@ pub struct Member {
     resync: AtomicBool,
     quarantined: AtomicBool,
     keeper: Option<Arc<Keeper>>,
-    /// The adopted history into which this replica's merge is recorded.
+    /// The adopted history that already records this replica's merge.
     merged_into: Mutex<Option<HistoryId>>,
 }
 

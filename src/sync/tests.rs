@@ -1,4 +1,4 @@
-//! A hostile store against the follower, and the loop against a store that fails.
+//! Tests of the follower against a hostile store, and of its loop against a store that fails.
 
 mod adoption;
 mod at_least;
@@ -23,7 +23,7 @@ use crate::model::revision::Revision;
 use crate::model::time::{Now, SystemClock};
 use crate::store::{self, Changes, CommitRow};
 
-/// What the store, or the way to it, does to one question.
+/// A fault that the store or the network injects into one answer.
 #[derive(Clone, Debug)]
 enum Fault {
     None,
@@ -39,7 +39,7 @@ enum Fault {
 enum Step {
     Commit(usize),
     Ask(Fault, bool),
-    /// Back to a number, then that many commits of another content.
+    /// Rolls back to a number, then adds that many commits with other content.
     Fork(usize, usize),
     OtherHistory,
 }
@@ -63,12 +63,12 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     prop::collection::vec(step, 1..60)
 }
 
-/// A follower, the store it follows, and what must hold between them.
+/// A follower, the store that it follows, and the invariants between them.
 struct World {
     store: Model,
     follower: Follower,
     published: Vec<[u8; 32]>,
-    /// When the last full state was asked for, and how far it was.
+    /// The time at which the last full state was requested, and its number.
     loaded: (Option<Now>, usize),
     clock: i64,
     frozen: bool,
@@ -90,7 +90,7 @@ impl World {
         }
     }
 
-    /// One question and its answer; the clock moves on before and after.
+    /// Makes one query and handles its answer. The clock advances before and after.
     fn ask(&mut self, fault: &Fault, builds: bool) -> Result<(), TestCaseError> {
         self.clock += 1;
         let sent_at = now(self.clock);
@@ -188,7 +188,7 @@ proptest! {
             match step {
                 Step::Commit(count) => (0..count).for_each(|_| world.store.commit("main")),
                 Step::Ask(fault, builds) => world.ask(&fault, builds)?,
-                // A fork is a mismatch in the log that is read next: out of step, only a full state is read.
+                // A fork shows as a mismatch in the next read of the log. In a resync only a full state is read.
                 Step::Fork(to, more) if world.follower.state() == State::Following => {
                     world.store.fork(to, more);
                     world.store.commit("fork");
@@ -203,7 +203,7 @@ proptest! {
                 Step::Fork(..) | Step::OtherHistory => {}
             }
         }
-        // Left in peace, it catches up.
+        // Without faults, the follower catches up.
         (0..3).try_for_each(|_| world.ask(&Fault::None, true))?;
         if world.follower.state() != State::Quarantined {
             prop_assert_eq!(world.follower.state(), State::Following);
@@ -215,7 +215,7 @@ proptest! {
     }
 }
 
-/// What each answer to a poll does to a follower that stands at 3.
+/// The effect of each answer to a poll on a follower at revision 3.
 #[test]
 fn answers_to_a_poll() {
     let check = |what: &str, break_it: &dyn Fn(&mut Changes), expected: State| {
@@ -263,7 +263,7 @@ fn a_known_place_is_kept_across_restarts() {
         let mut follower = Follower::new(Some(super::follower::Position { revision, hash }));
         assert_eq!((follower.published(), follower.request()), (None, Request::Load));
         follower.on(Event::Loaded { sent_at: now(1), state: Box::new(world.store.state()) });
-        // Where the store is further, its log has to show that it goes on from the known place.
+        // If the store is ahead, its log must show that it continues from the known position.
         if let Request::Poll { after, .. } = follower.request() {
             assert_eq!((after, follower.published()), (number as u64, None));
             follower.on(Event::Changes { sent_at: now(2), changes: world.store.changes(after) });
@@ -279,7 +279,7 @@ fn a_known_place_is_kept_across_restarts() {
     check(4, [7; 32], State::Quarantined);
 }
 
-/// What the log says of a full state that is ahead of the known place.
+/// A full state ahead of the known position is traced by the change log.
 #[test]
 fn a_loaded_state_is_traced_to_the_known_place() {
     let check = |what: &str, event: &dyn Fn(&mut World) -> Event, expected: (State, Request)| {
@@ -326,7 +326,7 @@ fn a_loaded_state_is_traced_to_the_known_place() {
     check("another end", &forked_since, (State::Bootstrapping, Request::Load));
 }
 
-/// A model store that can be down, shared with the test.
+/// A model store that can be down. The test shares it with the loop.
 #[derive(Clone)]
 struct Shared(Arc<Mutex<(Model, bool)>>, watch::Sender<u64>);
 
@@ -357,7 +357,7 @@ impl Shared {
     }
 }
 
-/// Numbers published, and why it was quarantined; commits named "bad" do not build.
+/// The published number and the reason of the quarantine. Commits named "bad" do not build.
 #[derive(Clone, Default)]
 struct Recorder(Arc<Mutex<(u64, Option<String>)>>);
 
@@ -386,19 +386,19 @@ const LONG: Duration = Duration::from_secs(30);
 async fn the_loop_from_start_to_quarantine() {
     let store = Shared(Arc::new(Mutex::new((Model::new("first"), true))), watch::channel(0).0);
     let recorder = Recorder::default();
-    // A poll of its own accord would come after an hour: what follows is on demand or on a hint.
+    // The poll interval is an hour, so every poll below is requested or hinted.
     let settings = Settings { poll_interval_ms: 3_600_000, backoff_ms_min: 1, backoff_ms_max: 2, ..Settings::default() };
     let (follow, status) = Follow::new(store.clone(), recorder.clone(), Arc::new(SystemClock), settings, None);
     let (stop, stopped) = watch::channel(false);
     let task = tokio::spawn(follow.run(stopped));
 
-    // Down: not ready. Up: ready.
+    // While the store is down, the replica is not ready. Once it is up, the replica is.
     assert_eq!(status.wait_for(&store.revision(), Duration::ZERO).await, Err(Behind::NotReady));
     store.with(|(model, down)| (model.commit("main"), *down = false));
     assert!(status.ready().await);
     assert_eq!((status.applied(), status.state(), status.history()), (1, State::Following, Some(store.revision().history)));
 
-    // On demand, and then on the store's hint.
+    // A poll follows a request, and then the store's hint.
     store.with(|(model, _)| model.commit("main"));
     status.wait_for(&store.revision(), LONG).await.unwrap();
     assert_eq!(recorder.0.lock().unwrap().0, 2, "published before it is shown");
@@ -407,7 +407,7 @@ async fn the_loop_from_start_to_quarantine() {
     let mut shown = status.clone();
     shown.reached(3).await;
 
-    // A policy that cannot be built: revocations go on, `at_least` does not hold until one is built.
+    // A policy that cannot be built: revocations are still applied, but `at_least` is not served until a policy builds.
     store.with(|(model, _)| model.commit("bad"));
     let bad = store.revision();
     status.poll_now();
@@ -418,7 +418,7 @@ async fn the_loop_from_start_to_quarantine() {
     status.wait_for(&store.revision(), LONG).await.unwrap();
     assert_eq!((status.applied(), status.policy(), status.problem()), (5, 5, None));
 
-    // Another history is asked for, then found.
+    // A revision of another history is requested, and then the store has another history.
     let other = Revision { history: Model::new("second").history, number: 1 };
     assert!(matches!(status.wait_for(&other, LONG).await, Err(Behind::OtherHistory { .. })));
     store.with(|(model, _)| model.history = other.history.clone());
@@ -447,17 +447,17 @@ async fn the_loop_falls_out_of_step_and_back() {
     });
     status.wait_for(&store.revision(), LONG).await.unwrap();
     assert_eq!((status.counts().resyncs, status.counts().loads, status.state()), (1, 2, State::Following));
-    // Whoever could stop it is gone: it ends.
+    // The sender of the stop signal is dropped, so the loop ends.
     drop(stop);
     task.await.unwrap();
     assert!(!matches!(status.wait_for(&Revision { number: 9, ..store.revision() }, LONG).await, Ok(())));
 }
 
-/// Callers who wait for what never comes make a replica ask its store no more often than at a distance.
+/// Callers that wait for an impossible revision cannot make a replica poll more often than the distance allows.
 #[tokio::test]
 async fn polls_that_callers_cause_keep_their_distance() {
     let store = Shared(Arc::new(Mutex::new((Model::new("first"), false))), watch::channel(0).0);
-    // A poll of its own accord would come after an hour.
+    // The poll interval is an hour.
     let settings = Settings { poll_interval_ms: 3_600_000, ..Settings::default() };
     let (follow, status) = Follow::new(store.clone(), Recorder::default(), Arc::new(SystemClock), settings, None);
     let (stop, stopped) = watch::channel(false);
@@ -469,10 +469,10 @@ async fn polls_that_callers_cause_keep_their_distance() {
         let waited = status.wait_for(&never, Duration::from_millis(1)).await;
         assert!(matches!(waited, Err(Behind::NotYet { .. })), "{waited:?}");
     }
-    // No sleep ends too soon, so this holds however slow the machine is.
+    // No sleep ends too early, so this holds on a slow machine as well.
     let (elapsed_ms, polls) = (began.elapsed().as_millis() as u64, status.counts().polls - polls_before);
     assert!((1..=elapsed_ms / 25 + 2).contains(&polls), "{polls} polls in {elapsed_ms} ms");
-    // Who waits gets there all the same.
+    // A caller that waits is still served.
     store.with(|(model, _)| model.commit("main"));
     status.wait_for(&store.revision(), LONG).await.unwrap();
     stop.send_replace(true);

@@ -1,4 +1,4 @@
-//! The digest, the fingerprint.
+//! Tests of the digest of a call and of the fingerprint of a request.
 
 use super::*;
 use crate::model::ids::UserId;
@@ -43,7 +43,7 @@ fn every_part_of_a_call_counts() {
     check(|subject| subject.agents = vec!["spiffe://a/b".into(), "spiffe://a/c".into()]);
     check(|subject| (subject.session, subject.task) = ("t".into(), "s".into()));
     check(|subject| subject.task = "u".into());
-    // What the issuer vouches for beside the identity, and what the tokens grant, is asked again and is no part of the call.
+    // The issuer's other claims and the grants of the tokens are checked on each call. They are no part of the digest.
     let mut same = subject();
     same.groups = vec!["staff".into()];
     assert_eq!(digest(&same, "pay/refund", &arguments), plain);

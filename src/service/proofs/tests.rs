@@ -1,4 +1,4 @@
-//! Proofs that come again, and agents that show or use very many.
+//! Tests of replayed proofs, and of agents that present or use very many proofs.
 
 use super::*;
 use crate::model::time::{Clock as _, ManualClock};
@@ -43,7 +43,7 @@ fn a_full_share_uses_nothing() {
     assert!(!proofs.was_used(&key(3)), "what was denied was not used");
 }
 
-/// What is taken back makes room for its holder, and can be used again; that it was shown stays.
+/// A use that is undone frees its room, and the proof can be used again. It still counts as presented.
 #[test]
 fn a_use_that_came_to_nothing_is_taken_back() {
     let clock = ManualClock::at_unix_s(1_000);
@@ -57,7 +57,7 @@ fn a_use_that_came_to_nothing_is_taken_back() {
     assert_eq!((spend(3), spend(1), show(1)), (Use::First, Use::Full, Showing::Again));
 }
 
-/// Whoever floods gets its own denials; whoever does not goes on, and the sum stays within the bound.
+/// A flooding agent gets denials of its own. Other agents go on, and the sum stays within the limit.
 #[test]
 fn a_flooding_agent_fills_its_own_share() {
     for flooders in [1_u32, 3, 9] {
@@ -108,7 +108,7 @@ fn only_the_first_showing_is_the_first() {
     assert_eq!(proofs.spend(&key(3), holder(1, 1), clock.now()), Use::First);
 }
 
-/// A proof that did not fit in the table must not count as never shown once there is room again.
+/// A proof that did not fit in the table must not count as first presented once there is room again.
 #[test]
 fn a_proof_that_was_not_noted_never_counts_as_first_shown() {
     let clock = ManualClock::at_unix_s(1_000);

@@ -1,4 +1,4 @@
-//! A call that needs an approval: asked for once, used once, and never more than the layers asked for.
+//! Tests of a call that needs an approval: it asks once, uses the approval once, and gets no more than the layers asked for.
 
 use super::*;
 use crate::model::approval::{ApprovalFilter, ApprovalRow, ApprovalState, OwnUse};
@@ -57,12 +57,12 @@ impl World {
         answer
     }
 
-    /// A refund asks with a proof of its own.
+    /// Sends a refund call with a proof of its own and checks the answer.
     async fn refund(&self, request_id: &str, expected: (Effect, Reason)) -> Answer {
         self.asks(&self.call(REFUND, ARGUMENTS, request_id), expected).await
     }
 
-    /// Asks for a call and has it approved.
+    /// Asks for a call and approves it.
     async fn approved(&self, tool: &str) -> String {
         let digest = self.asks(&self.call(tool, ARGUMENTS, ""), NEEDS).await.approval.unwrap().digest;
         self.write(Write::Approve {
@@ -107,7 +107,7 @@ async fn a_call_asks_and_is_permitted_once() {
     assert_eq!((permitted.decision.layer, permitted.decision.approvals.len()), (None, 0));
     let used = world.refund("r", denied(Reason::ApprovalUsed)).await;
     assert_eq!((used.decision.layer, used.decision.hop), (Some(Layer::Agent), Some(0)));
-    // Other arguments are another call.
+    // Other arguments make another call.
     world.asks(&world.call(REFUND, r#"{"amount":101}"#, "r"), NEEDS).await;
     world.clock.advance_ms(239_999);
     world.refund("r", denied(Reason::ApprovalUsed)).await;
@@ -149,10 +149,10 @@ async fn a_lost_answer_is_given_again() {
             request.proof = None;
         }
         let first = world.asks(&request, PERMIT).await;
-        // The gateway comes back on another connection.
+        // The gateway returns on another connection.
         let again = world.asks_from("10.0.0.1:4001", &request, PERMIT).await;
         assert_eq!(again.decision_id, first.decision_id, "{tool}");
-        // With no other name, of no other gateway, with no other proof.
+        // A repeat needs the same request id, the same gateway and the same proof.
         let replayed = if tool == "pay/tip" { Reason::ApprovalUsed } else { Reason::ProofReplayed };
         for id in ["r-2", ""] {
             world.asks(&CheckRequest { request_id: id.to_owned(), ..request.clone() }, denied(replayed)).await;
@@ -166,7 +166,7 @@ async fn a_lost_answer_is_given_again() {
     }
 }
 
-/// The answer of before is given again only where it would be given still.
+/// An earlier answer is repeated only if the call would still get it.
 #[tokio::test]
 async fn a_lost_answer_is_denied_once_the_call_is() {
     let world = world();
@@ -224,7 +224,7 @@ async fn what_happens_while_an_approval_is_used_counts() {
     .await;
 }
 
-/// What the store knows of and this replica does not, a kill perhaps, is seen before an approval is used.
+/// A change that the store has and this replica lacks, such as a revocation, is applied before an approval is used.
 #[tokio::test]
 async fn an_approval_is_used_only_by_who_has_seen_all() {
     let world = world();
@@ -244,7 +244,7 @@ async fn an_approval_is_used_only_by_who_has_seen_all() {
     world.asks(&request, PERMIT).await;
 }
 
-/// A caller that hangs up in the middle of a use changes nothing of it: it is made, and it is recorded.
+/// A caller that disconnects during a use does not stop it: the approval is used and the decision is recorded.
 #[tokio::test]
 async fn a_use_runs_to_its_record_whoever_hangs_up() {
     let world = world();
@@ -256,7 +256,7 @@ async fn a_use_runs_to_its_record_whoever_hangs_up() {
         let mut check = std::pin::pin!(world.lane.check(&request, &caller));
         assert!(futures_util::poll!(check.as_mut()).is_pending());
         tokio::task::yield_now().await;
-        // Dropped here, as when a connection is reset.
+        // The future is dropped here, as when a connection is reset.
     }
     world.desk.open.send_replace(true);
     world.lane.settled().await;
@@ -272,7 +272,7 @@ async fn a_use_runs_to_its_record_whoever_hangs_up() {
     assert_eq!(world.rows().await[0].used.as_ref().unwrap().decision_id, lines[0]["decision_id"]);
 }
 
-/// An answer that waits for its batch, and is denied in the end, gives back what it used.
+/// A pending answer that is denied in the end gives back its approval.
 #[tokio::test]
 async fn a_held_answer_that_is_denied_gives_back() {
     let world = world();
@@ -288,7 +288,7 @@ async fn a_held_answer_that_is_denied_gives_back() {
     assert_eq!(world.state().await, ApprovalState::Approved);
 }
 
-/// A use whose answer was given again stays used: somebody may have been permitted by it.
+/// An approval whose answer was repeated stays used, because a caller may have received the permit.
 #[tokio::test]
 async fn what_was_given_again_is_not_given_back() {
     let world = world();
@@ -311,7 +311,7 @@ async fn what_was_given_again_is_not_given_back() {
     assert_eq!(world.state().await, ApprovalState::Used);
 }
 
-/// What was approved with a key that is revoked since waits again.
+/// An approval that was signed with a key revoked since then no longer counts.
 #[tokio::test]
 async fn an_approver_whose_key_is_revoked_has_approved_nothing() {
     let world = world();
@@ -334,7 +334,7 @@ async fn what_is_denied_uses_nothing() {
     let stale = world.lane.check(&request, &caller).await.unwrap();
     assert_eq!(stale.decision.reason, Reason::Stale);
     assert_eq!(world.state().await, ApprovalState::Approved);
-    // Not even the proof.
+    // The proof is not spent either.
     world.asks(&request, PERMIT).await;
 }
 
@@ -357,7 +357,7 @@ async fn what_the_store_does_not_keep_is_denied() {
     assert!(answer.message.contains("store") && answer.approval.is_none(), "{}", answer.message);
     fails(None);
     assert!(world.rows().await.is_empty());
-    // Nothing was used: the very same request asks now.
+    // Nothing was used, so the same request can ask now.
     world.asks(&request, NEEDS).await;
     world.approved(REFUND).await;
     fails(Some(LedgerError::Unknown("the store went away".to_owned())));
@@ -374,7 +374,7 @@ async fn what_cannot_be_shown_cannot_be_approved() {
     assert!(answer.message.contains("16385 bytes") && answer.message.contains("approver"), "{}", answer.message);
     assert_eq!(answer.decision.layer, Some(Layer::Agent));
     assert!(world.rows().await.is_empty());
-    // It is the canonical form that counts.
+    // The canonical form counts.
     world.asks(&world.call(REFUND, &sized(16 * 1024), "r"), NEEDS).await;
     let spaced = sized(16 * 1024 - 1).replacen(':', ":   ", 1);
     world.asks(&world.call(REFUND, &spaced, "r"), NEEDS).await;
@@ -391,7 +391,7 @@ async fn an_agent_asks_for_so_many_at_once() {
     world.asks(&world.call(REFUND, "{\"n\":7}", ""), NEEDS).await;
 }
 
-/// What `prepared:` demands, with decisions made by hand.
+/// Tests `prepared:` with decisions that the test makes itself.
 #[tokio::test]
 async fn a_prepared_call_uses_the_other_approval() {
     let need = |tool: &str| PreparedNeed { layer: Layer::Agent, hop: Some(0), tool: tool.into() };
@@ -401,7 +401,7 @@ async fn a_prepared_call_uses_the_other_approval() {
         let caller = Caller { connection_id: 1, address: "test".into(), is_loopback: true };
         let service = &world.lane.service;
         let mut view = service.view().unwrap();
-        // No use is made before the newest commit is seen.
+        // No approval is used before the newest commit is applied.
         service.parts.catch_up.reach(&world.store.revision().await.unwrap()).await;
         view = service.view().unwrap_or(view);
         let mut judged = service.judge(&request, &caller, &view, world.clock.now());
@@ -423,7 +423,7 @@ async fn a_prepared_call_uses_the_other_approval() {
     check(&world, ARGUMENTS, Reason::ApprovalRequired, "waits").await;
     world.approved(REFUND).await;
     check(&world, r#"{"amount":101}"#, Reason::ApprovalRequired, "not asked").await;
-    // The prepare call itself is one use, the call that it prepares is the other.
+    // The preparing call uses one approval, and the prepared call uses the other.
     world.refund("", PERMIT).await;
     let permitted = settled(&world, vec![need(REFUND), need(REFUND)], ARGUMENTS, "r").await;
     assert_eq!((permitted.decision.effect, permitted.decision.prepared.len()), (Effect::Permit, 0));
@@ -438,7 +438,7 @@ async fn a_prepared_call_uses_the_other_approval() {
 
     let world = self::world();
     world.approved(REFUND).await;
-    // Both must be there, or neither is used.
+    // Both approvals must exist, or none is used.
     let judged = settled(&world, vec![need(REFUND), need("pay/burn")], ARGUMENTS, "").await;
     assert_eq!((judged.decision.effect, judged.decision.reason), denied(Reason::ApprovalRequired));
     assert!(judged.message.unwrap().contains("`pay/burn`"));

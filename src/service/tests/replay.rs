@@ -1,11 +1,11 @@
-//! A proof of possession comes again: on another connection, under another name, at any time for which it would still verify.
+//! Tests of replayed proofs of possession: on another connection, under another request id, at any time while the proof is valid.
 
 use super::*;
 use crate::model::limits::PROOF_WINDOW_S;
 use crate::model::time::Now;
 
-/// A destructive call whose proof was made by a clock that is ahead by as much as is allowed, so that it verifies for longest. The ledger
-/// of the store calls every key new here: that a proof is not new is known without it.
+/// A destructive call whose proof was made by a clock that is as far ahead as allowed, so the proof is valid for longest. The
+/// store's ledger accepts every key as new here, so the replica alone must detect the replay.
 #[tokio::test]
 async fn a_proof_is_permitted_once_for_as_long_as_it_verifies() {
     let world = world();
@@ -18,7 +18,7 @@ async fn a_proof_is_permitted_once_for_as_long_as_it_verifies() {
         let answer = world.lane.check(request, &caller).await.unwrap();
         (answer.decision.effect, answer.decision.reason)
     };
-    // At once, before any of them has spent it: one wins.
+    // All at once, before any of them has spent the proof: one is permitted.
     let racers = futures_util::future::join_all((0..8).map(|connection| check(&request, connection))).await;
     let permits = racers.iter().filter(|(effect, _)| *effect == Effect::Permit).count();
     let replayed = racers.iter().filter(|answer| **answer == (Effect::Deny, Reason::ProofReplayed)).count();
@@ -35,7 +35,7 @@ async fn a_proof_is_permitted_once_for_as_long_as_it_verifies() {
                 replayed_for_s = second;
             }
         }
-        // Others fill and turn the table meanwhile.
+        // Other proofs fill and rotate the table meanwhile.
         let other = CheckRequest { proof: Some(proof(&world, world.clock.now())), ..request.clone() };
         assert_eq!(check(&other, 0).await, (Effect::Permit, Reason::Ok), "after {second} s");
         world.clock.advance_ms(1_000);

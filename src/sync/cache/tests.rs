@@ -1,4 +1,4 @@
-//! A cache on a disk that runs full gives way, leaves the store alone, and comes back by itself.
+//! Tests the cache on a disk that runs full: it stops writing, does not load the store, and recovers by itself.
 
 use std::io;
 use std::time::Instant;
@@ -12,10 +12,10 @@ use crate::store::CommitRequest;
 use crate::store::sqlite::SqliteStore;
 use crate::testing::store::FaultyStore;
 
-/// How long anything may take before a test gives up; nothing is measured by it.
+/// Limit of every wait in these tests. No result depends on it.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// A large disk with as much room as a test says.
+/// A large disk whose free space the test sets.
 struct Disk(AtomicU64);
 
 impl FreeSpace for Disk {
@@ -58,13 +58,13 @@ impl Bench {
         Position { revision, hash: state.head_hash }
     }
 
-    /// The commits after a number, as the follower publishes them.
+    /// Queues the commits after a number, as the follower does after it has published them.
     async fn publish_after(&self, number: u64) {
         let commits = self.store.changes(number).await.unwrap().commits;
         self.keeper.apply(self.newest().await, commits);
     }
 
-    /// Waits until the cache holds what the store does.
+    /// Waits until the cache holds the newest state of the store.
     async fn caught_up(&self) {
         let (until, newest) = (Instant::now() + PATIENCE, self.newest().await.revision);
         while self.keeper.state().await.unwrap().map(|state| state.revision) != Some(newest.clone()) {
@@ -86,7 +86,7 @@ async fn a_disk_without_room_is_left_alone_and_so_is_the_store() {
         tokio::time::sleep(Duration::from_secs(30)).await;
     }
     assert_eq!(bench.store.loads(), 0, "the store is not read for a cache that cannot be written");
-    // Ten attempts whose pauses double, and then one in five minutes.
+    // The first ten attempts double their pauses; then there is one in five minutes.
     let (attempts, took_s) = (bench.keeper.failures(), began.elapsed().as_secs());
     assert!(bench.keeper.is_paused() && (2..=11 + took_s / 300).contains(&attempts), "{attempts} attempts in {took_s} s");
     assert!(!bench.folder.path().join("cache.db").exists(), "not a byte is taken");
@@ -101,7 +101,7 @@ async fn a_disk_without_room_is_left_alone_and_so_is_the_store() {
     assert!(!bench.keeper.is_paused());
     assert_eq!(bench.store.loads(), 1, "what came later is written as it comes");
 
-    // Short of room once more: what it missed comes from the log.
+    // The disk is full once more. The missed commits come from the log.
     bench.disk.0.store(0, Ordering::SeqCst);
     bench.kill("last").await;
     bench.publish_after(22).await;
@@ -115,7 +115,7 @@ async fn a_disk_without_room_is_left_alone_and_so_is_the_store() {
 #[tokio::test(start_paused = true)]
 async fn a_store_that_does_not_fit_is_read_once() {
     const DOCUMENT_BYTES: usize = 300_000;
-    // More than the least, by less than what the state takes.
+    // More than the reserve, but less than the state needs.
     let bench = Bench::new(DISK_CRITICAL_BYTES + DOCUMENT_BYTES as u64);
     let key = DocumentKey { kind: "group".to_owned(), id: "g".to_owned() };
     let json = format!(r#"{{"id":"g","kind":"group","x":"{}"}}"#, "x".repeat(DOCUMENT_BYTES));
@@ -127,7 +127,7 @@ async fn a_store_that_does_not_fit_is_read_once() {
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     assert_eq!(bench.store.loads(), 1);
-    // Room to try again, and still none for all of it.
+    // Enough space to try again, but not for the whole state.
     let least = DISK_CRITICAL_BYTES * 11 / 10 + 1;
     bench.disk.0.store(least + DOCUMENT_BYTES as u64, Ordering::SeqCst);
     let attempts = bench.keeper.failures();

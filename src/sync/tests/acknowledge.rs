@@ -1,4 +1,4 @@
-//! What is acknowledged, and when not: the barrier, a policy that cannot be built, quarantine.
+//! Tests of acknowledgement: with the barrier, with a policy that cannot be built, and in quarantine.
 
 use tokio::sync::Semaphore;
 
@@ -9,7 +9,7 @@ use crate::store::sqlite::SqliteStore;
 use crate::store::{Registration, Replica, ReplicaState, Store};
 use crate::telemetry::Metrics;
 
-/// Passes as often as it is let, and says how often it was begun and has passed.
+/// A barrier that passes as often as the test permits. It counts how often it was begun and has passed.
 struct Gate {
     begun: watch::Sender<u64>,
     passed: watch::Sender<u64>,
@@ -30,7 +30,7 @@ impl Gate {
         self.begun.subscribe().wait_for(|begun| *begun >= count).await.unwrap();
     }
 
-    /// What was applied when it was begun is acknowledged by now.
+    /// Waits until the barrier has passed that often. The revisions applied at its begin are acknowledged by then.
     async fn passed(&self, count: u64) {
         self.passed.subscribe().wait_for(|passed| *passed >= count).await.unwrap();
     }
@@ -47,7 +47,7 @@ struct Bench {
     _folder: tempfile::TempDir,
 }
 
-/// A follower of a model, whose member beats into a store of its own.
+/// Builds a follower of a model whose member sends heartbeats to a store of its own.
 async fn bench() -> Bench {
     let folder = tempfile::tempdir().unwrap();
     let store: Arc<dyn Store> = Arc::new(SqliteStore::open(&folder.path().join("s.db"), Arc::new(SystemClock)).unwrap());
@@ -69,7 +69,7 @@ async fn bench() -> Bench {
 }
 
 impl Bench {
-    /// The row, once it is as expected.
+    /// Waits until the row of the replica is as expected.
     async fn row(&self, expected: impl Fn(&Replica) -> bool) -> Replica {
         let found = async {
             loop {
@@ -98,21 +98,21 @@ async fn nothing_is_acknowledged_before_the_barrier_has_passed() {
         bench.model.with(|(model, _)| model.commit("main"));
         bench.status.wait_for(&bench.model.revision(), LONG).await.unwrap();
         bench.gate.begun(number + 1).await;
-        // It is applied, and a runtime still holds what was decided before.
+        // The revision is applied, but a runtime may still hold an earlier decision.
         assert_eq!((bench.status.applied(), bench.acked_now().await), (number, number - 1));
         if number == 1 {
             bench.gate.passes.add_permits(1);
             bench.row(|row| row.acked_number == 1).await;
         }
     }
-    // What was applied while the barrier ran is not covered by it.
+    // The running barrier does not cover the revisions that are applied meanwhile.
     bench.model.with(|(model, _)| model.commit("main"));
     bench.status.wait_for(&bench.model.revision(), LONG).await.unwrap();
     bench.gate.passes.add_permits(1);
     bench.row(|row| row.acked_number == 2).await;
     bench.gate.begun(4).await;
     assert_eq!(bench.acked_now().await, 2);
-    // A policy that cannot be built holds no revocation up.
+    // A policy that cannot be built delays no acknowledgement of revocations.
     bench.model.with(|(model, _)| model.commit("bad"));
     bench.status.clone().reached(4).await;
     bench.gate.passes.add_permits(2);
@@ -121,7 +121,7 @@ async fn nothing_is_acknowledged_before_the_barrier_has_passed() {
     assert!(bench.metrics.render().contains("portcullis_kill_propagation_seconds_count 4"));
 }
 
-/// What is applied while the barrier runs may have been decided before by a handler that it has passed already.
+/// A handler that the barrier has already passed may decide before a revision that is applied while the barrier runs.
 #[test]
 fn what_is_applied_while_the_barrier_runs_waits_for_the_next() {
     let acknowledged = |mutant: Option<Mutant>| {
@@ -129,7 +129,7 @@ fn what_is_applied_while_the_barrier_runs_waits_for_the_next() {
             let bench = bench().await;
             bench.gate.begun(1).await;
             bench.gate.passes.add_permits(1);
-            // Else the first commit could be applied before, and a mutant would acknowledge it with this barrier.
+            // Otherwise the first commit could be applied earlier, and a mutant would acknowledge it with this barrier.
             bench.gate.passed(1).await;
             for _ in 0..2 {
                 bench.model.with(|(model, _)| model.commit("main"));
@@ -155,7 +155,7 @@ async fn a_quarantined_replica_acknowledges_nothing_and_says_so() {
     bench.gate.begun(2).await;
     bench.gate.passes.add_permits(1);
     bench.row(|row| row.acked_number == 1).await;
-    // Applied, on its way to be acknowledged, and then the store turns out to be another one.
+    // The revision is applied and not acknowledged yet when the store turns out to be another one.
     bench.model.with(|(model, _)| model.commit("main"));
     bench.gate.begun(3).await;
     bench.model.with(|(model, _)| model.history = Model::new("second").history);

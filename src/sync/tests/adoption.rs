@@ -1,4 +1,4 @@
-//! The one way out of quarantine, and a start from the cache: what leads there, and that nothing else does.
+//! Tests of the way out of quarantine and of a start from the cache: which events lead there, and that no other event does.
 
 use super::*;
 use crate::model::records::RevocationRow;
@@ -13,7 +13,7 @@ fn at_ms(ms: i64) -> Now {
     Now { unix_ns: ms * 1_000_000, boot_ns: ms * 1_000_000 }
 }
 
-/// A follower that stood at 3 of `first`, proved at second 1, and what it published.
+/// A quarantined follower that was at revision 3 of `first`, proved at second 1, with the store that it followed.
 fn quarantined() -> (Follower, Model) {
     let mut store = Model::new("first");
     (0..3).for_each(|_| store.commit("main"));
@@ -29,7 +29,7 @@ fn rows(of: &Model) -> Vec<RevocationRow> {
     of.state().revocations
 }
 
-/// The backup at 1 of `first`, adopted as `second`, with what was merged into it.
+/// The backup at revision 1 of `first`, adopted as `second`, with the merged rows.
 fn adopted(of: &Model, merged: Vec<RevocationRow>) -> Adopted {
     let mut backup = Model::new("first");
     backup.commits = of.commits[..1].to_vec();
@@ -65,7 +65,7 @@ fn only_an_adopted_store_that_covers_leads_out_of_quarantine() {
             return;
         };
         assert_eq!(action, None, "{what}");
-        // And nothing that comes later makes a publication of it.
+        // A later event does not publish it either.
         assert_eq!(follower.on(Event::Published(Ok(()))), None);
         assert_eq!((follower.state(), follower.proof()), (State::Quarantined, Some(at_ms(1_000))), "{what}");
         let problem = follower.problem().unwrap_or_default();
@@ -73,12 +73,12 @@ fn only_an_adopted_store_that_covers_leads_out_of_quarantine() {
     };
     check("all is there", later, &|_| {}, None);
     check("more is there", later, &|it| it.known = Some(Known { number: 3, rows: vec![] }), None);
-    // Without a record, or one of another family, a store is a foreign one whatever it holds.
+    // A store without an adoption record, or with a record of an unrelated history, is foreign whatever it holds.
     check("no record", later, &|it| it.lineage.adoptions.clear(), Some("history"));
     let foreign = |it: &mut Adopted| it.lineage.adoptions[0].from.history = HistoryId::new("third");
     check("another family", later, &foreign, Some("history"));
     check("a state of another history", later, &|it| it.state.revision.history = HistoryId::new("third"), Some("history"));
-    // It does not cover.
+    // The adopted store lacks a known revocation.
     check("a kill is missing", later, &|it| drop(it.state.revocations.pop()), Some("digest"));
     let without_last = |it: &mut Adopted| {
         it.state.revocations.pop();
@@ -90,12 +90,12 @@ fn only_an_adopted_store_that_covers_leads_out_of_quarantine() {
         it.state.digest = state_digest(&[], &it.state.revocations);
     };
     check("a kill is weaker", later, &weaker, Some("1 of what is revoked"));
-    // What it knew is not all there to be compared.
+    // The cache does not hold all that the replica knew.
     check("no cache", later, &|it| it.known = None, Some("restart it"));
     check("a cache that stayed behind", later, &|it| it.known.as_mut().unwrap().number = 2, Some("restart it"));
-    // What was answered before is not older than the bound.
+    // The last proof is not older than the bound.
     check("too early", later - 1, &|_| {}, Some("history"));
-    // A store that holds the place wholly lacks nothing: what was lifted since stays lifted.
+    // A store that contains the followed position lacks nothing. A revocation that was lifted since stays lifted.
     let holds = |it: &mut Adopted| {
         it.lineage.adoptions[0].from.number = 3;
         it.lineage.hash_at = Some(quarantined().1.commits[2].hash);
@@ -122,7 +122,7 @@ fn an_adopted_state_that_cannot_be_published_changes_nothing() {
     assert!(follower.problem().unwrap().contains("does not build"));
     follower.on(Event::AdoptionFailed(store::Error::Unavailable("down".into())));
     assert!(follower.problem().unwrap().contains("down"));
-    // It is asked again, and then it is followed.
+    // The follower asks again, and then follows the store.
     assert_eq!(follower.on(Event::Adoption { sent_at: at_ms(9_000), adopted: None }), None);
     assert!(asked(&mut follower).is_some());
     follower.on(Event::Published(Ok(())));
@@ -144,12 +144,12 @@ fn a_restart_merges_what_its_cache_holds() {
     let known = |number: u64| Some(Known { number, rows: rows(&store)[..number as usize].to_vec() });
     check(known(3), 3, true);
     check(known(3), 2, false);
-    // A cache that stayed behind, and none: what is there is merged.
+    // A cache that stayed behind, and no cache: whatever exists is merged.
     check(known(2), 2, true);
     check(None, 1, true);
 }
 
-/// One step of the hostile world: what is told of the store, and what the publisher says.
+/// One step: an answer about the store, and the result of the publisher.
 #[derive(Clone, Debug)]
 enum Told {
     Adoption { ms: i64, record: bool, family: bool, merged: usize, known: Option<u64>, builds: bool },
@@ -175,7 +175,7 @@ fn told() -> impl Strategy<Value = Told> {
 
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
-    /// Whatever is told in whatever order: it leaves quarantine with a record, a cover, a proof that is old enough, and not otherwise.
+    /// For any order of answers, the follower leaves quarantine only with a record, full coverage and an old proof.
     #[test]
     fn quarantine_is_left_by_the_one_way(steps in prop::collection::vec(told(), 1..20)) {
         let (mut follower, store) = quarantined();
@@ -213,8 +213,8 @@ proptest! {
     }
 }
 
-/// A start from the cache at 2, where the replica is known to have been at 4: no proof before the head is reached, and no store that
-/// does not go on from both places.
+/// A start from a cache at revision 2 while the recorded position is 4: nothing is proved before the head is reached, and a store
+/// that does not continue from both positions is not followed.
 #[test]
 fn a_cached_start_is_unproved_until_the_head_is_reached() {
     let mut model = Model::new("first");
@@ -227,7 +227,7 @@ fn a_cached_start_is_unproved_until_the_head_is_reached() {
     let mut follower = start();
     assert_eq!((follower.request(), follower.proof()), (Request::Poll { after: 2, at_once: false }, None));
     assert_eq!((follower.published(), follower.place()), (None, None), "it is no place to remember");
-    // A page that does not reach the head proves nothing, and hides nothing.
+    // A page that does not reach the head proves nothing. Its rows are still applied.
     let mut page = model.changes(2);
     page.commits.truncate(2);
     let action = follower.on(Event::Changes { sent_at: at_ms(5), changes: page });
@@ -252,7 +252,7 @@ fn a_cached_start_is_unproved_until_the_head_is_reached() {
     check("it goes on", told(model.changes(2)), (State::Following, Request::Poll { after: 6, at_once: false }));
     check("no answer", Event::PollFailed(store::Error::Unavailable("down".into())), (State::Bootstrapping, start().request()));
     check("a cut log", Event::PollFailed(store::Error::BelowFloor { floor: 3 }), (State::Resync, Request::Load));
-    // The store is at the cached place, or ahead of it, and behind the place that was reached.
+    // The store is at or ahead of the cached position, and behind the recorded one.
     let mut older = Model::new("first");
     older.commits = model.commits[..2].to_vec();
     check("an older store", told(older.changes(2)), quarantine);
@@ -263,7 +263,7 @@ fn a_cached_start_is_unproved_until_the_head_is_reached() {
     (0..5).for_each(|_| fork.commit("fork"));
     check("a fork after the cached place", told(fork.changes(2)), quarantine);
     check("another history", told(Changes { history: HistoryId::new("x"), ..model.changes(2) }), quarantine);
-    // The same by a full load, where the log was cut.
+    // The same with a full load, because the log was cut.
     let mut follower = start();
     follower.on(Event::PollFailed(store::Error::BelowFloor { floor: 3 }));
     follower.on(Event::Loaded { sent_at: at_ms(9), state: Box::new(older.state()) });

@@ -1,8 +1,8 @@
-//! Promise 4 against the real parts: `at_least` is never answered from an older snapshot.
+//! Tests promise 4 with the real parts: a call with `at_least` is never answered from an older snapshot.
 //!
-//! A SQLite file, its follower on a thread of its own, the service on two serving threads, and a writer who lets an agent in and shuts
-//! it out again, by revocation and by policy in turn. All callers ask for a revision as soon as the writer was told of it, and so
-//! before the follower has it or with it.
+//! A SQLite file has its follower on a thread of its own and the service on two serving threads. A writer alternately permits and
+//! denies an agent, by revocation and by policy in turn. All callers request a revision as soon as the store has acknowledged it
+//! to the writer, so before or while the follower applies it.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, RwLock};
@@ -27,13 +27,13 @@ use crate::store::{CommitRequest, Registration, Store};
 use crate::telemetry::{Metrics, Spans};
 use crate::testing::cases::cases;
 
-/// Answers of the ordinary run.
+/// Answers in the ordinary run.
 const ANSWERS: u32 = 10_000;
 const SERVING_THREADS: usize = 2;
-/// Calls that one serving thread has at one time.
+/// Concurrent calls of one serving thread.
 const CALLS: usize = 16;
 
-/// The machine's time, from when the credentials are valid.
+/// The machine's clock, shifted to the time at which the credentials are valid.
 struct Since {
     began: Now,
 }
@@ -46,16 +46,16 @@ impl Clock for Since {
     }
 }
 
-/// What the writer did, before anybody can have read it.
+/// The writer's results, stored before any caller can read the revision.
 struct Written {
     history: HistoryId,
-    /// Whether the call is permitted, by number.
+    /// Whether the call is permitted, by revision number.
     permitted: RwLock<Vec<bool>>,
-    /// The newest number that the store acknowledged.
+    /// The newest number that the store has acknowledged.
     acknowledged: watch::Sender<u64>,
 }
 
-/// What the callers saw.
+/// The results of the callers.
 #[derive(Default)]
 struct Told {
     answered: AtomicU64,
@@ -67,7 +67,7 @@ fn on_its_own_runtime<F: Future<Output = ()>>(task: F) {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(task);
 }
 
-/// Commits until nobody calls any more.
+/// Commits until no caller is left.
 async fn write(store: Arc<dyn Store>, written: Arc<Written>) {
     for number in 2.. {
         let (writes, permitted) = Asked::turn(number);
@@ -80,7 +80,7 @@ async fn write(store: Arc<dyn Store>, written: Arc<Written>) {
     }
 }
 
-/// Calls until there were enough answers.
+/// Calls until there are enough answers.
 async fn call(service: Arc<Service>, written: Arc<Written>, told: Arc<Told>, answers: u64) {
     let recorder = Arc::new(Recorder::discarding("at_least"));
     let lane = service.lane(recorder.clone());
@@ -111,7 +111,8 @@ async fn call(service: Arc<Service>, written: Arc<Written>, told: Arc<Told>, ans
     join_all((0..CALLS).map(|_| one())).await;
 }
 
-/// Runs until there were so many answers, broken or whole; how many were refused, and what was wrong.
+/// Runs until there are enough answers, with a mutant if one is given. Returns the number of unavailable answers and the wrong
+/// ones.
 fn run(answers: u64, mutant: Option<Mutant>) -> (u64, Vec<String>) {
     let folder = tempfile::tempdir().unwrap();
     let clock: Arc<dyn Clock> = Arc::new(Since { began: SystemClock.now() });
@@ -169,7 +170,7 @@ fn run(answers: u64, mutant: Option<Mutant>) -> (u64, Vec<String>) {
     (told.unavailable.load(Ordering::Relaxed), wrong)
 }
 
-/// With `PORTCULLIS_CASES_FACTOR=100` a million of them.
+/// `PORTCULLIS_CASES_FACTOR=100` runs a million of them.
 #[test]
 fn it_is_never_answered_from_an_older_snapshot() {
     let answers = u64::from(cases(ANSWERS));

@@ -1,7 +1,8 @@
-//! Any order of issuing, revoking, pruning and time: what was revoked is never let in again while it could be valid.
+//! Tests expiry: for any order of issuing, revoking, pruning and waiting, a revoked credential is never permitted again while it
+//! is valid.
 //!
-//! The rules of every store make the rows, the publisher and the index of every replica answer; a naive list of credentials says what
-//! must be dead.
+//! The rows come from the rules that every store uses. The answers come from the publisher and the index that every replica uses.
+//! A naive list of credentials is the reference.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use crate::store::{CommitRequest, CommitRow, Settings, State, Store, lapse, rule
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// A root for an agent and a session, whose `iat` is so far off the clock.
+    /// A root token for an agent and a session, whose `iat` is off the clock by so many seconds.
     Issue {
         agent: usize,
         session: usize,
@@ -52,7 +53,7 @@ struct Credential {
     targets: [Target; 3],
     iat_s: i64,
     exp_s: i64,
-    /// By something that is never undone.
+    /// Whether the credential was revoked in a way that is never undone.
     revoked: bool,
 }
 
@@ -64,7 +65,7 @@ fn target(which: usize) -> Target {
     }
 }
 
-/// A store's rows and a replica that follows them.
+/// The rows of a store, and a replica that follows them.
 struct World {
     now_s: i64,
     rows: BTreeMap<Target, RevocationRow>,
@@ -100,7 +101,7 @@ impl World {
             Step::Issue { agent, session, life_s, iat_off_s } => {
                 let targets = [target(agent), target(2 + session), target(4 + self.credentials.len())];
                 let iat_s = self.now_s + iat_off_s;
-                // A session that died stays dead for what is issued later.
+                // A dead session stays dead for credentials that are issued later.
                 let revoked = self.rows.get(&targets[1]).is_some_and(|row| row.dead);
                 self.credentials.push(Credential { targets, iat_s, exp_s: iat_s + life_s, revoked });
             }
@@ -132,7 +133,7 @@ impl World {
         }
     }
 
-    /// What is let in although it must not be.
+    /// A credential that is permitted although it must not be.
     fn wrongly_alive(&self) -> Option<String> {
         let view = self.cell.load().unwrap();
         let number = view.snapshot.revision().number;
@@ -157,7 +158,7 @@ proptest! {
             world.take(step.clone());
             prop_assert_eq!(world.wrongly_alive(), None, "after {:?} at {}", step, world.now_s);
         }
-        // What the rows hold is all that the replica holds, once nobody decides by an older snapshot.
+        // Once no decision uses an older snapshot, the index holds only the rows of the store.
         drop(world.cell.load());
         world.commit(vec![]);
         drop(world.cell.load());
@@ -168,7 +169,7 @@ proptest! {
     }
 }
 
-/// What a decision holds may be older than what is published; what denied it then must deny it to its end.
+/// A decision may hold an older snapshot than the published one. A row that denies in it must deny until that decision ends.
 #[test]
 fn what_a_held_snapshot_sees_is_kept_until_it_is_let_go() {
     let check = |mutant: Option<Mutant>, expected: [bool; 2]| {

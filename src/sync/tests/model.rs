@@ -1,4 +1,4 @@
-//! A naive model of a store: a list of commits with real hashes, that can be forked and lose a row.
+//! A naive model of a store: a list of commits with real hashes. It can fork and lose a row.
 
 use crate::model::records::{Change, RevocationRow, Target};
 use crate::model::revision::{HistoryId, Revision, StateDigest};
@@ -20,11 +20,11 @@ pub(super) fn commit_row(number: u64, previous_hash: [u8; 32], name: &str) -> Co
     CommitRow { number, previous_hash, hash, digest: StateDigest::default(), unix_ms: 0, changes }
 }
 
-/// The store.
+/// The model of a store.
 pub(super) struct Model {
     pub(super) history: HistoryId,
     pub(super) commits: Vec<CommitRow>,
-    /// The number of a row that the log no longer has.
+    /// The number of a row that the log has lost.
     pub(super) lost: Option<u64>,
 }
 
@@ -38,7 +38,7 @@ impl Model {
         self.commits.push(commit_row(self.commits.len() as u64 + 1, previous_hash, name));
     }
 
-    /// Goes back to a number and on from there with other commits.
+    /// Rolls back to a number and adds other commits from there.
     pub(super) fn fork(&mut self, to: usize, more: usize) {
         self.commits.truncate(to);
         (0..more).for_each(|_| self.commit("fork"));

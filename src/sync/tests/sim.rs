@@ -1,8 +1,10 @@
-//! The kill switch, proved by simulation: real replicas, a model store, and everything that can go wrong between them.
+//! Proves the kill switch by simulation: real replicas, a model store, and faults between them.
 //!
-//! Every fault, delay, pause and jump comes from a seed, so a run that fails can be run again: `SIM_SEED=… cargo test --lib
+//! Every fault, delay, pause and clock jump comes from a seed, so a failed run can be repeated: `SIM_SEED=… cargo test --lib
 //! sim::every_promise_holds -- --nocapture`.
-//! What must hold is in `sim/checker.rs`; that it would be seen not to hold is shown by mutants, each broken in one line.
+//!
+//! `sim/checker.rs` holds the promises. Mutants, each broken in one line, show that the checker would see a broken promise. Look
+//! next at `sim/world.rs`, which runs one simulation.
 
 mod checker;
 mod clients;
@@ -27,7 +29,7 @@ pub(super) use fixture::Asked;
 pub(super) use replica::NoApprovals;
 
 pub(super) const START_UNIX_S: i64 = 1_700_000_000;
-/// Seeds of the ordinary run; `PORTCULLIS_SIM_SEEDS` says otherwise.
+/// Seeds of the ordinary run. `PORTCULLIS_SIM_SEEDS` sets another number.
 const SEEDS: u64 = 200;
 
 fn from_environment(name: &str) -> Option<u64> {
@@ -35,14 +37,14 @@ fn from_environment(name: &str) -> Option<u64> {
     Some(value.parse().unwrap_or_else(|_| panic!("{name} is `{value}`: give a number")))
 }
 
-/// What was seen, so that nobody takes a run for more than it was.
+/// Totals of the runs. They show how much the runs have tested.
 #[derive(Debug, Default)]
 struct Seen {
     seeds: u64,
     answers: u64,
-    /// Answers from what the caller had seen, or later.
+    /// Answers from a revision that the caller had seen, or a later one.
     at_least: u64,
-    /// Waits for the fleet that said that nobody answers from before.
+    /// Waits for the fleet that succeeded: no replica answers from before any more.
     waits: u64,
 }
 
@@ -53,7 +55,7 @@ impl fmt::Display for Seen {
     }
 }
 
-/// Runs a seed and says what is wrong with its history.
+/// Runs a seed. Returns the totals, or the violation in its history.
 fn verdict(seed: u64) -> Result<Seen, String> {
     let History { answers, waits, .. } = &checked(seed)?;
     let at_least = answers.iter().filter(|answer| answer.at_least.is_some() && !answer.unavailable).count();
@@ -124,13 +126,13 @@ fn a_seed_runs_the_same_again() {
     }
 }
 
-/// Runs seeds until one shows that it is broken, by the promise that it breaks.
+/// Runs seeds until one of them shows that the mutant breaks the promise.
 fn catches(mutant: Mutant, promise: Promise, first: u64) {
     let breaks = |seed: u64| {
         let outcome = mutant::with(Some(mutant), || world::run(seed, false)).unwrap();
         checker::check(&outcome.history).err().filter(|violation| violation.promise == promise).map(|violation| (seed, violation))
     };
-    // The seed that is known to show it comes first; where the simulation has changed since, another one does.
+    // Start with the seed that is known to show it. If the simulation has changed since, another seed does.
     let caught = (first..SEEDS).chain(0..first).find_map(breaks);
     let (seed, violation) = caught.unwrap_or_else(|| panic!("{mutant:?} passes {SEEDS} seeds: the checker does not see it"));
     println!("{mutant:?} {first} {seed}: {violation}");

@@ -1,8 +1,9 @@
-//! What must hold of a history, whatever happened in it. Pure: a history in, the first broken promise out.
+//! The promises that must hold of every history. Pure: it takes a history and returns the first broken promise.
 //!
-//! A history is the tree of all commits that ever were, with who was permitted what at each, and what gateways, replicas and
-//! the end of the run saw. Times are true ones. Look next at
-//! `checker/tests.rs`, where every rule meets a history that breaks it.
+//! A history is the tree of all commits, with the calls that each of them permits, and the observations of gateways, replicas and
+//! the end of the run. Its times are real simulated times, not those of a machine's clock.
+//!
+//! Look next at `checker/tests.rs`, which breaks every rule with a small history.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,27 +13,27 @@ use crate::model::decision::Effect;
 use crate::model::limits::SECOND_OPERATOR_MS;
 use crate::model::revision::Revision;
 
-/// A commit, as the store had it.
+/// A commit as the store had it.
 #[derive(Clone, Debug)]
 pub(super) struct Commit {
     pub(super) parent: Option<usize>,
-    /// Under the history that it was made in first, others that share it after.
+    /// The commit's revisions: first in the history that made it, then in the histories that share it.
     pub(super) revisions: Vec<Revision>,
     pub(super) created_ns: i64,
-    /// When its writer learned of it. What an asynchronous pair's new primary acknowledged binds no earlier than from when the
-    /// old one fell silent: the weaker promise of that durability.
+    /// The time at which its writer learned of it. In an asynchronous pair, a commit that the new primary acknowledged binds only
+    /// from the moment at which the old primary fell silent. That is the weaker promise of this durability.
     pub(super) binds_ns: Option<i64>,
-    /// When the store lost it.
+    /// The time at which the store lost it.
     pub(super) lost_ns: Option<i64>,
-    /// For each pair of chain and tool: whether something revoked denies it.
+    /// For each pair of chain and tool: whether a revocation denies it.
     pub(super) revoked: Vec<bool>,
     /// For each pair: whether policy allows it.
     pub(super) allowed: Vec<bool>,
-    /// Whether its policy can be built; where not, the last one that could goes on to decide.
+    /// Whether its policy can be built. If not, the last good policy stays in force.
     pub(super) builds: bool,
-    /// What it did to the switch of everything, in order.
+    /// Its changes to the revocation of everything, in order.
     pub(super) all: Vec<OfAll>,
-    /// By the store's clock.
+    /// The commit time by the store's clock.
     pub(super) unix_ms: i64,
 }
 
@@ -41,56 +42,56 @@ impl Commit {
         self.allowed[pair] && !self.revoked[pair]
     }
 
-    /// Whether somebody may be permitted: by this policy, or by an older one where this one cannot be built.
+    /// Whether a pair may be permitted: by this policy, or by an older one if this policy cannot be built.
     fn may_permit(&self, pair: usize) -> bool {
         !self.revoked[pair] && (self.allowed[pair] || !self.builds)
     }
 }
 
-/// An answer, as the gateway received it.
+/// An answer as the gateway received it.
 #[derive(Clone, Debug)]
 pub(super) struct Answer {
     pub(super) replica: usize,
     pub(super) incarnation: u32,
-    /// Place of chain and tool in [`Commit::revoked`] and [`Commit::allowed`].
+    /// The index of chain and tool in [`Commit::revoked`] and [`Commit::allowed`].
     pub(super) pair: usize,
     pub(super) destructive: bool,
-    /// The commit that had to be seen.
+    /// The commit that the answer had to cover.
     pub(super) at_least: Option<usize>,
     pub(super) effect: Effect,
-    /// That the replica did not get to `at_least`.
+    /// Whether the replica did not reach `at_least`.
     pub(super) unavailable: bool,
     pub(super) revision: Revision,
-    /// The commit that decided, if it is known; of a permit always.
+    /// The commit that decided, if it is known. It is always known for a permit.
     pub(super) commit: Option<usize>,
-    /// The commit whose policy decided, as well as that is known.
+    /// The commit whose policy decided, if it is known.
     pub(super) policy: Option<usize>,
     pub(super) sent_ns: i64,
-    /// When it left its handler, on its way to be sent.
+    /// The time at which the answer left its handler.
     pub(super) answered_ns: i64,
     pub(super) received_ns: i64,
-    /// Sent, and the time the answer says it is valid by the gateway's clock.
+    /// The time until which the gateway may use the answer: its own sending time plus `valid_for_ms`.
     pub(super) usable_until_ns: i64,
     pub(super) age_ms: u64,
     pub(super) valid_for_ms: u64,
 }
 
-/// What a replica did.
+/// A step of a replica.
 #[derive(Clone, Debug)]
 pub(super) enum Step {
-    /// It published a snapshot; `None` where no commit is like it.
+    /// The replica published a snapshot. `commit` is `None` if no commit matches it.
     Published {
         revision: Revision,
         commit: Option<usize>,
         /// The commit whose policy is in force.
         policy: Option<usize>,
     },
-    /// It wrote down that it is there: a restart knows.
+    /// The replica recorded its position at this commit on disk, so a restart knows it.
     Kept(usize),
     Quarantined,
 }
 
-/// A replica's step.
+/// A step of a replica, with its time and process.
 #[derive(Clone, Debug)]
 pub(super) struct Stepped {
     pub(super) replica: usize,
@@ -99,13 +100,13 @@ pub(super) struct Stepped {
     pub(super) step: Step,
 }
 
-/// Somebody who revoked and waited for the fleet.
+/// A revocation whose writer waited for the fleet.
 #[derive(Clone, Debug)]
 pub(super) struct Waited {
-    /// What was waited for.
+    /// The commit that the wait is for.
     pub(super) commit: usize,
     pub(super) began_ns: i64,
-    /// When the wait returned, and whether it said that no replica answers from before any more.
+    /// The time at which the wait returned, and whether it reported that no replica answers from before any more.
     pub(super) returned: Option<(i64, bool)>,
 }
 
@@ -114,26 +115,26 @@ pub(super) struct Waited {
 pub(super) struct Ended {
     pub(super) replica: usize,
     pub(super) quarantined: bool,
-    /// Whether it is fresh, at the store's newest commit.
+    /// Whether it is fresh and at the store's newest commit.
     pub(super) current: bool,
 }
 
-/// All that happened.
+/// The whole history of a run.
 #[derive(Clone, Debug, Default)]
 pub(super) struct History {
     pub(super) bound_ns: i64,
-    /// What clocks may drift and simulated time is coarse.
+    /// Tolerance for clock drift and for the granularity of simulated time.
     pub(super) slack_ns: i64,
     pub(super) commits: Vec<Commit>,
     pub(super) answers: Vec<Answer>,
     pub(super) steps: Vec<Stepped>,
     pub(super) waits: Vec<Waited>,
-    /// When the last wait must have returned.
+    /// The time by which the last wait must have returned.
     pub(super) end_ns: i64,
     pub(super) ended: Vec<Ended>,
-    /// Whether the store may have been another than was followed.
+    /// Whether a replica may have met another store than the one it followed.
     pub(super) may_quarantine: bool,
-    /// From this moment on every answer must be what the newest commit says.
+    /// From this time on, every answer must match the newest commit.
     pub(super) quiet_ns: i64,
     pub(super) newest: usize,
 }
@@ -145,28 +146,28 @@ pub(super) struct Violation {
     pub(super) what: String,
 }
 
-/// What is promised, by number in the design, or by the table of states.
+/// The promises, by their number in the design or by the table of replica states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Promise {
-    /// 2: no permit is usable later than acknowledgement and bound.
+    /// 2: no permit is usable later than the acknowledgement plus the bound.
     Bound,
-    /// 3: a wait for the fleet returns in time, and nothing decided afterwards permits.
+    /// 3: a wait for the fleet returns in time, and no later decision permits the revoked call.
     Fleet,
-    /// A permit is what its own revision says.
+    /// A permit matches the revision that it names.
     Revision,
-    /// What cannot be built leaves the last good policy, and nothing else, in force.
+    /// A policy that cannot be built leaves the last good policy in force, and no other.
     LastGood,
-    /// Everything is let in again by two operators.
+    /// Reinstating everything takes two operators.
     TwoOperators,
-    /// 4: never answered from before what the caller has seen.
+    /// 4: no answer comes from before the revision that the caller has seen.
     AtLeast,
-    /// 5: a replica goes on from where it was, in one history.
+    /// 5: a replica continues from its last position, in one history.
     Forward,
     /// A revision has one digest.
     Digest,
-    /// What each state may answer.
+    /// Each replica state answers only as its table allows.
     States,
-    /// 6: left in peace, a replica is fresh again, and right.
+    /// 6: after the last fault, a replica becomes fresh again and answers correctly.
     Recovery,
 }
 
@@ -180,14 +181,14 @@ fn broken(promise: Promise, what: String) -> Result<(), Violation> {
     Err(Violation { promise, what })
 }
 
-/// How much longer than the bound a wait for the fleet may take.
+/// The time beyond the bound that a wait for the fleet may take.
 const WAIT_MARGIN_NS: i64 = 200_000_000;
-/// After so many steps a replica has written down the first of them.
+/// After this number of steps, a replica must have recorded the first of them.
 const KEPT_AFTER_STEPS: usize = 20;
 /// The age at which destructive tools are denied.
 const FRESH_AGE_MS: u64 = 1_000;
 
-/// Checks everything.
+/// Checks all promises.
 ///
 /// # Errors
 /// The first promise that does not hold.
@@ -205,7 +206,7 @@ pub(super) fn check(history: &History) -> Result<(), Violation> {
     all_recover(history)
 }
 
-/// Where a replica was last: commit, the process that was there, and the commit of the policy in force.
+/// The last observation of a replica: its commit, its process, and the commit of the policy in force.
 #[derive(Clone, Copy)]
 struct Was<'a> {
     incarnation: u32,
@@ -239,7 +240,8 @@ fn replicas_go_forward(history: &History) -> Result<(), Violation> {
         if policy != if history.commits[commit].builds { commit } else { same.map_or(usize::MAX, |same| same.policy) } {
             return broken(Promise::LastGood, format!("{}: the policy of commit {policy} is in force at {commit}", who()));
         }
-        // A restart knows what was written down. Where the store cannot fall it goes on from where it was all the same.
+        // A restart knows the recorded position. If the store cannot roll back, the replica continues from its last position
+        // anyway.
         let strict = before.filter(|_| same.is_some() || !history.may_quarantine);
         let goes_on = |before: Was<'_>| before.revision.history == revision.history && history.contains(commit, before.commit);
         let knows = kept.get(replica).is_none_or(|kept| history.contains(commit, *kept));
@@ -248,7 +250,7 @@ fn replicas_go_forward(history: &History) -> Result<(), Violation> {
             let what = format!("{}: from {before:?}, kept {:?}, to {revision} (commit {commit})", who(), kept.get(replica));
             return broken(Promise::Forward, what);
         }
-        // Who went on so often has written down where it was before.
+        // After so many steps, the replica must have recorded the earliest of them.
         let lately = lately.entry((*replica, *incarnation)).or_default();
         lately.push(commit);
         if let Some(before) = lately.len().checked_sub(KEPT_AFTER_STEPS).map(|place| lately[place]) {
@@ -259,7 +261,8 @@ fn replicas_go_forward(history: &History) -> Result<(), Violation> {
     Ok(())
 }
 
-/// Who lifts what stops everything is another one than who asked for that, since it was stopped and in time.
+/// The operator who lifts the revocation of everything differs from the one who asked for it. The request is recent and follows
+/// the last revocation of everything.
 fn two_operators(history: &History) -> Result<(), Violation> {
     for (place, commit) in history.commits.iter().enumerate() {
         for (act, of_all) in commit.all.iter().enumerate() {
@@ -317,7 +320,7 @@ fn at_least(history: &History, answer: &Answer) -> Result<(), Violation> {
     let Some(asked) = answer.at_least.filter(|_| !answer.unavailable) else { return Ok(()) };
     let seen = &history.commits[asked];
     let number = seen.revisions[0].number;
-    // A denial may name the revision of what denies. Who follows a commit that the store lost knows of others by number alone.
+    // A denial may name the revision of a later revocation. After a lost commit, commits can be compared by number alone.
     let holds = match answer.commit {
         Some(commit) if seen.lost_ns.is_none() && history.commits[commit].lost_ns.is_none() => history.contains(commit, asked),
         _ => answer.revision.number >= number,
@@ -329,7 +332,7 @@ fn at_least(history: &History, answer: &Answer) -> Result<(), Violation> {
     broken(Promise::AtLeast, format!("commit {asked}, number {number}, was asked for: {answer:?}"))
 }
 
-/// Promise 2: at no moment is a permit usable at which what it permits has been known to be denied for longer than the bound.
+/// Promise 2: no permit is usable at a moment at which its call has been denied, and known to be, for longer than the bound.
 fn within_the_bound(history: &History) -> Result<(), Violation> {
     let pairs = history.commits.first().map_or(0, |commit| commit.revoked.len());
     for pair in 0..pairs {
@@ -353,7 +356,8 @@ fn within_the_bound(history: &History) -> Result<(), Violation> {
     Ok(())
 }
 
-/// Promise 3. What left its handler before the wait returned may arrive later; what has no time left when it arrives is no permit.
+/// Promise 3. An answer that left its handler before the wait returned may arrive later. An answer that has expired on arrival is
+/// no permit.
 fn waited(history: &History, wait: &Waited) -> Result<(), Violation> {
     let due_ns = wait.began_ns + history.bound_ns + WAIT_MARGIN_NS + history.slack_ns;
     let Some((returned_ns, said)) = wait.returned.filter(|(returned_ns, _)| *returned_ns <= due_ns) else {
@@ -401,7 +405,7 @@ fn all_recover(history: &History) -> Result<(), Violation> {
 }
 
 impl History {
-    /// Until when what a commit says holds: a later one undoes it, or the store loses it.
+    /// The time until which a commit's statement holds: a later commit undoes it, or the store loses the commit.
     fn until_ns(&self, place: usize, undoes: impl Fn(&Commit) -> bool) -> i64 {
         let later = self.commits.iter().enumerate().skip(place);
         let undone = later.filter(|(_, later)| undoes(later)).find(|(later, _)| self.contains(*later, place));
@@ -409,7 +413,7 @@ impl History {
         until_ns.min(self.commits[place].lost_ns.unwrap_or(i64::MAX)).saturating_sub(self.slack_ns)
     }
 
-    /// Whether a commit is another one or comes after it.
+    /// Whether a commit is the other one or a descendant of it.
     fn contains(&self, commit: usize, earlier: usize) -> bool {
         let mut place = Some(commit);
         while let Some(at) = place.filter(|at| *at >= earlier) {

@@ -1,4 +1,6 @@
-//! The machines around the replicas: the store's copies, operators who commit, gateways that ask.
+//! The machines around the replicas: the copies of the store, the operators that commit, and the gateways that ask.
+//!
+//! Look next at `wire.rs`, the protocol between them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,7 +31,7 @@ pub(super) async fn store(world: Arc<World>, host: Arc<Host>, copy: usize) -> tu
 
 async fn answer(world: &World, host: &Host, copy: usize, call: Call) -> Reply {
     if let Call::Commit(request) = &call {
-        // Before it is seen anywhere it is on both copies; without the other one it waits.
+        // The commit is on both copies before it is visible anywhere. Without the other copy, it waits.
         confirmed(world, copy).await;
         pause(world, 0, 20).await;
         confirmed(world, copy).await;
@@ -44,13 +46,13 @@ async fn answer(world: &World, host: &Host, copy: usize, call: Call) -> Reply {
     if matches!(call, Call::Changes(_) | Call::Revision | Call::Replicas) {
         return reply;
     }
-    // What was read holds only if the copy could still write after it: the heartbeat, in the same transaction.
+    // A read counts only if the copy could still write after it: the heartbeat, in the same transaction.
     confirmed(world, copy).await;
     let mut store = world.store.lock().unwrap();
     let written = match &call {
         Call::Beat(heartbeat) => store.beat(copy, heartbeat, host.now().unix_ms()),
         Call::Load(heartbeat, followed) | Call::Poll(heartbeat, followed) => {
-            // A replica of another history is refused, or finds out by the answer; either way nothing is written.
+            // A replica of another history is refused, or detects it by the answer. Nothing is written in either case.
             if followed.as_ref().is_some_and(|followed| *followed != store.copies[copy].history) {
                 return reply;
             }
@@ -90,7 +92,7 @@ async fn pause(world: &World, from_ms: i64, to_ms: i64) {
     tokio::time::sleep(Duration::from_millis(ms.unsigned_abs())).await;
 }
 
-/// An operator: one act after the other, as long as there is trouble.
+/// An operator that makes one act after another until the faults end.
 pub(super) async fn writer(world: Arc<World>, place: usize) -> turmoil::Result {
     let mut rng = Rng::new(world.seed, 200 + place as u64);
     let peer = Peer::new(world.post.clone());
@@ -112,7 +114,7 @@ pub(super) async fn writer(world: Arc<World>, place: usize) -> turmoil::Result {
     Ok(())
 }
 
-/// Somebody who revokes, and waits until nobody is permitted any more: as `revoke --wait fleet` does.
+/// An operator that revokes and waits until no replica permits the call any more, as `revoke --wait fleet` does.
 pub(super) async fn waiter(world: Arc<World>, host: Arc<Host>, place: usize) -> turmoil::Result {
     let mut rng = Rng::new(world.seed, 400 + place as u64);
     let peer = Peer::new(world.post.clone());
@@ -196,7 +198,7 @@ pub(super) async fn gateway(world: Arc<World>, host: Arc<Host>, place: usize) ->
     Ok(())
 }
 
-/// Some revision that a writer was told of lately.
+/// A recent revision that a writer has learned of.
 fn seen(world: &World, rng: &mut Rng) -> Option<(usize, Revision)> {
     let store = world.store.lock().unwrap();
     let mut told: Vec<_> = (1..store.tree.len()).filter(|place| store.tree[*place].acknowledged_ns.is_some()).collect();

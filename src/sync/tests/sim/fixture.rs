@@ -1,6 +1,6 @@
-//! What a simulation is about: a few users, agents and real signed chains, their policy, and who may what as the rows say.
+//! The subject of a simulation: a few users, agents and real signed chains, their policy, and the calls that the rows permit.
 //!
-//! [`Memory`] and [`Fixture::allowed`] are the naive reference: they read what was done and nothing that decides.
+//! [`Memory`] and [`Fixture::allowed`] are the naive reference. They read the acts alone and never the code that decides.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
@@ -20,7 +20,7 @@ use crate::store::StoredDocument;
 use crate::token::{PrivateKey, ProofOf, issue};
 
 const TOOLS: [&str; 2] = ["t/read", "t/drop"];
-/// The place of the tool that needs a proof and a fresh replica.
+/// The index of the tool that needs a proof and a fresh replica.
 pub(super) const DESTRUCTIVE: usize = 1;
 const AUDIENCE: &str = "https://gateway";
 const ISSUER: &str = "https://i";
@@ -28,32 +28,33 @@ const AGENTS: usize = 3;
 const USERS: usize = 2;
 pub(super) const CHAINS: usize = 6;
 const ROOT_IAT_S: i64 = START_UNIX_S - 1_000;
-/// What an agent may in each version of its document: all, less, nothing of what is asked; and a version that cannot be compiled.
+/// The tools that each version of an agent's document allows: all, fewer, none of the called ones. The last version cannot be
+/// compiled.
 const ALLOWED: [&str; 4] = ["t/*", "t/read", "t/other", "t/*"];
 const BROKEN: usize = 3;
-/// Who may let everything in again, two of them.
+/// The operators of whom two together may reinstate everything.
 const ADMINISTRATORS: [&str; 3] = ["ann", "bob", "cy"];
 
 /// One delegation.
 pub(super) struct Chain {
     agent: usize,
     pub(super) tokens: Vec<Bytes>,
-    /// What would kill it.
+    /// The targets whose revocation denies it.
     targets: Vec<Target>,
 }
 
-/// All that does not change between simulations.
+/// All that stays the same between simulations.
 pub(super) struct Fixture {
     agents: Vec<PrivateKey>,
     pub(super) chains: Vec<Chain>,
-    /// The rows of everything but the agents, and the agents' in each version.
+    /// The rows of all documents but the agents, and of each version of the agents.
     others: Vec<DocumentRow>,
     versions: Vec<[DocumentRow; ALLOWED.len()]>,
-    /// A document that can be read, and one that cannot, under the same key.
+    /// A document that compiles and one that does not, under the same key.
     note: [DocumentRow; 2],
 }
 
-/// What was revoked and not lifted, by the acts alone: a store may forget what can hit nothing any more, this does not.
+/// The revocations that are not lifted, computed from the acts alone. A store may prune an expired row; this model never does.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Memory {
     dead: BTreeSet<Target>,
@@ -83,7 +84,7 @@ impl Memory {
     }
 }
 
-/// Made once: keys and signatures come from fixed seeds.
+/// Made once. Keys and signatures come from fixed seeds.
 pub(super) static FIXTURE: LazyLock<Fixture> = LazyLock::new(Fixture::new);
 
 fn agent_id(agent: usize) -> String {
@@ -109,7 +110,7 @@ impl Fixture {
         ));
         let version = |agent: usize, version: usize| {
             let key = agents[agent].public_key().thumbprint();
-            // Of an application that there is not nothing can be compiled.
+            // An application that does not exist cannot be compiled.
             let (allowed, application) = (ALLOWED[version], if version == BROKEN { "nowhere" } else { "p" });
             let policy = format!(
                 "{{kind: agent, id: '{}', keys: [{key}], applications: [{application}], acts_for: [g], allow: ['{allowed}']}}\n",
@@ -152,13 +153,13 @@ impl Fixture {
         Chain { agent, tokens: vec![root.into()], targets }
     }
 
-    /// What a working policy is.
+    /// The writes of a working policy.
     pub(super) fn policy(&self) -> Vec<Write> {
         let agents = self.versions.iter().map(|versions| &versions[0]);
         self.others.iter().chain(agents).chain([&self.note[0]]).cloned().map(Write::PutDocument).collect()
     }
 
-    /// The commits of long ago: the policy, and what was revoked and let in again before any root was issued.
+    /// The commits before the run: the policy, and revocations that were lifted again before any root was issued.
     pub(super) fn past(&self) -> [Vec<Write>; 3] {
         let targets = self.chains.iter().flat_map(|chain| &chain.targets);
         let targets: BTreeSet<Target> =
@@ -173,13 +174,13 @@ impl Fixture {
         [self.policy(), revoked, reinstated]
     }
 
-    /// What puts the policy right.
+    /// The write that repairs the policy.
     pub(super) fn mend(&self) -> Vec<Write> {
         let agents = self.versions.iter().map(|versions| &versions[0]);
         agents.chain([&self.note[0]]).cloned().map(Write::PutDocument).collect()
     }
 
-    /// Whether each chain is kept from calling each tool by what is revoked.
+    /// For each pair of chain and tool: whether a revocation denies it.
     pub(super) fn revoked(&self, memory: &Memory) -> Vec<bool> {
         let tools = |chain: &Chain| {
             let dead = chain.targets.iter().any(|target| memory.hits(target));
@@ -188,7 +189,7 @@ impl Fixture {
         self.chains.iter().flat_map(tools).collect()
     }
 
-    /// Whether policy allows each chain each tool, by the documents alone.
+    /// For each pair of chain and tool: whether policy allows it, by the documents alone.
     pub(super) fn allowed(&self, documents: &BTreeMap<DocumentKey, StoredDocument>) -> Vec<bool> {
         let allowed = |agent: usize, tool: usize| {
             let version = self.version(agent, documents);
@@ -208,7 +209,7 @@ impl Fixture {
         self.versions[agent].iter().position(|version| version.json == *stored)
     }
 
-    /// The place of a chain and a tool in what [`Fixture::revoked`] and [`Fixture::allowed`] say.
+    /// The index of a chain and a tool in the results of [`Fixture::revoked`] and [`Fixture::allowed`].
     pub(super) fn pair(chain: usize, tool: usize) -> usize {
         chain * TOOLS.len() + tool
     }
@@ -220,7 +221,7 @@ impl Fixture {
         issue::prove(&self.agents[chain.agent], &chain.tokens, &call, None, now).unwrap().into()
     }
 
-    /// What an operator does next, and what concerns nobody here but makes the commit like no other.
+    /// The next writes of an operator, with a write that makes the commit unique.
     pub(super) fn act(&self, rng: &mut Rng, words: &str) -> Vec<Write> {
         if rng.percent(9) {
             return vec![Write::Prune { before_unix_s: i64::MAX, rows_max: 1 + rng.below(3) }];
@@ -261,7 +262,7 @@ impl Fixture {
         }
     }
 
-    /// Something that somebody waits to be dead everywhere, and what makes the commit like no other.
+    /// A revocation that a waiting operator makes, with a write that makes the commit unique.
     pub(super) fn kill(&self, rng: &mut Rng, words: &str) -> Vec<Write> {
         let targets = &self.chains[rng.below(CHAINS)].targets;
         let of_kind = |kind: &str| targets.iter().find(|target| target.kind() == kind).unwrap().clone();
@@ -279,7 +280,7 @@ impl Fixture {
     }
 
     fn put(&self, rng: &mut Rng, words: &str) -> Write {
-        // Broken for a while, now and then.
+        // Now and then the policy is broken for a while.
         let version = match rng.below(20) {
             0 => &self.note[1],
             1..4 => &self.note[0],
@@ -307,7 +308,7 @@ pub(super) fn request(chain: usize, tool: usize, proof: Option<Bytes>, at_least:
     }
 }
 
-/// The one call of the tests of `at_least`, and what lets it through and shuts it out in turn.
+/// The one call of the tests of `at_least`, with the writes that permit and deny it in turn.
 pub(in crate::sync::tests) struct Asked;
 
 impl Asked {
@@ -315,7 +316,7 @@ impl Asked {
         FIXTURE.policy()
     }
 
-    /// What the commit of a number, from 2 on, writes, and whether the call is permitted then.
+    /// The writes of the commit with this number, from 2 on, and whether the call is permitted after it.
     pub(in crate::sync::tests) fn turn(number: u64) -> (Vec<Write>, bool) {
         let (target, reason) = (Target::Agent(agent_id(0)), String::new());
         let put = |version: usize| Write::PutDocument(FIXTURE.versions[0][version].clone());

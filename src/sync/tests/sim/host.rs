@@ -1,7 +1,7 @@
-//! A simulated machine: its two clocks, and the hand that stops its processes and lets them go on.
+//! A simulated machine: its two clocks, and a way to stop its processes and let them continue.
 //!
-//! Simulated time is turmoil's; a machine's clocks run a little fast or slow beside it, are set, and sleep with it. A stopped
-//! process does nothing and goes on with what it had, in the middle of a decision too ([`Host::stall_at`]).
+//! turmoil supplies the simulated time. The clocks of a machine drift from it, are set, and stop with a suspend. A stopped
+//! process continues with the state that it had, even in the middle of a decision ([`Host::stall_at`]).
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,19 +18,19 @@ use super::START_UNIX_S;
 use crate::model::time::{Clock, Now};
 
 pub(super) const MS: i64 = 1_000_000;
-/// How far a machine's clock may run from the true rate; the bound is kept up to twice this.
+/// Largest drift of a machine's clock from the true rate. The bound must hold up to twice this drift.
 pub(super) const DRIFT_PPM_MAX: i64 = 500;
 
 thread_local! {
     static OUTSIDE_NS: std::cell::Cell<i64> = const { std::cell::Cell::new(0) };
 }
 
-/// Simulated time since the start, as the machine that runs now sees it.
+/// The simulated time since the start, as the running machine sees it.
 pub(super) fn elapsed_ns() -> i64 {
     turmoil::sim_elapsed().map_or_else(|| OUTSIDE_NS.get(), |elapsed| i64::try_from(elapsed.as_nanos()).unwrap())
 }
 
-/// What [`elapsed_ns`] says between steps, when no machine runs.
+/// Sets the value of [`elapsed_ns`] between steps, when no machine runs.
 pub(super) fn set_elapsed_outside(ns: i64) {
     OUTSIDE_NS.set(ns);
 }
@@ -43,14 +43,14 @@ struct State {
     wall_offset_ns: i64,
     boot_offset_ns: i64,
     stopped_until_ns: i64,
-    /// Tasks that run now: none between steps, or one of them panicked.
+    /// The tasks that run now. Between steps it must be 0; otherwise a task has panicked.
     polling: u32,
-    /// Readings until the process stops in the middle of what it does, and for how long.
+    /// The number of clock readings until the process stops in the middle of its work, and for how long.
     stall: Option<(u32, i64)>,
 }
 
 impl State {
-    /// By how much longer it is stopped.
+    /// Stops the machine. Returns how much longer it is stopped than before.
     fn stop(&mut self, for_ns: i64) -> i64 {
         let before_ns = self.stopped_until_ns.max(elapsed_ns());
         self.stopped_until_ns = before_ns.max(elapsed_ns() + for_ns);
@@ -66,18 +66,18 @@ impl Host {
         Arc::new(Self(Mutex::new(state)))
     }
 
-    /// How long a span of this machine's clock really is.
+    /// The real duration of a span of this machine's clock.
     pub(super) fn real_ns(&self, by_clock_ns: i64) -> i64 {
         let rate = i128::from(1_000_000 + self.lock().drift_ppm);
         i64::try_from(i128::from(by_clock_ns) * 1_000_000 / rate).unwrap()
     }
 
-    /// Stops the processes for a while: `SIGSTOP`, then `SIGCONT`.
+    /// Stops the processes for a while, as `SIGSTOP` and `SIGCONT` do.
     pub(super) fn stop(&self, for_ns: i64) {
         self.lock().stop(for_ns);
     }
 
-    /// Suspends the machine; the boot clock may not count it, the wall clock does.
+    /// Suspends the machine. The wall clock counts the suspend, and the boot clock may or may not.
     pub(super) fn suspend(&self, for_ns: i64, boot_counts: bool) {
         let mut state = self.lock();
         let longer_ns = state.stop(for_ns);
@@ -90,12 +90,12 @@ impl Host {
         self.lock().wall_offset_ns += by_ns;
     }
 
-    /// Stops the process right before its clock is read for the `readings`th time from now.
+    /// Stops the process just before its clock is read for the `readings`th time from now.
     pub(super) fn stall_at(&self, readings: u32, for_ns: i64) {
         self.lock().stall = Some((readings, for_ns));
     }
 
-    /// Whether no task of it panicked, which the runtime would keep to itself.
+    /// Whether none of its tasks has panicked. The runtime itself would hide a panic.
     pub(super) fn is_sound(&self) -> Result<(), String> {
         if self.lock().polling == 0 { Ok(()) } else { Err("a task of a simulated machine panicked: see above".to_owned()) }
     }
@@ -104,7 +104,7 @@ impl Host {
         self.lock().stall = None;
     }
 
-    /// A task of this machine.
+    /// Runs a task on this machine.
     pub(super) fn run<F: Future>(self: &Arc<Self>, task: F) -> impl Future<Output = F::Output> + use<F> {
         let (host, mut task, mut gate) = (self.clone(), Box::pin(task), Gate::default());
         poll_fn(move |context| {
@@ -127,33 +127,33 @@ impl Host {
     }
 }
 
-/// The tasks of one process. Each is polled in the order in which they were made, whoever was woken first: what wakes several at once
-/// may do so in any order, and a run must be the same again.
+/// The tasks of one process. They are polled in the order in which they were spawned, whichever was woken first. A cause may wake
+/// several tasks in any order, and a run must be repeatable.
 #[derive(Clone, Default)]
 pub(super) struct Tasks(Rc<RefCell<Made>>);
 
 type Task = Pin<Box<dyn Future<Output = ()>>>;
 
-/// How many tasks were made, and those that did not run yet, each with its place.
+/// The number of spawned tasks, and the tasks that have not run yet, each with its number.
 #[derive(Default)]
 struct Made {
     count: u64,
     new: Vec<(u64, Task)>,
 }
 
-/// The main task's place.
+/// The number of the main task.
 const MAIN: u64 = 0;
 
 impl Tasks {
-    /// A task that ends with the process.
+    /// Spawns a task that ends with the process.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
         let Made { count, new } = &mut *self.0.borrow_mut();
         *count += 1;
-        // The budget of the runtime is for one task, and all of these are one to it.
+        // The runtime sees all of these tasks as one, so its budget for one task must not apply.
         new.push((*count, Box::pin(tokio::task::unconstrained(task))));
     }
 
-    /// Runs the main task to its end, and whatever was spawned beside it. Tasks are spawned by tasks alone.
+    /// Runs the main task to its end, beside all spawned tasks. Only tasks spawn tasks.
     pub(super) async fn run<T>(self, main: impl Future<Output = T>) -> T {
         let mut main = std::pin::pin!(tokio::task::unconstrained(main));
         let (woken, mut tasks) = (Arc::new(Woken::default()), BTreeMap::<u64, Task>::new());
@@ -185,7 +185,7 @@ impl Tasks {
     }
 }
 
-/// Which tasks were woken, and what wakes the process.
+/// The woken tasks, and the waker of the process.
 #[derive(Default)]
 struct Woken(Mutex<(BTreeSet<u64>, Option<Waker>)>);
 
@@ -234,7 +234,7 @@ impl Clock for Host {
             }
             state.stall = (readings > 1).then_some((readings - 1, for_ns));
         }
-        // Whoever reads while stopped is the one that was stopped in its middle: it reads after it.
+        // A task that reads the clock while the machine is stopped was itself stopped, so it reads the time after the stop.
         let elapsed_ns = elapsed_ns().max(state.stopped_until_ns);
         let by_clock_ns = elapsed_ns + elapsed_ns / 1_000_000 * state.drift_ppm;
         Now {

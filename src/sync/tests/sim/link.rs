@@ -1,4 +1,6 @@
-//! A store as one process of the simulation reaches it: the port of production, over a network that loses, delays and cuts.
+//! A store as one process of the simulation reaches it: the `Store` trait over a network that loses, delays and cuts.
+//!
+//! Look next at `wire.rs`, its protocol, and at `store.rs`, the model behind it.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -16,19 +18,19 @@ use crate::store::{
     Revocations, State, Store,
 };
 
-/// What a question may take that nobody else limits.
+/// Timeout of a query that has no other limit.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The way to the copy of the store that a process takes for the store.
+/// The connection to the copy of the store that a process believes to be the store.
 pub(super) struct Link {
-    /// The follower's, and everybody else's.
+    /// Polls and loads use the first connection, and everything else uses the second.
     poller: Peer,
     reader: Peer,
     copy: Arc<Mutex<usize>>,
     durability: Durability,
-    /// The history that was met first: a heartbeat is for no other.
+    /// The history of the first answer. A heartbeat counts for this history only.
     history: Mutex<Option<HistoryId>>,
-    /// Kept open: the store's hint never comes over this network.
+    /// Kept open. This network never sends the store's hint.
     wake: watch::Sender<u64>,
 }
 
@@ -129,7 +131,7 @@ impl Store for Link {
     }
 
     async fn lineage(&self, _at: u64) -> Result<Lineage, Error> {
-        // Nothing is adopted here: whoever is in quarantine stays there.
+        // No store is adopted here, so a quarantined replica stays quarantined.
         unasked()
     }
 

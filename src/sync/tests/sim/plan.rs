@@ -1,13 +1,15 @@
-//! What goes wrong and when, drawn from the seed before the run.
+//! The plan of faults, drawn from the seed before the run.
+//!
+//! Look next at `world.rs`, which carries it out.
 
 use super::host::MS;
 use super::rng::Rng;
 use super::store::Durability;
 
-/// The first and the last moment at which something goes wrong.
+/// The first and the last moment of a fault.
 pub(super) const TROUBLE_MS: (i64, i64) = (600, 10_000);
 
-/// What kind of store there is, and what may happen to it.
+/// The kind of store, and the faults that may happen to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
     Single,
@@ -26,13 +28,13 @@ impl Kind {
         }
     }
 
-    /// Whether a replica may find another store than it followed.
+    /// Whether a replica may meet another store than the one it followed.
     pub(super) fn may_quarantine(self) -> bool {
         matches!(self, Kind::Asynchronous | Kind::Restored)
     }
 }
 
-/// Something that happens, and what undoes it.
+/// A fault, or the event that ends one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Fault {
     Cut {
@@ -43,7 +45,7 @@ pub(super) enum Fault {
         from: String,
         to: String,
     },
-    /// Everything between two machines waits, and then comes at once.
+    /// All messages between two machines are held, and then arrive at once.
     Hold(String, String),
     Release(String, String),
     /// Messages take up to so many milliseconds.
@@ -61,20 +63,20 @@ pub(super) enum Fault {
         by_ns: i64,
     },
     Crash(String),
-    /// A process takes the place of another one, which is stopped and thought dead, and goes on later.
+    /// A process takes over from another one, which is only paused but believed dead, and which continues later.
     Succeed {
         stopped: usize,
         by: usize,
         for_ns: i64,
     },
     Start(String),
-    /// The two copies of the store lose sight of each other.
+    /// The two copies of the store lose contact.
     Part,
     Join,
     FailOver,
-    /// A replica learns where the store is now; one after the last: those who wait.
+    /// A replica learns the current primary. The number after the last replica means the waiting operators.
     Redirect(usize),
-    /// The old primary notices that it is none.
+    /// The old primary learns that it is no longer the primary.
     StepDown,
     /// The change log loses the row of the next commit.
     Tear,
@@ -84,14 +86,14 @@ pub(super) enum Fault {
     },
 }
 
-/// The plan: when, in milliseconds, and what.
+/// Draws the plan: each fault with its time in milliseconds.
 pub(super) fn plan(rng: &mut Rng, kind: Kind, replicas: usize) -> Vec<(i64, Fault)> {
     let mut plan = Vec::new();
     let count = 6 + rng.below(10);
     for _ in 0..count {
         something(rng, kind, replicas, &mut plan);
     }
-    // A torn log cannot show that it is another one, so the two do not come together.
+    // A torn log cannot show that it belongs to another store, so the two faults do not come together.
     if rng.percent(60) && !kind.may_quarantine() {
         (0..3).for_each(|_| plan.push((rng.range(TROUBLE_MS.0, TROUBLE_MS.1), Fault::Tear)));
     }
@@ -104,7 +106,7 @@ pub(super) fn plan(rng: &mut Rng, kind: Kind, replicas: usize) -> Vec<(i64, Faul
         Kind::Restored => {
             let at = rng.range(3_000, TROUBLE_MS.1 - 1_000);
             plan.push((at, Fault::Restore { back: rng.below(4), other_history: rng.percent(50) }));
-            // Some replicas find it when they start.
+            // Some replicas meet the restored store when they start.
             for replica in (0..replicas).filter(|_| rng.percent(50)).collect::<Vec<_>>() {
                 let crash = at + rng.range(-1_200, 1_200);
                 plan.push((crash, Fault::Crash(format!("replica-{replica}"))));
@@ -114,14 +116,14 @@ pub(super) fn plan(rng: &mut Rng, kind: Kind, replicas: usize) -> Vec<(i64, Faul
         _ => {}
     }
     if rng.percent(6) {
-        // Cut off, with a clock that is set back: by that alone the proof would stay young.
+        // Cut the replica off and set its wall clock back: by the wall clock alone, the proof would stay young.
         let (at, replica) = (rng.range(1_000, 4_000), format!("replica-{}", rng.below(replicas - 1)));
         let copies = if kind.durability() == Durability::Single { 1 } else { 2 };
         (0..copies).for_each(|copy| both_ways(&mut plan, at, at + 5_000, &replica, &format!("store-{copy}")));
         plan.push((at + 100, Fault::StepWall { machine: replica, by_ns: -8_000 * MS }));
     }
     plan.retain(|(at, _)| *at < TROUBLE_MS.1);
-    // Stable: what is drawn first happens first.
+    // A stable sort: of two faults at one time, the one drawn first happens first.
     plan.sort_by_key(|(at, _)| *at);
     plan
 }
@@ -155,7 +157,7 @@ fn something(rng: &mut Rng, kind: Kind, replicas: usize, plan: &mut Vec<(i64, Fa
         36..56 => {
             let ms = rng.range(60, 900).unsigned_abs();
             plan.push((at, Fault::Slow(a.clone(), b.clone(), ms)));
-            // Slow, and then silent: what came last is what it goes on with.
+            // Slow, then silent: the replica must continue with its last answer.
             if rng.percent(50) {
                 both_ways(plan, until, until + rng.range(500, 4_000), &a, &b);
             }
@@ -166,7 +168,7 @@ fn something(rng: &mut Rng, kind: Kind, replicas: usize, plan: &mut Vec<(i64, Fa
         76..84 => {
             let ms = if rng.percent(70) { rng.range(-9_000, 9_000) } else { rng.range(-600_000, 600_000) };
             let machine = if rng.percent(25) { "waiter".to_owned() } else { machine };
-            // Whose rows a store's clock calls a minute old are forgotten: it must not be set on by as much.
+            // The store forgets a replica whose row is a minute old by its clock, so that clock must not be set ahead by as much.
             let ms = if machine.starts_with("store") { ms.min(9_000) } else { ms };
             plan.push((at, Fault::StepWall { machine, by_ns: ms * MS }));
         }
@@ -186,7 +188,7 @@ fn something(rng: &mut Rng, kind: Kind, replicas: usize, plan: &mut Vec<(i64, Fa
     }
 }
 
-/// The clock of those who wait is set on while somebody cannot be heard.
+/// Sets the clock of the waiting operators ahead while a replica cannot be heard.
 fn set_on(rng: &mut Rng, plan: &mut Vec<(i64, Fault)>, at: i64) {
     if rng.percent(15) {
         let by_ns = rng.range(1_000, 9_000) * MS;
@@ -204,7 +206,7 @@ fn both_ways(plan: &mut Vec<(i64, Fault)>, at: i64, until: i64, a: &str, b: &str
 fn fail_over(rng: &mut Rng, kind: Kind, replicas: usize, plan: &mut Vec<(i64, Fault)>) {
     let at = rng.range(3_000, TROUBLE_MS.1 - 1_000);
     if kind == Kind::Asynchronous {
-        // A copy that lags behind is what is fallen back on.
+        // The failover goes to a copy that lags behind.
         plan.push((at - rng.range(200, 2_500), Fault::Part));
     }
     plan.push((at, Fault::FailOver));

@@ -1,5 +1,5 @@
-//! A replica: member, follower, its driver, publisher, cell, index, service, acknowledgement and place as in production, on a
-//! simulated machine with a disk.
+//! A replica on a simulated machine with a disk. Member, follower, driver, publisher, cell, index, service, acknowledgement and
+//! recorded position are the production code.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -28,13 +28,13 @@ use crate::sync::follower::Position;
 use crate::sync::{self, Acknowledge, Barrier, CellPublisher, Follow, Keep, Member, Publisher, Settings};
 use crate::telemetry::{Metrics, Spans};
 
-/// How long whoever looks after a process waits before it starts it again.
+/// The pause before a supervisor starts a process again.
 const RESTART_PAUSE: Duration = Duration::from_millis(200);
 
-/// What is known of a replica from outside.
+/// The state of a replica that the simulation sees.
 pub(super) struct Replica {
     pub(super) place: usize,
-    /// Whose process it is: one that takes another's place has the other's.
+    /// The node of its process. A process that takes over from another one has the other's node.
     pub(super) node: usize,
     pub(super) host: Arc<Host>,
     pub(super) disk: Arc<Disk>,
@@ -46,12 +46,12 @@ pub(super) struct Replica {
     life: Mutex<Life>,
 }
 
-/// What a process does to its decisions.
+/// Faults inside the decisions of a process.
 pub(super) struct Troubles {
-    /// How often it is stopped in the middle of one, in percent, and for how long at the most.
+    /// How often the process is stopped in the middle of a decision, in percent, and for how long at most.
     pub(super) stall: (u64, i64),
-    /// How often the thread of one is stuck before it gives the answer, in percent, while all others go on; in milliseconds at the
-    /// most.
+    /// How often the thread of a decision is stuck before it returns the answer, in percent, while all others go on. The second
+    /// value is the longest time in milliseconds.
     pub(super) stuck: (u64, i64),
 }
 
@@ -59,18 +59,20 @@ pub(super) struct Troubles {
 struct Life {
     incarnation: u32,
     cell: Arc<SnapshotCell>,
-    /// It refuses its store, by quarantine or by not starting.
+    /// Whether the process refuses its store, by quarantine or by not starting.
     refuses: bool,
-    /// What it published, by number, and whose policy was in force; `None` where no commit is like it.
+    /// The published revisions by number: the matching commit, and the commit whose policy was in force. `None` if no commit
+    /// matches.
     published: BTreeMap<u64, (Option<usize>, Option<usize>)>,
 }
 
-/// The disk of a replica's machine, which holds its place.
+/// The disk of a replica's machine, which holds the recorded position.
 #[derive(Default)]
 pub(super) struct Disk(Mutex<(Option<Position>, Option<Position>)>);
 
 impl Disk {
-    /// What a restart reads. After a crash of the machine that may be what was renamed and not synced, or what was there before.
+    /// Reads the position after a restart. After a crash of the machine, it may be the renamed but unsynced file or the one
+    /// before.
     fn read(&self, keeps_unsynced: bool) -> Option<Position> {
         let (synced, unsynced) = &mut *self.0.lock().unwrap();
         if let Some(place) = unsynced.take().filter(|_| keeps_unsynced) {
@@ -80,7 +82,7 @@ impl Disk {
     }
 }
 
-/// A replica's hold on its disk.
+/// The recording of a replica's position on its disk.
 struct Keeps {
     replica: Arc<Replica>,
     world: Arc<World>,
@@ -102,7 +104,7 @@ impl Keep for Keeps {
     }
 }
 
-/// The barrier of production, behind what only the simulation knows of: decisions that are stuck in their handlers.
+/// The production barrier, behind decisions that are stuck in their handlers. Only the simulation knows those.
 #[derive(Default)]
 struct Serving {
     runtimes: Runtimes,
@@ -160,7 +162,7 @@ impl Replica {
         Arc::new(Self { place, node, host, disk, persists, store, settings, troubles, life })
     }
 
-    /// At which commit it is, if it is fresh; whether it refuses its store.
+    /// The commit of the replica if it is fresh, and whether it refuses its store.
     pub(super) fn state(&self) -> (Option<usize>, bool) {
         let life = self.life.lock().unwrap();
         let fresh = life.cell.load().filter(|view| view.freshness(self.host.now()) == Freshness::Fresh);
@@ -174,7 +176,7 @@ impl Replica {
         world.steps.lock().unwrap().push(Stepped { replica, incarnation, at_ns: elapsed_ns(), step });
     }
 
-    /// One life of the process.
+    /// Runs the process once, until it ends.
     pub(super) async fn run(self: Arc<Self>, world: Arc<World>) -> turmoil::Result {
         let (host, tasks) = (self.host.clone(), Tasks::default());
         host.run(tasks.clone().run(self.live(world, tasks))).await
@@ -222,7 +224,7 @@ impl Replica {
             if status.ready().await {
                 ready.mark_ready();
                 member.set_state(ReplicaState::Serving);
-                // Only from here on: what was not published was not followed.
+                // Record positions only from now on: a state that was not published was not followed.
                 sync::remember(status, keeps, stopped).await;
             }
         }));
@@ -239,7 +241,7 @@ impl Replica {
         served
     }
 
-    /// Runs what must reach its record as one more task of the process.
+    /// The spawner of tasks that must reach their record. Each runs as a further task of the process.
     fn spawn(&self, tasks: &Tasks) -> Spawn {
         let (sender, mut work) = mpsc::channel(LEDGER_QUEUE_MAX);
         let (beside, host) = (tasks.clone(), self.host.clone());
@@ -251,7 +253,8 @@ impl Replica {
         Arc::new(move |one| sender.try_send(one).unwrap())
     }
 
-    /// Where it was last, once the store may be followed from there; until then the process ends and is started again.
+    /// Reads the recorded position and waits until the store may be followed from it. Until then the process would exit and
+    /// restart.
     async fn place(self: Arc<Self>, world: &World, store: &dyn Store) -> Option<Position> {
         let keeps_unsynced = world.rng.lock().unwrap().percent(50);
         let known = self.disk.read(keeps_unsynced).filter(|_| self.persists)?;
@@ -272,7 +275,7 @@ impl Process {
         let Call::Check(request) = call else { panic!("a replica decides") };
         let (replica, world) = (&*self.replica, &*self.world);
         let caller = Caller { connection_id: 1, address: "gateway".into(), is_loopback: true };
-        // Only where it does not await: else it would be somebody else who is stopped.
+        // Only for a call that does not await; otherwise the stop would hit another task.
         let (percent, ns_max) = replica.troubles.stall;
         if request.proof.is_none() && request.at_least.is_none() {
             let mut rng = world.rng.lock().unwrap();
@@ -285,7 +288,7 @@ impl Process {
         replica.host.no_stall();
         self.recorder.flush().unwrap();
         let Ok(answer) = checked else { return Reply::NotReady };
-        // Nothing awaits in a handler here, so what happens to its thread holds it up, and the barrier with it.
+        // A handler does not await here, so a stuck thread delays its answer and the barrier.
         let ticket = self.serving.hold();
         let (percent, ms_max) = replica.troubles.stuck;
         let stuck_ms = {
@@ -306,7 +309,7 @@ impl Process {
     }
 }
 
-/// The publisher of production; what it published is written down for the checker.
+/// The production publisher. It also records each publication for the checker.
 struct Recorded {
     inner: CellPublisher,
     replica: Arc<Replica>,
@@ -316,7 +319,7 @@ struct Recorded {
 impl Recorded {
     fn published(&self, hash: [u8; 32], result: Result<(), String>) -> Result<(), String> {
         let view = self.replica.life.lock().unwrap().cell.load();
-        // What cannot be built is published with the last good policy, where there is one.
+        // If a policy cannot be built, the last good policy is published, if there is one.
         let Some(view) = view else { return result };
         let (revision, digest) = (view.snapshot.revision().clone(), view.snapshot.digest());
         let commit = self.world.store.lock().unwrap().find(hash, &revision, digest);
@@ -355,7 +358,7 @@ impl Publisher for Recorded {
     }
 }
 
-/// Proofs are spent in the store, as in production, over the same bad network.
+/// Proofs are spent in the store over the same faulty network, as in production.
 struct Ledger(Arc<dyn Store>);
 
 #[async_trait]
@@ -365,7 +368,7 @@ impl ProofLedger for Ledger {
     }
 }
 
-/// The policy of the simulation asks for none.
+/// The policy of the simulation asks for no approval.
 pub(in crate::sync::tests) struct NoApprovals;
 
 #[async_trait::async_trait]

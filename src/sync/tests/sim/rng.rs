@@ -1,11 +1,11 @@
-//! The one source of chance of a simulation: SplitMix64 (Steele, Lea, Flood 2014), from a seed.
+//! The only source of randomness of a simulation: SplitMix64 (Steele, Lea, Flood 2014), from a seed.
 
-/// Numbers that a seed decides.
+/// Random numbers that a seed determines.
 #[derive(Clone, Debug)]
 pub(super) struct Rng(u64);
 
 impl Rng {
-    /// A stream of its own for each part, so that one part's draws do not move another's.
+    /// Each part has a stream of its own, so that draws of one part do not shift those of another.
     pub(super) fn new(seed: u64, part: u64) -> Self {
         let mut rng = Self(seed ^ part.wrapping_mul(0xd1b5_4a32_d192_ed03));
         rng.next();
@@ -20,7 +20,7 @@ impl Rng {
         word ^ (word >> 31)
     }
 
-    /// From `low` up to and without `high`.
+    /// A number from `low`, included, to `high`, excluded.
     pub(super) fn range(&mut self, low: i64, high: i64) -> i64 {
         let width = u64::try_from(high - low).unwrap().max(1);
         low + i64::try_from(self.next() % width).unwrap()

@@ -1,7 +1,7 @@
-//! A model of the store: the real rules, hash chain and digest over a tree of commits, and two copies that can part.
+//! A model of the store: the real rules, hash chain and digest over a tree of commits, and two copies that can lose contact.
 //!
-//! A commit is a place in a tree, so that a failover to a stale copy, a crash that loses what was not synced, and a restored
-//! backup are a copy's head put somewhere else. What was acknowledged is kept by the tree for the checker to judge by.
+//! Each commit is a node of a tree, and a copy has its head at some node. A failover to a stale copy, a crash that loses unsynced
+//! commits and a restored backup only move that head. The tree keeps every acknowledged commit for the checker.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -19,74 +19,74 @@ use crate::store::{
     StoredDocument, lapse, rules,
 };
 
-/// What is promised of an acknowledged commit.
+/// The durability of an acknowledged commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Durability {
-    /// One copy: on disk before it is acknowledged.
+    /// One copy. A commit is on disk before it is acknowledged.
     Single,
-    /// Two copies: on both before it is acknowledged or seen, and a poll is a write too.
+    /// Two copies. A commit is on both before it is acknowledged or visible, and a poll is a write too.
     Synchronous,
-    /// Acknowledged first; the disk and the other copy have it later, if they ever do.
+    /// A commit is acknowledged first. The disk and the other copy receive it later, or never.
     Asynchronous,
 }
 
-/// A commit.
+/// A commit in the tree.
 #[derive(Clone)]
 pub(super) struct Node {
     pub(super) parent: Option<usize>,
     pub(super) row: CommitRow,
-    /// Histories it belongs to: a restored copy shares its past.
+    /// The histories that contain it. A restored copy shares its past with the original.
     pub(super) histories: Vec<HistoryId>,
     pub(super) created_ns: i64,
     pub(super) acknowledged_ns: Option<i64>,
-    /// When the store lost it.
+    /// The time at which the store lost it.
     pub(super) lost_ns: Option<i64>,
-    /// For each chain and tool.
+    /// For each pair of chain and tool: whether it is revoked, and whether policy allows it.
     pub(super) revoked: Vec<bool>,
     pub(super) allowed: Vec<bool>,
     /// Whether its policy can be built.
     pub(super) builds: bool,
-    /// What it did to the switch of everything, in order.
+    /// Its changes to the revocation of everything, in order.
     pub(super) all: Vec<OfAll>,
     documents: BTreeMap<DocumentKey, StoredDocument>,
     revocations: BTreeMap<Target, RevocationRow>,
     memory: Memory,
-    /// Who asked for everything to be let in again, and waits for another one.
+    /// The pending request of one operator to reinstate everything, which a second operator must confirm.
     pending: Option<PendingRow>,
-    /// The replicas' rows when it was made: what a backup of then holds.
+    /// The replicas' rows at the time of the commit. A backup of that time holds them.
     replicas: Vec<Replica>,
 }
 
-/// What a commit does to the switch of everything.
+/// A change to the revocation of everything.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum OfAll {
     Shut,
-    /// An operator asks for it to be lifted.
+    /// An operator asks to lift it.
     Asked(String),
     /// An operator lifts it.
     Lifted(String),
 }
 
-/// The place of the newest commit when a simulation begins.
+/// The tree index of the newest commit when a simulation begins.
 const FIRST: usize = 3;
-/// How long ago the first commits were made: what they revoked may be taken away.
+/// The age of the first commits. Their revocations may be pruned.
 const PAST_S: i64 = 10 * 86_400;
 
 /// One copy of the store.
 #[derive(Clone)]
 pub(super) struct Copy {
     pub(super) history: HistoryId,
-    /// Place in the tree; place 0 is the empty store.
+    /// The tree index of its head. Index 0 is the empty store.
     pub(super) head: usize,
-    /// What a crash leaves.
+    /// The head that a crash leaves.
     pub(super) synced: usize,
-    /// No longer the one that answers.
+    /// Whether the copy is no longer the one that answers.
     pub(super) fenced: bool,
-    /// Who follows.
+    /// The rows of the replicas that follow it.
     replicas: Vec<Replica>,
 }
 
-/// All of the store.
+/// The whole store.
 pub(super) struct Cluster {
     pub(super) durability: Durability,
     pub(super) tree: Vec<Node>,
@@ -95,16 +95,16 @@ pub(super) struct Cluster {
     pub(super) primary: usize,
     /// Whether the copies reach each other.
     pub(super) joined: bool,
-    /// Before this moment an old primary still answered: see the checker.
+    /// Before this time an old primary may still have answered. See the checker.
     pub(super) settled_ns: i64,
     pub(super) failed_over_ns: Option<i64>,
-    /// Commits in one answer.
+    /// Limit of the commits in one answer.
     page: usize,
     settings: Settings,
-    /// Heartbeats that say nothing new are written now and then only, as a file's are.
+    /// Whether heartbeats without news are written only now and then, as in a SQLite file.
     lazy: bool,
     spent: Vec<[u8; 32]>,
-    /// Numbers whose rows the log has lost.
+    /// The numbers of rows that the log has lost.
     holes: Vec<u64>,
 }
 
@@ -163,7 +163,7 @@ impl Cluster {
         cluster
     }
 
-    /// Puts a commit on top of a copy's head; in a synchronous pair on the other copy's too.
+    /// Adds a commit to a copy's head. In a synchronous pair, it adds it to the other copy's head too.
     pub(super) fn commit(
         &mut self,
         copy: usize,
@@ -252,7 +252,7 @@ impl Cluster {
             changes.push(Change::Revocation(row));
         }
         let hash = commit_hash(&before.hash, number, &changes_as_stored(&changes)?);
-        // What takes the same rows away in the place of a commit that was lost is that commit: nobody could tell them apart.
+        // A prune of the same rows in place of a lost commit would be the same commit, so nothing could tell the two apart.
         if self.tree.iter().any(|node| node.row.hash == hash) {
             return Err(lapse::nothing());
         }
@@ -263,7 +263,7 @@ impl Cluster {
             histories: vec![self.copies[copy].history.clone()],
             created_ns: elapsed_ns(),
             acknowledged_ns: None,
-            // What an old primary still takes is lost from the start.
+            // A commit that an old primary still takes is lost from the start.
             lost_ns: (copy != self.primary).then(elapsed_ns),
             revoked: fixture.revoked(&memory),
             allowed: fixture.allowed(&documents),
@@ -284,7 +284,7 @@ impl Cluster {
         Ok(place)
     }
 
-    /// Whether what a copy says holds: in a synchronous pair only what the other one confirms.
+    /// Whether an answer of a copy counts. In a synchronous pair, the other copy must confirm it.
     pub(super) fn confirms(&self, copy: usize) -> bool {
         !self.copies[copy].fenced && (self.durability != Durability::Synchronous || self.joined)
     }
@@ -320,7 +320,7 @@ impl Cluster {
         }
     }
 
-    /// As a reader is told who looks after the log: a hole is an error.
+    /// Reads the log strictly: a gap is an error.
     pub(super) fn changes_read(&self, copy: usize, after: u64) -> Result<Changes, Error> {
         let changes = self.changes(copy, after);
         let dense = changes.commits.iter().zip(after + 1..).all(|(commit, number)| commit.number == number);
@@ -336,7 +336,7 @@ impl Cluster {
         Revision { history: copy.history.clone(), number: self.tree[copy.head].row.number }
     }
 
-    /// Where a copy's replicas are written down: in a synchronous pair on both.
+    /// The rows of the replicas in a copy. In a synchronous pair, those of both copies.
     fn rows(&mut self, copy: usize) -> Vec<&mut Vec<Replica>> {
         let both = self.durability == Durability::Synchronous;
         let rows = self.copies.iter_mut().enumerate().filter(|(place, _)| both || *place == copy);
@@ -363,7 +363,7 @@ impl Cluster {
         }
     }
 
-    /// Writes a heartbeat, or says that it cannot be written.
+    /// Writes a heartbeat. Returns an error if it cannot be written.
     pub(super) fn beat(&mut self, copy: usize, heartbeat: &Heartbeat, unix_ms: i64) -> Result<(), Error> {
         let lazy = self.lazy;
         let mut found = false;
@@ -398,12 +398,12 @@ impl Cluster {
         first
     }
 
-    /// A place and those before it, down to the empty store.
+    /// A node and its ancestors, down to the empty store.
     pub(super) fn path(&self, place: usize) -> impl Iterator<Item = usize> + '_ {
         std::iter::successors(Some(place), |place| self.tree[*place].parent)
     }
 
-    /// The commit of this hash, if a snapshot of this revision and digest is like it.
+    /// The commit with this hash, if a snapshot of this revision and digest matches it.
     pub(super) fn find(&self, hash: [u8; 32], revision: &Revision, digest: StateDigest) -> Option<usize> {
         let place = self.tree.iter().position(|node| node.row.hash == hash)?;
         let node = &self.tree[place];
@@ -417,7 +417,7 @@ impl Cluster {
         self.holes.push(self.tree[head].row.number + 1);
     }
 
-    /// The other copy takes over with what it has.
+    /// The other copy takes over with the commits that it has.
     pub(super) fn fail_over(&mut self) {
         let (old, new) = (self.primary, 1 - self.primary);
         if self.durability == Durability::Synchronous {
@@ -428,12 +428,12 @@ impl Cluster {
         self.joined = true;
         self.failed_over_ns = Some(elapsed_ns());
         if self.durability == Durability::Synchronous {
-            // The old one comes back later as the new one's copy; until then the new one needs no other.
+            // The old primary returns later as a copy of the new one. Until then the new primary needs no other copy.
             self.durability = Durability::Single;
         }
     }
 
-    /// An old primary that went on answering learns that it is none.
+    /// An old primary that went on answering learns that it is no longer the primary.
     pub(super) fn step_down(&mut self) {
         let old = &mut self.copies[1 - self.primary];
         if self.failed_over_ns.is_some() && !old.fenced {
@@ -442,7 +442,7 @@ impl Cluster {
         }
     }
 
-    /// A copy crashes and comes back with what was on its disk.
+    /// A copy crashes and returns with the commits on its disk.
     pub(super) fn crash(&mut self, copy: usize) {
         let (head, synced) = (self.copies[copy].head, self.copies[copy].synced);
         if copy == self.primary {
@@ -451,7 +451,7 @@ impl Cluster {
         self.copies[copy].head = synced;
     }
 
-    /// A backup takes the store's place, `back` commits old.
+    /// A backup that is `back` commits old replaces the store.
     pub(super) fn restore(&mut self, back: usize, history: Option<HistoryId>) {
         let head = self.copies[self.primary].head;
         let old = self.path(head).nth(back).filter(|place| *place >= FIRST).unwrap_or(FIRST);
@@ -466,7 +466,7 @@ impl Cluster {
         copy.history = history.unwrap_or_else(|| copy.history.clone());
     }
 
-    /// What the other copy and the disk of an asynchronous pair get after a while.
+    /// The other copy and the disk of an asynchronous pair receive the commits after a while.
     pub(super) fn replicate(&mut self, to_disk: bool) {
         if self.durability != Durability::Asynchronous {
             return;

@@ -1,7 +1,8 @@
-//! The small protocol between simulated machines: numbers over turmoil's TCP, which stand for parcels held aside.
+//! The protocol between simulated machines. TCP of turmoil carries only numbers; each number stands for a message that is kept in
+//! memory.
 //!
-//! What delays, drops, cuts and half-closes is the network; encoding would prove nothing here. One question at a time on a
-//! connection; whoever gives one up closes it, so a late answer finds nobody.
+//! The network delays, drops, cuts and half-closes; encoding the messages would test nothing more. A connection carries one
+//! question at a time. A client that gives up closes its connection, so a late answer reaches nobody.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -21,7 +22,7 @@ const PORT: u16 = 7;
 
 /// A question.
 pub(super) enum Call {
-    /// With the history that the heartbeat is for; so for the next.
+    /// With the history that the heartbeat counts for. The same holds for `Poll`.
     Load(Heartbeat, Option<HistoryId>),
     Poll(Heartbeat, Option<HistoryId>),
     Beat(Heartbeat),
@@ -42,21 +43,21 @@ pub(super) enum Reply {
     Replicas(Replicas),
     Done,
     Failed(Error),
-    /// The commit's place in the tree, if it was made.
+    /// The tree index of the commit, if it was made.
     Commit(Result<usize, Error>),
     Spend(bool),
     NotReady,
     Check(Box<Checked>),
 }
 
-/// What a replica answers, with what only the simulation may know of it.
+/// The answer of a replica, with facts that only the simulation may know.
 pub(super) struct Checked {
     pub(super) answer: Answer,
-    /// The commit whose snapshot decided, where it is the one that the answer names.
+    /// The commit whose snapshot decided, if it is the one that the answer names.
     pub(super) commit: Option<usize>,
     /// The commit whose policy was in force with it.
     pub(super) policy: Option<usize>,
-    /// When it left its handler.
+    /// The time at which the answer left its handler.
     pub(super) answered_ns: i64,
     pub(super) incarnation: u32,
 }
@@ -66,7 +67,7 @@ enum Parcel {
     Reply(Reply),
 }
 
-/// Where parcels lie until their number comes.
+/// The messages in transit, by number.
 #[derive(Default)]
 pub(super) struct Post(Mutex<(u64, BTreeMap<u64, Parcel>)>);
 
@@ -94,7 +95,7 @@ impl Peer {
         Self { post, open: tokio::sync::Mutex::new(None) }
     }
 
-    /// Asks; dropped before it is done, or failed, it leaves no connection behind.
+    /// Asks a question. If it fails or is dropped before its end, it closes the connection.
     pub(super) async fn ask(&self, to: &str, call: Call) -> io::Result<Reply> {
         let mut open = self.open.lock().await;
         let mut stream = match open.take() {
@@ -111,7 +112,7 @@ impl Peer {
     }
 }
 
-/// Serves until the machine dies. `answer` may never return: then nobody is answered.
+/// Serves until the machine dies. If `answer` never returns, the client gets no answer.
 pub(super) async fn serve<A, F>(post: Arc<Post>, host: Arc<Host>, tasks: Tasks, answer: A) -> turmoil::Result
 where
     A: Fn(Call) -> F + Clone + 'static,
@@ -125,7 +126,7 @@ where
             while let Ok(number) = stream.read_u64().await {
                 let Parcel::Call(call) = post.take(number) else { panic!("a client asks") };
                 let reply = answer(call).await;
-                // It may have been stopped in the middle of a decision.
+                // The process may have been stopped in the middle of a decision.
                 machine.running().await;
                 if stream.write_u64(post.put(Parcel::Reply(reply))).await.is_err() {
                     return;

@@ -1,4 +1,6 @@
-//! One simulation: the machines, the hand that does what the plan says, and the history that comes out.
+//! One simulation: it builds the machines, carries out the plan of faults, and returns the history.
+//!
+//! Look next at `plan.rs`, the faults, and at `checker.rs`, which judges the history.
 
 use std::fmt::Debug;
 use std::sync::{Arc, Mutex};
@@ -22,25 +24,25 @@ use crate::store::{self, CommitRequest};
 use crate::sync::Settings;
 
 const TICK_MS: u64 = 5;
-/// Of a message, while nothing slows it.
+/// Largest latency of a message while no fault slows it.
 pub(super) const LATENCY_MS_MAX: u64 = 12;
-/// After the last fault everything has two seconds to be well again: promise 6.
+/// Promise 6: two seconds after the last fault, every replica must have recovered.
 const RECOVERY_MS: i64 = 2_000;
 const END_MS: i64 = TROUBLE_MS.1 + RECOVERY_MS + 1_300;
 const CONNECTIONS: usize = 5;
 const WRITERS: usize = 2;
 const WAITERS: usize = 2;
 
-/// What the machines of one simulation share.
+/// The state that the machines of one simulation share.
 pub(super) struct World {
     pub(super) seed: u64,
     pub(super) kind: Kind,
     pub(super) store: Shared,
     pub(super) replicas: Vec<Arc<Replica>>,
-    /// The copy that those who wait for the fleet ask.
+    /// The copy that the operators who wait for the fleet ask.
     pub(super) waiters_copy: Arc<Mutex<usize>>,
     pub(super) post: Arc<Post>,
-    /// Chance while it runs; machines take turns in one order, so it is as fixed as the rest.
+    /// Randomness during the run. Machines take turns in a fixed order, so a seed determines it as well.
     pub(super) rng: Mutex<Rng>,
     pub(super) steps: Mutex<Vec<Stepped>>,
     pub(super) calm_ns: i64,
@@ -51,7 +53,7 @@ pub(super) struct World {
     bound_ms: u64,
 }
 
-/// What came out of a simulation.
+/// The outcome of a simulation.
 pub(super) struct Outcome {
     pub(super) history: History,
     pub(super) trace: Vec<String>,
@@ -78,7 +80,7 @@ impl World {
                 ..Settings::default()
             };
             let host = Host::new(drift(&mut rng), rng.range(-400, 400) * MS);
-            // The last is what takes the place of the first.
+            // The last replica takes over from the first.
             let node = if place + 1 == count { 0 } else { place };
             Replica::new((place, node), host, follow, persists, Troubles { stall: (1, stall_ns_max), stuck: (3, 1_100) })
         };
@@ -101,7 +103,7 @@ impl World {
         }
     }
 
-    /// Writes down what happens, where somebody wants to know.
+    /// Adds a line to the trace, if the run is traced.
     pub(super) fn trace(&self, what: impl FnOnce() -> String) {
         if let Some(trace) = &self.trace {
             trace.lock().unwrap().push(format!("{:>9.3} {}", elapsed_ns() as f64 / 1e6, what()));
@@ -144,7 +146,7 @@ impl World {
         let bound_ns = i64::try_from(self.bound_ms).unwrap() * MS;
         History {
             bound_ns,
-            // Both clocks may be off, milliseconds are whole, and machines take turns tick by tick.
+            // Both clocks may drift, milliseconds are whole, and machines take turns tick by tick.
             slack_ns: bound_ns / 1_000_000 * 3 * DRIFT_PPM_MAX + 3 * MS + i64::try_from(TICK_MS).unwrap() * MS,
             commits: store.tree.iter().map(commit).collect(),
             answers: std::mem::take(&mut *self.answers.lock().unwrap()),
@@ -158,7 +160,7 @@ impl World {
         }
     }
 
-    /// How the replicas are now.
+    /// The current states of the replicas.
     fn ended(&self) -> Vec<Ended> {
         let store = self.store.lock().unwrap();
         let head = store.copies[store.primary].head;
@@ -178,7 +180,7 @@ fn revisions(node: &super::store::Node) -> Vec<Revision> {
     node.histories.iter().map(|history| Revision { history: history.clone(), number: node.row.number }).collect()
 }
 
-/// The machines by name, as the plan calls them.
+/// The machines by the names that the plan uses.
 struct Machines<'a> {
     sim: Sim<'a>,
     world: Arc<World>,
@@ -186,14 +188,14 @@ struct Machines<'a> {
     stores: Vec<Arc<Host>>,
     gateway: Arc<Host>,
     waiter: Arc<Host>,
-    /// Replicas whose boot clock does not count a suspend: their wall clock is never set back.
+    /// The replicas whose boot clock does not count a suspend. Their wall clock is never set back.
     virtual_machines: Vec<bool>,
 }
 
 /// Runs the simulation of a seed to its end.
 ///
 /// # Errors
-/// If a machine's software failed, which is a fault of the simulation.
+/// If the software of a machine failed, which is a fault of the simulation.
 pub(super) fn run(seed: u64, traced: bool) -> Result<Outcome, String> {
     set_elapsed_outside(0);
     let world = Arc::new(World::new(seed, traced));
@@ -317,7 +319,7 @@ impl<'a> Machines<'a> {
             }
             Fault::StepWall { machine, by_ns } => {
                 let (host, boot_counts) = self.machine(machine);
-                // One of the two clocks must count: that is what the design relies on.
+                // One of the two clocks must count the suspend, because the design relies on it.
                 host.step_wall(if boot_counts { *by_ns } else { by_ns.abs() });
             }
             Fault::Succeed { stopped, by, for_ns } => {
@@ -357,7 +359,7 @@ impl<'a> Machines<'a> {
         *copy.lock().unwrap() = primary;
     }
 
-    /// A policy that cannot be built is put right.
+    /// Repairs a policy that cannot be built.
     fn mend(&self) {
         let mut store = self.world.store.lock().unwrap();
         let (primary, head) = (store.primary, store.copies[store.primary].head);
@@ -368,7 +370,7 @@ impl<'a> Machines<'a> {
         }
     }
 
-    /// Ends all trouble.
+    /// Ends all faults.
     fn calm(&mut self) {
         let names = self.names.clone();
         self.sim.set_fail_rate(0.0);

@@ -1,4 +1,4 @@
-//! Every rule of the checker against a small history that breaks it, and against the same history without the break.
+//! Tests every rule of the checker against a small history that breaks it, and against the same history without the break.
 
 use super::*;
 use crate::model::revision::HistoryId;
@@ -24,7 +24,7 @@ fn commit(number: u64, parent: Option<usize>, at_s: i64, permitted: bool) -> Com
     }
 }
 
-/// An answer that was sent and received in the same second, by a fresh replica.
+/// An answer that a fresh replica sends within the second of the request.
 fn answer(commit: usize, number: u64, effect: Effect, at_s: i64, valid_for_ms: u64) -> Answer {
     let sent_ns = at_s * SECOND_NS;
     Answer {
@@ -52,12 +52,12 @@ fn published(commit: usize, number: u64, incarnation: u32) -> Stepped {
     Stepped { replica: 0, incarnation, at_ns: 0, step }
 }
 
-/// A wait for commit 1, begun when that was made.
+/// A wait for commit 1 that begins when that commit is made.
 fn waited(returned: Option<(i64, bool)>) -> Waited {
     Waited { commit: 1, began_ns: 10 * SECOND_NS, returned }
 }
 
-/// Permitted at 1, revoked by 2 in second 10, permitted again by 3 in second 30; all well.
+/// A correct history: commit 1 permits, commit 2 revokes in second 10, commit 3 permits again in second 30.
 fn history() -> History {
     History {
         bound_ns: 5 * SECOND_NS,
@@ -197,7 +197,7 @@ fn each_broken_promise_of_fleet_and_policy_is_seen() {
         history.waits.push(waited(None));
         history.end_ns = 14 * SECOND_NS;
     });
-    // It left its handler in second 12.05, with two seconds to go.
+    // The answer left its handler in second 12.05 and is valid for two more seconds.
     let said = |ms: i64, said: bool| waits(waited(Some((12 * SECOND_NS + ms * 1_000_000, said))));
     check("permitted afterwards", Some(Promise::Fleet), &said(20, true));
     check("on its way", None, &said(45, true));
