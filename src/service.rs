@@ -55,8 +55,7 @@ use crate::token::VerifiedChain;
 /// Settings of the service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Audiences that callers of this listener may claim. If empty, a loopback caller may claim any audience of an issuer
-    /// document.
+    /// Audiences that callers of this listener may claim. If empty, a loopback caller may claim any audience of an issuer document.
     pub audiences: Vec<String>,
     /// Whether the root token must carry `aud`.
     pub require_chain_audience: bool,
@@ -109,8 +108,7 @@ pub struct Service {
     draining: watch::Sender<bool>,
 }
 
-/// The service of one serving runtime. Before the sockets of that runtime send an answer, they wait for the buffer of its
-/// recorder.
+/// The service of one serving runtime. Before the sockets of that runtime send an answer, they wait for the buffer of its recorder.
 #[derive(Clone)]
 pub struct Lane {
     service: Arc<Service>,
@@ -156,7 +154,7 @@ impl Service {
         self.ready_at.get_or_init(|| self.parts.clock.now());
     }
 
-    /// Whether this replica can permit a call: it is ready, it is not draining, and its proof of freshness is within the bound.
+    /// Whether this replica can permit a call: its first snapshot was published, it is not draining, and its proof is within the bound.
     pub fn is_ready(&self) -> bool {
         let open = |view: View| view.freshness(self.parts.clock.now()) != Freshness::Closed;
         self.ready_at.get().is_some() && !*self.draining.borrow() && self.parts.cell.load().is_some_and(open)
@@ -220,8 +218,7 @@ impl Lane {
         Ok(self.check_held(request, caller).await?.0)
     }
 
-    /// As [`Lane::check`], for an answer that is not sent at once. The caller must pass it to [`Lane::confirm`] before it sends
-    /// it.
+    /// As [`Lane::check`], for an answer that is not sent at once. The caller must pass it to [`Lane::confirm`] before it sends it.
     ///
     /// # Errors
     /// As [`Lane::check`].

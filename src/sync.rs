@@ -53,16 +53,14 @@ pub fn condition(status: &status::Status, cell: &SnapshotCell, now: Now) -> Cond
 ///
 /// The follower calls one method at a time, in order. When a method returns, decisions already read the published state.
 pub trait Publisher: Send {
-    /// Publishes a full state, which a query sent at `sent_at` proves. A state of another history shares nothing with the
-    /// published one.
+    /// Publishes a full state, which a query sent at `sent_at` proves. A state of another history shares nothing with the published one.
     ///
     /// # Errors
     /// If the policy of the state cannot be built. The revocations are applied all the same. The state is published with the last
     /// good policy, or is not published at all if there is no such policy.
     fn replace(&mut self, state: store::State, sent_at: Now) -> Result<(), String>;
 
-    /// Publishes the state that the disk cache of this machine holds. The state has no proof, so it denies every call. Commits
-    /// may follow.
+    /// Publishes the state that the disk cache of this machine holds. The state has no proof, so it denies every call. Commits may follow.
     ///
     /// # Errors
     /// If its policy cannot be built, or if this publisher does not support cached states. Nothing is published then.

@@ -1,9 +1,8 @@
-//! The approvals of a decision. A request for an approval is stored before the call is answered with it, and an approval is used
-//! once.
+//! The approvals of a decision. A request for an approval is stored before the call is answered with it, and an approval is used once.
 //!
 //! ```text
-//! judged NEEDS_APPROVAL, or demands `prepared` ─▶ used? ─yes─▶ judged anew ─▶ PERMIT
-//!                                                   └──no──▶ asked ───────▶ NEEDS_APPROVAL
+//! judged NEEDS_APPROVAL, or demands `prepared` ─▶ approved? ─yes─▶ use the approval, judge again ─▶ PERMIT
+//!                                                     └──no──▶ store the request ────────────▶ NEEDS_APPROVAL
 //! ```
 //!
 //! INVARIANT: an approval satisfies only the layers that ask for one. After its use the call is judged again, and a denial wins.
@@ -305,8 +304,7 @@ fn digest(subject: &Subject, tool: &str, arguments: &Object) -> String {
     hex(ring::digest::digest(&SHA256, parts.to_jcs().as_bytes()))
 }
 
-/// The fingerprint of one request of one gateway: SHA-256 over gateway, `request_id`, credential and proof, each prefixed with
-/// its length.
+/// The fingerprint of one request of one gateway: SHA-256 over gateway, `request_id`, credential and proof, each prefixed with its length.
 ///
 /// A request without an id never equals another request. A handle counts as the tokens that it stands for.
 pub(super) fn fingerprint(gateway: &str, request: &CheckRequest, tokens: &[bytes::Bytes]) -> Option<String> {

@@ -1,9 +1,7 @@
-//! The cache of verified chains, so that a later call need not verify them again. It holds facts, never a decision and never a
-//! failure.
+//! The cache of verified chains, so that a later call need not verify them again. It holds facts, never a decision and never a failure.
 //!
 //! A keyed hash finds an entry, and equality of all bytes confirms it. Only verified chains are inserted, so a peer that sends
-//! garbage evicts nothing. Every call checks times, revocation, trust and policy again; look next at `service/judge.rs` and
-//! `pdp.rs`.
+//! garbage evicts nothing. Every call checks times, revocation, trust and policy again; look next at `service/judge.rs` and `pdp.rs`.
 
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::sync::Arc;

@@ -1,11 +1,9 @@
-//! `Explain`: reports why a call is decided as it is, layer by layer, and the smallest change that would turn a denial into a
-//! permit.
+//! `Explain`: reports why a call is decided as it is, layer by layer, and the smallest change that would turn a denial into a permit.
 //!
 //! It changes nothing: it spends no proof, and it neither requests, uses nor looks up an approval.
 //!
-//! A gateway sees reasons and layers. Only an administrator sees documents, their locations and their entries. A gateway without
-//! a proof of the call sees only layers, effects and reasons, because a chain is not secret: a thief of a chain must not learn
-//! its limits.
+//! A gateway sees reasons and layers. Only an administrator sees documents, their locations and their entries. A gateway without a
+//! proof of the call sees only layers, effects and reasons. A chain is not secret, and a thief of a chain must not learn its limits.
 //!
 //! Look next at `explain/words.rs` for the text of the changes, then at `pdp/explain.rs` for the layers.
 
@@ -104,14 +102,12 @@ impl Explanation {
         })
     }
 
-    /// Whether no change of policy or credential can turn the denial. It is false for a gateway without a proof, which must not
-    /// learn it.
+    /// Whether no change of policy or credential can turn the denial. It is false for a gateway without a proof, which must not learn it.
     pub fn no_change_can(&self, places: Option<&Places>) -> bool {
         self.may_tell(places) && self.findings.iter().any(|finding| finding.turn == Some(Turn::Never))
     }
 
-    /// The steps of the smallest change: one for each layer that denies. If no layer denies, one for each layer that asks for an
-    /// approval.
+    /// The steps of the smallest change: one for each layer that denies. If no layer denies, one for each layer that asks for an approval.
     ///
     /// With `places`, the steps name documents and entries; pass it for an administrator only. A gateway without a proof of the
     /// call gets no steps.
@@ -184,6 +180,7 @@ impl Lane {
         Ok(self.explained(request, caller, &view, chain, found, now))
     }
 
+    /// Records the explanation and builds the answer.
     fn explained(
         &self,
         request: &CheckRequest,
@@ -308,6 +305,7 @@ impl Found {
     }
 }
 
+/// Turns a rejected credential into a finding and its message.
 fn refused(rejection: Rejection) -> (Finding, Option<String>) {
     let layer = rejection.reason.layer().unwrap_or(Layer::Identity);
     (Finding::denial(layer, rejection.hop, rejection.reason, Turn::Credential), Some(rejection.message))

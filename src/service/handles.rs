@@ -1,7 +1,6 @@
 //! The cache of handles. A handle is 16 random bytes that stand for a verified chain, on one connection, for a minute.
 //!
-//! A handle alone proves no possession; an entry records whether a proof made it. Look next at `service/judge.rs`, which resolves
-//! handles.
+//! A handle alone proves no possession; an entry records whether a proof made it. Look next at `service/judge.rs`, which resolves handles.
 
 use std::sync::Arc;
 use std::time::Duration;

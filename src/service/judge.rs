@@ -1,7 +1,6 @@
 //! Judges one call by one view, in the order of verification: credential, audience, arguments, proof, decision. Does not await.
 //!
-//! A judgement spends no proof and uses no approval. `service/settle.rs` does that afterwards. Look next at `pdp.rs`, which
-//! decides.
+//! A judgement spends no proof and uses no approval. `service/settle.rs` does that afterwards. Look next at `pdp.rs`, which decides.
 
 use std::sync::Arc;
 
@@ -357,8 +356,8 @@ fn rejection(reason: Reason) -> Rejection {
     Rejection { reason, hop: None, message: reason.message().to_owned() }
 }
 
-/// Whether a newer policy may accept a chain that is refused now. A trusted issuer signed its root, so the sender is no stranger,
-/// and documents hold what is missing. For example, a new agent may ask for the revision that registered it.
+/// Whether a newer policy may accept a chain that is refused now. A trusted issuer signed its root, so the sender is known, and
+/// documents hold the missing part. For example, a new agent may ask for the revision that registered it.
 pub(super) fn newer_policy_may_accept(rejection: &Rejection) -> bool {
     // INVARIANT: `token` refuses for these reasons only after it has verified the root's signature.
     matches!(

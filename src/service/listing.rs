@@ -93,6 +93,7 @@ impl Lane {
 }
 
 impl Service {
+    /// Verifies the credential, the audience and the proof of a listing.
     fn listed(&self, request: &ListToolsRequest, caller: &Caller, view: &View, now: Now) -> Result<Listed, Rejection> {
         let options = self.options(&view.snapshot);
         let credited = self.credit(&request.credential, caller, &view.snapshot, &options, now)?;
@@ -115,6 +116,7 @@ fn scope(chain: &KnownChain) -> Option<&Scope> {
     chain.prepared.subject().scopes.last()
 }
 
+/// Decides one tool of a listing.
 fn one(tool: String, decision: &Decision, listed: Option<&Listed>, view: &View, freshness: Freshness, now: Now) -> ToolDecision {
     let denied = |tool, reason| ToolDecision { tool, effect: Effect::Deny, reason, maybe: false };
     match listed {

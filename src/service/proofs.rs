@@ -4,10 +4,10 @@
 //! *Used*: no proof is used twice on this replica, and a proof that cannot be remembered is not used. *Presented*: every proof
 //! that came with any call is noted, so that a proof that another party may have seen never makes a proved handle.
 //!
-//! Both tables are bounded, and no holder can fill one. A leaf agent may hold only as many entries as are free. Within that
-//! limit, a user may hold only as many entries as the agent may still add. So one flooding agent gets half of the table, each of
-//! `n` flooding agents gets one of `n + 1` parts, and one part stays free for the others (Choudhury and Hahne, "Dynamic queue
-//! length thresholds", 1998). A holder over its share bears the loss: its call is denied, or its handle is not proved.
+//! Both tables are bounded, and no holder can fill one. A leaf agent may hold only as many entries as are free. Within that limit,
+//! a user may hold only as many entries as the agent may still add. So one flooding agent gets half of the table. Each of `n`
+//! flooding agents gets one of `n + 1` parts, and one part stays free for the others. The source is Choudhury and Hahne, "Dynamic
+//! queue length thresholds", 1998. A holder over its share bears the loss: its call is denied, or its handle is not proved.
 //!
 //! This module must not parse proofs: it knows only their replay keys. Look next at `service/settle.rs`, which spends them.
 
@@ -121,8 +121,7 @@ impl Proofs {
     }
 }
 
-/// Truncates a replay key to 128 bits. A second proof with the same 128 bits of SHA-256 cannot be found, and the table is half as
-/// large.
+/// Truncates a replay key to 128 bits. A second proof with the same 128 bits of SHA-256 cannot be found, and the table is half as large.
 fn abridged(replay_key: &[u8; 32]) -> Key {
     let (half, _) = replay_key.split_at(16);
     half.try_into().unwrap_or_default()
@@ -130,6 +129,7 @@ fn abridged(replay_key: &[u8; 32]) -> Key {
 
 type Key = [u8; 16];
 
+/// A bounded table of replay keys, in parts with a lock each.
 #[derive(Debug)]
 struct Table {
     /// Never empty.
@@ -158,6 +158,7 @@ struct Shard {
     entries_max: usize,
 }
 
+/// The replay keys of one generation, and the number of entries of each agent and user.
 #[derive(Debug, Default)]
 struct Generation {
     keys: HashSet<Key>,
@@ -201,6 +202,7 @@ impl Shard {
         Put::Added
     }
 
+    /// Removes a key and frees its entry in the holder's share.
     fn take_back(&mut self, key: &Key, holder: Holder) {
         for generation in [&mut self.current, &mut self.previous] {
             if generation.keys.remove(key) {
@@ -212,6 +214,7 @@ impl Shard {
         }
     }
 
+    /// Rotates the generations if the current one is complete.
     fn turn(&mut self, now: Now) {
         let age_ms = now.ms_since(self.began_at);
         if age_ms >= REMEMBERED_MS {
@@ -231,6 +234,7 @@ impl Shard {
         count(&self.current) + count(&self.previous)
     }
 
+    /// Marks a share as one that had no room for a proof.
     fn lose(&mut self, share: Share) {
         let Generation { full, all_full, .. } = &mut self.current;
         if full.len() < FULL_SHARES_MAX {
@@ -240,6 +244,7 @@ impl Shard {
         }
     }
 
+    /// Whether a proof of this holder may be missing in the table.
     fn has_lost(&self, holder: Holder) -> bool {
         let shares = [Share::Agent(holder.agent), Share::User(holder.user)];
         let lost = |generation: &Generation| generation.all_full || shares.iter().any(|share| generation.full.contains(share));

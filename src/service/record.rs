@@ -14,8 +14,7 @@ use crate::snapshot::View;
 use crate::telemetry::{SpanFacts, TraceContext};
 
 impl Lane {
-    /// Puts the audit record of a decision into this runtime's buffer. The record is in the kernel before the bytes of the answer
-    /// leave.
+    /// Puts the audit record of a decision into this runtime's buffer. The record is in the kernel before the bytes of the answer leave.
     pub(super) fn record(
         &self,
         request: &CheckRequest,
@@ -68,8 +67,7 @@ impl Lane {
         })
     }
 
-    /// Puts the audit record of a listing into this runtime's buffer. The record does not list the tools, because they may be
-    /// many.
+    /// Puts the audit record of a listing into this runtime's buffer. The record does not list the tools, because they may be many.
     pub(super) fn record_listing(
         &self,
         (request, caller): (&ListToolsRequest, &Caller),
@@ -191,6 +189,7 @@ fn sha256_of(arguments: &Object) -> [u8; 32] {
     digest.as_ref().try_into().unwrap_or_default()
 }
 
+/// The trace id of a valid trace context.
 fn trace_id(trace: &TraceHeaders) -> Option<[u8; 16]> {
     trace_context(trace).map(|context| context.trace_id())
 }

@@ -1,8 +1,8 @@
 //! Uses the ledgers of the store for a call before it is answered: it spends the call's proof and uses its approvals.
 //!
 //! ```text
-//! judged ─▶ room? ─▶ proof new here? ─▶ used in the store, at the revision that was judged by ─▶ judged anew ─▶ recorded
-//!              └─ LEDGER_BUSY                └─ nothing used: LEDGER_BUSY, or asked                    └─ denied: given back
+//! judged ─▶ ledger permit? ─▶ proof new here? ─▶ use the ledgers, at the judged revision ─▶ judge again ─▶ record
+//!                 └─ LEDGER_BUSY     └─ PROOF_REPLAYED   └─ nothing used: LEDGER_BUSY, or ask     └─ denied: give back
 //! ```
 //!
 //! INVARIANT: a call that writes to the store always reaches its audit record, even if its caller stops waiting. So it runs in a
@@ -91,6 +91,7 @@ impl Lane {
 }
 
 impl Settlement {
+    /// Uses the ledgers, records the decision, and gives the approvals back if the call is denied.
     async fn run(self) -> (Answer, Held) {
         let Self { lane, request, caller, mut view, mut judged, started } = self;
         let service = &lane.service;

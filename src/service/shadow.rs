@@ -1,8 +1,7 @@
 //! Counts the decisions that documents in shadow would change: by agent and tool.
 //!
-//! A decision is counted only if there are documents in shadow. The table is bounded, and a decision that finds no row is still
-//! counted in a total. Look next at `docs/adr/0011-ids-as-labels-of-shadow-metrics.md`, which explains why these metrics have ids
-//! as labels.
+//! A decision is counted only if there are documents in shadow. The table is bounded, and a decision that finds no row is still counted
+//! in a total. Look next at `docs/adr/0011-ids-as-labels-of-shadow-metrics.md`, which explains why these metrics have ids as labels.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -72,6 +71,7 @@ pub(super) struct Shadows {
     counted: Mutex<Counted>,
 }
 
+/// The counters behind the lock.
 #[derive(Debug, Default)]
 struct Counted {
     /// Ordered by first decision, so that the set of rows with a series of their own never changes.
@@ -175,8 +175,7 @@ impl Shadows {
 }
 
 impl Service {
-    /// Counts a decision that was also evaluated with documents in shadow. `effect` is that of policy, before approvals and
-    /// proofs.
+    /// Counts a decision that was also evaluated with documents in shadow. `effect` is that of policy, before approvals and proofs.
     pub(super) fn count_shadow(&self, tool: &str, effect: Effect, answer: &Answer) {
         let Some(would_be) = &answer.decision.would_be else { return };
         let leaf = answer.identities.as_ref().and_then(|identities| identities.subject.agents.last());

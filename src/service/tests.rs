@@ -1,5 +1,4 @@
-//! Tests of events while a decision awaits the store: a destructive call spends its proof there, or a call asks for or uses an
-//! approval.
+//! Tests of events while a decision awaits the store: a destructive call spends its proof there, or a call asks for or uses an approval.
 
 mod approvals;
 mod replay;
@@ -404,8 +403,7 @@ async fn the_chain_ends() {
     check(&world, move || clock.advance_ms(600_000), (Effect::Deny, Reason::TokenExpired)).await;
 }
 
-/// Only a caller with a valid credential may wait for a later revision. Any other caller gets the answer at once and causes no
-/// poll.
+/// Only a caller with a valid credential may wait for a later revision. Any other caller gets the answer at once and causes no poll.
 #[tokio::test]
 async fn only_a_credential_waits_for_a_revision() {
     let world = world();

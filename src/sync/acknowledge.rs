@@ -1,17 +1,14 @@
-//! Acknowledges an applied revision to the fleet, once this replica can no longer answer a decision that began before that
-//! revision.
+//! Acknowledges an applied revision to the fleet, once this replica can no longer answer a decision that began before that revision.
 //!
 //! ```text
 //! follower publishes N ─▶ barrier runs once through every serving runtime ─▶ N is acknowledged ─▶ the next heartbeat says so
 //! ```
 //!
-//! A decision is *answered* when it leaves its handler as an answer that the transport may send. A handler does not await between
-//! its last check of the revocations and that moment, so a runtime that has run the barrier holds no earlier decision. An answer
-//! that the transport still holds is already on its way. It is valid for at most its `valid_for_ms`, which counts from the
-//! caller's own request.
+//! A decision is *answered* when it leaves its handler as an answer that the transport may send. A handler does not await between its
+//! last check of the revocations and that moment, so a runtime that has run the barrier holds no earlier decision. An answer that the
+//! transport still holds is already on its way. It is valid for at most its `valid_for_ms`, which counts from the caller's own request.
 //!
-//! The barrier never passes a runtime that is stuck, so nothing is acknowledged then. A replica in quarantine acknowledges
-//! nothing either.
+//! The barrier never passes a runtime that is stuck, so nothing is acknowledged then. A replica in quarantine acknowledges nothing either.
 //!
 //! Look next at `member.rs`, which sends the number, and at `pap/fleet.rs`, which waits for it.
 
@@ -71,9 +68,8 @@ impl Acknowledge {
                 acknowledged = None;
                 continue;
             }
-            // INVARIANT: this number is read before the barrier begins and acknowledged after it has passed. The barrier does not
-            // cover a later revision. Policy may lag behind, because an acknowledgement only promises that no revoked call is
-            // permitted.
+            // INVARIANT: this number is read before the barrier begins and acknowledged after it has passed. The barrier does not cover
+            // a later revision. Policy may lag behind, because an acknowledgement only promises that no revoked call is permitted.
             let number = self.status.applied();
             if self.status.history().is_some() && acknowledged != Some(number) {
                 if !active(Mutant::AcknowledgeBeforeBarrier) {

@@ -1,8 +1,7 @@
 //! Logs each revocation and each change of policy once decisions of this replica use it.
 //!
-//! A task of its own reads the feed of applied revisions and asks the store for the operators, so applying a commit never waits
-//! for a log line. It must not log an operator's free text, because that text may hold anything. Look next at `status/feed.rs`,
-//! its input.
+//! A task of its own reads the feed of applied revisions and asks the store for the operators. So applying a commit never waits for a
+//! log line. It must not log an operator's free text, because that text may hold anything. Look next at `status/feed.rs`, its input.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -40,6 +39,7 @@ pub async fn announce(status: Status, store: Arc<dyn Store>, mut shutdown: watch
     }
 }
 
+/// The task that logs applied changes.
 struct Announcer {
     status: Status,
     store: Arc<dyn Store>,

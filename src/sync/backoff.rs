@@ -18,8 +18,7 @@ impl Backoff {
         Self { min_ms, max_ms: max_ms.max(min_ms), state: seed }
     }
 
-    /// The pause after that many consecutive failures: random between half of the doubled minimum and all of it, at most the
-    /// maximum.
+    /// The pause after that many consecutive failures: random between half of the doubled minimum and all of it, at most the maximum.
     pub(super) fn pause(&mut self, failures: u32) -> Duration {
         let doubled = self.min_ms.saturating_mul(1 << failures.saturating_sub(1).min(20)).min(self.max_ms);
         Duration::from_millis(doubled / 2 + self.below(doubled - doubled / 2))

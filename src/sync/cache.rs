@@ -2,16 +2,15 @@
 //! the follower.
 //!
 //! ```text
-//! follower ─▶ publish ─▶ queue (bounded) ─▶ cache.db: rows and place in one transaction
+//! follower ─▶ publish ─▶ queue (bounded) ─▶ cache.db: rows and position in one transaction
 //! ```
 //!
 //! The follower never copies a full state into the queue: it queues only the position. The cache catches up to that position by
 //! the change log, or else reads the full state from the store again. It does the same after the queue has overflowed because the
 //! disk was too slow. Everything that it reads must continue the published state.
 //!
-//! The cache yields first when the disk runs full. It writes nothing while there is little free space, and it retries a failure
-//! after a pause that doubles up to minutes. It does not read the full state again before the disk has space for the last one
-//! that it read.
+//! The cache yields first when the disk runs full. It writes nothing while there is little free space, and it retries a failure after
+//! a pause that doubles up to minutes. It does not read the full state again before the disk has space for the last one that it read.
 //!
 //! The cache must never permit a call. Look next at [`crate::store::sqlite::Cache`], the file, and at `member.rs`, which merges
 //! the cached revocations into an adopted store.
@@ -68,6 +67,7 @@ enum Trouble {
     Disk(Error),
 }
 
+/// The publications that are not written yet.
 #[derive(Default)]
 struct Queue {
     /// The position that the cache must reach before the queued commits can follow.
@@ -167,6 +167,7 @@ impl Keeper {
         }
     }
 
+    /// Pauses after a failure. It drops the queued commits, because the cache reads them from the store later.
     fn failed(&self, trouble: &Trouble, pause: Duration) {
         self.failures.fetch_add(1, Ordering::Relaxed);
         let is_new = !self.is_paused.swap(true, Ordering::Relaxed);
@@ -215,8 +216,7 @@ impl Keeper {
         }
     }
 
-    /// Brings the cache to a published position or past it: by the change log if it reaches back far enough, else by a full
-    /// state.
+    /// Brings the cache to a published position or past it: by the change log if it reaches back far enough, else by a full state.
     async fn catch_up(self: &Arc<Self>, store: &dyn Store, at: &Position) -> Result<(), Trouble> {
         while let Some((revision, hash)) = self.on_cache(|cache| cache.place()).await.map_err(Trouble::Disk)? {
             if revision == at.revision && hash == at.hash {
@@ -280,6 +280,7 @@ impl Keeper {
         self.on_cache(Cache::read).await
     }
 
+    /// Runs `act` on the open cache, on a thread that may block.
     async fn on_cache<T: Send + 'static>(
         self: &Arc<Self>,
         act: impl FnOnce(&mut Cache) -> Result<T, Error> + Send + 'static,

@@ -1,8 +1,8 @@
 //! The follower: a pure state machine that takes events and returns actions. It has no clock, no I/O and no randomness.
 //!
 //! The follower publishes a commit only if its number and hash continue the published state. It renews the proof of freshness
-//! only to the time at which it *sent* a poll, and only after it has applied the whole answer to that poll. The driver carries
-//! out each action before it delivers the next event.
+//! only after it has applied a whole answer, and only to the time at which it *sent* that poll. The driver carries out each
+//! action before it delivers the next event.
 //!
 //! Only one event ends a quarantine: the store was adopted from the followed history, and it holds every revocation that this
 //! replica knew.
@@ -126,8 +126,7 @@ pub enum Request {
         /// Whether the store is known to have more commits, so that the driver polls without a pause.
         at_once: bool,
     },
-    /// Ask whether the store was adopted from the followed history. The driver asks seldom, because an operator makes an
-    /// adoption.
+    /// Ask whether the store was adopted from the followed history. The driver asks seldom, because an operator makes an adoption.
     Adoption,
     /// Ask nothing any more.
     Nothing,
@@ -157,6 +156,7 @@ pub struct Follower {
     bound_ms: u64,
 }
 
+/// A publication that the driver carries out at the moment.
 #[derive(Clone, Debug)]
 struct Pending {
     position: Position,
@@ -166,6 +166,7 @@ struct Pending {
     bound_ms: u64,
 }
 
+/// A full state that waits for the trace of the change log.
 #[derive(Debug)]
 struct Loaded {
     sent_at: Now,
@@ -287,6 +288,7 @@ impl Follower {
         }
     }
 
+    /// Handles an event outside of quarantine.
     fn on_followed(&mut self, event: Event) -> Option<Action> {
         match event {
             Event::Loaded { sent_at, state } => self.on_loaded(sent_at, state),
@@ -341,6 +343,7 @@ impl Follower {
         self.replace(sent_at, Box::new(state))
     }
 
+    /// Ends the quarantine if the adopted state was published.
     fn on_adopted_published(&mut self, result: Result<(), String>) {
         match (self.pending.take(), result) {
             (Some(pending), Ok(())) => {
@@ -362,6 +365,7 @@ impl Follower {
         });
     }
 
+    /// Compares a loaded state with our position: quarantines, publishes it, or traces the change log to it first.
     fn on_loaded(&mut self, sent_at: Now, state: Box<store::State>) -> Option<Action> {
         let position = Position { revision: state.revision.clone(), hash: state.hash };
         let number = position.revision.number;
@@ -394,6 +398,7 @@ impl Follower {
         }
     }
 
+    /// Publishes a full state.
     fn replace(&mut self, sent_at: Now, state: Box<store::State>) -> Option<Action> {
         let position = Position { revision: state.revision.clone(), hash: state.hash };
         let proof = self.later(sent_at);
@@ -402,7 +407,7 @@ impl Follower {
     }
 
     /// Traces the change log from our position to the loaded state. The log may contradict that state or lead to it. A log that
-    /// is cut or has gaps can do neither; the loaded state is published then, because such a log is the reason for a full load.
+    /// is cut or has gaps can do neither. It is the reason for a full load, so the loaded state is published then.
     fn on_traced(&mut self, mut loaded: Loaded, changes: &Changes) -> Option<Action> {
         let (ours, target) = (self.position.clone()?, loaded.state.revision.number);
         if changes.history != ours.revision.history {
@@ -444,6 +449,7 @@ impl Follower {
         self.replace(loaded.sent_at, loaded.state)
     }
 
+    /// Verifies the answer to a poll: publishes its commits, renews the proof, starts a resync, or quarantines.
     fn on_changes(&mut self, sent_at: Now, changes: Changes) -> Option<Action> {
         let follows = self.state == State::Following || self.cached;
         let ours = self.position.as_ref().filter(|_| follows)?;
@@ -494,6 +500,7 @@ impl Follower {
         Some(Action::Apply { commits: changes.commits, proof: proof.unwrap_or(UNPROVED) })
     }
 
+    /// Takes over the position and the proof of a publication. A state without its policy still counts as published.
     fn on_published(&mut self, result: Result<(), String>) {
         let Some(pending) = self.pending.take() else { return };
         match result {
@@ -520,6 +527,7 @@ impl Follower {
         }
     }
 
+    /// Reacts to a failed load or poll: another store is a quarantine, a cut log is a resync, and other failures are retried.
     fn on_failed(&mut self, error: &store::Error) -> Option<Action> {
         match error {
             store::Error::Replaced(_) | store::Error::NotOurs(_) => self.quarantine(format!(
@@ -546,6 +554,7 @@ impl Follower {
         self.problem = Some(problem);
     }
 
+    /// Marks the published state as followed and proved.
     fn settled(&mut self) {
         self.state = State::Following;
         self.cached = false;
@@ -553,8 +562,7 @@ impl Follower {
         self.ahead = self.ahead.take().filter(|ahead| ahead.revision.number > number);
     }
 
-    /// Quarantines if the store does not reach the recorded position ahead of the cached one, or holds another revision of its
-    /// number.
+    /// Quarantines if the store does not reach the recorded position ahead of the cached one, or holds another revision of its number.
     fn against_ahead(&mut self, head: u64, rows: &[(u64, [u8; 32])]) -> Option<Action> {
         let ahead = self.ahead.as_ref()?;
         let number = ahead.revision.number;
@@ -591,6 +599,7 @@ impl Follower {
         ))
     }
 
+    /// Enters quarantine. Only an adoption leads out of it.
     fn quarantine(&mut self, reason: String) -> Option<Action> {
         self.state = State::Quarantined;
         self.pending = None;
@@ -612,8 +621,7 @@ fn hashes(changes: &Changes) -> Vec<(u64, [u8; 32])> {
     changes.commits.iter().map(|commit| (commit.number, commit.hash)).chain([head]).collect()
 }
 
-/// Returns the position after the commits. The commits must be dense, must each follow the one before, and must not pass the
-/// head.
+/// Returns the position after the commits. The commits must be dense, must each follow the one before, and must not pass the head.
 fn follow(ours: &Position, changes: &Changes) -> Result<Position, String> {
     let mut last = ours.clone();
     for commit in &changes.commits {

@@ -1,8 +1,6 @@
-//! A replica as a member of the fleet. It registers before it loads, sends a heartbeat with every poll, and has its own
-//! incarnation.
+//! A replica as a member of the fleet. It registers before it loads, sends a heartbeat with every poll, and has its own incarnation.
 //!
-//! It adapts a store to the follower. The follower knows nothing of fleets, and the store gives a proof of freshness to members
-//! only.
+//! It adapts a store to the follower. The follower knows nothing of fleets, and the store gives a proof of freshness to members only.
 //!
 //! If the store was adopted from the followed history, the member merges the revocations that its disk cache knows into that
 //! store. It must not decide whether to follow the store; `follower.rs` does. Look next at [`store::Store::poll`].
@@ -136,8 +134,7 @@ impl Member {
         }
     }
 
-    /// Merges the known revocations that the store lacks, commit by commit, and records the merge once. Returns the full state
-    /// after it.
+    /// Merges the known revocations that the store lacks, commit by commit, and records the merge once. Returns the full state after it.
     async fn merged(&self, history: &HistoryId, known: &[RevocationRow]) -> Result<store::State, Error> {
         let state = self.load().await?;
         let lacking = lineage::lacking(known, &state.revocations);
@@ -166,6 +163,7 @@ impl Member {
         self.noticed(self.store.load_as(&self.heartbeat()).await)
     }
 
+    /// Registers this replica with the store, unless it is registered.
     async fn known(&self) -> Result<(), Error> {
         if !self.registered.load(Ordering::SeqCst) {
             self.store.register(&self.registration).await?;

@@ -3,9 +3,9 @@
 //! After a restart, the replica refuses a store that is behind that position or has another history. Otherwise, restoring an old
 //! store file could bring a revoked token back.
 //!
-//! The file guards against mistakes. It does not guard against a person who may write to the data folder, because that person can
-//! delete it: a replica without the file follows the store that it finds. If the store lies in the data folder too, one restored
-//! disk snapshot may contain both, and they agree. A second file at another path detects that case.
+//! The file guards against mistakes. It does not guard against a person who may write to the data folder. Without the file, a
+//! replica follows the store that it finds. If the store lies in the data folder too, one restored disk snapshot may contain
+//! both, and they agree. A second file at another path detects that case.
 //!
 //! The recorded position proves no freshness and permits nothing. Look next at `follower.rs`.
 
@@ -41,8 +41,7 @@ pub trait Keep: Send + Sync {
 #[derive(Clone, Debug)]
 pub struct Place(PathBuf);
 
-/// All files that record the position of this replica: the one in the data folder and, if configured, a second one at another
-/// path.
+/// All files that record the position of this replica: the one in the data folder and, if configured, a second one at another path.
 #[derive(Clone, Debug)]
 pub struct Places(Vec<Place>);
 

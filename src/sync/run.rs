@@ -1,5 +1,4 @@
-//! The loop that drives the follower: it queries the store, hands each answer to the follower, and carries out the resulting
-//! action.
+//! The loop that drives the follower: it queries the store, hands each answer to the follower, and carries out the resulting action.
 //!
 //! The loop runs on the control runtime, and it is the only task that publishes. `follower.rs` decides how to react to an answer.
 //! `status.rs` shows the progress to other modules. Look next at those two files.
@@ -24,8 +23,7 @@ use crate::model::revision::Revision;
 use crate::model::time::{Clock, Now};
 use crate::store::{self, Changes, CommitRow};
 
-/// The store as a follower uses it. [`super::Member`] implements it: its answers prove that they were current when the query was
-/// sent.
+/// The store as a follower uses it. [`super::Member`] implements it: its answers prove that they were current when the query was sent.
 #[async_trait]
 pub trait Source: Send + Sync {
     /// Loads the full state. See [`store::Store::load_as`].
@@ -103,12 +101,11 @@ pub struct Follow<P> {
     said: Option<String>,
 }
 
-/// Shortest pause between two checks whether the store was adopted. An operator makes an adoption, and the whole fleet asks for
-/// it.
+/// Shortest pause between two checks whether the store was adopted. An operator makes an adoption, and the whole fleet asks for it.
 const ADOPTION_PAUSE_MS_MIN: u64 = 600;
 const ADOPTION_JITTER_MS_MAX: u64 = 600;
-/// Largest distance between a poll and the next poll that a caller may cause. The distance is smaller if the store is polled more
-/// often.
+/// Upper limit of the distance that a caller's poll keeps from the poll before it. Below it, the distance is a quarter of the
+/// poll interval.
 const CALLERS_DISTANCE_MS_MAX: u64 = 25;
 
 impl<P: Publisher> Follow<P> {
@@ -148,8 +145,7 @@ impl<P: Publisher> Follow<P> {
         Self { keeper: Some(keeper), ..self }
     }
 
-    /// Publishes the state of the disk cache, which denies every call until the store is reached. `known` is as in
-    /// [`Follower::new`].
+    /// Publishes the state of the disk cache, which denies every call until the store is reached. `known` is as in [`Follower::new`].
     ///
     /// # Errors
     /// If the policy of the cached state cannot be built. Nothing is published then.
@@ -201,6 +197,7 @@ impl<P: Publisher> Follow<P> {
         }
     }
 
+    /// Sends a query to the store and returns the answer as an event.
     async fn ask(&self, asked: Asked) -> Event {
         let sent_at = self.clock.now();
         match asked {
@@ -327,6 +324,7 @@ impl<P: Publisher> Follow<P> {
         self.behind_since_unix_ms = self.behind_since_unix_ms.or(oldest);
     }
 
+    /// Reports the follower's progress through the status handle.
     fn show(&mut self) {
         if !self.follower.is_behind() {
             self.behind_since_unix_ms = None;
@@ -381,6 +379,7 @@ impl<P> Follow<P> {
     }
 }
 
+/// A query to the store.
 #[derive(Clone, Copy)]
 enum Asked {
     Load,

@@ -1,7 +1,6 @@
 //! The handle through which other modules see the follower: its state, its progress, its counters, and waiting for a revision.
 //!
-//! The handle is cheap to clone. It never shows a revision before decisions read that revision. Look next at `run.rs`, which
-//! updates it.
+//! The handle is cheap to clone. It never shows a revision before decisions read that revision. Look next at `run.rs`, which updates it.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -94,7 +93,7 @@ pub struct Counts {
     pub load_failures: u64,
     /// Commits that were applied.
     pub commits: u64,
-    /// Times that the follower lost step with the change log.
+    /// Resyncs: times that the follower could not continue from the change log.
     pub resyncs: u64,
     /// Revisions whose policy could not be built.
     pub build_failures: u64,
@@ -197,8 +196,7 @@ impl Status {
         self.shared.poll.notify_one();
     }
 
-    /// Waits until a full snapshot is published and returns `true`. Returns `false` if the follower ends or is quarantined
-    /// before.
+    /// Waits until a full snapshot is published and returns `true`. Returns `false` if the follower ends or is quarantined before.
     pub async fn ready(&self) -> bool {
         let mut progress = self.progress.clone();
         let decided = progress.wait_for(|progress| progress.revision.is_some() || progress.state == State::Quarantined).await;
@@ -351,6 +349,7 @@ impl Progress {
     }
 }
 
+/// The state that all clones of the handle share with the reporter.
 #[derive(Debug, Default)]
 struct Shared {
     poll: Notify,

@@ -1,5 +1,4 @@
-//! The text of the remedies for a denial: without document contents for a gateway, with locations and entries for an
-//! administrator.
+//! The text of the remedies for a denial: without document contents for a gateway, with locations and entries for an administrator.
 //!
 //! It must not decide; it only describes the findings of `pdp`. Look next at `pdp/explain.rs`, which finds them.
 
@@ -95,8 +94,7 @@ impl Facts {
         }
     }
 
-    /// Describes a policy change to a gateway. It reveals the reason, the layer and the caller's own tokens, and nothing of a
-    /// document.
+    /// Describes a policy change to a gateway. It reveals the reason, the layer and the caller's own tokens, and nothing of a document.
     fn for_gateway(&self, finding: &Finding, mend: &Mend) -> String {
         let answer = &finding.answer;
         let agent = self.agent(answer.hop);
@@ -123,6 +121,7 @@ impl Facts {
         }
     }
 
+    /// Describes a policy change to an administrator, with documents, their locations and their entries.
     fn for_administration(&self, finding: &Finding, mend: &Mend, places: &Places) -> String {
         let answer = &finding.answer;
         let agent = self.agent(answer.hop);

@@ -1,5 +1,4 @@
-//! A bounded feed of the revisions that this replica has applied, newest last. Readers use it to report revocations when they
-//! take effect.
+//! A bounded feed of the revisions that this replica has applied, newest last. Readers use it to report revocations when they take effect.
 //!
 //! All readers share one ring. Each reader remembers the last number that it read and requests the revisions after it. A reader
 //! that is too slow learns that the ring no longer holds them. The follower never waits for a reader. Look next at
@@ -49,8 +48,7 @@ struct Ring {
     newest: Option<Revision>,
     kept: VecDeque<Arc<Applied>>,
     entries: usize,
-    /// The ring is complete after this number: it holds every later revision, with its entries or with the mark that they are
-    /// omitted.
+    /// The ring is complete after this number: it holds every later revision, with its entries or with the mark that they are omitted.
     complete_after: u64,
 }
 

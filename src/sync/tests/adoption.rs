@@ -213,7 +213,7 @@ proptest! {
     }
 }
 
-/// A start from a cache at revision 2 while the recorded position is 4: nothing is proved before the head is reached, and a store
+/// A start from a cache at revision 2 while the recorded position is 4. Nothing is proved before the head is reached. A store
 /// that does not continue from both positions is not followed.
 #[test]
 fn a_cached_start_is_unproved_until_the_head_is_reached() {

@@ -111,8 +111,7 @@ async fn call(service: Arc<Service>, written: Arc<Written>, told: Arc<Told>, ans
     join_all((0..CALLS).map(|_| one())).await;
 }
 
-/// Runs until there are enough answers, with a mutant if one is given. Returns the number of unavailable answers and the wrong
-/// ones.
+/// Runs until there are enough answers, with a mutant if one is given. Returns the number of unavailable answers and the wrong ones.
 fn run(answers: u64, mutant: Option<Mutant>) -> (u64, Vec<String>) {
     let folder = tempfile::tempdir().unwrap();
     let clock: Arc<dyn Clock> = Arc::new(Since { began: SystemClock.now() });

@@ -1,5 +1,4 @@
-//! Tests expiry: for any order of issuing, revoking, pruning and waiting, a revoked credential is never permitted again while it
-//! is valid.
+//! Tests expiry: for any order of issuing, revoking, pruning and waiting, a revoked credential is never permitted again while it is valid.
 //!
 //! The rows come from the rules that every store uses. The answers come from the publisher and the index that every replica uses.
 //! A naive list of credentials is the reference.

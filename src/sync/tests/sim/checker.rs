@@ -1,7 +1,7 @@
 //! The promises that must hold of every history. Pure: it takes a history and returns the first broken promise.
 //!
-//! A history is the tree of all commits, with the calls that each of them permits, and the observations of gateways, replicas and
-//! the end of the run. Its times are real simulated times, not those of a machine's clock.
+//! A history is the tree of all commits, with the calls that each of them permits. It also holds the observations of gateways,
+//! replicas and the end of the run. Its times are real simulated times, not those of a machine's clock.
 //!
 //! Look next at `checker/tests.rs`, which breaks every rule with a small history.
 
@@ -240,8 +240,7 @@ fn replicas_go_forward(history: &History) -> Result<(), Violation> {
         if policy != if history.commits[commit].builds { commit } else { same.map_or(usize::MAX, |same| same.policy) } {
             return broken(Promise::LastGood, format!("{}: the policy of commit {policy} is in force at {commit}", who()));
         }
-        // A restart knows the recorded position. If the store cannot roll back, the replica continues from its last position
-        // anyway.
+        // A restart knows the recorded position. If the store cannot roll back, the replica continues from its last position anyway.
         let strict = before.filter(|_| same.is_some() || !history.may_quarantine);
         let goes_on = |before: Was<'_>| before.revision.history == revision.history && history.contains(commit, before.commit);
         let knows = kept.get(replica).is_none_or(|kept| history.contains(commit, *kept));

@@ -28,11 +28,10 @@ const AGENTS: usize = 3;
 const USERS: usize = 2;
 pub(super) const CHAINS: usize = 6;
 const ROOT_IAT_S: i64 = START_UNIX_S - 1_000;
-/// The tools that each version of an agent's document allows: all, fewer, none of the called ones. The last version cannot be
-/// compiled.
+/// The tools that each version of an agent's document allows: all, fewer, none of the called ones. The last version cannot be compiled.
 const ALLOWED: [&str; 4] = ["t/*", "t/read", "t/other", "t/*"];
 const BROKEN: usize = 3;
-/// The operators of whom two together may reinstate everything.
+/// The operators. Two of them together may reinstate everything.
 const ADMINISTRATORS: [&str; 3] = ["ann", "bob", "cy"];
 
 /// One delegation.

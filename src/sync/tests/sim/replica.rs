@@ -61,8 +61,7 @@ struct Life {
     cell: Arc<SnapshotCell>,
     /// Whether the process refuses its store, by quarantine or by not starting.
     refuses: bool,
-    /// The published revisions by number: the matching commit, and the commit whose policy was in force. `None` if no commit
-    /// matches.
+    /// The published revisions by number: the matching commit, and the commit whose policy was in force. `None` if no commit matches.
     published: BTreeMap<u64, (Option<usize>, Option<usize>)>,
 }
 
@@ -71,8 +70,7 @@ struct Life {
 pub(super) struct Disk(Mutex<(Option<Position>, Option<Position>)>);
 
 impl Disk {
-    /// Reads the position after a restart. After a crash of the machine, it may be the renamed but unsynced file or the one
-    /// before.
+    /// Reads the position after a restart. After a crash of the machine, it may be the renamed but unsynced file or the one before.
     fn read(&self, keeps_unsynced: bool) -> Option<Position> {
         let (synced, unsynced) = &mut *self.0.lock().unwrap();
         if let Some(place) = unsynced.take().filter(|_| keeps_unsynced) {
@@ -253,8 +251,7 @@ impl Replica {
         Arc::new(move |one| sender.try_send(one).unwrap())
     }
 
-    /// Reads the recorded position and waits until the store may be followed from it. Until then the process would exit and
-    /// restart.
+    /// Reads the recorded position and waits until the store may be followed from it. Until then the process would exit and restart.
     async fn place(self: Arc<Self>, world: &World, store: &dyn Store) -> Option<Position> {
         let keeps_unsynced = world.rng.lock().unwrap().percent(50);
         let known = self.disk.read(keeps_unsynced).filter(|_| self.persists)?;

@@ -1,8 +1,7 @@
-//! The protocol between simulated machines. TCP of turmoil carries only numbers; each number stands for a message that is kept in
-//! memory.
+//! The protocol between simulated machines. TCP of turmoil carries only numbers; each number stands for a message that is kept in memory.
 //!
 //! The network delays, drops, cuts and half-closes; encoding the messages would test nothing more. A connection carries one
-//! question at a time. A client that gives up closes its connection, so a late answer reaches nobody.
+//! question at a time. A client that gives up closes its connection, so a late answer reaches no client.
 
 use std::collections::BTreeMap;
 use std::future::Future;
