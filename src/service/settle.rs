@@ -225,7 +225,7 @@ impl Service {
         true
     }
 
-    /// Resolves a call that used nothing.
+    /// Decides a call for which the ledger used nothing, by the outcome of the ledger.
     async fn not_used(
         &self,
         judged: &mut Judged,
