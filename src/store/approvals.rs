@@ -1,13 +1,14 @@
-//! What asking, approving, refusing and using do to the row of an approval: the same for every store.
+//! The rules of approvals: how asking, approving, refusing and using change the row of an approval. They are the same for every
+//! store.
 //!
 //! ```text
 //! ask ─▶ waiting ─approve─▶ approved ─use─▶ used          after the expiry: as if it had never been asked
 //!           └──────refuse──────┴─▶ refused
 //! ```
 //!
-//! Pure functions over rows; no engine, no clock. A store reads the row, calls one of these and writes what comes out, in one
-//! transaction that nobody else's falls into: that makes each use a compare-and-set. Who may approve is asked in `pap`. Look next
-//! at `sqlite/approvals.rs`, which calls them.
+//! Pure functions over rows: no engine and no clock. A store reads the row, calls one of these functions and writes the result,
+//! in one transaction that no other transaction interleaves with. That makes each use a compare-and-set. `pap` determines who may
+//! approve. Look next at `sqlite/approvals.rs`, which calls these functions.
 
 use std::collections::{BTreeMap, HashSet};
 
@@ -24,15 +25,15 @@ use crate::model::limits::{
 };
 use crate::model::revision::Revision;
 
-/// Characters of a digest: hex SHA-256.
+/// Characters of a digest: hexadecimal SHA-256.
 const DIGEST_CHARACTERS: usize = 64;
-/// Groups that one layer names, or an operator is in.
+/// Limit of the groups that one layer names, and of the groups of an operator.
 const GROUPS_MAX: usize = 65_536;
 
-/// Checks what can be said of a request to ask without looking at the store.
+/// Checks a request for an approval without reading the store.
 ///
 /// # Errors
-/// [`Error::Rejected`], naming what is empty, too long or too many.
+/// [`Error::Rejected`], naming the part that is empty, too long or too numerous.
 pub fn check_ask(request: &AskApproval) -> Result<(), Error> {
     let ApprovalCall { digest, issuer, subject, application, agents, session, task, tool, arguments_json } = &request.call;
     check_digest(digest)?;
@@ -41,7 +42,7 @@ pub fn check_ask(request: &AskApproval) -> Result<(), Error> {
     at_most("agents of an approval", agents.len(), CHAIN_TOKENS_MAX)?;
     at_most("layers that ask for an approval", request.needs.len(), APPROVAL_LAYERS_MAX)?;
     request.needs.iter().try_for_each(|need| at_most("groups that approve", need.by.len(), GROUPS_MAX))?;
-    // A token is at most 8 KiB, so no identity is longer.
+    // A token has at most 8 KiB, so no identity is longer.
     let texts = [issuer, subject, application, session, task].into_iter().chain(agents);
     texts.into_iter().try_for_each(|text| at_most("bytes in an identity of an approval", text.len(), 4 * ID_BYTES_MAX))?;
     if agents.is_empty() || request.needs.is_empty() {
@@ -50,10 +51,10 @@ pub fn check_ask(request: &AskApproval) -> Result<(), Error> {
     Ok(())
 }
 
-/// Checks what can be said of a use without looking at the store.
+/// Checks a use without reading the store.
 ///
 /// # Errors
-/// [`Error::Rejected`], naming what is malformed, too long or too many.
+/// [`Error::Rejected`], naming the part that is malformed, too long or too numerous.
 pub fn check_use(request: &UseApprovals) -> Result<(), Error> {
     request.digests().into_iter().try_for_each(check_digest)?;
     let layers = |one: &PreparedUse| at_most("layers that ask for an approval", one.needs.len(), APPROVAL_LAYERS_MAX);
@@ -71,7 +72,7 @@ pub fn check_use(request: &UseApprovals) -> Result<(), Error> {
     }
 }
 
-/// Checks an operator's yes or no as far as the store's row is not needed; answers how many bytes it brings.
+/// Checks the parts of an operator's answer that need no stored row. Returns the size of the answer in bytes.
 pub(super) fn check_answer(digest: &str, operator: &str, key: &str, groups: &[String]) -> Result<usize, Error> {
     check_digest(digest)?;
     filled("the operator who answers", operator)?;
@@ -90,24 +91,24 @@ fn check_digest(digest: &str) -> Result<(), Error> {
     Err(Error::Rejected(format!("a digest is {DIGEST_CHARACTERS} characters of lowercase hex, as the answer gave it")))
 }
 
-/// What asking does to the row.
+/// The effect of asking on the row.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Asking {
-    /// Nothing: it stands as it is.
+    /// The row stays as it is.
     Same(ApprovalRow),
-    /// It becomes this.
+    /// The row is written.
     Put {
         /// The row.
         row: ApprovalRow,
-        /// Whether one more waits than before, so that the agent's quota must be looked at first.
+        /// Whether one more call waits than before, so that the agent's quota must be checked first.
         is_new: bool,
     },
 }
 
-/// A call asks. What stands is not prolonged by asking again; what expired is asked anew.
+/// Computes the row after a call asked. Asking again does not prolong a row that is still valid; an expired row is replaced.
 ///
-/// A layer that did not ask before, or asks otherwise than before, is added without an approval; a layer that asks no longer
-/// stays as it is.
+/// A layer that did not ask before, or that asks for something else now, is added without an approval. A layer that no longer
+/// asks stays as it is.
 pub fn ask(current: Option<ApprovalRow>, request: &AskApproval, unix_ms: i64) -> Asking {
     let layer = |need: &ApprovalNeed| ApprovalLayer {
         layer: need.layer,
@@ -135,7 +136,7 @@ pub fn ask(current: Option<ApprovalRow>, request: &AskApproval, unix_ms: i64) ->
     }
     let was_waiting = is_waiting(&row);
     let mut after = row.clone();
-    // Whoever approved and may not any more has approved nothing: somebody else can.
+    // An approval by an operator who may no longer approve is void, so that another operator can approve.
     for layer in after.layers.iter_mut().filter(|layer| !request.approvers.approved(&row.call, layer)) {
         (layer.approved_by, layer.approved_key) = (None, None);
     }
@@ -149,12 +150,12 @@ pub fn ask(current: Option<ApprovalRow>, request: &AskApproval, unix_ms: i64) ->
     if after == row { Asking::Same(row) } else { Asking::Put { row: after, is_new: !was_waiting } }
 }
 
-/// Thumbprints of the keys that approved something of a row.
+/// Thumbprints of the keys that approved layers of a row.
 pub fn keys_of(row: &ApprovalRow) -> impl Iterator<Item = &str> {
     row.layers.iter().filter_map(|layer| layer.approved_key.as_deref())
 }
 
-/// Takes back what was approved with a key that is revoked: those layers wait again. Whether there was any.
+/// Withdraws the approvals that were given with a revoked key; those layers wait again. Returns whether there were any.
 pub fn take_back(row: &mut ApprovalRow, is_revoked: impl Fn(&str) -> bool) -> bool {
     let mut taken = false;
     for layer in &mut row.layers {
@@ -166,10 +167,10 @@ pub fn take_back(row: &mut ApprovalRow, is_revoked: impl Fn(&str) -> bool) -> bo
     taken
 }
 
-/// An operator approves for every layer that waits and whose `by` names one of their groups; the key is the one that they signed with.
+/// Approves every waiting layer whose `by` names a group of the operator. `key` is the key with which the operator signed.
 ///
 /// # Errors
-/// [`Error::Rejected`] where there is nothing that this operator can approve, saying why.
+/// [`Error::Rejected`] if there is nothing that this operator can approve, with the reason.
 pub fn approve(
     current: Option<ApprovalRow>,
     digest: &str,
@@ -201,10 +202,10 @@ pub fn approve(
     }
 }
 
-/// An operator refuses the whole call, approved or not.
+/// Refuses the whole call, whether it is approved or not.
 ///
 /// # Errors
-/// [`Error::Rejected`] where there is nothing that this operator can refuse, saying why.
+/// [`Error::Rejected`] if there is nothing that this operator can refuse, with the reason.
 pub fn refuse(
     current: Option<ApprovalRow>,
     digest: &str,
@@ -221,28 +222,29 @@ pub fn refuse(
     Ok(row)
 }
 
-/// What a store knows of the moment of a use.
+/// The state of the store at the time of a use.
 #[derive(Clone, Copy, Debug)]
 pub struct Moment<'a> {
-    /// Where the store is.
+    /// The newest revision of the store.
     pub head: &'a Revision,
-    /// Whether the proof of the call was not spent before; `true` where there is none.
+    /// Whether the proof of the call was not spent before; `true` if the call has none.
     pub proof_is_new: bool,
     /// By the store's clock.
     pub unix_ms: i64,
 }
 
-/// Uses all that a call needs, or nothing. `rows` holds the row of each of [`UseApprovals::digests`] that there is; where
-/// [`changes_rows`] of the outcome they have changed and must be written. The proof is spent where the outcome is
-/// [`UseOutcome::Used`], and nowhere else.
+/// Uses all approvals that a call needs, or none.
+///
+/// `rows` holds the existing rows of [`UseApprovals::digests`]. If [`changes_rows`] is true for the outcome, the rows have
+/// changed and must be written. The proof is spent only if the outcome is [`UseOutcome::Used`].
 pub fn use_once(rows: &mut BTreeMap<String, ApprovalRow>, request: &UseApprovals, moment: Moment<'_>) -> UseOutcome {
     let Moment { head, proof_is_new, unix_ms } = moment;
-    // INVARIANT: whoever uses an approval has seen every act that was committed before, a kill among them.
+    // INVARIANT: the caller of a use has seen every act that was committed before, revocations among them.
     if request.seen.as_ref().is_some_and(|seen| seen != head) {
         return UseOutcome::Unseen { head: head.clone() };
     }
     if let Some(decision_id) = repeated(rows, request, unix_ms) {
-        // INVARIANT: a decision that may have been given twice is used for good.
+        // INVARIANT: a decision that may have been given twice stays used for good.
         for made in uses_of(rows, request) {
             made.given_again = true;
         }
@@ -264,7 +266,7 @@ pub fn use_once(rows: &mut BTreeMap<String, ApprovalRow>, request: &UseApprovals
             return UseOutcome::Lacking { prepared: Some(index), lack };
         }
     }
-    // INVARIANT: nothing is marked before all was found good.
+    // INVARIANT: no row is marked before every check has passed.
     let (decision_id, fingerprint) = (request.decision_id.clone(), request.fingerprint.clone());
     let made = ApprovalUse { decision_id, unix_ms, fingerprint, given_again: false };
     if let Some(row) = request.own.as_ref().and_then(|own| rows.get_mut(&own.digest)) {
@@ -278,13 +280,15 @@ pub fn use_once(rows: &mut BTreeMap<String, ApprovalRow>, request: &UseApprovals
     UseOutcome::Used
 }
 
-/// Whether a use changed the rows that it names.
+/// Whether a use with this outcome changed the rows that it names.
 pub fn changes_rows(outcome: &UseOutcome) -> bool {
     matches!(outcome, UseOutcome::Used | UseOutcome::Repeated { .. })
 }
 
-/// Gives back what a decision used that was not answered in the end: all of it, or nothing where the decision was given again
-/// meanwhile. Whether it was given back; then the rows have changed and must be written.
+/// Gives back the approvals that a decision used, if that decision was not answered after all.
+///
+/// It gives back all of them, or none if the decision was given again in the meantime. Returns whether they were given back; the
+/// rows have then changed and must be written.
 pub fn give_back(rows: &mut BTreeMap<String, ApprovalRow>, request: &UseApprovals) -> bool {
     let mine = |made: &Option<ApprovalUse>| {
         made.as_ref().is_some_and(|made| made.decision_id == request.decision_id && !made.given_again)
@@ -305,7 +309,7 @@ pub fn give_back(rows: &mut BTreeMap<String, ApprovalRow>, request: &UseApproval
     true
 }
 
-/// The uses that a request would make, of those rows where they were made.
+/// The uses that are recorded on the rows which the request names.
 fn uses_of<'a>(
     rows: &'a mut BTreeMap<String, ApprovalRow>,
     request: &'a UseApprovals,
@@ -318,9 +322,9 @@ fn uses_of<'a>(
     })
 }
 
-/// The decision that this very request was given when it used the same approvals, if that was a moment ago.
+/// The decision that this same request got when it used the same approvals, if that was a moment ago.
 ///
-/// What the layers ask for must still have been approved as they ask now.
+/// The approvals must still fit the needs of the layers as they ask now.
 fn repeated(rows: &BTreeMap<String, ApprovalRow>, request: &UseApprovals, unix_ms: i64) -> Option<String> {
     request.fingerprint.as_ref()?;
     let own = request.own.iter().map(|own| {
@@ -337,12 +341,12 @@ fn repeated(rows: &BTreeMap<String, ApprovalRow>, request: &UseApprovals, unix_m
     uses.iter().all(same).then(|| first.decision_id.clone())
 }
 
-/// Whether an approval waits for an operator, its time aside; the quota counts those, and they are listed.
+/// Whether an approval waits for an operator; the expiry is not considered. The quota counts these rows, and lists show them.
 pub fn is_waiting(row: &ApprovalRow) -> bool {
     row.refused_by.is_none() && row.used.is_none() && !row.is_approved()
 }
 
-/// When a row may be forgotten: at its expiry, later where an operator touched it. The agent alone makes none last longer.
+/// When a row may be forgotten: at its expiry, or later if an operator answered it. An agent alone cannot make a row last longer.
 pub fn kept_until_unix_ms(row: &ApprovalRow) -> i64 {
     let touched = row.refused_by.is_some() || row.layers.iter().any(|layer| layer.approved_by.is_some());
     row.expires_at_unix_ms().saturating_add(if touched { APPROVAL_KEPT_MS } else { 0 })
@@ -366,19 +370,20 @@ fn usable(
     }
 }
 
-/// Whether every layer that asks now has its approval, given for what it asks now.
+/// Whether every layer that asks now has an approval that was given for exactly what it asks now.
 fn meets(row: &ApprovalRow, needs: &[ApprovalNeed], approvers: &Approvers) -> bool {
     let has = |need: &ApprovalNeed| row.layers.iter().any(|layer| layer.is_of(need) && approvers.approved(&row.call, layer));
     !needs.is_empty() && needs.iter().all(has)
 }
 
-/// Whether a call was prepared: approved whole by who may still approve, and as its layers ask now, where they still ask.
+/// Whether a call was prepared: every layer was approved by operators who may still approve. If layers still ask, the approvals
+/// must also fit what they ask now.
 fn was_prepared(row: &ApprovalRow, needs: &[ApprovalNeed], approvers: &Approvers) -> bool {
     let whole = !row.layers.is_empty() && row.layers.iter().all(|layer| approvers.approved(&row.call, layer));
     whole && (needs.is_empty() || meets(row, needs, approvers))
 }
 
-/// The row, if an operator can still answer it.
+/// Returns the row if an operator can still answer it.
 fn open(current: Option<ApprovalRow>, digest: &str, unix_ms: i64) -> Result<ApprovalRow, Error> {
     let shown = shown(digest);
     let gone = |why: &str| Err(Error::Rejected(format!("call `{shown}` {why}")));

@@ -1,7 +1,7 @@
-//! The hash chain of the change log and the digest of the rows: what stores write and followers check, in one place.
+//! The hash chain of the change log and the digest of the rows. Stores compute both when they write, and followers verify them.
 //!
-//! Every store must compute these alike, so nothing here knows an engine. Changing a byte of an encoding makes every existing
-//! store look corrupt: it takes a new schema version. Look next at [`super::rules`].
+//! Every store must compute the same values, so this file depends on no database engine. Changing one byte of an encoding makes
+//! every existing store look corrupt; such a change needs a new schema version. Look next at [`super::rules`].
 
 use std::convert::Infallible;
 use std::num::NonZero;
@@ -13,21 +13,21 @@ use crate::model::pieces::in_pieces;
 use crate::model::records::{Change, DocumentRow, Origin, RevocationRow};
 use crate::model::revision::StateDigest;
 
-/// The hash before the first row of the change log.
+/// The hash that precedes the first row of the change log.
 pub const GENESIS: [u8; 32] = [0; 32];
 
-/// Rows of a full state that one core hashes at a time: milliseconds of work.
+/// Rows of a full state that one core hashes as one chunk: some milliseconds of work.
 const ROWS_A_PIECE: NonZero<usize> = NonZero::new(16_384).unwrap();
 
-/// The changes of a commit as the log stores and hashes them: JSON, in order.
+/// Encodes the changes of a commit as the log stores and hashes them: JSON, in order.
 ///
 /// # Errors
-/// [`Error::Corrupt`] if they cannot be encoded, which no value of these types brings about.
+/// [`Error::Corrupt`] if they cannot be encoded. No value of these types causes it.
 pub fn changes_as_stored(changes: &[Change]) -> Result<Vec<u8>, Error> {
     serde_json::to_vec(changes).map_err(|error| Error::Corrupt(format!("changes cannot be encoded: {error}")))
 }
 
-/// SHA-256(previous hash ‖ number as u64 big endian ‖ the changes as stored).
+/// Computes SHA-256(previous hash ‖ number as u64 big endian ‖ encoded changes).
 pub fn commit_hash(previous_hash: &[u8; 32], number: u64, changes_as_stored: &[u8]) -> [u8; 32] {
     let mut hash = Fields::begin();
     hash.raw(previous_hash);
@@ -37,10 +37,10 @@ pub fn commit_hash(previous_hash: &[u8; 32], number: u64, changes_as_stored: &[u
 }
 
 impl CommitRow {
-    /// Checks that the row follows a row of that number and hash, and that its own hash is that of its changes.
+    /// Checks that the row follows the row with this number and hash, and that its own hash is the hash of its changes.
     ///
     /// # Errors
-    /// [`Error::Corrupt`], saying which revision and what is wrong with it.
+    /// [`Error::Corrupt`], naming the revision and the mismatch.
     pub fn verify_after(&self, number: u64, hash: &[u8; 32]) -> Result<(), Error> {
         if number.checked_add(1) != Some(self.number) {
             return Err(Error::Corrupt(format!(
@@ -58,7 +58,7 @@ impl CommitRow {
     }
 }
 
-/// The hash of a document that stands since `revision`.
+/// Computes the hash of a document that was last written by `revision`.
 pub fn document_sha256(row: &DocumentRow, revision: u64) -> [u8; 32] {
     let mut hash = Fields::begin();
     hash.field(b"document");
@@ -75,7 +75,7 @@ pub fn document_sha256(row: &DocumentRow, revision: u64) -> [u8; 32] {
     hash.finish()
 }
 
-/// The hash of a revocation.
+/// Computes the hash of a revocation.
 pub fn revocation_sha256(row: &RevocationRow) -> [u8; 32] {
     let mut hash = Fields::begin();
     hash.field(b"revocation");
@@ -92,7 +92,7 @@ pub fn revocation_sha256(row: &RevocationRow) -> [u8; 32] {
     hash.finish()
 }
 
-/// The digest of a full state, from nothing and on all cores; each commit keeps the stored one up step by step.
+/// Computes the digest of a full state from scratch, on all cores. A commit updates the stored digest incrementally instead.
 pub fn state_digest(documents: &[StoredDocument], revocations: &[RevocationRow]) -> StateDigest {
     let mut digest = rows_digest(documents, |document| document_sha256(&document.row, document.revision));
     digest.add_all(rows_digest(revocations, revocation_sha256));
@@ -100,7 +100,7 @@ pub fn state_digest(documents: &[StoredDocument], revocations: &[RevocationRow])
 }
 
 impl State {
-    /// Whether the rows are those that the stored digest is of; costs a hash a row, on all cores.
+    /// Whether the stored digest is the digest of the rows. Costs one hash per row, on all cores.
     pub fn has_its_digest(&self) -> bool {
         state_digest(&self.documents, &self.revocations) == self.digest
     }
@@ -120,7 +120,7 @@ fn rows_digest<T: Sync>(rows: &[T], row_sha256: impl Fn(&T) -> [u8; 32] + Sync) 
     digest
 }
 
-/// SHA-256 over fields with their lengths, so that no two rows run together into the same bytes.
+/// SHA-256 over length-prefixed fields, so that two different rows never encode to the same bytes.
 struct Fields(Context);
 
 impl Fields {

@@ -1,30 +1,31 @@
-//! Who follows a store: one row a replica, which the replica keeps alive with its polls.
+//! The replicas that follow a store: one row per replica, which the replica keeps alive by its polls.
 //!
-//! What a row says is its replica's word; when it was last heard is the store's. Nothing here decides anything: `sync` beats,
-//! and who waits for the fleet reads. Look next at [`super::Store::poll`].
+//! The content of a row is the replica's own report. Only the time at which the replica was last heard is the store's. Nothing in
+//! this file takes a decision: `sync` writes heartbeats, and a caller that waits for the fleet reads the rows. Look next at
+//! [`super::Store::poll`].
 
 use super::Error;
 use super::rules::{at_most, filled, plain};
 use crate::model::replica::{Condition, Fleet, Listed};
 use crate::model::revision::{HistoryId, Revision};
 
-/// The longest freshness bound that a store can have: after that long without a word a replica only denies, in milliseconds.
+/// The longest freshness bound that a store can have, in milliseconds. A replica that was silent for this long only denies.
 pub const SILENCE_MS_MAX: i64 = 60_000;
-/// Replicas that are registered at one time.
+/// Replicas that may be registered at one time.
 pub const REPLICAS_MAX: usize = 1024;
-/// Where the rows are only written now and then, they are this old at the most, in milliseconds.
+/// Maximum age of a row in a store that writes heartbeats only now and then, in milliseconds.
 pub const HEARTBEAT_INTERVAL_MS: u64 = 500;
 /// A replica whose proof is younger than this is fresh, in milliseconds.
 const FRESH_MS: u64 = 1_000;
-/// The incarnation, address and version of a replica.
+/// Limit of the incarnation, address and version of a replica.
 const TEXT_BYTES_MAX: usize = 256;
 
-/// How a replica makes itself known, before it is ready.
+/// The registration of a replica, made before the replica is ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Registration {
-    /// Random, new with each start: a restarted process is never taken for its paused predecessor.
+    /// Random, new with each start, so that a restarted process is never mistaken for its paused predecessor.
     pub incarnation: String,
-    /// Its name and where it listens, for people.
+    /// Its name and listening address, for people.
     pub address: String,
     /// The program's version.
     pub version: String,
@@ -32,30 +33,30 @@ pub struct Registration {
     pub started_unix_ms: i64,
 }
 
-/// What a replica says of itself with each poll.
+/// The report that a replica sends with each poll.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Heartbeat {
-    /// Of its registration.
+    /// The incarnation of its registration.
     pub incarnation: String,
-    /// Number of the last revision it applied, 0 before the first: it is told what came after.
+    /// Number of the last revision that it applied, 0 before the first. The poll returns the commits after it.
     pub applied_number: u64,
-    /// Number up to which no decision made before can still be answered.
+    /// The acknowledged number: no decision made before this revision can still be answered.
     pub acked_number: u64,
-    /// What it is about.
+    /// The state that it reports.
     pub state: ReplicaState,
 }
 
-/// What a replica is about, in its own words.
+/// The state of a replica, as it reports it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ReplicaState {
     /// It has not decided yet.
     #[default]
     Starting,
-    /// It decides.
+    /// It answers decisions.
     Serving,
     /// It decides by the old snapshot while it reads the full state again.
     Resync,
-    /// It answers what it has begun, and ends.
+    /// It finishes the calls that it has begun, and stops.
     Draining,
     /// It denies everything.
     Quarantined,
@@ -73,7 +74,7 @@ impl ReplicaState {
         }
     }
 
-    /// Reads a name.
+    /// Parses a name.
     ///
     /// # Errors
     /// [`Error::Corrupt`] for any other text.
@@ -88,29 +89,30 @@ impl ReplicaState {
 /// A replica as the store knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replica {
-    /// How it made itself known.
+    /// Its registration.
     pub registration: Registration,
-    /// Number of the last revision that it said it applied.
+    /// Number of the last revision that it reported as applied.
     pub applied_number: u64,
-    /// Number up to which it acknowledged.
+    /// Number of the last revision that it acknowledged.
     pub acked_number: u64,
-    /// When that number last rose, by the store's clock.
+    /// When the acknowledged number last rose, by the store's clock.
     pub acked_unix_ms: i64,
-    /// When the revision of that number was committed, by the store's clock; `None` where the log does not tell.
+    /// When the acknowledged revision was committed, by the store's clock; `None` if the log no longer holds it.
     pub acked_commit_unix_ms: Option<i64>,
-    /// What it said it is about.
+    /// The state that it reported.
     pub state: ReplicaState,
     /// When it was last heard, by the store's clock.
     pub seen_unix_ms: i64,
 }
 
 impl Replica {
-    /// Since it was last heard, when the store's clock reads `unix_ms`.
+    /// Time since it was last heard, if the store's clock reads `unix_ms`.
     pub fn age_ms(&self, unix_ms: i64) -> u64 {
         u64::try_from(unix_ms.saturating_sub(self.seen_unix_ms)).unwrap_or(0)
     }
 
-    /// The state it is in when the store's clock reads `unix_ms`, by what it said last and how long ago.
+    /// The condition of the replica if the store's clock reads `unix_ms`, derived from its last report and the age of that
+    /// report.
     pub fn condition(&self, unix_ms: i64, freshness_bound_ms: u64) -> Condition {
         let age_ms = self.age_ms(unix_ms);
         match self.state {
@@ -123,7 +125,7 @@ impl Replica {
         }
     }
 
-    /// As it is shown when the store's clock reads `unix_ms`.
+    /// The replica as it is shown to operators if the store's clock reads `unix_ms`.
     pub fn listed(&self, unix_ms: i64, freshness_bound_ms: u64) -> Listed {
         let kill_ms = self.acked_commit_unix_ms.map(|committed| self.acked_unix_ms.saturating_sub(committed).max(0));
         Listed {
@@ -144,9 +146,9 @@ impl Replica {
 /// The replicas that were heard within [`SILENCE_MS_MAX`], by incarnation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replicas {
-    /// The store's clock now.
+    /// The store's clock at the time of reading.
     pub unix_ms: i64,
-    /// History and newest number.
+    /// The history and the newest number.
     pub revision: Revision,
     /// A replica without proof of freshness for this long only denies.
     pub freshness_bound_ms: u64,
@@ -155,12 +157,12 @@ pub struct Replicas {
 }
 
 impl Replicas {
-    /// None of a history, yet.
+    /// An empty list of a history.
     pub(super) fn none(history: HistoryId, number: u64, freshness_bound_ms: u64, unix_ms: i64) -> Self {
         Self { unix_ms, revision: Revision { history, number }, freshness_bound_ms, rows: Vec::new() }
     }
 
-    /// As they are shown.
+    /// The replicas as they are shown to operators.
     pub fn fleet(&self) -> Fleet {
         Fleet {
             revision: self.revision.clone(),
@@ -170,10 +172,10 @@ impl Replicas {
     }
 }
 
-/// Checks what can be said of a registration without looking at the store.
+/// Checks a registration without reading the store.
 ///
 /// # Errors
-/// [`Error::Rejected`], naming what is empty, too long or holds a NUL.
+/// [`Error::Rejected`], naming the text that is empty, too long or contains a NUL character.
 pub fn check_registration(registration: &Registration) -> Result<(), Error> {
     let Registration { incarnation, address, version, started_unix_ms: _ } = registration;
     filled("a replica's incarnation", incarnation)?;
@@ -184,12 +186,12 @@ pub fn check_registration(registration: &Registration) -> Result<(), Error> {
     Ok(())
 }
 
-/// The answer to one registration too many.
+/// The error for a registration beyond the limit.
 pub(super) fn full() -> Error {
     Error::Rejected(format!("{REPLICAS_MAX} replicas are registered, and that is the limit: stop some and wait a minute"))
 }
 
-/// The answer to a replica that is not registered, or not any more.
+/// The error for a replica that is not registered, or no longer registered.
 pub(super) fn unregistered(incarnation: &str) -> Error {
     Error::Unregistered { incarnation: incarnation.to_owned() }
 }

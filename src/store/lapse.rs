@@ -1,19 +1,26 @@
-//! When a revocation can hit nothing any more, so that a commit may take its row away.
+//! The expiry of revocations: when a commit may delete the row of a revocation, because the revocation can no longer match
+//! anything.
 //!
-//! A root lives at most [`ROOT_LIFETIME_S_BOUND`](crate::model::limits::ROOT_LIFETIME_S_BOUND) from its `iat`, whatever any issuer's
-//! document says or will say: raising a lifetime later makes no root valid that a forgotten row had killed. What names a root by
-//! something that its issuer uses again, `sid` and `txn` (a session that is refreshed keeps its `sid`), and what names a key, would be
-//! alive again if it were forgotten: those rows stay for good, and so does every suspension. Pure; no engine, no clock.
+//! A root lives at most [`ROOT_LIFETIME_S_BOUND`](crate::model::limits::ROOT_LIFETIME_S_BOUND) after its `iat`, whatever an
+//! issuer's document says now or later. Therefore a longer lifetime in a later document does not revive a root that a deleted row
+//! had revoked.
+//!
+//! Some rows never expire. An issuer may reuse `sid` and `txn` (a refreshed session keeps its `sid`), and a key may be registered
+//! again; a deleted row would let them pass again. So the rows of sessions, tasks and keys stay for good, and so does every
+//! suspension.
+//!
+//! Pure code: no engine and no clock.
 
 use super::Error;
 use crate::model::limits::REVOCATION_KEPT_S;
 use crate::model::mutant::{Mutant, active};
 use crate::model::records::{RevocationRow, Target};
 
-/// Rows that one commit may take away.
+/// Rows that one commit may delete.
 pub const PRUNED_ROWS_MAX: usize = 4096;
 
-/// When a row may go, if it was written at `at_unix_s`: the store's clock and the accepted skew of `iat`. `None`: never.
+/// Computes when a row may be deleted if it is written at `at_unix_s`, which is the store's clock plus the accepted skew of
+/// `iat`. `None` means never.
 pub fn lapses_at(row: &RevocationRow, at_unix_s: i64) -> Option<i64> {
     if row.suspended {
         return None;
@@ -25,7 +32,8 @@ pub fn lapses_at(row: &RevocationRow, at_unix_s: i64) -> Option<i64> {
     Some(row.watermark_unix_s.unwrap_or(at_unix_s).max(at_unix_s).saturating_add(REVOCATION_KEPT_S))
 }
 
-/// Whether a row may go at a second. It is asked again before it goes: what is stored as its expiry is not trusted alone.
+/// Whether a row may be deleted at `unix_s`. The rules are evaluated again before the deletion, because the stored expiry alone
+/// is not trusted.
 pub fn has_lapsed(row: &RevocationRow, unix_s: i64) -> bool {
     if active(Mutant::PruneEarly) {
         return true;
@@ -34,7 +42,7 @@ pub fn has_lapsed(row: &RevocationRow, unix_s: i64) -> bool {
     row.expires_at_unix_s.is_some_and(|expiry| expiry < unix_s) && lapses_at(row, at_least).is_some_and(|lapse| lapse < unix_s)
 }
 
-/// What a commit answers that finds nothing to take away.
+/// The error of a commit that finds no row to delete.
 pub fn nothing() -> Error {
     Error::Rejected("no revocation has expired: there is nothing to prune".to_owned())
 }
@@ -58,7 +66,7 @@ mod tests {
         let kept = REVOCATION_KEPT_S;
         check(RevocationRow { dead: true, ..row(Target::Token("t".into())) }, Some(1000 + kept));
         check(RevocationRow { dead: true, ..row(Target::Hop("h".into())) }, Some(1000 + kept));
-        // An issuer mints again for the same session; a key is registered again.
+        // An issuer may issue again for the same session, and a key may be registered again.
         check(RevocationRow { dead: true, ..row(Target::Session("s".into())) }, None);
         check(RevocationRow { dead: true, ..row(Target::Task("t".into())) }, None);
         check(RevocationRow { dead: true, ..row(Target::Key("k".into())) }, None);
@@ -69,7 +77,7 @@ mod tests {
         check(RevocationRow { watermark_unix_s: Some(2000), ..agent.clone() }, Some(2000 + kept));
         check(agent.clone(), Some(1000 + kept));
         check(RevocationRow { suspended: true, ..row(Target::All) }, None);
-        // A stored expiry lets nothing go that must stay.
+        // A forged expiry does not let a row go that must stay.
         let forged = |row: RevocationRow| RevocationRow { expires_at_unix_s: Some(1), ..row };
         assert!(!has_lapsed(&forged(RevocationRow { suspended: true, ..agent.clone() }), i64::MAX));
         assert!(!has_lapsed(&forged(RevocationRow { dead: true, ..row(Target::Session("s".into())) }), i64::MAX));

@@ -1,12 +1,12 @@
-//! Where a store's history comes from: the adoptions of restored stores, and what a replica of an earlier history makes of one.
+//! The lineage of a store: its adoptions after a restore, and the merge of revocations that replicas of an earlier history know.
 //!
 //! ```text
-//! history A  1 ─ 2 ─ 3 ─ 4 ─ 5        the replica stood at A.5; the backup was made at A.3
-//!                     └─ 4 ─ 5 ─ …    history B, adopted from A.3: 4 is the adoption, 5 what the replica knew of A.4 and A.5
+//! history A  1 ─ 2 ─ 3 ─ 4 ─ 5        the replica's position was A.5; the backup was made at A.3
+//!                     └─ 4 ─ 5 ─ …    history B, adopted from A.3: B.4 is the adoption, B.5 merges what the replica knew of A.4 and A.5
 //! ```
 //!
-//! Pure; no engine, no clock. Look next at [`super::rules`], and at `sync/follower.rs`, which follows nothing that does not cover what
-//! it knew.
+//! Pure code: no engine and no clock. Look next at [`super::rules`], and at `sync/follower.rs`, which follows an adopted store
+//! only if the store covers what the follower knew.
 
 use std::collections::HashMap;
 
@@ -18,46 +18,48 @@ use crate::model::revision::{HistoryId, Revision};
 
 /// Rows that one commit may merge.
 pub const MERGED_ROWS_MAX: usize = 4096;
-/// Adoptions that a store tells, the newest.
+/// Adoptions that a store lists: the newest.
 pub const ADOPTIONS_TOLD_MAX: usize = 1000;
 
-/// That a restored store was taken over: where one history ends in this store and the next begins.
+/// The adoption of a restored store: the point at which one history ends in this store and the next begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Adoption {
-    /// The history that began; its first number is the one after `from`.
+    /// The new history. Its first number is the one after `from`.
     pub history: HistoryId,
-    /// The last revision of the history before it that the store holds.
+    /// The last revision of the previous history that the store holds.
     pub from: Revision,
-    /// Hash of that revision's row of the change log.
+    /// Hash of that revision's row in the change log.
     pub from_hash: [u8; 32],
     /// By the store's clock.
     pub unix_ms: i64,
 }
 
-/// Where a store stands and how it came there.
+/// The newest revision of a store and the adoptions that led to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lineage {
-    /// History and newest number.
+    /// The history and the newest number.
     pub revision: Revision,
-    /// Hash of the row with the number that was asked for; `None` where the log does not hold it.
+    /// Hash of the row with the requested number; `None` if the log does not hold that row.
     pub hash_at: Option<[u8; 32]>,
     /// The adoptions, oldest first.
     pub adoptions: Vec<Adoption>,
 }
 
-/// What a store is to a replica that followed another history.
+/// How a store relates to a replica that followed another history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kinship {
-    /// It was not adopted from the history that was followed.
+    /// The store was not adopted from the history that the replica followed.
     Stranger,
-    /// It was adopted from it, and the place that the replica stood at is a part of it: all that was known there is known here.
+    /// The store was adopted from that history and contains the replica's position, so it holds everything that the replica knew
+    /// there.
     Holds,
-    /// It was adopted from it, and may lack what the replica knows.
+    /// The store was adopted from that history, but may lack what the replica knows.
     Lacks,
 }
 
 impl Lineage {
-    /// What the store is to a replica that stood at a place, whose number is the one that was asked for.
+    /// Determines how the store relates to a replica whose position is `stood` and `hash`. The lineage must have been requested
+    /// for the number of that position.
     pub fn kinship(&self, stood: &Revision, hash: &[u8; 32]) -> Kinship {
         let mut history = &self.revision.history;
         if *history == stood.history {
@@ -77,25 +79,25 @@ impl Lineage {
     }
 }
 
-/// How much a replica merged into the present history.
+/// How many rows a replica merged into the present history.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Merged {
     /// Its incarnation.
     pub incarnation: String,
-    /// Its name and where it listens.
+    /// Its name and listening address.
     pub address: String,
-    /// Rows that were made stronger by what it knew.
+    /// Rows that became stronger by the merge.
     pub rows: u64,
-    /// When it merged last, by the store's clock.
+    /// Time of its last merge, by the store's clock.
     pub unix_ms: i64,
 }
 
-/// Whether a row says that something is revoked; one that was lifted does not.
+/// Whether the row revokes anything. A row whose revocation was lifted does not.
 pub fn revokes(row: &RevocationRow) -> bool {
     row.dead || row.suspended || row.watermark_unix_s.is_some()
 }
 
-/// Whether all that `known` revokes is revoked by `row`, as strongly and for as long.
+/// Whether `row` revokes everything that `known` revokes, at least as strongly and for at least as long.
 pub fn covers(row: Option<&RevocationRow>, known: &RevocationRow) -> bool {
     let Some(row) = row else { return !revokes(known) };
     let as_strong =
@@ -108,14 +110,14 @@ pub fn covers(row: Option<&RevocationRow>, known: &RevocationRow) -> bool {
     !revokes(known) || (as_strong && as_long)
 }
 
-/// What of `known` is not covered by `rows`.
+/// The rows of `known` that `rows` does not cover.
 pub fn lacking<'a>(known: &'a [RevocationRow], rows: &[RevocationRow]) -> Vec<&'a RevocationRow> {
     let held: HashMap<&Target, &RevocationRow> = rows.iter().map(|row| (&row.target, row)).collect();
     known.iter().filter(|row| !covers(held.get(&row.target).copied(), row)).collect()
 }
 
-/// The row of a target once what a replica knew is merged into it: the stronger of both in everything. The row as it was where it
-/// covers that already.
+/// Merges the row that a replica knows into the current row: the result is the stronger of both in every field. Returns the
+/// current row unchanged if it already covers the known row.
 pub fn merge(current: Option<RevocationRow>, known: &RevocationRow, number: u64) -> RevocationRow {
     let Some(before) = current else { return RevocationRow { revision: number, ..known.clone() } };
     if covers(Some(&before), known) {
@@ -130,12 +132,12 @@ pub fn merge(current: Option<RevocationRow>, known: &RevocationRow, number: u64)
         reason: known.reason.clone(),
         revision: number,
     };
-    // What must stay for good does, whatever either said.
+    // A row that must stay for good never expires, whatever either row said.
     let stays = lapse::lapses_at(&after, i64::MIN).is_none();
     RevocationRow { expires_at_unix_s: after.expires_at_unix_s.filter(|_| !stays), ..after }
 }
 
-/// Checks what can be said of a merge without the store's rows; answers how many bytes it brings.
+/// Checks the parts of a merge that need no stored row. Returns the size of the merge in bytes.
 pub(super) fn check(merge: &Merge) -> Result<usize, Error> {
     at_most("revocations merged by one commit", merge.rows.len(), MERGED_ROWS_MAX)?;
     filled("a replica's incarnation", &merge.incarnation)?;
@@ -157,7 +159,7 @@ pub(super) fn check(merge: &Merge) -> Result<usize, Error> {
     Ok(bytes)
 }
 
-/// Checks that a merge is of the history that the store has.
+/// Checks that a merge is meant for the history of this store.
 pub(super) fn check_history(merge: &Merge, store: &HistoryId) -> Result<(), Error> {
     if merge.history == *store {
         return Ok(());

@@ -1,6 +1,6 @@
-//! Documents as they once stood, put together from the rows of the change log that change documents: the same for every store.
+//! The history of documents: rebuilds the documents of an earlier revision from the change log, in the same way for every store.
 //!
-//! Pure functions over rows. Look next at `sqlite/history.rs`.
+//! Only the commits that change documents are needed. Pure functions over rows. Look next at `sqlite/history.rs`.
 
 use std::collections::BTreeMap;
 
@@ -8,12 +8,12 @@ use super::{CommitRow, Documents, Error, StoredDocument};
 use crate::model::records::{Change, DocumentKey};
 use crate::model::revision::Revision;
 
-/// The documents after the commits that were put on.
+/// The documents after the commits that were applied so far.
 #[derive(Default)]
 pub(super) struct Replay(BTreeMap<DocumentKey, StoredDocument>);
 
 impl Replay {
-    /// Puts the next commit on, in the order of their numbers; those that change no document may be left out.
+    /// Applies the next commit, in the order of the numbers. Commits that change no document may be left out.
     pub(super) fn put(&mut self, commit: CommitRow) {
         for change in commit.changes {
             match change {
@@ -28,16 +28,16 @@ impl Replay {
         }
     }
 
-    /// What stood at that revision.
+    /// Returns the documents at that revision.
     pub(super) fn documents(self, revision: Revision) -> Documents {
         Documents { revision, documents: self.0.into_values().collect() }
     }
 }
 
-/// The earlier revision of that number, if the log still holds all that led to it.
+/// Returns the earlier revision with that number, if the log still holds every commit that led to it.
 ///
 /// # Errors
-/// [`Error::BelowFloor`] where it does not, [`Error::Rejected`] for a revision that is not there yet.
+/// [`Error::BelowFloor`] if the log does not, [`Error::Rejected`] if the revision does not exist yet.
 pub(super) fn earlier(head: Revision, floor: u64, number: u64) -> Result<Revision, Error> {
     if floor > 0 {
         return Err(Error::BelowFloor { floor });
@@ -48,7 +48,7 @@ pub(super) fn earlier(head: Revision, floor: u64, number: u64) -> Result<Revisio
     Ok(Revision { number, ..head })
 }
 
-/// A row of the log read apart from the one before it, if its hash is that of its changes.
+/// Verifies a row of the log that was read without its predecessor: its hash must be the hash of its changes.
 ///
 /// # Errors
 /// [`Error::Corrupt`] if it is not.

@@ -1,6 +1,7 @@
-//! What a write does to the row of its target, and the limits of a request: the same for every store.
+//! The rules of writes: how a write changes the row of its target, and the limits of a request. They are the same for every
+//! store.
 //!
-//! Pure functions over rows; no engine, no clock. Look next at `sqlite/write.rs`, which calls them inside a transaction.
+//! Pure functions over rows: no engine and no clock. Look next at `sqlite/write.rs`, which calls them inside a transaction.
 
 use super::{CommitRequest, Error, Settings, approvals, lapse, lineage, second, signers};
 use crate::model::limits::{
@@ -8,39 +9,39 @@ use crate::model::limits::{
 };
 use crate::model::records::{ActRow, DocumentKey, DocumentRow, Meaning, RevocationRow, Target, Write};
 
-/// Writes, and expectations, in one commit.
+/// Writes in one commit; also the limit of its expectations.
 pub const WRITES_MAX: usize = 65_536;
-/// Texts of the writes of one commit together.
+/// Bytes of all texts of one commit's writes.
 pub const COMMIT_BYTES_MAX: usize = 64 * 1024 * 1024;
-/// The path of a document's file.
+/// Bytes of the path of a document's file.
 pub const PATH_BYTES_MAX: usize = 4096;
-/// The method of an act.
+/// Bytes of an act's method.
 pub const METHOD_BYTES_MAX: usize = 256;
-/// Operators, and signatures, and `jti`s of one act.
+/// Operators of one act; also the limit of its signatures and of its `jti`s.
 pub const SIGNATURES_MAX: usize = 8;
 /// Commits in one answer of `changes`.
 pub const CHANGES_COMMITS_MAX: usize = 4096;
-/// Stored bytes after which an answer of `changes` ends; it holds one commit at the least.
+/// Stored bytes after which an answer of `changes` ends. It holds at least one commit.
 pub const CHANGES_BYTES_MAX: usize = 16 * 1024 * 1024;
 /// Commits in one answer of `history`.
 pub const HISTORY_LISTED_MAX: usize = 1000;
 /// Rows in one answer of `revocations`.
 pub const REVOCATIONS_LISTED_MAX: usize = 100_000;
 
-/// An empty list with room for so many rows, as far as a count that was read can be trusted: a list that grows step by step is copied,
-/// and of millions of rows the copies are what costs.
+/// Allocates an empty list for `count` rows, up to a limit, because the count was read from the store and is not trusted. Without
+/// it, a list of millions of rows would be copied each time that it grows, and the copies would dominate the cost.
 pub(super) fn room_for<T>(count: u64) -> Vec<T> {
     const ROWS_MAX: usize = 1 << 24;
     let mut room = Vec::new();
-    // Without it the list grows as it is filled.
+    // If the reservation fails, the list grows as it is filled.
     let _ = room.try_reserve_exact(usize::try_from(count).unwrap_or(ROWS_MAX).min(ROWS_MAX));
     room
 }
 
-/// Checks what can be said of a request without looking at the store.
+/// Checks a request without reading the store.
 ///
 /// # Errors
-/// [`Error::Rejected`], naming what is too long, too many, empty or without a meaning.
+/// [`Error::Rejected`], naming the part that is empty, too long, too numerous or meaningless.
 pub fn check_request(request: &CommitRequest) -> Result<(), Error> {
     if request.writes.is_empty() && request.act.is_none() {
         return Err(Error::Rejected("the commit holds neither a write nor an act: leave it out".to_owned()));
@@ -80,13 +81,14 @@ pub fn check_settings(settings: Settings) -> Result<(), Error> {
     Ok(())
 }
 
-/// The row of a target once it is revoked; the row as it was where nothing changes. [`lapse`] says when it may go.
+/// Computes the row of a target after a revocation; returns the current row if nothing changes. [`lapse`] determines when the row
+/// may be deleted.
 ///
-/// A target that can be let in again is suspended or gets a watermark; every other one dies. `watermark_unix_s` is the store's
-/// clock with the accepted skew, used for [`Meaning::Watermark`] alone.
+/// A target that can be reinstated is suspended or gets a watermark; every other target becomes dead. `watermark_unix_s` is the
+/// store's clock plus the accepted skew. It is used for [`Meaning::Watermark`], and for the expiry of the row.
 ///
 /// # Errors
-/// [`Error::Rejected`] where the meaning is none for the target.
+/// [`Error::Rejected`] if the target cannot be revoked with this meaning.
 pub fn revoke(
     current: Option<RevocationRow>,
     target: &Target,
@@ -99,7 +101,8 @@ pub fn revoke(
     Ok(strengthened(current, target, meaning, reason, number, watermark_unix_s))
 }
 
-/// The row of everything once a store was adopted: every root issued until then is void. `watermark_unix_s` as in [`revoke`].
+/// Computes the row of [`Target::All`] after an adoption: every root issued until then is void. `watermark_unix_s` as in
+/// [`revoke`].
 pub fn void_roots(current: Option<RevocationRow>, reason: &str, number: u64, watermark_unix_s: i64) -> RevocationRow {
     strengthened(current, &Target::All, Meaning::Watermark, reason, number, watermark_unix_s)
 }
@@ -130,19 +133,19 @@ fn strengthened(
     }
     let stands = after == before && before.revision > 0;
     after.expires_at_unix_s = match (stands, before.expires_at_unix_s, lapse::lapses_at(&after, watermark_unix_s)) {
-        // What was never to go, as older stores hold it, does not begin to.
+        // A row without an expiry, as older stores hold it, does not get one.
         (true, None, _) => None,
-        // INVARIANT: revoked again is revoked from now: a token that was issued since must not outlive the row.
+        // INVARIANT: revoking again counts from now: a token that was issued in the meantime must not outlive the row.
         (true, Some(before), Some(again)) => Some(before.max(again)),
         (_, _, again) => again,
     };
     if after == before { before } else { RevocationRow { reason: reason.to_owned(), revision: number, ..after } }
 }
 
-/// The row of a target once its suspension is lifted; a watermark stays. `watermark_unix_s` as in [`revoke`].
+/// Computes the row of a target after its suspension is lifted. A watermark stays. `watermark_unix_s` as in [`revoke`].
 ///
 /// # Errors
-/// [`Error::Rejected`] where the target is dead, or is not suspended.
+/// [`Error::Rejected`] if the target is dead, or is not suspended.
 pub fn reinstate(
     current: Option<RevocationRow>,
     target: &Target,
@@ -183,7 +186,7 @@ fn check_meaning(target: &Target, meaning: Meaning) -> Result<(), Error> {
     Err(Error::Rejected(format!("`{target}` cannot {wanted}: {instead}")))
 }
 
-/// How many bytes a write brings.
+/// Checks one write. Returns its size in bytes.
 fn check_write(write: &Write) -> Result<usize, Error> {
     match write {
         Write::PutDocument(DocumentRow { key, json, path, line: _, origin: _ }) => {
@@ -259,7 +262,7 @@ fn check_act(act: &ActRow) -> Result<(), Error> {
     Ok(())
 }
 
-/// Refuses what an engine cannot keep as text.
+/// Rejects a NUL character, which not every engine can store in a text.
 pub(super) fn plain(what: &str, text: &str) -> Result<(), Error> {
     if text.contains('\0') { Err(Error::Rejected(format!("{what} holds a NUL character: leave it out"))) } else { Ok(()) }
 }

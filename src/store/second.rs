@@ -1,7 +1,8 @@
-//! What becomes of a call that takes two operators: it waits for the second, or is the second and is carried out.
+//! The two-person rule: an act that needs two operators waits for the second operator, or is carried out if this call is the
+//! second.
 //!
-//! Pure over the row of what waits; a store reads it, calls this and writes what comes out in the transaction of the act, so of two
-//! calls that come at once one is the first and the other the second. Who administers is asked in `pap`.
+//! Pure code over the pending row. A store reads the row, calls this code and writes the result in the transaction of the act.
+//! Therefore, of two simultaneous calls one is the first and the other is the second. `pap` determines who administers.
 
 use super::Error;
 use super::rules::{at_most, filled};
@@ -9,10 +10,11 @@ use crate::model::limits::{ACT_REASON_BYTES_MAX, ID_BYTES_MAX, SECOND_OPERATOR_M
 use crate::model::mutant::{Mutant, active};
 use crate::model::records::{PendingRow, Target};
 
-/// The name under which a store keeps the first half of reinstating a target; short, however long the target's names are.
+/// The key under which a store keeps the first half of reinstating a target. It is short, however long the names in the target
+/// are.
 ///
 /// # Errors
-/// [`Error::Rejected`] for a target that cannot be written.
+/// [`Error::Rejected`] for a target that cannot be encoded.
 pub fn name(target: &Target) -> Result<String, Error> {
     if *target == Target::All {
         return Ok("reinstate all".to_owned());
@@ -23,22 +25,23 @@ pub fn name(target: &Target) -> Result<String, Error> {
     Ok(format!("reinstate {} {}", target.kind(), hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect::<String>()))
 }
 
-/// Operators who administer.
+/// Limit of the operators who administer.
 const ADMINISTRATORS_MAX: usize = 65_536;
 
-/// What a call is.
+/// The part that a call plays in an act that needs two operators.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Half {
-    /// The first: this row waits for another operator.
+    /// The call is the first: this row waits for another operator.
     First(PendingRow),
-    /// The second: the act is done, and nothing waits any more.
+    /// The call is the second: the act is carried out, and the pending row is removed.
     Second,
 }
 
-/// Which half a call is, given what waits. A row whose key was revoked since must not be given: it does not count.
+/// Determines which half a call is, given the pending row. The caller must not pass a row whose key was revoked in the meantime,
+/// because that row does not count.
 ///
 /// # Errors
-/// [`Error::Rejected`] where the operator is the one who asked, or does not administer.
+/// [`Error::Rejected`] if the operator is the one who asked first, or does not administer.
 pub fn half(
     pending: Option<&PendingRow>,
     (operator, key): (&str, &str),
@@ -52,7 +55,7 @@ pub fn half(
     if active(Mutant::OneOperator) {
         return Ok(Half::Second);
     }
-    // A row that waits longer than any can was written by a clock that has fallen since: it does not count.
+    // A row that waits longer than the maximum was written by a clock that was set back since. It does not count.
     let waits = |row: &&PendingRow| (1..=SECOND_OPERATOR_MS).contains(&row.expires_at_unix_ms.saturating_sub(unix_ms));
     match pending.filter(waits).filter(|row| administers(&row.operator)) {
         Some(row) if row.operator == operator && !active(Mutant::SameOperator) => {
@@ -70,7 +73,7 @@ pub fn half(
     }
 }
 
-/// Checks what can be said of such a write without the store's rows; answers how many bytes it brings.
+/// Checks the parts of such a write that need no stored row. Returns the size of the write in bytes.
 pub(super) fn check(reason: &str, operator: &str, key: &str, administrators: &[String]) -> Result<usize, Error> {
     at_most("bytes in a reason", reason.len(), ACT_REASON_BYTES_MAX)?;
     at_most("bytes in a key's thumbprint", key.len(), ID_BYTES_MAX)?;
@@ -104,7 +107,8 @@ mod tests {
         check(Some(("a", 0)), "b", Ok(false));
         check(Some(("a", -1)), "a", Ok(false));
         check(Some(("a", 1)), "a", Err(()));
-        // Of a clock that was ahead; of one who administers no more; by one who does not.
+        // The pending row was dated by a clock that was ahead; its operator no longer administers; the caller does not
+        // administer.
         check(Some(("a", SECOND_OPERATOR_MS + 1)), "b", Ok(false));
         check(Some(("gone", 1)), "b", Ok(false));
         check(Some(("a", 1)), "gone", Err(()));

@@ -1,34 +1,35 @@
-//! Keys of operators inside the transaction of an act: one that is revoked signs nothing, and somebody must be left who can sign.
+//! The signing keys of an act, checked in the act's own transaction: a revoked key signs nothing, and one key that can sign must
+//! remain.
 //!
-//! Pure over what a store found of those keys; a store asks in the transaction that writes the act, so that a replica which has not heard
-//! of a revocation yet lets no revoked key act. Who holds which key, and what they may do, is asked in `pap`. Look next at
-//! [`CommitRequest::one_must_sign`].
+//! Pure code over the rows that a store found for those keys. A store checks in the transaction that writes the act, so that a
+//! replica that has not yet heard of a revocation lets no revoked key act. `pap` determines who holds a key and what the holder
+//! may do. Look next at [`CommitRequest::one_must_sign`].
 
 use super::rules::{at_most, filled, plain};
 use super::{CommitRequest, Error};
 use crate::model::limits::ID_BYTES_MAX;
 use crate::model::records::{RevocationRow, Target};
 
-/// Keys of signers, and of those of whom one must be left.
+/// Limit of the keys that signed, and of the keys of which one must remain.
 const KEYS_MAX: usize = 65_536;
 
-/// The keys that a request depends on, each once: those that signed it, and those of which one must be left.
+/// The keys that a request depends on, each once: the keys that signed it, and the keys of which one must remain.
 pub fn keys(request: &CommitRequest) -> std::collections::BTreeSet<&str> {
     let signed = request.act.iter().flat_map(|act| &act.keys);
     signed.chain(&request.one_must_sign).map(String::as_str).collect()
 }
 
-/// What a revocation of a key is named by.
+/// The target under which a revocation names a key.
 pub fn target(key: &str) -> Target {
     Target::Key(key.to_owned())
 }
 
-/// Whether a key with this row signs nothing any more.
+/// Whether a key with this row is revoked for good, so that it signs nothing.
 pub fn is_revoked(row: Option<&RevocationRow>) -> bool {
     row.is_some_and(|row| row.dead)
 }
 
-/// Refuses an act that a revoked key signed; asked before anything is written.
+/// Rejects an act that a revoked key signed. Called before anything is written.
 ///
 /// # Errors
 /// [`Error::SignerRevoked`], naming the key.
@@ -40,7 +41,7 @@ pub fn check_signed(request: &CommitRequest, is_revoked: impl Fn(&str) -> bool) 
     }
 }
 
-/// Refuses what would leave nobody who can sign; asked after everything is written.
+/// Rejects a request after which no key could sign. Called after everything is written.
 ///
 /// # Errors
 /// [`Error::NobodyLeft`].
@@ -49,7 +50,7 @@ pub fn check_left(request: &CommitRequest, is_revoked: impl Fn(&str) -> bool) ->
     if keys.is_empty() || keys.iter().any(|key| !is_revoked(key)) { Ok(()) } else { Err(Error::NobodyLeft) }
 }
 
-/// Checks what can be said without the store's rows.
+/// Checks the keys of a request without reading the store.
 pub(super) fn check_request(request: &CommitRequest) -> Result<(), Error> {
     at_most("keys of which one must be left", request.one_must_sign.len(), KEYS_MAX)?;
     keys(request).into_iter().try_for_each(|key| {
