@@ -1,9 +1,10 @@
 //! The embedded store: one SQLite file that the server and the command line share.
 //!
-//! Four threads, each with a connection of its own: one writes, one answers polls, one reads lists, one full states; so a long `load` or a slow
-//! disk never holds up the question whether there is anything new. Only `store` knows SQL. Look next at `sqlite/open.rs`,
-//! `sqlite/files.rs`, which sees
-//! whether the files stay the same, `sqlite/read.rs` and `sqlite/write.rs`.
+//! Four threads have a connection each: one writes, one answers polls, one reads lists and one loads full states. Therefore a
+//! long `load` or a slow disk never delays a poll. Only `store` knows SQL.
+//!
+//! Look next at `sqlite/open.rs` (connections), `sqlite/files.rs` (detects a replaced file), `sqlite/read.rs` and
+//! `sqlite/write.rs`.
 
 mod approvals;
 mod backup;
@@ -50,14 +51,16 @@ use crate::model::time::Clock;
 
 /// A store in one SQLite file.
 ///
-/// Write-ahead log, `synchronous=FULL`: what was acknowledged survives a crash and a power cut. Any number of processes on one
-/// machine may have it open; each sees the others' commits at its next read. A network file system will not do. Usable from
-/// several runtimes at once. Dropping it finishes the writes that were asked for and closes the file.
+/// The file has a write-ahead log and `synchronous=FULL`: an acknowledged commit survives a crash and a power failure. Any number
+/// of processes on one machine may open the file; each sees the others' commits at its next read. A network file system is not
+/// supported.
+///
+/// The store can be used from several runtimes at once. Dropping it finishes the pending writes and closes the file.
 pub struct SqliteStore {
     poller: Reader,
     reader: Reader,
     loader: Reader,
-    /// Dropped last: the connection that closes last takes the write-ahead log away, which an interrupted one does not.
+    /// Dropped last: the connection that closes last removes the write-ahead log, which an interrupted connection does not.
     writer: Lane<Job>,
     wake: watch::Receiver<u64>,
     files: Arc<Files>,
@@ -66,19 +69,19 @@ pub struct SqliteStore {
 }
 
 impl SqliteStore {
-    /// Opens the store in a file, and makes it with the default settings if there is none.
+    /// Opens the store in a file. Creates it with the default settings if the file does not exist.
     ///
-    /// A new file has mode 0600, a new folder 0700. Blocks the calling thread for some milliseconds, and for seconds where
-    /// another process holds the file.
+    /// A new file has mode 0600, a new folder 0700. The call blocks the thread for some milliseconds, or for seconds if another
+    /// process holds the file.
     ///
     /// # Errors
-    /// As [`SqliteStore::open_existing`], [`Error::Missing`] only for an empty file or a shell; [`Error::Unavailable`] where it cannot
-    /// be made.
+    /// As [`SqliteStore::open_existing`], but [`Error::Missing`] only for an empty file or a shell; [`Error::Unavailable`] if the
+    /// file cannot be created.
     pub fn open(path: &Path, clock: Arc<dyn Clock>) -> Result<Self, Error> {
         Self::open_with(path, clock, Settings::default())
     }
 
-    /// As [`SqliteStore::open`], with the settings to give a store that is made now; an existing one keeps its own.
+    /// Opens as [`SqliteStore::open`]. A store that is created now gets `settings`; an existing store keeps its own.
     ///
     /// # Errors
     /// As [`SqliteStore::open`], and [`Error::Rejected`] for settings out of range.
@@ -90,12 +93,12 @@ impl SqliteStore {
         Self::open_existing(path, clock)
     }
 
-    /// Opens the store in a file, and makes none. Blocks as [`SqliteStore::open`] does.
+    /// Opens the store in a file, and never creates one. Blocks as [`SqliteStore::open`] does.
     ///
     /// # Errors
-    /// [`Error::Missing`] if there is no store, or only what is left of one, [`Error::NotOurs`] if the file is something else,
-    /// [`Error::NewerVersion`] if a newer version made it, [`Error::Misconfigured`] if this user may not write to it,
-    /// [`Error::Corrupt`] if it does not hold together, [`Error::Unavailable`] if it cannot be used.
+    /// [`Error::Missing`] if there is no store, or only the remains of one, [`Error::NotOurs`] if the file is something else,
+    /// [`Error::NewerVersion`] if a newer version created it, [`Error::Misconfigured`] if this user may not write to it,
+    /// [`Error::Corrupt`] if it is inconsistent, [`Error::Unavailable`] if it cannot be used.
     pub fn open_existing(path: &Path, clock: Arc<dyn Clock>) -> Result<Self, Error> {
         let mut writing = Db::open(&open::find(path)?)?;
         let (polling, reading, loading) = (writing.sibling()?, writing.sibling()?, writing.sibling()?);
@@ -110,7 +113,8 @@ impl SqliteStore {
         Ok(Self { writer, poller, reader, loader, wake, files, clock, beats: Beats::default() })
     }
 
-    /// Has a heartbeat written where it is due. Not waited for: a slow disk must not make a replica look stale to itself.
+    /// Queues a heartbeat for writing if one is due. The caller does not wait, because a slow disk must not make a replica look
+    /// stale to itself.
     fn beat_where_due(&self, heartbeat: &Heartbeat) {
         if self.beats.due(heartbeat, self.clock.now()) && !self.writer.offer(Job::Beat(heartbeat.clone())) {
             self.beats.forget();
@@ -123,7 +127,8 @@ impl SqliteStore {
         answer.await.map_err(|_| stopped())?
     }
 
-    /// As [`SqliteStore::write`], for what waits behind commits, and is refused where too much waits or for too long.
+    /// Submits as [`SqliteStore::write`], for jobs that wait behind commits. A job is refused if too many wait, or if it waits
+    /// too long.
     async fn ledger<T>(&self, job: impl FnOnce(Until, Reply<T>) -> Job) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
         let until = Instant::now() + Duration::from_millis(LEDGER_WAIT_MS);
@@ -259,7 +264,7 @@ impl Store for SqliteStore {
     }
 
     fn follow_history(&self, _revision: &Revision) {
-        // What the file says is believed as long as it is the same file.
+        // The history in the file is trusted as long as it is the same file.
     }
 
     fn may_lose_commits(&self) -> Option<&'static str> {
@@ -270,7 +275,7 @@ impl Store for SqliteStore {
         for reader in [&self.poller, &self.reader, &self.loader] {
             reader.close().await?;
         }
-        // Last: who closes last takes the write-ahead log away.
+        // The writer closes last, because the connection that closes last removes the write-ahead log.
         self.write(Job::Close).await
     }
 

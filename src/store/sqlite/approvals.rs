@@ -1,7 +1,7 @@
-//! Approvals in a SQLite store: one row each, whole as JSON, beside what it is found by.
+//! Approvals in a SQLite store: one row each, stored as JSON beside the columns by which it is found.
 //!
-//! What a step does to a row is said by [`crate::store::approvals`]; here rows are read and written around it, inside the
-//! transaction of `super::write`, which is the only writer of the file at that time.
+//! [`crate::store::approvals`] holds the rules for a row. This file reads and writes the rows, inside the transaction of
+//! `super::write`, which is the only writer of the file at that time.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,10 +18,10 @@ use crate::model::time::Now;
 use crate::store::Error;
 use crate::store::approvals::{self, Asking, Moment};
 
-/// Rows that one asking forgets; more than it adds, so that they cannot pile up.
+/// Rows that one request for an approval removes. It is more than a request adds, so that old rows do not accumulate.
 const FORGOTTEN_MAX: i64 = 64;
 
-/// Stores that a call asks.
+/// Stores that a call asks for an approval.
 pub(super) fn ask(connection: &Connection, request: &AskApproval, now: Now) -> Result<AskOutcome, Fault> {
     let unix_ms = now.unix_ms();
     if !is_new(connection, request.proof.as_ref())? {
@@ -30,7 +30,7 @@ pub(super) fn ask(connection: &Connection, request: &AskApproval, now: Now) -> R
     forget(connection, unix_ms)?;
     let (current, taken_back) = row(connection, &request.call.digest)?;
     let row = match approvals::ask(current, request, unix_ms) {
-        // It is listed among those that wait again.
+        // An approval was withdrawn, so the row must be listed as waiting again.
         Asking::Same(row) if taken_back => {
             put(connection, &row)?;
             row
@@ -50,7 +50,7 @@ pub(super) fn ask(connection: &Connection, request: &AskApproval, now: Now) -> R
     Ok(AskOutcome::Stands(Box::new(row)))
 }
 
-/// Uses all that a request names, or nothing.
+/// Uses all approvals that a request names, or none.
 pub(super) fn use_once(connection: &Connection, request: &UseApprovals, now: Now) -> Result<UseOutcome, Fault> {
     let mut rows = rows(connection, request)?;
     let (head, proof_is_new) = (read::head(connection)?.revision, is_new(connection, request.proof.as_ref())?);
@@ -64,7 +64,7 @@ pub(super) fn use_once(connection: &Connection, request: &UseApprovals, now: Now
     Ok(outcome)
 }
 
-/// Gives back what a decision used and then denied.
+/// Gives back the approvals that a decision used before it was denied.
 pub(super) fn give_back(connection: &Connection, request: &UseApprovals) -> Result<bool, Fault> {
     let mut rows = rows(connection, request)?;
     let given = approvals::give_back(&mut rows, request);
@@ -78,7 +78,7 @@ fn is_new(connection: &Connection, proof: Option<&ProofUse>) -> Result<bool, Fau
     proof.map_or(Ok(true), |proof| write::is_new(connection, proof))
 }
 
-/// The rows that a request names, those that there are.
+/// The existing rows of the approvals that a request names.
 fn rows(connection: &Connection, request: &UseApprovals) -> Result<BTreeMap<String, ApprovalRow>, Fault> {
     let mut rows = BTreeMap::new();
     for digest in request.digests() {
@@ -89,7 +89,7 @@ fn rows(connection: &Connection, request: &UseApprovals) -> Result<BTreeMap<Stri
     Ok(rows)
 }
 
-/// Puts an operator's yes or no to a row.
+/// Applies an operator's answer to a row.
 pub(super) fn answer(
     connection: &Connection,
     digest: &str,
@@ -120,7 +120,7 @@ pub(super) fn list(connection: &Connection, filter: &ApprovalFilter, limit: usiz
     Ok(Approvals { rows, total: total.unsigned_abs(), unix_ms })
 }
 
-/// The row as it counts: without what was approved with a key that was revoked since. And whether there was any of that.
+/// Reads a row without the approvals whose key was revoked in the meantime. The flag says whether there were any.
 fn row(connection: &Connection, digest: &str) -> Result<(Option<ApprovalRow>, bool), Fault> {
     let mut statement = connection.prepare_cached("SELECT approval FROM approvals WHERE digest = ?1")?;
     let text: Option<String> = statement.query_one([digest], |row| row.get(0)).optional()?;
@@ -129,7 +129,7 @@ fn row(connection: &Connection, digest: &str) -> Result<(Option<ApprovalRow>, bo
     Ok((Some(row), taken_back))
 }
 
-/// Takes back what was approved with a key that was revoked since; whether there was any.
+/// Withdraws approvals whose key was revoked in the meantime. Returns whether there were any.
 fn take_back(connection: &Connection, row: &mut ApprovalRow) -> Result<bool, Fault> {
     let mut revoked = BTreeSet::new();
     for key in approvals::keys_of(row) {
@@ -171,12 +171,12 @@ fn leaf(row: &ApprovalRow) -> &str {
     row.call.agents.last().map_or("", String::as_str)
 }
 
-/// The user of a call, as it is found by.
+/// The user of a call, as the column `asker` holds it.
 fn asker(row: &ApprovalRow) -> String {
     format!("{}\n{}", row.call.issuer, row.call.subject)
 }
 
-/// How many calls wait beside a new one.
+/// Counts the calls that wait beside a new one.
 fn waiting_beside(connection: &Connection, row: &ApprovalRow, unix_ms: i64) -> Result<Waiting, Fault> {
     let mut statement = connection.prepare_cached(
         "SELECT count(*) FILTER (WHERE leaf = ?1 AND asker = ?2), count(*) FILTER (WHERE leaf = ?1),
@@ -189,7 +189,7 @@ fn waiting_beside(connection: &Connection, row: &ApprovalRow, unix_ms: i64) -> R
     Ok(counted)
 }
 
-/// Takes out what may be forgotten, a bounded number of rows.
+/// Deletes a bounded number of rows that may be forgotten.
 fn forget(connection: &Connection, unix_ms: i64) -> Result<(), Fault> {
     connection
         .prepare_cached(

@@ -1,8 +1,9 @@
-//! A backup of a SQLite store: a copy made by SQLite while others use the store, verified before it gets its name.
+//! Backs up a SQLite store: SQLite copies it while others use it, and the copy is verified before it gets its final name.
 //!
-//! The copy is one view of the store, in one file. It is opened, its pages and indexes are checked, its rows must have the digest of
-//! its head, and its change log must be whole up to that head. Then it is synced and renamed. A file with that name is therefore a
-//! whole backup. What it does not know is what was revoked after it was made. Look next at `super::whole`.
+//! The copy is one consistent view of the store in one file. The backup opens the copy, checks its pages and indexes, compares
+//! its rows with the digest of its head, and verifies its change log up to that head. Then it syncs and renames the copy.
+//! Therefore a file with the final name is a complete backup. A backup does not know what was revoked after it was made. Look
+//! next at `super::whole`.
 
 use std::fs::File;
 use std::io;
@@ -19,34 +20,34 @@ use super::whole;
 use crate::model::revision::Revision;
 use crate::store::Error;
 
-/// Why there is no backup. One line.
+/// Why no backup was made. One line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BackupError {
-    /// The store cannot be read, or does not hold together.
+    /// The store cannot be read, or is inconsistent.
     #[error(transparent)]
     Store(#[from] Error),
-    /// The name is taken, or is not one for a backup.
+    /// The name is taken, or cannot be used for a backup.
     #[error("{0}")]
     Name(String),
-    /// The copy cannot be written, or is not a whole store.
+    /// The copy cannot be written, or is not a complete store.
     #[error("{0}")]
     Copy(String),
 }
 
-/// What a backup holds.
+/// The content of a backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backup {
-    /// The newest revision in it.
+    /// Its newest revision.
     pub revision: Revision,
-    /// Documents and revocations in it.
+    /// Number of its documents and revocations.
     pub rows: u64,
-    /// Rows of its change log, each of which was verified.
+    /// Rows of its change log. Each of them was verified.
     pub commits: u64,
     /// Size of the file.
     pub bytes: u64,
 }
 
-/// How far a backup is, for whoever watches from another thread.
+/// The progress of a backup, for a thread that watches it.
 #[derive(Debug, Default)]
 pub struct Progress {
     copy: OnceLock<PathBuf>,
@@ -56,27 +57,27 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Bytes copied, and how many there will be, about; 0 of 0 before it began.
+    /// Bytes copied, and the approximate total; 0 of 0 before the copy begins.
     pub fn copied(&self) -> (u64, u64) {
         let done = self.copy.get().and_then(|path| std::fs::metadata(path).ok()).map_or(0, |metadata| metadata.len());
         let total = self.copy_bytes.load(Ordering::Relaxed);
         (done.min(total), total)
     }
 
-    /// Rows verified, and how many there are; 0 of 0 before that began.
+    /// Rows verified, and their total; 0 of 0 before the verification begins.
     pub fn verified(&self) -> (u64, u64) {
         (self.verified.load(Ordering::Relaxed), self.to_verify.load(Ordering::Relaxed))
     }
 }
 
-/// Makes a verified backup, mode 0600. Blocks, for seconds where the store holds millions of rows.
+/// Makes a verified backup with mode 0600. Blocks, for seconds if the store holds millions of rows.
 ///
 /// # Errors
-/// As [`BackupError`] says. Nothing that had the name is changed then.
+/// As [`BackupError`] says. A file that had the name before is then unchanged.
 pub fn back_up(store: &Path, to: &Path, may_overwrite: bool, progress: &Progress) -> Result<Backup, BackupError> {
     let store = open::find(store)?;
     check_name(&store, to, may_overwrite)?;
-    // A backup comes before an upgrade.
+    // The schema is not upgraded, because a backup is made before an upgrade.
     let db = Db::open_as_it_is(&store)?;
     let copy = unfinished(to);
     let made = copy_to(&db, &copy, progress).and_then(|()| verify(&db, &copy, progress));
@@ -87,7 +88,7 @@ pub fn back_up(store: &Path, to: &Path, may_overwrite: bool, progress: &Progress
     named
 }
 
-/// Checks that a name may be taken: not by a store that is in use, whose log would be read on top of the backup.
+/// Checks that a name may be used. A store in use must not be overwritten, because SQLite would apply its log to the backup.
 fn check_name(store: &Path, to: &Path, may_overwrite: bool) -> Result<(), BackupError> {
     let shown = to.display();
     if to.file_name().is_none() {
@@ -132,11 +133,11 @@ fn copy_to(db: &Db, copy: &Path, progress: &Progress) -> Result<(), BackupError>
         Some(rusqlite::ErrorCode::SystemIoFailure | rusqlite::ErrorCode::CannotOpen) => failed(&error),
         _ => BackupError::Store(db.explain(error.into())),
     })?;
-    // What was read may have been of files that were replaced meanwhile.
+    // The files may have been replaced while they were read.
     Ok(db.check_same()?)
 }
 
-/// Opens the copy as whoever restores it does, and reads all of it.
+/// Opens the copy as a restore does, and reads all of it.
 fn verify(db: &Db, copy: &Path, progress: &Progress) -> Result<Backup, BackupError> {
     let read = || -> Result<Backup, Fault> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
@@ -164,7 +165,7 @@ fn verify(db: &Db, copy: &Path, progress: &Progress) -> Result<Backup, BackupErr
     })
 }
 
-/// Makes the copy durable, then gives it its name.
+/// Makes the copy durable, then gives it its final name.
 fn take_name(copy: &Path, to: &Path, may_overwrite: bool) -> Result<(), BackupError> {
     let named = || -> io::Result<bool> {
         File::open(copy)?.sync_all()?;

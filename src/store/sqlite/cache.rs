@@ -1,8 +1,9 @@
-//! A replica's own copy of what it followed, in a small SQLite file: documents, revocations, and the place they belong to.
+//! The cache of a replica: its own copy of the store that it followed, in a small SQLite file. It holds the documents, the
+//! revocations and the position to which they belong.
 //!
-//! It is a cache: nothing is ever permitted by it, and a file that does not hold together is set aside. It serves where the store
-//! cannot be reached or was lost: a replica starts from it and denies, and a restored store learns from it what was revoked after the
-//! backup. It holds policy and the ids of what is revoked, no token and no private key. Look next at `sync/cache.rs`, which feeds it.
+//! The cache denies but never permits, and a file that is inconsistent is set aside. It serves when the store is unreachable or
+//! lost: a replica starts from it and denies, and a restored store learns from it what was revoked after the backup. It holds
+//! policy and the ids of revoked subjects, but no token and no private key. Look next at `sync/cache.rs`, which writes it.
 
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -18,7 +19,7 @@ use crate::model::records::{Change, DocumentKey, DocumentRow, Origin, Revocation
 use crate::model::revision::{HistoryId, Revision};
 use crate::store::{CommitRow, Error, Settings, State};
 
-/// The file in a data folder.
+/// The name of the file in a data folder.
 pub const CACHE_FILE: &str = "cache.db";
 /// `PtcC`: marks a file as a cache of this program.
 const APPLICATION_ID: i64 = 0x5074_6343;
@@ -47,11 +48,11 @@ pub struct Cache {
 }
 
 impl Cache {
-    /// Opens the cache of a data folder, and makes it, mode 0600, where there is none. A file that is none, or of another version, is
-    /// set aside as `cache.db.broken`, with a warning.
+    /// Opens the cache of a data folder. Creates it with mode 0600 if there is none. A file that is no cache, or is of another
+    /// version, is set aside as `cache.db.broken`, with a warning.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] where the file cannot be made or used.
+    /// [`Error::Unavailable`] if the file cannot be created or used.
     pub fn open(data: &Path) -> Result<Self, Error> {
         let path = data.join(CACHE_FILE);
         match Self::opened(&path) {
@@ -74,7 +75,7 @@ impl Cache {
         connection.busy_timeout(BUSY_TIMEOUT)?;
         let number = |name: &str| connection.pragma_query_value(None, name, |row| row.get::<_, i64>(0));
         let found = (number("application_id")?, number("user_version")?);
-        // What a loss of power takes from it is read from the store again; what is there holds together.
+        // A power failure may lose the newest rows, which are then read from the store again. The remaining rows are consistent.
         connection.pragma_update(None, "journal_mode", "WAL")?;
         connection.pragma_update(None, "synchronous", "NORMAL")?;
         connection.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
@@ -96,19 +97,20 @@ impl Cache {
         }
     }
 
-    /// The place that the rows belong to, and the hash of its row of the change log; `None` where the cache is empty.
+    /// The position to which the rows belong, with the hash of that revision in the change log; `None` if the cache is empty.
     ///
     /// # Errors
-    /// Where it cannot be read.
+    /// If it cannot be read.
     pub fn place(&self) -> Result<Option<(Revision, [u8; 32])>, Error> {
         let place = place(&self.connection).map_err(|fault| self.explain(fault))?;
         Ok(place.map(|state| (state.revision, state.hash)))
     }
 
-    /// All that is kept, if its rows have the digest that was stored with them; `None` where nothing is, or where it was set aside.
+    /// Reads the whole cache, if its rows have the digest that is stored with them. Returns `None` if the cache is empty, or if
+    /// it was set aside.
     ///
     /// # Errors
-    /// Where the file cannot be made anew.
+    /// If a new file cannot be created.
     pub fn read(&mut self) -> Result<Option<State>, Error> {
         match load(&self.connection) {
             Ok(state) => Ok(state),
@@ -120,10 +122,10 @@ impl Cache {
         }
     }
 
-    /// Keeps a full state in place of all that is kept.
+    /// Replaces the content with a full state.
     ///
     /// # Errors
-    /// Where it cannot be written; what was kept then stays.
+    /// If it cannot be written; the previous content then remains.
     pub fn replace(&mut self, state: &State) -> Result<(), Error> {
         let write = |connection: &mut Connection| -> Result<(), Fault> {
             let transaction = connection.transaction()?;
@@ -140,11 +142,11 @@ impl Cache {
         write(&mut self.connection).map_err(|fault| self.gave_up(fault))
     }
 
-    /// Keeps commits that follow what is kept, in one transaction with the place they lead to; those that it holds already are passed
-    /// over. `false`, and nothing is kept, where they do not follow.
+    /// Applies commits that follow the stored position, in one transaction with the new position. Commits that the cache already
+    /// holds are skipped. Returns `false`, and stores nothing, if the commits do not follow the position.
     ///
     /// # Errors
-    /// Where they cannot be written; what was kept then stays.
+    /// If they cannot be written; the previous content then remains.
     pub fn apply(&mut self, history: &HistoryId, commits: &[CommitRow]) -> Result<bool, Error> {
         let write = |connection: &mut Connection| -> Result<bool, Fault> {
             let transaction = connection.transaction()?;
@@ -165,9 +167,9 @@ impl Cache {
         write(&mut self.connection).map_err(|fault| self.gave_up(fault))
     }
 
-    /// Gives the room back that an unfinished write took in the write-ahead log.
+    /// Frees the space that an unfinished write took in the write-ahead log.
     fn gave_up(&self, fault: Fault) -> Error {
-        // Where that fails too, the next write begins at its front.
+        // If this fails too, the next write restarts the log.
         let _ = self.connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |_| Ok(()));
         self.explain(fault)
     }
@@ -177,7 +179,7 @@ impl Cache {
     }
 
     fn begin_anew(&mut self, why: &str) -> Result<(), Error> {
-        // Closed first: a file that is renamed under an open connection would go on being written.
+        // Closed first, because a file that is renamed under an open connection would still be written to.
         self.connection = Connection::open_in_memory().map_err(|error| self.explain(error.into()))?;
         set_aside(&self.path, why)?;
         self.connection = Self::opened(&self.path).map_err(|fault| unusable(&self.path, &said(&fault)))?;
@@ -185,7 +187,7 @@ impl Cache {
     }
 }
 
-/// The place alone: a state without rows.
+/// Reads the position only: a state without rows.
 fn place(connection: &Connection) -> Result<Option<State>, Fault> {
     let mut statement =
         connection.prepare_cached("SELECT history, number, hash, digest, iat_skew_s, freshness_bound_ms FROM place")?;
@@ -279,12 +281,12 @@ fn put_place(transaction: &Transaction<'_>, at: &State) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Moves a file that cannot be used out of the way.
+/// Renames a file that cannot be used.
 fn set_aside(path: &Path, why: &str) -> Result<(), Error> {
     let aside = path.with_extension("db.broken");
     tracing::warn!(path = %path.display(), aside = %aside.display(), why, "the cache cannot be used and is set aside");
     for of_it in ["db-wal", "db-shm"] {
-        // There may be none.
+        // They may not exist.
         let _ = std::fs::remove_file(path.with_extension(of_it));
     }
     std::fs::rename(path, &aside).map_err(|error| unusable(path, &error.to_string()))
@@ -294,7 +296,7 @@ fn unusable(path: &Path, why: &str) -> Error {
     Error::Unavailable(format!("the cache `{}` cannot be used: {why}", path.display()))
 }
 
-/// Whether it is somebody else, or the disk, and not the file.
+/// Whether the error comes from another process or the disk, and not from the file.
 fn is_busy(fault: &Fault) -> bool {
     use rusqlite::ErrorCode::{DatabaseBusy, DatabaseLocked, DiskFull, OutOfMemory, SystemIoFailure};
     let Fault::Sql(error) = fault else { return false };

@@ -1,8 +1,8 @@
-//! Making a SQLite store: whole or not at all.
+//! Creates a SQLite store completely or not at all.
 //!
-//! It is made under another name, with its tables, settings and head in one transaction, and gets its own name only then, if nobody
-//! has it yet. So no file at the path of a store is ever an empty one that somebody is about to fill, and none is taken for that.
-//! Look next at `super::open`.
+//! The store is written under a temporary name, with its tables, settings and head in one transaction. It gets its final name
+//! only then, and only if that name is still free. Therefore a store's path never holds an empty file that a process is about to
+//! fill. Look next at `super::open`.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
@@ -18,7 +18,7 @@ use crate::model::revision::StateDigest;
 use crate::store::chain::GENESIS;
 use crate::store::{Error, Settings};
 
-/// Makes a store, mode 0600, and its folder, mode 0700, unless something has that name already.
+/// Creates a store with mode 0600, and its folder with mode 0700, unless the name is taken.
 pub(super) fn make(path: &Path, settings: Settings, unix_ms: i64) -> Result<(), Error> {
     let failed = |error: io::Error| Error::Unavailable(format!("cannot make the store `{}`: {error}", path.display()));
     let name = path.file_name().ok_or_else(|| failed(io::Error::from(io::ErrorKind::InvalidFilename)))?;
@@ -32,7 +32,7 @@ pub(super) fn make(path: &Path, settings: Settings, unix_ms: i64) -> Result<(), 
     let unfinished = unfinished(&path);
     let made = fill(&unfinished, settings, unix_ms).map_err(|fault| open::explain(&unfinished, fault));
     let named = made.and_then(|()| take_free_name(&unfinished, &path).map_err(failed));
-    // Somebody else may have been quicker: that one is opened.
+    // Another process may have created the store first; the caller then opens that one.
     if named != Ok(true) {
         remove(&unfinished);
     }
@@ -40,24 +40,24 @@ pub(super) fn make(path: &Path, settings: Settings, unix_ms: i64) -> Result<(), 
     File::open(&folder).and_then(|folder| folder.sync_all()).map_err(failed)
 }
 
-/// A name beside a file that nobody else has.
+/// Returns a unique name beside a file.
 pub(super) fn unfinished(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.new", uuid::Uuid::new_v4()));
     path.with_file_name(name)
 }
 
-/// Makes an empty file that its owner alone reads.
+/// Creates an empty file that only its owner can read.
 pub(super) fn make_private(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
-/// Removes what could not be finished, as far as it is there.
+/// Removes an unfinished file and the files that SQLite keeps beside it.
 pub(super) fn remove(unfinished: &Path) {
     for suffix in ["", "-wal", "-shm", "-journal"] {
         let mut name = unfinished.as_os_str().to_owned();
         name.push(suffix);
-        // Most of them are not there.
+        // Most of them do not exist.
         let _ = std::fs::remove_file(PathBuf::from(name));
     }
 }
@@ -80,19 +80,19 @@ fn fill(path: &Path, settings: Settings, unix_ms: i64) -> Result<(), Fault> {
     )?;
     transaction.pragma_update(None, "application_id", APPLICATION_ID)?;
     transaction.commit()?;
-    // Nobody else has it open: this leaves one file that is whole.
+    // No other connection is open, so closing leaves one complete file.
     connection.close().map_err(|(_, error)| error)?;
     File::open(path).and_then(|file| file.sync_all()).map_err(|error| failed(error).into())
 }
 
-/// Gives a file its name; `false`, and it keeps its own, where something has that name already.
+/// Renames a file to its final name. Returns `false`, and changes nothing, if that name is taken.
 pub(super) fn take_free_name(unfinished: &Path, path: &Path) -> io::Result<bool> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     use rustix::io::Errno;
     match renameat_with(CWD, unfinished, CWD, path, RenameFlags::NOREPLACE) {
         Ok(()) => return Ok(true),
         Err(Errno::EXIST) => return Ok(false),
-        // Not every file system knows it; every one that does not knows links.
+        // Some file systems do not support this flag; all of those support hard links.
         Err(Errno::INVAL | Errno::NOSYS | Errno::NOTSUP) => {}
         Err(error) => return Err(error.into()),
     }

@@ -1,18 +1,19 @@
-//! Whether the files of an open store are still those at their paths, and whether SQLite alone wrote to them.
+//! Detects that the files of an open store were replaced, or that a program other than SQLite wrote to them.
 //!
-//! A file that is open lives on without its name: what is committed to it then, nobody finds again. Three files make a store: the
-//! database, its write-ahead log `-wal` and its shared memory `-shm`. Before each read, and before and after each commit, device and
-//! inode of what stands at the three paths are compared with what was opened. SQLite holds all three open, so no inode number comes
-//! again meanwhile.
+//! A file that is open continues to exist without its name, but commits to it are lost, because nobody can find it again. A store
+//! consists of three files: the database, its write-ahead log `-wal` and its shared memory `-shm`. Before each read, and before
+//! and after each commit, the device and inode at the three paths are compared with those of the opened files. SQLite keeps all
+//! three files open, so no inode number is reused in the meantime.
 //!
-//! A file can also be written over in place (`cp`, `truncate`), which leaves the inode. In WAL mode only a checkpoint writes to the
-//! database file. So where its size or time of change differs and no checkpoint explains that, the whole store is read again through
-//! a new connection, whose cache is empty: it must hold together and hold what was known. What does not is never used again by this
-//! process. The same follows where the write-ahead log became shorter.
+//! A program can also overwrite a file in place (`cp`, `truncate`), which keeps the inode. In WAL mode only a checkpoint writes
+//! to the database file. Therefore, if its size or modification time differs and no checkpoint explains the difference, the whole
+//! store is read again through a new connection, whose cache is empty. It must be consistent and must contain the newest commit
+//! that was known. Otherwise this process never uses the store again. The same check follows if the write-ahead log became
+//! shorter.
 //!
-//! Not noticed: a write over the database in the very moment of a checkpoint, and one over `-wal` that leaves it as long as it was.
-//! Both are found when the store is opened next, because the digest of its rows, or the place of the replica, contradicts it. Look
-//! next at `super::whole`.
+//! Two cases go unnoticed: a program that overwrites the database exactly during a checkpoint, and one that overwrites `-wal`
+//! without changing its length. Both are found when the store is opened next, because the digest of its rows or the replica's
+//! position contradicts it. Look next at `super::whole`.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -26,18 +27,18 @@ use super::schema::SCHEMA_VERSION;
 use super::whole;
 use crate::store::Error;
 
-/// How often, and with which pause, a checkpoint of another process is waited for that may explain a change.
+/// Number of times, and the pause between them, for which a changed file waits for a checkpoint of another process to explain it.
 const EXPLANATIONS: usize = 20;
 const EXPLANATION_PAUSE: Duration = Duration::from_millis(10);
 
-/// The files of one open store, shared by all of its connections.
+/// The files of one open store, which all of its connections share.
 pub(super) struct Files {
-    /// The database as it was named, then the files that SQLite keeps beside it.
+    /// The path of the database as it was given, then the paths of the files that SQLite keeps beside it.
     paths: [PathBuf; 3],
     seal: Mutex<Seal>,
 }
 
-/// What is known of the files.
+/// The last known state of the files.
 struct Seal {
     ids: [FileId; 3],
     database: Content,
@@ -46,20 +47,20 @@ struct Seal {
     backfilled: i64,
     /// The newest commit that this process knows of.
     newest: Option<(u64, [u8; 32])>,
-    /// Checkpoints of this process that write to the database now.
+    /// Checkpoints of this process that are writing to the database now.
     checkpoints: u32,
-    /// Why the files are never used again.
+    /// Why this process never uses the files again.
     replaced: Option<Error>,
 }
 
-/// Which file stands at a path.
+/// Identifies the file at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct FileId {
     device: u64,
     inode: u64,
 }
 
-/// What tells that a file was written to.
+/// Size and modification time, which change when a file is written to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Content {
     bytes: u64,
@@ -67,11 +68,11 @@ struct Content {
     modified_ns: i64,
 }
 
-/// What stands at the three paths.
+/// The files at the three paths.
 type Found = [(FileId, Content); 3];
 
 impl Files {
-    /// Takes the files of a connection that has read once, so that SQLite has opened all three.
+    /// Records the files of a connection that has read once, because SQLite opens all three files at the first read.
     pub(super) fn of(connection: &Connection, path: &Path) -> Result<Self, Error> {
         let real = path.canonicalize().map_err(|error| unseen(path, &error))?;
         let beside = |suffix: &str| {
@@ -93,12 +94,12 @@ impl Files {
         Ok(Self { paths, seal: Mutex::new(seal) })
     }
 
-    /// Bytes of the write-ahead log when it was last looked at.
+    /// Bytes of the write-ahead log at the last check.
     pub(super) fn log_bytes(&self) -> u64 {
         self.seal().log_bytes
     }
 
-    /// A commit that this process knows the store to hold.
+    /// Records a commit that the store is known to contain.
     pub(super) fn saw(&self, number: u64, hash: [u8; 32]) {
         let mut seal = self.seal();
         if seal.newest.is_none_or(|(newest, _)| number >= newest) {
@@ -106,10 +107,10 @@ impl Files {
         }
     }
 
-    /// Checks that the files are those that were opened. Not within a transaction.
+    /// Checks that the files are those that were opened. Must not be called within a transaction.
     ///
     /// # Errors
-    /// [`Error::Replaced`] where they are not, from then on for good; [`Error::Unavailable`] where that cannot be said now.
+    /// [`Error::Replaced`] if they are not, for this and every later call; [`Error::Unavailable`] if the check is impossible now.
     pub(super) fn check(&self, connection: &Connection) -> Result<(), Error> {
         let mut seal = self.seal();
         if let Some(replaced) = &seal.replaced {
@@ -122,7 +123,7 @@ impl Files {
         judged
     }
 
-    /// Runs a checkpoint of this process, whose writes are then no surprise.
+    /// Runs a checkpoint of this process, and accepts the writes that it makes.
     pub(super) fn checkpoint(&self, connection: &Connection) -> Result<(), Fault> {
         self.check(connection)?;
         {
@@ -132,7 +133,7 @@ impl Files {
         let done = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |row| row.get::<_, i64>(0));
         let mut seal = self.seal();
         seal.checkpoints = seal.checkpoints.saturating_sub(1);
-        // One that failed may have written something: then what is there is read again.
+        // A checkpoint that failed may have written something, so its writes are not accepted and the store is read again.
         if let (Ok(_), 0, Ok(found)) = (&done, seal.checkpoints, look(&self.paths)) {
             seal.accept(&found, backfilled(connection));
         }
@@ -146,7 +147,7 @@ impl Files {
                 return Err(gone(path));
             }
         }
-        // SQLite cuts a log that it begins anew to what is kept of it.
+        // SQLite truncates a log that it restarts to this size.
         let is_cut = log.bytes < seal.log_bytes.min(open::LOG_BYTES_KEPT.unsigned_abs());
         if (*database == seal.database && !is_cut) || seal.checkpoints > 0 {
             seal.log_bytes = log.bytes;
@@ -154,7 +155,7 @@ impl Files {
         }
         for _ in 0..EXPLANATIONS {
             let copied = backfilled(connection);
-            // None are copied of a log that was begun anew: that explains nothing.
+            // A restarted log has no copied frames, so it explains nothing.
             if copied.is_some_and(|copied| copied > 0 && copied != seal.backfilled) && !is_cut {
                 seal.accept(&look(&self.paths)?, copied);
                 return Ok(());
@@ -186,7 +187,7 @@ impl Seal {
     }
 }
 
-/// Reads the store anew, all of it, past every cache of this process.
+/// Reads the whole store again, past every cache of this process.
 fn hold_together(path: &Path, newest: Option<(u64, [u8; 32])>) -> Result<(), Error> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let read = || -> Result<(), Fault> {
@@ -217,7 +218,7 @@ fn hold_together(path: &Path, newest: Option<(u64, [u8; 32])>) -> Result<(), Err
     Err(Error::Replaced(format!("the store `{}` was written over while it was open ({error}): {DO}", path.display())))
 }
 
-/// Frames of the write-ahead log that were copied to the database; `None` where SQLite does not say.
+/// Frames of the write-ahead log that were copied to the database; `None` if SQLite does not tell.
 fn backfilled(connection: &Connection) -> Option<i64> {
     connection.query_row("PRAGMA wal_checkpoint(NOOP)", (), |row| row.get(2)).ok()
 }

@@ -1,7 +1,7 @@
-//! The rows of the replicas in a SQLite store, and when a heartbeat is worth a write.
+//! The rows of the replicas in a SQLite store, and the throttle of their heartbeats.
 //!
-//! A poll of one file proves freshness by reading, so heartbeats are only for who wants to see the fleet: few, and never waited
-//! for. Look next at [`crate::store::fleet`].
+//! A poll of one file proves freshness by reading. Heartbeats only inform operators and callers that wait for the fleet, so they
+//! are few, and no replica waits for them. Look next at [`crate::store::fleet`].
 
 use std::sync::{Mutex, PoisonError};
 
@@ -13,12 +13,12 @@ use crate::model::time::Now;
 use crate::store::fleet::{self, HEARTBEAT_INTERVAL_MS, REPLICAS_MAX, SILENCE_MS_MAX};
 use crate::store::{Heartbeat, Registration, Replica, ReplicaState, Replicas};
 
-/// The newest heartbeat that was sent to be written.
+/// Remembers the newest heartbeat that was sent to be written.
 #[derive(Default)]
 pub(super) struct Beats(Mutex<Option<(Heartbeat, Now)>>);
 
 impl Beats {
-    /// Whether a heartbeat says something new, or the last one is long ago; if so it counts as sent.
+    /// Whether a heartbeat carries news, or the last one is old. If so, it counts as sent.
     pub(super) fn due(&self, heartbeat: &Heartbeat, now: Now) -> bool {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let known = last.as_ref().is_some_and(|(before, sent_at)| {
@@ -31,7 +31,7 @@ impl Beats {
         !known
     }
 
-    /// The next heartbeat is due.
+    /// Makes the next heartbeat due.
     pub(super) fn forget(&self) {
         *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -71,7 +71,7 @@ pub(super) fn beat(connection: &Connection, heartbeat: &Heartbeat, now: Now) -> 
     Ok(())
 }
 
-/// Fails where a replica is not registered, or not any more.
+/// Fails if a replica is not registered, or no longer registered.
 pub(super) fn known(connection: &Connection, incarnation: &str) -> Result<(), Fault> {
     let row = connection
         .prepare_cached("SELECT 1 FROM replicas WHERE incarnation = ?1")?

@@ -1,6 +1,7 @@
-//! The history of policy in a SQLite store: the revisions that changed documents, and the documents as they once stood.
+//! The history of policy in a SQLite store: the revisions that changed documents, and the documents at an earlier revision.
 //!
-//! Both read the rows of the change log that change documents and no other, through an index of those.
+//! Both read only the rows of the change log that change documents, through an index of those rows. Look next at
+//! `store/replay.rs`.
 
 use rusqlite::{Connection, OptionalExtension};
 
@@ -11,7 +12,7 @@ use crate::store::replay::{Replay, earlier, whole};
 use crate::store::rules::{CHANGES_BYTES_MAX, HISTORY_LISTED_MAX};
 use crate::store::{CommitRow, Documents, PolicyCommit};
 
-/// The newest revisions that changed documents.
+/// Lists the newest revisions that changed documents.
 pub(super) fn history(connection: &Connection, limit: usize) -> Result<Vec<PolicyCommit>, Fault> {
     let mut statement = connection.prepare_cached(
         "SELECT number, previous_hash, hash, digest, unix_ms, changes FROM log WHERE of_documents = 1
@@ -31,7 +32,7 @@ pub(super) fn history(connection: &Connection, limit: usize) -> Result<Vec<Polic
     Ok(commits)
 }
 
-/// The documents at an earlier revision.
+/// Rebuilds the documents of an earlier revision.
 pub(super) fn documents_at(connection: &Connection, number: u64) -> Result<Documents, Fault> {
     let head = head(connection)?;
     let revision = earlier(head.revision, head.floor, number)?;

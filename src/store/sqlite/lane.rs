@@ -1,9 +1,8 @@
-//! A thread with bounded queues: where blocking work on one connection is done, so that no runtime ever waits for a disk.
+//! A thread with bounded queues, which does the blocking work on one connection, so that no runtime ever waits for a disk.
 //!
-//! What is urgent has a queue of its own, and goes before everything else that waits.
-//!
-//! A thread of our own and not the runtime's pool, because several runtimes share a store and a connection is used by one at a
-//! time anyway. It knows nothing of SQL. Look next at `super::write`, which drains such a queue.
+//! Urgent jobs have a queue of their own and go first. The thread does not belong to a runtime's pool, because several runtimes
+//! share a store, and a connection is used by one job at a time anyway. This file knows nothing of SQL. Look next at
+//! `super::write`, which takes jobs from such queues.
 
 use std::thread::JoinHandle;
 
@@ -13,21 +12,21 @@ use tokio::sync::mpsc;
 use crate::model::limits::LEDGER_QUEUE_MAX;
 use crate::store::Error;
 
-/// Urgent jobs that wait on one lane; a sender waits for a place.
+/// Urgent jobs that may wait for one thread. When the queue is full, a sender waits.
 const QUEUE_JOBS_MAX: usize = 1024;
 
-/// The sending end of a lane. Dropping it lets the thread finish what is queued, and waits for that.
+/// The sending end of the queues, which owns the thread. Dropping it lets the thread finish the queued jobs, and waits for that.
 pub(super) struct Lane<J> {
     queue: Option<mpsc::Sender<J>>,
-    /// For what may wait, and is refused where too much of it does.
+    /// For jobs that may wait. A job is refused if too many of them wait.
     patient: Option<mpsc::Sender<J>>,
     thread: Option<JoinHandle<()>>,
-    /// Cuts short what the thread is at, if that may be cut short.
+    /// Interrupts the current job, if the thread may be interrupted.
     interrupt: Option<rusqlite::InterruptHandle>,
 }
 
 impl<J: Send + 'static> Lane<J> {
-    /// Starts a thread that takes jobs until the lane is dropped.
+    /// Starts a thread that takes jobs until this value is dropped.
     pub(super) fn start(
         name: &str,
         interrupt: Option<rusqlite::InterruptHandle>,
@@ -42,28 +41,28 @@ impl<J: Send + 'static> Lane<J> {
         Ok(Self { queue: Some(queue), patient: Some(patient), thread: Some(thread), interrupt })
     }
 
-    /// Queues a job; where the queue is full, once there is a place.
+    /// Queues an urgent job. Waits while the queue is full.
     pub(super) async fn send(&self, job: J) -> Result<(), Error> {
         let gone = || Error::Unavailable("the store has stopped: restart the program".to_owned());
         self.queue.as_ref().ok_or_else(gone)?.send(job).await.map_err(|_| gone())
     }
 
-    /// A way to the queue that does not keep the thread.
+    /// A weak sender to the urgent queue, which does not keep the thread alive.
     pub(super) fn handle(&self) -> Option<mpsc::WeakSender<J>> {
         self.queue.as_ref().map(mpsc::Sender::downgrade)
     }
 
-    /// Queues a job behind all that is urgent, if there is a place.
+    /// Queues a job behind all urgent jobs, if the queue has room.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] where too many wait: the job is not done.
+    /// [`Error::Unavailable`] if too many jobs wait; the job is then not done.
     pub(super) fn queue(&self, job: J) -> Result<(), Error> {
         let queued = self.patient.as_ref().is_some_and(|patient| patient.try_send(job).is_ok());
         let full = || format!("{LEDGER_QUEUE_MAX} uses wait for the store, and that is the limit: try again");
         if queued { Ok(()) } else { Err(Error::Unavailable(full())) }
     }
 
-    /// Queues a job if there is a place; answers whether there was.
+    /// Queues an urgent job if the queue has room. Returns whether it had.
     pub(super) fn offer(&self, job: J) -> bool {
         self.queue.as_ref().is_some_and(|queue| queue.try_send(job).is_ok())
     }
@@ -82,16 +81,16 @@ impl<J> Drop for Lane<J> {
     }
 }
 
-/// The receiving end of a lane.
+/// The receiving end of the queues.
 pub(super) struct Jobs<J> {
     urgent: mpsc::Receiver<J>,
     patient: mpsc::Receiver<J>,
-    /// Of the thread itself, which waits for two queues at once on it.
+    /// A runtime of the thread itself, on which it waits for both queues at once.
     runtime: Runtime,
 }
 
 impl<J> Jobs<J> {
-    /// Waits for jobs and takes up to `jobs_max` of one kind, urgent ones first. `false` once there can be no more.
+    /// Waits for jobs and takes up to `jobs_max` from one queue, urgent jobs first. Returns `false` once no more jobs can come.
     pub(super) fn take(&mut self, batch: &mut Vec<J>, jobs_max: usize) -> bool {
         let Self { urgent, patient, runtime } = self;
         let taken = runtime.block_on(async {

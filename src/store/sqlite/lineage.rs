@@ -1,4 +1,4 @@
-//! Adoptions and merges in a SQLite store: how its history came to be. What they mean is said by [`crate::store::lineage`].
+//! Adoptions and merges in a SQLite store: the rows from which [`crate::store::lineage`] derives where its history comes from.
 
 use rusqlite::Connection;
 
@@ -22,7 +22,7 @@ pub(super) fn lineage(connection: &Connection, at: u64) -> Result<Lineage, Fault
         statement.query_map([signed(ADOPTIONS_TOLD_MAX)?], adoption)?.collect::<Result<Vec<Adoption>, rusqlite::Error>>()?;
     adoptions.reverse();
     let revision = read::revision(connection)?;
-    // What is ahead of the store is in no log of it.
+    // The log of a store holds no revision beyond its newest.
     let hash_at = if at <= revision.number { read::log_hash(connection, at)? } else { None };
     Ok(Lineage { revision, hash_at, adoptions })
 }
@@ -37,22 +37,22 @@ pub(super) fn merges(connection: &Connection) -> Result<Vec<Merged>, Fault> {
     Ok(statement.query_map((), merged)?.collect::<Result<_, rusqlite::Error>>()?)
 }
 
-/// Begins a new history with a revision: what belonged to the old one alone is gone, and who follows must show that it follows the new
-/// one.
+/// Begins a new history with a revision. Rows that belong only to the old history are deleted, and every replica must show again
+/// that it follows the new history.
 pub(super) fn begin(connection: &Connection, before: &Head, number: u64, now: Now) -> Result<Revision, Fault> {
     let history = uuid::Uuid::now_v7().to_string();
     connection
         .prepare_cached("INSERT INTO adoptions (number, history, from_history, from_hash, unix_ms) VALUES (?1, ?2, ?3, ?4, ?5)")?
         .execute((signed(number)?, &history, before.revision.history.as_str(), before.hash, now.unix_ms()))?;
     connection.execute("UPDATE meta SET history = ?1", [&history])?;
-    // INVARIANT: what was used after the backup was made looks unused in it.
+    // INVARIANT: an approval that was used after the backup looks unused in the restored store, so all approvals are deleted.
     connection.execute("DELETE FROM approvals", ())?;
     connection.execute("DELETE FROM pending_acts", ())?;
     connection.execute("UPDATE replicas SET applied_number = 0, acked_number = 0, acked_unix_ms = 0, state = 'starting'", ())?;
     Ok(Revision { history: HistoryId::new(history), number })
 }
 
-/// Counts what a replica brought.
+/// Counts the rows that a replica merged.
 pub(super) fn merged(connection: &Connection, merge: &Merge, changes: &[Change], now: Now) -> Result<(), Fault> {
     connection
         .prepare_cached(

@@ -1,7 +1,8 @@
-//! Opening a SQLite file: is it ours, is it of this version, is it whole. Nothing is made here: see `super::create`.
+//! Opens a connection to a SQLite store and checks the file: it must belong to this program, have a known version and be
+//! complete.
 //!
-//! Nothing is written to a file before it is known to be ours. Look next at `super::files`, which sees whether it stays the same
-//! file, and at `super::read`.
+//! Nothing is created here; see `super::create`. Nothing is written to a file before it is known to be a store of this program.
+//! Look next at `super::files`, which checks that it remains the same file, and at `super::read`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,15 +17,15 @@ use crate::store::Error;
 
 /// `Ptcl`: marks a file as a store of this program.
 pub(super) const APPLICATION_ID: i64 = 0x5074_636c;
-/// How long a connection waits for another process's write.
+/// How long a connection waits for another process that writes.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long it waits between two attempts where SQLite does not wait by itself.
+/// Pause between two attempts at an operation for which SQLite does not wait by itself.
 const BUSY_STEP: Duration = Duration::from_millis(20);
-/// The write-ahead log is cut back to this when it is begun anew.
+/// Size to which SQLite truncates the write-ahead log when it restarts the log.
 pub(super) const LOG_BYTES_KEPT: i64 = 64 * 1024 * 1024;
 const STATEMENTS_CACHED: usize = 64;
 
-/// A connection and the files it was opened on.
+/// A connection, and the files on which it was opened.
 pub(super) struct Db {
     pub(super) connection: Connection,
     path: PathBuf,
@@ -32,7 +33,7 @@ pub(super) struct Db {
     is_closed: bool,
 }
 
-/// Why a step failed, before the file's name is put to it.
+/// Why a step failed, before the error message names the file.
 pub(super) enum Fault {
     Sql(rusqlite::Error),
     Store(Error),
@@ -50,10 +51,10 @@ impl From<Error> for Fault {
     }
 }
 
-/// The absolute path of a store that is there.
+/// Returns the absolute path of an existing store.
 ///
 /// # Errors
-/// [`Error::Missing`] where nothing, or nothing but an empty file, is there; [`Error::NotOurs`] for what is no file.
+/// [`Error::Missing`] if there is nothing or an empty file, [`Error::NotOurs`] if the path is no file.
 pub(super) fn find(path: &Path) -> Result<PathBuf, Error> {
     let shown = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
     let shown = shown.display();
@@ -80,12 +81,12 @@ pub(super) fn find(path: &Path) -> Result<PathBuf, Error> {
 }
 
 impl Db {
-    /// Opens the store at a path that [`find`] answered, and brings it up to this version's schema.
+    /// Opens the store at a path that [`find`] returned, and upgrades it to the schema of this version.
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         Self::open_with(path, bring_up)
     }
 
-    /// Opens the store at a path that [`find`] answered, whatever schema it has.
+    /// Opens the store at a path that [`find`] returned, and leaves its schema as it is.
     pub(super) fn open_as_it_is(path: &Path) -> Result<Self, Error> {
         Self::open_with(path, |_, _| Ok(()))
     }
@@ -96,7 +97,7 @@ impl Db {
         Ok(Self { connection, path: path.to_owned(), files, is_closed: false })
     }
 
-    /// Opens one more connection on the same files.
+    /// Opens another connection on the same files.
     pub(super) fn sibling(&self) -> Result<Self, Error> {
         let connection = connect(&self.path, |_, _| Ok(())).map_err(|fault| self.explain(fault))?;
         let sibling = Self { connection, path: self.path.clone(), files: self.files.clone(), is_closed: false };
@@ -104,19 +105,19 @@ impl Db {
         Ok(sibling)
     }
 
-    /// The files, which the connections of a store share.
+    /// The files, which all connections of a store share.
     pub(super) fn files(&self) -> &Arc<Files> {
         &self.files
     }
 
-    /// The number of the newest commit, which the files must hold from now on.
+    /// The number of the newest commit. From now on, the files must contain that commit.
     pub(super) fn number(&mut self) -> Result<u64, Error> {
         let head = super::read::head(&self.connection).map_err(|fault| self.explain(fault))?;
         self.files.saw(head.revision.number, head.hash);
         Ok(head.revision.number)
     }
 
-    /// Checks that the paths still lead to the files that were opened, and that nobody wrote to them but SQLite.
+    /// Checks that the paths still lead to the files that were opened, and that only SQLite wrote to them.
     pub(super) fn check_same(&self) -> Result<(), Error> {
         if self.is_closed {
             return Err(Error::Unavailable(format!("the store `{}` was closed: start the program again", self.path.display())));
@@ -124,12 +125,12 @@ impl Db {
         self.files.check(&self.connection)
     }
 
-    /// Copies what was committed from the write-ahead log to the database file, as far as readers let it.
+    /// Copies committed pages from the write-ahead log to the database file, as far as readers permit.
     pub(super) fn checkpoint(&self) -> Result<(), Error> {
         self.files.checkpoint(&self.connection).map_err(|fault| self.explain(fault))
     }
 
-    /// Closes the connection; whoever closes last, of all processes, leaves one file that is whole.
+    /// Closes the connection. The last connection that closes, of all processes, leaves one complete file.
     pub(super) fn close(&mut self) -> Result<(), Error> {
         if self.is_closed {
             return Ok(());
@@ -141,13 +142,15 @@ impl Db {
         connection.close().map_err(|(_, error)| self.explain(error.into()))
     }
 
-    /// Puts the file's name to a fault.
+    /// Converts an error, so that its message names the file.
     pub(super) fn explain(&self, fault: Fault) -> Error {
         explain(&self.path, fault)
     }
 
-    /// INVARIANT: who closes last copies its write-ahead log over the database and removes the file of that name. Where the names lead
-    /// to other files by now, that would undo what others have committed to those.
+    /// Keeps the last connection from writing to files that are not its own.
+    ///
+    /// INVARIANT: the connection that closes last copies its write-ahead log over the database and removes the log by its name.
+    /// If the names lead to other files by now, that would undo commits that others made to those files.
     fn guard_close(&self) {
         if !self.is_closed && self.check_same().is_err() {
             keep_log_at_close(&self.connection);
@@ -161,13 +164,13 @@ impl Drop for Db {
     }
 }
 
-/// Leaves the files as they are when a connection is closed.
+/// Makes SQLite leave the files as they are when the connection is closed.
 pub(super) fn keep_log_at_close(connection: &Connection) {
-    // It fails for no connection that is open.
+    // This fails for no open connection.
     let _ = connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true);
 }
 
-/// What is done with a store of an older schema.
+/// What to do with a store that has an older schema.
 type BringUp = fn(&mut Connection, &Path) -> Result<(), Fault>;
 
 fn connect(path: &Path, bring_up: BringUp) -> Result<Connection, Fault> {
@@ -175,7 +178,7 @@ fn connect(path: &Path, bring_up: BringUp) -> Result<Connection, Fault> {
     let mut connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_TIMEOUT)?;
     connection.set_prepared_statement_cache_capacity(STATEMENTS_CACHED);
-    // One view for all that is looked at: another process may be bringing it up at this moment.
+    // One transaction for all checks, because another process may be upgrading the file at the same time.
     let found = identify(&*connection.unchecked_transaction()?, path)?;
     if connection.is_readonly("main")? {
         let path = path.display();
@@ -186,7 +189,7 @@ fn connect(path: &Path, bring_up: BringUp) -> Result<Connection, Fault> {
     if found != SCHEMA_VERSION {
         bring_up(&mut connection, path)?;
     }
-    // Only now SQLite has opened all of its files.
+    // Only now has SQLite opened all of its files.
     let head = super::read::head(&connection)?;
     if super::read::log_hash(&connection, head.revision.number)? != Some(head.hash) {
         let number = head.revision.number;
@@ -195,7 +198,7 @@ fn connect(path: &Path, bring_up: BringUp) -> Result<Connection, Fault> {
     Ok(connection)
 }
 
-/// How every connection is set up.
+/// Configures a new connection.
 pub(super) fn set_up(connection: &Connection, path: &Path) -> Result<(), Fault> {
     let mode = keep_write_ahead_log(connection)?;
     if mode != "wal" {
@@ -205,16 +208,16 @@ pub(super) fn set_up(connection: &Connection, path: &Path) -> Result<(), Fault> 
     }
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "journal_size_limit", LOG_BYTES_KEPT)?;
-    // Checkpoints are `Files::checkpoint`'s: whoever watches the file must know of them.
+    // Only `Files::checkpoint` runs checkpoints, because the check of the files must know of them.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     connection.pragma_update(None, "trusted_schema", false)?;
     connection.pragma_update(None, "cell_size_check", true)?;
     Ok(())
 }
 
-/// Changes the journal, unless it is so already; answers what it is.
+/// Switches the journal to a write-ahead log, if it is not one already. Returns the resulting journal mode.
 ///
-/// SQLite does not wait for this lock as it does for others, so this does.
+/// SQLite does not wait for this lock as it does for others, so this function retries.
 fn keep_write_ahead_log(connection: &Connection) -> rusqlite::Result<String> {
     let change = || connection.pragma_update_and_check(None, "journal_mode", "WAL", |row| row.get(0));
     for _ in 0..BUSY_TIMEOUT.as_millis() / BUSY_STEP.as_millis() {
@@ -226,10 +229,10 @@ fn keep_write_ahead_log(connection: &Connection) -> rusqlite::Result<String> {
     change()
 }
 
-/// Brings a store of an older version up, in one transaction.
+/// Upgrades a store of an older version in one transaction.
 fn bring_up(connection: &mut Connection, path: &Path) -> Result<(), Fault> {
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    // Another process may have been quicker.
+    // Another process may have upgraded it in the meantime.
     let found = identify(&transaction, path)?;
     if found == SCHEMA_VERSION {
         return Ok(());
@@ -238,10 +241,10 @@ fn bring_up(connection: &mut Connection, path: &Path) -> Result<(), Fault> {
     Ok(transaction.commit()?)
 }
 
-/// What to do about what is left of a store.
+/// Advice for a file that holds only the remains of a store.
 const RESTORE: &str = "put a backup in its place (docs/OPERATIONS.md, `Back up and restore`), or name another file";
 
-/// The version of the store in the file; an error if it is none that this program knows, or not all of one.
+/// Returns the schema version of the store in the file. Fails if the version is unknown, or if the store is incomplete.
 pub(super) fn identify(connection: &Connection, path: &Path) -> Result<i64, Fault> {
     let path = path.display();
     let application: i64 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;

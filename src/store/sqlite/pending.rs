@@ -1,4 +1,4 @@
-//! What waits for a second operator in a SQLite store: one row an act. What it means is said by [`crate::store::second`].
+//! Acts that wait for a second operator in a SQLite store: one row per act. [`crate::store::second`] holds the rules.
 
 use rusqlite::{Connection, OptionalExtension};
 
@@ -12,7 +12,7 @@ pub(super) fn row(connection: &Connection, act: &str) -> Result<Option<PendingRo
     Ok(statement.query_one([act], row).optional()?)
 }
 
-/// Puts a row, and takes away those whose time is over, so that they do not pile up.
+/// Writes a row, and deletes expired rows, so that they do not accumulate.
 pub(super) fn put(connection: &Connection, act: &str, row: &PendingRow, unix_ms: i64) -> Result<(), Fault> {
     connection.prepare_cached("DELETE FROM pending_acts WHERE expires_unix_ms <= ?1")?.execute([unix_ms])?;
     connection

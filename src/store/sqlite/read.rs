@@ -1,7 +1,6 @@
-//! What is read from a SQLite store: head, state, change log, lists; each in one transaction, each checked as it is read.
+//! Reads from a SQLite store: the head, the full state, the change log and lists. Each read is one transaction and is checked.
 //!
-//! Nothing is skipped here: a row that cannot be understood, a hole or a wrong hash fails the whole answer. Look next at
-//! `super::write`.
+//! No row is skipped: a row that cannot be decoded, a gap or a wrong hash fails the whole answer. Look next at `super::write`.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +20,7 @@ use crate::store::{Changes, CommitRow, CommittedBy, Documents, Error, Revocation
 
 pub(super) type Job = Box<dyn FnOnce(&mut Db) + Send>;
 
-/// A lane that reads.
+/// A thread that reads on a connection of its own.
 pub(super) struct Reader {
     lane: Lane<Job>,
     closing: Arc<AtomicBool>,
@@ -35,7 +34,7 @@ impl Reader {
         let lane = Lane::start(name, Some(interrupt), move |mut jobs: Jobs<Job>| {
             let mut taken = Vec::with_capacity(1);
             while jobs.take(&mut taken, 1) {
-                // Nobody waits for an answer any more once the store is being dropped.
+                // Once the store is being dropped, nobody waits for an answer.
                 for job in taken.drain(..).filter(|_| !stop.load(Ordering::Acquire)) {
                     job(&mut db);
                 }
@@ -44,12 +43,12 @@ impl Reader {
         Ok(Self { lane, closing })
     }
 
-    /// A way to the lane that does not keep it.
+    /// A weak sender to the thread, which does not keep it alive.
     pub(super) fn handle(&self) -> Option<mpsc::WeakSender<Job>> {
         self.lane.handle()
     }
 
-    /// A checkpoint now.
+    /// Runs a checkpoint now.
     #[cfg(test)]
     pub(super) async fn run_checkpoint(&self) -> Result<(), Error> {
         let (reply, answer) = oneshot::channel();
@@ -57,15 +56,15 @@ impl Reader {
         answer.await.map_err(|_| Error::Unavailable("the store has stopped".to_owned()))?
     }
 
-    /// Closes the connection once what was asked for is read.
+    /// Closes the connection after the pending reads.
     pub(super) async fn close(&self) -> Result<(), Error> {
         let (reply, answer) = oneshot::channel();
-        // Whoever asked may have stopped waiting.
+        // The sender may have stopped waiting.
         self.lane.send(Box::new(move |db: &mut Db| drop(reply.send(db.close())))).await?;
         answer.await.map_err(|_| Error::Unavailable("the store has stopped: restart the program".to_owned()))?
     }
 
-    /// Runs `read` in one transaction on the lane's thread, if the file is still the one that was opened.
+    /// Runs `read` in one transaction on the thread, if the file is still the one that was opened.
     pub(super) async fn run<T, F>(&self, read: F) -> Result<T, Error>
     where
         T: Send + 'static,
@@ -80,7 +79,7 @@ impl Reader {
                 let read = |connection: &mut Connection| read(&*connection.transaction()?);
                 read(&mut db.connection).map_err(|fault| db.explain(fault))
             });
-            // Whoever asked may have stopped waiting.
+            // The sender may have stopped waiting.
             let _ = reply.send(answer);
         });
         self.lane.send(job).await?;
@@ -94,7 +93,7 @@ impl Drop for Reader {
     }
 }
 
-/// The two rows of which there is one.
+/// The single rows of the tables `head` and `meta`.
 pub(super) struct Head {
     pub(super) revision: Revision,
     pub(super) hash: [u8; 32],
@@ -104,7 +103,7 @@ pub(super) struct Head {
     pub(super) settings: Settings,
     /// Number of the newest revision that changed a document.
     pub(super) documents_number: u64,
-    /// Every `jti` that was ever forgotten expired by then.
+    /// Every `jti` that the store has forgotten had expired by then.
     pub(super) jtis_forgotten_unix_s: Option<i64>,
 }
 
@@ -219,7 +218,7 @@ pub(super) fn revocations(connection: &Connection, limit: usize) -> Result<Revoc
     Ok(Revocations { revision: head.revision, rows, total: head.revocations, commits })
 }
 
-/// When a revision was committed and by whom; `None` for one that the log does not reach back to.
+/// When a revision was committed, and by whom; `None` if the log no longer holds the revision.
 fn committed_by(connection: &Connection, number: u64) -> Result<Option<CommittedBy>, Fault> {
     let mut statement =
         connection.prepare_cached("SELECT log.unix_ms, acts.act FROM log LEFT JOIN acts USING (number) WHERE log.number = ?1")?;
@@ -233,7 +232,7 @@ fn committed_by(connection: &Connection, number: u64) -> Result<Option<Committed
     Ok(Some(CommittedBy { unix_ms, operators }))
 }
 
-/// The revocations that expire before a second, the first to expire first, at most so many.
+/// The revocations that expire before a second, at most `limit`, the earliest expiry first.
 pub(super) fn expiring(connection: &Connection, before_unix_s: i64, limit: usize) -> Result<Vec<RevocationRow>, Fault> {
     let mut statement = connection.prepare_cached(
         "SELECT target, dead, suspended, watermark_unix_s, expires_at_unix_s, reason, revision FROM revocations
@@ -242,7 +241,7 @@ pub(super) fn expiring(connection: &Connection, before_unix_s: i64, limit: usize
     collect(&mut statement, (before_unix_s, signed(limit)?), revocation_row)
 }
 
-/// The documents under these keys that there are.
+/// The existing documents under these keys.
 pub(super) fn documents_named(connection: &Connection, keys: &[DocumentKey]) -> Result<Documents, Fault> {
     let revision = revision(connection)?;
     let found = keys.iter().collect::<BTreeSet<_>>().into_iter().map(|key| document(connection, key));
@@ -250,7 +249,7 @@ pub(super) fn documents_named(connection: &Connection, keys: &[DocumentKey]) -> 
     Ok(Documents { revision, documents })
 }
 
-/// The revocations of these targets that there are.
+/// The existing revocations of these targets.
 pub(super) fn revocations_of(connection: &Connection, targets: &[Target]) -> Result<Vec<RevocationRow>, Fault> {
     let found = targets.iter().map(|target| revocation(connection, &target_name(target)?));
     found.filter_map(Result::transpose).collect()
@@ -261,7 +260,7 @@ pub(super) fn is_revoked(connection: &Connection, key: &str) -> Result<bool, Fau
     Ok(signers::is_revoked(revocation(connection, &target_name(&signers::target(key))?)?.as_ref()))
 }
 
-/// A target as stored.
+/// Encodes a target as it is stored.
 pub(super) fn target_name(target: &Target) -> Result<String, Error> {
     serde_json::to_string(target).map_err(|error| Error::Rejected(format!("the target `{target}` cannot be stored: {error}")))
 }
@@ -273,7 +272,7 @@ pub(super) fn document(connection: &Connection, key: &DocumentKey) -> Result<Opt
     Ok(collect(&mut statement, (&key.kind, &key.id), document_row)?.pop())
 }
 
-/// The revocation of a target, by its stored name.
+/// The revocation of a target, by its encoded name.
 pub(super) fn revocation(connection: &Connection, target: &str) -> Result<Option<RevocationRow>, Fault> {
     let mut statement = connection.prepare_cached(
         "SELECT target, dead, suspended, watermark_unix_s, expires_at_unix_s, reason, revision FROM revocations WHERE target = ?1",
@@ -281,7 +280,7 @@ pub(super) fn revocation(connection: &Connection, target: &str) -> Result<Option
     Ok(collect(&mut statement, [target], revocation_row)?.pop())
 }
 
-/// A count or number as SQLite keeps it: 63 bits.
+/// Converts a number to the 63 bits that SQLite stores.
 pub(super) fn signed(number: impl TryInto<i64>) -> Result<i64, Fault> {
     number.try_into().map_err(|_| Error::Rejected("a number is above 2^63 - 1".to_owned()).into())
 }
@@ -346,7 +345,7 @@ pub(super) fn revocation_row(row: &Row<'_>) -> Result<RevocationRow, Fault> {
     })
 }
 
-/// A row of the log, and the size of what it stores.
+/// Parses a row of the log. Returns it with the size of its stored changes.
 pub(super) fn commit_row(row: &Row<'_>) -> Result<(CommitRow, usize), Fault> {
     let number = unsigned(row, 0)?;
     let changes = row.get_ref(5)?.as_blob().map_err(rusqlite::Error::from)?;

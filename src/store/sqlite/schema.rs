@@ -1,6 +1,7 @@
-//! The tables of a SQLite store, version by version: a new file is made by the same steps that bring an old one up.
+//! The tables of a SQLite store, as a sequence of upgrade steps. A new file is created by the same steps that upgrade an old one.
 //!
-//! A step that was released never changes; what comes next is a new step. Look next at `super::open`, which takes them.
+//! A step never changes once it is released; every further change is a new step. Look next at `super::open`, which runs the
+//! steps.
 
 use rusqlite::Connection;
 
@@ -40,7 +41,8 @@ CREATE TABLE spent (key BLOB PRIMARY KEY, expires_at_unix_s INTEGER NOT NULL) ST
 CREATE INDEX spent_by_expiry ON spent (expires_at_unix_s);
 ";
 
-/// Approvals; who follows; and which rows of the log change documents, so that a history of policy need not read every revocation.
+/// Approvals; replicas; and a mark on the rows of the log that change documents, so that the history of policy reads no
+/// revocations.
 const VERSION_2: &str = "
 CREATE TABLE approvals (
     digest TEXT PRIMARY KEY, leaf TEXT NOT NULL, waiting INTEGER NOT NULL, asked_unix_ms INTEGER NOT NULL,
@@ -57,14 +59,14 @@ CREATE TABLE replicas (
 ) STRICT, WITHOUT ROWID;
 ";
 
-/// When a replica acknowledged last, what waits for a second operator, and revocations by the time at which they may go.
+/// When a replica acknowledged last; acts that wait for a second operator; revocations by expiry.
 const VERSION_3: &str = "
 ALTER TABLE replicas ADD COLUMN acked_unix_ms INTEGER NOT NULL DEFAULT 0;
 CREATE TABLE pending_acts (act TEXT PRIMARY KEY, operator TEXT NOT NULL, expires_unix_ms INTEGER NOT NULL) STRICT, WITHOUT ROWID;
 CREATE INDEX revocations_by_expiry ON revocations (expires_at_unix_s) WHERE expires_at_unix_s IS NOT NULL;
 ";
 
-/// Where the history comes from, and what replicas brought into it.
+/// The adoptions that led to the present history, and the merges of replicas.
 const VERSION_4: &str = "
 CREATE TABLE adoptions (
     number INTEGER PRIMARY KEY, history TEXT NOT NULL, from_history TEXT NOT NULL, from_hash BLOB NOT NULL, unix_ms INTEGER NOT NULL
@@ -75,15 +77,15 @@ CREATE TABLE merges (
 ) STRICT, WITHOUT ROWID;
 ";
 
-/// The key that the first half of an act for two was signed with.
+/// The key that signed the first half of an act for two operators.
 const VERSION_5: &str = "
 ALTER TABLE pending_acts ADD COLUMN key TEXT NOT NULL DEFAULT '';
 ";
 
-/// Whose calls wait, so that quotas are each user's too.
+/// The user of a waiting call, so that quotas apply to each user too.
 const VERSION_6: &str = "ALTER TABLE approvals ADD COLUMN asker TEXT NOT NULL DEFAULT '';";
 
-/// Brings the tables from a version, 0 for none, to [`SCHEMA_VERSION`]; within the caller's transaction.
+/// Upgrades the tables from version `from`, 0 for none, to [`SCHEMA_VERSION`], within the caller's transaction.
 pub(super) fn upgrade(connection: &Connection, from: i64) -> Result<(), Fault> {
     if from < 1 {
         connection.execute_batch(VERSION_1)?;
@@ -110,7 +112,7 @@ pub(super) fn upgrade(connection: &Connection, from: i64) -> Result<(), Fault> {
 
 /// Marks the rows of the log that change a document.
 fn mark_documents(connection: &Connection) -> Result<(), Fault> {
-    // Most rows are revocations: SQLite finds those that can be meant, and they alone are read.
+    // Most rows are revocations. SQLite selects the rows that may change a document, and only those are decoded.
     let mut statement =
         connection.prepare("SELECT number, changes FROM log WHERE instr(changes, CAST('\"document' AS BLOB)) > 0")?;
     let mut mark = connection.prepare("UPDATE log SET of_documents = 1 WHERE number = ?1")?;

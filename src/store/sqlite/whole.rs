@@ -1,7 +1,8 @@
-//! Whether a SQLite store holds together: its pages, its rows and their digest, its head, its change log.
+//! Integrity checks of a SQLite store: its pages, its rows and their digest, its head and its change log.
 //!
-//! Reads everything, within the caller's transaction, and keeps nothing but sums: a store of millions of rows takes time and no
-//! memory. Look next at `super::files`, which asks where a file was written over, and at `super::backup`, which asks of a copy.
+//! The checks read everything within the caller's transaction and keep only sums, so a store of millions of rows takes time but
+//! no memory. Look next at `super::files`, which checks a store that was overwritten, and at `super::backup`, which checks a
+//! copy.
 
 use rusqlite::Connection;
 
@@ -10,14 +11,14 @@ use super::read::{self, Head, corrupt};
 use crate::model::revision::StateDigest;
 use crate::store::chain::{document_sha256, revocation_sha256};
 
-/// Checks the structure of the file, as SQLite sees it; its indexes too where that is asked for, which takes longer.
+/// Checks the structure of the file with SQLite's own check. `with_indexes` checks the indexes too, which takes longer.
 pub(super) fn check_pages(connection: &Connection, with_indexes: bool) -> Result<(), Fault> {
     let pragma = if with_indexes { "PRAGMA integrity_check(1)" } else { "PRAGMA quick_check(1)" };
     let found: String = connection.query_row(pragma, (), |row| row.get(0))?;
     if found == "ok" { Ok(()) } else { Err(corrupt(format!("its pages do not fit: {}", found.replace('\n', " ")))) }
 }
 
-/// Checks that documents and revocations have the digest, and the head the commit, that stand with them. `told` gets every row.
+/// Checks that the rows have the stored digest, and that the head names the newest commit of the log. Calls `told` for every row.
 pub(super) fn check_rows(connection: &Connection, told: &mut dyn FnMut(u64)) -> Result<Head, Fault> {
     let head = read::head(connection)?;
     let number = head.revision.number;
@@ -46,7 +47,7 @@ pub(super) fn check_rows(connection: &Connection, told: &mut dyn FnMut(u64)) -> 
     Ok(head)
 }
 
-/// Checks that a commit is part of the change log.
+/// Checks that the change log contains a commit.
 pub(super) fn check_holds(connection: &Connection, head: &Head, number: u64, hash: &[u8; 32]) -> Result<(), Fault> {
     let at = head.revision.number;
     if at < number {
@@ -54,13 +55,14 @@ pub(super) fn check_holds(connection: &Connection, head: &Head, number: u64, has
     }
     match read::log_hash(connection, number)? {
         Some(found) if found == *hash => Ok(()),
-        // The log may have been cut: then it is the head that counts.
+        // If the log was cut below that commit, the head alone decides.
         None if number <= head.floor && at > number => Ok(()),
         _ => Err(corrupt(format!("it holds another revision {number} than before"))),
     }
 }
 
-/// Checks that every row of the change log follows the one before it, up to the head. `told` gets every row; answers how many.
+/// Checks that each row of the change log follows the row before it, up to the head. Calls `told` for every row; returns their
+/// number.
 pub(super) fn check_chain(connection: &Connection, head: &Head, told: &mut dyn FnMut(u64)) -> Result<u64, Fault> {
     let mut statement =
         connection.prepare("SELECT number, previous_hash, hash, digest, unix_ms, changes FROM log ORDER BY number")?;

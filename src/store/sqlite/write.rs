@@ -1,7 +1,7 @@
-//! What is written to a SQLite store, and the thread that does it: requests that wait together share one transaction.
+//! The writer of a SQLite store: one thread that runs the requests which wait together in one shared transaction.
 //!
-//! Each request runs inside a savepoint, so that one that is refused takes nothing of the others with it, and all that were
-//! accepted become durable with one `fsync`. No answer leaves before that. Look next at [`crate::store::rules`].
+//! Each request runs inside a savepoint, so that a refused request does not undo the others. All accepted requests become durable
+//! with one `fsync`, and no answer is sent before that. Look next at [`crate::store::rules`].
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -30,10 +30,10 @@ use crate::store::{
 
 /// Requests that share a transaction.
 const BATCH_JOBS_MAX: usize = 64;
-/// Expired keys that one request forgets; more than it adds, so that they cannot pile up.
+/// Expired keys that one request removes. It is more than a request adds, so that expired keys do not accumulate.
 const FORGOTTEN_MAX: i64 = 64;
 
-/// A request, and where its answer goes.
+/// A request, and the channel for its answer.
 pub(super) enum Job {
     Commit(CommitRequest, Reply<Committed>),
     Spend(ProofUse, Until, Reply<bool>),
@@ -42,16 +42,16 @@ pub(super) enum Job {
     GiveBack(UseApprovals, Reply<bool>),
     Register(Registration, Reply<()>),
     Beat(Heartbeat),
-    /// Closes the connection; what comes later fails.
+    /// Closes the connection. Later jobs fail.
     Close(Reply<()>),
 }
 
-/// When a job that was not begun is refused.
+/// The time after which a job that has not begun is refused.
 pub(super) type Until = Instant;
 
 pub(super) type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
-/// A request that was run but is not durable yet.
+/// A request that was executed but is not durable yet.
 enum Ran {
     Commit(Result<Committed, Error>, Reply<Committed>),
     Spend(Result<bool, Error>, Reply<bool>),
@@ -59,17 +59,18 @@ enum Ran {
     Use(Result<UseOutcome, Error>, Reply<UseOutcome>),
     GiveBack(Result<bool, Error>, Reply<bool>),
     Register(Result<(), Error>, Reply<()>),
-    /// Nobody waits for it.
+    /// Nobody waits for its answer.
     Beat,
-    /// Done once all others are answered, whatever became of them.
+    /// Executed after all other jobs of the batch are answered, whatever their result.
     Close(Reply<()>),
 }
 
-/// When the write-ahead log is copied to the database file: soon after a commit, so that little is left there by a crash or missing
-/// from a copy.
+/// Decides when to copy the write-ahead log to the database file: soon after a commit, so that a crash leaves little in the log,
+/// and so that a copy of the file alone lacks little.
 ///
-/// Another lane does it, for a commit must not wait for it. But under a load without a pause that never catches up, and the log is never
-/// begun anew: a long one is copied by the writer itself, between two batches.
+/// Another thread makes the checkpoint, because a commit must not wait for it. Under a load without a pause, however, that
+/// checkpoint never catches up, and SQLite never restarts the log. Therefore the writer itself copies a long log between two
+/// batches.
 pub(super) struct Checkpoints {
     lane: Option<mpsc::WeakSender<read::Job>>,
     asked_at: Now,
@@ -77,16 +78,16 @@ pub(super) struct Checkpoints {
 }
 
 impl Checkpoints {
-    /// Least time between two.
+    /// Minimum time between two checkpoints.
     const INTERVAL_MS: u64 = 1_000;
-    /// A longer log is copied by the writer, whatever was written.
+    /// The writer itself copies a log that is longer than this, whatever was written.
     const LOG_BYTES: u64 = 16 * 1024 * 1024;
 
     pub(super) fn new(lane: Option<mpsc::WeakSender<read::Job>>, now: Now) -> Self {
         Self { lane, asked_at: now, is_wanted: false }
     }
 
-    /// Something was written; heartbeats alone are not worth it.
+    /// Starts a checkpoint after a write, if one is due. Heartbeats alone do not make a checkpoint due.
     fn written(&mut self, db: &mut Db, is_worth_it: bool, now: Now) {
         let is_long = db.files().log_bytes() > Self::LOG_BYTES;
         self.is_wanted |= is_worth_it || is_long;
@@ -113,7 +114,7 @@ fn checkpoint(db: &mut Db) {
     }
 }
 
-/// Serves requests until there can be no more.
+/// Serves requests until no more can come.
 pub(super) fn serve(
     mut db: Db,
     mut jobs: Jobs<Job>,
@@ -147,16 +148,16 @@ pub(super) fn serve(
             checkpoints.written(&mut db, is_worth_it, clock.now());
         }
         for reply in closing {
-            // Whoever asked may have stopped waiting.
+            // The sender may have stopped waiting.
             let _ = reply.send(db.close());
         }
     }
 }
 
-/// Runs requests in one transaction and makes them durable. An error is the answer of all that seemed to have succeeded.
+/// Runs requests in one transaction and makes them durable. An error is the answer to every request that seemed to succeed.
 fn run_batch(db: &mut Db, batch: Vec<Job>, now: Now, ran: &mut Vec<Ran>) -> Result<(), Error> {
     let begun = db.check_same().and_then(|()| {
-        // Not `transaction_with_behavior`, which would lend out all of `db`.
+        // `transaction_with_behavior` would borrow all of `db`.
         let begun = Transaction::new_unchecked(&db.connection, TransactionBehavior::Immediate);
         begun.map_err(|error| db.explain(error.into()))
     });
@@ -169,8 +170,8 @@ fn run_batch(db: &mut Db, batch: Vec<Job>, now: Now, ran: &mut Vec<Ran>) -> Resu
     };
     let mut intact = true;
     for job in batch {
-        // INVARIANT: a full or failing disk makes SQLite roll back by itself; then nothing of the batch counts, and nothing more
-        // may run, for it would run outside the transaction.
+        // INVARIANT: when a disk is full or fails, SQLite rolls back by itself. Then nothing of the batch counts, and no further
+        // request may run, because it would run outside the transaction.
         if !intact {
             ran.push(job.refused(&gave_up()));
             continue;
@@ -196,7 +197,7 @@ fn run_batch(db: &mut Db, batch: Vec<Job>, now: Now, ran: &mut Vec<Ran>) -> Resu
             }
             Job::Close(reply) => Ran::Close(reply),
             Job::Beat(heartbeat) => {
-                // A heartbeat that is lost is followed by the next; what it says decides nothing here.
+                // A lost heartbeat is followed by the next one, and nothing here depends on its content.
                 let _ = in_savepoint(db, &mut intact, |connection| fleet::beat(connection, &heartbeat, now));
                 Ran::Beat
             }
@@ -206,11 +207,11 @@ fn run_batch(db: &mut Db, batch: Vec<Job>, now: Now, ran: &mut Vec<Ran>) -> Resu
         return Err(gave_up());
     }
     transaction.commit().map_err(|error| match error.sqlite_error_code() {
-        // A log that has no room for the last frame of a commit holds no commit.
+        // A commit is not in the log if the log had no room for its last frame.
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::DiskFull) => db.explain(error.into()),
         _ => Error::Unknown(format!("{}: it may or may not have been written", db.explain(error.into()))),
     })?;
-    // INVARIANT: what went to a file that nobody will find again is not durable, and is never acknowledged.
+    // INVARIANT: a commit to a file that nobody will find again is not durable, and is never acknowledged.
     db.check_same()
 }
 
@@ -223,7 +224,7 @@ fn too_late() -> Error {
 }
 
 impl Job {
-    /// Whether it waited too long to be begun.
+    /// Whether the job waited too long to be started.
     fn is_late(&self, now: Instant) -> bool {
         match self {
             Job::Spend(_, until, _) | Job::Ask(_, until, _) | Job::Use(_, until, _) => now >= *until,
@@ -253,7 +254,7 @@ impl Ran {
         }
     }
 
-    /// Answers; whoever asked may have stopped waiting.
+    /// Sends the answer. The receiver may have stopped waiting.
     fn answer(self, outcome: &Result<(), Error>) {
         fn send<T>(result: Result<T, Error>, outcome: &Result<(), Error>, reply: Reply<T>) {
             let _ = reply.send(result.and_then(|done| outcome.clone().map(|()| done)));
@@ -270,7 +271,7 @@ impl Ran {
     }
 }
 
-/// Runs one request so that nothing of it stays if it fails; `intact` becomes false if that cannot be had.
+/// Runs one request so that a failure leaves no trace of it. Sets `intact` to false if that is impossible.
 fn in_savepoint<T>(db: &Db, intact: &mut bool, run: impl FnOnce(&Connection) -> Result<T, Fault>) -> Result<T, Error> {
     let execute = |sql: &str| db.connection.prepare_cached(sql).and_then(|mut statement| statement.execute(()));
     let attempt = || {
@@ -297,7 +298,7 @@ fn commit(connection: &Connection, request: &CommitRequest, now: Now) -> Result<
     if request.documents_unchanged_since.is_some_and(|since| before.documents_number > since) {
         return Err(Error::DocumentsChanged { revision: before.documents_number }.into());
     }
-    // INVARIANT: asked in the transaction of the act: whoever has not heard of a revocation yet is told here.
+    // INVARIANT: checked in the transaction of the act, so that a caller who has not yet heard of a revocation learns of it here.
     let revoked = revoked_keys(connection, request)?;
     signers::check_signed(request, |key| revoked.contains(key))?;
     if let Some(act) = &request.act {
@@ -345,7 +346,7 @@ fn commit(connection: &Connection, request: &CommitRequest, now: Now) -> Result<
     Ok(Committed { revision, unix_ms: now.unix_ms(), changes, freshness_bound_ms })
 }
 
-/// The keys that a request depends on and that are revoked as things stand.
+/// The keys that a request depends on and that are revoked at present.
 fn revoked_keys<'a>(connection: &Connection, request: &'a CommitRequest) -> Result<BTreeSet<&'a str>, Fault> {
     let mut revoked = BTreeSet::new();
     for key in signers::keys(request) {
@@ -356,7 +357,7 @@ fn revoked_keys<'a>(connection: &Connection, request: &'a CommitRequest) -> Resu
     Ok(revoked)
 }
 
-/// The rows that a commit changes, and what it keeps up with them.
+/// Writes the rows of one commit, and keeps the digest and the number of revocations up to date.
 struct Rows<'a> {
     connection: &'a Connection,
     number: u64,
@@ -367,7 +368,7 @@ struct Rows<'a> {
 }
 
 impl Rows<'_> {
-    /// Makes one write; `None` where it changes nothing that followers hold.
+    /// Applies one write. Returns `None` if it changes nothing that followers hold.
     fn write(&mut self, write: &Write) -> Result<Option<Change>, Fault> {
         let unix_ms = self.now.unix_ms();
         match write {
@@ -430,7 +431,7 @@ impl Rows<'_> {
         self.set_revocation(target, |row| rules::reinstate(row, target, reason, number, watermark))
     }
 
-    /// Waits for a second operator, or is the second.
+    /// Stores the act for a second operator, or carries it out if this is the second.
     fn reinstate_by_two(
         &mut self,
         target: &Target,
@@ -451,7 +452,7 @@ impl Rows<'_> {
                 self.reinstate(target, reason).map(Some)
             }
             Half::First(row) => {
-                // What could not be lifted now is not waited for.
+                // An act that could not be carried out now does not wait for a second operator.
                 let current = read::revocation(self.connection, &target_name(target)?)?;
                 rules::reinstate(current, target, reason, self.number, self.watermark_unix_s)?;
                 pending::put(self.connection, &act, &row, unix_ms)?;
@@ -460,12 +461,12 @@ impl Rows<'_> {
         }
     }
 
-    /// Whoever revokes or reinstates a target decides anew: what waited for a second operator before waits no more.
+    /// Removes what waits for a second operator, because a new revocation or reinstatement of the target replaces it.
     fn forget_pending(&self, target: &Target) -> Result<(), Fault> {
         if target.can_suspend() { pending::remove(self.connection, &second::name(target)?) } else { Ok(()) }
     }
 
-    /// Makes every root void that was issued until now.
+    /// Voids every root that was issued until now.
     fn void_roots(&mut self, reason: &str) -> Result<Change, Fault> {
         let (number, watermark) = (self.number, self.watermark_unix_s);
         self.set_revocation(&Target::All, |row| Ok(rules::void_roots(row, reason, number, watermark)))
@@ -486,7 +487,7 @@ impl Rows<'_> {
         Ok(changes)
     }
 
-    /// Takes away what has lapsed, the oldest first.
+    /// Deletes expired revocations, the oldest first.
     fn prune(&mut self, before_unix_s: i64, rows_max: usize) -> Result<Vec<Change>, Fault> {
         let before_unix_s = before_unix_s.min(self.now.unix_s());
         let mut removed = Vec::new();
@@ -538,10 +539,10 @@ impl Rows<'_> {
     }
 }
 
-/// Stores who did it, once per signature.
+/// Stores an act, and each of its signatures once.
 ///
-/// What is forgotten is dated by what was stored, not by the clock: everything up to that date counts as used, so a clock that
-/// jumps ahead and back lets no signature in twice.
+/// The cutoff of forgotten signatures is an expiry that was stored, not the clock. Every signature that expires up to the cutoff
+/// counts as used. Therefore a clock that jumps ahead and back admits no signature twice.
 fn record_act(connection: &Connection, act: &ActRow, number: u64, head: &Head, now: Now) -> Result<(), Fault> {
     for (jti, expires_at_unix_s) in &act.jtis {
         let forgotten = head.jtis_forgotten_unix_s.is_some_and(|forgotten| *expires_at_unix_s <= forgotten);
@@ -575,7 +576,7 @@ fn record_act(connection: &Connection, act: &ActRow, number: u64, head: &Head, n
     Ok(())
 }
 
-/// Spends a key; see [`record_act`] for how keys are forgotten.
+/// Spends a key. Keys are forgotten in the same way as in [`record_act`].
 pub(super) fn spend(connection: &Connection, proof: &ProofUse, now: Now) -> Result<bool, Fault> {
     if !is_new(connection, proof)? {
         return Ok(false);
@@ -600,7 +601,7 @@ pub(super) fn spend(connection: &Connection, proof: &ProofUse, now: Now) -> Resu
     Ok(true)
 }
 
-/// Whether a key was not spent before, as far as anybody remembers.
+/// Whether a key was not spent before, as far as the store remembers.
 pub(super) fn is_new(connection: &Connection, proof: &ProofUse) -> Result<bool, Fault> {
     let forgotten: Option<i64> =
         connection.prepare_cached("SELECT spent_forgotten_unix_s FROM head")?.query_one((), |row| row.get(0))?;
