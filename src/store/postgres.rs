@@ -1,10 +1,12 @@
 //! The store of a fleet: one PostgreSQL database that replicas on many machines follow.
 //!
-//! Revisions are dense by the lock on one row. A follower's poll is a write, its heartbeat, for a server that another one has
-//! replaced can still be read but not be committed to. Each kind of work has a connection of its own, made when it is first needed: kills
-//! have one, other commits, uses of proofs and approvals, polls, lists and full states too. One more listens for notifications, which
-//! nothing relies on. Only `store` knows SQL. Look next at `postgres/settings.rs` (what is promised),
-//! `postgres/link.rs` (what a transaction is), `postgres/read.rs` and `postgres/write.rs`.
+//! A lock on one row makes the revisions dense. A follower's poll writes a heartbeat, because a server that was replaced by
+//! another can still be read, but cannot commit. Each kind of work has a connection of its own, made when it is first needed:
+//! revocations, other commits, uses of proofs and approvals, polls, lists, and full states. One more connection listens for
+//! notifications, on which nothing relies. Only `store` knows SQL.
+//!
+//! Look next at `postgres/settings.rs` (durability), `postgres/link.rs` (transactions), `postgres/read.rs` and
+//! `postgres/write.rs`.
 
 mod apply;
 mod approvals;
@@ -47,24 +49,24 @@ use crate::model::records::{DocumentKey, RevocationRow, Target, Write};
 use crate::model::revision::{HistoryId, Revision};
 use crate::model::time::Clock;
 
-/// Making tables may wait for another replica that makes them.
+/// Creating the tables may wait for another replica that creates them.
 const OPEN: Limits = limits(Begin { one_view: false, writes: true, lock_timeout_ms: 10_000 }, 5_000, 2_000, 20_000);
-/// A commit waits for others, and for a standby.
+/// A commit waits for other commits, and for a standby.
 const COMMIT: Limits = limits(Begin { one_view: false, writes: true, lock_timeout_ms: 5_000 }, 5_000, 2_000, 10_000);
-/// What cannot be used in time is a denial. Whoever holds a row or key of a use holds it for some milliseconds.
+/// A use that is late is a denial. Other uses hold a row or a key for some milliseconds only.
 const USE: Limits = limits(Begin { one_view: false, writes: true, lock_timeout_ms: 500 }, 1_000, 1_000, 2_000);
-/// What a poll may take before its connection is given up.
+/// A poll that takes longer loses its connection.
 const POLL: Limits = limits(Begin { one_view: false, writes: true, lock_timeout_ms: 200 }, 300, 1_000, 300);
-/// Commits that a poll found, once it is known that there are any.
+/// Reads the commits after a poll has found that there are any.
 const LOG: Limits = limits(Begin { one_view: false, writes: false, lock_timeout_ms: 200 }, 300, 1_000, 60_000);
 const REGISTER: Limits = limits(Begin { one_view: false, writes: true, lock_timeout_ms: 2_000 }, 5_000, 1_000, 3_000);
 const LOAD_AS: Limits = limits(Begin { one_view: true, writes: true, lock_timeout_ms: 200 }, 5_000, 2_000, 60_000);
 const LOAD: Limits = limits(Begin { one_view: true, writes: false, lock_timeout_ms: 200 }, 30_000, 2_000, 60_000);
 const READ: Limits = limits(Begin { one_view: true, writes: false, lock_timeout_ms: 200 }, 5_000, 2_000, 30_000);
 
-/// How often a commit is tried while others commit.
+/// Attempts at a commit while other commits come first.
 const COMMIT_ATTEMPTS_MAX: u32 = 8;
-/// After so long somebody else holds a commit up.
+/// A commit that takes longer than this is probably blocked by another session.
 const BLOCKED_AFTER: Duration = Duration::from_millis(1_000);
 
 const fn limits(begin: Begin, wait_ms: u64, connect_ms: u64, work_ms: u64) -> Limits {
@@ -75,11 +77,11 @@ const fn limits(begin: Begin, wait_ms: u64, connect_ms: u64, work_ms: u64) -> Li
 
 /// A store in one PostgreSQL database.
 ///
-/// Any number of processes may have it open. What was acknowledged survives what [`Durability`] says. Usable from several
-/// runtimes at once. Dropping it finishes the writes that were asked for.
+/// Any number of processes may open the database. [`Durability`] says what an acknowledged commit survives. The store can be used
+/// from several runtimes at once. Dropping it finishes the pending writes.
 pub struct PostgresStore {
     workers: Workers,
-    /// Opened at the start and kept for kills, so that none waits behind anything else of this process.
+    /// Opened at the start and reserved for revocations, so that no revocation waits behind other work of this process.
     killer: Arc<Lane>,
     writer: Arc<Lane>,
     uses: Queue,
@@ -89,9 +91,9 @@ pub struct PostgresStore {
     expected: Arc<RwLock<Arc<Expected>>>,
     notify: bool,
     wake: watch::Sender<u64>,
-    /// In place of the server's clock; tests alone have one.
+    /// Replaces the server's clock. Only tests set it.
     clock: Option<Arc<dyn Clock>>,
-    /// Whether the server is known to be set up as it must be.
+    /// Whether the server and its tables were checked.
     checked: Mutex<bool>,
 }
 
@@ -100,18 +102,18 @@ fn warn_of_asynchronous() {
 }
 
 impl PostgresStore {
-    /// Opens the store in a database, and makes its tables with the default settings if there are none.
+    /// Opens the store in a database. Creates its tables with the default settings if there are none.
     ///
     /// # Errors
-    /// [`Error::Misconfigured`] where the server does not do what [`Durability`] claims, [`Error::NotOurs`] if the schema
-    /// `portcullis` is something else, [`Error::NewerVersion`] if a newer version made it, [`Error::Corrupt`] if it does not hold
-    /// together, [`Error::Unavailable`] if it cannot be reached or used.
+    /// [`Error::Misconfigured`] if the server does not provide the claimed [`Durability`], [`Error::NotOurs`] if the schema
+    /// `portcullis` belongs to another program, [`Error::NewerVersion`] if a newer version created it, [`Error::Corrupt`] if it
+    /// is inconsistent, [`Error::Unavailable`] if it cannot be reached or used.
     pub async fn open(settings: Settings) -> Result<Self, Error> {
         Self::open_with(settings, super::Settings::default(), None).await
     }
 
-    /// As [`PostgresStore::open`], with the settings to give a store that is made now, and a clock in place of the server's: for
-    /// tests, for every replica must date by the same clock.
+    /// Opens as [`PostgresStore::open`]. A store that is created now gets `of_store`. `clock` replaces the server's clock in
+    /// tests; all replicas must then use the same clock.
     ///
     /// # Errors
     /// As [`PostgresStore::open`], and [`Error::Rejected`] for settings out of range.
@@ -142,11 +144,12 @@ impl PostgresStore {
         Ok(Self::assemble(workers, killer, &lane, (expected, revision.number), &settings, clock, true))
     }
 
-    /// A store that could not be reached when the program started, which followed it before: it is of that history, or not used. What
-    /// [`PostgresStore::open`] checks is checked when it is reached first; nothing is made in an empty database.
+    /// Opens a store that was followed before but could not be reached when the program started. The store must be of that
+    /// history; otherwise it is not used. The first call that reaches the server makes the checks of [`PostgresStore::open`]. No
+    /// table is created in an empty database.
     ///
     /// # Errors
-    /// [`Error::Unavailable`] where what its connections need cannot be had.
+    /// [`Error::Unavailable`] if the resources for its connections cannot be acquired.
     pub fn open_later(settings: Settings, history: HistoryId) -> Result<Self, Error> {
         let connector = Connector::new(&settings.tls)?;
         let settings = Arc::new(settings);
@@ -185,7 +188,7 @@ impl PostgresStore {
         Self { workers, killer, writer, uses, poller, reader, loader, expected, notify, wake, clock, checked }
     }
 
-    /// Checks the server and its tables once, where that could not be done at the start.
+    /// Checks the server and its tables once, if that was impossible at the start.
     async fn check_once(&self) -> Result<(), Error> {
         let mut checked = self.checked.lock().await;
         if *checked {
@@ -204,7 +207,7 @@ impl PostgresStore {
         Ok(())
     }
 
-    /// Runs a transaction on a lane to its end, whoever stops waiting for it.
+    /// Runs a transaction to its end on a connection, even if the caller stops waiting.
     async fn on<T, F, W>(&self, lane: &Arc<Lane>, limits: Limits, work: W) -> Result<T, Error>
     where
         T: Send + 'static,
@@ -217,14 +220,14 @@ impl PostgresStore {
         self.workers.run(finish, lane.transact(limits, move |link| work(link, expected))).await
     }
 
-    /// A commit; where it has to wait, whoever holds it up is named in the log and in the error.
+    /// Awaits a commit. If the commit has to wait, the log and the error name the session that blocks it.
     async fn named<T>(&self, commit: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         let (reader, blocker) = (self.reader.clone(), Arc::new(std::sync::Mutex::new(None)));
         let found = blocker.clone();
-        // On the store's own threads: a caller's runtime may have no clock.
+        // Runs on the store's own threads, because the caller's runtime may have no timer.
         let watch = self.workers.spawn(async move {
             tokio::time::sleep(BLOCKED_AFTER).await;
-            // It may be over before it is asked, and then there is nobody.
+            // The commit may be over before the query runs; then nobody blocks it.
             if let Ok(Some(blocker)) = reader.transact(READ, |link| async move { blocked::blocker(&link).await }).await {
                 tracing::warn!("a commit waits, held up by {blocker}");
                 *found.lock().unwrap_or_else(PoisonError::into_inner) = Some(blocker);
@@ -241,24 +244,24 @@ impl PostgresStore {
         }
     }
 
-    /// Asks the ledger, which groups what waits together.
+    /// Submits a request to the ledger, which groups requests that wait together.
     async fn ledger(&self, request: Request) -> Result<Answer, Error> {
         self.check_once().await?;
         self.uses.ask(request, self.workers.alive()).await
     }
 
-    /// What every answer is held against now.
+    /// The values against which every answer is checked at present.
     fn expected(&self) -> Arc<Expected> {
         self.expected.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// What a test says the time is.
+    /// The time that a test sets.
     fn unix_ms(&self) -> Option<i64> {
         self.clock.as_ref().map(|clock| clock.now().unix_ms())
     }
 
-    /// The commits after a number up to a head. They are checked against the head's hash, so it does not matter that they are read
-    /// a moment later.
+    /// Reads the commits after a number, up to a head. They are read in a later transaction than the head; that does not matter,
+    /// because they are checked against the hash of the head.
     async fn since(&self, after: u64, head: read::Head) -> Result<Changes, Error> {
         let (history, number, head_hash) = (head.revision.history.clone(), head.revision.number, head.hash);
         let commits = if number > after {
@@ -303,7 +306,7 @@ impl Store for PostgresStore {
     async fn revocations_of(&self, targets: &[Target]) -> Result<Vec<RevocationRow>, Error> {
         let targets = targets.to_vec();
         self.on(&self.reader, READ, move |link, expected| async move {
-            // The head says whether this is the store that is followed.
+            // Reading the head checks that this is the store that is followed.
             read::head(&link, &expected, false).await?;
             read::revocations_of(&link, &targets).await
         })
@@ -434,7 +437,7 @@ impl Store for PostgresStore {
     fn follow_history(&self, revision: &Revision) {
         let mut expected = self.expected.write().unwrap_or_else(PoisonError::into_inner);
         *expected = Arc::new(Expected { history: Some(revision.history.clone()), ..Expected::clone(&expected) });
-        // A restored store counts on from a lower number: what is told of it is news all the same.
+        // A restored store continues from a lower number, so its number counts as news even if it is not higher.
         self.wake.send_replace(revision.number);
     }
 

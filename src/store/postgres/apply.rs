@@ -1,7 +1,7 @@
-//! What a request makes of the rows it touches: pure, between reading them and writing them back, so that a commit takes a handful
-//! of statements however many writes it holds.
+//! Computes how a request changes its rows. This is pure code between the read and the write-back of the rows, so that a commit
+//! takes a handful of statements however many writes it holds.
 //!
-//! Writes of one commit are made in order, each on what the one before left. Look next at [`crate::store::rules`].
+//! The writes of one commit are applied in order, each to the result of the one before. Look next at [`crate::store::rules`].
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -15,7 +15,7 @@ use crate::store::chain::{document_sha256, revocation_sha256};
 use crate::store::second::{self, Half};
 use crate::store::{CommitRequest, Error, StoredDocument, approvals, lapse, lineage, rules, signers};
 
-/// The rows that a request touches, as they stand, and what is kept up with them.
+/// The rows that a request touches, with the digest and the counts that depend on them.
 pub(super) struct Rows {
     number: u64,
     unix_ms: i64,
@@ -32,18 +32,18 @@ pub(super) struct Rows {
     touched_approvals: BTreeSet<String>,
 }
 
-/// The rows that a request touches, as they stand; those that are not there are left out.
+/// The existing rows that a request touches, as they were read.
 #[derive(Default)]
 pub(super) struct Found {
     pub(super) documents: Vec<StoredDocument>,
     pub(super) revocations: Vec<RevocationRow>,
     pub(super) approvals: BTreeMap<String, ApprovalRow>,
-    /// What waits for a second operator, by the name of the act.
+    /// Acts that wait for a second operator, by the key of the act.
     pub(super) pending: BTreeMap<String, PendingRow>,
 }
 
 impl Rows {
-    /// Rows at a head, for the revision after it.
+    /// Starts from the rows at a head, for the revision after that head.
     pub(super) fn new(head: &Head, number: u64, unix_ms: i64, found: Found) -> Self {
         Self {
             number,
@@ -62,9 +62,10 @@ impl Rows {
         }
     }
 
-    /// Checks what the request expects of documents and of the keys that signed it, before any write.
+    /// Checks, before any write, the expectations of the request and the keys that signed it.
     pub(super) fn check(&self, request: &CommitRequest, head: &Head) -> Result<(), Error> {
-        // INVARIANT: asked under the lock on the head: whoever has not heard of a revocation yet is told here.
+        // INVARIANT: checked under the lock on the head, so that a caller who has not yet heard of a revocation learns of it
+        // here.
         signers::check_signed(request, |key| self.is_revoked(key))?;
         for (key, expected) in &request.expected {
             if self.document(key).map(|document| document.revision) != *expected {
@@ -77,7 +78,7 @@ impl Rows {
         Ok(())
     }
 
-    /// Checks that somebody is left who can sign, after all writes.
+    /// Checks, after all writes, that a key which can sign remains.
     pub(super) fn check_left(&self, request: &CommitRequest) -> Result<(), Error> {
         signers::check_left(request, |key| self.is_revoked(key))
     }
@@ -86,7 +87,7 @@ impl Rows {
         signers::is_revoked(self.revocations.get(&signers::target(key)).and_then(Option::as_ref))
     }
 
-    /// Makes one write; `None` where it changes nothing that followers hold.
+    /// Applies one write. Returns `None` if it changes nothing that followers hold.
     pub(super) fn write(&mut self, write: &Write) -> Result<Option<Change>, Error> {
         let unix_ms = self.unix_ms;
         match write {
@@ -114,7 +115,7 @@ impl Rows {
         }
     }
 
-    /// Takes away all rows that were found, but for those that must stay.
+    /// Deletes all expired rows among those that were read, except the rows that must stay.
     pub(super) fn prune(&mut self, before_unix_s: i64) -> Result<Vec<Change>, Error> {
         let mut removed = Vec::new();
         for (target, row) in &mut self.revocations {
@@ -127,7 +128,7 @@ impl Rows {
         if removed.is_empty() { Err(lapse::nothing()) } else { Ok(removed) }
     }
 
-    /// Makes every root void that was issued until now.
+    /// Voids every root that was issued until now.
     pub(super) fn void_roots(&mut self, reason: &str) -> Result<Change, Error> {
         self.forget_pending(&Target::All)?;
         let (number, watermark) = (self.number, self.watermark_unix_s);
@@ -148,7 +149,7 @@ impl Rows {
         Ok(changes)
     }
 
-    /// Documents to put, and the keys of those to take away.
+    /// The documents to write, and the keys of those to delete.
     pub(super) fn documents_to_store(&self) -> (Vec<&StoredDocument>, Vec<&DocumentKey>) {
         let (mut put, mut remove) = (Vec::new(), Vec::new());
         for key in &self.touched_documents {
@@ -160,22 +161,22 @@ impl Rows {
         (put, remove)
     }
 
-    /// Revocations to put.
+    /// The revocations to write.
     pub(super) fn revocations_to_store(&self) -> Vec<&RevocationRow> {
         self.touched_revocations.iter().filter_map(|target| self.revocations.get(target)?.as_ref()).collect()
     }
 
-    /// Revocations to take away.
+    /// The revocations to delete.
     pub(super) fn revocations_to_remove(&self) -> Vec<&Target> {
         self.touched_revocations.iter().filter(|target| self.revocations.get(*target).is_some_and(Option::is_none)).collect()
     }
 
-    /// What waits for a second operator now, where that changed: by the name of the act.
+    /// The pending acts that changed, by the key of the act; `None` for those to delete.
     pub(super) fn pending_to_store(&self) -> impl Iterator<Item = (&str, Option<&PendingRow>)> {
         self.touched_pending.iter().map(|act| (act.as_str(), self.pending.get(act)))
     }
 
-    /// Approvals to put.
+    /// The approvals to write.
     pub(super) fn approvals_to_store(&self) -> Vec<&ApprovalRow> {
         self.touched_approvals.iter().filter_map(|digest| self.approvals.get(digest)).collect()
     }
@@ -185,7 +186,7 @@ impl Rows {
         self.set_revocation(target, |row| rules::reinstate(row, target, reason, number, watermark))
     }
 
-    /// Waits for a second operator, or is the second.
+    /// Stores the act for a second operator, or carries it out if this is the second.
     fn reinstate_by_two(
         &mut self,
         target: &Target,
@@ -201,7 +202,7 @@ impl Rows {
                 self.reinstate(target, reason).map(Some)
             }
             Half::First(row) => {
-                // What could not be lifted now is not waited for.
+                // An act that could not be carried out now does not wait for a second operator.
                 let current = self.revocations.get(target).cloned().flatten();
                 rules::reinstate(current, target, reason, self.number, self.watermark_unix_s)?;
                 self.pending.insert(act.clone(), row);
@@ -211,7 +212,7 @@ impl Rows {
         }
     }
 
-    /// Whoever revokes or reinstates a target decides anew: what waited for a second operator before waits no more.
+    /// Removes what waits for a second operator, because a new revocation or reinstatement of the target replaces it.
     fn forget_pending(&mut self, target: &Target) -> Result<(), Error> {
         if target.can_suspend() {
             let act = second::name(target)?;
@@ -222,7 +223,7 @@ impl Rows {
         Ok(())
     }
 
-    /// Puts an operator's yes or no to a row.
+    /// Applies an operator's answer to a row.
     fn answer(
         &mut self,
         digest: &str,
@@ -278,14 +279,15 @@ impl Rows {
     }
 }
 
-/// A target as stored, and the key it is stored under: names may be longer than what an index takes.
+/// Encodes a target, and returns it with the key of its row. The key is a hash, because names may be longer than an index
+/// permits.
 pub(super) fn target_name(target: &Target) -> Result<(Vec<u8>, String), Error> {
     let name = serde_json::to_string(target)
         .map_err(|error| Error::Rejected(format!("the target `{target}` cannot be stored: {error}")))?;
     Ok((digest(&SHA256, name.as_bytes()).as_ref().to_vec(), name))
 }
 
-/// The key that a document is stored under. Neither part holds a NUL.
+/// The key of a document's row. Neither part of its name contains a NUL.
 pub(super) fn document_name(key: &DocumentKey) -> Vec<u8> {
     digest(&SHA256, format!("{}\0{}", key.kind, key.id).as_bytes()).as_ref().to_vec()
 }

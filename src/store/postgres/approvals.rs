@@ -1,8 +1,8 @@
-//! Approvals in a PostgreSQL store: one row each, whole as JSON, beside what it is found by.
+//! Approvals in a PostgreSQL store: one row each, stored as JSON beside the columns by which it is found.
 //!
-//! What a step does to a row is said by [`crate::store::approvals`]. Here rows are locked before they are read, in the order of their
-//! digests, so that nobody waits for who waits for them. Requests for approvals take turns in the fleet, so that quotas hold and two
-//! replicas make one row of one call. Look next at `super::uses`, which runs many in one transaction.
+//! [`crate::store::approvals`] holds the rules for a row. Here, rows are locked before they are read, in the order of their
+//! digests, which excludes deadlocks. Requests for approvals take turns across the fleet, so that quotas hold and two replicas
+//! never insert two rows for one call. Look next at `super::uses`, which runs many requests in one transaction.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,18 +18,18 @@ use crate::model::records::Target;
 use crate::store::approvals::{self, Asking};
 use crate::store::{Error, signers};
 
-/// Rows that one asking forgets; more than it adds, so that they cannot pile up.
+/// Rows that one request for an approval removes. It is more than a request adds, so that old rows do not accumulate.
 const FORGOTTEN_MAX: i64 = 64;
-/// The lock of who asks for approvals: `Ptap`.
+/// The advisory lock of requests for approvals: `Ptap`.
 const TURN_LOCK: i64 = 0x5074_6170;
 
-/// Waits for the turn of who asks for approvals, and forgets what may be forgotten: more than the requests add.
+/// Waits for the lock of requests for approvals, and deletes rows that may be forgotten: more than the requests add.
 pub(super) async fn take_turn(link: &Link, requests: usize, unix_ms: i64) -> Result<(), Fault> {
     link.execute("SELECT pg_advisory_xact_lock($1)", &[(&TURN_LOCK, Type::INT8)]).await?;
     forget(link, unix_ms, FORGOTTEN_MAX.saturating_mul(signed(requests)?)).await
 }
 
-/// Stores that a call asks; whose turn it is asks. `rows` holds what stands under its digest.
+/// Stores that a call asks for an approval. The caller must hold the lock of requests; `rows` holds the existing row of the call.
 pub(super) async fn ask(
     link: &Link,
     rows: &mut BTreeMap<String, ApprovalRow>,
@@ -38,7 +38,7 @@ pub(super) async fn ask(
 ) -> Result<AskOutcome, Fault> {
     let row = match approvals::ask(rows.get(&request.call.digest).cloned(), request, unix_ms) {
         Asking::Same(row) => {
-            // What was approved with a key that was revoked since waits again, and is listed so.
+            // An approval whose key was revoked waits again, so the row is written back.
             put(link, &[&row]).await?;
             row
         }
@@ -69,7 +69,7 @@ pub(super) async fn list(
         ApprovalFilter::All => ("$1 = '' AND $2 IS NOT NULL", ""),
         ApprovalFilter::Digest(digest) => ("digest = $1 AND $2 IS NOT NULL", digest.as_str()),
     };
-    // A digest is hexadecimal: what no engine keeps as text names none.
+    // A digest is hexadecimal, so a text that the engine cannot store names no approval.
     let digest = if digest.contains('\0') { "-" } else { digest };
     let mut parameters: Vec<Parameter<'_>> = vec![(&digest, Type::TEXT), (&unix_ms, Type::INT8)];
     let counted = link.row(&format!("SELECT count(*) FROM portcullis.approvals WHERE {condition}"), &parameters).await?;
@@ -82,15 +82,15 @@ pub(super) async fn list(
     Ok(Approvals { rows, total, unix_ms })
 }
 
-/// The rows of digests that are there, as they count: without what was approved with a key that was revoked since. Kept from everybody
-/// else until the transaction ends.
+/// Locks and reads the existing rows of these digests, without the approvals whose key was revoked in the meantime. The locks
+/// last until the transaction ends.
 pub(super) async fn locked(link: &Link, digests: &[&str]) -> Result<BTreeMap<String, ApprovalRow>, Fault> {
     let mut rows = read_locked(link, digests).await?;
     take_back(link, rows.values_mut()).await?;
     Ok(rows)
 }
 
-/// Takes back what was approved with a key that was revoked since; whether there was any.
+/// Withdraws approvals whose key was revoked in the meantime. Returns whether there were any.
 async fn take_back<'a>(link: &Link, rows: impl Iterator<Item = &'a mut ApprovalRow>) -> Result<bool, Fault> {
     let rows: Vec<&mut ApprovalRow> = rows.collect();
     let keys: BTreeSet<&str> = rows.iter().flat_map(|row| approvals::keys_of(row)).collect();
@@ -116,7 +116,7 @@ async fn read_locked(link: &Link, digests: &[&str]) -> Result<BTreeMap<String, A
     Ok(rows.into_iter().collect())
 }
 
-/// Puts rows in place of what stands under their digests.
+/// Writes rows, replacing those with the same digests.
 pub(super) async fn put(link: &Link, rows: &[&ApprovalRow]) -> Result<(), Fault> {
     if rows.is_empty() {
         return Ok(());
@@ -156,17 +156,17 @@ fn approval(row: &Row, column: usize) -> Result<ApprovalRow, Fault> {
     serde_json::from_str(text(row, column)?).map_err(|error| corrupt(format!("an approval cannot be understood: {error}")))
 }
 
-/// A leaf agent as it is found by: names may be longer than what an index takes.
+/// The key by which the rows of a leaf agent are found. It is a hash, because names may be longer than an index permits.
 fn leaf_key(leaf: &str) -> Vec<u8> {
     digest(&SHA256, leaf.as_bytes()).as_ref().to_vec()
 }
 
-/// The user of a call, as it is found by.
+/// The key by which the rows of a user are found.
 fn user_key(row: &ApprovalRow) -> Vec<u8> {
     digest(&SHA256, format!("{}\0{}", row.call.issuer, row.call.subject).as_bytes()).as_ref().to_vec()
 }
 
-/// How many calls wait beside a new one.
+/// Counts the calls that wait beside a new one.
 async fn waiting_beside(link: &Link, row: &ApprovalRow, unix_ms: i64) -> Result<Waiting, Fault> {
     let sql = "SELECT count(*) FILTER (WHERE leaf = $1 AND asker = $2), count(*) FILTER (WHERE leaf = $1),
              count(*) FILTER (WHERE asker = $2), count(*)
@@ -178,7 +178,7 @@ async fn waiting_beside(link: &Link, row: &ApprovalRow, unix_ms: i64) -> Result<
     Ok(Waiting { of_both: count(0)?, of_agent: count(1)?, of_user: count(2)?, total: count(3)? })
 }
 
-/// Takes out what may be forgotten, a bounded number of rows; what somebody holds is not waited for.
+/// Deletes a bounded number of rows that may be forgotten. Locked rows are skipped.
 async fn forget(link: &Link, unix_ms: i64, rows_max: i64) -> Result<(), Fault> {
     link.execute(
         "DELETE FROM portcullis.approvals WHERE digest IN (

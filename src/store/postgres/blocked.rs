@@ -1,9 +1,9 @@
-//! Who holds a commit up: the session that has the lock which others wait for, as the server sees it.
+//! Finds the session that blocks a commit: the holder of the lock for which others wait, as the server reports it.
 
 use super::link::{Fault, Link};
 use super::read::text;
 
-/// The session that holds up whoever waits for the head the longest; `None` where nobody waits.
+/// Returns the session that blocks the waiting commits and has the oldest transaction; `None` if no commit waits.
 pub(super) async fn blocker(link: &Link) -> Result<Option<String>, Fault> {
     let sql = "SELECT holder.pid::text, coalesce(holder.application_name, ''),
              coalesce(host(holder.client_addr), 'a socket of the server''s machine'), coalesce(holder.state, 'unknown'),
@@ -13,7 +13,7 @@ pub(super) async fn blocker(link: &Link) -> Result<Option<String>, Fault> {
          WHERE waiting.datname = current_database() AND waiting.wait_event_type = 'Lock' AND waiting.query LIKE '%portcullis.head%'
          ORDER BY holder.xact_start LIMIT 1";
     let Some(row) = link.row(sql, &[]).await? else { return Ok(None) };
-    // A name is whatever its program says, and this goes to logs and terminals.
+    // A program chooses its own name, and this text goes to logs and terminals.
     let name: String = text(&row, 1)?.chars().filter(|character| !character.is_control()).take(64).collect();
     let (pid, address, state, age_s) = (text(&row, 0)?, text(&row, 2)?, text(&row, 3)?, text(&row, 4)?);
     Ok(Some(format!("process {pid} of the server, application `{name}` on {address}, {state} in a transaction of {age_s} s")))

@@ -1,4 +1,4 @@
-//! The rows of the replicas in a PostgreSQL store: the write that proves freshness, and who is heard.
+//! The rows of the replicas in a PostgreSQL store. The write of a heartbeat is what proves freshness.
 //!
 //! Look next at [`crate::store::fleet`].
 
@@ -10,12 +10,12 @@ use crate::model::revision::HistoryId;
 use crate::store::fleet::{self, REPLICAS_MAX, SILENCE_MS_MAX};
 use crate::store::{Error, Heartbeat, Registration, Replica, ReplicaState, Replicas};
 
-/// The server's clock, or the time that a test says in parameter `$1`.
+/// The server's clock, or the time that a test passes in parameter `$1`.
 const NOW: &str = "coalesce($1::int8, (extract(epoch FROM clock_timestamp()) * 1000)::int8)";
 
 pub(super) async fn register(link: &Link, registration: &Registration, unix_ms: Option<i64>) -> Result<(), Fault> {
     let Registration { incarnation, address, version, started_unix_ms } = registration;
-    // A row that its replica is just writing is not silent: whoever holds it is not waited for.
+    // A replica that is writing its row at the moment is not silent, so a locked row is skipped.
     let forget = format!(
         "DELETE FROM portcullis.replicas WHERE incarnation IN (
              SELECT incarnation FROM portcullis.replicas WHERE seen_unix_ms < {NOW} - $2 AND incarnation <> $3 FOR UPDATE SKIP LOCKED)"
@@ -46,7 +46,7 @@ pub(super) async fn register(link: &Link, registration: &Registration, unix_ms: 
     if added == 1 { Ok(()) } else { Err(fleet::full().into()) }
 }
 
-/// Writes a heartbeat: the write without which no transaction of a follower proves anything.
+/// Writes a heartbeat. Without this write, no transaction of a follower proves anything.
 pub(super) async fn beat(link: &Link, heartbeat: &Heartbeat, unix_ms: Option<i64>) -> Result<(), Fault> {
     let Heartbeat { incarnation, applied_number, acked_number, state } = heartbeat;
     let sql = format!(

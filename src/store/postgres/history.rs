@@ -1,6 +1,7 @@
-//! The history of policy in a PostgreSQL store: the revisions that changed documents, and the documents as they once stood.
+//! The history of policy in a PostgreSQL store: the revisions that changed documents, and the documents at an earlier revision.
 //!
-//! Both read the rows of the change log that change documents and no other, through an index of those.
+//! Both read only the rows of the change log that change documents, through an index of those rows. Look next at
+//! `store/replay.rs`.
 
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
@@ -12,7 +13,7 @@ use crate::store::replay::{Replay, earlier, whole};
 use crate::store::rules::{CHANGES_BYTES_MAX, HISTORY_LISTED_MAX};
 use crate::store::{CommitRow, Documents, PolicyCommit};
 
-/// The newest revisions that changed documents.
+/// Lists the newest revisions that changed documents.
 pub(super) async fn history(link: &Link, expected: &Expected, limit: usize) -> Result<Vec<PolicyCommit>, Fault> {
     head(link, expected, false).await?;
     let sql = "SELECT number, previous_hash, hash, digest, unix_ms, changes, act FROM (
@@ -24,7 +25,7 @@ pub(super) async fn history(link: &Link, expected: &Expected, limit: usize) -> R
     read::stream(link, sql, &[(&limit, Type::INT8), (&bytes, Type::INT8)], policy_commit).await
 }
 
-/// The documents at an earlier revision.
+/// Rebuilds the documents of an earlier revision.
 pub(super) async fn documents_at(link: &Link, expected: &Expected, number: u64) -> Result<Documents, Fault> {
     let head = head(link, expected, false).await?;
     let revision = earlier(head.revision, head.floor, number)?;

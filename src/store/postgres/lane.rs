@@ -1,7 +1,7 @@
-//! A connection kept for one kind of work, and the threads on which all of that work is done.
+//! A connection that is reserved for one kind of work, and the threads on which all of that work runs.
 //!
-//! The threads are the store's own, because several runtimes share a store and a connection must not die with one of them. One
-//! transaction at a time runs on a lane; after a failure the connection is made anew, with pauses that grow. Look next at
+//! The threads belong to the store, because several runtimes share a store and a connection must outlive each of them. A
+//! connection runs one transaction at a time. After a failure it is made anew, with increasing pauses. Look next at
 //! `super::link`.
 
 use std::future::Future;
@@ -18,18 +18,18 @@ use super::settings::{Durability, Settings};
 use super::tls::Connector;
 use crate::store::Error;
 
-/// Work that waits or runs at one time.
+/// Work that may wait or run at one time.
 const WORK_MAX: usize = 1024;
-/// How long giving a transaction up may take before the connection is given up instead.
+/// How long a rollback may take before the connection is dropped instead.
 const ROLL_BACK_TIMEOUT: Duration = Duration::from_millis(200);
 /// Pauses between attempts to connect.
 const BACKOFF_MS_MIN: u64 = 50;
 const BACKOFF_MS_MAX: u64 = 400;
 const THREADS: usize = 2;
-/// How long a COMMIT may take that may have to wait for a standby.
+/// How long a COMMIT that may wait for a standby may take.
 const COMMIT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The store's own threads. Dropping it lets what was promised to be finished end, and nothing else.
+/// The store's own threads. Dropping it finishes the work that was marked for that, and drops everything else.
 pub(super) struct Workers {
     handle: tokio::runtime::Handle,
     room: Arc<Semaphore>,
@@ -49,7 +49,7 @@ impl Workers {
         let handle = runtime.handle().clone();
         let (alive, mut work) = mpsc::channel::<()>(1);
         let body = move || {
-            // Ends when the store and all work that holds a sender are gone.
+            // Ends when the store, and all work that holds a sender, is gone.
             runtime.block_on(work.recv());
             runtime.shutdown_background();
         };
@@ -57,7 +57,8 @@ impl Workers {
         Ok(Self { handle, room: Arc::new(Semaphore::new(WORK_MAX)), alive: Some(alive), thread: Some(thread) })
     }
 
-    /// Runs work to its end there, whoever stops waiting for it. `finish`: dropping the store waits for it too.
+    /// Runs work to its end on these threads, even if the caller stops waiting. With `finish`, dropping the store waits for it
+    /// too.
     pub(super) async fn run<T, F>(&self, finish: bool, work: F) -> Result<T, Error>
     where
         T: Send + 'static,
@@ -74,18 +75,18 @@ impl Workers {
         self.handle.spawn(async move {
             let outcome = work.await;
             drop(held);
-            // Whoever asked may have stopped waiting.
+            // The receiver may have stopped waiting.
             let _ = reply.send(outcome);
         });
         answer.await.map_err(|_| lost())?
     }
 
-    /// What keeps the store's threads from ending while it is held.
+    /// A token that keeps the store's threads running while it is held.
     pub(super) fn alive(&self) -> Option<mpsc::Sender<()>> {
         self.alive.clone()
     }
 
-    /// Starts work that goes on until the store is dropped.
+    /// Starts work that runs until the store is dropped.
     pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
         self.handle.spawn(work).abort_handle()
     }
@@ -101,20 +102,21 @@ impl Drop for Workers {
     }
 }
 
-/// What one transaction may take.
+/// The limits of one transaction.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
     pub(super) begin: Begin,
-    /// Waiting for the lane.
+    /// Waiting for the connection.
     pub(super) wait: Duration,
-    /// Making a connection, for each host.
+    /// Connecting to one host.
     pub(super) connect: Duration,
-    /// From BEGIN to the answer of COMMIT.
+    /// From BEGIN to the answer to COMMIT.
     pub(super) work: Duration,
 }
 
 impl Limits {
-    /// How long BEGIN may take. It is no work: who does not answer it soon is not there any more, however long the work may take.
+    /// How long BEGIN may take. BEGIN does no work, so a server that does not answer it soon is gone, however long the work
+    /// itself may take.
     fn begun(&self) -> Duration {
         self.work.min(self.connect)
     }
@@ -130,7 +132,7 @@ pub(super) struct Lane {
 #[derive(Default)]
 struct Slot {
     link: Option<Arc<Link>>,
-    /// Which host to connect to first: the one that served last, or the next where that one did not.
+    /// The host to try first: the host that served last, or the next one if that host failed.
     host: usize,
     pause: Pause,
 }
@@ -140,15 +142,15 @@ impl Lane {
         Arc::new(Self { settings, connector, slot: Mutex::default() })
     }
 
-    /// What its connections are made with.
+    /// The connector for new connections.
     pub(super) fn connector(&self) -> Connector {
         self.connector.clone()
     }
 
-    /// Runs a transaction: `work` between BEGIN and COMMIT, undone where it fails.
+    /// Runs `work` between BEGIN and COMMIT, and rolls back if it fails.
     ///
     /// # Errors
-    /// Those of `work`; [`Error::Unknown`] where a COMMIT that writes was sent and not answered well.
+    /// The errors of `work`; [`Error::Unknown`] if a COMMIT that writes was sent and has no successful answer.
     pub(super) async fn transact<T, F, W>(self: Arc<Self>, limits: Limits, work: W) -> Result<T, Error>
     where
         F: Future<Output = Result<T, Fault>>,
@@ -160,7 +162,7 @@ impl Lane {
         let (link, until) = self.begun(&mut slot, limits).await?;
         let done = timeout_at(until, async {
             let value = work(link.clone()).await?;
-            // Where nothing was written COMMIT is no work either.
+            // If nothing was written, COMMIT does no work either.
             let ending = if limits.begin.writes { COMMIT_TIMEOUT } else { limits.connect };
             timeout(ending, link.commit(self.settings.durability == Durability::Synchronous))
                 .await
@@ -177,13 +179,13 @@ impl Lane {
                 Ok(value)
             }
             Err(fault) if link.is_committing() => {
-                // A server that another one has replaced may take connections, and hang here: the next may be the one that counts.
+                // A server that was replaced may accept connections and hang here. The next host may be the current primary.
                 slot.host = link.host.saturating_add(1);
                 let why = explain(shown, fault);
                 Err(Error::Unknown(format!("{why}: it may or may not have been written")))
             }
             Err(fault) => {
-                // A request that was refused leaves the connection as it was; after anything else a new one is made.
+                // A refused request leaves the connection usable. After any other error, a new connection is made.
                 let refused = matches!(&fault, Fault::Store(error) if is_of_request(error)) || matches!(fault, Fault::Moved);
                 let refused = refused && link.is_open();
                 if refused && matches!(timeout(ROLL_BACK_TIMEOUT, link.roll_back()).await, Ok(Ok(()))) {
@@ -196,19 +198,19 @@ impl Lane {
         }
     }
 
-    /// A connection with a transaction begun, and when that must be over.
+    /// Begins a transaction. Returns the connection and the deadline of the transaction.
     async fn begun(&self, slot: &mut Slot, limits: Limits) -> Result<(Arc<Link>, Instant), Error> {
         let shown = self.settings.shown();
-        // Taken out: whatever happens from here on, a connection in an unknown state is not kept.
+        // Taken out of the slot: from here on, a connection in an unknown state is not kept.
         if let Some(link) = slot.link.take().filter(|link| link.is_open()) {
             let until = Instant::now() + limits.work;
             match timeout(limits.begun(), link.begin(limits.begin)).await {
                 Ok(Ok(())) => return Ok((link, until)),
-                // The server closed it since: nothing was asked yet, so ask on a new one.
+                // The server closed it in the meantime. Nothing was sent on it yet, so try a new connection.
                 Ok(Err(_)) => {}
                 Err(_) => {
                     slot.host = link.host.saturating_add(1);
-                    // The same where the way to it broke, unless no time is left for that.
+                    // The network to it may be broken: also try a new connection, unless no time is left.
                     if Instant::now() >= until {
                         return Err(no_answer(shown));
                     }
@@ -231,8 +233,8 @@ impl Lane {
     }
 }
 
-/// Whether a request was refused for what it asks. Every other error says something of the server: another one may have replaced it,
-/// so its connection is given up, and the next host is tried first.
+/// Whether the error is due to the request itself. Every other error may mean that the server was replaced by another, so its
+/// connection is dropped and the next host is tried first.
 fn is_of_request(error: &Error) -> bool {
     match error {
         Error::Conflict { .. }
@@ -258,7 +260,7 @@ fn no_answer(shown: &str) -> Error {
     Error::Unavailable(format!("the store `{shown}` does not answer"))
 }
 
-/// How long to leave a server alone that could not be connected to.
+/// How long to leave a server alone after a failed attempt to connect.
 #[derive(Default)]
 pub(super) struct Pause {
     failures: u32,
@@ -286,7 +288,8 @@ impl Pause {
         }
     }
 
-    /// The next pause: doubling, between half of it and all of it, so that a fleet does not come back all at once.
+    /// The next pause. It doubles each time, and is chosen between half and all of that, so that a fleet does not reconnect all
+    /// at once.
     pub(super) fn next(&mut self) -> Duration {
         let doubled = BACKOFF_MS_MIN.saturating_mul(1 << self.failures.min(10)).min(BACKOFF_MS_MAX);
         self.failures = self.failures.saturating_add(1);
@@ -294,7 +297,7 @@ impl Pause {
         Duration::from_millis(doubled / 2 + jitter)
     }
 
-    /// All is well again.
+    /// Resets the pauses after a success.
     pub(super) fn reset(&mut self) {
         *self = Self::default();
     }

@@ -1,4 +1,4 @@
-//! Adoptions and merges in a PostgreSQL store, under the lock on the head. What they mean is said by [`crate::store::lineage`].
+//! Adoptions and merges in a PostgreSQL store, written under the lock on the head. [`crate::store::lineage`] holds the rules.
 
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
@@ -34,8 +34,8 @@ pub(super) async fn merges(link: &Link) -> Result<Vec<Merged>, Fault> {
     found.iter().map(merged).collect()
 }
 
-/// Begins a new history with a revision: what belonged to the old one alone is gone, and who follows must show that it follows the new
-/// one.
+/// Begins a new history with a revision. Rows that belong only to the old history are deleted, and every replica must show again
+/// that it follows the new history.
 pub(super) async fn begin(link: &Link, head: &Head, number: u64, unix_ms: i64) -> Result<Revision, Fault> {
     let history = uuid::Uuid::now_v7().to_string();
     link.execute(
@@ -50,7 +50,7 @@ pub(super) async fn begin(link: &Link, head: &Head, number: u64, unix_ms: i64) -
     )
     .await?;
     link.execute("UPDATE portcullis.meta SET history = $1", &[(&history, Type::TEXT)]).await?;
-    // INVARIANT: what was used after the backup was made looks unused in it.
+    // INVARIANT: an approval that was used after the backup looks unused in the restored store, so all approvals are deleted.
     link.execute("DELETE FROM portcullis.approvals", &[]).await?;
     link.execute("DELETE FROM portcullis.pending_acts", &[]).await?;
     let unheard = "UPDATE portcullis.replicas SET applied_number = 0, acked_number = 0, acked_unix_ms = 0, state = 'starting'";
@@ -58,7 +58,7 @@ pub(super) async fn begin(link: &Link, head: &Head, number: u64, unix_ms: i64) -
     Ok(Revision { history: HistoryId::new(history), number })
 }
 
-/// Counts what a replica brought.
+/// Counts the rows that a replica merged.
 pub(super) async fn merged(link: &Link, merge: &Merge, changes: &[Change], unix_ms: i64) -> Result<(), Fault> {
     link.execute(
         "INSERT INTO portcullis.merges AS m (history, incarnation, address, rows, unix_ms) VALUES ($1, $2, $3, $4, $5)

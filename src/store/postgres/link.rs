@@ -1,8 +1,9 @@
-//! One connection, and one transaction on it at a time: deadlines, warnings, and what may be said of a commit that broke off.
+//! One connection with one transaction at a time: its deadlines, the server's warnings, and the outcome of a commit that broke
+//! off.
 //!
-//! Nothing relies on the state of a session: every transaction sets what it needs with `SET LOCAL`, and statements are never
-//! named, so a pooler may put each transaction on another connection. A deadline drops the connection and never cancels: a
-//! cancelled wait for a standby reports success. Look next at `super::lane`, which keeps connections.
+//! Nothing relies on the state of a session. Every transaction sets what it needs with `SET LOCAL`, and statements have no names,
+//! so a pooler may put each transaction on a different connection. A deadline drops the connection and never cancels a statement,
+//! because the server reports success for a cancelled wait for a standby. Look next at `super::lane`, which keeps connections.
 
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -19,25 +20,25 @@ use super::settings::Settings;
 use super::tls::Connector;
 use crate::store::Error;
 
-/// The channel of notifications.
+/// The channel of the notifications.
 pub(super) const CHANNEL: &str = "portcullis";
-/// How long the server keeps a transaction open whose client says nothing more.
+/// How long the server keeps a transaction open if its client is silent.
 pub(super) const IDLE_IN_TRANSACTION_MS: u64 = 2_000;
 
-/// A parameter and its type: with it the server needs not be asked first.
+/// A parameter and its type. With the type, no extra round trip to the server is needed.
 pub(super) type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
 
-/// Why a step failed, before the store's name is put to it.
+/// Why a step failed, before the error message names the store.
 pub(super) enum Fault {
     Sql(tokio_postgres::Error),
-    /// The server warned where nothing is to be warned of.
+    /// The server sent a warning, and no warning is expected.
     Warned(String),
     Store(Error),
-    /// Others committed meanwhile: what was made ready for the commit does not fit any more.
+    /// Other commits came first, so the prepared commit no longer fits.
     Moved,
 }
 
-/// What [`Fault::Moved`] is told as.
+/// The message for [`Fault::Moved`].
 pub(super) const MOVED: &str = "others write to the store all the time and nothing was written: try again";
 
 impl From<tokio_postgres::Error> for Fault {
@@ -52,20 +53,20 @@ impl From<Error> for Fault {
     }
 }
 
-/// How a transaction is begun.
+/// The options of a transaction.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Begin {
-    /// One view for all that is read.
+    /// All reads see one view.
     pub(super) one_view: bool,
-    /// Whether it writes: then how its commit ends matters.
+    /// The transaction writes, so the outcome of its commit matters.
     pub(super) writes: bool,
     /// How long it waits for a lock.
     pub(super) lock_timeout_ms: u64,
 }
 
-/// A connection. Dropping it closes the socket at once, whatever the server is at.
+/// A connection. Dropping it closes the socket at once, whatever the server is doing.
 pub(super) struct Link {
-    /// Index of the host that it leads to.
+    /// Index of the host to which it leads.
     pub(super) host: usize,
     client: Client,
     driver: JoinHandle<()>,
@@ -81,7 +82,8 @@ struct Shared {
 }
 
 impl Link {
-    /// Connects to one of the hosts, that with index `first` before the others. `notified` gets the numbers of notifications.
+    /// Connects to one of the hosts, trying the host with index `first` before the others. `notified` receives the numbers of
+    /// notifications.
     pub(super) async fn connect(
         settings: &Settings,
         connector: &Connector,
@@ -106,12 +108,12 @@ impl Link {
         Err(Error::Unavailable(format!("the store `{}` cannot be reached: {problem}", settings.shown())))
     }
 
-    /// Whether it can still be used.
+    /// Whether the connection can still be used.
     pub(super) fn is_open(&self) -> bool {
         !self.client.is_closed()
     }
 
-    /// Whether a COMMIT that writes was sent and not answered well: then it may have been done.
+    /// Whether a COMMIT that writes was sent and has no successful answer. It may then have been executed.
     pub(super) fn is_committing(&self) -> bool {
         self.committing.load(Ordering::SeqCst)
     }
@@ -134,16 +136,17 @@ impl Link {
         self.quiet()
     }
 
-    /// Commits. After an error it may or may not be done, save where nothing was written. `on_standby`: what is written counts only
-    /// once a standby has it.
+    /// Commits. After an error the commit may or may not be done, unless nothing was written. With `on_standby`, a write counts
+    /// only once a standby has it.
     pub(super) async fn commit(&self, on_standby: bool) -> Result<(), Fault> {
         self.committing.store(self.writes.load(Ordering::SeqCst), Ordering::SeqCst);
         self.client.batch_execute("COMMIT").await?;
-        // INVARIANT: a commit that comes back with a warning proves nothing: `canceling wait for synchronous replication` means that
-        // it is on this server alone, which another may have replaced.
+        // INVARIANT: a commit that returns with a warning proves nothing. `canceling wait for synchronous replication` means that
+        // the commit is on this server alone, which may have been replaced by another.
         self.quiet()?;
-        // INVARIANT: nor does one that was let go: where the standbys are taken out of a server's settings, all that waits for them succeeds
-        // without a warning. Whoever is let go was told to read the settings before.
+        // INVARIANT: a commit that was released from its wait proves nothing either. If the standbys are removed from a server's
+        // settings, every commit that waits for them succeeds without a warning. The server makes a session reload its settings
+        // before it releases the session, so they are read here.
         if on_standby && self.writes.load(Ordering::SeqCst) {
             let named = self.row("SELECT current_setting('synchronous_standby_names') <> ''", &[]).await?;
             if !named.is_some_and(|row| row.try_get(0).unwrap_or(false)) {
@@ -154,40 +157,40 @@ impl Link {
         Ok(())
     }
 
-    /// Ends a transaction without a trace.
+    /// Rolls the transaction back.
     pub(super) async fn roll_back(&self) -> Result<(), Fault> {
         Ok(self.client.batch_execute("ROLLBACK").await?)
     }
 
-    /// Runs SQL without parameters, outside a transaction.
+    /// Runs SQL without parameters.
     pub(super) async fn run(&self, sql: &str) -> Result<(), Fault> {
         Ok(self.client.batch_execute(sql).await?)
     }
 
-    /// Runs a statement and answers how many rows it touched.
+    /// Runs a statement. Returns how many rows it affected.
     pub(super) async fn execute(&self, sql: &str, parameters: &[Parameter<'_>]) -> Result<u64, Fault> {
         Ok(self.client.execute_typed(sql, parameters).await?)
     }
 
-    /// The rows of a query.
+    /// Returns the rows of a query.
     pub(super) async fn rows(&self, sql: &str, parameters: &[Parameter<'_>]) -> Result<Vec<Row>, Fault> {
         Ok(self.client.query_typed(sql, parameters).await?)
     }
 
-    /// The one row of a query, if there is one.
+    /// Returns the one row of a query, if there is one.
     pub(super) async fn row(&self, sql: &str, parameters: &[Parameter<'_>]) -> Result<Option<Row>, Fault> {
         Ok(self.client.query_typed_opt(sql, parameters).await?)
     }
 
-    /// The rows of a query one by one, for what is too much at once.
+    /// Returns the rows of a query one by one, for results that are too large at once.
     pub(super) async fn stream(&self, sql: &str, parameters: &[Parameter<'_>]) -> Result<RowStream, Fault> {
         let parameters = parameters.iter().map(|(value, kind)| (*value, kind.clone()));
         Ok(self.client.query_typed_raw(sql, parameters).await?)
     }
 
-    /// Ends once the connection does.
+    /// Waits until the connection ends.
     pub(super) async fn closed(&mut self) {
-        // How it ended does not matter to who waits for that.
+        // The caller does not need to know how it ended.
         let _ = (&mut self.driver).await;
     }
 
@@ -205,7 +208,7 @@ impl Drop for Link {
     }
 }
 
-/// Moves a connection's bytes. What the server says unasked is noted before the answer that comes after it is handed out.
+/// Drives the connection. A warning is recorded before the answer that follows it is delivered.
 async fn drive<S, T>(mut connection: tokio_postgres::Connection<S, T>, shared: Arc<Shared>, notified: Option<watch::Sender<u64>>)
 where
     S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
@@ -227,7 +230,7 @@ where
     }
 }
 
-/// Wakes who waits for a number, unless it is known already.
+/// Wakes the receivers if the number is higher than the known one.
 pub(super) fn raise(wake: &watch::Sender<u64>, number: u64) {
     wake.send_if_modified(|known| {
         let newer = number > *known;
@@ -239,12 +242,12 @@ pub(super) fn raise(wake: &watch::Sender<u64>, number: u64) {
 fn is_warning(notice: &DbError) -> bool {
     match notice.parsed_severity() {
         Some(severity) => !matches!(severity, Severity::Notice | Severity::Info | Severity::Log | Severity::Debug),
-        // A server too old to say it in a fixed language: better one warning too many.
+        // An old server does not send the severity in a fixed language. A needless warning is the safer choice.
         None => true,
     }
 }
 
-/// Puts the store's name to a fault of a transaction that has not been committed.
+/// Converts an error of a transaction that was not committed, so that its message names the store.
 pub(super) fn explain(shown: &str, fault: Fault) -> Error {
     let error = match fault {
         Fault::Store(error) => return error,
@@ -287,7 +290,7 @@ pub(super) fn explain(shown: &str, fault: Fault) -> Error {
     Error::Unavailable(format!("the store `{shown}` cannot be used: {said}"))
 }
 
-/// What a server or the system said of an error; never a value that was sent or stored.
+/// The message of the server or the system; it never contains a value that was sent or stored.
 pub(super) fn said(error: &tokio_postgres::Error) -> String {
     match error.as_db_error() {
         Some(error) => format!("{} (SQLSTATE {})", error.message().replace('\n', " "), error.code().code()),

@@ -1,6 +1,6 @@
-//! Notifications: a hint that there is something to poll for, on a connection that does nothing else.
+//! Notifications: hints that a poll would find news, on a connection that does nothing else.
 //!
-//! Nothing relies on it. Behind a pooler that shares connections nothing is ever heard here, and nothing breaks. Look next at
+//! Nothing relies on them. Behind a pooler that shares connections no notification ever arrives, and nothing breaks. Look next at
 //! [`crate::store::Store::wake`].
 
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use super::tls::Connector;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Listens until it is dropped.
+/// Listens until the future is dropped.
 pub(super) async fn listen(settings: Arc<Settings>, connector: Connector, wake: watch::Sender<u64>) {
     let mut pause = Pause::default();
     for host in 0.. {

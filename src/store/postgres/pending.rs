@@ -1,5 +1,5 @@
-//! What waits for a second operator in a PostgreSQL store: one row an act, under the lock on the head. What it means is said by
-//! [`crate::store::second`].
+//! Acts that wait for a second operator in a PostgreSQL store: one row per act, under the lock on the head.
+//! [`crate::store::second`] holds the rules.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::link::{Fault, Link};
 use super::read;
 use crate::model::records::PendingRow;
 
-/// Those of the named acts that wait.
+/// Reads the named acts that wait.
 pub(super) async fn rows(link: &Link, acts: &[String]) -> Result<BTreeMap<String, PendingRow>, Fault> {
     if acts.is_empty() {
         return Ok(BTreeMap::new());
@@ -23,7 +23,7 @@ pub(super) async fn rows(link: &Link, acts: &[String]) -> Result<BTreeMap<String
     found.iter().map(row).collect()
 }
 
-/// Puts a row in place of what waits, or takes that away. What waited too long goes with it, so that it does not pile up.
+/// Writes or deletes the row of an act. Expired rows are deleted too, so that they do not accumulate.
 pub(super) async fn put(link: &Link, act: &str, row: Option<&PendingRow>, unix_ms: i64) -> Result<(), Fault> {
     link.execute(
         "DELETE FROM portcullis.pending_acts WHERE act = $1 OR expires_unix_ms <= $2",

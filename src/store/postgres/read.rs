@@ -1,7 +1,6 @@
-//! What is read from a PostgreSQL store: head, state, change log, lists; each checked as it is read.
+//! Reads from a PostgreSQL store: the head, the full state, the change log and lists. Every answer is checked as it is read.
 //!
-//! Nothing is skipped here: a row that cannot be understood, a hole or a wrong hash fails the whole answer. Look next at
-//! `super::write`.
+//! No row is skipped: a row that cannot be decoded, a gap or a wrong hash fails the whole answer. Look next at `super::write`.
 
 use std::future::Future;
 use std::pin::pin;
@@ -21,23 +20,23 @@ use crate::store::chain::GENESIS;
 use crate::store::rules::{self, CHANGES_BYTES_MAX, CHANGES_COMMITS_MAX, REVOCATIONS_LISTED_MAX};
 use crate::store::{CommitRow, CommittedBy, Documents, Error, Revocations, Settings, State, StoredDocument};
 
-/// How long the answer to a small question may take, and the first of the rows that need no sorting.
+/// How long the answer to a small query may take, and the first row of a query that sorts nothing.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
-/// How long the next row may take to come; one of the change log may be as large as a commit.
+/// How long the next row may take. One row of the change log may be as large as a commit.
 const ROW_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long the first row of a full list may take, for which all of them may have to be sorted.
+/// How long the first row of a full list may take, because the server may have to sort all rows first.
 const LIST_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// What every answer is held against.
+/// The values against which every answer is checked.
 #[derive(Clone, Debug)]
 pub(super) struct Expected {
-    /// The history that was opened; `None` while opening.
+    /// The history that was opened; `None` while the store is being opened.
     pub(super) history: Option<HistoryId>,
     pub(super) durability: Durability,
     pub(super) shown: String,
 }
 
-/// The two rows of which there is one, and the server's clock.
+/// The single rows of the tables `head` and `meta`, and the server's clock.
 pub(super) struct Head {
     pub(super) revision: Revision,
     pub(super) hash: [u8; 32],
@@ -47,15 +46,15 @@ pub(super) struct Head {
     pub(super) settings: Settings,
     /// Number of the newest revision that changed a document.
     pub(super) documents_number: u64,
-    /// Every `jti` that was ever forgotten expired by then.
+    /// Every `jti` that the store has forgotten had expired by then.
     pub(super) jtis_forgotten_unix_s: Option<i64>,
     /// By the server's clock.
     pub(super) unix_ms: i64,
 }
 
-/// Reads the head; `locked`: and keeps everybody else from it until the transaction ends.
+/// Reads the head. With `locked`, it also locks the head until the transaction ends.
 ///
-/// The clock is read after the lock is had, so that commits are dated in their order.
+/// The clock is read after the lock is held, so that the times of commits are in their order.
 pub(super) async fn head(link: &Link, expected: &Expected, locked: bool) -> Result<Head, Fault> {
     let lock = if locked { "FOR UPDATE" } else { "" };
     let sql = format!(
@@ -69,9 +68,9 @@ pub(super) async fn head(link: &Link, expected: &Expected, locked: bool) -> Resu
     head_row(&row, expected)
 }
 
-/// Reads a row of `head`'s columns.
+/// Parses a row of the columns of `head`, and checks it against the expected store.
 fn head_row(row: &Row, expected: &Expected) -> Result<Head, Fault> {
-    // Settings of a server can be changed while it runs, and a pooler may lead to one with others.
+    // A server's settings can change while it runs, and a pooler may lead to a server with other settings.
     Promises::read(row, 11)?.check(expected.durability, &expected.shown)?;
     let revision = Revision { history: HistoryId::new(text(row, 0)?), number: unsigned(row, 1)? };
     if expected.history.as_ref().is_some_and(|history| *history != revision.history) {
@@ -94,7 +93,7 @@ fn head_row(row: &Row, expected: &Expected) -> Result<Head, Fault> {
     })
 }
 
-/// The full state, in a transaction of one view.
+/// Reads the full state. The transaction must have one view.
 pub(super) async fn load(link: &Link, expected: &Expected) -> Result<State, Fault> {
     let head = soon(ROW_TIMEOUT, head(link, expected, false)).await?;
     let number = head.revision.number;
@@ -108,8 +107,8 @@ pub(super) async fn load(link: &Link, expected: &Expected) -> Result<State, Faul
     Ok(State { revision, hash, digest, settings, documents, revocations })
 }
 
-/// The commits after `after` up to a head that was read, checked against each other; the log only grows, so a later look at it
-/// shows the same rows.
+/// Reads the commits after `after`, up to a head that was read, and checks them against each other. The log only grows, so a
+/// later read returns the same rows.
 pub(super) async fn log(link: &Link, after: u64, head: &Head) -> Result<Vec<CommitRow>, Fault> {
     let number = head.revision.number;
     if after < head.floor {
@@ -155,7 +154,7 @@ pub(super) async fn revocations(link: &Link, expected: &Expected, limit: usize) 
     Ok(Revocations { revision: head.revision, rows, total: head.revocations, commits })
 }
 
-/// A revision, when it was committed and by whom.
+/// Parses when a revision was committed, and by whom.
 fn committed_by(row: &Row) -> Result<(u64, CommittedBy), Fault> {
     let number = unsigned(row, 0)?;
     let parse = |text: &str| {
@@ -166,7 +165,7 @@ fn committed_by(row: &Row) -> Result<(u64, CommittedBy), Fault> {
     Ok((number, CommittedBy { unix_ms: row.try_get(1)?, operators }))
 }
 
-/// The documents under these keys that there are.
+/// The existing documents under these keys.
 pub(super) async fn documents_named(link: &Link, expected: &Expected, keys: &[DocumentKey]) -> Result<Documents, Fault> {
     let revision = head(link, expected, false).await?.revision;
     let names: Vec<_> = keys.iter().map(document_name).collect();
@@ -174,7 +173,7 @@ pub(super) async fn documents_named(link: &Link, expected: &Expected, keys: &[Do
     Ok(Documents { revision, documents: stream(link, &sql, &[(&names, Type::BYTEA_ARRAY)], document_row).await? })
 }
 
-/// The revocations of these targets that there are.
+/// The existing revocations of these targets.
 pub(super) async fn revocations_of(link: &Link, targets: &[Target]) -> Result<Vec<RevocationRow>, Fault> {
     if targets.is_empty() {
         return Ok(vec![]);
@@ -184,7 +183,7 @@ pub(super) async fn revocations_of(link: &Link, targets: &[Target]) -> Result<Ve
     stream(link, &sql, &[(&keys, Type::BYTEA_ARRAY)], revocation_row).await
 }
 
-/// The revocations that expire before a second, the first to expire first, at most so many.
+/// The revocations that expire before a second, at most `limit`, the earliest expiry first.
 pub(super) async fn expiring(link: &Link, before_unix_s: i64, limit: usize) -> Result<Vec<RevocationRow>, Fault> {
     let sql = format!(
         "SELECT {REVOCATION} FROM portcullis.revocations WHERE expires_at_unix_s < $1 ORDER BY expires_at_unix_s, target LIMIT $2"
@@ -202,7 +201,7 @@ pub(super) const DOCUMENT: &str = "kind, id, json, path, line, origin, revision"
 /// The columns of [`revocation_row`].
 pub(super) const REVOCATION: &str = "target, dead, suspended, watermark_unix_s, expires_at_unix_s, reason, revision";
 
-/// All rows of a query, understood one by one as they come.
+/// Reads all rows of a query and parses each as it comes.
 pub(super) async fn stream<T>(
     link: &Link,
     sql: &str,
@@ -226,8 +225,8 @@ async fn stream_into<T>(
     Ok(found)
 }
 
-/// A step of a long answer. A way that broke in the middle of one is no longer waited for than it takes to see that: how long all
-/// steps may take together says nothing of that.
+/// Awaits one step of a long answer. A broken network is noticed after the limit of one step, which is much shorter than the
+/// limit of the whole answer.
 async fn soon<T, E>(limit: Duration, step: impl Future<Output = Result<T, E>>) -> Result<T, Fault>
 where
     Fault: From<E>,
@@ -263,7 +262,7 @@ pub(super) fn revocation_row(row: &Row) -> Result<RevocationRow, Fault> {
     })
 }
 
-/// A row of the log, and the size of what it stores.
+/// Parses a row of the log. Returns it with the size of its stored changes.
 pub(super) fn commit_row(row: &Row) -> Result<(CommitRow, usize), Fault> {
     let number = unsigned(row, 0)?;
     let changes: &[u8] = get(row, 5)?;
@@ -283,7 +282,7 @@ pub(super) async fn log_hash(link: &Link, number: u64) -> Result<Option<[u8; 32]
     row.map(|row| hash(&row, 0)).transpose()
 }
 
-/// A count or number as PostgreSQL keeps it: 63 bits.
+/// Converts a number to the 63 bits that PostgreSQL stores.
 pub(super) fn signed(number: impl TryInto<i64>) -> Result<i64, Error> {
     number.try_into().map_err(|_| Error::Rejected("a number is above 2^63 - 1".to_owned()))
 }

@@ -1,7 +1,8 @@
-//! The tables, made and moved on by the program itself; and what the server must be set up to do.
+//! The tables of a PostgreSQL store, which the program creates and upgrades itself, and the required configuration of the server.
 //!
-//! Everything lives in the schema `portcullis`. Two replicas that start at once take turns by a lock that lasts as long as the
-//! transaction, so a pooler does not matter. Nothing is changed before it is known to be ours or empty. Look next at `super::read`.
+//! All tables are in the schema `portcullis`. Replicas that start at once take turns through a lock that ends with its
+//! transaction, so a pooler between them does not matter. Nothing is changed before the schema is known to be empty or this
+//! program's. Look next at `super::read`.
 
 use tokio_postgres::types::Type;
 
@@ -11,16 +12,16 @@ use crate::model::revision::StateDigest;
 use crate::store::chain::GENESIS;
 use crate::store::{Error, Settings};
 
-/// The version of the tables that this program knows.
+/// The schema version of this program.
 pub(super) const VERSION: i64 = 5;
-/// What the version row says, so that another program's table of that name is not taken for ours.
+/// The content of the version row. It distinguishes this table from another program's table of the same name.
 const PROGRAM: &str = "portcullis";
-/// The lock of who makes or changes tables: `Ptcl`, as in the header of a SQLite store.
+/// The advisory lock for creating or upgrading tables: `Ptcl`, as in the header of a SQLite store.
 const LOCK: i64 = 0x5074_636c;
-/// The oldest server, as `server_version_num` says it.
+/// The oldest supported server, as `server_version_num` states it.
 const SERVER_VERSION_MIN: i64 = 130_000;
 
-/// Step N takes the tables from version N to N + 1. A step is never changed once released.
+/// Step N upgrades the tables from version N to N + 1. A step never changes once it is released.
 const STEPS: [&str; VERSION as usize] = ["
 CREATE TABLE portcullis.version (id int4 PRIMARY KEY CHECK (id = 1), program text NOT NULL, version int8 NOT NULL);
 CREATE TABLE portcullis.meta (
@@ -86,8 +87,8 @@ CREATE INDEX staged_by_stage ON portcullis.staged (stage);
 ALTER TABLE portcullis.approvals ADD COLUMN asker bytea NOT NULL DEFAULT ''::bytea;
 "];
 
-/// Makes sure that the tables of a store that was followed before are of this version. Makes none: a database that is empty is being
-/// restored, or is another.
+/// Upgrades the tables of a store that was followed before. Never creates a store, because an empty database is either being
+/// restored or is the wrong one.
 pub(super) async fn bring_up(link: &Link, shown: &str) -> Result<(), Fault> {
     match identify(link, shown).await? {
         0 => Err(Error::Unavailable(format!("there is no store in `{shown}` yet, and one was followed: restore it")).into()),
@@ -96,13 +97,13 @@ pub(super) async fn bring_up(link: &Link, shown: &str) -> Result<(), Fault> {
     }
 }
 
-/// Makes sure that the tables are there and of this version. Runs in a transaction of its own.
+/// Creates or upgrades the tables. Must run in a transaction of its own.
 pub(super) async fn prepare(link: &Link, settings: Settings, unix_ms: Option<i64>, shown: &str) -> Result<(), Fault> {
     if identify(link, shown).await? == VERSION {
         return Ok(());
     }
     link.execute("SELECT pg_advisory_xact_lock($1)", &[(&LOCK, Type::INT8)]).await?;
-    // Another replica may have been quicker.
+    // Another replica may have done it in the meantime.
     let found = identify(link, shown).await?;
     if found == 0 && link.row("SELECT 1 FROM pg_namespace WHERE nspname = 'portcullis'", &[]).await?.is_none() {
         link.run("CREATE SCHEMA portcullis").await?;
@@ -143,7 +144,7 @@ async fn clock(link: &Link) -> Result<i64, Fault> {
     row.ok_or_else(|| Error::Corrupt("the server has no clock".to_owned()))?.try_get(0).map_err(Fault::Sql)
 }
 
-/// The version of the tables, 0 where there are none; an error if they are another program's or a newer version's.
+/// Returns the version of the tables, 0 if there are none. Fails if they belong to another program or to a newer version.
 async fn identify(link: &Link, shown: &str) -> Result<i64, Fault> {
     const COUNT: &str = "SELECT count(*), count(*) FILTER (WHERE c.relname = 'version' AND c.relkind = 'r')
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'portcullis'";
@@ -181,7 +182,7 @@ async fn identify(link: &Link, shown: &str) -> Result<i64, Fault> {
     }
 }
 
-/// What the server is set up to do about durability, as it says itself.
+/// The server's settings that determine durability, as the server reports them.
 pub(super) struct Promises {
     pub(super) fsync: String,
     pub(super) full_page_writes: String,
@@ -190,7 +191,7 @@ pub(super) struct Promises {
 }
 
 impl Promises {
-    /// The columns that [`Promises::read`] reads.
+    /// The columns that [`Promises::read`] parses.
     pub(super) const COLUMNS: &str = "current_setting('fsync'), current_setting('full_page_writes'), \
         current_setting('synchronous_commit'), current_setting('synchronous_standby_names') <> ''";
 
@@ -200,10 +201,10 @@ impl Promises {
         Ok(Self { fsync, full_page_writes, synchronous_commit, has_standbys: row.try_get(first.saturating_add(3))? })
     }
 
-    /// Checks them against what the operator said.
+    /// Checks the settings against the operator's claim.
     ///
     /// # Errors
-    /// [`Error::Misconfigured`], naming the server's setting and what to do about it.
+    /// [`Error::Misconfigured`], naming the server's setting and the remedy.
     pub(super) fn check(&self, claimed: Durability, shown: &str) -> Result<(), Error> {
         let wrong = |setting: &str, is: &str, instead: &str| {
             let claimed = claimed.as_str();
@@ -234,7 +235,7 @@ impl Promises {
     }
 }
 
-/// Checks the server before anything is made in it.
+/// Checks the server before anything is created in it.
 pub(super) async fn check_server(link: &Link, claimed: Durability, shown: &str) -> Result<(), Fault> {
     let sql = format!(
         "SELECT {}, current_setting('server_encoding'), current_setting('server_version_num')::int8, pg_is_in_recovery()",

@@ -1,7 +1,8 @@
-//! Which PostgreSQL, and what its operator promises of it: a URL and a claim, read once and checked before anything is opened.
+//! The settings of a PostgreSQL store: its URL, and the durability that its operator claims. Both are parsed before anything is
+//! opened.
 //!
-//! A URL may hold a password. Nothing here repeats a part of a URL in an error, and [`Settings::shown`] is all that may be shown
-//! of one. Look next at `super::link`.
+//! A URL may contain a password. No error repeats a part of the URL, and only [`Settings::shown`] may be shown. Look next at
+//! `super::link`.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -12,21 +13,21 @@ use std::time::Duration;
 use tokio_postgres::Config;
 use tokio_postgres::config::{Host, SslMode, TargetSessionAttrs};
 
-/// Hosts in one URL.
+/// Limit of the hosts in one URL.
 const HOSTS_MAX: usize = 8;
 const URL_BYTES_MAX: usize = 4096;
-/// After so long without a word the other end is asked whether it is there, and then again, so many times.
+/// The interval of keepalive probes, and the number of probes without an answer after which the connection counts as broken.
 const KEEPALIVE: Duration = Duration::from_secs(1);
 const KEEPALIVES: u32 = 3;
 
-/// What becomes of an acknowledged write when a server is lost.
+/// The fate of an acknowledged write when a server is lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Durability {
-    /// One server: a write is on its disk. Losing the disk loses the history.
+    /// One server: an acknowledged write is on its disk. If the disk is lost, the history is lost.
     Single,
-    /// A write is on a standby's disk too before it is acknowledged: failing over to that standby loses nothing.
+    /// An acknowledged write is also on a standby's disk: a failover to that standby loses nothing.
     Synchronous,
-    /// Standbys follow later: failing over may lose acknowledged writes, revocations among them.
+    /// Standbys follow later: a failover may lose acknowledged writes, revocations among them.
     Asynchronous,
 }
 
@@ -52,21 +53,21 @@ impl FromStr for Durability {
     }
 }
 
-/// How the way to the server is protected.
+/// How the connection to the server is protected.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Tls {
-    /// Not at all: a socket file or a loopback address.
+    /// Without TLS: for a socket file or a loopback address.
     Disabled,
-    /// The server's certificate must come from an authority in the file.
+    /// TLS; the server's certificate must come from an authority in the file.
     Authority(PathBuf),
-    /// And it must be for the host that the URL names.
+    /// TLS; the certificate must also be valid for the host in the URL.
     Full(PathBuf),
 }
 
-/// Everything that opening needs.
+/// The settings with which a store is opened.
 #[derive(Clone)]
 pub struct Settings {
-    /// One a host, in the order of the URL.
+    /// One configuration per host, in the order of the URL.
     pub(super) hosts: Vec<Config>,
     pub(super) tls: Tls,
     pub(super) notify: bool,
@@ -77,18 +78,22 @@ pub struct Settings {
 const KEYS: &str = "`host`, `port`, `sslmode`, `sslrootcert`, `notify`, `application_name`";
 
 impl Settings {
-    /// Reads `postgres://USER[:PASSWORD]@HOST[:PORT][,HOST…]/DATABASE[?KEY=VALUE&…]`.
+    /// Parses `postgres://USER[:PASSWORD]@HOST[:PORT][,HOST…]/DATABASE[?KEY=VALUE&…]`.
     ///
     /// | key | value |
     /// |---|---|
-    /// | `sslmode` | `disable`, the default on a socket or loopback address and refused elsewhere; `require`: encrypted, and the certificate comes from an authority in `sslrootcert`; `verify-full`: and it is for the host named |
-    /// | `sslrootcert` | a file of PEM certificates: needed with `require` and `verify-full` |
+    /// | `sslmode` | `disable`, `require` or `verify-full`; see below |
+    /// | `sslrootcert` | a file of PEM certificates; required by `require` and `verify-full` |
     /// | `notify` | `on`, the default; `off` behind a pooler that shares connections between transactions |
     /// | `host`, `port` | the folder of a socket file, and its port |
-    /// | `application_name` | how the server's views name this program |
+    /// | `application_name` | the name of this program in the server's views |
+    ///
+    /// `sslmode=disable` is the default on a socket or loopback address, and is refused elsewhere. `require` uses TLS and demands
+    /// a certificate from an authority in `sslrootcert`. `verify-full` also demands that the certificate is valid for the host in
+    /// the URL.
     ///
     /// # Errors
-    /// One line that says what is wrong, without any part of the URL, for that may be a password.
+    /// One line that says what is wrong. It contains no part of the URL, which may be a password.
     pub fn parse(url: &str, durability: Durability) -> Result<Self, String> {
         if url.len() > URL_BYTES_MAX {
             return Err(format!("the store's URL has {} bytes: at most {URL_BYTES_MAX}", url.len()));
@@ -96,8 +101,8 @@ impl Settings {
         let rest = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://")).ok_or("not a PostgreSQL URL")?;
         let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
         let (authority, database) = place.split_once('/').unwrap_or((place, ""));
-        // INVARIANT: what is shown holds no password. An `@` or `/` in one that is not encoded would move a part of it into the host or
-        // the database, so there must be none.
+        // INVARIANT: the shown URL holds no password. An unencoded `@` or `/` in a password would move a part of the password
+        // into the host or the database, so such a URL is rejected.
         if authority.matches('@').count() > 1 || database.contains(['@', '/']) {
             return Err(
                 "the store's URL has an `@` or `/` too many: write `%40` and `%2F` where they belong to a name or password"
@@ -195,7 +200,8 @@ impl Options {
     }
 }
 
-/// A socket file, or an address that never leaves the machine. A name is none: who answers for it is decided elsewhere.
+/// Whether the host is a socket file or an address that never leaves the machine. A host name other than `localhost` is not,
+/// because name resolution decides where it leads.
 fn is_near(host: &Host) -> bool {
     match host {
         Host::Unix(_) => true,
@@ -203,7 +209,7 @@ fn is_near(host: &Host) -> bool {
     }
 }
 
-/// The settings for each host by itself, so that one that hangs does not keep the next from being asked.
+/// Makes one configuration per host, so that a host that hangs does not keep the next host from being tried.
 fn one_each(config: &Config, port: Option<u16>) -> Result<Vec<Config>, String> {
     let (hosts, ports) = (config.get_hosts(), config.get_ports());
     if hosts.is_empty() || config.get_user().is_none() || config.get_dbname().is_none() {
@@ -224,7 +230,7 @@ fn one_each(config: &Config, port: Option<u16>) -> Result<Vec<Config>, String> {
         config.get_password().map(|password| one.password(password));
         config.get_dbname().map(|name| one.dbname(name));
         config.get_application_name().map(|name| one.application_name(name));
-        // What only listens never hears that the way broke, unless it is asked whether the other end is there.
+        // A connection that only listens notices a broken network only through keepalive probes.
         one.keepalives_idle(KEEPALIVE).keepalives_interval(KEEPALIVE).keepalives_retries(KEEPALIVES);
         one.tcp_user_timeout(KEEPALIVE * (KEEPALIVES + 1));
         each.push(one);
@@ -246,7 +252,7 @@ fn shown(hosts: &[Config]) -> String {
     format!("postgres://{}/{database}", places.join(","))
 }
 
-/// A value with `%XX` read.
+/// Decodes `%XX` in a value.
 fn decoded(value: &str) -> Result<String, String> {
     let wrong = || "a value in the store's URL holds a `%` that is no `%XX`".to_owned();
     let mut bytes = Vec::new();
@@ -264,7 +270,7 @@ mod tests {
 
     const CANARY: &str = "s3cr3t-canary";
 
-    /// What is shown, how it is protected, and whether notifications are listened to; or a part of the error.
+    /// Expects the shown URL, the protection, and whether notifications are on; or a part of the error.
     fn check(url: &str, expected: Result<(&str, Tls, bool), &str>) {
         let url = url.replace("PW", CANARY);
         let read = Settings::parse(&url, Durability::Single);
@@ -298,14 +304,14 @@ mod tests {
 
     #[test]
     fn urls_that_are_refused() {
-        // A way that is not encrypted, or not to whom it should be.
+        // Connections that are not encrypted, or that may lead to the wrong server.
         check("postgres://u:PW@db/d", Err("not on this machine"));
         check("postgres://u:PW@10.0.0.1/d?sslmode=disable", Err("not on this machine"));
         check("postgres://u:PW@127.0.0.1,db/d", Err("not on this machine"));
         check("postgres://u:PW@db/d?sslmode=verify-full", Err("`sslrootcert=FILE` must name"));
         check("postgres://u:PW@db/d?sslmode=prefer", Err("`sslmode`"));
         check("postgres://u:PW@db/d?sslmode=allow", Err("`sslmode`"));
-        // Passwords that are not encoded: nothing of them may be shown.
+        // Passwords that are not encoded: no part of them may be shown.
         check("postgres://u:a@PW@db/d", Err("`@`"));
         check("postgres://u:1/PW@db/d", Err("`@`"));
         check("postgres://u:1?PW@127.0.0.1/d", Err("unknown"));
@@ -318,7 +324,7 @@ mod tests {
         check("postgres://u@127.0.0.1/d?port=PW", Err("`port`"));
         check("postgres://u@127.0.0.1/d?notify=PW", Err("`notify`"));
         check("postgres://u@127.0.0.1/d?notify=%zzPW", Err("`%XX`"));
-        // Not enough, or too much.
+        // Incomplete or too long.
         check("mysql://u:PW@127.0.0.1/d", Err("not a PostgreSQL URL"));
         check("postgres://127.0.0.1/d", Err("must name user"));
         check("postgres://u:PW@127.0.0.1/", Err("must name user"));

@@ -1,8 +1,7 @@
-//! What a commit brings that is long, put down before it takes the lock on the head: whoever stops in the middle of sending it holds up
-//! nobody.
+//! Stages the long parts of a commit before the commit locks the head, so that a client that stops while sending blocks nobody.
 //!
-//! The rows of `staged` belong to one transaction and never outlive it. Under the lock the server moves them to where they belong by
-//! statements of some hundred bytes. Look next at `super::write`.
+//! The rows of the table `staged` belong to one transaction and never outlive it. Under the lock, short statements move them to
+//! their tables within the server. Look next at `super::write`.
 
 use std::collections::BTreeMap;
 
@@ -16,36 +15,36 @@ use crate::model::records::{Change, Origin, PendingRow, RevocationRow, Target, W
 use crate::store::chain::changes_as_stored;
 use crate::store::{CommitRequest, Error, StoredDocument, second, signers};
 
-/// What was put down, and documents as they stood before the lock on the head was taken.
+/// The staged parts of a commit, and its documents as they were before the head was locked.
 pub(super) struct Staged {
     id: String,
-    /// Those that the request touches.
+    /// The documents that the request touches.
     pub(super) documents: Vec<StoredDocument>,
     documents_number: u64,
-    /// The targets of the revocations that a prune would take away.
+    /// The targets of the revocations that a prune would delete.
     pub(super) expiring: Vec<Target>,
-    /// The changes, where they are long: as they are at the next revision, where nothing is committed between.
+    /// The encoded changes if they are long. They are those of the next revision, provided that no other commit comes first.
     changes: Option<Vec<u8>>,
-    /// All of it worked out for the next revision, where that hangs on no clock.
+    /// The whole commit as prepared for the next revision, if no part of it depends on the clock.
     ready: Option<Ready>,
     head_hash: [u8; 32],
 }
 
-/// A commit worked out before the lock on the head was taken.
+/// A commit that was prepared before the head was locked.
 pub(super) struct Ready {
     pub(super) rows: Rows,
     pub(super) changes: Vec<Change>,
     pub(super) stored: Vec<u8>,
 }
 
-/// Changes up to this length are sent under the lock; what is written at once to a socket is there at once.
+/// Changes up to this length are sent under the lock, because one write to the socket delivers them.
 const CHANGES_SENT_MAX: usize = 16 * 1024;
-/// How long the server waits for a commit that is worked out, before it takes the lock on the head.
+/// How long the server waits for a commit that is being prepared, before the head is locked.
 const WORKED_OUT_MS: u64 = 30_000;
 /// Revocations that one statement under the lock reads or writes.
 pub(super) const ROWS_AT_ONCE: usize = 16;
 
-/// The targets that a request's prune would take away.
+/// The targets of the revocations that a prune of the request would delete.
 async fn expiring(link: &Link, request: &CommitRequest, unix_ms: i64) -> Result<Vec<Target>, Fault> {
     let mut found = Vec::new();
     for write in &request.writes {
@@ -57,8 +56,8 @@ async fn expiring(link: &Link, request: &CommitRequest, unix_ms: i64) -> Result<
     Ok(found)
 }
 
-/// The revocations that a request writes or depends on, as they stand, and what waits for a second operator of its acts; some at a time,
-/// so that no answer is long.
+/// Reads the revocations that a request writes or depends on, and the pending acts for its targets. They are read in small
+/// portions, so that no answer is long.
 pub(super) async fn revocations(
     link: &Link,
     request: &CommitRequest,
@@ -75,7 +74,7 @@ pub(super) async fn revocations(
                     acts.push(second::name(target)?);
                 }
             }
-            // An adoption takes away what waits by itself.
+            // An adoption deletes the pending acts by itself.
             Write::Adopt { .. } => targets.push(Target::All),
             Write::Merge(merge) => targets.extend(merge.rows.iter().map(|row| row.target.clone())),
             _ => {}
@@ -93,7 +92,7 @@ pub(super) async fn revocations(
 }
 
 impl Staged {
-    /// Puts down what a request brings; `None` where that is little, and no document.
+    /// Stages the long parts of a request. Returns `None` if the request is short and touches no document.
     pub(super) async fn put(
         link: &Link,
         expected: &Expected,
@@ -110,7 +109,7 @@ impl Staged {
         if keys.is_empty() && request.writes.len() <= ROWS_AT_ONCE && !request.writes.iter().any(many) {
             return Ok(None);
         }
-        // No lock is held yet: time to work it out.
+        // No lock is held yet, so there is time to prepare the commit.
         link.run(&format!("SET LOCAL idle_in_transaction_session_timeout = {WORKED_OUT_MS}")).await?;
         let head = read::head(link, expected, false).await?;
         let unix_ms = unix_ms.unwrap_or(head.unix_ms);
@@ -125,7 +124,7 @@ impl Staged {
         let (revocations, pending) = revocations(link, request, &expiring).await?;
         let found = Found { documents: documents.clone(), revocations, pending, ..Found::default() };
         let mut rows = Rows::new(&head, head.revision.number.saturating_add(1), unix_ms, found);
-        // What is wrong is said here, and again under the lock.
+        // Errors are reported here, and checked again under the lock.
         rows.check(request, &head)?;
         let mut changes = Vec::new();
         for write in &request.writes {
@@ -135,7 +134,7 @@ impl Staged {
                 }
                 Write::Merge(merge) => changes.extend(rows.merge(merge, &head.revision.history)?),
                 Write::Adopt { reason } => changes.push(rows.void_roots(reason)?),
-                // An answer is a row that is locked before the head is; it makes no change.
+                // An answer changes an approval, which is locked before the head; it makes no change in the log.
                 Write::Approve { .. } | Write::Refuse { .. } => {}
                 write => changes.extend(rows.write(write)?),
             }
@@ -146,7 +145,7 @@ impl Staged {
         let (documents_number, head_hash) = (head.documents_number, head.hash);
         let mut staged = Self { id, documents, documents_number, expiring, changes: long, ready: None, head_hash };
         staged.send(link, &rows).await?;
-        // A revocation is dated by the clock under the lock, and an adoption or a merge writes more than rows.
+        // A revocation depends on the clock under the lock, and an adoption or a merge writes more than these rows.
         link.run(&format!("SET LOCAL idle_in_transaction_session_timeout = {IDLE_IN_TRANSACTION_MS}")).await?;
         let timeless = |write: &Write| write.is_of_document() || matches!(write, Write::Prune { .. });
         staged.ready = request.writes.iter().all(timeless).then_some(Ready { rows, changes, stored });
@@ -192,27 +191,27 @@ impl Staged {
         Ok(())
     }
 
-    /// What was worked out, if nothing was committed since.
+    /// Takes the prepared commit, if no other commit came first.
     pub(super) fn take_ready(&mut self, head: &Head) -> Option<Ready> {
         self.ready.take().filter(|_| self.head_hash == head.hash)
     }
 
-    /// Whether documents are under the lock what they were before it.
+    /// Whether the documents are the same under the lock as before it.
     pub(super) fn still_holds(&self, head: &Head) -> bool {
         head.documents_number == self.documents_number
     }
 
-    /// Whether the changes that were put down are those of the commit, or are sent with it.
+    /// Whether the staged changes are those of the commit. True if no changes are staged.
     pub(super) fn agrees(&self, stored: &[u8]) -> bool {
         self.changes.as_deref().is_none_or(|changes| changes == stored)
     }
 
-    /// Whether the changes were put down.
+    /// Whether the changes are staged.
     pub(super) fn has_changes(&self) -> bool {
         self.changes.is_some()
     }
 
-    /// Moves the documents to where they belong.
+    /// Moves the documents to their table.
     pub(super) async fn store(&self, link: &Link, number: u64) -> Result<(), Fault> {
         let (id, number) = (&self.id, signed(number)?);
         link.execute(
@@ -232,12 +231,12 @@ impl Staged {
         Ok(())
     }
 
-    /// The id under which the changes stand, where they were put down.
+    /// The id of the staged rows.
     pub(super) fn id(&self) -> &str {
         &self.id
     }
 
-    /// Takes everything away again, before the commit.
+    /// Deletes the staged rows before the commit.
     pub(super) async fn clear(&self, link: &Link) -> Result<(), Fault> {
         link.execute("DELETE FROM portcullis.staged WHERE stage = $1", &[(&self.id, Type::TEXT)]).await?;
         Ok(())

@@ -1,6 +1,6 @@
-//! TLS to the server: rustls with the program's only provider of cryptography, and only towards a server that proves who it is.
+//! TLS to the server: rustls with the program's only crypto provider. The server must always prove its identity.
 //!
-//! There is no mode that encrypts without knowing to whom. Look next at `super::link`.
+//! There is no mode that encrypts without authenticating the server. Look next at `super::link`.
 
 use std::future::Future;
 use std::io;
@@ -21,12 +21,12 @@ use tokio_rustls::TlsConnector;
 use super::settings::Tls;
 use crate::store::Error;
 
-/// Makes connectors for one store.
+/// Makes the TLS handshakes of one store.
 #[derive(Clone)]
 pub(super) struct Connector(Option<TlsConnector>);
 
 impl Connector {
-    /// Reads the authorities, where there are to be any.
+    /// Reads the certificates of the authorities, if TLS is on.
     pub(super) fn new(tls: &Tls) -> Result<Self, Error> {
         let (path, any_name) = match tls {
             Tls::Disabled => return Ok(Self(None)),
@@ -54,7 +54,7 @@ impl Connector {
     }
 }
 
-/// `sslmode=require`: a certificate of the authority, whatever name is in it.
+/// `sslmode=require`: accepts a certificate of the authority, whatever name it holds.
 #[derive(Debug)]
 struct AnyName(Arc<WebPkiServerVerifier>);
 
@@ -67,7 +67,7 @@ impl ServerCertVerifier for AnyName {
         ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        // The name is compared last, after the chain was found good.
+        // The name is compared last, so a name error means that the chain is valid.
         match self.0.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now) {
             Err(rustls::Error::InvalidCertificate(
                 CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. },
@@ -109,7 +109,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> MakeTlsConnect<S> for C
     }
 }
 
-/// One handshake to come.
+/// A handshake that has not started.
 pub(super) struct Handshake {
     connector: Option<TlsConnector>,
     domain: String,
@@ -129,7 +129,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> TlsConnect<S> for Hands
     }
 }
 
-/// An encrypted connection. It has no channel binding: the certificate was verified, which is what that would make up for.
+/// An encrypted connection. It offers no channel binding, because the verified certificate already authenticates the server.
 pub(super) struct Stream<S>(Box<tokio_rustls::client::TlsStream<S>>);
 
 impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream for Stream<S> {

@@ -1,11 +1,12 @@
-//! Uses of proofs and approvals, and requests for them: those that wait together share a transaction, and each has its own answer.
+//! The ledger of proofs and approvals: requests to use them, and to ask for approvals. Requests that wait together share a
+//! transaction, and each gets its own answer.
 //!
-//! They have a connection of their own, so that no kill waits behind them. A queue takes a bounded number, and each only for so long:
-//! what it does not take, or not in time, is refused and was not done. Uses and requests are two transactions, because requests take
-//! turns in the fleet and uses do not. Look next at `super::approvals` and at [`crate::store::approvals`].
+//! The ledger has a connection of its own, so that no revocation waits behind it. Its queue holds a bounded number of requests,
+//! each for a bounded time. A request that finds no room, or waits too long, is refused and was not executed. Uses and requests
+//! for approvals are separate transactions, because requests for approvals take turns across the fleet and uses do not.
 //!
-//! Locks are taken in one order everywhere: the turn of requests, approvals by digest, keys by their bytes. So nobody waits for who
-//! waits for them.
+//! All code takes locks in the same order, which excludes deadlocks: the lock of approval requests, approvals by digest, proof
+//! keys by their bytes. Look next at `super::approvals` and at [`crate::store::approvals`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -28,7 +29,7 @@ use crate::store::approvals::{self as steps, Moment};
 /// Requests that share a transaction.
 const GROUP_MAX: usize = 128;
 
-/// What is asked of the ledger.
+/// A request to the ledger.
 #[derive(Clone, Debug)]
 pub(super) enum Request {
     Spend(ProofUse),
@@ -37,7 +38,7 @@ pub(super) enum Request {
     Ask(AskApproval),
 }
 
-/// The answer to a [`Request`] of the same name.
+/// The answer to the [`Request`] of the same name.
 #[derive(Debug)]
 pub(super) enum Answer {
     Spend(bool),
@@ -50,7 +51,7 @@ struct Waiting {
     request: Request,
     until: Instant,
     reply: oneshot::Sender<Result<Answer, Error>>,
-    /// Dropping the store waits for what was taken.
+    /// Makes the store finish this request before it is dropped.
     _alive: Option<mpsc::Sender<()>>,
 }
 
@@ -60,27 +61,27 @@ pub(super) struct Queue {
     shown: String,
 }
 
-/// What runs a group.
+/// Executes groups of requests.
 pub(super) struct Worker {
     pub(super) lane: Arc<Lane>,
     pub(super) limits: Limits,
-    /// What answers are held against now.
+    /// The values against which answers are checked at present.
     pub(super) expected: Arc<dyn Fn() -> Arc<Expected> + Send + Sync>,
-    /// What a test says the time is.
+    /// The time that a test sets.
     pub(super) unix_ms: Arc<dyn Fn() -> Option<i64> + Send + Sync>,
 }
 
 impl Queue {
-    /// A queue, and what empties it until the queue is dropped.
+    /// Creates a queue, and the future that serves it until the queue is dropped.
     pub(super) fn new(worker: Worker, shown: &str) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (sender, waiting) = mpsc::channel(LEDGER_QUEUE_MAX);
         (Self { sender, shown: shown.to_owned() }, serve(worker, waiting))
     }
 
-    /// Has something done; `alive` keeps the store from ending before it is.
+    /// Submits a request and waits for its answer. `alive` keeps the store from ending before that.
     ///
     /// # Errors
-    /// [`Error::Unknown`] where it cannot be said whether it was done, any other where it was not.
+    /// [`Error::Unknown`] if it is unknown whether the request was executed; any other error if it was not.
     pub(super) async fn ask(&self, request: Request, alive: Option<mpsc::Sender<()>>) -> Result<Answer, Error> {
         let (reply, answer) = oneshot::channel();
         let until = Instant::now() + Duration::from_millis(LEDGER_WAIT_MS);
@@ -111,7 +112,7 @@ async fn serve(worker: Worker, mut queue: mpsc::Receiver<Waiting>) {
 }
 
 impl Waiting {
-    /// Itself, unless it has waited too long: then it is refused.
+    /// Returns the request, or refuses it if it has waited too long.
     fn in_time(self, now: Instant) -> Option<Self> {
         if now < self.until {
             return Some(self);
@@ -121,14 +122,14 @@ impl Waiting {
     }
 
     fn answer(self, answer: Result<Answer, Error>) {
-        // Whoever asked may have stopped waiting.
+        // The receiver may have stopped waiting.
         let _ = self.reply.send(answer);
     }
 }
 
 impl Worker {
-    /// Runs a group in one transaction. Where that is refused each is run by itself, so that one that cannot be done takes no other
-    /// with it.
+    /// Executes a group in one transaction. If that fails, each request is executed by itself, so that one request does not fail
+    /// the others.
     async fn run(&self, group: Vec<Waiting>) {
         let requests: Vec<Request> = group.iter().map(|waiting| waiting.request.clone()).collect();
         let outcome = match requests.len() {
@@ -157,7 +158,7 @@ impl Worker {
     }
 }
 
-/// The answers to a group, in its order: all of it requests for approvals, or none.
+/// Executes a group and returns the answers in its order. Either all of its requests ask for approvals, or none does.
 async fn done(link: &Link, expected: &Expected, requests: &[Request], unix_ms: Option<i64>) -> Result<Vec<Answer>, Fault> {
     let head = read::head(link, expected, false).await?;
     let unix_ms = unix_ms.unwrap_or(head.unix_ms);
@@ -217,7 +218,7 @@ impl Request {
         }
     }
 
-    /// The proof that it may spend.
+    /// The proof that the request may spend.
     fn proof(&self) -> Option<&ProofUse> {
         match self {
             Request::Spend(proof) => Some(proof),
@@ -228,11 +229,12 @@ impl Request {
     }
 }
 
-/// The keys that a group may spend: added first, for that is what shows which are new, and taken out again where nobody spent them.
+/// The proof keys that a group may spend. All of them are inserted first, because the insertion shows which are new; those that
+/// nobody spends are deleted again.
 struct Keys {
-    /// Those that are new, and whether somebody of the group spent them.
+    /// The new keys, and whether a request of the group has spent them.
     added: HashMap<[u8; 32], bool>,
-    /// Keys that expire by then may be among those that were forgotten.
+    /// Keys that expire no later than this may be among those that were forgotten.
     forgotten_unix_s: Option<i64>,
 }
 
@@ -250,8 +252,8 @@ impl Keys {
                 &[(&keys, Type::BYTEA_ARRAY), (&expiries, Type::INT8_ARRAY)],
             )
             .await?;
-        // INVARIANT: asked after the keys were added. Whoever forgot the same key meanwhile had committed before it could be added, so
-        // that shows here.
+        // INVARIANT: read after the keys were inserted. A transaction that forgot one of these keys has committed before the key
+        // could be inserted, so its cutoff is visible here.
         let row = link.row("SELECT unix_s FROM portcullis.spent_forgotten", &[]).await?;
         let row = row.ok_or_else(|| read::corrupt("the row of forgotten keys is missing".to_owned()))?;
         let added = added.iter().map(|row| Ok((read::hash(row, 0)?, false))).collect::<Result<_, Fault>>()?;
@@ -263,7 +265,7 @@ impl Keys {
         !forgotten && self.added.get(&proof.key) == Some(&false)
     }
 
-    /// Spends a key; `true` for the first who does.
+    /// Spends a key. Returns `true` for the first request that does.
     fn spend(&mut self, proof: &ProofUse) -> bool {
         let is_new = self.is_new(proof);
         if is_new {
@@ -278,7 +280,7 @@ impl Keys {
         }
     }
 
-    /// Takes out what nobody spent, and forgets a bounded number of expired keys; see `super::write` for how they are forgotten.
+    /// Deletes the keys that nobody spent, and a bounded number of expired keys; see `super::write` for the cutoff.
     async fn settle(self, link: &Link, unix_s: i64) -> Result<(), Fault> {
         let unspent: Vec<&[u8]> = self.added.iter().filter(|(_, spent)| !**spent).map(|(key, _)| key.as_slice()).collect();
         if !unspent.is_empty() {
@@ -288,7 +290,7 @@ impl Keys {
             return Ok(());
         }
         let Some(newest) = oldest_expired(link, "spent", unix_s, self.added.len()).await? else { return Ok(()) };
-        // One forgets at a time; the others go on, for the next will.
+        // One transaction forgets keys at a time. The others go on, because a later one will forget them.
         if link.row("SELECT 1 FROM portcullis.spent_forgotten FOR UPDATE SKIP LOCKED", &[]).await?.is_some() {
             link.execute("DELETE FROM portcullis.spent WHERE expires_at_unix_s <= $1", &[(&newest, Type::INT8)]).await?;
             link.execute("UPDATE portcullis.spent_forgotten SET unix_s = greatest(unix_s, $1)", &[(&newest, Type::INT8)]).await?;
@@ -297,7 +299,7 @@ impl Keys {
     }
 }
 
-/// An answer of another kind than what was asked, which cannot be.
+/// The error for an answer of another kind than the request, which cannot happen.
 pub(super) fn unanswered() -> Error {
     Error::Corrupt("a use has no answer".to_owned())
 }

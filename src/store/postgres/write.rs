@@ -1,6 +1,7 @@
-//! What is committed to a PostgreSQL store, one revision after the other by the lock on the head.
+//! Commits to a PostgreSQL store, one revision after the other through a lock on the row of the head.
 //!
-//! Look next at `super::apply`, which says what becomes of the rows, and at `super::uses` for what makes no revision.
+//! Look next at `super::apply`, which computes how a request changes its rows, and at `super::uses` for requests that make no
+//! revision.
 
 use std::collections::BTreeMap;
 
@@ -19,13 +20,14 @@ use crate::model::revision::Revision;
 use crate::store::chain::{changes_as_stored, commit_hash};
 use crate::store::{CommitRequest, Committed, Error};
 
-/// Expired keys that one request forgets; more than it adds, so that they cannot pile up.
+/// Expired keys that one request removes. It is more than a request adds, so that expired keys do not accumulate.
 const FORGOTTEN_MAX: i64 = 64;
 
-/// Commits a request; [`Fault::Moved`] where it must be tried again, because what was put down for it holds no longer.
+/// Commits a request. Returns [`Fault::Moved`] if the request must be tried again because its staged commit no longer fits.
 ///
-/// INVARIANT: from the lock on the head on nothing long is sent or received, so that a client that stops is one that says nothing, whose
-/// transaction the server ends. Approvals are locked before the head, so that nobody waits for one while he holds the head.
+/// INVARIANT: while the head is locked, nothing long is sent or received. Therefore a client that stops is silent, and the server
+/// ends the transaction of a silent client. Approvals are locked before the head, so that nobody waits for an approval while
+/// holding the head.
 pub(super) async fn commit(
     link: &Link,
     expected: &Expected,
@@ -92,7 +94,7 @@ pub(super) async fn commit(
     Ok(Committed { revision, unix_ms, changes, freshness_bound_ms: head.settings.freshness_bound_ms })
 }
 
-/// A revision that was made and is not in the log yet.
+/// A revision that is computed but not in the log yet.
 struct Made<'a> {
     head: &'a Head,
     revision: &'a Revision,
@@ -104,7 +106,7 @@ struct Made<'a> {
     unix_ms: i64,
 }
 
-/// Puts a revision into the log and moves the head to it.
+/// Appends a revision to the log and moves the head to it.
 async fn move_head(link: &Link, made: &Made<'_>, staged: Option<&Staged>) -> Result<(), Fault> {
     let Made { head, revision, of_documents, stored, digest, revocations_total, jtis_forgotten_unix_s, unix_ms } = made;
     let hash = commit_hash(&head.hash, revision.number, stored);
@@ -148,14 +150,14 @@ async fn move_head(link: &Link, made: &Made<'_>, staged: Option<&Staged>) -> Res
             ],
         )
         .await?;
-    // Who waited for the lock on the head has read the history from before it was adopted.
+    // A commit that waited for the lock on the head may have read the history from before an adoption.
     match moved {
         1 => Ok(()),
         _ => Err(Error::Unavailable("the store was adopted meanwhile, nothing was written: ask again".to_owned()).into()),
     }
 }
 
-/// Makes the writes in order; what they changed, and the revision that they make.
+/// Applies the writes in order. Returns the changes and the new revision.
 async fn make(
     link: &Link,
     request: &CommitRequest,
@@ -193,7 +195,7 @@ fn approved(request: &CommitRequest) -> Vec<&str> {
     digests
 }
 
-/// Every row that the request writes or expects something of, as it stands. Documents were read before, and hold.
+/// Reads every row that the request writes, or has an expectation of. The documents were read before the lock, and are unchanged.
 async fn touched(
     link: &Link,
     request: &CommitRequest,
@@ -249,10 +251,10 @@ async fn put_revocations(link: &Link, put: &[&RevocationRow]) -> Result<(), Faul
     Ok(())
 }
 
-/// Stores who did it, once per signature; answers by when everything forgotten had expired.
+/// Stores an act, and each of its signatures once. Returns the cutoff: every forgotten signature expired by then.
 ///
-/// What is forgotten is dated by what was stored, not by the clock: everything up to that date counts as used, so a clock that
-/// jumps ahead and back lets no signature in twice. The lock on the head keeps all others out.
+/// The cutoff is an expiry that was stored, not the clock. Every signature that expires up to the cutoff counts as used.
+/// Therefore a clock that jumps ahead and back admits no signature twice. The lock on the head excludes all other commits.
 async fn record_act(link: &Link, act: &ActRow, number: u64, head: &Head, unix_ms: i64) -> Result<Option<i64>, Fault> {
     let jtis: Vec<&str> = act.jtis.iter().map(|(jti, _)| jti.as_str()).collect();
     let expiries: Vec<i64> = act.jtis.iter().map(|(_, expires_at_unix_s)| *expires_at_unix_s).collect();
@@ -283,8 +285,8 @@ async fn record_act(link: &Link, act: &ActRow, number: u64, head: &Head, unix_ms
     Ok(newest.max(head.jtis_forgotten_unix_s))
 }
 
-/// By when the oldest of the expired keys in a table had expired, if there are any; of so many that a table to which `added` keys come
-/// does not grow.
+/// Returns an expiry up to which keys of a table may be removed; `None` if no key has expired. The number of these keys is
+/// bounded, but large enough that the table does not grow by the `added` keys.
 pub(super) async fn oldest_expired(link: &Link, table: &str, unix_s: i64, added: usize) -> Result<Option<i64>, Fault> {
     let sql = format!(
         "SELECT max(expires_at_unix_s) FROM (SELECT expires_at_unix_s FROM portcullis.{table} WHERE expires_at_unix_s < $1
