@@ -1,16 +1,18 @@
-//! The audit log: who asked for what, what was answered and why, one JSON line a decision and one an administrative act.
+//! The audit log: one JSON line per decision and per administrative act, which says who asked, what was answered and why.
 //!
-//! A record is put into its [`Recorder`]'s buffer before the answer is made; the buffer reaches the kernel before any byte
-//! leaves on a socket, because a recorder is the [`WriteBarrier`](crate::model::barrier::WriteBarrier) of its runtime's
-//! connections. So no permit is seen outside without its record, and no request waits for a disk. What cannot be recorded
-//! is refused with [`Unavailable`], and whoever asked to record it denies.
+//! A record enters the buffer of its [`Recorder`] before the answer is made. The buffer reaches the kernel before any byte leaves
+//! on a socket, because a recorder is the [`WriteBarrier`](crate::model::barrier::WriteBarrier) of its runtime's connections.
+//! Therefore no permit is visible outside without its record, and no request waits for a disk. A record that cannot be taken
+//! fails with [`Unavailable`], and its caller denies.
 //!
-//! Denials of callers of whom nothing was verified are recorded one by one up to a rate and counted beyond it, so that whoever can
-//! connect cannot fill the disk; and they are the first that a disk without room takes no more.
+//! An unverified caller is one of whom no identity was verified. Its denials are recorded one by one up to a rate and counted
+//! beyond it, so that a client that can merely connect cannot fill the disk. When the disk runs full, these denials are the first
+//! that are no longer recorded one by one.
 //!
-//! This module decides nothing, knows no socket, and never sees arguments, tokens or keys, only their digests. Look next at
-//! `sink.rs` for what others know of it, at `record.rs` for what a line says, at `merge.rs` for what is counted instead, at
-//! `recorder.rs` for the barrier, at `log.rs` for the files, at `query.rs` to read back, at `search.rs` to look for a name.
+//! This module decides nothing and knows no socket. It never receives arguments, tokens or keys, only their digests.
+//!
+//! Look next at `sink.rs` (the interface), `record.rs` (the content of a line), `merge.rs` (counted denials), `recorder.rs` (the
+//! barrier), `log.rs` (the files), `query.rs` (reading back) and `search.rs` (looking for a name).
 
 use std::path::PathBuf;
 
@@ -32,49 +34,49 @@ pub use recorder::Recorder;
 pub use room::RoomWatch;
 pub use sink::Sink;
 
-/// Why the log could not be opened or read.
+/// Why the log cannot be opened or read.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The folder or a file in it cannot be used.
     #[error("cannot {action} `{path}`: {source}: check that the data folder exists, is writable and has room")]
     Io {
-        /// What was tried.
+        /// The failed operation.
         action: &'static str,
-        /// On what.
+        /// The path on which it failed.
         path: PathBuf,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The background thread could not be started.
     #[error("cannot start the audit thread: {0}: check the limit on threads")]
     Thread(std::io::Error),
-    /// A line is not one JSON object.
+    /// A line is not a JSON object.
     #[error("line {line} of `{path}` is not an audit record: {problem}")]
     Line {
         /// The file.
         path: PathBuf,
-        /// Which line, from 1.
+        /// Number of the line, from 1.
         line: u64,
-        /// What is wrong with it.
+        /// The problem with the line.
         problem: String,
     },
-    /// The last line of a file has no end: the process died while writing it, or is writing it now.
+    /// The last line of a file has no end: the process died while writing it, or is still writing it.
     #[error("line {line} of `{path}` is not finished: it is being written, or its process was stopped in the middle")]
     Unfinished {
         /// The file.
         path: PathBuf,
-        /// Which line, from 1.
+        /// Number of the line, from 1.
         line: u64,
     },
 }
 
-/// The record was not taken: deny, for nothing may happen that is not recorded.
+/// Why a record was not taken. The caller must deny, because nothing may happen without a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Unavailable {
-    /// The last attempt to write or sync failed; lifts by itself when one succeeds.
+    /// The last attempt to write or sync failed. Ends as soon as an attempt succeeds.
     #[error("the audit log cannot be written")]
     Unwritable,
-    /// What is left of the disk is kept for acts and for the store.
+    /// The remaining disk space is reserved for acts and for the store.
     #[error("the disk of the audit log is full but for what is kept for acts")]
     NoRoom,
     /// The buffer has no room for the record.

@@ -1,7 +1,7 @@
-//! Writes JSON straight into bytes, because a record is made for every decision.
+//! Writes JSON directly into a byte buffer, because a record is made for every decision.
 //!
-//! Nothing here allocates beyond the buffer it is given. A string from outside cannot break out of its line: quotes,
-//! backslashes and every control character are escaped. Look next at `record.rs`, which says what is written.
+//! Nothing here allocates beyond the given buffer. Text from outside cannot break out of its line: quotes, backslashes and all
+//! control characters are escaped. Look next at `record.rs`, which defines the content.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -9,7 +9,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 /// Appends a string in quotes.
 pub(super) fn string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
-    // No early exit, so that the compiler looks at many bytes at once; nearly every string is clean.
+    // Without an early exit the compiler checks many bytes at once; nearly every string needs no escape.
     let special = text.bytes().fold(false, |found, byte| found | must_escape(byte));
     if special {
         escaped(out, text);
@@ -19,7 +19,7 @@ pub(super) fn string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
 }
 
-/// Appends `"name":`; names are the program's own and need no escaping. A comma goes before all but an object's first.
+/// Appends `"name":`, after a comma unless it is the first member of its object. Names are the program's own and need no escape.
 pub(super) fn name(out: &mut Vec<u8>, name: &str) {
     if !matches!(out.last(), Some(b'{' | b'[')) {
         out.push(b',');
@@ -29,25 +29,25 @@ pub(super) fn name(out: &mut Vec<u8>, name: &str) {
     out.extend_from_slice(b"\":");
 }
 
-/// Appends a member with a string.
+/// Appends a member whose value is a string.
 pub(super) fn text_member(out: &mut Vec<u8>, member: &str, text: &str) {
     name(out, member);
     string(out, text);
 }
 
-/// Appends a member with a string, unless there is none.
+/// Appends a member whose value is a string, if there is one.
 pub(super) fn optional_member(out: &mut Vec<u8>, member: &str, text: Option<&str>) {
     if let Some(text) = text {
         text_member(out, member, text);
     }
 }
 
-/// The beginning of a text, at most so many bytes.
+/// The beginning of a text, at most `bytes_max` bytes.
 pub(super) fn capped(text: &str, bytes_max: usize) -> &str {
     text.get(..text.floor_char_boundary(bytes_max)).unwrap_or_default()
 }
 
-/// Appends a member with a string, of which at most so many bytes are written, and then `…`.
+/// Appends a member whose value is a string, cut to at most `bytes_max` bytes. A cut string ends with `…`.
 pub(super) fn capped_member(out: &mut Vec<u8>, member: &str, text: &str, bytes_max: usize) {
     let kept = capped(text, bytes_max);
     text_member(out, member, kept);
@@ -58,13 +58,13 @@ pub(super) fn capped_member(out: &mut Vec<u8>, member: &str, text: &str, bytes_m
     }
 }
 
-/// Appends a member with a whole number.
+/// Appends a member whose value is a whole number.
 pub(super) fn number_member(out: &mut Vec<u8>, member: &str, value: impl Into<i128>) {
     name(out, member);
     number(out, value.into());
 }
 
-/// Appends a member with a list of strings.
+/// Appends a member whose value is a list of strings.
 pub(super) fn list_member(out: &mut Vec<u8>, member: &str, items: &[String]) {
     name(out, member);
     out.push(b'[');
@@ -82,7 +82,7 @@ pub(super) fn number(out: &mut Vec<u8>, value: i128) {
     if value < 0 {
         out.push(b'-');
     }
-    // Values come from 64-bit fields, so the cheaper division is enough; the rest is cut to what can be said.
+    // Values come from 64-bit fields, so the cheaper 64-bit division suffices; a larger value would be capped.
     let mut rest = u64::try_from(value.unsigned_abs()).unwrap_or(u64::MAX);
     let mut digits = [b'0'; 20];
     let mut used = 0;

@@ -1,9 +1,10 @@
-//! The audit folder: one append-only file for each recorder of each process start, and the thread that syncs them.
+//! The audit folder: one append-only file per recorder and process start, and the thread that syncs these files.
 //!
-//! A file has one writer, so lines of two runtimes, or of two processes, never interleave; names begin with the time of the
-//! start, so that sorted by name they are in order. The thread does what no request may wait for: it syncs, writes what no
-//! socket write followed and what was counted, tries again what failed, and looks how much room the disk has. Look next at
-//! `recorder.rs`.
+//! A file has one writer, so lines of two runtimes or two processes never interleave. A file's name begins with the time of the
+//! start, so files sorted by name are in order of time.
+//!
+//! The thread does everything for which no request may wait. It syncs, writes counted denials and bytes that no socket write
+//! flushed, repeats failed writes, and measures the free disk space. Look next at `recorder.rs`.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -21,12 +22,12 @@ use super::Error;
 use super::recorder::{Output, Recorder};
 use super::room::RoomWatch;
 
-/// How much may wait and for how long.
+/// The limits of buffering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Records that a recorder holds before it refuses; about 5,000 of them by default.
+    /// Bytes of records that a recorder buffers before it refuses; the default holds about 5,000 records.
     pub buffer_bytes_max: usize,
-    /// How often files are synced: what a loss of power may cost.
+    /// Interval of syncs. A power failure loses at most the records of one interval.
     pub sync_interval_ms: u64,
 }
 
@@ -36,7 +37,7 @@ impl Default for Settings {
     }
 }
 
-/// What `app` shows of the log as metrics and readiness.
+/// The state of the log, from which `app` derives metrics and readiness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Status {
     /// Whether every recorder takes records.
@@ -45,19 +46,19 @@ pub struct Status {
     pub pending_bytes: usize,
     /// Lines taken since the start.
     pub records: u64,
-    /// Denials of callers of whom nothing was verified that were counted instead of recorded one by one, since the start.
+    /// Number of denials of unverified callers since the start that were counted instead of recorded one by one.
     pub merged: u64,
-    /// Those of them that are not written yet.
+    /// Number of those denials that are not written yet.
     pub merged_waiting: u64,
-    /// How often writing failed.
+    /// Number of failed writes.
     pub failures: u64,
-    /// What the disk of the folder has room for.
+    /// How much room the disk of the folder has.
     pub room: Room,
-    /// How many bytes are free there.
+    /// Free bytes on that disk.
     pub free_bytes: u64,
 }
 
-/// An open audit folder. Dropping it writes and syncs what is left.
+/// An open audit folder. Dropping it writes and syncs the rest.
 pub struct Log {
     directory: PathBuf,
     node: Box<str>,
@@ -66,12 +67,12 @@ pub struct Log {
     started_unix_ms: i64,
     room: Arc<RoomWatch>,
     tended: Arc<Tended>,
-    /// Dropped to end the thread.
+    /// Dropped to stop the thread.
     stop: Mutex<Option<SyncSender<()>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
-/// What the thread sees to.
+/// The recorders and disks that the thread serves.
 #[derive(Default)]
 struct Tended {
     recorders: Mutex<Vec<Entry>>,
@@ -83,19 +84,20 @@ struct Entry {
     path: PathBuf,
 }
 
-/// How often the room of disks is looked at. Between two looks the largest rate of permits takes some MiB.
+/// Interval at which the free disk space is measured. In one interval, the highest rate of permits writes some MiB.
 const LOOK_INTERVAL_MS: u64 = 200;
 
 impl Log {
-    /// Opens `directory`, made with mode 0700 if it is not there, for the node's records.
+    /// Opens `directory` for the records of `node`. Creates it with mode 0700 if it does not exist.
     ///
     /// # Errors
-    /// [`Error::Io`] where the folder cannot be made or its mode not set, [`Error::Thread`].
+    /// [`Error::Io`] if the folder cannot be created or its mode cannot be set, [`Error::Thread`] if the thread cannot be
+    /// started.
     pub fn open(directory: &Path, node: &str, clock: Arc<dyn Clock>) -> Result<Arc<Self>, Error> {
         Self::open_with(directory, node, clock, Settings::default(), Box::new(DiskOf(directory.to_owned())))
     }
 
-    /// As [`Log::open`], with other limits, and another word for how much room the disk has.
+    /// Opens as [`Log::open`], with other limits and another source for the free disk space.
     ///
     /// # Errors
     /// As [`Log::open`].
@@ -145,17 +147,17 @@ impl Log {
         }))
     }
 
-    /// Has another disk watched beside its own, by the same thread.
+    /// Makes the thread watch another disk too.
     pub fn watch(&self, room: Arc<RoomWatch>) {
         lock(&self.tended.rooms).push(room);
     }
 
-    /// Makes a recorder with a file of its own, mode 0600: one for each serving runtime and one for administration.
+    /// Creates a recorder with a file of its own, mode 0600: one for each serving runtime and one for administration.
     ///
-    /// `name` becomes a part of the file's name; what is not a letter, digit or hyphen becomes a hyphen.
+    /// `name` becomes a part of the file's name. Each character that is not a letter, digit or hyphen is replaced by a hyphen.
     ///
     /// # Errors
-    /// [`Error::Io`] where the file cannot be made.
+    /// [`Error::Io`] if the file cannot be created.
     pub fn recorder(&self, name: &str) -> Result<Arc<Recorder>, Error> {
         let (file, path) = self.create_file(name)?;
         let (clock, room, output) = (Arc::clone(&self.clock), Arc::clone(&self.room), Box::new(FileOutput(file)));
@@ -164,7 +166,7 @@ impl Log {
         Ok(recorder)
     }
 
-    /// How the log is doing.
+    /// The present state of the log.
     pub fn status(&self) -> Status {
         use crate::model::barrier::WriteBarrier as _;
         let (room, free_bytes) = (self.room.room(), self.room.free_bytes());
@@ -181,15 +183,15 @@ impl Log {
         status
     }
 
-    /// Writes and syncs everything and ends the thread; files that stayed empty are removed. Later records are still
-    /// written by the barrier, but no longer synced.
+    /// Writes and syncs everything and stops the thread. Removes files that stayed empty. The barrier still writes later records,
+    /// but nothing syncs them.
     ///
     /// # Errors
     /// [`Error::Io`] for the first file that could not be finished.
     pub fn shutdown(&self) -> Result<(), Error> {
         drop(lock(&self.stop).take());
         if let Some(thread) = lock(&self.thread).take() {
-            // It ends only by returning; there is nothing to learn from it.
+            // The thread ends only by returning, so its result says nothing.
             let _ = thread.join();
         }
         let mut outcome = Ok(());
@@ -198,7 +200,7 @@ impl Log {
                 outcome = outcome.and(Err(Error::Io { action: "finish", path: path.clone(), source }));
             }
             if recorder.records() == 0 {
-                // An empty file that stays does no harm.
+                // An empty file that remains does no harm.
                 let _ = std::fs::remove_file(path);
             }
         }
@@ -217,7 +219,7 @@ impl Log {
             let path = self.directory.join(format!("{stem}{suffix}.jsonl"));
             match OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path) {
                 Ok(file) => {
-                    // The name of the file must outlast a loss of power as its content does.
+                    // The file's name must survive a power failure as its content does.
                     let synced = File::open(&self.directory).and_then(|directory| directory.sync_all());
                     synced.map_err(|source| Error::Io { action: "sync", path: self.directory.clone(), source })?;
                     return Ok((file, path));
@@ -243,7 +245,7 @@ impl std::fmt::Debug for Log {
     }
 }
 
-/// A file opened to append.
+/// A file opened for appending.
 pub(super) struct FileOutput(pub(super) File);
 
 impl Output for FileOutput {
@@ -253,7 +255,7 @@ impl Output for FileOutput {
 
     fn sync(&self) -> io::Result<()> {
         match self.0.sync_data() {
-            // A pipe or a device keeps nothing that could be synced.
+            // A pipe or a device has nothing to sync.
             Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
             outcome => outcome,
         }

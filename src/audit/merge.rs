@@ -1,9 +1,12 @@
-//! Denials of callers of whom nothing was verified: some are recorded one by one, the others are counted into a line a second.
+//! Merges denials of unverified callers: some are recorded one by one, the others are counted, one line per second and kind.
 //!
-//! Whoever can connect can make such denials by the million, and a record each would fill the disk. So each caller and address
-//! prefix has a rate, and all of them together have a budget of bytes. What is over the rate is counted by caller, prefix, method and
-//! reason; what is over the budget, or beyond the table, is counted by method and reason alone. INVARIANT: a denial is either recorded
-//! by itself or counted in exactly one line. Nothing else is ever merged. Look next at `recorder.rs`, which decides when to write.
+//! A client that can merely connect can cause millions of such denials, and one record each would fill the disk. Therefore each
+//! caller and address prefix has a rate, and all of them share a budget of bytes. Denials beyond the rate are counted by caller,
+//! prefix, method and reason. Denials beyond the budget, or beyond the size of the table, are counted by method and reason alone.
+//!
+//! INVARIANT: a denial is either recorded by itself or counted in exactly one line. Nothing else is ever merged.
+//!
+//! Look next at `recorder.rs`, which decides when to write.
 
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -17,21 +20,22 @@ use crate::model::time::Now;
 
 use super::line;
 
-/// Where a call came from, as far as it is told apart: who connects from one network can take any address in it.
+/// The origin of a call, as far as origins are distinguished. A client can take any address in its own network, so addresses are
+/// grouped by network.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Origin {
     /// An IPv4 network of 24 bits.
     V4([u8; 3]),
     /// An IPv6 network of 64 bits.
     V6([u8; 8]),
-    /// A caller by name.
+    /// A caller identified by name.
     Named(Box<str>),
     /// All callers together.
     Any,
 }
 
 impl Origin {
-    /// The origin of a caller: its address, with or without a port, or a name.
+    /// The origin of a caller, which is given by its address, with or without a port, or by its name.
     pub(super) fn of(caller: &str) -> Self {
         let address = caller.parse::<SocketAddr>().map(|address| address.ip()).or_else(|_| caller.parse::<IpAddr>());
         match address.map(|address| address.to_canonical()) {
@@ -47,7 +51,7 @@ impl Origin {
         }
     }
 
-    /// The prefix, or `*` for all; a name has none.
+    /// The address prefix, or `*` for all callers; a named caller has none.
     fn prefix(&self) -> Option<String> {
         match self {
             Origin::V4([a, b, c]) => Some(format!("{a}.{b}.{c}.0/24")),
@@ -62,7 +66,7 @@ impl Origin {
     }
 }
 
-/// What is counted.
+/// The kind of record that is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Of {
     /// Denials.
@@ -71,13 +75,13 @@ pub(super) enum Of {
     Acts,
 }
 
-/// One denial that is counted.
+/// One denial to be counted.
 pub(super) struct Denial<'a> {
     pub(super) of: Of,
     pub(super) origin: Origin,
     pub(super) method: Cow<'static, str>,
     pub(super) reason: &'static str,
-    /// A refused act has none.
+    /// Empty for a refused act.
     pub(super) decision_id: &'a str,
     pub(super) time_unix_ns: i64,
 }
@@ -100,7 +104,7 @@ struct Count {
     last_decision_id: String,
 }
 
-/// An allowance that fills up by itself.
+/// A token bucket: an allowance that refills over time.
 struct Allowance {
     left: i64,
     at: Now,
@@ -108,20 +112,21 @@ struct Allowance {
     burst: i64,
 }
 
-/// The rates, the budget, and what is counted and not written yet.
+/// The rates, the budget, and the counts that are not written yet.
 #[derive(Default)]
 pub(super) struct Merger {
     counts: HashMap<Key, Count>,
     rates: HashMap<Origin, Allowance>,
-    /// When rates were last forgotten.
+    /// When idle rates were last removed.
     forgot: Option<Now>,
     bytes: Option<Allowance>,
-    /// When the first of what is counted was.
+    /// When the first of the pending counts was made.
     since: Option<Now>,
 }
 
 impl Merger {
-    /// Whether a denial from there may have a line of its own. It counts against the rate; its bytes are to be [spent](Self::spend).
+    /// Whether a denial of that origin may have a line of its own. It counts against the rate; the caller must then
+    /// [spend](Self::spend) its bytes.
     pub(super) fn admits(&mut self, origin: &Origin, now: Now) -> bool {
         if self.bytes(now).left <= 0 {
             return false;
@@ -140,7 +145,8 @@ impl Merger {
         is_within
     }
 
-    /// Forgets who has all of its rate again: it is as good as unknown. Once a second, for it looks at all.
+    /// Removes rates that are full again, because such an origin needs no entry. Runs at most once a second, because it visits
+    /// every entry.
     fn forget(&mut self, now: Now) {
         if self.forgot.is_some_and(|forgot| now.ms_since(forgot) < STRANGER_MERGE_MS) {
             return;
@@ -173,22 +179,23 @@ impl Merger {
         self.counts.entry(key).or_default().add_all(more);
     }
 
-    /// Whether something is counted for so long that its lines are due.
+    /// Whether the pending counts are old enough to be written.
     pub(super) fn is_due(&self, now: Now) -> bool {
         self.since.is_some_and(|since| now.ms_since(since) >= STRANGER_MERGE_MS)
     }
 
-    /// How many denials are counted and not written yet.
+    /// Number of denials that are counted but not written yet.
     pub(super) fn waiting(&self) -> u64 {
         self.counts.values().map(|count| count.count).sum()
     }
 
-    /// Appends the lines of what is counted, as far as `out` may grow; what finds no room stays counted. Lines that the budget has no
-    /// bytes for are merged into those for all callers, of which there are few. How many lines there are is returned.
+    /// Appends the lines of the pending counts, as far as `out` may grow; counts without room stay pending. If the budget has no
+    /// bytes for a line, its counts are merged into the line for all callers, of which there are few. Returns the number of
+    /// lines.
     pub(super) fn write(&mut self, node: &str, out: &mut Vec<u8>, bytes_max: usize, now: Now) -> u64 {
         let mut lines = 0;
         let mut left: Vec<(Key, Count)> = self.counts.drain().collect();
-        // The order of the table is that of no clock.
+        // Sorted, because the order of a hash table is arbitrary.
         left.sort_by(|(a, _), (b, _)| a.cmp(b));
         let mut for_all: Vec<(Key, Count)> = Vec::new();
         for (key, count) in left {
@@ -231,7 +238,7 @@ impl Merger {
 }
 
 impl Key {
-    /// The same for all callers together. A method of an act is what its caller wrote.
+    /// The same key for all callers together. The method of an act is dropped, because the caller chose it.
     fn for_all(&self) -> Self {
         let method = if self.of == Of::Acts { Cow::Borrowed("*") } else { self.method.clone() };
         Self { origin: Origin::Any, method, ..*self }
@@ -239,7 +246,7 @@ impl Key {
 }
 
 impl Count {
-    /// Adds denials, the first and the last of which were at those times and had those ids.
+    /// Adds `count` denials, with the time and id of the first and of the last of them.
     fn add(&mut self, count: u64, first: (i64, &str), last: (i64, &str)) {
         let is_empty = self.count == 0;
         self.count = self.count.saturating_add(count);
@@ -267,7 +274,7 @@ impl Allowance {
 
     fn fill(&mut self, now: Now) {
         let more = now.ms_since(self.at).saturating_mul(self.per_s) / 1_000;
-        // Less than one: the time goes on counting.
+        // Fractions of a unit are kept, because the time of the last refill stays.
         if more > 0 {
             self.left = self.left.saturating_add(i64::try_from(more).unwrap_or(i64::MAX)).min(self.burst);
             self.at = now;

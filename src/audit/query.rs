@@ -1,7 +1,7 @@
-//! Reads the log back, line by line, for an investigator and for tests.
+//! Reads the log back line by line, for investigators and for tests.
 //!
-//! It follows no index: a folder is read from its first file to its last, and memory holds one line. A damaged line is an
-//! error of its own and the reading goes on behind it. Look next at `record.rs`, which says what the members mean.
+//! There is no index: a folder is read from its first file to its last, and memory holds one line. A damaged line yields an
+//! error, and reading continues after it. Look next at `record.rs`, which defines the members.
 
 use std::fs::File;
 use std::io::{BufRead as _, BufReader, Read as _};
@@ -11,13 +11,13 @@ use serde_json::Value;
 
 use super::Error;
 
-/// A line longer than this is not a record.
+/// A longer line is no record.
 pub const LINE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
-/// Every record of a folder, in order of the files' names and within a file as written.
+/// Reads every record of a folder, in the order of the files' names, and within a file in the order of writing.
 ///
 /// # Errors
-/// [`Error::Io`] where the folder cannot be listed; then each item says for itself whether it could be read.
+/// [`Error::Io`] if the folder cannot be listed. After that, each item is a record or its own error.
 pub fn read_dir(directory: &Path) -> Result<impl Iterator<Item = Result<Value, Error>> + use<>, Error> {
     let failed = |source| Error::Io { action: "list", path: directory.to_owned(), source };
     let mut paths = Vec::new();
@@ -37,10 +37,10 @@ pub fn read_dir(directory: &Path) -> Result<impl Iterator<Item = Result<Value, E
     }))
 }
 
-/// Every record of one file, as written.
+/// Reads every record of one file, in the order of writing.
 ///
 /// # Errors
-/// [`Error::Io`] where it cannot be opened.
+/// [`Error::Io`] if the file cannot be opened.
 pub fn read_file(path: &Path) -> Result<Lines, Error> {
     let file = File::open(path).map_err(|source| Error::Io { action: "open", path: path.to_owned(), source })?;
     Ok(Lines { path: path.to_owned(), reader: BufReader::new(file), line: 0, over: false })
@@ -65,7 +65,7 @@ impl Iterator for Lines {
         let mut bytes = Vec::new();
         self.line += 1;
         let outcome = self.reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut bytes);
-        // Nothing that follows these can be told apart from a line's middle.
+        // After these errors, the next bytes cannot be told from the middle of a line.
         self.over = outcome.is_err() || bytes.last() != Some(&b'\n');
         let (path, line) = (self.path.clone(), self.line);
         match outcome {
@@ -84,20 +84,20 @@ impl Iterator for Lines {
     }
 }
 
-/// Which records to show; an empty filter shows all.
+/// Selects records; an empty filter selects all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Filter {
-    /// A path of member names with dots between them (`principals.agents.id`, `reason`) and the text there; all must hold.
-    /// Where the path leads through a list, one of its items is enough.
+    /// Pairs of a path and a text. A path consists of member names separated by dots (`principals.agents.id`, `reason`). All
+    /// pairs must match; if a path leads through a list, one matching item is enough.
     pub members: Vec<(String, String)>,
-    /// At or after.
+    /// Selects records at or after this time.
     pub from_unix_ns: Option<i64>,
-    /// Before.
+    /// Selects records before this time.
     pub to_unix_ns: Option<i64>,
 }
 
 impl Filter {
-    /// Whether a record is shown.
+    /// Whether the filter selects a record.
     pub fn matches(&self, record: &Value) -> bool {
         let time = record.get("time_unix_ns").and_then(Value::as_i64);
         let bound = |bound: Option<i64>, holds: fn(i64, i64) -> bool| {

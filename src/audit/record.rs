@@ -1,8 +1,8 @@
-//! What a line of the audit log says: the facts of a decision and of an administrative act.
+//! The records of the audit log: the facts of a decision and of an administrative act, and their form as a JSON line.
 //!
-//! All fields are borrowed and everything constant for a chain is serialized once, as a [`Fragment`]. Arguments, tokens and
-//! keys have no field here, only their digests. Absent facts are absent members: what was not verified is not guessed.
-//! Members are named as in the protocol, bytes are base64url, times end in their unit. Look next at `recorder.rs`.
+//! All fields are borrowed. Everything that is constant for a chain is serialized once, as a [`Fragment`]. Arguments, tokens and
+//! keys have no field here, only their digests. A fact that was not verified is an absent member; nothing is guessed. Members
+//! have the names of the protocol, bytes are base64url, and the name of a time ends in its unit. Look next at `recorder.rs`.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -17,12 +17,12 @@ use crate::model::revision::HistoryId;
 use super::line;
 use super::merge::{Denial, Of, Origin};
 
-/// One identity of a call and how it was established.
+/// One identity of a call, and how it was established.
 #[derive(Clone, Copy, Debug)]
 pub struct Principal<'a> {
-    /// In its wire form; a user's is the JSON array `["iss","sub"]`.
+    /// The id in its wire form; a user's id is the JSON array `["iss","sub"]`.
     pub id: &'a str,
-    /// How it was established.
+    /// How the identity was established.
     pub evidence: Evidence,
 }
 
@@ -31,9 +31,9 @@ pub struct Principal<'a> {
 pub struct Level<'a> {
     /// The token's `jti`.
     pub jti: &'a str,
-    /// SHA-256 of the token's signing input: what `revoke hop` names.
+    /// SHA-256 of the token's signing input; `revoke hop` names a token by it.
     pub hop_hash: &'a [u8; 32],
-    /// Thumbprint of the key that holds the token.
+    /// Thumbprint of the key to which the token is bound.
     pub holder_thumbprint: &'a str,
     /// The token's `iss`.
     pub issuer: &'a str,
@@ -41,14 +41,14 @@ pub struct Level<'a> {
     pub expires_at_unix_s: i64,
 }
 
-/// Everything about a chain that is the same in each of its calls.
+/// The facts of a chain that are the same in each of its calls.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ChainFacts<'a> {
-    /// Who delegated.
+    /// The user who delegated.
     pub user: Option<Principal<'a>>,
-    /// Inside which application.
+    /// The application in which the agent runs.
     pub application: Option<Principal<'a>>,
-    /// Root to leaf.
+    /// The agents, root to leaf.
     pub agents: &'a [Principal<'a>],
     /// The session.
     pub session: Option<Principal<'a>>,
@@ -58,55 +58,55 @@ pub struct ChainFacts<'a> {
     pub levels: &'a [Level<'a>],
 }
 
-/// The serialized [`ChainFacts`] of one chain: built once, kept with the verified chain, copied into each record.
+/// The serialized [`ChainFacts`] of one chain: built once, kept with the verified chain, and copied into each record.
 ///
-/// The default is that of a caller of whom nothing was verified.
+/// The default belongs to an unverified caller.
 #[derive(Clone, Default)]
 pub struct Fragment {
     /// Members of `principals`, without the braces.
     principals: Arc<[u8]>,
-    /// The member `chain` with a comma before it, or nothing.
+    /// The member `chain` with a comma before it; empty if there are no tokens.
     chain: Arc<[u8]>,
 }
 
-/// One decision, permit or not.
+/// The record of one decision.
 #[derive(Clone, Copy, Debug)]
 pub struct Record<'a> {
-    /// When it was decided.
+    /// Time of the decision.
     pub time_unix_ns: i64,
     /// The call: `Check`, `ListTools`, `Explain`.
     pub method: &'static str,
-    /// Unique; the answer carries it too.
+    /// Unique id of the decision, which the answer carries too.
     pub decision_id: &'a str,
-    /// The caller's; empty where it gave none.
+    /// The caller's id of the request; empty if the caller gave none.
     pub request_id: &'a str,
-    /// The trace that the caller is in (W3C Trace Context).
+    /// The caller's trace (W3C Trace Context).
     pub trace_id: Option<[u8; 16]>,
-    /// What was answered.
+    /// The effect that was answered.
     pub effect: Effect,
-    /// Why.
+    /// The reason for the effect.
     pub reason: Reason,
-    /// The layer that gave the least answer.
+    /// The layer with the least effect, which decided.
     pub deciding_layer: Option<Layer>,
-    /// Index of the token or agent at fault, root 0.
+    /// Index of the token or agent at fault; the root is 0.
     pub hop: Option<usize>,
     /// The policy entry that decided.
     pub matched: Option<&'a EntryRef>,
-    /// What documents in shadow would have made of it; absent where there are none.
+    /// The decision that documents in shadow would have made; absent if no document is in shadow.
     pub would_be: Option<&'a WouldBe>,
     /// The identities and tokens of the chain.
     pub chain: &'a Fragment,
-    /// The tool asked for.
+    /// The requested tool.
     pub tool: Option<Principal<'a>>,
     /// SHA-256 of the arguments' canonical form.
     pub arguments_sha256: Option<&'a [u8; 32]>,
     /// The proof of possession's `jti`.
     pub proof_jti: Option<&'a str>,
-    /// What an approval was asked for or used on.
+    /// Digest of the approval that was asked for or used.
     pub approval_digest: Option<&'a str>,
-    /// Duties that came with the permit.
+    /// The obligations of the permit.
     pub obligations: &'a [Obligation],
-    /// Who asked: the gateway's identity, or its address where it has none.
+    /// The gateway that asked: its identity, or its address if it has none.
     pub gateway: &'a str,
     /// The history that the revision belongs to.
     pub history: &'a HistoryId,
@@ -114,20 +114,20 @@ pub struct Record<'a> {
     pub revision: u64,
     /// Digest of the snapshot that decided, as text.
     pub snapshot_digest: &'a str,
-    /// How long ago the snapshot was known to be the newest.
+    /// Time since the snapshot was known to be the newest.
     pub snapshot_age_ms: u64,
-    /// From the request's arrival in the service to the decision.
+    /// Time from the request's arrival in the service to the decision.
     pub latency_ns: u64,
 }
 
-/// How an administrative act ended.
+/// The outcome of an administrative act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ActOutcome {
-    /// It was done.
+    /// The act was carried out.
     Accepted,
-    /// Nothing was done.
+    /// Nothing was changed.
     Refused,
-    /// The store broke off while it was done: it may or may not have been.
+    /// The store broke off. The act may or may not have been carried out.
     Unknown,
 }
 
@@ -142,33 +142,34 @@ impl ActOutcome {
     }
 }
 
-/// One administrative act, accepted or refused.
+/// The record of one administrative act, accepted or refused.
 #[derive(Clone, Copy, Debug)]
 pub struct Act<'a> {
-    /// When.
+    /// Time of the act.
     pub time_unix_ns: i64,
-    /// Full gRPC method path, of those that there are.
+    /// Full gRPC path of an existing method.
     pub method: &'a str,
     /// The operators whose signatures were verified.
     pub operators: &'a [String],
-    /// Their signatures; written only of an act that was accepted, for one of a refused act could still be presented.
+    /// Their signatures. They are written only for an accepted act, because a signature of a refused act could still be
+    /// presented.
     pub signatures: &'a [String],
-    /// How it ended.
+    /// The outcome.
     pub outcome: ActOutcome,
-    /// What kind of refusal it was, as on the wire; `OK` where it was none.
+    /// The status code of the refusal, as on the wire; `OK` if the act was not refused.
     pub code: &'static str,
-    /// The operators' reason, or why the act was refused.
+    /// The operators' reason, or the cause of the refusal.
     pub reason: &'a str,
     /// The revision that the act made, `HISTORY.NUMBER`.
     pub revision: Option<&'a str>,
-    /// From where it came.
+    /// The address or identity of the client.
     pub peer: &'a str,
 }
 
 impl Fragment {
-    /// Serializes what is constant for a chain.
+    /// Serializes the facts that are constant for a chain.
     pub fn new(facts: &ChainFacts<'_>) -> Self {
-        // The opening brace is what tells `line::name` that no comma is due; it is cut off again.
+        // Starts with a brace, because `line::name` writes no comma after a brace. The brace is cut off below.
         let mut principals = vec![b'{'];
         write_principal(&mut principals, "user", facts.user);
         write_principal(&mut principals, "application", facts.application);
@@ -188,7 +189,7 @@ impl Fragment {
 }
 
 impl Fragment {
-    /// Bytes on the heap, counters included.
+    /// Bytes on the heap, reference counts included.
     pub fn heap_bytes(&self) -> usize {
         [&self.principals, &self.chain].into_iter().map(shared_bytes).sum()
     }
@@ -201,12 +202,12 @@ impl fmt::Debug for Fragment {
 }
 
 impl Record<'_> {
-    /// Whether it is a denial and nothing was verified of who asked: whoever can connect can make any number of these.
+    /// Whether this is a denial of an unverified caller. A client that can merely connect can cause any number of these.
     pub(super) fn is_of_nobody(&self) -> bool {
         self.effect == Effect::Deny && self.chain.principals.is_empty() && self.chain.chain.is_empty()
     }
 
-    /// What is counted of it where it is merged.
+    /// The parts of the record that are counted if it is merged.
     pub(super) fn denial(&self) -> Denial<'_> {
         Denial {
             of: Of::Decisions,
@@ -218,7 +219,7 @@ impl Record<'_> {
         }
     }
 
-    /// Appends the record as one line with its end.
+    /// Appends the record as one complete line.
     pub(super) fn write(&self, node: &str, out: &mut Vec<u8>) {
         out.extend_from_slice(b"{\"kind\":\"decision\"");
         line::number_member(out, "time_unix_ns", self.time_unix_ns);
@@ -296,17 +297,18 @@ impl Record<'_> {
 }
 
 impl Act<'_> {
-    /// Whether the store changed, or may have: the line is kept until it can be written.
+    /// Whether the store changed or may have changed. The line of such an act is kept until it can be written.
     pub(super) fn may_have_changed_the_store(&self) -> bool {
         self.outcome == ActOutcome::Unknown || (self.outcome == ActOutcome::Accepted && self.revision.is_some())
     }
 
-    /// Whether it was refused and nobody's signature was verified: whoever can connect can make any number of these.
+    /// Whether this is a refused act without a verified signature. A client that can merely connect can cause any number of
+    /// these.
     pub(super) fn is_of_nobody(&self) -> bool {
         self.outcome == ActOutcome::Refused && self.operators.is_empty()
     }
 
-    /// What is counted of it where it is merged.
+    /// The parts of the record that are counted if it is merged.
     pub(super) fn denial(&self) -> Denial<'_> {
         Denial {
             of: Of::Acts,
@@ -318,7 +320,7 @@ impl Act<'_> {
         }
     }
 
-    /// Appends the act as one line with its end.
+    /// Appends the act as one complete line.
     pub(super) fn write(&self, node: &str, out: &mut Vec<u8>) {
         out.extend_from_slice(b"{\"kind\":\"act\"");
         line::number_member(out, "time_unix_ns", self.time_unix_ns);

@@ -1,10 +1,13 @@
-//! One runtime's records on their way to a file: a bounded buffer, and the barrier before the runtime's sockets.
+//! The recorder of one runtime: a bounded buffer of records, and the write barrier of the runtime's sockets.
 //!
-//! Recording copies bytes and does no I/O. Whoever lets bytes out on a socket first calls the barrier, which writes the
-//! whole buffer with one `write`, so records are batched exactly as answers are. A write that fails keeps what is left,
-//! in order; until a later attempt succeeds nothing more is taken, save for acts that were done. What the disk still has room for
-//! is watched elsewhere, and asked here: callers of whom nothing was verified give way first. Look next at `merge.rs`, which counts
-//! their denials, and at `log.rs`, which owns the timer and the sync.
+//! Recording copies bytes and does no I/O. A socket calls the barrier before it lets bytes out. The barrier writes the whole
+//! buffer with one `write`, so records are batched exactly as answers are.
+//!
+//! After a failed write, the rest of the buffer stays in order. Until a later attempt succeeds, the recorder takes no record
+//! except those of acts that were carried out. A thread of the log measures the free disk space; the recorder consults the result
+//! and gives up records of unverified callers first.
+//!
+//! Look next at `merge.rs`, which counts these denials, and at `log.rs`, which owns the timer and the sync.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -20,7 +23,7 @@ use super::room::RoomWatch;
 use super::sink::Sink;
 use super::{Error, Unavailable};
 
-/// Takes the records of one runtime; one thread at a time uses it, so its lock is free but for the timer's visits.
+/// Takes the records of one runtime. One thread at a time uses it, so its lock is free except while the timer runs.
 pub struct Recorder {
     node: Box<str>,
     clock: Arc<dyn Clock>,
@@ -28,7 +31,7 @@ pub struct Recorder {
     bytes_max: usize,
     output: Box<dyn Output>,
     buffer: Mutex<Buffer>,
-    /// Bytes in the buffer: read without the lock, since most writes of a socket follow no record.
+    /// Bytes in the buffer. Read without the lock, because most writes to a socket follow no record.
     pending_bytes: AtomicUsize,
     /// Whether something was written since the last sync.
     dirty: AtomicBool,
@@ -37,26 +40,26 @@ pub struct Recorder {
     merged: AtomicU64,
 }
 
-/// Where a recorder's bytes go: a file, or in a test something that fails.
+/// The destination of a recorder's bytes: a file, or in tests an output that fails.
 pub(super) trait Output: Send + Sync {
-    /// Hands over some bytes, as `write(2)`.
+    /// Writes some of the bytes, as `write(2)` does.
     fn write(&self, bytes: &[u8]) -> io::Result<usize>;
-    /// Makes what was written outlast a loss of power.
+    /// Makes the written bytes survive a power failure.
     fn sync(&self) -> io::Result<()>;
 }
 
-/// What a recorder keeps for a log that cannot be opened, until its process ends.
+/// Buffer of a recorder whose log cannot be opened; it lasts until the process ends.
 const UNOPENED_BYTES_MAX: usize = 64 * 1024;
 
 struct Buffer {
     bytes: Vec<u8>,
-    /// The last write failed.
+    /// Whether the last write failed.
     unwritable: bool,
-    /// The last sync failed: the kernel may have dropped what it held.
+    /// Whether the last sync failed; the kernel may have dropped what it held.
     unsynced: bool,
-    /// Goes up with every attempt to write; lets the timer leave alone what a socket will soon flush.
+    /// Increases with every attempt to write. With it, the timer skips bytes that a socket will soon flush.
     attempts: u64,
-    /// `attempts` at the timer's last visit.
+    /// The value of `attempts` when the timer last ran.
     attempts_seen: u64,
     merger: Merger,
 }
@@ -86,7 +89,7 @@ impl Recorder {
         }
     }
 
-    /// A recorder for where the log cannot be opened: it takes no record, and says why to whoever flushes it.
+    /// Makes a recorder for a log that cannot be opened. It takes no record, and reports `why` to a caller of `flush`.
     pub fn unavailable(node: &str, clock: Arc<dyn Clock>, why: Error) -> Self {
         struct Unopened(Error);
         impl Output for Unopened {
@@ -100,7 +103,7 @@ impl Recorder {
         Self::new(node, clock, Arc::new(RoomWatch::unlimited()), UNOPENED_BYTES_MAX, Box::new(Unopened(why)))
     }
 
-    /// A recorder whose records go nowhere.
+    /// Makes a recorder that discards its records.
     #[cfg(test)]
     pub(crate) fn discarding(node: &str) -> Self {
         struct Nowhere;
@@ -143,13 +146,13 @@ impl Recorder {
         if act.is_of_nobody() {
             self.record_of_nobody(act.denial(), |out| act.write(&self.node, out));
             if self.pending_bytes() > 0 {
-                // Where it fails the line stays, and a refusal needs no record to be told.
+                // If this fails the line stays in the buffer, and a refusal may be answered without its record.
                 let _ = self.flush();
             }
             return Ok(());
         }
         let mut buffer = self.lock();
-        // Acts are rare, and each is worth an attempt of its own.
+        // Acts are rare, so each is worth an attempt to write.
         let is_writable = !buffer.unwritable || self.write_out(&mut buffer).is_ok();
         if !is_writable && !act.may_have_changed_the_store() {
             return Err(Unavailable::Unwritable);
@@ -174,22 +177,22 @@ impl Recorder {
         self.pending_bytes.load(Ordering::Acquire)
     }
 
-    /// Lines taken since the start.
+    /// Number of lines taken since the start.
     pub fn records(&self) -> u64 {
         self.records.load(Ordering::Relaxed)
     }
 
-    /// Denials that were counted instead of being recorded one by one, since the start.
+    /// Number of denials since the start that were counted instead of being recorded one by one.
     pub fn merged(&self) -> u64 {
         self.merged.load(Ordering::Relaxed)
     }
 
-    /// Denials that are counted and not written yet.
+    /// Number of denials that are counted but not written yet.
     pub fn merged_waiting(&self) -> u64 {
         self.lock().merger.waiting()
     }
 
-    /// Whether the last attempts to write and to sync succeeded.
+    /// Whether the last write and the last sync succeeded.
     pub fn is_healthy(&self) -> bool {
         let buffer = self.lock();
         !buffer.unwritable && !buffer.unsynced
@@ -204,7 +207,7 @@ impl Recorder {
         }
         let idle = buffer.attempts == buffer.attempts_seen;
         if !buffer.bytes.is_empty() && (idle || buffer.unwritable) {
-            // A failure is counted and the next record learns of it.
+            // A failure is counted, and the next record reports it.
             let _ = self.write_out(&mut buffer);
         }
         buffer.attempts_seen = buffer.attempts;
@@ -218,7 +221,7 @@ impl Recorder {
     /// As [`Sink::finish`].
     pub(super) fn finish(&self) -> io::Result<()> {
         let mut buffer = self.lock();
-        // Few lines, and the last that can be written of what was counted.
+        // These are few lines, and this is the last chance to write the counts.
         self.write_counts(&mut buffer);
         let written = self.write_out(&mut buffer);
         drop(buffer);
@@ -230,7 +233,7 @@ impl Recorder {
         written
     }
 
-    /// A denial of a caller of whom nothing was verified: recorded by itself while there is room, rate and budget for it, else counted.
+    /// Records or counts a denial of an unverified caller: it gets its own line if disk space, rate and budget permit.
     fn record_of_nobody(&self, denial: Denial<'_>, write: impl FnOnce(&mut Vec<u8>)) {
         let now = self.clock.now();
         let mut buffer = self.lock();
@@ -259,7 +262,7 @@ impl Recorder {
         self.records.fetch_add(lines, Ordering::Relaxed);
     }
 
-    /// Takes a whole line, and says how long it is, or nothing of it.
+    /// Appends a whole line and returns its length, or appends nothing.
     fn append(&self, buffer: &mut Buffer, write: impl FnOnce(&mut Vec<u8>)) -> Result<usize, Unavailable> {
         let before = buffer.bytes.len();
         write(&mut buffer.bytes);
@@ -299,7 +302,7 @@ impl Recorder {
             }
             Err(error) if !buffer.unwritable => {
                 buffer.unwritable = true;
-                // INVARIANT: counted under the lock, so that who comes to the barrier next already sees it.
+                // INVARIANT: counted under the lock, so that the next caller of the barrier sees the failure.
                 self.failures.fetch_add(1, Ordering::AcqRel);
                 tracing::error!(%error, "audit log: cannot write, so everything is denied: make room or repair the disk");
             }
@@ -308,7 +311,7 @@ impl Recorder {
         outcome
     }
 
-    /// Syncs without holding the lock, for it takes milliseconds.
+    /// Syncs without the lock, because a sync takes milliseconds.
     fn sync(&self) {
         let outcome = self.output.sync();
         let mut buffer = self.lock();
@@ -326,7 +329,7 @@ impl Recorder {
     }
 
     fn lock(&self) -> MutexGuard<'_, Buffer> {
-        // No code under the lock leaves the buffer half changed.
+        // No code leaves the buffer half changed under the lock.
         self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -360,7 +363,7 @@ impl WriteBarrier for Recorder {
         }
         let mut buffer = self.lock();
         if buffer.unwritable {
-            // What is left belongs to connections that `failures` cuts; nothing was recorded since.
+            // The rest belongs to connections that `failures` closes; no record was taken since the failure.
             return Ok(());
         }
         self.write_out(&mut buffer)

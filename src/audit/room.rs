@@ -1,4 +1,7 @@
-//! Watches the room of a disk, from the audit log's own thread, so that no request waits for it.
+//! Monitors the free space of a disk on the audit log's own thread, so that no request waits for the measurement.
+//!
+//! Look next at `model/disk.rs`, which defines how much room is ample, low, critical or exhausted, and at `log.rs`, which runs
+//! the thread.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,19 +9,19 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use crate::model::disk::{DiskSpace, FreeSpace, Room};
 
-/// What a disk had room for when it was last looked at.
+/// The room of a disk at the last measurement.
 pub struct RoomWatch {
-    /// What lies on it, for the log.
+    /// A path on the disk, for log messages.
     path: PathBuf,
     space: Box<dyn FreeSpace>,
     room: AtomicU8,
     free_bytes: AtomicU64,
-    /// The last look failed.
+    /// Whether the last measurement failed.
     is_blind: AtomicBool,
 }
 
 impl RoomWatch {
-    /// Watches the disk below a path, and looks at it once.
+    /// Monitors the disk that holds `path`, and measures it once.
     pub fn new(path: &Path, space: Box<dyn FreeSpace>) -> Self {
         let watch = Self {
             path: path.to_owned(),
@@ -31,7 +34,7 @@ impl RoomWatch {
         watch
     }
 
-    /// Watches nothing, and has room for everything.
+    /// Monitors no disk, and always reports ample room.
     pub(super) fn unlimited() -> Self {
         struct Unlimited;
         impl FreeSpace for Unlimited {
@@ -42,7 +45,7 @@ impl RoomWatch {
         Self::new(Path::new(""), Box::new(Unlimited))
     }
 
-    /// What there was room for at the last look.
+    /// The room at the last measurement.
     pub fn room(&self) -> Room {
         match self.room.load(Ordering::Relaxed) {
             0 => Room::Ample,
@@ -52,12 +55,12 @@ impl RoomWatch {
         }
     }
 
-    /// Bytes that were free at the last look.
+    /// Free bytes at the last measurement.
     pub fn free_bytes(&self) -> u64 {
         self.free_bytes.load(Ordering::Relaxed)
     }
 
-    /// Looks. Blocks for as long as the disk does. A look that fails changes nothing.
+    /// Measures the free space. Blocks for as long as the disk does. A failed measurement leaves the last result.
     pub fn look(&self) {
         let space = match self.space.read() {
             Ok(space) => space,

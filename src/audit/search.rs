@@ -1,8 +1,9 @@
-//! Looks for a name in the newest records, backwards and within limits: has anybody of that name ever called?
+//! Searches the newest records for a name, backwards and within limits, to tell whether a caller of that name was ever recorded.
 //!
-//! Every file is read from its end, one block of each in turn, until the name is found or the limit is reached. What was looked
-//! at is told, so that nobody takes an early end for an answer. Nothing here writes, and nothing waits for a recorder: what left
-//! this process is in its file. Look next at `query.rs`, which reads a folder from its beginning.
+//! The files are read from their ends, one block of each in turn, until the name is found or a limit is reached. The outcome
+//! states how much was read, so that nobody mistakes an early end for an answer. The search writes nothing and waits for no
+//! recorder: every decision that left this process is in its file. Look next at `query.rs`, which reads a folder from its
+//! beginning.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -15,14 +16,14 @@ use serde_json::Value;
 use super::Error;
 use super::query::Filter;
 
-/// How much is looked at.
+/// The limits of a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of all files together.
+    /// Bytes read from all files together.
     pub bytes_max: u64,
-    /// Files, the ones written last.
+    /// Number of files; the files written last are read.
     pub files_max: usize,
-    /// Names that are collected for a suggestion, of each member.
+    /// Names that are collected for suggestions.
     pub names_max: usize,
 }
 
@@ -32,31 +33,31 @@ impl Default for Limits {
     }
 }
 
-/// What was found, and in how much.
+/// The outcome of a search, and how much was read.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Searched {
-    /// Index of the member that holds the name: 0 if any record holds it there, else the first other one that was met.
+    /// Index of the member that holds the name: 0 if a record holds it in the first member, else the lowest index that was found.
     pub found: Option<usize>,
-    /// Names that stand in the first member, of the newest records.
+    /// Names in the first member of the newest records.
     pub names: BTreeSet<String>,
-    /// How many bytes were looked at.
+    /// Number of bytes read.
     pub bytes: u64,
-    /// Whether a decision was among the newest records: a folder of acts alone says nothing of who called.
+    /// Whether the newest records contain a decision. A folder that holds only acts says nothing about callers.
     pub has_decisions: bool,
-    /// Whether these were all the records that there are.
+    /// Whether all existing records were read.
     pub is_whole: bool,
 }
 
-/// One block is read at a time, so that every file is looked at before one is read to its beginning.
+/// Size of a block. Reading one block at a time visits every file before any file is read to its beginning.
 const BLOCK_BYTES: u64 = 256 * 1024;
-/// Bytes of the newest records of which names are collected: every line of them is parsed.
+/// Bytes of the newest records from which names are collected. Every line of them is parsed.
 const NAMES_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Looks for `name` at `members` (paths as in [`Filter::members`]) of the newest decisions in a folder, until it is found at the
-/// first of them, the limits are reached or `stop` says so.
+/// Searches the newest decisions of a folder for `name` at `members` (paths as in [`Filter::members`]). Stops when a record holds
+/// the name in the first member, when a limit is reached, or when `stop` returns true.
 ///
 /// # Errors
-/// [`Error::Io`] where the folder cannot be listed; a file that cannot be read counts as not looked at.
+/// [`Error::Io`] if the folder cannot be listed. A file that cannot be read counts as not read.
 pub fn search(
     directory: &Path,
     members: &[&str],
@@ -93,13 +94,13 @@ pub fn search(
     Ok(searched)
 }
 
-/// The files written last, and whether these are all.
+/// Returns the files written last, and whether these are all files.
 fn newest(directory: &Path, files_max: usize) -> Result<(Vec<Tail>, bool), Error> {
     let failed = |source| Error::Io { action: "list", path: directory.to_owned(), source };
     let mut files: Vec<(SystemTime, PathBuf, u64)> = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(failed)? {
         let path = entry.map_err(failed)?.path();
-        // One that was removed meanwhile is no file any more.
+        // A file that was removed in the meantime is skipped.
         if path.extension().is_some_and(|extension| extension == "jsonl")
             && let Ok(metadata) = std::fs::metadata(&path)
             && metadata.len() > 0
@@ -114,17 +115,17 @@ fn newest(directory: &Path, files_max: usize) -> Result<(Vec<Tail>, bool), Error
     Ok((files.into_iter().map(|(_, path, end)| Tail { path, end, carried: Vec::new() }).collect(), is_whole))
 }
 
-/// A file that is read from its end.
+/// A file that is read backwards.
 struct Tail {
     path: PathBuf,
-    /// What lies behind it was read.
+    /// Everything after this offset was read.
     end: u64,
-    /// The end of the line whose beginning was not read yet.
+    /// The end of a line whose beginning was not read yet.
     carried: Vec<u8>,
 }
 
 impl Tail {
-    /// Whole lines from before what was read last. A line that is longer than any record is dropped.
+    /// Reads the complete lines of the block before the last one. A line that is longer than any record is dropped.
     fn read_back(&mut self) -> std::io::Result<Vec<u8>> {
         let from = self.end.saturating_sub(BLOCK_BYTES);
         let mut block = vec![0; usize::try_from(self.end - from).unwrap_or(0)];
@@ -142,18 +143,18 @@ impl Tail {
     }
 }
 
-/// A name, as it stands in a line and as a member of a record.
+/// A name, in the forms in which lines and records are compared with it.
 struct Sought<'a> {
     members: &'a [&'a str],
     filters: Vec<Filter>,
-    /// The longest part of the name that is written as it is: a line without it is not parsed.
+    /// The longest part of the name that JSON writes unescaped. A line without it is not parsed.
     plain: &'a [u8],
 }
 
 impl<'a> Sought<'a> {
     fn new(members: &'a [&'a str], name: &'a str) -> Self {
         let filter = |member: &&str| Filter { members: vec![((*member).to_owned(), name.to_owned())], ..Filter::default() };
-        // JSON writes quotes, backslashes and controls another way.
+        // JSON escapes quotes, backslashes and control characters.
         let is_plain = |byte: &u8| *byte >= 0x20 && *byte != b'"' && *byte != b'\\' && *byte != 0x7f;
         let plain = name.as_bytes().split(|byte| !is_plain(byte)).max_by_key(|part| part.len()).unwrap_or_default();
         Self { members, filters: members.iter().map(filter).collect(), plain }
@@ -168,7 +169,7 @@ impl<'a> Sought<'a> {
             if !is_candidate && names_max.is_none() {
                 continue;
             }
-            // A line that is being written, or was damaged, names nobody.
+            // A line that is unfinished or damaged names nobody.
             let Ok(record) = serde_json::from_slice::<Value>(line) else { continue };
             if record.get("kind").and_then(Value::as_str) != Some("decision") {
                 continue;
@@ -186,7 +187,7 @@ impl<'a> Sought<'a> {
     }
 }
 
-/// The texts at a path of member names; of a list those of all its items.
+/// Collects the texts at a path of member names; if the path leads through a list, the texts of all items.
 fn collect(value: &Value, path: &str, names_max: usize, names: &mut BTreeSet<String>) {
     match value {
         Value::Array(items) => items.iter().for_each(|item| collect(item, path, names_max, names)),
@@ -254,7 +255,7 @@ mod tests {
         }
     }
 
-    /// Lines across the borders of blocks, and files of several blocks: none is missed, whichever file is the longer.
+    /// Lines across block borders and files of several blocks: no line is missed, whichever file is longer.
     #[test]
     fn every_line_is_looked_at_once() {
         let count = 4 * usize::try_from(BLOCK_BYTES).unwrap() / line("s0", "t", "j").len();

@@ -1,7 +1,8 @@
-//! What whoever records knows of the log: facts go in, and how they are kept is the other side's business.
+//! The interface of the audit log for its callers: they hand over facts, and the implementation decides how to store them.
 //!
-//! A format of records is an implementation of [`Sink`], and what must hold of every format is tested through it: what is recorded,
-//! what is counted instead, what a full disk still takes. Look next at `recorder.rs`, the implementation in JSON lines.
+//! A record format is an implementation of [`Sink`]. The tests use this trait to check what every format must guarantee: which
+//! facts are recorded, which are counted instead, and which a full disk still takes. Look next at `recorder.rs`, the
+//! implementation in JSON lines.
 
 use std::io;
 
@@ -9,37 +10,39 @@ use super::{Act, Record, Unavailable};
 
 /// Takes records.
 pub trait Sink: Send + Sync {
-    /// Takes the record of a decision. It is in the kernel before any later byte leaves through the barrier of the same runtime.
+    /// Takes the record of a decision. The record is in the kernel before any later byte leaves through the barrier of the same
+    /// runtime.
     ///
-    /// A denial of a caller of whom nothing was verified may be counted instead, in a line that names how many there were; then it
-    /// is written within a second or so. Such a denial is always taken. No other record is ever counted instead.
+    /// A denial of an unverified caller may be counted instead, in a line that states the number of denials. That line is written
+    /// after about a second. Such a denial is always taken. No other record is ever counted instead.
     ///
     /// # Errors
-    /// [`Unavailable`] where it was not taken; then the decision must be a denial.
+    /// [`Unavailable`] if the record was not taken. The decision must then be a denial.
     fn record(&self, record: &Record<'_>) -> Result<(), Unavailable>;
 
-    /// Takes the record of an administrative act, which is in the kernel when this returns; one that was refused and that nobody's
-    /// signature was verified of may be counted instead.
+    /// Takes the record of an administrative act. The record is in the kernel when this method returns. A refused act without a
+    /// verified signature may be counted instead.
     ///
     /// # Errors
-    /// [`Unavailable`] where it is not. The line of an act that changed the store, or may have, is kept all the same, as far as there
-    /// is room, and written with the next attempt that succeeds. Any other one is lost, and who asked must not be told.
+    /// [`Unavailable`] if the record is not in the kernel. If the act changed the store, or may have changed it, the line is kept
+    /// as far as the buffer has room, and is written with the next successful attempt. Any other line is lost, and the caller
+    /// must not get an answer.
     fn record_act(&self, act: &Act<'_>) -> Result<(), Unavailable>;
 
-    /// Writes what is buffered. On a failure what is left stays, in order, for the next attempt.
+    /// Writes the buffer. After a failure the rest stays, in order, for the next attempt.
     ///
     /// # Errors
-    /// As the file says.
+    /// The error of the file.
     fn flush(&self) -> io::Result<()>;
 
-    /// The timer's visit, some times a second: ends the counting of denials whose second is over, writes what no socket write
-    /// followed, tries again what failed, syncs.
+    /// Runs some times a second on the timer. It writes the counts of denials whose second is over, writes bytes that no socket
+    /// write flushed, repeats failed writes, and syncs.
     fn tend(&self);
 
-    /// Writes and syncs everything, counts too, for the end of the process.
+    /// Writes and syncs everything at the end of the process, counts included.
     ///
     /// # Errors
-    /// As the file says.
+    /// The error of the file.
     fn finish(&self) -> io::Result<()>;
 }
 

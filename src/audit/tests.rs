@@ -1,4 +1,4 @@
-//! Records as a JSON parser reads them, and the barrier over sinks that fail.
+//! Records as a JSON parser reads them, and the barrier over outputs that fail.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -54,7 +54,7 @@ fn bare<'a>(history: &'a HistoryId, chain: &'a Fragment) -> Record<'a> {
     }
 }
 
-/// What a JSON parser makes of the line that `write` appends.
+/// Parses the line that `write` appends.
 fn parsed(write: impl FnOnce(&mut Vec<u8>)) -> Value {
     let mut line = Vec::new();
     write(&mut line);
@@ -199,7 +199,7 @@ fn hostile_text_stays_inside_its_member() {
     }
 }
 
-/// A sink that takes at most a few bytes at once, and fails when told to.
+/// An output that takes at most a few bytes at once, and fails on request.
 #[derive(Clone, Default)]
 struct Disk(Arc<Mutex<DiskState>>);
 
@@ -275,7 +275,7 @@ fn partial_writes_and_a_full_disk_lose_nothing() {
     assert_eq!(error.kind(), io::ErrorKind::StorageFull);
     assert_eq!(record(&recorder, "3"), Err(Unavailable::Unwritable));
     assert_eq!((recorder.failures(), recorder.is_healthy()), (1, false));
-    // A connection that opened after the failure may carry denials: nothing was recorded since.
+    // A connection that opened after the failure may carry denials: no record was taken since.
     recorder.before_write().unwrap();
     recorder.tend();
     assert_eq!(recorder.failures(), 1, "an attempt that fails again is the same failure");

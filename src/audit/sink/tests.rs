@@ -1,5 +1,5 @@
-//! What must hold of every format of records, through [`Sink`] alone: a flood of strangers costs a bounded number of bytes, loses no
-//! count, and takes no room from permits, from acts or from the store.
+//! The guarantees of every record format, tested through [`Sink`] alone: a flood of unverified callers costs a bounded number of
+//! bytes, loses no count, and takes no space from permits, acts or the store.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -26,7 +26,7 @@ const LARGE_BYTES: u64 = 1 << 40;
 /// Longer than any merged line.
 const MERGED_LINE_BYTES_MAX: usize = 1_024;
 
-/// A disk with an end, which the store and the audit log may share.
+/// A disk of limited size, which the store and the audit log may share.
 #[derive(Clone)]
 struct Disk(Arc<DiskState>);
 
@@ -43,7 +43,7 @@ impl Disk {
         Self(Arc::new(DiskState { total_bytes, free_bytes, fails, content }))
     }
 
-    /// Takes room, as somebody else who writes.
+    /// Takes space, as another writer does.
     fn take(&self, bytes: u64) -> io::Result<()> {
         let taken = self.0.free_bytes.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |free| free.checked_sub(bytes));
         taken.map(drop).map_err(|_| io::Error::from(io::ErrorKind::StorageFull))
@@ -84,7 +84,7 @@ struct Bench {
     disk: Disk,
     room: Arc<RoomWatch>,
     sink: Box<dyn Sink>,
-    /// Decisions so far; the ids of records.
+    /// Number of decisions so far; the source of record ids.
     decided: u64,
 }
 
@@ -140,7 +140,7 @@ impl Bench {
         })
     }
 
-    /// A denial of a caller of whom nothing was verified.
+    /// A denial of an unverified caller.
     fn stranger(&mut self, reason: Reason, gateway: &str) -> String {
         self.decide(Effect::Deny, reason, &Fragment::default(), "Check", gateway)
     }
@@ -184,7 +184,7 @@ fn verified() -> Fragment {
     Fragment::new(&ChainFacts { agents: &[Principal { id: "a", evidence: Evidence::Verified }], ..ChainFacts::default() })
 }
 
-/// How many denials of strangers and refused acts of nobody the lines stand for, by what they say.
+/// The number of denials that the lines of unverified callers stand for, by their content.
 fn counted(lines: &[Value]) -> BTreeMap<(String, String, String), u64> {
     let mut counts = BTreeMap::new();
     for line in lines {
@@ -245,7 +245,7 @@ fn a_merged_line_says_who_why_how_many_and_when() {
     bench.advance(1_000);
     let lines = bench.lines();
     let [line] = merged(&lines)[..] else { panic!("{lines:?}") };
-    // The rate gives one back within those 100 ms.
+    // The rate gives one unit back within those 100 ms.
     let first = all.len() - line["count"].as_u64().unwrap() as usize;
     assert_eq!(
         *line,
@@ -268,7 +268,7 @@ fn one_callers_flood_hides_no_other_caller() {
         let seen = bench.stranger(Reason::IssuerUnknown, caller);
         bench.sink.flush().unwrap();
         assert!(bench.lines().iter().any(|line| line["decision_id"] == seen.as_str()), "{caller}");
-        // A network has one rate, whatever the address in it.
+        // A network has one rate, whatever address in it is used.
         (0..STRANGER_RECORDS_BURST).for_each(|_| drop(bench.stranger(Reason::IssuerUnknown, caller)));
         let over = bench.stranger(Reason::IssuerUnknown, neighbour);
         bench.sink.flush().unwrap();
@@ -292,7 +292,7 @@ fn a_flood_from_everywhere_keeps_to_its_budget() {
             sent += 1;
         }
         bench.advance(1_000);
-        // What is for all callers together is a line for each method and reason.
+        // The merged line for all callers exists once per method and reason.
         let bound = STRANGER_BYTES_BURST + (second + 1) * (STRANGER_BYTES_PER_S + 3 * MERGED_LINE_BYTES_MAX as u64);
         assert!(bench.bytes() as u64 <= bound, "{} of {bound} bytes after {second} s", bench.bytes());
     }
@@ -314,7 +314,7 @@ fn a_line_ends_with_its_second_and_the_next_begins() {
         let given_back = if second == 1 { 0 } else { STRANGER_RECORDS_PER_S };
         assert_eq!(last["count"], 1_000 - given_back, "{last}");
     }
-    // A clock that is set back ends no later by the one that is not.
+    // If the wall clock is set back, the steady clock still ends the second.
     flood(&mut bench, 1_000);
     bench.clock.step_wall_ms(-3_600_000);
     bench.advance(1_000);
@@ -349,7 +349,7 @@ fn who_was_verified_is_never_merged() {
     assert_eq!(counts.values().copied().collect::<Vec<_>>(), [500, 10_000], "{counts:?}");
 }
 
-/// What is written down of a caller of whom nothing was verified has an end, whatever it sends.
+/// The text that is recorded of an unverified caller is bounded, whatever the caller sends.
 #[test]
 fn a_strangers_text_is_cut() {
     let bench = Bench::new(LARGE_BYTES);
@@ -410,14 +410,14 @@ fn a_strangers_text_is_cut() {
     assert_eq!(verified["request_id"], long.as_str(), "what a verified caller sent is whole");
 }
 
-/// A disk that the store shares: strangers give way first, and what is left is for who matters.
+/// On a disk that the store shares, unverified callers give way first, and the rest is left for permits, acts and the store.
 #[test]
 fn strangers_leave_room_for_permits_acts_and_the_store() {
     const MIB: u64 = 1024 * 1024;
     let mut bench = Bench::new(2 * MIB);
     let operator = ["ada".to_owned()];
     let mut sent = 0;
-    // An hour of it, from everywhere.
+    // One hour of denials, from everywhere.
     for tick in 0..7_200_u64 {
         for network in 0..40_u64 {
             bench.stranger(Reason::TokenSignature, &format!("[2001:db8:{tick:x}:{network:x}::1]:9"));
@@ -439,7 +439,7 @@ fn strangers_leave_room_for_permits_acts_and_the_store() {
     assert!(permits.iter().all(|id| lines.iter().any(|line| line["decision_id"] == id.as_str())));
     assert_eq!(lines.last().unwrap()["effect"], "ACCEPTED");
 
-    // Others fill what permits may still use: then nothing is permitted, and acts and the store go on.
+    // Other writers fill the space that permits may still use. Then nothing is permitted, but acts and the store go on.
     bench.disk.set_free(2 * MIB / 40);
     bench.advance(1);
     assert_eq!(bench.room.room(), Room::Exhausted);
@@ -448,7 +448,7 @@ fn strangers_leave_room_for_permits_acts_and_the_store() {
     bench.act(ActOutcome::Accepted, &operator, "127.0.0.1:1").unwrap();
     bench.disk.take(32 * 1024).expect("the store writes its kill");
 
-    // With room again the counts are written, and nothing is missing.
+    // With free space again, the counts are written and none is missing.
     bench.disk.set_free(2 * MIB);
     bench.advance(1_000);
     assert_eq!((bench.room.room(), bench.permit()), (Room::Ample, format!("d{}", bench.decided - 1)));
@@ -478,7 +478,7 @@ fn what_cannot_be_written_stays_counted() {
     assert!(!lines.iter().any(|line| line["operator"] == "ada" && line["effect"] == "REFUSED"));
 }
 
-/// A process that ends in any moment has written all counts that are older than a second and a visit of the timer.
+/// A process that ends at any moment has written all counts that are older than a second plus one run of the timer.
 #[test]
 fn a_crash_costs_the_last_second_of_counts() {
     let mut bench = Bench::new(LARGE_BYTES);
@@ -494,7 +494,7 @@ fn a_crash_costs_the_last_second_of_counts() {
     }
 }
 
-/// What may happen to a sink.
+/// A step that a property test applies to a sink.
 #[derive(Clone, Debug)]
 enum Step {
     Stranger { network: u8, reason: usize, count: u64 },
@@ -522,7 +522,7 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
 
-    /// Whatever happens, the counts of all lines are what was denied, and what was taken of verified callers is there once.
+    /// After any steps, the counts of all lines add up to the denials, and each record of a verified caller exists exactly once.
     #[test]
     fn no_denial_is_lost_and_none_counted_twice(steps in proptest::collection::vec(step(), 1..60)) {
         let mut bench = Bench::new(LARGE_BYTES);
