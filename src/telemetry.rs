@@ -1,8 +1,9 @@
-//! Telemetry: logs, metrics and spans for seeing what the program does; never the proof of it, which is the audit log.
+//! Telemetry: logs, metrics and spans that show what the program does. The proof of what it did is the audit log, never
+//! telemetry.
 //!
-//! Recording is plain atomics and, when nothing listens, one branch. Spans are built after the decision, so observing cannot
-//! delay or change one. No identity is ever a metric's label, and no token, argument or key goes anywhere from here. Look
-//! next at `names.rs`, then at `metrics.rs` and `spans.rs`.
+//! Recording a value takes a few atomic operations; recording a span without a collector takes one branch. Spans are built after
+//! the decision, so that telemetry can neither delay nor change a decision. No identity is a label of a metric, and telemetry
+//! never contains a token, an argument or a key. Look next at `names.rs`, then at `metrics.rs` and `spans.rs`.
 
 use std::time::Duration;
 
@@ -30,25 +31,25 @@ pub use page::CONTENT_TYPE;
 pub use spans::{SpanFacts, Spans};
 pub use trace_context::TraceContext;
 
-/// What is observed and where it goes.
+/// What is observed, and where it is sent.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
     /// A filter as in `info,portcullis=debug`, usually from [`names::LOG_VARIABLE`].
     pub log_filter: String,
-    /// How a line of the log looks.
+    /// Format of a line of the log.
     pub log_format: LogFormat,
-    /// Where an OTLP collector listens for gRPC, `http://HOST:PORT`, usually from [`names::OTLP_ENDPOINT_VARIABLE`]; `None`
-    /// turns export off.
+    /// Address at which an OTLP collector listens for gRPC, `http://HOST:PORT`, usually from [`names::OTLP_ENDPOINT_VARIABLE`];
+    /// `None` turns export off.
     pub otlp_endpoint: Option<String>,
-    /// This replica's name among those of the service.
+    /// Name of this replica among the instances of the service.
     pub node: String,
-    /// How often metrics are pushed.
+    /// Interval at which metrics are pushed.
     pub metrics_interval_ms: u64,
-    /// Of the permits whose caller sent no trace context, how many get a span: 0 to 1.
+    /// Share of the permits without a trace context of their caller that get a span: 0 to 1.
     pub permit_span_ratio: f64,
-    /// Spans of permits in one second, whoever asks for them.
+    /// Maximum number of permit spans in one second, whoever asks for them.
     pub permit_spans_per_s_max: u32,
-    /// Spans of denials and of calls that need an approval, in one second.
+    /// Maximum number of spans in one second for denials and for calls that need an approval.
     pub denial_spans_per_s_max: u32,
 }
 
@@ -67,40 +68,40 @@ impl Default for Settings {
     }
 }
 
-/// Why nothing can be observed. One line, with what to do.
+/// Why telemetry cannot be started or stopped. One line, with what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The log's filter cannot be read.
+    /// The log filter is invalid.
     #[error("the log filter `{filter}` is not one: {problem}: write it as in `info,portcullis=debug`")]
     Filter {
-        /// What was given.
+        /// The given filter.
         filter: String,
-        /// What is wrong with it.
+        /// The problem with it.
         problem: String,
     },
     /// Something else already receives this process's logs.
     #[error("logs are set up already: set them up once, at the start")]
     LogsTwice,
-    /// A ratio that is not one.
+    /// The ratio is not between 0 and 1.
     #[error("the ratio of sampled permits is {0}: it must be from 0 to 1")]
     Ratio(f64),
     /// The collector's address cannot be used.
     #[error("the OTLP endpoint `{endpoint}` cannot be used: {problem}: write it as `http://HOST:PORT`")]
     Endpoint {
-        /// What was given.
+        /// The given endpoint.
         endpoint: String,
-        /// What is wrong with it.
+        /// The problem with it.
         problem: String,
     },
-    /// Export needs a runtime for its connection.
+    /// Export needs a tokio runtime for its connection.
     #[error("OTLP export must be started inside a tokio runtime")]
     NoRuntime,
-    /// What was still to be exported was not.
+    /// The last telemetry was not exported.
     #[error("the last telemetry was not exported: {0}: check that the collector answers")]
     Shutdown(String),
 }
 
-/// Sets up logs for the process, and everything else as [`Telemetry::start`].
+/// Sets up the logs of the process, and starts everything else as [`Telemetry::start`] does.
 ///
 /// # Errors
 /// [`Error::Filter`], [`Error::LogsTwice`], and as [`Telemetry::start`].
@@ -109,7 +110,7 @@ pub fn init(settings: &Settings) -> Result<Telemetry, Error> {
     Telemetry::start(settings)
 }
 
-/// The process's metrics and spans, and the export of both.
+/// The metrics and spans of the process, and their export.
 #[derive(Debug)]
 pub struct Telemetry {
     metrics: Metrics,
@@ -118,12 +119,13 @@ pub struct Telemetry {
 }
 
 impl Telemetry {
-    /// Starts metrics and spans, with export where an endpoint is set; leaves the process's logs alone.
+    /// Starts metrics and spans, and their export if an endpoint is set. Does not touch the logs of the process.
     ///
-    /// A collector that does not answer delays nothing: what cannot be sent in time is dropped, and the log says so once.
+    /// A collector that does not answer delays nothing: telemetry that cannot be sent in time is dropped, and the log reports
+    /// that once.
     ///
     /// # Errors
-    /// [`Error::Ratio`], [`Error::Endpoint`], and [`Error::NoRuntime`] where an endpoint is set outside of a runtime.
+    /// [`Error::Ratio`], [`Error::Endpoint`], and [`Error::NoRuntime`] if an endpoint is set outside of a runtime.
     pub fn start(settings: &Settings) -> Result<Self, Error> {
         if !(0.0..=1.0).contains(&settings.permit_span_ratio) {
             return Err(Error::Ratio(settings.permit_span_ratio));
@@ -155,21 +157,21 @@ impl Telemetry {
         })
     }
 
-    /// Where counts and durations go; a clone counts into the same numbers.
+    /// The metrics of the process. A clone counts into the same numbers.
     pub fn metrics(&self) -> Metrics {
         self.metrics.clone()
     }
 
-    /// Where decisions become spans; a clone shares the caps.
+    /// The recorder of decision spans. A clone shares the limits.
     pub fn spans(&self) -> Spans {
         self.spans.clone()
     }
 
-    /// Sends what is left and ends the export. Blocks for seconds at the most: call it from a thread that no runtime needs
-    /// (`spawn_blocking`), while the runtime in which it was started still runs.
+    /// Sends the rest and ends the export. Blocks for some seconds at most: call it from a thread that no runtime needs
+    /// (`spawn_blocking`), while the runtime in which the export was started still runs.
     ///
     /// # Errors
-    /// [`Error::Shutdown`] where the collector did not take it.
+    /// [`Error::Shutdown`] if the collector did not accept the rest.
     pub fn shutdown(&self) -> Result<(), Error> {
         let Some((tracers, meters)) = &self.export else {
             return Ok(());
@@ -180,7 +182,8 @@ impl Telemetry {
     }
 }
 
-/// The SDK keeps every span that it is given: left to itself it drops a denial in a trace that its caller does not keep.
+/// Makes the SDK keep every span that it is given. By default, it would drop the span of a denial if the caller does not sample
+/// its trace.
 fn tracers() -> TracerProviderBuilder {
     SdkTracerProvider::builder().with_sampler(Sampler::AlwaysOn)
 }

@@ -1,29 +1,31 @@
-//! The process's log: to standard error, for people or for machines.
+//! The log of the process, written to standard error for people or for machines.
 //!
-//! Facts are fields; nothing is logged per request above debug. Look next at `names.rs` for the variable with the filter.
+//! Facts are fields of a line. No request logs a line above the level debug. Look next at `names.rs`, which names the variable of
+//! the filter.
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
 use super::{Error, Settings};
 
-/// How a line of the log looks.
+/// Format of a line of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum LogFormat {
     /// Time, level, message and fields.
     #[default]
     Human,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
-/// Receives the process's logs from here on.
+/// Starts to receive the logs of the process.
 pub(super) fn init(settings: &Settings) -> Result<(), Error> {
     let filter = filter(&settings.log_filter)?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        // A line that cannot be written (a full disk, a reader that is gone) is lost. To say so on standard error would panic.
+        // A line that cannot be written is lost, for example on a full disk or a closed pipe. Reporting that on standard error
+        // would panic.
         .log_internal_errors(false)
         .with_target(false)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));

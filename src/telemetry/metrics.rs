@@ -1,8 +1,8 @@
-//! Counts and durations, kept in plain atomics and read by whoever asks.
+//! Counts and durations, kept in plain atomics and read on demand.
 //!
-//! Every number has its place before the first call, by effect and reason, so that counting is an addition. Each thread adds
-//! to a shard, so that two runtimes do not pass a cache line to and fro. No identity is a label, but for `labelled_counter`. What other modules
-//! count they show through a closure, which `app` registers. Look next at `page.rs`, which writes the numbers down.
+//! Every number exists before the first call, by effect and reason, so that counting is one addition. Each thread adds to a
+//! shard, so that two runtimes do not contend for a cache line. No identity is a label, except in a `labelled_counter`. Other
+//! modules keep their own counts, which `app` registers here as closures. Look next at `page.rs`, which renders the numbers.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -16,7 +16,7 @@ use crate::model::reason::Reason;
 
 use super::{names, page};
 
-/// Upper bounds of the buckets of [`names::CHECK_DURATION`], in nanoseconds; one more bucket takes the rest.
+/// Upper bounds of the buckets of [`names::CHECK_DURATION`], in nanoseconds. One more bucket holds the rest.
 pub(super) const DURATION_BOUNDS_NS: [u64; 16] = [
     10_000,
     25_000,
@@ -36,12 +36,12 @@ pub(super) const DURATION_BOUNDS_NS: [u64; 16] = [
     1_000_000_000,
 ];
 
-/// Every effect, in the order of the tables.
+/// Every effect, in the order in which the tables hold them.
 pub(super) const EFFECTS: [Effect; 3] = [Effect::Deny, Effect::NeedsApproval, Effect::Permit];
 
 const SHARDS: usize = 8;
 
-/// Where the process counts; a clone counts into the same numbers.
+/// The metrics of the process. A clone counts into the same numbers.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     shared: Arc<Shared>,
@@ -53,27 +53,27 @@ struct Export {
     meter: Meter,
     check_duration: Histogram<f64>,
     kill_propagation: Histogram<f64>,
-    /// One attribute for each of [`EFFECTS`], made once.
+    /// One attribute for each of [`EFFECTS`], created once.
     effects: Arc<[[KeyValue; 1]; 3]>,
 }
 
 impl Metrics {
-    /// Counts for the Prometheus page, and for OTLP where there is a meter.
+    /// Creates metrics for the Prometheus page, and for OTLP if there is a meter.
     pub(super) fn new(meter: Option<Meter>) -> Self {
         let shared = Arc::new(Shared::default());
         let export = meter.map(|meter| Export::new(meter, &shared));
         Self { shared, export }
     }
 
-    /// Counts for the Prometheus page alone: for tests and for tools that export nothing.
+    /// Creates metrics for the Prometheus page alone, for tests and for tools that export nothing.
     pub fn unexported() -> Self {
         Self::new(None)
     }
 
-    /// Counts a decision and how long it took from the call's arrival.
+    /// Counts a decision, and how long it took since the call arrived.
     pub fn decision(&self, effect: Effect, reason: Reason, latency_ns: u64) {
         let shard = self.shared.shard();
-        // The tables are laid out by the enums' order; a place that is not there cannot be counted.
+        // The tables have the order of the enums. An index outside of a table is not counted.
         let (effect_index, reason_index) = (effect as usize, reason as usize);
         if let Some(count) = shard.decisions.get(effect_index * Reason::ALL.len() + reason_index) {
             count.fetch_add(1, Ordering::Relaxed);
@@ -100,7 +100,7 @@ impl Metrics {
         self.shared.shard().cold_verifications.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts a revocation that took effect here, and how long after its commit.
+    /// Counts a revocation that took effect here, and the time since its commit.
     pub fn kill_propagation(&self, latency_ns: u64) {
         self.shared.shard().kill_propagation.record(latency_ns);
         if let Some(export) = &self.export {
@@ -108,9 +108,9 @@ impl Metrics {
         }
     }
 
-    /// Shows a value that something else keeps: one of `names`, in the unit that [`names::unit`] says.
+    /// Registers a value that another module keeps. `name` is one of `names`, and the value has the unit of [`names::unit`].
     ///
-    /// The closure is called at every look at the metrics and must neither block nor call back here.
+    /// The closure is called each time the metrics are read. It must neither block nor call back into the metrics.
     pub fn gauge(&self, name: &'static str, help: &'static str, read: impl Fn() -> f64 + Send + Sync + 'static) {
         let read: Read = Arc::new(read);
         if let Some(Export { meter, .. }) = &self.export {
@@ -121,7 +121,7 @@ impl Metrics {
         self.shared.register(Family { name, help, kind: Kind::Gauge(read) });
     }
 
-    /// Shows a count that something else keeps and that never falls.
+    /// Registers a count that another module keeps and that never decreases.
     pub fn counter(&self, name: &'static str, help: &'static str, read: impl Fn() -> u64 + Send + Sync + 'static) {
         let read: Arc<dyn Fn() -> u64 + Send + Sync> = Arc::new(read);
         if let Some(Export { meter, .. }) = &self.export {
@@ -132,9 +132,9 @@ impl Metrics {
         self.shared.register(Family { name, help, kind: Kind::Counter(read) });
     }
 
-    /// Shows counts that something else keeps, one for each combination of labels, and that never fall.
+    /// Registers counts that another module keeps, one for each combination of labels. They never decrease.
     ///
-    /// Whoever keeps them bounds how many there are: a label is no place for names that callers choose.
+    /// The other module bounds their number, so a label must not hold names that callers choose freely.
     pub fn labelled_counter(
         &self,
         name: &'static str,
@@ -157,7 +157,7 @@ impl Metrics {
         self.shared.register(Family { name, help, kind: Kind::Labelled(labels, read) });
     }
 
-    /// Shows which of `states` something is in: 1 for the one at the index that `current` gives, 0 for the others.
+    /// Registers a state: 1 for the one of `states` at the index that `current` returns, 0 for the others.
     pub fn state(
         &self,
         name: &'static str,
@@ -180,7 +180,7 @@ impl Metrics {
         self.shared.register(Family { name, help, kind: Kind::State(states, current) });
     }
 
-    /// The Prometheus page, in the format that [`super::CONTENT_TYPE`] names.
+    /// Renders the Prometheus page, in the format of [`super::CONTENT_TYPE`].
     pub fn render(&self) -> String {
         page::render(&self.shared)
     }
@@ -224,7 +224,7 @@ impl Export {
     }
 }
 
-/// One line of help for each metric of our own.
+/// The help text of each metric that is counted here.
 pub(super) mod help {
     pub(in super::super) const CHECK_DURATION: &str = "How long a decision took in the service.";
     pub(in super::super) const CHECK_DECISIONS: &str = "Decisions.";
@@ -233,12 +233,12 @@ pub(super) mod help {
     pub(in super::super) const KILL_PROPAGATION: &str = "From the commit of a revocation to its effect here.";
 }
 
-/// The values of a counter's labels, in order, and its count.
+/// The values of a counter's labels, in the order of the labels, and the count.
 pub type LabelledCount = (Vec<Arc<str>>, u64);
 
 pub(super) type Read = Arc<dyn Fn() -> f64 + Send + Sync>;
 
-/// A metric that something else keeps.
+/// A metric that another module keeps.
 pub(super) struct Family {
     pub(super) name: &'static str,
     pub(super) help: &'static str,
@@ -252,18 +252,18 @@ pub(super) enum Kind {
     Labelled(&'static [&'static str], Arc<dyn Fn() -> Vec<LabelledCount> + Send + Sync>),
 }
 
-/// The numbers themselves.
+/// The numbers, which all clones share.
 pub(super) struct Shared {
     shards: [Shard; SHARDS],
     families: Mutex<Vec<Family>>,
 }
 
-/// What some threads add to; aligned so that no two shards share a cache line.
+/// The numbers to which some threads add. The alignment keeps two shards out of one cache line.
 #[repr(align(128))]
 struct Shard {
-    /// By effect, then reason.
+    /// Indexed by effect, then reason.
     decisions: Box<[AtomicU64]>,
-    /// By effect.
+    /// Indexed by effect.
     durations: [Durations; 3],
     kill_propagation: Durations,
     chain_cache_hits: AtomicU64,
@@ -273,12 +273,12 @@ struct Shard {
 
 #[derive(Default)]
 struct Durations {
-    /// As many as there are bounds, and one for the rest.
+    /// One bucket per bound, and one for the rest.
     buckets: [AtomicU64; DURATION_BOUNDS_NS.len() + 1],
     sum_ns: AtomicU64,
 }
 
-/// Durations as they are read.
+/// The durations of all shards together.
 #[derive(Default)]
 pub(super) struct Distribution {
     pub(super) buckets: [u64; DURATION_BOUNDS_NS.len() + 1],
@@ -298,7 +298,7 @@ impl std::fmt::Debug for Shared {
 }
 
 impl Shared {
-    /// Decisions that happened, by effect and reason.
+    /// The decisions that occurred, by effect and reason.
     pub(super) fn decisions(&self) -> impl Iterator<Item = (Effect, Reason, u64)> + '_ {
         let places = EFFECTS.iter().flat_map(|effect| Reason::ALL.iter().map(move |reason| (*effect, *reason)));
         places.enumerate().filter_map(|(index, (effect, reason))| {
@@ -307,7 +307,7 @@ impl Shared {
         })
     }
 
-    /// How long the decisions of an effect took.
+    /// The durations of the decisions with an effect.
     pub(super) fn durations(&self, effect: Effect) -> Distribution {
         self.distribution(|shard| shard.durations.get(effect as usize))
     }
@@ -328,7 +328,7 @@ impl Shared {
         self.families.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A name registered again replaces what it showed, so that a page never has it twice.
+    /// Registers a metric. A name that is registered again replaces its predecessor, so that a page never holds a name twice.
     fn register(&self, family: Family) {
         let mut families = self.families();
         families.retain(|other| other.name != family.name);
@@ -375,7 +375,7 @@ impl Shard {
 
 impl Durations {
     fn record(&self, ns: u64) {
-        // Nearly every decision falls into the first bucket, so looking from the front is the fastest search.
+        // Nearly every decision falls into the first bucket, so a linear search from the front is the fastest.
         let bucket = DURATION_BOUNDS_NS.iter().position(|bound| ns <= *bound).unwrap_or(DURATION_BOUNDS_NS.len());
         if let Some(count) = self.buckets.get(bucket) {
             count.fetch_add(1, Ordering::Relaxed);
@@ -396,7 +396,7 @@ fn load(count: &AtomicU64) -> u64 {
     count.load(Ordering::Relaxed)
 }
 
-/// The unit in OTLP's notation (UCUM).
+/// The unit of a metric in the notation of OTLP (UCUM).
 fn otlp_unit(name: &str) -> &'static str {
     match names::unit(name) {
         Some("seconds") => "s",

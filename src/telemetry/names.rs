@@ -1,9 +1,9 @@
-//! Every name that telemetry uses: an interface, for dashboards and alerts are built on them.
+//! Every name that telemetry uses. The names are an interface, because dashboards and alerts depend on them.
 //!
-//! OpenTelemetry's semantic conventions where they have a name, `portcullis.*` for the rest. Names only; look next at
-//! `metrics.rs` and `spans.rs`, which use them.
+//! A name follows OpenTelemetry's semantic conventions where they define one, and begins with `portcullis.` otherwise. This file
+//! holds only names. Look next at `metrics.rs` and `spans.rs`, which use them.
 
-/// The service's name, also that of the instrumentation scope.
+/// The service's name, and the name of the instrumentation scope.
 pub const SERVICE: &str = "portcullis";
 /// The attribute with the replica's name.
 pub const SERVICE_INSTANCE_ID: &str = "service.instance.id";
@@ -12,34 +12,34 @@ pub const SERVICE_VERSION: &str = "service.version";
 
 /// The environment variable with the log's filter.
 pub const LOG_VARIABLE: &str = "PORTCULLIS_LOG";
-/// The environment variable that turns OTLP on.
+/// The environment variable that turns OTLP export on.
 pub const OTLP_ENDPOINT_VARIABLE: &str = "OTEL_EXPORTER_OTLP_ENDPOINT";
 
-/// Histogram: how long a decision took in the service, by effect.
+/// Histogram: duration of a decision in the service, by effect.
 pub const CHECK_DURATION: &str = "portcullis.check.duration";
 /// Counter: decisions, by effect and reason.
 pub const CHECK_DECISIONS: &str = "portcullis.check.decisions";
 /// Counter: lookups of a verified chain, by result (`hit`, `miss`).
 pub const CHAIN_CACHE: &str = "portcullis.chain_cache.lookups";
-/// Verified chains kept in memory, a gauge.
+/// Gauge: verified chains in memory.
 pub const CHAINS_KEPT: &str = "portcullis.chain_cache.entries";
-/// What they take in memory in bytes, a gauge.
+/// Gauge: bytes that the verified chains take in memory.
 pub const CHAINS_BYTES: &str = "portcullis.chain_cache.size";
 /// Counter: chains whose signatures were verified.
 pub const COLD_VERIFICATIONS: &str = "portcullis.chain.verifications";
-/// Counter: spans that a cap held back.
+/// Counter: spans that a limit suppressed.
 pub const SPANS_SUPPRESSED: &str = "portcullis.spans.suppressed";
-/// Histogram: from the commit of a revocation to its effect here.
+/// Histogram: time from the commit of a revocation to its effect on this replica.
 pub const KILL_PROPAGATION: &str = "portcullis.kill.propagation";
-/// Gauge: since when the snapshot is not known to be the newest.
+/// Gauge: time since the snapshot was known to be the newest.
 pub const SNAPSHOT_AGE: &str = "portcullis.snapshot.age";
-/// Gauge: number of the revision that decides.
+/// Gauge: number of the revision by which the replica decides.
 pub const REVISION: &str = "portcullis.revision";
-/// Gauge: entries of the revocation index.
+/// Gauge: entries in the revocation index.
 pub const REVOCATIONS: &str = "portcullis.revocations";
-/// Gauge: estimated rate of needless exact lookups.
+/// Gauge: estimated rate of needless lookups in the exact set.
 pub const FALSE_POSITIVE_RATE: &str = "portcullis.filter.false_positive_rate";
-/// Gauge: age of the newest commit that is not yet in effect.
+/// Gauge: age of the newest commit that is not in effect yet.
 pub const SYNC_LAG: &str = "portcullis.sync.lag";
 /// Gauge: 1 for the state that the replica is in, 0 for the others.
 pub const REPLICA_STATE: &str = "portcullis.replica.state";
@@ -47,45 +47,45 @@ pub const REPLICA_STATE: &str = "portcullis.replica.state";
 pub const AUDIT_PENDING: &str = "portcullis.audit.pending";
 /// Counter: audit records taken.
 pub const AUDIT_RECORDS: &str = "portcullis.audit.records";
-/// Counter: how often the audit log could not be written.
+/// Counter: failed writes of the audit log.
 pub const AUDIT_FAILURES: &str = "portcullis.audit.failures";
-/// Counter: denials of callers of whom nothing was verified that are counted in merged audit records.
+/// Counter: denials of unverified callers that are counted in merged audit records.
 pub const AUDIT_MERGED: &str = "portcullis.audit.merged";
-/// Gauge: those of them that are not written yet.
+/// Gauge: merged denials that are not written yet.
 pub const AUDIT_MERGED_WAITING: &str = "portcullis.audit.merged_waiting";
-/// Gauge: bytes free on the disk of the audit log.
+/// Gauge: free bytes on the disk of the audit log.
 pub const AUDIT_DISK_FREE: &str = "portcullis.audit.disk_free";
-/// Gauge: 1 for what the disk of the audit log has room for, 0 for the others.
+/// Gauge: how much room the disk of the audit log has: 1 for the present level, 0 for the others.
 pub const AUDIT_ROOM: &str = "portcullis.audit.room";
-/// Gauge: bytes free on the disk of a store that is a file.
+/// Gauge: free bytes on the disk of a file store.
 pub const STORE_DISK_FREE: &str = "portcullis.store.disk_free";
-/// Gauge: 1 for what the disk of a store that is a file has room for, 0 for the others.
+/// Gauge: how much room the disk of a file store has: 1 for the present level, 0 for the others.
 pub const STORE_ROOM: &str = "portcullis.store.room";
-/// Counter: attempts to write this replica's cache that failed.
+/// Counter: failed writes of this replica's cache.
 pub const CACHE_FAILURES: &str = "portcullis.cache.failures";
 /// Gauge: 1 while this replica's cache is not written.
 pub const CACHE_PAUSED: &str = "portcullis.cache.paused";
 /// Gauge: open connections.
 pub const CONNECTIONS: &str = "portcullis.server.connections";
-/// Counter: connections refused because too many are open and none can be spared, by listener.
+/// Counter: connections that were refused because too many are open and none can be closed for them, by listener.
 pub const CONNECTIONS_REFUSED: &str = "portcullis.server.connections_refused";
-/// Counter: connections that were cut, by listener and cause.
+/// Counter: connections that the server closed, by listener and cause.
 pub const CONNECTIONS_CUT: &str = "portcullis.server.connections_cut";
-/// Counter: calls that were refused before they were decoded, by listener and cause.
+/// Counter: calls that were refused before decoding, by listener and cause.
 pub const CALLS_REFUSED: &str = "portcullis.server.calls_refused";
-/// Gauge: bytes that calls which wait hold, beyond what is each connection's own.
+/// Gauge: bytes that waiting calls hold beyond the allowance of each connection.
 pub const WAITING_BYTES: &str = "portcullis.server.waiting";
 /// The label with a listener's name.
 pub const LISTENER: &str = "listener";
-/// The label with the reason of a cut or refusal.
+/// The label with the cause of a closed connection or a refusal.
 pub const CAUSE: &str = "cause";
 
-/// Counter: decisions that were also evaluated with documents in shadow, by leaf agent, tool, effect and would-be effect.
+/// Counter: decisions that were also evaluated with shadow documents, by leaf agent, tool, effect and would-be effect.
 pub const SHADOW_DECISIONS: &str = "portcullis.shadow.decisions";
-/// Counter: those of them that would have come out otherwise.
+/// Counter: decisions that the shadow documents would have changed.
 pub const SHADOW_FLIPS: &str = "portcullis.shadow.flips";
 
-/// The unit of a metric, as a word for its Prometheus name; `None` where it counts things.
+/// The unit of a metric, as a word of its Prometheus name; `None` for a metric that counts things.
 pub fn unit(name: &str) -> Option<&'static str> {
     match name {
         CHECK_DURATION | KILL_PROPAGATION | SNAPSHOT_AGE | SYNC_LAG => Some("seconds"),
@@ -94,7 +94,7 @@ pub fn unit(name: &str) -> Option<&'static str> {
     }
 }
 
-/// The one span of a decision.
+/// The single span of a decision.
 pub const CHECK_SPAN: &str = "portcullis.check";
 /// The leaf agent, which makes the call.
 pub const AGENT_ID: &str = "gen_ai.agent.id";
@@ -102,7 +102,7 @@ pub const AGENT_ID: &str = "gen_ai.agent.id";
 pub const TOOL_NAME: &str = "gen_ai.tool.name";
 /// Always [`EXECUTE_TOOL`].
 pub const OPERATION_NAME: &str = "gen_ai.operation.name";
-/// What an agent asks leave to do.
+/// The operation for which an agent requests a decision.
 pub const EXECUTE_TOOL: &str = "execute_tool";
 /// The user, as the JSON array `["iss","sub"]`.
 pub const USER_ID: &str = "enduser.id";
@@ -126,9 +126,9 @@ pub const REASON: &str = "portcullis.reason";
 pub const LAYER: &str = "portcullis.deciding_layer";
 /// The revision that decided, `HISTORY.NUMBER`.
 pub const REVISION_TOKEN: &str = "portcullis.revision";
-/// Why the replica could not do its work; a denial by policy has none.
+/// Why the replica could not do its work. A denial by policy has no error type.
 pub const ERROR_TYPE: &str = "error.type";
-/// Label: the effect that documents in shadow would have made.
+/// Label: the effect that shadow documents would have had.
 pub const WOULD_BE: &str = "portcullis.would_be";
 /// Label: `hit` or `miss`.
 pub const RESULT: &str = "portcullis.result";

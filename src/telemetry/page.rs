@@ -1,7 +1,7 @@
-//! The metrics as a text page for Prometheus, in the OpenMetrics format.
+//! Renders the metrics as a text page for Prometheus, in the OpenMetrics format.
 //!
-//! A page is made when it is asked for, from the numbers of that moment; nothing is kept between two. Names are those of
-//! `names.rs` with underscores, the unit and the ending that the format demands. Look next at `metrics.rs`.
+//! A page is rendered on request from the current numbers, and nothing is kept between two pages. Names are those of `names.rs`
+//! with underscores, plus the unit and the suffix that the format requires. Look next at `metrics.rs`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use super::names;
 /// The page's media type.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Writes the page.
+/// Renders the page.
 pub(super) fn render(shared: &Arc<Shared>) -> String {
     let mut registry = Registry::default();
     registry.register_collector(Box::new(Page(Arc::clone(shared))));

@@ -1,8 +1,8 @@
-//! One span for a decision, built after it: observing costs nothing before the answer is known.
+//! Records one span per decision, after the decision, so that telemetry costs nothing before the answer is known.
 //!
-//! Sampling is decided here, not by the SDK: denials always, up to a cap, since they are what is looked for; permits where
-//! the caller keeps the trace, or by ratio where there is none, up to a cap of their own, so that no caller can flood the
-//! collector. Look next at `trace_context.rs`.
+//! This file samples, not the SDK. Denials are always sampled, up to a limit, because operators look for them. A permit is
+//! sampled if its caller samples the trace, or by ratio if there is no trace. Permits have a limit of their own, so that no
+//! caller can flood the collector. Look next at `trace_context.rs`.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,32 +19,32 @@ use crate::model::revision::HistoryId;
 
 use super::{Settings, TraceContext, names};
 
-/// What a span says; identities that were not established are absent.
+/// The content of a span. An identity that was not established is absent.
 #[derive(Clone, Copy, Debug)]
 pub struct SpanFacts<'a> {
-    /// The caller's trace.
+    /// The caller's trace context.
     pub parent: Option<&'a TraceContext>,
     /// The call: `Check`, `ListTools`, `Explain`.
     pub method: &'static str,
-    /// When the call arrived.
+    /// Time at which the call arrived.
     pub start_unix_ns: i64,
-    /// When it was decided.
+    /// Time of the decision.
     pub end_unix_ns: i64,
     /// The decision's id, as in the audit log.
     pub decision_id: &'a str,
-    /// What was answered.
+    /// The effect that was answered.
     pub effect: Effect,
-    /// Why.
+    /// The reason for the effect.
     pub reason: Reason,
-    /// The layer that gave the least answer.
+    /// The layer with the least effect, which decided.
     pub layer: Option<Layer>,
-    /// Who delegated.
+    /// The user who delegated.
     pub user: Option<&'a UserId>,
-    /// Inside which application.
+    /// The application in which the agent runs.
     pub application: Option<&'a ApplicationId>,
     /// Every agent, root to leaf.
     pub agents: &'a [AgentId],
-    /// The tool asked for.
+    /// The requested tool.
     pub tool: Option<&'a str>,
     /// The session.
     pub session: Option<&'a SessionId>,
@@ -56,14 +56,14 @@ pub struct SpanFacts<'a> {
     pub revision: u64,
 }
 
-/// Makes spans of decisions; a clone shares the caps.
+/// Records spans of decisions. A clone shares the limits.
 #[derive(Clone, Debug)]
 pub struct Spans(Option<Arc<Inner>>);
 
 #[derive(Debug)]
 struct Inner {
     tracer: SdkTracer,
-    /// Of 2^32 permits without a parent, how many are sampled.
+    /// The number of permits that are sampled out of 2^32 permits without a parent.
     permits_of_2_32: u64,
     permits_seen: AtomicU64,
     permits: Cap,
@@ -72,7 +72,7 @@ struct Inner {
 }
 
 impl Spans {
-    /// Makes no spans.
+    /// A recorder that records nothing.
     pub fn off() -> Self {
         Self(None)
     }
@@ -88,12 +88,12 @@ impl Spans {
         })))
     }
 
-    /// Whether anything listens: facts that cost something to gather can be left out otherwise.
+    /// Whether spans are recorded. If not, callers need not gather facts that are costly.
     pub fn is_on(&self) -> bool {
         self.0.is_some()
     }
 
-    /// Makes the span of a decision, where it is sampled. Never blocks: a full queue drops it.
+    /// Records the span of a decision, if it is sampled. Never blocks: if the queue is full, the span is dropped.
     pub fn record(&self, facts: &SpanFacts<'_>) {
         if let Some(inner) = &self.0
             && inner.samples(facts)
@@ -102,7 +102,7 @@ impl Spans {
         }
     }
 
-    /// Spans that a cap held back.
+    /// Number of spans that a limit suppressed.
     pub fn suppressed(&self) -> u64 {
         self.0.as_ref().map_or(0, |inner| inner.suppressed.load(Ordering::Relaxed))
     }
@@ -124,7 +124,8 @@ impl Inner {
         admitted
     }
 
-    /// Spreads the drawn permits evenly: multiples of the golden ratio fall into every interval by its length.
+    /// Whether the next permit is sampled. The sampled permits are spread evenly, because multiples of the golden ratio fall into
+    /// each interval in proportion to its length.
     fn is_drawn(&self) -> bool {
         let count = self.permits_seen.fetch_add(1, Ordering::Relaxed);
         count.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32 < self.permits_of_2_32
@@ -149,11 +150,11 @@ impl Inner {
     }
 }
 
-/// A number of spans in a second of the wall clock.
+/// A limit on the spans in one second of the wall clock.
 #[derive(Debug)]
 struct Cap {
     per_s_max: u32,
-    /// The second in the upper half, how many were admitted in it in the lower.
+    /// The upper half holds the second, the lower half the number of spans admitted in it.
     admitted: AtomicU64,
 }
 
@@ -200,7 +201,7 @@ fn agents(agents: &[AgentId]) -> Value {
     Value::Array(Array::String(agents.iter().map(|agent| StringValue::from(agent.as_str().to_owned())).collect()))
 }
 
-/// A denial is what the program is for; an error is what kept it from its work.
+/// Whether the reason is an error of the replica. A denial by policy is no error, because denying is the program's purpose.
 fn is_error(reason: Reason) -> bool {
     matches!(reason, Reason::AuditUnavailable | Reason::Stale | Reason::RevisionUnavailable | Reason::ConditionError)
 }
@@ -210,6 +211,6 @@ fn time(unix_ns: i64) -> SystemTime {
 }
 
 fn share_of_2_32(ratio: f64) -> u64 {
-    // A checked ratio from 0 to 1 times 2^32 has an exact place in 64 bits.
+    // A checked ratio from 0 to 1 times 2^32 fits exactly into 64 bits.
     (ratio * 4_294_967_296.0) as u64
 }

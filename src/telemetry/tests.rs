@@ -1,4 +1,4 @@
-//! The page as Prometheus reads it, spans as an exporter gets them, and both over OTLP as a collector does.
+//! The page as Prometheus reads it, spans as an exporter receives them, and both over OTLP as a collector receives them.
 
 use std::sync::{Arc, Mutex};
 
@@ -65,7 +65,7 @@ fn the_page_shows_what_was_counted() {
     assert!(page.ends_with("# EOF\n") && !page.contains("Old."));
 }
 
-/// Keeps what is exported.
+/// Collects the exported spans.
 #[derive(Clone, Debug, Default)]
 struct Kept(Arc<Mutex<Vec<SpanData>>>);
 
@@ -226,14 +226,14 @@ fn bad_settings_are_named() {
     check(endpoint("https://127.0.0.1:1"), "`https://127.0.0.1:1`");
 }
 
-/// Any OTLP request: what it holds is one repeated message, kept as bytes.
+/// Any OTLP request. Its content is one repeated message, kept as bytes.
 #[derive(Clone, PartialEq, prost::Message)]
 struct Export {
     #[prost(bytes = "bytes", repeated, tag = "1")]
     resources: Vec<Bytes>,
 }
 
-/// Hands each request's path and content to the test, as a collector would store it.
+/// Hands the path and content of each request to the test.
 #[derive(Clone)]
 struct Collector {
     path: String,
@@ -266,7 +266,7 @@ async fn a_collector_gets_spans_and_metrics() {
     let routes = tonic::service::Routes::from(axum::Router::new().fallback(handler));
     tokio::spawn(tonic::transport::Server::builder().add_routes(routes).serve_with_incoming(incoming));
 
-    // Pushed at shutdown, for the test does not wait for the interval.
+    // Pushed at shutdown, because the test does not wait for the interval.
     let settings = Settings {
         otlp_endpoint: Some(endpoint),
         node: "node-7".to_owned(),

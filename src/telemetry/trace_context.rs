@@ -1,23 +1,23 @@
-//! The caller's trace: the headers `traceparent` and `tracestate` of W3C Trace Context, read strictly.
+//! Parses the caller's trace context strictly: the headers `traceparent` and `tracestate` of W3C Trace Context.
 //!
-//! What is not exactly well formed counts as absent, as the recommendation says, for it may be an attempt at something. It
-//! trusts nothing: the ids only say which trace a span joins. Look next at `spans.rs`.
+//! A malformed header counts as absent, as the recommendation requires, because it may be an attack. The ids are trusted with
+//! nothing: they only say which trace a span joins. Look next at `spans.rs`.
 
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 
-/// What a `tracestate` may hold in all; a longer one is dropped, the `traceparent` stays.
+/// Limit of a `tracestate`. A longer one is dropped, and the `traceparent` is kept.
 const STATE_BYTES_MAX: usize = 512;
-/// The recommendation's limit on list members.
+/// The recommendation's limit of list members.
 const STATE_MEMBERS_MAX: usize = 32;
 
-/// The place in a trace from which a call comes (W3C Trace Context, level 1).
+/// The span of the caller's trace from which a call comes (W3C Trace Context, level 1).
 #[derive(Clone, Debug, PartialEq)]
 pub struct TraceContext {
     span: SpanContext,
 }
 
 impl TraceContext {
-    /// Reads the two headers; `None` where `traceparent` is not well formed. A bad `tracestate` alone is dropped.
+    /// Parses the two headers. Returns `None` if `traceparent` is malformed; a malformed `tracestate` alone is dropped.
     pub fn parse(traceparent: &str, tracestate: Option<&str>) -> Option<Self> {
         let bytes = traceparent.as_bytes();
         let (version, rest) = bytes.split_at_checked(2)?;
@@ -25,7 +25,7 @@ impl TraceContext {
         let (trace_id, rest) = rest.strip_prefix(b"-")?.split_at_checked(32)?;
         let (span_id, rest) = rest.strip_prefix(b"-")?.split_at_checked(16)?;
         let (flags, rest) = rest.strip_prefix(b"-")?.split_at_checked(2)?;
-        // Version 0 ends here; a later one may go on behind another hyphen; 255 is forbidden.
+        // Version 0 ends here. A later version may continue after another hyphen. Version 255 is forbidden.
         let ends = rest.is_empty() || (version > 0 && rest.first() == Some(&b'-'));
         if version == 0xff || !ends || rest.len() > STATE_BYTES_MAX {
             return None;
@@ -36,7 +36,7 @@ impl TraceContext {
             return None;
         }
         let state = tracestate.and_then(parse_state).unwrap_or_default();
-        // Of the flags only `sampled` has a meaning that we know.
+        // Only the flag `sampled` has a meaning in this version.
         let flags = TraceFlags::new(flags & 1);
         Some(Self { span: SpanContext::new(TraceId::from(trace_id), SpanId::from(span_id), flags, true, state) })
     }
@@ -46,7 +46,7 @@ impl TraceContext {
         self.span.trace_id().to_bytes()
     }
 
-    /// Whether the caller keeps this trace.
+    /// Whether the caller samples this trace.
     pub fn is_sampled(&self) -> bool {
         self.span.is_sampled()
     }
@@ -56,7 +56,7 @@ impl TraceContext {
     }
 }
 
-/// Lowercase hexadecimal digits, at most 32, as a number.
+/// Parses at most 32 lowercase hexadecimal digits.
 fn hex(digits: &[u8]) -> Option<u128> {
     digits.iter().try_fold(0_u128, |value, digit| match digit {
         b'0'..=b'9' => Some(value << 4 | u128::from(digit - b'0')),

@@ -1,6 +1,6 @@
-//! An exporter that says in the log when exporting begins to fail and when it works again.
+//! An exporter that logs when exporting begins to fail, and when it succeeds again.
 //!
-//! Without it a collector that went away is silence. It changes nothing of what is exported. Look next at `telemetry.rs`.
+//! Without it, nothing would tell that a collector is gone. It changes nothing in the exported data. Look next at `telemetry.rs`.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -13,7 +13,7 @@ use opentelemetry_sdk::metrics::data::ResourceMetrics;
 use opentelemetry_sdk::metrics::exporter::PushMetricExporter;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter};
 
-/// An exporter of `what`, watched.
+/// An exporter whose failures and recoveries are logged. `what` names the exported data.
 pub(super) struct Watched<E> {
     what: &'static str,
     exporter: E,

@@ -1,4 +1,4 @@
-//! The steps of one row, by themselves; what a store makes of them is in `testing::store`.
+//! The rules for one approval row by themselves. `testing::store` tests how a store applies them.
 
 use super::*;
 use crate::model::reason::Layer;
@@ -108,7 +108,7 @@ fn head(number: u64) -> Revision {
     Revision { history: crate::model::revision::HistoryId::new("h"), number }
 }
 
-/// What is used can be given back by the decision that used it, until that was given again.
+/// The decision that used approvals can give them back, until the decision was given again.
 #[test]
 fn a_use_is_given_back_once_and_never_after_its_answer_was_given_again() {
     let needs = [need(0, &["leads"], 10)];
@@ -127,7 +127,7 @@ fn a_use_is_given_back_once_and_never_after_its_answer_was_given_again() {
     let uses = |request: &UseApprovals, (head, proof_is_new): (Revision, bool), rows: &mut BTreeMap<String, ApprovalRow>| {
         use_once(rows, request, Moment { head: &head, proof_is_new, unix_ms: 2 })
     };
-    // Whoever has not seen the newest commit uses nothing, nor does whoever shows a proof again.
+    // A caller who has not seen the newest commit uses nothing, and neither does a caller who shows a proof again.
     for number in [2, 4] {
         assert_eq!(uses(&first, at(number, true), &mut rows), UseOutcome::Unseen { head: head(number) });
     }
@@ -207,7 +207,7 @@ fn the_same_request_is_known_by_all_of_its_uses() {
     check(None, made("x", "f"), "f", 2_000, false);
 }
 
-/// As [`meets`], whoever approved.
+/// Like [`meets`], whoever approved.
 fn holds(row: &ApprovalRow, needs: &[ApprovalNeed]) -> bool {
     meets(row, needs, &Approvers::default())
 }

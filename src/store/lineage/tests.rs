@@ -1,4 +1,4 @@
-//! What a store is to a replica of an earlier history, and merging: the stronger of both, in any order.
+//! How a store relates to a replica of an earlier history, and merging: the stronger of both rows, in any order.
 use proptest::prelude::*;
 
 use super::*;
@@ -22,18 +22,18 @@ fn only_a_store_adopted_from_it_is_kin() {
     check(&adoptions, "c", held, ("b", 7), Kinship::Holds);
     check(&adoptions, "c", held, ("a", 5), Kinship::Holds);
     check(&adoptions, "c", held, ("a", 3), Kinship::Holds);
-    // Ahead of what the backup held, of another past, or where the log does not tell.
+    // Ahead of the backup, of another past, or at a revision that the log no longer holds.
     check(&adoptions, "c", held, ("a", 6), Kinship::Lacks);
     check(&adoptions, "c", held, ("b", 8), Kinship::Lacks);
     check(&adoptions, "c", Some([2; 32]), ("a", 5), Kinship::Lacks);
     check(&adoptions, "c", None, ("a", 5), Kinship::Lacks);
-    // No record, another family, a record that does not lead to where the store is.
+    // No adoption, an unrelated history, or an adoption that does not lead to the store's history.
     check(&[], "c", held, ("a", 5), Kinship::Stranger);
     check(&adoptions, "c", held, ("x", 5), Kinship::Stranger);
     check(&adoptions, "d", held, ("a", 5), Kinship::Stranger);
     check(&adoptions[..1], "c", held, ("a", 5), Kinship::Stranger);
     check(&adoptions, "b", held, ("a", 5), Kinship::Stranger);
-    // The history it is of now was not left.
+    // The replica follows the present history of the store.
     check(&adoptions, "c", held, ("c", 8), Kinship::Stranger);
 }
 
@@ -55,7 +55,7 @@ fn rows() -> impl Strategy<Value = RevocationRow> {
 }
 
 proptest! {
-    /// Whatever the store held and whatever replicas know: what comes out covers all of it, in any order, and merging again changes
+    /// Whatever the store holds and the replicas know, the merged row covers all of it, in any order, and merging again changes
     /// nothing.
     #[test]
     fn merging_weakens_nothing(current in prop::option::of(rows()), one in rows(), other in rows()) {

@@ -1,4 +1,4 @@
-//! What only PostgreSQL, or the way to it, can get wrong; what any store must do is in `testing::store`.
+//! Tests of what can fail only in PostgreSQL or on the connection to it. `testing::store` tests what every store must do.
 
 mod fleet;
 mod held;
@@ -35,7 +35,7 @@ fn registration(incarnation: &str) -> Registration {
     Registration { incarnation: incarnation.into(), address: String::new(), version: String::new(), started_unix_ms: 0 }
 }
 
-/// Asks again until what is asked holds.
+/// Polls until the condition holds.
 async fn until<F: Future<Output = bool>>(what: &str, holds: impl Fn() -> F) {
     let asking = async {
         while !holds().await {
@@ -161,11 +161,11 @@ async fn other_databases_are_refused_and_left_alone() {
     check(&format!("{table}, 'other' AS program, 1 AS version"), not_ours).await;
     check("UPDATE portcullis.version SET version = 99", |error| matches!(error, Error::NewerVersion(_))).await;
     check("UPDATE portcullis.version SET version = 0", |error| matches!(error, Error::Corrupt(_))).await;
-    // A schema that was made for it, and is empty, is what it needs; other schemas do not matter.
+    // The schema was created for the store and is empty, which is enough; other schemas do not matter.
     let url = shared().database();
     shared().sql(&url, "CREATE SCHEMA portcullis; CREATE TABLE public.head (x int); CREATE TABLE public.version (x int)");
     audit(&open(&url).await.unwrap()).await;
-    // A function of the same name in another schema is not what is called.
+    // A function of the same name in another schema is not called.
     shared().sql(
         &url,
         "CREATE FUNCTION public.clock_timestamp() RETURNS timestamptz LANGUAGE sql AS 'SELECT timestamptz ''epoch''';
@@ -244,7 +244,7 @@ async fn a_log_that_was_cut_says_where_it_begins() {
     assert_eq!(store.changes(2).await.unwrap().commits.len(), 1);
 }
 
-/// A database that was put in place of the one that was opened gets no write.
+/// A database that replaced the opened one gets no write.
 #[tokio::test]
 async fn a_replaced_database_is_noticed() {
     let url = shared().database();
@@ -277,7 +277,7 @@ async fn who_stops_waiting_undoes_nothing() {
 fn one_store_serves_several_runtimes_and_outlives_them() {
     let url = shared().database();
     let runtime = || tokio::runtime::Builder::new_current_thread().build().unwrap();
-    // None of them has a reactor or a timer of its own.
+    // These runtimes have neither a reactor nor a timer.
     let store = runtime().block_on(open(&url)).unwrap();
     std::thread::scope(|scope| {
         for racer in 0..4 {

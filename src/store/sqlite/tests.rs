@@ -1,4 +1,4 @@
-//! What only a SQLite file can get wrong; what any store must do is in `testing::store`.
+//! Tests of what can fail only in a SQLite file. `testing::store` tests what every store must do.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -26,7 +26,7 @@ fn kill(id: &str) -> CommitRequest {
     CommitRequest { writes: vec![Write::Revoke { target, meaning: Meaning::Dead, reason: String::new() }], ..Default::default() }
 }
 
-/// What another program does to the file.
+/// Changes the file as another program would.
 fn tamper(path: &Path, sql: &str) {
     Connection::open(path).unwrap().execute_batch(sql).unwrap();
 }
@@ -97,7 +97,7 @@ fn other_files_are_refused_and_left_alone() {
     check(|path| tamper(path, "PRAGMA journal_mode = WAL"), |error| matches!(error, Error::Missing(_)));
 }
 
-/// The tables as the first version made them.
+/// The tables as the first version created them.
 const VERSION_1: &str = "
 CREATE TABLE meta (
     id INTEGER PRIMARY KEY CHECK (id = 1), history TEXT NOT NULL, made_unix_ms INTEGER NOT NULL,
@@ -129,7 +129,7 @@ PRAGMA application_id = 0x5074636c;
 PRAGMA user_version = 1;
 ";
 
-/// A file of the first version that holds what a store of today holds, its rows copied one table after the other.
+/// Creates a file of the first version with the rows of a present store, copied table by table.
 fn made_by_version_1(from: &Path, to: &Path) {
     std::fs::create_dir_all(to.parent().unwrap()).unwrap();
     tamper(to, VERSION_1);
@@ -164,7 +164,7 @@ async fn a_store_of_the_first_version_is_brought_up() {
     drop(store);
     let old = path.with_file_name("old.db");
     made_by_version_1(&path, &old);
-    // Several may bring it up at once.
+    // Several processes may upgrade it at once.
     let openers: Vec<_> = (0..4)
         .map(|_| {
             let old = old.clone();

@@ -1,4 +1,4 @@
-//! Several replicas on one database: they see each other, and race for what there is one of.
+//! Several replicas on one database: they see each other's commits, and they compete for proofs and approvals.
 
 use super::*;
 
@@ -7,7 +7,7 @@ async fn two_replicas_see_each_others_commits() {
     let url = shared().database();
     let (one, other) = (Arc::new(open(&url).await.unwrap()), Arc::new(open(&url).await.unwrap()));
     let mut wake = other.wake();
-    // A notification wakes the other; listening may have begun after the first.
+    // A notification wakes the other replica. Its listener may have started after the first commit.
     until("no notification woke the other replica", || async {
         one.commit(kill("t0")).await.unwrap();
         wake.has_changed().unwrap()
@@ -30,7 +30,7 @@ async fn two_replicas_see_each_others_commits() {
     assert_eq!(audit(&*one).await, audit(&*other).await);
 }
 
-/// Without notifications nothing is woken, and nothing is missed.
+/// Without notifications nobody is woken, but the polls miss nothing.
 #[tokio::test]
 async fn polls_suffice_where_nobody_notifies() {
     let url = format!("{}&notify=off", shared().database());
@@ -63,7 +63,7 @@ async fn a_key_is_spent_once_among_replicas() {
         let won: Vec<bool> = futures_util::future::join_all(racers).await.into_iter().map(Result::unwrap).collect();
         assert_eq!(won.iter().filter(|won| **won).count(), 1, "{round}: {won:?}");
     }
-    // One forgets the expired keys, while others try to spend them again.
+    // One replica forgets the expired keys while others try to spend them again.
     clock.step_wall_ms(3_600_000);
     let forgetting = stores[0].spend([200; 32], START_UNIX_S + 4_000);
     let again = (0..20u8).map(|round| stores[usize::from(round) % 2 + 1].spend([round; 32], START_UNIX_S + 60));
@@ -74,7 +74,7 @@ async fn a_key_is_spent_once_among_replicas() {
     assert_eq!(kept, "1");
 }
 
-/// A key whose forgetting is not committed yet cannot be added before it is, and is known to be used then.
+/// A key whose removal is not committed yet cannot be inserted before the removal commits, and then it counts as used.
 #[tokio::test]
 async fn a_key_that_is_just_being_forgotten_stays_spent() {
     let url = shared().database();
@@ -110,7 +110,7 @@ async fn who_waits_too_long_is_told() {
     let store = open(&url).await.unwrap();
     store.register(&registration("a")).await.unwrap();
     store.poll(&beat("a", 0)).await.unwrap();
-    // Somebody holds the heads and this replica's row until it is told to let go.
+    // Another session holds the heads and the row of this replica until it is told to let go.
     let hold = "BEGIN; SELECT 1 FROM portcullis.head, portcullis.replicas FOR UPDATE; SELECT pg_sleep(60); COMMIT";
     let holding = tokio::task::spawn_blocking({
         let url = url.clone();
@@ -132,7 +132,7 @@ async fn who_waits_too_long_is_told() {
     assert_eq!(store.commit(kill("t")).await.unwrap().revision.number, 1);
 }
 
-/// A role that may use the tables and not make any is enough once they are made; without rights, it is said what to do.
+/// A role that may use the tables but not create any is enough once they exist. Without rights, the error says what to do.
 #[tokio::test]
 async fn a_role_needs_no_more_than_the_tables() {
     let url = shared().database();

@@ -1,16 +1,17 @@
-//! Who stops in the middle of something holds up no kill: a policy that is being applied, uses that wait, a stranger's transaction.
+//! A client that stops in the middle of its work blocks no revocation: while a policy is applied, while uses wait, and in a
+//! foreign transaction.
 
 use super::*;
 use crate::testing::proxy::{Mode, Route};
 
-/// A kill may wait for the server to end a transaction whose client is silent: 2 s, and this machine is busy.
+/// A revocation may wait for the server to end the transaction of a silent client: 2 s, and this machine may be busy.
 const SOON: Duration = Duration::from_secs(20);
 /// Far ahead of any clock.
 const LATER_UNIX_S: i64 = 5_000_000_000;
-/// Stands in the middle of a long document.
+/// A text in the middle of a long document.
 const MIDDLE: &str = "the-middle-of-a-document";
 
-/// A store in a database, and another one on the way to it that can be broken.
+/// A store on a database, and a second store on the same database through a connection that can be broken.
 async fn near_and_far() -> (String, PostgresStore, PostgresStore, Route) {
     let server = shared();
     let database = server.database();
@@ -44,7 +45,7 @@ fn policy(jti: &str) -> CommitRequest {
     CommitRequest { writes: vec![put("a"), put("b")], act: Some(act(jti)), ..Default::default() }
 }
 
-/// Waits until a transaction of the far store stands still.
+/// Waits until a transaction of the far store is idle.
 async fn stands_still(database: &str) {
     let sql = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND application_name = 'far'
         AND state <> 'idle' AND xact_start < clock_timestamp() - interval '300 ms'";
@@ -71,7 +72,7 @@ async fn stops_at(words: &str) {
     assert_eq!(shared().sql(&database, "SELECT count(*) FROM portcullis.staged"), "0", "nothing is left of what was put down");
 }
 
-/// At every point at which a replica that applies a policy may stop.
+/// Stops a replica that applies a policy at every point at which it may stop.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_apply_that_stops_holds_up_no_kill() {
     let points = [
@@ -92,7 +93,7 @@ async fn an_apply_that_stops_holds_up_no_kill() {
     futures_util::future::join_all(points.map(stops_at)).await;
 }
 
-/// Uses that hang hold up no kill of the same replica.
+/// Uses that hang block no revocation of the same replica.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_uses_holds_up_no_kill() {
     let (database, near, far, route) = near_and_far().await;
@@ -107,13 +108,13 @@ async fn a_flood_of_uses_holds_up_no_kill() {
         })
         .collect();
     stands_still(&database).await;
-    // Well before any of them is given up.
+    // Long before any of them is dropped.
     for number in 0..10 {
         far.commit(kill(&format!("t{number}"))).await.unwrap();
     }
     let answered = futures_util::future::join_all(uses).await;
     for answer in &answered {
-        // None was committed, and none is said to be unknown.
+        // None was committed, and for none is the outcome unknown.
         assert!(matches!(answer.as_ref().unwrap(), Err(Error::Unavailable(_))), "{answer:?}");
     }
     route.set(Mode::Pass);
@@ -122,7 +123,7 @@ async fn a_flood_of_uses_holds_up_no_kill() {
     until("no use after the flood", || async { far.spend([1; 32], LATER_UNIX_S).await == Ok(true) }).await;
 }
 
-/// A kill that cannot be written says who is in its way.
+/// A revocation that cannot be written names the session that blocks it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_holds_a_kill_up_is_named() {
     let (database, near, _far, _route) = near_and_far().await;

@@ -1,4 +1,4 @@
-//! The server itself: what it is set up for, what it is when it is gone, frozen or replaced, and what its warnings mean.
+//! The server: its required settings, its crashes, stops and replacements, and the meaning of its warnings.
 
 use tokio::sync::watch;
 
@@ -49,7 +49,7 @@ async fn claims_that_do_not_hold_are_refused() {
         server.set("synchronous_standby_names = ''");
     }
     server.set("synchronous_commit = on");
-    // What is changed under an open store is noticed before anything is acknowledged, or proved.
+    // A change under an open store is noticed before anything is acknowledged or proved.
     let store = open(&url).await.unwrap();
     store.register(&registration("a")).await.unwrap();
     server.set("fsync = off");
@@ -58,14 +58,14 @@ async fn claims_that_do_not_hold_are_refused() {
     assert!(matches!(store.spend([1; 32], i64::MAX).await, Err(Error::Misconfigured(_))));
 }
 
-/// A primary that was replaced lives on, and its standbys are taken out of its settings. Every connection that leads there still works,
-/// and every answer is refused as misconfigured: the store then asks the other host of its URL, and follows the new primary.
+/// A primary was replaced but still runs, and the standbys are removed from its settings. Every connection to it still works, and
+/// every answer is rejected as misconfigured. The store then tries the other host of its URL, and follows the new primary.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replaced_primary_is_left_for_the_next_host() {
     let old = Server::start(&[]);
     let database = old.database();
     let name = database.split('?').next().unwrap().rsplit('/').next().unwrap();
-    // The new primary needs a standby too: it streams from the one that is promoted, before that and after.
+    // The new primary needs a standby too, which streams from it before and after the promotion.
     let new = Server::standby("b", old.port());
     let third = Server::standby("c", new.port());
     new.set("synchronous_standby_names = 'c'");
@@ -79,7 +79,7 @@ async fn a_replaced_primary_is_left_for_the_next_host() {
     store.poll(&beat("a", 0)).await.unwrap();
     let before = audit(&store).await;
 
-    // One for each connection that the store keeps: writing, polling, reading, loading.
+    // One call for each connection of the store: writing, polling, reading, loading.
     let asked = async |store: &PostgresStore, id: &str| {
         let (wrote, polled) = (store.commit(kill(id)).await.err(), store.poll(&beat("a", 0)).await.err());
         [wrote, polled, store.revision().await.err(), store.load().await.err()]
@@ -100,8 +100,8 @@ async fn a_replaced_primary_is_left_for_the_next_host() {
     assert_eq!(old.sql("postgres", "SELECT pg_is_in_recovery()"), "f", "it was never stopped");
 }
 
-/// A server that waits for a standby which does not exist: no poll proves anything and no commit is acknowledged, neither while it
-/// waits nor when somebody cancels the wait, which the server calls a success with a warning.
+/// A server that waits for a standby which does not exist: no poll proves anything and no commit is acknowledged. This holds
+/// while the server waits and also when somebody cancels the wait, which the server reports as a success with a warning.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_commit_that_is_warned_of_proves_nothing() {
     let server = Server::start(&[]);
@@ -123,7 +123,7 @@ async fn a_commit_that_is_warned_of_proves_nothing() {
     assert!(matches!(&commit, Err(error @ Error::Unknown(_)) if warned(error)), "{commit:?}");
     assert_eq!(store.load().await.unwrap().revocations.len(), 1, "on this server it is written");
 
-    // Every wait is cancelled at once, so that polls come back in time.
+    // Every wait is cancelled at once, so that polls return in time.
     let cancelling = "DO $$ BEGIN LOOP
             PERFORM pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep';
             PERFORM pg_stat_clear_snapshot(), pg_sleep(0.005);
@@ -153,7 +153,7 @@ async fn a_commit_that_is_warned_of_proves_nothing() {
     audit(&store).await;
 }
 
-/// Connections are cut all the time, and what was acknowledged is there; what was refused is not.
+/// Connections are cut all the time. Every acknowledged commit is in the log, and no refused one is.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_acknowledged_survives_cut_connections() {
     let url = shared().database();
@@ -241,7 +241,7 @@ async fn a_replica_follows_a_server_that_crashes_and_comes_back() {
         replica.reaches(Freshness::Fresh).await;
     }
     audit(&writer).await;
-    // Gone for good: it closes, and nothing is acknowledged.
+    // The server is gone for good: the replica closes, and nothing is acknowledged.
     server.crash();
     assert!(matches!(writer.commit(kill("gone")).await, Err(Error::Unavailable(_) | Error::Unknown(_))));
     replica.reaches(Freshness::Closed).await;
@@ -249,8 +249,8 @@ async fn a_replica_follows_a_server_that_crashes_and_comes_back() {
     replica.reaches(Freshness::Fresh).await;
 }
 
-/// A server that neither answers nor hangs up: polls end by their deadline, the replica turns stale, then closed, and is fresh again
-/// once the server goes on.
+/// A server that neither answers nor closes its connections: polls end by their deadline, and the replica becomes stale, then
+/// closed. It is fresh again once the server continues.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_replica_of_a_frozen_server_closes() {
     let server = Server::start(&[]);

@@ -1,4 +1,4 @@
-//! The way to the server: TLS, passwords, and a real pooler in between.
+//! The connection to the server: TLS, passwords, and a real pooler in between.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -8,10 +8,10 @@ use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair}
 use super::*;
 use crate::testing::proxy::{Mode, Route};
 
-/// Long enough for a busy machine, and far below what the work itself may take.
+/// Long enough for a busy machine, and far below the limit of the work itself.
 const SOON: Duration = Duration::from_secs(30);
 
-/// What is asked of a store through a way that breaks at certain words. The connection stays open, and no answer ever comes.
+/// Asks a store through a proxy that stops forwarding at certain words. The connection stays open, and no answer ever comes.
 async fn breaks_at(words: &str, incarnation: &str, ask: impl AsyncFn(&PostgresStore, &Heartbeat) -> Result<(), Error>) {
     let server = shared();
     let database = server.database();
@@ -31,7 +31,7 @@ async fn breaks_at(words: &str, incarnation: &str, ask: impl AsyncFn(&PostgresSt
     route.set(Mode::Pass);
     let back = until("the store is not found again", || async { ask(&far, &heartbeat).await.is_ok() });
     assert!(tokio::time::timeout(SOON, back).await.is_ok(), "not back after `{words}`");
-    // An act is not lost because the connection that was kept for it is: nothing was asked on that one yet.
+    // A commit is not lost because its reserved connection is lost: nothing was sent on that connection yet.
     far.commit(kill("u")).await.unwrap();
     route.set(Mode::BlackHoleAt("BEGIN".to_owned()));
     let mended = async {
@@ -59,7 +59,7 @@ async fn a_way_that_breaks_in_the_middle_is_soon_left() {
     );
 }
 
-/// An authority, and a certificate of it for a name.
+/// An authority, and a certificate that it signed for a name.
 fn certificates(folder: &Path, name: &str) -> (PathBuf, String, String) {
     let mut params = CertificateParams::new(vec![]).unwrap();
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -80,7 +80,7 @@ async fn tls_to_whom_it_should_be() {
     let (other_authority, ..) = certificates(folder.path(), "127.0.0.1");
     let (name_authority, name_certificate, name_key) = certificates(folder.path(), "db.example");
     let install = |certificate: &str, key: &str| {
-        // Written through the server, so that they belong to it.
+        // The server itself writes the files, so that they belong to its user.
         let program = |path: &str, text: &str| {
             format!("COPY (SELECT regexp_split_to_table('{text}', E'\\n')) TO PROGRAM 'umask 077; cat > {path}'")
         };
@@ -117,7 +117,7 @@ async fn tls_to_whom_it_should_be() {
     check("verify-full", &folder.path().join("none.pem"), Err("sslrootcert")).await;
     std::fs::write(folder.path().join("empty.pem"), "nothing").unwrap();
     check("verify-full", &folder.path().join("empty.pem"), Err("no certificate")).await;
-    // Of the right authority, for another host.
+    // Signed by the right authority, but for another host.
     install(&name_certificate, &name_key);
     until("the certificate is not read", || async {
         let settings = Settings::parse(&format!("{database}&notify=off"), Durability::Single).unwrap();
@@ -131,7 +131,7 @@ async fn tls_to_whom_it_should_be() {
     check("verify-full", &name_authority, Err("certificate")).await;
 }
 
-/// A password is asked for (SCRAM), and never said.
+/// The server asks for a password (SCRAM), which no message ever contains.
 #[tokio::test]
 async fn passwords_are_never_said() {
     let server = Server::start(&["password_encryption=scram-sha-256"]);
@@ -156,7 +156,8 @@ async fn passwords_are_never_said() {
     assert_eq!(audit(&open(&url(":s3cr3t%2Dcanary")).await.unwrap()).await.revision.number, 1);
 }
 
-/// Of several hosts one that is dead, one that never answers and one that hangs at COMMIT keep nobody from the one that serves.
+/// Of several hosts, one is down, one never answers and one hangs at COMMIT. None of them keeps the store from the host that
+/// serves.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_host_that_serves_is_found() {
     let (serving, frozen) = (Server::start(&[]), Server::start(&[]));
@@ -173,7 +174,7 @@ async fn the_host_that_serves_is_found() {
     audit(&store).await;
     drop(store);
 
-    // The copy takes the place of a server that cannot commit any more.
+    // The copy replaces a server that can no longer commit.
     serving.set("synchronous_standby_names = 'nobody'");
     let old = open_hanging(&serving, name).await;
     serving.crash();
@@ -182,7 +183,7 @@ async fn the_host_that_serves_is_found() {
     let hosts = [place(serving.port()), place(copy.port())].join(",");
     let both = format!("postgres://{}@{hosts}/{name}", serving.superuser());
     until("the old server holds on to those it cannot serve", || async {
-        // Opening reads only, and finds the old one; what it polls then is committed on the new one or not at all.
+        // Opening only reads, and may find the old server. A later poll is committed on the new server or not at all.
         let Ok(store) = open(&both).await else { return false };
         until("no poll is committed", || async { store.poll(&beat("a", 0)).await.is_ok() }).await;
         true
@@ -192,13 +193,13 @@ async fn the_host_that_serves_is_found() {
     assert!(heard(&copy) > old);
 }
 
-/// When the replica was last heard on a server that now waits for a standby that does not exist.
+/// When the replica was last heard on a server that waits for a standby which does not exist.
 async fn open_hanging(server: &Server, name: &str) -> i64 {
     until("the setting is not read", || async { server.sql("postgres", "SHOW synchronous_standby_names") == "nobody" }).await;
     server.sql(name, "SELECT max(seen_unix_ms) FROM portcullis.replicas").parse().unwrap()
 }
 
-/// pgbouncer in transaction mode, which puts each transaction on any connection it likes.
+/// pgbouncer in transaction mode, which may run each transaction on a different connection.
 struct Pooler {
     process: Child,
     port: u16,
@@ -224,7 +225,7 @@ impl Pooler {
             .expect("this test needs pgbouncer: install Debian's package `pgbouncer`, as ./test.sh does");
         let mut command = Command::new(program);
         if rustix::process::geteuid().is_root() {
-            // It refuses to be root, and becomes who is named once it has its port.
+            // It refuses to run as root, and changes to the named user once it has its port.
             command.args(["-u", "nobody"]);
         }
         let process = command.arg("-q").arg(&path).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
@@ -255,7 +256,7 @@ async fn a_pooler_that_shares_connections_does_not_matter() {
     };
     until("the pooler does not answer", || async { open(&url(0, "off")).await.is_ok() }).await;
     until("the pooler does not answer", || async { open(&url(1, "off")).await.is_ok() }).await;
-    // More clients than connections: what one leaves on a connection would hit the next.
+    // More clients than connections: state that one client leaves on a connection would reach the next client.
     for notify in ["off", "on"] {
         let shared_by_all = url(0, notify);
         let stores = futures_util::future::join_all((0..6).map(|_| open(&shared_by_all))).await;
@@ -279,7 +280,7 @@ async fn a_pooler_that_shares_connections_does_not_matter() {
         assert!(state.revocations.len() >= 120);
         assert_eq!(audit(&*stores[5]).await, state);
     }
-    // What one transaction sets is not left to the next on its connection.
+    // Settings of one transaction do not reach the next transaction on the connection.
     let lock_timeout = server
         .psql()
         .args(["-h", "127.0.0.1", "-p", &poolers[0].port.to_string(), "-d", &names[0], "-c", "SHOW lock_timeout"])

@@ -1,4 +1,4 @@
-//! Backups while others write, names that are taken, stores that do not hold together.
+//! Backups while others write, names that are taken, and inconsistent stores.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
@@ -60,7 +60,7 @@ async fn a_backup_is_one_whole_view_while_others_write() {
     let (done, total) = progress.verified();
     assert!(done == total && total == 2 * made.revision.number, "{progress:?}");
 
-    // It is the store as it was then.
+    // The copy is the store at that time.
     let copy = open_store(&name);
     let state = audit(&copy).await;
     assert_eq!(state.revision, made.revision);

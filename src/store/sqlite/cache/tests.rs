@@ -1,4 +1,4 @@
-//! What a cache gives back, and what it never does.
+//! What a cache returns, and what it never returns.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ impl Bench {
         self.store.commit(CommitRequest { writes, ..CommitRequest::default() }).await.unwrap();
     }
 
-    /// A session dies, an agent is suspended, a document comes.
+    /// Revokes a session, suspends an agent and adds a document.
     async fn step(&self, name: &str) {
         let key = DocumentKey { kind: "agent".into(), id: name.into() };
         let row = DocumentRow { key, json: "{}".into(), path: "p.yaml".into(), line: 3, origin: Origin::Folder };
@@ -63,7 +63,7 @@ async fn what_was_kept_is_what_the_store_holds() {
     let changes = bench.store.changes(0).await.unwrap();
     assert!(!cache.apply(&changes.history, &changes.commits).unwrap(), "nothing to follow yet");
     cache.replace(&bench.store.load().await.unwrap()).unwrap();
-    // Commit by commit: put, removed, revoked, lifted; told twice or from the beginning.
+    // Commit by commit: documents put and removed, targets revoked and reinstated; commits applied twice or from the beginning.
     bench.step("b").await;
     let (kind, id) = ("agent".into(), "a".into());
     let lift = Write::Reinstate { target: Target::Agent("b".into()), reason: "again".into() };
@@ -73,7 +73,7 @@ async fn what_was_kept_is_what_the_store_holds() {
         assert!(cache.apply(&changes.history, &changes.commits).unwrap());
         assert_eq!(sorted(cache.read().unwrap().unwrap()), sorted(bench.store.load().await.unwrap()));
     }
-    // Another process reads what this one kept.
+    // Another process reads what this one stored.
     drop(cache);
     let state = bench.store.load().await.unwrap();
     assert_eq!(bench.cache().place().unwrap(), Some((state.revision.clone(), state.hash)));
@@ -103,7 +103,7 @@ async fn commits_that_do_not_follow_are_not_kept() {
     check(&changes.history, &[forked]);
 }
 
-/// The attack: a file that lost a kill, or has another one's rows, must not pass for what was followed.
+/// The attack: a file that lost a revocation, or holds rows of another file, must not pass for what was followed.
 #[tokio::test]
 async fn a_file_that_does_not_hold_together_is_set_aside() {
     let check = async |what: &str, harm: &dyn Fn(&Path)| {
@@ -117,7 +117,7 @@ async fn a_file_that_does_not_hold_together_is_set_aside() {
         let mut cache = bench.cache();
         assert_eq!(cache.read().unwrap(), None, "{what}");
         assert!(bench.aside(), "{what}");
-        // It is kept anew.
+        // The cache is filled again.
         cache.replace(&state).unwrap();
         assert!(cache.read().unwrap().is_some(), "{what}");
     };

@@ -1,4 +1,4 @@
-//! What is done to the files of an open store, and what of it is no change of the store.
+//! Which changes to the files of an open store are detected, and which are no change of the store.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -28,12 +28,12 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// What other programs do to the files: whether the store is as it was is found by reading it.
+/// Writes to the file as another program does. The store then reads the whole file to find out whether it is still the same.
 fn sql(path: &Path, sql: &str) {
     Connection::open(path).unwrap().execute_batch(sql).unwrap();
 }
 
-/// A store with a kill that is in its file, an older copy of the file beside it, and another store.
+/// A store whose file holds a revocation, an older copy of the file beside it, and another store.
 struct Files {
     folder: TempDir,
     store: SqliteStore,
@@ -55,7 +55,7 @@ impl Files {
         for number in 0..200 {
             store.commit(kill(&format!("later-{number}"))).await.unwrap();
         }
-        // As a checkpoint of the program does, but now.
+        // Runs a checkpoint as the program does, but now.
         store.loader.run_checkpoint().await.unwrap();
         store.commit(kill("newest")).await.unwrap();
         assert_eq!(store.changes(0).await.unwrap().head, 202);
@@ -175,7 +175,7 @@ async fn what_is_no_change_of_the_store_is_none() {
     check("a vacuum by another program").await;
     let touched = std::fs::File::options().write(true).open(&path).unwrap();
     touched.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
-    // Not closed here: that would drop the locks of this process on the file.
+    // Not closed here, because closing would release this process's locks on the file.
     std::mem::forget(touched);
     check("another time of change").await;
     std::fs::hard_link(&path, beside(&path, ".link")).unwrap();
@@ -196,7 +196,7 @@ async fn what_is_no_change_of_the_store_is_none() {
     assert_eq!(audit(&open(&path)).await, audit(store).await);
 }
 
-/// What a crash leaves out of the file, and a copy of the file alone, is little: what was committed is in it a moment later.
+/// Little is missing from the file after a crash, and from a copy of the file alone: each commit reaches the file soon.
 #[tokio::test]
 async fn what_was_committed_is_soon_in_the_file() {
     let folder = tempfile::tempdir().unwrap();
@@ -214,7 +214,7 @@ async fn what_was_committed_is_soon_in_the_file() {
     assert_eq!(in_the_file("nothing"), 0, "even a new one is whole");
     store.commit(kill("t")).await.unwrap();
     while in_the_file("t") == 0 {
-        // Heartbeats come all the time where a server runs.
+        // A running server writes heartbeats all the time.
         store.spend(rand(), i64::MAX).await.unwrap();
         tokio::task::yield_now().await;
     }
@@ -226,7 +226,8 @@ fn rand() -> [u8; 32] {
     key
 }
 
-/// Two checkpoints at once, a log that is cut when it is begun anew, a load without a pause: none of it is a replaced file.
+/// Two checkpoints at once, a log that is truncated when it restarts, and a load without a pause: none of them looks like a
+/// replaced file.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_load_without_a_pause_is_no_change_of_the_store() {
     let folder = tempfile::tempdir().unwrap();
