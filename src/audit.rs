@@ -79,7 +79,7 @@ pub enum Unavailable {
     /// The remaining disk space is reserved for acts and for the store.
     #[error("the disk of the audit log is full but for what is kept for acts")]
     NoRoom,
-    /// The buffer has no room for the record.
+    /// The buffer of the recorder has no room for the record.
     #[error("the audit buffer is full")]
     Full,
 }

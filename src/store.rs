@@ -289,7 +289,7 @@ pub struct Revocations {
 /// When a revision was committed, and by whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommittedBy {
-    /// By the store's clock.
+    /// Time of the commit, by the store's clock.
     pub unix_ms: i64,
     /// The operators' ids. Empty if a replica merged its revocations, or if the store's own maintenance committed.
     pub operators: Vec<String>,
@@ -335,7 +335,7 @@ pub struct CommitRow {
     pub hash: [u8; 32],
     /// Digest of all rows of the store after this commit.
     pub digest: StateDigest,
-    /// By the store's clock.
+    /// Time of the commit, by the store's clock.
     pub unix_ms: i64,
     /// The rows that changed.
     pub changes: Vec<Change>,
@@ -346,7 +346,7 @@ pub struct CommitRow {
 pub struct PolicyCommit {
     /// The revision's number.
     pub number: u64,
-    /// By the store's clock.
+    /// Time of the commit, by the store's clock.
     pub unix_ms: i64,
     /// The act that made the revision; absent for the store's own maintenance.
     pub act: Option<ActRow>,
@@ -376,7 +376,7 @@ pub struct CommitRequest {
 pub struct Committed {
     /// The new revision.
     pub revision: Revision,
-    /// By the store's clock.
+    /// Time of the commit, by the store's clock.
     pub unix_ms: i64,
     /// The rows that changed. Approvals are not among them.
     pub changes: Vec<Change>,

@@ -79,7 +79,7 @@ pub enum Error {
         /// The problem with it.
         problem: String,
     },
-    /// Something else already receives this process's logs.
+    /// Another subscriber already receives the logs of this process.
     #[error("logs are set up already: set them up once, at the start")]
     LogsTwice,
     /// The ratio is not between 0 and 1.

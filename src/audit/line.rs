@@ -6,7 +6,7 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
-/// Appends a string in quotes.
+/// Appends a string as JSON, in quotes.
 pub(super) fn string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
     // Without an early exit the compiler checks many bytes at once; nearly every string needs no escape.
@@ -52,7 +52,7 @@ pub(super) fn capped_member(out: &mut Vec<u8>, member: &str, text: &str, bytes_m
     let kept = capped(text, bytes_max);
     text_member(out, member, kept);
     if kept.len() < text.len() {
-        // It belongs inside the quotes.
+        // The ellipsis belongs inside the quotes.
         out.pop();
         out.extend_from_slice("…\"".as_bytes());
     }
@@ -87,7 +87,7 @@ pub(super) fn number(out: &mut Vec<u8>, value: i128) {
     let mut digits = [b'0'; 20];
     let mut used = 0;
     for digit in digits.iter_mut().rev() {
-        // A remainder of ten fits a byte.
+        // The remainder of a division by ten fits into a byte.
         *digit = b'0' + u8::try_from(rest % 10).unwrap_or(0);
         rest /= 10;
         used += 1;

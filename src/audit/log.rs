@@ -42,9 +42,9 @@ impl Default for Settings {
 pub struct Status {
     /// Whether every recorder takes records.
     pub healthy: bool,
-    /// Bytes that wait in buffers.
+    /// Bytes that wait in the buffers of all recorders.
     pub pending_bytes: usize,
-    /// Lines taken since the start.
+    /// Number of lines taken since the start.
     pub records: u64,
     /// Number of denials of unverified callers since the start that were counted instead of recorded one by one.
     pub merged: u64,

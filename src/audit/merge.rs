@@ -69,7 +69,7 @@ impl Origin {
 /// The kind of record that is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) enum Of {
-    /// Denials.
+    /// Denied decisions.
     Decisions,
     /// Refused acts.
     Acts,
@@ -158,7 +158,7 @@ impl Merger {
         });
     }
 
-    /// Takes bytes from the budget.
+    /// Takes the bytes of a written line from the budget.
     pub(super) fn spend(&mut self, bytes: usize, now: Now) {
         let budget = self.bytes(now);
         budget.left = budget.left.saturating_sub(i64::try_from(bytes).unwrap_or(i64::MAX));

@@ -50,9 +50,9 @@ pub struct ChainFacts<'a> {
     pub application: Option<Principal<'a>>,
     /// The agents, root to leaf.
     pub agents: &'a [Principal<'a>],
-    /// The session.
+    /// The session, `sid` of the root.
     pub session: Option<Principal<'a>>,
-    /// The task.
+    /// The task, `txn` of the root.
     pub task: Option<Principal<'a>>,
     /// The tokens, root to leaf.
     pub levels: &'a [Level<'a>],
@@ -74,7 +74,7 @@ pub struct Fragment {
 pub struct Record<'a> {
     /// Time of the decision.
     pub time_unix_ns: i64,
-    /// The call: `Check`, `ListTools`, `Explain`.
+    /// The called method: `Check`, `ListTools` or `Explain`.
     pub method: &'static str,
     /// Unique id of the decision, which the answer carries too.
     pub decision_id: &'a str,
@@ -94,7 +94,7 @@ pub struct Record<'a> {
     pub matched: Option<&'a EntryRef>,
     /// The decision that documents in shadow would have made; absent if no document is in shadow.
     pub would_be: Option<&'a WouldBe>,
-    /// The identities and tokens of the chain.
+    /// The serialized identities and tokens of the chain.
     pub chain: &'a Fragment,
     /// The requested tool.
     pub tool: Option<Principal<'a>>,

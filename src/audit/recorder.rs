@@ -119,10 +119,10 @@ impl Recorder {
         Self::new(node, clock, Arc::new(RoomWatch::unlimited()), 1 << 20, Box::new(Nowhere))
     }
 
-    /// As [`Sink::record`].
+    /// Records as [`Sink::record`] says.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Sink::record`].
     pub fn record(&self, record: &Record<'_>) -> Result<(), Unavailable> {
         if record.is_of_nobody() {
             self.record_of_nobody(record.denial(), |out| record.write(&self.node, out));
@@ -138,10 +138,10 @@ impl Recorder {
         self.append(&mut buffer, |out| record.write(&self.node, out)).map(drop)
     }
 
-    /// As [`Sink::record_act`].
+    /// Records as [`Sink::record_act`] says.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Sink::record_act`].
     pub fn record_act(&self, act: &Act<'_>) -> Result<(), Unavailable> {
         if act.is_of_nobody() {
             self.record_of_nobody(act.denial(), |out| act.write(&self.node, out));
@@ -164,10 +164,10 @@ impl Recorder {
         Err(Unavailable::Unwritable)
     }
 
-    /// As [`Sink::flush`].
+    /// Flushes as [`Sink::flush`] says.
     ///
     /// # Errors
-    /// As there.
+    /// As [`Sink::flush`].
     pub fn flush(&self) -> io::Result<()> {
         self.write_out(&mut self.lock())
     }
@@ -198,7 +198,7 @@ impl Recorder {
         !buffer.unwritable && !buffer.unsynced
     }
 
-    /// As [`Sink::tend`].
+    /// Runs as [`Sink::tend`] says.
     pub(super) fn tend(&self) {
         let now = self.clock.now();
         let mut buffer = self.lock();
@@ -218,7 +218,7 @@ impl Recorder {
         }
     }
 
-    /// As [`Sink::finish`].
+    /// Finishes as [`Sink::finish`] says.
     pub(super) fn finish(&self) -> io::Result<()> {
         let mut buffer = self.lock();
         // These are few lines, and this is the last chance to write the counts.

@@ -8,7 +8,7 @@ use std::io;
 
 use super::{Act, Record, Unavailable};
 
-/// Takes records.
+/// Takes audit records.
 pub trait Sink: Send + Sync {
     /// Takes the record of a decision. The record is in the kernel before any later byte leaves through the barrier of the same
     /// runtime.

@@ -131,7 +131,7 @@ fn what_is_not_known_is_absent() {
     });
     assert_eq!(parsed(|out| bare(&history, &chain).write("n1", out)), expected);
 
-    // A tool without a chain, a chain without a tool, a permit.
+    // Three records: a tool without a chain, a chain without a tool, and a permit.
     expected["principals"] = json!({"tool": {"id": "t", "evidence": "VERIFIED"}});
     let record = Record { tool: Some(verified("t")), ..bare(&history, &chain) };
     assert_eq!(parsed(|out| record.write("n1", out)), expected);

@@ -229,7 +229,7 @@ pub struct Moment<'a> {
     pub head: &'a Revision,
     /// Whether the proof of the call was not spent before; `true` if the call has none.
     pub proof_is_new: bool,
-    /// By the store's clock.
+    /// The present time, by the store's clock.
     pub unix_ms: i64,
 }
 

@@ -27,9 +27,9 @@ pub struct Registration {
     pub incarnation: String,
     /// Its name and listening address, for people.
     pub address: String,
-    /// The program's version.
+    /// Version of its program.
     pub version: String,
-    /// By the replica's clock.
+    /// Time of its start, by the replica's clock.
     pub started_unix_ms: i64,
 }
 
@@ -63,7 +63,7 @@ pub enum ReplicaState {
 }
 
 impl ReplicaState {
-    /// The name, as stored and shown.
+    /// The name of the state, as it is stored and shown.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Starting => "starting",
@@ -143,7 +143,7 @@ impl Replica {
     }
 }
 
-/// The replicas that were heard within [`SILENCE_MS_MAX`], by incarnation.
+/// The replicas that were heard within [`SILENCE_MS_MAX`], ordered by incarnation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replicas {
     /// The store's clock at the time of reading.

@@ -30,7 +30,7 @@ pub struct Adoption {
     pub from: Revision,
     /// Hash of that revision's row in the change log.
     pub from_hash: [u8; 32],
-    /// By the store's clock.
+    /// Time of the adoption, by the store's clock.
     pub unix_ms: i64,
 }
 

@@ -63,7 +63,7 @@ pub const STORE_DISK_FREE: &str = "portcullis.store.disk_free";
 pub const STORE_ROOM: &str = "portcullis.store.room";
 /// Counter: failed writes of this replica's cache.
 pub const CACHE_FAILURES: &str = "portcullis.cache.failures";
-/// Gauge: 1 while this replica's cache is not written.
+/// Gauge: 1 while this replica does not write its cache.
 pub const CACHE_PAUSED: &str = "portcullis.cache.paused";
 /// Gauge: open connections.
 pub const CONNECTIONS: &str = "portcullis.server.connections";
@@ -96,41 +96,41 @@ pub fn unit(name: &str) -> Option<&'static str> {
 
 /// The single span of a decision.
 pub const CHECK_SPAN: &str = "portcullis.check";
-/// The leaf agent, which makes the call.
+/// Attribute: the leaf agent, which makes the call.
 pub const AGENT_ID: &str = "gen_ai.agent.id";
-/// The tool.
+/// Attribute: the tool.
 pub const TOOL_NAME: &str = "gen_ai.tool.name";
-/// Always [`EXECUTE_TOOL`].
+/// Attribute: the operation; always [`EXECUTE_TOOL`].
 pub const OPERATION_NAME: &str = "gen_ai.operation.name";
 /// The operation for which an agent requests a decision.
 pub const EXECUTE_TOOL: &str = "execute_tool";
-/// The user, as the JSON array `["iss","sub"]`.
+/// Attribute: the user, as the JSON array `["iss","sub"]`.
 pub const USER_ID: &str = "enduser.id";
-/// The session.
+/// Attribute: the session.
 pub const SESSION_ID: &str = "session.id";
-/// The application.
+/// Attribute: the application.
 pub const APPLICATION_ID: &str = "portcullis.application.id";
-/// Every agent of the chain, root to leaf.
+/// Attribute: every agent of the chain, root to leaf.
 pub const AGENTS: &str = "portcullis.agents";
-/// The task.
+/// Attribute: the task.
 pub const TASK_ID: &str = "portcullis.task.id";
-/// The call: `Check`, `ListTools`, `Explain`.
+/// Attribute: the called method: `Check`, `ListTools` or `Explain`.
 pub const METHOD: &str = "portcullis.method";
-/// The decision's id, as in the audit log.
+/// Attribute: the decision's id, as in the audit log.
 pub const DECISION_ID: &str = "portcullis.decision.id";
-/// The effect; a label too.
+/// Attribute and label: the effect.
 pub const EFFECT: &str = "portcullis.effect";
-/// The reason; a label too.
+/// Attribute and label: the reason.
 pub const REASON: &str = "portcullis.reason";
-/// The layer that gave the least answer.
+/// Attribute: the layer with the least effect, which decided.
 pub const LAYER: &str = "portcullis.deciding_layer";
-/// The revision that decided, `HISTORY.NUMBER`.
+/// Attribute: the revision that decided, `HISTORY.NUMBER`.
 pub const REVISION_TOKEN: &str = "portcullis.revision";
-/// Why the replica could not do its work. A denial by policy has no error type.
+/// Attribute: why the replica could not do its work. A denial by policy has no error type.
 pub const ERROR_TYPE: &str = "error.type";
 /// Label: the effect that shadow documents would have had.
 pub const WOULD_BE: &str = "portcullis.would_be";
-/// Label: `hit` or `miss`.
+/// Label: the result of a cache lookup, `hit` or `miss`.
 pub const RESULT: &str = "portcullis.result";
 /// Label: the state of a replica.
 pub const STATE: &str = "portcullis.state";

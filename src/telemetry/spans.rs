@@ -24,7 +24,7 @@ use super::{Settings, TraceContext, names};
 pub struct SpanFacts<'a> {
     /// The caller's trace context.
     pub parent: Option<&'a TraceContext>,
-    /// The call: `Check`, `ListTools`, `Explain`.
+    /// The called method: `Check`, `ListTools` or `Explain`.
     pub method: &'static str,
     /// Time at which the call arrived.
     pub start_unix_ns: i64,

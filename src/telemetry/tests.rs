@@ -32,7 +32,7 @@ fn the_page_shows_what_was_counted() {
     metrics.gauge(names::REVISION, "Revision.", || 7.0);
     metrics.counter(names::AUDIT_RECORDS, "Records.", || 5);
     metrics.state(names::REPLICA_STATE, "State.", &["loading", "ready"], || 1);
-    // Counted on other threads too.
+    // Values that other threads count are included.
     std::thread::scope(|scope| {
         for _ in 0..10 {
             scope.spawn(|| metrics.decision(Effect::Deny, Reason::Stale, 1));
@@ -186,7 +186,7 @@ fn what_is_sampled() {
             spans.record(&SpanFacts { parent, ..bare(&history, effect, Reason::Ok) });
         }
         assert_eq!(kept.take().len(), expected, "{effect:?} {parent:?}");
-        // The next second has its own cap.
+        // The next second has its own limit.
         let end_unix_ns = 1_700_000_001_000_000_000;
         spans.record(&SpanFacts { parent, end_unix_ns, ..bare(&history, Effect::Deny, Reason::Ok) });
         assert_eq!(kept.take().len(), 1);
@@ -197,7 +197,7 @@ fn what_is_sampled() {
     check(Effect::Permit, kept_by_caller.as_ref(), 50, 50);
     check(Effect::Permit, kept_by_caller.as_ref(), 100, 60);
     check(Effect::Permit, dropped_by_caller.as_ref(), 100, 0);
-    // A quarter, evenly spread, the first included.
+    // A quarter of the permits, evenly spread, with the first among them.
     check(Effect::Permit, None, 200, 51);
     check(Effect::Permit, None, 1_000, 60);
 }

@@ -48,7 +48,7 @@ pub(super) struct Head {
     pub(super) documents_number: u64,
     /// Every `jti` that the store has forgotten had expired by then.
     pub(super) jtis_forgotten_unix_s: Option<i64>,
-    /// By the server's clock.
+    /// The present time, by the server's clock.
     pub(super) unix_ms: i64,
 }
 

@@ -138,7 +138,7 @@ pub(super) async fn prepare(link: &Link, settings: Settings, unix_ms: Option<i64
     link.run("INSERT INTO portcullis.spent_forgotten (id) VALUES (1)").await
 }
 
-/// The server's clock.
+/// Reads the server's clock.
 async fn clock(link: &Link) -> Result<i64, Fault> {
     let row = link.row("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::int8", &[]).await?;
     row.ok_or_else(|| Error::Corrupt("the server has no clock".to_owned()))?.try_get(0).map_err(Fault::Sql)

@@ -32,7 +32,7 @@ pub enum Durability {
 }
 
 impl Durability {
-    /// The name, as configured.
+    /// The name in the configuration.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Single => "single",

@@ -143,7 +143,7 @@ async fn a_role_needs_no_more_than_the_tables() {
     drop(open(&url).await.unwrap());
     let refused = open(&modest).await.err().unwrap();
     assert!(matches!(&refused, Error::Unavailable(why) if why.contains("GRANT")), "{refused:?}");
-    // As docs/OPERATIONS.md says.
+    // The grants that docs/OPERATIONS.md lists.
     shared().sql(
         &url,
         "GRANT USAGE ON SCHEMA portcullis TO modest;
