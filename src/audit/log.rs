@@ -79,6 +79,7 @@ struct Tended {
     rooms: Mutex<Vec<Arc<RoomWatch>>>,
 }
 
+/// A recorder, and the path of its file.
 struct Entry {
     recorder: Arc<Recorder>,
     path: PathBuf,

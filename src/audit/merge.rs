@@ -86,6 +86,7 @@ pub(super) struct Denial<'a> {
     pub(super) time_unix_ns: i64,
 }
 
+/// The key of one line: denials with the same key are counted together.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 struct Key {
     of: Of,
@@ -219,6 +220,7 @@ impl Merger {
         lines
     }
 
+    /// Appends one line if `out` has room for it. Returns whether it had.
     fn put(&mut self, key: &Key, count: &Count, node: &str, out: &mut Vec<u8>, bytes_max: usize, now: Now) -> bool {
         let before = out.len();
         write_line(key, count, node, out);
@@ -230,6 +232,7 @@ impl Merger {
         true
     }
 
+    /// The refilled budget of bytes.
     fn bytes(&mut self, now: Now) -> &mut Allowance {
         let budget = self.bytes.get_or_insert_with(|| Allowance::full(STRANGER_BYTES_PER_S, STRANGER_BYTES_BURST, now));
         budget.fill(now);

@@ -109,6 +109,7 @@ impl Filter {
     }
 }
 
+/// Whether `path` leads from `value` to the text.
 fn leads_to(value: &Value, path: &str, text: &str) -> bool {
     match value {
         Value::Array(items) => items.iter().any(|item| leads_to(item, path, text)),

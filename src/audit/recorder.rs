@@ -51,6 +51,7 @@ pub(super) trait Output: Send + Sync {
 /// Buffer of a recorder whose log cannot be opened; it lasts until the process ends.
 const UNOPENED_BYTES_MAX: usize = 64 * 1024;
 
+/// The buffered lines, and the state of the output.
 struct Buffer {
     bytes: Vec<u8>,
     /// Whether the last write failed.

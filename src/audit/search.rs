@@ -160,6 +160,7 @@ impl<'a> Sought<'a> {
         Self { members, filters: members.iter().map(filter).collect(), plain }
     }
 
+    /// Searches the lines of a block, the last one first. Collects names too if `names_max` is given.
     fn look(&self, block: &[u8], names_max: Option<usize>, searched: &mut Searched) {
         if names_max.is_none() && memchr::memmem::find(block, self.plain).is_none() {
             return;

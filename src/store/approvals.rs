@@ -352,6 +352,7 @@ pub fn kept_until_unix_ms(row: &ApprovalRow) -> i64 {
     row.expires_at_unix_ms().saturating_add(if touched { APPROVAL_KEPT_MS } else { 0 })
 }
 
+/// Checks that a row exists, is not expired, refused or used, and is approved.
 fn usable(
     row: Option<&ApprovalRow>,
     unix_ms: i64,
@@ -401,6 +402,7 @@ fn open(current: Option<ApprovalRow>, digest: &str, unix_ms: i64) -> Result<Appr
     }
 }
 
+/// The ids of the operators who approved layers of a row.
 fn approvers(row: &ApprovalRow) -> Vec<String> {
     let mut ids: Vec<String> =
         row.layers.iter().filter_map(|layer| layer.approved_by.as_ref()).map(|id| format!("`{id}`")).collect();
@@ -409,6 +411,7 @@ fn approvers(row: &ApprovalRow) -> Vec<String> {
     ids
 }
 
+/// The groups for whose approval a row waits, at most 16.
 fn waits_for(row: &ApprovalRow) -> Vec<&str> {
     let waiting = row.layers.iter().filter(|layer| layer.approved_by.is_none());
     let mut groups: Vec<&str> = waiting.flat_map(|layer| layer.by.iter().map(String::as_str)).collect();

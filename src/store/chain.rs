@@ -106,6 +106,7 @@ impl State {
     }
 }
 
+/// The digest of the rows, computed in parallel chunks.
 fn rows_digest<T: Sync>(rows: &[T], row_sha256: impl Fn(&T) -> [u8; 32] + Sync) -> StateDigest {
     let of_piece = |piece: &[T]| {
         let mut digest = StateDigest::default();

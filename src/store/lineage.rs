@@ -92,7 +92,7 @@ pub struct Merged {
     pub unix_ms: i64,
 }
 
-/// Whether the row revokes anything. A row whose revocation was lifted does not.
+/// Whether the row revokes anything. A row whose revocation was lifted revokes nothing.
 pub fn revokes(row: &RevocationRow) -> bool {
     row.dead || row.suspended || row.watermark_unix_s.is_some()
 }

@@ -1,9 +1,10 @@
 //! The store of a fleet: one PostgreSQL database that replicas on many machines follow.
 //!
-//! A lock on one row makes the revisions dense. A follower's poll writes a heartbeat, because a server that was replaced by
-//! another can still be read, but cannot commit. Each kind of work has a connection of its own, made when it is first needed:
-//! revocations, other commits, uses of proofs and approvals, polls, lists, and full states. One more connection listens for
-//! notifications, on which nothing relies. Only `store` knows SQL.
+//! Every commit locks the row of the head, so that revision numbers have no gap. A follower's poll writes a heartbeat, because a
+//! server that was replaced by another can still be read, but cannot commit. Only `store` knows SQL.
+//!
+//! Each kind of work has a connection of its own, made when it is first needed: revocations, other commits, uses of proofs and
+//! approvals, polls, lists, and full states. One more connection listens for notifications, on which nothing relies.
 //!
 //! Look next at `postgres/settings.rs` (durability), `postgres/link.rs` (transactions), `postgres/read.rs` and
 //! `postgres/write.rs`.
@@ -59,9 +60,13 @@ const USE: Limits = limits(Begin { one_view: false, writes: true, lock_timeout_m
 const POLL: Limits = limits(Begin { one_view: false, writes: true, lock_timeout_ms: 200 }, 300, 1_000, 300);
 /// Reads the commits after a poll has found that there are any.
 const LOG: Limits = limits(Begin { one_view: false, writes: false, lock_timeout_ms: 200 }, 300, 1_000, 60_000);
+/// Registers a replica.
 const REGISTER: Limits = limits(Begin { one_view: false, writes: true, lock_timeout_ms: 2_000 }, 5_000, 1_000, 3_000);
+/// Loads a full state for a replica, with its heartbeat.
 const LOAD_AS: Limits = limits(Begin { one_view: true, writes: true, lock_timeout_ms: 200 }, 5_000, 2_000, 60_000);
+/// Loads a full state.
 const LOAD: Limits = limits(Begin { one_view: true, writes: false, lock_timeout_ms: 200 }, 30_000, 2_000, 60_000);
+/// Reads a list.
 const READ: Limits = limits(Begin { one_view: true, writes: false, lock_timeout_ms: 200 }, 5_000, 2_000, 30_000);
 
 /// Attempts at a commit while other commits come first.
@@ -69,6 +74,7 @@ const COMMIT_ATTEMPTS_MAX: u32 = 8;
 /// A commit that takes longer than this is probably blocked by another session.
 const BLOCKED_AFTER: Duration = Duration::from_millis(1_000);
 
+/// Builds limits from milliseconds: for waiting, for connecting to one host, and for the work.
 const fn limits(begin: Begin, wait_ms: u64, connect_ms: u64, work_ms: u64) -> Limits {
     let (wait, connect, work) =
         (Duration::from_millis(wait_ms), Duration::from_millis(connect_ms), Duration::from_millis(work_ms));
@@ -159,6 +165,7 @@ impl PostgresStore {
         Ok(Self::assemble(workers, lane(), &lane, (expected, 0), &settings, None, false))
     }
 
+    /// Assembles a store from its parts, and starts its ledger and its listener.
     fn assemble(
         workers: Workers,
         killer: Arc<Lane>,

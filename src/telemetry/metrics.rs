@@ -48,6 +48,7 @@ pub struct Metrics {
     export: Option<Export>,
 }
 
+/// The instruments that export to OTLP.
 #[derive(Clone, Debug)]
 struct Export {
     meter: Meter,
@@ -236,6 +237,7 @@ pub(super) mod help {
 /// The values of a counter's labels, in the order of the labels, and the count.
 pub type LabelledCount = (Vec<Arc<str>>, u64);
 
+/// Reads the present value of a gauge.
 pub(super) type Read = Arc<dyn Fn() -> f64 + Send + Sync>;
 
 /// A metric that another module keeps.
@@ -245,6 +247,7 @@ pub(super) struct Family {
     pub(super) kind: Kind,
 }
 
+/// The kind of a metric, with the closure that reads it.
 pub(super) enum Kind {
     Gauge(Read),
     Counter(Arc<dyn Fn() -> u64 + Send + Sync>),
@@ -271,6 +274,7 @@ struct Shard {
     cold_verifications: AtomicU64,
 }
 
+/// A histogram of durations.
 #[derive(Default)]
 struct Durations {
     /// One bucket per bound, and one for the rest.

@@ -27,6 +27,7 @@ pub(super) fn render(shared: &Arc<Shared>) -> String {
     page
 }
 
+/// Encodes the numbers as a Prometheus collector.
 #[derive(Debug)]
 struct Page(Arc<Shared>);
 

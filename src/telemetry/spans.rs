@@ -60,6 +60,7 @@ pub struct SpanFacts<'a> {
 #[derive(Clone, Debug)]
 pub struct Spans(Option<Arc<Inner>>);
 
+/// Samples and exports spans.
 #[derive(Debug)]
 struct Inner {
     tracer: SdkTracer,
@@ -109,6 +110,7 @@ impl Spans {
 }
 
 impl Inner {
+    /// Whether a decision gets a span: sampled, and within the limit.
     fn samples(&self, facts: &SpanFacts<'_>) -> bool {
         let cap = match (facts.effect, facts.parent) {
             (Effect::Deny | Effect::NeedsApproval, _) => &self.denials,

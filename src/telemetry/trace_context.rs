@@ -1,7 +1,7 @@
 //! Parses the caller's trace context strictly: the headers `traceparent` and `tracestate` of W3C Trace Context.
 //!
-//! A malformed header counts as absent, as the recommendation requires, because it may be an attack. The ids are trusted with
-//! nothing: they only say which trace a span joins. Look next at `spans.rs`.
+//! A malformed header counts as absent, as the recommendation requires, because it may be an attack. The ids grant nothing; they
+//! only say which trace a span joins. Look next at `spans.rs`.
 
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 

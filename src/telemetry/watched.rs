@@ -1,6 +1,7 @@
 //! An exporter that logs when exporting begins to fail, and when it succeeds again.
 //!
-//! Without it, nothing would tell that a collector is gone. It changes nothing in the exported data. Look next at `telemetry.rs`.
+//! Without it, a collector could disappear unnoticed. The exporter changes nothing in the exported data. Look next at
+//! `telemetry.rs`.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +26,7 @@ impl<E> Watched<E> {
         Self { what, exporter, failing: AtomicBool::new(false) }
     }
 
+    /// Logs the change between failure and success.
     fn seen(&self, outcome: OTelSdkResult) -> OTelSdkResult {
         let fails = outcome.is_err();
         if self.failing.swap(fails, Ordering::Relaxed) != fails {

@@ -13,6 +13,7 @@ use crate::store::{Error, Heartbeat, Registration, Replica, ReplicaState, Replic
 /// The server's clock, or the time that a test passes in parameter `$1`.
 const NOW: &str = "coalesce($1::int8, (extract(epoch FROM clock_timestamp()) * 1000)::int8)";
 
+/// Registers a replica, and deletes the rows of silent replicas.
 pub(super) async fn register(link: &Link, registration: &Registration, unix_ms: Option<i64>) -> Result<(), Fault> {
     let Registration { incarnation, address, version, started_unix_ms } = registration;
     // A replica that is writing its row at the moment is not silent, so a locked row is skipped.
@@ -70,6 +71,7 @@ pub(super) async fn beat(link: &Link, heartbeat: &Heartbeat, unix_ms: Option<i64
     if heard == 1 { Ok(()) } else { Err(fleet::unregistered(incarnation).into()) }
 }
 
+/// Lists the replicas that were heard recently.
 pub(super) async fn replicas(link: &Link, unix_ms: Option<i64>) -> Result<Replicas, Fault> {
     let sql = format!(
         "WITH now AS MATERIALIZED (SELECT {NOW} AS unix_ms)

@@ -22,7 +22,7 @@ use crate::store::Error;
 const WORK_MAX: usize = 1024;
 /// How long a rollback may take before the connection is dropped instead.
 const ROLL_BACK_TIMEOUT: Duration = Duration::from_millis(200);
-/// Pauses between attempts to connect.
+/// Minimum and maximum pause between attempts to connect, before the random part.
 const BACKOFF_MS_MIN: u64 = 50;
 const BACKOFF_MS_MAX: u64 = 400;
 const THREADS: usize = 2;
@@ -129,6 +129,7 @@ pub(super) struct Lane {
     slot: Mutex<Slot>,
 }
 
+/// The kept connection, and where to connect next.
 #[derive(Default)]
 struct Slot {
     link: Option<Arc<Link>>,
@@ -269,6 +270,7 @@ pub(super) struct Pause {
 }
 
 impl Pause {
+    /// Fails with the last error while the pause lasts.
     fn over(&self, shown: &str) -> Result<(), Error> {
         match (self.until.filter(|until| *until > Instant::now()), &self.problem) {
             (Some(_), Some(problem)) => Err(problem.clone()),
@@ -277,6 +279,7 @@ impl Pause {
         }
     }
 
+    /// Records the result of an attempt to connect: `None` resets the pause, an error prolongs it.
     fn note(&mut self, problem: Option<&Error>) {
         match problem {
             None => *self = Self::default(),

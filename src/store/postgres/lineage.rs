@@ -9,6 +9,7 @@ use crate::model::records::{Change, Merge};
 use crate::model::revision::{HistoryId, Revision};
 use crate::store::lineage::{ADOPTIONS_TOLD_MAX, Adoption, Lineage, Merged};
 
+/// Reads the newest revision and the adoptions, whatever the history.
 pub(super) async fn lineage(link: &Link, expected: &Expected, at: u64) -> Result<Lineage, Fault> {
     let whichever = Expected { history: None, ..expected.clone() };
     let revision = read::head(link, &whichever, false).await?.revision;
@@ -24,6 +25,7 @@ fn adoption(row: &Row) -> Result<Adoption, Fault> {
     Ok(Adoption { history: HistoryId::new(text(row, 1)?), from, from_hash: read::hash(row, 3)?, unix_ms: row.try_get(4)? })
 }
 
+/// Lists how many rows each replica merged into the present history.
 pub(super) async fn merges(link: &Link) -> Result<Vec<Merged>, Fault> {
     let sql = "SELECT incarnation, address, rows, m.unix_ms FROM portcullis.merges m JOIN portcullis.meta USING (history)
         ORDER BY incarnation";

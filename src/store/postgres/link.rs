@@ -75,6 +75,7 @@ pub(super) struct Link {
     committing: AtomicBool,
 }
 
+/// The warnings that the server sent on a connection since its transaction began.
 #[derive(Default)]
 struct Shared {
     warnings: AtomicU64,
@@ -194,6 +195,7 @@ impl Link {
         let _ = (&mut self.driver).await;
     }
 
+    /// Fails if the server sent a warning since the transaction began.
     fn quiet(&self) -> Result<(), Fault> {
         if self.shared.warnings.load(Ordering::SeqCst) == 0 {
             return Ok(());

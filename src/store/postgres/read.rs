@@ -143,6 +143,7 @@ pub(super) async fn documents(link: &Link, expected: &Expected, kind: Option<&st
     Ok(Documents { revision, documents: all_documents(link, kind).await? })
 }
 
+/// Lists the revocations that changed last, newest first.
 pub(super) async fn revocations(link: &Link, expected: &Expected, limit: usize) -> Result<Revocations, Fault> {
     let head = head(link, expected, false).await?;
     let sql = format!("SELECT {REVOCATION} FROM portcullis.revocations ORDER BY revision DESC, target LIMIT $1");
@@ -274,6 +275,7 @@ pub(super) fn commit_row(row: &Row) -> Result<(CommitRow, usize), Fault> {
     Ok((CommitRow { number, previous_hash, hash, digest, unix_ms: row.try_get(4)?, changes }, size))
 }
 
+/// The hash of a revision in the change log; `None` if the log does not hold it.
 pub(super) async fn log_hash(link: &Link, number: u64) -> Result<Option<[u8; 32]>, Fault> {
     if number == 0 {
         return Ok(Some(GENESIS));

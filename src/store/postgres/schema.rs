@@ -195,6 +195,7 @@ impl Promises {
     pub(super) const COLUMNS: &str = "current_setting('fsync'), current_setting('full_page_writes'), \
         current_setting('synchronous_commit'), current_setting('synchronous_standby_names') <> ''";
 
+    /// Parses the settings from a row; `first` is the index of their first column.
     pub(super) fn read(row: &tokio_postgres::Row, first: usize) -> Result<Self, Fault> {
         let text = |column: usize| row.try_get::<_, String>(first.saturating_add(column));
         let (fsync, full_page_writes, synchronous_commit) = (text(0)?, text(1)?, text(2)?);

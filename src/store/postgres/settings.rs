@@ -75,6 +75,7 @@ pub struct Settings {
     shown: String,
 }
 
+/// The parameters that a URL may have, for error messages.
 const KEYS: &str = "`host`, `port`, `sslmode`, `sslrootcert`, `notify`, `application_name`";
 
 impl Settings {
@@ -146,6 +147,7 @@ impl fmt::Debug for Settings {
     }
 }
 
+/// The parameters of a URL.
 #[derive(Default)]
 struct Options {
     host: Option<String>,
@@ -158,6 +160,7 @@ struct Options {
 }
 
 impl Options {
+    /// Sets one parameter from `KEY=VALUE`.
     fn set(&mut self, pair: &str) -> Result<(), String> {
         let unknown = || format!("a parameter of the store's URL is unknown: {KEYS} are known");
         let (key, value) = pair.split_once('=').ok_or_else(unknown)?;
@@ -181,6 +184,7 @@ impl Options {
         Ok(())
     }
 
+    /// Decides how the connection is protected.
     fn tls(&mut self, hosts: &[Config]) -> Result<Tls, String> {
         self.notify = !self.notify_off;
         let near = hosts.iter().flat_map(Config::get_hosts).all(is_near);
@@ -238,6 +242,7 @@ fn one_each(config: &Config, port: Option<u16>) -> Result<Vec<Config>, String> {
     Ok(each)
 }
 
+/// The URL without its password and parameters.
 fn shown(hosts: &[Config]) -> String {
     let place = |config: &Config| {
         let port = config.get_ports().first().copied().unwrap_or(5432);

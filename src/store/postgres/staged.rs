@@ -152,6 +152,7 @@ impl Staged {
         Ok(Some(staged))
     }
 
+    /// Inserts the long parts into the table `staged`.
     async fn send(&self, link: &Link, rows: &Rows) -> Result<(), Fault> {
         if let Some(changes) = &self.changes {
             let sql = "INSERT INTO portcullis.staged (stage, changes) VALUES ($1, $2)";

@@ -47,6 +47,7 @@ pub(super) enum Answer {
     Ask(AskOutcome),
 }
 
+/// A request in the queue.
 struct Waiting {
     request: Request,
     until: Instant,
@@ -98,6 +99,7 @@ impl Queue {
     }
 }
 
+/// Takes groups of requests from the queue and executes them.
 async fn serve(worker: Worker, mut queue: mpsc::Receiver<Waiting>) {
     let mut group = Vec::with_capacity(GROUP_MAX);
     while queue.recv_many(&mut group, GROUP_MAX).await > 0 {
@@ -239,6 +241,7 @@ struct Keys {
 }
 
 impl Keys {
+    /// Inserts the keys of all proofs, and reads the cutoff of forgotten keys.
     async fn add(link: &Link, proofs: impl Iterator<Item = &ProofUse>) -> Result<Self, Fault> {
         let proofs: BTreeMap<&[u8], i64> = proofs.map(|proof| (proof.key.as_slice(), proof.expires_at_unix_s)).collect();
         if proofs.is_empty() {
@@ -274,6 +277,7 @@ impl Keys {
         is_new
     }
 
+    /// Spends the key of a proof, if there is one.
     fn spend_all(&mut self, proof: &Option<ProofUse>) {
         if let Some(proof) = proof {
             self.spend(proof);

@@ -209,6 +209,7 @@ async fn touched(
     Ok(Rows::new(head, number, unix_ms, Found { documents, revocations, approvals, pending }))
 }
 
+/// Writes and deletes the revocations that the commit changed.
 async fn store_revocations(link: &Link, rows: &Rows) -> Result<(), Fault> {
     let remove = rows.revocations_to_remove();
     for remove in remove.chunks(ROWS_AT_ONCE) {

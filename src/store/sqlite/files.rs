@@ -1,9 +1,9 @@
 //! Detects that the files of an open store were replaced, or that a program other than SQLite wrote to them.
 //!
-//! A file that is open continues to exist without its name, but commits to it are lost, because nobody can find it again. A store
-//! consists of three files: the database, its write-ahead log `-wal` and its shared memory `-shm`. Before each read, and before
-//! and after each commit, the device and inode at the three paths are compared with those of the opened files. SQLite keeps all
-//! three files open, so no inode number is reused in the meantime.
+//! If an open file is removed or replaced, the process goes on writing to the old file, and its commits are lost, because nobody
+//! can find that file again. A store consists of three files: the database, its write-ahead log `-wal` and its shared memory
+//! `-shm`. Before each read, and before and after each commit, the device and inode at the three paths are compared with those of
+//! the opened files. SQLite keeps all three files open, so no inode number is reused in the meantime.
 //!
 //! A program can also overwrite a file in place (`cp`, `truncate`), which keeps the inode. In WAL mode only a checkpoint writes
 //! to the database file. Therefore, if its size or modification time differs and no checkpoint explains the difference, the whole
@@ -140,6 +140,7 @@ impl Files {
         done.map(drop).map_err(Fault::from)
     }
 
+    /// Compares the files that were found with the last known state.
     fn judge(&self, seal: &mut Seal, found: &Found, connection: &Connection) -> Result<(), Error> {
         let [(_, database), (_, log), _] = found;
         for ((path, opened), (id, _)) in self.paths.iter().zip(&seal.ids).zip(found) {
@@ -173,12 +174,14 @@ impl Files {
         Ok(())
     }
 
+    /// Locks the last known state.
     fn seal(&self) -> MutexGuard<'_, Seal> {
         self.seal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Seal {
+    /// Accepts the files that were found as the known state.
     fn accept(&mut self, found: &Found, backfilled: Option<i64>) {
         let [(_, database), (_, log), _] = found;
         self.database = *database;
@@ -226,19 +229,23 @@ fn backfilled(connection: &Connection) -> Option<i64> {
 const DO: &str = "what is written now would be lost, so nothing is acknowledged; stop every program that has the store open, put the \
                   right files back, start again and repeat the act (docs/OPERATIONS.md, `The store cannot be followed`)";
 
+/// The error for a file that was removed or replaced.
 fn gone(path: &Path) -> Error {
     Error::Replaced(format!("`{}` was removed or replaced while the store was open: {DO}", path.display()))
 }
 
+/// The error for a file that cannot be examined.
 fn unseen(path: &Path, error: &dyn std::fmt::Display) -> Error {
     Error::Unavailable(format!("cannot see the store's file `{}`: {error}", path.display()))
 }
 
+/// Examines the files at the three paths.
 fn look(paths: &[PathBuf; 3]) -> Result<Found, Error> {
     let [database, log, memory] = paths;
     Ok([at(database)?, at(log)?, at(memory)?])
 }
 
+/// Examines the file at one path.
 fn at(path: &Path) -> Result<(FileId, Content), Error> {
     match rustix::fs::stat(path) {
         Ok(stat) => {

@@ -37,6 +37,7 @@ impl Beats {
     }
 }
 
+/// Registers a replica, and deletes the rows of silent replicas.
 pub(super) fn register(connection: &Connection, registration: &Registration, now: Now) -> Result<(), Fault> {
     let Registration { incarnation, address, version, started_unix_ms } = registration;
     let unix_ms = now.unix_ms();
@@ -60,6 +61,7 @@ pub(super) fn register(connection: &Connection, registration: &Registration, now
     Ok(())
 }
 
+/// Writes a heartbeat.
 pub(super) fn beat(connection: &Connection, heartbeat: &Heartbeat, now: Now) -> Result<(), Fault> {
     let Heartbeat { incarnation, applied_number, acked_number, state } = heartbeat;
     connection
@@ -80,6 +82,7 @@ pub(super) fn known(connection: &Connection, incarnation: &str) -> Result<(), Fa
     row.map(drop).ok_or_else(|| fleet::unregistered(incarnation).into())
 }
 
+/// Lists the replicas that were heard recently.
 pub(super) fn replicas(connection: &Connection, now: Now) -> Result<Replicas, Fault> {
     let unix_ms = now.unix_ms();
     let head = read::head(connection)?;

@@ -9,6 +9,7 @@ use crate::model::revision::{HistoryId, Revision};
 use crate::model::time::Now;
 use crate::store::lineage::{ADOPTIONS_TOLD_MAX, Adoption, Lineage, Merged};
 
+/// Reads the newest revision and the adoptions, whatever the history.
 pub(super) fn lineage(connection: &Connection, at: u64) -> Result<Lineage, Fault> {
     let mut statement = connection.prepare_cached(
         "SELECT number, history, from_history, from_hash, unix_ms FROM adoptions ORDER BY number DESC LIMIT ?1",
@@ -27,6 +28,7 @@ pub(super) fn lineage(connection: &Connection, at: u64) -> Result<Lineage, Fault
     Ok(Lineage { revision, hash_at, adoptions })
 }
 
+/// Lists how many rows each replica merged into the present history.
 pub(super) fn merges(connection: &Connection) -> Result<Vec<Merged>, Fault> {
     let mut statement = connection.prepare_cached(
         "SELECT incarnation, address, rows, merges.unix_ms FROM merges JOIN meta USING (history) ORDER BY incarnation",

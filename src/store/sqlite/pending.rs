@@ -5,6 +5,7 @@ use rusqlite::{Connection, OptionalExtension};
 use super::open::Fault;
 use crate::model::records::PendingRow;
 
+/// Reads the row of an act that waits.
 pub(super) fn row(connection: &Connection, act: &str) -> Result<Option<PendingRow>, Fault> {
     let mut statement = connection.prepare_cached("SELECT operator, key, expires_unix_ms FROM pending_acts WHERE act = ?1")?;
     let row =
@@ -25,6 +26,7 @@ pub(super) fn put(connection: &Connection, act: &str, row: &PendingRow, unix_ms:
     Ok(())
 }
 
+/// Deletes the row of an act.
 pub(super) fn remove(connection: &Connection, act: &str) -> Result<(), Fault> {
     connection.prepare_cached("DELETE FROM pending_acts WHERE act = ?1")?.execute([act])?;
     Ok(())

@@ -18,6 +18,7 @@ use crate::store::chain::GENESIS;
 use crate::store::rules::{self, CHANGES_BYTES_MAX, CHANGES_COMMITS_MAX, REVOCATIONS_LISTED_MAX};
 use crate::store::{Changes, CommitRow, CommittedBy, Documents, Error, Revocations, Settings, State, StoredDocument, signers};
 
+/// A job for a thread that reads.
 pub(super) type Job = Box<dyn FnOnce(&mut Db) + Send>;
 
 /// A thread that reads on a connection of its own.
@@ -107,6 +108,7 @@ pub(super) struct Head {
     pub(super) jtis_forgotten_unix_s: Option<i64>,
 }
 
+/// Reads the head.
 pub(super) fn head(connection: &Connection) -> Result<Head, Fault> {
     let mut statement = connection.prepare_cached(
         "SELECT history, number, hash, digest, floor, revocations, iat_skew_s, freshness_bound_ms, jtis_forgotten_unix_s,
@@ -131,12 +133,14 @@ pub(super) fn head(connection: &Connection) -> Result<Head, Fault> {
     Ok(Head { digest: parse_digest(&digest)?, ..head })
 }
 
+/// Reads the newest revision.
 pub(super) fn revision(connection: &Connection) -> Result<Revision, Fault> {
     let mut statement = connection.prepare_cached("SELECT history, number FROM head JOIN meta USING (id)")?;
     Ok(statement
         .query_one((), |row| Ok(Revision { history: HistoryId::new(row.get::<_, String>(0)?), number: unsigned(row, 1)? }))?)
 }
 
+/// Reads the full state, and checks that the head names the newest commit of the log.
 pub(super) fn load(connection: &Connection) -> Result<State, Fault> {
     let head = head(connection)?;
     let newest: Option<[u8; 32]> = log_hash(connection, head.revision.number)?;
@@ -152,6 +156,7 @@ pub(super) fn load(connection: &Connection) -> Result<State, Fault> {
     Ok(State { revision, hash, digest, settings, documents, revocations })
 }
 
+/// Reads the commits after `after`, and checks that they follow each other.
 pub(super) fn changes(connection: &Connection, after: u64) -> Result<Changes, Fault> {
     let Head { revision: Revision { history, number }, hash: head_hash, floor, .. } = head(connection)?;
     if number <= after {
@@ -184,6 +189,7 @@ pub(super) fn changes(connection: &Connection, after: u64) -> Result<Changes, Fa
     Ok(Changes { history, head: number, head_hash, commits })
 }
 
+/// Lists all documents, or those of one kind.
 pub(super) fn documents(connection: &Connection, kind: Option<&str>) -> Result<Documents, Fault> {
     const COLUMNS: &str = "SELECT kind, id, json, path, line, origin, revision FROM documents";
     let revision = revision(connection)?;
@@ -200,6 +206,7 @@ pub(super) fn documents(connection: &Connection, kind: Option<&str>) -> Result<D
     Ok(Documents { revision, documents })
 }
 
+/// Lists the revocations that changed last, newest first.
 pub(super) fn revocations(connection: &Connection, limit: usize) -> Result<Revocations, Fault> {
     let head = head(connection)?;
     let mut statement = connection.prepare_cached(
@@ -285,11 +292,13 @@ pub(super) fn signed(number: impl TryInto<i64>) -> Result<i64, Fault> {
     number.try_into().map_err(|_| Error::Rejected("a number is above 2^63 - 1".to_owned()).into())
 }
 
+/// Reads a number that is never negative.
 pub(super) fn unsigned(row: &Row<'_>, column: usize) -> rusqlite::Result<u64> {
     let stored: i64 = row.get(column)?;
     stored.try_into().map_err(|_| rusqlite::Error::IntegralValueOutOfRange(column, stored))
 }
 
+/// The hash of a revision in the change log; `None` if the log does not hold it.
 pub(super) fn log_hash(connection: &Connection, number: u64) -> Result<Option<[u8; 32]>, Fault> {
     if number == 0 {
         return Ok(Some(GENESIS));
@@ -298,6 +307,7 @@ pub(super) fn log_hash(connection: &Connection, number: u64) -> Result<Option<[u
     Ok(statement.query_one([signed(number)?], |row| row.get(0)).optional()?)
 }
 
+/// Parses all rows of a query.
 pub(super) fn collect<T>(
     statement: &mut rusqlite::Statement<'_>,
     parameters: impl rusqlite::Params,
@@ -319,6 +329,7 @@ fn collect_into<T>(
     Ok(found)
 }
 
+/// Parses a row of the table `documents`.
 pub(super) fn document_row(row: &Row<'_>) -> Result<StoredDocument, Fault> {
     let key = DocumentKey { kind: row.get(0)?, id: row.get(1)? };
     let origin = match row.get_ref(5)?.as_str().map_err(rusqlite::Error::from)? {
@@ -330,6 +341,7 @@ pub(super) fn document_row(row: &Row<'_>) -> Result<StoredDocument, Fault> {
     Ok(StoredDocument { row: document, revision: unsigned(row, 6)? })
 }
 
+/// Parses a row of the table `revocations`.
 pub(super) fn revocation_row(row: &Row<'_>) -> Result<RevocationRow, Fault> {
     let text = row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?;
     let target: Target =

@@ -49,6 +49,7 @@ pub(super) enum Job {
 /// The time after which a job that has not begun is refused.
 pub(super) type Until = Instant;
 
+/// The channel for the answer to a job.
 pub(super) type Reply<T> = oneshot::Sender<Result<T, Error>>;
 
 /// A request that was executed but is not durable yet.
