@@ -5,7 +5,7 @@
 //! Therefore no permit is visible outside without its record, and no request waits for a disk. A record that cannot be taken
 //! fails with [`Unavailable`], and its caller denies.
 //!
-//! An unverified caller is one of whom no identity was verified. Its denials are recorded one by one up to a rate and counted
+//! An unverified caller is a caller without any verified identity. Its denials are recorded one by one up to a rate and counted
 //! beyond it, so that a client that can merely connect cannot fill the disk. When the disk runs full, these denials are the first
 //! that are no longer recorded one by one.
 //!

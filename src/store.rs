@@ -282,11 +282,11 @@ pub struct Revocations {
     pub rows: Vec<RevocationRow>,
     /// Number of all revocations in the store.
     pub total: u64,
-    /// When and by whom the revisions of the rows were committed, as far as the store still knows.
+    /// Time and operators of the commits of these rows' revisions, as far as the store still knows them.
     pub commits: BTreeMap<u64, CommittedBy>,
 }
 
-/// When a revision was committed, and by whom.
+/// The time of a commit, and its operators.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CommittedBy {
     /// Time of the commit, by the store's clock.

@@ -47,7 +47,7 @@ pub struct Settings {
     pub metrics_interval_ms: u64,
     /// Share of the permits without a trace context of their caller that get a span: 0 to 1.
     pub permit_span_ratio: f64,
-    /// Maximum number of permit spans in one second, whoever asks for them.
+    /// Maximum number of permit spans in one second, for all callers together.
     pub permit_spans_per_s_max: u32,
     /// Maximum number of spans in one second for denials and for calls that need an approval.
     pub denial_spans_per_s_max: u32,

@@ -111,9 +111,11 @@ impl PostgresStore {
     /// Opens the store in a database. Creates its tables with the default settings if there are none.
     ///
     /// # Errors
-    /// [`Error::Misconfigured`] if the server does not provide the claimed [`Durability`], [`Error::NotOurs`] if the schema
-    /// `portcullis` belongs to another program, [`Error::NewerVersion`] if a newer version created it, [`Error::Corrupt`] if it
-    /// is inconsistent, [`Error::Unavailable`] if it cannot be reached or used.
+    /// - [`Error::Misconfigured`] if the server does not provide the claimed [`Durability`];
+    /// - [`Error::NotOurs`] if the schema `portcullis` belongs to another program;
+    /// - [`Error::NewerVersion`] if a newer version created the store;
+    /// - [`Error::Corrupt`] if the store is inconsistent;
+    /// - [`Error::Unavailable`] if the server cannot be reached or used.
     pub async fn open(settings: Settings) -> Result<Self, Error> {
         Self::open_with(settings, super::Settings::default(), None).await
     }

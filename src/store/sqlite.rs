@@ -96,9 +96,12 @@ impl SqliteStore {
     /// Opens the store in a file, and never creates one. Blocks as [`SqliteStore::open`] does.
     ///
     /// # Errors
-    /// [`Error::Missing`] if there is no store, or only the remains of one, [`Error::NotOurs`] if the file is something else,
-    /// [`Error::NewerVersion`] if a newer version created it, [`Error::Misconfigured`] if this user may not write to it,
-    /// [`Error::Corrupt`] if it is inconsistent, [`Error::Unavailable`] if it cannot be used.
+    /// - [`Error::Missing`] if there is no store, or only the remains of one;
+    /// - [`Error::NotOurs`] if the file is something else;
+    /// - [`Error::NewerVersion`] if a newer version created the store;
+    /// - [`Error::Misconfigured`] if this user may not write to the file;
+    /// - [`Error::Corrupt`] if the store is inconsistent;
+    /// - [`Error::Unavailable`] if the file cannot be used.
     pub fn open_existing(path: &Path, clock: Arc<dyn Clock>) -> Result<Self, Error> {
         let mut writing = Db::open(&open::find(path)?)?;
         let (polling, reading, loading) = (writing.sibling()?, writing.sibling()?, writing.sibling()?);

@@ -1,5 +1,5 @@
-//! The guarantees of every record format, tested through [`Sink`] alone: a flood of unverified callers costs a bounded number of
-//! bytes, loses no count, and takes no space from permits, acts or the store.
+//! The guarantees of every record format, tested through [`Sink`] alone. A flood of unverified callers costs a bounded number of
+//! bytes and loses no count. It takes no space from permits, acts or the store.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -207,7 +207,7 @@ fn the_same_request_is_known_by_all_of_its_uses() {
     check(None, made("x", "f"), "f", 2_000, false);
 }
 
-/// Like [`meets`], whoever approved.
+/// Like [`meets`], with every operator allowed to approve.
 fn holds(row: &ApprovalRow, needs: &[ApprovalNeed]) -> bool {
     meets(row, needs, &Approvers::default())
 }

@@ -1,7 +1,7 @@
 //! A connection that is reserved for one kind of work, and the threads on which all of that work runs.
 //!
 //! The threads belong to the store, because several runtimes share a store and a connection must outlive each of them. A
-//! connection runs one transaction at a time. After a failure it is made anew, with increasing pauses. Look next at
+//! connection runs one transaction at a time. After a failure a new connection is made, with increasing pauses. Look next at
 //! `super::link`.
 
 use std::future::Future;

@@ -155,7 +155,7 @@ pub(super) async fn revocations(link: &Link, expected: &Expected, limit: usize) 
     Ok(Revocations { revision: head.revision, rows, total: head.revocations, commits })
 }
 
-/// Parses when a revision was committed, and by whom.
+/// Parses the time and the operators of a commit.
 fn committed_by(row: &Row) -> Result<(u64, CommittedBy), Fault> {
     let number = unsigned(row, 0)?;
     let parse = |text: &str| {

@@ -225,7 +225,7 @@ pub(super) fn revocations(connection: &Connection, limit: usize) -> Result<Revoc
     Ok(Revocations { revision: head.revision, rows, total: head.revocations, commits })
 }
 
-/// When a revision was committed, and by whom; `None` if the log no longer holds the revision.
+/// Reads the time and the operators of a commit; `None` if the log no longer holds the revision.
 fn committed_by(connection: &Connection, number: u64) -> Result<Option<CommittedBy>, Fault> {
     let mut statement =
         connection.prepare_cached("SELECT log.unix_ms, acts.act FROM log LEFT JOIN acts USING (number) WHERE log.number = ?1")?;

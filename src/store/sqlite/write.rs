@@ -66,8 +66,8 @@ enum Ran {
     Close(Reply<()>),
 }
 
-/// Decides when to copy the write-ahead log to the database file: soon after a commit, so that a crash leaves little in the log,
-/// and so that a copy of the file alone lacks little.
+/// Decides when to copy the write-ahead log to the database file: soon after a commit. Then a crash leaves little in the log, and
+/// a copy of the file alone lacks little.
 ///
 /// Another thread makes the checkpoint, because a commit must not wait for it. Under a load without a pause, however, that
 /// checkpoint never catches up, and SQLite never restarts the log. Therefore the writer itself copies a long log between two
