@@ -130,8 +130,8 @@ impl Waiting {
 }
 
 impl Worker {
-    /// Executes a group in one transaction. If that fails, each request is executed by itself, so that one request does not fail
-    /// the others.
+    /// Executes a group in one transaction. If that fails with a known outcome, each request is executed by itself, so that one
+    /// request does not fail the others.
     async fn run(&self, group: Vec<Waiting>) {
         let requests: Vec<Request> = group.iter().map(|waiting| waiting.request.clone()).collect();
         let outcome = match requests.len() {
