@@ -1,7 +1,7 @@
-//! Converts protobuf, calls `service` and `pap`, maps errors to status. Decides nothing.
+//! The gRPC edge: converts protobuf messages, calls `service` and `pap`, and maps their errors to status codes.
 //!
-//! Must not import the store, the policy, the tokens or `pdp`: what an edge cannot name it cannot get past. Look next at
-//! `api/decision.rs`, then at `service.rs`, which it calls.
+//! This module decides nothing. It must not import the store, the policy, the tokens or `pdp`, so that no handler can bypass the
+//! checks of `service` and `pap`. Look next at `api/decision.rs`, then at `service.rs`, which it calls.
 
 pub mod admin;
 mod deadline;

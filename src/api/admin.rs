@@ -1,4 +1,6 @@
-//! Administration over gRPC: conversions around `pap`. Every handler finds the checked signature in the extensions.
+//! The administration services over gRPC: they convert messages and call `pap`.
+//!
+//! `signed.rs` runs first and puts the verified signature into the request's extensions. Every handler reads it from there.
 
 use std::sync::Arc;
 
@@ -28,10 +30,10 @@ use crate::pap::{
 use crate::service::Lane;
 use crate::service::request::Caller;
 
-/// A list of approvals on the wire, each of which may hold 16 KiB of arguments.
+/// Largest encoded list of approvals. One approval may hold 16 KiB of arguments.
 const LIST_BYTES_MAX: usize = 3 * 1024 * 1024;
 
-/// The administration services over one [`Admin`].
+/// The administration services, over one [`Admin`].
 #[derive(Clone)]
 pub struct AdminApi {
     admin: Arc<Admin>,
@@ -39,7 +41,7 @@ pub struct AdminApi {
 }
 
 impl AdminApi {
-    /// Serves `admin`; without a lane, where no decisions are given, nothing is explained and no shadow report made.
+    /// Serves `admin`. Without a lane this process gives no decisions, so `Explain` and `ShadowReport` are refused.
     pub fn new(admin: Arc<Admin>, lane: Option<Lane>) -> Self {
         Self { admin, lane }
     }
@@ -48,7 +50,7 @@ impl AdminApi {
         &self.admin
     }
 
-    /// Carries an act out. Who opened the store itself waits for its end, for there is nobody else to ask then.
+    /// Carries an act out. A caller that opened the store itself waits for the act to end, because no server could be asked later.
     async fn act<T: Send + 'static>(&self, act: impl Future<Output = Result<T, Error>> + Send + 'static) -> Result<T, Status> {
         if self.lane.is_some() { deadline::act(act).await } else { Ok(act.await?) }
     }
@@ -79,7 +81,7 @@ impl RevocationService for AdminApi {
         let asked = RevokeRequest { kind: target.kind, key: target.key, meaning, reason: request.reason };
         let (admin, acting) = (self.admin.clone(), by.clone());
         let (target, committed) = self.act(async move { admin.revoke(&acting, asked).await }).await?;
-        // INVARIANT: the kill is durable by now; whatever the look-up says or lacks, it stands.
+        // INVARIANT: the revocation is durable here. It stands, whatever the look-up of the name returns, or if the look-up fails.
         let name = self.admin.recognize(&target, &committed.revision).await;
         Ok(Response::new(wire::RevokeResponse {
             revision: committed.revision.to_string(),
@@ -237,7 +239,7 @@ impl PolicyService for AdminApi {
 
     async fn explain(&self, request: Request<wire::CheckRequest>) -> Result<Response<wire::ExplainResponse>, Status> {
         let by = authorized(&request)?;
-        // Whoever signed as an operator may ask for any audience that an issuer has, as somebody on this machine may.
+        // A signer who is an operator may ask for any audience of an issuer, as a caller on this machine may.
         let caller = Caller { is_loopback: true, ..caller(request.extensions()) };
         let trace = trace_headers(request.metadata());
         let request = check_in(request.into_inner(), trace)?;
@@ -259,7 +261,7 @@ impl ApprovalService for AdminApi {
         for row in &listed.rows {
             let item = approval_out(row, listed.unix_ms);
             bytes = bytes.saturating_add(item.encoded_len());
-            // A client takes messages of 4 MiB unless it says otherwise; `total` tells that there are more.
+            // A client accepts messages of 4 MiB by default. `total` shows that there are more approvals than the list holds.
             if bytes > LIST_BYTES_MAX {
                 break;
             }
@@ -405,7 +407,7 @@ fn key_out(key: DocumentKey) -> wire::DocumentId {
     wire::DocumentId { kind: key.kind, id: key.id }
 }
 
-/// Every diagnostic or failed test: a client shows them as `policy check` and `policy test` would.
+/// Lists every diagnostic or failed test, so that a client can show them as `policy check` and `policy test` do.
 pub(super) fn refused_policy(error: Error) -> Status {
     match error {
         Error::Policy(diagnostics) => {
@@ -483,7 +485,7 @@ fn target_out(target: &Target) -> wire::RevocationTarget {
     wire::RevocationTarget { kind: target.kind().to_owned(), key: target.parts().into_iter().map(str::to_owned).collect() }
 }
 
-/// gRPC carries a status message in a header: keep it well below the usual limit of 16 KiB.
+/// Cuts a status message to fit. gRPC sends it in a header, and the usual limit for headers is 16 KiB.
 fn bounded(mut message: String, shows_all: &str) -> String {
     const STATUS_MESSAGE_BYTES_MAX: usize = 3000;
     if message.len() > STATUS_MESSAGE_BYTES_MAX {

@@ -1,7 +1,9 @@
-//! A bound on what an act of administration waits for: a store that hangs must not make an operator hang.
+//! Bounds the time that an administrative call waits for the store, so that a store that hangs never makes an operator wait for
+//! ever.
 //!
-//! A read that does not come is given up: nothing was done. An act that was begun is not: it runs to its end and to its record,
-//! whoever hangs up, and who asked is told that nobody knows yet. Look next at `signed.rs`.
+//! A read that takes too long is abandoned, because it changed nothing. An act that has begun is never abandoned: it runs to its
+//! end and writes its audit record, even if the caller hangs up. The caller is then told that the outcome is not known. Look next
+//! at `signed.rs`.
 
 use std::future::Future;
 use std::time::Duration;
@@ -11,15 +13,15 @@ use tonic::{Code, Status};
 use super::status::status;
 use crate::pap;
 
-/// How long a read of the store may take before an act.
+/// Longest wait for a read of the store before an act.
 const READ_TIMEOUT: Duration = Duration::from_millis(1_500);
-/// How long an act is waited for.
+/// Longest wait for an act.
 const ACT_TIMEOUT: Duration = Duration::from_millis(4_000);
 
-/// What a read before an act says.
+/// Waits for a read that precedes an act.
 ///
 /// # Errors
-/// As the read, or `UNAVAILABLE` where the store does not answer in time; nothing was done then.
+/// The errors of the read, or `UNAVAILABLE` if the store does not answer in time. In both cases nothing was done.
 pub(super) async fn read<T>(read: impl Future<Output = Result<T, pap::Error>>) -> Result<T, Status> {
     let late = || {
         let message = format!("the store does not answer ({} s): nothing was done", READ_TIMEOUT.as_secs_f32());
@@ -28,10 +30,10 @@ pub(super) async fn read<T>(read: impl Future<Output = Result<T, pap::Error>>) -
     Ok(tokio::time::timeout(READ_TIMEOUT, read).await.map_err(|_| late())??)
 }
 
-/// What became of an act, which goes on whoever stops waiting for it.
+/// Waits for an act, which goes on after the wait ends or the caller hangs up.
 ///
 /// # Errors
-/// As the act, or `COMMIT_UNKNOWN` where the store does not answer in time.
+/// The errors of the act, or `COMMIT_UNKNOWN` if the store does not answer in time.
 pub(super) async fn act<T: Send + 'static>(
     act: impl Future<Output = Result<T, pap::Error>> + Send + 'static,
 ) -> Result<T, Status> {
@@ -53,7 +55,7 @@ mod tests {
 
     use super::*;
 
-    /// A store that hangs: a read is given up, an act goes on to its end, and both are answered.
+    /// On a store that hangs, a read is abandoned and an act runs to its end. The caller gets an answer in both cases.
     #[tokio::test(start_paused = true)]
     async fn who_asks_is_answered_whatever_the_store_does() {
         let nothing = read(std::future::pending::<Result<(), pap::Error>>()).await.unwrap_err();
@@ -76,7 +78,7 @@ mod tests {
         read(async { Ok(()) }).await.unwrap();
     }
 
-    /// Who hangs up in the middle of an act does not undo its record.
+    /// A caller that hangs up during an act does not stop its audit record.
     #[tokio::test(start_paused = true)]
     async fn an_act_runs_to_its_end_whoever_hangs_up() {
         let ended = Arc::new(AtomicBool::new(false));

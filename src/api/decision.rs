@@ -1,7 +1,7 @@
-//! The decision API over gRPC: checks the form of a message, calls the service, writes the answer.
+//! The decision service over gRPC: validates the form of a message, calls the service and writes the answer.
 //!
-//! What is wrong with a message's form is `INVALID_ARGUMENT`; what is wrong with a credential or with arguments is a denial and
-//! the service's business.
+//! A message with a wrong form gets `INVALID_ARGUMENT`. A wrong credential or wrong arguments are no error here: the service
+//! answers them with a denial.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -29,14 +29,14 @@ use crate::model::revision::Revision;
 use crate::service::request::{Answer, Caller, CheckRequest, Credential, Identities, ListToolsRequest, TraceHeaders};
 use crate::service::{Lane, Undecided};
 
-/// The decision services of one serving runtime.
+/// The decision service of one serving runtime.
 #[derive(Clone)]
 pub struct DecisionApi {
     lane: Lane,
 }
 
 impl DecisionApi {
-    /// Serves a lane.
+    /// Serves the calls of one lane.
     pub fn new(lane: Lane) -> Self {
         Self { lane }
     }
@@ -72,17 +72,18 @@ impl DecisionService for DecisionApi {
         if requests.len() > BATCH_CALLS_MAX {
             return Err(too_large("requests", requests.len(), BATCH_CALLS_MAX));
         }
-        // Every message is checked before the first decision: a batch is decided whole or not at all.
+        // The form of every message is validated before the first decision, so a batch is decided as a whole or not at all.
         let requests = requests.into_iter().map(|message| check_in(message, trace.clone())).collect::<Result<Vec<_>, _>>()?;
         let mut answers = Vec::with_capacity(requests.len());
         for request in requests {
             let (answer, held) = self.lane.check_held(&request, &caller).await?;
             note_proof(standing.as_deref(), &answer);
             answers.push((request, answer, held));
-            // A batch of chains never seen before must not hold up the others of its runtime.
+            // Lets the other calls of this runtime run, because a batch of chains that are not cached takes long to verify.
             tokio::task::yield_now().await;
         }
-        // INVARIANT: from here on nothing awaits. The first answers are as old as the batch took: what was revoked since denies.
+        // INVARIANT: nothing awaits from here on. The first answers are as old as the batch; `confirm` denies those whose chain was
+        // revoked since.
         let confirmed = answers.into_iter().map(|(request, answer, held)| {
             let answer = self.lane.confirm(&request, &caller, answer, held);
             answer_out(request.request_id, &request.tool, answer)
@@ -101,7 +102,8 @@ impl DecisionService for DecisionApi {
         let standing = standing(request.extensions());
         let trace = trace_headers(request.metadata());
         let open = Some((request.into_inner(), self.lane.clone()));
-        // An item is decided when it is polled, never ahead: an answer's window starts when it can be sent.
+        // Each message is decided when the transport polls for its answer, so that the answer's validity starts when it can be
+        // sent.
         let answers = stream::unfold(open, move |open| {
             let (caller, standing, trace) = (caller.clone(), standing.clone(), trace.clone());
             async move {
@@ -176,28 +178,28 @@ impl DecisionService for DecisionApi {
     }
 }
 
-/// Who is at the other end, by what the transport knows.
+/// The caller, as the transport identifies it.
 pub(super) fn caller(extensions: &Extensions) -> Caller {
     match extensions.get::<PeerInfo>() {
         Some(peer) => Caller { connection_id: peer.connection_id, address: peer.address.clone(), is_loopback: peer.is_loopback },
-        // Nobody known: no right to any audience, no handle that another could use.
+        // Without a known peer the caller has no right to any audience, and no handle of another connection.
         None => Caller { connection_id: u64::MAX, address: "unknown".into(), is_loopback: false },
     }
 }
 
-/// What the connection has shown so far.
+/// The standing of the call's connection.
 fn standing(extensions: &Extensions) -> Option<Arc<Standing>> {
     extensions.get::<PeerInfo>().map(|peer| peer.standing.clone())
 }
 
-/// A connection on which a chain was verified goes after those on which none was, where too many are open.
+/// Marks the connection as proved once a chain was verified on it. A full listener cuts connections without that mark first.
 fn note_proof(standing: Option<&Standing>, answer: &Answer) {
     if let (Some(standing), Some(_)) = (standing, &answer.identities) {
         standing.prove();
     }
 }
 
-/// The peer for an audit line.
+/// The peer's address for an audit line.
 pub(super) fn peer_text(extensions: &Extensions) -> String {
     extensions.get::<PeerInfo>().map_or_else(|| "unknown".to_owned(), |peer| peer.address.to_string())
 }
@@ -258,7 +260,7 @@ fn chain_in(tokens: Vec<Bytes>) -> Result<Credential, Status> {
     Ok(Credential::Chain(tokens))
 }
 
-/// A chain and the one proof that came with it.
+/// Reads a chain and its proof. The proof may stand in the presentation or in the request, but not in both.
 fn presented(tokens: Vec<Bytes>, aat_pop: Bytes, proof: Bytes) -> Result<(Credential, Option<Bytes>), Status> {
     match (not_empty(aat_pop), not_empty(proof)) {
         (Some(_), Some(_)) => Err(invalid("proof", "stands beside `presentation.aat_pop`: send one proof")),
@@ -280,7 +282,7 @@ fn audience_in(audience: String) -> Result<Option<String>, Status> {
     Ok(Some(audience).filter(|audience| !audience.is_empty()))
 }
 
-/// A name of the caller's: its length, and no character that could fake a line where it is shown.
+/// Validates a name from the caller: its length, and that no control character can forge a line where the name is shown.
 fn check_text(field: &str, text: &str, bytes_min: usize, bytes_max: usize) -> Result<(), Status> {
     if !(bytes_min..=bytes_max).contains(&text.len()) {
         return Err(invalid(field, format!("{} bytes: {bytes_min} to {bytes_max} are expected", text.len())));

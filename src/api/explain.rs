@@ -1,4 +1,4 @@
-//! `Explain` on the wire: for gateways without documents, for administration with them.
+//! Converts an explanation to the wire. Gateways get it without documents, administration with them.
 
 use super::decision::{effect_out, principals_of};
 use super::r#gen as wire;
@@ -6,7 +6,7 @@ use crate::model::decision::EntryRef;
 use crate::model::records::DocumentKey;
 use crate::service::{ExplainedLayer, Explanation, Places};
 
-/// The answer; with `places` it names documents, where they stand and their entries.
+/// Converts an explanation. With `places` the answer also names documents, their file and line, and their entries.
 pub(super) fn explain_out(request_id: String, tool: &str, told: &Explanation, places: Option<&Places>) -> wire::ExplainResponse {
     let changes = told.changes(places).into_iter();
     wire::ExplainResponse {

@@ -1,7 +1,7 @@
-//! What gateways may ask on the decisions' listener beside decisions: revocations as they are applied, and who follows the store.
+//! The unsigned services for gateways on the decisions' listener: the feed of applied revocations, and the list of replicas.
 //!
-//! Unsigned, and with no more right than to ask for decisions. A reader of revocations holds nothing here but how far it has read;
-//! who reads too slowly is cut and told where to resume. Look next at `sync/status/feed.rs`.
+//! A caller needs no more rights here than for a decision. A watcher of revocations costs the server only its position in the feed;
+//! a watcher that reads too slowly is ended, and its last message says where to resume. Look next at `sync/status/feed.rs`.
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
@@ -24,19 +24,19 @@ use crate::service::{FleetDirectory, Lane, Undecided};
 use crate::sync::status as sync;
 use crate::sync::status::feed::{Applied, Next};
 
-/// Revisions taken from the ring at once.
+/// Most revisions that are taken from the ring at once.
 const REVISIONS_TAKEN_MAX: usize = 64;
-/// Entries in one message: each may hold a reason of a kilobyte.
+/// Most entries in one message. Each may hold a reason of one kilobyte.
 const ENTRIES_PER_MESSAGE_MAX: usize = 256;
 
-/// The services of one serving runtime.
+/// The gateway services of one serving runtime.
 #[derive(Clone)]
 pub struct GatewayApi {
     lane: Lane,
     shared: Arc<Gateways>,
 }
 
-/// What the runtimes of a process share.
+/// The state that all serving runtimes of a process share.
 pub struct Gateways {
     follower: sync::Status,
     directory: Arc<dyn FleetDirectory>,
@@ -44,14 +44,14 @@ pub struct Gateways {
 }
 
 impl Gateways {
-    /// Reads what `follower` applied and whom `directory` knows.
+    /// Reads applied revisions from `follower` and replicas from `directory`.
     pub fn new(follower: sync::Status, directory: Arc<dyn FleetDirectory>) -> Arc<Self> {
         Arc::new(Self { follower, directory, watchers: Arc::default() })
     }
 }
 
 impl GatewayApi {
-    /// The services for the runtime of a lane.
+    /// The services for the runtime of one lane.
     pub fn new(lane: Lane, shared: Arc<Gateways>) -> Self {
         Self { lane, shared }
     }
@@ -137,8 +137,8 @@ impl FleetService for GatewayApi {
     }
 }
 
-/// The places of readers of revocations. Each connection has one that no other can take; what it wants beside comes from a share for
-/// all, of which it gets a few.
+/// Limits the watchers of revocations. Each connection has one slot of its own that no other connection can take. Its further
+/// watchers come from a shared pool, up to a limit for each connection.
 #[derive(Debug, Default)]
 struct Watchers {
     counts: Mutex<WatcherCounts>,
@@ -174,7 +174,7 @@ impl Watchers {
     }
 }
 
-/// The place of one reader, until it is dropped.
+/// The slot of one watcher, released on drop.
 #[derive(Debug)]
 struct WatcherPlace {
     watchers: Arc<Watchers>,
@@ -196,9 +196,9 @@ impl Drop for WatcherPlace {
     }
 }
 
-/// One reader of revocations.
+/// One watcher of revocations.
 struct Watcher {
-    /// What was sent last, or stands in `waiting`.
+    /// The last revision that was sent or is in `waiting`.
     read: Revision,
     waiting: VecDeque<wire::WatchRevocationsResponse>,
     changes: sync::Changes,
@@ -212,7 +212,7 @@ impl Watcher {
         let changes = shared.follower.changes();
         let mut waiting = VecDeque::new();
         let read = match from {
-            // The first message says where the stream begins, so that it can be resumed from there.
+            // The first message names the revision at which the stream begins, so that the watcher can resume from there.
             None => {
                 waiting.push_back(wire::WatchRevocationsResponse { revision: newest.to_string(), ..Default::default() });
                 newest
@@ -226,7 +226,7 @@ impl Watcher {
         Self { read, waiting, changes, lane, shared, _place: place }
     }
 
-    /// The next message; an error ends the stream.
+    /// Returns the next message. An error ends the stream.
     async fn next(&mut self) -> Result<wire::WatchRevocationsResponse, Status> {
         loop {
             if let Some(message) = self.waiting.pop_front() {
@@ -264,7 +264,7 @@ fn everything(at: &Revision) -> wire::WatchRevocationsResponse {
     wire::WatchRevocationsResponse { revision: at.to_string(), everything: true, ..Default::default() }
 }
 
-/// A revision in messages of a bounded size: one at the least.
+/// Splits a revision into messages of a bounded size, at least one.
 fn messages(applied: &Applied) -> Vec<wire::WatchRevocationsResponse> {
     let message = |rows: &[crate::model::records::RevocationRow]| wire::WatchRevocationsResponse {
         revision: applied.revision.to_string(),
@@ -283,14 +283,14 @@ fn messages(applied: &Applied) -> Vec<wire::WatchRevocationsResponse> {
     messages
 }
 
-/// What a gateway needs of a revocation to end what it let go on, and no more: anybody who may connect may watch, so no words of
-/// operators, and of users a name that says something only to whoever knows the user.
+/// Converts a revocation to the least that a gateway needs to end the calls it let through. Anyone who may connect may watch, so
+/// the reason is left out. A user gets an opaque name that only a caller who already knows that user can recompute.
 fn watched_out(row: &RevocationRow, history: &HistoryId) -> wire::Revocation {
     let opaque = |issuer: &str, subject: &str| UserId::new(issuer, subject).opaque(history.as_str());
     let key = match &row.target {
         Target::User { issuer, subject } => vec![opaque(issuer, subject)],
         Target::Delegation { issuer, subject, agent } => vec![opaque(issuer, subject), agent.clone()],
-        // INVARIANT: every other kind has no part that names a person.
+        // INVARIANT: no other kind has a part that names a person.
         Target::Agent(id)
         | Target::Session(id)
         | Target::Task(id)
@@ -311,7 +311,7 @@ fn watched_out(row: &RevocationRow, history: &HistoryId) -> wire::Revocation {
     }
 }
 
-/// What a server is and where it stands, the same on either listener.
+/// The server's version and revision, the same on both listeners.
 pub(super) fn info_out(revision: &Revision) -> wire::InfoResponse {
     wire::InfoResponse {
         history_id: revision.history.to_string(),
@@ -320,7 +320,7 @@ pub(super) fn info_out(revision: &Revision) -> wire::InfoResponse {
     }
 }
 
-/// The replicas of a store on the wire.
+/// Converts the replicas of a store.
 pub(super) fn fleet_out(fleet: &Fleet) -> wire::ListReplicasResponse {
     wire::ListReplicasResponse {
         replicas: fleet.replicas.iter().map(|replica| replica_out(replica, &fleet.revision)).collect(),
@@ -329,7 +329,7 @@ pub(super) fn fleet_out(fleet: &Fleet) -> wire::ListReplicasResponse {
     }
 }
 
-/// A replica on the wire; `of` tells the history.
+/// Converts a replica. `of` provides the history of its revisions.
 pub(super) fn replica_out(replica: &Listed, of: &Revision) -> wire::Replica {
     let revision = |number: u64| match number {
         0 => String::new(),
@@ -389,7 +389,7 @@ mod tests {
         let watchers = Arc::<Watchers>::default();
         let take = |connection| watchers.take(connection).map_err(|refused| refused.message().to_owned());
         let mut places = Vec::new();
-        // As many greedy connections as use up what all share, each with its own place beside.
+        // Greedy connections that use up the shared pool, each with its own slot besides.
         let greedy = SHARED_WATCHERS_MAX.div_ceil(CONNECTION_WATCHERS_MAX - 1) as u64;
         for connection in 0..greedy {
             places.extend((0..2 * CONNECTION_WATCHERS_MAX).filter_map(|_| take(connection).ok()));

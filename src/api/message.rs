@@ -1,7 +1,7 @@
-//! What a caller may send to each method: how many bytes, how many of what, and how long it may take to arrive.
+//! The limits on a message of each method: its bytes, the counts of its repeated fields, and the time that it may take to arrive.
 //!
-//! The server applies these limits while a message arrives, before it is decoded. A method that is not named here gets the least.
-//! Look next at `scan.rs`, which counts, and at `server/intake.rs`, which reads.
+//! The server applies these limits while a message arrives, before it is decoded. A method that is not listed here gets the
+//! smallest limits. Look next at `scan.rs`, which counts fields, and at `server/intake.rs`, which reads the messages.
 
 use std::time::Duration;
 
@@ -14,13 +14,14 @@ use crate::model::limits::{
 /// The limits of one method.
 #[derive(Clone, Copy, Debug)]
 pub struct MessageLimits {
-    /// Bytes of one message, without its frame.
+    /// Largest message, in bytes without its frame header.
     pub bytes_max: usize,
-    /// Whether more than one message may come. A call that takes one must end its request with it.
+    /// Whether more than one message may come. Otherwise the request must end after its one message.
     pub is_stream: bool,
-    /// From its headers to the end of a request of one message; for a stream from the first byte of each message to its last.
+    /// Longest time to arrive. For one message it runs from the headers to the end of the request; in a stream, from the first byte
+    /// of each message to its last.
     pub arrival: Duration,
-    /// What is counted before it is decoded.
+    /// The fields that are counted before decoding.
     pub shape: &'static Shape,
 }
 
@@ -61,7 +62,7 @@ const fn limits(bytes_max: usize, shape: &'static Shape) -> MessageLimits {
     MessageLimits { bytes_max, is_stream: false, arrival: Duration::from_millis(MESSAGE_ARRIVAL_MS), shape }
 }
 
-/// Nothing is counted.
+/// A shape in which no field is counted.
 static ANYTHING: Shape = Shape { fields: &[] };
 
 static PRESENTATION: Shape = Shape {

@@ -1,4 +1,4 @@
-//! A call that does nothing: the baseline that load tests measure a decision against.
+//! A call that does nothing. Load tests measure a decision against it.
 
 use std::pin::Pin;
 
@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status, Streaming};
 use super::r#gen::noop_service_server::NoopService;
 use super::r#gen::{CheckRequest, CheckResponse, Principal, Principals};
 
-/// Answers every call with the same bytes: as many as a usual permit has.
+/// Answers every call with the same message, about as large as a usual permit.
 #[derive(Clone, Debug)]
 pub struct NoopApi {
     answer: CheckResponse,

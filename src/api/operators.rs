@@ -1,4 +1,4 @@
-//! Operators over gRPC: conversions around `pap`.
+//! The operator service over gRPC: converts messages and calls `pap`.
 
 use tonic::{Request, Response, Status};
 

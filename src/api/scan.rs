@@ -1,72 +1,72 @@
 //! Counts the fields of a protobuf message on the wire, before anything decodes it.
 //!
-//! A repeated message of two bytes costs hundreds once it is decoded, so counts are checked on the bytes as they arrive. The scanner
-//! keeps no byte and allocates nothing. What it refuses the decoder would refuse too, or could not afford. Look next at
-//! `message.rs`, which says what is counted in which message.
+//! A repeated message of two bytes takes hundreds of bytes once it is decoded, so counts are checked on the bytes as they arrive.
+//! The scanner keeps no byte and allocates nothing. It refuses only messages that the decoder would refuse too, or could not afford
+//! to decode. Look next at `message.rs`, which says what is counted in which message.
 
 use tonic::Status;
 
 use super::status::{invalid, too_large};
 
-/// Messages within messages that are looked into: a batch, a call, a presentation.
+/// Most nested messages that are scanned: a batch, a call, a presentation.
 const DEPTH_MAX: usize = 3;
-/// Counters of one message.
+/// Number of counters for one message.
 const COUNTERS: usize = 2;
-/// A varint has at most ten bytes.
+/// Most bytes of a varint.
 const VARINT_BYTES_MAX: u32 = 10;
 
-/// What is counted in a message, and which of its fields are looked into.
+/// The fields of a message that are counted or scanned.
 #[derive(Debug)]
 pub struct Shape {
     pub(super) fields: &'static [Field],
 }
 
-/// A field that is counted, looked into, or both.
+/// A field that is counted, scanned, or both.
 #[derive(Debug)]
 pub(super) struct Field {
     pub(super) number: u64,
-    /// What counts its occurrences.
+    /// The limit on its occurrences.
     pub(super) counted: Option<Counted>,
-    /// The message that it holds.
+    /// The shape of the message that it holds, if that is scanned.
     pub(super) holds: Option<&'static Shape>,
-    /// The counter that starts again with each occurrence.
+    /// The counter that each occurrence resets to zero.
     pub(super) resets: Option<usize>,
 }
 
-/// How often a field may occur.
+/// Limits the occurrences of a field.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Counted {
-    /// Which counter of the message counts it.
+    /// Index of the counter.
     pub(super) counter: usize,
-    /// Its name in the refusal.
+    /// The field's name in a refusal.
     pub(super) name: &'static str,
     pub(super) count_max: usize,
 }
 
-/// A message that is looked into, from outside in.
+/// A message that is being scanned; the outermost comes first.
 #[derive(Clone, Copy, Debug)]
 struct Level {
     shape: &'static Shape,
-    /// Position of its end in the outermost message.
+    /// Where it ends, as a position in the outermost message.
     end: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
 enum State {
     Tag,
-    /// The value of a field that is a number.
+    /// The value of a varint field.
     Number,
-    /// The length of a field.
+    /// The length of a length-delimited field.
     Length {
         field: Option<&'static Field>,
     },
-    /// Bytes of a field that nobody looks into.
+    /// The bytes of a field that is not scanned.
     Skip {
         left: usize,
     },
 }
 
-/// Reads one message of a known length, in parts of any size.
+/// Scans one message of a known length, in parts of any size.
 #[derive(Clone, Debug)]
 pub struct Scanner {
     levels: [Option<Level>; DEPTH_MAX],
@@ -79,17 +79,17 @@ pub struct Scanner {
 }
 
 impl Scanner {
-    /// For a message of `bytes` bytes.
+    /// A scanner for a message of `bytes` bytes.
     pub fn new(shape: &'static Shape, bytes: usize) -> Self {
         let mut levels = [None; DEPTH_MAX];
         levels[0] = Some(Level { shape, end: bytes });
         Self { levels, depth: 0, counts: [0; COUNTERS], state: State::Tag, varint: 0, varint_bytes: 0, position: 0 }
     }
 
-    /// Reads the next bytes of the message.
+    /// Scans the next bytes of the message.
     ///
     /// # Errors
-    /// `RESOURCE_EXHAUSTED` for a count over its limit, `INVALID_ARGUMENT` for what is no protobuf message.
+    /// `RESOURCE_EXHAUSTED` for a count over its limit; `INVALID_ARGUMENT` for bytes that are not a protobuf message.
     pub fn read(&mut self, mut bytes: &[u8]) -> Result<(), Status> {
         while let Some((first, rest)) = bytes.split_first() {
             if let State::Skip { left } = self.state {
@@ -113,7 +113,7 @@ impl Scanner {
         Ok(())
     }
 
-    /// Called once all bytes were read.
+    /// Checks that the message is complete. Call it once all bytes were read.
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` if the message ends within a field.
@@ -148,7 +148,7 @@ impl Scanner {
             1 => return self.skip(8),
             2 => self.state = State::Length { field },
             5 => return self.skip(4),
-            // Groups: no message of this API has any, and what is in them could not be counted.
+            // Groups: no message of this API has any, and the fields in a group could not be counted.
             _ => return Err(malformed("a field has a type that no message here has")),
         }
         Ok(())
@@ -214,7 +214,7 @@ impl Scanner {
         end.filter(|end| *end <= self.end()).ok_or_else(|| malformed("a field goes past the end of its message"))
     }
 
-    /// Adds a byte to the number under way: the number, if it was its last.
+    /// Adds a byte to the current varint; returns the number if the byte was its last.
     fn varint(&mut self, byte: u8) -> Result<Option<u64>, Status> {
         if self.varint_bytes == VARINT_BYTES_MAX {
             return Err(malformed("a number has more than ten bytes"));
@@ -290,7 +290,7 @@ mod tests {
         check(&BATCH, &batch(1, 73), over("aat_chain"));
         check(&BATCH, &batch(129, 0), over("requests: 129 is over the limit of 128"));
         check(&BATCH, &[0x0a, 0].repeat(2_000_000), over("requests: 129 is over the limit of 128"));
-        // A presentation that is sent again adds to the one before it.
+        // A second presentation in one message adds to the counts of the first.
         check(&CALL, &call(40).encode_to_vec().repeat(2), over("aat_chain"));
         let tools = |count| wire::ListToolsRequest { tools: vec![String::new(); count], ..Default::default() }.encode_to_vec();
         check(&TOOLS, &tools(10_000), None);
@@ -307,14 +307,14 @@ mod tests {
         check(&CALL, &[0xff; 11], malformed("more than ten bytes"));
         check(&CALL, &[0x00, 0x00], malformed("no valid number"));
         check(&CALL, &[0x0b, 0x0c], malformed("a type that no message here has"));
-        // A presentation of three bytes whose token has four.
+        // A presentation of three bytes that holds a token of four.
         check(&CALL, &[0x12, 3, 0x0a, 4, b'x', b'x', b'x', b'x'], malformed("past the end"));
-        // One whose number goes on past its end.
+        // A presentation with a varint that continues past its end.
         check(&CALL, &[0x12, 2, 0x18, 0x80, 0x00], malformed("past the end"));
     }
 
     proptest! {
-        /// What the decoder takes the scanner takes, unless there is too much of it or a group in it.
+        /// The scanner accepts each message that the decoder accepts, unless a count is over its limit or it holds a group.
         #[test]
         fn agrees_with_the_decoder(bytes in proptest::collection::vec(any::<u8>(), 0..64), part in 1usize..9) {
             let decoded = wire::CheckRequest::decode(&bytes[..]);
@@ -324,7 +324,7 @@ mod tests {
             }
         }
 
-        /// However a message is cut, what is counted is the same.
+        /// The counts do not depend on how the message is split into parts.
         #[test]
         fn counts_what_is_decoded(tokens in 0usize..100, calls in 0usize..140, part in 1usize..5000) {
             let bytes = wire::CheckBatchRequest { requests: vec![call(tokens); calls] }.encode_to_vec();

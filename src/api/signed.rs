@@ -1,8 +1,8 @@
-//! The layer before administration: has a call's signature checked, reads its message as it came, and only then lets it on.
+//! A tower layer in front of administration: it verifies a call's signature, then reads the message, then calls the handler.
 //!
-//! The signature names its key, store, method and time, so all of that is checked before a byte of the message is read. It covers the
-//! message's bytes as received, so those are compared before they are decoded. Health, reflection and
-//! `FleetService.Info` are unsigned.
+//! The signature names its key, store, method and time, so all of these are checked before a byte of the message is read. It also
+//! covers the message's bytes as received, which are compared before they are decoded. Health, reflection and `FleetService.Info`
+//! need no signature.
 
 use std::convert::Infallible;
 use std::future::Future;
@@ -22,12 +22,12 @@ use super::status::{Refusal, invalid, refusal};
 use crate::model::connection::PeerInfo;
 use crate::pap::{Admin, Authorized};
 
-/// The metadata of an answer to an act that was done and is not in the audit log; its value is [`UNRECORDED_VALUE`].
+/// Metadata on the answer to an act that was carried out but is not in the audit log. Its value is [`UNRECORDED_VALUE`].
 pub const UNRECORDED: &str = "portcullis-unrecorded";
-/// What cannot be written.
+/// Names the log that cannot be written.
 pub const UNRECORDED_VALUE: &str = "audit-log";
 
-/// Methods that need no signature.
+/// The methods that need no signature.
 const UNSIGNED: &[&str] = &[
     "/grpc.health.v1.Health/Check",
     "/grpc.health.v1.Health/Watch",
@@ -41,14 +41,14 @@ pub(super) fn is_unsigned(path: &str) -> bool {
     UNSIGNED.contains(&path)
 }
 
-/// A [`Layer`] that lets only signed acts through; the handler finds [`crate::pap::Authorized`] in the extensions.
+/// A [`Layer`] that passes signed acts only. The handler finds [`crate::pap::Authorized`] in the extensions.
 #[derive(Clone)]
 pub struct SignedActs {
     admin: Arc<Admin>,
 }
 
 impl SignedActs {
-    /// Has signatures checked by `admin`.
+    /// Verifies signatures with `admin`.
     pub fn new(admin: Arc<Admin>) -> Self {
         Self { admin }
     }
@@ -62,7 +62,7 @@ impl<S> Layer<S> for SignedActs {
     }
 }
 
-/// The service that [`SignedActs`] makes.
+/// The service that [`SignedActs`] creates.
 #[derive(Clone)]
 pub struct Signed<S> {
     admin: Arc<Admin>,
@@ -104,7 +104,7 @@ where
     }
 }
 
-/// One byte that says compressed, four that say how long.
+/// One byte says whether the message is compressed, four give its length.
 const FRAME_HEADER_BYTES: usize = 5;
 
 async fn authorized(admin: &Admin, request: http::Request<Body>) -> Result<(http::Request<Body>, Authorized), Status> {
@@ -115,7 +115,7 @@ async fn authorized(admin: &Admin, request: http::Request<Body>) -> Result<(http
     for value in parts.headers.get_all(http::header::AUTHORIZATION) {
         authorizations.push(value.to_str().map_err(|_| invalid("authorization", "is not text"))?);
     }
-    // Nothing is read of a caller who did not sign this call. What is signed of its message is checked once it is there.
+    // The message is read only from a caller who signed this call. The signature's hash of the message is compared after reading.
     deadline::read(admin.check_signatures(&path, &authorizations, &peer)).await?;
     let frame = read(body, admin_limits(&path)).await?;
     let message = match frame.split_first_chunk::<FRAME_HEADER_BYTES>() {
@@ -130,7 +130,7 @@ async fn authorized(admin: &Admin, request: http::Request<Body>) -> Result<(http
     Ok((http::Request::from_parts(parts, Body::from(frame)), by))
 }
 
-/// The whole body, within its limits. Small parts are copied together: each would keep the buffer that it was received in.
+/// Reads the whole body within its limits. Small parts are copied together, because each part would keep its whole receive buffer.
 async fn read(body: Body, limits: MessageLimits) -> Result<Bytes, Status> {
     let MessageLimits { bytes_max, arrival, .. } = limits;
     let unreadable = |error: Box<dyn std::error::Error + Send + Sync>| {

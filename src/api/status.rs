@@ -1,4 +1,4 @@
-//! Errors as gRPC status, in one place: a code, one line, and `google.rpc.ErrorInfo{reason, domain: "portcullis"}`.
+//! Maps errors to gRPC status, all in this file: a code, one line, and `google.rpc.ErrorInfo{reason, domain: "portcullis"}`.
 
 use std::collections::HashMap;
 
@@ -11,52 +11,52 @@ use crate::service::Undecided;
 
 const DOMAIN: &str = "portcullis";
 
-/// A status with its machine-readable reason.
+/// A status with a machine-readable reason.
 pub(super) fn status(code: Code, reason: &str, message: impl Into<String>) -> Status {
     let details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
     Status::with_error_details(code, message, details)
 }
 
-/// A malformed field of a request.
+/// The status for a malformed field of a request.
 pub(super) fn invalid(field: &str, message: impl std::fmt::Display) -> Status {
     let mut details = ErrorDetails::with_error_info("INVALID_ARGUMENT", DOMAIN, HashMap::new());
     details.add_bad_request_violation(field, message.to_string());
     Status::with_error_details(Code::InvalidArgument, format!("{field}: {message}"), details)
 }
 
-/// Over a limit.
+/// The status for a value over its limit.
 pub(super) fn too_large(field: &str, bytes: usize, bytes_max: usize) -> Status {
     status(Code::ResourceExhausted, "LIMIT_EXCEEDED", format!("{field}: {bytes} is over the limit of {bytes_max}"))
 }
 
-/// Why the transport refused a call before any handler saw the whole of it.
+/// Why the transport refused a call before its handler saw the whole message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// The message, or one of a stream, is longer than its method allows.
+    /// A message is longer than its method allows.
     TooLarge {
-        /// Its length, as its frame says.
+        /// The length that its frame header gives.
         bytes: usize,
-        /// What the method allows.
+        /// The limit of the method.
         bytes_max: usize,
     },
-    /// It did not arrive in time.
+    /// The message did not arrive in time.
     TooSlow {
-        /// The time that it had.
+        /// The time limit.
         after_ms: u64,
     },
-    /// It is compressed, or another follows where one is expected.
+    /// The message is compressed, or a second message follows where the method takes one.
     NotOne,
     /// The request ends before its message does.
     NotWhole,
-    /// The caller waits no longer.
+    /// The deadline of the caller has passed.
     PastDeadline,
-    /// The calls of this connection that wait hold as many bytes as one connection may.
+    /// The waiting calls of this connection hold as many bytes as one connection may.
     ConnectionBudget,
-    /// Those of the whole listener do.
+    /// The waiting calls of the listener hold as many bytes as all of them may.
     ListenerBudget,
 }
 
-/// A refusal as the caller is told of it.
+/// The status that tells the caller of a refusal.
 pub fn refusal(refusal: Refusal) -> Status {
     match refusal {
         Refusal::TooLarge { bytes, bytes_max } => too_large("message", bytes, bytes_max),
@@ -78,9 +78,9 @@ pub fn refusal(refusal: Refusal) -> Status {
     }
 }
 
-/// Says what was refused before any handler saw it as every other error is said: a code of ours, with its reason.
+/// Gives a refusal by the transport library the same form as every other error: a code with a reason of this API.
 pub fn explain_refused(response: http::Response<Body>) -> http::Response<Body> {
-    // Only a refusal has its status among the headers; an answer has it behind its message.
+    // Only a refusal has `grpc-status` in its headers; an answer has it in the trailers, after its message.
     let refused = response.headers().get("grpc-status").and_then(|_| Status::from_header_map(response.headers()));
     match refused.as_ref().and_then(undecodable) {
         Some(explained) => explained.into_http::<tonic::body::Body>().map(Body::new),
@@ -88,7 +88,7 @@ pub fn explain_refused(response: http::Response<Body>) -> http::Response<Body> {
     }
 }
 
-/// A message that was too large or no message at all; `None` for every other fault.
+/// The status for a message that is too large or cannot be decoded; `None` for every other fault.
 pub(super) fn undecodable(fault: &Status) -> Option<Status> {
     match fault.code() {
         Code::OutOfRange => Some(status(Code::ResourceExhausted, "LIMIT_EXCEEDED", format!("message: {}", fault.message()))),
