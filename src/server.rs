@@ -1,9 +1,10 @@
-//! Listeners, runtimes and drain: how bytes reach the services and how answers leave.
+//! Listeners, serving runtimes and the drain: how bytes reach the services and how answers leave.
 //!
-//! One acceptor thread hands sockets evenly to current-thread runtimes, one OS thread each: several for decisions, one for
-//! administration and one for HTTP, so that a flood of checks delays neither a kill nor a probe. Every byte that leaves passes
-//! the [`WriteBarrier`] of its runtime. What is served is made by factories: this module knows no message and decides nothing.
-//! Look next at `server/worker.rs`, `server/listen.rs` and `server/connection.rs`.
+//! One acceptor thread hands sockets to current-thread runtimes and spreads them evenly. Each runtime has its own OS thread:
+//! several serve decisions, one administration and one HTTP, so that a flood of checks delays neither a revocation nor a health
+//! probe. Every byte that leaves passes the [`WriteBarrier`] of its runtime. The caller provides factories for the services, so
+//! this module knows no message and decides nothing. Look next at `server/worker.rs`, `server/listen.rs` and
+//! `server/connection.rs`.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -40,12 +41,12 @@ use phase::{Phase, Phases};
 use registry::Registry;
 use worker::{Seat, Worker};
 
-/// After a cut, how long a thread may take to end before it is left behind, beside what it finishes.
+/// Longest wait for a thread to end after the cut, in addition to the time for finishing its calls.
 const END_GRACE: Duration = Duration::from_secs(3);
-/// How long HTTP connections may take to end, once everything else has.
+/// Longest wait for HTTP connections to close, once all other connections are closed.
 const HTTP_DRAIN: Duration = Duration::from_secs(1);
 
-/// The three listeners, bound and not yet served.
+/// The three listeners, bound but not yet served.
 #[derive(Debug)]
 pub struct Listeners {
     settings: Arc<Settings>,
@@ -56,10 +57,10 @@ pub struct Listeners {
 }
 
 impl Listeners {
-    /// Checks the settings and binds all three listeners; from here on the kernel queues connections.
+    /// Validates the settings and binds all three listeners. The kernel queues connections from here on.
     ///
     /// # Errors
-    /// [`Error::Setting`], and what keeps an address from being bound.
+    /// [`Error::Setting`], or the reason that an address cannot be bound.
     pub fn bind(settings: Settings) -> Result<Self, Error> {
         settings.validate()?;
         let (decisions, decisions_address) = bind(Role::Decisions, settings.decisions_address)?;
@@ -69,15 +70,15 @@ impl Listeners {
         Ok(Self { settings: Arc::new(settings), addresses, decisions, http, admin })
     }
 
-    /// Where the listeners are bound, with the ports the system chose.
+    /// The bound addresses, with the ports that the system chose.
     pub fn addresses(&self) -> Addresses {
         self.addresses
     }
 
-    /// Starts the threads, makes every runtime's services on its thread, then accepts.
+    /// Starts the threads, makes every runtime's services on its own thread, then accepts connections.
     ///
     /// # Errors
-    /// [`Error::Thread`] if a thread or runtime cannot be started, [`Error::Start`] if a factory did not return.
+    /// [`Error::Thread`] if a thread or runtime cannot be started; [`Error::Start`] if a factory did not return.
     pub async fn serve(self, factories: Factories) -> Result<Server, Error> {
         let Self { settings, addresses, decisions, http, admin } = self;
         let Factories { decisions: make_decisions, finish: finish_decisions, admin: make_admin, http: make_http } = factories;
@@ -122,7 +123,7 @@ impl Listeners {
     }
 }
 
-/// Where each listener is bound.
+/// The bound address of each listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Addresses {
     /// Decisions, gRPC.
@@ -133,54 +134,55 @@ pub struct Addresses {
     pub admin: SocketAddr,
 }
 
-/// What makes the services of each runtime. Each is called on the runtime's own thread, inside the runtime, before the first
+/// Makes the services of each runtime. Each factory is called on the runtime's own thread, inside the runtime, before the first
 /// connection is accepted.
 pub struct Factories {
-    /// Once for each decision runtime.
+    /// Called once for each decision runtime.
     pub decisions: Arc<dyn Fn(RuntimeContext) -> GrpcServices + Send + Sync>,
-    /// For each decision runtime, by its number: what it waits for before it ends, so that all that its calls have begun is recorded.
+    /// For each decision runtime, by its number: the future that the runtime awaits before it ends, so that every call it began is
+    /// recorded.
     pub finish: Arc<dyn Fn(usize) -> Finish + Send + Sync>,
-    /// Once.
+    /// Called once.
     pub admin: Box<dyn FnOnce(RuntimeContext) -> GrpcServices + Send>,
-    /// Once.
+    /// Called once.
     pub http: Box<dyn FnOnce(RuntimeContext) -> HttpServices + Send>,
 }
 
-/// What a runtime waits for before it ends.
+/// A future that a runtime awaits before it ends.
 pub type Finish = BoxFuture<'static, ()>;
 
-/// The runtime for which services are made.
+/// The runtime whose services are being made.
 #[derive(Clone, Debug)]
 pub struct RuntimeContext {
-    /// Number of the runtime within its listener, from 0.
+    /// The runtime's number within its listener, from 0.
     pub index: usize,
-    /// Says when the server drains.
+    /// Signals that the server drains.
     pub draining: Draining,
 }
 
-/// What a gRPC runtime serves. A layered `axum::Router` becomes [`Routes`] with `Routes::from`.
+/// The services of a gRPC runtime. `Routes::from` turns a layered `axum::Router` into [`Routes`].
 pub struct GrpcServices {
     /// The services. Handlers find [`crate::model::connection::PeerInfo`] in the extensions of each request.
     pub routes: Routes,
     /// Called on this runtime's thread before bytes leave on any of its connections.
     pub barrier: Arc<dyn WriteBarrier>,
-    /// What may be sent to the method of this path.
+    /// The limits on messages to the method of a path.
     pub limits: fn(&str) -> MessageLimits,
 }
 
-/// What the HTTP listener serves.
+/// The services of the HTTP listener.
 pub struct HttpServices {
-    /// For `/readyz`: the state of this replica, or why it is not ready, in one line. Must not block.
+    /// For `/readyz`: the state of this replica, or one line that says why it is not ready. It must not block.
     pub ready: Arc<dyn Fn() -> Result<&'static str, String> + Send + Sync>,
-    /// For `/metrics`: the metrics as OpenMetrics text. Must not block.
+    /// For `/metrics`: the metrics as OpenMetrics text. It must not block.
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
-    /// Further routes; `/livez`, `/readyz` and `/metrics` are taken, and so is the fallback.
+    /// Further routes. `/livez`, `/readyz`, `/metrics` and the fallback are already taken.
     pub routes: axum::Router,
-    /// As for gRPC: routes may answer decisions too.
+    /// Called before bytes leave, as for gRPC, because routes may answer decisions too.
     pub barrier: Arc<dyn WriteBarrier>,
 }
 
-/// A barrier that holds nothing back, for a listener that never carries a permit.
+/// A barrier that delays nothing, for a listener that never carries a permit.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoBarrier;
 
@@ -190,43 +192,43 @@ impl WriteBarrier for NoBarrier {
     }
 }
 
-/// What one listener has seen since it was started.
+/// The counts of one listener since its start.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stats {
-    /// Which one.
+    /// The listener.
     pub role: Role,
     /// Connections accepted.
     pub accepted_total: u64,
-    /// Connections closed at once because too many were open and none could be spared.
+    /// Connections closed at once, because too many were open and none could be cut for them.
     pub refused_total: u64,
     /// Connections cut, by cause.
     pub cuts_total: Vec<(&'static str, u64)>,
-    /// Calls refused while their message arrived, or because too much waits, by cause.
+    /// Calls refused while their message arrived, or because waiting calls hold too many bytes, by cause.
     pub refusals_total: Vec<(&'static str, u64)>,
-    /// Bytes that calls which wait hold, beyond what is each connection's own.
+    /// Bytes that waiting calls hold, beyond each connection's own share.
     pub waiting_bytes: usize,
-    /// Connections open now, by runtime.
+    /// Open connections of each runtime.
     pub open: Vec<usize>,
 }
 
-/// How a drain ended.
+/// The outcome of a drain.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Drained {
-    /// gRPC connections that were still open at the end of the drain timeout, and were cut.
+    /// gRPC connections that were still open at the end of the drain timeout and were cut.
     pub connections_cut: usize,
-    /// Threads that did not end even so, because a handler blocks them; they end with the process.
+    /// Threads that did not end after the cut, because a handler blocks them. They end with the process.
     pub threads_left: Vec<String>,
 }
 
-/// Reads a server's [`Stats`] without holding the server, for metrics.
+/// Reads a server's [`Stats`] for metrics, and does not keep the server alive.
 #[derive(Clone, Debug)]
 pub struct StatsReader(Arc<[Listening]>);
 
-/// What is known of one listener.
+/// The counters and connections of one listener.
 type Listening = (Role, Arc<Counters>, Arc<Registry>);
 
 impl StatsReader {
-    /// One for each listener.
+    /// The counts of each listener.
     pub fn read(&self) -> Vec<Stats> {
         let read = |(role, counters, registry): &Listening| Stats {
             role: *role,
@@ -241,7 +243,7 @@ impl StatsReader {
     }
 }
 
-/// A running server. Dropped, it stops without waiting for calls in flight.
+/// A running server. Dropping it stops it without waiting for calls in flight.
 pub struct Server {
     addresses: Addresses,
     settings: Arc<Settings>,
@@ -254,17 +256,17 @@ pub struct Server {
 }
 
 impl Server {
-    /// Where the listeners are bound.
+    /// The bound addresses.
     pub fn addresses(&self) -> Addresses {
         self.addresses
     }
 
-    /// What the listeners have seen; may outlive the server.
+    /// Reads the counts of the listeners. The reader may outlive the server.
     pub fn stats(&self) -> StatsReader {
         self.stats.clone()
     }
 
-    /// Stops accepting calls, lets those in flight end within the drain timeout, then cuts what is left; HTTP stops last.
+    /// Drains: stops accepting, lets calls in flight end within the drain timeout, then cuts the rest. HTTP stops last.
     pub async fn drain(self) -> Drained {
         let Self { settings, stats, calls_phase, http_phase, mut calls, mut http, .. } = self;
         tracing::info!(drain_timeout_ms = settings.drain_timeout_ms, "draining");
@@ -337,10 +339,10 @@ impl Server {
     }
 }
 
-/// Why a server could not be started. One line, with what to do.
+/// Why a server could not be started: one line that says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Another process, or another listener of this one, has it.
+    /// Another process, or another listener of this process, uses the address.
     #[error("`{flag} {address}` is in use: stop what listens there, or choose another address or port 0")]
     AddressInUse {
         /// The flag that sets the address.
@@ -348,7 +350,7 @@ pub enum Error {
         /// The address.
         address: SocketAddr,
     },
-    /// The system does not allow it, as for ports below 1024.
+    /// The system forbids the address, as for ports below 1024.
     #[error("`{flag} {address}` may not be bound by this user: choose a port from 1024")]
     AddressForbidden {
         /// The flag that sets the address.
@@ -356,7 +358,7 @@ pub enum Error {
         /// The address.
         address: SocketAddr,
     },
-    /// Without TLS only this machine may connect.
+    /// The address is not a loopback address. Without TLS only this machine may connect.
     #[error("`{flag} {address}` is not a loopback address: TLS is not available in this version, use 127.0.0.1 or [::1]")]
     NotLoopback {
         /// The flag that sets the address.
@@ -371,7 +373,7 @@ pub enum Error {
         flag: &'static str,
         /// The address.
         address: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// A setting is out of bounds.
@@ -379,7 +381,7 @@ pub enum Error {
     Setting {
         /// The setting.
         name: &'static str,
-        /// Its value.
+        /// The value that was given.
         value: u64,
         /// The least value.
         least: u64,
@@ -391,7 +393,7 @@ pub enum Error {
     Thread {
         /// The thread's name.
         name: String,
-        /// What the system said.
+        /// The system's error.
         source: io::Error,
     },
     /// A thread ended before it served.
@@ -419,12 +421,12 @@ async fn all_ended(workers: &mut [Worker]) {
     }
 }
 
-/// Joins what has been cut; names what does not end.
+/// Joins the threads of cut workers and names those that do not end.
 async fn end(mut workers: Vec<Worker>) -> Vec<String> {
     let _ = tokio::time::timeout(END_GRACE + worker::FINISH_TIMEOUT, all_ended(&mut workers)).await;
     let mut left = Vec::new();
     for Worker { name, ended, thread, .. } in workers {
-        // What has sent its last word ends at once.
+        // A worker that sent its end signal has nothing left to do, so the join returns at once.
         if !ended.is_terminated() || thread.join().is_err() {
             tracing::error!(thread = name, "a thread did not end well");
             left.push(name);

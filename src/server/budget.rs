@@ -1,15 +1,15 @@
-//! How many bytes the calls that wait may hold: each connection has a little of its own and shares the rest with all others.
+//! Limits the bytes that waiting calls may hold. Each connection has a small share of its own; the rest is shared by all.
 //!
-//! A call whose message is there whole and that is answered at once is never charged. Nobody can take a connection's own bytes from
-//! it, so a flood of unfinished messages on other connections refuses no ordinary call. Look next at `intake.rs` and `call.rs`, which
-//! charge.
+//! A call is never charged if its whole message has arrived and it is answered at once. No other connection can use up a
+//! connection's own share, so a flood of unfinished messages refuses no ordinary call. `intake.rs` and `call.rs` charge the calls;
+//! look there next.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use crate::api::Refusal;
 
-/// What the connections of a listener share.
+/// The bytes that all connections of a listener share.
 #[derive(Debug)]
 pub(super) struct Pool {
     bytes_max: usize,
@@ -21,7 +21,7 @@ impl Pool {
         Self { bytes_max, used: AtomicUsize::new(0) }
     }
 
-    /// Bytes in use.
+    /// The bytes in use.
     pub(super) fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
@@ -35,7 +35,7 @@ impl Pool {
     }
 }
 
-/// What one connection holds.
+/// The bytes that one connection holds.
 #[derive(Debug)]
 pub(super) struct Account {
     pool: Arc<Pool>,
@@ -45,7 +45,7 @@ pub(super) struct Account {
 }
 
 impl Account {
-    /// A connection may hold `bytes_max`, of which what is beyond `own_bytes` comes from `pool`.
+    /// A connection may hold `bytes_max` bytes. Those beyond `own_bytes` come from `pool`.
     pub(super) fn new(pool: Arc<Pool>, own_bytes: usize, bytes_max: usize) -> Self {
         Self { pool, own_bytes, bytes_max, used: AtomicUsize::new(0) }
     }
@@ -70,14 +70,14 @@ impl Account {
         self.pool.used.fetch_sub(self.shared(before, bytes), Ordering::Relaxed);
     }
 
-    /// How many of `bytes` on top of `before` are not the connection's own. One connection is served by one thread, so that what is
-    /// taken and what is given back agree.
+    /// How many of `bytes` on top of `before` exceed the connection's own share. One thread serves the connection, so the amounts
+    /// that are taken and returned agree.
     fn shared(&self, before: usize, bytes: usize) -> usize {
         before.saturating_add(bytes).saturating_sub(self.own_bytes) - before.saturating_sub(self.own_bytes)
     }
 }
 
-/// Bytes on an account, until it is dropped.
+/// Bytes charged to an account, returned on drop.
 #[derive(Debug)]
 pub(super) struct Charge {
     account: Arc<Account>,
@@ -85,15 +85,15 @@ pub(super) struct Charge {
 }
 
 impl Charge {
-    /// Nothing yet.
+    /// A charge of no bytes.
     pub(super) fn new(account: &Arc<Account>) -> Self {
         Self { account: Arc::clone(account), bytes: 0 }
     }
 
-    /// Makes it at least so many bytes.
+    /// Raises the charge to at least `bytes`.
     ///
     /// # Errors
-    /// A budget's end; what was charged before stays.
+    /// The budget that is exhausted. The earlier charge stays.
     pub(super) fn grow_to(&mut self, bytes: usize) -> Result<(), Refusal> {
         let more = bytes.saturating_sub(self.bytes);
         if more > 0 {

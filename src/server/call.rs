@@ -1,7 +1,8 @@
-//! One call, from its headers to the end of its reply: counted on its connection, charged while it waits, timed as its caller asks.
+//! One call, from its headers to the end of its reply: counted on its connection, charged while it waits, and ended at its
+//! deadline.
 //!
-//! A call that is answered when it is first polled is charged nothing and starts no timer. Look next at `intake.rs`, which reads its
-//! request, and at `worker.rs`, which serves connections.
+//! A call that is answered on its first poll is not charged and starts no timer. Look next at `intake.rs`, which reads its request,
+//! and at `worker.rs`, which serves connections.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -25,15 +26,15 @@ use crate::api::{Refusal, refusal};
 use crate::model::connection::PeerInfo;
 use crate::model::limits::WAITING_CALL_BYTES;
 
-/// What of a reply is handed to the transport at once: what its peer does not take is not held there.
+/// Most bytes of a reply that are handed to the transport at once. The transport would hold bytes that the peer does not take.
 const REPLY_PART_BYTES_MAX: usize = 16 * 1024;
-/// A caller's deadline (gRPC over HTTP/2).
+/// The caller's deadline (gRPC over HTTP/2).
 const TIMEOUT_HEADER: &str = "grpc-timeout";
 
-/// Counts a call on its connection while it lives.
+/// Counts a call on its connection until it is dropped.
 pub(super) struct Call {
     tracked: Arc<Tracked>,
-    /// Made once the call waits.
+    /// Created when the call first waits.
     charge: Option<Charge>,
 }
 
@@ -43,7 +44,7 @@ impl Call {
         Self { tracked: Arc::clone(tracked), charge: None }
     }
 
-    /// Charges the call, which waits for something, with the messages that it has read meanwhile.
+    /// Charges a waiting call, including the messages that it has read so far.
     fn wait(&mut self) -> Result<(), Status> {
         let read = self.tracked.take_read();
         let account = &self.tracked.account;
@@ -95,11 +96,12 @@ where
     Ok(response.map(|body| Reply::new(body, call)))
 }
 
-/// The body of an answer: in parts, its wait for the peer seen by all who look after the connection.
+/// The body of an answer. It is sent in parts, and the sweeper of the connection registry sees how long each part waits for the
+/// peer.
 pub(super) struct Reply<B> {
     body: B,
     call: Call,
-    /// Since which period the last part waits to be taken.
+    /// The period in which the last part began to wait for the peer.
     waiting: Option<usize>,
     rest: Bytes,
     is_over: bool,
@@ -117,7 +119,7 @@ impl<B> Reply<B> {
         }
     }
 
-    /// The next part of what was given already.
+    /// Sends the next part of bytes that the inner body has already produced.
     fn part(&mut self, mut bytes: Bytes) -> Frame<Bytes> {
         self.waiting = Some(self.call.tracked.begin_wait());
         if bytes.len() > REPLY_PART_BYTES_MAX {
@@ -155,7 +157,7 @@ where
                 Err(refused) => {
                     this.is_over = true;
                     let mut trailers = HeaderMap::new();
-                    // It fails only for what no header can hold, and then the stream just ends.
+                    // This fails only for bytes that no header can hold. The stream then ends without a status.
                     let _ = refused.add_header(&mut trailers);
                     Poll::Ready(Some(Ok(Frame::trailers(trailers))))
                 }
@@ -182,7 +184,7 @@ impl<B> Drop for Reply<B> {
     }
 }
 
-/// How long the caller waits, if it says so: at most eight digits and a unit.
+/// The caller's timeout, if it sends one: at most eight digits and a unit.
 fn timeout(headers: &HeaderMap) -> Option<Duration> {
     let (unit, number) = headers.get(TIMEOUT_HEADER)?.as_bytes().split_last()?;
     let number = std::str::from_utf8(number).ok().filter(|number| number.len() <= 8)?.parse::<u64>().ok()?;

@@ -1,7 +1,7 @@
-//! One accepted socket as the HTTP stack sees it: guarded by the write barrier, by a handshake and a stall timeout.
+//! One accepted socket, as the HTTP stack sees it: behind the write barrier, a handshake timeout and a stall timeout.
 //!
-//! INVARIANT: no byte leaves except through [`Connection::pass_barrier`]; once a barrier has failed nothing ever leaves on that
-//! connection. It parses nothing and blocks on nothing but the barrier. Look next at `model/barrier.rs`.
+//! INVARIANT: bytes leave only through [`Connection::pass_barrier`]. Once the barrier has failed, nothing leaves on that connection
+//! again. The file parses nothing and blocks on nothing but the barrier. Look next at `model/barrier.rs`.
 
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -22,20 +22,20 @@ use super::settings::Settings;
 use crate::model::barrier::WriteBarrier;
 use crate::model::connection::{PeerInfo, Standing};
 
-/// Bytes that end the handshake: the client's HTTP/2 preface (RFC 9113, 3.4).
+/// Length of the client's HTTP/2 preface, which ends the handshake (RFC 9113, 3.4).
 const PREFACE_BYTES: usize = 24;
 
-/// What every connection of a runtime is guarded by.
+/// The barrier and the timeouts that guard every connection of a runtime.
 #[derive(Clone)]
 pub(super) struct Guards {
     pub(super) barrier: Arc<dyn WriteBarrier>,
-    /// Time until the preface has been read; none where HTTP/1.1 has its own timeout for headers.
+    /// Time until the preface has been read. `None` for HTTP/1.1, which has its own timeout for headers.
     pub(super) handshake_timeout: Option<Duration>,
     pub(super) write_stall_timeout: Duration,
 }
 
 impl Guards {
-    /// For HTTP/2 with `preface`, else for HTTP/1.1.
+    /// The guards for HTTP/2 if `preface` is set, otherwise for HTTP/1.1.
     pub(super) fn new(barrier: Arc<dyn WriteBarrier>, settings: &Settings, preface: bool) -> Self {
         Self {
             barrier,
@@ -49,7 +49,7 @@ impl Guards {
 pub(super) struct Connection {
     socket: TcpStream,
     barrier: Arc<dyn WriteBarrier>,
-    /// The barrier's failures when the connection opened: an answer may wait here whose record was lost since.
+    /// The barrier's failures when the connection opened. An answer whose record was lost since then may still wait here.
     failures_at_open: u64,
     handshake: Option<Handshake>,
     write_stall_timeout: Duration,
@@ -66,7 +66,7 @@ struct Handshake {
 }
 
 impl Connection {
-    /// Registers the socket with the calling runtime.
+    /// Registers the socket with the current runtime.
     pub(super) fn new(accepted: Accepted, guards: &Guards) -> io::Result<Self> {
         Ok(Self {
             socket: TcpStream::from_std(accepted.socket)?,
@@ -88,7 +88,7 @@ impl Connection {
         &self.peer
     }
 
-    /// What others see of this connection.
+    /// The state of this connection that the registry sees.
     pub(super) fn tracked(&self) -> &Arc<Tracked> {
         &self.admitted.tracked
     }
@@ -97,7 +97,7 @@ impl Connection {
         self.admitted.tracked.counters.count_cut(cause);
     }
 
-    /// Lets bytes out only after everything recorded so far is in the kernel.
+    /// Lets bytes out only once every record so far is in the kernel.
     fn pass_barrier(&mut self) -> io::Result<()> {
         if self.is_cut {
             return Err(cut());
@@ -181,7 +181,7 @@ impl AsyncWrite for Connection {
     }
 }
 
-/// The peer of connection `connection_id` at `address`.
+/// The peer at `address`, on connection `connection_id`.
 pub(super) fn peer_info(connection_id: u64, address: SocketAddr, standing: Arc<Standing>) -> PeerInfo {
     let is_loopback = address.ip().to_canonical().is_loopback();
     PeerInfo { connection_id, address: address.to_string().into(), is_loopback, standing }

@@ -1,6 +1,6 @@
-//! What a listener has seen: connections and calls, and why some were cut or refused.
+//! The counts of a listener: its connections and calls, and why some were cut or refused.
 //!
-//! Read with relaxed loads. Look next at `registry.rs`, which cuts, and at `intake.rs`, which refuses.
+//! They are read with relaxed loads. Look next at `registry.rs`, which cuts connections, and at `intake.rs`, which refuses calls.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
@@ -11,24 +11,24 @@ use crate::api::Refusal;
 pub(super) enum Cut {
     /// It had no call for too long.
     Idle,
-    /// Nobody signed on it in time.
+    /// No act was signed on it in time.
     Unsigned,
-    /// The listener was full, and this one was missed least.
+    /// The listener was full, and this connection was the eviction candidate.
     Displaced,
-    /// It took no part of a reply for too long.
+    /// Its peer took no part of a reply for too long.
     Stalled,
-    /// It did not begin in time.
+    /// Its handshake took too long.
     Handshake,
-    /// It took no bytes for too long.
+    /// Its peer took no bytes for too long.
     WriteStall,
-    /// What was recorded could not be written.
+    /// A record could not be written.
     Barrier,
 }
 
 impl Cut {
     const ALL: [Self; 7] =
         [Self::Idle, Self::Unsigned, Self::Displaced, Self::Stalled, Self::Handshake, Self::WriteStall, Self::Barrier];
-    /// Not cut.
+    /// The index of a connection that is not cut.
     pub(super) const NONE: u8 = u8::MAX;
 
     pub(super) fn index(self) -> u8 {
@@ -39,7 +39,7 @@ impl Cut {
         Self::ALL.get(usize::from(index)).copied()
     }
 
-    /// The cause in metrics.
+    /// The cause's name in metrics.
     fn name(self) -> &'static str {
         match self {
             Self::Idle => "idle",
@@ -53,10 +53,10 @@ impl Cut {
     }
 }
 
-/// The causes of a refused call in metrics.
+/// The names of the refusal causes in metrics.
 const REFUSALS: [&str; 5] = ["too_large", "too_slow", "malformed", "connection_budget", "listener_budget"];
 
-/// What a listener has seen.
+/// The counts of one listener.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     pub(super) accepted: AtomicU64,
@@ -93,7 +93,7 @@ impl Counters {
         self.count_refused(index);
     }
 
-    /// A message that a count or its form refused.
+    /// Counts a message that a field limit or its form refused.
     pub(super) fn count_malformed(&self) {
         self.count_refused(2);
     }

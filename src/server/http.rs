@@ -1,6 +1,6 @@
-//! The HTTP/1.1 listener: liveness, readiness, metrics, and whatever routes its owner adds.
+//! The HTTP/1.1 listener: liveness, readiness, metrics, and the routes that the caller adds.
 //!
-//! It keeps answering while the server drains, so that a balancer sees it is not ready, and stops last. Look next at
+//! It answers during the drain, so that a load balancer sees that the replica is not ready, and it stops last. Look next at
 //! `worker.rs`.
 
 use std::convert::Infallible;
@@ -28,14 +28,14 @@ use super::settings::Settings;
 use super::worker::{Incoming, Seat, until_closed};
 use super::{HttpServices, RuntimeContext};
 
-/// What `prometheus-client` writes.
+/// The content type of what `prometheus-client` writes.
 const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const NOT_FOUND: &str = "not found: try /livez, /readyz or /metrics\n";
 const NOT_ALLOWED: &str = "method not allowed: use GET\n";
-/// Headers of one request.
+/// Most headers of one request.
 const HEADERS_MAX: usize = 64;
 
-/// Serves HTTP/1.1 on the sockets that arrive until the phase is `Draining` and all connections are closed.
+/// Serves HTTP/1.1 on arriving sockets until the phase is `Draining` and all connections are closed.
 pub(super) async fn serve_http(seat: Seat, make: impl FnOnce(RuntimeContext) -> HttpServices, started: oneshot::Sender<()>) {
     let Seat { sockets, context, mut phases, settings } = seat;
     let draining = context.draining.clone();
@@ -43,7 +43,7 @@ pub(super) async fn serve_http(seat: Seat, make: impl FnOnce(RuntimeContext) -> 
     let mut incoming = Incoming { sockets, guards: Guards::new(Arc::clone(&services.barrier), &settings, false) };
     let router = router(services, draining, &settings);
     let server = http_server(&settings);
-    // Every connection holds a receiver: the last one dropped says that all are closed.
+    // Every connection holds a receiver, so dropping the last one shows that all are closed.
     let (all_closed, alive) = watch::channel(());
     let _ = started.send(());
     let connection_phases = phases.clone();

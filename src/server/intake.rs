@@ -1,8 +1,8 @@
 //! The body of a request on its way to the decoder: measured, counted, charged and timed as it arrives.
 //!
-//! It hands on whole messages only, so that the decoder reserves nothing for what may never come. A message that is there whole when it
-//! is first asked for is handed on as it is: no byte is copied, no timer started, nothing charged. Look next at `api/message.rs`, which
-//! sets the limits, and at `budget.rs`.
+//! It passes on whole messages only, so that the decoder reserves no memory for bytes that may never come. A message that has
+//! arrived whole by the first poll is passed on as it is: no byte is copied, no timer starts, nothing is charged. Look next at
+//! `api/message.rs`, which sets the limits, and at `budget.rs`.
 
 use std::future::Future as _;
 use std::pin::Pin;
@@ -20,10 +20,10 @@ use crate::api::message::MessageLimits;
 use crate::api::scan::Scanner;
 use crate::api::{Refusal, refusal};
 
-/// One byte that says compressed, four that say how long.
+/// One byte says whether the message is compressed, four give its length.
 const FRAME_HEADER_BYTES: usize = 5;
 
-/// A request's body within its method's limits.
+/// A request's body, within the limits of its method.
 pub(super) struct Intake<B> {
     body: B,
     limits: MessageLimits,
@@ -32,7 +32,7 @@ pub(super) struct Intake<B> {
     header_bytes: usize,
     message: Option<Message>,
     messages: u64,
-    /// What has arrived of a message that is not whole, with its header.
+    /// The bytes of an incomplete message so far, with its frame header.
     held: BytesMut,
     unfinished: Option<Box<Unfinished>>,
     is_over: bool,
@@ -45,7 +45,7 @@ struct Message {
     scanner: Scanner,
 }
 
-/// What a message holds and how long it may take, once it was not there whole.
+/// The charge and the timer of a message that was not whole on the first poll.
 struct Unfinished {
     arrival: Pin<Box<Sleep>>,
     charge: Charge,
@@ -67,7 +67,7 @@ impl<B> Intake<B> {
         }
     }
 
-    /// Takes bytes that arrived, and gives those of whole messages.
+    /// Takes bytes that arrived and returns those of whole messages.
     fn read(&mut self, mut data: Bytes) -> Result<Bytes, Status> {
         let whole = self.measure(&data)?;
         if whole == 0 {
@@ -86,7 +86,7 @@ impl<B> Intake<B> {
         Ok(whole)
     }
 
-    /// Follows frames and fields through bytes that arrived: how many of them belong to messages that are whole.
+    /// Follows frames and fields through arrived bytes; returns how many bytes belong to whole messages.
     fn measure(&mut self, data: &[u8]) -> Result<usize, Status> {
         let (mut bytes, mut whole) = (data, 0);
         while !bytes.is_empty() {
@@ -128,7 +128,7 @@ impl<B> Intake<B> {
         Ok(rest)
     }
 
-    /// Whether the message that was arriving is whole.
+    /// Whether the arriving message is whole now.
     fn end_message(&mut self) -> Result<bool, Status> {
         let Some(message) = self.message.take_if(|message| message.left == 0) else { return Ok(false) };
         message.scanner.finish().inspect_err(|_| self.tracked.counters.count_malformed())?;
@@ -141,10 +141,10 @@ impl<B> Intake<B> {
         Ok(true)
     }
 
-    /// Nothing more is there: charges what is unfinished and looks whether its time is up.
+    /// Nothing more has arrived: charges the incomplete message and checks its timer.
     fn wait(&mut self, context: &mut Context<'_>) -> Result<(), Status> {
         let held = self.held.len();
-        // Between the messages of a stream its caller may take its time.
+        // A caller may take its time between the messages of a stream.
         if self.limits.is_stream && held == 0 {
             return Ok(());
         }
@@ -165,7 +165,7 @@ impl<B> Intake<B> {
         refusal(refused)
     }
 
-    /// Nothing more will be read.
+    /// Releases everything, because nothing more will be read.
     fn end(&mut self) {
         self.is_over = true;
         self.unfinished = None;

@@ -1,8 +1,8 @@
-//! Binding the listeners and handing accepted sockets evenly to the runtimes that serve them.
+//! Binds the listeners, accepts sockets and hands them evenly to the runtimes that serve them.
 //!
-//! A socket goes to the runtime with the fewest open connections, so that long-lived connections stay spread. Nothing is read
-//! here and nothing queues without a limit: for a connection too many another one is cut, or it is closed at once.
-//! Look next at `registry.rs`, which says who goes, and at `worker.rs`, which serves what arrives.
+//! A socket goes to the runtime with the fewest open connections, so that long-lived connections stay spread. Nothing is read here,
+//! and every queue has a limit. When the listener is full, the registry cuts another connection or the new one is closed at once.
+//! Look next at `registry.rs`, which chooses the connection to cut, and at `worker.rs`, which serves the sockets.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
@@ -21,18 +21,18 @@ use super::phase::{Phase, Phases};
 use super::registry::{Admitted, Full, Registry};
 use crate::model::connection::PeerInfo;
 
-/// Connections the kernel holds until they are accepted.
+/// Connections that the kernel queues until they are accepted.
 const BACKLOG: i32 = 1024;
-/// Accepted sockets that wait for one runtime.
+/// Most accepted sockets that wait for one runtime.
 pub(super) const HANDOVER_SOCKETS_MAX: usize = 64;
 /// Pause after an error that the next accept would meet again, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Where the connections that were cut have to leave first: how long until it is looked again, and how often.
+/// Pause between attempts while cut connections have not closed yet, and the number of attempts.
 const LEAVING_WAIT: Duration = Duration::from_millis(1);
 const LEAVING_WAITS_MAX: usize = 200;
 
-/// Which listener, and the flag that sets it.
+/// A listener, and the flag that sets its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
     /// Decisions, gRPC.
@@ -78,7 +78,7 @@ pub(super) fn bind(role: Role, address: SocketAddr) -> Result<TcpListener, Error
 
 fn try_bind(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    // A restart finds the old connections in TIME_WAIT; on Linux a second live listener is refused all the same.
+    // After a restart the old connections are in TIME_WAIT. Linux still refuses a second live listener on the address.
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
@@ -86,7 +86,7 @@ fn try_bind(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
-/// Counts one connection as open on its runtime until it is dropped.
+/// Counts one open connection of a runtime until it is dropped.
 pub(super) struct Open {
     counters: Arc<Counters>,
     runtime: usize,
@@ -109,7 +109,7 @@ impl Drop for Open {
     }
 }
 
-/// A socket on its way to a runtime; registered with none.
+/// A socket on its way to a runtime; no runtime has registered it yet.
 pub(super) struct Accepted {
     pub(super) socket: TcpStream,
     pub(super) peer: PeerInfo,
@@ -117,7 +117,7 @@ pub(super) struct Accepted {
     pub(super) open: Open,
 }
 
-/// Accepts for one listener until the server drains.
+/// Accepts connections for one listener until the server drains.
 pub(super) struct Acceptor {
     pub(super) role: Role,
     pub(super) listener: TcpListener,
@@ -175,7 +175,7 @@ impl Hands {
             let id = self.next_connection_id.fetch_add(1, Ordering::Relaxed);
             let Ok(admitted) = self.admit(id, address.ip().to_canonical()).await else {
                 self.counters.refused.fetch_add(1, Ordering::Relaxed);
-                // Once per time that the limit is met: a flood must not fill the log.
+                // Logs once each time the limit is reached, so that a flood does not fill the log.
                 if !is_full {
                     tracing::warn!(listener = self.role.name(), "connections refused: too many are open and none can be spared");
                 }
@@ -185,7 +185,7 @@ impl Hands {
             is_full = false;
             turn = turn.wrapping_add(1);
             let peer = peer_info(id, address, Arc::clone(&admitted.tracked.standing));
-            // A socket that cannot be prepared is gone already.
+            // A socket that cannot be prepared has already been closed by its peer.
             if let Ok(socket) = prepare(socket) {
                 let order = even_order(&self.counters.open_per_runtime(), turn);
                 self.hand_over(socket, peer, admitted, order).await;
@@ -193,7 +193,7 @@ impl Hands {
         }
     }
 
-    /// A place, waiting a little for those who were cut to leave.
+    /// Admits a connection; waits a little for cut connections to close.
     async fn admit(&self, id: u64, peer: IpAddr) -> Result<Admitted, Full> {
         for _ in 0..LEAVING_WAITS_MAX {
             match self.registry.admit(id, peer) {
@@ -204,7 +204,8 @@ impl Hands {
         Err(Full::Leaving)
     }
 
-    /// To the first runtime of `order` with room; where none has any, it waits for the first, and the kernel queues.
+    /// Hands a socket to the first runtime of `order` with room. If none has room, it waits for the first one and the kernel
+    /// queues.
     async fn hand_over(&self, socket: TcpStream, peer: PeerInfo, admitted: Admitted, order: Vec<usize>) {
         self.counters.accepted.fetch_add(1, Ordering::Relaxed);
         let Some(first) = order.first().copied() else { return };
@@ -219,19 +220,20 @@ impl Hands {
         }
         accepted.open = Open::new(&self.counters, first);
         if let Some(sender) = self.runtimes.get(first) {
-            // Closed only while the server stops; then the socket is closed unread, and its client may safely ask elsewhere.
+            // The channel is closed only while the server stops. The socket then closes unread, so its client may safely try
+            // another replica.
             let _ = sender.send(accepted).await;
         }
     }
 }
 
-/// `serve_with_incoming` ignores the TCP settings of the HTTP stack: they are set here.
+/// Sets the TCP options here, because `serve_with_incoming` ignores those of the HTTP stack.
 fn prepare(socket: tokio::net::TcpStream) -> io::Result<TcpStream> {
     socket.set_nodelay(true)?;
     socket.into_std()
 }
 
-/// The runtimes, fewest open connections first; where they are even, `turn` decides who is first.
+/// The runtimes with the fewest open connections first. Among equals `turn` decides the order.
 fn even_order(open: &[usize], turn: usize) -> Vec<usize> {
     let mut order: Vec<usize> = (0..open.len()).collect();
     if !order.is_empty() {
@@ -241,7 +243,7 @@ fn even_order(open: &[usize], turn: usize) -> Vec<usize> {
     order
 }
 
-/// Errors that concern the connection just lost, not the listener.
+/// Errors that concern only the connection that was just lost, not the listener.
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted, WouldBlock};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted | WouldBlock)

@@ -1,20 +1,20 @@
-//! The one way in which a server's life goes: running, draining, cut.
+//! The phases of a server, in their only order: running, draining, cut.
 //!
-//! A phase never goes back, and a lost sender counts as the last one, so that a dropped server stops. Look next at `worker.rs`.
+//! A phase never goes back. A lost sender counts as the last phase, so that a dropped server stops. Look next at `worker.rs`.
 
 use tokio::sync::watch;
 
-/// How far a server has come.
+/// The current phase of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Phase {
     Running,
-    /// Nothing new is accepted; what is in flight goes on.
+    /// Nothing new is accepted; calls in flight go on.
     Draining,
-    /// What is still in flight is dropped.
+    /// Calls still in flight are dropped.
     Cut,
 }
 
-/// Sees the phases of a server.
+/// Receives the phases of a server.
 #[derive(Clone, Debug)]
 pub(super) struct Phases(watch::Receiver<Phase>);
 
@@ -24,9 +24,9 @@ impl Phases {
         (sender, Self(receiver))
     }
 
-    /// Waits until `phase` or a later one.
+    /// Waits for `phase` or a later one.
     pub(super) async fn reached(&mut self, phase: Phase) {
-        // The error means that the server was dropped: then every phase is reached.
+        // An error means that the server was dropped, which counts as every phase.
         let _ = self.0.wait_for(|now| *now >= phase).await;
     }
 
@@ -35,7 +35,7 @@ impl Phases {
     }
 }
 
-/// Tells handlers that the server drains: long streams end themselves with `UNAVAILABLE`, so that they need not be cut.
+/// Tells handlers that the server drains. Long streams then end with `UNAVAILABLE`, so that they need not be cut.
 #[derive(Clone, Debug)]
 pub struct Draining(Phases);
 

@@ -1,8 +1,9 @@
-//! The connections of one listener: who is let in, who goes when it is full, and who has waited for nothing too long.
+//! The connections of one listener: which are admitted, which are cut when it is full, and which have been idle too long.
 //!
-//! A full listener lets one more in by cutting the one that is missed least, so that idle connections shut nobody out: connections on
-//! which no signature was ever verified go before others, idle ones before busy ones, the oldest first. A request takes no lock and
-//! reads no clock here: it counts, and [`Registry::sweep`] looks. Look next at `listen.rs`, which asks for places, and `call.rs`.
+//! A full listener cuts one connection for each new one, so that idle connections keep nobody out. It first cuts connections on
+//! which no signature was ever verified, then idle ones before busy ones, and the oldest first. A request takes no lock and reads
+//! no clock here: it only counts, and [`Registry::sweep`] reads the counts. Look next at `listen.rs`, which admits connections, and
+//! at `call.rs`.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -19,26 +20,26 @@ use super::counters::{Counters, Cut};
 use crate::model::connection::Standing;
 use crate::model::limits::{SIGNED_LATELY_MS, WINDOWS_BYTES_MAX};
 
-/// Connections that were cut and are not gone yet; with as many nobody is let in until one is.
+/// Most connections that are cut but still open. At this number nothing is admitted until one of them closes.
 pub(super) const LEAVING_MAX: usize = 32;
-/// Connections that are compared for which is missed least.
+/// Most connections that are compared to find an eviction candidate.
 const COMPARED_MAX: usize = 256;
-/// A reply is said to wait in one of so many periods, the last of which is over.
+/// Number of periods in which a waiting reply is counted. The oldest one is over.
 const PERIODS: usize = 4;
-/// The least window of HTTP/2 flow control, with which every connection begins.
+/// The smallest HTTP/2 flow-control window, with which every connection begins.
 const WINDOW_BYTES_MIN: usize = 65_535;
 
-/// What holds for the connections of a listener.
+/// The limits on the connections of a listener.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Rules {
     pub(super) connections_max: usize,
-    /// Of these, places that only connections have on which a signature was verified lately.
+    /// Slots, out of all, that are reserved for connections on which a signature was verified recently.
     pub(super) kept_max: usize,
-    /// A connection without a call for so long is closed.
+    /// A connection without a call for this long is closed.
     pub(super) idle: Duration,
-    /// A connection on which no signature was verified for so long is cut, where that is asked.
+    /// A connection without a verified signature for this long is cut, if the listener requires signatures.
     pub(super) unsigned: Option<Duration>,
-    /// A connection that takes no part of a reply for so long is cut.
+    /// A connection that takes no part of a reply for this long is cut.
     pub(super) stall: Duration,
     pub(super) window_bytes_max: usize,
     pub(super) own_bytes: usize,
@@ -46,7 +47,7 @@ pub(super) struct Rules {
     pub(super) pool_bytes_max: usize,
 }
 
-/// One connection as all who deal with it see it.
+/// One connection, as all its users share it.
 #[derive(Debug)]
 pub(super) struct Tracked {
     id: u64,
@@ -54,20 +55,20 @@ pub(super) struct Tracked {
     pub(super) standing: Arc<Standing>,
     pub(super) account: Arc<Account>,
     pub(super) counters: Arc<Counters>,
-    /// What the peer may send ahead of being read.
+    /// The bytes that the peer may send before they are read.
     pub(super) window_bytes: u32,
     opened_ms: u64,
-    /// When it was last seen with a call, by a sweep.
+    /// When a sweep last saw it with a call.
     active_ms: AtomicU64,
-    /// When it was last seen to have shown a signature; 0: never.
+    /// When a sweep last saw a verified signature on it; 0 means never.
     proved_ms: AtomicU64,
     /// Calls under way, and calls ever.
     calls: AtomicU32,
     asked: AtomicU32,
     asked_seen: AtomicU32,
-    /// Bytes of messages that were read whole since somebody asked.
+    /// Bytes of whole messages that were read since the last [`Self::take_read`].
     read_whole: AtomicUsize,
-    /// Replies that wait for the peer, by the period in which they began to.
+    /// Replies that wait for the peer, by the period in which the wait began.
     waiting: [AtomicU32; PERIODS],
     period: Arc<AtomicUsize>,
     cut: AtomicU8,
@@ -75,18 +76,18 @@ pub(super) struct Tracked {
 }
 
 impl Tracked {
-    /// A call begins.
+    /// Counts the start of a call.
     pub(super) fn begin_call(&self) {
         self.calls.fetch_add(1, Ordering::Relaxed);
         self.asked.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// A call is over, its reply handed on.
+    /// Counts the end of a call, once its reply is handed on.
     pub(super) fn end_call(&self) {
         self.calls.fetch_sub(1, Ordering::Relaxed);
     }
 
-    /// A reply begins to wait for the peer to take it; gives what ends the wait.
+    /// Counts a reply that begins to wait for the peer. Pass the returned period to [`Self::end_wait`].
     pub(super) fn begin_wait(&self) -> usize {
         let period = self.period.load(Ordering::Relaxed) % PERIODS;
         if let Some(waiting) = self.waiting.get(period) {
@@ -95,20 +96,20 @@ impl Tracked {
         period
     }
 
-    /// It waits no longer.
+    /// Counts the end of that wait.
     pub(super) fn end_wait(&self, period: usize) {
         if let Some(waiting) = self.waiting.get(period) {
             waiting.fetch_sub(1, Ordering::Relaxed);
         }
     }
 
-    /// A message was read whole.
+    /// Counts a message that was read whole.
     pub(super) fn note_read(&self, bytes: usize) {
         self.read_whole.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// Bytes of the messages that were read whole since this was last asked: by the call that is being polled, for one thread serves
-    /// the connection and polls one call at a time.
+    /// Takes the bytes of whole messages read since the last call. They belong to the call that is being polled, because one thread
+    /// serves the connection and polls one call at a time.
     pub(super) fn take_read(&self) -> usize {
         match self.read_whole.load(Ordering::Relaxed) {
             0 => 0,
@@ -116,7 +117,7 @@ impl Tracked {
         }
     }
 
-    /// Returns once the connection is to be closed, and why.
+    /// Waits until the connection is to be closed; returns the cause.
     pub(super) async fn cut(&self) -> Cut {
         loop {
             if let Some(cause) = Cut::from_index(self.cut.load(Ordering::Acquire)) {
@@ -135,7 +136,7 @@ impl Tracked {
         self.standing.has_proved() || (proved_ms != 0 && now_ms.saturating_sub(proved_ms) < SIGNED_LATELY_MS)
     }
 
-    /// When it was last of use, as far as the last sweep knows.
+    /// When a sweep last saw it in use.
     fn used_ms(&self) -> u64 {
         self.active_ms.load(Ordering::Relaxed)
     }
@@ -178,12 +179,12 @@ impl Registry {
         })
     }
 
-    /// Bytes that calls hold beyond what is each connection's own.
+    /// Bytes that waiting calls hold, beyond each connection's own share.
     pub(super) fn shared_bytes(&self) -> usize {
         self.pool.used()
     }
 
-    /// A place for one more connection; where there is none left, the one that is missed least is cut.
+    /// Admits one more connection. If the listener is full, it cuts the eviction candidate.
     ///
     /// # Errors
     /// [`Full`].
@@ -223,7 +224,7 @@ impl Registry {
         Ok(Admitted { registry: Arc::clone(self), tracked })
     }
 
-    /// Looks after all connections until it is dropped.
+    /// Sweeps all connections until it is dropped.
     pub(super) async fn sweep_forever(&self) {
         let Rules { idle, unsigned, stall, .. } = self.rules;
         let shortest = idle.min(unsigned.unwrap_or(idle)).min(stall);
@@ -245,7 +246,7 @@ impl Registry {
         let now_ms = self.now_ms();
         let mut table = self.lock();
         let over = next_period.then(|| {
-            // What waits since the period that is about to begin anew has waited for three whole ones at least.
+            // A reply that still waits since the period that is about to be reused has waited for at least three whole ones.
             let next = self.period.load(Ordering::Relaxed).wrapping_add(1);
             self.period.store(next, Ordering::Relaxed);
             next % PERIODS
@@ -314,7 +315,7 @@ impl Table {
         }
     }
 
-    /// Of the connections compared, the one to cut: never a busy one on which a signature was verified.
+    /// The connection to cut, among those compared. A busy connection with a recent signature is never chosen.
     fn missed_least(&mut self, now_ms: u64) -> Option<Arc<Tracked>> {
         let compared = self.members.len().min(COMPARED_MAX);
         let start = self.cursor;
@@ -327,7 +328,7 @@ impl Table {
                 (true, false) => 2,
                 (true, true) => return None,
             };
-            // Who has the most connections loses one first.
+            // The peer with the most connections loses one first.
             let of_peer = self.by_peer.get(&tracked.peer).copied().unwrap_or_default();
             Some(((rank, Reverse(of_peer), tracked.used_ms(), tracked.id), tracked))
         });
@@ -358,16 +359,16 @@ impl Table {
     }
 }
 
-/// Why there is no place.
+/// Why a connection is not admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Full {
-    /// None of the connections can be spared.
+    /// No connection can be cut.
     Busy,
-    /// Those that were cut are not gone yet.
+    /// The connections that were cut are not closed yet.
     Leaving,
 }
 
-/// A place on a listener, until it is dropped.
+/// The slot of a connection on its listener, released on drop.
 #[derive(Debug)]
 pub(super) struct Admitted {
     registry: Arc<Registry>,

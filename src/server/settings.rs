@@ -1,7 +1,7 @@
-//! What an operator can set about listeners, connections and draining, and how far each may go.
+//! The settings of listeners, connections and the drain, and the bounds of each.
 //!
-//! Values are checked in [`Settings::validate`], before anything is bound: the HTTP libraries below panic on some of them.
-//! Look next at `listen.rs`, which binds.
+//! [`Settings::validate`] checks the values before anything is bound, because the HTTP libraries panic on some of them. Look next
+//! at `listen.rs`, which binds.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -19,49 +19,50 @@ use crate::model::limits::{
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Settings {
-    /// Where decisions are asked for (gRPC). Port 0: any free one.
+    /// Address for decisions (gRPC). Port 0 takes any free port.
     pub decisions_address: SocketAddr,
-    /// Where health and metrics are read (HTTP/1.1).
+    /// Address for health and metrics (HTTP/1.1).
     pub http_address: SocketAddr,
-    /// Where the server is administered (gRPC).
+    /// Address for administration (gRPC).
     pub admin_address: SocketAddr,
-    /// Runtimes, each one thread, that answer decisions; 1 to 64.
+    /// Runtimes that answer decisions, one thread each; 1 to 64.
     pub decision_runtimes: usize,
-    /// Connections that the decisions' listener keeps open; for one more another is cut.
+    /// Most open connections of the decisions' listener. For one more, another is cut.
     pub connections_max: usize,
-    /// The same for each of the other two listeners.
+    /// The same limit for each of the other two listeners.
     pub control_connections_max: usize,
-    /// Places on the administration's listener that only connections have which signed an act lately; at most an eighth of all.
+    /// Slots of the administration's listener that are reserved for connections that signed an act recently; at most an eighth of
+    /// all.
     pub signed_connections_kept: usize,
-    /// A connection without a call for so long is closed.
+    /// A connection without a call for this long is closed.
     pub idle_timeout_ms: u64,
-    /// A connection to the administration's listener that has signed nothing for so long is cut.
+    /// A connection to the administration's listener that has signed nothing for this long is cut.
     pub unsigned_timeout_ms: u64,
-    /// Bytes that calls on the decisions' listener which wait may hold, beyond what is each connection's own.
+    /// Bytes that waiting calls on the decisions' listener may hold, beyond each connection's own share.
     pub waiting_bytes_max: usize,
-    /// The same for the administration's listener.
+    /// The same limit for the administration's listener.
     pub admin_waiting_bytes_max: usize,
     /// Bytes that the calls of one connection to the decisions' listener may hold.
     pub connection_waiting_bytes_max: usize,
-    /// Calls in flight on one connection.
+    /// Most calls in flight on one connection.
     pub streams_per_connection_max: u32,
     /// HTTP/2 flow-control window of a stream and of a connection.
     pub window_bytes: u32,
-    /// Headers of one request, all together.
+    /// Largest headers of one request, all together.
     pub header_bytes_max: u32,
-    /// Body of one HTTP/1.1 request.
+    /// Largest body of one HTTP/1.1 request.
     pub http_body_bytes_max: usize,
-    /// Time for the first bytes of a connection (HTTP/2 preface), and for the headers of an HTTP/1.1 request.
+    /// Longest time for the first bytes of a connection (HTTP/2 preface), and for the headers of an HTTP/1.1 request.
     pub handshake_timeout_ms: u64,
-    /// Time for one HTTP/1.1 request from its headers to the head of its response.
+    /// Longest time for one HTTP/1.1 request, from its headers to the head of its response.
     pub http_request_timeout_ms: u64,
     /// A connection whose peer takes no bytes for this long is cut.
     pub write_stall_timeout_ms: u64,
-    /// An HTTP/2 connection is pinged this often.
+    /// Interval between pings of an HTTP/2 connection.
     pub keepalive_interval_ms: u64,
     /// An HTTP/2 connection that does not answer a ping within this time is cut.
     pub keepalive_timeout_ms: u64,
-    /// Time for calls in flight once the server drains; then their connections are cut.
+    /// Longest time for calls in flight once the server drains. Then their connections are cut.
     pub drain_timeout_ms: u64,
 }
 
@@ -96,10 +97,10 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// Checks every number against what the server can work with.
+    /// Checks that the server can work with every number.
     ///
     /// # Errors
-    /// [`Error::Setting`], for the first one out of bounds.
+    /// [`Error::Setting`], for the first number out of bounds.
     pub fn validate(&self) -> Result<(), Error> {
         const HOUR_MS: u64 = 3_600_000;
         const GIB: u64 = 1024 * 1024 * 1024;
@@ -132,7 +133,7 @@ impl Settings {
         Ok(())
     }
 
-    /// What holds for the connections of a listener.
+    /// The limits on the connections of a listener.
     pub(super) fn rules(&self, role: Role) -> Rules {
         let is_admin = role == Role::Admin;
         let connections_max = if role == Role::Decisions { self.connections_max } else { self.control_connections_max };
@@ -144,7 +145,7 @@ impl Settings {
             stall: Duration::from_millis(self.write_stall_timeout_ms),
             window_bytes_max: usize::try_from(self.window_bytes).unwrap_or(usize::MAX),
             own_bytes: CONNECTION_OWN_BYTES,
-            // Whoever signed may send a policy folder, and nobody else's message is read.
+            // A signer may send a policy folder. No message is read from anyone else on that listener.
             connection_bytes_max: if is_admin { self.admin_waiting_bytes_max } else { self.connection_waiting_bytes_max },
             pool_bytes_max: if is_admin { self.admin_waiting_bytes_max } else { self.waiting_bytes_max },
         }

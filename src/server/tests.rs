@@ -1,4 +1,4 @@
-//! The server over real sockets: who serves what, what a barrier stops, how it drains, and what one client can do to others.
+//! Tests over real sockets: services per listener, the write barrier, the drain, and the effect of one client on others.
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
@@ -18,7 +18,7 @@ use crate::model::connection::PeerInfo;
 
 mod hostile;
 
-/// A barrier that a test breaks, and that counts.
+/// A barrier that a test can break, and that counts.
 #[derive(Default)]
 struct Switch {
     is_broken: AtomicBool,
@@ -35,7 +35,7 @@ impl WriteBarrier for Switch {
     }
 }
 
-/// Answers with where it was asked, as an error's message; `hold` waits until the test lets it go.
+/// Answers each call with its thread and peer, as an error's message. `hold` waits until the test releases it.
 struct Probe {
     entered: Semaphore,
     release: Semaphore,
@@ -55,7 +55,7 @@ impl Health for Service {
                 let thread = std::thread::current().name().unwrap_or_default().to_owned();
                 Err(Status::aborted(format!("{thread} {} {} {}", peer.connection_id, peer.address, peer.is_loopback)))
             }
-            // As if an operator had signed the call.
+            // Acts as if an operator had signed the call.
             "prove" => {
                 peer.standing.prove();
                 Ok(Response::new(HealthCheckResponse { status: 1 }))
@@ -74,7 +74,7 @@ impl Health for Service {
     }
 }
 
-/// A served server and the strings its services hang on.
+/// A running server, with the controls of its services.
 struct Bench {
     server: Server,
     addresses: Addresses,
@@ -128,12 +128,12 @@ async fn bench_with(settings: Settings, limits: fn(&str) -> MessageLimits) -> Be
     Bench { addresses: server.addresses(), server, probe, barrier, ready }
 }
 
-/// What a runtime waits for whose calls begin nothing.
+/// Finish futures for runtimes whose calls leave nothing to finish.
 fn nothing() -> Arc<dyn Fn(usize) -> Finish + Send + Sync> {
     Arc::new(|_| Box::pin(std::future::ready(())))
 }
 
-/// More than the sockets' buffers of both sides hold.
+/// More than the socket buffers of both sides hold.
 const METRICS_BYTES: usize = 32 * 1024 * 1024;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
@@ -146,7 +146,7 @@ async fn ask(client: &mut HealthClient<Channel>, service: &str) -> Result<i32, S
     client.check(request).await.map(|response| response.into_inner().status)
 }
 
-/// Thread, connection id, address and loopback of a call.
+/// Thread, connection id, address and loopback flag of a call.
 async fn place(client: &mut HealthClient<Channel>) -> Vec<String> {
     let status = ask(client, "where").await.unwrap_err();
     status.message().split(' ').map(str::to_owned).collect()
@@ -158,7 +158,7 @@ async fn send(address: SocketAddr, bytes: &[u8]) -> TcpStream {
     socket
 }
 
-/// All bytes until the peer closes; a reset is an end too.
+/// Reads all bytes until the peer closes; a reset counts as an end too.
 async fn rest(mut socket: TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
     let read = tokio::time::timeout(Duration::from_secs(30), socket.read_to_end(&mut bytes));
@@ -228,7 +228,7 @@ async fn sockets_are_spread_evenly_and_stay_so() {
     }
     let counts: Vec<_> = by_thread.iter().map(|(thread, ids)| (thread.as_str(), ids.len())).collect();
     assert_eq!(counts, [("pdp-decide-0", 4), ("pdp-decide-1", 4)]);
-    // All of one thread's clients leave: the next ones fill the gap.
+    // When all clients of one thread have left, the next connections fill the gap.
     clients.retain(|(thread, _)| thread == "pdp-decide-1");
     let reader = bench.server.stats();
     until("four connections closed", async || stats(&reader, Role::Decisions).open == [0, 4]).await;
@@ -364,7 +364,7 @@ async fn a_silent_client_holds_nobody_up_and_is_cut() {
     assert_eq!(ask(&mut grpc, "").await.unwrap(), 1);
     assert!(http(bench.addresses.http, "GET /livez HTTP/1.1").await.ends_with("\r\n\r\nalive\n"));
     for socket in silent {
-        // It ends only if the server closes it.
+        // The socket ends only if the server closes it.
         rest(socket).await;
     }
     assert_eq!(ask(&mut grpc, "").await.unwrap(), 1, "who finished the handshake stays");

@@ -1,7 +1,7 @@
-//! A runtime that serves connections: one OS thread, one current-thread tokio runtime, its own services and barrier.
+//! A runtime that serves connections: one OS thread and one current-thread tokio runtime, with its own services and barrier.
 //!
-//! Nothing of a call crosses threads. The services are made on the thread itself, inside its runtime. Look next at
-//! `connection.rs`, through which every byte goes, and at `http.rs` for the HTTP/1.1 listener.
+//! A call never crosses threads. The services are made on the thread itself, inside its runtime. Look next at `connection.rs`,
+//! through which every byte passes, and at `http.rs` for the HTTP/1.1 listener.
 
 use std::io;
 use std::pin::{Pin, pin};
@@ -27,35 +27,35 @@ use super::registry::Tracked;
 use super::settings::Settings;
 use super::{Error, Finish, GrpcServices, RuntimeContext};
 
-/// Time for blocking work that is still under way when its runtime ends.
+/// Longest wait for blocking work that is still under way when its runtime ends.
 const BLOCKING_GRACE: Duration = Duration::from_secs(1);
-/// After it is told to end, how long an idle connection may take to.
+/// Longest wait for an idle connection to close after it was told to.
 const CLOSE_GRACE: Duration = Duration::from_secs(1);
 /// The window that HTTP/2 begins with.
 const STREAM_WINDOW_BYTES_MIN: u32 = 65_535;
-/// The least that HTTP/2 allows.
+/// The smallest maximum that HTTP/2 allows.
 const FRAME_BYTES_MAX: u32 = 16 * 1024;
-/// Streams that their peer reset before they were accepted.
+/// Most streams that the peer has reset before they were accepted.
 const PENDING_RESETS_MAX: usize = 20;
-/// Streams that were reset for an error of their peer, in the life of a connection.
+/// Most streams that were reset for a peer's error, over the life of a connection.
 const ERROR_RESETS_MAX: usize = 1024;
-/// Bytes of a reply that are taken before its peer takes them.
+/// Most bytes of a reply that are buffered before the peer takes them.
 const SEND_BUFFER_BYTES_MAX: usize = 64 * 1024;
 
-/// How long what calls have begun may take to its record, once they are answered or cut: longer than the store takes for a use.
+/// Longest wait for calls to write their records once they are answered or cut. It is longer than the store takes for a use.
 pub(super) const FINISH_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// A thread that was started, and how its owner hears of it.
+/// A started thread, with the signals that it gives its owner.
 pub(super) struct Worker {
     pub(super) name: String,
-    /// Comes once the services are made.
+    /// Fires once the services are made.
     pub(super) started: oneshot::Receiver<()>,
-    /// Comes, or is lost, when the runtime is gone.
+    /// Fires, or is dropped, when the runtime is gone.
     pub(super) ended: oneshot::Receiver<()>,
     pub(super) thread: JoinHandle<()>,
 }
 
-/// What a worker needs beside the work itself.
+/// The inputs that a worker needs besides its work.
 pub(super) struct Seat {
     pub(super) sockets: mpsc::Receiver<Accepted>,
     pub(super) context: RuntimeContext,
@@ -63,8 +63,8 @@ pub(super) struct Seat {
     pub(super) settings: Arc<Settings>,
 }
 
-/// Starts a thread called `name` (15 bytes are seen) that runs `work` on a runtime of its own until it ends or is cut, and then for so
-/// long as `finish` takes, at most [`FINISH_TIMEOUT`].
+/// Starts a thread called `name` (15 bytes are visible) that runs `work` on its own runtime until it ends or is cut. The thread
+/// then awaits `finish`, for at most [`FINISH_TIMEOUT`].
 pub(super) fn start<W, F>(name: String, mut cut: Phases, finish: Option<Finish>, work: W) -> Result<Worker, Error>
 where
     W: FnOnce(oneshot::Sender<()>) -> F + Send + 'static,
@@ -98,13 +98,13 @@ fn run_until(runtime: &Runtime, work: impl Future<Output = ()>, cut: impl Future
     });
 }
 
-/// Serves gRPC on the sockets that arrive until the server drains and all connections are closed.
+/// Serves gRPC on arriving sockets until the server drains and all connections are closed.
 pub(super) async fn serve_grpc(seat: Seat, make: impl FnOnce(RuntimeContext) -> GrpcServices, started: oneshot::Sender<()>) {
     let Seat { sockets, context, mut phases, settings } = seat;
     let GrpcServices { routes, barrier, limits } = make(context);
     let routes = routes.prepare();
     let mut incoming = Incoming { sockets, guards: Guards::new(barrier, &settings, true) };
-    // Every connection holds a receiver: the last one dropped says that all are closed.
+    // Every connection holds a receiver, so dropping the last one shows that all are closed.
     let (all_closed, alive) = watch::channel(());
     let _ = started.send(());
     let connection_phases = phases.clone();
@@ -135,7 +135,7 @@ pub(super) async fn serve_grpc(seat: Seat, make: impl FnOnce(RuntimeContext) -> 
     all_closed.closed().await;
 }
 
-/// Serves one connection until it is closed, drained or cut. `shut_down` makes it take no more calls.
+/// Serves one connection until it is closed, drained or cut. `shut_down` stops it from taking more calls.
 pub(super) async fn until_closed<C: Future>(
     served: C,
     tracked: &Tracked,
@@ -153,7 +153,7 @@ pub(super) async fn until_closed<C: Future>(
             }
             cause = tracked.cut() => {
                 if cause == Cut::Idle {
-                    // What its client sends in this moment is refused in a way that tells it to ask again.
+                    // A request that arrives in this moment is refused in a way that tells the client to retry.
                     shut_down(served.as_mut());
                     return tokio::time::timeout(CLOSE_GRACE, served).await.ok();
                 }
@@ -163,9 +163,10 @@ pub(super) async fn until_closed<C: Future>(
     }
 }
 
-/// What HTTP/2 bounds by itself is set here all the same, so that a change of its defaults changes nothing: streams that are reset
-/// before they are looked at (rapid reset), errors of streams, frames, headers with their continuations, and what flow control lets
-/// a peer send ahead. It answers one PING and one SETTINGS at a time, and small DATA frames draw on a budget of their own.
+/// Sets the limits of HTTP/2 explicitly, although the library has defaults, so that a change of the defaults has no effect here.
+/// They bound streams reset before they are accepted (rapid reset), errors of streams, frames, headers with their continuations,
+/// and the bytes that flow control lets a peer send ahead. The library answers one PING and one SETTINGS at a time, and small DATA
+/// frames draw on a budget of their own.
 fn grpc_server(settings: &Settings, window_bytes: u32) -> auto::Builder<TokioExecutor> {
     let mut server = auto::Builder::new(TokioExecutor::new()).http2_only();
     server
@@ -173,7 +174,7 @@ fn grpc_server(settings: &Settings, window_bytes: u32) -> auto::Builder<TokioExe
         .timer(TokioTimer::new())
         .max_concurrent_streams(settings.streams_per_connection_max)
         .initial_connection_window_size(window_bytes)
-        // One stream that nobody reads does not hold up the others.
+        // A stream that nobody reads does not delay the others.
         .initial_stream_window_size((window_bytes / 4).max(STREAM_WINDOW_BYTES_MIN))
         .adaptive_window(false)
         .max_frame_size(FRAME_BYTES_MAX)
@@ -204,7 +205,7 @@ impl Stream for Incoming {
     }
 }
 
-/// What a runtime's services are made with.
+/// The context in which a runtime's services are made.
 pub(super) fn context(index: usize, drained: &Phases) -> RuntimeContext {
     RuntimeContext { index, draining: Draining::new(drained.clone()) }
 }

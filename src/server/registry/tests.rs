@@ -1,4 +1,4 @@
-//! Who goes when a listener is full, and who is cut for what.
+//! Which connections are cut when a listener is full, and for which causes.
 
 use super::*;
 
@@ -51,7 +51,7 @@ async fn the_oldest_idle_one_goes_first() {
     assert_eq!(cut(&places), [1]);
     assert_eq!(places[1].tracked.cut().await, Cut::Displaced);
     places[2].tracked.standing.prove();
-    // Two are left on which nobody proved anything: the idle one goes, then the busy one, then the one that is idle.
+    // Two connections have proved nothing: the idle one is cut, then the busy one, then the idle one that has proved something.
     places.push(admit(&registry, 4).unwrap());
     assert_eq!(cut(&places), [1, 3]);
     for place in &places[4..] {

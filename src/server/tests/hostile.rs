@@ -1,4 +1,4 @@
-//! What one client can hold, and for how long: unfinished messages, waiting calls, replies that nobody takes, idle connections.
+//! How much one client can hold, and for how long: unfinished messages, waiting calls, unread replies, idle connections.
 
 use bytes::Bytes;
 use h2::client::{ResponseFuture, SendRequest};
@@ -11,7 +11,7 @@ use crate::api::message::decision_limits;
 const CHECK: &str = "/grpc.health.v1.Health/Check";
 const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 
-/// As in production, but what does not arrive at once is too late.
+/// The limits of production, with a short time to arrive.
 fn hasty(path: &str) -> MessageLimits {
     MessageLimits { arrival: Duration::from_millis(100), ..decision_limits(path) }
 }
@@ -55,7 +55,7 @@ async fn a_message_has_its_time() {
         sending.send_data(sent.into(), false).unwrap();
         assert_eq!(refused(response).await, too_slow, "{sent:?}");
     }
-    // The whole message is there, and the request goes on all the same.
+    // The whole message has arrived, but the request does not end.
     let (response, mut sending) = open(&requests, CHECK).await;
     sending.send_data(b"\0\0\0\0\0"[..].into(), false).unwrap();
     assert_eq!(refused(response).await, too_slow);
@@ -95,8 +95,8 @@ async fn calls_that_wait_share_a_budget_and_each_connection_has_its_own() {
     let bench = bench(limited).await;
     let reader = bench.server.stats();
     let mut connections = Vec::new();
-    // Each connection waits with 16 calls. The first two get what one connection may have, the third what is left, the last
-    // its own and a rest.
+    // Each connection waits with 16 calls. The first two connections reach the limit of one connection. The third gets the rest of
+    // the shared budget, the last one little more than its own share.
     for (served, cause) in [(11, "connection_budget"), (11, "connection_budget"), (9, "listener_budget"), (8, "listener_budget")]
     {
         let grpc = client(bench.addresses.decisions).await;
@@ -139,7 +139,7 @@ async fn one_connection_too_many_costs_an_idle_one() {
             kept.push(send(address, if role == Role::Http { b"" } else { PREFACE }).await);
             until("accepted", async || stats(&reader, role).accepted_total == count).await;
         }
-        // What was sent to it may still come; then it ends.
+        // Bytes sent earlier may still arrive; then the socket ends.
         rest(kept.remove(0)).await;
         assert_eq!((cuts(&reader, role, "displaced"), stats(&reader, role).refused_total), (1, 0), "{role:?}");
         until("the others stay", async || opened(&reader, role) as u64 == most).await;
@@ -212,7 +212,7 @@ async fn who_signs_nothing_is_cut_from_administration() {
 async fn who_takes_no_reply_is_cut() {
     let bench = bench(Settings { write_stall_timeout_ms: 200, ..any_port() }).await;
     let reader = bench.server.stats();
-    // A window of nothing: no byte of an answer may be sent.
+    // With a window of zero, no byte of an answer may be sent.
     let requests = raw(bench.addresses.decisions, 0).await;
     let (response, mut sending) = open(&requests, CHECK).await;
     sending.send_data(b"\0\0\0\0\0"[..].into(), true).unwrap();
@@ -230,7 +230,7 @@ async fn a_body_over_http_has_its_time() {
     assert!(rest(slow).await.starts_with(b"HTTP/1.1 408 "));
 }
 
-/// Floods that HTTP/2 bounds by itself: the connection is ended, and others are served.
+/// HTTP/2 itself bounds these floods: the connection ends, and others are served.
 #[tokio::test]
 async fn floods_of_frames_end_their_connection() {
     let bench = bench(Settings { decision_runtimes: 1, ..any_port() }).await;
@@ -256,12 +256,12 @@ async fn floods_of_frames_end_their_connection() {
         ("empty data", empty.collect()),
     ] {
         let mut socket = send(bench.addresses.decisions, PREFACE).await;
-        // The server may end the connection while it is still being written to.
+        // The server may end the connection while the test is still writing.
         let _ = socket.write_all(&[settings.clone(), flood].concat()).await;
         rest(socket).await;
         assert_eq!(ask(&mut client(bench.addresses.decisions).await, "").await.unwrap(), 1, "{name}");
     }
-    // These are answered one by one, and hold nobody up.
+    // The server answers these frames one by one, and other clients do not wait.
     for flood in [frame(6, 0, 0, &[0; 8]).repeat(50_000), settings.repeat(50_000)] {
         let mut socket = send(bench.addresses.decisions, &[PREFACE, &settings].concat()).await;
         let writing = tokio::spawn(async move {
