@@ -1,10 +1,10 @@
-//! The composition root: binds every part to every other and is the only place that spawns long-lived tasks.
+//! The composition root: connects every module to the others. Only this module spawns long-lived tasks.
 //!
 //! ```text
 //! control runtime: follower, store, telemetry      server threads: accept, each lane, administration, health page
 //! ```
 //!
-//! Look next at [`App::start`], which is the order of a start, then at `app/bind.rs` for the ports.
+//! Look next at [`App::start`], which shows the order of a start, then at `app/bind.rs` for the ports of the service.
 
 pub(crate) mod bind;
 pub(crate) mod fleet;
@@ -52,34 +52,34 @@ use wire::operator_service_server::OperatorServiceServer;
 use wire::policy_service_server::PolicyServiceServer;
 use wire::revocation_service_server::RevocationServiceServer;
 
-/// How long a start waits for the first full snapshot.
+/// Longest wait for the first full snapshot at a start.
 const FIRST_SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What the end of the program waits for the store.
+/// Longest wait for the store to close at the end of the program.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the program could not start or had to stop.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The settings, the policy folder, the store's URL or the key do not do.
+    /// The settings, the policy folder, the store's URL or the key cannot be used.
     #[error("{0}")]
     Configuration(String),
-    /// A listener or a runtime.
+    /// A listener or a runtime failed.
     #[error(transparent)]
     Server(server::Error),
-    /// The store.
+    /// The store failed.
     #[error(transparent)]
     Store(#[from] store::Error),
-    /// The audit log.
+    /// The audit log failed.
     #[error(transparent)]
     Audit(#[from] audit::Error),
-    /// Traces and metrics.
+    /// Traces or metrics failed.
     #[error(transparent)]
     Telemetry(#[from] telemetry::Error),
-    /// The system gave no thread, runtime or signal.
+    /// The system refused a thread, a runtime or a signal handler.
     #[error("the system refused {0}")]
     System(String),
-    /// The store could be opened but gave no snapshot.
+    /// The store was opened but gave no snapshot.
     #[error("the store gave no full snapshot in time: {0}")]
     NoSnapshot(String),
 }
@@ -99,15 +99,15 @@ impl From<config::Error> for Error {
     }
 }
 
-/// Runs until SIGTERM or SIGINT, then drains. `ready` gets the one line that says where it listens.
+/// Runs until SIGTERM or SIGINT, then drains. `ready` receives the line with the bound addresses.
 ///
 /// # Errors
-/// As [`Error`] says.
+/// See [`Error`].
 pub fn serve(settings: Settings, ready: impl FnOnce(&str)) -> Result<(), Error> {
     let app = App::start(settings)?;
     let stopped = {
         let _entered = app.control.enter();
-        // Before anybody is told that it is ready: who reads the line may ask to stop at once.
+        // The handlers are in place before the ready line is printed, because its reader may send a signal at once.
         terminated().map_err(|error| Error::System(format!("signal handling: {error}")))?
     };
     ready(&app.ready_line());
@@ -116,7 +116,7 @@ pub fn serve(settings: Settings, ready: impl FnOnce(&str)) -> Result<(), Error> 
     Ok(())
 }
 
-/// Listens for the signals from now on; the future ends with the first.
+/// Installs the signal handlers; the future ends with the first signal.
 fn terminated() -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
@@ -140,15 +140,15 @@ pub struct App {
 }
 
 impl App {
-    /// Starts everything; when this returns decisions are given.
+    /// Starts every part. When it returns, decisions are given.
     ///
     /// # Errors
-    /// As [`Error`] says; nothing is left running.
+    /// See [`Error`]. After an error nothing is left running.
     pub fn start(settings: Settings) -> Result<Self, Error> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let (chosen, may_create) = (settings.store()?, settings.may_create_store());
         bind::check_named(&chosen, may_create)?;
-        // Bound first: a port in use is said before anything is written.
+        // The listeners are bound first, so that a port in use is reported before anything is written.
         let (listening, lowered) = server_settings(&settings)?;
         let listeners = Listeners::bind(listening)?;
         let control = control_runtime()?;
@@ -194,7 +194,7 @@ impl App {
             metrics: telemetry.metrics(),
             spans: telemetry.spans(),
             clock: clock.clone(),
-            // On the runtime that asks, whose sockets wait for the record.
+            // The task runs on the runtime of the call, because that runtime's sockets wait for the record.
             spawn: Arc::new(|work| drop(tokio::spawn(work))),
         };
         let service = Arc::new(Service::new(parts, service_settings(&settings)));
@@ -221,12 +221,12 @@ impl App {
         format!("ready decisions={} http={} admin={}", at.decisions, at.http, at.admin)
     }
 
-    /// Where it listens.
+    /// The bound addresses.
     pub fn addresses(&self) -> server::Addresses {
         self.server.addresses()
     }
 
-    /// Drains and ends: calls in flight are answered, records and spans written.
+    /// Drains and ends: answers the calls in flight, then writes all records and spans.
     pub fn stop(self) {
         let Self { control, server, service, following, telemetry, audit } = self;
         service.drain();
@@ -238,7 +238,7 @@ impl App {
                 "calls were still in flight at the end of the drain timeout"
             );
         }
-        // Nobody may be following any more, which is what is wanted.
+        // The follower may have ended already, which is what the signal asks for.
         let _ = following.stop.send(true);
         control.block_on(async {
             following.keeper.finish(&*following.store).await;
@@ -270,7 +270,7 @@ fn control_runtime() -> Result<Runtime, Error> {
         .map_err(|error| Error::System(format!("a runtime: {error}")))
 }
 
-/// Puts a policy folder in force once the store is followed.
+/// Applies a policy folder once the store is followed.
 async fn apply_later(status: Status, admin: Arc<Admin>, folder: PathBuf, data: PathBuf) {
     tracing::warn!(folder = %folder.display(), "--policies: the folder is put in force once the store is reached");
     if !status.followed().await {
@@ -281,7 +281,7 @@ async fn apply_later(status: Status, admin: Arc<Admin>, folder: PathBuf, data: P
     }
 }
 
-/// What the services are made of.
+/// The parts that the service factories need.
 struct Made<'a> {
     service: &'a Arc<Service>,
     following: &'a Following,
@@ -290,7 +290,8 @@ struct Made<'a> {
     clock: Arc<dyn Clock>,
 }
 
-/// What makes the services of each runtime; every one records into a buffer of its own, which its sockets wait for.
+/// Makes the factories for each runtime's services. Every runtime records into its own buffer, and its sockets wait for that buffer
+/// only.
 fn factories(settings: &Settings, made: Made<'_>, telemetry: &Telemetry, log: &Arc<audit::Log>) -> Result<Factories, Error> {
     let Made { service, following, gateways, admin, clock } = made;
     let recorders = (0..settings.runtimes).map(|index| log.recorder(&format!("lane{index}"))).collect::<Result<Vec<_>, _>>()?;
@@ -299,12 +300,13 @@ fn factories(settings: &Settings, made: Made<'_>, telemetry: &Telemetry, log: &A
     let (runtimes, condition) = (following.runtimes.clone(), following.condition.clone());
     let make_decisions = move |context: RuntimeContext| match recorders.get(context.index).zip(lanes.get(context.index)) {
         Some((recorder, lane)) => {
-            // Before it serves: nothing is acknowledged past a runtime that answers decisions.
+            // The runtime joins before it serves, so that no revision is acknowledged while a runtime outside the barrier answers
+            // decisions.
             runtimes.join();
             let routes = decision_routes(lane.clone(), gateways.clone(), condition.clone(), noop);
             GrpcServices { routes, barrier: recorder.clone(), limits: decision_limits }
         }
-        // There is a recorder for each runtime; without one nothing may be answered.
+        // There is a recorder for each runtime. Without one the runtime serves nothing.
         None => GrpcServices { routes: Routes::default(), barrier: Arc::new(NoBarrier), limits: decision_limits },
     };
     let make_admin = move |_: RuntimeContext| {
@@ -316,7 +318,7 @@ fn factories(settings: &Settings, made: Made<'_>, telemetry: &Telemetry, log: &A
     let make_http = move |context: RuntimeContext| HttpServices {
         ready: Arc::new(move || match (context.draining.is_draining(), service.is_ready()) {
             (true, _) => Err("draining".to_owned()),
-            // In case that a proof came in between, the state is none that is not ready.
+            // If a proof arrived between the two checks, the state is ready and the reason is empty: then the replica is draining.
             (_, false) => Err(fleet::readiness(&status, &cell, clock.now()).err().unwrap_or_else(|| "draining".to_owned())),
             _ => {
                 fleet::readiness(&status, &cell, clock.now()).and_then(|state| fleet::readiness_of_disk(state, log.status().room))
@@ -351,8 +353,9 @@ fn decision_routes(lane: Lane, gateways: Arc<Gateways>, condition: watch::Receiv
     Routes::from(routes.into_axum_router().layer(MapResponseLayer::new(explain_refused)))
 }
 
-/// Administration. Its sockets wait for no records: an act is recorded before it is answered, or the answer says that it is not, and
-/// what changes nothing is not told without its record. So a disk that is full takes no answer to a kill away.
+/// The administration services. Their sockets do not wait for records. An act is recorded before its answer, or the answer says
+/// that the record is missing; a read is refused without its record. A full disk therefore never suppresses the answer to a
+/// revocation.
 pub(crate) fn admin_services(admin: Arc<Admin>, lane: Option<Lane>) -> GrpcServices {
     GrpcServices { routes: admin_routes(admin, lane), barrier: Arc::new(NoBarrier), limits: admin_limits }
 }
@@ -374,13 +377,13 @@ fn admin_routes(admin: Arc<Admin>, lane: Option<Lane>) -> Routes {
     Routes::from(routes.into_axum_router().layer(MapResponseLayer::new(explain_refused)).layer(SignedActs::new(admin)))
 }
 
-/// Health and reflection, which every listener has and nobody signs. What the names serve follows the state of the replica, where
-/// there is one: a replica that can only deny is asked for nothing.
+/// Adds health and reflection, which every listener serves unsigned. The health of `names` follows the state of the replica, where
+/// there is one: a replica that can only deny reports `NotServing`.
 fn with_standard_services(routes: Routes, names: &[&'static str], condition: Option<watch::Receiver<Condition>>) -> Routes {
     use tonic_health::ServingStatus::{NotServing, Serving};
     let (reporter, health) = tonic_health::server::health_reporter();
     let names: Vec<&'static str> = names.to_vec();
-    // Draining closes the connections.
+    // A drain needs no report here, because it closes the connections.
     let reported = async move {
         let Some(mut condition) = condition else {
             for name in names {
@@ -412,7 +415,7 @@ fn with_standard_services(routes: Routes, names: &[&'static str], condition: Opt
     routes
 }
 
-/// What the listeners are told, within the descriptors that this process may have; and what to say where that lowered anything.
+/// The server's settings, lowered to the file descriptors that this process may open, and a message if anything was lowered.
 fn server_settings(settings: &Settings) -> Result<(server::Settings, Option<String>), Error> {
     let mut listening = server::Settings {
         decisions_address: settings.listen,
@@ -426,7 +429,7 @@ fn server_settings(settings: &Settings) -> Result<(server::Settings, Option<Stri
     Ok((listening, lowered))
 }
 
-/// Has the process outlive what a write to a file may meet, starts its logs and metrics, and says what was lowered.
+/// Makes the process survive file-size signals, starts its logs and metrics, and logs what was lowered.
 fn prepare(settings: &Settings, lowered: Option<String>) -> Result<Telemetry, Error> {
     system::survive_file_limits().map_err(|error| Error::System(format!("signal handling: {error}")))?;
     let telemetry = start_telemetry(settings)?;
@@ -457,7 +460,7 @@ fn start_telemetry(settings: &Settings) -> Result<Telemetry, telemetry::Error> {
     if settings.logs { telemetry::init(&observed) } else { Telemetry::start(&observed) }
 }
 
-/// Reads the files of a policy folder, the error naming the flag.
+/// Reads the files of a policy folder. Errors name the flag.
 fn policy_files(folder: &Path) -> Result<Vec<crate::policy::source::SourceFile>, Error> {
     read_folder(folder).map_err(|error| Error::Configuration(format!("--policies: {error}")))
 }

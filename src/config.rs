@@ -1,4 +1,7 @@
-//! What `serve` can be told: a file, then the environment, then flags, the later winning. An unknown key is an error.
+//! The settings of `serve`: from a file, then the environment, then flags. A later source overrides an earlier one; an unknown key
+//! is an error.
+//!
+//! Look next at `cli/serve.rs`, which reads the flags, and at `app.rs`, which uses the settings.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -8,53 +11,53 @@ use crate::model::duration;
 use crate::policy::yaml::{FlatMember, flat};
 use crate::store::postgres::{self, Durability};
 
-/// Where the command line, the server and the demo keep their data unless told otherwise.
+/// The default data folder of the command line, the server and the demo.
 pub const DATA_DIR_DEFAULT: &str = "portcullis-data";
 
-/// Everything that `serve` needs to know.
+/// All settings of `serve`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Settings {
-    /// `sqlite:PATH`, `postgres://…` or `env:VARIABLE`; `None`: `sqlite:DATA/store.db`.
+    /// `sqlite:PATH`, `postgres://…` or `env:VARIABLE`; `None` means `sqlite:DATA/store.db`.
     pub store: Option<StoreUrl>,
-    /// Whether a store that is named and not there is made; the default one always is.
+    /// Whether to create a named store that does not exist. The default store is always created.
     pub create: bool,
-    /// What PostgreSQL is claimed to do with acknowledged writes; needed with it.
+    /// How PostgreSQL is configured to keep acknowledged writes. It is required with PostgreSQL.
     pub store_durability: Option<Durability>,
-    /// Keys, audit records, the default store.
+    /// Folder of keys, audit records and the default store.
     pub data: PathBuf,
-    /// A second file that keeps how far the store was followed, outside of what is put back together with the data folder.
+    /// A second file for the replica's position, outside of anything that is restored together with the data folder.
     pub place: Option<PathBuf>,
-    /// A policy folder to put in force at start.
+    /// A policy folder to apply at the start.
     pub policies: Option<PathBuf>,
-    /// The decisions listener.
+    /// Address of the decisions listener.
     pub listen: SocketAddr,
-    /// Health and metrics.
+    /// Address for health and metrics.
     pub http_listen: SocketAddr,
-    /// The administration listener.
+    /// Address of the administration listener.
     pub admin_listen: SocketAddr,
-    /// Audiences that callers may claim; empty: a loopback caller any audience of an issuer document.
+    /// The audiences that callers may claim. If empty, a loopback caller may claim any audience of an issuer document.
     pub audiences: Vec<String>,
     /// Whether a root must carry `aud`.
     pub require_chain_audience: bool,
     /// Whether a proof must carry `aat_aud`.
     pub require_proof_audience: bool,
-    /// Serving runtimes, a thread each.
+    /// Serving runtimes, one thread each.
     pub runtimes: usize,
     /// The name of this replica in records.
     pub node: String,
-    /// How long in-flight calls may take to end at shutdown.
+    /// Longest time for in-flight calls to end at shutdown.
     pub drain_timeout_ms: u64,
-    /// Where OTLP goes; `None`: nowhere.
+    /// Where OTLP is sent; `None` means nowhere.
     pub otlp_endpoint: Option<String>,
-    /// The part of permits that is traced, 0 to 1; a caller's decision to trace counts in any case.
+    /// The share of permits that is traced, 0 to 1. A caller's decision to trace is always honored.
     pub trace_ratio: f64,
-    /// What is logged, as in `info,portcullis=debug`.
+    /// The log filter, as in `info,portcullis=debug`.
     pub log: String,
-    /// Logs as JSON lines.
+    /// Whether logs are JSON lines.
     pub log_json: bool,
-    /// Whether this process's logs are set up at all.
+    /// Whether this process sets up logs at all.
     pub logs: bool,
-    /// Serves the call that does nothing, the baseline of load tests.
+    /// Whether to serve the call that does nothing, the baseline of load tests.
     pub noop: bool,
 }
 
@@ -86,7 +89,7 @@ impl Default for Settings {
     }
 }
 
-/// Why settings cannot be used. Each a line, with file, line and column where there is a file.
+/// Why settings cannot be used: one line for each problem, with file, line and column if there is a file.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Error(String);
@@ -112,16 +115,16 @@ const KEYS: &[&str] = &[
     "log_json",
 ];
 
-/// Largest number of serving runtimes.
+/// Most serving runtimes.
 const RUNTIMES_MAX: usize = 64;
-/// Largest file of settings.
+/// Largest settings file, in bytes.
 const FILE_BYTES_MAX: u64 = 1024 * 1024;
 
 impl Settings {
     /// Reads a YAML file on top of the defaults.
     ///
     /// # Errors
-    /// Everything that is wrong with it, a line each.
+    /// Every problem of the file, one line each.
     pub fn from_file(path: &Path) -> Result<Self, Error> {
         let shown = path.display().to_string();
         let cannot = |error: &dyn std::fmt::Display| Error(format!("{shown}: cannot be read: {error}"));
@@ -180,15 +183,15 @@ impl Settings {
         Ok(())
     }
 
-    /// Whether a store is made where there is none: one that is named may be mistyped.
+    /// Whether a missing store is created. A named store is not, because its name may be mistyped.
     pub fn may_create_store(&self) -> bool {
         self.create || self.store.is_none()
     }
 
-    /// Which store, and how it is opened.
+    /// The store, and how it is opened.
     ///
     /// # Errors
-    /// As [`Store::new`].
+    /// See [`Store::new`].
     pub fn store(&self) -> Result<Store, Error> {
         match &self.store {
             Some(url) => Store::new(url, self.store_durability),
@@ -197,7 +200,7 @@ impl Settings {
     }
 }
 
-/// The URL of a store. It may hold a password, so it is never shown; what a [`Store`] shows is left of it.
+/// The URL of a store. It may hold a password, so it is never shown; [`Store`] shows the safe part of it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct StoreUrl(String);
 
@@ -208,7 +211,7 @@ impl From<String> for StoreUrl {
 }
 
 impl StoreUrl {
-    /// Whether it names a PostgreSQL database, whatever else of it may be wrong; one behind `env:` included.
+    /// Whether it names a PostgreSQL database, also behind `env:`. The rest of the URL may still be wrong.
     pub fn is_postgres(&self) -> bool {
         let held = self.0.strip_prefix("env:").and_then(|name| std::env::var(name).ok());
         let url = held.as_deref().unwrap_or(&self.0);
@@ -222,7 +225,7 @@ impl fmt::Debug for StoreUrl {
     }
 }
 
-/// A store that can be opened.
+/// Where a store is, and how it is opened.
 #[derive(Clone, Debug)]
 pub enum Store {
     /// A file.
@@ -232,10 +235,10 @@ pub enum Store {
 }
 
 impl Store {
-    /// Reads `sqlite:PATH`, `postgres://…`, or `env:VARIABLE`, the name of an environment variable that holds one of these.
+    /// Reads `sqlite:PATH`, `postgres://…`, or `env:VARIABLE`, which names an environment variable with one of these.
     ///
     /// # Errors
-    /// One line without any part of a URL that might be a password.
+    /// One line, without any part of a URL that might be a password.
     pub fn new(url: &StoreUrl, durability: Option<Durability>) -> Result<Self, Error> {
         let held;
         let url = match url.0.strip_prefix("env:") {

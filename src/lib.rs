@@ -1,8 +1,8 @@
 //! Portcullis: the policy decision point for AI agents.
 //!
-//! A gateway asks it once per tool call: may *this agent*, acting for *this user*, inside *this application*, in *this session*,
-//! call *this tool* with *these arguments*, now? It answers from memory, believes nothing that is merely asserted, and records
-//! every decision before it leaves.
+//! A gateway asks one question for each tool call: may *this agent*, acting for *this user*, inside *this application*, in *this
+//! session*, call *this tool* with *these arguments*, now? Portcullis answers from memory. It trusts no claim that is merely
+//! asserted, and it records every decision before the answer leaves.
 //!
 //! # The two flows
 //!
@@ -12,19 +12,19 @@
 //! control:  command line ─▶ api ─▶ pap ─▶ store ─▶ sync ─▶ snapshot ─▶ (read by service)
 //! ```
 //!
-//! Data goes one way; the flows meet in the snapshot alone. A request never reads the store, save to spend the proof of a
-//! destructive call ([`service::ProofLedger`]).
+//! Data flows one way, and the two flows meet only in the snapshot. A request never reads the store. It writes there only to spend
+//! the proof of a destructive call ([`service::ProofLedger`]) and to request or use an approval ([`service::ApprovalLedger`]).
 //!
 //! # Reading order
 //!
-//! 1. [`pdp`]: the decision, pure.
-//! 2. [`service`]: what surrounds it; the only door to it.
-//! 3. [`token`]: how a chain is verified. [`policy`]: what it may. [`revocation`]: what kills it.
-//! 4. [`snapshot`], [`sync`], [`store`]: how a replica comes to what it decides by. [`pap`]: how that is changed.
-//! 5. [`audit`], [`telemetry`], [`api`], [`server`]: what is kept, what is seen, how it is reached.
-//! 6. [`app`]: how all of it is bound. [`cli`] and [`config`]: how it is told what to do.
+//! 1. [`pdp`]: the decision, a pure function.
+//! 2. [`service`]: verification, records and metrics around the decision; the only caller of `pdp`.
+//! 3. [`token`]: verifies a chain. [`policy`]: what a chain may do. [`revocation`]: what revokes it.
+//! 4. [`snapshot`], [`sync`], [`store`]: how a replica gets the state that decides. [`pap`]: how that state is changed.
+//! 5. [`audit`], [`telemetry`], [`api`], [`server`]: records, metrics, the wire, the listeners.
+//! 6. [`app`]: connects all of these. [`cli`] and [`config`]: commands and settings.
 //!
-//! [`model`] is the vocabulary of all of them. Who may import whom is in `docs/ARCHITECTURE.md`, and a test holds it.
+//! [`model`] holds the types that all of them share. `docs/ARCHITECTURE.md` says which module may import which; a test enforces it.
 
 pub mod api;
 pub mod app;

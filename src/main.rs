@@ -1,4 +1,4 @@
-//! The program: hands the command line to `cli` and its exit code to the system.
+//! The program: passes its arguments to `cli` and the exit code to the system.
 
 use std::process::ExitCode;
 

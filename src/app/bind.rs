@@ -1,4 +1,6 @@
-//! How the parts are bound: the service's ports over the store and the follower, the first operator, the gauges.
+//! Connects the parts: the service's ports over the store and the follower, the store itself, the first operator, and the gauges.
+//!
+//! Look next at `app.rs`, which calls these functions in the order of a start.
 
 use std::fs::{DirBuilder, OpenOptions};
 use std::io::{Read as _, Write as _};
@@ -36,25 +38,25 @@ use crate::token::operator::{self, Expected};
 use crate::token::trust::Issuer;
 use crate::token::{PrivateKey, VerifiedChain};
 
-/// How long a caller who names a revision waits for it.
+/// Longest wait for the revision that a caller names with `at_least`.
 const CATCH_UP_TIMEOUT: Duration = Duration::from_millis(300);
-/// The file of the first operator's key.
+/// The key file of the first operator, in the data folder.
 const LOCAL_KEY_FILE: &str = "local.jwk";
-/// A private JWK is far smaller.
+/// Most bytes of a key file. A private JWK is far smaller.
 const KEY_FILE_BYTES_MAX: u64 = 16 * 1024;
-/// `O_NOFOLLOW` as `open(2)` takes it.
+/// `O_NOFOLLOW`, as `open(2)` takes it.
 const NO_FOLLOW: i32 = rustix::fs::OFlags::NOFOLLOW.bits() as i32;
 /// The id of the first operator.
 const LOCAL_OPERATOR: &str = "local";
 
-/// Proofs of destructive calls, spent in the store.
+/// Spends the proofs of destructive calls in the store.
 pub(crate) struct StoreLedger(pub(crate) Arc<dyn Store>);
 
-/// What an error of the store says of a use.
+/// Maps a store error to the outcome of a use.
 fn of_use(error: store::Error) -> LedgerError {
     match error {
         store::Error::Unknown(why) => LedgerError::Unknown(why),
-        // INVARIANT: every other error of a store says that nothing was written.
+        // INVARIANT: every other store error says that nothing was written.
         other => LedgerError::Busy(other.to_string()),
     }
 }
@@ -66,7 +68,7 @@ impl ProofLedger for StoreLedger {
     }
 }
 
-/// Approvals, in the store.
+/// Keeps approvals in the store.
 pub(crate) struct StoreApprovals(pub(crate) Arc<dyn Store>);
 
 #[async_trait]
@@ -84,7 +86,7 @@ impl ApprovalLedger for StoreApprovals {
     }
 }
 
-/// `at_least`, by the follower: revocations and policy both.
+/// Waits for `at_least` until the follower has applied both the revocations and the policy of that revision.
 pub(crate) struct FollowerCatchUp {
     pub(crate) status: Status,
     pub(crate) cell: Arc<SnapshotCell>,
@@ -101,7 +103,7 @@ impl CatchUp for FollowerCatchUp {
     }
 }
 
-/// What look-ups of names ask of this server.
+/// Finds names in the documents and the cached chains of this server, for [`Sightings`].
 pub(super) struct ServerSightings {
     pub(super) follower: FollowerCatchUp,
     pub(super) service: Arc<Service>,
@@ -124,7 +126,7 @@ impl Sightings for ServerSightings {
     }
 }
 
-/// The names of the documents of a snapshot.
+/// The names in the documents of one snapshot.
 struct InForce(Arc<Snapshot>);
 
 impl DocumentNames for InForce {
@@ -144,7 +146,7 @@ impl DocumentNames for InForce {
     }
 }
 
-/// Makes a folder that only its owner reads.
+/// Creates a folder that only its owner can read.
 pub(super) fn make_private_dir(path: &Path) -> Result<(), Error> {
     DirBuilder::new()
         .recursive(true)
@@ -153,7 +155,7 @@ pub(super) fn make_private_dir(path: &Path) -> Result<(), Error> {
         .map_err(|error| Error::Configuration(format!("--data: the folder `{}` cannot be made: {error}", path.display())))
 }
 
-/// How this process makes itself known to its store: with an incarnation that no other process ever has.
+/// The registration of this process with its store. Its incarnation is random, so no other process ever has it.
 pub(super) fn registration(settings: &Settings, decisions: SocketAddr, clock: &dyn Clock) -> Registration {
     Registration {
         incarnation: sync::incarnation(&settings.node, uuid::Uuid::new_v4().to_string()),
@@ -163,8 +165,8 @@ pub(super) fn registration(settings: &Settings, decisions: SocketAddr, clock: &d
     }
 }
 
-/// How the store is followed: a file is asked often, for that is cheap; a database asks for a write each time, and cuts a poll short
-/// itself.
+/// How often the store is polled. A file is polled often, because a poll is cheap. A database is polled less often, because each
+/// poll writes there, and it limits the time of a poll itself.
 pub(super) fn follow_settings(store: &config::Store) -> sync::Settings {
     match store {
         config::Store::Sqlite(_) => sync::Settings::default(),
@@ -174,7 +176,7 @@ pub(super) fn follow_settings(store: &config::Store) -> sync::Settings {
     }
 }
 
-/// Opens a store that is there.
+/// Opens a store that exists.
 pub(super) async fn open_store(store: &config::Store, clock: Arc<dyn Clock>) -> Result<Arc<dyn Store>, Error> {
     match store {
         config::Store::Sqlite(path) => match SqliteStore::open_existing(path, clock) {
@@ -189,7 +191,7 @@ pub(super) async fn open_store(store: &config::Store, clock: Arc<dyn Clock>) -> 
     }
 }
 
-/// Makes a SQLite store where there is none, if one may be made: none that was followed from this data folder is made anew.
+/// Creates a SQLite store where none exists. It is refused if this data folder shows that a replica followed a store there.
 pub(super) fn make_store(store: &config::Store, data: &Path, places: &sync::Places, clock: Arc<dyn Clock>) -> Result<(), Error> {
     let config::Store::Sqlite(path) = store else { return Ok(()) };
     if !is_nowhere(path) {
@@ -211,7 +213,7 @@ pub(super) fn make_store(store: &config::Store, data: &Path, places: &sync::Plac
     Ok(())
 }
 
-/// Fails where a SQLite store is named that is not there and may not be made; before anything is written.
+/// Fails if a named SQLite store does not exist and may not be created. It runs before anything is written.
 pub(super) fn check_named(store: &config::Store, may_create: bool) -> Result<(), Error> {
     match store {
         config::Store::Sqlite(path) if !may_create && is_nowhere(path) => Err(nowhere(store, path)),
@@ -227,17 +229,17 @@ fn nowhere(store: &config::Store, path: &Path) -> Error {
     )))
 }
 
-/// Whether nothing has that name.
+/// Whether no file has that name.
 fn is_nowhere(path: &Path) -> bool {
     path.symlink_metadata().is_err_and(|error| error.kind() == std::io::ErrorKind::NotFound)
 }
 
-/// A store that cannot be reached yet: it is opened when it is, and then held against that history.
+/// Opens a store that cannot be reached yet. The connection is made later, and the store is then compared with that history.
 pub(super) fn open_later(settings: &postgres::Settings, history: HistoryId) -> Result<Arc<dyn Store>, Error> {
     Ok(Arc::new(PostgresStore::open_later(settings.clone(), history)?))
 }
 
-/// Makes the operator `local` of an empty store; its key lies in the data folder, readable by its owner only.
+/// Creates the operator `local` of an empty store. Its key lies in the data folder, and only its owner can read it.
 pub(super) async fn first_operator(store: &dyn Store, data: &Path) -> Result<(), Error> {
     if store.revision().await?.number > 0 {
         return Ok(());
@@ -252,7 +254,7 @@ pub(super) async fn first_operator(store: &dyn Store, data: &Path) -> Result<(),
     Ok(())
 }
 
-/// Puts a policy folder in force, as an act that the local operator signs.
+/// Applies a policy folder as an act that the local operator signs.
 pub(super) async fn apply_folder(admin: &Admin, folder: &Path, data: &Path) -> Result<Revision, Error> {
     const METHOD: &str = "/portcullis.v1.PolicyService/Apply";
     let files = policy_files(folder)?;
@@ -283,7 +285,7 @@ pub(super) async fn apply_folder(admin: &Admin, folder: &Path, data: &Path) -> R
     Ok(outcome.revision)
 }
 
-/// Figures that are read when somebody looks.
+/// Registers the gauges that are computed when metrics are read.
 pub(super) fn register_gauges(telemetry: &Telemetry, following: &Following, clock: &Arc<dyn Clock>, service: &Arc<Service>) {
     use crate::telemetry::names;
     let Following { cell, status, .. } = following;
@@ -327,7 +329,7 @@ pub(super) fn register_gauges(telemetry: &Telemetry, following: &Following, cloc
     }
 }
 
-/// The figures of what is written to disks.
+/// Registers the gauges of the disks that this process writes to.
 pub(super) fn register_disk_gauges(
     telemetry: &Telemetry,
     keeper: &Arc<Keeper>,
@@ -362,7 +364,7 @@ pub(super) fn register_disk_gauges(
         metrics.gauge(names::STORE_DISK_FREE, "Bytes free on the disk of the store.", move || free.free_bytes() as f64);
         metrics.state(names::STORE_ROOM, "What the disk of the store has room for.", Room::NAMES, move || room.room() as usize);
     }
-    // Figures outlive the server: they must not keep the cache open, whose file is only whole once it is closed.
+    // The gauges outlive the server. They must not keep the cache open, because its file is complete only once it is closed.
     let (failures, paused) = (Arc::downgrade(keeper), Arc::downgrade(keeper));
     let failures = move || failures.upgrade().map_or(0, |keeper| keeper.failures());
     metrics.counter(names::CACHE_FAILURES, "Attempts to write the cache that failed.", failures);
@@ -370,7 +372,7 @@ pub(super) fn register_disk_gauges(
     metrics.gauge(names::CACHE_PAUSED, "1 while the cache is not written.", paused);
 }
 
-/// Has the disk of a store that is a file watched.
+/// Watches the disk of a store that is a file.
 pub(super) fn watch_store(store: &config::Store, log: &audit::Log) -> Option<Arc<RoomWatch>> {
     let config::Store::Sqlite(path) = store else { return None };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -379,7 +381,7 @@ pub(super) fn watch_store(store: &config::Store, log: &audit::Log) -> Option<Arc
     Some(room)
 }
 
-/// What the listeners count.
+/// Registers the counts of the listeners.
 pub(super) fn register_listeners(telemetry: &Telemetry, stats: &StatsReader) {
     use crate::telemetry::names;
     let metrics = telemetry.metrics();
@@ -417,7 +419,7 @@ fn read_key(path: &Path) -> Result<PrivateKey, Error> {
         Error::Configuration(format!("the local operator's key `{}` cannot be used: {error}; {hint}", path.display()))
     };
     let read = || {
-        // Another user's file, or one that others may read, is nobody's secret; a link could lead to one.
+        // Another user's file, or one that others can read, holds no secret. A symbolic link could lead to such a file.
         let file = OpenOptions::new().read(true).custom_flags(NO_FOLLOW).open(path)?;
         let metadata = file.metadata()?;
         if metadata.uid() != rustix::process::geteuid().as_raw() || metadata.mode() & 0o077 != 0 {
@@ -437,7 +439,7 @@ fn make_key(path: &Path) -> Result<PrivateKey, Error> {
     };
     let key = PrivateKey::generate().map_err(|error| failed(&error))?;
     let write = || {
-        // Whole or not at all: a start that was cut short must not leave half a key to the next.
+        // The key is renamed into place, so that an interrupted start leaves either no key or a whole one.
         let unfinished = path.with_extension(format!("{}.new", uuid::Uuid::new_v4()));
         let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&unfinished)?;
         file.write_all(key.to_jwk().as_bytes())?;

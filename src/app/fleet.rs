@@ -1,4 +1,4 @@
-//! This replica and its fleet: the follower with all that surrounds it, the barrier through the serving runtimes, health.
+//! The follower of this replica with everything around it, the barrier through the serving runtimes, and the replica's health.
 //!
 //! Look next at [`Following::start`], then at `sync/acknowledge.rs`.
 
@@ -26,16 +26,17 @@ use crate::sync::status::Status;
 use crate::sync::{self, Acknowledge, Barrier, CellPublisher, Follow, Keeper, Member, Places};
 use crate::telemetry::Telemetry;
 
-/// Between two questions of a start to a store that is busy.
+/// Pause before a start asks a busy store again.
 const ASK_AGAIN_PAUSE: Duration = Duration::from_millis(200);
-/// How often the state of this replica is looked at, for whoever is told of changes only.
+/// Interval at which the state of this replica is checked, for health watchers that are told of changes only.
 const CONDITION_INTERVAL: Duration = Duration::from_millis(50);
-/// A quarantined replica says so twice a second; one that was heard so long ago may have ended.
+/// Largest age of a report by a quarantined replica. It reports twice a second, so an older report may come from one that has
+/// ended.
 const QUARANTINE_HEARD_MS_MAX: u64 = 5_000;
-/// A list of replicas is read at most so often for those who need not sign.
+/// Largest age of a cached replica list for unsigned callers.
 const LIST_AGE_MS_MAX: u64 = 250;
 
-/// The follower of a store and what it feeds.
+/// The follower of a store, and the parts that it feeds.
 pub(super) struct Following {
     pub(super) cell: Arc<SnapshotCell>,
     pub(super) status: Status,
@@ -45,11 +46,11 @@ pub(super) struct Following {
     pub(super) store: Arc<dyn Store>,
     /// The state of this replica.
     pub(super) condition: watch::Receiver<Condition>,
-    /// Ends it all.
+    /// Stops all of these tasks.
     pub(super) stop: watch::Sender<bool>,
 }
 
-/// What a replica is to follow, and as whom.
+/// The inputs of a follower: the store, and this replica's registration.
 pub(super) struct Followed {
     pub(super) store: Arc<dyn Store>,
     pub(super) registration: Registration,
@@ -59,25 +60,25 @@ pub(super) struct Followed {
     pub(super) start: Start,
 }
 
-/// Where a replica begins.
+/// The point from which a replica starts to follow.
 pub(super) enum Start {
-    /// Nothing is known of an earlier time.
+    /// Nothing is recorded of an earlier run.
     Anew,
-    /// It follows from where it was.
+    /// The replica continues from its recorded position.
     From(Position),
-    /// The store was adopted from the history of that place: what is known is merged first.
+    /// The store was adopted from the history of that position: this replica first merges the revocations that it knows.
     Adopted(Position),
-    /// The store cannot be reached: it denies by what it kept, and goes on from there.
+    /// The store cannot be reached. The replica denies by its cached state, and continues from its position once the store answers.
     Cached {
-        /// What it kept.
+        /// The cached state.
         state: Box<store::State>,
-        /// Where it was.
+        /// The recorded position.
         known: Position,
     },
 }
 
 impl Following {
-    /// Starts to follow and waits for the first full snapshot, unless it starts from its cache; within the control runtime.
+    /// Starts to follow, and waits for the first full snapshot unless it starts from the cache. Runs within the control runtime.
     pub(super) async fn start(followed: Followed, clock: Arc<dyn Clock>, telemetry: &Telemetry) -> Result<Self, Error> {
         let Followed { store, registration, settings, places, keeper, start } = followed;
         let (stop, stopped) = watch::channel(false);
@@ -103,7 +104,7 @@ impl Following {
         if !tokio::time::timeout(FIRST_SNAPSHOT_TIMEOUT, first).await.unwrap_or(false) {
             return Err(Error::NoSnapshot(status.problem().unwrap_or_else(|| "the store does not answer".to_owned())));
         }
-        // Only from here on: what was not published was not followed.
+        // The position is recorded only from here on, because a state that was not published was not followed.
         tokio::spawn(sync::remember(status.clone(), places, stopped.clone()));
         tokio::spawn(sync::announce(status.clone(), store.clone(), stopped.clone()));
         let (told, condition) = watch::channel(sync::condition(&status, &cell, clock.now()));
@@ -113,7 +114,7 @@ impl Following {
 }
 
 impl Start {
-    /// The one of two that demands more of the store.
+    /// Returns the start point that demands more of the store.
     fn stricter(self, other: Self) -> Self {
         match (&self, &other) {
             (_, Self::Anew) | (Self::Adopted(_), _) => self,
@@ -123,7 +124,7 @@ impl Start {
     }
 }
 
-/// Opens the store, which is made first where there is none and `may_create`, and says where to begin on it.
+/// Opens the store and finds the start point. If `may_create`, it first creates a store where none exists.
 pub(super) async fn begin(
     chosen: &config::Store,
     may_create: bool,
@@ -147,8 +148,8 @@ pub(super) async fn begin(
     }
 }
 
-/// Asks a store that was reached again while it is too busy to answer, for as long as a first snapshot may take. A start asks what a
-/// poll asks, with the deadline of a poll, and a follower that meets it asks again too.
+/// Repeats a question to a store that is too busy to answer, for as long as the first snapshot may take. A start asks with the
+/// deadline of a poll, and the follower repeats its polls in the same way.
 async fn while_busy<T>(ask: impl AsyncFn() -> Result<T, Error>) -> Result<T, Error> {
     let until = tokio::time::Instant::now() + FIRST_SNAPSHOT_TIMEOUT;
     loop {
@@ -162,7 +163,7 @@ async fn while_busy<T>(ask: impl AsyncFn() -> Result<T, Error>) -> Result<T, Err
     }
 }
 
-/// Where to begin on a store that is reached, which must hold every place that was kept. Nothing is written before that is known.
+/// Finds the start point on a reachable store, which must contain every recorded position. Nothing is written before this check.
 async fn start_on(store: &dyn Store, places: &Places, keeper: &Arc<Keeper>) -> Result<Start, Error> {
     let mut start = Start::Anew;
     for (known, path) in places.read().map_err(Error::Configuration)? {
@@ -171,8 +172,8 @@ async fn start_on(store: &dyn Store, places: &Places, keeper: &Arc<Keeper>) -> R
     Ok(start)
 }
 
-/// Whether a replica that runs now says that it followed what this store does not hold: the store was put back, and so may the data
-/// folder of this replica have been, whose place then says nothing.
+/// Fails if a running replica reports that it followed revisions that this store lacks. Then the store was restored from a backup,
+/// and perhaps this data folder too, so its position proves nothing.
 async fn no_other_is_ahead(store: &dyn Store) -> Result<(), Error> {
     let replicas = store.replicas().await?;
     let is_ahead =
@@ -213,7 +214,7 @@ fn not_followed(why: &str, ours: &Revision, place: &Path) -> Error {
     ))
 }
 
-/// Whether a store goes on from a place.
+/// Fails unless the store continues from the recorded position.
 pub(crate) async fn may_follow(store: &dyn Store, known: &Position, path: &Path) -> Result<(), Error> {
     if active(Mutant::ForgetKnown) {
         return Ok(());
@@ -239,7 +240,7 @@ pub(crate) async fn may_follow(store: &dyn Store, known: &Position, path: &Path)
     Ok(())
 }
 
-/// What this replica cannot bring into a store that was adopted.
+/// Warns of revocations that this replica cannot merge into an adopted store.
 async fn warn_of_what_is_missing(keeper: &Arc<Keeper>, known: &Position) -> Result<(), Error> {
     let (stood, kept) = (&known.revision, keeper.known(&known.revision).await?);
     match kept {
@@ -256,8 +257,8 @@ async fn warn_of_what_is_missing(keeper: &Arc<Keeper>, known: &Position) -> Resu
     Ok(())
 }
 
-/// How to begin without a store: from what was kept of the one that was followed. `why` it cannot be reached is the error where
-/// nothing fit to begin with was.
+/// Finds a start point without a store, from the cached state of the store that was followed. If the cache does not fit, the error
+/// `why` that kept the store from being reached is returned.
 async fn start_cached(
     chosen: &config::Store,
     places: &Places,
@@ -277,7 +278,7 @@ async fn start_cached(
     Ok((store, Start::Cached { state: Box::new(state), known }))
 }
 
-/// Tells the state of this replica when it changes.
+/// Publishes the state of this replica whenever it changes.
 async fn watch_condition(
     status: Status,
     cell: Arc<SnapshotCell>,
@@ -303,7 +304,7 @@ async fn watch_condition(
     }
 }
 
-/// Why this replica is not ready, if so; its state otherwise.
+/// The state of this replica, or the reason that it is not ready.
 pub(super) fn readiness(status: &Status, cell: &SnapshotCell, now: Now) -> Result<&'static str, String> {
     let condition = sync::condition(status, cell, now);
     if condition.is_serving() {
@@ -320,7 +321,7 @@ pub(super) fn readiness(status: &Status, cell: &SnapshotCell, now: Now) -> Resul
     Err(format!("{}: {why}{problem}", condition.as_str()))
 }
 
-/// The state of a replica that serves, with what the disk of its audit log does to it.
+/// Combines the state of a serving replica with the free space on the disk of its audit log.
 pub(super) fn readiness_of_disk(state: &'static str, room: Room) -> Result<&'static str, String> {
     match room {
         Room::Ample | Room::Low => Ok(state),
@@ -332,12 +333,12 @@ pub(super) fn readiness_of_disk(state: &'static str, room: Room) -> Result<&'sta
     }
 }
 
-/// The runtimes that answer decisions, each of which joins on its own thread before it serves.
+/// The runtimes that answer decisions. Each registers on its own thread before it serves.
 #[derive(Default)]
 pub(crate) struct Runtimes(Mutex<Vec<Handle>>);
 
 impl Runtimes {
-    /// The calling runtime answers decisions from now on.
+    /// Registers the current runtime as one that answers decisions.
     pub(crate) fn join(&self) {
         if let Ok(handle) = Handle::try_current() {
             self.0.lock().unwrap_or_else(PoisonError::into_inner).push(handle);
@@ -348,17 +349,17 @@ impl Runtimes {
 #[async_trait]
 impl Barrier for Runtimes {
     async fn pass(&self) {
-        // INVARIANT: each runtime has one thread, so a task that it runs runs between two polls of its handlers.
+        // INVARIANT: each runtime has one thread, so its task runs between two polls of its handlers.
         let handles = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let tasks: Vec<_> = handles.iter().map(|runtime| runtime.spawn(async {})).collect();
         for task in tasks {
-            // A task that is dropped was dropped with its runtime and all its handlers.
+            // A task is dropped only together with its runtime and all of its handlers.
             let _ = task.await;
         }
     }
 }
 
-/// Who follows, read from the store at most a few times a second however many ask.
+/// Lists the replicas. It reads the store at most a few times a second, however many callers ask.
 pub(super) struct Directory {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
@@ -393,7 +394,7 @@ mod tests {
 
     use super::*;
 
-    /// A runtime of one thread that runs what it is sent, between which it serves tasks.
+    /// A runtime of one thread, which serves spawned tasks until `end` fires.
     fn runtime(runtimes: &Arc<Runtimes>) -> (Handle, tokio::sync::oneshot::Sender<()>) {
         let (sender, receiver) = mpsc::sync_channel(1);
         let (end, ended) = tokio::sync::oneshot::channel::<()>();
@@ -409,7 +410,7 @@ mod tests {
         (receiver.recv().unwrap(), end)
     }
 
-    /// What a handler does between two awaits is over when the barrier has passed; a stuck one holds it up; one that ended does not.
+    /// The barrier waits for a handler that is between two awaits, and for a stuck one. It does not wait for a runtime that ended.
     #[tokio::test(flavor = "multi_thread")]
     async fn the_barrier_passes_every_runtime() {
         let runtimes = Arc::new(Runtimes::default());
@@ -428,7 +429,7 @@ mod tests {
             let runtimes = runtimes.clone();
             async move { runtimes.pass().await }
         });
-        // As many turns as it likes: it cannot pass before the handler is let go.
+        // However often the barrier task is polled, it cannot pass before the handler is released.
         for _ in 0..1_000 {
             tokio::task::yield_now().await;
         }

@@ -1,4 +1,5 @@
-//! Administration in this process on a store, for when no server runs: the same services over a pipe instead of a socket.
+//! Administration of a store within this process, for when no server runs. It serves the same services over a pipe instead of a
+//! socket.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,20 +17,21 @@ use crate::pap::{self, Admin, NewOperator, OperatorChanged};
 pub struct LocalAdmin {
     admin: Arc<Admin>,
     channel: Channel,
-    /// None where the data folder takes no records: acts are done all the same, and said to be unrecorded.
+    /// `None` if the data folder takes no records. Acts are carried out all the same, and the answers say that they are unrecorded.
     log: Option<Arc<audit::Log>>,
 }
 
 impl LocalAdmin {
-    /// Opens a store; acts are recorded in the data folder, where that can be written. The store keeps every act that it does: a full
-    /// disk below the audit log takes no kill away from whoever can reach the store.
+    /// Opens a store. Acts are recorded in the data folder if it can be written. The store keeps every act, so a full disk under
+    /// the audit log never keeps an operator with access to the store from revoking.
     ///
     /// # Errors
     /// If the store cannot be opened.
     pub async fn open(store: &config::Store, data: &Path) -> Result<Self, Error> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let store = bind::open_store(store, clock.clone()).await?;
-        // Only now, for a mistyped name leaves nothing behind. Said by whoever records, if it matters: the store may be somewhere else.
+        // The folder is created only now, so that a mistyped store name leaves nothing behind. A failure is reported when an act is
+        // recorded.
         let _ = bind::make_private_dir(data);
         let opened = audit::Log::open(&data.join("audit"), NAME, clock.clone()).and_then(|log| Ok((log.recorder(NAME)?, log)));
         let (recorder, log) = match opened {
@@ -42,10 +44,10 @@ impl LocalAdmin {
         Ok(Self { admin, channel, log })
     }
 
-    /// Adds an operator without a signature: the right to write the store stands in for it. Its record says who did it.
+    /// Adds an operator without a signature; access to the store replaces it. The record names the user and the machine.
     ///
     /// # Errors
-    /// As [`Admin::break_glass`].
+    /// See [`Admin::break_glass`].
     pub async fn break_glass(&self, new: &NewOperator, reason: &str) -> Result<OperatorChanged, pap::Error> {
         let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_else(|_| "an unknown machine".to_owned());
         let host = host.trim();
@@ -53,13 +55,13 @@ impl LocalAdmin {
         self.admin.break_glass(who, new, reason).await
     }
 
-    /// The way to the services.
+    /// The channel to the services.
     pub fn channel(&self) -> Channel {
         self.channel.clone()
     }
 }
 
-/// What this process is called in records.
+/// The node name of this process in records.
 const NAME: &str = "command-line";
 
 /// Serves administration to this process alone.

@@ -1,7 +1,7 @@
-//! What the process asks of the system before it serves: as many descriptors as it may have, and errors instead of signals.
+//! The limits of the process: raises its file limits before it serves, and turns file-size signals into errors.
 //!
-//! The listeners get the descriptors that the store, the audit log and the runtimes leave. Look next at `server/registry.rs`, which
-//! keeps within what they got.
+//! The listeners get the descriptors that the store, the audit log and the runtimes do not need. Look next at `server/registry.rs`,
+//! which enforces the connection limits set here.
 
 use std::io;
 
@@ -11,32 +11,32 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::Error;
 use crate::server;
 
-/// Descriptors that are not for callers: the store and its cache, the audit log, telemetry, listeners, and connections on their way
-/// out.
+/// Descriptors that are reserved for the process: the store and its cache, the audit log, telemetry, the listeners, and connections
+/// that are closing.
 const KEPT_DESCRIPTORS: u64 = 192;
-/// The same for each runtime: its poller, and the audit file of its lane.
+/// Descriptors that are reserved for each runtime: its poller, and the audit file of its lane.
 const RUNTIME_DESCRIPTORS: u64 = 8;
-/// Connections of each listener without which nothing is served.
+/// Fewest connections of each listener with which the server starts.
 const CONNECTIONS_MIN: u64 = 16;
 
-/// Raises the limits on open files and on the size of a file as far as this process may. Gives how many files it may open.
+/// Raises the limits on open files and on file size as far as this process may. Returns how many files it may open.
 pub(super) fn raise_limits() -> u64 {
     for resource in [Resource::Nofile, Resource::Fsize] {
         let limit = getrlimit(resource);
-        // Refused it stays as it is, and what it is counts.
+        // If the system refuses, the old limit stays and counts.
         let _ = setrlimit(resource, Rlimit { current: limit.maximum, ..limit });
     }
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-/// Has a write past the limit on the size of a file fail, as on a full disk, instead of ending the process. Writing to a closed pipe
-/// fails already: the standard library sees to that. To be called within a runtime.
+/// Makes a write beyond the file-size limit fail like a full disk, instead of ending the process. The standard library already does
+/// so for a closed pipe. Call it within a runtime.
 pub(super) fn survive_file_limits() -> io::Result<()> {
-    // The handler stays when what listens to it is dropped.
+    // The handler stays installed after its listener is dropped.
     signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).map(drop)
 }
 
-/// Lowers the listeners' limits to what `descriptors` allow; says so if it had to.
+/// Lowers the listeners' connection limits to fit `descriptors`. Returns a message if it lowered any.
 pub(super) fn fit(settings: &mut server::Settings, descriptors: u64) -> Result<Option<String>, Error> {
     let wide = |value: usize| u64::try_from(value).unwrap_or(u64::MAX);
     let kept = KEPT_DESCRIPTORS + RUNTIME_DESCRIPTORS.saturating_mul(wide(settings.decision_runtimes));
