@@ -1,6 +1,7 @@
-//! The command line: one file a command; says what went wrong and what to do, and exits with a documented code.
+//! The command line: one file for each command. A failed command says the problem and the remedy, and exits with a documented code.
 //!
-//! Exit codes everywhere: 0 ok, 1 failed, 2 done but of a name that nothing bears, 3 denied, 4 needs approval, 64 misuse, 69 unavailable, 78 bad configuration.
+//! Exit codes of every command: 0 ok, 1 failed, 2 done but no known identity has the name, 3 denied, 4 needs approval, 64 misuse,
+//! 69 unavailable, 78 bad configuration. Look next at [`run`], then at `cli/client.rs` for the signed calls.
 
 mod approvals;
 mod check;
@@ -36,7 +37,7 @@ use crate::app;
 use crate::config::StoreUrl;
 use crate::store::postgres::Durability;
 
-/// How a command ended, where it did not simply succeed.
+/// How a command ended, unless it simply succeeded.
 #[derive(Debug)]
 pub struct Failure {
     code: u8,
@@ -68,18 +69,18 @@ impl Failure {
         Self { code: Self::BAD_CONFIGURATION, message: message.to_string() }
     }
 
-    /// Nothing was sent yet, so nothing was done.
+    /// A failure before anything was sent, so nothing was done.
     fn before_an_act(self) -> Self {
         Self { message: format!("nothing was done: {}", self.message), ..self }
     }
 
-    /// The write was done; what was asked for after it was not.
+    /// A failure after the write: the write is done, but the wait for the fleet failed.
     fn after_a_write(self) -> Self {
         let message = format!("written, but it cannot be said that every replica knows it: {}", self.message);
         Self { code: Self::FAILED, message }
     }
 
-    /// The answer was printed and says it all; only the code is left to say.
+    /// A failure whose answer was already printed; only the exit code is left to return.
     fn silent(code: u8) -> Self {
         Self { code, message: String::new() }
     }
@@ -187,13 +188,13 @@ struct AdminArgs {
     operator_key: Vec<PathBuf>,
 }
 
-/// Runs the command line and says how it ended.
+/// Runs the command line and returns its exit code.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => {
             let asked = matches!(error.kind(), clap::error::ErrorKind::DisplayHelp | clap::error::ErrorKind::DisplayVersion);
-            // Printing can only fail where nobody reads; the code still tells.
+            // Printing fails only if nobody reads the output. The exit code still tells the result.
             let _ = error.print();
             return if asked { ExitCode::SUCCESS } else { ExitCode::from(Failure::MISUSE) };
         }

@@ -1,7 +1,7 @@
-//! `portcullis approvals`, `approve` and `refuse`: what a person is asked before a call may go on.
+//! `portcullis approvals`, `approve` and `refuse`: the questions that calls put to a person, and the answers.
 //!
-//! What is shown was written by agents, or by whoever talked them into it: nothing of it reaches the terminal as it is where it
-//! could look like something else.
+//! Agents, or whoever manipulated them, wrote the text that is shown here. Characters that could disguise that text are escaped
+//! before they reach the terminal. Look next at [`visible`].
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -16,11 +16,11 @@ use crate::policy::diagnostic::nearest;
 
 /// Characters of a digest in a list.
 const DIGEST_SHOWN: usize = 12;
-/// The shortest beginning of a digest that names one.
+/// Shortest prefix of a digest that names one call.
 const DIGEST_PREFIX_MIN: usize = 8;
 /// Characters of a whole digest.
 const DIGEST_LENGTH: usize = 64;
-/// Characters of arguments in a list.
+/// Most characters of arguments in a list.
 const ARGUMENTS_SHOWN: usize = 72;
 
 /// Answer one call that waits
@@ -88,7 +88,7 @@ pub(super) async fn list(arguments: ListArgs, output: &Output) -> Result<(), Fai
     Ok(())
 }
 
-/// The whole digest that a beginning stands for.
+/// Finds the whole digest for a prefix.
 async fn resolved(client: &mut AdminClient, digest: &str) -> Result<String, Failure> {
     check_prefix(digest)?;
     if digest.len() == DIGEST_LENGTH {
@@ -140,7 +140,7 @@ fn answered(what: &str, revision: String, item: &wire::ApprovalItem, output: &Ou
     output.line(&format!("revision {revision}"));
 }
 
-/// One call in full: what an approver should read before saying yes.
+/// Prints one call in full: the facts that an approver should read before approving.
 fn describe(item: &wire::ApprovalItem, output: &Output) {
     if output.is_json() {
         return;
@@ -177,7 +177,7 @@ fn row(item: &wire::ApprovalItem, now_unix_ms: i64) -> Vec<String> {
     ]
 }
 
-/// A layer in words: who asks, who may approve, who did.
+/// A layer as text: the layer that asks, the groups that may approve, and the operator who did.
 fn named_layer(layer: &wire::ApprovalLayer) -> String {
     let hop = if layer.hop < 0 { String::new() } else { format!(" {}", layer.hop) };
     let given = if layer.approved_by.is_empty() { String::new() } else { format!(" (given by {})", visible(&layer.approved_by)) };
@@ -204,7 +204,7 @@ fn item_json(item: &wire::ApprovalItem) -> Value {
             "expires_at_unix_ms": layer.expires_at_unix_ms,
         })
     });
-    // The arguments are JSON by construction; were they not, they are shown as text rather than left out.
+    // The arguments are JSON by construction. If they were not, they are shown as text rather than left out.
     let text = String::from_utf8_lossy(&item.arguments_json);
     json!({
         "digest": item.digest,
@@ -231,7 +231,7 @@ fn abridged(text: &str) -> String {
     begin
 }
 
-/// Text with what a terminal would act upon, hide or turn around written out as `\u{…}`.
+/// Writes out as `\u{…}` every character that a terminal would obey, hide or reorder.
 pub(super) fn visible(text: &str) -> String {
     let unseen = |character: char| {
         character.is_control()
@@ -256,7 +256,7 @@ pub(super) fn visible(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// An approver must not be shown another call than the one that is approved.
+    /// An approver must never see another call than the one that is approved.
     #[test]
     fn nothing_reaches_the_terminal_that_hides_or_turns_text() {
         let check = |text: &str, expected: &str| assert_eq!(visible(text), expected);

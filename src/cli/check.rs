@@ -55,7 +55,7 @@ pub(super) struct CallArgs {
 }
 
 impl CallArgs {
-    /// The message for it.
+    /// Builds the request message.
     pub(super) fn request(self) -> Result<wire::CheckRequest, Failure> {
         let (aat_chain, aat_pop) = input::presentation(&self.presentation)?;
         let arguments_json = input::json("--args", &self.args)?;
@@ -92,7 +92,7 @@ pub(super) async fn run(arguments: CheckArgs, output: &Output) -> Result<(), Fai
     ended(answer.effect())
 }
 
-/// How a command ends that was answered with an effect.
+/// The exit code for an effect.
 pub(super) fn ended(effect: wire::Effect) -> Result<(), Failure> {
     match effect {
         wire::Effect::Permit => Ok(()),
@@ -101,7 +101,7 @@ pub(super) fn ended(effect: wire::Effect) -> Result<(), Failure> {
     }
 }
 
-/// The name of an effect without its prefix; what is not known counts as a denial.
+/// The name of an effect without its prefix. An unknown effect counts as a denial.
 pub(super) fn effect_name(effect: wire::Effect) -> &'static str {
     match effect {
         wire::Effect::Permit => "PERMIT",

@@ -1,4 +1,6 @@
-//! Connections to a running server, and to administration: signed, over the network or in this process on a store.
+//! Connections to a running server, and signed calls to administration: over the network, or in this process on a store.
+//!
+//! Look next at `outcome.rs`, which says how an act ended, and at `reach.rs`, which explains why no server answers.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -28,7 +30,7 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 /// Longer than the longest freshness bound.
 const WAIT_TIMEOUT: Duration = Duration::from_secs(75);
 
-/// A list of every replica that may be registered, and more.
+/// Large enough for a list of every replica that may be registered.
 const LIST_BYTES_MAX: usize = 16 * 1024 * 1024;
 
 /// Connects to a listener of a running server.
@@ -48,12 +50,12 @@ async fn connect_within(target: &str, connect_timeout: Duration, call_timeout: D
     endpoint.connect().await.map_err(|error| reach::unconnected(&error, target))
 }
 
-/// Why a call was not answered, with the exit code that says so.
+/// The failure, with its exit code, for a call that was refused or not answered.
 pub(super) fn refused(status: &Status, target: &str) -> Failure {
     match status.code() {
         Code::Unavailable if status.message().contains("tcp connect") => nobody_at(target),
         Code::Unavailable | Code::DeadlineExceeded => Failure::unavailable(status.message()),
-        // A policy that is refused is no misuse of the command.
+        // A refused policy is no misuse of the command.
         Code::InvalidArgument if !status.message().starts_with("the policy") => Failure::misuse(status.message()),
         Code::Unimplemented => {
             Failure::misuse(format!("the listener at {target} does not serve this call: is it the right port?"))
@@ -66,19 +68,19 @@ pub(super) fn nobody_at(target: &str) -> Failure {
     Failure::unavailable(format!("nobody answers at {target}: start `portcullis serve`, or name another --target"))
 }
 
-/// Signed calls to administration.
+/// Makes signed calls to administration.
 pub(super) struct AdminClient {
     channel: Channel,
     target: String,
     history: String,
     keys: Vec<PrivateKey>,
     local: Option<app::LocalAdmin>,
-    /// By then an act that kills has said how it went.
+    /// Deadline by which an act that revokes must have reported its outcome.
     act_until: Instant,
 }
 
 impl AdminClient {
-    /// Connects to `--target`, or opens `--store`, and reads the operator's keys.
+    /// Connects to `--target` or opens `--store`, and reads the operator's keys.
     pub(super) async fn open(arguments: &AdminArgs) -> Result<Self, Failure> {
         let began = Instant::now();
         let default = [arguments.data.join("local.jwk")];
@@ -101,7 +103,7 @@ impl AdminClient {
         Ok(Self { act_until: began + reach::ACT_TIMEOUT, ..greeted })
     }
 
-    /// Signed calls over a connection that is already there.
+    /// Makes signed calls over an existing connection.
     pub(super) async fn over(
         channel: Channel,
         target: String,
@@ -164,7 +166,7 @@ impl AdminClient {
         &mut self,
         message: wire::WaitForFleetRequest,
     ) -> Result<wire::WaitForFleetResponse, Failure> {
-        // Calls on a connection have one time limit.
+        // All calls on a connection share one time limit, so a wait needs a connection of its own.
         let channel = match &self.local {
             Some(_) => self.channel.clone(),
             None => connect_for(&self.target, WAIT_TIMEOUT).await?,
@@ -173,7 +175,7 @@ impl AdminClient {
         self.answer(FleetServiceClient::new(channel).max_decoding_message_size(LIST_BYTES_MAX).wait_for(request).await)
     }
 
-    /// What follows is signed for the history that began.
+    /// Adopts the store. Later calls are signed for the history that the adoption began.
     pub(super) async fn adopt(&mut self, message: wire::AdoptRequest) -> Result<wire::AdoptResponse, Failure> {
         let request = self.signed("/portcullis.v1.FleetService/Adopt", message)?;
         let answer = self.outcome(FleetServiceClient::new(self.channel.clone()).adopt(request).await)?;
@@ -245,8 +247,8 @@ impl AdminClient {
         self.answer(PolicyServiceClient::new(self.channel.clone()).explain(request).await)
     }
 
-    /// The answer to an act, or that none came in time: then nobody knows what became of it. The call is let go, and no deadline is
-    /// sent with it: the server carries out what it took.
+    /// Returns the answer to an act, or an error if none came in time; then the outcome is not known. The request carries no
+    /// deadline, because the server carries out every act that it accepted.
     async fn in_time<M>(&self, act: impl Future<Output = Result<Response<M>, Status>>) -> Result<Response<M>, Status> {
         if self.local.is_some() {
             return act.await;
@@ -271,11 +273,11 @@ impl AdminClient {
         answer.map(Response::into_inner).map_err(|status| refused(&status, &self.target))
     }
 
-    /// The answer to an act: what became of it is said first.
+    /// Returns the answer to an act. A failure says first whether the act was done.
     fn outcome<M>(&self, answer: Result<Response<M>, Status>) -> Result<M, Failure> {
         let (told, warning) = outcome::told(answer, &self.target, self.local.is_some());
         if let Some(warning) = warning {
-            // On standard error, also for scripts: the result stands.
+            // The warning goes to standard error, also for scripts, because the result stands.
             Output::new(false).warning(&warning);
         }
         told

@@ -1,7 +1,7 @@
-//! `portcullis demo`: the whole program in seconds, for whoever meets it first.
+//! `portcullis demo`: shows the whole program in seconds to a first-time user.
 //!
-//! A real server on free loopback ports, real chains, real gRPC calls, a real kill; nothing is staged but the story. Every
-//! answer is compared with the one expected. Look next at `demo/script.rs`, which is the story.
+//! It uses a real server on free loopback ports, real chains, real gRPC calls and a real revocation. Every answer is compared with
+//! the expected one. Look next at `demo/script.rs`, which lists the calls.
 
 mod kill;
 mod script;
@@ -31,7 +31,7 @@ use world::{AUDIENCE, Chain, Scratch, World, now};
 #[derive(Debug, Args)]
 pub(super) struct DemoArgs {}
 
-/// One call that was made and what came back.
+/// One call that was made, with its answer.
 struct Asked {
     agent: &'static str,
     story: &'static str,
@@ -67,7 +67,7 @@ pub(super) fn run(_arguments: DemoArgs, output: &Output) -> Result<(), Failure> 
         .build()
         .map_err(|error| Failure::failed(format!("the runtime could not be started: {error}")))?;
     let told = runtime.block_on(tell(&world, &app, scratch.path(), output));
-    // The clients' connections end with their runtime; the server would wait for them.
+    // The server would wait for the clients' connections, which end with their runtime.
     drop(runtime);
     app.stop();
     told
@@ -110,7 +110,8 @@ async fn tell(world: &World, app: &App, data: &std::path::Path, output: &Output)
     Ok(())
 }
 
-/// Proofs are good only from the second after the one in which a replica became ready: it has forgotten which it saw before.
+/// Waits for the second after the one in which the replica became ready. Earlier proofs are refused, because the replica does not
+/// know which of them were used.
 async fn after_ready_second() {
     let rest_ns = 1_000_000_000 - now().unix_ns.rem_euclid(1_000_000_000);
     tokio::time::sleep(Duration::from_nanos(rest_ns.unsigned_abs() + 1_000_000)).await;

@@ -1,4 +1,4 @@
-//! `portcullis explain`: why a call is decided as it is, layer by layer, and the smallest change that would turn a denial around.
+//! `portcullis explain`: why a call is decided as it is, layer by layer, and the smallest change that would lift a denial.
 
 use std::path::PathBuf;
 
@@ -106,7 +106,7 @@ fn print(answer: &wire::ExplainResponse, with_documents: bool, output: &Output) 
     output.line(&format!("explained  {}  revision {}  age {} ms", answer.decision_id, answer.revision, answer.snapshot_age_ms));
 }
 
-/// The document of a layer with its place.
+/// The document of a layer, with its file and line.
 fn document(layer: &wire::LayerAnswer) -> String {
     if layer.document_kind.is_empty() {
         return String::new();

@@ -1,4 +1,4 @@
-//! Findings for people: place, severity and message, the source line with what is wrong underlined, and the advice.
+//! Renders policy diagnostics for people: position, severity, message, the underlined source line, and the help.
 //!
 //! ```text
 //! agents.yaml:12:3: error: unknown key `aloww`
@@ -8,7 +8,7 @@
 //!    = help: did you mean `allow`?
 //! ```
 //!
-//! The first line is the one that editors and `grep` know. Look next at `policy::excerpt`.
+//! Editors and `grep` understand the format of the first line. Look next at `policy::excerpt`.
 
 use std::fmt::Write as _;
 
@@ -18,14 +18,14 @@ use super::output::{bold, paint};
 use crate::policy::diagnostic::{Diagnostic, Severity};
 use crate::policy::excerpt::{Sources, printable};
 
-/// Findings shown to people; a script gets all of them.
+/// Most diagnostics shown to people. A script gets all of them.
 const SHOWN_MAX: usize = 100;
 
-/// The findings as text, errors first where there are more than are shown. Empty if there are none.
+/// Renders the diagnostics, errors first if there are more than can be shown. Empty if there are none.
 pub(super) fn render(diagnostics: &[Diagnostic], sources: &Sources<'_>) -> String {
     let mut shown: Vec<&Diagnostic> = diagnostics.iter().collect();
     if shown.len() > SHOWN_MAX {
-        // Stable, so each severity stays in the order of its places.
+        // The sort is stable, so each severity keeps the order of its positions.
         shown.sort_by_key(|diagnostic| diagnostic.severity);
         shown.truncate(SHOWN_MAX);
     }
@@ -48,7 +48,7 @@ fn one(diagnostic: &Diagnostic, sources: &Sources<'_>) -> String {
     let strong = Style::new().fg_color(Some(colour.into())).bold();
     let quiet = Style::new().fg_color(Some(AnsiColor::Blue.into())).bold();
     let path = if diagnostic.path.is_empty() { "(stored)" } else { &diagnostic.path };
-    // What is said of a folder as a whole has no place.
+    // A diagnostic for a whole folder has no position.
     let place = match diagnostic.line {
         0 => String::new(),
         line => paint(&format!("{}:{line}:{}:", printable(path), diagnostic.column), bold()) + " ",
@@ -95,12 +95,12 @@ agents.yaml:12:3: error: unknown key `aloww`
    = help: did you mean `allow`?
 ";
         assert_eq!(plain(std::slice::from_ref(&found), &source), expected);
-        // Without the file, all is said that can be said.
+        // Without the source file, only the first line can be shown.
         assert_eq!(plain(&[error(12, 3)], ""), "agents.yaml:12:3: error: unknown key `aloww`\n");
         assert!(render(&[found], &Sources::default()).contains("\u{1b}["));
     }
 
-    /// A file's name, a Cedar error or a help may hold what its author put there.
+    /// A file name, a Cedar error or a help text may contain anything that its author wrote.
     #[test]
     fn a_terminal_is_shown_nothing_it_obeys() {
         let found = Diagnostic::new(Severity::Error, "a\u{1b}[2J.yaml", Position::START, "x\u{1b}]0;y\u{7}\nz");

@@ -1,4 +1,4 @@
-//! `portcullis fleet status`, and the table of `--wait fleet`: who follows the store and how far each is.
+//! `portcullis fleet status`, and the table of `--wait fleet`: the replicas of the store, and the revision of each.
 
 use clap::{Subcommand, ValueEnum};
 use serde_json::{Value, json};
@@ -51,7 +51,7 @@ pub(super) async fn run(command: FleetCommand, output: &Output) -> Result<(), Fa
     Ok(())
 }
 
-/// Waits for the fleet after a write, where that was asked for; the JSON and the lines that say how it ended.
+/// Waits for the fleet after a write, if that was requested.
 pub(super) async fn wait(
     client: &mut AdminClient,
     wait: Option<Wait>,
@@ -63,7 +63,7 @@ pub(super) async fn wait(
     Some(client.wait_for_fleet(message).await)
 }
 
-/// Prints how a wait ended; `verb` is what replicas do now.
+/// Prints how a wait ended. `verb` says what the replicas do now.
 pub(super) fn print(waited: &wire::WaitForFleetResponse, verb: &str, output: &Output) {
     let rows = waited.replicas.iter().map(|answer| {
         let replica = answer.replica.clone().unwrap_or_default();
@@ -89,7 +89,7 @@ pub(super) fn print(waited: &wire::WaitForFleetResponse, verb: &str, output: &Ou
     output.line(&line);
 }
 
-/// How a wait ended, for a script.
+/// The outcome of a wait, for a script.
 pub(super) fn waited_json(waited: &wire::WaitForFleetResponse) -> Value {
     let replicas = waited.replicas.iter().map(|answer| {
         json!({
@@ -124,7 +124,7 @@ fn state(replica: &wire::Replica) -> String {
     if replica.draining { format!("{}, draining", replica.state) } else { replica.state.clone() }
 }
 
-/// The number of a revision, which is what differs.
+/// The number of a revision. The history is the same for all replicas.
 fn number(revision: &str) -> String {
     revision.rsplit('.').next().filter(|number| !number.is_empty()).unwrap_or("-").to_owned()
 }

@@ -1,4 +1,5 @@
-//! What commands read: files, standard input (`-`), files by `@`, JSON written out. Bounded, with the argument's name in errors.
+//! Reads the input of commands: files, standard input (`-`), files by `@`, and JSON in the argument. Sizes are bounded, and errors
+//! name the argument.
 
 use std::fs::File;
 use std::io::Read;
@@ -10,7 +11,7 @@ use crate::model::json::{Value, parse_object};
 use crate::model::time::{Clock as _, SystemClock};
 use crate::token::{PRESENTATION_BYTES_MAX, Presentation, PrivateKey, ProofOf, UnverifiedChain, issue};
 
-/// Largest file or standard input that any argument may name.
+/// Largest file or standard input of any argument, in bytes.
 const INPUT_BYTES_MAX: u64 = 64 * 1024 * 1024;
 
 /// Reads an argument that names a file: `-`, `@F`, or a path.
@@ -25,7 +26,7 @@ pub(super) fn file(name: &str, argument: &str) -> Result<Vec<u8>, Failure> {
     }
 }
 
-/// Reads an argument that is a file or, where it begins with `{`, the JSON itself.
+/// Reads an argument that is a file name or, if it begins with `{`, the JSON itself.
 pub(super) fn file_or_json(name: &str, argument: &str) -> Result<Vec<u8>, Failure> {
     if argument.trim_start().starts_with('{') { Ok(argument.as_bytes().to_vec()) } else { file(name, argument) }
 }
@@ -35,7 +36,7 @@ pub(super) fn json(name: &str, argument: &str) -> Result<Vec<u8>, Failure> {
     if argument == "-" || argument.starts_with('@') { file(name, argument) } else { Ok(argument.as_bytes().to_vec()) }
 }
 
-/// Reads a presentation for a call: its tokens and its proof as they are, believed in no way.
+/// Reads the tokens and the proof of a presentation. Nothing of it is verified.
 pub(super) fn presentation(argument: &str) -> Result<(Vec<Bytes>, Bytes), Failure> {
     let text = file_or_json("--presentation", argument)?;
     if text.len() > PRESENTATION_BYTES_MAX {
@@ -45,13 +46,13 @@ pub(super) fn presentation(argument: &str) -> Result<(Vec<Bytes>, Bytes), Failur
     Ok((presentation.chain, presentation.proof.unwrap_or_default()))
 }
 
-/// A private key, a JWK file.
+/// Reads a private key from a JWK file.
 pub(super) fn private_key(argument: &str) -> Result<PrivateKey, Failure> {
     let content = zeroize::Zeroizing::new(file_or_json("--key", argument)?);
     PrivateKey::from_jwk(&content).map_err(|error| Failure::misuse(format!("--key: {error}")))
 }
 
-/// A new proof that the holder of a chain's leaf makes a call; for the root's own audience where none is named.
+/// Makes a new proof by the holder of a chain's leaf. Without an audience the proof is for the root's audience.
 pub(super) fn proof(key: &str, chain: &[Bytes], tool: &str, arguments_json: &[u8], audience: &str) -> Result<Bytes, Failure> {
     let key = private_key(key)?;
     let arguments = parse_object(arguments_json).map_err(|error| Failure::misuse(format!("--args: {error}")))?;
@@ -62,7 +63,7 @@ pub(super) fn proof(key: &str, chain: &[Bytes], tool: &str, arguments_json: &[u8
     issue::prove(&key, chain, &call, None, SystemClock.now()).map(Bytes::from).map_err(Failure::misuse)
 }
 
-/// Of which tool's call a proof says that it is; nothing of it is verified.
+/// The tool that a proof names. Nothing of it is verified.
 pub(super) fn tool_of(proof: &Bytes) -> Option<String> {
     let proof = UnverifiedChain::parse(std::slice::from_ref(proof)).ok()?;
     proof.tokens().first()?.claims().member("aat_tool")?.as_str().map(str::to_owned)

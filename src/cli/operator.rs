@@ -1,4 +1,4 @@
-//! `portcullis operator`: who may administer, respond, approve and audit, beside the policy folder.
+//! `portcullis operator`: the operators who may administer, respond, approve and audit, besides those of the policy folder.
 
 use std::path::PathBuf;
 
@@ -107,12 +107,12 @@ pub(super) async fn run(command: OperatorCommand, output: &Output) -> Result<(),
 
 async fn add(arguments: AddArgs, output: &Output) -> Result<(), Failure> {
     let AddArgs { id, out, jwk, role, group, user, reason, break_glass, admin } = arguments;
-    // Clap lets the flag pass beside `--target`, which excludes `--store`.
+    // Clap accepts this flag beside `--target`, which excludes `--store`.
     if break_glass && admin.store.is_none() {
         return Err(Failure::misuse("--break-glass needs --store: it is done at the store itself, and no server does it"));
     }
     let keys = match &out {
-        // Before anybody is told of the key: an operator without one is none.
+        // The key is written before the server learns of it, because an operator without a key is useless.
         Some(path) => vec![token::make_key(path)?.to_jwk().into_bytes()],
         None => jwk.iter().map(|argument| public_key(argument)).collect::<Result<_, _>>()?,
     };
@@ -159,7 +159,7 @@ async fn added(admin: &AdminArgs, new: &NewOperator, reason: String) -> Result<(
     Ok((answer.revision, answer.committed_at_unix_ms, answer.operator.unwrap_or_default()))
 }
 
-/// The same without a signature, on the store itself.
+/// Adds an operator without a signature, on the store itself.
 async fn broken(
     url: &config::StoreUrl,
     admin: &AdminArgs,
@@ -251,7 +251,7 @@ fn operator_json(operator: &wire::Operator) -> Value {
     })
 }
 
-/// A public key from a file; a private one is refused, for it is nobody's to hand in.
+/// Reads a public key from a file. A private key is refused, because nobody should hand one in.
 fn public_key(argument: &str) -> Result<Vec<u8>, Failure> {
     let text = input::file_or_json("--jwk", argument)?;
     let key = parse_object(&text).map_err(|error| error.to_string());

@@ -1,8 +1,8 @@
-//! What became of an act, told first and truly: done, not done or not known, and whether it is in the audit log.
+//! The outcome of an act, which is reported first: done, not done or not known, and whether the act is in the audit log.
 //!
-//! A server says it with the reason in its status. A status without a reason is the transport's own: the request may have arrived
-//! and its answer been lost. Look next at `api/status.rs`, which writes the reasons, and at `api/signed.rs`, which says of an act that
-//! was done that it is not in the audit log.
+//! A server gives its answer as a reason in the status. A status without a reason comes from the transport: the request may have
+//! arrived while the answer was lost. Look next at `api/status.rs`, which writes the reasons, and at `api/signed.rs`, which marks
+//! acts that were done but are not in the audit log.
 
 use tonic::{Code, Response, Status};
 use tonic_types::StatusExt as _;
@@ -11,34 +11,34 @@ use super::Failure;
 use super::client::refused;
 use crate::api::{UNRECORDED, UNRECORDED_VALUE};
 
-/// What became of an act that was not answered well.
+/// The outcome of an act without a good answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// Nothing was done.
     Refused,
-    /// The store broke off: it may or may not have been done.
+    /// The store broke off, so the act may or may not have been done.
     Unknown,
-    /// No answer came: it may or may not have been done.
+    /// No answer came, so the act may or may not have been done.
     Unanswered,
 }
 
-/// What a status says of the act that it answers.
+/// The outcome that a status implies for its act.
 pub(super) fn of(status: &Status) -> Outcome {
     let reason = status.get_error_details().error_info().map(|info| info.reason.clone());
     match reason.as_deref() {
         Some("COMMIT_UNKNOWN") => Outcome::Unknown,
         Some(_) => Outcome::Refused,
-        // Nobody took the call.
+        // No service took the call.
         None if status.code() == Code::Unimplemented || status.message().contains("tcp connect") => Outcome::Refused,
         None => Outcome::Unanswered,
     }
 }
 
 impl Outcome {
-    /// The failure that says it before why.
+    /// The failure that states the outcome before the reason.
     pub(super) fn failure(self, why: Failure) -> Failure {
         match self {
-            // A policy that is refused says so itself, and its findings follow.
+            // A refused policy states the outcome itself, and its diagnostics follow.
             Outcome::Refused if why.message.starts_with("the policy") => why,
             Outcome::Refused => Failure { message: format!("not done: {}", why.message), ..why },
             Outcome::Unknown => Failure::failed(format!("it is not known whether it was done: {}; {LOOK}", why.message)),
@@ -52,7 +52,7 @@ impl Outcome {
 const LOOK: &str = "look with `portcullis revocations`, `approvals --all` or `policy history`, and repeat what is not there; \
                     revoking twice does no harm";
 
-/// The answer to an act or the failure that says what became of it, and what to warn of beside an answer.
+/// The answer to an act, or the failure that states its outcome; and a warning beside an answer, if there is one.
 pub(super) fn told<M>(answer: Result<Response<M>, Status>, target: &str, is_local: bool) -> (Result<M, Failure>, Option<String>) {
     match answer {
         Ok(response) => {
@@ -63,7 +63,7 @@ pub(super) fn told<M>(answer: Result<Response<M>, Status>, target: &str, is_loca
     }
 }
 
-/// What to say of an act that was done and is not in the audit log; the act itself is no failure.
+/// The warning for an act that was done but is not in the audit log. The act itself did not fail.
 fn unrecorded(target: &str, is_local: bool) -> String {
     if is_local {
         return "it was done, and the store keeps the signed act; but the audit folder of the data folder (--data) cannot be written, so \

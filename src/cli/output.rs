@@ -1,4 +1,4 @@
-//! What commands print: aligned tables and colours for people, one JSON document for scripts, errors on standard error.
+//! The output of commands: aligned tables and colors for people, one JSON document for scripts, errors on standard error.
 
 use std::io::Write as _;
 
@@ -6,7 +6,7 @@ use anstyle::{AnsiColor, Style};
 use comfy_table::{Cell, ContentArrangement, Table, presets};
 use serde_json::{Value, json};
 
-/// Where and how to print.
+/// Prints for people or for a script.
 #[derive(Debug)]
 pub(super) struct Output {
     json: bool,
@@ -17,43 +17,43 @@ impl Output {
         Self { json }
     }
 
-    /// Whether a script reads.
+    /// Whether the output is for a script.
     pub(super) fn is_json(&self) -> bool {
         self.json
     }
 
-    /// One line of text; nothing for a script.
+    /// Prints one line of text; nothing for a script.
     pub(super) fn line(&self, text: &str) {
         if !self.json {
             write_line(text);
         }
     }
 
-    /// Lines of text that end where they end; nothing for a script.
+    /// Prints text without adding a line end; nothing for a script.
     pub(super) fn text(&self, text: &str) {
         if !self.json {
             let _ = write!(anstream::stdout(), "{text}");
         }
     }
 
-    /// Lines of text that are not the result, on standard error.
+    /// Prints text that is not the result to standard error.
     pub(super) fn aside(&self, text: &str) {
         let _ = write!(anstream::stderr(), "{text}");
     }
 
-    /// The one JSON document for a script; nothing for people.
+    /// Prints the one JSON document for a script; nothing for people.
     pub(super) fn json(&self, value: &Value) {
         if self.json {
             write_line(&value.to_string());
         }
     }
 
-    /// Text that is the result itself, the same for people and scripts.
+    /// Prints text that is the result itself, for people and scripts alike.
     pub(super) fn raw(&self, text: &str) {
         write_line(text);
     }
 
-    /// An aligned table; nothing for a script.
+    /// Prints an aligned table; nothing for a script.
     pub(super) fn table(&self, headers: &[&str], rows: Vec<Vec<String>>) {
         if self.json {
             return;
@@ -69,10 +69,10 @@ impl Output {
         }
     }
 
-    /// What was done, but probably not as it was meant.
+    /// Warns of an act that was done, but probably not as intended.
     pub(super) fn warning(&self, message: &str) {
         let mut stream = anstream::stderr();
-        // Nobody is left to tell if standard error is closed.
+        // If standard error is closed, there is nobody to tell.
         let _ = if self.json {
             writeln!(stream, "{}", json!({ "warning": message }))
         } else {
@@ -80,10 +80,10 @@ impl Output {
         };
     }
 
-    /// What went wrong and what to do.
+    /// Reports the problem and the remedy.
     pub(super) fn error(&self, message: &str) {
         let mut stream = anstream::stderr();
-        // Nobody is left to tell if standard error is closed.
+        // If standard error is closed, there is nobody to tell.
         let _ = if self.json {
             writeln!(stream, "{}", json!({ "error": message }))
         } else {
@@ -97,17 +97,17 @@ fn write_line(text: &str) {
     let _ = writeln!(anstream::stdout(), "{text}");
 }
 
-/// Text in a style; taken out again where the reader shows no colours.
+/// Text in a style. The style is removed if the output shows no colors.
 pub(super) fn paint(text: &str, style: Style) -> String {
     format!("{}{text}{}", style.render(), style.render_reset())
 }
 
-/// Headings.
+/// The style of headings.
 pub(super) fn bold() -> Style {
     Style::new().bold()
 }
 
-/// An effect in its colour.
+/// An effect in its color.
 pub(super) fn effect(name: &str) -> String {
     let colour = match name {
         "PERMIT" => AnsiColor::Green,

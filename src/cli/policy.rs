@@ -1,4 +1,4 @@
-//! `portcullis policy`: checks a folder without a server, or puts it in force.
+//! `portcullis policy`: checks a folder without a server, or puts it in force. The subcommands are in `cli/policy`.
 
 mod diff;
 mod history;
@@ -82,7 +82,7 @@ pub(super) async fn run(command: PolicyCommand, output: &Output) -> Result<(), F
     }
 }
 
-/// Reads a folder as the wire carries it.
+/// Reads a folder into wire messages.
 pub(super) fn wire_files(dir: &Path) -> Result<Vec<wire::PolicyFile>, Failure> {
     let files = read_folder(dir).map_err(Failure::misuse)?;
     Ok(files.into_iter().map(|file| wire::PolicyFile { path: file.path, content: file.content.into() }).collect())
@@ -105,7 +105,7 @@ fn check(dir: &Path, output: &Output) -> Result<(), Failure> {
     if errors > 0 { Err(Failure::silent(Failure::FAILED)) } else { Ok(()) }
 }
 
-/// How many documents a folder has, and everything that is wrong with them.
+/// Counts the documents of a folder and collects all of their diagnostics.
 fn checked(files: &[SourceFile]) -> (usize, Vec<Diagnostic>) {
     let parsed = parse(files);
     let mut diagnostics = parsed.diagnostics;
@@ -126,7 +126,7 @@ async fn apply(arguments: ApplyArgs, output: &Output) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What was applied, or would be.
+/// Prints the changes that were applied, or would be.
 fn show_applied(answer: wire::ApplyPolicyResponse, dry_run: bool, output: &Output) {
     output.json(&json!({
         "revision": answer.revision,
@@ -151,7 +151,7 @@ fn change_rows(changes: Vec<wire::DocumentChange>) -> Vec<Vec<String>> {
     changes.into_iter().map(|change| vec![change.change, change.kind, change.id]).collect()
 }
 
-/// A refusal for errors in the policy, with the lines that it speaks of: the files are here.
+/// Adds the source lines to a refusal of the policy, because the files are on this machine.
 fn with_lines(failure: Failure, files: &[wire::PolicyFile], output: &Output) -> Failure {
     let Some((first_line, _)) = failure.message.split_once('\n').filter(|(line, _)| line.starts_with("the policy has errors"))
     else {
@@ -160,7 +160,7 @@ fn with_lines(failure: Failure, files: &[wire::PolicyFile], output: &Output) -> 
     let files: Vec<SourceFile> =
         files.iter().map(|file| SourceFile { path: file.path.clone(), content: file.content.to_vec() }).collect();
     let errors: Vec<Diagnostic> = checked(&files).1.into_iter().filter(Diagnostic::is_error).collect();
-    // A server of another version may object to what this one does not: then its own words stand.
+    // A server of another version may object to something that this version accepts. Then its own message is kept.
     if output.is_json() || errors.is_empty() {
         return failure;
     }

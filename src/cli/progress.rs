@@ -1,10 +1,10 @@
-//! Progress on standard error for what may take seconds; nothing where nobody watches.
+//! Progress bars on standard error for work that may take seconds. Nothing is drawn if standard error is no terminal.
 
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-/// A bar that turns while something is waited for, with the time it took so far.
+/// A spinner for a wait, with the elapsed time.
 pub(super) fn waiting(what: &'static str) -> ProgressBar {
     let bar = ProgressBar::new_spinner().with_message(what);
     if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
@@ -14,7 +14,7 @@ pub(super) fn waiting(what: &'static str) -> ProgressBar {
     bar
 }
 
-/// A bar for what comes in steps; nothing is drawn before [`show`].
+/// A bar for work in steps. Nothing is drawn before [`show`].
 pub(super) fn steps() -> ProgressBar {
     let bar = ProgressBar::new(0);
     if let Ok(style) = ProgressStyle::with_template("{msg} {bar:40} {human_pos}/{human_len} {elapsed}") {
@@ -23,7 +23,7 @@ pub(super) fn steps() -> ProgressBar {
     bar
 }
 
-/// Shows a step, and how far it is.
+/// Shows a step and its progress.
 pub(super) fn show(bar: &ProgressBar, step: &'static str, done: u64, total: u64) {
     bar.set_message(step);
     bar.set_length(total);

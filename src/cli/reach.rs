@@ -1,7 +1,7 @@
-//! Where no server answers: what that looks like from here, and the line that does the same on the store itself.
+//! Failures of a server that does not answer: its symptom, and the command that does the same on the store itself.
 //!
-//! A responder at night must not sit before a command that says nothing: whatever state the server is in, it is said in time, with
-//! what to run instead. Look next at `client.rs`.
+//! A responder at night must never wait for a command that says nothing. In every state of the server the command reports in time,
+//! with the command to run instead. Look next at `client.rs`.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -13,12 +13,12 @@ use tonic_types::StatusExt as _;
 use super::client::{nobody_at, refused};
 use super::{AdminArgs, Failure, shell};
 
-/// How long a server may take to say who it is, connection included.
+/// Longest wait for a server to identify itself, including the connection.
 pub(super) const GREETING_TIMEOUT: Duration = Duration::from_millis(3_500);
-/// How long after its begin a command that kills must have said how it went, or that nobody knows.
+/// Longest time for a command that revokes to report the outcome, or that the outcome is not known.
 pub(super) const ACT_TIMEOUT: Duration = Duration::from_millis(4_700);
 
-/// A server that took the connection and does not say who it is.
+/// The failure for a server that accepts the connection but does not identify itself.
 pub(super) fn silent(target: &str) -> Failure {
     Failure::unavailable(format!(
         "the server at {target} took the connection and says nothing ({} s): it is stopped, hung or overloaded; nothing was asked of it",
@@ -26,7 +26,7 @@ pub(super) fn silent(target: &str) -> Failure {
     ))
 }
 
-/// Why a server did not say who it is.
+/// The failure for a server that refused to identify itself.
 pub(super) fn ungreeted(status: &Status, target: &str) -> Failure {
     let is_ours = status.get_error_details().error_info().is_some_and(|info| info.domain == "portcullis");
     if is_ours || status.code() == Code::Unimplemented {
@@ -38,9 +38,9 @@ pub(super) fn ungreeted(status: &Status, target: &str) -> Failure {
     strange(status.message(), target)
 }
 
-/// Why there is no connection.
+/// The failure for a connection that was not made.
 pub(super) fn unconnected(error: &tonic::transport::Error, target: &str) -> Failure {
-    // The cause is private to the crate: only its text tells that nobody listens from that somebody hung up.
+    // The crate keeps the cause private. Only its text tells a refused connection from one that was closed.
     let cause = format!("{error:?}");
     if cause.contains("hyper::Error") { strange(&error.to_string(), target) } else { nobody_at(target) }
 }
@@ -53,7 +53,7 @@ fn strange(said: &str, target: &str) -> Failure {
 }
 
 impl Failure {
-    /// Where no server answers: the same command on the store itself.
+    /// Adds the same command on the store itself, if no server answers.
     pub(super) fn with_store_line(self, admin: &AdminArgs) -> Self {
         if self.code != Self::UNAVAILABLE || admin.store.is_some() {
             return self;
@@ -64,7 +64,7 @@ impl Failure {
     }
 }
 
-/// What to run without a server; `is_named`: the environment names the store.
+/// The command to run without a server. `is_named` says that the environment names the store.
 fn store_line(arguments: impl IntoIterator<Item = OsString>, data: &Path, is_named: bool) -> String {
     let file = data.join("store.db");
     let store = match std::path::absolute(&file) {

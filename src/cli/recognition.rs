@@ -1,4 +1,4 @@
-//! What a server knows of the name that was revoked, said so that nobody overlooks that nothing bears it.
+//! The server's look-up of a revoked name, reported so that nobody overlooks a name that nothing has.
 
 use serde_json::{Value, json};
 
@@ -7,7 +7,7 @@ use super::output::Output;
 use super::{Failure, shell};
 use crate::api::r#gen as wire;
 
-/// The server's word on a name; a server of an earlier version says none.
+/// The server's answer about a name. A server of an earlier version sends none.
 pub(super) struct Recognition(Option<wire::NameRecognition>);
 
 impl From<Option<wire::NameRecognition>> for Recognition {
@@ -17,12 +17,12 @@ impl From<Option<wire::NameRecognition>> for Recognition {
 }
 
 impl Recognition {
-    /// Whether nothing that was looked at bears the name.
+    /// Whether no identity that was looked up has the name.
     pub(super) fn is_unknown(&self) -> bool {
         self.standing() == wire::NameStanding::Unknown
     }
 
-    /// For a script: `known` is `null` where nobody looked.
+    /// The JSON for a script. `known` is `null` if the name was not looked up.
     pub(super) fn json(&self) -> Value {
         let known = match self.standing() {
             wire::NameStanding::Known => Some(true),
@@ -34,7 +34,7 @@ impl Recognition {
         json!({ "known": known, "nearest": nearest, "note": said.note })
     }
 
-    /// Says for people what there is to say; a name that nothing bears, and one that could not be looked up, on standard error.
+    /// Prints the answer for people. An unknown name, or one that could not be looked up, is a warning on standard error.
     pub(super) fn say(&self, output: &Output) {
         let Some(said) = &self.0 else { return };
         let note = visible(&said.note);
@@ -53,7 +53,7 @@ impl Recognition {
         }
     }
 
-    /// How a command ends that did what it was asked to do.
+    /// The exit code of a command that did what it was asked to do.
     pub(super) fn end(&self, unknown_ok: bool) -> Result<(), Failure> {
         if self.is_unknown() && !unknown_ok { Err(Failure::silent(Failure::UNKNOWN_NAME)) } else { Ok(()) }
     }

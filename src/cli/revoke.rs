@@ -1,4 +1,6 @@
 //! `portcullis revoke`, `reinstate` and `revocations`: the kill switch.
+//!
+//! Look next at `recognition.rs`, which reports unknown names, and at `fleet.rs`, which waits for the replicas.
 
 use std::time::Instant;
 
@@ -211,7 +213,7 @@ pub(super) async fn reinstate(arguments: ReinstateArgs, output: &Output) -> Resu
         }));
         output.line(&format!("nothing is reinstated yet: waits for a second operator until {}", clock_time(waits_until)));
         output.line(&format!("revision {}", answer.revision));
-        // A script that goes on with 0 would take it for done.
+        // With exit code 0 a script would take the reinstatement for done.
         return Err(Failure::silent(Failure::NEEDS_APPROVAL));
     }
     output.line(&format!("reinstated {}", named(&target)));
@@ -220,27 +222,27 @@ pub(super) async fn reinstate(arguments: ReinstateArgs, output: &Output) -> Resu
     done.end(&mut client, arguments.wait, output).await
 }
 
-/// What was written, and what is left to say of it.
+/// A committed act, with the facts that are still to be printed.
 struct Done {
     verb: &'static str,
     target: wire::RevocationTarget,
     revision: String,
     committed_at_unix_ms: i64,
-    /// What is known of the target's name, where that was looked up.
+    /// The look-up of the target's name, if there was one.
     name: Option<Recognition>,
-    /// How long answers from before it may be used, where it takes something away.
+    /// How long earlier permits stay usable, if the act revokes something.
     usable: Option<Usable>,
 }
 
-/// How long answers from before a commit may still be used: for the bound, from before the commit's answer came.
+/// How long permits from before a commit stay usable: the freshness bound, counted from before the commit's answer arrived.
 struct Usable {
-    /// 0: the server did not say.
+    /// The freshness bound; 0 if the server did not send it.
     bound_ms: u64,
     since: Instant,
 }
 
 impl Usable {
-    /// What is left of it, in milliseconds, and when it ends by this machine's clock; `None` where the server did not say.
+    /// The remaining milliseconds, and the end by this machine's clock; `None` if the server did not send the bound.
     fn left(&self) -> Option<(u64, i64)> {
         let elapsed_ms = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
         let left_ms = self.bound_ms.saturating_sub(elapsed_ms);
@@ -248,7 +250,7 @@ impl Usable {
         (self.bound_ms > 0).then_some((left_ms, until_unix_ms))
     }
 
-    /// The last line: when it is over.
+    /// Prints when the permits end, as the last line.
     fn say(&self, output: &Output) {
         match self.left() {
             None => {}
@@ -256,7 +258,7 @@ impl Usable {
             Some((left_ms, until_unix_ms)) => output.line(&format!(
                 "permits that were given before it may still be used for {} s, until {}",
                 left_ms.div_ceil(1000),
-                // Rounded up: it must be over when the second that is named is.
+                // Rounded up, because the permits must have ended when the printed second has.
                 date_time(until_unix_ms.saturating_add(999).div_euclid(1000))
             )),
         }
@@ -264,8 +266,8 @@ impl Usable {
 }
 
 impl Done {
-    /// Says the revision, waits for the fleet where that was asked for, and says how that ended. What was written stays written,
-    /// whatever becomes of the wait.
+    /// Prints the revision, waits for the fleet if requested, and prints how the wait ended. The write stands, whatever the wait
+    /// returns.
     async fn end(self, client: &mut AdminClient, wait: Option<Wait>, output: &Output) -> Result<(), Failure> {
         let Self { verb, target, revision, committed_at_unix_ms, name, usable } = self;
         output.line(&format!("revision {revision}"));
@@ -292,7 +294,7 @@ impl Done {
         if let Some(waited) = waited.map_err(Failure::after_a_write)? {
             fleet::print(&waited, verb, output);
         }
-        // Of nobody nothing was permitted before.
+        // An unknown name had no permits before.
         if let Some(usable) = usable.filter(|_| !name.is_some_and(|name| name.is_unknown())) {
             usable.say(output);
         }
@@ -300,7 +302,7 @@ impl Done {
     }
 }
 
-/// A time of day as people read it, in UTC.
+/// A time of day in UTC, for people.
 fn clock_time(unix_ms: i64) -> String {
     let minutes = unix_ms.div_euclid(60_000).rem_euclid(24 * 60);
     format!("{:02}:{:02} UTC", minutes / 60, minutes % 60)
@@ -334,10 +336,10 @@ pub(super) async fn list(arguments: ListArgs, output: &Output) -> Result<(), Fai
     Ok(())
 }
 
-/// Entries in one list.
+/// Most entries in one list.
 const LISTED_MAX: u32 = 1000;
 
-/// A revocation as a row of the table: when, who, what, why.
+/// A row of the table: time, operators, target, state, reason.
 fn row(revocation: &wire::Revocation) -> Vec<String> {
     let target = revocation.target.clone().unwrap_or_default();
     let mut state = Vec::new();
@@ -360,7 +362,7 @@ fn row(revocation: &wire::Revocation) -> Vec<String> {
     vec![when, who, target.kind, visible(&target.key.join(" ")), state, visible(&revocation.reason), number]
 }
 
-/// A target in words, as on the command line.
+/// A target as text, as on the command line.
 fn named(target: &wire::RevocationTarget) -> String {
     [std::slice::from_ref(&target.kind), &target.key].concat().join(" ")
 }

@@ -1,4 +1,5 @@
-//! `portcullis serve`: runs the policy decision point until it is told to stop.
+//! `portcullis serve`: runs the policy decision point until it is told to stop. It merges the settings file, the environment and
+//! flags.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -1,16 +1,16 @@
-//! Commands written out so that a shell takes them as they stand: what a message tells somebody to run can be pasted.
+//! Quotes commands for a shell, so that a command in a message can be pasted.
 
 use super::approvals::visible;
 
-/// A word as a POSIX shell takes it, in single quotes where it needs them. What a terminal would hide or act upon is written out, so
-/// a word that holds such characters names something else: it is for people to see, not to run.
+/// Quotes a word for a POSIX shell, with single quotes if needed. Characters that a terminal would hide or obey are escaped, so
+/// such a word names something else: it is for people to read, not to run.
 pub(super) fn quoted(word: &str) -> String {
     let word = visible(word);
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:@%+=,".contains(&byte);
     if !word.is_empty() && word.bytes().all(is_plain) { word } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
-/// A command line.
+/// Quotes a whole command.
 pub(super) fn line<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
     words.into_iter().map(quoted).collect::<Vec<_>>().join(" ")
 }

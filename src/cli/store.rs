@@ -1,4 +1,4 @@
-//! `portcullis store backup` copies a store while it is in use; `portcullis store adopt` takes a restored one over, and shows how the
+//! `portcullis store backup` copies a store while it is in use. `portcullis store adopt` adopts a restored store, and shows which
 //! replicas follow it.
 
 use std::path::{Path, PathBuf};
@@ -132,7 +132,7 @@ async fn backup(arguments: BackupArgs, output: &Output) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Backs up on a thread of its own, and shows how far it is.
+/// Backs up on a blocking thread, and shows the progress.
 async fn watched(store: &Path, file: &Path, overwrite: bool) -> Result<Backup, BackupError> {
     const LOOK: Duration = Duration::from_millis(100);
     let seen = Arc::new(Progress::default());
@@ -219,10 +219,10 @@ fn waited_json(waited: &wire::WaitForAdoptionResponse) -> Value {
     json!({ "replicas": replicas.collect::<Vec<_>>(), "complete": waited.complete, "waited_ms": waited.waited_ms })
 }
 
-/// A moment as people read it, in UTC.
+/// A time in UTC, for people.
 pub(super) fn date_time(unix_s: i64) -> String {
     let (days, second) = (unix_s.div_euclid(86_400), unix_s.rem_euclid(86_400));
-    // Days to year, month, day, after Howard Hinnant's `civil_from_days`.
+    // Converts days to year, month and day, after Howard Hinnant's `civil_from_days`.
     let shifted = days.saturating_add(719_468);
     let (era, of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
     let year_of_era = (of_era - of_era / 1_460 + of_era / 36_524 - of_era / 146_096) / 365;

@@ -1,4 +1,4 @@
-//! `portcullis token`: keys, roots, hops, proofs; reading and verifying chains without a server.
+//! `portcullis token`: makes keys, roots, hops and proofs; reads and verifies chains without a server.
 
 use std::collections::HashSet;
 use std::fs::OpenOptions;
@@ -153,7 +153,7 @@ fn keygen(out: &Path, output: &Output) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Makes a key: the private one goes into a new file that its owner alone reads.
+/// Makes a key. The private key goes into a new file that only its owner can read.
 pub(super) fn make_key(out: &Path) -> Result<PublicKey, Failure> {
     let key = PrivateKey::generate().map_err(Failure::failed)?;
     let write = || {
@@ -234,12 +234,12 @@ fn verify(arguments: &VerifyArgs, output: &Output) -> Result<(), Failure> {
 
 type Judge<'a> = Box<dyn Fn(&[u8], &Object) -> Result<Result<(), Rejection>, Failure> + 'a>;
 
-/// Reads whom to believe and gives back what judges a presentation by it.
+/// Reads the trusted issuers, keys and tools, and returns a function that judges a presentation by them.
 fn trusted(arguments: &VerifyArgs) -> Result<Judge<'_>, Failure> {
     let files = read_folder(&arguments.trust).map_err(Failure::misuse)?;
     let parsed = parse(&files);
     let registered = arguments.registry == Switch::On;
-    // Groups, applications and permissions are not asked for here: a folder without them is no fault.
+    // Groups, applications and permissions are not needed here, so a folder without them is accepted.
     if let Some(error) = parsed.diagnostics.iter().find(|diagnostic| diagnostic.is_error()) {
         return Err(Failure::misuse(format!("--trust: {error}")));
     }

@@ -1,4 +1,4 @@
-//! `portcullis tools`: which tools a chain may call, as a gateway asks to filter its `tools/list`.
+//! `portcullis tools`: lists the tools that a chain may call, as a gateway does to filter its `tools/list`.
 
 use clap::Args;
 use serde_json::json;
@@ -49,7 +49,7 @@ pub(super) async fn run(arguments: ToolsArgs, output: &Output) -> Result<(), Fai
     let (aat_chain, aat_pop) = input::presentation(&arguments.presentation)?;
     let aat_pop = match &arguments.key {
         Some(key) => input::proof(key, &aat_chain, LIST_TOOLS, b"{}", &arguments.audience)?,
-        // A proof of another call is none for a listing, and would be refused.
+        // A proof of another call does not prove a listing, and the server would refuse it.
         None if input::tool_of(&aat_pop).as_deref() == Some(LIST_TOOLS) => aat_pop,
         None => Default::default(),
     };

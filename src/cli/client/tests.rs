@@ -1,4 +1,4 @@
-//! What an act is said to have come to: done, refused, unknown, each recorded or not, over a socket and in this process.
+//! The reported outcome of an act: done, refused or unknown, each recorded or not, over a socket and in this process.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use crate::store::Store;
 use crate::store::sqlite::SqliteStore;
 use crate::testing::store::FaultyStore;
 
-/// What the store makes of an act.
+/// How the store handles the act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StoreDoes {
     It,
@@ -24,15 +24,15 @@ enum StoreDoes {
     BreakOff,
 }
 
-/// How it ends for who asked.
+/// The expected outcome for the caller.
 struct Ends {
-    /// Exit code; 0: it was done.
+    /// The exit code; 0 means that the act was done.
     code: u8,
-    /// What its message begins with; of what was done, the warning's.
+    /// The start of the message; for a completed act, of the warning.
     begins: &'static str,
-    /// What the message says too.
+    /// Further parts of the message.
     says: &'static [&'static str],
-    /// `effect` of the line in the audit log; none where it cannot be written.
+    /// `effect` of the line in the audit log; `None` if the log cannot be written.
     effect: Option<&'static str>,
 }
 
@@ -87,7 +87,7 @@ async fn check(is_local: bool, does: StoreDoes, is_recorded: bool, ends: &Ends) 
     assert_eq!(effects, ends.effect.into_iter().collect::<Vec<_>>(), "{case}");
 }
 
-/// What changes nothing is not told where it cannot be recorded, and it says so.
+/// A read that cannot be recorded returns nothing, and says so.
 #[tokio::test]
 async fn what_is_only_read_is_not_told_unrecorded() {
     for is_local in [false, true] {
@@ -98,7 +98,7 @@ async fn what_is_only_read_is_not_told_unrecorded() {
     }
 }
 
-/// A server that goes away in the middle of an act has said nothing of it.
+/// A server that disappears during an act has reported no outcome.
 #[tokio::test]
 async fn an_act_without_an_answer_is_not_known() {
     for (status, expected) in [
@@ -115,7 +115,7 @@ async fn an_act_without_an_answer_is_not_known() {
     }
 }
 
-/// A client of an administration whose store and audit log do as they are told.
+/// A client of an administration whose store and audit log a test controls.
 struct Bench {
     client: AdminClient,
     store: Arc<FaultyStore>,
@@ -161,7 +161,7 @@ fn audit_folder(data: &Path) -> PathBuf {
     data.join("audit")
 }
 
-/// Administration as `portcullis serve` serves it, and nothing else.
+/// Administration as `portcullis serve` serves it, without any other service.
 async fn serve(admin: Arc<Admin>) -> Server {
     let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     let settings = server::Settings {

@@ -1,4 +1,4 @@
-//! The kill: one agent is revoked while calls flow; the same user's other agent goes on.
+//! The revocation in the demo: one agent is revoked while calls are made, and another agent of the same user goes on.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -18,12 +18,12 @@ use crate::api::r#gen::check_request::Credential;
 use crate::api::r#gen::decision_service_client::DecisionServiceClient;
 use crate::app::App;
 
-/// How long calls flow before the kill, and after the first denial.
+/// How long calls are made before the revocation, and after its acknowledgement.
 const FLOW: Duration = Duration::from_millis(300);
-/// A kill that has not shown by then has failed.
+/// Longest wait for the calls to end.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// What was seen.
+/// The measured effect of the revocation.
 pub(super) struct Kill {
     permits_before: usize,
     first_denial: Option<Duration>,
@@ -33,7 +33,7 @@ pub(super) struct Kill {
     others_denied: usize,
 }
 
-/// The answers to one agent's calls, each with the moment it came.
+/// The answers to one agent's calls, each with the time of its arrival.
 struct Flow {
     answers: Vec<(Instant, wire::Effect, String)>,
 }
@@ -95,7 +95,7 @@ pub(super) async fn run(world: &World, app: &App, data: &Path, output: &Output) 
     Ok(kill)
 }
 
-/// Calls by handle in a loop of its own, on a connection of its own, until told to end.
+/// Calls by handle in a loop, in a task and on a connection of its own, until `over` is set.
 async fn flow(
     target: &str,
     chain: &Chain<'_>,
@@ -150,7 +150,7 @@ fn judge(doomed: &Flow, other: &Flow, acknowledged: Instant) -> Kill {
     let permitted = other.answers.iter().filter(|(_, effect, _)| is_permit(effect)).count();
     Kill {
         permits_before: before.len(),
-        // A denial that came before the acknowledgement is none the worse: it counts as no time at all.
+        // A denial may arrive before the acknowledgement, which is correct; it counts as zero time.
         first_denial: after.first().map(|(at, _, _)| at.saturating_duration_since(acknowledged)),
         reason: after.first().map(|(_, _, reason)| reason.clone()).unwrap_or_default(),
         permits_after_denial: after.iter().filter(|(_, effect, _)| is_permit(effect)).count(),

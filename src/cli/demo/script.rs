@@ -1,4 +1,4 @@
-//! The story: who asks for what, and what must come out.
+//! The calls of the demo, each with its expected answer.
 
 use serde_json::json;
 
@@ -6,19 +6,19 @@ use super::super::Failure;
 use super::prove;
 use super::world::{Chain, Root, World, new_key, now};
 
-/// The proof that goes with a call.
+/// The proof that is sent with a call.
 pub(super) enum Proof {
     /// Made for this very call.
     Fresh,
     /// Made for other arguments.
     For(&'static str),
-    /// One that was used before.
+    /// A proof that was used before.
     Given(String),
-    /// Nobody can make one without the agent's key.
+    /// No proof, because only the holder of the agent's key can make one.
     None,
 }
 
-/// One call and the answer that it must get.
+/// One call, with its expected answer.
 pub(super) struct Step<'a> {
     pub(super) agent: &'static str,
     pub(super) story: &'static str,
@@ -91,7 +91,7 @@ fn four_agents(world: &World) -> Result<Vec<Step<'_>>, Failure> {
     ])
 }
 
-/// The analyst may read payroll and pay; an agent acting for the analyst may not.
+/// The analyst may read payroll and pay. An agent that acts for the analyst may do neither.
 fn confused_deputy(world: &World) -> Result<Vec<Step<'_>>, Failure> {
     let root = |application, session, tools| {
         world.root(&Root { user: "ana", group: "ap", application, agent: "scheduling-assistant", session, tools }, now())

@@ -1,4 +1,4 @@
-//! The demo's world: the example policy with keys made this moment, and the chains that its agents present.
+//! The company of the demo: the example policy with fresh keys, and the chains that its agents present.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::policy::document::{Body, Document};
 use crate::policy::source::{SourceFile, parse};
 use crate::token::{PrivateKey, issue};
 
-/// The four agents and their neighbours, as in the examples; keys are put in here.
+/// The four agents of the examples, with their users and tools. The keys are inserted here.
 const POLICY: &[(&str, &str)] = &[
     ("agents.yaml", include_str!("../../../examples/policies/four-agents/agents.yaml")),
     ("identities.yaml", include_str!("../../../examples/policies/four-agents/identities.yaml")),
@@ -24,7 +24,7 @@ const POLICY: &[(&str, &str)] = &[
 pub(super) const ISSUER: &str = "https://login.acme.example";
 pub(super) const AUDIENCE: &str = "https://gateway.acme.example";
 
-/// A folder of its own that is gone when the demo is.
+/// A temporary folder, removed on drop.
 pub(super) struct Scratch(PathBuf);
 
 impl Scratch {
@@ -42,25 +42,25 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What cannot be removed is in the system's temporary folder and holds keys that nobody trusts any more.
+        // If the removal fails, the folder stays in the system's temporary folder; nothing trusts the keys in it any more.
         let _ = std::fs::remove_dir_all(&self.0);
     }
 }
 
-/// The keys of everybody in the demo.
+/// The keys of the issuer and of every agent in the demo.
 pub(super) struct World {
     issuer: PrivateKey,
     agents: HashMap<String, PrivateKey>,
 }
 
-/// A chain and the key that its leaf is held by.
+/// A chain, and the key that holds its leaf.
 #[derive(Clone)]
 pub(super) struct Chain<'a> {
     pub(super) tokens: Vec<Bytes>,
     pub(super) holder: &'a PrivateKey,
 }
 
-/// Who delegates what.
+/// The content of a root: the user, the application, the agent and the tools.
 pub(super) struct Root<'a> {
     pub(super) user: &'a str,
     pub(super) group: &'a str,
@@ -71,7 +71,7 @@ pub(super) struct Root<'a> {
 }
 
 impl World {
-    /// Makes keys and writes the policy that knows them into a folder.
+    /// Creates the keys and writes a policy that trusts them into a folder.
     pub(super) fn make(folder: &Path) -> Result<Self, Failure> {
         let files: Vec<SourceFile> = POLICY
             .iter()
@@ -111,12 +111,12 @@ impl World {
         key.ok_or_else(|| Failure::failed(format!("the example policy has no agent `{name}`")))
     }
 
-    /// A root by the trusted issuer.
+    /// A root that the trusted issuer signed.
     pub(super) fn root(&self, root: &Root<'_>, now: Now) -> Result<Chain<'_>, Failure> {
         self.root_signed_by(&self.issuer, root, now)
     }
 
-    /// A root that says it is by the trusted issuer; whether it is depends on the key.
+    /// A root that names the trusted issuer, signed with any key.
     pub(super) fn root_signed_by(&self, signer: &PrivateKey, root: &Root<'_>, now: Now) -> Result<Chain<'_>, Failure> {
         let holder = self.agent(root.agent)?;
         let tools: serde_json::Map<String, Value> = root.tools.iter().map(|tool| ((*tool).to_owned(), json!({}))).collect();
@@ -139,7 +139,7 @@ impl World {
         Ok(Chain { tokens: vec![jws.into()], holder })
     }
 
-    /// A hop below a chain: a part of it for another agent.
+    /// A hop that narrows a chain for another agent.
     pub(super) fn hop(&self, parent: &Chain<'_>, agent: &str, tools: &Value, now: Now) -> Result<Chain<'_>, Failure> {
         let holder = self.agent(agent)?;
         let claims = json!({
@@ -165,7 +165,7 @@ pub(super) fn new_key() -> Result<PrivateKey, Failure> {
     PrivateKey::generate().map_err(Failure::failed)
 }
 
-/// The time, as a gateway reads it.
+/// The current time, as a gateway reads it.
 pub(super) fn now() -> Now {
     SystemClock.now()
 }

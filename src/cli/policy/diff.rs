@@ -1,4 +1,4 @@
-//! `portcullis policy diff`: what a folder would change, against a running server, a store, or another folder.
+//! `portcullis policy diff`: the changes that a folder would make to a running server, a store, or another folder.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,7 @@ use crate::policy::excerpt::Sources;
 use crate::policy::source::{parse, read_folder};
 use crate::policy::{Compiled, Diagnostic};
 
-/// Pairs listed; as many as a server lists.
+/// Most pairs that are listed; a server lists as many.
 const PAIRS_LISTED_MAX: usize = crate::pap::PAIRS_LISTED_MAX;
 
 const HELP: &str = "\
@@ -67,7 +67,7 @@ async fn against_server(arguments: &DiffArgs) -> Result<wire::DiffPolicyResponse
     AdminClient::open(&arguments.admin).await?.diff(wire::DiffPolicyRequest { files }).await
 }
 
-/// Two folders, without a server.
+/// Compares two folders without a server.
 fn between(before: &Path, after: &Path) -> Result<wire::DiffPolicyResponse, Failure> {
     let ((old, before), (new, after)) = (compiled(before)?, compiled(after)?);
     let pairs = diff::pairs(&before, &after, PAIRS_LISTED_MAX);
@@ -170,7 +170,7 @@ fn show(answer: wire::DiffPolicyResponse, output: &Output) {
     output.line(&format!("{wider} wider, {changed} changed, {narrower} narrower{against}"));
 }
 
-/// What widens in red: it is what a reader must not miss.
+/// Widening changes are red, because a reader must not miss them.
 fn coloured(text: &str, direction: &str) -> String {
     let colour = match direction {
         "wider" => AnsiColor::Red,

@@ -1,4 +1,4 @@
-//! `portcullis policy history` and `rollback`: what changed policy, and the way back.
+//! `portcullis policy history` and `rollback`: the revisions that changed policy, and the return to one of them.
 
 use clap::Args;
 use serde_json::{Value, json};
@@ -9,7 +9,7 @@ use super::super::{AdminArgs, Failure, progress};
 use super::show_applied;
 use crate::api::r#gen as wire;
 
-/// Documents of a revision named in the table; `--json` names all.
+/// Most documents that the table names for one revision; `--json` names all.
 const NAMED_MAX: usize = 3;
 
 #[derive(Debug, Args)]
@@ -72,7 +72,7 @@ pub(super) async fn list(arguments: HistoryArgs, output: &Output) -> Result<(), 
     Ok(())
 }
 
-/// The documents of a revision, as far as a line has room for them.
+/// The documents of a revision, as far as they fit on a line.
 fn documents(revision: &wire::PolicyRevision) -> String {
     let named = |sign: &'static str, ids: &[wire::DocumentId]| {
         ids.iter().map(move |id| format!("{sign}{} {}", id.kind, id.id)).collect::<Vec<_>>()

@@ -1,4 +1,4 @@
-//! `portcullis policy shadow-report`: where documents in `mode: shadow` would decide otherwise.
+//! `portcullis policy shadow-report`: the calls that documents in `mode: shadow` would decide otherwise.
 
 use clap::Args;
 use serde_json::json;

@@ -14,7 +14,7 @@ use crate::policy::excerpt::{Sources, printable};
 use crate::policy::source::{parse, read_folder};
 use crate::policy::testrun::{self, Outcome, Place, Report};
 
-/// Entries listed as not reached; `--json` lists all.
+/// Most unreached entries that are listed; `--json` lists all.
 const UNREACHED_SHOWN_MAX: usize = 50;
 
 const HELP: &str = "\
@@ -61,7 +61,7 @@ pub(super) fn run(arguments: &TestArgs, output: &Output) -> Result<(), Failure> 
     }
 }
 
-/// A folder with errors is tested in no way.
+/// A folder with errors is not tested.
 fn refuse(diagnostics: &[Diagnostic], sources: &Sources<'_>, output: &Output) -> Failure {
     let said = diagnostics.iter().map(|diagnostic| diagnostic_json(diagnostic, sources));
     output.json(&json!({ "diagnostics": said.collect::<Vec<_>>() }));
@@ -101,7 +101,7 @@ fn show(report: &Report, coverage_min: Option<u8>, output: &Output) -> Result<()
     if report.failures.is_empty() && covered { Ok(()) } else { Err(Failure::silent(Failure::FAILED)) }
 }
 
-/// Text of several lines, each without what a terminal would act on.
+/// Text of several lines, without characters that a terminal would obey.
 fn lines(text: &str) -> String {
     text.lines().map(printable).collect::<Vec<_>>().join("\n")
 }
