@@ -1,9 +1,9 @@
-//! What tests of this program and of programs that embed it share: a reference evaluator, the suite that every store passes, and
-//! more to come.
+//! Test support for this program and for programs that embed it: a reference evaluator, the suite that every store passes, a
+//! PostgreSQL server and a proxy.
 //!
-//! Compiled for tests, and for others with the feature `testing`; nothing of the program may depend on it. Look next at
-//! [`reference`], the algebra in its plainest words, and at [`store`]. [`postgres`] is a server to run it on, [`proxy`] a bad network
-//! before it.
+//! It is compiled for tests, and with the feature `testing`. No other module of the program may depend on it. Look next at
+//! [`reference`], which evaluates policy in the simplest way, and at [`store`], the suite. [`postgres`] starts a server for it, and
+//! [`proxy`] simulates a bad network.
 
 pub mod cases;
 pub mod postgres;

@@ -1,7 +1,9 @@
-//! A real PostgreSQL for tests: one server a test process, made in a temporary folder, gone with the process however that ends.
+//! A real PostgreSQL server for tests: one for each test process, in a temporary folder. It ends with the process, however that
+//! ends.
 //!
-//! It needs the server's programs (Debian: `postgresql`, `postgresql-15`) and nothing that runs; without them a test fails and says
-//! so. This file stands alone, so that the integration tests can take it in by its path. Look next at `store/postgres/tests.rs`.
+//! It needs the server's programs (Debian: `postgresql`, `postgresql-15`) but no running server. A test fails without the programs,
+//! and says so. This file stands alone, so that the integration tests can include it by its path. Look next at
+//! `store/postgres/tests.rs`.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a harness of tests fails by panicking")]
 #![allow(dead_code, unreachable_pub, reason = "not everyone who takes it in uses all of it, and some take it in privately")]
 
@@ -15,17 +17,17 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, geteuid, kill_process};
 
-/// How long a server may take to start or stop.
+/// Longest time for a server to start or stop.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// The superuser of every server made here.
 const SUPERUSER: &str = "boss";
 const PROGRAMS: [&str; 6] = ["initdb", "postgres", "pg_ctl", "psql", "pg_isready", "pg_basebackup"];
-/// The package of all of them.
+/// The Debian package with all of these programs.
 const POSTGRESQL: &str = "postgresql";
 const MISSING: &str = "this test needs the programs of a PostgreSQL server (initdb, postgres, pg_basebackup) and found none: install Debian's package \
     `postgresql` (or `postgresql-15`), as ./test.sh does; nothing needs to run";
 
-/// Stops the server and takes its folder away once standard input ends, which it does when the test process does, however.
+/// Stops the server and removes its folder once standard input closes. That happens when the test process ends, for any reason.
 const WATCHED: &str = r#"
 folder=$1; shift
 "$@" >"$folder/server.log" 2>&1 &
@@ -41,7 +43,7 @@ wait "$server"
 rm -rf "$folder"
 "#;
 
-/// A server of its own.
+/// A PostgreSQL server in a folder of its own.
 pub struct Server {
     folder: PathBuf,
     port: u16,
@@ -50,14 +52,14 @@ pub struct Server {
     databases: AtomicU64,
 }
 
-/// The server that the tests of this process share; those that break one start their own.
+/// The server that the tests of this process share. A test that breaks its server starts one of its own.
 pub fn shared() -> &'static Server {
     static SERVER: OnceLock<Server> = OnceLock::new();
     SERVER.get_or_init(|| Server::start(&[]))
 }
 
 impl Server {
-    /// Makes a server with settings such as `synchronous_standby_names=x` and starts it.
+    /// Creates a server with settings such as `synchronous_standby_names=x`, and starts it.
     pub fn start(settings: &[&str]) -> Self {
         Self::start_on(settings, |bin, data| {
             let mut command = as_other(&bin.join("initdb"));
@@ -66,7 +68,7 @@ impl Server {
         })
     }
 
-    /// Starts a server on a copy of what a stopped one has on its disk.
+    /// Starts a server on a copy of a stopped server's data.
     pub fn start_copy(of: &Server, settings: &[&str]) -> Self {
         let from = of.folder.join("data/.");
         Self::start_on(settings, |_, data| {
@@ -76,9 +78,9 @@ impl Server {
         })
     }
 
-    /// Starts a standby, `name` to the server that it streams from, which is reached on a port of the loopback address.
+    /// Starts a standby with this name. It streams from the server on a port of the loopback address.
     pub fn standby(name: &str, port: u16) -> Self {
-        // Asks again soon where its primary ended the stream, as one does that is promoted; else after five seconds.
+        // The standby retries soon after its primary ends the stream, as a promoted primary does. The default is five seconds.
         Self::start_on(&["wal_retrieve_retry_interval=100ms"], |bin, data| {
             let mut command = as_other(&bin.join("pg_basebackup"));
             command.args(["--no-sync", "--checkpoint=fast", "--wal-method=stream", "--write-recovery-conf", "--no-password"]);
@@ -87,17 +89,17 @@ impl Server {
         })
     }
 
-    /// Makes a standby a server of its own, and waits until it is.
+    /// Promotes a standby, and waits until it accepts writes.
     pub fn promote(&self) {
         self.control(&["promote", "-w"]);
     }
 
-    /// Has a standby stream from the server on a port of the loopback address.
+    /// Makes a standby stream from the server on a port of the loopback address.
     pub fn follow(&self, name: &str, port: u16) {
         self.set(&format!("primary_conninfo = 'host=127.0.0.1 port={port} user={SUPERUSER} application_name={name}'"));
     }
 
-    /// How much of its primary's log a standby has written down.
+    /// The bytes of its primary's log that a standby has written.
     pub fn received(&self) -> u64 {
         self.sql("postgres", "SELECT (pg_last_wal_receive_lsn() - '0/0'::pg_lsn)::int8").parse().unwrap()
     }
@@ -106,9 +108,9 @@ impl Server {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let bin = binaries();
         let number = NEXT.fetch_add(1, Ordering::SeqCst);
-        // A short path: a socket's has at most 107 bytes.
+        // The path is short, because the path of a socket has at most 107 bytes.
         let folder = PathBuf::from(format!("/tmp/pg-test-{}-{number}", std::process::id()));
-        // Of an earlier process with this number that was killed together with its watch.
+        // The folder may be left from an earlier process with this number that was killed together with its watching shell.
         let _ = std::fs::remove_dir_all(&folder);
         std::fs::create_dir(&folder).unwrap();
         std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
@@ -131,7 +133,7 @@ impl Server {
             if server.wait_until_ready() {
                 return server;
             }
-            // Somebody else took the port in between.
+            // Another program took the port in the meantime.
             let log = std::fs::read_to_string(folder.join("server.log")).unwrap_or_default();
             assert!(attempt < 5 && log.contains("could not bind"), "the server did not start: {log}");
             let mut server = std::mem::ManuallyDrop::new(server);
@@ -140,14 +142,14 @@ impl Server {
         }
     }
 
-    /// A new database; answers its URL, by the socket's folder.
+    /// Creates a database; returns its URL, which names the socket's folder.
     pub fn database(&self) -> String {
         let name = format!("d{}", self.databases.fetch_add(1, Ordering::SeqCst));
         self.sql("postgres", &format!("CREATE DATABASE {name}"));
         self.url(&name)
     }
 
-    /// The URL of a database for the superuser.
+    /// The URL of a database, for the superuser.
     pub fn url(&self, database: &str) -> String {
         format!("postgres://{SUPERUSER}@/{database}?host={}&port={}", self.folder.display(), self.port)
     }
@@ -157,7 +159,7 @@ impl Server {
         self.port
     }
 
-    /// The folder with socket, log and data.
+    /// The folder with the socket, the log and the data.
     pub fn folder(&self) -> &Path {
         &self.folder
     }
@@ -167,14 +169,14 @@ impl Server {
         SUPERUSER
     }
 
-    /// Runs SQL as the superuser in a database or its URL; answers what it printed, unaligned.
+    /// Runs SQL as the superuser on a database or its URL; returns the unaligned output.
     pub fn sql(&self, database: &str, sql: &str) -> String {
         let output = self.try_sql(database, sql);
         assert!(output.status.success(), "{sql}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
-    /// As [`Server::sql`], with what came of it.
+    /// Runs SQL as [`Server::sql`] does, and returns the exit status too.
     pub fn try_sql(&self, database: &str, sql: &str) -> Output {
         let database = database.split('?').next().unwrap().rsplit('/').next().unwrap();
         let mut command = self.psql();
@@ -182,25 +184,25 @@ impl Server {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut psql = started(&mut command, POSTGRESQL);
         let asked = psql.stdin.take().unwrap().write_all(sql.as_bytes());
-        // One that finds no server ends without reading; what it printed says so.
+        // A `psql` that finds no server ends without reading. Its output says so.
         assert!(asked.is_ok() || asked.is_err_and(|error| error.kind() == ErrorKind::BrokenPipe), "`psql` cannot be asked");
         psql.wait_with_output().unwrap()
     }
 
-    /// The server's own `psql` as the superuser, with what is read from a file or printed for people turned off.
+    /// The server's own `psql` for the superuser, without a configuration file and without decoration of the output.
     pub fn psql(&self) -> Command {
         let mut command = Command::new(self.bin.join("psql"));
         command.args(["-XAtq", "-U", SUPERUSER]).env("PGCONNECT_TIMEOUT", "20");
         command
     }
 
-    /// Changes a setting and has the server read it.
+    /// Changes a setting and makes the server reload it.
     pub fn set(&self, setting: &str) {
-        // Each in a transaction of its own, which is what the command wants.
+        // Each statement has a transaction of its own, as the command requires.
         self.sql("postgres", &format!("ALTER SYSTEM SET {setting};\nSELECT pg_reload_conf();"));
     }
 
-    /// Stops the server as a loss of power does, and starts it again on what is on its disk.
+    /// Stops the server as a loss of power does, then starts it on the data that reached its disk.
     pub fn crash_and_restart(&self) {
         self.crash();
         self.restart();
@@ -211,13 +213,13 @@ impl Server {
         self.control(&["stop", "-m", "immediate", "-w"]);
     }
 
-    /// SIGKILL to every process of the server; returns once none is left.
+    /// Sends SIGKILL to every process of the server; returns once none is left.
     pub fn kill(&self) {
         let pids = self.pids();
         assert!(!pids.is_empty(), "the server is stopped");
         signal(&pids, Signal::KILL);
         let until = Instant::now() + START_TIMEOUT;
-        // A dead one whose parent has not heard of it yet holds nothing.
+        // A dead process that its parent has not reaped yet holds no resource.
         let lives = |pid: &Pid| stat(*pid).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'));
         while pids.iter().any(lives) {
             assert!(Instant::now() < until, "a killed server lives");
@@ -232,27 +234,27 @@ impl Server {
         assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
     }
 
-    /// Starts a server that was stopped.
+    /// Starts a stopped server.
     pub fn restart(&self) {
         let options = std::fs::read_to_string(self.folder.join("data/postmaster.opts")).unwrap();
         let options = options.split_once(' ').map(|(_, options)| options.trim().replace('"', "")).unwrap();
         let mut command = as_other(&self.bin.join("pg_ctl"));
         command.args(["start", "-w", "-l"]).arg(self.folder.join("data/restarted.log"));
         command.arg("-o").arg(options).arg("-D").arg(self.folder.join("data")).current_dir("/");
-        // The server keeps what it inherits: with a pipe there would be no end.
+        // The server keeps inherited file descriptors open, so reading a pipe would never end.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let done = started(&mut command, POSTGRESQL).wait().unwrap();
         assert!(done.success(), "{}", std::fs::read_to_string(self.folder.join("data/restarted.log")).unwrap_or_default());
     }
 
-    /// Stops every process of the server where it stands, or lets them go on.
+    /// Suspends every process of the server, or resumes them.
     pub fn freeze(&self, frozen: bool) {
         let pids = self.pids();
         assert!(!pids.is_empty(), "the server is stopped");
         signal(&pids, if frozen { Signal::STOP } else { Signal::CONT });
     }
 
-    /// The server's processes, the one that makes the others first; none while it is stopped.
+    /// The server's processes, the postmaster first; none while the server is stopped.
     fn pids(&self) -> Vec<Pid> {
         let Some(main) = self.pid() else { return Vec::new() };
         let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
@@ -285,10 +287,10 @@ impl Server {
 }
 
 impl Drop for Server {
-    // INVARIANT: nothing here panics. A test that fails drops its servers while it unwinds, and a second panic then would end the whole
-    // process, and all other tests with it.
+    // INVARIANT: nothing here panics. A failing test drops its servers while it unwinds, and a second panic would end the process
+    // and all other tests.
     fn drop(&mut self) {
-        // One that is stopped for good has none; one that was started again is nobody's child.
+        // A server that was stopped for good has no process. One that was started again is not a child of this process.
         let pids = self.pids();
         signal(&pids, Signal::CONT);
         signal(pids.get(..1).unwrap_or_default(), Signal::QUIT);
@@ -302,22 +304,22 @@ fn pid_of(text: &str) -> Option<Pid> {
     text.parse().ok().and_then(Pid::from_raw)
 }
 
-/// Sends a signal to each process; one that has ended needs none.
+/// Sends a signal to each process; a process that has ended is skipped.
 fn signal(pids: &[Pid], signal: Signal) {
     for pid in pids {
         let _ = kill_process(*pid, signal);
     }
 }
 
-/// The state of a process and the id of its parent, if there is such a process.
+/// The state of a process and the id of its parent, if the process exists.
 fn stat(pid: Pid) -> Option<(char, i32)> {
-    // `PID (NAME) STATE PARENT …`; a name may hold anything, also a bracket.
+    // The format is `PID (NAME) STATE PARENT …`. A name may contain any character, including a bracket.
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
     let mut fields = stat.rsplit(") ").next()?.split(' ');
     Some((fields.next()?.chars().next()?, fields.next()?.parse().ok()?))
 }
 
-/// What a program printed. A test that cannot run one names it, and the package that has it.
+/// Runs a program and returns its output. If the program cannot be started, the panic names it and its package.
 ///
 /// # Panics
 /// If the program cannot be started.
@@ -326,7 +328,7 @@ pub fn output_of(command: &mut Command, package: &str) -> Output {
     output.unwrap_or_else(|error| panic!("this test needs `{}` ({error}): {}", shown(command), install(package)))
 }
 
-/// As [`output_of`], for a program that goes on.
+/// Starts a program that keeps running, with the same panic as [`output_of`].
 ///
 /// # Panics
 /// If the program cannot be started.
@@ -349,9 +351,9 @@ fn watch(folder: &Path, bin: &Path, data: &Path, settings: &[String]) -> Child {
     for setting in settings {
         command.arg("-c").arg(setting);
     }
-    // A group of its own: an interrupt from the terminal ends the tests, and their end ends this.
+    // The shell has a process group of its own. An interrupt from the terminal ends the tests, and their end closes its input.
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
-    // As root it is `setpriv` that runs, else the shell.
+    // For root `setpriv` is started, otherwise the shell.
     started(command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()), "util-linux")
 }
 
@@ -370,13 +372,13 @@ fn binaries() -> PathBuf {
     folders.into_iter().find(has_all).expect(MISSING)
 }
 
-/// Whom a server runs as where the tests run as root, which the server refuses to be.
+/// The user that runs the server if the tests run as root, because the server refuses root.
 fn other_user() -> &'static str {
     let known = |name: &str| output_of(Command::new("id").arg(name), "coreutils").status.success();
     if known("postgres") { "postgres" } else { "nobody" }
 }
 
-/// A command as a user that the server agrees to be.
+/// A command as a user that the server accepts.
 fn as_other(program: &Path) -> Command {
     if !geteuid().is_root() {
         return Command::new(program);

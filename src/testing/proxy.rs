@@ -1,9 +1,9 @@
-//! A TCP proxy that does to a connection what networks do: delays, cuts, half-closed and half-open connections, bytes that vanish.
+//! A TCP proxy with the faults of a network: delays, cuts, half-closed and half-open connections, lost bytes.
 //!
-//! It runs on a thread of its own or as a process of its own, which can then be stopped and killed like any other. A connection that has lost
-//! a byte never carries one again in that direction, not even once all is well: TCP knows no holes, so what is lost stays lost, and
-//! who waits for it waits for ever. This file stands alone, so that the integration tests and the load driver can take it in by its
-//! path. Look next at `load-tests/faults/scenario.rs`, the table of what is done with it.
+//! It runs on a thread or as a process of its own, which a test can stop and kill. A connection that has lost a byte never carries
+//! one again in that direction, even after the fault ends: TCP never skips bytes, so a receiver waits for the lost byte for ever.
+//! This file stands alone, so that the integration tests and the load driver can include it by its path. Look next at
+//! `load-tests/faults/scenario.rs`, the table of faults.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a harness of tests fails by panicking")]
 #![allow(
     dead_code,
@@ -25,20 +25,20 @@ use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{mpsc, watch};
 
-/// Bytes that wait in one direction of a connection; then its sender is not read.
+/// Most bytes that wait in one direction of a connection. At this number the proxy stops reading from the sender.
 const WAITING_BYTES_MAX: usize = 1024 * 1024;
 const CHUNK_BYTES: usize = 16 * 1024;
-/// What every answer of the process begins with, wherever on a line it stands: a test's output may come before it.
+/// The prefix of every answer of the process. It may stand anywhere on a line, because a test's output may come before it.
 const ANSWER: &str = "@proxy ";
 
 /// One or both directions of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// What who connected says.
+    /// From the client to the server.
     Up,
-    /// What the server answers.
+    /// From the server to the client.
     Down,
-    /// All of it.
+    /// Both directions.
     Both,
 }
 
@@ -48,20 +48,21 @@ impl Way {
     }
 }
 
-/// What a route does.
+/// The fault of a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Mode {
-    /// Carries all.
+    /// Forwards all bytes.
     Pass,
-    /// Carries all, each direction so many milliseconds later.
+    /// Forwards all bytes, each direction delayed by this many milliseconds.
     Delay(u64),
-    /// Resets every connection there is, however soon another mode follows, and new ones as soon as they come.
+    /// Resets every existing connection, even if another mode follows at once, and every new one as it arrives.
     Cut,
-    /// Ends one direction of every connection there is, however soon another mode follows, and of new ones; the other goes on.
+    /// Ends one direction of every existing connection, even if another mode follows at once, and of new ones. The other direction
+    /// goes on.
     HalfClose(Way),
-    /// Swallows; connections stay open, and new ones are taken.
+    /// Discards bytes. Connections stay open, and new ones are accepted.
     BlackHole(Way),
-    /// Carries all until somebody who connected says these words: from then on that connection is a black hole both ways.
+    /// Forwards all bytes until a client sends this text. From then on its connection is a black hole in both directions.
     BlackHoleAt(String),
 }
 
@@ -113,7 +114,7 @@ impl FromStr for Mode {
     }
 }
 
-/// What a route is set to.
+/// The setting of a route.
 #[derive(Clone, Debug)]
 struct Setting {
     mode: Mode,
@@ -121,8 +122,8 @@ struct Setting {
     done: Done,
 }
 
-/// How often the route was told to do what is done once to every connection there is. A connection compares these counts with those
-/// of its begin, because a watch channel shows the newest mode alone: a connection may never see one that was followed at once.
+/// Counts how often the route was told to cut or half-close its connections. A connection compares these counts with those at its
+/// start, because a watch channel keeps only the newest mode, so a connection may never see a mode that was replaced at once.
 #[derive(Clone, Copy, Debug, Default)]
 struct Done {
     cuts: u64,
@@ -143,17 +144,17 @@ impl Done {
     }
 }
 
-/// A route in this process; its listener and all its connections end with it.
+/// A route in this process. Its listener and its connections end when it is dropped.
 pub struct Route {
     address: SocketAddr,
     setting: watch::Sender<Setting>,
 }
 
 impl Route {
-    /// Listens on a port of the loopback address, 0 for any, on the runtime that this is called on.
+    /// Listens on a loopback port, 0 for any free one, on the current runtime.
     ///
     /// # Errors
-    /// If the port cannot be had.
+    /// If the port cannot be bound.
     pub async fn listen(port: u16, upstream: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
         let address = listener.local_addr()?;
@@ -162,12 +163,12 @@ impl Route {
         Ok(Self { address, setting })
     }
 
-    /// Where it listens.
+    /// The address of the listener.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// From now on it does this, to connections that there are and to new ones.
+    /// Sets the mode of existing and new connections.
     pub fn set(&self, mode: Mode) {
         self.setting.send_modify(|setting| {
             setting.done.count(&mode);
@@ -175,7 +176,7 @@ impl Route {
         });
     }
 
-    /// New connections lead there; those that there are stay where they are.
+    /// Sets the server for new connections. Existing connections keep theirs.
     pub fn point(&self, upstream: SocketAddr) {
         self.setting.send_modify(|setting| setting.upstream = upstream);
     }
@@ -186,7 +187,7 @@ async fn accept(listener: TcpListener, mut settings: watch::Receiver<Setting>) {
         tokio::select! {
             accepted = listener.accept() => match accepted {
                 Ok((near, _)) => drop(tokio::spawn(carry(near, settings.clone()))),
-                // Out of descriptors, say: not for long.
+                // The process may be out of file descriptors, which soon ends.
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             },
             gone = closed(&mut settings) => return gone,
@@ -194,12 +195,12 @@ async fn accept(listener: TcpListener, mut settings: watch::Receiver<Setting>) {
     }
 }
 
-/// Ends when the route does.
+/// Returns when the route ends.
 async fn closed(settings: &mut watch::Receiver<Setting>) {
     while settings.changed().await.is_ok() {}
 }
 
-/// Both directions of one connection, until it ends or is cut.
+/// Relays both directions of one connection, until it ends or is cut.
 async fn carry(near: TcpStream, settings: watch::Receiver<Setting>) {
     let near = Arc::new(near);
     let mut cut = settings.clone();
@@ -207,11 +208,11 @@ async fn carry(near: TcpStream, settings: watch::Receiver<Setting>) {
     let both = async {
         let Ok(far) = TcpStream::connect(upstream).await else { return reset(&near) };
         for stream in [&*near, &far] {
-            // Without it this proxy would add delays of its own.
+            // Without this option the proxy would add delays of its own.
             let _ = stream.set_nodelay(true);
         }
         let far = Arc::new(far);
-        // Raised by whichever direction hears the words that make a black hole of both.
+        // Set by the direction that sees the text that makes both directions a black hole.
         let fallen = watch::Sender::new(false);
         let one = |way, from: &Arc<TcpStream>, to: &Arc<TcpStream>| {
             let (from, to, settings, fallen) = (from.clone(), to.clone(), settings.clone(), fallen.clone());
@@ -228,13 +229,13 @@ async fn carry(near: TcpStream, settings: watch::Receiver<Setting>) {
     }
 }
 
-/// Closing it will be a reset, which nobody takes for an end.
+/// Makes the close of a stream a reset, which no peer takes for a normal end.
 fn reset(stream: &TcpStream) {
-    // One that is closed already needs none.
+    // A stream that is already closed needs no reset.
     let _ = SockRef::from(stream).set_linger(Some(Duration::ZERO));
 }
 
-/// One direction of a connection.
+/// Relays one direction of a connection.
 struct Pump {
     way: Way,
     from: Arc<TcpStream>,
@@ -243,7 +244,7 @@ struct Pump {
     /// How often this direction of the route had been ended when the connection began.
     ended: u64,
     fallen: watch::Sender<bool>,
-    /// Whether bytes were swallowed: then nothing may follow them.
+    /// Whether bytes were lost. Then no byte may follow them.
     lost: bool,
 }
 
@@ -258,7 +259,7 @@ impl Pump {
                 if !self.swallows() {
                     return shut(&self.to);
                 }
-                // An end is swallowed as well: the other side goes on waiting.
+                // An end is discarded as well, so the other side keeps waiting.
                 std::future::pending::<()>().await;
             }
             let due = waiting.front().map(|(due, _)| *due);
@@ -282,7 +283,7 @@ impl Pump {
                 read = read(&self.from, &mut chunk), if !ended && bytes < WAITING_BYTES_MAX => {
                     let length = match read {
                         Ok(length) => length,
-                        // Who sends into a black hole does not hear that there is nobody.
+                        // A sender into a black hole never learns that the receiver is gone.
                         Err(_) if self.swallows() => 0,
                         Err(error) => return Err(error),
                     };
@@ -303,13 +304,13 @@ impl Pump {
         }
     }
 
-    /// Whether this direction was ended, or is ended as soon as a connection comes.
+    /// Whether this direction was ended, or is ended as soon as a connection arrives.
     fn half_closed(&mut self) -> bool {
         let setting = self.settings.borrow_and_update();
         matches!(setting.mode, Mode::HalfClose(way) if way.covers(self.way)) || setting.done.ended(self.way) != self.ended
     }
 
-    /// Whether a byte of now is lost; then all later ones are.
+    /// Whether a byte is lost now. Then all later bytes are lost too.
     fn swallows(&mut self) -> bool {
         let covered = matches!(self.settings.borrow().mode, Mode::BlackHole(way) if way.covers(self.way));
         self.lost |= covered || *self.fallen.borrow();
@@ -357,19 +358,19 @@ async fn write_all(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
 
 fn shut(to: &TcpStream) -> io::Result<()> {
     match SockRef::from(to).shutdown(Shutdown::Write) {
-        // Gone already.
+        // The stream is closed already.
         Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
         outcome => outcome,
     }
 }
 
-/// The process: takes commands on standard input, one a line, and ends with it.
+/// Runs the proxy process: it reads one command a line from standard input, and ends when the input ends.
 ///
-/// `route PORT UPSTREAM` is answered with the address where that route listens; `mode NUMBER MODE` and `point NUMBER UPSTREAM` with
-/// `done`.
+/// The answer to `route PORT UPSTREAM` is the address of the new route. The answer to `mode NUMBER MODE` and `point NUMBER
+/// UPSTREAM` is `done`.
 ///
 /// # Errors
-/// If no runtime can be had; what is wrong with a command is its answer.
+/// If no runtime can be made. A wrong command is no error: its answer names the problem.
 pub fn serve() -> io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (lines_out, mut lines) = mpsc::channel::<String>(16);
@@ -384,7 +385,7 @@ pub fn serve() -> io::Result<()> {
         let mut routes = Vec::new();
         while let Some(line) = lines.recv().await {
             let answer = obey(&line, &mut routes).await.unwrap_or_else(|problem| format!("problem {problem}"));
-            // Not `println`, which a test's harness would keep for itself.
+            // `println` is not used, because a test harness would capture it.
             writeln!(io::stdout(), "{ANSWER}{answer}")?;
             io::stdout().flush()?;
         }
@@ -413,7 +414,7 @@ async fn obey(line: &str, routes: &mut Vec<Route>) -> Result<String, String> {
     Ok("done".to_owned())
 }
 
-/// A proxy that is a process of its own; it is killed when this is dropped, and ends when this process does.
+/// A proxy in a process of its own. It is killed on drop, and ends when this process ends.
 pub struct Process {
     command: Box<dyn Fn() -> Command + Send>,
     running: Option<(Child, ChildStdin, BufReader<ChildStdout>)>,
@@ -421,7 +422,7 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts what `command` makes: a program that calls [`serve`].
+    /// Starts the program that `command` returns; that program calls [`serve`].
     pub fn start(command: impl Fn() -> Command + Send + 'static) -> Self {
         let mut process = Self { command: Box::new(command), running: None, routes: Vec::new() };
         process.run();
@@ -435,39 +436,39 @@ impl Process {
         self.running = Some((child, stdin, stdout));
     }
 
-    /// A new route to a server: its number, and where to connect to.
+    /// Adds a route to a server; returns its number and its address.
     pub fn route(&mut self, upstream: SocketAddr) -> (usize, SocketAddr) {
         let address = self.ask(&format!("route 0 {upstream}")).parse().expect("no address");
         self.routes.push((address, upstream));
         (self.routes.len() - 1, address)
     }
 
-    /// As [`Route::set`].
+    /// Sets the mode, as [`Route::set`].
     pub fn set(&mut self, route: usize, mode: &Mode) {
         self.ask(&format!("mode {route} {mode}"));
     }
 
-    /// As [`Route::point`].
+    /// Sets the server, as [`Route::point`].
     pub fn point(&mut self, route: usize, upstream: SocketAddr) {
         self.ask(&format!("point {route} {upstream}"));
         self.routes.get_mut(route).expect("no such route").1 = upstream;
     }
 
-    /// Its process id; 0 while it is killed.
+    /// The process id; 0 while the process is killed.
     pub fn id(&self) -> u32 {
         self.running.as_ref().map_or(0, |(child, ..)| child.id())
     }
 
-    /// SIGKILL. Its ports are free, its connections are reset.
+    /// Sends SIGKILL. Its ports become free, and its connections are reset.
     pub fn kill(&mut self) {
         if let Some((mut child, ..)) = self.running.take() {
-            // One that ended by itself is as dead.
+            // A process that ended by itself needs no signal.
             let _ = child.kill();
             let _ = child.wait();
         }
     }
 
-    /// Starts it anew, with the routes on the ports that they had, all carrying.
+    /// Starts the process again, with the routes on their old ports, all forwarding.
     pub fn restart(&mut self) {
         self.kill();
         self.run();

@@ -1,8 +1,8 @@
-//! The naive reference evaluator: the algebra of policy in its plainest words, and as slow as that.
+//! The naive reference evaluator: the policy algebra in its simplest form, without regard to speed.
 //!
-//! It works on documents as they were written, for one call at a time. It shares nothing with the compiled evaluator but the
-//! vocabulary and `Constraint::{holds, speaks_of}`; above all, it matches tools and unites layers by itself. Every case that
-//! the compiled evaluator decides is decided here too, and they must agree. Look next at `policy/compile/evaluate.rs`.
+//! It evaluates documents as they were written, for one call at a time. It shares nothing with the compiled evaluator but the
+//! vocabulary and `Constraint::{holds, speaks_of}`; in particular it matches tools and combines layers on its own. Every case of
+//! the compiled evaluator is decided here too, and both must agree. Look next at `policy/compile/evaluate.rs`.
 
 use crate::model::constraint::ArgumentMap;
 use crate::model::decision::{ApprovalNeed, Effect, EntryRef, PreparedNeed};
@@ -14,22 +14,22 @@ use crate::policy::document::{AgentSpec, Body, Document, Entry, GuardrailSpec, N
 
 mod conditions;
 
-/// The decision as the algebra gives it.
+/// The decision of the reference.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// The least of all layers.
+    /// The least effect of all layers.
     pub effect: Effect,
-    /// Why.
+    /// The reason.
     pub reason: Reason,
-    /// The first layer that gave it; `None` on a permit.
+    /// The first layer with that effect; `None` on a permit.
     pub layer: Option<Layer>,
-    /// Index of the agent or token at fault.
+    /// The index of the agent or token at fault.
     pub hop: Option<usize>,
     /// The entry that decided.
     pub matched: Option<EntryRef>,
-    /// What each asking layer asks for, where none denies.
+    /// The approval that each asking layer needs, if no layer denies.
     pub approvals: Vec<ApprovalNeed>,
-    /// What each layer demands to have been prepared, where none denies.
+    /// The preparations that each layer needs, if no layer denies.
     pub prepared: Vec<PreparedNeed>,
 }
 
@@ -48,7 +48,7 @@ pub fn decide(documents: &[Document], subject: &Subject, call: &Call<'_>) -> Ans
     Answer { approvals, prepared, ..first.cloned().unwrap_or_else(permit) }
 }
 
-/// The documents as they would be were those in shadow in force: each takes the place of the one of its kind and id.
+/// Puts the documents in shadow in force: each replaces the document of the same kind and id.
 pub fn as_they_would_be(documents: &[Document]) -> Vec<Document> {
     let mut all: Vec<Document> = documents.iter().filter(|document| !document.is_shadow()).cloned().collect();
     for shadow in documents.iter().filter(|document| document.is_shadow()) {
@@ -93,14 +93,14 @@ fn layers(documents: &[Document], subject: &Subject, call: &Call<'_>) -> Vec<Ans
     answers
 }
 
-/// The subject as it was when the chain ended with the agent at `hop`: who comes later is not seen by conditions.
+/// The subject as it was when the chain ended at agent `hop`. Conditions do not see later agents.
 fn seen_from(subject: &Subject, hop: usize) -> Subject {
     let mut seen = subject.clone();
     seen.agents.truncate(hop + 1);
     seen
 }
 
-/// The least answer that a layer gives for any agent of the chain, with all that is asked for by any.
+/// The least answer of a layer over all agents of the chain, with the approvals and preparations that any of them needs.
 fn least_for_each_agent(subject: &Subject, ask: &dyn Fn(&Subject) -> Answer) -> Answer {
     let answers: Vec<Answer> = (0..subject.agents.len()).map(|hop| ask(&seen_from(subject, hop))).collect();
     let least = answers.iter().map(|answer| answer.effect).min().unwrap_or(Effect::Deny);
@@ -119,7 +119,7 @@ fn least_for_each_agent(subject: &Subject, ask: &dyn Fn(&Subject) -> Answer) -> 
     Answer { prepared, approvals: approvals.into_iter().collect(), ..first }
 }
 
-/// Of the guardrails of the tool, by id: one whose condition fails denies before one whose condition holds.
+/// Evaluates the guardrails of the tool, by id. One whose condition cannot be evaluated denies before one whose condition holds.
 fn guardrail_layer(documents: &[Document], subject: &Subject, call: &Call<'_>) -> Answer {
     let mut guardrails: Vec<(&str, &GuardrailSpec)> = Vec::new();
     for document in documents.iter().filter(|document| document.key.kind == "guardrail") {
@@ -142,7 +142,7 @@ fn guardrail_layer(documents: &[Document], subject: &Subject, call: &Call<'_>) -
     permit()
 }
 
-/// A chain that names no one, an agent nobody knows, or more hops than an agent allows to follow it.
+/// Denies a chain without an agent or a scope, with an unknown agent, or with more hops than an agent allows after it.
 fn identity_failure(documents: &[Document], subject: &Subject) -> Option<Answer> {
     if subject.agents.is_empty() || subject.scopes.is_empty() {
         return Some(deny(Reason::IdentityMissing, Layer::Identity, None));
@@ -205,7 +205,7 @@ fn agent_layer(
     }
 }
 
-/// An entry of some document in one of the three lists, and how it is found there.
+/// An entry of a document, with the list and the owner through which it was found.
 struct Found<'a> {
     list: &'static str,
     owner: &'a str,
@@ -224,7 +224,7 @@ impl Found<'_> {
     }
 }
 
-/// The entries of all owners together: deny beats approve beats allow, and saying nothing denies.
+/// Combines the entries of all owners: deny beats approve, approve beats allow, and no match denies.
 fn entries_layer(
     documents: &[Document],
     owners: &[&Document],
@@ -244,7 +244,7 @@ fn entries_layer(
         }
     }
     found.retain(|found| pattern_matches(&found.entry.pattern, call.tool) && applies(found.list, found.entry, call.arguments));
-    // Which of several entries is named must not hang on the order in which they were written.
+    // The choice among several matching entries must not depend on the order in which they were written.
     let rank = |list: &str| ["deny", "approve", "allow"].iter().position(|name| *name == list);
     found.sort_by_key(|found| (found.entry.prepared.is_some(), found.owner, found.set, found.entry.text().clone()));
     let condition = |found: &Found<'_>| match &found.entry.when {
@@ -297,7 +297,7 @@ fn collect<'a>(permissions: &'a Permissions, owner: &'a Document, set: Option<&'
     }
 }
 
-/// Every permission set that is included, directly or through others.
+/// Every permission set that is included, directly or through other sets.
 fn included<'a>(documents: &'a [Document], permissions: &Permissions, seen: &mut Vec<String>) -> Vec<&'a Document> {
     let mut sets = Vec::new();
     for id in &permissions.include {
@@ -341,7 +341,7 @@ fn satisfies(map: &ArgumentMap, arguments: &Object) -> bool {
     map.open || arguments.iter().all(|(name, _)| map.named.contains_key(name))
 }
 
-/// `*` alone is every tool; in a pattern it is any run of characters but a slash.
+/// A lone `*` matches every tool. Within a pattern it matches any run of characters except a slash.
 fn pattern_matches(pattern: &str, tool: &str) -> bool {
     fn from(pattern: &[char], tool: &[char]) -> bool {
         match (pattern, tool) {

@@ -1,7 +1,8 @@
-//! One suite that every store must pass: numbers, hashes, digest, conflicts, single use, races, the rules of revoking.
+//! The conformance suite that every store must pass: numbers, hashes, digest, conflicts, single use, races, the rules of
+//! revocation.
 //!
-//! It speaks to [`Store`] alone and knows no engine. A store's own tests call [`conformance`] and add what only that engine can
-//! get wrong.
+//! It uses only the trait [`Store`] and knows no engine. A store's own tests call [`conformance`], and add the cases that only that
+//! engine can get wrong.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a suite fails by panicking")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,10 +28,10 @@ mod signers;
 
 pub use faulty::FaultyStore;
 
-/// What the clock of every store under test reads at first, in seconds.
+/// The first reading of the clock of every store under test, in seconds.
 pub const START_UNIX_S: i64 = 1_750_000_000;
 
-/// Runs every case on a new store each, made with the clock that it is to use.
+/// Runs every case on a new store, made with the clock that the case uses.
 ///
 /// # Panics
 /// If the store fails a case.
@@ -71,10 +72,11 @@ pub async fn conformance<F: Future<Output = Arc<dyn Store>>>(make: impl Fn(Arc<M
     replicas_have_a_limit(&*store, &clock).await;
 }
 
-/// Replays the whole change log against the full state and checks numbers, hashes and digests on the way; answers the state.
+/// Replays the whole change log, checks its numbers, hashes and digests on the way, and compares the result with the full state.
+/// Returns that state.
 ///
 /// # Panics
-/// If anything does not hold together.
+/// If a check fails.
 pub async fn audit(store: &dyn Store) -> State {
     let state = store.load().await.unwrap();
     assert_eq!(state.digest, state_digest(&state.documents, &state.revocations), "the stored digest is that of the rows");
@@ -93,7 +95,7 @@ pub async fn audit(store: &dyn Store) -> State {
     state
 }
 
-/// A follower in its plainest form.
+/// A follower in its simplest form.
 #[derive(Default)]
 struct Replica {
     number: u64,
@@ -198,7 +200,7 @@ async fn expectations_conflict(store: &dyn Store) {
     check(Some(1), "[]", true).await;
     check(Some(1), "{}", false).await;
     check(Some(3), "{}", true).await;
-    // A document that came or went since is a conflict, a revocation is none.
+    // A document that was added or removed in between is a conflict; a revocation is not.
     let whole = async |since: u64, good: bool| {
         let before = audit(store).await;
         let kill = vec![kill(&format!("since {since} of {}", before.revision.number))];
@@ -449,7 +451,7 @@ async fn history_is_of_documents(store: &dyn Store) {
     let asked = CommitRequest { act: Some(act(&["j1"], 60)), ..request(vec![put("agent", "a", "{}"), kill("t0")]) };
     let first = store.commit(asked).await.unwrap();
     for number in 1..=20 {
-        // A reason that looks like a change of a document is none.
+        // A commit whose reason looks like a change of a document is not listed.
         let reason = "{\"document\":1}".to_owned();
         let target = Target::Token(format!("t{number}"));
         write(store, vec![Write::Revoke { target, meaning: Meaning::Dead, reason }]).await.unwrap();
@@ -501,7 +503,7 @@ async fn text_that_no_engine_keeps_is_refused(store: &dyn Store) {
     let why = Write::Revoke { target: Target::Token("t".into()), meaning: Meaning::Dead, reason: "\0".into() };
     refused(request(vec![why])).await;
     refused(CommitRequest { act: Some(act(&["\0"], 60)), ..request(vec![kill("t")]) }).await;
-    // A token may be named anything, and whatever its name, it can be killed; so can what has the longest name.
+    // A token may have any name. Whatever its name, even the longest, it can be revoked.
     let longest = "\u{1f480}".repeat(crate::model::limits::ID_BYTES_MAX / 4);
     let (issuer, subject, agent) = (longest.clone(), longest.clone(), longest.clone());
     let all = Write::Revoke {
@@ -527,7 +529,7 @@ async fn replicas_are_known_while_they_are_heard(store: &dyn Store, clock: &Manu
         assert_eq!(store.poll(heartbeat).await.unwrap_err(), expected);
         assert_eq!(store.load_as(heartbeat).await.unwrap_err(), expected);
     };
-    // What was heard shows once what was asked for later is done.
+    // A heartbeat is visible once a later request is answered.
     let shown = async || {
         store.spend([0; 32], START_UNIX_S + 3_600).await.unwrap();
         let replicas = store.replicas().await.unwrap();
@@ -554,14 +556,14 @@ async fn replicas_are_known_while_they_are_heard(store: &dyn Store, clock: &Manu
     assert_eq!(store.poll(&beat("a", 0, 0)).await, store.changes(0).await);
     assert_eq!(store.poll(&beat("a", 1, 0)).await, store.changes(1).await);
     assert_eq!(shown().await[0].3, "serving");
-    // What a replica acknowledges is shown at once, whatever was shown a moment ago.
+    // An acknowledgement is visible at once, whenever the list was last read.
     store.poll(&beat("a", 1, 1)).await.unwrap();
     assert_eq!(shown().await, [row("a", 1, 1, "serving", 0), row("b", 0, 0, "starting", 0)]);
     store.register(&registration("a")).await.unwrap();
     assert_eq!(shown().await[0], row("a", 1, 1, "serving", 0), "registering again forgets nothing");
     acknowledgements_are_dated(store, clock).await;
 
-    // Silence: known to its last millisecond, then forgotten, and registered anew.
+    // A silent replica is listed up to its last millisecond, then forgotten, and must register again.
     clock.advance_ms(SILENCE_MS_MAX);
     store.poll(&beat("b", 1, 0)).await.unwrap();
     assert_eq!(shown().await, [row("a", 1, 1, "serving", SILENCE_MS_MAX), row("b", 1, 0, "serving", 0)]);
@@ -575,7 +577,7 @@ async fn replicas_are_known_while_they_are_heard(store: &dyn Store, clock: &Manu
     assert_eq!(audit(store).await.revision.number, 2, "who follows is no part of the history");
 }
 
-/// Goes on from replica `a` at 1 of 1; the clock moves on by half a second and `a` is heard at its end.
+/// Continues from replica `a` at 1 of 1. The clock advances by half a second, and `a` sends a heartbeat at its end.
 async fn acknowledgements_are_dated(store: &dyn Store, clock: &ManualClock) {
     let beat = |acked_number, state| Heartbeat {
         incarnation: "a".into(),
@@ -592,7 +594,7 @@ async fn acknowledgements_are_dated(store: &dyn Store, clock: &ManualClock) {
     let listed = first().await;
     assert_eq!((listed.acked_number, listed.kill_ms, listed.age_ms), (2, Some(84), 416));
     assert_eq!(listed.condition, Condition::Fresh);
-    // A heartbeat without a question; the same number again is no new acknowledgement, and none at all has no date.
+    // A heartbeat without a question follows. The same number is no new acknowledgement, and a replica without one has no date.
     for (acked, state, expected) in [
         (2, ReplicaState::Resync, (Some(84), Condition::Resync)),
         (0, ReplicaState::Quarantined, (None, Condition::Quarantined)),

@@ -1,7 +1,7 @@
-//! Conditions for the reference: the whole of `context` as Cedar's JSON, the expression evaluated by itself.
+//! Conditions for the reference: builds the whole `context` as Cedar's JSON, and evaluates the expression on its own.
 //!
-//! Another way to the same answer than `policy/condition.rs`, which makes only what is looked at, in no JSON, and asks a policy
-//! set. Arguments that hold Cedar's escapes (`__entity`, `__extn`) are not for it.
+//! `policy/condition.rs` takes another route to the same answer: it builds only the parts that an expression reads, without JSON,
+//! and asks a policy set. Arguments that contain Cedar's escapes (`__entity`, `__extn`) are not supported here.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -14,7 +14,7 @@ use crate::model::json::{Object, Value};
 use crate::model::request::{Call, Subject};
 use crate::policy::document::Document;
 
-/// Whether a condition holds; `None` where it cannot be evaluated.
+/// Whether a condition holds; `None` if it cannot be evaluated.
 pub(super) fn holds(text: &str, documents: &[Document], subject: &Subject, call: &Call<'_>) -> Option<bool> {
     let context = Context::from_json_value(context(documents, subject, call)?, None).ok()?;
     let nobody = EntityUid::from_str(r#"T::"t""#).ok()?;
@@ -25,7 +25,7 @@ pub(super) fn holds(text: &str, documents: &[Document], subject: &Subject, call:
     }
 }
 
-/// Read once for each thread, for the cases are many and the texts few.
+/// Parses each text once for each thread, because the cases are many and the texts few.
 fn expression(text: &str) -> Option<Expression> {
     thread_local! {
         static READ: RefCell<HashMap<String, Expression>> = RefCell::default();

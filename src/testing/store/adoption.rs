@@ -1,4 +1,4 @@
-//! The part of the suite that is about restored stores: adopting one, and merging what replicas know into it.
+//! The part of the suite for restored stores: adopting a store, and merging the replicas' revocations into it.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a suite fails by panicking")]
 
 use std::future::Future;
@@ -12,7 +12,7 @@ use crate::model::time::ManualClock;
 use crate::store::lineage::MERGED_ROWS_MAX;
 use crate::store::{CommitRequest, Committed, Error, Heartbeat, Kinship, ReplicaState, Store};
 
-/// Runs every case on a new store each.
+/// Runs every case on a new store.
 pub(super) async fn conformance<F: Future<Output = (Arc<dyn Store>, Arc<ManualClock>)>>(new: &impl Fn() -> F) {
     a_new_history_goes_on_from_the_old(&*new().await.0).await;
     adoptions_follow_each_other(&*new().await.0).await;
@@ -59,7 +59,7 @@ async fn a_new_history_goes_on_from_the_old(store: &dyn Store) {
     let all = state.revocations.iter().find(|row| row.target == Target::All).unwrap();
     assert_eq!(all.watermark_unix_s, Some(START_UNIX_S + state.settings.iat_skew_s));
     assert!(!all.suspended && !all.dead);
-    // What the log says of where a replica stood.
+    // The log's answer to the position of a replica.
     let check = async |number: u64, hash: [u8; 32], expected: Kinship| {
         let lineage = store.lineage(number).await.unwrap();
         assert_eq!(lineage.revision, adopted.revision);
@@ -104,7 +104,7 @@ async fn an_adoption_stands_alone_and_is_signed(store: &dyn Store) {
     let long = Write::Adopt { reason: "x".repeat(crate::model::limits::ACT_REASON_BYTES_MAX + 1) };
     refused(store, CommitRequest { act: Some(act(&["j"], 60)), ..request(vec![long]) }).await;
     let adopted = adopt(store, "j").await;
-    // The signature is used up, in the new history too.
+    // The signature counts as used in the new history too.
     let again = CommitRequest { act: Some(act(&["j"], 60)), ..request(vec![adoption()]) };
     assert_eq!(store.commit(again).await, Err(Error::ActReplayed { jti: "j".into() }));
     assert_eq!(store.revision().await, Ok(adopted.revision));
@@ -123,11 +123,11 @@ async fn what_belonged_to_the_old_history_is_gone(store: &dyn Store) {
     let beat = Heartbeat { incarnation: "a".into(), applied_number: 2, acked_number: 2, state: ReplicaState::Serving };
     store.beat(&beat).await.unwrap();
     adopt(store, "j").await;
-    // What a replica acknowledged of the old history says nothing of the new one.
+    // An acknowledgement for the old history means nothing in the new one.
     let replicas = store.replicas().await.unwrap().rows;
     let said: Vec<_> = replicas.iter().map(|one| (one.applied_number, one.acked_number, one.state)).collect();
     assert_eq!(said, [(0, 0, ReplicaState::Starting)]);
-    // A first half from before finds no second.
+    // The first of two signatures, from before the adoption, finds no second one.
     let waits = write(store, half("bob")).await.unwrap();
     assert_eq!(waits.changes, [], "bob is the first now");
     let all = audit(store).await.revocations.into_iter().find(|row| row.target == Target::All).unwrap();
@@ -162,13 +162,13 @@ async fn merging_makes_stronger_and_never_weaker(store: &dyn Store) {
     assert_eq!(is(&session), (true, false, None, None, "known", 3));
     assert_eq!(is(&agent("both")), (false, true, Some(5), None, "known", 3));
     assert_eq!(is(&agent("here")), (false, true, None, None, "held", 1));
-    // Its watermark stands; that it is to be known for good is the stronger of both.
+    // The watermark stays, and the row that never expires is the stronger of both.
     assert_eq!(is(&agent("older")), (false, false, Some(marked), None, "known", 3));
     assert_eq!(is(&agent("newer")).2, Some(marked + 9));
     assert!(state.revocations.iter().all(|row| {
         held.revocations.iter().all(|was| was.target != row.target || crate::store::lineage::covers(Some(row), was))
     }));
-    // Again, and by another replica: it is recorded, and changes nothing.
+    // A repeated merge, and one by another replica, is recorded but changes nothing.
     for (incarnation, rows) in [("one", known.clone()), ("two", known[..1].to_vec()), ("three", vec![])] {
         assert_eq!(write(store, merge(&of, incarnation, rows)).await.unwrap().changes, []);
     }

@@ -1,4 +1,4 @@
-//! The part of the suite that is about approvals: one row a call, one use each, whoever races.
+//! The part of the suite for approvals: one row for each call and one use for each row, even in a race.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a suite fails by panicking")]
 
 use std::future::Future;
@@ -19,10 +19,10 @@ use crate::model::time::ManualClock;
 use crate::store::{CommitRequest, Error, Store};
 
 const START_UNIX_MS: i64 = START_UNIX_S * 1000;
-/// From asking to use of [`need`].
+/// The expiry of [`need`], from asking to use.
 const EXPIRES_IN_MS: i64 = 600_000;
 
-/// Runs every case on a new store each.
+/// Runs every case on a new store.
 pub(super) async fn conformance<F: Future<Output = (Arc<dyn Store>, Arc<ManualClock>)>>(new: &impl Fn() -> F) {
     let (store, clock) = new().await;
     asking_again_changes_nothing(&*store, &clock).await;
@@ -61,7 +61,7 @@ async fn asking_again_changes_nothing(store: &dyn Store, clock: &ManualClock) {
     assert_eq!(store.revision().await.unwrap().number, 0, "asking is no revision");
     let other = asked(store, "2").await;
     assert_eq!(other.asked_at_unix_ms, START_UNIX_MS + 5_000);
-    // Another layer asks too: its time begins now, the first one's does not begin anew.
+    // Another layer asks too. Its time begins now; the time of the first layer does not begin again.
     let both = AskApproval {
         call: call("1"),
         needs: vec![need(Layer::User, None, "g"), own_need()],
@@ -131,7 +131,7 @@ async fn every_layer_needs_its_approval(store: &dyn Store) {
     assert_eq!(row(store, "1").await.state(START_UNIX_MS), ApprovalState::Waiting);
     assert_eq!(use_it().await, lacking(Lack::Waiting));
     write(store, vec![approve("1", "pia", "payers")]).await.unwrap();
-    // What a layer asks now and did not ask then was not approved.
+    // A layer that asks now but did not ask then has no approval.
     let check = async |need: ApprovalNeed| {
         let outcome = store.use_approvals(uses("1", vec![need], "d", None)).await.unwrap();
         assert_eq!(outcome, lacking(Lack::Waiting));
@@ -151,7 +151,7 @@ async fn an_approval_is_used_once(store: &dyn Store, clock: &ManualClock) {
     write(store, vec![approve("1", "olga", "leads")]).await.unwrap();
     assert_eq!(use_own(store, "1", "d1", Some("f")).await, UseOutcome::Used);
     assert_eq!(row(store, "1").await.state(START_UNIX_MS), ApprovalState::Used);
-    // The very same request gets its answer again for a while, no other one does.
+    // The same request gets its answer again for a while; no other request does.
     let again = UseOutcome::Repeated { decision_id: "d1".into() };
     assert_eq!(use_own(store, "1", "d2", Some("f")).await, again);
     for other in [None, Some("g")] {
@@ -161,7 +161,7 @@ async fn an_approval_is_used_once(store: &dyn Store, clock: &ManualClock) {
     assert_eq!(use_own(store, "1", "d2", Some("f")).await, again);
     clock.advance_ms(1);
     assert_eq!(use_own(store, "1", "d2", Some("f")).await, lacking(Lack::Used));
-    // Neither asking nor an operator brings it back before its time is over.
+    // Neither asking again nor an operator revives it before its time is over.
     assert!(asked(store, "1").await.used.is_some());
     for late in [approve("1", "olga", "leads"), refuse("1", "olga", "leads")] {
         let refused = write(store, vec![late]).await;
@@ -226,7 +226,7 @@ async fn all_is_used_or_nothing(store: &dyn Store) {
     };
     assert_eq!(use_all(&["2", "3"]).await, UseOutcome::Lacking { prepared: Some(1), lack: Lack::Waiting });
     assert!(row(store, "1").await.used.is_none() && row(store, "2").await.used_prepared.is_none());
-    // One approval may be both at once: both of its uses are made.
+    // One approval can serve both purposes; then both of its uses are recorded.
     assert_eq!(use_all(&["2", "1", "2"]).await, UseOutcome::Used);
     let first = row(store, "1").await;
     assert!(first.used.is_some() && first.used_prepared.is_some() && row(store, "2").await.used_prepared.is_some());
@@ -324,7 +324,7 @@ async fn what_has_no_bound_is_refused(store: &dyn Store) {
     assert!(matches!(long, Err(Error::Rejected(_))), "{long:?}");
 }
 
-/// One user, one agent, or both together take a share of the queue, and the queue has an end.
+/// A user, an agent, and a pair of both each have a share of the queue, and the queue has an end.
 async fn nobody_uses_up_the_queue_of_others(store: &dyn Store) {
     let ask = async |user: u64, agent: u64, number: u64| {
         let name = format!("{user}.{agent}.{number}");
@@ -344,14 +344,14 @@ async fn nobody_uses_up_the_queue_of_others(store: &dyn Store) {
     };
     fill(0, 0).await;
     assert_eq!(ask(0, 0, 100).await, Some(WaitingShare::UserAndAgent));
-    // The user with another agent, and the agent for another user, go on.
+    // The user with another agent, and the agent for another user, can still ask.
     assert_eq!((ask(0, 1, 0).await, ask(1, 0, 0).await), (None, None));
     for agent in 2..=10 {
         if agent < 10 {
             fill(0, agent).await;
         }
     }
-    // 100 of the first agent, 1 of the second, 800 of eight more: 99 are left to the user.
+    // The queue holds 100 of the first agent, 1 of the second and 800 of eight more, so 99 are left to the user.
     for number in 0..99 {
         assert_eq!(ask(0, 10, number).await, None);
     }
@@ -359,7 +359,7 @@ async fn nobody_uses_up_the_queue_of_others(store: &dyn Store) {
     assert_eq!(ask(2, 11, 0).await, None, "another user is not held up");
 }
 
-/// What somebody approved who may not any more does not count, and somebody else can approve.
+/// An approval by an operator who may no longer approve does not count, and another operator can approve.
 async fn only_who_may_still_approve_counts(store: &dyn Store) {
     let without = |gone: &'static str| Approvers::new(move |_, layer| layer.approved_by.as_deref() != Some(gone));
     asked(store, "1").await;
@@ -401,7 +401,7 @@ async fn a_proof_is_spent_with_what_it_uses(store: &dyn Store) {
         store.use_approvals(UseApprovals { proof, ..uses(name, vec![own_need()], "d", Some("f")) }).await.unwrap()
     };
     let is_spent = async |byte: u8| !store.spend([byte; 32], START_UNIX_S + 60).await.unwrap();
-    // What is lacking spends nothing; asking does.
+    // A use that lacks something spends nothing; asking does.
     assert_eq!(uses_it("1", proof(1)).await, lacking(Lack::Missing));
     assert!(matches!(asks("1", proof(1)).await, AskOutcome::Stands(_)));
     assert_eq!(asks("2", proof(1)).await, AskOutcome::Replayed);
@@ -409,7 +409,7 @@ async fn a_proof_is_spent_with_what_it_uses(store: &dyn Store) {
     write(store, vec![approve("1", "olga", "leads")]).await.unwrap();
     assert_eq!(uses_it("1", proof(1)).await, UseOutcome::Replayed);
     assert!(row(store, "1").await.used.is_none());
-    // Nor does who has not seen the newest commit.
+    // A caller that has not seen the newest commit spends nothing either.
     let head = store.revision().await.unwrap();
     let behind = Revision { number: head.number - 1, ..head.clone() };
     let unseen = UseApprovals { proof: proof(2), seen: Some(behind), ..uses("1", vec![own_need()], "d", Some("f")) };
@@ -417,7 +417,7 @@ async fn a_proof_is_spent_with_what_it_uses(store: &dyn Store) {
     let seen = UseApprovals { seen: Some(head), ..unseen };
     assert_eq!(store.use_approvals(seen.clone()).await, Ok(UseOutcome::Used));
     assert!(is_spent(2).await);
-    // The very same request gets its answer again, though its proof is spent.
+    // The same request gets its answer again, although its proof is spent.
     assert_eq!(store.use_approvals(seen).await, Ok(UseOutcome::Repeated { decision_id: "d".into() }));
     let other = UseApprovals { proof: proof(3), ..uses("1", vec![own_need()], "e", None) };
     assert_eq!(store.use_approvals(other).await, Ok(lacking(Lack::Used)));
@@ -479,7 +479,7 @@ async fn one_racer_asks_first(store: Arc<dyn Store>) {
     assert_eq!(store.approvals(ApprovalFilter::All, 100).await.unwrap().total, 4, "one row for each call");
 }
 
-/// What a key approved waits again once the key is revoked, for another operator or another key.
+/// An approval waits again once the approving key is revoked, for another operator or another key.
 async fn an_approval_dies_with_its_key(store: &dyn Store) {
     asked(store, "1").await;
     write(store, vec![approve("1", "olga", "leads")]).await.unwrap();
@@ -487,19 +487,19 @@ async fn an_approval_dies_with_its_key(store: &dyn Store) {
     write(store, vec![revoke_key("key of olga")]).await.unwrap();
     assert!(!row(store, "1").await.is_approved(), "it is shown as it counts");
     assert_eq!(use_own(store, "1", "d", None).await, lacking(Lack::Waiting));
-    // Who asks again puts it back among those that wait.
+    // Asking again puts the call back among those that wait.
     assert!(!asked(store, "1").await.is_approved());
     assert_eq!(store.approvals(ApprovalFilter::Waiting, 10).await.unwrap().total, 1);
     write(store, vec![approve("1", "otto", "leads")]).await.unwrap();
     assert_eq!(row(store, "1").await.layers[0].approved_by.as_deref(), Some("otto"));
     assert_eq!(use_own(store, "1", "d", Some("f")).await, UseOutcome::Used);
-    // What was used is used, and is not given again by a key that was revoked since.
+    // A used approval stays used, and is not returned if the approving key was revoked since.
     assert_eq!(use_own(store, "1", "d", Some("f")).await, UseOutcome::Repeated { decision_id: "d".into() });
     write(store, vec![revoke_key("key of otto")]).await.unwrap();
     assert_eq!(use_own(store, "1", "d", Some("f")).await, lacking(Lack::Used));
 }
 
-/// A refusal that was acknowledged is never followed by a use, nor a use by a refusal.
+/// An acknowledged refusal is never followed by a use, nor a use by a refusal.
 async fn an_answer_races_a_use<F: Future<Output = (Arc<dyn Store>, Arc<ManualClock>)>>(new: &impl Fn() -> F) {
     let (store, _) = new().await;
     for round in 0..20 {
@@ -581,7 +581,7 @@ fn prepared(name: &str) -> PreparedUse {
     PreparedUse { digest: digest(name), needs: vec![] }
 }
 
-/// Some digest of a name.
+/// A digest for a name.
 fn digest(name: &str) -> String {
     let hex: String = name.bytes().map(|byte| format!("{byte:02x}")).collect();
     format!("{hex:a>64}")

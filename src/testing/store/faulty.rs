@@ -1,4 +1,4 @@
-//! A store whose commits fail as a test says, and that is another store in everything else.
+//! A store whose commits fail as a test demands. Every other call goes to an inner store.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -14,7 +14,7 @@ use crate::store::{
     Revocations, State, Store,
 };
 
-/// The store.
+/// The wrapper around the inner store.
 pub struct FaultyStore {
     inner: Arc<dyn Store>,
     fault: Mutex<Option<Error>>,
@@ -22,17 +22,17 @@ pub struct FaultyStore {
 }
 
 impl FaultyStore {
-    /// As `inner`, without a fault.
+    /// Wraps `inner`, without a fault.
     pub fn new(inner: Arc<dyn Store>) -> Self {
         Self { inner, fault: Mutex::default(), loads: AtomicU64::new(0) }
     }
 
-    /// How often the full state was read.
+    /// How often the full state was loaded.
     pub fn loads(&self) -> u64 {
         self.loads.load(Ordering::SeqCst)
     }
 
-    /// What commits end with from now on; `None`: as the inner store says.
+    /// Sets the error of later commits; `None` passes them to the inner store.
     pub fn set_fault(&self, fault: Option<Error>) {
         *self.fault.lock().unwrap_or_else(PoisonError::into_inner) = fault;
     }

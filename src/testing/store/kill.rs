@@ -1,4 +1,4 @@
-//! The part of the suite that is about the kill switch: what takes two operators, and what expires.
+//! The part of the suite for the kill switch: acts that need two operators, and revocations that expire.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a suite fails by panicking")]
 
 use std::future::Future;
@@ -11,7 +11,7 @@ use crate::model::time::ManualClock;
 use crate::store::lapse::PRUNED_ROWS_MAX;
 use crate::store::{CommitRequest, Committed, Error, Store};
 
-/// Runs every case on a new store each.
+/// Runs every case on a new store.
 pub(super) async fn conformance<F: Future<Output = (Arc<dyn Store>, Arc<ManualClock>)>>(new: &impl Fn() -> F) {
     let (store, clock) = new().await;
     everything_is_reinstated_by_two(&*store, &clock).await;
@@ -71,7 +71,7 @@ async fn everything_is_reinstated_by_two(store: &dyn Store, clock: &ManualClock)
     let waits = store.commit(first.clone()).await.unwrap();
     assert_eq!((waits.revision.number, waits.changes.as_slice()), (2, &[][..]), "a revision that changes nothing");
     assert!(is_shut(store).await);
-    // The same operator, the same signature again, someone who does not administer.
+    // None of these is a second operator: the same operator, the same signature, an operator who may not administer.
     refused(store, reinstate("ada")).await;
     assert!(matches!(store.commit(first).await, Err(Error::ActReplayed { .. })));
     refused(store, reinstate("eve")).await;
@@ -81,13 +81,13 @@ async fn everything_is_reinstated_by_two(store: &dyn Store, clock: &ManualClock)
     assert!(!is_shut(store).await);
     refused(store, reinstate("cyd")).await;
 
-    // Too late: it is a first call, whoever calls.
+    // It comes too late, so it counts as a first call, whoever makes it.
     write(store, shut()).await.unwrap();
     write(store, reinstate("ada")).await.unwrap();
     clock.advance_ms(SECOND_OPERATOR_MS);
     assert_eq!(write(store, reinstate("bob")).await.unwrap().changes, []);
     assert!(is_shut(store).await);
-    // A clock that jumped back prolongs nothing.
+    // A clock that jumped back does not prolong the wait.
     clock.step_wall_ms(-1);
     assert_eq!(write(store, reinstate("ada")).await.unwrap().changes, []);
     clock.step_wall_ms(1);
@@ -96,7 +96,7 @@ async fn everything_is_reinstated_by_two(store: &dyn Store, clock: &ManualClock)
 }
 
 async fn what_waits_does_not_outlive_another_act(store: &dyn Store) {
-    // Somebody pressed the button again meanwhile, whether or not it was lifted in between.
+    // An operator revoked everything again in the meantime, whether or not it was lifted in between.
     let lift = || vec![Write::Reinstate { target: Target::All, reason: "two signed".into() }];
     for between in [vec![shut()], vec![lift(), shut()]] {
         write(store, shut()).await.unwrap();
@@ -108,7 +108,7 @@ async fn what_waits_does_not_outlive_another_act(store: &dyn Store) {
         assert!(is_shut(store).await);
         assert_eq!(write(store, reinstate("ada")).await.unwrap().changes.len(), 1);
     }
-    // Other acts do not matter.
+    // Other acts have no effect.
     write(store, shut()).await.unwrap();
     write(store, reinstate("ada")).await.unwrap();
     write(store, vec![kill("t"), put("agent", "a", "{}")]).await.unwrap();
@@ -156,7 +156,7 @@ async fn what_expired_is_pruned(store: &dyn Store, clock: &ManualClock) {
         write(store, vec![kill(&format!("t{id}"))]).await.unwrap();
         clock.advance_ms(1000);
     }
-    // The first row expires a moment after this; the four others a second later each.
+    // The first row expires a moment after this, the four others a second later each.
     clock.advance_ms((REVOCATION_KEPT_S + skew_s - 5) * 1000);
     let now = || START_UNIX_S + REVOCATION_KEPT_S + skew_s;
     refused(store, prune(i64::MAX, 10)).await;
@@ -169,7 +169,7 @@ async fn what_expired_is_pruned(store: &dyn Store, clock: &ManualClock) {
     clock.advance_ms(10_000);
     assert_eq!(removed(&write(store, prune(i64::MAX, 3)).await.unwrap()), 3, "at most so many, the oldest first");
     assert_eq!(audit(store).await.revocations[0].target, Target::Token("t4".into()));
-    // What is gone can be revoked anew.
+    // A pruned row can be revoked again.
     write(store, vec![kill("t0")]).await.unwrap();
     assert_eq!(audit(store).await.revocations.len(), 2);
     refused(store, prune(i64::MAX, PRUNED_ROWS_MAX + 1)).await;
@@ -198,12 +198,12 @@ async fn what_must_stay_is_not_pruned(store: &dyn Store, clock: &ManualClock) {
     expected.sort_by_key(|change| format!("{change:?}"));
     assert_eq!(gone, expected);
     assert_eq!(audit(store).await.revocations.len(), 5);
-    // Once it is lifted its time begins.
+    // The time of a row begins once its suspension is lifted.
     write(store, vec![Write::Reinstate { target: agent("suspended"), reason: String::new() }]).await.unwrap();
     refused(store, prune(i64::MAX, 100)).await;
     clock.advance_ms((REVOCATION_KEPT_S + 301) * 1000);
     assert_eq!(write(store, prune(i64::MAX, 100)).await.unwrap().changes, [Change::RevocationRemoved(agent("suspended"))]);
-    // Suspended again, it stays.
+    // A row that is suspended again stays.
     write(store, vec![revoke(agent("again"), Meaning::Watermark)]).await.unwrap();
     write(store, vec![revoke(agent("again"), Meaning::Suspend)]).await.unwrap();
     clock.advance_ms(REVOCATION_KEPT_S * 1000 * 2);

@@ -1,4 +1,4 @@
-//! The part of the suite that is about operators' keys: one that is revoked signs nothing, and somebody is left who can sign.
+//! The part of the suite for operators' keys: a revoked key signs nothing, and at least one operator who can sign is left.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a suite fails by panicking")]
 
 use std::future::Future;
@@ -9,7 +9,7 @@ use crate::model::records::{ActRow, Change, DocumentKey, Meaning, RevocationRow,
 use crate::model::time::ManualClock;
 use crate::store::{CommitRequest, Committed, Error, Store};
 
-/// Runs every case on a new store each.
+/// Runs every case on a new store.
 pub(super) async fn conformance<F: Future<Output = (Arc<dyn Store>, Arc<ManualClock>)>>(new: &impl Fn() -> F) {
     a_revoked_key_signs_nothing(&*new().await.0).await;
     a_first_half_dies_with_its_key(&*new().await.0).await;
@@ -30,7 +30,7 @@ fn signed_by(keys: &[&str], jti: &str, writes: Vec<Write>) -> CommitRequest {
 
 async fn a_revoked_key_signs_nothing(store: &dyn Store) {
     store.commit(signed_by(&["a"], "1", vec![kill("t1")])).await.unwrap();
-    // The act that revokes a key may be signed by that very key: it is good until then.
+    // The act that revokes a key may be signed by that same key, which is valid until then.
     store.commit(signed_by(&["a"], "2", vec![revoke_key("a")])).await.unwrap();
     let before = audit(store).await;
     let writes = [
@@ -89,7 +89,7 @@ async fn a_target_waits_for_its_own_second(store: &dyn Store) {
         write(store, vec![suspend(target)]).await.unwrap();
         assert!(!lifts(&write(store, by_two(target, "ada", "a")).await.unwrap()), "{target}");
     }
-    // What waits for one target is not carried out by the second call for another.
+    // The second call for one target does not complete the first call for another.
     write(store, vec![suspend(&targets[1])]).await.unwrap();
     assert!(!lifts(&write(store, by_two(&targets[1], "bob", "b")).await.unwrap()), "suspended again: decided anew");
     for target in targets.iter().filter(|target| **target != targets[1]) {
@@ -110,7 +110,7 @@ async fn somebody_is_left_who_can_sign(store: Arc<dyn Store>) {
     assert_eq!(refused, Err(Error::NobodyLeft));
     assert_eq!(audit(&*store).await, before);
     store.commit(left(&["a", "b"], vec![kill("t")])).await.unwrap();
-    // Who races leaves one.
+    // However many acts race, one operator is left.
     let racers = ["c", "d", "e"].map(|key| {
         let store = Arc::clone(&store);
         let request = left(&["c", "d", "e"], vec![revoke_key(key)]);
