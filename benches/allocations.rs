@@ -1,4 +1,5 @@
-//! How often a warm decision allocates: counted, not timed, in a program of its own so that counting slows nothing else.
+//! How often a warm decision allocates. It counts and does not time, in a program of its own, so that counting slows no other
+//! bench.
 
 #[path = "../load-tests/fixture.rs"]
 #[allow(dead_code, reason = "the load test uses the rest")]

@@ -1,8 +1,8 @@
-//! A fleet of a million: how long its policy takes to build, what it weighs, and what one changed agent costs.
+//! A fleet of a million agents: how long its policy takes to build, its memory, and the cost of one changed agent.
 //!
-//! Each figure is of one act in this process, not of many samples: it finds factors. The rows are what a store would hand over,
-//! so building is all that a cold start does after reading. `cargo bench --bench scale -- 100000 1000000` for a smaller one:
-//! agents, then revocations.
+//! Each figure is a single measurement in this process, so it shows factors, not percents. The rows are those that a store would
+//! return, so building them is all that a cold start does after reading. `cargo bench --bench scale -- 100000 1000000` runs a
+//! smaller fleet: agents, then revocations.
 
 #![allow(clippy::print_stdout, reason = "the figures are the output")]
 
@@ -60,7 +60,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// What it costs to ask for what is not revoked, and for what is.
+/// The cost of a look-up of a target that is not revoked, and of one that is.
 fn lookups(index: &Index, revocations: usize) {
     let each_ns = |keys: &[portcullis::revocation::Key]| {
         let since = Instant::now();
@@ -155,7 +155,7 @@ impl Fleet {
         Ok(since.elapsed() / 100)
     }
 
-    /// From the commit's changes in hand to a snapshot that decides by them.
+    /// From the changes of a commit to a snapshot that decides by them.
     fn change_one(&mut self) -> Result<()> {
         let sets = self.snapshot.policy().permission_set_count();
         let mut times = Vec::with_capacity(CHANGES);
@@ -178,7 +178,7 @@ impl Fleet {
         Ok(())
     }
 
-    /// A hundred thousand revocations on top of what is there.
+    /// Adds a hundred thousand revocations.
     fn flood(&self) -> Result<()> {
         let index = self.snapshot.revocations();
         let rows: Vec<RevocationRow> = (0..100_000).map(|number| revocation(usize::MAX / 2 + number)).collect();

@@ -1,6 +1,6 @@
-//! What each stage of a decision costs, in this process: the warm decision, cold verification, proof, revocation, compiling.
+//! The cost of each stage of a decision, in this process: the warm decision, cold verification, proof, revocation, compiling.
 //!
-//! Short warm-ups and samples, so that the whole takes under three minutes: it finds factors, not percents. Compare only
+//! Warm-ups and samples are short, so that the whole run takes under three minutes. It shows factors, not percents; compare only
 //! figures of one run. Look next at the README.
 
 #[path = "../load-tests/fixture.rs"]
@@ -61,7 +61,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// `pdp` alone, with a chain that is prepared. Nothing in the index has moved since the last call, as is usual.
+/// `pdp` alone, with a prepared chain. The index has not changed since the last call, as usual.
 fn decision(criterion: &mut Criterion, company: &Company, snapshot: &Arc<Snapshot>, revocations: &str) -> Result<()> {
     for tokens in [1, 2, 5] {
         let now = SystemClock.now();
@@ -79,7 +79,7 @@ fn decision(criterion: &mut Criterion, company: &Company, snapshot: &Arc<Snapsho
     Ok(())
 }
 
-/// Everything between a message and its answer but the transport: cache, arguments, decision, audit record, metrics.
+/// Every step between a message and its answer except the transport: cache, arguments, decision, audit record, metrics.
 fn lane(criterion: &mut Criterion, company: &Company, snapshot: &Arc<Snapshot>) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -104,7 +104,7 @@ fn lane(criterion: &mut Criterion, company: &Company, snapshot: &Arc<Snapshot>) 
         let by_handle = request(Credential::Handle(handle), false);
         for (name, request) in [("chain", &by_chain), ("handle", &by_handle)] {
             criterion.bench_function(&format!("Lane::check, by {name}, {tokens} tokens, cached"), |bencher| {
-                // What a socket's write and the follower do beside it, off the clock.
+                // The work of a socket's write and of the follower, outside the measured time.
                 bencher.iter_custom(|iterations| {
                     let mut elapsed = Duration::ZERO;
                     let mut left = iterations;
@@ -131,7 +131,7 @@ fn lane(criterion: &mut Criterion, company: &Company, snapshot: &Arc<Snapshot>) 
     Ok(())
 }
 
-/// A chain seen for the first time, beside as many plain signatures; then a proof.
+/// A chain that is not cached, compared with as many plain signatures; then a proof.
 fn cold(criterion: &mut Criterion, company: &Company, snapshot: &Arc<Snapshot>) -> Result<()> {
     let now = SystemClock.now();
     let options = Options::default();
@@ -165,7 +165,7 @@ fn cold(criterion: &mut Criterion, company: &Company, snapshot: &Arc<Snapshot>) 
     Ok(())
 }
 
-/// One lookup: of what is not revoked, and of what is.
+/// One look-up of a target that is not revoked, and of one that is.
 fn revocation(criterion: &mut Criterion, snapshot: &Arc<Snapshot>, entries: &str) {
     let index = snapshot.revocations();
     let number = snapshot.revision().number;
@@ -181,7 +181,7 @@ fn revocation(criterion: &mut Criterion, snapshot: &Arc<Snapshot>, entries: &str
     }
 }
 
-/// The whole policy, and one agent's change of it.
+/// Compiling the whole policy, and applying a change of one agent.
 fn compile(criterion: &mut Criterion, company: &Company) -> Result<()> {
     let mut group = criterion.benchmark_group("policy");
     group.sample_size(10);
@@ -261,7 +261,7 @@ fn request(credential: Credential, want_handle: bool) -> CheckRequest {
     }
 }
 
-/// Asks once and insists on a permit, so that nothing else is measured; gives the handle if one was wanted.
+/// Checks once and fails unless the answer is a permit, so that nothing else is measured. Returns the handle if one was requested.
 fn permitted(lane: &Lane, request: &CheckRequest, caller: &Caller) -> Result<Option<[u8; 16]>> {
     let answer = ready(lane.check(request, caller)).context("a warm call waited")??;
     if answer.decision.effect != Effect::Permit {
@@ -270,7 +270,7 @@ fn permitted(lane: &Lane, request: &CheckRequest, caller: &Caller) -> Result<Opt
     Ok(answer.handle)
 }
 
-/// The output of a future that does not wait.
+/// The output of a future that never waits.
 fn ready<F: Future>(future: F) -> Option<F::Output> {
     match pin!(future).poll(&mut TaskContext::from_waker(Waker::noop())) {
         Poll::Ready(output) => Some(output),
@@ -278,7 +278,7 @@ fn ready<F: Future>(future: F) -> Option<F::Output> {
     }
 }
 
-/// Stands where the store would: no call here needs it.
+/// Replaces the store's ledgers, which no call here needs.
 struct Alone;
 
 #[async_trait::async_trait]

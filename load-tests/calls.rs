@@ -1,4 +1,4 @@
-//! The two calls that everything here makes: a check of a chain, and an operator's signed kill of a session.
+//! The two calls that all load tests make: a check of a chain, and an operator's signed revocation of a session.
 
 use anyhow::Result;
 use bytes::Bytes;
@@ -12,7 +12,7 @@ use wire::check_request::Credential;
 
 use super::fixture::{ARGUMENTS, AUDIENCE, TOOL};
 
-/// A read, its chain presented.
+/// A check of a read, with the chain in the request.
 pub(crate) fn request_by_chain(chain: &[Bytes]) -> wire::CheckRequest {
     wire::CheckRequest {
         request_id: "r-00000000".to_owned(),
@@ -24,7 +24,7 @@ pub(crate) fn request_by_chain(chain: &[Bytes]) -> wire::CheckRequest {
     }
 }
 
-/// A kill of a session, signed for the history that the server follows.
+/// A revocation of a session, signed for the history that the server follows.
 pub(crate) fn signed(key: &PrivateKey, history: &str, session: String) -> Result<tonic::Request<wire::RevokeRequest>> {
     let target = wire::RevocationTarget { kind: "session".to_owned(), key: vec![session] };
     let message = wire::RevokeRequest { target: Some(target), reason: "load test".to_owned(), ..Default::default() };

@@ -1,4 +1,4 @@
-//! The asking side: one thread with its connections, the requests made beforehand, and three ways to send them.
+//! The load clients: one thread each with its connections, requests prepared beforehand, and three ways to send them.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -22,7 +22,7 @@ use wire::noop_service_client::NoopServiceClient;
 use super::calls::request_by_chain;
 use super::zipf::Zipf;
 
-/// What is sent: to which method, and how the chain is named in it.
+/// The kind of a call: its method, and whether it sends the chain or a handle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     CheckByHandle,
@@ -31,11 +31,11 @@ pub(crate) enum Kind {
     NoopByChain,
 }
 
-/// What came of it.
+/// The results of a turn.
 #[derive(Debug)]
 pub(crate) struct Tally {
     pub(crate) permits: u64,
-    /// Anything else: a gRPC status, another effect.
+    /// Calls with any other result: a gRPC status or another effect.
     pub(crate) failures: u64,
     pub(crate) latency_ns: Histogram<u64>,
 }
@@ -62,32 +62,32 @@ impl Tally {
     }
 }
 
-/// Nanoseconds up to a minute: beyond that it saturates.
+/// A histogram of nanoseconds up to one minute. Larger values count as one minute.
 pub(crate) fn histogram() -> Result<Histogram<u64>> {
     Ok(Histogram::new_with_bounds(1, 60_000_000_000, 3)?)
 }
 
-/// The longest time for which calls are sent before handles may have to be renewed. A longer turn is measured in parts.
+/// Longest time of sending before handles may have to be renewed. A longer turn is measured in parts.
 const PART_MAX: Duration = Duration::from_secs(30);
-/// Calls in flight while handles are asked for.
+/// Calls in flight while handles are requested.
 const RENEWALS_IN_FLIGHT: usize = 32;
 
-/// A turn in parts, each short enough for handles that were renewed right before.
+/// Splits a turn into parts, each short enough for handles that were renewed right before it.
 pub(crate) fn parts(turn: Duration) -> impl Iterator<Item = Duration> {
     let whole = u64::try_from(turn.as_nanos() / PART_MAX.as_nanos()).unwrap_or(u64::MAX);
     let rest = turn.saturating_sub(PART_MAX.saturating_mul(u32::try_from(whole).unwrap_or(u32::MAX)));
     (0..whole).map(|_| PART_MAX).chain((!rest.is_zero()).then_some(rest))
 }
 
-/// A thread's runtime and connections.
+/// A client: the runtime of one thread, and its connections.
 pub(crate) struct Client {
     runtime: Runtime,
     connections: Vec<Arc<Connection>>,
-    /// When the oldest handle was asked for.
+    /// When the oldest handle was requested.
     renewed_at: Instant,
 }
 
-/// One connection, with a request by chain and one by handle for each token.
+/// One connection, with a request by chain and one by handle for each chain.
 struct Connection {
     check: DecisionServiceClient<Channel>,
     noop: NoopServiceClient<Channel>,
@@ -96,7 +96,7 @@ struct Connection {
 }
 
 impl Client {
-    /// Connects and asks once for every chain, so that all are verified and each has its handle.
+    /// Connects, and checks every chain once, so that all chains are verified and each has its handle.
     pub(crate) fn open(target: &str, chains: &[Vec<Bytes>], connections: usize) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let renewed_at = Instant::now();
@@ -110,9 +110,9 @@ impl Client {
         Ok(Self { runtime, connections, renewed_at })
     }
 
-    /// Asks for new handles where those there are could end within a part of a turn that begins now. Not part of what is measured.
+    /// Requests new handles if the current ones could expire within a part that begins now. This is not measured.
     pub(crate) fn renew(&mut self, part: Duration) -> Result<()> {
-        // The server counts from when it made a handle, which is later than when it was asked for.
+        // The server counts from the moment it made a handle, which is later than the moment of the request.
         let lifetime = Duration::from_millis(HANDLE_LIFETIME_MS.unsigned_abs());
         if self.renewed_at.elapsed() + part + part / 2 < lifetime {
             return Ok(());
@@ -125,13 +125,13 @@ impl Client {
         Ok(())
     }
 
-    /// Sends at intended times, whatever the answers do; latency counts from the intended time.
+    /// Open loop: sends at intended times, whatever the answers do. Latency counts from the intended time.
     pub(crate) fn open_loop(&self, kind: Kind, rate: u64, length: Duration, zipf: &Zipf) -> Result<Tally> {
         let count = rate.saturating_mul(length.as_millis().try_into()?) / 1000;
         let (sender, mut receiver) = mpsc::channel(65_536);
         let mut draw = zipf.drawer(count);
         let start = Instant::now() + Duration::from_millis(5);
-        // A thread of its own: the timers of tokio have a grain of 1 ms.
+        // The pacing uses a thread of its own, because tokio's timers have a grain of 1 ms.
         let pacer = std::thread::spawn(move || {
             for number in 0..count {
                 let due = start + Duration::from_nanos(number.saturating_mul(1_000_000_000) / rate.max(1));
@@ -161,7 +161,7 @@ impl Client {
         Ok(Arc::into_inner(tally).context("a task is left")?.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Keeps so many calls in flight.
+    /// Closed loop: keeps this many calls in flight.
     pub(crate) fn closed_loop(&self, kind: Kind, in_flight: u64, length: Duration, zipf: &Zipf) -> Result<Tally> {
         self.runtime.block_on(async {
             let end = Instant::now() + length;
@@ -189,7 +189,7 @@ impl Client {
         })
     }
 
-    /// Keeps so many messages in flight on one stream per connection.
+    /// Keeps this many messages in flight on one stream for each connection.
     pub(crate) fn stream(&self, kind: Kind, in_flight: usize, length: Duration, zipf: &Zipf) -> Result<Tally> {
         self.runtime.block_on(async {
             let mut sum = Tally::new()?;
@@ -207,7 +207,7 @@ impl Client {
     }
 }
 
-/// Asks once by every chain; answers the requests by the handles that came back, in the same order.
+/// Checks every chain once; returns the requests by the handles that came back, in the same order.
 async fn handles(check: &DecisionServiceClient<Channel>, by_chain: &[wire::CheckRequest]) -> Result<Vec<wire::CheckRequest>> {
     let asked = by_chain.iter().map(|request| {
         let mut check = check.clone();
@@ -238,7 +238,7 @@ impl Connection {
         }
     }
 
-    /// Whether the call was answered and its effect is a permit.
+    /// Whether the call was answered with a permit.
     async fn call(&self, kind: Kind, token: usize) -> bool {
         let Some(request) = self.request(kind, token) else { return false };
         let answer = match kind {

@@ -1,7 +1,8 @@
-//! How a server starts on a store that holds a large fleet: from its start to its first permit, what it then weighs, how soon a change shows.
+//! Cold starts on a store with a large fleet: the time to the first permit, the memory after it, and how soon a change takes
+//! effect.
 //!
-//! The store is one SQLite file, filled commit by commit as everybody's is; filling it takes minutes and is not measured. Changes are
-//! committed by this process, which the server sees at its next poll.
+//! The store is one SQLite file, filled commit by commit as any store is. Filling takes minutes and is not measured. This process
+//! commits the changes, and the server sees them at its next poll.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -25,25 +26,25 @@ use super::kill::PATIENCE;
 use super::rows;
 use super::server::Server;
 
-/// Sessions killed and agents changed, one after the other.
+/// Sessions revoked and agents changed, one after the other.
 const ROUNDS: usize = 50;
-/// So long must the memory have stayed: a server writes its cache once it serves, and an allocator gives back late.
+/// How long the memory must stay the same. A server writes its cache once it serves, and an allocator returns memory late.
 const SETTLED: Duration = Duration::from_secs(60);
-/// It is looked at as it is after this at the latest.
+/// Longest wait for the memory to settle. After it the current value is taken.
 const SETTLING_MAX: Duration = Duration::from_secs(240);
 
-/// What a run came to.
+/// The results of a run.
 pub(crate) struct Cold {
     pub(crate) store_mib: u64,
     /// From the start of the process to the first permit.
     pub(crate) starts: Vec<Duration>,
     pub(crate) peak_kib: u64,
     pub(crate) resident_kib: u64,
-    /// From the first permit until it stayed so.
+    /// From the first permit until the memory has settled.
     pub(crate) settled: Duration,
-    /// From the commit of a kill to the first denial.
+    /// From the commit of a revocation to the first denial.
     pub(crate) killed_ns: Histogram<u64>,
-    /// From the commit of an agent's changed document to the first answer by it.
+    /// From the commit of an agent's changed document to the first answer that uses it.
     pub(crate) changed_ns: Histogram<u64>,
 }
 
@@ -53,7 +54,7 @@ pub(crate) fn run(binary: &Path, company: &Company, sizes: (usize, usize), start
     let file = folder.join("store.db");
     let url = format!("sqlite:{}", file.display());
     let environment = [("PORTCULLIS_STORE", url.as_str())];
-    // The company's policy comes in as it always does.
+    // A server applies the company's policy at its start, as usual.
     drop(Server::start_with(binary, Some(&company.policy(0)?), &environment)?);
     fill(&runtime()?, &file, agents, revocations)?;
 
@@ -70,7 +71,7 @@ pub(crate) fn run(binary: &Path, company: &Company, sizes: (usize, usize), start
         super::say(&format!("start {}", start + 1))?;
         let since = Instant::now();
         let server = Server::start_with(binary, None, &environment)?;
-        // Goes before the server does, and the connection with it.
+        // The connection is dropped before its server ends.
         let runtime = runtime()?;
         let mut asking =
             Asking { runtime: &runtime, client: runtime.block_on(DecisionServiceClient::connect(server.decisions.clone()))? };
@@ -79,7 +80,7 @@ pub(crate) fn run(binary: &Path, company: &Company, sizes: (usize, usize), start
         if start + 1 == starts {
             (cold.resident_kib, cold.settled) = settle(&server)?;
             cold.peak_kib = server.status_kib("VmHWM")?;
-            // The old connection was silent for so long that the server gave it up.
+            // The old connection was silent for so long that the server closed it.
             asking.client = runtime.block_on(DecisionServiceClient::connect(server.decisions.clone()))?;
             changes(&mut cold, &mut asking, company, &file)?;
         }
@@ -87,7 +88,7 @@ pub(crate) fn run(binary: &Path, company: &Company, sizes: (usize, usize), start
     Ok(cold)
 }
 
-/// The resident memory once it stays within a hundredth, and how long that took.
+/// The resident memory once it stays within one percent, and the time until then.
 fn settle(server: &Server) -> Result<(u64, Duration)> {
     let began = Instant::now();
     let (mut kib, mut since) = (server.status_kib("VmRSS")?, began);
@@ -123,7 +124,7 @@ fn fill(runtime: &Runtime, file: &Path, agents: usize, revocations: usize) -> Re
     Ok(())
 }
 
-/// Kills and changes on top of what is there, each until an answer shows it.
+/// Revokes sessions and changes agents on top of the filled store, each until an answer shows the change.
 fn changes(cold: &mut Cold, asking: &mut Asking<'_>, company: &Company, file: &Path) -> Result<()> {
     let store = SqliteStore::open(file, Arc::new(SystemClock))?;
     let commit = |write: Write| -> Result<Instant> {
@@ -160,7 +161,7 @@ struct Asking<'a> {
 }
 
 impl Asking<'_> {
-    /// Asks until that is the answer.
+    /// Repeats a call until its answer has this effect.
     fn until(&mut self, call: &wire::CheckRequest, effect: wire::Effect) -> Result<()> {
         let since = Instant::now();
         loop {

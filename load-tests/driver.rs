@@ -1,8 +1,9 @@
-//! Load against a live server: what a decision costs beside a call that does nothing, how fast, and how soon a kill shows.
+//! The load driver: measures the cost of a decision against a call that does nothing, the throughput, and how soon a revocation
+//! takes effect.
 //!
-//! `cargo build --release && cargo run --release --example load`. It starts the server itself, asks with real chains, checks
-//! status and effect of every answer, and writes a table. Calls to compare run in turns (A B B A) at the same rate. Look next
-//! at `client.rs`, then at the README for how to read the table.
+//! `cargo build --release && cargo run --release --example load`. It starts the server itself, uses real chains, checks the status
+//! and effect of every answer, and writes a table. Calls that are compared run in turns (A B B A) at the same rate. Look next at
+//! `client.rs`, then at the README, which explains the table.
 
 mod calls;
 mod client;
@@ -40,14 +41,14 @@ use report::Report;
 use server::Server;
 use zipf::Zipf;
 
-/// Calls in flight where throughput is measured.
+/// Calls in flight while throughput is measured.
 const IN_FLIGHT: u64 = 32;
 /// Messages in flight on each of two streams.
 const STREAM_IN_FLIGHT: usize = 128;
-/// Client threads where throughput is measured.
+/// Client threads while throughput is measured.
 const THREADS: u64 = 2;
 
-/// The first word that makes this program the proxy.
+/// The first argument that makes this program the proxy.
 const AS_PROXY: &str = "proxy";
 
 /// Load test of a Portcullis server that it starts itself
@@ -112,7 +113,7 @@ struct Arguments {
     out: Option<PathBuf>,
 }
 
-/// What some turns of one kind came to.
+/// The sum of all turns of one kind.
 pub(crate) struct Measured {
     pub(crate) tally: Tally,
     pub(crate) cpu_ns: u64,
@@ -138,11 +139,11 @@ impl Measured {
 }
 
 fn main() -> Result<()> {
-    // What `--faults` starts: the proxy, as a process that can be stopped and killed.
+    // `--faults` starts the proxy as a process of its own, which can be stopped and killed.
     if std::env::args().nth(1).as_deref() == Some(AS_PROXY) {
         return Ok(proxy::serve()?);
     }
-    // What `--hostile` starts: the attacker, as a process that has no part in what is measured.
+    // `--hostile` starts the attacker as a process of its own, which is not part of the measurement.
     if std::env::args().nth(1).as_deref() == Some(hostile::AS_ATTACKER) {
         return hostile::attack();
     }
@@ -191,7 +192,7 @@ fn main() -> Result<()> {
     arguments.publish(&report.render())
 }
 
-/// Kills in a fleet, store by store.
+/// Measures revocations in a fleet, store by store.
 fn fleet_kills(arguments: &Arguments, binary: &Path, company: &Company, replicas: usize) -> Result<()> {
     let database = postgres::Server::start(&[]);
     let folder = tempfile::tempdir()?;
@@ -214,9 +215,10 @@ fn fleet_kills(arguments: &Arguments, binary: &Path, company: &Company, replicas
     arguments.publish(&table.render())
 }
 
-/// Every fault, one after the other.
+/// Runs every fault, one after the other.
 fn break_things(arguments: &Arguments, binary: &Path) -> Result<()> {
-    // A release build ends at a panic; the store and the proxy end with their standard input, the replicas by this.
+    // A release build ends at a panic without drops. The store and the proxy end with their standard input; this hook kills the
+    // replicas.
     let said = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         said(panic);
@@ -239,7 +241,7 @@ fn break_things(arguments: &Arguments, binary: &Path) -> Result<()> {
             say(&format!("{error:#}"))?;
         }
         table.row(&scenario, &outcome);
-        // Kept as it grows: a run takes some ten minutes.
+        // The table is published as it grows, because a run takes about ten minutes.
         if let Some(path) = &arguments.out {
             std::fs::write(path, table.render())?;
         }
@@ -248,15 +250,15 @@ fn break_things(arguments: &Arguments, binary: &Path) -> Result<()> {
     if table.is_kept() { Ok(()) } else { bail!("a promise was not kept: see the table") }
 }
 
-/// This program as the proxy.
+/// The command that runs this program as the proxy.
 fn as_proxy() -> Command {
-    // Where it cannot be found, starting it says so.
+    // If the program cannot be found, its start reports so.
     let mut command = Command::new(std::env::current_exe().unwrap_or_default());
     command.arg(AS_PROXY);
     command
 }
 
-/// A flood straight to the store and one of acts, store by store.
+/// Measures a flood in large commits and one in acts, store by store.
 fn floods(arguments: &Arguments, binary: &Path, company: &Company, count: usize) -> Result<()> {
     let database = postgres::Server::start(&[]);
     let folder = tempfile::tempdir()?;
@@ -287,7 +289,7 @@ fn floods(arguments: &Arguments, binary: &Path, company: &Company, count: usize)
     arguments.publish(&table.render())
 }
 
-/// Every attack, one after the other.
+/// Runs every attack, one after the other.
 fn strangers(arguments: &Arguments, binary: &Path, company: &Company) -> Result<()> {
     let mut table = report::HostileTable::new(arguments.hostile_rate);
     for attack in hostile::table().into_iter().filter(|attack| attack.name.contains(&arguments.only)) {
@@ -311,7 +313,7 @@ fn strangers(arguments: &Arguments, binary: &Path, company: &Company) -> Result<
 }
 
 impl Arguments {
-    /// Shows a table, and keeps it where it is to go too.
+    /// Prints a table, and writes it to the file if one is given.
     fn publish(&self, text: &str) -> Result<()> {
         writeln!(std::io::stdout(), "{text}")?;
         if let Some(path) = &self.out {
@@ -320,12 +322,12 @@ impl Arguments {
         Ok(())
     }
 
-    /// Refuses a run that its chains would not outlive: every call after their end would be a denial.
+    /// Refuses a run that would outlive its chains, because every later call would be denied.
     fn check_length(&self) -> Result<()> {
-        // Turns of a round: four kinds at two rates and five as fast as it goes, each forwards and backwards.
+        // The turns of a round: four kinds at two rates and five at full speed, each forwards and backwards.
         const TURNS: u64 = 2 * (2 * 4 + 5);
         let run_s = self.rounds.saturating_mul(TURNS).saturating_mul(self.turn_ms) / 1000;
-        // Handles are renewed and sessions killed beside it.
+        // Handle renewals and revocations take additional time.
         let limit_s = fixture::LIFE_S.unsigned_abs() * 9 / 10;
         if run_s > limit_s {
             bail!(
@@ -349,7 +351,7 @@ impl Arguments {
     }
 }
 
-/// Open loops: the four kinds in turns, forwards and backwards, at the rate for costs and at the one for latency.
+/// Open loops: the four kinds in turns, forwards and backwards, at the rate for costs and at the rate for latency.
 fn costs(arguments: &Arguments, server: &Server, chains: &[Vec<Bytes>], report: &mut Report) -> Result<()> {
     const ORDER: [Kind; 4] = [Kind::CheckByHandle, Kind::NoopByHandle, Kind::NoopByChain, Kind::CheckByChain];
     let mut client = Client::open(&server.decisions, chains, 2)?;
@@ -375,7 +377,7 @@ fn costs(arguments: &Arguments, server: &Server, chains: &[Vec<Bytes>], report: 
     Ok(())
 }
 
-/// Closed loops: as fast as it goes, unary and streams.
+/// Closed loops: unary calls and streams at full speed.
 fn throughput(arguments: &Arguments, server: &Server, chains: &[Vec<Bytes>], report: &mut Report) -> Result<()> {
     type Run = fn(&Client, Kind, Duration, &Zipf) -> Result<Tally>;
     const UNARY: Run = |client, kind, length, zipf| client.closed_loop(kind, IN_FLIGHT / THREADS, length, zipf);
@@ -407,7 +409,7 @@ fn throughput(arguments: &Arguments, server: &Server, chains: &[Vec<Bytes>], rep
     report.closed_loop(sums.iter().map(|(name, kind, _, measured)| (*name, *kind, measured)))
 }
 
-/// Runs all clients at once, a thread each.
+/// Runs all clients at the same time, one thread each.
 fn together(clients: &[Client], run: impl Fn(&Client) -> Result<Tally> + Sync) -> Result<Tally> {
     std::thread::scope(|scope| {
         let run = &run;
@@ -421,7 +423,8 @@ fn together(clients: &[Client], run: impl Fn(&Client) -> Result<Tally> + Sync) -
     })
 }
 
-/// One turn, with the server's CPU. An answer that is not a permit ends the whole run: it would be a figure of something else.
+/// Runs one turn and measures the server's CPU. An answer other than a permit ends the run, because the figure would mean something
+/// else.
 fn measure(server: &Server, sum: &mut Measured, run: impl FnOnce() -> Result<Tally>) -> Result<()> {
     let (cpu_ns, since) = (server.cpu_ns()?, Instant::now());
     let tally = run()?;

@@ -1,7 +1,7 @@
-//! The company that load tests and benches ask about: its policy, its keys, and delegation chains of any length.
+//! The company that load tests and benches use: its policy, its keys, and delegation chains of any length.
 //!
-//! Like the example policy, with agents in a row that hand on to each other. Keys come from fixed seeds, so that nothing
-//! here is a secret and every run asks the same.
+//! It resembles the example policy, with agents in a row that each delegate to the next. Its keys come from fixed seeds, so nothing
+//! here is secret and every run asks the same.
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
@@ -10,19 +10,19 @@ use portcullis::token::{PrivateKey, issue};
 use serde_json::{Map, Value, json};
 
 pub(crate) const AUDIENCE: &str = "https://gateway.acme.example";
-/// Needs no proof, so that a call measures the chain and nothing else.
+/// A tool that needs no proof, so that a call measures the chain alone.
 pub(crate) const TOOL: &str = "crm/leads.read";
-/// Needs a proof for each call.
+/// A tool that needs a proof for each call.
 pub(crate) const PROVED_TOOL: &str = "crm/leads.update";
 pub(crate) const ARGUMENTS: &str = r#"{"lead":"L-10023","fields":["name","stage","owner"]}"#;
 /// The longest chain that [`Company::chain`] makes.
 pub(crate) const TOKENS_MAX: usize = 5;
 
 const ISSUER: &str = "https://login.acme.example";
-/// How long a chain lives.
+/// The lifetime of a chain.
 pub(crate) const LIFE_S: i64 = 3000;
 
-/// Keys of the issuer and of the agents, root to leaf.
+/// The keys of the issuer and of the agents, root to leaf.
 pub(crate) struct Company {
     issuer: PrivateKey,
     holders: Vec<PrivateKey>,
@@ -35,12 +35,12 @@ impl Company {
         Ok(Self { issuer: key(1)?, holders })
     }
 
-    /// The key that signs proofs for a chain of so many tokens.
+    /// The key that signs proofs for a chain of this many tokens.
     pub(crate) fn leaf_key(&self, tokens: usize) -> Result<&PrivateKey> {
         self.holders.get(tokens.saturating_sub(1)).context("the chain is longer than there are agents")
     }
 
-    /// A chain of its own session, user and task for each number.
+    /// A chain; each number has a session, a user and a task of its own.
     pub(crate) fn chain(&self, number: usize, tokens: usize, now: Now) -> Result<Vec<Bytes>> {
         let exp = now.unix_s() + LIFE_S;
         let mut chain = Vec::new();
@@ -64,13 +64,13 @@ impl Company {
         Ok(chain)
     }
 
-    /// The policy as YAML documents, with `more` agents that nobody asks about.
+    /// The policy as YAML documents, with `more` agents that are never used.
     pub(crate) fn policy(&self, more: usize) -> Result<String> {
         let texts: Vec<String> = self.documents(more)?.iter().map(Value::to_string).collect();
         Ok(texts.join("\n---\n"))
     }
 
-    /// The same as values, whose text is canonical.
+    /// The policy as values, whose text is canonical.
     pub(crate) fn documents(&self, more: usize) -> Result<Vec<Value>> {
         let agents = self.holders.iter().enumerate().map(|(hop, key)| {
             let next = (hop + 1 < self.holders.len()).then(|| agent_id(hop + 1));

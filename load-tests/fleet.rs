@@ -1,7 +1,7 @@
-//! How long a killed session lives on anywhere in a fleet: from the acknowledged `Revoke` to the first denial of the *last* replica.
+//! How long a revoked session stays usable in a fleet: from the acknowledged `Revoke` to the first denial of the *last* replica.
 //!
-//! Every replica is asked about the doomed session at a steady pace, which is the load. `Revoke` goes to each replica in turn. After the
-//! denial of a replica none of its answers may permit. PostgreSQL is a server of its own in `/tmp`.
+//! Every replica gets checks of the session at a steady rate, which is the load. `Revoke` goes to each replica in turn. After its
+//! first denial a replica must not permit again. PostgreSQL runs as a server of its own in `/tmp`.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -26,21 +26,21 @@ use super::client::histogram;
 use super::kill::PATIENCE;
 use super::server::Server;
 
-/// The bound after which no replica may permit, as every new store has it.
+/// The freshness bound of a new store. No replica may permit after it.
 const BOUND: Duration = Duration::from_secs(5);
 
-/// What a run came to.
+/// The results of a run.
 pub(crate) struct Fleet {
     pub(crate) first_ns: Histogram<u64>,
     pub(crate) last_ns: Histogram<u64>,
     pub(crate) checks: u64,
-    /// Permits whose call began after the acknowledgement and the bound.
+    /// Permits of calls that began after the acknowledgement and the bound.
     pub(crate) late_permits: u64,
     /// Permits of a replica that had denied before.
     pub(crate) back: u64,
 }
 
-/// Starts replicas on a store; the first one has the policy.
+/// Starts replicas on a store. The first one applies the policy.
 pub(crate) fn start(binary: &Path, policy: &str, store: &str, replicas: usize) -> Result<Vec<Server>> {
     let environment = [("PORTCULLIS_STORE", store), ("PORTCULLIS_STORE_DURABILITY", "single")];
     let environment = if store.starts_with("sqlite:") { environment.get(..1) } else { environment.get(..) };
@@ -51,7 +51,7 @@ pub(crate) fn start(binary: &Path, policy: &str, store: &str, replicas: usize) -
     (0..replicas).map(|number| Server::start_with(binary, (number == 0).then_some(policy), environment)).collect()
 }
 
-/// Kills the session of each chain, one after the other; `rate` checks a second over all replicas.
+/// Revokes the session of each chain, one after the other, with `rate` checks a second over all replicas.
 pub(crate) fn run(servers: &[Server], chains: &[Vec<Bytes>], session: impl Fn(usize) -> String, rate: u64) -> Result<Fleet> {
     let key = servers.first().context("no replica")?.operator_key()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
@@ -104,7 +104,7 @@ struct Seen {
     back: u64,
 }
 
-/// Asks one replica until it has denied for a while.
+/// Checks a session at one replica until it has been denied for a while.
 async fn watch_one(
     mut client: DecisionServiceClient<Channel>,
     chain: Vec<Bytes>,

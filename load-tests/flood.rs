@@ -1,7 +1,7 @@
-//! A flood of revocations while checks go on: what it does to them, and how soon all of it is in effect.
+//! A flood of revocations during checks: its effect on the checks, and how soon all of it is in effect.
 //!
-//! An act of an operator revokes one target, so the flood comes two ways: straight to the store in commits as large as it takes,
-//! which is what an import does, and as acts, some at a time, one signed call each.
+//! An operator's act revokes one target, so the flood has two forms: directly to the store in the largest commits, as an import
+//! does; and as signed acts, several at a time.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -29,44 +29,44 @@ use super::client::{Client, Kind, Tally};
 use super::server::Server;
 use super::zipf::Zipf;
 
-/// How long checks are measured in peace, before and after.
+/// How long checks are measured without load, before and after.
 const PEACE: Duration = Duration::from_secs(4);
-/// Checks are measured in pieces of this length while the flood lasts.
+/// Length of the intervals in which checks are measured during the flood.
 const PIECE: Duration = Duration::from_millis(250);
-/// Acts that are asked for at one time.
+/// Acts in flight at the same time.
 const ACTS_IN_FLIGHT: usize = 16;
-/// A flood that is not in effect by then is an error, not a figure.
+/// A flood that takes longer than this to come into effect is an error, not a figure.
 const PATIENCE: Duration = Duration::from_secs(300);
 
-/// What a flood came to.
+/// The results of a flood.
 pub(crate) struct Flood {
     pub(crate) revocations: usize,
-    /// From the first that was asked for to the acknowledgement of the last.
+    /// From the first request to the acknowledgement of the last revocation.
     pub(crate) acknowledged: Duration,
-    /// From there to the denial of the last one at the last replica.
+    /// From that acknowledgement to the denial of the last one at the last replica.
     pub(crate) effective: Duration,
     pub(crate) before: Tally,
     pub(crate) during: Tally,
     pub(crate) after: Tally,
 }
 
-/// How it comes.
+/// The form of a flood.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Way {
-    /// Straight to the store, so many in a commit.
+    /// Directly to the store, with this many revocations in a commit.
     Commits(usize),
-    /// One signed act each.
+    /// One signed act for each revocation.
     Acts,
 }
 
-/// Who is asked, about what, how often.
+/// The servers, the chains, and the rate of the checks.
 pub(crate) struct Load<'a> {
     pub(crate) servers: &'a [Server],
     pub(crate) chains: &'a [Vec<Bytes>],
     pub(crate) rate: u64,
 }
 
-/// Revokes so many sessions, the last of them that of `doomed`, while the first replica is asked about others at a steady rate.
+/// Revokes this many sessions, the session of `doomed` last, while the first replica checks other sessions at a steady rate.
 pub(crate) fn run(load: &Load<'_>, store: &str, way: Way, count: usize, doomed: (&[Bytes], String)) -> Result<Flood> {
     let (chain, last) = doomed;
     let client = Client::open(&load.servers.first().context("no replica")?.decisions, load.chains, 2)?;
@@ -127,7 +127,7 @@ fn commits<I: Iterator<Item = String>>(store: &str, count: usize, size: usize, n
     Ok(())
 }
 
-/// Acts at every replica in turn; the last one when all others are acknowledged.
+/// Sends acts to every replica in turn; the last one after all others are acknowledged.
 fn acts(servers: &[Server], mut names: Vec<String>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

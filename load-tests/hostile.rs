@@ -1,7 +1,9 @@
-//! What a stranger who may connect can do to everybody else: memory, a good caller's latency, and whether a kill still comes through.
+//! The effect of a stranger who may connect on all other callers: memory, a good caller's latency, and whether a revocation still
+//! arrives.
 //!
-//! The attacker is a process of its own, `load attacker NAME`, at the lowest priority, so that what it takes is the server's and not
-//! the processor's. It stops when its standard input ends, or by itself after a minute. Look next at `hostile/attacks.rs`.
+//! The attacker is a process of its own, `load attacker NAME`, at the lowest priority, so that it competes for the server's
+//! resources and not for the processor. It stops when its standard input ends, or after a minute. Look next at
+//! `hostile/attacks.rs`.
 
 mod attacks;
 
@@ -29,43 +31,43 @@ pub(crate) use attacks::{AS_ATTACKER, Attack, attack, table};
 
 /// How long the good caller is measured before and after.
 const PEACE: Duration = Duration::from_secs(3);
-/// How long the attack runs before anything is measured.
+/// How long the attack runs before the measurement begins.
 const RUN_UP: Duration = Duration::from_secs(1);
-/// The good caller is measured in pieces of this length while the attack lasts.
+/// Length of the intervals in which the good caller is measured during the attack.
 const PIECE: Duration = Duration::from_millis(250);
-/// Pieces before the kill, and all of them.
+/// Intervals before the revocation, and all of them.
 const PIECES_BEFORE_KILL: usize = 8;
 const PIECES: usize = 24;
-/// A kill that takes longer has failed.
+/// A revocation that takes longer has failed.
 const KILL_PATIENCE: Duration = Duration::from_secs(10);
-/// A probe that takes longer has failed, as a kubelet would say.
+/// A probe that takes longer has failed, as it would for a kubelet.
 const PROBE_PATIENCE: Duration = Duration::from_secs(1);
-/// How often resident memory is read.
+/// Interval between readings of the resident memory.
 const SAMPLE_EVERY: Duration = Duration::from_millis(10);
 
-/// What an attack came to.
+/// The results of an attack.
 pub(crate) struct Outcome {
-    /// What the attacker says it reached.
+    /// The attacker's report of its progress.
     pub(crate) reached: String,
     pub(crate) resident_before_kib: u64,
     pub(crate) resident_peak_kib: u64,
     pub(crate) before: Tally,
     pub(crate) during: Tally,
     pub(crate) after: Tally,
-    /// From the operator's first packet, on a connection of its own, to the first denial on another new one.
+    /// From the operator's first packet, on a new connection, to the first denial on another new connection.
     pub(crate) kill: Result<Duration>,
-    /// The slowest answer of `/livez` while the attack lasted.
+    /// The slowest answer of `/livez` during the attack.
     pub(crate) probe: Result<Duration>,
-    /// Audit bytes a second while the attack lasted.
+    /// Audit bytes a second during the attack.
     pub(crate) audit_bytes_per_s: u64,
 }
 
-/// Who is attacked, and who asks meanwhile.
+/// The server under attack, and the callers during it.
 pub(crate) struct Scene<'a> {
     pub(crate) binary: &'a Path,
     pub(crate) policy: &'a str,
     pub(crate) chains: &'a [Vec<Bytes>],
-    /// A chain whose session is killed, and that session.
+    /// A chain whose session is revoked, and that session.
     pub(crate) doomed: (&'a [Bytes], String),
     pub(crate) rate: u64,
 }
@@ -104,7 +106,7 @@ pub(crate) fn run(scene: &Scene<'_>, attack: Attack) -> Result<Outcome> {
         }
         let killed = killing.context("no kill was tried")?.join();
         over.store(true, Ordering::Relaxed);
-        // The sampler returns nothing and the prober its figure; neither can fail but by a panic.
+        // The sampler returns nothing and the prober its figure. Either fails only by a panic.
         let _ = sampling.join();
         let probed = probing.join();
         let died = |_| anyhow::anyhow!("a thread died");
@@ -118,7 +120,7 @@ pub(crate) fn run(scene: &Scene<'_>, attack: Attack) -> Result<Outcome> {
     Ok(Outcome { reached, resident_before_kib, resident_peak_kib, before, during, after, kill, probe, audit_bytes_per_s })
 }
 
-/// The attacking process; killed when dropped.
+/// The attacking process; killed on drop.
 struct Attacker(Child);
 
 impl Attacker {
@@ -136,12 +138,12 @@ impl Attacker {
         Ok(Self(child))
     }
 
-    /// Ends it and returns what it says it reached.
+    /// Ends the process and returns its report.
     fn stop(&mut self) -> String {
         drop(self.0.stdin.take());
         let mut said = String::new();
         if let Some(out) = self.0.stdout.as_mut() {
-            // What it did not say is not known.
+            // Without a report the progress is not known.
             let _ = out.read_to_string(&mut said);
         }
         let _ = self.0.wait();
@@ -156,7 +158,7 @@ impl Drop for Attacker {
     }
 }
 
-/// The operator's way: a new connection, a signed act, and then a client that has never asked before is denied.
+/// The operator's steps: a new connection, a signed act, and then a denial for a client that has never asked before.
 fn kill(server: &Server, doomed: &(&[Bytes], String)) -> Result<Duration> {
     let (chain, session) = doomed;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -185,7 +187,7 @@ fn kill(server: &Server, doomed: &(&[Bytes], String)) -> Result<Duration> {
         .context("the kill did not come through in 10 s")?
 }
 
-/// Asks `/livez` on new connections until `over`; the slowest answer.
+/// Requests `/livez` on new connections until `over` is set; returns the slowest answer.
 fn probes(http: &str, over: &AtomicBool) -> Result<Duration> {
     let address = http.trim_start_matches("http://");
     let mut slowest = Duration::ZERO;

@@ -1,6 +1,6 @@
-//! How long a killed session lives on: from the acknowledged `Revoke` to the first denial that a client sees.
+//! How long a revoked session stays usable: from the acknowledged `Revoke` to the first denial that a client sees.
 //!
-//! The client asks about the session in a tight loop on a connection of its own; the operator signs each act.
+//! The client checks the session in a tight loop on a connection of its own. The operator signs each act.
 
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
@@ -18,11 +18,11 @@ use super::calls::{request_by_chain, signed};
 use super::client::histogram;
 use super::server::Server;
 
-/// A kill that takes longer is an error, not a figure.
+/// A revocation that takes longer is an error, not a figure.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(crate) struct Kills {
-    /// From the answer to `Revoke`; a denial seen before it counts as 0.
+    /// From the answer to `Revoke`. An earlier denial counts as 0.
     pub(crate) from_answer_ns: Histogram<u64>,
     /// From the moment `Revoke` was sent.
     pub(crate) from_request_ns: Histogram<u64>,
@@ -30,7 +30,7 @@ pub(crate) struct Kills {
     pub(crate) before_answer: u64,
 }
 
-/// Kills the session of each chain, one after the other.
+/// Revokes the session of each chain, one after the other.
 pub(crate) fn run(server: &Server, chains: &[Vec<Bytes>], session: impl Fn(usize) -> String) -> Result<Kills> {
     let (alive_out, alive) = sync_channel(1);
     let (denied_out, denied) = sync_channel(1);
@@ -39,7 +39,7 @@ pub(crate) fn run(server: &Server, chains: &[Vec<Bytes>], session: impl Fn(usize
     let outcome = kill_all(server, chains.len(), session, &alive, &denied);
     drop((alive, denied));
     let Ok(polled) = poller.join() else { bail!("the polling thread died") };
-    // Where it ended early its reason says more than that nobody answered.
+    // If the client ended early, its own error says more than the missing answer.
     match (polled, outcome) {
         (Err(error), _) => Err(error),
         (Ok(()), outcome) => outcome,
@@ -74,7 +74,7 @@ fn kill_all(
     Ok(kills)
 }
 
-/// Asks about one session until it is denied, then about the next.
+/// Checks one session until it is denied, then the next.
 fn poll(target: &str, chains: &[Vec<Bytes>], alive: &SyncSender<()>, denied: &SyncSender<Instant>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {

@@ -1,4 +1,4 @@
-//! The table: ratios first, then the figures they come from, then machine, method and commit.
+//! The report: ratios first, then the figures behind them, then machine, method and commit.
 
 use std::fmt::Write as _;
 use std::process::Command;
@@ -19,7 +19,7 @@ use super::flood::Flood;
 use super::hostile::Outcome;
 use super::kill::Kills;
 
-/// How soon a fleet has to be fresh again once its store is back.
+/// Longest time for a fleet to be fresh again once its store is back.
 const FRESH_AGAIN: Duration = Duration::from_secs(2);
 
 pub(crate) struct Report {
@@ -128,7 +128,7 @@ impl Report {
     }
 }
 
-/// The kills of a fleet, a row a store.
+/// The revocations in a fleet, one row for each store.
 pub(crate) struct FleetTable {
     method: String,
     rows: String,
@@ -202,7 +202,7 @@ pub(crate) fn cold(agents: usize, revocations: usize, cold: &Cold) -> String {
     )
 }
 
-/// Faults, a row a scenario.
+/// The table of faults, one row for each scenario.
 pub(crate) struct FaultTable {
     method: String,
     rows: String,
@@ -265,7 +265,7 @@ impl FaultTable {
         }
     }
 
-    /// Whether every scenario ended and nothing was permitted that must not be.
+    /// Whether every scenario ended and no call was permitted that must be denied.
     pub(crate) fn is_kept(&self) -> bool {
         self.broken == 0 && self.failed == 0
     }
@@ -289,7 +289,7 @@ impl FaultTable {
     }
 }
 
-/// Floods, a row each.
+/// The table of floods, one row for each.
 pub(crate) struct FloodTable {
     method: String,
     rows: String,
@@ -334,7 +334,7 @@ impl FloodTable {
     }
 }
 
-/// What strangers do to everybody else.
+/// The table of attacks and their effect on other callers.
 pub(crate) struct HostileTable {
     method: String,
     rows: String,

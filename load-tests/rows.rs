@@ -1,13 +1,14 @@
-//! A fleet of any size as a store's rows: agents that share a few thousand permission sets, tools by the ten thousand, dead sessions.
+//! A fleet of any size as the rows of a store: agents that share a few thousand permission sets, tens of thousands of tools, and
+//! revoked sessions.
 //!
-//! The bench of a fleet's size builds it in its own process, the load test of a cold start puts it into a store.
+//! The bench `scale` builds it in its own process. The load test of cold starts puts it into a store.
 
 use portcullis::model::records::{DocumentKey, DocumentRow, Origin, RevocationRow, Target};
 
-/// Tools in servers of a hundred.
+/// Tools, in servers of one hundred each.
 pub(crate) const SERVERS: usize = 100;
 pub(crate) const TOOLS_A_SERVER: usize = 100;
-/// Different permission sets, which a fleet's agents share.
+/// Different permission sets that the agents share.
 pub(crate) const SETS: usize = 3_000;
 const GROUPS: usize = 200;
 const APPLICATIONS: usize = 50;
@@ -28,7 +29,7 @@ pub(crate) fn base() -> Vec<DocumentRow> {
     rows
 }
 
-/// One of a few thousand permission sets, in one of a few hundred settings, with a key of its own.
+/// An agent with one of a few thousand permission sets, one of a few hundred settings, and a key of its own.
 pub(crate) fn agent(number: usize, version: usize) -> DocumentRow {
     let (server, set) = (number % SERVERS, number % SETS);
     let own = if version == 0 { String::new() } else { format!(r#",{{"s{server}/t1.read":{{"args":{{"n":{version}}}}}}}"#) };
@@ -73,7 +74,7 @@ pub(crate) fn application(number: usize) -> String {
     format!("app-{}", number % APPLICATIONS)
 }
 
-/// 43 characters of base64url that no other agent has.
+/// 43 characters of base64url, different for each agent.
 pub(crate) fn thumbprint(number: usize) -> String {
     format!("{number:A>42}A")
 }

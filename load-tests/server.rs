@@ -17,12 +17,12 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts it and waits for its ready line.
+    /// Starts the server and waits for its ready line.
     pub(crate) fn start(binary: &Path, policy: &str) -> Result<Self> {
         Self::start_with(binary, Some(policy), &[])
     }
 
-    /// As [`Server::start`], with more in its environment; without a policy it takes what its store holds.
+    /// Starts the server with more environment variables. Without a policy it uses the one in its store.
     pub(crate) fn start_with(binary: &Path, policy: Option<&str>, environment: &[(&str, &str)]) -> Result<Self> {
         let folder = tempfile::tempdir()?;
         let policies = folder.path().join("policies");
@@ -56,7 +56,7 @@ impl Server {
         Ok(server)
     }
 
-    /// Nanoseconds of CPU that its threads have used, from the scheduler's own account (10 ms ticks would be too coarse).
+    /// Nanoseconds of CPU that its threads have used, from the scheduler's accounting (ticks of 10 ms would be too coarse).
     pub(crate) fn cpu_ns(&self) -> Result<u64> {
         let mut sum_ns = 0;
         for task in std::fs::read_dir(format!("/proc/{}/task", self.child.id()))? {
@@ -68,7 +68,7 @@ impl Server {
         Ok(sum_ns)
     }
 
-    /// Its resident memory, in KiB.
+    /// The resident memory, in KiB.
     pub(crate) fn resident_kib(&self) -> Result<u64> {
         self.status_kib("VmRSS")
     }
@@ -80,7 +80,7 @@ impl Server {
         Ok(line.context("no such figure")?.trim().trim_end_matches("kB").trim().parse()?)
     }
 
-    /// Bytes of its audit files.
+    /// The bytes of its audit files.
     pub(crate) fn audit_bytes(&self) -> Result<u64> {
         let mut sum = 0;
         for entry in std::fs::read_dir(self.folder.path().join("data/audit"))? {
@@ -89,7 +89,7 @@ impl Server {
         Ok(sum)
     }
 
-    /// The key of the operator that the server made for itself.
+    /// The key of the operator that the server created for itself.
     pub(crate) fn operator_key(&self) -> Result<PrivateKey> {
         Ok(PrivateKey::from_jwk(&std::fs::read(self.folder.path().join("data/local.jwk"))?)?)
     }

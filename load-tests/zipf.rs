@@ -1,4 +1,4 @@
-//! Which token a call is for: a few are asked about often, most seldom (Zipf's law, exponent 1).
+//! The choice of the token for each call: a few tokens are used often, most of them seldom (Zipf's law, exponent 1).
 
 use std::sync::Arc;
 
@@ -7,7 +7,7 @@ pub(crate) struct Zipf {
     cumulative: Arc<[f64]>,
 }
 
-/// Draws by a generator of its own, the same each run.
+/// Draws token numbers with a generator of its own, the same in each run.
 #[derive(Debug)]
 pub(crate) struct Drawer {
     cumulative: Arc<[f64]>,
@@ -32,7 +32,7 @@ impl Zipf {
 }
 
 impl Drawer {
-    /// The next token's number (xorshift, and a binary search).
+    /// The next token's number (xorshift, then a binary search).
     pub(crate) fn next(&mut self) -> usize {
         self.state ^= self.state << 13;
         self.state ^= self.state >> 7;

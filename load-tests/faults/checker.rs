@@ -1,6 +1,7 @@
-//! The clients' side: asks every replica at a steady pace, remembers each answer, and judges all of them when it is over.
+//! The clients of the fault tests: they check every replica at a steady rate, remember each answer, and judge all answers at the
+//! end.
 //!
-//! Nothing here asks a replica or the store how it is: only what a gateway sees counts. Look next at [`Verdict`].
+//! Nothing here asks a replica or the store for its state, because only a gateway's view counts. Look next at [`Verdict`].
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -13,28 +14,28 @@ use tokio::time::{MissedTickBehavior, interval};
 use tonic::transport::{Channel, Endpoint};
 use wire::decision_service_client::DecisionServiceClient;
 
-/// Calls to one replica that wait for an answer; beyond that it is not asked.
+/// Most calls to one replica that wait for an answer. Beyond that no call is sent.
 const IN_FLIGHT_MAX: usize = 256;
-/// A replica whose proof is younger calls itself fresh.
+/// A replica with a younger proof calls itself fresh.
 const FRESH: Duration = Duration::from_secs(1);
-/// Denials that are no news: how often an alive session is denied for another reason is told all the same.
+/// Expected reasons of denials. Other reasons for an alive session are counted too.
 const REVOKED: &str = "REVOKED_SESSION";
 const STALE: &str = "STALE";
 
-/// What came back.
+/// The answer to a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Answer {
-    /// Usable for so long, from the moment of asking.
+    /// A permit; usable for this long from the moment of asking.
     Permit(Duration),
     Revoked,
     Stale,
     /// A denial for another reason.
     Other(String),
-    /// No decision: the call failed.
+    /// No decision, because the call failed.
     Failed,
 }
 
-/// One call.
+/// One call, with its answer.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
     pub(crate) session: usize,
@@ -43,21 +44,21 @@ pub(crate) struct Seen {
     pub(crate) answer: Answer,
 }
 
-/// A revocation that was acknowledged.
+/// An acknowledged revocation.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Kill {
     pub(crate) session: usize,
     pub(crate) acknowledged: Instant,
 }
 
-/// Clients of one replica; they stop when this is dropped.
+/// The clients of one replica. They stop on drop.
 pub(crate) struct Clients {
     seen: Arc<Mutex<Vec<Seen>>>,
     task: JoinHandle<()>,
 }
 
 impl Clients {
-    /// Asks about each session in turn, one every so often, wherever the replica is by then.
+    /// Checks each session in turn at a fixed interval, at the replica's current address.
     pub(crate) fn start(
         runtime: &Handle,
         address: watch::Receiver<Option<String>>,
@@ -69,19 +70,19 @@ impl Clients {
         Self { seen, task }
     }
 
-    /// What was seen so far, in the order of the answers.
+    /// The calls so far, in the order of their answers.
     pub(crate) fn seen(&self) -> Vec<Seen> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// When the first answer came that was asked for after a moment and is a fresh permit.
+    /// The first answer that was requested after a moment and is a fresh permit.
     pub(crate) fn fresh_after(&self, moment: Instant, bound: Duration) -> Option<Instant> {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         let late = seen.iter().rev().take_while(|one| one.answered >= moment);
         late.filter(|one| one.asked >= moment && is_fresh(one, bound)).map(|one| one.answered).min()
     }
 
-    /// Whether the newest answer about a session, asked for after a moment, is what it should be.
+    /// Whether the newest answer about a session that was requested after a moment is as expected.
     pub(crate) fn says(&self, session: usize, moment: Instant, should: impl Fn(&Answer) -> bool) -> bool {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.iter().rev().find(|one| one.session == session && one.asked >= moment).is_some_and(|one| should(&one.answer))
@@ -116,7 +117,7 @@ async fn ask(
         }
         let (Some(client), Some(request)) = (&client, requests.get(session)) else { continue };
         let (mut client, request): (DecisionServiceClient<Channel>, _) = (client.clone(), request.clone());
-        // Enough wait already.
+        // Enough calls wait already.
         let Ok(room) = room.clone().try_acquire_owned() else { continue };
         let seen = seen.clone();
         tokio::spawn(async move {
@@ -141,40 +142,41 @@ fn read(answer: &wire::CheckResponse) -> Answer {
     }
 }
 
-/// What all answers of all replicas come to. Only [`Verdict::is_kept`] is a promise without a figure.
+/// The judgement of all answers of all replicas. [`Verdict::is_kept`] alone is a promise; all else are figures.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Verdict {
     pub(crate) kills: usize,
     pub(crate) checks: u64,
     pub(crate) permits: u64,
     pub(crate) stale: u64,
-    /// Calls without a decision, of replicas that were killed.
+    /// Calls without a decision, by replicas that were killed.
     pub(crate) failed: u64,
-    /// Permits whose call began after the acknowledgement and the bound.
+    /// Permits of calls that began after the acknowledgement and the bound.
     pub(crate) late: u64,
-    /// Permits that could be used beyond acknowledgement and bound, whenever they were asked for.
+    /// Permits that could be used after the acknowledgement and the bound, whenever they were requested.
     pub(crate) usable: u64,
-    /// How far the furthest of those reached beyond.
+    /// The latest use of those permits, counted from the bound.
     pub(crate) beyond: Duration,
-    /// Permits of a replica that had denied the session as revoked before they were asked for.
+    /// Permits of calls to a replica that had already denied the session as revoked.
     pub(crate) back: u64,
-    /// From the acknowledgement of a kill to the last call that was still permitted began, over all kills and replicas.
+    /// From the acknowledgement of a revocation to the start of the last call that was permitted, over all revocations and
+    /// replicas.
     pub(crate) latest_permit: Duration,
-    /// The longest that a replica gave no fresh permit.
+    /// The longest time without a fresh permit of a replica.
     pub(crate) longest_stale: Duration,
     /// From the end of the fault to a fresh permit of the last replica.
     pub(crate) fresh_again: Duration,
-    /// Reasons of denials that have no place here.
+    /// Reasons of denials that should not occur here.
     pub(crate) others: Vec<String>,
 }
 
 impl Verdict {
-    /// Whether nothing was permitted that must not be.
+    /// Whether no call was permitted that must be denied.
     pub(crate) fn is_kept(&self) -> bool {
         self.late == 0 && self.usable == 0 && self.back == 0 && self.others.is_empty()
     }
 
-    /// Adds what one replica's clients saw.
+    /// Adds the calls of one replica's clients.
     pub(crate) fn add(&mut self, seen: &[Seen], kills: &[Kill], bound: Duration) {
         self.checks += seen.len() as u64;
         for one in seen {
@@ -185,7 +187,7 @@ impl Verdict {
                 Answer::Other(reason) if !self.others.contains(reason) => self.others.push(reason.clone()),
                 Answer::Revoked | Answer::Other(_) => {}
             }
-            // A session that nobody killed.
+            // A session that was never revoked.
             if one.answer == Answer::Revoked && !kills.iter().any(|kill| kill.session == one.session) {
                 self.others.push(format!("session {} is revoked and was not killed", one.session));
             }
@@ -212,7 +214,7 @@ impl Verdict {
     }
 }
 
-/// The longest time between two fresh permits in a row.
+/// The longest time between two consecutive fresh permits.
 fn longest_stale(seen: &[Seen], bound: Duration) -> Duration {
     let mut fresh: Vec<Instant> = seen.iter().filter(|one| is_fresh(one, bound)).map(|one| one.answered).collect();
     fresh.sort_unstable();

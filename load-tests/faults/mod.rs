@@ -1,8 +1,8 @@
-//! A fleet of real processes on a real store, what is done to it, and what its clients then see: shared by the load driver, which
-//! measures, and by the integration tests, which run the decisive cases.
+//! Faults on a fleet of real processes with a real store, and what the clients of the fleet then see.
 //!
-//! `scenario.rs` is the table of faults and what is done in each; `rig.rs` has the processes; `checker.rs` asks, remembers every
-//! answer and judges them afterwards. The proxy between replicas and store is `src/testing/proxy.rs`.
+//! The load driver measures all of them; the integration tests run the decisive cases. `scenario.rs` has the table of faults and
+//! their steps, `rig.rs` the processes, and `checker.rs` the clients and the judgement of their answers. The proxy between the
+//! replicas and the store is `src/testing/proxy.rs`.
 #![allow(dead_code, reason = "the tests use a part of what the driver reports")]
 
 pub(crate) mod checker;

@@ -1,7 +1,7 @@
-//! The processes: replicas of the real binary, each on a route of its own through the proxy to PostgreSQL, or all on one SQLite file.
+//! The processes: replicas of the real binary, each with its own route through the proxy to PostgreSQL, or all on one SQLite file.
 //!
-//! All of it ends when the rig is dropped, however a scenario ends. Revocations go through a replica's administration, or straight to
-//! the store past the proxy, which is the kill that no replica behind a broken way can know of. Look next at `scenario.rs`.
+//! All processes end when the rig is dropped, however a scenario ends. A revocation goes through a replica's administration, or
+//! directly to the store past the proxy; a replica behind a broken route cannot learn of the latter. Look next at `scenario.rs`.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead as _, BufReader};
@@ -32,56 +32,56 @@ use crate::fixture::{Company, session};
 use crate::postgres;
 use crate::proxy::{Mode, Process};
 
-/// Sessions that can be killed; one more is never.
+/// Sessions that can be revoked. One further session is never revoked.
 pub(crate) const DOOMED: usize = 12;
-/// An act that is not answered by then is not acknowledged. The store itself gives up earlier.
+/// Longest wait for an act to be acknowledged. The store itself gives up earlier.
 const ACT_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long anything may take that has no promise.
+/// Longest wait for any step that has no promised time.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The replicas that run, for a program that ends where it panics, with nothing dropped.
+/// The process ids of running replicas, for a program that ends at a panic without drops.
 static RUNNING: Mutex<Vec<u32>> = Mutex::new(Vec::new());
 
 /// Kills every replica.
 pub(crate) fn kill_all() {
     for id in RUNNING.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
         if let Some(pid) = i32::try_from(id).ok().and_then(Pid::from_raw) {
-            // One that is gone is what was wanted.
+            // A replica that has already ended needs no signal.
             let _ = kill_process(pid, Signal::KILL);
         }
     }
 }
 
-/// What is run.
+/// The programs to run.
 pub(crate) struct Programs {
     /// The server under test.
     pub(crate) server: PathBuf,
-    /// This program as the proxy.
+    /// The command that runs this program as the proxy.
     pub(crate) proxy: fn() -> Command,
 }
 
-/// How large, how hard, how patient.
+/// The size, the load and the time limits of a run.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Plan {
     pub(crate) replicas: usize,
     /// Checks a second over all replicas.
     pub(crate) rate: u64,
-    /// The bound that the store is made with.
+    /// The freshness bound of the store.
     pub(crate) bound: Duration,
-    /// How long a fault lasts beyond bound and last acknowledgement.
+    /// How long a fault continues after the last acknowledgement and the bound.
     pub(crate) margin: Duration,
-    /// How long the fleet may take to be fresh again before that is an error and no figure.
+    /// Longest time for the fleet to be fresh again. A longer time is an error, not a figure.
     pub(crate) patience: Duration,
 }
 
-/// On what.
+/// The kind of store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Replicas are told of commits.
+    /// Replicas are notified of commits.
     Notified,
     /// Replicas find commits when they poll.
     Polled,
-    /// As `Polled`, with two standbys of which one has to have each commit.
+    /// As `Polled`, with two standbys; one of them must have each commit.
     Replicated,
     Sqlite,
 }
@@ -97,7 +97,7 @@ pub(crate) struct Replica {
 }
 
 impl Replica {
-    /// Starts it, at first or again, and waits until it decides.
+    /// Starts the replica, at first or again, and waits until it decides.
     pub(crate) fn start(&mut self, policies: Option<&Path>) -> Result<()> {
         let mut command = (self.command)()?;
         if let Some(policies) = policies {
@@ -124,7 +124,7 @@ impl Replica {
         Ok(kill_process(Pid::from_child(child), signal)?)
     }
 
-    /// SIGKILL. Its clients go on asking where it was.
+    /// Sends SIGKILL. The clients keep sending to its address.
     pub(crate) fn kill(&mut self) -> Result<()> {
         if let Some(mut child) = self.child.take() {
             child.kill()?;
@@ -137,18 +137,18 @@ impl Replica {
 
 impl Drop for Replica {
     fn drop(&mut self) {
-        // One that is gone already is as good.
+        // A replica that has already ended needs no kill.
         let _ = self.kill();
     }
 }
 
-/// A fleet, its store, its clients. Fields end in this order.
+/// A fleet with its store and its clients. The fields are dropped in this order.
 pub(crate) struct Rig {
     clients: Vec<Clients>,
     pub(crate) replicas: Vec<Replica>,
-    /// The store past the proxy; where the fleet fails over, the new one.
+    /// The store past the proxy; after a failover, the new one.
     store: Option<Arc<dyn Store>>,
-    /// Who holds the file's write lock.
+    /// The connection that holds the file's write lock.
     holder: Option<rusqlite::Connection>,
     pub(crate) proxy: Option<Process>,
     /// The primary, then its standbys.
@@ -164,7 +164,7 @@ pub(crate) struct Rig {
 }
 
 impl Rig {
-    /// Starts all of it and waits until every replica permits every session.
+    /// Starts all processes and waits until every replica permits every session.
     pub(crate) fn start(programs: &Programs, plan: Plan, kind: Kind) -> Result<Self> {
         let mut rig = Self {
             clients: Vec::new(),
@@ -225,7 +225,7 @@ impl Rig {
             kind => {
                 let upstream = self.upstream(0)?;
                 let (route, address) = self.proxy()?.route(upstream);
-                // Routes of replicas have the replicas' numbers, after that of the standbys.
+                // A replica's route has the replica's number, after the routes of the standbys.
                 debug_assert_eq!(route, self.route_of(number));
                 self.url(address, kind)
             }
@@ -262,7 +262,7 @@ impl Rig {
         Ok(())
     }
 
-    /// Two standbys, on a way to the primary that can be broken.
+    /// Starts two standbys, whose routes to the primary can be broken.
     fn add_standbys(&mut self) -> Result<()> {
         let upstream = self.upstream(0)?;
         let (_, address) = self.proxy()?.route(upstream);
@@ -273,14 +273,14 @@ impl Rig {
         self.until_followed(0, 2)
     }
 
-    /// Waits until a server has so many standbys of which one must have each commit.
+    /// Waits until a server has this many standbys, of which one must have each commit.
     pub(crate) fn until_followed(&self, server: usize, standbys: usize) -> Result<()> {
         const FOLLOWING: &str = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'quorum' AND state = 'streaming'";
         let server = self.server(server)?;
         self.wait("a standby does not follow", START_TIMEOUT, |_| server.sql("postgres", FOLLOWING) == standbys.to_string())
     }
 
-    /// Has a standby receive no more, and waits until it does not.
+    /// Waits until a standby receives nothing more.
     pub(crate) fn until_detached(&self, standby: usize) -> Result<()> {
         let server = self.server(standby)?;
         server.set("primary_conninfo = ''");
@@ -289,7 +289,7 @@ impl Rig {
         })
     }
 
-    /// Opens the store past the proxy, and makes it with the plan's bound where there is none yet.
+    /// Opens the store past the proxy, and creates it with the plan's bound if it does not exist.
     fn open(&mut self, server: Option<(usize, Kind)>) -> Result<()> {
         let bound_ms = u64::try_from(self.plan.bound.as_millis())?;
         let settings = store::Settings { freshness_bound_ms: bound_ms, ..store::Settings::default() };
@@ -307,7 +307,7 @@ impl Rig {
         Ok(())
     }
 
-    /// From now on direct kills go to another server.
+    /// Sends later direct revocations to another server.
     pub(crate) fn reopen(&mut self, server: usize) -> Result<()> {
         self.open(Some((server, Kind::Replicated)))
     }
@@ -334,7 +334,7 @@ impl Rig {
         self.replicas.get_mut(number).context("there is no such replica")
     }
 
-    /// Where a server listens.
+    /// The address of a server.
     pub(crate) fn upstream(&self, number: usize) -> Result<SocketAddr> {
         Ok((Ipv4Addr::LOCALHOST, self.server(number)?.port()).into())
     }
@@ -344,7 +344,7 @@ impl Rig {
         replica + usize::from(self.servers.len() > 1)
     }
 
-    /// Sets the routes of these replicas.
+    /// Sets the mode of these replicas' routes.
     pub(crate) fn set(&mut self, replicas: &[usize], mode: &Mode) -> Result<()> {
         for replica in replicas {
             let route = self.route_of(*replica);
@@ -353,7 +353,7 @@ impl Rig {
         Ok(())
     }
 
-    /// Leads a replica to another server, as when a name moves: its connections are cut, new ones go there.
+    /// Redirects a replica to another server, as a changed DNS name does: its connections are cut, and new ones go there.
     pub(crate) fn point(&mut self, replica: usize, server: usize) -> Result<()> {
         let (route, upstream) = (self.route_of(replica), self.upstream(server)?);
         self.proxy()?.point(route, upstream);
@@ -361,7 +361,7 @@ impl Rig {
         self.set(&[replica], &Mode::Pass)
     }
 
-    /// Kills the next session straight in the store.
+    /// Revokes the next session directly in the store.
     pub(crate) fn kill_in_store(&mut self) -> Result<()> {
         let number = self.next()?;
         let store = self.store.clone().context("the store is not open")?;
@@ -372,11 +372,11 @@ impl Rig {
         Ok(())
     }
 
-    /// Kills the next session as an operator does, at a replica.
+    /// Revokes the next session at a replica, as an operator does.
     pub(crate) fn kill_at(&mut self, replica: usize) -> Result<()> {
         let number = self.next()?;
         let until = Instant::now() + self.plan.patience;
-        // A server that is slow to write says that it may or may not be done; an operator asks again until it is.
+        // A slow server may answer that the outcome is not known. An operator repeats the act until it is acknowledged.
         while let Err(error) = self.act(replica, number) {
             let is_open = error.downcast_ref::<tonic::Status>().is_some_and(|status| status.code() == tonic::Code::Unknown);
             if !is_open || Instant::now() > until {
@@ -387,7 +387,7 @@ impl Rig {
         Ok(())
     }
 
-    /// As [`Rig::kill_at`], where nothing may be acknowledged; answers the refusal.
+    /// As [`Rig::kill_at`], but nothing may be acknowledged; returns the refusal.
     pub(crate) fn kill_refused(&mut self, replica: usize) -> Result<String> {
         let number = self.next()?;
         match self.act(replica, number) {
@@ -414,7 +414,7 @@ impl Rig {
         })
     }
 
-    /// Takes the file's write lock, and holds it like a writer that is stopped in the middle of a write.
+    /// Takes the file's write lock, and holds it like a writer that stopped in the middle of a write.
     pub(crate) fn hold_file(&mut self) -> Result<()> {
         let holder = rusqlite::Connection::open(self.file())?;
         holder.busy_timeout(START_TIMEOUT)?;
@@ -423,17 +423,17 @@ impl Rig {
         Ok(())
     }
 
-    /// Lets go of it.
+    /// Releases the write lock.
     pub(crate) fn release_file(&mut self) {
         self.holder = None;
     }
 
-    /// When the last kill was acknowledged.
+    /// When the last revocation was acknowledged.
     pub(crate) fn last_kill(&self) -> Option<Instant> {
         self.kills.last().map(|kill| kill.acknowledged)
     }
 
-    /// Waits until every replica gives fresh permits again; how long after a moment the last one did.
+    /// Waits until every replica gives fresh permits again; returns the time from `since` to the last of them.
     pub(crate) fn until_fresh(&self, replicas: &[usize], since: Instant) -> Result<Duration> {
         let bound = self.plan.bound;
         let of = |replica: &usize| self.clients.get(*replica)?.fresh_after(since, bound);
@@ -442,7 +442,7 @@ impl Rig {
         Ok(last.saturating_duration_since(since))
     }
 
-    /// Waits until every replica denies what was killed, and for no other reason.
+    /// Waits until every replica denies the revoked sessions, for that reason and no other.
     pub(crate) fn until_known(&self) -> Result<()> {
         let since = Instant::now();
         self.wait("a kill does not reach a replica", self.plan.patience, |rig| {
@@ -451,7 +451,7 @@ impl Rig {
         })
     }
 
-    /// What all answers come to.
+    /// Judges all answers.
     pub(crate) fn judge(&self) -> Verdict {
         let mut verdict = Verdict { kills: self.kills.len(), ..Verdict::default() };
         for clients in &self.clients {
@@ -460,7 +460,7 @@ impl Rig {
         verdict
     }
 
-    /// What the replicas logged, for whoever has to find out why.
+    /// The logs of the replicas, for debugging.
     pub(crate) fn logs(&self) -> String {
         let read = |replica: &Replica| std::fs::read_to_string(&replica.log).unwrap_or_default();
         self.replicas.iter().map(read).collect::<Vec<_>>().join("\n---\n")
@@ -478,7 +478,7 @@ impl Rig {
     }
 }
 
-/// The names of the standbys to their primary, and which of them must have a commit.
+/// The names of the standbys at their primary, and which of them must have a commit.
 pub(crate) const STANDBYS: [&str; 2] = ["b", "c"];
 pub(crate) const SYNCHRONOUS: &str = "ANY 1 (b, c)";
 

@@ -1,10 +1,12 @@
-//! The faults: one table of what is done to which part, and one way to run any of them.
+//! The faults: one table of faults, and one function that runs any of them.
 //!
-//! In each, clients ask every replica about sessions all the time. A session is killed in the store right before the fault, others
-//! while it lasts, by whatever way still leads to the store; the fault lasts longer than the bound after the last of them. Then it is
-//! undone, another session is killed, and every answer is judged. What must hold is the same in all of them: no permit whose call
-//! began after acknowledgement and bound, none that can be used beyond, none after a denial as revoked; and the fleet comes back by
-//! itself. How soon is a figure of the driver, and no assertion of a test.
+//! During each fault, clients check sessions at every replica. One session is revoked in the store right before the fault, others
+//! during it, by every route that still reaches the store. The fault continues for longer than the bound after the last revocation.
+//! Then it ends, another session is revoked, and every answer is judged.
+//!
+//! The same rules hold for all faults. No call is permitted that began after acknowledgement and bound; no permit is usable beyond
+//! them; no permit follows a denial as revoked; and the fleet recovers by itself. The time of recovery is a figure of the driver,
+//! and no assertion of a test.
 
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
@@ -17,47 +19,47 @@ use super::rig::{Kind, Plan, Programs, Rig, STANDBYS, SYNCHRONOUS};
 use crate::postgres;
 use crate::proxy::{Mode, Way};
 
-/// How often somebody looks whether anything waits that can be let go.
+/// Interval at which waiting commits are released.
 const LET_GO_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What is hurt.
+/// The part that is stopped or killed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Part {
     /// The last replica.
     Replica,
-    /// The database server; of a file, whoever may write it.
+    /// The database server; for a file, its writer.
     Store,
     Proxy,
 }
 
-/// Whose way to the store.
+/// The replicas whose route to the store is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Reach {
-    /// The last replica's.
+    /// The last replica.
     One,
     All,
 }
 
-/// What is done, until it is undone.
+/// A fault, from its begin to its end.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// SIGSTOP, then SIGCONT. A file has no process: its write lock is held by one that does not go on.
+    /// SIGSTOP, then SIGCONT. A file has no process, so its write lock is held instead by a writer that does not continue.
     Stop(Part),
     /// `kill -9`, then a new start on the same data and ports.
     Kill(Part),
-    /// The proxy's mode, then `pass`.
+    /// This mode of the proxy, then `pass`.
     Route(Mode, Reach),
-    /// The primary is cut off from its standbys, one of which is promoted; all replicas but the last go there. The old primary lives,
-    /// the last replica is left with it, and somebody has whatever waits there let go. Then that replica goes to the new one too.
+    /// The primary loses its standbys, and one of them is promoted. All replicas but the last move there. The old primary still
+    /// runs for the last replica, and its waiting commits are released. Then that replica moves to the new primary too.
     Failover(LetGo),
 }
 
-/// How an old primary is made to call a success what no standby has.
+/// How the old primary is made to report success for a commit that no standby has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LetGo {
-    /// What waits is cancelled, again and again: a success with a warning.
+    /// The waiting backends are cancelled repeatedly: success with a warning.
     Cancelled,
-    /// Its standbys are taken out of its settings: a success without one.
+    /// The standbys are removed from its settings: success without a warning.
     Unnamed,
 }
 
@@ -66,11 +68,11 @@ pub(crate) struct Scenario {
     pub(crate) name: &'static str,
     pub(crate) fault: Fault,
     pub(crate) kind: Kind,
-    /// Whether the short form in the tests has it.
+    /// Whether the tests run the scenario too.
     pub(crate) decisive: bool,
 }
 
-/// All of them.
+/// Every scenario.
 pub(crate) fn table() -> Vec<Scenario> {
     use {Fault::*, Kind::*, Part::*, Reach::*};
     let row = |name, fault, kind| Scenario { name, fault, kind, decisive: false };
@@ -122,11 +124,11 @@ impl Kind {
     }
 }
 
-/// Runs one; what its clients saw.
+/// Runs one scenario; returns the judgement of its clients' answers.
 ///
 /// # Errors
-/// If the fleet does not come back in time, a kill is refused that should not be or acknowledged that must not be, or something does
-/// not start. What was permitted is the verdict's.
+/// If the fleet does not recover in time, a revocation is refused that should not be or acknowledged that must not be, or a process
+/// does not start. Wrong permits are no error here: the verdict reports them.
 pub(crate) fn run(programs: &Programs, plan: Plan, scenario: &Scenario) -> Result<Verdict> {
     let mut rig = Rig::start(programs, plan, scenario.kind)?;
     let all: Vec<usize> = (0..plan.replicas).collect();
@@ -153,7 +155,7 @@ pub(crate) fn run(programs: &Programs, plan: Plan, scenario: &Scenario) -> Resul
     Ok(Verdict { fresh_again, ..rig.judge() })
 }
 
-/// The replicas that a fault on the way hits.
+/// The replicas that a fault of routes affects.
 fn hit(reach: Reach, all: &[usize], last: usize) -> Vec<usize> {
     if reach == Reach::One { vec![last] } else { all.to_vec() }
 }
@@ -168,13 +170,13 @@ fn begin(rig: &mut Rig, fault: &Fault, all: &[usize], last: usize) -> Result<()>
         Fault::Stop(Part::Proxy) => signal_proxy(rig, Signal::STOP)?,
         Fault::Kill(Part::Proxy) => rig.proxy()?.kill(),
         Fault::Route(mode, reach) => rig.set(&hit(*reach, all, last), mode)?,
-        // The way between the primary and its standbys.
+        // The route between the primary and its standbys.
         Fault::Failover(_) => rig.proxy()?.set(0, &Mode::BlackHole(Way::Both)),
     }
     Ok(())
 }
 
-/// Ends the fault; when it was over.
+/// Ends the fault; returns when it ended.
 fn undo(rig: &mut Rig, fault: &Fault, all: &[usize], last: usize) -> Result<Instant> {
     let now = Instant::now();
     match fault {
@@ -188,7 +190,7 @@ fn undo(rig: &mut Rig, fault: &Fault, all: &[usize], last: usize) -> Result<Inst
         Fault::Route(_, reach) => rig.set(&hit(*reach, all, last), &Mode::Pass)?,
         Fault::Failover(_) => rig.point(last, promoted(rig)?)?,
     }
-    // A replica counts from its start; what it follows, from the moment it is there.
+    // The time of a replica counts from its start; the time of a store or a route counts from its return.
     Ok(if *fault == Fault::Kill(Part::Replica) { now } else { Instant::now() })
 }
 
@@ -198,23 +200,23 @@ fn signal_proxy(rig: &mut Rig, signal: Signal) -> Result<()> {
     Ok(kill_process(pid, signal)?)
 }
 
-/// Kills what can be killed while the fault lasts: in the store past the proxy, and at a replica that still reaches it.
+/// Revokes sessions during the fault where that is possible: in the store past the proxy, and at a replica that still reaches it.
 fn kill_meanwhile(rig: &mut Rig, fault: &Fault) -> Result<()> {
     if matches!(fault, Fault::Stop(Part::Store) | Fault::Kill(Part::Store)) {
         return Ok(());
     }
     rig.kill_in_store()?;
-    // Later in the fault as well, when what was on its way at its begin is gone.
+    // Revokes again later in the fault, when bytes that were on their way at its begin are gone.
     std::thread::sleep(Duration::from_millis(500));
     rig.kill_in_store()?;
     let reaches = matches!(fault, Fault::Stop(Part::Replica) | Fault::Kill(Part::Replica) | Fault::Route(_, Reach::One));
     if reaches { rig.kill_at(0) } else { Ok(()) }
 }
 
-/// Promotes the standby that received more, has the other one follow it, and leads all replicas but the last there.
+/// Promotes the standby that received more, lets the other one follow it, and moves all replicas but the last there.
 fn fail_over(rig: &mut Rig, last: usize, how: LetGo) -> Result<()> {
     let (one, other) = (1, 2);
-    // What is still in their sockets would let the one that follows get ahead of the one that is promoted.
+    // Bytes left in their sockets could let the follower get ahead of the promoted standby.
     for standby in [one, other] {
         rig.until_detached(standby)?;
     }
@@ -233,7 +235,8 @@ fn fail_over(rig: &mut Rig, last: usize, how: LetGo) -> Result<()> {
     let there: Vec<usize> = (0..last).collect();
     rig.until_fresh(&there, Instant::now())?;
     rig.kill_at(0).context("at a replica that goes to the server that was promoted")?;
-    // What an operator does at the old one must not be acknowledged, let go or not: nobody else will ever know of it.
+    // An act at the old primary must not be acknowledged, whether its commit is released or not, because no other server will ever
+    // have it.
     let servers = std::mem::take(&mut rig.servers);
     let refused = std::thread::scope(|scope| {
         let (go_on, stopped) = sync_channel::<()>(1);
@@ -251,7 +254,7 @@ fn fail_over(rig: &mut Rig, last: usize, how: LetGo) -> Result<()> {
     refused.map(drop)
 }
 
-/// Which standby is none any more.
+/// The standby that was promoted.
 fn promoted(rig: &Rig) -> Result<usize> {
     for number in 1..rig.servers.len() {
         if rig.server(number)?.sql("postgres", "SELECT pg_is_in_recovery()") == "f" {
@@ -261,11 +264,11 @@ fn promoted(rig: &Rig) -> Result<usize> {
     bail!("no standby was promoted")
 }
 
-/// Has every commit that waits for a standby succeed.
+/// Makes every commit that waits for a standby succeed.
 fn let_go(server: &postgres::Server, how: LetGo) {
     const CANCEL: &str = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'";
     match how {
-        // What is gone meanwhile needs none.
+        // A backend that has ended needs no cancel.
         LetGo::Cancelled => drop(server.try_sql("postgres", CANCEL)),
         LetGo::Unnamed => server.set("synchronous_standby_names = ''"),
     }

@@ -1,6 +1,6 @@
-//! The attacks themselves: each does one thing as fast as it may, on loopback alone, until it is told to stop.
+//! The attacks: each does one thing as fast as it may, on loopback only, until it is told to stop.
 //!
-//! They speak HTTP/2 by hand where a well-behaved client could not do it. Bounded: in connections, in streams, in a minute.
+//! They speak HTTP/2 by hand where a well-behaved client could not do the attack. Their connections, streams and time are bounded.
 
 use std::io::Read as _;
 use std::pin::Pin;
@@ -21,16 +21,16 @@ use wire::revocation_service_client::RevocationServiceClient;
 use super::super::calls::request_by_chain;
 use super::super::fixture::Company;
 
-/// The first word that makes the driver an attacker.
+/// The first argument that makes the driver an attacker.
 pub(crate) const AS_ATTACKER: &str = "attacker";
 
-/// An attacker ends by itself after that.
+/// Longest run of an attacker.
 const LIFE: Duration = Duration::from_secs(60);
-/// The largest message of the wire, with room for nothing.
+/// The largest message that the server accepts.
 const MESSAGE_BYTES: usize = 4 * 1024 * 1024 - 64;
-/// After a connection that was cut or refused.
+/// Pause after a connection that was cut or refused.
 const PAUSE: Duration = Duration::from_millis(20);
-/// Chains that nobody has seen before start at this number.
+/// First number of the chains that the server has not seen.
 const STRANGERS: usize = 1_000_000;
 
 type Running = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
@@ -39,14 +39,14 @@ type Running = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 #[derive(Clone, Copy)]
 pub(crate) struct Attack {
     pub(crate) name: &'static str,
-    /// What is counted, for the report.
+    /// The unit of its count, for the report.
     counts: &'static str,
-    /// How many of these run at one time.
+    /// How many copies run at the same time.
     copies: usize,
     run: fn(Target) -> Running,
 }
 
-/// Whom an attack meets, and where it counts.
+/// The addresses of the server, and the count of the attack.
 #[derive(Clone)]
 struct Target {
     decisions: String,
@@ -61,7 +61,7 @@ impl Target {
     }
 }
 
-/// All of them, in the order of the report.
+/// Every attack, in the order of the report.
 pub(crate) fn table() -> Vec<Attack> {
     fn row(name: &'static str, counts: &'static str, copies: usize, run: fn(Target) -> Running) -> Attack {
         Attack { name, counts, copies, run }
@@ -103,7 +103,7 @@ pub(crate) fn attack() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (stop, stopped) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
-        // The end of the standard input, or of who holds it, is the end.
+        // The attack ends with its standard input, or with the process that holds it.
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
         let _ = stop.send(());
     });
@@ -112,7 +112,7 @@ pub(crate) fn attack() -> Result<()> {
         for copy in 0..attack.copies {
             let target = Target { copy, ..target.clone() };
             copies.spawn(async move {
-                // Who is cut off comes back.
+                // A copy that is cut off connects again.
                 loop {
                     let _ = (attack.run)(target.clone()).await;
                     tokio::time::sleep(PAUSE).await;
@@ -126,7 +126,7 @@ pub(crate) fn attack() -> Result<()> {
     super::super::say_out(&said)
 }
 
-/// An HTTP/2 connection of which nothing is read but what HTTP/2 itself demands.
+/// An HTTP/2 connection that reads nothing but what HTTP/2 itself requires.
 async fn connect(address: &str) -> Result<SendRequest<Bytes>> {
     let socket = TcpStream::connect(address.trim_start_matches("http://")).await?;
     let (sender, connection) = Builder::new().initial_window_size(1 << 20).handshake::<_, Bytes>(socket).await?;
@@ -141,7 +141,7 @@ fn post(address: &str, path: &str) -> Result<http::Request<()>> {
         .body(())?)
 }
 
-/// A message's five bytes of gRPC, and as much of it as is wanted.
+/// A message with its gRPC frame header of five bytes, and any part of its body.
 fn framed(length: usize, body: &[u8]) -> Result<Bytes> {
     let mut bytes = BytesMut::with_capacity(5 + body.len());
     bytes.put_u8(0);
@@ -150,7 +150,7 @@ fn framed(length: usize, body: &[u8]) -> Result<Bytes> {
     Ok(bytes.freeze())
 }
 
-/// Messages that are almost sent, on as many streams as the server takes, and never end.
+/// Sends messages almost to their end, on as many streams as the server accepts, and never finishes them.
 async fn unfinished(target: Target, address: String, path: &'static str) -> Result<()> {
     const STREAMS: usize = 100;
     let sender = connect(&address).await?;
@@ -169,7 +169,7 @@ async fn unfinished(target: Target, address: String, path: &'static str) -> Resu
                 target.add(size);
                 left -= size;
             }
-            // Held until the server says something.
+            // Holds the streams until the server answers.
             let _ = answer.await;
             anyhow::Ok(())
         });
@@ -180,7 +180,7 @@ async fn unfinished(target: Target, address: String, path: &'static str) -> Resu
     Ok(())
 }
 
-/// The costliest 4 MiB: a batch of two million calls that say nothing.
+/// The most expensive 4 MiB: a batch of two million empty calls.
 async fn empty_batches(target: Target) -> Result<()> {
     let message = Bytes::from([0x0a, 0x00].repeat(MESSAGE_BYTES / 2));
     let sender = connect(&target.decisions).await?;
@@ -209,7 +209,7 @@ async fn watch(target: Target) -> Result<()> {
     bail!("the watch ended")
 }
 
-/// Tokens of the largest size that look like tokens and are none.
+/// Tokens of the largest size that look valid but are not.
 async fn garbage(target: Target) -> Result<()> {
     let mut client = DecisionServiceClient::connect(target.decisions.clone()).await?;
     let mut number = target.copy;
@@ -222,7 +222,7 @@ async fn garbage(target: Target) -> Result<()> {
     }
 }
 
-/// Valid chains, each of another user and session, so that each is verified.
+/// Valid chains, each with another user and session, so that the server verifies each.
 async fn strangers(target: Target) -> Result<()> {
     let company = Company::new()?;
     let mut client = DecisionServiceClient::connect(target.decisions.clone()).await?;
@@ -248,7 +248,7 @@ async fn resets(target: Target) -> Result<()> {
     }
 }
 
-/// Calls on a stream whose answers nobody takes.
+/// Calls on a stream, whose answers are never read.
 async fn never_read(target: Target) -> Result<()> {
     const STREAMS: usize = 50;
     let company = Company::new()?;
@@ -266,7 +266,7 @@ async fn never_read(target: Target) -> Result<()> {
     Ok(())
 }
 
-/// Sends the call on one stream for as long as the server grants room, and takes no answer.
+/// Repeats the call on one stream as long as the server grants window, and reads no answer.
 async fn feed(mut sender: SendRequest<Bytes>, target: Target, call: Bytes) -> Result<()> {
     let request = post(&target.decisions, "/portcullis.v1.DecisionService/CheckStream")?;
     let (answer, mut body) = sender.send_request(request, false)?;
