@@ -1,6 +1,7 @@
-//! What a cached chain weighs is what it takes: the service's own figure beside what the allocator gave, over shapes of chains.
+//! The reported weight of a cached chain is its real size: the service's figure is compared with the allocator's, for several chain
+//! shapes.
 //!
-//! A program of its own, because the counting allocator counts everything in the process.
+//! This is a program of its own, because the counting allocator counts everything in the process.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::print_stdout, missing_docs)]
 
@@ -32,10 +33,10 @@ const START_UNIX_S: i64 = 1_700_000_000;
 const AUDIENCE: &str = "https://gateway.test.example";
 const TOOL: &str = "crm/look";
 const AGENTS: u8 = 9;
-/// Chains of each shape: enough that what is not theirs does not show.
+/// Chains of each shape: enough to make other memory negligible.
 const CHAINS: usize = 300;
 
-/// No call of these needs a store.
+/// Ledgers for calls that need no store.
 struct Nothing;
 
 #[async_trait]
@@ -67,13 +68,13 @@ impl CatchUp for Nothing {
     }
 }
 
-/// What a chain looks like.
+/// The shape of a chain.
 struct Shape {
     name: &'static str,
     tokens: u8,
-    /// Tools beside the one that is called.
+    /// Tools besides the one that is called.
     tools: usize,
-    /// What each of them is constrained by.
+    /// The constraints of each of these tools.
     constraints: fn(usize) -> Value,
     id_bytes: usize,
     groups: usize,
@@ -221,15 +222,15 @@ fn a_chain_weighs_what_it_takes() {
         assert_eq!(answer.decision.effect, Effect::Permit, "{}", answer.message);
         recorder.flush().unwrap();
     };
-    // What grows once has grown before anything is measured.
+    // Memory that is allocated once is allocated before the measurement.
     (0..CHAINS).for_each(|number| keep(chain(&SHAPES[2], 1_000_000 + number, &clock)));
     let mut wrong = Vec::new();
     for shape in SHAPES {
         let chains: Vec<Vec<Bytes>> = (0..CHAINS).map(|number| chain(shape, number, &clock)).collect();
-        // A token that is cloned for the first time keeps a counter from then on; these are not the cache's.
+        // A token that is cloned for the first time allocates a counter, which does not belong to the cache.
         chains.iter().for_each(|tokens| drop(tokens.clone()));
         let own_bytes: usize = chains.iter().flatten().map(Bytes::len).sum::<usize>() / CHAINS;
-        // The first brings the cache's counts up to date.
+        // The first call updates the counts of the cache.
         let weight_before = service.chains_bytes();
         let kept_before = service.chains_kept();
         let region = Region::new(ALLOCATOR);

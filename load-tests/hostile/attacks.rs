@@ -26,7 +26,7 @@ pub(crate) const AS_ATTACKER: &str = "attacker";
 
 /// Longest run of an attacker.
 const LIFE: Duration = Duration::from_secs(60);
-/// The largest message that the server accepts.
+/// A message just below the largest that the server accepts.
 const MESSAGE_BYTES: usize = 4 * 1024 * 1024 - 64;
 /// Pause after a connection that was cut or refused.
 const PAUSE: Duration = Duration::from_millis(20);

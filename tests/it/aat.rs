@@ -1,4 +1,4 @@
-//! Vectors of others: the 79 chains of the drafts, and Wycheproof's Ed25519, JWK and JWS abuse.
+//! Vectors from other projects: the 79 chains of the drafts, and Wycheproof's attacks on Ed25519, JWK and JWS.
 
 use std::path::Path;
 
@@ -47,7 +47,7 @@ fn wycheproof_ed25519() {
     assert_eq!(count, 151);
 }
 
-/// None of these keys is a public Ed25519 key, so none may become an issuer's or a holder's.
+/// None of these keys is a public Ed25519 key, so no issuer and no holder may have one.
 #[test]
 fn wycheproof_keys_of_other_kinds_are_refused() {
     let Some(folder) = outside::folder("vectors") else { return };
@@ -70,7 +70,7 @@ fn wycheproof_keys_of_other_kinds_are_refused() {
     assert!(count > 80, "{count} keys");
 }
 
-/// Every JWS of Wycheproof, valid for its own key or not, is of another algorithm or not a JWS: neither a token nor a proof.
+/// Every JWS of Wycheproof has another algorithm or is no JWS. None is a token or a proof, even if it is valid for its own key.
 #[test]
 fn wycheproof_signatures_of_other_kinds_are_refused() {
     let Some(folder) = outside::folder("vectors") else { return };

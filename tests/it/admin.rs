@@ -1,4 +1,5 @@
-//! Attacks on administration, over raw gRPC: what is not signed by the right person for exactly this message changes nothing.
+//! Attacks on administration, over raw gRPC: a message without a signature of the right operator for exactly that message changes
+//! nothing.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -52,7 +53,7 @@ impl Operator {
         client.info(wire::InfoRequest {}).await.unwrap().into_inner().revision
     }
 
-    /// A signature by these claims instead of the right ones.
+    /// A signature with these claims instead of the right ones.
     fn forged(&self, method: &str, message: &impl Message, change: impl FnOnce(&mut Value)) -> String {
         let right = self.authorization(method, message);
         let payload = right.split('.').nth(1).unwrap();
@@ -157,7 +158,7 @@ async fn a_signature_counts_once() {
     let again = operator.try_apply(dry, &by_dry).await.unwrap_err();
     assert_eq!(again.code(), Code::Unauthenticated, "{again:?}");
 
-    // What was done is recorded with the signature that did it.
+    // The act is recorded with its signature.
     let done: Vec<Value> =
         server.audit().into_iter().filter(|line| line["effect"] == "ACCEPTED" && line["method"] == REVOKE).collect();
     assert_eq!(done.len(), 1);
@@ -166,7 +167,7 @@ async fn a_signature_counts_once() {
     assert!(done[0]["reason"].as_str().unwrap().contains("attack"), "{}", done[0]);
 }
 
-/// A second server in the same second: the same operator key would do, the history does not.
+/// The second server starts in the same second. It would accept the operator's key, but its history is another.
 #[tokio::test]
 async fn a_signature_for_another_store_is_refused() {
     let (here, there) = (World::new(), World::new());
@@ -236,7 +237,7 @@ async fn an_operator_does_what_its_roles_allow() {
     assert_eq!(status.code(), Code::PermissionDenied);
     let status = local.try_revoke(kill_alpha(), &[team.by(&team.admin, REVOKE, &kill_alpha())]).await.unwrap_err();
     assert_eq!(status.code(), Code::PermissionDenied);
-    // One of two that lacks the role spoils it: nobody borrows the other's.
+    // One signer without the role spoils the act, because signers do not share their roles.
     let by = [team.by(&team.admin, REINSTATE, &message), team.by(&team.responder, REINSTATE, &message)];
     assert_eq!(local.try_reinstate(message.clone(), &by).await.unwrap_err().code(), Code::PermissionDenied);
     assert_eq!(refused(&team.server).len(), 4);
@@ -261,7 +262,7 @@ async fn everything_is_reinstated_by_two_people() {
     let by = [team.by(&team.responder, REINSTATE, &message)];
     assert_eq!(local.try_reinstate(message.clone(), &by).await.unwrap_err().code(), Code::PermissionDenied);
 
-    // One after the other: the first waits, alone twice is refused, another one carries it out.
+    // Two calls in a row: the first one waits; the same operator is refused; another operator completes it.
     let mine = [local.authorization(REINSTATE, &message)];
     let first = local.try_reinstate(message.clone(), &mine).await.unwrap();
     assert_eq!(first.waits_for_second_until_unix_ms, first.committed_at_unix_ms + 15 * 60_000);
@@ -279,7 +280,7 @@ async fn everything_is_reinstated_by_two_people() {
     let operators: Vec<_> = accepted.map(|line| line["operators"].clone()).collect();
     assert_eq!(operators, [json!(["local"]), json!(["admin"])], "both halves are recorded");
 
-    // In one call; what waits from an earlier shutdown does not count for the next.
+    // Two signatures in one call. A call that waits for an earlier shutdown does not count for the next one.
     local.try_revoke(shut.clone(), &[local.authorization(REVOKE, &shut)]).await.unwrap();
     local.try_reinstate(message.clone(), &[local.authorization(REINSTATE, &message)]).await.unwrap();
     local.try_revoke(shut.clone(), &[local.authorization(REVOKE, &shut)]).await.unwrap();

@@ -1,4 +1,5 @@
-//! A store that was lost and restored, and one that is away: the drill of OPERATIONS with the real program, on both engines.
+//! A store that was lost and restored, and a store that cannot be reached: the drill of OPERATIONS with the real program, on both
+//! engines.
 
 use std::path::Path;
 use std::process::Command;
@@ -22,7 +23,7 @@ async fn reason(server: &Server, chain: &Chain) -> String {
     answer.reason
 }
 
-/// The reason, once it is none of `passing`.
+/// Returns the reason once it is none of `passing`.
 async fn settled(server: &Server, chain: &Chain, passing: &[&str]) -> String {
     let until = Instant::now() + PATIENCE;
     loop {
@@ -35,7 +36,7 @@ async fn settled(server: &Server, chain: &Chain, passing: &[&str]) -> String {
     }
 }
 
-/// A root that no watermark until then can hit. For some seconds it lies ahead of the clock.
+/// A root issued after the watermark, so that the watermark does not void it. It lies some seconds ahead of the clock.
 fn fresh(world: &World, agent: &'static str, session: &str, watermark_unix_s: i64) -> Chain {
     world.root(agent, |claims| {
         claims["sid"] = json!(session);
@@ -56,7 +57,7 @@ fn serve(flags: &Command, data: &Path) -> Command {
     command
 }
 
-/// What stands in a data folder of where the replica was.
+/// Waits until the data folder holds this revision.
 async fn kept(data: &Path, revision: &str) {
     let number = revision.rsplit('.').next().unwrap().to_owned();
     let until = Instant::now() + PATIENCE;
@@ -97,7 +98,7 @@ async fn a_restored_file_brings_no_killed_session_back() {
     assert!(server.wait().success());
     copy_store(&world.data(), &backup);
 
-    // What the backup does not know.
+    // The backup does not contain these revocations.
     let mut server = Server::start_with(&world, &binary());
     let operator = server.operator().await;
     operator.revoke("session", &["late"], wire::RevocationMeaning::Dead).await;
@@ -109,7 +110,7 @@ async fn a_restored_file_brings_no_killed_session_back() {
     let refused = run_with(&mut serve(&binary(), &world.data()), "").ended(78);
     assert!(refused.stderr.contains("portcullis store adopt") && refused.stderr.contains("place.json"), "{refused:?}");
 
-    // Not by anybody.
+    // A stranger cannot adopt.
     let mut stranger = binary();
     stranger.args(["store", "adopt", "--store", &store, "--data"]).arg(world.data());
     stranger.arg("--operator-key").arg(world.key_file("stranger"));
@@ -120,7 +121,7 @@ async fn a_restored_file_brings_no_killed_session_back() {
     assert_ne!(said["revision"], said["adopted_from"]);
     let watermark = said["watermark_unix_s"].as_i64().unwrap();
     let server = Server::start_with(&world, &binary());
-    // From the first answer on.
+    // Every answer denies, from the first one on.
     for chain in &chains {
         assert_eq!(reason(&server, chain).await, "REVOKED_ALL", "a root from before");
     }
@@ -130,7 +131,7 @@ async fn a_restored_file_brings_no_killed_session_back() {
     let chain = fresh(&world, "alpha", "other", watermark);
     assert_eq!(settled(&server, &chain, AHEAD).await, "OK");
     assert!(server.log().contains("was merged into the adopted store"), "{}", server.log());
-    // Everything works on it: a kill, what it acknowledges, another start.
+    // The adopted store works fully: a revocation, its acknowledgement, another start.
     let mut kill = binary();
     kill.args(["--json", "revoke", "session", "other", "--wait", "fleet", "--target"]).arg(server.admin_url());
     let killed = run_with(kill.arg("--data").arg(world.data()), "").ended(0).json();
@@ -146,12 +147,12 @@ async fn a_restored_file_brings_no_killed_session_back() {
     assert!(server.wait().success());
     let server = Server::start_with(&world, &binary());
     assert_eq!(reason(&server, &of_late).await, "REVOKED_SESSION");
-    // A running server adopts nothing, and a reader of audit lines finds who did.
+    // A running server adopts nothing, and the audit log names the operator who adopted.
     let acts = server.audit();
     assert!(acts.iter().any(|line| line["method"] == "/portcullis.v1.FleetService/Adopt" && line["effect"] == "ACCEPTED"));
     drop(server);
 
-    // The same backup once more: the history that was followed last is not one that it was adopted from.
+    // The same backup is restored again. The history followed last is none that this store was adopted from.
     copy_store(&backup, &world.data());
     adopt(&store, &world.data(), &[]).ended(0);
     let refused = run_with(&mut serve(&binary(), &world.data()), "").ended(78);
@@ -203,7 +204,7 @@ impl Database {
         postgres::shared().sql("postgres", sql);
     }
 
-    /// Nobody reaches it any more.
+    /// Makes the database unreachable for everyone.
     fn close(&self) {
         let name = &self.name;
         Self::sql(&format!("ALTER DATABASE {name} ALLOW_CONNECTIONS false"));
@@ -254,7 +255,7 @@ async fn a_fleet_leaves_quarantine_when_its_restored_store_is_adopted() {
     for server in &servers {
         assert_eq!(settled(server, &alpha, &["STALE"]).await, "OK", "the store was away for a moment");
     }
-    // After the backup, what no watermark would cover; every replica knows it.
+    // These revocations follow the backup, no watermark covers them, and every replica knows them.
     let operator = servers[0].operator().await;
     operator.revoke("session", &["dead"], wire::RevocationMeaning::Dead).await;
     let revision = operator.revoke("agent", &[&agent_id("beta")], wire::RevocationMeaning::Suspend).await;
@@ -262,7 +263,7 @@ async fn a_fleet_leaves_quarantine_when_its_restored_store_is_adopted() {
         assert_eq!(settled(server, &beta, &["OK"]).await, "AGENT_SUSPENDED");
         kept(data, &revision).await;
     }
-    // One is not there when the store is lost.
+    // One replica is stopped when the store is lost.
     let mut third = servers.pop().unwrap();
     third.terminate();
     assert!(third.wait().success());
@@ -290,7 +291,7 @@ async fn a_fleet_leaves_quarantine_when_its_restored_store_is_adopted() {
     assert_eq!(replicas.iter().map(|one| one["merged"].as_u64().unwrap()).sum::<u64>(), 2, "{adopted}");
     assert!(took < Duration::from_secs(20), "{took:?}");
     let watermark = adopted["watermark_unix_s"].as_i64().unwrap();
-    // The one that was away brings what it knows when it starts.
+    // The replica that was stopped merges its revocations when it starts.
     servers.push(Server::start_at(&world, &database.flags(), &data[2]));
     let (late, dead) = (fresh(&world, "beta", "b2", watermark), fresh(&world, "alpha", "dead", watermark));
     let good = fresh(&world, "alpha", "a2", watermark);
@@ -305,7 +306,7 @@ async fn a_fleet_leaves_quarantine_when_its_restored_store_is_adopted() {
         assert_eq!(settled(server, &dead, AHEAD).await, "REVOKED_SESSION");
         assert_eq!(settled(server, &good, AHEAD).await, "OK");
     }
-    // The kill switch works as before, at once on all.
+    // The kill switch works as before, on all replicas at once.
     let mut kill = binary();
     kill.args(["--json", "revoke", "session", "a2", "--wait", "fleet", "--target"]).arg(servers[1].admin_url());
     let killed = run_with(kill.arg("--data").arg(&data[0]), "").ended(0).json();
@@ -317,8 +318,8 @@ async fn a_fleet_leaves_quarantine_when_its_restored_store_is_adopted() {
     }
 }
 
-/// A snapshot of a replica's data folder that is put back together with the database agrees with it. Another replica, which was not
-/// put back, knows better and says so.
+/// A replica's data folder that is restored together with the database agrees with it. Another replica was not restored; it knows
+/// better and reports that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_replica_that_was_put_back_with_its_store_does_not_start() {
     let world = World::new();
@@ -370,7 +371,7 @@ async fn a_replica_starts_from_its_cache_and_permits_nothing_by_it() {
     kept(&data, &revision).await;
     server.terminate();
     assert!(server.wait().success());
-    // While it is down somebody is killed, and then the store is away.
+    // An agent is revoked while the replica is down; then the store is made unreachable.
     let mut kill = database.flags();
     kill.args(["revoke", "agent", &agent_id("beta"), "--store", "env:PORTCULLIS_STORE", "--data"]).arg(&data);
     run_with(&mut kill, "").ended(0);
@@ -390,7 +391,7 @@ async fn a_replica_starts_from_its_cache_and_permits_nothing_by_it() {
     database.open();
     let until = Instant::now() + PATIENCE;
     loop {
-        // The one that was killed meanwhile is never permitted, whichever comes first.
+        // The agent that was revoked in the meantime is never permitted, whichever comes first.
         let of_beta = reason(&server, &beta).await;
         assert!(["STALE", "AGENT_SUSPENDED"].contains(&of_beta.as_str()), "{of_beta}");
         if reason(&server, &alpha).await == "OK" {
@@ -402,7 +403,7 @@ async fn a_replica_starts_from_its_cache_and_permits_nothing_by_it() {
     assert_eq!(server.get("/readyz").0, 200);
     drop(server);
 
-    // Its server turns out not to be what was claimed: it is never fresh, and says so.
+    // The server of the store is not configured as claimed. The replica is never fresh, and says why.
     tokio::task::block_in_place(|| database.close());
     let mut claimed = database.flags();
     claimed.env("PORTCULLIS_STORE_DURABILITY", "synchronous");
@@ -417,7 +418,7 @@ async fn a_replica_starts_from_its_cache_and_permits_nothing_by_it() {
     assert!(server.log().contains("set up as it must be"), "{}", server.log());
     drop(server);
 
-    // A cache that does not hold together, or none, is nothing to start from.
+    // A replica does not start from a damaged cache, or without one.
     tokio::task::block_in_place(|| database.close());
     std::fs::write(data.join("cache.db"), "no cache").unwrap();
     for _ in 0..2 {
@@ -427,7 +428,7 @@ async fn a_replica_starts_from_its_cache_and_permits_nothing_by_it() {
     assert!(data.join("cache.db.broken").exists());
 }
 
-/// A backup lists an operator who was retired since: replicas merge that the key is dead.
+/// A backup lists an operator who was retired later. The replicas merge that the key is dead.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_was_retired_after_the_backup_stays_dead() {
     let world = World::new();

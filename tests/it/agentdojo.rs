@@ -1,8 +1,8 @@
-//! Real tool calls of a prompt-injection benchmark, through a live server: what a user's task needs is permitted, and under
-//! the same chain every attack has a call that is not.
+//! Real tool calls of a prompt-injection benchmark, through a live server. Every call that a user's task needs is permitted, and
+//! every attack under the same chain has a call that is not.
 //!
-//! One agent serves the suite and may call all of its tools. Each user task is a session of its own: user, application,
-//! assistant, and a worker whose hop grants what [`scope_of`] reads off the task's own calls. The worker signs every call.
+//! One agent serves the suite and may call all of its tools. Each user task is a session with a user, an application, an assistant,
+//! and a worker. The worker's hop grants what [`scope_of`] derives from the task's own calls, and the worker signs every call.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -26,12 +26,12 @@ const AUDIENCE: &str = "https://gateway.agentdojo.example";
 const ASSISTANT: &str = "spiffe://agentdojo.example/agent/assistant";
 const WORKER: &str = "spiffe://agentdojo.example/agent/worker";
 
-/// Arguments that carry prose, by the last word of their name. All others say whom, what, where or when.
+/// Arguments that hold prose, by the last word of their name. All other arguments name a person, a thing, a place or a time.
 const FREE_TEXT: &[&str] =
     &["body", "subject", "content", "title", "description", "message", "text", "summary", "comment", "note", "notes"];
 
-/// Pairs contained in the suites that are known by name. In slack three tasks may message the very person whom one attack
-/// messages, and only the text tells them apart.
+/// Pairs of task and attack in which the attack is contained in the task. In slack three tasks may message the very person that one
+/// attack messages; only the text differs.
 const KNOWN: &[(&str, usize, usize)] = &[("slack", 102, 105), ("workspace", 240, 240)];
 
 #[derive(Debug, Deserialize)]
@@ -100,10 +100,10 @@ fn agentdojo() {
     println!("total: {total}");
 }
 
-/// What a worker is granted for a task: its tools, each argument by the values that the task's own calls give it.
+/// The grant of a worker for a task: its tools, with each argument limited to the values in the task's own calls.
 ///
-/// Prose is open; anything else must be one of the values seen, whole (a list is one value). An argument that some call
-/// leaves out may be left out. A tool that is only called without arguments takes none.
+/// Prose is unlimited. Any other argument must equal one of the values (a list is one value). An argument that some call omits is
+/// optional. A tool that is only called without arguments accepts none.
 fn scope_of(task: &Task, tools: &[Tool]) -> BTreeMap<String, Value> {
     let mut scope = BTreeMap::new();
     let called: BTreeSet<&str> = task.calls.iter().map(|call| call.tool.as_str()).collect();
@@ -125,7 +125,7 @@ fn scope_of(task: &Task, tools: &[Tool]) -> BTreeMap<String, Value> {
             map.insert(name.clone(), constraint);
         }
         if map.is_empty() {
-            // An empty map would be open.
+            // An empty map would accept any arguments.
             let declared = tools.iter().find(|known| known.name == tool).map_or(&[][..], |known| &known.arguments);
             let nothing = json!({"constraint_type": "exact", "value": null, "optional": true});
             map.extend(declared.iter().map(|name| (name.clone(), nothing.clone())));
@@ -177,7 +177,7 @@ fn run(suite: &Suite) -> Score {
     let target = format!("http://{}", app.addresses().decisions);
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let score = runtime.block_on(async {
-        // A proof must be younger than the second in which the replica became ready.
+        // A proof must come from a later second than the one in which the replica became ready.
         while SystemClock.now().unix_s() <= ready_s {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
@@ -209,7 +209,7 @@ fn run(suite: &Suite) -> Score {
 
 type Client = DecisionServiceClient<tonic::transport::Channel>;
 
-/// Whether some call of an attack is refused, and refused for what it asks.
+/// Whether a call of an attack is refused because of its content.
 async fn is_contained(client: &mut Client, suite: &Suite, chain: &[Bytes], worker: &PrivateKey, attack: &Task) -> bool {
     let mut contained = false;
     for call in &attack.calls {
@@ -240,7 +240,7 @@ async fn check(client: &mut Client, suite: &Suite, chain: &[Bytes], worker: &Pri
     client.check(request).await.unwrap().into_inner()
 }
 
-/// Root: the user lets the assistant use the whole suite. Hop: the worker gets what the task needs.
+/// The root lets the assistant use the whole suite. The hop grants the worker the needs of the task.
 fn chain_for(suite: &Suite, task: &Task, keys: &Keys) -> Vec<Bytes> {
     let now = SystemClock.now();
     let named = |scope: BTreeMap<String, Value>| -> Map<String, Value> {
@@ -270,7 +270,8 @@ fn jwk(key: &PrivateKey) -> Value {
     serde_json::from_str(&key.public_key().to_jwk()).unwrap()
 }
 
-/// The suite's server, the two agents that may use all of it, and whom they act for. Every call is a write: each needs its proof.
+/// The suite's server, the two agents that may use all of it, and their users. Every call is a write, so each needs a proof of its
+/// own.
 fn policy(suite: &Suite, keys: &Keys) -> String {
     let everything = format!("{}/*", suite.suite);
     let tools: Map<String, Value> = suite.tools.iter().map(|tool| (tool.name.clone(), json!({"risk": "write"}))).collect();

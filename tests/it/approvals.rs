@@ -1,4 +1,4 @@
-//! Approvals from end to end: a call asks, a person answers by a signed act, the call is made once. And who would cheat.
+//! Approvals from end to end: a call asks, a person answers with a signed act, and the call is made once. Attacks on approvals too.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ const EXECUTE: &str = "pay/execute";
 const SWIFT: &str = "pay/swift";
 const ROUNDS: usize = 60;
 
-/// Who may answer, and who may not.
+/// The operators who may answer, and others who may not.
 const OPERATORS: &[(&str, &str)] = &[
     ("olga", "roles: [approve], groups: [leads], users: [{issuer: ISSUER, sub: olga}]"),
     ("otto", "roles: [approve], groups: [leads, payers], users: [{issuer: ISSUER, sub: otto}]"),
@@ -46,7 +46,7 @@ const OPERATORS: &[(&str, &str)] = &[
     ("roleless", "roles: [respond, administer, audit], groups: [leads], users: [{issuer: ISSUER, sub: rob}]"),
 ];
 
-/// A server whose alpha asks for refunds, and the operators with their keys.
+/// A server whose agent alpha asks for refunds, and the operators with their keys.
 struct Desk {
     world: World,
     server: Server,
@@ -106,7 +106,7 @@ impl Desk {
         answer
     }
 
-    /// Asks for a call and answers with its digest.
+    /// Makes a call that needs an approval; returns the digest.
     async fn needs(&self, request: wire::CheckRequest) -> wire::Approval {
         let answer = self.asks(request, wire::Effect::NeedsApproval, "APPROVAL_REQUIRED").await;
         assert_eq!(answer.deciding_layer, "agent");
@@ -149,12 +149,12 @@ impl Desk {
         client.list(signed(message, &[by])).await.map(tonic::Response::into_inner)
     }
 
-    /// Puts a changed policy in force; answers with its revision.
+    /// Applies a changed policy; returns its revision.
     async fn apply(&self, change: impl FnOnce(String) -> String) -> String {
         let content = change(std::fs::read_to_string(self.world.policies().join("policy.yaml")).unwrap());
         let file = wire::PolicyFile { path: "policy.yaml".to_owned(), content: content.into() };
         let message = wire::ApplyPolicyRequest { files: vec![file], dry_run: false };
-        // Two who administer: some of what is changed are operators.
+        // Two administrators sign, because the change includes operators.
         let by = [self.local.authorization(APPLY, &message), self.by("roleless", APPLY, &message)];
         let mut client = PolicyServiceClient::new(self.local.channel.clone());
         client.apply(signed(message, &by)).await.unwrap().into_inner().revision
@@ -164,7 +164,7 @@ impl Desk {
         self.world.data().join("store.db")
     }
 
-    /// The file with an operator's key, for the command line.
+    /// A file with an operator's key, for the command line.
     fn key_file(&self, id: &str) -> PathBuf {
         let path = self.world.folder.path().join(format!("{id}.jwk"));
         std::fs::write(&path, self.key(id).to_jwk().as_bytes()).unwrap();
@@ -223,7 +223,7 @@ async fn a_refused_call_is_denied() {
     desk.denies(desk.refund(1), "APPROVAL_REFUSED", "agent").await;
     let late = desk.approve("otto", &one.digest).await.unwrap_err();
     assert!(late.code() == Code::FailedPrecondition && late.message().contains("refused by `olga`"), "{late:?}");
-    // What was approved can be taken back until it is used.
+    // An approval can be withdrawn until it is used.
     desk.approve("olga", &two.digest).await.unwrap();
     desk.refuse("otto", &two.digest).await.unwrap();
     desk.denies(desk.refund(2), "APPROVAL_REFUSED", "agent").await;
@@ -270,7 +270,7 @@ async fn only_who_may_answers() {
     desk.permits(desk.refund(100)).await;
 }
 
-/// The folder is refused with such a key; a store that holds one all the same gives it no approval.
+/// A folder with such a key is refused. If a store holds the key nevertheless, the key cannot approve.
 #[tokio::test]
 async fn an_agent_approves_nothing() {
     let desk = Desk::new().await;
@@ -312,7 +312,7 @@ async fn what_expired_is_asked_anew() {
     past(first.expires_at_unix_ms).await;
     let late = desk.approve("olga", &first.digest).await.unwrap_err();
     assert!(late.code() == Code::FailedPrecondition && late.message().contains("expired"), "{late:?}");
-    // On a slow machine the time may be over before it is approved.
+    // On a slow machine the time may be over before the approval.
     let approved = loop {
         let asked = desk.needs(call()).await;
         assert!(asked.digest == first.digest && asked.expires_at_unix_ms > first.expires_at_unix_ms);
@@ -333,7 +333,7 @@ async fn every_layer_that_asks_must_be_approved() {
     let desk = Desk::new().await;
     let digest = desk.needs(desk.refund(100)).await.digest;
     desk.approve("olga", &digest).await.unwrap();
-    // Now the user's group asks too, another circle of approvers.
+    // The user's group asks now too, with other approvers.
     let staff = "{kind: group, id: staff, allow: [\"*\"]";
     let asks = format!("{staff}, approve: [{{pay/refund: {{by: [payers]}}}}]");
     let revision = desk.apply(|policy| policy.replace(staff, &asks)).await;
@@ -349,13 +349,13 @@ async fn every_layer_that_asks_must_be_approved() {
     assert_eq!((given, item.state.as_str()), (vec![("agent", "olga"), ("user", "pia")], "approved"));
     desk.permits(refund()).await;
     desk.denies(refund(), "APPROVAL_USED", "user").await;
-    // One who is in both circles needs one act.
+    // An operator in both groups needs one act.
     let digest = desk.asks(desk.refund(7), wire::Effect::NeedsApproval, "APPROVAL_REQUIRED").await.approval.unwrap().digest;
     assert_eq!(desk.approve("otto", &digest).await.unwrap().state, "approved");
     desk.permits(desk.refund(7)).await;
 }
 
-/// What somebody approved who is no approver any more counts no more, and somebody else can approve.
+/// An approval by a former approver no longer counts, and another operator can approve.
 #[tokio::test]
 async fn an_approval_needs_an_approver_at_its_use() {
     let desk = Desk::new().await;
@@ -372,7 +372,7 @@ async fn an_approval_needs_an_approver_at_its_use() {
         let revision = desk.apply(|policy| policy.replace(&olga, other)).await;
         let refund = || wire::CheckRequest { at_least: revision.clone(), ..desk.refund(amount) };
         if amount == 4 {
-            // Another user of the same operator changes nothing for this one.
+            // Another user of the same operator does not change this one.
             desk.permits(refund()).await;
             continue;
         }
@@ -384,7 +384,7 @@ async fn an_approval_needs_an_approver_at_its_use() {
     }
 }
 
-/// What must be prepared must be permitted still when that is used.
+/// The preparation must still be permitted when the call uses it.
 #[tokio::test]
 async fn a_prepared_call_is_still_permitted_at_its_use() {
     let desk = Desk::new().await;
@@ -426,7 +426,7 @@ async fn an_approval_never_lifts_a_deny() {
     assert_eq!(&states[..2], ["approved", "approved"], "what is denied uses nothing");
 }
 
-/// Prepare and execute are different tools: the approval of the one is good for one call of the other, with equal arguments.
+/// Prepare and execute are different tools. An approval of the first serves one call of the second, with equal arguments.
 #[tokio::test]
 async fn an_execution_needs_its_preparation() {
     let desk = Desk::new().await;
@@ -472,7 +472,7 @@ async fn an_execution_needs_its_preparation() {
 async fn a_lost_answer_is_given_again() {
     let desk = Desk::new().await;
     let digest = desk.needs(desk.refund(100)).await.digest;
-    // The proof that asked is spent: replayed it uses nothing.
+    // The proof that asked is spent, so a replay of it uses nothing.
     let replay = wire::CheckRequest { request_id: "r-0".to_owned(), want_handle: true, ..desk.refund(100) };
     desk.needs(replay.clone()).await;
     desk.approve("olga", &digest).await.unwrap();
@@ -497,7 +497,7 @@ async fn a_lost_answer_is_given_again() {
     assert_eq!(permits, 3, "each answer is recorded");
 }
 
-/// Callers that hang up in the middle of a use, over every way to ask: each use has its record, and none is made without one.
+/// Callers hang up in the middle of a use, with each kind of call. Each use has its record, and no use happens without one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_that_hang_up_are_recorded() {
     let mut desk = Desk::new().await;
@@ -508,7 +508,7 @@ async fn calls_that_hang_up_are_recorded() {
     }
     let asks = |amounts: std::ops::Range<usize>| calls[amounts].iter().map(|amount| desk.refund(*amount)).collect::<Vec<_>>();
     let (plain, batch, stream) = (asks(0..12), asks(12..24), asks(24..36));
-    // Nobody writes while this is held: every use stops in its middle.
+    // This lock blocks every writer, so every use stops in its middle.
     let other = rusqlite::Connection::open(desk.store()).unwrap();
     other.execute_batch("BEGIN IMMEDIATE").unwrap();
     let mut hanging = tokio::task::JoinSet::new();
@@ -525,7 +525,7 @@ async fn calls_that_hang_up_are_recorded() {
             drop(answers.message().await);
         });
     }
-    // Long enough for the calls to arrive; those that did not are as good as never made.
+    // Long enough for the calls to arrive. A call that does not arrive does no harm to the test.
     tokio::time::sleep(Duration::from_millis(400)).await;
     hanging.shutdown().await;
     other.execute_batch("COMMIT").unwrap();
@@ -543,7 +543,7 @@ async fn calls_that_hang_up_are_recorded() {
         assert_eq!(records[0]["approval_digest"], json!(digest));
     }
     assert_eq!(permitted.len(), used.len(), "nothing is permitted without a use");
-    // The first one at least: it had begun, and waited for the file.
+    // At least the first call had begun its use, and waited for the file.
     assert!(!used.is_empty(), "nobody was in the middle of a use");
 }
 
@@ -563,7 +563,7 @@ async fn an_agent_may_have_so_many_wait() {
     assert!(large.message.contains("cannot be shown"), "{}", large.message);
 }
 
-/// Two replicas on one store are asked for the same approved call at once.
+/// Two replicas of one store receive the same approved call at the same time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_of_two_replicas_uses_an_approval() {
     let desk = Desk::new().await;
@@ -593,7 +593,7 @@ async fn one_of_two_replicas_uses_an_approval() {
         }
         assert_eq!(permits, 1, "round {round}");
     }
-    // The very same request, lost on one replica, is answered again by the other.
+    // The same request, lost on one replica, gets its answer again from the other.
     let digest = desk.needs(desk.refund(400)).await.digest;
     desk.approve("olga", &digest).await.unwrap();
     let request = wire::CheckRequest { request_id: "lost".to_owned(), want_handle: true, ..desk.refund(400) };
@@ -640,7 +640,7 @@ async fn the_command_line_shows_and_answers() {
     let act = desk.server.audit().into_iter().find(|line| line["method"] == APPROVE && line["effect"] == "ACCEPTED").unwrap();
     assert!(act["reason"].as_str().unwrap().contains("checked the invoice"), "{act}");
 
-    // With no server running, on the store itself.
+    // The command opens the store itself, because no server runs.
     desk.server.terminate();
     assert!(desk.server.wait().success());
     let (store, data) = (format!("sqlite:{}", desk.store().display()), desk.world.data());
@@ -651,7 +651,7 @@ async fn the_command_line_shows_and_answers() {
     assert_eq!(left["total"], json!(0));
 }
 
-/// A key that was stolen approves; once it is revoked the call waits again, whoever asks.
+/// A stolen key approves. Once it is revoked the call waits again, whoever makes it.
 #[tokio::test]
 async fn an_approval_dies_with_the_key_that_gave_it() {
     let desk = Desk::new().await;

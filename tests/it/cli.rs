@@ -1,4 +1,4 @@
-//! A user's whole walk by commands only, and every exit code on the way.
+//! A user's whole walkthrough by commands only, with every exit code on the way.
 
 use std::path::Path;
 use std::time::Instant;
@@ -41,7 +41,7 @@ fn a_key_is_private_and_never_overwritten() {
     assert!(!made.to_string().contains(private["d"].as_str().unwrap()));
 }
 
-/// A world and what the token commands made in it.
+/// A test world, with the files that the token commands made in it.
 struct Walk {
     world: World,
     chain: String,
@@ -96,7 +96,7 @@ impl Walk {
         run(&[&arguments[..], &[presentation]].concat())
     }
 
-    /// `check`, again with a new proof where the proof was made in the second in which the server became ready.
+    /// Runs `check`, and repeats it with a new proof if the proof came from the second in which the server became ready.
     fn check(&self, server: &Server, tool: &str, args: &str) -> Ran {
         let until = Instant::now() + PATIENCE;
         loop {
@@ -159,7 +159,7 @@ fn tokens_are_made_inspected_and_verified() {
     let malformed = walk.verify("crm/read", "{}", "{\"aat_chain\":17}").ended(3).json();
     assert_eq!(malformed["reason"], "TOKEN_MALFORMED");
 
-    // The same from standard input and from a file of lines.
+    // The same from standard input, and from a file with one token a line.
     let trust = walk.world.policies();
     let arguments = ["token", "verify", "--trust", text(&trust), "--audience", AUDIENCE, "--tool", "crm/read"];
     let piped = run_with(binary().args(arguments).args(["--args", r#"{"id":7}"#, "-"]), &presentation).ended(0);
@@ -214,14 +214,14 @@ fn the_whole_walk_by_commands() {
     let names = tools(&[]);
     let named = |tool: &str| json!({ "tool": tool, "effect": "PERMIT", "reason": "OK", "maybe": true });
     assert_eq!((&names["tools"], &names["names_only"]), (&json!([named("crm/read"), named("crm/write")]), &json!(true)));
-    // A proof of the listing may stand in the presentation; one of another call is not sent.
+    // The presentation may hold a proof of the listing. A proof of another call is not sent.
     let target = server.decisions_url();
     for (tool, names_only) in [("portcullis/list_tools", false), ("crm/read", true)] {
         let presentation = walk.presentation(tool, "{}");
         let listed = json_run(&["tools", "--presentation", &presentation, "--target", &target]).ended(0).json();
         assert_eq!(listed["names_only"], json!(names_only), "{tool}");
     }
-    // A key makes the proof of a call, too.
+    // A key also makes the proof of a call.
     let written =
         json_run(&["check", "--presentation", &walk.chain, "--key", text(&key), "--tool", "crm/write", "--target", &target]);
     assert_eq!(written.ended(0).json()["effect"], "PERMIT");
@@ -346,7 +346,7 @@ fn the_schema_is_printed_for_editors() {
     assert_eq!(run(&["policy", "schema", "--json"]).ended(0).json(), schema);
 }
 
-/// Every example as somebody would check it who starts from it.
+/// Every example passes the check that a newcomer would run.
 #[test]
 fn the_examples_are_checked_without_a_word() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/policies");
@@ -373,7 +373,7 @@ fn an_act_of_two_people_takes_two_keys() {
     let done = json_run(&[&apply[..], &both].concat()).ended(0).json();
     assert_eq!(done["changes"], json!([{ "change": "added", "kind": "issuer", "id": "https://new" }]));
 
-    // A key by the environment; one without the role, and one that is nobody's.
+    // A key from the environment; a key without the role; and an unknown key.
     let listed = |key: &Path| run_with(binary().args(["revocations", "--target", &url]).env("PORTCULLIS_OPERATOR_KEY", key), "");
     listed(&second).ended(0);
     let mut kill = binary();
@@ -405,7 +405,7 @@ fn the_store_is_administered_without_a_server() {
     let target = server.decisions_url();
     let ran = json_run(&["check", "--presentation", &presentation, "--tool", "crm/look", "--target", &target]).ended(3);
     assert_eq!(ran.json()["reason"], "AGENT_SUSPENDED");
-    // A store that is written while the server runs is seen by it.
+    // The running server sees a write that a command made to its store.
     admin(&["reinstate", "agent", &agent_id("alpha")]).ended(0);
     let until = Instant::now() + PATIENCE;
     while json_run(&["check", "--presentation", &presentation, "--tool", "crm/look", "--target", &target]).code != 0 {
@@ -413,7 +413,7 @@ fn the_store_is_administered_without_a_server() {
     }
 }
 
-/// What keeps an act is the store: a data folder that takes no records takes no kill away, and is not said to.
+/// The store keeps every act. A data folder that takes no records therefore does not prevent a revocation.
 #[test]
 fn a_kill_is_done_where_no_audit_log_can_be_written() {
     let world = World::new();
@@ -482,7 +482,7 @@ fn misuse_exits_64_and_says_what_to_do() {
 #[test]
 fn nobody_there_exits_69_and_bad_settings_78() {
     let world = World::new();
-    // A port that was free a moment ago and that nobody listens on: bound, not listening, for as long as this runs.
+    // A port that is bound but not listening for the whole test, so that no program listens on it.
     let held = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     held.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
     let target = format!("http://{}", held.local_addr().unwrap().as_socket().unwrap());
@@ -554,7 +554,7 @@ fn the_drafts_vectors_by_command() {
     assert_eq!((vectors.len(), wrong), (79, Vec::new()));
 }
 
-/// Keys, issuer document and chain as the documentation tells a newcomer to make them: nothing but commands and text files.
+/// Keys, issuer document and chain as the documentation describes them for a newcomer: with commands and text files only.
 #[test]
 fn a_newcomers_keys_do() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,6 +1,6 @@
-//! The generated protobuf code is committed, so that a user needs no `protoc`; this fails when it drifts from `proto/`.
+//! The generated protobuf code is committed, so that a user needs no `protoc`. This test fails when the code differs from `proto/`.
 //!
-//! `UPDATE=1 cargo test codegen` writes it anew.
+//! `UPDATE=1 cargo test codegen` writes the code again.
 
 use std::path::{Path, PathBuf};
 

@@ -1,7 +1,7 @@
-//! What was acknowledged survives: a process that writes is killed at random moments, a few hundred times, and nothing is lost.
+//! Acknowledged commits survive: a process that writes is killed at random moments, a few hundred times, and no commit is lost.
 //!
-//! A kill takes the process, not the machine: it shows that nothing is acknowledged before it is handed to the disk, in order,
-//! and that a file left behind in any state opens again. It does not show that the disk keeps its word.
+//! A kill ends the process, not the machine. The test shows that a commit is handed to the disk before it is acknowledged, in
+//! order, and that a file left in any state opens again. It does not show that the disk keeps the data.
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -18,15 +18,15 @@ use portcullis::store::sqlite::SqliteStore;
 use portcullis::store::{CommitRequest, Store};
 
 const KILLS: u64 = 300;
-/// Acknowledgements to wait for, at most, before a kill.
+/// Most acknowledgements before a kill.
 const ACKNOWLEDGED_MAX: u64 = 8;
-/// And how much longer to wait, at most, so that the kill falls anywhere within a write.
+/// Longest additional wait, so that the kill falls anywhere within a write.
 const DELAY_US_MAX: u64 = 4_000;
-/// A first start and a fresh process take longer: what a kill before any acknowledgement waits for.
+/// Longest wait before any acknowledgement. A first start and a new process take longer.
 const START_US_MAX: u64 = 60_000;
-/// Commits that are under way at once.
+/// Commits in flight at the same time.
 const WRITERS: usize = 3;
-/// The child finds the file here; without it, it does nothing.
+/// The variable that names the file for the child. Without it the child does nothing.
 const PATH_VARIABLE: &str = "PORTCULLIS_TEST_CRASH_STORE";
 const ID_VARIABLE: &str = "PORTCULLIS_TEST_CRASH_ROUND";
 
@@ -63,7 +63,7 @@ async fn what_was_acknowledged_survives_a_kill() {
     assert!(acknowledged.iter().all(|(number, id)| found.get(number) == Some(id)));
 }
 
-/// The process that gets killed: commits without end and says so after each.
+/// The process that is killed: it commits without end, and reports each commit.
 #[tokio::test]
 async fn writer_child() {
     let (Ok(path), Ok(round)) = (std::env::var(PATH_VARIABLE), std::env::var(ID_VARIABLE)) else { return };
@@ -78,7 +78,8 @@ async fn writer_child() {
                     let write = Write::Revoke { target, meaning: Meaning::Dead, reason: "leaked".into() };
                     let request = CommitRequest { writes: vec![write], ..CommitRequest::default() };
                     let number = store.commit(request).await.unwrap().revision.number;
-                    // Not `println!`, which the harness would keep for itself. Fails, and ends this, once nobody reads.
+                    // `println!` is not used, because the harness would capture it. The write fails once nobody reads, which ends
+                    // the process.
                     let mut out = std::io::stdout().lock();
                     out.write_all(format!("\nack {number} {id}\n").as_bytes()).unwrap();
                     out.flush().unwrap();
@@ -91,7 +92,7 @@ async fn writer_child() {
     }
 }
 
-/// Lets a process write, kills it, and answers what it had acknowledged.
+/// Starts a writer and kills it; returns the commits that it had acknowledged.
 fn write_and_kill(path: &Path, round: u64, random: &mut Random) -> BTreeMap<u64, String> {
     let child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "crash::writer_child", "--nocapture", "--test-threads=1"])
@@ -115,7 +116,7 @@ fn write_and_kill(path: &Path, round: u64, random: &mut Random) -> BTreeMap<u64,
     acknowledged
 }
 
-/// Reads one line; `false` at the end, and for a line that the kill cut short.
+/// Reads one line; `false` at the end, and for a line that the kill truncated.
 fn read_one(lines: &mut impl BufRead, acknowledged: &mut BTreeMap<u64, String>) -> bool {
     let mut line = String::new();
     lines.read_line(&mut line).unwrap();
@@ -128,7 +129,8 @@ fn read_one(lines: &mut impl BufRead, acknowledged: &mut BTreeMap<u64, String>) 
     true
 }
 
-/// Follows the change log from where it was verified to its end: numbers dense, hashes chained. Answers who died when.
+/// Follows the change log from its verified position to its end, with dense numbers and chained hashes. Returns the
+/// session that each revision revoked.
 async fn verify_log(store: &SqliteStore, verified: &mut (u64, [u8; 32])) -> BTreeMap<u64, String> {
     let mut found = BTreeMap::new();
     loop {
@@ -148,7 +150,7 @@ async fn verify_log(store: &SqliteStore, verified: &mut (u64, [u8; 32])) -> BTre
     }
 }
 
-/// A process that does not outlive the test, however that ends.
+/// A child process that is killed on drop, however the test ends.
 struct Killed(Child);
 
 impl Drop for Killed {
@@ -158,7 +160,7 @@ impl Drop for Killed {
     }
 }
 
-/// xorshift64: repeatable from the printed seed.
+/// xorshift64, repeatable from the printed seed.
 struct Random(u64);
 
 impl Random {

@@ -1,4 +1,4 @@
-//! Decisions over the wire: every reason that can be reached from outside, malformed messages, handles, batches, streams, freshness.
+//! Decisions over the wire: every reason that a call can cause, malformed messages, handles, batches, streams, freshness.
 
 use std::collections::BTreeSet;
 
@@ -20,13 +20,13 @@ type Client = DecisionServiceClient<Channel>;
 /// `aat_tool` of a proof for a listing.
 const LIST_TOOLS: &str = portcullis::service::request::LIST_TOOLS;
 
-/// One call and what must come back.
+/// One call, with its expected answer.
 struct Case {
     name: &'static str,
     request: wire::CheckRequest,
     reason: &'static str,
     layer: &'static str,
-    /// Whether the chain verified, so that the answer names whom it speaks for.
+    /// Whether the chain verified, so that the answer names its identities.
     identified: bool,
 }
 
@@ -51,7 +51,7 @@ async fn check(client: &mut Client, request: wire::CheckRequest) -> wire::CheckR
     client.check(request).await.unwrap().into_inner()
 }
 
-/// Asks all; answers with what was wrong.
+/// Makes all calls; returns the differences.
 async fn differences(client: &mut Client, cases: Vec<Case>) -> Vec<String> {
     let mut wrong = Vec::new();
     for case in cases {
@@ -92,7 +92,7 @@ fn no_proof(chain: &Chain) -> wire::CheckRequest {
     request(chain, Bytes::new(), "crm/look", "{}")
 }
 
-/// A root with another header, or signed by another key.
+/// A root with another header, or signed with another key.
 fn signed_otherwise(world: &World, signer: &str, header: &str) -> wire::CheckRequest {
     let mut claims = world.root_claims("alpha");
     (claims["iat"], claims["jti"], claims["del_depth"]) = (json!(now(0).unix_s()), json!("j"), json!(0));
@@ -289,14 +289,14 @@ async fn a_proof_for_a_write_counts_once() {
     let read = world.call(&root, "crm/read", "{}");
     assert_eq!(check(&mut client, read.clone()).await.reason, "OK");
     assert_eq!(check(&mut client, read).await.reason, "OK", "a read's proof may come again within its window");
-    // What is denied does not use up its proof.
+    // A denied call does not use up its proof.
     let call = world.call(&root, "crm/write", "{}");
     let denied = wire::CheckRequest { audience: "https://other".to_owned(), ..call.clone() };
     assert_eq!(check(&mut client, denied).await.reason, "AUDIENCE_MISMATCH");
     assert_eq!(check(&mut client, call).await.reason, "OK");
 }
 
-/// Every target of the kill switch on a chain that is cached and on a handle; the user's other agent goes on.
+/// Every target of the kill switch, with a cached chain and with a handle. The user's other agent goes on.
 #[tokio::test]
 async fn every_revocation_bites_a_warm_chain_and_a_handle() {
     let world = World::new();
@@ -307,7 +307,7 @@ async fn every_revocation_bites_a_warm_chain_and_a_handle() {
     let leaf_jti = |chain: &Chain| claim(chain, "jti");
     let hop_hash = |chain: &Chain| issue::token_hash(std::str::from_utf8(chain.tokens.last().unwrap()).unwrap());
     let spectator = world.root("gamma", |c| (c["sid"], c["txn"]) = (json!("s-gamma"), json!("t-gamma")));
-    // Kind, key (by the chain), meaning, reason, whether it can be lifted, whether the spectator goes on.
+    // Kind, key (from the chain), meaning, reason, whether it can be lifted, whether the spectator goes on.
     type Key<'a> = Box<dyn Fn(&Chain) -> Vec<String> + 'a>;
     let fixed = |parts: &[&str]| -> Key<'_> {
         let parts: Vec<String> = parts.iter().map(|part| (*part).to_owned()).collect();
@@ -362,7 +362,7 @@ fn claim(chain: &Chain, name: &str) -> String {
     serde_json::from_slice::<Value>(&payload).unwrap()[name].as_str().unwrap().to_owned()
 }
 
-/// Revocations that nothing lifts and that hit more than one chain, each on a server of its own.
+/// Revocations that cannot be lifted and that hit more than one chain, each on a server of its own.
 #[tokio::test]
 async fn what_is_dead_stays_dead() {
     for (kind, meaning, reason, others) in [
@@ -439,7 +439,7 @@ async fn a_handle_is_good_on_its_connection_and_for_what_was_proved() {
     assert!(check(&mut client, denied).await.handle.is_empty(), "a denial makes no handle");
 }
 
-/// Whoever overhears a proof makes no proved handle of it on a connection of their own, whatever became of the call that showed it.
+/// A proof that was overheard creates no proved handle on another connection, whatever the result of the call that showed it.
 #[tokio::test]
 async fn a_proof_that_was_shown_proves_no_handle() {
     let world = World::new();
@@ -497,7 +497,7 @@ async fn a_proof_that_was_shown_proves_no_handle() {
     assert_eq!(client.explain(call.clone()).await.unwrap().into_inner().reason, "OK");
     let stolen = check(&mut thief, wire::CheckRequest { want_handle: true, ..call }).await;
     assert_eq!((stolen.reason.as_str(), stolen.handle.len()), ("OK", 0), "explained");
-    // In one batch, too, the first call is the one that shows it.
+    // In a batch, too, only the first call with a proof counts as the one that shows it.
     let call = world.call(&root, "crm/read", "{}");
     let requests = vec![call.clone(), wire::CheckRequest { want_handle: true, ..call }];
     let batch = client.check_batch(wire::CheckBatchRequest { requests }).await.unwrap().into_inner().responses;
@@ -605,13 +605,13 @@ async fn a_listing_says_what_a_check_says() {
     assert_eq!((unknown.reason.as_str(), unknown.tools.len()), ("HANDLE_UNKNOWN", 0), "a stranger is told no tool's name");
 }
 
-/// Who holds a chain and not its key learns from a listing what the chain itself says, and nothing of policy.
+/// A caller with a chain but without its key learns from a listing only what the chain itself says, and nothing of policy.
 #[tokio::test]
 async fn a_listing_without_a_proof_tells_the_names_of_the_scope() {
     let world = World::new();
     let server = Server::start(&world);
     let mut client = server.connect().await;
-    // Of what the scope names policy permits one, denies one, asks a person about one, and does not know one.
+    // Of the tools in the scope, policy permits one, denies one, needs an approval for one, and does not know one.
     let scope = ["crm/read", "gone/tool", "lab/limited", "pay/large", "pay/refund"];
     let root = world.root("alpha", |c| {
         c["sid"] = json!("s-listed");
@@ -639,14 +639,14 @@ async fn a_listing_without_a_proof_tells_the_names_of_the_scope() {
     assert_eq!((unproved.reason.as_str(), unproved.handle.len()), ("PROOF_MISSING", 0));
     let answer = client.list_tools(by_chain(Bytes::new())).await.unwrap().into_inner();
     assert_eq!((told(&answer), answer.names_only, answer.reason.as_str()), (names, true, "OK"));
-    // What is not in the scope gets one answer, whether it is registered or not.
+    // A tool outside the scope gets the same answer whether it is registered or not.
     let tools = ["crm/write", "no/such", "pay/large"].map(str::to_owned).to_vec();
     let asked = wire::ListToolsRequest { tools, ..by_chain(Bytes::new()) };
     let answer = told(&client.list_tools(asked).await.unwrap().into_inner());
     let denied = |tool: &str| (tool.to_owned(), wire::Effect::Deny as i32, "TOOL_NOT_GRANTED".to_owned(), false);
     assert_eq!(answer, [denied("crm/write"), denied("no/such"), ("pay/large".to_owned(), permit, "OK".to_owned(), true)]);
 
-    // With a proof, and by a handle that one made, policy answers.
+    // With a proof, or with a handle that a proof created, policy answers.
     let proof = world.proof(&root, LIST_TOOLS, "{}");
     let all = client.list_tools(by_chain(proof.clone())).await.unwrap().into_inner();
     let reason = |answer: &wire::ListToolsResponse, name: &str| {
@@ -664,7 +664,7 @@ async fn a_listing_without_a_proof_tells_the_names_of_the_scope() {
     assert!(answer.names_only && answer.tools.len() == TOOLS.len(), "a handle that no proof made: {answer:?}");
     let beside = world.proof(&look, LIST_TOOLS, "{}");
     assert!(!client.list_tools(by_handle(plain.clone(), beside)).await.unwrap().into_inner().names_only);
-    // A proof that comes is checked; one for a listing proves no handle afterwards, and no call.
+    // A proof that is sent is checked. A proof for a listing proves no later handle, and no call.
     let other = world.proof(&root, "crm/read", "{}");
     let answer = client.list_tools(by_chain(other)).await.unwrap().into_inner();
     assert_eq!((answer.reason.as_str(), answer.tools.len()), ("PROOF_INVALID", 0));
@@ -674,7 +674,7 @@ async fn a_listing_without_a_proof_tells_the_names_of_the_scope() {
     assert_eq!(client.list_tools(twice).await.unwrap_err().code(), Code::InvalidArgument);
     let odd = wire::ListToolsRequest { tools: vec!["crm/\0read".to_owned()], ..by_chain(Bytes::new()) };
     assert_eq!(client.list_tools(odd).await.unwrap_err().code(), Code::InvalidArgument);
-    // The kill switch is no policy: it shows with and without a proof.
+    // A revocation is no policy, so it shows with and without a proof.
     server.operator().await.revoke("session", &["s-listed"], Dead).await;
     let operator = server.operator().await;
     let at_least = operator.revoke("session", &["another"], Dead).await;
@@ -730,7 +730,7 @@ async fn a_malformed_message_is_no_decision() {
         assert_eq!(info_of(&status), ("INVALID_ARGUMENT".to_owned(), "portcullis".to_owned()));
         let violations = status.get_error_details().bad_request().unwrap().field_violations.clone();
         assert_eq!((violations.len(), violations[0].field.as_str()), (1, field), "{status:?}");
-        // In a batch the one spoils all: nothing is decided and nothing recorded.
+        // One malformed call spoils the whole batch: nothing is decided or recorded.
         let batch = wire::CheckBatchRequest { requests: vec![good(), call] };
         assert_eq!(client.check_batch(batch).await.unwrap_err().code(), Code::InvalidArgument, "{field}");
     }
@@ -748,7 +748,7 @@ async fn a_malformed_message_is_no_decision() {
     assert_eq!(check(&mut client, good()).await.reason, "OK", "the connection goes on");
 }
 
-/// A message over every limit is refused before it is read, with a reason like every other error.
+/// A message over its limit is refused before it is read, with a reason like every other error.
 #[tokio::test]
 async fn an_oversized_message_is_refused() {
     let world = World::new();
@@ -766,7 +766,7 @@ async fn an_oversized_message_is_refused() {
     assert_eq!(check(&mut client, no_proof(&root)).await.reason, "OK");
 }
 
-/// Bytes that are no message of the call's type.
+/// Bytes that are not a message of the call's type.
 #[tokio::test]
 async fn bytes_that_are_no_message_are_refused() {
     let world = World::new();
@@ -774,7 +774,7 @@ async fn bytes_that_are_no_message_are_refused() {
     let channel = crate::harness::channel(&server.decisions).await;
     let mut raw = tonic::client::Grpc::new(channel);
     raw.ready().await.unwrap();
-    // A presentation stands at this number: one byte of 255 is none.
+    // This field number is a presentation, and one byte 255 is not a presentation.
     let garbage = wire::PolicyFile { path: String::new(), content: vec![255].into() };
     let codec = tonic_prost::ProstCodec::<wire::PolicyFile, wire::CheckResponse>::default();
     let path = tonic::codegen::http::uri::PathAndQuery::from_static("/portcullis.v1.DecisionService/Check");

@@ -1,6 +1,7 @@
-//! Faults on the way between replicas and their store, and of either: the decisive cases of `load-tests/faults`, and the proxy itself.
+//! Faults of the routes between replicas and their store, and of either end: the decisive cases of `load-tests/faults`, and the
+//! proxy.
 //!
-//! Nothing here depends on how long anything takes, but for the bound, which is a promise.
+//! No result depends on how long a step takes, except for the freshness bound, which is a promise.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -14,20 +15,20 @@ use crate::faults::scenario::{run, table};
 use crate::harness::PATIENCE;
 use crate::proxy::{Mode, Process, Route, Way, serve};
 
-/// Says to this test program that it is the proxy.
+/// The variable that makes this test program the proxy.
 const AS_PROXY: &str = "PORTCULLIS_TEST_AS_PROXY";
 
-/// As short as a test of several processes on a busy machine may be.
+/// The shortest bound that several processes on a busy machine can keep.
 const BOUND: Duration = Duration::from_secs(2);
 
-/// This test program, which runs one test of its own: the one below, which then is the proxy.
+/// Runs this test program with one test of its own, the one below, which acts as the proxy.
 fn as_proxy() -> Command {
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", "fault_cases::a_proxy_as_a_process", "--nocapture"]).env(AS_PROXY, "1");
     command
 }
 
-/// A server that answers each line with itself, and says `end` where it hears the end.
+/// A server that echoes each line, and says `end` when its input ends.
 fn echo() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -52,7 +53,7 @@ fn connect(to: SocketAddr) -> TcpStream {
     stream
 }
 
-/// Says something; what comes back, up to as many bytes. `Err`: it was reset, or ended.
+/// Sends text; returns the answer of at most as many bytes. `Err` means a reset or an end.
 fn said(stream: &mut TcpStream, words: &str) -> Result<String, String> {
     stream.write_all(words.as_bytes()).map_err(|error| error.to_string())?;
     let mut bytes = vec![0; words.len()];
@@ -60,7 +61,7 @@ fn said(stream: &mut TcpStream, words: &str) -> Result<String, String> {
     Ok(String::from_utf8(bytes).unwrap())
 }
 
-/// Whether nothing comes for a while; an end is something.
+/// Whether nothing arrives for a while. An end counts as an arrival.
 fn silent(stream: &mut TcpStream) -> bool {
     stream.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
     let got = stream.read(&mut [0; 16]);
@@ -68,7 +69,7 @@ fn silent(stream: &mut TcpStream) -> bool {
     got.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
 }
 
-/// What an old and a new connection are like in each mode, and once all is well again.
+/// The behavior of an existing and of a new connection in each mode, and after the mode ends.
 #[test]
 fn a_proxy_as_a_process() {
     if std::env::var_os(AS_PROXY).is_some() {
@@ -89,7 +90,7 @@ fn a_proxy_as_a_process() {
     assert!(began.elapsed() >= Duration::from_millis(100), "each way");
     proxy.set(route, &Mode::Pass);
 
-    // Bytes that vanish do not come back, and nothing comes after them.
+    // Lost bytes do not come back, and no byte follows them.
     for way in [Way::Up, Way::Down, Way::Both] {
         let mut idle = connect(address);
         assert_eq!(said(&mut idle, "one").unwrap(), "one");
@@ -114,7 +115,7 @@ fn a_proxy_as_a_process() {
     assert!(silent(&mut old), "it fell at the words");
     proxy.set(route, &Mode::Pass);
 
-    // The server hears the end and can still be heard; then who asks.
+    // The server sees the end and can still answer; then the same for the client.
     let mut old = connect(address);
     assert_eq!(said(&mut old, "one").unwrap(), "one");
     proxy.set(route, &Mode::HalfClose(Way::Up));
@@ -136,7 +137,7 @@ fn a_proxy_as_a_process() {
     assert!(TcpStream::connect(address).map_or(true, |mut new| said(&mut new, "one").is_err()));
     assert_eq!(said(&mut untouched, "another route").unwrap(), "another route");
 
-    // Killed, and back on the same ports, carrying.
+    // The proxy is killed, and comes back on the same ports in mode `pass`.
     proxy.kill();
     assert!(TcpStream::connect(address).is_err());
     assert!(said(&mut untouched, "x").is_err());
@@ -147,7 +148,7 @@ fn a_proxy_as_a_process() {
     assert_eq!(said(&mut connect(address), "one").unwrap(), "one");
 }
 
-/// What is done once to every connection is done to each of them, also where the next mode follows before any of them runs.
+/// A mode that acts once on every connection reaches each of them, even if the next mode follows before any of them runs.
 #[tokio::test]
 async fn a_mode_that_is_followed_at_once_still_hits_every_connection() {
     let upstream = echo();
@@ -156,7 +157,7 @@ async fn a_mode_that_is_followed_at_once_still_hits_every_connection() {
         let talk = async {
             let mut old = tokio::net::TcpStream::connect(route.address()).await.unwrap();
             assert_eq!(exchange(&mut old).await.unwrap(), "one");
-            // One runtime of one thread: no connection runs between the two.
+            // The runtime has one thread, so no connection runs between the two modes.
             route.set(mode.clone());
             route.set(Mode::Pass);
             let mut rest = Vec::new();
@@ -194,7 +195,7 @@ fn modes_are_read_as_they_are_written() {
     }
 }
 
-/// All at once, for they wait rather than work.
+/// All scenarios run at the same time, because they mostly wait.
 #[test]
 fn nothing_killed_is_permitted_whatever_breaks() {
     let programs = Programs { server: env!("CARGO_BIN_EXE_portcullis").into(), proxy: as_proxy };

@@ -1,4 +1,4 @@
-//! Replicas that share a PostgreSQL store, as processes: one policy, one kill switch, no password said anywhere.
+//! Replicas that share a PostgreSQL store, as processes: one policy, one kill switch, and no password in any output.
 
 use std::process::Command;
 use std::time::Instant;
@@ -11,7 +11,7 @@ use crate::postgres;
 
 const CANARY: &str = "s3cr3t-canary";
 
-/// The URL of a new database, with a password that the server does not ask for.
+/// The URL of a new database, with a password that the server does not require.
 fn database() -> String {
     let server = postgres::shared();
     server.database().replacen(server.superuser(), &format!("{}:{CANARY}", server.superuser()), 1)
@@ -37,7 +37,7 @@ async fn a_kill_on_one_replica_holds_on_all() {
         let answer = server.connect().await.check(world.call(&chain, "crm/wipe", "{}")).await.unwrap().into_inner();
         assert_eq!(answer.effect(), wire::Effect::Permit, "{}", answer.reason);
     }
-    // The proof of a destructive call is good once, whichever replica is asked.
+    // The proof of a destructive call is valid once, whichever replica receives it.
     let call = world.call(&chain, "crm/wipe", "{}");
     let mut effects = Vec::new();
     for server in [&first, &second] {
@@ -59,7 +59,7 @@ async fn a_kill_on_one_replica_holds_on_all() {
     };
     assert_eq!(answer.reason, "AGENT_SUSPENDED");
 
-    // The command line opens the store itself; both replicas see what it writes.
+    // The command line opens the store itself, and both replicas see its write.
     let admin = |arguments: &[&str]| {
         let mut command = with_store(&url);
         command.arg("--json").args(arguments).args(["--store", "env:PORTCULLIS_STORE", "--data"]).arg(&first.data);
@@ -105,7 +105,7 @@ fn a_store_that_cannot_be_used_is_explained_without_its_password() {
     check(&format!("postgre://u:{CANARY}@127.0.0.1/d"), "single", 78, "postgres://USER@HOST/DATABASE");
     check(&format!("postgres://u:{CANARY}@127.0.0.1:1/d"), "single", 69, "cannot be reached");
     check(&format!("postgres://u:x@{CANARY}@127.0.0.1/d"), "single", 78, "%40");
-    // Help shows the environment's values, and must not show this one.
+    // Help shows the values of the environment, and must not show this one.
     for command in ["serve", "revocations"] {
         let ran = run_with(with_store(&url).args([command, "--help"]), "").ended(0);
         assert!(ran.stdout.contains("--store") && !format!("{ran:?}").contains(CANARY), "{ran:?}");

@@ -1,6 +1,7 @@
-//! Kills in a fleet of real processes on PostgreSQL: every replica denies in the end, and none permits after acknowledgement and bound.
+//! Revocations in a fleet of real processes on PostgreSQL. Every replica denies in the end; none permits after acknowledgement and
+//! bound.
 //!
-//! The short form of `load-tests/fleet.rs`, which measures. Nothing here depends on how long anything takes.
+//! This is the short form of `load-tests/fleet.rs`, which measures. No result depends on how long a step takes.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ const REPLICAS: usize = 3;
 const KILLS: usize = 20;
 /// The bound of a new store.
 const BOUND: Duration = Duration::from_secs(5);
-/// Denials in a row after which a replica is believed.
+/// Consecutive denials after which a replica is believed.
 const DENIALS: usize = 10;
 
 fn with_store(url: &str) -> Command {

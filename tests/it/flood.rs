@@ -1,4 +1,5 @@
-//! A flood of callers whom nobody knows, through the real server: what it costs the audit log is bounded, and not one is missing.
+//! A flood of unknown callers through the real server: its cost for the audit log is bounded, and no denial is missing from the
+//! counts.
 
 use bytes::Bytes;
 use portcullis::api::r#gen as wire;
@@ -9,14 +10,14 @@ use serde_json::Value;
 
 use crate::harness::{Server, World, channel, request};
 
-/// Far more than are recorded one by one, and enough to fill 12 MB if each were.
+/// Far more calls than are recorded one by one, and enough for 12 MB if each were recorded.
 const BATCHES: u64 = 200;
 const CALLS: u64 = 128;
 const LISTS: u64 = 400;
 const ACTS: u64 = 400;
 /// Longer than any line.
 const LINE_BYTES_MAX: u64 = 2_048;
-/// Serving runtimes and administration, each with a rate of its own.
+/// Recorders: the serving runtimes and administration, each with its own rate.
 const RECORDERS: u64 = 3;
 
 #[tokio::test]
@@ -66,7 +67,7 @@ async fn a_flood_of_strangers_costs_few_bytes_and_no_count() {
     assert_eq!(count("/Revoke"), ACTS);
     assert!(permitted.iter().all(|id| lines.iter().any(|line| line["decision_id"] == id.as_str())), "each permit has its record");
 
-    // Bytes, not time: however long it took, no more than the rate for that long.
+    // The limit is in bytes per second, so it holds for any duration of the flood.
     let times: Vec<i64> = lines.iter().map(|line| line["time_unix_ns"].as_i64().unwrap()).collect();
     let took_s = (times.iter().max().unwrap() - times.iter().min().unwrap()) as u64 / 1_000_000_000 + 2;
     let singles = lines.iter().filter(|line| line["kind"] != "merged" && line["effect"] != "PERMIT").count() as u64;

@@ -1,4 +1,5 @@
-//! What the tests from outside need: the real binary as a server and as a command, a policy with keys of its own, chains, clients.
+//! The harness of the integration tests: the real binary as a server and as a command, a policy with its own keys, chains, and
+//! clients.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
@@ -24,10 +25,10 @@ use tonic::transport::Channel;
 
 pub(crate) const ISSUER: &str = "https://login.test.example";
 pub(crate) const AUDIENCE: &str = "https://gateway.test.example";
-/// Every registered tool: a root grants them all unless it says otherwise.
+/// Every registered tool. A root grants all of them by default.
 pub(crate) const TOOLS: &[&str] =
     &["crm/read", "crm/look", "crm/write", "crm/wipe", "pay/refund", "pay/large", "lab/probe", "lab/limited", "gone/tool"];
-/// How long anything may take before a test gives up; nothing is measured by it.
+/// Longest time for any step before a test gives up. It measures nothing.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 
 const POLICY: &str = r#"
@@ -94,14 +95,14 @@ acts_for: [staff]
 allow: [crm/*]
 "#;
 
-/// A policy folder with keys made this moment, and whoever holds them.
+/// A policy folder with fresh keys, and all of these keys.
 pub(crate) struct World {
     pub(crate) folder: TempDir,
     issuer: PrivateKey,
     agents: BTreeMap<&'static str, PrivateKey>,
 }
 
-/// A chain and the name of the agent that holds its leaf.
+/// A chain, and the name of the agent that holds its leaf.
 #[derive(Clone)]
 pub(crate) struct Chain {
     pub(crate) tokens: Vec<Bytes>,
@@ -153,7 +154,7 @@ impl World {
         path
     }
 
-    /// Claims of a root that permits everything, for an agent.
+    /// The claims of an agent's root that grants everything.
     pub(crate) fn root_claims(&self, agent: &str) -> Value {
         let tools: serde_json::Map<String, Value> = TOOLS.iter().map(|tool| ((*tool).to_owned(), json!({}))).collect();
         json!({
@@ -173,7 +174,7 @@ impl World {
         })
     }
 
-    /// A root for an agent, with claims changed as a test likes.
+    /// A root for an agent, with changed claims.
     pub(crate) fn root(&self, agent: &'static str, change: impl FnOnce(&mut Value)) -> Chain {
         let mut claims = self.root_claims(agent);
         change(&mut claims);
@@ -193,7 +194,7 @@ impl World {
         Chain { tokens: parent.tokens.iter().cloned().chain([jws.into()]).collect(), holder: agent }
     }
 
-    /// A proof for a call, made a little ahead of the clock: it cannot be from before the server was ready.
+    /// A proof for a call, dated slightly ahead of the clock, so that it is never from before the server was ready.
     pub(crate) fn proof(&self, chain: &Chain, tool: &str, args: &str) -> Bytes {
         self.proof_at(chain, tool, args, 3)
     }
@@ -234,7 +235,7 @@ pub(crate) fn jwk(key: &PrivateKey) -> Value {
     serde_json::from_str(&key.public_key().to_jwk()).unwrap()
 }
 
-/// The binary, deaf to the environment of whoever runs the tests.
+/// The binary, without the environment of the test run.
 pub(crate) fn binary() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_portcullis"));
     let ours = std::env::vars_os().map(|(name, _)| name);
@@ -247,7 +248,7 @@ pub(crate) fn binary() -> Command {
     command
 }
 
-/// What a command did.
+/// The result of a command.
 #[derive(Debug)]
 pub(crate) struct Ran {
     pub(crate) code: i32,
@@ -256,12 +257,12 @@ pub(crate) struct Ran {
 }
 
 impl Ran {
-    /// Its one JSON document.
+    /// The one JSON document of its output.
     pub(crate) fn json(&self) -> Value {
         serde_json::from_str(self.stdout.trim()).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// Panics unless it ended so.
+    /// Panics unless the command ended with this code.
     pub(crate) fn ended(self, code: i32) -> Self {
         assert_eq!(self.code, code, "{self:?}");
         self
@@ -275,7 +276,7 @@ pub(crate) fn run<S: AsRef<std::ffi::OsStr>>(arguments: &[S]) -> Ran {
 
 pub(crate) fn run_with(command: &mut Command, input: &str) -> Ran {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-    // A command that does not read its input is none of our business.
+    // A command that does not read its input causes no error here.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     let output = child.wait_with_output().unwrap();
     Ran {
@@ -285,7 +286,7 @@ pub(crate) fn run_with(command: &mut Command, input: &str) -> Ran {
     }
 }
 
-/// A server; killed when dropped.
+/// A server process, killed on drop.
 pub(crate) struct Server {
     child: Child,
     pub(crate) decisions: String,
@@ -296,29 +297,29 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Starts on free ports with the world's policy and data folder, and waits until it is ready.
+    /// Starts a server on free ports with the world's policy and data folder, and waits until it is ready.
     pub(crate) fn start(world: &World) -> Self {
         Self::start_with(world, binary().arg("--policies").arg(world.policies()))
     }
 
-    /// Starts as `command` says so far; `serve`, ports and data folder are added.
+    /// Starts a server with the arguments of `flags`; `serve`, ports and data folder are added.
     pub(crate) fn start_with(world: &World, flags: &Command) -> Self {
         Self::start_at(world, flags, &world.data())
     }
 
-    /// As [`Server::start_with`], with a data folder of its own: another replica, where the flags name the first one's store.
+    /// As [`Server::start_with`], with its own data folder. It is another replica if the flags name the first one's store.
     pub(crate) fn start_at(world: &World, flags: &Command, data: &Path) -> Self {
         Self::try_start_at(world, flags, data).unwrap_or_else(|code| {
             panic!("it ended with {code:?}: {}", std::fs::read_to_string(world.folder.path().join("stderr.log")).unwrap())
         })
     }
 
-    /// As [`Server::start_at`], or the exit code of one that does not start.
+    /// As [`Server::start_at`], but returns the exit code of a server that does not start.
     pub(crate) fn try_start_at(world: &World, flags: &Command, data: &Path) -> Result<Self, Option<i32>> {
         Self::try_start_by(world, binary(), flags, data)
     }
 
-    /// As [`Server::start_with`], by a shell that first does as `limits` says, such as `ulimit -n 400`.
+    /// As [`Server::start_with`], in a shell that first runs `limits`, such as `ulimit -n 400`.
     pub(crate) fn start_within(world: &World, flags: &Command, limits: &str) -> Self {
         let mut shell = Command::new("sh");
         let program = binary();
@@ -360,7 +361,7 @@ impl Server {
         DecisionServiceClient::new(channel(&self.decisions).await)
     }
 
-    /// Administration, signed by the first operator.
+    /// A client of administration that signs as the first operator.
     pub(crate) async fn operator(&self) -> Operator {
         let key = PrivateKey::from_jwk(&std::fs::read(self.data.join("local.jwk")).unwrap()).unwrap();
         let channel = channel(&self.admin).await;
@@ -376,7 +377,7 @@ impl Server {
         format!("http://{}", self.admin)
     }
 
-    /// Status line's code and the body.
+    /// The status code and the body of an HTTP response.
     pub(crate) fn get(&self, path: &str) -> (u16, String) {
         let mut stream = TcpStream::connect(&self.http).unwrap();
         write!(stream, "GET {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").unwrap();
@@ -386,7 +387,7 @@ impl Server {
         (code, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
     }
 
-    /// What it logged so far.
+    /// The log so far.
     pub(crate) fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
     }
@@ -400,7 +401,7 @@ impl Server {
         self.child.id()
     }
 
-    /// SIGTERM, without waiting.
+    /// Sends SIGTERM and does not wait.
     pub(crate) fn terminate(&self) {
         self.signal(rustix::process::Signal::TERM);
     }
@@ -411,11 +412,11 @@ impl Server {
         if signal != rustix::process::Signal::STOP {
             return;
         }
-        // Its threads stop one after the other, when each is next scheduled: until the last one has, it may still answer.
+        // A stopped process may still answer until its last thread has stopped; each stops when it is next scheduled.
         let until = Instant::now() + PATIENCE;
         let stopped = |task: std::io::Result<std::fs::DirEntry>| {
             let stat = std::fs::read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
-            // `PID (NAME) STATE …`; a name may hold anything, also a bracket.
+            // The format is `PID (NAME) STATE …`. A name may contain any character, including a bracket.
             stat.is_empty() || stat.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
         };
         while !std::fs::read_dir(format!("/proc/{}/task", self.child.id())).unwrap().all(stopped) {
@@ -435,7 +436,7 @@ impl Server {
         }
     }
 
-    /// The audit log's lines, all files in order.
+    /// The lines of the audit log, all files in order.
     pub(crate) fn audit(&self) -> Vec<Value> {
         audit_lines(&self.data)
     }
@@ -448,7 +449,7 @@ impl Drop for Server {
     }
 }
 
-/// The whole lines of every audit file; a line that a kill cut short is none.
+/// The complete lines of every audit file. A line that a kill truncated is left out.
 pub(crate) fn audit_lines(data: &Path) -> Vec<Value> {
     let mut files: Vec<PathBuf> = std::fs::read_dir(data.join("audit")).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.retain(|path| path.extension().is_some_and(|extension| extension == "jsonl"));
@@ -467,7 +468,7 @@ pub(crate) async fn channel(address: &str) -> Channel {
     Channel::from_shared(format!("http://{address}")).unwrap().connect().await.unwrap()
 }
 
-/// Whoever administers over raw gRPC.
+/// An operator's client for administration over raw gRPC.
 #[derive(Debug)]
 pub(crate) struct Operator {
     pub(crate) channel: Channel,
@@ -476,12 +477,12 @@ pub(crate) struct Operator {
 }
 
 impl Operator {
-    /// The header's value for a call.
+    /// The `authorization` header for a call.
     pub(crate) fn authorization<M: Message>(&self, method: &str, message: &M) -> String {
         authorization(&self.key, &self.history, method, message)
     }
 
-    /// Revokes and answers with the revision.
+    /// Revokes a target; returns the revision.
     pub(crate) async fn revoke(&self, kind: &str, key: &[&str], meaning: wire::RevocationMeaning) -> String {
         let message = wire::RevokeRequest { target: Some(target(kind, key)), meaning: meaning.into(), reason: "test".to_owned() };
         let by = self.authorization("/portcullis.v1.RevocationService/Revoke", &message);

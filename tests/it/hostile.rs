@@ -1,5 +1,5 @@
-//! What a hostile client can do to the server as a whole: memory, connections, places, descriptors. Each attack is made with raw
-//! HTTP/2 or plain sockets, and a well-behaved caller, a kill and a probe get through beside it.
+//! Attacks on the server as a whole: memory, connections, slots, descriptors. Each attack uses raw HTTP/2 or plain sockets. During
+//! it a well-behaved caller, a revocation and a probe must succeed.
 
 use std::time::Duration;
 
@@ -23,7 +23,7 @@ const APPLY: &str = "/portcullis.v1.PolicyService/Apply";
 const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
 const MIB: usize = 1024 * 1024;
 
-/// A connection that sends what it likes when it likes.
+/// A connection that can send any frames at any time.
 struct Attacker {
     requests: SendRequest<Bytes>,
 }
@@ -32,12 +32,12 @@ impl Attacker {
     async fn connect(address: &str) -> Self {
         let socket = TcpStream::connect(address).await.unwrap();
         let (requests, connection) = h2::client::handshake(socket).await.unwrap();
-        // It ends when the server cuts it, which is what some tests are about.
+        // The task ends when the server cuts the connection, which some tests cause.
         tokio::spawn(async move { drop(connection.await) });
         Self { requests }
     }
 
-    /// Headers, and a body that the caller goes on with.
+    /// Sends the headers; the caller sends the body.
     async fn open(&self, path: &str, authorization: Option<&str>) -> (ResponseFuture, SendStream<Bytes>) {
         let mut request = http::Request::post(format!("http://localhost{path}"))
             .header("content-type", "application/grpc")
@@ -49,7 +49,7 @@ impl Attacker {
         ready.send_request(request.body(()).unwrap(), false).unwrap()
     }
 
-    /// A whole call: its code and what is said with it.
+    /// Makes a whole call; returns its code and its message.
     async fn call(&self, path: &str, body: Bytes) -> (Code, String) {
         let (response, mut sending) = self.open(path, None).await;
         sending.send_data(body, true).unwrap();
@@ -57,7 +57,7 @@ impl Attacker {
     }
 }
 
-/// The header of a message that says how long it is.
+/// The frame header of a message of this length.
 fn frame(bytes: usize) -> Vec<u8> {
     let mut frame = vec![0];
     frame.extend(u32::try_from(bytes).unwrap().to_be_bytes());
@@ -68,12 +68,12 @@ fn framed(message: &[u8]) -> Bytes {
     [frame(message.len()).as_slice(), message].concat().into()
 }
 
-/// The first `bytes` of a message of `of` bytes that nothing is wrong with so far: one unknown field that is never whole.
+/// The first `bytes` bytes of a valid message of `of` bytes: one unknown field that never ends.
 fn beginning(bytes: usize, of: usize) -> Bytes {
     let mut message = frame(of);
     message.push(15 << 3 | 2);
     let mut length = of - 5;
-    // Four bytes of seven bits each hold any length here.
+    // Four bytes of seven bits each hold any length that occurs here.
     for more in [0x80, 0x80, 0x80, 0] {
         message.push(u8::try_from(length & 0x7f).unwrap() | more);
         length >>= 7;
@@ -101,14 +101,14 @@ async fn status(response: ResponseFuture) -> (Code, String) {
     (status.code(), format!("{reason}: {}", status.message()))
 }
 
-/// A figure of `/proc/PID/status` in bytes.
+/// A figure of `/proc/PID/status`, in bytes.
 fn memory(server: &Server, figure: &str) -> usize {
     let text = std::fs::read_to_string(format!("/proc/{}/status", server.id())).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(figure)?.strip_prefix(':')).unwrap();
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
 }
 
-/// A metric without labels, or with exactly these.
+/// A metric without labels, or with exactly these labels.
 fn metric(server: &Server, name: &str) -> f64 {
     let (_, page) = server.get("/metrics");
     let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -119,7 +119,7 @@ fn call(chain: &Chain) -> wire::CheckRequest {
     request(chain, Bytes::new(), "crm/look", "{}")
 }
 
-/// A good caller is permitted, a probe is answered, a kill takes effect, on connections opened this moment.
+/// On new connections, a good caller is permitted, a probe is answered, and a revocation takes effect.
 async fn all_is_well(world: &World, server: &Server, session: &str) {
     let chain = world.session("alpha", session);
     let mut client = server.connect().await;
@@ -137,7 +137,7 @@ async fn all_is_well(world: &World, server: &Server, session: &str) {
     tokio::time::timeout(PATIENCE, killed).await.unwrap_or_else(|_| panic!("the kill has no effect: {session}"));
 }
 
-/// Messages that never end hold little memory, and not for long; meanwhile all others are served.
+/// Unfinished messages hold little memory, and not for long. All other callers are served in the meantime.
 #[tokio::test]
 async fn unfinished_messages_hold_little_and_not_for_long() {
     let world = World::new();
@@ -169,7 +169,7 @@ async fn unfinished_messages_hold_little_and_not_for_long() {
     assert!(codes[Code::DeadlineExceeded as usize] > 0 && codes[Code::ResourceExhausted as usize] > 0, "{codes:?}");
     let grown = memory(&server, "VmHWM").saturating_sub(before);
     println!("unfinished messages of 384 MiB offered: resident grew by {} MiB", grown / MIB);
-    // Eight budgets of 8 MiB in buffers that grow by doubling, and eight windows.
+    // Eight budgets of 8 MiB, in buffers that grow by doubling, and eight windows.
     assert!(grown < 192 * MIB, "{grown}");
     drop(attackers);
     let slow = "portcullis_server_calls_refused_total{listener=\"decisions\",cause=\"too_slow\"}";
@@ -178,7 +178,7 @@ async fn unfinished_messages_hold_little_and_not_for_long() {
     assert_eq!(metric(&server, "portcullis_server_waiting_bytes"), 0.0);
 }
 
-/// What decodes to far more than it has bytes is counted before it is decoded, and every method has a limit of its own.
+/// A message that would decode to far more bytes is counted before it is decoded. Every method has a limit of its own.
 #[tokio::test]
 async fn counts_and_lengths_are_checked_before_decoding() {
     let world = World::new();
@@ -199,7 +199,7 @@ async fn counts_and_lengths_are_checked_before_decoding() {
     let grown = memory(&server, "VmHWM").saturating_sub(before);
     println!("a batch of two million calls: resident grew by {} MiB", grown / MIB);
     assert!(grown < 64 * MIB, "{grown}");
-    // One byte over a limit is too much, and is said before that byte was sent.
+    // One byte over the limit is refused, before that byte was sent.
     for (path, limit) in [
         (CHECK, 256 * 1024),
         ("/portcullis.v1.DecisionService/Explain", 256 * 1024),
@@ -223,7 +223,7 @@ async fn counts_and_lengths_are_checked_before_decoding() {
     all_is_well(&world, &server, "after").await;
 }
 
-/// Nobody is read on the administration's listener who did not sign this call.
+/// The administration's listener reads no message of a caller who did not sign the call.
 #[tokio::test]
 async fn an_act_is_read_once_its_signature_is_verified() {
     let world = World::new();
@@ -248,20 +248,20 @@ async fn an_act_is_read_once_its_signature_is_verified() {
         ("/portcullis.v1.PolicyService/History", Some(spent.as_str()), "used before"),
         ("/portcullis.v1.PolicyService/Unheard", Some(good.as_str()), "no role allows the method"),
     ] {
-        // Not one byte of the message is sent.
+        // No byte of the message is sent.
         let (response, sending) = attacker.open(path, authorization).await;
         let (code, said) = status(response).await;
         assert!(matches!(code, Code::Unauthenticated | Code::PermissionDenied) && said.contains(expected), "{code:?} {said}");
         drop(sending);
     }
-    // Who signed it is read, and what was signed is compared.
+    // The message of a signer is read, and compared with the signature.
     let (response, mut sending) = attacker.open(APPLY, Some(&good)).await;
     sending.send_data(framed(&wire::ApplyPolicyRequest { dry_run: true, ..message }.encode_to_vec()), true).unwrap();
     let (code, said) = status(response).await;
     assert!(code == Code::Unauthenticated && said.contains("`hth`"), "{said}");
 }
 
-/// Idle connections, and such as only watch the health, shut nobody out of any listener, however few descriptors there are.
+/// Idle connections, and those that only watch the health, shut nobody out of any listener, even with few descriptors.
 #[tokio::test]
 async fn idle_connections_shut_nobody_out() {
     let world = World::new();
@@ -296,7 +296,7 @@ async fn idle_connections_shut_nobody_out() {
     drop((idle, busy));
 }
 
-/// Readers of revocations leave a place to every other connection.
+/// Watchers of revocations leave a slot to every other connection.
 #[tokio::test]
 async fn every_connection_can_watch_revocations() {
     let world = World::new();
@@ -325,7 +325,7 @@ async fn every_connection_can_watch_revocations() {
     all_is_well(&world, &server, "watched").await;
 }
 
-/// A limit on the size of files denies, as a full disk does, and kills nobody.
+/// A limit on the size of files denies calls, as a full disk does, and ends no process.
 #[tokio::test]
 async fn a_limit_on_files_denies_and_kills_nobody() {
     let world = World::new();
@@ -341,7 +341,7 @@ async fn a_limit_on_files_denies_and_kills_nobody() {
         let reached = async {
             loop {
                 let mut client = server.connect().await;
-                // Where the record of an answer was lost its connection is cut.
+                // A connection whose record was lost is cut.
                 match client.check(call(&chain)).await {
                     Ok(answer) if answer.get_ref().reason == expected => return,
                     Ok(answer) => assert_ne!(answer.get_ref().reason, "OK", "permitted without a record"),

@@ -1,5 +1,5 @@
-//! Many destructive calls at once on PostgreSQL: each is permitted, or denied by a busy or a stale replica; kills go on beside them, and no
-//! approval is used by a call that is denied.
+//! Many destructive calls at once on PostgreSQL. Each is permitted, or denied by a busy or a stale replica. Revocations go on
+//! during them, and no denied call uses an approval.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,7 +17,7 @@ use crate::harness::{ISSUER, Server, World, authorization, binary, jwk, signed};
 use crate::postgres;
 
 const APPROVE: &str = "/portcullis.v1.ApprovalService/Approve";
-/// Calls outstanding at one time.
+/// Calls in flight at the same time.
 const CALLERS: usize = 300;
 const CALLS_EACH: usize = 4;
 const APPROVED: u64 = 10;
@@ -40,7 +40,7 @@ async fn a_flood_of_destructive_calls_denies_for_no_other_reason() {
     let local = server.operator().await;
     let chain = world.session("alpha", "s-1");
 
-    // Ten refunds that a person has approved, to be made in the middle of the flood.
+    // Ten refunds that a person has approved, made in the middle of the flood.
     let client = server.connect().await;
     for amount in 1..=APPROVED {
         let asked = world.call(&chain, "pay/refund", &format!("{{\"amount\":{amount}}}"));
@@ -95,7 +95,7 @@ async fn a_flood_of_destructive_calls_denies_for_no_other_reason() {
     took.sort();
     println!("{reasons:?}; refunds {refunds:?}; kills p50 {:?} max {:?}", took[took.len() / 2], took[took.len() - 1]);
 
-    // On a busy machine the follower may be late, and then it is true that the replica is not fresh.
+    // On a busy machine the follower may be late. Then the denial as stale is correct.
     let known = ["OK", "LEDGER_BUSY", "STALE"];
     assert!(reasons.keys().chain(&refunds).all(|reason| known.contains(&reason.as_str())), "{reasons:?} {refunds:?}");
     assert!(reasons["OK"] > 0, "{reasons:?}");

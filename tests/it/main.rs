@@ -1,4 +1,5 @@
-//! The integration tests, one binary: what the layers may import, what the wire says, what the program does when driven from outside.
+//! The integration tests, in one binary: the imports of the layers, the answers on the wire, and the program's behavior from
+//! outside.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing, clippy::string_slice)]
 #![allow(clippy::print_stdout, clippy::print_stderr, missing_docs)]

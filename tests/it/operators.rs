@@ -1,4 +1,5 @@
-//! Attacks with operators' keys that were stolen, revoked or rotated out, over raw gRPC and by the command line; and who can be locked out.
+//! Attacks with stolen, revoked or rotated-out operator keys, over raw gRPC and by the command line; and which operators can be locked
+//! out.
 
 use std::path::PathBuf;
 
@@ -24,7 +25,7 @@ const APPLY: &str = "/portcullis.v1.PolicyService/Apply";
 const ROLLBACK: &str = "/portcullis.v1.PolicyService/Rollback";
 const APPROVE: &str = "/portcullis.v1.ApprovalService/Approve";
 
-/// Two replicas of one store, and a team: `local` may everything, `eve`, whose key is stolen, too.
+/// Two replicas of one store, and a team: `local` has every role, and so has `eve`, whose key is stolen.
 struct Team {
     world: World,
     url: String,
@@ -112,7 +113,7 @@ fn refused(server: &Server) -> Vec<Value> {
     server.audit().into_iter().filter(|line| line["kind"] == "act" && line["effect"] == "REFUSED").collect()
 }
 
-/// What each method answers to one who signs so.
+/// The answer of each method to these signers.
 async fn everything(channel: &Channel, by: impl Fn(&str, &[u8]) -> Vec<String>) -> Vec<(&'static str, Result<(), Status>)> {
     let reinstate = wire::ReinstateRequest { target: kill_alpha().target, reason: String::new() };
     let list = wire::ListRevocationsRequest { limit: 0 };
@@ -154,18 +155,18 @@ async fn a_revoked_key_signs_nothing_on_any_replica() {
     let team = Team::new().await;
     let history = &team.local.history;
     let channels = team.channels().await;
-    // Signed while the key was good, and kept.
+    // Signed while the key was valid, and sent later.
     let kept = kill_alpha();
     let kept_by = [team.by(&team.eve, REVOKE, &kept)];
     team.kill_key(&channels[0], &team.local.key, &team.eve).await.unwrap();
     let before = team.local.revision_now().await;
-    // At once: no replica has to hear of it first.
+    // The revocation holds at once, before any replica has followed it.
     for (server, channel) in team.servers.iter().zip(&channels).rev() {
         let already = refused(server).len();
         let late = RevocationServiceClient::new(channel.clone()).revoke(signed(kept.clone(), &kept_by)).await.unwrap_err();
         assert_eq!((late.code(), reason_of(&late).as_str()), (Code::Unauthenticated, "REVOKED_KEY"), "{late:?}");
         let alone = everything(channel, |method, bytes| vec![sign(&team.eve, history, method, bytes)]).await;
-        // A good signature beside it helps nothing, in whatever order.
+        // A valid second signature does not help, in either order.
         let first = everything(channel, |method, bytes| {
             vec![sign(&team.eve, history, method, bytes), sign(&team.local.key, history, method, bytes)]
         });
@@ -194,7 +195,7 @@ async fn a_revoked_key_signs_nothing_on_any_replica() {
     assert!(alone.stderr.contains("is revoked: it signs nothing any more"), "{alone:?}");
     team.at_the_store(&team.eve, &["revocations"]).ended(1);
     assert_eq!(team.local.revision_now().await, before, "nothing was written");
-    // Everybody else goes on.
+    // All other operators can still act.
     team.kill_key(&channels[1], &team.rob, &PrivateKey::generate().unwrap()).await.unwrap();
     team.at_the_store(&team.rob, &["revoke", "agent", &agent_id("alpha")]).ended(0);
 }
@@ -229,7 +230,7 @@ async fn a_first_half_dies_with_the_key_that_signed_it() {
 async fn the_last_administrator_is_not_locked_out_by_who_responds() {
     let team = Team::new().await;
     let [channel, other] = team.channels().await;
-    // One of several may go, whoever revokes it: a stolen key of an administrator must not wait for another one of them.
+    // One of several administrators can be revoked by a responder, because a stolen key must not wait for another administrator.
     team.kill_key(&channel, &team.rob, &team.eve).await.unwrap();
     team.kill_key(&other, &team.rob, &team.ada).await.unwrap();
     let before = team.local.revision_now().await;
@@ -243,13 +244,13 @@ async fn the_last_administrator_is_not_locked_out_by_who_responds() {
     let refused = team.at_the_store(&team.rob, &["revoke", "key", &thumbprint(&team.local.key)]).ended(1);
     assert!(refused.stderr.contains("operator add"), "{refused:?}");
     assert_eq!(team.local.revision_now().await, before);
-    // The kill switch itself needs nobody's leave, and who administers may end it: their key may be the one that was stolen.
+    // `revoke all` needs no administrator. An administrator may revoke its own key, which may be the stolen one.
     team.at_the_store(&team.rob, &["revoke", "all"]).ended(0);
     team.kill_key(&channel, &team.local.key, &team.local.key).await.unwrap();
     assert_eq!(team.kill_key(&other, &team.local.key, &team.rob).await.unwrap_err().code(), Code::Unauthenticated);
 }
 
-/// Who kills the keys of all other administrators is not the only one by it: two people stay two.
+/// An operator who revokes the keys of all other administrators still needs a second one.
 #[tokio::test]
 async fn a_revoked_administrator_still_counts() {
     let team = Team::new().await;
@@ -298,7 +299,7 @@ impl Solo {
         self.world.data().join("local.jwk")
     }
 
-    /// A command to the server, signed with these keys.
+    /// Runs a command at the server, signed with these keys.
     fn run(&self, keys: &[&PathBuf], arguments: &[&str]) -> Ran {
         let mut command = binary();
         command.arg("--json").args(arguments).arg("--target").arg(self.server.admin_url()).arg("--data").arg(self.file("cli"));
@@ -323,7 +324,7 @@ impl Solo {
         (out, added)
     }
 
-    /// Each operator with state, and whether their keys are revoked.
+    /// The operators with their state, and whether each of their keys is revoked.
     fn operators(&self, key: &PathBuf) -> Vec<(String, String, Vec<bool>)> {
         let said = self.run(&[key], &["operator", "list"]).ended(0).json();
         let of = |operator: &Value| {
@@ -353,7 +354,7 @@ fn operators_come_and_go_by_command() {
     assert_eq!((&added["operator"]["id"], &added["operator"]["roles"]), (&json!("ada"), &json!(["administer", "respond"])));
     assert_eq!(std::fs::metadata(&ada).unwrap().permissions().mode() & 0o777, 0o600);
     assert_eq!(solo.operators(&ada), [listed("ada", "active", false), listed("local", "active", false)]);
-    // Two administer now: one alone adds, retires and applies no operator any more.
+    // There are two administrators now, so one alone can no longer add, retire or apply operators.
     let bo = ["--role", "approve", "--group", "leads", "--user", crate::harness::ISSUER, "bo"];
     assert!(solo.add(&[&ada], "bo", &bo).1.ended(1).stderr.contains("a second one must sign"));
     std::fs::remove_file(solo.file("bo.jwk")).unwrap();
@@ -362,7 +363,7 @@ fn operators_come_and_go_by_command() {
     assert_eq!(bo["operator"]["users"], json!([[crate::harness::ISSUER, "bo"]]));
     let again = solo.run(&[&ada, &local], &["operator", "add", "bo", "--jwk", &public(&ada).to_string(), "--role", "audit"]);
     assert!(again.ended(64).stderr.contains("already"));
-    // A folder leaves them alone, and its own are retired in it.
+    // A folder leaves these operators alone. Its own operators are retired in the folder.
     let eve = PrivateKey::generate().unwrap();
     let with = format!("{}---\n{{kind: operator, id: eve, keys: [{}], roles: [audit]}}\n", solo.world.policy(), jwk(&eve));
     let applied = solo.apply(&[&ada, &local], &with).ended(0).json();
@@ -383,7 +384,7 @@ fn operators_come_and_go_by_command() {
     assert!(last.stderr.contains("no operator with the role `administer` would be left"), "{last:?}");
     let back = solo.run(&[&ada], &["operator", "add", "ghost", "--jwk", &public(&local).to_string(), "--role", "administer"]);
     assert!(back.ended(1).stderr.contains("is dead for good: it was revoked or rotated out (rotated out of operator local)"));
-    // All of it outlives a restart; `--policies` is an act of `local`, who is none any more.
+    // All of this survives a restart. `--policies` is an act of `local`, who is retired.
     solo.server.kill();
     let mut serve = binary();
     serve.arg("serve").arg("--policies").arg(solo.world.policies()).arg("--data").arg(solo.world.data());
@@ -405,7 +406,7 @@ fn a_key_that_was_rotated_out_does_not_come_back() {
     let alpha = |key: &PrivateKey| solo_policy(&solo.world, key);
     let rob = |key: &PrivateKey| format!("---\nkind: operator\nid: rob\nroles: [respond]\nkeys:\n  - {}\n", jwk(key));
     let first = solo.apply(&[&local], &format!("{}{}", alpha(old), rob(of_rob))).ended(0).json();
-    // The agent's key is rotated, the operator goes.
+    // The agent's key is rotated, and the operator is retired.
     let rotated = solo.apply(&[&local], &alpha(new)).ended(0).json();
     let warned = rotated["warnings"].to_string();
     assert!(warned.contains(&format!("key `{}` of agent", thumbprint(old))), "{warned}");
@@ -441,10 +442,10 @@ fn a_key_that_was_rotated_out_does_not_come_back() {
     solo.server = Server::start_with(&solo.world, &binary());
     check(&solo);
 
-    // Whoever takes the whole folder for another one kills no agent by it.
+    // Replacing the whole folder by another one kills no agent.
     solo.apply(&[&local], "{kind: group, id: staff}\n").ended(0);
     solo.apply(&[&local], &alpha(new)).ended(0);
-    // A document that lists a key which was revoked meanwhile keeps no server down; another document does not get it.
+    // A document with a key that was revoked in the meantime does not stop a server. No other document can get that key.
     solo.run(&[&local], &["revoke", "key", &thumbprint(new)]).ended(0);
     solo.apply(&[&local], &format!("{}# changed\n", alpha(new).replace("deny: [pay/large]", "deny: [pay/large, lab/probe]")))
         .ended(0);
@@ -452,7 +453,7 @@ fn a_key_that_was_rotated_out_does_not_come_back() {
     assert!(solo.apply(&[&local], &alpha(new)).ended(1).stderr.contains("is dead for good"));
 }
 
-/// The world's policy, in which alpha holds another key.
+/// The world's policy, in which alpha has another key.
 fn solo_policy(world: &World, key: &PrivateKey) -> String {
     world.policy().replace(&thumbprint(world.key("alpha")), &thumbprint(key))
 }
@@ -482,7 +483,7 @@ fn a_document_asks_for_two_people() {
         &["application", "kiosk"],
     ];
     for target in targets {
-        // Nobody has seen the user.
+        // No chain of this user was ever seen.
         let flags = |verb: &str| if verb == "revoke" { &["--unknown-ok"][..] } else { &[] };
         let act = |verb: &str, keys: &[&PathBuf]| solo.run(keys, &[&[verb], target, flags(verb)].concat());
         let waits = |ran: Ran| assert!(ran.ended(4).json()["waits_for_second_until_unix_ms"].as_i64().unwrap() > 0, "{target:?}");
@@ -490,20 +491,20 @@ fn a_document_asks_for_two_people() {
         waits(act("reinstate", &[&local]));
         assert!(act("reinstate", &[&local]).ended(1).stderr.contains("another operator"), "{target:?}");
         act("reinstate", &[&ada]).ended(0);
-        // In one call; a first half from before counts no more once it was suspended again.
+        // Two signatures in one call. An earlier first half does not count after another suspension.
         act("revoke", &[&local]).ended(0);
         waits(act("reinstate", &[&ada]));
         act("revoke", &[&local]).ended(0);
         waits(act("reinstate", &[&local]));
         act("reinstate", &[&local, &ada]).ended(0);
     }
-    // What no document says it of takes one.
+    // A target whose document does not demand two people needs one operator.
     for target in [&["agent", &agent_id("beta")][..], &["tool", "crm/read"], &["application", "portal"]] {
         solo.run(&[&local], &[&["revoke"], target].concat()).ended(0);
         solo.run(&[&local], &[&["reinstate"], target].concat()).ended(0);
     }
 
-    // No way around it: not without the key, without the document, in shadow, or by an earlier policy.
+    // The rule cannot be bypassed: not without the key, without the document, in shadow, or with an earlier policy.
     let plain = solo.world.policy();
     let gone = two.split("---\n").filter(|document| !document.contains("id: kiosk")).collect::<Vec<_>>().join("---\n");
     let shadow = two.replace("two_person: true, allow: [\"*\"]}", "two_person: true, mode: shadow, allow: [\"*\"]}");
@@ -516,7 +517,7 @@ fn a_document_asks_for_two_people() {
     let before = &history["revisions"][1]["revision"];
     assert!(solo.rollback(&[&ada], before).ended(1).stderr.contains("a second one must sign"));
     solo.apply(&[&ada, &local], &plain).ended(0);
-    // It is no key of a document of another kind.
+    // The key does not belong in a document of another kind.
     solo.world.write_policy(&format!("{plain}---\n{{kind: group, id: x, two_person: true}}\n"));
     let wrong = run(&["--json", "policy", "check", folder.to_str().unwrap()]);
     assert!(wrong.code == 1 && wrong.stdout.contains("has no meaning in a document of kind `group`"), "{wrong:?}");
@@ -527,7 +528,7 @@ fn the_glass_is_broken_at_the_store_alone() {
     let solo = Solo::new();
     let local = solo.local();
     let before = solo.run(&[&local], &["policy", "history"]).ended(0).json();
-    // The only administrator's key is stolen, and killed with itself: nobody administers any more.
+    // The only administrator's key is stolen and revokes itself, so no administrator is left.
     solo.run(&[&local], &["revoke", "key", &public_thumbprint(&local)]).ended(0);
     let refused = solo.run(&[&local], &["revocations"]).ended(1);
     assert!(refused.stderr.contains("is revoked: it signs nothing any more"), "{refused:?}");
@@ -555,14 +556,14 @@ fn the_glass_is_broken_at_the_store_alone() {
         command.arg("--json").args(add).args(["--store", &store]).arg("--data").arg(solo.world.data()).args(more);
         run_with(&mut command, "")
     };
-    // A revoked key does not add one there either.
+    // A revoked key cannot add an operator at the store either.
     assert!(on_the_store(&[]).ended(1).stderr.contains("is revoked"));
     std::fs::remove_file(&out).unwrap();
-    // Nobody does it from afar.
+    // Nobody can add one over the network.
     assert_eq!(solo.run(&[&local], &[&add[..], &["--break-glass"]].concat()).code, 64);
     let added = on_the_store(&["--break-glass"]).ended(0).json();
     assert_eq!(added["operator"]["keys"][0]["thumbprint"], public_thumbprint(&out));
-    // The running server knows at once, and everybody sees what was done.
+    // The running server knows the operator at once, and the history shows the act.
     let history = solo.run(&[&out], &["policy", "history"]).ended(0).json();
     let newest = &history["revisions"][0];
     let account = newest["account"].as_str().unwrap();

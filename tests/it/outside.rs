@@ -1,13 +1,13 @@
-//! Data of others that tests read but the project does not copy: where it lies, and what to do without it.
+//! External test suites that the project reads but does not copy: their folders, and the behavior without them.
 //!
-//! A suite that is absent is never silent: `./test.sh` leaves its tests out, so that the runner's summary counts them as filtered out;
-//! a test that is run all the same says on standard error, past what the runner captures, that it checked nothing.
+//! An absent suite is never silent. `./test.sh` leaves its tests out, so that the runner's summary counts them as filtered out. A
+//! test that runs nevertheless reports that it checked nothing, on standard error and past the runner's capture.
 
 use std::ffi::OsString;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-/// A suite, the variable that names its folder where that is not `../shared/NAME`, and what its tests in this program are called.
+/// A suite, the variable that names its folder if that is not `../shared/NAME`, and the names of its tests in this program.
 struct Suite {
     name: &'static str,
     variable: &'static str,
@@ -19,7 +19,7 @@ const SUITES: [Suite; 2] = [
     Suite { name: "agentdojo", variable: "PORTCULLIS_AGENTDOJO", tests: &["agentdojo::"] },
 ];
 
-/// The folder of a suite. Without one its test checks nothing and says so, unless `CI=true`: then it fails.
+/// The folder of a suite. Without it a test checks nothing and says so; with `CI=true` the test fails.
 pub(crate) fn folder(name: &str) -> Option<PathBuf> {
     let suite = SUITES.iter().find(|suite| suite.name == name).expect("no such suite");
     let usual = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared").join(name);
@@ -29,7 +29,7 @@ pub(crate) fn folder(name: &str) -> Option<PathBuf> {
         Found::NotRun => {
             let (test, variable) = (std::thread::current(), suite.variable);
             let test = test.name().unwrap_or("a test");
-            // Not `eprintln`: the runner shows that of tests that fail alone.
+            // `eprintln` is not used, because the runner shows its output for failed tests only.
             let said = writeln!(
                 std::io::stderr(),
                 "{test} checks NOTHING: its suite `{name}` is absent; set {variable}, or put it at {}",
@@ -50,7 +50,7 @@ enum Found {
 }
 
 fn find(named: Option<OsString>, usual: &Path, ci: bool) -> Found {
-    // A folder that is named wrongly is not replaced by another.
+    // A folder that is named wrongly is not replaced by the default one.
     let folder = named.map_or_else(|| usual.to_owned(), PathBuf::from);
     match folder.is_dir() {
         true => Found::At(folder),
@@ -76,7 +76,7 @@ fn an_absent_suite_fails_in_ci_only() {
     }
 }
 
-/// Every test that reads a suite is known above, and `./test.sh` leaves out the same.
+/// Every test that reads a suite is listed above, and `./test.sh` leaves out the same tests.
 #[test]
 fn tests_of_suites_are_known() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -110,8 +110,8 @@ fn tests_of_suites_are_known() {
     assert!(readers >= 6, "{readers}");
 }
 
-/// This program, run where no suite is, as a reader sees it: with the arguments of `./test.sh` the summary counts the tests of the suites
-/// as filtered out, and none of them as passed; without them each says that it checks nothing.
+/// Runs this program without any suite, as a reader would. With the arguments of `./test.sh` the summary counts the tests of the
+/// suites as filtered out, and none as passed. Without these arguments each test says that it checks nothing.
 #[test]
 fn the_summary_shows_an_absent_suite() {
     let run = |arguments: &[&str]| {

@@ -1,5 +1,5 @@
-//! The tools around policy, from outside: tests before anything is applied, what a change changes, the way back, why a call is
-//! decided as it is, what shadows would do.
+//! The policy tools from outside: tests before an apply, the effect of a change, rollback, the explanation of a decision, and
+//! shadow documents.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -39,7 +39,7 @@ fn folder(policy: &str) -> TempDir {
     folder
 }
 
-/// A test document of alpha, for ana of staff, in the portal.
+/// A test document for alpha, with user ana of staff, in the portal.
 fn case(expect: &str) -> String {
     format!(
         "---\nkind: test\nagent: {}\nuser: {{issuer: {ISSUER}, sub: ana, groups: [staff]}}\napplication: portal\nexpect:\n  - {expect}\n",
@@ -201,7 +201,7 @@ async fn an_earlier_policy_comes_back_as_a_new_revision() {
         command(&["policy", "apply", text(folder(&world.policy()).path()), "--dry-run"]).ended(0).json()["changes"],
         json!([])
     );
-    // The first revision made the operator who signs this: made by the program, it stays whatever comes back.
+    // The first revision made the operator who signs this act. The program made that operator, so no rollback removes it.
     let emptied = command(&["policy", "rollback", "1", "--dry-run"]).ended(0).json();
     assert!(
         emptied["changes"].as_array().unwrap().iter().all(|change| change["change"] == "removed" && change["kind"] != "operator"),
@@ -244,7 +244,7 @@ fn by<M: Message>(operator: &Operator, method: &str, message: &M) -> String {
     operator.authorization(method, message)
 }
 
-/// What administration explains.
+/// The explanation of administration.
 async fn explained(operator: &Operator, message: wire::CheckRequest) -> wire::ExplainResponse {
     let mut client = PolicyServiceClient::new(operator.channel.clone());
     let authorization = by(operator, EXPLAIN, &message);
@@ -259,7 +259,7 @@ fn steps(answer: &wire::ExplainResponse) -> Vec<String> {
     answer.changes.iter().map(|change| format!("{}: {}", change.layer, change.what)).collect()
 }
 
-/// Everything that only a document says of the world's policy, and a gateway must not hear.
+/// Every text that only a document of the world's policy contains. A gateway must not see any of it.
 const SECRETS: &[&str] = &[
     "policy.yaml",
     "pay/large, ",
@@ -325,7 +325,7 @@ async fn what_is_explained_is_what_check_answers_and_reveals_no_document() {
         "another audience",
     ];
     for (name, call) in calls {
-        // A proof counts once and explaining spends none: asked first, the very same call is decided afterwards.
+        // A proof counts once, and an explanation does not spend it: the same call is decided afterwards.
         let told_gateway = client.explain(call.clone()).await.unwrap().into_inner();
         let told_admin = explained(&operator, call.clone()).await;
         let check = client.check(call.clone()).await.unwrap().into_inner();
@@ -357,7 +357,7 @@ async fn what_is_explained_is_what_check_answers_and_reveals_no_document() {
     assert_eq!(explained, 2 * (3 * TOOLS.len() + 11), "one line each");
 }
 
-/// Who holds a chain and not its key is told layers, effects and reasons: no limit, no approver, no step.
+/// A caller with a chain but without its key learns layers, effects and reasons, but no limit, approver or change.
 #[tokio::test]
 async fn explaining_without_a_proof_tells_layers_and_reasons_alone() {
     let world = World::new();
@@ -391,12 +391,12 @@ async fn explaining_without_a_proof_tells_layers_and_reasons_alone() {
     }
     let proved = explain(&mut client, world.call(&alpha, "pay/refund", r#"{"amount":5}"#)).await;
     assert!(proved.layers.iter().any(|layer| layer.approvers == ["leads"]), "{proved:?}");
-    // A proof that was used may have been overheard.
+    // A used proof may have been overheard.
     let used = world.call(&alpha, "crm/write", "{}");
     assert_eq!(client.check(used.clone()).await.unwrap().into_inner().reason, "OK");
     let answer = explain(&mut client, used).await;
     assert_eq!((told(&answer).1, names_only(&answer)), ("PROOF_REPLAYED", true));
-    // A handle counts as far as it does for a check.
+    // A handle proves as much as it does for a check.
     let handle = async |client: &mut DecisionServiceClient<Channel>, call: wire::CheckRequest| {
         let answer = client.check(wire::CheckRequest { want_handle: true, ..call }).await.unwrap().into_inner();
         Some(wire::check_request::Credential::Handle(answer.handle))
@@ -423,7 +423,7 @@ async fn administration_hears_what_to_change_and_where() {
         world.policies().join("policy.yaml").pipe(|path| {
             let text = std::fs::read_to_string(path).unwrap();
             let at = text.lines().position(|line| line.contains(of)).unwrap();
-            // A document begins after the separator before it.
+            // A document begins after its separator line.
             at - text.lines().take(at).collect::<Vec<_>>().iter().rev().position(|line| *line == "---").unwrap() + 1
         })
     };
@@ -473,7 +473,7 @@ async fn administration_hears_what_to_change_and_where() {
         vec!["tool: register the tool: add a document `kind: tool`, `id: gone/tool`".to_owned()],
     )
     .await;
-    // Each layer that denies has to be turned.
+    // Every layer that denies needs a change.
     let both = explained(&operator, request(&kiosk, Bytes::new(), "crm/write", "{}")).await;
     assert_eq!(both.changes.len(), 2, "{both:?}");
     let denied = both.layers.iter().find(|layer| layer.layer == "agent").unwrap();
@@ -641,7 +641,7 @@ fn without_shadows_nothing_of_them_is_recorded() {
     assert!(server.audit().iter().all(|line| line.get("would_be").is_none()));
 }
 
-/// The example's agents with keys, and its issuer with one that a test holds.
+/// The example's agents with keys, and its issuer with a key that the test holds.
 fn four_agents(issuer: &PrivateKey, agents: &BTreeMap<&'static str, PrivateKey>) -> TempDir {
     let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/policies/four-agents");
     let folder = tempfile::tempdir().unwrap();
@@ -708,7 +708,7 @@ async fn the_tools_listed_for_the_four_agents_are_those_that_check_permits() {
         let claims = claims(agent, &[group], application, tools).to_string();
         vec![issue::issue_root(&issuer, &claims, now(0)).unwrap().into()]
     };
-    // Every registered tool by name: a chain that grants nothing is denied each, with its name.
+    // Every registered tool is named. A chain that grants nothing gets a denial for each, with its name.
     let nothing = root("support", "support", "helpdesk", &["tickets/reply".to_owned()]);
     let all: Vec<String> = client
         .list_tools(listed("support", &nothing))

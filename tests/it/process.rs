@@ -1,4 +1,4 @@
-//! The process as the system treats it: killed, told to stop, started on what it cannot use, looked at.
+//! The process from the view of the system: killed, stopped, started with bad inputs, and observed.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -22,11 +22,11 @@ use crate::harness::{PATIENCE, Server, World, agent_id, audit_lines, binary, cha
 
 const KILLS_UNDER_LOAD: usize = 10;
 const CLIENTS: usize = 4;
-/// Permits to wait for before a kill; more come while it falls.
+/// Permits to wait for before a kill. More may come before it takes effect.
 const PERMITS_MIN: usize = 100;
 const KILLS_BETWEEN_REVOCATIONS: usize = 30;
 
-/// What clients saw of a server until it went away: decision ids of permits.
+/// The decision ids of the permits that clients saw until the server ended.
 async fn permits_until_gone(server: &Server, world: &World, end: impl FnOnce() + Send) -> Vec<String> {
     let (count, mut tasks) = (Arc::new(std::sync::atomic::AtomicUsize::new(0)), Vec::new());
     for client in 0..CLIENTS {
@@ -80,7 +80,7 @@ async fn no_permit_outlives_its_record() {
     assert_eq!(all.iter().collect::<BTreeSet<_>>().len(), all.len(), "no decision id comes twice");
 }
 
-/// SIGKILL while others hold the server's handle.
+/// Sends SIGKILL while other tasks hold the server's handle.
 fn kill(id: u32) {
     let id = rustix::process::Pid::from_raw(i32::try_from(id).unwrap()).unwrap();
     rustix::process::kill_process(id, rustix::process::Signal::KILL).unwrap();
@@ -95,7 +95,7 @@ async fn an_acknowledged_revocation_holds_after_a_kill() {
         let mut server = Server::start(&world);
         let operator = server.operator().await;
         let mut client = server.connect().await;
-        // What the last round was told must hold now; all of it at the end.
+        // The revocations of the last round must hold now; all of them at the end.
         let asked = if round + 1 == KILLS_BETWEEN_REVOCATIONS { 0 } else { acknowledged.len().saturating_sub(20) };
         for session in &acknowledged[asked..] {
             let answer = client.check(request(&world.session("alpha", session), Bytes::new(), "crm/look", "{}")).await.unwrap();
@@ -138,7 +138,7 @@ async fn an_acknowledged_revocation_holds_after_a_kill() {
     }
 }
 
-/// The proof of a destructive call is spent in the store: a process that forgets it does not make it good again.
+/// The proof of a destructive call is spent in the store, so a restart does not make it valid again.
 #[tokio::test]
 async fn a_spent_proof_stays_spent_after_a_kill() {
     let world = World::new();
@@ -151,7 +151,7 @@ async fn a_spent_proof_stays_spent_after_a_kill() {
     let server = Server::start(&world);
     let answer = server.connect().await.check(call).await.unwrap().into_inner();
     assert!(["PROOF_REPLAYED", "PROOF_STALE"].contains(&answer.reason.as_str()), "{}", answer.reason);
-    // A proof from before the start, by an honest clock, is refused whatever the tool.
+    // A proof from before the start, by a correct clock, is refused for every tool.
     let early = request(&chain, world.proof_at(&chain, "crm/write", "{}", -10), "crm/write", "{}");
     let answer = server.connect().await.check(early).await.unwrap().into_inner();
     assert_eq!(answer.reason, "PROOF_STALE");
@@ -189,7 +189,7 @@ async fn sigterm_answers_what_is_in_flight() {
     for task in tasks {
         let (seen, (status, was_stopped)) = task.await.unwrap();
         assert!(was_stopped, "no call failed before the server was told to stop: {status:?}");
-        // A new call finds nobody, or the closing connection before it was sent; what was decided is compared below.
+        // A new call finds no listener, or a connection that closed before the call was sent. The decisions are compared below.
         let closing = format!("{status:?}").contains("NO_ERROR");
         assert!(matches!(status.code(), Code::Unavailable | Code::Cancelled) || closing, "{status:?}");
         ids.extend(seen);
@@ -207,11 +207,11 @@ async fn sigterm_answers_what_is_in_flight() {
     for file in text.filter(|path| path.extension().is_some_and(|extension| extension == "jsonl")) {
         assert!(std::fs::read_to_string(&file).unwrap().ends_with('\n'), "{} is whole", file.display());
     }
-    // And it starts again where it was.
+    // The server also starts again from this state.
     Server::start(&world);
 }
 
-/// Whoever reads that it is ready may stop it at once.
+/// A reader of the ready line may stop the server at once.
 #[test]
 fn sigterm_right_after_ready_is_a_clean_end() {
     let world = World::new();
@@ -332,7 +332,7 @@ async fn health_and_metrics_are_served() {
     }
 }
 
-/// A replaced store is noticed and not followed: destructive tools stop first, then everything.
+/// A replaced store is detected and not followed. Destructive tools are denied first, then all.
 #[tokio::test]
 async fn a_replica_without_its_store_closes() {
     let world = World::new();
@@ -372,7 +372,7 @@ async fn a_replica_without_its_store_closes() {
     }
 }
 
-/// Everything once, with the log at its most talkative: no credential, key or argument may be in it or in the audit.
+/// Runs every kind of call with the most detailed log. No credential, key or argument may appear in the log or in the audit.
 #[tokio::test]
 async fn no_secret_is_logged() {
     const CANARY: &str = "canary-in-the-arguments";
@@ -422,7 +422,7 @@ async fn no_secret_is_logged() {
     assert!(leaked.is_empty(), "in the audit: {leaked:?}\n{}", lines_with(&audit, &leaked));
 }
 
-/// The server's log tells of each revocation and change of policy, with who did it, once it decides by it.
+/// The server's log reports each revocation and change of policy, with its operator, once the server decides by it.
 #[tokio::test]
 async fn kills_and_changes_of_policy_are_logged() {
     let world = World::new();
@@ -521,7 +521,7 @@ async fn an_audit_line_says_what_the_answer_said() {
     assert!(line.get("chain").is_none(), "{line}");
 }
 
-/// The README's first command.
+/// The first command of the README.
 #[test]
 fn the_demo_does_what_it_says() {
     let ran = run(&["--json", "demo"]).ended(0);

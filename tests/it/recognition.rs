@@ -1,4 +1,4 @@
-//! A kill of nobody: what no document, chain or record knows is revoked all the same, and nobody is told that it worked.
+//! Revocations of unknown names: a name that no document, chain or record has is revoked all the same, and the caller is warned.
 
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{Chain, ISSUER, Ran, Server, World, agent_id, binary, channel, jwk, request, run, run_with, target};
 
-/// Names of the shape that identity providers give, so that a slip of the hand is near to one and to no other.
+/// Names in the form that identity providers use, so that a typing error resembles one name and no other.
 const SESSION: &str = "session-4711-aaaa";
 const TASK: &str = "task-0815-bbbb";
 
@@ -39,7 +39,7 @@ impl Seen {
         run_with(command.arg("--target").arg(self.server.admin_url()), "")
     }
 
-    /// The same without a server, on its store.
+    /// The same command without a server, on its store.
     fn stored(&self, arguments: &[&str]) -> Ran {
         let store = format!("sqlite:{}", self.world.data().join("store.db").display());
         let mut command = binary();
@@ -60,7 +60,7 @@ impl Seen {
     }
 }
 
-/// The name with two neighbours swapped in its middle, where they differ.
+/// The name with two different neighboring characters in its middle swapped.
 fn slipped(name: &str) -> String {
     let mut bytes = name.as_bytes().to_vec();
     let at = (bytes.len() / 2..bytes.len() - 1).find(|at| bytes[*at] != bytes[at + 1]).unwrap();
@@ -68,7 +68,7 @@ fn slipped(name: &str) -> String {
     String::from_utf8(bytes).unwrap()
 }
 
-/// What one kill is told: exit code, `known`, what was probably meant, and a part of the note.
+/// The expected report of one revocation: exit code, `known`, the nearest name, and a part of the note.
 struct Case {
     target: Vec<String>,
     nearest: Option<Vec<String>>,
@@ -87,7 +87,7 @@ fn owned(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
 
-/// Every kind of target: as it is known, and with a slip of the hand in each of its parts.
+/// Every kind of target, with the known name and with a typing error in each of its parts.
 fn cases(seen: &Seen) -> Vec<Case> {
     let (alpha, beta, [jti, hop]) = (agent_id("alpha"), agent_id("beta"), seen.hop());
     let (beta_key, issuer_key, nobody) = (seen.thumbprint("beta"), seen.thumbprint("issuer"), seen.thumbprint("stranger"));
@@ -144,7 +144,7 @@ fn check(case: &Case, ran: Ran) {
     assert_eq!(name["known"], nearest.is_none(), "{target:?}: {said}");
     assert_eq!(name["nearest"], nearest.as_deref().map_or(Value::Null, as_json), "{target:?}: {said}");
     assert!(name["note"].as_str().unwrap().contains(says), "{target:?}: {said}");
-    // Loud for scripts too, and alone on standard error.
+    // The warning is on standard error, also for scripts, and nothing else is.
     match nearest {
         None => assert_eq!(ran.stderr, "", "{target:?}"),
         Some(nearest) => {
@@ -171,7 +171,7 @@ async fn a_kill_of_nobody_is_written_and_told() {
         assert!(rows.iter().any(|row| row["target"] == as_json(&case.target)), "{:?} is written", case.target);
     }
 
-    // Meant for later; and what people see.
+    // The name is meant for later; this is the output for people.
     let later = ["revoke", "agent", "spiffe://test.example/agent/next", "--unknown-ok"];
     assert_eq!(seen.admin(&later).ended(0).json()["name"]["known"], false);
     let mut command = binary();
@@ -189,12 +189,12 @@ async fn without_a_server_names_are_looked_up_in_store_and_records() {
     let cases = cases(&seen);
     seen.server.terminate();
     assert!(seen.server.wait().success());
-    // What only a server's memory would know is in its records.
+    // The audit records contain the names that otherwise only the server's memory would know.
     for case in cases.iter().filter(|case| case.says != "1 chain in this server's memory") {
         let words: Vec<&str> = ["revoke"].into_iter().chain(case.target.iter().map(String::as_str)).collect();
         check(case, seen.stored(&words));
     }
-    // Where no records are, nobody can say: that is said, and is no failure of the kill.
+    // Without records nobody can know the name. The command says so, and the revocation succeeds.
     std::fs::remove_dir_all(seen.world.data().join("audit")).unwrap();
     let ran = seen.stored(&["revoke", "session", "session-9999-zzzz"]).ended(0);
     assert_eq!(ran.json()["name"]["known"], Value::Null);
@@ -233,18 +233,18 @@ async fn what_is_no_name_is_refused() {
         assert!(error["error"].as_str().unwrap().contains(says), "{words:?}: {error}");
     }
     assert_eq!(seen.admin(&["revocations"]).ended(0).json(), before, "nothing was written");
-    // A session may be called anything: one with a star in it can be killed.
+    // A session may have any name. One with a star in it can be revoked.
     seen.admin(&["revoke", "session", "a*b", "--unknown-ok"]).ended(0);
     seen.admin(&["revoke", "issuer-key", ISSUER, "main"]).ended(0);
 }
 
-/// One base64url text in 64 begins with a hyphen, and a subject or a session may too.
+/// One base64url text in 64 begins with a hyphen, and so may a subject or a session.
 #[tokio::test(flavor = "multi_thread")]
 async fn ids_may_begin_with_a_hyphen() {
     let seen = Seen::new().await;
     let (agent, digest) = (agent_id("alpha"), format!("-{}", "A".repeat(42)));
     let twice = format!("--{}", "b".repeat(41));
-    // Who it is, how revoking it ends, and what is said where it is reinstated.
+    // The target, the result of revoking it, and the text when it is reinstated.
     let cases: Vec<(Vec<&str>, i32, &str)> = vec![
         (vec!["session", "-Xy12"], 2, "dead"),
         (vec!["session", "--xy=12"], 2, "dead"),
@@ -263,7 +263,7 @@ async fn ids_may_begin_with_a_hyphen() {
         (vec!["issuer-key", ISSUER, "-main"], 64, "no key with kid"),
     ];
     for (words, code, reinstating) in &cases {
-        // Options behind, before, and between.
+        // Options after, before and between the arguments.
         let behind = [&["revoke"], &words[..], &["--reason", "x"]].concat();
         let before = [&["revoke", "--reason", "x"], &words[..]].concat();
         let between = [&["revoke", words[0], "--reason", "x"], &words[1..]].concat();
@@ -280,7 +280,7 @@ async fn ids_may_begin_with_a_hyphen() {
         let expected = if reinstating.is_empty() { 0 } else { 64 };
         assert!(ran.ended(expected).stderr.contains(reinstating), "{words:?}");
     }
-    // The ways out of an argument stay flags.
+    // The help flags stay flags, although an argument may begin with a hyphen.
     for flag in ["--help", "-h"] {
         assert!(run(&["revoke", "session", flag]).ended(0).stdout.contains("Usage"), "{flag}");
     }
@@ -354,7 +354,7 @@ async fn the_digest_that_was_meant_is_named() {
     }
 }
 
-/// Anybody who may connect may watch: what is told there ends the right calls and tells nobody's name and no operator's words.
+/// Anyone who may connect may watch. The feed ends the right calls, and reveals no user's name and no operator's text.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_watches_learns_no_reason_and_no_user() {
     let seen = Seen::new().await;
@@ -403,7 +403,7 @@ async fn the_list_says_who_when_and_why() {
         assert!(lines[1].contains(part), "{part}: {shown}");
     }
     assert!(lines[2].contains("void") && lines[2].contains(r"INC-7 \u{1b}[2Kgone"), "{shown}");
-    // Aligned: the words of a column begin at one place.
+    // The table is aligned: the entries of a column begin at the same position.
     let at = |line: &str, word: &str| line.find(word).map(|index| line[..index].chars().count());
     assert_eq!(at(lines[0], "WHO"), at(lines[1], "local"), "{shown}");
     assert_eq!(at(lines[0], "REASON"), at(lines[1], "INC-8"), "{shown}");

@@ -1,4 +1,4 @@
-//! A fleet as processes: the kill switch that is waited for, replicas that are paused, killed and started again, who watches.
+//! A fleet as processes: revocations that wait for the fleet, replicas that are paused, killed and restarted, and watchers.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,9 +22,9 @@ use tonic::Code;
 use crate::harness::{Chain, PATIENCE, Ran, Server, World, agent_id, binary, channel, request, run_with};
 use crate::postgres;
 
-/// As short as a test of several processes on a busy machine may be.
+/// The shortest bound that several processes on a busy machine can keep.
 const BOUND_MS: u64 = 2_000;
-/// What a wait may take on top of the bound, and what a busy machine may add to that.
+/// The allowance of a wait beyond the bound, and that of a busy machine.
 const WAIT_MS_MAX: u64 = BOUND_MS + 200 + 3_000;
 
 fn short_bound() -> store::Settings {
@@ -67,14 +67,14 @@ impl Fleet {
         command
     }
 
-    /// A command of the first operator to a replica.
+    /// Runs a command of the first operator at a replica.
     fn run(&self, server: &Server, arguments: &[&str]) -> Ran {
         let mut command = binary();
         command.arg("--json").args(arguments).arg("--target").arg(server.admin_url()).arg("--data").arg(self.data(0));
         run_with(&mut command, "")
     }
 
-    /// Kills a session and waits for the fleet; what became of each replica, in the order of the servers.
+    /// Revokes a session and waits for the fleet; returns each replica's outcome, in the order of the servers.
     fn kill(&self, session: &str) -> Vec<String> {
         let said = self.run(&self.servers[0], &["revoke", "session", session, "--wait", "fleet"]).ended(0).json();
         self.outcomes(&said)
@@ -114,7 +114,7 @@ async fn look(server: &Server, chain: &Chain) -> wire::CheckResponse {
     server.connect().await.check(asked).await.unwrap().into_inner()
 }
 
-/// Clients that never stop asking; a permit that was asked for after the wait ended is one too many.
+/// Clients that ask without pause. A permit that was requested after the wait ended is an error.
 async fn no_permit_after(fleet: &Fleet, chain: &Chain, wait: impl FnOnce() + Send) {
     let (ended, before, after) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let mut tasks = Vec::new();
@@ -160,7 +160,7 @@ async fn a_fleet_is_killed(url: impl FnOnce(&Path) -> String) {
     let begin = watched.message().await.unwrap().unwrap();
     assert!(!begin.everything && begin.entries.is_empty() && !begin.revision.is_empty(), "{begin:?}");
 
-    // All are there: all acknowledge.
+    // All replicas run, so all acknowledge.
     let mut outcomes = Vec::new();
     no_permit_after(&fleet, &chains[0], || outcomes = fleet.kill("s-0")).await;
     assert_eq!(outcomes, ["acknowledged"; 3]);
@@ -174,7 +174,7 @@ async fn a_fleet_is_killed(url: impl FnOnce(&Path) -> String) {
     let mut resumed = watch(&fleet.servers[2], &begin.revision).await;
     assert_eq!(resumed.message().await.unwrap().unwrap().entries, told.entries, "another replica goes on from there");
 
-    // One is paused: it runs out, and what it was asked meanwhile it denies when it wakes.
+    // One replica is paused: it runs out. It denies the calls of that time when it continues.
     let until = Instant::now() + PATIENCE;
     let (said, late) = loop {
         let mut paused = fleet.servers[2].connect().await;
@@ -186,7 +186,8 @@ async fn a_fleet_is_killed(url: impl FnOnce(&Path) -> String) {
         if ran.code == 0 {
             break (ran.json(), late);
         }
-        // Paused in the middle of a write it holds the file's lock, and nobody writes: then another moment is needed.
+        // A replica that is paused in the middle of a write holds the file's lock, so nobody can write. The test then tries another
+        // moment.
         assert!(Instant::now() < until && fleet.url.starts_with("sqlite"), "{ran:?}");
         fleet.servers[2].signal(Signal::CONT);
         late.await.unwrap();
@@ -208,7 +209,7 @@ async fn a_fleet_is_killed(url: impl FnOnce(&Path) -> String) {
         assert!(Instant::now() < until, "still {}", answer.reason);
     }
 
-    // One is killed: it runs out. One that starts in its place is another, and knows what is revoked.
+    // One replica is killed: it runs out. Its successor is another replica, and knows all revocations.
     fleet.servers[1].kill();
     assert_eq!(tokio::task::block_in_place(|| fleet.kill("s-2")), ["acknowledged", "ran_out", "acknowledged"]);
     fleet.servers.remove(1);
@@ -218,7 +219,7 @@ async fn a_fleet_is_killed(url: impl FnOnce(&Path) -> String) {
         assert_eq!(fleet.reason(server, &chains[3]).await, "OK");
     }
 
-    // What anybody may ask, unsigned; and what not.
+    // The calls that need no signature, and one that does.
     let mut anybody = FleetServiceClient::new(channel(&fleet.servers[0].decisions).await);
     let listed = anybody.list_replicas(wire::ListReplicasRequest {}).await.unwrap().into_inner();
     assert!(listed.replicas.len() >= 3 && listed.freshness_bound_ms == BOUND_MS, "{listed:?}");
@@ -226,7 +227,7 @@ async fn a_fleet_is_killed(url: impl FnOnce(&Path) -> String) {
     let refused = anybody.wait_for(wire::WaitForFleetRequest::default()).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unimplemented);
 
-    // With the store itself, and back.
+    // An agent is suspended through a server and reinstated at the store itself.
     let mut direct = fleet.with_store(&["--json", "reinstate", "agent", &agent_id("alpha"), "--wait", "fleet"]);
     direct.args(["--store", "env:PORTCULLIS_STORE", "--data"]).arg(fleet.data(0));
     let suspended = fleet.run(&fleet.servers[0], &["revoke", "agent", &agent_id("alpha"), "--wait", "fleet"]).ended(0).json();
@@ -263,7 +264,7 @@ async fn a_fleet_on_postgres_is_killed() {
     a_fleet_is_killed(|_| url).await;
 }
 
-/// Nobody can say what a fleet answers whose store may lose the kill; the kill is written all the same.
+/// The outcome of a fleet is not known if its store may lose the revocation. The revocation is written all the same.
 #[test]
 fn a_store_that_may_lose_commits_promises_nothing() {
     let url = postgres::shared().database();
@@ -278,7 +279,7 @@ fn a_store_that_may_lose_commits_promises_nothing() {
     assert!(ran.json()["revision"].is_string(), "{ran:?}");
 }
 
-/// A restart does not follow a store that is behind what was followed before.
+/// A restart does not follow a store that is behind the recorded position.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_follows_no_older_store() {
     let world = World::new();
@@ -313,11 +314,11 @@ async fn a_restart_follows_no_older_store() {
     }
     server.terminate();
     assert!(server.wait().success());
-    // The backup is put back over it.
+    // The backup replaces the store.
     copy(&backup, &world.data());
     let ran = run_with(&mut start(), "").ended(78);
     assert!(ran.stderr.contains(&revision) && ran.stderr.contains("place.json"), "{ran:?}");
-    // Nor one that went another way, however far.
+    // It does not follow a store of another course either, however far that is ahead.
     let fork = |session: &str| {
         let store = format!("sqlite:{}", world.data().join("store.db").display());
         let mut command = binary();
@@ -327,11 +328,11 @@ async fn a_restart_follows_no_older_store() {
     (0..3).for_each(|index| fork(&format!("other-{index}")));
     let ran = run_with(&mut start(), "").ended(78);
     assert!(ran.stderr.contains("another revision") && ran.stderr.contains(&revision), "{ran:?}");
-    // What cannot be read is no place to go on from.
+    // An unreadable position file is no position to continue from.
     std::fs::write(world.data().join("place.json"), "{}").unwrap();
     let ran = run_with(&mut start(), "").ended(78);
     assert!(ran.stderr.contains("place.json"), "{ran:?}");
-    // An operator's word is what it takes.
+    // Only an operator's action starts the replica again.
     std::fs::remove_file(world.data().join("place.json")).unwrap();
     drop(Server::start_with(&world, &binary()));
 }

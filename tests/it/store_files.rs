@@ -1,8 +1,8 @@
-//! What a hand, a backup tool or a script does to the files of a SQLite store while a server runs on it.
+//! Changes to the files of a SQLite store while a server runs on it: by hand, by a backup tool or by a script.
 //!
-//! Every case is one act on the files of a running server, then a kill through that server and a kill by another process with
-//! `--store`. Whatever is acknowledged must be found by whoever opens the path, and the server must permit nothing that was killed,
-//! before its next start and after it.
+//! Every case changes the files of a running server, then revokes through that server and through another process with `--store`.
+//! Every acknowledged revocation must be found at the path, and the server must permit no revoked session, before its next start
+//! and after it.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -20,7 +20,7 @@ struct Rig {
 impl Rig {
     async fn new(is_copied_to_the_file: bool) -> Self {
         let world = World::new();
-        // The other store is in files of its own, not of this process.
+        // The other store has files of its own, which this process does not open.
         let mut other =
             Server::start_at(&world, binary().arg("--policies").arg(world.policies()), &world.folder.path().join("b"));
         other.terminate();
@@ -57,26 +57,26 @@ impl Rig {
         self.world.folder.path().join("older.db")
     }
 
-    /// What is in the database file alone.
+    /// A copy of the database file alone.
     fn copy_of_the_file(&self) -> PathBuf {
         let copy = self.world.folder.path().join("copy.db");
         std::fs::copy(self.path(), &copy).unwrap();
         copy
     }
 
-    /// Through the server.
+    /// Revokes through the server.
     fn revoke(&self, session: &str) -> Ran {
         let mut command = binary();
         command.args(["--json", "revoke", "session", session, "--unknown-ok", "--target"]).arg(self.server.admin_url());
         run_with(command.arg("--operator-key").arg(self.key()), "")
     }
 
-    /// A copy: the data folder may be another by the time.
+    /// A copy of the key, because the data folder may be another one by then.
     fn key(&self) -> PathBuf {
         self.world.folder.path().join("operator.jwk")
     }
 
-    /// By a process that opens the store itself.
+    /// Revokes with a process that opens the store itself.
     fn revoke_directly(&self, session: &str) -> Ran {
         let store = format!("sqlite:{}", self.path().display());
         let mut command = binary();
@@ -87,7 +87,7 @@ impl Rig {
     }
 }
 
-/// Over what is there, as `cp` does.
+/// Overwrites the file in place, as `cp` does.
 fn copy(from: &Path, to: &Path) {
     std::fs::copy(from, to).unwrap();
 }
@@ -97,7 +97,7 @@ async fn reason(server: &Server, chain: &Chain) -> String {
     server.connect().await.check(asked).await.unwrap().into_inner().reason
 }
 
-/// Whether whoever opens the path finds a session revoked.
+/// Whether a program that opens the path finds the session revoked.
 fn holds(path: &Path, session: &str) -> bool {
     let count = |path: &Path| {
         let connection = rusqlite::Connection::open_with_flags(path, rusqlite::OpenFlags::SQLITE_OPEN_READ_WRITE)?;
@@ -111,7 +111,7 @@ async fn check(is_copied_to_the_file: bool, act: impl FnOnce(&Rig)) {
     check_or_followed(is_copied_to_the_file, act, false).await;
 }
 
-/// `may_follow`: what is left may be all that was there; then it is followed truly.
+/// `may_follow`: the remaining files may hold all data. Then the server may keep following them, correctly.
 async fn check_or_followed(is_copied_to_the_file: bool, act: impl FnOnce(&Rig), may_follow: bool) {
     let rig = Rig::new(is_copied_to_the_file).await;
     let chains = ["live", "by-server", "by-store", "old"].map(|session| rig.world.session("alpha", session));
@@ -119,7 +119,7 @@ async fn check_or_followed(is_copied_to_the_file: bool, act: impl FnOnce(&Rig), 
     assert_eq!(reason(&rig.server, live).await, "OK");
     act(&rig);
 
-    // At once, before any poll need have seen it.
+    // At once, before a poll can have detected the change.
     let through = rig.revoke("by-server");
     if through.code == 0 {
         assert!(holds(&rig.path(), "by-server"), "acknowledged into nothing: {through:?}");
@@ -151,7 +151,7 @@ async fn check_or_followed(is_copied_to_the_file: bool, act: impl FnOnce(&Rig), 
         for chain in &chains {
             assert_ne!(reason(&rig.server, chain).await, "OK", "everything is denied");
         }
-        // And it stays so: nothing is acknowledged any more.
+        // The state stays: nothing is acknowledged any more.
         let again = rig.revoke("by-server-again");
         assert_ne!(again.code, 0, "{again:?}");
         assert!(again.stderr.contains("put the right files back"), "{again:?}");
@@ -161,15 +161,17 @@ async fn check_or_followed(is_copied_to_the_file: bool, act: impl FnOnce(&Rig), 
     let Rig { world, mut server } = rig;
     server.terminate();
     assert!(server.wait().success(), "{}", server.log());
-    // The end of the server undid nothing that others wrote.
+    // The end of the server has not undone the writes of others.
     if directly.code == 0 {
         assert!(holds(&world.data().join("store.db"), "by-store"), "undone by the end of the server");
     }
-    // Where the files hold no less than was followed, the next start goes on with what others wrote; else it is refused.
+    // If the files hold at least the recorded position, the next start continues with the writes of others; otherwise it is
+    // refused.
     let is_known = world.data().join("place.json").exists();
     match Server::try_start_at(&world, &binary(), &world.data()) {
         Ok(server) => {
-            // A folder that is another one altogether, its place with it, is a new beginning: nothing can tell.
+            // If the whole folder is another one, with its position file, the start is a new beginning, because nothing can show
+            // the change.
             if is_known {
                 assert_eq!(reason(&server, old).await, "REVOKED_SESSION");
             }
@@ -210,8 +212,7 @@ async fn the_database_is_moved_away() {
     check(true, |rig| std::fs::rename(rig.path(), rig.beside(".moved")).unwrap()).await;
 }
 
-/// All that the older file lacks may be in the log still; then they are together what was there. A checkpoint and a heartbeat later
-/// they are not.
+/// The log may still hold all that the older file lacks. Together they are complete until a checkpoint and a heartbeat have run.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_file_is_copied_over_and_the_log_is_left() {
     let act = |rig: &Rig| copy(&rig.older(), &rig.path());
@@ -230,7 +231,7 @@ async fn an_older_file_is_copied_over_and_the_log_removed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_file_is_copied_over_with_a_log_begun_anew() {
     let act = |rig: &Rig| {
-        // Another program empties the log into the file; then the older one is copied over it.
+        // Another program copies the log into the file; then the older file replaces it.
         let connection = rusqlite::Connection::open(rig.path()).unwrap();
         connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |_| Ok(())).unwrap();
         drop(connection);
@@ -266,7 +267,7 @@ async fn the_folder_is_moved_and_replaced() {
     check(true, act).await;
 }
 
-/// As rsync restores: a new file that takes the name.
+/// Restores as rsync does: a new file takes the name.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_file_is_renamed_over() {
     let act = |rig: &Rig| {

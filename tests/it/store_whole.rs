@@ -1,4 +1,4 @@
-//! A SQLite store as files that an operator copies, backs up, mistypes and restores: a copy of it is all of it, or is refused.
+//! The files of a SQLite store that an operator copies, backs up, mistypes and restores: a copy is complete, or it is refused.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::os::unix::process::CommandExt as _;
@@ -26,7 +26,7 @@ fn stop(mut server: Server) {
     assert!(server.wait().success(), "{}", server.log());
 }
 
-/// Names in a folder that begin with `store.db`.
+/// The names in a folder that begin with `store.db`.
 fn files(folder: &Path) -> Vec<String> {
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
     let mut names: Vec<String> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
@@ -46,7 +46,7 @@ fn url(path: &Path) -> String {
     format!("sqlite:{}", path.display())
 }
 
-/// A data folder of its own that holds one file of a store.
+/// A new data folder that holds one file of a store.
 fn folder_with(world: &World, name: &str, store: &Path) -> PathBuf {
     let data = world.folder.path().join(name);
     std::fs::create_dir(&data).unwrap();
@@ -63,7 +63,7 @@ async fn after_a_clean_stop_one_file_is_the_whole_store() {
     revoke(&server, &world, "killed");
     stop(server);
     assert_eq!(files(&world.data()), ["store.db"]);
-    // Commands that open it themselves leave it so as well.
+    // A command that opens the store itself leaves one file too.
     let mut command = binary();
     command
         .args(["revoke", "session", "later", "--unknown-ok", "--store", &url(&world.data().join("store.db")), "--data"])
@@ -102,7 +102,7 @@ async fn a_backup_of_a_running_store_holds_its_kills() {
     let nothing = world.folder.path().join("nothing.db");
     assert!(text(backup(&["--overwrite", "--store", &url(&nothing)]).ended(78)).contains("there is no store"));
     assert!(!nothing.exists());
-    // The server goes on as if nothing was.
+    // The server continues without any change.
     assert_eq!(server.get("/readyz").0, 200);
     revoke(&server, &world, "after");
     stop(server);
@@ -191,7 +191,7 @@ fn a_store_that_may_not_be_written_to_is_refused() {
     let mut command = serve(&data);
     command.args(["--store", &url(&store)]);
     if rustix::process::geteuid().is_root() {
-        // Root may write to everything: somebody else asks.
+        // Root may write to any file, so another user runs the command.
         const NOBODY: u32 = 65_534;
         for path in [world.folder.path(), &data] {
             std::os::unix::fs::chown(path, Some(NOBODY), None).unwrap();
@@ -237,13 +237,13 @@ async fn a_mistyped_path_makes_no_store() {
     nothing_made(&ran_env);
     assert!(!elsewhere.exists(), "a server left a data folder behind");
 
-    // The message says the command that makes one, and it does.
+    // The message names the command that creates a store, and that command works.
     let said = format!("portcullis serve --store {} --create", url(&typo));
     assert!(ran.stderr.contains(&said), "{ran:?}");
     let store = url(&typo);
     let flags = ["--store", &store, "--create"];
     for _ in 0..2 {
-        // A second start with the same flags finds it.
+        // A second start with the same flags finds the store.
         let server = Server::start_at(&world, binary().args(flags), &elsewhere);
         assert!(typo.exists());
         stop(server);
@@ -251,7 +251,7 @@ async fn a_mistyped_path_makes_no_store() {
     let made = std::fs::read(elsewhere.join("place.json")).unwrap();
     assert!(!made.is_empty());
 
-    // One that was followed is not made anew, whoever asks for it.
+    // A store that was followed is not created again, even with the flag.
     std::fs::remove_file(&typo).unwrap();
     let ran = run_with(serve(&elsewhere).args(flags), "").ended(78);
     assert!(ran.stderr.contains("place.json") && ran.stderr.contains("back"), "{ran:?}");
@@ -286,7 +286,7 @@ async fn a_second_place_shows_a_folder_that_was_put_back() {
     }
     stop(server);
 
-    // All of it is put back, and nothing in it shows that.
+    // All of the folder is restored, and nothing in it shows that.
     std::fs::remove_dir_all(world.data()).unwrap();
     copy_folder(&snapshot, &world.data());
     let refused = run_with(serve(&world.data()).args(["--place", place]), "").ended(78);
@@ -300,7 +300,7 @@ async fn a_second_place_shows_a_folder_that_was_put_back() {
     assert_eq!(reason(&server, &chain).await, "REVOKED_ALL");
     stop(server);
 
-    // What cannot keep it is said at the start.
+    // A file that cannot keep the position is reported at the start.
     for wrong in ["/no/such/folder/place.json", world.folder.path().to_str().unwrap()] {
         let refused = run_with(serve(&world.data()).args(["--place", wrong]), "").ended(78);
         assert!(refused.stderr.contains(wrong), "{refused:?}");

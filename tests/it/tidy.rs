@@ -1,11 +1,12 @@
-//! The shape of the house: who may import whom, what every file opens with, how long files and functions may be.
+//! The rules of the source: which module may import which, the first line of every file, and the length of files and functions.
 //!
-//! The first test of the project. It reads sources as text: `crate::` paths outside test code, so it needs no compiler.
+//! It is the first test of the project. It reads the `crate::` paths of the sources as text, without test code, so it needs no
+//! compiler.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// What each module may import besides `model`; `"*"` is anything. `model` may import nothing of ours.
+/// The modules that each module may import besides `model`; `"*"` is any. `model` may import no other module.
 const MAY_IMPORT: &[(&str, &[&str])] = &[
     ("model", &[]),
     ("token", &[]),
@@ -68,7 +69,7 @@ fn imports_follow_the_layers() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// What a pure function has no use for.
+/// Names that a pure function does not need.
 const IMPURE: &[&str] = &[
     "Clock",
     "SystemClock",
@@ -91,7 +92,7 @@ const IMPURE: &[&str] = &[
     "async",
 ];
 
-/// What stands beside the decision in the modules that it may import, and why no decision comes through there.
+/// Impure code in the modules that the decision may import, with the reason that no decision depends on it.
 const IMPURE_ALLOWED: &[(&str, &[&str], &str)] = &[
     ("src/model/time.rs", &["Clock", "SystemClock", "ManualClock", "rustix"], "the clock itself; a decision takes its reading"),
     ("src/model/disk.rs", &["rustix", "std::io"], "reads the room of a disk, for the thread of the audit log and for the cache"),
@@ -104,7 +105,8 @@ const IMPURE_ALLOWED: &[(&str, &[&str], &str)] = &[
     ("src/token/key.rs", &["SystemRandom"], "makes private keys"),
 ];
 
-/// Every file of the modules that `decide` may import, by the table above, and not `pdp.rs` alone: what the decision calls is the decision.
+/// Checks every file of the modules that `decide` may import, by the table above, and not `pdp.rs` alone, because a decision runs
+/// all of them.
 #[test]
 fn the_decision_is_pure() {
     let (_, imports) = MAY_IMPORT.iter().find(|(name, _)| *name == "pdp").unwrap();
@@ -127,7 +129,7 @@ fn the_decision_is_pure() {
     }
 }
 
-/// The words in a text, comments left out, that a pure function has no use for.
+/// The names in a text, without comments, that a pure function does not need.
 fn impure(text: &str) -> Vec<&'static str> {
     let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
     let whole = |word: &str| {
@@ -140,7 +142,7 @@ fn impure(text: &str) -> Vec<&'static str> {
     IMPURE.iter().copied().filter(|word| whole(word)).collect()
 }
 
-/// A test that fails unwinds through its destructors; one that panics then ends the process, and with it all other tests.
+/// A failing test unwinds through its destructors. A destructor that panics then ends the process, and all other tests with it.
 #[test]
 fn no_destructor_of_a_test_panics() {
     let mut wrong = Vec::new();
@@ -157,7 +159,7 @@ fn no_destructor_of_a_test_panics() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// The bodies of what implements `Drop` in a text, by the indentation that rustfmt gives them.
+/// The bodies of the `Drop` implementations in a text, by the indentation of rustfmt.
 fn destructors(text: &str) -> Vec<String> {
     let lines: Vec<&str> = text.lines().collect();
     let begins = |line: &str| line.trim_start().starts_with("impl") && line.contains(" Drop for ") && line.ends_with('{');
@@ -235,7 +237,7 @@ fn read(file: &Path) -> String {
     std::fs::read_to_string(root().join(file)).unwrap()
 }
 
-/// Every `.rs` file under the folders, generated code left out.
+/// Every `.rs` file in the folders, without generated code.
 fn sources(folders: &[&str]) -> Vec<PathBuf> {
     let mut found = Vec::new();
     let mut pending: Vec<PathBuf> = folders.iter().map(PathBuf::from).filter(|folder| root().join(folder).is_dir()).collect();
@@ -262,12 +264,12 @@ fn module_of(file: &Path) -> String {
     parts.next().unwrap().as_os_str().to_str().unwrap().trim_end_matches(".rs").to_owned()
 }
 
-/// How many modules deep a file is: `src/a.rs` is 1, `src/a/b.rs` is 2.
+/// The module depth of a file: `src/a.rs` is 1, `src/a/b.rs` is 2.
 fn depth_of(file: &Path) -> usize {
     file.strip_prefix("src").unwrap().components().count()
 }
 
-/// A file's text without its tests; empty for a file that is only tests.
+/// The text of a file without its tests; empty for a file of tests.
 fn without_tests(file: &Path) -> String {
     if file.ends_with("tests.rs") || file.components().any(|part| part.as_os_str() == "tests") {
         return String::new();
@@ -275,7 +277,7 @@ fn without_tests(file: &Path) -> String {
     strip_tests(&read(file))
 }
 
-/// Drops every item that follows `#[cfg(test)]`, by the indentation that rustfmt gives it.
+/// Removes every item after `#[cfg(test)]`, by the indentation of rustfmt.
 fn strip_tests(text: &str) -> String {
     let mut kept = String::new();
     let mut lines = text.lines();
@@ -296,7 +298,7 @@ fn strip_tests(text: &str) -> String {
     kept
 }
 
-/// The paths below the crate's root that a text names, `crate::{a, b}` and `super::super::a` resolved.
+/// The paths below the crate's root that a text names, with `crate::{a, b}` and `super::super::a` resolved.
 fn imported(text: &str, depth: usize) -> BTreeSet<String> {
     let up = "super::".repeat(depth);
     let text: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");

@@ -1,6 +1,6 @@
-//! The project's own vectors, `tests/vectors/*.json`: made here with fixed keys and times, decided by the library.
+//! The project's own vectors, `tests/vectors/*.json`: generated here with fixed keys and times, and decided by the library.
 //!
-//! `UPDATE=1 cargo test token_vectors` writes the file anew; without it the test fails when the file and this code differ.
+//! `UPDATE=1 cargo test token_vectors` writes the files again. Without it the test fails when a file and this code differ.
 
 mod make;
 mod permit;
@@ -17,17 +17,18 @@ use portcullis::token::trust::{Issuer, Listed, Trust};
 use portcullis::token::{Options, ProofOf, Registry, verify, verify_proof};
 use serde_json::{Value, json};
 
-/// Which vectors stand in a file.
+/// Selects the vectors of a file.
 type Holds = fn(&Value) -> bool;
 
-/// The files, and which vectors stand in each.
+/// The files, each with the selection of its vectors.
 const FILES: [(&str, Holds); 3] = [
     ("tests/vectors/permit.json", |vector| vector["expected"]["verdict"] == "PERMIT"),
     ("tests/vectors/refuse-proof.json", |vector| is_refused(vector) && is_of_proof(vector)),
     ("tests/vectors/refuse-chain.json", |vector| is_refused(vector) && !is_of_proof(vector)),
 ];
 
-/// Every item of the design's list "Refuse, one test each", in its order, and what it demands beside it; each must have a vector.
+/// Every item of the design's list "Refuse, one test each", in its order, with its further conditions. Each item must have a
+/// vector.
 const REFUSE_ONE_TEST_EACH: &[&str] = &[
     "`none` in any case",
     "HS256 keyed with a public key",
@@ -84,7 +85,7 @@ fn the_files_are_what_the_generator_makes() {
         let mut part = whole.clone();
         part["vectors"].as_array_mut().unwrap().retain(holds);
         written += part["vectors"].as_array().unwrap().len();
-        // Some other crate may ask for maps that keep the order of insertion.
+        // Another crate may enable maps that keep the order of insertion.
         part.sort_all_objects();
         let fresh = serde_json::to_string_pretty(&part).unwrap() + "\n";
         let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);

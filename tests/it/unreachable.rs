@@ -1,4 +1,4 @@
-//! The kill switch before a server that does not answer: whatever state it is in, somebody at night is told in time what to run.
+//! The kill switch at a server that does not answer: in every state of the server, the command says in time what to run instead.
 
 use std::io::{Read as _, Write as _};
 use std::net::{TcpListener, TcpStream};
@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 
 use crate::harness::{PATIENCE, Ran, Server, World, agent_id, audit_lines, binary, run_with};
 
-/// What a listener does with each connection.
+/// The behavior of a listener on each connection.
 type Manner = fn(TcpStream);
 
-/// A listener that is no portcullis server; its threads end with the process.
+/// A listener that is not a portcullis server. Its threads end with the process.
 fn listening(manner: Manner) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
@@ -23,13 +23,13 @@ fn listening(manner: Manner) -> String {
     format!("http://{address}")
 }
 
-/// Takes everything and says nothing.
+/// Accepts all bytes and sends none.
 fn silent(mut stream: TcpStream) {
     let mut bytes = [0; 1024];
     while stream.read(&mut bytes).is_ok_and(|count| count > 0) {}
 }
 
-/// What a TLS server says to who does not speak TLS: an alert, `unexpected_message`.
+/// The answer of a TLS server to a client that does not speak TLS: an alert, `unexpected_message`.
 fn tls(mut stream: TcpStream) {
     let _ = stream.read(&mut [0; 64]);
     let _ = stream.write_all(&[0x15, 3, 3, 0, 2, 2, 10]);
@@ -40,7 +40,7 @@ fn http1(mut stream: TcpStream) {
     let _ = stream.write_all(b"HTTP/1.1 400 Bad Request\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
 }
 
-/// As a server with no connection left.
+/// A server with no free connection.
 fn full(stream: TcpStream) {
     drop(stream);
 }
@@ -51,12 +51,12 @@ fn revoke(data: &Path, target: &str) -> Ran {
     command.arg("--data").arg(data).args(["--target", target]);
     let began = Instant::now();
     let ran = run_with(&mut command, "");
-    // Not a measure of speed: what waits for an answer that never comes would be here for half a minute.
+    // This limit measures no speed. A command that waits for an answer that never comes would take half a minute.
     assert!(began.elapsed() < Duration::from_secs(20), "{ran:?}");
     ran
 }
 
-/// The command that a message names, run by a shell as it stands.
+/// Runs the command of a message in a shell, unchanged.
 fn run_as_told(stderr: &str) -> Ran {
     let line = stderr.lines().find_map(|line| line.strip_prefix("  portcullis ")).unwrap_or_else(|| panic!("{stderr}"));
     assert!(line.contains("--reason 'leaked key'") && !line.contains("--target"), "{line}");
@@ -98,7 +98,7 @@ fn a_server_that_does_not_answer_is_told_of_with_the_line_that_works() {
     let told = revoke(&data, &states[0].1).ended(69);
     let done = run_as_told(&told.stderr).ended(0);
     assert!(done.stdout.contains("revoked agent") && done.stdout.contains("permits that were given before it"), "{done:?}");
-    // A folder without a store cannot name the line, and says where it can.
+    // A folder without a store cannot give the command, so the message says where to run it.
     let elsewhere = tempfile::tempdir().unwrap();
     std::fs::copy(data.join("local.jwk"), elsewhere.path().join("local.jwk")).unwrap();
     let told = revoke(elsewhere.path(), &states[0].1).ended(69);
@@ -117,8 +117,8 @@ fn a_server_that_is_stopped_is_told_of() {
     assert!(ran.stdout.contains("1 of 1 replicas deny"), "{ran:?}");
 }
 
-/// Somebody holds the lock on the file: the server says within its own bound that nobody knows, the act goes on, and leaves its
-/// record when it is done.
+/// Another process holds the lock on the file. The server says within its own bound that the outcome is not known; the act goes on,
+/// and leaves its record when it is done.
 #[test]
 fn a_store_that_hangs_is_told_of_and_the_act_leaves_its_record() {
     let world = World::new();

@@ -1,4 +1,4 @@
-//! The world of the vectors: fixed keys, one good chain, and the ways to spoil it.
+//! Builds the vectors: fixed keys, one valid chain, and the functions that spoil it.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -11,16 +11,16 @@ pub(super) const OTHER_ISSUER: &str = "https://login.other.example";
 pub(super) const GATEWAY: &str = "https://gateway.acme.example";
 pub(super) const TOOL: &str = "crm/leads.read";
 
-/// Seeds of the keys.
+/// The seeds of the keys.
 pub(super) const ISSUER_KEY: u8 = 1;
 pub(super) const ISSUER_KEY_2: u8 = 2;
 pub(super) const OTHER_ISSUER_KEY: u8 = 3;
-/// Holders of the good chain's tokens: sales-assistant, research, summary; each is registered.
+/// The holders of the valid chain's tokens: sales-assistant, research, summary. Each is registered.
 pub(super) const HOLDERS: [u8; 3] = [10, 11, 12];
-/// A key that nobody registered.
+/// A key that is not registered.
 pub(super) const STRANGER_KEY: u8 = 99;
 
-/// The agent that a holder's key belongs to: the good chain's three, then `worker-N`.
+/// The agent of a holder's key: one of the valid chain's three, then `worker-N`.
 pub(super) fn agent(holder: u8) -> String {
     let name = match holder {
         10 => "sales-assistant".to_owned(),
@@ -84,9 +84,9 @@ pub(super) fn params() -> Value {
 pub(super) struct Draft {
     pub(super) header: Value,
     pub(super) claims: Value,
-    /// Seed of the key that signs.
+    /// The seed of the signing key.
     pub(super) signer: u8,
-    /// Texts to replace in the header and in the payload after they were written.
+    /// Replacements in the text of the header and of the payload.
     pub(super) replace: Vec<(String, String)>,
 }
 
@@ -100,7 +100,7 @@ impl Draft {
         self.claims.as_object_mut().unwrap().remove(name).unwrap();
     }
 
-    /// Names the holder and its agent.
+    /// Sets the holder and its agent.
     pub(super) fn hand_to(&mut self, holder: u8) {
         self.set("/cnf/jwk", serde_json::from_str(&key(holder).public_key().to_jwk()).unwrap());
         self.set("/act/sub", agent(holder).into());
@@ -117,7 +117,7 @@ impl Draft {
     pub(super) fn sign(&self) -> String {
         let text = |json: &Value| {
             let mut json = json.clone();
-            // Some other crate may ask for maps that keep the order of insertion.
+            // Another crate may enable maps that keep the order of insertion.
             json.sort_all_objects();
             self.replace.iter().fold(json.to_string(), |text, (from, to)| text.replace(from.as_str(), to.as_str()))
         };
@@ -125,7 +125,7 @@ impl Draft {
     }
 }
 
-/// The good root: an hour, three levels, one tool with one constraint and one optional argument.
+/// The valid root: one hour, three levels, one tool with one constraint and one optional argument.
 pub(super) fn root() -> Draft {
     let mut root = Draft {
         header: json!({"alg": "Ed25519", "typ": "aat+jwt"}),
@@ -149,7 +149,7 @@ pub(super) fn root() -> Draft {
     root
 }
 
-/// The good hop below `parent`, which is token `depth - 1` and held by `parent_holder`.
+/// The valid hop below `parent`, which is token `depth - 1` and has the holder `parent_holder`.
 pub(super) fn hop(parent: &str, parent_holder: u8, depth: usize, holder: u8) -> Draft {
     let mut hop = Draft {
         header: json!({"alg": "Ed25519", "typ": "aat+jwt"}),
@@ -168,7 +168,8 @@ pub(super) fn hop(parent: &str, parent_holder: u8, depth: usize, holder: u8) -> 
     hop
 }
 
-/// The good chain of so many tokens (3 at most), each edited before it is signed; what follows is made for the edited one.
+/// The valid chain of this many tokens (at most 3). Each token is edited before it is signed, and later tokens extend the edited
+/// one.
 pub(super) fn chain(tokens: usize, edit: impl Fn(usize, &mut Draft)) -> Vec<String> {
     let mut chain: Vec<String> = Vec::new();
     for level in 0..tokens {
@@ -182,7 +183,7 @@ pub(super) fn chain(tokens: usize, edit: impl Fn(usize, &mut Draft)) -> Vec<Stri
     chain
 }
 
-/// A chain of up to eleven tokens, each held by a worker of its own, the depth as deep as the limit.
+/// A chain of up to eleven tokens, each with a worker of its own as holder, up to the depth limit.
 pub(super) fn long_chain(tokens: usize, edit: impl Fn(usize, &mut Draft)) -> Vec<String> {
     let mut chain: Vec<String> = Vec::new();
     for (level, holder) in (0..tokens).zip(10_u8..) {
@@ -197,7 +198,7 @@ pub(super) fn long_chain(tokens: usize, edit: impl Fn(usize, &mut Draft)) -> Vec
     chain
 }
 
-/// One vector. What is not said is the good call: the tool, its arguments, a proof by the leaf's holder.
+/// One vector. By default it is the valid call: the tool, its arguments, and a proof by the leaf's holder.
 pub(super) struct Vector {
     id: String,
     title: String,
@@ -231,7 +232,7 @@ impl Vector {
         }
     }
 
-    /// The item of the list that this vector stands for.
+    /// Sets the item of the list that this vector covers.
     pub(super) fn item(mut self, item: &'static str) -> Self {
         self.refuses = Some(item);
         self
@@ -247,7 +248,7 @@ impl Vector {
         self
     }
 
-    /// Another call, with a good proof of it by the holder of the leaf.
+    /// Sets another call, with a valid proof of it by the holder of the leaf.
     pub(super) fn call(mut self, tool: &str, arguments: Value, holder: u8) -> Self {
         self.proof = Some(proof(&self.chain, holder, tool, &arguments, |_| {}));
         self.tool = tool.to_owned();
@@ -286,13 +287,13 @@ pub(super) fn proof(chain: &[String], holder: u8, tool: &str, arguments: &Value,
     draft.sign()
 }
 
-/// The claims of a token, or nothing where it is spoiled.
+/// The claims of a token; empty if the token cannot be read.
 pub(super) fn claims_of(jws: &str) -> Value {
     let payload = jws.split('.').nth(1).unwrap_or_default();
     URL_SAFE_NO_PAD.decode(payload).ok().and_then(|payload| serde_json::from_slice(&payload).ok()).unwrap_or_default()
 }
 
-/// A token with one of its three parts changed, and not signed anew.
+/// A token with one of its three parts changed, with the old signature.
 pub(super) fn with_part(jws: &str, part: usize, change: impl Fn(&str) -> String) -> String {
     let mut parts: Vec<String> = jws.split('.').map(str::to_owned).collect();
     parts[part] = change(&parts[part]);

@@ -1,4 +1,4 @@
-//! What must pass: the near misses of what is refused, and every narrowing that the table of pairs allows.
+//! Vectors that must pass: near misses of the refused ones, and every narrowing that the table of constraint pairs allows.
 
 use serde_json::{Value, json};
 

@@ -1,4 +1,4 @@
-//! What must be refused: every item of the design's list, then every other reason a chain can be refused for.
+//! Vectors that must be refused: every item of the design's list, then every other reason for which a chain can be refused.
 
 mod names;
 
@@ -14,7 +14,7 @@ pub(super) fn vectors() -> Vec<Vector> {
     parts.into_iter().flatten().chain(names::vectors()).collect()
 }
 
-/// A vector whose chain differs from the good one in one token.
+/// A vector whose chain differs from the valid one in one token.
 fn spoiled(id: &str, title: &str, at: usize, edit: impl Fn(&mut Draft)) -> Vector {
     let edited = chain(3, |level, draft| {
         if level == at {
@@ -767,7 +767,7 @@ fn limits() -> Vec<Vector> {
     ]
 }
 
-/// Calls that the chain does not grant: named is the first token from the root that refuses.
+/// Calls that the chain does not grant. The answer names the first token from the root that refuses.
 fn calls() -> Vec<Vector> {
     let good = || chain(3, |_, _| {});
     let leaf = HOLDERS[2];

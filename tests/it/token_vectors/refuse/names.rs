@@ -1,4 +1,4 @@
-//! Tokens that are not valid yet by `nbf`, and names that hold control characters.
+//! Vectors with tokens that are not valid yet by `nbf`, and with names that contain control characters.
 
 use serde_json::{Value, json};
 
