@@ -134,7 +134,7 @@ enum Command {
     Serve(Box<serve::ServeArgs>),
     /// Ask for one decision
     Check(Box<check::CheckArgs>),
-    /// Say why a call is decided as it is, layer by layer, and what would have to change
+    /// Explain a decision, layer by layer, with the changes that would lift a denial
     Explain(Box<explain::ExplainArgs>),
     /// List the tools that a chain may call
     Tools(tools::ToolsArgs),
@@ -144,7 +144,7 @@ enum Command {
     /// Check a policy folder, or put it in force
     #[command(subcommand)]
     Policy(policy::PolicyCommand),
-    /// See and change who may administer, beside the policy folder
+    /// List, add and retire operators, besides those of the policy folder
     #[command(subcommand)]
     Operator(operator::OperatorCommand),
     /// Pull the kill switch: for an agent, a session, a token, a key, … or everything
@@ -153,10 +153,10 @@ enum Command {
     Reinstate(revoke::ReinstateArgs),
     /// List what is revoked
     Revocations(revoke::ListArgs),
-    /// See who follows the store
+    /// List the replicas of the store
     #[command(subcommand)]
     Fleet(fleet::FleetCommand),
-    /// Back a store up, or take a restored one over
+    /// Back up a store, or adopt a restored one
     #[command(subcommand)]
     Store(store::StoreCommand),
     /// Approve one call that waits, once
@@ -177,7 +177,7 @@ struct AdminArgs {
     /// belongs
     #[arg(long, value_name = "URL", global = true)]
     store: Option<StoreUrl>,
-    /// With PostgreSQL, what its server is set up for: `single`, `synchronous` or `asynchronous`
+    /// With PostgreSQL, how its server is set up: `single`, `synchronous` or `asynchronous`
     #[arg(long, value_name = "WHICH", env = "PORTCULLIS_STORE_DURABILITY", global = true)]
     store_durability: Option<Durability>,
     /// The data folder, where the local operator's key lies

@@ -42,7 +42,7 @@ pub(super) struct ListArgs {
     /// Show this call alone, in full: its digest, or at least 8 of its first digits
     #[arg(allow_hyphen_values = true)]
     digest: Option<String>,
-    /// What was approved, refused or used, and is not forgotten yet, too
+    /// Also list calls that were approved, refused or used, and are still kept
     #[arg(long)]
     all: bool,
     /// At most so many, up to 1000

@@ -37,7 +37,7 @@ pub(super) struct CallArgs {
     /// The call's arguments, one JSON object; `-` is standard input, `@F` a file
     #[arg(long, value_name = "JSON", default_value = "{}")]
     args: String,
-    /// The audience to claim; may be left out where there is only one
+    /// The audience to claim; optional if there is only one
     #[arg(long, value_name = "URI", default_value = "")]
     audience: String,
     /// Hex SHA-256 of the tool's schema as the gateway sees it
@@ -46,7 +46,7 @@ pub(super) struct CallArgs {
     /// Environment for conditions, one JSON object
     #[arg(long, value_name = "JSON")]
     context: Option<String>,
-    /// A revision token that the answer must not be older than, as a write printed it
+    /// The oldest revision that may answer, as a write printed it
     #[arg(long, value_name = "REVISION", default_value = "")]
     at_least: String,
     /// Your name for the request; it stands in the audit record

@@ -10,17 +10,17 @@ use crate::api::r#gen as wire;
 
 #[derive(Debug, Subcommand)]
 pub(super) enum FleetCommand {
-    /// List the replicas: state, revision, what they acknowledged, when they were last heard
+    /// List the replicas: state, revision, acknowledged revision, age of the last heartbeat
     Status {
         #[command(flatten)]
         admin: AdminArgs,
     },
 }
 
-/// What to wait for once a write is durable.
+/// The target of a wait, once a write is durable.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Wait {
-    /// Until no replica answers from before the write any more
+    /// Until no replica answers by the state before the write
     Fleet,
 }
 

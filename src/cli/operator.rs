@@ -29,18 +29,18 @@ Nobody is left who can sign? Whoever may write the store itself adds an operator
 
 Docs: OPERATIONS, operators";
 
-/// See and change who may administer, beside the policy folder
+/// List, add and retire operators, besides those of the policy folder
 #[derive(Debug, Subcommand)]
 pub(super) enum OperatorCommand {
-    /// Add an operator with a key that is made now, or with one that they made
+    /// Add an operator, with a new key or with the public key that they provide
     #[command(after_help = ADD_HELP)]
     Add(AddArgs),
-    /// List operators and their keys, also who was retired and whose key is revoked
+    /// List operators and their keys, including retired operators and revoked keys
     List {
         #[command(flatten)]
         admin: AdminArgs,
     },
-    /// Retire an operator who was added so, or the first one, `local`; their keys are dead for good
+    /// Retire an operator who was added by command, or the first one, `local`; their keys are dead for good
     Retire {
         /// The operator
         #[arg(value_name = "ID")]
@@ -67,16 +67,16 @@ pub(super) struct AddArgs {
     /// What they may do; repeated for several
     #[arg(long, value_name = "ROLE", required = true, value_parser = roles())]
     role: Vec<String>,
-    /// A group of operators they are in, which `by` of an approval names; repeated for several
+    /// A group of operators, as `by` of an approval names it; repeated for several
     #[arg(long, value_name = "GROUP")]
     group: Vec<String>,
-    /// A user that they are, so that they never approve their own calls; repeated for several
+    /// A user account of the operator, so that they never approve their own calls; repeated for several
     #[arg(long, num_args = 2, value_names = ["ISS", "SUB"])]
     user: Vec<String>,
     /// Why, for the record
     #[arg(long, value_name = "TEXT", default_value = "")]
     reason: String,
-    /// Sign with nobody's key: the right to write `--store` stands in for it, and the records say so
+    /// Add the operator without a signature, by the right to write `--store`; the records say so
     #[arg(long, requires = "store")]
     break_glass: bool,
     #[command(flatten)]

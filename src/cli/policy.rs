@@ -28,16 +28,16 @@ after `portcullis policy schema > policy.schema.json`";
 /// Check a policy folder, or put it in force
 #[derive(Debug, Subcommand)]
 pub(super) enum PolicyCommand {
-    /// Say what is wrong with a folder, with file, line and column; no server needed
+    /// Check a folder and show each problem with file, line and column; no server needed
     Check(CheckArgs),
     /// Run the folder's `kind: test` documents; no server needed
     Test(test::TestArgs),
-    /// Show what a folder would change: documents, and what agents can reach; widening first
+    /// Show the changes of a folder to documents and to the reach of agents, widening first
     Diff(diff::DiffArgs),
     /// Print the JSON Schema of a policy document, for editors
     #[command(after_help = SCHEMA_HELP)]
     Schema,
-    /// Make a folder the whole policy, in one commit, or change nothing
+    /// Replace the whole policy by a folder, in one commit, or change nothing
     Apply(ApplyArgs),
     /// List the revisions that changed policy, newest first
     History(history::HistoryArgs),

@@ -31,10 +31,10 @@ pub(super) struct RevokeArgs {
     /// Void every root issued before now, for good; fresh credentials pass
     #[arg(long, global = true)]
     watermark: bool,
-    /// Exit with 0 where nothing bears the name yet, and not with 2
+    /// Exit with 0 instead of 2 if nothing that is known has the name
     #[arg(long, global = true)]
     unknown_ok: bool,
-    /// Return only once no replica answers from before it any more, and say how long each took
+    /// Wait until every replica applies it or only denies, and show how long each took
     #[arg(long, value_name = "WHOM", global = true)]
     wait: Option<Wait>,
     #[command(flatten)]
@@ -49,7 +49,7 @@ pub(super) struct ReinstateArgs {
     /// Why, for the record
     #[arg(long, value_name = "TEXT", default_value = "", global = true)]
     reason: String,
-    /// Return only once no replica answers from before it any more, and say how long each took
+    /// Wait until every replica applies it or only denies, and show how long each took
     #[arg(long, value_name = "WHOM", global = true)]
     wait: Option<Wait>,
     #[command(flatten)]
@@ -66,7 +66,7 @@ pub(super) struct ListArgs {
     admin: AdminArgs,
 }
 
-/// What is meant, by name. A name may begin with `-`: one thumbprint, hash or random id in 64 does.
+/// The target, by name. A name may begin with `-`, as one thumbprint, hash or random id in 64 does.
 #[derive(Debug, Subcommand)]
 enum TargetArgs {
     /// An agent, by SPIFFE ID, with every chain it is in
@@ -105,7 +105,7 @@ enum TargetArgs {
         #[arg(allow_hyphen_values = true)]
         id: String,
     },
-    /// A user's every delegation; the account is not touched
+    /// Every delegation of a user; the account is not touched
     User {
         /// The user's issuer
         #[arg(allow_hyphen_values = true)]
@@ -135,13 +135,13 @@ enum TargetArgs {
         #[arg(allow_hyphen_values = true)]
         tool: String,
     },
-    /// A hop and every chain below it, by the hash that `token inspect` prints
+    /// A hop and every chain that contains it, by the hash that `token inspect` prints
     Hop {
         /// base64url SHA-256
         #[arg(allow_hyphen_values = true)]
         hash: String,
     },
-    /// A token and every chain below it, by `jti`
+    /// A token and every chain that contains it, by `jti`
     Token {
         /// The token's jti
         #[arg(allow_hyphen_values = true)]

@@ -20,10 +20,10 @@ pub(super) struct ServeArgs {
     /// The store: `sqlite:PATH`, `postgres://…`, or `env:VARIABLE` [default: sqlite:DATA/store.db]
     #[arg(long, value_name = "URL", env = "PORTCULLIS_STORE", hide_env_values = true)]
     store: Option<StoreUrl>,
-    /// Make the SQLite store that `--store` names, if there is none; the default one needs no word
+    /// Create the SQLite store that `--store` names, if it does not exist; the default store is always created
     #[arg(long)]
     create: bool,
-    /// With PostgreSQL, what its server is set up for: `single`, `synchronous` or `asynchronous`
+    /// With PostgreSQL, how its server is set up: `single`, `synchronous` or `asynchronous`
     #[arg(long, value_name = "WHICH", env = "PORTCULLIS_STORE_DURABILITY")]
     store_durability: Option<Durability>,
     /// A policy folder to put in force at start
@@ -32,8 +32,8 @@ pub(super) struct ServeArgs {
     /// Keys, audit records, the default store [default: portcullis-data]
     #[arg(long, value_name = "DIR", env = "PORTCULLIS_DATA")]
     data: Option<PathBuf>,
-    /// A second file, on another disk or machine's mount, that keeps how far the store was followed: a start on an older store, put back
-    /// together with the data folder, is refused
+    /// A second file for the replica's position, on another disk or machine: a start fails on an older store that was restored
+    /// together with the data folder
     #[arg(long, value_name = "FILE", env = "PORTCULLIS_PLACE")]
     place: Option<PathBuf>,
     /// Decisions, gRPC [default: 127.0.0.1:7700]; port 0 takes a free one
@@ -60,7 +60,7 @@ pub(super) struct ServeArgs {
     /// Logs as JSON lines
     #[arg(long)]
     log_json: bool,
-    /// Serve the call that does nothing too: the baseline of load tests
+    /// Also serve the call that does nothing, the baseline of load tests
     #[arg(long, hide = true)]
     noop: bool,
 }

@@ -34,7 +34,7 @@ Docs: OPERATIONS, back up and restore";
 
 #[derive(Debug, Subcommand)]
 pub(super) enum StoreCommand {
-    /// Take a restored store over: void all roots, and let replicas merge what they know to be revoked
+    /// Adopt a restored store: void all roots, and let replicas merge the revocations that they know
     #[command(after_help = ADOPT_HELP)]
     Adopt(AdoptArgs),
     /// Copy a SQLite store to a file, while servers and commands use it, and verify the copy
@@ -58,7 +58,7 @@ Exit codes: 0 verified and durable, 1 not made, 64 the name is taken or the stor
 pub(super) struct BackupArgs {
     /// The file to make
     file: PathBuf,
-    /// Put it in the place of an older backup
+    /// Replace an older backup
     #[arg(long)]
     overwrite: bool,
     /// The store: `sqlite:PATH` [default: sqlite:DATA/store.db]
@@ -74,7 +74,7 @@ pub(super) struct AdoptArgs {
     /// The restored store: `sqlite:PATH`, `postgres://…`, or `env:VARIABLE`, where a URL with a password belongs
     #[arg(long, value_name = "URL", required = true)]
     store: StoreUrl,
-    /// With PostgreSQL, what its server is set up for: `single`, `synchronous` or `asynchronous`
+    /// With PostgreSQL, how its server is set up: `single`, `synchronous` or `asynchronous`
     #[arg(long, value_name = "WHICH", env = "PORTCULLIS_STORE_DURABILITY")]
     store_durability: Option<Durability>,
     /// The data folder, where the local operator's key lies
@@ -86,7 +86,7 @@ pub(super) struct AdoptArgs {
     /// Why, for the record
     #[arg(long, value_name = "TEXT", default_value = "")]
     reason: String,
-    /// Return only once every registered replica follows, or after so many seconds, and say who merged how much
+    /// Wait until every registered replica follows, for at most so many seconds, and show how much each merged
     #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..=3600))]
     wait: Option<u64>,
 }

@@ -52,7 +52,7 @@ pub(super) enum TokenCommand {
     },
     /// Sign a proof of possession for one call
     Prove(ProveArgs),
-    /// Say in words what a chain says; nothing of it is verified
+    /// Describe a chain in words; nothing of it is verified
     Inspect {
         /// The chain: a file, `-`, or the JSON itself
         #[arg(value_name = "PRESENTATION")]
@@ -86,7 +86,7 @@ pub(super) struct ProveArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct VerifyArgs {
-    /// Whom to believe: a policy file or folder with issuer, agent, tool and server documents
+    /// The trusted parties: a policy file or folder with issuer, agent, tool and server documents
     #[arg(long, value_name = "PATH")]
     trust: PathBuf,
     /// The time to verify at, seconds since the Unix epoch [default: now]

@@ -28,13 +28,13 @@ pub(super) struct ToolsArgs {
     /// The chain: a file (presentation JSON, or one JWS a line), `-`, or the JSON itself
     #[arg(long, value_name = "FILE")]
     presentation: String,
-    /// The leaf's private key, a JWK file: makes the proof that the whole policy is told for
+    /// The leaf's private key, a JWK file: makes a proof, with which the whole policy answers
     #[arg(long, value_name = "FILE")]
     key: Option<String>,
     /// Only this tool; may be repeated
     #[arg(long, value_name = "TOOL")]
     tool: Vec<String>,
-    /// The audience to claim; may be left out where there is only one
+    /// The audience to claim; optional if there is only one
     #[arg(long, value_name = "URI", default_value = "")]
     audience: String,
     /// Show the tools that are denied too

@@ -40,7 +40,7 @@ pub(in crate::cli) struct TestArgs {
     /// The folder, or one file
     #[arg(value_name = "DIR", default_value = ".")]
     dir: PathBuf,
-    /// Fail if the tests reach fewer entries of a hundred
+    /// Fail if the tests reach a smaller percentage of the entries
     #[arg(long, value_name = "PERCENT", value_parser = clap::value_parser!(u8).range(0..=100))]
     coverage_min: Option<u8>,
 }
