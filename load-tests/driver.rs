@@ -54,13 +54,13 @@ const AS_PROXY: &str = "proxy";
 /// Load test of a Portcullis server that it starts itself
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// The program under test [default: beside this one]
+    /// The program under test [default: in the folder of this one]
     #[arg(long, value_name = "FILE")]
     server: Option<PathBuf>,
-    /// Calls a second where costs are compared
+    /// Calls a second while costs are compared
     #[arg(long, default_value_t = 4000)]
     rate: u64,
-    /// Calls a second where latency is measured
+    /// Calls a second while latency is measured
     #[arg(long, default_value_t = 10_000)]
     latency_rate: u64,
     /// Length of one turn
@@ -69,46 +69,46 @@ struct Arguments {
     /// Rounds of A B B A
     #[arg(long, default_value_t = 2)]
     rounds: u64,
-    /// Chains asked about
+    /// Different chains
     #[arg(long, default_value_t = 1000)]
     tokens: usize,
-    /// Sessions killed
+    /// Sessions to revoke
     #[arg(long, default_value_t = 200)]
     kills: usize,
-    /// Replicas of a fleet: only its kills are measured, on PostgreSQL with and without notifications and on one SQLite file
+    /// Measure revocations in a fleet of this size instead, on PostgreSQL with and without notifications and on one SQLite file
     #[arg(long, value_name = "N")]
     fleet: Option<usize>,
     /// Checks a second over the whole fleet
     #[arg(long, default_value_t = 2000)]
     fleet_rate: u64,
-    /// Agents and revocations of a large store: only cold starts on it are measured
+    /// Measure cold starts on a store with this many agents and revocations instead
     #[arg(long, num_args = 2, value_names = ["AGENTS", "REVOCATIONS"])]
     cold: Option<Vec<usize>>,
     /// Starts on the large store
     #[arg(long, default_value_t = 3)]
     starts: usize,
-    /// Every fault of the table, on a fleet of that size [default: 5]: nothing killed may be permitted; a row each
+    /// Run every fault instead, on a fleet of `--fleet` replicas [default: 5]: no revoked session may be permitted
     #[arg(long)]
     faults: bool,
-    /// Only faults, stores or attacks whose name holds this
+    /// Only faults, stores or attacks whose name contains this text
     #[arg(long, value_name = "TEXT", default_value = "")]
     only: String,
-    /// The freshness bound of the stores on which faults are tried
+    /// The freshness bound of the stores for the faults
     #[arg(long, default_value_t = 5000, value_name = "MS")]
     bound_ms: u64,
-    /// So many revocations while checks go on, on a fleet of that size [default: 2]; as acts a fiftieth of it
+    /// Measure this many revocations during checks instead, on `--fleet` replicas [default: 2]; as acts a fiftieth of it
     #[arg(long, value_name = "N")]
     flood: Option<usize>,
     /// Revocations in one commit of a flood
     #[arg(long, default_value_t = portcullis::store::rules::WRITES_MAX, value_name = "N")]
     flood_commit: usize,
-    /// Attacks of a stranger who may connect, each on a server of its own: memory, a good caller's latency, a kill meanwhile
+    /// Run the attacks of a stranger who may connect instead: memory, a good caller's latency, a revocation during each
     #[arg(long)]
     hostile: bool,
     /// Checks a second of the good caller while a stranger attacks
     #[arg(long, default_value_t = 1000, value_name = "RATE")]
     hostile_rate: u64,
-    /// Where the table goes too
+    /// A file that also receives the table
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 }

@@ -1,7 +1,7 @@
 //! The composition root: connects every module to the others. Only this module spawns long-lived tasks.
 //!
 //! ```text
-//! control runtime: follower, store, telemetry      server threads: accept, each lane, administration, health page
+//! control runtime: follower, store, telemetry      server threads: accept, decision runtimes, administration, health
 //! ```
 //!
 //! Look next at [`App::start`], which shows the order of a start, then at `app/bind.rs` for the ports of the service.

@@ -41,7 +41,7 @@ pub struct AdminApi {
 }
 
 impl AdminApi {
-    /// Serves `admin`. Without a lane this process gives no decisions, so `Explain` and `ShadowReport` are refused.
+    /// Serves `admin`. Without `lane`, the service of a runtime, this process gives no decisions, so `Explain` and `ShadowReport` are refused.
     pub fn new(admin: Arc<Admin>, lane: Option<Lane>) -> Self {
         Self { admin, lane }
     }

@@ -36,7 +36,7 @@ pub struct DecisionApi {
 }
 
 impl DecisionApi {
-    /// Serves the calls of one lane.
+    /// Answers calls with the service of one runtime.
     pub fn new(lane: Lane) -> Self {
         Self { lane }
     }

@@ -51,7 +51,7 @@ impl Gateways {
 }
 
 impl GatewayApi {
-    /// The services for the runtime of one lane.
+    /// The gateway services of one runtime, with the state that all runtimes share.
     pub fn new(lane: Lane, shared: Arc<Gateways>) -> Self {
         Self { lane, shared }
     }

@@ -14,7 +14,7 @@ use crate::server;
 /// Descriptors that are reserved for the process: the store and its cache, the audit log, telemetry, the listeners, and connections
 /// that are closing.
 const KEPT_DESCRIPTORS: u64 = 192;
-/// Descriptors that are reserved for each runtime: its poller, and the audit file of its lane.
+/// Descriptors that are reserved for each runtime: its poller and its audit file.
 const RUNTIME_DESCRIPTORS: u64 = 8;
 /// Fewest connections of each listener with which the server starts.
 const CONNECTIONS_MIN: u64 = 16;

@@ -31,7 +31,7 @@ Exit codes as `check`: 0 permit, 3 denied, 4 needs approval";
 pub(super) struct ExplainArgs {
     #[command(flatten)]
     call: CallArgs,
-    /// Ask administration, and show documents, places and entries
+    /// Ask administration, and show documents with file, line and entry
     #[arg(long)]
     documents: bool,
     /// The listener of a running server [default: http://127.0.0.1:7700, with --documents http://127.0.0.1:7702]

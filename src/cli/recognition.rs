@@ -1,4 +1,4 @@
-//! The server's look-up of a revoked name, reported so that nobody overlooks a name that nothing has.
+//! The server's look-up of a revoked name, reported so that an unknown name is not overlooked.
 
 use serde_json::{Value, json};
 

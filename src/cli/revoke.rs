@@ -129,7 +129,7 @@ enum TargetArgs {
         #[arg(allow_hyphen_values = true)]
         kid: String,
     },
-    /// A tool, for everybody
+    /// A tool, for all callers
     Tool {
         /// server/tool
         #[arg(allow_hyphen_values = true)]
