@@ -1,6 +1,6 @@
 //! The command line: one file for each command. A failed command says the problem and the remedy, and exits with a documented code.
 //!
-//! Exit codes of every command: 0 ok, 1 failed, 2 done but no known identity has the name, 3 denied, 4 needs approval, 64 misuse,
+//! Exit codes of every command: 0 ok, 1 failed, 2 done but nothing known has the name, 3 denied, 4 needs approval, 64 misuse,
 //! 69 unavailable, 78 bad configuration. Look next at [`run`], then at `cli/client.rs` for the signed calls.
 
 mod approvals;

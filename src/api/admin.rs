@@ -1,6 +1,7 @@
 //! The administration services over gRPC: they convert messages and call `pap`.
 //!
-//! `signed.rs` runs first and puts the verified signature into the request's extensions. Every handler reads it from there.
+//! `signed.rs` runs first and puts the verified signature into the request's extensions. Every handler reads it from there. The
+//! handlers check no right themselves: `pap` does. Look next at `pap.rs`.
 
 use std::sync::Arc;
 

@@ -1,4 +1,5 @@
-//! Converts an explanation to the wire. Gateways get it without documents, administration with them.
+//! Converts an explanation to the wire. Gateways get it without documents, administration with them. Look next at
+//! `service/explain.rs`, which makes it.
 
 use super::decision::{effect_out, principals_of};
 use super::r#gen as wire;

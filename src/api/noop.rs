@@ -1,4 +1,6 @@
 //! A call that does nothing. Load tests measure a decision against it.
+//!
+//! The server offers the call only with `--noop`. Look next at `load-tests/driver.rs`, which makes the calls.
 
 use std::pin::Pin;
 

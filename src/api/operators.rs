@@ -1,4 +1,6 @@
 //! The operator service over gRPC: converts messages and calls `pap`.
+//!
+//! The handlers check no right themselves: `pap` does. Look next at `pap/operators.rs`.
 
 use tonic::{Request, Response, Status};
 

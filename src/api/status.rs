@@ -1,4 +1,7 @@
 //! Maps errors to gRPC status, all in this file: a code, one line, and `google.rpc.ErrorInfo{reason, domain: "portcullis"}`.
+//!
+//! The reason is stable: `cli/outcome.rs` derives the outcome of an act from it. Look next at `pap.rs`, whose errors are mapped
+//! here.
 
 use std::collections::HashMap;
 

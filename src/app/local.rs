@@ -1,5 +1,7 @@
 //! Administration of a store within this process, for when no server runs. It serves the same services over a pipe instead of a
 //! socket.
+//!
+//! No decision is given here. Look next at `cli/client.rs`, which signs the calls.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -1,4 +1,6 @@
 //! `portcullis check`: asks a running server for one decision, as a gateway does.
+//!
+//! Look next at `cli/explain.rs`, which asks for the reasons.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;

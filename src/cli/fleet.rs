@@ -1,4 +1,6 @@
 //! `portcullis fleet status`, and the table of `--wait fleet`: the replicas of the store, and the revision of each.
+//!
+//! Look next at `pap/fleet.rs`, which waits for the replicas.
 
 use clap::{Subcommand, ValueEnum};
 use serde_json::{Value, json};

@@ -1,4 +1,6 @@
 //! `portcullis operator`: the operators who may administer, respond, approve and audit, besides those of the policy folder.
+//!
+//! Look next at `pap/operators.rs`, which makes the changes.
 
 use std::path::PathBuf;
 

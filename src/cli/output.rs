@@ -1,4 +1,6 @@
 //! The output of commands: aligned tables and colors for people, one JSON document for scripts, errors on standard error.
+//!
+//! A command prints either text or JSON, never both. Look next at `cli/findings.rs`, which renders policy diagnostics.
 
 use std::io::Write as _;
 

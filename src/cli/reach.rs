@@ -1,4 +1,4 @@
-//! Failures of a server that does not answer: its symptom, and the command that does the same on the store itself.
+//! Reports a server that does not answer: the symptom, and the command that does the same on the store itself.
 //!
 //! A responder at night must never wait for a command that says nothing. In every state of the server the command reports in time,
 //! with the command to run instead. Look next at `client.rs`.

@@ -1,6 +1,6 @@
 //! The counts of a listener: its connections and calls, and why some were cut or refused.
 //!
-//! They are read with relaxed loads. Look next at `registry.rs`, which cuts connections, and at `intake.rs`, which refuses calls.
+//! The counts are read with relaxed loads. Look next at `registry.rs`, which cuts connections, and at `intake.rs`, which refuses calls.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 

@@ -1,6 +1,6 @@
 //! The HTTP/1.1 listener: liveness, readiness, metrics, and the routes that the caller adds.
 //!
-//! It answers during the drain, so that a load balancer sees that the replica is not ready, and it stops last. Look next at
+//! The listener answers during the drain, so that a load balancer sees that the replica is not ready, and it stops last. Look next at
 //! `worker.rs`.
 
 use std::convert::Infallible;

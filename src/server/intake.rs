@@ -1,6 +1,6 @@
 //! The body of a request on its way to the decoder: measured, counted, charged and timed as it arrives.
 //!
-//! It passes on whole messages only, so that the decoder reserves no memory for bytes that may never come. A message that has
+//! The body passes on whole messages only, so that the decoder reserves no memory for bytes that may never come. A message that has
 //! arrived whole by the first poll is passed on as it is: no byte is copied, no timer starts, nothing is charged. Look next at
 //! `api/message.rs`, which sets the limits, and at `budget.rs`.
 
