@@ -14,6 +14,8 @@ mod operators;
 pub mod scan;
 mod signed;
 mod status;
+mod unsigned_methods;
+mod wire_values;
 
 pub use signed::{SignedActs, UNRECORDED, UNRECORDED_VALUE};
 pub use status::{Refusal, explain_refused, refusal};

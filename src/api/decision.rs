@@ -17,8 +17,8 @@ use super::r#gen as wire;
 use super::r#gen::decision_service_server::DecisionService;
 use super::r#gen::{check_request, list_tools_request};
 use super::status::{invalid, too_large, undecodable};
+use super::wire_values::{effect_out, principals_of};
 use crate::model::connection::{PeerInfo, Standing};
-use crate::model::decision::{Effect, Evidence};
 use crate::model::ids::holds_control_character;
 use crate::model::json;
 use crate::model::limits::{
@@ -26,7 +26,7 @@ use crate::model::limits::{
     TOOL_NAME_BYTES_MAX,
 };
 use crate::model::revision::Revision;
-use crate::service::request::{Answer, Caller, CheckRequest, Credential, Identities, ListToolsRequest, TraceHeaders};
+use crate::service::request::{Answer, Caller, CheckRequest, Credential, ListToolsRequest, TraceHeaders};
 use crate::service::{Lane, Undecided};
 
 /// The decision service of one serving runtime.
@@ -321,35 +321,5 @@ fn answer_out(request_id: String, tool: &str, answer: Answer) -> wire::CheckResp
             expires_at_unix_ms: approval.expires_at_unix_ms,
         }),
         handle: answer.handle.map(|handle| Bytes::copy_from_slice(&handle)).unwrap_or_default(),
-    }
-}
-
-pub(super) fn principals_of(tool: &str, identities: Option<&Identities>, tool_is_registered: bool) -> wire::Principals {
-    let principal = |id: &str, evidence: Evidence| wire::Principal { id: id.to_owned(), evidence: evidence_out(evidence).into() };
-    let verified = |id: &str| principal(id, Evidence::Verified);
-    let subject = identities.map(|identities| &identities.subject);
-    let tool_evidence = if tool_is_registered { Evidence::Verified } else { Evidence::Attested };
-    wire::Principals {
-        user: identities.map(|identities| verified(&identities.user)),
-        application: subject.map(|subject| verified(subject.application.as_str())),
-        agents: subject.map(|subject| subject.agents.iter().map(|id| verified(id.as_str())).collect()).unwrap_or_default(),
-        tool: Some(principal(tool, tool_evidence)),
-        session: subject.map(|subject| verified(subject.session.as_str())),
-        task: subject.map(|subject| verified(subject.task.as_str())),
-    }
-}
-
-fn evidence_out(evidence: Evidence) -> wire::Evidence {
-    match evidence {
-        Evidence::Verified => wire::Evidence::Verified,
-        Evidence::Attested => wire::Evidence::Attested,
-    }
-}
-
-pub(super) fn effect_out(effect: Effect) -> wire::Effect {
-    match effect {
-        Effect::Permit => wire::Effect::Permit,
-        Effect::Deny => wire::Effect::Deny,
-        Effect::NeedsApproval => wire::Effect::NeedsApproval,
     }
 }

@@ -1,8 +1,8 @@
 //! Converts an explanation to the wire. Gateways get it without documents, administration with them. Look next at
 //! `service/explain.rs`, which makes it.
 
-use super::decision::{effect_out, principals_of};
 use super::r#gen as wire;
+use super::wire_values::{effect_out, principals_of};
 use crate::model::decision::EntryRef;
 use crate::model::records::DocumentKey;
 use crate::service::{ExplainedLayer, Explanation, Places};

@@ -6,6 +6,7 @@
 use std::time::Duration;
 
 use super::scan::{Counted, Field, Shape};
+use super::unsigned_methods::is_unsigned;
 use crate::model::limits::{
     BATCH_CALLS_MAX, BATCH_MESSAGE_BYTES_MAX, CHAIN_TOKENS_READ_MAX, CHECK_MESSAGE_BYTES_MAX, LIST_TOOLS_MAX, MESSAGE_ARRIVAL_MS,
     POLICY_ARRIVAL_MS, POLICY_MESSAGE_BYTES_MAX, SIGNED_MESSAGE_BYTES_MAX, SMALL_MESSAGE_BYTES_MAX,
@@ -48,7 +49,7 @@ pub fn admin_limits(path: &str) -> MessageLimits {
             policy
         }
         "/portcullis.v1.PolicyService/Explain" => limits(CHECK_MESSAGE_BYTES_MAX, &CALL),
-        _ if super::signed::is_unsigned(path) => small(path),
+        _ if is_unsigned(path) => small(path),
         _ => limits(SIGNED_MESSAGE_BYTES_MAX, &ANYTHING),
     }
 }

@@ -19,6 +19,7 @@ use tower::{Layer, Service};
 use super::deadline;
 use super::message::{MessageLimits, admin_limits};
 use super::status::{Refusal, invalid, refusal};
+use super::unsigned_methods::is_unsigned;
 use crate::model::connection::PeerInfo;
 use crate::pap::{Admin, Authorized};
 
@@ -26,20 +27,6 @@ use crate::pap::{Admin, Authorized};
 pub const UNRECORDED: &str = "portcullis-unrecorded";
 /// Names the log that cannot be written.
 pub const UNRECORDED_VALUE: &str = "audit-log";
-
-/// The methods that need no signature.
-const UNSIGNED: &[&str] = &[
-    "/grpc.health.v1.Health/Check",
-    "/grpc.health.v1.Health/Watch",
-    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
-    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
-    "/portcullis.v1.FleetService/Info",
-];
-
-/// Whether a method needs no signature.
-pub(super) fn is_unsigned(path: &str) -> bool {
-    UNSIGNED.contains(&path)
-}
 
 /// A [`Layer`] that passes signed acts only. The handler finds [`crate::pap::Authorized`] in the extensions.
 #[derive(Clone)]
