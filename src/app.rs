@@ -8,6 +8,7 @@
 
 pub(crate) mod bind;
 pub(crate) mod fleet;
+mod gauge_registration;
 pub(crate) mod local;
 mod system;
 
@@ -200,8 +201,8 @@ impl App {
         let service = Arc::new(Service::new(parts, service_settings(&settings)));
         let follower = bind::FollowerCatchUp { status: status.clone(), cell: cell.clone() };
         admin.set_sightings(Arc::new(bind::ServerSightings { follower, service: service.clone() }));
-        bind::register_gauges(&telemetry, &following, &clock, &service);
-        bind::register_disk_gauges(&telemetry, &following.keeper, &log, store_room);
+        gauge_registration::register_gauges(&telemetry, &following, &clock, &service);
+        gauge_registration::register_disk_gauges(&telemetry, &following.keeper, &log, store_room);
         service.mark_ready();
         following.member.set_state(ReplicaState::Serving);
 
@@ -209,7 +210,7 @@ impl App {
         let made = Made { service: &service, following: &following, gateways, admin, clock };
         let factories = factories(&settings, made, &telemetry, &log)?;
         let server = control.block_on(listeners.serve(factories))?;
-        bind::register_listeners(&telemetry, &server.stats());
+        gauge_registration::register_listeners(&telemetry, &server.stats());
         let app = Self { control, server, service, following, telemetry, audit: log };
         tracing::info!("{}", app.ready_line());
         Ok(app)
