@@ -4,6 +4,7 @@
 //! 69 unavailable, 78 bad configuration. Look next at [`run`], then at `cli/client.rs` for the signed calls.
 
 mod approvals;
+mod call_failure;
 mod check;
 mod client;
 mod demo;
@@ -24,6 +25,7 @@ mod shell;
 mod store;
 mod token;
 mod tools;
+mod visible_text;
 
 use std::ffi::OsString;
 use std::path::PathBuf;

@@ -7,7 +7,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::client::{connect, refused};
+use super::call_failure::refused;
+use super::client::connect;
 use super::output::{Output, effect};
 use super::{Failure, input};
 use crate::api::r#gen as wire;

@@ -9,8 +9,9 @@ use prost::Message;
 use tokio::time::{Instant, timeout_at};
 use tonic::metadata::MetadataValue;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Response, Status};
+use tonic::{Request, Response, Status};
 
+use super::call_failure::refused;
 use super::output::Output;
 use super::{AdminArgs, Failure, input, outcome, reach};
 use crate::api::r#gen as wire;
@@ -48,24 +49,6 @@ async fn connect_within(target: &str, connect_timeout: Duration, call_timeout: D
         .connect_timeout(connect_timeout)
         .timeout(call_timeout);
     endpoint.connect().await.map_err(|error| reach::unconnected(&error, target))
-}
-
-/// The failure, with its exit code, for a call that was refused or not answered.
-pub(super) fn refused(status: &Status, target: &str) -> Failure {
-    match status.code() {
-        Code::Unavailable if status.message().contains("tcp connect") => nobody_at(target),
-        Code::Unavailable | Code::DeadlineExceeded => Failure::unavailable(status.message()),
-        // A refused policy is no misuse of the command.
-        Code::InvalidArgument if !status.message().starts_with("the policy") => Failure::misuse(status.message()),
-        Code::Unimplemented => {
-            Failure::misuse(format!("the listener at {target} does not serve this call: is it the right port?"))
-        }
-        _ => Failure::failed(status.message()),
-    }
-}
-
-pub(super) fn nobody_at(target: &str) -> Failure {
-    Failure::unavailable(format!("nobody answers at {target}: start `portcullis serve`, or name another --target"))
 }
 
 /// Makes signed calls to administration.

@@ -14,7 +14,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tonic::transport::Channel;
 
-use super::client::{connect, refused};
+use super::call_failure::refused;
+use super::client::connect;
 use super::output::{self, Output, paint};
 use super::{Failure, check};
 use crate::api::r#gen as wire;

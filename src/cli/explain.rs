@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
+use super::call_failure::refused;
 use super::check::{CallArgs, effect_name, ended, principals_json};
-use super::client::{AdminClient, connect, refused};
+use super::client::{AdminClient, connect};
 use super::output::{Output, effect};
 use super::{AdminArgs, Failure};
 use crate::api::r#gen as wire;

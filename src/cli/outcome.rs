@@ -8,7 +8,7 @@ use tonic::{Code, Response, Status};
 use tonic_types::StatusExt as _;
 
 use super::Failure;
-use super::client::refused;
+use super::call_failure::refused;
 use crate::api::{UNRECORDED, UNRECORDED_VALUE};
 
 /// The outcome of an act without a good answer.

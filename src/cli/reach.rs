@@ -10,7 +10,7 @@ use std::time::Duration;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use super::client::{nobody_at, refused};
+use super::call_failure::{nobody_at, refused};
 use super::{AdminArgs, Failure, shell};
 
 /// Longest wait for a server to identify itself, including the connection.

@@ -2,8 +2,8 @@
 
 use serde_json::{Value, json};
 
-use super::approvals::visible;
 use super::output::Output;
+use super::visible_text::visible;
 use super::{Failure, shell};
 use crate::api::r#gen as wire;
 

@@ -7,12 +7,12 @@ use std::time::Instant;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use super::approvals::visible;
 use super::client::AdminClient;
 use super::fleet::{self, Wait};
 use super::output::Output;
 use super::recognition::Recognition;
 use super::store::date_time;
+use super::visible_text::visible;
 use super::{AdminArgs, Failure, progress};
 use crate::api::r#gen as wire;
 use crate::model::time::{Clock as _, SystemClock};

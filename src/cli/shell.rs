@@ -1,6 +1,6 @@
 //! Quotes commands for a shell, so that a command in a message can be pasted.
 
-use super::approvals::visible;
+use super::visible_text::visible;
 
 /// Quotes a word for a POSIX shell, with single quotes if needed. Characters that a terminal would hide or obey are escaped, so
 /// such a word names something else: it is for people to read, not to run.

@@ -3,8 +3,9 @@
 use clap::Args;
 use serde_json::json;
 
+use super::call_failure::refused;
 use super::check::effect_name;
-use super::client::{connect, refused};
+use super::client::connect;
 use super::output::{Output, effect};
 use super::{Failure, input};
 use crate::api::r#gen as wire;

@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 use tonic::transport::Channel;
 
 use super::super::Failure;
-use super::super::client::{AdminClient, connect, operator_key, refused};
+use super::super::call_failure::refused;
+use super::super::client::{AdminClient, connect, operator_key};
 use super::super::output::{Output, bold, paint};
 use super::prove;
 use super::world::{AUDIENCE, Chain, Root, World, agent_id, now};
