@@ -17,7 +17,7 @@ use crate::model::shards::Shards;
 use super::bits::BitSet;
 use super::condition::Condition;
 use super::diagnostic::{Diagnostic, Severity};
-use super::document::{AgentSpec, Body, Document, GuardrailSpec, Names, OperatorSpec, Permissions};
+use super::document::{AgentSpec, Body, Document, GuardrailSpec, Names, OperatorSpec, Permissions, in_force, would_be};
 use super::tools::{Patterns, ToolTable};
 use super::validate::{self, Known};
 
@@ -399,25 +399,6 @@ impl Guardrail {
         spec.tools.iter().for_each(|pattern| patterns.resolve(pattern, tools).unite_into(&mut guarded));
         Self { id, tools: guarded, forbid_when: spec.forbid_when.clone() }
     }
-}
-
-/// The documents that take part in decisions: no tests and no shadow documents.
-pub(in crate::policy) fn in_force<'a>(documents: impl IntoIterator<Item = &'a Document>) -> Vec<&'a Document> {
-    documents.into_iter().filter(|document| !document.is_shadow() && !matches!(document.body, Body::Test(_))).collect()
-}
-
-/// The documents of the policy with all shadow documents enforced; `None` if there are no shadow documents.
-pub fn would_be<'a>(documents: impl IntoIterator<Item = &'a Document> + Clone) -> Option<Vec<&'a Document>> {
-    let shadows: Vec<&Document> = documents.clone().into_iter().filter(|document| document.is_shadow()).collect();
-    if shadows.is_empty() {
-        return None;
-    }
-    let replaced: HashSet<(&str, &str)> =
-        shadows.iter().map(|document| (document.body.kind(), document.key.id.as_str())).collect();
-    let mut all = in_force(documents);
-    all.retain(|document| !replaced.contains(&(document.body.kind(), document.key.id.as_str())));
-    all.extend(shadows);
-    Some(all)
 }
 
 impl Known for Compiled {

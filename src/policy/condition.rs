@@ -14,6 +14,7 @@ use crate::model::request::{Call, Subject};
 
 mod check;
 mod context;
+mod evaluation_cost;
 mod shape;
 mod work;
 
@@ -112,7 +113,7 @@ impl Condition {
             // With an exhausted budget, even the cost is not computed.
             return Err(Failed);
         }
-        facts.work.spend(work::cost(&self.text, &self.program.uses, facts))?;
+        facts.work.spend(evaluation_cost::cost(&self.text, &self.program.uses, facts))?;
         let context = context::context(facts, &self.program.uses)?;
         let nobody = || NOBODY.clone().ok_or(Failed);
         let request = Request::new(nobody()?, nobody()?, nobody()?, context, None).map_err(|_| Failed)?;

@@ -4,7 +4,7 @@
 //! from YAML ([`source`](super::source)) or from a stored row, and one reader serves both. It is stored as canonical JSON. Look
 //! next at `document/entry.rs` for entries and their arguments, then at `document/read.rs`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use crate::model::ids::{AgentId, ApplicationId, GroupId, IssuerUri, OperatorId, Thumbprint, UserId};
@@ -21,6 +21,7 @@ mod case;
 mod entry;
 mod fields;
 mod read;
+mod stored_json;
 mod write;
 
 pub use case::{Expectation, TestSpec};
@@ -421,4 +422,23 @@ impl Body {
             Body::Test(_) => "test",
         }
     }
+}
+
+/// The documents that take part in decisions: no tests and no shadow documents.
+pub(in crate::policy) fn in_force<'a>(documents: impl IntoIterator<Item = &'a Document>) -> Vec<&'a Document> {
+    documents.into_iter().filter(|document| !document.is_shadow() && !matches!(document.body, Body::Test(_))).collect()
+}
+
+/// The documents of the policy with all shadow documents enforced; `None` if there are no shadow documents.
+pub fn would_be<'a>(documents: impl IntoIterator<Item = &'a Document> + Clone) -> Option<Vec<&'a Document>> {
+    let shadows: Vec<&Document> = documents.clone().into_iter().filter(|document| document.is_shadow()).collect();
+    if shadows.is_empty() {
+        return None;
+    }
+    let replaced: HashSet<(&str, &str)> =
+        shadows.iter().map(|document| (document.body.kind(), document.key.id.as_str())).collect();
+    let mut all = in_force(documents);
+    all.retain(|document| !replaced.contains(&(document.body.kind(), document.key.id.as_str())));
+    all.extend(shadows);
+    Some(all)
 }

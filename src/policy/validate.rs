@@ -11,9 +11,10 @@ use crate::model::ids::{AgentId, Thumbprint};
 use crate::model::limits::ROOT_LIFETIME_S_BOUND;
 use crate::model::reason::Reason;
 
-use super::compile::{in_force, would_be};
 use super::diagnostic::{Diagnostic, Severity, arranged, suggestion};
-use super::document::{AgentSpec, Body, Document, GuardrailSpec, IssuerSpec, Names, OperatorSpec, Role, TestSpec};
+use super::document::{
+    AgentSpec, Body, Document, GuardrailSpec, IssuerSpec, Names, OperatorSpec, Role, TestSpec, in_force, would_be,
+};
 use super::tools::{Patterns, ToolTable};
 
 mod ceilings;

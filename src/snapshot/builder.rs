@@ -15,8 +15,8 @@ use crate::model::mutant::{Mutant, active};
 use crate::model::pieces::in_pieces;
 use crate::model::records::{Change, DocumentKey, DocumentRow, RevocationRow};
 use crate::model::revision::{Revision, StateDigest};
-use crate::policy::compile::{Compiled, would_be};
-use crate::policy::document::{Body, Document};
+use crate::policy::compile::Compiled;
+use crate::policy::document::{Body, Document, would_be};
 use crate::revocation::Index;
 use crate::token::trust::Trust;
 

@@ -7,7 +7,6 @@
 
 use std::sync::Arc;
 
-use crate::model::constraint::ArgumentMap;
 use crate::model::decision::{ApprovalNeed, Effect, EntryRef, Obligation, PreparedNeed};
 use crate::model::ids::GroupId;
 use crate::model::reason::{Layer, Reason};
@@ -17,7 +16,7 @@ use super::super::condition::{Facts, Failed, Work};
 use super::super::document::List;
 use super::super::tools::Tool;
 use super::Compiled;
-use super::resolve::{Failure, Resolved};
+use super::resolve::{Failure, Resolved, is_free};
 use super::set::{Chances, Heard, PermissionSet, SetEntry};
 
 /// The answer of the policy to one call.
@@ -475,10 +474,6 @@ pub(super) fn best_and_worst<'a>(tool: u32, sets: impl Iterator<Item = &'a Permi
         () => Effect::Deny,
     };
     (best, worst)
-}
-
-pub(super) fn is_free(arguments: &ArgumentMap) -> bool {
-    arguments.open && arguments.named.is_empty()
 }
 
 fn has_schema(tool: &Tool, call: &Call<'_>) -> bool {

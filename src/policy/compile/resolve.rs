@@ -5,13 +5,13 @@
 
 use std::sync::Arc;
 
+use crate::model::constraint::ArgumentMap;
 use crate::model::ids::AgentId;
 use crate::model::reason::Reason;
 use crate::model::request::{Scope, Subject};
 
 use super::super::bits::BitSet;
 use super::super::document::Names;
-use super::evaluate::is_free;
 use super::set::PermissionSet;
 use super::{Agent, Compiled};
 
@@ -173,4 +173,9 @@ fn refusal(agent: &Agent, subject: &Subject, next: Option<&AgentId>) -> Option<(
     } else {
         None
     }
+}
+
+/// Whether a token grants a tool for all arguments.
+pub(super) fn is_free(arguments: &ArgumentMap) -> bool {
+    arguments.open && arguments.named.is_empty()
 }

@@ -6,7 +6,6 @@
 use std::sync::Arc;
 
 use crate::model::constraint::{ArgumentMap, Constraint, Error, abridged};
-use crate::model::duration;
 use crate::model::ids::GroupId;
 use crate::model::json::{Object, Value};
 
@@ -15,7 +14,7 @@ use super::super::diagnostic::{Position, suggestion};
 use super::super::node::{Kind, Member, Node};
 use super::Permissions;
 use super::fields::{Fields, Reader};
-use super::write::entry_value;
+use super::stored_json::{arguments_value, duration_text, object, put, text, texts};
 
 /// The time from the request to the use of an approval, if the entry states none.
 const APPROVAL_EXPIRES_IN_MS: u64 = 600_000;
@@ -130,6 +129,34 @@ impl Entry {
     pub fn is_unconditional(&self) -> bool {
         self.arguments.named.is_empty() && self.arguments.open && self.when.is_none() && self.prepared.is_none()
     }
+}
+
+/// An entry as JSON: its pattern, or a mapping if it has further parts.
+pub(super) fn entry_value(entry: &Entry) -> Value {
+    if !entry.says_more() {
+        return text(&entry.pattern);
+    }
+    let mut members = Vec::new();
+    if !entry.arguments.named.is_empty() {
+        put(&mut members, "args", arguments_value(&entry.arguments));
+    }
+    if !entry.arguments.open {
+        put(&mut members, "only", Value::Bool(true));
+    }
+    if let Some(when) = &entry.when {
+        put(&mut members, "when", text(when.text()));
+    }
+    if let Some(prepared) = &entry.prepared {
+        put(&mut members, "prepared", text(prepared));
+    }
+    if entry.attested {
+        put(&mut members, "evidence", text("attested"));
+    }
+    if let Some(approval) = &entry.approval {
+        put(&mut members, "by", texts(approval.by.iter().map(|group| group.as_str())));
+        put(&mut members, "expires_in", Value::String(duration_text(approval.expires_in_ms)));
+    }
+    object(vec![(entry.pattern.to_string(), object(members))])
 }
 
 /// Reads `allow`, `approve`, `deny` and `include`.
@@ -359,14 +386,6 @@ pub(super) fn pattern_error(pattern: &str) -> Option<&'static str> {
             None => Some("has no slash, so it matches no tool: write `server/tool`, or `*` alone for every tool"),
         },
     }
-}
-
-/// Formats a duration for a document, in the largest unit that gives a whole number.
-pub(super) fn duration_text(ms: u64) -> String {
-    let units = [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
-    let (unit, unit_ms) = units.into_iter().find(|(_, unit_ms)| ms.is_multiple_of(*unit_ms)).unwrap_or(("ms", 1));
-    debug_assert_eq!(duration::parse_ms(&format!("{}{unit}", ms / unit_ms)), Ok(ms));
-    format!("{}{unit}", ms / unit_ms)
 }
 
 /// Whether no value can satisfy a constraint. Only the obvious cases are recognized.

@@ -3,15 +3,12 @@
 //! Constraints are written in their long form, and keys in place of the name of a key file. Look next at `read.rs`, which must
 //! read everything that this file writes.
 
-use crate::model::constraint::{ArgumentMap, Bound, Constraint};
-use crate::model::json::{Number, Object, Value};
+use crate::model::json::{Number, Value};
 use crate::model::jwk::NamedKey;
 
-use super::entry::{List, duration_text};
-use super::{AgentSpec, Body, Document, Entry, IssuerSpec, Names, OperatorSpec, Permissions, ToolSpec};
-
-/// The members of a JSON object, in the order of writing.
-type Members = Vec<(String, Value)>;
+use super::entry::{List, entry_value};
+use super::stored_json::{Members, duration_text, object, put, put_list, text, texts};
+use super::{AgentSpec, Body, Document, IssuerSpec, Names, OperatorSpec, Permissions, ToolSpec};
 
 /// The document as JSON, with `kind` and `id`.
 pub(super) fn value(document: &Document) -> Value {
@@ -48,34 +45,6 @@ pub(super) fn value(document: &Document) -> Value {
         Body::Test(_) => {}
     }
     object(members)
-}
-
-/// An entry as JSON: its pattern, or a mapping if it has further parts.
-pub(super) fn entry_value(entry: &Entry) -> Value {
-    if !entry.says_more() {
-        return text(&entry.pattern);
-    }
-    let mut members = Vec::new();
-    if !entry.arguments.named.is_empty() {
-        put(&mut members, "args", arguments_value(&entry.arguments));
-    }
-    if !entry.arguments.open {
-        put(&mut members, "only", Value::Bool(true));
-    }
-    if let Some(when) = &entry.when {
-        put(&mut members, "when", text(when.text()));
-    }
-    if let Some(prepared) = &entry.prepared {
-        put(&mut members, "prepared", text(prepared));
-    }
-    if entry.attested {
-        put(&mut members, "evidence", text("attested"));
-    }
-    if let Some(approval) = &entry.approval {
-        put(&mut members, "by", texts(approval.by.iter().map(|group| group.as_str())));
-        put(&mut members, "expires_in", Value::String(duration_text(approval.expires_in_ms)));
-    }
-    object(vec![(entry.pattern.to_string(), object(members))])
 }
 
 fn put_issuer(members: &mut Members, issuer: &IssuerSpec) {
@@ -158,56 +127,6 @@ fn put_permissions(members: &mut Members, permissions: &Permissions) {
     put_list(members, "include", permissions.include.iter().map(|set| &**set));
 }
 
-fn arguments_value(arguments: &ArgumentMap) -> Value {
-    let named = arguments.named.iter().map(|(name, argument)| {
-        let mut members = constraint_members(&argument.constraint);
-        if argument.optional {
-            put(&mut members, "optional", Value::Bool(true));
-        }
-        (name.to_string(), object(members))
-    });
-    object(named.collect())
-}
-
-/// The long form of a constraint.
-fn constraint_members(constraint: &Constraint) -> Members {
-    let list = |values: &Vec<Value>| Value::Array(values.clone());
-    let clauses =
-        |clauses: &Vec<Constraint>| Value::Array(clauses.iter().map(|clause| object(constraint_members(clause))).collect());
-    let (kind, member) = match constraint {
-        Constraint::Exact(value) => ("exact", Some(("value", value.clone()))),
-        Constraint::Range(range) => {
-            let mut members = Vec::new();
-            put(&mut members, "constraint_type", text("range"));
-            put_bound(&mut members, "min", "min_inclusive", range.min);
-            put_bound(&mut members, "max", "max_inclusive", range.max);
-            return members;
-        }
-        Constraint::OneOf(values) => ("one_of", Some(("values", list(values)))),
-        Constraint::NotOneOf(values) => ("not_one_of", Some(("excluded", list(values)))),
-        Constraint::Contains(values) => ("contains", Some(("required", list(values)))),
-        Constraint::Subset(values) => ("subset", Some(("allowed", list(values)))),
-        Constraint::All(all) => ("all", Some(("constraints", clauses(all)))),
-        Constraint::Any(any) => ("any", Some(("constraints", clauses(any)))),
-        Constraint::Wildcard => ("wildcard", None),
-    };
-    let mut members = Vec::new();
-    put(&mut members, "constraint_type", text(kind));
-    if let Some((name, value)) = member {
-        put(&mut members, name, value);
-    }
-    members
-}
-
-fn put_bound(members: &mut Members, name: &str, inclusive_name: &str, bound: Option<Bound>) {
-    if let Some(bound) = bound {
-        put(members, name, Value::Number(bound.at));
-        if !bound.inclusive {
-            put(members, inclusive_name, Value::Bool(false));
-        }
-    }
-}
-
 fn put_names<T>(members: &mut Members, name: &str, names: &Names<T>, as_text: fn(&T) -> &str) {
     match names {
         Names::All => put(members, name, texts(["*"])),
@@ -215,30 +134,6 @@ fn put_names<T>(members: &mut Members, name: &str, names: &Names<T>, as_text: fn
     }
 }
 
-/// Adds a list unless it is empty.
-fn put_list<'a>(members: &mut Members, name: &str, items: impl Iterator<Item = &'a str>) {
-    let mut items = items.peekable();
-    if items.peek().is_some() {
-        put(members, name, texts(items));
-    }
-}
-
-fn put(members: &mut Members, name: &str, value: Value) {
-    members.push((name.to_owned(), value));
-}
-
 fn seconds(seconds: i64) -> Value {
     Value::String(duration_text(u64::try_from(seconds).unwrap_or(0).saturating_mul(1000)))
-}
-
-fn text(text: &str) -> Value {
-    Value::String(text.to_owned())
-}
-
-fn texts<'a>(items: impl IntoIterator<Item = &'a str>) -> Value {
-    Value::Array(items.into_iter().map(text).collect())
-}
-
-fn object(members: Members) -> Value {
-    Value::Object(Object::from_members(members))
 }
