@@ -5,7 +5,6 @@
 
 use std::future::Future;
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -20,7 +19,7 @@ use super::listen::{Accepted, Open};
 use super::registry::{Admitted, Tracked};
 use super::settings::Settings;
 use crate::model::barrier::WriteBarrier;
-use crate::model::connection::{PeerInfo, Standing};
+use crate::model::connection::PeerInfo;
 
 /// Length of the client's HTTP/2 preface, which ends the handshake (RFC 9113, 3.4).
 const PREFACE_BYTES: usize = 24;
@@ -179,12 +178,6 @@ impl AsyncWrite for Connection {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().socket).poll_shutdown(cx)
     }
-}
-
-/// The peer at `address`, on connection `connection_id`.
-pub(super) fn peer_info(connection_id: u64, address: SocketAddr, standing: Arc<Standing>) -> PeerInfo {
-    let is_loopback = address.ip().to_canonical().is_loopback();
-    PeerInfo { connection_id, address: address.to_string().into(), is_loopback, standing }
 }
 
 fn cut() -> io::Error {

@@ -15,11 +15,10 @@ use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 
 use super::Error;
-use super::connection::peer_info;
 use super::counters::Counters;
 use super::phase::{Phase, Phases};
 use super::registry::{Admitted, Full, Registry};
-use crate::model::connection::PeerInfo;
+use crate::model::connection::{PeerInfo, Standing};
 
 /// Connections that the kernel queues until they are accepted.
 const BACKLOG: i32 = 1024;
@@ -84,6 +83,12 @@ fn try_bind(address: SocketAddr) -> io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())
+}
+
+/// The peer at `address`, on connection `connection_id`.
+pub(super) fn peer_info(connection_id: u64, address: SocketAddr, standing: Arc<Standing>) -> PeerInfo {
+    let is_loopback = address.ip().to_canonical().is_loopback();
+    PeerInfo { connection_id, address: address.to_string().into(), is_loopback, standing }
 }
 
 /// Counts one open connection of a runtime until it is dropped.

@@ -262,7 +262,7 @@ async fn handlers_see_their_peer() {
 #[test]
 fn loopback_is_told_from_the_rest() {
     let check = |address: &str, expected| {
-        let peer = connection::peer_info(7, address.parse().unwrap(), Arc::default());
+        let peer = listen::peer_info(7, address.parse().unwrap(), Arc::default());
         assert_eq!((peer.connection_id, &*peer.address, peer.is_loopback), (7, address, expected));
     };
     check("127.0.0.1:1", true);
