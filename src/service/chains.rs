@@ -10,7 +10,8 @@ use bytes::Bytes;
 use moka::sync::Cache;
 
 use super::request::Identities;
-use crate::audit::Fragment;
+use crate::audit::{ChainFacts, Fragment, Level, Principal};
+use crate::model::decision::Evidence;
 use crate::model::heap::arc_bytes;
 use crate::model::limits::CHAIN_BYTES_MAX;
 use crate::model::time::Now;
@@ -53,6 +54,34 @@ impl KnownChain {
     pub(super) fn weight_bytes(&self) -> u32 {
         self.weight_bytes
     }
+}
+
+/// The part of each audit record that is the same for a chain, serialized once.
+pub(super) fn fragment(prepared: &Prepared, identities: &Identities) -> Fragment {
+    let verified = |id| Principal { id, evidence: Evidence::Verified };
+    let agents: Vec<Principal<'_>> = identities.subject.agents.iter().map(|agent| verified(agent.as_str())).collect();
+    let chain = prepared.chain();
+    let issuers: Vec<String> = (0..chain.levels().len()).map(|hop| chain.issuer_of(hop)).collect();
+    let levels: Vec<Level<'_>> = chain
+        .levels()
+        .iter()
+        .zip(&issuers)
+        .map(|(level, issuer)| Level {
+            jti: &level.jti,
+            hop_hash: level.signing_input_sha256(),
+            holder_thumbprint: level.holder.thumbprint().as_str(),
+            issuer,
+            expires_at_unix_s: level.exp_s,
+        })
+        .collect();
+    Fragment::new(&ChainFacts {
+        user: Some(verified(&identities.user)),
+        application: Some(verified(identities.subject.application.as_str())),
+        agents: &agents,
+        session: Some(verified(identities.subject.session.as_str())),
+        task: Some(verified(identities.subject.task.as_str())),
+        levels: &levels,
+    })
 }
 
 /// The cache of [`KnownChain`]s of one process.

@@ -7,9 +7,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::Service;
-use super::chains::KnownChain;
+use super::chains::{KnownChain, fragment};
 use super::proofs::Showing;
-use super::record::fragment;
 use super::request::{ApprovalRequest, Caller, CheckRequest, Credential, Identities};
 use crate::model::decision::{Decision, Effect};
 use crate::model::json::{self, Object};

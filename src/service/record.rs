@@ -3,13 +3,12 @@
 //! It must not decide anything. Look next at `audit.rs`, which writes the records.
 
 use super::judge::Judged;
-use super::request::{Answer, Caller, CheckRequest, Identities, ListToolsAnswer, ListToolsRequest, TraceHeaders};
+use super::request::{Answer, Caller, CheckRequest, ListToolsAnswer, ListToolsRequest, TraceHeaders};
 use super::{KnownChain, Lane, Service};
-use crate::audit::{ChainFacts, Fragment, Level, Principal, Record, Unavailable};
+use crate::audit::{Fragment, Principal, Record, Unavailable};
 use crate::model::decision::{Decision, Evidence};
 use crate::model::json::Object;
 use crate::model::time::Now;
-use crate::pdp::Prepared;
 use crate::snapshot::View;
 use crate::telemetry::{SpanFacts, TraceContext};
 
@@ -152,34 +151,6 @@ impl Service {
             revision: revision.number,
         });
     }
-}
-
-/// The part of each audit record that is the same for a chain, serialized once.
-pub(super) fn fragment(prepared: &Prepared, identities: &Identities) -> Fragment {
-    let verified = |id| Principal { id, evidence: Evidence::Verified };
-    let agents: Vec<Principal<'_>> = identities.subject.agents.iter().map(|agent| verified(agent.as_str())).collect();
-    let chain = prepared.chain();
-    let issuers: Vec<String> = (0..chain.levels().len()).map(|hop| chain.issuer_of(hop)).collect();
-    let levels: Vec<Level<'_>> = chain
-        .levels()
-        .iter()
-        .zip(&issuers)
-        .map(|(level, issuer)| Level {
-            jti: &level.jti,
-            hop_hash: level.signing_input_sha256(),
-            holder_thumbprint: level.holder.thumbprint().as_str(),
-            issuer,
-            expires_at_unix_s: level.exp_s,
-        })
-        .collect();
-    Fragment::new(&ChainFacts {
-        user: Some(verified(&identities.user)),
-        application: Some(verified(identities.subject.application.as_str())),
-        agents: &agents,
-        session: Some(verified(identities.subject.session.as_str())),
-        task: Some(verified(identities.subject.task.as_str())),
-        levels: &levels,
-    })
 }
 
 fn sha256_of(arguments: &Object) -> [u8; 32] {
