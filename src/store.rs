@@ -15,6 +15,7 @@ pub mod lapse;
 pub mod lineage;
 pub mod postgres;
 mod replay;
+mod request_checks;
 pub mod rules;
 pub mod second;
 pub mod signers;

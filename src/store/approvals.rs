@@ -13,7 +13,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use super::Error;
-use super::rules::{at_most, filled};
+use super::request_checks::{at_most, filled};
 use crate::model::approval::{
     ApprovalCall, ApprovalLayer, ApprovalRow, ApprovalState, ApprovalUse, Approvers, AskApproval, Lack, PreparedUse,
     UseApprovals, UseOutcome,

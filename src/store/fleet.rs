@@ -5,7 +5,7 @@
 //! [`super::Store::poll`].
 
 use super::Error;
-use super::rules::{at_most, filled, plain};
+use super::request_checks::{at_most, filled, plain};
 use crate::model::replica::{Condition, Fleet, Listed};
 use crate::model::revision::{HistoryId, Revision};
 

@@ -10,7 +10,7 @@
 
 use std::collections::HashMap;
 
-use super::rules::{at_most, check_target, filled, plain};
+use super::request_checks::{at_most, check_target, filled, plain};
 use super::{Error, lapse};
 use crate::model::limits::ID_BYTES_MAX;
 use crate::model::records::{Merge, RevocationRow, Target};

@@ -20,7 +20,9 @@ mod link;
 mod listen;
 mod pending;
 mod read;
+mod row_keys;
 mod schema;
+mod server_checks;
 mod settings;
 mod staged;
 mod tls;
@@ -138,7 +140,7 @@ impl PostgresStore {
         let opener = killer.clone();
         let revision = workers.run(true, async move {
             let open = |link: Arc<Link>| async move {
-                schema::check_server(&link, durability, &shown).await?;
+                server_checks::check_server(&link, durability, &shown).await?;
                 schema::prepare(&link, of_store, unix_ms, &shown).await?;
                 Ok(read::head(&link, &opening, false).await?.revision)
             };
@@ -205,7 +207,7 @@ impl PostgresStore {
         }
         let (lane, expected) = (self.killer.clone(), self.expected());
         let check = lane.transact(OPEN, |link| async move {
-            schema::check_server(&link, expected.durability, &expected.shown).await?;
+            server_checks::check_server(&link, expected.durability, &expected.shown).await?;
             schema::bring_up(&link, &expected.shown).await
         });
         self.workers.run(true, check).await?;

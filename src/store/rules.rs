@@ -3,6 +3,7 @@
 //!
 //! Pure functions over rows: no engine and no clock. Look next at `sqlite/write.rs`, which calls them inside a transaction.
 
+use super::request_checks::{at_most, check_target, filled, plain};
 use super::{CommitRequest, Error, Settings, approvals, lapse, lineage, second, signers};
 use crate::model::limits::{
     ACT_ACCOUNT_BYTES_MAX, ACT_REASON_BYTES_MAX, ID_BYTES_MAX, OPERATOR_JWS_BYTES_MAX, POLICY_FILE_BYTES_MAX,
@@ -225,18 +226,6 @@ fn check_write(write: &Write) -> Result<usize, Error> {
     }
 }
 
-pub(super) fn check_target(target: &Target, reason: &str) -> Result<usize, Error> {
-    at_most("bytes in a reason", reason.len(), ACT_REASON_BYTES_MAX)?;
-    plain("a reason", reason)?;
-    let mut bytes = reason.len();
-    for part in target.parts() {
-        filled("a revocation's target", part)?;
-        at_most("bytes in a revocation's target", part.len(), ID_BYTES_MAX)?;
-        bytes = bytes.saturating_add(part.len());
-    }
-    Ok(bytes)
-}
-
 fn check_key(key: &DocumentKey) -> Result<(), Error> {
     filled("a document's kind", &key.kind)?;
     filled("a document's id", &key.id)?;
@@ -248,6 +237,7 @@ fn check_key(key: &DocumentKey) -> Result<(), Error> {
 
 fn check_act(act: &ActRow) -> Result<(), Error> {
     at_most("operators of one act", act.operators.len(), SIGNATURES_MAX)?;
+    at_most("keys of one act", act.keys.len(), SIGNATURES_MAX)?;
     at_most("signatures of one act", act.signatures.len(), SIGNATURES_MAX)?;
     at_most("`jti`s of one act", act.jtis.len(), SIGNATURES_MAX)?;
     at_most("bytes in an act's method", act.method.len(), METHOD_BYTES_MAX)?;
@@ -260,19 +250,6 @@ fn check_act(act: &ActRow) -> Result<(), Error> {
         at_most("bytes in a `jti`", jti.len(), ID_BYTES_MAX)?;
     }
     Ok(())
-}
-
-/// Rejects a NUL character, which not every engine can store in a text.
-pub(super) fn plain(what: &str, text: &str) -> Result<(), Error> {
-    if text.contains('\0') { Err(Error::Rejected(format!("{what} holds a NUL character: leave it out"))) } else { Ok(()) }
-}
-
-pub(super) fn filled(what: &str, text: &str) -> Result<(), Error> {
-    if text.is_empty() { Err(Error::Rejected(format!("{what} is empty: name it"))) } else { Ok(()) }
-}
-
-pub(super) fn at_most(what: &str, count: usize, max: usize) -> Result<(), Error> {
-    if count > max { Err(Error::Rejected(format!("{count} {what}: at most {max} are taken"))) } else { Ok(()) }
 }
 
 #[cfg(test)]

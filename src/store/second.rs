@@ -5,7 +5,7 @@
 //! Therefore, of two simultaneous calls one is the first and the other is the second. `pap` determines who administers.
 
 use super::Error;
-use super::rules::{at_most, filled};
+use super::request_checks::{at_most, filled};
 use crate::model::limits::{ACT_REASON_BYTES_MAX, ID_BYTES_MAX, SECOND_OPERATOR_MS};
 use crate::model::mutant::{Mutant, active};
 use crate::model::records::{PendingRow, Target};

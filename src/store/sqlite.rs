@@ -9,7 +9,9 @@
 mod approvals;
 mod backup;
 mod cache;
+mod connection_settings;
 mod create;
+mod file_identity;
 mod files;
 mod fleet;
 mod history;
@@ -18,7 +20,10 @@ mod lineage;
 mod open;
 mod pending;
 mod read;
+mod reader_thread;
 mod schema;
+mod spent_proofs;
+mod store_fault;
 mod whole;
 mod write;
 
@@ -37,7 +42,7 @@ use self::files::Files;
 use self::fleet::Beats;
 use self::lane::Lane;
 use self::open::Db;
-use self::read::Reader;
+use self::reader_thread::Reader;
 use self::write::{Checkpoints, Job, Reply, Until};
 use super::{
     Changes, CommitRequest, Committed, Documents, Error, Heartbeat, Lineage, Merged, PolicyCommit, Registration, Replicas,
@@ -103,7 +108,7 @@ impl SqliteStore {
     /// - [`Error::Corrupt`] if the store is inconsistent;
     /// - [`Error::Unavailable`] if the file cannot be used.
     pub fn open_existing(path: &Path, clock: Arc<dyn Clock>) -> Result<Self, Error> {
-        let mut writing = Db::open(&open::find(path)?)?;
+        let mut writing = Db::open(&file_identity::find(path)?)?;
         let (polling, reading, loading) = (writing.sibling()?, writing.sibling()?, writing.sibling()?);
         let files = writing.files().clone();
         let (sender, wake) = watch::channel(writing.number()?);

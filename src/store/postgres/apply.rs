@@ -5,8 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use ring::digest::{SHA256, digest};
-
 use super::read::Head;
 use crate::model::approval::ApprovalRow;
 use crate::model::records::{Change, DocumentKey, DocumentRow, Merge, PendingRow, RevocationRow, Target, Write};
@@ -277,17 +275,4 @@ impl Rows {
         }
         Ok(Change::Revocation(after))
     }
-}
-
-/// Encodes a target, and returns it with the key of its row. The key is a hash, because names may be longer than an index
-/// permits.
-pub(super) fn target_name(target: &Target) -> Result<(Vec<u8>, String), Error> {
-    let name = serde_json::to_string(target)
-        .map_err(|error| Error::Rejected(format!("the target `{target}` cannot be stored: {error}")))?;
-    Ok((digest(&SHA256, name.as_bytes()).as_ref().to_vec(), name))
-}
-
-/// The key of a document's row. Neither part of its name contains a NUL.
-pub(super) fn document_name(key: &DocumentKey) -> Vec<u8> {
-    digest(&SHA256, format!("{}\0{}", key.kind, key.id).as_bytes()).as_ref().to_vec()
 }

@@ -10,9 +10,9 @@ use futures_util::TryStreamExt as _;
 use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, Type};
 
-use super::apply::{document_name, target_name};
 use super::link::{Fault, Link, Parameter};
-use super::schema::Promises;
+use super::row_keys::{document_name, target_name};
+use super::server_checks::Promises;
 use super::settings::Durability;
 use crate::model::records::{ActRow, DocumentKey, DocumentRow, Origin, RevocationRow, Target};
 use crate::model::revision::{HistoryId, Revision, StateDigest};

@@ -7,10 +7,11 @@ use std::collections::BTreeMap;
 
 use tokio_postgres::types::Type;
 
-use super::apply::{Found, Rows, document_name, target_name};
+use super::apply::{Found, Rows};
 use super::link::{Fault, IDLE_IN_TRANSACTION_MS, Link};
 use super::pending;
 use super::read::{self, Expected, Head, signed};
+use super::row_keys::{document_name, target_name};
 use crate::model::records::{Change, Origin, PendingRow, RevocationRow, Target, Write};
 use crate::store::chain::changes_as_stored;
 use crate::store::{CommitRequest, Error, StoredDocument, second, signers};

@@ -7,12 +7,13 @@ use std::collections::BTreeMap;
 
 use tokio_postgres::types::Type;
 
-use super::apply::{Found, Rows, target_name};
+use super::apply::{Found, Rows};
 use super::approvals;
 use super::lineage;
 use super::link::{CHANNEL, Fault, Link};
 use super::pending;
 use super::read::{self, Expected, Head, signed};
+use super::row_keys::target_name;
 use super::staged::{self, ROWS_AT_ONCE, Ready, Staged};
 use crate::model::approval::ApprovalRow;
 use crate::model::records::{ActRow, Change, RevocationRow, Write};

@@ -7,9 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::{Connection, OptionalExtension};
 
-use super::open::Fault;
 use super::read::{self, is_revoked, signed};
-use super::write;
+use super::spent_proofs;
+use super::store_fault::Fault;
 use crate::model::approval::{
     ApprovalFilter, ApprovalRow, Approvals, AskApproval, AskOutcome, ProofUse, UseApprovals, UseOutcome, Waiting,
 };
@@ -45,7 +45,7 @@ pub(super) fn ask(connection: &Connection, request: &AskApproval, now: Now) -> R
         }
     };
     if let Some(proof) = &request.proof {
-        write::spend(connection, proof, now)?;
+        spent_proofs::spend(connection, proof, now)?;
     }
     Ok(AskOutcome::Stands(Box::new(row)))
 }
@@ -59,7 +59,7 @@ pub(super) fn use_once(connection: &Connection, request: &UseApprovals, now: Now
         rows.values().try_for_each(|row| put(connection, row))?;
     }
     if let (UseOutcome::Used, Some(proof)) = (&outcome, &request.proof) {
-        write::spend(connection, proof, now)?;
+        spent_proofs::spend(connection, proof, now)?;
     }
     Ok(outcome)
 }
@@ -75,7 +75,7 @@ pub(super) fn give_back(connection: &Connection, request: &UseApprovals) -> Resu
 }
 
 fn is_new(connection: &Connection, proof: Option<&ProofUse>) -> Result<bool, Fault> {
-    proof.map_or(Ok(true), |proof| write::is_new(connection, proof))
+    proof.map_or(Ok(true), |proof| spent_proofs::is_new(connection, proof))
 }
 
 /// The existing rows of the approvals that a request names.

@@ -15,7 +15,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use rusqlite::{Connection, OpenFlags};
 
 use super::create::{make_private, remove, take_free_name, unfinished};
-use super::open::{self, Db, Fault};
+use super::file_identity::{find, identify};
+use super::open::Db;
+use super::store_fault::{Fault, explain};
 use super::whole;
 use crate::model::revision::Revision;
 use crate::store::Error;
@@ -75,7 +77,7 @@ impl Progress {
 /// # Errors
 /// As [`BackupError`] says. A file that had the name before is then unchanged.
 pub fn back_up(store: &Path, to: &Path, may_overwrite: bool, progress: &Progress) -> Result<Backup, BackupError> {
-    let store = open::find(store)?;
+    let store = find(store)?;
     check_name(&store, to, may_overwrite)?;
     // The schema is not upgraded, because a backup is made before an upgrade.
     let db = Db::open_as_it_is(&store)?;
@@ -143,7 +145,7 @@ fn verify(db: &Db, copy: &Path, progress: &Progress) -> Result<Backup, BackupErr
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(copy, flags)?;
         let transaction = connection.unchecked_transaction()?;
-        if open::identify(&transaction, copy)? != open::identify(&db.connection, copy)? {
+        if identify(&transaction, copy)? != identify(&db.connection, copy)? {
             return Err(Error::Corrupt("it has another schema than the store".to_owned()).into());
         }
         let counted = "SELECT (SELECT count(*) FROM documents) + (SELECT count(*) FROM revocations), (SELECT count(*) FROM log)";
@@ -160,7 +162,7 @@ fn verify(db: &Db, copy: &Path, progress: &Progress) -> Result<Backup, BackupErr
         Ok(Backup { revision: head.revision, rows: rows.unsigned_abs(), commits, bytes })
     };
     read().map_err(|fault| {
-        let why = open::explain(copy, fault);
+        let why = explain(copy, fault);
         BackupError::Copy(format!("the copy is not a whole store, and was removed: {why}"))
     })
 }

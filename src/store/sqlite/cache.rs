@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Transaction};
 
-use super::open::Fault;
 use super::read::target_name;
 use super::read::{self, signed, unsigned};
+use super::store_fault::Fault;
 use crate::model::records::{Change, DocumentKey, DocumentRow, Origin, RevocationRow};
 use crate::model::revision::{HistoryId, Revision};
 use crate::store::{CommitRow, Error, Settings, State};

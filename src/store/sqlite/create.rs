@@ -11,9 +11,11 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
-use super::open::{self, APPLICATION_ID, Fault};
+use super::connection_settings::set_up;
+use super::file_identity::APPLICATION_ID;
 use super::read::signed;
 use super::schema;
+use super::store_fault::{Fault, explain};
 use crate::model::revision::StateDigest;
 use crate::store::chain::GENESIS;
 use crate::store::{Error, Settings};
@@ -30,7 +32,7 @@ pub(super) fn make(path: &Path, settings: Settings, unix_ms: i64) -> Result<(), 
     let folder = folder.canonicalize().map_err(failed)?;
     let path = folder.join(name);
     let unfinished = unfinished(&path);
-    let made = fill(&unfinished, settings, unix_ms).map_err(|fault| open::explain(&unfinished, fault));
+    let made = fill(&unfinished, settings, unix_ms).map_err(|fault| explain(&unfinished, fault));
     let named = made.and_then(|()| take_free_name(&unfinished, &path).map_err(failed));
     // Another process may have created the store first; the caller then opens that one.
     if named != Ok(true) {
@@ -67,7 +69,7 @@ fn fill(path: &Path, settings: Settings, unix_ms: i64) -> Result<(), Fault> {
     make_private(path).map_err(failed)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags)?;
-    open::set_up(&connection, path)?;
+    set_up(&connection, path)?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
     schema::upgrade(&transaction, 0)?;
     transaction.execute(

@@ -22,8 +22,10 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::open::{self, Fault};
+use super::connection_settings::{BUSY_TIMEOUT, LOG_BYTES_KEPT, keep_log_at_close};
+use super::file_identity::identify;
 use super::schema::SCHEMA_VERSION;
+use super::store_fault::{Fault, explain};
 use super::whole;
 use crate::store::Error;
 
@@ -149,7 +151,7 @@ impl Files {
             }
         }
         // SQLite truncates a log that it restarts to this size.
-        let is_cut = log.bytes < seal.log_bytes.min(open::LOG_BYTES_KEPT.unsigned_abs());
+        let is_cut = log.bytes < seal.log_bytes.min(LOG_BYTES_KEPT.unsigned_abs());
         if (*database == seal.database && !is_cut) || seal.checkpoints > 0 {
             seal.log_bytes = log.bytes;
             return Ok(());
@@ -195,10 +197,10 @@ fn hold_together(path: &Path, newest: Option<(u64, [u8; 32])>) -> Result<(), Err
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let read = || -> Result<(), Fault> {
         let connection = Connection::open_with_flags(path, flags)?;
-        connection.busy_timeout(open::BUSY_TIMEOUT)?;
-        open::keep_log_at_close(&connection);
+        connection.busy_timeout(BUSY_TIMEOUT)?;
+        keep_log_at_close(&connection);
         let transaction = connection.unchecked_transaction()?;
-        let version = open::identify(&transaction, path)?;
+        let version = identify(&transaction, path)?;
         if version != SCHEMA_VERSION {
             return Err(Error::NewerVersion(format!("its schema is now {version}")).into());
         }
@@ -214,7 +216,7 @@ fn hold_together(path: &Path, newest: Option<(u64, [u8; 32])>) -> Result<(), Err
         error.sqlite_error_code(),
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::OutOfMemory | ErrorCode::CannotOpen)
     ));
-    let error = open::explain(path, fault);
+    let error = explain(path, fault);
     if is_passing {
         return Err(error);
     }

@@ -7,8 +7,8 @@ use std::sync::{Mutex, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension};
 
-use super::open::Fault;
 use super::read::{self, signed, unsigned};
+use super::store_fault::Fault;
 use crate::model::time::Now;
 use crate::store::fleet::{self, HEARTBEAT_INTERVAL_MS, REPLICAS_MAX, SILENCE_MS_MAX};
 use crate::store::{Heartbeat, Registration, Replica, ReplicaState, Replicas};

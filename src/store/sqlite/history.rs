@@ -5,8 +5,8 @@
 
 use rusqlite::{Connection, OptionalExtension};
 
-use super::open::Fault;
 use super::read::{commit_row, corrupt, head, signed};
+use super::store_fault::Fault;
 use crate::model::records::ActRow;
 use crate::store::replay::{Replay, earlier, whole};
 use crate::store::rules::{CHANGES_BYTES_MAX, HISTORY_LISTED_MAX};

@@ -2,8 +2,8 @@
 
 use rusqlite::Connection;
 
-use super::open::Fault;
 use super::read::{self, Head, signed, unsigned};
+use super::store_fault::Fault;
 use crate::model::records::{Change, Merge};
 use crate::model::revision::{HistoryId, Revision};
 use crate::model::time::Now;

@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, OptionalExtension};
 
-use super::open::Fault;
+use super::store_fault::Fault;
 use crate::model::records::PendingRow;
 
 /// Reads the row of an act that waits.

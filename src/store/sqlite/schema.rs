@@ -5,7 +5,7 @@
 
 use rusqlite::Connection;
 
-use super::open::Fault;
+use super::store_fault::Fault;
 use crate::model::records::Change;
 use crate::store::Error;
 

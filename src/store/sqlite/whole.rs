@@ -6,8 +6,8 @@
 
 use rusqlite::Connection;
 
-use super::open::Fault;
 use super::read::{self, Head, corrupt};
+use super::store_fault::Fault;
 use crate::model::revision::StateDigest;
 use crate::store::chain::{document_sha256, revocation_sha256};
 

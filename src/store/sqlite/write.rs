@@ -7,16 +7,19 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Instant;
 
-use rusqlite::{Connection, ErrorCode, OptionalExtension, Transaction, TransactionBehavior};
+use rusqlite::{Connection, ErrorCode, Transaction, TransactionBehavior};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::approvals;
 use super::fleet;
 use super::lane::Jobs;
 use super::lineage;
-use super::open::{Db, Fault};
+use super::open::Db;
 use super::pending;
 use super::read::{self, Head, target_name};
+use super::reader_thread;
+use super::spent_proofs;
+use super::store_fault::Fault;
 use crate::model::approval::{AskApproval, AskOutcome, ProofUse, UseApprovals, UseOutcome};
 use crate::model::limits::LEDGER_WAIT_MS;
 use crate::model::records::{ActRow, Change, DocumentKey, DocumentRow, Merge, Origin, RevocationRow, Target, Write};
@@ -30,7 +33,7 @@ use crate::store::{
 
 /// Requests that share a transaction.
 const BATCH_JOBS_MAX: usize = 64;
-/// Expired keys that one request removes. It is more than a request adds, so that expired keys do not accumulate.
+/// Expired signatures that one act removes. It is more than an act adds, so that expired signatures do not accumulate.
 const FORGOTTEN_MAX: i64 = 64;
 
 /// A request, and the channel for its answer.
@@ -73,7 +76,7 @@ enum Ran {
 /// checkpoint never catches up, and SQLite never restarts the log. Therefore the writer itself copies a long log between two
 /// batches.
 pub(super) struct Checkpoints {
-    lane: Option<mpsc::WeakSender<read::Job>>,
+    lane: Option<mpsc::WeakSender<reader_thread::Job>>,
     asked_at: Now,
     is_wanted: bool,
 }
@@ -84,7 +87,7 @@ impl Checkpoints {
     /// The writer itself copies a log that is longer than this, whatever was written.
     const LOG_BYTES: u64 = 16 * 1024 * 1024;
 
-    pub(super) fn new(lane: Option<mpsc::WeakSender<read::Job>>, now: Now) -> Self {
+    pub(super) fn new(lane: Option<mpsc::WeakSender<reader_thread::Job>>, now: Now) -> Self {
         Self { lane, asked_at: now, is_wanted: false }
     }
 
@@ -182,7 +185,7 @@ fn run_batch(db: &mut Db, batch: Vec<Job>, now: Now, ran: &mut Vec<Ran>) -> Resu
                 Ran::Commit(in_savepoint(db, &mut intact, |connection| commit(connection, &request, now)), reply)
             }
             Job::Spend(proof, _, reply) => {
-                Ran::Spend(in_savepoint(db, &mut intact, |connection| spend(connection, &proof, now)), reply)
+                Ran::Spend(in_savepoint(db, &mut intact, |connection| spent_proofs::spend(connection, &proof, now)), reply)
             }
             Job::Ask(request, _, reply) => {
                 Ran::Ask(in_savepoint(db, &mut intact, |connection| approvals::ask(connection, &request, now)), reply)
@@ -575,39 +578,4 @@ fn record_act(connection: &Connection, act: &ActRow, number: u64, head: &Head, n
             .execute([newest])?;
     }
     Ok(())
-}
-
-/// Spends a key. Keys are forgotten in the same way as in [`record_act`].
-pub(super) fn spend(connection: &Connection, proof: &ProofUse, now: Now) -> Result<bool, Fault> {
-    if !is_new(connection, proof)? {
-        return Ok(false);
-    }
-    connection
-        .prepare_cached("INSERT INTO spent (key, expires_at_unix_s) VALUES (?1, ?2)")?
-        .execute((proof.key, proof.expires_at_unix_s))?;
-    let newest: Option<i64> = connection
-        .prepare_cached(
-            "SELECT max(expires_at_unix_s) FROM (
-                SELECT expires_at_unix_s FROM spent WHERE expires_at_unix_s < ?1 ORDER BY expires_at_unix_s LIMIT ?2)",
-        )?
-        .query_one((now.unix_s(), FORGOTTEN_MAX), |row| row.get(0))
-        .optional()?
-        .flatten();
-    if let Some(newest) = newest {
-        connection.prepare_cached("DELETE FROM spent WHERE expires_at_unix_s <= ?1")?.execute([newest])?;
-        connection
-            .prepare_cached("UPDATE head SET spent_forgotten_unix_s = max(coalesce(spent_forgotten_unix_s, ?1), ?1)")?
-            .execute([newest])?;
-    }
-    Ok(true)
-}
-
-/// Whether a key was not spent before, as far as the store remembers.
-pub(super) fn is_new(connection: &Connection, proof: &ProofUse) -> Result<bool, Fault> {
-    let forgotten: Option<i64> =
-        connection.prepare_cached("SELECT spent_forgotten_unix_s FROM head")?.query_one((), |row| row.get(0))?;
-    if forgotten.is_some_and(|forgotten| proof.expires_at_unix_s <= forgotten) {
-        return Ok(false);
-    }
-    Ok(!connection.prepare_cached("SELECT 1 FROM spent WHERE key = ?1")?.exists([proof.key])?)
 }
