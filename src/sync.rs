@@ -40,10 +40,10 @@ use crate::store;
 pub fn condition(status: &status::Status, cell: &SnapshotCell, now: Now) -> Condition {
     let freshness = cell.load().map(|view| view.freshness(now));
     match (status.state(), freshness) {
-        (status::State::Quarantined, _) => Condition::Quarantined,
+        (follower::State::Quarantined, _) => Condition::Quarantined,
         (_, None) => Condition::Bootstrapping,
         (_, Some(Freshness::Closed)) => Condition::Closed,
-        (status::State::Resync, _) => Condition::Resync,
+        (follower::State::Resync, _) => Condition::Resync,
         (_, Some(Freshness::Stale)) => Condition::Stale,
         (_, Some(Freshness::Fresh)) => Condition::Fresh,
     }

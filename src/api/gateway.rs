@@ -243,7 +243,7 @@ impl Watcher {
                         self.waiting.extend(messages(&one));
                     }
                 }
-                Next::Applied(_) if self.shared.follower.state() == sync::State::Quarantined => {
+                Next::Applied(_) if self.shared.follower.is_quarantined() => {
                     let message = "this replica is quarantined and denies everything: end what it let go on, ask another one";
                     return Err(status(Code::Unavailable, "QUARANTINED", message));
                 }

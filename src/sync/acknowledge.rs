@@ -19,7 +19,8 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 
 use super::Member;
-use super::status::{Changes, Ended, State, Status};
+use super::follower::State;
+use super::status::{Changes, Ended, Status};
 use crate::model::mutant::{Mutant, active};
 use crate::model::time::Clock;
 use crate::telemetry::Metrics;

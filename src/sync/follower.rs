@@ -9,7 +9,6 @@
 //!
 //! Look next at `run.rs`, the driver, and at `sync/tests.rs`, which runs the follower against a hostile store.
 
-pub use super::status::State;
 use crate::model::mutant::{Mutant, active};
 use crate::model::records::RevocationRow;
 use crate::model::revision::{HistoryId, Revision};
@@ -26,6 +25,32 @@ pub struct Position {
     pub revision: Revision,
     /// The hash of the change-log row with that number.
     pub hash: [u8; 32],
+}
+
+/// The state of the follower. The age of the proof is not part of it; the proof is published beside the snapshot.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum State {
+    /// Nothing was published yet.
+    #[default]
+    Bootstrapping,
+    /// The published state follows the store.
+    Following,
+    /// The published state stays, and its proof is not renewed, until a full state replaces it.
+    Resync,
+    /// The store is not the one that was followed, so every call is denied.
+    Quarantined,
+}
+
+impl State {
+    /// The name of the state, as in the status and in metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            State::Bootstrapping => "bootstrapping",
+            State::Following => "following",
+            State::Resync => "resync",
+            State::Quarantined => "quarantined",
+        }
+    }
 }
 
 /// The proof of a state that has none. It is older than any bound.

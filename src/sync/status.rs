@@ -13,7 +13,7 @@ pub mod feed;
 
 use feed::Feed;
 
-use super::follower::Position;
+use super::follower::{Position, State};
 use crate::model::revision::{HistoryId, Revision};
 use crate::model::time::Now;
 
@@ -21,32 +21,6 @@ use crate::model::time::Now;
 const KILLS_MAX: usize = 1024;
 /// The timeout of [`Status::wait_for`] if the caller sets none.
 pub const WAIT_MS_DEFAULT: u64 = 300;
-
-/// The state of the follower. The age of the proof is not part of it; the proof is published beside the snapshot.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum State {
-    /// Nothing was published yet.
-    #[default]
-    Bootstrapping,
-    /// The published state follows the store.
-    Following,
-    /// The published state stays, and its proof is not renewed, until a full state replaces it.
-    Resync,
-    /// The store is not the one that was followed, so every call is denied.
-    Quarantined,
-}
-
-impl State {
-    /// The name of the state, as in the status and in metrics.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            State::Bootstrapping => "bootstrapping",
-            State::Following => "following",
-            State::Resync => "resync",
-            State::Quarantined => "quarantined",
-        }
-    }
-}
 
 /// The reason, in one line, why this replica does not serve a revision.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -112,6 +86,11 @@ impl Status {
     /// The state of the follower.
     pub fn state(&self) -> State {
         self.progress.borrow().state
+    }
+
+    /// Whether the replica is quarantined, so that every call is denied.
+    pub fn is_quarantined(&self) -> bool {
+        self.state() == State::Quarantined
     }
 
     /// The number of the last applied revision; 0 before the first.
