@@ -16,6 +16,7 @@ use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider, TracerProviderBuilder};
 
 mod logs;
+mod metric_values;
 mod metrics;
 pub mod names;
 mod page;
@@ -26,7 +27,8 @@ mod trace_context;
 mod watched;
 
 pub use logs::LogFormat;
-pub use metrics::{LabelledCount, Metrics};
+pub use metric_values::LabelledCount;
+pub use metrics::Metrics;
 pub use page::CONTENT_TYPE;
 pub use spans::{SpanFacts, Spans};
 pub use trace_context::TraceContext;

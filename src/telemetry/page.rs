@@ -1,7 +1,7 @@
 //! Renders the metrics as a text page for Prometheus, in the OpenMetrics format.
 //!
 //! A page is rendered on request from the current numbers, and nothing is kept between two pages. Names are those of `names.rs`
-//! with underscores, plus the unit and the suffix that the format requires. Look next at `metrics.rs`.
+//! with underscores, plus the unit and the suffix that the format requires. Look next at `metric_values.rs`.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, MetricEncod
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
-use super::metrics::{DURATION_BOUNDS_NS, Distribution, EFFECTS, Kind, Shared, help, one_if, seconds};
+use super::metric_values::{DURATION_BOUNDS_NS, Distribution, EFFECTS, Kind, Shared, help, one_if, seconds};
 use super::names;
 
 /// The page's media type.
