@@ -7,7 +7,6 @@
 use std::sync::Arc;
 
 use super::jws::encode;
-use super::verify::check_times;
 use super::{Options, Rejection, THUMBPRINT_URN_PREFIX, sentence};
 use crate::model::constraint::abridged;
 use crate::model::heap::{arc_bytes, shared_bytes, vec_bytes};
@@ -243,4 +242,18 @@ impl VerifiedChain {
                 .collect(),
         })
     }
+}
+
+/// Checks the times of one token against the clock.
+pub(super) fn check_times(iat_s: i64, nbf_s: Option<i64>, exp_s: i64, now: Now, options: &Options) -> Result<(), Rejection> {
+    for (name, from_s) in [("iat", Some(iat_s)), ("nbf", nbf_s)] {
+        if let Some(from_s) = from_s.filter(|from_s| *from_s > now.unix_s().saturating_add(options.iat_skew_s)) {
+            let message = format!("`{name}` {from_s} is more than {} s ahead of {}", options.iat_skew_s, now.unix_s());
+            return Err(Rejection::new(Reason::TokenNotYetValid, message));
+        }
+    }
+    if now.unix_s() >= exp_s {
+        return Err(Rejection::new(Reason::TokenExpired, format!("`exp` {exp_s} has passed: it is {}", now.unix_s())));
+    }
+    Ok(())
 }

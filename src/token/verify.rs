@@ -15,7 +15,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::chain::{Identities, Level, VerifiedChain};
+use super::chain::{Identities, Level, VerifiedChain, check_times};
 use super::claims::{self, Claims, ROOT_ONLY};
 use super::identity;
 use super::jws::{Jws, malformed};
@@ -55,20 +55,6 @@ pub fn verify_with(
     now: Now,
 ) -> Result<VerifiedChain, Rejection> {
     run(chain, Some(known), trust, options, now)
-}
-
-/// Checks the times of one token against the clock.
-pub(super) fn check_times(iat_s: i64, nbf_s: Option<i64>, exp_s: i64, now: Now, options: &Options) -> Result<(), Rejection> {
-    for (name, from_s) in [("iat", Some(iat_s)), ("nbf", nbf_s)] {
-        if let Some(from_s) = from_s.filter(|from_s| *from_s > now.unix_s().saturating_add(options.iat_skew_s)) {
-            let message = format!("`{name}` {from_s} is more than {} s ahead of {}", options.iat_skew_s, now.unix_s());
-            return Err(Rejection::new(Reason::TokenNotYetValid, message));
-        }
-    }
-    if now.unix_s() >= exp_s {
-        return Err(Rejection::new(Reason::TokenExpired, format!("`exp` {exp_s} has passed: it is {}", now.unix_s())));
-    }
-    Ok(())
 }
 
 fn run(
