@@ -1,9 +1,10 @@
-//! The rules of the source: which module may import which, the first line of every file, and the length of files and functions.
+//! The rules of the source: which module may import which, in which direction the files of a module use each other, the first line
+//! of every file, and the length of files and functions.
 //!
 //! It is the first test of the project. It reads the `crate::` paths of the sources as text, without test code, so it needs no
 //! compiler.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::{Path, PathBuf};
 
 /// The modules that each module may import besides `model`; `"*"` is any. `model` may import no other module.
@@ -69,6 +70,152 @@ fn imports_follow_the_layers() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
+/// The files of one module use each other in one direction, so that each file can be read after those that it uses. Only parents are
+/// exempt: a file may use what a parent of it defines, and the parent may use the file.
+#[test]
+fn files_of_a_module_form_no_circle() {
+    let named = |file: PathBuf| Some((path_of(&file)?, without_tests(&file)));
+    let texts: BTreeMap<String, String> = sources(&["src"]).into_iter().filter_map(named).collect();
+    let uses = uses_of(&texts);
+    assert!(uses["sync::status"]["sync::follower"].contains("Position"), "no import is found: {uses:?}");
+    let circles = circles_in(&uses);
+    assert!(
+        circles.is_empty(),
+        "these files use each other: move what both need to the file that owns it, or to a new file that both use:\n{}",
+        circles.join("\n")
+    );
+}
+
+/// The files that each file uses, with the names that it uses of each. Only files of the same module count, and no parents.
+type Uses = BTreeMap<String, BTreeMap<String, BTreeSet<String>>>;
+
+/// The uses among files, from their texts by module path.
+fn uses_of(texts: &BTreeMap<String, String>) -> Uses {
+    let files: BTreeSet<&str> = texts.keys().map(String::as_str).collect();
+    let imports: BTreeMap<&str, _> = texts.iter().map(|(path, text)| (path.as_str(), imports_of(text, path, &files))).collect();
+    let used_by = |module: &str, text: &str| {
+        let mut used: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+        for path in paths_of(&without_reexports(text, module, &files), module, &files) {
+            let (file, name) = definition_of(&path, &imports);
+            let is_parent = module == file || module.starts_with(&format!("{file}::"));
+            if !is_parent && file.split("::").next() == module.split("::").next() {
+                used.entry(file).or_default().insert(name);
+            }
+        }
+        used
+    };
+    texts.iter().map(|(module, text)| (module.clone(), used_by(module, text))).collect()
+}
+
+/// One circle for each group of files that use each other, as `a → b (names) → a (names)`.
+fn circles_in(uses: &Uses) -> Vec<String> {
+    let circle = |from: &str| {
+        let way = way_back(from, uses)?;
+        let is_first = way.iter().all(|file| from <= *file);
+        let steps = way.iter().zip(way.iter().skip(1).chain([&from])).map(|(file, next)| {
+            let names: Vec<&str> = uses[*file][*next].iter().map(String::as_str).collect();
+            format!(" → {next} ({})", names.join(", "))
+        });
+        is_first.then(|| format!("{from}{}", steps.collect::<String>()))
+    };
+    uses.keys().filter_map(|from| circle(from)).collect()
+}
+
+/// The files on the shortest way from a file back to itself, if there is one.
+fn way_back<'a>(from: &'a str, uses: &'a Uses) -> Option<Vec<&'a str>> {
+    let (mut ways, mut seen) = (VecDeque::from([vec![from]]), BTreeSet::new());
+    while let Some(way) = ways.pop_front() {
+        for next in uses.get(*way.last()?).into_iter().flat_map(BTreeMap::keys) {
+            if next == from {
+                return Some(way);
+            }
+            if seen.insert(next) {
+                ways.push_back(way.iter().copied().chain([next.as_str()]).collect());
+            }
+        }
+    }
+    None
+}
+
+/// The names that the file `module` imports or exports again, each with its path.
+fn imports_of(text: &str, module: &str, files: &BTreeSet<&str>) -> BTreeMap<String, String> {
+    let paths = use_statements(text).into_iter().flat_map(|(_, tree)| paths_of(tree, module, files));
+    let whole = paths.map(|path| path.trim_end_matches("::self").to_owned());
+    whole.filter_map(|path| Some((path.rsplit("::").next()?.to_owned(), path))).collect()
+}
+
+/// The text without `pub use child::Name`: a user of `Name` uses the child, whichever path it names.
+fn without_reexports(text: &str, module: &str, files: &BTreeSet<&str>) -> String {
+    let own = format!("{module}::");
+    let is_reexport = |tree: &str| paths_of(tree, module, files).iter().all(|path| path.starts_with(&own));
+    let reexports = use_statements(text).into_iter().filter(|(is_public, tree)| *is_public && is_reexport(tree));
+    reexports.fold(text.to_owned(), |text, (_, tree)| text.replace(&format!("use {tree};"), ""))
+}
+
+/// The trees of the `use` statements in a text, each with whether other files see its names.
+fn use_statements(text: &str) -> Vec<(bool, &str)> {
+    let (mut found, mut start) = (Vec::new(), 0);
+    for line in text.split_inclusive('\n') {
+        let declared = line.trim_start();
+        let public =
+            declared.strip_prefix("pub ").or_else(|| declared.strip_prefix("pub(")?.split_once(") ").map(|(_, rest)| rest));
+        if public.unwrap_or(declared).starts_with("use ") {
+            let statement = text[start..].split(';').next().unwrap_or_default();
+            found.extend(statement.split_once("use ").map(|(_, tree)| (public.is_some(), tree)));
+        }
+        start += line.len();
+    }
+    found
+}
+
+/// The paths below the crate's root that a text of the file `module` names, by `crate`, `self`, `super` or a child of the file.
+fn paths_of(text: &str, module: &str, files: &BTreeSet<&str>) -> BTreeSet<String> {
+    // `use child::*` names the child.
+    let text = without_comments(text).replace("::*", "");
+    let mut found = BTreeSet::new();
+    for (end, _) in text.match_indices("::") {
+        let before = text[..end].trim_end_matches(|c: char| c.is_alphanumeric() || matches!(c, '_' | '#'));
+        let (word, rest) = (&text[before.len()..end], &text[end + 2..]);
+        if before.ends_with([':', '.']) {
+            continue;
+        }
+        let child = format!("{module}::{word}");
+        match word {
+            "crate" => expand("", rest, &mut found),
+            "self" => expand(module, rest, &mut found),
+            "super" => {
+                let below = rest.trim_start_matches("super::");
+                let supers = 1 + rest[..rest.len() - below.len()].matches("super::").count();
+                let parts: Vec<&str> = module.split("::").collect();
+                expand(&parts[..parts.len().saturating_sub(supers)].join("::"), below, &mut found);
+            }
+            _ if files.contains(child.as_str()) => expand(&child, rest, &mut found),
+            _ => {}
+        }
+    }
+    found
+}
+
+/// The file that defines what a path names, and the name. Follows the imports of the files on the path.
+fn definition_of(path: &str, imports: &BTreeMap<&str, BTreeMap<String, String>>) -> (String, String) {
+    const IMPORTS_FOLLOWED_MAX: usize = 8;
+    let mut path = path.trim_end_matches("::self").to_owned();
+    let mut found = (String::new(), String::new());
+    for _ in 0..IMPORTS_FOLLOWED_MAX {
+        let parts: Vec<&str> = path.split("::").collect();
+        let files = (1..=parts.len()).rev().map(|length| (length, parts[..length].join("::")));
+        let Some((length, file)) = files.into_iter().find(|(_, file)| imports.contains_key(file.as_str())) else { break };
+        let name = parts.get(length).or(parts.last()).copied().unwrap_or_default();
+        let import = parts.get(length).and_then(|name| imports[file.as_str()].get(*name));
+        found = (file.clone(), name.to_owned());
+        match import.filter(|import| **import != format!("{file}::{name}")) {
+            Some(import) => path = [&[import.as_str()], &parts[length + 1..]].concat().join("::"),
+            None => break,
+        }
+    }
+    found
+}
+
 /// Names that a pure function does not need.
 const IMPURE: &[&str] = &[
     "Clock",
@@ -131,7 +278,7 @@ fn the_decision_is_pure() {
 
 /// The names in a text, without comments, that a pure function does not need.
 fn impure(text: &str) -> Vec<&'static str> {
-    let code: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
+    let code = without_comments(text);
     let whole = |word: &str| {
         code.match_indices(word).any(|(start, _)| {
             let bounded = |c: Option<char>| c.is_none_or(|c| !c.is_alphanumeric() && c != '_');
@@ -223,6 +370,38 @@ fn the_checks_see_what_they_forbid() {
     assert_eq!(strip_tests("a\n#[cfg(test)]\nmod tests {\n    use crate::pdp;\n}\n"), "a\n");
 }
 
+#[test]
+fn the_check_for_circles_sees_them() {
+    let check = |files: &[(&str, &str)], expected: &[&str]| {
+        let texts = files.iter().map(|(path, text)| ((*path).to_owned(), (*text).to_owned())).collect();
+        assert_eq!(circles_in(&uses_of(&texts)), expected, "{files:?}");
+    };
+    let b = ("a::b", "use super::c::{Thing, thing::part};");
+    check(
+        &[("a", "mod b;\nmod c;"), b, ("a::c", "fn f() { crate::a::b::other(); }")],
+        &["a::b → a::c (Thing, thing) → a::b (other)"],
+    );
+    check(&[("a", ""), b, ("a::c", "// super::b::other()\nuse super::Own; use crate::x::b::Other;")], &[]);
+    check(&[("a", ""), ("a::b", "use super::c::{self};"), ("a::c", "use super::b::*;")], &["a::b → a::c (c) → a::b (b)"]);
+    // Names that the parent exports again or imports are those of the child that defines them.
+    let exports = ("a", "pub(crate) use c::{\n    Thing,\n};\nuse self::b::other;");
+    check(&[exports, ("a::b", "use super::{Own, Thing};"), ("a::c", "super::other()")], &["a::b → a::c (Thing) → a::b (other)"]);
+    check(&[exports, ("a::b", "use super::Thing;"), ("a::c", "")], &[]);
+    // A parent and its child are no circle, but a parent and another file are one through the child.
+    check(&[("a", ""), ("a::b", "use c::Deep;"), ("a::b::c", "use super::Own;")], &[]);
+    check(
+        &[
+            ("a", ""),
+            ("a::b", "fn f() { c::deep(); }"),
+            ("a::b::c", "use super::super::d::Wide;"),
+            ("a::d", "use super::b::Own;"),
+        ],
+        &["a::b → a::b::c (deep) → a::d (Wide) → a::b (Own)"],
+    );
+    // Files of different modules are the matter of the table of who may import whom.
+    check(&[("a", ""), ("a::b", "use crate::c::d::X;"), ("c", ""), ("c::d", "use crate::a::b::Y;")], &[]);
+}
+
 /// Whether a text names a crate; `String::` does not name `ring::`.
 fn names(text: &str, name: &str) -> bool {
     let begins = |start: usize| !text[..start].ends_with(|before: char| before.is_alphanumeric() || before == '_');
@@ -264,6 +443,12 @@ fn module_of(file: &Path) -> String {
     parts.next().unwrap().as_os_str().to_str().unwrap().trim_end_matches(".rs").to_owned()
 }
 
+/// The path of a file as a module: `src/a/b.rs` is `a::b`; `None` for the crate's root.
+fn path_of(file: &Path) -> Option<String> {
+    let path = file.strip_prefix("src").unwrap().with_extension("").to_str().unwrap().replace('/', "::");
+    (path != "lib" && path != "main").then_some(path)
+}
+
 /// The module depth of a file: `src/a.rs` is 1, `src/a/b.rs` is 2.
 fn depth_of(file: &Path) -> usize {
     file.strip_prefix("src").unwrap().components().count()
@@ -275,6 +460,11 @@ fn without_tests(file: &Path) -> String {
         return String::new();
     }
     strip_tests(&read(file))
+}
+
+/// The text without the lines of comments.
+fn without_comments(text: &str) -> String {
+    text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n")
 }
 
 /// Removes every item after `#[cfg(test)]`, by the indentation of rustfmt.
@@ -301,8 +491,7 @@ fn strip_tests(text: &str) -> String {
 /// The paths below the crate's root that a text names, with `crate::{a, b}` and `super::super::a` resolved.
 fn imported(text: &str, depth: usize) -> BTreeSet<String> {
     let up = "super::".repeat(depth);
-    let text: String = text.lines().filter(|line| !line.trim_start().starts_with("//")).collect::<Vec<_>>().join("\n");
-    let text = text.replace(&up, "crate::");
+    let text = without_comments(text).replace(&up, "crate::");
     let mut found = BTreeSet::new();
     for (start, _) in text.match_indices("crate::") {
         let rest = &text[start + "crate::".len()..];
