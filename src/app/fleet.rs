@@ -395,10 +395,12 @@ mod tests {
 
     use super::*;
 
-    /// A busy store is asked again until it answers, for as long as a first snapshot may take. Any other error is the end at once.
+    /// A busy store is asked again until it answers, for as long as a first snapshot may take. Any other error ends the start at once.
     #[tokio::test(start_paused = true)]
     async fn a_busy_store_is_asked_again() {
-        let busy = || Err(Error::Store(store::Error::Unavailable("busy".to_owned())));
+        fn busy<T>() -> Result<T, Error> {
+            Err(Error::Store(store::Error::Unavailable("busy".to_owned())))
+        }
         let asked = AtomicUsize::new(0);
         let ask = async || if asked.fetch_add(1, Ordering::SeqCst) < 2 { busy() } else { Ok(7) };
         assert_eq!((while_busy(ask).await.unwrap(), asked.load(Ordering::SeqCst)), (7, 3));

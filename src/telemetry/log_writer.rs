@@ -4,7 +4,7 @@
 //! paused, must hold none of them up. A line that does not fit is lost, and the next line that fits says how many were. Look next at
 //! `logs.rs`, which gives the lines.
 
-use std::io::{self, StderrLock, Write};
+use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::sync::{Mutex, PoisonError};
 

@@ -121,6 +121,7 @@ async fn a_flood_of_destructive_calls_denies_for_no_other_reason() {
     let rows = store.approvals(ApprovalFilter::All, 1000).await.unwrap().rows;
     let used: BTreeSet<&str> = rows.iter().filter_map(|row| Some(row.used.as_ref()?.decision_id.as_str())).collect();
     let permitted = refunds.iter().filter(|answer| answer.effect() == wire::Effect::Permit);
-    assert_eq!(used, permitted.map(|answer| answer.decision_id.as_str()).collect());
+    let permitted: BTreeSet<&str> = permitted.map(|answer| answer.decision_id.as_str()).collect();
+    assert_eq!(used, permitted);
     assert_eq!(rows.len(), refunds.len());
 }
