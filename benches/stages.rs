@@ -31,7 +31,7 @@ use portcullis::policy::compile::Compiled;
 use portcullis::policy::document::Document;
 use portcullis::policy::source::{SourceFile, parse};
 use portcullis::revocation::{Index, TargetRef};
-use portcullis::service::request::{Caller, TraceHeaders};
+use portcullis::service::request::Caller;
 use portcullis::service::{self, ApprovalLedger, CatchUp, CheckRequest, Credential, Lane, LedgerError, ProofLedger, Service};
 use portcullis::snapshot::{Builder, FullState, Proof, Snapshot, SnapshotCell, View};
 use portcullis::telemetry::{self, Telemetry};
@@ -248,16 +248,10 @@ fn arguments() -> Result<Object> {
 fn request(credential: Credential, want_handle: bool) -> CheckRequest {
     CheckRequest {
         request_id: "r-00000000".to_owned(),
-        credential,
-        proof: None,
-        tool: TOOL.to_owned(),
-        tool_schema_sha256: None,
         arguments_json: Bytes::from_static(ARGUMENTS.as_bytes()),
-        environment: None,
         audience: Some(AUDIENCE.to_owned()),
-        at_least: None,
         want_handle,
-        trace: TraceHeaders::default(),
+        ..CheckRequest::new(credential, TOOL)
     }
 }
 

@@ -34,7 +34,9 @@ use crate::api::noop::NoopApi;
 use crate::api::{SignedActs, explain_refused};
 use crate::audit;
 use crate::config::{self, Settings};
-use crate::model::limits::{BATCH_MESSAGE_BYTES_MAX, CHECK_MESSAGE_BYTES_MAX, POLICY_MESSAGE_BYTES_MAX};
+use crate::model::limits::{
+    BATCH_MESSAGE_BYTES_MAX, CHECK_MESSAGE_BYTES_MAX, LEDGER_QUEUE_MAX, LEDGER_USES_MAX, POLICY_MESSAGE_BYTES_MAX,
+};
 use crate::model::replica::Condition;
 use crate::model::time::{Clock, SystemClock};
 use crate::pap::Admin;
@@ -418,14 +420,14 @@ fn with_standard_services(routes: Routes, names: &[&'static str], condition: Opt
 
 /// The server's settings, lowered to the file descriptors that this process may open, and a message if anything was lowered.
 fn server_settings(settings: &Settings) -> Result<(server::Settings, Option<String>), Error> {
-    let mut listening = server::Settings {
+    let mut listening = settings.limits.within(server::Settings {
         decisions_address: settings.listen,
         http_address: settings.http_listen,
         admin_address: settings.admin_listen,
         decision_runtimes: settings.runtimes,
         drain_timeout_ms: settings.drain_timeout_ms,
         ..server::Settings::default()
-    };
+    });
     let lowered = system::fit(&mut listening, system::raise_limits())?;
     Ok((listening, lowered))
 }
@@ -445,6 +447,8 @@ fn service_settings(settings: &Settings) -> service::Settings {
         audiences: settings.audiences.clone(),
         require_chain_audience: settings.require_chain_audience,
         require_proof_audience: settings.require_proof_audience,
+        // All runtimes share the queue of the store: one agent's calls, at most a half of each, cannot fill it.
+        ledger_uses_max: LEDGER_USES_MAX.min(u32::try_from(LEDGER_QUEUE_MAX / settings.runtimes.max(1)).unwrap_or(u32::MAX)),
         ..service::Settings::default()
     }
 }

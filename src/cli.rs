@@ -243,3 +243,22 @@ fn dispatch(command: Command, output: &Output) -> Result<(), Failure> {
         }
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Error as StoreError;
+
+    /// The exit code says whether a start is worth repeating (69) or the configuration is wrong (78).
+    #[test]
+    fn a_start_that_fails_has_the_code_of_its_cause() {
+        let check = |error: app::Error, code: u8, says: &str| {
+            let failure = Failure::from(error);
+            assert_eq!((failure.code, failure.message.as_str()), (code, says));
+        };
+        check(StoreError::Unavailable("the store is busy".to_owned()).into(), 69, "the store is busy");
+        check(StoreError::Missing("there is no store".to_owned()).into(), 78, "there is no store");
+        check(app::Error::Configuration("`runtimes` is 0".to_owned()), 78, "`runtimes` is 0");
+        check(app::Error::NoSnapshot("slow".to_owned()), 1, "the store gave no full snapshot in time: slow");
+    }
+}

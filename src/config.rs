@@ -3,6 +3,8 @@
 //!
 //! Look next at `cli/serve.rs`, which reads the flags, and at `app.rs`, which uses the settings.
 
+mod limits;
+
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,6 +12,8 @@ use std::path::{Path, PathBuf};
 use crate::model::duration;
 use crate::policy::yaml::{FlatMember, flat};
 use crate::store::postgres::{self, Durability};
+
+pub use limits::Limits;
 
 /// The default data folder of the command line, the server and the demo.
 pub const DATA_DIR_DEFAULT: &str = "portcullis-data";
@@ -47,6 +51,8 @@ pub struct Settings {
     pub node: String,
     /// Longest time for in-flight calls to end at shutdown.
     pub drain_timeout_ms: u64,
+    /// What the listeners take, and how long they wait.
+    pub limits: Limits,
     /// Where OTLP is sent; `None` means nowhere.
     pub otlp_endpoint: Option<String>,
     /// The share of permits that is traced, 0 to 1. A caller's decision to trace is always honored.
@@ -79,6 +85,7 @@ impl Default for Settings {
             runtimes: 2,
             node: "local".to_owned(),
             drain_timeout_ms: 10_000,
+            limits: Limits::default(),
             otlp_endpoint: None,
             trace_ratio: 0.01,
             log: "info".to_owned(),
@@ -136,7 +143,7 @@ impl Settings {
     }
 
     fn from_yaml(content: &[u8], path: &str) -> Result<Self, Error> {
-        let members = flat(content, path, KEYS)
+        let members = flat(content, path, &[KEYS, limits::KEYS].concat())
             .map_err(|diagnostics| Error(diagnostics.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
         let mut settings = Self::default();
         let mut wrong = Vec::new();
@@ -178,7 +185,7 @@ impl Settings {
             "trace_ratio" => self.trace_ratio = ratio(value)?,
             "log" => self.log.clone_from(value),
             "log_json" => self.log_json = truth(name, value)?,
-            _ => return Err(format!("unknown key `{name}`")),
+            _ => self.limits.set(name, value)?,
         }
         Ok(())
     }
@@ -330,6 +337,24 @@ mod tests {
             "store_durability: eventual",
             Err("p.yaml:1:1: error: `store_durability`: `eventual` is not `single`, `synchronous` or `asynchronous`"),
         );
+        check(
+            "limits:\n  connections_max: 64\n  idle_timeout: 90s\n",
+            Ok(Settings {
+                limits: Limits { connections_max: 64, idle_timeout_ms: 90_000, ..Limits::default() },
+                ..Settings::default()
+            }),
+        );
+        check(
+            "limits:\n  connections_max: 0\n",
+            Err("p.yaml:2:3: error: `limits.connections_max`: `0` is not from 1 to 1000000"),
+        );
+        check(
+            "limits: {conections_max: 1}",
+            Err("p.yaml:1:10: error: unknown key `limits.conections_max`: did you mean `connections_max`?"),
+        );
+        check("limits.connections_max: 1", Err("p.yaml:1:1: error: unknown key `limits.connections_max`"));
+        check("connections_max: 1", Err("p.yaml:1:1: error: unknown key `connections_max`"));
+        check("limits: 4096", Err("p.yaml:1:1: error: `limits` must be a mapping of settings"));
         check("runtimes: [1, 2]", Err("p.yaml:1:1: error: `runtimes` takes one value"));
         check("trace_ratio: 2", Err("p.yaml:1:1: error: `trace_ratio`: `2` is not a number from 0 to 1"));
         check("listen: {a: 1}", Err("p.yaml:1:1: error: `listen` must be a value or a list of values"));

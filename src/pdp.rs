@@ -12,7 +12,7 @@
 
 mod explain;
 
-pub use explain::{Finding, Mend, Need, Turn, explain};
+pub use explain::{Finding, LayerAnswer, Mend, Need, Turn, explain};
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};

@@ -12,6 +12,7 @@ mod decision_id;
 mod explain;
 mod handles;
 mod judge;
+mod ledger_quota;
 mod listing;
 mod ports;
 mod proofs;
@@ -22,9 +23,10 @@ mod shadow;
 #[cfg(test)]
 mod tests;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 pub use explain::{Change, ExplainedLayer, Explanation, Places};
 pub use ports::{ApprovalLedger, CatchUp, FleetDirectory, LedgerError, ProofLedger, Spawn};
@@ -34,6 +36,7 @@ pub use shadow::{Flip, ShadowCount, ShadowReport, ShadowSeries};
 use chains::{Chains, KnownChain};
 use handles::Handles;
 use judge::Judged;
+use ledger_quota::LedgerQuota;
 use proofs::Proofs;
 use record::Moment;
 use request::Caller;
@@ -63,6 +66,8 @@ pub struct Settings {
     pub require_proof_audience: bool,
     /// Limit of the chain cache in bytes, by the weight of its chains.
     pub chains_bytes_max: u64,
+    /// Calls of one serving runtime that may wait for the store to use something up.
+    pub ledger_uses_max: u32,
 }
 
 impl Default for Settings {
@@ -72,6 +77,7 @@ impl Default for Settings {
             require_chain_audience: true,
             require_proof_audience: true,
             chains_bytes_max: CHAIN_CACHE_BYTES_MAX,
+            ledger_uses_max: LEDGER_USES_MAX,
         }
     }
 }
@@ -104,6 +110,7 @@ pub struct Service {
     handles: Handles,
     proofs: Proofs,
     shadows: Shadows,
+    ledger_uses: Arc<AtomicUsize>,
     ready_at: OnceLock<Now>,
     draining: watch::Sender<bool>,
 }
@@ -114,7 +121,7 @@ pub struct Lane {
     service: Arc<Service>,
     recorder: Arc<Recorder>,
     /// Permits for calls that use a ledger. They bound the number of such calls.
-    places: Arc<Semaphore>,
+    ledger_quota: Arc<LedgerQuota>,
 }
 
 /// The evidence behind an answer that is not sent yet, so that the answer can be confirmed before it is sent.
@@ -137,6 +144,7 @@ impl Service {
             handles: Handles::new(),
             proofs,
             shadows,
+            ledger_uses: Arc::default(),
             ready_at: OnceLock::new(),
             draining: watch::Sender::new(false),
             parts,
@@ -146,7 +154,8 @@ impl Service {
 
     /// Makes the service of one serving runtime.
     pub fn lane(self: &Arc<Self>, recorder: Arc<Recorder>) -> Lane {
-        Lane { service: self.clone(), recorder, places: Arc::new(Semaphore::new(LEDGER_USES_MAX)) }
+        let ledger_quota = LedgerQuota::new(self.settings.ledger_uses_max, self.ledger_uses.clone());
+        Lane { service: self.clone(), recorder, ledger_quota }
     }
 
     /// Marks the first full snapshot as published. From now on, the service refuses proofs that were made before this moment.
@@ -168,6 +177,11 @@ impl Service {
     /// The approximate number of cached chains.
     pub fn chains_kept(&self) -> u64 {
         self.chains.len()
+    }
+
+    /// The number of calls that wait for a ledger.
+    pub fn ledger_uses(&self) -> usize {
+        self.ledger_uses.load(Ordering::Relaxed)
     }
 
     /// Visits at most `chains_max` cached chains. Returns false if there are more. Use it to look up names, never for a decision.
@@ -284,10 +298,10 @@ impl Lane {
         }
         if let Some(used) = used {
             // At most one such task per pending answer, and no answer waits for it.
-            let (service, place) = (self.service.clone(), self.places.clone().try_acquire_owned());
+            let (service, permit) = (self.service.clone(), self.ledger_quota.try_reserve());
             (self.service.parts.spawn)(Box::pin(async move {
                 service.give_back(used).await;
-                drop(place);
+                drop(permit);
             }));
         }
         (judged.decision_id, judged.approval, judged.message) = (None, None, None);

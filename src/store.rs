@@ -10,6 +10,7 @@
 
 pub mod approvals;
 pub mod chain;
+mod commit_rows;
 pub mod fleet;
 pub mod lapse;
 pub mod lineage;

@@ -18,7 +18,7 @@ use portcullis::model::revision::{HistoryId, Revision, StateDigest};
 use portcullis::model::time::{Clock, ManualClock};
 use portcullis::policy::source::{SourceFile, parse};
 use portcullis::revocation::Index;
-use portcullis::service::request::{Caller, CheckRequest, Credential, TraceHeaders};
+use portcullis::service::request::{Caller, CheckRequest, Credential};
 use portcullis::service::{ApprovalLedger, CatchUp, LedgerError, Parts, ProofLedger, Service, Settings};
 use portcullis::snapshot::{Builder, FullState, Proof, SnapshotCell, View};
 use portcullis::telemetry::{Metrics, Spans};
@@ -205,19 +205,7 @@ fn a_chain_weighs_what_it_takes() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let caller = Caller { connection_id: 1, address: "test".into(), is_loopback: true };
     let keep = |tokens: Vec<Bytes>| {
-        let request = CheckRequest {
-            request_id: String::new(),
-            credential: Credential::Chain(tokens),
-            proof: None,
-            tool: TOOL.to_owned(),
-            tool_schema_sha256: None,
-            arguments_json: Bytes::new(),
-            environment: None,
-            audience: Some(AUDIENCE.to_owned()),
-            at_least: None,
-            want_handle: false,
-            trace: TraceHeaders::default(),
-        };
+        let request = CheckRequest { audience: Some(AUDIENCE.to_owned()), ..CheckRequest::new(Credential::Chain(tokens), TOOL) };
         let answer = runtime.block_on(lane.check(&request, &caller)).unwrap();
         assert_eq!(answer.decision.effect, Effect::Permit, "{}", answer.message);
         recorder.flush().unwrap();

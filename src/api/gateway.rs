@@ -290,16 +290,8 @@ fn watched_out(row: &RevocationRow, history: &HistoryId) -> wire::Revocation {
     let key = match &row.target {
         Target::User { issuer, subject } => vec![opaque(issuer, subject)],
         Target::Delegation { issuer, subject, agent } => vec![opaque(issuer, subject), agent.clone()],
-        // INVARIANT: no other kind has a part that names a person.
-        Target::Agent(id)
-        | Target::Session(id)
-        | Target::Task(id)
-        | Target::Application(id)
-        | Target::Key(id)
-        | Target::Tool(id)
-        | Target::Hop(id)
-        | Target::Token(id) => vec![id.clone()],
-        Target::All => Vec::new(),
+        // INVARIANT: an id names no person.
+        other => other.id().map(str::to_owned).into_iter().collect(),
     };
     wire::Revocation {
         target: Some(wire::RevocationTarget { kind: row.target.kind().to_owned(), key }),

@@ -390,9 +390,35 @@ impl FleetDirectory for Directory {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::sync::mpsc;
 
     use super::*;
+
+    /// A busy store is asked again until it answers, for as long as a first snapshot may take. Any other error ends the start at once.
+    #[tokio::test(start_paused = true)]
+    async fn a_busy_store_is_asked_again() {
+        fn busy<T>() -> Result<T, Error> {
+            Err(Error::Store(store::Error::Unavailable("busy".to_owned())))
+        }
+        let asked = AtomicUsize::new(0);
+        let ask = async || if asked.fetch_add(1, Ordering::SeqCst) < 2 { busy() } else { Ok(7) };
+        assert_eq!((while_busy(ask).await.unwrap(), asked.load(Ordering::SeqCst)), (7, 3));
+
+        let begun = tokio::time::Instant::now();
+        let error = while_busy(async || -> Result<(), Error> { busy() }).await.unwrap_err();
+        let took = begun.elapsed();
+        assert!(matches!(&error, Error::Store(store::Error::Unavailable(problem)) if problem == "busy"), "{error:?}");
+        assert!((FIRST_SNAPSHOT_TIMEOUT..=FIRST_SNAPSHOT_TIMEOUT + ASK_AGAIN_PAUSE).contains(&took), "{took:?}");
+
+        let asked = AtomicUsize::new(0);
+        let ask = async || -> Result<(), Error> {
+            asked.fetch_add(1, Ordering::SeqCst);
+            Err(Error::Store(store::Error::Corrupt("torn".to_owned())))
+        };
+        assert!(matches!(while_busy(ask).await, Err(Error::Store(store::Error::Corrupt(_)))));
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+    }
 
     /// A runtime of one thread, which serves spawned tasks until `end` fires.
     fn runtime(runtimes: &Arc<Runtimes>) -> (Handle, tokio::sync::oneshot::Sender<()>) {

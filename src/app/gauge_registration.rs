@@ -46,6 +46,9 @@ pub(super) fn register_gauges(telemetry: &Telemetry, following: &Following, cloc
     metrics.gauge(names::CHAINS_KEPT, "Verified chains kept.", move || chains.chains_kept() as f64);
     let chains = service.clone();
     metrics.gauge(names::CHAINS_BYTES, "Bytes that the kept chains take.", move || chains.chains_bytes() as f64);
+    let ledger = service.clone();
+    let uses = move || ledger.ledger_uses() as f64;
+    metrics.gauge(names::LEDGER_USES, "Calls that wait for the store to use a proof or an approval up.", uses);
     let labels = &[names::AGENT_ID, names::TOOL_NAME, names::EFFECT, names::WOULD_BE];
     for (name, help, of) in [
         (names::SHADOW_DECISIONS, "Decisions also evaluated with documents in shadow.", ShadowCount::Decisions),

@@ -7,6 +7,7 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::client::AdminClient;
+use super::outcome::ActAnswer;
 use super::output::Output;
 use super::visible_text::visible;
 use super::{AdminArgs, Failure};
@@ -54,18 +55,18 @@ pub(super) struct ListArgs {
 }
 
 pub(super) async fn approve(arguments: AnswerArgs, output: &Output) -> Result<(), Failure> {
-    let mut client = AdminClient::open(&arguments.admin).await?;
+    let mut client = AdminClient::open_for_act(&arguments.admin).await?;
     let digest = resolved(&mut client, &arguments.digest).await?;
-    let answer = client.approve(wire::ApproveRequest { digest, reason: arguments.reason }).await?;
-    answered("approved", answer.revision, &answer.approval.unwrap_or_default(), output);
+    let ActAnswer { message, is_recorded } = client.approve(wire::ApproveRequest { digest, reason: arguments.reason }).await?;
+    answered("approved", message.revision, &message.approval.unwrap_or_default(), is_recorded, output);
     Ok(())
 }
 
 pub(super) async fn refuse(arguments: AnswerArgs, output: &Output) -> Result<(), Failure> {
-    let mut client = AdminClient::open(&arguments.admin).await?;
+    let mut client = AdminClient::open_for_act(&arguments.admin).await?;
     let digest = resolved(&mut client, &arguments.digest).await?;
-    let answer = client.refuse(wire::RefuseRequest { digest, reason: arguments.reason }).await?;
-    answered("refused", answer.revision, &answer.approval.unwrap_or_default(), output);
+    let ActAnswer { message, is_recorded } = client.refuse(wire::RefuseRequest { digest, reason: arguments.reason }).await?;
+    answered("refused", message.revision, &message.approval.unwrap_or_default(), is_recorded, output);
     Ok(())
 }
 
@@ -130,8 +131,8 @@ fn check_prefix(digest: &str) -> Result<(), Failure> {
     )))
 }
 
-fn answered(what: &str, revision: String, item: &wire::ApprovalItem, output: &Output) {
-    output.json(&json!({ "revision": revision, "approval": item_json(item) }));
+fn answered(what: &str, revision: String, item: &wire::ApprovalItem, is_recorded: bool, output: &Output) {
+    output.json(&json!({ "revision": revision, "approval": item_json(item), "recorded": is_recorded }));
     output.line(&format!("{what} {}", item.digest));
     describe(item, output);
     let waits: Vec<String> = item.layers.iter().filter(|layer| layer.approved_by.is_empty()).map(named_layer).collect();

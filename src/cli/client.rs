@@ -12,8 +12,9 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Response, Status};
 
 use super::call_failure::refused;
+use super::outcome::{self, ActAnswer};
 use super::output::Output;
-use super::{AdminArgs, Failure, input, outcome, reach};
+use super::{AdminArgs, Failure, input, reach};
 use crate::api::r#gen as wire;
 use crate::api::r#gen::approval_service_client::ApprovalServiceClient;
 use crate::api::r#gen::fleet_service_client::FleetServiceClient;
@@ -58,11 +59,18 @@ pub(super) struct AdminClient {
     history: String,
     keys: Vec<PrivateKey>,
     local: Option<app::LocalAdmin>,
+    /// The command on the store itself, for when the server cannot be relied on; `None` where this is it.
+    store_line: Option<String>,
     /// Deadline by which an act that revokes must have reported its outcome.
     act_until: Instant,
 }
 
 impl AdminClient {
+    /// As [`AdminClient::open`], for an act: where no server answers, the failure names the command on the store itself.
+    pub(super) async fn open_for_act(arguments: &AdminArgs) -> Result<Self, Failure> {
+        Self::open(arguments).await.map_err(|failure| failure.with_store_line(reach::store_line_of(arguments).as_deref()))
+    }
+
     /// Connects to `--target` or opens `--store`, and reads the operator's keys.
     pub(super) async fn open(arguments: &AdminArgs) -> Result<Self, Failure> {
         let began = Instant::now();
@@ -83,7 +91,7 @@ impl AdminClient {
         }
         let greeted = timeout_at(began + reach::GREETING_TIMEOUT, Self::over(channel, target.clone(), keys, local)).await;
         let greeted = greeted.map_err(|_| reach::silent(&target))??;
-        Ok(Self { act_until: began + reach::ACT_TIMEOUT, ..greeted })
+        Ok(Self { act_until: began + reach::ACT_TIMEOUT, store_line: reach::store_line_of(arguments), ..greeted })
     }
 
     /// Makes signed calls over an existing connection.
@@ -96,16 +104,19 @@ impl AdminClient {
         let info = FleetServiceClient::new(channel.clone()).info(wire::InfoRequest {}).await;
         let history = info.map_err(|status| reach::ungreeted(&status, &target))?.into_inner().history_id;
         let act_until = Instant::now() + CALL_TIMEOUT;
-        Ok(Self { channel, target, history, keys, local, act_until })
+        Ok(Self { channel, target, history, keys, local, store_line: None, act_until })
     }
 
-    pub(super) async fn revoke(&mut self, message: wire::RevokeRequest) -> Result<wire::RevokeResponse, Failure> {
+    pub(super) async fn revoke(&mut self, message: wire::RevokeRequest) -> Result<ActAnswer<wire::RevokeResponse>, Failure> {
         let request = self.signed("/portcullis.v1.RevocationService/Revoke", message)?;
         let mut client = RevocationServiceClient::new(self.channel.clone());
         self.outcome(self.in_time(client.revoke(request)).await)
     }
 
-    pub(super) async fn reinstate(&mut self, message: wire::ReinstateRequest) -> Result<wire::ReinstateResponse, Failure> {
+    pub(super) async fn reinstate(
+        &mut self,
+        message: wire::ReinstateRequest,
+    ) -> Result<ActAnswer<wire::ReinstateResponse>, Failure> {
         let request = self.signed("/portcullis.v1.RevocationService/Reinstate", message)?;
         let mut client = RevocationServiceClient::new(self.channel.clone());
         self.outcome(self.in_time(client.reinstate(request)).await)
@@ -119,7 +130,10 @@ impl AdminClient {
         self.answer(RevocationServiceClient::new(self.channel.clone()).list(request).await)
     }
 
-    pub(super) async fn add_operator(&mut self, message: wire::AddOperatorRequest) -> Result<wire::AddOperatorResponse, Failure> {
+    pub(super) async fn add_operator(
+        &mut self,
+        message: wire::AddOperatorRequest,
+    ) -> Result<ActAnswer<wire::AddOperatorResponse>, Failure> {
         let request = self.signed("/portcullis.v1.OperatorService/Add", message)?;
         self.outcome(OperatorServiceClient::new(self.channel.clone()).add(request).await)
     }
@@ -127,7 +141,7 @@ impl AdminClient {
     pub(super) async fn retire_operator(
         &mut self,
         message: wire::RetireOperatorRequest,
-    ) -> Result<wire::RetireOperatorResponse, Failure> {
+    ) -> Result<ActAnswer<wire::RetireOperatorResponse>, Failure> {
         let request = self.signed("/portcullis.v1.OperatorService/Retire", message)?;
         self.outcome(OperatorServiceClient::new(self.channel.clone()).retire(request).await)
     }
@@ -159,10 +173,10 @@ impl AdminClient {
     }
 
     /// Adopts the store. Later calls are signed for the history that the adoption began.
-    pub(super) async fn adopt(&mut self, message: wire::AdoptRequest) -> Result<wire::AdoptResponse, Failure> {
+    pub(super) async fn adopt(&mut self, message: wire::AdoptRequest) -> Result<ActAnswer<wire::AdoptResponse>, Failure> {
         let request = self.signed("/portcullis.v1.FleetService/Adopt", message)?;
         let answer = self.outcome(FleetServiceClient::new(self.channel.clone()).adopt(request).await)?;
-        if let Some((history, _)) = answer.revision.rsplit_once('.') {
+        if let Some((history, _)) = answer.message.revision.rsplit_once('.') {
             history.clone_into(&mut self.history);
         }
         Ok(answer)
@@ -185,17 +199,20 @@ impl AdminClient {
         self.answer(ApprovalServiceClient::new(self.channel.clone()).list(request).await)
     }
 
-    pub(super) async fn approve(&mut self, message: wire::ApproveRequest) -> Result<wire::ApproveResponse, Failure> {
+    pub(super) async fn approve(&mut self, message: wire::ApproveRequest) -> Result<ActAnswer<wire::ApproveResponse>, Failure> {
         let request = self.signed("/portcullis.v1.ApprovalService/Approve", message)?;
         self.outcome(ApprovalServiceClient::new(self.channel.clone()).approve(request).await)
     }
 
-    pub(super) async fn refuse(&mut self, message: wire::RefuseRequest) -> Result<wire::RefuseResponse, Failure> {
+    pub(super) async fn refuse(&mut self, message: wire::RefuseRequest) -> Result<ActAnswer<wire::RefuseResponse>, Failure> {
         let request = self.signed("/portcullis.v1.ApprovalService/Refuse", message)?;
         self.outcome(ApprovalServiceClient::new(self.channel.clone()).refuse(request).await)
     }
 
-    pub(super) async fn apply(&mut self, message: wire::ApplyPolicyRequest) -> Result<wire::ApplyPolicyResponse, Failure> {
+    pub(super) async fn apply(
+        &mut self,
+        message: wire::ApplyPolicyRequest,
+    ) -> Result<ActAnswer<wire::ApplyPolicyResponse>, Failure> {
         let request = self.signed("/portcullis.v1.PolicyService/Apply", message)?;
         let client = PolicyServiceClient::new(self.channel.clone());
         self.outcome(client.max_decoding_message_size(64 * 1024 * 1024).apply(request).await)
@@ -213,7 +230,10 @@ impl AdminClient {
         self.answer(client.max_decoding_message_size(64 * 1024 * 1024).history(request).await)
     }
 
-    pub(super) async fn rollback(&mut self, message: wire::RollbackPolicyRequest) -> Result<wire::ApplyPolicyResponse, Failure> {
+    pub(super) async fn rollback(
+        &mut self,
+        message: wire::RollbackPolicyRequest,
+    ) -> Result<ActAnswer<wire::ApplyPolicyResponse>, Failure> {
         let request = self.signed("/portcullis.v1.PolicyService/Rollback", message)?;
         let client = PolicyServiceClient::new(self.channel.clone());
         self.outcome(client.max_decoding_message_size(64 * 1024 * 1024).rollback(request).await)
@@ -257,13 +277,13 @@ impl AdminClient {
     }
 
     /// Returns the answer to an act. A failure says first whether the act was done.
-    fn outcome<M>(&self, answer: Result<Response<M>, Status>) -> Result<M, Failure> {
-        let (told, warning) = outcome::told(answer, &self.target, self.local.is_some());
-        if let Some(warning) = warning {
+    fn outcome<M>(&self, answer: Result<Response<M>, Status>) -> Result<ActAnswer<M>, Failure> {
+        let told = outcome::told(answer, &self.target).map_err(|failure| failure.with_store_line(self.store_line.as_deref()))?;
+        if !told.is_recorded {
             // The warning goes to standard error, also for scripts, because the result stands.
-            Output::new(false).warning(&warning);
+            Output::new(false).warning(&outcome::unrecorded(&self.target, self.local.is_some()));
         }
-        told
+        Ok(told)
     }
 }
 

@@ -61,7 +61,7 @@ pub(super) async fn run(arguments: ExplainArgs, output: &Output) -> Result<(), F
     };
     print(&answer, arguments.documents, output);
     if !proved && !arguments.documents {
-        output.line("without a proof of the call the server tells layers and reasons alone: --key makes one");
+        output.line("without a proof of the call the server tells what `check` would answer and no more: --key makes a proof");
     }
     ended(answer.effect())
 }

@@ -8,6 +8,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::client::AdminClient;
+use super::outcome::ActAnswer;
 use super::output::Output;
 use super::{AdminArgs, Failure, input, token};
 use crate::api::r#gen as wire;
@@ -94,14 +95,16 @@ pub(super) async fn run(command: OperatorCommand, output: &Output) -> Result<(),
         OperatorCommand::Add(arguments) => add(arguments, output).await,
         OperatorCommand::List { admin } => list(&admin, output).await,
         OperatorCommand::Retire { id, reason, admin } => {
-            let mut client = AdminClient::open(&admin).await?;
-            let answer = client.retire_operator(wire::RetireOperatorRequest { id, reason }).await?;
+            let mut client = AdminClient::open_for_act(&admin).await?;
+            let request = wire::RetireOperatorRequest { id, reason };
+            let ActAnswer { message: answer, is_recorded } = client.retire_operator(request).await?;
             let operator = answer.operator.unwrap_or_default();
             output.line(&format!("retired operator {}", operator.id));
             for key in &operator.keys {
                 output.line(&format!("key {} is dead for good", key.thumbprint));
             }
-            ended(&answer.revision, answer.committed_at_unix_ms, &operator, output);
+            let revision = answer.revision;
+            ended(&OperatorChange { revision, unix_ms: answer.committed_at_unix_ms, operator, is_recorded }, output);
             Ok(())
         }
     }
@@ -129,12 +132,12 @@ async fn add(arguments: AddArgs, output: &Output) -> Result<(), Failure> {
         }
         None => failure,
     };
-    let (revision, unix_ms, operator) = match (break_glass, &admin.store) {
+    let changed = match (break_glass, &admin.store) {
         (true, Some(url)) => broken(url, &admin, &new, &reason).await.map_err(kept)?,
         _ => added(&admin, &new, reason).await.map_err(kept)?,
     };
-    output.line(&format!("added operator {}: {}", operator.id, operator.roles.join(", ")));
-    for key in &operator.keys {
+    output.line(&format!("added operator {}: {}", changed.operator.id, changed.operator.roles.join(", ")));
+    for key in &changed.operator.keys {
         output.line(&format!("key {}", key.thumbprint));
     }
     if let Some(path) = &out {
@@ -143,12 +146,21 @@ async fn add(arguments: AddArgs, output: &Output) -> Result<(), Failure> {
     if break_glass {
         output.line("nobody signed this: it stands in the policy's history and in the audit log of this data folder");
     }
-    ended(&revision, unix_ms, &operator, output);
+    ended(&changed, output);
     Ok(())
 }
 
-async fn added(admin: &AdminArgs, new: &NewOperator, reason: String) -> Result<(String, i64, wire::Operator), Failure> {
-    let mut client = AdminClient::open(admin).await?;
+/// An operator that was added or retired.
+struct OperatorChange {
+    revision: String,
+    unix_ms: i64,
+    operator: wire::Operator,
+    /// Whether the act stands in the audit log.
+    is_recorded: bool,
+}
+
+async fn added(admin: &AdminArgs, new: &NewOperator, reason: String) -> Result<OperatorChange, Failure> {
+    let mut client = AdminClient::open_for_act(admin).await?;
     let request = wire::AddOperatorRequest {
         id: new.id.clone(),
         keys_jwk: new.keys.iter().map(|key| key.clone().into()).collect(),
@@ -157,17 +169,13 @@ async fn added(admin: &AdminArgs, new: &NewOperator, reason: String) -> Result<(
         users: new.users.iter().map(|(issuer, sub)| wire::OperatorUser { issuer: issuer.clone(), sub: sub.clone() }).collect(),
         reason,
     };
-    let answer = client.add_operator(request).await?;
-    Ok((answer.revision, answer.committed_at_unix_ms, answer.operator.unwrap_or_default()))
+    let ActAnswer { message: answer, is_recorded } = client.add_operator(request).await?;
+    let operator = answer.operator.unwrap_or_default();
+    Ok(OperatorChange { revision: answer.revision, unix_ms: answer.committed_at_unix_ms, operator, is_recorded })
 }
 
 /// Adds an operator without a signature, on the store itself.
-async fn broken(
-    url: &config::StoreUrl,
-    admin: &AdminArgs,
-    new: &NewOperator,
-    reason: &str,
-) -> Result<(String, i64, wire::Operator), Failure> {
+async fn broken(url: &config::StoreUrl, admin: &AdminArgs, new: &NewOperator, reason: &str) -> Result<OperatorChange, Failure> {
     let store = config::Store::new(url, admin.store_durability).map_err(Failure::bad_configuration)?;
     let local = app::LocalAdmin::open(&store, &admin.data).await.map_err(Failure::from)?;
     let done = local.break_glass(new, reason).await;
@@ -191,15 +199,16 @@ async fn broken(
         revision: done.revision.to_string(),
         ..Default::default()
     };
-    Ok((done.revision.to_string(), done.unix_ms, operator))
+    Ok(OperatorChange { revision: done.revision.to_string(), unix_ms: done.unix_ms, operator, is_recorded: done.is_recorded })
 }
 
-fn ended(revision: &str, committed_at_unix_ms: i64, operator: &wire::Operator, output: &Output) {
-    output.line(&format!("revision {revision}"));
+fn ended(changed: &OperatorChange, output: &Output) {
+    output.line(&format!("revision {}", changed.revision));
     output.json(&json!({
-        "revision": revision,
-        "committed_at_unix_ms": committed_at_unix_ms,
-        "operator": operator_json(operator),
+        "revision": changed.revision,
+        "committed_at_unix_ms": changed.unix_ms,
+        "operator": operator_json(&changed.operator),
+        "recorded": changed.is_recorded,
     }));
 }
 

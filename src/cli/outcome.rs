@@ -41,7 +41,7 @@ impl Outcome {
             // A refused policy states the outcome itself, and its diagnostics follow.
             Outcome::Refused if why.message.starts_with("the policy") => why,
             Outcome::Refused => Failure { message: format!("not done: {}", why.message), ..why },
-            Outcome::Unknown => Failure::failed(format!("it is not known whether it was done: {}; {LOOK}", why.message)),
+            Outcome::Unknown => Failure::unavailable(format!("it is not known whether it was done: {}; {LOOK}", why.message)),
             Outcome::Unanswered => {
                 Failure::unavailable(format!("no answer came, so it is not known whether it was done: {}; {LOOK}", why.message))
             }
@@ -52,19 +52,28 @@ impl Outcome {
 const LOOK: &str = "look with `portcullis revocations`, `approvals --all` or `policy history`, and repeat what is not there; \
                     revoking twice does no harm";
 
-/// The answer to an act, or the failure that states its outcome; and a warning beside an answer, if there is one.
-pub(super) fn told<M>(answer: Result<Response<M>, Status>, target: &str, is_local: bool) -> (Result<M, Failure>, Option<String>) {
+/// The answer to an act that was done.
+#[derive(Debug)]
+pub(super) struct ActAnswer<M> {
+    /// What the server, or the store itself, answered.
+    pub(super) message: M,
+    /// Whether the act stands in the audit log: `recorded` in the JSON of every act.
+    pub(super) is_recorded: bool,
+}
+
+/// The answer to an act, or the failure that says what became of it.
+pub(super) fn told<M>(answer: Result<Response<M>, Status>, target: &str) -> Result<ActAnswer<M>, Failure> {
     match answer {
         Ok(response) => {
-            let is_unrecorded = response.metadata().get(UNRECORDED).is_some_and(|value| value == UNRECORDED_VALUE);
-            (Ok(response.into_inner()), is_unrecorded.then(|| unrecorded(target, is_local)))
+            let is_recorded = response.metadata().get(UNRECORDED).is_none_or(|value| value != UNRECORDED_VALUE);
+            Ok(ActAnswer { message: response.into_inner(), is_recorded })
         }
-        Err(status) => (Err(of(&status).failure(refused(&status, target))), None),
+        Err(status) => Err(of(&status).failure(refused(&status, target))),
     }
 }
 
 /// The warning for an act that was done but is not in the audit log. The act itself did not fail.
-fn unrecorded(target: &str, is_local: bool) -> String {
+pub(super) fn unrecorded(target: &str, is_local: bool) -> String {
     if is_local {
         return "it was done, and the store keeps the signed act; but the audit folder of the data folder (--data) cannot be written, so \
                 no line of it is there: make room on that disk, and note the act for who reads the audit log"

@@ -11,6 +11,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::client::AdminClient;
+use super::outcome::ActAnswer;
 use super::output::Output;
 use super::{AdminArgs, Failure, findings};
 use crate::api::r#gen as wire;
@@ -117,20 +118,22 @@ fn checked(files: &[SourceFile]) -> (usize, Vec<Diagnostic>) {
 
 async fn apply(arguments: ApplyArgs, output: &Output) -> Result<(), Failure> {
     let files = wire_files(&arguments.dir)?;
-    let mut client = AdminClient::open(&arguments.admin).await?;
+    let mut client = AdminClient::open_for_act(&arguments.admin).await?;
     let request = wire::ApplyPolicyRequest { files: files.clone(), dry_run: arguments.dry_run };
     let answer = client.apply(request).await.map_err(|failure| with_lines(failure, &files, output))?;
-    let said: Vec<Diagnostic> = answer.warnings.iter().map(diagnostic_in).collect();
+    let said: Vec<Diagnostic> = answer.message.warnings.iter().map(diagnostic_in).collect();
     output.aside(&findings::render(&said, &Sources::new(files.iter().map(|file| (file.path.as_str(), &*file.content)))));
     show_applied(answer, arguments.dry_run, output);
     Ok(())
 }
 
 /// Prints the changes that were applied, or would be.
-fn show_applied(answer: wire::ApplyPolicyResponse, dry_run: bool, output: &Output) {
+fn show_applied(answer: ActAnswer<wire::ApplyPolicyResponse>, dry_run: bool, output: &Output) {
+    let ActAnswer { message: answer, is_recorded } = answer;
     output.json(&json!({
         "revision": answer.revision,
         "dry_run": dry_run,
+        "recorded": is_recorded,
         "changes": answer.changes.iter().map(change_json).collect::<Vec<_>>(),
         "warnings": answer.warnings.iter().map(wire_diagnostic_json).collect::<Vec<_>>(),
     }));

@@ -54,14 +54,18 @@ fn strange(said: &str, target: &str) -> Failure {
 
 impl Failure {
     /// Adds the same command on the store itself, if no server answers.
-    pub(super) fn with_store_line(self, admin: &AdminArgs) -> Self {
-        if self.code != Self::UNAVAILABLE || admin.store.is_some() {
-            return self;
+    pub(super) fn with_store_line(self, line: Option<&str>) -> Self {
+        match line.filter(|_| self.code == Self::UNAVAILABLE) {
+            Some(line) => Self { message: format!("{}\n{line}", self.message), ..self },
+            None => self,
         }
-        let url = std::env::var_os("PORTCULLIS_STORE").is_some();
-        let line = store_line(std::env::args_os().skip(1), &admin.data, url);
-        Self { message: format!("{}\n{line}", self.message), ..self }
     }
+}
+
+/// What to run without a server, for the command that runs; `None` where it opened the store itself.
+pub(super) fn store_line_of(admin: &AdminArgs) -> Option<String> {
+    let is_named = std::env::var_os("PORTCULLIS_STORE").is_some();
+    admin.store.is_none().then(|| store_line(std::env::args_os().skip(1), &admin.data, is_named))
 }
 
 /// The command to run without a server. `is_named` says that the environment names the store.

@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::client::AdminClient;
 use super::fleet::{self, Wait};
+use super::outcome::ActAnswer;
 use super::output::Output;
 use super::recognition::Recognition;
 use super::store::date_time;
@@ -178,11 +179,11 @@ pub(super) async fn revoke(arguments: RevokeArgs, output: &Output) -> Result<(),
         _ => wire::RevocationMeaning::Unspecified,
     };
     let admin = arguments.admin;
-    let mut client = AdminClient::open(&admin).await.map_err(|failure| failure.with_store_line(&admin))?;
+    let mut client = AdminClient::open_for_act(&admin).await?;
     let began = Instant::now();
     let request =
         wire::RevokeRequest { target: Some(arguments.target.into()), meaning: meaning.into(), reason: arguments.reason };
-    let answer = client.revoke(request).await.map_err(|failure| failure.with_store_line(&admin))?;
+    let ActAnswer { message: answer, is_recorded } = client.revoke(request).await?;
     let took_ms = began.elapsed().as_millis() as u64;
     let target = answer.target.unwrap_or_default();
     output.line(&format!("revoked {}: durable in {took_ms} ms", named(&target)));
@@ -192,23 +193,24 @@ pub(super) async fn revoke(arguments: RevokeArgs, output: &Output) -> Result<(),
     let (revision, committed_at_unix_ms) = (answer.revision, answer.committed_at_unix_ms);
     let usable = Usable { bound_ms: answer.freshness_bound_ms, since: Instant::now() };
     let end = name.end(arguments.unknown_ok);
-    let done = Done { verb, target, revision, committed_at_unix_ms, name: Some(name), usable: Some(usable) };
+    let done = Done { verb, target, revision, committed_at_unix_ms, is_recorded, name: Some(name), usable: Some(usable) };
     done.end(&mut client, arguments.wait, output).await?;
     end
 }
 
 pub(super) async fn reinstate(arguments: ReinstateArgs, output: &Output) -> Result<(), Failure> {
     let admin = arguments.admin;
-    let mut client = AdminClient::open(&admin).await.map_err(|failure| failure.with_store_line(&admin))?;
+    let mut client = AdminClient::open_for_act(&admin).await?;
     let target: wire::RevocationTarget = arguments.target.into();
     let request = wire::ReinstateRequest { target: Some(target.clone()), reason: arguments.reason };
-    let answer = client.reinstate(request).await.map_err(|failure| failure.with_store_line(&admin))?;
+    let ActAnswer { message: answer, is_recorded } = client.reinstate(request).await?;
     let waits_until = answer.waits_for_second_until_unix_ms;
     if waits_until > 0 {
         output.json(&json!({
             "revision": answer.revision,
             "target": { "kind": target.kind, "key": target.key },
             "committed_at_unix_ms": answer.committed_at_unix_ms,
+            "recorded": is_recorded,
             "waits_for_second_until_unix_ms": waits_until,
         }));
         output.line(&format!("nothing is reinstated yet: waits for a second operator until {}", clock_time(waits_until)));
@@ -218,7 +220,7 @@ pub(super) async fn reinstate(arguments: ReinstateArgs, output: &Output) -> Resu
     }
     output.line(&format!("reinstated {}", named(&target)));
     let (revision, committed_at_unix_ms) = (answer.revision, answer.committed_at_unix_ms);
-    let done = Done { verb: "know", target, revision, committed_at_unix_ms, name: None, usable: None };
+    let done = Done { verb: "know", target, revision, committed_at_unix_ms, is_recorded, name: None, usable: None };
     done.end(&mut client, arguments.wait, output).await
 }
 
@@ -228,6 +230,8 @@ struct Done {
     target: wire::RevocationTarget,
     revision: String,
     committed_at_unix_ms: i64,
+    /// Whether it stands in the audit log.
+    is_recorded: bool,
     /// The look-up of the target's name, if there was one.
     name: Option<Recognition>,
     /// How long earlier permits stay usable, if the act revokes something.
@@ -269,12 +273,13 @@ impl Done {
     /// Prints the revision, waits for the fleet if requested, and prints how the wait ended. The write stands, whatever the wait
     /// returns.
     async fn end(self, client: &mut AdminClient, wait: Option<Wait>, output: &Output) -> Result<(), Failure> {
-        let Self { verb, target, revision, committed_at_unix_ms, name, usable } = self;
+        let Self { verb, target, revision, committed_at_unix_ms, is_recorded, name, usable } = self;
         output.line(&format!("revision {revision}"));
         let mut said = json!({
             "revision": revision,
             "target": { "kind": target.kind, "key": target.key },
             "committed_at_unix_ms": committed_at_unix_ms,
+            "recorded": is_recorded,
         });
         if let (Some(name), Some(said)) = (&name, said.as_object_mut()) {
             said.insert("name".to_owned(), name.json());

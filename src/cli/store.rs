@@ -9,6 +9,7 @@ use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
 use super::client::AdminClient;
+use super::outcome::ActAnswer;
 use super::output::Output;
 use super::{AdminArgs, Failure, progress};
 use crate::api::r#gen as wire;
@@ -155,8 +156,8 @@ async fn watched(store: &Path, file: &Path, overwrite: bool) -> Result<Backup, B
 async fn adopt(arguments: AdoptArgs, output: &Output) -> Result<(), Failure> {
     let AdoptArgs { store, store_durability, data, operator_key, reason, wait } = arguments;
     let admin = AdminArgs { url: String::new(), store: Some(store), store_durability, data, operator_key };
-    let mut client = AdminClient::open(&admin).await?;
-    let adopted = client.adopt(wire::AdoptRequest { reason }).await?;
+    let mut client = AdminClient::open_for_act(&admin).await?;
+    let ActAnswer { message: adopted, is_recorded } = client.adopt(wire::AdoptRequest { reason }).await?;
     output.line(&format!("adopted: the store was at {}, and goes on as another history", adopted.adopted_from));
     output.line(&format!("revision {}", adopted.revision));
     output.line(&format!("every root issued until {} is void", date_time(adopted.watermark_unix_s)));
@@ -165,6 +166,7 @@ async fn adopt(arguments: AdoptArgs, output: &Output) -> Result<(), Failure> {
         "adopted_from": adopted.adopted_from,
         "committed_at_unix_ms": adopted.committed_at_unix_ms,
         "watermark_unix_s": adopted.watermark_unix_s,
+        "recorded": is_recorded,
     });
     let Some(seconds) = wait else {
         output.json(&said);

@@ -162,8 +162,9 @@ pub const DISK_CRITICAL_BYTES: u64 = 256 * 1024 * 1024;
 /// Free space below which every call is denied; the rest is for acts and for the store. A thirty-second of the disk counts instead if that
 /// is less.
 pub const DISK_EXHAUSTED_BYTES: u64 = 64 * 1024 * 1024;
-/// Number of concurrent calls of one serving runtime that use a proof or an approval. Further calls are denied at once and use nothing.
-pub const LEDGER_USES_MAX: usize = 512;
+/// Number of concurrent calls of one serving runtime that use a proof or an approval. Further calls are denied at once and use nothing. Agents
+/// share them.
+pub const LEDGER_USES_MAX: u32 = 512;
 /// Number of uses that wait for the store, including uses to undo. Further ones are refused at once.
 pub const LEDGER_QUEUE_MAX: usize = 4096;
 /// How long a use waits for the store before it is refused and not performed.

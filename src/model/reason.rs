@@ -62,6 +62,14 @@ impl Layer {
             Layer::Audit => "audit",
         }
     }
+
+    /// Whether the layer's answer may depend on the arguments of a call.
+    pub fn judges_arguments(self) -> bool {
+        match self {
+            Layer::Identity | Layer::Revocation | Layer::Freshness | Layer::Audit => false,
+            Layer::Tool | Layer::User | Layer::Application | Layer::Agent | Layer::Hop | Layer::Guardrail => true,
+        }
+    }
 }
 
 impl fmt::Display for Layer {

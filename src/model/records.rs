@@ -100,8 +100,8 @@ impl Target {
         }
     }
 
-    /// The parts of the target's key, in the order of the command line.
-    pub fn parts(&self) -> Vec<&str> {
+    /// The id of a target that has one part. INVARIANT: none of these ids names a person.
+    pub fn id(&self) -> Option<&str> {
         match self {
             Target::Agent(id)
             | Target::Session(id)
@@ -110,10 +110,17 @@ impl Target {
             | Target::Key(id)
             | Target::Tool(id)
             | Target::Hop(id)
-            | Target::Token(id) => vec![id],
+            | Target::Token(id) => Some(id),
+            Target::Delegation { .. } | Target::User { .. } | Target::All => None,
+        }
+    }
+
+    /// The parts of the key, in the order of the command line.
+    pub fn parts(&self) -> Vec<&str> {
+        match self {
             Target::Delegation { issuer, subject, agent } => vec![issuer, subject, agent],
             Target::User { issuer, subject } => vec![issuer, subject],
-            Target::All => vec![],
+            one => one.id().into_iter().collect(),
         }
     }
 

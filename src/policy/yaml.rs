@@ -52,7 +52,8 @@ pub struct FlatMember {
     pub is_list: bool,
 }
 
-/// Reads a configuration file: one document that maps keys to scalars or lists of scalars.
+/// Reads a configuration file: one document that maps keys to scalars or lists of scalars. A known key with a dot, as `section.key`, is a
+/// key in the mapping of its section.
 ///
 /// # Errors
 /// All mistakes, with their positions.
@@ -62,28 +63,43 @@ pub fn flat(content: &[u8], path: &str, known: &[&str]) -> Result<Vec<FlatMember
     let mut found = Vec::new();
     let mut error = |at: Position, message: String| out.push(Diagnostic::new(Severity::Error, path, at, message));
     for (index, document) in documents.iter().enumerate() {
-        let Some(members) = document.as_mapping().filter(|_| index == 0) else {
-            error(document.at, "a file of settings is one mapping, `key: value`".to_owned());
-            continue;
-        };
-        for member in members {
-            let (values, is_list) = match &member.value.kind {
-                Kind::Scalar(scalar) => (Some(vec![scalar.text.clone()]), false),
-                Kind::Sequence(items) => (items.iter().map(scalar_text).collect(), true),
-                Kind::Mapping(_) => (None, false),
-            };
-            if !known.contains(&member.name.as_str()) {
-                let hint = super::diagnostic::suggestion(&member.name, known.iter().copied());
-                let hint = hint.map(|hint| format!(": {hint}")).unwrap_or_default();
-                error(member.at, format!("unknown key `{}`{hint}", abridged(&member.name)));
-            } else if let Some(values) = values {
-                found.push(FlatMember { name: member.name.clone(), at: member.at, values, is_list });
-            } else {
-                error(member.at, format!("`{}` must be a value or a list of values", member.name));
-            }
+        match document.as_mapping().filter(|_| index == 0) {
+            Some(members) => flatten(members, "", known, &mut found, &mut error),
+            None => error(document.at, "a file of settings is one mapping, `key: value`".to_owned()),
         }
     }
     if out.iter().any(Diagnostic::is_error) { Err(out) } else { Ok(found) }
+}
+
+/// Adds the members of a mapping to those that were found; `section` is empty, or the name of their section with a dot.
+fn flatten(
+    members: &[Member],
+    section: &str,
+    known: &[&str],
+    found: &mut Vec<FlatMember>,
+    error: &mut impl FnMut(Position, String),
+) {
+    let here = || known.iter().filter_map(|key| key.strip_prefix(section));
+    for member in members {
+        let name = format!("{section}{}", member.name);
+        let is_section = here().any(|key| key.split_once('.').is_some_and(|(section, _)| section == member.name));
+        let values = match &member.value.kind {
+            Kind::Scalar(scalar) => Some((vec![scalar.text.clone()], false)),
+            Kind::Sequence(items) => items.iter().map(scalar_text).collect::<Option<_>>().map(|values| (values, true)),
+            Kind::Mapping(_) => None,
+        };
+        match (&member.value.kind, values) {
+            (Kind::Mapping(inner), _) if is_section => flatten(inner, &format!("{name}."), known, found, error),
+            _ if is_section => error(member.at, format!("`{name}` must be a mapping of settings")),
+            _ if member.name.contains('.') || !here().any(|key| key == member.name) => {
+                let keys = here().filter(|key| !key.contains('.'));
+                let hint = super::diagnostic::suggestion(&member.name, keys).map(|hint| format!(": {hint}")).unwrap_or_default();
+                error(member.at, format!("unknown key `{}`{hint}", abridged(&name)));
+            }
+            (_, Some((values, is_list))) => found.push(FlatMember { name, at: member.at, values, is_list }),
+            _ => error(member.at, format!("`{name}` must be a value or a list of values")),
+        }
+    }
 }
 
 fn scalar_text(node: &Node) -> Option<String> {

@@ -14,9 +14,9 @@ use std::sync::Arc;
 
 use ring::digest::{Context, SHA256};
 
-use super::Service;
 use super::judge::Judged;
 use super::request::{ApprovalRequest, Caller, CheckRequest};
+use super::settle::LedgerCall;
 use crate::model::approval::{
     ApprovalCall, ApprovalRow, Approvers, AskApproval, AskOutcome, Lack, OwnUse, PreparedUse, UseApprovals, WaitingShare,
 };
@@ -31,7 +31,7 @@ use crate::model::reason::{Layer, Reason};
 use crate::model::request::{Call, Subject};
 use crate::model::time::Now;
 use crate::pdp;
-use crate::snapshot::{Snapshot, View};
+use crate::snapshot::Snapshot;
 
 /// The approvals that a call must use before it is permitted.
 #[derive(Debug)]
@@ -45,18 +45,11 @@ pub(super) struct Wanted {
     hop: Option<usize>,
 }
 
-impl Service {
+impl LedgerCall<'_> {
     /// Asks for the missing approval, or denies the call.
-    pub(super) async fn lacking(
-        &self,
-        judged: &mut Judged,
-        request: &CheckRequest,
-        caller: &Caller,
-        view: &mut View,
-        wanted: &Wanted,
-        (prepared, lack): (Option<usize>, Lack),
-    ) {
-        let number = view.snapshot.revision().number;
+    pub(super) async fn lacking(&mut self, wanted: &Wanted, prepared: Option<usize>, lack: Lack) {
+        let number = self.number();
+        let judged = &mut self.judged;
         match (prepared, lack) {
             (Some(index), lack) => {
                 let Some(need) = wanted.prepared.get(index) else {
@@ -69,35 +62,35 @@ impl Service {
             }
             (None, Lack::Used) => judged.decision = wanted.denied(Reason::ApprovalUsed, number),
             (None, Lack::Refused) => judged.decision = wanted.denied(Reason::ApprovalRefused, number),
-            (None, Lack::Missing | Lack::Waiting | Lack::Expired) => self.ask(judged, request, caller, view, wanted).await,
+            (None, Lack::Missing | Lack::Waiting | Lack::Expired) => self.ask(wanted).await,
         }
     }
 
     /// Stores the approval request of a call. The decision stays as it is, or becomes a denial if the request cannot be stored.
-    async fn ask(&self, judged: &mut Judged, request: &CheckRequest, caller: &Caller, view: &mut View, wanted: &Wanted) {
-        let number = view.snapshot.revision().number;
+    async fn ask(&mut self, wanted: &Wanted) {
+        let number = self.number();
         let arguments_bytes = wanted.call.arguments_json.len();
         if arguments_bytes > APPROVAL_ARGUMENTS_BYTES_MAX {
-            judged.message = Some(format!(
+            self.judged.message = Some(format!(
                 "this call needs an approval, and its arguments are {arguments_bytes} bytes: over {APPROVAL_ARGUMENTS_BYTES_MAX} \
                  cannot be shown to an approver"
             ));
-            judged.decision = wanted.denied(Reason::ApprovalRequired, number);
+            self.judged.decision = wanted.denied(Reason::ApprovalRequired, number);
             return;
         }
         let needs = wanted.needs().to_vec();
         let (proof, approvers) = (wanted.uses.proof.clone(), wanted.uses.approvers.clone());
         let asked = AskApproval { call: wanted.call.clone(), needs, proof, approvers };
-        match self.parts.approvals.ask(asked).await {
+        match self.service.parts.approvals.ask(asked).await {
             Ok(AskOutcome::Stands(row)) => {
-                let asked = judged.decision.clone();
-                self.judge_anew(judged, request, caller, view);
-                if judged.decision.effect != Effect::Deny {
-                    judged.approval = Some(answered(&row, &asked));
-                    judged.decision = Decision { revision: judged.decision.revision, ..asked };
+                let asked = self.judged.decision.clone();
+                self.judge_anew();
+                if self.judged.decision.effect != Effect::Deny {
+                    self.judged.approval = Some(answered(&row, &asked));
+                    self.judged.decision = Decision { revision: self.judged.decision.revision, ..asked };
                 }
             }
-            Ok(AskOutcome::Replayed) => judged.decision = Decision::deny(Reason::ProofReplayed, number),
+            Ok(AskOutcome::Replayed) => self.judged.decision = Decision::deny(Reason::ProofReplayed, number),
             Ok(AskOutcome::OverQuota(share)) => {
                 let waits = match share {
                     WaitingShare::UserAndAgent => format!("{APPROVALS_WAITING_MAX} calls of this user by this agent wait"),
@@ -105,35 +98,28 @@ impl Service {
                     WaitingShare::User => format!("{APPROVALS_WAITING_OF_USER_MAX} calls of this user wait"),
                     WaitingShare::Store => format!("{APPROVALS_WAITING_TOTAL_MAX} calls wait"),
                 };
-                judged.message =
+                self.judged.message =
                     Some(format!("this call needs an approval, and {waits} for one already: have some answered first"));
-                judged.decision = wanted.denied(Reason::ApprovalRequired, number);
+                self.judged.decision = wanted.denied(Reason::ApprovalRequired, number);
             }
-            Err(error) => self.not_taken(judged, view, &error),
+            Err(error) => self.not_taken(&error),
         }
     }
 
     /// Repeats an earlier permit if the call would still get it. A denial is a new decision with an id of its own.
-    pub(super) fn permit_again(
-        &self,
-        judged: &mut Judged,
-        request: &CheckRequest,
-        caller: &Caller,
-        view: &mut View,
-        wanted: &Wanted,
-        decision_id: String,
-    ) {
-        self.permit(judged, request, caller, view, wanted);
-        judged.repeats = true;
-        if judged.decision.effect == Effect::Permit {
-            judged.decision_id = Some(decision_id);
+    pub(super) fn permit_again(&mut self, wanted: &Wanted, decision_id: String) {
+        self.permit(wanted);
+        self.judged.repeats = true;
+        if self.judged.decision.effect == Effect::Permit {
+            self.judged.decision_id = Some(decision_id);
         }
     }
 
     /// Permits an approved call, unless the newest view denies it at the current time or asks for another approval.
-    pub(super) fn permit(&self, judged: &mut Judged, request: &CheckRequest, caller: &Caller, view: &mut View, wanted: &Wanted) {
-        let decision_id = judged.decision_id.take();
-        self.judge_anew(judged, request, caller, view);
+    pub(super) fn permit(&mut self, wanted: &Wanted) {
+        let decision_id = self.judged.decision_id.take();
+        self.judge_anew();
+        let judged = &mut self.judged;
         judged.decision_id = decision_id;
         let again = std::mem::replace(&mut judged.decision, Decision::deny(Reason::ApprovalRequired, 0));
         judged.decision = match again.effect {

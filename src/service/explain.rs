@@ -3,7 +3,8 @@
 //! It changes nothing: it spends no proof, and it neither requests, uses nor looks up an approval.
 //!
 //! A gateway sees reasons and layers. Only an administrator sees documents, their locations and their entries. A gateway without a
-//! proof of the call sees only layers, effects and reasons. A chain is not secret, and a thief of a chain must not learn its limits.
+//! proof of the call sees the answer that `Check` would give, and only those layers that do not judge the arguments. A chain is not
+//! secret, and a thief of a chain must not find its limits by asking with one value after the other.
 //!
 //! Look next at `explain/words.rs` for the text of the changes, then at `pdp/explain.rs` for the layers.
 
@@ -26,7 +27,7 @@ use crate::model::reason::{Layer, Reason};
 use crate::model::records::DocumentKey;
 use crate::model::revision::Revision;
 use crate::model::time::Now;
-use crate::pdp::{self, Finding, Turn};
+use crate::pdp::{self, Finding, LayerAnswer, Turn};
 use crate::snapshot::View;
 use crate::token::{ProofOf, Rejection};
 
@@ -41,6 +42,8 @@ pub struct Explanation {
     pub reason: Reason,
     /// The layer that decided; `None` on a permit.
     pub layer: Option<Layer>,
+    /// The index of the token or agent that decided, root 0.
+    hop: Option<usize>,
     /// A message for people.
     pub message: String,
     /// The chain as a sentence; empty if none was verified.
@@ -55,7 +58,7 @@ pub struct Explanation {
     pub snapshot_age_ms: u64,
     findings: Vec<Finding>,
     facts: words::Facts,
-    /// Whether the caller has proved that it holds the chain, as far as `Check` would demand a proof for the tool.
+    /// Whether the caller has proved that it holds the chain, by a proof of the call, or by a proved handle if the tool needs no other.
     proved: bool,
 }
 
@@ -89,9 +92,15 @@ pub struct Change {
 
 impl Explanation {
     /// Every layer's answer. Of equal answers, the first in this order is reported. `places` is as in [`Explanation::changes`].
+    ///
+    /// INVARIANT: a gateway without a proof of the call learns nothing that depends on the arguments, except the answer that `Check`
+    /// gives it too. `Check` gives one only for a tool that needs no proof. For any other tool it denies with `PROOF_MISSING`.
     pub fn layers(&self, places: Option<&Places>) -> impl Iterator<Item = ExplainedLayer> + '_ {
         let (names, documents) = (self.may_tell(places), places.is_some());
-        self.findings.iter().map(move |Finding { answer, .. }| ExplainedLayer {
+        let decides =
+            move |answer: &LayerAnswer| (Some(answer.layer), answer.hop, answer.reason) == (self.layer, self.hop, self.reason);
+        let told = move |finding: &&Finding| names || !finding.answer.layer.judges_arguments() || decides(&finding.answer);
+        self.findings.iter().filter(told).map(move |Finding { answer, .. }| ExplainedLayer {
             layer: answer.layer,
             hop: answer.hop,
             effect: answer.effect,
@@ -211,6 +220,7 @@ impl Lane {
             effect: answer.decision.effect,
             reason: answer.decision.reason,
             layer: answer.decision.layer,
+            hop: answer.decision.hop,
             message: answer.message,
             chain: chain.as_ref().map(|chain| chain.prepared.chain().sentence()).unwrap_or_default(),
             identities: answer.identities,

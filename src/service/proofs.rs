@@ -39,8 +39,22 @@ pub(super) struct Proofs {
 /// Two holders with the same hash share one share. That affects fairness, not safety.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Holder {
-    agent: u32,
-    user: u32,
+    pub(super) agent: u32,
+    pub(super) user: u32,
+}
+
+/// The share of an agent, or of one of its users.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Share {
+    Agent(u32),
+    User(u32),
+}
+
+impl Holder {
+    /// The shares that it uses up: its agent's, and within that its user's.
+    pub(super) fn shares(self) -> [Share; 2] {
+        [Share::Agent(self.agent), Share::User(self.user)]
+    }
 }
 
 /// The outcome of spending a proof.
@@ -169,13 +183,6 @@ struct Generation {
     all_full: bool,
 }
 
-/// The share of an agent, or of one of its users.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Share {
-    Agent(u32),
-    User(u32),
-}
-
 enum Put {
     Added,
     Present,
@@ -246,7 +253,7 @@ impl Shard {
 
     /// Whether a proof of this holder may be missing in the table.
     fn has_lost(&self, holder: Holder) -> bool {
-        let shares = [Share::Agent(holder.agent), Share::User(holder.user)];
+        let shares = holder.shares();
         let lost = |generation: &Generation| generation.all_full || shares.iter().any(|share| generation.full.contains(share));
         lost(&self.current) || lost(&self.previous)
     }

@@ -82,6 +82,25 @@ pub struct CheckRequest {
     pub trace: TraceHeaders,
 }
 
+impl CheckRequest {
+    /// A call of a tool without a proof, arguments or any other optional part.
+    pub fn new(credential: Credential, tool: &str) -> Self {
+        Self {
+            request_id: String::new(),
+            credential,
+            proof: None,
+            tool: tool.to_owned(),
+            tool_schema_sha256: None,
+            arguments_json: Bytes::new(),
+            environment: None,
+            audience: None,
+            at_least: None,
+            want_handle: false,
+            trace: TraceHeaders::default(),
+        }
+    }
+}
+
 /// The answer of a replica to a [`CheckRequest`].
 #[derive(Clone, Debug)]
 pub struct Answer {

@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use super::request::TraceHeaders;
 use super::*;
 use crate::app::bind::StoreApprovals;
 use crate::audit::Log;
 use crate::model::approval::{AskApproval, AskOutcome, UseApprovals, UseOutcome};
-use crate::model::json::Object;
+use crate::model::json::{Object, parse_object};
+use crate::model::limits::LEDGER_USES_MAX;
 use crate::model::records::{Change, DocumentKey, DocumentRow, Origin, RevocationRow, Target};
 use crate::model::revision::{HistoryId, Revision, StateDigest};
 use crate::model::time::ManualClock;
@@ -154,10 +154,12 @@ fn world() -> World {
          {{kind: server, id: pay, tools: {{refund: {{risk: write}}, burn: {{risk: destructive}}, tip: {{risk: read, proof: none}}}}}}\n---\n\
          {{kind: operator, id: olga, keys: [{}], roles: [approve], groups: [leads], users: [{{issuer: 'https://i', sub: olga}}]}}\n---\n\
          {{kind: agent, id: 'spiffe://a/b', keys: [{}], applications: [p], acts_for: [g], allow: [t/*], \
-           approve: [{{pay/*: {{by: [leads], expires_in: 5m}}}}]}}\n",
+           approve: [{{pay/*: {{by: [leads], expires_in: 5m}}}}]}}\n---\n\
+         {{kind: agent, id: 'spiffe://a/other', keys: [{}], applications: [p], acts_for: [g], allow: [t/*]}}\n",
         issuer.public_key().to_jwk(),
         PrivateKey::from_seed([3; 32]).unwrap().public_key().to_jwk(),
         agent.public_key().thumbprint(),
+        PrivateKey::from_seed([4; 32]).unwrap().public_key().thumbprint(),
     );
     let documents = parse(&[SourceFile { path: "p.yaml".to_owned(), content: policy.into_bytes() }]);
     assert_eq!(documents.diagnostics, []);
@@ -196,14 +198,7 @@ fn world() -> World {
     };
     let service = Arc::new(Service::new(parts, Settings::default()));
     service.ready_at.get_or_init(|| Now { unix_ns: START_UNIX_S * 1_000_000_000, boot_ns: 0 });
-    let claims = format!(
-        r#"{{"iss":"https://i","aud":"{AUDIENCE}","sub":"u","sub_profile":"user","groups":["g"],"client_id":"p","sid":"s","txn":"x",
-        "act":{{"iss":"https://i","sub":"spiffe://a/b"}},"exp":{},"cnf":{{"jwk":{}}},"del_max_depth":0,
-        "authorization_details":[{{"type":"attenuating_agent_token","tools":{{"{TOOL}":{{}},"pay/refund":{{}},"pay/burn":{{}},"pay/tip":{{}}}}}}]}}"#,
-        START_UNIX_S + 600,
-        agent.public_key().to_jwk(),
-    );
-    let root = issue::issue_root(&issuer, &claims, clock.now()).unwrap();
+    let root = root(&issuer, &agent, "spiffe://a/b", "u", clock.now());
     let log = Log::open(&folder.path().join("audit"), "n", clock.clone()).unwrap();
     let lane = service.lane(log.recorder("lane").unwrap());
     World {
@@ -219,29 +214,51 @@ fn world() -> World {
         documents: rows,
         issuer,
         agent,
-        tokens: vec![root.into()],
+        tokens: vec![root],
         folder,
+    }
+}
+
+/// A root that lets an agent call every tool for a user.
+fn root(issuer: &PrivateKey, agent: &PrivateKey, agent_id: &str, user: &str, now: Now) -> Bytes {
+    let claims = format!(
+        r#"{{"iss":"https://i","aud":"{AUDIENCE}","sub":"{user}","sub_profile":"user","groups":["g"],"client_id":"p","sid":"s","txn":"x",
+        "act":{{"iss":"https://i","sub":"{agent_id}"}},"exp":{},"cnf":{{"jwk":{}}},"del_max_depth":0,
+        "authorization_details":[{{"type":"attenuating_agent_token","tools":{{"{TOOL}":{{}},"pay/refund":{{}},"pay/burn":{{}},"pay/tip":{{}}}}}}]}}"#,
+        START_UNIX_S + 600,
+        agent.public_key().to_jwk(),
+    );
+    issue::issue_root(issuer, &claims, now).unwrap().into()
+}
+
+/// A proof of one call by the holder of a chain.
+fn proof(key: &PrivateKey, tokens: &[Bytes], tool: &str, arguments: &Object, now: Now) -> Bytes {
+    let call = ProofOf { tool, arguments, audience: Some(AUDIENCE) };
+    issue::prove(key, tokens, &call, None, now).unwrap().into()
+}
+
+impl World {
+    /// A root for another agent or user.
+    fn root(&self, agent: &PrivateKey, agent_id: &str, user: &str) -> Bytes {
+        root(&self.issuer, agent, agent_id, user, self.clock.now())
+    }
+
+    /// A call with a proof of its own.
+    fn call(&self, tool: &str, arguments: &str, request_id: &str) -> CheckRequest {
+        let parsed = parse_object(arguments.as_bytes()).unwrap();
+        CheckRequest {
+            request_id: request_id.to_owned(),
+            proof: Some(proof(&self.agent, &self.tokens, tool, &parsed, self.clock.now())),
+            arguments_json: arguments.to_owned().into(),
+            audience: Some(AUDIENCE.to_owned()),
+            ..CheckRequest::new(Credential::Chain(self.tokens.clone()), tool)
+        }
     }
 }
 
 /// A destructive call with a proof.
 fn asked(world: &World) -> CheckRequest {
-    let arguments = Object::default();
-    let call = ProofOf { tool: TOOL, arguments: &arguments, audience: Some(AUDIENCE) };
-    let proof = issue::prove(&world.agent, &world.tokens, &call, None, world.clock.now()).unwrap();
-    CheckRequest {
-        request_id: String::new(),
-        credential: Credential::Chain(world.tokens.clone()),
-        proof: Some(proof.into()),
-        tool: TOOL.to_owned(),
-        tool_schema_sha256: None,
-        arguments_json: Bytes::new(),
-        environment: None,
-        audience: Some(AUDIENCE.to_owned()),
-        at_least: None,
-        want_handle: false,
-        trace: TraceHeaders::default(),
-    }
+    world.call(TOOL, "{}", "")
 }
 
 fn caller() -> Caller {
@@ -365,6 +382,45 @@ async fn a_caller_sees_what_it_has_seen_after_a_wait_too() {
     assert_eq!((answer.decision.effect, answer.decision.reason), (Effect::Deny, Reason::RevisionUnavailable));
 }
 
+/// One agent's flood gets `LEDGER_BUSY`. The calls of its other users and of other agents go through.
+#[tokio::test]
+async fn a_flood_of_one_agent_leaves_the_ledger_to_others() {
+    let world = world();
+    let destructive = |tokens: Vec<Bytes>, key: &PrivateKey| CheckRequest {
+        proof: Some(proof(key, &tokens, TOOL, &Object::default(), world.clock.now())),
+        credential: Credential::Chain(tokens),
+        ..asked(&world)
+    };
+    let other = PrivateKey::from_seed([4; 32]).unwrap();
+    let others = [
+        destructive(vec![world.root(&world.agent, "spiffe://a/b", "another user")], &world.agent),
+        destructive(vec![world.root(&other, "spiffe://a/other", "u")], &other),
+    ];
+    // Uses of approvals wait until the store is open.
+    world.desk.open.send_replace(false);
+    let flood: Vec<CheckRequest> =
+        (0..LEDGER_USES_MAX).map(|number| world.call("pay/refund", &format!("{{\"amount\":{number}}}"), "")).collect();
+    let caller = caller();
+    let mut waiting: Vec<_> = flood.iter().map(|request| Box::pin(world.lane.check(request, &caller))).collect();
+    let mut refused = Vec::new();
+    for check in &mut waiting {
+        if let std::task::Poll::Ready(answer) = futures_util::poll!(check.as_mut()) {
+            let answer = answer.unwrap();
+            assert!(answer.message.contains("this agent has too many calls"), "{}", answer.message);
+            refused.push(answer.decision.reason);
+        }
+    }
+    assert!(!refused.is_empty() && refused.len() < flood.len(), "{} of {LEDGER_USES_MAX} are refused", refused.len());
+    assert!(refused.iter().all(|reason| *reason == Reason::LedgerBusy), "{refused:?}");
+    for request in &others {
+        let answer = world.lane.check(request, &caller).await.unwrap();
+        assert_eq!(answer.decision.reason, Reason::Ok, "{}", answer.message);
+    }
+    drop(waiting);
+    world.desk.open.send_replace(true);
+    world.lane.ledger_quota.drained().await;
+}
+
 /// A write that the store does not take in time uses nothing. If its outcome is not known, the answer says so.
 #[tokio::test]
 async fn a_busy_store_uses_nothing() {
@@ -379,10 +435,10 @@ async fn a_busy_store_uses_nothing() {
     let message = check((Effect::Deny, Reason::LedgerBusy)).await;
     assert!(message.contains("nothing was used"), "{message}");
     *world.ledger.fails.lock().unwrap() = None;
-    let places = world.lane.places.clone().try_acquire_many_owned(LEDGER_USES_MAX as u32).unwrap();
+    let permits: Vec<_> = std::iter::from_fn(|| world.lane.ledger_quota.try_reserve()).collect();
     let message = check((Effect::Deny, Reason::LedgerBusy)).await;
-    assert!(message.contains("nothing was used"), "{message}");
-    drop(places);
+    assert!(message.contains("too many calls wait") && message.contains("nothing was used"), "{message}");
+    drop(permits);
     // The same proof is still valid.
     check((Effect::Permit, Reason::Ok)).await;
     check((Effect::Deny, Reason::ProofReplayed)).await;

@@ -1,11 +1,11 @@
 //! The log of the process, written to standard error for people or for machines.
 //!
-//! Facts are fields of a line. No request logs a line above the level debug. Look next at `names.rs`, which names the variable of
-//! the filter.
+//! Facts are fields; nothing is logged per request above debug. Look next at `log_writer.rs`, which writes the lines.
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
+use super::log_writer::LogWriter;
 use super::{Error, Settings};
 
 /// Format of a line of the log.
@@ -21,9 +21,10 @@ pub enum LogFormat {
 /// Starts to receive the logs of the process.
 pub(super) fn init(settings: &Settings) -> Result<(), Error> {
     let filter = filter(&settings.log_filter)?;
+    let format = settings.log_format;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(move || LogWriter(format))
         // A line that cannot be written is lost, for example on a full disk or a closed pipe. Reporting that on standard error
         // would panic.
         .log_internal_errors(false)

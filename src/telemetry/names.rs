@@ -25,6 +25,8 @@ pub const CHAIN_CACHE: &str = "portcullis.chain_cache.lookups";
 pub const CHAINS_KEPT: &str = "portcullis.chain_cache.entries";
 /// Gauge: bytes that the verified chains take in memory.
 pub const CHAINS_BYTES: &str = "portcullis.chain_cache.size";
+/// Gauge: calls that wait for the store to use a proof or an approval up.
+pub const LEDGER_USES: &str = "portcullis.ledger.uses";
 /// Counter: chains whose signatures were verified.
 pub const COLD_VERIFICATIONS: &str = "portcullis.chain.verifications";
 /// Counter: spans that a limit suppressed.

@@ -15,7 +15,8 @@ use crate::model::reason::Reason;
 use crate::model::request::Scope;
 
 /// Claims that only a root may carry. They describe the user, the application and the session.
-pub(super) const ROOT_ONLY: &[&str] = &["sub", "sub_profile", "client_id", "sid", "txn", "acr", "auth_time", "groups", "status"];
+pub(super) const ROOT_ONLY: &[&str] =
+    &["sub", "sub_iss", "sub_profile", "client_id", "sid", "txn", "acr", "auth_time", "groups", "status"];
 
 /// `type` of the single entry of `authorization_details` (RFC 9396).
 const DETAILS_TYPE: &str = "attenuating_agent_token";

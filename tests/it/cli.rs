@@ -429,6 +429,8 @@ fn a_kill_is_done_where_no_audit_log_can_be_written() {
     let killed = admin(&["revoke", "agent", &agent_id("alpha")]).ended(0);
     assert!(killed.stdout.starts_with("revoked agent "), "{killed:?}");
     assert!(killed.stderr.starts_with("warning: it was done, and the store keeps the signed act; but "), "{killed:?}");
+    let again = admin(&["--json", "revoke", "agent", &agent_id("alpha")]).ended(0);
+    assert_eq!(again.json()["recorded"], json!(false), "{again:?}");
     let read = admin(&["revocations"]).ended(69);
     assert!(read.stderr.contains("nothing was done or told: make room"), "{read:?}");
     let refused = admin(&["reinstate", "agent", &agent_id("beta")]).ended(1);
@@ -437,6 +439,7 @@ fn a_kill_is_done_where_no_audit_log_can_be_written() {
 
     std::fs::remove_file(&folder).unwrap();
     std::fs::rename(&aside, &folder).unwrap();
+    assert_eq!(admin(&["--json", "revoke", "agent", &agent_id("alpha")]).ended(0).json()["recorded"], json!(true));
     let listed = admin(&["revocations"]).ended(0);
     assert!(listed.stdout.contains("alpha") && listed.stdout.contains("1 of 1") && listed.stderr.is_empty(), "{listed:?}");
 }

@@ -330,7 +330,29 @@ impl Server {
         Self::try_start_by(world, shell, flags, &world.data()).unwrap_or_else(|code| panic!("it ended with {code:?}"))
     }
 
-    fn try_start_by(world: &World, mut command: Command, flags: &Command, data: &Path) -> Result<Self, Option<i32>> {
+    /// As [`Server::start`], with standard error in a pipe, for a test that reads it or does not. It has no [`Server::log`].
+    pub(crate) fn start_piped(world: &World, flags: &Command) -> (Self, std::process::ChildStderr) {
+        let mut server = Self::try_start_with(world, binary(), flags, &world.data(), Stdio::piped()).unwrap();
+        let errors = server.child.stderr.take().unwrap();
+        (server, errors)
+    }
+
+    fn try_start_by(world: &World, command: Command, flags: &Command, data: &Path) -> Result<Self, Option<i32>> {
+        let errors = std::fs::OpenOptions::new().create(true).append(true).open(Self::log_of(world)).unwrap();
+        Self::try_start_with(world, command, flags, data, errors.into())
+    }
+
+    fn log_of(world: &World) -> PathBuf {
+        world.folder.path().join("stderr.log")
+    }
+
+    fn try_start_with(
+        world: &World,
+        mut command: Command,
+        flags: &Command,
+        data: &Path,
+        errors: Stdio,
+    ) -> Result<Self, Option<i32>> {
         command.arg("serve").args(flags.get_args());
         for (name, value) in flags.get_envs() {
             match value {
@@ -338,8 +360,7 @@ impl Server {
                 None => command.env_remove(name),
             };
         }
-        let log = world.folder.path().join("stderr.log");
-        let errors = std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap();
+        let log = Self::log_of(world);
         let listeners = ["--listen", "--http-listen", "--admin-listen"];
         command.args(listeners.iter().flat_map(|flag| [*flag, "127.0.0.1:0"])).arg("--data").arg(data);
         let mut child = command.stdout(Stdio::piped()).stderr(errors).spawn().unwrap();
@@ -385,6 +406,13 @@ impl Server {
         stream.read_to_string(&mut answer).unwrap();
         let code = answer.split(' ').nth(1).unwrap().parse().unwrap();
         (code, answer.split_once("\r\n\r\n").unwrap().1.to_owned())
+    }
+
+    /// The value of a series of `/metrics`: a metric without labels, or with exactly these.
+    pub(crate) fn metric(&self, series: &str) -> f64 {
+        let (_, page) = self.get("/metrics");
+        let line = page.lines().find_map(|line| line.strip_prefix(series)?.strip_prefix(' '));
+        line.unwrap_or_else(|| panic!("no {series} in {page}")).parse().unwrap()
     }
 
     /// The log so far.

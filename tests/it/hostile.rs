@@ -108,13 +108,6 @@ fn memory(server: &Server, figure: &str) -> usize {
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
 }
 
-/// A metric without labels, or with exactly these labels.
-fn metric(server: &Server, name: &str) -> f64 {
-    let (_, page) = server.get("/metrics");
-    let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.unwrap_or_else(|| panic!("no {name} in {page}")).parse().unwrap()
-}
-
 fn call(chain: &Chain) -> wire::CheckRequest {
     request(chain, Bytes::new(), "crm/look", "{}")
 }
@@ -173,9 +166,9 @@ async fn unfinished_messages_hold_little_and_not_for_long() {
     assert!(grown < 192 * MIB, "{grown}");
     drop(attackers);
     let slow = "portcullis_server_calls_refused_total{listener=\"decisions\",cause=\"too_slow\"}";
-    assert!(metric(&server, slow) > 0.0);
+    assert!(server.metric(slow) > 0.0);
     all_is_well(&world, &server, "after").await;
-    assert_eq!(metric(&server, "portcullis_server_waiting_bytes"), 0.0);
+    assert_eq!(server.metric("portcullis_server_waiting_bytes"), 0.0);
 }
 
 /// A message that would decode to far more bytes is counted before it is decoded. Every method has a limit of its own.
@@ -291,7 +284,7 @@ async fn idle_connections_shut_nobody_out() {
     all_is_well(&world, &server, "watching").await;
     let displaced = |listener| format!("portcullis_server_connections_cut_total{{listener=\"{listener}\",cause=\"displaced\"}}");
     for listener in ["admin", "http", "decisions"] {
-        assert!(metric(&server, &displaced(listener)) > 0.0, "{listener}");
+        assert!(server.metric(&displaced(listener)) > 0.0, "{listener}");
     }
     drop((idle, busy));
 }

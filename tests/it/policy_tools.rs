@@ -357,9 +357,9 @@ async fn what_is_explained_is_what_check_answers_and_reveals_no_document() {
     assert_eq!(explained, 2 * (3 * TOOLS.len() + 11), "one line each");
 }
 
-/// A caller with a chain but without its key learns layers, effects and reasons, but no limit, approver or change.
+/// A call without a proof is explained as `Check` answers it: no layer that judges arguments, no limit, no approver, no step.
 #[tokio::test]
-async fn explaining_without_a_proof_tells_layers_and_reasons_alone() {
+async fn explaining_without_a_proof_tells_what_check_tells() {
     let world = World::new();
     let server = Server::start(&world);
     let (mut client, operator) = (server.connect().await, server.operator().await);
@@ -372,15 +372,12 @@ async fn explaining_without_a_proof_tells_layers_and_reasons_alone() {
             && !answer.no_change_can
             && answer.layers.iter().all(|layer| layer.subject.is_empty() && layer.approvers.is_empty())
     };
-    for (tool, args, reason) in [
-        ("lab/limited", r#"{"n":11}"#, "AGENT_DENIES"),
-        ("pay/refund", r#"{"amount":5}"#, "APPROVAL_REQUIRED"),
-        ("pay/large", "{}", "AGENT_DENIES"),
-        ("gone/tool", "{}", "TOOL_UNKNOWN"),
-    ] {
+    for (tool, args) in
+        [("lab/limited", r#"{"n":11}"#), ("pay/refund", r#"{"amount":5}"#), ("pay/large", "{}"), ("gone/tool", "{}")]
+    {
         let answer = explain(&mut client, request(&alpha, Bytes::new(), tool, args)).await;
-        let reasons: Vec<&str> = answer.layers.iter().map(|layer| layer.reason.as_str()).collect();
-        assert!(reasons.contains(&"PROOF_MISSING") && reasons.contains(&reason), "{tool}: {reasons:?}");
+        let layers: Vec<_> = answer.layers.iter().map(|layer| (layer.layer.as_str(), layer.reason.as_str())).collect();
+        assert_eq!(layers, [("identity", "PROOF_MISSING"), ("revocation", "OK"), ("freshness", "OK")], "{tool}");
         assert!(names_only(&answer), "{tool}: {answer:?}");
         let proved = explain(&mut client, world.call(&alpha, tool, args)).await;
         assert!(!proved.changes.is_empty(), "{tool}: {proved:?}");
@@ -410,6 +407,43 @@ async fn explaining_without_a_proof_tells_layers_and_reasons_alone() {
     assert!(!explain(&mut client, by(&proved, "pay/large")).await.changes.is_empty());
     assert!(names_only(&explain(&mut client, by(&proved, "crm/write")).await), "a write needs a proof of its own");
     assert!(names_only(&explain(&mut client, by(&plain, "pay/large")).await), "a handle that no proof made");
+}
+
+/// Whoever has stolen a chain asks with one value after the other, and learns nothing of the limits from the answers.
+#[tokio::test]
+async fn a_thief_of_a_chain_finds_no_limit_by_bisection() {
+    let world = World::new();
+    let deny = "deny: [pay/large]";
+    world.write_policy(&world.policy().replace(deny, "deny: [pay/large, {crm/look: {args: {n: {min: 3}}}}]"));
+    let server = Server::start(&world);
+    let mut client = server.connect().await;
+    let stolen = world.root("alpha", |claims| {
+        let tools = &mut claims["authorization_details"][0]["tools"];
+        tools["lab/limited"] = json!({ "n": { "constraint_type": "range", "max": 7 } });
+        tools["crm/look"] = json!({ "n": { "constraint_type": "range", "max": 5 } });
+    });
+    let mut learned = async |tool: &str, args: String| {
+        let call = request(&stolen, Bytes::new(), tool, &args);
+        let answer = client.explain(call.clone()).await.unwrap().into_inner();
+        let check = client.check(call).await.unwrap().into_inner();
+        assert_eq!(told(&answer), (check.effect, check.reason.as_str(), check.deciding_layer.as_str()), "{tool} {args}");
+        wire::ExplainResponse { decision_id: String::new(), snapshot_age_ms: 0, ..answer }
+    };
+    // The tools need a proof. The scope ends at 7, the agent's limit is 10; refunds need an approval and end at 500.
+    for (tool, argument, values) in [("lab/limited", "n", [6, 7, 8, 10, 11]), ("pay/refund", "amount", [1, 499, 500, 501, 9999])]
+    {
+        let first = learned(tool, "{}".to_owned()).await;
+        assert_eq!(first.reason, "PROOF_MISSING");
+        for value in values {
+            assert_eq!(learned(tool, format!("{{\"{argument}\":{value}}}")).await, first, "{tool}: {argument} is {value}");
+        }
+    }
+    // The tool needs no proof, so `Check` tells what decides. `Explain` tells no layer beside it: the scope's limit, 5, stays hidden.
+    let denied = learned("crm/look", r#"{"n":3}"#.to_owned()).await;
+    assert_eq!((denied.reason.as_str(), denied.deciding_layer.as_str()), ("AGENT_DENIES", "agent"));
+    for n in 4..=8 {
+        assert_eq!(learned("crm/look", format!("{{\"n\":{n}}}")).await, denied, "n is {n}");
+    }
 }
 
 #[tokio::test]

@@ -211,6 +211,69 @@ async fn sigterm_answers_what_is_in_flight() {
     Server::start(&world);
 }
 
+/// Nobody reads standard output or standard error any more: the pipe is full first, then closed. The server goes on deciding, and says
+/// afterwards what of its log was lost.
+#[tokio::test]
+async fn a_log_that_nobody_reads_holds_nobody_up_and_ends_nobody() {
+    let world = World::new();
+    let mut flags = binary();
+    // Little until somebody connects, and more than 512 bytes for a call from then on.
+    flags.arg("--policies").arg(world.policies()).env("PORTCULLIS_LOG", "info,h2=trace");
+    let (mut server, mut errors) = Server::start_piped(&world, &flags);
+    let (operator, mut client) = (server.operator().await, server.connect().await);
+    let chain = world.session("alpha", "s");
+    // A pipe holds 64 KiB.
+    for _ in 0..400 {
+        let asked = client.check(request(&chain, Bytes::new(), "crm/look", "{}"));
+        let answer = tokio::time::timeout(PATIENCE, asked).await.expect("a full pipe holds a decision up").unwrap();
+        assert_eq!(answer.into_inner().reason, "OK");
+    }
+    operator.revoke("session", &["another"], Dead).await;
+    // It is read again, and says what was lost.
+    let lost = "lines of the log were lost: standard error was not read in time";
+    let reading = std::thread::spawn(move || {
+        let (mut read, mut part) = (String::new(), [0; 64 * 1024]);
+        while !read.contains(lost) {
+            let count = std::io::Read::read(&mut errors, &mut part).unwrap();
+            assert!(count > 0, "the log ended");
+            read.push_str(&String::from_utf8_lossy(&part[..count]));
+        }
+        // And nobody reads it from here on: the pipe is closed.
+        drop(errors);
+    });
+    let until = Instant::now() + PATIENCE;
+    while !reading.is_finished() {
+        assert!(Instant::now() < until, "nothing says what was lost");
+        assert_eq!(client.check(request(&chain, Bytes::new(), "crm/look", "{}")).await.unwrap().into_inner().reason, "OK");
+    }
+    reading.join().unwrap();
+    for session in ["a", "b"] {
+        operator.revoke("session", &[session], Dead).await;
+        assert_eq!(client.check(request(&chain, Bytes::new(), "crm/look", "{}")).await.unwrap().into_inner().reason, "OK");
+    }
+    server.terminate();
+    assert_eq!(server.wait().code(), Some(0), "it ends as it is asked to, and not by a signal");
+}
+
+/// The section `limits` of the settings reaches the listeners.
+#[test]
+fn limits_are_settings() {
+    let world = World::new();
+    let config = world.folder.path().join("portcullis.yaml");
+    std::fs::write(&config, "limits:\n  control_connections_max: 3\n").unwrap();
+    let mut flags = binary();
+    flags.arg("--config").arg(&config);
+    let server = Server::start_with(&world, &flags);
+    let idle: Vec<_> = (0..4).map(|_| std::net::TcpStream::connect(&server.http).unwrap()).collect();
+    let displaced = "portcullis_server_connections_cut_total{listener=\"http\",cause=\"displaced\"}";
+    assert!(server.metric(displaced) > 0.0, "a fourth connection takes the place of another");
+    drop(idle);
+
+    std::fs::write(&config, "limits:\n  control_connections_max: 0\n").unwrap();
+    let ran = run_with(&mut serve(&world.data(), &["--config", config.to_str().unwrap()]), "").ended(78);
+    assert!(ran.stderr.contains("portcullis.yaml:2:3") && ran.stderr.contains("is not from 1 to 1000000"), "{ran:?}");
+}
+
 /// A reader of the ready line may stop the server at once.
 #[test]
 fn sigterm_right_after_ready_is_a_clean_end() {
@@ -319,6 +382,7 @@ async fn health_and_metrics_are_served() {
         "portcullis_filter_false_positive_rate",
         "portcullis_replica_state",
         "portcullis_audit_records_total",
+        "portcullis_ledger_uses",
     ] {
         assert!(page.lines().any(|line| line.starts_with(name)), "no {name} in:\n{page}");
     }

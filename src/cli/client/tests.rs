@@ -46,8 +46,8 @@ async fn the_outcome_of_an_act_is_told_first_and_truly() {
         (It, false, Ends { code: 0, begins: "it was done", says: &["keeps the signed act", "make room"], effect: None }),
         (Refuse, true, Ends { code: 69, begins: "not done: no space", says: &[], effect: Some("REFUSED") }),
         (Refuse, false, Ends { code: 69, begins: "not done: no space", says: &[UNRECORDED_TEXT], effect: None }),
-        (BreakOff, true, Ends { code: 1, begins: "it is not known", says: &["revocations"], effect: Some("UNKNOWN") }),
-        (BreakOff, false, Ends { code: 1, begins: "it is not known", says: &[UNRECORDED_TEXT, "revocations"], effect: None }),
+        (BreakOff, true, Ends { code: 69, begins: "it is not known", says: &["revocations"], effect: Some("UNKNOWN") }),
+        (BreakOff, false, Ends { code: 69, begins: "it is not known", says: &[UNRECORDED_TEXT, "revocations"], effect: None }),
     ];
     for is_local in [false, true] {
         for (does, is_recorded, ends) in &table {
@@ -69,12 +69,11 @@ async fn check(is_local: bool, does: StoreDoes, is_recorded: bool, ends: &Ends) 
     let message = wire::RevokeRequest { target: Some(target), reason: "test".to_owned(), ..Default::default() };
     let request = bench.client.signed("/portcullis.v1.RevocationService/Revoke", message).unwrap();
     let answer = RevocationServiceClient::new(bench.client.channel.clone()).revoke(request).await;
-    let (told, warning) = outcome::told(answer, &bench.client.target, is_local);
-    let (code, message) = match told {
+    let (code, message) = match outcome::told(answer, &bench.client.target) {
         Ok(answer) => {
-            assert!(answer.revision.ends_with(&format!(".{}", before + 1)), "{case}: {}", answer.revision);
-            assert_eq!(warning.is_some(), !is_recorded, "{case}");
-            (0, warning.unwrap_or_default())
+            assert!(answer.message.revision.ends_with(&format!(".{}", before + 1)), "{case}: {}", answer.message.revision);
+            assert_eq!(answer.is_recorded, is_recorded, "{case}");
+            (0, if is_recorded { String::new() } else { outcome::unrecorded(&bench.client.target, is_local) })
         }
         Err(failure) => (failure.code, failure.message),
     };

@@ -83,7 +83,7 @@ pub(super) async fn run(world: &World, app: &App, data: &Path, output: &Output) 
         reason: "demo: the agent's key leaked".to_owned(),
         ..Default::default()
     };
-    let revoked = client.revoke(request).await?;
+    let revoked = client.revoke(request).await?.message;
     let acknowledged = Instant::now();
     tokio::time::sleep(FLOW).await;
     over.store(true, Ordering::Release);

@@ -84,7 +84,7 @@ fn documents(revision: &wire::PolicyRevision) -> String {
 }
 
 pub(super) async fn rollback(arguments: RollbackArgs, output: &Output) -> Result<(), Failure> {
-    let mut client = AdminClient::open(&arguments.admin).await?;
+    let mut client = AdminClient::open_for_act(&arguments.admin).await?;
     let bar = progress::waiting("rolling back");
     let request = wire::RollbackPolicyRequest { revision: arguments.revision, dry_run: arguments.dry_run };
     let answer = client.rollback(request).await;

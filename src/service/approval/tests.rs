@@ -53,19 +53,11 @@ fn every_part_of_a_call_counts() {
 
 #[test]
 fn only_the_very_same_request_has_the_fingerprint() {
-    use crate::service::request::{Credential, TraceHeaders};
+    use crate::service::request::Credential;
     let request = |request_id: &str, proof: &str| CheckRequest {
         request_id: request_id.to_owned(),
-        credential: Credential::Chain(vec![]),
         proof: Some(proof.to_owned().into()).filter(|proof: &bytes::Bytes| !proof.is_empty()),
-        tool: "pay/refund".to_owned(),
-        tool_schema_sha256: None,
-        arguments_json: bytes::Bytes::new(),
-        environment: None,
-        audience: None,
-        at_least: None,
-        want_handle: false,
-        trace: TraceHeaders::default(),
+        ..CheckRequest::new(Credential::Chain(vec![]), "pay/refund")
     };
     let of = |gateway: &str, request_id: &str, proof: &str, tokens: &[&'static str]| {
         let tokens: Vec<bytes::Bytes> = tokens.iter().map(|token| bytes::Bytes::from_static(token.as_bytes())).collect();

@@ -3,10 +3,10 @@
 use super::*;
 use crate::model::approval::{ApprovalFilter, ApprovalRow, ApprovalState, OwnUse};
 use crate::model::decision::{ApprovalNeed, PreparedNeed};
-use crate::model::json::parse_object;
 use crate::model::limits::APPROVALS_WAITING_MAX;
 use crate::model::reason::Layer;
 use crate::model::records::Write;
+use crate::service::settle::LedgerCall;
 use crate::store::CommitRequest;
 
 const REFUND: &str = "pay/refund";
@@ -24,26 +24,6 @@ fn denied(reason: Reason) -> (Effect, Reason) {
 }
 
 impl World {
-    /// A call with a proof of its own.
-    fn call(&self, tool: &str, arguments: &str, request_id: &str) -> CheckRequest {
-        let parsed = parse_object(arguments.as_bytes()).unwrap();
-        let call = ProofOf { tool, arguments: &parsed, audience: Some(AUDIENCE) };
-        let proof = issue::prove(&self.agent, &self.tokens, &call, None, self.clock.now()).unwrap();
-        CheckRequest {
-            request_id: request_id.to_owned(),
-            credential: Credential::Chain(self.tokens.clone()),
-            proof: Some(proof.into()),
-            tool: tool.to_owned(),
-            tool_schema_sha256: None,
-            arguments_json: arguments.to_owned().into(),
-            environment: None,
-            audience: Some(AUDIENCE.to_owned()),
-            at_least: None,
-            want_handle: false,
-            trace: TraceHeaders::default(),
-        }
-    }
-
     async fn asks(&self, request: &CheckRequest, expected: (Effect, Reason)) -> Answer {
         self.asks_from("10.0.0.1:4000", request, expected).await
     }
@@ -407,8 +387,9 @@ async fn a_prepared_call_uses_the_other_approval() {
         let mut judged = service.judge(&request, &caller, &view, world.clock.now());
         assert_eq!(judged.decision.effect, Effect::Permit);
         judged.decision.prepared = needs;
-        service.use_up(&mut judged, &request, &caller, &mut view).await;
-        judged
+        let mut call = LedgerCall { service, request: &request, caller: &caller, view, judged };
+        call.use_up().await;
+        call.judged
     };
     let check = async |world: &World, arguments: &str, reason: Reason, says: &str| {
         let judged = settled(world, vec![need(REFUND)], arguments, "").await;

@@ -45,7 +45,5 @@ async fn a_proof_is_permitted_once_for_as_long_as_it_verifies() {
 }
 
 fn proof(world: &World, at: Now) -> Bytes {
-    let arguments = Object::default();
-    let call = ProofOf { tool: TOOL, arguments: &arguments, audience: Some(AUDIENCE) };
-    issue::prove(&world.agent, &world.tokens, &call, None, at).unwrap().into()
+    super::proof(&world.agent, &world.tokens, TOOL, &Object::default(), at)
 }

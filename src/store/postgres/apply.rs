@@ -1,25 +1,21 @@
 //! Computes how a request changes its rows. This is pure code between the read and the write-back of the rows, so that a commit
 //! takes a handful of statements however many writes it holds.
 //!
-//! The writes of one commit are applied in order, each to the result of the one before. Look next at [`crate::store::rules`].
+//! Writes of one commit are made in order, each on what the one before left. Look next at `store/commit_rows.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::read::Head;
 use crate::model::approval::ApprovalRow;
-use crate::model::records::{Change, DocumentKey, DocumentRow, Merge, PendingRow, RevocationRow, Target, Write};
-use crate::model::revision::{HistoryId, StateDigest};
+use crate::model::records::{Change, DocumentKey, DocumentRow, PendingRow, RevocationRow, Target};
 use crate::store::chain::{document_sha256, revocation_sha256};
-use crate::store::second::{self, Half};
-use crate::store::{CommitRequest, Error, StoredDocument, approvals, lapse, lineage, rules, signers};
+use crate::store::commit_rows::{CommitMoment, CommitRows, CommitSums};
+use crate::store::{CommitRequest, Error, StoredDocument, lapse, signers};
 
 /// The rows that a request touches, with the digest and the counts that depend on them.
 pub(super) struct Rows {
-    number: u64,
-    unix_ms: i64,
-    watermark_unix_s: i64,
-    pub(super) digest: StateDigest,
-    pub(super) revocations_total: u64,
+    moment: CommitMoment,
+    pub(super) sums: CommitSums,
     documents: BTreeMap<DocumentKey, Option<StoredDocument>>,
     revocations: BTreeMap<Target, Option<RevocationRow>>,
     touched_documents: BTreeSet<DocumentKey>,
@@ -43,12 +39,10 @@ pub(super) struct Found {
 impl Rows {
     /// Starts from the rows at a head, for the revision after that head.
     pub(super) fn new(head: &Head, number: u64, unix_ms: i64, found: Found) -> Self {
+        let watermark_unix_s = unix_ms.div_euclid(1_000).saturating_add(head.settings.iat_skew_s);
         Self {
-            number,
-            unix_ms,
-            watermark_unix_s: unix_ms.div_euclid(1_000).saturating_add(head.settings.iat_skew_s),
-            digest: head.digest,
-            revocations_total: head.revocations,
+            moment: CommitMoment { number, unix_ms, watermark_unix_s },
+            sums: CommitSums { digest: head.digest, revocations_total: head.revocations },
             documents: found.documents.into_iter().map(|one| (one.row.key.clone(), Some(one))).collect(),
             revocations: found.revocations.into_iter().map(|row| (row.target.clone(), Some(row))).collect(),
             touched_documents: BTreeSet::new(),
@@ -85,66 +79,17 @@ impl Rows {
         signers::is_revoked(self.revocations.get(&signers::target(key)).and_then(Option::as_ref))
     }
 
-    /// Applies one write. Returns `None` if it changes nothing that followers hold.
-    pub(super) fn write(&mut self, write: &Write) -> Result<Option<Change>, Error> {
-        let unix_ms = self.unix_ms;
-        match write {
-            Write::PutDocument(row) => Ok(Some(self.put_document(row))),
-            Write::RemoveDocument(key) => self.remove_document(key).map(Some),
-            Write::Revoke { target, meaning, reason } => {
-                self.forget_pending(target)?;
-                let (number, watermark) = (self.number, self.watermark_unix_s);
-                self.set_revocation(target, |row| rules::revoke(row, target, *meaning, reason, number, watermark)).map(Some)
-            }
-            Write::Reinstate { target, reason } => {
-                self.forget_pending(target)?;
-                self.reinstate(target, reason).map(Some)
-            }
-            Write::ReinstateByTwo { target, reason, operator, key, administrators } => {
-                self.reinstate_by_two(target, reason, (operator, key), administrators)
-            }
-            Write::Prune { .. } | Write::Adopt { .. } | Write::Merge(_) => Ok(None),
-            Write::Approve { digest, operator, key, groups } => {
-                self.answer(digest, |row| approvals::approve(row, digest, (operator, key), groups, unix_ms)).map(|()| None)
-            }
-            Write::Refuse { digest, operator, groups } => {
-                self.answer(digest, |row| approvals::refuse(row, digest, operator, groups, unix_ms)).map(|()| None)
-            }
-        }
-    }
-
     /// Deletes all expired rows among those that were read, except the rows that must stay.
     pub(super) fn prune(&mut self, before_unix_s: i64) -> Result<Vec<Change>, Error> {
         let mut removed = Vec::new();
         for (target, row) in &mut self.revocations {
             let Some(before) = row.take_if(|row| lapse::has_lapsed(row, before_unix_s)) else { continue };
-            self.digest.remove(&revocation_sha256(&before));
-            self.revocations_total = self.revocations_total.saturating_sub(1);
+            self.sums.digest.remove(&revocation_sha256(&before));
+            self.sums.revocations_total = self.sums.revocations_total.saturating_sub(1);
             self.touched_revocations.insert(target.clone());
             removed.push(Change::RevocationRemoved(target.clone()));
         }
         if removed.is_empty() { Err(lapse::nothing()) } else { Ok(removed) }
-    }
-
-    /// Voids every root that was issued until now.
-    pub(super) fn void_roots(&mut self, reason: &str) -> Result<Change, Error> {
-        self.forget_pending(&Target::All)?;
-        let (number, watermark) = (self.number, self.watermark_unix_s);
-        self.set_revocation(&Target::All, |row| Ok(rules::void_roots(row, reason, number, watermark)))
-    }
-
-    /// Makes every row as strong as a replica knows it to be.
-    pub(super) fn merge(&mut self, merge: &Merge, history: &HistoryId) -> Result<Vec<Change>, Error> {
-        lineage::check_history(merge, history)?;
-        let mut changes = Vec::new();
-        for known in &merge.rows {
-            let current = self.revocations.get(&known.target).and_then(Option::as_ref);
-            if !lineage::covers(current, known) {
-                let number = self.number;
-                changes.push(self.set_revocation(&known.target, |row| Ok(lineage::merge(row, known, number)))?);
-            }
-        }
-        Ok(changes)
     }
 
     /// The documents to write, and the keys of those to delete.
@@ -179,100 +124,77 @@ impl Rows {
         self.touched_approvals.iter().filter_map(|digest| self.approvals.get(digest)).collect()
     }
 
-    fn reinstate(&mut self, target: &Target, reason: &str) -> Result<Change, Error> {
-        let (number, watermark) = (self.number, self.watermark_unix_s);
-        self.set_revocation(target, |row| rules::reinstate(row, target, reason, number, watermark))
-    }
-
-    /// Stores the act for a second operator, or carries it out if this is the second.
-    fn reinstate_by_two(
-        &mut self,
-        target: &Target,
-        reason: &str,
-        signer: (&str, &str),
-        administrators: &[String],
-    ) -> Result<Option<Change>, Error> {
-        let act = second::name(target)?;
-        let pending = self.pending.get(&act).filter(|row| !self.is_revoked(&row.key));
-        match second::half(pending, signer, administrators, self.unix_ms)? {
-            Half::Second => {
-                self.forget_pending(target)?;
-                self.reinstate(target, reason).map(Some)
-            }
-            Half::First(row) => {
-                // An act that could not be carried out now does not wait for a second operator.
-                let current = self.revocations.get(target).cloned().flatten();
-                rules::reinstate(current, target, reason, self.number, self.watermark_unix_s)?;
-                self.pending.insert(act.clone(), row);
-                self.touched_pending.insert(act);
-                Ok(None)
-            }
-        }
-    }
-
-    /// Removes what waits for a second operator, because a new revocation or reinstatement of the target replaces it.
-    fn forget_pending(&mut self, target: &Target) -> Result<(), Error> {
-        if target.can_suspend() {
-            let act = second::name(target)?;
-            if self.pending.remove(&act).is_some() {
-                self.touched_pending.insert(act);
-            }
-        }
-        Ok(())
-    }
-
-    /// Applies an operator's answer to a row.
-    fn answer(
-        &mut self,
-        digest: &str,
-        change: impl FnOnce(Option<ApprovalRow>) -> Result<ApprovalRow, Error>,
-    ) -> Result<(), Error> {
-        let row = change(self.approvals.get(digest).cloned())?;
-        self.approvals.insert(digest.to_owned(), row);
-        self.touched_approvals.insert(digest.to_owned());
-        Ok(())
-    }
-
     fn document(&self, key: &DocumentKey) -> Option<&StoredDocument> {
         self.documents.get(key)?.as_ref()
     }
+}
 
-    fn put_document(&mut self, row: &DocumentRow) -> Change {
+impl CommitRows for Rows {
+    type Error = Error;
+
+    fn moment(&self) -> CommitMoment {
+        self.moment
+    }
+
+    fn sums(&mut self) -> &mut CommitSums {
+        &mut self.sums
+    }
+
+    fn put_document(&mut self, row: &DocumentRow) -> Result<Change, Error> {
+        let number = self.moment.number;
         if let Some(before) = self.document(&row.key) {
             let sha256 = document_sha256(&before.row, before.revision);
-            self.digest.remove(&sha256);
+            self.sums.digest.remove(&sha256);
         }
-        self.digest.add(&document_sha256(row, self.number));
-        self.documents.insert(row.key.clone(), Some(StoredDocument { row: row.clone(), revision: self.number }));
+        self.sums.digest.add(&document_sha256(row, number));
+        self.documents.insert(row.key.clone(), Some(StoredDocument { row: row.clone(), revision: number }));
         self.touched_documents.insert(row.key.clone());
-        Change::Document(row.clone())
+        Ok(Change::Document(row.clone()))
     }
 
     fn remove_document(&mut self, key: &DocumentKey) -> Result<Change, Error> {
         let Some(before) = self.documents.insert(key.clone(), None).flatten() else {
             return Err(Error::Rejected(format!("there is no document `{} {}` to remove", key.kind, key.id)));
         };
-        self.digest.remove(&document_sha256(&before.row, before.revision));
+        self.sums.digest.remove(&document_sha256(&before.row, before.revision));
         self.touched_documents.insert(key.clone());
         Ok(Change::DocumentRemoved(key.clone()))
     }
 
-    fn set_revocation(
-        &mut self,
-        target: &Target,
-        change: impl FnOnce(Option<RevocationRow>) -> Result<RevocationRow, Error>,
-    ) -> Result<Change, Error> {
-        let before = self.revocations.get(target).cloned().flatten();
-        let after = change(before.clone())?;
-        match &before {
-            Some(before) => self.digest.remove(&revocation_sha256(before)),
-            None => self.revocations_total = self.revocations_total.saturating_add(1),
+    fn revocation(&self, target: &Target) -> Result<Option<RevocationRow>, Error> {
+        Ok(self.revocations.get(target).cloned().flatten())
+    }
+
+    fn put_revocation(&mut self, row: &RevocationRow) -> Result<(), Error> {
+        self.revocations.insert(row.target.clone(), Some(row.clone()));
+        self.touched_revocations.insert(row.target.clone());
+        Ok(())
+    }
+
+    fn pending(&self, act: &str) -> Result<Option<PendingRow>, Error> {
+        Ok(self.pending.get(act).filter(|row| !self.is_revoked(&row.key)).cloned())
+    }
+
+    fn put_pending(&mut self, act: &str, row: PendingRow) -> Result<(), Error> {
+        self.pending.insert(act.to_owned(), row);
+        self.touched_pending.insert(act.to_owned());
+        Ok(())
+    }
+
+    fn remove_pending(&mut self, act: &str) -> Result<(), Error> {
+        if self.pending.remove(act).is_some() {
+            self.touched_pending.insert(act.to_owned());
         }
-        self.digest.add(&revocation_sha256(&after));
-        if before.as_ref() != Some(&after) {
-            self.revocations.insert(target.clone(), Some(after.clone()));
-            self.touched_revocations.insert(target.clone());
-        }
-        Ok(Change::Revocation(after))
+        Ok(())
+    }
+
+    fn approval(&self, digest: &str) -> Result<Option<ApprovalRow>, Error> {
+        Ok(self.approvals.get(digest).cloned())
+    }
+
+    fn put_approval(&mut self, row: ApprovalRow) -> Result<(), Error> {
+        self.touched_approvals.insert(row.call.digest.clone());
+        self.approvals.insert(row.call.digest.clone(), row);
+        Ok(())
     }
 }

@@ -14,7 +14,7 @@ use super::read::{self, Expected, Head, signed};
 use super::row_keys::{document_name, target_name};
 use crate::model::records::{Change, Origin, PendingRow, RevocationRow, Target, Write};
 use crate::store::chain::changes_as_stored;
-use crate::store::{CommitRequest, Error, StoredDocument, second, signers};
+use crate::store::{CommitRequest, Error, StoredDocument, commit_rows, second, signers};
 
 /// The staged parts of a commit, and its documents as they were before the head was locked.
 pub(super) struct Staged {
@@ -133,11 +133,11 @@ impl Staged {
                 Write::Prune { before_unix_s, .. } => {
                     changes.extend(rows.prune((*before_unix_s).min(unix_ms.div_euclid(1_000)))?);
                 }
-                Write::Merge(merge) => changes.extend(rows.merge(merge, &head.revision.history)?),
-                Write::Adopt { reason } => changes.push(rows.void_roots(reason)?),
+                Write::Merge(merge) => changes.extend(commit_rows::merge(&mut rows, merge, &head.revision.history)?),
+                Write::Adopt { reason } => changes.push(commit_rows::void_roots(&mut rows, reason)?),
                 // An answer changes an approval, which is locked before the head; it makes no change in the log.
                 Write::Approve { .. } | Write::Refuse { .. } => {}
-                write => changes.extend(rows.write(write)?),
+                write => changes.extend(commit_rows::apply_write(&mut rows, write)?),
             }
         }
         let stored = changes_as_stored(&changes)?;

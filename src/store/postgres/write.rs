@@ -19,7 +19,7 @@ use crate::model::approval::ApprovalRow;
 use crate::model::records::{ActRow, Change, RevocationRow, Write};
 use crate::model::revision::Revision;
 use crate::store::chain::{changes_as_stored, commit_hash};
-use crate::store::{CommitRequest, Committed, Error};
+use crate::store::{CommitRequest, Committed, Error, commit_rows};
 
 /// Expired keys that one request removes. It is more than a request adds, so that expired keys do not accumulate.
 const FORGOTTEN_MAX: i64 = 64;
@@ -83,8 +83,8 @@ pub(super) async fn commit(
         revision: &revision,
         of_documents: changes.iter().any(Change::is_of_document),
         stored: &stored,
-        digest: rows.digest.to_hex(),
-        revocations_total: rows.revocations_total,
+        digest: rows.sums.digest.to_hex(),
+        revocations_total: rows.sums.revocations_total,
         jtis_forgotten_unix_s: forgotten,
         unix_ms,
     };
@@ -172,14 +172,14 @@ async fn make(
         match write {
             Write::Prune { before_unix_s, .. } => changes.extend(rows.prune((*before_unix_s).min(unix_ms.div_euclid(1_000)))?),
             Write::Merge(merge) => {
-                changes.extend(rows.merge(merge, &head.revision.history)?);
+                changes.extend(commit_rows::merge(rows, merge, &head.revision.history)?);
                 lineage::merged(link, merge, &changes, unix_ms).await?;
             }
             Write::Adopt { reason } => {
-                changes.push(rows.void_roots(reason)?);
+                changes.push(commit_rows::void_roots(rows, reason)?);
                 revision = lineage::begin(link, head, revision.number, unix_ms).await?;
             }
-            write => changes.extend(rows.write(write)?),
+            write => changes.extend(commit_rows::apply_write(rows, write)?),
         }
     }
     Ok((changes, revision))

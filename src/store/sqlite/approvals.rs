@@ -89,15 +89,6 @@ fn rows(connection: &Connection, request: &UseApprovals) -> Result<BTreeMap<Stri
     Ok(rows)
 }
 
-/// Applies an operator's answer to a row.
-pub(super) fn answer(
-    connection: &Connection,
-    digest: &str,
-    change: impl FnOnce(Option<ApprovalRow>) -> Result<ApprovalRow, Error>,
-) -> Result<(), Fault> {
-    put(connection, &change(row(connection, digest)?.0)?)
-}
-
 /// Lists rows, the oldest first.
 pub(super) fn list(connection: &Connection, filter: &ApprovalFilter, limit: usize, unix_ms: i64) -> Result<Approvals, Fault> {
     let (condition, digest, after_ms) = match filter {
@@ -121,7 +112,7 @@ pub(super) fn list(connection: &Connection, filter: &ApprovalFilter, limit: usiz
 }
 
 /// Reads a row without the approvals whose key was revoked in the meantime. The flag says whether there were any.
-fn row(connection: &Connection, digest: &str) -> Result<(Option<ApprovalRow>, bool), Fault> {
+pub(super) fn row(connection: &Connection, digest: &str) -> Result<(Option<ApprovalRow>, bool), Fault> {
     let mut statement = connection.prepare_cached("SELECT approval FROM approvals WHERE digest = ?1")?;
     let text: Option<String> = statement.query_one([digest], |row| row.get(0)).optional()?;
     let Some(mut row) = text.as_deref().map(parse).transpose()? else { return Ok((None, false)) };
@@ -144,7 +135,7 @@ fn parse(text: &str) -> Result<ApprovalRow, Fault> {
     serde_json::from_str(text).map_err(|error| Error::Corrupt(format!("an approval cannot be understood: {error}")).into())
 }
 
-fn put(connection: &Connection, row: &ApprovalRow) -> Result<(), Fault> {
+pub(super) fn put(connection: &Connection, row: &ApprovalRow) -> Result<(), Fault> {
     let text = serde_json::to_string(row).map_err(|error| Error::Rejected(format!("the approval cannot be stored: {error}")))?;
     connection
         .prepare_cached(

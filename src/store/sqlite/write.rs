@@ -1,7 +1,7 @@
 //! The writer of a SQLite store: one thread that runs the requests which wait together in one shared transaction.
 //!
-//! Each request runs inside a savepoint, so that a refused request does not undo the others. All accepted requests become durable
-//! with one `fsync`, and no answer is sent before that. Look next at [`crate::store::rules`].
+//! Each request runs inside a savepoint, so that one that is refused takes nothing of the others with it, and all that were
+//! accepted become durable with one `fsync`. No answer leaves before that. Look next at `store/commit_rows.rs`.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,16 +20,14 @@ use super::read::{self, Head, target_name};
 use super::reader_thread;
 use super::spent_proofs;
 use super::store_fault::Fault;
-use crate::model::approval::{AskApproval, AskOutcome, ProofUse, UseApprovals, UseOutcome};
+use crate::model::approval::{ApprovalRow, AskApproval, AskOutcome, ProofUse, UseApprovals, UseOutcome};
 use crate::model::limits::LEDGER_WAIT_MS;
-use crate::model::records::{ActRow, Change, DocumentKey, DocumentRow, Merge, Origin, RevocationRow, Target, Write};
-use crate::model::revision::{Revision, StateDigest};
+use crate::model::records::{ActRow, Change, DocumentKey, DocumentRow, Origin, PendingRow, RevocationRow, Target, Write};
+use crate::model::revision::Revision;
 use crate::model::time::{Clock, Now};
 use crate::store::chain::{changes_as_stored, commit_hash, document_sha256, revocation_sha256};
-use crate::store::second::{self, Half};
-use crate::store::{
-    CommitRequest, Committed, Error, Heartbeat, Registration, approvals as steps, lapse, lineage as kin, rules, signers,
-};
+use crate::store::commit_rows::{self, CommitMoment, CommitRows, CommitSums};
+use crate::store::{CommitRequest, Committed, Error, Heartbeat, Registration, lapse, signers};
 
 /// Requests that share a transaction.
 const BATCH_JOBS_MAX: usize = 64;
@@ -309,18 +307,25 @@ fn commit(connection: &Connection, request: &CommitRequest, now: Now) -> Result<
         record_act(connection, act, number, &before, now)?;
     }
     let watermark_unix_s = now.unix_s().saturating_add(before.settings.iat_skew_s);
-    let mut rows = Rows { connection, number, now, watermark_unix_s, digest: before.digest, revocations: before.revocations };
+    let moment = CommitMoment { number, unix_ms: now.unix_ms(), watermark_unix_s };
+    let sums = CommitSums { digest: before.digest, revocations_total: before.revocations };
+    let mut rows = Rows { connection, moment, sums };
     let mut changes = Vec::with_capacity(request.writes.len());
     let mut revision = Revision { number, ..before.revision.clone() };
     for write in &request.writes {
         match write {
-            Write::Prune { before_unix_s, rows_max } => changes.extend(rows.prune(*before_unix_s, *rows_max)?),
-            Write::Merge(merge) => changes.extend(rows.merge(merge, &before)?),
+            Write::Prune { before_unix_s, rows_max } => {
+                changes.extend(rows.prune((*before_unix_s).min(now.unix_s()), *rows_max)?);
+            }
+            Write::Merge(merge) => {
+                changes.extend(commit_rows::merge(&mut rows, merge, &before.revision.history)?);
+                lineage::merged(connection, merge, &changes, now)?;
+            }
             Write::Adopt { reason } => {
-                changes.push(rows.void_roots(reason)?);
+                changes.push(commit_rows::void_roots(&mut rows, reason)?);
                 revision = lineage::begin(connection, &before, number, now)?;
             }
-            write => changes.extend(rows.write(write)?),
+            write => changes.extend(commit_rows::apply_write(&mut rows, write)?),
         }
     }
     if !request.one_must_sign.is_empty() {
@@ -335,15 +340,15 @@ fn commit(connection: &Connection, request: &CommitRequest, now: Now) -> Result<
             "INSERT INTO log (number, previous_hash, hash, digest, unix_ms, changes, of_documents)
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)",
         )?
-        .execute((read::signed(number)?, before.hash, hash, rows.digest.to_hex(), now.unix_ms(), stored, of_documents))?;
+        .execute((read::signed(number)?, before.hash, hash, rows.sums.digest.to_hex(), now.unix_ms(), stored, of_documents))?;
     let documents_number = if of_documents { number } else { before.documents_number };
     connection
         .prepare_cached("UPDATE head SET number = ?1, hash = ?2, digest = ?3, revocations = ?4, documents_number = ?5")?
         .execute((
             read::signed(number)?,
             hash,
-            rows.digest.to_hex(),
-            read::signed(rows.revocations)?,
+            rows.sums.digest.to_hex(),
+            read::signed(rows.sums.revocations_total)?,
             read::signed(documents_number)?,
         ))?;
     let freshness_bound_ms = before.settings.freshness_bound_ms;
@@ -364,47 +369,24 @@ fn revoked_keys<'a>(connection: &Connection, request: &'a CommitRequest) -> Resu
 /// Writes the rows of one commit, and keeps the digest and the number of revocations up to date.
 struct Rows<'a> {
     connection: &'a Connection,
-    number: u64,
-    now: Now,
-    watermark_unix_s: i64,
-    digest: StateDigest,
-    revocations: u64,
+    moment: CommitMoment,
+    sums: CommitSums,
 }
 
-impl Rows<'_> {
-    /// Applies one write. Returns `None` if it changes nothing that followers hold.
-    fn write(&mut self, write: &Write) -> Result<Option<Change>, Fault> {
-        let unix_ms = self.now.unix_ms();
-        match write {
-            Write::PutDocument(row) => self.put_document(row).map(Some),
-            Write::RemoveDocument(key) => self.remove_document(key).map(Some),
-            Write::Revoke { target, meaning, reason } => {
-                self.forget_pending(target)?;
-                let (number, watermark) = (self.number, self.watermark_unix_s);
-                self.set_revocation(target, |row| rules::revoke(row, target, *meaning, reason, number, watermark)).map(Some)
-            }
-            Write::Reinstate { target, reason } => {
-                self.forget_pending(target)?;
-                self.reinstate(target, reason).map(Some)
-            }
-            Write::ReinstateByTwo { target, reason, operator, key, administrators } => {
-                self.reinstate_by_two(target, reason, (operator, key), administrators)
-            }
-            Write::Prune { .. } | Write::Adopt { .. } | Write::Merge(_) => Ok(None),
-            Write::Approve { digest, operator, key, groups } => {
-                let change = |row| steps::approve(row, digest, (operator, key), groups, unix_ms);
-                approvals::answer(self.connection, digest, change).map(|()| None)
-            }
-            Write::Refuse { digest, operator, groups } => {
-                let change = |row| steps::refuse(row, digest, operator, groups, unix_ms);
-                approvals::answer(self.connection, digest, change).map(|()| None)
-            }
-        }
+impl CommitRows for Rows<'_> {
+    type Error = Fault;
+
+    fn moment(&self) -> CommitMoment {
+        self.moment
+    }
+
+    fn sums(&mut self) -> &mut CommitSums {
+        &mut self.sums
     }
 
     fn put_document(&mut self, row: &DocumentRow) -> Result<Change, Fault> {
         if let Some(before) = read::document(self.connection, &row.key)? {
-            self.digest.remove(&document_sha256(&before.row, before.revision));
+            self.sums.digest.remove(&document_sha256(&before.row, before.revision));
         }
         let origin = match row.origin {
             Origin::Folder => "folder",
@@ -416,8 +398,8 @@ impl Rows<'_> {
                  ON CONFLICT (kind, id) DO UPDATE SET json = excluded.json, path = excluded.path, line = excluded.line,
                  origin = excluded.origin, revision = excluded.revision",
             )?
-            .execute((&row.key.kind, &row.key.id, &row.json, &row.path, row.line, origin, read::signed(self.number)?))?;
-        self.digest.add(&document_sha256(row, self.number));
+            .execute((&row.key.kind, &row.key.id, &row.json, &row.path, row.line, origin, read::signed(self.moment.number)?))?;
+        self.sums.digest.add(&document_sha256(row, self.moment.number));
         Ok(Change::Document(row.clone()))
     }
 
@@ -426,120 +408,73 @@ impl Rows<'_> {
             return Err(Error::Rejected(format!("there is no document `{} {}` to remove", key.kind, key.id)).into());
         };
         self.connection.prepare_cached("DELETE FROM documents WHERE kind = ?1 AND id = ?2")?.execute((&key.kind, &key.id))?;
-        self.digest.remove(&document_sha256(&before.row, before.revision));
+        self.sums.digest.remove(&document_sha256(&before.row, before.revision));
         Ok(Change::DocumentRemoved(key.clone()))
     }
 
-    fn reinstate(&mut self, target: &Target, reason: &str) -> Result<Change, Fault> {
-        let (number, watermark) = (self.number, self.watermark_unix_s);
-        self.set_revocation(target, |row| rules::reinstate(row, target, reason, number, watermark))
+    fn revocation(&self, target: &Target) -> Result<Option<RevocationRow>, Fault> {
+        read::revocation(self.connection, &target_name(target)?)
     }
 
-    /// Stores the act for a second operator, or carries it out if this is the second.
-    fn reinstate_by_two(
-        &mut self,
-        target: &Target,
-        reason: &str,
-        signer: (&str, &str),
-        administrators: &[String],
-    ) -> Result<Option<Change>, Fault> {
-        let (act, unix_ms) = (second::name(target)?, self.now.unix_ms());
-        let mut pending = pending::row(self.connection, &act)?;
-        if let Some(row) = &pending
-            && read::is_revoked(self.connection, &row.key)?
-        {
-            pending = None;
-        }
-        match second::half(pending.as_ref(), signer, administrators, unix_ms)? {
-            Half::Second => {
-                self.forget_pending(target)?;
-                self.reinstate(target, reason).map(Some)
-            }
-            Half::First(row) => {
-                // An act that could not be carried out now does not wait for a second operator.
-                let current = read::revocation(self.connection, &target_name(target)?)?;
-                rules::reinstate(current, target, reason, self.number, self.watermark_unix_s)?;
-                pending::put(self.connection, &act, &row, unix_ms)?;
-                Ok(None)
-            }
+    fn put_revocation(&mut self, row: &RevocationRow) -> Result<(), Fault> {
+        self.connection
+            .prepare_cached(
+                "INSERT INTO revocations (target, dead, suspended, watermark_unix_s, expires_at_unix_s, reason, revision)
+                 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+                 ON CONFLICT (target) DO UPDATE SET dead = excluded.dead, suspended = excluded.suspended,
+                 watermark_unix_s = excluded.watermark_unix_s, expires_at_unix_s = excluded.expires_at_unix_s,
+                 reason = excluded.reason, revision = excluded.revision",
+            )?
+            .execute((
+                target_name(&row.target)?,
+                row.dead,
+                row.suspended,
+                row.watermark_unix_s,
+                row.expires_at_unix_s,
+                &row.reason,
+                read::signed(row.revision)?,
+            ))?;
+        Ok(())
+    }
+
+    fn pending(&self, act: &str) -> Result<Option<PendingRow>, Fault> {
+        match pending::row(self.connection, act)? {
+            Some(row) if read::is_revoked(self.connection, &row.key)? => Ok(None),
+            row => Ok(row),
         }
     }
 
-    /// Removes what waits for a second operator, because a new revocation or reinstatement of the target replaces it.
-    fn forget_pending(&self, target: &Target) -> Result<(), Fault> {
-        if target.can_suspend() { pending::remove(self.connection, &second::name(target)?) } else { Ok(()) }
+    fn put_pending(&mut self, act: &str, row: PendingRow) -> Result<(), Fault> {
+        pending::put(self.connection, act, &row, self.moment.unix_ms)
     }
 
-    /// Voids every root that was issued until now.
-    fn void_roots(&mut self, reason: &str) -> Result<Change, Fault> {
-        let (number, watermark) = (self.number, self.watermark_unix_s);
-        self.set_revocation(&Target::All, |row| Ok(rules::void_roots(row, reason, number, watermark)))
+    fn remove_pending(&mut self, act: &str) -> Result<(), Fault> {
+        pending::remove(self.connection, act)
     }
 
-    /// Makes every row as strong as a replica knows it to be.
-    fn merge(&mut self, merge: &Merge, before: &Head) -> Result<Vec<Change>, Fault> {
-        kin::check_history(merge, &before.revision.history)?;
-        let mut changes = Vec::new();
-        for known in &merge.rows {
-            let current = read::revocation(self.connection, &target_name(&known.target)?)?;
-            if !kin::covers(current.as_ref(), known) {
-                let number = self.number;
-                changes.push(self.set_revocation(&known.target, |row| Ok(kin::merge(row, known, number)))?);
-            }
-        }
-        lineage::merged(self.connection, merge, &changes, self.now)?;
-        Ok(changes)
+    fn approval(&self, digest: &str) -> Result<Option<ApprovalRow>, Fault> {
+        Ok(approvals::row(self.connection, digest)?.0)
     }
 
+    fn put_approval(&mut self, row: ApprovalRow) -> Result<(), Fault> {
+        approvals::put(self.connection, &row)
+    }
+}
+
+impl Rows<'_> {
     /// Deletes expired revocations, the oldest first.
     fn prune(&mut self, before_unix_s: i64, rows_max: usize) -> Result<Vec<Change>, Fault> {
-        let before_unix_s = before_unix_s.min(self.now.unix_s());
         let mut removed = Vec::new();
         for row in read::expiring(self.connection, before_unix_s, rows_max)? {
             if !lapse::has_lapsed(&row, before_unix_s) {
                 continue;
             }
             self.connection.prepare_cached("DELETE FROM revocations WHERE target = ?1")?.execute([target_name(&row.target)?])?;
-            self.digest.remove(&revocation_sha256(&row));
-            self.revocations = self.revocations.saturating_sub(1);
+            self.sums.digest.remove(&revocation_sha256(&row));
+            self.sums.revocations_total = self.sums.revocations_total.saturating_sub(1);
             removed.push(Change::RevocationRemoved(row.target));
         }
         if removed.is_empty() { Err(lapse::nothing().into()) } else { Ok(removed) }
-    }
-
-    fn set_revocation(
-        &mut self,
-        target: &Target,
-        change: impl FnOnce(Option<RevocationRow>) -> Result<RevocationRow, Error>,
-    ) -> Result<Change, Fault> {
-        let name = target_name(target)?;
-        let before = read::revocation(self.connection, &name)?;
-        let after = change(before.clone())?;
-        match &before {
-            Some(before) => self.digest.remove(&revocation_sha256(before)),
-            None => self.revocations = self.revocations.saturating_add(1),
-        }
-        self.digest.add(&revocation_sha256(&after));
-        if before.as_ref() != Some(&after) {
-            self.connection
-                .prepare_cached(
-                    "INSERT INTO revocations (target, dead, suspended, watermark_unix_s, expires_at_unix_s, reason, revision)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
-                     ON CONFLICT (target) DO UPDATE SET dead = excluded.dead, suspended = excluded.suspended,
-                     watermark_unix_s = excluded.watermark_unix_s, expires_at_unix_s = excluded.expires_at_unix_s,
-                     reason = excluded.reason, revision = excluded.revision",
-                )?
-                .execute((
-                    name,
-                    after.dead,
-                    after.suspended,
-                    after.watermark_unix_s,
-                    after.expires_at_unix_s,
-                    &after.reason,
-                    read::signed(after.revision)?,
-                ))?;
-        }
-        Ok(Change::Revocation(after))
     }
 }
 

@@ -552,6 +552,7 @@ fn identities() -> Vec<Vector> {
     let mut vectors = Vec::new();
     for (name, value) in [
         ("sub", json!("eve")),
+        ("sub_iss", json!(OTHER_ISSUER)),
         ("sub_profile", json!("user")),
         ("client_id", json!("crm-portal")),
         ("sid", json!("session-1")),
@@ -561,6 +562,7 @@ fn identities() -> Vec<Vector> {
         ("groups", json!(["sales"])),
         ("status", json!({})),
         ("sub", Value::Null),
+        ("sub_iss", Value::Null),
     ] {
         let id = format!("hop-{name}{}", if value.is_null() { "-null" } else { "" });
         let vector = spoiled(&id, &format!("`{name}` in a hop"), 1, |draft| draft.set(&format!("/{name}"), value.clone()));

@@ -14,7 +14,6 @@ use crate::model::records::{DocumentKey, DocumentRow, Meaning, Origin, Target, W
 use crate::model::revision::Revision;
 use crate::model::time::Now;
 use crate::policy::source::{SourceFile, parse};
-use crate::service::request::TraceHeaders;
 use crate::service::{CheckRequest, Credential};
 use crate::store::StoredDocument;
 use crate::token::{PrivateKey, ProofOf, issue};
@@ -293,17 +292,10 @@ impl Fixture {
 /// A call of a chain.
 pub(super) fn request(chain: usize, tool: usize, proof: Option<Bytes>, at_least: Option<Revision>) -> CheckRequest {
     CheckRequest {
-        request_id: String::new(),
-        credential: Credential::Chain(FIXTURE.chains[chain].tokens.clone()),
         proof,
-        tool: TOOLS[tool].to_owned(),
-        tool_schema_sha256: None,
-        arguments_json: Bytes::new(),
-        environment: None,
         audience: Some(AUDIENCE.to_owned()),
         at_least,
-        want_handle: false,
-        trace: TraceHeaders::default(),
+        ..CheckRequest::new(Credential::Chain(FIXTURE.chains[chain].tokens.clone()), TOOLS[tool])
     }
 }
 
