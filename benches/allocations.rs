@@ -11,18 +11,18 @@ use std::io::Write as _;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result, bail};
-use fixture::{ARGUMENTS, Company, TOOL};
+use fixture::{ARGUMENTS, CompanyFixture, TOOL};
 use portcullis::model::decision::Effect;
 use portcullis::model::json::parse_object;
-use portcullis::model::records::Origin;
-use portcullis::model::request::Call;
+use portcullis::model::request::ToolCall;
 use portcullis::model::revision::{HistoryId, Revision, StateDigest};
+use portcullis::model::rows::DocumentOrigin;
 use portcullis::model::time::{Clock as _, SystemClock};
-use portcullis::pdp::{self, Prepared};
-use portcullis::policy::source::{SourceFile, parse};
-use portcullis::revocation::Index;
-use portcullis::snapshot::{Builder, FullState};
-use portcullis::token::{self, Options};
+use portcullis::pdp::{self, PreparedChain};
+use portcullis::policy::source::{SourceFile, parse_files};
+use portcullis::revocation::RevocationIndex;
+use portcullis::snapshot::{FullState, SnapshotBuilder};
+use portcullis::token::{self, VerificationOptions};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 
 #[global_allocator]
@@ -31,14 +31,14 @@ static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 const DECISIONS: usize = 1000;
 
 fn main() -> Result<()> {
-    let company = Company::new()?;
-    let parsed = parse(&[SourceFile { path: "company.yaml".to_owned(), content: company.policy(0)?.into_bytes() }]);
-    let snapshot = Builder::new(Arc::new(Index::new())).replace(FullState {
+    let company = CompanyFixture::new()?;
+    let parsed = parse_files(&[SourceFile { path: "company.yaml".to_owned(), content: company.policy(0)?.into_bytes() }]);
+    let snapshot = SnapshotBuilder::new(Arc::new(RevocationIndex::new())).replace_all(FullState {
         revision: Revision { history: HistoryId::new("00000000-0000-7000-8000-000000000000"), number: 12 },
         digest: StateDigest::default(),
         iat_skew_s: 30,
         freshness_bound_ms: 5_000,
-        documents: parsed.documents.iter().map(|document| document.to_row(Origin::Folder)).collect(),
+        documents: parsed.documents.iter().map(|document| document.to_row(DocumentOrigin::Folder)).collect(),
         revocations: Vec::new(),
     })?;
     let arguments = parse_object(ARGUMENTS.as_bytes())?;
@@ -46,9 +46,9 @@ fn main() -> Result<()> {
     for (tool, expected) in [(TOOL, Effect::Permit), ("hr/self.read", Effect::Deny)] {
         for tokens in [1, 2, 5] {
             let now = SystemClock.now();
-            let chain = token::verify(&company.chain(0, tokens, now)?, snapshot.trust(), &Options::default(), now)?;
-            let prepared = Prepared::new(Arc::new(chain), &snapshot).context("the chain has no identities")?;
-            let call = Call::new(tool, &arguments);
+            let chain = token::verify(&company.chain(0, tokens, now)?, snapshot.trust(), &VerificationOptions::default(), now)?;
+            let prepared = PreparedChain::new(Arc::new(chain), &snapshot).context("the chain has no identities")?;
+            let call = ToolCall::new(tool, &arguments);
             if pdp::decide(&prepared, &call, &snapshot, now).effect != expected {
                 bail!("`{tool}` is not {expected:?}");
             }

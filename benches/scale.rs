@@ -11,14 +11,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
-use portcullis::model::constraint::ArgumentMap;
+use portcullis::model::constraint::ConstraintMap;
 use portcullis::model::ids::{AgentId, ApplicationId, GroupId, SessionId, TaskId, UserId};
-use portcullis::model::json::Object;
-use portcullis::model::records::{Change, DocumentRow, RevocationRow};
-use portcullis::model::request::{Call, Scope, Subject};
+use portcullis::model::json::JsonObject;
+use portcullis::model::request::{DelegationSubject, TokenScope, ToolCall};
 use portcullis::model::revision::{HistoryId, Revision, StateDigest};
-use portcullis::revocation::{Index, TargetRef};
-use portcullis::snapshot::{Builder, FullState, Snapshot};
+use portcullis::model::rows::{DocumentRow, RevocationRow, RowChange};
+use portcullis::revocation::{RevocationIndex, TargetRef};
+use portcullis::snapshot::{FullState, Snapshot, SnapshotBuilder};
 
 use rows::{SERVERS, SETS, TOOLS_A_SERVER, agent, agent_id, application, base, group, revocation};
 
@@ -39,19 +39,19 @@ fn main() -> Result<()> {
     let revocations = sizes.next().unwrap_or(10_000_000);
     println!("{agents} agents in {SETS} sets, {} tools, {revocations} revocations", SERVERS * TOOLS_A_SERVER);
 
-    let small = Fleet::build(1_000.min(agents), 0)?;
+    let small = ScaleFixture::build(1_000.min(agents), 0)?;
     let small_ns = small.decision_ns()?;
     drop(small);
-    let mut fleet = Fleet::build(agents, revocations)?;
+    let mut fleet = ScaleFixture::build(agents, revocations)?;
     let large_ns = fleet.decision_ns()?;
     row(
         "one decision, resolved: small fleet, this one",
         format!("{small_ns:.0} ns, {large_ns:.0} ns, × {:.2}", large_ns / small_ns),
     );
-    row("resolving a chain (once per chain and snapshot)", format!("{:?}", fleet.resolving()?));
-    lookups(&Index::new(), 0);
-    let part = Index::new();
-    part.replace(&(0..revocations / 10).map(revocation).collect::<Vec<_>>(), 1);
+    row("resolving a chain (once per chain and snapshot)", format!("{:?}", fleet.resolve_duration()?));
+    lookups(&RevocationIndex::new(), 0);
+    let part = RevocationIndex::new();
+    part.replace_all(&(0..revocations / 10).map(revocation).collect::<Vec<_>>(), 1);
     lookups(&part, revocations / 10);
     drop(part);
     lookups(fleet.snapshot.revocations(), revocations);
@@ -61,11 +61,11 @@ fn main() -> Result<()> {
 }
 
 /// The cost of a look-up of a target that is not revoked, and of one that is.
-fn lookups(index: &Index, revocations: usize) {
-    let each_ns = |keys: &[portcullis::revocation::Key]| {
+fn lookups(index: &RevocationIndex, revocations: usize) {
+    let each_ns = |keys: &[portcullis::revocation::RevocationKey]| {
         let since = Instant::now();
         for key in keys {
-            black_box(index.hit(black_box(*key), 0, 1));
+            black_box(index.find_hit(black_box(*key), 0, 1));
         }
         since.elapsed().as_nanos() as f64 / keys.len().max(1) as f64
     };
@@ -77,13 +77,13 @@ fn lookups(index: &Index, revocations: usize) {
     row(&format!("one of {revocations} looked up: what is not there, what is"), format!("{miss_ns:.0} ns, {hit_ns:.0} ns"));
 }
 
-struct Fleet {
+struct ScaleFixture {
     agents: usize,
-    builder: Builder,
+    builder: SnapshotBuilder,
     snapshot: Arc<Snapshot>,
 }
 
-impl Fleet {
+impl ScaleFixture {
     fn build(agents: usize, revocations: usize) -> Result<Self> {
         let before_kib = resident_kib()?;
         let documents: Vec<DocumentRow> = base().into_iter().chain((0..agents).map(|number| agent(number, 0))).collect();
@@ -97,9 +97,9 @@ impl Fleet {
             documents,
             revocations: revoked,
         };
-        let mut builder = Builder::new(Arc::new(Index::new()));
+        let mut builder = SnapshotBuilder::new(Arc::new(RevocationIndex::new()));
         let since = Instant::now();
-        let snapshot = builder.replace(state)?;
+        let snapshot = builder.replace_all(state)?;
         let built = since.elapsed();
         let kib = resident_kib()? - before_kib;
         row(&format!("building {agents} agents, {revocations} revocations from rows"), format!("{built:.2?}"));
@@ -111,16 +111,16 @@ impl Fleet {
         Ok(Self { agents, builder, snapshot })
     }
 
-    fn subject(&self) -> Subject {
+    fn subject(&self) -> DelegationSubject {
         let number = self.agents / 2;
         let tools =
-            (0..TOOLS_A_SERVER).map(|tool| (tool_name(number % SERVERS, tool).into(), ArgumentMap::unconstrained())).collect();
-        Subject {
+            (0..TOOLS_A_SERVER).map(|tool| (tool_name(number % SERVERS, tool).into(), ConstraintMap::unconstrained())).collect();
+        DelegationSubject {
             user: UserId::new("https://issuer.example", "ana"),
             groups: vec![GroupId::from(group(number).as_str())],
             application: ApplicationId::from(application(number).as_str()),
             agents: vec![AgentId::from(agent_id(number).as_str())],
-            scopes: vec![Scope { tools }],
+            scopes: vec![TokenScope { tools }],
             session: SessionId::from("s"),
             task: TaskId::from("t"),
         }
@@ -130,8 +130,8 @@ impl Fleet {
         let subject = self.subject();
         let policy = self.snapshot.policy();
         let resolved = policy.resolve(&subject);
-        let (tool, arguments) = (tool_name(self.agents / 2 % SERVERS, 3), Object::default());
-        let call = Call::new(&tool, &arguments);
+        let (tool, arguments) = (tool_name(self.agents / 2 % SERVERS, 3), JsonObject::default());
+        let call = ToolCall::new(&tool, &arguments);
         let verdict = policy.evaluate(&resolved, &subject, &call);
         if verdict.reason.as_str() != "OK" {
             bail!("no permit but {verdict:?}");
@@ -140,13 +140,13 @@ impl Fleet {
         let key = index.key(TargetRef::Session("alive"));
         let since = Instant::now();
         for _ in 0..DECISIONS {
-            black_box(index.hit(black_box(key), 0, 1));
+            black_box(index.find_hit(black_box(key), 0, 1));
             black_box(policy.evaluate(black_box(&resolved), &subject, &call));
         }
         Ok(since.elapsed().as_nanos() as f64 / DECISIONS as f64)
     }
 
-    fn resolving(&self) -> Result<Duration> {
+    fn resolve_duration(&self) -> Result<Duration> {
         let subject = self.subject();
         let since = Instant::now();
         for _ in 0..100 {
@@ -160,12 +160,12 @@ impl Fleet {
         let sets = self.snapshot.policy().permission_set_count();
         let mut times = Vec::with_capacity(CHANGES);
         for turn in 0..CHANGES {
-            let change = [Change::Document(agent(turn * 7919 % self.agents, 1 + turn))];
+            let change = [RowChange::Document(agent(turn * 7919 % self.agents, 1 + turn))];
             let since = Instant::now();
-            self.snapshot = self.builder.apply(2 + turn as u64, StateDigest::default(), change.iter())?;
+            self.snapshot = self.builder.apply_changes(2 + turn as u64, StateDigest::default(), change.iter())?;
             times.push(since.elapsed());
         }
-        if let Some(problem) = self.builder.problem() {
+        if let Some(problem) = self.builder.policy_error() {
             bail!("{problem}");
         }
         times.sort();
@@ -186,7 +186,7 @@ impl Fleet {
         rows.iter().for_each(|row| index.apply(row));
         let each = since.elapsed() / 100_000;
         row("one revocation more, effective after", format!("{each:.2?} (mean of 100,000)"));
-        let missing = rows.iter().filter(|row| index.hit(index.key(TargetRef::from(&row.target)), 0, 100).is_none()).count();
+        let missing = rows.iter().filter(|row| index.find_hit(index.key(TargetRef::from(&row.target)), 0, 100).is_none()).count();
         if missing > 0 {
             bail!("{missing} revocations have no effect");
         }

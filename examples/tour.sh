@@ -49,7 +49,7 @@ printf '{"aat_chain":["%s"],"aat_pop":"%s"}\n' "$(cat chain.jws)" "$(cat proof.j
 
 run token inspect p.json
 run check --presentation p.json --tool crm/leads.read --args '{"id":7}' --target "$decisions"
-run tools --presentation p.json --target "$decisions"
+run tools --presentation p.json --key agent.jwk --target "$decisions"
 run explain --presentation p.json --tool proposals/draft.create --args '{"discount":16}' --target "$decisions"
 run explain --presentation p.json --tool proposals/draft.create --args '{"discount":16}' --documents --target "$admin"
 run revoke agent spiffe://acme.example/agent/sales-assistant --reason "leaked key" --wait fleet --target "$admin"

@@ -5,7 +5,7 @@ use bytes::Bytes;
 use portcullis::api::r#gen as wire;
 use portcullis::model::time::{Clock as _, SystemClock};
 use portcullis::token::PrivateKey;
-use portcullis::token::operator::{self, Expected};
+use portcullis::token::operator_act::{self, AdminCall};
 use prost::Message as _;
 use tonic::metadata::MetadataValue;
 use wire::check_request::Credential;
@@ -29,8 +29,8 @@ pub(crate) fn signed(key: &PrivateKey, history: &str, session: String) -> Result
     let target = wire::RevocationTarget { kind: "session".to_owned(), key: vec![session] };
     let message = wire::RevokeRequest { target: Some(target), reason: "load test".to_owned(), ..Default::default() };
     let bytes = message.encode_to_vec();
-    let expected = Expected { audience: history, method: "/portcullis.v1.RevocationService/Revoke", message: &bytes };
-    let authorization = format!("Operator {}", operator::sign(key, &expected, SystemClock.now()));
+    let expected = AdminCall { audience: history, method: "/portcullis.v1.RevocationService/Revoke", message: &bytes };
+    let authorization = format!("Operator {}", operator_act::sign_act(key, &expected, SystemClock.now()));
     let mut request = tonic::Request::new(message);
     request.metadata_mut().insert("authorization", MetadataValue::try_from(authorization)?);
     Ok(request)

@@ -20,11 +20,11 @@ use wire::decision_service_client::DecisionServiceClient;
 use wire::noop_service_client::NoopServiceClient;
 
 use super::calls::request_by_chain;
-use super::zipf::Zipf;
+use super::zipf::ZipfDistribution;
 
 /// The kind of a call: its method, and whether it sends the chain or a handle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum CallKind {
     CheckByHandle,
     NoopByHandle,
     CheckByChain,
@@ -33,19 +33,19 @@ pub(crate) enum Kind {
 
 /// The results of a turn.
 #[derive(Debug)]
-pub(crate) struct Tally {
+pub(crate) struct CallTally {
     pub(crate) permits: u64,
     /// Calls with any other result: a gRPC status or another effect.
     pub(crate) failures: u64,
     pub(crate) latency_ns: Histogram<u64>,
 }
 
-impl Tally {
+impl CallTally {
     pub(crate) fn new() -> Result<Self> {
         Ok(Self { permits: 0, failures: 0, latency_ns: histogram()? })
     }
 
-    pub(crate) fn add(&mut self, other: &Tally) -> Result<()> {
+    pub(crate) fn add(&mut self, other: &CallTally) -> Result<()> {
         self.permits += other.permits;
         self.failures += other.failures;
         self.latency_ns.add(&other.latency_ns)?;
@@ -80,22 +80,22 @@ pub(crate) fn parts(turn: Duration) -> impl Iterator<Item = Duration> {
 }
 
 /// A client: the runtime of one thread, and its connections.
-pub(crate) struct Client {
+pub(crate) struct LoadClient {
     runtime: Runtime,
-    connections: Vec<Arc<Connection>>,
+    connections: Vec<Arc<LoadConnection>>,
     /// When the oldest handle was requested.
     renewed_at: Instant,
 }
 
 /// One connection, with a request by chain and one by handle for each chain.
-struct Connection {
+struct LoadConnection {
     check: DecisionServiceClient<Channel>,
     noop: NoopServiceClient<Channel>,
     by_chain: Vec<wire::CheckRequest>,
     by_handle: Vec<wire::CheckRequest>,
 }
 
-impl Client {
+impl LoadClient {
     /// Connects, and checks every chain once, so that all chains are verified and each has its handle.
     pub(crate) fn open(target: &str, chains: &[Vec<Bytes>], connections: usize) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -103,7 +103,7 @@ impl Client {
         let connections = runtime.block_on(async {
             let mut open = Vec::new();
             for _ in 0..connections {
-                open.push(Arc::new(Connection::open(target, chains).await?));
+                open.push(Arc::new(LoadConnection::open(target, chains).await?));
             }
             anyhow::Ok(open)
         })?;
@@ -126,7 +126,7 @@ impl Client {
     }
 
     /// Open loop: sends at intended times, whatever the answers do. Latency counts from the intended time.
-    pub(crate) fn open_loop(&self, kind: Kind, rate: u64, length: Duration, zipf: &Zipf) -> Result<Tally> {
+    pub(crate) fn open_loop(&self, kind: CallKind, rate: u64, length: Duration, zipf: &ZipfDistribution) -> Result<CallTally> {
         let count = rate.saturating_mul(length.as_millis().try_into()?) / 1000;
         let (sender, mut receiver) = mpsc::channel(65_536);
         let mut draw = zipf.drawer(count);
@@ -141,7 +141,7 @@ impl Client {
                 }
             }
         });
-        let tally = Arc::new(Mutex::new(Tally::new()?));
+        let tally = Arc::new(Mutex::new(CallTally::new()?));
         self.runtime.block_on(async {
             let mut tasks = JoinSet::new();
             while let Some((due, number, token)) = receiver.recv().await {
@@ -162,14 +162,20 @@ impl Client {
     }
 
     /// Closed loop: keeps this many calls in flight.
-    pub(crate) fn closed_loop(&self, kind: Kind, in_flight: u64, length: Duration, zipf: &Zipf) -> Result<Tally> {
+    pub(crate) fn closed_loop(
+        &self,
+        kind: CallKind,
+        in_flight: u64,
+        length: Duration,
+        zipf: &ZipfDistribution,
+    ) -> Result<CallTally> {
         self.runtime.block_on(async {
             let end = Instant::now() + length;
             let mut tasks = JoinSet::new();
             for number in 0..in_flight {
                 let connection = self.connection(number).context("no connection")?;
                 let mut draw = zipf.drawer(number);
-                let mut tally = Tally::new()?;
+                let mut tally = CallTally::new()?;
                 tasks.spawn(async move {
                     loop {
                         let since = Instant::now();
@@ -181,7 +187,7 @@ impl Client {
                     }
                 });
             }
-            let mut sum = Tally::new()?;
+            let mut sum = CallTally::new()?;
             while let Some(tally) = tasks.join_next().await {
                 sum.add(&tally?)?;
             }
@@ -190,9 +196,15 @@ impl Client {
     }
 
     /// Keeps this many messages in flight on one stream for each connection.
-    pub(crate) fn stream(&self, kind: Kind, in_flight: usize, length: Duration, zipf: &Zipf) -> Result<Tally> {
+    pub(crate) fn stream(
+        &self,
+        kind: CallKind,
+        in_flight: usize,
+        length: Duration,
+        zipf: &ZipfDistribution,
+    ) -> Result<CallTally> {
         self.runtime.block_on(async {
-            let mut sum = Tally::new()?;
+            let mut sum = CallTally::new()?;
             let runs = self.connections.iter().map(|connection| connection.stream(kind, in_flight, length, zipf));
             for tally in futures_util::future::join_all(runs).await {
                 sum.add(&tally?)?;
@@ -201,7 +213,7 @@ impl Client {
         })
     }
 
-    fn connection(&self, number: u64) -> Option<Arc<Connection>> {
+    fn connection(&self, number: u64) -> Option<Arc<LoadConnection>> {
         let index = usize::try_from(number).unwrap_or(0) % self.connections.len().max(1);
         self.connections.get(index).cloned()
     }
@@ -222,7 +234,7 @@ async fn handles(check: &DecisionServiceClient<Channel>, by_chain: &[wire::Check
     futures_util::stream::iter(asked).buffered(RENEWALS_IN_FLIGHT).try_collect().await
 }
 
-impl Connection {
+impl LoadConnection {
     async fn open(target: &str, chains: &[Vec<Bytes>]) -> Result<Self> {
         let channel = Channel::from_shared(target.to_owned())?.connect().await?;
         let check = DecisionServiceClient::new(channel.clone());
@@ -231,24 +243,24 @@ impl Connection {
         Ok(Self { check, noop: NoopServiceClient::new(channel), by_chain, by_handle })
     }
 
-    fn request(&self, kind: Kind, token: usize) -> Option<wire::CheckRequest> {
+    fn request(&self, kind: CallKind, token: usize) -> Option<wire::CheckRequest> {
         match kind {
-            Kind::CheckByHandle | Kind::NoopByHandle => self.by_handle.get(token).cloned(),
-            Kind::CheckByChain | Kind::NoopByChain => self.by_chain.get(token).cloned(),
+            CallKind::CheckByHandle | CallKind::NoopByHandle => self.by_handle.get(token).cloned(),
+            CallKind::CheckByChain | CallKind::NoopByChain => self.by_chain.get(token).cloned(),
         }
     }
 
     /// Whether the call was answered with a permit.
-    async fn call(&self, kind: Kind, token: usize) -> bool {
+    async fn call(&self, kind: CallKind, token: usize) -> bool {
         let Some(request) = self.request(kind, token) else { return false };
         let answer = match kind {
-            Kind::CheckByHandle | Kind::CheckByChain => self.check.clone().check(request).await,
-            Kind::NoopByHandle | Kind::NoopByChain => self.noop.clone().noop(request).await,
+            CallKind::CheckByHandle | CallKind::CheckByChain => self.check.clone().check(request).await,
+            CallKind::NoopByHandle | CallKind::NoopByChain => self.noop.clone().noop(request).await,
         };
         answer.is_ok_and(|answer| answer.into_inner().effect() == wire::Effect::Permit)
     }
 
-    async fn stream(&self, kind: Kind, in_flight: usize, length: Duration, zipf: &Zipf) -> Result<Tally> {
+    async fn stream(&self, kind: CallKind, in_flight: usize, length: Duration, zipf: &ZipfDistribution) -> Result<CallTally> {
         let (sender, receiver) = mpsc::channel(in_flight);
         let mut draw = zipf.drawer(7);
         let mut sent = VecDeque::new();
@@ -259,12 +271,12 @@ impl Connection {
         let mut sender = Some(sender);
         let requests = ReceiverStream::new(receiver);
         let answers = match kind {
-            Kind::CheckByHandle | Kind::CheckByChain => self.check.clone().check_stream(requests).await?,
-            Kind::NoopByHandle | Kind::NoopByChain => self.noop.clone().noop_stream(requests).await?,
+            CallKind::CheckByHandle | CallKind::CheckByChain => self.check.clone().check_stream(requests).await?,
+            CallKind::NoopByHandle | CallKind::NoopByChain => self.noop.clone().noop_stream(requests).await?,
         };
         let mut answers = answers.into_inner();
         let end = Instant::now() + length;
-        let mut tally = Tally::new()?;
+        let mut tally = CallTally::new()?;
         while let Some(answer) = answers.next().await {
             let since = sent.pop_front().context("an answer too many")?;
             tally.count(answer?.effect() == wire::Effect::Permit, since);

@@ -11,20 +11,20 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use hdrhistogram::Histogram;
 use portcullis::api::r#gen as wire;
-use portcullis::model::records::{DocumentKey, DocumentRow, Meaning, Target, Write};
+use portcullis::model::rows::{DocumentKey, DocumentRow, RevocationKind, RevocationTarget, StoreWrite};
 use portcullis::model::time::{Clock as _, SystemClock};
-use portcullis::store::rules::WRITES_MAX;
 use portcullis::store::sqlite::SqliteStore;
+use portcullis::store::write_rules::WRITES_MAX;
 use portcullis::store::{CommitRequest, Store as _};
 use tokio::runtime::Runtime;
 use wire::decision_service_client::DecisionServiceClient;
 
 use super::calls::request_by_chain;
 use super::client::histogram;
-use super::fixture::{self, Company};
+use super::fixture::{self, CompanyFixture};
 use super::kill::PATIENCE;
 use super::rows;
-use super::server::Server;
+use super::server::ServerProcess;
 
 /// Sessions revoked and agents changed, one after the other.
 const ROUNDS: usize = 50;
@@ -34,7 +34,7 @@ const SETTLED: Duration = Duration::from_secs(60);
 const SETTLING_MAX: Duration = Duration::from_secs(240);
 
 /// The results of a run.
-pub(crate) struct Cold {
+pub(crate) struct ColdStartReport {
     pub(crate) store_mib: u64,
     /// From the start of the process to the first permit.
     pub(crate) starts: Vec<Duration>,
@@ -49,16 +49,22 @@ pub(crate) struct Cold {
 }
 
 /// Fills a store in `folder`, then starts servers on it, one after the other.
-pub(crate) fn run(binary: &Path, company: &Company, sizes: (usize, usize), starts: usize, folder: &Path) -> Result<Cold> {
+pub(crate) fn run(
+    binary: &Path,
+    company: &CompanyFixture,
+    sizes: (usize, usize),
+    starts: usize,
+    folder: &Path,
+) -> Result<ColdStartReport> {
     let (agents, revocations) = sizes;
     let file = folder.join("store.db");
     let url = format!("sqlite:{}", file.display());
     let environment = [("PORTCULLIS_STORE", url.as_str())];
     // A server applies the company's policy at its start, as usual.
-    drop(Server::start_with(binary, Some(&company.policy(0)?), &environment)?);
+    drop(ServerProcess::start_with(binary, Some(&company.policy(0)?), &environment)?);
     fill(&runtime()?, &file, agents, revocations)?;
 
-    let mut cold = Cold {
+    let mut cold = ColdStartReport {
         store_mib: std::fs::metadata(&file)?.len() >> 20,
         starts: Vec::new(),
         peak_kib: 0,
@@ -70,11 +76,11 @@ pub(crate) fn run(binary: &Path, company: &Company, sizes: (usize, usize), start
     for start in 0..starts {
         super::say(&format!("start {}", start + 1))?;
         let since = Instant::now();
-        let server = Server::start_with(binary, None, &environment)?;
+        let server = ServerProcess::start_with(binary, None, &environment)?;
         // The connection is dropped before its server ends.
         let runtime = runtime()?;
         let mut asking =
-            Asking { runtime: &runtime, client: runtime.block_on(DecisionServiceClient::connect(server.decisions.clone()))? };
+            CallLoop { runtime: &runtime, client: runtime.block_on(DecisionServiceClient::connect(server.decisions.clone()))? };
         asking.until(&request_by_chain(&company.chain(0, 2, SystemClock.now())?), wire::Effect::Permit)?;
         cold.starts.push(since.elapsed());
         if start + 1 == starts {
@@ -89,7 +95,7 @@ pub(crate) fn run(binary: &Path, company: &Company, sizes: (usize, usize), start
 }
 
 /// The resident memory once it stays within one percent, and the time until then.
-fn settle(server: &Server) -> Result<(u64, Duration)> {
+fn settle(server: &ServerProcess) -> Result<(u64, Duration)> {
     let began = Instant::now();
     let (mut kib, mut since) = (server.status_kib("VmRSS")?, began);
     while since.elapsed() < SETTLED && began.elapsed() < SETTLING_MAX {
@@ -108,26 +114,29 @@ fn runtime() -> std::io::Result<Runtime> {
 
 fn fill(runtime: &Runtime, file: &Path, agents: usize, revocations: usize) -> Result<()> {
     let store = SqliteStore::open(file, Arc::new(SystemClock))?;
-    let commit = |writes: Vec<Write>| runtime.block_on(store.commit(CommitRequest { writes, ..CommitRequest::default() }));
+    let commit = |writes: Vec<StoreWrite>| runtime.block_on(store.commit(CommitRequest { writes, ..CommitRequest::default() }));
     super::say(&format!("{agents} agents, {revocations} revocations into a store"))?;
-    commit(rows::base().into_iter().map(Write::PutDocument).collect())?;
+    commit(rows::base().into_iter().map(StoreWrite::PutDocument).collect())?;
     for from in (0..agents).step_by(WRITES_MAX) {
         let some = from..agents.min(from + WRITES_MAX);
-        commit(some.map(|number| Write::PutDocument(rows::agent(number, 0))).collect())?;
+        commit(some.map(|number| StoreWrite::PutDocument(rows::agent(number, 0))).collect())?;
     }
     for from in (0..revocations).step_by(WRITES_MAX) {
         let some = from..revocations.min(from + WRITES_MAX);
-        let revoke =
-            |number| Write::Revoke { target: rows::revocation(number).target, meaning: Meaning::Dead, reason: String::new() };
+        let revoke = |number| StoreWrite::Revoke {
+            target: rows::revocation(number).target,
+            kind: RevocationKind::Dead,
+            reason: String::new(),
+        };
         commit(some.map(revoke).collect())?;
     }
     Ok(())
 }
 
 /// Revokes sessions and changes agents on top of the filled store, each until an answer shows the change.
-fn changes(cold: &mut Cold, asking: &mut Asking<'_>, company: &Company, file: &Path) -> Result<()> {
+fn changes(cold: &mut ColdStartReport, asking: &mut CallLoop<'_>, company: &CompanyFixture, file: &Path) -> Result<()> {
     let store = SqliteStore::open(file, Arc::new(SystemClock))?;
-    let commit = |write: Write| -> Result<Instant> {
+    let commit = |write: StoreWrite| -> Result<Instant> {
         asking.runtime.block_on(store.commit(CommitRequest { writes: vec![write], ..CommitRequest::default() }))?;
         Ok(Instant::now())
     };
@@ -142,25 +151,25 @@ fn changes(cold: &mut Cold, asking: &mut Asking<'_>, company: &Company, file: &P
     for round in 1..=ROUNDS {
         let call = request_by_chain(&company.chain(round, 2, SystemClock.now())?);
         asking.until(&call, wire::Effect::Permit)?;
-        let since = commit(Write::PutDocument(row(&barred)))?;
+        let since = commit(StoreWrite::PutDocument(row(&barred)))?;
         asking.until(&call, wire::Effect::Deny)?;
         cold.changed_ns.saturating_record(ns(since));
-        commit(Write::PutDocument(row(&leaf)))?;
+        commit(StoreWrite::PutDocument(row(&leaf)))?;
         asking.until(&call, wire::Effect::Permit)?;
-        let target = Target::Session(fixture::session(round));
-        let since = commit(Write::Revoke { target, meaning: Meaning::Dead, reason: "load test".to_owned() })?;
+        let target = RevocationTarget::Session(fixture::session(round));
+        let since = commit(StoreWrite::Revoke { target, kind: RevocationKind::Dead, reason: "load test".to_owned() })?;
         asking.until(&call, wire::Effect::Deny)?;
         cold.killed_ns.saturating_record(ns(since));
     }
     Ok(())
 }
 
-struct Asking<'a> {
+struct CallLoop<'a> {
     runtime: &'a Runtime,
     client: DecisionServiceClient<tonic::transport::Channel>,
 }
 
-impl Asking<'_> {
+impl CallLoop<'_> {
     /// Repeats a call until its answer has this effect.
     fn until(&mut self, call: &wire::CheckRequest, effect: wire::Effect) -> Result<()> {
         let since = Instant::now();

@@ -33,13 +33,13 @@ use bytes::Bytes;
 use clap::Parser;
 use portcullis::model::time::{Clock as _, SystemClock};
 
-use client::{Client, Kind, Tally};
-use faults::rig::{Plan, Programs};
-use faults::scenario::{self, Scenario};
-use fixture::Company;
-use report::Report;
-use server::Server;
-use zipf::Zipf;
+use client::{CallKind, CallTally, LoadClient};
+use faults::rig::{FaultPlan, ProgramPaths};
+use faults::scenario::{self, FaultScenario};
+use fixture::CompanyFixture;
+use report::LoadReport;
+use server::ServerProcess;
+use zipf::ZipfDistribution;
 
 /// Calls in flight while throughput is measured.
 const IN_FLIGHT: u64 = 32;
@@ -100,7 +100,7 @@ struct Arguments {
     #[arg(long, value_name = "N")]
     flood: Option<usize>,
     /// Revocations in one commit of a flood
-    #[arg(long, default_value_t = portcullis::store::rules::WRITES_MAX, value_name = "N")]
+    #[arg(long, default_value_t = portcullis::store::write_rules::WRITES_MAX, value_name = "N")]
     flood_commit: usize,
     /// Run the attacks of a stranger who may connect instead: memory, a good caller's latency, a revocation during each
     #[arg(long)]
@@ -114,15 +114,15 @@ struct Arguments {
 }
 
 /// The sum of all turns of one kind.
-pub(crate) struct Measured {
-    pub(crate) tally: Tally,
+pub(crate) struct Measurement {
+    pub(crate) tally: CallTally,
     pub(crate) cpu_ns: u64,
     pub(crate) elapsed: Duration,
 }
 
-impl Measured {
+impl Measurement {
     fn new() -> Result<Self> {
-        Ok(Self { tally: Tally::new()?, cpu_ns: 0, elapsed: Duration::ZERO })
+        Ok(Self { tally: CallTally::new()?, cpu_ns: 0, elapsed: Duration::ZERO })
     }
 
     pub(crate) fn cpu_us_per_call(&self) -> f64 {
@@ -158,7 +158,7 @@ fn main() -> Result<()> {
     if arguments.faults {
         return break_things(&arguments, &binary);
     }
-    let company = Company::new()?;
+    let company = CompanyFixture::new()?;
     if arguments.hostile {
         return strangers(&arguments, &binary, &company);
     }
@@ -178,9 +178,9 @@ fn main() -> Result<()> {
         return fleet_kills(&arguments, &binary, &company, replicas);
     }
     arguments.check_length()?;
-    let server = Server::start(&binary, &company.policy(0)?)?;
+    let server = ServerProcess::start(&binary, &company.policy(0)?)?;
     let asked = chains(0, arguments.tokens)?;
-    let mut report = Report::new(&arguments.describe(), asked.first().map_or(0, |chain| chain.iter().map(Bytes::len).sum()));
+    let mut report = LoadReport::new(&arguments.describe(), asked.first().map_or(0, |chain| chain.iter().map(Bytes::len).sum()));
 
     costs(&arguments, &server, &asked, &mut report)?;
     throughput(&arguments, &server, &asked, &mut report)?;
@@ -193,8 +193,8 @@ fn main() -> Result<()> {
 }
 
 /// Measures revocations in a fleet, store by store.
-fn fleet_kills(arguments: &Arguments, binary: &Path, company: &Company, replicas: usize) -> Result<()> {
-    let database = postgres::Server::start(&[]);
+fn fleet_kills(arguments: &Arguments, binary: &Path, company: &CompanyFixture, replicas: usize) -> Result<()> {
+    let database = postgres::PostgresServer::start(&[]);
     let folder = tempfile::tempdir()?;
     let with_notify = database.database();
     let separator = |url: &str| if url.contains('?') { '&' } else { '?' };
@@ -224,8 +224,8 @@ fn break_things(arguments: &Arguments, binary: &Path) -> Result<()> {
         said(panic);
         faults::rig::kill_all();
     }));
-    let programs = Programs { server: binary.to_owned(), proxy: as_proxy };
-    let plan = Plan {
+    let programs = ProgramPaths { server: binary.to_owned(), proxy: as_proxy };
+    let plan = FaultPlan {
         replicas: arguments.fleet.unwrap_or(5),
         rate: arguments.fleet_rate,
         bound: Duration::from_millis(arguments.bound_ms),
@@ -233,7 +233,8 @@ fn break_things(arguments: &Arguments, binary: &Path) -> Result<()> {
         patience: Duration::from_secs(90),
     };
     let mut table = report::FaultTable::new(plan);
-    let chosen = |scenario: &Scenario| [scenario.name, scenario.kind.as_str()].iter().any(|name| name.contains(&arguments.only));
+    let chosen =
+        |scenario: &FaultScenario| [scenario.name, scenario.kind.as_str()].iter().any(|name| name.contains(&arguments.only));
     for scenario in scenario::table().into_iter().filter(chosen) {
         say(&format!("{}, {}", scenario.name, scenario.kind.as_str()))?;
         let outcome = scenario::run(&programs, plan, &scenario);
@@ -259,8 +260,8 @@ fn as_proxy() -> Command {
 }
 
 /// Measures a flood in large commits and one in acts, store by store.
-fn floods(arguments: &Arguments, binary: &Path, company: &Company, count: usize) -> Result<()> {
-    let database = postgres::Server::start(&[]);
+fn floods(arguments: &Arguments, binary: &Path, company: &CompanyFixture, count: usize) -> Result<()> {
+    let database = postgres::PostgresServer::start(&[]);
     let folder = tempfile::tempdir()?;
     let stores = [
         ("PostgreSQL", database.database()),
@@ -268,20 +269,20 @@ fn floods(arguments: &Arguments, binary: &Path, company: &Company, count: usize)
     ];
     let replicas = arguments.fleet.unwrap_or(2);
     let mut table = report::FloodTable::new(replicas, arguments.fleet_rate);
-    let ways = [(flood::Way::Acts, count.div_ceil(50)), (flood::Way::Commits(arguments.flood_commit), count)];
+    let ways = [(flood::FloodSource::Acts, count.div_ceil(50)), (flood::FloodSource::Commits(arguments.flood_commit), count)];
     for (name, store) in stores {
         let servers = fleet::start(binary, &company.policy(0)?, &store, replicas)?;
         let now = SystemClock.now();
         let chains = (0..arguments.tokens).map(|number| company.chain(number, 2, now)).collect::<Result<Vec<_>>>()?;
-        let load = flood::Load { servers: &servers, chains: &chains, rate: arguments.fleet_rate };
+        let load = flood::CheckLoad { servers: &servers, chains: &chains, rate: arguments.fleet_rate };
         for (index, (way, count)) in ways.into_iter().enumerate() {
             say(&format!("{name}, {way:?}"))?;
             let number = arguments.tokens + index;
             let doomed = company.chain(number, 2, now)?;
             let outcome = flood::run(&load, &store, way, count, (&doomed, fixture::session(number)))?;
             let way = match way {
-                flood::Way::Commits(size) => format!("commits of {size}"),
-                flood::Way::Acts => "signed acts of one each".to_owned(),
+                flood::FloodSource::Commits(size) => format!("commits of {size}"),
+                flood::FloodSource::Acts => "signed acts of one each".to_owned(),
             };
             table.row(name, &way, &outcome);
         }
@@ -290,14 +291,14 @@ fn floods(arguments: &Arguments, binary: &Path, company: &Company, count: usize)
 }
 
 /// Runs every attack, one after the other.
-fn strangers(arguments: &Arguments, binary: &Path, company: &Company) -> Result<()> {
+fn strangers(arguments: &Arguments, binary: &Path, company: &CompanyFixture) -> Result<()> {
     let mut table = report::HostileTable::new(arguments.hostile_rate);
     for attack in hostile::table().into_iter().filter(|attack| attack.name.contains(&arguments.only)) {
         say(attack.name)?;
         let now = SystemClock.now();
         let chains = (0..arguments.tokens.min(200)).map(|number| company.chain(number, 2, now)).collect::<Result<Vec<_>>>()?;
         let doomed = company.chain(arguments.tokens, 2, now)?;
-        let scene = hostile::Scene {
+        let scene = hostile::AttackSetup {
             binary,
             policy: &company.policy(0)?,
             chains: &chains,
@@ -352,16 +353,16 @@ impl Arguments {
 }
 
 /// Open loops: the four kinds in turns, forwards and backwards, at the rate for costs and at the rate for latency.
-fn costs(arguments: &Arguments, server: &Server, chains: &[Vec<Bytes>], report: &mut Report) -> Result<()> {
-    const ORDER: [Kind; 4] = [Kind::CheckByHandle, Kind::NoopByHandle, Kind::NoopByChain, Kind::CheckByChain];
-    let mut client = Client::open(&server.decisions, chains, 2)?;
-    let zipf = Zipf::new(chains.len());
+fn costs(arguments: &Arguments, server: &ServerProcess, chains: &[Vec<Bytes>], report: &mut LoadReport) -> Result<()> {
+    const ORDER: [CallKind; 4] = [CallKind::CheckByHandle, CallKind::NoopByHandle, CallKind::NoopByChain, CallKind::CheckByChain];
+    let mut client = LoadClient::open(&server.decisions, chains, 2)?;
+    let zipf = ZipfDistribution::new(chains.len());
     let turn = Duration::from_millis(arguments.turn_ms);
     for rate in [arguments.rate, arguments.latency_rate] {
         say(&format!("open loop, {rate}/s"))?;
         let mut kinds = Vec::new();
         for kind in ORDER {
-            kinds.push((kind, Measured::new()?));
+            kinds.push((kind, Measurement::new()?));
         }
         for _ in 0..arguments.rounds {
             for index in (0..ORDER.len()).chain((0..ORDER.len()).rev()) {
@@ -378,24 +379,24 @@ fn costs(arguments: &Arguments, server: &Server, chains: &[Vec<Bytes>], report: 
 }
 
 /// Closed loops: unary calls and streams at full speed.
-fn throughput(arguments: &Arguments, server: &Server, chains: &[Vec<Bytes>], report: &mut Report) -> Result<()> {
-    type Run = fn(&Client, Kind, Duration, &Zipf) -> Result<Tally>;
+fn throughput(arguments: &Arguments, server: &ServerProcess, chains: &[Vec<Bytes>], report: &mut LoadReport) -> Result<()> {
+    type Run = fn(&LoadClient, CallKind, Duration, &ZipfDistribution) -> Result<CallTally>;
     const UNARY: Run = |client, kind, length, zipf| client.closed_loop(kind, IN_FLIGHT / THREADS, length, zipf);
     const STREAM: Run = |client, kind, length, zipf| client.stream(kind, STREAM_IN_FLIGHT, length, zipf);
-    const ORDER: [(&str, Kind, Run); 5] = [
-        ("unary", Kind::CheckByHandle, UNARY),
-        ("unary", Kind::NoopByHandle, UNARY),
-        ("unary", Kind::CheckByChain, UNARY),
-        ("stream", Kind::CheckByHandle, STREAM),
-        ("stream", Kind::NoopByHandle, STREAM),
+    const ORDER: [(&str, CallKind, Run); 5] = [
+        ("unary", CallKind::CheckByHandle, UNARY),
+        ("unary", CallKind::NoopByHandle, UNARY),
+        ("unary", CallKind::CheckByChain, UNARY),
+        ("stream", CallKind::CheckByHandle, STREAM),
+        ("stream", CallKind::NoopByHandle, STREAM),
     ];
-    let mut clients = (0..THREADS).map(|_| Client::open(&server.decisions, chains, 1)).collect::<Result<Vec<_>>>()?;
-    let zipf = Zipf::new(chains.len());
+    let mut clients = (0..THREADS).map(|_| LoadClient::open(&server.decisions, chains, 1)).collect::<Result<Vec<_>>>()?;
+    let zipf = ZipfDistribution::new(chains.len());
     let turn = Duration::from_millis(arguments.turn_ms);
     say("closed loop")?;
     let mut sums = Vec::new();
     for (name, kind, run) in ORDER {
-        sums.push((name, kind, run, Measured::new()?));
+        sums.push((name, kind, run, Measurement::new()?));
     }
     for _ in 0..arguments.rounds {
         for index in (0..ORDER.len()).chain((0..ORDER.len()).rev()) {
@@ -410,11 +411,11 @@ fn throughput(arguments: &Arguments, server: &Server, chains: &[Vec<Bytes>], rep
 }
 
 /// Runs all clients at the same time, one thread each.
-fn together(clients: &[Client], run: impl Fn(&Client) -> Result<Tally> + Sync) -> Result<Tally> {
+fn together(clients: &[LoadClient], run: impl Fn(&LoadClient) -> Result<CallTally> + Sync) -> Result<CallTally> {
     std::thread::scope(|scope| {
         let run = &run;
         let threads: Vec<_> = clients.iter().map(|client| scope.spawn(move || run(client))).collect();
-        let mut sum = Tally::new()?;
+        let mut sum = CallTally::new()?;
         for thread in threads {
             let Ok(tally) = thread.join() else { bail!("a client thread died") };
             sum.add(&tally?)?;
@@ -425,7 +426,7 @@ fn together(clients: &[Client], run: impl Fn(&Client) -> Result<Tally> + Sync) -
 
 /// Runs one turn and measures the server's CPU. An answer other than a permit ends the run, because the figure would mean something
 /// else.
-fn measure(server: &Server, sum: &mut Measured, run: impl FnOnce() -> Result<Tally>) -> Result<()> {
+fn measure(server: &ServerProcess, sum: &mut Measurement, run: impl FnOnce() -> Result<CallTally>) -> Result<()> {
     let (cpu_ns, since) = (server.cpu_ns()?, Instant::now());
     let tally = run()?;
     sum.elapsed += since.elapsed();

@@ -5,7 +5,7 @@
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
-use portcullis::model::time::Now;
+use portcullis::model::time::ClockReading;
 use portcullis::token::{PrivateKey, issue};
 use serde_json::{Map, Value, json};
 
@@ -15,7 +15,7 @@ pub(crate) const TOOL: &str = "crm/leads.read";
 /// A tool that needs a proof for each call.
 pub(crate) const PROVED_TOOL: &str = "crm/leads.update";
 pub(crate) const ARGUMENTS: &str = r#"{"lead":"L-10023","fields":["name","stage","owner"]}"#;
-/// The longest chain that [`Company::chain`] makes.
+/// The longest chain that [`CompanyFixture::chain`] makes.
 pub(crate) const TOKENS_MAX: usize = 5;
 
 const ISSUER: &str = "https://login.acme.example";
@@ -23,12 +23,12 @@ const ISSUER: &str = "https://login.acme.example";
 pub(crate) const LIFE_S: i64 = 3000;
 
 /// The keys of the issuer and of the agents, root to leaf.
-pub(crate) struct Company {
+pub(crate) struct CompanyFixture {
     issuer: PrivateKey,
     holders: Vec<PrivateKey>,
 }
 
-impl Company {
+impl CompanyFixture {
     pub(crate) fn new() -> Result<Self> {
         let key = |seed: u8| PrivateKey::from_seed([seed; 32]);
         let holders = (0..TOKENS_MAX).map(|hop| key(u8::try_from(hop + 2).unwrap_or(u8::MAX))).collect::<Result<_, _>>()?;
@@ -41,7 +41,7 @@ impl Company {
     }
 
     /// A chain; each number has a session, a user and a task of its own.
-    pub(crate) fn chain(&self, number: usize, tokens: usize, now: Now) -> Result<Vec<Bytes>> {
+    pub(crate) fn chain(&self, number: usize, tokens: usize, now: ClockReading) -> Result<Vec<Bytes>> {
         let exp = now.unix_s() + LIFE_S;
         let mut chain = Vec::new();
         for (hop, holder) in self.holders.iter().take(tokens).enumerate() {
@@ -58,7 +58,7 @@ impl Company {
                 chain.push(issue::issue_root(&self.issuer, &claims.to_string(), now)?.into());
             } else {
                 let parent = self.leaf_key(hop)?;
-                chain.push(issue::delegate(parent, &chain, &claims.to_string(), now)?.into());
+                chain.push(issue::issue_hop(parent, &chain, &claims.to_string(), now)?.into());
             }
         }
         Ok(chain)

@@ -24,13 +24,13 @@ use wire::revocation_service_client::RevocationServiceClient;
 use super::calls::{request_by_chain, signed};
 use super::client::histogram;
 use super::kill::PATIENCE;
-use super::server::Server;
+use super::server::ServerProcess;
 
 /// The freshness bound of a new store. No replica may permit after it.
 const BOUND: Duration = Duration::from_secs(5);
 
 /// The results of a run.
-pub(crate) struct Fleet {
+pub(crate) struct FleetKillReport {
     pub(crate) first_ns: Histogram<u64>,
     pub(crate) last_ns: Histogram<u64>,
     pub(crate) checks: u64,
@@ -41,18 +41,23 @@ pub(crate) struct Fleet {
 }
 
 /// Starts replicas on a store. The first one applies the policy.
-pub(crate) fn start(binary: &Path, policy: &str, store: &str, replicas: usize) -> Result<Vec<Server>> {
+pub(crate) fn start(binary: &Path, policy: &str, store: &str, replicas: usize) -> Result<Vec<ServerProcess>> {
     let environment = [("PORTCULLIS_STORE", store), ("PORTCULLIS_STORE_DURABILITY", "single")];
     let environment = if store.starts_with("sqlite:") { environment.get(..1) } else { environment.get(..) };
     let environment = environment.unwrap_or_default();
     if let Some(path) = store.strip_prefix("sqlite:") {
         drop(SqliteStore::open(Path::new(path), Arc::new(SystemClock))?);
     }
-    (0..replicas).map(|number| Server::start_with(binary, (number == 0).then_some(policy), environment)).collect()
+    (0..replicas).map(|number| ServerProcess::start_with(binary, (number == 0).then_some(policy), environment)).collect()
 }
 
 /// Revokes the session of each chain, one after the other, with `rate` checks a second over all replicas.
-pub(crate) fn run(servers: &[Server], chains: &[Vec<Bytes>], session: impl Fn(usize) -> String, rate: u64) -> Result<Fleet> {
+pub(crate) fn run(
+    servers: &[ServerProcess],
+    chains: &[Vec<Bytes>],
+    session: impl Fn(usize) -> String,
+    rate: u64,
+) -> Result<FleetKillReport> {
     let key = servers.first().context("no replica")?.operator_key()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build()?;
     runtime.block_on(async {
@@ -64,7 +69,7 @@ pub(crate) fn run(servers: &[Server], chains: &[Vec<Bytes>], session: impl Fn(us
         let one = admins.first().cloned().context("no replica")?;
         let history = FleetServiceClient::new(one).info(wire::InfoRequest {}).await?.into_inner().history_id;
         let every = Duration::from_micros(1_000_000 * servers.len() as u64 / rate.max(1));
-        let mut fleet = Fleet { first_ns: histogram()?, last_ns: histogram()?, checks: 0, late_permits: 0, back: 0 };
+        let mut fleet = FleetKillReport { first_ns: histogram()?, last_ns: histogram()?, checks: 0, late_permits: 0, back: 0 };
         for (number, chain) in chains.iter().enumerate() {
             let (answered_out, answered) = watch::channel(None);
             let (alive_out, mut alive) = tokio::sync::mpsc::channel(servers.len());
@@ -97,7 +102,7 @@ pub(crate) fn run(servers: &[Server], chains: &[Vec<Bytes>], session: impl Fn(us
     })
 }
 
-struct Seen {
+struct ReplicaObservation {
     denied: Instant,
     checks: u64,
     late_permits: u64,
@@ -111,7 +116,7 @@ async fn watch_one(
     every: Duration,
     answered: watch::Receiver<Option<Instant>>,
     alive: tokio::sync::mpsc::Sender<()>,
-) -> Result<Seen> {
+) -> Result<ReplicaObservation> {
     const DENIALS: u64 = 20;
     let request = request_by_chain(&chain);
     let mut ticks = interval(every);
@@ -141,5 +146,5 @@ async fn watch_one(
             bail!("no denial came after a kill");
         }
     }
-    Ok(Seen { denied: denied.context("no denial")?, checks, late_permits, back })
+    Ok(ReplicaObservation { denied: denied.context("no denial")?, checks, late_permits, back })
 }

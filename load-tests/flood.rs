@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use portcullis::api::r#gen as wire;
-use portcullis::model::records::{Meaning, Target, Write};
+use portcullis::model::rows::{RevocationKind, RevocationTarget, StoreWrite};
 use portcullis::model::time::SystemClock;
 use portcullis::store::postgres::{Durability, PostgresStore, Settings};
 use portcullis::store::sqlite::SqliteStore;
@@ -25,9 +25,9 @@ use wire::fleet_service_client::FleetServiceClient;
 use wire::revocation_service_client::RevocationServiceClient;
 
 use super::calls::{request_by_chain, signed};
-use super::client::{Client, Kind, Tally};
-use super::server::Server;
-use super::zipf::Zipf;
+use super::client::{CallKind, CallTally, LoadClient};
+use super::server::ServerProcess;
+use super::zipf::ZipfDistribution;
 
 /// How long checks are measured without load, before and after.
 const PEACE: Duration = Duration::from_secs(4);
@@ -39,20 +39,20 @@ const ACTS_IN_FLIGHT: usize = 16;
 const PATIENCE: Duration = Duration::from_secs(300);
 
 /// The results of a flood.
-pub(crate) struct Flood {
+pub(crate) struct FloodReport {
     pub(crate) revocations: usize,
     /// From the first request to the acknowledgement of the last revocation.
     pub(crate) acknowledged: Duration,
     /// From that acknowledgement to the denial of the last one at the last replica.
     pub(crate) effective: Duration,
-    pub(crate) before: Tally,
-    pub(crate) during: Tally,
-    pub(crate) after: Tally,
+    pub(crate) before: CallTally,
+    pub(crate) during: CallTally,
+    pub(crate) after: CallTally,
 }
 
 /// The form of a flood.
 #[derive(Clone, Copy, Debug)]
-pub(crate) enum Way {
+pub(crate) enum FloodSource {
     /// Directly to the store, with this many revocations in a commit.
     Commits(usize),
     /// One signed act for each revocation.
@@ -60,30 +60,36 @@ pub(crate) enum Way {
 }
 
 /// The servers, the chains, and the rate of the checks.
-pub(crate) struct Load<'a> {
-    pub(crate) servers: &'a [Server],
+pub(crate) struct CheckLoad<'a> {
+    pub(crate) servers: &'a [ServerProcess],
     pub(crate) chains: &'a [Vec<Bytes>],
     pub(crate) rate: u64,
 }
 
 /// Revokes this many sessions, the session of `doomed` last, while the first replica checks other sessions at a steady rate.
-pub(crate) fn run(load: &Load<'_>, store: &str, way: Way, count: usize, doomed: (&[Bytes], String)) -> Result<Flood> {
+pub(crate) fn run(
+    load: &CheckLoad<'_>,
+    store: &str,
+    way: FloodSource,
+    count: usize,
+    doomed: (&[Bytes], String),
+) -> Result<FloodReport> {
     let (chain, last) = doomed;
-    let client = Client::open(&load.servers.first().context("no replica")?.decisions, load.chains, 2)?;
-    let zipf = Zipf::new(load.chains.len());
-    let measure = |length| client.open_loop(Kind::CheckByChain, load.rate, length, &zipf);
+    let client = LoadClient::open(&load.servers.first().context("no replica")?.decisions, load.chains, 2)?;
+    let zipf = ZipfDistribution::new(load.chains.len());
+    let measure = |length| client.open_loop(CallKind::CheckByChain, load.rate, length, &zipf);
     let names = |from: usize, to: usize| {
         let last = last.clone();
         (from..to).map(move |number| if number + 1 == count { last.clone() } else { format!("flood-{number}") })
     };
     let before = measure(PEACE)?;
-    let (mut during, began) = (Tally::new()?, Instant::now());
+    let (mut during, began) = (CallTally::new()?, Instant::now());
     let (acknowledged, effective) = std::thread::scope(|scope| {
         let watching = scope.spawn(|| last_denial(load.servers, chain));
         let flooding = scope.spawn(|| {
             match way {
-                Way::Commits(size) => commits(store, count, size, names),
-                Way::Acts => acts(load.servers, names(0, count).collect()),
+                FloodSource::Commits(size) => commits(store, count, size, names),
+                FloodSource::Acts => acts(load.servers, names(0, count).collect()),
             }
             .map(|()| Instant::now())
         });
@@ -96,7 +102,7 @@ pub(crate) fn run(load: &Load<'_>, store: &str, way: Way, count: usize, doomed: 
         Ok((joined(flooding)?, joined(watching)?))
     })?;
     let after = measure(PEACE)?;
-    Ok(Flood {
+    Ok(FloodReport {
         revocations: count,
         acknowledged: acknowledged.saturating_duration_since(began),
         effective: effective.saturating_duration_since(acknowledged),
@@ -120,7 +126,11 @@ fn commits<I: Iterator<Item = String>>(store: &str, count: usize, size: usize, n
         }
     };
     for from in (0..count).step_by(size.max(1)) {
-        let kill = |name| Write::Revoke { target: Target::Session(name), meaning: Meaning::Dead, reason: "flood".to_owned() };
+        let kill = |name| StoreWrite::Revoke {
+            target: RevocationTarget::Session(name),
+            kind: RevocationKind::Dead,
+            reason: "flood".to_owned(),
+        };
         let writes = names(from, count.min(from + size)).map(kill).collect();
         runtime.block_on(store.commit(CommitRequest { writes, ..Default::default() }))?;
     }
@@ -128,7 +138,7 @@ fn commits<I: Iterator<Item = String>>(store: &str, count: usize, size: usize, n
 }
 
 /// Sends acts to every replica in turn; the last one after all others are acknowledged.
-fn acts(servers: &[Server], mut names: Vec<String>) -> Result<()> {
+fn acts(servers: &[ServerProcess], mut names: Vec<String>) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let key = Arc::new(servers.first().context("no replica")?.operator_key()?);
@@ -164,7 +174,7 @@ async fn act(admin: &Channel, key: &PrivateKey, history: &str, session: &str) ->
 }
 
 /// When the last replica denied.
-fn last_denial(servers: &[Server], chain: &[Bytes]) -> Result<Instant> {
+fn last_denial(servers: &[ServerProcess], chain: &[Bytes]) -> Result<Instant> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let began = Instant::now();

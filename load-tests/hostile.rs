@@ -23,9 +23,9 @@ use wire::fleet_service_client::FleetServiceClient;
 use wire::revocation_service_client::RevocationServiceClient;
 
 use super::calls::{request_by_chain, signed};
-use super::client::{Client, Kind, Tally};
-use super::server::Server;
-use super::zipf::Zipf;
+use super::client::{CallKind, CallTally, LoadClient};
+use super::server::ServerProcess;
+use super::zipf::ZipfDistribution;
 
 pub(crate) use attacks::{AS_ATTACKER, Attack, attack, table};
 
@@ -46,14 +46,14 @@ const PROBE_PATIENCE: Duration = Duration::from_secs(1);
 const SAMPLE_EVERY: Duration = Duration::from_millis(10);
 
 /// The results of an attack.
-pub(crate) struct Outcome {
+pub(crate) struct AttackOutcome {
     /// The attacker's report of its progress.
     pub(crate) reached: String,
     pub(crate) resident_before_kib: u64,
     pub(crate) resident_peak_kib: u64,
-    pub(crate) before: Tally,
-    pub(crate) during: Tally,
-    pub(crate) after: Tally,
+    pub(crate) before: CallTally,
+    pub(crate) during: CallTally,
+    pub(crate) after: CallTally,
     /// From the operator's first packet, on a new connection, to the first denial on another new connection.
     pub(crate) kill: Result<Duration>,
     /// The slowest answer of `/livez` during the attack.
@@ -63,7 +63,7 @@ pub(crate) struct Outcome {
 }
 
 /// The server under attack, and the callers during it.
-pub(crate) struct Scene<'a> {
+pub(crate) struct AttackSetup<'a> {
     pub(crate) binary: &'a Path,
     pub(crate) policy: &'a str,
     pub(crate) chains: &'a [Vec<Bytes>],
@@ -73,17 +73,17 @@ pub(crate) struct Scene<'a> {
 }
 
 /// Runs one attack against a server of its own.
-pub(crate) fn run(scene: &Scene<'_>, attack: Attack) -> Result<Outcome> {
-    let server = Server::start(scene.binary, scene.policy)?;
-    let client = Client::open(&server.decisions, scene.chains, 2)?;
-    let zipf = Zipf::new(scene.chains.len());
-    let measure = |length| client.open_loop(Kind::CheckByChain, scene.rate, length, &zipf);
+pub(crate) fn run(scene: &AttackSetup<'_>, attack: Attack) -> Result<AttackOutcome> {
+    let server = ServerProcess::start(scene.binary, scene.policy)?;
+    let client = LoadClient::open(&server.decisions, scene.chains, 2)?;
+    let zipf = ZipfDistribution::new(scene.chains.len());
+    let measure = |length| client.open_loop(CallKind::CheckByChain, scene.rate, length, &zipf);
     let before = measure(PEACE)?;
     let resident_before_kib = server.resident_kib()?;
     let (over, peak_kib) = (AtomicBool::new(false), AtomicU64::new(resident_before_kib));
     let (audit_before, began) = (server.audit_bytes()?, Instant::now());
-    let mut attacker = Attacker::start(attack, &server)?;
-    let mut during = Tally::new()?;
+    let mut attacker = AttackerProcess::start(attack, &server)?;
+    let mut during = CallTally::new()?;
     let (kill, probe) = std::thread::scope(|scope| {
         let sampling = scope.spawn(|| {
             while !over.load(Ordering::Relaxed) {
@@ -117,14 +117,14 @@ pub(crate) fn run(scene: &Scene<'_>, attack: Attack) -> Result<Outcome> {
     let reached = attacker.stop();
     let after = measure(PEACE)?;
     let resident_peak_kib = peak_kib.load(Ordering::Relaxed);
-    Ok(Outcome { reached, resident_before_kib, resident_peak_kib, before, during, after, kill, probe, audit_bytes_per_s })
+    Ok(AttackOutcome { reached, resident_before_kib, resident_peak_kib, before, during, after, kill, probe, audit_bytes_per_s })
 }
 
 /// The attacking process; killed on drop.
-struct Attacker(Child);
+struct AttackerProcess(Child);
 
-impl Attacker {
-    fn start(attack: Attack, server: &Server) -> Result<Self> {
+impl AttackerProcess {
+    fn start(attack: Attack, server: &ServerProcess) -> Result<Self> {
         let own = std::env::current_exe()?;
         let child = Command::new("nice")
             .args(["-n", "19"])
@@ -151,7 +151,7 @@ impl Attacker {
     }
 }
 
-impl Drop for Attacker {
+impl Drop for AttackerProcess {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -159,7 +159,7 @@ impl Drop for Attacker {
 }
 
 /// The operator's steps: a new connection, a signed act, and then a denial for a client that has never asked before.
-fn kill(server: &Server, doomed: &(&[Bytes], String)) -> Result<Duration> {
+fn kill(server: &ServerProcess, doomed: &(&[Bytes], String)) -> Result<Duration> {
     let (chain, session) = doomed;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let key = server.operator_key()?;

@@ -16,12 +16,12 @@ use wire::revocation_service_client::RevocationServiceClient;
 
 use super::calls::{request_by_chain, signed};
 use super::client::histogram;
-use super::server::Server;
+use super::server::ServerProcess;
 
 /// A revocation that takes longer is an error, not a figure.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
 
-pub(crate) struct Kills {
+pub(crate) struct KillReport {
     /// From the answer to `Revoke`. An earlier denial counts as 0.
     pub(crate) from_answer_ns: Histogram<u64>,
     /// From the moment `Revoke` was sent.
@@ -31,7 +31,7 @@ pub(crate) struct Kills {
 }
 
 /// Revokes the session of each chain, one after the other.
-pub(crate) fn run(server: &Server, chains: &[Vec<Bytes>], session: impl Fn(usize) -> String) -> Result<Kills> {
+pub(crate) fn run(server: &ServerProcess, chains: &[Vec<Bytes>], session: impl Fn(usize) -> String) -> Result<KillReport> {
     let (alive_out, alive) = sync_channel(1);
     let (denied_out, denied) = sync_channel(1);
     let (target, asked) = (server.decisions.clone(), chains.to_vec());
@@ -47,15 +47,15 @@ pub(crate) fn run(server: &Server, chains: &[Vec<Bytes>], session: impl Fn(usize
 }
 
 fn kill_all(
-    server: &Server,
+    server: &ServerProcess,
     count: usize,
     session: impl Fn(usize) -> String,
     alive: &Receiver<()>,
     denied: &Receiver<Instant>,
-) -> Result<Kills> {
+) -> Result<KillReport> {
     let key = server.operator_key()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let mut kills = Kills { from_answer_ns: histogram()?, from_request_ns: histogram()?, before_answer: 0 };
+    let mut kills = KillReport { from_answer_ns: histogram()?, from_request_ns: histogram()?, before_answer: 0 };
     let channel = runtime.block_on(async { anyhow::Ok(Channel::from_shared(server.admin.clone())?.connect().await?) })?;
     let info = runtime.block_on(FleetServiceClient::new(channel.clone()).info(wire::InfoRequest {}))?;
     let history = info.into_inner().history_id;

@@ -8,21 +8,21 @@ use anyhow::{Context as _, Result};
 use hdrhistogram::Histogram;
 use portcullis::model::time::{Clock as _, SystemClock};
 
-use super::Measured;
-use super::client::{Kind, Tally};
-use super::cold::Cold;
-use super::faults::checker::Verdict;
-use super::faults::rig::{DOOMED, Plan};
-use super::faults::scenario::Scenario;
-use super::fleet::Fleet;
-use super::flood::Flood;
-use super::hostile::Outcome;
-use super::kill::Kills;
+use super::Measurement;
+use super::client::{CallKind, CallTally};
+use super::cold::ColdStartReport;
+use super::faults::checker::FaultVerdict;
+use super::faults::rig::{DOOMED, FaultPlan};
+use super::faults::scenario::FaultScenario;
+use super::fleet::FleetKillReport;
+use super::flood::FloodReport;
+use super::hostile::AttackOutcome;
+use super::kill::KillReport;
 
 /// Longest time for a fleet to be fresh again once its store is back.
 const FRESH_AGAIN: Duration = Duration::from_secs(2);
 
-pub(crate) struct Report {
+pub(crate) struct LoadReport {
     method: String,
     chain_bytes: usize,
     ratios: String,
@@ -31,19 +31,19 @@ pub(crate) struct Report {
     memory: String,
 }
 
-impl Report {
+impl LoadReport {
     pub(crate) fn new(method: &str, chain_bytes: usize) -> Self {
         let empty = String::new;
         Self { method: method.to_owned(), chain_bytes, ratios: empty(), figures: empty(), kills: empty(), memory: empty() }
     }
 
-    pub(crate) fn open_loop(&mut self, rate: u64, kinds: &[(Kind, Measured)]) -> Result<()> {
-        let of = |kind: Kind| {
+    pub(crate) fn open_loop(&mut self, rate: u64, kinds: &[(CallKind, Measurement)]) -> Result<()> {
+        let of = |kind: CallKind| {
             let found = kinds.iter().find(|(other, _)| *other == kind);
             found.map(|(_, measured)| measured).context("a kind was not measured")
         };
-        let handle = of(Kind::CheckByHandle)?.cpu_us_per_call() / of(Kind::NoopByHandle)?.cpu_us_per_call();
-        let chain = of(Kind::CheckByChain)?.cpu_us_per_call() / of(Kind::NoopByChain)?.cpu_us_per_call();
+        let handle = of(CallKind::CheckByHandle)?.cpu_us_per_call() / of(CallKind::NoopByHandle)?.cpu_us_per_call();
+        let chain = of(CallKind::CheckByChain)?.cpu_us_per_call() / of(CallKind::NoopByChain)?.cpu_us_per_call();
         self.ratio(&format!("server CPU, `Check` by handle ÷ `Noop` of the same bytes, {rate}/s"), handle, "≤ 1.15");
         self.ratio(&format!("server CPU, `Check` by chain ÷ `Noop` of the same bytes, {rate}/s"), chain, "≤ 1.40");
         for (kind, measured) in kinds {
@@ -52,14 +52,14 @@ impl Report {
         Ok(())
     }
 
-    pub(crate) fn closed_loop<'a>(&mut self, kinds: impl Iterator<Item = (&'a str, Kind, &'a Measured)>) -> Result<()> {
+    pub(crate) fn closed_loop<'a>(&mut self, kinds: impl Iterator<Item = (&'a str, CallKind, &'a Measurement)>) -> Result<()> {
         let kinds: Vec<_> = kinds.collect();
-        let of = |name: &str, kind: Kind| {
+        let of = |name: &str, kind: CallKind| {
             let found = kinds.iter().find(|(other, of, _)| *other == name && *of == kind);
             found.map(|(.., measured)| *measured).context("a kind was not measured")
         };
-        let (check, noop) = (of("unary", Kind::CheckByHandle)?, of("unary", Kind::NoopByHandle)?);
-        let stream = of("stream", Kind::CheckByHandle)?;
+        let (check, noop) = (of("unary", CallKind::CheckByHandle)?, of("unary", CallKind::NoopByHandle)?);
+        let stream = of("stream", CallKind::CheckByHandle)?;
         self.ratio(
             "calls a second, `Check` by handle ÷ `Noop`, as fast as it goes",
             check.calls_per_s() / noop.calls_per_s(),
@@ -67,7 +67,7 @@ impl Report {
         );
         let gain = stream.calls_per_cpu_s() / check.calls_per_cpu_s();
         self.ratio("checks per second of server CPU, `CheckStream` ÷ `Check`, both by handle", gain, "≥ 5");
-        let bare = of("stream", Kind::NoopByHandle)?.calls_per_cpu_s() / noop.calls_per_cpu_s();
+        let bare = of("stream", CallKind::NoopByHandle)?.calls_per_cpu_s() / noop.calls_per_cpu_s();
         self.ratio("the same of `NoopStream` ÷ `Noop`: what streaming alone gains", bare, "");
         for (name, kind, measured) in kinds {
             self.figure(&format!("closed loop, {name}"), kind, measured);
@@ -75,7 +75,7 @@ impl Report {
         Ok(())
     }
 
-    pub(crate) fn kills(&mut self, kills: &Kills) {
+    pub(crate) fn kills(&mut self, kills: &KillReport) {
         let row = |name: &str, histogram: &Histogram<u64>| {
             let ms = |quantile: f64| histogram.value_at_quantile(quantile) as f64 / 1e6;
             let max = histogram.max() as f64 / 1e6;
@@ -111,7 +111,7 @@ impl Report {
         let _ = writeln!(self.ratios, "| {name} | **{value:.2}** | {goal} |");
     }
 
-    fn figure(&mut self, load: &str, kind: Kind, measured: &Measured) {
+    fn figure(&mut self, load: &str, kind: CallKind, measured: &Measurement) {
         let ms = |quantile: f64| measured.tally.latency_ns.value_at_quantile(quantile) as f64 / 1e6;
         let _ = writeln!(
             self.figures,
@@ -145,7 +145,7 @@ impl FleetTable {
         Self { method, rows: String::new() }
     }
 
-    pub(crate) fn row(&mut self, name: &str, fleet: &Fleet) {
+    pub(crate) fn row(&mut self, name: &str, fleet: &FleetKillReport) {
         let ms = |histogram: &Histogram<u64>, quantile: f64| histogram.value_at_quantile(quantile) as f64 / 1e6;
         let _ = writeln!(
             self.rows,
@@ -172,7 +172,7 @@ impl FleetTable {
 }
 
 /// The table of cold starts.
-pub(crate) fn cold(agents: usize, revocations: usize, cold: &Cold) -> String {
+pub(crate) fn cold(agents: usize, revocations: usize, cold: &ColdStartReport) -> String {
     let mut rows = String::new();
     let mut row = |what: &str, figure: String, goal: &str| {
         let _ = writeln!(rows, "| {what} | **{figure}** | {goal} |");
@@ -213,7 +213,7 @@ pub(crate) struct FaultTable {
 }
 
 impl FaultTable {
-    pub(crate) fn new(plan: Plan) -> Self {
+    pub(crate) fn new(plan: FaultPlan) -> Self {
         let method = format!(
             "{} replicas, each reached by its store through a route of its own through a proxy that is another process; each asked about \
              one session that lives and {DOOMED} that may be killed at {} checks a second ({} over all); freshness bound {} ms; a \
@@ -231,7 +231,7 @@ impl FaultTable {
         Self { method, rows: String::new(), checks: 0, broken: 0, slow: 0, failed: 0 }
     }
 
-    pub(crate) fn row(&mut self, scenario: &Scenario, outcome: &Result<Verdict>) {
+    pub(crate) fn row(&mut self, scenario: &FaultScenario, outcome: &Result<FaultVerdict>) {
         let (name, store) = (scenario.name, scenario.kind.as_str());
         let verdict = match outcome {
             Ok(verdict) => verdict,
@@ -305,8 +305,8 @@ impl FloodTable {
         Self { method, rows: String::new() }
     }
 
-    pub(crate) fn row(&mut self, store: &str, way: &str, flood: &Flood) {
-        let ms = |tally: &Tally| {
+    pub(crate) fn row(&mut self, store: &str, way: &str, flood: &FloodReport) {
+        let ms = |tally: &CallTally| {
             let at = |quantile: f64| tally.latency_ns.value_at_quantile(quantile) as f64 / 1e6;
             format!("{:.2} / {:.2} / {:.1}", at(0.5), at(0.99), tally.latency_ns.max() as f64 / 1e6)
         };
@@ -351,7 +351,7 @@ impl HostileTable {
         Self { method, rows: String::new() }
     }
 
-    pub(crate) fn row(&mut self, attack: &str, outcome: &Result<Outcome>) {
+    pub(crate) fn row(&mut self, attack: &str, outcome: &Result<AttackOutcome>) {
         let outcome = match outcome {
             Ok(outcome) => outcome,
             Err(error) => {
@@ -359,7 +359,7 @@ impl HostileTable {
                 return;
             }
         };
-        let ms = |tally: &Tally| {
+        let ms = |tally: &CallTally| {
             let at = |quantile: f64| tally.latency_ns.value_at_quantile(quantile) as f64 / 1e6;
             format!("{:.2} / {:.2}", at(0.5), at(0.99))
         };

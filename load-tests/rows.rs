@@ -3,7 +3,7 @@
 //!
 //! The bench `scale` builds it in its own process. The load test of cold starts puts it into a store.
 
-use portcullis::model::records::{DocumentKey, DocumentRow, Origin, RevocationRow, Target};
+use portcullis::model::rows::{DocumentKey, DocumentOrigin, DocumentRow, RevocationRow, RevocationTarget};
 
 /// Tools, in servers of one hundred each.
 pub(crate) const SERVERS: usize = 100;
@@ -46,7 +46,7 @@ pub(crate) fn agent(number: usize, version: usize) -> DocumentRow {
 
 pub(crate) fn revocation(number: usize) -> RevocationRow {
     RevocationRow {
-        target: Target::Session(format!("dead-{number}")),
+        target: RevocationTarget::Session(format!("dead-{number}")),
         dead: true,
         suspended: false,
         watermark_unix_s: None,
@@ -59,7 +59,7 @@ pub(crate) fn revocation(number: usize) -> RevocationRow {
 pub(crate) fn document(kind: &str, id: &str, body: &str) -> DocumentRow {
     let json = format!(r#"{{"id":"{id}","kind":"{kind}",{body}}}"#);
     let key = DocumentKey { kind: kind.to_owned(), id: id.to_owned() };
-    DocumentRow { key, json, path: "fleet.yaml".to_owned(), line: 1, origin: Origin::Folder }
+    DocumentRow { key, json, path: "fleet.yaml".to_owned(), line: 1, origin: DocumentOrigin::Folder }
 }
 
 pub(crate) fn agent_id(number: usize) -> String {

@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use portcullis::token::PrivateKey;
 use tempfile::TempDir;
 
-pub(crate) struct Server {
+pub(crate) struct ServerProcess {
     child: Child,
     folder: TempDir,
     pub(crate) decisions: String,
@@ -16,7 +16,7 @@ pub(crate) struct Server {
     pub(crate) admin: String,
 }
 
-impl Server {
+impl ServerProcess {
     /// Starts the server and waits for its ready line.
     pub(crate) fn start(binary: &Path, policy: &str) -> Result<Self> {
         Self::start_with(binary, Some(policy), &[])
@@ -40,6 +40,7 @@ impl Server {
             .args(["--noop", "--log", "warn", "--listen", free, "--http-listen", free, "--admin-listen", free])
             .arg("--data")
             .arg(folder.path().join("data"))
+            .arg("--create")
             .stdout(Stdio::piped())
             .spawn()
             .with_context(|| format!("`{}` cannot be started: build it with `cargo build --release`", binary.display()))?;
@@ -95,7 +96,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for ServerProcess {
     fn drop(&mut self) {
         let asked = i32::try_from(self.child.id())
             .ok()

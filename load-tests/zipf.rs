@@ -3,18 +3,18 @@
 use std::sync::Arc;
 
 #[derive(Clone, Debug)]
-pub(crate) struct Zipf {
+pub(crate) struct ZipfDistribution {
     cumulative: Arc<[f64]>,
 }
 
 /// Draws token numbers with a generator of its own, the same in each run.
 #[derive(Debug)]
-pub(crate) struct Drawer {
+pub(crate) struct ZipfSampler {
     cumulative: Arc<[f64]>,
     state: u64,
 }
 
-impl Zipf {
+impl ZipfDistribution {
     pub(crate) fn new(tokens: usize) -> Self {
         let mut sum = 0.0;
         let cumulative: Vec<f64> = (1..=tokens)
@@ -26,12 +26,12 @@ impl Zipf {
         Self { cumulative: cumulative.into() }
     }
 
-    pub(crate) fn drawer(&self, seed: u64) -> Drawer {
-        Drawer { cumulative: self.cumulative.clone(), state: seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1 }
+    pub(crate) fn drawer(&self, seed: u64) -> ZipfSampler {
+        ZipfSampler { cumulative: self.cumulative.clone(), state: seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1 }
     }
 }
 
-impl Drawer {
+impl ZipfSampler {
     /// The next token's number (xorshift, then a binary search).
     pub(crate) fn next(&mut self) -> usize {
         self.state ^= self.state << 13;

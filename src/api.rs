@@ -4,21 +4,21 @@
 //! checks of `service` and `pap`. Look next at `api/decision.rs`, then at `service.rs`, which it calls.
 
 pub mod admin;
-mod deadline;
 pub mod decision;
 mod explain;
-pub mod gateway;
-pub mod message;
+pub mod message_limits;
+pub mod message_scanner;
 pub mod noop;
 mod operators;
-pub mod scan;
-mod signed;
+pub mod revocation_feed;
+mod signature_layer;
 mod status;
+mod store_timeout;
 mod unsigned_methods;
 mod wire_values;
 
-pub use signed::{SignedActs, UNRECORDED, UNRECORDED_VALUE};
-pub use status::{Refusal, explain_refused, refusal};
+pub use signature_layer::{SignedActLayer, UNRECORDED_HEADER, UNRECORDED_VALUE};
+pub use status::{CallRefusal, normalize_refusal, refusal_status};
 
 /// Generated from `proto/`; written by the codegen test.
 #[allow(missing_docs, unreachable_pub, clippy::all, clippy::pedantic)]

@@ -4,13 +4,13 @@
 //! control runtime: follower, store, telemetry      server threads: accept, decision runtimes, administration, health
 //! ```
 //!
-//! Look next at [`App::start`], which shows the order of a start, then at `app/bind.rs` for the ports of the service.
+//! Look next at [`App::start`], which shows the order of a start, then at `app/wiring.rs` for the ports of the service.
 
-pub(crate) mod bind;
-pub(crate) mod fleet;
+pub(crate) mod follower_runtime;
 mod gauge_registration;
-pub(crate) mod local;
-mod system;
+pub(crate) mod local_admin;
+mod process_limits;
+pub(crate) mod wiring;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -22,30 +22,30 @@ use tokio::sync::watch;
 use tonic::service::Routes;
 use tower::util::MapResponseLayer;
 
-use fleet::{Followed, Following, Start};
-pub use local::LocalAdmin;
+use follower_runtime::{FollowerRuntime, FollowerSetup, StartPoint, open_store_and_start_point};
+pub use local_admin::{LocalAdmin, StoreFollowers};
 
 use crate::api::admin::AdminApi;
 use crate::api::decision::DecisionApi;
-use crate::api::gateway::{GatewayApi, Gateways};
 use crate::api::r#gen as wire;
-use crate::api::message::{admin_limits, decision_limits};
+use crate::api::message_limits::{admin_limits, decision_limits};
 use crate::api::noop::NoopApi;
-use crate::api::{SignedActs, explain_refused};
+use crate::api::revocation_feed::{GatewayApi, GatewayApiState};
+use crate::api::{SignedActLayer, normalize_refusal};
 use crate::audit;
 use crate::config::{self, Settings};
 use crate::model::limits::{
-    BATCH_MESSAGE_BYTES_MAX, CHECK_MESSAGE_BYTES_MAX, LEDGER_QUEUE_MAX, LEDGER_USES_MAX, POLICY_MESSAGE_BYTES_MAX,
+    BATCH_MESSAGE_BYTES_MAX, CHECK_MESSAGE_BYTES_MAX, LEDGER_QUEUE_MAX, LEDGER_USES_IN_FLIGHT_MAX, POLICY_MESSAGE_BYTES_MAX,
 };
-use crate::model::replica::Condition;
+use crate::model::replica::ReplicaCondition;
 use crate::model::time::{Clock, SystemClock};
-use crate::pap::Admin;
+use crate::pap::AdministrationPoint;
 use crate::policy::source::read_folder;
-use crate::server::{self, Factories, GrpcServices, HttpServices, Listeners, NoBarrier, RuntimeContext, Server};
-use crate::service::{self, Lane, Service};
+use crate::server::{self, BoundListeners, GrpcServices, HttpServices, NoWriteBarrier, RuntimeContext, Server, ServiceFactories};
+use crate::service::{self, PdpService, RuntimeService};
 use crate::store::{self, ReplicaState};
-use crate::sync::status::Status;
-use crate::sync::{Keeper, Places, Upkeep};
+use crate::sync::status::FollowerHandle;
+use crate::sync::{CacheWriter, PositionFiles, RevocationPruner};
 use crate::telemetry::{self, Telemetry};
 use wire::approval_service_server::ApprovalServiceServer;
 use wire::decision_service_server::DecisionServiceServer;
@@ -111,16 +111,15 @@ pub fn serve(settings: Settings, ready: impl FnOnce(&str)) -> Result<(), Error> 
     let stopped = {
         let _entered = app.control.enter();
         // The handlers are in place before the ready line is printed, because its reader may send a signal at once.
-        terminated().map_err(|error| Error::System(format!("signal handling: {error}")))?
+        listen_for_termination().map_err(|error| Error::System(format!("signal handling: {error}")))?
     };
     ready(&app.ready_line());
     app.control.block_on(stopped);
-    app.stop();
-    Ok(())
+    app.stop()
 }
 
 /// Installs the signal handlers; the future ends with the first signal.
-fn terminated() -> std::io::Result<impl Future<Output = ()>> {
+fn listen_for_termination() -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     Ok(async move {
@@ -136,10 +135,10 @@ fn terminated() -> std::io::Result<impl Future<Output = ()>> {
 pub struct App {
     control: Runtime,
     server: Server,
-    service: Arc<Service>,
-    following: Following,
+    service: Arc<PdpService>,
+    follower: FollowerRuntime,
     telemetry: Telemetry,
-    audit: Arc<audit::Log>,
+    audit: Arc<audit::AuditLog>,
 }
 
 impl App {
@@ -150,70 +149,70 @@ impl App {
     pub fn start(settings: Settings) -> Result<Self, Error> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let (chosen, may_create) = (settings.store()?, settings.may_create_store());
-        bind::check_named(&chosen, may_create)?;
+        wiring::check_store_exists(&chosen, settings.data_of_store(), may_create)?;
         // The listeners are bound first, so that a port in use is reported before anything is written.
         let (listening, lowered) = server_settings(&settings)?;
-        let listeners = Listeners::bind(listening)?;
+        let listeners = BoundListeners::bind(listening)?;
         let control = control_runtime()?;
-        let telemetry = control.block_on(async { prepare(&settings, lowered) })?;
-        bind::make_private_dir(&settings.data)?;
-        let log = audit::Log::open(&settings.data.join("audit"), &settings.node, clock.clone())?;
-        let store_room = bind::watch_store(&chosen, &log);
-        let keeper = Keeper::new(&settings.data);
-        let places = Places::new(&settings.data, settings.place.as_deref()).map_err(Error::Configuration)?;
-        let begun = fleet::begin(&chosen, may_create, &settings.data, &places, &keeper, clock.clone());
+        let telemetry = control.block_on(async { prepare_process(&settings, lowered) })?;
+        wiring::create_private_dir(&settings.data)?;
+        let log = audit::AuditLog::open(&settings.data.join("audit"), &settings.node, clock.clone())?;
+        let store_room = wiring::watch_store_disk(&chosen, &log);
+        let keeper = CacheWriter::new(&settings.data);
+        let places = PositionFiles::new(&settings.data, settings.place.as_deref()).map_err(Error::Configuration)?;
+        let begun = open_store_and_start_point(&chosen, may_create, &settings.data, &places, &keeper, clock.clone());
         let (store, start) = control.block_on(begun)?;
-        let is_cached = matches!(start, Start::Cached { .. });
-        let followed = Followed {
+        let is_cached = matches!(start, StartPoint::FromCache { .. });
+        let followed = FollowerSetup {
             store: store.clone(),
-            registration: bind::registration(&settings, listeners.addresses().decisions, &*clock),
-            settings: bind::follow_settings(&chosen),
-            places,
-            keeper,
+            registration: wiring::replica_registration(&settings, listeners.addresses().decisions, &*clock),
+            settings: wiring::follow_settings(&chosen),
+            position_files: places,
+            cache_writer: keeper,
             start,
         };
-        let following = control.block_on(Following::start(followed, clock.clone(), &telemetry))?;
+        let following = control.block_on(FollowerRuntime::start(followed, clock.clone(), &telemetry))?;
         let (cell, status) = (following.cell.clone(), following.status.clone());
-        control.spawn(Upkeep::new(store.clone(), clock.clone()).run(following.stop.subscribe()));
-        let admin = Arc::new(Admin::new(store.clone(), clock.clone(), log.recorder("admin")?));
-        admin.set_records(&settings.data.join("audit"));
+        control.spawn(RevocationPruner::new(store.clone(), clock.clone()).run(following.stop.subscribe()));
+        let admin = Arc::new(AdministrationPoint::new(store.clone(), clock.clone(), log.open_recorder("admin")?));
+        admin.set_record_directory(&settings.data.join("audit"));
         match &settings.policies {
             Some(folder) if is_cached => {
-                control.spawn(apply_later(status.clone(), admin.clone(), folder.clone(), settings.data.clone()));
+                control.spawn(apply_folder_when_followed(status.clone(), admin.clone(), folder.clone(), settings.data.clone()));
             }
             Some(folder) => {
-                let revision = control.block_on(bind::apply_folder(&admin, folder, &settings.data))?;
-                let applied = control.block_on(status.wait_for(&revision, FIRST_SNAPSHOT_TIMEOUT));
+                let revision = control.block_on(wiring::apply_policy_folder(&admin, folder, &settings.data))?;
+                let applied = control.block_on(status.wait_for_revision(&revision, FIRST_SNAPSHOT_TIMEOUT));
                 applied.map_err(|behind| Error::NoSnapshot(behind.to_string()))?;
             }
             None => {}
         }
-        let directory = Arc::new(fleet::Directory::new(store.clone(), clock.clone()));
-        let parts = service::Parts {
+        let directory = Arc::new(follower_runtime::CachedFleetDirectory::new(store.clone(), clock.clone()));
+        let parts = service::ServiceParts {
             cell: cell.clone(),
-            ledger: Arc::new(bind::StoreLedger(store.clone())),
-            approvals: Arc::new(bind::StoreApprovals(store)),
-            catch_up: Arc::new(bind::FollowerCatchUp { status: status.clone(), cell: cell.clone() }),
+            ledger: Arc::new(wiring::StoreProofLedger(store.clone())),
+            approvals: Arc::new(wiring::StoreApprovalLedger(store)),
+            catch_up: Arc::new(wiring::FollowerCatchUp { status: status.clone(), cell: cell.clone() }),
             metrics: telemetry.metrics(),
             spans: telemetry.spans(),
             clock: clock.clone(),
             // The task runs on the runtime of the call, because that runtime's sockets wait for the record.
             spawn: Arc::new(|work| drop(tokio::spawn(work))),
         };
-        let service = Arc::new(Service::new(parts, service_settings(&settings)));
-        let follower = bind::FollowerCatchUp { status: status.clone(), cell: cell.clone() };
-        admin.set_sightings(Arc::new(bind::ServerSightings { follower, service: service.clone() }));
+        let service = Arc::new(PdpService::new(parts, service_settings(&settings)));
+        let follower = wiring::FollowerCatchUp { status: status.clone(), cell: cell.clone() };
+        admin.set_server_knowledge(Arc::new(wiring::LiveServerKnowledge { follower, service: service.clone() }));
         gauge_registration::register_gauges(&telemetry, &following, &clock, &service);
-        gauge_registration::register_disk_gauges(&telemetry, &following.keeper, &log, store_room);
+        gauge_registration::register_disk_gauges(&telemetry, &following.cache_writer, &log, store_room);
         service.mark_ready();
         following.member.set_state(ReplicaState::Serving);
 
-        let gateways = Gateways::new(status, directory);
-        let made = Made { service: &service, following: &following, gateways, admin, clock };
-        let factories = factories(&settings, made, &telemetry, &log)?;
+        let gateways = GatewayApiState::new(status, directory);
+        let made = FactoryInputs { service: &service, follower: &following, gateway_state: gateways, admin, clock };
+        let factories = make_factories(&settings, made, &telemetry, &log)?;
         let server = control.block_on(listeners.serve(factories))?;
-        gauge_registration::register_listeners(&telemetry, &server.stats());
-        let app = Self { control, server, service, following, telemetry, audit: log };
+        gauge_registration::register_listener_metrics(&telemetry, &server.stats());
+        let app = Self { control, server, service, follower: following, telemetry, audit: log };
         tracing::info!("{}", app.ready_line());
         Ok(app)
     }
@@ -225,14 +224,17 @@ impl App {
     }
 
     /// The bound addresses.
-    pub fn addresses(&self) -> server::Addresses {
+    pub fn addresses(&self) -> server::ListenerAddresses {
         self.server.addresses()
     }
 
     /// Drains and ends: answers the calls in flight, then writes all records and spans.
-    pub fn stop(self) {
-        let Self { control, server, service, following, telemetry, audit } = self;
-        service.drain();
+    ///
+    /// # Errors
+    /// [`Error::Audit`] if the audit log lacks its last records.
+    pub fn stop(self) -> Result<(), Error> {
+        let Self { control, server, service, follower: following, telemetry, audit } = self;
+        service.start_drain();
         following.member.set_state(ReplicaState::Draining);
         let drained = control.block_on(server.drain());
         if drained.connections_cut > 0 {
@@ -244,7 +246,7 @@ impl App {
         // The follower may have ended already, which is what the signal asks for.
         let _ = following.stop.send(true);
         control.block_on(async {
-            following.keeper.finish(&*following.store).await;
+            following.cache_writer.flush_before_exit(&*following.store).await;
             match tokio::time::timeout(CLOSE_TIMEOUT, following.store.close()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => tracing::warn!(%error, "the store was not closed well"),
@@ -256,10 +258,12 @@ impl App {
         if let Err(error) = telemetry.shutdown() {
             tracing::warn!(%error, "telemetry ended badly");
         }
-        if let Err(error) = audit.shutdown() {
-            tracing::error!(%error, "the audit log ended badly");
+        let ended = audit.shutdown();
+        if let Err(error) = &ended {
+            tracing::error!(%error, "the audit log ended badly: its last records are missing");
         }
         control.shutdown_timeout(Duration::from_secs(1));
+        ended.map_err(Error::Audit)
     }
 }
 
@@ -274,75 +278,87 @@ fn control_runtime() -> Result<Runtime, Error> {
 }
 
 /// Applies a policy folder once the store is followed.
-async fn apply_later(status: Status, admin: Arc<Admin>, folder: PathBuf, data: PathBuf) {
+async fn apply_folder_when_followed(status: FollowerHandle, admin: Arc<AdministrationPoint>, folder: PathBuf, data: PathBuf) {
     tracing::warn!(folder = %folder.display(), "--policies: the folder is put in force once the store is reached");
-    if !status.followed().await {
+    if !status.wait_until_following().await {
         return;
     }
-    if let Err(error) = bind::apply_folder(&admin, &folder, &data).await {
+    if let Err(error) = wiring::apply_policy_folder(&admin, &folder, &data).await {
         tracing::error!(%error, "--policies: what the store holds stays in force; see to it and restart");
     }
 }
 
 /// The parts that the service factories need.
-struct Made<'a> {
-    service: &'a Arc<Service>,
-    following: &'a Following,
-    gateways: Arc<Gateways>,
-    admin: Arc<Admin>,
+struct FactoryInputs<'a> {
+    service: &'a Arc<PdpService>,
+    follower: &'a FollowerRuntime,
+    gateway_state: Arc<GatewayApiState>,
+    admin: Arc<AdministrationPoint>,
     clock: Arc<dyn Clock>,
 }
 
 /// Makes the factories for each runtime's services. Every runtime records into its own buffer, and its sockets wait for that buffer
 /// only.
-fn factories(settings: &Settings, made: Made<'_>, telemetry: &Telemetry, log: &Arc<audit::Log>) -> Result<Factories, Error> {
-    let Made { service, following, gateways, admin, clock } = made;
-    let recorders = (0..settings.runtimes).map(|index| log.recorder(&format!("lane{index}"))).collect::<Result<Vec<_>, _>>()?;
-    let lanes: Vec<Lane> = recorders.iter().map(|recorder| service.lane(recorder.clone())).collect();
+fn make_factories(
+    settings: &Settings,
+    made: FactoryInputs<'_>,
+    telemetry: &Telemetry,
+    log: &Arc<audit::AuditLog>,
+) -> Result<ServiceFactories, Error> {
+    let FactoryInputs { service, follower: following, gateway_state: gateways, admin, clock } = made;
+    let recorders =
+        (0..settings.runtimes).map(|index| log.open_recorder(&format!("lane{index}"))).collect::<Result<Vec<_>, _>>()?;
+    let lanes: Vec<RuntimeService> = recorders.iter().map(|recorder| service.runtime_service(recorder.clone())).collect();
     let (finishing, explaining, noop) = (lanes.clone(), service.clone(), settings.noop);
-    let (runtimes, condition) = (following.runtimes.clone(), following.condition.clone());
+    let (runtimes, condition) = (following.serving_runtimes.clone(), following.condition.clone());
     let make_decisions = move |context: RuntimeContext| match recorders.get(context.index).zip(lanes.get(context.index)) {
         Some((recorder, lane)) => {
             // The runtime joins before it serves, so that no revision is acknowledged while a runtime outside the barrier answers
             // decisions.
-            runtimes.join();
+            runtimes.register_current();
             let routes = decision_routes(lane.clone(), gateways.clone(), condition.clone(), noop);
             GrpcServices { routes, barrier: recorder.clone(), limits: decision_limits }
         }
         // There is a recorder for each runtime. Without one the runtime serves nothing.
-        None => GrpcServices { routes: Routes::default(), barrier: Arc::new(NoBarrier), limits: decision_limits },
+        None => GrpcServices { routes: Routes::default(), barrier: Arc::new(NoWriteBarrier), limits: decision_limits },
     };
     let make_admin = move |_: RuntimeContext| {
-        let lane = explaining.lane(admin.recorder());
+        let lane = explaining.runtime_service(admin.recorder());
         admin_services(admin, Some(lane))
     };
     let (service, metrics) = (service.clone(), telemetry.metrics());
     let (status, cell, log) = (following.status.clone(), following.cell.clone(), log.clone());
     let make_http = move |context: RuntimeContext| HttpServices {
-        ready: Arc::new(move || match (context.draining.is_draining(), service.is_ready()) {
+        ready: Arc::new(move || match (context.drain_signal.is_draining(), service.is_ready()) {
             (true, _) => Err("draining".to_owned()),
             // If a proof arrived between the two checks, the state is ready and the reason is empty: then the replica is draining.
-            (_, false) => Err(fleet::readiness(&status, &cell, clock.now()).err().unwrap_or_else(|| "draining".to_owned())),
-            _ => {
-                fleet::readiness(&status, &cell, clock.now()).and_then(|state| fleet::readiness_of_disk(state, log.status().room))
+            (_, false) => {
+                Err(follower_runtime::readiness(&status, &cell, clock.now()).err().unwrap_or_else(|| "draining".to_owned()))
             }
+            _ => follower_runtime::readiness(&status, &cell, clock.now())
+                .and_then(|state| follower_runtime::readiness_with_disk(state, log.status().room)),
         }),
-        metrics: Arc::new(move || metrics.render()),
+        metrics: Arc::new(move || metrics.render_page()),
         routes: axum::Router::new(),
-        barrier: Arc::new(NoBarrier),
+        barrier: Arc::new(NoWriteBarrier),
     };
     let finish = Arc::new(move |index: usize| -> BoxFuture<'static, ()> {
         let lane = finishing.get(index).cloned();
         Box::pin(async move {
             if let Some(lane) = lane {
-                lane.settled().await;
+                lane.wait_for_ledger_tasks().await;
             }
         })
     });
-    Ok(Factories { decisions: Arc::new(make_decisions), finish, admin: Box::new(make_admin), http: Box::new(make_http) })
+    Ok(ServiceFactories { decisions: Arc::new(make_decisions), finish, admin: Box::new(make_admin), http: Box::new(make_http) })
 }
 
-fn decision_routes(lane: Lane, gateways: Arc<Gateways>, condition: watch::Receiver<Condition>, noop: bool) -> Routes {
+fn decision_routes(
+    lane: RuntimeService,
+    gateways: Arc<GatewayApiState>,
+    condition: watch::Receiver<ReplicaCondition>,
+    noop: bool,
+) -> Routes {
     let gateway = GatewayApi::new(lane.clone(), gateways);
     let decisions = DecisionServiceServer::new(DecisionApi::new(lane)).max_decoding_message_size(BATCH_MESSAGE_BYTES_MAX);
     let mut routes = Routes::new(decisions)
@@ -352,18 +368,18 @@ fn decision_routes(lane: Lane, gateways: Arc<Gateways>, condition: watch::Receiv
         routes =
             routes.add_service(NoopServiceServer::new(NoopApi::default()).max_decoding_message_size(CHECK_MESSAGE_BYTES_MAX));
     }
-    let routes = with_standard_services(routes, &["", "portcullis.v1.DecisionService"], Some(condition));
-    Routes::from(routes.into_axum_router().layer(MapResponseLayer::new(explain_refused)))
+    let routes = add_standard_services(routes, &["", "portcullis.v1.DecisionService"], Some(condition));
+    Routes::from(routes.into_axum_router().layer(MapResponseLayer::new(normalize_refusal)))
 }
 
 /// The administration services. Their sockets do not wait for records. An act is recorded before its answer, or the answer says
 /// that the record is missing; a read is refused without its record. A full disk therefore never suppresses the answer to a
 /// revocation.
-pub(crate) fn admin_services(admin: Arc<Admin>, lane: Option<Lane>) -> GrpcServices {
-    GrpcServices { routes: admin_routes(admin, lane), barrier: Arc::new(NoBarrier), limits: admin_limits }
+pub(crate) fn admin_services(admin: Arc<AdministrationPoint>, lane: Option<RuntimeService>) -> GrpcServices {
+    GrpcServices { routes: admin_routes(admin, lane), barrier: Arc::new(NoWriteBarrier), limits: admin_limits }
 }
 
-fn admin_routes(admin: Arc<Admin>, lane: Option<Lane>) -> Routes {
+fn admin_routes(admin: Arc<AdministrationPoint>, lane: Option<RuntimeService>) -> Routes {
     let api = AdminApi::new(admin.clone(), lane);
     let routes = Routes::new(RevocationServiceServer::new(api.clone()))
         .add_service(PolicyServiceServer::new(api.clone()).max_decoding_message_size(POLICY_MESSAGE_BYTES_MAX))
@@ -376,13 +392,13 @@ fn admin_routes(admin: Arc<Admin>, lane: Option<Lane>) -> Routes {
         "portcullis.v1.ApprovalService",
         "portcullis.v1.OperatorService",
     ];
-    let routes = with_standard_services(routes, &names, None);
-    Routes::from(routes.into_axum_router().layer(MapResponseLayer::new(explain_refused)).layer(SignedActs::new(admin)))
+    let routes = add_standard_services(routes, &names, None);
+    Routes::from(routes.into_axum_router().layer(MapResponseLayer::new(normalize_refusal)).layer(SignedActLayer::new(admin)))
 }
 
 /// Adds health and reflection, which every listener serves unsigned. The health of `names` follows the state of the replica, where
 /// there is one: a replica that can only deny reports `NotServing`.
-fn with_standard_services(routes: Routes, names: &[&'static str], condition: Option<watch::Receiver<Condition>>) -> Routes {
+fn add_standard_services(routes: Routes, names: &[&'static str], condition: Option<watch::Receiver<ReplicaCondition>>) -> Routes {
     use tonic_health::ServingStatus::{NotServing, Serving};
     let (reporter, health) = tonic_health::server::health_reporter();
     let names: Vec<&'static str> = names.to_vec();
@@ -428,13 +444,13 @@ fn server_settings(settings: &Settings) -> Result<(server::Settings, Option<Stri
         drain_timeout_ms: settings.drain_timeout_ms,
         ..server::Settings::default()
     });
-    let lowered = system::fit(&mut listening, system::raise_limits())?;
+    let lowered = process_limits::fit_connection_limits(&mut listening, process_limits::raise_file_limits())?;
     Ok((listening, lowered))
 }
 
 /// Makes the process survive file-size signals, starts its logs and metrics, and logs what was lowered.
-fn prepare(settings: &Settings, lowered: Option<String>) -> Result<Telemetry, Error> {
-    system::survive_file_limits().map_err(|error| Error::System(format!("signal handling: {error}")))?;
+fn prepare_process(settings: &Settings, lowered: Option<String>) -> Result<Telemetry, Error> {
+    process_limits::ignore_file_size_signal().map_err(|error| Error::System(format!("signal handling: {error}")))?;
     let telemetry = start_telemetry(settings)?;
     if let Some(lowered) = lowered {
         tracing::warn!("{lowered}");
@@ -448,7 +464,8 @@ fn service_settings(settings: &Settings) -> service::Settings {
         require_chain_audience: settings.require_chain_audience,
         require_proof_audience: settings.require_proof_audience,
         // All runtimes share the queue of the store: one agent's calls, at most a half of each, cannot fill it.
-        ledger_uses_max: LEDGER_USES_MAX.min(u32::try_from(LEDGER_QUEUE_MAX / settings.runtimes.max(1)).unwrap_or(u32::MAX)),
+        ledger_uses_max: LEDGER_USES_IN_FLIGHT_MAX
+            .min(u32::try_from(LEDGER_QUEUE_MAX / settings.runtimes.max(1)).unwrap_or(u32::MAX)),
         ..service::Settings::default()
     }
 }
@@ -466,6 +483,6 @@ fn start_telemetry(settings: &Settings) -> Result<Telemetry, telemetry::Error> {
 }
 
 /// Reads the files of a policy folder. Errors name the flag.
-fn policy_files(folder: &Path) -> Result<Vec<crate::policy::source::SourceFile>, Error> {
+fn read_policy_files(folder: &Path) -> Result<Vec<crate::policy::source::SourceFile>, Error> {
     read_folder(folder).map_err(|error| Error::Configuration(format!("--policies: {error}")))
 }

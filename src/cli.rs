@@ -3,25 +3,25 @@
 //! Exit codes of every command: 0 ok, 1 failed, 2 done but nothing known has the name, 3 denied, 4 needs approval, 64 misuse,
 //! 69 unavailable, 78 bad configuration. Look next at [`run`], then at `cli/client.rs` for the signed calls.
 
+mod act_outcome;
 mod approvals;
 mod call_failure;
 mod check;
 mod client;
 mod demo;
+mod diagnostic_text;
 mod explain;
-mod findings;
 mod fleet;
 mod input;
+mod name_recognition;
 mod operator;
-mod outcome;
 mod output;
 mod policy;
 mod progress;
-mod reach;
-mod recognition;
 mod revoke;
 mod serve;
-mod shell;
+mod server_unreachable;
+mod shell_quote;
 mod store;
 mod token;
 mod tools;
@@ -33,7 +33,7 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
-use output::Output;
+use output::CommandOutput;
 
 use crate::app;
 use crate::config::StoreUrl;
@@ -41,12 +41,12 @@ use crate::store::postgres::Durability;
 
 /// How a command ended, unless it simply succeeded.
 #[derive(Debug)]
-pub struct Failure {
+pub struct CommandFailure {
     code: u8,
     message: String,
 }
 
-impl Failure {
+impl CommandFailure {
     const FAILED: u8 = 1;
     const UNKNOWN_NAME: u8 = 2;
     const DENIED: u8 = 3;
@@ -71,32 +71,36 @@ impl Failure {
         Self { code: Self::BAD_CONFIGURATION, message: message.to_string() }
     }
 
+    /// The beginning of the message of a failure before anything was sent.
+    const BEFORE_AN_ACT: &'static str = "nothing was done: ";
+
     /// A failure before anything was sent, so nothing was done.
-    fn before_an_act(self) -> Self {
-        Self { message: format!("nothing was done: {}", self.message), ..self }
+    fn nothing_done(self) -> Self {
+        Self { message: format!("{}{}", Self::BEFORE_AN_ACT, self.message), ..self }
     }
 
     /// A failure after the write: the write is done, but the wait for the fleet failed.
-    fn after_a_write(self) -> Self {
+    fn after_write(self) -> Self {
         let message = format!("written, but it cannot be said that every replica knows it: {}", self.message);
         Self { code: Self::FAILED, message }
     }
 
     /// A failure whose answer was already printed; only the exit code is left to return.
-    fn silent(code: u8) -> Self {
+    fn exit_code_only(code: u8) -> Self {
         Self { code, message: String::new() }
     }
 }
 
-impl From<app::Error> for Failure {
+impl From<app::Error> for CommandFailure {
     fn from(error: app::Error) -> Self {
         match error {
             app::Error::Configuration(message) => Self::bad_configuration(message),
             app::Error::Store(crate::store::Error::Unavailable(message)) => Self::unavailable(message),
             app::Error::Store(
                 crate::store::Error::Missing(message)
-                | crate::store::Error::NotOurs(message)
+                | crate::store::Error::NotAStore(message)
                 | crate::store::Error::NewerVersion(message)
+                | crate::store::Error::Corrupt(message)
                 | crate::store::Error::Misconfigured(message),
             ) => Self::bad_configuration(message),
             other => Self::failed(other),
@@ -125,11 +129,11 @@ struct Cli {
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
-    command: Command,
+    command: CliCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {
+enum CliCommand {
     /// Show it all in seconds: a server, the four agents, real calls over gRPC, a forged chain, a kill
     Demo(demo::DemoArgs),
     /// Run the policy decision point
@@ -154,7 +158,7 @@ enum Command {
     /// Lift a suspension; what is dead stays dead
     Reinstate(revoke::ReinstateArgs),
     /// List what is revoked
-    Revocations(revoke::ListArgs),
+    Revocations(revoke::RevocationListArgs),
     /// List the replicas of the store
     #[command(subcommand)]
     Fleet(fleet::FleetCommand),
@@ -162,11 +166,11 @@ enum Command {
     #[command(subcommand)]
     Store(store::StoreCommand),
     /// Approve one call that waits, once
-    Approve(approvals::AnswerArgs),
+    Approve(approvals::ApprovalAnswerArgs),
     /// Refuse a call that waits, or that is approved and not used yet
-    Refuse(approvals::AnswerArgs),
+    Refuse(approvals::ApprovalAnswerArgs),
     /// List the calls that wait for an approval, or show one in full
-    Approvals(approvals::ListArgs),
+    Approvals(approvals::ApprovalListArgs),
 }
 
 /// How an administrative command reaches the store and who signs it.
@@ -198,10 +202,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             let asked = matches!(error.kind(), clap::error::ErrorKind::DisplayHelp | clap::error::ErrorKind::DisplayVersion);
             // Printing fails only if nobody reads the output. The exit code still tells the result.
             let _ = error.print();
-            return if asked { ExitCode::SUCCESS } else { ExitCode::from(Failure::MISUSE) };
+            return if asked { ExitCode::SUCCESS } else { ExitCode::from(CommandFailure::MISUSE) };
         }
     };
-    let output = Output::new(cli.json);
+    let output = CommandOutput::new(cli.json);
     match dispatch(cli.command, &output) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -213,33 +217,33 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn dispatch(command: Command, output: &Output) -> Result<(), Failure> {
+fn dispatch(command: CliCommand, output: &CommandOutput) -> Result<(), CommandFailure> {
     match command {
-        Command::Serve(arguments) => return serve::run(*arguments),
-        Command::Demo(arguments) => return demo::run(arguments, output),
-        Command::Token(command) => return token::run(command, output),
+        CliCommand::Serve(arguments) => return serve::run(*arguments),
+        CliCommand::Demo(arguments) => return demo::run(arguments, output),
+        CliCommand::Token(command) => return token::run(command, output),
         _ => {}
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::failed(format!("the runtime could not be started: {error}")))?;
+        .map_err(|error| CommandFailure::failed(format!("the runtime could not be started: {error}")))?;
     runtime.block_on(async {
         match command {
-            Command::Check(arguments) => check::run(*arguments, output).await,
-            Command::Explain(arguments) => explain::run(*arguments, output).await,
-            Command::Tools(arguments) => tools::run(arguments, output).await,
-            Command::Policy(command) => policy::run(command, output).await,
-            Command::Operator(command) => operator::run(command, output).await,
-            Command::Revoke(arguments) => revoke::revoke(arguments, output).await,
-            Command::Reinstate(arguments) => revoke::reinstate(arguments, output).await,
-            Command::Revocations(arguments) => revoke::list(arguments, output).await,
-            Command::Fleet(command) => fleet::run(command, output).await,
-            Command::Store(command) => store::run(command, output).await,
-            Command::Approve(arguments) => approvals::approve(arguments, output).await,
-            Command::Refuse(arguments) => approvals::refuse(arguments, output).await,
-            Command::Approvals(arguments) => approvals::list(arguments, output).await,
-            Command::Serve(_) | Command::Demo(_) | Command::Token(_) => Ok(()),
+            CliCommand::Check(arguments) => check::run(*arguments, output).await,
+            CliCommand::Explain(arguments) => explain::run(*arguments, output).await,
+            CliCommand::Tools(arguments) => tools::run(arguments, output).await,
+            CliCommand::Policy(command) => policy::run(command, output).await,
+            CliCommand::Operator(command) => operator::run(command, output).await,
+            CliCommand::Revoke(arguments) => revoke::revoke(arguments, output).await,
+            CliCommand::Reinstate(arguments) => revoke::reinstate(arguments, output).await,
+            CliCommand::Revocations(arguments) => revoke::list(arguments, output).await,
+            CliCommand::Fleet(command) => fleet::run(command, output).await,
+            CliCommand::Store(command) => store::run(command, output).await,
+            CliCommand::Approve(arguments) => approvals::approve(arguments, output).await,
+            CliCommand::Refuse(arguments) => approvals::refuse(arguments, output).await,
+            CliCommand::Approvals(arguments) => approvals::list(arguments, output).await,
+            CliCommand::Serve(_) | CliCommand::Demo(_) | CliCommand::Token(_) => Ok(()),
         }
     })
 }
@@ -253,11 +257,12 @@ mod tests {
     #[test]
     fn a_start_that_fails_has_the_code_of_its_cause() {
         let check = |error: app::Error, code: u8, says: &str| {
-            let failure = Failure::from(error);
+            let failure = CommandFailure::from(error);
             assert_eq!((failure.code, failure.message.as_str()), (code, says));
         };
         check(StoreError::Unavailable("the store is busy".to_owned()).into(), 69, "the store is busy");
         check(StoreError::Missing("there is no store".to_owned()).into(), 78, "there is no store");
+        check(StoreError::Corrupt("it does not hold together".to_owned()).into(), 78, "it does not hold together");
         check(app::Error::Configuration("`runtimes` is 0".to_owned()), 78, "`runtimes` is 0");
         check(app::Error::NoSnapshot("slow".to_owned()), 1, "the store gave no full snapshot in time: slow");
     }

@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use crate::model::duration;
-use crate::policy::yaml::{FlatMember, flat};
+use crate::policy::yaml::{ConfigEntry, parse_config};
 use crate::store::postgres::{self, Durability};
 
 pub use limits::Limits;
@@ -23,7 +23,7 @@ pub const DATA_DIR_DEFAULT: &str = "portcullis-data";
 pub struct Settings {
     /// `sqlite:PATH`, `postgres://…` or `env:VARIABLE`; `None` means `sqlite:DATA/store.db`.
     pub store: Option<StoreUrl>,
-    /// Whether to create a named store that does not exist. The default store is always created.
+    /// Whether to create a named store, or a named data folder with a store, that does not exist. The default store is always created.
     pub create: bool,
     /// How PostgreSQL is configured to keep acknowledged writes. It is required with PostgreSQL.
     pub store_durability: Option<Durability>,
@@ -101,7 +101,7 @@ impl Default for Settings {
 #[error("{0}")]
 pub struct Error(String);
 
-const KEYS: &[&str] = &[
+const CONFIG_KEYS: &[&str] = &[
     "store",
     "store_durability",
     "data",
@@ -143,19 +143,19 @@ impl Settings {
     }
 
     fn from_yaml(content: &[u8], path: &str) -> Result<Self, Error> {
-        let members = flat(content, path, &[KEYS, limits::KEYS].concat())
+        let members = parse_config(content, path, &[CONFIG_KEYS, limits::KEYS].concat())
             .map_err(|diagnostics| Error(diagnostics.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")))?;
         let mut settings = Self::default();
         let mut wrong = Vec::new();
         for member in &members {
-            if let Err(problem) = settings.set(member) {
+            if let Err(problem) = settings.set_entry(member) {
                 wrong.push(format!("{path}:{}:{}: error: {problem}", member.at.line, member.at.column));
             }
         }
         if wrong.is_empty() { Ok(settings) } else { Err(Error(wrong.join("\n"))) }
     }
 
-    fn set(&mut self, member: &FlatMember) -> Result<(), String> {
+    fn set_entry(&mut self, member: &ConfigEntry) -> Result<(), String> {
         let name = member.name.as_str();
         if name == "audience" {
             self.audiences.clone_from(&member.values);
@@ -173,41 +173,50 @@ impl Settings {
             "data" => self.data = PathBuf::from(value),
             "place" => self.place = Some(PathBuf::from(value)),
             "policies" => self.policies = Some(PathBuf::from(value)),
-            "listen" => self.listen = address(name, value)?,
-            "http_listen" => self.http_listen = address(name, value)?,
-            "admin_listen" => self.admin_listen = address(name, value)?,
-            "require_chain_audience" => self.require_chain_audience = truth(name, value)?,
-            "require_proof_audience" => self.require_proof_audience = truth(name, value)?,
-            "runtimes" => self.runtimes = runtimes(value)?,
+            "listen" => self.listen = parse_address(name, value)?,
+            "http_listen" => self.http_listen = parse_address(name, value)?,
+            "admin_listen" => self.admin_listen = parse_address(name, value)?,
+            "require_chain_audience" => self.require_chain_audience = parse_bool(name, value)?,
+            "require_proof_audience" => self.require_proof_audience = parse_bool(name, value)?,
+            "runtimes" => self.runtimes = parse_runtimes(value)?,
             "node" => self.node.clone_from(value),
             "drain_timeout" => self.drain_timeout_ms = duration::parse_ms(value)?,
             "otlp_endpoint" => self.otlp_endpoint = Some(value.clone()),
-            "trace_ratio" => self.trace_ratio = ratio(value)?,
+            "trace_ratio" => self.trace_ratio = parse_ratio(value)?,
             "log" => self.log.clone_from(value),
-            "log_json" => self.log_json = truth(name, value)?,
+            "log_json" => self.log_json = parse_bool(name, value)?,
             _ => self.limits.set(name, value)?,
         }
         Ok(())
     }
 
-    /// Whether a missing store is created. A named store is not, because its name may be mistyped.
+    /// Whether a missing store is created. A named store, and the store of a named data folder that does not exist, is not, because
+    /// the name may be mistyped.
     pub fn may_create_store(&self) -> bool {
-        self.create || self.store.is_none()
+        let is_named = |data: &Path| data != Path::new(DATA_DIR_DEFAULT);
+        self.create || self.data_of_store().is_some_and(|data| !is_named(data) || data.is_dir())
+    }
+
+    /// The data folder, if the store lies in it because no URL names another.
+    pub fn data_of_store(&self) -> Option<&Path> {
+        self.store.is_none().then_some(self.data.as_path())
     }
 
     /// The store, and how it is opened.
     ///
     /// # Errors
-    /// See [`Store::new`].
-    pub fn store(&self) -> Result<Store, Error> {
+    /// See [`StoreLocation::new`].
+    pub fn store(&self) -> Result<StoreLocation, Error> {
         match &self.store {
-            Some(url) => Store::new(url, self.store_durability),
-            None => Store::new(&StoreUrl(format!("sqlite:{}", self.data.join("store.db").display())), self.store_durability),
+            Some(url) => StoreLocation::new(url, self.store_durability),
+            None => {
+                StoreLocation::new(&StoreUrl(format!("sqlite:{}", self.data.join("store.db").display())), self.store_durability)
+            }
         }
     }
 }
 
-/// The URL of a store. It may hold a password, so it is never shown; [`Store`] shows the safe part of it.
+/// The URL of a store. It may hold a password, so it is never shown; [`StoreLocation`] shows the safe part of it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct StoreUrl(String);
 
@@ -234,14 +243,14 @@ impl fmt::Debug for StoreUrl {
 
 /// Where a store is, and how it is opened.
 #[derive(Clone, Debug)]
-pub enum Store {
+pub enum StoreLocation {
     /// A file.
     Sqlite(PathBuf),
     /// A database.
     Postgres(Box<postgres::Settings>),
 }
 
-impl Store {
+impl StoreLocation {
     /// Reads `sqlite:PATH`, `postgres://…`, or `env:VARIABLE`, which names an environment variable with one of these.
     ///
     /// # Errors
@@ -280,30 +289,40 @@ impl Store {
     }
 }
 
-impl fmt::Display for Store {
-    /// The URL without a password.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+impl StoreLocation {
+    /// The URL with an absolute path and without a password.
+    pub fn absolute(&self) -> String {
         match self {
-            Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
-            Self::Postgres(settings) => f.write_str(settings.shown()),
+            Self::Sqlite(path) => Self::Sqlite(std::path::absolute(path).unwrap_or_else(|_| path.clone())).to_string(),
+            Self::Postgres(_) => self.to_string(),
         }
     }
 }
 
-fn address(name: &str, value: &str) -> Result<SocketAddr, String> {
+impl fmt::Display for StoreLocation {
+    /// The URL without a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
+            Self::Postgres(settings) => f.write_str(settings.redacted_url()),
+        }
+    }
+}
+
+fn parse_address(name: &str, value: &str) -> Result<SocketAddr, String> {
     value.parse().map_err(|_| format!("`{name}`: `{value}` is not HOST:PORT such as 127.0.0.1:7700"))
 }
 
-fn truth(name: &str, value: &str) -> Result<bool, String> {
+fn parse_bool(name: &str, value: &str) -> Result<bool, String> {
     value.parse().map_err(|_| format!("`{name}`: `{value}` is not true or false"))
 }
 
-fn runtimes(value: &str) -> Result<usize, String> {
+fn parse_runtimes(value: &str) -> Result<usize, String> {
     let number = value.parse().ok().filter(|number| (1..=RUNTIMES_MAX).contains(number));
     number.ok_or_else(|| format!("`runtimes`: `{value}` is not a number from 1 to {RUNTIMES_MAX}"))
 }
 
-fn ratio(value: &str) -> Result<f64, String> {
+fn parse_ratio(value: &str) -> Result<f64, String> {
     let number = value.parse().ok().filter(|number| (0.0..=1.0).contains(number));
     number.ok_or_else(|| format!("`trace_ratio`: `{value}` is not a number from 0 to 1"))
 }
@@ -358,6 +377,24 @@ mod tests {
         check("runtimes: [1, 2]", Err("p.yaml:1:1: error: `runtimes` takes one value"));
         check("trace_ratio: 2", Err("p.yaml:1:1: error: `trace_ratio`: `2` is not a number from 0 to 1"));
         check("listen: {a: 1}", Err("p.yaml:1:1: error: `listen` must be a value or a list of values"));
+    }
+
+    /// A mistyped folder must not begin an empty store, in which nothing is revoked.
+    #[test]
+    fn a_store_is_made_where_no_name_can_be_mistyped() {
+        let folder = tempfile::tempdir().unwrap();
+        let missing = folder.path().join("missing");
+        let check = |data: &Path, store: Option<&str>, create: bool, expected: bool| {
+            let store = store.map(|url| StoreUrl::from(url.to_owned()));
+            let settings = Settings { data: data.to_owned(), store, create, ..Settings::default() };
+            assert_eq!(settings.may_create_store(), expected, "{data:?} {create}");
+        };
+        check(Path::new(DATA_DIR_DEFAULT), None, false, true);
+        check(folder.path(), None, false, true);
+        check(&missing, None, false, false);
+        check(&missing, None, true, true);
+        check(folder.path(), Some("sqlite:s.db"), false, false);
+        check(folder.path(), Some("sqlite:s.db"), true, true);
     }
 
     #[test]

@@ -4,25 +4,25 @@
 //! the free space of a disk. Look next at [`decision`], then at `pdp.rs`, which makes decisions.
 
 pub mod approval;
-pub mod barrier;
 pub mod connection;
 pub mod constraint;
 pub mod decision;
 pub mod disk;
 pub mod duration;
-pub mod heap;
+pub mod heap_size;
 pub mod ids;
 pub mod json;
 pub mod jwk;
 pub mod limits;
 pub(crate) mod mutant;
-pub(crate) mod pieces;
-pub(crate) mod primitives;
+pub(crate) mod parallel;
 pub mod reason;
-pub mod records;
 pub mod replica;
 pub mod request;
 pub mod revision;
-pub(crate) mod shards;
-pub mod sorted;
+pub mod rows;
+pub(crate) mod sharded_map;
+pub mod sorted_map;
+pub(crate) mod sync_primitives;
 pub mod time;
+pub mod write_barrier;

@@ -2,45 +2,48 @@
 //!
 //! Every act passes the checks of its signature, its roles and its content before it is written. Refused acts are recorded too.
 //! This module must not know protobuf, because `api` converts. It must not reach a serving request either; its writes arrive
-//! there through `store` and `sync`. Look next at [`authorize`](Admin::authorize), then at `pap/apply.rs`.
+//! there through `store` and `sync`. Look next at [`authorize`](AdministrationPoint::authorize), then at `pap/apply.rs`.
 
-mod adopt;
+mod administrators;
+mod adoption;
 mod apply;
 mod approve;
 mod authorize;
+mod dead_keys;
 mod diff;
 mod fleet;
-mod history;
-mod keys;
 mod operators;
-mod recognize;
+mod policy_history;
 mod revoke;
+mod target_lookup;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
-pub use adopt::{Adopted, Adopting, AdoptionWaited, WAIT_MS_MAX};
+pub use adoption::{ADOPTION_WAIT_MS_MAX, AdoptionOutcome, AdoptionWaitOutcome, ReplicaAdoption};
 pub use apply::ApplyOutcome;
-pub use approve::{Answer, Answered};
-pub use authorize::{Authorized, Method};
+pub use approve::{AnswerOutcome, ApprovalAnswer};
+pub use authorize::{AdminMethod, AuthorizedAct};
 pub use diff::{DiffOutcome, PAIRS_LISTED_MAX};
-pub use fleet::Waited;
-pub use history::{HISTORY_LISTED_DEFAULT, PolicyRevision};
-pub use operators::{ListedOperator, NewOperator, OperatorChanged, OperatorState};
-pub use recognize::{DocumentNames, Recognition, Sightings, Standing};
-pub use revoke::{Reinstated, RevokeRequest};
+pub use fleet::FleetWaitReport;
+pub use operators::{ListedOperator, NewOperator, OperatorChangeOutcome, OperatorState};
+pub use policy_history::{HISTORY_LISTED_DEFAULT, PolicyRevision};
+pub use revoke::{ReinstateOutcome, RevokeOutcome, RevokeRequest};
+pub use target_lookup::{DocumentNames, NameStatus, ServerKnowledge, TargetLookup};
 
-use crate::audit::{Act, ActOutcome, Recorder};
-use crate::model::records::{ActRow, DocumentKey, DocumentRow, Origin, Write};
+use crate::audit::{ActOutcome, ActRecord, AuditRecorder};
 use crate::model::revision::Revision;
+use crate::model::rows::{ActRow, DocumentKey, DocumentOrigin, DocumentRow, StoreWrite};
 use crate::model::time::Clock;
 pub use crate::policy::diagnostic::Diagnostic as DiagnosticText;
 use crate::policy::diagnostic::Diagnostic;
-pub use crate::policy::diff::{DocumentChange, PairChange};
+pub use crate::policy::diff::{AgentToolChange, DocumentChange};
 pub use crate::policy::document::OperatorSpec;
 pub use crate::policy::source::SourceFile as PolicyFile;
-use crate::store::{self, CommitRequest, Committed, Store, StoredDocument};
-pub use crate::store::{CommittedBy, Revocations};
+use crate::store::{self, CommitOutcome, CommitRequest, Store, StoredDocument};
+pub use crate::store::{CommitMetadata, RevocationPage};
 
 /// The reason why an act was not done. Each message is one line. Nothing was written, unless the variant says otherwise.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -56,7 +59,7 @@ pub enum Error {
     PermissionDenied(String),
     /// A field of the request is invalid.
     #[error("{field}: {message}")]
-    Invalid {
+    InvalidArgument {
         /// The name of the field.
         field: &'static str,
         /// The mistake and its remedy.
@@ -64,26 +67,28 @@ pub enum Error {
     },
     /// The policy has errors, so nothing of it was applied.
     #[error("the policy has {} error(s): nothing was applied", .0.iter().filter(|d| d.is_error()).count())]
-    Policy(Vec<Diagnostic>),
+    InvalidPolicy(Vec<Diagnostic>),
     /// Tests of the policy fail, so nothing of it was applied.
     #[error("{} of {} test(s) of the policy fail: nothing was applied", .failures.len(), .failures.len() + .passed)]
-    Tests {
+    TestsFailed {
         /// The failed calls, several lines each.
         failures: Vec<String>,
         /// The number of calls with the expected answer.
         passed: usize,
     },
     /// The document does not exist.
-    #[error("there is no document `{kind} {id}`")]
+    #[error("there is no document `{kind} {id}`{hint}")]
     NotFound {
         /// The requested kind.
         kind: String,
         /// The requested id.
         id: String,
+        /// A suggestion after the message; empty if there is none.
+        hint: String,
     },
     /// The question cannot be answered. Earlier writes are not affected.
     #[error("{0}")]
-    NotSaid(String),
+    CannotAnswer(String),
     /// The store failed or refused the act.
     #[error(transparent)]
     Store(#[from] store::Error),
@@ -124,11 +129,11 @@ impl Error {
             Error::Unauthenticated(_) => "UNAUTHENTICATED",
             Error::KeyRevoked(_) => "REVOKED_KEY",
             Error::PermissionDenied(_) => "PERMISSION_DENIED",
-            Error::Invalid { .. } => "INVALID_ARGUMENT",
-            Error::Policy(_) => "POLICY_INVALID",
-            Error::Tests { .. } => "POLICY_TESTS_FAILED",
+            Error::InvalidArgument { .. } => "INVALID_ARGUMENT",
+            Error::InvalidPolicy(_) => "POLICY_INVALID",
+            Error::TestsFailed { .. } => "POLICY_TESTS_FAILED",
             Error::NotFound { .. } => "NOT_FOUND",
-            Error::NotSaid(_) => "NOT_SAID",
+            Error::CannotAnswer(_) => "NOT_SAID",
             Error::AuditUnavailable => "AUDIT_UNAVAILABLE",
             Error::Unrecorded { cause } => cause.code(),
             Error::Store(_) => match self.store_fault() {
@@ -147,48 +152,47 @@ impl Error {
             Error::Store(
                 store::Error::Conflict { .. } | store::Error::DocumentsChanged { .. } | store::Error::ActReplayed { .. },
             ) => StoreFault::Conflict,
-            Error::Store(store::Error::Rejected(_) | store::Error::NobodyLeft) => StoreFault::Rejected,
-            Error::Store(store::Error::Unknown(_)) => StoreFault::Unknown,
+            Error::Store(store::Error::Rejected(_) | store::Error::NoSignerLeft) => StoreFault::Rejected,
+            Error::Store(store::Error::OutcomeUnknown(_)) => StoreFault::Unknown,
             _ => StoreFault::Unavailable,
         }
     }
 }
 
 /// The message for an act that would leave no administrator.
-const NOBODY_LEFT: &str = "nobody with the role `administer` would be left whose key is not revoked, so nothing could be administered any \
+const NO_ADMINISTRATOR_LEFT: &str = "nobody with the role `administer` would be left whose key is not revoked, so nothing could be administered any \
                            more: add another administrator first (`portcullis operator add`), or have one of them do it";
 
 /// The policy administration point. Every administrative act goes through it.
-pub struct Admin {
+pub struct AdministrationPoint {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
-    recorder: Arc<Recorder>,
-    spent: Mutex<authorize::SpentSignatures>,
-    applying: tokio::sync::Mutex<()>,
-    waits: tokio::sync::Semaphore,
-    silences: Mutex<fleet::Silences>,
-    sources: recognize::Sources,
+    recorder: Arc<AuditRecorder>,
+    spent_signatures: Mutex<authorize::SpentSignatures>,
+    apply_lock: tokio::sync::Mutex<()>,
+    waits: fleet::WaitPlaces,
+    silence_tracker: Mutex<fleet::SilenceTracker>,
+    lookup_sources: target_lookup::LookupSources,
 }
 
-impl Admin {
+impl AdministrationPoint {
     /// Creates an administration point over a store. `recorder` records its acts.
-    pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, recorder: Arc<Recorder>) -> Self {
-        let waits = tokio::sync::Semaphore::new(fleet::WAITS_MAX);
+    pub fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>, recorder: Arc<AuditRecorder>) -> Self {
         Self {
             store,
             clock,
             recorder,
-            spent: Mutex::default(),
-            applying: tokio::sync::Mutex::default(),
-            waits,
-            silences: Mutex::default(),
-            sources: recognize::Sources::default(),
+            spent_signatures: Mutex::default(),
+            apply_lock: tokio::sync::Mutex::default(),
+            waits: fleet::WaitPlaces::default(),
+            silence_tracker: Mutex::default(),
+            lookup_sources: target_lookup::LookupSources::default(),
         }
     }
 
     /// The recorder of acts. It needs no write barrier in front of the sockets: an act is recorded before its answer, or the
     /// answer states that it is not.
-    pub fn recorder(&self) -> Arc<Recorder> {
+    pub fn recorder(&self) -> Arc<AuditRecorder> {
         self.recorder.clone()
     }
 
@@ -204,26 +208,26 @@ impl Admin {
     ///
     /// # Errors
     /// [`Error::NotFound`], or if the store cannot be read.
-    pub async fn document(&self, by: &Authorized, kind: &str, id: &str) -> Result<DocumentRow, Error> {
+    pub async fn document(&self, by: &AuthorizedAct, kind: &str, id: &str) -> Result<DocumentRow, Error> {
         let documents = self.store.documents(Some(kind)).await?.documents;
-        self.record(by, None, "read")?;
-        documents
-            .into_iter()
-            .map(|document| document.row)
-            .find(|row| row.key.id == id)
-            .ok_or_else(|| Error::NotFound { kind: kind.to_owned(), id: id.to_owned() })
+        self.record_act(by, None, "read")?;
+        documents.into_iter().map(|document| document.row).find(|row| row.key.id == id).ok_or_else(|| Error::NotFound {
+            kind: kind.to_owned(),
+            id: id.to_owned(),
+            hint: String::new(),
+        })
     }
 
     /// The path and line of documents. Documents that do not exist are left out.
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub async fn places(
+    pub async fn document_locations(
         &self,
-        by: &Authorized,
+        by: &AuthorizedAct,
         keys: BTreeSet<DocumentKey>,
     ) -> Result<BTreeMap<DocumentKey, (String, u32)>, Error> {
-        self.record(by, None, "explain a call")?;
+        self.record_act(by, None, "explain a call")?;
         let kinds: BTreeSet<&str> = keys.iter().map(|key| key.kind.as_str()).collect();
         let mut places = BTreeMap::new();
         for kind in kinds {
@@ -237,17 +241,17 @@ impl Admin {
     ///
     /// # Errors
     /// [`Error::AuditUnavailable`].
-    pub fn record_read(&self, by: &Authorized, account: &str) -> Result<(), Error> {
-        self.record(by, None, account)
+    pub fn record_read(&self, by: &AuthorizedAct, account: &str) -> Result<(), Error> {
+        self.record_act(by, None, account)
     }
 
     /// The keys of the stored documents, of one kind or of all.
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub async fn documents(&self, by: &Authorized, kind: Option<&str>) -> Result<Vec<DocumentKey>, Error> {
+    pub async fn documents(&self, by: &AuthorizedAct, kind: Option<&str>) -> Result<Vec<DocumentKey>, Error> {
         let documents = self.store.documents(kind).await?.documents;
-        self.record(by, None, "read")?;
+        self.record_act(by, None, "read")?;
         Ok(documents.into_iter().map(|document| document.row.key).collect())
     }
 
@@ -255,9 +259,9 @@ impl Admin {
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub async fn revocations(&self, by: &Authorized, limit: usize) -> Result<Revocations, Error> {
+    pub async fn revocations(&self, by: &AuthorizedAct, limit: usize) -> Result<RevocationPage, Error> {
         let listed = self.store.revocations(limit).await?;
-        self.record(by, None, "read")?;
+        self.record_act(by, None, "read")?;
         Ok(listed)
     }
 
@@ -267,23 +271,23 @@ impl Admin {
     /// itself.
     async fn commit(
         &self,
-        by: &Authorized,
-        writes: Vec<Write>,
+        by: &AuthorizedAct,
+        writes: Vec<StoreWrite>,
         documents_unchanged_since: Option<u64>,
         reason: &str,
-    ) -> Result<Committed, Error> {
-        self.commit_leaving(by, Vec::new(), writes, documents_unchanged_since, reason).await
+    ) -> Result<CommitOutcome, Error> {
+        self.commit_keeping_signer(by, Vec::new(), writes, documents_unchanged_since, reason).await
     }
 
-    /// As [`Admin::commit`], but the commit fails if it would leave all keys in `one_must_sign` revoked.
-    async fn commit_leaving(
+    /// As [`AdministrationPoint::commit`], but the commit fails if it would leave all keys in `one_must_sign` revoked.
+    async fn commit_keeping_signer(
         &self,
-        by: &Authorized,
+        by: &AuthorizedAct,
         one_must_sign: Vec<String>,
-        writes: Vec<Write>,
+        writes: Vec<StoreWrite>,
         documents_unchanged_since: Option<u64>,
         reason: &str,
-    ) -> Result<Committed, Error> {
+    ) -> Result<CommitOutcome, Error> {
         let act = ActRow {
             operators: by.operators().to_vec(),
             keys: by.keys().iter().map(ToString::to_string).collect(),
@@ -298,7 +302,7 @@ impl Admin {
                 // Only this process logs the operators. Every replica logs the effect of the act. The reason that operators gave
                 // is not logged.
                 tracing::info!(revision = %committed.revision, by = ?by.operators(), method = by.method(), "an act was done");
-                if self.record(by, Some(&committed.revision), reason).is_err() {
+                if self.record_act(by, Some(&committed.revision), reason).is_err() {
                     by.mark_unrecorded();
                     tracing::error!(revision = %committed.revision, "an act was done and is not in the audit log yet");
                 }
@@ -306,37 +310,47 @@ impl Admin {
             }
             Err(store::Error::ActReplayed { jti }) => {
                 let error = Error::Unauthenticated(format!("the signed act `{jti}` was used before: sign a new one"));
-                self.record_refused(by.method(), by.operators(), by.peer(), &error)?;
+                self.record_refusal(by.method(), by.operators(), by.peer(), &error)?;
                 Err(error)
             }
             // A replica may not know of the revocation yet and accept the signature, but the store refuses the commit.
             Err(store::Error::SignerRevoked { thumbprint }) => {
-                let error = authorize::key_revoked(by.operator_of(&thumbprint), &thumbprint);
-                self.record_refused(by.method(), by.operators(), by.peer(), &error)?;
+                let error = self.key_revoked_error(by.operator_by_key(&thumbprint), &thumbprint).await;
+                self.record_refusal(by.method(), by.operators(), by.peer(), &error)?;
                 Err(error)
             }
             Err(error) => {
                 let error = match error {
-                    store::Error::NobodyLeft => Error::PermissionDenied(NOBODY_LEFT.to_owned()),
+                    store::Error::NoSignerLeft => Error::PermissionDenied(NO_ADMINISTRATOR_LEFT.to_owned()),
                     error => Error::Store(error),
                 };
-                self.record_refused(by.method(), by.operators(), by.peer(), &error)?;
+                self.record_refusal(by.method(), by.operators(), by.peer(), &error)?;
                 Err(error)
             }
         }
     }
 
     /// Records a wait for the effect of an act. The wait is a part of the act, so a missing record is reported with the act.
-    fn record_wait(&self, by: &Authorized, revision: &Revision, account: &str) {
-        if self.record(by, Some(revision), account).is_err() {
+    fn record_wait(&self, by: &AuthorizedAct, revision: &Revision, account: &str) {
+        if self.record_accepted(by, Some(revision), false, account).is_err() {
             by.mark_unrecorded();
         }
     }
 
     /// Records an accepted act or read. `revision` is the commit of the act, if it made one.
-    fn record(&self, by: &Authorized, revision: Option<&Revision>, reason: &str) -> Result<(), Error> {
+    fn record_act(&self, by: &AuthorizedAct, revision: Option<&Revision>, reason: &str) -> Result<(), Error> {
+        self.record_accepted(by, revision, revision.is_some(), reason)
+    }
+
+    fn record_accepted(
+        &self,
+        by: &AuthorizedAct,
+        revision: Option<&Revision>,
+        committed: bool,
+        reason: &str,
+    ) -> Result<(), Error> {
         let revision = revision.map(ToString::to_string);
-        let act = Act {
+        let act = ActRecord {
             time_unix_ns: self.clock.now().unix_ns,
             method: by.method(),
             operators: by.operators(),
@@ -345,6 +359,7 @@ impl Admin {
             code: "OK",
             reason,
             revision: revision.as_deref(),
+            committed,
             peer: by.peer(),
         };
         self.recorder.record_act(&act).map_err(|_| Error::AuditUnavailable)
@@ -354,10 +369,10 @@ impl Admin {
     ///
     /// # Errors
     /// [`Error::Unrecorded`] with the given error as its cause.
-    pub(crate) fn record_refused(&self, method: &str, operators: &[String], peer: &str, error: &Error) -> Result<(), Error> {
+    pub(crate) fn record_refusal(&self, method: &str, operators: &[String], peer: &str, error: &Error) -> Result<(), Error> {
         let reason = error.to_string();
         let is_unknown = matches!(error, Error::Store(_)) && error.store_fault() == StoreFault::Unknown;
-        let act = Act {
+        let act = ActRecord {
             time_unix_ns: self.clock.now().unix_ns,
             // An unknown method is arbitrary text from the caller, so only the reason contains it.
             method: authorize::METHODS.iter().find(|known| known.path == method).map_or("unknown", |known| known.path),
@@ -367,6 +382,7 @@ impl Admin {
             code: error.code(),
             reason: &reason,
             revision: None,
+            committed: false,
             peer,
         };
         self.recorder.record_act(&act).map_err(|_| Error::Unrecorded { cause: Box::new(error.clone()) })
@@ -377,11 +393,11 @@ impl Admin {
 ///
 /// # Errors
 /// If the store cannot be read or written.
-pub async fn make_first_operator(
+pub async fn create_first_operator(
     store: &dyn Store,
     id: &str,
     key: &crate::model::jwk::PublicKey,
-) -> Result<Option<Committed>, Error> {
+) -> Result<Option<CommitOutcome>, Error> {
     let revision = store.revision().await?;
     if revision.number > 0 {
         return Ok(None);
@@ -391,8 +407,9 @@ pub async fn make_first_operator(
         key.to_jwk()
     );
     let document = DocumentKey { kind: "operator".to_owned(), id: id.to_owned() };
-    let row = DocumentRow { key: document.clone(), json, path: String::new(), line: 0, origin: Origin::Api };
-    let request = CommitRequest { writes: vec![Write::PutDocument(row)], expected: vec![(document, None)], ..Default::default() };
+    let row = DocumentRow { key: document.clone(), json, path: String::new(), line: 0, origin: DocumentOrigin::Api };
+    let request =
+        CommitRequest { writes: vec![StoreWrite::PutDocument(row)], expected: vec![(document, None)], ..Default::default() };
     match store.commit(request).await {
         Ok(committed) => Ok(Some(committed)),
         // Another process was first, so its operator counts.
@@ -401,6 +418,6 @@ pub async fn make_first_operator(
     }
 }
 
-fn keyed(documents: Vec<StoredDocument>) -> BTreeMap<DocumentKey, StoredDocument> {
+fn index_by_key(documents: Vec<StoredDocument>) -> BTreeMap<DocumentKey, StoredDocument> {
     documents.into_iter().map(|document| (document.row.key.clone(), document)).collect()
 }

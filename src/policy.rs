@@ -7,24 +7,24 @@
 //! This module knows no token, no store and no clock. Evaluation takes plain facts (`model::request`); `pdp` makes sure that
 //! those facts were verified. Look next at [`document`] for the policy language, then at [`compile`] for the evaluation.
 
-mod bits;
+mod bit_set;
 pub mod compile;
 pub mod condition;
 pub mod diagnostic;
 pub mod diff;
 pub mod document;
 pub mod excerpt;
-pub mod keys;
+pub mod listed_keys;
 mod node;
 pub mod source;
-pub mod testrun;
+pub mod test_run;
 mod tools;
 pub mod validate;
 pub mod yaml;
 
-pub use compile::{Compiled, Resolved, Verdict};
+pub use compile::{CompiledPolicy, PolicyVerdict, ResolvedSubject};
 pub use diagnostic::{Diagnostic, Severity};
-pub use document::{Body, Document};
+pub use document::{Document, DocumentBody};
 
 /// The JSON Schema (draft 2020-12) of a policy document, for editors.
 pub const SCHEMA: &str = include_str!("policy/schema.json");
@@ -45,7 +45,7 @@ pub enum Error {
     },
     /// The folder holds no policy. Applying such a folder would remove every document.
     #[error("`{path}` holds no policy: expected files that end in `.yaml` or `.yml`")]
-    Empty {
+    EmptyFolder {
         /// The folder.
         path: String,
     },
@@ -60,7 +60,7 @@ pub enum Error {
     },
     /// A link points to a file outside the policy folder.
     #[error("`{path}` leads out of the policy folder: copy the file into it")]
-    Escapes {
+    EscapesFolder {
         /// The link.
         path: String,
     },
@@ -74,7 +74,7 @@ pub enum Error {
     },
     /// A stored document cannot be read: another version wrote it, or somebody changed it by hand.
     #[error("stored {kind} `{id}` cannot be read: {problem}")]
-    Stored {
+    UnreadableStored {
         /// The kind in the key of the document.
         kind: String,
         /// The id in the key of the document.

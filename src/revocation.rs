@@ -4,7 +4,7 @@
 //! can only deny. A removal is visible only to snapshots from the lifting revision on.
 //!
 //! This module reads no clock and no store, and makes no decision: `pdp` queries it, and `sync` updates it through `snapshot`. Look next at
-//! [`Index`], then at `filter.rs` and `entry.rs`.
+//! [`RevocationIndex`], then at `filter.rs` and `entry.rs`.
 
 mod entry;
 mod filter;
@@ -13,23 +13,23 @@ mod key;
 #[cfg(test)]
 mod tests;
 
-use crate::model::primitives;
+use crate::model::sync_primitives;
 
-pub use index::Index;
-pub use key::{Key, TargetRef};
+pub use index::RevocationIndex;
+pub use key::{RevocationKey, TargetRef};
 
 /// A revocation found in the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hit {
+pub struct RevocationHit {
     /// The effect of the revocation.
-    pub meaning: HitMeaning,
+    pub kind: RevocationHitKind,
     /// Number of the revision that last changed the entry. It may be higher than the number of the querying snapshot.
     pub revision: u64,
 }
 
 /// The effect of a revocation that was found. If several effects apply, the first in this order is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum HitMeaning {
+pub enum RevocationHitKind {
     /// Denied for good.
     Dead,
     /// Denied until reinstated.

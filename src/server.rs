@@ -3,7 +3,7 @@
 //! One acceptor thread hands sockets to current-thread runtimes and spreads them evenly. Each runtime has its own OS thread:
 //! several serve decisions, one administration and one HTTP, so that a flood of checks delays neither a revocation nor a health
 //! probe. Every byte that leaves passes the [`WriteBarrier`] of its runtime. The caller provides factories for the services, so
-//! this module knows no message and decides nothing. Look next at `server/worker.rs`, `server/listen.rs` and
+//! this module knows no message and decides nothing. Look next at `server/worker.rs`, `server/acceptor.rs` and
 //! `server/connection.rs`.
 
 use std::io;
@@ -16,62 +16,62 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, watch};
 use tonic::service::Routes;
 
-use crate::api::message::MessageLimits;
-use crate::model::barrier::WriteBarrier;
+use crate::api::message_limits::MessageLimits;
+use crate::model::write_barrier::WriteBarrier;
 
-mod budget;
-mod call;
+mod acceptor;
+mod active_call;
+mod byte_budget;
 mod connection;
+mod connection_registry;
 mod counters;
 mod http;
-mod intake;
-mod listen;
 mod phase;
-mod registry;
+mod request_body;
 mod settings;
 mod worker;
 
-pub use listen::Role;
-pub use phase::Draining;
+pub use acceptor::ListenerRole;
+pub use phase::DrainSignal;
 pub use settings::Settings;
 
-use counters::Counters;
-use listen::{Acceptor, HANDOVER_SOCKETS_MAX};
-use phase::{Phase, Phases};
-use registry::Registry;
-use worker::{Seat, Worker};
+use acceptor::{Acceptor, HANDOVER_SOCKETS_MAX};
+use connection_registry::ConnectionRegistry;
+use counters::ListenerCounters;
+use phase::{PhaseReceiver, ServerPhase};
+use worker::{WorkerContext, WorkerThread};
 
 /// Longest wait for a thread to end after the cut, in addition to the time for finishing its calls.
-const END_GRACE: Duration = Duration::from_secs(3);
+const JOIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// Longest wait for HTTP connections to close, once all other connections are closed.
-const HTTP_DRAIN: Duration = Duration::from_secs(1);
+const HTTP_DRAIN_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The three listeners, bound but not yet served.
 #[derive(Debug)]
-pub struct Listeners {
+pub struct BoundListeners {
     settings: Arc<Settings>,
-    addresses: Addresses,
+    addresses: ListenerAddresses,
     decisions: TcpListener,
     http: TcpListener,
     admin: TcpListener,
 }
 
-impl Listeners {
+impl BoundListeners {
     /// Validates the settings and binds all three listeners. The kernel queues connections from here on.
     ///
     /// # Errors
     /// [`Error::Setting`], or the reason that an address cannot be bound.
     pub fn bind(settings: Settings) -> Result<Self, Error> {
         settings.validate()?;
-        let (decisions, decisions_address) = bind(Role::Decisions, settings.decisions_address)?;
-        let (http, http_address) = bind(Role::Http, settings.http_address)?;
-        let (admin, admin_address) = bind(Role::Admin, settings.admin_address)?;
-        let addresses = Addresses { decisions: decisions_address, http: http_address, admin: admin_address };
+        let (decisions, decisions_address) = bind_listener(ListenerRole::Decisions, settings.decisions_address)?;
+        let (http, http_address) = bind_listener(ListenerRole::Http, settings.http_address)?;
+        let (admin, admin_address) = bind_listener(ListenerRole::Admin, settings.admin_address)?;
+        let addresses = ListenerAddresses { decisions: decisions_address, http: http_address, admin: admin_address };
         Ok(Self { settings: Arc::new(settings), addresses, decisions, http, admin })
     }
 
     /// The bound addresses, with the ports that the system chose.
-    pub fn addresses(&self) -> Addresses {
+    pub fn addresses(&self) -> ListenerAddresses {
         self.addresses
     }
 
@@ -79,15 +79,16 @@ impl Listeners {
     ///
     /// # Errors
     /// [`Error::Thread`] if a thread or runtime cannot be started; [`Error::Start`] if a factory did not return.
-    pub async fn serve(self, factories: Factories) -> Result<Server, Error> {
+    pub async fn serve(self, factories: ServiceFactories) -> Result<Server, Error> {
         let Self { settings, addresses, decisions, http, admin } = self;
-        let Factories { decisions: make_decisions, finish: finish_decisions, admin: make_admin, http: make_http } = factories;
-        let (calls_phase, calls) = Phases::new();
-        let (http_phase, http_phases) = Phases::new();
+        let ServiceFactories { decisions: make_decisions, finish: finish_decisions, admin: make_admin, http: make_http } =
+            factories;
+        let (calls_phase, calls) = PhaseReceiver::new();
+        let (http_phase, http_phases) = PhaseReceiver::new();
         let mut server = Server::new(addresses, &settings, calls_phase, http_phase);
-        let seat = |sockets, index, phases: &Phases| Seat {
+        let seat = |sockets, index, phases: &PhaseReceiver| WorkerContext {
             sockets,
-            context: worker::context(index, &calls),
+            context: worker::runtime_context(index, &calls),
             phases: phases.clone(),
             settings: Arc::clone(&settings),
         };
@@ -99,33 +100,35 @@ impl Listeners {
             let make = Arc::clone(&make_decisions);
             let work = move |started| worker::serve_grpc(seat, move |context| make(context), started);
             let finish = Some(finish_decisions(index));
-            server.calls.push(worker::start(format!("pdp-decide-{index}"), calls.clone(), finish, work)?);
+            server.call_workers.push(worker::start_worker(format!("pdp-decide-{index}"), calls.clone(), finish, work)?);
             decision_queues.push(queue);
         }
         let (admin_queue, sockets) = mpsc::channel(HANDOVER_SOCKETS_MAX);
         let admin_seat = seat(sockets, 0, &calls);
         let work = move |started| worker::serve_grpc(admin_seat, make_admin, started);
-        server.calls.push(worker::start("pdp-admin".to_owned(), calls.clone(), None, work)?);
+        server.call_workers.push(worker::start_worker("pdp-admin".to_owned(), calls.clone(), None, work)?);
         let (http_queue, sockets) = mpsc::channel(HANDOVER_SOCKETS_MAX);
         let http_seat = seat(sockets, 0, &http_phases);
         let work = move |started| http::serve_http(http_seat, make_http, started);
-        server.http.push(worker::start("pdp-http".to_owned(), http_phases.clone(), None, work)?);
-        server.started().await?;
+        server.http_workers.push(worker::start_worker("pdp-http".to_owned(), http_phases.clone(), None, work)?);
+        server.wait_until_started().await?;
 
         let acceptors = [
-            server.acceptor(Role::Decisions, decisions, decision_queues, &calls),
-            server.acceptor(Role::Admin, admin, vec![admin_queue], &calls),
-            server.acceptor(Role::Http, http, vec![http_queue], &http_phases),
+            server.new_acceptor(ListenerRole::Decisions, decisions, decision_queues, &calls),
+            server.new_acceptor(ListenerRole::Admin, admin, vec![admin_queue], &calls),
+            server.new_acceptor(ListenerRole::Http, http, vec![http_queue], &http_phases),
         ];
-        server.http.push(worker::start("pdp-accept".to_owned(), http_phases, None, |started| accept_all(acceptors, started))?);
-        server.started().await?;
+        server
+            .http_workers
+            .push(worker::start_worker("pdp-accept".to_owned(), http_phases, None, |started| accept_all(acceptors, started))?);
+        server.wait_until_started().await?;
         Ok(server)
     }
 }
 
 /// The bound address of each listener.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Addresses {
+pub struct ListenerAddresses {
     /// Decisions, gRPC.
     pub decisions: SocketAddr,
     /// Health and metrics, HTTP/1.1.
@@ -136,12 +139,12 @@ pub struct Addresses {
 
 /// Makes the services of each runtime. Each factory is called on the runtime's own thread, inside the runtime, before the first
 /// connection is accepted.
-pub struct Factories {
+pub struct ServiceFactories {
     /// Called once for each decision runtime.
     pub decisions: Arc<dyn Fn(RuntimeContext) -> GrpcServices + Send + Sync>,
     /// For each decision runtime, by its number: the future that the runtime awaits before it ends, so that every call it began is
     /// recorded.
-    pub finish: Arc<dyn Fn(usize) -> Finish + Send + Sync>,
+    pub finish: Arc<dyn Fn(usize) -> FinishFuture + Send + Sync>,
     /// Called once.
     pub admin: Box<dyn FnOnce(RuntimeContext) -> GrpcServices + Send>,
     /// Called once.
@@ -149,7 +152,7 @@ pub struct Factories {
 }
 
 /// A future that a runtime awaits before it ends.
-pub type Finish = BoxFuture<'static, ()>;
+pub type FinishFuture = BoxFuture<'static, ()>;
 
 /// The runtime whose services are being made.
 #[derive(Clone, Debug)]
@@ -157,7 +160,7 @@ pub struct RuntimeContext {
     /// The runtime's number within its listener, from 0.
     pub index: usize,
     /// Signals that the server drains.
-    pub draining: Draining,
+    pub drain_signal: DrainSignal,
 }
 
 /// The services of a gRPC runtime. `Routes::from` turns a layered `axum::Router` into [`Routes`].
@@ -184,19 +187,19 @@ pub struct HttpServices {
 
 /// A barrier that delays nothing, for a listener that never carries a permit.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct NoBarrier;
+pub struct NoWriteBarrier;
 
-impl WriteBarrier for NoBarrier {
-    fn before_write(&self) -> io::Result<()> {
+impl WriteBarrier for NoWriteBarrier {
+    fn flush_before_write(&self) -> io::Result<()> {
         Ok(())
     }
 }
 
 /// The counts of one listener since its start.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stats {
+pub struct ListenerStats {
     /// The listener.
-    pub role: Role,
+    pub role: ListenerRole,
     /// Connections accepted.
     pub accepted_total: u64,
     /// Connections closed at once, because too many were open and none could be cut for them.
@@ -208,36 +211,36 @@ pub struct Stats {
     /// Bytes that waiting calls hold, beyond each connection's own share.
     pub waiting_bytes: usize,
     /// Open connections of each runtime.
-    pub open: Vec<usize>,
+    pub open_connections: Vec<usize>,
 }
 
 /// The outcome of a drain.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Drained {
+pub struct DrainOutcome {
     /// gRPC connections that were still open at the end of the drain timeout and were cut.
     pub connections_cut: usize,
     /// Threads that did not end after the cut, because a handler blocks them. They end with the process.
     pub threads_left: Vec<String>,
 }
 
-/// Reads a server's [`Stats`] for metrics, and does not keep the server alive.
+/// Reads a server's [`ListenerStats`] for metrics, and does not keep the server alive.
 #[derive(Clone, Debug)]
-pub struct StatsReader(Arc<[Listening]>);
+pub struct ListenerStatsReader(Arc<[ListenerEntry]>);
 
 /// The counters and connections of one listener.
-type Listening = (Role, Arc<Counters>, Arc<Registry>);
+type ListenerEntry = (ListenerRole, Arc<ListenerCounters>, Arc<ConnectionRegistry>);
 
-impl StatsReader {
+impl ListenerStatsReader {
     /// The counts of each listener.
-    pub fn read(&self) -> Vec<Stats> {
-        let read = |(role, counters, registry): &Listening| Stats {
+    pub fn read(&self) -> Vec<ListenerStats> {
+        let read = |(role, counters, registry): &ListenerEntry| ListenerStats {
             role: *role,
             accepted_total: counters.accepted.load(Ordering::Relaxed),
             refused_total: counters.refused.load(Ordering::Relaxed),
             cuts_total: counters.cuts(),
             refusals_total: counters.refusals(),
             waiting_bytes: registry.shared_bytes(),
-            open: counters.open_per_runtime(),
+            open_connections: counters.open_per_runtime(),
         };
         self.0.iter().map(read).collect()
     }
@@ -245,78 +248,80 @@ impl StatsReader {
 
 /// A running server. Dropping it stops it without waiting for calls in flight.
 pub struct Server {
-    addresses: Addresses,
+    addresses: ListenerAddresses,
     settings: Arc<Settings>,
-    stats: StatsReader,
+    stats: ListenerStatsReader,
     next_connection_id: Arc<AtomicU64>,
-    calls_phase: watch::Sender<Phase>,
-    http_phase: watch::Sender<Phase>,
-    calls: Vec<Worker>,
-    http: Vec<Worker>,
+    calls_phase: watch::Sender<ServerPhase>,
+    http_phase: watch::Sender<ServerPhase>,
+    call_workers: Vec<WorkerThread>,
+    http_workers: Vec<WorkerThread>,
 }
 
 impl Server {
     /// The bound addresses.
-    pub fn addresses(&self) -> Addresses {
+    pub fn addresses(&self) -> ListenerAddresses {
         self.addresses
     }
 
     /// Reads the counts of the listeners. The reader may outlive the server.
-    pub fn stats(&self) -> StatsReader {
+    pub fn stats(&self) -> ListenerStatsReader {
         self.stats.clone()
     }
 
     /// Drains: stops accepting, lets calls in flight end within the drain timeout, then cuts the rest. HTTP stops last.
-    pub async fn drain(self) -> Drained {
-        let Self { settings, stats, calls_phase, http_phase, mut calls, mut http, .. } = self;
+    pub async fn drain(self) -> DrainOutcome {
+        let Self { settings, stats, calls_phase, http_phase, call_workers: mut calls, http_workers: mut http, .. } = self;
         tracing::info!(drain_timeout_ms = settings.drain_timeout_ms, "draining");
-        calls_phase.send_replace(Phase::Draining);
+        calls_phase.send_replace(ServerPhase::Draining);
         let mut connections_cut = 0;
-        let in_time = tokio::time::timeout(Duration::from_millis(settings.drain_timeout_ms), all_ended(&mut calls)).await;
+        let in_time = tokio::time::timeout(Duration::from_millis(settings.drain_timeout_ms), wait_until_ended(&mut calls)).await;
         if in_time.is_err() {
-            let open = |stats: Stats| if stats.role == Role::Http { 0 } else { stats.open.iter().sum() };
+            let open =
+                |stats: ListenerStats| if stats.role == ListenerRole::Http { 0 } else { stats.open_connections.iter().sum() };
             connections_cut = stats.read().into_iter().map(open).sum::<usize>();
             tracing::warn!(connections_cut, "connections cut at the end of the drain timeout");
         }
-        calls_phase.send_replace(Phase::Cut);
-        let mut threads_left = end(calls).await;
-        http_phase.send_replace(Phase::Draining);
-        let _ = tokio::time::timeout(HTTP_DRAIN, all_ended(&mut http)).await;
-        http_phase.send_replace(Phase::Cut);
-        threads_left.extend(end(http).await);
-        Drained { connections_cut, threads_left }
+        calls_phase.send_replace(ServerPhase::Cut);
+        let mut threads_left = join_workers(calls).await;
+        http_phase.send_replace(ServerPhase::Draining);
+        let _ = tokio::time::timeout(HTTP_DRAIN_TIMEOUT, wait_until_ended(&mut http)).await;
+        http_phase.send_replace(ServerPhase::Cut);
+        threads_left.extend(join_workers(http).await);
+        DrainOutcome { connections_cut, threads_left }
     }
 
     fn new(
-        addresses: Addresses,
+        addresses: ListenerAddresses,
         settings: &Arc<Settings>,
-        calls_phase: watch::Sender<Phase>,
-        http_phase: watch::Sender<Phase>,
+        calls_phase: watch::Sender<ServerPhase>,
+        http_phase: watch::Sender<ServerPhase>,
     ) -> Self {
-        let listeners = [(Role::Decisions, settings.decision_runtimes), (Role::Http, 1), (Role::Admin, 1)];
+        let listeners =
+            [(ListenerRole::Decisions, settings.decision_runtimes), (ListenerRole::Http, 1), (ListenerRole::Admin, 1)];
         let stats = listeners.map(|(role, runtimes)| {
-            let counters = Arc::new(Counters::new(runtimes));
-            let registry = Registry::new(settings.rules(role), Arc::clone(&counters));
+            let counters = Arc::new(ListenerCounters::new(runtimes));
+            let registry = ConnectionRegistry::new(settings.connection_limits(role), Arc::clone(&counters));
             (role, counters, registry)
         });
         Self {
             addresses,
             settings: Arc::clone(settings),
-            stats: StatsReader(Arc::new(stats)),
+            stats: ListenerStatsReader(Arc::new(stats)),
             next_connection_id: Arc::new(AtomicU64::new(1)),
             calls_phase,
             http_phase,
-            calls: Vec::new(),
-            http: Vec::new(),
+            call_workers: Vec::new(),
+            http_workers: Vec::new(),
         }
     }
 
-    fn acceptor(
+    fn new_acceptor(
         &self,
-        role: Role,
+        role: ListenerRole,
         listener: TcpListener,
-        runtimes: Vec<mpsc::Sender<listen::Accepted>>,
-        phases: &Phases,
+        runtimes: Vec<mpsc::Sender<acceptor::AcceptedSocket>>,
+        phases: &PhaseReceiver,
     ) -> Option<Acceptor> {
         let (_, counters, registry) = self.stats.0.iter().find(|(of, ..)| *of == role)?;
         Some(Acceptor {
@@ -331,8 +336,9 @@ impl Server {
     }
 
     /// Waits until every thread so far has made its services.
-    async fn started(&mut self) -> Result<(), Error> {
-        for worker in self.calls.iter_mut().chain(&mut self.http).filter(|worker| !worker.started.is_terminated()) {
+    async fn wait_until_started(&mut self) -> Result<(), Error> {
+        for worker in self.call_workers.iter_mut().chain(&mut self.http_workers).filter(|worker| !worker.started.is_terminated())
+        {
             (&mut worker.started).await.map_err(|_| Error::Start { name: worker.name.clone() })?;
         }
         Ok(())
@@ -404,8 +410,8 @@ pub enum Error {
     },
 }
 
-fn bind(role: Role, address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
-    let listener = listen::bind(role, address)?;
+fn bind_listener(role: ListenerRole, address: SocketAddr) -> Result<(TcpListener, SocketAddr), Error> {
+    let listener = acceptor::bind(role, address)?;
     let bound = listener.local_addr().map_err(|source| Error::Bind { flag: role.flag(), address, source })?;
     Ok((listener, bound))
 }
@@ -415,17 +421,17 @@ async fn accept_all(acceptors: [Option<Acceptor>; 3], started: tokio::sync::ones
     futures_util::future::join_all(acceptors.into_iter().flatten().map(Acceptor::run)).await;
 }
 
-async fn all_ended(workers: &mut [Worker]) {
+async fn wait_until_ended(workers: &mut [WorkerThread]) {
     for worker in workers.iter_mut().filter(|worker| !worker.ended.is_terminated()) {
         let _ = (&mut worker.ended).await;
     }
 }
 
 /// Joins the threads of cut workers and names those that do not end.
-async fn end(mut workers: Vec<Worker>) -> Vec<String> {
-    let _ = tokio::time::timeout(END_GRACE + worker::FINISH_TIMEOUT, all_ended(&mut workers)).await;
+async fn join_workers(mut workers: Vec<WorkerThread>) -> Vec<String> {
+    let _ = tokio::time::timeout(JOIN_TIMEOUT + worker::FINISH_TIMEOUT, wait_until_ended(&mut workers)).await;
     let mut left = Vec::new();
-    for Worker { name, ended, thread, .. } in workers {
+    for WorkerThread { name, ended, thread, .. } in workers {
         // A worker that sent its end signal has nothing left to do, so the join returns at once.
         if !ended.is_terminated() || thread.join().is_err() {
             tracing::error!(thread = name, "a thread did not end well");

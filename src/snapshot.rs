@@ -1,6 +1,6 @@
 //! An immutable view of the store at one revision, and the cell that publishes it together with its proof of freshness as one value.
 //!
-//! A decision reads exactly one [`View`]. All snapshots share the revocation index. An addition is visible in every snapshot at once and can
+//! A decision reads exactly one [`SnapshotView`]. All snapshots share the revocation index. An addition is visible in every snapshot at once and can
 //! only deny. A removal is visible only from the snapshot of its own revision on. This module must not read the store; `sync` supplies the
 //! rows. Look next at [`builder`], then at `pdp.rs`.
 
@@ -8,24 +8,24 @@ mod builder;
 mod cell;
 #[cfg(test)]
 mod tests;
-mod trust;
+mod trust_builder;
 
 use std::sync::Arc;
 
-pub use builder::{Builder, Error, FullState};
+pub use builder::{Error, FullState, SnapshotBuilder};
 pub use cell::SnapshotCell;
-pub use trust::trust_of;
+pub use trust_builder::build_trust_table;
 
 use crate::model::ids::{AgentId, UserId};
 use crate::model::jwk::PublicKey;
-use crate::model::mutant::{Mutant, active};
-use crate::model::primitives;
+use crate::model::mutant::{Mutant, is_active};
 use crate::model::revision::{Revision, StateDigest};
-use crate::model::time::Now;
-use crate::policy::compile::{Compiled, Tool};
-use crate::policy::document::Role;
-use crate::revocation::{Index, TargetRef};
-use crate::token::trust::Trust;
+use crate::model::sync_primitives;
+use crate::model::time::ClockReading;
+use crate::policy::compile::{CompiledPolicy, Tool};
+use crate::policy::document::OperatorRole;
+use crate::revocation::{RevocationIndex, TargetRef};
+use crate::token::trust::TrustTable;
 
 /// A replica whose proof of freshness is younger than this is fresh.
 pub const FRESH_AGE_MS: u64 = 1_000;
@@ -39,9 +39,9 @@ pub struct Snapshot {
     digest_hex: String,
     iat_skew_s: i64,
     freshness_bound_ms: u64,
-    policy: Arc<Compiled>,
-    trust: Arc<Trust>,
-    revocations: Arc<Index>,
+    policy: Arc<CompiledPolicy>,
+    trust: Arc<TrustTable>,
+    revocations: Arc<RevocationIndex>,
 }
 
 impl Snapshot {
@@ -56,7 +56,7 @@ impl Snapshot {
     }
 
     /// Whether both policy and revocations of this snapshot are at least as new as `revision`.
-    pub fn covers(&self, revision: &Revision) -> bool {
+    pub fn includes_revision(&self, revision: &Revision) -> bool {
         let number = self.revision.number.min(self.policy_number);
         self.revision.history == revision.history && number >= revision.number
     }
@@ -82,17 +82,17 @@ impl Snapshot {
     }
 
     /// The compiled policy.
-    pub fn policy(&self) -> &Arc<Compiled> {
+    pub fn policy(&self) -> &Arc<CompiledPolicy> {
         &self.policy
     }
 
     /// The trusted issuers and registered agents.
-    pub fn trust(&self) -> &Arc<Trust> {
+    pub fn trust(&self) -> &Arc<TrustTable> {
         &self.trust
     }
 
     /// The revocation index, shared by all snapshots.
-    pub fn revocations(&self) -> &Arc<Index> {
+    pub fn revocations(&self) -> &Arc<RevocationIndex> {
         &self.revocations
     }
 
@@ -111,10 +111,10 @@ impl Snapshot {
         let index = &self.revocations;
         let good = |listed: &PublicKey| {
             let thumbprint = listed.thumbprint().as_str();
-            let hit = index.hit(index.key(TargetRef::Key(thumbprint)), 0, self.revision.number);
+            let hit = index.find_hit(index.key(TargetRef::Key(thumbprint)), 0, self.revision.number);
             key.is_none_or(|key| key == thumbprint) && hit.is_none()
         };
-        operator.roles.contains(&Role::Approve)
+        operator.roles.contains(&OperatorRole::Approve)
             && operator.groups.iter().any(|group| by.iter().any(|one| one == group.as_str()))
             && !operator.users.is_empty()
             && !operator.users.contains(user)
@@ -129,18 +129,18 @@ impl Snapshot {
 
 /// A snapshot and its proof of freshness: one value, read once per decision.
 #[derive(Clone, Debug)]
-pub struct View {
+pub struct SnapshotView {
     /// The snapshot to decide by.
     pub snapshot: Arc<Snapshot>,
     /// The proof that the snapshot is current.
-    pub proof: Proof,
+    pub proof: FreshnessProof,
 }
 
 /// A proof of freshness: a round trip to the store that this replica started.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Proof {
+pub enum FreshnessProof {
     /// The time at which the poll was sent whose answer is completely applied.
-    SentAt(Now),
+    SentAt(ClockReading),
     /// The store is not the one that the replica followed. The replica denies until an operator has acted.
     Quarantined,
     /// The snapshot comes from the cache on this machine, and no store was reached since. The replica denies.
@@ -158,17 +158,17 @@ pub enum Freshness {
     Closed,
 }
 
-impl View {
+impl SnapshotView {
     /// Milliseconds since the proof; `None` if there is no proof, as in quarantine.
-    pub fn age_ms(&self, now: Now) -> Option<u64> {
+    pub fn age_ms(&self, now: ClockReading) -> Option<u64> {
         match self.proof {
-            Proof::SentAt(sent_at) => Some(now.ms_since(sent_at)),
-            Proof::Quarantined | Proof::Missing => None,
+            FreshnessProof::SentAt(sent_at) => Some(now.elapsed_ms_since(sent_at)),
+            FreshnessProof::Quarantined | FreshnessProof::Missing => None,
         }
     }
 
     /// The freshness of this view at `now`.
-    pub fn freshness(&self, now: Now) -> Freshness {
+    pub fn freshness(&self, now: ClockReading) -> Freshness {
         match self.age_ms(now) {
             Some(age_ms) if age_ms >= self.snapshot.freshness_bound_ms => Freshness::Closed,
             Some(age_ms) if age_ms < FRESH_AGE_MS => Freshness::Fresh,
@@ -178,8 +178,8 @@ impl View {
     }
 
     /// Milliseconds until the freshness bound is reached.
-    pub fn valid_for_ms(&self, now: Now) -> u64 {
-        if active(Mutant::ValidForBound) {
+    pub fn valid_for_ms(&self, now: ClockReading) -> u64 {
+        if is_active(Mutant::ValidForBound) {
             return self.snapshot.freshness_bound_ms;
         }
         self.age_ms(now).map_or(0, |age_ms| self.snapshot.freshness_bound_ms.saturating_sub(age_ms))

@@ -3,48 +3,50 @@
 //!
 //! A store keeps rows and revision numbers. It interprets neither policy nor tokens.
 //!
-//! Look next at the rules that every store shares: [`rules`] (how a write changes a row), [`approvals`] (how an approval
-//! changes), [`chain`] (hashes and the digest), [`fleet`] (the replicas that follow a store), [`lineage`] (restored stores),
+//! Look next at the rules that every store shares: [`write_rules`] (how a write changes a row), [`approvals`] (how an approval
+//! changes), [`hash_chain`] (hashes and the digest), [`fleet`] (the replicas that follow a store), [`lineage`] (restored stores),
 //! [`lapse`] (expiry of revocations), [`second`] (acts that need two operators) and [`signers`] (revoked keys sign nothing). Then
 //! look at the implementations `sqlite.rs` and `postgres.rs`, and at `sync`, which follows a store.
 
-pub mod approvals;
-pub mod chain;
+pub mod approval_rules;
 mod commit_rows;
+mod document_history;
+pub mod expiry;
 pub mod fleet;
-pub mod lapse;
+pub mod hash_chain;
 pub mod lineage;
 pub mod postgres;
-mod replay;
 mod request_checks;
-pub mod rules;
-pub mod second;
 pub mod signers;
 pub mod sqlite;
+pub mod two_person;
+pub mod write_rules;
 
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
 
-pub use fleet::{Heartbeat, Registration, Replica, ReplicaState, Replicas};
-pub use lineage::{Adoption, Kinship, Lineage, Merged};
+pub use fleet::{ReplicaHeartbeat, ReplicaList, ReplicaRegistration, ReplicaRow, ReplicaState};
+pub use lineage::{LineageRelation, ReplicaMerge, StoreAdoption, StoreLineage};
 
-use crate::model::approval::{ApprovalFilter, Approvals, AskApproval, AskOutcome, UseApprovals, UseOutcome};
-use crate::model::records::{ActRow, Change, DocumentKey, DocumentRow, RevocationRow, Target, Write};
+use crate::model::approval::{
+    ApprovalFilter, ApprovalPage, ApprovalSubmission, ApprovalSubmissionOutcome, ApprovalUseOutcome, ApprovalUseRequest,
+};
 use crate::model::revision::{HistoryId, Revision, StateDigest};
+use crate::model::rows::{ActRow, DocumentKey, DocumentRow, RevocationRow, RevocationTarget, RowChange, StoreWrite};
 
 /// A store of one history, whose revisions are numbered without a gap.
 #[async_trait]
 pub trait Store: Send + Sync {
     /// Loads the full state at one revision.
     ///
-    /// The store does not check that the rows have the stored digest. The caller checks it with [`State::has_its_digest`],
+    /// The store does not check that the rows have the stored digest. The caller checks it with [`StoreState::digest_matches`],
     /// because the caller may have more cores to spare.
     ///
     /// # Errors
     /// If the store cannot be read, or is not the store that was opened.
-    async fn load(&self) -> Result<State, Error>;
+    async fn load(&self) -> Result<StoreState, Error>;
 
     /// Reads the commits after `after`, in order, at most a few thousand at once. The list is empty when there is none.
     ///
@@ -54,7 +56,7 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// [`Error::BelowFloor`] if the log no longer reaches back to `after`, [`Error::Corrupt`] if numbers or hashes do not follow
     /// each other, and as [`Store::load`].
-    async fn changes(&self, after: u64) -> Result<Changes, Error>;
+    async fn changes(&self, after: u64) -> Result<ChangeLogPage, Error>;
 
     /// Reads the newest revision only.
     ///
@@ -66,28 +68,28 @@ pub trait Store: Send + Sync {
     ///
     /// # Errors
     /// As [`Store::load`].
-    async fn documents(&self, kind: Option<&str>) -> Result<Documents, Error>;
+    async fn documents(&self, kind: Option<&str>) -> Result<DocumentList, Error>;
 
     /// Reads the documents with these keys, ordered by kind and id. Keys without a document are left out. The cost does not
     /// depend on how many documents the store holds.
     ///
     /// # Errors
     /// As [`Store::load`].
-    async fn documents_named(&self, keys: &[DocumentKey]) -> Result<Documents, Error>;
+    async fn documents_by_key(&self, keys: &[DocumentKey]) -> Result<DocumentList, Error>;
 
     /// Reads the revocations of these targets, in no order. Targets without a revocation are left out. The cost does not depend
     /// on how many revocations the store holds.
     ///
     /// # Errors
     /// As [`Store::load`].
-    async fn revocations_of(&self, targets: &[Target]) -> Result<Vec<RevocationRow>, Error>;
+    async fn revocations_of(&self, targets: &[RevocationTarget]) -> Result<Vec<RevocationRow>, Error>;
 
     /// Lists the revocations that changed last, newest first: at most `limit` and never more than
-    /// [`rules::REVOCATIONS_LISTED_MAX`].
+    /// [`write_rules::REVOCATIONS_LISTED_MAX`].
     ///
     /// # Errors
     /// As [`Store::load`].
-    async fn revocations(&self, limit: usize) -> Result<Revocations, Error>;
+    async fn revocations(&self, limit: usize) -> Result<RevocationPage, Error>;
 
     /// Makes a whole request durable as the next revision, or nothing of it.
     ///
@@ -100,11 +102,11 @@ pub trait Store: Send + Sync {
     /// - [`Error::Conflict`] if a document is not at its expected revision;
     /// - [`Error::ActReplayed`] if a signature was used before;
     /// - [`Error::SignerRevoked`] if a key that signed is revoked;
-    /// - [`Error::NobodyLeft`] if no key of [`CommitRequest::one_must_sign`] would remain;
-    /// - [`Error::Rejected`] if a write does not fit the stored rows or exceeds a limit of [`rules`].
+    /// - [`Error::NoSignerLeft`] if no key of [`CommitRequest::one_must_sign`] would remain;
+    /// - [`Error::Rejected`] if a write does not fit the stored rows or exceeds a limit of [`write_rules`].
     ///
-    /// [`Error::Unknown`] if the store cannot tell whether the request was written.
-    async fn commit(&self, request: CommitRequest) -> Result<Committed, Error>;
+    /// [`Error::OutcomeUnknown`] if the store cannot tell whether the request was written.
+    async fn commit(&self, request: CommitRequest) -> Result<CommitOutcome, Error>;
 
     /// Spends a key once across the fleet: `true` for the first caller, `false` for every other caller.
     ///
@@ -112,8 +114,8 @@ pub trait Store: Send + Sync {
     /// expires no later may be one of them, so it gets `false` too, whatever the clock says.
     ///
     /// # Errors
-    /// [`Error::Unknown`] if the store cannot tell whether the key was spent; any other error if it was not. The caller denies.
-    async fn spend(&self, key: [u8; 32], expires_at_unix_s: i64) -> Result<bool, Error>;
+    /// [`Error::OutcomeUnknown`] if the store cannot tell whether the key was spent; any other error if it was not. The caller denies.
+    async fn spend_proof(&self, key: [u8; 32], expires_at_unix_s: i64) -> Result<bool, Error>;
 
     /// Stores that a call asks for an approval, before the call is answered. See [`approvals::ask`] for the change of the row.
     ///
@@ -124,59 +126,59 @@ pub trait Store: Send + Sync {
     /// expired.
     ///
     /// # Errors
-    /// [`Error::Rejected`] for a request that [`approvals::check_ask`] rejects; [`Error::Unknown`] if the store cannot tell
+    /// [`Error::Rejected`] for a request that [`approvals::check_ask`] rejects; [`Error::OutcomeUnknown`] if the store cannot tell
     /// whether the row was stored; any other error if it was not. The caller denies.
-    async fn ask_approval(&self, request: AskApproval) -> Result<AskOutcome, Error>;
+    async fn ask_approval(&self, request: ApprovalSubmission) -> Result<ApprovalSubmissionOutcome, Error>;
 
-    /// Uses approvals once across the fleet: all that the request names, or none. See [`approvals::use_once`].
+    /// Uses approvals once across the fleet: all that the request names, or none. See [`approvals::use_approvals`].
     ///
-    /// A use is a compare-and-set: if several callers use one approval at once, one of them gets [`UseOutcome::Used`] and the
+    /// A use is a compare-and-set: if several callers use one approval at once, one of them gets [`ApprovalUseOutcome::Used`] and the
     /// others learn that it was used. The proof that comes with the call is spent in the same transaction. A use makes no
     /// revision.
     ///
     /// # Errors
-    /// [`Error::Rejected`] for a request that [`approvals::check_use`] rejects; [`Error::Unknown`] if the store cannot tell
+    /// [`Error::Rejected`] for a request that [`approvals::check_use`] rejects; [`Error::OutcomeUnknown`] if the store cannot tell
     /// whether the approvals were used, and then the same request repeated finds out; any other error if nothing was used. The
     /// caller denies.
-    async fn use_approvals(&self, request: UseApprovals) -> Result<UseOutcome, Error>;
+    async fn use_approvals(&self, request: ApprovalUseRequest) -> Result<ApprovalUseOutcome, Error>;
 
-    /// Gives back the approvals that a decision used before it was denied after all; see [`approvals::give_back`]. The proof
+    /// Gives back the approvals that a decision used before it was denied after all; see [`approvals::give_back_approvals`]. The proof
     /// stays spent. Returns whether anything was given back.
     ///
     /// # Errors
     /// As [`Store::use_approvals`]; the approvals then stay used.
-    async fn give_back_approvals(&self, request: UseApprovals) -> Result<bool, Error>;
+    async fn give_back_approvals(&self, request: ApprovalUseRequest) -> Result<bool, Error>;
 
     /// Lists approvals in the order in which they were asked for, and by digest within the same millisecond: at most `limit` and
     /// never more than [`APPROVALS_LISTED_MAX`](crate::model::limits::APPROVALS_LISTED_MAX).
     ///
     /// # Errors
     /// As [`Store::load`].
-    async fn approvals(&self, filter: ApprovalFilter, limit: usize) -> Result<Approvals, Error>;
+    async fn approvals(&self, filter: ApprovalFilter, limit: usize) -> Result<ApprovalPage, Error>;
 
     /// Lists the revisions that changed a document, newest first: at most `limit` and never more than
-    /// [`rules::HISTORY_LISTED_MAX`].
+    /// [`write_rules::HISTORY_LISTED_MAX`].
     ///
-    /// The list is shorter if the changes together exceed [`rules::CHANGES_BYTES_MAX`], but it holds at least one revision. The
+    /// The list is shorter if the changes together exceed [`write_rules::CHANGES_BYTES_MAX`], but it holds at least one revision. The
     /// cost does not depend on how many revocations lie between these revisions.
     ///
     /// # Errors
     /// As [`Store::load`].
-    async fn history(&self, limit: usize) -> Result<Vec<PolicyCommit>, Error>;
+    async fn policy_history(&self, limit: usize) -> Result<Vec<PolicyCommit>, Error>;
 
     /// Rebuilds the documents of an earlier revision from the change log, ordered by kind and id.
     ///
     /// # Errors
     /// [`Error::BelowFloor`] if the log no longer reaches back to its beginning, [`Error::Rejected`] if the revision does not
     /// exist yet, and as [`Store::load`].
-    async fn documents_at(&self, number: u64) -> Result<Documents, Error>;
+    async fn documents_at(&self, number: u64) -> Result<DocumentList, Error>;
 
     /// Registers a replica, or registers it again. Replicas that have been silent for longer than [`fleet::SILENCE_MS_MAX`] are
     /// removed in the same transaction.
     ///
     /// # Errors
     /// [`Error::Rejected`] if a text is too long or [`fleet::REPLICAS_MAX`] replicas are registered, and as [`Store::load`].
-    async fn register(&self, registration: &Registration) -> Result<(), Error>;
+    async fn register_replica(&self, registration: &ReplicaRegistration) -> Result<(), Error>;
 
     /// Loads as [`Store::load`], for a replica that follows the store. The answer proves that the state was current when the call
     /// was made.
@@ -187,40 +189,40 @@ pub trait Store: Send + Sync {
     ///
     /// # Errors
     /// [`Error::Unregistered`] for a replica that was forgotten, and as [`Store::load`]. After an error nothing is proved.
-    async fn load_as(&self, heartbeat: &Heartbeat) -> Result<State, Error>;
+    async fn load_for_replica(&self, heartbeat: &ReplicaHeartbeat) -> Result<StoreState, Error>;
 
     /// Reads as [`Store::changes`] after the revision that the heartbeat reports as applied, for a replica that follows the
-    /// store. The answer is a proof as with [`Store::load_as`].
+    /// store. The answer is a proof as with [`Store::load_for_replica`].
     ///
     /// # Errors
-    /// As [`Store::changes`] and [`Store::load_as`].
-    async fn poll(&self, heartbeat: &Heartbeat) -> Result<Changes, Error>;
+    /// As [`Store::changes`] and [`Store::load_for_replica`].
+    async fn poll_changes(&self, heartbeat: &ReplicaHeartbeat) -> Result<ChangeLogPage, Error>;
 
     /// Writes a heartbeat and reads nothing, for a replica that reports that it no longer follows the store. Proves nothing.
     ///
     /// # Errors
-    /// As [`Store::load_as`].
-    async fn beat(&self, heartbeat: &Heartbeat) -> Result<(), Error>;
+    /// As [`Store::load_for_replica`].
+    async fn write_heartbeat(&self, heartbeat: &ReplicaHeartbeat) -> Result<(), Error>;
 
     /// Lists the replicas that follow the store. A row may lag behind its replica by [`fleet::HEARTBEAT_INTERVAL_MS`]; an
     /// acknowledgement never lags.
     ///
     /// # Errors
     /// As [`Store::load`].
-    async fn replicas(&self) -> Result<Replicas, Error>;
+    async fn replicas(&self) -> Result<ReplicaList, Error>;
 
     /// Reads the newest revision and the adoptions that led to it, whatever history the caller followed. The answer also holds
     /// the hash of the row `at` of the change log.
     ///
     /// # Errors
     /// As [`Store::load`], but a different history is no error.
-    async fn lineage(&self, at: u64) -> Result<Lineage, Error>;
+    async fn lineage(&self, at: u64) -> Result<StoreLineage, Error>;
 
     /// Lists, by incarnation, how many rows each replica merged into the present history.
     ///
     /// # Errors
     /// As [`Store::load`].
-    async fn merges(&self) -> Result<Vec<Merged>, Error>;
+    async fn merges(&self) -> Result<Vec<ReplicaMerge>, Error>;
 
     /// Expects the history of `revision` from now on. The caller has verified that this history was adopted from the one before.
     fn follow_history(&self, revision: &Revision);
@@ -237,12 +239,12 @@ pub trait Store: Send + Sync {
     }
 
     /// Returns a watch that wakes a follower after a commit of this process. It is only a hint; a follower relies on its polls.
-    fn wake(&self) -> watch::Receiver<u64>;
+    fn subscribe_commits(&self) -> watch::Receiver<u64>;
 }
 
 /// The content of a store at one revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct State {
+pub struct StoreState {
     /// The history and the number.
     pub revision: Revision,
     /// Hash of the newest row of the change log.
@@ -268,7 +270,7 @@ pub struct StoredDocument {
 
 /// Documents at one revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Documents {
+pub struct DocumentList {
     /// The history and the number.
     pub revision: Revision,
     /// Ordered by kind and id.
@@ -277,7 +279,7 @@ pub struct Documents {
 
 /// The newest revocations at one revision.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Revocations {
+pub struct RevocationPage {
     /// The history and the number.
     pub revision: Revision,
     /// Newest first.
@@ -285,12 +287,12 @@ pub struct Revocations {
     /// Number of all revocations in the store.
     pub total: u64,
     /// Time and operators of the commits of these rows' revisions, as far as the store still knows them.
-    pub commits: BTreeMap<u64, CommittedBy>,
+    pub commits: BTreeMap<u64, CommitMetadata>,
 }
 
 /// The time of a commit, and its operators.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct CommittedBy {
+pub struct CommitMetadata {
     /// Time of the commit, by the store's clock.
     pub unix_ms: i64,
     /// The operators' ids. Empty if a replica merged its revocations, or if the store's own maintenance committed.
@@ -314,7 +316,7 @@ impl Default for Settings {
 
 /// A page of the change log.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Changes {
+pub struct ChangeLogPage {
     /// The store's history.
     pub history: HistoryId,
     /// Number of its newest commit.
@@ -333,14 +335,14 @@ pub struct CommitRow {
     pub number: u64,
     /// Hash of the previous row; zeros before the first.
     pub previous_hash: [u8; 32],
-    /// SHA-256(previous hash ‖ number as u64 big endian ‖ encoded changes); see [`chain::commit_hash`].
+    /// SHA-256(previous hash ‖ number as u64 big endian ‖ encoded changes); see [`hash_chain::commit_hash`].
     pub hash: [u8; 32],
     /// Digest of all rows of the store after this commit.
     pub digest: StateDigest,
     /// Time of the commit, by the store's clock.
     pub unix_ms: i64,
     /// The rows that changed.
-    pub changes: Vec<Change>,
+    pub changes: Vec<RowChange>,
 }
 
 /// A revision that changed documents.
@@ -353,14 +355,14 @@ pub struct PolicyCommit {
     /// The act that made the revision; absent for the store's own maintenance.
     pub act: Option<ActRow>,
     /// The rows that changed.
-    pub changes: Vec<Change>,
+    pub changes: Vec<RowChange>,
 }
 
 /// The writes that one revision makes, and the conditions for them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CommitRequest {
     /// Applied in this order.
-    pub writes: Vec<Write>,
+    pub writes: Vec<StoreWrite>,
     /// The revision at which each named document must be; `None`: the document must not exist. A revocation has no expectation.
     pub expected: Vec<(DocumentKey, Option<u64>)>,
     /// If set, no document may have changed, appeared or disappeared since this revision, because a request that was validated
@@ -375,13 +377,13 @@ pub struct CommitRequest {
 
 /// The result of a commit that is durable.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Committed {
+pub struct CommitOutcome {
     /// The new revision.
     pub revision: Revision,
     /// Time of the commit, by the store's clock.
     pub unix_ms: i64,
     /// The rows that changed. Approvals are not among them.
-    pub changes: Vec<Change>,
+    pub changes: Vec<RowChange>,
     /// [`Settings::freshness_bound_ms`]: for this long, replicas may still answer by an earlier revision.
     pub freshness_bound_ms: u64,
 }
@@ -417,7 +419,7 @@ pub enum Error {
     },
     /// After the commit, no unrevoked key could sign the acts that must remain possible.
     #[error("nobody who administers would be left with a key that is not revoked")]
-    NobodyLeft,
+    NoSignerLeft,
     /// A write does not fit the stored rows, or exceeds a limit. Nothing was written.
     #[error("{0}")]
     Rejected(String),
@@ -429,7 +431,7 @@ pub enum Error {
     },
     /// The file or database does not belong to this program.
     #[error("{0}")]
-    NotOurs(String),
+    NotAStore(String),
     /// The path holds no store, or only the remains of one. An empty file is never taken for an empty store.
     #[error("{0}")]
     Missing(String),
@@ -456,5 +458,5 @@ pub enum Error {
     Unavailable(String),
     /// The connection broke during the commit. The request may or may not have been written.
     #[error("{0}")]
-    Unknown(String),
+    OutcomeUnknown(String),
 }

@@ -15,23 +15,23 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::{PeriodicReader, SdkMeterProvider};
 use opentelemetry_sdk::trace::{Sampler, SdkTracerProvider, TracerProviderBuilder};
 
+mod exporter_health;
 mod log_writer;
 mod logs;
 mod metric_values;
 mod metrics;
+mod metrics_page;
 pub mod names;
-mod page;
 mod spans;
 #[cfg(test)]
 mod tests;
 mod trace_context;
-mod watched;
 
-pub use logs::LogFormat;
+pub use log_writer::LogFormat;
 pub use metric_values::LabelledCount;
 pub use metrics::Metrics;
-pub use page::CONTENT_TYPE;
-pub use spans::{SpanFacts, Spans};
+pub use metrics_page::CONTENT_TYPE;
+pub use spans::{SpanFacts, SpanRecorder};
 pub use trace_context::TraceContext;
 
 /// What is observed, and where it is sent.
@@ -109,7 +109,7 @@ pub enum Error {
 /// # Errors
 /// [`Error::Filter`], [`Error::LogsTwice`], and as [`Telemetry::start`].
 pub fn init(settings: &Settings) -> Result<Telemetry, Error> {
-    logs::init(settings)?;
+    logs::init_logs(settings)?;
     Telemetry::start(settings)
 }
 
@@ -117,7 +117,7 @@ pub fn init(settings: &Settings) -> Result<Telemetry, Error> {
 #[derive(Debug)]
 pub struct Telemetry {
     metrics: Metrics,
-    spans: Spans,
+    spans: SpanRecorder,
     export: Option<(SdkTracerProvider, SdkMeterProvider)>,
 }
 
@@ -134,7 +134,7 @@ impl Telemetry {
             return Err(Error::Ratio(settings.permit_span_ratio));
         }
         let Some(endpoint) = settings.otlp_endpoint.as_deref() else {
-            return Ok(Self { metrics: Metrics::new(None), spans: Spans::off(), export: None });
+            return Ok(Self { metrics: Metrics::new(None), spans: SpanRecorder::disabled(), export: None });
         };
         tokio::runtime::Handle::try_current().map_err(|_| Error::NoRuntime)?;
         let unusable = |problem: String| Error::Endpoint { endpoint: endpoint.to_owned(), problem };
@@ -148,14 +148,17 @@ impl Telemetry {
         let spans = spans.build().map_err(|error| unusable(error.to_string()))?;
         let metrics = opentelemetry_otlp::MetricExporter::builder().with_tonic().with_endpoint(endpoint).with_timeout(timeout);
         let metrics = metrics.build().map_err(|error| unusable(error.to_string()))?;
-        let tracers =
-            tracers().with_resource(resource.clone()).with_batch_exporter(watched::Watched::new("spans", spans)).build();
+        let tracers = tracer_builder()
+            .with_resource(resource.clone())
+            .with_batch_exporter(exporter_health::MonitoredExporter::new("spans", spans))
+            .build();
         let interval = Duration::from_millis(settings.metrics_interval_ms.max(100));
-        let reader = PeriodicReader::builder(watched::Watched::new("metrics", metrics)).with_interval(interval).build();
+        let reader =
+            PeriodicReader::builder(exporter_health::MonitoredExporter::new("metrics", metrics)).with_interval(interval).build();
         let meters = SdkMeterProvider::builder().with_resource(resource).with_reader(reader).build();
         Ok(Self {
             metrics: Metrics::new(Some(meters.meter(names::SERVICE))),
-            spans: Spans::new(tracers.tracer(names::SERVICE), settings),
+            spans: SpanRecorder::new(tracers.tracer(names::SERVICE), settings),
             export: Some((tracers, meters)),
         })
     }
@@ -166,7 +169,7 @@ impl Telemetry {
     }
 
     /// The recorder of decision spans. A clone shares the limits.
-    pub fn spans(&self) -> Spans {
+    pub fn spans(&self) -> SpanRecorder {
         self.spans.clone()
     }
 
@@ -187,6 +190,6 @@ impl Telemetry {
 
 /// Makes the SDK keep every span that it is given. By default, it would drop the span of a denial if the caller does not sample
 /// its trace.
-fn tracers() -> TracerProviderBuilder {
+fn tracer_builder() -> TracerProviderBuilder {
     SdkTracerProvider::builder().with_sampler(Sampler::AlwaysOn)
 }

@@ -5,7 +5,7 @@
 //! [`reference`], which evaluates policy in the simplest way, and at [`store`], the suite. [`postgres`] starts a server for it, and
 //! [`proxy`] simulates a bad network.
 
-pub mod cases;
+pub mod case_count;
 pub mod postgres;
 pub mod proxy;
 pub mod reference;

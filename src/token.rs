@@ -4,20 +4,20 @@
 //! module can construct. Formats follow draft-niyikiza-oauth-attenuating-agent-tokens-02 (JWS, Ed25519).
 //!
 //! It makes no decision and has no policy, no revocation, no memory of used proofs, no cache, no clock and no I/O. Reading order:
-//! [`verify()`] with the checks in their order, [`trust`], [`verify_proof`], then [`issue`] and [`operator`].
+//! [`verify()`] with the checks in their order, [`trust`], [`verify_proof`], then [`issue`] and [`operator_act`].
 
 pub mod issue;
-pub mod operator;
+pub mod operator_act;
 pub mod trust;
 
 mod chain;
 mod claims;
+mod description;
 mod identity;
 mod jws;
-mod key;
 mod presentation;
+mod private_key;
 mod proof;
-mod sentence;
 mod unverified;
 mod verify;
 
@@ -29,12 +29,12 @@ use std::fmt;
 use crate::model::limits;
 use crate::model::reason::Reason;
 
-pub use chain::{Level, VerifiedChain};
-pub use key::{PrivateKey, PrivateKeyError};
+pub use chain::{VerifiedChain, VerifiedToken};
 pub use presentation::{PRESENTATION_BYTES_MAX, Presentation};
-pub use proof::{ProofOf, SignedProof, VerifiedProof, read_proof, verify_proof};
+pub use private_key::{PrivateKey, PrivateKeyError};
+pub use proof::{ProofCall, SignedProof, VerifiedProof, read_proof, verify_proof};
 pub use unverified::{UnverifiedChain, UnverifiedToken};
-pub use verify::{verify, verify_with};
+pub use verify::{verify, verify_with_known};
 
 /// `typ` of each token of a chain.
 pub const TOKEN_TYPE: &str = "aat+jwt";
@@ -63,7 +63,7 @@ impl Rejection {
     }
 
     /// Sets the token at fault.
-    pub(crate) fn at(mut self, hop: usize) -> Self {
+    pub(crate) fn at_hop(mut self, hop: usize) -> Self {
         self.hop = Some(hop);
         self
     }
@@ -82,7 +82,7 @@ impl std::error::Error for Rejection {}
 
 /// Whether agents must be registered with their keys.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Registry {
+pub enum RegistryMode {
     /// Each token's `act.sub` must be the agent that the holder key is registered for, and the root must carry all identities.
     #[default]
     Required,
@@ -93,9 +93,9 @@ pub enum Registry {
 
 /// The requirements of a verifier. The defaults are the strictest ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Options {
+pub struct VerificationOptions {
     /// Whether agents must be registered.
-    pub registry: Registry,
+    pub registry: RegistryMode,
     /// Whether the root must carry `aud`.
     pub require_chain_audience: bool,
     /// Whether a proof must carry `aat_aud`.
@@ -116,10 +116,10 @@ pub struct Options {
     pub delegation_depth_max: u64,
 }
 
-impl Default for Options {
+impl Default for VerificationOptions {
     fn default() -> Self {
         Self {
-            registry: Registry::Required,
+            registry: RegistryMode::Required,
             require_chain_audience: true,
             require_proof_audience: true,
             nonce: None,

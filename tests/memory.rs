@@ -10,18 +10,18 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use portcullis::audit::Log;
-use portcullis::model::approval::{AskApproval, AskOutcome, UseApprovals, UseOutcome};
+use portcullis::audit::AuditLog;
+use portcullis::model::approval::{ApprovalSubmission, ApprovalSubmissionOutcome, ApprovalUseOutcome, ApprovalUseRequest};
 use portcullis::model::decision::Effect;
-use portcullis::model::records::Origin;
 use portcullis::model::revision::{HistoryId, Revision, StateDigest};
+use portcullis::model::rows::DocumentOrigin;
 use portcullis::model::time::{Clock, ManualClock};
-use portcullis::policy::source::{SourceFile, parse};
-use portcullis::revocation::Index;
-use portcullis::service::request::{Caller, CheckRequest, Credential};
-use portcullis::service::{ApprovalLedger, CatchUp, LedgerError, Parts, ProofLedger, Service, Settings};
-use portcullis::snapshot::{Builder, FullState, Proof, SnapshotCell, View};
-use portcullis::telemetry::{Metrics, Spans};
+use portcullis::policy::source::{SourceFile, parse_files};
+use portcullis::revocation::RevocationIndex;
+use portcullis::service::request::{AgentCredential, Caller, DecisionRequest};
+use portcullis::service::{ApprovalLedger, LedgerError, PdpService, ProofLedger, RevisionCatchUp, ServiceParts, Settings};
+use portcullis::snapshot::{FreshnessProof, FullState, SnapshotBuilder, SnapshotCell, SnapshotView};
+use portcullis::telemetry::{Metrics, SpanRecorder};
 use portcullis::token::{PrivateKey, issue};
 use serde_json::{Map, Value, json};
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
@@ -37,39 +37,39 @@ const AGENTS: u8 = 9;
 const CHAINS: usize = 300;
 
 /// Ledgers for calls that need no store.
-struct Nothing;
+struct NoLedgers;
 
 #[async_trait]
-impl ProofLedger for Nothing {
+impl ProofLedger for NoLedgers {
     async fn spend(&self, _key: [u8; 32], _expires_at_unix_s: i64) -> Result<bool, LedgerError> {
         Err(LedgerError::Busy("no store".to_owned()))
     }
 }
 
 #[async_trait]
-impl ApprovalLedger for Nothing {
-    async fn ask(&self, _request: AskApproval) -> Result<AskOutcome, LedgerError> {
+impl ApprovalLedger for NoLedgers {
+    async fn ask_approval(&self, _request: ApprovalSubmission) -> Result<ApprovalSubmissionOutcome, LedgerError> {
         Err(LedgerError::Busy("no store".to_owned()))
     }
 
-    async fn use_once(&self, _request: UseApprovals) -> Result<UseOutcome, LedgerError> {
+    async fn use_approvals(&self, _request: ApprovalUseRequest) -> Result<ApprovalUseOutcome, LedgerError> {
         Err(LedgerError::Busy("no store".to_owned()))
     }
 
-    async fn give_back(&self, _request: UseApprovals) -> Result<bool, LedgerError> {
+    async fn give_back_approvals(&self, _request: ApprovalUseRequest) -> Result<bool, LedgerError> {
         Err(LedgerError::Busy("no store".to_owned()))
     }
 }
 
 #[async_trait]
-impl CatchUp for Nothing {
-    async fn reach(&self, _revision: &Revision) -> bool {
+impl RevisionCatchUp for NoLedgers {
+    async fn catch_up_to(&self, _revision: &Revision) -> bool {
         false
     }
 }
 
 /// The shape of a chain.
-struct Shape {
+struct ChainShape {
     name: &'static str,
     tokens: u8,
     /// Tools besides the one that is called.
@@ -80,14 +80,14 @@ struct Shape {
     groups: usize,
 }
 
-const SHAPES: &[Shape] = &[
-    Shape { name: "a root", tokens: 1, tools: 0, constraints: |_| json!({}), id_bytes: 8, groups: 1 },
-    Shape { name: "two tokens, ten free tools", tokens: 2, tools: 10, constraints: |_| json!({}), id_bytes: 36, groups: 1 },
-    Shape { name: "three tokens, limits on amounts", tokens: 3, tools: 12, constraints: amounts, id_bytes: 36, groups: 3 },
-    Shape { name: "two tokens, long lists", tokens: 2, tools: 6, constraints: lists, id_bytes: 36, groups: 1 },
-    Shape { name: "nine tokens", tokens: 9, tools: 4, constraints: amounts, id_bytes: 36, groups: 1 },
-    Shape { name: "long ids", tokens: 2, tools: 2, constraints: |_| json!({}), id_bytes: 700, groups: 20 },
-    Shape { name: "nested constraints", tokens: 1, tools: 8, constraints: nested, id_bytes: 36, groups: 1 },
+const SHAPES: &[ChainShape] = &[
+    ChainShape { name: "a root", tokens: 1, tools: 0, constraints: |_| json!({}), id_bytes: 8, groups: 1 },
+    ChainShape { name: "two tokens, ten free tools", tokens: 2, tools: 10, constraints: |_| json!({}), id_bytes: 36, groups: 1 },
+    ChainShape { name: "three tokens, limits on amounts", tokens: 3, tools: 12, constraints: amounts, id_bytes: 36, groups: 3 },
+    ChainShape { name: "two tokens, long lists", tokens: 2, tools: 6, constraints: lists, id_bytes: 36, groups: 1 },
+    ChainShape { name: "nine tokens", tokens: 9, tools: 4, constraints: amounts, id_bytes: 36, groups: 1 },
+    ChainShape { name: "long ids", tokens: 2, tools: 2, constraints: |_| json!({}), id_bytes: 700, groups: 20 },
+    ChainShape { name: "nested constraints", tokens: 1, tools: 8, constraints: nested, id_bytes: 36, groups: 1 },
 ];
 
 fn amounts(tool: usize) -> Value {
@@ -135,7 +135,7 @@ fn policy() -> String {
     documents.iter().map(Value::to_string).collect::<Vec<_>>().join("\n---\n")
 }
 
-fn chain(shape: &Shape, number: usize, clock: &ManualClock) -> Vec<Bytes> {
+fn chain(shape: &ChainShape, number: usize, clock: &ManualClock) -> Vec<Bytes> {
     let id = |name: &str| format!("{name}-{number:0width$}", width = shape.id_bytes.saturating_sub(name.len() + 1));
     let mut tools: Map<String, Value> =
         (0..shape.tools).map(|tool| (format!("crm/tool-{tool}"), (shape.constraints)(tool))).collect();
@@ -163,7 +163,7 @@ fn chain(shape: &Shape, number: usize, clock: &ManualClock) -> Vec<Bytes> {
             }
             issue::issue_root(&key(1), &claims.to_string(), clock.now())
         } else {
-            issue::delegate(&key(9 + level), &chain, &claims.to_string(), clock.now())
+            issue::issue_hop(&key(9 + level), &chain, &claims.to_string(), clock.now())
         };
         chain.push(token.unwrap().into());
     }
@@ -174,38 +174,39 @@ fn chain(shape: &Shape, number: usize, clock: &ManualClock) -> Vec<Bytes> {
 fn a_chain_weighs_what_it_takes() {
     let clock = Arc::new(ManualClock::at_unix_s(START_UNIX_S));
     let folder = tempfile::tempdir().unwrap();
-    let parsed = parse(&[SourceFile { path: "p.yaml".to_owned(), content: policy().into_bytes() }]);
+    let parsed = parse_files(&[SourceFile { path: "p.yaml".to_owned(), content: policy().into_bytes() }]);
     assert_eq!(parsed.diagnostics, []);
     let state = FullState {
         revision: Revision { history: HistoryId::new("h"), number: 1 },
         digest: StateDigest::default(),
         iat_skew_s: 30,
         freshness_bound_ms: 5_000,
-        documents: parsed.documents.iter().map(|document| document.to_row(Origin::Folder)).collect(),
+        documents: parsed.documents.iter().map(|document| document.to_row(DocumentOrigin::Folder)).collect(),
         revocations: vec![],
     };
     let cell = Arc::new(SnapshotCell::default());
-    let parts = Parts {
+    let parts = ServiceParts {
         cell: cell.clone(),
-        ledger: Arc::new(Nothing),
-        approvals: Arc::new(Nothing),
-        catch_up: Arc::new(Nothing),
+        ledger: Arc::new(NoLedgers),
+        approvals: Arc::new(NoLedgers),
+        catch_up: Arc::new(NoLedgers),
         metrics: Metrics::unexported(),
-        spans: Spans::off(),
+        spans: SpanRecorder::disabled(),
         clock: clock.clone(),
         spawn: Arc::new(drop),
     };
-    let service = Arc::new(Service::new(parts, Settings::default()));
+    let service = Arc::new(PdpService::new(parts, Settings::default()));
     service.mark_ready();
-    let snapshot = Builder::new(Arc::new(Index::new())).replace(state).unwrap();
-    cell.publish(View { snapshot, proof: Proof::SentAt(clock.now()) });
-    let log = Log::open(&folder.path().join("audit"), "n", clock.clone()).unwrap();
-    let recorder = log.recorder("lane").unwrap();
-    let lane = service.lane(recorder.clone());
+    let snapshot = SnapshotBuilder::new(Arc::new(RevocationIndex::new())).replace_all(state).unwrap();
+    cell.publish(SnapshotView { snapshot, proof: FreshnessProof::SentAt(clock.now()) });
+    let log = AuditLog::open(&folder.path().join("audit"), "n", clock.clone()).unwrap();
+    let recorder = log.open_recorder("lane").unwrap();
+    let lane = service.runtime_service(recorder.clone());
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let caller = Caller { connection_id: 1, address: "test".into(), is_loopback: true };
     let keep = |tokens: Vec<Bytes>| {
-        let request = CheckRequest { audience: Some(AUDIENCE.to_owned()), ..CheckRequest::new(Credential::Chain(tokens), TOOL) };
+        let request =
+            DecisionRequest { audience: Some(AUDIENCE.to_owned()), ..DecisionRequest::new(AgentCredential::Chain(tokens), TOOL) };
         let answer = runtime.block_on(lane.check(&request, &caller)).unwrap();
         assert_eq!(answer.decision.effect, Effect::Permit, "{}", answer.message);
         recorder.flush().unwrap();
@@ -219,15 +220,15 @@ fn a_chain_weighs_what_it_takes() {
         chains.iter().for_each(|tokens| drop(tokens.clone()));
         let own_bytes: usize = chains.iter().flatten().map(Bytes::len).sum::<usize>() / CHAINS;
         // The first call updates the counts of the cache.
-        let weight_before = service.chains_bytes();
-        let kept_before = service.chains_kept();
+        let weight_before = service.cached_chain_bytes();
+        let kept_before = service.cached_chain_count();
         let region = Region::new(ALLOCATOR);
         for tokens in &chains {
             keep(tokens.clone());
         }
-        let weight = (service.chains_bytes() - weight_before) as f64 / CHAINS as f64;
+        let weight = (service.cached_chain_bytes() - weight_before) as f64 / CHAINS as f64;
         let change = region.change();
-        assert_eq!(service.chains_kept() - kept_before, CHAINS as u64, "{}", shape.name);
+        assert_eq!(service.cached_chain_count() - kept_before, CHAINS as u64, "{}", shape.name);
         let truth = (change.bytes_allocated as f64 - change.bytes_deallocated as f64) / CHAINS as f64;
         let line = format!("{}: tokens {own_bytes}, takes {truth:.0}, weighs {weight:.0} bytes", shape.name);
         println!("{line}");

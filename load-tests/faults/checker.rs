@@ -1,7 +1,7 @@
 //! The clients of the fault tests: they check every replica at a steady rate, remember each answer, and judge all answers at the
 //! end.
 //!
-//! Nothing here asks a replica or the store for its state, because only a gateway's view counts. Look next at [`Verdict`].
+//! Nothing here asks a replica or the store for its state, because only a gateway's view counts. Look next at [`FaultVerdict`].
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -24,7 +24,7 @@ const STALE: &str = "STALE";
 
 /// The answer to a call.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Answer {
+pub(crate) enum ClientAnswer {
     /// A permit; usable for this long from the moment of asking.
     Permit(Duration),
     Revoked,
@@ -37,27 +37,27 @@ pub(crate) enum Answer {
 
 /// One call, with its answer.
 #[derive(Clone, Debug)]
-pub(crate) struct Seen {
+pub(crate) struct ObservedCall {
     pub(crate) session: usize,
     pub(crate) asked: Instant,
     pub(crate) answered: Instant,
-    pub(crate) answer: Answer,
+    pub(crate) answer: ClientAnswer,
 }
 
 /// An acknowledged revocation.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Kill {
+pub(crate) struct AcknowledgedKill {
     pub(crate) session: usize,
     pub(crate) acknowledged: Instant,
 }
 
 /// The clients of one replica. They stop on drop.
-pub(crate) struct Clients {
-    seen: Arc<Mutex<Vec<Seen>>>,
+pub(crate) struct ReplicaClients {
+    seen: Arc<Mutex<Vec<ObservedCall>>>,
     task: JoinHandle<()>,
 }
 
-impl Clients {
+impl ReplicaClients {
     /// Checks each session in turn at a fixed interval, at the replica's current address.
     pub(crate) fn start(
         runtime: &Handle,
@@ -71,7 +71,7 @@ impl Clients {
     }
 
     /// The calls so far, in the order of their answers.
-    pub(crate) fn seen(&self) -> Vec<Seen> {
+    pub(crate) fn seen(&self) -> Vec<ObservedCall> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -83,27 +83,27 @@ impl Clients {
     }
 
     /// Whether the newest answer about a session that was requested after a moment is as expected.
-    pub(crate) fn says(&self, session: usize, moment: Instant, should: impl Fn(&Answer) -> bool) -> bool {
+    pub(crate) fn says(&self, session: usize, moment: Instant, should: impl Fn(&ClientAnswer) -> bool) -> bool {
         let seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         seen.iter().rev().find(|one| one.session == session && one.asked >= moment).is_some_and(|one| should(&one.answer))
     }
 }
 
-impl Drop for Clients {
+impl Drop for ReplicaClients {
     fn drop(&mut self) {
         self.task.abort();
     }
 }
 
-fn is_fresh(seen: &Seen, bound: Duration) -> bool {
-    matches!(seen.answer, Answer::Permit(valid) if valid > bound.saturating_sub(FRESH))
+fn is_fresh(seen: &ObservedCall, bound: Duration) -> bool {
+    matches!(seen.answer, ClientAnswer::Permit(valid) if valid > bound.saturating_sub(FRESH))
 }
 
 async fn ask(
     mut address: watch::Receiver<Option<String>>,
     requests: Arc<Vec<wire::CheckRequest>>,
     every: Duration,
-    seen: Arc<Mutex<Vec<Seen>>>,
+    seen: Arc<Mutex<Vec<ObservedCall>>>,
 ) {
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
@@ -122,9 +122,14 @@ async fn ask(
         let seen = seen.clone();
         tokio::spawn(async move {
             let asked = Instant::now();
-            let answer = client.check(request).await.map(|answer| read(&answer.into_inner())).unwrap_or(Answer::Failed);
+            let answer = client.check(request).await.map(|answer| read(&answer.into_inner())).unwrap_or(ClientAnswer::Failed);
             drop(room);
-            seen.lock().unwrap_or_else(PoisonError::into_inner).push(Seen { session, asked, answered: Instant::now(), answer });
+            seen.lock().unwrap_or_else(PoisonError::into_inner).push(ObservedCall {
+                session,
+                asked,
+                answered: Instant::now(),
+                answer,
+            });
         });
     }
 }
@@ -133,18 +138,18 @@ fn connect(address: &str) -> Option<DecisionServiceClient<Channel>> {
     Endpoint::from_shared(address.to_owned()).ok().map(|endpoint| DecisionServiceClient::new(endpoint.connect_lazy()))
 }
 
-fn read(answer: &wire::CheckResponse) -> Answer {
+fn read(answer: &wire::CheckResponse) -> ClientAnswer {
     match (answer.effect(), answer.reason.as_str()) {
-        (wire::Effect::Permit, _) => Answer::Permit(Duration::from_millis(answer.valid_for_ms)),
-        (_, REVOKED) => Answer::Revoked,
-        (_, STALE) => Answer::Stale,
-        (_, reason) => Answer::Other(reason.to_owned()),
+        (wire::Effect::Permit, _) => ClientAnswer::Permit(Duration::from_millis(answer.valid_for_ms)),
+        (_, REVOKED) => ClientAnswer::Revoked,
+        (_, STALE) => ClientAnswer::Stale,
+        (_, reason) => ClientAnswer::Other(reason.to_owned()),
     }
 }
 
-/// The judgement of all answers of all replicas. [`Verdict::is_kept`] alone is a promise; all else are figures.
+/// The judgement of all answers of all replicas. [`FaultVerdict::is_kept`] alone is a promise; all else are figures.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Verdict {
+pub(crate) struct FaultVerdict {
     pub(crate) kills: usize,
     pub(crate) checks: u64,
     pub(crate) permits: u64,
@@ -170,25 +175,25 @@ pub(crate) struct Verdict {
     pub(crate) others: Vec<String>,
 }
 
-impl Verdict {
+impl FaultVerdict {
     /// Whether no call was permitted that must be denied.
     pub(crate) fn is_kept(&self) -> bool {
         self.late == 0 && self.usable == 0 && self.back == 0 && self.others.is_empty()
     }
 
     /// Adds the calls of one replica's clients.
-    pub(crate) fn add(&mut self, seen: &[Seen], kills: &[Kill], bound: Duration) {
+    pub(crate) fn add(&mut self, seen: &[ObservedCall], kills: &[AcknowledgedKill], bound: Duration) {
         self.checks += seen.len() as u64;
         for one in seen {
             match &one.answer {
-                Answer::Permit(_) => self.permits += 1,
-                Answer::Stale => self.stale += 1,
-                Answer::Failed => self.failed += 1,
-                Answer::Other(reason) if !self.others.contains(reason) => self.others.push(reason.clone()),
-                Answer::Revoked | Answer::Other(_) => {}
+                ClientAnswer::Permit(_) => self.permits += 1,
+                ClientAnswer::Stale => self.stale += 1,
+                ClientAnswer::Failed => self.failed += 1,
+                ClientAnswer::Other(reason) if !self.others.contains(reason) => self.others.push(reason.clone()),
+                ClientAnswer::Revoked | ClientAnswer::Other(_) => {}
             }
             // A session that was never revoked.
-            if one.answer == Answer::Revoked && !kills.iter().any(|kill| kill.session == one.session) {
+            if one.answer == ClientAnswer::Revoked && !kills.iter().any(|kill| kill.session == one.session) {
                 self.others.push(format!("session {} is revoked and was not killed", one.session));
             }
         }
@@ -198,12 +203,12 @@ impl Verdict {
         self.longest_stale = self.longest_stale.max(longest_stale(seen, bound));
     }
 
-    fn judge(&mut self, seen: &[Seen], kill: Kill, bound: Duration) {
+    fn judge(&mut self, seen: &[ObservedCall], kill: AcknowledgedKill, bound: Duration) {
         let of = || seen.iter().filter(|one| one.session == kill.session);
         let until = kill.acknowledged + bound;
-        let denied = of().filter(|one| one.answer == Answer::Revoked).map(|one| one.answered).min();
+        let denied = of().filter(|one| one.answer == ClientAnswer::Revoked).map(|one| one.answered).min();
         for one in of() {
-            let Answer::Permit(valid) = one.answer else { continue };
+            let ClientAnswer::Permit(valid) = one.answer else { continue };
             self.late += u64::from(one.asked > until);
             let beyond = (one.asked + valid).saturating_duration_since(until);
             self.usable += u64::from(!beyond.is_zero());
@@ -215,7 +220,7 @@ impl Verdict {
 }
 
 /// The longest time between two consecutive fresh permits.
-fn longest_stale(seen: &[Seen], bound: Duration) -> Duration {
+fn longest_stale(seen: &[ObservedCall], bound: Duration) -> Duration {
     let mut fresh: Vec<Instant> = seen.iter().filter(|one| is_fresh(one, bound)).map(|one| one.answered).collect();
     fresh.sort_unstable();
     let pairs = fresh.iter().zip(fresh.iter().skip(1));

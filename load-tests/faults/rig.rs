@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 use portcullis::api::r#gen as wire;
-use portcullis::model::records::{Meaning, Target, Write};
+use portcullis::model::rows::{RevocationKind, RevocationTarget, StoreWrite};
 use portcullis::model::time::{Clock as _, SystemClock};
 use portcullis::store::postgres::{Durability, PostgresStore, Settings};
 use portcullis::store::sqlite::SqliteStore;
@@ -26,11 +26,11 @@ use tokio::sync::watch;
 use tonic::transport::Endpoint;
 use wire::revocation_service_client::RevocationServiceClient;
 
-use super::checker::{Answer, Clients, Kill, Verdict};
+use super::checker::{AcknowledgedKill, ClientAnswer, FaultVerdict, ReplicaClients};
 use crate::calls::{request_by_chain, signed};
-use crate::fixture::{Company, session};
+use crate::fixture::{CompanyFixture, session};
 use crate::postgres;
-use crate::proxy::{Mode, Process};
+use crate::proxy::{ProxyProcess, RouteMode};
 
 /// Sessions that can be revoked. One further session is never revoked.
 pub(crate) const DOOMED: usize = 12;
@@ -53,7 +53,7 @@ pub(crate) fn kill_all() {
 }
 
 /// The programs to run.
-pub(crate) struct Programs {
+pub(crate) struct ProgramPaths {
     /// The server under test.
     pub(crate) server: PathBuf,
     /// The command that runs this program as the proxy.
@@ -62,7 +62,7 @@ pub(crate) struct Programs {
 
 /// The size, the load and the time limits of a run.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct Plan {
+pub(crate) struct FaultPlan {
     pub(crate) replicas: usize,
     /// Checks a second over all replicas.
     pub(crate) rate: u64,
@@ -76,7 +76,7 @@ pub(crate) struct Plan {
 
 /// The kind of store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum StoreKind {
     /// Replicas are notified of commits.
     Notified,
     /// Replicas find commits when they poll.
@@ -87,7 +87,7 @@ pub(crate) enum Kind {
 }
 
 /// One replica: a process that can be stopped, killed and started again on its data.
-pub(crate) struct Replica {
+pub(crate) struct ReplicaProcess {
     child: Option<Child>,
     command: Box<dyn Fn() -> Result<Command> + Send>,
     data: PathBuf,
@@ -96,7 +96,7 @@ pub(crate) struct Replica {
     address: watch::Sender<Option<String>>,
 }
 
-impl Replica {
+impl ReplicaProcess {
     /// Starts the replica, at first or again, and waits until it decides.
     pub(crate) fn start(&mut self, policies: Option<&Path>) -> Result<()> {
         let mut command = (self.command)()?;
@@ -135,7 +135,7 @@ impl Replica {
     }
 }
 
-impl Drop for Replica {
+impl Drop for ReplicaProcess {
     fn drop(&mut self) {
         // A replica that has already ended needs no kill.
         let _ = self.kill();
@@ -143,29 +143,29 @@ impl Drop for Replica {
 }
 
 /// A fleet with its store and its clients. The fields are dropped in this order.
-pub(crate) struct Rig {
-    clients: Vec<Clients>,
-    pub(crate) replicas: Vec<Replica>,
+pub(crate) struct FaultRig {
+    clients: Vec<ReplicaClients>,
+    pub(crate) replicas: Vec<ReplicaProcess>,
     /// The store past the proxy; after a failover, the new one.
     store: Option<Arc<dyn Store>>,
     /// The connection that holds the file's write lock.
     holder: Option<rusqlite::Connection>,
-    pub(crate) proxy: Option<Process>,
+    pub(crate) proxy: Option<ProxyProcess>,
     /// The primary, then its standbys.
-    pub(crate) servers: Vec<postgres::Server>,
+    pub(crate) servers: Vec<postgres::PostgresServer>,
     database: String,
-    kills: Vec<Kill>,
+    kills: Vec<AcknowledgedKill>,
     next: usize,
     key: Option<PrivateKey>,
     history: String,
-    pub(crate) plan: Plan,
+    pub(crate) plan: FaultPlan,
     runtime: Runtime,
     folder: TempDir,
 }
 
-impl Rig {
+impl FaultRig {
     /// Starts all processes and waits until every replica permits every session.
-    pub(crate) fn start(programs: &Programs, plan: Plan, kind: Kind) -> Result<Self> {
+    pub(crate) fn start(programs: &ProgramPaths, plan: FaultPlan, kind: StoreKind) -> Result<Self> {
         let mut rig = Self {
             clients: Vec::new(),
             replicas: Vec::new(),
@@ -182,20 +182,20 @@ impl Rig {
             runtime: tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?,
             folder: tempfile::tempdir()?,
         };
-        if kind == Kind::Sqlite {
+        if kind == StoreKind::Sqlite {
             rig.open(None)?;
         } else {
-            let server = postgres::Server::start(&[]);
+            let server = postgres::PostgresServer::start(&[]);
             let url = server.database();
             rig.database = url.split(['?', '/']).nth(3).context("no database in the URL")?.to_owned();
             rig.servers.push(server);
-            rig.proxy = Some(Process::start(programs.proxy));
-            if kind == Kind::Replicated {
+            rig.proxy = Some(ProxyProcess::start(programs.proxy));
+            if kind == StoreKind::Replicated {
                 rig.add_standbys()?;
             }
             rig.open(Some((0, kind)))?;
         }
-        let company = Company::new()?;
+        let company = CompanyFixture::new()?;
         let policies = rig.folder.path().join("policies");
         std::fs::create_dir(&policies)?;
         std::fs::write(policies.join("company.yaml"), company.policy(0)?)?;
@@ -208,20 +208,22 @@ impl Rig {
         let requests = Arc::new(requests);
         let every = Duration::from_micros(1_000_000 * plan.replicas as u64 / plan.rate.max(1));
         for replica in &rig.replicas {
-            let asked = Clients::start(rig.runtime.handle(), replica.address.subscribe(), requests.clone(), every);
+            let asked = ReplicaClients::start(rig.runtime.handle(), replica.address.subscribe(), requests.clone(), every);
             rig.clients.push(asked);
         }
         let began = Instant::now();
         rig.wait("no replica permits all that it should", START_TIMEOUT, |rig| {
-            let alive = |clients: &Clients, session| clients.says(session, began, |answer| matches!(answer, Answer::Permit(_)));
+            let alive = |clients: &ReplicaClients, session| {
+                clients.says(session, began, |answer| matches!(answer, ClientAnswer::Permit(_)))
+            };
             rig.clients.iter().all(|clients| (0..=DOOMED).all(|session| alive(clients, session)))
         })?;
         Ok(rig)
     }
 
-    fn add_replica(&mut self, programs: &Programs, kind: Kind, number: usize, policies: &Path) -> Result<()> {
+    fn add_replica(&mut self, programs: &ProgramPaths, kind: StoreKind, number: usize, policies: &Path) -> Result<()> {
         let store = match kind {
-            Kind::Sqlite => format!("sqlite:{}", self.file().display()),
+            StoreKind::Sqlite => format!("sqlite:{}", self.file().display()),
             kind => {
                 let upstream = self.upstream(0)?;
                 let (route, address) = self.proxy()?.route(upstream);
@@ -239,14 +241,14 @@ impl Rig {
             }
             let errors: File = OpenOptions::new().create(true).append(true).open(&errors)?;
             command.env("PORTCULLIS_STORE", &store).stdin(Stdio::null()).stderr(errors);
-            if kind != Kind::Sqlite {
+            if kind != StoreKind::Sqlite {
                 command.env("PORTCULLIS_STORE_DURABILITY", durability(kind).as_str());
             }
             command.args(["serve", "--log", "info", "--data"]).arg(&at);
             command.args(["--listen", "--http-listen", "--admin-listen"].iter().flat_map(|flag| [*flag, "127.0.0.1:0"]));
             Ok(command)
         };
-        let mut replica = Replica {
+        let mut replica = ReplicaProcess {
             child: None,
             command: Box::new(command),
             data,
@@ -267,9 +269,9 @@ impl Rig {
         let upstream = self.upstream(0)?;
         let (_, address) = self.proxy()?.route(upstream);
         for name in STANDBYS {
-            self.servers.push(postgres::Server::standby(name, address.port()));
+            self.servers.push(postgres::PostgresServer::standby(name, address.port()));
         }
-        self.server(0)?.set(&format!("synchronous_standby_names = '{SYNCHRONOUS}'"));
+        self.server(0)?.change_setting(&format!("synchronous_standby_names = '{SYNCHRONOUS}'"));
         self.until_followed(0, 2)
     }
 
@@ -283,14 +285,14 @@ impl Rig {
     /// Waits until a standby receives nothing more.
     pub(crate) fn until_detached(&self, standby: usize) -> Result<()> {
         let server = self.server(standby)?;
-        server.set("primary_conninfo = ''");
+        server.change_setting("primary_conninfo = ''");
         self.wait("a standby goes on receiving", START_TIMEOUT, |_| {
             server.sql("postgres", "SELECT count(*) FROM pg_stat_wal_receiver") == "0"
         })
     }
 
     /// Opens the store past the proxy, and creates it with the plan's bound if it does not exist.
-    fn open(&mut self, server: Option<(usize, Kind)>) -> Result<()> {
+    fn open(&mut self, server: Option<(usize, StoreKind)>) -> Result<()> {
         let bound_ms = u64::try_from(self.plan.bound.as_millis())?;
         let settings = store::Settings { freshness_bound_ms: bound_ms, ..store::Settings::default() };
         self.store = None;
@@ -309,28 +311,28 @@ impl Rig {
 
     /// Sends later direct revocations to another server.
     pub(crate) fn reopen(&mut self, server: usize) -> Result<()> {
-        self.open(Some((server, Kind::Replicated)))
+        self.open(Some((server, StoreKind::Replicated)))
     }
 
     fn file(&self) -> PathBuf {
         self.folder.path().join("shared.db")
     }
 
-    fn url(&self, at: SocketAddr, kind: Kind) -> String {
-        let notify = if kind == Kind::Notified { "on" } else { "off" };
-        let user = self.servers.first().map_or("", postgres::Server::superuser);
+    fn url(&self, at: SocketAddr, kind: StoreKind) -> String {
+        let notify = if kind == StoreKind::Notified { "on" } else { "off" };
+        let user = self.servers.first().map_or("", postgres::PostgresServer::superuser);
         format!("postgres://{user}@{at}/{}?notify={notify}", self.database)
     }
 
-    pub(crate) fn server(&self, number: usize) -> Result<&postgres::Server> {
+    pub(crate) fn server(&self, number: usize) -> Result<&postgres::PostgresServer> {
         self.servers.get(number).context("there is no such server")
     }
 
-    pub(crate) fn proxy(&mut self) -> Result<&mut Process> {
+    pub(crate) fn proxy(&mut self) -> Result<&mut ProxyProcess> {
         self.proxy.as_mut().context("there is no proxy")
     }
 
-    pub(crate) fn replica(&mut self, number: usize) -> Result<&mut Replica> {
+    pub(crate) fn replica(&mut self, number: usize) -> Result<&mut ReplicaProcess> {
         self.replicas.get_mut(number).context("there is no such replica")
     }
 
@@ -345,10 +347,10 @@ impl Rig {
     }
 
     /// Sets the mode of these replicas' routes.
-    pub(crate) fn set(&mut self, replicas: &[usize], mode: &Mode) -> Result<()> {
+    pub(crate) fn set(&mut self, replicas: &[usize], mode: &RouteMode) -> Result<()> {
         for replica in replicas {
             let route = self.route_of(*replica);
-            self.proxy()?.set(route, mode);
+            self.proxy()?.set_mode(route, mode);
         }
         Ok(())
     }
@@ -356,19 +358,19 @@ impl Rig {
     /// Redirects a replica to another server, as a changed DNS name does: its connections are cut, and new ones go there.
     pub(crate) fn point(&mut self, replica: usize, server: usize) -> Result<()> {
         let (route, upstream) = (self.route_of(replica), self.upstream(server)?);
-        self.proxy()?.point(route, upstream);
-        self.set(&[replica], &Mode::Cut)?;
-        self.set(&[replica], &Mode::Pass)
+        self.proxy()?.set_upstream(route, upstream);
+        self.set(&[replica], &RouteMode::Cut)?;
+        self.set(&[replica], &RouteMode::Pass)
     }
 
     /// Revokes the next session directly in the store.
     pub(crate) fn kill_in_store(&mut self) -> Result<()> {
         let number = self.next()?;
         let store = self.store.clone().context("the store is not open")?;
-        let target = Target::Session(session(number));
-        let write = Write::Revoke { target, meaning: Meaning::Dead, reason: "load test".to_owned() };
+        let target = RevocationTarget::Session(session(number));
+        let write = StoreWrite::Revoke { target, kind: RevocationKind::Dead, reason: "load test".to_owned() };
         self.runtime.block_on(store.commit(CommitRequest { writes: vec![write], ..Default::default() }))?;
-        self.kills.push(Kill { session: number, acknowledged: Instant::now() });
+        self.kills.push(AcknowledgedKill { session: number, acknowledged: Instant::now() });
         Ok(())
     }
 
@@ -383,11 +385,11 @@ impl Rig {
                 return Err(error);
             }
         }
-        self.kills.push(Kill { session: number, acknowledged: Instant::now() });
+        self.kills.push(AcknowledgedKill { session: number, acknowledged: Instant::now() });
         Ok(())
     }
 
-    /// As [`Rig::kill_at`], but nothing may be acknowledged; returns the refusal.
+    /// As [`FaultRig::kill_at`], but nothing may be acknowledged; returns the refusal.
     pub(crate) fn kill_refused(&mut self, replica: usize) -> Result<String> {
         let number = self.next()?;
         match self.act(replica, number) {
@@ -446,14 +448,16 @@ impl Rig {
     pub(crate) fn until_known(&self) -> Result<()> {
         let since = Instant::now();
         self.wait("a kill does not reach a replica", self.plan.patience, |rig| {
-            let knows = |clients: &Clients, kill: &Kill| clients.says(kill.session, since, |answer| *answer == Answer::Revoked);
+            let knows = |clients: &ReplicaClients, kill: &AcknowledgedKill| {
+                clients.says(kill.session, since, |answer| *answer == ClientAnswer::Revoked)
+            };
             rig.clients.iter().all(|clients| rig.kills.iter().all(|kill| knows(clients, kill)))
         })
     }
 
     /// Judges all answers.
-    pub(crate) fn judge(&self) -> Verdict {
-        let mut verdict = Verdict { kills: self.kills.len(), ..Verdict::default() };
+    pub(crate) fn judge(&self) -> FaultVerdict {
+        let mut verdict = FaultVerdict { kills: self.kills.len(), ..FaultVerdict::default() };
         for clients in &self.clients {
             verdict.add(&clients.seen(), &self.kills, self.plan.bound);
         }
@@ -462,7 +466,7 @@ impl Rig {
 
     /// The logs of the replicas, for debugging.
     pub(crate) fn logs(&self) -> String {
-        let read = |replica: &Replica| std::fs::read_to_string(&replica.log).unwrap_or_default();
+        let read = |replica: &ReplicaProcess| std::fs::read_to_string(&replica.log).unwrap_or_default();
         self.replicas.iter().map(read).collect::<Vec<_>>().join("\n---\n")
     }
 
@@ -482,8 +486,8 @@ impl Rig {
 pub(crate) const STANDBYS: [&str; 2] = ["b", "c"];
 pub(crate) const SYNCHRONOUS: &str = "ANY 1 (b, c)";
 
-fn durability(kind: Kind) -> Durability {
-    if kind == Kind::Replicated { Durability::Synchronous } else { Durability::Single }
+fn durability(kind: StoreKind) -> Durability {
+    if kind == StoreKind::Replicated { Durability::Synchronous } else { Durability::Single }
 }
 
 fn is_ours(name: &str) -> bool {

@@ -19,7 +19,7 @@ use wire::decision_service_client::DecisionServiceClient;
 use wire::revocation_service_client::RevocationServiceClient;
 
 use super::super::calls::request_by_chain;
-use super::super::fixture::Company;
+use super::super::fixture::CompanyFixture;
 
 /// The first argument that makes the driver an attacker.
 pub(crate) const AS_ATTACKER: &str = "attacker";
@@ -33,7 +33,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// First number of the chains that the server has not seen.
 const STRANGERS: usize = 1_000_000;
 
-type Running = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
+type AttackFuture = Pin<Box<dyn Future<Output = Result<()>> + Send>>;
 
 /// One attack.
 #[derive(Clone, Copy)]
@@ -43,19 +43,19 @@ pub(crate) struct Attack {
     counts: &'static str,
     /// How many copies run at the same time.
     copies: usize,
-    run: fn(Target) -> Running,
+    run: fn(AttackTarget) -> AttackFuture,
 }
 
 /// The addresses of the server, and the count of the attack.
 #[derive(Clone)]
-struct Target {
+struct AttackTarget {
     decisions: String,
     admin: String,
     copy: usize,
     count: Arc<AtomicU64>,
 }
 
-impl Target {
+impl AttackTarget {
     fn add(&self, count: usize) {
         self.count.fetch_add(count as u64, Ordering::Relaxed);
     }
@@ -63,7 +63,7 @@ impl Target {
 
 /// Every attack, in the order of the report.
 pub(crate) fn table() -> Vec<Attack> {
-    fn row(name: &'static str, counts: &'static str, copies: usize, run: fn(Target) -> Running) -> Attack {
+    fn row(name: &'static str, counts: &'static str, copies: usize, run: fn(AttackTarget) -> AttackFuture) -> Attack {
         Attack { name, counts, copies, run }
     }
     vec![
@@ -99,7 +99,7 @@ pub(crate) fn attack() -> Result<()> {
     let (name, decisions, admin) =
         (words.next().context("no attack")?, words.next().context("no address")?, words.next().context("no address")?);
     let attack = table().into_iter().find(|attack| attack.name == name).context("no such attack")?;
-    let target = Target { decisions, admin, copy: 0, count: Arc::default() };
+    let target = AttackTarget { decisions, admin, copy: 0, count: Arc::default() };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (stop, stopped) = tokio::sync::oneshot::channel();
     std::thread::spawn(move || {
@@ -110,7 +110,7 @@ pub(crate) fn attack() -> Result<()> {
     runtime.block_on(async {
         let mut copies = JoinSet::new();
         for copy in 0..attack.copies {
-            let target = Target { copy, ..target.clone() };
+            let target = AttackTarget { copy, ..target.clone() };
             copies.spawn(async move {
                 // A copy that is cut off connects again.
                 loop {
@@ -151,7 +151,7 @@ fn framed(length: usize, body: &[u8]) -> Result<Bytes> {
 }
 
 /// Sends messages almost to their end, on as many streams as the server accepts, and never finishes them.
-async fn unfinished(target: Target, address: String, path: &'static str) -> Result<()> {
+async fn unfinished(target: AttackTarget, address: String, path: &'static str) -> Result<()> {
     const STREAMS: usize = 100;
     let sender = connect(&address).await?;
     let mut streams = JoinSet::new();
@@ -181,7 +181,7 @@ async fn unfinished(target: Target, address: String, path: &'static str) -> Resu
 }
 
 /// The most expensive 4 MiB: a batch of two million empty calls.
-async fn empty_batches(target: Target) -> Result<()> {
+async fn empty_batches(target: AttackTarget) -> Result<()> {
     let message = Bytes::from([0x0a, 0x00].repeat(MESSAGE_BYTES / 2));
     let sender = connect(&target.decisions).await?;
     loop {
@@ -194,14 +194,14 @@ async fn empty_batches(target: Target) -> Result<()> {
     }
 }
 
-async fn idle(target: Target, address: String) -> Result<()> {
+async fn idle(target: AttackTarget, address: String) -> Result<()> {
     let socket = TcpStream::connect(address.trim_start_matches("http://")).await?;
     let (_sender, connection) = Builder::new().handshake::<_, Bytes>(socket).await?;
     target.add(1);
     Ok(connection.await?)
 }
 
-async fn watch(target: Target) -> Result<()> {
+async fn watch(target: AttackTarget) -> Result<()> {
     let mut client = RevocationServiceClient::connect(target.decisions.clone()).await?;
     let mut entries = client.watch(wire::WatchRevocationsRequest::default()).await?.into_inner();
     target.add(1);
@@ -210,7 +210,7 @@ async fn watch(target: Target) -> Result<()> {
 }
 
 /// Tokens of the largest size that look valid but are not.
-async fn garbage(target: Target) -> Result<()> {
+async fn garbage(target: AttackTarget) -> Result<()> {
     let mut client = DecisionServiceClient::connect(target.decisions.clone()).await?;
     let mut number = target.copy;
     loop {
@@ -223,8 +223,8 @@ async fn garbage(target: Target) -> Result<()> {
 }
 
 /// Valid chains, each with another user and session, so that the server verifies each.
-async fn strangers(target: Target) -> Result<()> {
-    let company = Company::new()?;
+async fn strangers(target: AttackTarget) -> Result<()> {
+    let company = CompanyFixture::new()?;
     let mut client = DecisionServiceClient::connect(target.decisions.clone()).await?;
     let mut number = STRANGERS * (target.copy + 1);
     loop {
@@ -236,7 +236,7 @@ async fn strangers(target: Target) -> Result<()> {
 }
 
 /// Rapid reset (CVE-2023-44487).
-async fn resets(target: Target) -> Result<()> {
+async fn resets(target: AttackTarget) -> Result<()> {
     let sender = connect(&target.decisions).await?;
     let path = "/portcullis.v1.DecisionService/Check";
     loop {
@@ -249,9 +249,9 @@ async fn resets(target: Target) -> Result<()> {
 }
 
 /// Calls on a stream, whose answers are never read.
-async fn never_read(target: Target) -> Result<()> {
+async fn never_read(target: AttackTarget) -> Result<()> {
     const STREAMS: usize = 50;
-    let company = Company::new()?;
+    let company = CompanyFixture::new()?;
     let chain = company.chain(STRANGERS, 2, SystemClock.now())?;
     let call = prost::Message::encode_to_vec(&request_by_chain(&chain));
     let sender = connect(&target.decisions).await?;
@@ -267,7 +267,7 @@ async fn never_read(target: Target) -> Result<()> {
 }
 
 /// Repeats the call on one stream as long as the server grants window, and reads no answer.
-async fn feed(mut sender: SendRequest<Bytes>, target: Target, call: Bytes) -> Result<()> {
+async fn feed(mut sender: SendRequest<Bytes>, target: AttackTarget, call: Bytes) -> Result<()> {
     let request = post(&target.decisions, "/portcullis.v1.DecisionService/CheckStream")?;
     let (answer, mut body) = sender.send_request(request, false)?;
     let _answer = answer.await?;

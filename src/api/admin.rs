@@ -1,6 +1,6 @@
 //! The administration services over gRPC: they convert messages and call `pap`.
 //!
-//! `signed.rs` runs first and puts the verified signature into the request's extensions. Every handler reads it from there. The
+//! `signature_layer.rs` runs first and puts the verified signature into the request's extensions. Every handler reads it from there. The
 //! handlers check no right themselves: `pap` does. Look next at `pap.rs`.
 
 use std::sync::Arc;
@@ -8,97 +8,102 @@ use std::sync::Arc;
 use prost::Message as _;
 use tonic::{Code, Request, Response, Status};
 
-use super::deadline;
-use super::decision::{caller, check_in, trace_headers};
-use super::explain::explain_out;
-use super::gateway::{fleet_out, info_out, replica_out};
+use super::decision::{caller_of, check_request_from_wire, trace_headers};
+use super::explain::explanation_to_wire;
 use super::r#gen as wire;
 use super::r#gen::approval_service_server::ApprovalService;
 use super::r#gen::fleet_service_server::FleetService;
 use super::r#gen::policy_service_server::PolicyService;
 use super::r#gen::revocation_service_server::RevocationService;
-use super::status::{invalid, status};
+use super::revocation_feed::{fleet_to_wire, info_to_wire, replica_to_wire};
+use super::status::{invalid_argument, status_with_reason};
+use super::store_timeout;
 use crate::model::approval::ApprovalRow;
 use crate::model::ids::UserId;
 use crate::model::limits::{POLICY_BYTES_MAX, POLICY_FILE_BYTES_MAX, POLICY_FILES_MAX};
-use crate::model::records::{DocumentKey, Meaning, RevocationRow, Target};
-use crate::model::replica::Outcome;
+use crate::model::replica::ReplicaWaitOutcome;
 use crate::model::revision::{HistoryId, Revision};
+use crate::model::rows::{DocumentKey, RevocationKind, RevocationRow, RevocationTarget};
 use crate::pap::{
-    Admin, Answer, ApplyOutcome, Authorized, CommittedBy, DiagnosticText, DocumentChange, Error, HISTORY_LISTED_DEFAULT,
-    PolicyFile, Recognition, RevokeRequest, Standing,
+    AdministrationPoint, ApplyOutcome, ApprovalAnswer, AuthorizedAct, CommitMetadata, DiagnosticText, DocumentChange, Error,
+    HISTORY_LISTED_DEFAULT, NameStatus, PolicyFile, RevokeRequest, TargetLookup,
 };
-use crate::service::Lane;
+use crate::service::RuntimeService;
 use crate::service::request::Caller;
 
 /// Largest encoded list of approvals. One approval may hold 16 KiB of arguments.
-const LIST_BYTES_MAX: usize = 3 * 1024 * 1024;
+const APPROVAL_LIST_BYTES_MAX: usize = 3 * 1024 * 1024;
 
-/// The administration services, over one [`Admin`].
+/// The administration services, over one [`AdministrationPoint`].
 #[derive(Clone)]
 pub struct AdminApi {
-    admin: Arc<Admin>,
-    lane: Option<Lane>,
+    admin: Arc<AdministrationPoint>,
+    runtime_service: Option<RuntimeService>,
 }
 
 impl AdminApi {
     /// Serves `admin`. Without `lane`, the service of a runtime, this process gives no decisions, so `Explain` and `ShadowReport` are refused.
-    pub fn new(admin: Arc<Admin>, lane: Option<Lane>) -> Self {
-        Self { admin, lane }
+    pub fn new(admin: Arc<AdministrationPoint>, lane: Option<RuntimeService>) -> Self {
+        Self { admin, runtime_service: lane }
     }
 
-    pub(super) fn admin(&self) -> &Admin {
+    pub(super) fn admin(&self) -> &AdministrationPoint {
         &self.admin
     }
 
     /// Carries an act out. A caller that opened the store itself waits for the act to end, because no server could be asked later.
-    async fn act<T: Send + 'static>(&self, act: impl Future<Output = Result<T, Error>> + Send + 'static) -> Result<T, Status> {
-        if self.lane.is_some() { deadline::act(act).await } else { Ok(act.await?) }
+    async fn run_act<T: Send + 'static>(
+        &self,
+        act: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Status> {
+        if self.runtime_service.is_some() { store_timeout::await_act(act).await } else { Ok(act.await?) }
     }
 
-    fn lane(&self) -> Result<&Lane, Status> {
+    fn runtime_service(&self) -> Result<&RuntimeService, Status> {
         let nobody = "no decisions are given here: ask a running server, with --target instead of --store";
-        self.lane.as_ref().ok_or_else(|| status(Code::FailedPrecondition, "REJECTED", nobody))
+        self.runtime_service.as_ref().ok_or_else(|| status_with_reason(Code::FailedPrecondition, "REJECTED", nobody))
     }
 }
 
 #[tonic::async_trait]
 impl RevocationService for AdminApi {
     async fn revoke(&self, request: Request<wire::RevokeRequest>) -> Result<Response<wire::RevokeResponse>, Status> {
-        let by = authorized(&request)?;
+        let by = require_authorized(&request)?;
         let request = request.into_inner();
         let meaning = match wire::RevocationMeaning::try_from(request.meaning) {
             Ok(wire::RevocationMeaning::Unspecified) => None,
-            Ok(wire::RevocationMeaning::Suspend) => Some(Meaning::Suspend),
-            Ok(wire::RevocationMeaning::Watermark) => Some(Meaning::Watermark),
-            Ok(wire::RevocationMeaning::Dead) => Some(Meaning::Dead),
+            Ok(wire::RevocationMeaning::Suspend) => Some(RevocationKind::Suspend),
+            Ok(wire::RevocationMeaning::Watermark) => Some(RevocationKind::Watermark),
+            Ok(wire::RevocationMeaning::Dead) => Some(RevocationKind::Dead),
             Err(_) => {
-                let error = Error::Invalid { field: "meaning", message: format!("{} is not a meaning", request.meaning) };
-                self.admin.record_refused(by.method(), by.operators(), by.peer(), &error)?;
+                let error = Error::InvalidArgument { field: "meaning", message: format!("{} is not a meaning", request.meaning) };
+                self.admin.record_refusal(by.method(), by.operators(), by.peer(), &error)?;
                 return Err(error.into());
             }
         };
         let target = request.target.unwrap_or_default();
         let asked = RevokeRequest { kind: target.kind, key: target.key, meaning, reason: request.reason };
         let (admin, acting) = (self.admin.clone(), by.clone());
-        let (target, committed) = self.act(async move { admin.revoke(&acting, asked).await }).await?;
+        let done = self.run_act(async move { admin.revoke(&acting, asked).await }).await?;
+        let (target, committed) = (done.target, done.committed);
         // INVARIANT: the revocation is durable here. It stands, whatever the look-up of the name returns, or if the look-up fails.
-        let name = self.admin.recognize(&target, &committed.revision).await;
+        let name = self.admin.look_up_target(&target, &committed.revision).await;
         Ok(Response::new(wire::RevokeResponse {
             revision: committed.revision.to_string(),
-            target: Some(target_out(&target)),
+            target: Some(target_to_wire(&target)),
             committed_at_unix_ms: committed.unix_ms,
-            name: Some(recognition_out(name)),
+            name: Some(recognition_to_wire(name)),
             freshness_bound_ms: committed.freshness_bound_ms,
+            watermark_unix_s: done.watermark_unix_s.unwrap_or(0),
         }))
     }
 
     async fn reinstate(&self, request: Request<wire::ReinstateRequest>) -> Result<Response<wire::ReinstateResponse>, Status> {
-        let by = authorized(&request)?;
+        let by = require_authorized(&request)?;
         let request = request.into_inner();
         let target = request.target.unwrap_or_default();
         let (admin, reason) = (self.admin.clone(), request.reason);
-        let done = self.act(async move { admin.reinstate(&by, &target.kind, &target.key, reason).await }).await?;
+        let done = self.run_act(async move { admin.reinstate(&by, &target.kind, &target.key, reason).await }).await?;
         Ok(Response::new(wire::ReinstateResponse {
             revision: done.committed.revision.to_string(),
             committed_at_unix_ms: done.committed.unix_ms,
@@ -112,13 +117,14 @@ impl RevocationService for AdminApi {
     ) -> Result<Response<wire::ListRevocationsResponse>, Status> {
         const LISTED_DEFAULT: u32 = 100;
         const LISTED_MAX: u32 = 1000;
-        let by = authorized(&request)?;
+        let by = require_authorized(&request)?;
         let limit = match request.into_inner().limit {
             0 => LISTED_DEFAULT,
             limit => limit.min(LISTED_MAX),
         };
         let listed = self.admin.revocations(&by, limit as usize).await?;
-        let revocation = |row: &RevocationRow| revocation_out(row, &listed.revision.history, listed.commits.get(&row.revision));
+        let revocation =
+            |row: &RevocationRow| revocation_to_wire(row, &listed.revision.history, listed.commits.get(&row.revision));
         let revocations = listed.rows.iter().map(revocation).collect();
         Ok(Response::new(wire::ListRevocationsResponse { revocations, total: listed.total }))
     }
@@ -127,46 +133,46 @@ impl RevocationService for AdminApi {
 
     async fn watch(&self, _request: Request<wire::WatchRevocationsRequest>) -> Result<Response<Self::WatchStream>, Status> {
         let message = "revocations are watched on the decisions' listener, unsigned";
-        Err(status(Code::Unimplemented, "NOT_SERVED_HERE", message))
+        Err(status_with_reason(Code::Unimplemented, "NOT_SERVED_HERE", message))
     }
 }
 
 #[tonic::async_trait]
 impl PolicyService for AdminApi {
     async fn apply(&self, request: Request<wire::ApplyPolicyRequest>) -> Result<Response<wire::ApplyPolicyResponse>, Status> {
-        let by = authorized(&request)?;
+        let by = require_authorized(&request)?;
         let request = request.into_inner();
-        let files = files_in(request.files)?;
-        let outcome = self.admin.apply(&by, files, request.dry_run).await.map_err(refused_policy)?;
-        Ok(Response::new(apply_out(outcome)))
+        let files = policy_files_from_wire(request.files)?;
+        let outcome = self.admin.apply(&by, files, request.dry_run).await.map_err(policy_error_status)?;
+        Ok(Response::new(apply_outcome_to_wire(outcome)))
     }
 
     async fn check(&self, request: Request<wire::CheckPolicyRequest>) -> Result<Response<wire::CheckPolicyResponse>, Status> {
-        let by = authorized(&request)?;
-        let files = files_in(request.into_inner().files)?;
-        let diagnostics = self.admin.check_policy(&by, files).await?.iter().map(diagnostic_out).collect();
+        let by = require_authorized(&request)?;
+        let files = policy_files_from_wire(request.into_inner().files)?;
+        let diagnostics = self.admin.check_policy(&by, files).await?.iter().map(diagnostic_to_wire).collect();
         Ok(Response::new(wire::CheckPolicyResponse { diagnostics }))
     }
 
     async fn get(&self, request: Request<wire::GetDocumentRequest>) -> Result<Response<wire::GetDocumentResponse>, Status> {
-        let by = authorized(&request)?;
+        let by = require_authorized(&request)?;
         let request = request.into_inner();
         let row = self.admin.document(&by, &request.kind, &request.id).await?;
         Ok(Response::new(wire::GetDocumentResponse { document_json: row.json.into(), path: row.path, line: row.line }))
     }
 
     async fn list(&self, request: Request<wire::ListDocumentsRequest>) -> Result<Response<wire::ListDocumentsResponse>, Status> {
-        let by = authorized(&request)?;
+        let by = require_authorized(&request)?;
         let kind = request.into_inner().kind;
         let keys = self.admin.documents(&by, Some(kind.as_str()).filter(|kind| !kind.is_empty())).await?;
-        let documents = keys.into_iter().map(key_out).collect();
+        let documents = keys.into_iter().map(document_key_to_wire).collect();
         Ok(Response::new(wire::ListDocumentsResponse { documents }))
     }
 
     async fn diff(&self, request: Request<wire::DiffPolicyRequest>) -> Result<Response<wire::DiffPolicyResponse>, Status> {
-        let by = authorized(&request)?;
-        let files = files_in(request.into_inner().files)?;
-        let outcome = self.admin.diff(&by, files).await.map_err(refused_policy)?;
+        let by = require_authorized(&request)?;
+        let files = policy_files_from_wire(request.into_inner().files)?;
+        let outcome = self.admin.diff(&by, files).await.map_err(policy_error_status)?;
         let pairs = outcome.pairs.listed.iter().map(|pair| wire::PairChange {
             agent: pair.agent.to_string(),
             tool: pair.tool.to_string(),
@@ -178,8 +184,8 @@ impl PolicyService for AdminApi {
             revision: outcome.revision.to_string(),
             pairs: pairs.collect(),
             pairs_total: outcome.pairs.total,
-            documents: outcome.documents.into_iter().map(change_out).collect(),
-            warnings: outcome.warnings.iter().map(diagnostic_out).collect(),
+            documents: outcome.documents.into_iter().map(document_change_to_wire).collect(),
+            warnings: outcome.warnings.iter().map(diagnostic_to_wire).collect(),
         }))
     }
 
@@ -187,7 +193,7 @@ impl PolicyService for AdminApi {
         &self,
         request: Request<wire::PolicyHistoryRequest>,
     ) -> Result<Response<wire::PolicyHistoryResponse>, Status> {
-        let by = authorized(&request)?;
+        let by = require_authorized(&request)?;
         let limit = match request.into_inner().limit {
             0 => HISTORY_LISTED_DEFAULT,
             limit => limit as usize,
@@ -198,8 +204,8 @@ impl PolicyService for AdminApi {
             operators: revision.operators,
             method: revision.method,
             account: revision.account,
-            put: revision.put.into_iter().map(key_out).collect(),
-            removed: revision.removed.into_iter().map(key_out).collect(),
+            put: revision.put.into_iter().map(document_key_to_wire).collect(),
+            removed: revision.removed.into_iter().map(document_key_to_wire).collect(),
         });
         Ok(Response::new(wire::PolicyHistoryResponse { revisions: revisions.collect() }))
     }
@@ -208,19 +214,19 @@ impl PolicyService for AdminApi {
         &self,
         request: Request<wire::RollbackPolicyRequest>,
     ) -> Result<Response<wire::ApplyPolicyResponse>, Status> {
-        let by = authorized(&request)?;
+        let by = require_authorized(&request)?;
         let request = request.into_inner();
-        let outcome = self.admin.rollback(&by, &request.revision, request.dry_run).await.map_err(refused_policy)?;
-        Ok(Response::new(apply_out(outcome)))
+        let outcome = self.admin.rollback(&by, &request.revision, request.dry_run).await.map_err(policy_error_status)?;
+        Ok(Response::new(apply_outcome_to_wire(outcome)))
     }
 
     async fn shadow_report(
         &self,
         request: Request<wire::ShadowReportRequest>,
     ) -> Result<Response<wire::ShadowReportResponse>, Status> {
-        let by = authorized(&request)?;
+        let by = require_authorized(&request)?;
         self.admin.record_read(&by, "report what shadows would do")?;
-        let report = self.lane()?.shadow_report();
+        let report = self.runtime_service()?.shadow_report();
         let flips = report.flips.into_iter().map(|flip| wire::ShadowFlip {
             agent: flip.agent.to_string(),
             tool: flip.tool.to_string(),
@@ -239,14 +245,15 @@ impl PolicyService for AdminApi {
     }
 
     async fn explain(&self, request: Request<wire::CheckRequest>) -> Result<Response<wire::ExplainResponse>, Status> {
-        let by = authorized(&request)?;
+        let by = require_authorized(&request)?;
         // A signer who is an operator may ask for any audience of an issuer, as a caller on this machine may.
-        let caller = Caller { is_loopback: true, ..caller(request.extensions()) };
+        let caller = Caller { is_loopback: true, ..caller_of(request.extensions()) };
         let trace = trace_headers(request.metadata());
-        let request = check_in(request.into_inner(), trace)?;
-        let told = self.lane()?.explain(&request, &caller).await?;
-        let places = self.admin.places(&by, told.documents()).await?;
-        Ok(Response::new(explain_out(request.request_id, &request.tool, &told, Some(&places))))
+        let lane = self.runtime_service()?;
+        let request = check_request_from_wire(request.into_inner(), trace).map_err(|refused| refused.noted(lane, &caller))?;
+        let told = lane.explain(&request, &caller).await?;
+        let places = self.admin.document_locations(&by, told.mentioned_documents()).await?;
+        Ok(Response::new(explanation_to_wire(request.request_id, &request.tool, &told, Some(&places))))
     }
 }
 
@@ -254,16 +261,16 @@ impl PolicyService for AdminApi {
 impl ApprovalService for AdminApi {
     async fn list(&self, request: Request<wire::ListApprovalsRequest>) -> Result<Response<wire::ListApprovalsResponse>, Status> {
         const LISTED_DEFAULT: u32 = 100;
-        let by = authorized(&request)?;
+        let by = require_authorized(&request)?;
         let request = request.into_inner();
         let limit = if request.limit == 0 { LISTED_DEFAULT } else { request.limit };
-        let listed = self.admin.approvals(&by, request.all, limit as usize).await?;
+        let listed = self.admin.list_approvals(&by, request.all, limit as usize).await?;
         let (mut approvals, mut bytes) = (Vec::with_capacity(listed.rows.len()), 0usize);
         for row in &listed.rows {
-            let item = approval_out(row, listed.unix_ms);
+            let item = approval_to_wire(row, listed.read_at_unix_ms);
             bytes = bytes.saturating_add(item.encoded_len());
             // A client accepts messages of 4 MiB by default. `total` shows that there are more approvals than the list holds.
-            if bytes > LIST_BYTES_MAX {
+            if bytes > APPROVAL_LIST_BYTES_MAX {
                 break;
             }
             approvals.push(item);
@@ -272,24 +279,26 @@ impl ApprovalService for AdminApi {
     }
 
     async fn approve(&self, request: Request<wire::ApproveRequest>) -> Result<Response<wire::ApproveResponse>, Status> {
-        let by = authorized(&request)?;
+        let by = require_authorized(&request)?;
         let wire::ApproveRequest { digest, reason } = request.into_inner();
         let admin = self.admin.clone();
-        let answered = self.act(async move { admin.answer(&by, Answer::Approve, &digest, &reason).await }).await?;
+        let answered =
+            self.run_act(async move { admin.answer_approval(&by, ApprovalAnswer::Approve, &digest, &reason).await }).await?;
         Ok(Response::new(wire::ApproveResponse {
             revision: answered.committed.revision.to_string(),
-            approval: Some(approval_out(&answered.row, answered.unix_ms)),
+            approval: Some(approval_to_wire(&answered.row, answered.unix_ms)),
         }))
     }
 
     async fn refuse(&self, request: Request<wire::RefuseRequest>) -> Result<Response<wire::RefuseResponse>, Status> {
-        let by = authorized(&request)?;
+        let by = require_authorized(&request)?;
         let wire::RefuseRequest { digest, reason } = request.into_inner();
         let admin = self.admin.clone();
-        let answered = self.act(async move { admin.answer(&by, Answer::Refuse, &digest, &reason).await }).await?;
+        let answered =
+            self.run_act(async move { admin.answer_approval(&by, ApprovalAnswer::Refuse, &digest, &reason).await }).await?;
         Ok(Response::new(wire::RefuseResponse {
             revision: answered.committed.revision.to_string(),
-            approval: Some(approval_out(&answered.row, answered.unix_ms)),
+            approval: Some(approval_to_wire(&answered.row, answered.unix_ms)),
         }))
     }
 }
@@ -297,32 +306,32 @@ impl ApprovalService for AdminApi {
 #[tonic::async_trait]
 impl FleetService for AdminApi {
     async fn info(&self, _request: Request<wire::InfoRequest>) -> Result<Response<wire::InfoResponse>, Status> {
-        let revision: Revision = deadline::read(self.admin.revision()).await?;
-        Ok(Response::new(info_out(&revision)))
+        let revision: Revision = store_timeout::await_read(self.admin.revision()).await?;
+        Ok(Response::new(info_to_wire(&revision)))
     }
 
     async fn list_replicas(
         &self,
         request: Request<wire::ListReplicasRequest>,
     ) -> Result<Response<wire::ListReplicasResponse>, Status> {
-        let by = authorized(&request)?;
-        Ok(Response::new(fleet_out(&self.admin.replicas(&by).await?)))
+        let by = require_authorized(&request)?;
+        Ok(Response::new(fleet_to_wire(&self.admin.replicas(&by).await?)))
     }
 
     async fn wait_for(
         &self,
         request: Request<wire::WaitForFleetRequest>,
     ) -> Result<Response<wire::WaitForFleetResponse>, Status> {
-        let by = authorized(&request)?;
+        let by = require_authorized(&request)?;
         let wire::WaitForFleetRequest { revision, committed_at_unix_ms } = request.into_inner();
-        let revision = revision.parse::<Revision>().map_err(|error| invalid("revision", error))?;
+        let revision = revision.parse::<Revision>().map_err(|error| invalid_argument("revision", error))?;
         let waited = self.admin.wait_for_fleet(&by, &revision, committed_at_unix_ms).await?;
         let answers = waited.replicas.iter().map(|(replica, outcome)| wire::ReplicaAnswer {
-            replica: Some(replica_out(replica, &waited.revision)),
+            replica: Some(replica_to_wire(replica, &waited.revision)),
             outcome: outcome.as_str().to_owned(),
             acknowledged_after_ms: match outcome {
-                Outcome::Acknowledged { after_ms } => *after_ms,
-                Outcome::RanOut | Outcome::Quarantined => None,
+                ReplicaWaitOutcome::Acknowledged { after_ms } => *after_ms,
+                ReplicaWaitOutcome::RanOut | ReplicaWaitOutcome::Quarantined => None,
             },
         });
         Ok(Response::new(wire::WaitForFleetResponse {
@@ -334,11 +343,11 @@ impl FleetService for AdminApi {
     }
 
     async fn adopt(&self, request: Request<wire::AdoptRequest>) -> Result<Response<wire::AdoptResponse>, Status> {
-        let by = authorized(&request)?;
-        if self.lane.is_some() {
+        let by = require_authorized(&request)?;
+        if self.runtime_service.is_some() {
             let error =
                 Error::PermissionDenied("a running server adopts nothing: name the store itself, with --store".to_owned());
-            self.admin.record_refused(by.method(), by.operators(), by.peer(), &error)?;
+            self.admin.record_refusal(by.method(), by.operators(), by.peer(), &error)?;
             return Err(error.into());
         }
         let adopted = self.admin.adopt(&by, request.into_inner().reason).await?;
@@ -354,12 +363,12 @@ impl FleetService for AdminApi {
         &self,
         request: Request<wire::WaitForAdoptionRequest>,
     ) -> Result<Response<wire::WaitForAdoptionResponse>, Status> {
-        let by = authorized(&request)?;
+        let by = require_authorized(&request)?;
         let wire::WaitForAdoptionRequest { revision, wait_ms } = request.into_inner();
-        let revision = revision.parse::<Revision>().map_err(|error| invalid("revision", error))?;
+        let revision = revision.parse::<Revision>().map_err(|error| invalid_argument("revision", error))?;
         let waited = self.admin.wait_for_adoption(&by, &revision, wait_ms).await?;
         let replicas = waited.replicas.iter().map(|one| {
-            let mut replica = replica_out(&one.replica, &revision);
+            let mut replica = replica_to_wire(&one.replica, &revision);
             if !one.registered {
                 replica.state = "gone".to_owned();
             }
@@ -374,57 +383,57 @@ impl FleetService for AdminApi {
     }
 }
 
-pub(super) fn authorized<T>(request: &Request<T>) -> Result<Authorized, Status> {
-    let found = request.extensions().get::<Authorized>().cloned();
-    found.ok_or_else(|| status(Code::Unauthenticated, "UNAUTHENTICATED", "the call is not signed"))
+pub(super) fn require_authorized<T>(request: &Request<T>) -> Result<AuthorizedAct, Status> {
+    let found = request.extensions().get::<AuthorizedAct>().cloned();
+    found.ok_or_else(|| status_with_reason(Code::Unauthenticated, "UNAUTHENTICATED", "the call is not signed"))
 }
 
-fn files_in(files: Vec<wire::PolicyFile>) -> Result<Vec<PolicyFile>, Status> {
+fn policy_files_from_wire(files: Vec<wire::PolicyFile>) -> Result<Vec<PolicyFile>, Status> {
     if files.len() > POLICY_FILES_MAX {
-        return Err(invalid("files", format!("{} files: at most {POLICY_FILES_MAX}", files.len())));
+        return Err(invalid_argument("files", format!("{} files: at most {POLICY_FILES_MAX}", files.len())));
     }
     if let Some(large) = files.iter().find(|file| file.content.len() > POLICY_FILE_BYTES_MAX) {
-        return Err(invalid("files", format!("`{}` is over {POLICY_FILE_BYTES_MAX} bytes", large.path)));
+        return Err(invalid_argument("files", format!("`{}` is over {POLICY_FILE_BYTES_MAX} bytes", large.path)));
     }
     if files.iter().map(|file| file.content.len()).sum::<usize>() > POLICY_BYTES_MAX {
-        return Err(invalid("files", format!("over {POLICY_BYTES_MAX} bytes together")));
+        return Err(invalid_argument("files", format!("over {POLICY_BYTES_MAX} bytes together")));
     }
     Ok(files.into_iter().map(|file| PolicyFile { path: file.path, content: file.content.into() }).collect())
 }
 
-fn apply_out(outcome: ApplyOutcome) -> wire::ApplyPolicyResponse {
+fn apply_outcome_to_wire(outcome: ApplyOutcome) -> wire::ApplyPolicyResponse {
     wire::ApplyPolicyResponse {
         revision: outcome.revision.to_string(),
-        changes: outcome.changes.into_iter().map(change_out).collect(),
-        warnings: outcome.warnings.iter().map(diagnostic_out).collect(),
+        changes: outcome.changes.into_iter().map(document_change_to_wire).collect(),
+        warnings: outcome.warnings.iter().map(diagnostic_to_wire).collect(),
     }
 }
 
-fn change_out(change: DocumentChange) -> wire::DocumentChange {
+fn document_change_to_wire(change: DocumentChange) -> wire::DocumentChange {
     wire::DocumentChange { change: change.change.to_owned(), kind: change.key.kind, id: change.key.id }
 }
 
-fn key_out(key: DocumentKey) -> wire::DocumentId {
+fn document_key_to_wire(key: DocumentKey) -> wire::DocumentId {
     wire::DocumentId { kind: key.kind, id: key.id }
 }
 
 /// Lists every diagnostic or failed test, so that a client can show them as `policy check` and `policy test` do.
-pub(super) fn refused_policy(error: Error) -> Status {
+pub(super) fn policy_error_status(error: Error) -> Status {
     match error {
-        Error::Policy(diagnostics) => {
+        Error::InvalidPolicy(diagnostics) => {
             let lines: Vec<String> = diagnostics.iter().map(ToString::to_string).collect();
             let message = format!("the policy has errors, nothing was applied:\n{}", lines.join("\n"));
-            status(Code::InvalidArgument, "POLICY_INVALID", bounded(message, "policy check"))
+            status_with_reason(Code::InvalidArgument, "POLICY_INVALID", truncate_message(message, "policy check"))
         }
-        Error::Tests { failures, .. } => {
+        Error::TestsFailed { failures, .. } => {
             let message = format!("the policy's tests fail, nothing was applied:\n{}", failures.join("\n"));
-            status(Code::InvalidArgument, "POLICY_TESTS_FAILED", bounded(message, "policy test"))
+            status_with_reason(Code::InvalidArgument, "POLICY_TESTS_FAILED", truncate_message(message, "policy test"))
         }
         error => error.into(),
     }
 }
 
-fn diagnostic_out(diagnostic: &DiagnosticText) -> wire::Diagnostic {
+fn diagnostic_to_wire(diagnostic: &DiagnosticText) -> wire::Diagnostic {
     wire::Diagnostic {
         severity: diagnostic.severity.as_str().to_owned(),
         path: diagnostic.path.clone(),
@@ -435,9 +444,9 @@ fn diagnostic_out(diagnostic: &DiagnosticText) -> wire::Diagnostic {
     }
 }
 
-fn revocation_out(row: &RevocationRow, history: &HistoryId, committed: Option<&CommittedBy>) -> wire::Revocation {
+fn revocation_to_wire(row: &RevocationRow, history: &HistoryId, committed: Option<&CommitMetadata>) -> wire::Revocation {
     wire::Revocation {
-        target: Some(target_out(&row.target)),
+        target: Some(target_to_wire(&row.target)),
         dead: row.dead,
         suspended: row.suspended,
         watermark_unix_s: row.watermark_unix_s.unwrap_or(0),
@@ -448,7 +457,7 @@ fn revocation_out(row: &RevocationRow, history: &HistoryId, committed: Option<&C
     }
 }
 
-fn approval_out(row: &ApprovalRow, unix_ms: i64) -> wire::ApprovalItem {
+fn approval_to_wire(row: &ApprovalRow, unix_ms: i64) -> wire::ApprovalItem {
     let call = &row.call;
     let layers = row.layers.iter().map(|layer| wire::ApprovalLayer {
         layer: layer.layer.as_str().to_owned(),
@@ -473,21 +482,21 @@ fn approval_out(row: &ApprovalRow, unix_ms: i64) -> wire::ApprovalItem {
     }
 }
 
-fn recognition_out(name: Recognition) -> wire::NameRecognition {
-    let standing = match name.standing {
-        Standing::Known => wire::NameStanding::Known,
-        Standing::Unknown => wire::NameStanding::Unknown,
-        Standing::NotLooked => wire::NameStanding::NotLooked,
+fn recognition_to_wire(name: TargetLookup) -> wire::NameRecognition {
+    let standing = match name.status {
+        NameStatus::Known => wire::NameStanding::Known,
+        NameStatus::Unknown => wire::NameStanding::Unknown,
+        NameStatus::NotChecked => wire::NameStanding::NotLooked,
     };
-    wire::NameRecognition { standing: standing.into(), nearest: name.nearest.as_ref().map(target_out), note: name.note }
+    wire::NameRecognition { standing: standing.into(), nearest: name.nearest.as_ref().map(target_to_wire), note: name.note }
 }
 
-fn target_out(target: &Target) -> wire::RevocationTarget {
-    wire::RevocationTarget { kind: target.kind().to_owned(), key: target.parts().into_iter().map(str::to_owned).collect() }
+fn target_to_wire(target: &RevocationTarget) -> wire::RevocationTarget {
+    wire::RevocationTarget { kind: target.kind().to_owned(), key: target.key_parts().into_iter().map(str::to_owned).collect() }
 }
 
 /// Cuts a status message to fit. gRPC sends it in a header, and the usual limit for headers is 16 KiB.
-fn bounded(mut message: String, shows_all: &str) -> String {
+fn truncate_message(mut message: String, shows_all: &str) -> String {
     const STATUS_MESSAGE_BYTES_MAX: usize = 3000;
     if message.len() > STATUS_MESSAGE_BYTES_MAX {
         let cut = message.floor_char_boundary(STATUS_MESSAGE_BYTES_MAX);

@@ -3,6 +3,7 @@
 //! A message with a wrong form gets `INVALID_ARGUMENT`. A wrong credential or wrong arguments are no error here: the service
 //! answers them with a denial.
 
+use std::collections::HashSet;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -12,81 +13,95 @@ use http::Extensions;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::explain::explain_out;
+use super::explain::explanation_to_wire;
 use super::r#gen as wire;
 use super::r#gen::decision_service_server::DecisionService;
 use super::r#gen::{check_request, list_tools_request};
-use super::status::{invalid, too_large, undecodable};
-use super::wire_values::{effect_out, principals_of};
-use crate::model::connection::{PeerInfo, Standing};
-use crate::model::ids::holds_control_character;
+use super::status::{decode_failure_status, invalid_argument, limit_exceeded};
+use super::wire_values::{effect_to_wire, principals_to_wire};
+use crate::model::connection::{PeerInfo, VerifiedSignatureFlag};
+use crate::model::constraint::abbreviate;
+use crate::model::ids::contains_control_character;
 use crate::model::json;
 use crate::model::limits::{
     BATCH_CALLS_MAX, CHAIN_TOKENS_READ_MAX, CONTEXT_BYTES_MAX, ID_BYTES_MAX, LIST_TOOLS_MAX, REQUEST_ID_BYTES_MAX,
     TOOL_NAME_BYTES_MAX,
 };
 use crate::model::revision::Revision;
-use crate::service::request::{Answer, Caller, CheckRequest, Credential, ListToolsRequest, TraceHeaders};
-use crate::service::{Lane, Undecided};
+use crate::service::request::{AgentCredential, Caller, CheckAnswer, DecisionRequest, ListToolsRequest, TraceHeaders};
+use crate::service::{RuntimeService, ServiceUnavailable};
 
 /// The decision service of one serving runtime.
 #[derive(Clone)]
 pub struct DecisionApi {
-    lane: Lane,
+    runtime_service: RuntimeService,
 }
 
 impl DecisionApi {
     /// Answers calls with the service of one runtime.
-    pub fn new(lane: Lane) -> Self {
-        Self { lane }
+    pub fn new(lane: RuntimeService) -> Self {
+        Self { runtime_service: lane }
     }
 
     async fn decide(
-        lane: &Lane,
+        lane: &RuntimeService,
         message: wire::CheckRequest,
         caller: &Caller,
-        standing: Option<&Standing>,
+        standing: Option<&VerifiedSignatureFlag>,
         trace: TraceHeaders,
     ) -> Result<wire::CheckResponse, Status> {
-        let request = check_in(message, trace)?;
+        let request = check_request_from_wire(message, trace).map_err(|refused| refused.noted(lane, caller))?;
         let answer = lane.check(&request, caller).await?;
-        note_proof(standing, &answer);
-        Ok(answer_out(request.request_id, &request.tool, answer))
+        mark_connection_proved(standing, &answer);
+        Ok(answer_to_wire(request.request_id, &request.tool, answer))
     }
 }
 
 #[tonic::async_trait]
 impl DecisionService for DecisionApi {
     async fn check(&self, request: Request<wire::CheckRequest>) -> Result<Response<wire::CheckResponse>, Status> {
-        let caller = caller(request.extensions());
-        let standing = standing(request.extensions());
+        let caller = caller_of(request.extensions());
+        let standing = connection_standing(request.extensions());
         let trace = trace_headers(request.metadata());
-        Ok(Response::new(Self::decide(&self.lane, request.into_inner(), &caller, standing.as_deref(), trace).await?))
+        Ok(Response::new(Self::decide(&self.runtime_service, request.into_inner(), &caller, standing.as_deref(), trace).await?))
     }
 
     async fn check_batch(&self, request: Request<wire::CheckBatchRequest>) -> Result<Response<wire::CheckBatchResponse>, Status> {
-        let caller = caller(request.extensions());
-        let standing = standing(request.extensions());
+        let caller = caller_of(request.extensions());
+        let standing = connection_standing(request.extensions());
         let trace = trace_headers(request.metadata());
         let requests = request.into_inner().requests;
         if requests.len() > BATCH_CALLS_MAX {
-            return Err(too_large("requests", requests.len(), BATCH_CALLS_MAX));
+            return Err(limit_exceeded("requests", requests.len(), BATCH_CALLS_MAX));
         }
         // The form of every message is validated before the first decision, so a batch is decided as a whole or not at all.
-        let requests = requests.into_iter().map(|message| check_in(message, trace.clone())).collect::<Result<Vec<_>, _>>()?;
-        let mut answers = Vec::with_capacity(requests.len());
-        for request in requests {
-            let (answer, held) = self.lane.check_held(&request, &caller).await?;
-            note_proof(standing.as_deref(), &answer);
+        let mut formed = Vec::with_capacity(requests.len());
+        let mut messages = requests.into_iter();
+        while let Some(message) = messages.next() {
+            match check_request_from_wire(message, trace.clone()) {
+                Ok(request) => formed.push(request),
+                Err(refused) => {
+                    let others = formed
+                        .into_iter()
+                        .map(Ok)
+                        .chain(messages.map(|message| check_request_from_wire(message, TraceHeaders::default())));
+                    return Err(self.refuse_batch(refused, others, &caller).await);
+                }
+            }
+        }
+        let mut answers = Vec::with_capacity(formed.len());
+        for request in formed {
+            let (answer, held) = self.runtime_service.check_pending(&request, &caller).await?;
+            mark_connection_proved(standing.as_deref(), &answer);
             answers.push((request, answer, held));
             // Lets the other calls of this runtime run, because a batch of chains that are not cached takes long to verify.
             tokio::task::yield_now().await;
         }
-        // INVARIANT: nothing awaits from here on. The first answers are as old as the batch; `confirm` denies those whose chain was
+        // INVARIANT: nothing awaits from here on. The first answers are as old as the batch; `confirm_answer` denies those whose chain was
         // revoked since.
         let confirmed = answers.into_iter().map(|(request, answer, held)| {
-            let answer = self.lane.confirm(&request, &caller, answer, held);
-            answer_out(request.request_id, &request.tool, answer)
+            let answer = self.runtime_service.confirm_answer(&request, &caller, answer, held);
+            answer_to_wire(request.request_id, &request.tool, answer)
         });
         let responses = confirmed.collect();
         Ok(Response::new(wire::CheckBatchResponse { responses }))
@@ -98,10 +113,10 @@ impl DecisionService for DecisionApi {
         &self,
         request: Request<Streaming<wire::CheckRequest>>,
     ) -> Result<Response<Self::CheckStreamStream>, Status> {
-        let caller = caller(request.extensions());
-        let standing = standing(request.extensions());
+        let caller = caller_of(request.extensions());
+        let standing = connection_standing(request.extensions());
         let trace = trace_headers(request.metadata());
-        let open = Some((request.into_inner(), self.lane.clone()));
+        let open = Some((request.into_inner(), self.runtime_service.clone()));
         // Each message is decided when the transport polls for its answer, so that the answer's validity starts when it can be
         // sent.
         let answers = stream::unfold(open, move |open| {
@@ -110,14 +125,14 @@ impl DecisionService for DecisionApi {
                 let (mut messages, lane) = open?;
                 let message = tokio::select! {
                     message = messages.next() => message?,
-                    () = lane.drained() => return Some((Err(Undecided::Draining.into()), None)),
+                    () = lane.wait_for_drain() => return Some((Err(ServiceUnavailable::Draining.into()), None)),
                 };
                 match message {
                     Ok(message) => {
                         let answer = Self::decide(&lane, message, &caller, standing.as_deref(), trace).await;
                         Some((answer, Some((messages, lane))))
                     }
-                    Err(fault) => Some((Err(undecodable(&fault).unwrap_or(fault)), None)),
+                    Err(fault) => Some((Err(decode_failure_status(&fault).unwrap_or(fault)), None)),
                 }
             }
         });
@@ -125,35 +140,14 @@ impl DecisionService for DecisionApi {
     }
 
     async fn list_tools(&self, request: Request<wire::ListToolsRequest>) -> Result<Response<wire::ListToolsResponse>, Status> {
-        let caller = caller(request.extensions());
+        let caller = caller_of(request.extensions());
         let trace = trace_headers(request.metadata());
         let message = request.into_inner();
-        if message.tools.len() > LIST_TOOLS_MAX {
-            return Err(too_large("tools", message.tools.len(), LIST_TOOLS_MAX));
-        }
-        for tool in &message.tools {
-            check_text("tools", tool, 1, TOOL_NAME_BYTES_MAX)?;
-        }
-        check_text("request_id", &message.request_id, 0, REQUEST_ID_BYTES_MAX)?;
-        let (credential, proof) = match message.credential {
-            Some(list_tools_request::Credential::Presentation(presentation)) => {
-                presented(presentation.aat_chain, presentation.aat_pop, message.proof)?
-            }
-            Some(list_tools_request::Credential::Handle(handle)) => (handle_in(&handle)?, not_empty(message.proof)),
-            None => return Err(no_credential()),
-        };
-        let request = ListToolsRequest {
-            request_id: message.request_id,
-            credential,
-            proof,
-            tools: message.tools,
-            audience: audience_in(message.audience)?,
-            trace,
-        };
-        let answer = self.lane.list_tools(&request, &caller).await?;
+        let request = list_tools_in(message, trace).map_err(|refused| refused.noted(&self.runtime_service, &caller))?;
+        let answer = self.runtime_service.list_tools(&request, &caller).await?;
         let tools = answer.tools.into_iter().map(|tool| wire::ToolDecision {
             tool: tool.tool,
-            effect: effect_out(tool.effect).into(),
+            effect: effect_to_wire(tool.effect).into(),
             reason: tool.reason.as_str().to_owned(),
             maybe: tool.maybe,
         });
@@ -170,16 +164,17 @@ impl DecisionService for DecisionApi {
     }
 
     async fn explain(&self, request: Request<wire::CheckRequest>) -> Result<Response<wire::ExplainResponse>, Status> {
-        let caller = caller(request.extensions());
+        let caller = caller_of(request.extensions());
         let trace = trace_headers(request.metadata());
-        let request = check_in(request.into_inner(), trace)?;
-        let told = self.lane.explain(&request, &caller).await?;
-        Ok(Response::new(explain_out(request.request_id, &request.tool, &told, None)))
+        let request = check_request_from_wire(request.into_inner(), trace)
+            .map_err(|refused| refused.noted(&self.runtime_service, &caller))?;
+        let told = self.runtime_service.explain(&request, &caller).await?;
+        Ok(Response::new(explanation_to_wire(request.request_id, &request.tool, &told, None)))
     }
 }
 
 /// The caller, as the transport identifies it.
-pub(super) fn caller(extensions: &Extensions) -> Caller {
+pub(super) fn caller_of(extensions: &Extensions) -> Caller {
     match extensions.get::<PeerInfo>() {
         Some(peer) => Caller { connection_id: peer.connection_id, address: peer.address.clone(), is_loopback: peer.is_loopback },
         // Without a known peer the caller has no right to any audience, and no handle of another connection.
@@ -188,19 +183,19 @@ pub(super) fn caller(extensions: &Extensions) -> Caller {
 }
 
 /// The standing of the call's connection.
-fn standing(extensions: &Extensions) -> Option<Arc<Standing>> {
-    extensions.get::<PeerInfo>().map(|peer| peer.standing.clone())
+fn connection_standing(extensions: &Extensions) -> Option<Arc<VerifiedSignatureFlag>> {
+    extensions.get::<PeerInfo>().map(|peer| peer.verified_signature.clone())
 }
 
 /// Marks the connection as proved once a chain was verified on it. A full listener cuts connections without that mark first.
-fn note_proof(standing: Option<&Standing>, answer: &Answer) {
+fn mark_connection_proved(standing: Option<&VerifiedSignatureFlag>, answer: &CheckAnswer) {
     if let (Some(standing), Some(_)) = (standing, &answer.identities) {
-        standing.prove();
+        standing.set();
     }
 }
 
 /// The peer's address for an audit line.
-pub(super) fn peer_text(extensions: &Extensions) -> String {
+pub(super) fn peer_address(extensions: &Extensions) -> String {
     extensions.get::<PeerInfo>().map_or_else(|| "unknown".to_owned(), |peer| peer.address.to_string())
 }
 
@@ -209,36 +204,63 @@ pub(super) fn trace_headers(metadata: &MetadataMap) -> TraceHeaders {
     TraceHeaders { parent: text("traceparent"), state: text("tracestate") }
 }
 
-pub(super) fn check_in(message: wire::CheckRequest, trace: TraceHeaders) -> Result<CheckRequest, Status> {
-    check_text("request_id", &message.request_id, 0, REQUEST_ID_BYTES_MAX)?;
-    check_text("tool", &message.tool, 1, TOOL_NAME_BYTES_MAX)?;
-    let (credential, proof) = match message.credential {
-        Some(check_request::Credential::Presentation(presentation)) => {
-            presented(presentation.aat_chain, presentation.aat_pop, message.proof)?
+/// A malformed message.
+pub(super) struct Refused {
+    status: Status,
+    /// The credential and the proof, as far as the message holds them.
+    presented: Option<(AgentCredential, Option<Bytes>)>,
+}
+
+impl Refused {
+    /// Returns the status, after the proof was noted as presented: whoever overheard the message must not use the proof for a handle.
+    pub(super) fn noted(self, lane: &RuntimeService, caller: &Caller) -> Status {
+        if let Some((credential, proof)) = &self.presented {
+            lane.show_undecided(credential, proof.as_deref(), caller);
         }
-        Some(check_request::Credential::Handle(handle)) => (handle_in(&handle)?, not_empty(message.proof)),
-        None => return Err(no_credential()),
-    };
-    let tool_schema_sha256 = match message.tool_schema_sha256.len() {
-        0 => None,
-        length => Some(
-            <[u8; 32]>::try_from(&message.tool_schema_sha256[..])
-                .map_err(|_| invalid("tool_schema_sha256", format!("{length} bytes: 32 raw bytes of SHA-256 are expected")))?,
-        ),
-    };
-    if message.context_json.len() > CONTEXT_BYTES_MAX {
-        return Err(too_large("context_json", message.context_json.len(), CONTEXT_BYTES_MAX));
+        self.status
     }
-    let environment = match message.context_json.is_empty() {
-        true => None,
-        false => Some(json::parse_object(&message.context_json).map_err(|error| invalid("context_json", error))?),
+}
+
+impl DecisionApi {
+    /// Refuses a batch with a malformed message, and notes the proofs of all its messages as presented.
+    async fn refuse_batch(
+        &self,
+        refused: Refused,
+        others: impl Iterator<Item = Result<DecisionRequest, Refused>>,
+        caller: &Caller,
+    ) -> Status {
+        for other in others {
+            match other {
+                Ok(request) => self.runtime_service.show_undecided(&request.credential, request.proof.as_deref(), caller),
+                Err(other) => drop(other.noted(&self.runtime_service, caller)),
+            }
+            // As for a batch that is decided: the chains may take long to verify.
+            tokio::task::yield_now().await;
+        }
+        refused.noted(&self.runtime_service, caller)
+    }
+}
+
+/// The parts of a message besides its credential, as far as they need conversion.
+struct Form {
+    tool_schema_sha256: Option<[u8; 32]>,
+    environment: Option<json::JsonObject>,
+    at_least: Option<Revision>,
+}
+
+pub(super) fn check_request_from_wire(mut message: wire::CheckRequest, trace: TraceHeaders) -> Result<DecisionRequest, Refused> {
+    let form = form_of(&message);
+    let credential = match message.credential.take() {
+        Some(check_request::Credential::Presentation(presentation)) => {
+            presentation_from_wire(presentation.aat_chain, presentation.aat_pop, std::mem::take(&mut message.proof))
+        }
+        Some(check_request::Credential::Handle(handle)) => {
+            handle_from_wire(&handle).map(|handle| (handle, not_empty(std::mem::take(&mut message.proof))))
+        }
+        None => Err(missing_credential_status()),
     };
-    check_text("at_least", &message.at_least, 0, ID_BYTES_MAX)?;
-    let at_least = match message.at_least.as_str() {
-        "" => None,
-        token => Some(token.parse::<Revision>().map_err(|error| invalid("at_least", error))?),
-    };
-    Ok(CheckRequest {
+    let (Form { tool_schema_sha256, environment, at_least }, (credential, proof)) = both(form, credential)?;
+    Ok(DecisionRequest {
         request_id: message.request_id,
         credential,
         proof,
@@ -246,25 +268,99 @@ pub(super) fn check_in(message: wire::CheckRequest, trace: TraceHeaders) -> Resu
         tool_schema_sha256,
         arguments_json: message.arguments_json,
         environment,
-        audience: audience_in(message.audience)?,
+        audience: not_empty_text(message.audience),
         at_least,
         want_handle: message.want_handle,
         trace,
     })
 }
 
-fn chain_in(tokens: Vec<Bytes>) -> Result<Credential, Status> {
-    if tokens.len() > CHAIN_TOKENS_READ_MAX {
-        return Err(too_large("presentation.aat_chain", tokens.len(), CHAIN_TOKENS_READ_MAX));
+fn list_tools_in(mut message: wire::ListToolsRequest, trace: TraceHeaders) -> Result<ListToolsRequest, Refused> {
+    let form = check_list_tools(&message);
+    let credential = match message.credential.take() {
+        Some(list_tools_request::Credential::Presentation(presentation)) => {
+            presentation_from_wire(presentation.aat_chain, presentation.aat_pop, std::mem::take(&mut message.proof))
+        }
+        Some(list_tools_request::Credential::Handle(handle)) => {
+            handle_from_wire(&handle).map(|handle| (handle, not_empty(std::mem::take(&mut message.proof))))
+        }
+        None => Err(missing_credential_status()),
+    };
+    let ((), (credential, proof)) = both(form, credential)?;
+    Ok(ListToolsRequest {
+        request_id: message.request_id,
+        credential,
+        proof,
+        tools: message.tools,
+        audience: not_empty_text(message.audience),
+        trace,
+    })
+}
+
+/// Pairs a form with a credential, or returns the first fault with the credential that came beside it.
+fn both<T>(
+    form: Result<T, Status>,
+    credential: Result<(AgentCredential, Option<Bytes>), Status>,
+) -> Result<(T, (AgentCredential, Option<Bytes>)), Refused> {
+    match (form, credential) {
+        (Ok(form), Ok(credential)) => Ok((form, credential)),
+        (Err(status), credential) => Err(Refused { status, presented: credential.ok() }),
+        (Ok(_), Err(status)) => Err(Refused { status, presented: None }),
     }
-    Ok(Credential::Chain(tokens))
+}
+
+fn check_list_tools(message: &wire::ListToolsRequest) -> Result<(), Status> {
+    if message.tools.len() > LIST_TOOLS_MAX {
+        return Err(limit_exceeded("tools", message.tools.len(), LIST_TOOLS_MAX));
+    }
+    let mut seen = HashSet::with_capacity(message.tools.len());
+    for tool in &message.tools {
+        validate_text("tools", tool, 1, TOOL_NAME_BYTES_MAX)?;
+        if !seen.insert(tool.as_str()) {
+            return Err(invalid_argument("tools", format!("`{}` stands twice", abbreviate(tool))));
+        }
+    }
+    validate_text("request_id", &message.request_id, 0, REQUEST_ID_BYTES_MAX)?;
+    validate_text("audience", &message.audience, 0, ID_BYTES_MAX)
+}
+
+fn form_of(message: &wire::CheckRequest) -> Result<Form, Status> {
+    validate_text("request_id", &message.request_id, 0, REQUEST_ID_BYTES_MAX)?;
+    validate_text("tool", &message.tool, 1, TOOL_NAME_BYTES_MAX)?;
+    let tool_schema_sha256 = match message.tool_schema_sha256.len() {
+        0 => None,
+        length => Some(<[u8; 32]>::try_from(&message.tool_schema_sha256[..]).map_err(|_| {
+            invalid_argument("tool_schema_sha256", format!("{length} bytes: 32 raw bytes of SHA-256 are expected"))
+        })?),
+    };
+    if message.context_json.len() > CONTEXT_BYTES_MAX {
+        return Err(limit_exceeded("context_json", message.context_json.len(), CONTEXT_BYTES_MAX));
+    }
+    let environment = match message.context_json.is_empty() {
+        true => None,
+        false => Some(json::parse_object(&message.context_json).map_err(|error| invalid_argument("context_json", error))?),
+    };
+    validate_text("at_least", &message.at_least, 0, ID_BYTES_MAX)?;
+    let at_least = match message.at_least.as_str() {
+        "" => None,
+        token => Some(token.parse::<Revision>().map_err(|error| invalid_argument("at_least", error))?),
+    };
+    validate_text("audience", &message.audience, 0, ID_BYTES_MAX)?;
+    Ok(Form { tool_schema_sha256, environment, at_least })
+}
+
+fn chain_from_wire(tokens: Vec<Bytes>) -> Result<AgentCredential, Status> {
+    if tokens.len() > CHAIN_TOKENS_READ_MAX {
+        return Err(limit_exceeded("presentation.aat_chain", tokens.len(), CHAIN_TOKENS_READ_MAX));
+    }
+    Ok(AgentCredential::Chain(tokens))
 }
 
 /// Reads a chain and its proof. The proof may stand in the presentation or in the request, but not in both.
-fn presented(tokens: Vec<Bytes>, aat_pop: Bytes, proof: Bytes) -> Result<(Credential, Option<Bytes>), Status> {
+fn presentation_from_wire(tokens: Vec<Bytes>, aat_pop: Bytes, proof: Bytes) -> Result<(AgentCredential, Option<Bytes>), Status> {
     match (not_empty(aat_pop), not_empty(proof)) {
-        (Some(_), Some(_)) => Err(invalid("proof", "stands beside `presentation.aat_pop`: send one proof")),
-        (aat_pop, proof) => Ok((chain_in(tokens)?, aat_pop.or(proof))),
+        (Some(_), Some(_)) => Err(invalid_argument("proof", "stands beside `presentation.aat_pop`: send one proof")),
+        (aat_pop, proof) => Ok((chain_from_wire(tokens)?, aat_pop.or(proof))),
     }
 }
 
@@ -272,32 +368,31 @@ fn not_empty(bytes: Bytes) -> Option<Bytes> {
     Some(bytes).filter(|bytes| !bytes.is_empty())
 }
 
-fn handle_in(handle: &Bytes) -> Result<Credential, Status> {
+fn handle_from_wire(handle: &Bytes) -> Result<AgentCredential, Status> {
     let handle = <[u8; 16]>::try_from(&handle[..]);
-    handle.map(Credential::Handle).map_err(|_| invalid("handle", "16 bytes are expected, as an answer gave them"))
+    handle.map(AgentCredential::Handle).map_err(|_| invalid_argument("handle", "16 bytes are expected, as an answer gave them"))
 }
 
-fn audience_in(audience: String) -> Result<Option<String>, Status> {
-    check_text("audience", &audience, 0, ID_BYTES_MAX)?;
-    Ok(Some(audience).filter(|audience| !audience.is_empty()))
+fn not_empty_text(text: String) -> Option<String> {
+    Some(text).filter(|text| !text.is_empty())
 }
 
 /// Validates a name from the caller: its length, and that no control character can forge a line where the name is shown.
-fn check_text(field: &str, text: &str, bytes_min: usize, bytes_max: usize) -> Result<(), Status> {
+fn validate_text(field: &str, text: &str, bytes_min: usize, bytes_max: usize) -> Result<(), Status> {
     if !(bytes_min..=bytes_max).contains(&text.len()) {
-        return Err(invalid(field, format!("{} bytes: {bytes_min} to {bytes_max} are expected", text.len())));
+        return Err(invalid_argument(field, format!("{} bytes: {bytes_min} to {bytes_max} are expected", text.len())));
     }
-    if holds_control_character(text) {
-        return Err(invalid(field, "holds a control character: percent-encode what such a name holds"));
+    if contains_control_character(text) {
+        return Err(invalid_argument(field, "holds a control character: percent-encode what such a name holds"));
     }
     Ok(())
 }
 
-fn no_credential() -> Status {
-    invalid("credential", "is missing: send a presentation or a handle")
+fn missing_credential_status() -> Status {
+    invalid_argument("credential", "is missing: send a presentation or a handle")
 }
 
-fn answer_out(request_id: String, tool: &str, answer: Answer) -> wire::CheckResponse {
+fn answer_to_wire(request_id: String, tool: &str, answer: CheckAnswer) -> wire::CheckResponse {
     let decision = &answer.decision;
     let obligations = answer.obligations().iter().map(|obligation| wire::Obligation {
         kind: obligation.kind.to_string(),
@@ -305,10 +400,10 @@ fn answer_out(request_id: String, tool: &str, answer: Answer) -> wire::CheckResp
     });
     wire::CheckResponse {
         request_id,
-        effect: effect_out(decision.effect).into(),
+        effect: effect_to_wire(decision.effect).into(),
         reason: decision.reason.as_str().to_owned(),
         obligations: obligations.collect(),
-        principals: Some(principals_of(tool, answer.identities.as_deref(), answer.tool_is_registered)),
+        principals: Some(principals_to_wire(tool, answer.identities.as_deref(), answer.tool_is_registered)),
         deciding_layer: decision.layer.map(|layer| layer.as_str().to_owned()).unwrap_or_default(),
         message: answer.message,
         decision_id: answer.decision_id,

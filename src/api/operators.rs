@@ -4,15 +4,15 @@
 
 use tonic::{Request, Response, Status};
 
-use super::admin::{AdminApi, authorized, refused_policy};
+use super::admin::{AdminApi, policy_error_status, require_authorized};
 use super::r#gen as wire;
 use super::r#gen::operator_service_server::OperatorService;
-use crate::pap::{ListedOperator, NewOperator, OperatorChanged, OperatorSpec, OperatorState};
+use crate::pap::{ListedOperator, NewOperator, OperatorChangeOutcome, OperatorSpec, OperatorState};
 
 #[tonic::async_trait]
 impl OperatorService for AdminApi {
     async fn add(&self, request: Request<wire::AddOperatorRequest>) -> Result<Response<wire::AddOperatorResponse>, Status> {
-        let by = authorized(&request)?;
+        let by = require_authorized(&request)?;
         let request = request.into_inner();
         let new = NewOperator {
             id: request.id,
@@ -21,11 +21,11 @@ impl OperatorService for AdminApi {
             groups: request.groups,
             users: request.users.into_iter().map(|user| (user.issuer, user.sub)).collect(),
         };
-        let added = self.admin().add_operator(&by, &new, &request.reason).await.map_err(refused_policy)?;
+        let added = self.admin().add_operator(&by, &new, &request.reason).await.map_err(policy_error_status)?;
         Ok(Response::new(wire::AddOperatorResponse {
             revision: added.revision.to_string(),
             committed_at_unix_ms: added.unix_ms,
-            operator: Some(changed_out(&added, OperatorState::Active)),
+            operator: Some(operator_change_to_wire(&added, OperatorState::Active)),
         }))
     }
 
@@ -33,37 +33,37 @@ impl OperatorService for AdminApi {
         &self,
         request: Request<wire::RetireOperatorRequest>,
     ) -> Result<Response<wire::RetireOperatorResponse>, Status> {
-        let by = authorized(&request)?;
+        let by = require_authorized(&request)?;
         let wire::RetireOperatorRequest { id, reason } = request.into_inner();
         let retired = self.admin().retire_operator(&by, &id, &reason).await?;
         Ok(Response::new(wire::RetireOperatorResponse {
             revision: retired.revision.to_string(),
             committed_at_unix_ms: retired.unix_ms,
-            operator: Some(changed_out(&retired, OperatorState::Retired)),
+            operator: Some(operator_change_to_wire(&retired, OperatorState::Retired)),
         }))
     }
 
     async fn list(&self, request: Request<wire::ListOperatorsRequest>) -> Result<Response<wire::ListOperatorsResponse>, Status> {
-        let by = authorized(&request)?;
-        let operators = self.admin().list_operators(&by).await?.iter().map(listed_out).collect();
+        let by = require_authorized(&request)?;
+        let operators = self.admin().list_operators(&by).await?.iter().map(listed_operator_to_wire).collect();
         Ok(Response::new(wire::ListOperatorsResponse { operators }))
     }
 }
 
-fn changed_out(changed: &OperatorChanged, state: OperatorState) -> wire::Operator {
+fn operator_change_to_wire(changed: &OperatorChangeOutcome, state: OperatorState) -> wire::Operator {
     let why = (state == OperatorState::Retired).then(|| format!("rotated out of operator {}", changed.operator.id));
     let revoked = changed.operator.keys.iter().map(|_| why.clone());
     let revision = changed.revision.to_string();
-    wire::Operator { state: state.as_str().to_owned(), revision, ..operator_out(&changed.operator, revoked) }
+    wire::Operator { state: state.as_str().to_owned(), revision, ..operator_to_wire(&changed.operator, revoked) }
 }
 
-fn listed_out(listed: &ListedOperator) -> wire::Operator {
+fn listed_operator_to_wire(listed: &ListedOperator) -> wire::Operator {
     let (path, line) = listed.place.clone().unwrap_or_default();
     let (state, revision) = (listed.state.as_str().to_owned(), listed.revision.to_string());
-    wire::Operator { state, path, line, revision, ..operator_out(&listed.operator, listed.revoked.iter().cloned()) }
+    wire::Operator { state, path, line, revision, ..operator_to_wire(&listed.operator, listed.revoked.iter().cloned()) }
 }
 
-fn operator_out(operator: &OperatorSpec, revoked: impl Iterator<Item = Option<String>>) -> wire::Operator {
+fn operator_to_wire(operator: &OperatorSpec, revoked: impl Iterator<Item = Option<String>>) -> wire::Operator {
     let keys = operator.keys.iter().zip(revoked).map(|(key, why)| wire::OperatorKey {
         thumbprint: key.thumbprint().to_string(),
         revoked: why.is_some(),

@@ -1,6 +1,6 @@
 //! Maps errors to gRPC status, all in this file: a code, one line, and `google.rpc.ErrorInfo{reason, domain: "portcullis"}`.
 //!
-//! The reason is stable: `cli/outcome.rs` derives the outcome of an act from it. Look next at `pap.rs`, whose errors are mapped
+//! The reason is stable: `cli/act_outcome.rs` derives the outcome of an act from it. Look next at `pap.rs`, whose errors are mapped
 //! here.
 
 use std::collections::HashMap;
@@ -10,31 +10,31 @@ use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
 use crate::pap;
-use crate::service::Undecided;
+use crate::service::ServiceUnavailable;
 
-const DOMAIN: &str = "portcullis";
+const ERROR_DOMAIN: &str = "portcullis";
 
 /// A status with a machine-readable reason.
-pub(super) fn status(code: Code, reason: &str, message: impl Into<String>) -> Status {
-    let details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+pub(super) fn status_with_reason(code: Code, reason: &str, message: impl Into<String>) -> Status {
+    let details = ErrorDetails::with_error_info(reason, ERROR_DOMAIN, HashMap::new());
     Status::with_error_details(code, message, details)
 }
 
 /// The status for a malformed field of a request.
-pub(super) fn invalid(field: &str, message: impl std::fmt::Display) -> Status {
-    let mut details = ErrorDetails::with_error_info("INVALID_ARGUMENT", DOMAIN, HashMap::new());
+pub(super) fn invalid_argument(field: &str, message: impl std::fmt::Display) -> Status {
+    let mut details = ErrorDetails::with_error_info("INVALID_ARGUMENT", ERROR_DOMAIN, HashMap::new());
     details.add_bad_request_violation(field, message.to_string());
     Status::with_error_details(Code::InvalidArgument, format!("{field}: {message}"), details)
 }
 
 /// The status for a value over its limit.
-pub(super) fn too_large(field: &str, bytes: usize, bytes_max: usize) -> Status {
-    status(Code::ResourceExhausted, "LIMIT_EXCEEDED", format!("{field}: {bytes} is over the limit of {bytes_max}"))
+pub(super) fn limit_exceeded(field: &str, bytes: usize, bytes_max: usize) -> Status {
+    status_with_reason(Code::ResourceExhausted, "LIMIT_EXCEEDED", format!("{field}: {bytes} is over the limit of {bytes_max}"))
 }
 
 /// Why the transport refused a call before its handler saw the whole message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum CallRefusal {
     /// A message is longer than its method allows.
     TooLarge {
         /// The length that its frame header gives.
@@ -48,67 +48,71 @@ pub enum Refusal {
         after_ms: u64,
     },
     /// The message is compressed, or a second message follows where the method takes one.
-    NotOne,
+    NotOneMessage,
     /// The request ends before its message does.
-    NotWhole,
+    IncompleteMessage,
     /// The deadline of the caller has passed.
-    PastDeadline,
+    DeadlineExceeded,
     /// The waiting calls of this connection hold as many bytes as one connection may.
-    ConnectionBudget,
+    ConnectionBudgetExceeded,
     /// The waiting calls of the listener hold as many bytes as all of them may.
-    ListenerBudget,
+    ListenerBudgetExceeded,
 }
 
 /// The status that tells the caller of a refusal.
-pub fn refusal(refusal: Refusal) -> Status {
+pub fn refusal_status(refusal: CallRefusal) -> Status {
     match refusal {
-        Refusal::TooLarge { bytes, bytes_max } => too_large("message", bytes, bytes_max),
-        Refusal::TooSlow { after_ms } => {
+        CallRefusal::TooLarge { bytes, bytes_max } => limit_exceeded("message", bytes, bytes_max),
+        CallRefusal::TooSlow { after_ms } => {
             let message = format!("message: it did not arrive whole within {after_ms} ms");
-            status(Code::DeadlineExceeded, "MESSAGE_INCOMPLETE", message)
+            status_with_reason(Code::DeadlineExceeded, "MESSAGE_INCOMPLETE", message)
         }
-        Refusal::NotOne => invalid("message", "one uncompressed message is expected"),
-        Refusal::NotWhole => invalid("message", "the request ends before it does"),
-        Refusal::PastDeadline => status(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "the caller's own deadline has passed"),
-        Refusal::ConnectionBudget => {
+        CallRefusal::NotOneMessage => invalid_argument("message", "one uncompressed message is expected"),
+        CallRefusal::IncompleteMessage => invalid_argument("message", "the request ends before it does"),
+        CallRefusal::DeadlineExceeded => {
+            status_with_reason(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "the caller's own deadline has passed")
+        }
+        CallRefusal::ConnectionBudgetExceeded => {
             let message = "the calls of this connection that wait hold too many bytes: finish them, or use another connection";
-            status(Code::ResourceExhausted, "LIMIT_EXCEEDED", message)
+            status_with_reason(Code::ResourceExhausted, "LIMIT_EXCEEDED", message)
         }
-        Refusal::ListenerBudget => {
+        CallRefusal::ListenerBudgetExceeded => {
             let message = "the calls that wait here hold too many bytes: try again, or ask another replica";
-            status(Code::ResourceExhausted, "LIMIT_EXCEEDED", message)
+            status_with_reason(Code::ResourceExhausted, "LIMIT_EXCEEDED", message)
         }
     }
 }
 
 /// Gives a refusal by the transport library the same form as every other error: a code with a reason of this API.
-pub fn explain_refused(response: http::Response<Body>) -> http::Response<Body> {
+pub fn normalize_refusal(response: http::Response<Body>) -> http::Response<Body> {
     // Only a refusal has `grpc-status` in its headers; an answer has it in the trailers, after its message.
     let refused = response.headers().get("grpc-status").and_then(|_| Status::from_header_map(response.headers()));
-    match refused.as_ref().and_then(undecodable) {
+    match refused.as_ref().and_then(decode_failure_status) {
         Some(explained) => explained.into_http::<tonic::body::Body>().map(Body::new),
         None => response,
     }
 }
 
 /// The status for a message that is too large or cannot be decoded; `None` for every other fault.
-pub(super) fn undecodable(fault: &Status) -> Option<Status> {
+pub(super) fn decode_failure_status(fault: &Status) -> Option<Status> {
     match fault.code() {
-        Code::OutOfRange => Some(status(Code::ResourceExhausted, "LIMIT_EXCEEDED", format!("message: {}", fault.message()))),
+        Code::OutOfRange => {
+            Some(status_with_reason(Code::ResourceExhausted, "LIMIT_EXCEEDED", format!("message: {}", fault.message())))
+        }
         Code::Internal if fault.message().starts_with("failed to decode Protobuf message") => {
-            Some(invalid("message", fault.message()))
+            Some(invalid_argument("message", fault.message()))
         }
         _ => None,
     }
 }
 
-impl From<Undecided> for Status {
-    fn from(undecided: Undecided) -> Self {
+impl From<ServiceUnavailable> for Status {
+    fn from(undecided: ServiceUnavailable) -> Self {
         let reason = match undecided {
-            Undecided::NotReady => "NOT_READY",
-            Undecided::Draining => "DRAINING",
+            ServiceUnavailable::NotReady => "NOT_READY",
+            ServiceUnavailable::Draining => "DRAINING",
         };
-        status(Code::Unavailable, reason, undecided.to_string())
+        status_with_reason(Code::Unavailable, reason, undecided.to_string())
     }
 }
 
@@ -120,22 +124,22 @@ impl From<pap::Error> for Status {
             error => (error, ""),
         };
         match error {
-            pap::Error::Unauthenticated(_) => status(Code::Unauthenticated, "UNAUTHENTICATED", message),
-            pap::Error::KeyRevoked(_) => status(Code::Unauthenticated, "REVOKED_KEY", message),
-            pap::Error::PermissionDenied(_) => status(Code::PermissionDenied, "PERMISSION_DENIED", message),
-            pap::Error::Invalid { field, message } => invalid(field, format!("{message}{beside}")),
-            pap::Error::Policy(_) => status(Code::InvalidArgument, "POLICY_INVALID", message),
-            pap::Error::Tests { .. } => status(Code::InvalidArgument, "POLICY_TESTS_FAILED", message),
-            pap::Error::NotFound { .. } => status(Code::NotFound, "NOT_FOUND", message),
-            pap::Error::NotSaid(_) => status(Code::FailedPrecondition, "NOT_SAID", message),
+            pap::Error::Unauthenticated(_) => status_with_reason(Code::Unauthenticated, "UNAUTHENTICATED", message),
+            pap::Error::KeyRevoked(_) => status_with_reason(Code::Unauthenticated, "REVOKED_KEY", message),
+            pap::Error::PermissionDenied(_) => status_with_reason(Code::PermissionDenied, "PERMISSION_DENIED", message),
+            pap::Error::InvalidArgument { field, message } => invalid_argument(field, format!("{message}{beside}")),
+            pap::Error::InvalidPolicy(_) => status_with_reason(Code::InvalidArgument, "POLICY_INVALID", message),
+            pap::Error::TestsFailed { .. } => status_with_reason(Code::InvalidArgument, "POLICY_TESTS_FAILED", message),
+            pap::Error::NotFound { .. } => status_with_reason(Code::NotFound, "NOT_FOUND", message),
+            pap::Error::CannotAnswer(_) => status_with_reason(Code::FailedPrecondition, "NOT_SAID", message),
             pap::Error::AuditUnavailable | pap::Error::Unrecorded { .. } => {
-                status(Code::Unavailable, "AUDIT_UNAVAILABLE", message)
+                status_with_reason(Code::Unavailable, "AUDIT_UNAVAILABLE", message)
             }
             pap::Error::Store(_) => match error.store_fault() {
-                pap::StoreFault::Conflict => status(Code::Aborted, "CONFLICT", message),
-                pap::StoreFault::Rejected => status(Code::FailedPrecondition, "REJECTED", message),
-                pap::StoreFault::Unavailable => status(Code::Unavailable, "STORE_UNAVAILABLE", message),
-                pap::StoreFault::Unknown => status(Code::Unknown, "COMMIT_UNKNOWN", message),
+                pap::StoreFault::Conflict => status_with_reason(Code::Aborted, "CONFLICT", message),
+                pap::StoreFault::Rejected => status_with_reason(Code::FailedPrecondition, "REJECTED", message),
+                pap::StoreFault::Unavailable => status_with_reason(Code::Unavailable, "STORE_UNAVAILABLE", message),
+                pap::StoreFault::Unknown => status_with_reason(Code::Unknown, "COMMIT_UNKNOWN", message),
             },
         }
     }

@@ -4,11 +4,12 @@
 
 use super::r#gen as wire;
 use crate::model::decision::{Effect, Evidence};
-use crate::service::request::Identities;
+use crate::service::request::ChainIdentities;
 
 /// The principals of a call on the wire, with the evidence of each.
-pub(super) fn principals_of(tool: &str, identities: Option<&Identities>, tool_is_registered: bool) -> wire::Principals {
-    let principal = |id: &str, evidence: Evidence| wire::Principal { id: id.to_owned(), evidence: evidence_out(evidence).into() };
+pub(super) fn principals_to_wire(tool: &str, identities: Option<&ChainIdentities>, tool_is_registered: bool) -> wire::Principals {
+    let principal =
+        |id: &str, evidence: Evidence| wire::Principal { id: id.to_owned(), evidence: evidence_to_wire(evidence).into() };
     let verified = |id: &str| principal(id, Evidence::Verified);
     let subject = identities.map(|identities| &identities.subject);
     let tool_evidence = if tool_is_registered { Evidence::Verified } else { Evidence::Attested };
@@ -22,14 +23,14 @@ pub(super) fn principals_of(tool: &str, identities: Option<&Identities>, tool_is
     }
 }
 
-fn evidence_out(evidence: Evidence) -> wire::Evidence {
+fn evidence_to_wire(evidence: Evidence) -> wire::Evidence {
     match evidence {
         Evidence::Verified => wire::Evidence::Verified,
         Evidence::Attested => wire::Evidence::Attested,
     }
 }
 
-pub(super) fn effect_out(effect: Effect) -> wire::Effect {
+pub(super) fn effect_to_wire(effect: Effect) -> wire::Effect {
     match effect {
         Effect::Permit => wire::Effect::Permit,
         Effect::Deny => wire::Effect::Deny,

@@ -15,12 +15,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::model::disk::{DiskOf, FreeSpace, Room};
+use crate::model::disk::{DiskSpaceLevel, DiskSpaceSource, PathDiskSpace};
 use crate::model::time::Clock;
 
 use super::Error;
-use super::recorder::{Output, Recorder};
-use super::room::RoomWatch;
+use super::disk_monitor::DiskMonitor;
+use super::recorder::{AuditOutput, AuditRecorder};
+use super::tail;
 
 /// The limits of buffering.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,34 +40,34 @@ impl Default for Settings {
 
 /// The state of the log, from which `app` derives metrics and readiness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Status {
+pub struct AuditStatus {
     /// Whether every recorder takes records.
     pub healthy: bool,
     /// Bytes that wait in the buffers of all recorders.
     pub pending_bytes: usize,
     /// Number of lines taken since the start.
     pub records: u64,
-    /// Number of denials of unverified callers since the start that were counted instead of recorded one by one.
+    /// Number of records since the start that were counted instead of being written one by one.
     pub merged: u64,
-    /// Number of those denials that are not written yet.
+    /// Number of those records that are not written yet.
     pub merged_waiting: u64,
     /// Number of failed writes.
     pub failures: u64,
     /// How much room the disk of the folder has.
-    pub room: Room,
+    pub room: DiskSpaceLevel,
     /// Free bytes on that disk.
     pub free_bytes: u64,
 }
 
 /// An open audit folder. Dropping it writes and syncs the rest.
-pub struct Log {
+pub struct AuditLog {
     directory: PathBuf,
     node: Box<str>,
     clock: Arc<dyn Clock>,
     settings: Settings,
     started_unix_ms: i64,
-    room: Arc<RoomWatch>,
-    tended: Arc<Tended>,
+    room: Arc<DiskMonitor>,
+    thread_state: Arc<ThreadState>,
     /// Dropped to stop the thread.
     stop: Mutex<Option<SyncSender<()>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -74,28 +75,29 @@ pub struct Log {
 
 /// The recorders and disks that the thread serves.
 #[derive(Default)]
-struct Tended {
-    recorders: Mutex<Vec<Entry>>,
-    rooms: Mutex<Vec<Arc<RoomWatch>>>,
+struct ThreadState {
+    recorders: Mutex<Vec<RecorderFile>>,
+    disks: Mutex<Vec<Arc<DiskMonitor>>>,
 }
 
 /// A recorder, and the path of its file.
-struct Entry {
-    recorder: Arc<Recorder>,
+struct RecorderFile {
+    recorder: Arc<AuditRecorder>,
     path: PathBuf,
 }
 
 /// Interval at which the free disk space is measured. In one interval, the highest rate of permits writes some MiB.
-const LOOK_INTERVAL_MS: u64 = 200;
+const DISK_CHECK_INTERVAL_MS: u64 = 200;
 
-impl Log {
-    /// Opens `directory` for the records of `node`. Creates it with mode 0700 if it does not exist.
+impl AuditLog {
+    /// Opens `directory` for the records of `node`. Creates it with mode 0700 if it does not exist. Removes the unfinished last line
+    /// of each file whose process has ended.
     ///
     /// # Errors
     /// [`Error::Io`] if the folder cannot be created or its mode cannot be set, [`Error::Thread`] if the thread cannot be
     /// started.
     pub fn open(directory: &Path, node: &str, clock: Arc<dyn Clock>) -> Result<Arc<Self>, Error> {
-        Self::open_with(directory, node, clock, Settings::default(), Box::new(DiskOf(directory.to_owned())))
+        Self::open_with(directory, node, clock, Settings::default(), Box::new(PathDiskSpace(directory.to_owned())))
     }
 
     /// Opens as [`Log::open`], with other limits and another source for the free disk space.
@@ -107,14 +109,15 @@ impl Log {
         node: &str,
         clock: Arc<dyn Clock>,
         settings: Settings,
-        space: Box<dyn FreeSpace>,
+        space: Box<dyn DiskSpaceSource>,
     ) -> Result<Arc<Self>, Error> {
         let failed = |action| move |source| Error::Io { action, path: directory.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed("make the folder"))?;
         std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700)).map_err(failed("set the mode of"))?;
-        let room = Arc::new(RoomWatch::new(directory, space));
-        let tended = Arc::new(Tended::default());
-        lock(&tended.rooms).push(Arc::clone(&room));
+        tail::cut_unfinished_lines(directory)?;
+        let room = Arc::new(DiskMonitor::new(directory, space));
+        let tended = Arc::new(ThreadState::default());
+        lock_mutex(&tended.disks).push(Arc::clone(&room));
         let (stop, stopped) = sync_channel::<()>(0);
         let seen_to = Arc::clone(&tended);
         let interval_ms = settings.sync_interval_ms.max(1);
@@ -124,14 +127,14 @@ impl Log {
                 let mut since_look_ms = 0;
                 while stopped.recv_timeout(Duration::from_millis(interval_ms)) == Err(RecvTimeoutError::Timeout) {
                     since_look_ms += interval_ms;
-                    if since_look_ms >= LOOK_INTERVAL_MS {
+                    if since_look_ms >= DISK_CHECK_INTERVAL_MS {
                         since_look_ms = 0;
-                        let rooms: Vec<_> = lock(&seen_to.rooms).clone();
-                        rooms.iter().for_each(|room| room.look());
+                        let rooms: Vec<_> = lock_mutex(&seen_to.disks).clone();
+                        rooms.iter().for_each(|room| room.refresh());
                     }
                     let recorders: Vec<_> =
-                        lock(&seen_to.recorders).iter().map(|entry: &Entry| Arc::clone(&entry.recorder)).collect();
-                    recorders.iter().for_each(|recorder| recorder.tend());
+                        lock_mutex(&seen_to.recorders).iter().map(|entry: &RecorderFile| Arc::clone(&entry.recorder)).collect();
+                    recorders.iter().for_each(|recorder| recorder.flush_tick());
                 }
             })
             .map_err(Error::Thread)?;
@@ -142,15 +145,15 @@ impl Log {
             clock,
             settings,
             room,
-            tended,
+            thread_state: tended,
             stop: Mutex::new(Some(stop)),
             thread: Mutex::new(Some(thread)),
         }))
     }
 
     /// Makes the thread watch another disk too.
-    pub fn watch(&self, room: Arc<RoomWatch>) {
-        lock(&self.tended.rooms).push(room);
+    pub fn watch_disk(&self, room: Arc<DiskMonitor>) {
+        lock_mutex(&self.thread_state.disks).push(room);
     }
 
     /// Creates a recorder with a file of its own, mode 0600: one for each serving runtime and one for administration.
@@ -159,27 +162,35 @@ impl Log {
     ///
     /// # Errors
     /// [`Error::Io`] if the file cannot be created.
-    pub fn recorder(&self, name: &str) -> Result<Arc<Recorder>, Error> {
+    pub fn open_recorder(&self, name: &str) -> Result<Arc<AuditRecorder>, Error> {
         let (file, path) = self.create_file(name)?;
         let (clock, room, output) = (Arc::clone(&self.clock), Arc::clone(&self.room), Box::new(FileOutput(file)));
-        let recorder = Arc::new(Recorder::new(&self.node, clock, room, self.settings.buffer_bytes_max, output));
-        lock(&self.tended.recorders).push(Entry { recorder: Arc::clone(&recorder), path });
+        let recorder = Arc::new(AuditRecorder::new(&self.node, clock, room, self.settings.buffer_bytes_max, output));
+        lock_mutex(&self.thread_state.recorders).push(RecorderFile { recorder: Arc::clone(&recorder), path });
         Ok(recorder)
     }
 
     /// The present state of the log.
-    pub fn status(&self) -> Status {
-        use crate::model::barrier::WriteBarrier as _;
+    pub fn status(&self) -> AuditStatus {
+        use crate::model::write_barrier::WriteBarrier as _;
         let (room, free_bytes) = (self.room.room(), self.room.free_bytes());
-        let mut status =
-            Status { healthy: true, pending_bytes: 0, records: 0, merged: 0, merged_waiting: 0, failures: 0, room, free_bytes };
-        for Entry { recorder, .. } in lock(&self.tended.recorders).iter() {
+        let mut status = AuditStatus {
+            healthy: true,
+            pending_bytes: 0,
+            records: 0,
+            merged: 0,
+            merged_waiting: 0,
+            failures: 0,
+            room,
+            free_bytes,
+        };
+        for RecorderFile { recorder, .. } in lock_mutex(&self.thread_state.recorders).iter() {
             status.healthy &= recorder.is_healthy();
             status.pending_bytes += recorder.pending_bytes();
             status.records += recorder.records();
             status.merged += recorder.merged();
             status.merged_waiting += recorder.merged_waiting();
-            status.failures += recorder.failures();
+            status.failures += recorder.failure_count();
         }
         status
     }
@@ -190,13 +201,13 @@ impl Log {
     /// # Errors
     /// [`Error::Io`] for the first file that could not be finished.
     pub fn shutdown(&self) -> Result<(), Error> {
-        drop(lock(&self.stop).take());
-        if let Some(thread) = lock(&self.thread).take() {
+        drop(lock_mutex(&self.stop).take());
+        if let Some(thread) = lock_mutex(&self.thread).take() {
             // The thread ends only by returning, so its result says nothing.
             let _ = thread.join();
         }
         let mut outcome = Ok(());
-        for Entry { recorder, path } in lock(&self.tended.recorders).iter() {
+        for RecorderFile { recorder, path } in lock_mutex(&self.thread_state.recorders).iter() {
             if let Err(source) = recorder.finish() {
                 outcome = outcome.and(Err(Error::Io { action: "finish", path: path.clone(), source }));
             }
@@ -220,6 +231,8 @@ impl Log {
             let path = self.directory.join(format!("{stem}{suffix}.jsonl"));
             match OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path) {
                 Ok(file) => {
+                    // INVARIANT: the lock lasts as long as the file is open. A start that finds it does not cut the file.
+                    file.try_lock().map_err(|error| Error::Io { action: "lock", path: path.clone(), source: error.into() })?;
                     // The file's name must survive a power failure as its content does.
                     let synced = File::open(&self.directory).and_then(|directory| directory.sync_all());
                     synced.map_err(|source| Error::Io { action: "sync", path: self.directory.clone(), source })?;
@@ -232,7 +245,7 @@ impl Log {
     }
 }
 
-impl Drop for Log {
+impl Drop for AuditLog {
     fn drop(&mut self) {
         if let Err(error) = self.shutdown() {
             tracing::error!(%error, "audit log: not finished");
@@ -240,7 +253,7 @@ impl Drop for Log {
     }
 }
 
-impl std::fmt::Debug for Log {
+impl std::fmt::Debug for AuditLog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Log").field("directory", &self.directory).field("status", &self.status()).finish()
     }
@@ -249,7 +262,7 @@ impl std::fmt::Debug for Log {
 /// A file opened for appending.
 pub(super) struct FileOutput(pub(super) File);
 
-impl Output for FileOutput {
+impl AuditOutput for FileOutput {
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         (&self.0).write(bytes)
     }
@@ -261,8 +274,13 @@ impl Output for FileOutput {
             outcome => outcome,
         }
     }
+
+    fn cut(&self, bytes_count: usize) -> io::Result<()> {
+        let length = self.0.metadata()?.len();
+        self.0.set_len(length.saturating_sub(bytes_count as u64))
+    }
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+fn lock_mutex<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -18,7 +18,7 @@ pub const LINE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 ///
 /// # Errors
 /// [`Error::Io`] if the folder cannot be listed. After that, each item is a record or its own error.
-pub fn read_dir(directory: &Path) -> Result<impl Iterator<Item = Result<Value, Error>> + use<>, Error> {
+pub fn read_folder(directory: &Path) -> Result<impl Iterator<Item = Result<Value, Error>> + use<>, Error> {
     let failed = |source| Error::Io { action: "list", path: directory.to_owned(), source };
     let mut paths = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(failed)? {
@@ -41,52 +41,52 @@ pub fn read_dir(directory: &Path) -> Result<impl Iterator<Item = Result<Value, E
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be opened.
-pub fn read_file(path: &Path) -> Result<Lines, Error> {
+pub fn read_file(path: &Path) -> Result<RecordReader, Error> {
     let file = File::open(path).map_err(|source| Error::Io { action: "open", path: path.to_owned(), source })?;
-    Ok(Lines { path: path.to_owned(), reader: BufReader::new(file), line: 0, over: false })
+    Ok(RecordReader { path: path.to_owned(), reader: BufReader::new(file), line: 0, is_over: false })
 }
 
 /// The records of one file.
 #[derive(Debug)]
-pub struct Lines {
+pub struct RecordReader {
     path: PathBuf,
     reader: BufReader<File>,
     line: u64,
-    over: bool,
+    is_over: bool,
 }
 
-impl Iterator for Lines {
+impl Iterator for RecordReader {
     type Item = Result<Value, Error>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        if self.over {
+        if self.is_over {
             return None;
         }
         let mut bytes = Vec::new();
         self.line += 1;
         let outcome = self.reader.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut bytes);
         // After these errors, the next bytes cannot be told from the middle of a line.
-        self.over = outcome.is_err() || bytes.last() != Some(&b'\n');
+        self.is_over = outcome.is_err() || bytes.last() != Some(&b'\n');
         let (path, line) = (self.path.clone(), self.line);
         match outcome {
             Err(source) => Some(Err(Error::Io { action: "read", path, source })),
             Ok(0) => None,
             Ok(_) if bytes.last() == Some(&b'\n') => Some(match serde_json::from_slice(&bytes) {
                 Ok(value @ Value::Object(_)) => Ok(value),
-                Ok(_) => Err(Error::Line { path, line, problem: "not an object".to_owned() }),
-                Err(error) => Err(Error::Line { path, line, problem: error.to_string() }),
+                Ok(_) => Err(Error::InvalidLine { path, line, problem: "not an object".to_owned() }),
+                Err(error) => Err(Error::InvalidLine { path, line, problem: error.to_string() }),
             }),
             Ok(count) if count as u64 == LINE_BYTES_MAX => {
-                Some(Err(Error::Line { path, line, problem: format!("longer than {LINE_BYTES_MAX} bytes") }))
+                Some(Err(Error::InvalidLine { path, line, problem: format!("longer than {LINE_BYTES_MAX} bytes") }))
             }
-            Ok(_) => Some(Err(Error::Unfinished { path, line })),
+            Ok(_) => Some(Err(Error::UnfinishedLine { path, line })),
         }
     }
 }
 
 /// Selects records; an empty filter selects all.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Filter {
+pub struct RecordFilter {
     /// Pairs of a path and a text. A path consists of member names separated by dots (`principals.agents.id`, `reason`). All
     /// pairs must match; if a path leads through a list, one matching item is enough.
     pub members: Vec<(String, String)>,
@@ -96,7 +96,7 @@ pub struct Filter {
     pub to_unix_ns: Option<i64>,
 }
 
-impl Filter {
+impl RecordFilter {
     /// Whether the filter selects a record.
     pub fn matches(&self, record: &Value) -> bool {
         let time = record.get("time_unix_ns").and_then(Value::as_i64);
@@ -105,17 +105,17 @@ impl Filter {
         };
         bound(self.from_unix_ns, |time, from| time >= from)
             && bound(self.to_unix_ns, |time, to| time < to)
-            && self.members.iter().all(|(path, text)| leads_to(record, path, text))
+            && self.members.iter().all(|(path, text)| path_matches(record, path, text))
     }
 }
 
 /// Whether `path` leads from `value` to the text.
-fn leads_to(value: &Value, path: &str, text: &str) -> bool {
+fn path_matches(value: &Value, path: &str, text: &str) -> bool {
     match value {
-        Value::Array(items) => items.iter().any(|item| leads_to(item, path, text)),
+        Value::Array(items) => items.iter().any(|item| path_matches(item, path, text)),
         Value::Object(members) if !path.is_empty() => {
             let (first, rest) = path.split_once('.').unwrap_or((path, ""));
-            members.get(first).is_some_and(|member| leads_to(member, rest, text))
+            members.get(first).is_some_and(|member| path_matches(member, rest, text))
         }
         _ if !path.is_empty() => false,
         Value::String(string) => string == text,

@@ -8,18 +8,18 @@ use std::borrow::Cow;
 use std::fmt;
 use std::sync::Arc;
 
-use crate::model::decision::{Effect, EntryRef, Evidence, Obligation, WouldBe};
-use crate::model::heap::shared_bytes;
-use crate::model::limits::{ACT_ACCOUNT_BYTES_MAX, STRANGER_ACCOUNT_BYTES_MAX, STRANGER_TEXT_BYTES_MAX};
-use crate::model::reason::{Layer, Reason};
+use crate::model::decision::{Effect, Evidence, Obligation, PolicyEntryRef, ShadowDecision};
+use crate::model::heap_size::arc_slice_bytes;
+use crate::model::limits::{ACT_SUMMARY_BYTES_MAX, UNVERIFIED_ACT_SUMMARY_BYTES_MAX, UNVERIFIED_TEXT_BYTES_MAX};
+use crate::model::reason::{DecisionLayer, Reason};
 use crate::model::revision::HistoryId;
 
-use super::line;
-use super::merge::{Denial, Of, Origin};
+use super::denial_merger::{CallerOrigin, Counted, MergedKind};
+use super::json_line;
 
 /// One identity of a call, and how it was established.
 #[derive(Clone, Copy, Debug)]
-pub struct Principal<'a> {
+pub struct PrincipalFacts<'a> {
     /// The id in its wire form; a user's id is the JSON array `["iss","sub"]`.
     pub id: &'a str,
     /// How the identity was established.
@@ -28,7 +28,7 @@ pub struct Principal<'a> {
 
 /// One token of a chain.
 #[derive(Clone, Copy, Debug)]
-pub struct Level<'a> {
+pub struct TokenFacts<'a> {
     /// The token's `jti`.
     pub jti: &'a str,
     /// SHA-256 of the token's signing input; `revoke hop` names a token by it.
@@ -45,24 +45,24 @@ pub struct Level<'a> {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ChainFacts<'a> {
     /// The user who delegated.
-    pub user: Option<Principal<'a>>,
+    pub user: Option<PrincipalFacts<'a>>,
     /// The application in which the agent runs.
-    pub application: Option<Principal<'a>>,
+    pub application: Option<PrincipalFacts<'a>>,
     /// The agents, root to leaf.
-    pub agents: &'a [Principal<'a>],
+    pub agents: &'a [PrincipalFacts<'a>],
     /// The session, `sid` of the root.
-    pub session: Option<Principal<'a>>,
+    pub session: Option<PrincipalFacts<'a>>,
     /// The task, `txn` of the root.
-    pub task: Option<Principal<'a>>,
+    pub task: Option<PrincipalFacts<'a>>,
     /// The tokens, root to leaf.
-    pub levels: &'a [Level<'a>],
+    pub tokens: &'a [TokenFacts<'a>],
 }
 
 /// The serialized [`ChainFacts`] of one chain: built once, kept with the verified chain, and copied into each record.
 ///
 /// The default belongs to an unverified caller.
 #[derive(Clone, Default)]
-pub struct Fragment {
+pub struct ChainFragment {
     /// Members of `principals`, without the braces.
     principals: Arc<[u8]>,
     /// The member `chain` with a comma before it; empty if there are no tokens.
@@ -71,7 +71,7 @@ pub struct Fragment {
 
 /// The record of one decision.
 #[derive(Clone, Copy, Debug)]
-pub struct Record<'a> {
+pub struct DecisionRecord<'a> {
     /// Time of the decision.
     pub time_unix_ns: i64,
     /// The called method: `Check`, `ListTools` or `Explain`.
@@ -87,17 +87,22 @@ pub struct Record<'a> {
     /// The reason for the effect.
     pub reason: Reason,
     /// The layer with the least effect, which decided.
-    pub deciding_layer: Option<Layer>,
+    pub deciding_layer: Option<DecisionLayer>,
     /// Index of the token or agent at fault; the root is 0.
     pub hop: Option<usize>,
     /// The policy entry that decided.
-    pub matched: Option<&'a EntryRef>,
+    pub matched: Option<&'a PolicyEntryRef>,
     /// The decision that documents in shadow would have made; absent if no document is in shadow.
-    pub would_be: Option<&'a WouldBe>,
+    pub would_be: Option<&'a ShadowDecision>,
     /// The serialized identities and tokens of the chain.
-    pub chain: &'a Fragment,
+    pub chain: &'a ChainFragment,
+    /// Whether the caller proved, by this call or by its handle, that it holds a chain in force. A chain is not secret, so a verified
+    /// chain alone says nothing about who sent it.
+    pub proved: bool,
+    /// The leaf agent of a verified chain.
+    pub agent: Option<&'a str>,
     /// The requested tool.
-    pub tool: Option<Principal<'a>>,
+    pub tool: Option<PrincipalFacts<'a>>,
     /// SHA-256 of the arguments' canonical form.
     pub arguments_sha256: Option<&'a [u8; 32]>,
     /// The proof of possession's `jti`.
@@ -144,7 +149,7 @@ impl ActOutcome {
 
 /// The record of one administrative act, accepted or refused.
 #[derive(Clone, Copy, Debug)]
-pub struct Act<'a> {
+pub struct ActRecord<'a> {
     /// Time of the act.
     pub time_unix_ns: i64,
     /// Full gRPC path of an existing method.
@@ -160,59 +165,69 @@ pub struct Act<'a> {
     pub code: &'static str,
     /// The operators' reason, or the cause of the refusal.
     pub reason: &'a str,
-    /// The revision that the act made, `HISTORY.NUMBER`.
+    /// The revision that the act made or waited for, `HISTORY.NUMBER`.
     pub revision: Option<&'a str>,
+    /// Whether the act was committed to the store.
+    pub committed: bool,
     /// The address or identity of the client.
     pub peer: &'a str,
 }
 
-impl Fragment {
+impl ChainFragment {
     /// Serializes the facts that are constant for a chain.
     pub fn new(facts: &ChainFacts<'_>) -> Self {
-        // Starts with a brace, because `line::name` writes no comma after a brace. The brace is cut off below.
+        // Starts with a brace, because `json_line::write_name` writes no comma after a brace. The brace is cut off below.
         let mut principals = vec![b'{'];
         write_principal(&mut principals, "user", facts.user);
         write_principal(&mut principals, "application", facts.application);
         if !facts.agents.is_empty() {
-            line::name(&mut principals, "agents");
+            json_line::write_name(&mut principals, "agents");
             write_list(&mut principals, facts.agents, |out, agent| write_identity(out, *agent));
         }
         write_principal(&mut principals, "session", facts.session);
         write_principal(&mut principals, "task", facts.task);
         let mut chain = Vec::new();
-        if !facts.levels.is_empty() {
-            line::name(&mut chain, "chain");
-            write_list(&mut chain, facts.levels, write_level);
+        if !facts.tokens.is_empty() {
+            json_line::write_name(&mut chain, "chain");
+            write_list(&mut chain, facts.tokens, write_token);
         }
         Self { principals: principals.get(1..).unwrap_or_default().into(), chain: chain.into() }
     }
 }
 
-impl Fragment {
+impl ChainFragment {
     /// Bytes on the heap, reference counts included.
     pub fn heap_bytes(&self) -> usize {
-        [&self.principals, &self.chain].into_iter().map(shared_bytes).sum()
+        [&self.principals, &self.chain].into_iter().map(arc_slice_bytes).sum()
     }
 }
 
-impl fmt::Debug for Fragment {
+impl fmt::Debug for ChainFragment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Fragment").field("bytes", &(self.principals.len() + self.chain.len())).finish()
     }
 }
 
-impl Record<'_> {
-    /// Whether this is a denial of an unverified caller. A client that can merely connect can cause any number of these.
-    pub(super) fn is_of_nobody(&self) -> bool {
+impl DecisionRecord<'_> {
+    /// Whether this is a denial of a caller of whom nothing was verified.
+    fn is_of_nobody(&self) -> bool {
         self.effect == Effect::Deny && self.chain.principals.is_empty() && self.chain.chain.is_empty()
     }
 
+    /// Whether the record may be counted instead of being written: it permits nothing, and its caller proved nothing. A client that
+    /// can merely connect, or that overheard a chain, can cause any number of these.
+    pub(super) fn may_be_merged(&self) -> bool {
+        // A listing and an explanation let no call through, whatever their effect is.
+        !self.proved && (self.effect == Effect::Deny || self.method != "Check")
+    }
+
     /// The parts of the record that are counted if it is merged.
-    pub(super) fn denial(&self) -> Denial<'_> {
-        Denial {
-            of: Of::Decisions,
-            origin: Origin::of(self.gateway),
+    pub(super) fn counted(&self) -> Counted<'_> {
+        Counted {
+            kind: MergedKind::Decisions,
+            origin: self.agent.map_or_else(|| CallerOrigin::from_caller(self.gateway), |agent| CallerOrigin::Agent(agent.into())),
             method: Cow::Borrowed(self.method),
+            effect: self.effect.as_str(),
             reason: self.reason.as_str(),
             decision_id: self.decision_id,
             time_unix_ns: self.time_unix_ns,
@@ -220,22 +235,22 @@ impl Record<'_> {
     }
 
     /// Appends the record as one complete line.
-    pub(super) fn write(&self, node: &str, out: &mut Vec<u8>) {
+    pub(super) fn write_line(&self, node: &str, out: &mut Vec<u8>) {
         out.extend_from_slice(b"{\"kind\":\"decision\"");
-        line::number_member(out, "time_unix_ns", self.time_unix_ns);
-        line::text_member(out, "node", node);
-        line::text_member(out, "method", self.method);
-        line::text_member(out, "decision_id", self.decision_id);
-        let text_bytes_max = if self.is_of_nobody() { STRANGER_TEXT_BYTES_MAX } else { usize::MAX };
+        json_line::write_number_member(out, "time_unix_ns", self.time_unix_ns);
+        json_line::write_text_member(out, "node", node);
+        json_line::write_text_member(out, "method", self.method);
+        json_line::write_text_member(out, "decision_id", self.decision_id);
+        let text_bytes_max = if self.is_of_nobody() { UNVERIFIED_TEXT_BYTES_MAX } else { usize::MAX };
         if !self.request_id.is_empty() {
-            line::capped_member(out, "request_id", self.request_id, text_bytes_max);
+            json_line::write_truncated_member(out, "request_id", self.request_id, text_bytes_max);
         }
         if let Some(trace_id) = &self.trace_id {
-            line::name(out, "trace_id");
-            line::hex(out, trace_id);
+            json_line::write_name(out, "trace_id");
+            json_line::write_hex(out, trace_id);
         }
         self.write_answer(out);
-        line::name(out, "principals");
+        json_line::write_name(out, "principals");
         out.push(b'{');
         write_tool(out, self.tool, text_bytes_max);
         if self.tool.is_some() && !self.chain.principals.is_empty() {
@@ -245,31 +260,31 @@ impl Record<'_> {
         out.push(b'}');
         out.extend_from_slice(&self.chain.chain);
         self.write_evidence(out);
-        line::text_member(out, "gateway", self.gateway);
-        line::name(out, "revision");
+        json_line::write_text_member(out, "gateway", self.gateway);
+        json_line::write_name(out, "revision");
         write_revision(out, self.history, self.revision);
-        line::text_member(out, "snapshot_digest", self.snapshot_digest);
-        line::number_member(out, "snapshot_age_ms", self.snapshot_age_ms);
-        line::number_member(out, "latency_ns", self.latency_ns);
+        json_line::write_text_member(out, "snapshot_digest", self.snapshot_digest);
+        json_line::write_number_member(out, "snapshot_age_ms", self.snapshot_age_ms);
+        json_line::write_number_member(out, "latency_ns", self.latency_ns);
         out.extend_from_slice(b"}\n");
     }
 
     fn write_answer(&self, out: &mut Vec<u8>) {
-        line::text_member(out, "effect", self.effect.as_str());
-        line::text_member(out, "reason", self.reason.as_str());
-        line::optional_member(out, "deciding_layer", self.deciding_layer.map(Layer::as_str));
+        json_line::write_text_member(out, "effect", self.effect.as_str());
+        json_line::write_text_member(out, "reason", self.reason.as_str());
+        json_line::write_optional_member(out, "deciding_layer", self.deciding_layer.map(DecisionLayer::as_str));
         if let Some(hop) = self.hop {
-            line::number_member(out, "hop", u64::try_from(hop).unwrap_or(u64::MAX));
+            json_line::write_number_member(out, "hop", u64::try_from(hop).unwrap_or(u64::MAX));
         }
         if let Some(matched) = self.matched {
             write_matched(out, matched);
         }
         if let Some(would_be) = self.would_be {
-            line::name(out, "would_be");
+            json_line::write_name(out, "would_be");
             out.push(b'{');
-            line::text_member(out, "effect", would_be.effect.as_str());
-            line::text_member(out, "reason", would_be.reason.as_str());
-            line::optional_member(out, "deciding_layer", would_be.layer.map(Layer::as_str));
+            json_line::write_text_member(out, "effect", would_be.effect.as_str());
+            json_line::write_text_member(out, "reason", would_be.reason.as_str());
+            json_line::write_optional_member(out, "deciding_layer", would_be.layer.map(DecisionLayer::as_str));
             if let Some(matched) = &would_be.matched {
                 write_matched(out, matched);
             }
@@ -279,41 +294,50 @@ impl Record<'_> {
 
     fn write_evidence(&self, out: &mut Vec<u8>) {
         if let Some(digest) = self.arguments_sha256 {
-            line::name(out, "arguments_sha256");
-            line::digest(out, digest);
+            json_line::write_name(out, "arguments_sha256");
+            json_line::write_digest(out, digest);
         }
-        line::optional_member(out, "proof_jti", self.proof_jti);
-        line::optional_member(out, "approval_digest", self.approval_digest);
+        json_line::write_optional_member(out, "proof_jti", self.proof_jti);
+        json_line::write_optional_member(out, "approval_digest", self.approval_digest);
         if !self.obligations.is_empty() {
-            line::name(out, "obligations");
+            json_line::write_name(out, "obligations");
             write_list(out, self.obligations, |out, obligation| {
                 out.push(b'{');
-                line::text_member(out, "kind", &obligation.kind);
-                line::text_member(out, "parameters_json", &obligation.parameters_json);
+                json_line::write_text_member(out, "kind", &obligation.kind);
+                json_line::write_text_member(out, "parameters_json", &obligation.parameters_json);
                 out.push(b'}');
             });
         }
     }
 }
 
-impl Act<'_> {
+impl ActRecord<'_> {
     /// Whether the store changed or may have changed. The line of such an act is kept until it can be written.
-    pub(super) fn may_have_changed_the_store(&self) -> bool {
-        self.outcome == ActOutcome::Unknown || (self.outcome == ActOutcome::Accepted && self.revision.is_some())
+    pub(super) fn may_have_changed_store(&self) -> bool {
+        self.outcome == ActOutcome::Unknown || self.committed
     }
 
-    /// Whether this is a refused act without a verified signature. A client that can merely connect can cause any number of
-    /// these.
-    pub(super) fn is_of_nobody(&self) -> bool {
-        self.outcome == ActOutcome::Refused && self.operators.is_empty()
+    /// Whether this is a refused act without a verified signature.
+    pub(super) fn is_unverified_refusal(&self) -> bool {
+        self.may_be_merged() && self.operators.is_empty()
+    }
+
+    /// Whether the record may be counted instead of being written: the act was refused. A client that can merely connect can cause any
+    /// number of refusals. So can a client with an operator's revoked key, or with a signed act that it overheard.
+    pub(super) fn may_be_merged(&self) -> bool {
+        self.outcome == ActOutcome::Refused
     }
 
     /// The parts of the record that are counted if it is merged.
-    pub(super) fn denial(&self) -> Denial<'_> {
-        Denial {
-            of: Of::Acts,
-            origin: Origin::of(self.peer),
-            method: Cow::Owned(line::capped(self.method, STRANGER_TEXT_BYTES_MAX).to_owned()),
+    pub(super) fn counted(&self) -> Counted<'_> {
+        Counted {
+            kind: MergedKind::Acts,
+            origin: self.operators.first().map_or_else(
+                || CallerOrigin::from_caller(self.peer),
+                |operator| CallerOrigin::Operator(operator.as_str().into()),
+            ),
+            method: Cow::Owned(json_line::truncate_text(self.method, UNVERIFIED_TEXT_BYTES_MAX).to_owned()),
+            effect: self.outcome.as_str(),
             reason: self.code,
             decision_id: "",
             time_unix_ns: self.time_unix_ns,
@@ -321,81 +345,82 @@ impl Act<'_> {
     }
 
     /// Appends the act as one complete line.
-    pub(super) fn write(&self, node: &str, out: &mut Vec<u8>) {
+    pub(super) fn write_line(&self, node: &str, out: &mut Vec<u8>) {
         out.extend_from_slice(b"{\"kind\":\"act\"");
-        line::number_member(out, "time_unix_ns", self.time_unix_ns);
-        line::text_member(out, "node", node);
-        line::capped_member(out, "method", self.method, STRANGER_TEXT_BYTES_MAX);
-        line::name(out, "operator");
+        json_line::write_number_member(out, "time_unix_ns", self.time_unix_ns);
+        json_line::write_text_member(out, "node", node);
+        json_line::write_truncated_member(out, "method", self.method, UNVERIFIED_TEXT_BYTES_MAX);
+        json_line::write_name(out, "operator");
         match self.operators.first() {
-            Some(operator) => line::string(out, operator),
+            Some(operator) => json_line::write_string(out, operator),
             None => out.extend_from_slice(b"null"),
         }
-        line::list_member(out, "operators", self.operators);
-        line::text_member(out, "effect", self.outcome.as_str());
-        let reason_bytes_max = if self.is_of_nobody() { STRANGER_ACCOUNT_BYTES_MAX } else { ACT_ACCOUNT_BYTES_MAX };
-        line::capped_member(out, "reason", self.reason, reason_bytes_max);
-        line::list_member(out, "signatures", if self.outcome == ActOutcome::Accepted { self.signatures } else { &[] });
-        line::name(out, "revision");
+        json_line::write_list_member(out, "operators", self.operators);
+        json_line::write_text_member(out, "effect", self.outcome.as_str());
+        let reason_bytes_max =
+            if self.is_unverified_refusal() { UNVERIFIED_ACT_SUMMARY_BYTES_MAX } else { ACT_SUMMARY_BYTES_MAX };
+        json_line::write_truncated_member(out, "reason", self.reason, reason_bytes_max);
+        json_line::write_list_member(out, "signatures", if self.outcome == ActOutcome::Accepted { self.signatures } else { &[] });
+        json_line::write_name(out, "revision");
         match self.revision {
-            Some(revision) => line::string(out, revision),
+            Some(revision) => json_line::write_string(out, revision),
             None => out.extend_from_slice(b"null"),
         }
-        line::text_member(out, "peer", self.peer);
+        json_line::write_text_member(out, "peer", self.peer);
         out.extend_from_slice(b"}\n");
     }
 }
 
 fn write_revision(out: &mut Vec<u8>, history: &HistoryId, number: u64) {
-    line::string(out, history.as_str());
+    json_line::write_string(out, history.as_str());
     // The number belongs inside the quotes.
     out.pop();
     out.push(b'.');
-    line::number(out, number.into());
+    json_line::write_number(out, number.into());
     out.push(b'"');
 }
 
-fn write_matched(out: &mut Vec<u8>, matched: &EntryRef) {
-    line::name(out, "matched");
+fn write_matched(out: &mut Vec<u8>, matched: &PolicyEntryRef) {
+    json_line::write_name(out, "matched");
     out.push(b'{');
-    line::text_member(out, "kind", matched.kind);
-    line::text_member(out, "id", &matched.id);
-    line::text_member(out, "entry", &matched.entry);
+    json_line::write_text_member(out, "kind", matched.kind);
+    json_line::write_text_member(out, "id", &matched.id);
+    json_line::write_text_member(out, "entry", &matched.entry);
     out.push(b'}');
 }
 
-fn write_principal(out: &mut Vec<u8>, member: &str, principal: Option<Principal<'_>>) {
+fn write_principal(out: &mut Vec<u8>, member: &str, principal: Option<PrincipalFacts<'_>>) {
     if let Some(principal) = principal {
-        line::name(out, member);
+        json_line::write_name(out, member);
         write_identity(out, principal);
     }
 }
 
-fn write_tool(out: &mut Vec<u8>, tool: Option<Principal<'_>>, bytes_max: usize) {
+fn write_tool(out: &mut Vec<u8>, tool: Option<PrincipalFacts<'_>>, bytes_max: usize) {
     if let Some(tool) = tool {
-        line::name(out, "tool");
+        json_line::write_name(out, "tool");
         out.push(b'{');
-        line::capped_member(out, "id", tool.id, bytes_max);
-        line::text_member(out, "evidence", tool.evidence.as_str());
+        json_line::write_truncated_member(out, "id", tool.id, bytes_max);
+        json_line::write_text_member(out, "evidence", tool.evidence.as_str());
         out.push(b'}');
     }
 }
 
-fn write_identity(out: &mut Vec<u8>, principal: Principal<'_>) {
+fn write_identity(out: &mut Vec<u8>, principal: PrincipalFacts<'_>) {
     out.push(b'{');
-    line::text_member(out, "id", principal.id);
-    line::text_member(out, "evidence", principal.evidence.as_str());
+    json_line::write_text_member(out, "id", principal.id);
+    json_line::write_text_member(out, "evidence", principal.evidence.as_str());
     out.push(b'}');
 }
 
-fn write_level(out: &mut Vec<u8>, level: &Level<'_>) {
+fn write_token(out: &mut Vec<u8>, level: &TokenFacts<'_>) {
     out.push(b'{');
-    line::text_member(out, "jti", level.jti);
-    line::name(out, "hop_hash");
-    line::digest(out, level.hop_hash);
-    line::text_member(out, "holder_thumbprint", level.holder_thumbprint);
-    line::text_member(out, "issuer", level.issuer);
-    line::number_member(out, "expires_at_unix_ms", level.expires_at_unix_s.saturating_mul(1_000));
+    json_line::write_text_member(out, "jti", level.jti);
+    json_line::write_name(out, "hop_hash");
+    json_line::write_digest(out, level.hop_hash);
+    json_line::write_text_member(out, "holder_thumbprint", level.holder_thumbprint);
+    json_line::write_text_member(out, "issuer", level.issuer);
+    json_line::write_number_member(out, "expires_at_unix_ms", level.expires_at_unix_s.saturating_mul(1_000));
     out.push(b'}');
 }
 

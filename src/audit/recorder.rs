@@ -3,34 +3,35 @@
 //! Recording copies bytes and does no I/O. A socket calls the barrier before it lets bytes out. The barrier writes the whole
 //! buffer with one `write`, so records are batched exactly as answers are.
 //!
-//! After a failed write, the rest of the buffer stays in order. Until a later attempt succeeds, the recorder takes no record
+//! After a failed write, the begun line is removed from the output, and it stays in the buffer with the rest, in order. So the
+//! output ends with a whole line, even if the process ends before a later attempt succeeds. Until then, the recorder takes no record
 //! except those of acts that were carried out. A thread of the log measures the free disk space; the recorder consults the result
-//! and gives up records of unverified callers first.
+//! and gives up records of callers who proved nothing first, refused acts next, decisions and reads last.
 //!
-//! Look next at `merge.rs`, which counts these denials, and at `log.rs`, which owns the timer and the sync.
+//! Look next at `denial_merger.rs`, which counts these denials, and at `log.rs`, which owns the timer and the sync.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::model::barrier::WriteBarrier;
-use crate::model::disk::Room;
+use crate::model::disk::DiskSpaceLevel;
 use crate::model::time::Clock;
+use crate::model::write_barrier::WriteBarrier;
 
-use super::merge::{Denial, Merger};
-use super::record::{Act, Record};
-use super::room::RoomWatch;
-use super::sink::Sink;
-use super::{Error, Unavailable};
+use super::denial_merger::{Counted, DenialMerger};
+use super::disk_monitor::DiskMonitor;
+use super::record::{ActRecord, DecisionRecord};
+use super::sink::AuditSink;
+use super::{AuditUnavailable, Error};
 
 /// Takes the records of one runtime. One thread at a time uses it, so its lock is free except while the timer runs.
-pub struct Recorder {
+pub struct AuditRecorder {
     node: Box<str>,
     clock: Arc<dyn Clock>,
-    room: Arc<RoomWatch>,
+    room: Arc<DiskMonitor>,
     bytes_max: usize,
-    output: Box<dyn Output>,
-    buffer: Mutex<Buffer>,
+    output: Box<dyn AuditOutput>,
+    buffer: Mutex<RecordBuffer>,
     /// Bytes in the buffer. Read without the lock, because most writes to a socket follow no record.
     pending_bytes: AtomicUsize,
     /// Whether something was written since the last sync.
@@ -41,18 +42,20 @@ pub struct Recorder {
 }
 
 /// The destination of a recorder's bytes: a file, or in tests an output that fails.
-pub(super) trait Output: Send + Sync {
+pub(super) trait AuditOutput: Send + Sync {
     /// Writes some of the bytes, as `write(2)` does.
     fn write(&self, bytes: &[u8]) -> io::Result<usize>;
     /// Makes the written bytes survive a power failure.
     fn sync(&self) -> io::Result<()>;
+    /// Removes the last `bytes_count` bytes that were written.
+    fn cut(&self, bytes_count: usize) -> io::Result<()>;
 }
 
 /// Buffer of a recorder whose log cannot be opened; it lasts until the process ends.
 const UNOPENED_BYTES_MAX: usize = 64 * 1024;
 
 /// The buffered lines, and the state of the output.
-struct Buffer {
+struct RecordBuffer {
     bytes: Vec<u8>,
     /// Whether the last write failed.
     unwritable: bool,
@@ -61,20 +64,46 @@ struct Buffer {
     /// Increases with every attempt to write. With it, the timer skips bytes that a socket will soon flush.
     attempts: u64,
     /// The value of `attempts` when the timer last ran.
-    attempts_seen: u64,
-    merger: Merger,
+    attempts_at_last_tick: u64,
+    /// Of callers who proved nothing.
+    strangers: DenialMerger,
+    /// Of refused acts with a verified signature. Their budget is their own, so that no flood of strangers hides an operator.
+    operators: DenialMerger,
 }
 
-impl Recorder {
+/// Whose records a merger counts.
+#[derive(Clone, Copy)]
+enum Whose {
+    Strangers,
+    Operators,
+}
+
+impl RecordBuffer {
+    fn merger(&mut self, whose: Whose) -> &mut DenialMerger {
+        match whose {
+            Whose::Strangers => &mut self.strangers,
+            Whose::Operators => &mut self.operators,
+        }
+    }
+}
+
+impl AuditRecorder {
     pub(super) fn new(
         node: &str,
         clock: Arc<dyn Clock>,
-        room: Arc<RoomWatch>,
+        room: Arc<DiskMonitor>,
         bytes_max: usize,
-        output: Box<dyn Output>,
+        output: Box<dyn AuditOutput>,
     ) -> Self {
-        let merger = Merger::default();
-        let buffer = Buffer { bytes: Vec::new(), unwritable: false, unsynced: false, attempts: 0, attempts_seen: 0, merger };
+        let buffer = RecordBuffer {
+            bytes: Vec::new(),
+            unwritable: false,
+            unsynced: false,
+            attempts: 0,
+            attempts_at_last_tick: 0,
+            strangers: DenialMerger::default(),
+            operators: DenialMerger::default(),
+        };
         Self {
             node: node.into(),
             clock,
@@ -92,85 +121,103 @@ impl Recorder {
 
     /// Makes a recorder for a log that cannot be opened. It takes no record, and reports `why` to a caller of `flush`.
     pub fn unavailable(node: &str, clock: Arc<dyn Clock>, why: Error) -> Self {
-        struct Unopened(Error);
-        impl Output for Unopened {
+        struct UnopenedOutput(Error);
+        impl AuditOutput for UnopenedOutput {
             fn write(&self, _bytes: &[u8]) -> io::Result<usize> {
                 Err(io::Error::other(self.0.to_string()))
             }
             fn sync(&self) -> io::Result<()> {
                 Ok(())
             }
+            fn cut(&self, _bytes_count: usize) -> io::Result<()> {
+                Ok(())
+            }
         }
-        Self::new(node, clock, Arc::new(RoomWatch::unlimited()), UNOPENED_BYTES_MAX, Box::new(Unopened(why)))
+        Self::new(node, clock, Arc::new(DiskMonitor::unlimited()), UNOPENED_BYTES_MAX, Box::new(UnopenedOutput(why)))
     }
 
     /// Makes a recorder that discards its records.
     #[cfg(test)]
     pub(crate) fn discarding(node: &str) -> Self {
-        struct Nowhere;
-        impl Output for Nowhere {
+        struct DiscardingOutput;
+        impl AuditOutput for DiscardingOutput {
             fn write(&self, bytes: &[u8]) -> io::Result<usize> {
                 Ok(bytes.len())
             }
             fn sync(&self) -> io::Result<()> {
                 Ok(())
             }
+            fn cut(&self, _bytes_count: usize) -> io::Result<()> {
+                Ok(())
+            }
         }
         let clock = Arc::new(crate::model::time::SystemClock);
-        Self::new(node, clock, Arc::new(RoomWatch::unlimited()), 1 << 20, Box::new(Nowhere))
+        Self::new(node, clock, Arc::new(DiskMonitor::unlimited()), 1 << 20, Box::new(DiscardingOutput))
     }
 
-    /// Records as [`Sink::record`] says.
+    /// Records as [`AuditSink::record`] says.
     ///
     /// # Errors
-    /// As [`Sink::record`].
-    pub fn record(&self, record: &Record<'_>) -> Result<(), Unavailable> {
-        if record.is_of_nobody() {
-            self.record_of_nobody(record.denial(), |out| record.write(&self.node, out));
+    /// As [`AuditSink::record`].
+    pub fn record(&self, record: &DecisionRecord<'_>) -> Result<(), AuditUnavailable> {
+        if record.may_be_merged() {
+            let mut buffer = self.lock_buffer();
+            self.write_or_count(&mut buffer, Whose::Strangers, record.counted(), |out| record.write_line(&self.node, out));
             return Ok(());
         }
-        if self.room.room() == Room::Exhausted {
-            return Err(Unavailable::NoRoom);
+        if self.room.room() == DiskSpaceLevel::Exhausted {
+            return Err(AuditUnavailable::DiskFull);
         }
-        let mut buffer = self.lock();
+        let mut buffer = self.lock_buffer();
         if buffer.unwritable || buffer.unsynced {
-            return Err(Unavailable::Unwritable);
+            return Err(AuditUnavailable::Unwritable);
         }
-        self.append(&mut buffer, |out| record.write(&self.node, out)).map(drop)
+        self.append_line(&mut buffer, |out| record.write_line(&self.node, out)).map(drop)
     }
 
-    /// Records as [`Sink::record_act`] says.
+    /// Records as [`AuditSink::record_act`] says.
     ///
     /// # Errors
-    /// As [`Sink::record_act`].
-    pub fn record_act(&self, act: &Act<'_>) -> Result<(), Unavailable> {
-        if act.is_of_nobody() {
-            self.record_of_nobody(act.denial(), |out| act.write(&self.node, out));
-            if self.pending_bytes() > 0 {
+    /// As [`AuditSink::record_act`].
+    pub fn record_act(&self, act: &ActRecord<'_>) -> Result<(), AuditUnavailable> {
+        let mut buffer = self.lock_buffer();
+        if act.is_unverified_refusal() {
+            self.write_or_count(&mut buffer, Whose::Strangers, act.counted(), |out| act.write_line(&self.node, out));
+            if !buffer.bytes.is_empty() {
                 // If this fails the line stays in the buffer, and a refusal may be answered without its record.
-                let _ = self.flush();
+                let _ = self.flush_buffer(&mut buffer);
             }
             return Ok(());
         }
-        let mut buffer = self.lock();
         // Acts are rare, so each is worth an attempt to write.
-        let is_writable = !buffer.unwritable || self.write_out(&mut buffer).is_ok();
-        if !is_writable && !act.may_have_changed_the_store() {
-            return Err(Unavailable::Unwritable);
+        let is_writable = !buffer.unwritable || self.flush_buffer(&mut buffer).is_ok();
+        if !is_writable && !act.may_have_changed_store() {
+            return Err(AuditUnavailable::Unwritable);
         }
-        self.append(&mut buffer, |out| act.write(&self.node, out))?;
-        if is_writable && self.write_out(&mut buffer).is_ok() && !buffer.unsynced {
+        if act.may_be_merged() {
+            let has_line =
+                self.write_or_count(&mut buffer, Whose::Operators, act.counted(), |out| act.write_line(&self.node, out));
+            if !has_line {
+                return if buffer.unsynced { Err(AuditUnavailable::Unwritable) } else { Ok(()) };
+            }
+        } else if !act.may_have_changed_store() && self.room.room() == DiskSpaceLevel::Exhausted {
+            // INVARIANT: only acts that were done, or may have been done, use the room that is kept for acts and the store.
+            return Err(AuditUnavailable::DiskFull);
+        } else {
+            self.append_line(&mut buffer, |out| act.write_line(&self.node, out))?;
+        }
+        if is_writable && self.flush_buffer(&mut buffer).is_ok() && !buffer.unsynced {
             return Ok(());
         }
-        Err(Unavailable::Unwritable)
+        Err(AuditUnavailable::Unwritable)
     }
 
-    /// Flushes as [`Sink::flush`] says.
+    /// Flushes as [`AuditSink::flush`] says.
     ///
     /// # Errors
-    /// As [`Sink::flush`].
+    /// As [`AuditSink::flush`].
     pub fn flush(&self) -> io::Result<()> {
-        self.write_out(&mut self.lock())
+        self.flush_buffer(&mut self.lock_buffer())
     }
 
     /// Bytes that wait in the buffer.
@@ -183,100 +230,110 @@ impl Recorder {
         self.records.load(Ordering::Relaxed)
     }
 
-    /// Number of denials since the start that were counted instead of being recorded one by one.
+    /// Number of records since the start that were counted instead of being written one by one.
     pub fn merged(&self) -> u64 {
         self.merged.load(Ordering::Relaxed)
     }
 
-    /// Number of denials that are counted but not written yet.
+    /// Number of records that are counted but not written yet.
     pub fn merged_waiting(&self) -> u64 {
-        self.lock().merger.waiting()
+        let buffer = self.lock_buffer();
+        buffer.strangers.waiting_denials().saturating_add(buffer.operators.waiting_denials())
     }
 
     /// Whether the last write and the last sync succeeded.
     pub fn is_healthy(&self) -> bool {
-        let buffer = self.lock();
+        let buffer = self.lock_buffer();
         !buffer.unwritable && !buffer.unsynced
     }
 
-    /// Runs as [`Sink::tend`] says.
-    pub(super) fn tend(&self) {
+    /// Runs as [`AuditSink::flush_tick`] says.
+    pub(super) fn flush_tick(&self) {
         let now = self.clock.now();
-        let mut buffer = self.lock();
-        if buffer.merger.is_due(now) && self.takes_counts(&buffer) {
+        let mut buffer = self.lock_buffer();
+        if (buffer.strangers.is_due(now) || buffer.operators.is_due(now)) && self.may_write_counts(&buffer) {
             self.write_counts(&mut buffer);
         }
-        let idle = buffer.attempts == buffer.attempts_seen;
+        let idle = buffer.attempts == buffer.attempts_at_last_tick;
         if !buffer.bytes.is_empty() && (idle || buffer.unwritable) {
             // A failure is counted, and the next record reports it.
-            let _ = self.write_out(&mut buffer);
+            let _ = self.flush_buffer(&mut buffer);
         }
-        buffer.attempts_seen = buffer.attempts;
+        buffer.attempts_at_last_tick = buffer.attempts;
         let unsynced = buffer.unsynced;
         drop(buffer);
         if self.dirty.swap(false, Ordering::AcqRel) || unsynced {
-            self.sync();
+            self.sync_output();
         }
     }
 
-    /// Finishes as [`Sink::finish`] says.
+    /// Finishes as [`AuditSink::finish`] says.
     pub(super) fn finish(&self) -> io::Result<()> {
-        let mut buffer = self.lock();
+        let mut buffer = self.lock_buffer();
         // These are few lines, and this is the last chance to write the counts.
         self.write_counts(&mut buffer);
-        let written = self.write_out(&mut buffer);
+        let written = self.flush_buffer(&mut buffer);
         drop(buffer);
         self.dirty.store(false, Ordering::Release);
-        self.sync();
-        if self.lock().unsynced {
+        self.sync_output();
+        if self.lock_buffer().unsynced {
             return written.and(Err(io::Error::other("the last records may not outlast a loss of power")));
         }
         written
     }
 
-    /// Records or counts a denial of an unverified caller: it gets its own line if disk space, rate and budget permit.
-    fn record_of_nobody(&self, denial: Denial<'_>, write: impl FnOnce(&mut Vec<u8>)) {
+    /// Appends the line of a record that may be merged if disk space, rate and budget permit; else counts the record. Returns
+    /// whether it has a line.
+    fn write_or_count(
+        &self,
+        buffer: &mut RecordBuffer,
+        whose: Whose,
+        counted: Counted<'_>,
+        write: impl FnOnce(&mut Vec<u8>),
+    ) -> bool {
         let now = self.clock.now();
-        let mut buffer = self.lock();
         let is_writable = !buffer.unwritable && !buffer.unsynced;
         if is_writable
-            && self.room.room() == Room::Ample
-            && buffer.merger.admits(&denial.origin, now)
-            && let Ok(bytes) = self.append(&mut buffer, write)
+            && self.room.room() == DiskSpaceLevel::Ample
+            && buffer.merger(whose).admits(&counted.origin, now)
+            && let Ok(bytes) = self.append_line(buffer, write)
         {
-            buffer.merger.spend(bytes, now);
-            return;
+            buffer.merger(whose).spend_bytes(bytes, now);
+            return true;
         }
-        buffer.merger.count(denial, now);
+        buffer.merger(whose).count_denial(counted, now);
         self.merged.fetch_add(1, Ordering::Relaxed);
+        false
     }
 
     /// Whether lines of counts may be written now.
-    fn takes_counts(&self, buffer: &Buffer) -> bool {
-        !buffer.unwritable && !buffer.unsynced && self.room.room() < Room::Critical
+    fn may_write_counts(&self, buffer: &RecordBuffer) -> bool {
+        !buffer.unwritable && !buffer.unsynced && self.room.room() < DiskSpaceLevel::Critical
     }
 
-    fn write_counts(&self, buffer: &mut Buffer) {
-        let Buffer { bytes, merger, .. } = buffer;
-        let lines = merger.write(&self.node, bytes, self.bytes_max, self.clock.now());
+    fn write_counts(&self, buffer: &mut RecordBuffer) {
+        let RecordBuffer { bytes, strangers, operators, .. } = buffer;
+        let now = self.clock.now();
+        let lines = operators.write_lines(&self.node, bytes, self.bytes_max, now)
+            + strangers.write_lines(&self.node, bytes, self.bytes_max, now);
         self.pending_bytes.store(bytes.len(), Ordering::Release);
         self.records.fetch_add(lines, Ordering::Relaxed);
     }
 
     /// Appends a whole line and returns its length, or appends nothing.
-    fn append(&self, buffer: &mut Buffer, write: impl FnOnce(&mut Vec<u8>)) -> Result<usize, Unavailable> {
+    fn append_line(&self, buffer: &mut RecordBuffer, write: impl FnOnce(&mut Vec<u8>)) -> Result<usize, AuditUnavailable> {
         let before = buffer.bytes.len();
         write(&mut buffer.bytes);
         if buffer.bytes.len() > self.bytes_max {
             buffer.bytes.truncate(before);
-            return Err(Unavailable::Full);
+            return Err(AuditUnavailable::BufferFull);
         }
         self.pending_bytes.store(buffer.bytes.len(), Ordering::Release);
         self.records.fetch_add(1, Ordering::Relaxed);
         Ok(buffer.bytes.len() - before)
     }
 
-    fn write_out(&self, buffer: &mut Buffer) -> io::Result<()> {
+    fn flush_buffer(&self, buffer: &mut RecordBuffer) -> io::Result<()> {
         buffer.attempts = buffer.attempts.wrapping_add(1);
         let mut written = 0;
         let outcome = loop {
@@ -291,6 +348,9 @@ impl Recorder {
                 Err(error) => break Err(error),
             }
         };
+        if outcome.is_err() {
+            written -= self.cut_begun_line(buffer.bytes.get(..written).unwrap_or_default());
+        }
         buffer.bytes.drain(..written.min(buffer.bytes.len()));
         self.pending_bytes.store(buffer.bytes.len(), Ordering::Release);
         if written > 0 {
@@ -312,10 +372,18 @@ impl Recorder {
         outcome
     }
 
+    /// Removes the line from the output that a failed attempt began, and returns the number of removed bytes. If the output cannot
+    /// be cut, the next attempt continues the line.
+    fn cut_begun_line(&self, written: &[u8]) -> usize {
+        let whole = written.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+        let begun = written.len() - whole;
+        if begun > 0 && self.output.cut(begun).is_ok() { begun } else { 0 }
+    }
+
     /// Syncs without the lock, because a sync takes milliseconds.
-    fn sync(&self) {
+    fn sync_output(&self) {
         let outcome = self.output.sync();
-        let mut buffer = self.lock();
+        let mut buffer = self.lock_buffer();
         match outcome {
             Ok(()) if buffer.unsynced => {
                 buffer.unsynced = false;
@@ -329,53 +397,53 @@ impl Recorder {
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Buffer> {
+    fn lock_buffer(&self) -> MutexGuard<'_, RecordBuffer> {
         // No code leaves the buffer half changed under the lock.
         self.buffer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Sink for Recorder {
-    fn record(&self, record: &Record<'_>) -> Result<(), Unavailable> {
-        Recorder::record(self, record)
+impl AuditSink for AuditRecorder {
+    fn record(&self, record: &DecisionRecord<'_>) -> Result<(), AuditUnavailable> {
+        AuditRecorder::record(self, record)
     }
 
-    fn record_act(&self, act: &Act<'_>) -> Result<(), Unavailable> {
-        Recorder::record_act(self, act)
+    fn record_act(&self, act: &ActRecord<'_>) -> Result<(), AuditUnavailable> {
+        AuditRecorder::record_act(self, act)
     }
 
     fn flush(&self) -> io::Result<()> {
-        Recorder::flush(self)
+        AuditRecorder::flush(self)
     }
 
-    fn tend(&self) {
-        Recorder::tend(self);
+    fn flush_tick(&self) {
+        AuditRecorder::flush_tick(self);
     }
 
     fn finish(&self) -> io::Result<()> {
-        Recorder::finish(self)
+        AuditRecorder::finish(self)
     }
 }
 
-impl WriteBarrier for Recorder {
-    fn before_write(&self) -> io::Result<()> {
+impl WriteBarrier for AuditRecorder {
+    fn flush_before_write(&self) -> io::Result<()> {
         if self.pending_bytes() == 0 {
             return Ok(());
         }
-        let mut buffer = self.lock();
+        let mut buffer = self.lock_buffer();
         if buffer.unwritable {
             // The rest belongs to connections that `failures` closes; no record was taken since the failure.
             return Ok(());
         }
-        self.write_out(&mut buffer)
+        self.flush_buffer(&mut buffer)
     }
 
-    fn failures(&self) -> u64 {
+    fn failure_count(&self) -> u64 {
         self.failures.load(Ordering::Acquire)
     }
 }
 
-impl std::fmt::Debug for Recorder {
+impl std::fmt::Debug for AuditRecorder {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Recorder").field("pending_bytes", &self.pending_bytes()).field("records", &self.records()).finish()
     }

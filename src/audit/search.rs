@@ -14,11 +14,11 @@ use std::time::SystemTime;
 use serde_json::Value;
 
 use super::Error;
-use super::query::Filter;
+use super::query::RecordFilter;
 
 /// The limits of a search.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
+pub struct SearchLimits {
     /// Bytes read from all files together.
     pub bytes_max: u64,
     /// Number of files; the files written last are read.
@@ -27,7 +27,7 @@ pub struct Limits {
     pub names_max: usize,
 }
 
-impl Default for Limits {
+impl Default for SearchLimits {
     fn default() -> Self {
         Self { bytes_max: 64 * 1024 * 1024, files_max: 64, names_max: 2_000 }
     }
@@ -35,7 +35,7 @@ impl Default for Limits {
 
 /// The outcome of a search, and how much was read.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Searched {
+pub struct SearchOutcome {
     /// Index of the member that holds the name: 0 if a record holds it in the first member, else the lowest index that was found.
     pub found: Option<usize>,
     /// Names in the first member of the newest records.
@@ -53,21 +53,21 @@ const BLOCK_BYTES: u64 = 256 * 1024;
 /// Bytes of the newest records from which names are collected. Every line of them is parsed.
 const NAMES_BYTES_MAX: u64 = 1024 * 1024;
 
-/// Searches the newest decisions of a folder for `name` at `members` (paths as in [`Filter::members`]). Stops when a record holds
+/// Searches the newest decisions of a folder for `name` at `members` (paths as in [`RecordFilter::members`]). Stops when a record holds
 /// the name in the first member, when a limit is reached, or when `stop` returns true.
 ///
 /// # Errors
 /// [`Error::Io`] if the folder cannot be listed. A file that cannot be read counts as not read.
-pub fn search(
+pub fn search_name(
     directory: &Path,
     members: &[&str],
     name: &str,
-    limits: Limits,
+    limits: SearchLimits,
     stop: &dyn Fn() -> bool,
-) -> Result<Searched, Error> {
-    let (mut open, is_whole) = newest(directory, limits.files_max)?;
-    let mut searched = Searched { is_whole, ..Searched::default() };
-    let sought = Sought::new(members, name);
+) -> Result<SearchOutcome, Error> {
+    let (mut open, is_whole) = newest_files(directory, limits.files_max)?;
+    let mut searched = SearchOutcome { is_whole, ..SearchOutcome::default() };
+    let sought = NameQuery::new(members, name);
     while !open.is_empty() {
         let mut left = Vec::with_capacity(open.len());
         for mut tail in open {
@@ -76,12 +76,12 @@ pub fn search(
                 return Ok(searched);
             }
             let collect = searched.bytes < NAMES_BYTES_MAX;
-            let Ok(block) = tail.read_back() else {
+            let Ok(block) = tail.read_block_back() else {
                 searched.is_whole = false;
                 continue;
             };
             searched.bytes = searched.bytes.saturating_add(block.len() as u64);
-            sought.look(&block, collect.then_some(limits.names_max), &mut searched);
+            sought.scan_block(&block, collect.then_some(limits.names_max), &mut searched);
             if searched.found == Some(0) {
                 return Ok(searched);
             }
@@ -95,7 +95,7 @@ pub fn search(
 }
 
 /// Returns the files written last, and whether these are all files.
-fn newest(directory: &Path, files_max: usize) -> Result<(Vec<Tail>, bool), Error> {
+fn newest_files(directory: &Path, files_max: usize) -> Result<(Vec<BackwardReader>, bool), Error> {
     let failed = |source| Error::Io { action: "list", path: directory.to_owned(), source };
     let mut files: Vec<(SystemTime, PathBuf, u64)> = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(failed)? {
@@ -112,11 +112,11 @@ fn newest(directory: &Path, files_max: usize) -> Result<(Vec<Tail>, bool), Error
     files.reverse();
     let is_whole = files.len() <= files_max;
     files.truncate(files_max);
-    Ok((files.into_iter().map(|(_, path, end)| Tail { path, end, carried: Vec::new() }).collect(), is_whole))
+    Ok((files.into_iter().map(|(_, path, end)| BackwardReader { path, end, carried: Vec::new() }).collect(), is_whole))
 }
 
 /// A file that is read backwards.
-struct Tail {
+struct BackwardReader {
     path: PathBuf,
     /// Everything after this offset was read.
     end: u64,
@@ -124,9 +124,9 @@ struct Tail {
     carried: Vec<u8>,
 }
 
-impl Tail {
+impl BackwardReader {
     /// Reads the complete lines of the block before the last one. A line that is longer than any record is dropped.
-    fn read_back(&mut self) -> std::io::Result<Vec<u8>> {
+    fn read_block_back(&mut self) -> std::io::Result<Vec<u8>> {
         let from = self.end.saturating_sub(BLOCK_BYTES);
         let mut block = vec![0; usize::try_from(self.end - from).unwrap_or(0)];
         File::open(&self.path)?.read_exact_at(&mut block, from)?;
@@ -144,16 +144,17 @@ impl Tail {
 }
 
 /// A name, in the forms in which lines and records are compared with it.
-struct Sought<'a> {
+struct NameQuery<'a> {
     members: &'a [&'a str],
-    filters: Vec<Filter>,
+    filters: Vec<RecordFilter>,
     /// The longest part of the name that JSON writes unescaped. A line without it is not parsed.
     plain: &'a [u8],
 }
 
-impl<'a> Sought<'a> {
+impl<'a> NameQuery<'a> {
     fn new(members: &'a [&'a str], name: &'a str) -> Self {
-        let filter = |member: &&str| Filter { members: vec![((*member).to_owned(), name.to_owned())], ..Filter::default() };
+        let filter =
+            |member: &&str| RecordFilter { members: vec![((*member).to_owned(), name.to_owned())], ..RecordFilter::default() };
         // JSON escapes quotes, backslashes and control characters.
         let is_plain = |byte: &u8| *byte >= 0x20 && *byte != b'"' && *byte != b'\\' && *byte != 0x7f;
         let plain = name.as_bytes().split(|byte| !is_plain(byte)).max_by_key(|part| part.len()).unwrap_or_default();
@@ -161,7 +162,7 @@ impl<'a> Sought<'a> {
     }
 
     /// Searches the lines of a block, the last one first. Collects names too if `names_max` is given.
-    fn look(&self, block: &[u8], names_max: Option<usize>, searched: &mut Searched) {
+    fn scan_block(&self, block: &[u8], names_max: Option<usize>, searched: &mut SearchOutcome) {
         if names_max.is_none() && memchr::memmem::find(block, self.plain).is_none() {
             return;
         }
@@ -182,20 +183,20 @@ impl<'a> Sought<'a> {
                 return;
             }
             if let (Some(names_max), Some(member)) = (names_max, self.members.first()) {
-                collect(&record, member, names_max, &mut searched.names);
+                collect_names(&record, member, names_max, &mut searched.names);
             }
         }
     }
 }
 
 /// Collects the texts at a path of member names; if the path leads through a list, the texts of all items.
-fn collect(value: &Value, path: &str, names_max: usize, names: &mut BTreeSet<String>) {
+fn collect_names(value: &Value, path: &str, names_max: usize, names: &mut BTreeSet<String>) {
     match value {
-        Value::Array(items) => items.iter().for_each(|item| collect(item, path, names_max, names)),
+        Value::Array(items) => items.iter().for_each(|item| collect_names(item, path, names_max, names)),
         Value::Object(members) if !path.is_empty() => {
             let (first, rest) = path.split_once('.').unwrap_or((path, ""));
             if let Some(member) = members.get(first) {
-                collect(member, rest, names_max, names);
+                collect_names(member, rest, names_max, names);
             }
         }
         Value::String(text) if path.is_empty() && names.len() < names_max => {
@@ -241,7 +242,7 @@ mod tests {
         let content = [&line("s-1", "t-1", "j-1"), act, &line("q\"uote\\\u{1}d", "s-2", "-j"), "{\"kind\":\"decis"].concat();
         let folder = folder(&[("a.jsonl", content), ("b.txt", line("elsewhere", "t", "j"))]);
         let check = |name: &str, expected: Option<usize>| {
-            let searched = search(folder.path(), MEMBERS, name, Limits::default(), &never).unwrap();
+            let searched = search_name(folder.path(), MEMBERS, name, SearchLimits::default(), &never).unwrap();
             assert_eq!(searched.found, expected, "{name}");
             assert!(searched.is_whole || expected == Some(0), "{name}");
         };
@@ -263,10 +264,10 @@ mod tests {
         let folder = folder(&[("a.jsonl", many("a", count)), ("b.jsonl", many("b", count / 3)), ("c.jsonl", String::new())]);
         let size: u64 = ["a.jsonl", "b.jsonl"].iter().map(|name| folder.path().join(name).metadata().unwrap().len()).sum();
         for index in (0..count).step_by(97).chain([count - 1]) {
-            let searched = search(folder.path(), MEMBERS, &format!("a{index}"), Limits::default(), &never).unwrap();
+            let searched = search_name(folder.path(), MEMBERS, &format!("a{index}"), SearchLimits::default(), &never).unwrap();
             assert_eq!(searched.found, Some(0), "a{index}");
         }
-        let nobody = search(folder.path(), MEMBERS, "nobody", Limits::default(), &never).unwrap();
+        let nobody = search_name(folder.path(), MEMBERS, "nobody", SearchLimits::default(), &never).unwrap();
         assert!(nobody.is_whole && nobody.found.is_none() && nobody.bytes >= size, "{nobody:?}");
         assert!(nobody.names.contains(&format!("a{}", count - 1)) && nobody.names.contains(&format!("b{}", count / 3 - 1)));
     }
@@ -276,17 +277,20 @@ mod tests {
         let folder = folder(&[("a.jsonl", many("a", 4_000)), ("b.jsonl", many("b", 10))]);
         let size = folder.path().join("a.jsonl").metadata().unwrap().len();
         assert!(size > 2 * BLOCK_BYTES);
-        let look = |name: &str, limits: Limits, stop: &dyn Fn() -> bool| {
-            let searched = search(folder.path(), MEMBERS, name, limits, stop).unwrap();
+        let look = |name: &str, limits: SearchLimits, stop: &dyn Fn() -> bool| {
+            let searched = search_name(folder.path(), MEMBERS, name, limits, stop).unwrap();
             (searched.found, searched.is_whole)
         };
-        let few = Limits { bytes_max: BLOCK_BYTES, ..Limits::default() };
+        let few = SearchLimits { bytes_max: BLOCK_BYTES, ..SearchLimits::default() };
         assert_eq!(look("a0", few, &never), (None, false));
-        assert_eq!(look("a3999", Limits::default(), &never), (Some(0), true));
-        assert_eq!(look("a0", Limits::default(), &|| true), (None, false));
-        assert!(!look("nobody", Limits { files_max: 1, ..Limits::default() }, &never).1);
-        let names = search(folder.path(), MEMBERS, "nobody", Limits { names_max: 3, ..Limits::default() }, &never).unwrap().names;
+        assert_eq!(look("a3999", SearchLimits::default(), &never), (Some(0), true));
+        assert_eq!(look("a0", SearchLimits::default(), &|| true), (None, false));
+        assert!(!look("nobody", SearchLimits { files_max: 1, ..SearchLimits::default() }, &never).1);
+        let names =
+            search_name(folder.path(), MEMBERS, "nobody", SearchLimits { names_max: 3, ..SearchLimits::default() }, &never)
+                .unwrap()
+                .names;
         assert_eq!(names.len(), 3);
-        assert!(search(&folder.path().join("missing"), MEMBERS, "a", Limits::default(), &never).is_err());
+        assert!(search_name(&folder.path().join("missing"), MEMBERS, "a", SearchLimits::default(), &never).is_err());
     }
 }

@@ -7,27 +7,27 @@ use std::sync::{Arc, Mutex};
 
 use serde_json::{Value, json};
 
-use crate::model::barrier::WriteBarrier as _;
-use crate::model::decision::{Effect, EntryRef, Evidence, Obligation};
-use crate::model::reason::{Layer, Reason};
+use crate::model::decision::{Effect, Evidence, Obligation, PolicyEntryRef};
+use crate::model::reason::{DecisionLayer, Reason};
 use crate::model::revision::HistoryId;
 use crate::model::time::{ManualClock, SystemClock};
+use crate::model::write_barrier::WriteBarrier as _;
 
+use super::disk_monitor::DiskMonitor;
 use super::log::FileOutput;
-use super::query::{Filter, read_dir, read_file};
-use super::recorder::{Output, Recorder};
-use super::room::RoomWatch;
+use super::query::{RecordFilter, read_file, read_folder};
+use super::recorder::{AuditOutput, AuditRecorder};
 use super::*;
 
 const DIGEST: [u8; 32] = [7; 32];
 const DIGEST_TEXT: &str = "BwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwcHBwc";
 
-fn verified(id: &str) -> Principal<'_> {
-    Principal { id, evidence: Evidence::Verified }
+fn verified(id: &str) -> PrincipalFacts<'_> {
+    PrincipalFacts { id, evidence: Evidence::Verified }
 }
 
-fn bare<'a>(history: &'a HistoryId, chain: &'a Fragment) -> Record<'a> {
-    Record {
+fn bare<'a>(history: &'a HistoryId, chain: &'a ChainFragment) -> DecisionRecord<'a> {
+    DecisionRecord {
         time_unix_ns: 1_700_000_000_000_000_001,
         method: "Check",
         decision_id: "d1",
@@ -35,11 +35,13 @@ fn bare<'a>(history: &'a HistoryId, chain: &'a Fragment) -> Record<'a> {
         trace_id: None,
         effect: Effect::Deny,
         reason: Reason::TokenMalformed,
-        deciding_layer: Some(Layer::Identity),
+        deciding_layer: Some(DecisionLayer::Identity),
         hop: None,
         matched: None,
         would_be: None,
         chain,
+        proved: true,
+        agent: None,
         tool: None,
         arguments_sha256: None,
         proof_jti: None,
@@ -66,24 +68,29 @@ fn parsed(write: impl FnOnce(&mut Vec<u8>)) -> Value {
 #[test]
 fn a_decision_says_everything_that_is_known() {
     let history = HistoryId::new("h");
-    let level =
-        Level { jti: "j1", hop_hash: &DIGEST, holder_thumbprint: "t1", issuer: "https://i", expires_at_unix_s: 1_700_000_300 };
-    let chain = Fragment::new(&ChainFacts {
+    let level = TokenFacts {
+        jti: "j1",
+        hop_hash: &DIGEST,
+        holder_thumbprint: "t1",
+        issuer: "https://i",
+        expires_at_unix_s: 1_700_000_300,
+    };
+    let chain = ChainFragment::new(&ChainFacts {
         user: Some(verified("[\"https://i\",\"ada\"]")),
-        application: Some(Principal { id: "crm", evidence: Evidence::Attested }),
+        application: Some(PrincipalFacts { id: "crm", evidence: Evidence::Attested }),
         agents: &[verified("spiffe://a/1"), verified("spiffe://a/2")],
         session: Some(verified("s1")),
         task: Some(verified("x1")),
-        levels: &[level, Level { jti: "j2", ..level }],
+        tokens: &[level, TokenFacts { jti: "j2", ..level }],
     });
-    let matched = EntryRef { kind: "group", id: "sales".into(), entry: "deny crm/*".into() };
+    let matched = PolicyEntryRef { kind: "group", id: "sales".into(), entry: "deny crm/*".into() };
     let obligation = Obligation { kind: "redact".into(), parameters_json: "{\"fields\":[\"a\"]}".into() };
-    let record = Record {
+    let record = DecisionRecord {
         request_id: "r1",
         trace_id: Some([0xab; 16]),
         effect: Effect::NeedsApproval,
         reason: Reason::ApprovalRequired,
-        deciding_layer: Some(Layer::User),
+        deciding_layer: Some(DecisionLayer::User),
         hop: Some(1),
         matched: Some(&matched),
         would_be: None,
@@ -101,7 +108,7 @@ fn a_decision_says_everything_that_is_known() {
     };
     let obligation = json!({"kind": "redact", "parameters_json": "{\"fields\":[\"a\"]}"});
     assert_eq!(
-        parsed(|out| record.write("n1", out)),
+        parsed(|out| record.write_line("n1", out)),
         json!({
             "kind": "decision", "time_unix_ns": 1_700_000_000_000_000_001_i64, "node": "n1", "method": "Check",
             "decision_id": "d1", "request_id": "r1", "trace_id": "ab".repeat(16), "effect": "NEEDS_APPROVAL",
@@ -123,32 +130,32 @@ fn a_decision_says_everything_that_is_known() {
 
 #[test]
 fn what_is_not_known_is_absent() {
-    let (history, chain) = (HistoryId::new("h"), Fragment::default());
+    let (history, chain) = (HistoryId::new("h"), ChainFragment::default());
     let mut expected = json!({
         "kind": "decision", "time_unix_ns": 1_700_000_000_000_000_001_i64, "node": "n1", "method": "Check",
         "decision_id": "d1", "effect": "DENY", "reason": "TOKEN_MALFORMED", "deciding_layer": "identity", "principals": {},
         "gateway": "127.0.0.1:1", "revision": "h.42", "snapshot_digest": "ab", "snapshot_age_ms": 3, "latency_ns": 900,
     });
-    assert_eq!(parsed(|out| bare(&history, &chain).write("n1", out)), expected);
+    assert_eq!(parsed(|out| bare(&history, &chain).write_line("n1", out)), expected);
 
     // Three records: a tool without a chain, a chain without a tool, and a permit.
     expected["principals"] = json!({"tool": {"id": "t", "evidence": "VERIFIED"}});
-    let record = Record { tool: Some(verified("t")), ..bare(&history, &chain) };
-    assert_eq!(parsed(|out| record.write("n1", out)), expected);
+    let record = DecisionRecord { tool: Some(verified("t")), ..bare(&history, &chain) };
+    assert_eq!(parsed(|out| record.write_line("n1", out)), expected);
     expected["principals"] = json!({"agents": [{"id": "a", "evidence": "VERIFIED"}]});
-    let chain = Fragment::new(&ChainFacts { agents: &[verified("a")], ..ChainFacts::default() });
-    assert_eq!(parsed(|out| bare(&history, &chain).write("n1", out)), expected);
+    let chain = ChainFragment::new(&ChainFacts { agents: &[verified("a")], ..ChainFacts::default() });
+    assert_eq!(parsed(|out| bare(&history, &chain).write_line("n1", out)), expected);
     expected.as_object_mut().unwrap().remove("deciding_layer");
     expected["effect"] = json!("PERMIT");
     expected["reason"] = json!("OK");
-    let record = Record { effect: Effect::Permit, reason: Reason::Ok, deciding_layer: None, ..bare(&history, &chain) };
-    assert_eq!(parsed(|out| record.write("n1", out)), expected);
+    let record = DecisionRecord { effect: Effect::Permit, reason: Reason::Ok, deciding_layer: None, ..bare(&history, &chain) };
+    assert_eq!(parsed(|out| record.write_line("n1", out)), expected);
 }
 
 #[test]
 fn an_act_shows_its_signatures_only_when_it_was_done() {
     let (operators, signatures) = (["ada".to_owned(), "bob".to_owned()], ["s1".to_owned(), "s2".to_owned()]);
-    let act = Act {
+    let act = ActRecord {
         time_unix_ns: 5,
         method: "/portcullis.v1.RevocationService/Revoke",
         operators: &operators,
@@ -157,6 +164,7 @@ fn an_act_shows_its_signatures_only_when_it_was_done() {
         code: "OK",
         reason: "stolen",
         revision: Some("h.43"),
+        committed: true,
         peer: "127.0.0.1:2",
     };
     let mut expected = json!({
@@ -164,23 +172,23 @@ fn an_act_shows_its_signatures_only_when_it_was_done() {
         "operator": "ada", "operators": ["ada", "bob"], "effect": "ACCEPTED", "reason": "stolen",
         "signatures": ["s1", "s2"], "revision": "h.43", "peer": "127.0.0.1:2",
     });
-    assert_eq!(parsed(|out| act.write("n1", out)), expected);
-    let refused = Act { operators: &[], outcome: ActOutcome::Refused, code: "REJECTED", revision: None, ..act };
+    assert_eq!(parsed(|out| act.write_line("n1", out)), expected);
+    let refused = ActRecord { operators: &[], outcome: ActOutcome::Refused, code: "REJECTED", revision: None, ..act };
     for (member, value) in [("operator", Value::Null), ("operators", json!([])), ("effect", json!("REFUSED"))] {
         expected[member] = value;
     }
     expected["signatures"] = json!([]);
     expected["revision"] = Value::Null;
-    assert_eq!(parsed(|out| refused.write("n1", out)), expected);
+    assert_eq!(parsed(|out| refused.write_line("n1", out)), expected);
 }
 
 #[test]
 fn hostile_text_stays_inside_its_member() {
     let history = HistoryId::new("h\"\n");
     for hostile in ["\",\"effect\":\"PERMIT", "\n{\"kind\":\"act\"}\n", "\u{0}\u{7f}\r\t\\", "𝕏\u{2028}\u{feff}", "\\"] {
-        let chain = Fragment::new(&ChainFacts { agents: &[verified(hostile)], ..ChainFacts::default() });
-        let matched = EntryRef { kind: "group", id: hostile.into(), entry: hostile.into() };
-        let record = Record {
+        let chain = ChainFragment::new(&ChainFacts { agents: &[verified(hostile)], ..ChainFacts::default() });
+        let matched = PolicyEntryRef { kind: "group", id: hostile.into(), entry: hostile.into() };
+        let record = DecisionRecord {
             decision_id: hostile,
             request_id: hostile,
             gateway: hostile,
@@ -190,7 +198,7 @@ fn hostile_text_stays_inside_its_member() {
             would_be: None,
             ..bare(&history, &chain)
         };
-        let value = parsed(|out| record.write(hostile, out));
+        let value = parsed(|out| record.write_line(hostile, out));
         for path in ["/node", "/decision_id", "/request_id", "/gateway", "/principals/tool/id", "/proof_jti", "/matched/entry"] {
             assert_eq!(value.pointer(path), Some(&json!(hostile)), "{path}");
         }
@@ -201,18 +209,19 @@ fn hostile_text_stays_inside_its_member() {
 
 /// An output that takes at most a few bytes at once, and fails on request.
 #[derive(Clone, Default)]
-struct Disk(Arc<Mutex<DiskState>>);
+struct FaultyDisk(Arc<Mutex<FaultyDiskState>>);
 
 #[derive(Default)]
-struct DiskState {
+struct FaultyDiskState {
     content: Vec<u8>,
     room_bytes: usize,
     chunk_bytes: usize,
     writes: usize,
     sync_fails: bool,
+    cut_fails: bool,
 }
 
-impl Output for Disk {
+impl AuditOutput for FaultyDisk {
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         let mut disk = self.0.lock().unwrap();
         disk.writes += 1;
@@ -228,25 +237,36 @@ impl Output for Disk {
     fn sync(&self) -> io::Result<()> {
         if self.0.lock().unwrap().sync_fails { Err(io::Error::other("sync")) } else { Ok(()) }
     }
+
+    fn cut(&self, bytes_count: usize) -> io::Result<()> {
+        let mut disk = self.0.lock().unwrap();
+        if disk.cut_fails {
+            return Err(io::Error::other("cut"));
+        }
+        let length = disk.content.len() - bytes_count;
+        disk.content.truncate(length);
+        disk.room_bytes += bytes_count;
+        Ok(())
+    }
 }
 
-fn recorder_on(output: Box<dyn Output>) -> Recorder {
-    Recorder::new("n1", Arc::new(SystemClock), Arc::new(RoomWatch::unlimited()), 64 * 1024, output)
+fn recorder_on(output: Box<dyn AuditOutput>) -> AuditRecorder {
+    AuditRecorder::new("n1", Arc::new(SystemClock), Arc::new(DiskMonitor::unlimited()), 64 * 1024, output)
 }
 
-fn on_disk(room_bytes: usize, chunk_bytes: usize) -> (Recorder, Disk) {
-    let disk = Disk::default();
-    *disk.0.lock().unwrap() = DiskState { room_bytes, chunk_bytes, ..DiskState::default() };
+fn on_disk(room_bytes: usize, chunk_bytes: usize) -> (AuditRecorder, FaultyDisk) {
+    let disk = FaultyDisk::default();
+    *disk.0.lock().unwrap() = FaultyDiskState { room_bytes, chunk_bytes, ..FaultyDiskState::default() };
     (recorder_on(Box::new(disk.clone())), disk)
 }
 
-fn record(recorder: &Recorder, decision_id: &str) -> Result<(), Unavailable> {
-    let chain = Fragment::new(&ChainFacts { agents: &[verified("a")], ..ChainFacts::default() });
+fn record(recorder: &AuditRecorder, decision_id: &str) -> Result<(), AuditUnavailable> {
+    let chain = ChainFragment::new(&ChainFacts { agents: &[verified("a")], ..ChainFacts::default() });
     let history = HistoryId::new("h");
-    recorder.record(&Record { decision_id, ..bare(&history, &chain) })
+    recorder.record(&DecisionRecord { decision_id, ..bare(&history, &chain) })
 }
 
-fn ids(disk: &Disk) -> Vec<String> {
+fn ids(disk: &FaultyDisk) -> Vec<String> {
     let disk = disk.0.lock().unwrap();
     let lines = disk.content.split_inclusive(|byte| *byte == b'\n');
     lines.map(|line| serde_json::from_slice::<Value>(line).unwrap()["decision_id"].as_str().unwrap().to_owned()).collect()
@@ -255,15 +275,15 @@ fn ids(disk: &Disk) -> Vec<String> {
 #[test]
 fn the_barrier_writes_all_records_at_once() {
     let (recorder, disk) = on_disk(usize::MAX, usize::MAX);
-    recorder.before_write().unwrap();
+    recorder.flush_before_write().unwrap();
     assert_eq!(disk.0.lock().unwrap().writes, 0, "nothing to write");
     for id in ["1", "2", "3"] {
         record(&recorder, id).unwrap();
     }
     assert!(disk.0.lock().unwrap().content.is_empty() && recorder.pending_bytes() > 0);
-    recorder.before_write().unwrap();
+    recorder.flush_before_write().unwrap();
     assert_eq!((ids(&disk), disk.0.lock().unwrap().writes), (vec!["1".into(), "2".into(), "3".into()], 1));
-    assert_eq!((recorder.pending_bytes(), recorder.records(), recorder.failures()), (0, 3, 0));
+    assert_eq!((recorder.pending_bytes(), recorder.records(), recorder.failure_count()), (0, 3, 0));
 }
 
 #[test]
@@ -271,21 +291,46 @@ fn partial_writes_and_a_full_disk_lose_nothing() {
     let (recorder, disk) = on_disk(100, 7);
     record(&recorder, "1").unwrap();
     record(&recorder, "2").unwrap();
-    let error = recorder.before_write().unwrap_err();
+    let error = recorder.flush_before_write().unwrap_err();
     assert_eq!(error.kind(), io::ErrorKind::StorageFull);
-    assert_eq!(record(&recorder, "3"), Err(Unavailable::Unwritable));
-    assert_eq!((recorder.failures(), recorder.is_healthy()), (1, false));
+    assert_eq!(record(&recorder, "3"), Err(AuditUnavailable::Unwritable));
+    assert_eq!((recorder.failure_count(), recorder.is_healthy()), (1, false));
     // A connection that opened after the failure may carry denials: no record was taken since.
-    recorder.before_write().unwrap();
-    recorder.tend();
-    assert_eq!(recorder.failures(), 1, "an attempt that fails again is the same failure");
+    recorder.flush_before_write().unwrap();
+    recorder.flush_tick();
+    assert_eq!(recorder.failure_count(), 1, "an attempt that fails again is the same failure");
 
     disk.0.lock().unwrap().room_bytes = usize::MAX;
-    recorder.tend();
+    recorder.flush_tick();
     assert!(recorder.is_healthy());
     record(&recorder, "4").unwrap();
-    recorder.before_write().unwrap();
+    recorder.flush_before_write().unwrap();
     assert_eq!(ids(&disk), ["1", "2", "4"]);
+}
+
+/// A process that ends while its disk is full leaves whole lines, because a JSON reader stops at a part of a line.
+#[test]
+fn a_full_disk_leaves_whole_lines() {
+    let (probe, probed) = on_disk(usize::MAX, usize::MAX);
+    record(&probe, "1").unwrap();
+    probe.flush_before_write().unwrap();
+    let line_bytes = probed.0.lock().unwrap().content.len();
+    for (room_bytes, whole) in [(line_bytes / 2, 0), (line_bytes + 1, 1), (2 * line_bytes, 2)] {
+        for cut_fails in [false, true] {
+            let (recorder, disk) = on_disk(room_bytes, 7);
+            disk.0.lock().unwrap().cut_fails = cut_fails;
+            for id in ["1", "2", "3"] {
+                record(&recorder, id).unwrap();
+            }
+            recorder.flush_before_write().unwrap_err();
+            assert!(recorder.finish().is_err());
+            let length = disk.0.lock().unwrap().content.len();
+            assert_eq!(length, if cut_fails { room_bytes } else { whole * line_bytes }, "{room_bytes}");
+            disk.0.lock().unwrap().room_bytes = usize::MAX;
+            recorder.flush_tick();
+            assert_eq!(ids(&disk), ["1", "2", "3"], "{room_bytes}");
+        }
+    }
 }
 
 #[test]
@@ -293,9 +338,9 @@ fn a_full_device_denies() {
     let full = OpenOptions::new().append(true).open("/dev/full").unwrap();
     let recorder = recorder_on(Box::new(FileOutput(full)));
     record(&recorder, "1").unwrap();
-    assert_eq!(recorder.before_write().unwrap_err().kind(), io::ErrorKind::StorageFull);
-    assert_eq!(record(&recorder, "2"), Err(Unavailable::Unwritable));
-    let act = Act {
+    assert_eq!(recorder.flush_before_write().unwrap_err().kind(), io::ErrorKind::StorageFull);
+    assert_eq!(record(&recorder, "2"), Err(AuditUnavailable::Unwritable));
+    let act = ActRecord {
         time_unix_ns: 0,
         method: "m",
         operators: &["ada".to_owned()],
@@ -304,9 +349,10 @@ fn a_full_device_denies() {
         code: "REJECTED",
         reason: "",
         revision: None,
+        committed: false,
         peer: "",
     };
-    assert_eq!(recorder.record_act(&act), Err(Unavailable::Unwritable));
+    assert_eq!(recorder.record_act(&act), Err(AuditUnavailable::Unwritable));
     assert!(recorder.finish().is_err());
 }
 
@@ -314,9 +360,9 @@ fn a_full_device_denies() {
 fn a_full_buffer_takes_no_part_of_a_record() {
     let (recorder, disk) = on_disk(usize::MAX, usize::MAX);
     let taken = (0..).take_while(|id| record(&recorder, &id.to_string()).is_ok()).count();
-    assert_eq!(record(&recorder, "late"), Err(Unavailable::Full));
+    assert_eq!(record(&recorder, "late"), Err(AuditUnavailable::BufferFull));
     assert!(taken > 100 && recorder.pending_bytes() <= 64 * 1024);
-    recorder.before_write().unwrap();
+    recorder.flush_before_write().unwrap();
     assert_eq!(ids(&disk).len(), taken);
     record(&recorder, "late").unwrap();
 }
@@ -325,11 +371,11 @@ fn a_full_buffer_takes_no_part_of_a_record() {
 fn the_timer_leaves_busy_recorders_to_their_sockets() {
     let (recorder, disk) = on_disk(usize::MAX, usize::MAX);
     record(&recorder, "1").unwrap();
-    recorder.before_write().unwrap();
+    recorder.flush_before_write().unwrap();
     record(&recorder, "2").unwrap();
-    recorder.tend();
+    recorder.flush_tick();
     assert_eq!(ids(&disk), ["1"], "a socket wrote since the last visit");
-    recorder.tend();
+    recorder.flush_tick();
     assert_eq!(ids(&disk), ["1", "2"], "no socket came");
 }
 
@@ -337,12 +383,12 @@ fn the_timer_leaves_busy_recorders_to_their_sockets() {
 fn a_failed_sync_denies_until_one_succeeds() {
     let (recorder, disk) = on_disk(usize::MAX, usize::MAX);
     record(&recorder, "1").unwrap();
-    recorder.before_write().unwrap();
+    recorder.flush_before_write().unwrap();
     disk.0.lock().unwrap().sync_fails = true;
-    recorder.tend();
-    assert_eq!(record(&recorder, "2"), Err(Unavailable::Unwritable));
+    recorder.flush_tick();
+    assert_eq!(record(&recorder, "2"), Err(AuditUnavailable::Unwritable));
     disk.0.lock().unwrap().sync_fails = false;
-    recorder.tend();
+    recorder.flush_tick();
     record(&recorder, "3").unwrap();
 }
 
@@ -351,11 +397,11 @@ fn files_are_private_separate_and_finished() {
     let parent = tempfile::tempdir().unwrap();
     let directory = parent.path().join("audit");
     let clock = Arc::new(ManualClock::at_unix_s(1_700_000_000));
-    let first = Log::open(&directory, "node/../1", clock.clone()).unwrap();
-    let second = Log::open(&directory, "node/../1", clock.clone()).unwrap();
+    let first = AuditLog::open(&directory, "node/../1", clock.clone()).unwrap();
+    let second = AuditLog::open(&directory, "node/../1", clock.clone()).unwrap();
     for (log, id) in [(&first, "1"), (&second, "2")] {
-        record(&log.recorder("runtime-0").unwrap(), id).unwrap();
-        log.recorder("unused").unwrap();
+        record(&log.open_recorder("runtime-0").unwrap(), id).unwrap();
+        log.open_recorder("unused").unwrap();
         assert_eq!(log.status().records, 1);
         log.shutdown().unwrap();
         assert!(log.status().healthy && log.status().pending_bytes == 0);
@@ -365,7 +411,7 @@ fn files_are_private_separate_and_finished() {
     let paths: Vec<_> = std::fs::read_dir(&directory).unwrap().map(|entry| entry.unwrap().path()).collect();
     assert_eq!(paths.len(), 2, "{paths:?}");
     assert!(paths.iter().all(|path| mode(path) == 0o600));
-    let read: Vec<_> = read_dir(&directory).unwrap().map(|record| record.unwrap()["decision_id"].clone()).collect();
+    let read: Vec<_> = read_folder(&directory).unwrap().map(|record| record.unwrap()["decision_id"].clone()).collect();
     assert_eq!(read.len(), 2);
     assert!(read.contains(&json!("1")) && read.contains(&json!("2")));
 }
@@ -373,13 +419,13 @@ fn files_are_private_separate_and_finished() {
 #[test]
 fn what_no_socket_flushes_the_thread_does() {
     let directory = tempfile::tempdir().unwrap();
-    let log = Log::open(directory.path(), "n1", Arc::new(SystemClock)).unwrap();
-    let recorder = log.recorder("r").unwrap();
+    let log = AuditLog::open(directory.path(), "n1", Arc::new(SystemClock)).unwrap();
+    let recorder = log.open_recorder("r").unwrap();
     record(&recorder, "1").unwrap();
     while recorder.pending_bytes() > 0 {
         std::thread::yield_now();
     }
-    assert_eq!(read_dir(directory.path()).unwrap().filter(Result::is_ok).count(), 1);
+    assert_eq!(read_folder(directory.path()).unwrap().filter(Result::is_ok).count(), 1);
 }
 
 #[test]
@@ -387,7 +433,7 @@ fn an_unusable_folder_is_named() {
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("file");
     std::fs::write(&file, "").unwrap();
-    let message = Log::open(&file, "n1", Arc::new(SystemClock)).unwrap_err().to_string();
+    let message = AuditLog::open(&file, "n1", Arc::new(SystemClock)).unwrap_err().to_string();
     assert!(message.contains(&file.display().to_string()) && !message.contains('\n'), "{message}");
 }
 
@@ -401,21 +447,21 @@ fn damaged_lines_are_errors_and_do_not_hide_others() {
         .unwrap()
         .map(|line| match line {
             Ok(value) => value["a"].to_string(),
-            Err(Error::Line { line, .. }) => format!("bad {line}"),
-            Err(Error::Unfinished { line, .. }) => format!("unfinished {line}"),
+            Err(Error::InvalidLine { line, .. }) => format!("bad {line}"),
+            Err(Error::UnfinishedLine { line, .. }) => format!("unfinished {line}"),
             Err(error) => panic!("{error}"),
         })
         .collect();
     assert_eq!(lines, ["1", "bad 2", "bad 3", "2", "unfinished 5"]);
-    assert_eq!(read_dir(directory.path()).unwrap().count(), 5);
+    assert_eq!(read_folder(directory.path()).unwrap().count(), 5);
 }
 
 #[test]
 fn filters_follow_paths() {
     let record = json!({"time_unix_ns": 10, "reason": "OK", "hop": 1, "principals": {"agents": [{"id": "a"}, {"id": "b"}]}});
-    let check = |filter: Filter, expected| assert_eq!(filter.matches(&record), expected, "{filter:?}");
-    let member = |path: &str, text: &str| Filter { members: vec![(path.into(), text.into())], ..Filter::default() };
-    check(Filter::default(), true);
+    let check = |filter: RecordFilter, expected| assert_eq!(filter.matches(&record), expected, "{filter:?}");
+    let member = |path: &str, text: &str| RecordFilter { members: vec![(path.into(), text.into())], ..RecordFilter::default() };
+    check(RecordFilter::default(), true);
     for (path, text, expected) in [
         ("reason", "OK", true),
         ("reason", "STALE", false),
@@ -429,7 +475,7 @@ fn filters_follow_paths() {
     ] {
         check(member(path, text), expected);
     }
-    let times = |from_unix_ns, to_unix_ns| Filter { from_unix_ns, to_unix_ns, ..Filter::default() };
+    let times = |from_unix_ns, to_unix_ns| RecordFilter { from_unix_ns, to_unix_ns, ..RecordFilter::default() };
     for (from, to, expected) in [(Some(10), None, true), (Some(11), None, false), (None, Some(10), false), (None, Some(11), true)]
     {
         check(times(from, to), expected);

@@ -6,15 +6,15 @@
 use clap::Args;
 use serde_json::{Value, json};
 
+use super::act_outcome::ActAnswer;
 use super::client::AdminClient;
-use super::outcome::ActAnswer;
-use super::output::Output;
-use super::visible_text::visible;
-use super::{AdminArgs, Failure};
+use super::output::CommandOutput;
+use super::visible_text::escape_for_terminal;
+use super::{AdminArgs, CommandFailure};
 use crate::api::r#gen as wire;
 use crate::model::limits::APPROVALS_LISTED_MAX;
 use crate::model::time::{Clock as _, SystemClock};
-use crate::policy::diagnostic::nearest;
+use crate::policy::diagnostic::nearest_name;
 
 /// Characters of a digest in a list.
 const DIGEST_SHOWN: usize = 12;
@@ -27,7 +27,7 @@ const ARGUMENTS_SHOWN: usize = 72;
 
 /// Answer one call that waits
 #[derive(Debug, Args)]
-pub(super) struct AnswerArgs {
+pub(super) struct ApprovalAnswerArgs {
     /// The call's digest, or at least 8 of its first digits
     #[arg(allow_hyphen_values = true)]
     digest: String,
@@ -40,7 +40,7 @@ pub(super) struct AnswerArgs {
 
 /// List what waits, the oldest first
 #[derive(Debug, Args)]
-pub(super) struct ListArgs {
+pub(super) struct ApprovalListArgs {
     /// Show this call alone, in full: its digest, or at least 8 of its first digits
     #[arg(allow_hyphen_values = true)]
     digest: Option<String>,
@@ -48,94 +48,96 @@ pub(super) struct ListArgs {
     #[arg(long)]
     all: bool,
     /// At most so many, up to 1000
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
     limit: u32,
     #[command(flatten)]
     admin: AdminArgs,
 }
 
-pub(super) async fn approve(arguments: AnswerArgs, output: &Output) -> Result<(), Failure> {
+pub(super) async fn approve(arguments: ApprovalAnswerArgs, output: &CommandOutput) -> Result<(), CommandFailure> {
     let mut client = AdminClient::open_for_act(&arguments.admin).await?;
-    let digest = resolved(&mut client, &arguments.digest).await?;
+    let digest = resolve_digest(&mut client, &arguments.digest).await?;
     let ActAnswer { message, is_recorded } = client.approve(wire::ApproveRequest { digest, reason: arguments.reason }).await?;
-    answered("approved", message.revision, &message.approval.unwrap_or_default(), is_recorded, output);
+    print_answered("approved", message.revision, &message.approval.unwrap_or_default(), is_recorded, output);
     Ok(())
 }
 
-pub(super) async fn refuse(arguments: AnswerArgs, output: &Output) -> Result<(), Failure> {
+pub(super) async fn refuse(arguments: ApprovalAnswerArgs, output: &CommandOutput) -> Result<(), CommandFailure> {
     let mut client = AdminClient::open_for_act(&arguments.admin).await?;
-    let digest = resolved(&mut client, &arguments.digest).await?;
+    let digest = resolve_digest(&mut client, &arguments.digest).await?;
     let ActAnswer { message, is_recorded } = client.refuse(wire::RefuseRequest { digest, reason: arguments.reason }).await?;
-    answered("refused", message.revision, &message.approval.unwrap_or_default(), is_recorded, output);
+    print_answered("refused", message.revision, &message.approval.unwrap_or_default(), is_recorded, output);
     Ok(())
 }
 
-pub(super) async fn list(arguments: ListArgs, output: &Output) -> Result<(), Failure> {
+pub(super) async fn list(arguments: ApprovalListArgs, output: &CommandOutput) -> Result<(), CommandFailure> {
     let mut client = AdminClient::open(&arguments.admin).await?;
     if let Some(prefix) = &arguments.digest {
-        let item = found(&mut client, prefix).await?;
-        output.json(&item_json(&item));
-        describe(&item, output);
+        let item = find_approval(&mut client, prefix).await?;
+        output.json(&approval_json(&item));
+        print_approval(&item, output);
         return Ok(());
     }
     let listed = client.approvals(wire::ListApprovalsRequest { all: arguments.all, limit: arguments.limit }).await?;
     output.json(&json!({
-        "approvals": listed.approvals.iter().map(item_json).collect::<Vec<_>>(),
+        "approvals": listed.approvals.iter().map(approval_json).collect::<Vec<_>>(),
         "total": listed.total,
     }));
     let now_unix_ms = SystemClock.now().unix_ms();
-    let rows = listed.approvals.iter().map(|item| row(item, now_unix_ms)).collect();
+    let rows = listed.approvals.iter().map(|item| approval_row(item, now_unix_ms)).collect();
     output.table(&["DIGEST", "STATE", "LEFT", "USER", "AGENTS", "TOOL", "ARGUMENTS", "ASKED BY"], rows);
     output.line(&format!("{} of {}", listed.approvals.len(), listed.total));
     Ok(())
 }
 
 /// Finds the whole digest for a prefix.
-async fn resolved(client: &mut AdminClient, digest: &str) -> Result<String, Failure> {
-    check_prefix(digest)?;
+async fn resolve_digest(client: &mut AdminClient, digest: &str) -> Result<String, CommandFailure> {
+    check_digest_prefix(digest)?;
     if digest.len() == DIGEST_LENGTH {
         return Ok(digest.to_owned());
     }
-    Ok(found(client, digest).await?.digest)
+    Ok(find_approval(client, digest).await?.digest)
 }
 
-async fn found(client: &mut AdminClient, prefix: &str) -> Result<wire::ApprovalItem, Failure> {
-    check_prefix(prefix)?;
+async fn find_approval(client: &mut AdminClient, prefix: &str) -> Result<wire::ApprovalItem, CommandFailure> {
+    check_digest_prefix(prefix)?;
     let limit = u32::try_from(APPROVALS_LISTED_MAX).unwrap_or(u32::MAX);
     let listed = client.approvals(wire::ListApprovalsRequest { all: true, limit }).await?;
     let unlisted = listed.total > listed.approvals.len() as u64;
     let begins: Vec<&str> = listed.approvals.iter().filter_map(|item| item.digest.get(..prefix.len())).collect();
-    let near = nearest(prefix, begins).map(str::to_owned);
+    let near = nearest_name(prefix, begins).map(str::to_owned);
     let mut named = listed.approvals.into_iter().filter(|item| item.digest.starts_with(prefix));
     match (named.next(), named.next()) {
         (Some(item), None) if !unlisted || prefix.len() == DIGEST_LENGTH => Ok(item),
-        (Some(_), Some(_)) => Err(Failure::misuse(format!("several calls begin with `{prefix}`: give more of the digest"))),
-        (_, _) if unlisted => Err(Failure::misuse(format!(
+        (Some(_), Some(_)) => {
+            Err(CommandFailure::misuse(format!("several calls begin with `{prefix}`: give more of the digest")))
+        }
+        (_, _) if unlisted => Err(CommandFailure::misuse(format!(
             "there are more approvals than a list holds, so `{prefix}` may stand for several: give the whole digest"
         ))),
         _ => {
             let near = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
-            Err(Failure::failed(format!("no call that waits or was answered lately begins with `{prefix}`{near}")))
+            Err(CommandFailure::failed(format!("no call that waits or was answered lately begins with `{prefix}`{near}")))
         }
     }
 }
 
-fn check_prefix(digest: &str) -> Result<(), Failure> {
+fn check_digest_prefix(digest: &str) -> Result<(), CommandFailure> {
     let hex = digest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     if hex && (DIGEST_PREFIX_MIN..=DIGEST_LENGTH).contains(&digest.len()) {
         return Ok(());
     }
-    Err(Failure::misuse(format!(
+    Err(CommandFailure::misuse(format!(
         "`{}` is no digest: {DIGEST_PREFIX_MIN} to {DIGEST_LENGTH} characters of lowercase hex, as `portcullis approvals` shows it",
-        visible(digest)
+        escape_for_terminal(digest)
     )))
 }
 
-fn answered(what: &str, revision: String, item: &wire::ApprovalItem, is_recorded: bool, output: &Output) {
-    output.json(&json!({ "revision": revision, "approval": item_json(item), "recorded": is_recorded }));
+fn print_answered(what: &str, revision: String, item: &wire::ApprovalItem, is_recorded: bool, output: &CommandOutput) {
+    output.json(&json!({ "revision": revision, "approval": approval_json(item), "recorded": is_recorded }));
     output.line(&format!("{what} {}", item.digest));
-    describe(item, output);
-    let waits: Vec<String> = item.layers.iter().filter(|layer| layer.approved_by.is_empty()).map(named_layer).collect();
+    print_approval(item, output);
+    let waits: Vec<String> = item.layers.iter().filter(|layer| layer.approved_by.is_empty()).map(layer_text).collect();
     if what == "approved" && !waits.is_empty() {
         output.line(&format!("it still waits for: {}", waits.join("; ")));
     }
@@ -143,50 +145,54 @@ fn answered(what: &str, revision: String, item: &wire::ApprovalItem, is_recorded
 }
 
 /// Prints one call in full: the facts that an approver should read before approving.
-fn describe(item: &wire::ApprovalItem, output: &Output) {
+fn print_approval(item: &wire::ApprovalItem, output: &CommandOutput) {
     if output.is_json() {
         return;
     }
     let line = |name: &str, text: &str| output.line(&format!("{name:<12}{text}"));
     line("digest", &item.digest);
-    line("state", &format!("{}, {}", item.state, left(item, SystemClock.now().unix_ms())));
-    line("user", &visible(&item.user));
-    line("application", &visible(&item.application));
+    line("state", &format!("{}, {}", item.state, time_left(item, SystemClock.now().unix_ms())));
+    line("user", &escape_for_terminal(&item.user));
+    line("application", &escape_for_terminal(&item.application));
     for agent in &item.agents {
-        line("agent", &visible(agent));
+        line("agent", &escape_for_terminal(agent));
     }
-    line("session", &visible(&item.session));
-    line("task", &visible(&item.task));
-    line("tool", &visible(&item.tool));
-    line("arguments", &visible(&String::from_utf8_lossy(&item.arguments_json)));
+    line("session", &escape_for_terminal(&item.session));
+    line("task", &escape_for_terminal(&item.task));
+    line("tool", &escape_for_terminal(&item.tool));
+    line("arguments", &escape_for_terminal(&String::from_utf8_lossy(&item.arguments_json)));
     for layer in &item.layers {
-        line("asked by", &named_layer(layer));
+        line("asked by", &layer_text(layer));
     }
 }
 
-fn row(item: &wire::ApprovalItem, now_unix_ms: i64) -> Vec<String> {
-    let layers: Vec<String> = item.layers.iter().map(named_layer).collect();
+fn approval_row(item: &wire::ApprovalItem, now_unix_ms: i64) -> Vec<String> {
+    let layers: Vec<String> = item.layers.iter().map(layer_text).collect();
     let agents: Vec<&str> = item.agents.iter().map(|agent| agent.strip_prefix("spiffe://").unwrap_or(agent)).collect();
     vec![
         item.digest.chars().take(DIGEST_SHOWN).collect(),
         item.state.clone(),
-        left(item, now_unix_ms),
-        visible(&item.user),
-        visible(&agents.join(" > ")),
-        visible(&item.tool),
-        abridged(&visible(&String::from_utf8_lossy(&item.arguments_json))),
+        time_left(item, now_unix_ms),
+        escape_for_terminal(&item.user),
+        escape_for_terminal(&agents.join(" > ")),
+        escape_for_terminal(&item.tool),
+        abridge(&escape_for_terminal(&String::from_utf8_lossy(&item.arguments_json))),
         layers.join("; "),
     ]
 }
 
 /// A layer as text: the layer that asks, the groups that may approve, and the operator who did.
-fn named_layer(layer: &wire::ApprovalLayer) -> String {
+fn layer_text(layer: &wire::ApprovalLayer) -> String {
     let hop = if layer.hop < 0 { String::new() } else { format!(" {}", layer.hop) };
-    let given = if layer.approved_by.is_empty() { String::new() } else { format!(" (given by {})", visible(&layer.approved_by)) };
-    format!("{}{hop} by {}{given}", layer.layer, visible(&layer.by.join(", ")))
+    let given = if layer.approved_by.is_empty() {
+        String::new()
+    } else {
+        format!(" (given by {})", escape_for_terminal(&layer.approved_by))
+    };
+    format!("{}{hop} by {}{given}", layer.layer, escape_for_terminal(&layer.by.join(", ")))
 }
 
-fn left(item: &wire::ApprovalItem, now_unix_ms: i64) -> String {
+fn time_left(item: &wire::ApprovalItem, now_unix_ms: i64) -> String {
     let left_s = item.expires_at_unix_ms.saturating_sub(now_unix_ms).max(0) / 1000;
     match left_s {
         0 => "no time left".to_owned(),
@@ -196,7 +202,7 @@ fn left(item: &wire::ApprovalItem, now_unix_ms: i64) -> String {
     }
 }
 
-fn item_json(item: &wire::ApprovalItem) -> Value {
+fn approval_json(item: &wire::ApprovalItem) -> Value {
     let layers = item.layers.iter().map(|layer| {
         json!({
             "layer": layer.layer,
@@ -224,7 +230,7 @@ fn item_json(item: &wire::ApprovalItem) -> Value {
     })
 }
 
-fn abridged(text: &str) -> String {
+fn abridge(text: &str) -> String {
     let mut characters = text.chars();
     let mut begin: String = characters.by_ref().take(ARGUMENTS_SHOWN).collect();
     if characters.next().is_some() {
@@ -239,14 +245,14 @@ mod tests {
 
     #[test]
     fn long_arguments_are_cut_in_lists() {
-        assert_eq!(abridged("short"), "short");
-        assert_eq!(abridged(&"é".repeat(ARGUMENTS_SHOWN)), "é".repeat(ARGUMENTS_SHOWN));
-        assert_eq!(abridged(&"é".repeat(ARGUMENTS_SHOWN + 1)), format!("{}…", "é".repeat(ARGUMENTS_SHOWN)));
+        assert_eq!(abridge("short"), "short");
+        assert_eq!(abridge(&"é".repeat(ARGUMENTS_SHOWN)), "é".repeat(ARGUMENTS_SHOWN));
+        assert_eq!(abridge(&"é".repeat(ARGUMENTS_SHOWN + 1)), format!("{}…", "é".repeat(ARGUMENTS_SHOWN)));
     }
 
     #[test]
     fn a_digest_is_named_by_eight_digits_or_more() {
-        let check = |digest: &str, expected: bool| assert_eq!(check_prefix(digest).is_ok(), expected, "{digest}");
+        let check = |digest: &str, expected: bool| assert_eq!(check_digest_prefix(digest).is_ok(), expected, "{digest}");
         check("01234567", true);
         check(&"a".repeat(64), true);
         check("0123456", false);

@@ -1,26 +1,26 @@
 //! The failure of a call to a server that refused it or gave no answer, with its exit code.
 //!
-//! Look next at `outcome.rs`, which says how an act ended, and at `reach.rs`, which explains why no server answers.
+//! Look next at `act_outcome.rs`, which says how an act ended, and at `reach.rs`, which explains why no server answers.
 
 use tonic::{Code, Status};
 
-use super::Failure;
+use super::CommandFailure;
 
 /// The failure, with its exit code, for a call that was refused or not answered.
-pub(super) fn refused(status: &Status, target: &str) -> Failure {
+pub(super) fn call_failure(status: &Status, target: &str) -> CommandFailure {
     match status.code() {
-        Code::Unavailable if status.message().contains("tcp connect") => nobody_at(target),
-        Code::Unavailable | Code::DeadlineExceeded => Failure::unavailable(status.message()),
+        Code::Unavailable if status.message().contains("tcp connect") => no_server_failure(target),
+        Code::Unavailable | Code::DeadlineExceeded => CommandFailure::unavailable(status.message()),
         // A refused policy is no misuse of the command.
-        Code::InvalidArgument if !status.message().starts_with("the policy") => Failure::misuse(status.message()),
+        Code::InvalidArgument if !status.message().starts_with("the policy") => CommandFailure::misuse(status.message()),
         Code::Unimplemented => {
-            Failure::misuse(format!("the listener at {target} does not serve this call: is it the right port?"))
+            CommandFailure::misuse(format!("the listener at {target} does not serve this call: is it the right port?"))
         }
-        _ => Failure::failed(status.message()),
+        _ => CommandFailure::failed(status.message()),
     }
 }
 
 /// The failure for an address at which no server listens.
-pub(super) fn nobody_at(target: &str) -> Failure {
-    Failure::unavailable(format!("nobody answers at {target}: start `portcullis serve`, or name another --target"))
+pub(super) fn no_server_failure(target: &str) -> CommandFailure {
+    CommandFailure::unavailable(format!("nobody answers at {target}: start `portcullis serve`, or name another --target"))
 }

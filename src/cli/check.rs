@@ -7,10 +7,10 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::call_failure::refused;
+use super::call_failure::call_failure;
 use super::client::connect;
-use super::output::{Output, effect};
-use super::{Failure, input};
+use super::output::{CommandOutput, paint_effect};
+use super::{CommandFailure, input};
 use crate::api::r#gen as wire;
 use crate::api::r#gen::check_request::Credential;
 use crate::api::r#gen::decision_service_client::DecisionServiceClient;
@@ -59,20 +59,19 @@ pub(super) struct CallArgs {
 
 impl CallArgs {
     /// Builds the request message.
-    pub(super) fn request(self) -> Result<wire::CheckRequest, Failure> {
-        let (aat_chain, aat_pop) = input::presentation(&self.presentation)?;
-        let arguments_json = input::json("--args", &self.args)?;
+    pub(super) fn into_request(self) -> Result<wire::CheckRequest, CommandFailure> {
+        let (aat_chain, aat_pop) = input::read_presentation(&self.presentation)?;
+        let arguments_json = input::read_json("--args", &self.args)?;
         let aat_pop = match &self.key {
-            Some(key) => input::proof(key, &aat_chain, &self.tool, &arguments_json, &self.audience)?,
+            Some(key) => input::make_proof(key, &aat_chain, &self.tool, &arguments_json, &self.audience)?,
             None => aat_pop,
         };
         let tool_schema_sha256 = match &self.tool_schema_sha256 {
-            Some(hex) => {
-                hex_bytes(hex).ok_or_else(|| Failure::misuse("--tool-schema-sha256: 64 hexadecimal digits are expected"))?
-            }
+            Some(hex) => parse_sha256_hex(hex)
+                .ok_or_else(|| CommandFailure::misuse("--tool-schema-sha256: 64 hexadecimal digits are expected"))?,
             None => Vec::new(),
         };
-        let context = self.context.as_deref().map(|context| input::json("--context", context)).transpose()?;
+        let context = self.context.as_deref().map(|context| input::read_json("--context", context)).transpose()?;
         Ok(wire::CheckRequest {
             request_id: self.request_id,
             credential: Some(Credential::Presentation(wire::Presentation { aat_chain, aat_pop })),
@@ -87,20 +86,20 @@ impl CallArgs {
     }
 }
 
-pub(super) async fn run(arguments: CheckArgs, output: &Output) -> Result<(), Failure> {
-    let request = arguments.call.request()?;
+pub(super) async fn run(arguments: CheckArgs, output: &CommandOutput) -> Result<(), CommandFailure> {
+    let request = arguments.call.into_request()?;
     let mut client = DecisionServiceClient::new(connect(&arguments.target).await?);
-    let answer = client.check(request).await.map_err(|status| refused(&status, &arguments.target))?.into_inner();
+    let answer = client.check(request).await.map_err(|status| call_failure(&status, &arguments.target))?.into_inner();
     print(&answer, output);
-    ended(answer.effect())
+    exit_by_effect(answer.effect())
 }
 
 /// The exit code for an effect.
-pub(super) fn ended(effect: wire::Effect) -> Result<(), Failure> {
+pub(super) fn exit_by_effect(effect: wire::Effect) -> Result<(), CommandFailure> {
     match effect {
         wire::Effect::Permit => Ok(()),
-        wire::Effect::NeedsApproval => Err(Failure::silent(Failure::NEEDS_APPROVAL)),
-        _ => Err(Failure::silent(Failure::DENIED)),
+        wire::Effect::NeedsApproval => Err(CommandFailure::exit_code_only(CommandFailure::NEEDS_APPROVAL)),
+        _ => Err(CommandFailure::exit_code_only(CommandFailure::DENIED)),
     }
 }
 
@@ -113,13 +112,13 @@ pub(super) fn effect_name(effect: wire::Effect) -> &'static str {
     }
 }
 
-fn print(answer: &wire::CheckResponse, output: &Output) {
+fn print(answer: &wire::CheckResponse, output: &CommandOutput) {
     output.json(&answer_json(answer));
     if output.is_json() {
         return;
     }
     let layer = if answer.deciding_layer.is_empty() { String::new() } else { format!("  (layer {})", answer.deciding_layer) };
-    output.line(&format!("{}  {}{layer}  {}", effect(effect_name(answer.effect())), answer.reason, answer.message));
+    output.line(&format!("{}  {}{layer}  {}", paint_effect(effect_name(answer.effect())), answer.reason, answer.message));
     let principals = answer.principals.clone().unwrap_or_default();
     let shown = |principal: &Option<wire::Principal>| match principal {
         Some(principal) => vec![principal.id.clone(), evidence_name(principal).to_owned()],
@@ -192,7 +191,7 @@ fn evidence_name(principal: &wire::Principal) -> &'static str {
     }
 }
 
-fn hex_bytes(hex: &str) -> Option<Vec<u8>> {
+fn parse_sha256_hex(hex: &str) -> Option<Vec<u8>> {
     if hex.len() != 64 || !hex.is_ascii() {
         return None;
     }

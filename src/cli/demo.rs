@@ -3,9 +3,9 @@
 //! It uses a real server on free loopback ports, real chains, real gRPC calls and a real revocation. Every answer is compared with
 //! the expected one. Look next at `demo/script.rs`, which lists the calls.
 
+mod company;
 mod kill;
 mod script;
-mod world;
 
 use std::time::{Duration, Instant};
 
@@ -14,26 +14,26 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
 use tonic::transport::Channel;
 
-use super::call_failure::refused;
+use super::call_failure::call_failure;
 use super::client::connect;
-use super::output::{self, Output, paint};
-use super::{Failure, check};
+use super::output::{self, CommandOutput, paint};
+use super::{CommandFailure, check};
 use crate::api::r#gen as wire;
 use crate::api::r#gen::check_request::Credential;
 use crate::api::r#gen::decision_service_client::DecisionServiceClient;
 use crate::app::App;
 use crate::config::Settings;
 use crate::model::json::parse_object;
-use crate::token::{ProofOf, issue};
-use script::Step;
-use world::{AUDIENCE, Chain, Scratch, World, now};
+use crate::token::{ProofCall, issue};
+use company::{AUDIENCE, DemoChain, DemoCompany, TempFolder, now};
+use script::DemoStep;
 
 /// Show it all in seconds; exits 1 if any answer is not the expected one
 #[derive(Debug, Args)]
 pub(super) struct DemoArgs {}
 
 /// One call that was made, with its answer.
-struct Asked {
+struct DemoCall {
     agent: &'static str,
     story: &'static str,
     call: String,
@@ -42,19 +42,20 @@ struct Asked {
     latency: Duration,
 }
 
-impl Asked {
+impl DemoCall {
     fn is_expected(&self) -> bool {
         (check::effect_name(self.answer.effect()), self.answer.reason.as_str()) == self.expected
     }
 }
 
-pub(super) fn run(_arguments: DemoArgs, output: &Output) -> Result<(), Failure> {
-    let scratch = Scratch::new()?;
+pub(super) fn run(_arguments: DemoArgs, output: &CommandOutput) -> Result<(), CommandFailure> {
+    let scratch = TempFolder::new()?;
     let policies = scratch.path().join("policies");
-    let world = World::make(&policies)?;
+    let world = DemoCompany::create(&policies)?;
     let free = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     let settings = Settings {
         data: scratch.path().join("data"),
+        create: true,
         policies: Some(policies),
         listen: free,
         http_listen: free,
@@ -62,19 +63,19 @@ pub(super) fn run(_arguments: DemoArgs, output: &Output) -> Result<(), Failure> 
         logs: false,
         ..Settings::default()
     };
-    let app = App::start(settings).map_err(Failure::from)?;
+    let app = App::start(settings).map_err(CommandFailure::from)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|error| Failure::failed(format!("the runtime could not be started: {error}")))?;
-    let told = runtime.block_on(tell(&world, &app, scratch.path(), output));
+        .map_err(|error| CommandFailure::failed(format!("the runtime could not be started: {error}")))?;
+    let told = runtime.block_on(run_calls(&world, &app, scratch.path(), output));
     // The server would wait for the clients' connections, which end with their runtime.
     drop(runtime);
-    app.stop();
-    told
+    let stopped = app.stop().map_err(CommandFailure::from);
+    told.and(stopped)
 }
 
-async fn tell(world: &World, app: &App, data: &std::path::Path, output: &Output) -> Result<(), Failure> {
+async fn run_calls(world: &DemoCompany, app: &App, data: &std::path::Path, output: &CommandOutput) -> Result<(), CommandFailure> {
     let target = format!("http://{}", app.addresses().decisions);
     output.line(&paint("portcullis demo", output::bold()));
     output.line(&format!(
@@ -83,13 +84,13 @@ async fn tell(world: &World, app: &App, data: &std::path::Path, output: &Output)
     ));
     output.line("");
     let client = DecisionServiceClient::new(connect(&target).await?);
-    after_ready_second().await;
+    wait_past_ready_second().await;
 
     let steps = script::steps(world)?;
-    let progress = bar(steps.len(), output);
+    let progress = progress_bar(steps.len(), output);
     let mut asked = Vec::new();
     for step in steps {
-        asked.push(ask(&client, step, &target).await?);
+        asked.push(send_call(&client, step, &target).await?);
         progress.inc(1);
     }
     progress.finish_and_clear();
@@ -98,12 +99,14 @@ async fn tell(world: &World, app: &App, data: &std::path::Path, output: &Output)
 
     let wrong = asked.iter().filter(|asked| !asked.is_expected()).count();
     output.json(&json!({
-        "calls": asked.iter().map(asked_json).collect::<Vec<_>>(),
+        "calls": asked.iter().map(call_json).collect::<Vec<_>>(),
         "kill": kill.to_json(),
         "as_expected": wrong == 0 && kill.is_expected(),
     }));
     if wrong > 0 || !kill.is_expected() {
-        return Err(Failure::failed(format!("{wrong} answer(s) are not the expected ones, or the kill did not hold: see above")));
+        return Err(CommandFailure::failed(format!(
+            "{wrong} answer(s) are not the expected ones, or the kill did not hold: see above"
+        )));
     }
     output.line("");
     output.line(&format!("every answer is the expected one ({} calls)", asked.len()));
@@ -113,17 +116,21 @@ async fn tell(world: &World, app: &App, data: &std::path::Path, output: &Output)
 
 /// Waits for the second after the one in which the replica became ready. Earlier proofs are refused, because the replica does not
 /// know which of them were used.
-async fn after_ready_second() {
+async fn wait_past_ready_second() {
     let rest_ns = 1_000_000_000 - now().unix_ns.rem_euclid(1_000_000_000);
     tokio::time::sleep(Duration::from_nanos(rest_ns.unsigned_abs() + 1_000_000)).await;
 }
 
-async fn ask(client: &DecisionServiceClient<Channel>, step: Step<'_>, target: &str) -> Result<Asked, Failure> {
+async fn send_call(
+    client: &DecisionServiceClient<Channel>,
+    step: DemoStep<'_>,
+    target: &str,
+) -> Result<DemoCall, CommandFailure> {
     let proof = match &step.proof {
-        script::Proof::Fresh => prove(&step.chain, step.tool, step.arguments)?,
-        script::Proof::For(arguments) => prove(&step.chain, step.tool, arguments)?,
-        script::Proof::Given(proof) => proof.clone(),
-        script::Proof::None => String::new(),
+        script::StepProof::Fresh => prove(&step.chain, step.tool, step.arguments)?,
+        script::StepProof::ForArguments(arguments) => prove(&step.chain, step.tool, arguments)?,
+        script::StepProof::Reused(proof) => proof.clone(),
+        script::StepProof::None => String::new(),
     };
     let request = wire::CheckRequest {
         request_id: format!("demo: {}", step.story),
@@ -137,8 +144,8 @@ async fn ask(client: &DecisionServiceClient<Channel>, step: Step<'_>, target: &s
         ..Default::default()
     };
     let began = Instant::now();
-    let answer = client.clone().check(request).await.map_err(|status| refused(&status, target))?.into_inner();
-    Ok(Asked {
+    let answer = client.clone().check(request).await.map_err(|status| call_failure(&status, target))?.into_inner();
+    Ok(DemoCall {
         agent: step.agent,
         story: step.story,
         call: format!("{} {}", step.tool, step.arguments),
@@ -149,21 +156,21 @@ async fn ask(client: &DecisionServiceClient<Channel>, step: Step<'_>, target: &s
 }
 
 /// A proof by the chain's holder for one call.
-fn prove(chain: &Chain<'_>, tool: &str, arguments: &str) -> Result<String, Failure> {
-    let arguments = parse_object(arguments.as_bytes()).map_err(Failure::failed)?;
-    let call = ProofOf { tool, arguments: &arguments, audience: Some(AUDIENCE) };
-    issue::prove(chain.holder, &chain.tokens, &call, None, now()).map_err(Failure::failed)
+fn prove(chain: &DemoChain<'_>, tool: &str, arguments: &str) -> Result<String, CommandFailure> {
+    let arguments = parse_object(arguments.as_bytes()).map_err(CommandFailure::failed)?;
+    let call = ProofCall { tool, arguments: &arguments, audience: Some(AUDIENCE) };
+    issue::sign_proof(chain.holder, &chain.tokens, &call, None, now()).map_err(CommandFailure::failed)
 }
 
-fn print(asked: &[Asked], output: &Output) {
-    let row = |asked: &Asked| {
+fn print(asked: &[DemoCall], output: &CommandOutput) {
+    let row = |asked: &DemoCall| {
         let effect = check::effect_name(asked.answer.effect());
         let layer = if asked.answer.deciding_layer.is_empty() { "-" } else { &asked.answer.deciding_layer };
         vec![
             asked.agent.to_owned(),
             asked.story.to_owned(),
             asked.call.clone(),
-            output::effect(effect),
+            output::paint_effect(effect),
             asked.answer.reason.clone(),
             layer.to_owned(),
             format!("{} µs", asked.latency.as_micros()),
@@ -173,7 +180,7 @@ fn print(asked: &[Asked], output: &Output) {
     output.table(&["AGENT", "WHAT HAPPENS", "CALL", "EFFECT", "REASON", "LAYER", "LATENCY", ""], asked.iter().map(row).collect());
 }
 
-fn asked_json(asked: &Asked) -> Value {
+fn call_json(asked: &DemoCall) -> Value {
     json!({
         "agent": asked.agent,
         "story": asked.story,
@@ -187,7 +194,7 @@ fn asked_json(asked: &Asked) -> Value {
     })
 }
 
-fn bar(calls: usize, output: &Output) -> ProgressBar {
+fn progress_bar(calls: usize, output: &CommandOutput) -> ProgressBar {
     if output.is_json() {
         return ProgressBar::hidden();
     }

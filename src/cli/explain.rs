@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::json;
 
-use super::call_failure::refused;
-use super::check::{CallArgs, effect_name, ended, principals_json};
+use super::call_failure::call_failure;
+use super::check::{CallArgs, effect_name, exit_by_effect, principals_json};
 use super::client::{AdminClient, connect};
-use super::output::{Output, effect};
-use super::{AdminArgs, Failure};
+use super::output::{CommandOutput, paint_effect};
+use super::{AdminArgs, CommandFailure};
 use crate::api::r#gen as wire;
 use crate::api::r#gen::check_request::Credential;
 use crate::api::r#gen::decision_service_client::DecisionServiceClient;
@@ -46,8 +46,8 @@ pub(super) struct ExplainArgs {
     operator_key: Vec<PathBuf>,
 }
 
-pub(super) async fn run(arguments: ExplainArgs, output: &Output) -> Result<(), Failure> {
-    let request = arguments.call.request()?;
+pub(super) async fn run(arguments: ExplainArgs, output: &CommandOutput) -> Result<(), CommandFailure> {
+    let request = arguments.call.into_request()?;
     let proved = matches!(&request.credential, Some(Credential::Presentation(presentation)) if !presentation.aat_pop.is_empty());
     let answer = if arguments.documents {
         let url = arguments.target.unwrap_or_else(|| "http://127.0.0.1:7702".to_owned());
@@ -57,16 +57,16 @@ pub(super) async fn run(arguments: ExplainArgs, output: &Output) -> Result<(), F
     } else {
         let target = arguments.target.unwrap_or_else(|| "http://127.0.0.1:7700".to_owned());
         let mut client = DecisionServiceClient::new(connect(&target).await?);
-        client.explain(request).await.map_err(|status| refused(&status, &target))?.into_inner()
+        client.explain(request).await.map_err(|status| call_failure(&status, &target))?.into_inner()
     };
     print(&answer, arguments.documents, output);
     if !proved && !arguments.documents {
         output.line("without a proof of the call the server tells what `check` would answer and no more: --key makes a proof");
     }
-    ended(answer.effect())
+    exit_by_effect(answer.effect())
 }
 
-fn print(answer: &wire::ExplainResponse, with_documents: bool, output: &Output) {
+fn print(answer: &wire::ExplainResponse, with_documents: bool, output: &CommandOutput) {
     output.json(&answer_json(answer, with_documents));
     if !answer.chain.is_empty() {
         output.line(&printable(&answer.chain));
@@ -74,14 +74,19 @@ fn print(answer: &wire::ExplainResponse, with_documents: bool, output: &Output) 
     }
     let layer = if answer.deciding_layer.is_empty() { String::new() } else { format!("  (layer {})", answer.deciding_layer) };
     let message = printable(&answer.message);
-    output.line(&format!("{}  {}{layer}  {message}", effect(effect_name(answer.effect())), answer.reason));
+    output.line(&format!("{}  {}{layer}  {message}", paint_effect(effect_name(answer.effect())), answer.reason));
     output.line("");
     let rows = answer.layers.iter().map(|layer| {
         let hop = if layer.hop < 0 { String::new() } else { layer.hop.to_string() };
-        let mut row =
-            vec![layer.layer.clone(), hop, printable(&layer.subject), effect(effect_name(layer.effect())), layer.reason.clone()];
+        let mut row = vec![
+            layer.layer.clone(),
+            hop,
+            printable(&layer.subject),
+            paint_effect(effect_name(layer.effect())),
+            layer.reason.clone(),
+        ];
         if with_documents {
-            row.extend([document(layer), printable(&layer.entry)]);
+            row.extend([document_text(layer), printable(&layer.entry)]);
         }
         row
     });
@@ -108,7 +113,7 @@ fn print(answer: &wire::ExplainResponse, with_documents: bool, output: &Output) 
 }
 
 /// The document of a layer, with its file and line.
-fn document(layer: &wire::LayerAnswer) -> String {
+fn document_text(layer: &wire::LayerAnswer) -> String {
     if layer.document_kind.is_empty() {
         return String::new();
     }

@@ -7,17 +7,17 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::act_outcome::ActAnswer;
 use super::client::AdminClient;
-use super::outcome::ActAnswer;
-use super::output::Output;
-use super::{AdminArgs, Failure, input, token};
+use super::output::CommandOutput;
+use super::{AdminArgs, CommandFailure, act_outcome, client, input, shell_quote, token};
 use crate::api::r#gen as wire;
 use crate::app;
 use crate::config;
-use crate::model::json::parse_object;
+use crate::model::json::{Value as Json, parse_object};
 use crate::model::jwk::PublicKey;
 use crate::pap::NewOperator;
-use crate::policy::document::Role;
+use crate::policy::document::OperatorRole;
 
 const ADD_HELP: &str = "\
 Roles: respond (revoke), administer (reinstate, policy, operators), approve (answer calls that wait), audit (read).
@@ -27,7 +27,8 @@ Examples:
   portcullis operator add ada@acme.example --out ada.jwk --role administer --role respond
   portcullis operator add bo@acme.example --jwk bo.public.jwk --role approve --group finance --user https://login.acme.example bo
 
-Nobody is left who can sign? Whoever may write the store itself adds an operator without a signature; the records say so:
+Nobody is left who can sign? Whoever may write the store itself adds an operator without a signature; the records say so. Operators
+whose keys are revoked still count, so where two had to sign, add two in this way:
   portcullis operator add ada --out ada.jwk --role administer --role respond --store sqlite:DATA/store.db --data DATA --break-glass
 
 Docs: OPERATIONS, operators";
@@ -37,7 +38,7 @@ Docs: OPERATIONS, operators";
 pub(super) enum OperatorCommand {
     /// Add an operator, with a new key or with the public key that they provide
     #[command(after_help = ADD_HELP)]
-    Add(AddArgs),
+    Add(OperatorAddArgs),
     /// List operators and their keys, including retired operators and revoked keys
     List {
         #[command(flatten)]
@@ -57,7 +58,7 @@ pub(super) enum OperatorCommand {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct AddArgs {
+pub(super) struct OperatorAddArgs {
     /// The operator's name, as records show it
     #[arg(value_name = "ID")]
     id: String,
@@ -68,7 +69,7 @@ pub(super) struct AddArgs {
     #[arg(long, value_name = "FILE")]
     jwk: Vec<String>,
     /// What they may do; repeated for several
-    #[arg(long, value_name = "ROLE", required = true, value_parser = roles())]
+    #[arg(long, value_name = "ROLE", required = true, value_parser = role_parser())]
     role: Vec<String>,
     /// A group of operators, as `by` of an approval names it; repeated for several
     #[arg(long, value_name = "GROUP")]
@@ -86,11 +87,11 @@ pub(super) struct AddArgs {
     admin: AdminArgs,
 }
 
-fn roles() -> clap::builder::PossibleValuesParser {
-    clap::builder::PossibleValuesParser::new(Role::ALL.iter().map(|role| role.as_str()))
+fn role_parser() -> clap::builder::PossibleValuesParser {
+    clap::builder::PossibleValuesParser::new(OperatorRole::ALL.iter().map(|role| role.as_str()))
 }
 
-pub(super) async fn run(command: OperatorCommand, output: &Output) -> Result<(), Failure> {
+pub(super) async fn run(command: OperatorCommand, output: &CommandOutput) -> Result<(), CommandFailure> {
     match command {
         OperatorCommand::Add(arguments) => add(arguments, output).await,
         OperatorCommand::List { admin } => list(&admin, output).await,
@@ -104,37 +105,45 @@ pub(super) async fn run(command: OperatorCommand, output: &Output) -> Result<(),
                 output.line(&format!("key {} is dead for good", key.thumbprint));
             }
             let revision = answer.revision;
-            ended(&OperatorChange { revision, unix_ms: answer.committed_at_unix_ms, operator, is_recorded }, output);
+            print_change(&OperatorChange { revision, unix_ms: answer.committed_at_unix_ms, operator, is_recorded }, output);
             Ok(())
         }
     }
 }
 
-async fn add(arguments: AddArgs, output: &Output) -> Result<(), Failure> {
-    let AddArgs { id, out, jwk, role, group, user, reason, break_glass, admin } = arguments;
+async fn add(arguments: OperatorAddArgs, output: &CommandOutput) -> Result<(), CommandFailure> {
+    let OperatorAddArgs { id, out, jwk, role, group, user, reason, break_glass, admin } = arguments;
     // Clap accepts this flag beside `--target`, which excludes `--store`.
     if break_glass && admin.store.is_none() {
-        return Err(Failure::misuse("--break-glass needs --store: it is done at the store itself, and no server does it"));
+        return Err(CommandFailure::misuse("--break-glass needs --store: it is done at the store itself, and no server does it"));
+    }
+    let is_approver_without_user = user.is_empty() && role.iter().any(|role| role == OperatorRole::Approve.as_str());
+    if break_glass && !admin.operator_key.is_empty() {
+        CommandOutput::new(false).warning("--break-glass is signed by nobody: the key of --operator-key is not used");
     }
     let keys = match &out {
         // The key is written before the server learns of it, because an operator without a key is useless.
-        Some(path) => vec![token::make_key(path)?.to_jwk().into_bytes()],
-        None => jwk.iter().map(|argument| public_key(argument)).collect::<Result<_, _>>()?,
+        Some(path) => vec![token::create_key_file(path)?.to_jwk().into_bytes()],
+        None => jwk.iter().map(|argument| read_public_key(argument)).collect::<Result<_, _>>()?,
     };
     let users = user.chunks_exact(2).filter_map(|pair| match pair {
         [issuer, sub] => Some((issuer.clone(), sub.clone())),
         _ => None,
     });
     let new = NewOperator { id, keys, roles: role, groups: group, users: users.collect() };
-    let kept = |failure: Failure| match &out {
-        Some(path) => {
-            Failure { message: format!("{}; the key that was made stays in `{}`", failure.message, path.display()), ..failure }
-        }
+    // A key that no operator has is of no use, and a second attempt could not write to its file. An operator may have the key if
+    // nobody knows whether the act was done.
+    let kept = |failure: CommandFailure| match &out {
+        Some(path) if act_outcome::is_not_done(&failure) && std::fs::remove_file(path).is_ok() => failure,
+        Some(path) => CommandFailure {
+            message: format!("{}; the key that was made stays in `{}`", failure.message, path.display()),
+            ..failure
+        },
         None => failure,
     };
     let changed = match (break_glass, &admin.store) {
-        (true, Some(url)) => broken(url, &admin, &new, &reason).await.map_err(kept)?,
-        _ => added(&admin, &new, reason).await.map_err(kept)?,
+        (true, Some(url)) => add_by_break_glass(url, &admin, &new, &reason).await.map_err(kept)?,
+        _ => add_signed(&admin, &new, reason).await.map_err(kept)?,
     };
     output.line(&format!("added operator {}: {}", changed.operator.id, changed.operator.roles.join(", ")));
     for key in &changed.operator.keys {
@@ -143,10 +152,16 @@ async fn add(arguments: AddArgs, output: &Output) -> Result<(), Failure> {
     if let Some(path) = &out {
         output.line(&format!("the private key is in {}: hand it over, and keep no copy", path.display()));
     }
+    if is_approver_without_user {
+        CommandOutput::new(false).warning(
+            "an operator who approves needs a user account, so that they never approve their own calls: without --user they can approve \
+             nothing; retire this operator and add them again with --user ISS SUB",
+        );
+    }
     if break_glass {
         output.line("nobody signed this: it stands in the policy's history and in the audit log of this data folder");
     }
-    ended(&changed, output);
+    print_change(&changed, output);
     Ok(())
 }
 
@@ -159,8 +174,8 @@ struct OperatorChange {
     is_recorded: bool,
 }
 
-async fn added(admin: &AdminArgs, new: &NewOperator, reason: String) -> Result<OperatorChange, Failure> {
-    let mut client = AdminClient::open_for_act(admin).await?;
+async fn add_signed(admin: &AdminArgs, new: &NewOperator, reason: String) -> Result<OperatorChange, CommandFailure> {
+    let mut client = AdminClient::open_for_act(admin).await.map_err(act_outcome::not_done)?;
     let request = wire::AddOperatorRequest {
         id: new.id.clone(),
         keys_jwk: new.keys.iter().map(|key| key.clone().into()).collect(),
@@ -175,14 +190,25 @@ async fn added(admin: &AdminArgs, new: &NewOperator, reason: String) -> Result<O
 }
 
 /// Adds an operator without a signature, on the store itself.
-async fn broken(url: &config::StoreUrl, admin: &AdminArgs, new: &NewOperator, reason: &str) -> Result<OperatorChange, Failure> {
-    let store = config::Store::new(url, admin.store_durability).map_err(Failure::bad_configuration)?;
-    let local = app::LocalAdmin::open(&store, &admin.data).await.map_err(Failure::from)?;
+async fn add_by_break_glass(
+    url: &config::StoreUrl,
+    admin: &AdminArgs,
+    new: &NewOperator,
+    reason: &str,
+) -> Result<OperatorChange, CommandFailure> {
+    let store = config::StoreLocation::new(url, admin.store_durability).map_err(CommandFailure::bad_configuration)?;
+    let opened = app::LocalAdmin::open(&store, &admin.data).await;
+    let local = opened.map_err(|error| act_outcome::not_done(CommandFailure::from(error)))?;
     let done = local.break_glass(new, reason).await;
-    let done = done.map_err(|error| Failure::failed(format!("not done: {error}")))?;
+    let done = done.map_err(|error| act_outcome::not_done(CommandFailure::failed(error)))?;
+    client::warn_of_followers(&local.followers().await);
     if !done.is_recorded {
-        Output::new(false)
+        CommandOutput::new(false)
             .warning("it was done, and the store keeps it; but the audit folder of --data cannot be written: make room there");
+    }
+    let lack = local.after_break_glass().await;
+    if !lack.is_empty() {
+        CommandOutput::new(false).warning(&format!("{} is added{lack}", new.id));
     }
     let operator = wire::Operator {
         id: new.id.clone(),
@@ -202,7 +228,7 @@ async fn broken(url: &config::StoreUrl, admin: &AdminArgs, new: &NewOperator, re
     Ok(OperatorChange { revision: done.revision.to_string(), unix_ms: done.unix_ms, operator, is_recorded: done.is_recorded })
 }
 
-fn ended(changed: &OperatorChange, output: &Output) {
+fn print_change(changed: &OperatorChange, output: &CommandOutput) {
     output.line(&format!("revision {}", changed.revision));
     output.json(&json!({
         "revision": changed.revision,
@@ -212,7 +238,7 @@ fn ended(changed: &OperatorChange, output: &Output) {
     }));
 }
 
-async fn list(admin: &AdminArgs, output: &Output) -> Result<(), Failure> {
+async fn list(admin: &AdminArgs, output: &CommandOutput) -> Result<(), CommandFailure> {
     let mut client = AdminClient::open(admin).await?;
     let answer = client.operators().await?;
     output.json(&json!({ "operators": answer.operators.iter().map(operator_json).collect::<Vec<_>>() }));
@@ -221,11 +247,15 @@ async fn list(admin: &AdminArgs, output: &Output) -> Result<(), Failure> {
             |key: &wire::OperatorKey| if key.revoked { format!("{} (revoked)", key.thumbprint) } else { key.thumbprint.clone() };
         let keys = operator.keys.iter().map(key).collect::<Vec<_>>().join(" ");
         let from = match (operator.state.as_str(), operator.line) {
-            ("retired", _) => format!("until revision {}", number(&operator.revision)),
+            ("retired", _) => format!("until revision {}", revision_number(&operator.revision)),
             (_, 0) => "command".to_owned(),
             (_, line) => format!("{}:{line}", operator.path),
         };
-        let users = operator.users.iter().map(|user| format!("{} {}", user.issuer, user.sub)).collect::<Vec<_>>();
+        let users = operator
+            .users
+            .iter()
+            .map(|user| shell_quote::quote_command([user.issuer.as_str(), user.sub.as_str()]))
+            .collect::<Vec<_>>();
         vec![
             operator.id.clone(),
             operator.state.clone(),
@@ -240,7 +270,7 @@ async fn list(admin: &AdminArgs, output: &Output) -> Result<(), Failure> {
     Ok(())
 }
 
-fn number(revision: &str) -> &str {
+fn revision_number(revision: &str) -> &str {
     revision.rsplit('.').next().unwrap_or_default()
 }
 
@@ -262,13 +292,43 @@ fn operator_json(operator: &wire::Operator) -> Value {
     })
 }
 
-/// Reads a public key from a file. A private key is refused, because nobody should hand one in.
-fn public_key(argument: &str) -> Result<Vec<u8>, Failure> {
-    let text = input::file_or_json("--jwk", argument)?;
-    let key = parse_object(&text).map_err(|error| error.to_string());
-    let key = key.and_then(|jwk| PublicKey::from_jwk(&jwk).map_err(|error| error.to_string()));
+/// Reads a public key from a file: a JWK, or the output of `token keygen`, which holds one as `jwk`. A private key is refused,
+/// because nobody should hand one in.
+fn read_public_key(argument: &str) -> Result<Vec<u8>, CommandFailure> {
+    public_jwk(&input::read_file_or_json("--jwk", argument)?, argument)
+}
+
+fn public_jwk(text: &[u8], argument: &str) -> Result<Vec<u8>, CommandFailure> {
+    let key = parse_object(text).map_err(|error| error.to_string());
+    let key = key.and_then(|object| {
+        let jwk = object.member("jwk").and_then(Json::as_object).unwrap_or(&object);
+        PublicKey::from_jwk(jwk).map_err(|error| error.to_string())
+    });
     match key {
         Ok(key) => Ok(key.to_jwk().into_bytes()),
-        Err(error) => Err(Failure::misuse(format!("--jwk: `{argument}` is not a public JWK: {error}"))),
+        Err(error) => Err(CommandFailure::misuse(format!("--jwk: `{argument}` is not a public JWK: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_keygen_prints_is_a_public_key() {
+        let key = crate::token::PrivateKey::generate().unwrap();
+        let jwk = key.public_key().to_jwk();
+        let private = key.to_jwk();
+        let printed = format!(r#"{{"jwk":{jwk},"thumbprint":"{}"}}"#, key.public_key().thumbprint());
+        assert_eq!(public_jwk(jwk.as_bytes(), "k").unwrap(), jwk.as_bytes());
+        assert_eq!(public_jwk(printed.as_bytes(), "k").unwrap(), jwk.as_bytes());
+        for refused in [private.as_bytes(), format!(r#"{{"jwk":{}}}"#, &*private).as_bytes(), b"{}", b"{\"jwk\":7}"] {
+            let failure = public_jwk(refused, "k").unwrap_err();
+            assert!(
+                failure.code == CommandFailure::MISUSE && failure.message.contains("is not a public JWK"),
+                "{}",
+                failure.message
+            );
+        }
     }
 }

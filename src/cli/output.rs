@@ -1,6 +1,6 @@
 //! The output of commands: aligned tables and colors for people, one JSON document for scripts, errors on standard error.
 //!
-//! A command prints either text or JSON, never both. Look next at `cli/findings.rs`, which renders policy diagnostics.
+//! A command prints either text or JSON, never both. Look next at `cli/diagnostic_text.rs`, which renders policy diagnostics.
 
 use std::io::Write as _;
 
@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 
 /// Prints for people or for a script.
 #[derive(Debug)]
-pub(super) struct Output {
+pub(super) struct CommandOutput {
     json: bool,
 }
 
-impl Output {
+impl CommandOutput {
     pub(super) fn new(json: bool) -> Self {
         Self { json }
     }
@@ -39,7 +39,7 @@ impl Output {
     }
 
     /// Prints text that is not the result to standard error.
-    pub(super) fn aside(&self, text: &str) {
+    pub(super) fn note(&self, text: &str) {
         let _ = write!(anstream::stderr(), "{text}");
     }
 
@@ -110,7 +110,7 @@ pub(super) fn bold() -> Style {
 }
 
 /// An effect in its color.
-pub(super) fn effect(name: &str) -> String {
+pub(super) fn paint_effect(name: &str) -> String {
     let colour = match name {
         "PERMIT" => AnsiColor::Green,
         "NEEDS_APPROVAL" => AnsiColor::Yellow,

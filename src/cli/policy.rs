@@ -10,15 +10,15 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::act_outcome::ActAnswer;
 use super::client::AdminClient;
-use super::outcome::ActAnswer;
-use super::output::Output;
-use super::{AdminArgs, Failure, findings};
+use super::output::CommandOutput;
+use super::{AdminArgs, CommandFailure, diagnostic_text};
 use crate::api::r#gen as wire;
 use crate::policy::SCHEMA;
-use crate::policy::diagnostic::{Diagnostic, Position, Severity};
-use crate::policy::excerpt::Sources;
-use crate::policy::source::{SourceFile, parse, read_folder};
+use crate::policy::diagnostic::{Diagnostic, Severity, SourcePosition};
+use crate::policy::excerpt::SourceLines;
+use crate::policy::source::{SourceFile, parse_files, read_folder};
 use crate::policy::validate;
 
 const SCHEMA_HELP: &str = "\
@@ -30,33 +30,33 @@ after `portcullis policy schema > policy.schema.json`";
 #[derive(Debug, Subcommand)]
 pub(super) enum PolicyCommand {
     /// Check a folder and show each problem with file, line and column; no server needed
-    Check(CheckArgs),
+    Check(PolicyCheckArgs),
     /// Run the folder's `kind: test` documents; no server needed
-    Test(test::TestArgs),
+    Test(test::PolicyTestArgs),
     /// Show the changes of a folder to documents and to the reach of agents, widening first
-    Diff(diff::DiffArgs),
+    Diff(diff::PolicyDiffArgs),
     /// Print the JSON Schema of a policy document, for editors
     #[command(after_help = SCHEMA_HELP)]
     Schema,
     /// Replace the whole policy by a folder, in one commit, or change nothing
-    Apply(ApplyArgs),
+    Apply(PolicyApplyArgs),
     /// List the revisions that changed policy, newest first
-    History(history::HistoryArgs),
+    History(history::PolicyHistoryArgs),
     /// Put the policy of an earlier revision in force again, as a new revision
-    Rollback(history::RollbackArgs),
+    Rollback(history::PolicyRollbackArgs),
     /// Show where documents in `mode: shadow` would decide otherwise
-    ShadowReport(shadow::ShadowArgs),
+    ShadowReport(shadow::ShadowReportArgs),
 }
 
 #[derive(Debug, Args)]
-pub(super) struct CheckArgs {
+pub(super) struct PolicyCheckArgs {
     /// The folder, or one file
     #[arg(value_name = "DIR", default_value = ".")]
     dir: PathBuf,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct ApplyArgs {
+pub(super) struct PolicyApplyArgs {
     /// The folder, or one file
     #[arg(value_name = "DIR", default_value = ".")]
     dir: PathBuf,
@@ -67,7 +67,7 @@ pub(super) struct ApplyArgs {
     admin: AdminArgs,
 }
 
-pub(super) async fn run(command: PolicyCommand, output: &Output) -> Result<(), Failure> {
+pub(super) async fn run(command: PolicyCommand, output: &CommandOutput) -> Result<(), CommandFailure> {
     match command {
         PolicyCommand::Check(arguments) => check(&arguments.dir, output),
         PolicyCommand::Test(arguments) => test::run(&arguments, output),
@@ -84,15 +84,15 @@ pub(super) async fn run(command: PolicyCommand, output: &Output) -> Result<(), F
 }
 
 /// Reads a folder into wire messages.
-pub(super) fn wire_files(dir: &Path) -> Result<Vec<wire::PolicyFile>, Failure> {
-    let files = read_folder(dir).map_err(Failure::misuse)?;
+pub(super) fn read_wire_files(dir: &Path) -> Result<Vec<wire::PolicyFile>, CommandFailure> {
+    let files = read_folder(dir).map_err(CommandFailure::misuse)?;
     Ok(files.into_iter().map(|file| wire::PolicyFile { path: file.path, content: file.content.into() }).collect())
 }
 
-fn check(dir: &Path, output: &Output) -> Result<(), Failure> {
-    let files: Vec<SourceFile> = read_folder(dir).map_err(Failure::misuse)?;
-    let sources = Sources::of(&files);
-    let (documents, diagnostics) = checked(&files);
+fn check(dir: &Path, output: &CommandOutput) -> Result<(), CommandFailure> {
+    let files: Vec<SourceFile> = read_folder(dir).map_err(CommandFailure::misuse)?;
+    let sources = SourceLines::from_files(&files);
+    let (documents, diagnostics) = check_documents(&files);
     let errors = diagnostics.iter().filter(|diagnostic| diagnostic.is_error()).count();
     let warnings = diagnostics.len() - errors;
     output.json(&json!({
@@ -101,34 +101,35 @@ fn check(dir: &Path, output: &Output) -> Result<(), Failure> {
         "warnings": warnings,
         "diagnostics": diagnostics.iter().map(|diagnostic| diagnostic_json(diagnostic, &sources)).collect::<Vec<_>>(),
     }));
-    output.text(&findings::render(&diagnostics, &sources));
+    output.text(&diagnostic_text::render(&diagnostics, &sources));
     output.line(&format!("{documents} documents, {errors} errors, {warnings} warnings"));
-    if errors > 0 { Err(Failure::silent(Failure::FAILED)) } else { Ok(()) }
+    if errors > 0 { Err(CommandFailure::exit_code_only(CommandFailure::FAILED)) } else { Ok(()) }
 }
 
 /// Counts the documents of a folder and collects all of their diagnostics.
-fn checked(files: &[SourceFile]) -> (usize, Vec<Diagnostic>) {
-    let parsed = parse(files);
+fn check_documents(files: &[SourceFile]) -> (usize, Vec<Diagnostic>) {
+    let parsed = parse_files(files);
     let mut diagnostics = parsed.diagnostics;
     if !diagnostics.iter().any(Diagnostic::is_error) {
-        diagnostics.extend(validate::check(&parsed.documents));
+        diagnostics.extend(validate::check_policy(&parsed.documents));
     }
     (parsed.documents.len(), diagnostics)
 }
 
-async fn apply(arguments: ApplyArgs, output: &Output) -> Result<(), Failure> {
-    let files = wire_files(&arguments.dir)?;
+async fn apply(arguments: PolicyApplyArgs, output: &CommandOutput) -> Result<(), CommandFailure> {
+    let files = read_wire_files(&arguments.dir)?;
     let mut client = AdminClient::open_for_act(&arguments.admin).await?;
     let request = wire::ApplyPolicyRequest { files: files.clone(), dry_run: arguments.dry_run };
-    let answer = client.apply(request).await.map_err(|failure| with_lines(failure, &files, output))?;
-    let said: Vec<Diagnostic> = answer.message.warnings.iter().map(diagnostic_in).collect();
-    output.aside(&findings::render(&said, &Sources::new(files.iter().map(|file| (file.path.as_str(), &*file.content)))));
-    show_applied(answer, arguments.dry_run, output);
+    let answer = client.apply(request).await.map_err(|failure| with_source_lines(failure, &files, output))?;
+    let said: Vec<Diagnostic> = answer.message.warnings.iter().map(diagnostic_from_wire).collect();
+    output
+        .note(&diagnostic_text::render(&said, &SourceLines::new(files.iter().map(|file| (file.path.as_str(), &*file.content)))));
+    print_applied(answer, arguments.dry_run, output);
     Ok(())
 }
 
 /// Prints the changes that were applied, or would be.
-fn show_applied(answer: ActAnswer<wire::ApplyPolicyResponse>, dry_run: bool, output: &Output) {
+fn print_applied(answer: ActAnswer<wire::ApplyPolicyResponse>, dry_run: bool, output: &CommandOutput) {
     let ActAnswer { message: answer, is_recorded } = answer;
     output.json(&json!({
         "revision": answer.revision,
@@ -155,24 +156,27 @@ fn change_rows(changes: Vec<wire::DocumentChange>) -> Vec<Vec<String>> {
 }
 
 /// Adds the source lines to a refusal of the policy, because the files are on this machine.
-fn with_lines(failure: Failure, files: &[wire::PolicyFile], output: &Output) -> Failure {
+fn with_source_lines(failure: CommandFailure, files: &[wire::PolicyFile], output: &CommandOutput) -> CommandFailure {
     let Some((first_line, _)) = failure.message.split_once('\n').filter(|(line, _)| line.starts_with("the policy has errors"))
     else {
         return failure;
     };
     let files: Vec<SourceFile> =
         files.iter().map(|file| SourceFile { path: file.path.clone(), content: file.content.to_vec() }).collect();
-    let errors: Vec<Diagnostic> = checked(&files).1.into_iter().filter(Diagnostic::is_error).collect();
+    let errors: Vec<Diagnostic> = check_documents(&files).1.into_iter().filter(Diagnostic::is_error).collect();
     // A server of another version may object to something that this version accepts. Then its own message is kept.
     if output.is_json() || errors.is_empty() {
         return failure;
     }
-    Failure::failed(format!("{first_line}\n{}", findings::render(&errors, &Sources::of(&files)).trim_end()))
+    CommandFailure::failed(format!(
+        "{first_line}\n{}",
+        diagnostic_text::render(&errors, &SourceLines::from_files(&files)).trim_end()
+    ))
 }
 
-fn diagnostic_in(diagnostic: &wire::Diagnostic) -> Diagnostic {
+fn diagnostic_from_wire(diagnostic: &wire::Diagnostic) -> Diagnostic {
     let severity = if diagnostic.severity == Severity::Error.as_str() { Severity::Error } else { Severity::Warning };
-    let at = Position { line: diagnostic.line, column: diagnostic.column };
+    let at = SourcePosition { line: diagnostic.line, column: diagnostic.column };
     let help = Some(diagnostic.help.clone()).filter(|help| !help.is_empty());
     Diagnostic::new(severity, &diagnostic.path, at, diagnostic.message.clone()).with_help(help)
 }
@@ -188,7 +192,7 @@ fn wire_diagnostic_json(diagnostic: &wire::Diagnostic) -> Value {
     })
 }
 
-fn diagnostic_json(diagnostic: &Diagnostic, sources: &Sources<'_>) -> Value {
+fn diagnostic_json(diagnostic: &Diagnostic, sources: &SourceLines<'_>) -> Value {
     let excerpt = sources.excerpt(&diagnostic.path, diagnostic.line, diagnostic.column);
     json!({
         "severity": diagnostic.severity.as_str(),

@@ -7,15 +7,16 @@ use std::time::Instant;
 use clap::{Args, Subcommand};
 use serde_json::json;
 
+use super::act_outcome::ActAnswer;
 use super::client::AdminClient;
-use super::fleet::{self, Wait};
-use super::outcome::ActAnswer;
-use super::output::Output;
-use super::recognition::Recognition;
+use super::fleet::{self, WaitTarget};
+use super::name_recognition::RecognizedName;
+use super::output::CommandOutput;
 use super::store::date_time;
-use super::visible_text::visible;
-use super::{AdminArgs, Failure, progress};
+use super::visible_text::escape_for_terminal;
+use super::{AdminArgs, CommandFailure, progress, shell_quote};
 use crate::api::r#gen as wire;
+use crate::app::StoreFollowers;
 use crate::model::time::{Clock as _, SystemClock};
 
 /// Pull the kill switch; returns when the write is durable
@@ -37,7 +38,7 @@ pub(super) struct RevokeArgs {
     unknown_ok: bool,
     /// Wait until every replica applies it or only denies, and show how long each took
     #[arg(long, value_name = "WHOM", global = true)]
-    wait: Option<Wait>,
+    wait: Option<WaitTarget>,
     #[command(flatten)]
     admin: AdminArgs,
 }
@@ -52,16 +53,16 @@ pub(super) struct ReinstateArgs {
     reason: String,
     /// Wait until every replica applies it or only denies, and show how long each took
     #[arg(long, value_name = "WHOM", global = true)]
-    wait: Option<Wait>,
+    wait: Option<WaitTarget>,
     #[command(flatten)]
     admin: AdminArgs,
 }
 
 /// List what is revoked, newest first
 #[derive(Debug, Args)]
-pub(super) struct ListArgs {
+pub(super) struct RevocationListArgs {
     /// At most so many, up to 1000
-    #[arg(long, value_name = "N", default_value_t = 100)]
+    #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1000))]
     limit: u32,
     #[command(flatten)]
     admin: AdminArgs,
@@ -115,7 +116,7 @@ enum TargetArgs {
         #[arg(allow_hyphen_values = true)]
         sub: String,
     },
-    /// A key, an agent's or an issuer's, by thumbprint
+    /// A key of an agent, an issuer or an operator, by thumbprint
     Key {
         /// RFC 7638 thumbprint
         #[arg(allow_hyphen_values = true)]
@@ -172,7 +173,7 @@ impl From<TargetArgs> for wire::RevocationTarget {
     }
 }
 
-pub(super) async fn revoke(arguments: RevokeArgs, output: &Output) -> Result<(), Failure> {
+pub(super) async fn revoke(arguments: RevokeArgs, output: &CommandOutput) -> Result<(), CommandFailure> {
     let meaning = match (arguments.suspend, arguments.watermark) {
         (true, _) => wire::RevocationMeaning::Suspend,
         (_, true) => wire::RevocationMeaning::Watermark,
@@ -181,24 +182,30 @@ pub(super) async fn revoke(arguments: RevokeArgs, output: &Output) -> Result<(),
     let admin = arguments.admin;
     let mut client = AdminClient::open_for_act(&admin).await?;
     let began = Instant::now();
-    let request =
-        wire::RevokeRequest { target: Some(arguments.target.into()), meaning: meaning.into(), reason: arguments.reason };
+    let typed: wire::RevocationTarget = arguments.target.into();
+    let request = wire::RevokeRequest { target: Some(typed.clone()), meaning: meaning.into(), reason: arguments.reason };
     let ActAnswer { message: answer, is_recorded } = client.revoke(request).await?;
     let took_ms = began.elapsed().as_millis() as u64;
     let target = answer.target.unwrap_or_default();
-    output.line(&format!("revoked {}: durable in {took_ms} ms", named(&target)));
-    let name = Recognition::from(answer.name);
-    name.say(output);
+    output.line(&format!("revoked {}: durable in {took_ms} ms", target_text(&target)));
+    let name = RecognizedName::from(answer.name);
+    name.print(&typed, output);
+    if answer.watermark_unix_s > 0 {
+        output.line(&format!("every root issued until {} is void", date_time(answer.watermark_unix_s)));
+    }
     let verb = if name.is_unknown() { "would deny it, and nothing bears that name" } else { "deny" };
     let (revision, committed_at_unix_ms) = (answer.revision, answer.committed_at_unix_ms);
-    let usable = Usable { bound_ms: answer.freshness_bound_ms, since: Instant::now() };
-    let end = name.end(arguments.unknown_ok);
-    let done = Done { verb, target, revision, committed_at_unix_ms, is_recorded, name: Some(name), usable: Some(usable) };
-    done.end(&mut client, arguments.wait, output).await?;
+    let usable = PermitWindow { bound_ms: answer.freshness_bound_ms, since: Instant::now() };
+    let end = name.exit_result(arguments.unknown_ok);
+    let watermark_unix_s = Some(answer.watermark_unix_s).filter(|unix_s| *unix_s > 0);
+    let (name, usable) = (Some(name), Some(usable));
+    let done =
+        CommittedAct { verb, target, revision, committed_at_unix_ms, is_recorded, name, permit_window: usable, watermark_unix_s };
+    done.finish(&mut client, arguments.wait, output).await?;
     end
 }
 
-pub(super) async fn reinstate(arguments: ReinstateArgs, output: &Output) -> Result<(), Failure> {
+pub(super) async fn reinstate(arguments: ReinstateArgs, output: &CommandOutput) -> Result<(), CommandFailure> {
     let admin = arguments.admin;
     let mut client = AdminClient::open_for_act(&admin).await?;
     let target: wire::RevocationTarget = arguments.target.into();
@@ -216,16 +223,18 @@ pub(super) async fn reinstate(arguments: ReinstateArgs, output: &Output) -> Resu
         output.line(&format!("nothing is reinstated yet: waits for a second operator until {}", clock_time(waits_until)));
         output.line(&format!("revision {}", answer.revision));
         // With exit code 0 a script would take the reinstatement for done.
-        return Err(Failure::silent(Failure::NEEDS_APPROVAL));
+        return Err(CommandFailure::exit_code_only(CommandFailure::NEEDS_APPROVAL));
     }
-    output.line(&format!("reinstated {}", named(&target)));
+    output.line(&format!("reinstated {}", target_text(&target)));
     let (revision, committed_at_unix_ms) = (answer.revision, answer.committed_at_unix_ms);
-    let done = Done { verb: "know", target, revision, committed_at_unix_ms, is_recorded, name: None, usable: None };
-    done.end(&mut client, arguments.wait, output).await
+    let (verb, name, usable, watermark_unix_s) = ("know", None, None, None);
+    let done =
+        CommittedAct { verb, target, revision, committed_at_unix_ms, is_recorded, name, permit_window: usable, watermark_unix_s };
+    done.finish(&mut client, arguments.wait, output).await
 }
 
 /// A committed act, with the facts that are still to be printed.
-struct Done {
+struct CommittedAct {
     verb: &'static str,
     target: wire::RevocationTarget,
     revision: String,
@@ -233,34 +242,36 @@ struct Done {
     /// Whether it stands in the audit log.
     is_recorded: bool,
     /// The look-up of the target's name, if there was one.
-    name: Option<Recognition>,
+    name: Option<RecognizedName>,
     /// How long earlier permits stay usable, if the act revokes something.
-    usable: Option<Usable>,
+    permit_window: Option<PermitWindow>,
+    /// Roots issued at or before this time are void, if the act set a watermark.
+    watermark_unix_s: Option<i64>,
 }
 
 /// How long permits from before a commit stay usable: the freshness bound, counted from before the commit's answer arrived.
-struct Usable {
+struct PermitWindow {
     /// The freshness bound; 0 if the server did not send it.
     bound_ms: u64,
     since: Instant,
 }
 
-impl Usable {
+impl PermitWindow {
     /// The remaining milliseconds, and the end by this machine's clock; `None` if the server did not send the bound.
-    fn left(&self) -> Option<(u64, i64)> {
+    fn remaining(&self) -> Option<(u64, i64)> {
         let elapsed_ms = u64::try_from(self.since.elapsed().as_millis()).unwrap_or(u64::MAX);
         let left_ms = self.bound_ms.saturating_sub(elapsed_ms);
         let until_unix_ms = SystemClock.now().unix_ms().saturating_add(i64::try_from(left_ms).unwrap_or(i64::MAX));
         (self.bound_ms > 0).then_some((left_ms, until_unix_ms))
     }
 
-    /// Prints when the permits end, as the last line.
-    fn say(&self, output: &Output) {
-        match self.left() {
+    /// Prints when the permits end, as the last line. `of` says by whom they were given.
+    fn print(&self, of: &str, output: &CommandOutput) {
+        match self.remaining() {
             None => {}
-            Some((0, _)) => output.line("permits that were given before it are void by now"),
+            Some((0, _)) => output.line(&format!("permits that were given before it{of} are void by now")),
             Some((left_ms, until_unix_ms)) => output.line(&format!(
-                "permits that were given before it may still be used for {} s, until {}",
+                "permits that were given before it{of} may still be used for {} s, until {}",
                 left_ms.div_ceil(1000),
                 // Rounded up, because the permits must have ended when the printed second has.
                 date_time(until_unix_ms.saturating_add(999).div_euclid(1000))
@@ -269,12 +280,22 @@ impl Usable {
     }
 }
 
-impl Done {
+impl CommittedAct {
     /// Prints the revision, waits for the fleet if requested, and prints how the wait ended. The write stands, whatever the wait
     /// returns.
-    async fn end(self, client: &mut AdminClient, wait: Option<Wait>, output: &Output) -> Result<(), Failure> {
-        let Self { verb, target, revision, committed_at_unix_ms, is_recorded, name, usable } = self;
+    async fn finish(
+        self,
+        client: &mut AdminClient,
+        wait: Option<WaitTarget>,
+        output: &CommandOutput,
+    ) -> Result<(), CommandFailure> {
+        let Self { verb, target, revision, committed_at_unix_ms, is_recorded, name, permit_window: usable, watermark_unix_s } =
+            self;
         output.line(&format!("revision {revision}"));
+        let followers = client.followers().cloned();
+        if let Some(followers) = &followers {
+            output.line(&fleet::followed(followers));
+        }
         let mut said = json!({
             "revision": revision,
             "target": { "kind": target.kind, "key": target.key },
@@ -284,11 +305,18 @@ impl Done {
         if let (Some(name), Some(said)) = (&name, said.as_object_mut()) {
             said.insert("name".to_owned(), name.json());
         }
-        if let (Some((_, until_unix_ms)), Some(said)) = (usable.as_ref().and_then(Usable::left), said.as_object_mut()) {
+        if let (Some(watermark_unix_s), Some(said)) = (watermark_unix_s, said.as_object_mut()) {
+            said.insert("watermark_unix_s".to_owned(), watermark_unix_s.into());
+        }
+        if let (Some(followers), Some(said)) = (&followers, said.as_object_mut()) {
+            said.insert("store".to_owned(), fleet::followers_json(followers));
+        }
+        if let (Some((_, until_unix_ms)), Some(said)) = (usable.as_ref().and_then(PermitWindow::remaining), said.as_object_mut())
+        {
             said.insert("permits_usable_until_unix_ms".to_owned(), until_unix_ms.into());
         }
-        let progress = wait.map(|_| progress::waiting("waiting until no replica answers from before it"));
-        let waited = fleet::wait(client, wait, &revision, committed_at_unix_ms).await.transpose();
+        let progress = wait.map(|_| progress::start_spinner("waiting until no replica answers from before it"));
+        let waited = fleet::wait_for_fleet(client, wait, &revision, committed_at_unix_ms).await.transpose();
         if let Some(progress) = progress {
             progress.finish_and_clear();
         }
@@ -296,14 +324,19 @@ impl Done {
             said.insert("fleet".to_owned(), fleet::waited_json(waited));
         }
         output.json(&said);
-        if let Some(waited) = waited.map_err(Failure::after_a_write)? {
-            fleet::print(&waited, verb, output);
+        let waited = waited.map_err(CommandFailure::after_write)?;
+        if let Some(waited) = &waited {
+            fleet::print_waited(waited, verb, output);
         }
         // An unknown name had no permits before.
         if let Some(usable) = usable.filter(|_| !name.is_some_and(|name| name.is_unknown())) {
-            usable.say(output);
+            let is_followed = followers.as_ref().is_none_or(StoreFollowers::is_followed);
+            usable.print(if is_followed { "" } else { " by servers that follow this store" }, output);
         }
-        Ok(())
+        match (waited, followers) {
+            (Some(waited), Some(followers)) => fleet::check_waited(&waited, &followers),
+            _ => Ok(()),
+        }
     }
 }
 
@@ -313,7 +346,7 @@ fn clock_time(unix_ms: i64) -> String {
     format!("{:02}:{:02} UTC", minutes / 60, minutes % 60)
 }
 
-pub(super) async fn list(arguments: ListArgs, output: &Output) -> Result<(), Failure> {
+pub(super) async fn list(arguments: RevocationListArgs, output: &CommandOutput) -> Result<(), CommandFailure> {
     let mut client = AdminClient::open(&arguments.admin).await?;
     let answer = client.revocations(wire::ListRevocationsRequest { limit: arguments.limit }).await?;
     let entries = answer.revocations.iter().map(|revocation| {
@@ -330,7 +363,10 @@ pub(super) async fn list(arguments: ListArgs, output: &Output) -> Result<(), Fai
         })
     });
     output.json(&json!({ "revocations": entries.collect::<Vec<_>>(), "total": answer.total }));
-    output.table(&["WHEN", "WHO", "KIND", "KEY", "STATE", "REASON", "REVISION"], answer.revocations.iter().map(row).collect());
+    output.table(
+        &["WHEN", "WHO", "KIND", "KEY", "STATE", "REASON", "REVISION"],
+        answer.revocations.iter().map(revocation_row).collect(),
+    );
     let (shown, total) = (answer.revocations.len(), answer.total);
     let more = match arguments.limit {
         _ if shown as u64 >= total => "",
@@ -345,7 +381,7 @@ pub(super) async fn list(arguments: ListArgs, output: &Output) -> Result<(), Fai
 const LISTED_MAX: u32 = 1000;
 
 /// A row of the table: time, operators, target, state, reason.
-fn row(revocation: &wire::Revocation) -> Vec<String> {
+fn revocation_row(revocation: &wire::Revocation) -> Vec<String> {
     let target = revocation.target.clone().unwrap_or_default();
     let mut state = Vec::new();
     if revocation.dead {
@@ -361,13 +397,45 @@ fn row(revocation: &wire::Revocation) -> Vec<String> {
         0 => "-".to_owned(),
         unix_ms => date_time(unix_ms.div_euclid(1000)),
     };
-    let who = if revocation.operators.is_empty() { "-".to_owned() } else { visible(&revocation.operators.join(", ")) };
+    let who =
+        if revocation.operators.is_empty() { "-".to_owned() } else { escape_for_terminal(&revocation.operators.join(", ")) };
     let state = if state.is_empty() { "reinstated".to_owned() } else { state.join(", ") };
     let number = revocation.revision.rsplit('.').next().unwrap_or_default().to_owned();
-    vec![when, who, target.kind, visible(&target.key.join(" ")), state, visible(&revocation.reason), number]
+    vec![
+        when,
+        who,
+        target.kind,
+        shell_quote::quote_command(target.key.iter().map(String::as_str)),
+        state,
+        escape_for_terminal(&revocation.reason),
+        number,
+    ]
 }
 
 /// A target as text, as on the command line.
-fn named(target: &wire::RevocationTarget) -> String {
-    [std::slice::from_ref(&target.kind), &target.key].concat().join(" ")
+fn target_text(target: &wire::RevocationTarget) -> String {
+    shell_quote::quote_command([&target.kind].into_iter().chain(&target.key).map(String::as_str))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A name with a blank at its end must not look like the name without it, nor two parts like one.
+    #[test]
+    fn names_are_shown_as_they_are_typed() {
+        let check = |key: &[&str], expected: &str| {
+            let key: Vec<String> = key.iter().map(|part| (*part).to_owned()).collect();
+            let target = wire::RevocationTarget { kind: "user".to_owned(), key };
+            assert_eq!(target_text(&target), format!("user {expected}").trim_end());
+            let shown = revocation_row(&wire::Revocation { target: Some(target), ..Default::default() });
+            assert_eq!(shown[3], expected);
+        };
+        check(&[], "");
+        check(&["https://i", "ana"], "https://i ana");
+        check(&["https://i", "ana "], "https://i 'ana '");
+        check(&["https://i ana", "x"], "'https://i ana' x");
+        check(&["https://i", "an\u{e4}"], "https://i 'an\u{e4}'");
+        check(&["https://i", "a\u{1b}b"], r"https://i 'a\u{1b}b'");
+    }
 }

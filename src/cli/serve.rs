@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Failure, output::Output};
+use super::{CommandFailure, output::CommandOutput};
 use crate::app;
 use crate::config::{Settings, StoreUrl};
 use crate::store::postgres::Durability;
@@ -20,7 +20,7 @@ pub(super) struct ServeArgs {
     /// The store: `sqlite:PATH`, `postgres://…`, or `env:VARIABLE` [default: sqlite:DATA/store.db]
     #[arg(long, value_name = "URL", env = "PORTCULLIS_STORE", hide_env_values = true)]
     store: Option<StoreUrl>,
-    /// Create the SQLite store that `--store` names, if it does not exist; the default store is always created
+    /// Create the SQLite store that `--store` names, or the folder that `--data` names, if it does not exist; the default is always created
     #[arg(long)]
     create: bool,
     /// With PostgreSQL, how its server is set up: `single`, `synchronous` or `asynchronous`
@@ -65,14 +65,14 @@ pub(super) struct ServeArgs {
     noop: bool,
 }
 
-pub(super) fn run(arguments: ServeArgs) -> Result<(), Failure> {
+pub(super) fn run(arguments: ServeArgs) -> Result<(), CommandFailure> {
     let settings = settings(arguments)?;
-    app::serve(settings, |ready| Output::new(false).raw(ready)).map_err(Failure::from)
+    app::serve(settings, |ready| CommandOutput::new(false).raw(ready)).map_err(CommandFailure::from)
 }
 
-fn settings(arguments: ServeArgs) -> Result<Settings, Failure> {
+fn settings(arguments: ServeArgs) -> Result<Settings, CommandFailure> {
     let mut settings = match &arguments.config {
-        Some(path) => Settings::from_file(path).map_err(Failure::bad_configuration)?,
+        Some(path) => Settings::from_file(path).map_err(CommandFailure::bad_configuration)?,
         None => Settings::default(),
     };
     settings.store = arguments.store.or(settings.store);

@@ -8,15 +8,17 @@ use std::time::{Duration, Instant};
 use clap::{Args, Subcommand};
 use serde_json::{Value, json};
 
+use super::act_outcome::ActAnswer;
 use super::client::AdminClient;
-use super::outcome::ActAnswer;
-use super::output::Output;
-use super::{AdminArgs, Failure, progress};
+use super::output::CommandOutput;
+use super::{AdminArgs, CommandFailure, progress};
 use crate::api::r#gen as wire;
 use crate::app;
 use crate::config::{self, StoreUrl};
+use crate::model::revision::Revision;
 use crate::store::postgres::Durability;
-use crate::store::sqlite::{Backup, BackupError, Progress, back_up};
+use crate::store::sqlite::{BackupError, BackupProgress, BackupSummary, CACHE_FILE, ReplicaCache, back_up};
+use crate::sync::PositionFile;
 
 const ADOPT_HELP: &str = "\
 A backup does not know what was revoked after it was made, and no replica follows a store that is older than what it followed.
@@ -37,10 +39,10 @@ Docs: OPERATIONS, back up and restore";
 pub(super) enum StoreCommand {
     /// Adopt a restored store: void all roots, and let replicas merge the revocations that they know
     #[command(after_help = ADOPT_HELP)]
-    Adopt(AdoptArgs),
+    Adopt(StoreAdoptArgs),
     /// Copy a SQLite store to a file, while servers and commands use it, and verify the copy
     #[command(after_help = BACKUP_HELP)]
-    Backup(BackupArgs),
+    Backup(StoreBackupArgs),
 }
 
 const BACKUP_HELP: &str = "\
@@ -53,17 +55,17 @@ Examples:
   portcullis store backup --data /var/lib/portcullis --overwrite /backup/portcullis.db
 
 Exit codes: 0 verified and durable, 1 not made, 64 the name is taken or the store is in PostgreSQL, 69 the store is busy,
-78 there is no store";
+78 there is no store, or it does not hold together";
 
 #[derive(Debug, Args)]
-pub(super) struct BackupArgs {
+pub(super) struct StoreBackupArgs {
     /// The file to make
     file: PathBuf,
-    /// Replace an older backup
+    /// Replace an older backup; any other file is left alone
     #[arg(long)]
     overwrite: bool,
     /// The store: `sqlite:PATH` [default: sqlite:DATA/store.db]
-    #[arg(long, value_name = "URL")]
+    #[arg(long, value_name = "URL", env = "PORTCULLIS_STORE", hide_env_values = true)]
     store: Option<StoreUrl>,
     /// The data folder, where the default store lies
     #[arg(long, value_name = "DIR", env = "PORTCULLIS_DATA", default_value = "portcullis-data")]
@@ -71,7 +73,7 @@ pub(super) struct BackupArgs {
 }
 
 #[derive(Debug, Args)]
-pub(super) struct AdoptArgs {
+pub(super) struct StoreAdoptArgs {
     /// The restored store: `sqlite:PATH`, `postgres://…`, or `env:VARIABLE`, where a URL with a password belongs
     #[arg(long, value_name = "URL", required = true)]
     store: StoreUrl,
@@ -92,37 +94,42 @@ pub(super) struct AdoptArgs {
     wait: Option<u64>,
 }
 
-pub(super) async fn run(command: StoreCommand, output: &Output) -> Result<(), Failure> {
+pub(super) async fn run(command: StoreCommand, output: &CommandOutput) -> Result<(), CommandFailure> {
     match command {
         StoreCommand::Adopt(arguments) => adopt(arguments, output).await,
         StoreCommand::Backup(arguments) => backup(arguments, output).await,
     }
 }
 
-async fn backup(arguments: BackupArgs, output: &Output) -> Result<(), Failure> {
-    let BackupArgs { file, overwrite, store, data } = arguments;
+async fn backup(arguments: StoreBackupArgs, output: &CommandOutput) -> Result<(), CommandFailure> {
+    let StoreBackupArgs { file, overwrite, store, data } = arguments;
     let url = store.unwrap_or_else(|| StoreUrl::from(format!("sqlite:{}", data.join("store.db").display())));
     if url.is_postgres() {
-        return Err(Failure::misuse(
+        return Err(CommandFailure::misuse(
             "`store backup` copies a SQLite store; for one in PostgreSQL use `pg_dump --schema=portcullis`, or the server's own base \
              backups and log (docs/OPERATIONS.md, PostgreSQL, Backup)",
         ));
     }
-    let config::Store::Sqlite(path) = config::Store::new(&url, None).map_err(Failure::bad_configuration)? else {
-        return Err(Failure::misuse("`store backup` copies a SQLite store"));
+    let config::StoreLocation::Sqlite(path) =
+        config::StoreLocation::new(&url, None).map_err(CommandFailure::bad_configuration)?
+    else {
+        return Err(CommandFailure::misuse("`store backup` copies a SQLite store"));
     };
+    let store = config::StoreLocation::Sqlite(path.clone()).absolute();
     let began = Instant::now();
-    let made = watched(&path, &file, overwrite).await.map_err(|error| match error {
-        BackupError::Name(message) => Failure::misuse(message),
-        BackupError::Copy(message) => Failure::failed(message),
-        BackupError::Store(error) => Failure::from(app::Error::Store(error)),
+    let made = back_up_with_progress(&path, &file, overwrite).await.map_err(|error| match error {
+        BackupError::InvalidName(message) => CommandFailure::misuse(message),
+        BackupError::CopyFailed(message) => CommandFailure::failed(message),
+        BackupError::Store(error) => CommandFailure::from(app::Error::Store(error)),
     })?;
     let took_ms = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-    let Backup { revision, rows, commits, bytes } = made;
+    let BackupSummary { revision, rows, commits, bytes } = made;
     output.line(&format!("backed up to {}: {bytes} bytes, verified and durable in {took_ms} ms", file.display()));
+    output.line(&format!("store {store}"));
     output.line(&format!("revision {revision}"));
     output.line(&format!("{rows} documents and revocations, {commits} revisions of the change log"));
     output.json(&json!({
+        "store": store,
         "file": file.display().to_string(),
         "revision": revision.to_string(),
         "rows": rows,
@@ -134,29 +141,29 @@ async fn backup(arguments: BackupArgs, output: &Output) -> Result<(), Failure> {
 }
 
 /// Backs up on a blocking thread, and shows the progress.
-async fn watched(store: &Path, file: &Path, overwrite: bool) -> Result<Backup, BackupError> {
+async fn back_up_with_progress(store: &Path, file: &Path, overwrite: bool) -> Result<BackupSummary, BackupError> {
     const LOOK: Duration = Duration::from_millis(100);
-    let seen = Arc::new(Progress::default());
+    let seen = Arc::new(BackupProgress::default());
     let (store, file, made) = (store.to_owned(), file.to_owned(), seen.clone());
     let mut making = tokio::task::spawn_blocking(move || back_up(&store, &file, overwrite, &made));
-    let bar = progress::steps();
+    let bar = progress::new_step_bar();
     let result = loop {
         tokio::select! {
             result = &mut making => break result,
             () = tokio::time::sleep(LOOK) => match (seen.copied(), seen.verified()) {
-                ((done, total), (0, _)) => progress::show(&bar, "copying, bytes", done, total),
-                (_, (done, total)) => progress::show(&bar, "verifying, rows", done, total),
+                ((done, total), (0, _)) => progress::show_step(&bar, "copying, bytes", done, total),
+                (_, (done, total)) => progress::show_step(&bar, "verifying, rows", done, total),
             },
         }
     };
     bar.finish_and_clear();
-    result.unwrap_or_else(|error| Err(BackupError::Copy(format!("the backup was broken off: {error}"))))
+    result.unwrap_or_else(|error| Err(BackupError::CopyFailed(format!("the backup was broken off: {error}"))))
 }
 
-async fn adopt(arguments: AdoptArgs, output: &Output) -> Result<(), Failure> {
-    let AdoptArgs { store, store_durability, data, operator_key, reason, wait } = arguments;
+async fn adopt(arguments: StoreAdoptArgs, output: &CommandOutput) -> Result<(), CommandFailure> {
+    let StoreAdoptArgs { store, store_durability, data, operator_key, reason, wait } = arguments;
     let admin = AdminArgs { url: String::new(), store: Some(store), store_durability, data, operator_key };
-    let mut client = AdminClient::open_for_act(&admin).await?;
+    let mut client = AdminClient::open(&admin).await?;
     let ActAnswer { message: adopted, is_recorded } = client.adopt(wire::AdoptRequest { reason }).await?;
     output.line(&format!("adopted: the store was at {}, and goes on as another history", adopted.adopted_from));
     output.line(&format!("revision {}", adopted.revision));
@@ -168,24 +175,74 @@ async fn adopt(arguments: AdoptArgs, output: &Output) -> Result<(), Failure> {
         "watermark_unix_s": adopted.watermark_unix_s,
         "recorded": is_recorded,
     });
+    if let Some(behind) = CacheBehind::find(&admin.data, &adopted.adopted_from) {
+        CommandOutput::new(false).warning(&behind.message(&admin.data));
+        if let Some(said) = said.as_object_mut() {
+            said.insert("not_merged".to_owned(), behind.json());
+        }
+    }
     let Some(seconds) = wait else {
         output.json(&said);
         return Ok(());
     };
     let message = wire::WaitForAdoptionRequest { revision: adopted.revision, wait_ms: seconds.saturating_mul(1000) };
-    let waited = client.wait_for_adoption(message).await.map_err(Failure::after_a_write);
+    let waited = client.wait_for_adoption(message).await.map_err(CommandFailure::after_write);
     if let (Ok(waited), Some(said)) = (&waited, said.as_object_mut()) {
         said.insert("fleet".to_owned(), waited_json(waited));
     }
     output.json(&said);
     let waited = waited?;
-    print(&waited, output);
+    print_waited(&waited, output);
     match waited.replicas.iter().filter(|one| !one.follows && !is_gone(one)).count() {
         0 => Ok(()),
-        left => Err(Failure::failed(format!(
+        left => Err(CommandFailure::failed(format!(
             "adopted, but {left} replica(s) did not follow within {seconds} s: see `fleet status` and their /readyz; one on SQLite must \
              be restarted"
         ))),
+    }
+}
+
+/// The revisions that the replica of a data folder followed, and that its cache does not hold. What was revoked by them cannot be
+/// merged into an adopted store.
+#[derive(Debug, PartialEq, Eq)]
+struct CacheBehind {
+    followed: Revision,
+    /// `None` if the cache holds nothing of that history.
+    cached: Option<u64>,
+}
+
+impl CacheBehind {
+    /// Compares the position in a data folder with the cache there; `None` if nothing is known to be missing. `from` is the last
+    /// revision that the adopted store had.
+    fn find(data: &Path, from: &str) -> Option<Self> {
+        let followed = PositionFile::in_data_folder(data).read().ok()??.revision;
+        let from: Revision = from.parse().ok()?;
+        if followed.history != from.history || followed.number <= from.number {
+            return None;
+        }
+        // Opening the cache would make a new one where there is none.
+        let cached = match data.join(CACHE_FILE).is_file() {
+            true => ReplicaCache::open(data).ok()?.position().ok()?.map(|(revision, _)| revision),
+            false => None,
+        };
+        let cached = cached.filter(|cached| cached.history == followed.history).map(|cached| cached.number);
+        cached.is_none_or(|cached| cached < followed.number).then_some(Self { followed, cached })
+    }
+
+    fn message(&self, data: &Path) -> String {
+        let holds = self.cached.map_or_else(|| "no revision".to_owned(), |cached| format!("revisions up to {cached} only"));
+        format!(
+            "the replica of this data folder followed its store up to revision {}, and its cache holds {holds}: it cannot merge what was \
+             revoked after that. Unless another replica does, revoke it again; the audit log shows it:\n  jq -cR 'fromjson? | \
+             select(.kind==\"act\" and .effect==\"ACCEPTED\" and (.method|endswith(\"/Revoke\"))) | [.time_unix_ns,.revision,.reason]' \
+             {}/audit/*.jsonl",
+            self.followed,
+            data.display()
+        )
+    }
+
+    fn json(&self) -> Value {
+        json!({ "followed": self.followed.to_string(), "cached_number": self.cached })
     }
 }
 
@@ -193,7 +250,7 @@ fn is_gone(one: &wire::AdoptingReplica) -> bool {
     one.replica.as_ref().is_some_and(|replica| replica.state == "gone")
 }
 
-fn print(waited: &wire::WaitForAdoptionResponse, output: &Output) {
+fn print_waited(waited: &wire::WaitForAdoptionResponse, output: &CommandOutput) {
     let rows = waited.replicas.iter().map(|one| {
         let replica = one.replica.clone().unwrap_or_default();
         let merged = one.merged.map_or_else(|| "-".to_owned(), |count| count.to_string());
@@ -240,6 +297,25 @@ pub(super) fn date_time(unix_s: i64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_cache_that_stayed_behind_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |history: &str, number: u64| {
+            let text = format!(r#"{{"history":"{history}","number":{number},"hash":"{}"}}"#, "0".repeat(64));
+            std::fs::write(folder.path().join("place.json"), text).unwrap();
+        };
+        let find = |from: &str| CacheBehind::find(folder.path(), from);
+        assert_eq!(find("h.3"), None, "nothing was followed");
+        place("h", 7);
+        let behind = CacheBehind { followed: "h.7".parse().unwrap(), cached: None };
+        assert_eq!(find("h.3"), Some(behind), "there is no cache");
+        assert!(!folder.path().join(CACHE_FILE).exists());
+        drop(ReplicaCache::open(folder.path()).unwrap());
+        assert!(find("h.3").unwrap().message(folder.path()).contains("/audit/*.jsonl"), "the cache is empty");
+        assert_eq!(find("h.7"), None, "the store holds all that was followed");
+        assert_eq!(find("other.3"), None, "another store");
+    }
 
     #[test]
     fn moments_are_written_as_people_read_them() {

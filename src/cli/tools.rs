@@ -3,11 +3,11 @@
 use clap::Args;
 use serde_json::json;
 
-use super::call_failure::refused;
+use super::call_failure::call_failure;
 use super::check::effect_name;
 use super::client::connect;
-use super::output::{Output, effect};
-use super::{Failure, input};
+use super::output::{CommandOutput, paint_effect};
+use super::{CommandFailure, input};
 use crate::api::r#gen as wire;
 use crate::api::r#gen::decision_service_client::DecisionServiceClient;
 use crate::api::r#gen::list_tools_request::Credential;
@@ -46,12 +46,12 @@ pub(super) struct ToolsArgs {
     target: String,
 }
 
-pub(super) async fn run(arguments: ToolsArgs, output: &Output) -> Result<(), Failure> {
-    let (aat_chain, aat_pop) = input::presentation(&arguments.presentation)?;
+pub(super) async fn run(arguments: ToolsArgs, output: &CommandOutput) -> Result<(), CommandFailure> {
+    let (aat_chain, aat_pop) = input::read_presentation(&arguments.presentation)?;
     let aat_pop = match &arguments.key {
-        Some(key) => input::proof(key, &aat_chain, LIST_TOOLS, b"{}", &arguments.audience)?,
+        Some(key) => input::make_proof(key, &aat_chain, LIST_TOOLS, b"{}", &arguments.audience)?,
         // A proof of another call does not prove a listing, and the server would refuse it.
-        None if input::tool_of(&aat_pop).as_deref() == Some(LIST_TOOLS) => aat_pop,
+        None if input::tool_of_proof(&aat_pop).as_deref() == Some(LIST_TOOLS) => aat_pop,
         None => Default::default(),
     };
     let request = wire::ListToolsRequest {
@@ -61,10 +61,11 @@ pub(super) async fn run(arguments: ToolsArgs, output: &Output) -> Result<(), Fai
         ..Default::default()
     };
     let mut client = DecisionServiceClient::new(connect(&arguments.target).await?);
-    let answer = client.list_tools(request).await.map_err(|status| refused(&status, &arguments.target))?.into_inner();
-    let tools = answer.tools.iter().map(
-        |tool| json!({ "tool": tool.tool, "effect": effect_name(tool.effect()), "reason": tool.reason, "maybe": tool.maybe }),
-    );
+    let answer = client.list_tools(request).await.map_err(|status| call_failure(&status, &arguments.target))?.into_inner();
+    let tools = answer.tools.iter().map(|tool| {
+        let (effect, reason) = told(tool, answer.names_only).unzip();
+        json!({ "tool": tool.tool, "effect": effect, "reason": reason, "maybe": tool.maybe })
+    });
     output.json(&json!({
         "tools": tools.collect::<Vec<_>>(),
         "decision_id": answer.decision_id,
@@ -78,19 +79,48 @@ pub(super) async fn run(arguments: ToolsArgs, output: &Output) -> Result<(), Fai
     let denied = |tool: &&wire::ToolDecision| tool.effect() != wire::Effect::Deny;
     let shown: Vec<_> = answer.tools.iter().filter(|tool| arguments.all || denied(tool)).collect();
     let rows = shown.iter().map(|tool| {
-        let maybe = if tool.maybe { "arguments decide" } else { "" };
-        vec![tool.tool.clone(), effect(effect_name(tool.effect())), tool.reason.clone(), maybe.to_owned()]
+        let maybe = if tool.maybe && !answer.names_only { "arguments decide" } else { "" };
+        match told(tool, answer.names_only) {
+            Some((name, reason)) => vec![tool.tool.clone(), paint_effect(name), reason.to_owned(), maybe.to_owned()],
+            None => vec![tool.tool.clone(), "-".to_owned(), "-".to_owned(), String::new()],
+        }
     });
     output.table(&["TOOL", "EFFECT", "REASON", ""], rows.collect());
     if answer.reason != "OK" {
         output.line(&format!("no tool may be called: {}  {}", answer.reason, printable(&answer.message)));
     }
     if answer.names_only {
-        output.line("without a proof the server tells the names in the chain's scope alone: --key makes one");
+        output.line(
+            "these are the names in the chain's scope; policy may deny each of them: --key makes a proof, with which policy answers",
+        );
     }
     let hidden = answer.tools.len() - shown.len();
     if hidden > 0 {
         output.line(&format!("{hidden} more denied (--all shows them)"));
     }
     Ok(())
+}
+
+/// The effect and reason of a tool. `None` if the server only says that the chain's scope names the tool, because policy was not
+/// asked then.
+fn told(tool: &wire::ToolDecision, names_only: bool) -> Option<(&'static str, &str)> {
+    let is_name = names_only && tool.effect() != wire::Effect::Deny;
+    (!is_name).then(|| (effect_name(tool.effect()), tool.reason.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_in_the_scope_is_no_permit() {
+        let check = |effect: wire::Effect, names_only: bool, expected: Option<(&str, &str)>| {
+            let tool = wire::ToolDecision { tool: "a/b".to_owned(), effect: effect.into(), reason: "R".to_owned(), maybe: true };
+            assert_eq!(told(&tool, names_only), expected);
+        };
+        check(wire::Effect::Permit, true, None);
+        check(wire::Effect::Deny, true, Some(("DENY", "R")));
+        check(wire::Effect::Permit, false, Some(("PERMIT", "R")));
+        check(wire::Effect::NeedsApproval, false, Some(("NEEDS_APPROVAL", "R")));
+    }
 }

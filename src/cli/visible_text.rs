@@ -1,7 +1,7 @@
 //! Escapes text of other parties before it reaches a terminal, so that it can neither hide nor disguise anything.
 
 /// Writes out as `\u{…}` every character that a terminal would obey, hide or reorder.
-pub(super) fn visible(text: &str) -> String {
+pub(super) fn escape_for_terminal(text: &str) -> String {
     let unseen = |character: char| {
         character.is_control()
             || matches!(character,
@@ -28,7 +28,7 @@ mod tests {
     /// An approver must never see another call than the one that is approved.
     #[test]
     fn nothing_reaches_the_terminal_that_hides_or_turns_text() {
-        let check = |text: &str, expected: &str| assert_eq!(visible(text), expected);
+        let check = |text: &str, expected: &str| assert_eq!(escape_for_terminal(text), expected);
         check(r#"{"amount":100,"to":"DE12 é 漢字"}"#, r#"{"amount":100,"to":"DE12 é 漢字"}"#);
         check("\u{1b}[2K\rharmless", "\\u{1b}[2K\\u{d}harmless");
         check("100\u{202e}000\u{202c}", "100\\u{202e}000\\u{202c}");

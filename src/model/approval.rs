@@ -12,7 +12,7 @@ use super::decision::ApprovalNeed;
 use super::limits::{
     APPROVALS_WAITING_MAX, APPROVALS_WAITING_OF_AGENT_MAX, APPROVALS_WAITING_OF_USER_MAX, APPROVALS_WAITING_TOTAL_MAX,
 };
-use super::reason::Layer;
+use super::reason::DecisionLayer;
 use super::revision::Revision;
 
 /// The call that needs approval, as it is shown to the approver.
@@ -43,7 +43,7 @@ pub struct ApprovalCall {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ApprovalLayer {
     /// The layer that requires the approval.
-    pub layer: Layer,
+    pub layer: DecisionLayer,
     /// Index of the agent in the chain, root 0; `None` for a layer that exists only once.
     pub hop: Option<usize>,
     /// Groups whose operators may approve.
@@ -64,8 +64,8 @@ pub struct ApprovalLayer {
 impl ApprovalLayer {
     /// Whether the layer still requires the same approval: the same layer, approvers and expiry. If policy has changed the requirement, the
     /// old approval does not count.
-    pub fn is_of(&self, need: &ApprovalNeed) -> bool {
-        let same_by = self.by.iter().map(String::as_str).eq(need.by.iter().map(super::ids::GroupId::as_str));
+    pub fn matches_need(&self, need: &ApprovalNeed) -> bool {
+        let same_by = self.by.iter().map(String::as_str).eq(need.approver_groups.iter().map(super::ids::GroupId::as_str));
         (self.layer, self.hop, self.expires_in_ms) == (need.layer, need.hop, need.expires_in_ms) && same_by
     }
 }
@@ -168,37 +168,37 @@ pub struct ProofUse {
 
 /// A check that the operator of an approval may still approve. A store does not interpret documents, so its caller supplies this check.
 #[derive(Clone)]
-pub struct Approvers(Arc<MayApprove>);
+pub struct ApproverCheck(Arc<ApproverPredicate>);
 
 /// Whether the approval of a layer counts.
-type MayApprove = dyn Fn(&ApprovalCall, &ApprovalLayer) -> bool + Send + Sync;
+type ApproverPredicate = dyn Fn(&ApprovalCall, &ApprovalLayer) -> bool + Send + Sync;
 
-impl Approvers {
+impl ApproverCheck {
     /// Counts the approvals for which the function returns true.
     pub fn new(may_approve: impl Fn(&ApprovalCall, &ApprovalLayer) -> bool + Send + Sync + 'static) -> Self {
         Self(Arc::new(may_approve))
     }
 
     /// Whether the layer has an approval and that approval counts.
-    pub fn approved(&self, call: &ApprovalCall, layer: &ApprovalLayer) -> bool {
+    pub fn counts_as_approved(&self, call: &ApprovalCall, layer: &ApprovalLayer) -> bool {
         layer.approved_by.is_some() && (self.0)(call, layer)
     }
 }
 
-impl Default for Approvers {
+impl Default for ApproverCheck {
     /// Counts every approval.
     fn default() -> Self {
         Self::new(|_, _| true)
     }
 }
 
-impl fmt::Debug for Approvers {
+impl fmt::Debug for ApproverCheck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Approvers")
     }
 }
 
-impl PartialEq for Approvers {
+impl PartialEq for ApproverCheck {
     fn eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
@@ -206,7 +206,7 @@ impl PartialEq for Approvers {
 
 /// A request for the approval of a call.
 #[derive(Clone, Debug, PartialEq)]
-pub struct AskApproval {
+pub struct ApprovalSubmission {
     /// The call.
     pub call: ApprovalCall,
     /// One entry for each layer that requires an approval; not empty.
@@ -214,23 +214,23 @@ pub struct AskApproval {
     /// The proof of the call, if the store must record its use.
     pub proof: Option<ProofUse>,
     /// The check whether an approval still counts.
-    pub approvers: Approvers,
+    pub approvers: ApproverCheck,
 }
 
 /// The result of a request for approval.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AskOutcome {
+pub enum ApprovalSubmissionOutcome {
     /// The store has this row: created now or earlier.
-    Stands(Box<ApprovalRow>),
+    Stored(Box<ApprovalRow>),
     /// A quota of waiting calls is used up. Nothing was stored, and the proof was not used.
-    OverQuota(WaitingShare),
+    OverQuota(ApprovalQuota),
     /// The proof was used before. Nothing was stored.
     Replayed,
 }
 
 /// The quota of waiting calls that is used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WaitingShare {
+pub enum ApprovalQuota {
     /// The calls of the user by the leaf agent.
     UserAndAgent,
     /// The calls of the leaf agent.
@@ -243,9 +243,9 @@ pub enum WaitingShare {
 
 /// Numbers of calls that already wait for an approval, counted for a new call.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Waiting {
+pub struct WaitingApprovalCounts {
     /// Calls of the same user and leaf agent.
-    pub of_both: u64,
+    pub of_user_and_agent: u64,
     /// Calls of the same leaf agent.
     pub of_agent: u64,
     /// Calls of the same user.
@@ -254,14 +254,14 @@ pub struct Waiting {
     pub total: u64,
 }
 
-impl Waiting {
+impl WaitingApprovalCounts {
     /// Returns the narrowest quota that is used up; `None` if one more call may wait.
-    pub fn used_up(&self) -> Option<WaitingShare> {
+    pub fn exceeded_quota(&self) -> Option<ApprovalQuota> {
         let shares = [
-            (self.of_both, APPROVALS_WAITING_MAX, WaitingShare::UserAndAgent),
-            (self.of_agent, APPROVALS_WAITING_OF_AGENT_MAX, WaitingShare::Agent),
-            (self.of_user, APPROVALS_WAITING_OF_USER_MAX, WaitingShare::User),
-            (self.total, APPROVALS_WAITING_TOTAL_MAX, WaitingShare::Store),
+            (self.of_user_and_agent, APPROVALS_WAITING_MAX, ApprovalQuota::UserAndAgent),
+            (self.of_agent, APPROVALS_WAITING_OF_AGENT_MAX, ApprovalQuota::Agent),
+            (self.of_user, APPROVALS_WAITING_OF_USER_MAX, ApprovalQuota::User),
+            (self.total, APPROVALS_WAITING_TOTAL_MAX, ApprovalQuota::Store),
         ];
         shares.into_iter().find_map(|(count, max, share)| (count >= max).then_some(share))
     }
@@ -269,11 +269,11 @@ impl Waiting {
 
 /// A request to use approvals. The store uses all of them once, or none.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct UseApprovals {
+pub struct ApprovalUseRequest {
     /// The approval of the call itself, if a layer requires one.
-    pub own: Option<OwnUse>,
+    pub own: Option<OwnApprovalUse>,
     /// The calls that must have been approved earlier (`prepared:`).
-    pub prepared: Vec<PreparedUse>,
+    pub prepared: Vec<PreparedApprovalUse>,
     /// The decision that uses them.
     pub decision_id: String,
     /// See [`ApprovalUse::fingerprint`].
@@ -282,23 +282,23 @@ pub struct UseApprovals {
     /// used.
     pub proof: Option<ProofUse>,
     /// The revision that the caller decided by. If the store is at another revision, nothing is used. `None` accepts any revision.
-    pub seen: Option<Revision>,
+    pub expected_revision: Option<Revision>,
     /// Uses nothing, and only looks for the decision of an earlier identical request.
-    pub only_again: bool,
+    pub lookup_only: bool,
     /// The check whether an approval still counts.
-    pub approvers: Approvers,
+    pub approvers: ApproverCheck,
 }
 
 /// The use of another call's approval.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PreparedUse {
+pub struct PreparedApprovalUse {
     /// The digest of the prepared call.
     pub digest: String,
     /// The approvals that its layers require now. Each must have been given in this form.
     pub needs: Vec<ApprovalNeed>,
 }
 
-impl UseApprovals {
+impl ApprovalUseRequest {
     /// The digests of all approvals in the request, without duplicates.
     pub fn digests(&self) -> std::collections::BTreeSet<&str> {
         self.own.iter().map(|own| own.digest.as_str()).chain(self.prepared.iter().map(|one| one.digest.as_str())).collect()
@@ -307,7 +307,7 @@ impl UseApprovals {
 
 /// The use of the call's own approval.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OwnUse {
+pub struct OwnApprovalUse {
     /// The call's digest.
     pub digest: String,
     /// The approvals that the layers require now. Each must have been given in this form.
@@ -316,7 +316,7 @@ pub struct OwnUse {
 
 /// The result of a request to use approvals.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum UseOutcome {
+pub enum ApprovalUseOutcome {
     /// All approvals are now used by this decision.
     Used,
     /// An identical request used them a moment ago. The caller returns that decision again, and the use is final from now on.
@@ -327,22 +327,22 @@ pub enum UseOutcome {
     /// The proof was used before, or the earlier decision that was looked for does not exist. Nothing was used.
     Replayed,
     /// The store is not at the revision that the caller decided by. Nothing was used.
-    Unseen {
+    RevisionMismatch {
         /// The store's revision.
         head: Revision,
     },
     /// An approval cannot be used. Nothing was used.
-    Lacking {
-        /// The approval at fault: an index into [`UseApprovals::prepared`], or `None` for the call's own.
+    Unusable {
+        /// The approval at fault: an index into [`ApprovalUseRequest::prepared`], or `None` for the call's own.
         prepared: Option<usize>,
         /// The cause.
-        lack: Lack,
+        cause: UnusableCause,
     },
 }
 
 /// The cause why an approval cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lack {
+pub enum UnusableCause {
     /// The approval does not exist.
     Missing,
     /// A layer has no approval, or its requirement has changed since the approval.
@@ -368,11 +368,11 @@ pub enum ApprovalFilter {
 
 /// A page of approvals, ordered by the time of the first request, oldest first.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Approvals {
+pub struct ApprovalPage {
     /// At most as many rows as the caller requested.
     pub rows: Vec<ApprovalRow>,
     /// The number of all matching approvals.
     pub total: u64,
     /// The store's clock at the time of reading. The state of each row is computed for it.
-    pub unix_ms: i64,
+    pub read_at_unix_ms: i64,
 }

@@ -16,33 +16,33 @@ pub struct PeerInfo {
     /// Whether the peer is on this machine.
     pub is_loopback: bool,
     /// Whether the connection has carried a verified signature.
-    pub standing: Arc<Standing>,
+    pub verified_signature: Arc<VerifiedSignatureFlag>,
 }
 
 /// Whether a connection has carried a verified signature of a known key.
 ///
 /// If too many connections are open, the server first closes those without a verified signature.
 #[derive(Debug, Default)]
-pub struct Standing {
-    has_proved: AtomicBool,
+pub struct VerifiedSignatureFlag {
+    is_set: AtomicBool,
 }
 
-impl Standing {
+impl VerifiedSignatureFlag {
     /// Records that a signature was verified: that of an operator's act, or those of a call's chain.
-    pub fn prove(&self) {
+    pub fn set(&self) {
         // Every decision runs this code. The cache line is written only if the flag was cleared since.
-        if !self.has_proved.load(Ordering::Relaxed) {
-            self.has_proved.store(true, Ordering::Relaxed);
+        if !self.is_set.load(Ordering::Relaxed) {
+            self.is_set.store(true, Ordering::Relaxed);
         }
     }
 
-    /// Whether a signature was verified since the last [`Standing::take_proved`].
-    pub fn has_proved(&self) -> bool {
-        self.has_proved.load(Ordering::Relaxed)
+    /// Whether a signature was verified since the last [`VerifiedSignatureFlag::take`].
+    pub fn is_set(&self) -> bool {
+        self.is_set.load(Ordering::Relaxed)
     }
 
     /// Returns the same, and clears the flag.
-    pub fn take_proved(&self) -> bool {
-        self.has_proved.swap(false, Ordering::Relaxed)
+    pub fn take(&self) -> bool {
+        self.is_set.swap(false, Ordering::Relaxed)
     }
 }

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use super::ids::GroupId;
-use super::reason::{Layer, Reason};
+use super::reason::{DecisionLayer, Reason};
 
 /// What the gateway must do with the call. The effects are ordered: the decision is the least effect of all layers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -50,7 +50,7 @@ impl Evidence {
 
 /// The policy entry that decided. Administrators and the audit log see it; a gateway never does.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct EntryRef {
+pub struct PolicyEntryRef {
     /// The kind of the document.
     pub kind: &'static str,
     /// The id of the document.
@@ -63,22 +63,22 @@ pub struct EntryRef {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ApprovalNeed {
     /// The layer that requires the approval.
-    pub layer: Layer,
+    pub layer: DecisionLayer,
     /// Index of the agent in the chain, root 0; `None` for a layer that exists only once.
     pub hop: Option<usize>,
     /// Groups whose operators may approve.
-    pub by: Vec<GroupId>,
+    pub approver_groups: Vec<GroupId>,
     /// Time from the request for approval to its use.
     pub expires_in_ms: u64,
 }
 
-/// The prepared call that an entry with `prepared:` requires before it permits.
+/// The prepared call that an entry with `prepared_needs:` requires before it permits.
 ///
 /// There must be an unused approval of a call to another tool with the same arguments, user, application, agents, session and task.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PreparedNeed {
     /// The layer that requires it.
-    pub layer: Layer,
+    pub layer: DecisionLayer,
     /// Index of the agent in the chain, root 0; `None` for a layer that exists only once.
     pub hop: Option<usize>,
     /// `server/tool` of the call that must have been approved.
@@ -87,15 +87,15 @@ pub struct PreparedNeed {
 
 /// The decision that would result if the documents in `mode: shadow` were in force. It is recorded and never enforced.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct WouldBe {
+pub struct ShadowDecision {
     /// The effect.
     pub effect: Effect,
     /// The reason.
     pub reason: Reason,
     /// The first layer with this effect; `None` on a permit.
-    pub layer: Option<Layer>,
+    pub layer: Option<DecisionLayer>,
     /// The entry that would have decided.
-    pub matched: Option<Arc<EntryRef>>,
+    pub matched: Option<Arc<PolicyEntryRef>>,
 }
 
 /// A duty of the gateway that comes with a permit.
@@ -115,17 +115,17 @@ pub struct Decision {
     /// The reason.
     pub reason: Reason,
     /// The layer with the least effect; `None` on a permit.
-    pub layer: Option<Layer>,
+    pub layer: Option<DecisionLayer>,
     /// Index of the token or agent at fault, root 0.
     pub hop: Option<usize>,
     /// The entry that decided.
-    pub matched: Option<Arc<EntryRef>>,
+    pub matched: Option<Arc<PolicyEntryRef>>,
     /// The required approvals if the effect is [`Effect::NeedsApproval`], one for each layer that requires one.
     pub approvals: Vec<ApprovalNeed>,
     /// The prepared calls that must exist before the call may proceed. `service`, which has access to the store, checks them once.
-    pub prepared: Vec<PreparedNeed>,
+    pub prepared_needs: Vec<PreparedNeed>,
     /// The decision of shadow policy; `None` if there is none or if policy was not evaluated.
-    pub would_be: Option<Box<WouldBe>>,
+    pub shadow_decision: Option<Box<ShadowDecision>>,
     /// Duties that come with a permit.
     pub obligations: Vec<Obligation>,
     /// Number of the revision that decided: that of the snapshot, or that of a later revocation that took effect at once.
@@ -142,8 +142,8 @@ impl Decision {
             hop: None,
             matched: None,
             approvals: Vec::new(),
-            prepared: Vec::new(),
-            would_be: None,
+            prepared_needs: Vec::new(),
+            shadow_decision: None,
             obligations: Vec::new(),
             revision,
         }
@@ -155,13 +155,13 @@ impl Decision {
     }
 
     /// Sets the token or agent at fault.
-    pub fn at_hop(mut self, hop: Option<usize>) -> Self {
+    pub fn with_hop(mut self, hop: Option<usize>) -> Self {
         self.hop = hop;
         self
     }
 
     /// Sets the layer.
-    pub fn by(mut self, layer: Layer) -> Self {
+    pub fn with_layer(mut self, layer: DecisionLayer) -> Self {
         self.layer = Some(layer);
         self
     }

@@ -110,7 +110,7 @@ impl UserId {
     ///
     /// It lets a reader recognize one user without learning the names of others. It is the same for one store, and cannot be compared
     /// between stores. A reader who guesses a name can verify the guess.
-    pub fn opaque(&self, history: &str) -> String {
+    pub fn pseudonym(&self, history: &str) -> String {
         let digest = ring::digest::digest(&ring::digest::SHA256, format!("{history}\n{self}").as_bytes());
         URL_SAFE_NO_PAD.encode(digest.as_ref())
     }
@@ -131,7 +131,7 @@ impl fmt::Display for UserId {
 
 /// Whether a text has a control character. No id, name or audience may have one: it could forge a line, end a string, or imitate another
 /// name.
-pub fn holds_control_character(text: &str) -> bool {
+pub fn contains_control_character(text: &str) -> bool {
     text.chars().any(char::is_control)
 }
 
@@ -203,9 +203,9 @@ mod tests {
     #[test]
     fn a_user_has_an_opaque_name_in_each_store() {
         let user = UserId::new("https://i", "ana");
-        assert_eq!(user.opaque("h"), "zd2DDNgSnHtSqFMyDdIHBGdqaFkTlTcYbmeY8maALiQ");
-        assert_ne!(user.opaque("h"), user.opaque("other"));
-        assert_ne!(user.opaque("h"), UserId::new("https://i", "bob").opaque("h"));
+        assert_eq!(user.pseudonym("h"), "zd2DDNgSnHtSqFMyDdIHBGdqaFkTlTcYbmeY8maALiQ");
+        assert_ne!(user.pseudonym("h"), user.pseudonym("other"));
+        assert_ne!(user.pseudonym("h"), UserId::new("https://i", "bob").pseudonym("h"));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::ids::Thumbprint;
-use super::json::{Object, Value};
+use super::json::{JsonObject, Value};
 
 /// An Ed25519 public key that is safe to verify with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -90,7 +90,7 @@ impl PublicKey {
     ///
     /// # Errors
     /// For another kind of key, private members, a `use` or `alg` for another purpose, or an invalid `x`.
-    pub fn from_jwk(jwk: &Object) -> Result<Self, Error> {
+    pub fn from_jwk(jwk: &JsonObject) -> Result<Self, Error> {
         let text = |name: &str| jwk.member(name).and_then(Value::as_str);
         if PRIVATE_MEMBERS.iter().any(|name| jwk.member(name).is_some()) {
             return Err(Error("the JWK holds private key material"));
@@ -125,7 +125,7 @@ impl PublicKey {
     }
 
     /// Whether this key made `signature` over `message` (RFC 8032). `ring` requires a reduced `s`.
-    pub fn verifies(&self, message: &[u8], signature: &[u8]) -> bool {
+    pub fn verifies_signature(&self, message: &[u8], signature: &[u8]) -> bool {
         ring::signature::UnparsedPublicKey::new(&ring::signature::ED25519, &self.x).verify(message, signature).is_ok()
     }
 }
@@ -135,7 +135,7 @@ impl NamedKey {
     ///
     /// # Errors
     /// As [`PublicKey::from_jwk`], and for a `kid` that is not a string of 1 to 256 bytes.
-    pub fn from_jwk(jwk: &Object) -> Result<Self, Error> {
+    pub fn from_jwk(jwk: &JsonObject) -> Result<Self, Error> {
         let kid = match jwk.member("kid") {
             None => None,
             Some(Value::String(kid)) if (1..=256).contains(&kid.len()) => Some(kid.clone()),

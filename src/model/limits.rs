@@ -25,16 +25,16 @@ pub const JSON_NESTING_MAX: usize = 96;
 /// How far in the future an `iat` may lie, by our clock.
 pub const IAT_SKEW_S: i64 = 30;
 /// Default lifetime of a root. The document of its issuer may set another one.
-pub const ROOT_LIFETIME_S_MAX: i64 = 8 * 3600;
+pub const ROOT_LIFETIME_S_DEFAULT: i64 = 8 * 3600;
 /// Maximum lifetime of a root, whatever its issuer's document says. Revocations are retained for at least this long, so that a revocation
 /// is only pruned when the roots that it voids have expired.
-pub const ROOT_LIFETIME_S_BOUND: i64 = 24 * 3600;
+pub const ROOT_LIFETIME_S_HARD_MAX: i64 = 24 * 3600;
 /// Retention of revocations that can become moot with time: the maximum lifetime of a root, and a day for clocks that are wrong by hours.
-pub const REVOCATION_KEPT_S: i64 = ROOT_LIFETIME_S_BOUND + 24 * 3600;
+pub const REVOCATION_RETENTION_S: i64 = ROOT_LIFETIME_S_HARD_MAX + 24 * 3600;
 /// How long the first half of an act that needs two operators waits for the second half.
-pub const SECOND_OPERATOR_MS: i64 = 15 * 60_000;
+pub const TWO_PERSON_WINDOW_MS: i64 = 15 * 60_000;
 /// Default lifetime of a hop. The document of its issuer may set another one.
-pub const HOP_LIFETIME_S_MAX: i64 = 3600;
+pub const HOP_LIFETIME_S_DEFAULT: i64 = 3600;
 /// How far a proof's `iat` may differ from our clock, in both directions.
 pub const PROOF_WINDOW_S: i64 = 30;
 /// Number of keys of one issuer, and of one operator.
@@ -52,6 +52,10 @@ pub const BATCH_CALLS_MAX: usize = 128;
 pub const CHAIN_TOKENS_READ_MAX: usize = 8 * CHAIN_TOKENS_MAX;
 /// Number of tools in one `ListTools` request.
 pub const LIST_TOOLS_MAX: usize = 10_000;
+/// Number of tools that a listing decides before it lets the other calls of its runtime run.
+pub const LIST_SLICE_TOOLS: usize = 64;
+/// Number of times that a listing begins anew because the view changed. After that it ends without letting other calls run.
+pub const LIST_RESTARTS_MAX: usize = 3;
 /// Size of a decision request on the wire: chain, proof, arguments, context, and space for the other fields.
 pub const CHECK_MESSAGE_BYTES_MAX: usize = 256 * 1024;
 /// Size of a batch on the wire.
@@ -63,9 +67,9 @@ pub const SIGNED_MESSAGE_BYTES_MAX: usize = 64 * 1024;
 /// Size of a signed act with a policy folder, including its frame.
 pub const POLICY_MESSAGE_BYTES_MAX: usize = POLICY_BYTES_MAX + 1024 * 1024;
 /// How long a request of one message may take to arrive, from its headers to its end.
-pub const MESSAGE_ARRIVAL_MS: u64 = 5000;
+pub const MESSAGE_READ_TIMEOUT_MS: u64 = 5000;
 /// The same for a request with a policy folder.
-pub const POLICY_ARRIVAL_MS: u64 = 30_000;
+pub const POLICY_READ_TIMEOUT_MS: u64 = 30_000;
 /// Size of one file of a policy folder.
 pub const POLICY_FILE_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Size of a policy folder.
@@ -75,7 +79,7 @@ pub const POLICY_FILES_MAX: usize = 10_000;
 /// Size of the reason that an operator gives for an act.
 pub const ACT_REASON_BYTES_MAX: usize = 1024;
 /// Size of the summary of an act in its record: the operation, its target and the reason.
-pub const ACT_ACCOUNT_BYTES_MAX: usize = ACT_REASON_BYTES_MAX + 4 * ID_BYTES_MAX;
+pub const ACT_SUMMARY_BYTES_MAX: usize = ACT_REASON_BYTES_MAX + 4 * ID_BYTES_MAX;
 /// Size of an operator's signature over an act.
 pub const OPERATOR_JWS_BYTES_MAX: usize = 4 * 1024;
 /// Lifetime of an operator's signature: `exp - iat`.
@@ -87,25 +91,25 @@ pub const CONNECTIONS_MAX: usize = 4096;
 /// Number of open connections of each other listener.
 pub const CONTROL_CONNECTIONS_MAX: usize = 256;
 /// Number of connections on the administration listener that are reserved for clients with a recent signature.
-pub const SIGNED_CONNECTIONS_KEPT: usize = 32;
+pub const SIGNED_CONNECTIONS_RESERVED: usize = 32;
 /// How long a verified signature counts as recent.
-pub const SIGNED_LATELY_MS: u64 = 60_000;
+pub const RECENT_SIGNATURE_MS: u64 = 60_000;
 /// How long a connection may be idle before it is closed.
-pub const IDLE_CONNECTION_MS: u64 = 600_000;
+pub const IDLE_CONNECTION_TIMEOUT_MS: u64 = 600_000;
 /// How long a connection to the administration listener may stay open without a verified signature.
-pub const UNSIGNED_CONNECTION_MS: u64 = 60_000;
+pub const UNSIGNED_CONNECTION_TIMEOUT_MS: u64 = 60_000;
 /// Bytes that a waiting call is charged in addition to its message, for its headers, task and buffers.
-pub const WAITING_CALL_BYTES: usize = 8 * 1024;
+pub const WAITING_CALL_OVERHEAD_BYTES: usize = 8 * 1024;
 /// Bytes of waiting calls that are reserved for one connection.
-pub const CONNECTION_OWN_BYTES: usize = 64 * 1024;
+pub const CONNECTION_RESERVED_BYTES: usize = 64 * 1024;
 /// Bytes of waiting calls on one connection.
 pub const CONNECTION_BYTES_MAX: usize = 8 * 1024 * 1024;
 /// Bytes of waiting calls on all connections of the decisions' listener, beyond the bytes reserved for each connection.
-pub const DECISION_BYTES_MAX: usize = 256 * 1024 * 1024;
+pub const DECISION_LISTENER_BYTES_MAX: usize = 256 * 1024 * 1024;
 /// The same for the administration listener: three policy folders.
-pub const ADMIN_BYTES_MAX: usize = 3 * POLICY_MESSAGE_BYTES_MAX;
+pub const ADMIN_LISTENER_BYTES_MAX: usize = 3 * POLICY_MESSAGE_BYTES_MAX;
 /// Approximate number of bytes that flow control lets all connections of a listener send before the server has read them.
-pub const WINDOWS_BYTES_MAX: usize = 64 * 1024 * 1024;
+pub const FLOW_CONTROL_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// Number of revocation watchers beyond the first of each connection, which has its own slot.
 pub const SHARED_WATCHERS_MAX: usize = 1024;
 /// Number of revocation watchers on one connection.
@@ -115,7 +119,7 @@ pub const CHAIN_CACHE_BYTES_MAX: u64 = 512 * 1024 * 1024;
 /// Lifetime of a handle.
 pub const HANDLE_LIFETIME_MS: i64 = 60_000;
 /// Size of the table of handles. Each handle is weighed together with its chain.
-pub const HANDLES_BYTES_MAX: u64 = 1024 * 1024 * 1024;
+pub const HANDLE_CACHE_BYTES_MAX: u64 = 1024 * 1024 * 1024;
 /// Number of proofs in each of two tables. One table holds used proofs, so that none is used twice. The other holds presented proofs, so
 /// that no proof that another party may have seen proves a handle. All agents share the tables, each of at most about 75 MB.
 pub const PROOFS_REMEMBERED_MAX: usize = 1_000_000;
@@ -136,25 +140,25 @@ pub const APPROVALS_PREPARED_MAX: usize = 32;
 /// Number of approvals in one list.
 pub const APPROVALS_LISTED_MAX: usize = 1000;
 /// How long an identical request gets the same answer again after its approval was used.
-pub const APPROVAL_REPEAT_MS: i64 = 30_000;
+pub const APPROVAL_REPLAY_WINDOW_MS: i64 = 30_000;
 /// How long an expired approval that an operator approved or refused is retained, for lists and for a precise denial reason.
-pub const APPROVAL_KEPT_MS: i64 = 3_600_000;
+pub const APPROVAL_RETENTION_MS: i64 = 3_600_000;
 /// Size of a text from an unverified caller in an audit record. Longer text is cut.
-pub const STRANGER_TEXT_BYTES_MAX: usize = 128;
+pub const UNVERIFIED_TEXT_BYTES_MAX: usize = 128;
 /// Size of the summary of an unverified, refused act in an audit record. Longer text is cut.
-pub const STRANGER_ACCOUNT_BYTES_MAX: usize = 512;
-/// Burst of unmerged denial records of one unverified caller and address prefix, for each serving runtime.
-pub const STRANGER_RECORDS_BURST: u64 = 100;
-/// Rate of the same records per second, for each serving runtime. Further denials are merged.
-pub const STRANGER_RECORDS_PER_S: u64 = 10;
-/// Burst of audit bytes for denials of unverified callers, for each serving runtime.
-pub const STRANGER_BYTES_BURST: u64 = 256 * 1024;
+pub const UNVERIFIED_ACT_SUMMARY_BYTES_MAX: usize = 512;
+/// Burst of unmerged records of one caller who proved nothing, by agent, operator or address prefix, for each serving runtime.
+pub const UNVERIFIED_RECORDS_BURST: u64 = 100;
+/// Rate of the same records per second, for each serving runtime. Further records are merged.
+pub const UNVERIFIED_RECORDS_PER_S: u64 = 10;
+/// Burst of audit bytes for such records, for each serving runtime. Refused acts with a verified signature have the same beside it.
+pub const UNVERIFIED_BYTES_BURST: u64 = 256 * 1024;
 /// Rate of the same bytes per second, for each serving runtime. Beyond it, merged lines combine all callers.
-pub const STRANGER_BYTES_PER_S: u64 = 32 * 1024;
-/// How long merged denials are counted before their lines are written. A crash may lose the counts of this period.
-pub const STRANGER_MERGE_MS: u64 = 1_000;
+pub const UNVERIFIED_BYTES_PER_S: u64 = 32 * 1024;
+/// How long merged records are counted before their lines are written. A crash may lose the counts of this period.
+pub const UNVERIFIED_MERGE_INTERVAL_MS: u64 = 1_000;
 /// Number of merged lines that are counted at the same time, and of callers whose rate is tracked. Further callers share one line.
-pub const STRANGERS_KNOWN_MAX: usize = 1_024;
+pub const UNVERIFIED_CALLERS_TRACKED_MAX: usize = 1_024;
 /// Free space below which denials of unverified callers are only written merged. A fifth of the disk counts instead if that is less.
 pub const DISK_LOW_BYTES: u64 = 512 * 1024 * 1024;
 /// Free space below which such denials are only counted, and no cache is written. A tenth of the disk counts instead if that is less.
@@ -164,8 +168,8 @@ pub const DISK_CRITICAL_BYTES: u64 = 256 * 1024 * 1024;
 pub const DISK_EXHAUSTED_BYTES: u64 = 64 * 1024 * 1024;
 /// Number of concurrent calls of one serving runtime that use a proof or an approval. Further calls are denied at once and use nothing. Agents
 /// share them.
-pub const LEDGER_USES_MAX: u32 = 512;
+pub const LEDGER_USES_IN_FLIGHT_MAX: u32 = 512;
 /// Number of uses that wait for the store, including uses to undo. Further ones are refused at once.
 pub const LEDGER_QUEUE_MAX: usize = 4096;
 /// How long a use waits for the store before it is refused and not performed.
-pub const LEDGER_WAIT_MS: u64 = 1_000;
+pub const LEDGER_TIMEOUT_MS: u64 = 1_000;

@@ -1,7 +1,7 @@
 //! Deliberate faults in the kill switch. Tests use them to show that the checks of the kill switch would detect a fault.
 //!
 //! Each mutant changes one line of another module, for one thread. A test switches it on and asserts that a check then fails: the checker
-//! of the simulation in `sync/tests/sim.rs`, the tests under loom, or a unit test. Outside of this crate's tests, [`active`] is `false` at
+//! of the simulation in `sync/tests/sim.rs`, the tests under loom, or a unit test. Outside of this crate's tests, [`is_active`] is `false` at
 //! compile time, so no mutant is in the program.
 
 /// One deliberate fault.
@@ -23,7 +23,7 @@ pub(crate) enum Mutant {
     /// A proof of freshness dates from the arrival of the answer.
     ArrivalTime,
     /// A restart forgets the position that the replica had recorded.
-    ForgetKnown,
+    ForgetKnownPosition,
     /// An answer that does not reach the head of the history renews the proof.
     RenewWithoutHead,
     /// A replica in resync renews its proof.
@@ -33,7 +33,7 @@ pub(crate) enum Mutant {
     /// The follower accepts commits whose hashes do not form a chain.
     IgnoreFork,
     /// The follower accepts a store that has fallen behind.
-    IgnoreFall,
+    IgnoreRollback,
     /// The follower accepts a store of another history.
     IgnoreHistory,
     /// The proof survives quarantine.
@@ -59,7 +59,7 @@ pub(crate) enum Mutant {
     /// All processes of a node have the same incarnation.
     OneIncarnation,
     /// No revocation is applied while the policy cannot be built.
-    OneLane,
+    RevocationsWaitForPolicy,
     /// A policy that could not be built is reported as in force.
     ClaimPolicy,
     /// Removed revocations of several commits are applied last.
@@ -71,11 +71,11 @@ pub(crate) enum Mutant {
     /// The operator who asked for a reinstatement also confirms it.
     SameOperator,
     /// A replica records its position only once.
-    PlaceOnce,
+    PositionWrittenOnce,
     /// A success between two failures is delayed like a failure.
     PauseAfterSuccess,
     /// An entry is freed while an older snapshot that sees it is in use.
-    ForgetHeld,
+    PruneVisibleEntry,
     /// The age is measured by the wall clock alone.
     WallClockOnly,
     /// The age is measured by the boot clock alone.
@@ -90,12 +90,12 @@ pub(crate) enum Mutant {
 
 /// Whether a mutant is switched on: never, except in this crate's own tests.
 #[cfg(not(test))]
-pub(crate) const fn active(_mutant: Mutant) -> bool {
+pub(crate) const fn is_active(_mutant: Mutant) -> bool {
     false
 }
 
 #[cfg(test)]
-pub(crate) use switch::{active, with};
+pub(crate) use switch::{is_active, run_with_mutant};
 
 #[cfg(test)]
 mod switch {
@@ -107,12 +107,12 @@ mod switch {
         static ON: Cell<Option<Mutant>> = const { Cell::new(None) };
     }
 
-    pub(crate) fn active(mutant: Mutant) -> bool {
+    pub(crate) fn is_active(mutant: Mutant) -> bool {
         ON.get() == Some(mutant)
     }
 
     /// Runs `run` with a mutant switched on for this thread.
-    pub(crate) fn with<T>(mutant: Option<Mutant>, run: impl FnOnce() -> T) -> T {
+    pub(crate) fn run_with_mutant<T>(mutant: Option<Mutant>, run: impl FnOnce() -> T) -> T {
         struct Restore(Option<Mutant>);
         impl Drop for Restore {
             fn drop(&mut self) {

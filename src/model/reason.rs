@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 /// The layer that gave the least answer; absent on a permit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Layer {
+pub enum DecisionLayer {
     /// The chain, the proof or the audience.
     Identity,
     /// A revocation applies.
@@ -32,47 +32,52 @@ pub enum Layer {
     Audit,
 }
 
-impl Layer {
+impl DecisionLayer {
     /// Every layer.
-    pub const ALL: &'static [Layer] = &[
-        Layer::Identity,
-        Layer::Revocation,
-        Layer::Freshness,
-        Layer::Tool,
-        Layer::User,
-        Layer::Application,
-        Layer::Agent,
-        Layer::Hop,
-        Layer::Guardrail,
-        Layer::Audit,
+    pub const ALL: &'static [DecisionLayer] = &[
+        DecisionLayer::Identity,
+        DecisionLayer::Revocation,
+        DecisionLayer::Freshness,
+        DecisionLayer::Tool,
+        DecisionLayer::User,
+        DecisionLayer::Application,
+        DecisionLayer::Agent,
+        DecisionLayer::Hop,
+        DecisionLayer::Guardrail,
+        DecisionLayer::Audit,
     ];
 
     /// The name on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
-            Layer::Identity => "identity",
-            Layer::Revocation => "revocation",
-            Layer::Freshness => "freshness",
-            Layer::Tool => "tool",
-            Layer::User => "user",
-            Layer::Application => "application",
-            Layer::Agent => "agent",
-            Layer::Hop => "hop",
-            Layer::Guardrail => "guardrail",
-            Layer::Audit => "audit",
+            DecisionLayer::Identity => "identity",
+            DecisionLayer::Revocation => "revocation",
+            DecisionLayer::Freshness => "freshness",
+            DecisionLayer::Tool => "tool",
+            DecisionLayer::User => "user",
+            DecisionLayer::Application => "application",
+            DecisionLayer::Agent => "agent",
+            DecisionLayer::Hop => "hop",
+            DecisionLayer::Guardrail => "guardrail",
+            DecisionLayer::Audit => "audit",
         }
     }
 
     /// Whether the layer's answer may depend on the arguments of a call.
     pub fn judges_arguments(self) -> bool {
         match self {
-            Layer::Identity | Layer::Revocation | Layer::Freshness | Layer::Audit => false,
-            Layer::Tool | Layer::User | Layer::Application | Layer::Agent | Layer::Hop | Layer::Guardrail => true,
+            DecisionLayer::Identity | DecisionLayer::Revocation | DecisionLayer::Freshness | DecisionLayer::Audit => false,
+            DecisionLayer::Tool
+            | DecisionLayer::User
+            | DecisionLayer::Application
+            | DecisionLayer::Agent
+            | DecisionLayer::Hop
+            | DecisionLayer::Guardrail => true,
         }
     }
 }
 
-impl fmt::Display for Layer {
+impl fmt::Display for DecisionLayer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
@@ -96,7 +101,7 @@ macro_rules! reasons {
             }
 
             /// The layer of a reason. A decision may name another layer if several layers can give the reason.
-            pub fn layer(self) -> Option<Layer> {
+            pub fn layer(self) -> Option<DecisionLayer> {
                 match self { $(Reason::$variant => reasons!(@layer $layer),)+ }
             }
 
@@ -107,7 +112,7 @@ macro_rules! reasons {
         }
     };
     (@layer None) => { None };
-    (@layer $layer:ident) => { Some(Layer::$layer) };
+    (@layer $layer:ident) => { Some(DecisionLayer::$layer) };
 }
 
 reasons! {

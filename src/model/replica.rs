@@ -6,7 +6,7 @@ use super::revision::Revision;
 
 /// The condition of a replica, in the order of the metric's states.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Condition {
+pub enum ReplicaCondition {
     /// The replica has no snapshot yet and answers no calls.
     Bootstrapping,
     /// The replica answers everything.
@@ -21,7 +21,7 @@ pub enum Condition {
     Quarantined,
 }
 
-impl Condition {
+impl ReplicaCondition {
     /// The names, in order.
     pub const NAMES: &[&str] = &["bootstrapping", "fresh", "stale", "closed", "resync", "quarantined"];
 
@@ -45,7 +45,7 @@ impl Condition {
 
 /// A replica as an entry of a list.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Listed {
+pub struct ReplicaSummary {
     /// Its incarnation: a random id, new with each start.
     pub id: String,
     /// Its name and listening address.
@@ -55,7 +55,7 @@ pub struct Listed {
     /// Time of its start, by its own clock.
     pub started_unix_ms: i64,
     /// Its condition, from its last report and the age of that report.
-    pub condition: Condition,
+    pub condition: ReplicaCondition,
     /// Whether it is shutting down: it finishes running calls and then ends.
     pub draining: bool,
     /// Number of the last applied revision; 0 if there is none.
@@ -70,18 +70,18 @@ pub struct Listed {
 
 /// All replicas of a store.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fleet {
+pub struct FleetStatus {
     /// The store's history and newest number.
     pub revision: Revision,
     /// The freshness bound: a replica whose proof of freshness is this old only denies.
     pub freshness_bound_ms: u64,
     /// The replicas, ordered by id.
-    pub replicas: Vec<Listed>,
+    pub replicas: Vec<ReplicaSummary>,
 }
 
 /// The result for one replica after a wait for the fleet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum ReplicaWaitOutcome {
     /// The replica no longer gives any answer from before the revision.
     Acknowledged {
         /// Milliseconds from the commit to the acknowledgement, by the store's clock; `None` if the time of the commit is unknown.
@@ -93,7 +93,7 @@ pub enum Outcome {
     Quarantined,
 }
 
-impl Outcome {
+impl ReplicaWaitOutcome {
     /// The name as shown.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -110,9 +110,9 @@ mod tests {
 
     #[test]
     fn names_are_in_the_order_of_the_states() {
-        use Condition::{Bootstrapping, Closed, Fresh, Quarantined, Resync, Stale};
+        use ReplicaCondition::{Bootstrapping, Closed, Fresh, Quarantined, Resync, Stale};
         for condition in [Bootstrapping, Fresh, Stale, Closed, Resync, Quarantined] {
-            assert_eq!(Condition::NAMES[condition as usize], condition.as_str());
+            assert_eq!(ReplicaCondition::NAMES[condition as usize], condition.as_str());
         }
     }
 }

@@ -1,21 +1,21 @@
 //! Reads the wall clock and the boot clock. No other module reads them, so a decision can be replayed and a test can set the time.
 //!
-//! Two clocks are read together, because each of them fails in a different case: see [`Now::ms_since`].
+//! Two clocks are read together, because each of them fails in a different case: see [`ClockReading::elapsed_ms_since`].
 
 use std::sync::atomic::{AtomicI64, Ordering};
 
-use super::mutant::{Mutant, active};
+use super::mutant::{Mutant, is_active};
 
 /// One reading of the wall clock and the boot clock.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Now {
+pub struct ClockReading {
     /// Nanoseconds since the Unix epoch, by the wall clock.
     pub unix_ns: i64,
     /// Nanoseconds since an arbitrary start, by a clock that also counts suspended time (`CLOCK_BOOTTIME`).
     pub boot_ns: i64,
 }
 
-impl Now {
+impl ClockReading {
     /// Whole seconds since the Unix epoch.
     pub fn unix_s(self) -> i64 {
         self.unix_ns.div_euclid(1_000_000_000)
@@ -29,19 +29,19 @@ impl Now {
     /// Milliseconds since `earlier`: the larger advance of the two clocks, and never negative.
     ///
     /// A paused virtual machine stops one clock, and setting the wall clock back affects the other. So the larger advance is the safe one.
-    pub fn ms_since(self, earlier: Now) -> u64 {
+    pub fn elapsed_ms_since(self, earlier: ClockReading) -> u64 {
         let boot = self.boot_ns.saturating_sub(earlier.boot_ns);
         let wall = self.unix_ns.saturating_sub(earlier.unix_ns);
-        let boot = if active(Mutant::WallClockOnly) { wall } else { boot };
-        let wall = if active(Mutant::BootClockOnly) { boot } else { wall };
+        let boot = if is_active(Mutant::WallClockOnly) { wall } else { boot };
+        let wall = if is_active(Mutant::BootClockOnly) { boot } else { wall };
         u64::try_from(boot.max(wall).max(0) / 1_000_000).unwrap_or(0)
     }
 
     /// Milliseconds since `earlier` by the boot clock, which cannot be set. It never exceeds the time that has really passed, so it is the
     /// measure for a minimum wait.
-    pub fn ms_waited_since(self, earlier: Now) -> u64 {
-        if active(Mutant::WaitByWallClock) {
-            return self.ms_since(earlier);
+    pub fn boot_elapsed_ms_since(self, earlier: ClockReading) -> u64 {
+        if is_active(Mutant::WaitByWallClock) {
+            return self.elapsed_ms_since(earlier);
         }
         u64::try_from(self.boot_ns.saturating_sub(earlier.boot_ns) / 1_000_000).unwrap_or(0)
     }
@@ -50,7 +50,7 @@ impl Now {
 /// A source of the current time.
 pub trait Clock: Send + Sync {
     /// Reads both clocks.
-    fn now(&self) -> Now;
+    fn now(&self) -> ClockReading;
 }
 
 /// The clocks of the machine.
@@ -58,8 +58,8 @@ pub trait Clock: Send + Sync {
 pub struct SystemClock;
 
 impl Clock for SystemClock {
-    fn now(&self) -> Now {
-        Now { unix_ns: clock_ns(rustix::time::ClockId::Realtime), boot_ns: clock_ns(rustix::time::ClockId::Boottime) }
+    fn now(&self) -> ClockReading {
+        ClockReading { unix_ns: clock_ns(rustix::time::ClockId::Realtime), boot_ns: clock_ns(rustix::time::ClockId::Boottime) }
     }
 }
 
@@ -94,8 +94,8 @@ impl ManualClock {
 }
 
 impl Clock for ManualClock {
-    fn now(&self) -> Now {
-        Now { unix_ns: self.unix_ns.load(Ordering::SeqCst), boot_ns: self.boot_ns.load(Ordering::SeqCst) }
+    fn now(&self) -> ClockReading {
+        ClockReading { unix_ns: self.unix_ns.load(Ordering::SeqCst), boot_ns: self.boot_ns.load(Ordering::SeqCst) }
     }
 }
 
@@ -108,14 +108,15 @@ mod tests {
         let clock = ManualClock::at_unix_s(1000);
         let start = clock.now();
         clock.advance_ms(500);
-        assert_eq!(clock.now().ms_since(start), 500);
+        assert_eq!(clock.now().elapsed_ms_since(start), 500);
         clock.step_wall_ms(-10_000);
-        assert_eq!(clock.now().ms_since(start), 500, "a clock set back does not make a proof fresh");
-        let by_wall_clock = super::super::mutant::with(Some(Mutant::WallClockOnly), || clock.now().ms_since(start));
+        assert_eq!(clock.now().elapsed_ms_since(start), 500, "a clock set back does not make a proof fresh");
+        let by_wall_clock =
+            super::super::mutant::run_with_mutant(Some(Mutant::WallClockOnly), || clock.now().elapsed_ms_since(start));
         assert_eq!(by_wall_clock, 0, "the mutant is not seen");
         clock.step_wall_ms(30_000);
-        assert_eq!(clock.now().ms_since(start), 20_500);
-        assert_eq!(clock.now().ms_waited_since(start), 500, "a clock set on makes no waiting shorter");
-        assert_eq!(start.ms_since(clock.now()), 0);
+        assert_eq!(clock.now().elapsed_ms_since(start), 20_500);
+        assert_eq!(clock.now().boot_elapsed_ms_since(start), 500, "a clock set on makes no waiting shorter");
+        assert_eq!(start.elapsed_ms_since(clock.now()), 0);
     }
 }

@@ -7,58 +7,70 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError};
 
-use super::{Admin, Error};
+use super::{AdministrationPoint, Error};
 use crate::model::ids::Thumbprint;
 use crate::model::jwk::PublicKey;
 use crate::model::limits::KEYS_MAX;
-use crate::model::records::Target;
 use crate::model::revision::Revision;
-use crate::policy::document::{Body, Document, OperatorSpec, Role};
+use crate::model::rows::RevocationTarget;
+use crate::policy::document::{Document, DocumentBody, OperatorRole, OperatorSpec};
 use crate::store::signers;
-use crate::token::operator::{Expected, UnverifiedAct};
+use crate::token::operator_act::{AdminCall, UnverifiedAct};
 
 /// A method of the administration API, and the roles that may call it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Method {
+pub struct AdminMethod {
     /// Full gRPC method path.
     pub path: &'static str,
     /// The permitted roles. One of them is enough.
-    pub roles: &'static [Role],
+    pub roles: &'static [OperatorRole],
 }
 
 /// All signed methods.
-pub(super) const METHODS: &[Method] = &[
-    method("/portcullis.v1.RevocationService/Revoke", &[Role::Respond]),
-    method("/portcullis.v1.RevocationService/Reinstate", &[Role::Administer]),
-    method("/portcullis.v1.RevocationService/List", &[Role::Respond, Role::Administer, Role::Audit]),
-    method("/portcullis.v1.FleetService/ListReplicas", &[Role::Respond, Role::Administer, Role::Approve, Role::Audit]),
-    method("/portcullis.v1.FleetService/WaitFor", &[Role::Respond, Role::Administer, Role::Audit]),
-    method("/portcullis.v1.FleetService/Adopt", &[Role::Administer]),
-    method("/portcullis.v1.FleetService/WaitForAdoption", &[Role::Respond, Role::Administer, Role::Audit]),
-    method("/portcullis.v1.OperatorService/Add", &[Role::Administer]),
-    method("/portcullis.v1.OperatorService/Retire", &[Role::Administer]),
-    method("/portcullis.v1.OperatorService/List", &[Role::Respond, Role::Administer, Role::Audit]),
-    method("/portcullis.v1.PolicyService/Apply", &[Role::Administer]),
-    method("/portcullis.v1.PolicyService/Check", &[Role::Administer, Role::Audit]),
-    method("/portcullis.v1.PolicyService/Get", &[Role::Administer, Role::Audit]),
-    method("/portcullis.v1.PolicyService/List", &[Role::Administer, Role::Audit]),
-    method("/portcullis.v1.PolicyService/Diff", &[Role::Administer, Role::Audit]),
-    method("/portcullis.v1.PolicyService/History", &[Role::Administer, Role::Audit]),
-    method("/portcullis.v1.PolicyService/Rollback", &[Role::Administer]),
-    method("/portcullis.v1.PolicyService/ShadowReport", &[Role::Administer, Role::Audit]),
-    method("/portcullis.v1.PolicyService/Explain", &[Role::Administer, Role::Audit]),
-    method("/portcullis.v1.ApprovalService/List", &[Role::Approve, Role::Respond, Role::Administer, Role::Audit]),
-    method("/portcullis.v1.ApprovalService/Approve", &[Role::Approve]),
-    method("/portcullis.v1.ApprovalService/Refuse", &[Role::Approve]),
+pub(super) const METHODS: &[AdminMethod] = &[
+    admin_method("/portcullis.v1.RevocationService/Revoke", &[OperatorRole::Respond]),
+    admin_method("/portcullis.v1.RevocationService/Reinstate", &[OperatorRole::Administer]),
+    admin_method(
+        "/portcullis.v1.RevocationService/List",
+        &[OperatorRole::Respond, OperatorRole::Administer, OperatorRole::Audit],
+    ),
+    admin_method(
+        "/portcullis.v1.FleetService/ListReplicas",
+        &[OperatorRole::Respond, OperatorRole::Administer, OperatorRole::Approve, OperatorRole::Audit],
+    ),
+    admin_method("/portcullis.v1.FleetService/WaitFor", &[OperatorRole::Respond, OperatorRole::Administer, OperatorRole::Audit]),
+    admin_method("/portcullis.v1.FleetService/Adopt", &[OperatorRole::Administer]),
+    admin_method(
+        "/portcullis.v1.FleetService/WaitForAdoption",
+        &[OperatorRole::Respond, OperatorRole::Administer, OperatorRole::Audit],
+    ),
+    admin_method("/portcullis.v1.OperatorService/Add", &[OperatorRole::Administer]),
+    admin_method("/portcullis.v1.OperatorService/Retire", &[OperatorRole::Administer]),
+    admin_method("/portcullis.v1.OperatorService/List", &[OperatorRole::Respond, OperatorRole::Administer, OperatorRole::Audit]),
+    admin_method("/portcullis.v1.PolicyService/Apply", &[OperatorRole::Administer]),
+    admin_method("/portcullis.v1.PolicyService/Check", &[OperatorRole::Administer, OperatorRole::Audit]),
+    admin_method("/portcullis.v1.PolicyService/Get", &[OperatorRole::Administer, OperatorRole::Audit]),
+    admin_method("/portcullis.v1.PolicyService/List", &[OperatorRole::Administer, OperatorRole::Audit]),
+    admin_method("/portcullis.v1.PolicyService/Diff", &[OperatorRole::Administer, OperatorRole::Audit]),
+    admin_method("/portcullis.v1.PolicyService/History", &[OperatorRole::Administer, OperatorRole::Audit]),
+    admin_method("/portcullis.v1.PolicyService/Rollback", &[OperatorRole::Administer]),
+    admin_method("/portcullis.v1.PolicyService/ShadowReport", &[OperatorRole::Administer, OperatorRole::Audit]),
+    admin_method("/portcullis.v1.PolicyService/Explain", &[OperatorRole::Administer, OperatorRole::Audit]),
+    admin_method(
+        "/portcullis.v1.ApprovalService/List",
+        &[OperatorRole::Approve, OperatorRole::Respond, OperatorRole::Administer, OperatorRole::Audit],
+    ),
+    admin_method("/portcullis.v1.ApprovalService/Approve", &[OperatorRole::Approve]),
+    admin_method("/portcullis.v1.ApprovalService/Refuse", &[OperatorRole::Approve]),
 ];
 
-const fn method(path: &'static str, roles: &'static [Role]) -> Method {
-    Method { path, roles }
+const fn admin_method(path: &'static str, roles: &'static [OperatorRole]) -> AdminMethod {
+    AdminMethod { path, roles }
 }
 
 /// Proof that operators with the required roles signed exactly this message. Only this file creates it.
 #[derive(Clone, Debug)]
-pub struct Authorized {
+pub struct AuthorizedAct {
     method: &'static str,
     operators: Vec<String>,
     keys: Vec<Thumbprint>,
@@ -68,10 +80,10 @@ pub struct Authorized {
     unrecorded: Arc<AtomicBool>,
 }
 
-impl Authorized {
+impl AuthorizedAct {
     /// An act without signatures, for simulations that do not test signatures.
     #[cfg(test)]
-    pub(crate) fn in_a_simulation(method: &'static str) -> Self {
+    pub(crate) fn unsigned_for_tests(method: &'static str) -> Self {
         let [operators, signatures] = [const { Vec::new() }; 2];
         let unrecorded = Arc::default();
         Self { method, operators, keys: Vec::new(), signatures, jtis: Vec::new(), peer: String::new(), unrecorded }
@@ -102,7 +114,7 @@ impl Authorized {
     }
 
     /// The operator who signed with a key; empty if no operator did.
-    pub(super) fn operator_of(&self, thumbprint: &str) -> &str {
+    pub(super) fn operator_by_key(&self, thumbprint: &str) -> &str {
         let signed = self.operators.iter().zip(&self.keys).find(|(_, key)| key.as_str() == thumbprint);
         signed.map_or("", |(operator, _)| operator)
     }
@@ -133,24 +145,73 @@ impl Authorized {
 }
 
 /// The signatures that were used, until they expire. Acts that are no transaction need it, because the store does not see them.
+///
+/// A key holds at most as many signatures as are free. So no key can keep all others from acting: one that signs without end takes
+/// a half, and `n` of them leave one part of `n + 1`.
 #[derive(Debug, Default)]
 pub(super) struct SpentSignatures {
-    seen: HashMap<String, i64>,
+    /// `jti` and `exp` of the signatures of each key.
+    by_key: HashMap<Thumbprint, HashMap<String, i64>>,
+    count: usize,
+    /// When expired signatures were last removed.
+    removed_at_s: i64,
+}
+
+/// The outcome of spending a signature.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Spent {
+    /// The signature was not used before, and is used now.
+    First,
+    /// The signature was used before.
+    Before,
+    /// The key's share is full. The signature was not used.
+    Full,
 }
 
 /// The maximum number of remembered signatures. A signature is valid for 60 seconds.
 const SIGNATURES_REMEMBERED_MAX: usize = 100_000;
 
 impl SpentSignatures {
-    fn spend(&mut self, jti: &str, expires_at_s: i64, now_s: i64) -> bool {
-        if self.seen.len() >= SIGNATURES_REMEMBERED_MAX {
-            self.seen.retain(|_, expires| *expires >= now_s);
+    fn spend(&mut self, key: &Thumbprint, jti: &str, expires_at_s: i64, now_s: i64) -> Spent {
+        if self.contains(key, jti) {
+            return Spent::Before;
         }
-        self.seen.len() < SIGNATURES_REMEMBERED_MAX && self.seen.insert(jti.to_owned(), expires_at_s).is_none()
+        if self.is_full(key) {
+            self.remove_expired(now_s);
+            if self.is_full(key) {
+                return Spent::Full;
+            }
+        }
+        self.by_key.entry(key.clone()).or_default().insert(jti.to_owned(), expires_at_s);
+        self.count += 1;
+        Spent::First
+    }
+
+    fn contains(&self, key: &Thumbprint, jti: &str) -> bool {
+        self.by_key.get(key).is_some_and(|used| used.contains_key(jti))
+    }
+
+    /// Whether the key holds as many signatures as are free.
+    fn is_full(&self, key: &Thumbprint) -> bool {
+        let own = self.by_key.get(key).map_or(0, HashMap::len);
+        own >= SIGNATURES_REMEMBERED_MAX.saturating_sub(self.count)
+    }
+
+    /// Removes expired signatures, at most once a second, because it visits every one.
+    fn remove_expired(&mut self, now_s: i64) {
+        if self.removed_at_s == now_s {
+            return;
+        }
+        self.removed_at_s = now_s;
+        self.by_key.retain(|_, used| {
+            used.retain(|_, expires_at_s| *expires_at_s >= now_s);
+            !used.is_empty()
+        });
+        self.count = self.by_key.values().map(HashMap::len).sum();
     }
 }
 
-impl Admin {
+impl AdministrationPoint {
     /// Verifies the signatures of a message. At least one operator must sign, and each must have a role that the method allows.
     ///
     /// `authorizations` are the values of the `authorization` header, `Operator <compact JWS>`. An act of two people needs two. A
@@ -158,12 +219,18 @@ impl Admin {
     ///
     /// # Errors
     /// [`Error::Unauthenticated`], [`Error::KeyRevoked`] or [`Error::PermissionDenied`], or if the store cannot be read.
-    pub async fn authorize(&self, path: &str, message: &[u8], authorizations: &[&str], peer: &str) -> Result<Authorized, Error> {
+    pub async fn authorize(
+        &self,
+        path: &str,
+        message: &[u8],
+        authorizations: &[&str],
+        peer: &str,
+    ) -> Result<AuthorizedAct, Error> {
         let mut operators = Vec::new();
-        let checked = self.check(path, Some(message), authorizations, peer, &mut operators).await;
-        let checked = checked.and_then(|authorized| self.spend(&authorized).map(|()| authorized));
+        let checked = self.verify_signatures(path, Some(message), authorizations, peer, &mut operators).await;
+        let checked = checked.and_then(|authorized| self.spend_signatures(&authorized).map(|()| authorized));
         if let Err(error) = &checked {
-            self.record_refused(path, &operators, peer, error)?;
+            self.record_refusal(path, &operators, peer, error)?;
         }
         checked
     }
@@ -172,43 +239,43 @@ impl Admin {
     /// not sign this call. This check spends no signature and authorizes nobody.
     ///
     /// # Errors
-    /// As for [`Admin::authorize`]. A refusal is recorded.
+    /// As for [`AdministrationPoint::authorize`]. A refusal is recorded.
     pub async fn check_signatures(&self, path: &str, authorizations: &[&str], peer: &str) -> Result<(), Error> {
         let mut operators = Vec::new();
-        let checked = self.check(path, None, authorizations, peer, &mut operators).await;
+        let checked = self.verify_signatures(path, None, authorizations, peer, &mut operators).await;
         let checked = checked.and_then(|authorized| self.check_unspent(&authorized));
         if let Err(error) = &checked {
-            self.record_refused(path, &operators, peer, error)?;
+            self.record_refusal(path, &operators, peer, error)?;
         }
         checked
     }
 
-    async fn operators(&self) -> Result<(Revision, Vec<OperatorSpec>), Error> {
+    async fn load_operators(&self) -> Result<(Revision, Vec<OperatorSpec>), Error> {
         let listed = self.store.documents(Some("operator")).await?;
-        Ok((listed.revision, listed.documents.iter().filter_map(|stored| operator_of(&stored.row)).collect()))
+        Ok((listed.revision, listed.documents.iter().filter_map(|stored| read_operator(&stored.row)).collect()))
     }
 
     /// Verifies signatures. Without a message, its digest is not compared.
-    async fn check(
+    async fn verify_signatures(
         &self,
         path: &str,
         message: Option<&[u8]>,
         authorizations: &[&str],
         peer: &str,
         operators: &mut Vec<String>,
-    ) -> Result<Authorized, Error> {
+    ) -> Result<AuthorizedAct, Error> {
         let Some(method) = METHODS.iter().find(|method| method.path == path) else {
             return Err(Error::PermissionDenied(format!("no role allows the method `{path}`")));
         };
         if authorizations.is_empty() {
-            return Err(unsigned());
+            return Err(unsigned_error());
         }
         if authorizations.len() > KEYS_MAX {
             return Err(Error::Unauthenticated(format!("more than {KEYS_MAX} signatures")));
         }
-        let (revision, documents) = self.operators().await?;
+        let (revision, documents) = self.load_operators().await?;
         let now = self.clock.now();
-        let mut authorized = Authorized {
+        let mut authorized = AuthorizedAct {
             method: method.path,
             operators: vec![],
             keys: vec![],
@@ -219,14 +286,14 @@ impl Admin {
         };
         let mut signers = Vec::with_capacity(authorizations.len());
         for authorization in authorizations {
-            let unverified = parsed(authorization)?;
-            let Some((operator, key)) = signer(&documents, unverified.thumbprint()) else {
-                return Err(nobodys(unverified.thumbprint()));
+            let unverified = parse_authorization(authorization)?;
+            let Some((operator, key)) = find_signer(&documents, unverified.thumbprint()) else {
+                return Err(unknown_key_error(unverified.thumbprint()));
             };
             let audience = revision.history.as_str();
             let verified = match message {
-                Some(message) => unverified.verify(key, &Expected { audience, method: path, message }, now),
-                None => unverified.verify_call(key, audience, path, now),
+                Some(message) => unverified.verify(key, &AdminCall { audience, method: path, message }, now),
+                None => unverified.verify_without_message(key, audience, path, now),
             };
             let act = verified.map_err(|error| Error::Unauthenticated(error.to_string()))?;
             operators.push(operator.id.to_string());
@@ -239,7 +306,7 @@ impl Admin {
             signers.push((operator, key));
             authorized.operators.push(operator.id.to_string());
             authorized.keys.push(key.thumbprint().clone());
-            authorized.signatures.push(authorization.trim_start_matches(SCHEME).to_owned());
+            authorized.signatures.push(authorization.trim_start_matches(AUTHORIZATION_SCHEME).to_owned());
             authorized.jtis.push((act.jti().to_owned(), act.exp_s()));
         }
         // INVARIANT: the revocation is read from the store, not from the replica's snapshot. So a revoked key signs nothing from
@@ -256,34 +323,47 @@ impl Admin {
 
     /// Refuses revoked keys.
     async fn check_not_revoked(&self, signers: &[(&OperatorSpec, &PublicKey)]) -> Result<(), Error> {
-        let targets: Vec<Target> = signers.iter().map(|(_, key)| signers::target(key.thumbprint().as_str())).collect();
+        let targets: Vec<RevocationTarget> =
+            signers.iter().map(|(_, key)| signers::key_target(key.thumbprint().as_str())).collect();
         let rows = self.store.revocations_of(&targets).await?;
         let revoked = |key: &PublicKey| {
-            rows.iter().any(|row| row.target == signers::target(key.thumbprint().as_str()) && signers::is_revoked(Some(row)))
+            rows.iter()
+                .any(|row| row.target == signers::key_target(key.thumbprint().as_str()) && signers::is_key_revoked(Some(row)))
         };
         match signers.iter().find(|(_, key)| revoked(key)) {
-            Some((operator, key)) => Err(key_revoked(operator.id.as_str(), key.thumbprint().as_str())),
+            Some((operator, key)) => Err(self.key_revoked_error(operator.id.as_str(), key.thumbprint().as_str()).await),
             None => Ok(()),
         }
     }
 
+    /// The error for a revoked key. It names the way out if no administrator can sign any more.
+    pub(super) async fn key_revoked_error(&self, operator: &str, thumbprint: &str) -> Error {
+        let hint = match self.administrators().await {
+            Ok(administrators) if administrators.has_nobody() => administrators.lack(),
+            _ => "; `portcullis revocations`, signed with another operator's key, says why".to_owned(),
+        };
+        Error::KeyRevoked(format!("the key `{thumbprint}` of operator `{operator}` is revoked: it signs nothing any more{hint}"))
+    }
+
     /// Checks that no signature was used on this replica before.
-    fn check_unspent(&self, by: &Authorized) -> Result<(), Error> {
-        let spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
-        match by.jtis.iter().find(|(jti, _)| spent.seen.contains_key(jti)) {
-            Some((jti, _)) => Err(used_before(jti)),
+    fn check_unspent(&self, by: &AuthorizedAct) -> Result<(), Error> {
+        let spent = self.spent_signatures.lock().unwrap_or_else(PoisonError::into_inner);
+        match by.keys.iter().zip(&by.jtis).find(|(key, (jti, _))| spent.contains(key, jti)) {
+            Some((_, (jti, _))) => Err(replayed_error(jti)),
             None => Ok(()),
         }
     }
 
     /// Spends the signatures on this replica, whatever the result of the act is. A commit also spends them in the store, for the
     /// whole fleet.
-    fn spend(&self, by: &Authorized) -> Result<(), Error> {
+    fn spend_signatures(&self, by: &AuthorizedAct) -> Result<(), Error> {
         let now_s = self.clock.now().unix_s();
-        let mut spent = self.spent.lock().unwrap_or_else(PoisonError::into_inner);
-        for (jti, expires_at_s) in &by.jtis {
-            if !spent.spend(jti, *expires_at_s, now_s) {
-                return Err(used_before(jti));
+        let mut spent = self.spent_signatures.lock().unwrap_or_else(PoisonError::into_inner);
+        for (key, (jti, expires_at_s)) in by.keys.iter().zip(&by.jtis) {
+            match spent.spend(key, jti, *expires_at_s, now_s) {
+                Spent::First => {}
+                Spent::Before => return Err(replayed_error(jti)),
+                Spent::Full => return Err(too_many(key)),
             }
         }
         Ok(())
@@ -291,45 +371,42 @@ impl Admin {
 }
 
 /// The scheme before the compact JWS.
-const SCHEME: &str = "Operator ";
+const AUTHORIZATION_SCHEME: &str = "Operator ";
 
-fn parsed(authorization: &str) -> Result<UnverifiedAct<'_>, Error> {
+fn parse_authorization(authorization: &str) -> Result<UnverifiedAct<'_>, Error> {
     let jws = authorization
-        .strip_prefix(SCHEME)
+        .strip_prefix(AUTHORIZATION_SCHEME)
         .ok_or_else(|| Error::Unauthenticated("the authorization is not `Operator <compact JWS>`".to_owned()))?;
     UnverifiedAct::parse(jws.as_bytes()).map_err(|error| Error::Unauthenticated(error.to_string()))
 }
 
-fn used_before(jti: &str) -> Error {
+fn replayed_error(jti: &str) -> Error {
     Error::Unauthenticated(format!("the signed act `{jti}` was used before: sign a new one"))
 }
 
-fn unsigned() -> Error {
+fn too_many(key: &Thumbprint) -> Error {
+    Error::Unauthenticated(format!("the key `{key}` signed more calls within a minute than this server remembers: wait a minute"))
+}
+
+fn unsigned_error() -> Error {
     let hint = "sign the call: `authorization: Operator <compact JWS>`; the command line does it with --operator-key";
     Error::Unauthenticated(format!("the call is not signed: {hint}"))
 }
 
-fn nobodys(thumbprint: &Thumbprint) -> Error {
+fn unknown_key_error(thumbprint: &Thumbprint) -> Error {
     Error::Unauthenticated(format!("no operator has the key `{thumbprint}`: is it this store's?"))
 }
 
-/// The error for a revoked key.
-pub(super) fn key_revoked(operator: &str, thumbprint: &str) -> Error {
-    Error::KeyRevoked(format!(
-        "the key `{thumbprint}` of operator `{operator}` is revoked: it signs nothing any more; `portcullis revocations` says why"
-    ))
-}
-
-fn signer<'a>(operators: &'a [OperatorSpec], thumbprint: &Thumbprint) -> Option<(&'a OperatorSpec, &'a PublicKey)> {
+fn find_signer<'a>(operators: &'a [OperatorSpec], thumbprint: &Thumbprint) -> Option<(&'a OperatorSpec, &'a PublicKey)> {
     operators.iter().find_map(|operator| {
         let key = operator.keys.iter().find(|key| key.thumbprint() == thumbprint)?;
         Some((operator, key))
     })
 }
 
-fn operator_of(row: &crate::model::records::DocumentRow) -> Option<OperatorSpec> {
+fn read_operator(row: &crate::model::rows::DocumentRow) -> Option<OperatorSpec> {
     match Document::from_row(row).ok()?.body {
-        Body::Operator(operator) => Some(operator),
+        DocumentBody::Operator(operator) => Some(operator),
         _ => None,
     }
 }
@@ -340,9 +417,31 @@ mod tests {
 
     #[test]
     fn a_signature_counts_once() {
-        let mut spent = SpentSignatures::default();
-        assert!(spent.spend("a", 100, 50));
-        assert!(!spent.spend("a", 100, 60));
-        assert!(spent.spend("b", 100, 60));
+        let (mut spent, [ada, bo]) = (SpentSignatures::default(), keys());
+        assert_eq!(spent.spend(&ada, "a", 100, 50), Spent::First);
+        assert_eq!(spent.spend(&ada, "a", 100, 60), Spent::Before);
+        assert_eq!(spent.spend(&ada, "b", 100, 60), Spent::First);
+        assert_eq!(spent.spend(&bo, "a", 100, 60), Spent::First, "nobody uses up the signature of another");
+    }
+
+    #[test]
+    fn no_key_takes_the_place_of_all_others() {
+        let (mut spent, [ada, bo]) = (SpentSignatures::default(), keys());
+        let flood = |spent: &mut SpentSignatures, key: &Thumbprint, now_s: i64| {
+            let sign = |index: &usize| spent.spend(key, &format!("{now_s}.{index}"), now_s + 60, now_s) == Spent::First;
+            (0..2 * SIGNATURES_REMEMBERED_MAX).take_while(sign).count()
+        };
+        assert_eq!(flood(&mut spent, &ada, 1), SIGNATURES_REMEMBERED_MAX / 2);
+        assert_eq!(spent.spend(&ada, "one more", 61, 1), Spent::Full);
+        assert_eq!(spent.spend(&bo, "a kill", 61, 1), Spent::First);
+        assert_eq!(spent.spend(&ada, "1.0", 61, 1), Spent::Before, "what was used stays used");
+        assert_eq!(flood(&mut spent, &bo, 2), SIGNATURES_REMEMBERED_MAX / 4 - 1, "a half of what the first left");
+        // Expired signatures make room.
+        assert_eq!(spent.spend(&ada, "one more", 122, 62), Spent::First);
+        assert_eq!((spent.count, spent.by_key.len()), (SIGNATURES_REMEMBERED_MAX / 4, 2));
+    }
+
+    fn keys() -> [Thumbprint; 2] {
+        [1, 2].map(|seed| crate::token::PrivateKey::from_seed([seed; 32]).unwrap().public_key().thumbprint().clone())
     }
 }

@@ -3,23 +3,24 @@
 //! Their documents have the origin `Api`, so `apply` leaves them alone. A change needs the same signatures as a folder that
 //! changes operators: two once two operators administer. Look next at `apply.rs`.
 
-use super::apply::{Plan, aside, needs_two, still_administered, two_signed};
+use super::apply::{ChangePlan, check_administrator_left, needs_two_operators, run_blocking};
 use super::revoke::check_reason;
-use super::{Admin, Authorized, Error, keyed};
-use crate::model::constraint::abridged;
+use super::{AdministrationPoint, AuthorizedAct, Error, index_by_key};
+use crate::model::constraint::abbreviate;
 use crate::model::ids::UserId;
 use crate::model::json::parse_object;
 use crate::model::jwk::PublicKey;
-use crate::model::records::{Change, DocumentKey, DocumentRow, Origin, Target, Write};
 use crate::model::revision::Revision;
+use crate::model::rows::{DocumentKey, DocumentOrigin, DocumentRow, RevocationTarget, RowChange, StoreWrite};
+use crate::policy::diagnostic::nearest_name;
 use crate::policy::diff::DocumentChange;
-use crate::policy::document::{Document, OperatorSpec, Role};
-use crate::policy::{Body, Compiled};
-use crate::store::rules::HISTORY_LISTED_MAX;
+use crate::policy::document::{Document, OperatorRole, OperatorSpec};
+use crate::policy::{CompiledPolicy, DocumentBody};
+use crate::store::write_rules::HISTORY_LISTED_MAX;
 use crate::store::{StoredDocument, signers};
 
 /// The kind of an operator's document.
-const KIND: &str = "operator";
+const OPERATOR_KIND: &str = "operator";
 
 /// The request for a new operator.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -48,7 +49,7 @@ enum SignedBy {
 impl NewOperator {
     /// Parses the keys and roles of the request.
     fn spec(&self) -> Result<OperatorSpec, Error> {
-        let invalid = |field, message: String| Err(Error::Invalid { field, message });
+        let invalid = |field, message: String| Err(Error::InvalidArgument { field, message });
         let mut keys = Vec::new();
         for jwk in &self.keys {
             let key = parse_object(jwk).map_err(|error| error.to_string());
@@ -59,9 +60,9 @@ impl NewOperator {
         }
         let mut roles = Vec::new();
         for name in &self.roles {
-            match Role::ALL.iter().find(|role| role.as_str() == name) {
+            match OperatorRole::ALL.iter().find(|role| role.as_str() == name) {
                 Some(role) => roles.push(*role),
-                None => return invalid("roles", format!("`{}` is no role: {}", abridged(name), role_names())),
+                None => return invalid("roles", format!("`{}` is no role: {}", abbreviate(name), role_names())),
             }
         }
         Ok(OperatorSpec {
@@ -75,12 +76,12 @@ impl NewOperator {
 }
 
 fn role_names() -> String {
-    Role::ALL.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(", ")
+    OperatorRole::ALL.iter().map(|role| role.as_str()).collect::<Vec<_>>().join(", ")
 }
 
 /// The result of adding or retiring an operator.
 #[derive(Clone, Debug)]
-pub struct OperatorChanged {
+pub struct OperatorChangeOutcome {
     /// The revision of the act, durable.
     pub revision: Revision,
     /// The time of the commit, by the store's clock.
@@ -128,69 +129,88 @@ pub struct ListedOperator {
     pub revision: Revision,
 }
 
-impl Admin {
+impl AdministrationPoint {
     /// Adds an operator. The act is durable when this returns.
     ///
     /// # Errors
-    /// - [`Error::Invalid`] if the operator exists already.
-    /// - [`Error::Policy`] for an invalid document or a dead key.
+    /// - [`Error::InvalidArgument`] if the operator exists already.
+    /// - [`Rejected`](crate::store::Error::Rejected) for a document that names something unknown, or a dead key.
     /// - [`Error::PermissionDenied`] if a second operator must sign.
     /// - Any error of the store.
-    pub async fn add_operator(&self, by: &Authorized, new: &NewOperator, reason: &str) -> Result<OperatorChanged, Error> {
-        self.add(by, SignedBy::Operators, new, reason).await
+    pub async fn add_operator(
+        &self,
+        by: &AuthorizedAct,
+        new: &NewOperator,
+        reason: &str,
+    ) -> Result<OperatorChangeOutcome, Error> {
+        self.commit_new_operator(by, SignedBy::Operators, new, reason).await
     }
 
     /// Adds an operator without any signature, for a caller with write access to the store itself when no key is left that can
     /// sign. `who` goes into the records.
     ///
     /// # Errors
-    /// As for [`Admin::add_operator`], except for signatures.
-    pub async fn break_glass(&self, who: String, new: &NewOperator, reason: &str) -> Result<OperatorChanged, Error> {
-        self.add(&Authorized::break_glass(who), SignedBy::Nobody, new, reason).await
+    /// As for [`AdministrationPoint::add_operator`], except for signatures.
+    pub async fn break_glass(&self, who: String, new: &NewOperator, reason: &str) -> Result<OperatorChangeOutcome, Error> {
+        self.commit_new_operator(&AuthorizedAct::break_glass(who), SignedBy::Nobody, new, reason).await
+    }
+
+    /// What an administrator must know after the glass was broken: whether further operators must be added in the same way. Empty if
+    /// every act can be signed.
+    pub async fn after_break_glass(&self) -> String {
+        self.lack_of_administrators().await
     }
 
     /// Checks and commits a new operator. Only [`SignedBy::Operators`] demands the signatures of administrators.
-    async fn add(&self, by: &Authorized, signed_by: SignedBy, new: &NewOperator, reason: &str) -> Result<OperatorChanged, Error> {
-        let _one = self.applying.lock().await;
+    async fn commit_new_operator(
+        &self,
+        by: &AuthorizedAct,
+        signed_by: SignedBy,
+        new: &NewOperator,
+        reason: &str,
+    ) -> Result<OperatorChangeOutcome, Error> {
+        let _one = self.apply_lock.lock().await;
         let stored = self.store.documents(None).await?;
         let since = stored.revision.number;
-        let two_needed = needs_two(stored.documents.iter());
-        let operator = self.or_record_refused(by, new.spec())?;
-        let document = self.or_record_refused(by, new_document(&operator, &stored.documents, reason))?;
-        let plan = self.or_record_refused(by, added(&document, stored.documents).await)?;
-        let alive = self.no_dead_keys(&plan.newly_listed(std::slice::from_ref(&document))).await;
-        self.or_record_refused(by, alive)?;
+        let two_needed = needs_two_operators(stored.documents.iter());
+        let operator = self.or_record_refusal(by, new.spec())?;
+        let document = self.or_record_refusal(by, new_operator_document(&operator, &stored.documents, reason))?;
+        let plan = self.or_record_refusal(by, plan_addition(&document, stored.documents).await.map_err(rejected))?;
+        let alive = self.check_no_dead_keys(&plan.newly_listed_keys(std::slice::from_ref(&document))).await;
+        self.or_record_refusal(by, alive.map_err(rejected))?;
         let account = match signed_by {
             SignedBy::Operators => {
-                self.or_record_refused(by, two_signed(by, two_needed, &plan))?;
+                let signed = self.check_two_signed(by, two_needed, &plan).await;
+                self.or_record_refusal(by, signed)?;
                 format!("add operator {}: {reason}", operator.id)
             }
             SignedBy::Nobody => format!("break glass, signed by nobody, {}: add operator {}: {reason}", by.peer(), operator.id),
         };
         let committed = self.commit(by, plan.writes, Some(since), &account).await?;
         let is_recorded = !by.is_unrecorded();
-        Ok(OperatorChanged { revision: committed.revision, unix_ms: committed.unix_ms, operator, is_recorded })
+        Ok(OperatorChangeOutcome { revision: committed.revision, unix_ms: committed.unix_ms, operator, is_recorded })
     }
 
     /// Retires an operator that a command or the program itself created. Its keys become dead for good.
     ///
     /// # Errors
     /// - [`Error::NotFound`] if there is no such operator.
-    /// - [`Error::Invalid`] for an operator of the policy folder, or if no administrator would remain.
+    /// - [`Error::InvalidArgument`] for an operator of the policy folder, or if no administrator would remain.
     /// - [`Error::PermissionDenied`] if a second operator must sign, or if no administrator with a valid key would remain.
     /// - Any error of the store.
-    pub async fn retire_operator(&self, by: &Authorized, id: &str, reason: &str) -> Result<OperatorChanged, Error> {
-        let _one = self.applying.lock().await;
-        let stored = self.store.documents(Some(KIND)).await?;
+    pub async fn retire_operator(&self, by: &AuthorizedAct, id: &str, reason: &str) -> Result<OperatorChangeOutcome, Error> {
+        let _one = self.apply_lock.lock().await;
+        let stored = self.store.documents(Some(OPERATOR_KIND)).await?;
         let since = stored.revision.number;
-        let two_needed = needs_two(stored.documents.iter());
-        let checked = retired(id, stored.documents, reason);
-        let (operator, plan) = self.or_record_refused(by, checked)?;
-        self.or_record_refused(by, two_signed(by, two_needed, &plan))?;
+        let two_needed = needs_two_operators(stored.documents.iter());
+        let checked = plan_retirement(id, stored.documents, reason);
+        let (operator, plan) = self.or_record_refusal(by, checked)?;
+        let signed = self.check_two_signed(by, two_needed, &plan).await;
+        self.or_record_refusal(by, signed)?;
         let account = format!("retire operator {id}: {reason}");
-        let committed = self.commit_leaving(by, plan.one_must_sign, plan.writes, Some(since), &account).await?;
+        let committed = self.commit_keeping_signer(by, plan.one_must_sign, plan.writes, Some(since), &account).await?;
         let is_recorded = !by.is_unrecorded();
-        Ok(OperatorChanged { revision: committed.revision, unix_ms: committed.unix_ms, operator, is_recorded })
+        Ok(OperatorChangeOutcome { revision: committed.revision, unix_ms: committed.unix_ms, operator, is_recorded })
     }
 
     /// Lists the operators by id, then the retired ones. Retired operators are listed as far back as the history of policy
@@ -198,28 +218,28 @@ impl Admin {
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub async fn list_operators(&self, by: &Authorized) -> Result<Vec<ListedOperator>, Error> {
-        let stored = self.store.documents(Some(KIND)).await?;
-        let history = self.store.history(HISTORY_LISTED_MAX).await?;
+    pub async fn list_operators(&self, by: &AuthorizedAct) -> Result<Vec<ListedOperator>, Error> {
+        let stored = self.store.documents(Some(OPERATOR_KIND)).await?;
+        let history = self.store.policy_history(HISTORY_LISTED_MAX).await?;
         let present: Vec<(OperatorSpec, StoredDocument)> = stored
             .documents
             .into_iter()
-            .filter_map(|stored| operator_in(&stored.row).map(|operator| (operator, stored)))
+            .filter_map(|stored| read_operator(&stored.row).map(|operator| (operator, stored)))
             .collect();
         // For each absent operator: the newest revision that removed its document, and the last content before that.
         let mut gone: Vec<(DocumentKey, u64, Option<OperatorSpec>)> = Vec::new();
         for commit in &history {
             for change in commit.changes.iter().rev() {
                 match change {
-                    Change::DocumentRemoved(key) if key.kind == KIND => {
+                    RowChange::DocumentRemoved(key) if key.kind == OPERATOR_KIND => {
                         let known = present.iter().any(|(operator, _)| operator.id.as_str() == key.id);
                         if !known && !gone.iter().any(|(removed, ..)| removed == key) {
                             gone.push((key.clone(), commit.number, None));
                         }
                     }
-                    Change::Document(row) if row.key.kind == KIND => {
+                    RowChange::Document(row) if row.key.kind == OPERATOR_KIND => {
                         if let Some((.., said @ None)) = gone.iter_mut().find(|(removed, ..)| *removed == row.key) {
-                            *said = operator_in(row);
+                            *said = read_operator(row);
                         }
                     }
                     _ => {}
@@ -232,7 +252,7 @@ impl Admin {
         for (operator, stored) in present {
             let revoked = self.revoked_keys(&operator).await?;
             let state = if revoked.iter().all(Option::is_some) { OperatorState::Revoked } else { OperatorState::Active };
-            let place = (stored.row.origin == Origin::Folder).then(|| (stored.row.path.clone(), stored.row.line));
+            let place = (stored.row.origin == DocumentOrigin::Folder).then(|| (stored.row.path.clone(), stored.row.line));
             listed.push(ListedOperator { operator, state, revoked, place, revision: revision(stored.revision) });
         }
         for (key, number, said) in gone {
@@ -242,26 +262,40 @@ impl Admin {
             let (state, revision) = (OperatorState::Retired, revision(number));
             listed.push(ListedOperator { operator, state, revoked, place: None, revision });
         }
-        self.record(by, None, "read")?;
+        self.record_act(by, None, "read")?;
         Ok(listed)
     }
 
     async fn revoked_keys(&self, operator: &OperatorSpec) -> Result<Vec<Option<String>>, Error> {
-        let targets: Vec<Target> = operator.keys.iter().map(|key| signers::target(key.thumbprint().as_str())).collect();
+        let targets: Vec<RevocationTarget> =
+            operator.keys.iter().map(|key| signers::key_target(key.thumbprint().as_str())).collect();
         let rows = self.store.revocations_of(&targets).await?;
-        let why = |target: &Target| rows.iter().find(|row| row.target == *target && row.dead).map(|row| row.reason.clone());
+        let why =
+            |target: &RevocationTarget| rows.iter().find(|row| row.target == *target && row.dead).map(|row| row.reason.clone());
         Ok(targets.iter().map(why).collect())
     }
 }
 
+/// The refusal of one operator, in place of the refusal of a whole policy: warnings about other documents are left out.
+fn rejected(error: Error) -> Error {
+    match error {
+        Error::InvalidPolicy(diagnostics) => {
+            let errors: Vec<String> =
+                diagnostics.iter().filter(|diagnostic| diagnostic.is_error()).map(ToString::to_string).collect();
+            Error::Store(crate::store::Error::Rejected(format!("the operator cannot be added: {}", errors.join("; "))))
+        }
+        other => other,
+    }
+}
+
 /// The document of a new operator. It is read back like a stored one, so that the same limits apply.
-fn new_document(operator: &OperatorSpec, stored: &[StoredDocument], reason: &str) -> Result<Document, Error> {
+fn new_operator_document(operator: &OperatorSpec, stored: &[StoredDocument], reason: &str) -> Result<Document, Error> {
     check_reason(reason)?;
-    let invalid = |field, message: String| Error::Invalid { field, message };
-    let document = Document::new(Body::Operator(operator.clone()), operator.id.as_str());
-    let row = document.to_row(Origin::Api);
+    let invalid = |field, message: String| Error::InvalidArgument { field, message };
+    let document = Document::new(DocumentBody::Operator(operator.clone()), operator.id.as_str());
+    let row = document.to_row(DocumentOrigin::Api);
     if let Some(before) = stored.iter().find(|stored| stored.row.key == row.key) {
-        let place = place(&before.row);
+        let place = location_text(&before.row);
         return Err(invalid("id", format!("there is an operator `{}` already{place}: choose another name", operator.id)));
     }
     if operator.roles.is_empty() {
@@ -271,58 +305,62 @@ fn new_document(operator: &OperatorSpec, stored: &[StoredDocument], reason: &str
 }
 
 /// Plans the addition of a document. All documents together must still compile.
-async fn added(document: &Document, stored: Vec<StoredDocument>) -> Result<Plan, Error> {
-    let row = document.to_row(Origin::Api);
-    let plan = Plan {
+async fn plan_addition(document: &Document, stored: Vec<StoredDocument>) -> Result<ChangePlan, Error> {
+    let row = document.to_row(DocumentOrigin::Api);
+    let plan = ChangePlan {
         changes: vec![DocumentChange { change: "added", key: row.key.clone() }],
-        writes: vec![Write::PutDocument(row.clone())],
-        ..Plan::default()
+        writes: vec![StoreWrite::PutDocument(row.clone())],
+        ..ChangePlan::default()
     };
     let whole = move || {
-        let mut rows = keyed(stored);
+        let mut rows = index_by_key(stored);
         rows.insert(row.key.clone(), StoredDocument { row, revision: 0 });
         let documents: Vec<Document> = rows.values().filter_map(|stored| Document::from_row(&stored.row).ok()).collect();
-        Compiled::compile(&documents).map(drop).map_err(Error::Policy)
+        CompiledPolicy::compile(&documents).map(drop).map_err(Error::InvalidPolicy)
     };
-    aside(whole).await??;
+    run_blocking(whole).await??;
     Ok(plan)
 }
 
 /// Plans a retirement: the document is removed and its keys become dead.
-fn retired(id: &str, stored: Vec<StoredDocument>, reason: &str) -> Result<(OperatorSpec, Plan), Error> {
+fn plan_retirement(id: &str, stored: Vec<StoredDocument>, reason: &str) -> Result<(OperatorSpec, ChangePlan), Error> {
     check_reason(reason)?;
-    let mut rows = keyed(stored);
-    let key = DocumentKey { kind: KIND.to_owned(), id: id.to_owned() };
-    let Some(gone) = rows.remove(&key) else { return Err(Error::NotFound { kind: KIND.to_owned(), id: id.to_owned() }) };
-    if gone.row.origin == Origin::Folder {
+    let mut rows = index_by_key(stored);
+    let key = DocumentKey { kind: OPERATOR_KIND.to_owned(), id: id.to_owned() };
+    let Some(gone) = rows.remove(&key) else {
+        let near = nearest_name(id, rows.keys().map(|key| key.id.as_str()));
+        let hint = near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+        return Err(Error::NotFound { kind: OPERATOR_KIND.to_owned(), id: id.to_owned(), hint });
+    };
+    if gone.row.origin == DocumentOrigin::Folder {
         let message = format!(
             "operator `{id}` stands in the policy folder{}: take it out there and apply the folder; `portcullis revoke key` ends its keys \
              at once",
-            place(&gone.row)
+            location_text(&gone.row)
         );
-        return Err(Error::Invalid { field: "id", message });
+        return Err(Error::InvalidArgument { field: "id", message });
     }
     let after: Vec<Document> = rows.values().filter_map(|stored| Document::from_row(&stored.row).ok()).collect();
-    still_administered(&after)?;
-    let operator = operator_in(&gone.row);
-    let mut plan = Plan {
+    check_administrator_left(&after)?;
+    let operator = read_operator(&gone.row);
+    let mut plan = ChangePlan {
         changes: vec![DocumentChange { change: "removed", key: key.clone() }],
-        writes: vec![Write::RemoveDocument(key)],
+        writes: vec![StoreWrite::RemoveDocument(key)],
         replaced: vec![gone.row],
-        ..Plan::default()
+        ..ChangePlan::default()
     };
-    plan.complete(&after);
+    plan.add_consequences(&after);
     let nothing = OperatorSpec { id: id.into(), keys: vec![], roles: vec![], groups: vec![], users: vec![] };
     Ok((operator.unwrap_or(nothing), plan))
 }
 
-fn operator_in(row: &DocumentRow) -> Option<OperatorSpec> {
+fn read_operator(row: &DocumentRow) -> Option<OperatorSpec> {
     match Document::from_row(row).ok()?.body {
-        Body::Operator(operator) => Some(operator),
+        DocumentBody::Operator(operator) => Some(operator),
         _ => None,
     }
 }
 
-fn place(row: &DocumentRow) -> String {
+fn location_text(row: &DocumentRow) -> String {
     if row.path.is_empty() { String::new() } else { format!(" ({}:{})", row.path, row.line) }
 }

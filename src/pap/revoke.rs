@@ -1,26 +1,26 @@
 //! Revokes and reinstates targets: the writes of the kill switch.
 //!
-//! A revocation must not depend on slow work, so nothing here reads a whole policy. Look next at `pap/recognize.rs`, which looks
+//! A revocation must not depend on slow work, so nothing here reads a whole policy. Look next at `pap/target_lookup.rs`, which looks
 //! up the name of a revoked target.
 
 use std::time::Duration;
 
-use super::apply::administers;
-use super::recognize::Standing;
-use super::{Admin, Authorized, Error};
-use crate::model::ids::holds_control_character;
-use crate::model::limits::{ACT_REASON_BYTES_MAX, ID_BYTES_MAX, SECOND_OPERATOR_MS};
-use crate::model::records::{DocumentKey, Meaning, Target, Write};
-use crate::policy::diagnostic::nearest;
-use crate::policy::document::{Body, Document, OperatorSpec, tool_name_error};
-use crate::store::{self, Committed, StoredDocument};
+use super::apply::is_administrator;
+use super::target_lookup::NameStatus;
+use super::{AdministrationPoint, AuthorizedAct, Error};
+use crate::model::ids::contains_control_character;
+use crate::model::limits::{ACT_REASON_BYTES_MAX, ID_BYTES_MAX, TWO_PERSON_WINDOW_MS};
+use crate::model::rows::{DocumentKey, RevocationKind, RevocationTarget, RowChange, StoreWrite};
+use crate::policy::diagnostic::nearest_name;
+use crate::policy::document::{Document, DocumentBody, OperatorSpec, tool_name_error};
+use crate::store::{self, CommitOutcome, StoredDocument};
 
 /// The number of newest revocations in which a similar suspended name is searched.
 const SUSPENDED_LISTED_MAX: usize = 1_000;
-/// The time limit of that search.
+/// The time limit of that search, and of other reads for an answer.
 const HINT_TIMEOUT: Duration = Duration::from_millis(500);
 /// The number of attempts to revoke an administrator's key while others apply policy.
-const REVOKE_KEY_ROUNDS_MAX: usize = 8;
+const REVOKE_KEY_ATTEMPTS_MAX: usize = 8;
 
 /// A request for a revocation.
 #[derive(Clone, Debug)]
@@ -30,35 +30,64 @@ pub struct RevokeRequest {
     /// The parts of its key.
     pub key: Vec<String>,
     /// The meaning of the revocation. `None`: suspend the target if it can be suspended, else revoke it for good.
-    pub meaning: Option<Meaning>,
+    pub meaning: Option<RevocationKind>,
     /// The reason.
     pub reason: String,
 }
 
+/// The result of a revocation.
+#[derive(Clone, Debug)]
+pub struct RevokeOutcome {
+    /// The target as it was stored.
+    pub target: RevocationTarget,
+    /// The revision of the act, durable.
+    pub committed: CommitOutcome,
+    /// Roots issued at or before this time are void, in seconds since the Unix epoch, if the act set a watermark.
+    pub watermark_unix_s: Option<i64>,
+}
+
 /// The result of a reinstatement.
 #[derive(Clone, Debug)]
-pub struct Reinstated {
+pub struct ReinstateOutcome {
     /// The revision of the act, durable.
-    pub committed: Committed,
+    pub committed: CommitOutcome,
     /// If set, nothing is reinstated yet: another operator must make the same call before this time of the store's clock.
     pub waits_until_unix_ms: Option<i64>,
 }
 
-impl Admin {
+impl AdministrationPoint {
     /// Revokes a target. The act is durable when this returns.
     ///
     /// # Errors
-    /// [`Error::Invalid`] for an unknown target or meaning, or if the store fails.
-    pub async fn revoke(&self, by: &Authorized, request: RevokeRequest) -> Result<(Target, Committed), Error> {
-        let checked = self.revocation(&request).await;
-        let (target, meaning) = self.or_record_refused(by, checked)?;
-        let write = Write::Revoke { target: target.clone(), meaning, reason: request.reason.clone() };
+    /// [`Error::InvalidArgument`] for an unknown target or meaning, or if the store fails.
+    pub async fn revoke(&self, by: &AuthorizedAct, request: RevokeRequest) -> Result<RevokeOutcome, Error> {
+        let checked = self.check_request(&request).await;
+        let (target, meaning) = self.or_record_refusal(by, checked)?;
+        let write = StoreWrite::Revoke { target: target.clone(), kind: meaning, reason: request.reason.clone() };
         let account = format!("revoke {target} ({meaning:?}): {}", request.reason);
         let committed = match &target {
-            Target::Key(key) => self.revoke_key(by, key, write, &account).await?,
+            RevocationTarget::Key(key) => self.revoke_key(by, key, write, &account).await?,
             _ => self.commit(by, vec![write], None, &account).await?,
         };
-        Ok((target, committed))
+        let watermark_unix_s = match meaning {
+            RevocationKind::Watermark => self.watermark_of(&target, &committed).await,
+            RevocationKind::Suspend | RevocationKind::Dead => None,
+        };
+        Ok(RevokeOutcome { target, committed, watermark_unix_s })
+    }
+
+    /// The watermark of a target after a commit. The commit is done, so a failing read must not turn it into an error.
+    async fn watermark_of(&self, target: &RevocationTarget, committed: &CommitOutcome) -> Option<i64> {
+        let changed = committed.changes.iter().find_map(|change| match change {
+            RowChange::Revocation(row) => row.watermark_unix_s,
+            _ => None,
+        });
+        if changed.is_some() {
+            return changed;
+        }
+        // A second watermark within the same second changes no row.
+        let rows = tokio::time::timeout(HINT_TIMEOUT, self.store.revocations_of(std::slice::from_ref(target))).await;
+        rows.ok()?.ok()?.first().and_then(|row| row.watermark_unix_s)
     }
 
     /// Revokes a key. An operator without the role `administer` must leave some administrator with a valid key, so that a
@@ -66,9 +95,9 @@ impl Admin {
     ///
     /// An administrator may revoke even the last key, its own. Otherwise a stolen key would stay valid for lack of another
     /// administrator.
-    async fn revoke_key(&self, by: &Authorized, key: &str, write: Write, account: &str) -> Result<Committed, Error> {
+    async fn revoke_key(&self, by: &AuthorizedAct, key: &str, write: StoreWrite, account: &str) -> Result<CommitOutcome, Error> {
         // A concurrent apply must not make the revocation of a key fail.
-        let mut rounds = 0..REVOKE_KEY_ROUNDS_MAX;
+        let mut rounds = 0..REVOKE_KEY_ATTEMPTS_MAX;
         loop {
             let listed = self.store.documents(Some("operator")).await?;
             let administrators: Vec<OperatorSpec> = administrators(&listed.documents).collect();
@@ -77,8 +106,8 @@ impl Admin {
             if !administrators.iter().any(held) || administrators.iter().any(signed) {
                 return self.commit(by, vec![write], None, account).await;
             }
-            let (left, since) = (keys_of(&administrators), Some(listed.revision.number));
-            match self.commit_leaving(by, left, vec![write.clone()], since, account).await {
+            let (left, since) = (operator_keys(&administrators), Some(listed.revision.number));
+            match self.commit_keeping_signer(by, left, vec![write.clone()], since, account).await {
                 Err(Error::Store(store::Error::DocumentsChanged { .. })) if rounds.next().is_some() => {}
                 done => return done,
             }
@@ -88,33 +117,40 @@ impl Admin {
     /// Lifts the suspension of a target.
     ///
     /// If two or more operators administer, two are needed to reinstate everything (`all`), or a target whose document states
-    /// `two_person`. Either both sign one call, or another one calls within [`SECOND_OPERATOR_MS`] of the first.
+    /// `two_person`. Either both sign one call, or another one calls within [`TWO_PERSON_WINDOW_MS`] of the first.
     ///
     /// # Errors
-    /// - [`Error::Invalid`] for a target that cannot be suspended.
+    /// - [`Error::InvalidArgument`] for a target that cannot be suspended.
     /// - [`Rejected`](crate::store::Error::Rejected) for a target that is not suspended, or if the same operator calls twice.
     /// - Any other error of the store.
-    pub async fn reinstate(&self, by: &Authorized, kind: &str, key: &[String], reason: String) -> Result<Reinstated, Error> {
-        let checked = match self.target(kind, key).await {
+    pub async fn reinstate(
+        &self,
+        by: &AuthorizedAct,
+        kind: &str,
+        key: &[String],
+        reason: String,
+    ) -> Result<ReinstateOutcome, Error> {
+        let checked = match self.parse_target(kind, key).await {
             Ok(target) if target.can_suspend() => check_reason(&reason).map(|()| target),
-            Ok(target) => {
-                Err(invalid("target", format!("a {} that was revoked is dead: there is nothing to reinstate", target.kind())))
-            }
+            Ok(target) => Err(invalid_argument(
+                "target",
+                format!("a {} that was revoked is dead: there is nothing to reinstate", target.kind()),
+            )),
             Err(error) => Err(error),
         };
-        let target = self.or_record_refused(by, checked)?;
+        let target = self.or_record_refusal(by, checked)?;
         let asked = match target {
-            Target::All => Some(u64::MAX),
-            _ => self.asks_for_two(&target).await?,
+            RevocationTarget::All => Some(u64::MAX),
+            _ => self.two_person_revision(&target).await?,
         };
         match asked {
             Some(read_at) => self.reinstate_by_two(by, target, read_at, reason).await,
             // If a document adds `two_person` at this moment, the rule applies to later suspensions only.
             None => {
                 let account = format!("reinstate {target}: {reason}");
-                let write = Write::Reinstate { target: target.clone(), reason };
+                let write = StoreWrite::Reinstate { target: target.clone(), reason };
                 match self.commit(by, vec![write], None, &account).await {
-                    Ok(committed) => Ok(Reinstated { committed, waits_until_unix_ms: None }),
+                    Ok(committed) => Ok(ReinstateOutcome { committed, waits_until_unix_ms: None }),
                     Err(Error::Store(store::Error::Rejected(why))) => {
                         let hint = self.suspended_hint(&target).await;
                         Err(Error::Store(store::Error::Rejected(format!("{why}{hint}"))))
@@ -127,40 +163,40 @@ impl Admin {
 
     /// A hint why a target is not suspended: a suspended target has a similar name, or the name is unknown. Empty if neither is
     /// found in time.
-    async fn suspended_hint(&self, target: &Target) -> String {
+    async fn suspended_hint(&self, target: &RevocationTarget) -> String {
         let listed = async {
             let listed = self.store.revocations(SUSPENDED_LISTED_MAX).await.ok()?;
             let suspended = listed.rows.iter().filter(|row| row.suspended && row.target.kind() == target.kind());
             let names: Vec<(String, String)> =
-                suspended.map(|row| (row.target.parts().join(" "), row.target.to_string())).collect();
-            let near = nearest(&target.parts().join(" "), names.iter().map(|(parts, _)| parts.as_str()))?.to_owned();
+                suspended.map(|row| (row.target.key_parts().join(" "), row.target.to_string())).collect();
+            let near = nearest_name(&target.key_parts().join(" "), names.iter().map(|(parts, _)| parts.as_str()))?.to_owned();
             names.into_iter().find(|(parts, _)| *parts == near).map(|(_, shown)| shown)
         };
         if let Some(near) = tokio::time::timeout(HINT_TIMEOUT, listed).await.ok().flatten() {
             return format!("; did you mean `{near}`, which is suspended?");
         }
         let Ok(Ok(revision)) = tokio::time::timeout(HINT_TIMEOUT, self.store.revision()).await else { return String::new() };
-        let name = self.recognize(target, &revision).await;
-        match name.standing {
-            Standing::Unknown => format!("; nothing bears that name: {}", name.note),
-            Standing::Known | Standing::NotLooked => String::new(),
+        let name = self.look_up_target(target, &revision).await;
+        match name.status {
+            NameStatus::Unknown => format!("; nothing bears that name: {}", name.note),
+            NameStatus::Known | NameStatus::NotChecked => String::new(),
         }
     }
 
     /// Returns the revision at which a document demanded two operators for a target; `None` if no document does.
-    async fn asks_for_two(&self, target: &Target) -> Result<Option<u64>, Error> {
+    async fn two_person_revision(&self, target: &RevocationTarget) -> Result<Option<u64>, Error> {
         let named = |kind: &str, id: &str| DocumentKey { kind: kind.to_owned(), id: id.to_owned() };
         let keys = match target {
             // Reinstating a delegation admits its agent again, so the rule of the agent's document applies.
-            Target::Agent(agent) | Target::Delegation { agent, .. } => vec![named("agent", agent)],
-            Target::Application(id) => vec![named("application", id)],
-            Target::Tool(tool) => {
+            RevocationTarget::Agent(agent) | RevocationTarget::Delegation { agent, .. } => vec![named("agent", agent)],
+            RevocationTarget::Application(id) => vec![named("application", id)],
+            RevocationTarget::Tool(tool) => {
                 let server = tool.split_once('/').map_or("", |(server, _)| server);
                 vec![named("tool", tool), named("server", server)]
             }
             _ => return Ok(None),
         };
-        let found = self.store.documents_named(&keys).await?;
+        let found = self.store.documents_by_key(&keys).await?;
         // A document that cannot be read may have demanded two operators.
         let asks = |stored: &StoredDocument| Document::from_row(&stored.row).map_or(true, |document| document.two_person);
         Ok(found.documents.iter().any(asks).then_some(found.revision.number))
@@ -168,7 +204,13 @@ impl Admin {
 
     /// Reinstates a target that needs two operators. Either both sign this call, or the store records the first call and the
     /// second one lifts the suspension. A single administrator needs no second one.
-    async fn reinstate_by_two(&self, by: &Authorized, target: Target, read_at: u64, reason: String) -> Result<Reinstated, Error> {
+    async fn reinstate_by_two(
+        &self,
+        by: &AuthorizedAct,
+        target: RevocationTarget,
+        read_at: u64,
+        reason: String,
+    ) -> Result<ReinstateOutcome, Error> {
         let listed = self.store.documents(Some("operator")).await?;
         // The administrators were read a moment ago. The commit fails if documents have changed since.
         let since = Some(listed.revision.number.min(read_at));
@@ -176,107 +218,125 @@ impl Admin {
         // A single administrator has no second one to wait for. Without this exception a suspension could never be lifted.
         if administrators.len() < 2 || by.operators().len() > 1 {
             let account = format!("reinstate {target}: {reason}");
-            let write = Write::Reinstate { target, reason };
-            return Ok(Reinstated { committed: self.commit(by, vec![write], since, &account).await?, waits_until_unix_ms: None });
+            let write = StoreWrite::Reinstate { target, reason };
+            return Ok(ReinstateOutcome {
+                committed: self.commit(by, vec![write], since, &account).await?,
+                waits_until_unix_ms: None,
+            });
+        }
+        // Nobody else could be the second operator, so a wait would be in vain.
+        if let Ok(counted) = self.administrators().await
+            && counted.lacks_second()
+        {
+            let message = format!("two operators must reinstate `{target}`{}", counted.lack());
+            return self.or_record_refusal(by, Err(Error::PermissionDenied(message)));
         }
         let operator = by.operators().first().cloned().unwrap_or_default();
         let key = by.keys().first().map(ToString::to_string).unwrap_or_default();
         let account = format!("reinstate {target}, one of two operators: {reason}");
-        let write = Write::ReinstateByTwo { target, reason, operator, key, administrators };
+        let write = StoreWrite::ReinstateByTwo { target, reason, operator, key, administrators };
         let committed = self.commit(by, vec![write], since, &account).await?;
-        let waits = committed.changes.is_empty().then(|| committed.unix_ms.saturating_add(SECOND_OPERATOR_MS));
-        Ok(Reinstated { committed, waits_until_unix_ms: waits })
+        let waits = committed.changes.is_empty().then(|| committed.unix_ms.saturating_add(TWO_PERSON_WINDOW_MS));
+        Ok(ReinstateOutcome { committed, waits_until_unix_ms: waits })
     }
 
     /// Checks a request. Returns the target, and the meaning or its default.
-    async fn revocation(&self, request: &RevokeRequest) -> Result<(Target, Meaning), Error> {
+    async fn check_request(&self, request: &RevokeRequest) -> Result<(RevocationTarget, RevocationKind), Error> {
         check_reason(&request.reason)?;
-        let target = self.target(&request.kind, &request.key).await?;
-        self.check_is_a_name(&target).await?;
-        let meaning = request.meaning.unwrap_or(if target.can_suspend() { Meaning::Suspend } else { Meaning::Dead });
+        let target = self.parse_target(&request.kind, &request.key).await?;
+        self.check_single_name(&target).await?;
+        let meaning =
+            request.meaning.unwrap_or(if target.can_suspend() { RevocationKind::Suspend } else { RevocationKind::Dead });
         let has_meaning = match meaning {
-            Meaning::Suspend => target.can_suspend(),
-            Meaning::Watermark => target.can_watermark(),
-            Meaning::Dead => !target.can_suspend(),
+            RevocationKind::Suspend => target.can_suspend(),
+            RevocationKind::Watermark => target.can_watermark(),
+            RevocationKind::Dead => !target.can_suspend(),
         };
         if !has_meaning {
             let message = format!("`{}` cannot be revoked with the meaning {meaning:?}: leave the meaning out", target.kind());
-            return Err(invalid("meaning", message));
+            return Err(invalid_argument("meaning", message));
         }
         Ok((target, meaning))
     }
 
     /// Parses a target. An issuer's key is resolved to its thumbprint.
-    async fn target(&self, kind: &str, key: &[String]) -> Result<Target, Error> {
+    async fn parse_target(&self, kind: &str, key: &[String]) -> Result<RevocationTarget, Error> {
         if let Some(long) = key.iter().find(|part| part.is_empty() || part.len() > ID_BYTES_MAX) {
-            return Err(invalid("target.key", format!("a part of {} bytes: 1 to {ID_BYTES_MAX} are expected", long.len())));
+            return Err(invalid_argument(
+                "target.key",
+                format!("a part of {} bytes: 1 to {ID_BYTES_MAX} are expected", long.len()),
+            ));
         }
-        if key.iter().any(|part| holds_control_character(part)) {
-            return Err(invalid("target.key", "a part holds a control character: no id has one".to_owned()));
+        if key.iter().any(|part| contains_control_character(part)) {
+            return Err(invalid_argument("target.key", "a part holds a control character: no id has one".to_owned()));
         }
         let target = match (kind, key) {
             ("agent", [id]) => match crate::model::ids::spiffe_id_error(id) {
-                Some(error) => return Err(invalid("target.key", format!("`{id}` {error}"))),
-                None => Target::Agent(id.clone()),
+                Some(error) => return Err(invalid_argument("target.key", format!("`{id}` {error}"))),
+                None => RevocationTarget::Agent(id.clone()),
             },
-            ("session", [id]) => Target::Session(id.clone()),
-            ("task", [id]) => Target::Task(id.clone()),
+            ("session", [id]) => RevocationTarget::Session(id.clone()),
+            ("task", [id]) => RevocationTarget::Task(id.clone()),
             ("delegation", [issuer, subject, agent]) => {
-                Target::Delegation { issuer: issuer.clone(), subject: subject.clone(), agent: agent.clone() }
+                RevocationTarget::Delegation { issuer: issuer.clone(), subject: subject.clone(), agent: agent.clone() }
             }
-            ("application", [id]) => Target::Application(id.clone()),
-            ("user", [issuer, subject]) => Target::User { issuer: issuer.clone(), subject: subject.clone() },
-            ("key", [thumbprint]) => Target::Key(thumbprint.clone()),
-            ("issuer-key", [issuer, kid]) => self.issuer_key(issuer, kid).await?,
-            ("tool", [name]) => Target::Tool(name.clone()),
-            ("hop", [hash]) => Target::Hop(hash.clone()),
-            ("token", [jti]) => Target::Token(jti.clone()),
-            ("all", []) => Target::All,
-            _ => return Err(invalid("target", unknown_target(kind, key.len()))),
+            ("application", [id]) => RevocationTarget::Application(id.clone()),
+            ("user", [issuer, subject]) => RevocationTarget::User { issuer: issuer.clone(), subject: subject.clone() },
+            ("key", [thumbprint]) => RevocationTarget::Key(thumbprint.clone()),
+            ("issuer-key", [issuer, kid]) => self.find_issuer_key(issuer, kid).await?,
+            ("tool", [name]) => RevocationTarget::Tool(name.clone()),
+            ("hop", [hash]) => RevocationTarget::Hop(hash.clone()),
+            ("token", [jti]) => RevocationTarget::Token(jti.clone()),
+            ("all", []) => RevocationTarget::All,
+            _ => return Err(invalid_argument("target", unknown_target_message(kind, key.len()))),
         };
-        if let Target::Key(digest) | Target::Hop(digest) = &target
+        if let RevocationTarget::Key(digest) | RevocationTarget::Hop(digest) = &target
             && digest.len() != 43
         {
-            let message = format!("`{digest}` is not 43 characters of base64url: `portcullis token inspect` prints it");
-            return Err(invalid("target.key", message));
+            let prints = match &target {
+                RevocationTarget::Hop(_) => "`portcullis token inspect` prints it",
+                _ => "`portcullis token inspect`, `token keygen` and `operator list` print thumbprints",
+            };
+            let message = format!("`{digest}` is not 43 characters of base64url: {prints}");
+            return Err(invalid_argument("target.key", message));
         }
         Ok(target)
     }
 
     /// Refuses a pattern or an incomplete tool name, because a revocation of it would match nothing.
-    async fn check_is_a_name(&self, target: &Target) -> Result<(), Error> {
+    async fn check_single_name(&self, target: &RevocationTarget) -> Result<(), Error> {
         let wrong = match target {
-            Target::Tool(name) => tool_name_error(name),
-            _ if target.parts().contains(&"*") => Some("is a pattern, and a revocation takes one name"),
-            Target::Application(id) if id.ends_with('*') => Some("is a pattern, and a revocation takes one name"),
-            Target::Delegation { agent, .. } => crate::model::ids::spiffe_id_error(agent),
+            RevocationTarget::Tool(name) => tool_name_error(name),
+            _ if target.key_parts().contains(&"*") => Some("is a pattern, and a revocation takes one name"),
+            RevocationTarget::Application(id) if id.ends_with('*') => Some("is a pattern, and a revocation takes one name"),
+            RevocationTarget::Delegation { agent, .. } => crate::model::ids::spiffe_id_error(agent),
             _ => None,
         };
         let Some(wrong) = wrong else { return Ok(()) };
         let name = match target {
-            Target::Tool(name) => name.clone(),
-            Target::Delegation { agent, .. } if !target.parts().contains(&"*") => agent.clone(),
+            RevocationTarget::Tool(name) => name.clone(),
+            RevocationTarget::Delegation { agent, .. } if !target.key_parts().contains(&"*") => agent.clone(),
             _ => target.to_string(),
         };
         let hint = match target {
-            Target::Tool(_) => "name each tool as `server/tool`; `revoke all` stops everything",
-            Target::Delegation { .. } => "a delegation is ISS SUB AGENT, the agent by its SPIFFE ID",
+            RevocationTarget::Tool(_) => "name each tool as `server/tool`; `revoke all` stops everything",
+            RevocationTarget::Delegation { .. } => "a delegation is ISS SUB AGENT, the agent by its SPIFFE ID",
             _ => "name each by itself; `revoke all` stops everything",
         };
-        let near = self.nearest(target).await.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
-        Err(invalid("target.key", format!("`{name}` {wrong}: {hint}{near}")))
+        let near = self.nearest_target(target).await.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
+        Err(invalid_argument("target.key", format!("`{name}` {wrong}: {hint}{near}")))
     }
 
     /// The key of an issuer with a `kid`, as a target with its thumbprint.
-    async fn issuer_key(&self, issuer: &str, kid: &str) -> Result<Target, Error> {
+    async fn find_issuer_key(&self, issuer: &str, kid: &str) -> Result<RevocationTarget, Error> {
         let rows = self.store.documents(Some("issuer")).await?.documents;
         let documents: Vec<Document> = rows.iter().filter_map(|stored| Document::from_row(&stored.row).ok()).collect();
         let mut kids = Vec::new();
         for document in &documents {
-            let Body::Issuer(spec) = &document.body else { continue };
+            let DocumentBody::Issuer(spec) = &document.body else { continue };
             for named in spec.keys.iter().filter(|_| document.key.id == issuer) {
                 match named.kid.as_deref() {
-                    Some(own) if own == kid => return Ok(Target::Key(named.key.thumbprint().to_string())),
+                    Some(own) if own == kid => return Ok(RevocationTarget::Key(named.key.thumbprint().to_string())),
                     own => kids.extend(own),
                 }
             }
@@ -284,18 +344,18 @@ impl Admin {
         let hint = |near: Option<&str>| near.map(|near| format!("; did you mean `{near}`?")).unwrap_or_default();
         let ids = || documents.iter().map(|document| document.key.id.as_str());
         let message = if ids().any(|id| id == issuer) {
-            format!("issuer `{issuer}` has no key with kid `{kid}`{}", hint(nearest(kid, kids)))
+            format!("issuer `{issuer}` has no key with kid `{kid}`{}", hint(nearest_name(kid, kids)))
         } else if ids().any(|id| id == kid) {
             format!("`{kid}` is an issuer and `{issuer}` is none: the issuer comes first, then the kid")
         } else {
-            format!("no document names issuer `{issuer}`{}", hint(nearest(issuer, ids())))
+            format!("no document names issuer `{issuer}`{}", hint(nearest_name(issuer, ids())))
         };
-        Err(invalid("target.key", format!("{message}: nothing was revoked; a key can be named by its thumbprint too")))
+        Err(invalid_argument("target.key", format!("{message}: nothing was revoked; a key can be named by its thumbprint too")))
     }
 
-    pub(super) fn or_record_refused<T>(&self, by: &Authorized, checked: Result<T, Error>) -> Result<T, Error> {
+    pub(super) fn or_record_refusal<T>(&self, by: &AuthorizedAct, checked: Result<T, Error>) -> Result<T, Error> {
         if let Err(error) = &checked {
-            self.record_refused(by.method(), by.operators(), by.peer(), error)?;
+            self.record_refusal(by.method(), by.operators(), by.peer(), error)?;
         }
         checked
     }
@@ -304,18 +364,18 @@ impl Admin {
 /// The operators with the role `administer`.
 pub(super) fn administrators(stored: &[StoredDocument]) -> impl Iterator<Item = OperatorSpec> {
     let documents = stored.iter().filter_map(|stored| Document::from_row(&stored.row).ok());
-    documents.filter(administers).filter_map(|document| match document.body {
-        Body::Operator(operator) => Some(operator),
+    documents.filter(is_administrator).filter_map(|document| match document.body {
+        DocumentBody::Operator(operator) => Some(operator),
         _ => None,
     })
 }
 
 /// The thumbprints of all keys of the operators.
-pub(super) fn keys_of(operators: &[OperatorSpec]) -> Vec<String> {
+pub(super) fn operator_keys(operators: &[OperatorSpec]) -> Vec<String> {
     operators.iter().flat_map(|operator| &operator.keys).map(|key| key.thumbprint().to_string()).collect()
 }
 
-fn unknown_target(kind: &str, parts: usize) -> String {
+fn unknown_target_message(kind: &str, parts: usize) -> String {
     let forms = "agent ID · session SID · task TXN · delegation ISS SUB AGENT · application ID · user ISS SUB · key THUMBPRINT · \
                  issuer-key ISSUER KID · tool T · hop HASH · token JTI · all";
     format!("`{kind}` with {parts} part(s) is not a target; one of: {forms}")
@@ -323,11 +383,11 @@ fn unknown_target(kind: &str, parts: usize) -> String {
 
 pub(super) fn check_reason(reason: &str) -> Result<(), Error> {
     if reason.len() > ACT_REASON_BYTES_MAX {
-        return Err(invalid("reason", format!("{} bytes: at most {ACT_REASON_BYTES_MAX}", reason.len())));
+        return Err(invalid_argument("reason", format!("{} bytes: at most {ACT_REASON_BYTES_MAX}", reason.len())));
     }
     Ok(())
 }
 
-fn invalid(field: &'static str, message: String) -> Error {
-    Error::Invalid { field, message }
+fn invalid_argument(field: &'static str, message: String) -> Error {
+    Error::InvalidArgument { field, message }
 }

@@ -3,55 +3,55 @@
 //! [`explain`] runs the same checks as [`decide`](super::decide), but continues after the first denial. It is pure, like `decide`. Look
 //! next at `service/explain.rs`, which adds the checks that precede the PDP and writes the explanation as text.
 
-use super::Prepared;
+use super::PreparedChain;
 use crate::model::decision::Effect;
-use crate::model::reason::{Layer, Reason};
-use crate::model::request::Call;
-use crate::model::time::Now;
-pub use crate::policy::compile::{LayerAnswer, Mend, Need};
-use crate::policy::condition::Work;
-use crate::revocation::{HitMeaning, TargetRef};
+use crate::model::reason::{DecisionLayer, Reason};
+use crate::model::request::ToolCall;
+use crate::model::time::ClockReading;
+pub use crate::policy::compile::{LayerAnswer, LayerRemedy, PermitRequirement};
+use crate::policy::condition::WorkBudget;
+use crate::revocation::{RevocationHitKind, TargetRef};
 use crate::snapshot::Snapshot;
-use crate::token::Options;
+use crate::token::VerificationOptions;
 
 /// The answer of one layer, and the remedy if the layer denies.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Finding {
+pub struct LayerFinding {
     /// The layer's answer.
     pub answer: LayerAnswer,
     /// The remedy; `None` if the layer does not deny.
-    pub turn: Option<Turn>,
+    pub remedy: Option<FindingRemedy>,
 }
 
 /// The change that would turn a denial into a permit.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Turn {
+pub enum FindingRemedy {
     /// Present another credential, proof or audience; the reason says which.
     Credential,
     /// Change the policy or the call.
-    Policy(Mend),
+    Policy(LayerRemedy),
     /// Reinstate the suspended target.
     Reinstate,
     /// Present a chain whose root was issued after the watermark.
-    LaterChain,
+    NewerChain,
     /// Obtain the required approval of a prepared call. Whether it exists already is not checked here.
     Prepare,
     /// Wait until this replica is fresh, or ask another replica.
     Wait,
     /// Nothing helps: the target is revoked for good.
-    Never,
+    Irrevocable,
 }
 
-impl Finding {
+impl LayerFinding {
     /// A denial outside of the policy layers.
-    pub fn denial(layer: Layer, hop: Option<usize>, reason: Reason, turn: Turn) -> Self {
+    pub fn denial(layer: DecisionLayer, hop: Option<usize>, reason: Reason, turn: FindingRemedy) -> Self {
         let answer =
             LayerAnswer { layer, hop, effect: Effect::Deny, reason, matched: None, approval: None, prepared: Vec::new() };
-        Self { answer, turn: Some(turn) }
+        Self { answer, remedy: Some(turn) }
     }
 
     /// A layer that permits.
-    pub fn permit(layer: Layer) -> Self {
+    pub fn permit(layer: DecisionLayer) -> Self {
         let answer = LayerAnswer {
             layer,
             hop: None,
@@ -61,35 +61,37 @@ impl Finding {
             approval: None,
             prepared: Vec::new(),
         };
-        Self { answer, turn: None }
+        Self { answer, remedy: None }
     }
 }
 
 /// Returns every layer's answer to a call. Of answers with the same effect, a decision reports the first. `prepared` must fit the snapshot.
-pub fn explain(prepared: &Prepared, call: &Call<'_>, snapshot: &Snapshot, now: Now) -> Vec<Finding> {
-    let identity = |reason, hop| Finding::denial(Layer::Identity, hop, reason, Turn::Credential);
+pub fn explain(prepared: &PreparedChain, call: &ToolCall<'_>, snapshot: &Snapshot, now: ClockReading) -> Vec<LayerFinding> {
+    let identity = |reason, hop| LayerFinding::denial(DecisionLayer::Identity, hop, reason, FindingRemedy::Credential);
     let mut findings = Vec::new();
-    let options = Options { iat_skew_s: snapshot.iat_skew_s(), ..Options::default() };
+    let options = VerificationOptions { iat_skew_s: snapshot.iat_skew_s(), ..VerificationOptions::default() };
     if let Err(rejection) = prepared.chain.check_times(now, &options) {
         findings.push(identity(rejection.reason, rejection.hop));
     }
-    findings.extend(revocations(prepared, call.tool, snapshot));
-    if let Some(hop) = prepared.session_too_long {
+    findings.extend(find_revocations(prepared, call.tool, snapshot));
+    if let Some(hop) = prepared.session_too_long_hop {
         findings.push(identity(Reason::TokenLifetime, Some(hop)));
     }
     let (policy, permissions, subject) = (snapshot.policy(), &prepared.permissions, &prepared.subject);
-    let work = Work::default();
+    let work = WorkBudget::default();
     for answer in policy.explain(permissions, subject, call) {
         findings.push(match answer.effect {
             // Only the store knows whether the required call was prepared, and an explanation does not read the store.
             Effect::Permit | Effect::NeedsApproval if !answer.prepared.is_empty() => {
                 let answer = LayerAnswer { effect: Effect::Deny, reason: Reason::ApprovalRequired, ..answer };
-                Finding { answer, turn: Some(Turn::Prepare) }
+                LayerFinding { answer, remedy: Some(FindingRemedy::Prepare) }
             }
-            Effect::Permit | Effect::NeedsApproval => Finding { answer, turn: None },
+            Effect::Permit | Effect::NeedsApproval => LayerFinding { answer, remedy: None },
             Effect::Deny => {
-                let turn = policy.mend(permissions, subject, call, &answer, &work).map_or(Turn::Credential, Turn::Policy);
-                Finding { answer, turn: Some(turn) }
+                let turn = policy
+                    .find_remedy(permissions, subject, call, &answer, &work)
+                    .map_or(FindingRemedy::Credential, FindingRemedy::Policy);
+                LayerFinding { answer, remedy: Some(turn) }
             }
         });
     }
@@ -97,27 +99,28 @@ pub fn explain(prepared: &Prepared, call: &Call<'_>, snapshot: &Snapshot, now: N
 }
 
 /// Returns every revocation that applies to the chain or the tool; a single permit if there is none.
-fn revocations(prepared: &Prepared, tool: &str, snapshot: &Snapshot) -> Vec<Finding> {
+fn find_revocations(prepared: &PreparedChain, tool: &str, snapshot: &Snapshot) -> Vec<LayerFinding> {
     let index = snapshot.revocations();
     let (number, root_iat_s) = (snapshot.revision().number, prepared.chain.root_iat_s());
     let turn = |meaning| match meaning {
-        HitMeaning::Dead => Turn::Never,
-        HitMeaning::Suspended => Turn::Reinstate,
-        HitMeaning::Watermark => Turn::LaterChain,
+        RevocationHitKind::Dead => FindingRemedy::Irrevocable,
+        RevocationHitKind::Suspended => FindingRemedy::Reinstate,
+        RevocationHitKind::Watermark => FindingRemedy::NewerChain,
     };
-    let mut findings: Vec<Finding> = Vec::new();
-    for watched in &prepared.watched {
-        if let Some(hit) = index.hit(watched.key, root_iat_s, number) {
-            let reason = if hit.meaning == HitMeaning::Watermark { watched.watermark } else { watched.suspended };
-            let finding = Finding::denial(Layer::Revocation, watched.hop(), reason, turn(hit.meaning));
+    let mut findings: Vec<LayerFinding> = Vec::new();
+    for watched in &prepared.revocation_targets {
+        if let Some(hit) = index.find_hit(watched.key, root_iat_s, number) {
+            let reason =
+                if hit.kind == RevocationHitKind::Watermark { watched.watermark_reason } else { watched.suspended_reason };
+            let finding = LayerFinding::denial(DecisionLayer::Revocation, watched.hop(), reason, turn(hit.kind));
             // A token is watched by its id and by its hash, so one revocation can be found twice.
             if !findings.contains(&finding) {
                 findings.push(finding);
             }
         }
     }
-    if let Some(hit) = index.hit(index.key(TargetRef::Tool(tool)), root_iat_s, number) {
-        findings.push(Finding::denial(Layer::Revocation, None, Reason::ToolSuspended, turn(hit.meaning)));
+    if let Some(hit) = index.find_hit(index.key(TargetRef::Tool(tool)), root_iat_s, number) {
+        findings.push(LayerFinding::denial(DecisionLayer::Revocation, None, Reason::ToolSuspended, turn(hit.kind)));
     }
-    if findings.is_empty() { vec![Finding::permit(Layer::Revocation)] } else { findings }
+    if findings.is_empty() { vec![LayerFinding::permit(DecisionLayer::Revocation)] } else { findings }
 }

@@ -4,7 +4,7 @@
 //! Tools are numbered, patterns become sets of bits, and equal permission sets are stored once. [`Compiled::resolve`] computes
 //! the permissions of a verified chain once, and the result is kept beside the chain. A compiled policy never changes.
 //! [`Compiled::with_agents`] creates a new one for a change of some agents; it shares all other parts. This module uses no clock,
-//! no I/O and no tokens. Look next at `compile/evaluate.rs` for the evaluation, then at `compile/set.rs`.
+//! no I/O and no tokens. Look next at `compile/evaluate.rs` for the evaluation, then at `compile/permission_set.rs`.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -12,47 +12,50 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::model::ids::{AgentId, ApplicationId, GroupId};
 use crate::model::limits::DELEGATION_DEPTH_MAX;
-use crate::model::shards::Shards;
+use crate::model::sharded_map::ShardedMap;
 
-use super::bits::BitSet;
+use super::bit_set::BitSet;
 use super::condition::Condition;
 use super::diagnostic::{Diagnostic, Severity};
-use super::document::{AgentSpec, Body, Document, GuardrailSpec, Names, OperatorSpec, Permissions, in_force, would_be};
-use super::tools::{Patterns, ToolTable};
-use super::validate::{self, Known};
+use super::document::{
+    AgentSpec, Document, DocumentBody, GuardrailSpec, NameSelection, OperatorSpec, PermissionLists, enforced_documents,
+    shadow_documents,
+};
+use super::tools::{PatternCache, ToolTable};
+use super::validate::{self, NameLookup};
 
 mod compare;
 mod evaluate;
 mod interner;
-mod mend;
+mod permission_set;
+mod remedy;
 mod resolve;
-mod set;
 
-pub use super::document::{ProofClass, Risk};
+pub use super::document::{ProofClass, ToolRisk};
 pub use super::tools::Tool;
-pub use evaluate::{LayerAnswer, Reach, Verdict};
-pub use mend::{Mend, Need};
-pub use resolve::Resolved;
+pub use evaluate::{LayerAnswer, PolicyReach, PolicyVerdict};
+pub use remedy::{LayerRemedy, PermitRequirement};
+pub use resolve::ResolvedSubject;
 
 use interner::Interner;
-use set::{PermissionSet, canonical};
+use permission_set::{PermissionSet, canonical_text};
 
 /// A policy that can decide calls.
-pub struct Compiled {
-    /// Distinguishes this policy from every other one in the process. A [`Resolved`] is valid only for the policy that created
+pub struct CompiledPolicy {
+    /// Distinguishes this policy from every other one in the process. A [`ResolvedSubject`] is valid only for the policy that created
     /// it.
     serial: u64,
-    base: Arc<Base>,
-    agents: Shards<AgentId, Arc<Agent>>,
-    sets: Interner<PermissionSet>,
-    profiles: Interner<Profile>,
+    base: Arc<PolicyBase>,
+    agents: ShardedMap<AgentId, Arc<CompiledAgent>>,
+    permission_sets: Interner<PermissionSet>,
+    delegation_rules: Interner<DelegationRules>,
     /// The policy with all shadow documents enforced; `None` if there are no shadow documents.
-    would_be: Option<Arc<Compiled>>,
+    shadow_policy: Option<Arc<CompiledPolicy>>,
 }
 
 /// The limits that an agent's document sets for the chains of this agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Limits {
+pub struct SessionLimits {
     /// The longest lifetime of a root that names this agent first, in seconds. `None`: the limit of its issuer applies.
     pub lifetime_max_s: Option<i64>,
     /// The number of hops that may follow the agent.
@@ -61,21 +64,21 @@ pub struct Limits {
 
 /// All parts of a policy except the agents.
 #[derive(Debug, Default)]
-struct Base {
+struct PolicyBase {
     tools: ToolTable,
     groups: HashMap<Arc<str>, Arc<PermissionSet>>,
     applications: HashMap<Arc<str>, Arc<PermissionSet>>,
-    permission_sets: HashMap<Arc<str>, Permissions>,
+    permission_sets: HashMap<Arc<str>, PermissionLists>,
     issuers: HashSet<Arc<str>>,
     operator_groups: HashSet<GroupId>,
     operators: HashMap<Arc<str>, OperatorSpec>,
     /// Sorted by id, so that the reported guardrail does not depend on the order of documents.
-    guardrails: Vec<Guardrail>,
+    guardrails: Vec<CompiledGuardrail>,
 }
 
 /// A condition that forbids calls of some tools.
 #[derive(Debug)]
-struct Guardrail {
+struct CompiledGuardrail {
     id: Arc<str>,
     tools: BitSet,
     forbid_when: Condition,
@@ -83,66 +86,68 @@ struct Guardrail {
 
 /// An agent. Agents with equal parts share them.
 #[derive(Debug)]
-struct Agent {
-    profile: Arc<Profile>,
+struct CompiledAgent {
+    rules: Arc<DelegationRules>,
     permissions: Arc<PermissionSet>,
 }
 
 /// The applications, users and agents that an agent serves and delegates to, with its limits.
 #[derive(Debug, PartialEq, Eq)]
-struct Profile {
-    applications: Names<ApplicationId>,
-    acts_for: Names<GroupId>,
+struct DelegationRules {
+    applications: NameSelection<ApplicationId>,
+    acts_for: NameSelection<GroupId>,
     delegates_to: Vec<AgentId>,
-    limits: Limits,
+    limits: SessionLimits,
 }
 
-impl Compiled {
+impl CompiledPolicy {
     /// Validates documents and compiles them.
     ///
     /// # Errors
     /// All diagnostics of [`validate::check`], warnings included, if one of them is an error.
     pub fn compile(documents: &[Document]) -> Result<Self, Vec<Diagnostic>> {
         let tools = ToolTable::new(documents);
-        let mut patterns = Patterns::default();
-        let diagnostics = validate::check_with(documents, &tools, &mut patterns);
+        let mut patterns = PatternCache::default();
+        let diagnostics = validate::check_documents(documents, &tools, &mut patterns);
         if diagnostics.iter().any(Diagnostic::is_error) {
             return Err(diagnostics);
         }
-        let would_be = would_be(documents);
-        let mut compiled = Self::build(&in_force(documents), tools, &mut patterns);
+        let would_be = shadow_documents(documents);
+        let mut compiled = Self::build(&enforced_documents(documents), tools, &mut patterns);
         if let Some(documents) = would_be {
             let tools = ToolTable::new(documents.iter().copied());
-            compiled.would_be = Some(Arc::new(Self::build(&documents, tools, &mut patterns)));
+            compiled.shadow_policy = Some(Arc::new(Self::build(&documents, tools, &mut patterns)));
         }
         Ok(compiled)
     }
 
     /// Compiles documents that were validated. Permission sets, groups and applications come before the agents.
-    fn build(documents: &[&Document], tools: ToolTable, patterns: &mut Patterns) -> Self {
+    fn build(documents: &[&Document], tools: ToolTable, patterns: &mut PatternCache) -> Self {
         let mut compiled = Self {
             serial: next_serial(),
             base: Arc::default(),
-            agents: Shards::default(),
-            sets: Interner::default(),
-            profiles: Interner::default(),
-            would_be: None,
+            agents: ShardedMap::default(),
+            permission_sets: Interner::default(),
+            delegation_rules: Interner::default(),
+            shadow_policy: None,
         };
-        let mut base = Base { tools, ..Base::default() };
+        let mut base = PolicyBase { tools, ..PolicyBase::default() };
         for document in documents {
             let id = || Arc::from(document.key.id.as_str());
             match &document.body {
-                Body::PermissionSet(permissions) => {
+                DocumentBody::PermissionSet(permissions) => {
                     base.permission_sets.insert(id(), permissions.clone());
                 }
-                Body::Issuer(_) => {
+                DocumentBody::Issuer(_) => {
                     base.issuers.insert(id());
                 }
-                Body::Operator(operator) => {
+                DocumentBody::Operator(operator) => {
                     base.operator_groups.extend(operator.groups.iter().cloned());
                     base.operators.insert(id(), operator.clone());
                 }
-                Body::Guardrail(guardrail) => base.guardrails.push(Guardrail::new(id(), guardrail, &base.tools, patterns)),
+                DocumentBody::Guardrail(guardrail) => {
+                    base.guardrails.push(CompiledGuardrail::new(id(), guardrail, &base.tools, patterns))
+                }
                 _ => {}
             }
         }
@@ -150,12 +155,16 @@ impl Compiled {
         for document in documents {
             let id = || Arc::from(document.key.id.as_str());
             match &document.body {
-                Body::Group(permissions) => {
-                    let set = compiled.sets.intern(canonical(permissions), || base.set(permissions, patterns));
+                DocumentBody::Group(permissions) => {
+                    let set = compiled
+                        .permission_sets
+                        .intern(canonical_text(permissions), || base.build_permission_set(permissions, patterns));
                     base.groups.insert(id(), set);
                 }
-                Body::Application(permissions) => {
-                    let set = compiled.sets.intern(canonical(permissions), || base.set(permissions, patterns));
+                DocumentBody::Application(permissions) => {
+                    let set = compiled
+                        .permission_sets
+                        .intern(canonical_text(permissions), || base.build_permission_set(permissions, patterns));
                     base.applications.insert(id(), set);
                 }
                 _ => {}
@@ -163,7 +172,7 @@ impl Compiled {
         }
         compiled.base = Arc::new(base);
         for document in documents {
-            if let Body::Agent(agent) = &document.body {
+            if let DocumentBody::Agent(agent) = &document.body {
                 compiled.put_agent(agent, patterns);
             }
         }
@@ -174,9 +183,9 @@ impl Compiled {
     ///
     /// # Errors
     /// As for [`Compiled::compile`].
-    pub fn of_base(documents: &[&Document]) -> Result<Self, Vec<Diagnostic>> {
+    pub fn compile_base(documents: &[&Document]) -> Result<Self, Vec<Diagnostic>> {
         let tools = ToolTable::new(documents.iter().copied());
-        let mut patterns = Patterns::default();
+        let mut patterns = PatternCache::default();
         let diagnostics = validate::check_base(documents, &tools, &mut patterns);
         if diagnostics.iter().any(Diagnostic::is_error) {
             Err(diagnostics)
@@ -191,31 +200,31 @@ impl Compiled {
     /// # Errors
     /// As for [`Compiled::compile`], and if an agent names something that the new base lacks.
     pub fn with_base(&self, documents: &[&Document]) -> Result<Self, Vec<Diagnostic>> {
-        let mut next = Self::of_base(documents)?;
-        let mut patterns = Patterns::default();
+        let mut next = Self::compile_base(documents)?;
+        let mut patterns = PatternCache::default();
         let mut made: HashMap<*const PermissionSet, Arc<PermissionSet>> = HashMap::new();
         let base = next.base.clone();
         for (id, agent) in self.agents.iter() {
             let permissions = made.entry(Arc::as_ptr(&agent.permissions)).or_insert_with(|| {
                 let source = &agent.permissions.source;
-                next.sets.intern(canonical(source), || base.set(source, &mut patterns))
+                next.permission_sets.intern(canonical_text(source), || base.build_permission_set(source, &mut patterns))
             });
-            let (profile, permissions) = (agent.profile.clone(), permissions.clone());
-            next.agents.insert(id.clone(), Arc::new(Agent { profile, permissions }));
+            let (profile, permissions) = (agent.rules.clone(), permissions.clone());
+            next.agents.insert(id.clone(), Arc::new(CompiledAgent { rules: profile, permissions }));
         }
-        next.profiles = self.profiles.clone();
-        next.checked()
+        next.delegation_rules = self.delegation_rules.clone();
+        next.into_validated()
     }
 
-    /// Adds an agent, for a fleet that is read one agent at a time. [`Compiled::checked`] later checks the names in it.
+    /// Adds an agent, for a fleet that is read one agent at a time. [`Compiled::into_validated`] later checks the names in it.
     ///
     /// # Errors
     /// If the document is not an agent.
     pub fn add_agent(&mut self, document: &Document) -> Result<(), Diagnostic> {
-        let Body::Agent(agent) = &document.body else {
-            return Err(document.diagnostic(Severity::Error, "id", 0, "only agents can be added one by one".to_owned()));
+        let DocumentBody::Agent(agent) = &document.body else {
+            return Err(document.field_diagnostic(Severity::Error, "id", 0, "only agents can be added one by one".to_owned()));
         };
-        self.put_agent(agent, &mut Patterns::default());
+        self.put_agent(agent, &mut PatternCache::default());
         Ok(())
     }
 
@@ -223,12 +232,12 @@ impl Compiled {
     ///
     /// # Errors
     /// The diagnostics. Agents with equal parts are reported once.
-    pub fn checked(self) -> Result<Self, Vec<Diagnostic>> {
-        let mut seen: HashSet<(*const Profile, *const PermissionSet)> = HashSet::new();
-        let (mut patterns, mut out) = (Patterns::default(), Vec::new());
+    pub fn into_validated(self) -> Result<Self, Vec<Diagnostic>> {
+        let mut seen: HashSet<(*const DelegationRules, *const PermissionSet)> = HashSet::new();
+        let (mut patterns, mut out) = (PatternCache::default(), Vec::new());
         for (id, agent) in self.agents.iter() {
-            if seen.insert((Arc::as_ptr(&agent.profile), Arc::as_ptr(&agent.permissions))) {
-                validate::check_document(&self.document(id, agent), &self, &mut patterns, &mut out);
+            if seen.insert((Arc::as_ptr(&agent.rules), Arc::as_ptr(&agent.permissions))) {
+                validate::check_document(&self.agent_document(id, agent), &self, &mut patterns, &mut out);
             }
         }
         if out.iter().any(Diagnostic::is_error) { Err(out) } else { Ok(self) }
@@ -238,8 +247,8 @@ impl Compiled {
     ///
     /// `delegates_to` leaves out agents that were removed, because nothing can be delegated to them. A policy that was valid when
     /// they were removed must also be valid when it is read again.
-    fn document(&self, id: &AgentId, agent: &Agent) -> Document {
-        let Profile { applications, acts_for, delegates_to, limits } = &*agent.profile;
+    fn agent_document(&self, id: &AgentId, agent: &CompiledAgent) -> Document {
+        let DelegationRules { applications, acts_for, delegates_to, limits } = &*agent.rules;
         let spec = AgentSpec {
             id: id.clone(),
             owner: None,
@@ -251,17 +260,17 @@ impl Compiled {
             session_hops_max: Some(limits.hops_max),
             permissions: agent.permissions.source.clone(),
         };
-        Document::new(Body::Agent(spec), id.as_str())
+        Document::new(DocumentBody::Agent(spec), id.as_str())
     }
 
     /// The policy with all documents in `mode: shadow` enforced, each in place of the document of the same kind and id.
-    pub fn would_be(&self) -> Option<&Arc<Compiled>> {
-        self.would_be.as_ref()
+    pub fn shadow_policy(&self) -> Option<&Arc<CompiledPolicy>> {
+        self.shadow_policy.as_ref()
     }
 
     /// The same policy with another shadow policy beside it.
-    pub fn with_would_be(mut self, would_be: Option<Compiled>) -> Self {
-        self.would_be = would_be.map(Arc::new);
+    pub fn with_shadow_policy(mut self, would_be: Option<CompiledPolicy>) -> Self {
+        self.shadow_policy = would_be.map(Arc::new);
         self
     }
 
@@ -279,32 +288,42 @@ impl Compiled {
             serial: next_serial(),
             base: self.base.clone(),
             agents: self.agents.clone(),
-            sets: self.sets.clone(),
-            profiles: self.profiles.clone(),
-            would_be: None,
+            permission_sets: self.permission_sets.clone(),
+            delegation_rules: self.delegation_rules.clone(),
+            shadow_policy: None,
         };
-        let mut patterns = Patterns::default();
+        let mut patterns = PatternCache::default();
         let mut out = Vec::new();
         let put_ids = put.iter().map(|document| document.key.id.as_str());
         for id in removed.iter().map(AgentId::as_str).chain(put_ids) {
             next.agents.remove(id);
         }
-        next.sets.sweep();
-        next.profiles.sweep();
+        next.permission_sets.enable_sweeping();
+        next.delegation_rules.enable_sweeping();
         for document in put {
             match &document.body {
-                Body::Agent(agent) => {
+                DocumentBody::Agent(agent) => {
                     if next.agents.get(agent.id.as_str()).is_some() {
-                        out.push(document.diagnostic(Severity::Error, "id", 0, format!("agent `{}` is put twice", agent.id)));
+                        out.push(document.field_diagnostic(
+                            Severity::Error,
+                            "id",
+                            0,
+                            format!("agent `{}` is put twice", agent.id),
+                        ));
                     }
                     next.put_agent(agent, &mut patterns);
                 }
-                _ => out.push(document.diagnostic(Severity::Error, "id", 0, "only agents can be changed one by one".to_owned())),
+                _ => out.push(document.field_diagnostic(
+                    Severity::Error,
+                    "id",
+                    0,
+                    "only agents can be changed one by one".to_owned(),
+                )),
             }
         }
         for document in put {
             let mut document = document.clone();
-            if let Body::Agent(agent) = &mut document.body {
+            if let DocumentBody::Agent(agent) = &mut document.body {
                 // As for unchanged agents: names of removed agents are ignored, because nothing can be delegated to them.
                 agent.delegates_to.retain(|id| next.agents.get(id.as_str()).is_some());
             }
@@ -329,8 +348,8 @@ impl Compiled {
     }
 
     /// The limits that an agent's document sets for its chains; `None` for an agent without a document.
-    pub fn agent_limits(&self, agent: &AgentId) -> Option<Limits> {
-        self.agents.get(agent.as_str()).map(|agent| agent.profile.limits)
+    pub fn agent_limits(&self, agent: &AgentId) -> Option<SessionLimits> {
+        self.agents.get(agent.as_str()).map(|agent| agent.rules.limits)
     }
 
     /// The ids of all agents, unsorted.
@@ -340,8 +359,8 @@ impl Compiled {
 
     /// Whether a document in force defines a name. The kinds are `agent`, `application`, `group`, `issuer`, `permission_set` and
     /// `tool`; the tools of servers count too.
-    pub fn names(&self, kind: &str, id: &str) -> bool {
-        if kind == "tool" { self.tool(id).is_some() } else { self.has(kind, id) }
+    pub fn has_name(&self, kind: &str, id: &str) -> bool {
+        if kind == "tool" { self.tool(id).is_some() } else { self.has_document(kind, id) }
     }
 
     /// The names of a kind, as for [`Compiled::names`], at most `names_max`.
@@ -350,7 +369,7 @@ impl Compiled {
             "tool" => self.tools().map(|tool| tool.name.to_string()).take(names_max).collect(),
             // Taking `names_max` ids avoids listing a fleet of a million agents.
             "agent" => self.agents().map(ToString::to_string).take(names_max).collect(),
-            _ => self.ids(kind).into_iter().map(str::to_owned).take(names_max).collect(),
+            _ => self.ids_of_kind(kind).into_iter().map(str::to_owned).take(names_max).collect(),
         }
     }
 
@@ -361,52 +380,54 @@ impl Compiled {
 
     /// The number of distinct permission sets.
     pub fn permission_set_count(&self) -> usize {
-        self.sets.live_count()
+        self.permission_sets.live_count()
     }
 
     /// Adds or replaces an agent. Its permission set and its rules are shared with equal agents.
-    fn put_agent(&mut self, spec: &AgentSpec, patterns: &mut Patterns) {
+    fn put_agent(&mut self, spec: &AgentSpec, patterns: &mut PatternCache) {
         let base = &self.base;
-        let permissions = self.sets.intern(canonical(&spec.permissions), || base.set(&spec.permissions, patterns));
-        let profile = Profile {
-            applications: sorted(&spec.applications),
-            acts_for: sorted(&spec.acts_for),
+        let permissions = self
+            .permission_sets
+            .intern(canonical_text(&spec.permissions), || base.build_permission_set(&spec.permissions, patterns));
+        let profile = DelegationRules {
+            applications: sorted_names(&spec.applications),
+            acts_for: sorted_names(&spec.acts_for),
             delegates_to: {
                 let mut agents = spec.delegates_to.clone();
                 agents.sort();
                 agents.dedup();
                 agents
             },
-            limits: Limits {
+            limits: SessionLimits {
                 lifetime_max_s: spec.session_lifetime_max_s,
                 hops_max: spec.session_hops_max.unwrap_or(DELEGATION_DEPTH_MAX),
             },
         };
-        let profile = self.profiles.intern(format!("{profile:?}").into(), || profile);
-        self.agents.insert(spec.id.clone(), Arc::new(Agent { profile, permissions }));
+        let profile = self.delegation_rules.intern(format!("{profile:?}").into(), || profile);
+        self.agents.insert(spec.id.clone(), Arc::new(CompiledAgent { rules: profile, permissions }));
     }
 }
 
-impl Base {
-    fn set(&self, permissions: &Permissions, patterns: &mut Patterns) -> PermissionSet {
+impl PolicyBase {
+    fn build_permission_set(&self, permissions: &PermissionLists, patterns: &mut PatternCache) -> PermissionSet {
         PermissionSet::new(permissions, &self.permission_sets, &self.tools, patterns)
     }
 }
 
-impl Guardrail {
-    fn new(id: Arc<str>, spec: &GuardrailSpec, tools: &ToolTable, patterns: &mut Patterns) -> Self {
+impl CompiledGuardrail {
+    fn new(id: Arc<str>, spec: &GuardrailSpec, tools: &ToolTable, patterns: &mut PatternCache) -> Self {
         let mut guarded = BitSet::empty(tools.len());
-        spec.tools.iter().for_each(|pattern| patterns.resolve(pattern, tools).unite_into(&mut guarded));
+        spec.tools.iter().for_each(|pattern| patterns.resolve(pattern, tools).add_to(&mut guarded));
         Self { id, tools: guarded, forbid_when: spec.forbid_when.clone() }
     }
 }
 
-impl Known for Compiled {
+impl NameLookup for CompiledPolicy {
     fn tools(&self) -> &ToolTable {
         &self.base.tools
     }
 
-    fn has(&self, kind: &str, id: &str) -> bool {
+    fn has_document(&self, kind: &str, id: &str) -> bool {
         match kind {
             "agent" => self.agents.get(id).is_some(),
             "group" => self.base.groups.contains_key(id),
@@ -417,7 +438,7 @@ impl Known for Compiled {
         }
     }
 
-    fn ids(&self, kind: &str) -> Vec<&str> {
+    fn ids_of_kind(&self, kind: &str) -> Vec<&str> {
         match kind {
             "agent" => self.agents.keys().map(AgentId::as_str).collect(),
             "group" => self.base.groups.keys().map(|id| &**id).collect(),
@@ -428,12 +449,12 @@ impl Known for Compiled {
         }
     }
 
-    fn has_operators(&self, group: &str) -> bool {
+    fn group_has_operators(&self, group: &str) -> bool {
         self.base.operator_groups.contains(group)
     }
 }
 
-impl std::fmt::Debug for Compiled {
+impl std::fmt::Debug for CompiledPolicy {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Compiled")
             .field("tools", &self.base.tools.len())
@@ -448,14 +469,14 @@ fn next_serial() -> u64 {
 }
 
 /// The names sorted and without duplicates, so that equal selections compare equal.
-fn sorted<T: Ord + Clone>(names: &Names<T>) -> Names<T> {
+fn sorted_names<T: Ord + Clone>(names: &NameSelection<T>) -> NameSelection<T> {
     match names {
-        Names::All => Names::All,
-        Names::Some(names) => {
+        NameSelection::All => NameSelection::All,
+        NameSelection::Listed(names) => {
             let mut names = names.clone();
             names.sort();
             names.dedup();
-            Names::Some(names)
+            NameSelection::Listed(names)
         }
     }
 }

@@ -32,16 +32,16 @@ impl Severity {
 
 /// A position in a file. Lines and columns are 1-based, and columns count characters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Position {
+pub struct SourcePosition {
     /// The line.
     pub line: u32,
     /// The column.
     pub column: u32,
 }
 
-impl Position {
+impl SourcePosition {
     /// The start of a file, or of a document without a file.
-    pub const START: Position = Position { line: 1, column: 1 };
+    pub const START: SourcePosition = SourcePosition { line: 1, column: 1 };
 }
 
 /// One mistake, displayed as `agents.yaml:12:5: error: unknown key `aloww` (did you mean `allow`?)`.
@@ -63,13 +63,13 @@ pub struct Diagnostic {
 
 impl Diagnostic {
     /// Creates a diagnostic without a suggestion.
-    pub fn new(severity: Severity, path: &str, at: Position, message: impl Into<String>) -> Self {
+    pub fn new(severity: Severity, path: &str, at: SourcePosition, message: impl Into<String>) -> Self {
         Self { severity, path: path.to_owned(), line: at.line, column: at.column, message: message.into(), help: None }
     }
 
     /// Creates a diagnostic about the folder as a whole.
-    pub fn of_folder(severity: Severity, message: impl Into<String>) -> Self {
-        Self::new(severity, "", Position { line: 0, column: 0 }, message)
+    pub fn for_folder(severity: Severity, message: impl Into<String>) -> Self {
+        Self::new(severity, "", SourcePosition { line: 0, column: 0 }, message)
     }
 
     /// Sets the suggestion.
@@ -103,7 +103,7 @@ impl fmt::Display for Diagnostic {
 }
 
 /// Sorts diagnostics by file and position, and drops duplicates and those beyond the limit.
-pub(super) fn arranged(mut diagnostics: Vec<Diagnostic>) -> Vec<Diagnostic> {
+pub(super) fn sort_and_limit(mut diagnostics: Vec<Diagnostic>) -> Vec<Diagnostic> {
     diagnostics.sort_by(|a, b| {
         (&a.path, a.line, a.column, a.severity, &a.message).cmp(&(&b.path, b.line, b.column, b.severity, &b.message))
     });
@@ -117,13 +117,13 @@ pub(super) fn arranged(mut diagnostics: Vec<Diagnostic>) -> Vec<Diagnostic> {
 }
 
 /// ``did you mean `x`?`` with the candidate nearest to `name`; `None` if no candidate is near.
-pub(super) fn suggestion<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
-    nearest(name, candidates).map(|candidate| format!("did you mean `{candidate}`?"))
+pub(super) fn suggest_name<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<String> {
+    nearest_name(name, candidates).map(|candidate| format!("did you mean `{candidate}`?"))
 }
 
 /// The candidate nearest to `name`, by edit distance. The distance may be 1 for names of up to 3 characters, 2 for up to 11, else
 /// 3. Only the first 20,000 candidates are compared.
-pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest_name<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let letters: Vec<char> = name.chars().take(128).collect();
     let near = match letters.len() {
         0..=3 => 1,
@@ -134,14 +134,14 @@ pub fn nearest<'a>(name: &str, candidates: impl IntoIterator<Item = &'a str>) ->
         .into_iter()
         .take(CANDIDATES_MAX)
         .filter(|candidate| candidate.len().abs_diff(name.len()) <= 4 * near)
-        .map(|candidate| (distance(&letters, candidate), candidate))
+        .map(|candidate| (edit_distance(&letters, candidate), candidate))
         .filter(|(distance, _)| *distance <= near)
         .min()
         .map(|(_, candidate)| candidate)
 }
 
 /// The edit distance, where a swap of two neighbours counts as one edit (optimal string alignment).
-fn distance(a: &[char], b: &str) -> usize {
+fn edit_distance(a: &[char], b: &str) -> usize {
     let width = a.len() + 1;
     let mut before_last: Vec<usize> = vec![0; width];
     let mut last: Vec<usize> = (0..width).collect();
@@ -171,9 +171,10 @@ mod tests {
 
     #[test]
     fn display() {
-        let plain = Diagnostic::new(Severity::Error, "agents.yaml", Position { line: 12, column: 5 }, "unknown key `aloww`");
+        let plain =
+            Diagnostic::new(Severity::Error, "agents.yaml", SourcePosition { line: 12, column: 5 }, "unknown key `aloww`");
         assert_eq!(plain.to_string(), "agents.yaml:12:5: error: unknown key `aloww`");
-        let help = suggestion("aloww", ["deny", "allow"]);
+        let help = suggest_name("aloww", ["deny", "allow"]);
         assert_eq!(plain.with_help(help).to_string(), "agents.yaml:12:5: error: unknown key `aloww` (did you mean `allow`?)");
     }
 
@@ -188,21 +189,21 @@ mod tests {
             ("allow", "aloww", 2),
             ("crm", "hr", 2),
         ] {
-            assert_eq!(distance(&a.chars().collect::<Vec<_>>(), b), expected, "{a} {b}");
+            assert_eq!(edit_distance(&a.chars().collect::<Vec<_>>(), b), expected, "{a} {b}");
         }
         assert_eq!(
-            suggestion("payments/refnud", ["payments/refund", "payments/read"]).unwrap(),
+            suggest_name("payments/refnud", ["payments/refund", "payments/read"]).unwrap(),
             "did you mean `payments/refund`?"
         );
-        assert_eq!(suggestion("x", ["completely", "different"]), None);
+        assert_eq!(suggest_name("x", ["completely", "different"]), None);
     }
 
     #[test]
     fn an_error_survives_the_limit() {
-        let warning = |line| Diagnostic::new(Severity::Warning, "a", Position { line, column: 1 }, "w");
+        let warning = |line| Diagnostic::new(Severity::Warning, "a", SourcePosition { line, column: 1 }, "w");
         let mut all: Vec<_> = (1..=2000).map(warning).collect();
-        all.push(Diagnostic::new(Severity::Error, "z", Position::START, "e"));
-        let kept = arranged(all);
+        all.push(Diagnostic::new(Severity::Error, "z", SourcePosition::START, "e"));
+        let kept = sort_and_limit(all);
         assert_eq!(kept.len(), DIAGNOSTICS_MAX);
         assert!(kept.iter().any(Diagnostic::is_error));
     }

@@ -9,14 +9,14 @@ use std::sync::Arc;
 
 use crate::model::decision::Effect;
 use crate::model::ids::AgentId;
-use crate::model::records::DocumentKey;
+use crate::model::rows::DocumentKey;
 
-use super::document::{Body, Document};
-use super::{Compiled, Diagnostic, Severity};
+use super::document::{Document, DocumentBody};
+use super::{CompiledPolicy, Diagnostic, Severity};
 
 /// The direction of a change of access, in the order of importance to a reader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Direction {
+pub enum ChangeDirection {
     /// Some call may get a better answer, and no call is known to get a worse one.
     Wider,
     /// Some calls may get better and others worse answers, or the direction is not known.
@@ -25,46 +25,46 @@ pub enum Direction {
     Narrower,
 }
 
-impl Direction {
+impl ChangeDirection {
     /// Every direction, in order.
-    pub const ALL: &'static [Direction] = &[Direction::Wider, Direction::Changed, Direction::Narrower];
+    pub const ALL: &'static [ChangeDirection] = &[ChangeDirection::Wider, ChangeDirection::Changed, ChangeDirection::Narrower];
 
     /// The name on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
-            Direction::Wider => "wider",
-            Direction::Changed => "changed",
-            Direction::Narrower => "narrower",
+            ChangeDirection::Wider => "wider",
+            ChangeDirection::Changed => "changed",
+            ChangeDirection::Narrower => "narrower",
         }
     }
 }
 
 /// The best and the worst effect that calls can get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span {
+pub struct EffectRange {
     /// No call gets a better answer.
     pub best: Effect,
     /// No call gets a worse effect from the policy. A token may still grant less.
     pub worst: Effect,
 }
 
-impl Span {
+impl EffectRange {
     /// Nothing is ever permitted.
     pub const DENY: Self = Self { best: Effect::Deny, worst: Effect::Deny };
 
     /// The range when both layers take part in the decision.
-    pub(super) fn least(self, other: Self) -> Self {
+    pub(super) fn intersect(self, other: Self) -> Self {
         Self { best: self.best.min(other.best), worst: self.worst.min(other.worst) }
     }
 
     /// The range when either layer may take part in the decision.
-    pub(super) fn either(self, other: Self) -> Self {
+    pub(super) fn union(self, other: Self) -> Self {
         Self { best: self.best.max(other.best), worst: self.worst.min(other.worst) }
     }
 }
 
 /// `PERMIT`, or `PERMIT?` if the answer depends on arguments, conditions or the user.
-impl fmt::Display for Span {
+impl fmt::Display for EffectRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let doubt = if self.best == self.worst { "" } else { "?" };
         write!(f, "{}{doubt}", self.best.as_str())
@@ -82,32 +82,32 @@ pub struct DocumentChange {
 
 /// The change of one agent's access to one tool.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PairChange {
+pub struct AgentToolChange {
     /// SPIFFE ID.
     pub agent: AgentId,
     /// `server/tool`.
     pub tool: Arc<str>,
     /// The effects before the change.
-    pub before: Span,
+    pub before: EffectRange,
     /// The effects after the change.
-    pub after: Span,
+    pub after: EffectRange,
     /// The direction of the change.
-    pub direction: Direction,
+    pub direction: ChangeDirection,
 }
 
 /// The changed pairs of agent and tool: widening ones first, then by agent and tool.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Pairs {
+pub struct AgentToolChanges {
     /// The pairs, as many as the caller asked for.
-    pub listed: Vec<PairChange>,
+    pub listed: Vec<AgentToolChange>,
     /// The number of all changed pairs.
     pub total: u64,
 }
 
 /// Compares documents by their content; files and positions do not count. Tests are ignored.
-pub fn documents(before: &[Document], after: &[Document]) -> Vec<DocumentChange> {
+pub fn compare_documents(before: &[Document], after: &[Document]) -> Vec<DocumentChange> {
     let keyed = |documents: &'_ [Document]| -> BTreeMap<DocumentKey, usize> {
-        let kept = documents.iter().enumerate().filter(|(_, document)| !matches!(document.body, Body::Test(_)));
+        let kept = documents.iter().enumerate().filter(|(_, document)| !matches!(document.body, DocumentBody::Test(_)));
         kept.map(|(index, document)| (document.key.clone(), index)).collect()
     };
     let (old, new) = (keyed(before), keyed(after));
@@ -131,13 +131,13 @@ pub fn documents(before: &[Document], after: &[Document]) -> Vec<DocumentChange>
 }
 
 /// Compares the access of agents and lists at most `pairs_max` pairs.
-pub fn pairs(before: &Compiled, after: &Compiled, pairs_max: usize) -> Pairs {
-    let cohorts = before.compare(after);
-    let mut pairs = Pairs::default();
+pub fn compare_access(before: &CompiledPolicy, after: &CompiledPolicy, pairs_max: usize) -> AgentToolChanges {
+    let cohorts = before.compare_access(after);
+    let mut pairs = AgentToolChanges::default();
     for cohort in &cohorts {
         pairs.total += cohort.agents.len() as u64 * cohort.tools.len() as u64;
     }
-    for direction in Direction::ALL {
+    for direction in ChangeDirection::ALL {
         let mut agents: Vec<(&AgentId, usize)> = Vec::new();
         for (index, cohort) in cohorts.iter().enumerate() {
             if cohort.tools.iter().any(|tool| tool.direction == *direction) {
@@ -153,7 +153,7 @@ pub fn pairs(before: &Compiled, after: &Compiled, pairs_max: usize) -> Pairs {
                 }
                 let (agent, name) = (agent.clone(), tool.tool.clone());
                 let (before, after) = (tool.before, tool.after);
-                pairs.listed.push(PairChange { agent, tool: name, before, after, direction: *direction });
+                pairs.listed.push(AgentToolChange { agent, tool: name, before, after, direction: *direction });
             }
         }
     }
@@ -162,7 +162,7 @@ pub fn pairs(before: &Compiled, after: &Compiled, pairs_max: usize) -> Pairs {
 
 /// The documents that lose `two_person` in a change. Such a change needs two operators; otherwise one operator could remove the
 /// rule and then reinstate alone.
-pub fn weakened<'a>(before: &'a [Document], after: impl IntoIterator<Item = &'a Document>) -> Vec<&'a DocumentKey> {
+pub fn weakened_documents<'a>(before: &'a [Document], after: impl IntoIterator<Item = &'a Document>) -> Vec<&'a DocumentKey> {
     let two: BTreeSet<&DocumentKey> =
         after.into_iter().filter(|document| document.two_person).map(|document| &document.key).collect();
     let asked = before.iter().filter(|document| document.two_person && !document.is_shadow());
@@ -170,8 +170,8 @@ pub fn weakened<'a>(before: &'a [Document], after: impl IntoIterator<Item = &'a 
 }
 
 /// Warnings about changes that no pair shows: issuers, keys of agents, operators, and the two-person rule.
-pub fn beside_pairs(before: &[Document], after: &[Document]) -> Vec<Diagnostic> {
-    let changes = documents(before, after);
+pub fn other_change_warnings(before: &[Document], after: &[Document]) -> Vec<Diagnostic> {
+    let changes = compare_documents(before, after);
     let find = |all: &'_ [Document], key: &DocumentKey| all.iter().position(|document| document.key == *key);
     let two = |all: &[Document], key: &DocumentKey| {
         find(all, key).and_then(|index| all.get(index)).is_some_and(|document| document.two_person && !document.is_shadow())
@@ -195,16 +195,16 @@ pub fn beside_pairs(before: &[Document], after: &[Document]) -> Vec<Diagnostic> 
             ("agent", "changed") => {
                 let keys =
                     |all: &[Document]| match find(all, &change.key).and_then(|index| all.get(index)).map(|found| &found.body) {
-                        Some(Body::Agent(agent)) => agent.keys.iter().cloned().collect::<BTreeSet<_>>(),
+                        Some(DocumentBody::Agent(agent)) => agent.keys.iter().cloned().collect::<BTreeSet<_>>(),
                         _ => BTreeSet::new(),
                     };
                 (keys(before) != keys(after)).then(|| format!("agent `{id}`: its keys change, which no pair shows"))
             }
-            _ if kind.ends_with(super::document::SHADOW_SUFFIX) => {
+            _ if kind.ends_with(super::document::SHADOW_KIND_SUFFIX) => {
                 Some(format!("{kind} `{id}` is {}: in shadow it decides nothing", change.change))
             }
             _ => None,
         }
     };
-    changes.iter().filter_map(says).chain(people).map(|message| Diagnostic::of_folder(Severity::Warning, message)).collect()
+    changes.iter().filter_map(says).chain(people).map(|message| Diagnostic::for_folder(Severity::Warning, message)).collect()
 }

@@ -7,34 +7,35 @@
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
+use crate::model::constraint::abbreviate;
 use crate::model::ids::{AgentId, ApplicationId, GroupId, IssuerUri, OperatorId, Thumbprint, UserId};
 use crate::model::json;
 use crate::model::jwk::{NamedKey, PublicKey};
-use crate::model::records::{DocumentKey, DocumentRow, Origin};
+use crate::model::rows::{DocumentKey, DocumentOrigin, DocumentRow};
 
 use super::Error;
 use super::condition::Condition;
-use super::diagnostic::{Diagnostic, Position, Severity};
-use super::node::Node;
+use super::diagnostic::{Diagnostic, Severity, SourcePosition};
+use super::node::SourceNode;
 
-mod case;
 mod entry;
-mod fields;
+mod field_reader;
 mod read;
 mod stored_json;
+mod test_case;
 mod write;
 
-pub use case::{Expectation, TestSpec};
-pub use entry::{Approval, Entry, Terms};
-pub(super) use entry::{List, is_unsatisfiable};
+pub use entry::{ApprovalRule, EntryTerms, PermissionEntry};
+pub(super) use entry::{ListKind, is_unsatisfiable};
 #[cfg(test)]
-pub(super) use read::KINDS;
+pub(super) use read::DOCUMENT_KINDS;
 pub use read::tool_name_error;
-pub(super) use read::{KeyFiles, key_file_named, path_beside, read};
+pub(super) use read::{KeyFiles, key_file_reference, read_document, resolve_relative_path};
+pub use test_case::{ExpectedCall, TestSpec};
 
 /// The suffix that `mode: shadow` adds to the kind in a document's key. With it, a shadow document can exist beside the enforced
 /// one.
-pub const SHADOW_SUFFIX: &str = ".shadow";
+pub const SHADOW_KIND_SUFFIX: &str = ".shadow";
 
 /// The kinds that allow `mode: shadow`: kinds that permit or restrict calls. Kinds that establish an identity do not allow it.
 pub const SHADOW_KINDS: &[&str] = &["application", "group", "agent", "permission_set", "guardrail"];
@@ -52,7 +53,7 @@ pub struct Document {
     /// The kind and the id.
     pub key: DocumentKey,
     /// The content.
-    pub body: Body,
+    pub body: DocumentBody,
     /// Whether two operators are needed to reinstate the target of this document after a suspension. For a server this holds for
     /// each of its tools.
     pub two_person: bool,
@@ -61,22 +62,22 @@ pub struct Document {
     /// The first line of the document, 1-based; 0 if the document has no file.
     pub line: u32,
     /// The positions of its fields in the file. Empty for a stored document.
-    pub(super) positions: Positions,
+    pub(super) positions: FieldPositions,
 }
 
 /// The positions of a document's fields: by field name, and for a list by field name and index.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Positions(BTreeMap<(&'static str, usize), Position>);
+pub(super) struct FieldPositions(BTreeMap<(&'static str, usize), SourcePosition>);
 
 /// The content of a document, by kind.
 #[derive(Clone, Debug, PartialEq)]
-pub enum Body {
+pub enum DocumentBody {
     /// An issuer that may sign the first token of a chain.
     Issuer(IssuerSpec),
     /// The ceiling of an application.
-    Application(Permissions),
+    Application(PermissionLists),
     /// The ceiling of the users in a group.
-    Group(Permissions),
+    Group(PermissionLists),
     /// A tool.
     Tool(ToolSpec),
     /// The tools of one MCP server.
@@ -84,7 +85,7 @@ pub enum Body {
     /// An agent.
     Agent(AgentSpec),
     /// Permissions that other documents include.
-    PermissionSet(Permissions),
+    PermissionSet(PermissionLists),
     /// A person or a pipeline with administrative roles.
     Operator(OperatorSpec),
     /// A condition that forbids calls and never permits one.
@@ -95,25 +96,25 @@ pub enum Body {
 
 /// A selection of names: the listed ones, or all.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Names<T> {
+pub enum NameSelection<T> {
     /// Every name, written `["*"]`.
     All,
     /// The listed names. An empty list selects no name.
-    Some(Vec<T>),
+    Listed(Vec<T>),
 }
 
-impl<T> Default for Names<T> {
+impl<T> Default for NameSelection<T> {
     fn default() -> Self {
-        Names::Some(Vec::new())
+        NameSelection::Listed(Vec::new())
     }
 }
 
-impl<T: PartialEq> Names<T> {
+impl<T: PartialEq> NameSelection<T> {
     /// Whether the selection contains a name.
     pub fn contains(&self, name: &T) -> bool {
         match self {
-            Names::All => true,
-            Names::Some(names) => names.contains(name),
+            NameSelection::All => true,
+            NameSelection::Listed(names) => names.contains(name),
         }
     }
 }
@@ -128,7 +129,7 @@ pub struct IssuerSpec {
     /// The values that its roots may carry as `aud`.
     pub audiences: Vec<Arc<str>>,
     /// The groups that its roots may put a user in.
-    pub groups: Names<GroupId>,
+    pub groups: NameSelection<GroupId>,
     /// The types of its tokens: `aat+jwt`, `at+jwt`.
     pub typ: Vec<TokenType>,
     /// The longest lifetime of its roots, `exp - iat`, in seconds.
@@ -136,7 +137,7 @@ pub struct IssuerSpec {
     /// The longest lifetime of a hop under its roots, in seconds.
     pub hop_lifetime_max_s: i64,
     /// The applications that its roots may name.
-    pub applications: Names<ApplicationId>,
+    pub applications: NameSelection<ApplicationId>,
 }
 
 /// The `typ` of a root token.
@@ -163,13 +164,13 @@ impl TokenType {
 
 /// Three lists of entries: calls that are allowed, calls that need an approval, and calls that are denied.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Permissions {
+pub struct PermissionLists {
     /// Entries that permit a call.
-    pub allow: Vec<Entry>,
+    pub allow: Vec<PermissionEntry>,
     /// Entries that permit a call after an operator approved exactly this call. They take precedence over `allow`.
-    pub approve: Vec<Entry>,
+    pub approve: Vec<PermissionEntry>,
     /// Entries that deny a call. They take precedence over `allow` and `approve`.
-    pub deny: Vec<Entry>,
+    pub deny: Vec<PermissionEntry>,
     /// Permission sets whose entries count as if they were written here.
     pub include: Vec<Arc<str>>,
 }
@@ -184,9 +185,9 @@ pub struct AgentSpec {
     /// The thumbprints of its holder keys.
     pub keys: Vec<Thumbprint>,
     /// The applications that the agent may run in.
-    pub applications: Names<ApplicationId>,
+    pub applications: NameSelection<ApplicationId>,
     /// The groups whose users the agent may act for.
-    pub acts_for: Names<GroupId>,
+    pub acts_for: NameSelection<GroupId>,
     /// The agents that this agent may delegate to. Every agent must be named; there is no wildcard.
     pub delegates_to: Vec<AgentId>,
     /// The longest lifetime of a root that names this agent first, in seconds. `None`: the limit of the issuer applies.
@@ -194,12 +195,12 @@ pub struct AgentSpec {
     /// The number of hops that may follow this agent. `None`: the general limit of a chain applies.
     pub session_hops_max: Option<u64>,
     /// The permissions of the agent.
-    pub permissions: Permissions,
+    pub permissions: PermissionLists,
 }
 
 /// The harm that a call of a tool can do, ordered from least to most.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Risk {
+pub enum ToolRisk {
     /// The call only reads.
     Read,
     /// The call makes changes that can be undone.
@@ -208,24 +209,24 @@ pub enum Risk {
     Destructive,
 }
 
-impl Risk {
+impl ToolRisk {
     /// Every risk.
-    pub const ALL: &'static [Risk] = &[Risk::Read, Risk::Write, Risk::Destructive];
+    pub const ALL: &'static [ToolRisk] = &[ToolRisk::Read, ToolRisk::Write, ToolRisk::Destructive];
 
     /// The name in documents.
     pub fn as_str(self) -> &'static str {
         match self {
-            Risk::Read => "read",
-            Risk::Write => "write",
-            Risk::Destructive => "destructive",
+            ToolRisk::Read => "read",
+            ToolRisk::Write => "write",
+            ToolRisk::Destructive => "destructive",
         }
     }
 
     /// The proof class of a tool whose document names none.
     pub fn default_proof(self) -> ProofClass {
         match self {
-            Risk::Read => ProofClass::PerHandle,
-            Risk::Write | Risk::Destructive => ProofClass::PerCall,
+            ToolRisk::Read => ProofClass::PerHandle,
+            ToolRisk::Write | ToolRisk::Destructive => ProofClass::PerCall,
         }
     }
 }
@@ -259,7 +260,7 @@ impl ProofClass {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ToolSpec {
     /// The risk of a call; `destructive` unless the document states less.
-    pub risk: Risk,
+    pub risk: ToolRisk,
     /// When a call needs a proof of possession. `None`: the default of the risk applies.
     pub proof: Option<ProofClass>,
     /// SHA-256 of the schema that the caller must have used. `None`: the schema is not checked.
@@ -283,7 +284,7 @@ pub struct OperatorSpec {
     /// Its public keys, 1 to [`KEYS_MAX`](crate::model::limits::KEYS_MAX).
     pub keys: Vec<PublicKey>,
     /// The roles of the operator.
-    pub roles: Vec<Role>,
+    pub roles: Vec<OperatorRole>,
     /// The operator groups that it belongs to. `by` of an `approve` entry names such groups.
     pub groups: Vec<GroupId>,
     /// The users that are the same person as this operator. The operator can never approve their calls.
@@ -301,7 +302,7 @@ pub struct GuardrailSpec {
 
 /// A role of an operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum Role {
+pub enum OperatorRole {
     /// Revoke, and list revocations.
     Respond,
     /// Change policy and agents, and reinstate revoked targets.
@@ -312,17 +313,18 @@ pub enum Role {
     Audit,
 }
 
-impl Role {
+impl OperatorRole {
     /// Every role.
-    pub const ALL: &'static [Role] = &[Role::Respond, Role::Administer, Role::Approve, Role::Audit];
+    pub const ALL: &'static [OperatorRole] =
+        &[OperatorRole::Respond, OperatorRole::Administer, OperatorRole::Approve, OperatorRole::Audit];
 
     /// The name in documents.
     pub fn as_str(self) -> &'static str {
         match self {
-            Role::Respond => "respond",
-            Role::Administer => "administer",
-            Role::Approve => "approve",
-            Role::Audit => "audit",
+            OperatorRole::Respond => "respond",
+            OperatorRole::Administer => "administer",
+            OperatorRole::Approve => "approve",
+            OperatorRole::Audit => "audit",
         }
     }
 }
@@ -336,108 +338,131 @@ impl PartialEq for Document {
 
 impl Document {
     /// Creates a document without a file.
-    pub fn new(body: Body, id: &str) -> Self {
+    pub fn new(body: DocumentBody, id: &str) -> Self {
         let key = DocumentKey { kind: body.kind().to_owned(), id: id.to_owned() };
-        Self { key, body, two_person: false, path: String::new(), line: 0, positions: Positions::default() }
+        Self { key, body, two_person: false, path: String::new(), line: 0, positions: FieldPositions::default() }
     }
 
     /// Whether the document is in `mode: shadow`. The effect of such a document is recorded but never enforced.
     pub fn is_shadow(&self) -> bool {
-        self.key.kind.ends_with(SHADOW_SUFFIX)
+        self.key.kind.ends_with(SHADOW_KIND_SUFFIX)
     }
 
     /// The same document in `mode: shadow`.
-    pub fn in_shadow(mut self) -> Self {
-        self.key.kind = format!("{}{SHADOW_SUFFIX}", self.body.kind());
+    pub fn into_shadow(mut self) -> Self {
+        self.key.kind = format!("{}{SHADOW_KIND_SUFFIX}", self.body.kind());
         self
     }
 
     /// The row for the store: canonical JSON (RFC 8785). It holds the keys themselves in place of the name of a key file.
-    pub fn to_row(&self, origin: Origin) -> DocumentRow {
-        DocumentRow { key: self.key.clone(), json: write::value(self).to_jcs(), path: self.path.clone(), line: self.line, origin }
+    pub fn to_row(&self, origin: DocumentOrigin) -> DocumentRow {
+        DocumentRow {
+            key: self.key.clone(),
+            json: write::document_to_json(self).to_jcs(),
+            path: self.path.clone(),
+            line: self.line,
+            origin,
+        }
     }
 
     /// Reads a stored row. `from_row(to_row(d)) == d`.
     ///
     /// # Errors
-    /// [`Error::Stored`] if the row is no valid document, or its key names another document.
+    /// [`Error::UnreadableStored`] if the row is no valid document, or its key names another document.
     pub fn from_row(row: &DocumentRow) -> Result<Self, Error> {
-        let stored = |problem: String| Error::Stored { kind: row.key.kind.clone(), id: row.key.id.clone(), problem };
+        let stored = |problem: String| Error::UnreadableStored { kind: row.key.kind.clone(), id: row.key.id.clone(), problem };
         let value = json::parse(row.json.as_bytes()).map_err(|error| stored(error.to_string()))?;
-        let at = Position { line: row.line.max(1), column: 1 };
+        let at = SourcePosition { line: row.line.max(1), column: 1 };
         let mut out = Vec::new();
-        let document = read(&Node::from_value(&value, at), &row.path, &KeyFiles::none(), &mut out);
+        let document = read_document(&SourceNode::from_json(&value, at), &row.path, &KeyFiles::empty(), &mut out);
         match (document, out.iter().find(|diagnostic| diagnostic.is_error())) {
             (_, Some(error)) => Err(stored(error.message.clone())),
-            (Some(Self { body: Body::Test(_), .. }), None) => {
+            (Some(Self { body: DocumentBody::Test(_), .. }), None) => {
                 Err(stored("a test is run where it is written, not stored".to_owned()))
             }
             (Some(document), None) if document.key == row.key => {
-                Ok(Self { line: row.line, positions: Positions::default(), ..document })
+                Ok(Self { line: row.line, positions: FieldPositions::default(), ..document })
             }
             _ => Err(stored("it is another document".to_owned())),
         }
     }
 
     /// The permissions of the document; `None` for a kind that has none.
-    pub fn permissions(&self) -> Option<&Permissions> {
+    pub fn permissions(&self) -> Option<&PermissionLists> {
         match &self.body {
-            Body::Application(permissions) | Body::Group(permissions) | Body::PermissionSet(permissions) => Some(permissions),
-            Body::Agent(agent) => Some(&agent.permissions),
+            DocumentBody::Application(permissions)
+            | DocumentBody::Group(permissions)
+            | DocumentBody::PermissionSet(permissions) => Some(permissions),
+            DocumentBody::Agent(agent) => Some(&agent.permissions),
             _ => None,
         }
     }
 
     /// The position of a field, or the start of the document if the field has none.
-    pub(super) fn position(&self, field: &'static str, index: usize) -> Position {
-        let start = || Position { line: self.line.max(1), column: 1 };
+    pub(super) fn field_position(&self, field: &'static str, index: usize) -> SourcePosition {
+        let start = || SourcePosition { line: self.line.max(1), column: 1 };
         self.positions.0.get(&(field, index)).copied().unwrap_or_else(start)
     }
 
-    /// A diagnostic at the position of a field.
-    pub(super) fn diagnostic(&self, severity: Severity, field: &'static str, index: usize, message: String) -> Diagnostic {
-        Diagnostic::new(severity, &self.path, self.position(field, index), message)
+    /// A diagnostic at the position of a field. A document without a file is named instead.
+    pub(super) fn field_diagnostic(&self, severity: Severity, field: &'static str, index: usize, message: String) -> Diagnostic {
+        if self.path.is_empty() {
+            let (kind, id) = (self.body.kind().replace('_', " "), abbreviate(&self.key.id));
+            return Diagnostic::for_folder(severity, format!("{kind} `{id}`, which is in no file: {message}"));
+        }
+        Diagnostic::new(severity, &self.path, self.field_position(field, index), message)
     }
 }
 
-impl Positions {
-    fn put(&mut self, field: &'static str, index: usize, at: Position) {
+impl Document {
+    /// What to do about an operator in no file that names something unknown; `None` for other documents.
+    pub(super) fn stored_help(&self) -> Option<String> {
+        let is_by_command = self.path.is_empty() && matches!(self.body, DocumentBody::Operator(_));
+        is_by_command.then(|| {
+            let id = abbreviate(&self.key.id);
+            format!("keep what the operator names in the folder, or retire the operator: `portcullis operator retire {id}`")
+        })
+    }
+}
+
+impl FieldPositions {
+    fn insert(&mut self, field: &'static str, index: usize, at: SourcePosition) {
         self.0.insert((field, index), at);
     }
 }
 
-impl Body {
+impl DocumentBody {
     /// The `kind`.
     pub fn kind(&self) -> &'static str {
         match self {
-            Body::Issuer(_) => "issuer",
-            Body::Application(_) => "application",
-            Body::Group(_) => "group",
-            Body::Tool(_) => "tool",
-            Body::Server(_) => "server",
-            Body::Agent(_) => "agent",
-            Body::PermissionSet(_) => "permission_set",
-            Body::Operator(_) => "operator",
-            Body::Guardrail(_) => "guardrail",
-            Body::Test(_) => "test",
+            DocumentBody::Issuer(_) => "issuer",
+            DocumentBody::Application(_) => "application",
+            DocumentBody::Group(_) => "group",
+            DocumentBody::Tool(_) => "tool",
+            DocumentBody::Server(_) => "server",
+            DocumentBody::Agent(_) => "agent",
+            DocumentBody::PermissionSet(_) => "permission_set",
+            DocumentBody::Operator(_) => "operator",
+            DocumentBody::Guardrail(_) => "guardrail",
+            DocumentBody::Test(_) => "test",
         }
     }
 }
 
 /// The documents that take part in decisions: no tests and no shadow documents.
-pub(in crate::policy) fn in_force<'a>(documents: impl IntoIterator<Item = &'a Document>) -> Vec<&'a Document> {
-    documents.into_iter().filter(|document| !document.is_shadow() && !matches!(document.body, Body::Test(_))).collect()
+pub(in crate::policy) fn enforced_documents<'a>(documents: impl IntoIterator<Item = &'a Document>) -> Vec<&'a Document> {
+    documents.into_iter().filter(|document| !document.is_shadow() && !matches!(document.body, DocumentBody::Test(_))).collect()
 }
 
 /// The documents of the policy with all shadow documents enforced; `None` if there are no shadow documents.
-pub fn would_be<'a>(documents: impl IntoIterator<Item = &'a Document> + Clone) -> Option<Vec<&'a Document>> {
+pub fn shadow_documents<'a>(documents: impl IntoIterator<Item = &'a Document> + Clone) -> Option<Vec<&'a Document>> {
     let shadows: Vec<&Document> = documents.clone().into_iter().filter(|document| document.is_shadow()).collect();
     if shadows.is_empty() {
         return None;
     }
     let replaced: HashSet<(&str, &str)> =
         shadows.iter().map(|document| (document.body.kind(), document.key.id.as_str())).collect();
-    let mut all = in_force(documents);
+    let mut all = enforced_documents(documents);
     all.retain(|document| !replaced.contains(&(document.body.kind(), document.key.id.as_str())));
     all.extend(shadows);
     Some(all)

@@ -18,7 +18,7 @@ const TAB: &str = "    ";
 
 /// The lines of the source files, split once.
 #[derive(Debug, Default)]
-pub struct Sources<'a> {
+pub struct SourceLines<'a> {
     lines: HashMap<&'a str, Vec<&'a str>>,
 }
 
@@ -35,50 +35,50 @@ pub struct Excerpt {
     pub end_column: u32,
 }
 
-impl<'a> Sources<'a> {
+impl<'a> SourceLines<'a> {
     /// Splits some files into lines. A file that is not UTF-8 has none.
     pub fn new(files: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Self {
-        let lines = files.into_iter().filter_map(|(path, content)| Some((path, split(std::str::from_utf8(content).ok()?))));
+        let lines = files.into_iter().filter_map(|(path, content)| Some((path, split_lines(std::str::from_utf8(content).ok()?))));
         Self { lines: lines.collect() }
     }
 
     /// Splits the files of a policy folder into lines.
-    pub fn of(files: &'a [SourceFile]) -> Self {
+    pub fn from_files(files: &'a [SourceFile]) -> Self {
         Self::new(files.iter().map(|file| (file.path.as_str(), file.content.as_slice())))
     }
 
     /// The excerpt for a position; `None` if the file or line does not exist or the line is empty.
     pub fn excerpt(&self, path: &str, line: u32, column: u32) -> Option<Excerpt> {
         let line = self.lines.get(path)?.get(usize::try_from(line.checked_sub(1)?).ok()?)?;
-        excerpt(line, column)
+        excerpt_line(line, column)
     }
 }
 
 /// A text in a form that is safe to print, on one line.
 pub fn printable(text: &str) -> String {
     let mut shown = String::with_capacity(text.len());
-    text.chars().for_each(|character| show(character, &mut shown));
+    text.chars().for_each(|character| push_printable(character, &mut shown));
     shown
 }
 
 /// Splits a text into lines as YAML does: a line ends at `\n`, `\r\n` or `\r`. A byte order mark is not part of the first line.
-fn split(text: &str) -> Vec<&str> {
+fn split_lines(text: &str) -> Vec<&str> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let pieces = text.split('\n').map(|line| line.strip_suffix('\r').unwrap_or(line));
     pieces.flat_map(|line| line.split('\r')).collect()
 }
 
 /// The excerpt of a line. A column beyond the end counts as the end.
-fn excerpt(line: &str, column: u32) -> Option<Excerpt> {
+fn excerpt_line(line: &str, column: u32) -> Option<Excerpt> {
     let trimmed: Vec<char> = line.trim_end().chars().collect();
     if trimmed.is_empty() {
         return None;
     }
     let wanted = usize::try_from(column.saturating_sub(1)).unwrap_or(usize::MAX);
     let start = wanted.min(trimmed.len());
-    let length = length_of(trimmed.get(start..).unwrap_or_default());
+    let length = token_length(trimmed.get(start..).unwrap_or_default());
     let end = (start + length).min(trimmed.len());
-    let columns = |characters: &[char]| characters.iter().map(|character| width(*character)).sum::<usize>();
+    let columns = |characters: &[char]| characters.iter().map(|character| display_width(*character)).sum::<usize>();
     let part = |from: usize, to: usize| trimmed.get(from..to).unwrap_or_default();
 
     // The window, in characters. A short line is shown whole. A long one is shown from some columns before the underlined part,
@@ -91,8 +91,8 @@ fn excerpt(line: &str, column: u32) -> Option<Excerpt> {
         }
         last = first;
         let mut taken = 0;
-        while let Some(character) = trimmed.get(last).filter(|character| taken + width(**character) <= WINDOW_COLUMNS) {
-            taken += width(*character);
+        while let Some(character) = trimmed.get(last).filter(|character| taken + display_width(**character) <= WINDOW_COLUMNS) {
+            taken += display_width(*character);
             last += 1;
         }
     }
@@ -100,7 +100,7 @@ fn excerpt(line: &str, column: u32) -> Option<Excerpt> {
     if first > 0 {
         text.push('…');
     }
-    part(first, last).iter().for_each(|character| show(*character, &mut text));
+    part(first, last).iter().for_each(|character| push_printable(*character, &mut text));
     if last < trimmed.len() {
         text.push('…');
     }
@@ -113,7 +113,7 @@ fn excerpt(line: &str, column: u32) -> Option<Excerpt> {
 }
 
 /// The number of characters of the key, scalar or collection at the start of a text. It ends with the line at the latest.
-fn length_of(text: &[char]) -> usize {
+fn token_length(text: &[char]) -> usize {
     let is_break = |character: Option<&char>| character.is_none_or(|character| character.is_whitespace());
     match text.first() {
         None => 0,
@@ -178,21 +178,21 @@ fn collection_length(text: &[char]) -> usize {
 }
 
 /// Appends a character in a form that is safe to print.
-fn show(character: char, text: &mut String) {
+fn push_printable(character: char, text: &mut String) {
     match character {
         '\t' => text.push_str(TAB),
-        _ if is_unfit(character) => text.push('\u{fffd}'),
+        _ if is_unprintable(character) => text.push('\u{fffd}'),
         _ => text.push(character),
     }
 }
 
 /// Whether a character moves the cursor or reorders text so that it reads differently from its meaning (CVE-2021-42574).
-fn is_unfit(character: char) -> bool {
+fn is_unprintable(character: char) -> bool {
     character.is_control() || matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// The columns of a character on a terminal, precise enough for an underline.
-fn width(character: char) -> usize {
+fn display_width(character: char) -> usize {
     match character {
         '\t' => TAB.len(),
         '\u{300}'..='\u{36f}' | '\u{200b}'..='\u{200d}' | '\u{fe00}'..='\u{fe0f}' => 0,
@@ -215,7 +215,7 @@ mod tests {
 
     /// A line, a column, and the expected underline.
     fn check(line: &str, column: u32, expected: &str) {
-        let found = excerpt(line, column).unwrap();
+        let found = excerpt_line(line, column).unwrap();
         let shown = format!("{}{}", " ".repeat(found.offset), "^".repeat(found.width));
         assert_eq!(format!("{}\n{shown}", found.text), expected, "{line} {column}");
     }
@@ -251,23 +251,23 @@ mod tests {
         ] {
             check(line, column, expected);
         }
-        assert_eq!(excerpt("  ", 1), None);
-        assert_eq!(excerpt("allow: [crm/raed]", 9).unwrap().end_column, 17);
-        assert_eq!(excerpt("é: ü", 4).unwrap().end_column, 5);
+        assert_eq!(excerpt_line("  ", 1), None);
+        assert_eq!(excerpt_line("allow: [crm/raed]", 9).unwrap().end_column, 17);
+        assert_eq!(excerpt_line("é: ü", 4).unwrap().end_column, 5);
     }
 
     #[test]
     fn a_long_line_is_cut_around_what_is_underlined() {
         let long = format!("{} wrong {}", "a".repeat(5000), "b".repeat(5000));
-        let found = excerpt(&long, 5002).unwrap();
+        let found = excerpt_line(&long, 5002).unwrap();
         assert_eq!(found.text.chars().count(), WINDOW_COLUMNS + 2);
         assert!(found.text.starts_with('…') && found.text.ends_with('…'));
         assert_eq!(found.offset, BEFORE_COLUMNS + 1);
         assert!(found.offset + found.width <= WINDOW_COLUMNS + 1);
         assert_eq!(found.text.chars().nth(found.offset), Some('w'));
-        let found = excerpt(&"値".repeat(5000), 4000).unwrap();
+        let found = excerpt_line(&"値".repeat(5000), 4000).unwrap();
         assert_eq!((found.offset, found.width), (BEFORE_COLUMNS + 1, WINDOW_COLUMNS - BEFORE_COLUMNS));
-        let end = excerpt(&"a ".repeat(5000), u32::MAX).unwrap();
+        let end = excerpt_line(&"a ".repeat(5000), u32::MAX).unwrap();
         assert_eq!((end.offset, end.width), (BEFORE_COLUMNS + 1, 1));
     }
 
@@ -280,7 +280,7 @@ mod tests {
     #[test]
     fn files_and_lines() {
         let files = [("a.yaml", "\u{feff}one\r\ntwo\rthree\n".as_bytes()), ("b.yaml", b"\xff".as_slice())];
-        let sources = Sources::new(files);
+        let sources = SourceLines::new(files);
         let text = |path: &str, line: u32| sources.excerpt(path, line, 1).map(|found| found.text);
         assert_eq!(text("a.yaml", 1).as_deref(), Some("one"));
         assert_eq!(text("a.yaml", 2).as_deref(), Some("two"));

@@ -4,77 +4,77 @@
 //! [`Document`](super::document::Document). It knows no key of the policy language. Look next at `yaml.rs`, which creates nodes,
 //! and at `document/read.rs`, which reads them.
 
-use crate::model::json::{Number, Object, Value};
+use crate::model::json::{JsonNumber, JsonObject, Value};
 
-use super::diagnostic::Position;
+use super::diagnostic::SourcePosition;
 
 /// A value with its position.
 #[derive(Clone, Debug)]
-pub(super) struct Node {
+pub(super) struct SourceNode {
     /// The position of its first character.
-    pub(super) at: Position,
+    pub(super) at: SourcePosition,
     /// The value.
-    pub(super) kind: Kind,
+    pub(super) kind: NodeKind,
 }
 
 /// The value of a node.
 #[derive(Clone, Debug)]
-pub(super) enum Kind {
+pub(super) enum NodeKind {
     /// A scalar.
-    Scalar(Scalar),
+    Scalar(ScalarNode),
     /// A list.
-    Sequence(Vec<Node>),
+    Sequence(Vec<SourceNode>),
     /// Members in the order of the text.
-    Mapping(Vec<Member>),
+    Mapping(Vec<MappingMember>),
 }
 
 /// A scalar: its text without quotes, and its value by the YAML core schema.
 #[derive(Clone, Debug)]
-pub(super) struct Scalar {
+pub(super) struct ScalarNode {
     /// The text.
     pub(super) text: String,
     /// The value.
-    pub(super) meaning: Meaning,
+    pub(super) value: ScalarValue,
 }
 
 /// The value of a scalar.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Meaning {
+pub(super) enum ScalarValue {
     /// No value.
     Null,
     /// `true` or `false`.
     Bool(bool),
     /// A finite number.
-    Number(Number),
+    Number(JsonNumber),
     /// A string; its value is the text itself.
     String,
 }
 
 /// A member of a mapping.
 #[derive(Clone, Debug)]
-pub(super) struct Member {
+pub(super) struct MappingMember {
     /// The key.
     pub(super) name: String,
     /// The position of the key.
-    pub(super) at: Position,
+    pub(super) at: SourcePosition,
     /// The value.
-    pub(super) value: Node,
+    pub(super) value: SourceNode,
 }
 
-impl Node {
+impl SourceNode {
     /// Converts a JSON value. All of its nodes get the same position.
-    pub(super) fn from_value(value: &Value, at: Position) -> Self {
-        let scalar = |text: &str, meaning| Kind::Scalar(Scalar { text: text.to_owned(), meaning });
+    pub(super) fn from_json(value: &Value, at: SourcePosition) -> Self {
+        let scalar = |text: &str, meaning| NodeKind::Scalar(ScalarNode { text: text.to_owned(), value: meaning });
         let kind = match value {
-            Value::Null => scalar("null", Meaning::Null),
-            Value::Bool(truth) => scalar(if *truth { "true" } else { "false" }, Meaning::Bool(*truth)),
-            Value::Number(number) => scalar(&value.to_jcs(), Meaning::Number(*number)),
-            Value::String(text) => scalar(text, Meaning::String),
-            Value::Array(items) => Kind::Sequence(items.iter().map(|item| Self::from_value(item, at)).collect()),
-            Value::Object(object) => Kind::Mapping(
+            Value::Null => scalar("null", ScalarValue::Null),
+            Value::Bool(truth) => scalar(if *truth { "true" } else { "false" }, ScalarValue::Bool(*truth)),
+            Value::Number(number) => scalar(&value.to_jcs(), ScalarValue::Number(*number)),
+            Value::String(text) => scalar(text, ScalarValue::String),
+            Value::Array(items) => NodeKind::Sequence(items.iter().map(|item| Self::from_json(item, at)).collect()),
+            Value::Object(object) => NodeKind::Mapping(
                 object
                     .iter()
-                    .map(|(name, value)| Member { name: name.to_owned(), at, value: Self::from_value(value, at) })
+                    .map(|(name, value)| MappingMember { name: name.to_owned(), at, value: Self::from_json(value, at) })
                     .collect(),
             ),
         };
@@ -82,50 +82,50 @@ impl Node {
     }
 
     /// Converts the node to a JSON value.
-    pub(super) fn to_value(&self) -> Value {
+    pub(super) fn to_json(&self) -> Value {
         match &self.kind {
-            Kind::Scalar(scalar) => match scalar.meaning {
-                Meaning::Null => Value::Null,
-                Meaning::Bool(truth) => Value::Bool(truth),
-                Meaning::Number(number) => Value::Number(number),
-                Meaning::String => Value::String(scalar.text.clone()),
+            NodeKind::Scalar(scalar) => match scalar.value {
+                ScalarValue::Null => Value::Null,
+                ScalarValue::Bool(truth) => Value::Bool(truth),
+                ScalarValue::Number(number) => Value::Number(number),
+                ScalarValue::String => Value::String(scalar.text.clone()),
             },
-            Kind::Sequence(items) => Value::Array(items.iter().map(Self::to_value).collect()),
-            Kind::Mapping(members) => {
-                Value::Object(Object::from_members(members.iter().map(|member| (member.name.clone(), member.value.to_value()))))
-            }
+            NodeKind::Sequence(items) => Value::Array(items.iter().map(Self::to_json).collect()),
+            NodeKind::Mapping(members) => Value::Object(JsonObject::from_members(
+                members.iter().map(|member| (member.name.clone(), member.value.to_json())),
+            )),
         }
     }
 
     /// The text of a string; `None` for every other value.
-    pub(super) fn as_text(&self) -> Option<&str> {
+    pub(super) fn as_str(&self) -> Option<&str> {
         match &self.kind {
-            Kind::Scalar(Scalar { text, meaning: Meaning::String }) => Some(text),
+            NodeKind::Scalar(ScalarNode { text, value: ScalarValue::String }) => Some(text),
             _ => None,
         }
     }
 
     /// The members of a mapping; `None` for every other value.
-    pub(super) fn as_mapping(&self) -> Option<&[Member]> {
-        if let Kind::Mapping(members) = &self.kind { Some(members) } else { None }
+    pub(super) fn as_mapping(&self) -> Option<&[MappingMember]> {
+        if let NodeKind::Mapping(members) = &self.kind { Some(members) } else { None }
     }
 
     /// The value of a member; `None` if the node is no mapping or lacks the member.
-    pub(super) fn member(&self, name: &str) -> Option<&Node> {
+    pub(super) fn member(&self, name: &str) -> Option<&SourceNode> {
         self.as_mapping()?.iter().find(|member| member.name == name).map(|member| &member.value)
     }
 
     /// The type of the value, for a message.
-    pub(super) fn description(&self) -> &'static str {
+    pub(super) fn type_description(&self) -> &'static str {
         match &self.kind {
-            Kind::Scalar(scalar) => match scalar.meaning {
-                Meaning::Null => "nothing",
-                Meaning::Bool(_) => "a truth value",
-                Meaning::Number(_) => "a number",
-                Meaning::String => "a string",
+            NodeKind::Scalar(scalar) => match scalar.value {
+                ScalarValue::Null => "nothing",
+                ScalarValue::Bool(_) => "a truth value",
+                ScalarValue::Number(_) => "a number",
+                ScalarValue::String => "a string",
             },
-            Kind::Sequence(_) => "a list",
-            Kind::Mapping(_) => "a mapping",
+            NodeKind::Sequence(_) => "a list",
+            NodeKind::Mapping(_) => "a mapping",
         }
     }
 }

@@ -2,15 +2,15 @@
 
 use std::sync::Arc;
 
-use crate::model::constraint::ArgumentMap;
+use crate::model::constraint::ConstraintMap;
 use crate::model::ids::{AgentId, ApplicationId, GroupId, SessionId, TaskId, UserId};
 use crate::model::json::parse;
-use crate::model::request::{Scope, Subject};
+use crate::model::request::{DelegationSubject, TokenScope};
 
 use super::diagnostic::Diagnostic;
 use super::document::Document;
 use super::source::{self, SourceFile};
-use super::tools::{Patterns, ToolTable};
+use super::tools::{PatternCache, ToolTable};
 use super::validate;
 
 mod algebra;
@@ -36,30 +36,32 @@ fn file(text: &str) -> Vec<SourceFile> {
 
 /// The diagnostics of the reader and of single documents. Warnings about unreachable documents are left to `lint`.
 fn diagnostics(files: &[SourceFile]) -> Vec<String> {
-    said(files, |documents| validate::check_with(documents, &ToolTable::new(documents), &mut Patterns::default()))
+    diagnostic_texts(files, |documents| {
+        validate::check_documents(documents, &ToolTable::new(documents), &mut PatternCache::default())
+    })
 }
 
 /// All diagnostics of `policy check`.
 fn linted(files: &[SourceFile]) -> Vec<String> {
-    said(files, validate::check)
+    diagnostic_texts(files, validate::check_policy)
 }
 
-fn said(files: &[SourceFile], together: fn(&[Document]) -> Vec<Diagnostic>) -> Vec<String> {
-    let parsed = source::parse(files);
+fn diagnostic_texts(files: &[SourceFile], together: fn(&[Document]) -> Vec<Diagnostic>) -> Vec<String> {
+    let parsed = source::parse_files(files);
     let together = if parsed.has_errors() { Vec::new() } else { together(&parsed.documents) };
     parsed.diagnostics.iter().chain(&together).map(ToString::to_string).collect()
 }
 
 /// The documents of a text without mistakes.
 fn documents(text: &str) -> Vec<Document> {
-    let parsed = source::parse(&file(text));
+    let parsed = source::parse_files(&file(text));
     assert_eq!(parsed.diagnostics, [], "{text}");
     parsed.documents
 }
 
 /// A subject: groups, application, agents (`spiffe://t/NAME`), and a scope for each token as JSON.
-fn subject(groups: &[&str], application: &str, agents: &[&str], scopes: &[&str]) -> Subject {
-    Subject {
+fn subject(groups: &[&str], application: &str, agents: &[&str], scopes: &[&str]) -> DelegationSubject {
+    DelegationSubject {
         user: UserId::new("https://i", "ana"),
         groups: groups.iter().map(|group| GroupId::from(*group)).collect(),
         application: ApplicationId::from(application),
@@ -70,8 +72,8 @@ fn subject(groups: &[&str], application: &str, agents: &[&str], scopes: &[&str])
     }
 }
 
-fn scope_of(text: &str) -> Scope {
+fn scope_of(text: &str) -> TokenScope {
     let value = parse(text.as_bytes()).unwrap();
-    let tools = value.as_object().unwrap().iter().map(|(tool, map)| (Arc::from(tool), ArgumentMap::parse(map).unwrap()));
-    Scope { tools: tools.collect() }
+    let tools = value.as_object().unwrap().iter().map(|(tool, map)| (Arc::from(tool), ConstraintMap::parse(map).unwrap()));
+    TokenScope { tools: tools.collect() }
 }

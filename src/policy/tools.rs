@@ -1,15 +1,15 @@
 //! The tool registry of a policy, and the patterns that match its tools.
 //!
 //! Tools are numbered in the order of their names, so the literal start of a pattern selects a range of numbers. Patterns are
-//! resolved when a policy is compiled, never during a request. This file knows no layer. Look next at `compile/set.rs`.
+//! resolved when a policy is compiled, never during a request. This file knows no layer. Look next at `compile/permission_set.rs`.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
 use crate::model::ids::ToolName;
 
-use super::bits::BitSet;
-use super::document::{Body, Document, ProofClass, Risk, ToolSpec};
+use super::bit_set::BitSet;
+use super::document::{Document, DocumentBody, ProofClass, ToolRisk, ToolSpec};
 
 /// A registered tool.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,21 +17,21 @@ pub struct Tool {
     /// `server/tool`.
     pub name: ToolName,
     /// The risk of a call.
-    pub risk: Risk,
+    pub risk: ToolRisk,
     /// When a call needs a proof of possession.
     pub proof: ProofClass,
     /// SHA-256 of the schema that the caller must have used; `None` if the registry pins none.
     pub schema_sha256: Option<[u8; 32]>,
     /// The kind of the document that registers the tool: `tool` or `server`.
-    pub kind: &'static str,
+    pub document_kind: &'static str,
     /// The id of that document.
-    pub document: Arc<str>,
+    pub document_id: Arc<str>,
 }
 
 impl Tool {
     /// Whether a call may make changes that cannot be undone.
     pub fn is_destructive(&self) -> bool {
-        self.risk == Risk::Destructive
+        self.risk == ToolRisk::Destructive
     }
 
     /// Whether each call needs its own proof of possession.
@@ -54,49 +54,49 @@ pub(super) struct ToolTable {
 
 /// The tools that a pattern matches.
 #[derive(Clone, Debug)]
-pub(super) enum Matching {
+pub(super) enum MatchedTools {
     /// Exactly one tool, named without a wildcard.
     One(u32),
     /// Any number of tools.
     Many(Arc<BitSet>),
 }
 
-impl Matching {
+impl MatchedTools {
     /// Whether the pattern matches no tool.
     pub(super) fn is_empty(&self) -> bool {
-        matches!(self, Matching::Many(tools) if tools.is_empty())
+        matches!(self, MatchedTools::Many(tools) if tools.is_empty())
     }
 
     /// Adds the matched tools to a set.
-    pub(super) fn unite_into(&self, set: &mut BitSet) {
+    pub(super) fn add_to(&self, set: &mut BitSet) {
         match self {
-            Matching::One(number) => set.insert(*number),
-            Matching::Many(tools) => set.unite(tools),
+            MatchedTools::One(number) => set.insert(*number),
+            MatchedTools::Many(tools) => set.union_with(tools),
         }
     }
 
     /// Whether a set contains some matched tool.
-    pub(super) fn meets(&self, set: &BitSet) -> bool {
+    pub(super) fn intersects(&self, set: &BitSet) -> bool {
         match self {
-            Matching::One(number) => set.contains(*number),
-            Matching::Many(tools) => tools.meets(set),
+            MatchedTools::One(number) => set.contains(*number),
+            MatchedTools::Many(tools) => tools.intersects(set),
         }
     }
 
     /// Whether `wider` contains every matched tool.
-    pub(super) fn is_covered_by(&self, wider: &Matching) -> bool {
+    pub(super) fn is_covered_by(&self, wider: &MatchedTools) -> bool {
         match (self, wider) {
-            (Matching::One(a), Matching::One(b)) => a == b,
-            (_, Matching::Many(tools)) => self.is_within(tools),
-            (Matching::Many(tools), Matching::One(number)) => tools.is_within_one(*number),
+            (MatchedTools::One(a), MatchedTools::One(b)) => a == b,
+            (_, MatchedTools::Many(tools)) => self.is_subset_of(tools),
+            (MatchedTools::Many(tools), MatchedTools::One(number)) => tools.is_subset_of_one(*number),
         }
     }
 
     /// Whether a set contains every matched tool.
-    pub(super) fn is_within(&self, set: &BitSet) -> bool {
+    pub(super) fn is_subset_of(&self, set: &BitSet) -> bool {
         match self {
-            Matching::One(number) => set.contains(*number),
-            Matching::Many(tools) => tools.is_subset(set),
+            MatchedTools::One(number) => set.contains(*number),
+            MatchedTools::Many(tools) => tools.is_subset(set),
         }
     }
 }
@@ -107,10 +107,13 @@ impl ToolTable {
         let mut tools = Vec::new();
         for document in documents {
             match &document.body {
-                Body::Tool(spec) => tools.push(tool(&document.key.id, spec, "tool", document)),
-                Body::Server(server) => {
+                DocumentBody::Tool(spec) => tools.push(build_tool(&document.key.id, spec, "tool", document)),
+                DocumentBody::Server(server) => {
                     tools.extend(
-                        server.tools.iter().map(|(name, spec)| tool(&format!("{}/{name}", server.id), spec, "server", document)),
+                        server
+                            .tools
+                            .iter()
+                            .map(|(name, spec)| build_tool(&format!("{}/{name}", server.id), spec, "server", document)),
                     );
                 }
                 _ => {}
@@ -143,12 +146,14 @@ impl ToolTable {
     }
 
     /// The tools that a pattern matches.
-    pub(super) fn matching(&self, pattern: &str) -> Matching {
+    pub(super) fn match_pattern(&self, pattern: &str) -> MatchedTools {
         if pattern == "*" {
-            return Matching::Many(Arc::new(BitSet::full(self.len())));
+            return MatchedTools::Many(Arc::new(BitSet::full(self.len())));
         }
         let Some((beginning, _)) = pattern.split_once('*') else {
-            return self.number(pattern).map_or_else(|| Matching::Many(Arc::new(BitSet::empty(self.len()))), Matching::One);
+            return self
+                .number(pattern)
+                .map_or_else(|| MatchedTools::Many(Arc::new(BitSet::empty(self.len()))), MatchedTools::One);
         };
         let mut set = BitSet::empty(self.len());
         let first = self.tools.partition_point(|tool| tool.name.as_str() < beginning);
@@ -156,45 +161,45 @@ impl ToolTable {
             if !tool.name.as_str().starts_with(beginning) {
                 break;
             }
-            if matches(pattern, tool.name.as_str()) {
+            if matches_pattern(pattern, tool.name.as_str()) {
                 set.insert(number);
             }
         }
-        Matching::Many(Arc::new(set))
+        MatchedTools::Many(Arc::new(set))
     }
 }
 
 /// A cache of resolved patterns. A pattern that many agents share, such as `crm/*`, is resolved once.
 #[derive(Debug, Default)]
-pub(super) struct Patterns {
-    resolved: HashMap<Arc<str>, Matching>,
+pub(super) struct PatternCache {
+    resolved: HashMap<Arc<str>, MatchedTools>,
 }
 
-impl Patterns {
+impl PatternCache {
     /// The tools that a pattern matches. All calls must pass the same table, because the cache does not distinguish tables.
-    pub(super) fn resolve(&mut self, pattern: &Arc<str>, tools: &ToolTable) -> Matching {
+    pub(super) fn resolve(&mut self, pattern: &Arc<str>, tools: &ToolTable) -> MatchedTools {
         if let Some(known) = self.resolved.get(pattern) {
             return known.clone();
         }
-        let matching = tools.matching(pattern);
+        let matching = tools.match_pattern(pattern);
         self.resolved.insert(pattern.clone(), matching.clone());
         matching
     }
 }
 
-fn tool(name: &str, spec: &ToolSpec, kind: &'static str, document: &Document) -> Tool {
+fn build_tool(name: &str, spec: &ToolSpec, kind: &'static str, document: &Document) -> Tool {
     Tool {
         name: ToolName::new(name),
         risk: spec.risk,
         proof: spec.proof.unwrap_or_else(|| spec.risk.default_proof()),
         schema_sha256: spec.schema_sha256,
-        kind,
-        document: document.key.id.as_str().into(),
+        document_kind: kind,
+        document_id: document.key.id.as_str().into(),
     }
 }
 
 /// Whether a pattern matches a name. `*` stands for any characters except a slash, so both must have the same number of slashes.
-fn matches(pattern: &str, name: &str) -> bool {
+fn matches_pattern(pattern: &str, name: &str) -> bool {
     let (mut patterns, mut names) = (pattern.split('/'), name.split('/'));
     loop {
         match (patterns.next(), names.next()) {
@@ -230,7 +235,8 @@ mod tests {
 
     #[test]
     fn patterns() {
-        let check = |pattern: &str, name: &str, expected: bool| assert_eq!(matches(pattern, name), expected, "{pattern} {name}");
+        let check =
+            |pattern: &str, name: &str, expected: bool| assert_eq!(matches_pattern(pattern, name), expected, "{pattern} {name}");
         for (pattern, name) in [
             ("crm/*", "crm/leads.read"),
             ("crm/*", "crm/"),

@@ -6,32 +6,32 @@
 
 use saphyr_parser::{Event, Marker, Parser, ScalarStyle};
 
-use crate::model::constraint::abridged;
-use crate::model::json::Number;
+use crate::model::constraint::abbreviate;
+use crate::model::json::JsonNumber;
 use crate::model::limits::JSON_NESTING_MAX;
 
-use super::diagnostic::{Diagnostic, Position, Severity};
-use super::node::{Kind, Meaning, Member, Node, Scalar};
+use super::diagnostic::{Diagnostic, Severity, SourcePosition};
+use super::node::{MappingMember, NodeKind, ScalarNode, ScalarValue, SourceNode};
 
 /// Parses the documents of a file. Empty documents are left out.
 ///
 /// Errors are added to `out`. After a syntax error the rest of the file is not read.
-pub(super) fn parse(content: &[u8], path: &str, out: &mut Vec<Diagnostic>) -> Vec<Node> {
-    let Some(text) = clean_text(content, path, out) else {
+pub(super) fn parse_documents(content: &[u8], path: &str, out: &mut Vec<Diagnostic>) -> Vec<SourceNode> {
+    let Some(text) = decode_text(content, path, out) else {
         return Vec::new();
     };
-    let mut builder = Builder { path, out, stack: Vec::new(), documents: Vec::new() };
+    let mut builder = NodeBuilder { path, out, stack: Vec::new(), documents: Vec::new() };
     let mut parser = Parser::new_from_str(text);
     loop {
         match parser.next_event() {
             None | Some(Ok((Event::StreamEnd, _))) => break,
             Some(Ok((event, span))) => {
-                if builder.accept(event, position(&span.start)).is_err() {
+                if builder.handle_event(event, position(&span.start)).is_err() {
                     break;
                 }
             }
             Some(Err(error)) => {
-                builder.error(position(error.marker()), format!("not valid YAML: {}", abridged(error.info())));
+                builder.report_error(position(error.marker()), format!("not valid YAML: {}", abbreviate(error.info())));
                 break;
             }
         }
@@ -41,11 +41,11 @@ pub(super) fn parse(content: &[u8], path: &str, out: &mut Vec<Diagnostic>) -> Ve
 
 /// One member of a flat configuration file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FlatMember {
+pub struct ConfigEntry {
     /// The key.
     pub name: String,
     /// The position of the key.
-    pub at: Position,
+    pub at: SourcePosition,
     /// The scalar, or the items of the list, as written.
     pub values: Vec<String>,
     /// Whether the value was written as a list.
@@ -57,11 +57,11 @@ pub struct FlatMember {
 ///
 /// # Errors
 /// All mistakes, with their positions.
-pub fn flat(content: &[u8], path: &str, known: &[&str]) -> Result<Vec<FlatMember>, Vec<Diagnostic>> {
+pub fn parse_config(content: &[u8], path: &str, known: &[&str]) -> Result<Vec<ConfigEntry>, Vec<Diagnostic>> {
     let mut out = Vec::new();
-    let documents = parse(content, path, &mut out);
+    let documents = parse_documents(content, path, &mut out);
     let mut found = Vec::new();
-    let mut error = |at: Position, message: String| out.push(Diagnostic::new(Severity::Error, path, at, message));
+    let mut error = |at: SourcePosition, message: String| out.push(Diagnostic::new(Severity::Error, path, at, message));
     for (index, document) in documents.iter().enumerate() {
         match document.as_mapping().filter(|_| index == 0) {
             Some(members) => flatten(members, "", known, &mut found, &mut error),
@@ -73,41 +73,42 @@ pub fn flat(content: &[u8], path: &str, known: &[&str]) -> Result<Vec<FlatMember
 
 /// Adds the members of a mapping to those that were found; `section` is empty, or the name of their section with a dot.
 fn flatten(
-    members: &[Member],
+    members: &[MappingMember],
     section: &str,
     known: &[&str],
-    found: &mut Vec<FlatMember>,
-    error: &mut impl FnMut(Position, String),
+    found: &mut Vec<ConfigEntry>,
+    error: &mut impl FnMut(SourcePosition, String),
 ) {
     let here = || known.iter().filter_map(|key| key.strip_prefix(section));
     for member in members {
         let name = format!("{section}{}", member.name);
         let is_section = here().any(|key| key.split_once('.').is_some_and(|(section, _)| section == member.name));
         let values = match &member.value.kind {
-            Kind::Scalar(scalar) => Some((vec![scalar.text.clone()], false)),
-            Kind::Sequence(items) => items.iter().map(scalar_text).collect::<Option<_>>().map(|values| (values, true)),
-            Kind::Mapping(_) => None,
+            NodeKind::Scalar(scalar) => Some((vec![scalar.text.clone()], false)),
+            NodeKind::Sequence(items) => items.iter().map(scalar_text).collect::<Option<_>>().map(|values| (values, true)),
+            NodeKind::Mapping(_) => None,
         };
         match (&member.value.kind, values) {
-            (Kind::Mapping(inner), _) if is_section => flatten(inner, &format!("{name}."), known, found, error),
+            (NodeKind::Mapping(inner), _) if is_section => flatten(inner, &format!("{name}."), known, found, error),
             _ if is_section => error(member.at, format!("`{name}` must be a mapping of settings")),
             _ if member.name.contains('.') || !here().any(|key| key == member.name) => {
                 let keys = here().filter(|key| !key.contains('.'));
-                let hint = super::diagnostic::suggestion(&member.name, keys).map(|hint| format!(": {hint}")).unwrap_or_default();
-                error(member.at, format!("unknown key `{}`{hint}", abridged(&name)));
+                let hint =
+                    super::diagnostic::suggest_name(&member.name, keys).map(|hint| format!(": {hint}")).unwrap_or_default();
+                error(member.at, format!("unknown key `{}`{hint}", abbreviate(&name)));
             }
-            (_, Some((values, is_list))) => found.push(FlatMember { name, at: member.at, values, is_list }),
+            (_, Some((values, is_list))) => found.push(ConfigEntry { name, at: member.at, values, is_list }),
             _ => error(member.at, format!("`{name}` must be a value or a list of values")),
         }
     }
 }
 
-fn scalar_text(node: &Node) -> Option<String> {
-    if let Kind::Scalar(scalar) = &node.kind { Some(scalar.text.clone()) } else { None }
+fn scalar_text(node: &SourceNode) -> Option<String> {
+    if let NodeKind::Scalar(scalar) = &node.kind { Some(scalar.text.clone()) } else { None }
 }
 
 /// Decodes a file: UTF-8 without NUL. A byte order mark is dropped.
-fn clean_text<'a>(content: &'a [u8], path: &str, out: &mut Vec<Diagnostic>) -> Option<&'a str> {
+fn decode_text<'a>(content: &'a [u8], path: &str, out: &mut Vec<Diagnostic>) -> Option<&'a str> {
     let (valid, problem) = match std::str::from_utf8(content) {
         Ok(text) => match text.split_once('\0') {
             None => return Some(text.strip_prefix('\u{feff}').unwrap_or(text)),
@@ -120,146 +121,147 @@ fn clean_text<'a>(content: &'a [u8], path: &str, out: &mut Vec<Diagnostic>) -> O
     };
     let line = u32::try_from(valid.matches('\n').count() + 1).unwrap_or(u32::MAX);
     let column = valid.rsplit('\n').next().map_or(0, |last| last.chars().count());
-    let at = Position { line, column: u32::try_from(column + 1).unwrap_or(u32::MAX) };
+    let at = SourcePosition { line, column: u32::try_from(column + 1).unwrap_or(u32::MAX) };
     out.push(Diagnostic::new(Severity::Error, path, at, problem));
     None
 }
 
-fn position(marker: &Marker) -> Position {
+fn position(marker: &Marker) -> SourcePosition {
     let small = |number: usize| u32::try_from(number).unwrap_or(u32::MAX);
-    Position { line: small(marker.line().max(1)), column: small(marker.col().saturating_add(1)) }
+    SourcePosition { line: small(marker.line().max(1)), column: small(marker.col().saturating_add(1)) }
 }
 
 /// A collection that is still open.
-enum Open {
-    Sequence { at: Position, items: Vec<Node> },
-    Mapping { at: Position, members: Vec<Member>, key: Option<(String, Position)> },
+enum OpenCollection {
+    Sequence { at: SourcePosition, items: Vec<SourceNode> },
+    Mapping { at: SourcePosition, members: Vec<MappingMember>, key: Option<(String, SourcePosition)> },
 }
 
 /// The parser cannot continue.
-struct Lost;
+struct ParseAborted;
 
 /// Builds nodes from the events of the parser.
-struct Builder<'a> {
+struct NodeBuilder<'a> {
     path: &'a str,
     out: &'a mut Vec<Diagnostic>,
-    stack: Vec<Open>,
-    documents: Vec<Node>,
+    stack: Vec<OpenCollection>,
+    documents: Vec<SourceNode>,
 }
 
-impl Builder<'_> {
+impl NodeBuilder<'_> {
     /// Handles one event. An error means that the rest of the file cannot be read.
-    fn accept(&mut self, event: Event<'_>, at: Position) -> Result<(), Lost> {
+    fn handle_event(&mut self, event: Event<'_>, at: SourcePosition) -> Result<(), ParseAborted> {
         match event {
             Event::Scalar(text, style, anchor, tag) => {
                 self.refuse_properties(at, anchor, tag.is_some());
                 let plain = style == ScalarStyle::Plain;
-                let scalar = self.scalar(text.into_owned(), plain, at);
-                self.add(Node { at, kind: Kind::Scalar(scalar) })
+                let scalar = self.resolve_scalar(text.into_owned(), plain, at);
+                self.add_node(SourceNode { at, kind: NodeKind::Scalar(scalar) })
             }
             Event::SequenceStart(anchor, tag) => {
                 self.refuse_properties(at, anchor, tag.is_some());
-                self.open(at, Open::Sequence { at, items: Vec::new() })
+                self.open_collection(at, OpenCollection::Sequence { at, items: Vec::new() })
             }
             Event::MappingStart(anchor, tag) => {
                 self.refuse_properties(at, anchor, tag.is_some());
-                self.open(at, Open::Mapping { at, members: Vec::new(), key: None })
+                self.open_collection(at, OpenCollection::Mapping { at, members: Vec::new(), key: None })
             }
             Event::SequenceEnd | Event::MappingEnd => match self.stack.pop() {
-                Some(Open::Sequence { at, items }) => self.add(Node { at, kind: Kind::Sequence(items) }),
-                Some(Open::Mapping { at, members, .. }) => {
+                Some(OpenCollection::Sequence { at, items }) => self.add_node(SourceNode { at, kind: NodeKind::Sequence(items) }),
+                Some(OpenCollection::Mapping { at, members, .. }) => {
                     self.refuse_duplicates(&members);
-                    self.add(Node { at, kind: Kind::Mapping(members) })
+                    self.add_node(SourceNode { at, kind: NodeKind::Mapping(members) })
                 }
-                None => Err(Lost),
+                None => Err(ParseAborted),
             },
             Event::Alias(_) => {
-                self.error(at, "aliases (`*name`) are not supported: write the value out");
-                Err(Lost)
+                self.report_error(at, "aliases (`*name`) are not supported: write the value out");
+                Err(ParseAborted)
             }
             _ => Ok(()),
         }
     }
 
-    fn open(&mut self, at: Position, collection: Open) -> Result<(), Lost> {
+    fn open_collection(&mut self, at: SourcePosition, collection: OpenCollection) -> Result<(), ParseAborted> {
         if self.stack.len() >= JSON_NESTING_MAX {
-            self.error(at, format!("nested deeper than {JSON_NESTING_MAX}"));
-            return Err(Lost);
+            self.report_error(at, format!("nested deeper than {JSON_NESTING_MAX}"));
+            return Err(ParseAborted);
         }
-        if let Some(Open::Mapping { key: None, .. }) = self.stack.last() {
-            self.error(at, "a key must be a string");
-            return Err(Lost);
+        if let Some(OpenCollection::Mapping { key: None, .. }) = self.stack.last() {
+            self.report_error(at, "a key must be a string");
+            return Err(ParseAborted);
         }
         self.stack.push(collection);
         Ok(())
     }
 
     /// Adds a finished node to the innermost open collection.
-    fn add(&mut self, node: Node) -> Result<(), Lost> {
+    fn add_node(&mut self, node: SourceNode) -> Result<(), ParseAborted> {
         match self.stack.last_mut() {
-            Some(Open::Sequence { items, .. }) => items.push(node),
-            Some(Open::Mapping { members, key, .. }) => match key.take() {
-                Some((name, at)) => members.push(Member { name, at, value: node }),
+            Some(OpenCollection::Sequence { items, .. }) => items.push(node),
+            Some(OpenCollection::Mapping { members, key, .. }) => match key.take() {
+                Some((name, at)) => members.push(MappingMember { name, at, value: node }),
                 None => {
-                    let Kind::Scalar(scalar) = node.kind else {
-                        return Err(Lost);
+                    let NodeKind::Scalar(scalar) = node.kind else {
+                        return Err(ParseAborted);
                     };
                     *key = Some((scalar.text.clone(), node.at));
-                    if !matches!(scalar.meaning, Meaning::String) {
-                        self.error(node.at, format!("a key must be a string: quote `{}`", abridged(&scalar.text)));
+                    if !matches!(scalar.value, ScalarValue::String) {
+                        self.report_error(node.at, format!("a key must be a string: quote `{}`", abbreviate(&scalar.text)));
                     }
                 }
             },
-            None if matches!(&node.kind, Kind::Scalar(scalar) if matches!(scalar.meaning, Meaning::Null)) => {}
+            None if matches!(&node.kind, NodeKind::Scalar(scalar) if matches!(scalar.value, ScalarValue::Null)) => {}
             None => self.documents.push(node),
         }
         Ok(())
     }
 
-    fn scalar(&mut self, text: String, plain: bool, at: Position) -> Scalar {
-        let meaning = match if plain { plain_meaning(&text) } else { Some(Meaning::String) } {
+    fn resolve_scalar(&mut self, text: String, plain: bool, at: SourcePosition) -> ScalarNode {
+        let meaning = match if plain { resolve_plain_scalar(&text) } else { Some(ScalarValue::String) } {
             Some(meaning) => meaning,
             None => {
-                self.error(at, format!("`{}` is not a finite number: quote it if it is text", abridged(&text)));
-                Meaning::Null
+                self.report_error(at, format!("`{}` is not a finite number: quote it if it is text", abbreviate(&text)));
+                ScalarValue::Null
             }
         };
-        Scalar { text, meaning }
+        ScalarNode { text, value: meaning }
     }
 
     /// Refuses an anchor or a tag of a node.
-    fn refuse_properties(&mut self, at: Position, anchor: usize, tag: bool) {
+    fn refuse_properties(&mut self, at: SourcePosition, anchor: usize, tag: bool) {
         if anchor != 0 {
-            self.error(at, "anchors (`&name`) are not supported: write the value out where it is needed");
+            self.report_error(at, "anchors (`&name`) are not supported: write the value out where it is needed");
         }
         if tag {
-            self.error(at, "tags (`!name`) are not supported");
+            self.report_error(at, "tags (`!name`) are not supported");
         }
     }
 
     /// Reports keys that a mapping contains twice.
-    fn refuse_duplicates(&mut self, members: &[Member]) {
-        let mut sorted: Vec<&Member> = members.iter().collect();
+    fn refuse_duplicates(&mut self, members: &[MappingMember]) {
+        let mut sorted: Vec<&MappingMember> = members.iter().collect();
         sorted.sort_by(|a, b| (&a.name, a.at).cmp(&(&b.name, b.at)));
         for (first, second) in sorted.iter().zip(sorted.iter().skip(1)) {
             if first.name == second.name {
-                let message = format!("duplicate key `{}`: it stands on line {} already", abridged(&second.name), first.at.line);
-                self.error(second.at, message);
+                let message =
+                    format!("duplicate key `{}`: it stands on line {} already", abbreviate(&second.name), first.at.line);
+                self.report_error(second.at, message);
             }
         }
     }
 
-    fn error(&mut self, at: Position, message: impl Into<String>) {
+    fn report_error(&mut self, at: SourcePosition, message: impl Into<String>) {
         self.out.push(Diagnostic::new(Severity::Error, self.path, at, message));
     }
 }
 
 /// Resolves a plain scalar by the core schema. `None` for infinities, NaN and numbers out of range.
-fn plain_meaning(text: &str) -> Option<Meaning> {
+fn resolve_plain_scalar(text: &str) -> Option<ScalarValue> {
     Some(match text {
-        "" | "~" | "null" | "Null" | "NULL" => Meaning::Null,
-        "true" | "True" | "TRUE" => Meaning::Bool(true),
-        "false" | "False" | "FALSE" => Meaning::Bool(false),
+        "" | "~" | "null" | "Null" | "NULL" => ScalarValue::Null,
+        "true" | "True" | "TRUE" => ScalarValue::Bool(true),
+        "false" | "False" | "FALSE" => ScalarValue::Bool(false),
         ".nan" | ".NaN" | ".NAN" => return None,
         _ => {
             let unsigned = text.strip_prefix(['+', '-']).unwrap_or(text);
@@ -267,25 +269,36 @@ fn plain_meaning(text: &str) -> Option<Meaning> {
                 return None;
             }
             if let Some(digits) = text.strip_prefix("0o").filter(|digits| !digits.is_empty()) {
-                return if digits.bytes().all(|b| (b'0'..=b'7').contains(&b)) { radix(digits, 8) } else { Some(Meaning::String) };
+                return if digits.bytes().all(|b| (b'0'..=b'7').contains(&b)) {
+                    parse_radix(digits, 8)
+                } else {
+                    Some(ScalarValue::String)
+                };
             }
             if let Some(digits) = text.strip_prefix("0x").filter(|digits| !digits.is_empty()) {
-                return if digits.bytes().all(|b| b.is_ascii_hexdigit()) { radix(digits, 16) } else { Some(Meaning::String) };
+                return if digits.bytes().all(|b| b.is_ascii_hexdigit()) {
+                    parse_radix(digits, 16)
+                } else {
+                    Some(ScalarValue::String)
+                };
             }
             if !is_decimal(unsigned) {
-                return Some(Meaning::String);
+                return Some(ScalarValue::String);
             }
             let integer = unsigned.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse::<i64>().ok()).flatten();
             match integer {
-                Some(integer) => Meaning::Number(integer.into()),
-                None => Meaning::Number(text.parse::<f64>().ok().filter(|value| value.is_finite())?.into()),
+                Some(integer) => ScalarValue::Number(integer.into()),
+                None => {
+                    let value = text.parse::<f64>().ok().filter(|value| value.is_finite())?;
+                    ScalarValue::Number(JsonNumber::from_decimal(text, value))
+                }
             }
         }
     })
 }
 
-fn radix(digits: &str, radix: u32) -> Option<Meaning> {
-    i64::from_str_radix(digits, radix).ok().map(|integer| Meaning::Number(Number::from(integer)))
+fn parse_radix(digits: &str, radix: u32) -> Option<ScalarValue> {
+    i64::from_str_radix(digits, radix).ok().map(|integer| ScalarValue::Number(JsonNumber::from(integer)))
 }
 
 /// `( \. [0-9]+ | [0-9]+ ( \. [0-9]* )? ) ( [eE] [-+]? [0-9]+ )?`
@@ -308,8 +321,8 @@ mod tests {
 
     fn read(text: &[u8]) -> (Vec<String>, Vec<String>) {
         let mut out = Vec::new();
-        let nodes = parse(text, "f", &mut out);
-        (nodes.iter().map(|node| node.to_value().to_jcs()).collect(), out.iter().map(ToString::to_string).collect())
+        let nodes = parse_documents(text, "f", &mut out);
+        (nodes.iter().map(|node| node.to_json().to_jcs()).collect(), out.iter().map(ToString::to_string).collect())
     }
 
     #[test]

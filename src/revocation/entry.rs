@@ -3,8 +3,8 @@
 //! Each effect carries the number of the first snapshot that no longer sees it. Targets that were only ever dead have no such entry;
 //! `index.rs` keeps them in a smaller set.
 
-use super::{Hit, HitMeaning};
-use crate::model::records::RevocationRow;
+use super::{RevocationHit, RevocationHitKind};
+use crate::model::rows::RevocationRow;
 
 /// An effect that no snapshot sees.
 const NEVER: u64 = 0;
@@ -13,7 +13,7 @@ const ALWAYS: u64 = u64::MAX;
 
 /// The state of one target, including the effects that were lifted.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Entry {
+pub(super) struct RevocationEntry {
     /// Revision of the newest row.
     revision: u64,
     /// Revision of the row before the last lift. A denial in an older snapshot names it.
@@ -25,7 +25,7 @@ pub(super) struct Entry {
     watermark_until: u64,
 }
 
-impl Entry {
+impl RevocationEntry {
     /// An entry without any effect.
     pub(super) fn new() -> Self {
         Self {
@@ -47,73 +47,73 @@ impl Entry {
     /// added.
     pub(super) fn update(&mut self, row: &RevocationRow, lifted_at: u64) -> bool {
         let before = self.revision;
-        let dead = set(&mut self.dead_until, row.dead, lifted_at);
-        let suspended = set(&mut self.suspended_until, row.suspended, lifted_at);
-        let watermark = set(&mut self.watermark_until, row.watermark_unix_s.is_some(), lifted_at);
+        let dead = set_effect(&mut self.dead_until, row.dead, lifted_at);
+        let suspended = set_effect(&mut self.suspended_until, row.suspended, lifted_at);
+        let watermark = set_effect(&mut self.watermark_until, row.watermark_unix_s.is_some(), lifted_at);
         // INVARIANT: a watermark never falls.
         let raised = row.watermark_unix_s.is_some_and(|second| second > self.watermark_unix_s);
         if let Some(second) = row.watermark_unix_s {
             self.watermark_unix_s = self.watermark_unix_s.max(second);
         }
         let steps = [dead, suspended, watermark];
-        if steps.contains(&Step::Lifted) {
+        if steps.contains(&EffectChange::Lifted) {
             self.revision_before = before;
         }
         self.revision = row.revision;
-        raised || steps.contains(&Step::Added)
+        raised || steps.contains(&EffectChange::Added)
     }
 
     /// Lifts every effect for snapshots from `lifted_at` on.
     pub(super) fn lift(&mut self, lifted_at: u64) {
         let steps = [&mut self.dead_until, &mut self.suspended_until, &mut self.watermark_until];
-        if steps.map(|until| set(until, false, lifted_at)).contains(&Step::Lifted) {
+        if steps.map(|until| set_effect(until, false, lifted_at)).contains(&EffectChange::Lifted) {
             self.revision_before = self.revision;
         }
     }
 
     /// Whether no snapshot numbered `oldest` or above sees any effect of this entry.
-    pub(super) fn is_over(&self, oldest: u64) -> bool {
-        [self.dead_until, self.suspended_until, self.watermark_until].iter().all(|until| !in_effect(*until, oldest))
+    pub(super) fn is_lifted_for_all(&self, oldest: u64) -> bool {
+        [self.dead_until, self.suspended_until, self.watermark_until].iter().all(|until| !is_in_effect(*until, oldest))
     }
 
     /// Returns the effect on a chain whose root was issued at `root_iat_s`, as snapshot `number` sees it.
-    pub(super) fn hit(&self, root_iat_s: i64, number: u64) -> Option<Hit> {
+    pub(super) fn hit_for(&self, root_iat_s: i64, number: u64) -> Option<RevocationHit> {
         let too_old = root_iat_s <= self.watermark_unix_s;
-        let (until, meaning) = if in_effect(self.dead_until, number) {
-            (self.dead_until, HitMeaning::Dead)
-        } else if in_effect(self.suspended_until, number) {
-            (self.suspended_until, HitMeaning::Suspended)
-        } else if too_old && in_effect(self.watermark_until, number) {
-            (self.watermark_until, HitMeaning::Watermark)
+        let (until, meaning) = if is_in_effect(self.dead_until, number) {
+            (self.dead_until, RevocationHitKind::Dead)
+        } else if is_in_effect(self.suspended_until, number) {
+            (self.suspended_until, RevocationHitKind::Suspended)
+        } else if too_old && is_in_effect(self.watermark_until, number) {
+            (self.watermark_until, RevocationHitKind::Watermark)
         } else {
             return None;
         };
-        Some(Hit { meaning, revision: if until == ALWAYS { self.revision } else { self.revision_before } })
+        Some(RevocationHit { kind: meaning, revision: if until == ALWAYS { self.revision } else { self.revision_before } })
     }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Step {
+enum EffectChange {
     Added,
     Lifted,
     Same,
 }
 
-fn set(until: &mut u64, on: bool, lifted_at: u64) -> Step {
+fn set_effect(until: &mut u64, on: bool, lifted_at: u64) -> EffectChange {
     match (on, *until == ALWAYS) {
         (true, false) => {
             *until = ALWAYS;
-            Step::Added
+            EffectChange::Added
         }
         (false, true) => {
             // The value stays below `ALWAYS`, which would mean that the effect was never lifted.
             *until = lifted_at.min(ALWAYS - 1);
-            Step::Lifted
+            EffectChange::Lifted
         }
-        _ => Step::Same,
+        _ => EffectChange::Same,
     }
 }
 
-fn in_effect(until: u64, number: u64) -> bool {
+fn is_in_effect(until: u64, number: u64) -> bool {
     until == ALWAYS || number < until
 }

@@ -5,9 +5,9 @@
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
-use crate::model::records::Target;
+use crate::model::rows::RevocationTarget;
 
-/// A revocation target with borrowed parts. See [`Target`] for the meaning of each variant.
+/// A revocation target with borrowed parts. See [`RevocationTarget`] for the meaning of each variant.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TargetRef<'a> {
     /// Everything.
@@ -46,27 +46,27 @@ pub enum TargetRef<'a> {
     Token(&'a str),
 }
 
-impl<'a> From<&'a Target> for TargetRef<'a> {
-    fn from(target: &'a Target) -> Self {
+impl<'a> From<&'a RevocationTarget> for TargetRef<'a> {
+    fn from(target: &'a RevocationTarget) -> Self {
         match target {
-            Target::All => TargetRef::All,
-            Target::Agent(id) => TargetRef::Agent(id),
-            Target::Session(id) => TargetRef::Session(id),
-            Target::Task(id) => TargetRef::Task(id),
-            Target::Delegation { issuer, subject, agent } => TargetRef::Delegation { issuer, subject, agent },
-            Target::Application(id) => TargetRef::Application(id),
-            Target::User { issuer, subject } => TargetRef::User { issuer, subject },
-            Target::Key(id) => TargetRef::Key(id),
-            Target::Tool(id) => TargetRef::Tool(id),
-            Target::Hop(id) => TargetRef::Hop(id),
-            Target::Token(id) => TargetRef::Token(id),
+            RevocationTarget::All => TargetRef::All,
+            RevocationTarget::Agent(id) => TargetRef::Agent(id),
+            RevocationTarget::Session(id) => TargetRef::Session(id),
+            RevocationTarget::Task(id) => TargetRef::Task(id),
+            RevocationTarget::Delegation { issuer, subject, agent } => TargetRef::Delegation { issuer, subject, agent },
+            RevocationTarget::Application(id) => TargetRef::Application(id),
+            RevocationTarget::User { issuer, subject } => TargetRef::User { issuer, subject },
+            RevocationTarget::Key(id) => TargetRef::Key(id),
+            RevocationTarget::Tool(id) => TargetRef::Tool(id),
+            RevocationTarget::Hop(id) => TargetRef::Hop(id),
+            RevocationTarget::Token(id) => TargetRef::Token(id),
         }
     }
 }
 
 impl<'a> TargetRef<'a> {
     /// Returns a tag that is unique for the kind, and the parts; absent parts are empty.
-    fn tagged(self) -> (u8, [&'a str; 3]) {
+    fn tag_and_parts(self) -> (u8, [&'a str; 3]) {
         match self {
             TargetRef::All => (0, ["", "", ""]),
             TargetRef::Agent(id) => (1, [id, "", ""]),
@@ -85,35 +85,35 @@ impl<'a> TargetRef<'a> {
 
 /// A revocation target, hashed for one index; 16 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Key {
+pub struct RevocationKey {
     // Two words instead of a `u128`: its alignment would make every entry of the exact set 8 bytes larger.
     pub(super) low: u64,
     pub(super) high: u64,
 }
 
-impl std::hash::Hash for Key {
+impl std::hash::Hash for RevocationKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
         state.write_u64(self.low);
     }
 }
 
 /// Makes keys with two SipHash functions, each with its own random hash key.
-pub(super) struct Keyed(RandomState, RandomState);
+pub(super) struct KeyHasher(RandomState, RandomState);
 
-impl Keyed {
+impl KeyHasher {
     /// Draws fresh random hash keys.
     pub(super) fn new() -> Self {
         Self(RandomState::new(), RandomState::new())
     }
 
     /// Hashes a target.
-    pub(super) fn key(&self, target: TargetRef<'_>) -> Key {
-        let (tag, parts) = target.tagged();
-        Key { low: half(&self.0, tag, parts), high: half(&self.1, tag, parts) }
+    pub(super) fn key(&self, target: TargetRef<'_>) -> RevocationKey {
+        let (tag, parts) = target.tag_and_parts();
+        RevocationKey { low: hash_half(&self.0, tag, parts), high: hash_half(&self.1, tag, parts) }
     }
 }
 
-fn half(keys: &RandomState, tag: u8, parts: [&str; 3]) -> u64 {
+fn hash_half(keys: &RandomState, tag: u8, parts: [&str; 3]) -> u64 {
     let mut hasher = keys.build_hasher();
     hasher.write_u8(tag);
     for part in parts {
@@ -126,9 +126,9 @@ fn half(keys: &RandomState, tag: u8, parts: [&str; 3]) -> u64 {
 
 /// A hasher that returns the bits of a key unchanged, because they are a keyed hash already.
 #[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Identity(u64);
+pub(super) struct IdentityHasher(u64);
 
-impl Hasher for Identity {
+impl Hasher for IdentityHasher {
     fn finish(&self) -> u64 {
         self.0
     }
@@ -144,10 +144,10 @@ impl Hasher for Identity {
     }
 }
 
-impl BuildHasher for Identity {
-    type Hasher = Identity;
+impl BuildHasher for IdentityHasher {
+    type Hasher = IdentityHasher;
 
-    fn build_hasher(&self) -> Identity {
-        Identity(0)
+    fn build_hasher(&self) -> IdentityHasher {
+        IdentityHasher(0)
     }
 }

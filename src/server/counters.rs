@@ -1,14 +1,14 @@
 //! The counts of a listener: its connections and calls, and why some were cut or refused.
 //!
-//! The counts are read with relaxed loads. Look next at `registry.rs`, which cuts connections, and at `intake.rs`, which refuses calls.
+//! The counts are read with relaxed loads. Look next at `connection_registry.rs`, which cuts connections, and at `request_body.rs`, which refuses calls.
 
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use crate::api::Refusal;
+use crate::api::CallRefusal;
 
 /// Why a connection was cut.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Cut {
+pub(super) enum CutCause {
     /// It had no call for too long.
     Idle,
     /// No act was signed on it in time.
@@ -25,7 +25,7 @@ pub(super) enum Cut {
     Barrier,
 }
 
-impl Cut {
+impl CutCause {
     const ALL: [Self; 7] =
         [Self::Idle, Self::Unsigned, Self::Displaced, Self::Stalled, Self::Handshake, Self::WriteStall, Self::Barrier];
     /// The index of a connection that is not cut.
@@ -54,20 +54,20 @@ impl Cut {
 }
 
 /// The names of the refusal causes in metrics.
-const REFUSALS: [&str; 5] = ["too_large", "too_slow", "malformed", "connection_budget", "listener_budget"];
+const REFUSAL_CAUSES: [&str; 5] = ["too_large", "too_slow", "malformed", "connection_budget", "listener_budget"];
 
 /// The counts of one listener.
 #[derive(Debug, Default)]
-pub(super) struct Counters {
+pub(super) struct ListenerCounters {
     pub(super) accepted: AtomicU64,
     pub(super) refused: AtomicU64,
-    cuts: [AtomicU64; Cut::ALL.len()],
-    refusals: [AtomicU64; REFUSALS.len()],
+    cuts: [AtomicU64; CutCause::ALL.len()],
+    refusals: [AtomicU64; REFUSAL_CAUSES.len()],
     /// Open connections of each runtime.
     pub(super) open: Vec<AtomicUsize>,
 }
 
-impl Counters {
+impl ListenerCounters {
     pub(super) fn new(runtimes: usize) -> Self {
         Self { open: (0..runtimes).map(|_| AtomicUsize::new(0)).collect(), ..Self::default() }
     }
@@ -76,29 +76,29 @@ impl Counters {
         self.open.iter().map(|open| open.load(Ordering::Relaxed)).collect()
     }
 
-    pub(super) fn count_cut(&self, cause: Cut) {
+    pub(super) fn count_cut(&self, cause: CutCause) {
         if let Some(count) = self.cuts.get(usize::from(cause.index())) {
             count.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    pub(super) fn count_refusal(&self, refusal: Refusal) {
+    pub(super) fn count_refusal(&self, refusal: CallRefusal) {
         let index = match refusal {
-            Refusal::TooLarge { .. } => 0,
-            Refusal::TooSlow { .. } | Refusal::PastDeadline => 1,
-            Refusal::NotOne | Refusal::NotWhole => 2,
-            Refusal::ConnectionBudget => 3,
-            Refusal::ListenerBudget => 4,
+            CallRefusal::TooLarge { .. } => 0,
+            CallRefusal::TooSlow { .. } | CallRefusal::DeadlineExceeded => 1,
+            CallRefusal::NotOneMessage | CallRefusal::IncompleteMessage => 2,
+            CallRefusal::ConnectionBudgetExceeded => 3,
+            CallRefusal::ListenerBudgetExceeded => 4,
         };
-        self.count_refused(index);
+        self.count_refusal_cause(index);
     }
 
     /// Counts a message that a field limit or its form refused.
     pub(super) fn count_malformed(&self) {
-        self.count_refused(2);
+        self.count_refusal_cause(2);
     }
 
-    fn count_refused(&self, index: usize) {
+    fn count_refusal_cause(&self, index: usize) {
         if let Some(count) = self.refusals.get(index) {
             count.fetch_add(1, Ordering::Relaxed);
         }
@@ -106,11 +106,11 @@ impl Counters {
 
     /// Connections cut, by cause.
     pub(super) fn cuts(&self) -> Vec<(&'static str, u64)> {
-        Cut::ALL.iter().zip(&self.cuts).map(|(cause, count)| (cause.name(), count.load(Ordering::Relaxed))).collect()
+        CutCause::ALL.iter().zip(&self.cuts).map(|(cause, count)| (cause.name(), count.load(Ordering::Relaxed))).collect()
     }
 
     /// Calls refused, by cause.
     pub(super) fn refusals(&self) -> Vec<(&'static str, u64)> {
-        REFUSALS.iter().zip(&self.refusals).map(|(cause, count)| (*cause, count.load(Ordering::Relaxed))).collect()
+        REFUSAL_CAUSES.iter().zip(&self.refusals).map(|(cause, count)| (*cause, count.load(Ordering::Relaxed))).collect()
     }
 }

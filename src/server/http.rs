@@ -21,27 +21,32 @@ use hyper_util::service::TowerToHyperService;
 use tokio::sync::{oneshot, watch};
 use tower::{ServiceExt, service_fn};
 
-use super::call::{Call, Reply};
-use super::connection::{Connection, Guards};
-use super::phase::{Draining, Phase, Phases};
+use super::active_call::{ActiveCall, ReplyBody};
+use super::connection::{ConnectionGuards, GuardedConnection};
+use super::phase::{DrainSignal, PhaseReceiver, ServerPhase};
 use super::settings::Settings;
-use super::worker::{Incoming, Seat, until_closed};
+use super::worker::{IncomingConnections, WorkerContext, serve_until_closed};
 use super::{HttpServices, RuntimeContext};
 
 /// The content type of what `prometheus-client` writes.
-const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+const OPENMETRICS_CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const NOT_FOUND: &str = "not found: try /livez, /readyz or /metrics\n";
-const NOT_ALLOWED: &str = "method not allowed: use GET\n";
+const METHOD_NOT_ALLOWED: &str = "method not allowed: use GET\n";
 /// Most headers of one request.
 const HEADERS_MAX: usize = 64;
 
 /// Serves HTTP/1.1 on arriving sockets until the phase is `Draining` and all connections are closed.
-pub(super) async fn serve_http(seat: Seat, make: impl FnOnce(RuntimeContext) -> HttpServices, started: oneshot::Sender<()>) {
-    let Seat { sockets, context, mut phases, settings } = seat;
-    let draining = context.draining.clone();
+pub(super) async fn serve_http(
+    seat: WorkerContext,
+    make: impl FnOnce(RuntimeContext) -> HttpServices,
+    started: oneshot::Sender<()>,
+) {
+    let WorkerContext { sockets, context, mut phases, settings } = seat;
+    let draining = context.drain_signal.clone();
     let services = make(context);
-    let mut incoming = Incoming { sockets, guards: Guards::new(Arc::clone(&services.barrier), &settings, false) };
-    let router = router(services, draining, &settings);
+    let mut incoming =
+        IncomingConnections { sockets, guards: ConnectionGuards::new(Arc::clone(&services.barrier), &settings, false) };
+    let router = build_router(services, draining, &settings);
     let server = http_server(&settings);
     // Every connection holds a receiver, so dropping the last one shows that all are closed.
     let (all_closed, alive) = watch::channel(());
@@ -60,7 +65,7 @@ pub(super) async fn serve_http(seat: Seat, make: impl FnOnce(RuntimeContext) -> 
     };
     tokio::select! {
         () = accepting => (),
-        () = phases.reached(Phase::Draining) => (),
+        () = phases.wait_until(ServerPhase::Draining) => (),
     }
     drop(alive);
     all_closed.closed().await;
@@ -77,25 +82,30 @@ fn http_server(settings: &Settings) -> auto::Builder<TokioExecutor> {
     server
 }
 
-async fn serve_connection(connection: Connection, server: auto::Builder<TokioExecutor>, router: Router, phases: Phases) {
+async fn serve_connection(
+    connection: GuardedConnection,
+    server: auto::Builder<TokioExecutor>,
+    router: Router,
+    phases: PhaseReceiver,
+) {
     let (peer, tracked) = (connection.peer().clone(), Arc::clone(connection.tracked()));
     let calls = Arc::clone(&tracked);
     let service = service_fn(move |mut request: http::Request<_>| {
-        let call = Call::begin(&calls);
+        let call = ActiveCall::begin(&calls);
         request.extensions_mut().insert(peer.clone());
         let router = router.clone();
         async move {
             let response: Response = router.oneshot(request).await.unwrap_or_else(|never| match never {});
-            Ok::<_, Infallible>(response.map(|body| Reply::new(body, call)))
+            Ok::<_, Infallible>(response.map(|body| ReplyBody::new(body, call)))
         }
     });
     let served = server.serve_connection(TokioIo::new(connection), TowerToHyperService::new(service));
-    if let Some(Err(error)) = until_closed(served, &tracked, phases, |served| served.graceful_shutdown()).await {
+    if let Some(Err(error)) = serve_until_closed(served, &tracked, phases, |served| served.graceful_shutdown()).await {
         tracing::debug!(%error, "an http connection ended early");
     }
 }
 
-fn router(services: HttpServices, draining: Draining, settings: &Settings) -> Router {
+fn build_router(services: HttpServices, draining: DrainSignal, settings: &Settings) -> Router {
     let HttpServices { ready, metrics, routes, barrier: _ } = services;
     let timeout = Duration::from_millis(settings.http_request_timeout_ms);
     let readiness = move || async move {
@@ -110,15 +120,15 @@ fn router(services: HttpServices, draining: Draining, settings: &Settings) -> Ro
     Router::new()
         .route("/livez", get(|| async { "alive\n" }))
         .route("/readyz", get(readiness))
-        .route("/metrics", get(move || async move { ([(header::CONTENT_TYPE, OPENMETRICS)], metrics()) }))
+        .route("/metrics", get(move || async move { ([(header::CONTENT_TYPE, OPENMETRICS_CONTENT_TYPE)], metrics()) }))
         .merge(routes)
         .fallback(|| async { (StatusCode::NOT_FOUND, NOT_FOUND) })
-        .method_not_allowed_fallback(|| async { (StatusCode::METHOD_NOT_ALLOWED, NOT_ALLOWED) })
+        .method_not_allowed_fallback(|| async { (StatusCode::METHOD_NOT_ALLOWED, METHOD_NOT_ALLOWED) })
         .layer(DefaultBodyLimit::max(settings.http_body_bytes_max))
-        .layer(middleware::from_fn(move |request, next| within(timeout, request, next)))
+        .layer(middleware::from_fn(move |request, next| with_timeout(timeout, request, next)))
 }
 
-async fn within(timeout: Duration, request: Request<Body>, next: Next) -> Response {
+async fn with_timeout(timeout: Duration, request: Request<Body>, next: Next) -> Response {
     match tokio::time::timeout(timeout, next.run(request)).await {
         Ok(response) => response,
         Err(_) => (StatusCode::REQUEST_TIMEOUT, "request took too long\n").into_response(),

@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 /// The current phase of a server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Phase {
+pub(super) enum ServerPhase {
     Running,
     /// Nothing new is accepted; calls in flight go on.
     Draining,
@@ -16,31 +16,31 @@ pub(super) enum Phase {
 
 /// Receives the phases of a server.
 #[derive(Clone, Debug)]
-pub(super) struct Phases(watch::Receiver<Phase>);
+pub(super) struct PhaseReceiver(watch::Receiver<ServerPhase>);
 
-impl Phases {
-    pub(super) fn new() -> (watch::Sender<Phase>, Self) {
-        let (sender, receiver) = watch::channel(Phase::Running);
+impl PhaseReceiver {
+    pub(super) fn new() -> (watch::Sender<ServerPhase>, Self) {
+        let (sender, receiver) = watch::channel(ServerPhase::Running);
         (sender, Self(receiver))
     }
 
     /// Waits for `phase` or a later one.
-    pub(super) async fn reached(&mut self, phase: Phase) {
+    pub(super) async fn wait_until(&mut self, phase: ServerPhase) {
         // An error means that the server was dropped, which counts as every phase.
         let _ = self.0.wait_for(|now| *now >= phase).await;
     }
 
     fn is_running(&self) -> bool {
-        *self.0.borrow() == Phase::Running && self.0.has_changed().is_ok()
+        *self.0.borrow() == ServerPhase::Running && self.0.has_changed().is_ok()
     }
 }
 
 /// Tells handlers that the server drains. Long streams then end with `UNAVAILABLE`, so that they need not be cut.
 #[derive(Clone, Debug)]
-pub struct Draining(Phases);
+pub struct DrainSignal(PhaseReceiver);
 
-impl Draining {
-    pub(super) fn new(phases: Phases) -> Self {
+impl DrainSignal {
+    pub(super) fn new(phases: PhaseReceiver) -> Self {
         Self(phases)
     }
 
@@ -51,6 +51,6 @@ impl Draining {
 
     /// Returns once the server drains.
     pub async fn wait(&mut self) {
-        self.0.reached(Phase::Draining).await;
+        self.0.wait_until(ServerPhase::Draining).await;
     }
 }

@@ -8,11 +8,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::registry::Rules;
-use super::{Error, Role};
+use super::connection_registry::ConnectionLimits;
+use super::{Error, ListenerRole};
 use crate::model::limits::{
-    ADMIN_BYTES_MAX, CONNECTION_BYTES_MAX, CONNECTION_OWN_BYTES, CONNECTIONS_MAX, CONTROL_CONNECTIONS_MAX, DECISION_BYTES_MAX,
-    IDLE_CONNECTION_MS, SIGNED_CONNECTIONS_KEPT, STREAMS_PER_CONNECTION_MAX, UNSIGNED_CONNECTION_MS,
+    ADMIN_LISTENER_BYTES_MAX, CONNECTION_BYTES_MAX, CONNECTION_RESERVED_BYTES, CONNECTIONS_MAX, CONTROL_CONNECTIONS_MAX,
+    DECISION_LISTENER_BYTES_MAX, IDLE_CONNECTION_TIMEOUT_MS, SIGNED_CONNECTIONS_RESERVED, STREAMS_PER_CONNECTION_MAX,
+    UNSIGNED_CONNECTION_TIMEOUT_MS,
 };
 
 /// Addresses, limits and timeouts of the listeners.
@@ -76,11 +77,11 @@ impl Default for Settings {
             decision_runtimes: 2,
             connections_max: CONNECTIONS_MAX,
             control_connections_max: CONTROL_CONNECTIONS_MAX,
-            signed_connections_kept: SIGNED_CONNECTIONS_KEPT,
-            idle_timeout_ms: IDLE_CONNECTION_MS,
-            unsigned_timeout_ms: UNSIGNED_CONNECTION_MS,
-            waiting_bytes_max: DECISION_BYTES_MAX,
-            admin_waiting_bytes_max: ADMIN_BYTES_MAX,
+            signed_connections_kept: SIGNED_CONNECTIONS_RESERVED,
+            idle_timeout_ms: IDLE_CONNECTION_TIMEOUT_MS,
+            unsigned_timeout_ms: UNSIGNED_CONNECTION_TIMEOUT_MS,
+            waiting_bytes_max: DECISION_LISTENER_BYTES_MAX,
+            admin_waiting_bytes_max: ADMIN_LISTENER_BYTES_MAX,
             connection_waiting_bytes_max: CONNECTION_BYTES_MAX,
             streams_per_connection_max: STREAMS_PER_CONNECTION_MAX,
             window_bytes: 1024 * 1024,
@@ -114,7 +115,7 @@ impl Settings {
             ("unsigned_timeout_ms", self.unsigned_timeout_ms, 1, 24 * HOUR_MS),
             ("waiting_bytes_max", wide(self.waiting_bytes_max), 0, 64 * GIB),
             ("admin_waiting_bytes_max", wide(self.admin_waiting_bytes_max), 0, 64 * GIB),
-            ("connection_waiting_bytes_max", wide(self.connection_waiting_bytes_max), wide(CONNECTION_OWN_BYTES), 64 * GIB),
+            ("connection_waiting_bytes_max", wide(self.connection_waiting_bytes_max), wide(CONNECTION_RESERVED_BYTES), 64 * GIB),
             ("streams_per_connection_max", u64::from(self.streams_per_connection_max), 1, 10_000),
             ("window_bytes", u64::from(self.window_bytes), 65_535, 64 * 1024 * 1024),
             ("header_bytes_max", u64::from(self.header_bytes_max), 8192, 1024 * 1024),
@@ -134,17 +135,17 @@ impl Settings {
     }
 
     /// The limits on the connections of a listener.
-    pub(super) fn rules(&self, role: Role) -> Rules {
-        let is_admin = role == Role::Admin;
-        let connections_max = if role == Role::Decisions { self.connections_max } else { self.control_connections_max };
-        Rules {
+    pub(super) fn connection_limits(&self, role: ListenerRole) -> ConnectionLimits {
+        let is_admin = role == ListenerRole::Admin;
+        let connections_max = if role == ListenerRole::Decisions { self.connections_max } else { self.control_connections_max };
+        ConnectionLimits {
             connections_max,
-            kept_max: if is_admin { self.signed_connections_kept.min(connections_max / 8) } else { 0 },
-            idle: Duration::from_millis(self.idle_timeout_ms),
-            unsigned: is_admin.then(|| Duration::from_millis(self.unsigned_timeout_ms)),
-            stall: Duration::from_millis(self.write_stall_timeout_ms),
+            reserved_max: if is_admin { self.signed_connections_kept.min(connections_max / 8) } else { 0 },
+            idle_timeout: Duration::from_millis(self.idle_timeout_ms),
+            unsigned_timeout: is_admin.then(|| Duration::from_millis(self.unsigned_timeout_ms)),
+            stall_timeout: Duration::from_millis(self.write_stall_timeout_ms),
             window_bytes_max: usize::try_from(self.window_bytes).unwrap_or(usize::MAX),
-            own_bytes: CONNECTION_OWN_BYTES,
+            own_bytes: CONNECTION_RESERVED_BYTES,
             // A signer may send a policy folder. No message is read from anyone else on that listener.
             connection_bytes_max: if is_admin { self.admin_waiting_bytes_max } else { self.connection_waiting_bytes_max },
             pool_bytes_max: if is_admin { self.admin_waiting_bytes_max } else { self.waiting_bytes_max },

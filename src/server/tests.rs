@@ -20,13 +20,13 @@ mod hostile;
 
 /// A barrier that a test can break, and that counts.
 #[derive(Default)]
-struct Switch {
+struct BreakableBarrier {
     is_broken: AtomicBool,
     passed: AtomicU64,
 }
 
-impl WriteBarrier for Switch {
-    fn before_write(&self) -> io::Result<()> {
+impl WriteBarrier for BreakableBarrier {
+    fn flush_before_write(&self) -> io::Result<()> {
         if self.is_broken.load(Ordering::SeqCst) {
             return Err(io::Error::other("the disk is full"));
         }
@@ -36,16 +36,16 @@ impl WriteBarrier for Switch {
 }
 
 /// Answers each call with its thread and peer, as an error's message. `hold` waits until the test releases it.
-struct Probe {
+struct CallGate {
     entered: Semaphore,
     release: Semaphore,
 }
 
 #[derive(Clone)]
-struct Service(Arc<Probe>);
+struct GatedHealthService(Arc<CallGate>);
 
 #[tonic::async_trait]
-impl Health for Service {
+impl Health for GatedHealthService {
     type WatchStream = tokio_stream::Pending<Result<HealthCheckResponse, Status>>;
 
     async fn check(&self, request: Request<HealthCheckRequest>) -> Result<Response<HealthCheckResponse>, Status> {
@@ -57,7 +57,7 @@ impl Health for Service {
             }
             // Acts as if an operator had signed the call.
             "prove" => {
-                peer.standing.prove();
+                peer.verified_signature.set();
                 Ok(Response::new(HealthCheckResponse { status: 1 }))
             }
             "hold" => {
@@ -75,11 +75,11 @@ impl Health for Service {
 }
 
 /// A running server, with the controls of its services.
-struct Bench {
+struct ServerFixture {
     server: Server,
-    addresses: Addresses,
-    probe: Arc<Probe>,
-    barrier: Arc<Switch>,
+    addresses: ListenerAddresses,
+    probe: Arc<CallGate>,
+    barrier: Arc<BreakableBarrier>,
     ready: Arc<Mutex<Result<&'static str, String>>>,
 }
 
@@ -88,19 +88,19 @@ fn any_port() -> Settings {
     Settings { decisions_address: address, http_address: address, admin_address: address, ..Settings::default() }
 }
 
-async fn bench(settings: Settings) -> Bench {
-    bench_with(settings, crate::api::message::decision_limits).await
+async fn serve_fixture(settings: Settings) -> ServerFixture {
+    serve_fixture_with(settings, crate::api::message_limits::decision_limits).await
 }
 
-async fn bench_with(settings: Settings, limits: fn(&str) -> MessageLimits) -> Bench {
-    let probe = Arc::new(Probe { entered: Semaphore::new(0), release: Semaphore::new(0) });
-    let barrier = Arc::new(Switch::default());
+async fn serve_fixture_with(settings: Settings, limits: fn(&str) -> MessageLimits) -> ServerFixture {
+    let probe = Arc::new(CallGate { entered: Semaphore::new(0), release: Semaphore::new(0) });
+    let barrier = Arc::new(BreakableBarrier::default());
     let ready = Arc::new(Mutex::new(Ok("fresh")));
-    let listeners = Listeners::bind(settings).unwrap();
+    let listeners = BoundListeners::bind(settings).unwrap();
     let grpc = {
         let (probe, barrier) = (Arc::clone(&probe), Arc::clone(&barrier));
         move |_| GrpcServices {
-            routes: Routes::new(HealthServer::new(Service(Arc::clone(&probe)))),
+            routes: Routes::new(HealthServer::new(GatedHealthService(Arc::clone(&probe)))),
             barrier: Arc::clone(&barrier) as Arc<dyn WriteBarrier>,
             limits,
         }
@@ -123,13 +123,13 @@ async fn bench_with(settings: Settings, limits: fn(&str) -> MessageLimits) -> Be
         }
     };
     let factories =
-        Factories { decisions: Arc::new(grpc.clone()), finish: nothing(), admin: Box::new(grpc), http: Box::new(http) };
+        ServiceFactories { decisions: Arc::new(grpc.clone()), finish: no_finish(), admin: Box::new(grpc), http: Box::new(http) };
     let server = listeners.serve(factories).await.unwrap();
-    Bench { addresses: server.addresses(), server, probe, barrier, ready }
+    ServerFixture { addresses: server.addresses(), server, probe, barrier, ready }
 }
 
 /// Finish futures for runtimes whose calls leave nothing to finish.
-fn nothing() -> Arc<dyn Fn(usize) -> Finish + Send + Sync> {
+fn no_finish() -> Arc<dyn Fn(usize) -> FinishFuture + Send + Sync> {
     Arc::new(|_| Box::pin(std::future::ready(())))
 }
 
@@ -147,7 +147,7 @@ async fn ask(client: &mut HealthClient<Channel>, service: &str) -> Result<i32, S
 }
 
 /// Thread, connection id, address and loopback flag of a call.
-async fn place(client: &mut HealthClient<Channel>) -> Vec<String> {
+async fn peer_of_call(client: &mut HealthClient<Channel>) -> Vec<String> {
     let status = ask(client, "where").await.unwrap_err();
     status.message().split(' ').map(str::to_owned).collect()
 }
@@ -159,7 +159,7 @@ async fn send(address: SocketAddr, bytes: &[u8]) -> TcpStream {
 }
 
 /// Reads all bytes until the peer closes; a reset counts as an end too.
-async fn rest(mut socket: TcpStream) -> Vec<u8> {
+async fn read_to_end(mut socket: TcpStream) -> Vec<u8> {
     let mut bytes = Vec::new();
     let read = tokio::time::timeout(Duration::from_secs(30), socket.read_to_end(&mut bytes));
     let _ = read.await.expect("the peer never closes");
@@ -167,11 +167,11 @@ async fn rest(mut socket: TcpStream) -> Vec<u8> {
 }
 
 async fn http(address: SocketAddr, request: &str) -> String {
-    let bytes = rest(send(address, format!("{request}\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes()).await).await;
+    let bytes = read_to_end(send(address, format!("{request}\r\nhost: x\r\nconnection: close\r\n\r\n").as_bytes()).await).await;
     String::from_utf8(bytes).unwrap()
 }
 
-async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
+async fn wait_until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     let waited = async {
         while !is_so().await {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -180,11 +180,11 @@ async fn until(what: &str, mut is_so: impl AsyncFnMut() -> bool) {
     tokio::time::timeout(Duration::from_secs(30), waited).await.unwrap_or_else(|_| panic!("never: {what}"));
 }
 
-fn stats(reader: &StatsReader, role: Role) -> Stats {
+fn stats(reader: &ListenerStatsReader, role: ListenerRole) -> ListenerStats {
     reader.read().into_iter().find(|stats| stats.role == role).unwrap()
 }
 
-fn cuts(reader: &StatsReader, role: Role, cause: &str) -> u64 {
+fn cuts(reader: &ListenerStatsReader, role: ListenerRole, cause: &str) -> u64 {
     stats(reader, role).cuts_total.iter().find(|(name, _)| *name == cause).unwrap().1
 }
 
@@ -195,7 +195,7 @@ fn what_cannot_be_bound_is_refused_in_words() {
     let check = |change: &dyn Fn(&mut Settings), expected: &str| {
         let mut settings = any_port();
         change(&mut settings);
-        assert_eq!(Listeners::bind(settings).unwrap_err().to_string(), expected);
+        assert_eq!(BoundListeners::bind(settings).unwrap_err().to_string(), expected);
     };
     let in_use = |flag| format!("`{flag} {taken}` is in use: stop what listens there, or choose another address or port 0");
     check(&|settings| settings.decisions_address = taken, &in_use("--listen"));
@@ -217,12 +217,12 @@ fn what_cannot_be_bound_is_refused_in_words() {
 
 #[tokio::test]
 async fn sockets_are_spread_evenly_and_stay_so() {
-    let bench = bench(any_port()).await;
+    let bench = serve_fixture(any_port()).await;
     let mut clients = Vec::new();
     let mut by_thread = BTreeMap::new();
     for _ in 0..8 {
         let mut client = client(bench.addresses.decisions).await;
-        let place = place(&mut client).await;
+        let place = peer_of_call(&mut client).await;
         by_thread.entry(place[0].clone()).or_insert_with(Vec::new).push(place[1].clone());
         clients.push((place[0].clone(), client));
     }
@@ -231,23 +231,23 @@ async fn sockets_are_spread_evenly_and_stay_so() {
     // When all clients of one thread have left, the next connections fill the gap.
     clients.retain(|(thread, _)| thread == "pdp-decide-1");
     let reader = bench.server.stats();
-    until("four connections closed", async || stats(&reader, Role::Decisions).open == [0, 4]).await;
+    wait_until("four connections closed", async || stats(&reader, ListenerRole::Decisions).open_connections == [0, 4]).await;
     for _ in 0..4 {
         let mut client = client(bench.addresses.decisions).await;
-        let thread = place(&mut client).await[0].clone();
+        let thread = peer_of_call(&mut client).await[0].clone();
         assert_eq!(thread, "pdp-decide-0");
         clients.push((thread, client));
     }
-    assert_eq!(stats(&reader, Role::Decisions).accepted_total, 12);
+    assert_eq!(stats(&reader, ListenerRole::Decisions).accepted_total, 12);
     let mut admin = client(bench.addresses.admin).await;
-    assert_eq!(place(&mut admin).await[0], "pdp-admin");
+    assert_eq!(peer_of_call(&mut admin).await[0], "pdp-admin");
 }
 
 #[tokio::test]
 async fn handlers_see_their_peer() {
-    let bench = bench(any_port()).await;
+    let bench = serve_fixture(any_port()).await;
     let (mut one, mut other) = (client(bench.addresses.decisions).await, client(bench.addresses.decisions).await);
-    let (first, again, another) = (place(&mut one).await, place(&mut one).await, place(&mut other).await);
+    let (first, again, another) = (peer_of_call(&mut one).await, peer_of_call(&mut one).await, peer_of_call(&mut other).await);
     assert_eq!(first, again);
     assert_ne!(first[1], another[1], "connections have ids of their own");
     assert_ne!(first[2], another[2]);
@@ -255,14 +255,14 @@ async fn handlers_see_their_peer() {
     assert_eq!(first[3], "true");
     let socket = send(bench.addresses.http, b"GET /peer HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").await;
     let address = socket.local_addr().unwrap().to_string();
-    let answer = String::from_utf8(rest(socket).await).unwrap();
+    let answer = String::from_utf8(read_to_end(socket).await).unwrap();
     assert!(answer.ends_with(&format!("\r\n\r\n{address}")), "{answer}");
 }
 
 #[test]
 fn loopback_is_told_from_the_rest() {
     let check = |address: &str, expected| {
-        let peer = listen::peer_info(7, address.parse().unwrap(), Arc::default());
+        let peer = acceptor::peer_info(7, address.parse().unwrap(), Arc::default());
         assert_eq!((peer.connection_id, &*peer.address, peer.is_loopback), (7, address, expected));
     };
     check("127.0.0.1:1", true);
@@ -274,7 +274,7 @@ fn loopback_is_told_from_the_rest() {
 
 #[tokio::test]
 async fn a_broken_barrier_lets_no_byte_out() {
-    let bench = bench(any_port()).await;
+    let bench = serve_fixture(any_port()).await;
     let reader = bench.server.stats();
     let mut grpc = client(bench.addresses.decisions).await;
     assert_eq!(ask(&mut grpc, "").await.unwrap(), 1);
@@ -287,15 +287,15 @@ async fn a_broken_barrier_lets_no_byte_out() {
 
     bench.barrier.is_broken.store(true, Ordering::SeqCst);
     kept.write_all(b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-    assert_eq!(rest(kept).await, b"", "http");
+    assert_eq!(read_to_end(kept).await, b"", "http");
     let check = async |role, address, bytes: &[u8]| {
         let before = cuts(&reader, role, "barrier");
-        assert_eq!(rest(send(address, bytes).await).await, b"", "{role:?}");
-        until("the cut is counted", async || cuts(&reader, role, "barrier") > before).await;
+        assert_eq!(read_to_end(send(address, bytes).await).await, b"", "{role:?}");
+        wait_until("the cut is counted", async || cuts(&reader, role, "barrier") > before).await;
     };
-    check(Role::Decisions, bench.addresses.decisions, PREFACE).await;
-    check(Role::Admin, bench.addresses.admin, PREFACE).await;
-    check(Role::Http, bench.addresses.http, b"nonsense\r\n\r\n").await;
+    check(ListenerRole::Decisions, bench.addresses.decisions, PREFACE).await;
+    check(ListenerRole::Admin, bench.addresses.admin, PREFACE).await;
+    check(ListenerRole::Http, bench.addresses.http, b"nonsense\r\n\r\n").await;
     ask(&mut grpc, "").await.unwrap_err();
 
     bench.barrier.is_broken.store(false, Ordering::SeqCst);
@@ -304,55 +304,56 @@ async fn a_broken_barrier_lets_no_byte_out() {
 
 #[tokio::test]
 async fn a_drain_lets_calls_in_flight_end() {
-    let Bench { server, addresses, probe, .. } = bench(Settings { drain_timeout_ms: 3_600_000, ..any_port() }).await;
+    let ServerFixture { server, addresses, probe, .. } =
+        serve_fixture(Settings { drain_timeout_ms: 3_600_000, ..any_port() }).await;
     let mut grpc = client(addresses.decisions).await;
     let call = tokio::spawn(async move { ask(&mut grpc, "hold").await });
     probe.entered.acquire().await.unwrap().forget();
     assert!(http(addresses.http, "GET /readyz HTTP/1.1").await.starts_with("HTTP/1.1 200"));
     let drain = tokio::spawn(server.drain());
     let mut answer = String::new();
-    until("not ready", async || {
+    wait_until("not ready", async || {
         answer = http(addresses.http, "GET /readyz HTTP/1.1").await;
         answer.starts_with("HTTP/1.1 503")
     })
     .await;
     assert!(answer.ends_with("not ready: draining\n"), "{answer}");
     for address in [addresses.decisions, addresses.admin] {
-        until("nothing new is accepted", async || TcpStream::connect(address).await.is_err()).await;
+        wait_until("nothing new is accepted", async || TcpStream::connect(address).await.is_err()).await;
     }
     assert!(!drain.is_finished(), "a call is in flight");
     probe.release.add_permits(1);
     assert_eq!(call.await.unwrap().unwrap(), 1);
-    assert_eq!(drain.await.unwrap(), Drained { connections_cut: 0, threads_left: Vec::new() });
+    assert_eq!(drain.await.unwrap(), DrainOutcome { connections_cut: 0, threads_left: Vec::new() });
     TcpStream::connect(addresses.http).await.unwrap_err();
 }
 
 #[tokio::test]
 async fn a_drain_has_an_end() {
-    let Bench { server, addresses, probe, .. } = bench(Settings { drain_timeout_ms: 20, ..any_port() }).await;
+    let ServerFixture { server, addresses, probe, .. } = serve_fixture(Settings { drain_timeout_ms: 20, ..any_port() }).await;
     let mut grpc = client(addresses.decisions).await;
     let call = tokio::spawn(async move { ask(&mut grpc, "hold").await });
     probe.entered.acquire().await.unwrap().forget();
-    assert_eq!(server.drain().await, Drained { connections_cut: 1, threads_left: Vec::new() });
+    assert_eq!(server.drain().await, DrainOutcome { connections_cut: 1, threads_left: Vec::new() });
     call.await.unwrap().unwrap_err();
 }
 
 #[tokio::test]
 async fn a_dropped_server_stops() {
-    let Bench { server, addresses, probe, .. } = bench(any_port()).await;
+    let ServerFixture { server, addresses, probe, .. } = serve_fixture(any_port()).await;
     let mut grpc = client(addresses.decisions).await;
     let call = tokio::spawn(async move { ask(&mut grpc, "hold").await });
     probe.entered.acquire().await.unwrap().forget();
     drop(server);
     call.await.unwrap().unwrap_err();
     for address in [addresses.decisions, addresses.http, addresses.admin] {
-        until("closed", async || TcpStream::connect(address).await.is_err()).await;
+        wait_until("closed", async || TcpStream::connect(address).await.is_err()).await;
     }
 }
 
 #[tokio::test]
 async fn a_silent_client_holds_nobody_up_and_is_cut() {
-    let bench = bench(Settings { decision_runtimes: 1, handshake_timeout_ms: 100, ..any_port() }).await;
+    let bench = serve_fixture(Settings { decision_runtimes: 1, handshake_timeout_ms: 100, ..any_port() }).await;
     let silent = [
         send(bench.addresses.decisions, b"").await,
         send(bench.addresses.decisions, &PREFACE[..10]).await,
@@ -365,25 +366,25 @@ async fn a_silent_client_holds_nobody_up_and_is_cut() {
     assert!(http(bench.addresses.http, "GET /livez HTTP/1.1").await.ends_with("\r\n\r\nalive\n"));
     for socket in silent {
         // The socket ends only if the server closes it.
-        rest(socket).await;
+        read_to_end(socket).await;
     }
     assert_eq!(ask(&mut grpc, "").await.unwrap(), 1, "who finished the handshake stays");
 }
 
 #[tokio::test]
 async fn a_client_that_does_not_read_holds_nobody_up_and_is_cut() {
-    let bench = bench(Settings { write_stall_timeout_ms: 100, ..any_port() }).await;
+    let bench = serve_fixture(Settings { write_stall_timeout_ms: 100, ..any_port() }).await;
     let slow = send(bench.addresses.http, b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n").await;
     assert!(http(bench.addresses.http, "GET /livez HTTP/1.1").await.ends_with("\r\n\r\nalive\n"));
     let reader = bench.server.stats();
-    until("the slow client is cut", async || stats(&reader, Role::Http).open == [0]).await;
-    let read = rest(slow).await.len();
+    wait_until("the slow client is cut", async || stats(&reader, ListenerRole::Http).open_connections == [0]).await;
+    let read = read_to_end(slow).await.len();
     assert!(read < METRICS_BYTES, "{read}");
 }
 
 #[tokio::test]
 async fn http_answers_probes_and_keeps_its_limits() {
-    let bench = bench(Settings { http_request_timeout_ms: 100, http_body_bytes_max: 1000, ..any_port() }).await;
+    let bench = serve_fixture(Settings { http_request_timeout_ms: 100, http_body_bytes_max: 1000, ..any_port() }).await;
     let check = async |request: &str, status: &str, ending: &str| {
         let answer = http(bench.addresses.http, request).await;
         assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request}: {answer}");
@@ -402,7 +403,8 @@ async fn http_answers_probes_and_keeps_its_limits() {
     let post = |length: usize| {
         format!("POST /echo HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {length}\r\n\r\n{}", "x".repeat(length))
     };
-    let body = async |length| String::from_utf8(rest(send(bench.addresses.http, post(length).as_bytes()).await).await).unwrap();
+    let body =
+        async |length| String::from_utf8(read_to_end(send(bench.addresses.http, post(length).as_bytes()).await).await).unwrap();
     assert!(body(1000).await.starts_with("HTTP/1.1 200 "));
     assert!(body(1001).await.starts_with("HTTP/1.1 413 "));
     let metrics = http(bench.addresses.http, "GET /metrics HTTP/1.1").await;
@@ -412,7 +414,7 @@ async fn http_answers_probes_and_keeps_its_limits() {
 
 #[tokio::test]
 async fn headers_too_long_are_refused_over_http2() {
-    let bench = bench(Settings { header_bytes_max: 64 * 1024, ..any_port() }).await;
+    let bench = serve_fixture(Settings { header_bytes_max: 64 * 1024, ..any_port() }).await;
     let mut grpc = client(bench.addresses.decisions).await;
     let check = async |grpc: &mut HealthClient<Channel>, bytes: usize, expected: bool| {
         let mut request = Request::new(HealthCheckRequest::default());
@@ -425,16 +427,16 @@ async fn headers_too_long_are_refused_over_http2() {
 
 #[tokio::test]
 async fn a_factory_that_fails_is_an_error() {
-    let factories = Factories {
+    let factories = ServiceFactories {
         decisions: Arc::new(|_| panic!("no services today")),
-        finish: nothing(),
+        finish: no_finish(),
         admin: Box::new(|_| GrpcServices {
             routes: Routes::default(),
-            barrier: Arc::new(NoBarrier),
-            limits: crate::api::message::admin_limits,
+            barrier: Arc::new(NoWriteBarrier),
+            limits: crate::api::message_limits::admin_limits,
         }),
         http: Box::new(|_| panic!("none here either")),
     };
-    let error = Listeners::bind(any_port()).unwrap().serve(factories).await.err().unwrap();
+    let error = BoundListeners::bind(any_port()).unwrap().serve(factories).await.err().unwrap();
     assert_eq!(error.to_string(), "thread `pdp-decide-0` ended before it served: see the log");
 }

@@ -18,14 +18,14 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::{mpsc, oneshot, watch};
 use tower::service_fn;
 
-use super::call;
-use super::connection::{Connection, Guards};
-use super::counters::Cut;
-use super::listen::Accepted;
-use super::phase::{Draining, Phase, Phases};
-use super::registry::Tracked;
+use super::acceptor::AcceptedSocket;
+use super::active_call;
+use super::connection::{ConnectionGuards, GuardedConnection};
+use super::connection_registry::TrackedConnection;
+use super::counters::CutCause;
+use super::phase::{DrainSignal, PhaseReceiver, ServerPhase};
 use super::settings::Settings;
-use super::{Error, Finish, GrpcServices, RuntimeContext};
+use super::{Error, FinishFuture, GrpcServices, RuntimeContext};
 
 /// Longest wait for blocking work that is still under way when its runtime ends.
 const BLOCKING_GRACE: Duration = Duration::from_secs(1);
@@ -46,7 +46,7 @@ const SEND_BUFFER_BYTES_MAX: usize = 64 * 1024;
 pub(super) const FINISH_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A started thread, with the signals that it gives its owner.
-pub(super) struct Worker {
+pub(super) struct WorkerThread {
     pub(super) name: String,
     /// Fires once the services are made.
     pub(super) started: oneshot::Receiver<()>,
@@ -56,16 +56,21 @@ pub(super) struct Worker {
 }
 
 /// The inputs that a worker needs besides its work.
-pub(super) struct Seat {
-    pub(super) sockets: mpsc::Receiver<Accepted>,
+pub(super) struct WorkerContext {
+    pub(super) sockets: mpsc::Receiver<AcceptedSocket>,
     pub(super) context: RuntimeContext,
-    pub(super) phases: Phases,
+    pub(super) phases: PhaseReceiver,
     pub(super) settings: Arc<Settings>,
 }
 
 /// Starts a thread called `name` (15 bytes are visible) that runs `work` on its own runtime until it ends or is cut. The thread
 /// then awaits `finish`, for at most [`FINISH_TIMEOUT`].
-pub(super) fn start<W, F>(name: String, mut cut: Phases, finish: Option<Finish>, work: W) -> Result<Worker, Error>
+pub(super) fn start_worker<W, F>(
+    name: String,
+    mut cut: PhaseReceiver,
+    finish: Option<FinishFuture>,
+    work: W,
+) -> Result<WorkerThread, Error>
 where
     W: FnOnce(oneshot::Sender<()>) -> F + Send + 'static,
     F: Future<Output = ()>,
@@ -75,7 +80,7 @@ where
     let failed = |source: io::Error| Error::Thread { name: name.clone(), source };
     let runtime = Builder::new_current_thread().enable_all().thread_name(&name).build().map_err(failed)?;
     let body = move || {
-        run_until(&runtime, async { work(started_sender).await }, cut.reached(Phase::Cut));
+        run_until(&runtime, async { work(started_sender).await }, cut.wait_until(ServerPhase::Cut));
         if let Some(finish) = finish {
             let finished = runtime.block_on(async { tokio::time::timeout(FINISH_TIMEOUT, finish).await });
             if finished.is_err() {
@@ -86,7 +91,7 @@ where
         let _ = ended_sender.send(());
     };
     let thread = std::thread::Builder::new().name(name.clone()).spawn(body).map_err(failed)?;
-    Ok(Worker { name, started, ended, thread })
+    Ok(WorkerThread { name, started, ended, thread })
 }
 
 fn run_until(runtime: &Runtime, work: impl Future<Output = ()>, cut: impl Future<Output = ()>) {
@@ -99,11 +104,15 @@ fn run_until(runtime: &Runtime, work: impl Future<Output = ()>, cut: impl Future
 }
 
 /// Serves gRPC on arriving sockets until the server drains and all connections are closed.
-pub(super) async fn serve_grpc(seat: Seat, make: impl FnOnce(RuntimeContext) -> GrpcServices, started: oneshot::Sender<()>) {
-    let Seat { sockets, context, mut phases, settings } = seat;
+pub(super) async fn serve_grpc(
+    seat: WorkerContext,
+    make: impl FnOnce(RuntimeContext) -> GrpcServices,
+    started: oneshot::Sender<()>,
+) {
+    let WorkerContext { sockets, context, mut phases, settings } = seat;
     let GrpcServices { routes, barrier, limits } = make(context);
     let routes = routes.prepare();
-    let mut incoming = Incoming { sockets, guards: Guards::new(barrier, &settings, true) };
+    let mut incoming = IncomingConnections { sockets, guards: ConnectionGuards::new(barrier, &settings, true) };
     // Every connection holds a receiver, so dropping the last one shows that all are closed.
     let (all_closed, alive) = watch::channel(());
     let _ = started.send(());
@@ -114,13 +123,14 @@ pub(super) async fn serve_grpc(seat: Seat, make: impl FnOnce(RuntimeContext) -> 
             let (peer, tracked) = (connection.peer().clone(), Arc::clone(connection.tracked()));
             let (routes, calls) = (routes.clone(), Arc::clone(&tracked));
             let service = service_fn(move |request: http::Request<_>| {
-                call::answer(routes.clone(), request, limits, peer.clone(), Arc::clone(&calls))
+                active_call::answer_call(routes.clone(), request, limits, peer.clone(), Arc::clone(&calls))
             });
             let server = grpc_server(&settings, tracked.window_bytes);
             let (phases, alive) = (connection_phases.clone(), alive.clone());
             tokio::spawn(async move {
                 let served = server.serve_connection(TokioIo::new(connection), TowerToHyperService::new(service));
-                if let Some(Err(error)) = until_closed(served, &tracked, phases, |served| served.graceful_shutdown()).await {
+                if let Some(Err(error)) = serve_until_closed(served, &tracked, phases, |served| served.graceful_shutdown()).await
+                {
                     tracing::debug!(%error, "a connection ended early");
                 }
                 drop(alive);
@@ -129,17 +139,17 @@ pub(super) async fn serve_grpc(seat: Seat, make: impl FnOnce(RuntimeContext) -> 
     };
     tokio::select! {
         () = accepting => (),
-        () = phases.reached(Phase::Draining) => (),
+        () = phases.wait_until(ServerPhase::Draining) => (),
     }
     drop((alive, incoming));
     all_closed.closed().await;
 }
 
 /// Serves one connection until it is closed, drained or cut. `shut_down` stops it from taking more calls.
-pub(super) async fn until_closed<C: Future>(
+pub(super) async fn serve_until_closed<C: Future>(
     served: C,
-    tracked: &Tracked,
-    mut phases: Phases,
+    tracked: &TrackedConnection,
+    mut phases: PhaseReceiver,
     shut_down: impl Fn(Pin<&mut C>),
 ) -> Option<C::Output> {
     let mut served = pin!(served);
@@ -147,12 +157,12 @@ pub(super) async fn until_closed<C: Future>(
     loop {
         tokio::select! {
             ended = served.as_mut() => return Some(ended),
-            () = phases.reached(Phase::Draining), if !is_draining => {
+            () = phases.wait_until(ServerPhase::Draining), if !is_draining => {
                 is_draining = true;
                 shut_down(served.as_mut());
             }
-            cause = tracked.cut() => {
-                if cause == Cut::Idle {
+            cause = tracked.wait_until_cut() => {
+                if cause == CutCause::Idle {
                     // A request that arrives in this moment is refused in a way that tells the client to retry.
                     shut_down(served.as_mut());
                     return tokio::time::timeout(CLOSE_GRACE, served).await.ok();
@@ -188,24 +198,24 @@ fn grpc_server(settings: &Settings, window_bytes: u32) -> auto::Builder<TokioExe
 }
 
 /// The sockets handed to one runtime, as guarded connections.
-pub(super) struct Incoming {
-    pub(super) sockets: mpsc::Receiver<Accepted>,
-    pub(super) guards: Guards,
+pub(super) struct IncomingConnections {
+    pub(super) sockets: mpsc::Receiver<AcceptedSocket>,
+    pub(super) guards: ConnectionGuards,
 }
 
-impl Stream for Incoming {
-    type Item = io::Result<Connection>;
+impl Stream for IncomingConnections {
+    type Item = io::Result<GuardedConnection>;
 
     fn poll_next(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         let this = self.get_mut();
         match ready!(this.sockets.poll_recv(cx)) {
-            Some(accepted) => Poll::Ready(Some(Connection::new(accepted, &this.guards))),
+            Some(accepted) => Poll::Ready(Some(GuardedConnection::new(accepted, &this.guards))),
             None => Poll::Ready(None),
         }
     }
 }
 
 /// The context in which a runtime's services are made.
-pub(super) fn context(index: usize, drained: &Phases) -> RuntimeContext {
-    RuntimeContext { index, draining: Draining::new(drained.clone()) }
+pub(super) fn runtime_context(index: usize, drained: &PhaseReceiver) -> RuntimeContext {
+    RuntimeContext { index, drain_signal: DrainSignal::new(drained.clone()) }
 }

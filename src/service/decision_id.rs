@@ -7,22 +7,22 @@ use std::cell::RefCell;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use uuid::Builder;
 
-use crate::model::time::Now;
+use crate::model::time::ClockReading;
 
 /// Random bytes of one id.
 const ID_BYTES: usize = 10;
 /// Ids per system call. One call per id would cost more than the decision.
-const IDS_AT_ONCE: usize = 256;
+const IDS_PER_DRAW: usize = 256;
 
 thread_local! {
-    static DRAWN: RefCell<Vec<[u8; ID_BYTES]>> = const { RefCell::new(Vec::new()) };
+    static RANDOM_POOL: RefCell<Vec<[u8; ID_BYTES]>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Generates an id. It carries the time of the decision.
-pub(super) fn new(now: Now) -> String {
-    let random = DRAWN.with_borrow_mut(|drawn| {
+pub(super) fn new(now: ClockReading) -> String {
+    let random = RANDOM_POOL.with_borrow_mut(|drawn| {
         if drawn.is_empty() {
-            draw(drawn);
+            refill_pool(drawn);
         }
         drawn.pop()
     });
@@ -33,8 +33,8 @@ pub(super) fn new(now: Now) -> String {
     }
 }
 
-fn draw(drawn: &mut Vec<[u8; ID_BYTES]>) {
-    let mut bytes = [0; ID_BYTES * IDS_AT_ONCE];
+fn refill_pool(drawn: &mut Vec<[u8; ID_BYTES]>) {
+    let mut bytes = [0; ID_BYTES * IDS_PER_DRAW];
     if SystemRandom::new().fill(&mut bytes).is_ok() {
         drawn.extend_from_slice(bytes.as_chunks::<ID_BYTES>().0);
     }
@@ -50,8 +50,8 @@ mod tests {
     #[test]
     fn ids_are_version_7_of_their_time_and_differ() {
         let now = ManualClock::at_unix_s(1_700_000_000).now();
-        let ids: HashSet<String> = (0..3 * IDS_AT_ONCE).map(|_| new(now)).collect();
-        assert_eq!(ids.len(), 3 * IDS_AT_ONCE);
+        let ids: HashSet<String> = (0..3 * IDS_PER_DRAW).map(|_| new(now)).collect();
+        assert_eq!(ids.len(), 3 * IDS_PER_DRAW);
         for id in &ids {
             let id: uuid::Uuid = id.parse().unwrap();
             assert_eq!(id.get_version_num(), 7);

@@ -6,30 +6,31 @@
 //! proof of the call sees the answer that `Check` would give, and only those layers that do not judge the arguments. A chain is not
 //! secret, and a thief of a chain must not find its limits by asking with one value after the other.
 //!
-//! Look next at `explain/words.rs` for the text of the changes, then at `pdp/explain.rs` for the layers.
+//! Look next at `explain/remedy_text.rs` for the text of the changes, then at `pdp/explain.rs` for the layers.
 
-mod words;
+mod remedy_text;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-pub use words::Places;
+pub use remedy_text::DocumentLocations;
 
-use super::chains::KnownChain;
-use super::judge::{self, Credited, Judged};
-use super::record::Moment;
-use super::request::{Caller, CheckRequest, Identities};
-use super::{Lane, Service, Undecided, is_too_old};
-use crate::model::decision::{Decision, Effect, EntryRef};
+use super::chain_cache::CachedChain;
+use super::judgement::{self, Judgement, VerifiedCredential};
+use super::record::CallTiming;
+use super::replay_cache::ProofPresentation;
+use super::request::{Caller, ChainIdentities, DecisionRequest};
+use super::{PdpService, RuntimeService, ServiceUnavailable, is_too_old};
+use crate::model::decision::{Decision, Effect, PolicyEntryRef};
 use crate::model::ids::GroupId;
-use crate::model::json::Object;
-use crate::model::reason::{Layer, Reason};
-use crate::model::records::DocumentKey;
+use crate::model::json::JsonObject;
+use crate::model::reason::{DecisionLayer, Reason};
 use crate::model::revision::Revision;
-use crate::model::time::Now;
-use crate::pdp::{self, Finding, LayerAnswer, Turn};
-use crate::snapshot::View;
-use crate::token::{ProofOf, Rejection};
+use crate::model::rows::DocumentKey;
+use crate::model::time::ClockReading;
+use crate::pdp::{self, FindingRemedy, LayerAnswer, LayerFinding};
+use crate::snapshot::SnapshotView;
+use crate::token::{ProofCall, Rejection};
 
 /// The answer to an `Explain` request.
 #[derive(Clone, Debug)]
@@ -41,7 +42,7 @@ pub struct Explanation {
     /// The reason of the effect.
     pub reason: Reason,
     /// The layer that decided; `None` on a permit.
-    pub layer: Option<Layer>,
+    pub layer: Option<DecisionLayer>,
     /// The index of the token or agent that decided, root 0.
     hop: Option<usize>,
     /// A message for people.
@@ -49,24 +50,24 @@ pub struct Explanation {
     /// The chain as a sentence; empty if none was verified.
     pub chain: String,
     /// The verified identities of the chain.
-    pub identities: Option<Arc<Identities>>,
+    pub identities: Option<Arc<ChainIdentities>>,
     /// Whether the tool is registered, so that its name is verified evidence.
     pub tool_is_registered: bool,
     /// The revision that answers.
     pub revision: Revision,
     /// The age of the proof of freshness.
     pub snapshot_age_ms: u64,
-    findings: Vec<Finding>,
-    facts: words::Facts,
+    findings: Vec<LayerFinding>,
+    facts: remedy_text::RemedyFacts,
     /// Whether the caller has proved that it holds the chain, by a proof of the call, or by a proved handle if the tool needs no other.
     proved: bool,
 }
 
 /// The answer of one layer alone.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ExplainedLayer {
+pub struct LayerExplanation {
     /// The layer.
-    pub layer: Layer,
+    pub layer: DecisionLayer,
     /// The index of the agent or token, root 0; `None` if the layer has only one.
     pub hop: Option<usize>,
     /// The effect of this layer.
@@ -76,18 +77,18 @@ pub struct ExplainedLayer {
     /// The id of the agent or application. Empty for other layers, and for a gateway without a proof.
     pub subject: String,
     /// The policy entry that decided. A gateway never sees it.
-    pub matched: Option<EntryRef>,
+    pub matched: Option<PolicyEntryRef>,
     /// The groups that may approve, if the layer asks for an approval. Empty for a gateway without a proof.
     pub approvers: Vec<GroupId>,
 }
 
 /// One step of the smallest change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
+pub struct RemedyStep {
     /// The layer whose effect the step changes.
-    pub layer: Layer,
+    pub layer: DecisionLayer,
     /// The change as a sentence.
-    pub what: String,
+    pub text: String,
 }
 
 impl Explanation {
@@ -95,39 +96,39 @@ impl Explanation {
     ///
     /// INVARIANT: a gateway without a proof of the call learns nothing that depends on the arguments, except the answer that `Check`
     /// gives it too. `Check` gives one only for a tool that needs no proof. For any other tool it denies with `PROOF_MISSING`.
-    pub fn layers(&self, places: Option<&Places>) -> impl Iterator<Item = ExplainedLayer> + '_ {
-        let (names, documents) = (self.may_tell(places), places.is_some());
+    pub fn layers(&self, places: Option<&DocumentLocations>) -> impl Iterator<Item = LayerExplanation> + '_ {
+        let (names, documents) = (self.may_disclose(places), places.is_some());
         let decides =
             move |answer: &LayerAnswer| (Some(answer.layer), answer.hop, answer.reason) == (self.layer, self.hop, self.reason);
-        let told = move |finding: &&Finding| names || !finding.answer.layer.judges_arguments() || decides(&finding.answer);
-        self.findings.iter().filter(told).map(move |Finding { answer, .. }| ExplainedLayer {
+        let told = move |finding: &&LayerFinding| names || !finding.answer.layer.judges_arguments() || decides(&finding.answer);
+        self.findings.iter().filter(told).map(move |LayerFinding { answer, .. }| LayerExplanation {
             layer: answer.layer,
             hop: answer.hop,
             effect: answer.effect,
             reason: answer.reason,
-            subject: if names { self.facts.name(answer.layer, answer.hop) } else { String::new() },
+            subject: if names { self.facts.layer_subject(answer.layer, answer.hop) } else { String::new() },
             matched: answer.matched.clone().filter(|_| documents),
-            approvers: answer.approval.as_ref().filter(|_| names).map(|need| need.by.clone()).unwrap_or_default(),
+            approvers: answer.approval.as_ref().filter(|_| names).map(|need| need.approver_groups.clone()).unwrap_or_default(),
         })
     }
 
     /// Whether no change of policy or credential can turn the denial. It is false for a gateway without a proof, which must not learn it.
-    pub fn no_change_can(&self, places: Option<&Places>) -> bool {
-        self.may_tell(places) && self.findings.iter().any(|finding| finding.turn == Some(Turn::Never))
+    pub fn has_no_remedy(&self, places: Option<&DocumentLocations>) -> bool {
+        self.may_disclose(places) && self.findings.iter().any(|finding| finding.remedy == Some(FindingRemedy::Irrevocable))
     }
 
     /// The steps of the smallest change: one for each layer that denies. If no layer denies, one for each layer that asks for an approval.
     ///
     /// With `places`, the steps name documents and entries; pass it for an administrator only. A gateway without a proof of the
     /// call gets no steps.
-    pub fn changes(&self, places: Option<&Places>) -> Vec<Change> {
-        if self.no_change_can(places) || self.effect == Effect::Permit || !self.may_tell(places) {
+    pub fn remedy_steps(&self, places: Option<&DocumentLocations>) -> Vec<RemedyStep> {
+        if self.has_no_remedy(places) || self.effect == Effect::Permit || !self.may_disclose(places) {
             return Vec::new();
         }
         let wanted = self.findings.iter().filter(|finding| finding.answer.effect == self.effect);
-        let mut changes: Vec<Change> = Vec::new();
+        let mut changes: Vec<RemedyStep> = Vec::new();
         for finding in wanted {
-            let change = Change { layer: finding.answer.layer, what: self.facts.step(finding, places) };
+            let change = RemedyStep { layer: finding.answer.layer, text: self.facts.describe_remedy(finding, places) };
             if !changes.contains(&change) {
                 changes.push(change);
             }
@@ -135,121 +136,147 @@ impl Explanation {
         changes
     }
 
-    fn may_tell(&self, places: Option<&Places>) -> bool {
+    fn may_disclose(&self, places: Option<&DocumentLocations>) -> bool {
         self.proved || places.is_some()
     }
 
     /// The documents that [`Explanation::changes`] and [`Explanation::layers`] mention, so that their locations can be looked up.
-    pub fn documents(&self) -> BTreeSet<DocumentKey> {
-        self.findings.iter().flat_map(|finding| self.facts.documents(finding)).collect()
+    pub fn mentioned_documents(&self) -> BTreeSet<DocumentKey> {
+        self.findings.iter().flat_map(|finding| self.facts.finding_documents(finding)).collect()
     }
 }
 
 /// The findings on a call whose credential is verified.
-struct Found {
-    findings: Vec<Finding>,
+#[derive(Default)]
+struct CallFindings {
+    findings: Vec<LayerFinding>,
     /// Messages by reason. The first message for the deciding reason is shown.
     messages: Vec<(Reason, String)>,
-    arguments: Option<Object>,
+    arguments: Option<JsonObject>,
     proof_jti: Option<String>,
     /// Whether the caller has proved that it holds the chain.
     proved: bool,
+    /// Whether the call's proof was presented before, and whether the handle in the request was issued for a proof: for the record.
+    evidence: (Option<ProofPresentation>, bool),
 }
 
-impl Lane {
-    /// Explains a call. It takes the request of [`Lane::check`] and writes an audit record with the method `Explain`.
+impl RuntimeService {
+    /// Explains a call. It takes the request of [`RuntimeService::verify_call`] and writes an audit record with the method `Explain`.
     ///
     /// # Errors
-    /// As [`Lane::check`].
-    pub async fn explain(&self, request: &CheckRequest, caller: &Caller) -> Result<Explanation, Undecided> {
+    /// As [`RuntimeService::verify_call`].
+    pub async fn explain(&self, request: &DecisionRequest, caller: &Caller) -> Result<Explanation, ServiceUnavailable> {
         let service = &*self.service;
-        let mut view = service.view()?;
+        let mut view = service.current_view()?;
         let mut reached = true;
         let mut now = service.parts.clock.now();
         if let Some(at_least) = &request.at_least {
-            reached = service.reaches(at_least, &request.credential, caller, &view, now).await;
-            view = service.view()?;
+            reached = service.catch_up_to(at_least, &request.credential, caller, &view, now).await;
+            view = service.current_view()?;
             now = service.parts.clock.now();
         }
-        let options = service.options(&view.snapshot);
+        let options = service.verifier_options(&view.snapshot);
         let credited = match reached {
-            true => service.credit(&request.credential, caller, &view.snapshot, &options, now).map_err(refused),
-            false => Err((Finding::denial(Layer::Freshness, None, Reason::RevisionUnavailable, Turn::Wait), None)),
+            true => {
+                service.verify_credential(&request.credential, caller, &view.snapshot, &options, now).map_err(rejection_finding)
+            }
+            false => {
+                service.show_unjudged(&request.credential, request.proof.as_deref(), caller, &view, now);
+                Err((
+                    LayerFinding::denial(DecisionLayer::Freshness, None, Reason::RevisionUnavailable, FindingRemedy::Wait),
+                    None,
+                ))
+            }
         };
         let (chain, found) = match credited {
             Ok(credited) => {
-                let found = service.found(request, caller, &view, &credited, now);
+                let found = service.collect_findings(request, caller, &view, &credited, now);
                 (Some(credited.chain), found)
             }
             Err((finding, message)) => {
                 let messages = message.map(|message| (finding.answer.reason, message)).into_iter().collect();
-                (None, Found { findings: vec![finding], messages, arguments: None, proof_jti: None, proved: false })
+                (None, CallFindings { findings: vec![finding], messages, ..CallFindings::default() })
             }
         };
-        Ok(self.explained(request, caller, &view, chain, found, now))
+        Ok(self.build_explanation(request, caller, &view, chain, found, now))
     }
 
     /// Records the explanation and builds the answer.
-    fn explained(
+    fn build_explanation(
         &self,
-        request: &CheckRequest,
+        request: &DecisionRequest,
         caller: &Caller,
-        view: &View,
-        chain: Option<Arc<KnownChain>>,
-        found: Found,
-        now: Now,
+        view: &SnapshotView,
+        chain: Option<Arc<CachedChain>>,
+        found: CallFindings,
+        now: ClockReading,
     ) -> Explanation {
-        let Found { mut findings, messages, arguments, proof_jti, proved } = found;
+        let CallFindings { mut findings, messages, arguments, proof_jti, proved, evidence } = found;
         let number = view.snapshot.revision().number;
-        let decision = decided(&findings, number);
-        let mut judged = Judged::denied(decision);
+        let decision = decide_by_findings(&findings, number);
+        let mut judged = Judgement::from_denial(decision);
         (judged.chain, judged.arguments, judged.proof_jti) = (chain.clone(), arguments, proof_jti);
+        (judged.presentation, judged.handle_is_proved) = evidence;
         judged.message = messages.into_iter().find(|(reason, _)| *reason == judged.decision.reason).map(|(_, message)| message);
-        let mut answer = self.compose(request, view, &judged, now);
-        let moment = Moment { started: now, now: self.service.parts.clock.now() };
-        if self.record_as("Explain", (request, caller), view, &judged, &answer, moment).is_err() {
+        let mut answer = self.build_answer(request, view, &judged, now);
+        let moment = CallTiming { started: now, now: self.service.parts.clock.now() };
+        if self.record_decision_as("Explain", (request, caller), view, &judged, &answer, moment).is_err() {
             // An explanation that cannot be recorded is not shown.
-            findings = vec![Finding::denial(Layer::Audit, None, Reason::AuditUnavailable, Turn::Wait)];
+            findings = vec![LayerFinding::denial(DecisionLayer::Audit, None, Reason::AuditUnavailable, FindingRemedy::Wait)];
             judged.decision = Decision::deny(Reason::AuditUnavailable, number);
             judged.message = None;
-            answer = self.compose(request, view, &judged, now);
+            answer = self.build_answer(request, view, &judged, now);
         }
         let subject = chain.as_ref().map(|chain| chain.prepared.subject().clone());
-        let schema = view.snapshot.tool(&request.tool).map(|tool| (tool.kind, tool.document.to_string()));
+        let schema = view.snapshot.tool(&request.tool).map(|tool| (tool.document_kind, tool.document_id.to_string()));
         Explanation {
             effect: answer.decision.effect,
             reason: answer.decision.reason,
             layer: answer.decision.layer,
             hop: answer.decision.hop,
             message: answer.message,
-            chain: chain.as_ref().map(|chain| chain.prepared.chain().sentence()).unwrap_or_default(),
+            chain: chain.as_ref().map(|chain| chain.prepared.chain().describe()).unwrap_or_default(),
             identities: answer.identities,
             tool_is_registered: answer.tool_is_registered,
             revision: view.snapshot.revision().clone(),
             snapshot_age_ms: answer.snapshot_age_ms,
             decision_id: answer.decision_id,
-            facts: words::Facts::new(request, subject, schema),
+            facts: remedy_text::RemedyFacts::new(request, subject, schema),
             findings,
             proved,
         }
     }
 }
 
-impl Service {
+impl PdpService {
     /// Collects the findings before policy, of policy and after policy, in the order in which `Check` asks.
-    fn found(&self, request: &CheckRequest, caller: &Caller, view: &View, credited: &Credited, now: Now) -> Found {
+    fn collect_findings(
+        &self,
+        request: &DecisionRequest,
+        caller: &Caller,
+        view: &SnapshotView,
+        credited: &VerifiedCredential,
+        now: ClockReading,
+    ) -> CallFindings {
         let snapshot = &*view.snapshot;
-        let options = self.options(snapshot);
+        let options = self.verifier_options(snapshot);
         let chain = credited.chain.prepared.chain();
-        let mut found = Found { findings: Vec::new(), messages: Vec::new(), arguments: None, proof_jti: None, proved: false };
-        let signed = self.show(request.proof.as_deref(), &credited.chain.prepared, &options, now);
-        let audience = self.audience(request.audience.as_deref(), caller, snapshot);
+        let mut found = CallFindings::default();
+        let signed = self.present_proof(request.proof.as_deref(), &credited.chain.prepared, &options, now);
+        let showing = signed.as_ref().and_then(|signed| signed.as_ref().ok()?.1);
+        found.evidence = (showing, credited.proved);
+        let audience = self.resolve_audience(request.audience.as_deref(), caller, snapshot);
         let audience = audience.and_then(|audience| chain.check_audience(audience.as_deref(), &options).map(|()| audience));
-        let audience = audience.map_err(|rejection| found.refuse(rejection)).ok();
-        match judge::arguments(&request.arguments_json) {
+        let audience = audience.map_err(|rejection| found.add_rejection(rejection)).ok();
+        match judgement::parse_arguments(&request.arguments_json) {
             Ok(arguments) => found.arguments = Some(arguments),
             Err(message) => {
-                found.findings.push(Finding::denial(Layer::Tool, None, Reason::ArgumentRefused, Turn::Credential));
+                found.findings.push(LayerFinding::denial(
+                    DecisionLayer::Tool,
+                    None,
+                    Reason::ArgumentRefused,
+                    FindingRemedy::Credential,
+                ));
                 found.messages.push((Reason::ArgumentRefused, message));
             }
         }
@@ -258,23 +285,22 @@ impl Service {
             let tool = snapshot.tool(&request.tool);
             let per_call = tool.is_none_or(|tool| tool.needs_proof_per_call());
             let per_handle = tool.is_some_and(|tool| tool.needs_proof_per_handle());
-            let expected = ProofOf { tool: &request.tool, arguments, audience: audience.as_deref() };
-            let showing = signed.as_ref().and_then(|signed| signed.as_ref().ok()?.1);
-            match signed.map(|signed| signed.and_then(|(signed, _)| signed.check(&expected, &options, now))) {
+            let expected = ProofCall { tool: &request.tool, arguments, audience: audience.as_deref() };
+            match signed.map(|signed| signed.and_then(|(signed, _)| signed.verify_call(&expected, &options, now))) {
                 Some(Ok(proof)) => {
                     found.proof_jti = Some(proof.jti().to_owned());
                     let counts_once = per_call || (request.want_handle && self.may_prove_handle(&proof, showing));
                     let early = self.ready_at.get().is_none_or(|ready_at| proof.iat_s() <= ready_at.unix_s());
                     spent = match counts_once {
                         true if early => Some(Reason::ProofStale),
-                        true if self.proofs.was_used(&proof.replay_key()) => Some(Reason::ProofReplayed),
+                        true if self.replay_cache.was_used(&proof.replay_key()) => Some(Reason::ProofReplayed),
                         _ => None,
                     };
                     // The sender of a proof that was used before may have overheard it.
                     found.proved = spent.is_none();
                 }
-                Some(Err(rejection)) => found.refuse(rejection),
-                None if per_call || (per_handle && !credited.proved) => found.refuse(Rejection {
+                Some(Err(rejection)) => found.add_rejection(rejection),
+                None if per_call || (per_handle && !credited.proved) => found.add_rejection(Rejection {
                     reason: Reason::ProofMissing,
                     hop: None,
                     message: Reason::ProofMissing.message().to_owned(),
@@ -282,62 +308,83 @@ impl Service {
                 None => found.proved = credited.proved,
             }
         }
-        if found.findings.iter().all(|finding| finding.answer.layer != Layer::Identity) && spent.is_none() {
-            found.findings.insert(0, Finding::permit(Layer::Identity));
+        if found.findings.iter().all(|finding| finding.answer.layer != DecisionLayer::Identity) && spent.is_none() {
+            found.findings.insert(0, LayerFinding::permit(DecisionLayer::Identity));
         }
+        self.add_layer_findings(&mut found, request, view, credited, spent, now);
+        found
+    }
+
+    /// Adds the findings of policy, of the proof's use and of freshness.
+    fn add_layer_findings(
+        &self,
+        found: &mut CallFindings,
+        request: &DecisionRequest,
+        view: &SnapshotView,
+        credited: &VerifiedCredential,
+        spent: Option<Reason>,
+        now: ClockReading,
+    ) {
+        let snapshot = &*view.snapshot;
         // Without readable arguments the layers that depend on them cannot answer.
-        let nothing = Object::default();
+        let nothing = JsonObject::default();
         let arguments = found.arguments.as_ref();
-        let asked =
-            pdp::explain(&credited.chain.prepared, &judge::call(request, arguments.unwrap_or(&nothing), now), snapshot, now);
-        let known =
-            |finding: &Finding| arguments.is_some() || matches!(finding.answer.layer, Layer::Identity | Layer::Revocation);
+        let asked = pdp::explain(
+            &credited.chain.prepared,
+            &judgement::pdp_call(request, arguments.unwrap_or(&nothing), now),
+            snapshot,
+            now,
+        );
+        let known = |finding: &LayerFinding| {
+            arguments.is_some() || matches!(finding.answer.layer, DecisionLayer::Identity | DecisionLayer::Revocation)
+        };
         found.findings.extend(asked.into_iter().filter(known));
-        found.findings.extend(spent.map(|reason| Finding::denial(Layer::Identity, None, reason, Turn::Credential)));
+        found
+            .findings
+            .extend(spent.map(|reason| LayerFinding::denial(DecisionLayer::Identity, None, reason, FindingRemedy::Credential)));
         found.findings.push(match is_too_old(view, &request.tool, now) {
-            true => Finding::denial(Layer::Freshness, None, Reason::Stale, Turn::Wait),
-            false => Finding::permit(Layer::Freshness),
+            true => LayerFinding::denial(DecisionLayer::Freshness, None, Reason::Stale, FindingRemedy::Wait),
+            false => LayerFinding::permit(DecisionLayer::Freshness),
         });
         let denies_by_identity =
-            |finding: &Finding| finding.answer.layer == Layer::Identity && finding.answer.effect == Effect::Deny;
+            |finding: &LayerFinding| finding.answer.layer == DecisionLayer::Identity && finding.answer.effect == Effect::Deny;
         if found.findings.iter().any(denies_by_identity) {
-            found.findings.retain(|finding| *finding != Finding::permit(Layer::Identity));
+            found.findings.retain(|finding| *finding != LayerFinding::permit(DecisionLayer::Identity));
         }
-        found
     }
 }
 
-impl Found {
-    fn refuse(&mut self, rejection: Rejection) {
-        let (finding, message) = refused(rejection);
+impl CallFindings {
+    fn add_rejection(&mut self, rejection: Rejection) {
+        let (finding, message) = rejection_finding(rejection);
         self.messages.extend(message.map(|message| (finding.answer.reason, message)));
         self.findings.push(finding);
     }
 }
 
 /// Turns a rejected credential into a finding and its message.
-fn refused(rejection: Rejection) -> (Finding, Option<String>) {
-    let layer = rejection.reason.layer().unwrap_or(Layer::Identity);
-    (Finding::denial(layer, rejection.hop, rejection.reason, Turn::Credential), Some(rejection.message))
+fn rejection_finding(rejection: Rejection) -> (LayerFinding, Option<String>) {
+    let layer = rejection.reason.layer().unwrap_or(DecisionLayer::Identity);
+    (LayerFinding::denial(layer, rejection.hop, rejection.reason, FindingRemedy::Credential), Some(rejection.message))
 }
 
 /// The decision that `Check` would make: the first denial. A missing preparation counts only if no other layer denies.
-fn decided(findings: &[Finding], number: u64) -> Decision {
-    let denies = |finding: &&Finding| finding.answer.effect == Effect::Deny;
+fn decide_by_findings(findings: &[LayerFinding], number: u64) -> Decision {
+    let denies = |finding: &&LayerFinding| finding.answer.effect == Effect::Deny;
     let decisive = findings
         .iter()
         .filter(denies)
-        .find(|finding| finding.turn != Some(Turn::Prepare))
+        .find(|finding| finding.remedy != Some(FindingRemedy::Prepare))
         .or_else(|| findings.iter().find(denies))
         .or_else(|| findings.iter().find(|finding| finding.answer.effect == Effect::NeedsApproval));
     match decisive {
         None => Decision::permit(number),
-        Some(Finding { answer, .. }) => Decision {
+        Some(LayerFinding { answer, .. }) => Decision {
             effect: answer.effect,
             layer: Some(answer.layer),
             matched: answer.matched.clone().map(Arc::new),
             ..Decision::deny(answer.reason, number)
         }
-        .at_hop(answer.hop),
+        .with_hop(answer.hop),
     }
 }

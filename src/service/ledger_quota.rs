@@ -1,8 +1,8 @@
 //! How many calls of one serving runtime may use the store at one time, and who may make them.
 //!
 //! The number is bounded, and no agent can take all of it. A leaf agent holds no more permits than are free, and one of its users holds
-//! no more than the agent may still take. `service/proofs.rs` shares its tables by the same rule. A call that gets no permit is denied
-//! with `LEDGER_BUSY` before it uses anything. Must not know what a call uses. Look next at `service/settle.rs`, which asks for permits.
+//! no more than the agent may still take. `service/replay_cache.rs` shares its tables by the same rule. A call that gets no permit is denied
+//! with `LEDGER_BUSY` before it uses anything. Must not know what a call uses. Look next at `service/ledger_task.rs`, which asks for permits.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::proofs::{Holder, Share};
+use super::replay_cache::{HolderShare, ProofHolder};
 
 /// The permits of one serving runtime.
 #[derive(Debug)]
@@ -18,7 +18,7 @@ pub(super) struct LedgerQuota {
     permits: Arc<Semaphore>,
     permits_max: u32,
     /// Permits that each share holds; a share without one has no entry.
-    held: Mutex<HashMap<Share, usize>>,
+    held: Mutex<HashMap<HolderShare, usize>>,
     /// Permits that are held of all runtimes, for the metric.
     uses: Arc<AtomicUsize>,
 }
@@ -27,7 +27,7 @@ pub(super) struct LedgerQuota {
 #[derive(Debug)]
 pub(super) struct LedgerPermit {
     quota: Arc<LedgerQuota>,
-    shares: [Share; 2],
+    shares: [HolderShare; 2],
     permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -51,7 +51,7 @@ impl LedgerQuota {
     ///
     /// # Errors
     /// [`LedgerFull`]. The call waits for nothing.
-    pub(super) fn try_acquire(self: &Arc<Self>, holder: Holder) -> Result<LedgerPermit, LedgerFull> {
+    pub(super) fn try_acquire(self: &Arc<Self>, holder: ProofHolder) -> Result<LedgerPermit, LedgerFull> {
         let mut held = self.held();
         let shares @ [agent, user] = holder.shares();
         let of = |share| held.get(&share).copied().unwrap_or_default();
@@ -78,7 +78,7 @@ impl LedgerQuota {
         let _ = self.permits.acquire_many(self.permits_max).await;
     }
 
-    fn held(&self) -> MutexGuard<'_, HashMap<Share, usize>> {
+    fn held(&self) -> MutexGuard<'_, HashMap<HolderShare, usize>> {
         self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -110,14 +110,14 @@ mod tests {
         LedgerQuota::new(512, Arc::default())
     }
 
-    fn fill(quota: &Arc<LedgerQuota>, holder: Holder) -> Vec<LedgerPermit> {
+    fn fill(quota: &Arc<LedgerQuota>, holder: ProofHolder) -> Vec<LedgerPermit> {
         std::iter::from_fn(|| quota.try_acquire(holder).ok()).collect()
     }
 
     #[test]
     fn no_agent_and_no_user_takes_all_permits() {
         let quota = quota();
-        let holder = |agent, user| Holder { agent, user };
+        let holder = |agent, user| ProofHolder { agent, user };
         // A user of an agent gets a third, and all users of an agent get a half.
         let first = fill(&quota, holder(1, 11));
         assert_eq!(first.len(), PERMITS_MAX / 3 + 1);
@@ -139,14 +139,14 @@ mod tests {
     #[tokio::test]
     async fn a_drain_gives_no_permit() {
         let quota = quota();
-        let permit = quota.try_acquire(Holder { agent: 1, user: 2 }).unwrap();
+        let permit = quota.try_acquire(ProofHolder { agent: 1, user: 2 }).unwrap();
         let drained = quota.drained();
         let mut drained = std::pin::pin!(drained);
         assert!(futures_util::poll!(drained.as_mut()).is_pending());
-        assert_eq!(quota.try_acquire(Holder { agent: 3, user: 4 }).unwrap_err(), LedgerFull::Runtime);
+        assert_eq!(quota.try_acquire(ProofHolder { agent: 3, user: 4 }).unwrap_err(), LedgerFull::Runtime);
         assert!(quota.try_reserve().is_none());
         drop(permit);
         drained.await;
-        assert!(quota.try_acquire(Holder { agent: 3, user: 4 }).is_ok());
+        assert!(quota.try_acquire(ProofHolder { agent: 3, user: 4 }).is_ok());
     }
 }

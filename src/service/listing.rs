@@ -1,82 +1,73 @@
-//! `ListTools`: the decision that [`Lane::check`] would make on each tool before the arguments are known, in one pass.
+//! `ListTools`: the decision that [`RuntimeService::verify_call`] would make on each tool before the arguments are known.
 //!
-//! A listing must not show more of policy than its caller has proved. Look next at `pdp::reach`, which decides one tool.
+//! A listing must not show more of policy than its caller has proved. A long one lets the other calls of its runtime run in between, and
+//! begins anew if the view changed meanwhile. Look next at `pdp::reach`, which decides one tool.
 
 use std::sync::Arc;
 
-use super::record::Moment;
+use super::record::{CallTiming, ListingCredential};
+use super::replay_cache::SpendOutcome;
 use super::request::{Caller, LIST_TOOLS, ListToolsAnswer, ListToolsRequest, ToolDecision};
-use super::{KnownChain, Lane, Service, Undecided};
+use super::{CachedChain, PdpService, RuntimeService, ServiceUnavailable};
 use crate::model::decision::{Decision, Effect};
-use crate::model::json::Object;
+use crate::model::json::JsonObject;
+use crate::model::limits::{LIST_RESTARTS_MAX, LIST_SLICE_TOOLS};
 use crate::model::reason::Reason;
-use crate::model::request::Scope;
+use crate::model::request::TokenScope;
 use crate::model::revision::Revision;
-use crate::model::time::Now;
+use crate::model::time::ClockReading;
 use crate::pdp;
-use crate::snapshot::{Freshness, View};
-use crate::token::{ProofOf, Rejection};
+use crate::snapshot::{Freshness, SnapshotView};
+use crate::token::{ProofCall, Rejection};
 
-/// The verified credential of a listing.
-struct Listed {
-    chain: Arc<KnownChain>,
-    /// Whether the caller has proved that it holds the chain, by a proof in the request or by a proved handle.
-    proved: bool,
-    proof_jti: Option<String>,
+/// One view, the credential as that view judges it, and the answer for the listing as a whole.
+struct Pass {
+    view: SnapshotView,
+    listed: Result<ListingCredential, Rejection>,
+    decision: Decision,
+    freshness: Freshness,
+    /// The generation of the revocation index, read before the pass began.
+    generation: u64,
+    now: ClockReading,
 }
 
-impl Lane {
+impl RuntimeService {
     /// Lists the tools that a chain may call. If the chain does not verify, every tool is denied with the reason.
     ///
     /// Without a proof, the answer holds only the tool names of the chain's scope. A chain is not secret, so a thief of a chain
-    /// must learn nothing of policy from it.
+    /// must learn nothing of policy from it. A proof counts once.
     ///
     /// # Errors
-    /// As [`Lane::check`].
-    pub async fn list_tools(&self, request: &ListToolsRequest, caller: &Caller) -> Result<ListToolsAnswer, Undecided> {
+    /// As [`RuntimeService::verify_call`].
+    pub async fn list_tools(&self, request: &ListToolsRequest, caller: &Caller) -> Result<ListToolsAnswer, ServiceUnavailable> {
         let service = &*self.service;
         let started = service.parts.clock.now();
-        let view = service.view()?;
-        let snapshot = &*view.snapshot;
-        let number = snapshot.revision().number;
-        let listed = service.listed(request, caller, &view, started);
-        let now = service.parts.clock.now();
-        let freshness = view.freshness(now);
-        let decision = match &listed {
-            _ if freshness == Freshness::Closed => Decision::deny(Reason::Stale, number),
-            Ok(Listed { chain, proved, .. }) => {
-                let bar = if *proved { pdp::barred_from_all } else { pdp::voided };
-                bar(&chain.prepared, snapshot, now).unwrap_or_else(|| Decision::permit(number))
+        let view = service.current_view()?;
+        let generation = view.snapshot.revocations().generation();
+        let listed = service.verify_listing(request, caller, &view, started);
+        let mut pass = Pass::new(view, generation, listed, service.parts.clock.now());
+        let mut restarts = 0;
+        let mut tools = Vec::new();
+        let mut names = pass.names(request).into_iter();
+        while let Some(tool) = names.next() {
+            if !tools.is_empty() && tools.len() % LIST_SLICE_TOOLS == 0 && restarts < LIST_RESTARTS_MAX {
+                tokio::task::yield_now().await;
+                // INVARIANT: nothing awaits after the last look, and a pass decides all tools by one snapshot.
+                if service.must_restart(&mut pass, request, caller)? {
+                    restarts += 1;
+                    tools.clear();
+                    names = pass.names(request).into_iter();
+                    continue;
+                }
             }
-            Err(rejection) => Decision::deny(rejection.reason, number).at_hop(rejection.hop),
-        };
-        let message = match &listed {
-            Err(rejection) if rejection.reason == decision.reason => rejection.message.clone(),
-            _ => decision.reason.message().to_owned(),
-        };
-        let listed = listed.ok();
-        let names = match &listed {
-            _ if !request.tools.is_empty() => request.tools.clone(),
-            Some(Listed { proved: true, .. }) => snapshot.policy().tools().map(|tool| tool.name.to_string()).collect(),
-            Some(Listed { chain, .. }) => {
-                scope(chain).map(|scope| scope.tools.keys().map(ToString::to_string).collect()).unwrap_or_default()
-            }
-            None => Vec::new(),
-        };
-        let chain = listed.as_ref().map(|listed| &*listed.chain);
-        let mut answer = ListToolsAnswer {
-            decision_id: super::decision_id::new(now),
-            tools: names.into_iter().map(|tool| one(tool, &decision, listed.as_ref(), &view, freshness, now)).collect(),
-            revision: Some(snapshot.revision().clone()),
-            snapshot_age_ms: view.age_ms(now).unwrap_or(u64::MAX),
-            valid_for_ms: chain.map_or(u64::MAX, |chain| chain.left_ms(now)).min(view.valid_for_ms(now)),
-            reason: decision.reason,
-            message,
-            names_only: listed.as_ref().is_some_and(|listed| !listed.proved),
-        };
-        let moment = Moment { started, now };
-        let proof_jti = listed.as_ref().and_then(|listed| listed.proof_jti.as_deref());
-        if self.record_listing((request, caller), &view, (&decision, chain, proof_jti), &answer, moment).is_err() {
+            tools.push(pass.decide(tool));
+        }
+        let mut answer = pass.answer(tools);
+        let moment = CallTiming { started, now: pass.now };
+        if self
+            .record_listing((request, caller), &pass.view, (&pass.decision, pass.listed.as_ref().ok()), &answer, moment)
+            .is_err()
+        {
             // A listing that cannot be recorded is not shown.
             (answer.reason, answer.message) = (Reason::AuditUnavailable, Reason::AuditUnavailable.message().to_owned());
             for tool in &mut answer.tools {
@@ -87,52 +78,148 @@ impl Lane {
     }
 
     /// The current revision; `None` before the first snapshot.
-    pub fn revision(&self) -> Option<Revision> {
-        self.service.view().ok().map(|view| view.snapshot.revision().clone())
+    pub fn current_revision(&self) -> Option<Revision> {
+        self.service.current_view().ok().map(|view| view.snapshot.revision().clone())
     }
 }
 
-impl Service {
-    /// Verifies the credential, the audience and the proof of a listing.
-    fn listed(&self, request: &ListToolsRequest, caller: &Caller, view: &View, now: Now) -> Result<Listed, Rejection> {
-        let options = self.options(&view.snapshot);
-        let credited = self.credit(&request.credential, caller, &view.snapshot, &options, now)?;
+impl PdpService {
+    /// Verifies the credential, the audience and the proof of a listing, and spends the proof.
+    fn verify_listing(
+        &self,
+        request: &ListToolsRequest,
+        caller: &Caller,
+        view: &SnapshotView,
+        now: ClockReading,
+    ) -> Result<ListingCredential, Rejection> {
+        let options = self.verifier_options(&view.snapshot);
+        let credited = self.verify_credential(&request.credential, caller, &view.snapshot, &options, now)?;
         let chain = &credited.chain.prepared;
-        let signed = self.show(request.proof.as_deref(), chain, &options, now);
-        let audience = self.audience(request.audience.as_deref(), caller, &view.snapshot)?;
+        let signed = self.present_proof(request.proof.as_deref(), chain, &options, now);
+        let audience = self.resolve_audience(request.audience.as_deref(), caller, &view.snapshot)?;
         chain.chain().check_audience(audience.as_deref(), &options)?;
-        let expected = ProofOf { tool: LIST_TOOLS, arguments: &Object::default(), audience: audience.as_deref() };
-        let proof = signed.map(|signed| signed.and_then(|(signed, _)| signed.check(&expected, &options, now))).transpose()?;
-        Ok(Listed {
+        let expected = ProofCall { tool: LIST_TOOLS, arguments: &JsonObject::default(), audience: audience.as_deref() };
+        let proof =
+            signed.map(|signed| signed.and_then(|(signed, _)| signed.verify_call(&expected, &options, now))).transpose()?;
+        if let Some(proof) = &proof {
+            let refused = |reason: Reason, message: &str| Err(Rejection { reason, hop: None, message: message.to_owned() });
+            match self.replay_cache.spend(&proof.replay_key(), self.replay_cache.proof_holder(chain.subject()), now) {
+                SpendOutcome::First => {}
+                SpendOutcome::Replayed => return refused(Reason::ProofReplayed, Reason::ProofReplayed.message()),
+                SpendOutcome::ShareFull => {
+                    return refused(
+                        Reason::LedgerBusy,
+                        "this agent has too many proofs in use on this replica: list without one",
+                    );
+                }
+            }
+        }
+        Ok(ListingCredential {
             proved: proof.is_some() || credited.proved,
             proof_jti: proof.map(|proof| proof.jti().to_owned()),
             chain: credited.chain,
         })
     }
+
+    /// Looks at the newest view after a wait. Returns whether the pass must begin anew, and prepares it for that.
+    fn must_restart(&self, pass: &mut Pass, request: &ListToolsRequest, caller: &Caller) -> Result<bool, ServiceUnavailable> {
+        let view = self.current_view()?;
+        let now = self.parts.clock.now();
+        let generation = view.snapshot.revocations().generation();
+        let has_expired = pass.listed.as_ref().is_ok_and(|listed| listed.chain.remaining_ms(now) == 0);
+        let is_same = Arc::ptr_eq(&view.snapshot, &pass.view.snapshot)
+            && generation == pass.generation
+            && view.freshness(now) == pass.freshness
+            && (!has_expired || pass.decision.effect == Effect::Deny);
+        if is_same {
+            // The proof of freshness may be newer.
+            (pass.view, pass.now) = (view, now);
+            return Ok(false);
+        }
+        let listed = pass.listed.clone().and_then(|listed| {
+            let options = self.verifier_options(&view.snapshot);
+            let chain = self.refresh_chain(&listed.chain, &view.snapshot, &options, now)?;
+            let audience = self.resolve_audience(request.audience.as_deref(), caller, &view.snapshot)?;
+            chain.prepared.chain().check_audience(audience.as_deref(), &options)?;
+            Ok(ListingCredential { chain, ..listed })
+        });
+        *pass = Pass::new(view, generation, listed, now);
+        Ok(true)
+    }
+}
+
+impl Pass {
+    fn new(view: SnapshotView, generation: u64, listed: Result<ListingCredential, Rejection>, now: ClockReading) -> Self {
+        let number = view.snapshot.revision().number;
+        let freshness = view.freshness(now);
+        let decision = match &listed {
+            _ if freshness == Freshness::Closed => Decision::deny(Reason::Stale, number),
+            Ok(ListingCredential { chain, proved, .. }) => {
+                let bar = if *proved { pdp::deny_all_tools } else { pdp::deny_void_chain };
+                bar(&chain.prepared, &view.snapshot, now).unwrap_or_else(|| Decision::permit(number))
+            }
+            Err(rejection) => Decision::deny(rejection.reason, number).with_hop(rejection.hop),
+        };
+        Self { view, listed, decision, freshness, generation, now }
+    }
+
+    /// The names of the tools to decide.
+    fn names(&self, request: &ListToolsRequest) -> Vec<String> {
+        match &self.listed {
+            _ if !request.tools.is_empty() => request.tools.clone(),
+            Ok(ListingCredential { proved: true, .. }) => {
+                self.view.snapshot.policy().tools().map(|tool| tool.name.to_string()).collect()
+            }
+            Ok(ListingCredential { chain, .. }) => {
+                leaf_scope(chain).map(|scope| scope.tools.keys().map(ToString::to_string).collect()).unwrap_or_default()
+            }
+            Err(_) => Vec::new(),
+        }
+    }
+
+    /// Decides one tool.
+    fn decide(&self, tool: String) -> ToolDecision {
+        let denied = |tool, reason| ToolDecision { tool, effect: Effect::Deny, reason, maybe: false };
+        match &self.listed {
+            _ if self.decision.effect == Effect::Deny => denied(tool, self.decision.reason),
+            Err(_) => denied(tool, Reason::TokenMalformed),
+            Ok(ListingCredential { chain, proved: false, .. }) => {
+                match leaf_scope(chain).is_some_and(|scope| scope.tools.contains_key(&tool)) {
+                    true => ToolDecision { tool, effect: Effect::Permit, reason: Reason::Ok, maybe: true },
+                    false => denied(tool, Reason::ToolNotGranted),
+                }
+            }
+            Ok(ListingCredential { chain, .. }) => {
+                let reach = pdp::evaluate_reach(&chain.prepared, &tool, &self.view.snapshot, self.now);
+                let destructive = self.view.snapshot.tool(&tool).is_none_or(|tool| tool.is_destructive());
+                if reach.effect != Effect::Deny && self.freshness == Freshness::Stale && destructive {
+                    return denied(tool, Reason::Stale);
+                }
+                ToolDecision { tool, effect: reach.effect, reason: reach.reason, maybe: reach.depends_on_arguments }
+            }
+        }
+    }
+
+    fn answer(&self, tools: Vec<ToolDecision>) -> ListToolsAnswer {
+        let (view, now) = (&self.view, self.now);
+        let listed = self.listed.as_ref().ok();
+        ListToolsAnswer {
+            decision_id: super::decision_id::new(now),
+            tools,
+            revision: Some(view.snapshot.revision().clone()),
+            snapshot_age_ms: view.age_ms(now).unwrap_or(u64::MAX),
+            valid_for_ms: listed.map_or(u64::MAX, |listed| listed.chain.remaining_ms(now)).min(view.valid_for_ms(now)),
+            reason: self.decision.reason,
+            message: match &self.listed {
+                Err(rejection) if rejection.reason == self.decision.reason => rejection.message.clone(),
+                _ => self.decision.reason.message().to_owned(),
+            },
+            names_only: listed.is_some_and(|listed| !listed.proved),
+        }
+    }
 }
 
 /// The scope of the leaf token. It grants no more than any token above it.
-fn scope(chain: &KnownChain) -> Option<&Scope> {
+fn leaf_scope(chain: &CachedChain) -> Option<&TokenScope> {
     chain.prepared.subject().scopes.last()
-}
-
-/// Decides one tool of a listing.
-fn one(tool: String, decision: &Decision, listed: Option<&Listed>, view: &View, freshness: Freshness, now: Now) -> ToolDecision {
-    let denied = |tool, reason| ToolDecision { tool, effect: Effect::Deny, reason, maybe: false };
-    match listed {
-        _ if decision.effect == Effect::Deny => denied(tool, decision.reason),
-        None => denied(tool, Reason::TokenMalformed),
-        Some(Listed { chain, proved: false, .. }) => match scope(chain).is_some_and(|scope| scope.tools.contains_key(&tool)) {
-            true => ToolDecision { tool, effect: Effect::Permit, reason: Reason::Ok, maybe: true },
-            false => denied(tool, Reason::ToolNotGranted),
-        },
-        Some(Listed { chain, .. }) => {
-            let reach = pdp::reach(&chain.prepared, &tool, &view.snapshot, now);
-            let destructive = view.snapshot.tool(&tool).is_none_or(|tool| tool.is_destructive());
-            if reach.effect != Effect::Deny && freshness == Freshness::Stale && destructive {
-                return denied(tool, Reason::Stale);
-            }
-            ToolDecision { tool, effect: reach.effect, reason: reach.reason, maybe: reach.maybe }
-        }
-    }
 }

@@ -1,14 +1,14 @@
 //! The traits through which the service uses the store. `app` binds them. A request never reads the store in any other way.
 //!
-//! Look next at `service/settle.rs`, which calls the ledgers, and at `app/bind.rs`, which implements them.
+//! Look next at `service/ledger_task.rs`, which calls the ledgers, and at `app/wiring.rs`, which implements them.
 
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 
-use crate::model::approval::{AskApproval, AskOutcome, UseApprovals, UseOutcome};
-use crate::model::replica::Fleet;
+use crate::model::approval::{ApprovalSubmission, ApprovalSubmissionOutcome, ApprovalUseOutcome, ApprovalUseRequest};
+use crate::model::replica::FleetStatus;
 use crate::model::revision::Revision;
 
 /// The reason why a ledger has no answer.
@@ -19,7 +19,7 @@ pub enum LedgerError {
     Busy(String),
     /// It is unknown whether the write was made.
     #[error("{0}")]
-    Unknown(String),
+    OutcomeUnknown(String),
 }
 
 /// The ledger of spent proofs. It spends each proof of a destructive call once across the fleet.
@@ -39,23 +39,23 @@ pub trait ApprovalLedger: Send + Sync {
     ///
     /// # Errors
     /// As [`LedgerError`] says. The call is denied.
-    async fn ask(&self, request: AskApproval) -> Result<AskOutcome, LedgerError>;
+    async fn ask_approval(&self, request: ApprovalSubmission) -> Result<ApprovalSubmissionOutcome, LedgerError>;
 
     /// Uses all approvals that a call needs, or none.
     ///
     /// # Errors
     /// As [`LedgerError`] says. The call is denied.
-    async fn use_once(&self, request: UseApprovals) -> Result<UseOutcome, LedgerError>;
+    async fn use_approvals(&self, request: ApprovalUseRequest) -> Result<ApprovalUseOutcome, LedgerError>;
 
     /// Gives back the approvals that a denied call has used. Returns whether there were any to give back.
     ///
     /// # Errors
     /// As [`LedgerError`] says. The approvals stay used then.
-    async fn give_back(&self, request: UseApprovals) -> Result<bool, LedgerError>;
+    async fn give_back_approvals(&self, request: ApprovalUseRequest) -> Result<bool, LedgerError>;
 }
 
 /// Spawns a task that runs to its end, even if its caller stops waiting.
-pub type Spawn = Arc<dyn Fn(BoxFuture<'static, ()>) + Send + Sync>;
+pub type TaskSpawner = Arc<dyn Fn(BoxFuture<'static, ()>) + Send + Sync>;
 
 /// The directory of the replicas that follow the store. No decision reads it.
 #[async_trait]
@@ -64,13 +64,13 @@ pub trait FleetDirectory: Send + Sync {
     ///
     /// # Errors
     /// If the store cannot be read.
-    async fn fleet(&self) -> Result<Fleet, String>;
+    async fn read_fleet(&self) -> Result<FleetStatus, String>;
 }
 
 /// Brings this replica up to a revision that a caller has seen.
 #[async_trait]
-pub trait CatchUp: Send + Sync {
+pub trait RevisionCatchUp: Send + Sync {
     /// Whether this replica has applied a revision, in policy and in revocations. Requests a poll and waits up to 300 ms. Polls
     /// that callers cause keep a distance from each other.
-    async fn reach(&self, revision: &Revision) -> bool;
+    async fn catch_up_to(&self, revision: &Revision) -> bool;
 }

@@ -2,57 +2,70 @@
 //!
 //! It must not decide anything. Look next at `audit.rs`, which writes the records.
 
-use super::judge::Judged;
-use super::request::{Answer, Caller, CheckRequest, ListToolsAnswer, ListToolsRequest, TraceHeaders};
-use super::{KnownChain, Lane, Service};
-use crate::audit::{Fragment, Principal, Record, Unavailable};
+use std::sync::Arc;
+
+use super::judgement::{Judgement, voids_the_chain};
+use super::request::{Caller, CheckAnswer, DecisionRequest, ListToolsAnswer, ListToolsRequest, TraceHeaders};
+use super::{CachedChain, PdpService, RuntimeService};
+use crate::audit::{AuditUnavailable, ChainFragment, DecisionRecord, PrincipalFacts};
 use crate::model::decision::{Decision, Evidence};
-use crate::model::json::Object;
-use crate::model::time::Now;
-use crate::snapshot::View;
+use crate::model::json::JsonObject;
+use crate::model::time::ClockReading;
+use crate::snapshot::SnapshotView;
 use crate::telemetry::{SpanFacts, TraceContext};
 
-impl Lane {
+/// The verified credential of a listing.
+#[derive(Clone)]
+pub(super) struct ListingCredential {
+    pub(super) chain: Arc<CachedChain>,
+    /// Whether the caller has proved that it holds the chain, by a proof in the request or by a proved handle.
+    pub(super) proved: bool,
+    pub(super) proof_jti: Option<String>,
+}
+
+impl RuntimeService {
     /// Puts the audit record of a decision into this runtime's buffer. The record is in the kernel before the bytes of the answer leave.
-    pub(super) fn record(
+    pub(super) fn record_decision(
         &self,
-        request: &CheckRequest,
+        request: &DecisionRequest,
         caller: &Caller,
-        view: &View,
-        judged: &Judged,
-        answer: &Answer,
-        moment: Moment,
-    ) -> Result<(), Unavailable> {
-        self.record_as("Check", (request, caller), view, judged, answer, moment)
+        view: &SnapshotView,
+        judged: &Judgement,
+        answer: &CheckAnswer,
+        moment: CallTiming,
+    ) -> Result<(), AuditUnavailable> {
+        self.record_decision_as("Check", (request, caller), view, judged, answer, moment)
     }
 
     /// As `record`, for a call of another method that takes the same request.
-    pub(super) fn record_as(
+    pub(super) fn record_decision_as(
         &self,
         method: &'static str,
-        (request, caller): (&CheckRequest, &Caller),
-        view: &View,
-        judged: &Judged,
-        answer: &Answer,
-        moment: Moment,
-    ) -> Result<(), Unavailable> {
-        let nobody = Fragment::default();
-        let arguments_sha256 = judged.arguments.as_ref().map(sha256_of);
+        (request, caller): (&DecisionRequest, &Caller),
+        view: &SnapshotView,
+        judged: &Judgement,
+        answer: &CheckAnswer,
+        moment: CallTiming,
+    ) -> Result<(), AuditUnavailable> {
+        let nobody = ChainFragment::default();
+        let arguments_sha256 = judged.arguments.as_ref().map(hash_arguments);
         let tool_evidence = if answer.tool_is_registered { Evidence::Verified } else { Evidence::Attested };
-        self.recorder.record(&Record {
+        self.recorder.record(&DecisionRecord {
             time_unix_ns: moment.now.unix_ns,
             method,
             decision_id: &answer.decision_id,
             request_id: &request.request_id,
-            trace_id: trace_id(&request.trace),
+            trace_id: parse_trace_id(&request.trace),
             effect: judged.decision.effect,
             reason: judged.decision.reason,
             deciding_layer: judged.decision.layer,
             hop: judged.decision.hop,
             matched: judged.decision.matched.as_deref(),
-            would_be: judged.decision.would_be.as_deref(),
+            would_be: judged.decision.shadow_decision.as_deref(),
             chain: judged.chain.as_ref().map_or(&nobody, |chain| &chain.fragment),
-            tool: Some(Principal { id: &request.tool, evidence: tool_evidence }),
+            proved: judged.proves_possession(),
+            agent: judged.chain.as_deref().and_then(leaf_agent),
+            tool: Some(PrincipalFacts { id: &request.tool, evidence: tool_evidence }),
             arguments_sha256: arguments_sha256.as_ref(),
             proof_jti: judged.proof_jti.as_deref(),
             approval_digest: judged.approval_digest.as_deref(),
@@ -70,18 +83,19 @@ impl Lane {
     pub(super) fn record_listing(
         &self,
         (request, caller): (&ListToolsRequest, &Caller),
-        view: &View,
-        (decision, chain, proof_jti): (&Decision, Option<&KnownChain>, Option<&str>),
+        view: &SnapshotView,
+        (decision, listed): (&Decision, Option<&ListingCredential>),
         answer: &ListToolsAnswer,
-        moment: Moment,
-    ) -> Result<(), Unavailable> {
-        let nobody = Fragment::default();
-        self.recorder.record(&Record {
+        moment: CallTiming,
+    ) -> Result<(), AuditUnavailable> {
+        let nobody = ChainFragment::default();
+        let chain = listed.map(|listed| &*listed.chain);
+        self.recorder.record(&DecisionRecord {
             time_unix_ns: moment.now.unix_ns,
             method: "ListTools",
             decision_id: &answer.decision_id,
             request_id: &request.request_id,
-            trace_id: trace_id(&request.trace),
+            trace_id: parse_trace_id(&request.trace),
             effect: decision.effect,
             reason: decision.reason,
             deciding_layer: decision.layer,
@@ -89,9 +103,11 @@ impl Lane {
             matched: None,
             would_be: None,
             chain: chain.map_or(&nobody, |chain| &chain.fragment),
+            proved: listed.is_some_and(|listed| listed.proved) && !voids_the_chain(decision),
+            agent: chain.and_then(leaf_agent),
             tool: None,
             arguments_sha256: None,
-            proof_jti,
+            proof_jti: listed.and_then(|listed| listed.proof_jti.as_deref()),
             approval_digest: None,
             obligations: &[],
             gateway: &caller.address,
@@ -104,36 +120,47 @@ impl Lane {
     }
 }
 
-/// The times at which a call arrived and was decided.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Moment {
-    pub(super) started: Now,
-    pub(super) now: Now,
+/// The leaf agent of a chain.
+fn leaf_agent(chain: &CachedChain) -> Option<&str> {
+    chain.prepared.subject().agents.last().map(|agent| agent.as_str())
 }
 
-impl Moment {
+/// The times at which a call arrived and was decided.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CallTiming {
+    pub(super) started: ClockReading,
+    pub(super) now: ClockReading,
+}
+
+impl CallTiming {
     fn latency_ns(self) -> u64 {
         u64::try_from(self.now.boot_ns.saturating_sub(self.started.boot_ns)).unwrap_or(0)
     }
 }
 
-impl Service {
+impl PdpService {
     /// Counts a decision in the metrics and, if it is sampled, exports its span.
-    pub(super) fn observe(&self, request: &CheckRequest, judged: &Judged, answer: &Answer, moment: Moment) {
+    pub(super) fn record_telemetry(
+        &self,
+        request: &DecisionRequest,
+        judged: &Judgement,
+        answer: &CheckAnswer,
+        moment: CallTiming,
+    ) {
         let metrics = &self.parts.metrics;
-        metrics.decision(judged.decision.effect, judged.decision.reason, moment.latency_ns());
-        if let Some(cached) = judged.cached {
-            metrics.chain_cache(cached);
+        metrics.record_decision(judged.decision.effect, judged.decision.reason, moment.latency_ns());
+        if let Some(cached) = judged.cache_hit {
+            metrics.record_chain_lookup(cached);
         }
-        if judged.cached == Some(false) {
-            metrics.cold_verification();
+        if judged.cache_hit == Some(false) {
+            metrics.record_cold_verification();
         }
-        let (true, Some(revision)) = (self.parts.spans.is_on(), &answer.revision) else {
+        let (true, Some(revision)) = (self.parts.spans.is_enabled(), &answer.revision) else {
             return;
         };
         let subject = judged.chain.as_ref().map(|chain| &**chain.prepared.subject());
         self.parts.spans.record(&SpanFacts {
-            parent: trace_context(&request.trace).as_ref(),
+            parent: parse_trace_context(&request.trace).as_ref(),
             method: "Check",
             start_unix_ns: moment.started.unix_ns,
             end_unix_ns: moment.now.unix_ns,
@@ -153,7 +180,7 @@ impl Service {
     }
 }
 
-fn sha256_of(arguments: &Object) -> [u8; 32] {
+fn hash_arguments(arguments: &JsonObject) -> [u8; 32] {
     let mut canonical = String::new();
     arguments.write_jcs(&mut canonical);
     let digest = ring::digest::digest(&ring::digest::SHA256, canonical.as_bytes());
@@ -161,10 +188,10 @@ fn sha256_of(arguments: &Object) -> [u8; 32] {
 }
 
 /// The trace id of a valid trace context.
-fn trace_id(trace: &TraceHeaders) -> Option<[u8; 16]> {
-    trace_context(trace).map(|context| context.trace_id())
+fn parse_trace_id(trace: &TraceHeaders) -> Option<[u8; 16]> {
+    parse_trace_context(trace).map(|context| context.trace_id())
 }
 
-fn trace_context(trace: &TraceHeaders) -> Option<TraceContext> {
+fn parse_trace_context(trace: &TraceHeaders) -> Option<TraceContext> {
     TraceContext::parse(trace.parent.as_deref()?, trace.state.as_deref())
 }

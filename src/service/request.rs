@@ -8,9 +8,9 @@ use bytes::Bytes;
 
 use crate::model::decision::{Decision, Effect, Obligation};
 use crate::model::ids::{GroupId, UserId};
-use crate::model::json::Object;
+use crate::model::json::JsonObject;
 use crate::model::reason::Reason;
-use crate::model::request::Subject;
+use crate::model::request::DelegationSubject;
 use crate::model::revision::Revision;
 
 /// The caller as the transport knows it. Nothing in it comes from the request.
@@ -29,7 +29,7 @@ impl Caller {
     ///
     /// It is the address without the port. Without TLS, two gateways on one address look the same, and a gateway that lost its
     /// connection returns from another port.
-    pub fn gateway(&self) -> &str {
+    pub fn gateway_host(&self) -> &str {
         match self.address.rsplit_once(':') {
             Some((host, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => host,
             _ => &self.address,
@@ -48,7 +48,7 @@ pub struct TraceHeaders {
 
 /// The credential of the agent.
 #[derive(Clone, Debug)]
-pub enum Credential {
+pub enum AgentCredential {
     /// A delegation chain, root first.
     Chain(Vec<Bytes>),
     /// A handle that an earlier answer issued on this connection.
@@ -57,11 +57,11 @@ pub enum Credential {
 
 /// A call to decide. `api` checks sizes and forms. A fault of the agent is not checked there, because it is a denial.
 #[derive(Clone, Debug)]
-pub struct CheckRequest {
+pub struct DecisionRequest {
     /// The caller's id of the request.
     pub request_id: String,
     /// The credential of the agent.
-    pub credential: Credential,
+    pub credential: AgentCredential,
     /// The proof of possession for this call.
     pub proof: Option<Bytes>,
     /// The tool as `server/tool`.
@@ -71,7 +71,7 @@ pub struct CheckRequest {
     /// The arguments as JSON; empty means `{}`.
     pub arguments_json: Bytes,
     /// The environment for conditions. It is unverified: the caller states it.
-    pub environment: Option<Object>,
+    pub environment: Option<JsonObject>,
     /// The claimed audience; `None`: the only audience that the caller may claim.
     pub audience: Option<String>,
     /// The answer must not come from a revision before this one.
@@ -82,9 +82,9 @@ pub struct CheckRequest {
     pub trace: TraceHeaders,
 }
 
-impl CheckRequest {
+impl DecisionRequest {
     /// A call of a tool without a proof, arguments or any other optional part.
-    pub fn new(credential: Credential, tool: &str) -> Self {
+    pub fn new(credential: AgentCredential, tool: &str) -> Self {
         Self {
             request_id: String::new(),
             credential,
@@ -101,9 +101,9 @@ impl CheckRequest {
     }
 }
 
-/// The answer of a replica to a [`CheckRequest`].
+/// The answer of a replica to a [`DecisionRequest`].
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct CheckAnswer {
     /// The id of the decision (UUIDv7), as in the audit record.
     pub decision_id: String,
     /// The decision.
@@ -111,7 +111,7 @@ pub struct Answer {
     /// A message for people.
     pub message: String,
     /// The verified identities of the chain; `None` if nothing was verified.
-    pub identities: Option<Arc<Identities>>,
+    pub identities: Option<Arc<ChainIdentities>>,
     /// Whether the tool is registered, so that its name is verified evidence.
     pub tool_is_registered: bool,
     /// The revision that decided; `None` before the first snapshot.
@@ -126,7 +126,7 @@ pub struct Answer {
     pub handle: Option<[u8; 16]>,
 }
 
-impl Answer {
+impl CheckAnswer {
     /// The obligations of the caller that come with the answer.
     pub fn obligations(&self) -> &[Obligation] {
         &self.decision.obligations
@@ -135,16 +135,16 @@ impl Answer {
 
 /// The verified identities of a chain as an answer reports them. They are made once per chain.
 #[derive(Clone, Debug)]
-pub struct Identities {
+pub struct ChainIdentities {
     /// The user as `["iss","sub"]`.
     pub user: Box<str>,
     /// The verified subject of the chain, which holds the other identities.
-    pub subject: Arc<Subject>,
+    pub subject: Arc<DelegationSubject>,
 }
 
-impl Identities {
+impl ChainIdentities {
     /// The identities of a subject.
-    pub fn of(subject: &Arc<Subject>) -> Self {
+    pub fn of_subject(subject: &Arc<DelegationSubject>) -> Self {
         Self { user: UserId::to_string(&subject.user).into(), subject: subject.clone() }
     }
 }
@@ -169,7 +169,7 @@ pub struct ListToolsRequest {
     /// The caller's id of the request.
     pub request_id: String,
     /// The credential of the agent.
-    pub credential: Credential,
+    pub credential: AgentCredential,
     /// The proof of possession for a listing: a call of [`LIST_TOOLS`] without arguments.
     pub proof: Option<Bytes>,
     /// The tools to list. Empty means every registered tool, or without a proof every tool that the chain's scope names.
@@ -216,7 +216,7 @@ pub struct ToolDecision {
 
 /// The reason why a call could not be decided at all.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Undecided {
+pub enum ServiceUnavailable {
     /// There is no full snapshot yet.
     #[error("this replica is not ready yet: ask another one, or again in a moment")]
     NotReady,
@@ -232,7 +232,7 @@ mod tests {
     #[test]
     fn a_gateway_is_its_address_without_the_port() {
         let check = |address: &str, expected: &str| {
-            assert_eq!(Caller { connection_id: 1, address: address.into(), is_loopback: true }.gateway(), expected);
+            assert_eq!(Caller { connection_id: 1, address: address.into(), is_loopback: true }.gateway_host(), expected);
         };
         check("127.0.0.1:1234", "127.0.0.1");
         check("[::1]:1234", "[::1]");

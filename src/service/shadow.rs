@@ -6,11 +6,11 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::request::Answer;
-use super::{Lane, Service};
-use crate::model::decision::{Effect, WouldBe};
+use super::request::CheckAnswer;
+use super::{PdpService, RuntimeService};
+use crate::model::decision::{Effect, ShadowDecision};
 use crate::model::reason::Reason;
-use crate::model::time::Now;
+use crate::model::time::ClockReading;
 
 /// Limit of the rows in the table.
 const ROWS_MAX: usize = 10_000;
@@ -21,7 +21,7 @@ const OTHER: &str = "other";
 
 /// One kind of decision that the documents in shadow would change.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Flip {
+pub struct DecisionFlip {
     /// The leaf agent.
     pub agent: Arc<str>,
     /// The tool as `server/tool`.
@@ -42,7 +42,7 @@ pub struct Flip {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShadowReport {
     /// The changed decisions, most frequent first.
-    pub flips: Vec<Flip>,
+    pub flips: Vec<DecisionFlip>,
     /// The start of the count.
     pub since_unix_ms: i64,
     /// The number of decisions that were also evaluated with the documents in shadow.
@@ -53,7 +53,7 @@ pub struct ShadowReport {
 
 /// The count that a metric shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ShadowCount {
+pub enum ShadowMetric {
     /// Every decision that was also evaluated with the documents in shadow.
     Decisions,
     /// Only the decisions that the documents in shadow would change.
@@ -65,45 +65,45 @@ pub type ShadowSeries = ([Arc<str>; 4], u64);
 
 /// The shadow counts of one process.
 #[derive(Debug)]
-pub(super) struct Shadows {
-    since: Now,
+pub(super) struct ShadowStats {
+    since: ClockReading,
     rows_max: usize,
-    counted: Mutex<Counted>,
+    counters: Mutex<ShadowCounters>,
 }
 
 /// The counters behind the lock.
 #[derive(Debug, Default)]
-struct Counted {
+struct ShadowCounters {
     /// Ordered by first decision, so that the set of rows with a series of their own never changes.
-    rows: Vec<Flip>,
-    places: HashMap<(Arc<str>, Arc<str>, Effect, Effect), usize>,
+    rows: Vec<DecisionFlip>,
+    row_index: HashMap<(Arc<str>, Arc<str>, Effect, Effect), usize>,
     decisions: u64,
-    uncounted: HashMap<(Effect, Effect), u64>,
+    overflow: HashMap<(Effect, Effect), u64>,
 }
 
-impl Shadows {
-    pub(super) fn new(now: Now) -> Self {
+impl ShadowStats {
+    pub(super) fn new(now: ClockReading) -> Self {
         Self::with_rows_max(now, ROWS_MAX)
     }
 
-    fn with_rows_max(since: Now, rows_max: usize) -> Self {
-        Self { since, rows_max, counted: Mutex::default() }
+    fn with_rows_max(since: ClockReading, rows_max: usize) -> Self {
+        Self { since, rows_max, counters: Mutex::default() }
     }
 
     /// Counts one decision. `names` is the leaf agent and the tool, if both are registered.
-    fn count(&self, names: Option<(&str, &str)>, effect: Effect, would_be: &WouldBe, decision_id: &str) {
-        let mut counted = self.counted();
+    fn count_decision(&self, names: Option<(&str, &str)>, effect: Effect, would_be: &ShadowDecision, decision_id: &str) {
+        let mut counted = self.lock_counters();
         counted.decisions += 1;
         let place = names.and_then(|(agent, tool)| {
             let key = (Arc::from(agent), Arc::from(tool), effect, would_be.effect);
-            if let Some(place) = counted.places.get(&key) {
+            if let Some(place) = counted.row_index.get(&key) {
                 return Some(*place);
             }
             if counted.rows.len() >= self.rows_max {
                 return None;
             }
             let (agent, tool, _, _) = key.clone();
-            let row = Flip {
+            let row = DecisionFlip {
                 agent,
                 tool,
                 effect,
@@ -114,7 +114,7 @@ impl Shadows {
             };
             counted.rows.push(row);
             let place = counted.rows.len() - 1;
-            counted.places.insert(key, place);
+            counted.row_index.insert(key, place);
             Some(place)
         });
         match place.and_then(|place| counted.rows.get_mut(place)) {
@@ -123,15 +123,15 @@ impl Shadows {
                 row.would_be_reason = would_be.reason;
                 decision_id.clone_into(&mut row.last_decision_id);
             }
-            None => *counted.uncounted.entry((effect, would_be.effect)).or_default() += 1,
+            None => *counted.overflow.entry((effect, would_be.effect)).or_default() += 1,
         }
     }
 
     fn report(&self) -> ShadowReport {
-        let counted = self.counted();
-        let mut flips: Vec<Flip> = counted.rows.iter().filter(|row| row.effect != row.would_be).cloned().collect();
+        let counted = self.lock_counters();
+        let mut flips: Vec<DecisionFlip> = counted.rows.iter().filter(|row| row.effect != row.would_be).cloned().collect();
         flips.sort_by(|a, b| (b.count, &a.agent, &a.tool).cmp(&(a.count, &b.agent, &b.tool)));
-        let uncounted = counted.uncounted.iter().filter(|((effect, would_be), _)| effect != would_be);
+        let uncounted = counted.overflow.iter().filter(|((effect, would_be), _)| effect != would_be);
         ShadowReport {
             flips,
             since_unix_ms: self.since.unix_ms(),
@@ -140,12 +140,12 @@ impl Shadows {
         }
     }
 
-    fn series(&self, of: ShadowCount) -> Vec<ShadowSeries> {
-        let counted = self.counted();
-        let is_counted = |effect: Effect, would_be: Effect| of == ShadowCount::Decisions || effect != would_be;
+    fn series(&self, of: ShadowMetric) -> Vec<ShadowSeries> {
+        let counted = self.lock_counters();
+        let is_counted = |effect: Effect, would_be: Effect| of == ShadowMetric::Decisions || effect != would_be;
         let mut series = Vec::new();
         let mut others: HashMap<(Effect, Effect), u64> = counted
-            .uncounted
+            .overflow
             .iter()
             .filter(|((effect, would_be), _)| is_counted(*effect, *would_be))
             .map(|(k, v)| (*k, *v))
@@ -169,31 +169,31 @@ impl Shadows {
         series
     }
 
-    fn counted(&self) -> MutexGuard<'_, Counted> {
-        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_counters(&self) -> MutexGuard<'_, ShadowCounters> {
+        self.counters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Service {
+impl PdpService {
     /// Counts a decision that was also evaluated with documents in shadow. `effect` is that of policy, before approvals and proofs.
-    pub(super) fn count_shadow(&self, tool: &str, effect: Effect, answer: &Answer) {
-        let Some(would_be) = &answer.decision.would_be else { return };
+    pub(super) fn count_shadow_decision(&self, tool: &str, effect: Effect, answer: &CheckAnswer) {
+        let Some(would_be) = &answer.decision.shadow_decision else { return };
         let leaf = answer.identities.as_ref().and_then(|identities| identities.subject.agents.last());
         // Only registered names become rows, so that no caller can fill the table or a metric with invented names.
         let names = leaf.filter(|_| answer.tool_is_registered).map(|leaf| (leaf.as_str(), tool));
-        self.shadows.count(names, effect, would_be, &answer.decision_id);
+        self.shadow_stats.count_decision(names, effect, would_be, &answer.decision_id);
     }
 
     /// The series of a metric: at most 200, and the rest as `other`.
-    pub fn shadow_series(&self, of: ShadowCount) -> Vec<ShadowSeries> {
-        self.shadows.series(of)
+    pub fn shadow_series(&self, of: ShadowMetric) -> Vec<ShadowSeries> {
+        self.shadow_stats.series(of)
     }
 }
 
-impl Lane {
+impl RuntimeService {
     /// Reports the decisions that the documents in shadow would change, as this process has counted them.
     pub fn shadow_report(&self) -> ShadowReport {
-        self.service.shadows.report()
+        self.service.shadow_stats.report()
     }
 }
 
@@ -202,20 +202,21 @@ mod tests {
     use super::*;
     use crate::model::time::{Clock as _, ManualClock};
 
-    fn would_be(effect: Effect) -> WouldBe {
-        WouldBe { effect, reason: Reason::GuardrailDenies, layer: None, matched: None }
+    fn would_be(effect: Effect) -> ShadowDecision {
+        ShadowDecision { effect, reason: Reason::GuardrailDenies, layer: None, matched: None }
     }
 
     #[test]
     fn flips_are_counted_within_limits() {
-        let shadows = Shadows::with_rows_max(ManualClock::at_unix_s(1_000).now(), 3);
-        let count = |agent: &str, would: Effect| shadows.count(Some((agent, "t/x")), Effect::Permit, &would_be(would), agent);
+        let shadows = ShadowStats::with_rows_max(ManualClock::at_unix_s(1_000).now(), 3);
+        let count =
+            |agent: &str, would: Effect| shadows.count_decision(Some((agent, "t/x")), Effect::Permit, &would_be(would), agent);
         count("a", Effect::Permit);
         count("a", Effect::Deny);
         count("b", Effect::Deny);
         count("b", Effect::Deny);
         count("c", Effect::Deny);
-        shadows.count(None, Effect::Permit, &would_be(Effect::Deny), "nobody");
+        shadows.count_decision(None, Effect::Permit, &would_be(Effect::Deny), "nobody");
         let report = shadows.report();
         let told: Vec<_> = report.flips.iter().map(|flip| (&*flip.agent, flip.count, flip.last_decision_id.as_str())).collect();
         assert_eq!(told, [("b", 2, "b"), ("a", 1, "a")]);
@@ -227,17 +228,17 @@ mod tests {
                 .map(|([agent, _, effect, would], count)| format!("{agent} {effect} {would} {count}"))
                 .collect()
         };
-        assert_eq!(text(ShadowCount::Flips), ["a PERMIT DENY 1", "b PERMIT DENY 2", "other PERMIT DENY 2"]);
-        assert_eq!(text(ShadowCount::Decisions).len(), 4);
+        assert_eq!(text(ShadowMetric::Flips), ["a PERMIT DENY 1", "b PERMIT DENY 2", "other PERMIT DENY 2"]);
+        assert_eq!(text(ShadowMetric::Decisions).len(), 4);
     }
 
     #[test]
     fn a_metric_has_a_bounded_number_of_series() {
-        let shadows = Shadows::new(ManualClock::at_unix_s(1_000).now());
+        let shadows = ShadowStats::new(ManualClock::at_unix_s(1_000).now());
         for n in 0..1_000 {
-            shadows.count(Some((&format!("a{n}"), "t/x")), Effect::Permit, &would_be(Effect::Deny), "d");
+            shadows.count_decision(Some((&format!("a{n}"), "t/x")), Effect::Permit, &would_be(Effect::Deny), "d");
         }
-        let series = shadows.series(ShadowCount::Flips);
+        let series = shadows.series(ShadowMetric::Flips);
         assert_eq!(series.len(), SERIES_MAX + 1);
         assert_eq!(series.iter().map(|(_, count)| count).sum::<u64>(), 1_000);
         assert_eq!(series.last().map(|(labels, count)| (&*labels[0], *count)), Some((OTHER, 800)));

@@ -1,6 +1,7 @@
 //! Tests of events while a decision awaits the store: a destructive call spends its proof there, or a call asks for or uses an approval.
 
 mod approvals;
+mod listing;
 mod replay;
 
 use std::sync::Mutex;
@@ -10,37 +11,37 @@ use async_trait::async_trait;
 use bytes::Bytes;
 
 use super::*;
-use crate::app::bind::StoreApprovals;
-use crate::audit::Log;
-use crate::model::approval::{AskApproval, AskOutcome, UseApprovals, UseOutcome};
-use crate::model::json::{Object, parse_object};
-use crate::model::limits::LEDGER_USES_MAX;
-use crate::model::records::{Change, DocumentKey, DocumentRow, Origin, RevocationRow, Target};
+use crate::app::wiring::StoreApprovalLedger;
+use crate::audit::AuditLog;
+use crate::model::approval::{ApprovalSubmission, ApprovalSubmissionOutcome, ApprovalUseOutcome, ApprovalUseRequest};
+use crate::model::json::{JsonObject, parse_object};
+use crate::model::limits::LEDGER_USES_IN_FLIGHT_MAX;
 use crate::model::revision::{HistoryId, Revision, StateDigest};
+use crate::model::rows::{DocumentKey, DocumentOrigin, DocumentRow, RevocationRow, RevocationTarget, RowChange};
 use crate::model::time::ManualClock;
-use crate::policy::source::{SourceFile, parse};
-use crate::revocation::Index;
-use crate::snapshot::{Builder, FullState, Proof};
+use crate::policy::source::{SourceFile, parse_files};
+use crate::revocation::RevocationIndex;
+use crate::snapshot::{FreshnessProof, FullState, SnapshotBuilder};
 use crate::store::Store;
 use crate::store::sqlite::SqliteStore;
-use crate::token::{PrivateKey, ProofOf, issue};
+use crate::token::{PrivateKey, ProofCall, issue};
 
 const START_UNIX_S: i64 = 1_700_000_000;
 const TOOL: &str = "t/drop";
 const AUDIENCE: &str = "https://gateway";
 
 /// A hook that runs while the store is asked.
-type Happening = Mutex<Option<Box<dyn FnOnce() + Send>>>;
+type WaitHook = Mutex<Option<Box<dyn FnOnce() + Send>>>;
 
 /// A ledger that spends every key and runs a hook meanwhile.
 #[derive(Default)]
-struct Ledger {
-    meanwhile: Happening,
+struct HookedProofLedger {
+    meanwhile: WaitHook,
     fails: Mutex<Option<LedgerError>>,
 }
 
 #[async_trait]
-impl ProofLedger for Ledger {
+impl ProofLedger for HookedProofLedger {
     async fn spend(&self, _key: [u8; 32], _expires_at_unix_s: i64) -> Result<bool, LedgerError> {
         // A store takes a while, and other calls run meanwhile.
         tokio::task::yield_now().await;
@@ -52,36 +53,36 @@ impl ProofLedger for Ledger {
 }
 
 /// Approvals in a real store, with a hook before and after a use.
-struct Desk {
-    store: StoreApprovals,
-    before: Happening,
-    meanwhile: Happening,
+struct HookedApprovalLedger {
+    store: StoreApprovalLedger,
+    before: WaitHook,
+    meanwhile: WaitHook,
     fails: Mutex<Option<LedgerError>>,
     /// A use waits until this is true.
     open: watch::Sender<bool>,
 }
 
-impl Desk {
+impl HookedApprovalLedger {
     fn works(&self) -> Result<(), LedgerError> {
         self.fails.lock().unwrap().clone().map_or(Ok(()), Err)
     }
 }
 
 #[async_trait]
-impl ApprovalLedger for Desk {
-    async fn ask(&self, request: AskApproval) -> Result<AskOutcome, LedgerError> {
+impl ApprovalLedger for HookedApprovalLedger {
+    async fn ask_approval(&self, request: ApprovalSubmission) -> Result<ApprovalSubmissionOutcome, LedgerError> {
         self.works()?;
-        self.store.ask(request).await
+        self.store.ask_approval(request).await
     }
 
-    async fn use_once(&self, request: UseApprovals) -> Result<UseOutcome, LedgerError> {
+    async fn use_approvals(&self, request: ApprovalUseRequest) -> Result<ApprovalUseOutcome, LedgerError> {
         self.works()?;
         self.open.subscribe().wait_for(|open| *open).await.unwrap();
         if let Some(happen) = self.before.lock().unwrap().take() {
             happen();
         }
-        let outcome = self.store.use_once(request).await;
-        if outcome == Ok(UseOutcome::Used)
+        let outcome = self.store.use_approvals(request).await;
+        if outcome == Ok(ApprovalUseOutcome::Used)
             && let Some(happen) = self.meanwhile.lock().unwrap().take()
         {
             happen();
@@ -89,24 +90,24 @@ impl ApprovalLedger for Desk {
         outcome
     }
 
-    async fn give_back(&self, request: UseApprovals) -> Result<bool, LedgerError> {
-        self.store.give_back(request).await
+    async fn give_back_approvals(&self, request: ApprovalUseRequest) -> Result<bool, LedgerError> {
+        self.store.give_back_approvals(request).await
     }
 }
 
 /// Follows the store's revision numbers. The test supplies the changes of later commits.
-struct Follows {
+struct TestCatchUp {
     cell: Arc<SnapshotCell>,
-    builder: Arc<Mutex<Builder>>,
-    changes: Mutex<Vec<Change>>,
+    builder: Arc<Mutex<SnapshotBuilder>>,
+    changes: Mutex<Vec<RowChange>>,
     stuck: AtomicBool,
     /// The number of requests to catch up.
     asked: AtomicUsize,
 }
 
 #[async_trait]
-impl CatchUp for Follows {
-    async fn reach(&self, revision: &Revision) -> bool {
+impl RevisionCatchUp for TestCatchUp {
+    async fn catch_up_to(&self, revision: &Revision) -> bool {
         self.asked.fetch_add(1, Ordering::SeqCst);
         if self.stuck.load(Ordering::SeqCst) {
             return false;
@@ -114,23 +115,24 @@ impl CatchUp for Follows {
         let view = self.cell.load().unwrap();
         if view.snapshot.revision().number < revision.number {
             let changes = std::mem::take(&mut *self.changes.lock().unwrap());
-            let snapshot = self.builder.lock().unwrap().apply(revision.number, StateDigest::default(), changes.iter()).unwrap();
-            self.cell.publish(View { snapshot, ..view });
+            let snapshot =
+                self.builder.lock().unwrap().apply_changes(revision.number, StateDigest::default(), changes.iter()).unwrap();
+            self.cell.publish(SnapshotView { snapshot, ..view });
         }
         true
     }
 }
 
-struct World {
+struct ServiceFixture {
     clock: Arc<ManualClock>,
     cell: Arc<SnapshotCell>,
-    builder: Arc<Mutex<Builder>>,
-    ledger: Arc<Ledger>,
-    desk: Arc<Desk>,
-    follows: Arc<Follows>,
+    builder: Arc<Mutex<SnapshotBuilder>>,
+    ledger: Arc<HookedProofLedger>,
+    approvals: Arc<HookedApprovalLedger>,
+    catch_up: Arc<TestCatchUp>,
     store: Arc<dyn Store>,
-    lane: Lane,
-    log: Arc<Log>,
+    service: RuntimeService,
+    log: Arc<AuditLog>,
     documents: Vec<DocumentRow>,
     issuer: PrivateKey,
     agent: PrivateKey,
@@ -144,7 +146,7 @@ fn revision_of(store: Arc<dyn Store>) -> Revision {
     std::thread::spawn(read).join().unwrap()
 }
 
-fn world() -> World {
+fn world() -> ServiceFixture {
     let clock = Arc::new(ManualClock::at_unix_s(START_UNIX_S));
     let (issuer, agent) = (PrivateKey::from_seed([1; 32]).unwrap(), PrivateKey::from_seed([2; 32]).unwrap());
     let policy = format!(
@@ -161,12 +163,12 @@ fn world() -> World {
         agent.public_key().thumbprint(),
         PrivateKey::from_seed([4; 32]).unwrap().public_key().thumbprint(),
     );
-    let documents = parse(&[SourceFile { path: "p.yaml".to_owned(), content: policy.into_bytes() }]);
+    let documents = parse_files(&[SourceFile { path: "p.yaml".to_owned(), content: policy.into_bytes() }]);
     assert_eq!(documents.diagnostics, []);
     let folder = tempfile::tempdir().unwrap();
     let store = Arc::new(SqliteStore::open(&folder.path().join("store.db"), clock.clone()).unwrap());
-    let mut builder = Builder::new(Arc::new(Index::new()));
-    let rows: Vec<DocumentRow> = documents.documents.iter().map(|document| document.to_row(Origin::Folder)).collect();
+    let mut builder = SnapshotBuilder::new(Arc::new(RevocationIndex::new()));
+    let rows: Vec<DocumentRow> = documents.documents.iter().map(|document| document.to_row(DocumentOrigin::Folder)).collect();
     let state = FullState {
         revision: revision_of(store.clone()),
         digest: StateDigest::default(),
@@ -176,40 +178,47 @@ fn world() -> World {
         revocations: vec![],
     };
     let cell = Arc::new(SnapshotCell::default());
-    let ledger = Arc::new(Ledger::default());
+    let ledger = Arc::new(HookedProofLedger::default());
     let store: Arc<dyn Store> = store;
-    let (before, meanwhile, fails) = (Happening::default(), Happening::default(), Mutex::default());
-    let desk = Desk { store: StoreApprovals(store.clone()), before, meanwhile, fails, open: watch::Sender::new(true) };
+    let (before, meanwhile, fails) = (WaitHook::default(), WaitHook::default(), Mutex::default());
+    let desk = HookedApprovalLedger {
+        store: StoreApprovalLedger(store.clone()),
+        before,
+        meanwhile,
+        fails,
+        open: watch::Sender::new(true),
+    };
     let desk = Arc::new(desk);
     clock.advance_ms(2_000);
-    cell.publish(View { snapshot: builder.replace(state).unwrap(), proof: Proof::SentAt(clock.now()) });
+    cell.publish(SnapshotView { snapshot: builder.replace_all(state).unwrap(), proof: FreshnessProof::SentAt(clock.now()) });
     let builder = Arc::new(Mutex::new(builder));
     let (changes, stuck) = (Mutex::default(), AtomicBool::new(false));
-    let follows = Arc::new(Follows { cell: cell.clone(), builder: builder.clone(), changes, stuck, asked: AtomicUsize::new(0) });
-    let parts = Parts {
+    let follows =
+        Arc::new(TestCatchUp { cell: cell.clone(), builder: builder.clone(), changes, stuck, asked: AtomicUsize::new(0) });
+    let parts = ServiceParts {
         cell: cell.clone(),
         ledger: ledger.clone(),
         approvals: desk.clone(),
         catch_up: follows.clone(),
         metrics: Metrics::unexported(),
-        spans: Spans::off(),
+        spans: SpanRecorder::disabled(),
         clock: clock.clone(),
         spawn: Arc::new(|work| drop(tokio::spawn(work))),
     };
-    let service = Arc::new(Service::new(parts, Settings::default()));
-    service.ready_at.get_or_init(|| Now { unix_ns: START_UNIX_S * 1_000_000_000, boot_ns: 0 });
+    let service = Arc::new(PdpService::new(parts, Settings::default()));
+    service.ready_at.get_or_init(|| ClockReading { unix_ns: START_UNIX_S * 1_000_000_000, boot_ns: 0 });
     let root = root(&issuer, &agent, "spiffe://a/b", "u", clock.now());
-    let log = Log::open(&folder.path().join("audit"), "n", clock.clone()).unwrap();
-    let lane = service.lane(log.recorder("lane").unwrap());
-    World {
+    let log = AuditLog::open(&folder.path().join("audit"), "n", clock.clone()).unwrap();
+    let lane = service.runtime_service(log.open_recorder("lane").unwrap());
+    ServiceFixture {
         clock,
         cell,
         builder,
         ledger,
-        desk,
-        follows,
+        approvals: desk,
+        catch_up: follows,
         store,
-        lane,
+        service: lane,
         log,
         documents: rows,
         issuer,
@@ -220,7 +229,7 @@ fn world() -> World {
 }
 
 /// A root that lets an agent call every tool for a user.
-fn root(issuer: &PrivateKey, agent: &PrivateKey, agent_id: &str, user: &str, now: Now) -> Bytes {
+fn root(issuer: &PrivateKey, agent: &PrivateKey, agent_id: &str, user: &str, now: ClockReading) -> Bytes {
     let claims = format!(
         r#"{{"iss":"https://i","aud":"{AUDIENCE}","sub":"{user}","sub_profile":"user","groups":["g"],"client_id":"p","sid":"s","txn":"x",
         "act":{{"iss":"https://i","sub":"{agent_id}"}},"exp":{},"cnf":{{"jwk":{}}},"del_max_depth":0,
@@ -232,32 +241,32 @@ fn root(issuer: &PrivateKey, agent: &PrivateKey, agent_id: &str, user: &str, now
 }
 
 /// A proof of one call by the holder of a chain.
-fn proof(key: &PrivateKey, tokens: &[Bytes], tool: &str, arguments: &Object, now: Now) -> Bytes {
-    let call = ProofOf { tool, arguments, audience: Some(AUDIENCE) };
-    issue::prove(key, tokens, &call, None, now).unwrap().into()
+fn proof(key: &PrivateKey, tokens: &[Bytes], tool: &str, arguments: &JsonObject, now: ClockReading) -> Bytes {
+    let call = ProofCall { tool, arguments, audience: Some(AUDIENCE) };
+    issue::sign_proof(key, tokens, &call, None, now).unwrap().into()
 }
 
-impl World {
+impl ServiceFixture {
     /// A root for another agent or user.
     fn root(&self, agent: &PrivateKey, agent_id: &str, user: &str) -> Bytes {
         root(&self.issuer, agent, agent_id, user, self.clock.now())
     }
 
     /// A call with a proof of its own.
-    fn call(&self, tool: &str, arguments: &str, request_id: &str) -> CheckRequest {
+    fn call(&self, tool: &str, arguments: &str, request_id: &str) -> DecisionRequest {
         let parsed = parse_object(arguments.as_bytes()).unwrap();
-        CheckRequest {
+        DecisionRequest {
             request_id: request_id.to_owned(),
             proof: Some(proof(&self.agent, &self.tokens, tool, &parsed, self.clock.now())),
             arguments_json: arguments.to_owned().into(),
             audience: Some(AUDIENCE.to_owned()),
-            ..CheckRequest::new(Credential::Chain(self.tokens.clone()), tool)
+            ..DecisionRequest::new(AgentCredential::Chain(self.tokens.clone()), tool)
         }
     }
 }
 
 /// A destructive call with a proof.
-fn asked(world: &World) -> CheckRequest {
+fn asked(world: &ServiceFixture) -> DecisionRequest {
     world.call(TOOL, "{}", "")
 }
 
@@ -267,7 +276,7 @@ fn caller() -> Caller {
 
 fn session_killed() -> RevocationRow {
     RevocationRow {
-        target: Target::Session("s".to_owned()),
+        target: RevocationTarget::Session("s".to_owned()),
         dead: true,
         suspended: false,
         watermark_unix_s: None,
@@ -278,9 +287,9 @@ fn session_killed() -> RevocationRow {
 }
 
 /// Checks the answer to a destructive call if `meanwhile` runs while its proof is spent.
-async fn check(world: &World, meanwhile: impl FnOnce() + Send + 'static, expected: (Effect, Reason)) {
+async fn check(world: &ServiceFixture, meanwhile: impl FnOnce() + Send + 'static, expected: (Effect, Reason)) {
     *world.ledger.meanwhile.lock().unwrap() = Some(Box::new(meanwhile));
-    let answer = world.lane.check(&asked(world), &caller()).await.unwrap();
+    let answer = world.service.check(&asked(world), &caller()).await.unwrap();
     assert_eq!((answer.decision.effect, answer.decision.reason), expected, "{}", answer.message);
     assert!(world.ledger.meanwhile.lock().unwrap().is_none(), "the proof was spent in the store");
 }
@@ -297,32 +306,33 @@ async fn a_revocation_comes() {
     let builder = world.builder.clone();
     let row = session_killed();
     // The follower has applied the revocation and not published its snapshot yet. It denies all the same.
-    let revoke =
-        move || drop(builder.lock().unwrap().apply(2, StateDigest::default(), [Change::Revocation(row)].iter()).unwrap());
+    let revoke = move || {
+        drop(builder.lock().unwrap().apply_changes(2, StateDigest::default(), [RowChange::Revocation(row)].iter()).unwrap())
+    };
     check(&world, revoke, (Effect::Deny, Reason::RevokedSession)).await;
 }
 
 /// A pending answer is confirmed before it is sent. So a replica that has acknowledged a revocation holds no earlier permit.
 #[tokio::test]
 async fn an_answer_that_was_held_is_confirmed() {
-    let held = async |happen: &dyn Fn(&World), expected: (Effect, Reason)| {
+    let held = async |happen: &dyn Fn(&ServiceFixture), expected: (Effect, Reason)| {
         let world = world();
         let (request, caller) = (asked(&world), caller());
-        let (answer, held) = world.lane.check_held(&request, &caller).await.unwrap();
+        let (answer, held) = world.service.check_pending(&request, &caller).await.unwrap();
         assert_eq!(answer.decision.reason, Reason::Ok, "{}", answer.message);
         let id = answer.decision_id.clone();
         happen(&world);
-        let given = world.lane.confirm(&request, &caller, answer, held);
+        let given = world.service.confirm_answer(&request, &caller, answer, held);
         assert_eq!((given.decision.effect, given.decision.reason), expected);
         assert_eq!(given.decision_id == id, expected.0 == Effect::Permit, "another decision has another id");
     };
-    let apply = |world: &World, row: RevocationRow| {
+    let apply = |world: &ServiceFixture, row: RevocationRow| {
         let mut builder = world.builder.lock().unwrap();
-        drop(builder.apply(2, StateDigest::default(), [Change::Revocation(row)].iter()).unwrap());
+        drop(builder.apply_changes(2, StateDigest::default(), [RowChange::Revocation(row)].iter()).unwrap());
     };
     held(&|_| {}, (Effect::Permit, Reason::Ok)).await;
     held(&|world| apply(world, session_killed()), (Effect::Deny, Reason::RevokedSession)).await;
-    let other = RevocationRow { target: Target::Session("other".to_owned()), ..session_killed() };
+    let other = RevocationRow { target: RevocationTarget::Session("other".to_owned()), ..session_killed() };
     held(&|world| apply(world, other.clone()), (Effect::Permit, Reason::Ok)).await;
     held(&|world| world.clock.advance_ms(1_500), (Effect::Deny, Reason::Stale)).await;
 }
@@ -341,7 +351,7 @@ async fn the_newest_view_decides_after_a_wait() {
     let (clock, cell) = (world.clock.clone(), world.cell.clone());
     let renewed = move || {
         clock.advance_ms(1_500);
-        cell.renew(Proof::SentAt(clock.now()));
+        cell.renew_proof(FreshnessProof::SentAt(clock.now()));
     };
     check(&world, renewed, (Effect::Permit, Reason::Ok)).await;
 
@@ -350,9 +360,9 @@ async fn the_newest_view_decides_after_a_wait() {
     let published = move || {
         let proof = cell.load().unwrap().proof;
         let key = DocumentKey { kind: "tool".into(), id: TOOL.into() };
-        let removed = [Change::DocumentRemoved(key)];
-        let snapshot = builder.lock().unwrap().apply(1, StateDigest::default(), removed.iter()).unwrap();
-        cell.publish(View { snapshot, proof });
+        let removed = [RowChange::DocumentRemoved(key)];
+        let snapshot = builder.lock().unwrap().apply_changes(1, StateDigest::default(), removed.iter()).unwrap();
+        cell.publish(SnapshotView { snapshot, proof });
     };
     check(&world, published, (Effect::Deny, Reason::ToolUnknown)).await;
 }
@@ -373,12 +383,12 @@ async fn a_caller_sees_what_it_has_seen_after_a_wait_too() {
             documents,
             revocations: vec![],
         };
-        let snapshot = builder.lock().unwrap().replace(state).unwrap();
-        cell.publish(View { snapshot, ..view });
+        let snapshot = builder.lock().unwrap().replace_all(state).unwrap();
+        cell.publish(SnapshotView { snapshot, ..view });
     };
     *world.ledger.meanwhile.lock().unwrap() = Some(Box::new(adopted));
-    let request = CheckRequest { at_least: Some(seen), ..asked(&world) };
-    let answer = world.lane.check(&request, &caller()).await.unwrap();
+    let request = DecisionRequest { at_least: Some(seen), ..asked(&world) };
+    let answer = world.service.check(&request, &caller()).await.unwrap();
     assert_eq!((answer.decision.effect, answer.decision.reason), (Effect::Deny, Reason::RevisionUnavailable));
 }
 
@@ -386,9 +396,9 @@ async fn a_caller_sees_what_it_has_seen_after_a_wait_too() {
 #[tokio::test]
 async fn a_flood_of_one_agent_leaves_the_ledger_to_others() {
     let world = world();
-    let destructive = |tokens: Vec<Bytes>, key: &PrivateKey| CheckRequest {
-        proof: Some(proof(key, &tokens, TOOL, &Object::default(), world.clock.now())),
-        credential: Credential::Chain(tokens),
+    let destructive = |tokens: Vec<Bytes>, key: &PrivateKey| DecisionRequest {
+        proof: Some(proof(key, &tokens, TOOL, &JsonObject::default(), world.clock.now())),
+        credential: AgentCredential::Chain(tokens),
         ..asked(&world)
     };
     let other = PrivateKey::from_seed([4; 32]).unwrap();
@@ -397,11 +407,11 @@ async fn a_flood_of_one_agent_leaves_the_ledger_to_others() {
         destructive(vec![world.root(&other, "spiffe://a/other", "u")], &other),
     ];
     // Uses of approvals wait until the store is open.
-    world.desk.open.send_replace(false);
-    let flood: Vec<CheckRequest> =
-        (0..LEDGER_USES_MAX).map(|number| world.call("pay/refund", &format!("{{\"amount\":{number}}}"), "")).collect();
+    world.approvals.open.send_replace(false);
+    let flood: Vec<DecisionRequest> =
+        (0..LEDGER_USES_IN_FLIGHT_MAX).map(|number| world.call("pay/refund", &format!("{{\"amount\":{number}}}"), "")).collect();
     let caller = caller();
-    let mut waiting: Vec<_> = flood.iter().map(|request| Box::pin(world.lane.check(request, &caller))).collect();
+    let mut waiting: Vec<_> = flood.iter().map(|request| Box::pin(world.service.check(request, &caller))).collect();
     let mut refused = Vec::new();
     for check in &mut waiting {
         if let std::task::Poll::Ready(answer) = futures_util::poll!(check.as_mut()) {
@@ -410,15 +420,15 @@ async fn a_flood_of_one_agent_leaves_the_ledger_to_others() {
             refused.push(answer.decision.reason);
         }
     }
-    assert!(!refused.is_empty() && refused.len() < flood.len(), "{} of {LEDGER_USES_MAX} are refused", refused.len());
+    assert!(!refused.is_empty() && refused.len() < flood.len(), "{} of {LEDGER_USES_IN_FLIGHT_MAX} are refused", refused.len());
     assert!(refused.iter().all(|reason| *reason == Reason::LedgerBusy), "{refused:?}");
     for request in &others {
-        let answer = world.lane.check(request, &caller).await.unwrap();
+        let answer = world.service.check(request, &caller).await.unwrap();
         assert_eq!(answer.decision.reason, Reason::Ok, "{}", answer.message);
     }
     drop(waiting);
-    world.desk.open.send_replace(true);
-    world.lane.ledger_quota.drained().await;
+    world.approvals.open.send_replace(true);
+    world.service.ledger_quota.drained().await;
 }
 
 /// A write that the store does not take in time uses nothing. If its outcome is not known, the answer says so.
@@ -427,7 +437,7 @@ async fn a_busy_store_uses_nothing() {
     let world = world();
     let request = asked(&world);
     let check = async |expected: (Effect, Reason)| {
-        let answer = world.lane.check(&request, &caller()).await.unwrap();
+        let answer = world.service.check(&request, &caller()).await.unwrap();
         assert_eq!((answer.decision.effect, answer.decision.reason), expected, "{}", answer.message);
         answer.message
     };
@@ -435,7 +445,7 @@ async fn a_busy_store_uses_nothing() {
     let message = check((Effect::Deny, Reason::LedgerBusy)).await;
     assert!(message.contains("nothing was used"), "{message}");
     *world.ledger.fails.lock().unwrap() = None;
-    let permits: Vec<_> = std::iter::from_fn(|| world.lane.ledger_quota.try_reserve()).collect();
+    let permits: Vec<_> = std::iter::from_fn(|| world.service.ledger_quota.try_reserve()).collect();
     let message = check((Effect::Deny, Reason::LedgerBusy)).await;
     assert!(message.contains("too many calls wait") && message.contains("nothing was used"), "{message}");
     drop(permits);
@@ -444,11 +454,11 @@ async fn a_busy_store_uses_nothing() {
     check((Effect::Deny, Reason::ProofReplayed)).await;
 
     let request = asked(&world);
-    *world.ledger.fails.lock().unwrap() = Some(LedgerError::Unknown("gone".to_owned()));
-    let answer = world.lane.check(&request, &caller()).await.unwrap();
+    *world.ledger.fails.lock().unwrap() = Some(LedgerError::OutcomeUnknown("gone".to_owned()));
+    let answer = world.service.check(&request, &caller()).await.unwrap();
     assert_eq!(answer.decision.reason, Reason::LedgerUnknown);
     *world.ledger.fails.lock().unwrap() = None;
-    let answer = world.lane.check(&request, &caller()).await.unwrap();
+    let answer = world.service.check(&request, &caller()).await.unwrap();
     assert_eq!(answer.decision.reason, Reason::ProofReplayed, "it may have been spent");
 }
 
@@ -471,28 +481,28 @@ async fn only_a_credential_waits_for_a_revision() {
             "authorization_details":[{{"type":"attenuating_agent_token","tools":{{}}}}]}}"#,
             stranger.public_key().to_jwk(),
         );
-        Credential::Chain(vec![issue::issue_root(key, &claims, world.clock.now()).unwrap().into()])
+        AgentCredential::Chain(vec![issue::issue_root(key, &claims, world.clock.now()).unwrap().into()])
     };
     let (registered, new, soon) = ("spiffe://a/b", "spiffe://a/new", START_UNIX_S + 600);
     let cases = [
-        ("garbage", Credential::Chain(vec!["x".into()]), 0),
-        ("no such handle", Credential::Handle([1; 16]), 0),
+        ("garbage", AgentCredential::Chain(vec!["x".into()]), 0),
+        ("no such handle", AgentCredential::Handle([1; 16]), 0),
         ("an issuer that nobody trusts", root(&stranger, "https://elsewhere", registered, soon), 0),
         ("forged", root(&stranger, "https://i", registered, soon), 0),
-        ("a chain that stands", Credential::Chain(world.tokens.clone()), 1),
+        ("a chain that stands", AgentCredential::Chain(world.tokens.clone()), 1),
         ("an agent that may be registered by then", root(&world.issuer, "https://i", new, soon), 1),
         ("a key that may be", root(&world.issuer, "https://i", registered, soon), 1),
     ];
-    world.follows.stuck.store(true, Ordering::SeqCst);
+    world.catch_up.stuck.store(true, Ordering::SeqCst);
     let here = world.cell.load().unwrap().snapshot.revision().clone();
     for (name, credential, asked_to) in cases {
         for number in [here.number, here.number + 1] {
             let at_least = Revision { history: here.history.clone(), number };
-            let request = CheckRequest { credential: credential.clone(), at_least: Some(at_least), ..asked(&world) };
-            let before = world.follows.asked.load(Ordering::SeqCst);
-            let answer = world.lane.check(&request, &caller()).await.unwrap();
-            let told = world.lane.explain(&request, &caller()).await.unwrap();
-            let times = world.follows.asked.load(Ordering::SeqCst) - before;
+            let request = DecisionRequest { credential: credential.clone(), at_least: Some(at_least), ..asked(&world) };
+            let before = world.catch_up.asked.load(Ordering::SeqCst);
+            let answer = world.service.check(&request, &caller()).await.unwrap();
+            let told = world.service.explain(&request, &caller()).await.unwrap();
+            let times = world.catch_up.asked.load(Ordering::SeqCst) - before;
             if number > here.number {
                 assert_eq!(
                     (answer.decision.reason, told.reason),

@@ -7,47 +7,47 @@ use std::cell::RefCell;
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
 
-use super::primitives::{AtomicU64, Mutex, MutexGuard, per_thread};
-use super::{Proof, View};
-use crate::model::mutant::{Mutant, active};
+use super::sync_primitives::{AtomicU64, Mutex, MutexGuard, per_thread};
+use super::{FreshnessProof, SnapshotView};
+use crate::model::mutant::{Mutant, is_active};
 
 /// A counter of cell ids. It needs no model under loom.
-static CELLS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+static NEXT_CELL_ID: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
 
 per_thread! {
-    static KEPT: RefCell<Option<Kept>> = const { RefCell::new(None) };
+    static CACHED_VIEW: RefCell<Option<CachedView>> = const { RefCell::new(None) };
 }
 
-struct Kept {
+struct CachedView {
     cell: u64,
     generation: u64,
-    view: Option<View>,
+    view: Option<SnapshotView>,
 }
 
-/// Holds the current [`View`]; empty until the first full snapshot.
+/// Holds the current [`SnapshotView`]; empty until the first full snapshot.
 #[derive(Debug)]
 pub struct SnapshotCell {
     id: u64,
     generation: AtomicU64,
-    view: Mutex<Option<View>>,
+    view: Mutex<Option<SnapshotView>>,
 }
 
 impl Default for SnapshotCell {
     fn default() -> Self {
-        Self { id: CELLS.fetch_add(1, Ordering::Relaxed), generation: AtomicU64::new(0), view: Mutex::new(None) }
+        Self { id: NEXT_CELL_ID.fetch_add(1, Ordering::Relaxed), generation: AtomicU64::new(0), view: Mutex::new(None) }
     }
 }
 
 impl SnapshotCell {
     /// Replaces the current view.
-    pub fn publish(&self, view: View) {
+    pub fn publish(&self, view: SnapshotView) {
         let mut current = self.lock();
         *current = Some(view);
         self.generation.fetch_add(1, Ordering::Release);
     }
 
     /// Replaces the proof of the current view and keeps its snapshot.
-    pub fn renew(&self, proof: Proof) {
+    pub fn renew_proof(&self, proof: FreshnessProof) {
         let mut current = self.lock();
         if let Some(view) = current.as_mut() {
             view.proof = proof;
@@ -58,22 +58,22 @@ impl SnapshotCell {
     /// Returns the current view; `None` before the first full snapshot.
     ///
     /// Each thread keeps a copy, and reads the shared view only after the generation has changed.
-    pub fn load(&self) -> Option<View> {
+    pub fn load(&self) -> Option<SnapshotView> {
         // INVARIANT: the generation is read before the view, so a kept view is never older than its generation claims.
         let generation = self.generation.load(Ordering::Acquire);
-        KEPT.with(|kept| match &mut *kept.borrow_mut() {
+        CACHED_VIEW.with(|kept| match &mut *kept.borrow_mut() {
             Some(kept) if kept.cell == self.id && kept.generation == generation => kept.view.clone(),
             kept => {
                 let view = self.lock().clone();
-                let late = active(Mutant::GenerationAfterView);
+                let late = is_active(Mutant::GenerationAfterView);
                 let generation = if late { self.generation.load(Ordering::Acquire) } else { generation };
-                *kept = Some(Kept { cell: self.id, generation, view: view.clone() });
+                *kept = Some(CachedView { cell: self.id, generation, view: view.clone() });
                 view
             }
         })
     }
 
-    fn lock(&self) -> MutexGuard<'_, Option<View>> {
+    fn lock(&self) -> MutexGuard<'_, Option<SnapshotView>> {
         self.view.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

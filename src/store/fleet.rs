@@ -2,11 +2,11 @@
 //!
 //! The content of a row is the replica's own report. Only the time at which the replica was last heard is the store's. Nothing in
 //! this file takes a decision: `sync` writes heartbeats, and a caller that waits for the fleet reads the rows. Look next at
-//! [`super::Store::poll`].
+//! [`super::StoreLocation::poll`].
 
 use super::Error;
-use super::request_checks::{at_most, filled, plain};
-use crate::model::replica::{Condition, Fleet, Listed};
+use super::request_checks::{check_at_most, check_no_nul, check_not_empty};
+use crate::model::replica::{FleetStatus, ReplicaCondition, ReplicaSummary};
 use crate::model::revision::{HistoryId, Revision};
 
 /// The longest freshness bound that a store can have, in milliseconds. A replica that was silent for this long only denies.
@@ -22,7 +22,7 @@ const TEXT_BYTES_MAX: usize = 256;
 
 /// The registration of a replica, made before the replica is ready.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Registration {
+pub struct ReplicaRegistration {
     /// Random, new with each start, so that a restarted process is never mistaken for its paused predecessor.
     pub incarnation: String,
     /// Its name and listening address, for people.
@@ -35,7 +35,7 @@ pub struct Registration {
 
 /// The report that a replica sends with each poll.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Heartbeat {
+pub struct ReplicaHeartbeat {
     /// The incarnation of its registration.
     pub incarnation: String,
     /// Number of the last revision that it applied, 0 before the first. The poll returns the commits after it.
@@ -88,9 +88,9 @@ impl ReplicaState {
 
 /// A replica as the store knows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Replica {
+pub struct ReplicaRow {
     /// Its registration.
-    pub registration: Registration,
+    pub registration: ReplicaRegistration,
     /// Number of the last revision that it reported as applied.
     pub applied_number: u64,
     /// Number of the last revision that it acknowledged.
@@ -105,7 +105,7 @@ pub struct Replica {
     pub seen_unix_ms: i64,
 }
 
-impl Replica {
+impl ReplicaRow {
     /// Time since it was last heard, if the store's clock reads `unix_ms`.
     pub fn age_ms(&self, unix_ms: i64) -> u64 {
         u64::try_from(unix_ms.saturating_sub(self.seen_unix_ms)).unwrap_or(0)
@@ -113,22 +113,22 @@ impl Replica {
 
     /// The condition of the replica if the store's clock reads `unix_ms`, derived from its last report and the age of that
     /// report.
-    pub fn condition(&self, unix_ms: i64, freshness_bound_ms: u64) -> Condition {
+    pub fn condition(&self, unix_ms: i64, freshness_bound_ms: u64) -> ReplicaCondition {
         let age_ms = self.age_ms(unix_ms);
         match self.state {
-            ReplicaState::Quarantined => Condition::Quarantined,
-            _ if age_ms >= freshness_bound_ms => Condition::Closed,
-            ReplicaState::Starting => Condition::Bootstrapping,
-            ReplicaState::Resync => Condition::Resync,
-            ReplicaState::Serving | ReplicaState::Draining if age_ms >= FRESH_MS => Condition::Stale,
-            ReplicaState::Serving | ReplicaState::Draining => Condition::Fresh,
+            ReplicaState::Quarantined => ReplicaCondition::Quarantined,
+            _ if age_ms >= freshness_bound_ms => ReplicaCondition::Closed,
+            ReplicaState::Starting => ReplicaCondition::Bootstrapping,
+            ReplicaState::Resync => ReplicaCondition::Resync,
+            ReplicaState::Serving | ReplicaState::Draining if age_ms >= FRESH_MS => ReplicaCondition::Stale,
+            ReplicaState::Serving | ReplicaState::Draining => ReplicaCondition::Fresh,
         }
     }
 
     /// The replica as it is shown to operators if the store's clock reads `unix_ms`.
-    pub fn listed(&self, unix_ms: i64, freshness_bound_ms: u64) -> Listed {
+    pub fn to_listed(&self, unix_ms: i64, freshness_bound_ms: u64) -> ReplicaSummary {
         let kill_ms = self.acked_commit_unix_ms.map(|committed| self.acked_unix_ms.saturating_sub(committed).max(0));
-        Listed {
+        ReplicaSummary {
             id: self.registration.incarnation.clone(),
             address: self.registration.address.clone(),
             version: self.registration.version.clone(),
@@ -145,7 +145,7 @@ impl Replica {
 
 /// The replicas that were heard within [`SILENCE_MS_MAX`], ordered by incarnation.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Replicas {
+pub struct ReplicaList {
     /// The store's clock at the time of reading.
     pub unix_ms: i64,
     /// The history and the newest number.
@@ -153,21 +153,21 @@ pub struct Replicas {
     /// A replica without proof of freshness for this long only denies.
     pub freshness_bound_ms: u64,
     /// At most [`REPLICAS_MAX`].
-    pub rows: Vec<Replica>,
+    pub rows: Vec<ReplicaRow>,
 }
 
-impl Replicas {
+impl ReplicaList {
     /// An empty list of a history.
-    pub(super) fn none(history: HistoryId, number: u64, freshness_bound_ms: u64, unix_ms: i64) -> Self {
+    pub(super) fn empty(history: HistoryId, number: u64, freshness_bound_ms: u64, unix_ms: i64) -> Self {
         Self { unix_ms, revision: Revision { history, number }, freshness_bound_ms, rows: Vec::new() }
     }
 
     /// The replicas as they are shown to operators.
-    pub fn fleet(&self) -> Fleet {
-        Fleet {
+    pub fn to_fleet(&self) -> FleetStatus {
+        FleetStatus {
             revision: self.revision.clone(),
             freshness_bound_ms: self.freshness_bound_ms,
-            replicas: self.rows.iter().map(|row| row.listed(self.unix_ms, self.freshness_bound_ms)).collect(),
+            replicas: self.rows.iter().map(|row| row.to_listed(self.unix_ms, self.freshness_bound_ms)).collect(),
         }
     }
 }
@@ -176,22 +176,22 @@ impl Replicas {
 ///
 /// # Errors
 /// [`Error::Rejected`], naming the text that is empty, too long or contains a NUL character.
-pub fn check_registration(registration: &Registration) -> Result<(), Error> {
-    let Registration { incarnation, address, version, started_unix_ms: _ } = registration;
-    filled("a replica's incarnation", incarnation)?;
+pub fn check_registration(registration: &ReplicaRegistration) -> Result<(), Error> {
+    let ReplicaRegistration { incarnation, address, version, started_unix_ms: _ } = registration;
+    check_not_empty("a replica's incarnation", incarnation)?;
     for (what, text) in [("incarnation", incarnation), ("address", address), ("version", version)] {
-        plain(&format!("a replica's {what}"), text)?;
-        at_most(&format!("bytes in a replica's {what}"), text.len(), TEXT_BYTES_MAX)?;
+        check_no_nul(&format!("a replica's {what}"), text)?;
+        check_at_most(&format!("bytes in a replica's {what}"), text.len(), TEXT_BYTES_MAX)?;
     }
     Ok(())
 }
 
 /// The error for a registration beyond the limit.
-pub(super) fn full() -> Error {
+pub(super) fn registration_limit_error() -> Error {
     Error::Rejected(format!("{REPLICAS_MAX} replicas are registered, and that is the limit: stop some and wait a minute"))
 }
 
 /// The error for a replica that is not registered, or no longer registered.
-pub(super) fn unregistered(incarnation: &str) -> Error {
+pub(super) fn unregistered_error(incarnation: &str) -> Error {
     Error::Unregistered { incarnation: incarnation.to_owned() }
 }

@@ -5,27 +5,27 @@
 //! replica that has not yet heard of a revocation lets no revoked key act. `pap` determines who holds a key and what the holder
 //! may do. Look next at [`CommitRequest::one_must_sign`].
 
-use super::request_checks::{at_most, filled, plain};
+use super::request_checks::{check_at_most, check_no_nul, check_not_empty};
 use super::{CommitRequest, Error};
 use crate::model::limits::ID_BYTES_MAX;
-use crate::model::records::{RevocationRow, Target};
+use crate::model::rows::{RevocationRow, RevocationTarget};
 
 /// Limit of the keys that signed, and of the keys of which one must remain.
 const KEYS_MAX: usize = 65_536;
 
 /// The keys that a request depends on, each once: the keys that signed it, and the keys of which one must remain.
-pub fn keys(request: &CommitRequest) -> std::collections::BTreeSet<&str> {
+pub fn required_keys(request: &CommitRequest) -> std::collections::BTreeSet<&str> {
     let signed = request.act.iter().flat_map(|act| &act.keys);
     signed.chain(&request.one_must_sign).map(String::as_str).collect()
 }
 
 /// The target under which a revocation names a key.
-pub fn target(key: &str) -> Target {
-    Target::Key(key.to_owned())
+pub fn key_target(key: &str) -> RevocationTarget {
+    RevocationTarget::Key(key.to_owned())
 }
 
 /// Whether a key with this row is revoked for good, so that it signs nothing.
-pub fn is_revoked(row: Option<&RevocationRow>) -> bool {
+pub fn is_key_revoked(row: Option<&RevocationRow>) -> bool {
     row.is_some_and(|row| row.dead)
 }
 
@@ -33,7 +33,7 @@ pub fn is_revoked(row: Option<&RevocationRow>) -> bool {
 ///
 /// # Errors
 /// [`Error::SignerRevoked`], naming the key.
-pub fn check_signed(request: &CommitRequest, is_revoked: impl Fn(&str) -> bool) -> Result<(), Error> {
+pub fn check_signers(request: &CommitRequest, is_revoked: impl Fn(&str) -> bool) -> Result<(), Error> {
     let mut signed = request.act.iter().flat_map(|act| &act.keys);
     match signed.find(|key| is_revoked(key)) {
         Some(key) => Err(Error::SignerRevoked { thumbprint: key.clone() }),
@@ -44,18 +44,18 @@ pub fn check_signed(request: &CommitRequest, is_revoked: impl Fn(&str) -> bool) 
 /// Rejects a request after which no key could sign. Called after everything is written.
 ///
 /// # Errors
-/// [`Error::NobodyLeft`].
-pub fn check_left(request: &CommitRequest, is_revoked: impl Fn(&str) -> bool) -> Result<(), Error> {
+/// [`Error::NoSignerLeft`].
+pub fn check_signer_left(request: &CommitRequest, is_revoked: impl Fn(&str) -> bool) -> Result<(), Error> {
     let keys = &request.one_must_sign;
-    if keys.is_empty() || keys.iter().any(|key| !is_revoked(key)) { Ok(()) } else { Err(Error::NobodyLeft) }
+    if keys.is_empty() || keys.iter().any(|key| !is_revoked(key)) { Ok(()) } else { Err(Error::NoSignerLeft) }
 }
 
 /// Checks the keys of a request without reading the store.
 pub(super) fn check_request(request: &CommitRequest) -> Result<(), Error> {
-    at_most("keys of which one must be left", request.one_must_sign.len(), KEYS_MAX)?;
-    keys(request).into_iter().try_for_each(|key| {
-        filled("a key's thumbprint", key)?;
-        plain("a key's thumbprint", key)?;
-        at_most("bytes in a key's thumbprint", key.len(), ID_BYTES_MAX)
+    check_at_most("keys of which one must be left", request.one_must_sign.len(), KEYS_MAX)?;
+    required_keys(request).into_iter().try_for_each(|key| {
+        check_not_empty("a key's thumbprint", key)?;
+        check_no_nul("a key's thumbprint", key)?;
+        check_at_most("bytes in a key's thumbprint", key.len(), ID_BYTES_MAX)
     })
 }

@@ -7,20 +7,20 @@
 //! Only one event ends a quarantine: the store was adopted from the followed history, and it holds every revocation that this
 //! replica knew.
 //!
-//! Look next at `run.rs`, the driver, and at `sync/tests.rs`, which runs the follower against a hostile store.
+//! Look next at `follower_loop.rs`, the driver, and at `sync/tests.rs`, which runs the follower against a hostile store.
 
-use crate::model::mutant::{Mutant, active};
-use crate::model::records::RevocationRow;
+use crate::model::mutant::{Mutant, is_active};
 use crate::model::revision::{HistoryId, Revision};
-use crate::model::time::Now;
-use crate::store::{self, Changes, CommitRow, Kinship, Lineage, lineage};
+use crate::model::rows::RevocationRow;
+use crate::model::time::ClockReading;
+use crate::store::{self, ChangeLogPage, CommitRow, LineageRelation, StoreLineage, lineage};
 
 /// The longest freshness bound that a store can set. The follower assumes this bound until it knows the store's own.
 const BOUND_MS_MAX: u64 = 60_000;
 
 /// A position in a history of the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Position {
+pub struct HistoryPosition {
     /// The history and the number in it.
     pub revision: Revision,
     /// The hash of the change-log row with that number.
@@ -29,7 +29,7 @@ pub struct Position {
 
 /// The state of the follower. The age of the proof is not part of it; the proof is published beside the snapshot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum State {
+pub enum FollowerState {
     /// Nothing was published yet.
     #[default]
     Bootstrapping,
@@ -41,24 +41,24 @@ pub enum State {
     Quarantined,
 }
 
-impl State {
+impl FollowerState {
     /// The name of the state, as in the status and in metrics.
     pub fn as_str(self) -> &'static str {
         match self {
-            State::Bootstrapping => "bootstrapping",
-            State::Following => "following",
-            State::Resync => "resync",
-            State::Quarantined => "quarantined",
+            FollowerState::Bootstrapping => "bootstrapping",
+            FollowerState::Following => "following",
+            FollowerState::Resync => "resync",
+            FollowerState::Quarantined => "quarantined",
         }
     }
 }
 
 /// The proof of a state that has none. It is older than any bound.
-const UNPROVED: Now = Now { unix_ns: i64::MIN, boot_ns: i64::MIN };
+const UNPROVED: ClockReading = ClockReading { unix_ns: i64::MIN, boot_ns: i64::MIN };
 
 /// The revocations that this replica knew, as its disk cache holds them.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Known {
+pub struct KnownRevocations {
     /// The number, in the followed history, up to which the cache is complete.
     pub number: u64,
     /// All revocations that the cache holds.
@@ -67,70 +67,70 @@ pub struct Known {
 
 /// An adopted store, read after this replica merged its known revocations into it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Adopted {
+pub struct AdoptedStore {
     /// The lineage of the store, queried at the last number that this replica followed.
-    pub lineage: Lineage,
+    pub lineage: StoreLineage,
     /// The full state of the store.
-    pub state: store::State,
+    pub state: store::StoreState,
     /// The merged revocations; `None` if the cache held none.
-    pub known: Option<Known>,
+    pub known: Option<KnownRevocations>,
 }
 
 /// An event that the driver reports to the follower.
 #[derive(Clone, Debug)]
-pub enum Event {
+pub enum FollowerEvent {
     /// The store answered a load.
     Loaded {
         /// The time at which the load was sent.
-        sent_at: Now,
+        sent_at: ClockReading,
         /// The full state.
-        state: Box<store::State>,
+        state: Box<store::StoreState>,
     },
     /// A load failed.
     LoadFailed(store::Error),
     /// The store answered a poll.
     Changes {
         /// The time at which the poll was sent.
-        sent_at: Now,
+        sent_at: ClockReading,
         /// The answer to the poll.
-        changes: Changes,
+        changes: ChangeLogPage,
     },
     /// A poll failed.
     PollFailed(store::Error),
     /// The store answered whether it was adopted from the followed history.
     Adoption {
         /// The time at which the question was sent.
-        sent_at: Now,
+        sent_at: ClockReading,
         /// The adopted store; `None` if the store was not adopted.
-        adopted: Option<Box<Adopted>>,
+        adopted: Option<Box<AdoptedStore>>,
     },
     /// The store could not answer that question, or the known revocations could not be merged.
     AdoptionFailed(store::Error),
-    /// The publisher has finished the last [`Action::Replace`] or [`Action::Apply`], with this result.
+    /// The publisher has finished the last [`FollowerAction::Replace`] or [`FollowerAction::Apply`], with this result.
     Published(Result<(), String>),
 }
 
 /// An action that the driver must carry out now.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Publish a full state, then report [`Event::Published`].
+pub enum FollowerAction {
+    /// Publish a full state, then report [`FollowerEvent::Published`].
     Replace {
         /// The full state.
-        state: Box<store::State>,
+        state: Box<store::StoreState>,
         /// The proof of the state.
-        proof: Now,
+        proof: ClockReading,
     },
-    /// Publish commits, then report [`Event::Published`].
+    /// Publish commits, then report [`FollowerEvent::Published`].
     Apply {
         /// The commits: at least one.
         commits: Vec<CommitRow>,
         /// The proof that holds after these commits.
-        proof: Now,
+        proof: ClockReading,
     },
     /// Renew the proof of the published state.
     Refresh {
         /// The proof that now holds.
-        proof: Now,
+        proof: ClockReading,
     },
     /// Deny every call.
     Quarantine {
@@ -141,7 +141,7 @@ pub enum Action {
 
 /// The next question to the store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Request {
+pub enum FollowerRequest {
     /// Load the full state.
     Load,
     /// Poll for the changes after a number.
@@ -160,118 +160,118 @@ pub enum Request {
 /// The state machine of a replica that follows a store. See the module documentation.
 #[derive(Debug)]
 pub struct Follower {
-    state: State,
-    position: Option<Position>,
+    state: FollowerState,
+    position: Option<HistoryPosition>,
     /// A full state ahead of `position`. It waits until the change log shows that it continues from `position`.
-    loaded: Option<Loaded>,
-    /// The publication that is in progress until [`Event::Published`].
-    pending: Option<Pending>,
-    proof: Option<Now>,
-    policy: u64,
+    loaded: Option<LoadedState>,
+    /// The publication that is in progress until [`FollowerEvent::Published`].
+    pending: Option<PendingPublication>,
+    proof: Option<ClockReading>,
+    policy_number: u64,
     behind_head: bool,
     failures: u32,
     problem: Option<String>,
     /// Whether the published state and `position` come from the disk cache of this machine, so that nothing proves them yet.
-    cached: bool,
+    is_from_cache: bool,
     /// A recorded position ahead of the cached one. This replica was at both.
-    ahead: Option<Position>,
+    known_ahead: Option<HistoryPosition>,
     /// The reason of the quarantine.
-    reason: Option<String>,
+    quarantine_reason: Option<String>,
     /// The time, in milliseconds, for which the published state may answer calls without a new proof.
     bound_ms: u64,
 }
 
 /// A publication that the driver carries out at the moment.
 #[derive(Clone, Debug)]
-struct Pending {
-    position: Position,
-    full: bool,
+struct PendingPublication {
+    position: HistoryPosition,
+    is_full_state: bool,
     /// `None`: nothing proves the state yet.
-    proof: Option<Now>,
+    proof: Option<ClockReading>,
     bound_ms: u64,
 }
 
 /// A full state that waits for the trace of the change log.
 #[derive(Debug)]
-struct Loaded {
-    sent_at: Now,
-    state: Box<store::State>,
+struct LoadedState {
+    sent_at: ClockReading,
+    state: Box<store::StoreState>,
     /// The position up to which the change log was traced.
-    at: Position,
+    traced_to: HistoryPosition,
 }
 
 impl Follower {
     /// Makes a follower with nothing published. `known` is the last position that this replica has recorded. The follower
     /// quarantines a store that is behind that position or has another history.
-    pub fn new(known: Option<Position>) -> Self {
+    pub fn new(known: Option<HistoryPosition>) -> Self {
         Self {
-            state: State::Bootstrapping,
+            state: FollowerState::Bootstrapping,
             position: known,
             loaded: None,
             pending: None,
             proof: None,
-            policy: 0,
+            policy_number: 0,
             behind_head: false,
             failures: 0,
             problem: None,
-            cached: false,
-            ahead: None,
-            reason: None,
+            is_from_cache: false,
+            known_ahead: None,
+            quarantine_reason: None,
             bound_ms: BOUND_MS_MAX,
         }
     }
 
     /// Makes a follower whose cached state is published without a proof. It continues from the cached position. `known` is as in
     /// [`Follower::new`].
-    pub fn from_cache(cached: Position, known: Option<Position>) -> Self {
+    pub fn from_cache(cached: HistoryPosition, known: Option<HistoryPosition>) -> Self {
         let number = cached.revision.number;
         let ahead = known.filter(|known| known.revision.number > number);
-        Self { cached: true, ahead, policy: number, ..Self::new(Some(cached)) }
+        Self { is_from_cache: true, known_ahead: ahead, policy_number: number, ..Self::new(Some(cached)) }
     }
 
     /// Makes a follower that starts in quarantine. It follows nothing until the store is adopted from the history of `stood`.
-    pub fn in_quarantine(stood: Position, reason: String) -> Self {
+    pub fn in_quarantine(stood: HistoryPosition, reason: String) -> Self {
         let problem = Some(reason.clone());
-        Self { state: State::Quarantined, reason: Some(reason), problem, ..Self::new(Some(stood)) }
+        Self { state: FollowerState::Quarantined, quarantine_reason: Some(reason), problem, ..Self::new(Some(stood)) }
     }
 
     /// The state of the follower.
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> FollowerState {
         self.state
     }
 
     /// The published revision; `None` while bootstrapping.
-    pub fn published(&self) -> Option<&Revision> {
+    pub fn published_revision(&self) -> Option<&Revision> {
         self.proof.and(self.position.as_ref()).map(|position| &position.revision)
     }
 
     /// The position of the published state; `None` while bootstrapping and in quarantine.
-    pub fn place(&self) -> Option<&Position> {
-        self.proof.and(self.position.as_ref()).filter(|_| self.state != State::Quarantined)
+    pub fn followed_position(&self) -> Option<&HistoryPosition> {
+        self.proof.and(self.position.as_ref()).filter(|_| self.state != FollowerState::Quarantined)
     }
 
     /// The last position, also in quarantine: there it is the position at which the quarantine began.
-    pub fn stood(&self) -> Option<&Position> {
+    pub fn last_position(&self) -> Option<&HistoryPosition> {
         self.position.as_ref()
     }
 
     /// Whether the store has a commit that is not fully in effect here, its policy included.
     pub fn is_behind(&self) -> bool {
-        self.behind_head || self.published().is_some_and(|revision| self.policy < revision.number)
+        self.behind_head || self.published_revision().is_some_and(|revision| self.policy_number < revision.number)
     }
 
     /// The number of the revision whose policy is in force.
-    pub fn policy(&self) -> u64 {
-        self.policy
+    pub fn policy_number(&self) -> u64 {
+        self.policy_number
     }
 
     /// The proof of freshness of the published state.
-    pub fn proof(&self) -> Option<Now> {
+    pub fn freshness_proof(&self) -> Option<ClockReading> {
         self.proof
     }
 
     /// The number of failures since the last successful publication or check. The pause after a failure depends on it.
-    pub fn failures(&self) -> u32 {
+    pub fn consecutive_failures(&self) -> u32 {
         self.failures
     }
 
@@ -281,32 +281,34 @@ impl Follower {
     }
 
     /// The next question to the store.
-    pub fn request(&self) -> Request {
-        if let (Some(loaded), State::Bootstrapping | State::Resync) = (&self.loaded, self.state) {
-            return Request::Poll { after: loaded.at.revision.number, at_once: true };
+    pub fn next_request(&self) -> FollowerRequest {
+        if let (Some(loaded), FollowerState::Bootstrapping | FollowerState::Resync) = (&self.loaded, self.state) {
+            return FollowerRequest::Poll { after: loaded.traced_to.revision.number, at_once: true };
         }
         match (self.state, &self.position) {
-            (State::Quarantined, Some(_)) => Request::Adoption,
-            (State::Quarantined, None) => Request::Nothing,
-            (State::Bootstrapping, Some(position)) if self.cached => {
-                Request::Poll { after: position.revision.number, at_once: self.behind_head }
+            (FollowerState::Quarantined, Some(_)) => FollowerRequest::Adoption,
+            (FollowerState::Quarantined, None) => FollowerRequest::Nothing,
+            (FollowerState::Bootstrapping, Some(position)) if self.is_from_cache => {
+                FollowerRequest::Poll { after: position.revision.number, at_once: self.behind_head }
             }
-            (State::Following, Some(position)) => Request::Poll { after: position.revision.number, at_once: self.behind_head },
-            _ => Request::Load,
+            (FollowerState::Following, Some(position)) => {
+                FollowerRequest::Poll { after: position.revision.number, at_once: self.behind_head }
+            }
+            _ => FollowerRequest::Load,
         }
     }
 
     /// Handles an event. Returns the action that the driver must carry out, if there is one.
-    pub fn on(&mut self, event: Event) -> Option<Action> {
+    pub fn handle_event(&mut self, event: FollowerEvent) -> Option<FollowerAction> {
         match event {
-            event if self.state != State::Quarantined => self.on_followed(event),
-            Event::Adoption { sent_at, adopted: Some(adopted) } => self.on_adopted(sent_at, *adopted),
-            Event::AdoptionFailed(error) => {
-                self.stay(&error.to_string());
+            event if self.state != FollowerState::Quarantined => self.handle_unquarantined_event(event),
+            FollowerEvent::Adoption { sent_at, adopted: Some(adopted) } => self.handle_adoption(sent_at, *adopted),
+            FollowerEvent::AdoptionFailed(error) => {
+                self.remain_quarantined(&error.to_string());
                 None
             }
-            Event::Published(result) => {
-                self.on_adopted_published(result);
+            FollowerEvent::Published(result) => {
+                self.handle_adoption_published(result);
                 None
             }
             _ => None,
@@ -314,54 +316,57 @@ impl Follower {
     }
 
     /// Handles an event outside of quarantine.
-    fn on_followed(&mut self, event: Event) -> Option<Action> {
+    fn handle_unquarantined_event(&mut self, event: FollowerEvent) -> Option<FollowerAction> {
         match event {
-            Event::Loaded { sent_at, state } => self.on_loaded(sent_at, state),
-            Event::Changes { sent_at, changes } => match self.loaded.take() {
-                Some(loaded) => self.on_traced(loaded, &changes),
+            FollowerEvent::Loaded { sent_at, state } => self.on_loaded(sent_at, state),
+            FollowerEvent::Changes { sent_at, changes } => match self.loaded.take() {
+                Some(loaded) => self.handle_trace_changes(loaded, &changes),
                 None => self.on_changes(sent_at, changes),
             },
-            Event::LoadFailed(error) | Event::PollFailed(error) => self.on_failed(&error),
-            Event::Published(result) => {
+            FollowerEvent::LoadFailed(error) | FollowerEvent::PollFailed(error) => self.on_failed(&error),
+            FollowerEvent::Published(result) => {
                 self.on_published(result);
                 None
             }
-            Event::Adoption { .. } | Event::AdoptionFailed(_) => None,
+            FollowerEvent::Adoption { .. } | FollowerEvent::AdoptionFailed(_) => None,
         }
     }
 
     /// INVARIANT: only this function leads out of quarantine, and it demands three facts. An operator's record says that the
     /// store comes from the followed history. The store holds every revocation that this replica knew. The last proof of this
     /// replica is older than the bound.
-    fn on_adopted(&mut self, sent_at: Now, adopted: Adopted) -> Option<Action> {
-        let Adopted { lineage, state, known } = adopted;
+    fn handle_adoption(&mut self, sent_at: ClockReading, adopted: AdoptedStore) -> Option<FollowerAction> {
+        let AdoptedStore { lineage, state, known } = adopted;
         let stood = self.position.clone()?;
-        let kinship = lineage.kinship(&stood.revision, &stood.hash);
-        if kinship == Kinship::Stranger || state.revision.history != lineage.revision.history {
+        let kinship = lineage.relation_to(&stood.revision, &stood.hash);
+        if kinship == LineageRelation::Unrelated || state.revision.history != lineage.revision.history {
             return None;
         }
         // A decision that began earlier may still read the published state, so that state's proof must have expired.
-        if self.proof.is_some_and(|proof| sent_at.ms_since(proof) < self.bound_ms) {
+        if self.proof.is_some_and(|proof| sent_at.elapsed_ms_since(proof) < self.bound_ms) {
             return None;
         }
-        if !state.has_its_digest() {
-            self.stay("the rows of the adopted store do not have the digest that was stored with them");
+        if !state.digest_matches() {
+            self.remain_quarantined("the rows of the adopted store do not have the digest that was stored with them");
             return None;
         }
-        if kinship == Kinship::Lacks {
-            let is_whole = |known: &Known| known.number >= stood.revision.number;
+        if kinship == LineageRelation::MayLack {
+            let is_whole = |known: &KnownRevocations| known.number >= stood.revision.number;
             // After a restart the cache holds all that this replica still knows.
             if self.proof.is_some() && !known.as_ref().is_some_and(is_whole) {
-                self.stay(
+                self.remain_quarantined(
                     "the cache does not hold all that this replica knew: restart it, to merge and follow with what it holds",
                 );
                 return None;
             }
             let known = known.map(|known| known.rows).unwrap_or_default();
-            let missing = lineage::lacking(&known, &state.revocations);
+            let missing = lineage::uncovered_rows(&known, &state.revocations);
             if let Some(first) = missing.first() {
                 let target = &first.target;
-                self.stay(&format!("{} of what is revoked here is not in the adopted store, `{target}` first", missing.len()));
+                self.remain_quarantined(&format!(
+                    "{} of what is revoked here is not in the adopted store, `{target}` first",
+                    missing.len()
+                ));
                 return None;
             }
         }
@@ -369,54 +374,57 @@ impl Follower {
     }
 
     /// Ends the quarantine if the adopted state was published.
-    fn on_adopted_published(&mut self, result: Result<(), String>) {
+    fn handle_adoption_published(&mut self, result: Result<(), String>) {
         match (self.pending.take(), result) {
             (Some(pending), Ok(())) => {
-                self.reason = None;
+                self.quarantine_reason = None;
                 self.pending = Some(pending);
                 self.on_published(Ok(()));
             }
             // Nothing of the new history was published.
-            (_, Err(problem)) => self.stay(&problem),
+            (_, Err(problem)) => self.remain_quarantined(&problem),
             (None, Ok(())) => {}
         }
     }
 
     /// Records why this replica stays in quarantine although the store may have been adopted.
-    fn stay(&mut self, why: &str) {
-        self.problem = Some(match &self.reason {
+    fn remain_quarantined(&mut self, why: &str) {
+        self.problem = Some(match &self.quarantine_reason {
             Some(reason) => format!("{reason}; {why}"),
             None => why.to_owned(),
         });
     }
 
     /// Compares a loaded state with our position: quarantines, publishes it, or traces the change log to it first.
-    fn on_loaded(&mut self, sent_at: Now, state: Box<store::State>) -> Option<Action> {
-        let position = Position { revision: state.revision.clone(), hash: state.hash };
+    fn on_loaded(&mut self, sent_at: ClockReading, state: Box<store::StoreState>) -> Option<FollowerAction> {
+        let position = HistoryPosition { revision: state.revision.clone(), hash: state.hash };
         let number = position.revision.number;
-        if let Some(contradicted) = self.against_ahead(number, &[(number, position.hash)]) {
+        if let Some(contradicted) = self.check_known_ahead(number, &[(number, position.hash)]) {
             return Some(contradicted);
         }
         if let Some(ours) = &self.position {
             let (number, theirs) = (ours.revision.number, position.revision.number);
-            if ours.revision.history != position.revision.history && !active(Mutant::IgnoreHistory) {
-                return self.other_history(&position.revision.history);
+            if ours.revision.history != position.revision.history && !is_active(Mutant::IgnoreHistory) {
+                return self.quarantine_other_history(&position.revision.history);
             }
-            if theirs < number && !active(Mutant::IgnoreFall) {
-                return self.fell(theirs);
+            if theirs < number && !is_active(Mutant::IgnoreRollback) {
+                return self.quarantine_rollback(theirs);
             }
-            if theirs == number && ours.hash != position.hash && !active(Mutant::IgnoreFork) {
-                return self.forked(number);
+            if theirs == number && ours.hash != position.hash && !is_active(Mutant::IgnoreFork) {
+                return self.quarantine_fork(number);
             }
         }
-        if !state.has_its_digest() {
-            self.fail(format!("the rows of revision {} do not have the digest that was stored with it", state.revision.number));
+        if !state.digest_matches() {
+            self.record_failure(format!(
+                "the rows of revision {} do not have the digest that was stored with it",
+                state.revision.number
+            ));
             return None;
         }
         match &self.position {
             // Equal numbers have equal hashes here. A state ahead of ours may still have another past, which a load cannot show.
             Some(ours) if ours.revision.number < position.revision.number => {
-                self.loaded = Some(Loaded { sent_at, state, at: ours.clone() });
+                self.loaded = Some(LoadedState { sent_at, state, traced_to: ours.clone() });
                 None
             }
             _ => self.replace(sent_at, state),
@@ -424,105 +432,112 @@ impl Follower {
     }
 
     /// Publishes a full state.
-    fn replace(&mut self, sent_at: Now, state: Box<store::State>) -> Option<Action> {
-        let position = Position { revision: state.revision.clone(), hash: state.hash };
-        let proof = self.later(sent_at);
-        self.pending = Some(Pending { position, full: true, proof: Some(proof), bound_ms: state.settings.freshness_bound_ms });
-        Some(Action::Replace { state, proof })
+    fn replace(&mut self, sent_at: ClockReading, state: Box<store::StoreState>) -> Option<FollowerAction> {
+        let position = HistoryPosition { revision: state.revision.clone(), hash: state.hash };
+        let proof = self.latest_proof(sent_at);
+        self.pending = Some(PendingPublication {
+            position,
+            is_full_state: true,
+            proof: Some(proof),
+            bound_ms: state.settings.freshness_bound_ms,
+        });
+        Some(FollowerAction::Replace { state, proof })
     }
 
     /// Traces the change log from our position to the loaded state. The log may contradict that state or lead to it. A log that
     /// is cut or has gaps can do neither. It is the reason for a full load, so the loaded state is published then.
-    fn on_traced(&mut self, mut loaded: Loaded, changes: &Changes) -> Option<Action> {
+    fn handle_trace_changes(&mut self, mut loaded: LoadedState, changes: &ChangeLogPage) -> Option<FollowerAction> {
         let (ours, target) = (self.position.clone()?, loaded.state.revision.number);
         if changes.history != ours.revision.history {
-            return self.other_history(&changes.history);
+            return self.quarantine_other_history(&changes.history);
         }
         if changes.head < ours.revision.number {
-            return self.fell(changes.head);
+            return self.quarantine_rollback(changes.head);
         }
         if changes.head < target {
-            self.fail(format!("the store fell from revision {target} to {} while it was loaded", changes.head));
+            self.record_failure(format!("the store fell from revision {target} to {} while it was loaded", changes.head));
             return None;
         }
-        let first =
-            changes.commits.first().filter(|commit| loaded.at == ours && commit.number == ours.revision.number.saturating_add(1));
-        if first.is_some_and(|commit| commit.previous_hash != ours.hash) && !active(Mutant::IgnoreFork) {
-            return self.forked(ours.revision.number);
+        let first = changes
+            .commits
+            .first()
+            .filter(|commit| loaded.traced_to == ours && commit.number == ours.revision.number.saturating_add(1));
+        if first.is_some_and(|commit| commit.previous_hash != ours.hash) && !is_active(Mutant::IgnoreFork) {
+            return self.quarantine_fork(ours.revision.number);
         }
-        if let Some(contradicted) = self.against_ahead(changes.head, &hashes(changes)) {
+        if let Some(contradicted) = self.check_known_ahead(changes.head, &commit_hashes(changes)) {
             return Some(contradicted);
         }
         for commit in &changes.commits {
-            if loaded.at.revision.number == target {
+            if loaded.traced_to.revision.number == target {
                 break;
             }
-            if commit.verify_after(loaded.at.revision.number, &loaded.at.hash).is_err() {
+            if commit.verify_after(loaded.traced_to.revision.number, &loaded.traced_to.hash).is_err() {
                 return self.replace(loaded.sent_at, loaded.state);
             }
-            loaded.at.revision.number = commit.number;
-            loaded.at.hash = commit.hash;
+            loaded.traced_to.revision.number = commit.number;
+            loaded.traced_to.hash = commit.hash;
         }
-        if loaded.at.revision.number < target && !changes.commits.is_empty() {
+        if loaded.traced_to.revision.number < target && !changes.commits.is_empty() {
             self.loaded = Some(loaded);
             return None;
         }
-        if loaded.at.revision.number == target && loaded.at.hash != loaded.state.hash {
-            self.fail(format!("the change log does not lead to the revision {target} that was loaded"));
+        if loaded.traced_to.revision.number == target && loaded.traced_to.hash != loaded.state.hash {
+            self.record_failure(format!("the change log does not lead to the revision {target} that was loaded"));
             return None;
         }
         self.replace(loaded.sent_at, loaded.state)
     }
 
     /// Verifies the answer to a poll: publishes its commits, renews the proof, starts a resync, or quarantines.
-    fn on_changes(&mut self, sent_at: Now, changes: Changes) -> Option<Action> {
-        let follows = self.state == State::Following || self.cached;
+    fn on_changes(&mut self, sent_at: ClockReading, changes: ChangeLogPage) -> Option<FollowerAction> {
+        let follows = self.state == FollowerState::Following || self.is_from_cache;
         let ours = self.position.as_ref().filter(|_| follows)?;
         let number = ours.revision.number;
-        if changes.history != ours.revision.history && !active(Mutant::IgnoreHistory) {
-            return self.other_history(&changes.history);
+        if changes.history != ours.revision.history && !is_active(Mutant::IgnoreHistory) {
+            return self.quarantine_other_history(&changes.history);
         }
         if changes.head < number {
-            if active(Mutant::IgnoreFall) {
-                self.state = State::Resync;
+            if is_active(Mutant::IgnoreRollback) {
+                self.state = FollowerState::Resync;
                 return None;
             }
-            return self.fell(changes.head);
+            return self.quarantine_rollback(changes.head);
         }
-        if changes.head == number && changes.head_hash != ours.hash && !active(Mutant::IgnoreFork) {
-            return self.forked(number);
+        if changes.head == number && changes.head_hash != ours.hash && !is_active(Mutant::IgnoreFork) {
+            return self.quarantine_fork(number);
         }
         // The row after ours names the hash of its predecessor. A different hash means that our row is not in this log.
         let follows_another = |next: &CommitRow| next.number == number.saturating_add(1) && next.previous_hash != ours.hash;
-        if changes.commits.first().is_some_and(follows_another) && !active(Mutant::IgnoreFork) {
-            return self.forked(number);
+        if changes.commits.first().is_some_and(follows_another) && !is_active(Mutant::IgnoreFork) {
+            return self.quarantine_fork(number);
         }
-        if let Some(contradicted) = self.against_ahead(changes.head, &hashes(&changes)) {
+        if let Some(contradicted) = self.check_known_ahead(changes.head, &commit_hashes(&changes)) {
             return Some(contradicted);
         }
         let ours = self.position.as_ref()?;
-        let last = match follow(ours, &changes) {
+        let last = match verify_commits(ours, &changes) {
             Ok(last) => last,
             Err(problem) => {
-                self.out_of_step(problem);
-                return active(Mutant::RenewInResync).then_some(Action::Refresh { proof: sent_at });
+                self.start_resync(problem);
+                return is_active(Mutant::RenewInResync).then_some(FollowerAction::Refresh { proof: sent_at });
             }
         };
         self.failures = 0;
         self.behind_head = last.revision.number < changes.head;
         // INVARIANT: an answer that does not reach the head renews no proof, because a missing commit may hold a revocation.
-        let frozen = self.behind_head && !active(Mutant::RenewWithoutHead);
-        let proof = if frozen { self.proof } else { Some(self.later(sent_at)) };
+        let frozen = self.behind_head && !is_active(Mutant::RenewWithoutHead);
+        let proof = if frozen { self.proof } else { Some(self.latest_proof(sent_at)) };
         if changes.commits.is_empty() {
             self.proof = proof;
-            self.settled();
-            if self.policy == last.revision.number {
+            self.mark_following();
+            if self.policy_number == last.revision.number {
                 self.problem = None;
             }
-            return Some(Action::Refresh { proof: proof.unwrap_or(UNPROVED) });
+            return Some(FollowerAction::Refresh { proof: proof.unwrap_or(UNPROVED) });
         }
-        self.pending = Some(Pending { position: last, full: false, proof, bound_ms: self.bound_ms });
-        Some(Action::Apply { commits: changes.commits, proof: proof.unwrap_or(UNPROVED) })
+        self.pending = Some(PendingPublication { position: last, is_full_state: false, proof, bound_ms: self.bound_ms });
+        Some(FollowerAction::Apply { commits: changes.commits, proof: proof.unwrap_or(UNPROVED) })
     }
 
     /// Takes over the position and the proof of a publication. A state without its policy still counts as published.
@@ -530,14 +545,14 @@ impl Follower {
         let Some(pending) = self.pending.take() else { return };
         match result {
             Ok(()) => {
-                self.policy = pending.position.revision.number;
+                self.policy_number = pending.position.revision.number;
                 self.problem = None;
             }
             // No usable state was published. Load again, because a later commit may repair the policy.
-            Err(problem) if pending.full && self.proof.is_none() => {
+            Err(problem) if pending.is_full_state && self.proof.is_none() => {
                 // The log was already traced to here from the known position, so it need not be traced again.
                 self.position = self.position.is_some().then_some(pending.position);
-                self.fail(problem);
+                self.record_failure(problem);
                 return;
             }
             Err(problem) => self.problem = Some(problem),
@@ -548,14 +563,14 @@ impl Follower {
         self.proof = pending.proof;
         // A cached state stays unproved until the follower has reached the head of the store.
         if self.proof.is_some() {
-            self.settled();
+            self.mark_following();
         }
     }
 
     /// Reacts to a failed load or poll: another store is a quarantine, a cut log is a resync, and other failures are retried.
-    fn on_failed(&mut self, error: &store::Error) -> Option<Action> {
+    fn on_failed(&mut self, error: &store::Error) -> Option<FollowerAction> {
         match error {
-            store::Error::Replaced(_) | store::Error::NotOurs(_) => self.quarantine(format!(
+            store::Error::Replaced(_) | store::Error::NotAStore(_) => self.quarantine(format!(
                 "the store is not the one that was followed ({error}): put the right one back, or have this one adopted"
             )),
             store::Error::BelowFloor { .. } | store::Error::Corrupt(_) if self.loaded.is_some() => {
@@ -563,98 +578,100 @@ impl Follower {
                 let loaded = self.loaded.take()?;
                 self.replace(loaded.sent_at, loaded.state)
             }
-            store::Error::BelowFloor { .. } | store::Error::Corrupt(_) if self.state == State::Following || self.cached => {
-                self.out_of_step(error.to_string());
+            store::Error::BelowFloor { .. } | store::Error::Corrupt(_)
+                if self.state == FollowerState::Following || self.is_from_cache =>
+            {
+                self.start_resync(error.to_string());
                 None
             }
             _ => {
-                self.fail(error.to_string());
+                self.record_failure(error.to_string());
                 None
             }
         }
     }
 
-    fn fail(&mut self, problem: String) {
+    fn record_failure(&mut self, problem: String) {
         self.failures = self.failures.saturating_add(1);
         self.problem = Some(problem);
     }
 
     /// Marks the published state as followed and proved.
-    fn settled(&mut self) {
-        self.state = State::Following;
-        self.cached = false;
+    fn mark_following(&mut self) {
+        self.state = FollowerState::Following;
+        self.is_from_cache = false;
         let number = self.position.as_ref().map_or(0, |position| position.revision.number);
-        self.ahead = self.ahead.take().filter(|ahead| ahead.revision.number > number);
+        self.known_ahead = self.known_ahead.take().filter(|ahead| ahead.revision.number > number);
     }
 
     /// Quarantines if the store does not reach the recorded position ahead of the cached one, or holds another revision of its number.
-    fn against_ahead(&mut self, head: u64, rows: &[(u64, [u8; 32])]) -> Option<Action> {
-        let ahead = self.ahead.as_ref()?;
+    fn check_known_ahead(&mut self, head: u64, rows: &[(u64, [u8; 32])]) -> Option<FollowerAction> {
+        let ahead = self.known_ahead.as_ref()?;
         let number = ahead.revision.number;
         let another = rows.iter().any(|(of, hash)| *of == number && *hash != ahead.hash);
         match head < number {
-            true => self.fell(head),
-            false if another => self.forked(number),
+            true => self.quarantine_rollback(head),
+            false if another => self.quarantine_fork(number),
             false => None,
         }
     }
 
     /// Starts a resync. The proof stays unchanged until a full state is published.
-    fn out_of_step(&mut self, problem: String) {
-        self.state = State::Resync;
-        self.cached = false;
+    fn start_resync(&mut self, problem: String) {
+        self.state = FollowerState::Resync;
+        self.is_from_cache = false;
         self.behind_head = false;
         self.problem = Some(problem);
     }
 
-    fn other_history(&mut self, theirs: &HistoryId) -> Option<Action> {
+    fn quarantine_other_history(&mut self, theirs: &HistoryId) -> Option<FollowerAction> {
         self.quarantine(format!("the store is now of history `{theirs}`: put the right one back, or have this one adopted"))
     }
 
-    fn fell(&mut self, theirs: u64) -> Option<Action> {
+    fn quarantine_rollback(&mut self, theirs: u64) -> Option<FollowerAction> {
         let ours = self.position.as_ref().map_or(0, |position| position.revision.number);
         self.quarantine(format!(
             "the store fell from revision {ours} to {theirs}: put the right one back, or have this one adopted"
         ))
     }
 
-    fn forked(&mut self, number: u64) -> Option<Action> {
+    fn quarantine_fork(&mut self, number: u64) -> Option<FollowerAction> {
         self.quarantine(format!(
             "the store holds another revision {number} than was followed: put the right one back, or have this one adopted"
         ))
     }
 
     /// Enters quarantine. Only an adoption leads out of it.
-    fn quarantine(&mut self, reason: String) -> Option<Action> {
-        self.state = State::Quarantined;
+    fn quarantine(&mut self, reason: String) -> Option<FollowerAction> {
+        self.state = FollowerState::Quarantined;
         self.pending = None;
         self.loaded = None;
         self.problem = Some(reason.clone());
-        self.reason = Some(reason.clone());
-        Some(Action::Quarantine { reason })
+        self.quarantine_reason = Some(reason.clone());
+        Some(FollowerAction::Quarantine { reason })
     }
 
     /// Returns the later of the current proof and `sent_at`. A proof never moves back, even if answers overtake each other.
-    fn later(&self, sent_at: Now) -> Now {
+    fn latest_proof(&self, sent_at: ClockReading) -> ClockReading {
         self.proof.filter(|proof| proof.boot_ns > sent_at.boot_ns).unwrap_or(sent_at)
     }
 }
 
 /// The numbers and hashes of the rows in an answer, the head included.
-fn hashes(changes: &Changes) -> Vec<(u64, [u8; 32])> {
+fn commit_hashes(changes: &ChangeLogPage) -> Vec<(u64, [u8; 32])> {
     let head = (changes.head, changes.head_hash);
     changes.commits.iter().map(|commit| (commit.number, commit.hash)).chain([head]).collect()
 }
 
 /// Returns the position after the commits. The commits must be dense, must each follow the one before, and must not pass the head.
-fn follow(ours: &Position, changes: &Changes) -> Result<Position, String> {
+fn verify_commits(ours: &HistoryPosition, changes: &ChangeLogPage) -> Result<HistoryPosition, String> {
     let mut last = ours.clone();
     for commit in &changes.commits {
         let number = last.revision.number;
         if Some(commit.number) != number.checked_add(1) || commit.number > changes.head {
             return Err(format!("the change log goes from {number} to {}, its head is {}", commit.number, changes.head));
         }
-        if !active(Mutant::IgnoreFork) {
+        if !is_active(Mutant::IgnoreFork) {
             commit.verify_after(number, &last.hash).map_err(|error| error.to_string())?;
         }
         last.revision.number = commit.number;
@@ -663,7 +680,7 @@ fn follow(ours: &Position, changes: &Changes) -> Result<Position, String> {
     if changes.commits.is_empty() && changes.head > last.revision.number {
         return Err(format!("the store is at {} but has no changes after {}", changes.head, last.revision.number));
     }
-    if last.revision.number == changes.head && last.hash != changes.head_hash && !active(Mutant::IgnoreFork) {
+    if last.revision.number == changes.head && last.hash != changes.head_hash && !is_active(Mutant::IgnoreFork) {
         return Err(format!("the commits up to revision {} do not lead to the head of the store", changes.head));
     }
     Ok(last)

@@ -1,6 +1,6 @@
 //! The handle through which other modules see the follower: its state, its progress, its counters, and waiting for a revision.
 //!
-//! The handle is cheap to clone. It never shows a revision before decisions read that revision. Look next at `run.rs`, which updates it.
+//! The handle is cheap to clone. It never shows a revision before decisions read that revision. Look next at `follower_loop.rs`, which updates it.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,20 +11,20 @@ use tokio::sync::{Notify, watch};
 
 pub mod feed;
 
-use feed::Feed;
+use feed::RevocationFeed;
 
-use super::follower::{Position, State};
+use super::follower::{FollowerState, HistoryPosition};
 use crate::model::revision::{HistoryId, Revision};
-use crate::model::time::Now;
+use crate::model::time::ClockReading;
 
 /// Limit of the recorded revocation commits that are not acknowledged yet.
-const KILLS_MAX: usize = 1024;
-/// The timeout of [`Status::wait_for`] if the caller sets none.
+const PENDING_REVOCATIONS_MAX: usize = 1024;
+/// The timeout of [`FollowerHandle::wait_for`] if the caller sets none.
 pub const WAIT_MS_DEFAULT: u64 = 300;
 
 /// The reason, in one line, why this replica does not serve a revision.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Behind {
+pub enum RevisionUnavailable {
     /// No full state was published yet.
     #[error("this replica has no snapshot yet: ask again")]
     NotReady,
@@ -38,7 +38,7 @@ pub enum Behind {
     },
     /// The revision was not applied in time.
     #[error("revision `{asked}` is not applied here: revocations stand at {applied}, policy at {policy}")]
-    NotYet {
+    NotApplied {
         /// The requested revision.
         asked: Revision,
         /// The number of the last applied revision.
@@ -56,7 +56,7 @@ pub enum Behind {
 
 /// Counters since the start of the process, for metrics.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
+pub struct FollowerCounts {
     /// Polls that the store answered.
     pub polls: u64,
     /// Polls that failed or timed out.
@@ -77,30 +77,30 @@ pub struct Counts {
 
 /// A handle of the follower. It is cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Status {
-    progress: watch::Receiver<Progress>,
-    shared: Arc<Shared>,
+pub struct FollowerHandle {
+    progress: watch::Receiver<FollowerProgress>,
+    shared: Arc<SharedStatus>,
 }
 
-impl Status {
+impl FollowerHandle {
     /// The state of the follower.
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> FollowerState {
         self.progress.borrow().state
     }
 
     /// Whether the replica is quarantined, so that every call is denied.
     pub fn is_quarantined(&self) -> bool {
-        self.state() == State::Quarantined
+        self.state() == FollowerState::Quarantined
     }
 
     /// The number of the last applied revision; 0 before the first.
-    pub fn applied(&self) -> u64 {
-        self.progress.borrow().number()
+    pub fn applied_number(&self) -> u64 {
+        self.progress.borrow().applied_number()
     }
 
-    /// The number of the revision whose policy is in force. It is below [`Status::applied`] if a newer policy could not be built.
-    pub fn policy(&self) -> u64 {
-        self.progress.borrow().policy
+    /// The number of the revision whose policy is in force. It is below [`FollowerHandle::applied`] if a newer policy could not be built.
+    pub fn policy_number(&self) -> u64 {
+        self.progress.borrow().policy_number
     }
 
     /// The followed history; `None` before the first full state.
@@ -109,7 +109,7 @@ impl Status {
     }
 
     /// The proof of the published state: the time at which its poll was sent. `None` before the first full state.
-    pub fn proof(&self) -> Option<Now> {
+    pub fn freshness_proof(&self) -> Option<ClockReading> {
         self.progress.borrow().proof
     }
 
@@ -119,8 +119,8 @@ impl Status {
     }
 
     /// The position of the published state; `None` before the first full state and in quarantine.
-    pub fn place(&self) -> Option<Position> {
-        self.progress.borrow().place.clone()
+    pub fn position(&self) -> Option<HistoryPosition> {
+        self.progress.borrow().position.clone()
     }
 
     /// The commit time, by the store's clock, of the oldest known commit that is not in effect; `None` if all are in effect.
@@ -129,30 +129,30 @@ impl Status {
     }
 
     /// The feed of applied revisions, for readers of revocations.
-    pub fn feed(&self) -> &Feed {
+    pub fn revocation_feed(&self) -> &RevocationFeed {
         &self.shared.feed
     }
 
     /// Returns a receiver that reports each change of the state, the revision or the policy in force.
-    pub fn changes(&self) -> Changes {
+    pub fn subscribe(&self) -> ProgressReceiver {
         let mut progress = self.progress.clone();
         // The caller reads the current value itself, so only later changes count.
         progress.mark_unchanged();
-        Changes(progress)
+        ProgressReceiver(progress)
     }
 
     /// Takes the commit times of the revocation commits up to a number. Each commit time is returned once.
-    pub(super) fn take_kills(&self, number: u64) -> Vec<i64> {
-        let mut kills = self.shared.kills.lock().unwrap_or_else(PoisonError::into_inner);
+    pub(super) fn take_revocation_times(&self, number: u64) -> Vec<i64> {
+        let mut kills = self.shared.unacknowledged_revocations.lock().unwrap_or_else(PoisonError::into_inner);
         let count = kills.partition_point(|(of, _)| *of <= number);
         kills.drain(..count).map(|(_, unix_ms)| unix_ms).collect()
     }
 
     /// The counters since the start of the process.
-    pub fn counts(&self) -> Counts {
+    pub fn counts(&self) -> FollowerCounts {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let counters = &self.shared.counters;
-        Counts {
+        FollowerCounts {
             polls: load(&counters.polls),
             poll_failures: load(&counters.poll_failures),
             loads: load(&counters.loads),
@@ -166,181 +166,187 @@ impl Status {
 
     /// Requests a poll because a caller waits. Any number of callers cause one poll. These polls keep a distance from the poll
     /// before, so that callers cannot make a replica query its store without a pause.
-    pub fn poll_for_caller(&self) {
-        self.shared.poll_for_caller.notify_one();
+    pub fn request_caller_poll(&self) {
+        self.shared.caller_poll_request.notify_one();
     }
 
     /// Requests a poll at once. Any number of requests cause one poll. The pause after a failure still applies.
-    pub fn poll_now(&self) {
-        self.shared.poll.notify_one();
+    pub fn request_poll(&self) {
+        self.shared.poll_request.notify_one();
     }
 
     /// Waits until a full snapshot is published and returns `true`. Returns `false` if the follower ends or is quarantined before.
-    pub async fn ready(&self) -> bool {
+    pub async fn wait_until_ready(&self) -> bool {
         let mut progress = self.progress.clone();
-        let decided = progress.wait_for(|progress| progress.revision.is_some() || progress.state == State::Quarantined).await;
+        let decided =
+            progress.wait_for(|progress| progress.revision.is_some() || progress.state == FollowerState::Quarantined).await;
         decided.is_ok_and(|progress| progress.revision.is_some())
     }
 
     /// Waits until a store is followed, also after a quarantine, and returns `true`. Returns `false` if the follower ends before.
-    pub async fn followed(&self) -> bool {
+    pub async fn wait_until_following(&self) -> bool {
         let mut progress = self.progress.clone();
-        let decided = progress.wait_for(|progress| progress.revision.is_some() && progress.state != State::Quarantined).await;
+        let decided =
+            progress.wait_for(|progress| progress.revision.is_some() && progress.state != FollowerState::Quarantined).await;
         decided.is_ok()
     }
 
     /// Waits until a revision is applied, even if its policy cannot be built.
     #[cfg(test)]
-    pub(super) async fn reached(&mut self, number: u64) {
-        self.progress.wait_for(|progress| progress.number() >= number).await.unwrap();
+    pub(super) async fn wait_until_applied(&mut self, number: u64) {
+        self.progress.wait_for(|progress| progress.applied_number() >= number).await.unwrap();
     }
 
     /// Waits until decisions read a revision, its policy included. Requests a poll if they do not read it yet.
     ///
     /// # Errors
-    /// [`Behind`] if the revision is not served within `timeout`, or can never be. [`WAIT_MS_DEFAULT`] is the usual timeout.
-    pub async fn wait_for(&self, asked: &Revision, timeout: Duration) -> Result<(), Behind> {
+    /// [`RevisionUnavailable`] if the revision is not served within `timeout`, or can never be. [`WAIT_MS_DEFAULT`] is the usual timeout.
+    pub async fn wait_for_revision(&self, asked: &Revision, timeout: Duration) -> Result<(), RevisionUnavailable> {
         let mut progress = self.progress.clone();
-        if let Some(answer) = progress.borrow_and_update().served(asked) {
+        if let Some(answer) = progress.borrow_and_update().settled_answer(asked) {
             return answer;
         }
-        self.poll_for_caller();
-        let waited = tokio::time::timeout(timeout, progress.wait_for(|progress| progress.served(asked).is_some())).await;
+        self.request_caller_poll();
+        let waited = tokio::time::timeout(timeout, progress.wait_for(|progress| progress.settled_answer(asked).is_some())).await;
         match waited {
-            Ok(Ok(progress)) => progress.served(asked).unwrap_or_else(|| Err(progress.behind(asked))),
-            Ok(Err(_)) | Err(_) => Err(self.progress.borrow().behind(asked)),
+            Ok(Ok(progress)) => progress.settled_answer(asked).unwrap_or_else(|| Err(progress.unavailable_error(asked))),
+            Ok(Err(_)) | Err(_) => Err(self.progress.borrow().unavailable_error(asked)),
         }
     }
 }
 
 /// Reports each change of a follower's progress.
 #[derive(Clone, Debug)]
-pub struct Changes(watch::Receiver<Progress>);
+pub struct ProgressReceiver(watch::Receiver<FollowerProgress>);
 
-impl Changes {
+impl ProgressReceiver {
     /// Waits for the next change.
     ///
     /// # Errors
-    /// [`Ended`] if the follower has ended, so that no further change comes.
-    pub async fn changed(&mut self) -> Result<(), Ended> {
-        self.0.changed().await.map_err(|_| Ended)
+    /// [`FollowerEnded`] if the follower has ended, so that no further change comes.
+    pub async fn changed(&mut self) -> Result<(), FollowerEnded> {
+        self.0.changed().await.map_err(|_| FollowerEnded)
     }
 }
 
 /// The follower has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this replica follows the store no longer")]
-pub struct Ended;
+pub struct FollowerEnded;
 
-/// The writing end of a [`Status`].
+/// The writing end of a [`FollowerHandle`].
 #[derive(Debug)]
-pub(super) struct Reporter {
-    progress: watch::Sender<Progress>,
-    shared: Arc<Shared>,
+pub(super) struct ProgressReporter {
+    progress: watch::Sender<FollowerProgress>,
+    shared: Arc<SharedStatus>,
 }
 
-impl Reporter {
+impl ProgressReporter {
     /// Creates a reporter and the handle that reads it.
-    pub(super) fn new() -> (Self, Status) {
-        let (sender, progress) = watch::channel(Progress::default());
-        let shared = Arc::new(Shared::default());
-        (Self { progress: sender, shared: shared.clone() }, Status { progress, shared })
+    pub(super) fn new() -> (Self, FollowerHandle) {
+        let (sender, progress) = watch::channel(FollowerProgress::default());
+        let shared = Arc::new(SharedStatus::default());
+        (Self { progress: sender, shared: shared.clone() }, FollowerHandle { progress, shared })
     }
 
     /// Shows the progress of the follower. It wakes waiters only if a value that they wait for has changed.
-    pub(super) fn show(&self, next: Progress) {
-        let history = |progress: &Progress| progress.revision.as_ref().map(|revision| revision.history.clone());
+    pub(super) fn report_progress(&self, next: FollowerProgress) {
+        let history = |progress: &FollowerProgress| progress.revision.as_ref().map(|revision| revision.history.clone());
         if history(&next) != history(&self.progress.borrow()) {
             // The recorded numbers belong to another history.
-            self.shared.kills.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            self.shared.unacknowledged_revocations.lock().unwrap_or_else(PoisonError::into_inner).clear();
         }
         self.progress.send_if_modified(|progress| {
-            let Progress { proof, problem, behind_since_unix_ms, .. } = progress.clone();
-            let quiet = Progress { proof, problem, behind_since_unix_ms, ..next.clone() } == *progress;
+            let FollowerProgress { proof, problem, behind_since_unix_ms, .. } = progress.clone();
+            let quiet = FollowerProgress { proof, problem, behind_since_unix_ms, ..next.clone() } == *progress;
             *progress = next;
             !quiet
         });
     }
 
     /// The feed of applied revisions.
-    pub(super) fn feed(&self) -> &Feed {
+    pub(super) fn revocation_feed(&self) -> &RevocationFeed {
         &self.shared.feed
     }
 
     /// Records the commit time of an applied commit that revokes something.
-    pub(super) fn killed(&self, number: u64, unix_ms: i64) {
-        let mut kills = self.shared.kills.lock().unwrap_or_else(PoisonError::into_inner);
-        if kills.len() < KILLS_MAX {
+    pub(super) fn record_revocation_commit(&self, number: u64, unix_ms: i64) {
+        let mut kills = self.shared.unacknowledged_revocations.lock().unwrap_or_else(PoisonError::into_inner);
+        if kills.len() < PENDING_REVOCATIONS_MAX {
             kills.push_back((number, unix_ms));
         }
     }
 
     /// Adds to a counter.
-    pub(super) fn count(&self, counter: fn(&Counters) -> &AtomicU64, by: u64) {
+    pub(super) fn add_count(&self, counter: fn(&FollowerCounters) -> &AtomicU64, by: u64) {
         counter(&self.shared.counters).fetch_add(by, Ordering::Relaxed);
     }
 
     /// Waits until a poll is requested.
-    pub(super) async fn polled(&self) {
-        self.shared.poll.notified().await;
+    pub(super) async fn poll_requested(&self) {
+        self.shared.poll_request.notified().await;
     }
 
     /// Waits until a caller requests a poll.
-    pub(super) async fn polled_for_caller(&self) {
-        self.shared.poll_for_caller.notified().await;
+    pub(super) async fn caller_poll_requested(&self) {
+        self.shared.caller_poll_request.notified().await;
     }
 }
 
 /// The progress of the follower.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Progress {
-    pub(super) state: State,
+pub(super) struct FollowerProgress {
+    pub(super) state: FollowerState,
     pub(super) revision: Option<Revision>,
-    pub(super) policy: u64,
-    pub(super) proof: Option<Now>,
+    pub(super) policy_number: u64,
+    pub(super) proof: Option<ClockReading>,
     pub(super) problem: Option<String>,
-    pub(super) place: Option<Position>,
+    pub(super) position: Option<HistoryPosition>,
     pub(super) behind_since_unix_ms: Option<i64>,
 }
 
-impl Progress {
-    fn number(&self) -> u64 {
+impl FollowerProgress {
+    fn applied_number(&self) -> u64 {
         self.revision.as_ref().map_or(0, |revision| revision.number)
     }
 
     /// The answer to a waiter, if waiting longer cannot improve it; otherwise `None`.
-    fn served(&self, asked: &Revision) -> Option<Result<(), Behind>> {
+    fn settled_answer(&self, asked: &Revision) -> Option<Result<(), RevisionUnavailable>> {
         let applied = self.revision.as_ref()?;
-        if self.state == State::Quarantined || applied.history != asked.history {
-            return Some(Err(self.behind(asked)));
+        if self.state == FollowerState::Quarantined || applied.history != asked.history {
+            return Some(Err(self.unavailable_error(asked)));
         }
-        (applied.number >= asked.number && self.policy >= asked.number).then_some(Ok(()))
+        (applied.number >= asked.number && self.policy_number >= asked.number).then_some(Ok(()))
     }
 
-    fn behind(&self, asked: &Revision) -> Behind {
+    fn unavailable_error(&self, asked: &Revision) -> RevisionUnavailable {
         let asked = asked.clone();
         match &self.revision {
-            _ if self.state == State::Quarantined => Behind::Quarantined { reason: self.problem.clone().unwrap_or_default() },
-            None => Behind::NotReady,
-            Some(applied) if applied.history != asked.history => Behind::OtherHistory { asked, history: applied.history.clone() },
-            Some(applied) => Behind::NotYet { asked, applied: applied.number, policy: self.policy },
+            _ if self.state == FollowerState::Quarantined => {
+                RevisionUnavailable::Quarantined { reason: self.problem.clone().unwrap_or_default() }
+            }
+            None => RevisionUnavailable::NotReady,
+            Some(applied) if applied.history != asked.history => {
+                RevisionUnavailable::OtherHistory { asked, history: applied.history.clone() }
+            }
+            Some(applied) => RevisionUnavailable::NotApplied { asked, applied: applied.number, policy: self.policy_number },
         }
     }
 }
 
 /// The state that all clones of the handle share with the reporter.
 #[derive(Debug, Default)]
-struct Shared {
-    poll: Notify,
-    poll_for_caller: Notify,
-    feed: Feed,
-    kills: Mutex<VecDeque<(u64, i64)>>,
-    counters: Counters,
+struct SharedStatus {
+    poll_request: Notify,
+    caller_poll_request: Notify,
+    feed: RevocationFeed,
+    unacknowledged_revocations: Mutex<VecDeque<(u64, i64)>>,
+    counters: FollowerCounters,
 }
 
-/// The atomic counters behind [`Counts`].
+/// The atomic counters behind [`FollowerCounts`].
 #[derive(Debug, Default)]
-pub(super) struct Counters {
+pub(super) struct FollowerCounters {
     pub(super) polls: AtomicU64,
     pub(super) poll_failures: AtomicU64,
     pub(super) loads: AtomicU64,

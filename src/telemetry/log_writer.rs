@@ -10,7 +10,15 @@ use std::sync::{Mutex, PoisonError};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-use super::logs::LogFormat;
+/// Format of a line of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Time, level, message and fields.
+    #[default]
+    Human,
+    /// One JSON object per line.
+    Json,
+}
 
 /// What fits into a pipe or a socket that is said to be writable: `PIPE_BUF` of Linux.
 const PART_BYTES: usize = 4096;

@@ -5,22 +5,12 @@
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt as _;
 
-use super::log_writer::LogWriter;
+use super::log_writer::{LogFormat, LogWriter};
 use super::{Error, Settings};
 
-/// Format of a line of the log.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Time, level, message and fields.
-    #[default]
-    Human,
-    /// One JSON object per line.
-    Json,
-}
-
 /// Starts to receive the logs of the process.
-pub(super) fn init(settings: &Settings) -> Result<(), Error> {
-    let filter = filter(&settings.log_filter)?;
+pub(super) fn init_logs(settings: &Settings) -> Result<(), Error> {
+    let filter = parse_filter(&settings.log_filter)?;
     let format = settings.log_format;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -37,7 +27,7 @@ pub(super) fn init(settings: &Settings) -> Result<(), Error> {
     outcome.map_err(|_| Error::LogsTwice)
 }
 
-fn filter(text: &str) -> Result<EnvFilter, Error> {
+fn parse_filter(text: &str) -> Result<EnvFilter, Error> {
     let text = if text.trim().is_empty() { "info" } else { text };
     EnvFilter::try_new(text).map_err(|error| Error::Filter { filter: text.to_owned(), problem: error.to_string() })
 }
@@ -49,9 +39,9 @@ mod tests {
     #[test]
     fn filters_are_read_or_named() {
         for good in ["", " ", "debug", "info,portcullis=debug", "off"] {
-            assert!(filter(good).is_ok(), "{good}");
+            assert!(parse_filter(good).is_ok(), "{good}");
         }
-        let message = filter("portcullis=loud").unwrap_err().to_string();
+        let message = parse_filter("portcullis=loud").unwrap_err().to_string();
         assert!(message.contains("`portcullis=loud`") && !message.contains('\n'), "{message}");
     }
 }

@@ -1,7 +1,7 @@
 //! The numbers behind the metrics: counters and histograms in shards, and the metrics that other modules keep.
 //!
 //! Every number exists before the first call, by effect and reason, so that counting is one addition. Each thread adds to a
-//! shard, so that two runtimes do not contend for a cache line. Look next at `metrics.rs`, which counts, and at `page.rs`, which
+//! shard, so that two runtimes do not contend for a cache line. Look next at `metrics.rs`, which counts, and at `metrics_page.rs`, which
 //! renders the numbers.
 
 use std::cell::Cell;
@@ -49,37 +49,37 @@ pub(super) mod help {
 pub type LabelledCount = (Vec<Arc<str>>, u64);
 
 /// Reads the present value of a gauge.
-pub(super) type Read = Arc<dyn Fn() -> f64 + Send + Sync>;
+pub(super) type GaugeReader = Arc<dyn Fn() -> f64 + Send + Sync>;
 
 /// A metric that another module keeps.
-pub(super) struct Family {
+pub(super) struct MetricFamily {
     pub(super) name: &'static str,
     pub(super) help: &'static str,
-    pub(super) kind: Kind,
+    pub(super) kind: MetricKind,
 }
 
 /// The kind of a metric, with the closure that reads it.
-pub(super) enum Kind {
-    Gauge(Read),
+pub(super) enum MetricKind {
+    Gauge(GaugeReader),
     Counter(Arc<dyn Fn() -> u64 + Send + Sync>),
     State(&'static [&'static str], Arc<dyn Fn() -> usize + Send + Sync>),
     Labelled(&'static [&'static str], Arc<dyn Fn() -> Vec<LabelledCount> + Send + Sync>),
 }
 
 /// The numbers, which all clones share.
-pub(super) struct Shared {
-    shards: [Shard; SHARDS],
-    families: Mutex<Vec<Family>>,
+pub(super) struct SharedMetrics {
+    shards: [MetricShard; SHARDS],
+    families: Mutex<Vec<MetricFamily>>,
 }
 
 /// The numbers to which some threads add. The alignment keeps two shards out of one cache line.
 #[repr(align(128))]
-pub(super) struct Shard {
+pub(super) struct MetricShard {
     /// Indexed by effect, then reason.
     pub(super) decisions: Box<[AtomicU64]>,
     /// Indexed by effect.
-    pub(super) durations: [Durations; 3],
-    pub(super) kill_propagation: Durations,
+    pub(super) durations: [DurationHistogram; 3],
+    pub(super) kill_propagation: DurationHistogram,
     pub(super) chain_cache_hits: AtomicU64,
     pub(super) chain_cache_misses: AtomicU64,
     pub(super) cold_verifications: AtomicU64,
@@ -87,7 +87,7 @@ pub(super) struct Shard {
 
 /// A histogram of durations.
 #[derive(Default)]
-pub(super) struct Durations {
+pub(super) struct DurationHistogram {
     /// One bucket per bound, and one for the rest.
     buckets: [AtomicU64; DURATION_BOUNDS_NS.len() + 1],
     sum_ns: AtomicU64,
@@ -95,62 +95,65 @@ pub(super) struct Durations {
 
 /// The durations of all shards together.
 #[derive(Default)]
-pub(super) struct Distribution {
+pub(super) struct DurationTotals {
     pub(super) buckets: [u64; DURATION_BOUNDS_NS.len() + 1],
     pub(super) sum_ns: u64,
 }
 
-impl Default for Shared {
+impl Default for SharedMetrics {
     fn default() -> Self {
-        Self { shards: std::array::from_fn(|_| Shard::new()), families: Mutex::default() }
+        Self { shards: std::array::from_fn(|_| MetricShard::new()), families: Mutex::default() }
     }
 }
 
-impl std::fmt::Debug for Shared {
+impl std::fmt::Debug for SharedMetrics {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Shared").field("families", &self.families().len()).finish_non_exhaustive()
     }
 }
 
-impl Shared {
+impl SharedMetrics {
     /// The decisions that occurred, by effect and reason.
     pub(super) fn decisions(&self) -> impl Iterator<Item = (Effect, Reason, u64)> + '_ {
         let places = EFFECTS.iter().flat_map(|effect| Reason::ALL.iter().map(move |reason| (*effect, *reason)));
         places.enumerate().filter_map(|(index, (effect, reason))| {
-            let count = self.sum(|shard| shard.decisions.get(index).map_or(0, load));
+            let count = self.sum(|shard| shard.decisions.get(index).map_or(0, load_relaxed));
             (count > 0).then_some((effect, reason, count))
         })
     }
 
     /// The durations of the decisions with an effect.
-    pub(super) fn durations(&self, effect: Effect) -> Distribution {
+    pub(super) fn durations(&self, effect: Effect) -> DurationTotals {
         self.distribution(|shard| shard.durations.get(effect as usize))
     }
 
-    pub(super) fn kill_propagation(&self) -> Distribution {
+    pub(super) fn kill_propagation(&self) -> DurationTotals {
         self.distribution(|shard| Some(&shard.kill_propagation))
     }
 
     pub(super) fn chain_cache(&self) -> [(&'static str, u64); 2] {
-        [("hit", self.sum(|shard| load(&shard.chain_cache_hits))), ("miss", self.sum(|shard| load(&shard.chain_cache_misses)))]
+        [
+            ("hit", self.sum(|shard| load_relaxed(&shard.chain_cache_hits))),
+            ("miss", self.sum(|shard| load_relaxed(&shard.chain_cache_misses))),
+        ]
     }
 
     pub(super) fn cold_verifications(&self) -> u64 {
-        self.sum(|shard| load(&shard.cold_verifications))
+        self.sum(|shard| load_relaxed(&shard.cold_verifications))
     }
 
-    pub(super) fn families(&self) -> MutexGuard<'_, Vec<Family>> {
+    pub(super) fn families(&self) -> MutexGuard<'_, Vec<MetricFamily>> {
         self.families.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Registers a metric. A name that is registered again replaces its predecessor, so that a page never holds a name twice.
-    pub(super) fn register(&self, family: Family) {
+    pub(super) fn register_family(&self, family: MetricFamily) {
         let mut families = self.families();
         families.retain(|other| other.name != family.name);
         families.push(family);
     }
 
-    pub(super) fn shard(&self) -> &Shard {
+    pub(super) fn thread_shard(&self) -> &MetricShard {
         static THREADS: AtomicUsize = AtomicUsize::new(0);
         thread_local! {
             static INDEX: Cell<usize> = Cell::new(THREADS.fetch_add(1, Ordering::Relaxed) % SHARDS);
@@ -159,28 +162,28 @@ impl Shared {
         self.shards.get(INDEX.get()).unwrap_or(first)
     }
 
-    fn sum(&self, count: impl Fn(&Shard) -> u64) -> u64 {
+    fn sum(&self, count: impl Fn(&MetricShard) -> u64) -> u64 {
         self.shards.iter().map(count).fold(0, u64::wrapping_add)
     }
 
-    fn distribution(&self, of: impl Fn(&Shard) -> Option<&Durations>) -> Distribution {
-        let mut total = Distribution::default();
+    fn distribution(&self, of: impl Fn(&MetricShard) -> Option<&DurationHistogram>) -> DurationTotals {
+        let mut total = DurationTotals::default();
         for durations in self.shards.iter().filter_map(of) {
             for (sum, bucket) in total.buckets.iter_mut().zip(&durations.buckets) {
-                *sum = sum.wrapping_add(load(bucket));
+                *sum = sum.wrapping_add(load_relaxed(bucket));
             }
-            total.sum_ns = total.sum_ns.wrapping_add(load(&durations.sum_ns));
+            total.sum_ns = total.sum_ns.wrapping_add(load_relaxed(&durations.sum_ns));
         }
         total
     }
 }
 
-impl Shard {
+impl MetricShard {
     fn new() -> Self {
         Self {
             decisions: (0..EFFECTS.len() * Reason::ALL.len()).map(|_| AtomicU64::new(0)).collect(),
             durations: Default::default(),
-            kill_propagation: Durations::default(),
+            kill_propagation: DurationHistogram::default(),
             chain_cache_hits: AtomicU64::new(0),
             chain_cache_misses: AtomicU64::new(0),
             cold_verifications: AtomicU64::new(0),
@@ -188,7 +191,7 @@ impl Shard {
     }
 }
 
-impl Durations {
+impl DurationHistogram {
     pub(super) fn record(&self, ns: u64) {
         // Nearly every decision falls into the first bucket, so a linear search from the front is the fastest.
         let bucket = DURATION_BOUNDS_NS.iter().position(|bound| ns <= *bound).unwrap_or(DURATION_BOUNDS_NS.len());
@@ -199,14 +202,14 @@ impl Durations {
     }
 }
 
-pub(super) fn seconds(ns: u64) -> f64 {
+pub(super) fn ns_to_seconds(ns: u64) -> f64 {
     ns as f64 / 1e9
 }
 
-pub(super) fn one_if(holds: bool) -> f64 {
+pub(super) fn bool_to_f64(holds: bool) -> f64 {
     if holds { 1.0 } else { 0.0 }
 }
 
-fn load(count: &AtomicU64) -> u64 {
+fn load_relaxed(count: &AtomicU64) -> u64 {
     count.load(Ordering::Relaxed)
 }

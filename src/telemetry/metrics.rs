@@ -1,7 +1,7 @@
 //! Counts and durations, kept in plain atomics and read on demand.
 //!
-//! No identity is a label, except in a `labelled_counter`. Other modules keep their own counts, which `app` registers here as
-//! closures. Look next at `metric_values.rs`, which holds the numbers, and at `page.rs`, which renders them.
+//! No identity is a label, except in a `register_labelled_counter`. Other modules keep their own counts, which `app` registers here as
+//! closures. Look next at `metric_values.rs`, which holds the numbers, and at `metrics_page.rs`, which renders them.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -12,19 +12,22 @@ use opentelemetry::metrics::{Histogram, Meter};
 use crate::model::decision::Effect;
 use crate::model::reason::Reason;
 
-use super::metric_values::{DURATION_BOUNDS_NS, EFFECTS, Family, Kind, LabelledCount, Read, Shared, help, one_if, seconds};
-use super::{names, page};
+use super::metric_values::{
+    DURATION_BOUNDS_NS, EFFECTS, GaugeReader, LabelledCount, MetricFamily, MetricKind, SharedMetrics, bool_to_f64, help,
+    ns_to_seconds,
+};
+use super::{metrics_page, names};
 
 /// The metrics of the process. A clone counts into the same numbers.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    shared: Arc<Shared>,
-    export: Option<Export>,
+    shared: Arc<SharedMetrics>,
+    export: Option<OtlpInstruments>,
 }
 
 /// The instruments that export to OTLP.
 #[derive(Clone, Debug)]
-struct Export {
+struct OtlpInstruments {
     meter: Meter,
     check_duration: Histogram<f64>,
     kill_propagation: Histogram<f64>,
@@ -35,8 +38,8 @@ struct Export {
 impl Metrics {
     /// Creates metrics for the Prometheus page, and for OTLP if there is a meter.
     pub(super) fn new(meter: Option<Meter>) -> Self {
-        let shared = Arc::new(Shared::default());
-        let export = meter.map(|meter| Export::new(meter, &shared));
+        let shared = Arc::new(SharedMetrics::default());
+        let export = meter.map(|meter| OtlpInstruments::new(meter, &shared));
         Self { shared, export }
     }
 
@@ -46,8 +49,8 @@ impl Metrics {
     }
 
     /// Counts a decision, and how long it took since the call arrived.
-    pub fn decision(&self, effect: Effect, reason: Reason, latency_ns: u64) {
-        let shard = self.shared.shard();
+    pub fn record_decision(&self, effect: Effect, reason: Reason, latency_ns: u64) {
+        let shard = self.shared.thread_shard();
         // The tables have the order of the enums. An index outside of a table is not counted.
         let (effect_index, reason_index) = (effect as usize, reason as usize);
         if let Some(count) = shard.decisions.get(effect_index * Reason::ALL.len() + reason_index) {
@@ -59,58 +62,58 @@ impl Metrics {
         if let Some(export) = &self.export
             && let Some(attributes) = export.effects.get(effect_index)
         {
-            export.check_duration.record(seconds(latency_ns), attributes);
+            export.check_duration.record(ns_to_seconds(latency_ns), attributes);
         }
     }
 
     /// Counts a lookup of a verified chain.
-    pub fn chain_cache(&self, hit: bool) {
-        let shard = self.shared.shard();
+    pub fn record_chain_lookup(&self, hit: bool) {
+        let shard = self.shared.thread_shard();
         let count = if hit { &shard.chain_cache_hits } else { &shard.chain_cache_misses };
         count.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts a chain whose signatures were verified.
-    pub fn cold_verification(&self) {
-        self.shared.shard().cold_verifications.fetch_add(1, Ordering::Relaxed);
+    pub fn record_cold_verification(&self) {
+        self.shared.thread_shard().cold_verifications.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Counts a revocation that took effect here, and the time since its commit.
-    pub fn kill_propagation(&self, latency_ns: u64) {
-        self.shared.shard().kill_propagation.record(latency_ns);
+    pub fn record_kill_propagation(&self, latency_ns: u64) {
+        self.shared.thread_shard().kill_propagation.record(latency_ns);
         if let Some(export) = &self.export {
-            export.kill_propagation.record(seconds(latency_ns), &[]);
+            export.kill_propagation.record(ns_to_seconds(latency_ns), &[]);
         }
     }
 
     /// Registers a value that another module keeps. `name` is one of `names`, and the value has the unit of [`names::unit`].
     ///
     /// The closure is called each time the metrics are read. It must neither block nor call back into the metrics.
-    pub fn gauge(&self, name: &'static str, help: &'static str, read: impl Fn() -> f64 + Send + Sync + 'static) {
-        let read: Read = Arc::new(read);
-        if let Some(Export { meter, .. }) = &self.export {
+    pub fn register_gauge(&self, name: &'static str, help: &'static str, read: impl Fn() -> f64 + Send + Sync + 'static) {
+        let read: GaugeReader = Arc::new(read);
+        if let Some(OtlpInstruments { meter, .. }) = &self.export {
             let read = Arc::clone(&read);
             let builder = meter.f64_observable_gauge(name).with_description(help).with_unit(otlp_unit(name));
             builder.with_callback(move |observer| observer.observe(read(), &[])).build();
         }
-        self.shared.register(Family { name, help, kind: Kind::Gauge(read) });
+        self.shared.register_family(MetricFamily { name, help, kind: MetricKind::Gauge(read) });
     }
 
     /// Registers a count that another module keeps and that never decreases.
-    pub fn counter(&self, name: &'static str, help: &'static str, read: impl Fn() -> u64 + Send + Sync + 'static) {
+    pub fn register_counter(&self, name: &'static str, help: &'static str, read: impl Fn() -> u64 + Send + Sync + 'static) {
         let read: Arc<dyn Fn() -> u64 + Send + Sync> = Arc::new(read);
-        if let Some(Export { meter, .. }) = &self.export {
+        if let Some(OtlpInstruments { meter, .. }) = &self.export {
             let read = Arc::clone(&read);
             let builder = meter.u64_observable_counter(name).with_description(help);
             builder.with_callback(move |observer| observer.observe(read(), &[])).build();
         }
-        self.shared.register(Family { name, help, kind: Kind::Counter(read) });
+        self.shared.register_family(MetricFamily { name, help, kind: MetricKind::Counter(read) });
     }
 
     /// Registers counts that another module keeps, one for each combination of labels. They never decrease.
     ///
     /// The other module bounds their number, so a label must not hold names that callers choose freely.
-    pub fn labelled_counter(
+    pub fn register_labelled_counter(
         &self,
         name: &'static str,
         help: &'static str,
@@ -118,7 +121,7 @@ impl Metrics {
         read: impl Fn() -> Vec<LabelledCount> + Send + Sync + 'static,
     ) {
         let read: Arc<dyn Fn() -> Vec<LabelledCount> + Send + Sync> = Arc::new(read);
-        if let Some(Export { meter, .. }) = &self.export {
+        if let Some(OtlpInstruments { meter, .. }) = &self.export {
             let read = Arc::clone(&read);
             let builder = meter.u64_observable_counter(name).with_description(help);
             let observe = move |observer: &dyn opentelemetry::metrics::AsyncInstrument<u64>| {
@@ -129,11 +132,11 @@ impl Metrics {
             };
             builder.with_callback(observe).build();
         }
-        self.shared.register(Family { name, help, kind: Kind::Labelled(labels, read) });
+        self.shared.register_family(MetricFamily { name, help, kind: MetricKind::Labelled(labels, read) });
     }
 
     /// Registers a state: 1 for the one of `states` at the index that `current` returns, 0 for the others.
-    pub fn state(
+    pub fn register_state(
         &self,
         name: &'static str,
         help: &'static str,
@@ -141,29 +144,29 @@ impl Metrics {
         current: impl Fn() -> usize + Send + Sync + 'static,
     ) {
         let current: Arc<dyn Fn() -> usize + Send + Sync> = Arc::new(current);
-        if let Some(Export { meter, .. }) = &self.export {
+        if let Some(OtlpInstruments { meter, .. }) = &self.export {
             let current = Arc::clone(&current);
             let builder = meter.f64_observable_gauge(name).with_description(help);
             let observe = move |observer: &dyn opentelemetry::metrics::AsyncInstrument<f64>| {
                 let current = current();
                 for (index, state) in states.iter().enumerate() {
-                    observer.observe(one_if(index == current), &[KeyValue::new(names::STATE, *state)]);
+                    observer.observe(bool_to_f64(index == current), &[KeyValue::new(names::STATE, *state)]);
                 }
             };
             builder.with_callback(observe).build();
         }
-        self.shared.register(Family { name, help, kind: Kind::State(states, current) });
+        self.shared.register_family(MetricFamily { name, help, kind: MetricKind::State(states, current) });
     }
 
     /// Renders the Prometheus page, in the format of [`super::CONTENT_TYPE`].
-    pub fn render(&self) -> String {
-        page::render(&self.shared)
+    pub fn render_page(&self) -> String {
+        metrics_page::render_page(&self.shared)
     }
 }
 
-impl Export {
-    fn new(meter: Meter, shared: &Arc<Shared>) -> Self {
-        let bounds: Vec<f64> = DURATION_BOUNDS_NS.iter().map(|bound| seconds(*bound)).collect();
+impl OtlpInstruments {
+    fn new(meter: Meter, shared: &Arc<SharedMetrics>) -> Self {
+        let bounds: Vec<f64> = DURATION_BOUNDS_NS.iter().map(|bound| ns_to_seconds(*bound)).collect();
         let histogram = |name: &'static str, help: &'static str| {
             let builder = meter.f64_histogram(name).with_description(help).with_unit(otlp_unit(name));
             builder.with_boundaries(bounds.clone()).build()

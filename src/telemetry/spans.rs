@@ -14,7 +14,7 @@ use opentelemetry_sdk::trace::SdkTracer;
 
 use crate::model::decision::Effect;
 use crate::model::ids::{AgentId, ApplicationId, SessionId, TaskId, UserId};
-use crate::model::reason::{Layer, Reason};
+use crate::model::reason::{DecisionLayer, Reason};
 use crate::model::revision::HistoryId;
 
 use super::{Settings, TraceContext, names};
@@ -37,7 +37,7 @@ pub struct SpanFacts<'a> {
     /// The reason for the effect.
     pub reason: Reason,
     /// The layer with the least effect, which decided.
-    pub layer: Option<Layer>,
+    pub layer: Option<DecisionLayer>,
     /// The user who delegated.
     pub user: Option<&'a UserId>,
     /// The application in which the agent runs.
@@ -58,46 +58,46 @@ pub struct SpanFacts<'a> {
 
 /// Records spans of decisions. A clone shares the limits.
 #[derive(Clone, Debug)]
-pub struct Spans(Option<Arc<Inner>>);
+pub struct SpanRecorder(Option<Arc<SpanSampler>>);
 
 /// Samples and exports spans.
 #[derive(Debug)]
-struct Inner {
+struct SpanSampler {
     tracer: SdkTracer,
     /// The number of permits that are sampled out of 2^32 permits without a parent.
-    permits_of_2_32: u64,
+    permit_threshold: u64,
     permits_seen: AtomicU64,
-    permits: Cap,
-    denials: Cap,
+    permits: SpanRateLimit,
+    denials: SpanRateLimit,
     suppressed: AtomicU64,
 }
 
-impl Spans {
+impl SpanRecorder {
     /// A recorder that records nothing.
-    pub fn off() -> Self {
+    pub fn disabled() -> Self {
         Self(None)
     }
 
     pub(super) fn new(tracer: SdkTracer, settings: &Settings) -> Self {
-        Self(Some(Arc::new(Inner {
+        Self(Some(Arc::new(SpanSampler {
             tracer,
-            permits_of_2_32: share_of_2_32(settings.permit_span_ratio),
+            permit_threshold: ratio_to_threshold(settings.permit_span_ratio),
             permits_seen: AtomicU64::new(0),
-            permits: Cap::new(settings.permit_spans_per_s_max),
-            denials: Cap::new(settings.denial_spans_per_s_max),
+            permits: SpanRateLimit::new(settings.permit_spans_per_s_max),
+            denials: SpanRateLimit::new(settings.denial_spans_per_s_max),
             suppressed: AtomicU64::new(0),
         })))
     }
 
     /// Whether spans are recorded. If not, callers need not gather facts that are costly.
-    pub fn is_on(&self) -> bool {
+    pub fn is_enabled(&self) -> bool {
         self.0.is_some()
     }
 
     /// Records the span of a decision, if it is sampled. Never blocks: if the queue is full, the span is dropped.
     pub fn record(&self, facts: &SpanFacts<'_>) {
         if let Some(inner) = &self.0
-            && inner.samples(facts)
+            && inner.should_sample(facts)
         {
             inner.export(facts);
         }
@@ -109,13 +109,13 @@ impl Spans {
     }
 }
 
-impl Inner {
+impl SpanSampler {
     /// Whether a decision gets a span: sampled, and within the limit.
-    fn samples(&self, facts: &SpanFacts<'_>) -> bool {
+    fn should_sample(&self, facts: &SpanFacts<'_>) -> bool {
         let cap = match (facts.effect, facts.parent) {
             (Effect::Deny | Effect::NeedsApproval, _) => &self.denials,
             (Effect::Permit, Some(parent)) if parent.is_sampled() => &self.permits,
-            (Effect::Permit, None) if self.is_drawn() => &self.permits,
+            (Effect::Permit, None) if self.draws_permit() => &self.permits,
             (Effect::Permit, _) => return false,
         };
         let second = u64::try_from(facts.end_unix_ns / 1_000_000_000).unwrap_or(0);
@@ -128,9 +128,9 @@ impl Inner {
 
     /// Whether the next permit is sampled. The sampled permits are spread evenly, because multiples of the golden ratio fall into
     /// each interval in proportion to its length.
-    fn is_drawn(&self) -> bool {
+    fn draws_permit(&self) -> bool {
         let count = self.permits_seen.fetch_add(1, Ordering::Relaxed);
-        count.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32 < self.permits_of_2_32
+        count.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32 < self.permit_threshold
     }
 
     fn export(&self, facts: &SpanFacts<'_>) {
@@ -141,26 +141,26 @@ impl Inner {
         };
         let mut span = SpanBuilder::from_name(names::CHECK_SPAN)
             .with_kind(SpanKind::Server)
-            .with_start_time(time(facts.start_unix_ns))
-            .with_attributes(attributes(facts))
+            .with_start_time(to_system_time(facts.start_unix_ns))
+            .with_attributes(span_attributes(facts))
             .start_with_context(&self.tracer, &parent);
         if is_error(facts.reason) {
             span.set_attribute(KeyValue::new(names::ERROR_TYPE, facts.reason.as_str()));
             span.set_status(Status::error(facts.reason.message()));
         }
-        span.end_with_timestamp(time(facts.end_unix_ns.max(facts.start_unix_ns)));
+        span.end_with_timestamp(to_system_time(facts.end_unix_ns.max(facts.start_unix_ns)));
     }
 }
 
 /// A limit on the spans in one second of the wall clock.
 #[derive(Debug)]
-struct Cap {
+struct SpanRateLimit {
     per_s_max: u32,
     /// The upper half holds the second, the lower half the number of spans admitted in it.
     admitted: AtomicU64,
 }
 
-impl Cap {
+impl SpanRateLimit {
     fn new(per_s_max: u32) -> Self {
         Self { per_s_max, admitted: AtomicU64::new(0) }
     }
@@ -175,7 +175,7 @@ impl Cap {
     }
 }
 
-fn attributes(facts: &SpanFacts<'_>) -> Vec<KeyValue> {
+fn span_attributes(facts: &SpanFacts<'_>) -> Vec<KeyValue> {
     let text = |text: &str| Value::String(StringValue::from(text.to_owned()));
     let optional = [
         (names::AGENT_ID, facts.agents.last().map(|agent| text(agent.as_str()))),
@@ -185,7 +185,7 @@ fn attributes(facts: &SpanFacts<'_>) -> Vec<KeyValue> {
         (names::APPLICATION_ID, facts.application.map(|application| text(application.as_str()))),
         (names::TASK_ID, facts.task.map(|task| text(task.as_str()))),
         (names::LAYER, facts.layer.map(|layer| layer.as_str().into())),
-        (names::AGENTS, (!facts.agents.is_empty()).then(|| agents(facts.agents))),
+        (names::AGENTS, (!facts.agents.is_empty()).then(|| agents_value(facts.agents))),
     ];
     let mut attributes = vec![
         KeyValue::new(names::OPERATION_NAME, names::EXECUTE_TOOL),
@@ -199,7 +199,7 @@ fn attributes(facts: &SpanFacts<'_>) -> Vec<KeyValue> {
     attributes
 }
 
-fn agents(agents: &[AgentId]) -> Value {
+fn agents_value(agents: &[AgentId]) -> Value {
     Value::Array(Array::String(agents.iter().map(|agent| StringValue::from(agent.as_str().to_owned())).collect()))
 }
 
@@ -208,11 +208,11 @@ fn is_error(reason: Reason) -> bool {
     matches!(reason, Reason::AuditUnavailable | Reason::Stale | Reason::RevisionUnavailable | Reason::ConditionError)
 }
 
-fn time(unix_ns: i64) -> SystemTime {
+fn to_system_time(unix_ns: i64) -> SystemTime {
     SystemTime::UNIX_EPOCH + Duration::from_nanos(u64::try_from(unix_ns).unwrap_or(0))
 }
 
-fn share_of_2_32(ratio: f64) -> u64 {
+fn ratio_to_threshold(ratio: f64) -> u64 {
     // A checked ratio from 0 to 1 times 2^32 fits exactly into 64 bits.
     (ratio * 4_294_967_296.0) as u64
 }

@@ -9,7 +9,7 @@ use opentelemetry_sdk::trace::{SpanData, SpanExporter};
 use tokio::sync::mpsc;
 
 use crate::model::ids::{AgentId, ApplicationId, SessionId, TaskId, UserId};
-use crate::model::reason::{Layer, Reason};
+use crate::model::reason::{DecisionLayer, Reason};
 use crate::model::revision::HistoryId;
 
 use super::*;
@@ -18,27 +18,27 @@ use crate::model::decision::Effect;
 #[test]
 fn the_page_shows_what_was_counted() {
     let metrics = Metrics::unexported();
-    metrics.decision(Effect::Permit, Reason::Ok, 900);
-    metrics.decision(Effect::Permit, Reason::Ok, 10_000);
-    metrics.decision(Effect::Permit, Reason::Ok, 10_001);
-    metrics.decision(Effect::Deny, Reason::AuditUnavailable, 2_000_000_000);
-    metrics.chain_cache(true);
-    metrics.chain_cache(true);
-    metrics.chain_cache(false);
-    metrics.cold_verification();
-    metrics.kill_propagation(30_000_000);
-    metrics.gauge(names::SNAPSHOT_AGE, "Age.", || 0.25);
-    metrics.gauge(names::REVISION, "Old.", || 1.0);
-    metrics.gauge(names::REVISION, "Revision.", || 7.0);
-    metrics.counter(names::AUDIT_RECORDS, "Records.", || 5);
-    metrics.state(names::REPLICA_STATE, "State.", &["loading", "ready"], || 1);
+    metrics.record_decision(Effect::Permit, Reason::Ok, 900);
+    metrics.record_decision(Effect::Permit, Reason::Ok, 10_000);
+    metrics.record_decision(Effect::Permit, Reason::Ok, 10_001);
+    metrics.record_decision(Effect::Deny, Reason::AuditUnavailable, 2_000_000_000);
+    metrics.record_chain_lookup(true);
+    metrics.record_chain_lookup(true);
+    metrics.record_chain_lookup(false);
+    metrics.record_cold_verification();
+    metrics.record_kill_propagation(30_000_000);
+    metrics.register_gauge(names::SNAPSHOT_AGE, "Age.", || 0.25);
+    metrics.register_gauge(names::REVISION, "Old.", || 1.0);
+    metrics.register_gauge(names::REVISION, "Revision.", || 7.0);
+    metrics.register_counter(names::AUDIT_RECORDS, "Records.", || 5);
+    metrics.register_state(names::REPLICA_STATE, "State.", &["loading", "ready"], || 1);
     // Values that other threads count are included.
     std::thread::scope(|scope| {
         for _ in 0..10 {
-            scope.spawn(|| metrics.decision(Effect::Deny, Reason::Stale, 1));
+            scope.spawn(|| metrics.record_decision(Effect::Deny, Reason::Stale, 1));
         }
     });
-    let page = metrics.render();
+    let page = metrics.render_page();
     for line in [
         "portcullis_check_decisions_total{portcullis_effect=\"PERMIT\",portcullis_reason=\"OK\"} 3",
         "portcullis_check_decisions_total{portcullis_effect=\"DENY\",portcullis_reason=\"AUDIT_UNAVAILABLE\"} 1",
@@ -67,20 +67,20 @@ fn the_page_shows_what_was_counted() {
 
 /// Collects the exported spans.
 #[derive(Clone, Debug, Default)]
-struct Kept(Arc<Mutex<Vec<SpanData>>>);
+struct CollectedSpans(Arc<Mutex<Vec<SpanData>>>);
 
-impl SpanExporter for Kept {
+impl SpanExporter for CollectedSpans {
     async fn export(&self, batch: Vec<SpanData>) -> OTelSdkResult {
         self.0.lock().unwrap().extend(batch);
         Ok(())
     }
 }
 
-impl Kept {
-    fn spans(settings: &Settings) -> (Spans, Self) {
-        let kept = Kept::default();
-        let tracers = tracers().with_simple_exporter(kept.clone()).build();
-        (Spans::new(tracers.tracer(names::SERVICE), settings), kept)
+impl CollectedSpans {
+    fn spans(settings: &Settings) -> (SpanRecorder, Self) {
+        let kept = CollectedSpans::default();
+        let tracers = tracer_builder().with_simple_exporter(kept.clone()).build();
+        (SpanRecorder::new(tracers.tracer(names::SERVICE), settings), kept)
     }
 
     fn take(&self) -> Vec<SpanData> {
@@ -117,7 +117,7 @@ fn said(span: &SpanData) -> Vec<(String, String)> {
 
 #[test]
 fn a_span_says_who_and_what() {
-    let (spans, kept) = Kept::spans(&Settings::default());
+    let (spans, kept) = CollectedSpans::spans(&Settings::default());
     let history = HistoryId::new("h");
     let parent = TraceContext::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", Some("v=1")).unwrap();
     let (user, application) = (UserId::new("https://i", "ada"), ApplicationId::from("crm"));
@@ -162,14 +162,14 @@ fn a_span_says_who_and_what() {
 
 #[test]
 fn errors_are_marked_and_denials_are_not() {
-    let (spans, kept) = Kept::spans(&Settings::default());
+    let (spans, kept) = CollectedSpans::spans(&Settings::default());
     let history = HistoryId::new("h");
     spans.record(&bare(&history, Effect::Deny, Reason::UserDenies));
     spans.record(&bare(&history, Effect::Deny, Reason::Stale));
     let exported = kept.take();
     assert_eq!(exported.iter().map(|span| span.status != Status::Unset).collect::<Vec<_>>(), [false, true]);
     assert!(said(&exported[1]).contains(&("error.type".into(), "STALE".into())));
-    assert!(said(&exported[0]).contains(&("portcullis.deciding_layer".into(), Layer::User.to_string())));
+    assert!(said(&exported[0]).contains(&("portcullis.deciding_layer".into(), DecisionLayer::User.to_string())));
     assert_ne!(exported[0].span_context.trace_id(), exported[1].span_context.trace_id());
 }
 
@@ -181,7 +181,7 @@ fn what_is_sampled() {
     let parent = |flags: &str| TraceContext::parse(&format!("00-{}-{}-{flags}", "a".repeat(32), "b".repeat(16)), None);
     let (kept_by_caller, dropped_by_caller) = (parent("01"), parent("00"));
     let check = |effect, parent: Option<&TraceContext>, calls: i64, expected: usize| {
-        let (spans, kept) = Kept::spans(&settings);
+        let (spans, kept) = CollectedSpans::spans(&settings);
         for _ in 0..calls {
             spans.record(&SpanFacts { parent, ..bare(&history, effect, Reason::Ok) });
         }
@@ -205,7 +205,7 @@ fn what_is_sampled() {
 #[test]
 fn off_means_off() {
     let telemetry = Telemetry::start(&Settings::default()).unwrap();
-    assert!(!telemetry.spans().is_on());
+    assert!(!telemetry.spans().is_enabled());
     telemetry.spans().record(&bare(&HistoryId::new("h"), Effect::Deny, Reason::Stale));
     telemetry.shutdown().unwrap();
 }
@@ -228,27 +228,27 @@ fn bad_settings_are_named() {
 
 /// Any OTLP request. Its content is one repeated message, kept as bytes.
 #[derive(Clone, PartialEq, prost::Message)]
-struct Export {
+struct ExportRequest {
     #[prost(bytes = "bytes", repeated, tag = "1")]
     resources: Vec<Bytes>,
 }
 
 /// Hands the path and content of each request to the test.
 #[derive(Clone)]
-struct Collector {
+struct FakeCollector {
     path: String,
     received: mpsc::Sender<(String, Vec<u8>)>,
 }
 
-impl tonic::server::UnaryService<Export> for Collector {
-    type Response = Export;
-    type Future = std::pin::Pin<Box<dyn Future<Output = Result<tonic::Response<Export>, tonic::Status>> + Send>>;
+impl tonic::server::UnaryService<ExportRequest> for FakeCollector {
+    type Response = ExportRequest;
+    type Future = std::pin::Pin<Box<dyn Future<Output = Result<tonic::Response<ExportRequest>, tonic::Status>> + Send>>;
 
-    fn call(&mut self, request: tonic::Request<Export>) -> Self::Future {
+    fn call(&mut self, request: tonic::Request<ExportRequest>) -> Self::Future {
         let (collector, content) = (self.clone(), request.into_inner().resources.concat());
         Box::pin(async move {
             collector.received.send((collector.path, content)).await.unwrap();
-            Ok(tonic::Response::new(Export::default()))
+            Ok(tonic::Response::new(ExportRequest::default()))
         })
     }
 }
@@ -257,7 +257,7 @@ impl tonic::server::UnaryService<Export> for Collector {
 async fn a_collector_gets_spans_and_metrics() {
     let (received, mut exports) = mpsc::channel(16);
     let handler = move |request: http::Request<axum::body::Body>| {
-        let collector = Collector { path: request.uri().path().to_owned(), received: received.clone() };
+        let collector = FakeCollector { path: request.uri().path().to_owned(), received: received.clone() };
         async move { tonic::server::Grpc::new(tonic_prost::ProstCodec::default()).unary(collector, request).await }
     };
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -275,10 +275,10 @@ async fn a_collector_gets_spans_and_metrics() {
     };
     let telemetry = Telemetry::start(&settings).unwrap();
     let metrics = telemetry.metrics();
-    metrics.decision(Effect::Deny, Reason::GuardrailDenies, 3_000);
-    metrics.chain_cache(true);
-    metrics.gauge(names::SNAPSHOT_AGE, "Age.", || 0.25);
-    metrics.state(names::REPLICA_STATE, "State.", &["loading", "ready"], || 1);
+    metrics.record_decision(Effect::Deny, Reason::GuardrailDenies, 3_000);
+    metrics.record_chain_lookup(true);
+    metrics.register_gauge(names::SNAPSHOT_AGE, "Age.", || 0.25);
+    metrics.register_state(names::REPLICA_STATE, "State.", &["loading", "ready"], || 1);
     telemetry.spans().record(&bare(&HistoryId::new("history-1"), Effect::Deny, Reason::GuardrailDenies));
     tokio::task::spawn_blocking(move || telemetry.shutdown()).await.unwrap().unwrap();
 

@@ -6,9 +6,9 @@
 use opentelemetry::trace::{SpanContext, SpanId, TraceFlags, TraceId, TraceState};
 
 /// Limit of a `tracestate`. A longer one is dropped, and the `traceparent` is kept.
-const STATE_BYTES_MAX: usize = 512;
+const TRACESTATE_BYTES_MAX: usize = 512;
 /// The recommendation's limit of list members.
-const STATE_MEMBERS_MAX: usize = 32;
+const TRACESTATE_MEMBERS_MAX: usize = 32;
 
 /// The span of the caller's trace from which a call comes (W3C Trace Context, level 1).
 #[derive(Clone, Debug, PartialEq)]
@@ -21,21 +21,21 @@ impl TraceContext {
     pub fn parse(traceparent: &str, tracestate: Option<&str>) -> Option<Self> {
         let bytes = traceparent.as_bytes();
         let (version, rest) = bytes.split_at_checked(2)?;
-        let version = u8::try_from(hex(version)?).ok()?;
+        let version = u8::try_from(parse_hex(version)?).ok()?;
         let (trace_id, rest) = rest.strip_prefix(b"-")?.split_at_checked(32)?;
         let (span_id, rest) = rest.strip_prefix(b"-")?.split_at_checked(16)?;
         let (flags, rest) = rest.strip_prefix(b"-")?.split_at_checked(2)?;
         // Version 0 ends here. A later version may continue after another hyphen. Version 255 is forbidden.
         let ends = rest.is_empty() || (version > 0 && rest.first() == Some(&b'-'));
-        if version == 0xff || !ends || rest.len() > STATE_BYTES_MAX {
+        if version == 0xff || !ends || rest.len() > TRACESTATE_BYTES_MAX {
             return None;
         }
-        let (trace_id, span_id) = (hex(trace_id)?, u64::try_from(hex(span_id)?).ok()?);
-        let flags = u8::try_from(hex(flags)?).ok()?;
+        let (trace_id, span_id) = (parse_hex(trace_id)?, u64::try_from(parse_hex(span_id)?).ok()?);
+        let flags = u8::try_from(parse_hex(flags)?).ok()?;
         if trace_id == 0 || span_id == 0 {
             return None;
         }
-        let state = tracestate.and_then(parse_state).unwrap_or_default();
+        let state = tracestate.and_then(parse_tracestate).unwrap_or_default();
         // Only the flag `sampled` has a meaning in this version.
         let flags = TraceFlags::new(flags & 1);
         Some(Self { span: SpanContext::new(TraceId::from(trace_id), SpanId::from(span_id), flags, true, state) })
@@ -57,7 +57,7 @@ impl TraceContext {
 }
 
 /// Parses at most 32 lowercase hexadecimal digits.
-fn hex(digits: &[u8]) -> Option<u128> {
+fn parse_hex(digits: &[u8]) -> Option<u128> {
     digits.iter().try_fold(0_u128, |value, digit| match digit {
         b'0'..=b'9' => Some(value << 4 | u128::from(digit - b'0')),
         b'a'..=b'f' => Some(value << 4 | u128::from(digit - b'a' + 10)),
@@ -65,8 +65,8 @@ fn hex(digits: &[u8]) -> Option<u128> {
     })
 }
 
-fn parse_state(text: &str) -> Option<TraceState> {
-    if text.len() > STATE_BYTES_MAX {
+fn parse_tracestate(text: &str) -> Option<TraceState> {
+    if text.len() > TRACESTATE_BYTES_MAX {
         return None;
     }
     let mut members: Vec<(&str, &str)> = Vec::new();
@@ -74,7 +74,7 @@ fn parse_state(text: &str) -> Option<TraceState> {
         let (key, value) = member.split_once('=')?;
         let plain = |byte: u8| (0x20..=0x7e).contains(&byte);
         let twice = members.iter().any(|(other, _)| *other == key);
-        if key.is_empty() || value.is_empty() || twice || !value.bytes().all(plain) || members.len() == STATE_MEMBERS_MAX {
+        if key.is_empty() || value.is_empty() || twice || !value.bytes().all(plain) || members.len() == TRACESTATE_MEMBERS_MAX {
             return None;
         }
         members.push((key, value));

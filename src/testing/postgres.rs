@@ -44,7 +44,7 @@ rm -rf "$folder"
 "#;
 
 /// A PostgreSQL server in a folder of its own.
-pub struct Server {
+pub struct PostgresServer {
     folder: PathBuf,
     port: u16,
     bin: PathBuf,
@@ -53,26 +53,27 @@ pub struct Server {
 }
 
 /// The server that the tests of this process share. A test that breaks its server starts one of its own.
-pub fn shared() -> &'static Server {
-    static SERVER: OnceLock<Server> = OnceLock::new();
-    SERVER.get_or_init(|| Server::start(&[]))
+pub fn shared() -> &'static PostgresServer {
+    static SERVER: OnceLock<PostgresServer> = OnceLock::new();
+    SERVER.get_or_init(|| PostgresServer::start(&[]))
 }
 
-impl Server {
+impl PostgresServer {
     /// Creates a server with settings such as `synchronous_standby_names=x`, and starts it.
     pub fn start(settings: &[&str]) -> Self {
         Self::start_on(settings, |bin, data| {
-            let mut command = as_other(&bin.join("initdb"));
+            let mut command = command_as_server_user(&bin.join("initdb"));
             command.args(["--no-sync", "--auth=trust", "--encoding=UTF8", "--no-locale", "--username", SUPERUSER, "--pgdata"]);
             output_of(command.arg(data).current_dir("/"), POSTGRESQL)
         })
     }
 
     /// Starts a server on a copy of a stopped server's data.
-    pub fn start_copy(of: &Server, settings: &[&str]) -> Self {
+    pub fn start_copy(of: &PostgresServer, settings: &[&str]) -> Self {
         let from = of.folder.join("data/.");
         Self::start_on(settings, |_, data| {
-            let copied = output_of(as_other(Path::new("cp")).arg("-a").arg(from).arg(data).current_dir("/"), "coreutils");
+            let copied =
+                output_of(command_as_server_user(Path::new("cp")).arg("-a").arg(from).arg(data).current_dir("/"), "coreutils");
             let _ = std::fs::remove_file(data.join("postmaster.pid"));
             copied
         })
@@ -82,7 +83,7 @@ impl Server {
     pub fn standby(name: &str, port: u16) -> Self {
         // The standby retries soon after its primary ends the stream, as a promoted primary does. The default is five seconds.
         Self::start_on(&["wal_retrieve_retry_interval=100ms"], |bin, data| {
-            let mut command = as_other(&bin.join("pg_basebackup"));
+            let mut command = command_as_server_user(&bin.join("pg_basebackup"));
             command.args(["--no-sync", "--checkpoint=fast", "--wal-method=stream", "--write-recovery-conf", "--no-password"]);
             command.arg("--dbname").arg(format!("host=127.0.0.1 port={port} user={SUPERUSER} application_name={name}"));
             output_of(command.arg("--pgdata").arg(data).current_dir("/"), POSTGRESQL)
@@ -96,17 +97,17 @@ impl Server {
 
     /// Makes a standby stream from the server on a port of the loopback address.
     pub fn follow(&self, name: &str, port: u16) {
-        self.set(&format!("primary_conninfo = 'host=127.0.0.1 port={port} user={SUPERUSER} application_name={name}'"));
+        self.change_setting(&format!("primary_conninfo = 'host=127.0.0.1 port={port} user={SUPERUSER} application_name={name}'"));
     }
 
     /// The bytes of its primary's log that a standby has written.
-    pub fn received(&self) -> u64 {
+    pub fn received_log_bytes(&self) -> u64 {
         self.sql("postgres", "SELECT (pg_last_wal_receive_lsn() - '0/0'::pg_lsn)::int8").parse().unwrap()
     }
 
     fn start_on(settings: &[&str], make: impl FnOnce(&Path, &Path) -> Output) -> Self {
         static NEXT: AtomicU64 = AtomicU64::new(0);
-        let bin = binaries();
+        let bin = binary_folder();
         let number = NEXT.fetch_add(1, Ordering::SeqCst);
         // The path is short, because the path of a socket has at most 107 bytes.
         let folder = PathBuf::from(format!("/tmp/pg-test-{}-{number}", std::process::id()));
@@ -117,8 +118,8 @@ impl Server {
         let data = folder.join("data");
         std::fs::create_dir(&data).unwrap();
         std::fs::set_permissions(&data, std::fs::Permissions::from_mode(0o700)).unwrap();
-        hand_over(&data);
-        hand_over(&folder);
+        change_owner(&data);
+        change_owner(&folder);
         let made = make(&bin, &data);
         assert!(made.status.success(), "no data folder was made: {}", String::from_utf8_lossy(&made.stderr));
         let mut attempt = 0;
@@ -128,7 +129,7 @@ impl Server {
             let mut settings: Vec<String> = settings.iter().map(|one| (*one).to_owned()).collect();
             settings.extend(["listen_addresses=127.0.0.1".to_owned(), "max_connections=200".to_owned()]);
             settings.extend([format!("port={port}"), format!("unix_socket_directories={}", folder.display())]);
-            let watch = watch(&folder, &bin, &data, &settings);
+            let watch = start_watched(&folder, &bin, &data, &settings);
             let server = Self { folder: folder.clone(), port, bin: bin.clone(), watch, databases: AtomicU64::new(0) };
             if server.wait_until_ready() {
                 return server;
@@ -176,13 +177,13 @@ impl Server {
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
 
-    /// Runs SQL as [`Server::sql`] does, and returns the exit status too.
+    /// Runs SQL as [`PostgresServer::sql`] does, and returns the exit status too.
     pub fn try_sql(&self, database: &str, sql: &str) -> Output {
         let database = database.split('?').next().unwrap().rsplit('/').next().unwrap();
         let mut command = self.psql();
         command.args(["-v", "ON_ERROR_STOP=1", "-d", database, "-p", &self.port.to_string(), "-h"]).arg(&self.folder);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        let mut psql = started(&mut command, POSTGRESQL);
+        let mut psql = spawn(&mut command, POSTGRESQL);
         let asked = psql.stdin.take().unwrap().write_all(sql.as_bytes());
         // A `psql` that finds no server ends without reading. Its output says so.
         assert!(asked.is_ok() || asked.is_err_and(|error| error.kind() == ErrorKind::BrokenPipe), "`psql` cannot be asked");
@@ -197,7 +198,7 @@ impl Server {
     }
 
     /// Changes a setting and makes the server reload it.
-    pub fn set(&self, setting: &str) {
+    pub fn change_setting(&self, setting: &str) {
         // Each statement has a transaction of its own, as the command requires.
         self.sql("postgres", &format!("ALTER SYSTEM SET {setting};\nSELECT pg_reload_conf();"));
     }
@@ -220,7 +221,7 @@ impl Server {
         signal(&pids, Signal::KILL);
         let until = Instant::now() + START_TIMEOUT;
         // A dead process that its parent has not reaped yet holds no resource.
-        let lives = |pid: &Pid| stat(*pid).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'));
+        let lives = |pid: &Pid| process_stat(*pid).is_some_and(|(state, _)| !matches!(state, 'Z' | 'X'));
         while pids.iter().any(lives) {
             assert!(Instant::now() < until, "a killed server lives");
             std::thread::sleep(Duration::from_millis(1));
@@ -229,7 +230,7 @@ impl Server {
 
     fn control(&self, arguments: &[&str]) {
         let data = self.folder.join("data");
-        let mut command = as_other(&self.bin.join("pg_ctl"));
+        let mut command = command_as_server_user(&self.bin.join("pg_ctl"));
         let done = output_of(command.args(arguments).arg("-D").arg(data).current_dir("/"), POSTGRESQL);
         assert!(done.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&done.stderr));
     }
@@ -238,12 +239,12 @@ impl Server {
     pub fn restart(&self) {
         let options = std::fs::read_to_string(self.folder.join("data/postmaster.opts")).unwrap();
         let options = options.split_once(' ').map(|(_, options)| options.trim().replace('"', "")).unwrap();
-        let mut command = as_other(&self.bin.join("pg_ctl"));
+        let mut command = command_as_server_user(&self.bin.join("pg_ctl"));
         command.args(["start", "-w", "-l"]).arg(self.folder.join("data/restarted.log"));
         command.arg("-o").arg(options).arg("-D").arg(self.folder.join("data")).current_dir("/");
         // The server keeps inherited file descriptors open, so reading a pipe would never end.
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-        let done = started(&mut command, POSTGRESQL).wait().unwrap();
+        let done = spawn(&mut command, POSTGRESQL).wait().unwrap();
         assert!(done.success(), "{}", std::fs::read_to_string(self.folder.join("data/restarted.log")).unwrap_or_default());
     }
 
@@ -259,7 +260,7 @@ impl Server {
         let Some(main) = self.pid() else { return Vec::new() };
         let all = std::fs::read_dir("/proc").into_iter().flatten().flatten();
         let all = all.filter_map(|entry| entry.file_name().to_str().and_then(pid_of));
-        let children = all.filter(|pid| stat(*pid).is_some_and(|(_, parent)| parent == main.as_raw_nonzero().get()));
+        let children = all.filter(|pid| process_stat(*pid).is_some_and(|(_, parent)| parent == main.as_raw_nonzero().get()));
         std::iter::once(main).chain(children).collect()
     }
 
@@ -286,7 +287,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for PostgresServer {
     // INVARIANT: nothing here panics. A failing test drops its servers while it unwinds, and a second panic would end the process
     // and all other tests.
     fn drop(&mut self) {
@@ -312,7 +313,7 @@ fn signal(pids: &[Pid], signal: Signal) {
 }
 
 /// The state of a process and the id of its parent, if the process exists.
-fn stat(pid: Pid) -> Option<(char, i32)> {
+fn process_stat(pid: Pid) -> Option<(char, i32)> {
     // The format is `PID (NAME) STATE PARENT …`. A name may contain any character, including a bracket.
     let stat = std::fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
     let mut fields = stat.rsplit(") ").next()?.split(' ');
@@ -332,7 +333,7 @@ pub fn output_of(command: &mut Command, package: &str) -> Output {
 ///
 /// # Panics
 /// If the program cannot be started.
-pub fn started(command: &mut Command, package: &str) -> Child {
+pub fn spawn(command: &mut Command, package: &str) -> Child {
     let child = command.spawn();
     child.unwrap_or_else(|error| panic!("this test needs `{}` ({error}): {}", shown(command), install(package)))
 }
@@ -345,8 +346,8 @@ fn install(package: &str) -> String {
     format!("install Debian's package `{package}`, as ./test.sh does")
 }
 
-fn watch(folder: &Path, bin: &Path, data: &Path, settings: &[String]) -> Child {
-    let mut command = as_other(Path::new("/bin/sh"));
+fn start_watched(folder: &Path, bin: &Path, data: &Path, settings: &[String]) -> Child {
+    let mut command = command_as_server_user(Path::new("/bin/sh"));
     command.arg("-c").arg(WATCHED).arg("sh").arg(folder).arg(bin.join("postgres")).arg("-D").arg(data);
     for setting in settings {
         command.arg("-c").arg(setting);
@@ -354,11 +355,11 @@ fn watch(folder: &Path, bin: &Path, data: &Path, settings: &[String]) -> Child {
     // The shell has a process group of its own. An interrupt from the terminal ends the tests, and their end closes its input.
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     // For root `setpriv` is started, otherwise the shell.
-    started(command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()), "util-linux")
+    spawn(command.current_dir("/").stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()), "util-linux")
 }
 
 /// The folder of the server's programs.
-fn binaries() -> PathBuf {
+fn binary_folder() -> PathBuf {
     let has_all = |folder: &PathBuf| PROGRAMS.iter().all(|name| folder.join(name).is_file());
     let mut folders = Vec::new();
     if let Ok(output) = Command::new("pg_config").arg("--bindir").output() {
@@ -373,29 +374,29 @@ fn binaries() -> PathBuf {
 }
 
 /// The user that runs the server if the tests run as root, because the server refuses root.
-fn other_user() -> &'static str {
+fn server_user() -> &'static str {
     let known = |name: &str| output_of(Command::new("id").arg(name), "coreutils").status.success();
     if known("postgres") { "postgres" } else { "nobody" }
 }
 
 /// A command as a user that the server accepts.
-fn as_other(program: &Path) -> Command {
+fn command_as_server_user(program: &Path) -> Command {
     if !geteuid().is_root() {
         return Command::new(program);
     }
     let mut command = Command::new("setpriv");
-    command.args(["--reuid", other_user(), "--regid"]).arg(group()).args(["--clear-groups", "--"]).arg(program);
+    command.args(["--reuid", server_user(), "--regid"]).arg(server_group()).args(["--clear-groups", "--"]).arg(program);
     command
 }
 
-fn group() -> String {
-    let output = output_of(Command::new("id").args(["-gn", other_user()]), "coreutils");
+fn server_group() -> String {
+    let output = output_of(Command::new("id").args(["-gn", server_user()]), "coreutils");
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-fn hand_over(folder: &Path) {
+fn change_owner(folder: &Path) {
     if geteuid().is_root() {
-        let done = output_of(Command::new("chown").arg(other_user()).arg(folder), "coreutils");
+        let done = output_of(Command::new("chown").arg(server_user()).arg(folder), "coreutils");
         assert!(done.status.success(), "{done:?}");
     }
 }

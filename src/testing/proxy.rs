@@ -33,7 +33,7 @@ const ANSWER: &str = "@proxy ";
 
 /// One or both directions of a route.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum TrafficDirection {
     /// From the client to the server.
     Up,
     /// From the server to the client.
@@ -42,15 +42,15 @@ pub enum Way {
     Both,
 }
 
-impl Way {
-    fn covers(self, other: Way) -> bool {
-        self == Way::Both || self == other
+impl TrafficDirection {
+    fn covers(self, other: TrafficDirection) -> bool {
+        self == TrafficDirection::Both || self == other
     }
 }
 
 /// The fault of a route.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Mode {
+pub enum RouteMode {
     /// Forwards all bytes.
     Pass,
     /// Forwards all bytes, each direction delayed by this many milliseconds.
@@ -59,56 +59,59 @@ pub enum Mode {
     Cut,
     /// Ends one direction of every existing connection, even if another mode follows at once, and of new ones. The other direction
     /// goes on.
-    HalfClose(Way),
+    HalfClose(TrafficDirection),
     /// Discards bytes. Connections stay open, and new ones are accepted.
-    BlackHole(Way),
+    BlackHole(TrafficDirection),
     /// Forwards all bytes until a client sends this text. From then on its connection is a black hole in both directions.
     BlackHoleAt(String),
 }
 
-impl fmt::Display for Way {
+impl fmt::Display for TrafficDirection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Way::Up => "up",
-            Way::Down => "down",
-            Way::Both => "both",
+            TrafficDirection::Up => "up",
+            TrafficDirection::Down => "down",
+            TrafficDirection::Both => "both",
         })
     }
 }
 
-impl fmt::Display for Mode {
+impl fmt::Display for RouteMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Mode::Pass => f.write_str("pass"),
-            Mode::Delay(ms) => write!(f, "delay {ms}"),
-            Mode::Cut => f.write_str("cut"),
-            Mode::HalfClose(way) => write!(f, "half-close {way}"),
-            Mode::BlackHole(way) => write!(f, "black-hole {way}"),
-            Mode::BlackHoleAt(words) => write!(f, "black-hole-at {words}"),
+            RouteMode::Pass => f.write_str("pass"),
+            RouteMode::Delay(ms) => write!(f, "delay {ms}"),
+            RouteMode::Cut => f.write_str("cut"),
+            RouteMode::HalfClose(way) => write!(f, "half-close {way}"),
+            RouteMode::BlackHole(way) => write!(f, "black-hole {way}"),
+            RouteMode::BlackHoleAt(words) => write!(f, "black-hole-at {words}"),
         }
     }
 }
 
-impl FromStr for Way {
+impl FromStr for TrafficDirection {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        [Way::Up, Way::Down, Way::Both].into_iter().find(|way| way.to_string() == text).ok_or_else(|| format!("no way: `{text}`"))
+        [TrafficDirection::Up, TrafficDirection::Down, TrafficDirection::Both]
+            .into_iter()
+            .find(|way| way.to_string() == text)
+            .ok_or_else(|| format!("no way: `{text}`"))
     }
 }
 
-impl FromStr for Mode {
+impl FromStr for RouteMode {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, rest) = text.split_once(' ').unwrap_or((text, ""));
         Ok(match name {
-            "pass" => Mode::Pass,
-            "delay" => Mode::Delay(rest.parse().map_err(|_| format!("no delay: `{text}`"))?),
-            "cut" => Mode::Cut,
-            "half-close" => Mode::HalfClose(rest.parse()?),
-            "black-hole" => Mode::BlackHole(rest.parse()?),
-            "black-hole-at" if !rest.is_empty() => Mode::BlackHoleAt(rest.to_owned()),
+            "pass" => RouteMode::Pass,
+            "delay" => RouteMode::Delay(rest.parse().map_err(|_| format!("no delay: `{text}`"))?),
+            "cut" => RouteMode::Cut,
+            "half-close" => RouteMode::HalfClose(rest.parse()?),
+            "black-hole" => RouteMode::BlackHole(rest.parse()?),
+            "black-hole-at" if !rest.is_empty() => RouteMode::BlackHoleAt(rest.to_owned()),
             _ => return Err(format!("no mode: `{text}`")),
         })
     }
@@ -116,41 +119,41 @@ impl FromStr for Mode {
 
 /// The setting of a route.
 #[derive(Clone, Debug)]
-struct Setting {
-    mode: Mode,
+struct RouteSetting {
+    mode: RouteMode,
     upstream: SocketAddr,
-    done: Done,
+    mode_counts: ModeCounts,
 }
 
 /// Counts how often the route was told to cut or half-close its connections. A connection compares these counts with those at its
 /// start, because a watch channel keeps only the newest mode, so a connection may never see a mode that was replaced at once.
 #[derive(Clone, Copy, Debug, Default)]
-struct Done {
+struct ModeCounts {
     cuts: u64,
     ups_ended: u64,
     downs_ended: u64,
 }
 
-impl Done {
-    fn count(&mut self, mode: &Mode) {
-        self.cuts += u64::from(*mode == Mode::Cut);
-        for (way, ended) in [(Way::Up, &mut self.ups_ended), (Way::Down, &mut self.downs_ended)] {
-            *ended += u64::from(matches!(mode, Mode::HalfClose(which) if which.covers(way)));
+impl ModeCounts {
+    fn count(&mut self, mode: &RouteMode) {
+        self.cuts += u64::from(*mode == RouteMode::Cut);
+        for (way, ended) in [(TrafficDirection::Up, &mut self.ups_ended), (TrafficDirection::Down, &mut self.downs_ended)] {
+            *ended += u64::from(matches!(mode, RouteMode::HalfClose(which) if which.covers(way)));
         }
     }
 
-    fn ended(&self, way: Way) -> u64 {
-        if way == Way::Up { self.ups_ended } else { self.downs_ended }
+    fn ended(&self, way: TrafficDirection) -> u64 {
+        if way == TrafficDirection::Up { self.ups_ended } else { self.downs_ended }
     }
 }
 
 /// A route in this process. Its listener and its connections end when it is dropped.
-pub struct Route {
+pub struct ProxyRoute {
     address: SocketAddr,
-    setting: watch::Sender<Setting>,
+    setting: watch::Sender<RouteSetting>,
 }
 
-impl Route {
+impl ProxyRoute {
     /// Listens on a loopback port, 0 for any free one, on the current runtime.
     ///
     /// # Errors
@@ -158,8 +161,9 @@ impl Route {
     pub async fn listen(port: u16, upstream: SocketAddr) -> io::Result<Self> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await?;
         let address = listener.local_addr()?;
-        let (setting, settings) = watch::channel(Setting { mode: Mode::Pass, upstream, done: Done::default() });
-        tokio::spawn(accept(listener, settings));
+        let (setting, settings) =
+            watch::channel(RouteSetting { mode: RouteMode::Pass, upstream, mode_counts: ModeCounts::default() });
+        tokio::spawn(accept_connections(listener, settings));
         Ok(Self { address, setting })
     }
 
@@ -169,42 +173,42 @@ impl Route {
     }
 
     /// Sets the mode of existing and new connections.
-    pub fn set(&self, mode: Mode) {
+    pub fn set_mode(&self, mode: RouteMode) {
         self.setting.send_modify(|setting| {
-            setting.done.count(&mode);
+            setting.mode_counts.count(&mode);
             setting.mode = mode;
         });
     }
 
     /// Sets the server for new connections. Existing connections keep theirs.
-    pub fn point(&self, upstream: SocketAddr) {
+    pub fn set_upstream(&self, upstream: SocketAddr) {
         self.setting.send_modify(|setting| setting.upstream = upstream);
     }
 }
 
-async fn accept(listener: TcpListener, mut settings: watch::Receiver<Setting>) {
+async fn accept_connections(listener: TcpListener, mut settings: watch::Receiver<RouteSetting>) {
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
-                Ok((near, _)) => drop(tokio::spawn(carry(near, settings.clone()))),
+                Ok((near, _)) => drop(tokio::spawn(relay_connection(near, settings.clone()))),
                 // The process may be out of file descriptors, which soon ends.
                 Err(_) => tokio::time::sleep(Duration::from_millis(10)).await,
             },
-            gone = closed(&mut settings) => return gone,
+            gone = wait_until_route_ends(&mut settings) => return gone,
         }
     }
 }
 
 /// Returns when the route ends.
-async fn closed(settings: &mut watch::Receiver<Setting>) {
+async fn wait_until_route_ends(settings: &mut watch::Receiver<RouteSetting>) {
     while settings.changed().await.is_ok() {}
 }
 
 /// Relays both directions of one connection, until it ends or is cut.
-async fn carry(near: TcpStream, settings: watch::Receiver<Setting>) {
+async fn relay_connection(near: TcpStream, settings: watch::Receiver<RouteSetting>) {
     let near = Arc::new(near);
     let mut cut = settings.clone();
-    let Setting { upstream, done, .. } = settings.borrow().clone();
+    let RouteSetting { upstream, mode_counts: done, .. } = settings.borrow().clone();
     let both = async {
         let Ok(far) = TcpStream::connect(upstream).await else { return reset(&near) };
         for stream in [&*near, &far] {
@@ -216,15 +220,24 @@ async fn carry(near: TcpStream, settings: watch::Receiver<Setting>) {
         let fallen = watch::Sender::new(false);
         let one = |way, from: &Arc<TcpStream>, to: &Arc<TcpStream>| {
             let (from, to, settings, fallen) = (from.clone(), to.clone(), settings.clone(), fallen.clone());
-            Pump { way, from, to, settings, ended: done.ended(way), fallen, lost: false }.run()
+            DirectionRelay {
+                direction: way,
+                from,
+                to,
+                settings,
+                ended: done.ended(way),
+                black_hole: fallen,
+                has_lost_bytes: false,
+            }
+            .run()
         };
-        if tokio::try_join!(one(Way::Up, &near, &far), one(Way::Down, &far, &near)).is_err() {
+        if tokio::try_join!(one(TrafficDirection::Up, &near, &far), one(TrafficDirection::Down, &far, &near)).is_err() {
             reset(&near);
             reset(&far);
         }
     };
     tokio::select! {
-        _ = cut.wait_for(|setting| setting.mode == Mode::Cut || setting.done.cuts != done.cuts) => reset(&near),
+        _ = cut.wait_for(|setting| setting.mode == RouteMode::Cut || setting.mode_counts.cuts != done.cuts) => reset(&near),
         () = both => {}
     }
 }
@@ -236,28 +249,28 @@ fn reset(stream: &TcpStream) {
 }
 
 /// Relays one direction of a connection.
-struct Pump {
-    way: Way,
+struct DirectionRelay {
+    direction: TrafficDirection,
     from: Arc<TcpStream>,
     to: Arc<TcpStream>,
-    settings: watch::Receiver<Setting>,
+    settings: watch::Receiver<RouteSetting>,
     /// How often this direction of the route had been ended when the connection began.
     ended: u64,
-    fallen: watch::Sender<bool>,
+    black_hole: watch::Sender<bool>,
     /// Whether bytes were lost. Then no byte may follow them.
-    lost: bool,
+    has_lost_bytes: bool,
 }
 
-impl Pump {
+impl DirectionRelay {
     async fn run(mut self) -> io::Result<()> {
         let (mut waiting, mut bytes, mut ended) = (VecDeque::<(Instant, Vec<u8>)>::new(), 0, false);
         let mut chunk = vec![0; CHUNK_BYTES];
-        let mut fallen = self.fallen.subscribe();
+        let mut fallen = self.black_hole.subscribe();
         self.settings.mark_changed();
         loop {
             if ended && waiting.is_empty() {
                 if !self.swallows() {
-                    return shut(&self.to);
+                    return shut_down_write(&self.to);
                 }
                 // An end is discarded as well, so the other side keeps waiting.
                 std::future::pending::<()>().await;
@@ -267,13 +280,13 @@ impl Pump {
                 biased;
                 changed = self.settings.changed() => {
                     changed.map_err(io::Error::other)?;
-                    if self.half_closed() && !self.lost {
-                        self.lost = true;
-                        shut(&self.to)?;
+                    if self.half_closed() && !self.has_lost_bytes {
+                        self.has_lost_bytes = true;
+                        shut_down_write(&self.to)?;
                     }
                 }
-                _ = fallen.changed() => self.lost = true,
-                () = until(due) => {
+                _ = fallen.changed() => self.has_lost_bytes = true,
+                () = sleep_until(due) => {
                     let Some((_, chunk)) = waiting.pop_front() else { continue };
                     bytes -= chunk.len();
                     if !self.swallows() {
@@ -289,12 +302,12 @@ impl Pump {
                     };
                     ended = length == 0;
                     let said = chunk.get(..length).unwrap_or_default();
-                    self.listen(said);
+                    self.watch_for_words(said);
                     if ended || self.swallows() {
                         continue;
                     }
                     let delay = match self.settings.borrow().mode {
-                        Mode::Delay(ms) => Duration::from_millis(ms),
+                        RouteMode::Delay(ms) => Duration::from_millis(ms),
                         _ => Duration::ZERO,
                     };
                     bytes += length;
@@ -307,27 +320,28 @@ impl Pump {
     /// Whether this direction was ended, or is ended as soon as a connection arrives.
     fn half_closed(&mut self) -> bool {
         let setting = self.settings.borrow_and_update();
-        matches!(setting.mode, Mode::HalfClose(way) if way.covers(self.way)) || setting.done.ended(self.way) != self.ended
+        matches!(setting.mode, RouteMode::HalfClose(way) if way.covers(self.direction))
+            || setting.mode_counts.ended(self.direction) != self.ended
     }
 
     /// Whether a byte is lost now. Then all later bytes are lost too.
     fn swallows(&mut self) -> bool {
-        let covered = matches!(self.settings.borrow().mode, Mode::BlackHole(way) if way.covers(self.way));
-        self.lost |= covered || *self.fallen.borrow();
-        self.lost
+        let covered = matches!(self.settings.borrow().mode, RouteMode::BlackHole(way) if way.covers(self.direction));
+        self.has_lost_bytes |= covered || *self.black_hole.borrow();
+        self.has_lost_bytes
     }
 
-    fn listen(&self, said: &[u8]) {
-        if let Mode::BlackHoleAt(words) = &self.settings.borrow().mode
-            && self.way == Way::Up
+    fn watch_for_words(&self, said: &[u8]) {
+        if let RouteMode::BlackHoleAt(words) = &self.settings.borrow().mode
+            && self.direction == TrafficDirection::Up
             && said.windows(words.len()).any(|window| window == words.as_bytes())
         {
-            self.fallen.send_replace(true);
+            self.black_hole.send_replace(true);
         }
     }
 }
 
-async fn until(due: Option<Instant>) {
+async fn sleep_until(due: Option<Instant>) {
     match due {
         Some(due) => tokio::time::sleep_until(due.into()).await,
         None => std::future::pending().await,
@@ -356,7 +370,7 @@ async fn write_all(to: &TcpStream, mut bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-fn shut(to: &TcpStream) -> io::Result<()> {
+fn shut_down_write(to: &TcpStream) -> io::Result<()> {
     match SockRef::from(to).shutdown(Shutdown::Write) {
         // The stream is closed already.
         Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(()),
@@ -384,7 +398,7 @@ pub fn serve() -> io::Result<()> {
     runtime.block_on(async {
         let mut routes = Vec::new();
         while let Some(line) = lines.recv().await {
-            let answer = obey(&line, &mut routes).await.unwrap_or_else(|problem| format!("problem {problem}"));
+            let answer = run_command(&line, &mut routes).await.unwrap_or_else(|problem| format!("problem {problem}"));
             // `println` is not used, because a test harness would capture it.
             writeln!(io::stdout(), "{ANSWER}{answer}")?;
             io::stdout().flush()?;
@@ -393,35 +407,35 @@ pub fn serve() -> io::Result<()> {
     })
 }
 
-async fn obey(line: &str, routes: &mut Vec<Route>) -> Result<String, String> {
+async fn run_command(line: &str, routes: &mut Vec<ProxyRoute>) -> Result<String, String> {
     let mut words = line.splitn(3, ' ');
     let mut word = || words.next().ok_or_else(|| format!("`{line}` lacks a word"));
     let (command, first, second) = (word()?, word()?, word()?);
     let address = || second.parse::<SocketAddr>().map_err(|error| format!("`{second}`: {error}"));
     let number = || first.parse::<u16>().map_err(|error| format!("`{first}`: {error}"));
     if command == "route" {
-        let route = Route::listen(number()?, address()?).await.map_err(|error| error.to_string())?;
+        let route = ProxyRoute::listen(number()?, address()?).await.map_err(|error| error.to_string())?;
         let answer = route.address().to_string();
         routes.push(route);
         return Ok(answer);
     }
     let route = routes.get(usize::from(number()?)).ok_or_else(|| format!("no route {first}"))?;
     match command {
-        "mode" => route.set(second.parse()?),
-        "point" => route.point(address()?),
+        "mode" => route.set_mode(second.parse()?),
+        "point" => route.set_upstream(address()?),
         _ => return Err(format!("no command: `{line}`")),
     }
     Ok("done".to_owned())
 }
 
 /// A proxy in a process of its own. It is killed on drop, and ends when this process ends.
-pub struct Process {
+pub struct ProxyProcess {
     command: Box<dyn Fn() -> Command + Send>,
     running: Option<(Child, ChildStdin, BufReader<ChildStdout>)>,
     routes: Vec<(SocketAddr, SocketAddr)>,
 }
 
-impl Process {
+impl ProxyProcess {
     /// Starts the program that `command` returns; that program calls [`serve`].
     pub fn start(command: impl Fn() -> Command + Send + 'static) -> Self {
         let mut process = Self { command: Box::new(command), running: None, routes: Vec::new() };
@@ -443,13 +457,13 @@ impl Process {
         (self.routes.len() - 1, address)
     }
 
-    /// Sets the mode, as [`Route::set`].
-    pub fn set(&mut self, route: usize, mode: &Mode) {
+    /// Sets the mode, as [`ProxyRoute::set_mode`].
+    pub fn set_mode(&mut self, route: usize, mode: &RouteMode) {
         self.ask(&format!("mode {route} {mode}"));
     }
 
-    /// Sets the server, as [`Route::point`].
-    pub fn point(&mut self, route: usize, upstream: SocketAddr) {
+    /// Sets the server, as [`ProxyRoute::point`].
+    pub fn set_upstream(&mut self, route: usize, upstream: SocketAddr) {
         self.ask(&format!("point {route} {upstream}"));
         self.routes.get_mut(route).expect("no such route").1 = upstream;
     }
@@ -492,7 +506,7 @@ impl Process {
     }
 }
 
-impl Drop for Process {
+impl Drop for ProxyProcess {
     fn drop(&mut self) {
         self.kill();
     }

@@ -9,24 +9,26 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::sync::Arc;
 
-use crate::model::limits::REVOCATION_KEPT_S;
-use crate::model::records::{ActRow, Change, DocumentKey, DocumentRow, Meaning, Origin, RevocationRow, Target, Write};
-use crate::model::replica::Condition;
+use crate::model::limits::REVOCATION_RETENTION_S;
+use crate::model::replica::ReplicaCondition;
+use crate::model::rows::{
+    ActRow, DocumentKey, DocumentOrigin, DocumentRow, RevocationKind, RevocationRow, RevocationTarget, RowChange, StoreWrite,
+};
 use crate::model::time::{Clock as _, ManualClock};
-use crate::store::chain::{GENESIS, document_sha256, revocation_sha256, state_digest};
 use crate::store::fleet::{self, SILENCE_MS_MAX};
+use crate::store::hash_chain::{GENESIS, document_sha256, revocation_sha256, state_digest};
 use crate::store::{
-    CommitRequest, CommitRow, Committed, CommittedBy, Error, Heartbeat, Registration, ReplicaState, State, Store, StoredDocument,
-    rules,
+    CommitMetadata, CommitOutcome, CommitRequest, CommitRow, Error, ReplicaHeartbeat, ReplicaRegistration, ReplicaState, Store,
+    StoreState, StoredDocument, write_rules,
 };
 
 mod adoption;
 mod approvals;
-mod faulty;
+mod faulty_store;
 mod kill;
-mod signers;
+mod operator_keys;
 
-pub use faulty::FaultyStore;
+pub use faulty_store::FaultyStore;
 
 /// The first reading of the clock of every store under test, in seconds.
 pub const START_UNIX_S: i64 = 1_750_000_000;
@@ -63,7 +65,7 @@ pub async fn conformance<F: Future<Output = Arc<dyn Store>>>(make: impl Fn(Arc<M
     documents_stand_as_they_stood(&*new().await.0).await;
     approvals::conformance(&new).await;
     kill::conformance(&new).await;
-    signers::conformance(&new).await;
+    operator_keys::conformance(&new).await;
     adoption::conformance(&new).await;
     text_that_no_engine_keeps_is_refused(&*new().await.0).await;
     let (store, clock) = new().await;
@@ -77,10 +79,10 @@ pub async fn conformance<F: Future<Output = Arc<dyn Store>>>(make: impl Fn(Arc<M
 ///
 /// # Panics
 /// If a check fails.
-pub async fn audit(store: &dyn Store) -> State {
+pub async fn verify_change_log(store: &dyn Store) -> StoreState {
     let state = store.load().await.unwrap();
     assert_eq!(state.digest, state_digest(&state.documents, &state.revocations), "the stored digest is that of the rows");
-    let mut replica = Replica::default();
+    let mut replica = ReplayedState::default();
     while replica.number < state.revision.number {
         let changes = store.changes(replica.number).await.unwrap();
         assert_eq!(changes.history, state.revision.history);
@@ -97,36 +99,36 @@ pub async fn audit(store: &dyn Store) -> State {
 
 /// A follower in its simplest form.
 #[derive(Default)]
-struct Replica {
+struct ReplayedState {
     number: u64,
     hash: [u8; 32],
     digest: crate::model::revision::StateDigest,
     documents: BTreeMap<DocumentKey, StoredDocument>,
-    revocations: BTreeMap<Target, RevocationRow>,
+    revocations: BTreeMap<RevocationTarget, RevocationRow>,
 }
 
-impl Replica {
+impl ReplayedState {
     fn apply(&mut self, commit: &CommitRow) {
         commit.verify_after(self.number, &self.hash).unwrap();
         (self.number, self.hash) = (commit.number, commit.hash);
         for change in &commit.changes {
             match change {
-                Change::Document(row) => {
+                RowChange::Document(row) => {
                     self.digest.add(&document_sha256(row, commit.number));
                     let stored = StoredDocument { row: row.clone(), revision: commit.number };
                     let before = self.documents.insert(row.key.clone(), stored);
                     before.iter().for_each(|one| self.digest.remove(&document_sha256(&one.row, one.revision)));
                 }
-                Change::DocumentRemoved(key) => {
+                RowChange::DocumentRemoved(key) => {
                     let before = self.documents.remove(key).unwrap();
                     self.digest.remove(&document_sha256(&before.row, before.revision));
                 }
-                Change::Revocation(row) => {
+                RowChange::Revocation(row) => {
                     self.digest.add(&revocation_sha256(row));
                     let before = self.revocations.insert(row.target.clone(), row.clone());
                     before.iter().for_each(|one| self.digest.remove(&revocation_sha256(one)));
                 }
-                Change::RevocationRemoved(target) => {
+                RowChange::RevocationRemoved(target) => {
                     self.digest.remove(&revocation_sha256(&self.revocations.remove(target).unwrap()));
                 }
             }
@@ -136,7 +138,7 @@ impl Replica {
 }
 
 async fn begins_empty(store: &dyn Store) {
-    let state = audit(store).await;
+    let state = verify_change_log(store).await;
     assert_eq!((state.revision.number, state.hash), (0, GENESIS));
     assert!(state.documents.is_empty() && state.revocations.is_empty());
     assert_eq!(store.revision().await, Ok(state.revision));
@@ -153,7 +155,7 @@ async fn revisions_are_dense_and_chained(store: &dyn Store) {
         assert_eq!(committed.unix_ms, START_UNIX_S * 1000);
         assert_eq!(store.revision().await, Ok(committed.revision));
     }
-    let state = audit(store).await;
+    let state = verify_change_log(store).await;
     assert_eq!((state.documents.len(), state.revocations.len()), (3, 20));
     let changes = store.changes(17).await.unwrap();
     assert_eq!(changes.commits.iter().map(|commit| commit.number).collect::<Vec<_>>(), [18, 19, 20]);
@@ -174,12 +176,12 @@ async fn documents_are_put_and_removed(store: &dyn Store) {
     let again = write(store, vec![remove("tool", "a")]).await;
     assert!(matches!(again, Err(Error::Rejected(_))), "{again:?}");
     write(store, vec![put("tool", "a", "{}"), remove("tool", "a"), put("tool", "a", "[1]")]).await.unwrap();
-    assert_eq!(audit(store).await.documents.len(), 3, "writes of one commit are made in order");
+    assert_eq!(verify_change_log(store).await.documents.len(), 3, "writes of one commit are made in order");
 }
 
 async fn expectations_conflict(store: &dyn Store) {
     let check = async |expected: Option<u64>, json: &str, good: bool| {
-        let before = audit(store).await;
+        let before = verify_change_log(store).await;
         let key = DocumentKey { kind: "agent".into(), id: "a".into() };
         let expected = vec![(key, expected)];
         let request = CommitRequest { expected, ..request(vec![put("agent", "a", json)]) };
@@ -188,7 +190,7 @@ async fn expectations_conflict(store: &dyn Store) {
             Ok(_) => assert!(good),
             Err(error) => {
                 assert!(!good && error == conflict, "{error}");
-                assert_eq!(audit(store).await, before);
+                assert_eq!(verify_change_log(store).await, before);
             }
         }
     };
@@ -202,18 +204,18 @@ async fn expectations_conflict(store: &dyn Store) {
     check(Some(3), "{}", true).await;
     // A document that was added or removed in between is a conflict; a revocation is not.
     let whole = async |since: u64, good: bool| {
-        let before = audit(store).await;
+        let before = verify_change_log(store).await;
         let kill = vec![kill(&format!("since {since} of {}", before.revision.number))];
         let asked = CommitRequest { documents_unchanged_since: Some(since), ..request(kill) };
         match store.commit(asked).await {
             Ok(_) => assert!(good, "{since}"),
             Err(error) => {
                 assert!(!good && matches!(error, Error::DocumentsChanged { .. }), "{error}");
-                assert_eq!(audit(store).await, before);
+                assert_eq!(verify_change_log(store).await, before);
             }
         }
     };
-    let changed = audit(store).await.revision.number;
+    let changed = verify_change_log(store).await.revision.number;
     whole(changed - 1, false).await;
     whole(changed, true).await;
     whole(changed, true).await;
@@ -226,10 +228,10 @@ async fn expectations_conflict(store: &dyn Store) {
 async fn a_refused_commit_writes_nothing(store: &dyn Store) {
     let first = CommitRequest { act: Some(act(&["j1"], 60)), ..request(vec![put("agent", "a", "{}"), kill("t0")]) };
     store.commit(first).await.unwrap();
-    let before = audit(store).await;
+    let before = verify_change_log(store).await;
     let bad = [
-        Write::Reinstate { target: Target::Agent("x".into()), reason: String::new() },
-        Write::Revoke { target: Target::All, meaning: Meaning::Dead, reason: String::new() },
+        StoreWrite::Reinstate { target: RevocationTarget::Agent("x".into()), reason: String::new() },
+        StoreWrite::Revoke { target: RevocationTarget::All, kind: RevocationKind::Dead, reason: String::new() },
         remove("tool", "none"),
         kill(""),
         kill(&"x".repeat(crate::model::limits::ID_BYTES_MAX + 1)),
@@ -238,23 +240,23 @@ async fn a_refused_commit_writes_nothing(store: &dyn Store) {
         let writes = vec![put("agent", "a", "[]"), remove("agent", "a"), kill("t1"), bad.clone()];
         let refused = store.commit(CommitRequest { act: Some(act(&["j2"], 60)), ..request(writes) }).await;
         assert!(matches!(refused, Err(Error::Rejected(_))), "{bad:?}: {refused:?}");
-        assert_eq!(audit(store).await, before);
+        assert_eq!(verify_change_log(store).await, before);
     }
     let good = CommitRequest { act: Some(act(&["j2"], 60)), ..request(vec![kill("t1")]) };
     assert_eq!(store.commit(good).await.unwrap().revision.number, 2, "what was refused used up neither number nor signature");
 }
 
 async fn revoking_and_reinstating(store: &dyn Store) {
-    let agent = Target::Agent("a".into());
-    let revoke = |meaning| Write::Revoke { target: agent.clone(), meaning, reason: "why".into() };
-    let reinstate = |target: &Target| vec![Write::Reinstate { target: target.clone(), reason: "again".into() }];
-    let refused = async |writes: Vec<Write>| {
+    let agent = RevocationTarget::Agent("a".into());
+    let revoke = |meaning| StoreWrite::Revoke { target: agent.clone(), kind: meaning, reason: "why".into() };
+    let reinstate = |target: &RevocationTarget| vec![StoreWrite::Reinstate { target: target.clone(), reason: "again".into() }];
+    let refused = async |writes: Vec<StoreWrite>| {
         let answer = write(store, writes).await;
         assert!(matches!(answer, Err(Error::Rejected(_))), "{answer:?}");
     };
     refused(reinstate(&agent)).await;
-    write(store, vec![revoke(Meaning::Suspend), revoke(Meaning::Watermark)]).await.unwrap();
-    let row = audit(store).await.revocations.pop().unwrap();
+    write(store, vec![revoke(RevocationKind::Suspend), revoke(RevocationKind::Watermark)]).await.unwrap();
+    let row = verify_change_log(store).await.revocations.pop().unwrap();
     let watermark_unix_s = Some(START_UNIX_S + store.load().await.unwrap().settings.iat_skew_s);
     let expected = RevocationRow {
         target: agent.clone(),
@@ -267,15 +269,15 @@ async fn revoking_and_reinstating(store: &dyn Store) {
     };
     assert_eq!(row, expected);
     let back = write(store, reinstate(&agent)).await.unwrap();
-    let expires_at_unix_s = watermark_unix_s.map(|second| second + REVOCATION_KEPT_S);
+    let expires_at_unix_s = watermark_unix_s.map(|second| second + REVOCATION_RETENTION_S);
     let expected = RevocationRow { suspended: false, reason: "again".into(), revision: 2, expires_at_unix_s, ..expected };
-    assert_eq!(back.changes, [Change::Revocation(expected)], "the watermark stays");
+    assert_eq!(back.changes, [RowChange::Revocation(expected)], "the watermark stays");
     refused(reinstate(&agent)).await;
     write(store, vec![kill("t")]).await.unwrap();
-    refused(reinstate(&Target::Token("t".into()))).await;
-    refused(reinstate(&Target::Token("u".into()))).await;
-    refused(vec![revoke(Meaning::Dead)]).await;
-    audit(store).await;
+    refused(reinstate(&RevocationTarget::Token("t".into()))).await;
+    refused(reinstate(&RevocationTarget::Token("u".into()))).await;
+    refused(vec![revoke(RevocationKind::Dead)]).await;
+    verify_change_log(store).await;
 }
 
 async fn revoking_again_makes_a_revision(store: &dyn Store) {
@@ -283,16 +285,22 @@ async fn revoking_again_makes_a_revision(store: &dyn Store) {
     let second = write(store, vec![kill("t")]).await.unwrap();
     assert_eq!((first.revision.number, second.revision.number), (1, 2));
     assert_eq!(first.changes, second.changes, "the row stands as it was first written");
-    assert_eq!(audit(store).await.revocations.len(), 1);
+    assert_eq!(verify_change_log(store).await.revocations.len(), 1);
 }
 
 async fn watermarks_never_fall(store: &dyn Store, clock: &ManualClock) {
-    let revoke = || vec![Write::Revoke { target: Target::Agent("a".into()), meaning: Meaning::Watermark, reason: String::new() }];
+    let revoke = || {
+        vec![StoreWrite::Revoke {
+            target: RevocationTarget::Agent("a".into()),
+            kind: RevocationKind::Watermark,
+            reason: String::new(),
+        }]
+    };
     let skew_s = store.load().await.unwrap().settings.iat_skew_s;
     let check = async |step_ms: i64, expected: i64| {
         clock.step_wall_ms(step_ms);
         write(store, revoke()).await.unwrap();
-        assert_eq!(audit(store).await.revocations[0].watermark_unix_s, Some(expected));
+        assert_eq!(verify_change_log(store).await.revocations[0].watermark_unix_s, Some(expected));
     };
     check(0, START_UNIX_S + skew_s).await;
     check(-100_000, START_UNIX_S + skew_s).await;
@@ -301,12 +309,12 @@ async fn watermarks_never_fall(store: &dyn Store, clock: &ManualClock) {
 
 async fn acts_are_used_once(store: &dyn Store) {
     let commit = async |id: &str, jtis: &[&str], expected: Result<u64, &str>| {
-        let before = audit(store).await;
+        let before = verify_change_log(store).await;
         let answer = store.commit(CommitRequest { act: Some(act(jtis, 60)), ..request(vec![kill(id)]) }).await;
         let expected = expected.map_err(|jti| Error::ActReplayed { jti: jti.into() });
         assert_eq!(answer.map(|done| done.revision.number), expected);
         if expected.is_err() {
-            assert_eq!(audit(store).await, before);
+            assert_eq!(verify_change_log(store).await, before);
         }
     };
     commit("t1", &["j1"], Ok(1)).await;
@@ -336,7 +344,7 @@ async fn keys_are_spent_once(store: Arc<dyn Store>, clock: &ManualClock) {
     let racers: Vec<_> = (0..64u8)
         .map(|racer| {
             let store = Arc::clone(&store);
-            tokio::spawn(async move { store.spend([racer % 2; 32], START_UNIX_S + 60).await.unwrap() })
+            tokio::spawn(async move { store.spend_proof([racer % 2; 32], START_UNIX_S + 60).await.unwrap() })
         })
         .collect();
     let mut won = 0;
@@ -346,10 +354,10 @@ async fn keys_are_spent_once(store: Arc<dyn Store>, clock: &ManualClock) {
     assert_eq!(won, 2, "one for each key");
     assert_eq!(store.revision().await.unwrap().number, 0, "a spent key is no revision");
     clock.step_wall_ms(3_600_000);
-    assert_eq!(store.spend([9; 32], START_UNIX_S + 3_660).await, Ok(true));
+    assert_eq!(store.spend_proof([9; 32], START_UNIX_S + 3_660).await, Ok(true));
     clock.step_wall_ms(-3_600_000);
-    assert_eq!(store.spend([1; 32], START_UNIX_S + 60).await, Ok(false), "a clock set back gives no key back");
-    assert_eq!(store.spend([8; 32], START_UNIX_S + 61).await, Ok(true));
+    assert_eq!(store.spend_proof([1; 32], START_UNIX_S + 60).await, Ok(false), "a clock set back gives no key back");
+    assert_eq!(store.spend_proof([8; 32], START_UNIX_S + 61).await, Ok(true));
 }
 
 async fn racing_writers_lose_nothing(store: Arc<dyn Store>) {
@@ -375,7 +383,7 @@ async fn racing_writers_lose_nothing(store: Arc<dyn Store>) {
         numbers.extend(own);
     }
     assert_eq!(numbers, (1..=200).collect());
-    assert_eq!(audit(&*store).await.revocations.len(), 200);
+    assert_eq!(verify_change_log(&*store).await.revocations.len(), 200);
 }
 
 async fn only_one_of_the_racers_wins(store: Arc<dyn Store>) {
@@ -397,17 +405,17 @@ async fn only_one_of_the_racers_wins(store: Arc<dyn Store>) {
             Err(error) => panic!("{error}"),
         }
     }
-    assert_eq!((won, audit(&*store).await.revision.number), (1, 1));
+    assert_eq!((won, verify_change_log(&*store).await.revision.number), (1, 1));
 }
 
 async fn changes_come_in_pages(store: &dyn Store) {
-    let json = format!("\"{}\"", "x".repeat(rules::CHANGES_BYTES_MAX / 4));
+    let json = format!("\"{}\"", "x".repeat(write_rules::CHANGES_BYTES_MAX / 4));
     for number in 0..10 {
         write(store, vec![put("agent", &format!("a{number}"), &json)]).await.unwrap();
     }
     let page = store.changes(0).await.unwrap();
     assert!(page.head == 10 && (1..10).contains(&page.commits.len()), "{} commits in one answer", page.commits.len());
-    assert_eq!(audit(store).await.documents.len(), 10);
+    assert_eq!(verify_change_log(store).await.documents.len(), 10);
 }
 
 async fn lists_are_cut_at_the_limit(store: &dyn Store) {
@@ -425,11 +433,11 @@ async fn lists_are_cut_at_the_limit(store: &dyn Store) {
     check(usize::MAX, &[5, 4, 3, 2, 1]).await;
     let signed = CommitRequest { act: Some(act(&["j1"], 60)), ..request(vec![kill("t6")]) };
     let by_alice = store.commit(signed).await.unwrap();
-    assert_eq!(by_alice.freshness_bound_ms, audit(store).await.settings.freshness_bound_ms);
+    assert_eq!(by_alice.freshness_bound_ms, verify_change_log(store).await.settings.freshness_bound_ms);
     let by_nobody = write(store, vec![kill("t7"), kill("t8")]).await.unwrap();
-    let committed = |done: &Committed, operators: &[&str]| {
+    let committed = |done: &CommitOutcome, operators: &[&str]| {
         let operators = operators.iter().map(|id| (*id).to_owned()).collect();
-        (done.revision.number, CommittedBy { unix_ms: done.unix_ms, operators })
+        (done.revision.number, CommitMetadata { unix_ms: done.unix_ms, operators })
     };
     let listed = store.revocations(3).await.unwrap();
     assert_eq!(listed.rows.iter().map(|row| row.revision).collect::<Vec<_>>(), [8, 8, 7]);
@@ -439,7 +447,7 @@ async fn lists_are_cut_at_the_limit(store: &dyn Store) {
 }
 
 async fn commits_wake(store: &dyn Store) {
-    let mut wake = store.wake();
+    let mut wake = store.subscribe_commits();
     assert!(!wake.has_changed().unwrap());
     let number = write(store, vec![kill("t")]).await.unwrap().revision.number;
     wake.changed().await.unwrap();
@@ -447,28 +455,28 @@ async fn commits_wake(store: &dyn Store) {
 }
 
 async fn history_is_of_documents(store: &dyn Store) {
-    assert_eq!(store.history(10).await, Ok(vec![]));
+    assert_eq!(store.policy_history(10).await, Ok(vec![]));
     let asked = CommitRequest { act: Some(act(&["j1"], 60)), ..request(vec![put("agent", "a", "{}"), kill("t0")]) };
     let first = store.commit(asked).await.unwrap();
     for number in 1..=20 {
         // A commit whose reason looks like a change of a document is not listed.
         let reason = "{\"document\":1}".to_owned();
-        let target = Target::Token(format!("t{number}"));
-        write(store, vec![Write::Revoke { target, meaning: Meaning::Dead, reason }]).await.unwrap();
+        let target = RevocationTarget::Token(format!("t{number}"));
+        write(store, vec![StoreWrite::Revoke { target, kind: RevocationKind::Dead, reason }]).await.unwrap();
     }
     let second = write(store, vec![remove("agent", "a"), put("tool", "t", "{}")]).await.unwrap();
     write(store, vec![kill("last")]).await.unwrap();
-    let commit = |done: &Committed, act| crate::store::PolicyCommit {
+    let commit = |done: &CommitOutcome, act| crate::store::PolicyCommit {
         number: done.revision.number,
         unix_ms: done.unix_ms,
         act,
         changes: done.changes.clone(),
     };
     let expected = [commit(&second, None), commit(&first, Some(act(&["j1"], 60)))];
-    assert_eq!(store.history(10).await.unwrap(), expected);
-    assert_eq!(store.history(1).await.unwrap(), expected[..1]);
-    assert_eq!(store.history(usize::MAX).await.unwrap().len(), 2);
-    assert_eq!(store.history(0).await.unwrap(), []);
+    assert_eq!(store.policy_history(10).await.unwrap(), expected);
+    assert_eq!(store.policy_history(1).await.unwrap(), expected[..1]);
+    assert_eq!(store.policy_history(usize::MAX).await.unwrap().len(), 2);
+    assert_eq!(store.policy_history(0).await.unwrap(), []);
 }
 
 async fn documents_stand_as_they_stood(store: &dyn Store) {
@@ -500,41 +508,41 @@ async fn text_that_no_engine_keeps_is_refused(store: &dyn Store) {
     refused(request(vec![put("agent", "a\0", "{}")])).await;
     refused(request(vec![put("agent\0", "a", "{}")])).await;
     refused(request(vec![put("agent", "a", "\0")])).await;
-    let why = Write::Revoke { target: Target::Token("t".into()), meaning: Meaning::Dead, reason: "\0".into() };
+    let why = StoreWrite::Revoke { target: RevocationTarget::Token("t".into()), kind: RevocationKind::Dead, reason: "\0".into() };
     refused(request(vec![why])).await;
     refused(CommitRequest { act: Some(act(&["\0"], 60)), ..request(vec![kill("t")]) }).await;
     // A token may have any name. Whatever its name, even the longest, it can be revoked.
     let longest = "\u{1f480}".repeat(crate::model::limits::ID_BYTES_MAX / 4);
     let (issuer, subject, agent) = (longest.clone(), longest.clone(), longest.clone());
-    let all = Write::Revoke {
-        target: Target::Delegation { issuer, subject, agent },
-        meaning: Meaning::Suspend,
+    let all = StoreWrite::Revoke {
+        target: RevocationTarget::Delegation { issuer, subject, agent },
+        kind: RevocationKind::Suspend,
         reason: "'; -- \u{fffd}\u{7f}\n\"\\".into(),
     };
     write(store, vec![kill("t\0t"), kill("'; DROP TABLE head; --"), all, put("agent", &longest, "{}")]).await.unwrap();
-    let state = audit(store).await;
-    assert!(state.revocations.iter().any(|row| row.target == Target::Token("t\0t".into())));
+    let state = verify_change_log(store).await;
+    assert!(state.revocations.iter().any(|row| row.target == RevocationTarget::Token("t\0t".into())));
     assert_eq!(store.documents(None).await.unwrap().documents[0].row.key.id, longest);
 }
 
 async fn replicas_are_known_while_they_are_heard(store: &dyn Store, clock: &ManualClock) {
-    let beat = |of: &str, applied_number: u64, acked_number: u64| Heartbeat {
+    let beat = |of: &str, applied_number: u64, acked_number: u64| ReplicaHeartbeat {
         incarnation: of.into(),
         applied_number,
         acked_number,
         state: ReplicaState::Serving,
     };
-    let unknown = async |heartbeat: &Heartbeat| {
+    let unknown = async |heartbeat: &ReplicaHeartbeat| {
         let expected = Error::Unregistered { incarnation: heartbeat.incarnation.clone() };
-        assert_eq!(store.poll(heartbeat).await.unwrap_err(), expected);
-        assert_eq!(store.load_as(heartbeat).await.unwrap_err(), expected);
+        assert_eq!(store.poll_changes(heartbeat).await.unwrap_err(), expected);
+        assert_eq!(store.load_for_replica(heartbeat).await.unwrap_err(), expected);
     };
     // A heartbeat is visible once a later request is answered.
     let shown = async || {
-        store.spend([0; 32], START_UNIX_S + 3_600).await.unwrap();
+        store.spend_proof([0; 32], START_UNIX_S + 3_600).await.unwrap();
         let replicas = store.replicas().await.unwrap();
         assert_eq!(replicas.unix_ms, clock.now().unix_ms());
-        let row = |one: fleet::Replica| {
+        let row = |one: fleet::ReplicaRow| {
             let silent_ms = replicas.unix_ms - one.seen_unix_ms;
             (one.registration.incarnation, one.applied_number, one.acked_number, one.state.as_str(), silent_ms)
         };
@@ -545,97 +553,97 @@ async fn replicas_are_known_while_they_are_heard(store: &dyn Store, clock: &Manu
     };
     assert_eq!(shown().await, []);
     unknown(&beat("a", 0, 0)).await;
-    store.register(&registration("a")).await.unwrap();
-    store.register(&registration("b")).await.unwrap();
+    store.register_replica(&registration("a")).await.unwrap();
+    store.register_replica(&registration("b")).await.unwrap();
     assert_eq!(store.replicas().await.unwrap().rows[0].registration, registration("a"));
     assert_eq!(shown().await, [row("a", 0, 0, "starting", 0), row("b", 0, 0, "starting", 0)]);
     unknown(&beat("c", 0, 0)).await;
 
     write(store, vec![put("agent", "x", "{}")]).await.unwrap();
-    assert_eq!(store.load_as(&beat("a", 0, 0)).await, store.load().await, "a member reads what everybody reads");
-    assert_eq!(store.poll(&beat("a", 0, 0)).await, store.changes(0).await);
-    assert_eq!(store.poll(&beat("a", 1, 0)).await, store.changes(1).await);
+    assert_eq!(store.load_for_replica(&beat("a", 0, 0)).await, store.load().await, "a member reads what everybody reads");
+    assert_eq!(store.poll_changes(&beat("a", 0, 0)).await, store.changes(0).await);
+    assert_eq!(store.poll_changes(&beat("a", 1, 0)).await, store.changes(1).await);
     assert_eq!(shown().await[0].3, "serving");
     // An acknowledgement is visible at once, whenever the list was last read.
-    store.poll(&beat("a", 1, 1)).await.unwrap();
+    store.poll_changes(&beat("a", 1, 1)).await.unwrap();
     assert_eq!(shown().await, [row("a", 1, 1, "serving", 0), row("b", 0, 0, "starting", 0)]);
-    store.register(&registration("a")).await.unwrap();
+    store.register_replica(&registration("a")).await.unwrap();
     assert_eq!(shown().await[0], row("a", 1, 1, "serving", 0), "registering again forgets nothing");
     acknowledgements_are_dated(store, clock).await;
 
     // A silent replica is listed up to its last millisecond, then forgotten, and must register again.
     clock.advance_ms(SILENCE_MS_MAX);
-    store.poll(&beat("b", 1, 0)).await.unwrap();
+    store.poll_changes(&beat("b", 1, 0)).await.unwrap();
     assert_eq!(shown().await, [row("a", 1, 1, "serving", SILENCE_MS_MAX), row("b", 1, 0, "serving", 0)]);
     clock.advance_ms(1);
     assert_eq!(shown().await, [row("b", 1, 0, "serving", 1)]);
-    store.register(&registration("c")).await.unwrap();
+    store.register_replica(&registration("c")).await.unwrap();
     unknown(&beat("a", 1, 1)).await;
-    store.register(&registration("a")).await.unwrap();
-    store.poll(&beat("a", 1, 1)).await.unwrap();
+    store.register_replica(&registration("a")).await.unwrap();
+    store.poll_changes(&beat("a", 1, 1)).await.unwrap();
     assert_eq!(shown().await.len(), 3);
-    assert_eq!(audit(store).await.revision.number, 2, "who follows is no part of the history");
+    assert_eq!(verify_change_log(store).await.revision.number, 2, "who follows is no part of the history");
 }
 
 /// Continues from replica `a` at 1 of 1. The clock advances by half a second, and `a` sends a heartbeat at its end.
 async fn acknowledgements_are_dated(store: &dyn Store, clock: &ManualClock) {
-    let beat = |acked_number, state| Heartbeat {
+    let beat = |acked_number, state| ReplicaHeartbeat {
         incarnation: "a".into(),
         applied_number: if acked_number == 1 { 1 } else { 2 },
         acked_number,
         state,
     };
-    let first = async || store.replicas().await.unwrap().fleet().replicas.remove(0);
+    let first = async || store.replicas().await.unwrap().to_fleet().replicas.remove(0);
     write(store, vec![put("agent", "x", "{\"a\":1}")]).await.unwrap();
     clock.advance_ms(84);
-    store.poll(&beat(2, ReplicaState::Serving)).await.unwrap();
-    store.spend([1; 32], START_UNIX_S + 3_600).await.unwrap();
+    store.poll_changes(&beat(2, ReplicaState::Serving)).await.unwrap();
+    store.spend_proof([1; 32], START_UNIX_S + 3_600).await.unwrap();
     clock.advance_ms(416);
     let listed = first().await;
     assert_eq!((listed.acked_number, listed.kill_ms, listed.age_ms), (2, Some(84), 416));
-    assert_eq!(listed.condition, Condition::Fresh);
+    assert_eq!(listed.condition, ReplicaCondition::Fresh);
     // A heartbeat without a question follows. The same number is no new acknowledgement, and a replica without one has no date.
     for (acked, state, expected) in [
-        (2, ReplicaState::Resync, (Some(84), Condition::Resync)),
-        (0, ReplicaState::Quarantined, (None, Condition::Quarantined)),
-        (1, ReplicaState::Serving, (Some(500), Condition::Fresh)),
+        (2, ReplicaState::Resync, (Some(84), ReplicaCondition::Resync)),
+        (0, ReplicaState::Quarantined, (None, ReplicaCondition::Quarantined)),
+        (1, ReplicaState::Serving, (Some(500), ReplicaCondition::Fresh)),
     ] {
-        store.beat(&beat(acked, state)).await.unwrap();
-        store.spend([2 + acked as u8; 32], START_UNIX_S + 3_600).await.unwrap();
+        store.write_heartbeat(&beat(acked, state)).await.unwrap();
+        store.spend_proof([2 + acked as u8; 32], START_UNIX_S + 3_600).await.unwrap();
         let listed = first().await;
         assert_eq!((listed.kill_ms, listed.condition), expected);
     }
     let fleet = store.replicas().await.unwrap();
     assert_eq!((fleet.revision.clone(), fleet.freshness_bound_ms), (store.revision().await.unwrap(), 5_000));
-    let unknown = Heartbeat { incarnation: "c".into(), ..beat(0, ReplicaState::Serving) };
-    assert_eq!(store.beat(&unknown).await.unwrap_err(), Error::Unregistered { incarnation: "c".into() });
+    let unknown = ReplicaHeartbeat { incarnation: "c".into(), ..beat(0, ReplicaState::Serving) };
+    assert_eq!(store.write_heartbeat(&unknown).await.unwrap_err(), Error::Unregistered { incarnation: "c".into() });
 }
 
 async fn replicas_have_a_limit(store: &dyn Store, clock: &ManualClock) {
-    let refused = async |bad: Registration| {
-        let answer = store.register(&bad).await;
+    let refused = async |bad: ReplicaRegistration| {
+        let answer = store.register_replica(&bad).await;
         assert!(matches!(answer, Err(Error::Rejected(_))), "{bad:?}: {answer:?}");
     };
     refused(registration("")).await;
     refused(registration("a\0")).await;
-    refused(Registration { address: "x".repeat(257), ..registration("a") }).await;
-    refused(Registration { version: "x".repeat(257), ..registration("a") }).await;
+    refused(ReplicaRegistration { address: "x".repeat(257), ..registration("a") }).await;
+    refused(ReplicaRegistration { version: "x".repeat(257), ..registration("a") }).await;
     let all: Vec<_> = (0..fleet::REPLICAS_MAX).map(|index| registration(&format!("r{index}"))).collect();
     for some in all.chunks(64) {
-        for answer in futures_util::future::join_all(some.iter().map(|one| store.register(one))).await {
+        for answer in futures_util::future::join_all(some.iter().map(|one| store.register_replica(one))).await {
             answer.unwrap();
         }
     }
     refused(registration("one too many")).await;
-    store.register(&all[0]).await.unwrap();
+    store.register_replica(&all[0]).await.unwrap();
     assert_eq!(store.replicas().await.unwrap().rows.len(), fleet::REPLICAS_MAX);
     clock.advance_ms(SILENCE_MS_MAX + 1);
-    store.register(&registration("one too many")).await.unwrap();
+    store.register_replica(&registration("one too many")).await.unwrap();
     assert_eq!(store.replicas().await.unwrap().rows.len(), 1);
 }
 
-fn registration(incarnation: &str) -> Registration {
-    Registration {
+fn registration(incarnation: &str) -> ReplicaRegistration {
+    ReplicaRegistration {
         incarnation: incarnation.into(),
         address: "node-1 127.0.0.1:7700".into(),
         version: "0.1.0".into(),
@@ -643,25 +651,31 @@ fn registration(incarnation: &str) -> Registration {
     }
 }
 
-async fn write(store: &dyn Store, writes: Vec<Write>) -> Result<Committed, Error> {
+async fn write(store: &dyn Store, writes: Vec<StoreWrite>) -> Result<CommitOutcome, Error> {
     store.commit(request(writes)).await
 }
 
-fn request(writes: Vec<Write>) -> CommitRequest {
+fn request(writes: Vec<StoreWrite>) -> CommitRequest {
     CommitRequest { writes, ..CommitRequest::default() }
 }
 
-fn kill(id: &str) -> Write {
-    Write::Revoke { target: Target::Token(id.into()), meaning: Meaning::Dead, reason: "leaked".into() }
+fn kill(id: &str) -> StoreWrite {
+    StoreWrite::Revoke { target: RevocationTarget::Token(id.into()), kind: RevocationKind::Dead, reason: "leaked".into() }
 }
 
-fn put(kind: &str, id: &str, json: &str) -> Write {
+fn put(kind: &str, id: &str, json: &str) -> StoreWrite {
     let key = DocumentKey { kind: kind.into(), id: id.into() };
-    Write::PutDocument(DocumentRow { key, json: json.into(), path: "p.yaml".into(), line: 3, origin: Origin::Folder })
+    StoreWrite::PutDocument(DocumentRow {
+        key,
+        json: json.into(),
+        path: "p.yaml".into(),
+        line: 3,
+        origin: DocumentOrigin::Folder,
+    })
 }
 
-fn remove(kind: &str, id: &str) -> Write {
-    Write::RemoveDocument(DocumentKey { kind: kind.into(), id: id.into() })
+fn remove(kind: &str, id: &str) -> StoreWrite {
+    StoreWrite::RemoveDocument(DocumentKey { kind: kind.into(), id: id.into() })
 }
 
 fn act(jtis: &[&str], life_s: i64) -> ActRow {

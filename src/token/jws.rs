@@ -9,8 +9,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 
 use super::{ALGORITHM, Rejection};
-use crate::model::constraint::abridged;
-use crate::model::json::{self, Object, Value};
+use crate::model::constraint::abbreviate;
+use crate::model::json::{self, JsonObject, Value};
 use crate::model::jwk::PublicKey;
 use crate::model::reason::Reason;
 
@@ -19,8 +19,8 @@ const KEY_PARAMETERS: &[&str] = &["jwk", "jku", "x5u", "x5c"];
 
 /// A JWS as received, not verified.
 pub(super) struct Jws<'a> {
-    pub(super) header: Object,
-    pub(super) claims: Object,
+    pub(super) header: JsonObject,
+    pub(super) claims: JsonObject,
     /// The signed bytes: header, dot, payload.
     pub(super) signing_input: &'a [u8],
     pub(super) signature: Vec<u8>,
@@ -30,7 +30,7 @@ impl<'a> Jws<'a> {
     /// Splits the three parts and reads header and payload. The caller limits the size.
     pub(super) fn parse(bytes: &'a [u8]) -> Result<Self, Rejection> {
         if bytes.trim_ascii_start().starts_with(b"{") {
-            return Err(malformed("JSON serialization is not accepted: use compact JWS"));
+            return Err(malformed_token("JSON serialization is not accepted: use compact JWS"));
         }
         let (signing_input, signature) = split_last(bytes).ok_or_else(not_compact)?;
         let (header, payload) = split_last(signing_input).ok_or_else(not_compact)?;
@@ -38,10 +38,10 @@ impl<'a> Jws<'a> {
             return Err(not_compact());
         }
         Ok(Self {
-            header: object(header, "header")?,
-            claims: object(payload, "payload")?,
+            header: decode_object(header, "header")?,
+            claims: decode_object(payload, "payload")?,
             signing_input,
-            signature: decode(signature, "signature")?,
+            signature: decode_base64url(signature, "signature")?,
         })
     }
 
@@ -49,7 +49,7 @@ impl<'a> Jws<'a> {
     pub(super) fn check_header(&self, typ_allowed: impl Fn(&str) -> bool) -> Result<(), Rejection> {
         let found = |name| match self.header.member(name) {
             None => format!("`{name}` in the header is missing"),
-            Some(value) => format!("`{name}` in the header is `{}`", abridged(value.as_str().unwrap_or("not a string"))),
+            Some(value) => format!("`{name}` in the header is `{}`", abbreviate(value.as_str().unwrap_or("not a string"))),
         };
         let text = |name| self.header.member(name).and_then(Value::as_str);
         if text("alg") != Some(ALGORITHM) {
@@ -59,17 +59,19 @@ impl<'a> Jws<'a> {
             return Err(Rejection::new(Reason::TokenType, format!("{}: that type is not accepted here", found("typ"))));
         }
         if self.header.member("crit").is_some() {
-            return Err(malformed("the header has `crit`: no extension is understood here"));
+            return Err(malformed_token("the header has `crit`: no extension is understood here"));
         }
         match KEY_PARAMETERS.iter().find(|name| self.header.member(name).is_some()) {
-            Some(name) => Err(malformed(format!("the header has `{name}`: keys come from configuration and the registry only"))),
+            Some(name) => {
+                Err(malformed_token(format!("the header has `{name}`: keys come from configuration and the registry only")))
+            }
             None => Ok(()),
         }
     }
 
     /// Whether `key` made the signature.
     pub(super) fn is_signed_by(&self, key: &PublicKey) -> bool {
-        key.verifies(self.signing_input, &self.signature)
+        key.verifies_signature(self.signing_input, &self.signature)
     }
 
     /// SHA-256 of the signing input. A hop's `par_hash` and a proof's `aat_hash` contain it.
@@ -92,17 +94,17 @@ pub(super) fn sha256(bytes: &[u8]) -> [u8; 32] {
 }
 
 /// Encodes as unpadded base64url (RFC 7515, section 2).
-pub(super) fn encode(bytes: impl AsRef<[u8]>) -> String {
+pub(super) fn encode_base64url(bytes: impl AsRef<[u8]>) -> String {
     URL_SAFE_NO_PAD.encode(bytes)
 }
 
 /// A [`Reason::TokenMalformed`] rejection without a token index.
-pub(super) fn malformed(message: impl Into<String>) -> Rejection {
+pub(super) fn malformed_token(message: impl Into<String>) -> Rejection {
     Rejection::new(Reason::TokenMalformed, message)
 }
 
 fn not_compact() -> Rejection {
-    malformed("not a compact JWS: it must be three parts with two dots")
+    malformed_token("not a compact JWS: it must be three parts with two dots")
 }
 
 fn split_last(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
@@ -110,18 +112,18 @@ fn split_last(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     Some((bytes.get(..dot)?, bytes.get(dot.checked_add(1)?..)?))
 }
 
-fn decode(part: &[u8], name: &str) -> Result<Vec<u8>, Rejection> {
-    URL_SAFE_NO_PAD.decode(part).map_err(|_| malformed(format!("the {name} is not unpadded base64url")))
+fn decode_base64url(part: &[u8], name: &str) -> Result<Vec<u8>, Rejection> {
+    URL_SAFE_NO_PAD.decode(part).map_err(|_| malformed_token(format!("the {name} is not unpadded base64url")))
 }
 
-fn object(part: &[u8], name: &str) -> Result<Object, Rejection> {
-    json::parse_object(&decode(part, name)?).map_err(|error| {
+fn decode_object(part: &[u8], name: &str) -> Result<JsonObject, Rejection> {
+    json::parse_object(&decode_base64url(part, name)?).map_err(|error| {
         let reason = if error.is_too_nested() { Reason::TokenTooLarge } else { Reason::TokenMalformed };
-        Rejection::new(reason, format!("the {name}: {}", abridged_line(&error.to_string())))
+        Rejection::new(reason, format!("the {name}: {}", sanitize_message(&error.to_string())))
     })
 }
 
 /// Puts a parser's message on one line and cuts it after 200 characters.
-fn abridged_line(message: &str) -> String {
+fn sanitize_message(message: &str) -> String {
     message.chars().take(200).map(|character| if character.is_control() { ' ' } else { character }).collect()
 }

@@ -5,7 +5,7 @@
 use bytes::Bytes;
 
 use super::Rejection;
-use super::jws::malformed;
+use super::jws::malformed_token;
 use crate::model::json::{self, Value};
 use crate::model::reason::Reason;
 
@@ -34,20 +34,22 @@ impl Presentation {
         let text = json_or_lines.trim_ascii();
         let presentation = if text.starts_with(b"{") { Self::parse_json(text)? } else { Self::parse_lines(text) };
         if presentation.chain.is_empty() {
-            return Err(malformed("the presentation has no token: send the root's JWS at least"));
+            return Err(malformed_token("the presentation has no token: send the root's JWS at least"));
         }
         Ok(presentation)
     }
 
     fn parse_json(text: &[u8]) -> Result<Self, Rejection> {
-        let object = json::parse_object(text).map_err(|error| malformed(format!("the presentation is not JSON: {error}")))?;
+        let object =
+            json::parse_object(text).map_err(|error| malformed_token(format!("the presentation is not JSON: {error}")))?;
         let chain = object.member("aat_chain").and_then(Value::as_array);
-        let chain = chain.ok_or_else(|| malformed("the presentation has no `aat_chain`, a list of compact JWS"))?;
+        let chain = chain.ok_or_else(|| malformed_token("the presentation has no `aat_chain`, a list of compact JWS"))?;
         let token = |value: &Value| value.as_str().map(|token| Bytes::copy_from_slice(token.as_bytes()));
         let chain: Option<Vec<Bytes>> = chain.iter().map(token).collect();
-        let proof = object.member("aat_pop").map(|proof| token(proof).ok_or_else(|| malformed("`aat_pop` is not a string")));
+        let proof =
+            object.member("aat_pop").map(|proof| token(proof).ok_or_else(|| malformed_token("`aat_pop` is not a string")));
         Ok(Self {
-            chain: chain.ok_or_else(|| malformed("`aat_chain` holds something that is not a string"))?,
+            chain: chain.ok_or_else(|| malformed_token("`aat_chain` holds something that is not a string"))?,
             proof: proof.transpose()?,
         })
     }
@@ -100,12 +102,14 @@ mod tests {
         ] {
             check(text, Err(Reason::TokenMalformed));
         }
+        let longest = "x".repeat(PRESENTATION_BYTES_MAX);
+        check(&longest, Ok((&[&longest], None)));
         check(&"x".repeat(PRESENTATION_BYTES_MAX + 1), Err(Reason::TokenTooLarge));
     }
 
     #[test]
     fn debug_output_holds_no_token() {
         let presentation = Presentation::parse(br#"{"aat_chain":["canary"],"aat_pop":"canary"}"#).unwrap();
-        assert!(!format!("{presentation:?}").contains("canary"));
+        assert_eq!(format!("{presentation:?}"), "Presentation { chain_bytes: [6], proof_bytes: Some(6) }");
     }
 }

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use crate::model::ids::{AgentId, ApplicationId, GroupId, IssuerUri, Thumbprint};
 use crate::model::jwk::NamedKey;
-use crate::model::limits::{HOP_LIFETIME_S_MAX, KEYS_MAX, ROOT_LIFETIME_S_MAX};
-use crate::model::shards::Shards;
+use crate::model::limits::{HOP_LIFETIME_S_DEFAULT, KEYS_MAX, ROOT_LIFETIME_S_DEFAULT};
+use crate::model::sharded_map::ShardedMap;
 
 /// Why an issuer or agent cannot be added.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -41,32 +41,32 @@ pub enum Error {
 
 /// A list of ids in a document, or all ids.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Listed<T: Ord> {
+pub enum AllowList<T: Ord> {
     /// `["*"]`
     All,
     /// Only these ids.
     Only(BTreeSet<T>),
 }
 
-impl<T: Ord> Default for Listed<T> {
+impl<T: Ord> Default for AllowList<T> {
     fn default() -> Self {
         Self::Only(BTreeSet::new())
     }
 }
 
-impl<T: Ord + Borrow<str>> Listed<T> {
+impl<T: Ord + Borrow<str>> AllowList<T> {
     /// Whether the list contains `id` or allows all ids.
     pub fn allows(&self, id: &str) -> bool {
         match self {
-            Listed::All => true,
-            Listed::Only(ids) => ids.contains(id),
+            AllowList::All => true,
+            AllowList::Only(ids) => ids.contains(id),
         }
     }
 }
 
 /// An issuer of root tokens, with the names that it may vouch for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Issuer {
+pub struct TrustedIssuer {
     /// `iss` of its roots.
     pub id: IssuerUri,
     /// Its keys, 1 to [`KEYS_MAX`].
@@ -74,9 +74,9 @@ pub struct Issuer {
     /// The audiences that its roots may carry.
     pub audiences: BTreeSet<String>,
     /// The groups that it may assign to a user.
-    pub groups: Listed<GroupId>,
+    pub groups: AllowList<GroupId>,
     /// The applications that it may name.
-    pub applications: Listed<ApplicationId>,
+    pub applications: AllowList<ApplicationId>,
     /// The `typ` values that its tokens may have.
     pub typ: Vec<String>,
     /// Maximum lifetime of a root, in seconds.
@@ -85,32 +85,32 @@ pub struct Issuer {
     pub hop_lifetime_max_s: i64,
 }
 
-impl Issuer {
+impl TrustedIssuer {
     /// An issuer with the defaults of its document: no audience, group or application; `aat+jwt` only; lifetimes of 8 h and 1 h.
     pub fn new(id: IssuerUri, keys: Vec<NamedKey>) -> Self {
         Self {
             id,
             keys,
             audiences: BTreeSet::new(),
-            groups: Listed::default(),
-            applications: Listed::default(),
+            groups: AllowList::default(),
+            applications: AllowList::default(),
             typ: vec![super::TOKEN_TYPE.to_owned()],
-            lifetime_max_s: ROOT_LIFETIME_S_MAX,
-            hop_lifetime_max_s: HOP_LIFETIME_S_MAX,
+            lifetime_max_s: ROOT_LIFETIME_S_DEFAULT,
+            hop_lifetime_max_s: HOP_LIFETIME_S_DEFAULT,
         }
     }
 }
 
 /// All trust that verification reads, at one point in time. Cloning and sharing it is cheap.
 #[derive(Clone, Debug, Default)]
-pub struct Trust {
-    issuers: Arc<HashMap<IssuerUri, Arc<Issuer>>>,
+pub struct TrustTable {
+    issuers: Arc<HashMap<IssuerUri, Arc<TrustedIssuer>>>,
     groups: Arc<HashSet<GroupId>>,
-    agents: Shards<AgentId, Arc<[Thumbprint]>>,
-    keys: Shards<Thumbprint, AgentId>,
+    agents: ShardedMap<AgentId, Arc<[Thumbprint]>>,
+    keys: ShardedMap<Thumbprint, AgentId>,
 }
 
-impl Trust {
+impl TrustTable {
     /// A table that trusts nobody.
     pub fn new() -> Self {
         Self::default()
@@ -120,7 +120,7 @@ impl Trust {
     ///
     /// # Errors
     /// [`Error::KeyCount`] or [`Error::Lifetime`].
-    pub fn put_issuer(&mut self, issuer: Issuer) -> Result<(), Error> {
+    pub fn put_issuer(&mut self, issuer: TrustedIssuer) -> Result<(), Error> {
         if !(1..=KEYS_MAX).contains(&issuer.keys.len()) {
             return Err(Error::KeyCount { issuer: issuer.id, count: issuer.keys.len() });
         }
@@ -166,7 +166,7 @@ impl Trust {
     }
 
     /// Returns the issuers and groups of this table with the agents and keys of another.
-    pub fn with_agents_of(mut self, other: &Trust) -> Self {
+    pub fn with_agents_of(mut self, other: &TrustTable) -> Self {
         (self.agents, self.keys) = (other.agents.clone(), other.keys.clone());
         self
     }
@@ -177,17 +177,17 @@ impl Trust {
     }
 
     /// The issuer with this URI.
-    pub fn issuer(&self, uri: &str) -> Option<&Issuer> {
+    pub fn issuer(&self, uri: &str) -> Option<&TrustedIssuer> {
         self.issuers.get(uri).map(Arc::as_ref)
     }
 
     /// All issuers, in no particular order.
-    pub fn issuers(&self) -> impl Iterator<Item = &Issuer> {
+    pub fn issuers(&self) -> impl Iterator<Item = &TrustedIssuer> {
         self.issuers.values().map(Arc::as_ref)
     }
 
     /// The agent that a holder key is registered for.
-    pub fn agent_of(&self, key: &str) -> Option<&AgentId> {
+    pub fn agent_for_key(&self, key: &str) -> Option<&AgentId> {
         self.keys.get(key)
     }
 
@@ -206,8 +206,8 @@ impl Trust {
 mod tests {
     use super::*;
 
-    fn trust(agents: &[(&str, &[&str])]) -> Trust {
-        let mut trust = Trust::new();
+    fn trust(agents: &[(&str, &[&str])]) -> TrustTable {
+        let mut trust = TrustTable::new();
         for (agent, keys) in agents {
             trust.put_agent((*agent).into(), keys.iter().map(|key| (*key).into())).unwrap();
         }
@@ -223,8 +223,8 @@ mod tests {
         for (key, then, now) in
             [("k1", Some("a"), None), ("k2", Some("a"), Some("a")), ("k3", Some("b"), None), ("k4", None, Some("a"))]
         {
-            assert_eq!(before.agent_of(key).map(AgentId::as_str), then, "{key} before");
-            assert_eq!(trust.agent_of(key).map(AgentId::as_str), now, "{key} now");
+            assert_eq!(before.agent_for_key(key).map(AgentId::as_str), then, "{key} before");
+            assert_eq!(trust.agent_for_key(key).map(AgentId::as_str), now, "{key} now");
         }
         assert!(before.knows_agent("b") && !trust.knows_agent("b") && trust.knows_agent("c"));
     }
@@ -233,7 +233,7 @@ mod tests {
     fn a_key_has_one_agent() {
         let mut trust = trust(&[("a", &["k1"]), ("b", &["k2"])]);
         assert!(matches!(trust.put_agent("b".into(), ["k3".into(), "k1".into()]), Err(Error::KeyTaken { .. })));
-        assert_eq!((trust.agent_of("k2"), trust.agent_of("k3")), (Some(&"b".into()), None), "nothing was changed");
+        assert_eq!((trust.agent_for_key("k2"), trust.agent_for_key("k3")), (Some(&"b".into()), None), "nothing was changed");
         trust.remove_agent("a");
         assert_eq!(trust.put_agent("b".into(), ["k1".into()]), Ok(()));
     }
@@ -242,8 +242,8 @@ mod tests {
     fn issuers_have_a_few_keys_and_a_life() {
         let key = || NamedKey { key: super::super::PrivateKey::from_seed([1; 32]).unwrap().public_key().clone(), kid: None };
         for (keys, lifetime_max_s, good) in [(0, 60, false), (1, 60, true), (8, 60, true), (9, 60, false), (1, 0, false)] {
-            let issuer = Issuer { lifetime_max_s, ..Issuer::new("https://i".into(), vec![key(); keys]) };
-            assert_eq!(Trust::new().put_issuer(issuer).is_ok(), good, "{keys} keys, {lifetime_max_s} s");
+            let issuer = TrustedIssuer { lifetime_max_s, ..TrustedIssuer::new("https://i".into(), vec![key(); keys]) };
+            assert_eq!(TrustTable::new().put_issuer(issuer).is_ok(), good, "{keys} keys, {lifetime_max_s} s");
         }
     }
 }

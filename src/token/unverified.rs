@@ -2,11 +2,11 @@
 
 use bytes::Bytes;
 
-use super::claims::{Claims, actor};
-use super::jws::{Jws, encode};
-use super::{Rejection, sentence};
-use crate::model::json::{Object, Value};
-use crate::model::request::Scope;
+use super::claims::{TokenClaims, holder, read_actor};
+use super::jws::{Jws, encode_base64url};
+use super::{Rejection, description};
+use crate::model::json::{JsonObject, Value};
+use crate::model::request::TokenScope;
 
 /// A chain whose claims are not verified. Its sender may have written anything.
 #[derive(Debug)]
@@ -17,8 +17,8 @@ pub struct UnverifiedChain {
 /// One token as received.
 #[derive(Debug)]
 pub struct UnverifiedToken {
-    header: Object,
-    claims: Object,
+    header: JsonObject,
+    claims: JsonObject,
     hop_hash: String,
 }
 
@@ -29,8 +29,8 @@ impl UnverifiedChain {
     /// [`crate::model::reason::Reason::TokenMalformed`] for the first token that is not a compact JWS of two JSON objects.
     pub fn parse(chain: &[Bytes]) -> Result<Self, Rejection> {
         let read = |(hop, token): (usize, &Bytes)| {
-            let token = Jws::parse(token).map_err(|refused| refused.at(hop))?;
-            let hop_hash = encode(token.signing_input_sha256());
+            let token = Jws::parse(token).map_err(|refused| refused.at_hop(hop))?;
+            let hop_hash = encode_base64url(token.signing_input_sha256());
             Ok(UnverifiedToken { header: token.header, claims: token.claims, hop_hash })
         };
         Ok(Self { tokens: chain.iter().enumerate().map(read).collect::<Result<_, Rejection>>()? })
@@ -42,12 +42,12 @@ impl UnverifiedChain {
     }
 
     /// Describes the chain as text, as far as its claims can be read.
-    pub fn sentence(&self) -> String {
+    pub fn describe(&self) -> String {
         let root = self.tokens.first();
         let text = |name| root.and_then(|root| root.claims.member(name)).and_then(Value::as_str);
-        let scopes: Vec<Option<Scope>> =
-            self.tokens.iter().map(|token| Claims::read(&token.claims).ok().map(|claims| claims.scope)).collect();
-        sentence::write(&sentence::Story {
+        let scopes: Vec<Option<TokenScope>> =
+            self.tokens.iter().map(|token| TokenClaims::read(&token.claims).ok().map(|claims| claims.scope)).collect();
+        description::write_description(&description::ChainDescription {
             issuer: text("iss"),
             user: text("sub"),
             application: text("client_id"),
@@ -57,8 +57,8 @@ impl UnverifiedChain {
                 .tokens
                 .iter()
                 .zip(&scopes)
-                .map(|(token, scope)| sentence::Part {
-                    agent: actor(&token.claims).ok().flatten(),
+                .map(|(token, scope)| description::TokenDescription {
+                    agent: read_actor(&token.claims).ok().flatten(),
                     scope: scope.as_ref(),
                     exp_s: token.claims.member("exp").and_then(Value::as_i64),
                 })
@@ -69,17 +69,22 @@ impl UnverifiedChain {
 
 impl UnverifiedToken {
     /// The JWS header.
-    pub fn header(&self) -> &Object {
+    pub fn header(&self) -> &JsonObject {
         &self.header
     }
 
     /// The claims.
-    pub fn claims(&self) -> &Object {
+    pub fn claims(&self) -> &JsonObject {
         &self.claims
     }
 
     /// Base64url SHA-256 of the signing input. A child's `par_hash` and a revocation of the hop name the token by it.
     pub fn hop_hash(&self) -> &str {
         &self.hop_hash
+    }
+
+    /// The thumbprint of the holder's key, by which `revoke key` names it; `None` if the token holds no readable key.
+    pub fn holder_thumbprint(&self) -> Option<String> {
+        holder(&self.claims).ok().map(|key| key.thumbprint().to_string())
     }
 }

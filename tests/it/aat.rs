@@ -3,18 +3,18 @@
 use std::path::Path;
 
 use bytes::Bytes;
-use portcullis::model::json::{self, Object};
+use portcullis::model::json::{self, JsonObject};
 use portcullis::model::jwk::{NamedKey, PublicKey};
-use portcullis::model::time::Now;
-use portcullis::token::trust::{Issuer, Listed, Trust};
-use portcullis::token::{Options, ProofOf, Registry, Rejection, verify, verify_proof};
+use portcullis::model::time::ClockReading;
+use portcullis::token::trust::{AllowList, TrustTable, TrustedIssuer};
+use portcullis::token::{ProofCall, RegistryMode, Rejection, VerificationOptions, verify, verify_proof};
 use serde_json::Value;
 
-use crate::outside;
+use crate::external_suites;
 
 #[test]
 fn the_drafts_vectors_are_decided_as_published() {
-    let Some(folder) = outside::folder("vectors") else { return };
+    let Some(folder) = external_suites::folder("vectors") else { return };
     let suite = read(&folder.join("aat/aat_vectors.json"));
     let trust = trust(&suite["params"]);
     let vectors = suite["vectors"].as_array().unwrap();
@@ -31,15 +31,15 @@ fn the_drafts_vectors_are_decided_as_published() {
 
 #[test]
 fn wycheproof_ed25519() {
-    let Some(folder) = outside::folder("vectors") else { return };
+    let Some(folder) = external_suites::folder("vectors") else { return };
     let suite = read(&folder.join("wycheproof/ed25519_test.json"));
     let mut count = 0;
     for group in suite["testGroups"].as_array().unwrap() {
         let key = PublicKey::from_jwk(&object(&group["publicKeyJwk"]));
         for test in group["tests"].as_array().unwrap() {
-            let verifies = key
-                .as_ref()
-                .is_ok_and(|key| key.verifies(&hex(test["msg"].as_str().unwrap()), &hex(test["sig"].as_str().unwrap())));
+            let verifies = key.as_ref().is_ok_and(|key| {
+                key.verifies_signature(&hex(test["msg"].as_str().unwrap()), &hex(test["sig"].as_str().unwrap()))
+            });
             assert_eq!(verifies, test["result"] == "valid", "test {}: {}", test["tcId"], test["comment"]);
             count += 1;
         }
@@ -50,7 +50,7 @@ fn wycheproof_ed25519() {
 /// None of these keys is a public Ed25519 key, so no issuer and no holder may have one.
 #[test]
 fn wycheproof_keys_of_other_kinds_are_refused() {
-    let Some(folder) = outside::folder("vectors") else { return };
+    let Some(folder) = external_suites::folder("vectors") else { return };
     let mut count = 0;
     for file in ["json_web_key_test.json", "json_web_signature_test.json"] {
         for group in read(&folder.join("wycheproof").join(file))["testGroups"].as_array().unwrap() {
@@ -73,22 +73,23 @@ fn wycheproof_keys_of_other_kinds_are_refused() {
 /// Every JWS of Wycheproof has another algorithm or is no JWS. None is a token or a proof, even if it is valid for its own key.
 #[test]
 fn wycheproof_signatures_of_other_kinds_are_refused() {
-    let Some(folder) = outside::folder("vectors") else { return };
+    let Some(folder) = external_suites::folder("vectors") else { return };
     let params = &read(&folder.join("aat/aat_vectors.json"))["params"];
     let suite = read(&folder.join("aat/aat_vectors.json"));
     let trust = trust(params);
-    let options = Options { registry: Registry::Off, require_chain_audience: false, ..Options::default() };
+    let options =
+        VerificationOptions { registry: RegistryMode::Off, require_chain_audience: false, ..VerificationOptions::default() };
     let now = at(params["now"].as_i64().unwrap());
     let chain = [Bytes::from(suite["vectors"][0]["chain"][0].as_str().unwrap().to_owned())];
     let chain = verify(&chain, &trust, &options, now).unwrap();
-    let (none, mut count) = (Object::default(), 0);
+    let (none, mut count) = (JsonObject::default(), 0);
     for file in ["json_web_key_test.json", "json_web_signature_test.json"] {
         for group in read(&folder.join("wycheproof").join(file))["testGroups"].as_array().unwrap() {
             for test in group["tests"].as_array().unwrap() {
                 let jws = test["jws"].as_str().map_or_else(|| test["jws"].to_string(), str::to_owned);
                 let refused = verify(&[Bytes::from(jws.clone())], &trust, &options, now);
                 assert!(refused.is_err(), "{file} {}: {jws}", test["tcId"]);
-                let expected = ProofOf { tool: "t", arguments: &none, audience: None };
+                let expected = ProofCall { tool: "t", arguments: &none, audience: None };
                 assert!(verify_proof(&chain, jws.as_bytes(), &expected, &options, now).is_err(), "{file} {}", test["tcId"]);
                 count += 1;
             }
@@ -97,14 +98,14 @@ fn wycheproof_signatures_of_other_kinds_are_refused() {
     assert_eq!(count, 26 + 401);
 }
 
-fn decide(vector: &Value, params: &Value, trust: &Trust) -> Result<(), Rejection> {
+fn decide(vector: &Value, params: &Value, trust: &TrustTable) -> Result<(), Rejection> {
     let policy = &vector["policy"];
-    let options = Options {
-        registry: Registry::Off,
+    let options = VerificationOptions {
+        registry: RegistryMode::Off,
         require_chain_audience: policy["require_chain_aud"] == true,
         require_proof_audience: policy["require_pop_aud"] == true,
         nonce: policy["nonce"].as_str().map(str::to_owned),
-        ..Options::default()
+        ..VerificationOptions::default()
     };
     let now = at(vector["now"].as_i64().unwrap());
     let audience = params["audience"].as_str();
@@ -115,22 +116,22 @@ fn decide(vector: &Value, params: &Value, trust: &Trust) -> Result<(), Rejection
     let chain = verify(&chain, trust, &options, now)?;
     chain.check_audience(audience, &options)?;
     let proof = vector["pop"].as_str().unwrap_or_default().as_bytes();
-    verify_proof(&chain, proof, &ProofOf { tool, arguments: &arguments, audience }, &options, now)?;
-    chain.admits(tool, &arguments)
+    verify_proof(&chain, proof, &ProofCall { tool, arguments: &arguments, audience }, &options, now)?;
+    chain.check_call(tool, &arguments)
 }
 
-fn trust(params: &Value) -> Trust {
-    let mut trust = Trust::new();
+fn trust(params: &Value) -> TrustTable {
+    let mut trust = TrustTable::new();
     for anchor in params["trust_anchors"].as_array().unwrap() {
         let key = NamedKey::from_jwk(&object(&anchor["jwk"])).unwrap();
         let lifetime_max_s = params["max_token_lifetime"].as_i64().unwrap();
         trust
-            .put_issuer(Issuer {
+            .put_issuer(TrustedIssuer {
                 audiences: [params["audience"].as_str().unwrap().to_owned()].into(),
-                applications: Listed::All,
+                applications: AllowList::All,
                 lifetime_max_s,
                 hop_lifetime_max_s: lifetime_max_s,
-                ..Issuer::new(anchor["iss"].as_str().unwrap().into(), vec![key])
+                ..TrustedIssuer::new(anchor["iss"].as_str().unwrap().into(), vec![key])
             })
             .unwrap();
     }
@@ -141,12 +142,12 @@ fn read(file: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap()
 }
 
-fn object(value: &Value) -> Object {
+fn object(value: &Value) -> JsonObject {
     json::parse_object(value.to_string().as_bytes()).unwrap()
 }
 
-fn at(unix_s: i64) -> Now {
-    Now { unix_ns: unix_s * 1_000_000_000, boot_ns: 0 }
+fn at(unix_s: i64) -> ClockReading {
+    ClockReading { unix_ns: unix_s * 1_000_000_000, boot_ns: 0 }
 }
 
 fn hex(text: &str) -> Vec<u8> {

@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::harness::{Operator, Server, World, agent_id, authorization, channel, jwk, now, signed, target};
+use crate::harness::{OperatorClient, ServerProcess, TestWorld, agent_id, authorization, channel, jwk, now, signed, target};
 
 const REVOKE: &str = "/portcullis.v1.RevocationService/Revoke";
 const REINSTATE: &str = "/portcullis.v1.RevocationService/Reinstate";
@@ -28,7 +28,7 @@ fn kill_alpha() -> wire::RevokeRequest {
     }
 }
 
-impl Operator {
+impl OperatorClient {
     async fn try_revoke(&self, message: wire::RevokeRequest, by: &[String]) -> Result<wire::RevokeResponse, Status> {
         let mut client = RevocationServiceClient::new(self.channel.clone());
         client.revoke(signed(message, by)).await.map(tonic::Response::into_inner)
@@ -59,12 +59,12 @@ impl Operator {
         let payload = right.split('.').nth(1).unwrap();
         let mut claims: Value = serde_json::from_slice(&URL_SAFE_NO_PAD.decode(payload).unwrap()).unwrap();
         change(&mut claims);
-        format!("Operator {}", issue::sign(&self.key, &issue::header("operator+jwt"), claims.to_string().as_bytes()))
+        format!("Operator {}", issue::sign_jws(&self.key, &issue::jws_header("operator+jwt"), claims.to_string().as_bytes()))
     }
 }
 
 /// The refused acts in the audit log, newest last.
-fn refused(server: &Server) -> Vec<Value> {
+fn refused(server: &ServerProcess) -> Vec<Value> {
     server.audit().into_iter().filter(|line| line["kind"] == "act" && line["effect"] == "REFUSED").collect()
 }
 
@@ -76,8 +76,8 @@ fn reason_of(status: &Status) -> (String, String) {
 
 #[tokio::test]
 async fn a_signature_that_does_not_fit_is_refused_and_recorded() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let operator = server.operator().await;
     let before = operator.revision().await;
     let message = kill_alpha();
@@ -134,8 +134,8 @@ async fn a_signature_that_does_not_fit_is_refused_and_recorded() {
 
 #[tokio::test]
 async fn a_signature_counts_once() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let operator = server.operator().await;
     let by = [operator.authorization(REVOKE, &kill_alpha())];
     let revoked = operator.try_revoke(kill_alpha(), &by).await.unwrap().revision;
@@ -170,8 +170,8 @@ async fn a_signature_counts_once() {
 /// The second server starts in the same second. It would accept the operator's key, but its history is another.
 #[tokio::test]
 async fn a_signature_for_another_store_is_refused() {
-    let (here, there) = (World::new(), World::new());
-    let (first, second) = (Server::start(&here), Server::start(&there));
+    let (here, there) = (TestWorld::new(), TestWorld::new());
+    let (first, second) = (ServerProcess::start(&here), ServerProcess::start(&there));
     let (operator, other) = (first.operator().await, second.operator().await);
     assert_ne!(operator.history, other.history);
     let by = authorization(&operator.key, &other.history, REVOKE, &kill_alpha());
@@ -183,24 +183,24 @@ async fn a_signature_for_another_store_is_refused() {
 }
 
 /// The policy with more operators, and their keys.
-struct Operators {
-    world: World,
-    server: Server,
-    local: Operator,
+struct OperatorFixture {
+    world: TestWorld,
+    server: ServerProcess,
+    local: OperatorClient,
     responder: PrivateKey,
     admin: PrivateKey,
 }
 
-impl Operators {
+impl OperatorFixture {
     async fn new() -> Self {
-        let world = World::new();
+        let world = TestWorld::new();
         let [responder, admin] = [(); 2].map(|()| PrivateKey::generate().unwrap());
         let mut policy = world.policy();
         for (id, key, roles) in [("responder", &responder, "respond"), ("admin", &admin, "administer")] {
             policy.push_str(&format!("---\n{{kind: operator, id: {id}, keys: [{}], roles: [{roles}]}}\n", jwk(key)));
         }
         world.write_policy(&policy);
-        let server = Server::start(&world);
+        let server = ServerProcess::start(&world);
         let local = server.operator().await;
         Self { world, server, local, responder, admin }
     }
@@ -219,7 +219,7 @@ impl Operators {
 
 #[tokio::test]
 async fn an_operator_does_what_its_roles_allow() {
-    let team = Operators::new().await;
+    let team = OperatorFixture::new().await;
     let local = &team.local;
     let by = [team.by(&team.responder, REVOKE, &kill_alpha())];
     local.try_revoke(kill_alpha(), &by).await.unwrap();
@@ -249,7 +249,7 @@ async fn an_operator_does_what_its_roles_allow() {
 
 #[tokio::test]
 async fn everything_is_reinstated_by_two_people() {
-    let team = Operators::new().await;
+    let team = OperatorFixture::new().await;
     let local = &team.local;
     let shut = wire::RevokeRequest { target: Some(target("all", &[])), reason: "drill".to_owned(), ..Default::default() };
     let message = wire::ReinstateRequest { target: Some(target("all", &[])), reason: "over".to_owned() };
@@ -293,7 +293,7 @@ async fn everything_is_reinstated_by_two_people() {
 
 #[tokio::test]
 async fn who_is_trusted_changes_by_two_people() {
-    let team = Operators::new().await;
+    let team = OperatorFixture::new().await;
     let local = &team.local;
     let before = local.revision().await;
     let new = PrivateKey::generate().unwrap();
@@ -318,7 +318,7 @@ async fn who_is_trusted_changes_by_two_people() {
 
 #[tokio::test]
 async fn a_policy_with_an_error_changes_nothing() {
-    let team = Operators::new().await;
+    let team = OperatorFixture::new().await;
     let local = &team.local;
     let before = local.revision().await;
     let bad = team.files("---\n{kind: application, id: x, alow: [crm/read]}\n");
@@ -330,8 +330,8 @@ async fn a_policy_with_an_error_changes_nothing() {
 
 #[tokio::test]
 async fn targets_and_meanings_that_are_none_are_refused() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let operator = server.operator().await;
     let before = operator.revision().await;
     let long = "x".repeat(3000);
@@ -368,8 +368,8 @@ async fn health_reflection_and_info_are_unsigned() {
     use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
     use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
     use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     for (address, services) in [
         (&server.decisions, &["portcullis.v1.DecisionService", "portcullis.v1.FleetService"][..]),
         (&server.admin, &["portcullis.v1.RevocationService", "portcullis.v1.PolicyService", "portcullis.v1.FleetService"]),

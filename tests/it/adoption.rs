@@ -9,22 +9,22 @@ use bytes::Bytes;
 use portcullis::api::r#gen as wire;
 use serde_json::json;
 
-use crate::harness::{Chain, PATIENCE, Ran, Server, World, agent_id, binary, request, run_with};
+use crate::harness::{CommandResult, PATIENCE, ServerProcess, TestChain, TestWorld, agent_id, binary, request, run_with};
 use crate::postgres;
 
-async fn look(server: &Server, chain: &Chain) -> wire::CheckResponse {
+async fn look(server: &ServerProcess, chain: &TestChain) -> wire::CheckResponse {
     let asked = request(chain, Bytes::new(), "crm/look", "{}");
     server.connect().await.check(asked).await.unwrap().into_inner()
 }
 
-async fn reason(server: &Server, chain: &Chain) -> String {
+async fn reason(server: &ServerProcess, chain: &TestChain) -> String {
     let answer = look(server, chain).await;
     assert_eq!(answer.effect() == wire::Effect::Permit, answer.reason == "OK", "{answer:?}");
     answer.reason
 }
 
 /// Returns the reason once it is none of `passing`.
-async fn settled(server: &Server, chain: &Chain, passing: &[&str]) -> String {
+async fn settled(server: &ServerProcess, chain: &TestChain, passing: &[&str]) -> String {
     let until = Instant::now() + PATIENCE;
     loop {
         let reason = reason(server, chain).await;
@@ -37,7 +37,7 @@ async fn settled(server: &Server, chain: &Chain, passing: &[&str]) -> String {
 }
 
 /// A root issued after the watermark, so that the watermark does not void it. It lies some seconds ahead of the clock.
-fn fresh(world: &World, agent: &'static str, session: &str, watermark_unix_s: i64) -> Chain {
+fn fresh(world: &TestWorld, agent: &'static str, session: &str, watermark_unix_s: i64) -> TestChain {
     world.root(agent, |claims| {
         claims["sid"] = json!(session);
         claims["iat"] = json!(watermark_unix_s + 1);
@@ -76,7 +76,7 @@ fn copy_store(from: &Path, to: &Path) {
     }
 }
 
-fn adopt(store: &str, data: &Path, more: &[&str]) -> Ran {
+fn adopt(store: &str, data: &Path, more: &[&str]) -> CommandResult {
     let mut command = binary();
     command.args(["--json", "store", "adopt", "--reason", "drill", "--store", store]).args(more).arg("--data").arg(data);
     if store.starts_with("postgres") {
@@ -87,11 +87,11 @@ fn adopt(store: &str, data: &Path, more: &[&str]) -> Ran {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restored_file_brings_no_killed_session_back() {
-    let world = World::new();
+    let world = TestWorld::new();
     let backup = world.folder.path().join("backup");
     std::fs::create_dir(&backup).unwrap();
     let store = format!("sqlite:{}", world.data().join("store.db").display());
-    let mut server = Server::start(&world);
+    let mut server = ServerProcess::start(&world);
     let chains = ["late", "other"].map(|session| world.session("alpha", session));
     assert_eq!(reason(&server, &chains[0]).await, "OK");
     server.terminate();
@@ -99,7 +99,7 @@ async fn a_restored_file_brings_no_killed_session_back() {
     copy_store(&world.data(), &backup);
 
     // The backup does not contain these revocations.
-    let mut server = Server::start_with(&world, &binary());
+    let mut server = ServerProcess::start_with(&world, &binary());
     let operator = server.operator().await;
     operator.revoke("session", &["late"], wire::RevocationMeaning::Dead).await;
     let revision = operator.revoke("agent", &[&agent_id("beta")], wire::RevocationMeaning::Suspend).await;
@@ -120,7 +120,7 @@ async fn a_restored_file_brings_no_killed_session_back() {
     let said = adopt(&store, &world.data(), &[]).ended(0).json();
     assert_ne!(said["revision"], said["adopted_from"]);
     let watermark = said["watermark_unix_s"].as_i64().unwrap();
-    let server = Server::start_with(&world, &binary());
+    let server = ServerProcess::start_with(&world, &binary());
     // Every answer denies, from the first one on.
     for chain in &chains {
         assert_eq!(reason(&server, chain).await, "REVOKED_ALL", "a root from before");
@@ -145,7 +145,7 @@ async fn a_restored_file_brings_no_killed_session_back() {
     let mut server = server;
     server.terminate();
     assert!(server.wait().success());
-    let server = Server::start_with(&world, &binary());
+    let server = ServerProcess::start_with(&world, &binary());
     assert_eq!(reason(&server, &of_late).await, "REVOKED_SESSION");
     // A running server adopts nothing, and the audit log names the operator who adopted.
     let acts = server.audit();
@@ -161,9 +161,9 @@ async fn a_restored_file_brings_no_killed_session_back() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_start_without_a_cache_follows_an_adopted_store_and_warns() {
-    let world = World::new();
+    let world = TestWorld::new();
     let store = format!("sqlite:{}", world.data().join("store.db").display());
-    let mut server = Server::start(&world);
+    let mut server = ServerProcess::start(&world);
     let revision = server.operator().await.revoke("session", &["s"], wire::RevocationMeaning::Dead).await;
     kept(&world.data(), &revision).await;
     server.terminate();
@@ -171,7 +171,7 @@ async fn a_start_without_a_cache_follows_an_adopted_store_and_warns() {
     let backup = world.folder.path().join("backup");
     std::fs::create_dir(&backup).unwrap();
     copy_store(&world.data(), &backup);
-    let mut server = Server::start_with(&world, &binary());
+    let mut server = ServerProcess::start_with(&world, &binary());
     let revision = server.operator().await.revoke("session", &["late"], wire::RevocationMeaning::Dead).await;
     kept(&world.data(), &revision).await;
     server.terminate();
@@ -181,19 +181,19 @@ async fn a_start_without_a_cache_follows_an_adopted_store_and_warns() {
         let _ = std::fs::remove_file(world.data().join(name));
     }
     let watermark = adopt(&store, &world.data(), &[]).ended(0).json()["watermark_unix_s"].as_i64().unwrap();
-    let server = Server::start_with(&world, &binary());
+    let server = ServerProcess::start_with(&world, &binary());
     assert!(server.log().contains("kept nothing to merge"), "{}", server.log());
     assert_eq!(reason(&server, &world.session("alpha", "late")).await, "REVOKED_ALL");
     assert_eq!(settled(&server, &fresh(&world, "alpha", "s", watermark), AHEAD).await, "REVOKED_SESSION");
 }
 
 /// A database of the shared server, with its backup.
-struct Database {
+struct RestorableDatabase {
     name: String,
     url: String,
 }
 
-impl Database {
+impl RestorableDatabase {
     fn new() -> Self {
         let url = postgres::shared().database();
         let name = url.split('/').nth(3).unwrap().split('?').next().unwrap().to_owned();
@@ -240,13 +240,13 @@ impl Database {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_fleet_leaves_quarantine_when_its_restored_store_is_adopted() {
-    let world = World::new();
-    let database = Database::new();
+    let world = TestWorld::new();
+    let database = RestorableDatabase::new();
     let data = ["one", "two", "three"].map(|name| world.folder.path().join(name));
     let mut first = database.flags();
     first.arg("--policies").arg(world.policies());
-    let mut servers = vec![Server::start_at(&world, &first, &data[0])];
-    servers.extend(data[1..].iter().map(|data| Server::start_at(&world, &database.flags(), data)));
+    let mut servers = vec![ServerProcess::start_at(&world, &first, &data[0])];
+    servers.extend(data[1..].iter().map(|data| ServerProcess::start_at(&world, &database.flags(), data)));
     let (alpha, beta) = (world.session("alpha", "a"), world.session("beta", "b"));
     for server in &servers {
         assert_eq!([reason(server, &alpha).await, reason(server, &beta).await], ["OK", "OK"]);
@@ -292,7 +292,7 @@ async fn a_fleet_leaves_quarantine_when_its_restored_store_is_adopted() {
     assert!(took < Duration::from_secs(20), "{took:?}");
     let watermark = adopted["watermark_unix_s"].as_i64().unwrap();
     // The replica that was stopped merges its revocations when it starts.
-    servers.push(Server::start_at(&world, &database.flags(), &data[2]));
+    servers.push(ServerProcess::start_at(&world, &database.flags(), &data[2]));
     let (late, dead) = (fresh(&world, "beta", "b2", watermark), fresh(&world, "alpha", "dead", watermark));
     let good = fresh(&world, "alpha", "a2", watermark);
     for server in &servers {
@@ -322,13 +322,13 @@ async fn a_fleet_leaves_quarantine_when_its_restored_store_is_adopted() {
 /// better and reports that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_replica_that_was_put_back_with_its_store_does_not_start() {
-    let world = World::new();
-    let database = Database::new();
+    let world = TestWorld::new();
+    let database = RestorableDatabase::new();
     let data = ["one", "two"].map(|name| world.folder.path().join(name));
     let mut first = database.flags();
     first.arg("--policies").arg(world.policies());
-    let mut servers = vec![Server::start_at(&world, &first, &data[0])];
-    servers.push(Server::start_at(&world, &database.flags(), &data[1]));
+    let mut servers = vec![ServerProcess::start_at(&world, &first, &data[0])];
+    servers.push(ServerProcess::start_at(&world, &database.flags(), &data[1]));
     let alpha = world.session("alpha", "dead");
     let mut second = servers.pop().unwrap();
     assert_eq!(reason(&second, &alpha).await, "OK");
@@ -352,19 +352,19 @@ async fn a_replica_that_was_put_back_with_its_store_does_not_start() {
     let adopted = tokio::task::block_in_place(|| adopt(&database.url, &data[0], &["--wait", "60"])).ended(0).json();
     assert_eq!(adopted["fleet"]["complete"], true, "{adopted}");
     let watermark = adopted["watermark_unix_s"].as_i64().unwrap();
-    let second = Server::start_at(&world, &database.flags(), &data[1]);
+    let second = ServerProcess::start_at(&world, &database.flags(), &data[1]);
     assert_eq!(reason(&second, &alpha).await, "REVOKED_ALL");
     assert_eq!(settled(&second, &fresh(&world, "alpha", "dead", watermark), AHEAD).await, "REVOKED_SESSION");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_replica_starts_from_its_cache_and_permits_nothing_by_it() {
-    let world = World::new();
-    let database = Database::new();
+    let world = TestWorld::new();
+    let database = RestorableDatabase::new();
     let data = world.data();
     let mut flags = database.flags();
     flags.arg("--policies").arg(world.policies());
-    let mut server = Server::start_at(&world, &flags, &data);
+    let mut server = ServerProcess::start_at(&world, &flags, &data);
     let (alpha, beta) = (world.session("alpha", "a"), world.session("beta", "b"));
     assert_eq!([reason(&server, &alpha).await, reason(&server, &beta).await], ["OK", "OK"]);
     let revision = server.operator().await.revoke("session", &["s"], wire::RevocationMeaning::Dead).await;
@@ -377,7 +377,7 @@ async fn a_replica_starts_from_its_cache_and_permits_nothing_by_it() {
     run_with(&mut kill, "").ended(0);
     tokio::task::block_in_place(|| database.close());
 
-    let server = Server::start_at(&world, &database.flags(), &data);
+    let server = ServerProcess::start_at(&world, &database.flags(), &data);
     for _ in 0..20 {
         assert_eq!([reason(&server, &alpha).await, reason(&server, &beta).await], ["STALE", "STALE"]);
         assert_eq!(
@@ -407,7 +407,7 @@ async fn a_replica_starts_from_its_cache_and_permits_nothing_by_it() {
     tokio::task::block_in_place(|| database.close());
     let mut claimed = database.flags();
     claimed.env("PORTCULLIS_STORE_DURABILITY", "synchronous");
-    let server = Server::start_at(&world, &claimed, &data);
+    let server = ServerProcess::start_at(&world, &claimed, &data);
     database.open();
     let until = Instant::now() + PATIENCE;
     while !server.get("/readyz").1.contains("synchronous_standby_names") {
@@ -431,25 +431,25 @@ async fn a_replica_starts_from_its_cache_and_permits_nothing_by_it() {
 /// A backup lists an operator who was retired later. The replicas merge that the key is dead.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_that_was_retired_after_the_backup_stays_dead() {
-    let world = World::new();
+    let world = TestWorld::new();
     let backup = world.folder.path().join("backup");
     std::fs::create_dir(&backup).unwrap();
     let store = format!("sqlite:{}", world.data().join("store.db").display());
     let (local, ada) = (world.data().join("local.jwk"), world.folder.path().join("ada.jwk"));
-    let act = |server: &Server, keys: &[&Path], arguments: &[&str]| {
+    let act = |server: &ServerProcess, keys: &[&Path], arguments: &[&str]| {
         let mut command = binary();
         command.arg("--json").args(arguments).arg("--target").arg(server.admin_url()).arg("--data").arg(world.data());
         command.args(keys.iter().flat_map(|key| [Path::new("--operator-key"), key]));
         run_with(&mut command, "")
     };
-    let mut server = Server::start(&world);
+    let mut server = ServerProcess::start(&world);
     let roles = ["--role", "administer", "--role", "respond"];
     act(&server, &[&local], &[&["operator", "add", "ada", "--out", ada.to_str().unwrap()], &roles[..]].concat()).ended(0);
     server.terminate();
     assert!(server.wait().success());
     copy_store(&world.data(), &backup);
 
-    let mut server = Server::start_with(&world, &binary());
+    let mut server = ServerProcess::start_with(&world, &binary());
     let retired = act(&server, &[&local, &ada], &["operator", "retire", "local"]).ended(0).json();
     kept(&world.data(), retired["revision"].as_str().unwrap()).await;
     server.terminate();
@@ -457,7 +457,7 @@ async fn a_key_that_was_retired_after_the_backup_stays_dead() {
     copy_store(&backup, &world.data());
     adopt(&store, &world.data(), &["--operator-key", ada.to_str().unwrap()]).ended(0);
 
-    let server = Server::start_with(&world, &binary());
+    let server = ServerProcess::start_with(&world, &binary());
     let until = Instant::now() + PATIENCE;
     loop {
         let ran = act(&server, &[&local], &["revocations"]);

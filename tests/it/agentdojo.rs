@@ -13,13 +13,13 @@ use portcullis::app::App;
 use portcullis::config::Settings;
 use portcullis::model::json::parse_object;
 use portcullis::model::time::{Clock as _, SystemClock};
-use portcullis::token::{PrivateKey, ProofOf, issue};
+use portcullis::token::{PrivateKey, ProofCall, issue};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use wire::check_request::Credential;
 use wire::decision_service_client::DecisionServiceClient;
 
-use crate::outside;
+use crate::external_suites;
 
 const ISSUER: &str = "https://login.agentdojo.example";
 const AUDIENCE: &str = "https://gateway.agentdojo.example";
@@ -35,40 +35,40 @@ const FREE_TEXT: &[&str] =
 const KNOWN: &[(&str, usize, usize)] = &[("slack", 102, 105), ("workspace", 240, 240)];
 
 #[derive(Debug, Deserialize)]
-struct Suite {
+struct DojoSuite {
     suite: String,
-    tools: Vec<Tool>,
-    user_tasks: Vec<Task>,
-    injection_tasks: Vec<Task>,
+    tools: Vec<DojoTool>,
+    user_tasks: Vec<DojoTask>,
+    injection_tasks: Vec<DojoTask>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Tool {
+struct DojoTool {
     name: String,
     arguments: Vec<String>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Task {
+struct DojoTask {
     id: String,
-    calls: Vec<Call>,
+    calls: Vec<DojoCall>,
 }
 
 #[derive(Debug, Deserialize)]
-struct Call {
+struct DojoCall {
     tool: String,
     args: Map<String, Value>,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
-struct Score {
+struct SuiteScore {
     tasks: usize,
     tasks_permitted: usize,
     pairs: usize,
     pairs_contained: usize,
 }
 
-impl std::fmt::Display for Score {
+impl std::fmt::Display for SuiteScore {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { tasks, tasks_permitted, pairs, pairs_contained } = self;
         write!(f, "{tasks_permitted} of {tasks} tasks permitted, {pairs_contained} of {pairs} pairs contained")
@@ -77,14 +77,14 @@ impl std::fmt::Display for Score {
 
 #[test]
 fn agentdojo() {
-    let Some(folder) = outside::folder("agentdojo") else { return };
+    let Some(folder) = external_suites::folder("agentdojo") else { return };
     let mut suites: Vec<PathBuf> = std::fs::read_dir(&folder).unwrap().map(|entry| entry.unwrap().path()).collect();
     suites.retain(|path| path.extension().is_some_and(|extension| extension == "json"));
     suites.sort();
     assert!(!suites.is_empty(), "no suite in {}", folder.display());
-    let mut total = Score::default();
+    let mut total = SuiteScore::default();
     for path in suites {
-        let suite: Suite = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+        let suite: DojoSuite = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
         let score = run(&suite);
         println!("{}: {score}", suite.suite);
         total.tasks += score.tasks;
@@ -104,11 +104,11 @@ fn agentdojo() {
 ///
 /// Prose is unlimited. Any other argument must equal one of the values (a list is one value). An argument that some call omits is
 /// optional. A tool that is only called without arguments accepts none.
-fn scope_of(task: &Task, tools: &[Tool]) -> BTreeMap<String, Value> {
+fn scope_of(task: &DojoTask, tools: &[DojoTool]) -> BTreeMap<String, Value> {
     let mut scope = BTreeMap::new();
     let called: BTreeSet<&str> = task.calls.iter().map(|call| call.tool.as_str()).collect();
     for tool in called {
-        let calls: Vec<&Call> = task.calls.iter().filter(|call| call.tool == tool).collect();
+        let calls: Vec<&DojoCall> = task.calls.iter().filter(|call| call.tool == tool).collect();
         let names: BTreeSet<&String> = calls.iter().flat_map(|call| call.args.keys()).collect();
         let mut map = Map::new();
         for name in names {
@@ -146,14 +146,14 @@ fn constraint_of(name: &str, values: &[&Value]) -> Value {
     }
 }
 
-struct Keys {
+struct SuiteKeys {
     issuer: PrivateKey,
     assistant: PrivateKey,
     worker: PrivateKey,
 }
 
-fn run(suite: &Suite) -> Score {
-    let keys = Keys {
+fn run(suite: &DojoSuite) -> SuiteScore {
+    let keys = SuiteKeys {
         issuer: PrivateKey::generate().unwrap(),
         assistant: PrivateKey::generate().unwrap(),
         worker: PrivateKey::generate().unwrap(),
@@ -165,6 +165,7 @@ fn run(suite: &Suite) -> Score {
     let free = "127.0.0.1:0".parse().unwrap();
     let app = App::start(Settings {
         data: folder.path().join("data"),
+        create: true,
         policies: Some(policies),
         listen: free,
         http_listen: free,
@@ -182,7 +183,7 @@ fn run(suite: &Suite) -> Score {
             tokio::time::sleep(std::time::Duration::from_millis(5)).await;
         }
         let mut client = DecisionServiceClient::connect(target).await.unwrap();
-        let mut score = Score::default();
+        let mut score = SuiteScore::default();
         for task in &suite.user_tasks {
             let chain = chain_for(suite, task, &keys);
             let mut permitted = true;
@@ -203,14 +204,20 @@ fn run(suite: &Suite) -> Score {
         score
     });
     drop(runtime);
-    app.stop();
+    app.stop().unwrap();
     score
 }
 
-type Client = DecisionServiceClient<tonic::transport::Channel>;
+type DecisionClient = DecisionServiceClient<tonic::transport::Channel>;
 
 /// Whether a call of an attack is refused because of its content.
-async fn is_contained(client: &mut Client, suite: &Suite, chain: &[Bytes], worker: &PrivateKey, attack: &Task) -> bool {
+async fn is_contained(
+    client: &mut DecisionClient,
+    suite: &DojoSuite,
+    chain: &[Bytes],
+    worker: &PrivateKey,
+    attack: &DojoTask,
+) -> bool {
     let mut contained = false;
     for call in &attack.calls {
         let answer = check(client, suite, chain, worker, call).await;
@@ -223,12 +230,18 @@ async fn is_contained(client: &mut Client, suite: &Suite, chain: &[Bytes], worke
     contained
 }
 
-async fn check(client: &mut Client, suite: &Suite, chain: &[Bytes], worker: &PrivateKey, call: &Call) -> wire::CheckResponse {
+async fn check(
+    client: &mut DecisionClient,
+    suite: &DojoSuite,
+    chain: &[Bytes],
+    worker: &PrivateKey,
+    call: &DojoCall,
+) -> wire::CheckResponse {
     let tool = format!("{}/{}", suite.suite, call.tool);
     let arguments_json = serde_json::to_vec(&call.args).unwrap();
     let arguments = parse_object(&arguments_json).unwrap();
-    let proof_of = ProofOf { tool: &tool, arguments: &arguments, audience: Some(AUDIENCE) };
-    let proof = issue::prove(worker, chain, &proof_of, None, SystemClock.now()).unwrap();
+    let proof_of = ProofCall { tool: &tool, arguments: &arguments, audience: Some(AUDIENCE) };
+    let proof = issue::sign_proof(worker, chain, &proof_of, None, SystemClock.now()).unwrap();
     let presentation = wire::Presentation { aat_chain: chain.to_vec(), aat_pop: proof.into() };
     let request = wire::CheckRequest {
         credential: Some(Credential::Presentation(presentation)),
@@ -241,7 +254,7 @@ async fn check(client: &mut Client, suite: &Suite, chain: &[Bytes], worker: &Pri
 }
 
 /// The root lets the assistant use the whole suite. The hop grants the worker the needs of the task.
-fn chain_for(suite: &Suite, task: &Task, keys: &Keys) -> Vec<Bytes> {
+fn chain_for(suite: &DojoSuite, task: &DojoTask, keys: &SuiteKeys) -> Vec<Bytes> {
     let now = SystemClock.now();
     let named = |scope: BTreeMap<String, Value>| -> Map<String, Value> {
         scope.into_iter().map(|(tool, map)| (format!("{}/{tool}", suite.suite), map)).collect()
@@ -258,7 +271,7 @@ fn chain_for(suite: &Suite, task: &Task, keys: &Keys) -> Vec<Bytes> {
         "cnf": {"jwk": jwk(&keys.worker)}, "authorization_details": details(named(scope_of(task, &suite.tools))),
     });
     let mut chain = vec![Bytes::from(issue::issue_root(&keys.issuer, &root.to_string(), now).unwrap())];
-    chain.push(issue::delegate(&keys.assistant, &chain, &hop.to_string(), now).unwrap().into());
+    chain.push(issue::issue_hop(&keys.assistant, &chain, &hop.to_string(), now).unwrap().into());
     chain
 }
 
@@ -272,7 +285,7 @@ fn jwk(key: &PrivateKey) -> Value {
 
 /// The suite's server, the two agents that may use all of it, and their users. Every call is a write, so each needs a proof of its
 /// own.
-fn policy(suite: &Suite, keys: &Keys) -> String {
+fn policy(suite: &DojoSuite, keys: &SuiteKeys) -> String {
     let everything = format!("{}/*", suite.suite);
     let tools: Map<String, Value> = suite.tools.iter().map(|tool| (tool.name.clone(), json!({"risk": "write"}))).collect();
     let agent = |id: &str, key: &PrivateKey, delegates_to: &[&str], hops_max: u64| {
@@ -298,13 +311,13 @@ fn policy(suite: &Suite, keys: &Keys) -> String {
 
 #[test]
 fn scopes_say_what_the_calls_say() {
-    let task: Task = serde_json::from_value(json!({"id": "t", "calls": [
+    let task: DojoTask = serde_json::from_value(json!({"id": "t", "calls": [
         {"tool": "pay", "args": {"to": "A", "amount": 10.5, "subject": "rent"}},
         {"tool": "pay", "args": {"to": "B", "amount": 10.5, "subject": "food", "cc": ["x", "y"]}},
         {"tool": "list", "args": {}},
     ]}))
     .unwrap();
-    let tools = [Tool { name: "list".to_owned(), arguments: vec!["limit".to_owned()] }];
+    let tools = [DojoTool { name: "list".to_owned(), arguments: vec!["limit".to_owned()] }];
     let expected = json!({
         "pay": {
             "to": {"constraint_type": "one_of", "values": ["A", "B"]},

@@ -10,7 +10,7 @@ use portcullis::api::r#gen::approval_service_client::ApprovalServiceClient;
 use portcullis::api::r#gen::decision_service_client::DecisionServiceClient;
 use portcullis::api::r#gen::policy_service_client::PolicyServiceClient;
 use portcullis::model::approval::ApprovalFilter;
-use portcullis::model::records::{DocumentKey, DocumentRow, Origin, Write};
+use portcullis::model::rows::{DocumentKey, DocumentOrigin, DocumentRow, StoreWrite};
 use portcullis::model::time::SystemClock;
 use portcullis::store::sqlite::SqliteStore;
 use portcullis::store::{CommitRequest, Store as _};
@@ -20,7 +20,8 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::harness::{
-    Chain, ISSUER, Operator, PATIENCE, Ran, Server, World, agent_id, authorization, binary, jwk, now, run, signed,
+    CommandResult, ISSUER, OperatorClient, PATIENCE, ServerProcess, TestChain, TestWorld, agent_id, authorization, binary, jwk,
+    now, run, signed,
 };
 
 const LIST: &str = "/portcullis.v1.ApprovalService/List";
@@ -47,18 +48,18 @@ const OPERATORS: &[(&str, &str)] = &[
 ];
 
 /// A server whose agent alpha asks for refunds, and the operators with their keys.
-struct Desk {
-    world: World,
-    server: Server,
-    local: Operator,
+struct ApprovalFixture {
+    world: TestWorld,
+    server: ServerProcess,
+    local: OperatorClient,
     keys: Vec<PrivateKey>,
     client: DecisionServiceClient<Channel>,
-    chain: Chain,
+    chain: TestChain,
 }
 
-impl Desk {
+impl ApprovalFixture {
     async fn new() -> Self {
-        let world = World::new();
+        let world = TestWorld::new();
         let keys: Vec<PrivateKey> = OPERATORS.iter().map(|_| PrivateKey::generate().unwrap()).collect();
         let more = "{pay/quick: {by: [leads], expires_in: 3s}}, {pay/prepare: {by: [leads]}}";
         let tools = "quick: {risk: read}, prepare: {risk: read}, execute: {risk: destructive}, swift: {risk: write}";
@@ -73,7 +74,7 @@ impl Desk {
             policy.push_str(&format!("---\n{{kind: operator, id: {id}, keys: [{}], {rest}}}\n", jwk(key)));
         }
         world.write_policy(&policy);
-        let server = Server::start(&world);
+        let server = ServerProcess::start(&world);
         let (local, client) = (server.operator().await, server.connect().await);
         let chain = world.root("alpha", |claims| {
             for tool in [QUICK, PREPARE, EXECUTE, SWIFT] {
@@ -174,7 +175,7 @@ impl Desk {
 
 #[tokio::test]
 async fn a_refund_is_asked_for_approved_and_made_once() {
-    let desk = Desk::new().await;
+    let desk = ApprovalFixture::new().await;
     let approval = desk.needs(desk.refund(100)).await;
     assert_eq!((approval.digest.len(), approval.approvers.as_slice()), (64, &["leads".to_owned()][..]));
     assert_eq!(desk.needs(desk.refund(100)).await, approval, "asking again changes nothing");
@@ -217,7 +218,7 @@ async fn a_refund_is_asked_for_approved_and_made_once() {
 
 #[tokio::test]
 async fn a_refused_call_is_denied() {
-    let desk = Desk::new().await;
+    let desk = ApprovalFixture::new().await;
     let (one, two) = (desk.needs(desk.refund(1)).await, desk.needs(desk.refund(2)).await);
     assert_eq!(desk.refuse("olga", &one.digest).await.unwrap().state, "refused");
     desk.denies(desk.refund(1), "APPROVAL_REFUSED", "agent").await;
@@ -231,7 +232,7 @@ async fn a_refused_call_is_denied() {
 
 #[tokio::test]
 async fn only_who_may_answers() {
-    let desk = Desk::new().await;
+    let desk = ApprovalFixture::new().await;
     let digest = desk.needs(desk.refund(100)).await.digest;
     let check = async |id: &str, code: Code, says: &str| {
         for refused in [desk.approve(id, &digest).await.unwrap_err(), desk.refuse(id, &digest).await.unwrap_err()] {
@@ -273,7 +274,7 @@ async fn only_who_may_answers() {
 /// A folder with such a key is refused. If a store holds the key nevertheless, the key cannot approve.
 #[tokio::test]
 async fn an_agent_approves_nothing() {
-    let desk = Desk::new().await;
+    let desk = ApprovalFixture::new().await;
     let digest = desk.needs(desk.refund(100)).await.digest;
     let alpha = jwk(desk.world.key("alpha"));
     let mole = format!(
@@ -288,8 +289,8 @@ async fn an_agent_approves_nothing() {
 
     let store = SqliteStore::open(&desk.store(), Arc::new(SystemClock)).unwrap();
     let key = DocumentKey { kind: "operator".into(), id: "mole".into() };
-    let row = DocumentRow { key, json: mole, path: String::new(), line: 0, origin: Origin::Api };
-    store.commit(CommitRequest { writes: vec![Write::PutDocument(row)], ..Default::default() }).await.unwrap();
+    let row = DocumentRow { key, json: mole, path: String::new(), line: 0, origin: DocumentOrigin::Api };
+    store.commit(CommitRequest { writes: vec![StoreWrite::PutDocument(row)], ..Default::default() }).await.unwrap();
     let message = wire::ApproveRequest { digest: digest.clone(), reason: String::new() };
     let by = authorization(desk.world.key("alpha"), &desk.local.history, APPROVE, &message);
     let refused = desk.approve_signed(message, vec![by]).await.unwrap_err();
@@ -300,7 +301,7 @@ async fn an_agent_approves_nothing() {
 
 #[tokio::test]
 async fn what_expired_is_asked_anew() {
-    let desk = Desk::new().await;
+    let desk = ApprovalFixture::new().await;
     let call = || desk.world.call(&desk.chain, QUICK, "{}");
     let until = Instant::now() + PATIENCE;
     let past = async |unix_ms: i64| {
@@ -330,7 +331,7 @@ async fn what_expired_is_asked_anew() {
 
 #[tokio::test]
 async fn every_layer_that_asks_must_be_approved() {
-    let desk = Desk::new().await;
+    let desk = ApprovalFixture::new().await;
     let digest = desk.needs(desk.refund(100)).await.digest;
     desk.approve("olga", &digest).await.unwrap();
     // The user's group asks now too, with other approvers.
@@ -358,7 +359,7 @@ async fn every_layer_that_asks_must_be_approved() {
 /// An approval by a former approver no longer counts, and another operator can approve.
 #[tokio::test]
 async fn an_approval_needs_an_approver_at_its_use() {
-    let desk = Desk::new().await;
+    let desk = ApprovalFixture::new().await;
     let olga = format!("roles: [approve], groups: [leads], users: [{{issuer: {ISSUER}, sub: olga}}]");
     let others = [
         olga.replace("roles: [approve]", "roles: [audit]"),
@@ -387,7 +388,7 @@ async fn an_approval_needs_an_approver_at_its_use() {
 /// The preparation must still be permitted when the call uses it.
 #[tokio::test]
 async fn a_prepared_call_is_still_permitted_at_its_use() {
-    let desk = Desk::new().await;
+    let desk = ApprovalFixture::new().await;
     let call = |tool: &str| desk.world.call(&desk.chain, tool, "{\"id\":1}");
     let digest = desk.needs(call(PREPARE)).await.digest;
     desk.approve("olga", &digest).await.unwrap();
@@ -402,7 +403,7 @@ async fn a_prepared_call_is_still_permitted_at_its_use() {
 
 #[tokio::test]
 async fn an_approval_never_lifts_a_deny() {
-    let desk = Desk::new().await;
+    let desk = ApprovalFixture::new().await;
     let digests = [desk.needs(desk.refund(1)).await.digest, desk.needs(desk.refund(2)).await.digest];
     for digest in &digests {
         desk.approve("olga", digest).await.unwrap();
@@ -429,7 +430,7 @@ async fn an_approval_never_lifts_a_deny() {
 /// Prepare and execute are different tools. An approval of the first serves one call of the second, with equal arguments.
 #[tokio::test]
 async fn an_execution_needs_its_preparation() {
-    let desk = Desk::new().await;
+    let desk = ApprovalFixture::new().await;
     let call = |tool: &str, id: u64| desk.world.call(&desk.chain, tool, &format!("{{\"id\":{id}}}"));
     let denied = async |tool: &str, id: u64, reason: &str, names: &str| {
         let answer = desk.denies(call(tool, id), reason, "agent").await;
@@ -470,7 +471,7 @@ async fn an_execution_needs_its_preparation() {
 
 #[tokio::test]
 async fn a_lost_answer_is_given_again() {
-    let desk = Desk::new().await;
+    let desk = ApprovalFixture::new().await;
     let digest = desk.needs(desk.refund(100)).await.digest;
     // The proof that asked is spent, so a replay of it uses nothing.
     let replay = wire::CheckRequest { request_id: "r-0".to_owned(), want_handle: true, ..desk.refund(100) };
@@ -500,7 +501,7 @@ async fn a_lost_answer_is_given_again() {
 /// Callers hang up in the middle of a use, with each kind of call. Each use has its record, and no use happens without one.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_that_hang_up_are_recorded() {
-    let mut desk = Desk::new().await;
+    let mut desk = ApprovalFixture::new().await;
     let (until, mut unseen, mut amount) = (Instant::now() + PATIENCE, vec!["check", "batch", "stream"], 0);
     // A call that arrives too late on a busy machine is as good as never made, and another round makes others.
     while !unseen.is_empty() {
@@ -565,7 +566,7 @@ async fn calls_that_hang_up_are_recorded() {
 
 #[tokio::test]
 async fn an_agent_may_have_so_many_wait() {
-    let desk = Desk::new().await;
+    let desk = ApprovalFixture::new().await;
     let requests: Vec<_> = (1..=100).map(|amount| desk.refund(amount)).collect();
     let answers = desk.client.clone().check_batch(wire::CheckBatchRequest { requests }).await.unwrap().into_inner().responses;
     assert!(answers.iter().all(|answer| answer.effect() == wire::Effect::NeedsApproval));
@@ -582,9 +583,10 @@ async fn an_agent_may_have_so_many_wait() {
 /// Two replicas of one store receive the same approved call at the same time.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_of_two_replicas_uses_an_approval() {
-    let desk = Desk::new().await;
+    let desk = ApprovalFixture::new().await;
     let store = format!("sqlite:{}", desk.store().display());
-    let second = Server::start_at(&desk.world, binary().args(["--store", &store]), &desk.world.folder.path().join("second"));
+    let second =
+        ServerProcess::start_at(&desk.world, binary().args(["--store", &store]), &desk.world.folder.path().join("second"));
     let clients = [desk.client.clone(), second.connect().await];
     for round in 0..ROUNDS {
         let amount = round as u64 + 1;
@@ -620,12 +622,12 @@ async fn one_of_two_replicas_uses_an_approval() {
 
 #[tokio::test]
 async fn the_command_line_shows_and_answers() {
-    let mut desk = Desk::new().await;
+    let mut desk = ApprovalFixture::new().await;
     let arguments = "{\"amount\":100,\"note\":\"\u{202e}ok\u{9b}2K\"}";
     let digest = desk.needs(desk.world.call(&desk.chain, REFUND, arguments)).await.digest;
     let other = desk.needs(desk.refund(2)).await.digest;
     let (url, olga) = (desk.server.admin_url(), desk.key_file("olga"));
-    let cli = |command: &[&str]| -> Ran {
+    let cli = |command: &[&str]| -> CommandResult {
         let fixed = ["--target", &url, "--operator-key", olga.to_str().unwrap()];
         run(&[command, &fixed[..]].concat())
     };
@@ -670,7 +672,7 @@ async fn the_command_line_shows_and_answers() {
 /// A stolen key approves. Once it is revoked the call waits again, whoever makes it.
 #[tokio::test]
 async fn an_approval_dies_with_the_key_that_gave_it() {
-    let desk = Desk::new().await;
+    let desk = ApprovalFixture::new().await;
     let approval = desk.needs(desk.refund(41)).await;
     let message = wire::ApproveRequest { digest: approval.digest.clone(), reason: String::new() };
     let mut client = ApprovalServiceClient::new(desk.local.channel.clone());

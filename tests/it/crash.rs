@@ -11,9 +11,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
-use portcullis::model::records::{Change, Meaning, Target, Write};
+use portcullis::model::rows::{RevocationKind, RevocationTarget, RowChange, StoreWrite};
 use portcullis::model::time::SystemClock;
-use portcullis::store::chain::{GENESIS, state_digest};
+use portcullis::store::hash_chain::{GENESIS, state_digest};
 use portcullis::store::sqlite::SqliteStore;
 use portcullis::store::{CommitRequest, Store};
 
@@ -36,7 +36,7 @@ async fn what_was_acknowledged_survives_a_kill() {
     let path = folder.path().join("store.db");
     let seed = RandomState::new().build_hasher().finish() | 1;
     println!("seed {seed}");
-    let mut random = Random(seed);
+    let mut random = RandomNumbers(seed);
     let mut acknowledged = BTreeMap::new();
     let mut verified = (0, GENESIS);
     for round in 0..KILLS {
@@ -57,7 +57,7 @@ async fn what_was_acknowledged_survives_a_kill() {
     assert_eq!((whole, whole), ((state.revision.number, state.hash), verified));
     assert_eq!(found.len(), state.revocations.len());
     for row in &state.revocations {
-        let Target::Token(id) = &row.target else { panic!("{}", row.target) };
+        let RevocationTarget::Token(id) = &row.target else { panic!("{}", row.target) };
         assert!(row.dead && found.get(&row.revision) == Some(id));
     }
     assert!(acknowledged.iter().all(|(number, id)| found.get(number) == Some(id)));
@@ -74,8 +74,8 @@ async fn writer_child() {
             tokio::spawn(async move {
                 for turn in 0..10_000 {
                     let id = format!("{round}-{writer}-{turn}");
-                    let target = Target::Token(id.clone());
-                    let write = Write::Revoke { target, meaning: Meaning::Dead, reason: "leaked".into() };
+                    let target = RevocationTarget::Token(id.clone());
+                    let write = StoreWrite::Revoke { target, kind: RevocationKind::Dead, reason: "leaked".into() };
                     let request = CommitRequest { writes: vec![write], ..CommitRequest::default() };
                     let number = store.commit(request).await.unwrap().revision.number;
                     // `println!` is not used, because the harness would capture it. The write fails once nobody reads, which ends
@@ -93,7 +93,7 @@ async fn writer_child() {
 }
 
 /// Starts a writer and kills it; returns the commits that it had acknowledged.
-fn write_and_kill(path: &Path, round: u64, random: &mut Random) -> BTreeMap<u64, String> {
+fn write_and_kill(path: &Path, round: u64, random: &mut RandomNumbers) -> BTreeMap<u64, String> {
     let child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", "crash::writer_child", "--nocapture", "--test-threads=1"])
         .env(PATH_VARIABLE, path)
@@ -102,7 +102,7 @@ fn write_and_kill(path: &Path, round: u64, random: &mut Random) -> BTreeMap<u64,
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    let mut child = Killed(child);
+    let mut child = ChildGuard(child);
     let mut lines = BufReader::new(child.0.stdout.take().unwrap());
     let mut acknowledged = BTreeMap::new();
     let wanted = random.below(ACKNOWLEDGED_MAX);
@@ -143,17 +143,17 @@ async fn verify_log(store: &SqliteStore, verified: &mut (u64, [u8; 32])) -> BTre
         for commit in changes.commits {
             commit.verify_after(verified.0, &verified.1).unwrap();
             *verified = (commit.number, commit.hash);
-            let [Change::Revocation(row)] = commit.changes.as_slice() else { panic!("{:?}", commit.changes) };
-            let Target::Token(id) = &row.target else { panic!("{}", row.target) };
+            let [RowChange::Revocation(row)] = commit.changes.as_slice() else { panic!("{:?}", commit.changes) };
+            let RevocationTarget::Token(id) = &row.target else { panic!("{}", row.target) };
             found.insert(commit.number, id.clone());
         }
     }
 }
 
 /// A child process that is killed on drop, however the test ends.
-struct Killed(Child);
+struct ChildGuard(Child);
 
-impl Drop for Killed {
+impl Drop for ChildGuard {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -161,9 +161,9 @@ impl Drop for Killed {
 }
 
 /// xorshift64, repeatable from the printed seed.
-struct Random(u64);
+struct RandomNumbers(u64);
 
-impl Random {
+impl RandomNumbers {
     fn below(&mut self, limit: u64) -> u64 {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;

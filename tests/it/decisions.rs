@@ -13,15 +13,15 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::harness::{AUDIENCE, Chain, ISSUER, Server, TOOLS, World, agent_id, now, request};
+use crate::harness::{AUDIENCE, ISSUER, ServerProcess, TOOLS, TestChain, TestWorld, agent_id, now, request};
 
-type Client = DecisionServiceClient<Channel>;
+type DecisionClient = DecisionServiceClient<Channel>;
 
 /// `aat_tool` of a proof for a listing.
 const LIST_TOOLS: &str = portcullis::service::request::LIST_TOOLS;
 
 /// One call, with its expected answer.
-struct Case {
+struct DecisionCase {
     name: &'static str,
     request: wire::CheckRequest,
     reason: &'static str,
@@ -35,8 +35,8 @@ fn case(
     request: wire::CheckRequest,
     (reason, layer): (&'static str, &'static str),
     identified: bool,
-) -> Case {
-    Case { name, request, reason, layer, identified }
+) -> DecisionCase {
+    DecisionCase { name, request, reason, layer, identified }
 }
 
 fn effect_of(reason: &str) -> wire::Effect {
@@ -47,12 +47,12 @@ fn effect_of(reason: &str) -> wire::Effect {
     }
 }
 
-async fn check(client: &mut Client, request: wire::CheckRequest) -> wire::CheckResponse {
+async fn check(client: &mut DecisionClient, request: wire::CheckRequest) -> wire::CheckResponse {
     client.check(request).await.unwrap().into_inner()
 }
 
 /// Makes all calls; returns the differences.
-async fn differences(client: &mut Client, cases: Vec<Case>) -> Vec<String> {
+async fn differences(client: &mut DecisionClient, cases: Vec<DecisionCase>) -> Vec<String> {
     let mut wrong = Vec::new();
     for case in cases {
         let answer = check(client, case.request).await;
@@ -85,32 +85,32 @@ async fn differences(client: &mut Client, cases: Vec<Case>) -> Vec<String> {
 
 /// A chain of these tokens, as bytes, without a proof.
 fn bare(tokens: Vec<Bytes>) -> wire::CheckRequest {
-    request(&Chain { tokens, holder: "alpha" }, Bytes::new(), "crm/look", "{}")
+    request(&TestChain { tokens, holder: "alpha" }, Bytes::new(), "crm/look", "{}")
 }
 
-fn no_proof(chain: &Chain) -> wire::CheckRequest {
+fn no_proof(chain: &TestChain) -> wire::CheckRequest {
     request(chain, Bytes::new(), "crm/look", "{}")
 }
 
 /// A root with another header, or signed with another key.
-fn signed_otherwise(world: &World, signer: &str, header: &str) -> wire::CheckRequest {
+fn signed_otherwise(world: &TestWorld, signer: &str, header: &str) -> wire::CheckRequest {
     let mut claims = world.root_claims("alpha");
     (claims["iat"], claims["jti"], claims["del_depth"]) = (json!(now(0).unix_s()), json!("j"), json!(0));
-    bare(vec![issue::sign(world.key(signer), header, claims.to_string().as_bytes()).into()])
+    bare(vec![issue::sign_jws(world.key(signer), header, claims.to_string().as_bytes()).into()])
 }
 
-fn faults_of_tokens(world: &World) -> Vec<Case> {
+fn faults_of_tokens(world: &TestWorld) -> Vec<DecisionCase> {
     let root = |change: &dyn Fn(&mut Value)| no_proof(&world.root("alpha", change));
     let unix_s = now(0).unix_s();
     let identity = |reason: &'static str| (reason, "identity");
-    let header = issue::header("aat+jwt");
+    let header = issue::jws_header("aat+jwt");
     vec![
         case("garbage", bare(vec!["garbage".into()]), identity("TOKEN_MALFORMED"), false),
         case("exp before iat", root(&|c| c["exp"] = json!(unix_s - 5)), identity("TOKEN_MALFORMED"), false),
         case("no cnf", root(&|c| c["cnf"] = json!({})), identity("TOKEN_MALFORMED"), false),
         case("EdDSA", signed_otherwise(world, "issuer", r#"{"alg":"EdDSA","typ":"aat+jwt"}"#), identity("TOKEN_ALG"), false),
         case("none", signed_otherwise(world, "issuer", r#"{"alg":"none","typ":"aat+jwt"}"#), identity("TOKEN_ALG"), false),
-        case("typ", signed_otherwise(world, "issuer", &issue::header("JWT")), identity("TOKEN_TYPE"), false),
+        case("typ", signed_otherwise(world, "issuer", &issue::jws_header("JWT")), identity("TOKEN_TYPE"), false),
         case("forged", signed_otherwise(world, "stranger", &header), identity("TOKEN_SIGNATURE"), false),
         case(
             "foreign kid",
@@ -147,7 +147,7 @@ fn faults_of_tokens(world: &World) -> Vec<Case> {
     ]
 }
 
-fn faults_of_chains(world: &World) -> Vec<Case> {
+fn faults_of_chains(world: &TestWorld) -> Vec<DecisionCase> {
     let root = world.session("alpha", "s-chain");
     let other = world.session("alpha", "s-other");
     let hop = |tools: &[&str], change: &dyn Fn(&mut Value)| no_proof(&world.hop(&root, "beta", tools, change));
@@ -193,7 +193,7 @@ fn faults_of_chains(world: &World) -> Vec<Case> {
     ]
 }
 
-fn faults_of_calls(world: &World) -> Vec<Case> {
+fn faults_of_calls(world: &TestWorld) -> Vec<DecisionCase> {
     let root = world.session("alpha", "s-calls");
     let with = |change: &dyn Fn(&mut Value)| no_proof(&world.root("alpha", change));
     let call = |tool: &str, args: &str| world.call(&root, tool, args);
@@ -261,10 +261,10 @@ fn faults_of_calls(world: &World) -> Vec<Case> {
 
 #[tokio::test]
 async fn every_reason_that_a_call_can_reach() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let mut client = server.connect().await;
-    let cases: Vec<Case> =
+    let cases: Vec<DecisionCase> =
         [faults_of_tokens(&world), faults_of_chains(&world), faults_of_calls(&world)].into_iter().flatten().collect();
     let reached: BTreeSet<_> = cases.iter().map(|case| case.reason).collect();
     assert!(reached.len() >= 36, "{reached:?}");
@@ -274,8 +274,8 @@ async fn every_reason_that_a_call_can_reach() {
 
 #[tokio::test]
 async fn a_proof_for_a_write_counts_once() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let (mut client, mut other) = (server.connect().await, server.connect().await);
     let root = world.session("alpha", "s");
     for tool in ["crm/write", "crm/wipe"] {
@@ -299,16 +299,16 @@ async fn a_proof_for_a_write_counts_once() {
 /// Every target of the kill switch, with a cached chain and with a handle. The user's other agent goes on.
 #[tokio::test]
 async fn every_revocation_bites_a_warm_chain_and_a_handle() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let operator = server.operator().await;
     let mut client = server.connect().await;
     let alpha = agent_id("alpha");
-    let leaf_jti = |chain: &Chain| claim(chain, "jti");
-    let hop_hash = |chain: &Chain| issue::token_hash(std::str::from_utf8(chain.tokens.last().unwrap()).unwrap());
+    let leaf_jti = |chain: &TestChain| claim(chain, "jti");
+    let hop_hash = |chain: &TestChain| issue::token_hash(std::str::from_utf8(chain.tokens.last().unwrap()).unwrap());
     let spectator = world.root("gamma", |c| (c["sid"], c["txn"]) = (json!("s-gamma"), json!("t-gamma")));
     // Kind, key (from the chain), meaning, reason, whether it can be lifted, whether the spectator goes on.
-    type Key<'a> = Box<dyn Fn(&Chain) -> Vec<String> + 'a>;
+    type Key<'a> = Box<dyn Fn(&TestChain) -> Vec<String> + 'a>;
     let fixed = |parts: &[&str]| -> Key<'_> {
         let parts: Vec<String> = parts.iter().map(|part| (*part).to_owned()).collect();
         Box::new(move |_| parts.clone())
@@ -355,7 +355,7 @@ async fn every_revocation_bites_a_warm_chain_and_a_handle() {
     }
 }
 
-fn claim(chain: &Chain, name: &str) -> String {
+fn claim(chain: &TestChain, name: &str) -> String {
     use base64::Engine as _;
     let text = std::str::from_utf8(chain.tokens.last().unwrap()).unwrap();
     let payload = base64::engine::general_purpose::URL_SAFE_NO_PAD.decode(text.split('.').nth(1).unwrap()).unwrap();
@@ -372,8 +372,8 @@ async fn what_is_dead_stays_dead() {
         ("key", Dead, "REVOKED_KEY", true),
         ("issuer-key", Dead, "REVOKED_KEY", false),
     ] {
-        let world = World::new();
-        let server = Server::start(&world);
+        let world = TestWorld::new();
+        let server = ServerProcess::start(&world);
         let operator = server.operator().await;
         let mut client = server.connect().await;
         let (alpha, thumbprint) = (agent_id("alpha"), world.key("alpha").public_key().thumbprint().to_string());
@@ -403,8 +403,8 @@ async fn what_is_dead_stays_dead() {
 
 #[tokio::test]
 async fn a_handle_is_good_on_its_connection_and_for_what_was_proved() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let (mut client, mut other) = (server.connect().await, server.connect().await);
     let root = world.session("alpha", "s");
     let handle_of = |answer: wire::CheckResponse| {
@@ -416,7 +416,7 @@ async fn a_handle_is_good_on_its_connection_and_for_what_was_proved() {
         proof,
         ..request(&root, Bytes::new(), tool, "{}")
     };
-    let reason = async |client: &mut Client, request: wire::CheckRequest| check(client, request).await.reason;
+    let reason = async |client: &mut DecisionClient, request: wire::CheckRequest| check(client, request).await.reason;
     let unproved = handle_of(check(&mut client, wire::CheckRequest { want_handle: true, ..no_proof(&root) }).await);
     assert_eq!(reason(&mut client, by(&unproved, "crm/look", Bytes::new())).await, "OK");
     assert_eq!(reason(&mut client, by(&unproved, "crm/read", Bytes::new())).await, "PROOF_MISSING", "nothing proved it");
@@ -442,8 +442,8 @@ async fn a_handle_is_good_on_its_connection_and_for_what_was_proved() {
 /// A proof that was overheard creates no proved handle on another connection, whatever the result of the call that showed it.
 #[tokio::test]
 async fn a_proof_that_was_shown_proves_no_handle() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let (mut client, mut thief) = (server.connect().await, server.connect().await);
     let root = world.session("alpha", "s");
     let first = check(&mut client, wire::CheckRequest { want_handle: true, ..no_proof(&root) }).await;
@@ -497,6 +497,31 @@ async fn a_proof_that_was_shown_proves_no_handle() {
     assert_eq!(client.explain(call.clone()).await.unwrap().into_inner().reason, "OK");
     let stolen = check(&mut thief, wire::CheckRequest { want_handle: true, ..call }).await;
     assert_eq!((stolen.reason.as_str(), stolen.handle.len()), ("OK", 0), "explained");
+    // A call that ends before it is judged shows its proof too.
+    let unreached = format!("{}.999999", stolen.revision.split('.').next().unwrap());
+    let steal = async |thief: &mut DecisionClient, call: wire::CheckRequest, name: &str| {
+        let stolen = check(thief, wire::CheckRequest { want_handle: true, ..call }).await;
+        assert_eq!((stolen.reason.as_str(), stolen.handle.len()), ("OK", 0), "{name}");
+    };
+    let call = world.call(&root, "crm/read", "{}");
+    let early = wire::CheckRequest { at_least: unreached, ..call.clone() };
+    assert_eq!(check(&mut client, early.clone()).await.reason, "REVISION_UNAVAILABLE");
+    steal(&mut thief, call, "a revision that is not there").await;
+    let call = world.call(&root, "crm/read", "{}");
+    let explained = client.explain(wire::CheckRequest { at_least: early.at_least, ..call.clone() }).await.unwrap().into_inner();
+    assert_eq!(explained.reason, "REVISION_UNAVAILABLE");
+    steal(&mut thief, call, "a revision that is not there, explained").await;
+    let malformed = |call: &wire::CheckRequest| wire::CheckRequest { request_id: "x".repeat(129), ..call.clone() };
+    let [call, explained, before, bad, after] = std::array::from_fn(|_| world.call(&root, "crm/read", "{}"));
+    client.check(malformed(&call)).await.unwrap_err();
+    client.explain(malformed(&explained)).await.unwrap_err();
+    let requests = vec![before.clone(), malformed(&bad), after.clone(), malformed(&after)];
+    client.check_batch(wire::CheckBatchRequest { requests }).await.unwrap_err();
+    for (name, call) in
+        [("malformed", call), ("explained", explained), ("before a malformed one", before), ("in a batch", bad), ("after", after)]
+    {
+        steal(&mut thief, call, name).await;
+    }
     // In a batch, too, only the first call with a proof counts as the one that shows it.
     let call = world.call(&root, "crm/read", "{}");
     let requests = vec![call.clone(), wire::CheckRequest { want_handle: true, ..call }];
@@ -509,8 +534,8 @@ async fn a_proof_that_was_shown_proves_no_handle() {
 
 #[tokio::test]
 async fn batches_and_streams_keep_their_order() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let mut client = server.connect().await;
     let root = world.session("alpha", "s");
     let calls: Vec<wire::CheckRequest> = (0..64)
@@ -542,8 +567,8 @@ async fn batches_and_streams_keep_their_order() {
 
 #[tokio::test]
 async fn no_answer_is_older_than_asked_for() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let operator = server.operator().await;
     let mut client = server.connect().await;
     let root = world.session("alpha", "s");
@@ -568,8 +593,8 @@ async fn no_answer_is_older_than_asked_for() {
 
 #[tokio::test]
 async fn a_listing_says_what_a_check_says() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let mut client = server.connect().await;
     let root = world.session("alpha", "s");
     let narrow = world.root("alpha", |c| c["client_id"] = json!("narrow"));
@@ -592,6 +617,11 @@ async fn a_listing_says_what_a_check_says() {
             let maybe = chain.holder == "alpha" && ["pay/refund", "lab/limited", "lab/probe"].contains(&tool.tool.as_str());
             assert!(!tool.maybe || maybe, "{}: {tool:?}", chain.holder);
         }
+        let again = client.list_tools(wire::ListToolsRequest { credential, ..Default::default() }).await.unwrap().into_inner();
+        assert_eq!((again.reason.as_str(), again.tools.len()), ("PROOF_REPLAYED", 0), "a proof makes one listing");
+        let aat_pop = world.proof(chain, LIST_TOOLS, "{}");
+        let presentation = wire::Presentation { aat_chain: chain.tokens.clone(), aat_pop };
+        let credential = Some(wire::list_tools_request::Credential::Presentation(presentation));
         let all = client.list_tools(wire::ListToolsRequest { credential, ..Default::default() }).await.unwrap().into_inner();
         assert_eq!(all.tools.len(), TOOLS.len() - 1, "every registered tool");
     }
@@ -608,8 +638,8 @@ async fn a_listing_says_what_a_check_says() {
 /// A caller with a chain but without its key learns from a listing only what the chain itself says, and nothing of policy.
 #[tokio::test]
 async fn a_listing_without_a_proof_tells_the_names_of_the_scope() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let mut client = server.connect().await;
     // Of the tools in the scope, policy permits one, denies one, needs an approval for one, and does not know one.
     let scope = ["crm/read", "gone/tool", "lab/limited", "pay/large", "pay/refund"];
@@ -672,6 +702,8 @@ async fn a_listing_without_a_proof_tells_the_names_of_the_scope() {
     assert_eq!(check(&mut client, call).await.reason, "PROOF_INVALID");
     let twice = wire::ListToolsRequest { proof: "x".into(), ..by_chain("y".into()) };
     assert_eq!(client.list_tools(twice).await.unwrap_err().code(), Code::InvalidArgument);
+    let twice = wire::ListToolsRequest { tools: ["crm/read"; 2].map(str::to_owned).to_vec(), ..by_chain(Bytes::new()) };
+    assert!(client.list_tools(twice).await.unwrap_err().message().contains("`crm/read` stands twice"));
     let odd = wire::ListToolsRequest { tools: vec!["crm/\0read".to_owned()], ..by_chain(Bytes::new()) };
     assert_eq!(client.list_tools(odd).await.unwrap_err().code(), Code::InvalidArgument);
     // A revocation is no policy, so it shows with and without a proof.
@@ -697,8 +729,8 @@ fn info_of(status: &Status) -> (String, String) {
 
 #[tokio::test]
 async fn a_malformed_message_is_no_decision() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let mut client = server.connect().await;
     let root = world.session("alpha", "s");
     let good = || world.call(&root, "crm/read", "{}");
@@ -751,8 +783,8 @@ async fn a_malformed_message_is_no_decision() {
 /// A message over its limit is refused before it is read, with a reason like every other error.
 #[tokio::test]
 async fn an_oversized_message_is_refused() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let mut client = server.connect().await;
     let root = world.session("alpha", "s");
     let sized = |bytes: usize| wire::CheckRequest { arguments_json: vec![b' '; bytes].into(), ..no_proof(&root) };
@@ -769,8 +801,8 @@ async fn an_oversized_message_is_refused() {
 /// Bytes that are not a message of the call's type.
 #[tokio::test]
 async fn bytes_that_are_no_message_are_refused() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let channel = crate::harness::channel(&server.decisions).await;
     let mut raw = tonic::client::Grpc::new(channel);
     raw.ready().await.unwrap();

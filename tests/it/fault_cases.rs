@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-use crate::faults::rig::{Plan, Programs};
+use crate::faults::rig::{FaultPlan, ProgramPaths};
 use crate::faults::scenario::{run, table};
 use crate::harness::PATIENCE;
-use crate::proxy::{Mode, Process, Route, Way, serve};
+use crate::proxy::{ProxyProcess, ProxyRoute, RouteMode, TrafficDirection, serve};
 
 /// The variable that makes this test program the proxy.
 const AS_PROXY: &str = "PORTCULLIS_TEST_AS_PROXY";
@@ -77,30 +77,30 @@ fn a_proxy_as_a_process() {
         return;
     }
     let upstream = echo();
-    let mut proxy = Process::start(as_proxy);
+    let mut proxy = ProxyProcess::start(as_proxy);
     let (route, address) = proxy.route(upstream);
     let (_, other) = proxy.route(upstream);
     let mut untouched = connect(other);
 
     let mut old = connect(address);
     assert_eq!(said(&mut old, "one").unwrap(), "one");
-    proxy.set(route, &Mode::Delay(50));
+    proxy.set_mode(route, &RouteMode::Delay(50));
     let began = Instant::now();
     assert_eq!(said(&mut old, "two").unwrap(), "two");
     assert!(began.elapsed() >= Duration::from_millis(100), "each way");
-    proxy.set(route, &Mode::Pass);
+    proxy.set_mode(route, &RouteMode::Pass);
 
     // Lost bytes do not come back, and no byte follows them.
-    for way in [Way::Up, Way::Down, Way::Both] {
+    for way in [TrafficDirection::Up, TrafficDirection::Down, TrafficDirection::Both] {
         let mut idle = connect(address);
         assert_eq!(said(&mut idle, "one").unwrap(), "one");
-        proxy.set(route, &Mode::BlackHole(way));
+        proxy.set_mode(route, &RouteMode::BlackHole(way));
         let mut new = connect(address);
         for stream in [&mut old, &mut new] {
             stream.write_all(b"lost").unwrap();
             assert!(silent(stream), "{way}");
         }
-        proxy.set(route, &Mode::Pass);
+        proxy.set_mode(route, &RouteMode::Pass);
         for stream in [&mut old, &mut new] {
             stream.write_all(b"late").unwrap();
             assert!(silent(stream), "{way}: what follows lost bytes is lost");
@@ -109,30 +109,30 @@ fn a_proxy_as_a_process() {
         old = connect(address);
         assert_eq!(said(&mut old, "one").unwrap(), "one", "{way}");
     }
-    proxy.set(route, &Mode::BlackHoleAt("COMMIT".to_owned()));
+    proxy.set_mode(route, &RouteMode::BlackHoleAt("COMMIT".to_owned()));
     assert_eq!(said(&mut old, "BEGIN").unwrap(), "BEGIN");
     old.write_all(b"; COMMIT").unwrap();
     assert!(silent(&mut old), "it fell at the words");
-    proxy.set(route, &Mode::Pass);
+    proxy.set_mode(route, &RouteMode::Pass);
 
     // The server sees the end and can still answer; then the same for the client.
     let mut old = connect(address);
     assert_eq!(said(&mut old, "one").unwrap(), "one");
-    proxy.set(route, &Mode::HalfClose(Way::Up));
+    proxy.set_mode(route, &RouteMode::HalfClose(TrafficDirection::Up));
     let mut heard = String::new();
     old.read_to_string(&mut heard).unwrap();
     assert_eq!(heard, "end");
-    proxy.set(route, &Mode::Pass);
+    proxy.set_mode(route, &RouteMode::Pass);
     let mut old = connect(address);
     assert_eq!(said(&mut old, "one").unwrap(), "one");
-    proxy.set(route, &Mode::HalfClose(Way::Down));
+    proxy.set_mode(route, &RouteMode::HalfClose(TrafficDirection::Down));
     assert_eq!(old.read(&mut [0; 16]).unwrap(), 0, "an end that is not the server's");
     old.write_all(b"still taken").unwrap();
-    proxy.set(route, &Mode::Pass);
+    proxy.set_mode(route, &RouteMode::Pass);
 
     let mut old = connect(address);
     assert_eq!(said(&mut old, "one").unwrap(), "one");
-    proxy.set(route, &Mode::Cut);
+    proxy.set_mode(route, &RouteMode::Cut);
     assert!(said(&mut old, "two").is_err());
     assert!(TcpStream::connect(address).map_or(true, |mut new| said(&mut new, "one").is_err()));
     assert_eq!(said(&mut untouched, "another route").unwrap(), "another route");
@@ -144,7 +144,7 @@ fn a_proxy_as_a_process() {
     proxy.restart();
     assert_eq!(said(&mut connect(address), "one").unwrap(), "one");
     let elsewhere = echo();
-    proxy.point(route, elsewhere);
+    proxy.set_upstream(route, elsewhere);
     assert_eq!(said(&mut connect(address), "one").unwrap(), "one");
 }
 
@@ -152,19 +152,24 @@ fn a_proxy_as_a_process() {
 #[tokio::test]
 async fn a_mode_that_is_followed_at_once_still_hits_every_connection() {
     let upstream = echo();
-    for mode in [Mode::Cut, Mode::HalfClose(Way::Up), Mode::HalfClose(Way::Down), Mode::HalfClose(Way::Both)] {
-        let route = Route::listen(0, upstream).await.unwrap();
+    for mode in [
+        RouteMode::Cut,
+        RouteMode::HalfClose(TrafficDirection::Up),
+        RouteMode::HalfClose(TrafficDirection::Down),
+        RouteMode::HalfClose(TrafficDirection::Both),
+    ] {
+        let route = ProxyRoute::listen(0, upstream).await.unwrap();
         let talk = async {
             let mut old = tokio::net::TcpStream::connect(route.address()).await.unwrap();
             assert_eq!(exchange(&mut old).await.unwrap(), "one");
             // The runtime has one thread, so no connection runs between the two modes.
-            route.set(mode.clone());
-            route.set(Mode::Pass);
+            route.set_mode(mode.clone());
+            route.set_mode(RouteMode::Pass);
             let mut rest = Vec::new();
             let end = old.read_to_end(&mut rest).await;
             match mode {
-                Mode::Cut => assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset),
-                Mode::HalfClose(Way::Up) => assert_eq!(rest, b"end"),
+                RouteMode::Cut => assert_eq!(end.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset),
+                RouteMode::HalfClose(TrafficDirection::Up) => assert_eq!(rest, b"end"),
                 _ => assert_eq!((end.unwrap(), rest.as_slice()), (0, b"".as_slice())),
             }
             let mut new = tokio::net::TcpStream::connect(route.address()).await.unwrap();
@@ -183,23 +188,23 @@ async fn exchange(stream: &mut tokio::net::TcpStream) -> std::io::Result<String>
 
 #[test]
 fn modes_are_read_as_they_are_written() {
-    let ways = [Way::Up, Way::Down, Way::Both];
-    let mut modes = vec![Mode::Pass, Mode::Delay(7), Mode::Cut, Mode::BlackHoleAt("a b".to_owned())];
-    modes.extend(ways.map(Mode::HalfClose));
-    modes.extend(ways.map(Mode::BlackHole));
+    let ways = [TrafficDirection::Up, TrafficDirection::Down, TrafficDirection::Both];
+    let mut modes = vec![RouteMode::Pass, RouteMode::Delay(7), RouteMode::Cut, RouteMode::BlackHoleAt("a b".to_owned())];
+    modes.extend(ways.map(RouteMode::HalfClose));
+    modes.extend(ways.map(RouteMode::BlackHole));
     for mode in modes {
         assert_eq!(mode.to_string().parse(), Ok(mode));
     }
     for wrong in ["", "delay", "delay x", "half-close", "black-hole sideways", "black-hole-at"] {
-        assert!(wrong.parse::<Mode>().is_err(), "{wrong}");
+        assert!(wrong.parse::<RouteMode>().is_err(), "{wrong}");
     }
 }
 
 /// All scenarios run at the same time, because they mostly wait.
 #[test]
 fn nothing_killed_is_permitted_whatever_breaks() {
-    let programs = Programs { server: env!("CARGO_BIN_EXE_portcullis").into(), proxy: as_proxy };
-    let plan = Plan { replicas: 2, rate: 200, bound: BOUND, margin: Duration::from_millis(500), patience: 3 * PATIENCE };
+    let programs = ProgramPaths { server: env!("CARGO_BIN_EXE_portcullis").into(), proxy: as_proxy };
+    let plan = FaultPlan { replicas: 2, rate: 200, bound: BOUND, margin: Duration::from_millis(500), patience: 3 * PATIENCE };
     let programs = &programs;
     std::thread::scope(|scope| {
         let runs: Vec<_> = table()

@@ -6,7 +6,7 @@ use std::time::Instant;
 use portcullis::api::r#gen as wire;
 use serde_json::json;
 
-use crate::harness::{PATIENCE, Server, World, agent_id, binary, run_with};
+use crate::harness::{PATIENCE, ServerProcess, TestWorld, agent_id, binary, run_with};
 use crate::postgres;
 
 const CANARY: &str = "s3cr3t-canary";
@@ -26,12 +26,12 @@ fn with_store(url: &str) -> Command {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kill_on_one_replica_holds_on_all() {
-    let world = World::new();
+    let world = TestWorld::new();
     let url = database();
     let talkative = ["--log", "trace"];
-    let first = Server::start_with(&world, with_store(&url).arg("--policies").arg(world.policies()).args(talkative));
+    let first = ServerProcess::start_with(&world, with_store(&url).arg("--policies").arg(world.policies()).args(talkative));
     let other_data = world.folder.path().join("other");
-    let second = Server::start_at(&world, with_store(&url).args(talkative), &other_data);
+    let second = ServerProcess::start_at(&world, with_store(&url).args(talkative), &other_data);
     let chain = world.session("alpha", "s");
     for server in [&first, &second] {
         let answer = server.connect().await.check(world.call(&chain, "crm/wipe", "{}")).await.unwrap().into_inner();

@@ -10,7 +10,7 @@ use portcullis::api::r#gen as wire;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use crate::harness::{PATIENCE, Server, World, binary};
+use crate::harness::{PATIENCE, ServerProcess, TestWorld, binary};
 use crate::postgres;
 
 const REPLICAS: usize = 3;
@@ -28,11 +28,11 @@ fn with_store(url: &str) -> Command {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn no_replica_permits_what_was_killed() {
-    let world = World::new();
+    let world = TestWorld::new();
     let url = postgres::shared().database();
-    let mut servers = vec![Server::start_with(&world, with_store(&url).arg("--policies").arg(world.policies()))];
+    let mut servers = vec![ServerProcess::start_with(&world, with_store(&url).arg("--policies").arg(world.policies()))];
     for number in 1..REPLICAS {
-        servers.push(Server::start_at(&world, &with_store(&url), &world.folder.path().join(format!("data{number}"))));
+        servers.push(ServerProcess::start_at(&world, &with_store(&url), &world.folder.path().join(format!("data{number}"))));
     }
     let operator = servers[0].operator().await;
     for number in 0..KILLS {

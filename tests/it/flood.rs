@@ -5,10 +5,10 @@ use bytes::Bytes;
 use portcullis::api::r#gen as wire;
 use portcullis::api::r#gen::check_request::Credential;
 use portcullis::api::r#gen::revocation_service_client::RevocationServiceClient;
-use portcullis::model::limits::{STRANGER_RECORDS_BURST, STRANGER_RECORDS_PER_S};
+use portcullis::model::limits::{UNVERIFIED_RECORDS_BURST, UNVERIFIED_RECORDS_PER_S};
 use serde_json::Value;
 
-use crate::harness::{Server, World, channel, request};
+use crate::harness::{ServerProcess, TestWorld, channel, request};
 
 /// Far more calls than are recorded one by one, and enough for 12 MB if each were recorded.
 const BATCHES: u64 = 200;
@@ -22,8 +22,8 @@ const RECORDERS: u64 = 3;
 
 #[tokio::test]
 async fn a_flood_of_strangers_costs_few_bytes_and_no_count() {
-    let world = World::new();
-    let mut server = Server::start(&world);
+    let world = TestWorld::new();
+    let mut server = ServerProcess::start(&world);
     let mut client = server.connect().await;
     let stranger = wire::Presentation { aat_chain: vec!["garbage".into()], aat_pop: Bytes::new() };
     let root = world.session("alpha", "s");
@@ -71,7 +71,7 @@ async fn a_flood_of_strangers_costs_few_bytes_and_no_count() {
     let times: Vec<i64> = lines.iter().map(|line| line["time_unix_ns"].as_i64().unwrap()).collect();
     let took_s = (times.iter().max().unwrap() - times.iter().min().unwrap()) as u64 / 1_000_000_000 + 2;
     let singles = lines.iter().filter(|line| line["kind"] != "merged" && line["effect"] != "PERMIT").count() as u64;
-    assert!(singles <= RECORDERS * (STRANGER_RECORDS_BURST + took_s * STRANGER_RECORDS_PER_S), "{singles} in {took_s} s");
+    assert!(singles <= RECORDERS * (UNVERIFIED_RECORDS_BURST + took_s * UNVERIFIED_RECORDS_PER_S), "{singles} in {took_s} s");
     let bytes: u64 =
         std::fs::read_dir(world.data().join("audit")).unwrap().map(|entry| entry.unwrap().metadata().unwrap().len()).sum();
     let others = lines.len() as u64 - singles;
@@ -79,5 +79,56 @@ async fn a_flood_of_strangers_costs_few_bytes_and_no_count() {
     println!(
         "{} denials and refusals in {took_s} s: {singles} lines of their own, {bytes} bytes",
         BATCHES * CALLS + 2 * LISTS + ACTS
+    );
+}
+
+/// A thief has an agent's chain without its key, and an operator's signed act that was used. Both are verified, and neither fills the disk.
+#[tokio::test]
+async fn a_flood_with_an_overheard_chain_and_act_costs_few_bytes_and_no_count() {
+    let world = TestWorld::new();
+    let mut server = ServerProcess::start(&world);
+    let operator = server.operator().await;
+    let mut client = server.connect().await;
+    let root = world.session("alpha", "s");
+    let stolen = request(&root, Bytes::new(), "crm/read", "{}");
+    let batch = wire::CheckBatchRequest { requests: vec![stolen.clone(); CALLS as usize] };
+    for _ in 0..BATCHES / 4 {
+        let answers = client.check_batch(batch.clone()).await.unwrap().into_inner().responses;
+        assert!(answers.iter().all(|answer| answer.reason == "PROOF_MISSING"));
+    }
+    let presentation = wire::Presentation { aat_chain: root.tokens.clone(), aat_pop: Bytes::new() };
+    for _ in 0..LISTS {
+        let credential = Some(wire::list_tools_request::Credential::Presentation(presentation.clone()));
+        client.list_tools(wire::ListToolsRequest { credential, ..Default::default() }).await.unwrap();
+        client.explain(stolen.clone()).await.unwrap();
+    }
+    let proved = client.check(world.call(&root, "pay/large", "{}")).await.unwrap().into_inner();
+    assert_eq!(proved.reason, "AGENT_DENIES");
+    let overheard = operator.authorization("/portcullis.v1.RevocationService/List", &wire::ListRevocationsRequest { limit: 1 });
+    let mut admin = RevocationServiceClient::new(channel(&server.admin).await);
+    for act in 0..=ACTS {
+        let mut call = tonic::Request::new(wire::ListRevocationsRequest { limit: 1 });
+        call.metadata_mut().insert("authorization", overheard.parse().unwrap());
+        assert_eq!(admin.list(call).await.is_ok(), act == 0);
+    }
+    server.terminate();
+    assert!(server.wait().success());
+
+    let lines = server.audit();
+    let count = |is_one: &dyn Fn(&Value) -> bool| -> u64 {
+        lines.iter().filter(|line| is_one(line)).map(|line| line["count"].as_u64().unwrap_or(1)).sum()
+    };
+    assert_eq!(count(&|line| line["method"] == "Check" && line["reason"] == "PROOF_MISSING"), BATCHES / 4 * CALLS);
+    assert_eq!(count(&|line| line["method"] == "ListTools"), LISTS);
+    assert_eq!(count(&|line| line["method"] == "Explain"), LISTS);
+    assert_eq!(count(&|line| line["effect"] == "REFUSED" && line["operator"] != Value::Null), ACTS);
+    assert!(lines.iter().any(|line| line["decision_id"] == proved.decision_id.as_str()), "who proved possession has a record");
+    let times: Vec<i64> = lines.iter().map(|line| line["time_unix_ns"].as_i64().unwrap()).collect();
+    let took_s = (times.iter().max().unwrap() - times.iter().min().unwrap()) as u64 / 1_000_000_000 + 2;
+    let singles = lines.iter().filter(|line| line["kind"] != "merged").count() as u64;
+    assert!(singles <= RECORDERS * (UNVERIFIED_RECORDS_BURST + took_s * UNVERIFIED_RECORDS_PER_S), "{singles} in {took_s} s");
+    println!(
+        "{} records that permit nothing in {took_s} s: {singles} lines of their own",
+        BATCHES / 4 * CALLS + 2 * LISTS + ACTS
     );
 }

@@ -14,9 +14,9 @@ use portcullis::api::r#gen::check_request::Credential;
 use portcullis::api::r#gen::decision_service_client::DecisionServiceClient;
 use portcullis::api::r#gen::revocation_service_client::RevocationServiceClient;
 use portcullis::model::json::parse_object;
-use portcullis::model::time::{Clock as _, Now, SystemClock};
-use portcullis::token::operator::{self, Expected};
-use portcullis::token::{PrivateKey, ProofOf, issue};
+use portcullis::model::time::{Clock as _, ClockReading, SystemClock};
+use portcullis::token::operator_act::{self, AdminCall};
+use portcullis::token::{PrivateKey, ProofCall, issue};
 use prost::Message;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -96,7 +96,7 @@ allow: [crm/*]
 "#;
 
 /// A policy folder with fresh keys, and all of these keys.
-pub(crate) struct World {
+pub(crate) struct TestWorld {
     pub(crate) folder: TempDir,
     issuer: PrivateKey,
     agents: BTreeMap<&'static str, PrivateKey>,
@@ -104,12 +104,12 @@ pub(crate) struct World {
 
 /// A chain, and the name of the agent that holds its leaf.
 #[derive(Clone)]
-pub(crate) struct Chain {
+pub(crate) struct TestChain {
     pub(crate) tokens: Vec<Bytes>,
     pub(crate) holder: &'static str,
 }
 
-impl World {
+impl TestWorld {
     pub(crate) fn new() -> Self {
         let names = ["alpha", "beta", "gamma", "stranger"];
         let agents: BTreeMap<_, _> = names.into_iter().map(|name| (name, PrivateKey::generate().unwrap())).collect();
@@ -138,7 +138,7 @@ impl World {
         self.folder.path().join("policies")
     }
 
-    /// The data folder of the server that [`Server::start`] starts.
+    /// The data folder of the server that [`ServerProcess::start`] starts.
     pub(crate) fn data(&self) -> PathBuf {
         self.folder.path().join("data")
     }
@@ -175,45 +175,51 @@ impl World {
     }
 
     /// A root for an agent, with changed claims.
-    pub(crate) fn root(&self, agent: &'static str, change: impl FnOnce(&mut Value)) -> Chain {
+    pub(crate) fn root(&self, agent: &'static str, change: impl FnOnce(&mut Value)) -> TestChain {
         let mut claims = self.root_claims(agent);
         change(&mut claims);
         let jws = issue::issue_root(&self.issuer, &claims.to_string(), now(0)).unwrap();
-        Chain { tokens: vec![jws.into()], holder: agent }
+        TestChain { tokens: vec![jws.into()], holder: agent }
     }
 
     /// A root for one session.
-    pub(crate) fn session(&self, agent: &'static str, session: &str) -> Chain {
+    pub(crate) fn session(&self, agent: &'static str, session: &str) -> TestChain {
         self.root(agent, |claims| claims["sid"] = json!(session))
     }
 
-    pub(crate) fn hop(&self, parent: &Chain, agent: &'static str, tools: &[&str], change: impl FnOnce(&mut Value)) -> Chain {
+    pub(crate) fn hop(
+        &self,
+        parent: &TestChain,
+        agent: &'static str,
+        tools: &[&str],
+        change: impl FnOnce(&mut Value),
+    ) -> TestChain {
         let mut claims = self.hop_claims(agent, tools);
         change(&mut claims);
-        let jws = issue::delegate(self.key(parent.holder), &parent.tokens, &claims.to_string(), now(0)).unwrap();
-        Chain { tokens: parent.tokens.iter().cloned().chain([jws.into()]).collect(), holder: agent }
+        let jws = issue::issue_hop(self.key(parent.holder), &parent.tokens, &claims.to_string(), now(0)).unwrap();
+        TestChain { tokens: parent.tokens.iter().cloned().chain([jws.into()]).collect(), holder: agent }
     }
 
     /// A proof for a call, dated slightly ahead of the clock, so that it is never from before the server was ready.
-    pub(crate) fn proof(&self, chain: &Chain, tool: &str, args: &str) -> Bytes {
+    pub(crate) fn proof(&self, chain: &TestChain, tool: &str, args: &str) -> Bytes {
         self.proof_at(chain, tool, args, 3)
     }
 
-    pub(crate) fn proof_at(&self, chain: &Chain, tool: &str, args: &str, ahead_s: i64) -> Bytes {
+    pub(crate) fn proof_at(&self, chain: &TestChain, tool: &str, args: &str, ahead_s: i64) -> Bytes {
         let arguments = parse_object(args.as_bytes()).unwrap();
-        let call = ProofOf { tool, arguments: &arguments, audience: Some(AUDIENCE) };
-        issue::prove(self.key(chain.holder), &chain.tokens, &call, None, now(ahead_s)).unwrap().into()
+        let call = ProofCall { tool, arguments: &arguments, audience: Some(AUDIENCE) };
+        issue::sign_proof(self.key(chain.holder), &chain.tokens, &call, None, now(ahead_s)).unwrap().into()
     }
 
     /// A call with a fresh proof.
-    pub(crate) fn call(&self, chain: &Chain, tool: &str, args: &str) -> wire::CheckRequest {
+    pub(crate) fn call(&self, chain: &TestChain, tool: &str, args: &str) -> wire::CheckRequest {
         let aat_pop = if chain.tokens.len() > 9 { Bytes::new() } else { self.proof(chain, tool, args) };
         request(chain, aat_pop, tool, args)
     }
 }
 
 /// A call as a gateway sends it.
-pub(crate) fn request(chain: &Chain, aat_pop: Bytes, tool: &str, args: &str) -> wire::CheckRequest {
+pub(crate) fn request(chain: &TestChain, aat_pop: Bytes, tool: &str, args: &str) -> wire::CheckRequest {
     wire::CheckRequest {
         credential: Some(Credential::Presentation(wire::Presentation { aat_chain: chain.tokens.clone(), aat_pop })),
         tool: tool.to_owned(),
@@ -226,9 +232,9 @@ pub(crate) fn agent_id(name: &str) -> String {
     format!("spiffe://test.example/agent/{name}")
 }
 
-pub(crate) fn now(ahead_s: i64) -> Now {
+pub(crate) fn now(ahead_s: i64) -> ClockReading {
     let now = SystemClock.now();
-    Now { unix_ns: now.unix_ns + ahead_s * 1_000_000_000, ..now }
+    ClockReading { unix_ns: now.unix_ns + ahead_s * 1_000_000_000, ..now }
 }
 
 pub(crate) fn jwk(key: &PrivateKey) -> Value {
@@ -250,13 +256,13 @@ pub(crate) fn binary() -> Command {
 
 /// The result of a command.
 #[derive(Debug)]
-pub(crate) struct Ran {
+pub(crate) struct CommandResult {
     pub(crate) code: i32,
     pub(crate) stdout: String,
     pub(crate) stderr: String,
 }
 
-impl Ran {
+impl CommandResult {
     /// The one JSON document of its output.
     pub(crate) fn json(&self) -> Value {
         serde_json::from_str(self.stdout.trim()).unwrap_or_else(|error| panic!("{error}: {self:?}"))
@@ -270,16 +276,16 @@ impl Ran {
 }
 
 /// Runs a command to its end.
-pub(crate) fn run<S: AsRef<std::ffi::OsStr>>(arguments: &[S]) -> Ran {
+pub(crate) fn run<S: AsRef<std::ffi::OsStr>>(arguments: &[S]) -> CommandResult {
     run_with(binary().args(arguments), "")
 }
 
-pub(crate) fn run_with(command: &mut Command, input: &str) -> Ran {
+pub(crate) fn run_with(command: &mut Command, input: &str) -> CommandResult {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     // A command that does not read its input causes no error here.
     let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
     let output = child.wait_with_output().unwrap();
-    Ran {
+    CommandResult {
         code: output.status.code().unwrap_or(-1),
         stdout: String::from_utf8(output.stdout).unwrap(),
         stderr: String::from_utf8(output.stderr).unwrap(),
@@ -287,7 +293,7 @@ pub(crate) fn run_with(command: &mut Command, input: &str) -> Ran {
 }
 
 /// A server process, killed on drop.
-pub(crate) struct Server {
+pub(crate) struct ServerProcess {
     child: Child,
     pub(crate) decisions: String,
     pub(crate) http: String,
@@ -296,31 +302,31 @@ pub(crate) struct Server {
     log: PathBuf,
 }
 
-impl Server {
+impl ServerProcess {
     /// Starts a server on free ports with the world's policy and data folder, and waits until it is ready.
-    pub(crate) fn start(world: &World) -> Self {
+    pub(crate) fn start(world: &TestWorld) -> Self {
         Self::start_with(world, binary().arg("--policies").arg(world.policies()))
     }
 
     /// Starts a server with the arguments of `flags`; `serve`, ports and data folder are added.
-    pub(crate) fn start_with(world: &World, flags: &Command) -> Self {
+    pub(crate) fn start_with(world: &TestWorld, flags: &Command) -> Self {
         Self::start_at(world, flags, &world.data())
     }
 
-    /// As [`Server::start_with`], with its own data folder. It is another replica if the flags name the first one's store.
-    pub(crate) fn start_at(world: &World, flags: &Command, data: &Path) -> Self {
+    /// As [`ServerProcess::start_with`], with its own data folder. It is another replica if the flags name the first one's store.
+    pub(crate) fn start_at(world: &TestWorld, flags: &Command, data: &Path) -> Self {
         Self::try_start_at(world, flags, data).unwrap_or_else(|code| {
             panic!("it ended with {code:?}: {}", std::fs::read_to_string(world.folder.path().join("stderr.log")).unwrap())
         })
     }
 
-    /// As [`Server::start_at`], but returns the exit code of a server that does not start.
-    pub(crate) fn try_start_at(world: &World, flags: &Command, data: &Path) -> Result<Self, Option<i32>> {
+    /// As [`ServerProcess::start_at`], but returns the exit code of a server that does not start.
+    pub(crate) fn try_start_at(world: &TestWorld, flags: &Command, data: &Path) -> Result<Self, Option<i32>> {
         Self::try_start_by(world, binary(), flags, data)
     }
 
-    /// As [`Server::start_with`], in a shell that first runs `limits`, such as `ulimit -n 400`.
-    pub(crate) fn start_within(world: &World, flags: &Command, limits: &str) -> Self {
+    /// As [`ServerProcess::start_with`], in a shell that first runs `limits`, such as `ulimit -n 400`.
+    pub(crate) fn start_within(world: &TestWorld, flags: &Command, limits: &str) -> Self {
         let mut shell = Command::new("sh");
         let program = binary();
         shell.args(["-c", &format!("{limits} && exec \"$0\" \"$@\"")]).arg(program.get_program());
@@ -330,24 +336,24 @@ impl Server {
         Self::try_start_by(world, shell, flags, &world.data()).unwrap_or_else(|code| panic!("it ended with {code:?}"))
     }
 
-    /// As [`Server::start`], with standard error in a pipe, for a test that reads it or does not. It has no [`Server::log`].
-    pub(crate) fn start_piped(world: &World, flags: &Command) -> (Self, std::process::ChildStderr) {
+    /// As [`ServerProcess::start`], with standard error in a pipe, for a test that reads it or does not. It has no [`ServerProcess::log`].
+    pub(crate) fn start_piped(world: &TestWorld, flags: &Command) -> (Self, std::process::ChildStderr) {
         let mut server = Self::try_start_with(world, binary(), flags, &world.data(), Stdio::piped()).unwrap();
         let errors = server.child.stderr.take().unwrap();
         (server, errors)
     }
 
-    fn try_start_by(world: &World, command: Command, flags: &Command, data: &Path) -> Result<Self, Option<i32>> {
+    fn try_start_by(world: &TestWorld, command: Command, flags: &Command, data: &Path) -> Result<Self, Option<i32>> {
         let errors = std::fs::OpenOptions::new().create(true).append(true).open(Self::log_of(world)).unwrap();
         Self::try_start_with(world, command, flags, data, errors.into())
     }
 
-    fn log_of(world: &World) -> PathBuf {
+    fn log_of(world: &TestWorld) -> PathBuf {
         world.folder.path().join("stderr.log")
     }
 
     fn try_start_with(
-        world: &World,
+        world: &TestWorld,
         mut command: Command,
         flags: &Command,
         data: &Path,
@@ -359,6 +365,10 @@ impl Server {
                 Some(value) => command.env(name, value),
                 None => command.env_remove(name),
             };
+        }
+        // A data folder that is named and is not there is made with `--create` only.
+        if !flags.get_args().any(|flag| flag == "--create") {
+            std::fs::create_dir_all(data).unwrap();
         }
         let log = Self::log_of(world);
         let listeners = ["--listen", "--http-listen", "--admin-listen"];
@@ -383,11 +393,11 @@ impl Server {
     }
 
     /// A client of administration that signs as the first operator.
-    pub(crate) async fn operator(&self) -> Operator {
+    pub(crate) async fn operator(&self) -> OperatorClient {
         let key = PrivateKey::from_jwk(&std::fs::read(self.data.join("local.jwk")).unwrap()).unwrap();
         let channel = channel(&self.admin).await;
         let info = wire::fleet_service_client::FleetServiceClient::new(channel.clone()).info(wire::InfoRequest {}).await;
-        Operator { channel, history: info.unwrap().into_inner().history_id, key }
+        OperatorClient { channel, history: info.unwrap().into_inner().history_id, key }
     }
 
     pub(crate) fn decisions_url(&self) -> String {
@@ -470,7 +480,7 @@ impl Server {
     }
 }
 
-impl Drop for Server {
+impl Drop for ServerProcess {
     fn drop(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -498,13 +508,13 @@ pub(crate) async fn channel(address: &str) -> Channel {
 
 /// An operator's client for administration over raw gRPC.
 #[derive(Debug)]
-pub(crate) struct Operator {
+pub(crate) struct OperatorClient {
     pub(crate) channel: Channel,
     pub(crate) history: String,
     pub(crate) key: PrivateKey,
 }
 
-impl Operator {
+impl OperatorClient {
     /// The `authorization` header for a call.
     pub(crate) fn authorization<M: Message>(&self, method: &str, message: &M) -> String {
         authorization(&self.key, &self.history, method, message)
@@ -528,7 +538,7 @@ impl Operator {
 
 pub(crate) fn authorization<M: Message>(key: &PrivateKey, history: &str, method: &str, message: &M) -> String {
     let bytes = message.encode_to_vec();
-    format!("Operator {}", operator::sign(key, &Expected { audience: history, method, message: &bytes }, now(0)))
+    format!("Operator {}", operator_act::sign_act(key, &AdminCall { audience: history, method, message: &bytes }, now(0)))
 }
 
 pub(crate) fn target(kind: &str, key: &[&str]) -> wire::RevocationTarget {

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tonic::Code;
 use tonic_types::StatusExt as _;
 
-use crate::harness::{Chain, PATIENCE, Server, World, authorization, channel, request};
+use crate::harness::{PATIENCE, ServerProcess, TestChain, TestWorld, authorization, channel, request};
 
 const CHECK: &str = "/portcullis.v1.DecisionService/Check";
 const BATCH: &str = "/portcullis.v1.DecisionService/CheckBatch";
@@ -24,11 +24,11 @@ const HEALTH_WATCH: &str = "/grpc.health.v1.Health/Watch";
 const MIB: usize = 1024 * 1024;
 
 /// A connection that can send any frames at any time.
-struct Attacker {
+struct RawConnection {
     requests: SendRequest<Bytes>,
 }
 
-impl Attacker {
+impl RawConnection {
     async fn connect(address: &str) -> Self {
         let socket = TcpStream::connect(address).await.unwrap();
         let (requests, connection) = h2::client::handshake(socket).await.unwrap();
@@ -102,18 +102,18 @@ async fn status(response: ResponseFuture) -> (Code, String) {
 }
 
 /// A figure of `/proc/PID/status`, in bytes.
-fn memory(server: &Server, figure: &str) -> usize {
+fn memory(server: &ServerProcess, figure: &str) -> usize {
     let text = std::fs::read_to_string(format!("/proc/{}/status", server.id())).unwrap();
     let line = text.lines().find_map(|line| line.strip_prefix(figure)?.strip_prefix(':')).unwrap();
     line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() * 1024
 }
 
-fn call(chain: &Chain) -> wire::CheckRequest {
+fn call(chain: &TestChain) -> wire::CheckRequest {
     request(chain, Bytes::new(), "crm/look", "{}")
 }
 
 /// On new connections, a good caller is permitted, a probe is answered, and a revocation takes effect.
-async fn all_is_well(world: &World, server: &Server, session: &str) {
+async fn all_is_well(world: &TestWorld, server: &ServerProcess, session: &str) {
     let chain = world.session("alpha", session);
     let mut client = server.connect().await;
     let ask = async |client: &mut wire::decision_service_client::DecisionServiceClient<_>| {
@@ -133,14 +133,14 @@ async fn all_is_well(world: &World, server: &Server, session: &str) {
 /// Unfinished messages hold little memory, and not for long. All other callers are served in the meantime.
 #[tokio::test]
 async fn unfinished_messages_hold_little_and_not_for_long() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     all_is_well(&world, &server, "before").await;
     let before = memory(&server, "VmRSS");
     let mut answers = Vec::new();
     let mut attackers = Vec::new();
     for _ in 0..8 {
-        let attacker = Attacker::connect(&server.decisions).await;
+        let attacker = RawConnection::connect(&server.decisions).await;
         for _ in 0..48 {
             let (response, mut sending) = attacker.open(BATCH, None).await;
             sending.send_data(beginning(MIB, 4 * MIB), false).unwrap();
@@ -174,11 +174,11 @@ async fn unfinished_messages_hold_little_and_not_for_long() {
 /// A message that would decode to far more bytes is counted before it is decoded. Every method has a limit of its own.
 #[tokio::test]
 async fn counts_and_lengths_are_checked_before_decoding() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     all_is_well(&world, &server, "before").await;
     let before = memory(&server, "VmRSS");
-    let attacker = Attacker::connect(&server.decisions).await;
+    let attacker = RawConnection::connect(&server.decisions).await;
     let check = async |path, message: Vec<u8>, expected: &str| {
         let (code, said) = attacker.call(path, framed(&message)).await;
         assert_eq!((code, said.as_str()), (Code::ResourceExhausted, expected));
@@ -219,10 +219,10 @@ async fn counts_and_lengths_are_checked_before_decoding() {
 /// The administration's listener reads no message of a caller who did not sign the call.
 #[tokio::test]
 async fn an_act_is_read_once_its_signature_is_verified() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let operator = server.operator().await;
-    let attacker = Attacker::connect(&server.admin).await;
+    let attacker = RawConnection::connect(&server.admin).await;
     let message = wire::ApplyPolicyRequest::default();
     let good = operator.authorization(APPLY, &message);
     let (signed, signature) = good.rsplit_once('.').unwrap();
@@ -257,13 +257,13 @@ async fn an_act_is_read_once_its_signature_is_verified() {
 /// Idle connections, and those that only watch the health, shut nobody out of any listener, even with few descriptors.
 #[tokio::test]
 async fn idle_connections_shut_nobody_out() {
-    let world = World::new();
+    let world = TestWorld::new();
     let flags = {
         let mut command = crate::harness::binary();
         command.arg("--policies").arg(world.policies());
         command
     };
-    let server = Server::start_within(&world, &flags, "ulimit -n 400");
+    let server = ServerProcess::start_within(&world, &flags, "ulimit -n 400");
     assert!(server.log().contains("this process may open 400 files"), "{}", server.log());
     let mut idle = Vec::new();
     for (address, count) in [(&server.admin, 80), (&server.http, 80), (&server.decisions, 250)] {
@@ -275,7 +275,7 @@ async fn idle_connections_shut_nobody_out() {
     let mut busy = Vec::new();
     for (address, count) in [(&server.admin, 40), (&server.decisions, 200)] {
         for _ in 0..count {
-            let attacker = Attacker::connect(address).await;
+            let attacker = RawConnection::connect(address).await;
             let (response, mut sending) = attacker.open(HEALTH_WATCH, None).await;
             sending.send_data(framed(&[]), true).unwrap();
             busy.push((attacker, response));
@@ -292,12 +292,12 @@ async fn idle_connections_shut_nobody_out() {
 /// Watchers of revocations leave a slot to every other connection.
 #[tokio::test]
 async fn every_connection_can_watch_revocations() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let message = framed(&wire::WatchRevocationsRequest::default().encode_to_vec());
     let mut greedy = Vec::new();
     for _ in 0..4 {
-        let attacker = Attacker::connect(&server.decisions).await;
+        let attacker = RawConnection::connect(&server.decisions).await;
         let mut answers = Vec::new();
         for _ in 0..250 {
             let (response, mut sending) = attacker.open("/portcullis.v1.RevocationService/Watch", None).await;
@@ -321,8 +321,8 @@ async fn every_connection_can_watch_revocations() {
 /// A limit on the size of files denies calls, as a full disk does, and ends no process.
 #[tokio::test]
 async fn a_limit_on_files_denies_and_kills_nobody() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     all_is_well(&world, &server, "before").await;
     let chain = world.session("alpha", "s");
     let limit = |current| {

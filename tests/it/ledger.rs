@@ -14,7 +14,7 @@ use portcullis::store::Store as _;
 use portcullis::store::postgres::{Durability, PostgresStore, Settings};
 use portcullis::token::PrivateKey;
 
-use crate::harness::{ISSUER, Server, World, authorization, binary, jwk, signed};
+use crate::harness::{ISSUER, ServerProcess, TestWorld, authorization, binary, jwk, signed};
 use crate::postgres;
 
 const APPROVE: &str = "/portcullis.v1.ApprovalService/Approve";
@@ -26,7 +26,7 @@ const KILLS: usize = 30;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_of_destructive_calls_denies_for_no_other_reason() {
-    let world = World::new();
+    let world = TestWorld::new();
     let olga = PrivateKey::generate().unwrap();
     let operator = format!(
         "---\n{{kind: operator, id: olga, keys: [{}], roles: [approve], groups: [leads], users: [{{issuer: {ISSUER}, sub: olga}}]}}\n",
@@ -37,7 +37,7 @@ async fn a_flood_of_destructive_calls_denies_for_no_other_reason() {
     let mut flags = binary();
     flags.arg("--policies").arg(world.policies()).args(["--store", "env:PORTCULLIS_STORE"]);
     flags.env("PORTCULLIS_STORE", &url).env("PORTCULLIS_STORE_DURABILITY", "single");
-    let server = Server::start_with(&world, &flags);
+    let server = ServerProcess::start_with(&world, &flags);
     let local = server.operator().await;
     let chain = world.session("alpha", "s-1");
 

@@ -15,6 +15,7 @@ mod cli;
 mod codegen;
 mod crash;
 mod decisions;
+mod external_suites;
 mod fault_cases;
 #[path = "../../load-tests/faults/mod.rs"]
 mod faults;
@@ -28,7 +29,6 @@ mod harness;
 mod hostile;
 mod ledger;
 mod operators;
-mod outside;
 mod policy_tools;
 #[path = "../../src/testing/postgres.rs"]
 mod postgres;
@@ -37,8 +37,8 @@ mod process;
 mod proxy;
 mod recognition;
 mod replicas;
+mod store_copies;
 mod store_files;
-mod store_whole;
 mod tidy;
 mod token_vectors;
 mod unreachable;

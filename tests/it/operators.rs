@@ -15,7 +15,9 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::harness::{Operator, Ran, Server, World, agent_id, authorization, binary, jwk, run, run_with, signed, target};
+use crate::harness::{
+    CommandResult, OperatorClient, ServerProcess, TestWorld, agent_id, authorization, binary, jwk, run, run_with, signed, target,
+};
 
 const REVOKE: &str = "/portcullis.v1.RevocationService/Revoke";
 const REINSTATE: &str = "/portcullis.v1.RevocationService/Reinstate";
@@ -26,19 +28,19 @@ const ROLLBACK: &str = "/portcullis.v1.PolicyService/Rollback";
 const APPROVE: &str = "/portcullis.v1.ApprovalService/Approve";
 
 /// Two replicas of one store, and a team: `local` has every role, and so has `eve`, whose key is stolen.
-struct Team {
-    world: World,
+struct OperatorTeam {
+    world: TestWorld,
     url: String,
-    servers: [Server; 2],
-    local: Operator,
+    servers: [ServerProcess; 2],
+    local: OperatorClient,
     eve: PrivateKey,
     ada: PrivateKey,
     rob: PrivateKey,
 }
 
-impl Team {
+impl OperatorTeam {
     async fn new() -> Self {
-        let world = World::new();
+        let world = TestWorld::new();
         let [eve, ada, rob] = [(); 3].map(|()| PrivateKey::generate().unwrap());
         let mut policy = world.policy();
         for (id, key, roles) in
@@ -53,8 +55,8 @@ impl Team {
             command.arg("--store").arg(&url);
             command
         };
-        let first = Server::start_with(&world, with_store().arg("--create").arg("--policies").arg(world.policies()));
-        let second = Server::start_at(&world, &with_store(), &world.folder.path().join("data-2"));
+        let first = ServerProcess::start_with(&world, with_store().arg("--create").arg("--policies").arg(world.policies()));
+        let second = ServerProcess::start_at(&world, &with_store(), &world.folder.path().join("data-2"));
         let local = first.operator().await;
         Self { world, url, servers: [first, second], local, eve, ada, rob }
     }
@@ -74,12 +76,13 @@ impl Team {
     }
 
     /// A command of an operator with this key, on the store itself.
-    fn at_the_store(&self, key: &PrivateKey, arguments: &[&str]) -> Ran {
+    fn at_the_store(&self, key: &PrivateKey, arguments: &[&str]) -> CommandResult {
         let file = self.key_file(key);
         let mut command = binary();
         command.args(arguments).arg("--store").arg(&self.url).arg("--operator-key").arg(file);
-        command.arg("--data").arg(self.world.folder.path().join("data-3"));
-        run_with(&mut command, "")
+        let data = self.world.folder.path().join("data-3");
+        std::fs::create_dir_all(&data).unwrap();
+        run_with(command.arg("--data").arg(data), "")
     }
 
     fn key_file(&self, key: &PrivateKey) -> PathBuf {
@@ -109,7 +112,7 @@ fn reason_of(status: &Status) -> String {
     status.get_error_details().error_info().map(|info| info.reason.clone()).unwrap_or_default()
 }
 
-fn refused(server: &Server) -> Vec<Value> {
+fn refused(server: &ServerProcess) -> Vec<Value> {
     server.audit().into_iter().filter(|line| line["kind"] == "act" && line["effect"] == "REFUSED").collect()
 }
 
@@ -145,14 +148,14 @@ async fn everything(channel: &Channel, by: impl Fn(&str, &[u8]) -> Vec<String>) 
 }
 
 fn sign(key: &PrivateKey, history: &str, method: &str, bytes: &[u8]) -> String {
-    use portcullis::token::operator::{self, Expected};
-    let expected = Expected { audience: history, method, message: bytes };
-    format!("Operator {}", operator::sign(key, &expected, crate::harness::now(0)))
+    use portcullis::token::operator_act::{self, AdminCall};
+    let expected = AdminCall { audience: history, method, message: bytes };
+    format!("Operator {}", operator_act::sign_act(key, &expected, crate::harness::now(0)))
 }
 
 #[tokio::test]
 async fn a_revoked_key_signs_nothing_on_any_replica() {
-    let team = Team::new().await;
+    let team = OperatorTeam::new().await;
     let history = &team.local.history;
     let channels = team.channels().await;
     // Signed while the key was valid, and sent later.
@@ -200,7 +203,7 @@ async fn a_revoked_key_signs_nothing_on_any_replica() {
     team.at_the_store(&team.rob, &["revoke", "agent", &agent_id("alpha")]).ended(0);
 }
 
-impl Operator {
+impl OperatorClient {
     async fn revision_now(&self) -> String {
         let info = FleetServiceClient::new(self.channel.clone()).info(wire::InfoRequest {}).await;
         info.unwrap().into_inner().revision
@@ -209,7 +212,7 @@ impl Operator {
 
 #[tokio::test]
 async fn a_first_half_dies_with_the_key_that_signed_it() {
-    let team = Team::new().await;
+    let team = OperatorTeam::new().await;
     let channels = team.channels().await;
     let shut = wire::RevokeRequest { target: Some(target("all", &[])), ..Default::default() };
     let by = [team.by(&team.rob, REVOKE, &shut)];
@@ -228,7 +231,7 @@ async fn a_first_half_dies_with_the_key_that_signed_it() {
 
 #[tokio::test]
 async fn the_last_administrator_is_not_locked_out_by_who_responds() {
-    let team = Team::new().await;
+    let team = OperatorTeam::new().await;
     let [channel, other] = team.channels().await;
     // One of several administrators can be revoked by a responder, because a stolen key must not wait for another administrator.
     team.kill_key(&channel, &team.rob, &team.eve).await.unwrap();
@@ -253,7 +256,7 @@ async fn the_last_administrator_is_not_locked_out_by_who_responds() {
 /// An operator who revokes the keys of all other administrators still needs a second one.
 #[tokio::test]
 async fn a_revoked_administrator_still_counts() {
-    let team = Team::new().await;
+    let team = OperatorTeam::new().await;
     let [channel, other] = team.channels().await;
     for key in [&team.local.key, &team.ada] {
         team.kill_key(&channel, &team.eve, key).await.unwrap();
@@ -264,8 +267,10 @@ async fn a_revoked_administrator_still_counts() {
     revocations.revoke(signed(shut, &by)).await.unwrap();
     let message = wire::ReinstateRequest { target: Some(target("all", &[])), reason: "mine".to_owned() };
     let by = [team.by(&team.eve, REINSTATE, &message)];
-    let waits = revocations.reinstate(signed(message, &by)).await.unwrap().into_inner();
-    assert!(waits.waits_for_second_until_unix_ms > 0);
+    let alone = revocations.reinstate(signed(message, &by)).await.unwrap_err();
+    assert_eq!(alone.code(), Code::PermissionDenied, "{alone:?}");
+    let lack = "of 3 operators who administer, 1 has a live key: `eve`";
+    assert!(alone.message().contains(lack) && alone.message().contains("--break-glass"), "nobody can be the second: {alone:?}");
     let content = format!(
         "{}---\n{{kind: operator, id: mallory, keys: [{}], roles: [administer]}}\n",
         std::fs::read_to_string(team.world.policies().join("policy.yaml")).unwrap(),
@@ -276,18 +281,19 @@ async fn a_revoked_administrator_still_counts() {
     let by = [team.by(&team.eve, APPLY, &apply)];
     let alone = PolicyServiceClient::new(channel).apply(signed(apply, &by)).await.unwrap_err();
     assert!(alone.code() == Code::PermissionDenied && alone.message().contains("second"), "{alone:?}");
+    assert!(alone.message().contains(lack), "{alone:?}");
 }
 
 /// One server, and the command line of its first operator.
-struct Solo {
-    world: World,
-    server: Server,
+struct SingleServer {
+    world: TestWorld,
+    server: ServerProcess,
 }
 
-impl Solo {
+impl SingleServer {
     fn new() -> Self {
-        let world = World::new();
-        let server = Server::start(&world);
+        let world = TestWorld::new();
+        let server = ServerProcess::start(&world);
         Self { world, server }
     }
 
@@ -300,7 +306,7 @@ impl Solo {
     }
 
     /// Runs a command at the server, signed with these keys.
-    fn run(&self, keys: &[&PathBuf], arguments: &[&str]) -> Ran {
+    fn run(&self, keys: &[&PathBuf], arguments: &[&str]) -> CommandResult {
         let mut command = binary();
         command.arg("--json").args(arguments).arg("--target").arg(self.server.admin_url()).arg("--data").arg(self.file("cli"));
         for key in keys {
@@ -309,16 +315,16 @@ impl Solo {
         run_with(&mut command, "")
     }
 
-    fn apply(&self, keys: &[&PathBuf], policy: &str) -> Ran {
+    fn apply(&self, keys: &[&PathBuf], policy: &str) -> CommandResult {
         self.world.write_policy(policy);
         self.run(keys, &["policy", "apply", self.world.policies().to_str().unwrap()])
     }
 
-    fn rollback(&self, keys: &[&PathBuf], revision: &Value) -> Ran {
+    fn rollback(&self, keys: &[&PathBuf], revision: &Value) -> CommandResult {
         self.run(keys, &["policy", "rollback", revision.as_str().unwrap()])
     }
 
-    fn add(&self, keys: &[&PathBuf], id: &str, more: &[&str]) -> (PathBuf, Ran) {
+    fn add(&self, keys: &[&PathBuf], id: &str, more: &[&str]) -> (PathBuf, CommandResult) {
         let out = self.file(&format!("{id}.jwk"));
         let added = self.run(keys, &[&["operator", "add", id, "--out", out.to_str().unwrap()], more].concat());
         (out, added)
@@ -347,7 +353,7 @@ fn public(file: &PathBuf) -> Value {
 #[test]
 fn operators_come_and_go_by_command() {
     use std::os::unix::fs::PermissionsExt as _;
-    let mut solo = Solo::new();
+    let mut solo = SingleServer::new();
     let local = solo.local();
     let (ada, added) = solo.add(&[&local], "ada", &["--role", "administer", "--role", "respond", "--reason", "INC-1"]);
     let added = added.ended(0).json();
@@ -357,7 +363,7 @@ fn operators_come_and_go_by_command() {
     // There are two administrators now, so one alone can no longer add, retire or apply operators.
     let bo = ["--role", "approve", "--group", "leads", "--user", crate::harness::ISSUER, "bo"];
     assert!(solo.add(&[&ada], "bo", &bo).1.ended(1).stderr.contains("a second one must sign"));
-    std::fs::remove_file(solo.file("bo.jwk")).unwrap();
+    assert!(!solo.file("bo.jwk").exists(), "nobody has the key of an operator who was not added");
     assert!(solo.run(&[&local], &["operator", "retire", "ada"]).ended(1).stderr.contains("a second one must sign"));
     let bo = solo.add(&[&ada, &local], "bo", &bo).1.ended(0).json();
     assert_eq!(bo["operator"]["users"], json!([[crate::harness::ISSUER, "bo"]]));
@@ -390,7 +396,7 @@ fn operators_come_and_go_by_command() {
     serve.arg("serve").arg("--policies").arg(solo.world.policies()).arg("--data").arg(solo.world.data());
     serve.args(["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
     assert!(run_with(&mut serve, "").ended(78).stderr.contains("no operator has the key"));
-    solo.server = Server::start_with(&solo.world, &binary());
+    solo.server = ServerProcess::start_with(&solo.world, &binary());
     assert_eq!(solo.operators(&ada), after);
     let done = solo.server.audit().into_iter().filter(|line| line["method"] == "/portcullis.v1.OperatorService/Retire");
     let done: Vec<Value> = done.filter(|line| line["effect"] == "ACCEPTED").map(|line| line["operators"].clone()).collect();
@@ -399,7 +405,7 @@ fn operators_come_and_go_by_command() {
 
 #[test]
 fn a_key_that_was_rotated_out_does_not_come_back() {
-    let mut solo = Solo::new();
+    let mut solo = SingleServer::new();
     let local = solo.local();
     let keys: Vec<PrivateKey> = (0..4).map(|_| PrivateKey::generate().unwrap()).collect();
     let [old, new, spare, of_rob] = [0, 1, 2, 3].map(|index| &keys[index]);
@@ -414,7 +420,7 @@ fn a_key_that_was_rotated_out_does_not_come_back() {
     let shown = solo.run(&[&local], &["revocations"]).ended(0).json();
     assert_eq!(shown["total"], 3, "the key that alpha had at first too: {shown}");
 
-    let check = |solo: &Solo| {
+    let check = |solo: &SingleServer| {
         let line = |text: &str, needle: &str| text.lines().position(|line| line.contains(needle)).unwrap() + 1;
         for (policy, key) in [(alpha(old), old), (format!("{}{}", alpha(new), rob(of_rob)), of_rob)] {
             let needle = if std::ptr::eq(key, old) { thumbprint(old) } else { jwk(of_rob)["x"].as_str().unwrap().to_owned() };
@@ -439,7 +445,7 @@ fn a_key_that_was_rotated_out_does_not_come_back() {
     };
     check(&solo);
     solo.server.kill();
-    solo.server = Server::start_with(&solo.world, &binary());
+    solo.server = ServerProcess::start_with(&solo.world, &binary());
     check(&solo);
 
     // Replacing the whole folder by another one kills no agent.
@@ -454,13 +460,13 @@ fn a_key_that_was_rotated_out_does_not_come_back() {
 }
 
 /// The world's policy, in which alpha has another key.
-fn solo_policy(world: &World, key: &PrivateKey) -> String {
+fn solo_policy(world: &TestWorld, key: &PrivateKey) -> String {
     world.policy().replace(&thumbprint(world.key("alpha")), &thumbprint(key))
 }
 
 #[test]
 fn a_document_asks_for_two_people() {
-    let solo = Solo::new();
+    let solo = SingleServer::new();
     let local = solo.local();
     let (ada, added) = solo.add(&[&local], "ada", &["--role", "administer"]);
     added.ended(0);
@@ -486,7 +492,9 @@ fn a_document_asks_for_two_people() {
         // No chain of this user was ever seen.
         let flags = |verb: &str| if verb == "revoke" { &["--unknown-ok"][..] } else { &[] };
         let act = |verb: &str, keys: &[&PathBuf]| solo.run(keys, &[&[verb], target, flags(verb)].concat());
-        let waits = |ran: Ran| assert!(ran.ended(4).json()["waits_for_second_until_unix_ms"].as_i64().unwrap() > 0, "{target:?}");
+        let waits = |ran: CommandResult| {
+            assert!(ran.ended(4).json()["waits_for_second_until_unix_ms"].as_i64().unwrap() > 0, "{target:?}")
+        };
         act("revoke", &[&local]).ended(0);
         waits(act("reinstate", &[&local]));
         assert!(act("reinstate", &[&local]).ended(1).stderr.contains("another operator"), "{target:?}");
@@ -525,17 +533,22 @@ fn a_document_asks_for_two_people() {
 
 #[test]
 fn the_glass_is_broken_at_the_store_alone() {
-    let solo = Solo::new();
+    let solo = SingleServer::new();
     let local = solo.local();
     let before = solo.run(&[&local], &["policy", "history"]).ended(0).json();
     // The only administrator's key is stolen and revokes itself, so no administrator is left.
-    solo.run(&[&local], &["revoke", "key", &public_thumbprint(&local)]).ended(0);
+    let told = solo.run(&[&local], &["revoke", "key", &public_thumbprint(&local)]).ended(0).json();
+    let note = told["name"]["note"].as_str().unwrap();
+    assert!(note.contains("of 1 operator who administers, none has a live key") && note.contains("--break-glass"), "{note}");
     let refused = solo.run(&[&local], &["revocations"]).ended(1);
     assert!(refused.stderr.contains("is revoked: it signs nothing any more"), "{refused:?}");
+    assert!(refused.stderr.contains("--break-glass"), "{refused:?}");
     let mut serve = binary();
     serve.arg("serve").arg("--policies").arg(solo.world.policies()).arg("--data").arg(solo.world.data());
     serve.args(["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"]);
-    assert!(run_with(&mut serve, "").ended(78).stderr.contains("of operator `local` is revoked"));
+    let refused = run_with(&mut serve, "").ended(78);
+    assert!(refused.stderr.contains("of operator `local` is revoked"), "{refused:?}");
+    assert!(refused.stderr.contains("start without --policies"), "{refused:?}");
     let store = format!("sqlite:{}", solo.world.data().join("store.db").display());
     let out = solo.file("ada.jwk");
     let add = [
@@ -558,10 +571,14 @@ fn the_glass_is_broken_at_the_store_alone() {
     };
     // A revoked key cannot add an operator at the store either.
     assert!(on_the_store(&[]).ended(1).stderr.contains("is revoked"));
-    std::fs::remove_file(&out).unwrap();
+    assert!(!out.exists(), "nobody has the key of an operator who was not added");
     // Nobody can add one over the network.
     assert_eq!(solo.run(&[&local], &[&add[..], &["--break-glass"]].concat()).code, 64);
-    let added = on_the_store(&["--break-glass"]).ended(0).json();
+    let added = on_the_store(&["--break-glass", "--operator-key", local.to_str().unwrap()]).ended(0);
+    assert!(added.stderr.contains("the key of --operator-key is not used"), "{added:?}");
+    // `local` still counts, so one more operator is needed where two must sign.
+    assert!(added.stderr.contains("of 2 operators who administer, 1 has a live key: `ada`"), "{added:?}");
+    let added = added.json();
     assert_eq!(added["operator"]["keys"][0]["thumbprint"], public_thumbprint(&out));
     // The running server knows the operator at once, and the history shows the act.
     let history = solo.run(&[&out], &["policy", "history"]).ended(0).json();
@@ -577,6 +594,46 @@ fn the_glass_is_broken_at_the_store_alone() {
     assert!(lines.iter().any(|line| line["reason"].as_str().is_some_and(|reason| reason.contains("break glass"))), "{lines:?}");
     assert_eq!(solo.operators(&out), [listed("ada", "active", false), listed("local", "revoked", true)]);
     solo.run(&[&out], &["revoke", "agent", &agent_id("alpha")]).ended(0);
+}
+
+/// A folder knows the operators that commands added, and a refusal names the operator and the way out.
+#[test]
+fn a_folder_knows_the_operators_that_were_added_by_command() {
+    let solo = SingleServer::new();
+    let local = solo.local();
+    solo.apply(&[&local], &solo.world.policy()).ended(0);
+    // A mistyped issuer: the operator is named, warnings about other documents are left out, and no key is left behind.
+    let wrong = ["--role", "approve", "--group", "leads", "--user", "https://nobody.example", "sue"];
+    let (file, refused) = solo.add(&[&local], "sue", &wrong);
+    let said = &refused.ended(1).stderr;
+    assert!(said.contains("not done: the operator cannot be added: ") && said.contains("operator `sue`"), "{said}");
+    assert!(said.contains("unknown issuer `https://nobody.example`") && !said.contains("(stored)"), "{said}");
+    assert!(!file.exists());
+    let warned = solo.add(&[&local], "max", &["--role", "approve", "--group", "leads"]).1.ended(0);
+    assert!(warned.stderr.contains("without --user they can approve nothing"), "{warned:?}");
+    solo.run(&[&local], &["operator", "retire", "max"]).ended(0);
+    let right = ["--role", "approve", "--group", "leads", "--user", crate::harness::ISSUER, "sue"];
+    solo.add(&[&local], "sue", &right).1.ended(0);
+
+    let asking = |group: &str| {
+        let extra = format!("---\nkind: group\nid: extra\napprove:\n- lab/probe: {{by: [{group}]}}\n");
+        format!("{}{extra}", solo.world.policy())
+    };
+    for (group, is_told) in [("leads", false), ("ghosts", true)] {
+        let applied = solo.apply(&[&local], &asking(group)).ended(0).json();
+        let diff = solo.run(&[&local], &["policy", "diff", solo.world.policies().to_str().unwrap()]).ended(0).json();
+        for answer in [applied, diff] {
+            let warnings = answer["warnings"].to_string();
+            assert_eq!(warnings.contains("nobody can approve"), is_told, "{group}: {warnings}");
+        }
+    }
+    let refused = solo.apply(&[&local], "{kind: group, id: staff}\n").ended(1);
+    assert!(
+        refused.stderr.contains("operator `sue`") && refused.stderr.contains("portcullis operator retire sue"),
+        "{refused:?}"
+    );
+    let typo = solo.run(&[&local], &["operator", "retire", "seu"]).ended(1);
+    assert!(typo.stderr.contains("did you mean `sue`?"), "{typo:?}");
 }
 
 fn public_thumbprint(file: &PathBuf) -> String {

@@ -9,7 +9,7 @@ use portcullis::api::r#gen as wire;
 use portcullis::api::r#gen::decision_service_client::DecisionServiceClient;
 use portcullis::api::r#gen::policy_service_client::PolicyServiceClient;
 use portcullis::model::json::parse_object;
-use portcullis::token::{PrivateKey, ProofOf, issue};
+use portcullis::token::{PrivateKey, ProofCall, issue};
 use prost::Message;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -17,7 +17,8 @@ use tonic::Code;
 use tonic::transport::Channel;
 
 use crate::harness::{
-    Chain, ISSUER, Operator, Ran, Server, TOOLS, World, agent_id, authorization, binary, jwk, now, request, run, run_with, signed,
+    CommandResult, ISSUER, OperatorClient, ServerProcess, TOOLS, TestChain, TestWorld, agent_id, authorization, binary, jwk, now,
+    request, run, run_with, signed,
 };
 
 const APPLY: &str = "/portcullis.v1.PolicyService/Apply";
@@ -28,7 +29,7 @@ fn text(path: &Path) -> &str {
     path.to_str().unwrap()
 }
 
-fn json_run(arguments: &[&str]) -> Ran {
+fn json_run(arguments: &[&str]) -> CommandResult {
     run_with(binary().arg("--json").args(arguments), "")
 }
 
@@ -52,7 +53,7 @@ const FAILS: &str = "{tool: pay/large, args: {amount: 9}, want: PERMIT}";
 
 #[test]
 fn tests_of_a_folder_run_without_a_server() {
-    let world = World::new();
+    let world = TestWorld::new();
     let policy = world.policy();
     let passing = folder(&(policy.clone() + &case(PASSES)));
     let ran = json_run(&["policy", "test", text(passing.path())]).ended(0).json();
@@ -85,8 +86,8 @@ fn tests_of_a_folder_run_without_a_server() {
 
 #[test]
 fn a_policy_whose_tests_fail_is_not_applied() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let (target, data) = (server.admin_url(), server.data.clone());
     let apply = |policy: &str, more: &[&str]| {
         let folder = folder(policy);
@@ -113,19 +114,19 @@ fn a_policy_whose_tests_fail_is_not_applied() {
     assert_eq!((applied["changes"].as_array().unwrap().len(), warned(&applied)), (1, false), "{applied}");
 
     // A server does not start with such a policy either.
-    let other = World::new();
+    let other = TestWorld::new();
     other.write_policy(&(other.policy() + &case(FAILS)));
     let listeners = ["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"];
     let mut serve = binary();
-    serve.args(["serve", "--policies", text(&other.policies()), "--data", text(&other.data())]).args(listeners);
+    serve.args(["serve", "--create", "--policies", text(&other.policies()), "--data", text(&other.data())]).args(listeners);
     let refused = run_with(&mut serve, "").ended(78);
     assert!(refused.stderr.contains("tests fail") && refused.stderr.contains("pay/large"), "{refused:?}");
 }
 
 #[test]
 fn a_diff_shows_who_can_reach_more() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let wider = world
         .policy()
         .replace("deny: [pay/large]", "deny: []")
@@ -165,8 +166,8 @@ fn a_diff_shows_who_can_reach_more() {
 
 #[tokio::test]
 async fn an_earlier_policy_comes_back_as_a_new_revision() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let (target, data) = (server.admin_url(), server.data.clone());
     let command = |arguments: &[&str]| json_run(&[arguments, &["--target", &target, "--data", text(&data)]].concat());
     let history = || command(&["policy", "history"]).ended(0).json()["revisions"].as_array().unwrap().clone();
@@ -216,8 +217,8 @@ async fn an_earlier_policy_comes_back_as_a_new_revision() {
 
 #[tokio::test]
 async fn a_rollback_of_operators_needs_two_people() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let local = server.operator().await;
     let second = PrivateKey::generate().unwrap();
     let with = world.policy() + &format!("---\n{{kind: operator, id: second, keys: [{}], roles: [administer]}}\n", jwk(&second));
@@ -240,12 +241,12 @@ async fn a_rollback_of_operators_needs_two_people() {
     assert_eq!(done.changes.len(), 1);
 }
 
-fn by<M: Message>(operator: &Operator, method: &str, message: &M) -> String {
+fn by<M: Message>(operator: &OperatorClient, method: &str, message: &M) -> String {
     operator.authorization(method, message)
 }
 
 /// The explanation of administration.
-async fn explained(operator: &Operator, message: wire::CheckRequest) -> wire::ExplainResponse {
+async fn explained(operator: &OperatorClient, message: wire::CheckRequest) -> wire::ExplainResponse {
     let mut client = PolicyServiceClient::new(operator.channel.clone());
     let authorization = by(operator, EXPLAIN, &message);
     client.explain(signed(message, &[authorization])).await.unwrap().into_inner()
@@ -277,10 +278,10 @@ const SECRETS: &[&str] = &[
 
 #[tokio::test]
 async fn what_is_explained_is_what_check_answers_and_reveals_no_document() {
-    let world = World::new();
+    let world = TestWorld::new();
     let rail = "---\n{kind: guardrail, id: office-hours, tools: [crm/look], forbid_when: 'context.time.hour_utc < 24'}\n";
     world.write_policy(&(world.policy() + rail));
-    let server = Server::start(&world);
+    let server = ServerProcess::start(&world);
     let mut client = server.connect().await;
     let operator = server.operator().await;
     let alpha = world.root("alpha", |_| {});
@@ -296,7 +297,7 @@ async fn what_is_explained_is_what_check_answers_and_reveals_no_document() {
     let reader = world.root("alpha", |claims| claims["groups"] = json!(["readers"]));
     let kiosk = world.root("alpha", |claims| claims["client_id"] = json!("kiosk"));
     let unheard = world.root("alpha", |claims| claims["client_id"] = json!("unheard-of"));
-    let (alpha, beta): (&Chain, &Chain) = (&alpha, &beta);
+    let (alpha, beta): (&TestChain, &TestChain) = (&alpha, &beta);
     let without_proof = |tool: &str| request(alpha, Bytes::new(), tool, "{}");
     let mut calls: Vec<(&str, wire::CheckRequest)> =
         TOOLS.iter().map(|tool| ("every tool", world.call(alpha, tool, r#"{"amount":700,"n":70}"#))).collect();
@@ -360,8 +361,8 @@ async fn what_is_explained_is_what_check_answers_and_reveals_no_document() {
 /// A call without a proof is explained as `Check` answers it: no layer that judges arguments, no limit, no approver, no step.
 #[tokio::test]
 async fn explaining_without_a_proof_tells_what_check_tells() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let (mut client, operator) = (server.connect().await, server.operator().await);
     let alpha = world.root("alpha", |_| {});
     let explain = async |client: &mut DecisionServiceClient<Channel>, call: wire::CheckRequest| {
@@ -412,10 +413,10 @@ async fn explaining_without_a_proof_tells_what_check_tells() {
 /// Whoever has stolen a chain asks with one value after the other, and learns nothing of the limits from the answers.
 #[tokio::test]
 async fn a_thief_of_a_chain_finds_no_limit_by_bisection() {
-    let world = World::new();
+    let world = TestWorld::new();
     let deny = "deny: [pay/large]";
     world.write_policy(&world.policy().replace(deny, "deny: [pay/large, {crm/look: {args: {n: {min: 3}}}}]"));
-    let server = Server::start(&world);
+    let server = ServerProcess::start(&world);
     let mut client = server.connect().await;
     let stolen = world.root("alpha", |claims| {
         let tools = &mut claims["authorization_details"][0]["tools"];
@@ -448,10 +449,10 @@ async fn a_thief_of_a_chain_finds_no_limit_by_bisection() {
 
 #[tokio::test]
 async fn administration_hears_what_to_change_and_where() {
-    let world = World::new();
+    let world = TestWorld::new();
     let rail = "---\n{kind: guardrail, id: office-hours, tools: [crm/look], forbid_when: 'context.time.hour_utc < 24'}\n";
     world.write_policy(&(world.policy() + rail));
-    let server = Server::start(&world);
+    let server = ServerProcess::start(&world);
     let operator = server.operator().await;
     let line = |of: &str| {
         world.policies().join("policy.yaml").pipe(|path| {
@@ -520,18 +521,18 @@ async fn administration_hears_what_to_change_and_where() {
     }
 }
 
-trait Pipe: Sized {
+trait PipeExt: Sized {
     fn pipe<T>(self, f: impl FnOnce(Self) -> T) -> T {
         f(self)
     }
 }
 
-impl Pipe for std::path::PathBuf {}
+impl PipeExt for std::path::PathBuf {}
 
 #[tokio::test]
 async fn what_is_dead_no_change_brings_back() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let (mut client, operator) = (server.connect().await, server.operator().await);
     let chain = world.session("alpha", "s-7");
     let call = || world.call(&chain, "crm/look", "{}");
@@ -557,8 +558,8 @@ async fn what_is_dead_no_change_brings_back() {
 
 #[tokio::test]
 async fn the_command_explains_with_and_without_documents() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let chain = world.root("alpha", |_| {});
     let tokens: Vec<String> = chain.tokens.iter().map(|token| String::from_utf8(token.to_vec()).unwrap()).collect();
     let presentation = |tool: &str, args: &str| {
@@ -597,13 +598,13 @@ async fn the_command_explains_with_and_without_documents() {
 
 #[tokio::test]
 async fn shadows_are_recorded_and_counted_and_decide_nothing() {
-    let world = World::new();
+    let world = TestWorld::new();
     let shadows = format!(
         "---\n{{kind: guardrail, id: look, mode: shadow, tools: [crm/look], forbid_when: 'true'}}\n---\n{{kind: agent, id: {}, mode: shadow, applications: [portal], acts_for: [staff], allow: [crm/look]}}\n",
         agent_id("gamma")
     );
     world.write_policy(&(world.policy() + &shadows));
-    let server = Server::start(&world);
+    let server = ServerProcess::start(&world);
     let mut client = server.connect().await;
     let (alpha, gamma) = (world.root("alpha", |_| {}), world.root("gamma", |_| {}));
     for _ in 0..3 {
@@ -665,8 +666,8 @@ async fn shadows_are_recorded_and_counted_and_decide_nothing() {
 
 #[test]
 fn without_shadows_nothing_of_them_is_recorded() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     runtime.block_on(async {
         let mut client = server.connect().await;
@@ -708,18 +709,18 @@ async fn the_tools_listed_for_the_four_agents_are_those_that_check_permits() {
         names.into_iter().map(|name| (name, PrivateKey::generate().unwrap())).collect();
     let issuer = PrivateKey::generate().unwrap();
     let policies = four_agents(&issuer, &agents);
-    let world = World::new();
+    let world = TestWorld::new();
     run(&["policy", "check", text(policies.path())]).ended(0);
-    let server = Server::start_with(&world, binary().arg("--policies").arg(policies.path()));
+    let server = ServerProcess::start_with(&world, binary().arg("--policies").arg(policies.path()));
     let mut client = server.connect().await;
     let listed = |agent: &str, tokens: &[Bytes]| {
         let nothing = parse_object(b"{}").unwrap();
-        let call = ProofOf {
+        let call = ProofCall {
             tool: portcullis::service::request::LIST_TOOLS,
             arguments: &nothing,
             audience: Some("https://gateway.acme.example"),
         };
-        let proof = issue::prove(&agents[agent], tokens, &call, None, now(3)).unwrap();
+        let proof = issue::sign_proof(&agents[agent], tokens, &call, None, now(3)).unwrap();
         wire::ListToolsRequest {
             credential: Some(wire::list_tools_request::Credential::Presentation(wire::Presentation {
                 aat_chain: tokens.to_vec(),
@@ -772,7 +773,7 @@ async fn the_tools_listed_for_the_four_agents_are_those_that_check_permits() {
     }
     hop["exp"] = json!(now(0).unix_s() + 1800);
     hop["del_max_depth"] = json!(1);
-    let hop = issue::delegate(&agents["sales-assistant"], &parent, &hop.to_string(), now(0)).unwrap();
+    let hop = issue::issue_hop(&agents["sales-assistant"], &parent, &hop.to_string(), now(0)).unwrap();
     chains.push(("proposal-writer", parent.into_iter().chain([hop.into()]).collect()));
     let rank = |effect: wire::Effect| match effect {
         wire::Effect::Permit => 2,
@@ -784,9 +785,9 @@ async fn the_tools_listed_for_the_four_agents_are_those_that_check_permits() {
         for tool in client.list_tools(listed(agent, tokens)).await.unwrap().into_inner().tools {
             for args in ["{}", r#"{"amount":90,"currency":"EUR"}"#, r#"{"amount":700}"#, r#"{"discount":12}"#] {
                 let arguments = parse_object(args.as_bytes()).unwrap();
-                let call = ProofOf { tool: &tool.tool, arguments: &arguments, audience: Some("https://gateway.acme.example") };
-                let proof = issue::prove(&agents[agent], tokens, &call, None, now(3)).unwrap();
-                let chain = Chain { tokens: tokens.clone(), holder: agent };
+                let call = ProofCall { tool: &tool.tool, arguments: &arguments, audience: Some("https://gateway.acme.example") };
+                let proof = issue::sign_proof(&agents[agent], tokens, &call, None, now(3)).unwrap();
+                let chain = TestChain { tokens: tokens.clone(), holder: agent };
                 let answer = client.check(request(&chain, proof.into(), &tool.tool, args)).await.unwrap().into_inner();
                 let (listed, got) = (tool.effect(), answer.effect());
                 assert!(rank(got) <= rank(listed), "{agent} {} {args}: {tool:?} {answer:?}", tool.tool);

@@ -18,7 +18,9 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::harness::{PATIENCE, Server, World, agent_id, audit_lines, binary, channel, request, run, run_with, signed, target};
+use crate::harness::{
+    PATIENCE, ServerProcess, TestWorld, agent_id, audit_lines, binary, channel, request, run, run_with, signed, target,
+};
 
 const KILLS_UNDER_LOAD: usize = 10;
 const CLIENTS: usize = 4;
@@ -27,7 +29,7 @@ const PERMITS_MIN: usize = 100;
 const KILLS_BETWEEN_REVOCATIONS: usize = 30;
 
 /// The decision ids of the permits that clients saw until the server ended.
-async fn permits_until_gone(server: &Server, world: &World, end: impl FnOnce() + Send) -> Vec<String> {
+async fn permits_until_gone(server: &ServerProcess, world: &TestWorld, end: impl FnOnce() + Send) -> Vec<String> {
     let (count, mut tasks) = (Arc::new(std::sync::atomic::AtomicUsize::new(0)), Vec::new());
     for client in 0..CLIENTS {
         let chain = world.session("alpha", &format!("s-{client}"));
@@ -62,10 +64,10 @@ fn recorded(lines: &[Value]) -> BTreeSet<&str> {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_permit_outlives_its_record() {
-    let world = World::new();
+    let world = TestWorld::new();
     let mut all = Vec::new();
     for round in 0..KILLS_UNDER_LOAD {
-        let server = Server::start(&world);
+        let server = ServerProcess::start(&world);
         let id = server.id();
         let permits = permits_until_gone(&server, &world, || kill(id)).await;
         let lines = audit_lines(&world.data());
@@ -89,10 +91,10 @@ fn kill(id: u32) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_acknowledged_revocation_holds_after_a_kill() {
     const METHOD: &str = "/portcullis.v1.RevocationService/Revoke";
-    let world = World::new();
+    let world = TestWorld::new();
     let mut acknowledged: Vec<String> = Vec::new();
     for round in 0..KILLS_BETWEEN_REVOCATIONS {
-        let mut server = Server::start(&world);
+        let mut server = ServerProcess::start(&world);
         let operator = server.operator().await;
         let mut client = server.connect().await;
         // The revocations of the last round must hold now; all of them at the end.
@@ -141,14 +143,14 @@ async fn an_acknowledged_revocation_holds_after_a_kill() {
 /// The proof of a destructive call is spent in the store, so a restart does not make it valid again.
 #[tokio::test]
 async fn a_spent_proof_stays_spent_after_a_kill() {
-    let world = World::new();
-    let mut server = Server::start(&world);
+    let world = TestWorld::new();
+    let mut server = ServerProcess::start(&world);
     let chain = world.session("alpha", "s");
     let call = request(&chain, world.proof_at(&chain, "crm/wipe", "{}", 25), "crm/wipe", "{}");
     let answer = server.connect().await.check(call.clone()).await.unwrap().into_inner();
     assert_eq!(answer.reason, "OK");
     server.kill();
-    let server = Server::start(&world);
+    let server = ServerProcess::start(&world);
     let answer = server.connect().await.check(call).await.unwrap().into_inner();
     assert!(["PROOF_REPLAYED", "PROOF_STALE"].contains(&answer.reason.as_str()), "{}", answer.reason);
     // A proof from before the start, by a correct clock, is refused for every tool.
@@ -159,8 +161,8 @@ async fn a_spent_proof_stays_spent_after_a_kill() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn sigterm_answers_what_is_in_flight() {
-    let world = World::new();
-    let mut server = Server::start(&world);
+    let world = TestWorld::new();
+    let mut server = ServerProcess::start(&world);
     let (stopped, mut tasks) = (Arc::new(AtomicBool::new(false)), Vec::new());
     let answered = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     for client in 0..CLIENTS {
@@ -208,18 +210,18 @@ async fn sigterm_answers_what_is_in_flight() {
         assert!(std::fs::read_to_string(&file).unwrap().ends_with('\n'), "{} is whole", file.display());
     }
     // The server also starts again from this state.
-    Server::start(&world);
+    ServerProcess::start(&world);
 }
 
 /// Nobody reads standard output or standard error any more: the pipe is full first, then closed. The server goes on deciding, and says
 /// afterwards what of its log was lost.
 #[tokio::test]
 async fn a_log_that_nobody_reads_holds_nobody_up_and_ends_nobody() {
-    let world = World::new();
+    let world = TestWorld::new();
     let mut flags = binary();
     // Little until somebody connects, and more than 512 bytes for a call from then on.
     flags.arg("--policies").arg(world.policies()).env("PORTCULLIS_LOG", "info,h2=trace");
-    let (mut server, mut errors) = Server::start_piped(&world, &flags);
+    let (mut server, mut errors) = ServerProcess::start_piped(&world, &flags);
     let (operator, mut client) = (server.operator().await, server.connect().await);
     let chain = world.session("alpha", "s");
     // A pipe holds 64 KiB.
@@ -258,12 +260,12 @@ async fn a_log_that_nobody_reads_holds_nobody_up_and_ends_nobody() {
 /// The section `limits` of the settings reaches the listeners.
 #[test]
 fn limits_are_settings() {
-    let world = World::new();
+    let world = TestWorld::new();
     let config = world.folder.path().join("portcullis.yaml");
     std::fs::write(&config, "limits:\n  control_connections_max: 3\n").unwrap();
     let mut flags = binary();
     flags.arg("--config").arg(&config);
-    let server = Server::start_with(&world, &flags);
+    let server = ServerProcess::start_with(&world, &flags);
     let idle: Vec<_> = (0..4).map(|_| std::net::TcpStream::connect(&server.http).unwrap()).collect();
     let displaced = "portcullis_server_connections_cut_total{listener=\"http\",cause=\"displaced\"}";
     assert!(server.metric(displaced) > 0.0, "a fourth connection takes the place of another");
@@ -277,9 +279,9 @@ fn limits_are_settings() {
 /// A reader of the ready line may stop the server at once.
 #[test]
 fn sigterm_right_after_ready_is_a_clean_end() {
-    let world = World::new();
+    let world = TestWorld::new();
     for round in 0..10 {
-        let mut server = Server::start(&world);
+        let mut server = ServerProcess::start(&world);
         server.terminate();
         assert_eq!(server.wait().code(), Some(0), "round {round}: {}", server.log());
     }
@@ -287,7 +289,7 @@ fn sigterm_right_after_ready_is_a_clean_end() {
 
 fn serve(data: &Path, flags: &[&str]) -> Command {
     let mut command = binary();
-    command.args(["serve", "--data"]).arg(data);
+    command.args(["serve", "--create", "--data"]).arg(data);
     for flag in ["--listen", "--http-listen", "--admin-listen"] {
         if !flags.contains(&flag) {
             command.args([flag, "127.0.0.1:0"]);
@@ -321,8 +323,8 @@ fn what_it_cannot_start_on_is_said() {
     rusqlite::Connection::open(&other).unwrap().execute_batch("CREATE TABLE people (name TEXT)").unwrap();
     let newer = folder.path().join("newer.db");
     let store = |path: &Path| format!("sqlite:{}", path.display());
-    let world = World::new();
-    let mut server = Server::start_with(&world, binary().args(["--create", "--store", &store(&newer)]));
+    let world = TestWorld::new();
+    let mut server = ServerProcess::start_with(&world, binary().args(["--create", "--store", &store(&newer)]));
     server.terminate();
     assert!(server.wait().success());
     rusqlite::Connection::open(&newer).unwrap().pragma_update(None, "user_version", 999).unwrap();
@@ -339,7 +341,7 @@ fn what_it_cannot_start_on_is_said() {
 
 #[tokio::test]
 async fn a_folder_with_one_bad_file_applies_nothing() {
-    let world = World::new();
+    let world = TestWorld::new();
     let bad = world.policies().join("zz-bad.yaml");
     std::fs::write(&bad, "kind: group\nid: late\nallow: [crm/read]\n---\nkind: group\nid: later\nalow: []\n").unwrap();
     let folder = world.policies();
@@ -347,7 +349,7 @@ async fn a_folder_with_one_bad_file_applies_nothing() {
     let ran = run_with(&mut serve(&world.data(), &flags), "").ended(78);
     assert!(ran.stderr.contains("zz-bad.yaml:7:1") && ran.stderr.contains("alow") && ran.stdout.is_empty(), "{ran:?}");
     // The store holds the first operator and nothing of the folder.
-    let server = Server::start_with(&world, &binary());
+    let server = ServerProcess::start_with(&world, &binary());
     let operator = server.operator().await;
     let message = wire::ListDocumentsRequest::default();
     let by = operator.authorization("/portcullis.v1.PolicyService/List", &message);
@@ -358,8 +360,8 @@ async fn a_folder_with_one_bad_file_applies_nothing() {
 
 #[tokio::test]
 async fn health_and_metrics_are_served() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     for path in ["/livez", "/readyz"] {
         let (code, body) = server.get(path);
         assert_eq!(code, 200, "{path}: {body}");
@@ -399,8 +401,8 @@ async fn health_and_metrics_are_served() {
 /// A replaced store is detected and not followed. Destructive tools are denied first, then all.
 #[tokio::test]
 async fn a_replica_without_its_store_closes() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let mut client = server.connect().await;
     let chain = world.session("alpha", "s");
     assert_eq!(client.check(request(&chain, Bytes::new(), "crm/look", "{}")).await.unwrap().into_inner().reason, "OK");
@@ -440,8 +442,8 @@ async fn a_replica_without_its_store_closes() {
 #[tokio::test]
 async fn no_secret_is_logged() {
     const CANARY: &str = "canary-in-the-arguments";
-    let world = World::new();
-    let server = Server::start_with(
+    let world = TestWorld::new();
+    let server = ServerProcess::start_with(
         &world,
         binary().arg("--policies").arg(world.policies()).env("PORTCULLIS_LOG", "trace").env("RUST_LOG", "trace"),
     );
@@ -489,8 +491,8 @@ async fn no_secret_is_logged() {
 /// The server's log reports each revocation and change of policy, with its operator, once the server decides by it.
 #[tokio::test]
 async fn kills_and_changes_of_policy_are_logged() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let operator = server.operator().await;
     let forged = r#"s" now="reinstated"#;
     let revision = operator.revoke("session", &[forged], Dead).await;
@@ -526,8 +528,8 @@ fn lines_with(text: &str, wanted: &[&String]) -> String {
 
 #[tokio::test]
 async fn an_audit_line_says_what_the_answer_said() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let mut client = server.connect().await;
     let root = world.session("alpha", "s-audit");
     let hop = world.hop(&root, "beta", &["crm/write"], |_| {});

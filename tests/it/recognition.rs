@@ -8,23 +8,25 @@ use portcullis::api::r#gen::revocation_service_client::RevocationServiceClient;
 use portcullis::model::ids::UserId;
 use serde_json::{Value, json};
 
-use crate::harness::{Chain, ISSUER, Ran, Server, World, agent_id, binary, channel, jwk, request, run, run_with, target};
+use crate::harness::{
+    CommandResult, ISSUER, ServerProcess, TestChain, TestWorld, agent_id, binary, channel, jwk, request, run, run_with, target,
+};
 
 /// Names in the form that identity providers use, so that a typing error resembles one name and no other.
 const SESSION: &str = "session-4711-aaaa";
 const TASK: &str = "task-0815-bbbb";
 
 /// A server that saw one chain: alpha's root and beta's hop.
-struct Seen {
-    world: World,
-    server: Server,
-    chain: Chain,
+struct RecognitionFixture {
+    world: TestWorld,
+    server: ServerProcess,
+    chain: TestChain,
 }
 
-impl Seen {
+impl RecognitionFixture {
     async fn new() -> Self {
-        let world = World::new();
-        let server = Server::start(&world);
+        let world = TestWorld::new();
+        let server = ServerProcess::start(&world);
         let root = world.root("alpha", |claims| (claims["sid"], claims["txn"]) = (json!(SESSION), json!(TASK)));
         let chain = world.hop(&root, "beta", &["crm/look"], |_| {});
         let asked = request(&chain, Bytes::new(), "crm/look", "{}");
@@ -33,18 +35,24 @@ impl Seen {
         Self { world, server, chain }
     }
 
-    fn admin(&self, arguments: &[&str]) -> Ran {
+    fn admin(&self, arguments: &[&str]) -> CommandResult {
         let mut command = binary();
         command.arg("--json").args(arguments).arg("--data").arg(self.world.data());
         run_with(command.arg("--target").arg(self.server.admin_url()), "")
     }
 
     /// The same command without a server, on its store.
-    fn stored(&self, arguments: &[&str]) -> Ran {
+    fn stored(&self, arguments: &[&str]) -> CommandResult {
         let store = format!("sqlite:{}", self.world.data().join("store.db").display());
         let mut command = binary();
         command.arg("--json").args(arguments).arg("--data").arg(self.world.data());
-        run_with(command.args(["--store", &store]), "")
+        let mut ran = run_with(command.args(["--store", &store]), "");
+        // The server has ended, and each act says so.
+        let (doubts, rest): (Vec<&str>, Vec<&str>) =
+            ran.stderr.lines().partition(|line| line.starts_with("warning: no server was heard to follow the store"));
+        assert_eq!(doubts.len(), 1, "{ran:?}");
+        ran.stderr = rest.join("\n");
+        ran
     }
 
     /// `jti` and hop hash of the hop.
@@ -69,18 +77,18 @@ fn slipped(name: &str) -> String {
 }
 
 /// The expected report of one revocation: exit code, `known`, the nearest name, and a part of the note.
-struct Case {
+struct RecognitionCase {
     target: Vec<String>,
     nearest: Option<Vec<String>>,
     says: &'static str,
 }
 
-fn known(target: &[&str], says: &'static str) -> Case {
-    Case { target: owned(target), nearest: None, says }
+fn known(target: &[&str], says: &'static str) -> RecognitionCase {
+    RecognitionCase { target: owned(target), nearest: None, says }
 }
 
-fn unknown(target: &[&str], nearest: &[&str], says: &'static str) -> Case {
-    Case { target: owned(target), nearest: Some(owned(nearest)), says }
+fn unknown(target: &[&str], nearest: &[&str], says: &'static str) -> RecognitionCase {
+    RecognitionCase { target: owned(target), nearest: Some(owned(nearest)), says }
 }
 
 fn owned(words: &[&str]) -> Vec<String> {
@@ -88,7 +96,7 @@ fn owned(words: &[&str]) -> Vec<String> {
 }
 
 /// Every kind of target, with the known name and with a typing error in each of its parts.
-fn cases(seen: &Seen) -> Vec<Case> {
+fn cases(seen: &RecognitionFixture) -> Vec<RecognitionCase> {
     let (alpha, beta, [jti, hop]) = (agent_id("alpha"), agent_id("beta"), seen.hop());
     let (beta_key, issuer_key, nobody) = (seen.thumbprint("beta"), seen.thumbprint("issuer"), seen.thumbprint("stranger"));
     let (alhpa, wrong_issuer) = (slipped(&alpha), "https://login.tset.example");
@@ -135,8 +143,8 @@ fn as_json(words: &[String]) -> Value {
     words.split_first().map_or(Value::Null, |(kind, key)| json!({ "kind": kind, "key": key }))
 }
 
-fn check(case: &Case, ran: Ran) {
-    let Case { target, nearest, says } = case;
+fn check(case: &RecognitionCase, ran: CommandResult) {
+    let RecognitionCase { target, nearest, says } = case;
     let ran = ran.ended(if nearest.is_some() { 2 } else { 0 });
     let said = ran.json();
     assert!(said["revision"].is_string(), "it is written all the same: {said}");
@@ -158,7 +166,7 @@ fn check(case: &Case, ran: Ran) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kill_of_nobody_is_written_and_told() {
-    let seen = Seen::new().await;
+    let seen = RecognitionFixture::new().await;
     let cases = cases(&seen);
     for case in &cases {
         let words: Vec<&str> = ["revoke"].into_iter().chain(case.target.iter().map(String::as_str)).collect();
@@ -178,14 +186,15 @@ async fn a_kill_of_nobody_is_written_and_told() {
     command.args(["revoke", "tool", "crm/raed", "--reason", "INC-1", "--wait", "fleet"]);
     let shown = run_with(command.arg("--data").arg(seen.world.data()).arg("--target").arg(seen.server.admin_url()), "").ended(2);
     assert!(shown.stderr.contains("NOTHING BEARS THAT NAME: no document names tool `crm/raed`"), "{shown:?}");
-    assert!(shown.stderr.contains("did you mean:  portcullis revoke tool crm/read"), "{shown:?}");
+    let meant = "did you mean:  portcullis revoke tool crm/read --reason INC-1 --wait fleet --data ";
+    assert!(shown.stderr.contains(meant), "{shown:?}");
     assert!(shown.stdout.contains("1 of 1 replicas would deny it, and nothing bears that name"), "{shown:?}");
     assert!(!shown.stdout.contains("replicas deny"), "{shown:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_server_names_are_looked_up_in_store_and_records() {
-    let mut seen = Seen::new().await;
+    let mut seen = RecognitionFixture::new().await;
     let cases = cases(&seen);
     seen.server.terminate();
     assert!(seen.server.wait().success());
@@ -203,7 +212,7 @@ async fn without_a_server_names_are_looked_up_in_store_and_records() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_no_name_is_refused() {
-    let seen = Seen::new().await;
+    let seen = RecognitionFixture::new().await;
     let before = seen.admin(&["revocations"]).ended(0).json();
     for (words, says) in [
         (&["tool", "crm/*"][..], "`crm/*` has a `*`"),
@@ -241,7 +250,7 @@ async fn what_is_no_name_is_refused() {
 /// One base64url text in 64 begins with a hyphen, and so may a subject or a session.
 #[tokio::test(flavor = "multi_thread")]
 async fn ids_may_begin_with_a_hyphen() {
-    let seen = Seen::new().await;
+    let seen = RecognitionFixture::new().await;
     let (agent, digest) = (agent_id("alpha"), format!("-{}", "A".repeat(42)));
     let twice = format!("--{}", "b".repeat(41));
     // The target, the result of revoking it, and the text when it is reinstated.
@@ -297,7 +306,7 @@ async fn ids_may_begin_with_a_hyphen() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reinstating_what_is_not_revoked_says_so() {
-    let seen = Seen::new().await;
+    let seen = RecognitionFixture::new().await;
     let (alpha, beta) = (agent_id("alpha"), agent_id("beta"));
     seen.admin(&["revoke", "agent", &alpha]).ended(0);
     seen.admin(&["revoke", "user", ISSUER, "ana"]).ended(0);
@@ -318,8 +327,8 @@ async fn reinstating_what_is_not_revoked_says_so() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_digest_that_was_meant_is_named() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let chain = world.session("alpha", "s");
     let asked = world.call(&chain, "pay/refund", r#"{"amount":90}"#);
     let until = Instant::now() + crate::harness::PATIENCE;
@@ -357,11 +366,11 @@ async fn the_digest_that_was_meant_is_named() {
 /// Anyone who may connect may watch. The feed ends the right calls, and reveals no user's name and no operator's text.
 #[tokio::test(flavor = "multi_thread")]
 async fn who_watches_learns_no_reason_and_no_user() {
-    let seen = Seen::new().await;
+    let seen = RecognitionFixture::new().await;
     let mut client = RevocationServiceClient::new(channel(&seen.server.decisions).await);
     let mut watched = client.watch(wire::WatchRevocationsRequest::default()).await.unwrap().into_inner();
     let history = watched.message().await.unwrap().unwrap().revision.rsplit_once('.').unwrap().0.to_owned();
-    let (beta, ana) = (agent_id("beta"), UserId::new(ISSUER, "ana").opaque(&history));
+    let (beta, ana) = (agent_id("beta"), UserId::new(ISSUER, "ana").pseudonym(&history));
     for (words, key) in [
         (&["user", ISSUER, "ana"][..], vec![ana.as_str()]),
         (&["delegation", ISSUER, "ana", &beta], vec![&ana, &beta]),
@@ -384,7 +393,7 @@ async fn who_watches_learns_no_reason_and_no_user() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_list_says_who_when_and_why() {
-    let seen = Seen::new().await;
+    let seen = RecognitionFixture::new().await;
     seen.admin(&["revoke", "agent", &agent_id("alpha"), "--reason", "INC-7 \u{1b}[2Kgone", "--watermark"]).ended(0);
     let revoked = seen.admin(&["revoke", "session", SESSION, "--reason", "INC-8"]).ended(0).json();
     let listed = seen.admin(&["revocations"]).ended(0).json();
@@ -408,4 +417,11 @@ async fn the_list_says_who_when_and_why() {
     assert_eq!(at(lines[0], "WHO"), at(lines[1], "local"), "{shown}");
     assert_eq!(at(lines[0], "REASON"), at(lines[1], "INC-8"), "{shown}");
     assert!(list("1").contains("1 of 2, the newest; --limit 1000"), "{}", list("1"));
+    // A blank at the end of a name is seen.
+    let mut command = binary();
+    command.args(["revoke", "session", &format!("{SESSION} "), "--target"]).arg(seen.server.admin_url());
+    let shown = run_with(command.arg("--data").arg(seen.world.data()), "").ended(2);
+    assert!(shown.stdout.contains(&format!("revoked session '{SESSION} '")), "{shown:?}");
+    assert!(shown.stderr.contains("by blanks alone"), "{shown:?}");
+    assert!(list("1").contains(&format!("'{SESSION} '")), "{}", list("1"));
 }

@@ -19,7 +19,9 @@ use rustix::process::Signal;
 use serde_json::Value;
 use tonic::Code;
 
-use crate::harness::{Chain, PATIENCE, Ran, Server, World, agent_id, binary, channel, request, run_with};
+use crate::harness::{
+    CommandResult, PATIENCE, ServerProcess, TestChain, TestWorld, agent_id, binary, channel, request, run_with,
+};
 use crate::postgres;
 
 /// The shortest bound that several processes on a busy machine can keep.
@@ -31,14 +33,14 @@ fn short_bound() -> store::Settings {
     store::Settings { freshness_bound_ms: BOUND_MS, ..store::Settings::default() }
 }
 
-struct Fleet {
-    world: World,
+struct ReplicaFleet {
+    world: TestWorld,
     url: String,
-    servers: Vec<Server>,
+    servers: Vec<ServerProcess>,
 }
 
-impl Fleet {
-    fn start(world: World, url: String) -> Self {
+impl ReplicaFleet {
+    fn start(world: TestWorld, url: String) -> Self {
         let mut fleet = Self { world, url, servers: Vec::new() };
         for index in 0..3 {
             fleet.add(index);
@@ -51,7 +53,7 @@ impl Fleet {
         if index == 0 {
             flags.arg("--policies").arg(self.world.policies());
         }
-        self.servers.push(Server::start_at(&self.world, &flags, &self.data(index)));
+        self.servers.push(ServerProcess::start_at(&self.world, &flags, &self.data(index)));
     }
 
     fn data(&self, index: usize) -> PathBuf {
@@ -68,7 +70,7 @@ impl Fleet {
     }
 
     /// Runs a command of the first operator at a replica.
-    fn run(&self, server: &Server, arguments: &[&str]) -> Ran {
+    fn run(&self, server: &ServerProcess, arguments: &[&str]) -> CommandResult {
         let mut command = binary();
         command.arg("--json").args(arguments).arg("--target").arg(server.admin_url()).arg("--data").arg(self.data(0));
         run_with(&mut command, "")
@@ -85,7 +87,7 @@ impl Fleet {
         assert!(fleet["waited_ms"].as_u64().unwrap() <= WAIT_MS_MAX, "{said}");
         assert_eq!(fleet["freshness_bound_ms"], BOUND_MS, "{said}");
         let answers = fleet["replicas"].as_array().unwrap();
-        let outcome = |server: &Server| {
+        let outcome = |server: &ServerProcess| {
             let of = answers.iter().filter(|answer| answer["replica"]["address"].as_str().unwrap().ends_with(&server.decisions));
             let of: Vec<_> = of.collect();
             assert_eq!(of.len(), 1, "{}: {said}", server.decisions);
@@ -97,11 +99,11 @@ impl Fleet {
         self.servers.iter().map(outcome).collect()
     }
 
-    async fn reason(&self, server: &Server, chain: &Chain) -> String {
+    async fn reason(&self, server: &ServerProcess, chain: &TestChain) -> String {
         look(server, chain).await.reason
     }
 
-    fn states(&self, server: &Server) -> Vec<(String, String)> {
+    fn states(&self, server: &ServerProcess) -> Vec<(String, String)> {
         let said = self.run(server, &["fleet", "status"]).ended(0).json();
         let replicas = said["replicas"].as_array().unwrap();
         let text = |replica: &Value, name: &str| replica[name].as_str().unwrap().to_owned();
@@ -109,13 +111,13 @@ impl Fleet {
     }
 }
 
-async fn look(server: &Server, chain: &Chain) -> wire::CheckResponse {
+async fn look(server: &ServerProcess, chain: &TestChain) -> wire::CheckResponse {
     let asked = request(chain, Bytes::new(), "crm/look", "{}");
     server.connect().await.check(asked).await.unwrap().into_inner()
 }
 
 /// Clients that ask without pause. A permit that was requested after the wait ended is an error.
-async fn no_permit_after(fleet: &Fleet, chain: &Chain, wait: impl FnOnce() + Send) {
+async fn no_permit_after(fleet: &ReplicaFleet, chain: &TestChain, wait: impl FnOnce() + Send) {
     let (ended, before, after) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let mut tasks = Vec::new();
     for server in &fleet.servers {
@@ -149,10 +151,10 @@ async fn no_permit_after(fleet: &Fleet, chain: &Chain, wait: impl FnOnce() + Sen
 }
 
 async fn a_fleet_is_killed(url: impl FnOnce(&Path) -> String) {
-    let world = World::new();
+    let world = TestWorld::new();
     let url = url(world.folder.path());
-    let mut fleet = Fleet::start(world, url);
-    let chains: Vec<Chain> = (0..4).map(|index| fleet.world.session("alpha", &format!("s-{index}"))).collect();
+    let mut fleet = ReplicaFleet::start(world, url);
+    let chains: Vec<TestChain> = (0..4).map(|index| fleet.world.session("alpha", &format!("s-{index}"))).collect();
     for (server, chain) in fleet.servers.iter().flat_map(|server| chains.iter().map(move |chain| (server, chain))) {
         assert_eq!(fleet.reason(server, chain).await, "OK");
     }
@@ -239,7 +241,7 @@ async fn a_fleet_is_killed(url: impl FnOnce(&Path) -> String) {
     }
 }
 
-async fn watch(server: &Server, from: &str) -> tonic::Streaming<wire::WatchRevocationsResponse> {
+async fn watch(server: &ServerProcess, from: &str) -> tonic::Streaming<wire::WatchRevocationsResponse> {
     let mut client = RevocationServiceClient::new(channel(&server.decisions).await);
     client.watch(wire::WatchRevocationsRequest { from: from.to_owned() }).await.unwrap().into_inner()
 }
@@ -257,7 +259,9 @@ async fn a_fleet_on_one_file_is_killed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_fleet_on_postgres_is_killed() {
     let url = tokio::task::block_in_place(|| postgres::shared().database());
-    let config::Store::Postgres(settings) = config::Store::new(&url.clone().into(), Some(Durability::Single)).unwrap() else {
+    let config::StoreLocation::Postgres(settings) =
+        config::StoreLocation::new(&url.clone().into(), Some(Durability::Single)).unwrap()
+    else {
         panic!("no database")
     };
     drop(PostgresStore::open_with(*settings, short_bound(), None).await.unwrap());
@@ -268,10 +272,10 @@ async fn a_fleet_on_postgres_is_killed() {
 #[test]
 fn a_store_that_may_lose_commits_promises_nothing() {
     let url = postgres::shared().database();
-    let world = World::new();
+    let world = TestWorld::new();
     let mut flags = binary();
     flags.env("PORTCULLIS_STORE", &url).env("PORTCULLIS_STORE_DURABILITY", "asynchronous");
-    let server = Server::start_with(&world, &flags);
+    let server = ServerProcess::start_with(&world, &flags);
     let mut command = binary();
     command.args(["--json", "revoke", "session", "s", "--wait", "fleet", "--target"]).arg(server.admin_url());
     let ran = run_with(command.arg("--data").arg(world.data()), "").ended(1);
@@ -282,7 +286,7 @@ fn a_store_that_may_lose_commits_promises_nothing() {
 /// A restart does not follow a store that is behind the recorded position.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restart_follows_no_older_store() {
-    let world = World::new();
+    let world = TestWorld::new();
     let backup = world.folder.path().join("backup");
     std::fs::create_dir(&backup).unwrap();
     let copy = |from: &Path, to: &Path| {
@@ -299,11 +303,11 @@ async fn a_restart_follows_no_older_store() {
         command.arg("--data").arg(world.data());
         command
     };
-    let mut server = Server::start(&world);
+    let mut server = ServerProcess::start(&world);
     server.terminate();
     assert!(server.wait().success());
     copy(&world.data(), &backup);
-    let mut server = Server::start_with(&world, &binary());
+    let mut server = ServerProcess::start_with(&world, &binary());
     let revision = server.operator().await.revoke("session", &["s"], wire::RevocationMeaning::Dead).await;
     let until = Instant::now() + PATIENCE;
     let kept = || std::fs::read_to_string(world.data().join("place.json")).unwrap_or_default();
@@ -334,5 +338,5 @@ async fn a_restart_follows_no_older_store() {
     assert!(ran.stderr.contains("place.json"), "{ran:?}");
     // Only an operator's action starts the replica again.
     std::fs::remove_file(world.data().join("place.json")).unwrap();
-    drop(Server::start_with(&world, &binary()));
+    drop(ServerProcess::start_with(&world, &binary()));
 }

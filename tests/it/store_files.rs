@@ -9,30 +9,30 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 
-use crate::harness::{Chain, PATIENCE, Ran, Server, World, binary, request, run_with};
+use crate::harness::{CommandResult, PATIENCE, ServerProcess, TestChain, TestWorld, binary, request, run_with};
 
 /// A server with the files of its store, an older copy and another store.
-struct Rig {
-    world: World,
-    server: Server,
+struct StoreFilesFixture {
+    world: TestWorld,
+    server: ServerProcess,
 }
 
-impl Rig {
+impl StoreFilesFixture {
     async fn new(is_copied_to_the_file: bool) -> Self {
-        let world = World::new();
+        let world = TestWorld::new();
         // The other store has files of its own, which this process does not open.
         let mut other =
-            Server::start_at(&world, binary().arg("--policies").arg(world.policies()), &world.folder.path().join("b"));
+            ServerProcess::start_at(&world, binary().arg("--policies").arg(world.policies()), &world.folder.path().join("b"));
         other.terminate();
         assert!(other.wait().success());
-        let mut server = Server::start(&world);
+        let mut server = ServerProcess::start(&world);
         assert_eq!(reason(&server, &world.session("alpha", "old")).await, "OK");
         server.terminate();
         assert!(server.wait().success());
         let rig_data = world.data();
         std::fs::copy(rig_data.join("store.db"), world.folder.path().join("older.db")).unwrap();
         std::fs::copy(rig_data.join("local.jwk"), world.folder.path().join("operator.jwk")).unwrap();
-        let server = Server::start_with(&world, &binary());
+        let server = ServerProcess::start_with(&world, &binary());
         let rig = Self { world, server };
         for session in ["old", "old-2", "old-3"] {
             rig.revoke(session).ended(0);
@@ -65,7 +65,7 @@ impl Rig {
     }
 
     /// Revokes through the server.
-    fn revoke(&self, session: &str) -> Ran {
+    fn revoke(&self, session: &str) -> CommandResult {
         let mut command = binary();
         command.args(["--json", "revoke", "session", session, "--unknown-ok", "--target"]).arg(self.server.admin_url());
         run_with(command.arg("--operator-key").arg(self.key()), "")
@@ -77,13 +77,15 @@ impl Rig {
     }
 
     /// Revokes with a process that opens the store itself.
-    fn revoke_directly(&self, session: &str) -> Ran {
+    fn revoke_directly(&self, session: &str) -> CommandResult {
         let store = format!("sqlite:{}", self.path().display());
         let mut command = binary();
         command
             .args(["--json", "revoke", "session", session, "--unknown-ok", "--store", &store, "--operator-key"])
             .arg(self.key());
-        run_with(command.arg("--data").arg(self.world.folder.path().join("elsewhere")), "")
+        let data = self.world.folder.path().join("elsewhere");
+        std::fs::create_dir_all(&data).unwrap();
+        run_with(command.arg("--data").arg(data), "")
     }
 }
 
@@ -92,7 +94,7 @@ fn copy(from: &Path, to: &Path) {
     std::fs::copy(from, to).unwrap();
 }
 
-async fn reason(server: &Server, chain: &Chain) -> String {
+async fn reason(server: &ServerProcess, chain: &TestChain) -> String {
     let asked = request(chain, Bytes::new(), "crm/look", "{}");
     server.connect().await.check(asked).await.unwrap().into_inner().reason
 }
@@ -107,13 +109,13 @@ fn holds(path: &Path, session: &str) -> bool {
     count(path).is_ok_and(|count| count == 1)
 }
 
-async fn check(is_copied_to_the_file: bool, act: impl FnOnce(&Rig)) {
+async fn check(is_copied_to_the_file: bool, act: impl FnOnce(&StoreFilesFixture)) {
     check_or_followed(is_copied_to_the_file, act, false).await;
 }
 
 /// `may_follow`: the remaining files may hold all data. Then the server may keep following them, correctly.
-async fn check_or_followed(is_copied_to_the_file: bool, act: impl FnOnce(&Rig), may_follow: bool) {
-    let rig = Rig::new(is_copied_to_the_file).await;
+async fn check_or_followed(is_copied_to_the_file: bool, act: impl FnOnce(&StoreFilesFixture), may_follow: bool) {
+    let rig = StoreFilesFixture::new(is_copied_to_the_file).await;
     let chains = ["live", "by-server", "by-store", "old"].map(|session| rig.world.session("alpha", session));
     let [live, by_server, by_store, old] = &chains;
     assert_eq!(reason(&rig.server, live).await, "OK");
@@ -158,7 +160,7 @@ async fn check_or_followed(is_copied_to_the_file: bool, act: impl FnOnce(&Rig), 
     }
     assert_ne!(reason(&rig.server, old).await, "OK");
 
-    let Rig { world, mut server } = rig;
+    let StoreFilesFixture { world, mut server } = rig;
     server.terminate();
     assert!(server.wait().success(), "{}", server.log());
     // The end of the server has not undone the writes of others.
@@ -168,7 +170,7 @@ async fn check_or_followed(is_copied_to_the_file: bool, act: impl FnOnce(&Rig), 
     // If the files hold at least the recorded position, the next start continues with the writes of others; otherwise it is
     // refused.
     let is_known = world.data().join("place.json").exists();
-    match Server::try_start_at(&world, &binary(), &world.data()) {
+    match ServerProcess::try_start_at(&world, &binary(), &world.data()) {
         Ok(server) => {
             // If the whole folder is another one, with its position file, the start is a new beginning, because nothing can show
             // the change.
@@ -195,7 +197,7 @@ async fn the_shared_memory_is_removed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn both_are_removed() {
-    let act = |rig: &Rig| {
+    let act = |rig: &StoreFilesFixture| {
         std::fs::remove_file(rig.beside("-wal")).unwrap();
         std::fs::remove_file(rig.beside("-shm")).unwrap();
     };
@@ -215,13 +217,13 @@ async fn the_database_is_moved_away() {
 /// The log may still hold all that the older file lacks. Together they are complete until a checkpoint and a heartbeat have run.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_file_is_copied_over_and_the_log_is_left() {
-    let act = |rig: &Rig| copy(&rig.older(), &rig.path());
+    let act = |rig: &StoreFilesFixture| copy(&rig.older(), &rig.path());
     check_or_followed(false, act, true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_file_is_copied_over_and_the_log_removed() {
-    let act = |rig: &Rig| {
+    let act = |rig: &StoreFilesFixture| {
         std::fs::copy(rig.older(), rig.path()).unwrap();
         std::fs::remove_file(rig.beside("-wal")).unwrap();
     };
@@ -230,7 +232,7 @@ async fn an_older_file_is_copied_over_and_the_log_removed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_file_is_copied_over_with_a_log_begun_anew() {
-    let act = |rig: &Rig| {
+    let act = |rig: &StoreFilesFixture| {
         // Another program copies the log into the file; then the older file replaces it.
         let connection = rusqlite::Connection::open(rig.path()).unwrap();
         connection.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |_| Ok(())).unwrap();
@@ -242,13 +244,13 @@ async fn an_older_file_is_copied_over_with_a_log_begun_anew() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_store_is_copied_over() {
-    let act = |rig: &Rig| copy(&rig.world.folder.path().join("b/store.db"), &rig.path());
+    let act = |rig: &StoreFilesFixture| copy(&rig.world.folder.path().join("b/store.db"), &rig.path());
     check(true, act).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn another_store_is_renamed_over() {
-    let act = |rig: &Rig| std::fs::rename(rig.world.folder.path().join("b/store.db"), rig.path()).unwrap();
+    let act = |rig: &StoreFilesFixture| std::fs::rename(rig.world.folder.path().join("b/store.db"), rig.path()).unwrap();
     check(true, act).await;
 }
 
@@ -259,7 +261,7 @@ async fn the_database_is_truncated() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_folder_is_moved_and_replaced() {
-    let act = |rig: &Rig| {
+    let act = |rig: &StoreFilesFixture| {
         std::fs::rename(rig.world.data(), rig.world.folder.path().join("moved")).unwrap();
         std::fs::create_dir(rig.world.data()).unwrap();
         std::fs::copy(rig.older(), rig.path()).unwrap();
@@ -270,7 +272,7 @@ async fn the_folder_is_moved_and_replaced() {
 /// Restores as rsync does: a new file takes the name.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_file_is_renamed_over() {
-    let act = |rig: &Rig| {
+    let act = |rig: &StoreFilesFixture| {
         std::fs::copy(rig.older(), rig.beside(".Xa01")).unwrap();
         std::fs::rename(rig.beside(".Xa01"), rig.path()).unwrap();
     };

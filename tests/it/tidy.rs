@@ -144,7 +144,7 @@ fn imports_of(text: &str, module: &str, files: &BTreeSet<&str>) -> BTreeMap<Stri
     whole.filter_map(|path| Some((path.rsplit("::").next()?.to_owned(), path))).collect()
 }
 
-/// The text without `pub use child::Name`: a user of `Name` uses the child, whichever path it names.
+/// The text without `pub use child::Name`: a user of `InvalidName` uses the child, whichever path it names.
 fn without_reexports(text: &str, module: &str, files: &BTreeSet<&str>) -> String {
     let own = format!("{module}::");
     let is_reexport = |tree: &str| paths_of(tree, module, files).iter().all(|path| path.starts_with(&own));
@@ -243,13 +243,13 @@ const IMPURE: &[&str] = &[
 const IMPURE_ALLOWED: &[(&str, &[&str], &str)] = &[
     ("src/model/time.rs", &["Clock", "SystemClock", "ManualClock", "rustix"], "the clock itself; a decision takes its reading"),
     ("src/model/disk.rs", &["rustix", "std::io"], "reads the room of a disk, for the thread of the audit log and for the cache"),
-    ("src/model/barrier.rs", &["std::io"], "the error of a write that others do"),
-    ("src/model/primitives.rs", &["std::io"], "the error of starting a thread, for the index's upkeep"),
-    ("src/model/primitives/loomed.rs", &["std::io"], "the same, modelled"),
+    ("src/model/write_barrier.rs", &["std::io"], "the error of a write that others do"),
+    ("src/model/sync_primitives.rs", &["std::io"], "the error of starting a thread, for the index's upkeep"),
+    ("src/model/sync_primitives/loom_model.rs", &["std::io"], "the same, modelled"),
     ("src/policy.rs", &["std::io"], "the error of reading a policy folder"),
     ("src/policy/source.rs", &["std::fs", "std::io"], "reads a policy folder for the command line"),
     ("src/revocation/index.rs", &["tracing"], "upkeep of the filter, by whoever writes to the index"),
-    ("src/token/key.rs", &["SystemRandom"], "makes private keys"),
+    ("src/token/private_key.rs", &["SystemRandom"], "makes private keys"),
 ];
 
 /// Checks every file of the modules that `decide` may import, by the table above, and not `pdp.rs` alone, because a decision runs

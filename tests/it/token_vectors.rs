@@ -2,7 +2,7 @@
 //!
 //! `UPDATE=1 cargo test token_vectors` writes the files again. Without it the test fails when a file and this code differ.
 
-mod make;
+mod builder;
 mod permit;
 mod refuse;
 
@@ -10,18 +10,18 @@ use std::collections::HashSet;
 use std::path::Path;
 
 use bytes::Bytes;
-use portcullis::model::json::{self, Object};
+use portcullis::model::json::{self, JsonObject};
 use portcullis::model::jwk::NamedKey;
-use portcullis::model::time::Now;
-use portcullis::token::trust::{Issuer, Listed, Trust};
-use portcullis::token::{Options, ProofOf, Registry, verify, verify_proof};
+use portcullis::model::time::ClockReading;
+use portcullis::token::trust::{AllowList, TrustTable, TrustedIssuer};
+use portcullis::token::{ProofCall, RegistryMode, VerificationOptions, verify, verify_proof};
 use serde_json::{Value, json};
 
 /// Selects the vectors of a file.
-type Holds = fn(&Value) -> bool;
+type VectorFilter = fn(&Value) -> bool;
 
 /// The files, each with the selection of its vectors.
-const FILES: [(&str, Holds); 3] = [
+const FILES: [(&str, VectorFilter); 3] = [
     ("tests/vectors/permit.json", |vector| vector["expected"]["verdict"] == "PERMIT"),
     ("tests/vectors/refuse-proof.json", |vector| is_refused(vector) && is_of_proof(vector)),
     ("tests/vectors/refuse-chain.json", |vector| is_refused(vector) && !is_of_proof(vector)),
@@ -133,7 +133,7 @@ fn suite() -> Value {
     let vectors: Vec<Value> = refuse::vectors().into_iter().chain(permit::vectors()).map(|vector| vector.to_json()).collect();
     json!({
         "about": "delegation chains with identities; see README.md beside this file",
-        "params": make::params(),
+        "params": builder::params(),
         "vectors": vectors,
     })
 }
@@ -147,27 +147,27 @@ fn is_of_proof(vector: &Value) -> bool {
     vector["expected"]["reason"].as_str().unwrap().starts_with("PROOF_")
 }
 
-fn decide(vector: &Value, params: &Value, trust: &Trust) -> (Value, String) {
+fn decide(vector: &Value, params: &Value, trust: &TrustTable) -> (Value, String) {
     let strings = |value: &Value| -> Vec<Bytes> {
         value.as_array().unwrap().iter().map(|text| Bytes::from(text.as_str().unwrap().to_owned())).collect()
     };
     let given = &vector["options"];
-    let options = Options {
-        registry: if given["registry"] == "off" { Registry::Off } else { Registry::Required },
+    let options = VerificationOptions {
+        registry: if given["registry"] == "off" { RegistryMode::Off } else { RegistryMode::Required },
         require_chain_audience: given["require_chain_audience"] != false,
         require_proof_audience: given["require_proof_audience"] != false,
         nonce: given["nonce"].as_str().map(str::to_owned),
-        ..Options::default()
+        ..VerificationOptions::default()
     };
-    let now = Now { unix_ns: params["now"].as_i64().unwrap() * 1_000_000_000, boot_ns: 0 };
+    let now = ClockReading { unix_ns: params["now"].as_i64().unwrap() * 1_000_000_000, boot_ns: 0 };
     let (tool, audience) = (vector["tool"].as_str().unwrap(), vector["audience"].as_str());
-    let arguments: Object = json::parse_object(vector["arguments"].to_string().as_bytes()).unwrap();
-    let expected = ProofOf { tool, arguments: &arguments, audience };
+    let arguments: JsonObject = json::parse_object(vector["arguments"].to_string().as_bytes()).unwrap();
+    let expected = ProofCall { tool, arguments: &arguments, audience };
     let decided = verify(&strings(&vector["chain"]), trust, &options, now).and_then(|chain| {
         chain.check_audience(audience, &options)?;
         let proof = vector["proof"].as_str().unwrap_or_default();
         let verified = verify_proof(&chain, proof.as_bytes(), &expected, &options, now)?;
-        chain.admits(tool, &arguments)?;
+        chain.check_call(tool, &arguments)?;
         let used = strings(&vector["proofs_used"]);
         let replayed = used.iter().any(|used| {
             let used = verify_proof(&chain, used, &expected, &options, now).unwrap();
@@ -184,18 +184,18 @@ fn decide(vector: &Value, params: &Value, trust: &Trust) -> (Value, String) {
     }
 }
 
-fn trust(documents: &Value) -> Trust {
+fn trust(documents: &Value) -> TrustTable {
     fn texts<'a>(value: &'a Value) -> impl Iterator<Item = &'a str> + 'a {
         value.as_array().unwrap().iter().map(|text| text.as_str().unwrap())
     }
-    fn listed<T: Ord + for<'a> From<&'a str>>(value: &Value) -> Listed<T> {
-        if texts(value).any(|text| text == "*") { Listed::All } else { Listed::Only(texts(value).map(T::from).collect()) }
+    fn listed<T: Ord + for<'a> From<&'a str>>(value: &Value) -> AllowList<T> {
+        if texts(value).any(|text| text == "*") { AllowList::All } else { AllowList::Only(texts(value).map(T::from).collect()) }
     }
-    let mut trust = Trust::new();
+    let mut trust = TrustTable::new();
     for issuer in documents["issuers"].as_array().unwrap() {
         let key = |jwk: &Value| NamedKey::from_jwk(&json::parse_object(jwk.to_string().as_bytes()).unwrap()).unwrap();
         trust
-            .put_issuer(Issuer {
+            .put_issuer(TrustedIssuer {
                 id: issuer["id"].as_str().unwrap().into(),
                 keys: issuer["keys"].as_array().unwrap().iter().map(key).collect(),
                 audiences: texts(&issuer["audiences"]).map(str::to_owned).collect(),

@@ -6,13 +6,13 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use crate::harness::{PATIENCE, Ran, Server, World, agent_id, audit_lines, binary, run_with};
+use crate::harness::{CommandResult, PATIENCE, ServerProcess, TestWorld, agent_id, audit_lines, binary, run_with};
 
 /// The behavior of a listener on each connection.
-type Manner = fn(TcpStream);
+type ConnectionHandler = fn(TcpStream);
 
 /// A listener that is not a portcullis server. Its threads end with the process.
-fn listening(manner: Manner) -> String {
+fn listening(manner: ConnectionHandler) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
@@ -45,7 +45,7 @@ fn full(stream: TcpStream) {
     drop(stream);
 }
 
-fn revoke(data: &Path, target: &str) -> Ran {
+fn revoke(data: &Path, target: &str) -> CommandResult {
     let mut command = binary();
     command.args(["revoke", "agent", &agent_id("alpha"), "--reason", "leaked key", "--wait", "fleet"]);
     command.arg("--data").arg(data).args(["--target", target]);
@@ -57,7 +57,7 @@ fn revoke(data: &Path, target: &str) -> Ran {
 }
 
 /// Runs the command of a message in a shell, unchanged.
-fn run_as_told(stderr: &str) -> Ran {
+fn run_as_told(stderr: &str) -> CommandResult {
     let line = stderr.lines().find_map(|line| line.strip_prefix("  portcullis ")).unwrap_or_else(|| panic!("{stderr}"));
     assert!(line.contains("--reason 'leaked key'") && !line.contains("--target"), "{line}");
     let folder = Path::new(env!("CARGO_BIN_EXE_portcullis")).parent().unwrap();
@@ -69,8 +69,8 @@ fn run_as_told(stderr: &str) -> Ran {
 
 #[test]
 fn a_server_that_does_not_answer_is_told_of_with_the_line_that_works() {
-    let world = World::new();
-    let mut server = Server::start(&world);
+    let world = TestWorld::new();
+    let mut server = ServerProcess::start(&world);
     server.terminate();
     assert!(server.wait().success());
     let held = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
@@ -91,13 +91,15 @@ fn a_server_that_does_not_answer_is_told_of_with_the_line_that_works() {
             scope.spawn(move || {
                 let ran = revoke(data, target).ended(69);
                 assert!(ran.stderr.contains(says) && ran.stderr.contains(target.as_str()), "{state}: {ran:?}");
-                assert!(ran.stderr.contains("without the server:"), "{state}: {ran:?}");
+                assert!(ran.stderr.contains("without the server, if this is the store that it follows:"), "{state}: {ran:?}");
             });
         }
     });
     let told = revoke(&data, &states[0].1).ended(69);
-    let done = run_as_told(&told.stderr).ended(0);
+    // The server has ended, so nobody can say that it follows this store.
+    let done = run_as_told(&told.stderr).ended(1);
     assert!(done.stdout.contains("revoked agent") && done.stdout.contains("permits that were given before it"), "{done:?}");
+    assert!(done.stderr.contains("no server was heard to follow it") && !done.stdout.contains("replicas deny"), "{done:?}");
     // A folder without a store cannot give the command, so the message says where to run it.
     let elsewhere = tempfile::tempdir().unwrap();
     std::fs::copy(data.join("local.jwk"), elsewhere.path().join("local.jwk")).unwrap();
@@ -107,8 +109,8 @@ fn a_server_that_does_not_answer_is_told_of_with_the_line_that_works() {
 
 #[test]
 fn a_server_that_is_stopped_is_told_of() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     server.signal(rustix::process::Signal::STOP);
     let ran = revoke(&world.data(), &server.admin_url()).ended(69);
     assert!(ran.stderr.contains("says nothing") && ran.stderr.contains("--store sqlite:"), "{ran:?}");
@@ -121,8 +123,8 @@ fn a_server_that_is_stopped_is_told_of() {
 /// and leaves its record when it is done.
 #[test]
 fn a_store_that_hangs_is_told_of_and_the_act_leaves_its_record() {
-    let world = World::new();
-    let server = Server::start(&world);
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
     let holder = rusqlite::Connection::open(world.data().join("store.db")).unwrap();
     holder.busy_timeout(PATIENCE).unwrap();
     holder.execute_batch("BEGIN IMMEDIATE").unwrap();
@@ -139,4 +141,48 @@ fn a_store_that_hangs_is_told_of_and_the_act_leaves_its_record() {
         std::thread::sleep(Duration::from_millis(20));
     }
     assert!(revoke(&world.data(), &server.admin_url()).ended(0).stdout.contains("replicas deny"));
+}
+
+/// An act on a copy of the store reaches no server. The act is done, and the answer does not look like a kill.
+#[test]
+fn a_kill_in_a_store_that_no_server_follows_is_told() {
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
+    let data = world.data();
+    let (store, copy) = (data.join("store.db"), world.folder.path().join("copy.db"));
+    let admin = |arguments: &[&str], store: &Path| {
+        let mut command = binary();
+        command.args(arguments).arg("--store").arg(format!("sqlite:{}", store.display()));
+        run_with(command.arg("--data").arg(&data), "")
+    };
+    let kill = ["revoke", "agent", &agent_id("alpha"), "--reason", "leaked key", "--wait", "fleet"];
+    let json = [&["--json"][..], &kill].concat();
+    run_with(binary().args(["store", "backup"]).arg(&copy).arg("--data").arg(&data), "").ended(0);
+    // The server follows the store of its data folder.
+    let done = admin(&kill, &store).ended(0);
+    assert!(done.stdout.contains("1 of 1 replicas deny") && done.stdout.contains("followed by local 127.0.0.1:"), "{done:?}");
+    assert!(done.stderr.is_empty(), "{done:?}");
+    let said = admin(&json, &store).ended(0).json();
+    assert_eq!(said["store"]["url"], serde_json::json!(format!("sqlite:{}", store.display())));
+    assert_eq!(said["store"]["heard"].as_array().unwrap().len(), 1, "{said}");
+
+    // The position that the replica recorded is ahead of the copy.
+    let until = Instant::now() + PATIENCE;
+    let number = said["revision"].as_str().unwrap().rsplit('.').next().unwrap().to_owned();
+    let recorded = || std::fs::read_to_string(data.join("place.json")).unwrap_or_default();
+    while !recorded().contains(&format!("\"number\":{number},")) {
+        assert!(Instant::now() < until, "{}", recorded());
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let done = admin(&kill, &copy).ended(1);
+    assert!(done.stdout.contains("revoked agent") && !done.stdout.contains("replicas deny"), "{done:?}");
+    for says in ["copy.db` is not the one that a replica followed", "place.json", "nobody can say what the server answers"] {
+        assert!(done.stderr.contains(says), "{says}: {done:?}");
+    }
+    // So do other acts, which wait for nobody.
+    let lifted = admin(&["reinstate", "agent", &agent_id("alpha")], &copy).ended(0);
+    assert!(lifted.stderr.contains("is not the one that a replica followed"), "{lifted:?}");
+    let applied = admin(&["policy", "apply", world.policies().to_str().unwrap()], &copy).ended(0);
+    assert!(applied.stderr.contains("is not the one that a replica followed"), "{applied:?}");
+    drop(server);
 }

@@ -145,15 +145,15 @@ pub struct CheckBatchResponse {
 }
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]
 pub struct ListToolsRequest {
-    /// Tools to answer for; empty: every registered tool.
+    /// Tools to answer for, none of them twice; empty: every registered tool.
     #[prost(string, repeated, tag = "3")]
     pub tools: ::prost::alloc::vec::Vec<::prost::alloc::string::String>,
     #[prost(string, tag = "4")]
     pub audience: ::prost::alloc::string::String,
     #[prost(string, tag = "5")]
     pub request_id: ::prost::alloc::string::String,
-    /// Proof of possession for a listing: `aat_tool` is `portcullis/list_tools`, `hta` is {}. With `presentation.aat_pop` too:
-    /// INVALID_ARGUMENT.
+    /// Proof of possession for a listing: `aat_tool` is `portcullis/list_tools`, `hta` is {}. It makes one listing. With
+    /// `presentation.aat_pop` too: INVALID_ARGUMENT.
     #[prost(bytes = "bytes", tag = "6")]
     pub proof: ::prost::bytes::Bytes,
     #[prost(oneof = "list_tools_request::Credential", tags = "1, 2")]
@@ -222,7 +222,8 @@ pub struct ExplainResponse {
     /// "user U of I authorized agent A, as application P, …"; empty where no chain was verified.
     #[prost(string, tag = "6")]
     pub chain: ::prost::alloc::string::String,
-    /// In the order in which one of equals is reported. One answer where the credential already decides.
+    /// In the order in which one of equals is reported. One answer where the credential already decides. Without a proof of the call:
+    /// identity, revocation, freshness and the layer that decides.
     #[prost(message, repeated, tag = "7")]
     pub layers: ::prost::alloc::vec::Vec<LayerAnswer>,
     /// The smallest change that would turn a denial around, one step a line; empty on a permit and without a proof of the call.
@@ -535,7 +536,8 @@ pub mod decision_service_client {
         }
         /// Why a call is decided as it is, layer by layer, and what would have to change. Decides nothing: no proof is spent, no approval
         /// used or asked for. On the decisions' listener documents are left out; administration (`PolicyService.Explain`) names them. Without
-        /// a proof of the call, or a proved handle where that is enough, it says layers, effects and reasons only.
+        /// a proof of the call, or a proved handle where that is enough, it says what `Check` would answer, and no other answer of a layer
+        /// that judges the arguments.
         pub async fn explain(
             &mut self,
             request: impl tonic::IntoRequest<super::CheckRequest>,
@@ -613,7 +615,8 @@ pub mod decision_service_server {
         >;
         /// Why a call is decided as it is, layer by layer, and what would have to change. Decides nothing: no proof is spent, no approval
         /// used or asked for. On the decisions' listener documents are left out; administration (`PolicyService.Explain`) names them. Without
-        /// a proof of the call, or a proved handle where that is enough, it says layers, effects and reasons only.
+        /// a proof of the call, or a proved handle where that is enough, it says what `Check` would answer, and no other answer of a layer
+        /// that judges the arguments.
         async fn explain(
             &self,
             request: tonic::Request<super::CheckRequest>,
@@ -997,6 +1000,9 @@ pub struct RevokeResponse {
     /// replica that has not seen the commit stops permitting by then, and `valid_for_ms` of an answer never reaches beyond it.
     #[prost(uint64, tag = "5")]
     pub freshness_bound_ms: u64,
+    /// Roots issued at or before this second are void from now on; 0 where the act set no watermark.
+    #[prost(int64, tag = "6")]
+    pub watermark_unix_s: i64,
 }
 /// What the server that carried an act out knows of the name of its target. It looks after the act is durable, and for 1.5 s at most.
 #[derive(Clone, PartialEq, Eq, Hash, ::prost::Message)]

@@ -1,5 +1,5 @@
-//! The guarantees of every record format, tested through [`Sink`] alone. A flood of unverified callers costs a bounded number of
-//! bytes and loses no count. It takes no space from permits, acts or the store.
+//! The guarantees of every record format, tested through [`AuditSink`] alone. A flood of callers who proved nothing costs a bounded number
+//! of bytes and loses no count. It takes no space from permits, acts or the store. Neither does a flood of refused acts.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -8,14 +8,14 @@ use std::sync::{Arc, Mutex};
 use proptest::prelude::*;
 use serde_json::Value;
 
-use super::super::recorder::{Output, Recorder};
-use super::super::{ActOutcome, ChainFacts, Fragment, Principal, RoomWatch};
+use super::super::recorder::{AuditOutput, AuditRecorder};
+use super::super::{ActOutcome, ChainFacts, ChainFragment, DiskMonitor, PrincipalFacts};
 use super::*;
 use crate::model::decision::{Effect, Evidence};
-use crate::model::disk::{DiskSpace, FreeSpace, Room};
+use crate::model::disk::{DiskSpace, DiskSpaceLevel, DiskSpaceSource};
 use crate::model::limits::{
-    STRANGER_ACCOUNT_BYTES_MAX, STRANGER_BYTES_BURST, STRANGER_BYTES_PER_S, STRANGER_RECORDS_BURST, STRANGER_RECORDS_PER_S,
-    STRANGER_TEXT_BYTES_MAX,
+    UNVERIFIED_ACT_SUMMARY_BYTES_MAX, UNVERIFIED_BYTES_BURST, UNVERIFIED_BYTES_PER_S, UNVERIFIED_RECORDS_BURST,
+    UNVERIFIED_RECORDS_PER_S, UNVERIFIED_TEXT_BYTES_MAX,
 };
 use crate::model::reason::Reason;
 use crate::model::revision::HistoryId;
@@ -28,19 +28,19 @@ const MERGED_LINE_BYTES_MAX: usize = 1_024;
 
 /// A disk of limited size, which the store and the audit log may share.
 #[derive(Clone)]
-struct Disk(Arc<DiskState>);
+struct SimulatedDisk(Arc<SimulatedDiskState>);
 
-struct DiskState {
+struct SimulatedDiskState {
     total_bytes: u64,
     free_bytes: AtomicU64,
     fails: AtomicBool,
     content: Mutex<Vec<u8>>,
 }
 
-impl Disk {
+impl SimulatedDisk {
     fn new(total_bytes: u64) -> Self {
         let (free_bytes, fails, content) = (AtomicU64::new(total_bytes), AtomicBool::new(false), Mutex::default());
-        Self(Arc::new(DiskState { total_bytes, free_bytes, fails, content }))
+        Self(Arc::new(SimulatedDiskState { total_bytes, free_bytes, fails, content }))
     }
 
     /// Takes space, as another writer does.
@@ -58,13 +58,13 @@ impl Disk {
     }
 }
 
-impl FreeSpace for Disk {
+impl DiskSpaceSource for SimulatedDisk {
     fn read(&self) -> io::Result<DiskSpace> {
         Ok(DiskSpace { free_bytes: self.free_bytes(), total_bytes: self.0.total_bytes })
     }
 }
 
-impl Output for Disk {
+impl AuditOutput for SimulatedDisk {
     fn write(&self, bytes: &[u8]) -> io::Result<usize> {
         if self.0.fails.load(Ordering::SeqCst) {
             return Err(io::Error::from(io::ErrorKind::StorageFull));
@@ -77,27 +77,34 @@ impl Output for Disk {
     fn sync(&self) -> io::Result<()> {
         Ok(())
     }
+
+    fn cut(&self, bytes_count: usize) -> io::Result<()> {
+        let mut content = self.0.content.lock().unwrap();
+        let length = content.len() - bytes_count;
+        content.truncate(length);
+        Ok(())
+    }
 }
 
-struct Bench {
+struct SinkFixture {
     clock: Arc<ManualClock>,
-    disk: Disk,
-    room: Arc<RoomWatch>,
-    sink: Box<dyn Sink>,
+    disk: SimulatedDisk,
+    room: Arc<DiskMonitor>,
+    sink: Box<dyn AuditSink>,
     /// Number of decisions so far; the source of record ids.
     decided: u64,
 }
 
-impl Bench {
+impl SinkFixture {
     fn new(total_bytes: u64) -> Self {
         let clock = Arc::new(ManualClock::at_unix_s(1_700_000_000));
-        let disk = Disk::new(total_bytes);
-        let room = Arc::new(RoomWatch::new(std::path::Path::new("/audit"), Box::new(disk.clone())));
-        let sink = Box::new(Recorder::new("n1", clock.clone(), room.clone(), 4 * 1024 * 1024, Box::new(disk.clone())));
+        let disk = SimulatedDisk::new(total_bytes);
+        let room = Arc::new(DiskMonitor::new(std::path::Path::new("/audit"), Box::new(disk.clone())));
+        let sink = Box::new(AuditRecorder::new("n1", clock.clone(), room.clone(), 4 * 1024 * 1024, Box::new(disk.clone())));
         Self { clock, disk, room, sink, decided: 0 }
     }
 
-    fn decide(&mut self, effect: Effect, reason: Reason, chain: &Fragment, method: &'static str, gateway: &str) -> String {
+    fn decide(&mut self, effect: Effect, reason: Reason, chain: &ChainFragment, method: &'static str, gateway: &str) -> String {
         let id = format!("d{}", self.decided);
         self.try_decide(effect, reason, chain, method, gateway).unwrap();
         id
@@ -107,13 +114,29 @@ impl Bench {
         &mut self,
         effect: Effect,
         reason: Reason,
-        chain: &Fragment,
+        chain: &ChainFragment,
         method: &'static str,
         gateway: &str,
-    ) -> Result<(), Unavailable> {
+    ) -> Result<(), AuditUnavailable> {
+        self.try_decide_as(true, effect, reason, chain, method, gateway)
+    }
+
+    /// Records a decision. Without `proved`, the caller of a verified chain did not prove that it holds the chain.
+    fn try_decide_as(
+        &mut self,
+        proved: bool,
+        effect: Effect,
+        reason: Reason,
+        chain: &ChainFragment,
+        method: &'static str,
+        gateway: &str,
+    ) -> Result<(), AuditUnavailable> {
         let (id, history) = (format!("d{}", self.decided), HistoryId::new("h"));
         self.decided += 1;
-        self.sink.record(&Record {
+        let is_verified = format!("{chain:?}") != format!("{:?}", ChainFragment::default());
+        self.sink.record(&DecisionRecord {
+            proved: proved && is_verified,
+            agent: is_verified.then_some("spiffe://a/leaf"),
             time_unix_ns: self.clock.now().unix_ns,
             method,
             decision_id: &id,
@@ -126,7 +149,7 @@ impl Bench {
             matched: None,
             would_be: None,
             chain,
-            tool: Some(Principal { id: "crm/read", evidence: Evidence::Attested }),
+            tool: Some(PrincipalFacts { id: "crm/read", evidence: Evidence::Attested }),
             arguments_sha256: None,
             proof_jti: None,
             approval_digest: None,
@@ -142,15 +165,26 @@ impl Bench {
 
     /// A denial of an unverified caller.
     fn stranger(&mut self, reason: Reason, gateway: &str) -> String {
-        self.decide(Effect::Deny, reason, &Fragment::default(), "Check", gateway)
+        self.decide(Effect::Deny, reason, &ChainFragment::default(), "Check", gateway)
     }
 
     fn permit(&mut self) -> String {
         self.decide(Effect::Permit, Reason::Ok, &verified(), "Check", "127.0.0.1:1")
     }
 
-    fn act(&self, outcome: ActOutcome, operators: &[String], peer: &str) -> Result<(), Unavailable> {
-        self.sink.record_act(&Act {
+    fn act(&self, outcome: ActOutcome, operators: &[String], peer: &str) -> Result<(), AuditUnavailable> {
+        self.act_or_read(outcome, outcome == ActOutcome::Accepted, operators, peer)
+    }
+
+    fn act_or_read(
+        &self,
+        outcome: ActOutcome,
+        committed: bool,
+        operators: &[String],
+        peer: &str,
+    ) -> Result<(), AuditUnavailable> {
+        self.sink.record_act(&ActRecord {
+            committed,
             time_unix_ns: self.clock.now().unix_ns,
             method: "/portcullis.v1.RevocationService/Revoke",
             operators,
@@ -158,16 +192,16 @@ impl Bench {
             outcome,
             code: if outcome == ActOutcome::Accepted { "OK" } else { "UNAUTHENTICATED" },
             reason: "because",
-            revision: (outcome == ActOutcome::Accepted).then_some("h.43"),
+            revision: committed.then_some("h.43"),
             peer,
         })
     }
 
     fn advance(&self, ms: i64) {
         self.clock.advance_ms(ms);
-        self.room.look();
-        self.sink.tend();
-        self.sink.tend();
+        self.room.refresh();
+        self.sink.flush_tick();
+        self.sink.flush_tick();
     }
 
     fn bytes(&self) -> usize {
@@ -180,8 +214,11 @@ impl Bench {
     }
 }
 
-fn verified() -> Fragment {
-    Fragment::new(&ChainFacts { agents: &[Principal { id: "a", evidence: Evidence::Verified }], ..ChainFacts::default() })
+fn verified() -> ChainFragment {
+    ChainFragment::new(&ChainFacts {
+        agents: &[PrincipalFacts { id: "a", evidence: Evidence::Verified }],
+        ..ChainFacts::default()
+    })
 }
 
 /// The number of denials that the lines of unverified callers stand for, by their content.
@@ -190,6 +227,7 @@ fn counted(lines: &[Value]) -> BTreeMap<(String, String, String), u64> {
     for line in lines {
         let text = |member: &str| line[member].as_str().unwrap().to_owned();
         let (of, count) = match line["kind"].as_str().unwrap() {
+            "merged" if line.get("operator").is_some() || line.get("agent").is_some() => continue,
             "merged" => (text("of"), line["count"].as_u64().unwrap()),
             "decision" if line["effect"] == "DENY" && line["principals"].get("agents").is_none() => ("decision".to_owned(), 1),
             "act" if line["effect"] == "REFUSED" && line["operator"].is_null() => ("act".to_owned(), 1),
@@ -209,14 +247,14 @@ fn merged(lines: &[Value]) -> Vec<&Value> {
 #[test]
 fn every_reason_is_counted_by_itself_and_exactly() {
     const EACH: u64 = 300;
-    let mut bench = Bench::new(LARGE_BYTES);
+    let mut bench = SinkFixture::new(LARGE_BYTES);
     let mut expected = BTreeMap::new();
     for _ in 0..EACH {
         for (method, reason) in ["Check", "ListTools", "Explain"]
             .into_iter()
             .flat_map(|method| Reason::ALL.iter().filter(|reason| **reason != Reason::Ok).map(move |reason| (method, *reason)))
         {
-            bench.decide(Effect::Deny, reason, &Fragment::default(), method, "127.0.0.1:4711");
+            bench.decide(Effect::Deny, reason, &ChainFragment::default(), method, "127.0.0.1:4711");
             *expected.entry(("decision".to_owned(), method.to_owned(), reason.as_str().to_owned())).or_default() += 1;
         }
         bench.act(ActOutcome::Refused, &[], "127.0.0.1:4712").unwrap();
@@ -226,16 +264,16 @@ fn every_reason_is_counted_by_itself_and_exactly() {
     let lines = bench.lines();
     assert_eq!(counted(&lines), expected);
     let singles = lines.len() - merged(&lines).len();
-    assert_eq!(singles as u64, STRANGER_RECORDS_BURST, "one caller's rate is for all that it is denied");
+    assert_eq!(singles as u64, UNVERIFIED_RECORDS_BURST, "one caller's rate is for all that it is denied");
     assert!(merged(&lines).len() <= expected.len(), "a line a second for each reason");
     assert!(merged(&lines).iter().all(|line| line["prefix"] == "127.0.0.0/24" && line["node"] == "n1"), "{lines:?}");
 }
 
 #[test]
 fn a_merged_line_says_who_why_how_many_and_when() {
-    let mut bench = Bench::new(LARGE_BYTES);
+    let mut bench = SinkFixture::new(LARGE_BYTES);
     let began = bench.clock.now().unix_ns;
-    let all: Vec<String> = (0..STRANGER_RECORDS_BURST + 3)
+    let all: Vec<String> = (0..UNVERIFIED_RECORDS_BURST + 3)
         .map(|_| {
             bench.clock.advance_ms(1);
             bench.stranger(Reason::TokenSignature, "192.0.2.77:50000")
@@ -260,7 +298,7 @@ fn a_merged_line_says_who_why_how_many_and_when() {
 
 #[test]
 fn one_callers_flood_hides_no_other_caller() {
-    let mut bench = Bench::new(LARGE_BYTES);
+    let mut bench = SinkFixture::new(LARGE_BYTES);
     let flood: Vec<String> = (0..1_000).map(|port| bench.stranger(Reason::TokenMalformed, &format!("10.0.0.9:{port}"))).collect();
     for (caller, neighbour) in
         [("10.0.1.9:1", "10.0.1.200:2"), ("[2001:db8::1]:1", "[2001:db8::ffff:2]:9"), ("gateway.example", "gateway.example")]
@@ -269,7 +307,7 @@ fn one_callers_flood_hides_no_other_caller() {
         bench.sink.flush().unwrap();
         assert!(bench.lines().iter().any(|line| line["decision_id"] == seen.as_str()), "{caller}");
         // A network has one rate, whatever address in it is used.
-        (0..STRANGER_RECORDS_BURST).for_each(|_| drop(bench.stranger(Reason::IssuerUnknown, caller)));
+        (0..UNVERIFIED_RECORDS_BURST).for_each(|_| drop(bench.stranger(Reason::IssuerUnknown, caller)));
         let over = bench.stranger(Reason::IssuerUnknown, neighbour);
         bench.sink.flush().unwrap();
         assert!(!bench.lines().iter().any(|line| line["decision_id"] == over.as_str()), "{neighbour}");
@@ -278,12 +316,12 @@ fn one_callers_flood_hides_no_other_caller() {
     let lines = bench.lines();
     let prefixes: Vec<&Value> = merged(&lines).iter().map(|line| line.get("prefix").unwrap_or(&line["gateway"])).collect();
     assert_eq!(prefixes, ["10.0.0.0/24", "10.0.1.0/24", "2001:db8::/64", "gateway.example"], "{lines:?}");
-    assert_eq!(counted(&lines).values().sum::<u64>(), flood.len() as u64 + 3 * (STRANGER_RECORDS_BURST + 2));
+    assert_eq!(counted(&lines).values().sum::<u64>(), flood.len() as u64 + 3 * (UNVERIFIED_RECORDS_BURST + 2));
 }
 
 #[test]
 fn a_flood_from_everywhere_keeps_to_its_budget() {
-    let mut bench = Bench::new(LARGE_BYTES);
+    let mut bench = SinkFixture::new(LARGE_BYTES);
     let mut sent = 0;
     for second in 0..30_u64 {
         for network in 0..3_000_u64 {
@@ -293,7 +331,7 @@ fn a_flood_from_everywhere_keeps_to_its_budget() {
         }
         bench.advance(1_000);
         // The merged line for all callers exists once per method and reason.
-        let bound = STRANGER_BYTES_BURST + (second + 1) * (STRANGER_BYTES_PER_S + 3 * MERGED_LINE_BYTES_MAX as u64);
+        let bound = UNVERIFIED_BYTES_BURST + (second + 1) * (UNVERIFIED_BYTES_PER_S + 3 * MERGED_LINE_BYTES_MAX as u64);
         assert!(bench.bytes() as u64 <= bound, "{} of {bound} bytes after {second} s", bench.bytes());
     }
     assert_eq!(counted(&bench.lines()).values().sum::<u64>(), sent);
@@ -301,9 +339,10 @@ fn a_flood_from_everywhere_keeps_to_its_budget() {
 
 #[test]
 fn a_line_ends_with_its_second_and_the_next_begins() {
-    let mut bench = Bench::new(LARGE_BYTES);
-    let flood = |bench: &mut Bench, count: u64| (0..count).for_each(|_| drop(bench.stranger(Reason::TokenExpired, "10.0.0.9:1")));
-    flood(&mut bench, STRANGER_RECORDS_BURST);
+    let mut bench = SinkFixture::new(LARGE_BYTES);
+    let flood =
+        |bench: &mut SinkFixture, count: u64| (0..count).for_each(|_| drop(bench.stranger(Reason::TokenExpired, "10.0.0.9:1")));
+    flood(&mut bench, UNVERIFIED_RECORDS_BURST);
     for second in 1..=3_u64 {
         flood(&mut bench, 1_000);
         bench.advance(999);
@@ -311,7 +350,7 @@ fn a_line_ends_with_its_second_and_the_next_begins() {
         bench.advance(1);
         let lines = bench.lines();
         let last = *merged(&lines).last().unwrap();
-        let given_back = if second == 1 { 0 } else { STRANGER_RECORDS_PER_S };
+        let given_back = if second == 1 { 0 } else { UNVERIFIED_RECORDS_PER_S };
         assert_eq!(last["count"], 1_000 - given_back, "{last}");
     }
     // If the wall clock is set back, the steady clock still ends the second.
@@ -319,12 +358,12 @@ fn a_line_ends_with_its_second_and_the_next_begins() {
     bench.clock.step_wall_ms(-3_600_000);
     bench.advance(1_000);
     assert_eq!(merged(&bench.lines()).len(), 4);
-    assert_eq!(counted(&bench.lines()).values().sum::<u64>(), STRANGER_RECORDS_BURST + 4_000);
+    assert_eq!(counted(&bench.lines()).values().sum::<u64>(), UNVERIFIED_RECORDS_BURST + 4_000);
 }
 
 #[test]
-fn who_was_verified_is_never_merged() {
-    let mut bench = Bench::new(LARGE_BYTES);
+fn who_proved_possession_is_never_merged() {
+    let mut bench = SinkFixture::new(LARGE_BYTES);
     let (mut expected, operator) = (Vec::new(), ["ada".to_owned()]);
     for _ in 0..500 {
         (0..20).for_each(|_| drop(bench.stranger(Reason::TokenSignature, "10.0.0.9:1")));
@@ -344,18 +383,96 @@ fn who_was_verified_is_never_merged() {
     assert_eq!(found, expected, "each once, in order");
     let acts = |effect: &str| lines.iter().filter(|line| line["effect"] == effect && line["kind"] == "act").count();
     assert_eq!((acts("ACCEPTED"), acts("UNKNOWN")), (500, 500));
-    assert_eq!(lines.iter().filter(|line| line["effect"] == "REFUSED" && line["operator"] == "ada").count(), 500);
+    assert_eq!(refusals_of("ada", &lines), 500);
     let counts = counted(&lines);
     assert_eq!(counts.values().copied().collect::<Vec<_>>(), [500, 10_000], "{counts:?}");
+}
+
+/// The refused acts of an operator that lines stand for.
+fn refusals_of(operator: &str, lines: &[Value]) -> u64 {
+    let refusals = lines.iter().filter(|line| line["effect"] == "REFUSED" && line["operator"] == operator);
+    refusals.map(|line| line["count"].as_u64().unwrap_or(1)).sum()
+}
+
+/// A chain is not secret. So whoever sends a chain without a proof is a stranger, for the disk and for everybody else's rate.
+#[test]
+fn an_overheard_chain_costs_few_bytes_and_no_count() {
+    let mut bench = SinkFixture::new(LARGE_BYTES);
+    let calls = [
+        (Effect::Deny, Reason::ProofMissing, "Check"),
+        (Effect::Deny, Reason::RevokedSession, "Check"),
+        (Effect::Permit, Reason::Ok, "ListTools"),
+        (Effect::NeedsApproval, Reason::ApprovalRequired, "Explain"),
+    ];
+    for _ in 0..5_000 {
+        for (effect, reason, method) in calls {
+            bench.try_decide_as(false, effect, reason, &verified(), method, "10.0.0.9:1").unwrap();
+        }
+    }
+    // The same effects of a call are permits, so they are recorded one by one.
+    for effect in [Effect::Permit, Effect::NeedsApproval] {
+        bench.try_decide_as(false, effect, Reason::Ok, &verified(), "Check", "10.0.0.9:1").unwrap();
+    }
+    let proved = bench.decide(Effect::Deny, Reason::AgentDenies, &verified(), "Check", "10.0.0.9:1");
+    let stranger = bench.stranger(Reason::TokenMalformed, "10.0.0.9:1");
+    bench.advance(1_000);
+    let lines = bench.lines();
+    assert!(bench.bytes() as u64 <= UNVERIFIED_BYTES_BURST, "{} bytes", bench.bytes());
+    for (effect, reason, method) in calls {
+        let is_one =
+            |line: &&Value| line["method"] == method && line["reason"] == reason.as_str() && line["effect"] == effect.as_str();
+        let count: u64 = lines.iter().filter(is_one).map(|line| line["count"].as_u64().unwrap_or(1)).sum();
+        assert_eq!(count, 5_000, "{method} {}", reason.as_str());
+    }
+    assert!(merged(&lines).iter().all(|line| line["agent"] == "spiffe://a/leaf" && line.get("prefix").is_none()), "{lines:?}");
+    let singles = lines.iter().filter(|line| line["kind"] == "decision").count() as u64;
+    assert_eq!(singles, UNVERIFIED_RECORDS_BURST + 4, "the flood of one agent's chain takes nobody else's rate");
+    assert!([proved, stranger].iter().all(|id| lines.iter().any(|line| line["decision_id"] == id.as_str())));
+}
+
+/// A revoked key, a used act and a role that does not fit are verified signatures that anybody may send again and again.
+#[test]
+fn refused_acts_leave_room_for_acts_that_are_done() {
+    const MIB: u64 = 1024 * 1024;
+    let mut bench = SinkFixture::new(2 * MIB);
+    let (ada, bo) = (["ada".to_owned()], ["bo".to_owned()]);
+    for _ in 0..2_000 {
+        (0..10).for_each(|_| bench.act(ActOutcome::Refused, &ada, "10.0.0.9:1").unwrap());
+        (0..10).for_each(|_| drop(bench.stranger(Reason::TokenSignature, "10.0.0.9:1")));
+        bench.advance(10);
+    }
+    bench.act(ActOutcome::Refused, &bo, "10.0.0.9:1").unwrap();
+    bench.advance(1_000);
+    let lines = bench.lines();
+    assert_eq!((refusals_of("ada", &lines), refusals_of("bo", &lines)), (20_000, 1));
+    let bo_s = lines.iter().find(|line| line["operator"] == "bo").unwrap();
+    assert_eq!(bo_s["kind"], "act", "one operator's flood hides no other operator: {bo_s}");
+    assert!(bench.disk.free_bytes() > MIB, "{} bytes are free", bench.disk.free_bytes());
+
+    // What is kept is for acts that were done: refusals are counted, and reads and waits are refused.
+    bench.disk.set_free(2 * MIB / 40);
+    bench.advance(1);
+    assert_eq!(bench.room.room(), DiskSpaceLevel::Exhausted);
+    let used = bench.bytes();
+    (0..5_000).for_each(|_| bench.act(ActOutcome::Refused, &ada, "10.0.0.9:1").unwrap());
+    assert_eq!(bench.act_or_read(ActOutcome::Accepted, false, &ada, "10.0.0.9:1"), Err(AuditUnavailable::DiskFull));
+    bench.advance(2_000);
+    assert_eq!(bench.bytes(), used, "nothing is written but acts that were done");
+    bench.act(ActOutcome::Accepted, &bo, "127.0.0.1:1").unwrap();
+    bench.act(ActOutcome::Unknown, &bo, "127.0.0.1:1").unwrap();
+    bench.disk.set_free(2 * MIB);
+    bench.advance(1_000);
+    bench.sink.finish().unwrap();
+    assert_eq!(refusals_of("ada", &bench.lines()), 25_000);
 }
 
 /// The text that is recorded of an unverified caller is bounded, whatever the caller sends.
 #[test]
 fn a_strangers_text_is_cut() {
-    let bench = Bench::new(LARGE_BYTES);
+    let bench = SinkFixture::new(LARGE_BYTES);
     let (history, long) = (HistoryId::new("h"), "\u{1}ä".repeat(10_000));
-    let record = |chain: &Fragment, id: &str| {
-        let record = Record {
+    let record = |chain: &ChainFragment, id: &str| {
+        let record = DecisionRecord {
             time_unix_ns: 1,
             method: "Check",
             decision_id: id,
@@ -368,7 +485,9 @@ fn a_strangers_text_is_cut() {
             matched: None,
             would_be: None,
             chain,
-            tool: Some(Principal { id: &long, evidence: Evidence::Attested }),
+            proved: id == "verified",
+            agent: None,
+            tool: Some(PrincipalFacts { id: &long, evidence: Evidence::Attested }),
             arguments_sha256: None,
             proof_jti: None,
             approval_digest: None,
@@ -382,9 +501,9 @@ fn a_strangers_text_is_cut() {
         };
         bench.sink.record(&record).unwrap();
     };
-    record(&Fragment::default(), "of nobody");
+    record(&ChainFragment::default(), "of nobody");
     record(&verified(), "verified");
-    let act = Act {
+    let act = ActRecord {
         time_unix_ns: 1,
         method: &long,
         operators: &[],
@@ -393,6 +512,7 @@ fn a_strangers_text_is_cut() {
         code: "UNAUTHENTICATED",
         reason: &long,
         revision: None,
+        committed: false,
         peer: "10.0.0.9:1",
     };
     bench.sink.record_act(&act).unwrap();
@@ -403,10 +523,10 @@ fn a_strangers_text_is_cut() {
         let text = value.as_str().unwrap();
         assert!(text.len() <= bytes_max + "…".len() && text.ends_with('…') && long.starts_with(text.trim_end_matches('…')));
     };
-    cut(&stranger["request_id"], STRANGER_TEXT_BYTES_MAX);
-    cut(&stranger["principals"]["tool"]["id"], STRANGER_TEXT_BYTES_MAX);
-    cut(&act["method"], STRANGER_TEXT_BYTES_MAX);
-    cut(&act["reason"], STRANGER_ACCOUNT_BYTES_MAX);
+    cut(&stranger["request_id"], UNVERIFIED_TEXT_BYTES_MAX);
+    cut(&stranger["principals"]["tool"]["id"], UNVERIFIED_TEXT_BYTES_MAX);
+    cut(&act["method"], UNVERIFIED_TEXT_BYTES_MAX);
+    cut(&act["reason"], UNVERIFIED_ACT_SUMMARY_BYTES_MAX);
     assert_eq!(verified["request_id"], long.as_str(), "what a verified caller sent is whole");
 }
 
@@ -414,7 +534,7 @@ fn a_strangers_text_is_cut() {
 #[test]
 fn strangers_leave_room_for_permits_acts_and_the_store() {
     const MIB: u64 = 1024 * 1024;
-    let mut bench = Bench::new(2 * MIB);
+    let mut bench = SinkFixture::new(2 * MIB);
     let operator = ["ada".to_owned()];
     let mut sent = 0;
     // One hour of denials, from everywhere.
@@ -425,12 +545,12 @@ fn strangers_leave_room_for_permits_acts_and_the_store() {
         }
         bench.advance(500);
     }
-    assert_eq!(bench.room.room(), Room::Critical, "{} bytes are free", bench.disk.free_bytes());
+    assert_eq!(bench.room.room(), DiskSpaceLevel::Critical, "{} bytes are free", bench.disk.free_bytes());
     let used = bench.bytes();
     (0..1_000).for_each(|_| drop(bench.stranger(Reason::TokenSignature, "10.0.0.9:1")));
     bench.advance(2_000);
     assert_eq!(bench.bytes(), used, "nothing more is written for strangers");
-    assert!(used as u64 <= 2 * MIB * 9 / 10 + STRANGER_BYTES_BURST, "{used}");
+    assert!(used as u64 <= 2 * MIB * 9 / 10 + UNVERIFIED_BYTES_BURST, "{used}");
 
     let permits: Vec<String> = (0..100).map(|_| bench.permit()).collect();
     bench.act(ActOutcome::Accepted, &operator, "127.0.0.1:1").unwrap();
@@ -442,31 +562,31 @@ fn strangers_leave_room_for_permits_acts_and_the_store() {
     // Other writers fill the space that permits may still use. Then nothing is permitted, but acts and the store go on.
     bench.disk.set_free(2 * MIB / 40);
     bench.advance(1);
-    assert_eq!(bench.room.room(), Room::Exhausted);
+    assert_eq!(bench.room.room(), DiskSpaceLevel::Exhausted);
     let refused = bench.try_decide(Effect::Permit, Reason::Ok, &verified(), "Check", "127.0.0.1:1");
-    assert_eq!(refused, Err(Unavailable::NoRoom));
+    assert_eq!(refused, Err(AuditUnavailable::DiskFull));
     bench.act(ActOutcome::Accepted, &operator, "127.0.0.1:1").unwrap();
     bench.disk.take(32 * 1024).expect("the store writes its kill");
 
     // With free space again, the counts are written and none is missing.
     bench.disk.set_free(2 * MIB);
     bench.advance(1_000);
-    assert_eq!((bench.room.room(), bench.permit()), (Room::Ample, format!("d{}", bench.decided - 1)));
+    assert_eq!((bench.room.room(), bench.permit()), (DiskSpaceLevel::Ample, format!("d{}", bench.decided - 1)));
     bench.sink.finish().unwrap();
     assert_eq!(counted(&bench.lines()).values().sum::<u64>(), sent + 1_000);
 }
 
 #[test]
 fn what_cannot_be_written_stays_counted() {
-    let mut bench = Bench::new(LARGE_BYTES);
+    let mut bench = SinkFixture::new(LARGE_BYTES);
     bench.permit();
     bench.disk.0.fails.store(true, Ordering::SeqCst);
     bench.sink.flush().unwrap_err();
-    assert_eq!(bench.try_decide(Effect::Permit, Reason::Ok, &verified(), "Check", "a"), Err(Unavailable::Unwritable));
+    assert_eq!(bench.try_decide(Effect::Permit, Reason::Ok, &verified(), "Check", "a"), Err(AuditUnavailable::Unwritable));
     (0..5_000).for_each(|_| drop(bench.stranger(Reason::TokenSignature, "10.0.0.9:1")));
     bench.act(ActOutcome::Refused, &[], "10.0.0.9:1").unwrap();
-    assert_eq!(bench.act(ActOutcome::Accepted, &["ada".to_owned()], "a"), Err(Unavailable::Unwritable), "kept, and said");
-    assert_eq!(bench.act(ActOutcome::Refused, &["ada".to_owned()], "a"), Err(Unavailable::Unwritable), "not kept");
+    assert_eq!(bench.act(ActOutcome::Accepted, &["ada".to_owned()], "a"), Err(AuditUnavailable::Unwritable), "kept, and said");
+    assert_eq!(bench.act(ActOutcome::Refused, &["ada".to_owned()], "a"), Err(AuditUnavailable::Unwritable), "not kept");
     (0..10).for_each(|_| bench.advance(1_000));
     assert_eq!(bench.bytes(), 0);
     bench.disk.0.fails.store(false, Ordering::SeqCst);
@@ -481,7 +601,7 @@ fn what_cannot_be_written_stays_counted() {
 /// A process that ends at any moment has written all counts that are older than a second plus one run of the timer.
 #[test]
 fn a_crash_costs_the_last_second_of_counts() {
-    let mut bench = Bench::new(LARGE_BYTES);
+    let mut bench = SinkFixture::new(LARGE_BYTES);
     let mut sent_before = Vec::new();
     for tick in 0..500_u64 {
         (0..50).for_each(|_| drop(bench.stranger(Reason::TokenSignature, "10.0.0.9:1")));
@@ -496,7 +616,7 @@ fn a_crash_costs_the_last_second_of_counts() {
 
 /// A step that a property test applies to a sink.
 #[derive(Clone, Debug)]
-enum Step {
+enum SinkStep {
     Stranger { network: u8, reason: usize, count: u64 },
     Nobody { network: u8, count: u64 },
     Permit,
@@ -506,16 +626,16 @@ enum Step {
     SetClock { ms: i64 },
 }
 
-fn step() -> impl Strategy<Value = Step> {
+fn step() -> impl Strategy<Value = SinkStep> {
     prop_oneof![
         6 => (any::<u8>(), 0..Reason::ALL.len(), 1..400_u64)
-            .prop_map(|(network, reason, count)| Step::Stranger { network, reason, count }),
-        2 => (any::<u8>(), 1..200_u64).prop_map(|(network, count)| Step::Nobody { network, count }),
-        3 => Just(Step::Permit),
-        6 => (0..2_500_i64).prop_map(|ms| Step::Advance { ms }),
-        2 => (0..1_000_u64).prop_map(|of_a_thousand| Step::Room { of_a_thousand }),
-        1 => any::<bool>().prop_map(Step::Fails),
-        1 => (-5_000..5_000_i64).prop_map(|ms| Step::SetClock { ms }),
+            .prop_map(|(network, reason, count)| SinkStep::Stranger { network, reason, count }),
+        2 => (any::<u8>(), 1..200_u64).prop_map(|(network, count)| SinkStep::Nobody { network, count }),
+        3 => Just(SinkStep::Permit),
+        6 => (0..2_500_i64).prop_map(|ms| SinkStep::Advance { ms }),
+        2 => (0..1_000_u64).prop_map(|of_a_thousand| SinkStep::Room { of_a_thousand }),
+        1 => any::<bool>().prop_map(SinkStep::Fails),
+        1 => (-5_000..5_000_i64).prop_map(|ms| SinkStep::SetClock { ms }),
     ]
 }
 
@@ -525,33 +645,33 @@ proptest! {
     /// After any steps, the counts of all lines add up to the denials, and each record of a verified caller exists exactly once.
     #[test]
     fn no_denial_is_lost_and_none_counted_twice(steps in proptest::collection::vec(step(), 1..60)) {
-        let mut bench = Bench::new(LARGE_BYTES);
+        let mut bench = SinkFixture::new(LARGE_BYTES);
         let (mut expected, mut permits) = (BTreeMap::<(String, String, String), u64>::new(), Vec::new());
         for step in steps {
             match step {
-                Step::Stranger { network, reason, count } => {
+                SinkStep::Stranger { network, reason, count } => {
                     let reason = Reason::ALL[reason];
                     for _ in 0..count {
                         bench.stranger(reason, &format!("10.0.{network}.1:1"));
                     }
                     *expected.entry(("decision".to_owned(), "Check".to_owned(), reason.as_str().to_owned())).or_default() += count;
                 }
-                Step::Nobody { network, count } => {
+                SinkStep::Nobody { network, count } => {
                     for _ in 0..count {
                         bench.act(ActOutcome::Refused, &[], &format!("10.0.{network}.1:1")).unwrap();
                     }
                     *expected.entry(("act".to_owned(), String::new(), "UNAUTHENTICATED".to_owned())).or_default() += count;
                 }
-                Step::Permit => {
+                SinkStep::Permit => {
                     let id = format!("d{}", bench.decided);
                     if bench.try_decide(Effect::Permit, Reason::Ok, &verified(), "Check", "a").is_ok() {
                         permits.push(id);
                     }
                 }
-                Step::Advance { ms } => bench.advance(ms),
-                Step::Room { of_a_thousand } => bench.disk.set_free(LARGE_BYTES / 1_000_000 * of_a_thousand),
-                Step::Fails(fails) => bench.disk.0.fails.store(fails, Ordering::SeqCst),
-                Step::SetClock { ms } => bench.clock.step_wall_ms(ms),
+                SinkStep::Advance { ms } => bench.advance(ms),
+                SinkStep::Room { of_a_thousand } => bench.disk.set_free(LARGE_BYTES / 1_000_000 * of_a_thousand),
+                SinkStep::Fails(fails) => bench.disk.0.fails.store(fails, Ordering::SeqCst),
+                SinkStep::SetClock { ms } => bench.clock.step_wall_ms(ms),
             }
         }
         bench.disk.set_free(LARGE_BYTES);

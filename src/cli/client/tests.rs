@@ -7,25 +7,25 @@ use serde_json::Value;
 use tonic::service::Routes;
 
 use super::*;
-use crate::audit::{self, Recorder, query};
+use crate::audit::{self, AuditRecorder, query};
 use crate::model::jwk::PublicKey;
 use crate::model::time::Clock;
-use crate::pap::{self, Admin};
-use crate::server::{self, Factories, GrpcServices, HttpServices, Listeners, NoBarrier, Server};
+use crate::pap::{self, AdministrationPoint};
+use crate::server::{self, BoundListeners, GrpcServices, HttpServices, NoWriteBarrier, Server, ServiceFactories};
 use crate::store::Store;
 use crate::store::sqlite::SqliteStore;
 use crate::testing::store::FaultyStore;
 
 /// How the store handles the act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum StoreDoes {
-    It,
+enum StoreBehavior {
+    Commit,
     Refuse,
-    BreakOff,
+    Abort,
 }
 
 /// The expected outcome for the caller.
-struct Ends {
+struct ExpectedOutcome {
     /// The exit code; 0 means that the act was done.
     code: u8,
     /// The start of the message; for a completed act, of the warning.
@@ -40,14 +40,22 @@ const UNRECORDED_TEXT: &str = "is not in the audit log, which cannot be written:
 
 #[tokio::test]
 async fn the_outcome_of_an_act_is_told_first_and_truly() {
-    use StoreDoes::{BreakOff, It, Refuse};
+    use StoreBehavior::{Abort, Commit, Refuse};
     let table = [
-        (It, true, Ends { code: 0, begins: "", says: &[], effect: Some("ACCEPTED") }),
-        (It, false, Ends { code: 0, begins: "it was done", says: &["keeps the signed act", "make room"], effect: None }),
-        (Refuse, true, Ends { code: 69, begins: "not done: no space", says: &[], effect: Some("REFUSED") }),
-        (Refuse, false, Ends { code: 69, begins: "not done: no space", says: &[UNRECORDED_TEXT], effect: None }),
-        (BreakOff, true, Ends { code: 69, begins: "it is not known", says: &["revocations"], effect: Some("UNKNOWN") }),
-        (BreakOff, false, Ends { code: 69, begins: "it is not known", says: &[UNRECORDED_TEXT, "revocations"], effect: None }),
+        (Commit, true, ExpectedOutcome { code: 0, begins: "", says: &[], effect: Some("ACCEPTED") }),
+        (
+            Commit,
+            false,
+            ExpectedOutcome { code: 0, begins: "it was done", says: &["keeps the signed act", "make room"], effect: None },
+        ),
+        (Refuse, true, ExpectedOutcome { code: 69, begins: "not done: no space", says: &[], effect: Some("REFUSED") }),
+        (Refuse, false, ExpectedOutcome { code: 69, begins: "not done: no space", says: &[UNRECORDED_TEXT], effect: None }),
+        (Abort, true, ExpectedOutcome { code: 69, begins: "it is not known", says: &["revocations"], effect: Some("UNKNOWN") }),
+        (
+            Abort,
+            false,
+            ExpectedOutcome { code: 69, begins: "it is not known", says: &[UNRECORDED_TEXT, "revocations"], effect: None },
+        ),
     ];
     for is_local in [false, true] {
         for (does, is_recorded, ends) in &table {
@@ -56,31 +64,31 @@ async fn the_outcome_of_an_act_is_told_first_and_truly() {
     }
 }
 
-async fn check(is_local: bool, does: StoreDoes, is_recorded: bool, ends: &Ends) {
+async fn check(is_local: bool, does: StoreBehavior, is_recorded: bool, ends: &ExpectedOutcome) {
     let case = format!("local {is_local}, store {does:?}, recorded {is_recorded}");
-    let bench = Bench::new(is_local, is_recorded).await;
+    let bench = AdminFixture::new(is_local, is_recorded).await;
     bench.store.set_fault(match does {
-        StoreDoes::It => None,
-        StoreDoes::Refuse => Some(crate::store::Error::Unavailable("no space is left".to_owned())),
-        StoreDoes::BreakOff => Some(crate::store::Error::Unknown("it may or may not have been written".to_owned())),
+        StoreBehavior::Commit => None,
+        StoreBehavior::Refuse => Some(crate::store::Error::Unavailable("no space is left".to_owned())),
+        StoreBehavior::Abort => Some(crate::store::Error::OutcomeUnknown("it may or may not have been written".to_owned())),
     });
     let before = bench.store.revision().await.unwrap().number;
     let target = wire::RevocationTarget { kind: "session".to_owned(), key: vec!["s-1".to_owned()] };
     let message = wire::RevokeRequest { target: Some(target), reason: "test".to_owned(), ..Default::default() };
-    let request = bench.client.signed("/portcullis.v1.RevocationService/Revoke", message).unwrap();
+    let request = bench.client.sign_request("/portcullis.v1.RevocationService/Revoke", message).unwrap();
     let answer = RevocationServiceClient::new(bench.client.channel.clone()).revoke(request).await;
-    let (code, message) = match outcome::told(answer, &bench.client.target) {
+    let (code, message) = match act_outcome::act_result(answer, &bench.client.target) {
         Ok(answer) => {
             assert!(answer.message.revision.ends_with(&format!(".{}", before + 1)), "{case}: {}", answer.message.revision);
             assert_eq!(answer.is_recorded, is_recorded, "{case}");
-            (0, if is_recorded { String::new() } else { outcome::unrecorded(&bench.client.target, is_local) })
+            (0, if is_recorded { String::new() } else { act_outcome::unrecorded_warning(&bench.client.target, is_local) })
         }
         Err(failure) => (failure.code, failure.message),
     };
     assert_eq!(code, ends.code, "{case}: {message}");
     assert!(message.starts_with(ends.begins), "{case}: {message}");
     ends.says.iter().for_each(|says| assert!(message.contains(says), "{case}: {message}"));
-    let written = u64::from(does == StoreDoes::It);
+    let written = u64::from(does == StoreBehavior::Commit);
     assert_eq!(bench.store.revision().await.unwrap().number, before + written, "{case}");
     let effects: Vec<Value> = bench.lines().into_iter().map(|line| line["effect"].clone()).collect();
     assert_eq!(effects, ends.effect.into_iter().collect::<Vec<_>>(), "{case}");
@@ -90,9 +98,9 @@ async fn check(is_local: bool, does: StoreDoes, is_recorded: bool, ends: &Ends) 
 #[tokio::test]
 async fn what_is_only_read_is_not_told_unrecorded() {
     for is_local in [false, true] {
-        let mut bench = Bench::new(is_local, false).await;
+        let mut bench = AdminFixture::new(is_local, false).await;
         let failure = bench.client.revocations(wire::ListRevocationsRequest::default()).await.unwrap_err();
-        assert_eq!(failure.code, Failure::UNAVAILABLE);
+        assert_eq!(failure.code, CommandFailure::UNAVAILABLE);
         assert!(failure.message.contains("nothing was done or told: make room"), "{}", failure.message);
     }
 }
@@ -101,29 +109,30 @@ async fn what_is_only_read_is_not_told_unrecorded() {
 #[tokio::test]
 async fn an_act_without_an_answer_is_not_known() {
     for (status, expected) in [
-        (Status::unknown("transport error"), outcome::Outcome::Unanswered),
-        (Status::deadline_exceeded("Timeout expired"), outcome::Outcome::Unanswered),
-        (Status::unavailable("tcp connect error"), outcome::Outcome::Refused),
-        (Status::unimplemented(""), outcome::Outcome::Refused),
+        (Status::unknown("transport error"), act_outcome::ActFailure::Unanswered),
+        (Status::deadline_exceeded("Timeout expired"), act_outcome::ActFailure::Unanswered),
+        (Status::unavailable("tcp connect error"), act_outcome::ActFailure::Refused),
+        (Status::unimplemented(""), act_outcome::ActFailure::Refused),
     ] {
-        let became = outcome::of(&status);
+        let became = act_outcome::failure_of(&status);
         assert_eq!(became, expected, "{status:?}");
-        let failure = became.failure(refused(&status, "http://there"));
-        let begins = if expected == outcome::Outcome::Refused { "not done: " } else { "no answer came, so it is not known" };
+        let failure = became.into_failure(call_failure(&status, "http://there"));
+        let begins =
+            if expected == act_outcome::ActFailure::Refused { "not done: " } else { "no answer came, so it is not known" };
         assert!(failure.message.starts_with(begins), "{}", failure.message);
     }
 }
 
 /// A client of an administration whose store and audit log a test controls.
-struct Bench {
+struct AdminFixture {
     client: AdminClient,
     store: Arc<FaultyStore>,
-    log: Arc<audit::Log>,
+    log: Arc<audit::AuditLog>,
     folder: tempfile::TempDir,
     _server: Option<Server>,
 }
 
-impl Bench {
+impl AdminFixture {
     async fn new(is_local: bool, is_recorded: bool) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
@@ -131,28 +140,30 @@ impl Bench {
         let store = Arc::new(FaultyStore::new(Arc::new(inner)));
         let key = PrivateKey::generate().unwrap();
         let public: PublicKey = key.public_key().clone();
-        pap::make_first_operator(&*store, "local", &public).await.unwrap().unwrap();
-        let log = audit::Log::open(&audit_folder(folder.path()), "n1", clock.clone()).unwrap();
+        pap::create_first_operator(&*store, "local", &public).await.unwrap().unwrap();
+        let log = audit::AuditLog::open(&audit_folder(folder.path()), "n1", clock.clone()).unwrap();
         let recorder = match is_recorded {
-            true => log.recorder("admin").unwrap(),
-            false => Arc::new(Recorder::unavailable("n1", clock.clone(), audit::Error::Thread(std::io::Error::other("no disk")))),
+            true => log.open_recorder("admin").unwrap(),
+            false => {
+                Arc::new(AuditRecorder::unavailable("n1", clock.clone(), audit::Error::Thread(std::io::Error::other("no disk"))))
+            }
         };
-        let admin = Arc::new(Admin::new(store.clone(), clock, recorder));
+        let admin = Arc::new(AdministrationPoint::new(store.clone(), clock, recorder));
         let (channel, server) = match is_local {
-            true => (app::local::serve(admin).await.unwrap(), None),
+            true => (app::local_admin::serve_in_process(admin).await.unwrap(), None),
             false => {
                 let server = serve(admin).await;
                 let url = format!("http://{}", server.addresses().admin);
                 (connect(&url).await.unwrap(), Some(server))
             }
         };
-        let client = AdminClient::over(channel, "http://there".to_owned(), vec![key], None).await.unwrap();
+        let client = AdminClient::over_channel(channel, "http://there".to_owned(), vec![key], None).await.unwrap();
         Self { client, store, log, folder, _server: server }
     }
 
     fn lines(&self) -> Vec<Value> {
         assert!(self.log.status().pending_bytes == 0, "an act is in the kernel before it is answered");
-        query::read_dir(&audit_folder(self.folder.path())).unwrap().map(Result::unwrap).collect()
+        query::read_folder(&audit_folder(self.folder.path())).unwrap().map(Result::unwrap).collect()
     }
 }
 
@@ -161,7 +172,7 @@ fn audit_folder(data: &Path) -> PathBuf {
 }
 
 /// Administration as `portcullis serve` serves it, without any other service.
-async fn serve(admin: Arc<Admin>) -> Server {
+async fn serve(admin: Arc<AdministrationPoint>) -> Server {
     let any = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     let settings = server::Settings {
         decisions_address: any,
@@ -170,20 +181,20 @@ async fn serve(admin: Arc<Admin>) -> Server {
         decision_runtimes: 1,
         ..Default::default()
     };
-    let factories = Factories {
+    let factories = ServiceFactories {
         finish: Arc::new(|_| Box::pin(std::future::ready(()))),
         decisions: Arc::new(|_| GrpcServices {
             routes: Routes::default(),
-            barrier: Arc::new(NoBarrier),
-            limits: crate::api::message::decision_limits,
+            barrier: Arc::new(NoWriteBarrier),
+            limits: crate::api::message_limits::decision_limits,
         }),
         admin: Box::new(move |_| app::admin_services(admin, None)),
         http: Box::new(|_| HttpServices {
             ready: Arc::new(|| Ok("ready")),
             metrics: Arc::new(String::new),
             routes: axum::Router::new(),
-            barrier: Arc::new(NoBarrier),
+            barrier: Arc::new(NoWriteBarrier),
         }),
     };
-    Listeners::bind(settings).unwrap().serve(factories).await.unwrap()
+    BoundListeners::bind(settings).unwrap().serve(factories).await.unwrap()
 }

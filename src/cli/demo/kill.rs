@@ -8,24 +8,24 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tonic::transport::Channel;
 
-use super::super::Failure;
-use super::super::call_failure::refused;
-use super::super::client::{AdminClient, connect, operator_key};
-use super::super::output::{Output, bold, paint};
+use super::super::CommandFailure;
+use super::super::call_failure::call_failure;
+use super::super::client::{AdminClient, connect, read_operator_key};
+use super::super::output::{CommandOutput, bold, paint};
+use super::company::{AUDIENCE, DemoChain, DemoCompany, RootRequest, agent_id, now};
 use super::prove;
-use super::world::{AUDIENCE, Chain, Root, World, agent_id, now};
 use crate::api::r#gen as wire;
 use crate::api::r#gen::check_request::Credential;
 use crate::api::r#gen::decision_service_client::DecisionServiceClient;
 use crate::app::App;
 
 /// How long calls are made before the revocation, and after its acknowledgement.
-const FLOW: Duration = Duration::from_millis(300);
+const FLOW_DURATION: Duration = Duration::from_millis(300);
 /// Longest wait for the calls to end.
-const PATIENCE: Duration = Duration::from_secs(5);
+const END_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The measured effect of the revocation.
-pub(super) struct Kill {
+pub(super) struct KillReport {
     permits_before: usize,
     first_denial: Option<Duration>,
     reason: String,
@@ -35,11 +35,11 @@ pub(super) struct Kill {
 }
 
 /// The answers to one agent's calls, each with the time of its arrival.
-struct Flow {
+struct CallFlow {
     answers: Vec<(Instant, wire::Effect, String)>,
 }
 
-impl Kill {
+impl KillReport {
     pub(super) fn is_expected(&self) -> bool {
         self.first_denial.is_some()
             && self.permits_before > 0
@@ -61,23 +61,28 @@ impl Kill {
     }
 }
 
-pub(super) async fn run(world: &World, app: &App, data: &Path, output: &Output) -> Result<Kill, Failure> {
+pub(super) async fn run(
+    world: &DemoCompany,
+    app: &App,
+    data: &Path,
+    output: &CommandOutput,
+) -> Result<KillReport, CommandFailure> {
     output.line("");
     output.line(&paint("the kill switch", bold()));
     let target = format!("http://{}", app.addresses().decisions);
     let root = |application, agent, session, tools| {
-        world.root(&Root { user: "ana", group: "ap", application, agent, session, tools }, now())
+        world.root(&RootRequest { user: "ana", group: "ap", application, agent, session, tools }, now())
     };
     let doomed = root("erp", "finance", "s-doomed", &["invoices/read"])?;
     let other = root("calendar", "scheduling-assistant", "s-other", &["calendar/events.read"])?;
     let over = Arc::new(AtomicBool::new(false));
-    let doomed = flow(&target, &doomed, "invoices/read", over.clone()).await?;
-    let other = flow(&target, &other, "calendar/events.read", over.clone()).await?;
+    let doomed = start_calls(&target, &doomed, "invoices/read", over.clone()).await?;
+    let other = start_calls(&target, &other, "calendar/events.read", over.clone()).await?;
 
     let admin = format!("http://{}", app.addresses().admin);
-    let key = operator_key(&data.join("local.jwk"))?;
-    let mut client = AdminClient::over(connect(&admin).await?, admin, vec![key], None).await?;
-    tokio::time::sleep(FLOW).await;
+    let key = read_operator_key(&data.join("local.jwk"))?;
+    let mut client = AdminClient::over_channel(connect(&admin).await?, admin, vec![key], None).await?;
+    tokio::time::sleep(FLOW_DURATION).await;
     let request = wire::RevokeRequest {
         target: Some(wire::RevocationTarget { kind: "agent".to_owned(), key: vec![agent_id("finance")] }),
         reason: "demo: the agent's key leaked".to_owned(),
@@ -85,24 +90,24 @@ pub(super) async fn run(world: &World, app: &App, data: &Path, output: &Output) 
     };
     let revoked = client.revoke(request).await?.message;
     let acknowledged = Instant::now();
-    tokio::time::sleep(FLOW).await;
+    tokio::time::sleep(FLOW_DURATION).await;
     over.store(true, Ordering::Release);
-    let ended = |flow: tokio::task::JoinHandle<Result<Flow, Failure>>| async move {
-        let ended = tokio::time::timeout(PATIENCE, flow).await;
-        ended.map_err(|_| Failure::failed("the calls did not end"))?.map_err(Failure::failed)?
+    let ended = |flow: tokio::task::JoinHandle<Result<CallFlow, CommandFailure>>| async move {
+        let ended = tokio::time::timeout(END_TIMEOUT, flow).await;
+        ended.map_err(|_| CommandFailure::failed("the calls did not end"))?.map_err(CommandFailure::failed)?
     };
-    let kill = judge(&ended(doomed).await?, &ended(other).await?, acknowledged);
+    let kill = judge_kill(&ended(doomed).await?, &ended(other).await?, acknowledged);
     print(&kill, &revoked.revision, output);
     Ok(kill)
 }
 
 /// Calls by handle in a loop, in a task and on a connection of its own, until `over` is set.
-async fn flow(
+async fn start_calls(
     target: &str,
-    chain: &Chain<'_>,
+    chain: &DemoChain<'_>,
     tool: &'static str,
     over: Arc<AtomicBool>,
-) -> Result<tokio::task::JoinHandle<Result<Flow, Failure>>, Failure> {
+) -> Result<tokio::task::JoinHandle<Result<CallFlow, CommandFailure>>, CommandFailure> {
     let mut client = DecisionServiceClient::new(connect(target).await?);
     let first = wire::CheckRequest {
         credential: Some(Credential::Presentation(wire::Presentation {
@@ -114,13 +119,13 @@ async fn flow(
         want_handle: true,
         ..Default::default()
     };
-    let first = client.check(first).await.map_err(|status| refused(&status, target))?.into_inner();
+    let first = client.check(first).await.map_err(|status| call_failure(&status, target))?.into_inner();
     if first.handle.is_empty() {
-        return Err(Failure::failed(format!("no handle was given: {} {}", first.reason, first.message)));
+        return Err(CommandFailure::failed(format!("no handle was given: {} {}", first.reason, first.message)));
     }
     let (handle, target) = (first.handle, target.to_owned());
     Ok(tokio::spawn(async move {
-        let mut flow = Flow { answers: Vec::new() };
+        let mut flow = CallFlow { answers: Vec::new() };
         while !over.load(Ordering::Acquire) {
             let answer = call(&mut client, handle.clone(), tool, &target).await?;
             flow.answers.push((Instant::now(), answer.effect(), answer.reason));
@@ -134,22 +139,22 @@ async fn call(
     handle: bytes::Bytes,
     tool: &str,
     target: &str,
-) -> Result<wire::CheckResponse, Failure> {
+) -> Result<wire::CheckResponse, CommandFailure> {
     let request = wire::CheckRequest {
         credential: Some(Credential::Handle(handle)),
         tool: tool.to_owned(),
         audience: AUDIENCE.to_owned(),
         ..Default::default()
     };
-    Ok(client.check(request).await.map_err(|status| refused(&status, target))?.into_inner())
+    Ok(client.check(request).await.map_err(|status| call_failure(&status, target))?.into_inner())
 }
 
-fn judge(doomed: &Flow, other: &Flow, acknowledged: Instant) -> Kill {
+fn judge_kill(doomed: &CallFlow, other: &CallFlow, acknowledged: Instant) -> KillReport {
     let is_permit = |effect: &wire::Effect| *effect == wire::Effect::Permit;
     let first = doomed.answers.iter().position(|(_, effect, _)| !is_permit(effect));
     let (before, after) = doomed.answers.split_at(first.unwrap_or(doomed.answers.len()));
     let permitted = other.answers.iter().filter(|(_, effect, _)| is_permit(effect)).count();
-    Kill {
+    KillReport {
         permits_before: before.len(),
         // A denial may arrive before the acknowledgement, which is correct; it counts as zero time.
         first_denial: after.first().map(|(at, _, _)| at.saturating_duration_since(acknowledged)),
@@ -160,7 +165,7 @@ fn judge(doomed: &Flow, other: &Flow, acknowledged: Instant) -> Kill {
     }
 }
 
-fn print(kill: &Kill, revision: &str, output: &Output) {
+fn print(kill: &KillReport, revision: &str, output: &CommandOutput) {
     output.line(&format!(
         "the finance agent called without pause ({} permits), then: portcullis revoke agent {}",
         kill.permits_before,

@@ -2,30 +2,30 @@
 
 use serde_json::json;
 
-use super::super::Failure;
+use super::super::CommandFailure;
+use super::company::{DemoChain, DemoCompany, RootRequest, new_key, now};
 use super::prove;
-use super::world::{Chain, Root, World, new_key, now};
 
 /// The proof that is sent with a call.
-pub(super) enum Proof {
+pub(super) enum StepProof {
     /// Made for this very call.
     Fresh,
     /// Made for other arguments.
-    For(&'static str),
+    ForArguments(&'static str),
     /// A proof that was used before.
-    Given(String),
+    Reused(String),
     /// No proof, because only the holder of the agent's key can make one.
     None,
 }
 
 /// One call, with its expected answer.
-pub(super) struct Step<'a> {
+pub(super) struct DemoStep<'a> {
     pub(super) agent: &'static str,
     pub(super) story: &'static str,
-    pub(super) chain: Chain<'a>,
+    pub(super) chain: DemoChain<'a>,
     pub(super) tool: &'static str,
     pub(super) arguments: &'static str,
-    pub(super) proof: Proof,
+    pub(super) proof: StepProof,
     pub(super) expected: (&'static str, &'static str),
 }
 
@@ -34,7 +34,7 @@ const APPROVAL: (&str, &str) = ("NEEDS_APPROVAL", "APPROVAL_REQUIRED");
 const AGENT_DENIES: (&str, &str) = ("DENY", "AGENT_DENIES");
 
 /// The calls of the demo, in order.
-pub(super) fn steps(world: &World) -> Result<Vec<Step<'_>>, Failure> {
+pub(super) fn steps(world: &DemoCompany) -> Result<Vec<DemoStep<'_>>, CommandFailure> {
     let mut steps = four_agents(world)?;
     steps.extend(confused_deputy(world)?);
     steps.extend(sub_agent(world)?);
@@ -43,18 +43,18 @@ pub(super) fn steps(world: &World) -> Result<Vec<Step<'_>>, Failure> {
 }
 
 fn step<'a>(
-    chain: &Chain<'a>,
+    chain: &DemoChain<'a>,
     agent: &'static str,
     story: &'static str,
     (tool, arguments): (&'static str, &'static str),
     expected: (&'static str, &'static str),
-) -> Step<'a> {
-    Step { agent, story, chain: chain.clone(), tool, arguments, proof: Proof::Fresh, expected }
+) -> DemoStep<'a> {
+    DemoStep { agent, story, chain: chain.clone(), tool, arguments, proof: StepProof::Fresh, expected }
 }
 
-fn sales<'a>(world: &'a World) -> Result<Chain<'a>, Failure> {
+fn sales<'a>(world: &'a DemoCompany) -> Result<DemoChain<'a>, CommandFailure> {
     let tools = ["crm/leads.read", "crm/notes.read", "proposals/draft.create", "hr/self.read"];
-    let root = Root {
+    let root = RootRequest {
         user: "sam",
         group: "sales",
         application: "crm-portal",
@@ -65,9 +65,9 @@ fn sales<'a>(world: &'a World) -> Result<Chain<'a>, Failure> {
     world.root(&root, now())
 }
 
-fn four_agents(world: &World) -> Result<Vec<Step<'_>>, Failure> {
+fn four_agents(world: &DemoCompany) -> Result<Vec<DemoStep<'_>>, CommandFailure> {
     let root = |user, group, application, agent, session, tools| {
-        world.root(&Root { user, group, application, agent, session, tools }, now())
+        world.root(&RootRequest { user, group, application, agent, session, tools }, now())
     };
     let sales = sales(world)?;
     let support = root("sue", "support", "helpdesk", "support", "s-support", &["tickets/customer.read", "payments/refund"])?;
@@ -92,9 +92,9 @@ fn four_agents(world: &World) -> Result<Vec<Step<'_>>, Failure> {
 }
 
 /// The analyst may read payroll and pay. An agent that acts for the analyst may do neither.
-fn confused_deputy(world: &World) -> Result<Vec<Step<'_>>, Failure> {
+fn confused_deputy(world: &DemoCompany) -> Result<Vec<DemoStep<'_>>, CommandFailure> {
     let root = |application, session, tools| {
-        world.root(&Root { user: "ana", group: "ap", application, agent: "scheduling-assistant", session, tools }, now())
+        world.root(&RootRequest { user: "ana", group: "ap", application, agent: "scheduling-assistant", session, tools }, now())
     };
     let calendar = root("calendar", "s-calendar", &["calendar/events.read"])?;
     let deputy = root("erp", "s-deputy", &["payroll/read", "payments/execute"])?;
@@ -106,7 +106,7 @@ fn confused_deputy(world: &World) -> Result<Vec<Step<'_>>, Failure> {
     ])
 }
 
-fn sub_agent(world: &World) -> Result<Vec<Step<'_>>, Failure> {
+fn sub_agent(world: &DemoCompany) -> Result<Vec<DemoStep<'_>>, CommandFailure> {
     let sales = sales(world)?;
     let at_most_5 = json!({ "proposals/draft.create": { "discount": { "constraint_type": "range", "max": 5 } } });
     let narrowed = world.hop(&sales, "proposal-writer", &at_most_5, now())?;
@@ -125,23 +125,23 @@ fn sub_agent(world: &World) -> Result<Vec<Step<'_>>, Failure> {
     ])
 }
 
-fn attacks(world: &World) -> Result<Vec<Step<'_>>, Failure> {
+fn attacks(world: &DemoCompany) -> Result<Vec<DemoStep<'_>>, CommandFailure> {
     let sales = sales(world)?;
     let forger = new_key()?;
     let tools = ["payments/execute"];
-    let root = Root { user: "ana", group: "ap", application: "erp", agent: "finance", session: "s-forged", tools: &tools };
+    let root = RootRequest { user: "ana", group: "ap", application: "erp", agent: "finance", session: "s-forged", tools: &tools };
     let forged = world.root_signed_by(&forger, &root, now())?;
     let (draft, small) = ("proposals/draft.create", r#"{"discount":1}"#);
     let used = prove(&sales, draft, small)?;
     let mut first = step(&sales, "sales-assistant", "a proof, used once", (draft, small), PERMIT);
-    first.proof = Proof::Given(used.clone());
+    first.proof = StepProof::Reused(used.clone());
     let mut again = step(&sales, "attacker", "the same proof again", (draft, small), ("DENY", "PROOF_REPLAYED"));
-    again.proof = Proof::Given(used);
+    again.proof = StepProof::Reused(used);
     let mut other =
         step(&sales, "attacker", "a proof for other arguments", (draft, r#"{"discount":15}"#), ("DENY", "PROOF_INVALID"));
-    other.proof = Proof::For(small);
+    other.proof = StepProof::ForArguments(small);
     let mut stolen = step(&sales, "attacker", "a stolen chain without its key", (draft, small), ("DENY", "PROOF_MISSING"));
-    stolen.proof = Proof::None;
+    stolen.proof = StepProof::None;
     let forged = step(&forged, "attacker", "a forged chain", ("payments/execute", r#"{"id":7}"#), ("DENY", "TOKEN_SIGNATURE"));
     Ok(vec![first, again, other, stolen, forged])
 }

@@ -7,15 +7,15 @@ use clap::Args;
 use serde_json::json;
 
 use super::super::client::AdminClient;
-use super::super::output::{Output, paint};
-use super::super::{AdminArgs, Failure, findings, progress};
-use super::{change_json, change_rows, diagnostic_in, wire_diagnostic_json, wire_files};
+use super::super::output::{CommandOutput, paint};
+use super::super::{AdminArgs, CommandFailure, diagnostic_text, progress};
+use super::{change_json, change_rows, diagnostic_from_wire, read_wire_files, wire_diagnostic_json};
 use crate::api::r#gen as wire;
 use crate::policy::diff;
 use crate::policy::document::Document;
-use crate::policy::excerpt::Sources;
-use crate::policy::source::{parse, read_folder};
-use crate::policy::{Compiled, Diagnostic};
+use crate::policy::excerpt::SourceLines;
+use crate::policy::source::{parse_files, read_folder};
+use crate::policy::{CompiledPolicy, Diagnostic};
 
 /// Most pairs that are listed; a server lists as many.
 const PAIRS_LISTED_MAX: usize = crate::pap::PAIRS_LISTED_MAX;
@@ -35,7 +35,7 @@ Examples:
 
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
-pub(in crate::cli) struct DiffArgs {
+pub(in crate::cli) struct PolicyDiffArgs {
     /// The folder, or one file
     #[arg(value_name = "DIR", default_value = ".")]
     dir: PathBuf,
@@ -49,29 +49,29 @@ pub(in crate::cli) struct DiffArgs {
     admin: AdminArgs,
 }
 
-pub(super) async fn run(arguments: DiffArgs, output: &Output) -> Result<(), Failure> {
-    let bar = progress::waiting("comparing");
+pub(super) async fn run(arguments: PolicyDiffArgs, output: &CommandOutput) -> Result<(), CommandFailure> {
+    let bar = progress::start_spinner("comparing");
     let answer = match &arguments.other {
-        Some(other) => between(other, &arguments.dir),
-        None => against_server(&arguments).await,
+        Some(other) => diff_folders(other, &arguments.dir),
+        None => diff_against_server(&arguments).await,
     };
     bar.finish_and_clear();
     let answer = answer?;
     let widens = answer.pairs.iter().any(|pair| pair.direction != "narrower");
-    show(answer, output);
-    if arguments.exit_code && widens { Err(Failure::silent(Failure::FAILED)) } else { Ok(()) }
+    print_diff(answer, output);
+    if arguments.exit_code && widens { Err(CommandFailure::exit_code_only(CommandFailure::FAILED)) } else { Ok(()) }
 }
 
-async fn against_server(arguments: &DiffArgs) -> Result<wire::DiffPolicyResponse, Failure> {
-    let files = wire_files(&arguments.dir)?;
+async fn diff_against_server(arguments: &PolicyDiffArgs) -> Result<wire::DiffPolicyResponse, CommandFailure> {
+    let files = read_wire_files(&arguments.dir)?;
     AdminClient::open(&arguments.admin).await?.diff(wire::DiffPolicyRequest { files }).await
 }
 
 /// Compares two folders without a server.
-fn between(before: &Path, after: &Path) -> Result<wire::DiffPolicyResponse, Failure> {
-    let ((old, before), (new, after)) = (compiled(before)?, compiled(after)?);
-    let pairs = diff::pairs(&before, &after, PAIRS_LISTED_MAX);
-    let changes = diff::documents(&old, &new).into_iter();
+fn diff_folders(before: &Path, after: &Path) -> Result<wire::DiffPolicyResponse, CommandFailure> {
+    let ((old, before), (new, after)) = (compile_folder(before)?, compile_folder(after)?);
+    let pairs = diff::compare_access(&before, &after, PAIRS_LISTED_MAX);
+    let changes = diff::compare_documents(&old, &new).into_iter();
     let warning = |diagnostic: Diagnostic| wire::Diagnostic {
         severity: diagnostic.severity.as_str().to_owned(),
         message: diagnostic.message,
@@ -94,24 +94,24 @@ fn between(before: &Path, after: &Path) -> Result<wire::DiffPolicyResponse, Fail
                 direction: pair.direction.as_str().to_owned(),
             })
             .collect(),
-        warnings: diff::beside_pairs(&old, &new).into_iter().map(warning).collect(),
+        warnings: diff::other_change_warnings(&old, &new).into_iter().map(warning).collect(),
     })
 }
 
-fn compiled(folder: &Path) -> Result<(Vec<Document>, Compiled), Failure> {
-    let parsed = parse(&read_folder(folder).map_err(Failure::misuse)?);
+fn compile_folder(folder: &Path) -> Result<(Vec<Document>, CompiledPolicy), CommandFailure> {
+    let parsed = parse_files(&read_folder(folder).map_err(CommandFailure::misuse)?);
     let refused = |diagnostics: &[Diagnostic]| {
         let lines: Vec<String> = diagnostics.iter().filter(|found| found.is_error()).map(ToString::to_string).collect();
-        Failure::failed(format!("the policy in `{}` has errors:\n{}", folder.display(), lines.join("\n")))
+        CommandFailure::failed(format!("the policy in `{}` has errors:\n{}", folder.display(), lines.join("\n")))
     };
     if parsed.has_errors() {
         return Err(refused(&parsed.diagnostics));
     }
-    let compiled = Compiled::compile(&parsed.documents).map_err(|diagnostics| refused(&diagnostics))?;
+    let compiled = CompiledPolicy::compile(&parsed.documents).map_err(|diagnostics| refused(&diagnostics))?;
     Ok((parsed.documents, compiled))
 }
 
-fn show(answer: wire::DiffPolicyResponse, output: &Output) {
+fn print_diff(answer: wire::DiffPolicyResponse, output: &CommandOutput) {
     let pairs = answer.pairs.iter().map(|pair| {
         json!({
             "agent": pair.agent,
@@ -128,8 +128,8 @@ fn show(answer: wire::DiffPolicyResponse, output: &Output) {
         "pairs_total": answer.pairs_total,
         "warnings": answer.warnings.iter().map(wire_diagnostic_json).collect::<Vec<_>>(),
     }));
-    let said: Vec<Diagnostic> = answer.warnings.iter().map(diagnostic_in).collect();
-    output.aside(&findings::render(&said, &Sources::new(std::iter::empty())));
+    let said: Vec<Diagnostic> = answer.warnings.iter().map(diagnostic_from_wire).collect();
+    output.note(&diagnostic_text::render(&said, &SourceLines::new(std::iter::empty())));
     let against = match answer.revision.as_str() {
         "" => String::new(),
         revision => format!(" against revision {revision}"),
@@ -147,7 +147,7 @@ fn show(answer: wire::DiffPolicyResponse, output: &Output) {
     let count = |direction: &str| answer.pairs.iter().filter(|pair| pair.direction == direction).count();
     let (wider, changed, narrower) = (count("wider"), count("changed"), count("narrower"));
     let rows = answer.pairs.iter().map(|pair| {
-        let colour = |text: &str| coloured(text, &pair.direction);
+        let colour = |text: &str| paint_direction(text, &pair.direction);
         let mark = match pair.direction.as_str() {
             "wider" => "+",
             "narrower" => "-",
@@ -171,7 +171,7 @@ fn show(answer: wire::DiffPolicyResponse, output: &Output) {
 }
 
 /// Widening changes are red, because a reader must not miss them.
-fn coloured(text: &str, direction: &str) -> String {
+fn paint_direction(text: &str, direction: &str) -> String {
     let colour = match direction {
         "wider" => AnsiColor::Red,
         "narrower" => AnsiColor::Green,

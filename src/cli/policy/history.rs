@@ -4,16 +4,16 @@ use clap::Args;
 use serde_json::{Value, json};
 
 use super::super::client::AdminClient;
-use super::super::output::Output;
-use super::super::{AdminArgs, Failure, progress};
-use super::show_applied;
+use super::super::output::CommandOutput;
+use super::super::{AdminArgs, CommandFailure, progress};
+use super::print_applied;
 use crate::api::r#gen as wire;
 
 /// Most documents that the table names for one revision; `--json` names all.
 const NAMED_MAX: usize = 3;
 
 #[derive(Debug, Args)]
-pub(in crate::cli) struct HistoryArgs {
+pub(in crate::cli) struct PolicyHistoryArgs {
     /// At most so many, up to 1000
     #[arg(long, value_name = "N", default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=1000))]
     limit: u32,
@@ -33,7 +33,7 @@ Examples:
 
 #[derive(Debug, Args)]
 #[command(after_help = ROLLBACK_HELP)]
-pub(in crate::cli) struct RollbackArgs {
+pub(in crate::cli) struct PolicyRollbackArgs {
     /// `HISTORY.NUMBER` as `policy history` prints it, or the number alone
     #[arg(value_name = "REVISION")]
     revision: String,
@@ -44,7 +44,7 @@ pub(in crate::cli) struct RollbackArgs {
     admin: AdminArgs,
 }
 
-pub(super) async fn list(arguments: HistoryArgs, output: &Output) -> Result<(), Failure> {
+pub(super) async fn list(arguments: PolicyHistoryArgs, output: &CommandOutput) -> Result<(), CommandFailure> {
     let mut client = AdminClient::open(&arguments.admin).await?;
     let answer = client.history(wire::PolicyHistoryRequest { limit: arguments.limit }).await?;
     let document = |id: &wire::DocumentId| json!({ "kind": id.kind, "id": id.id });
@@ -66,14 +66,14 @@ pub(super) async fn list(arguments: HistoryArgs, output: &Output) -> Result<(), 
         let at =
             at.map_or_else(|_| revision.committed_at_unix_ms.to_string(), |at| at.strftime("%Y-%m-%d %H:%M:%SZ").to_string());
         let by = if revision.operators.is_empty() { "(the program)".to_owned() } else { revision.operators.join(", ") };
-        vec![number, at, by, documents(revision), revision.account.clone()]
+        vec![number, at, by, documents_text(revision), revision.account.clone()]
     });
     output.table(&["REVISION", "AT", "BY", "DOCUMENTS", "ACCOUNT"], rows.collect());
     Ok(())
 }
 
 /// The documents of a revision, as far as they fit on a line.
-fn documents(revision: &wire::PolicyRevision) -> String {
+fn documents_text(revision: &wire::PolicyRevision) -> String {
     let named = |sign: &'static str, ids: &[wire::DocumentId]| {
         ids.iter().map(move |id| format!("{sign}{} {}", id.kind, id.id)).collect::<Vec<_>>()
     };
@@ -83,12 +83,12 @@ fn documents(revision: &wire::PolicyRevision) -> String {
     if more == 0 { shown.join(", ") } else { format!("{} and {more} more", shown.join(", ")) }
 }
 
-pub(super) async fn rollback(arguments: RollbackArgs, output: &Output) -> Result<(), Failure> {
+pub(super) async fn rollback(arguments: PolicyRollbackArgs, output: &CommandOutput) -> Result<(), CommandFailure> {
     let mut client = AdminClient::open_for_act(&arguments.admin).await?;
-    let bar = progress::waiting("rolling back");
+    let bar = progress::start_spinner("rolling back");
     let request = wire::RollbackPolicyRequest { revision: arguments.revision, dry_run: arguments.dry_run };
     let answer = client.rollback(request).await;
     bar.finish_and_clear();
-    show_applied(answer?, arguments.dry_run, output);
+    print_applied(answer?, arguments.dry_run, output);
     Ok(())
 }

@@ -4,8 +4,8 @@ use clap::Args;
 use serde_json::json;
 
 use super::super::client::AdminClient;
-use super::super::output::{Output, effect};
-use super::super::{AdminArgs, Failure};
+use super::super::output::{CommandOutput, paint_effect};
+use super::super::{AdminArgs, CommandFailure};
 use crate::api::r#gen as wire;
 
 const HELP: &str = "\
@@ -15,14 +15,14 @@ Put a document in force (`mode: enforce`) once the flips listed here are those t
 
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
-pub(in crate::cli) struct ShadowArgs {
+pub(in crate::cli) struct ShadowReportArgs {
     #[command(flatten)]
     admin: AdminArgs,
 }
 
-pub(super) async fn run(arguments: ShadowArgs, output: &Output) -> Result<(), Failure> {
+pub(super) async fn run(arguments: ShadowReportArgs, output: &CommandOutput) -> Result<(), CommandFailure> {
     if arguments.admin.store.is_some() {
-        return Err(Failure::misuse("--store: a server counts, not the store: ask one with --target"));
+        return Err(CommandFailure::misuse("--store: a server counts, not the store: ask one with --target"));
     }
     let answer = AdminClient::open(&arguments.admin).await?.shadow_report().await?;
     let flips = answer.flips.iter().map(|flip| {
@@ -62,8 +62,8 @@ fn row(flip: &wire::ShadowFlip) -> Vec<String> {
         flip.count.to_string(),
         flip.agent.clone(),
         flip.tool.clone(),
-        effect(&flip.effect),
-        effect(&flip.would_be_effect),
+        paint_effect(&flip.effect),
+        paint_effect(&flip.would_be_effect),
         flip.would_be_reason.clone(),
         flip.last_decision_id.clone(),
     ]

@@ -5,14 +5,14 @@ use std::path::PathBuf;
 use clap::Args;
 use serde_json::{Value, json};
 
-use super::super::output::Output;
-use super::super::{Failure, findings, progress};
+use super::super::output::CommandOutput;
+use super::super::{CommandFailure, diagnostic_text, progress};
 use super::diagnostic_json;
-use crate::policy::Compiled;
+use crate::policy::CompiledPolicy;
 use crate::policy::diagnostic::Diagnostic;
-use crate::policy::excerpt::{Sources, printable};
-use crate::policy::source::{parse, read_folder};
-use crate::policy::testrun::{self, Outcome, Place, Report};
+use crate::policy::excerpt::{SourceLines, printable};
+use crate::policy::source::{parse_files, read_folder};
+use crate::policy::test_run::{self, EntryLocation, TestOutcome, TestReport};
 
 /// Most unreached entries that are listed; `--json` lists all.
 const UNREACHED_SHOWN_MAX: usize = 50;
@@ -36,7 +36,7 @@ Exits 0 if all pass and coverage suffices, 1 if not.";
 
 #[derive(Debug, Args)]
 #[command(after_help = HELP)]
-pub(in crate::cli) struct TestArgs {
+pub(in crate::cli) struct PolicyTestArgs {
     /// The folder, or one file
     #[arg(value_name = "DIR", default_value = ".")]
     dir: PathBuf,
@@ -45,43 +45,43 @@ pub(in crate::cli) struct TestArgs {
     coverage_min: Option<u8>,
 }
 
-pub(super) fn run(arguments: &TestArgs, output: &Output) -> Result<(), Failure> {
-    let files = read_folder(&arguments.dir).map_err(Failure::misuse)?;
-    let bar = progress::waiting("running the tests");
-    let parsed = parse(&files);
+pub(super) fn run(arguments: &PolicyTestArgs, output: &CommandOutput) -> Result<(), CommandFailure> {
+    let files = read_folder(&arguments.dir).map_err(CommandFailure::misuse)?;
+    let bar = progress::start_spinner("running the tests");
+    let parsed = parse_files(&files);
     let tested = if parsed.has_errors() {
         Err(parsed.diagnostics)
     } else {
-        Compiled::compile(&parsed.documents).map(|policy| testrun::run(&parsed.documents, &policy))
+        CompiledPolicy::compile(&parsed.documents).map(|policy| test_run::run_tests(&parsed.documents, &policy))
     };
     bar.finish_and_clear();
     match tested {
-        Ok(report) => show(&report, arguments.coverage_min, output),
-        Err(diagnostics) => Err(refuse(&diagnostics, &Sources::of(&files), output)),
+        Ok(report) => print_report(&report, arguments.coverage_min, output),
+        Err(diagnostics) => Err(print_errors(&diagnostics, &SourceLines::from_files(&files), output)),
     }
 }
 
 /// A folder with errors is not tested.
-fn refuse(diagnostics: &[Diagnostic], sources: &Sources<'_>, output: &Output) -> Failure {
+fn print_errors(diagnostics: &[Diagnostic], sources: &SourceLines<'_>, output: &CommandOutput) -> CommandFailure {
     let said = diagnostics.iter().map(|diagnostic| diagnostic_json(diagnostic, sources));
     output.json(&json!({ "diagnostics": said.collect::<Vec<_>>() }));
-    output.text(&findings::render(diagnostics, sources));
+    output.text(&diagnostic_text::render(diagnostics, sources));
     output.line("the policy has errors: no test was run");
-    Failure::silent(Failure::FAILED)
+    CommandFailure::exit_code_only(CommandFailure::FAILED)
 }
 
-fn show(report: &Report, coverage_min: Option<u8>, output: &Output) -> Result<(), Failure> {
+fn print_report(report: &TestReport, coverage_min: Option<u8>, output: &CommandOutput) -> Result<(), CommandFailure> {
     let percent = report.coverage.percent();
     let covered = coverage_min.is_none_or(|min| percent >= usize::from(min));
     output.json(&report_json(report, covered));
     for failure in &report.failures {
-        output.line(&lines(&failure.to_string()));
+        output.line(&printable_lines(&failure.to_string()));
     }
     for note in &report.notes {
-        output.aside(&format!("warning: {}\n", printable(note)));
+        output.note(&format!("warning: {}\n", printable(note)));
     }
     if report.tests == 0 {
-        output.aside("warning: the folder has no tests: say in `kind: test` documents what must be permitted and what not\n");
+        output.note("warning: the folder has no tests: say in `kind: test` documents what must be permitted and what not\n");
     }
     let unreached = &report.coverage.unreached;
     if !unreached.is_empty() {
@@ -98,15 +98,15 @@ fn show(report: &Report, coverage_min: Option<u8>, output: &Output) -> Result<()
     if !covered {
         output.line(&format!("coverage is below --coverage-min {}", coverage_min.unwrap_or_default()));
     }
-    if report.failures.is_empty() && covered { Ok(()) } else { Err(Failure::silent(Failure::FAILED)) }
+    if report.failures.is_empty() && covered { Ok(()) } else { Err(CommandFailure::exit_code_only(CommandFailure::FAILED)) }
 }
 
 /// Text of several lines, without characters that a terminal would obey.
-fn lines(text: &str) -> String {
+fn printable_lines(text: &str) -> String {
     text.lines().map(printable).collect::<Vec<_>>().join("\n")
 }
 
-fn report_json(report: &Report, covered: bool) -> Value {
+fn report_json(report: &TestReport, covered: bool) -> Value {
     let failures = report.failures.iter().map(|failure| {
         json!({
             "path": failure.path,
@@ -115,10 +115,10 @@ fn report_json(report: &Report, covered: bool) -> Value {
             "agents": failure.agents.iter().map(ToString::to_string).collect::<Vec<_>>(),
             "tool": &*failure.tool,
             "arguments": serde_json::from_str::<Value>(&failure.arguments).unwrap_or_default(),
-            "wanted": outcome_json(&failure.wanted),
-            "got": outcome_json(&failure.got),
+            "wanted": outcome_json(&failure.expected),
+            "got": outcome_json(&failure.actual),
             "hop": failure.hop,
-            "decided_by": failure.decided_by.as_ref().map(place_json),
+            "decided_by": failure.decided_by.as_ref().map(entry_json),
             "problem": failure.problem,
         })
     });
@@ -132,12 +132,12 @@ fn report_json(report: &Report, covered: bool) -> Value {
             "entries": report.coverage.entries,
             "percent": report.coverage.percent(),
             "sufficient": covered,
-            "unreached": report.coverage.unreached.iter().map(place_json).collect::<Vec<_>>(),
+            "unreached": report.coverage.unreached.iter().map(entry_json).collect::<Vec<_>>(),
         },
     })
 }
 
-fn outcome_json(outcome: &Outcome) -> Value {
+fn outcome_json(outcome: &TestOutcome) -> Value {
     json!({
         "effect": outcome.effect.as_str(),
         "reason": outcome.reason.map(|reason| reason.as_str()),
@@ -145,7 +145,7 @@ fn outcome_json(outcome: &Outcome) -> Value {
     })
 }
 
-fn place_json(place: &Place) -> Value {
+fn entry_json(place: &EntryLocation) -> Value {
     json!({
         "kind": place.kind,
         "id": place.id,

@@ -12,16 +12,16 @@ use std::sync::Arc;
 use crate::model::decision::Effect;
 use crate::model::ids::{AgentId, ApplicationId, GroupId};
 
-use super::super::diff::{Direction, Span};
-use super::super::document::{List, Names};
+use super::super::diff::{ChangeDirection, EffectRange};
+use super::super::document::{ListKind, NameSelection};
 use super::super::tools::Tool;
-use super::evaluate::best_and_worst;
-use super::set::{Chances, PermissionSet, SetEntry};
-use super::{Agent, Compiled, Profile};
+use super::evaluate::effect_bounds;
+use super::permission_set::{CompiledEntry, PermissionSet, PossibleAnswers};
+use super::{CompiledAgent, CompiledPolicy, DelegationRules};
 
 /// Agents whose access changes in the same way for the same tools.
 #[derive(Debug)]
-pub(in crate::policy) struct Cohort {
+pub(in crate::policy) struct AgentCohort {
     /// The agents, sorted by id.
     pub(in crate::policy) agents: Vec<AgentId>,
     /// The changes, sorted by tool.
@@ -32,19 +32,19 @@ pub(in crate::policy) struct Cohort {
 #[derive(Clone, Debug)]
 pub(in crate::policy) struct ToolChange {
     pub(in crate::policy) tool: Arc<str>,
-    pub(in crate::policy) before: Span,
-    pub(in crate::policy) after: Span,
-    pub(in crate::policy) direction: Direction,
+    pub(in crate::policy) before: EffectRange,
+    pub(in crate::policy) after: EffectRange,
+    pub(in crate::policy) direction: ChangeDirection,
 }
 
 /// The possible directions of a change. Neither flag means no change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Shift {
+struct AccessShift {
     widens: bool,
     narrows: bool,
 }
 
-impl Shift {
+impl AccessShift {
     const WIDENS: Self = Self { widens: true, narrows: false };
     const NARROWS: Self = Self { widens: false, narrows: true };
     const BOTH: Self = Self { widens: true, narrows: true };
@@ -54,12 +54,12 @@ impl Shift {
     }
 
     /// An added name widens, and a removed name narrows.
-    fn of_names(added: bool, removed: bool) -> Self {
+    fn from_change(added: bool, removed: bool) -> Self {
         Self { widens: added, narrows: removed }
     }
 }
 
-impl BitOrAssign for Shift {
+impl BitOrAssign for AccessShift {
     fn bitor_assign(&mut self, other: Self) {
         self.widens |= other.widens;
         self.narrows |= other.narrows;
@@ -68,65 +68,65 @@ impl BitOrAssign for Shift {
 
 /// A value of the old policy and of the new one.
 #[derive(Clone, Copy, Debug)]
-struct Sides<T> {
+struct BeforeAfter<T> {
     before: T,
     after: T,
 }
 
 /// An agent in both policies. Equal agents of one policy share their parts.
-type Parts<'a> = Sides<Option<&'a Agent>>;
+type AgentSides<'a> = BeforeAfter<Option<&'a CompiledAgent>>;
 
 /// Agents that share their parts in both policies.
-struct Group<'a> {
-    parts: Parts<'a>,
+struct AgentClass<'a> {
+    sides: AgentSides<'a>,
     agents: Vec<AgentId>,
     /// Whether the parts are equal in both policies.
     is_unchanged: bool,
     tools: Vec<ToolChange>,
 }
 
-impl Compiled {
+impl CompiledPolicy {
     /// Compares the access of all agents between this policy and `after`.
-    pub(in crate::policy) fn compare(&self, after: &Compiled) -> Vec<Cohort> {
-        let policies = Sides { before: self, after };
-        let mut groups = groups(policies);
-        let changed = Changed::new(policies);
+    pub(in crate::policy) fn compare_access(&self, after: &CompiledPolicy) -> Vec<AgentCohort> {
+        let policies = BeforeAfter { before: self, after };
+        let mut groups = classify_agents(policies);
+        let changed = ChangedCeilings::new(policies);
         let names = self.base.tools.iter().chain(after.base.tools.iter()).map(|tool| tool.name.as_str());
         for name in names.collect::<BTreeSet<&str>>() {
             // Only one tool at a time is held in memory, not the answers of all groups and applications for all tools.
-            let standing = Standing::new(name, policies, &changed);
+            let standing = ToolCeilings::new(name, policies, &changed);
             for group in groups.iter_mut().filter(|group| !group.is_unchanged || standing.changes) {
-                group.tools.extend(standing.change_for(group.parts));
+                group.tools.extend(standing.change_for(group.sides));
             }
         }
         let found = groups.into_iter().filter(|group| !group.tools.is_empty());
-        found.map(|group| Cohort { agents: group.agents, tools: group.tools }).collect()
+        found.map(|group| AgentCohort { agents: group.agents, tools: group.tools }).collect()
     }
 }
 
 /// Groups the agents of both policies by their shared parts.
-fn groups(policies: Sides<&Compiled>) -> Vec<Group<'_>> {
-    let Sides { before, after } = policies;
+fn classify_agents(policies: BeforeAfter<&CompiledPolicy>) -> Vec<AgentClass<'_>> {
+    let BeforeAfter { before, after } = policies;
     let mut same_sets: HashMap<[usize; 2], bool> = HashMap::new();
     let mut same_profiles: HashMap<[usize; 2], bool> = HashMap::new();
     let mut places: HashMap<[usize; 4], usize> = HashMap::new();
-    let mut groups: Vec<Group<'_>> = Vec::new();
+    let mut groups: Vec<AgentClass<'_>> = Vec::new();
     for id in before.agents.keys().chain(after.agents.keys()).collect::<BTreeSet<&AgentId>>() {
-        let parts = Sides {
+        let parts = BeforeAfter {
             before: before.agents.get(id.as_str()).map(|agent| &**agent),
             after: after.agents.get(id.as_str()).map(|agent| &**agent),
         };
-        let profiles = [parts.before, parts.after].map(|agent| address(agent.map(|agent| &*agent.profile)));
-        let sets = [parts.before, parts.after].map(|agent| address(agent.map(|agent| &*agent.permissions)));
+        let profiles = [parts.before, parts.after].map(|agent| pointer_address(agent.map(|agent| &*agent.rules)));
+        let sets = [parts.before, parts.after].map(|agent| pointer_address(agent.map(|agent| &*agent.permissions)));
         let place = *places.entry([profiles[0], profiles[1], sets[0], sets[1]]).or_insert_with(|| {
             let is_unchanged = match (parts.before, parts.after) {
                 (Some(old), Some(new)) => {
-                    *same_profiles.entry(profiles).or_insert_with(|| old.profile == new.profile)
-                        && *same_sets.entry(sets).or_insert_with(|| old.permissions.says_the_same(&new.permissions))
+                    *same_profiles.entry(profiles).or_insert_with(|| old.rules == new.rules)
+                        && *same_sets.entry(sets).or_insert_with(|| old.permissions.has_same_entries(&new.permissions))
                 }
                 _ => false,
             };
-            groups.push(Group { parts, agents: Vec::new(), is_unchanged, tools: Vec::new() });
+            groups.push(AgentClass { sides: parts, agents: Vec::new(), is_unchanged, tools: Vec::new() });
             groups.len() - 1
         });
         if let Some(group) = groups.get_mut(place) {
@@ -137,56 +137,56 @@ fn groups(policies: Sides<&Compiled>) -> Vec<Group<'_>> {
 }
 
 /// The ids of groups and applications whose entries differ between the policies.
-struct Changed<'a> {
+struct ChangedCeilings<'a> {
     groups: BTreeSet<&'a str>,
     applications: BTreeSet<&'a str>,
 }
 
-impl<'a> Changed<'a> {
-    fn new(policies: Sides<&'a Compiled>) -> Self {
-        let Sides { before, after } = policies;
+impl<'a> ChangedCeilings<'a> {
+    fn new(policies: BeforeAfter<&'a CompiledPolicy>) -> Self {
+        let BeforeAfter { before, after } = policies;
         Self {
-            groups: changed(&before.base.groups, &after.base.groups),
-            applications: changed(&before.base.applications, &after.base.applications),
+            groups: changed_set_ids(&before.base.groups, &after.base.groups),
+            applications: changed_set_ids(&before.base.applications, &after.base.applications),
         }
     }
 }
 
 /// Permission sets by the id of their document.
-type Sets = HashMap<Arc<str>, Arc<PermissionSet>>;
+type SetsById = HashMap<Arc<str>, Arc<PermissionSet>>;
 
-fn changed<'a>(before: &'a Sets, after: &'a Sets) -> BTreeSet<&'a str> {
+fn changed_set_ids<'a>(before: &'a SetsById, after: &'a SetsById) -> BTreeSet<&'a str> {
     let differs = |id: &&'a Arc<str>| match (before.get(*id), after.get(*id)) {
-        (Some(old), Some(new)) => !old.says_the_same(new),
+        (Some(old), Some(new)) => !old.has_same_entries(new),
         _ => true,
     };
     before.keys().chain(after.keys()).filter(differs).map(|id| &**id).collect()
 }
 
 /// The address of a part. Equal parts of one policy share one address.
-fn address<T>(part: Option<&T>) -> usize {
+fn pointer_address<T>(part: Option<&T>) -> usize {
     part.map_or(0, |part| std::ptr::from_ref(part) as usize)
 }
 
 /// The answers of all layers except the agents for one tool.
-struct Standing<'a> {
+struct ToolCeilings<'a> {
     name: Arc<str>,
-    number: Sides<Option<u32>>,
+    number: BeforeAfter<Option<u32>>,
     /// The change of the tool itself, of guardrails and of groups, which concern every agent.
-    shift: Shift,
-    guarded: Sides<bool>,
-    users: Sides<Users<'a>>,
-    applications: HashMap<&'a str, Ceiling>,
+    shift: AccessShift,
+    guarded: BeforeAfter<bool>,
+    groups: BeforeAfter<GroupCeilings<'a>>,
+    applications: HashMap<&'a str, ApplicationCeiling>,
     /// The union over all applications.
-    any_application: Ceiling,
+    any_application: ApplicationCeiling,
     /// Whether any of these layers changes.
     changes: bool,
 }
 
 /// The answers of groups for a tool.
 #[derive(Default)]
-struct Users<'a> {
-    by_group: HashMap<&'a str, Chances>,
+struct GroupCeilings<'a> {
+    by_group: HashMap<&'a str, PossibleAnswers>,
     any_allows: bool,
     any_approves: bool,
     any_denies: bool,
@@ -194,51 +194,55 @@ struct Users<'a> {
 
 /// The answer of an application for a tool.
 #[derive(Clone, Copy)]
-struct Ceiling {
-    span: Sides<Span>,
-    shift: Shift,
+struct ApplicationCeiling {
+    span: BeforeAfter<EffectRange>,
+    shift: AccessShift,
 }
 
-impl<'a> Standing<'a> {
-    fn new(name: &str, policies: Sides<&'a Compiled>, changed: &Changed<'a>) -> Self {
-        let Sides { before, after } = policies;
-        let number = Sides { before: before.base.tools.number(name), after: after.base.tools.number(name) };
-        let registered = |policy: &'a Compiled, number: Option<u32>| number.and_then(|number| policy.base.tools.tool(number));
+impl<'a> ToolCeilings<'a> {
+    fn new(name: &str, policies: BeforeAfter<&'a CompiledPolicy>, changed: &ChangedCeilings<'a>) -> Self {
+        let BeforeAfter { before, after } = policies;
+        let number = BeforeAfter { before: before.base.tools.number(name), after: after.base.tools.number(name) };
+        let registered =
+            |policy: &'a CompiledPolicy, number: Option<u32>| number.and_then(|number| policy.base.tools.tool(number));
         let mut shift = tool_shift(registered(before, number.before), registered(after, number.after));
-        let (rails_before, rails_after) = (before.guardrails_of(number.before), after.guardrails_of(number.after));
-        shift |= Shift {
+        let (rails_before, rails_after) = (before.guardrail_conditions(number.before), after.guardrail_conditions(number.after));
+        shift |= AccessShift {
             widens: rails_before.iter().any(|text| !rails_after.contains(text)),
             narrows: rails_after.iter().any(|text| !rails_before.contains(text)),
         };
-        let guarded = Sides { before: !rails_before.is_empty(), after: !rails_after.is_empty() };
+        let guarded = BeforeAfter { before: !rails_before.is_empty(), after: !rails_after.is_empty() };
         for id in &changed.groups {
             let sets = (before.base.groups.get(*id), after.base.groups.get(*id));
-            shift |= entries_shift(&entries(sets.0, number.before), &entries(sets.1, number.after));
+            shift |= entries_shift(&tool_entries(sets.0, number.before), &tool_entries(sets.1, number.after));
         }
-        let users = Sides { before: Users::new(before, number.before), after: Users::new(after, number.after) };
-        let mut applications: HashMap<&str, Ceiling> = HashMap::new();
+        let users =
+            BeforeAfter { before: GroupCeilings::new(before, number.before), after: GroupCeilings::new(after, number.after) };
+        let mut applications: HashMap<&str, ApplicationCeiling> = HashMap::new();
         for id in before.base.applications.keys().chain(after.base.applications.keys()) {
             applications.entry(id).or_insert_with(|| {
                 let sets = (before.base.applications.get(id), after.base.applications.get(id));
-                let span = Sides { before: span_of(sets.0, number.before), after: span_of(sets.1, number.after) };
+                let span = BeforeAfter { before: set_span(sets.0, number.before), after: set_span(sets.1, number.after) };
                 let shift = match changed.applications.contains(&**id) {
-                    true => entries_shift(&entries(sets.0, number.before), &entries(sets.1, number.after)),
-                    false => Shift::default(),
+                    true => entries_shift(&tool_entries(sets.0, number.before), &tool_entries(sets.1, number.after)),
+                    false => AccessShift::default(),
                 };
-                Ceiling { span, shift }
+                ApplicationCeiling { span, shift }
             });
         }
-        let any_application = applications.values().copied().reduce(Ceiling::or).unwrap_or(Ceiling::NONE);
+        let any_application =
+            applications.values().copied().reduce(ApplicationCeiling::union).unwrap_or(ApplicationCeiling::NONE);
         let changes = !shift.is_none() || !any_application.shift.is_none();
-        Self { name: name.into(), number, shift, guarded, users, applications, any_application, changes }
+        Self { name: name.into(), number, shift, guarded, groups: users, applications, any_application, changes }
     }
 
     /// The change of the tool for an agent; `None` if nothing changes.
-    fn change_for(&self, parts: Parts<'_>) -> Option<ToolChange> {
-        let span = Sides {
+    fn change_for(&self, parts: AgentSides<'_>) -> Option<ToolChange> {
+        let span = BeforeAfter {
             before: self
-                .span(parts.before, self.number.before, self.guarded.before, &self.users.before, |ceiling| ceiling.span.before),
-            after: self.span(parts.after, self.number.after, self.guarded.after, &self.users.after, |ceiling| ceiling.span.after),
+                .span(parts.before, self.number.before, self.guarded.before, &self.groups.before, |ceiling| ceiling.span.before),
+            after: self
+                .span(parts.after, self.number.after, self.guarded.after, &self.groups.after, |ceiling| ceiling.span.after),
         };
         // INVARIANT: `best` is an upper bound, so a tool that is denied on both sides does not change.
         if span.before.best == Effect::Deny && span.after.best == Effect::Deny {
@@ -248,43 +252,43 @@ impl<'a> Standing<'a> {
         let rises = span.after.best > span.before.best || span.after.worst > span.before.worst;
         let falls = span.after.best < span.before.best || span.after.worst < span.before.worst;
         let direction = match shift {
-            Shift { widens: false, narrows: false } => return None,
-            Shift { widens: false, narrows: true } => Direction::Narrower,
-            Shift { widens: true, narrows: false } => Direction::Wider,
-            _ if rises && !falls => Direction::Wider,
-            _ => Direction::Changed,
+            AccessShift { widens: false, narrows: false } => return None,
+            AccessShift { widens: false, narrows: true } => ChangeDirection::Narrower,
+            AccessShift { widens: true, narrows: false } => ChangeDirection::Wider,
+            _ if rises && !falls => ChangeDirection::Wider,
+            _ => ChangeDirection::Changed,
         };
         Some(ToolChange { tool: self.name.clone(), before: span.before, after: span.after, direction })
     }
 
     /// The change of all layers for an agent. An agent on only one side is a change of names.
-    fn shift_for(&self, parts: Parts<'_>) -> Shift {
+    fn shift_for(&self, parts: AgentSides<'_>) -> AccessShift {
         let (Some(before), Some(after)) = (parts.before, parts.after) else {
-            return Shift::of_names(parts.before.is_none(), parts.after.is_none());
+            return AccessShift::from_change(parts.before.is_none(), parts.after.is_none());
         };
         let mut shift = self.shift;
-        shift |= profile_shift(&before.profile, &after.profile);
-        shift |= self.applications_shift(&before.profile.applications, &after.profile.applications);
-        let sets = Sides { before: Some(&before.permissions), after: Some(&after.permissions) };
-        shift |= entries_shift(&entries(sets.before, self.number.before), &entries(sets.after, self.number.after));
+        shift |= rules_shift(&before.rules, &after.rules);
+        shift |= self.applications_shift(&before.rules.applications, &after.rules.applications);
+        let sets = BeforeAfter { before: Some(&before.permissions), after: Some(&after.permissions) };
+        shift |= entries_shift(&tool_entries(sets.before, self.number.before), &tool_entries(sets.after, self.number.after));
         shift
     }
 
     /// The change from the applications that an agent runs in. An application on only one side counts if it permits anything
     /// there.
-    fn applications_shift(&self, before: &Names<ApplicationId>, after: &Names<ApplicationId>) -> Shift {
-        let of = |id: &ApplicationId| self.applications.get(id.as_str()).copied().unwrap_or(Ceiling::NONE);
+    fn applications_shift(&self, before: &NameSelection<ApplicationId>, after: &NameSelection<ApplicationId>) -> AccessShift {
+        let of = |id: &ApplicationId| self.applications.get(id.as_str()).copied().unwrap_or(ApplicationCeiling::NONE);
         let all = || self.applications.keys().map(|id| ApplicationId::from(*id)).collect::<Vec<_>>();
         let (only_before, only_after, both) = match (before, after) {
-            (Names::All, Names::All) => return self.any_application.shift,
-            (Names::All, Names::Some(after)) => (lacking(&all(), after), Vec::new(), after.clone()),
-            (Names::Some(before), Names::All) => (Vec::new(), lacking(&all(), before), before.clone()),
-            (Names::Some(before), Names::Some(after)) => {
+            (NameSelection::All, NameSelection::All) => return self.any_application.shift,
+            (NameSelection::All, NameSelection::Listed(after)) => (difference(&all(), after), Vec::new(), after.clone()),
+            (NameSelection::Listed(before), NameSelection::All) => (Vec::new(), difference(&all(), before), before.clone()),
+            (NameSelection::Listed(before), NameSelection::Listed(after)) => {
                 let both = before.iter().filter(|id| after.binary_search(id).is_ok()).cloned().collect();
-                (lacking(before, after), lacking(after, before), both)
+                (difference(before, after), difference(after, before), both)
             }
         };
-        let mut shift = Shift::of_names(
+        let mut shift = AccessShift::from_change(
             only_after.iter().any(|id| of(id).span.after.best > Effect::Deny),
             only_before.iter().any(|id| of(id).span.before.best > Effect::Deny),
         );
@@ -295,49 +299,51 @@ impl<'a> Standing<'a> {
     /// The best and the worst effect for a call by an agent, over all users and applications.
     fn span(
         &self,
-        agent: Option<&Agent>,
+        agent: Option<&CompiledAgent>,
         number: Option<u32>,
         guarded: bool,
-        users: &Users<'_>,
-        of: impl Fn(&Ceiling) -> Span,
-    ) -> Span {
+        users: &GroupCeilings<'_>,
+        of: impl Fn(&ApplicationCeiling) -> EffectRange,
+    ) -> EffectRange {
         let (Some(agent), Some(number)) = (agent, number) else {
-            return Span::DENY;
+            return EffectRange::DENY;
         };
-        let mut span = span_of(Some(&agent.permissions), Some(number));
-        span = span.least(users.span(&agent.profile.acts_for));
-        let ceilings = match &agent.profile.applications {
-            Names::All => Some(of(&self.any_application)),
-            Names::Some(ids) => {
-                let known = ids.iter().map(|id| self.applications.get(id.as_str()).map_or(Span::DENY, &of));
-                known.reduce(Span::either)
+        let mut span = set_span(Some(&agent.permissions), Some(number));
+        span = span.intersect(users.span(&agent.rules.acts_for));
+        let ceilings = match &agent.rules.applications {
+            NameSelection::All => Some(of(&self.any_application)),
+            NameSelection::Listed(ids) => {
+                let known = ids.iter().map(|id| self.applications.get(id.as_str()).map_or(EffectRange::DENY, &of));
+                known.reduce(EffectRange::union)
             }
         };
-        span = span.least(ceilings.unwrap_or(Span::DENY));
-        if guarded { Span { worst: Effect::Deny, ..span } } else { span }
+        span = span.intersect(ceilings.unwrap_or(EffectRange::DENY));
+        if guarded { EffectRange { worst: Effect::Deny, ..span } } else { span }
     }
 }
 
-impl Ceiling {
-    const NONE: Self =
-        Self { span: Sides { before: Span::DENY, after: Span::DENY }, shift: Shift { widens: false, narrows: false } };
+impl ApplicationCeiling {
+    const NONE: Self = Self {
+        span: BeforeAfter { before: EffectRange::DENY, after: EffectRange::DENY },
+        shift: AccessShift { widens: false, narrows: false },
+    };
 
-    fn or(self, other: Self) -> Self {
+    fn union(self, other: Self) -> Self {
         let mut shift = self.shift;
         shift |= other.shift;
         let (ours, theirs) = (self.span, other.span);
-        Self { span: Sides { before: ours.before.either(theirs.before), after: ours.after.either(theirs.after) }, shift }
+        Self { span: BeforeAfter { before: ours.before.union(theirs.before), after: ours.after.union(theirs.after) }, shift }
     }
 }
 
-impl<'a> Users<'a> {
-    fn new(policy: &'a Compiled, number: Option<u32>) -> Self {
+impl<'a> GroupCeilings<'a> {
+    fn new(policy: &'a CompiledPolicy, number: Option<u32>) -> Self {
         let mut users = Self::default();
         let Some(number) = number else { return users };
         for (id, set) in &policy.base.groups {
-            let mut chances = Chances::default();
-            set.add_chances(number, &mut chances);
-            let ([deny_sure, approve_sure, _], [deny, approve, allow]) = (chances.sure, chances.possible);
+            let mut chances = PossibleAnswers::default();
+            set.add_possible_answers(number, &mut chances);
+            let ([deny_sure, approve_sure, _], [deny, approve, allow]) = (chances.certain, chances.possible);
             users.any_allows |= allow && !deny_sure && !approve_sure;
             users.any_approves |= approve && !deny_sure;
             users.any_denies |= deny || chances.may_fail;
@@ -348,21 +354,21 @@ impl<'a> Users<'a> {
 
     /// The range for users of the given groups. Such a user may also be in any other group, and the entries of all groups of a
     /// user count together.
-    fn span(&self, acts_for: &Names<GroupId>) -> Span {
-        let silent = Chances::default();
-        let with = |chances: &Chances| self.with(chances);
+    fn span(&self, acts_for: &NameSelection<GroupId>) -> EffectRange {
+        let silent = PossibleAnswers::default();
+        let with = |chances: &PossibleAnswers| self.group_span(chances);
         let spans = match acts_for {
-            Names::All => self.by_group.values().map(with).reduce(Span::either),
-            Names::Some(groups) => {
-                groups.iter().map(|group| with(self.by_group.get(group.as_str()).unwrap_or(&silent))).reduce(Span::either)
+            NameSelection::All => self.by_group.values().map(with).reduce(EffectRange::union),
+            NameSelection::Listed(groups) => {
+                groups.iter().map(|group| with(self.by_group.get(group.as_str()).unwrap_or(&silent))).reduce(EffectRange::union)
             }
         };
-        spans.unwrap_or(Span::DENY)
+        spans.unwrap_or(EffectRange::DENY)
     }
 
     /// The range for users in one group who may also be in others.
-    fn with(&self, chances: &Chances) -> Span {
-        let ([deny_sure, approve_sure, allow_sure], [_, approve, allow]) = (chances.sure, chances.possible);
+    fn group_span(&self, chances: &PossibleAnswers) -> EffectRange {
+        let ([deny_sure, approve_sure, allow_sure], [_, approve, allow]) = (chances.certain, chances.possible);
         let best = match () {
             () if deny_sure => Effect::Deny,
             () if approve_sure => Effect::NeedsApproval,
@@ -376,13 +382,13 @@ impl<'a> Users<'a> {
             () if allow_sure => Effect::Permit,
             () => Effect::Deny,
         };
-        Span { best, worst }
+        EffectRange { best, worst }
     }
 }
 
-impl Compiled {
+impl CompiledPolicy {
     /// The conditions of the guardrails of a tool.
-    fn guardrails_of(&self, number: Option<u32>) -> BTreeSet<&str> {
+    fn guardrail_conditions(&self, number: Option<u32>) -> BTreeSet<&str> {
         let Some(number) = number else { return BTreeSet::new() };
         let of_tool = self.base.guardrails.iter().filter(|guardrail| guardrail.tools.contains(number));
         of_tool.map(|guardrail| guardrail.forbid_when.text()).collect()
@@ -390,52 +396,52 @@ impl Compiled {
 }
 
 /// The range of a permission set for a tool. A missing set or tool denies.
-fn span_of(set: Option<&Arc<PermissionSet>>, number: Option<u32>) -> Span {
+fn set_span(set: Option<&Arc<PermissionSet>>, number: Option<u32>) -> EffectRange {
     match (set, number) {
         (Some(set), Some(number)) => {
-            let (best, worst) = best_and_worst(number, std::iter::once(&**set));
-            Span { best, worst }
+            let (best, worst) = effect_bounds(number, std::iter::once(&**set));
+            EffectRange { best, worst }
         }
-        _ => Span::DENY,
+        _ => EffectRange::DENY,
     }
 }
 
-fn entries(set: Option<&Arc<PermissionSet>>, number: Option<u32>) -> Vec<&SetEntry> {
+fn tool_entries(set: Option<&Arc<PermissionSet>>, number: Option<u32>) -> Vec<&CompiledEntry> {
     match (set, number) {
-        (Some(set), Some(number)) => set.speaking_of(number).map(|(_, entry)| entry).collect(),
+        (Some(set), Some(number)) => set.entries_for_tool(number).map(|(_, entry)| entry).collect(),
         _ => Vec::new(),
     }
 }
 
 /// The change of a tool's registration.
-fn tool_shift(before: Option<&Tool>, after: Option<&Tool>) -> Shift {
+fn tool_shift(before: Option<&Tool>, after: Option<&Tool>) -> AccessShift {
     match (before, after) {
-        (None, None) => Shift::default(),
-        (None, Some(_)) => Shift::WIDENS,
-        (Some(_), None) => Shift::NARROWS,
+        (None, None) => AccessShift::default(),
+        (None, Some(_)) => AccessShift::WIDENS,
+        (Some(_), None) => AccessShift::NARROWS,
         // Conditions can read the risk, and both values decide about proofs and freshness, so the change may go either way.
-        (Some(before), Some(after)) if (before.risk, before.proof) != (after.risk, after.proof) => Shift::BOTH,
+        (Some(before), Some(after)) if (before.risk, before.proof) != (after.risk, after.proof) => AccessShift::BOTH,
         (Some(before), Some(after)) => match (before.schema_sha256, after.schema_sha256) {
-            (before, after) if before == after => Shift::default(),
-            (None, Some(_)) => Shift::NARROWS,
-            (Some(_), None) => Shift::WIDENS,
-            _ => Shift::BOTH,
+            (before, after) if before == after => AccessShift::default(),
+            (None, Some(_)) => AccessShift::NARROWS,
+            (Some(_), None) => AccessShift::WIDENS,
+            _ => AccessShift::BOTH,
         },
     }
 }
 
 /// The change of the users, the delegations and the limits of an agent. Applications are compared for each tool instead.
-fn profile_shift(before: &Profile, after: &Profile) -> Shift {
+fn rules_shift(before: &DelegationRules, after: &DelegationRules) -> AccessShift {
     let mut shift = match (&before.acts_for, &after.acts_for) {
-        (Names::All, Names::All) => Shift::default(),
-        (Names::All, Names::Some(_)) => Shift::NARROWS,
-        (Names::Some(_), Names::All) => Shift::WIDENS,
-        (Names::Some(before), Names::Some(after)) => lists_shift(before, after),
+        (NameSelection::All, NameSelection::All) => AccessShift::default(),
+        (NameSelection::All, NameSelection::Listed(_)) => AccessShift::NARROWS,
+        (NameSelection::Listed(_), NameSelection::All) => AccessShift::WIDENS,
+        (NameSelection::Listed(before), NameSelection::Listed(after)) => lists_shift(before, after),
     };
     shift |= lists_shift(&before.delegates_to, &after.delegates_to);
-    let ends = |profile: &Profile| (profile.limits.hops_max, profile.limits.lifetime_max_s.unwrap_or(i64::MAX));
+    let ends = |profile: &DelegationRules| (profile.limits.hops_max, profile.limits.lifetime_max_s.unwrap_or(i64::MAX));
     let ((hops_before, life_before), (hops_after, life_after)) = (ends(before), ends(after));
-    shift |= Shift::of_names(
+    shift |= AccessShift::from_change(
         hops_after > hops_before || life_after > life_before,
         hops_after < hops_before || life_after < life_before,
     );
@@ -443,33 +449,35 @@ fn profile_shift(before: &Profile, after: &Profile) -> Shift {
 }
 
 /// The names in one sorted list that another one lacks.
-fn lacking<T: Ord + Clone>(list: &[T], other: &[T]) -> Vec<T> {
+fn difference<T: Ord + Clone>(list: &[T], other: &[T]) -> Vec<T> {
     list.iter().filter(|name| other.binary_search(name).is_err()).cloned().collect()
 }
 
 /// The change of a sorted list of names.
-fn lists_shift<T: Ord>(before: &[T], after: &[T]) -> Shift {
+fn lists_shift<T: Ord>(before: &[T], after: &[T]) -> AccessShift {
     let lacks = |list: &[T], name: &T| list.binary_search(name).is_err();
-    Shift::of_names(after.iter().any(|name| lacks(before, name)), before.iter().any(|name| lacks(after, name)))
+    AccessShift::from_change(after.iter().any(|name| lacks(before, name)), before.iter().any(|name| lacks(after, name)))
 }
 
 /// The possible effect of changed entries on the answers of a layer.
 ///
 /// A deny can only narrow, even if its condition fails. An allow without a condition can only widen. An allow with a condition
 /// can do both, because a failed condition denies the layer. An approval permits some calls and restricts others.
-fn entries_shift(before: &[&SetEntry], after: &[&SetEntry]) -> Shift {
-    let lacks = |entries: &[&SetEntry], entry: &SetEntry| !entries.iter().any(|other| other.says_the_same(entry));
-    let mut shift = Shift::default();
+fn entries_shift(before: &[&CompiledEntry], after: &[&CompiledEntry]) -> AccessShift {
+    let lacks = |entries: &[&CompiledEntry], entry: &CompiledEntry| !entries.iter().any(|other| other.is_same_entry(entry));
+    let mut shift = AccessShift::default();
     for (these, others, gives) in [(after, before, true), (before, after, false)] {
         for entry in these.iter().filter(|entry| lacks(others, entry)) {
-            let more = Shift::of_names(gives, !gives);
+            let more = AccessShift::from_change(gives, !gives);
             shift |= match entry.list {
-                List::Deny if others.iter().any(|other| other.list == List::Deny && other.is_unconditional()) => Shift::default(),
-                List::Deny => Shift::of_names(!gives, gives),
-                List::Approve => Shift::BOTH,
-                List::Allow if entry.has_condition() => Shift::BOTH,
-                List::Allow if others.iter().any(|other| other.covers(entry)) => Shift::default(),
-                List::Allow => more,
+                ListKind::Deny if others.iter().any(|other| other.list == ListKind::Deny && other.is_unconditional()) => {
+                    AccessShift::default()
+                }
+                ListKind::Deny => AccessShift::from_change(!gives, gives),
+                ListKind::Approve => AccessShift::BOTH,
+                ListKind::Allow if entry.has_condition() => AccessShift::BOTH,
+                ListKind::Allow if others.iter().any(|other| other.covers(entry)) => AccessShift::default(),
+                ListKind::Allow => more,
             };
         }
     }

@@ -4,24 +4,24 @@
 
 use std::sync::{Arc, Weak};
 
-use crate::model::shards::Shards;
+use crate::model::sharded_map::ShardedMap;
 
 /// Shared values by the text that they were made from. Values that nobody uses any more are dropped.
 #[derive(Debug)]
 pub(super) struct Interner<T> {
-    values: Shards<Arc<str>, Weak<T>>,
-    sweeping: bool,
+    values: ShardedMap<Arc<str>, Weak<T>>,
+    sweeps_on_insert: bool,
 }
 
 impl<T> Clone for Interner<T> {
     fn clone(&self) -> Self {
-        Self { values: self.values.clone(), sweeping: self.sweeping }
+        Self { values: self.values.clone(), sweeps_on_insert: self.sweeps_on_insert }
     }
 }
 
 impl<T> Default for Interner<T> {
     fn default() -> Self {
-        Self { values: Shards::default(), sweeping: false }
+        Self { values: ShardedMap::default(), sweeps_on_insert: false }
     }
 }
 
@@ -32,16 +32,16 @@ impl<T> Interner<T> {
             return value;
         }
         let value = Arc::new(make());
-        if self.sweeping {
-            self.values.retain_near(&key, |value| value.strong_count() > 0);
+        if self.sweeps_on_insert {
+            self.values.retain_in_shard_of(&key, |value| value.strong_count() > 0);
         }
         self.values.insert(key, Arc::downgrade(&value));
         value
     }
 
     /// From now on each insertion also drops unused values near it. That is not worth the cost while a whole policy is compiled.
-    pub(super) fn sweep(&mut self) {
-        self.sweeping = true;
+    pub(super) fn enable_sweeping(&mut self) {
+        self.sweeps_on_insert = true;
     }
 
     /// The number of values in use.
@@ -59,7 +59,7 @@ mod tests {
         let mut interner: Interner<u32> = Interner::default();
         let one = interner.intern("1".into(), || 1);
         assert!(Arc::ptr_eq(&one, &interner.intern("1".into(), || panic!("made twice"))));
-        interner.sweep();
+        interner.enable_sweeping();
         for n in 0..10_000 {
             interner.intern(format!("n{n}").into(), || n);
         }

@@ -5,24 +5,24 @@
 
 use std::sync::Arc;
 
-use crate::model::constraint::ArgumentMap;
+use crate::model::constraint::ConstraintMap;
 use crate::model::ids::AgentId;
 use crate::model::reason::Reason;
-use crate::model::request::{Scope, Subject};
+use crate::model::request::{DelegationSubject, TokenScope};
 
-use super::super::bits::BitSet;
-use super::super::document::Names;
-use super::set::PermissionSet;
-use super::{Agent, Compiled};
+use super::super::bit_set::BitSet;
+use super::super::document::NameSelection;
+use super::permission_set::PermissionSet;
+use super::{CompiledAgent, CompiledPolicy};
 
 /// The permissions of one subject under one compiled policy. They are kept with the chain and are valid only for that policy.
 #[derive(Debug)]
-pub struct Resolved {
+pub struct ResolvedSubject {
     pub(super) serial: u64,
     /// The failure that denies every call before any layer is evaluated.
-    pub(super) failure: Option<Failure>,
+    pub(super) failure: Option<ChainFailure>,
     /// The tools that every layer permits for all arguments.
-    pub(super) permitted: BitSet,
+    pub(super) permitted_tools: BitSet,
     /// The user's groups that have a document, sorted by id.
     pub(super) groups: Box<[(Arc<str>, Arc<PermissionSet>)]>,
     /// The ceiling of the application; `None` if the application has no document.
@@ -41,25 +41,25 @@ pub(super) struct ResolvedAgent {
 
 /// A failure that makes a chain unusable under this policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Failure {
+pub(super) struct ChainFailure {
     pub(super) reason: Reason,
     pub(super) hop: Option<usize>,
 }
 
-impl Compiled {
+impl CompiledPolicy {
     /// Resolves the permissions of a subject, once for each chain and compiled policy.
-    pub fn resolve(&self, subject: &Subject) -> Resolved {
+    pub fn resolve(&self, subject: &DelegationSubject) -> ResolvedSubject {
         let size = self.base.tools.len();
-        let empty = |failure| Resolved {
+        let empty = |failure| ResolvedSubject {
             serial: self.serial,
             failure: Some(failure),
-            permitted: BitSet::empty(size),
+            permitted_tools: BitSet::empty(size),
             groups: Box::default(),
             application: None,
             agents: Box::default(),
         };
         if subject.agents.is_empty() || subject.scopes.is_empty() {
-            return empty(Failure { reason: Reason::IdentityMissing, hop: None });
+            return empty(ChainFailure { reason: Reason::IdentityMissing, hop: None });
         }
         let agents = match self.known_agents(subject) {
             Ok(agents) => agents,
@@ -79,26 +79,32 @@ impl Compiled {
             .enumerate()
             .map(|(index, agent)| ResolvedAgent {
                 permissions: agent.permissions.clone(),
-                refusal: refusal(agent, subject, subject.agents.get(index + 1)),
+                refusal: agent_refusal(agent, subject, subject.agents.get(index + 1)),
             })
             .collect();
-        let permitted = self.permitted(subject, &groups, application.as_deref(), &agents);
-        Resolved { serial: self.serial, failure: None, permitted, groups: groups.into(), application, agents }
+        let permitted = self.permitted_tools(subject, &groups, application.as_deref(), &agents);
+        ResolvedSubject {
+            serial: self.serial,
+            failure: None,
+            permitted_tools: permitted,
+            groups: groups.into(),
+            application,
+            agents,
+        }
     }
 
     /// The agents of the chain. Each must be registered, and no agent may be followed by more hops than it allows.
-    fn known_agents(&self, subject: &Subject) -> Result<Vec<&Agent>, Failure> {
+    fn known_agents(&self, subject: &DelegationSubject) -> Result<Vec<&CompiledAgent>, ChainFailure> {
         let count = subject.agents.len();
         let mut agents = Vec::with_capacity(count);
         for (index, id) in subject.agents.iter().enumerate() {
             let Some(agent) = self.agents.get(id.as_str()) else {
-                return Err(Failure { reason: Reason::AgentUnknown, hop: Some(index) });
+                return Err(ChainFailure { reason: Reason::AgentUnknown, hop: Some(index) });
             };
-            let last =
-                usize::try_from(agent.profile.limits.hops_max).map_or(usize::MAX, |hops_max| index.saturating_add(hops_max));
+            let last = usize::try_from(agent.rules.limits.hops_max).map_or(usize::MAX, |hops_max| index.saturating_add(hops_max));
             if count - 1 > last {
                 // The failing hop is the first one beyond the limit.
-                return Err(Failure { reason: Reason::ChainTooDeep, hop: Some(last + 1) });
+                return Err(ChainFailure { reason: Reason::ChainTooDeep, hop: Some(last + 1) });
             }
             agents.push(&**agent);
         }
@@ -106,9 +112,9 @@ impl Compiled {
     }
 
     /// The tools that every layer permits for all arguments. A guardrail removes its tools, because only a call can evaluate it.
-    fn permitted(
+    fn permitted_tools(
         &self,
-        subject: &Subject,
+        subject: &DelegationSubject,
         groups: &[(Arc<str>, Arc<PermissionSet>)],
         application: Option<&PermissionSet>,
         agents: &[ResolvedAgent],
@@ -118,11 +124,11 @@ impl Compiled {
         let mut narrow = |layer: &mut dyn Iterator<Item = &PermissionSet>| {
             let (mut allowed, mut taken) = (BitSet::empty(size), BitSet::empty(size));
             for set in layer {
-                allowed.unite(&set.allowed);
-                taken.unite(&set.taken);
+                allowed.union_with(&set.allowed);
+                taken.union_with(&set.restricted);
             }
             allowed.subtract(&taken);
-            permitted.intersect(&allowed);
+            permitted.intersect_with(&allowed);
         };
         narrow(&mut groups.iter().map(|(_, set)| &**set));
         narrow(&mut application.into_iter());
@@ -130,7 +136,7 @@ impl Compiled {
             narrow(&mut agent.refusal.is_none().then_some(&*agent.permissions).into_iter());
         }
         for scope in &subject.scopes {
-            permitted.intersect(&self.free(scope));
+            permitted.intersect_with(&self.unconstrained_tools(scope));
         }
         for guardrail in &self.base.guardrails {
             permitted.subtract(&guardrail.tools);
@@ -139,9 +145,9 @@ impl Compiled {
     }
 
     /// The tools that a token grants for all arguments.
-    fn free(&self, scope: &Scope) -> BitSet {
+    fn unconstrained_tools(&self, scope: &TokenScope) -> BitSet {
         let mut free = BitSet::empty(self.base.tools.len());
-        for (name, _) in scope.tools.iter().filter(|(_, arguments)| is_free(arguments)) {
+        for (name, _) in scope.tools.iter().filter(|(_, arguments)| is_unconstrained(arguments)) {
             if let Some(number) = self.base.tools.number(name) {
                 free.insert(number);
             }
@@ -150,19 +156,19 @@ impl Compiled {
     }
 }
 
-impl Resolved {
+impl ResolvedSubject {
     /// The size on the heap in bytes, without the parts that belong to the policy.
     pub fn heap_bytes(&self) -> usize {
-        self.permitted.heap_bytes() + size_of_val(&*self.groups) + size_of_val(&*self.agents)
+        self.permitted_tools.heap_bytes() + size_of_val(&*self.groups) + size_of_val(&*self.agents)
     }
 }
 
 /// The reason why an agent serves no one in this chain. The application is checked first, then the user, then the next agent.
-fn refusal(agent: &Agent, subject: &Subject, next: Option<&AgentId>) -> Option<(Reason, &'static str)> {
-    let profile = &agent.profile;
+fn agent_refusal(agent: &CompiledAgent, subject: &DelegationSubject, next: Option<&AgentId>) -> Option<(Reason, &'static str)> {
+    let profile = &agent.rules;
     let serves_user = match &profile.acts_for {
-        Names::All => true,
-        Names::Some(groups) => subject.groups.iter().any(|group| groups.binary_search(group).is_ok()),
+        NameSelection::All => true,
+        NameSelection::Listed(groups) => subject.groups.iter().any(|group| groups.binary_search(group).is_ok()),
     };
     if !profile.applications.contains(&subject.application) {
         Some((Reason::ApplicationNotServed, "applications"))
@@ -176,6 +182,6 @@ fn refusal(agent: &Agent, subject: &Subject, next: Option<&AgentId>) -> Option<(
 }
 
 /// Whether a token grants a tool for all arguments.
-pub(super) fn is_free(arguments: &ArgumentMap) -> bool {
-    arguments.open && arguments.named.is_empty()
+pub(super) fn is_unconstrained(arguments: &ConstraintMap) -> bool {
+    arguments.allows_unnamed && arguments.named.is_empty()
 }

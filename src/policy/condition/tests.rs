@@ -2,10 +2,10 @@
 
 use super::*;
 use crate::model::ids::{AgentId, GroupId, SessionId, TaskId, UserId};
-use crate::model::json::{Object, parse_object};
+use crate::model::json::{JsonObject, parse_object};
 
-fn subject() -> Subject {
-    Subject {
+fn subject() -> DelegationSubject {
+    DelegationSubject {
         user: UserId::new("https://i", "ana"),
         groups: vec![GroupId::from("ap"), GroupId::from("sales")],
         application: "erp".into(),
@@ -16,18 +16,24 @@ fn subject() -> Subject {
     }
 }
 
-fn object(text: &str) -> Object {
+fn object(text: &str) -> JsonObject {
     parse_object(text.as_bytes()).unwrap()
 }
 
 /// A Wednesday, 07:05:09 UTC.
 const WEDNESDAY_S: i64 = 1_764_140_709 - 86_400 * 7 * 52;
 
-fn ask(condition: &str, arguments: &str, environment: Option<&str>) -> Result<bool, Failed> {
+fn ask(condition: &str, arguments: &str, environment: Option<&str>) -> Result<bool, ConditionError> {
     let (arguments, environment) = (object(arguments), environment.map(object));
-    let call = Call { environment: environment.as_ref(), unix_s: WEDNESDAY_S, ..Call::new("pay/refund", &arguments) };
+    let call = ToolCall { environment: environment.as_ref(), unix_s: WEDNESDAY_S, ..ToolCall::new("pay/refund", &arguments) };
     let condition = Condition::parse(condition).unwrap_or_else(|error| panic!("{condition}: {error}"));
-    condition.holds(&Facts { subject: &subject(), call: &call, risk: "write", agents_seen: 2, work: &Work::default() })
+    condition.holds(&CallFacts {
+        subject: &subject(),
+        call: &call,
+        risk: "write",
+        visible_agent_count: 2,
+        work: &WorkBudget::default(),
+    })
 }
 
 #[test]
@@ -60,7 +66,7 @@ fn what_a_condition_sees() {
 #[test]
 fn arguments_of_every_type() {
     let arguments = r#"{"i":100.0,"d":12.5,"s":"a","b":true,"n":null,"l":[1,2],"o":{"k":{"m":3}},"a b":1,"neg":-0}"#;
-    let check = |condition: &str, expected: Result<bool, Failed>| {
+    let check = |condition: &str, expected: Result<bool, ConditionError>| {
         assert_eq!(ask(condition, arguments, None), expected, "{condition}");
     };
     for condition in [
@@ -82,7 +88,7 @@ fn arguments_of_every_type() {
     for condition in
         ["context.args.missing > 1", "context.args.s > 1", "context.args.i * 9223372036854775807 > 0", "context.args.d < 3"]
     {
-        check(condition, Err(Failed));
+        check(condition, Err(ConditionError));
     }
 }
 
@@ -91,9 +97,9 @@ fn only_what_is_looked_at_is_made() {
     // The other argument cannot be expressed in Cedar.
     let arguments = r#"{"x":1,"y":0.123456,"z":[null]}"#;
     assert_eq!(ask("context.args.x == 1", arguments, None), Ok(true));
-    assert_eq!(ask("context.args.y == 1", arguments, None), Err(Failed));
-    assert_eq!(ask("context.args.z.isEmpty()", arguments, None), Err(Failed));
-    assert_eq!(ask("context.args == {x: 1}", arguments, None), Err(Failed));
+    assert_eq!(ask("context.args.y == 1", arguments, None), Err(ConditionError));
+    assert_eq!(ask("context.args.z.isEmpty()", arguments, None), Err(ConditionError));
+    assert_eq!(ask("context.args == {x: 1}", arguments, None), Err(ConditionError));
     let nested = format!("{}1{}", "[".repeat(90), "]".repeat(90));
     assert!(ask("context.args has deep", &format!(r#"{{"deep":{nested}}}"#), None).is_ok());
 }
@@ -101,8 +107,8 @@ fn only_what_is_looked_at_is_made() {
 #[test]
 fn the_environment_is_seen_and_known_to_be() {
     assert_eq!(ask(r#"context.env.network == "corp""#, "{}", Some(r#"{"network":"corp"}"#)), Ok(true));
-    assert_eq!(ask(r#"context.env.network == "corp""#, "{}", None), Err(Failed));
-    let asks = |text: &str| Condition::parse(text).unwrap().asks_environment();
+    assert_eq!(ask(r#"context.env.network == "corp""#, "{}", None), Err(ConditionError));
+    let asks = |text: &str| Condition::parse(text).unwrap().reads_environment();
     assert!(asks("context.env has x") && asks("context has env") && asks("true || context.env.x"));
     assert!(!asks(r#"context.args.env == "context.env""#));
 }
@@ -176,18 +182,18 @@ fn deep_conditions_within_the_limits_are_answered() {
     }
     assert_eq!(ask(&choices, "{}", None), Ok(true), "choices");
     let members = format!("context.args{} == 1", ".a".repeat(11));
-    assert_eq!(ask(&members, "{}", None), Err(Failed), "members");
+    assert_eq!(ask(&members, "{}", None), Err(ConditionError), "members");
     // All limits together.
     let all = format!("{}{choices} && {members}{}{}", "(!(!(".repeat(4), ")))".repeat(4), " && true".repeat(50));
-    assert_eq!(ask(&all, "{}", None), Err(Failed), "all");
+    assert_eq!(ask(&all, "{}", None), Err(ConditionError), "all");
 }
 
 /// The remaining work budget after the evaluation of a condition.
-fn left_after(work: &Work, condition: &str, arguments: &Object) -> (Result<bool, Failed>, u64) {
-    let call = Call::new("pay/refund", arguments);
+fn left_after(work: &WorkBudget, condition: &str, arguments: &JsonObject) -> (Result<bool, ConditionError>, u64) {
+    let call = ToolCall::new("pay/refund", arguments);
     let condition = Condition::parse(condition).unwrap();
-    let held = condition.holds(&Facts { subject: &subject(), call: &call, risk: "write", agents_seen: 1, work });
-    (held, work.left())
+    let held = condition.holds(&CallFacts { subject: &subject(), call: &call, risk: "write", visible_agent_count: 1, work });
+    (held, work.remaining())
 }
 
 #[test]
@@ -195,7 +201,7 @@ fn what_a_condition_looks_at_is_what_it_costs() {
     use crate::model::limits::{ARGUMENTS_BYTES_MAX, CONDITION_WORK_MAX};
     let large = object(&format!("{{\"note\":\"{}\",\"list\":[{}0],\"n\":1}}", "x".repeat(20_000), "1,".repeat(10_000)));
     let cost = |condition: &str| {
-        let (held, left) = left_after(&Work::default(), condition, &large);
+        let (held, left) = left_after(&WorkBudget::default(), condition, &large);
         assert!(held.is_ok(), "{condition}");
         CONDITION_WORK_MAX - left
     };
@@ -210,17 +216,17 @@ fn what_a_condition_looks_at_is_what_it_costs() {
     // The most expensive condition costs more than the budget of a call.
     let dearest = format!("{{\"list\":[{}0]}}", "1,".repeat(ARGUMENTS_BYTES_MAX / 2 - 10));
     let condition = format!("context.args.list.contains(\"{}\") || true", "x".repeat(1_600));
-    assert_eq!(left_after(&Work::default(), &condition, &object(&dearest)), (Err(Failed), 0));
+    assert_eq!(left_after(&WorkBudget::default(), &condition, &object(&dearest)), (Err(ConditionError), 0));
 }
 
 #[test]
 fn work_that_is_used_up_fails_every_later_condition() {
-    let work = Work::default();
+    let work = WorkBudget::default();
     let large = object(&format!("{{\"note\":\"{}\"}}", "x".repeat(40_000)));
     let mut asked = 0;
     while left_after(&work, r#"context.args.note like "*y*""#, &large).0 == Ok(false) {
         asked += 1;
     }
     assert!((20..100).contains(&asked), "{asked} conditions look at 40 kB");
-    assert_eq!(left_after(&work, "true", &large), (Err(Failed), 0));
+    assert_eq!(left_after(&work, "true", &large), (Err(ConditionError), 0));
 }

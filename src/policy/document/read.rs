@@ -6,25 +6,27 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::model::constraint::abridged;
+use crate::model::constraint::abbreviate;
 use crate::model::ids::{AgentId, ApplicationId, GroupId, IssuerUri, OperatorId, Thumbprint, UserId, spiffe_id_error};
 use crate::model::json::{self, Value};
 use crate::model::jwk::{NamedKey, PublicKey};
-use crate::model::limits::{DELEGATION_DEPTH_MAX, HOP_LIFETIME_S_MAX, KEYS_MAX, ROOT_LIFETIME_S_MAX, TOOL_NAME_BYTES_MAX};
-use crate::model::records::DocumentKey;
+use crate::model::limits::{
+    DELEGATION_DEPTH_MAX, HOP_LIFETIME_S_DEFAULT, KEYS_MAX, ROOT_LIFETIME_S_DEFAULT, TOOL_NAME_BYTES_MAX,
+};
+use crate::model::rows::DocumentKey;
 
-use super::super::diagnostic::{Diagnostic, suggestion};
-use super::super::node::{Kind, Meaning, Node, Scalar};
-use super::case::read_test;
+use super::super::diagnostic::{Diagnostic, suggest_name};
+use super::super::node::{NodeKind, ScalarNode, ScalarValue, SourceNode};
 use super::entry::{pattern_error, read_condition, read_permissions};
-use super::fields::{Fields, Reader};
+use super::field_reader::{DocumentReader, MappingFields};
+use super::test_case::read_test;
 use super::{
-    AGENT_KEYS_MAX, AgentSpec, Body, Document, GuardrailSpec, IssuerSpec, Names, OperatorSpec, ProofClass, Risk, Role,
-    SHADOW_KINDS, ServerSpec, TWO_PERSON_KINDS, TokenType, ToolSpec,
+    AGENT_KEYS_MAX, AgentSpec, Document, DocumentBody, GuardrailSpec, IssuerSpec, NameSelection, OperatorRole, OperatorSpec,
+    ProofClass, SHADOW_KINDS, ServerSpec, TWO_PERSON_KINDS, TokenType, ToolRisk, ToolSpec,
 };
 
 /// Every kind of document.
-pub(in crate::policy) const KINDS: &[&str] =
+pub(in crate::policy) const DOCUMENT_KINDS: &[&str] =
     &["issuer", "application", "group", "tool", "server", "agent", "permission_set", "operator", "guardrail", "test"];
 
 /// The files that `keys: {file: …}` may name, by their path relative to the policy folder.
@@ -33,7 +35,7 @@ pub(in crate::policy) struct KeyFiles<'a>(BTreeMap<&'a str, &'a [u8]>);
 
 impl<'a> KeyFiles<'a> {
     /// No key files. A stored document holds its keys itself.
-    pub(in crate::policy) fn none() -> Self {
+    pub(in crate::policy) fn empty() -> Self {
         Self::default()
     }
 
@@ -44,73 +46,78 @@ impl<'a> KeyFiles<'a> {
 }
 
 /// Reads a document and adds its errors to `out`. `None` if the errors leave no usable document.
-pub(in crate::policy) fn read(node: &Node, path: &str, files: &KeyFiles<'_>, out: &mut Vec<Diagnostic>) -> Option<Document> {
-    let mut reader = Reader::new(path, out);
-    let mut fields = Fields::new(node, "a document", &mut reader)?;
+pub(in crate::policy) fn read_document(
+    node: &SourceNode,
+    path: &str,
+    files: &KeyFiles<'_>,
+    out: &mut Vec<Diagnostic>,
+) -> Option<Document> {
+    let mut reader = DocumentReader::new(path, out);
+    let mut fields = MappingFields::new(node, "a document", &mut reader)?;
     let kind_node = fields.require("kind", &mut reader)?;
-    let kind = reader.text(kind_node, "`kind`")?.to_owned();
-    if !KINDS.contains(&kind.as_str()) {
-        let help = suggestion(&kind, KINDS.iter().copied());
-        reader.error_with_help(kind_node.at, format!("unknown kind `{}`", abridged(&kind)), help);
+    let kind = reader.read_text(kind_node, "`kind`")?.to_owned();
+    if !DOCUMENT_KINDS.contains(&kind.as_str()) {
+        let help = suggest_name(&kind, DOCUMENT_KINDS.iter().copied());
+        reader.report_error_with_help(kind_node.at, format!("unknown kind `{}`", abbreviate(&kind)), help);
         return None;
     }
     let is_test = kind == "test";
     let id_node = if is_test { fields.take("id") } else { fields.require("id", &mut reader) };
-    let id = id_node.and_then(|node| reader.text(node, "`id`")).map(str::to_owned);
+    let id = id_node.and_then(|node| reader.read_text(node, "`id`")).map(str::to_owned);
     // A test needs no id, because its position identifies it.
     let id = id.or_else(|| is_test.then(|| format!("{path}:{}", node.at.line)));
     if let Some(node) = id_node {
-        reader.positions.put("id", 0, node.at);
+        reader.positions.insert("id", 0, node.at);
     }
     let body = read_body(&kind, id.as_deref().unwrap_or_default(), &mut fields, files, &mut reader);
-    let shadow = read_mode(&kind, &mut fields, &mut reader);
+    let shadow = read_shadow_mode(&kind, &mut fields, &mut reader);
     let two_person = read_two_person(&kind, &mut fields, &mut reader);
-    fields.finish(&mut reader);
+    fields.reject_unknown_fields(&mut reader);
     let id = id?;
     if let Some(problem) = id_error(&kind, &id) {
         let at = id_node.map_or(node.at, |node| node.at);
-        reader.error(at, format!("id `{}` {problem}", abridged(&id)));
+        reader.report_error(at, format!("id `{}` {problem}", abbreviate(&id)));
     }
     let positions = reader.positions;
     let (key, line) = (DocumentKey { kind, id }, node.at.line);
     let document = Document { key, body: body?, two_person, path: path.to_owned(), line, positions };
-    Some(if shadow { document.in_shadow() } else { document })
+    Some(if shadow { document.into_shadow() } else { document })
 }
 
 /// Reads `mode` and returns whether it is `shadow`, which only [`SHADOW_KINDS`] allow.
-fn read_mode(kind: &str, fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> bool {
+fn read_shadow_mode(kind: &str, fields: &mut MappingFields<'_>, reader: &mut DocumentReader<'_>) -> bool {
     let Some(node) = fields.take("mode") else {
         return false;
     };
-    let mode = reader.choice(node, "mode", &["enforce", "shadow"], |mode| mode);
+    let mode = reader.read_choice(node, "mode", &["enforce", "shadow"], |mode| mode);
     let shadow = mode == Some("shadow");
     if shadow && !SHADOW_KINDS.contains(&kind) {
         let kinds = SHADOW_KINDS.join(", ");
-        reader.error(node.at, format!("a document of kind `{kind}` cannot be in shadow: only {kinds}"));
+        reader.report_error(node.at, format!("a document of kind `{kind}` cannot be in shadow: only {kinds}"));
     }
     shadow
 }
 
 /// Reads `two_person`, which only [`TWO_PERSON_KINDS`] allow.
-fn read_two_person(kind: &str, fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> bool {
+fn read_two_person(kind: &str, fields: &mut MappingFields<'_>, reader: &mut DocumentReader<'_>) -> bool {
     let Some(node) = fields.take("two_person") else {
         return false;
     };
     if !TWO_PERSON_KINDS.contains(&kind) {
         let kinds = TWO_PERSON_KINDS.join(", ");
         let message = format!("`two_person` has no meaning in a document of kind `{kind}`: only {kinds} can be reinstated");
-        reader.error(node.at, message);
+        reader.report_error(node.at, message);
     }
-    reader.truth(node, "`two_person`").unwrap_or(true)
+    reader.read_bool(node, "`two_person`").unwrap_or(true)
 }
 
 /// The key file that an issuer's document names, as its author wrote the name.
-pub(in crate::policy) fn key_file_named(document: &Node) -> Option<&str> {
-    document.member("keys")?.member("file")?.as_text()
+pub(in crate::policy) fn key_file_reference(document: &SourceNode) -> Option<&str> {
+    document.member("keys")?.member("file")?.as_str()
 }
 
 /// Resolves a name that is relative to the file `path`. The result is relative to the policy folder.
-pub(in crate::policy) fn path_beside(path: &str, name: &str) -> Result<String, &'static str> {
+pub(in crate::policy) fn resolve_relative_path(path: &str, name: &str) -> Result<String, &'static str> {
     if name.starts_with('/') || name.contains('\\') || name.split('/').any(|part| part.is_empty() || part == "..") {
         return Err("must be relative to the document's file and stay inside the policy folder");
     }
@@ -119,18 +126,24 @@ pub(in crate::policy) fn path_beside(path: &str, name: &str) -> Result<String, &
     Ok(parts.collect::<Vec<_>>().join("/"))
 }
 
-fn read_body(kind: &str, id: &str, fields: &mut Fields<'_>, files: &KeyFiles<'_>, reader: &mut Reader<'_>) -> Option<Body> {
+fn read_body(
+    kind: &str,
+    id: &str,
+    fields: &mut MappingFields<'_>,
+    files: &KeyFiles<'_>,
+    reader: &mut DocumentReader<'_>,
+) -> Option<DocumentBody> {
     Some(match kind {
-        "issuer" => Body::Issuer(read_issuer(id, fields, files, reader)),
-        "application" => Body::Application(read_permissions(fields, reader)),
-        "group" => Body::Group(read_permissions(fields, reader)),
-        "permission_set" => Body::PermissionSet(read_permissions(fields, reader)),
-        "tool" => Body::Tool(read_tool(fields, reader)),
-        "server" => Body::Server(read_server(id, fields, reader)),
-        "agent" => Body::Agent(read_agent(id, fields, reader)),
-        "operator" => Body::Operator(read_operator(id, fields, reader)),
-        "guardrail" => Body::Guardrail(read_guardrail(fields, reader)?),
-        "test" => Body::Test(Box::new(read_test(fields, reader)?)),
+        "issuer" => DocumentBody::Issuer(read_issuer(id, fields, files, reader)),
+        "application" => DocumentBody::Application(read_permissions(fields, reader)),
+        "group" => DocumentBody::Group(read_permissions(fields, reader)),
+        "permission_set" => DocumentBody::PermissionSet(read_permissions(fields, reader)),
+        "tool" => DocumentBody::Tool(read_tool(fields, reader)),
+        "server" => DocumentBody::Server(read_server(id, fields, reader)),
+        "agent" => DocumentBody::Agent(read_agent(id, fields, reader)),
+        "operator" => DocumentBody::Operator(read_operator(id, fields, reader)),
+        "guardrail" => DocumentBody::Guardrail(read_guardrail(fields, reader)?),
+        "test" => DocumentBody::Test(Box::new(read_test(fields, reader)?)),
         _ => return None,
     })
 }
@@ -162,28 +175,28 @@ pub fn tool_name_error(name: &str) -> Option<&'static str> {
     }
 }
 
-fn read_issuer(id: &str, fields: &mut Fields<'_>, files: &KeyFiles<'_>, reader: &mut Reader<'_>) -> IssuerSpec {
+fn read_issuer(id: &str, fields: &mut MappingFields<'_>, files: &KeyFiles<'_>, reader: &mut DocumentReader<'_>) -> IssuerSpec {
     let keys = fields.require("keys", reader).map(|node| read_issuer_keys(node, files, reader)).unwrap_or_default();
-    let audiences = fields.take("audiences").map(|node| reader.strings(node, "audiences")).unwrap_or_default();
-    let groups = names(fields, "groups", reader, |name| GroupId::from(name));
-    let applications = names(fields, "applications", reader, |name| ApplicationId::from(name));
+    let audiences = fields.take("audiences").map(|node| reader.read_strings(node, "audiences")).unwrap_or_default();
+    let groups = read_names(fields, "groups", reader, |name| GroupId::from(name));
+    let applications = read_names(fields, "applications", reader, |name| ApplicationId::from(name));
     let typ = match fields.take("typ") {
         None => vec![TokenType::Attenuating],
         Some(node) => {
-            let types = reader.chosen(node, "typ", TokenType::ALL, TokenType::as_str);
-            if matches!(&node.kind, Kind::Sequence(items) if items.is_empty()) {
-                reader.error(node.at, "`typ` must name a type, or be left out for `aat+jwt`");
+            let types = reader.read_choices(node, "typ", TokenType::ALL, TokenType::as_str);
+            if matches!(&node.kind, NodeKind::Sequence(items) if items.is_empty()) {
+                reader.report_error(node.at, "`typ` must name a type, or be left out for `aat+jwt`");
             }
             types
         }
     };
     let mut lifetime = |name: &'static str, default: i64| {
-        fields.take(name).and_then(|node| reader.duration_s(node, &format!("`{name}`"))).unwrap_or(default)
+        fields.take(name).and_then(|node| reader.read_duration_s(node, &format!("`{name}`"))).unwrap_or(default)
     };
     IssuerSpec {
         id: IssuerUri::from(id),
-        lifetime_max_s: lifetime("lifetime_max", ROOT_LIFETIME_S_MAX),
-        hop_lifetime_max_s: lifetime("hop_lifetime_max", HOP_LIFETIME_S_MAX),
+        lifetime_max_s: lifetime("lifetime_max", ROOT_LIFETIME_S_DEFAULT),
+        hop_lifetime_max_s: lifetime("hop_lifetime_max", HOP_LIFETIME_S_DEFAULT),
         keys,
         audiences: audiences.into_iter().map(Arc::from).collect(),
         groups,
@@ -193,12 +206,12 @@ fn read_issuer(id: &str, fields: &mut Fields<'_>, files: &KeyFiles<'_>, reader: 
 }
 
 /// Reads `{file: PATH}` or `{jwks: {keys: [JWK…]}}`.
-fn read_issuer_keys(node: &Node, files: &KeyFiles<'_>, reader: &mut Reader<'_>) -> Vec<NamedKey> {
-    let Some(mut fields) = Fields::new(node, "`keys`", reader) else {
+fn read_issuer_keys(node: &SourceNode, files: &KeyFiles<'_>, reader: &mut DocumentReader<'_>) -> Vec<NamedKey> {
+    let Some(mut fields) = MappingFields::new(node, "`keys`", reader) else {
         return Vec::new();
     };
     let (file, jwks) = (fields.take("file"), fields.take("jwks"));
-    fields.finish(reader);
+    fields.reject_unknown_fields(reader);
     let loaded;
     let set = match (file, jwks) {
         (Some(file), None) => {
@@ -210,21 +223,21 @@ fn read_issuer_keys(node: &Node, files: &KeyFiles<'_>, reader: &mut Reader<'_>) 
         }
         (None, Some(jwks)) => jwks,
         _ => {
-            reader.error(node.at, "`keys` must hold either `file` or `jwks`");
+            reader.report_error(node.at, "`keys` must hold either `file` or `jwks`");
             return Vec::new();
         }
     };
-    let Some(Kind::Sequence(items)) = set.member("keys").map(|keys| &keys.kind) else {
-        reader.error(set.at, "a JWK Set must be a mapping with `keys`, a list");
+    let Some(NodeKind::Sequence(items)) = set.member("keys").map(|keys| &keys.kind) else {
+        reader.report_error(set.at, "a JWK Set must be a mapping with `keys`, a list");
         return Vec::new();
     };
-    let keys = jwk_list(items, set, reader, NamedKey::from_jwk);
+    let keys = read_jwks(items, set, reader, NamedKey::from_jwk);
     for (index, key) in keys.iter().enumerate() {
         let same_kid = |other: &NamedKey| other.kid.is_some() && other.kid == key.kid;
         if keys.iter().skip(index + 1).any(|other| same_kid(other) || other.key == key.key) {
-            reader.error(
+            reader.report_error(
                 set.at,
-                format!("a key stands twice: `{}`", key.kid.as_deref().map_or_else(|| key.key.to_jwk(), abridged)),
+                format!("a key stands twice: `{}`", key.kid.as_deref().map_or_else(|| key.key.to_jwk(), abbreviate)),
             );
         }
     }
@@ -232,69 +245,71 @@ fn read_issuer_keys(node: &Node, files: &KeyFiles<'_>, reader: &mut Reader<'_>) 
 }
 
 /// Parses the key file that an issuer's document names.
-fn load_jwks(file: &Node, files: &KeyFiles<'_>, reader: &mut Reader<'_>) -> Option<Node> {
-    let name = reader.text(file, "`file`")?;
-    let path = match path_beside(reader.path, name) {
+fn load_jwks(file: &SourceNode, files: &KeyFiles<'_>, reader: &mut DocumentReader<'_>) -> Option<SourceNode> {
+    let name = reader.read_text(file, "`file`")?;
+    let path = match resolve_relative_path(reader.path, name) {
         Ok(path) => path,
         Err(problem) => {
-            reader.error(file.at, format!("`{}` {problem}", abridged(name)));
+            reader.report_error(file.at, format!("`{}` {problem}", abbreviate(name)));
             return None;
         }
     };
     let Some(content) = files.0.get(path.as_str()) else {
-        reader.error(file.at, format!("there is no file `{}` in the policy folder", abridged(&path)));
+        reader.report_error(file.at, format!("there is no file `{}` in the policy folder", abbreviate(&path)));
         return None;
     };
     match json::parse(content) {
-        Ok(value) => Some(Node::from_value(&value, file.at)),
+        Ok(value) => Some(SourceNode::from_json(&value, file.at)),
         Err(error) => {
-            reader.error(file.at, format!("`{}` is not JSON: {}", abridged(&path), abridged(&error.to_string())));
+            reader.report_error(file.at, format!("`{}` is not JSON: {}", abbreviate(&path), abbreviate(&error.to_string())));
             None
         }
     }
 }
 
 /// Reads public keys as JWKs, 1 to [`KEYS_MAX`] of them.
-fn jwk_list<T>(
-    items: &[Node],
-    list: &Node,
-    reader: &mut Reader<'_>,
-    key: fn(&json::Object) -> Result<T, crate::model::jwk::Error>,
+fn read_jwks<T>(
+    items: &[SourceNode],
+    list: &SourceNode,
+    reader: &mut DocumentReader<'_>,
+    key: fn(&json::JsonObject) -> Result<T, crate::model::jwk::Error>,
 ) -> Vec<T> {
     if items.is_empty() || items.len() > KEYS_MAX {
-        reader.error(list.at, format!("there must be 1 to {KEYS_MAX} keys, found {}", items.len()));
+        reader.report_error(list.at, format!("there must be 1 to {KEYS_MAX} keys, found {}", items.len()));
     }
     let mut keys = Vec::new();
     for item in items.iter().take(KEYS_MAX) {
-        let Value::Object(jwk) = item.to_value() else {
-            reader.wrong(item, "a key must be a JWK, a mapping");
+        let Value::Object(jwk) = item.to_json() else {
+            reader.report_wrong_type(item, "a key must be a JWK, a mapping");
             continue;
         };
         match key(&jwk) {
             Ok(key) => keys.push(key),
-            Err(problem) => reader.error(item.at, problem.to_string()),
+            Err(problem) => reader.report_error(item.at, problem.to_string()),
         }
     }
     keys
 }
 
-fn read_tool(fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> ToolSpec {
+fn read_tool(fields: &mut MappingFields<'_>, reader: &mut DocumentReader<'_>) -> ToolSpec {
     ToolSpec {
         risk: fields
             .take("risk")
-            .and_then(|node| reader.choice(node, "risk", Risk::ALL, Risk::as_str))
-            .unwrap_or(Risk::Destructive),
-        proof: fields.take("proof").and_then(|node| reader.choice(node, "proof", ProofClass::ALL, ProofClass::as_str)),
+            .and_then(|node| reader.read_choice(node, "risk", ToolRisk::ALL, ToolRisk::as_str))
+            .unwrap_or(ToolRisk::Destructive),
+        proof: fields.take("proof").and_then(|node| reader.read_choice(node, "proof", ProofClass::ALL, ProofClass::as_str)),
         schema_sha256: fields.take("schema_sha256").and_then(|node| read_sha256(node, reader)),
     }
 }
 
 /// Reads 64 hexadecimal digits. They may all be decimal digits, so the reader takes the text even of a number.
-fn read_sha256(node: &Node, reader: &mut Reader<'_>) -> Option<[u8; 32]> {
+fn read_sha256(node: &SourceNode, reader: &mut DocumentReader<'_>) -> Option<[u8; 32]> {
     let digits = match &node.kind {
-        Kind::Scalar(Scalar { text, .. }) if text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()) => text.as_bytes(),
+        NodeKind::Scalar(ScalarNode { text, .. }) if text.len() == 64 && text.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            text.as_bytes()
+        }
         _ => {
-            reader.error(node.at, "`schema_sha256` must be 64 hexadecimal digits");
+            reader.report_error(node.at, "`schema_sha256` must be 64 hexadecimal digits");
             return None;
         }
     };
@@ -305,7 +320,7 @@ fn read_sha256(node: &Node, reader: &mut Reader<'_>) -> Option<[u8; 32]> {
     Some(bytes)
 }
 
-fn read_server(id: &str, fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> ServerSpec {
+fn read_server(id: &str, fields: &mut MappingFields<'_>, reader: &mut DocumentReader<'_>) -> ServerSpec {
     let mut tools = BTreeMap::new();
     let mut places = BTreeMap::new();
     match fields.require("tools", reader).map(|node| (node, node.as_mapping())) {
@@ -313,39 +328,43 @@ fn read_server(id: &str, fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Se
             for member in members {
                 let name = member.name.as_str();
                 if let Some(problem) = tool_name_error(&format!("{id}/{name}")).filter(|_| !id.contains('/')) {
-                    reader.error(member.at, format!("tool `{}` {problem}", abridged(name)));
-                } else if let Some(mut fields) = Fields::new(&member.value, &format!("tool `{}`", abridged(name)), reader) {
+                    reader.report_error(member.at, format!("tool `{}` {problem}", abbreviate(name)));
+                } else if let Some(mut fields) =
+                    MappingFields::new(&member.value, &format!("tool `{}`", abbreviate(name)), reader)
+                {
                     let tool = read_tool(&mut fields, reader);
-                    fields.finish(reader);
+                    fields.reject_unknown_fields(reader);
                     tools.insert(Arc::from(name), tool);
                     places.insert(name, member.at);
                 }
             }
         }
-        Some((node, None)) => reader.wrong(node, "`tools` must be a mapping of tool names: `leads.read: {risk: read}`"),
+        Some((node, None)) => {
+            reader.report_wrong_type(node, "`tools` must be a mapping of tool names: `leads.read: {risk: read}`")
+        }
         None => {}
     }
     // Both maps are sorted by name, and validation numbers the tools in the same order.
     for (index, at) in places.into_values().enumerate() {
-        reader.positions.put("tools", index, at);
+        reader.positions.insert("tools", index, at);
     }
     ServerSpec { id: id.into(), tools }
 }
 
-fn read_agent(id: &str, fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> AgentSpec {
-    let owner = fields.take("owner").and_then(|node| reader.text(node, "`owner`")).map(Arc::from);
+fn read_agent(id: &str, fields: &mut MappingFields<'_>, reader: &mut DocumentReader<'_>) -> AgentSpec {
+    let owner = fields.take("owner").and_then(|node| reader.read_text(node, "`owner`")).map(Arc::from);
     let keys = fields.take("keys").map(|node| read_thumbprints(node, reader)).unwrap_or_default();
-    let applications = names(fields, "applications", reader, |name| ApplicationId::from(name));
-    let acts_for = names(fields, "acts_for", reader, |name| GroupId::from(name));
-    let delegates_to = fields.take("delegates_to").map(|node| (node, reader.strings(node, "delegates_to")));
+    let applications = read_names(fields, "applications", reader, |name| ApplicationId::from(name));
+    let acts_for = read_names(fields, "acts_for", reader, |name| GroupId::from(name));
+    let delegates_to = fields.take("delegates_to").map(|node| (node, reader.read_strings(node, "delegates_to")));
     if let Some((node, _)) = delegates_to.as_ref().filter(|(_, agents)| agents.iter().any(|agent| agent == "*")) {
-        reader.error(node.at, "`delegates_to` must name each agent: there is no `*`");
+        reader.report_error(node.at, "`delegates_to` must name each agent: there is no `*`");
     }
     let (mut session_lifetime_max_s, mut session_hops_max) = (None, None);
-    if let Some(mut session) = fields.take("session").and_then(|node| Fields::new(node, "`session`", reader)) {
-        session_lifetime_max_s = session.take("lifetime_max").and_then(|node| reader.duration_s(node, "`lifetime_max`"));
-        session_hops_max = session.take("hops_max").and_then(|node| reader.number(node, "`hops_max`", DELEGATION_DEPTH_MAX));
-        session.finish(reader);
+    if let Some(mut session) = fields.take("session").and_then(|node| MappingFields::new(node, "`session`", reader)) {
+        session_lifetime_max_s = session.take("lifetime_max").and_then(|node| reader.read_duration_s(node, "`lifetime_max`"));
+        session_hops_max = session.take("hops_max").and_then(|node| reader.read_number(node, "`hops_max`", DELEGATION_DEPTH_MAX));
+        session.reject_unknown_fields(reader);
     }
     AgentSpec {
         id: AgentId::from(id),
@@ -365,37 +384,37 @@ fn read_agent(id: &str, fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Age
     }
 }
 
-fn read_guardrail(fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> Option<GuardrailSpec> {
-    let tools = fields.require("tools", reader).map(|node| (node, reader.strings(node, "tools")));
+fn read_guardrail(fields: &mut MappingFields<'_>, reader: &mut DocumentReader<'_>) -> Option<GuardrailSpec> {
+    let tools = fields.require("tools", reader).map(|node| (node, reader.read_strings(node, "tools")));
     if let Some((node, tools)) = &tools {
         if tools.is_empty() {
-            reader.error(node.at, "`tools` must name what the guardrail guards, `*` for every tool");
+            reader.report_error(node.at, "`tools` must name what the guardrail guards, `*` for every tool");
         }
         for (index, tool) in tools.iter().enumerate() {
             if let Some(problem) = pattern_error(tool) {
                 let at = reader.positions.0.get(&("tools", index)).copied().unwrap_or(node.at);
-                reader.error(at, format!("tool pattern `{}` {problem}", abridged(tool)));
+                reader.report_error(at, format!("tool pattern `{}` {problem}", abbreviate(tool)));
             }
         }
     }
     let forbid_when = fields.require("forbid_when", reader).and_then(|node| {
-        reader.positions.put("forbid_when", 0, node.at);
+        reader.positions.insert("forbid_when", 0, node.at);
         read_condition(node, "`forbid_when`", reader)
     });
     let tools = tools.map(|(_, tools)| tools.into_iter().map(Arc::from).collect()).unwrap_or_default();
     Some(GuardrailSpec { tools, forbid_when: forbid_when? })
 }
 
-fn read_thumbprints(node: &Node, reader: &mut Reader<'_>) -> Vec<Thumbprint> {
-    let texts = reader.strings(node, "keys");
+fn read_thumbprints(node: &SourceNode, reader: &mut DocumentReader<'_>) -> Vec<Thumbprint> {
+    let texts = reader.read_strings(node, "keys");
     if texts.len() > AGENT_KEYS_MAX {
-        reader.error(node.at, format!("an agent has at most {AGENT_KEYS_MAX} keys, found {}", texts.len()));
+        reader.report_error(node.at, format!("an agent has at most {AGENT_KEYS_MAX} keys, found {}", texts.len()));
     }
     for (index, text) in texts.iter().enumerate() {
         if !is_thumbprint(text) {
             let at = reader.positions.0.get(&("keys", index)).copied().unwrap_or(node.at);
-            let message = format!("`{}` is not a key thumbprint: 43 characters of base64url (RFC 7638)", abridged(text));
-            reader.error(at, message);
+            let message = format!("`{}` is not a key thumbprint: 43 characters of base64url (RFC 7638)", abbreviate(text));
+            reader.report_error(at, message);
         }
     }
     texts.into_iter().map(Thumbprint::new).collect()
@@ -407,23 +426,25 @@ fn is_thumbprint(text: &str) -> bool {
     text.len() == 43 && text.bytes().all(in_alphabet) && text.ends_with(|last| "AEIMQUYcgkosw048".contains(last))
 }
 
-fn read_operator(id: &str, fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> OperatorSpec {
+fn read_operator(id: &str, fields: &mut MappingFields<'_>, reader: &mut DocumentReader<'_>) -> OperatorSpec {
     let keys = match fields.require("keys", reader) {
         Some(node) => match &node.kind {
-            Kind::Sequence(items) => {
-                items.iter().enumerate().for_each(|(index, item)| reader.positions.put("keys", index, item.at));
-                jwk_list(items, node, reader, PublicKey::from_jwk)
+            NodeKind::Sequence(items) => {
+                items.iter().enumerate().for_each(|(index, item)| reader.positions.insert("keys", index, item.at));
+                read_jwks(items, node, reader, PublicKey::from_jwk)
             }
             _ => {
-                reader.wrong(node, "`keys` must be a list of public JWKs");
+                reader.report_wrong_type(node, "`keys` must be a list of public JWKs");
                 Vec::new()
             }
         },
         None => Vec::new(),
     };
-    let roles =
-        fields.require("roles", reader).map(|node| reader.chosen(node, "roles", Role::ALL, Role::as_str)).unwrap_or_default();
-    let groups = fields.take("groups").map(|node| reader.strings(node, "groups")).unwrap_or_default();
+    let roles = fields
+        .require("roles", reader)
+        .map(|node| reader.read_choices(node, "roles", OperatorRole::ALL, OperatorRole::as_str))
+        .unwrap_or_default();
+    let groups = fields.take("groups").map(|node| reader.read_strings(node, "groups")).unwrap_or_default();
     let users = fields.take("users").map(|node| read_users(node, reader)).unwrap_or_default();
     OperatorSpec {
         id: OperatorId::from(id),
@@ -434,21 +455,21 @@ fn read_operator(id: &str, fields: &mut Fields<'_>, reader: &mut Reader<'_>) -> 
     }
 }
 
-fn read_users(node: &Node, reader: &mut Reader<'_>) -> Vec<UserId> {
-    let Kind::Sequence(items) = &node.kind else {
-        reader.wrong(node, "`users` must be a list of `{issuer: …, sub: …}`");
+fn read_users(node: &SourceNode, reader: &mut DocumentReader<'_>) -> Vec<UserId> {
+    let NodeKind::Sequence(items) = &node.kind else {
+        reader.report_wrong_type(node, "`users` must be a list of `{issuer: …, sub: …}`");
         return Vec::new();
     };
     let mut users = Vec::new();
     for item in items {
-        let Some(mut fields) = Fields::new(item, "a user", reader) else {
+        let Some(mut fields) = MappingFields::new(item, "a user", reader) else {
             continue;
         };
-        let issuer = fields.require("issuer", reader).and_then(|node| reader.text(node, "`issuer`"));
-        let subject = fields.require("sub", reader).and_then(|node| reader.text(node, "`sub`"));
-        fields.finish(reader);
+        let issuer = fields.require("issuer", reader).and_then(|node| reader.read_text(node, "`issuer`"));
+        let subject = fields.require("sub", reader).and_then(|node| reader.read_text(node, "`sub`"));
+        fields.reject_unknown_fields(reader);
         if let (Some(issuer), Some(subject)) = (issuer, subject) {
-            reader.positions.put("users", users.len(), item.at);
+            reader.positions.insert("users", users.len(), item.at);
             users.push(UserId::new(issuer, subject));
         }
     }
@@ -456,22 +477,27 @@ fn read_users(node: &Node, reader: &mut Reader<'_>) -> Vec<UserId> {
 }
 
 /// Reads a list of names, or `["*"]` for all.
-fn names<T>(fields: &mut Fields<'_>, field: &'static str, reader: &mut Reader<'_>, name: fn(&str) -> T) -> Names<T> {
+fn read_names<T>(
+    fields: &mut MappingFields<'_>,
+    field: &'static str,
+    reader: &mut DocumentReader<'_>,
+    name: fn(&str) -> T,
+) -> NameSelection<T> {
     let Some(node) = fields.take(field) else {
-        return Names::default();
+        return NameSelection::default();
     };
-    if let Kind::Scalar(Scalar { text, meaning: Meaning::String }) = &node.kind
+    if let NodeKind::Scalar(ScalarNode { text, value: ScalarValue::String }) = &node.kind
         && text == "*"
     {
-        return Names::All;
+        return NameSelection::All;
     }
-    let texts = reader.strings(node, field);
+    let texts = reader.read_strings(node, field);
     match texts.iter().any(|text| text == "*") {
-        true if texts.len() == 1 => Names::All,
+        true if texts.len() == 1 => NameSelection::All,
         true => {
-            reader.error(node.at, format!("`*` in `{field}` means all, so nothing else may stand beside it"));
-            Names::default()
+            reader.report_error(node.at, format!("`*` in `{field}` means all, so nothing else may stand beside it"));
+            NameSelection::default()
         }
-        false => Names::Some(texts.iter().map(|text| name(text)).collect()),
+        false => NameSelection::Listed(texts.iter().map(|text| name(text)).collect()),
     }
 }

@@ -2,10 +2,10 @@
 
 use crate::model::json::parse_object;
 use crate::model::reason::Reason;
-use crate::model::request::{Call, Subject};
+use crate::model::request::{DelegationSubject, ToolCall};
 use crate::testing::reference;
 
-use super::super::compile::{Compiled, Limits, ProofClass, Risk};
+use super::super::compile::{CompiledPolicy, ProofClass, SessionLimits, ToolRisk};
 use super::super::document::Document;
 use super::{documents, subject};
 
@@ -51,9 +51,9 @@ const ALL: &str =
     r#"{"crm/read":{},"crm/write":{},"crm/refund":{},"crm/wipe":{},"crm/deep/er":{},"pinned/tool":{},"no/tool":{}}"#;
 
 /// Checks `EFFECT REASON LAYER HOP MATCHED APPROVERS`. Both evaluators must give it.
-fn check(policy: &(Vec<Document>, Compiled), subject: &Subject, tool: &str, arguments: &str, expected: &str) {
+fn check(policy: &(Vec<Document>, CompiledPolicy), subject: &DelegationSubject, tool: &str, arguments: &str, expected: &str) {
     let arguments = parse_object(arguments.as_bytes()).unwrap();
-    let call = Call::new(tool, &arguments);
+    let call = ToolCall::new(tool, &arguments);
     let resolved = policy.1.resolve(subject);
     let verdict = policy.1.evaluate(&resolved, subject, &call);
     let mut text = format!("{} {}", verdict.effect.as_str(), verdict.reason);
@@ -63,7 +63,7 @@ fn check(policy: &(Vec<Document>, Compiled), subject: &Subject, tool: &str, argu
         text += &format!(" {}:{}:{}", matched.kind, matched.id.rsplit('/').next().unwrap(), matched.entry);
     }
     for need in &verdict.approvals {
-        text += &format!(" [{} {:?} {}]", need.layer, need.by, need.expires_in_ms);
+        text += &format!(" [{} {:?} {}]", need.layer, need.approver_groups, need.expires_in_ms);
     }
     assert_eq!(text, expected, "{tool} {arguments:?}");
     let reference = reference::decide(&policy.0, subject, &call);
@@ -75,9 +75,9 @@ fn check(policy: &(Vec<Document>, Compiled), subject: &Subject, tool: &str, argu
     assert_eq!(reference.approvals, verdict.approvals);
 }
 
-fn policy() -> (Vec<Document>, Compiled) {
+fn policy() -> (Vec<Document>, CompiledPolicy) {
     let documents = documents(POLICY);
-    let compiled = Compiled::compile(&documents).unwrap();
+    let compiled = CompiledPolicy::compile(&documents).unwrap();
     (documents, compiled)
 }
 
@@ -192,14 +192,14 @@ fn approvals_are_listed_layer_by_layer() {
 fn tools_limits_and_schemas() {
     let (_, compiled) = policy();
     let tool = |name| compiled.tool(name).map(|tool| (tool.risk, tool.proof)).unwrap();
-    assert_eq!(tool("crm/read"), (Risk::Read, ProofClass::PerHandle));
-    assert_eq!(tool("crm/write"), (Risk::Write, ProofClass::PerCall));
-    assert_eq!(tool("crm/wipe"), (Risk::Destructive, ProofClass::PerCall));
-    assert_eq!(tool("pinned/tool"), (Risk::Read, ProofClass::None));
+    assert_eq!(tool("crm/read"), (ToolRisk::Read, ProofClass::PerHandle));
+    assert_eq!(tool("crm/write"), (ToolRisk::Write, ProofClass::PerCall));
+    assert_eq!(tool("crm/wipe"), (ToolRisk::Destructive, ProofClass::PerCall));
+    assert_eq!(tool("pinned/tool"), (ToolRisk::Read, ProofClass::None));
     assert!(compiled.tool("crm").is_none());
     assert_eq!(compiled.tools().map(|tool| tool.name.as_str()).collect::<Vec<_>>()[..2], ["crm/deep/er", "crm/read"]);
-    assert_eq!(compiled.agent_limits(&"spiffe://t/a".into()), Some(Limits { lifetime_max_s: Some(7200), hops_max: 1 }));
-    assert_eq!(compiled.agent_limits(&"spiffe://t/b".into()), Some(Limits { lifetime_max_s: None, hops_max: 8 }));
+    assert_eq!(compiled.agent_limits(&"spiffe://t/a".into()), Some(SessionLimits { lifetime_max_s: Some(7200), hops_max: 1 }));
+    assert_eq!(compiled.agent_limits(&"spiffe://t/b".into()), Some(SessionLimits { lifetime_max_s: None, hops_max: 8 }));
     assert_eq!(compiled.agent_limits(&"spiffe://t/c".into()), None);
     let subject = subject(&["sales"], "portal", &["a"], &[ALL]);
     let resolved = compiled.resolve(&subject);
@@ -207,7 +207,7 @@ fn tools_limits_and_schemas() {
     for (last, reason) in [(1, Reason::Ok), (2, Reason::ToolChanged)] {
         let mut schema = [0; 32];
         schema[31] = last;
-        let call = Call { tool_schema_sha256: Some(schema), ..Call::new("pinned/tool", &arguments) };
+        let call = ToolCall { tool_schema_sha256: Some(schema), ..ToolCall::new("pinned/tool", &arguments) };
         assert_eq!(compiled.evaluate(&resolved, &subject, &call).reason, reason);
     }
 }
@@ -215,11 +215,15 @@ fn tools_limits_and_schemas() {
 #[test]
 fn reach_says_what_arguments_can_change() {
     let (_, compiled) = policy();
-    let check = |subject: &Subject, tool: &str, expected: &str| {
+    let check = |subject: &DelegationSubject, tool: &str, expected: &str| {
         let resolved = compiled.resolve(subject);
-        let reach = compiled.reach(&resolved, subject, tool);
+        let reach = compiled.tool_reach(&resolved, subject, tool);
         let layer = reach.layer.map_or("-", |layer| layer.as_str());
-        assert_eq!(format!("{} {} {layer} {}", reach.effect.as_str(), reach.reason, reach.maybe), expected, "{tool}");
+        assert_eq!(
+            format!("{} {} {layer} {}", reach.effect.as_str(), reach.reason, reach.depends_on_arguments),
+            expected,
+            "{tool}"
+        );
     };
     let junior = subject(&["juniors"], "portal", &["a"], &[ALL]);
     check(&junior, "crm/read", "PERMIT OK - false");
@@ -240,7 +244,7 @@ fn an_explanation_has_every_layer() {
     let subject = subject(&["juniors"], "narrow", &["a", "b"], &[ALL, "{}"]);
     let arguments = parse_object(b"{}").unwrap();
     let explain = |tool| {
-        let answers = compiled.explain(&compiled.resolve(&subject), &subject, &Call::new(tool, &arguments));
+        let answers = compiled.explain(&compiled.resolve(&subject), &subject, &ToolCall::new(tool, &arguments));
         answers
             .iter()
             .map(|answer| {
@@ -269,11 +273,11 @@ fn an_explanation_has_every_layer() {
 #[test]
 fn what_another_policy_resolved_is_resolved_anew() {
     let (_, old) = policy();
-    let new = Compiled::compile(&documents("{kind: tool, id: a/first}")).unwrap();
+    let new = CompiledPolicy::compile(&documents("{kind: tool, id: a/first}")).unwrap();
     let subject = subject(&["sales"], "portal", &["a"], &[ALL]);
     let resolved = old.resolve(&subject);
     let arguments = parse_object(b"{}").unwrap();
-    let call = Call::new("a/first", &arguments);
+    let call = ToolCall::new("a/first", &arguments);
     assert_eq!(new.evaluate(&resolved, &subject, &call).reason, Reason::AgentUnknown);
-    assert_eq!(new.reach(&resolved, &subject, "a/first").reason, Reason::AgentUnknown);
+    assert_eq!(new.tool_reach(&resolved, &subject, "a/first").reason, Reason::AgentUnknown);
 }

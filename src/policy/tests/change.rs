@@ -1,9 +1,9 @@
 //! Tests of changes to some agents: the answers equal those of a new compilation, and unchanged parts stay shared.
 
 use crate::model::json::parse_object;
-use crate::model::request::Call;
+use crate::model::request::ToolCall;
 
-use super::super::compile::Compiled;
+use super::super::compile::CompiledPolicy;
 use super::{documents, subject};
 
 const BASE: &str = "
@@ -34,7 +34,7 @@ fn equal_permissions_are_stored_once() {
         let more = ["allow: [crm/read, crm/write]", "allow: [crm/write, crm/read]", "include: [reads], deny: [crm/write]"][n % 3];
         text += &agent(&n.to_string(), more);
     }
-    let compiled = Compiled::compile(&documents(&text)).unwrap();
+    let compiled = CompiledPolicy::compile(&documents(&text)).unwrap();
     assert_eq!(compiled.agent_count(), 500);
     // The sets of the group and of the application are equal, and so are those of two agents.
     assert_eq!(compiled.permission_set_count(), 3);
@@ -45,15 +45,15 @@ fn a_change_answers_as_a_new_policy_would() {
     let before = [("a", "allow: [crm/read]"), ("b", "allow: [crm/write], delegates_to: [spiffe://t/a]")];
     let mut all = documents(BASE);
     all.extend(agent_documents(&before));
-    let old = Compiled::compile(&all).unwrap();
+    let old = CompiledPolicy::compile(&all).unwrap();
     let put =
         agent_documents(&[("a", "include: [reads], allow: [crm/write], delegates_to: [spiffe://t/c]"), ("c", "allow: ['*']")]);
     let new = old.with_agents(&put, &["spiffe://t/b".into()]).unwrap();
     let scope = r#"{"crm/read":{},"crm/write":{}}"#;
     let arguments = parse_object(b"{}").unwrap();
-    let check = |compiled: &Compiled, agents: &[&str], tool: &str, expected: &str| {
+    let check = |compiled: &CompiledPolicy, agents: &[&str], tool: &str, expected: &str| {
         let subject = subject(&["sales"], "portal", agents, &vec![scope; agents.len()]);
-        let call = Call::new(tool, &arguments);
+        let call = ToolCall::new(tool, &arguments);
         let verdict = compiled.evaluate(&compiled.resolve(&subject), &subject, &call);
         assert_eq!(verdict.reason.as_str(), expected, "{agents:?} {tool}");
     };
@@ -76,7 +76,7 @@ fn a_change_answers_as_a_new_policy_would() {
 fn a_change_that_is_refused() {
     let mut all = documents(BASE);
     all.extend(agent_documents(&[("a", &format!("keys: [{KEY}]"))]));
-    let old = Compiled::compile(&all).unwrap();
+    let old = CompiledPolicy::compile(&all).unwrap();
     let check = |text: &str, expected: &[&str]| {
         let said = old
             .with_agents(&documents(text), &[])

@@ -1,10 +1,10 @@
 //! Tests of conditions, guardrails, preparation and shadow documents in an evaluation, case by case with both evaluators.
 
 use crate::model::json::parse_object;
-use crate::model::request::Call;
+use crate::model::request::ToolCall;
 use crate::testing::reference;
 
-use super::super::compile::Compiled;
+use super::super::compile::CompiledPolicy;
 use super::{documents, subject};
 
 const BASE: &str = "
@@ -28,12 +28,12 @@ fn at(hour: i64, minute: i64) -> i64 {
 /// shadow policy.
 fn check(policy: &str, tool: &str, arguments: &str, environment: Option<&str>, unix_s: i64, expected: &str) {
     let documents = documents(&format!("{BASE}{policy}"));
-    let compiled = Compiled::compile(&documents).unwrap_or_else(|error| panic!("{policy}: {error:?}"));
+    let compiled = CompiledPolicy::compile(&documents).unwrap_or_else(|error| panic!("{policy}: {error:?}"));
     let subject = subject(&["g"], "p", &["a"], &[ALL]);
     let arguments = parse_object(arguments.as_bytes()).unwrap();
     let environment = environment.map(|text| parse_object(text.as_bytes()).unwrap());
-    let call = Call { environment: environment.as_ref(), unix_s, ..Call::new(tool, &arguments) };
-    let one = |compiled: &Compiled, documents: &[_]| {
+    let call = ToolCall { environment: environment.as_ref(), unix_s, ..ToolCall::new(tool, &arguments) };
+    let one = |compiled: &CompiledPolicy, documents: &[_]| {
         let verdict = compiled.evaluate(&compiled.resolve(&subject), &subject, &call);
         let answer = reference::decide(documents, &subject, &call);
         let told = (verdict.effect, verdict.reason, verdict.layer, verdict.matched.as_deref(), &verdict.prepared);
@@ -44,8 +44,8 @@ fn check(policy: &str, tool: &str, arguments: &str, environment: Option<&str>, u
         text
     };
     let mut text = one(&compiled, &documents);
-    if let Some(would_be) = compiled.would_be() {
-        text = format!("{text} / {}", one(would_be, &reference::as_they_would_be(&documents)));
+    if let Some(would_be) = compiled.shadow_policy() {
+        text = format!("{text} / {}", one(would_be, &reference::enforce_shadows(&documents)));
     }
     assert_eq!(text, expected, "{policy} {tool}");
 }
@@ -167,10 +167,10 @@ fn too_many_conditions_about_too_much_deny() {
         .map(|numbers| agent(&format!("allow: ['*'], deny: [{}]", entries(numbers))) + &rails);
     for (bytes, expected) in [(1_000, "PERMIT OK"), (20_000, "PERMIT OK"), (40_000, "DENY CONDITION_ERROR")] {
         for policy in &policies {
-            let compiled = Compiled::compile(&documents(&format!("{BASE}{policy}"))).unwrap();
+            let compiled = CompiledPolicy::compile(&documents(&format!("{BASE}{policy}"))).unwrap();
             let subject = subject(&["g"], "p", &["a"], &[ALL]);
             let arguments = parse_object(format!("{{\"note\":\"{}\"}}", "x".repeat(bytes)).as_bytes()).unwrap();
-            let verdict = compiled.evaluate(&compiled.resolve(&subject), &subject, &Call::new("pay/refund", &arguments));
+            let verdict = compiled.evaluate(&compiled.resolve(&subject), &subject, &ToolCall::new("pay/refund", &arguments));
             assert_eq!(format!("{} {}", verdict.effect.as_str(), verdict.reason), expected, "{bytes}");
         }
     }
@@ -186,13 +186,13 @@ fn no_approver_is_left_out_for_want_of_work() {
         format!("pay/refund: {{by: [{by}], expires_in: {minutes}m, when: '{when}'}}")
     };
     let policy = agent(&format!("approve: [{}, {}, {}]", entry("leads", 9), entry("owners", 7), entry("risk", 8)));
-    let compiled = Compiled::compile(&documents(&format!("{BASE}{policy}"))).unwrap();
+    let compiled = CompiledPolicy::compile(&documents(&format!("{BASE}{policy}"))).unwrap();
     let subject = subject(&["g"], "p", &["a"], &[ALL]);
     let mut seen = Vec::new();
     for bytes in [100, 30_000, 40_000, 49_000, 80_000, 160_000] {
         let arguments = parse_object(format!("{{\"note\":\"{}\"}}", "x".repeat(bytes)).as_bytes()).unwrap();
-        let verdict = compiled.evaluate(&compiled.resolve(&subject), &subject, &Call::new("pay/refund", &arguments));
-        let needs: Vec<_> = verdict.approvals.iter().map(|need| (need.by.len(), need.expires_in_ms)).collect();
+        let verdict = compiled.evaluate(&compiled.resolve(&subject), &subject, &ToolCall::new("pay/refund", &arguments));
+        let needs: Vec<_> = verdict.approvals.iter().map(|need| (need.approver_groups.len(), need.expires_in_ms)).collect();
         match verdict.reason {
             crate::model::reason::Reason::ConditionError => assert_eq!(needs, []),
             _ => assert_eq!(needs, [(3, 7 * 60_000)], "{bytes}"),

@@ -344,8 +344,14 @@ fn arguments() {
         &allow("{a: {prefix: b}}"),
         &["4:25: error: unknown key `prefix` (write `min` and `max`, a value, a list, or a constraint with `constraint_type`)"],
     );
-    check(&allow("{a: {max: '5'}}"), &["4:24: error: argument `a`: `max` of a range must be a number within ±(2^53-1)"]);
-    check(&allow("{a: 9007199254740993}"), &["4:24: error: argument `a`: a number is beyond ±(2^53-1) and cannot be compared"]);
+    check(
+        &allow("{a: {max: '5'}}"),
+        &["4:24: error: argument `a`: `max` of a range must be a number within ±(2^53-1), of no more digits than a double keeps"],
+    );
+    let uncomparable =
+        "4:24: error: argument `a`: a number is beyond ±(2^53-1), or has more digits than a double keeps, and cannot be compared";
+    check(&allow("{a: 9007199254740993}"), &[uncomparable]);
+    check(&allow("{a: 15.0000000000000001}"), &[uncomparable]);
     check(&allow("{a: {constraint_type: regex}}"), &["4:24: error: argument `a`: unknown constraint_type `regex`"]);
     check(&allow("{a: {min: 5, max: 1}}"), &["4:3: warning: `crm/read` never counts: no value of argument `a` can satisfy it"]);
     check(

@@ -2,19 +2,19 @@
 
 use proptest::prelude::*;
 
-use super::super::compile::Compiled;
-use super::super::diff::{self, Direction};
-use super::super::document::{Body, Document};
-use super::properties::{calls, each_call, subject, world};
+use super::super::compile::CompiledPolicy;
+use super::super::diff::{self, ChangeDirection};
+use super::super::document::{Document, DocumentBody};
+use super::properties::{each_call, generated_calls, generated_policy, subject};
 use super::{documents, file};
 
 /// A mix of the documents of two policies with the same names.
-fn mixed(before: &[Document], other: &[Document], kept: &[bool]) -> Vec<Document> {
-    let find = |key: &crate::model::records::DocumentKey| other.iter().find(|document| document.key == *key).cloned();
+fn mix_documents(before: &[Document], other: &[Document], kept: &[bool]) -> Vec<Document> {
+    let find = |key: &crate::model::rows::DocumentKey| other.iter().find(|document| document.key == *key).cloned();
     let of_before = before.iter().zip(kept).filter_map(|(document, kept)| match (kept, &document.body) {
         (true, _) => Some(document.clone()),
         // A guardrail may be removed, but a document that others name may not.
-        (false, Body::Guardrail(_)) => find(&document.key),
+        (false, DocumentBody::Guardrail(_)) => find(&document.key),
         (false, _) => Some(find(&document.key).unwrap_or_else(|| document.clone())),
     });
     let mut mixed: Vec<Document> = of_before.collect();
@@ -28,15 +28,15 @@ proptest! {
 
     #[test]
     fn no_widening_is_missed(
-        world in world(),
-        other in world(),
+        world in generated_policy(),
+        other in generated_policy(),
         kept in prop::collection::vec(prop::bool::weighted(0.8), 13),
         subject in subject(),
-        calls in calls(),
+        calls in generated_calls(),
     ) {
-        let changed = mixed(&world, &other, &kept);
-        let (before, after) = (Compiled::compile(&world).unwrap(), Compiled::compile(&changed).unwrap());
-        let pairs = diff::pairs(&before, &after, usize::MAX);
+        let changed = mix_documents(&world, &other, &kept);
+        let (before, after) = (CompiledPolicy::compile(&world).unwrap(), CompiledPolicy::compile(&changed).unwrap());
+        let pairs = diff::compare_access(&before, &after, usize::MAX);
         let of = |agent: &str, tool: &str| {
             pairs.listed.iter().find(|pair| pair.agent.as_str() == agent && &*pair.tool == tool).map(|pair| pair.direction)
         };
@@ -45,7 +45,7 @@ proptest! {
             let (was, is) = (before.evaluate(&old, &subject, call).effect, after.evaluate(&new, &subject, call).effect);
             let directions: Vec<_> = subject.agents.iter().filter_map(|agent| of(agent.as_str(), call.tool)).collect();
             if is > was {
-                assert!(directions.iter().any(|direction| *direction != Direction::Narrower), "{call:?} {was:?} {is:?} {directions:?}");
+                assert!(directions.iter().any(|direction| *direction != ChangeDirection::Narrower), "{call:?} {was:?} {is:?} {directions:?}");
             }
             if is != was {
                 assert!(!directions.is_empty(), "{call:?} {was:?} {is:?}");
@@ -54,10 +54,10 @@ proptest! {
     }
 
     #[test]
-    fn nothing_changes_where_nothing_is_changed(world in world()) {
-        let (before, after) = (Compiled::compile(&world).unwrap(), Compiled::compile(&world).unwrap());
-        prop_assert_eq!(diff::pairs(&before, &after, usize::MAX), diff::Pairs::default());
-        prop_assert_eq!(diff::documents(&world, &world), vec![]);
+    fn nothing_changes_where_nothing_is_changed(world in generated_policy()) {
+        let (before, after) = (CompiledPolicy::compile(&world).unwrap(), CompiledPolicy::compile(&world).unwrap());
+        prop_assert_eq!(diff::compare_access(&before, &after, usize::MAX), diff::AgentToolChanges::default());
+        prop_assert_eq!(diff::compare_documents(&world, &world), vec![]);
     }
 }
 
@@ -76,8 +76,8 @@ const BASE: &str = "\
 
 /// The pairs of a change, as `agent tool before -> after direction`.
 fn check(before: &str, after: &str, expected: &[&str]) {
-    let compiled = |text: &str| Compiled::compile(&documents(&format!("{BASE}{text}"))).unwrap();
-    let pairs = diff::pairs(&compiled(before), &compiled(after), 100);
+    let compiled = |text: &str| CompiledPolicy::compile(&documents(&format!("{BASE}{text}"))).unwrap();
+    let pairs = diff::compare_access(&compiled(before), &compiled(after), 100);
     let told: Vec<String> = pairs
         .listed
         .iter()
@@ -152,11 +152,11 @@ fn a_fleet_is_compared_by_its_kinds() {
             format!("---\n{{kind: agent, id: 'spiffe://t/{n}', applications: [p], acts_for: [g], allow: [{own}]}}\n")
         });
         let text = format!("{BASE}{}", agents.collect::<String>().trim_start_matches("---\n"));
-        Compiled::compile(&super::source::parse(&file(&text)).documents).unwrap()
+        CompiledPolicy::compile(&super::source::parse_files(&file(&text)).documents).unwrap()
     };
-    let pairs = diff::pairs(&fleet("pay/read"), &fleet("pay/*"), 100);
+    let pairs = diff::compare_access(&fleet("pay/read"), &fleet("pay/*"), 100);
     assert_eq!((pairs.listed.len(), pairs.total), (100, 10_000));
-    assert!(pairs.listed.iter().all(|pair| &*pair.tool == "pay/refund" && pair.direction == Direction::Wider));
+    assert!(pairs.listed.iter().all(|pair| &*pair.tool == "pay/refund" && pair.direction == ChangeDirection::Wider));
 }
 
 #[test]
@@ -167,8 +167,8 @@ fn what_no_pair_shows_is_said() {
         )
     };
     let (before, after) = (documents(&issuer("g")), documents(&issuer("g, h")));
-    let said = diff::beside_pairs(&before, &after);
+    let said = diff::other_change_warnings(&before, &after);
     assert!(said.len() == 1 && said[0].message.contains("issuer `https://i` is changed"), "{said:?}");
-    let changes = diff::documents(&before, &after);
+    let changes = diff::compare_documents(&before, &after);
     assert!(changes.len() == 1 && changes[0].change == "changed" && changes[0].key.kind == "issuer", "{changes:?}");
 }

@@ -4,15 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use crate::model::constraint::ArgumentMap;
+use crate::model::constraint::ConstraintMap;
 use crate::model::ids::{SessionId, TaskId};
 use crate::model::json::parse_object;
-use crate::model::request::{Call, Scope, Subject};
+use crate::model::request::{DelegationSubject, TokenScope, ToolCall};
 use crate::testing::reference;
 
-use super::super::compile::Compiled;
-use super::super::document::{Body, Document, Expectation, TestSpec};
-use super::super::source::{SourceFile, parse, read_folder};
+use super::super::compile::CompiledPolicy;
+use super::super::document::{Document, DocumentBody, ExpectedCall, TestSpec};
+use super::super::source::{SourceFile, parse_files, read_folder};
 use super::super::validate;
 use super::subject;
 
@@ -26,9 +26,9 @@ pub(super) fn folder(name: &str) -> Vec<SourceFile> {
 
 /// The documents of an example. `policy check` reports nothing for them.
 fn documents(name: &str) -> Vec<Document> {
-    let parsed = parse(&folder(name));
+    let parsed = parse_files(&folder(name));
     assert_eq!(parsed.diagnostics, [], "{name}");
-    assert_eq!(validate::check(&parsed.documents), [], "{name}");
+    assert_eq!(validate::check_policy(&parsed.documents), [], "{name}");
     parsed.documents
 }
 
@@ -44,19 +44,19 @@ fn every_example_is_here() {
 fn every_example_does_what_its_tests_say() {
     for name in FOLDERS {
         let documents = documents(name);
-        let compiled = Compiled::compile(&documents).unwrap();
+        let compiled = CompiledPolicy::compile(&documents).unwrap();
         let mut told: BTreeMap<String, BTreeSet<&str>> = BTreeMap::new();
         for document in &documents {
-            if let Body::Test(test) = &document.body {
+            if let DocumentBody::Test(test) = &document.body {
                 for expectation in &test.expect {
                     expect(&compiled, &documents, test, expectation, &format!("{name}, {}", document.key.id));
                     let leaf = test.agents.last().unwrap().to_string();
-                    told.entry(leaf).or_default().insert(expectation.want.as_str());
+                    told.entry(leaf).or_default().insert(expectation.effect.as_str());
                 }
             }
         }
         for document in &documents {
-            if let Body::Agent(agent) = &document.body {
+            if let DocumentBody::Agent(agent) = &document.body {
                 let wants = told.get(agent.id.as_str()).cloned().unwrap_or_default();
                 assert!(wants.contains("PERMIT") && wants.contains("DENY"), "{name}: {} is shown with {wants:?}", agent.id);
             }
@@ -65,10 +65,10 @@ fn every_example_does_what_its_tests_say() {
 }
 
 /// Evaluates a call of a test with both evaluators.
-fn expect(compiled: &Compiled, documents: &[Document], test: &TestSpec, expectation: &Expectation, place: &str) {
-    let everything = Scope { tools: [(expectation.tool.clone(), ArgumentMap::unconstrained())].into() };
+fn expect(compiled: &CompiledPolicy, documents: &[Document], test: &TestSpec, expectation: &ExpectedCall, place: &str) {
+    let everything = TokenScope { tools: [(expectation.tool.clone(), ConstraintMap::unconstrained())].into() };
     let scope = test.scope.clone().unwrap_or(everything);
-    let subject = Subject {
+    let subject = DelegationSubject {
         user: test.user.clone(),
         groups: test.groups.clone(),
         application: test.application.clone(),
@@ -77,24 +77,24 @@ fn expect(compiled: &Compiled, documents: &[Document], test: &TestSpec, expectat
         session: SessionId::from("s"),
         task: TaskId::from("t"),
     };
-    let call = Call {
+    let call = ToolCall {
         environment: expectation.environment.as_ref().or(test.environment.as_ref()),
         unix_s: expectation.at_unix_s.or(test.at_unix_s).unwrap_or(0),
-        ..Call::new(&expectation.tool, &expectation.arguments)
+        ..ToolCall::new(&expectation.tool, &expectation.arguments)
     };
     let verdict = compiled.evaluate(&compiled.resolve(&subject), &subject, &call);
     let place = format!("{place}, line {}", expectation.line);
-    assert_eq!(verdict.effect, expectation.want, "{place}: {verdict:?}");
+    assert_eq!(verdict.effect, expectation.effect, "{place}: {verdict:?}");
     assert!(expectation.reason.is_none_or(|reason| reason == verdict.reason), "{place}: {verdict:?}");
     assert!(expectation.layer.is_none_or(|layer| Some(layer) == verdict.layer), "{place}: {verdict:?}");
-    assert_eq!(verdict.prepared.is_empty(), !expectation.prepared, "{place}: {verdict:?}");
+    assert_eq!(verdict.prepared.is_empty(), !expectation.assume_prepared, "{place}: {verdict:?}");
     assert_eq!(reference::decide(documents, &subject, &call).reason, verdict.reason, "{place}");
 }
 
 #[test]
 fn the_four_agents_may_what_the_mission_says() {
     let documents = documents("four-agents");
-    let compiled = Compiled::compile(&documents).unwrap();
+    let compiled = CompiledPolicy::compile(&documents).unwrap();
     let scope: String = compiled.tools().map(|tool| format!(r#","{}":{{}}"#, tool.name)).collect();
     let scope = format!("{{{}}}", scope.trim_start_matches(','));
     let check = |group: &str, application: &str, agents: &[&str], tool: &str, arguments: &str, expected: &str| {
@@ -102,7 +102,7 @@ fn the_four_agents_may_what_the_mission_says() {
         subject.agents = agents.iter().map(|name| format!("spiffe://acme.example/agent/{name}").as_str().into()).collect();
         let arguments = parse_object(arguments.as_bytes()).unwrap();
         // A Wednesday, 9:30.
-        let call = Call { unix_s: 1_795_599_000, ..Call::new(tool, &arguments) };
+        let call = ToolCall { unix_s: 1_795_599_000, ..ToolCall::new(tool, &arguments) };
         let verdict = compiled.evaluate(&compiled.resolve(&subject), &subject, &call);
         assert_eq!(verdict.reason.as_str(), expected, "{agents:?} {tool} {arguments:?}");
         assert_eq!(reference::decide(&documents, &subject, &call).reason, verdict.reason);

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use super::super::source::{parse, read_folder};
+use super::super::source::{parse_files, read_folder};
 use super::KEY_X;
 
 fn write(root: &Path, path: &str, content: impl AsRef<[u8]>) {
@@ -32,7 +32,7 @@ fn a_folder_is_its_yaml_and_the_keys_it_names() {
     write(root, ".git/x.yaml", "kind: nonsense");
     std::os::unix::fs::symlink("b.yaml", root.join("link.yaml")).unwrap();
     assert_eq!(paths(root).unwrap(), ["a/x.yml", "b.yaml", "link.yaml", "a/x.json", "keys/b.json"]);
-    let parsed = parse(&read_folder(root).unwrap());
+    let parsed = parse_files(&read_folder(root).unwrap());
     assert_eq!((parsed.documents.len(), parsed.diagnostics), (3, vec![]));
     assert_eq!(paths(&root.join("b.yaml")).unwrap(), ["b.yaml", "keys/b.json"]);
 }

@@ -1,8 +1,8 @@
 //! Tests of listed keys: newly listed keys, rotated-out keys, and documents that lose `two_person`.
 
-use super::super::diff::{beside_pairs, weakened};
+use super::super::diff::{other_change_warnings, weakened_documents};
 use super::super::document::Document;
-use super::super::keys::{newly_listed, rotated_out};
+use super::super::listed_keys::{newly_listed_keys, rotated_keys};
 use super::documents;
 
 fn key(last: char) -> String {
@@ -23,13 +23,13 @@ fn read(text: &str) -> Vec<Document> {
 #[test]
 fn keys_come_and_go() {
     let operator = read(OPERATOR)[0].clone();
-    let of_operator = super::super::keys::keys_of(&operator)[0].to_string();
+    let of_operator = super::super::listed_keys::document_keys(&operator)[0].to_string();
     let check = |before: &str, after: &str, new: &[&str], out: &[&str]| {
         let (before, after) = (read(before), read(after));
         let replaced: Vec<Document> = before.iter().filter(|document| !after.contains(document)).cloned().collect();
         let changed = after.iter().filter(|document| !before.contains(document));
-        let listed: Vec<String> = newly_listed(changed, &replaced).iter().map(|key| key.thumbprint.to_string()).collect();
-        let rotated: Vec<String> = rotated_out(&replaced, &after).iter().map(|key| key.thumbprint.to_string()).collect();
+        let listed: Vec<String> = newly_listed_keys(changed, &replaced).iter().map(|key| key.thumbprint.to_string()).collect();
+        let rotated: Vec<String> = rotated_keys(&replaced, &after).iter().map(|key| key.thumbprint.to_string()).collect();
         assert_eq!(
             (listed, rotated),
             (new.iter().map(|key| (*key).to_owned()).collect(), out.iter().map(|key| (*key).to_owned()).collect())
@@ -55,8 +55,8 @@ fn keys_come_and_go() {
 fn two_people_are_asked_for() {
     let check = |before: &str, after: &str, expected: bool, says: &str| {
         let (before, after) = (read(before), read(after));
-        assert_eq!(!weakened(&before, &after).is_empty(), expected, "{before:?} {after:?}");
-        let said: Vec<String> = beside_pairs(&before, &after).into_iter().map(|said| said.message).collect();
+        assert_eq!(!weakened_documents(&before, &after).is_empty(), expected, "{before:?} {after:?}");
+        let said: Vec<String> = other_change_warnings(&before, &after).into_iter().map(|said| said.message).collect();
         assert_eq!(said.iter().any(|said| said.contains("two people")), !says.is_empty(), "{said:?}");
         assert!(says.is_empty() || said.iter().any(|said| said.contains(says)), "{said:?}");
     };
@@ -69,6 +69,6 @@ fn two_people_are_asked_for() {
         check(&of(", two_person: true"), after, true, "no longer needed");
     }
     check(&of(", two_person: true, mode: shadow"), &of(", mode: shadow"), false, "");
-    let row = read(&of(", two_person: true"))[0].to_row(crate::model::records::Origin::Folder);
+    let row = read(&of(", two_person: true"))[0].to_row(crate::model::rows::DocumentOrigin::Folder);
     assert!(row.json.contains("\"two_person\":true") && Document::from_row(&row).unwrap().two_person);
 }

@@ -1,7 +1,7 @@
 //! Tests of policies that are legal but hardly intended, each with all messages of `policy check`: position, severity, message
 //! and help.
 
-use super::super::source::parse;
+use super::super::source::parse_files;
 use super::super::validate;
 use super::{KEY_X, file, linted};
 
@@ -355,8 +355,8 @@ fn agents_that_all_hand_on_to_each_other_end() {
             names.join(", ")
         ));
     }
-    let parsed = parse(&file(&text));
+    let parsed = parse_files(&file(&text));
     assert_eq!(parsed.diagnostics, []);
     // Only cycles, as many as the limit.
-    assert_eq!(validate::check(&parsed.documents).len(), 100);
+    assert_eq!(validate::check_policy(&parsed.documents).len(), 100);
 }

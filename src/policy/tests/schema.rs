@@ -6,40 +6,40 @@ use regex::Regex;
 use serde_json::{Map, Value, json};
 
 use super::super::condition::CONDITION_BYTES_MAX;
-use super::super::diagnostic::Position;
-use super::super::document::{KINDS, KeyFiles, read};
-use super::super::node::Node;
+use super::super::diagnostic::SourcePosition;
+use super::super::document::{DOCUMENT_KINDS, KeyFiles, read_document};
+use super::super::node::SourceNode;
 use super::super::{SCHEMA, yaml};
 use super::examples::{FOLDERS, folder};
 use super::lint::sound_cases;
 use crate::model::json;
 use crate::model::limits::{ID_BYTES_MAX, TOOL_NAME_BYTES_MAX};
-use crate::model::reason::{Layer, Reason};
+use crate::model::reason::{DecisionLayer, Reason};
 
 /// Validates with the keywords of draft 2020-12 that the schema uses. Any other keyword fails the test.
-struct Validator {
+struct SchemaValidator {
     root: Value,
     patterns: BTreeMap<String, Regex>,
 }
 
-impl Validator {
+impl SchemaValidator {
     fn new() -> Self {
         let root: Value = serde_json::from_str(SCHEMA).unwrap();
         let mut validator = Self { root, patterns: BTreeMap::new() };
         let root = validator.root.clone();
-        validator.learn(&root);
+        validator.add_schema(&root);
         validator
     }
 
-    fn learn(&mut self, schema: &Value) {
+    fn add_schema(&mut self, schema: &Value) {
         if let Some(pattern) = schema.get("pattern").and_then(Value::as_str) {
             self.patterns.insert(pattern.to_owned(), Regex::new(pattern).unwrap());
         }
         match schema {
             Value::Object(members) => {
-                members.iter().filter(|(name, _)| *name != "examples").for_each(|(_, value)| self.learn(value))
+                members.iter().filter(|(name, _)| *name != "examples").for_each(|(_, value)| self.add_schema(value))
             }
-            Value::Array(items) => items.iter().for_each(|item| self.learn(item)),
+            Value::Array(items) => items.iter().for_each(|item| self.add_schema(item)),
             _ => {}
         }
     }
@@ -67,8 +67,8 @@ impl Validator {
                 self.fits(&self.root["$defs"][name], value)
             }
             "type" => match expected {
-                Value::Array(types) => types.iter().any(|name| is_of(value, name.as_str().unwrap())),
-                name => is_of(value, name.as_str().unwrap()),
+                Value::Array(types) => types.iter().any(|name| is_of_type(value, name.as_str().unwrap())),
+                name => is_of_type(value, name.as_str().unwrap()),
             },
             "const" => value == expected,
             "enum" => list().any(|one| one == value),
@@ -103,7 +103,7 @@ impl Validator {
     }
 }
 
-fn is_of(value: &Value, name: &str) -> bool {
+fn is_of_type(value: &Value, name: &str) -> bool {
     match name {
         "object" => value.is_object(),
         "array" => value.is_array(),
@@ -118,13 +118,13 @@ fn is_of(value: &Value, name: &str) -> bool {
 
 /// The documents of a YAML text.
 fn values(text: &str) -> Vec<Value> {
-    let nodes = yaml::parse(text.as_bytes(), "p.yaml", &mut Vec::new());
-    nodes.iter().map(|node| serde_json::from_str(&node.to_value().to_jcs()).unwrap()).collect()
+    let nodes = yaml::parse_documents(text.as_bytes(), "p.yaml", &mut Vec::new());
+    nodes.iter().map(|node| serde_json::from_str(&node.to_json().to_jcs()).unwrap()).collect()
 }
 
 #[test]
 fn what_is_good_fits() {
-    let validator = Validator::new();
+    let validator = SchemaValidator::new();
     for name in FOLDERS {
         for file in folder(name).iter().filter(|file| file.path.ends_with(".yaml")) {
             for (index, value) in values(std::str::from_utf8(&file.content).unwrap()).iter().enumerate() {
@@ -147,7 +147,7 @@ fn what_is_good_fits() {
 
 #[test]
 fn what_is_bad_does_not() {
-    let validator = Validator::new();
+    let validator = SchemaValidator::new();
     let agent = "kind: agent\nid: spiffe://t/a\n";
     for text in [
         "- kind: group",
@@ -221,9 +221,9 @@ fn sound(value: &Value) -> bool {
 /// The diagnostics of the reader for a document.
 fn read_value(value: &Value) -> Vec<String> {
     let value = json::parse(value.to_string().as_bytes()).unwrap();
-    let node = Node::from_value(&value, Position::START);
+    let node = SourceNode::from_json(&value, SourcePosition::START);
     let mut out = Vec::new();
-    read(&node, "p.yaml", &KeyFiles::none(), &mut out);
+    read_document(&node, "p.yaml", &KeyFiles::empty(), &mut out);
     out.iter().map(|diagnostic| diagnostic.message.clone()).collect()
 }
 
@@ -231,7 +231,7 @@ fn read_value(value: &Value) -> Vec<String> {
 fn candidates(schema: &Value) -> BTreeSet<String> {
     let asked = Regex::new(r#"(?:take\(|require\(|names\(fields, |lifetime\()"([a-z_0-9]+)""#).unwrap();
     let sources =
-        [include_str!("../document/read.rs"), include_str!("../document/entry.rs"), include_str!("../document/case.rs")];
+        [include_str!("../document/read.rs"), include_str!("../document/entry.rs"), include_str!("../document/test_case.rs")];
     let mut names: BTreeSet<String> =
         sources.iter().flat_map(|source| asked.captures_iter(source)).map(|found| found[1].to_owned()).collect();
     assert!(names.len() > 30, "{names:?}");
@@ -257,14 +257,14 @@ fn collect(schema: &Value, names: &mut BTreeSet<String>) {
 }
 
 /// The schema of a part of a document, and a function that builds a document around a value of that part.
-type Place<'a> = (String, &'a Value, Box<dyn Fn(Value) -> Value>);
+type SchemaLocation<'a> = (String, &'a Value, Box<dyn Fn(Value) -> Value>);
 
 #[test]
 fn the_keys_are_the_readers() {
-    let validator = Validator::new();
+    let validator = SchemaValidator::new();
     let definitions = &validator.root["$defs"];
-    let mut places: Vec<Place<'_>> = Vec::new();
-    for kind in KINDS {
+    let mut places: Vec<SchemaLocation<'_>> = Vec::new();
+    for kind in DOCUMENT_KINDS {
         let wrap = move |inner: Value| {
             let mut document = json!({ "kind": kind, "id": if *kind == "agent" { "spiffe://t/a" } else { "a/b" } });
             document.as_object_mut().unwrap().extend(inner.as_object().unwrap().clone());
@@ -311,13 +311,13 @@ fn the_keys_are_the_readers() {
 
 #[test]
 fn the_names_and_limits_are_the_readers() {
-    let validator = Validator::new();
+    let validator = SchemaValidator::new();
     let expectation = &validator.root["$defs"]["test"]["properties"]["expect"]["items"]["properties"];
     let reasons: Vec<&str> = Reason::ALL.iter().map(|reason| reason.as_str()).collect();
     assert_eq!(expectation["reason"]["enum"], json!(reasons));
-    let layers: Vec<&str> = Layer::ALL.iter().map(|layer| layer.as_str()).collect();
+    let layers: Vec<&str> = DecisionLayer::ALL.iter().map(|layer| layer.as_str()).collect();
     assert_eq!(expectation["layer"]["enum"], json!(layers));
-    assert_eq!(validator.root["properties"]["kind"]["enum"], json!(KINDS));
+    assert_eq!(validator.root["properties"]["kind"]["enum"], json!(DOCUMENT_KINDS));
     let limits = [("text", ID_BYTES_MAX), ("tool_name", TOOL_NAME_BYTES_MAX), ("condition", CONDITION_BYTES_MAX)];
     for (name, limit) in limits {
         assert_eq!(validator.root["$defs"][name]["maxLength"], json!(limit), "{name}");

@@ -1,6 +1,6 @@
 //! Tests of the stored form: the reader accepts exactly what the writer writes.
 
-use crate::model::records::{DocumentKey, DocumentRow, Origin};
+use crate::model::rows::{DocumentKey, DocumentOrigin, DocumentRow};
 
 use super::super::document::Document;
 use super::{KEY_X, diagnostics, documents, file};
@@ -55,11 +55,11 @@ approve:
 #[test]
 fn a_row_reads_back_as_the_same_document() {
     for document in documents(&everything()) {
-        let row = document.to_row(Origin::Folder);
+        let row = document.to_row(DocumentOrigin::Folder);
         let back = Document::from_row(&row).unwrap();
         assert_eq!(back, document, "{}", row.json);
         assert_eq!((&back.path, back.line), (&document.path, document.line));
-        assert_eq!(back.to_row(Origin::Folder), row);
+        assert_eq!(back.to_row(DocumentOrigin::Folder), row);
         assert_eq!(row.json, crate::model::json::parse(row.json.as_bytes()).unwrap().to_jcs());
         assert!(row.json.contains(&format!("\"kind\":\"{}\"", row.key.kind)));
     }
@@ -67,7 +67,7 @@ fn a_row_reads_back_as_the_same_document() {
 
 #[test]
 fn the_stored_form_is_stable() {
-    let check = |text: &str, expected: &str| assert_eq!(documents(text)[0].to_row(Origin::Api).json, expected);
+    let check = |text: &str, expected: &str| assert_eq!(documents(text)[0].to_row(DocumentOrigin::Api).json, expected);
     check("{kind: tool, id: a/b}", r#"{"id":"a/b","kind":"tool","risk":"destructive"}"#);
     check(
         "{kind: group, id: g, allow: ['*', {a/b: {args: {n: {max: 15}}}}]}",
@@ -83,7 +83,7 @@ fn the_stored_form_is_stable() {
 fn rows_that_are_refused() {
     let check = |kind: &str, id: &str, json: &str, problem: &str| {
         let key = DocumentKey { kind: kind.to_owned(), id: id.to_owned() };
-        let row = DocumentRow { key, json: json.to_owned(), path: String::new(), line: 0, origin: Origin::Api };
+        let row = DocumentRow { key, json: json.to_owned(), path: String::new(), line: 0, origin: DocumentOrigin::Api };
         let error = Document::from_row(&row).unwrap_err().to_string();
         assert!(error.starts_with(&format!("stored {kind} `{id}` cannot be read: ")) && error.contains(problem), "{error}");
     };

@@ -6,17 +6,17 @@ use tonic::Code;
 use tonic_types::StatusExt as _;
 
 use super::*;
-use crate::api::message::decision_limits;
+use crate::api::message_limits::decision_limits;
 
 const CHECK: &str = "/grpc.health.v1.Health/Check";
 const REFLECTION: &str = "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo";
 
 /// The limits of production, with a short time to arrive.
-fn hasty(path: &str) -> MessageLimits {
+fn short_arrival_limits(path: &str) -> MessageLimits {
     MessageLimits { arrival: Duration::from_millis(100), ..decision_limits(path) }
 }
 
-async fn raw(address: SocketAddr, window: u32) -> SendRequest<Bytes> {
+async fn connect_h2(address: SocketAddr, window: u32) -> SendRequest<Bytes> {
     let socket = TcpStream::connect(address).await.unwrap();
     let (requests, connection) = h2::client::Builder::new().initial_window_size(window).handshake(socket).await.unwrap();
     tokio::spawn(async move { drop(connection.await) });
@@ -36,19 +36,19 @@ async fn refused(response: ResponseFuture) -> (Code, String) {
     (status.code(), status.get_details_error_info().map(|info| info.reason).unwrap_or_default())
 }
 
-fn refusals(reader: &StatsReader, cause: &str) -> u64 {
-    stats(reader, Role::Decisions).refusals_total.iter().find(|(name, _)| *name == cause).unwrap().1
+fn refusals(reader: &ListenerStatsReader, cause: &str) -> u64 {
+    stats(reader, ListenerRole::Decisions).refusals_total.iter().find(|(name, _)| *name == cause).unwrap().1
 }
 
-fn opened(reader: &StatsReader, role: Role) -> usize {
-    stats(reader, role).open.iter().sum()
+fn open_connections(reader: &ListenerStatsReader, role: ListenerRole) -> usize {
+    stats(reader, role).open_connections.iter().sum()
 }
 
 #[tokio::test]
 async fn a_message_has_its_time() {
-    let bench = bench_with(any_port(), hasty).await;
+    let bench = serve_fixture_with(any_port(), short_arrival_limits).await;
     let reader = bench.server.stats();
-    let requests = raw(bench.addresses.decisions, 65_535).await;
+    let requests = connect_h2(bench.addresses.decisions, 65_535).await;
     let too_slow = (Code::DeadlineExceeded, "MESSAGE_INCOMPLETE".to_owned());
     for sent in [&b""[..], b"\0", b"\0\0\0\0\x03", b"\0\0\0\0\x03\x0a\x01"] {
         let (response, mut sending) = open(&requests, CHECK).await;
@@ -66,14 +66,14 @@ async fn a_message_has_its_time() {
 #[tokio::test]
 async fn a_stream_has_time_between_messages_and_none_within() {
     use tokio_stream::StreamExt as _;
-    let tracked = registry::tests::tracked();
-    let limits = hasty(REFLECTION);
+    let tracked = connection_registry::tests::tracked();
+    let limits = short_arrival_limits(REFLECTION);
     assert!(limits.is_stream);
     let (sender, parts) = mpsc::channel::<&[u8]>(8);
     let parts = tokio_stream::wrappers::ReceiverStream::new(parts);
     let body =
         http_body_util::StreamBody::new(parts.map(|part| Ok::<_, Status>(http_body::Frame::data(Bytes::from_static(part)))));
-    let mut intake = intake::Intake::new(body, limits, tracked);
+    let mut intake = request_body::RequestBody::new(body, limits, tracked);
     let mut next =
         async || http_body_util::BodyExt::frame(&mut intake).await.map(|frame| frame.map(|frame| frame.into_data().unwrap()));
     sender.send(b"\0\0\0\0\x02\x0a").await.unwrap();
@@ -92,7 +92,7 @@ async fn a_stream_has_time_between_messages_and_none_within() {
 #[tokio::test]
 async fn calls_that_wait_share_a_budget_and_each_connection_has_its_own() {
     let limited = Settings { waiting_bytes_max: 64 * 1024, connection_waiting_bytes_max: 96 * 1024, ..any_port() };
-    let bench = bench(limited).await;
+    let bench = serve_fixture(limited).await;
     let reader = bench.server.stats();
     let mut connections = Vec::new();
     // Each connection waits with 16 calls. The first two connections reach the limit of one connection. The third gets the rest of
@@ -107,12 +107,12 @@ async fn calls_that_wait_share_a_budget_and_each_connection_has_its_own() {
                 tokio::spawn(async move { ask(&mut grpc, "hold").await })
             })
             .collect();
-        until("the others are refused", async || refusals(&reader, cause) == before + 16 - served).await;
+        wait_until("the others are refused", async || refusals(&reader, cause) == before + 16 - served).await;
         let ended = async || calls.iter().filter(|call| call.is_finished()).count() as u64;
-        until("they are told", async || ended().await == 16 - served).await;
+        wait_until("they are told", async || ended().await == 16 - served).await;
         connections.push((grpc, calls));
     }
-    assert!(stats(&reader, Role::Decisions).waiting_bytes <= 64 * 1024);
+    assert!(stats(&reader, ListenerRole::Decisions).waiting_bytes <= 64 * 1024);
     bench.probe.release.add_permits(100);
     for (_, calls) in connections {
         for call in calls {
@@ -122,27 +122,27 @@ async fn calls_that_wait_share_a_budget_and_each_connection_has_its_own() {
             }
         }
     }
-    until("all is given back", async || stats(&reader, Role::Decisions).waiting_bytes == 0).await;
+    wait_until("all is given back", async || stats(&reader, ListenerRole::Decisions).waiting_bytes == 0).await;
 }
 
 #[tokio::test]
 async fn one_connection_too_many_costs_an_idle_one() {
-    let bench = bench(Settings { connections_max: 2, control_connections_max: 1, ..any_port() }).await;
+    let bench = serve_fixture(Settings { connections_max: 2, control_connections_max: 1, ..any_port() }).await;
     let reader = bench.server.stats();
     for (role, address, most) in [
-        (Role::Decisions, bench.addresses.decisions, 2),
-        (Role::Admin, bench.addresses.admin, 1),
-        (Role::Http, bench.addresses.http, 1),
+        (ListenerRole::Decisions, bench.addresses.decisions, 2),
+        (ListenerRole::Admin, bench.addresses.admin, 1),
+        (ListenerRole::Http, bench.addresses.http, 1),
     ] {
         let mut kept = Vec::new();
         for count in 1..=most + 1 {
-            kept.push(send(address, if role == Role::Http { b"" } else { PREFACE }).await);
-            until("accepted", async || stats(&reader, role).accepted_total == count).await;
+            kept.push(send(address, if role == ListenerRole::Http { b"" } else { PREFACE }).await);
+            wait_until("accepted", async || stats(&reader, role).accepted_total == count).await;
         }
         // Bytes sent earlier may still arrive; then the socket ends.
-        rest(kept.remove(0)).await;
+        read_to_end(kept.remove(0)).await;
         assert_eq!((cuts(&reader, role, "displaced"), stats(&reader, role).refused_total), (1, 0), "{role:?}");
-        until("the others stay", async || opened(&reader, role) as u64 == most).await;
+        wait_until("the others stay", async || open_connections(&reader, role) as u64 == most).await;
     }
     assert_eq!(ask(&mut client(bench.addresses.decisions).await, "").await.unwrap(), 1);
     assert_eq!(ask(&mut client(bench.addresses.admin).await, "").await.unwrap(), 1);
@@ -151,7 +151,7 @@ async fn one_connection_too_many_costs_an_idle_one() {
 
 #[tokio::test]
 async fn who_has_proved_something_stays_and_who_cannot_be_spared_is_not_cut() {
-    let bench = bench(Settings { connections_max: 2, decision_runtimes: 1, ..any_port() }).await;
+    let bench = serve_fixture(Settings { connections_max: 2, decision_runtimes: 1, ..any_port() }).await;
     let reader = bench.server.stats();
     let mut calls = Vec::new();
     for _ in 0..2 {
@@ -160,8 +160,11 @@ async fn who_has_proved_something_stays_and_who_cannot_be_spared_is_not_cut() {
         calls.push(tokio::spawn(async move { ask(&mut grpc, "hold").await }));
         bench.probe.entered.acquire().await.unwrap().forget();
     }
-    assert_eq!(rest(TcpStream::connect(bench.addresses.decisions).await.unwrap()).await, b"", "closed at once");
-    assert_eq!((stats(&reader, Role::Decisions).refused_total, cuts(&reader, Role::Decisions, "displaced")), (1, 0));
+    assert_eq!(read_to_end(TcpStream::connect(bench.addresses.decisions).await.unwrap()).await, b"", "closed at once");
+    assert_eq!(
+        (stats(&reader, ListenerRole::Decisions).refused_total, cuts(&reader, ListenerRole::Decisions, "displaced")),
+        (1, 0)
+    );
     bench.probe.release.add_permits(2);
     for call in calls {
         assert_eq!(call.await.unwrap().unwrap(), 1);
@@ -170,7 +173,7 @@ async fn who_has_proved_something_stays_and_who_cannot_be_spared_is_not_cut() {
 
 #[tokio::test]
 async fn idle_connections_are_closed_and_busy_ones_are_not() {
-    let bench = bench(Settings { idle_timeout_ms: 500, ..any_port() }).await;
+    let bench = serve_fixture(Settings { idle_timeout_ms: 500, ..any_port() }).await;
     let reader = bench.server.stats();
     let mut busy = client(bench.addresses.decisions).await;
     let held = tokio::spawn(async move { ask(&mut busy, "hold").await });
@@ -178,9 +181,9 @@ async fn idle_connections_are_closed_and_busy_ones_are_not() {
     let mut idle = client(bench.addresses.decisions).await;
     assert_eq!(ask(&mut idle, "").await.unwrap(), 1);
     let kept = send(bench.addresses.http, b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n").await;
-    until("the idle one is closed", async || cuts(&reader, Role::Decisions, "idle") >= 1).await;
-    assert!(rest(kept).await.ends_with(b"alive\n"));
-    until("one is left", async || opened(&reader, Role::Decisions) == 1).await;
+    wait_until("the idle one is closed", async || cuts(&reader, ListenerRole::Decisions, "idle") >= 1).await;
+    assert!(read_to_end(kept).await.ends_with(b"alive\n"));
+    wait_until("one is left", async || open_connections(&reader, ListenerRole::Decisions) == 1).await;
     assert_eq!(ask(&mut idle, "").await.unwrap(), 1, "its client connects again by itself");
     assert!(!held.is_finished());
     bench.probe.release.add_permits(1);
@@ -189,7 +192,7 @@ async fn idle_connections_are_closed_and_busy_ones_are_not() {
 
 #[tokio::test]
 async fn who_signs_nothing_is_cut_from_administration() {
-    let bench = bench(Settings { unsigned_timeout_ms: 3000, ..any_port() }).await;
+    let bench = serve_fixture(Settings { unsigned_timeout_ms: 3000, ..any_port() }).await;
     let reader = bench.server.stats();
     let mut signed = client(bench.addresses.admin).await;
     let mut unsigned = client(bench.addresses.admin).await;
@@ -200,40 +203,40 @@ async fn who_signs_nothing_is_cut_from_administration() {
     };
     let watched = unsigned.watch(HealthCheckRequest::default()).await.unwrap().into_inner();
     bench.probe.entered.acquire().await.unwrap().forget();
-    until("the unsigned one is cut", async || cuts(&reader, Role::Admin, "unsigned") == 1).await;
+    wait_until("the unsigned one is cut", async || cuts(&reader, ListenerRole::Admin, "unsigned") == 1).await;
     let mut watched = watched;
     watched.message().await.unwrap_err();
-    until("it is gone", async || opened(&reader, Role::Admin) == 1).await;
+    wait_until("it is gone", async || open_connections(&reader, ListenerRole::Admin) == 1).await;
     bench.probe.release.add_permits(1);
     assert_eq!(act.await.unwrap().unwrap(), 1, "an act is not cut off");
 }
 
 #[tokio::test]
 async fn who_takes_no_reply_is_cut() {
-    let bench = bench(Settings { write_stall_timeout_ms: 200, ..any_port() }).await;
+    let bench = serve_fixture(Settings { write_stall_timeout_ms: 200, ..any_port() }).await;
     let reader = bench.server.stats();
     // With a window of zero, no byte of an answer may be sent.
-    let requests = raw(bench.addresses.decisions, 0).await;
+    let requests = connect_h2(bench.addresses.decisions, 0).await;
     let (response, mut sending) = open(&requests, CHECK).await;
     sending.send_data(b"\0\0\0\0\0"[..].into(), true).unwrap();
     let mut body = response.await.unwrap().into_body();
     assert!(body.data().await.unwrap().is_err(), "cut");
-    assert_eq!(cuts(&reader, Role::Decisions, "stalled"), 1);
+    assert_eq!(cuts(&reader, ListenerRole::Decisions, "stalled"), 1);
     assert_eq!(ask(&mut client(bench.addresses.decisions).await, "").await.unwrap(), 1);
 }
 
 #[tokio::test]
 async fn a_body_over_http_has_its_time() {
-    let bench = bench(Settings { http_request_timeout_ms: 100, ..any_port() }).await;
+    let bench = serve_fixture(Settings { http_request_timeout_ms: 100, ..any_port() }).await;
     let slow = send(bench.addresses.http, b"POST /echo HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\nx").await;
     assert!(http(bench.addresses.http, "GET /livez HTTP/1.1").await.ends_with("alive\n"));
-    assert!(rest(slow).await.starts_with(b"HTTP/1.1 408 "));
+    assert!(read_to_end(slow).await.starts_with(b"HTTP/1.1 408 "));
 }
 
 /// HTTP/2 itself bounds these floods: the connection ends, and others are served.
 #[tokio::test]
 async fn floods_of_frames_end_their_connection() {
-    let bench = bench(Settings { decision_runtimes: 1, ..any_port() }).await;
+    let bench = serve_fixture(Settings { decision_runtimes: 1, ..any_port() }).await;
     let frame = |kind: u8, flags: u8, stream: u32, payload: &[u8]| {
         let mut frame = u32::try_from(payload.len()).unwrap().to_be_bytes()[1..].to_vec();
         frame.extend([kind, flags]);
@@ -258,7 +261,7 @@ async fn floods_of_frames_end_their_connection() {
         let mut socket = send(bench.addresses.decisions, PREFACE).await;
         // The server may end the connection while the test is still writing.
         let _ = socket.write_all(&[settings.clone(), flood].concat()).await;
-        rest(socket).await;
+        read_to_end(socket).await;
         assert_eq!(ask(&mut client(bench.addresses.decisions).await, "").await.unwrap(), 1, "{name}");
     }
     // The server answers these frames one by one, and other clients do not wait.

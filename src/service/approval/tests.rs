@@ -6,8 +6,8 @@ use crate::model::json::parse_object;
 
 const EXPECTED: &str = "3e687299390908c57567388d1e12b51d8fb41f65964a70abb94e09a5e03f0e9d";
 
-fn subject() -> Subject {
-    Subject {
+fn subject() -> DelegationSubject {
+    DelegationSubject {
         user: UserId::new("https://i", "ana"),
         groups: vec![],
         application: "erp".into(),
@@ -20,7 +20,7 @@ fn subject() -> Subject {
 
 #[test]
 fn the_digest_is_of_the_canonical_call() {
-    let of = |arguments: &str| digest(&subject(), "payments/refund", &parse_object(arguments.as_bytes()).unwrap());
+    let of = |arguments: &str| call_digest(&subject(), "payments/refund", &parse_object(arguments.as_bytes()).unwrap());
     // printf '%s' '["https://i","ana","erp",["spiffe://a/b"],"s","t","payments/refund",{"amount":100,"id":"x"}]' | sha256sum
     assert_eq!(of(r#"{"id":"x","amount":1e2}"#), of(r#"{ "amount":100.0, "id":"x" }"#));
     assert_ne!(of(r#"{"amount":100}"#), of(r#"{"amount":"100"}"#));
@@ -30,11 +30,11 @@ fn the_digest_is_of_the_canonical_call() {
 #[test]
 fn every_part_of_a_call_counts() {
     let arguments = parse_object(br#"{"amount":100}"#).unwrap();
-    let plain = digest(&subject(), "pay/refund", &arguments);
-    let check = |change: fn(&mut Subject)| {
+    let plain = call_digest(&subject(), "pay/refund", &arguments);
+    let check = |change: fn(&mut DelegationSubject)| {
         let mut other = subject();
         change(&mut other);
-        assert_ne!(digest(&other, "pay/refund", &arguments), plain, "{other:?}");
+        assert_ne!(call_digest(&other, "pay/refund", &arguments), plain, "{other:?}");
     };
     check(|subject| subject.user = UserId::new("https://j", "ana"));
     check(|subject| subject.user = UserId::new("https://i", "bea"));
@@ -46,22 +46,22 @@ fn every_part_of_a_call_counts() {
     // The issuer's other claims and the grants of the tokens are checked on each call. They are no part of the digest.
     let mut same = subject();
     same.groups = vec!["staff".into()];
-    assert_eq!(digest(&same, "pay/refund", &arguments), plain);
-    assert_ne!(digest(&subject(), "pay/large", &arguments), plain);
-    assert_ne!(digest(&subject(), "pay/refund", &parse_object(b"{}").unwrap()), plain);
+    assert_eq!(call_digest(&same, "pay/refund", &arguments), plain);
+    assert_ne!(call_digest(&subject(), "pay/large", &arguments), plain);
+    assert_ne!(call_digest(&subject(), "pay/refund", &parse_object(b"{}").unwrap()), plain);
 }
 
 #[test]
 fn only_the_very_same_request_has_the_fingerprint() {
-    use crate::service::request::Credential;
-    let request = |request_id: &str, proof: &str| CheckRequest {
+    use crate::service::request::AgentCredential;
+    let request = |request_id: &str, proof: &str| DecisionRequest {
         request_id: request_id.to_owned(),
         proof: Some(proof.to_owned().into()).filter(|proof: &bytes::Bytes| !proof.is_empty()),
-        ..CheckRequest::new(Credential::Chain(vec![]), "pay/refund")
+        ..DecisionRequest::new(AgentCredential::Chain(vec![]), "pay/refund")
     };
     let of = |gateway: &str, request_id: &str, proof: &str, tokens: &[&'static str]| {
         let tokens: Vec<bytes::Bytes> = tokens.iter().map(|token| bytes::Bytes::from_static(token.as_bytes())).collect();
-        fingerprint(gateway, &request(request_id, proof), &tokens)
+        request_fingerprint(gateway, &request(request_id, proof), &tokens)
     };
     let plain = of("g", "r", "p", &["a", "b"]);
     assert!(plain.is_some() && plain == of("g", "r", "p", &["a", "b"]));

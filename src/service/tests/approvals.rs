@@ -1,12 +1,12 @@
 //! Tests of a call that needs an approval: it asks once, uses the approval once, and gets no more than the layers asked for.
 
 use super::*;
-use crate::model::approval::{ApprovalFilter, ApprovalRow, ApprovalState, OwnUse};
+use crate::model::approval::{ApprovalFilter, ApprovalRow, ApprovalState, OwnApprovalUse};
 use crate::model::decision::{ApprovalNeed, PreparedNeed};
 use crate::model::limits::APPROVALS_WAITING_MAX;
-use crate::model::reason::Layer;
-use crate::model::records::Write;
-use crate::service::settle::LedgerCall;
+use crate::model::reason::DecisionLayer;
+use crate::model::rows::StoreWrite;
+use crate::service::ledger_call::LedgerCall;
 use crate::store::CommitRequest;
 
 const REFUND: &str = "pay/refund";
@@ -23,29 +23,29 @@ fn denied(reason: Reason) -> (Effect, Reason) {
     (Effect::Deny, reason)
 }
 
-impl World {
-    async fn asks(&self, request: &CheckRequest, expected: (Effect, Reason)) -> Answer {
+impl ServiceFixture {
+    async fn asks(&self, request: &DecisionRequest, expected: (Effect, Reason)) -> CheckAnswer {
         self.asks_from("10.0.0.1:4000", request, expected).await
     }
 
-    async fn asks_from(&self, address: &str, request: &CheckRequest, expected: (Effect, Reason)) -> Answer {
-        self.cell.renew(Proof::SentAt(self.clock.now()));
+    async fn asks_from(&self, address: &str, request: &DecisionRequest, expected: (Effect, Reason)) -> CheckAnswer {
+        self.cell.renew_proof(FreshnessProof::SentAt(self.clock.now()));
         let caller = Caller { connection_id: 1, address: address.into(), is_loopback: true };
-        let answer = self.lane.check(request, &caller).await.unwrap();
+        let answer = self.service.check(request, &caller).await.unwrap();
         assert_eq!((answer.decision.effect, answer.decision.reason), expected, "{}", answer.message);
         assert_eq!(answer.approval.is_some(), expected == NEEDS);
         answer
     }
 
     /// Sends a refund call with a proof of its own and checks the answer.
-    async fn refund(&self, request_id: &str, expected: (Effect, Reason)) -> Answer {
+    async fn refund(&self, request_id: &str, expected: (Effect, Reason)) -> CheckAnswer {
         self.asks(&self.call(REFUND, ARGUMENTS, request_id), expected).await
     }
 
     /// Asks for a call and approves it.
     async fn approved(&self, tool: &str) -> String {
         let digest = self.asks(&self.call(tool, ARGUMENTS, ""), NEEDS).await.approval.unwrap().digest;
-        self.write(Write::Approve {
+        self.write(StoreWrite::Approve {
             digest: digest.clone(),
             operator: "olga".into(),
             key: olga_key(),
@@ -55,7 +55,7 @@ impl World {
         digest
     }
 
-    async fn write(&self, write: Write) {
+    async fn write(&self, write: StoreWrite) {
         self.store.commit(CommitRequest { writes: vec![write], ..CommitRequest::default() }).await.unwrap();
     }
 
@@ -73,7 +73,7 @@ async fn a_call_asks_and_is_permitted_once() {
     let world = world();
     let asked = world.refund("r", NEEDS).await;
     let approval = asked.approval.unwrap();
-    assert_eq!((approval.approvers, asked.decision.layer), (vec!["leads".into()], Some(Layer::Agent)));
+    assert_eq!((approval.approvers, asked.decision.layer), (vec!["leads".into()], Some(DecisionLayer::Agent)));
     let rows = world.rows().await;
     let call = &rows[0].call;
     assert_eq!((call.digest.as_str(), call.tool.as_str(), call.arguments_json.as_str()), (&*approval.digest, REFUND, ARGUMENTS));
@@ -86,7 +86,7 @@ async fn a_call_asks_and_is_permitted_once() {
     let permitted = world.refund("r", PERMIT).await;
     assert_eq!((permitted.decision.layer, permitted.decision.approvals.len()), (None, 0));
     let used = world.refund("r", denied(Reason::ApprovalUsed)).await;
-    assert_eq!((used.decision.layer, used.decision.hop), (Some(Layer::Agent), Some(0)));
+    assert_eq!((used.decision.layer, used.decision.hop), (Some(DecisionLayer::Agent), Some(0)));
     // Other arguments make another call.
     world.asks(&world.call(REFUND, r#"{"amount":101}"#, "r"), NEEDS).await;
     world.clock.advance_ms(239_999);
@@ -112,9 +112,9 @@ async fn an_approval_is_good_until_its_time_is_over() {
 async fn a_refusal_denies_until_its_time_is_over() {
     let world = world();
     let digest = world.approved(REFUND).await;
-    world.write(Write::Refuse { digest, operator: "otto".into(), groups: vec!["leads".into()] }).await;
+    world.write(StoreWrite::Refuse { digest, operator: "otto".into(), groups: vec!["leads".into()] }).await;
     let refused = world.refund("r", denied(Reason::ApprovalRefused)).await;
-    assert_eq!(refused.decision.layer, Some(Layer::Agent));
+    assert_eq!(refused.decision.layer, Some(DecisionLayer::Agent));
     world.clock.advance_ms(300_000);
     world.refund("r", NEEDS).await;
 }
@@ -135,7 +135,7 @@ async fn a_lost_answer_is_given_again() {
         // A repeat needs the same request id, the same gateway and the same proof.
         let replayed = if tool == "pay/tip" { Reason::ApprovalUsed } else { Reason::ProofReplayed };
         for id in ["r-2", ""] {
-            world.asks(&CheckRequest { request_id: id.to_owned(), ..request.clone() }, denied(replayed)).await;
+            world.asks(&DecisionRequest { request_id: id.to_owned(), ..request.clone() }, denied(replayed)).await;
         }
         world.asks_from("10.0.0.2:4000", &request, denied(replayed)).await;
         world.asks(&world.call(tool, ARGUMENTS, "r-1"), denied(Reason::ApprovalUsed)).await;
@@ -163,7 +163,7 @@ async fn a_replayed_proof_uses_no_approval() {
     let world = world();
     let request = world.call(REFUND, ARGUMENTS, "r");
     let digest = world.asks(&request, NEEDS).await.approval.unwrap().digest;
-    world.write(Write::Approve { digest, operator: "olga".into(), key: olga_key(), groups: vec!["leads".into()] }).await;
+    world.write(StoreWrite::Approve { digest, operator: "olga".into(), key: olga_key(), groups: vec!["leads".into()] }).await;
     world.asks(&request, denied(Reason::ProofReplayed)).await;
     assert_eq!(world.state().await, ApprovalState::Approved);
     world.refund("r", PERMIT).await;
@@ -171,10 +171,10 @@ async fn a_replayed_proof_uses_no_approval() {
 
 #[tokio::test]
 async fn what_happens_while_an_approval_is_used_counts() {
-    let check = async |meanwhile: fn(&World) -> Box<dyn FnOnce() + Send>, expected: Reason| {
+    let check = async |meanwhile: fn(&ServiceFixture) -> Box<dyn FnOnce() + Send>, expected: Reason| {
         let world = world();
         world.approved(REFUND).await;
-        *world.desk.meanwhile.lock().unwrap() = Some(meanwhile(&world));
+        *world.approvals.meanwhile.lock().unwrap() = Some(meanwhile(&world));
         world.refund("r", denied(expected)).await;
         assert!(world.rows().await[0].used.is_none(), "it was given back");
     };
@@ -209,18 +209,18 @@ async fn what_happens_while_an_approval_is_used_counts() {
 async fn an_approval_is_used_only_by_who_has_seen_all() {
     let world = world();
     world.approved(REFUND).await;
-    world.follows.changes.lock().unwrap().push(Change::Revocation(session_killed()));
+    world.catch_up.changes.lock().unwrap().push(RowChange::Revocation(session_killed()));
     world.refund("r", denied(Reason::RevokedSession)).await;
     assert_eq!(world.state().await, ApprovalState::Approved);
 
     let world = self::world();
     world.approved(REFUND).await;
-    world.follows.stuck.store(true, Ordering::SeqCst);
+    world.catch_up.stuck.store(true, Ordering::SeqCst);
     let request = world.call(REFUND, ARGUMENTS, "r");
     let answer = world.asks(&request, denied(Reason::LedgerBusy)).await;
     assert!(answer.message.contains("nothing was used"), "{}", answer.message);
     assert_eq!(world.state().await, ApprovalState::Approved);
-    world.follows.stuck.store(false, Ordering::SeqCst);
+    world.catch_up.stuck.store(false, Ordering::SeqCst);
     world.asks(&request, PERMIT).await;
 }
 
@@ -230,16 +230,16 @@ async fn a_use_runs_to_its_record_whoever_hangs_up() {
     let world = world();
     let digest = world.approved(REFUND).await;
     let request = world.call(REFUND, ARGUMENTS, "r");
-    world.desk.open.send_replace(false);
+    world.approvals.open.send_replace(false);
     {
         let caller = Caller { connection_id: 1, address: "10.0.0.1:4000".into(), is_loopback: true };
-        let mut check = std::pin::pin!(world.lane.check(&request, &caller));
+        let mut check = std::pin::pin!(world.service.check(&request, &caller));
         assert!(futures_util::poll!(check.as_mut()).is_pending());
         tokio::task::yield_now().await;
         // The future is dropped here, as when a connection is reset.
     }
-    world.desk.open.send_replace(true);
-    world.lane.settled().await;
+    world.approvals.open.send_replace(true);
+    world.service.wait_for_ledger_tasks().await;
     assert_eq!(world.state().await, ApprovalState::Used);
     world.log.shutdown().unwrap();
     let lines: Vec<serde_json::Value> = std::fs::read_dir(world.folder.path().join("audit"))
@@ -257,14 +257,14 @@ async fn a_use_runs_to_its_record_whoever_hangs_up() {
 async fn a_held_answer_that_is_denied_gives_back() {
     let world = world();
     world.approved(REFUND).await;
-    world.cell.renew(Proof::SentAt(world.clock.now()));
+    world.cell.renew_proof(FreshnessProof::SentAt(world.clock.now()));
     let (request, caller) = (world.call(REFUND, ARGUMENTS, "r"), caller());
-    let (answer, held) = world.lane.check_held(&request, &caller).await.unwrap();
+    let (answer, held) = world.service.check_pending(&request, &caller).await.unwrap();
     assert_eq!(answer.decision.effect, Effect::Permit, "{}", answer.message);
     revoke_session(&world);
-    let given = world.lane.confirm(&request, &caller, answer, held);
+    let given = world.service.confirm_answer(&request, &caller, answer, held);
     assert_eq!(given.decision.reason, Reason::RevokedSession);
-    world.lane.settled().await;
+    world.service.wait_for_ledger_tasks().await;
     assert_eq!(world.state().await, ApprovalState::Approved);
 }
 
@@ -273,18 +273,23 @@ async fn a_held_answer_that_is_denied_gives_back() {
 async fn what_was_given_again_is_not_given_back() {
     let world = world();
     world.approved(REFUND).await;
-    let (builder, desk) = (world.builder.clone(), world.desk.clone());
-    let again = UseApprovals { only_again: true, ..UseApprovals::default() };
+    let (builder, desk) = (world.builder.clone(), world.approvals.clone());
+    let again = ApprovalUseRequest { lookup_only: true, ..ApprovalUseRequest::default() };
     let row = world.rows().await.remove(0);
     let request = world.call(REFUND, ARGUMENTS, "r");
     let caller = Caller { connection_id: 1, address: "10.0.0.1:4000".into(), is_loopback: true };
-    let fingerprint = super::super::approval::fingerprint(caller.gateway(), &request, &world.tokens);
-    let needs = vec![ApprovalNeed { layer: Layer::Agent, hop: Some(0), by: vec!["leads".into()], expires_in_ms: 300_000 }];
-    let again = UseApprovals { own: Some(OwnUse { digest: row.call.digest, needs }), fingerprint, ..again };
+    let fingerprint = super::super::approval::request_fingerprint(caller.gateway_host(), &request, &world.tokens);
+    let needs = vec![ApprovalNeed {
+        layer: DecisionLayer::Agent,
+        hop: Some(0),
+        approver_groups: vec!["leads".into()],
+        expires_in_ms: 300_000,
+    }];
+    let again = ApprovalUseRequest { own: Some(OwnApprovalUse { digest: row.call.digest, needs }), fingerprint, ..again };
     let handle = tokio::runtime::Handle::current();
-    *world.desk.meanwhile.lock().unwrap() = Some(Box::new(move || {
-        let repeated = std::thread::spawn(move || handle.block_on(desk.store.use_once(again)).unwrap()).join().unwrap();
-        assert!(matches!(repeated, UseOutcome::Repeated { .. }), "{repeated:?}");
+    *world.approvals.meanwhile.lock().unwrap() = Some(Box::new(move || {
+        let repeated = std::thread::spawn(move || handle.block_on(desk.store.use_approvals(again)).unwrap()).join().unwrap();
+        assert!(matches!(repeated, ApprovalUseOutcome::Repeated { .. }), "{repeated:?}");
         revoke(&builder);
     }));
     world.asks(&request, denied(Reason::RevokedSession)).await;
@@ -296,8 +301,8 @@ async fn what_was_given_again_is_not_given_back() {
 async fn an_approver_whose_key_is_revoked_has_approved_nothing() {
     let world = world();
     world.approved(REFUND).await;
-    let row = RevocationRow { target: Target::Key(olga_key()), ..session_killed() };
-    drop(world.builder.lock().unwrap().apply(2, StateDigest::default(), [Change::Revocation(row)].iter()).unwrap());
+    let row = RevocationRow { target: RevocationTarget::Key(olga_key()), ..session_killed() };
+    drop(world.builder.lock().unwrap().apply_changes(2, StateDigest::default(), [RowChange::Revocation(row)].iter()).unwrap());
     let asked = world.refund("r", NEEDS).await.approval.unwrap();
     assert_eq!(asked.approvers, vec!["leads".into()]);
     assert_eq!(world.state().await, ApprovalState::Waiting);
@@ -309,9 +314,9 @@ async fn what_is_denied_uses_nothing() {
     world.approved(REFUND).await;
     let request = world.call(REFUND, ARGUMENTS, "r");
     let caller = Caller { connection_id: 1, address: "test".into(), is_loopback: true };
-    world.cell.renew(Proof::SentAt(world.clock.now()));
+    world.cell.renew_proof(FreshnessProof::SentAt(world.clock.now()));
     world.clock.advance_ms(5_000);
-    let stale = world.lane.check(&request, &caller).await.unwrap();
+    let stale = world.service.check(&request, &caller).await.unwrap();
     assert_eq!(stale.decision.reason, Reason::Stale);
     assert_eq!(world.state().await, ApprovalState::Approved);
     // The proof is not spent either.
@@ -330,7 +335,7 @@ async fn a_revocation_after_the_approval_denies() {
 #[tokio::test]
 async fn what_the_store_does_not_keep_is_denied() {
     let world = world();
-    let fails = |error: Option<LedgerError>| *world.desk.fails.lock().unwrap() = error;
+    let fails = |error: Option<LedgerError>| *world.approvals.fails.lock().unwrap() = error;
     fails(Some(LedgerError::Busy("the store is away".to_owned())));
     let request = world.call(REFUND, ARGUMENTS, "r");
     let answer = world.asks(&request, denied(Reason::LedgerBusy)).await;
@@ -340,7 +345,7 @@ async fn what_the_store_does_not_keep_is_denied() {
     // Nothing was used, so the same request can ask now.
     world.asks(&request, NEEDS).await;
     world.approved(REFUND).await;
-    fails(Some(LedgerError::Unknown("the store went away".to_owned())));
+    fails(Some(LedgerError::OutcomeUnknown("the store went away".to_owned())));
     world.refund("r", denied(Reason::LedgerUnknown)).await;
     fails(None);
     world.refund("r", PERMIT).await;
@@ -352,7 +357,7 @@ async fn what_cannot_be_shown_cannot_be_approved() {
     let sized = |bytes: usize| format!("{{\"a\":\"{}\"}}", "x".repeat(bytes - 8));
     let answer = world.asks(&world.call(REFUND, &sized(16 * 1024 + 1), "r"), denied(Reason::ApprovalRequired)).await;
     assert!(answer.message.contains("16385 bytes") && answer.message.contains("approver"), "{}", answer.message);
-    assert_eq!(answer.decision.layer, Some(Layer::Agent));
+    assert_eq!(answer.decision.layer, Some(DecisionLayer::Agent));
     assert!(world.rows().await.is_empty());
     // The canonical form counts.
     world.asks(&world.call(REFUND, &sized(16 * 1024), "r"), NEEDS).await;
@@ -374,27 +379,27 @@ async fn an_agent_asks_for_so_many_at_once() {
 /// Tests `prepared:` with decisions that the test makes itself.
 #[tokio::test]
 async fn a_prepared_call_uses_the_other_approval() {
-    let need = |tool: &str| PreparedNeed { layer: Layer::Agent, hop: Some(0), tool: tool.into() };
-    let settled = async |world: &World, needs: Vec<PreparedNeed>, arguments: &str, request_id: &str| {
-        world.cell.renew(Proof::SentAt(world.clock.now()));
+    let need = |tool: &str| PreparedNeed { layer: DecisionLayer::Agent, hop: Some(0), tool: tool.into() };
+    let settled = async |world: &ServiceFixture, needs: Vec<PreparedNeed>, arguments: &str, request_id: &str| {
+        world.cell.renew_proof(FreshnessProof::SentAt(world.clock.now()));
         let request = world.call(TOOL, arguments, request_id);
         let caller = Caller { connection_id: 1, address: "test".into(), is_loopback: true };
-        let service = &world.lane.service;
-        let mut view = service.view().unwrap();
+        let service = &world.service.service;
+        let mut view = service.current_view().unwrap();
         // No approval is used before the newest commit is applied.
-        service.parts.catch_up.reach(&world.store.revision().await.unwrap()).await;
-        view = service.view().unwrap_or(view);
-        let mut judged = service.judge(&request, &caller, &view, world.clock.now());
+        service.parts.catch_up.catch_up_to(&world.store.revision().await.unwrap()).await;
+        view = service.current_view().unwrap_or(view);
+        let mut judged = service.judge_call(&request, &caller, &view, world.clock.now());
         assert_eq!(judged.decision.effect, Effect::Permit);
-        judged.decision.prepared = needs;
+        judged.decision.prepared_needs = needs;
         let mut call = LedgerCall { service, request: &request, caller: &caller, view, judged };
-        call.use_up().await;
+        call.use_ledgers().await;
         call.judged
     };
-    let check = async |world: &World, arguments: &str, reason: Reason, says: &str| {
+    let check = async |world: &ServiceFixture, arguments: &str, reason: Reason, says: &str| {
         let judged = settled(world, vec![need(REFUND)], arguments, "").await;
         assert_eq!((judged.decision.effect, judged.decision.reason), denied(reason));
-        assert_eq!((judged.decision.layer, judged.decision.hop), (Some(Layer::Agent), Some(0)));
+        assert_eq!((judged.decision.layer, judged.decision.hop), (Some(DecisionLayer::Agent), Some(0)));
         let message = judged.message.unwrap();
         assert!(message.contains("`pay/refund`") && message.contains(says), "{message}");
     };
@@ -407,14 +412,14 @@ async fn a_prepared_call_uses_the_other_approval() {
     // The preparing call uses one approval, and the prepared call uses the other.
     world.refund("", PERMIT).await;
     let permitted = settled(&world, vec![need(REFUND), need(REFUND)], ARGUMENTS, "r").await;
-    assert_eq!((permitted.decision.effect, permitted.decision.prepared.len()), (Effect::Permit, 0));
+    assert_eq!((permitted.decision.effect, permitted.decision.prepared_needs.len()), (Effect::Permit, 0));
     let digest = world.rows().await[0].call.digest.clone();
     assert_eq!(permitted.approval_digest, Some(digest.clone()), "the record names what was used");
     check(&world, ARGUMENTS, Reason::ApprovalUsed, "used for another call").await;
 
     let world = self::world();
     let digest = world.approved(REFUND).await;
-    world.write(Write::Refuse { digest, operator: "otto".into(), groups: vec!["leads".into()] }).await;
+    world.write(StoreWrite::Refuse { digest, operator: "otto".into(), groups: vec!["leads".into()] }).await;
     check(&world, ARGUMENTS, Reason::ApprovalRefused, "refused").await;
 
     let world = self::world();
@@ -430,21 +435,23 @@ async fn a_prepared_call_uses_the_other_approval() {
 
 #[test]
 fn a_later_decision_may_ask_for_nothing_more() {
-    let need = |by: &str| ApprovalNeed { layer: Layer::Agent, hop: Some(0), by: vec![by.into()], expires_in_ms: 1 };
+    let need =
+        |by: &str| ApprovalNeed { layer: DecisionLayer::Agent, hop: Some(0), approver_groups: vec![by.into()], expires_in_ms: 1 };
     let covers = |approvals: Vec<ApprovalNeed>, prepared: Vec<&str>| {
-        let prepared = prepared.into_iter().map(|tool| PreparedNeed { layer: Layer::Agent, hop: None, tool: tool.into() });
-        let again = Decision { approvals, prepared: prepared.collect(), ..Decision::permit(1) };
-        super::super::approval::covers(&[need("a"), need("b")], &[], &again)
+        let prepared =
+            prepared.into_iter().map(|tool| PreparedNeed { layer: DecisionLayer::Agent, hop: None, tool: tool.into() });
+        let again = Decision { approvals, prepared_needs: prepared.collect(), ..Decision::permit(1) };
+        super::super::approval::covers_needs(&[need("a"), need("b")], &[], &again)
     };
     assert!(covers(vec![], vec![]) && covers(vec![need("b")], vec![]) && covers(vec![need("b"), need("a")], vec![]));
     assert!(!covers(vec![need("c")], vec![]) && !covers(vec![need("a"), need("c")], vec![]) && !covers(vec![], vec!["t/x"]));
 }
 
-fn revoke_session(world: &World) {
+fn revoke_session(world: &ServiceFixture) {
     revoke(&world.builder);
 }
 
-fn revoke(builder: &Mutex<Builder>) {
-    let change = [Change::Revocation(session_killed())];
-    drop(builder.lock().unwrap().apply(2, StateDigest::default(), change.iter()).unwrap());
+fn revoke(builder: &Mutex<SnapshotBuilder>) {
+    let change = [RowChange::Revocation(session_killed())];
+    drop(builder.lock().unwrap().apply_changes(2, StateDigest::default(), change.iter()).unwrap());
 }

@@ -4,29 +4,33 @@
 
 use tokio_postgres::types::Type;
 
-use super::link::{Fault, Link};
-use super::read::{signed, text, unsigned};
+use super::connection::{PostgresConnection, QueryError};
+use super::read::{read_text, read_u64, to_i64};
 use crate::model::revision::HistoryId;
 use crate::store::fleet::{self, REPLICAS_MAX, SILENCE_MS_MAX};
-use crate::store::{Error, Heartbeat, Registration, Replica, ReplicaState, Replicas};
+use crate::store::{Error, ReplicaHeartbeat, ReplicaList, ReplicaRegistration, ReplicaRow, ReplicaState};
 
 /// The server's clock, or the time that a test passes in parameter `$1`.
-const NOW: &str = "coalesce($1::int8, (extract(epoch FROM clock_timestamp()) * 1000)::int8)";
+const NOW_SQL: &str = "coalesce($1::int8, (extract(epoch FROM clock_timestamp()) * 1000)::int8)";
 
 /// Registers a replica, and deletes the rows of silent replicas.
-pub(super) async fn register(link: &Link, registration: &Registration, unix_ms: Option<i64>) -> Result<(), Fault> {
-    let Registration { incarnation, address, version, started_unix_ms } = registration;
+pub(super) async fn register_replica(
+    link: &PostgresConnection,
+    registration: &ReplicaRegistration,
+    unix_ms: Option<i64>,
+) -> Result<(), QueryError> {
+    let ReplicaRegistration { incarnation, address, version, started_unix_ms } = registration;
     // A replica that is writing its row at the moment is not silent, so a locked row is skipped.
     let forget = format!(
         "DELETE FROM portcullis.replicas WHERE incarnation IN (
-             SELECT incarnation FROM portcullis.replicas WHERE seen_unix_ms < {NOW} - $2 AND incarnation <> $3 FOR UPDATE SKIP LOCKED)"
+             SELECT incarnation FROM portcullis.replicas WHERE seen_unix_ms < {NOW_SQL} - $2 AND incarnation <> $3 FOR UPDATE SKIP LOCKED)"
     );
-    let (silence, max) = (SILENCE_MS_MAX, signed(REPLICAS_MAX)?);
+    let (silence, max) = (SILENCE_MS_MAX, to_i64(REPLICAS_MAX)?);
     link.execute(&forget, &[(&unix_ms, Type::INT8), (&silence, Type::INT8), (incarnation, Type::TEXT)]).await?;
     let add = format!(
         "INSERT INTO portcullis.replicas
              (incarnation, address, version, started_unix_ms, applied_number, acked_number, state, seen_unix_ms)
-         SELECT $2, $3, $4, $5, 0, 0, $6, {NOW} WHERE (SELECT count(*) FROM portcullis.replicas WHERE incarnation <> $2) < $7
+         SELECT $2, $3, $4, $5, 0, 0, $6, {NOW_SQL} WHERE (SELECT count(*) FROM portcullis.replicas WHERE incarnation <> $2) < $7
          ON CONFLICT (incarnation) DO UPDATE SET address = excluded.address, version = excluded.version,
          started_unix_ms = excluded.started_unix_ms, seen_unix_ms = excluded.seen_unix_ms"
     );
@@ -44,18 +48,22 @@ pub(super) async fn register(link: &Link, registration: &Registration, unix_ms: 
             ],
         )
         .await?;
-    if added == 1 { Ok(()) } else { Err(fleet::full().into()) }
+    if added == 1 { Ok(()) } else { Err(fleet::registration_limit_error().into()) }
 }
 
 /// Writes a heartbeat. Without this write, no transaction of a follower proves anything.
-pub(super) async fn beat(link: &Link, heartbeat: &Heartbeat, unix_ms: Option<i64>) -> Result<(), Fault> {
-    let Heartbeat { incarnation, applied_number, acked_number, state } = heartbeat;
+pub(super) async fn write_heartbeat(
+    link: &PostgresConnection,
+    heartbeat: &ReplicaHeartbeat,
+    unix_ms: Option<i64>,
+) -> Result<(), QueryError> {
+    let ReplicaHeartbeat { incarnation, applied_number, acked_number, state } = heartbeat;
     let sql = format!(
-        "UPDATE portcullis.replicas SET applied_number = $3, acked_number = $4, state = $5, seen_unix_ms = {NOW},
-             acked_unix_ms = CASE WHEN $4 > acked_number THEN {NOW} ELSE acked_unix_ms END
+        "UPDATE portcullis.replicas SET applied_number = $3, acked_number = $4, state = $5, seen_unix_ms = {NOW_SQL},
+             acked_unix_ms = CASE WHEN $4 > acked_number THEN {NOW_SQL} ELSE acked_unix_ms END
          WHERE incarnation = $2"
     );
-    let (applied, acked) = (signed(*applied_number)?, signed(*acked_number)?);
+    let (applied, acked) = (to_i64(*applied_number)?, to_i64(*acked_number)?);
     let heard = link
         .execute(
             &sql,
@@ -68,13 +76,13 @@ pub(super) async fn beat(link: &Link, heartbeat: &Heartbeat, unix_ms: Option<i64
             ],
         )
         .await?;
-    if heard == 1 { Ok(()) } else { Err(fleet::unregistered(incarnation).into()) }
+    if heard == 1 { Ok(()) } else { Err(fleet::unregistered_error(incarnation).into()) }
 }
 
 /// Lists the replicas that were heard recently.
-pub(super) async fn replicas(link: &Link, unix_ms: Option<i64>) -> Result<Replicas, Fault> {
+pub(super) async fn list_replicas(link: &PostgresConnection, unix_ms: Option<i64>) -> Result<ReplicaList, QueryError> {
     let sql = format!(
-        "WITH now AS MATERIALIZED (SELECT {NOW} AS unix_ms)
+        "WITH now AS MATERIALIZED (SELECT {NOW_SQL} AS unix_ms)
          SELECT now.unix_ms, incarnation, address, version, started_unix_ms, applied_number, acked_number, state, seen_unix_ms,
              acked_unix_ms, log.unix_ms, m.history, h.number, m.freshness_bound_ms
          FROM now CROSS JOIN portcullis.meta m JOIN portcullis.head h USING (id)
@@ -82,20 +90,24 @@ pub(super) async fn replicas(link: &Link, unix_ms: Option<i64>) -> Result<Replic
              LEFT JOIN portcullis.log ON log.number = acked_number
          ORDER BY incarnation LIMIT $3"
     );
-    let (silence, max) = (SILENCE_MS_MAX, signed(REPLICAS_MAX)?);
-    let found = link.rows(&sql, &[(&unix_ms, Type::INT8), (&silence, Type::INT8), (&max, Type::INT8)]).await?;
+    let (silence, max) = (SILENCE_MS_MAX, to_i64(REPLICAS_MAX)?);
+    let found = link.query_rows(&sql, &[(&unix_ms, Type::INT8), (&silence, Type::INT8), (&max, Type::INT8)]).await?;
     let first = found.first().ok_or_else(|| Error::Corrupt("the store has no head".to_owned()))?;
-    let history = HistoryId::new(text(first, 11)?);
-    let mut replicas = Replicas::none(history, unsigned(first, 12)?, unsigned(first, 13)?, first.try_get(0)?);
+    let history = HistoryId::new(read_text(first, 11)?);
+    let mut replicas = ReplicaList::empty(history, read_u64(first, 12)?, read_u64(first, 13)?, first.try_get(0)?);
     for row in &found {
         let Some(incarnation) = row.try_get::<_, Option<String>>(1)? else { continue };
-        let registration =
-            Registration { incarnation, address: row.try_get(2)?, version: row.try_get(3)?, started_unix_ms: row.try_get(4)? };
-        replicas.rows.push(Replica {
+        let registration = ReplicaRegistration {
+            incarnation,
+            address: row.try_get(2)?,
+            version: row.try_get(3)?,
+            started_unix_ms: row.try_get(4)?,
+        };
+        replicas.rows.push(ReplicaRow {
             registration,
-            applied_number: unsigned(row, 5)?,
-            acked_number: unsigned(row, 6)?,
-            state: ReplicaState::parse(text(row, 7)?)?,
+            applied_number: read_u64(row, 5)?,
+            acked_number: read_u64(row, 6)?,
+            state: ReplicaState::parse(read_text(row, 7)?)?,
             seen_unix_ms: row.try_get(8)?,
             acked_unix_ms: row.try_get(9)?,
             acked_commit_unix_ms: row.try_get(10)?,

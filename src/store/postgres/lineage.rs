@@ -3,47 +3,66 @@
 use tokio_postgres::Row;
 use tokio_postgres::types::Type;
 
-use super::link::{Fault, Link};
-use super::read::{self, Expected, Head, signed, text, unsigned};
-use crate::model::records::{Change, Merge};
+use super::connection::{PostgresConnection, QueryError};
+use super::read::{self, ExpectedStore, PostgresHead, read_text, read_u64, to_i64};
 use crate::model::revision::{HistoryId, Revision};
-use crate::store::lineage::{ADOPTIONS_TOLD_MAX, Adoption, Lineage, Merged};
+use crate::model::rows::{RevocationMerge, RowChange};
+use crate::store::lineage::{ADOPTIONS_LISTED_MAX, ReplicaMerge, StoreAdoption, StoreLineage};
 
 /// Reads the newest revision and the adoptions, whatever the history.
-pub(super) async fn lineage(link: &Link, expected: &Expected, at: u64) -> Result<Lineage, Fault> {
-    let whichever = Expected { history: None, ..expected.clone() };
-    let revision = read::head(link, &whichever, false).await?.revision;
-    let hash_at = if at <= revision.number { read::log_hash(link, at).await? } else { None };
+pub(super) async fn read_lineage(
+    link: &PostgresConnection,
+    expected: &ExpectedStore,
+    at: u64,
+) -> Result<StoreLineage, QueryError> {
+    let whichever = ExpectedStore { history: None, ..expected.clone() };
+    let revision = read::read_head(link, &whichever, false).await?.revision;
+    let hash_at = if at <= revision.number { read::read_log_hash(link, at).await? } else { None };
     let sql = "SELECT number, history, from_history, from_hash, unix_ms FROM portcullis.adoptions ORDER BY number DESC LIMIT $1";
-    let found = link.rows(sql, &[(&signed(ADOPTIONS_TOLD_MAX)?, Type::INT8)]).await?;
-    let adoptions = found.iter().rev().map(adoption).collect::<Result<_, Fault>>()?;
-    Ok(Lineage { revision, hash_at, adoptions })
+    let found = link.query_rows(sql, &[(&to_i64(ADOPTIONS_LISTED_MAX)?, Type::INT8)]).await?;
+    let adoptions = found.iter().rev().map(parse_adoption).collect::<Result<_, QueryError>>()?;
+    Ok(StoreLineage { revision, hash_at, adoptions })
 }
 
-fn adoption(row: &Row) -> Result<Adoption, Fault> {
-    let from = Revision { history: HistoryId::new(text(row, 2)?), number: unsigned(row, 0)?.saturating_sub(1) };
-    Ok(Adoption { history: HistoryId::new(text(row, 1)?), from, from_hash: read::hash(row, 3)?, unix_ms: row.try_get(4)? })
+fn parse_adoption(row: &Row) -> Result<StoreAdoption, QueryError> {
+    let from = Revision { history: HistoryId::new(read_text(row, 2)?), number: read_u64(row, 0)?.saturating_sub(1) };
+    Ok(StoreAdoption {
+        history: HistoryId::new(read_text(row, 1)?),
+        from,
+        from_hash: read::read_hash(row, 3)?,
+        unix_ms: row.try_get(4)?,
+    })
 }
 
 /// Lists how many rows each replica merged into the present history.
-pub(super) async fn merges(link: &Link) -> Result<Vec<Merged>, Fault> {
+pub(super) async fn list_merges(link: &PostgresConnection) -> Result<Vec<ReplicaMerge>, QueryError> {
     let sql = "SELECT incarnation, address, rows, m.unix_ms FROM portcullis.merges m JOIN portcullis.meta USING (history)
         ORDER BY incarnation";
-    let found = link.rows(sql, &[]).await?;
+    let found = link.query_rows(sql, &[]).await?;
     let merged = |row: &Row| {
-        Ok(Merged { incarnation: row.try_get(0)?, address: row.try_get(1)?, rows: unsigned(row, 2)?, unix_ms: row.try_get(3)? })
+        Ok(ReplicaMerge {
+            incarnation: row.try_get(0)?,
+            address: row.try_get(1)?,
+            rows: read_u64(row, 2)?,
+            unix_ms: row.try_get(3)?,
+        })
     };
     found.iter().map(merged).collect()
 }
 
 /// Begins a new history with a revision. Rows that belong only to the old history are deleted, and every replica must show again
 /// that it follows the new history.
-pub(super) async fn begin(link: &Link, head: &Head, number: u64, unix_ms: i64) -> Result<Revision, Fault> {
+pub(super) async fn begin_history(
+    link: &PostgresConnection,
+    head: &PostgresHead,
+    number: u64,
+    unix_ms: i64,
+) -> Result<Revision, QueryError> {
     let history = uuid::Uuid::now_v7().to_string();
     link.execute(
         "INSERT INTO portcullis.adoptions (number, history, from_history, from_hash, unix_ms) VALUES ($1, $2, $3, $4, $5)",
         &[
-            (&signed(number)?, Type::INT8),
+            (&to_i64(number)?, Type::INT8),
             (&history, Type::TEXT),
             (&head.revision.history.as_str(), Type::TEXT),
             (&head.hash.as_slice(), Type::BYTEA),
@@ -61,7 +80,12 @@ pub(super) async fn begin(link: &Link, head: &Head, number: u64, unix_ms: i64) -
 }
 
 /// Counts the rows that a replica merged.
-pub(super) async fn merged(link: &Link, merge: &Merge, changes: &[Change], unix_ms: i64) -> Result<(), Fault> {
+pub(super) async fn record_merge(
+    link: &PostgresConnection,
+    merge: &RevocationMerge,
+    changes: &[RowChange],
+    unix_ms: i64,
+) -> Result<(), QueryError> {
     link.execute(
         "INSERT INTO portcullis.merges AS m (history, incarnation, address, rows, unix_ms) VALUES ($1, $2, $3, $4, $5)
          ON CONFLICT (history, incarnation) DO UPDATE SET rows = m.rows + excluded.rows, unix_ms = excluded.unix_ms",
@@ -69,7 +93,7 @@ pub(super) async fn merged(link: &Link, merge: &Merge, changes: &[Change], unix_
             (&merge.history.as_str(), Type::TEXT),
             (&merge.incarnation, Type::TEXT),
             (&merge.address, Type::TEXT),
-            (&signed(changes.len())?, Type::INT8),
+            (&to_i64(changes.len())?, Type::INT8),
             (&unix_ms, Type::INT8),
         ],
     )

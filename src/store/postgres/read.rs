@@ -10,15 +10,15 @@ use futures_util::TryStreamExt as _;
 use tokio_postgres::Row;
 use tokio_postgres::types::{FromSql, Type};
 
-use super::link::{Fault, Link, Parameter};
-use super::row_keys::{document_name, target_name};
-use super::server_checks::Promises;
+use super::connection::{PostgresConnection, QueryError, SqlParameter};
+use super::row_keys::{document_key, encode_target};
+use super::server_checks::DurabilitySettings;
 use super::settings::Durability;
-use crate::model::records::{ActRow, DocumentKey, DocumentRow, Origin, RevocationRow, Target};
 use crate::model::revision::{HistoryId, Revision, StateDigest};
-use crate::store::chain::GENESIS;
-use crate::store::rules::{self, CHANGES_BYTES_MAX, CHANGES_COMMITS_MAX, REVOCATIONS_LISTED_MAX};
-use crate::store::{CommitRow, CommittedBy, Documents, Error, Revocations, Settings, State, StoredDocument};
+use crate::model::rows::{ActRow, DocumentKey, DocumentOrigin, DocumentRow, RevocationRow, RevocationTarget};
+use crate::store::hash_chain::GENESIS;
+use crate::store::write_rules::{self, CHANGES_BYTES_MAX, CHANGES_COMMITS_MAX, REVOCATIONS_LISTED_MAX};
+use crate::store::{CommitMetadata, CommitRow, DocumentList, Error, RevocationPage, Settings, StoreState, StoredDocument};
 
 /// How long the answer to a small query may take, and the first row of a query that sorts nothing.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
@@ -29,7 +29,7 @@ const LIST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// The values against which every answer is checked.
 #[derive(Clone, Debug)]
-pub(super) struct Expected {
+pub(super) struct ExpectedStore {
     /// The history that was opened; `None` while the store is being opened.
     pub(super) history: Option<HistoryId>,
     pub(super) durability: Durability,
@@ -37,7 +37,7 @@ pub(super) struct Expected {
 }
 
 /// The single rows of the tables `head` and `meta`, and the server's clock.
-pub(super) struct Head {
+pub(super) struct PostgresHead {
     pub(super) revision: Revision,
     pub(super) hash: [u8; 32],
     pub(super) digest: StateDigest,
@@ -55,24 +55,28 @@ pub(super) struct Head {
 /// Reads the head. With `locked`, it also locks the head until the transaction ends.
 ///
 /// The clock is read after the lock is held, so that the times of commits are in their order.
-pub(super) async fn head(link: &Link, expected: &Expected, locked: bool) -> Result<Head, Fault> {
+pub(super) async fn read_head(
+    link: &PostgresConnection,
+    expected: &ExpectedStore,
+    locked: bool,
+) -> Result<PostgresHead, QueryError> {
     let lock = if locked { "FOR UPDATE" } else { "" };
     let sql = format!(
         "WITH h AS MATERIALIZED (SELECT * FROM portcullis.head {lock})
          SELECT m.history, h.number, h.hash, h.digest, h.floor, h.revocations, m.iat_skew_s, m.freshness_bound_ms, h.documents_number,
              h.jtis_forgotten_unix_s, (extract(epoch FROM clock_timestamp()) * 1000)::int8, {}
          FROM h JOIN portcullis.meta m USING (id)",
-        Promises::COLUMNS
+        DurabilitySettings::COLUMNS
     );
-    let row = link.row(&sql, &[]).await?.ok_or_else(|| corrupt("the head is missing".to_owned()))?;
-    head_row(&row, expected)
+    let row = link.query_row(&sql, &[]).await?.ok_or_else(|| corrupt_error("the head is missing".to_owned()))?;
+    parse_head_row(&row, expected)
 }
 
 /// Parses a row of the columns of `head`, and checks it against the expected store.
-fn head_row(row: &Row, expected: &Expected) -> Result<Head, Fault> {
+fn parse_head_row(row: &Row, expected: &ExpectedStore) -> Result<PostgresHead, QueryError> {
     // A server's settings can change while it runs, and a pooler may lead to a server with other settings.
-    Promises::read(row, 11)?.check(expected.durability, &expected.shown)?;
-    let revision = Revision { history: HistoryId::new(text(row, 0)?), number: unsigned(row, 1)? };
+    DurabilitySettings::from_row(row, 11)?.check_claim(expected.durability, &expected.shown)?;
+    let revision = Revision { history: HistoryId::new(read_text(row, 0)?), number: read_u64(row, 1)? };
     if expected.history.as_ref().is_some_and(|history| *history != revision.history) {
         return Err(Error::Replaced(format!(
             "the store `{}` is now of history `{}`: put the right one back, or have this one adopted",
@@ -80,52 +84,53 @@ fn head_row(row: &Row, expected: &Expected) -> Result<Head, Fault> {
         ))
         .into());
     }
-    Ok(Head {
+    Ok(PostgresHead {
         revision,
-        hash: hash(row, 2)?,
-        digest: parse_digest(text(row, 3)?)?,
-        floor: unsigned(row, 4)?,
-        revocations: unsigned(row, 5)?,
-        settings: Settings { iat_skew_s: row.try_get(6)?, freshness_bound_ms: unsigned(row, 7)? },
-        documents_number: unsigned(row, 8)?,
+        hash: read_hash(row, 2)?,
+        digest: parse_digest(read_text(row, 3)?)?,
+        floor: read_u64(row, 4)?,
+        revocations: read_u64(row, 5)?,
+        settings: Settings { iat_skew_s: row.try_get(6)?, freshness_bound_ms: read_u64(row, 7)? },
+        documents_number: read_u64(row, 8)?,
         jtis_forgotten_unix_s: row.try_get(9)?,
         unix_ms: row.try_get(10)?,
     })
 }
 
 /// Reads the full state. The transaction must have one view.
-pub(super) async fn load(link: &Link, expected: &Expected) -> Result<State, Fault> {
-    let head = soon(ROW_TIMEOUT, head(link, expected, false)).await?;
+pub(super) async fn load_state(link: &PostgresConnection, expected: &ExpectedStore) -> Result<StoreState, QueryError> {
+    let head = with_timeout(ROW_TIMEOUT, read_head(link, expected, false)).await?;
     let number = head.revision.number;
-    if soon(ROW_TIMEOUT, log_hash(link, number)).await? != Some(head.hash) {
-        return Err(corrupt(format!("revision {number} of the change log is not the one that the head names")));
+    if with_timeout(ROW_TIMEOUT, read_log_hash(link, number)).await? != Some(head.hash) {
+        return Err(corrupt_error(format!("revision {number} of the change log is not the one that the head names")));
     }
-    let documents = all_documents(link, None).await?;
-    let sql = format!("SELECT {REVOCATION} FROM portcullis.revocations");
-    let revocations = stream_into(rules::room_for(head.revocations), link, &sql, &[], revocation_row).await?;
-    let Head { revision, hash, digest, settings, .. } = head;
-    Ok(State { revision, hash, digest, settings, documents, revocations })
+    let documents = read_documents(link, None).await?;
+    let sql = format!("SELECT {REVOCATION_COLUMNS} FROM portcullis.revocations");
+    let revocations =
+        stream_rows_into(write_rules::rows_with_capacity(head.revocations), link, &sql, &[], parse_revocation_row).await?;
+    let PostgresHead { revision, hash, digest, settings, .. } = head;
+    Ok(StoreState { revision, hash, digest, settings, documents, revocations })
 }
 
 /// Reads the commits after `after`, up to a head that was read, and checks them against each other. The log only grows, so a
 /// later read returns the same rows.
-pub(super) async fn log(link: &Link, after: u64, head: &Head) -> Result<Vec<CommitRow>, Fault> {
+pub(super) async fn read_log(link: &PostgresConnection, after: u64, head: &PostgresHead) -> Result<Vec<CommitRow>, QueryError> {
     let number = head.revision.number;
     if after < head.floor {
         return Err(Error::BelowFloor { floor: head.floor }.into());
     }
-    let missing = |number: u64| corrupt(format!("revision {number} is missing from the change log"));
-    let mut previous = (after, soon(ANSWER_TIMEOUT, log_hash(link, after)).await?.ok_or_else(|| missing(after))?);
+    let missing = |number: u64| corrupt_error(format!("revision {number} is missing from the change log"));
+    let mut previous = (after, with_timeout(ANSWER_TIMEOUT, read_log_hash(link, after)).await?.ok_or_else(|| missing(after))?);
     let sql = "SELECT number, previous_hash, hash, digest, unix_ms, changes FROM (
             SELECT *, sum(octet_length(changes)) OVER (ORDER BY number) - octet_length(changes) AS before
             FROM (SELECT * FROM portcullis.log WHERE number > $1 AND number <= $2 ORDER BY number LIMIT $3) page
         ) sized WHERE before < $4 ORDER BY number";
-    let parameters = [signed(after)?, signed(number)?, signed(CHANGES_COMMITS_MAX)?, signed(CHANGES_BYTES_MAX)?];
-    let parameters: Vec<Parameter<'_>> = parameters.iter().map(|value| (value as _, Type::INT8)).collect();
-    let mut rows = pin!(soon(ANSWER_TIMEOUT, link.stream(sql, &parameters)).await?);
+    let parameters = [to_i64(after)?, to_i64(number)?, to_i64(CHANGES_COMMITS_MAX)?, to_i64(CHANGES_BYTES_MAX)?];
+    let parameters: Vec<SqlParameter<'_>> = parameters.iter().map(|value| (value as _, Type::INT8)).collect();
+    let mut rows = pin!(with_timeout(ANSWER_TIMEOUT, link.query_stream(sql, &parameters)).await?);
     let (mut commits, mut bytes) = (Vec::new(), 0usize);
-    while let Some(row) = soon(ROW_TIMEOUT, rows.try_next()).await? {
-        let (commit, size) = commit_row(&row)?;
+    while let Some(row) = with_timeout(ROW_TIMEOUT, rows.try_next()).await? {
+        let (commit, size) = parse_commit_row(&row)?;
         commit.verify_after(previous.0, &previous.1)?;
         previous = (commit.number, commit.hash);
         commits.push(commit);
@@ -138,89 +143,109 @@ pub(super) async fn log(link: &Link, after: u64, head: &Head) -> Result<Vec<Comm
     Ok(commits)
 }
 
-pub(super) async fn documents(link: &Link, expected: &Expected, kind: Option<&str>) -> Result<Documents, Fault> {
-    let revision = head(link, expected, false).await?.revision;
-    Ok(Documents { revision, documents: all_documents(link, kind).await? })
+pub(super) async fn list_documents(
+    link: &PostgresConnection,
+    expected: &ExpectedStore,
+    kind: Option<&str>,
+) -> Result<DocumentList, QueryError> {
+    let revision = read_head(link, expected, false).await?.revision;
+    Ok(DocumentList { revision, documents: read_documents(link, kind).await? })
 }
 
 /// Lists the revocations that changed last, newest first.
-pub(super) async fn revocations(link: &Link, expected: &Expected, limit: usize) -> Result<Revocations, Fault> {
-    let head = head(link, expected, false).await?;
-    let sql = format!("SELECT {REVOCATION} FROM portcullis.revocations ORDER BY revision DESC, target LIMIT $1");
-    let limit = signed(limit.min(REVOCATIONS_LISTED_MAX))?;
-    let rows = stream(link, &sql, &[(&limit, Type::INT8)], revocation_row).await?;
+pub(super) async fn list_revocations(
+    link: &PostgresConnection,
+    expected: &ExpectedStore,
+    limit: usize,
+) -> Result<RevocationPage, QueryError> {
+    let head = read_head(link, expected, false).await?;
+    let sql = format!("SELECT {REVOCATION_COLUMNS} FROM portcullis.revocations ORDER BY revision DESC, target LIMIT $1");
+    let limit = to_i64(limit.min(REVOCATIONS_LISTED_MAX))?;
+    let rows = stream_rows(link, &sql, &[(&limit, Type::INT8)], parse_revocation_row).await?;
     let sql = "SELECT log.number, log.unix_ms, acts.act FROM portcullis.log LEFT JOIN portcullis.acts USING (number) WHERE log.number IN (
             SELECT revision FROM portcullis.revocations ORDER BY revision DESC, target LIMIT $1)";
-    let commits = stream(link, sql, &[(&limit, Type::INT8)], committed_by).await?.into_iter().collect();
-    Ok(Revocations { revision: head.revision, rows, total: head.revocations, commits })
+    let commits = stream_rows(link, sql, &[(&limit, Type::INT8)], parse_commit_metadata).await?.into_iter().collect();
+    Ok(RevocationPage { revision: head.revision, rows, total: head.revocations, commits })
 }
 
 /// Parses the time and the operators of a commit.
-fn committed_by(row: &Row) -> Result<(u64, CommittedBy), Fault> {
-    let number = unsigned(row, 0)?;
+fn parse_commit_metadata(row: &Row) -> Result<(u64, CommitMetadata), QueryError> {
+    let number = read_u64(row, 0)?;
     let parse = |text: &str| {
         serde_json::from_str::<ActRow>(text)
-            .map_err(|error| corrupt(format!("the act of revision {number} cannot be understood: {error}")))
+            .map_err(|error| corrupt_error(format!("the act of revision {number} cannot be understood: {error}")))
     };
     let operators = row.try_get::<_, Option<&str>>(2)?.map(parse).transpose()?.map(|act| act.operators).unwrap_or_default();
-    Ok((number, CommittedBy { unix_ms: row.try_get(1)?, operators }))
+    Ok((number, CommitMetadata { unix_ms: row.try_get(1)?, operators }))
 }
 
 /// The existing documents under these keys.
-pub(super) async fn documents_named(link: &Link, expected: &Expected, keys: &[DocumentKey]) -> Result<Documents, Fault> {
-    let revision = head(link, expected, false).await?.revision;
-    let names: Vec<_> = keys.iter().map(document_name).collect();
-    let sql = format!("SELECT {DOCUMENT} FROM portcullis.documents WHERE key = ANY ($1) ORDER BY kind, id");
-    Ok(Documents { revision, documents: stream(link, &sql, &[(&names, Type::BYTEA_ARRAY)], document_row).await? })
+pub(super) async fn documents_by_key(
+    link: &PostgresConnection,
+    expected: &ExpectedStore,
+    keys: &[DocumentKey],
+) -> Result<DocumentList, QueryError> {
+    let revision = read_head(link, expected, false).await?.revision;
+    let names: Vec<_> = keys.iter().map(document_key).collect();
+    let sql = format!("SELECT {DOCUMENT_COLUMNS} FROM portcullis.documents WHERE key = ANY ($1) ORDER BY kind, id");
+    Ok(DocumentList { revision, documents: stream_rows(link, &sql, &[(&names, Type::BYTEA_ARRAY)], parse_document_row).await? })
 }
 
 /// The existing revocations of these targets.
-pub(super) async fn revocations_of(link: &Link, targets: &[Target]) -> Result<Vec<RevocationRow>, Fault> {
+pub(super) async fn revocations_by_target(
+    link: &PostgresConnection,
+    targets: &[RevocationTarget],
+) -> Result<Vec<RevocationRow>, QueryError> {
     if targets.is_empty() {
         return Ok(vec![]);
     }
-    let keys = targets.iter().map(|target| Ok(target_name(target)?.0)).collect::<Result<Vec<_>, Error>>()?;
-    let sql = format!("SELECT {REVOCATION} FROM portcullis.revocations WHERE key = ANY ($1)");
-    stream(link, &sql, &[(&keys, Type::BYTEA_ARRAY)], revocation_row).await
+    let keys = targets.iter().map(|target| Ok(encode_target(target)?.0)).collect::<Result<Vec<_>, Error>>()?;
+    let sql = format!("SELECT {REVOCATION_COLUMNS} FROM portcullis.revocations WHERE key = ANY ($1)");
+    stream_rows(link, &sql, &[(&keys, Type::BYTEA_ARRAY)], parse_revocation_row).await
 }
 
 /// The revocations that expire before a second, at most `limit`, the earliest expiry first.
-pub(super) async fn expiring(link: &Link, before_unix_s: i64, limit: usize) -> Result<Vec<RevocationRow>, Fault> {
+pub(super) async fn expired_revocations(
+    link: &PostgresConnection,
+    before_unix_s: i64,
+    limit: usize,
+) -> Result<Vec<RevocationRow>, QueryError> {
     let sql = format!(
-        "SELECT {REVOCATION} FROM portcullis.revocations WHERE expires_at_unix_s < $1 ORDER BY expires_at_unix_s, target LIMIT $2"
+        "SELECT {REVOCATION_COLUMNS} FROM portcullis.revocations WHERE expires_at_unix_s < $1 ORDER BY expires_at_unix_s, target LIMIT $2"
     );
-    stream(link, &sql, &[(&before_unix_s, Type::INT8), (&signed(limit)?, Type::INT8)], revocation_row).await
+    stream_rows(link, &sql, &[(&before_unix_s, Type::INT8), (&to_i64(limit)?, Type::INT8)], parse_revocation_row).await
 }
 
-async fn all_documents(link: &Link, kind: Option<&str>) -> Result<Vec<StoredDocument>, Fault> {
-    let sql = format!("SELECT {DOCUMENT} FROM portcullis.documents WHERE $1::text IS NULL OR kind = $1 ORDER BY kind, id");
-    stream(link, &sql, &[(&kind, Type::TEXT)], document_row).await
+async fn read_documents(link: &PostgresConnection, kind: Option<&str>) -> Result<Vec<StoredDocument>, QueryError> {
+    let sql =
+        format!("SELECT {DOCUMENT_COLUMNS} FROM portcullis.documents WHERE $1::text IS NULL OR kind = $1 ORDER BY kind, id");
+    stream_rows(link, &sql, &[(&kind, Type::TEXT)], parse_document_row).await
 }
 
-/// The columns of [`document_row`].
-pub(super) const DOCUMENT: &str = "kind, id, json, path, line, origin, revision";
-/// The columns of [`revocation_row`].
-pub(super) const REVOCATION: &str = "target, dead, suspended, watermark_unix_s, expires_at_unix_s, reason, revision";
+/// The columns of [`parse_document_row`].
+pub(super) const DOCUMENT_COLUMNS: &str = "kind, id, json, path, line, origin, revision";
+/// The columns of [`parse_revocation_row`].
+pub(super) const REVOCATION_COLUMNS: &str = "target, dead, suspended, watermark_unix_s, expires_at_unix_s, reason, revision";
 
 /// Reads all rows of a query and parses each as it comes.
-pub(super) async fn stream<T>(
-    link: &Link,
+pub(super) async fn stream_rows<T>(
+    link: &PostgresConnection,
     sql: &str,
-    parameters: &[Parameter<'_>],
-    parse: fn(&Row) -> Result<T, Fault>,
-) -> Result<Vec<T>, Fault> {
-    stream_into(Vec::new(), link, sql, parameters, parse).await
+    parameters: &[SqlParameter<'_>],
+    parse: fn(&Row) -> Result<T, QueryError>,
+) -> Result<Vec<T>, QueryError> {
+    stream_rows_into(Vec::new(), link, sql, parameters, parse).await
 }
 
-async fn stream_into<T>(
+async fn stream_rows_into<T>(
     mut found: Vec<T>,
-    link: &Link,
+    link: &PostgresConnection,
     sql: &str,
-    parameters: &[Parameter<'_>],
-    parse: fn(&Row) -> Result<T, Fault>,
-) -> Result<Vec<T>, Fault> {
-    let mut rows = pin!(soon(LIST_TIMEOUT, link.stream(sql, parameters)).await?);
-    while let Some(row) = soon(ROW_TIMEOUT, rows.try_next()).await? {
+    parameters: &[SqlParameter<'_>],
+    parse: fn(&Row) -> Result<T, QueryError>,
+) -> Result<Vec<T>, QueryError> {
+    let mut rows = pin!(with_timeout(LIST_TIMEOUT, link.query_stream(sql, parameters)).await?);
+    while let Some(row) = with_timeout(ROW_TIMEOUT, rows.try_next()).await? {
         found.push(parse(&row)?);
     }
     Ok(found)
@@ -228,30 +253,30 @@ async fn stream_into<T>(
 
 /// Awaits one step of a long answer. A broken network is noticed after the limit of one step, which is much shorter than the
 /// limit of the whole answer.
-async fn soon<T, E>(limit: Duration, step: impl Future<Output = Result<T, E>>) -> Result<T, Fault>
+async fn with_timeout<T, E>(limit: Duration, step: impl Future<Output = Result<T, E>>) -> Result<T, QueryError>
 where
-    Fault: From<E>,
+    QueryError: From<E>,
 {
     let late = |_| Error::Unavailable(format!("the store stopped in the middle of an answer, for {} ms", limit.as_millis()));
     Ok(tokio::time::timeout(limit, step).await.map_err(late)??)
 }
 
-pub(super) fn document_row(row: &Row) -> Result<StoredDocument, Fault> {
+pub(super) fn parse_document_row(row: &Row) -> Result<StoredDocument, QueryError> {
     let key = DocumentKey { kind: row.try_get(0)?, id: row.try_get(1)? };
-    let origin = match text(row, 5)? {
-        "folder" => Origin::Folder,
-        "api" => Origin::Api,
-        other => return Err(corrupt(format!("the origin `{other}` of document `{} {}` is none", key.kind, key.id))),
+    let origin = match read_text(row, 5)? {
+        "folder" => DocumentOrigin::Folder,
+        "api" => DocumentOrigin::Api,
+        other => return Err(corrupt_error(format!("the origin `{other}` of document `{} {}` is none", key.kind, key.id))),
     };
-    let line = u32::try_from(row.try_get::<_, i64>(4)?).map_err(|_| corrupt("a line is no line number".to_owned()))?;
+    let line = u32::try_from(row.try_get::<_, i64>(4)?).map_err(|_| corrupt_error("a line is no line number".to_owned()))?;
     let document = DocumentRow { key, json: row.try_get(2)?, path: row.try_get(3)?, line, origin };
-    Ok(StoredDocument { row: document, revision: unsigned(row, 6)? })
+    Ok(StoredDocument { row: document, revision: read_u64(row, 6)? })
 }
 
-pub(super) fn revocation_row(row: &Row) -> Result<RevocationRow, Fault> {
-    let name = text(row, 0)?;
-    let target: Target =
-        serde_json::from_str(name).map_err(|error| corrupt(format!("the target `{name}` of a revocation is none: {error}")))?;
+pub(super) fn parse_revocation_row(row: &Row) -> Result<RevocationRow, QueryError> {
+    let name = read_text(row, 0)?;
+    let target: RevocationTarget = serde_json::from_str(name)
+        .map_err(|error| corrupt_error(format!("the target `{name}` of a revocation is none: {error}")))?;
     Ok(RevocationRow {
         target,
         dead: row.try_get(1)?,
@@ -259,57 +284,57 @@ pub(super) fn revocation_row(row: &Row) -> Result<RevocationRow, Fault> {
         watermark_unix_s: row.try_get(3)?,
         expires_at_unix_s: row.try_get(4)?,
         reason: row.try_get(5)?,
-        revision: unsigned(row, 6)?,
+        revision: read_u64(row, 6)?,
     })
 }
 
 /// Parses a row of the log. Returns it with the size of its stored changes.
-pub(super) fn commit_row(row: &Row) -> Result<(CommitRow, usize), Fault> {
-    let number = unsigned(row, 0)?;
-    let changes: &[u8] = get(row, 5)?;
+pub(super) fn parse_commit_row(row: &Row) -> Result<(CommitRow, usize), QueryError> {
+    let number = read_u64(row, 0)?;
+    let changes: &[u8] = read_column(row, 5)?;
     let size = changes.len();
     let changes = serde_json::from_slice(changes)
-        .map_err(|error| corrupt(format!("revision {number} of the change log cannot be understood: {error}")))?;
-    let digest = parse_digest(text(row, 3)?)?;
-    let (previous_hash, hash) = (hash(row, 1)?, hash(row, 2)?);
+        .map_err(|error| corrupt_error(format!("revision {number} of the change log cannot be understood: {error}")))?;
+    let digest = parse_digest(read_text(row, 3)?)?;
+    let (previous_hash, hash) = (read_hash(row, 1)?, read_hash(row, 2)?);
     Ok((CommitRow { number, previous_hash, hash, digest, unix_ms: row.try_get(4)?, changes }, size))
 }
 
 /// The hash of a revision in the change log; `None` if the log does not hold it.
-pub(super) async fn log_hash(link: &Link, number: u64) -> Result<Option<[u8; 32]>, Fault> {
+pub(super) async fn read_log_hash(link: &PostgresConnection, number: u64) -> Result<Option<[u8; 32]>, QueryError> {
     if number == 0 {
         return Ok(Some(GENESIS));
     }
-    let row = link.row("SELECT hash FROM portcullis.log WHERE number = $1", &[(&signed(number)?, Type::INT8)]).await?;
-    row.map(|row| hash(&row, 0)).transpose()
+    let row = link.query_row("SELECT hash FROM portcullis.log WHERE number = $1", &[(&to_i64(number)?, Type::INT8)]).await?;
+    row.map(|row| read_hash(&row, 0)).transpose()
 }
 
 /// Converts a number to the 63 bits that PostgreSQL stores.
-pub(super) fn signed(number: impl TryInto<i64>) -> Result<i64, Error> {
+pub(super) fn to_i64(number: impl TryInto<i64>) -> Result<i64, Error> {
     number.try_into().map_err(|_| Error::Rejected("a number is above 2^63 - 1".to_owned()))
 }
 
-pub(super) fn unsigned(row: &Row, column: usize) -> Result<u64, Fault> {
+pub(super) fn read_u64(row: &Row, column: usize) -> Result<u64, QueryError> {
     let stored: i64 = row.try_get(column)?;
-    stored.try_into().map_err(|_| corrupt(format!("the number {stored} is below zero")))
+    stored.try_into().map_err(|_| corrupt_error(format!("the number {stored} is below zero")))
 }
 
-pub(super) fn hash(row: &Row, column: usize) -> Result<[u8; 32], Fault> {
-    get::<&[u8]>(row, column)?.try_into().map_err(|_| corrupt("a hash has not 32 bytes".to_owned()))
+pub(super) fn read_hash(row: &Row, column: usize) -> Result<[u8; 32], QueryError> {
+    read_column::<&[u8]>(row, column)?.try_into().map_err(|_| corrupt_error("a hash has not 32 bytes".to_owned()))
 }
 
-pub(super) fn text(row: &Row, column: usize) -> Result<&str, Fault> {
-    get(row, column)
+pub(super) fn read_text(row: &Row, column: usize) -> Result<&str, QueryError> {
+    read_column(row, column)
 }
 
-fn get<'a, T: FromSql<'a>>(row: &'a Row, column: usize) -> Result<T, Fault> {
+fn read_column<'a, T: FromSql<'a>>(row: &'a Row, column: usize) -> Result<T, QueryError> {
     Ok(row.try_get(column)?)
 }
 
-fn parse_digest(text: &str) -> Result<StateDigest, Fault> {
-    StateDigest::from_hex(text).ok_or_else(|| corrupt(format!("`{text}` is not a digest")))
+fn parse_digest(text: &str) -> Result<StateDigest, QueryError> {
+    StateDigest::from_hex(text).ok_or_else(|| corrupt_error(format!("`{text}` is not a digest")))
 }
 
-pub(super) fn corrupt(what: String) -> Fault {
+pub(super) fn corrupt_error(what: String) -> QueryError {
     Error::Corrupt(what).into()
 }

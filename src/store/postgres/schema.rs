@@ -6,20 +6,20 @@
 
 use tokio_postgres::types::Type;
 
-use super::link::{Fault, Link};
+use super::connection::{PostgresConnection, QueryError};
 use crate::model::revision::StateDigest;
-use crate::store::chain::GENESIS;
+use crate::store::hash_chain::GENESIS;
 use crate::store::{Error, Settings};
 
 /// The schema version of this program.
-pub(super) const VERSION: i64 = 5;
+pub(super) const SCHEMA_VERSION: i64 = 5;
 /// The content of the version row. It distinguishes this table from another program's table of the same name.
-const PROGRAM: &str = "portcullis";
+const PROGRAM_NAME: &str = "portcullis";
 /// The advisory lock for creating or upgrading tables: `Ptcl`, as in the header of a SQLite store.
-const LOCK: i64 = 0x5074_636c;
+const SCHEMA_LOCK: i64 = 0x5074_636c;
 
 /// Step N upgrades the tables from version N to N + 1. A step never changes once it is released.
-const STEPS: [&str; VERSION as usize] = ["
+const MIGRATIONS: [&str; SCHEMA_VERSION as usize] = ["
 CREATE TABLE portcullis.version (id int4 PRIMARY KEY CHECK (id = 1), program text NOT NULL, version int8 NOT NULL);
 CREATE TABLE portcullis.meta (
     id int4 PRIMARY KEY CHECK (id = 1), history text NOT NULL, made_unix_ms int8 NOT NULL,
@@ -86,40 +86,45 @@ ALTER TABLE portcullis.approvals ADD COLUMN asker bytea NOT NULL DEFAULT ''::byt
 
 /// Upgrades the tables of a store that was followed before. Never creates a store, because an empty database is either being
 /// restored or is the wrong one.
-pub(super) async fn bring_up(link: &Link, shown: &str) -> Result<(), Fault> {
-    match identify(link, shown).await? {
+pub(super) async fn upgrade_existing(link: &PostgresConnection, shown: &str) -> Result<(), QueryError> {
+    match read_schema_version(link, shown).await? {
         0 => Err(Error::Unavailable(format!("there is no store in `{shown}` yet, and one was followed: restore it")).into()),
-        VERSION => Ok(()),
-        _ => prepare(link, Settings::default(), None, shown).await,
+        SCHEMA_VERSION => Ok(()),
+        _ => create_or_upgrade(link, Settings::default(), None, shown).await,
     }
 }
 
 /// Creates or upgrades the tables. Must run in a transaction of its own.
-pub(super) async fn prepare(link: &Link, settings: Settings, unix_ms: Option<i64>, shown: &str) -> Result<(), Fault> {
-    if identify(link, shown).await? == VERSION {
+pub(super) async fn create_or_upgrade(
+    link: &PostgresConnection,
+    settings: Settings,
+    unix_ms: Option<i64>,
+    shown: &str,
+) -> Result<(), QueryError> {
+    if read_schema_version(link, shown).await? == SCHEMA_VERSION {
         return Ok(());
     }
-    link.execute("SELECT pg_advisory_xact_lock($1)", &[(&LOCK, Type::INT8)]).await?;
+    link.execute("SELECT pg_advisory_xact_lock($1)", &[(&SCHEMA_LOCK, Type::INT8)]).await?;
     // Another replica may have done it in the meantime.
-    let found = identify(link, shown).await?;
-    if found == 0 && link.row("SELECT 1 FROM pg_namespace WHERE nspname = 'portcullis'", &[]).await?.is_none() {
-        link.run("CREATE SCHEMA portcullis").await?;
+    let found = read_schema_version(link, shown).await?;
+    if found == 0 && link.query_row("SELECT 1 FROM pg_namespace WHERE nspname = 'portcullis'", &[]).await?.is_none() {
+        link.run_sql("CREATE SCHEMA portcullis").await?;
     }
-    for step in STEPS.iter().skip(usize::try_from(found).unwrap_or_default()) {
-        link.run(step).await?;
+    for step in MIGRATIONS.iter().skip(usize::try_from(found).unwrap_or_default()) {
+        link.run_sql(step).await?;
     }
     if found > 0 {
-        link.execute("UPDATE portcullis.version SET version = $1", &[(&VERSION, Type::INT8)]).await?;
+        link.execute("UPDATE portcullis.version SET version = $1", &[(&SCHEMA_VERSION, Type::INT8)]).await?;
         return Ok(());
     }
     let unix_ms = match unix_ms {
         Some(unix_ms) => unix_ms,
-        None => clock(link).await?,
+        None => server_unix_ms(link).await?,
     };
-    let (history, bound) = (uuid::Uuid::now_v7().to_string(), super::read::signed(settings.freshness_bound_ms)?);
+    let (history, bound) = (uuid::Uuid::now_v7().to_string(), super::read::to_i64(settings.freshness_bound_ms)?);
     link.execute(
         "INSERT INTO portcullis.version (id, program, version) VALUES (1, $1, $2)",
-        &[(&PROGRAM, Type::TEXT), (&VERSION, Type::INT8)],
+        &[(&PROGRAM_NAME, Type::TEXT), (&SCHEMA_VERSION, Type::INT8)],
     )
     .await?;
     link.execute(
@@ -132,20 +137,20 @@ pub(super) async fn prepare(link: &Link, settings: Settings, unix_ms: Option<i64
         &[(&GENESIS.as_slice(), Type::BYTEA), (&StateDigest::default().to_hex(), Type::TEXT)],
     )
     .await?;
-    link.run("INSERT INTO portcullis.spent_forgotten (id) VALUES (1)").await
+    link.run_sql("INSERT INTO portcullis.spent_forgotten (id) VALUES (1)").await
 }
 
 /// Reads the server's clock.
-async fn clock(link: &Link) -> Result<i64, Fault> {
-    let row = link.row("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::int8", &[]).await?;
-    row.ok_or_else(|| Error::Corrupt("the server has no clock".to_owned()))?.try_get(0).map_err(Fault::Sql)
+async fn server_unix_ms(link: &PostgresConnection) -> Result<i64, QueryError> {
+    let row = link.query_row("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::int8", &[]).await?;
+    row.ok_or_else(|| Error::Corrupt("the server has no clock".to_owned()))?.try_get(0).map_err(QueryError::Sql)
 }
 
 /// Returns the version of the tables, 0 if there are none. Fails if they belong to another program or to a newer version.
-async fn identify(link: &Link, shown: &str) -> Result<i64, Fault> {
+async fn read_schema_version(link: &PostgresConnection, shown: &str) -> Result<i64, QueryError> {
     const COUNT: &str = "SELECT count(*), count(*) FILTER (WHERE c.relname = 'version' AND c.relkind = 'r')
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'portcullis'";
-    let row = link.row(COUNT, &[]).await?.ok_or_else(|| Error::Corrupt("the catalogue cannot be read".to_owned()))?;
+    let row = link.query_row(COUNT, &[]).await?.ok_or_else(|| Error::Corrupt("the catalogue cannot be read".to_owned()))?;
     let (relations, marks): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
     if relations == 0 {
         return Ok(0);
@@ -155,24 +160,25 @@ async fn identify(link: &Link, shown: &str) -> Result<i64, Fault> {
     let not_ours = || {
         let why =
             format!("the schema `portcullis` in `{shown}` holds tables of another program: name another database for the store");
-        Fault::from(Error::NotOurs(why))
+        QueryError::from(Error::NotAStore(why))
     };
     let shaped: i64 = match marks {
-        1 => link.row(ours, &[]).await?.map_or(Ok(0), |row| row.try_get(0))?,
+        1 => link.query_row(ours, &[]).await?.map_or(Ok(0), |row| row.try_get(0))?,
         _ => 0,
     };
     if shaped != 2 {
         return Err(not_ours());
     }
-    let row = link.row("SELECT program::text, version::text FROM portcullis.version LIMIT 1", &[]).await?.ok_or_else(not_ours)?;
+    let row =
+        link.query_row("SELECT program::text, version::text FROM portcullis.version LIMIT 1", &[]).await?.ok_or_else(not_ours)?;
     let (program, version): (Option<String>, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
-    if program.as_deref() != Some(PROGRAM) {
+    if program.as_deref() != Some(PROGRAM_NAME) {
         return Err(not_ours());
     }
     match version.and_then(|version| version.parse().ok()) {
-        Some(known @ 1..=VERSION) => Ok(known),
-        Some(newer) if newer > VERSION => Err(Error::NewerVersion(format!(
-            "the store `{shown}` has schema {newer} and this program knows {VERSION}: use the version that made it, or a newer one"
+        Some(known @ 1..=SCHEMA_VERSION) => Ok(known),
+        Some(newer) if newer > SCHEMA_VERSION => Err(Error::NewerVersion(format!(
+            "the store `{shown}` has schema {newer} and this program knows {SCHEMA_VERSION}: use the version that made it, or a newer one"
         ))
         .into()),
         _ => Err(Error::Corrupt(format!("the store `{shown}` has a schema that no version has written")).into()),

@@ -3,7 +3,7 @@
 //! Look next at `schema.rs`, which creates the tables once the server was checked, and at `read.rs`, which checks the settings
 //! again with every answer.
 
-use super::link::{Fault, Link};
+use super::connection::{PostgresConnection, QueryError};
 use super::settings::Durability;
 use crate::store::Error;
 
@@ -11,20 +11,20 @@ use crate::store::Error;
 const SERVER_VERSION_MIN: i64 = 130_000;
 
 /// The server's settings that determine durability, as the server reports them.
-pub(super) struct Promises {
+pub(super) struct DurabilitySettings {
     pub(super) fsync: String,
     pub(super) full_page_writes: String,
     pub(super) synchronous_commit: String,
     pub(super) has_standbys: bool,
 }
 
-impl Promises {
-    /// The columns that [`Promises::read`] parses.
+impl DurabilitySettings {
+    /// The columns that [`DurabilitySettings::from_row`] parses.
     pub(super) const COLUMNS: &str = "current_setting('fsync'), current_setting('full_page_writes'), \
         current_setting('synchronous_commit'), current_setting('synchronous_standby_names') <> ''";
 
     /// Parses the settings from a row; `first` is the index of their first column.
-    pub(super) fn read(row: &tokio_postgres::Row, first: usize) -> Result<Self, Fault> {
+    pub(super) fn from_row(row: &tokio_postgres::Row, first: usize) -> Result<Self, QueryError> {
         let text = |column: usize| row.try_get::<_, String>(first.saturating_add(column));
         let (fsync, full_page_writes, synchronous_commit) = (text(0)?, text(1)?, text(2)?);
         Ok(Self { fsync, full_page_writes, synchronous_commit, has_standbys: row.try_get(first.saturating_add(3))? })
@@ -34,7 +34,7 @@ impl Promises {
     ///
     /// # Errors
     /// [`Error::Misconfigured`], naming the server's setting and the remedy.
-    pub(super) fn check(&self, claimed: Durability, shown: &str) -> Result<(), Error> {
+    pub(super) fn check_claim(&self, claimed: Durability, shown: &str) -> Result<(), Error> {
         let wrong = |setting: &str, is: &str, instead: &str| {
             let claimed = claimed.as_str();
             Err(Error::Misconfigured(format!(
@@ -65,12 +65,12 @@ impl Promises {
 }
 
 /// Checks the server before anything is created in it.
-pub(super) async fn check_server(link: &Link, claimed: Durability, shown: &str) -> Result<(), Fault> {
+pub(super) async fn check_server(link: &PostgresConnection, claimed: Durability, shown: &str) -> Result<(), QueryError> {
     let sql = format!(
         "SELECT {}, current_setting('server_encoding'), current_setting('server_version_num')::int8, pg_is_in_recovery()",
-        Promises::COLUMNS
+        DurabilitySettings::COLUMNS
     );
-    let row = link.row(&sql, &[]).await?.ok_or_else(|| Error::Corrupt("the server says nothing of itself".to_owned()))?;
+    let row = link.query_row(&sql, &[]).await?.ok_or_else(|| Error::Corrupt("the server says nothing of itself".to_owned()))?;
     let (encoding, version, standby): (String, i64, bool) = (row.try_get(4)?, row.try_get(5)?, row.try_get(6)?);
     if version < SERVER_VERSION_MIN {
         let why = format!("the server of the store `{shown}` is of version {version}: 13 or newer is needed");
@@ -83,5 +83,5 @@ pub(super) async fn check_server(link: &Link, claimed: Durability, shown: &str) 
     if standby {
         return Err(Error::Unavailable(format!("the server of the store `{shown}` is a standby: name the primary")).into());
     }
-    Ok(Promises::read(&row, 0)?.check(claimed, shown)?)
+    Ok(DurabilitySettings::from_row(&row, 0)?.check_claim(claimed, shown)?)
 }

@@ -55,13 +55,13 @@ impl FromStr for Durability {
 
 /// How the connection to the server is protected.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Tls {
+pub enum TlsMode {
     /// Without TLS: for a socket file or a loopback address.
     Disabled,
     /// TLS; the server's certificate must come from an authority in the file.
-    Authority(PathBuf),
+    VerifyCa(PathBuf),
     /// TLS; the certificate must also be valid for the host in the URL.
-    Full(PathBuf),
+    VerifyFull(PathBuf),
 }
 
 /// The settings with which a store is opened.
@@ -69,14 +69,14 @@ pub enum Tls {
 pub struct Settings {
     /// One configuration per host, in the order of the URL.
     pub(super) hosts: Vec<Config>,
-    pub(super) tls: Tls,
+    pub(super) tls: TlsMode,
     pub(super) notify: bool,
     pub(super) durability: Durability,
-    shown: String,
+    redacted_url: String,
 }
 
 /// The parameters that a URL may have, for error messages.
-const KEYS: &str = "`host`, `port`, `sslmode`, `sslrootcert`, `notify`, `application_name`";
+const KNOWN_PARAMETERS: &str = "`host`, `port`, `sslmode`, `sslrootcert`, `notify`, `application_name`";
 
 impl Settings {
     /// Parses `postgres://USER[:PASSWORD]@HOST[:PORT][,HOST…]/DATABASE[?KEY=VALUE&…]`.
@@ -110,7 +110,7 @@ impl Settings {
                     .into(),
             );
         }
-        let mut options = Options::default();
+        let mut options = UrlOptions::default();
         for pair in query.split('&').filter(|pair| !pair.is_empty()) {
             options.set(pair)?;
         }
@@ -121,13 +121,13 @@ impl Settings {
         if let Some(folder) = &options.host {
             config.host(folder);
         }
-        let hosts = one_each(&config, options.port)?;
+        let hosts = config_per_host(&config, options.port)?;
         let tls = options.tls(&hosts)?;
-        let shown = shown(&hosts);
-        let mut settings = Self { hosts, tls, notify: options.notify, durability, shown };
+        let shown = redacted_url(&hosts);
+        let mut settings = Self { hosts, tls, notify: options.notify, durability, redacted_url: shown };
         let several = settings.hosts.len() > 1;
         for host in &mut settings.hosts {
-            host.ssl_mode(if settings.tls == Tls::Disabled { SslMode::Disable } else { SslMode::Require });
+            host.ssl_mode(if settings.tls == TlsMode::Disabled { SslMode::Disable } else { SslMode::Require });
             if several {
                 host.target_session_attrs(TargetSessionAttrs::ReadWrite);
             }
@@ -136,20 +136,23 @@ impl Settings {
     }
 
     /// The URL without its password and options.
-    pub fn shown(&self) -> &str {
-        &self.shown
+    pub fn redacted_url(&self) -> &str {
+        &self.redacted_url
     }
 }
 
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Settings").field("shown", &self.shown).field("durability", &self.durability).finish_non_exhaustive()
+        f.debug_struct("Settings")
+            .field("shown", &self.redacted_url)
+            .field("durability", &self.durability)
+            .finish_non_exhaustive()
     }
 }
 
 /// The parameters of a URL.
 #[derive(Default)]
-struct Options {
+struct UrlOptions {
     host: Option<String>,
     port: Option<u16>,
     sslmode: Option<String>,
@@ -159,12 +162,12 @@ struct Options {
     notify: bool,
 }
 
-impl Options {
+impl UrlOptions {
     /// Sets one parameter from `KEY=VALUE`.
     fn set(&mut self, pair: &str) -> Result<(), String> {
-        let unknown = || format!("a parameter of the store's URL is unknown: {KEYS} are known");
+        let unknown = || format!("a parameter of the store's URL is unknown: {KNOWN_PARAMETERS} are known");
         let (key, value) = pair.split_once('=').ok_or_else(unknown)?;
-        let value = decoded(value)?;
+        let value = percent_decode(value)?;
         match key {
             "host" if value.starts_with('/') => self.host = Some(value),
             "host" => return Err("`host` in the store's URL is not the folder of a socket: put a name before the `/`".into()),
@@ -185,20 +188,20 @@ impl Options {
     }
 
     /// Decides how the connection is protected.
-    fn tls(&mut self, hosts: &[Config]) -> Result<Tls, String> {
+    fn tls(&mut self, hosts: &[Config]) -> Result<TlsMode, String> {
         self.notify = !self.notify_off;
-        let near = hosts.iter().flat_map(Config::get_hosts).all(is_near);
+        let near = hosts.iter().flat_map(Config::get_hosts).all(is_local);
         let authority = || {
             let missing = "`sslrootcert=FILE` must name the authority of the server's certificate, for without it anybody could answer as the server";
             self.sslrootcert.clone().ok_or(missing)
         };
         match self.sslmode.as_deref() {
-            None | Some("disable") if near => Ok(Tls::Disabled),
+            None | Some("disable") if near => Ok(TlsMode::Disabled),
             None | Some("disable") => {
                 Err("the store's server is not on this machine, and the way to it is not encrypted: add `sslmode=verify-full&sslrootcert=FILE` to its URL".into())
             }
-            Some("require") => Ok(Tls::Authority(authority()?)),
-            Some("verify-full") => Ok(Tls::Full(authority()?)),
+            Some("require") => Ok(TlsMode::VerifyCa(authority()?)),
+            Some("verify-full") => Ok(TlsMode::VerifyFull(authority()?)),
             Some(_) => Err("`sslmode` in the store's URL is not `disable`, `require` or `verify-full`".into()),
         }
     }
@@ -206,7 +209,7 @@ impl Options {
 
 /// Whether the host is a socket file or an address that never leaves the machine. A host name other than `localhost` is not,
 /// because name resolution decides where it leads.
-fn is_near(host: &Host) -> bool {
+fn is_local(host: &Host) -> bool {
     match host {
         Host::Unix(_) => true,
         Host::Tcp(name) => name == "localhost" || name.parse().is_ok_and(|address: IpAddr| address.is_loopback()),
@@ -214,7 +217,7 @@ fn is_near(host: &Host) -> bool {
 }
 
 /// Makes one configuration per host, so that a host that hangs does not keep the next host from being tried.
-fn one_each(config: &Config, port: Option<u16>) -> Result<Vec<Config>, String> {
+fn config_per_host(config: &Config, port: Option<u16>) -> Result<Vec<Config>, String> {
     let (hosts, ports) = (config.get_hosts(), config.get_ports());
     if hosts.is_empty() || config.get_user().is_none() || config.get_dbname().is_none() {
         return Err("the store's URL must name user, host and database: postgres://USER@HOST/DATABASE".into());
@@ -243,7 +246,7 @@ fn one_each(config: &Config, port: Option<u16>) -> Result<Vec<Config>, String> {
 }
 
 /// The URL without its password and parameters.
-fn shown(hosts: &[Config]) -> String {
+fn redacted_url(hosts: &[Config]) -> String {
     let place = |config: &Config| {
         let port = config.get_ports().first().copied().unwrap_or(5432);
         config.get_hosts().first().map_or_else(String::new, |host| match host {
@@ -258,7 +261,7 @@ fn shown(hosts: &[Config]) -> String {
 }
 
 /// Decodes `%XX` in a value.
-fn decoded(value: &str) -> Result<String, String> {
+fn percent_decode(value: &str) -> Result<String, String> {
     let wrong = || "a value in the store's URL holds a `%` that is no `%XX`".to_owned();
     let mut bytes = Vec::new();
     let mut rest = value.bytes();
@@ -276,14 +279,14 @@ mod tests {
     const CANARY: &str = "s3cr3t-canary";
 
     /// Expects the shown URL, the protection, and whether notifications are on; or a part of the error.
-    fn check(url: &str, expected: Result<(&str, Tls, bool), &str>) {
+    fn check(url: &str, expected: Result<(&str, TlsMode, bool), &str>) {
         let url = url.replace("PW", CANARY);
         let read = Settings::parse(&url, Durability::Single);
         let said = format!("{read:?}");
         assert!(!said.contains(CANARY), "{said}");
         match (read, expected) {
             (Ok(read), Ok((shown, tls, notify))) => {
-                assert_eq!((read.shown(), &read.tls, read.notify), (shown, &tls, notify), "{url}");
+                assert_eq!((read.redacted_url(), &read.tls, read.notify), (shown, &tls, notify), "{url}");
             }
             (Err(error), Err(part)) => assert!(error.contains(part) && !error.contains('\n'), "{url}: {error}"),
             (read, _) => panic!("{url}: {read:?}"),
@@ -292,18 +295,18 @@ mod tests {
 
     #[test]
     fn urls() {
-        let full = || Tls::Full("/ca.pem".into());
-        check("postgres://u:PW@127.0.0.1/d", Ok(("postgres://127.0.0.1:5432/d", Tls::Disabled, true)));
-        check("postgresql://u:PW@localhost:6432/d?notify=off", Ok(("postgres://localhost:6432/d", Tls::Disabled, false)));
-        check("postgres://u:PW@[::1]:1/d", Ok(("postgres://[::1]:1/d", Tls::Disabled, true)));
-        check("postgres://u:PW@/d?host=/run/postgresql", Ok(("postgres:///run/postgresql:5432/d", Tls::Disabled, true)));
-        check("postgres://u:PW@%2Frun%2Fpg/d?port=7", Ok(("postgres:///run/pg:7/d", Tls::Disabled, true)));
+        let full = || TlsMode::VerifyFull("/ca.pem".into());
+        check("postgres://u:PW@127.0.0.1/d", Ok(("postgres://127.0.0.1:5432/d", TlsMode::Disabled, true)));
+        check("postgresql://u:PW@localhost:6432/d?notify=off", Ok(("postgres://localhost:6432/d", TlsMode::Disabled, false)));
+        check("postgres://u:PW@[::1]:1/d", Ok(("postgres://[::1]:1/d", TlsMode::Disabled, true)));
+        check("postgres://u:PW@/d?host=/run/postgresql", Ok(("postgres:///run/postgresql:5432/d", TlsMode::Disabled, true)));
+        check("postgres://u:PW@%2Frun%2Fpg/d?port=7", Ok(("postgres:///run/pg:7/d", TlsMode::Disabled, true)));
         let tls = "sslmode=verify-full&sslrootcert=/ca.pem";
         check(&format!("postgres://u:PW@db/d?{tls}"), Ok(("postgres://db:5432/d", full(), true)));
         check(&format!("postgres://u:PW@a:1,b:2/d?{tls}&notify=on"), Ok(("postgres://a:1,b:2/d", full(), true)));
         check(
             "postgres://u:PW@db/d?sslmode=require&sslrootcert=%2Fca.pem",
-            Ok(("postgres://db:5432/d", Tls::Authority("/ca.pem".into()), true)),
+            Ok(("postgres://db:5432/d", TlsMode::VerifyCa("/ca.pem".into()), true)),
         );
     }
 

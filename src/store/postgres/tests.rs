@@ -1,18 +1,18 @@
 //! Tests of what can fail only in PostgreSQL or on the connection to it. `testing::store` tests what every store must do.
 
 mod fleet;
-mod held;
 mod server;
-mod way;
+mod stalled_clients;
+mod transport;
 
 use std::sync::Arc;
 
 use super::*;
-use crate::model::records::{ActRow, DocumentKey, DocumentRow, Meaning, Origin, Target, Write};
+use crate::model::rows::{ActRow, DocumentKey, DocumentOrigin, DocumentRow, RevocationKind, RevocationTarget, StoreWrite};
 use crate::model::time::{ManualClock, SystemClock};
 use crate::store::sqlite::SqliteStore;
-use crate::testing::postgres::{Server, shared};
-use crate::testing::store::{START_UNIX_S, audit, conformance};
+use crate::testing::postgres::{PostgresServer, shared};
+use crate::testing::store::{START_UNIX_S, conformance, verify_change_log};
 
 async fn open(url: &str) -> Result<PostgresStore, Error> {
     open_as(url, Durability::Single).await
@@ -23,16 +23,19 @@ async fn open_as(url: &str, durability: Durability) -> Result<PostgresStore, Err
 }
 
 fn kill(id: &str) -> CommitRequest {
-    let target = Target::Token(id.into());
-    CommitRequest { writes: vec![Write::Revoke { target, meaning: Meaning::Dead, reason: String::new() }], ..Default::default() }
+    let target = RevocationTarget::Token(id.into());
+    CommitRequest {
+        writes: vec![StoreWrite::Revoke { target, kind: RevocationKind::Dead, reason: String::new() }],
+        ..Default::default()
+    }
 }
 
-fn beat(store: &str, applied_number: u64) -> Heartbeat {
-    Heartbeat { incarnation: store.into(), applied_number, acked_number: 0, state: crate::store::ReplicaState::Serving }
+fn beat(store: &str, applied_number: u64) -> ReplicaHeartbeat {
+    ReplicaHeartbeat { incarnation: store.into(), applied_number, acked_number: 0, state: crate::store::ReplicaState::Serving }
 }
 
-fn registration(incarnation: &str) -> Registration {
-    Registration { incarnation: incarnation.into(), address: String::new(), version: String::new(), started_unix_ms: 0 }
+fn registration(incarnation: &str) -> ReplicaRegistration {
+    ReplicaRegistration { incarnation: incarnation.into(), address: String::new(), version: String::new(), started_unix_ms: 0 }
 }
 
 /// Polls until the condition holds.
@@ -65,18 +68,18 @@ async fn hashes_and_digests_are_those_of_sqlite() {
     let postgres = PostgresStore::open_with(settings, crate::store::Settings::default(), Some(clock.clone())).await.unwrap();
     let put = |kind: &str, id: &str, json: &str| {
         let key = DocumentKey { kind: kind.into(), id: id.into() };
-        Write::PutDocument(DocumentRow {
+        StoreWrite::PutDocument(DocumentRow {
             key,
             json: json.into(),
             path: "p/ü.yaml".into(),
             line: u32::MAX,
-            origin: Origin::Folder,
+            origin: DocumentOrigin::Folder,
         })
     };
-    let remove = |kind: &str, id: &str| Write::RemoveDocument(DocumentKey { kind: kind.into(), id: id.into() });
-    let revoke = |target: Target, meaning| Write::Revoke { target, meaning, reason: "\u{1f480} \"'\\".into() };
-    let agent = || Target::Agent("spiffe://a/ä\0".into());
-    let user = || Target::User { issuer: "i".into(), subject: "s".into() };
+    let remove = |kind: &str, id: &str| StoreWrite::RemoveDocument(DocumentKey { kind: kind.into(), id: id.into() });
+    let revoke = |target: RevocationTarget, kind| StoreWrite::Revoke { target, kind, reason: "\u{1f480} \"'\\".into() };
+    let agent = || RevocationTarget::Agent("spiffe://a/ä\0".into());
+    let user = || RevocationTarget::User { issuer: "i".into(), subject: "s".into() };
     let act = |jti: &str, expires_at_unix_s| {
         let (operators, signatures) = (vec!["o".into()], vec!["e30.e30.c2ln".into()]);
         ActRow {
@@ -88,7 +91,7 @@ async fn hashes_and_digests_are_those_of_sqlite() {
             reason: "r".into(),
         }
     };
-    let request = |writes: Vec<Write>| CommitRequest { writes, ..Default::default() };
+    let request = |writes: Vec<StoreWrite>| CommitRequest { writes, ..Default::default() };
     let acted = |jti: &str, expires_at_unix_s| CommitRequest { act: Some(act(jti, expires_at_unix_s)), ..Default::default() };
     let requests = [
         request(vec![put("agent", "z", "{}"), put("agent", "Z", "[]"), put("tool", "z", "{\"a\":1}")]),
@@ -99,10 +102,14 @@ async fn hashes_and_digests_are_those_of_sqlite() {
             remove("tool", "z"),
             put("agent", "é", "0"),
         ]),
-        request(vec![revoke(agent(), Meaning::Suspend), revoke(agent(), Meaning::Watermark), revoke(user(), Meaning::Watermark)]),
-        request(vec![Write::Reinstate { target: agent(), reason: "back".into() }, revoke(agent(), Meaning::Suspend)]),
-        request(vec![revoke(user(), Meaning::Watermark)]),
-        request(vec![revoke(user(), Meaning::Watermark), remove("agent", "none")]),
+        request(vec![
+            revoke(agent(), RevocationKind::Suspend),
+            revoke(agent(), RevocationKind::Watermark),
+            revoke(user(), RevocationKind::Watermark),
+        ]),
+        request(vec![StoreWrite::Reinstate { target: agent(), reason: "back".into() }, revoke(agent(), RevocationKind::Suspend)]),
+        request(vec![revoke(user(), RevocationKind::Watermark)]),
+        request(vec![revoke(user(), RevocationKind::Watermark), remove("agent", "none")]),
         acted("j1", START_UNIX_S + 10),
         acted("j1", START_UNIX_S + 10),
         acted("j2", START_UNIX_S + 9_999),
@@ -110,13 +117,13 @@ async fn hashes_and_digests_are_those_of_sqlite() {
     ];
     for request in requests {
         clock.step_wall_ms(4_321);
-        let said = |answer: Result<Committed, Error>| answer.map(|done| (done.revision.number, done.unix_ms, done.changes));
+        let said = |answer: Result<CommitOutcome, Error>| answer.map(|done| (done.revision.number, done.unix_ms, done.changes));
         assert_eq!(said(sqlite.commit(request.clone()).await), said(postgres.commit(request).await));
     }
     let (one, other) = (sqlite.changes(0).await.unwrap(), postgres.changes(0).await.unwrap());
     assert_eq!((one.head, one.head_hash, &one.commits), (other.head, other.head_hash, &other.commits));
     assert!(one.head >= 7);
-    let (one, other) = (audit(&sqlite).await, audit(&postgres).await);
+    let (one, other) = (verify_change_log(&sqlite).await, verify_change_log(&postgres).await);
     assert_eq!((one.digest, one.documents, one.hash), (other.digest, other.documents, other.hash));
 }
 
@@ -129,10 +136,10 @@ async fn what_was_committed_is_there_when_opened_again() {
     let committed = store.commit(kill("t")).await.unwrap();
     let ours = crate::model::time::Clock::now(&SystemClock).unix_ms();
     assert!((committed.unix_ms - ours).abs() < 60_000, "dated by the server's clock");
-    let before = audit(&store).await;
+    let before = verify_change_log(&store).await;
     assert_eq!(before.settings, of_store);
     drop(store);
-    assert_eq!(audit(&open(&url).await.unwrap()).await, before, "an existing store keeps its settings");
+    assert_eq!(verify_change_log(&open(&url).await.unwrap()).await, before, "an existing store keeps its settings");
     let bad = crate::store::Settings { iat_skew_s: 5, freshness_bound_ms: 500 };
     assert!(matches!(PostgresStore::open_with(settings(), bad, None).await, Err(Error::Rejected(_))));
 }
@@ -152,7 +159,7 @@ async fn other_databases_are_refused_and_left_alone() {
         assert!(!error.to_string().contains('\n'), "{error}");
         assert_eq!(shared().sql(&url, all), before);
     };
-    let not_ours = |error: &Error| matches!(error, Error::NotOurs(_));
+    let not_ours = |error: &Error| matches!(error, Error::NotAStore(_));
     check("CREATE SCHEMA portcullis; CREATE TABLE portcullis.people (name text)", not_ours).await;
     check("CREATE SCHEMA portcullis; CREATE TABLE portcullis.version (id int4)", not_ours).await;
     check("CREATE SCHEMA portcullis; CREATE VIEW portcullis.version AS SELECT 'portcullis' AS program, 1 AS version", not_ours)
@@ -164,7 +171,7 @@ async fn other_databases_are_refused_and_left_alone() {
     // The schema was created for the store and is empty, which is enough; other schemas do not matter.
     let url = shared().database();
     shared().sql(&url, "CREATE SCHEMA portcullis; CREATE TABLE public.head (x int); CREATE TABLE public.version (x int)");
-    audit(&open(&url).await.unwrap()).await;
+    verify_change_log(&open(&url).await.unwrap()).await;
     // A function of the same name in another schema is not called.
     shared().sql(
         &url,
@@ -202,11 +209,11 @@ async fn damage_is_reported() {
         for number in 1..=5 {
             store.commit(kill(&format!("t{number}"))).await.unwrap();
         }
-        audit(&store).await;
+        verify_change_log(&store).await;
         shared().sql(&url, sql);
         let corrupt = |error: Option<Error>| matches!(error, Some(Error::Corrupt(_) | Error::Replaced(_)));
         let in_state_seen = match store.load().await {
-            Ok(state) => !state.has_its_digest(),
+            Ok(state) => !state.digest_matches(),
             Err(error) => corrupt(Some(error)),
         };
         assert_eq!(in_state_seen, in_state, "{sql}");
@@ -249,13 +256,13 @@ async fn a_log_that_was_cut_says_where_it_begins() {
 async fn a_replaced_database_is_noticed() {
     let url = shared().database();
     let store = open(&url).await.unwrap();
-    store.register(&registration("a")).await.unwrap();
+    store.register_replica(&registration("a")).await.unwrap();
     shared().sql(&url, "UPDATE portcullis.meta SET history = 'other'");
     let replaced = |error: Option<Error>| assert!(matches!(error, Some(Error::Replaced(_))), "{error:?}");
     replaced(store.commit(kill("u")).await.err());
-    replaced(store.spend([1; 32], i64::MAX).await.err());
-    replaced(store.poll(&beat("a", 0)).await.err());
-    replaced(store.load_as(&beat("a", 0)).await.err());
+    replaced(store.spend_proof([1; 32], i64::MAX).await.err());
+    replaced(store.poll_changes(&beat("a", 0)).await.err());
+    replaced(store.load_for_replica(&beat("a", 0)).await.err());
     replaced(store.revision().await.err());
     assert_eq!(open(&url).await.unwrap().revision().await.unwrap().number, 0);
 }
@@ -270,7 +277,7 @@ async fn who_stops_waiting_undoes_nothing() {
         assert!(asked.is_pending());
     }
     drop(store);
-    assert_eq!(audit(&open(&url).await.unwrap()).await.revocations.len(), 1);
+    assert_eq!(verify_change_log(&open(&url).await.unwrap()).await.revocations.len(), 1);
 }
 
 #[test]
@@ -285,5 +292,5 @@ fn one_store_serves_several_runtimes_and_outlives_them() {
             scope.spawn(move || runtime().block_on(store.commit(kill(&format!("t{racer}")))).unwrap());
         }
     });
-    assert_eq!(runtime().block_on(audit(&store)).revision.number, 4);
+    assert_eq!(runtime().block_on(verify_change_log(&store)).revision.number, 4);
 }

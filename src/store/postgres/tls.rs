@@ -18,20 +18,20 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
 use tokio_rustls::TlsConnector;
 
-use super::settings::Tls;
+use super::settings::TlsMode;
 use crate::store::Error;
 
 /// Makes the TLS handshakes of one store.
 #[derive(Clone)]
-pub(super) struct Connector(Option<TlsConnector>);
+pub(super) struct PostgresTlsConnector(Option<TlsConnector>);
 
-impl Connector {
+impl PostgresTlsConnector {
     /// Reads the certificates of the authorities, if TLS is on.
-    pub(super) fn new(tls: &Tls) -> Result<Self, Error> {
+    pub(super) fn new(tls: &TlsMode) -> Result<Self, Error> {
         let (path, any_name) = match tls {
-            Tls::Disabled => return Ok(Self(None)),
-            Tls::Authority(path) => (path, true),
-            Tls::Full(path) => (path, false),
+            TlsMode::Disabled => return Ok(Self(None)),
+            TlsMode::VerifyCa(path) => (path, true),
+            TlsMode::VerifyFull(path) => (path, false),
         };
         let failed = |why: &dyn std::fmt::Display| {
             Error::Misconfigured(format!("`sslrootcert={}` of the store cannot be used: {why}", path.display()))
@@ -48,7 +48,7 @@ impl Connector {
         let verifier = verifier.map_err(|error| failed(&error))?;
         let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
         let builder = builder.map_err(|error| failed(&error))?;
-        let verifier: Arc<dyn ServerCertVerifier> = if any_name { Arc::new(AnyName(verifier)) } else { verifier };
+        let verifier: Arc<dyn ServerCertVerifier> = if any_name { Arc::new(AnyNameVerifier(verifier)) } else { verifier };
         let config = builder.dangerous().with_custom_certificate_verifier(verifier).with_no_client_auth();
         Ok(Self(Some(TlsConnector::from(Arc::new(config)))))
     }
@@ -56,9 +56,9 @@ impl Connector {
 
 /// `sslmode=require`: accepts a certificate of the authority, whatever name it holds.
 #[derive(Debug)]
-struct AnyName(Arc<WebPkiServerVerifier>);
+struct AnyNameVerifier(Arc<WebPkiServerVerifier>);
 
-impl ServerCertVerifier for AnyName {
+impl ServerCertVerifier for AnyNameVerifier {
     fn verify_server_cert(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -99,52 +99,52 @@ impl ServerCertVerifier for AnyName {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> MakeTlsConnect<S> for Connector {
-    type Stream = Stream<S>;
-    type TlsConnect = Handshake;
+impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> MakeTlsConnect<S> for PostgresTlsConnector {
+    type Stream = PostgresTlsStream<S>;
+    type TlsConnect = TlsHandshake;
     type Error = io::Error;
 
-    fn make_tls_connect(&mut self, domain: &str) -> io::Result<Handshake> {
-        Ok(Handshake { connector: self.0.clone(), domain: domain.to_owned() })
+    fn make_tls_connect(&mut self, domain: &str) -> io::Result<TlsHandshake> {
+        Ok(TlsHandshake { connector: self.0.clone(), domain: domain.to_owned() })
     }
 }
 
 /// A handshake that has not started.
-pub(super) struct Handshake {
+pub(super) struct TlsHandshake {
     connector: Option<TlsConnector>,
     domain: String,
 }
 
-impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> TlsConnect<S> for Handshake {
-    type Stream = Stream<S>;
+impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> TlsConnect<S> for TlsHandshake {
+    type Stream = PostgresTlsStream<S>;
     type Error = io::Error;
-    type Future = Pin<Box<dyn Future<Output = io::Result<Stream<S>>> + Send>>;
+    type Future = Pin<Box<dyn Future<Output = io::Result<PostgresTlsStream<S>>> + Send>>;
 
     fn connect(self, stream: S) -> Self::Future {
         Box::pin(async move {
             let connector = self.connector.ok_or_else(|| io::Error::other("TLS was not asked for"))?;
             let name = ServerName::try_from(self.domain).map_err(io::Error::other)?;
-            Ok(Stream(Box::new(connector.connect(name, stream).await?)))
+            Ok(PostgresTlsStream(Box::new(connector.connect(name, stream).await?)))
         })
     }
 }
 
 /// An encrypted connection. It offers no channel binding, because the verified certificate already authenticates the server.
-pub(super) struct Stream<S>(Box<tokio_rustls::client::TlsStream<S>>);
+pub(super) struct PostgresTlsStream<S>(Box<tokio_rustls::client::TlsStream<S>>);
 
-impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream for Stream<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> TlsStream for PostgresTlsStream<S> {
     fn channel_binding(&self) -> ChannelBinding {
         ChannelBinding::none()
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Stream<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for PostgresTlsStream<S> {
     fn poll_read(mut self: Pin<&mut Self>, context: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.0).poll_read(context, buffer)
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
+impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for PostgresTlsStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(context, bytes)
     }

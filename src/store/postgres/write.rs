@@ -1,87 +1,89 @@
 //! Commits to a PostgreSQL store, one revision after the other through a lock on the row of the head.
 //!
-//! Look next at `super::apply`, which computes how a request changes its rows, and at `super::uses` for requests that make no
+//! Look next at `super::commit_rows`, which computes how a request changes its rows, and at `super::uses` for requests that make no
 //! revision.
 
 use std::collections::BTreeMap;
 
 use tokio_postgres::types::Type;
 
-use super::apply::{Found, Rows};
 use super::approvals;
+use super::commit_rows::{CommitRowSet, TouchedRows};
+use super::connection::{NOTIFY_CHANNEL, PostgresConnection, QueryError};
 use super::lineage;
-use super::link::{CHANNEL, Fault, Link};
-use super::pending;
-use super::read::{self, Expected, Head, signed};
-use super::row_keys::target_name;
-use super::staged::{self, ROWS_AT_ONCE, Ready, Staged};
+use super::pending_acts;
+use super::read::{self, ExpectedStore, PostgresHead, to_i64};
+use super::row_keys::encode_target;
+use super::staging::{self, PreparedCommit, ROWS_PER_STATEMENT, StagedCommit};
 use crate::model::approval::ApprovalRow;
-use crate::model::records::{ActRow, Change, RevocationRow, Write};
 use crate::model::revision::Revision;
-use crate::store::chain::{changes_as_stored, commit_hash};
-use crate::store::{CommitRequest, Committed, Error, commit_rows};
+use crate::model::rows::{ActRow, RevocationRow, RowChange, StoreWrite};
+use crate::store::hash_chain::{commit_hash, encode_changes};
+use crate::store::{CommitOutcome, CommitRequest, Error, commit_rows};
 
 /// Expired keys that one request removes. It is more than a request adds, so that expired keys do not accumulate.
-const FORGOTTEN_MAX: i64 = 64;
+const FORGOTTEN_KEYS_MAX: i64 = 64;
 
-/// Commits a request. Returns [`Fault::Moved`] if the request must be tried again because its staged commit no longer fits.
+/// Commits a request. Returns [`QueryError::HeadMoved`] if the request must be tried again because its staged commit no longer fits.
 ///
 /// INVARIANT: while the head is locked, nothing long is sent or received. Therefore a client that stops is silent, and the server
 /// ends the transaction of a silent client. Approvals are locked before the head, so that nobody waits for an approval while
 /// holding the head.
-pub(super) async fn commit(
-    link: &Link,
-    expected: &Expected,
+pub(super) async fn commit_request(
+    link: &PostgresConnection,
+    expected: &ExpectedStore,
     request: &CommitRequest,
     unix_ms: Option<i64>,
     notify: bool,
-) -> Result<Committed, Fault> {
-    let mut staged = Staged::put(link, expected, request, unix_ms).await?;
-    let approved = approved(request);
-    let approvals = approvals::locked(link, &approved).await?;
-    let head = read::head(link, expected, true).await?;
+) -> Result<CommitOutcome, QueryError> {
+    let mut staged = StagedCommit::stage_request(link, expected, request, unix_ms).await?;
+    let approved = answered_digests(request);
+    let approvals = approvals::lock_approvals(link, &approved).await?;
+    let head = read::read_head(link, expected, true).await?;
     let unix_ms = unix_ms.unwrap_or(head.unix_ms);
-    if staged.as_ref().is_some_and(|staged| !staged.still_holds(&head)) {
-        return Err(Fault::Moved);
+    if staged.as_ref().is_some_and(|staged| !staged.documents_unchanged(&head)) {
+        return Err(QueryError::HeadMoved);
     }
     let number = head.revision.number.checked_add(1).ok_or_else(|| Error::Rejected("no revision number is left".to_owned()))?;
-    let ready = staged.as_mut().and_then(|staged| staged.take_ready(&head));
+    let ready = staged.as_mut().and_then(|staged| staged.take_prepared(&head));
     let mut rows = match &ready {
         Some(_) => None,
-        None => Some(touched(link, request, staged.as_ref(), approvals, (&head, number, unix_ms)).await?),
+        None => Some(read_touched_rows(link, request, staged.as_ref(), approvals, (&head, number, unix_ms)).await?),
     };
     if let Some(rows) = &rows {
-        rows.check(request, &head)?;
+        rows.check_expectations(request, &head)?;
     }
     let forgotten = match &request.act {
         Some(act) => record_act(link, act, number, &head, unix_ms).await?,
         None => head.jtis_forgotten_unix_s,
     };
     let (rows, changes, stored, revision) = match (ready, rows.take()) {
-        (Some(Ready { rows, changes, stored }), _) => (rows, changes, stored, Revision { number, ..head.revision.clone() }),
+        (Some(PreparedCommit { rows, changes, stored }), _) => {
+            (rows, changes, stored, Revision { number, ..head.revision.clone() })
+        }
         (None, Some(mut rows)) => {
-            let (changes, revision) = make(link, request, &head, &mut rows, unix_ms).await?;
-            let stored = changes_as_stored(&changes)?;
+            let (changes, revision) = apply_writes(link, request, &head, &mut rows, unix_ms).await?;
+            let stored = encode_changes(&changes)?;
             (rows, changes, stored, revision)
         }
-        (None, None) => return Err(Fault::Moved),
+        (None, None) => return Err(QueryError::HeadMoved),
     };
-    rows.check_left(request)?;
-    if staged.as_ref().is_some_and(|staged| !staged.agrees(&stored)) {
-        return Err(Fault::Moved);
+    rows.check_signer_left(request)?;
+    if staged.as_ref().is_some_and(|staged| !staged.changes_match(&stored)) {
+        return Err(QueryError::HeadMoved);
     }
     if let Some(staged) = &staged {
-        staged.store(link, number).await?;
+        staged.move_documents(link, number).await?;
     }
     store_revocations(link, &rows).await?;
     for (act, row) in rows.pending_to_store() {
-        pending::put(link, act, row, unix_ms).await?;
+        pending_acts::put_pending_act(link, act, row, unix_ms).await?;
     }
-    approvals::put(link, &rows.approvals_to_store()).await?;
-    let made = Made {
+    approvals::put_approvals(link, &rows.approvals_to_store()).await?;
+    let made = NewRevision {
         head: &head,
         revision: &revision,
-        of_documents: changes.iter().any(Change::is_of_document),
+        of_documents: changes.iter().any(RowChange::changes_document),
         stored: &stored,
         digest: rows.sums.digest.to_hex(),
         revocations_total: rows.sums.revocations_total,
@@ -90,14 +92,14 @@ pub(super) async fn commit(
     };
     move_head(link, &made, staged.as_ref()).await?;
     if notify {
-        link.execute("SELECT pg_notify($1, $2)", &[(&CHANNEL, Type::TEXT), (&number.to_string(), Type::TEXT)]).await?;
+        link.execute("SELECT pg_notify($1, $2)", &[(&NOTIFY_CHANNEL, Type::TEXT), (&number.to_string(), Type::TEXT)]).await?;
     }
-    Ok(Committed { revision, unix_ms, changes, freshness_bound_ms: head.settings.freshness_bound_ms })
+    Ok(CommitOutcome { revision, unix_ms, changes, freshness_bound_ms: head.settings.freshness_bound_ms })
 }
 
 /// A revision that is computed but not in the log yet.
-struct Made<'a> {
-    head: &'a Head,
+struct NewRevision<'a> {
+    head: &'a PostgresHead,
     revision: &'a Revision,
     of_documents: bool,
     stored: &'a [u8],
@@ -108,10 +110,10 @@ struct Made<'a> {
 }
 
 /// Appends a revision to the log and moves the head to it.
-async fn move_head(link: &Link, made: &Made<'_>, staged: Option<&Staged>) -> Result<(), Fault> {
-    let Made { head, revision, of_documents, stored, digest, revocations_total, jtis_forgotten_unix_s, unix_ms } = made;
+async fn move_head(link: &PostgresConnection, made: &NewRevision<'_>, staged: Option<&StagedCommit>) -> Result<(), QueryError> {
+    let NewRevision { head, revision, of_documents, stored, digest, revocations_total, jtis_forgotten_unix_s, unix_ms } = made;
     let hash = commit_hash(&head.hash, revision.number, stored);
-    let number = signed(revision.number)?;
+    let number = to_i64(revision.number)?;
     let documents_number = if *of_documents { revision.number } else { head.documents_number };
     let (staged_id, sent) = match staged.filter(|staged| staged.has_changes()) {
         Some(staged) => (Some(staged.id()), None),
@@ -134,7 +136,7 @@ async fn move_head(link: &Link, made: &Made<'_>, staged: Option<&Staged>) -> Res
     )
     .await?;
     if let Some(staged) = staged {
-        staged.clear(link).await?;
+        staged.delete_staged_rows(link).await?;
     }
     let moved = link
         .execute(
@@ -144,8 +146,8 @@ async fn move_head(link: &Link, made: &Made<'_>, staged: Option<&Staged>) -> Res
                 (&number, Type::INT8),
                 (&hash.as_slice(), Type::BYTEA),
                 (digest, Type::TEXT),
-                (&signed(*revocations_total)?, Type::INT8),
-                (&signed(documents_number)?, Type::INT8),
+                (&to_i64(*revocations_total)?, Type::INT8),
+                (&to_i64(documents_number)?, Type::INT8),
                 (jtis_forgotten_unix_s, Type::INT8),
                 (&revision.history.as_str(), Type::TEXT),
             ],
@@ -159,25 +161,27 @@ async fn move_head(link: &Link, made: &Made<'_>, staged: Option<&Staged>) -> Res
 }
 
 /// Applies the writes in order. Returns the changes and the new revision.
-async fn make(
-    link: &Link,
+async fn apply_writes(
+    link: &PostgresConnection,
     request: &CommitRequest,
-    head: &Head,
-    rows: &mut Rows,
+    head: &PostgresHead,
+    rows: &mut CommitRowSet,
     unix_ms: i64,
-) -> Result<(Vec<Change>, Revision), Fault> {
+) -> Result<(Vec<RowChange>, Revision), QueryError> {
     let mut revision = Revision { number: head.revision.number.saturating_add(1), ..head.revision.clone() };
     let mut changes = Vec::with_capacity(request.writes.len());
     for write in &request.writes {
         match write {
-            Write::Prune { before_unix_s, .. } => changes.extend(rows.prune((*before_unix_s).min(unix_ms.div_euclid(1_000)))?),
-            Write::Merge(merge) => {
-                changes.extend(commit_rows::merge(rows, merge, &head.revision.history)?);
-                lineage::merged(link, merge, &changes, unix_ms).await?;
+            StoreWrite::Prune { before_unix_s, .. } => {
+                changes.extend(rows.prune((*before_unix_s).min(unix_ms.div_euclid(1_000)))?)
             }
-            Write::Adopt { reason } => {
+            StoreWrite::Merge(merge) => {
+                changes.extend(commit_rows::merge(rows, merge, &head.revision.history)?);
+                lineage::record_merge(link, merge, &changes, unix_ms).await?;
+            }
+            StoreWrite::Adopt { reason } => {
                 changes.push(commit_rows::void_roots(rows, reason)?);
-                revision = lineage::begin(link, head, revision.number, unix_ms).await?;
+                revision = lineage::begin_history(link, head, revision.number, unix_ms).await?;
             }
             write => changes.extend(commit_rows::apply_write(rows, write)?),
         }
@@ -186,10 +190,10 @@ async fn make(
 }
 
 /// The digests of the approvals that a request answers.
-fn approved(request: &CommitRequest) -> Vec<&str> {
+fn answered_digests(request: &CommitRequest) -> Vec<&str> {
     let mut digests = Vec::new();
     for write in &request.writes {
-        if let Write::Approve { digest, .. } | Write::Refuse { digest, .. } = write {
+        if let StoreWrite::Approve { digest, .. } | StoreWrite::Refuse { digest, .. } = write {
             digests.push(digest.as_str());
         }
     }
@@ -197,41 +201,41 @@ fn approved(request: &CommitRequest) -> Vec<&str> {
 }
 
 /// Reads every row that the request writes, or has an expectation of. The documents were read before the lock, and are unchanged.
-async fn touched(
-    link: &Link,
+async fn read_touched_rows(
+    link: &PostgresConnection,
     request: &CommitRequest,
-    staged: Option<&Staged>,
+    staged: Option<&StagedCommit>,
     approvals: BTreeMap<String, ApprovalRow>,
-    (head, number, unix_ms): (&Head, u64, i64),
-) -> Result<Rows, Fault> {
+    (head, number, unix_ms): (&PostgresHead, u64, i64),
+) -> Result<CommitRowSet, QueryError> {
     let expiring = staged.map(|staged| staged.expiring.as_slice()).unwrap_or_default();
-    let (revocations, pending) = staged::revocations(link, request, expiring).await?;
+    let (revocations, pending) = staging::read_revocations(link, request, expiring).await?;
     let documents = staged.map(|staged| staged.documents.clone()).unwrap_or_default();
-    Ok(Rows::new(head, number, unix_ms, Found { documents, revocations, approvals, pending }))
+    Ok(CommitRowSet::new(head, number, unix_ms, TouchedRows { documents, revocations, approvals, pending }))
 }
 
 /// Writes and deletes the revocations that the commit changed.
-async fn store_revocations(link: &Link, rows: &Rows) -> Result<(), Fault> {
+async fn store_revocations(link: &PostgresConnection, rows: &CommitRowSet) -> Result<(), QueryError> {
     let remove = rows.revocations_to_remove();
-    for remove in remove.chunks(ROWS_AT_ONCE) {
-        let keys = remove.iter().map(|target| Ok(target_name(target)?.0)).collect::<Result<Vec<_>, Error>>()?;
+    for remove in remove.chunks(ROWS_PER_STATEMENT) {
+        let keys = remove.iter().map(|target| Ok(encode_target(target)?.0)).collect::<Result<Vec<_>, Error>>()?;
         link.execute("DELETE FROM portcullis.revocations WHERE key = ANY ($1)", &[(&keys, Type::BYTEA_ARRAY)]).await?;
     }
-    for put in rows.revocations_to_store().chunks(ROWS_AT_ONCE) {
+    for put in rows.revocations_to_store().chunks(ROWS_PER_STATEMENT) {
         put_revocations(link, put).await?;
     }
     Ok(())
 }
 
-async fn put_revocations(link: &Link, put: &[&RevocationRow]) -> Result<(), Fault> {
-    let names = put.iter().map(|row| target_name(&row.target)).collect::<Result<Vec<_>, _>>()?;
+async fn put_revocations(link: &PostgresConnection, put: &[&RevocationRow]) -> Result<(), QueryError> {
+    let names = put.iter().map(|row| encode_target(&row.target)).collect::<Result<Vec<_>, _>>()?;
     let (keys, targets): (Vec<_>, Vec<_>) = names.into_iter().unzip();
     let dead: Vec<_> = put.iter().map(|row| row.dead).collect();
     let suspended: Vec<_> = put.iter().map(|row| row.suspended).collect();
     let watermarks: Vec<_> = put.iter().map(|row| row.watermark_unix_s).collect();
     let expiries: Vec<_> = put.iter().map(|row| row.expires_at_unix_s).collect();
     let reasons: Vec<_> = put.iter().map(|row| row.reason.as_str()).collect();
-    let revisions = put.iter().map(|row| signed(row.revision)).collect::<Result<Vec<_>, _>>()?;
+    let revisions = put.iter().map(|row| to_i64(row.revision)).collect::<Result<Vec<_>, _>>()?;
     link.execute(
         "INSERT INTO portcullis.revocations (key, target, dead, suspended, watermark_unix_s, expires_at_unix_s, reason, revision)
          SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8)
@@ -257,11 +261,17 @@ async fn put_revocations(link: &Link, put: &[&RevocationRow]) -> Result<(), Faul
 ///
 /// The cutoff is an expiry that was stored, not the clock. Every signature that expires up to the cutoff counts as used.
 /// Therefore a clock that jumps ahead and back admits no signature twice. The lock on the head excludes all other commits.
-async fn record_act(link: &Link, act: &ActRow, number: u64, head: &Head, unix_ms: i64) -> Result<Option<i64>, Fault> {
+async fn record_act(
+    link: &PostgresConnection,
+    act: &ActRow,
+    number: u64,
+    head: &PostgresHead,
+    unix_ms: i64,
+) -> Result<Option<i64>, QueryError> {
     let jtis: Vec<&str> = act.jtis.iter().map(|(jti, _)| jti.as_str()).collect();
     let expiries: Vec<i64> = act.jtis.iter().map(|(_, expires_at_unix_s)| *expires_at_unix_s).collect();
-    let used = link.rows("SELECT jti FROM portcullis.act_jtis WHERE jti = ANY ($1)", &[(&jtis, Type::TEXT_ARRAY)]).await?;
-    let used = used.iter().map(|row| read::text(row, 0)).collect::<Result<Vec<_>, _>>()?;
+    let used = link.query_rows("SELECT jti FROM portcullis.act_jtis WHERE jti = ANY ($1)", &[(&jtis, Type::TEXT_ARRAY)]).await?;
+    let used = used.iter().map(|row| read::read_text(row, 0)).collect::<Result<Vec<_>, _>>()?;
     for (index, (jti, expires_at_unix_s)) in act.jtis.iter().enumerate() {
         let forgotten = head.jtis_forgotten_unix_s.is_some_and(|forgotten| *expires_at_unix_s <= forgotten);
         let twice = jtis.iter().take(index).any(|before| before == jti);
@@ -277,10 +287,10 @@ async fn record_act(link: &Link, act: &ActRow, number: u64, head: &Head, unix_ms
     let text = serde_json::to_string(act).map_err(|error| Error::Rejected(format!("the act cannot be stored: {error}")))?;
     link.execute(
         "INSERT INTO portcullis.acts (number, unix_ms, act) VALUES ($1, $2, $3)",
-        &[(&signed(number)?, Type::INT8), (&unix_ms, Type::INT8), (&text, Type::TEXT)],
+        &[(&to_i64(number)?, Type::INT8), (&unix_ms, Type::INT8), (&text, Type::TEXT)],
     )
     .await?;
-    let newest = oldest_expired(link, "act_jtis", unix_ms.div_euclid(1_000), 1).await?;
+    let newest = expiry_cutoff(link, "act_jtis", unix_ms.div_euclid(1_000), 1).await?;
     if let Some(newest) = newest {
         link.execute("DELETE FROM portcullis.act_jtis WHERE expires_at_unix_s <= $1", &[(&newest, Type::INT8)]).await?;
     }
@@ -289,12 +299,17 @@ async fn record_act(link: &Link, act: &ActRow, number: u64, head: &Head, unix_ms
 
 /// Returns an expiry up to which keys of a table may be removed; `None` if no key has expired. The number of these keys is
 /// bounded, but large enough that the table does not grow by the `added` keys.
-pub(super) async fn oldest_expired(link: &Link, table: &str, unix_s: i64, added: usize) -> Result<Option<i64>, Fault> {
+pub(super) async fn expiry_cutoff(
+    link: &PostgresConnection,
+    table: &str,
+    unix_s: i64,
+    added: usize,
+) -> Result<Option<i64>, QueryError> {
     let sql = format!(
         "SELECT max(expires_at_unix_s) FROM (SELECT expires_at_unix_s FROM portcullis.{table} WHERE expires_at_unix_s < $1
              ORDER BY expires_at_unix_s LIMIT $2) expired"
     );
-    let limit = FORGOTTEN_MAX.saturating_mul(signed(added.max(1))?);
-    let row = link.row(&sql, &[(&unix_s, Type::INT8), (&limit, Type::INT8)]).await?;
+    let limit = FORGOTTEN_KEYS_MAX.saturating_mul(to_i64(added.max(1))?);
+    let row = link.query_row(&sql, &[(&unix_s, Type::INT8), (&limit, Type::INT8)]).await?;
     Ok(row.map(|row| row.try_get(0)).transpose()?.flatten())
 }

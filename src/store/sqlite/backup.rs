@@ -7,6 +7,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
@@ -14,13 +15,17 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::create::{make_private, remove, take_free_name, unfinished};
-use super::file_identity::{find, identify};
-use super::open::Db;
-use super::store_fault::{Fault, explain};
-use super::whole;
+use super::connection::SqliteConnection;
+use super::create::{create_private_file, remove_temporary, rename_if_free, temporary_path};
+use super::file_identity::{find_store, read_schema_version};
+use super::header::{Header, beside};
+use super::integrity;
+use super::store_fault::{SqliteError, to_store_error};
 use crate::model::revision::Revision;
 use crate::store::Error;
+
+/// The ends of the names of the files that SQLite keeps beside a database.
+const PARTS: [&str; 3] = ["-wal", "-shm", "-journal"];
 
 /// Why no backup was made. One line.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -30,15 +35,15 @@ pub enum BackupError {
     Store(#[from] Error),
     /// The name is taken, or cannot be used for a backup.
     #[error("{0}")]
-    Name(String),
+    InvalidName(String),
     /// The copy cannot be written, or is not a complete store.
     #[error("{0}")]
-    Copy(String),
+    CopyFailed(String),
 }
 
 /// The content of a backup.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Backup {
+pub struct BackupSummary {
     /// Its newest revision.
     pub revision: Revision,
     /// Number of its documents and revocations.
@@ -51,14 +56,14 @@ pub struct Backup {
 
 /// The progress of a backup, for a thread that watches it.
 #[derive(Debug, Default)]
-pub struct Progress {
+pub struct BackupProgress {
     copy: OnceLock<PathBuf>,
     copy_bytes: AtomicU64,
-    verified: AtomicU64,
-    to_verify: AtomicU64,
+    verified_rows: AtomicU64,
+    total_rows: AtomicU64,
 }
 
-impl Progress {
+impl BackupProgress {
     /// Bytes copied, and the approximate total; 0 of 0 before the copy begins.
     pub fn copied(&self) -> (u64, u64) {
         let done = self.copy.get().and_then(|path| std::fs::metadata(path).ok()).map_or(0, |metadata| metadata.len());
@@ -68,7 +73,7 @@ impl Progress {
 
     /// Rows verified, and their total; 0 of 0 before the verification begins.
     pub fn verified(&self) -> (u64, u64) {
-        (self.verified.load(Ordering::Relaxed), self.to_verify.load(Ordering::Relaxed))
+        (self.verified_rows.load(Ordering::Relaxed), self.total_rows.load(Ordering::Relaxed))
     }
 }
 
@@ -76,104 +81,123 @@ impl Progress {
 ///
 /// # Errors
 /// As [`BackupError`] says. A file that had the name before is then unchanged.
-pub fn back_up(store: &Path, to: &Path, may_overwrite: bool, progress: &Progress) -> Result<Backup, BackupError> {
-    let store = find(store)?;
-    check_name(&store, to, may_overwrite)?;
+pub fn back_up(store: &Path, to: &Path, may_overwrite: bool, progress: &BackupProgress) -> Result<BackupSummary, BackupError> {
+    let store = find_store(store)?;
+    check_backup_name(&store, to, may_overwrite)?;
     // The schema is not upgraded, because a backup is made before an upgrade.
-    let db = Db::open_as_it_is(&store)?;
-    let copy = unfinished(to);
-    let made = copy_to(&db, &copy, progress).and_then(|()| verify(&db, &copy, progress));
-    let named = made.and_then(|backup| take_name(&copy, to, may_overwrite).map(|()| backup));
+    let db = SqliteConnection::open_without_upgrade(&store)?;
+    let copy = temporary_path(to);
+    let made = copy_store(&db, &copy, progress).and_then(|()| verify_copy(&db, &copy, progress));
+    let named = made.and_then(|backup| publish_copy(&copy, to, may_overwrite).map(|()| backup));
     if named.is_err() {
-        remove(&copy);
+        remove_temporary(&copy);
     }
     named
 }
 
 /// Checks that a name may be used. A store in use must not be overwritten, because SQLite would apply its log to the backup.
-fn check_name(store: &Path, to: &Path, may_overwrite: bool) -> Result<(), BackupError> {
+fn check_backup_name(store: &Path, to: &Path, may_overwrite: bool) -> Result<(), BackupError> {
     let shown = to.display();
     if to.file_name().is_none() {
-        return Err(BackupError::Name(format!("`{shown}` names no file: name the file of the backup")));
+        return Err(BackupError::InvalidName(format!("`{shown}` names no file: name the file of the backup")));
+    }
+    if PARTS.iter().any(|suffix| to.as_os_str().as_bytes().ends_with(suffix.as_bytes())) {
+        return Err(BackupError::InvalidName(format!(
+            "`{shown}` has the name of a part of a store, for which SQLite would take it: name a file that does not end in `-wal`, `-shm` \
+             or `-journal`"
+        )));
     }
     let Ok(there) = to.symlink_metadata() else { return Ok(()) };
     let id = |path: &Path| path.metadata().map(|metadata| (metadata.dev(), metadata.ino())).ok();
     if id(to).is_some_and(|id_of_it| id(store) == Some(id_of_it)) {
-        return Err(BackupError::Name(format!("`{shown}` is the store itself: name another file")));
+        return Err(BackupError::InvalidName(format!("`{shown}` is the store itself: name another file")));
     }
     if !there.is_file() {
-        return Err(BackupError::Name(format!("`{shown}` is there and is no plain file: name another file")));
+        return Err(BackupError::InvalidName(format!("`{shown}` is there and is no plain file: name another file")));
     }
-    for suffix in ["-wal", "-shm", "-journal"] {
-        let mut beside = to.as_os_str().to_owned();
-        beside.push(suffix);
-        if Path::new(&beside).symlink_metadata().is_ok() {
-            return Err(BackupError::Name(format!(
+    for suffix in PARTS {
+        let beside = beside(to, suffix);
+        if beside.symlink_metadata().is_ok() {
+            return Err(BackupError::InvalidName(format!(
                 "`{shown}` is a store in use, for `{}` stands beside it: name another file",
-                Path::new(&beside).display()
+                beside.display()
             )));
         }
     }
-    if may_overwrite { Ok(()) } else { Err(taken(to)) }
+    if !may_overwrite {
+        return Err(name_taken_error(to));
+    }
+    match Header::read(to) {
+        Ok(Some(header)) if header.is_backup() => Ok(()),
+        Ok(_) => Err(BackupError::InvalidName(format!(
+            "`{shown}` is no backup of a store, and --overwrite replaces nothing else: name another file"
+        ))),
+        Err(error) => Err(BackupError::InvalidName(format!("`{shown}` cannot be read to see whether it is a backup: {error}"))),
+    }
 }
 
-fn taken(to: &Path) -> BackupError {
-    BackupError::Name(format!("`{}` is there already: name another file, or add --overwrite", to.display()))
+fn name_taken_error(to: &Path) -> BackupError {
+    BackupError::InvalidName(format!("`{}` is there already: name another file, or add --overwrite", to.display()))
 }
 
-fn copy_to(db: &Db, copy: &Path, progress: &Progress) -> Result<(), BackupError> {
-    let failed = |error: &dyn std::fmt::Display| BackupError::Copy(format!("cannot write `{}`: {error}", copy.display()));
-    make_private(copy).map_err(|error| failed(&error))?;
+fn copy_store(db: &SqliteConnection, copy: &Path, progress: &BackupProgress) -> Result<(), BackupError> {
+    let failed = |error: &dyn std::fmt::Display| BackupError::CopyFailed(format!("cannot write `{}`: {error}", copy.display()));
+    create_private_file(copy).map_err(|error| failed(&error))?;
     let sized = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size";
-    let bytes: i64 = db.connection.query_row(sized, (), |row| row.get(0)).map_err(|error| db.explain(error.into()))?;
+    let bytes: i64 = db.connection.query_row(sized, (), |row| row.get(0)).map_err(|error| db.to_store_error(error.into()))?;
     progress.copy_bytes.store(bytes.unsigned_abs(), Ordering::Relaxed);
     // Nobody else sets it.
     let _ = progress.copy.set(copy.to_owned());
-    let name = copy.to_str().ok_or_else(|| BackupError::Name("the name of a backup must be UTF-8".to_owned()))?;
+    let name = copy.to_str().ok_or_else(|| BackupError::InvalidName("the name of a backup must be UTF-8".to_owned()))?;
     db.connection.execute("VACUUM INTO ?1", [name]).map_err(|error| match error.sqlite_error_code() {
         Some(rusqlite::ErrorCode::DiskFull) => failed(&"no space is left for it"),
         Some(rusqlite::ErrorCode::SystemIoFailure | rusqlite::ErrorCode::CannotOpen) => failed(&error),
-        _ => BackupError::Store(db.explain(error.into())),
+        _ => BackupError::Store(db.to_store_error(error.into())),
     })?;
     // The files may have been replaced while they were read.
-    Ok(db.check_same()?)
+    Ok(db.check_files()?)
 }
 
 /// Opens the copy as a restore does, and reads all of it.
-fn verify(db: &Db, copy: &Path, progress: &Progress) -> Result<Backup, BackupError> {
-    let read = || -> Result<Backup, Fault> {
+fn verify_copy(db: &SqliteConnection, copy: &Path, progress: &BackupProgress) -> Result<BackupSummary, BackupError> {
+    let read = || -> Result<BackupSummary, SqliteError> {
         let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
         let connection = Connection::open_with_flags(copy, flags)?;
         let transaction = connection.unchecked_transaction()?;
-        if identify(&transaction, copy)? != identify(&db.connection, copy)? {
+        if read_schema_version(&transaction, copy)? != read_schema_version(&db.connection, copy)? {
             return Err(Error::Corrupt("it has another schema than the store".to_owned()).into());
         }
         let counted = "SELECT (SELECT count(*) FROM documents) + (SELECT count(*) FROM revocations), (SELECT count(*) FROM log)";
         let (rows, log): (i64, i64) = transaction.query_row(counted, (), |row| Ok((row.get(0)?, row.get(1)?)))?;
-        progress.to_verify.store(rows.saturating_add(log).unsigned_abs(), Ordering::Relaxed);
+        progress.total_rows.store(rows.saturating_add(log).unsigned_abs(), Ordering::Relaxed);
         let mut told = |rows: u64| {
-            progress.verified.fetch_add(rows, Ordering::Relaxed);
+            progress.verified_rows.fetch_add(rows, Ordering::Relaxed);
         };
-        whole::check_pages(&transaction, true)?;
-        let head = whole::check_rows(&transaction, &mut told)?;
-        let commits = whole::check_chain(&transaction, &head, &mut told)?;
+        integrity::check_pages(&transaction, true)?;
+        let head = integrity::check_rows(&transaction, &mut told)?;
+        let commits = integrity::check_chain(&transaction, &head, &mut told)?;
         let bytes = copy.metadata().map_or(0, |metadata| metadata.len());
-        whole::check_holds(&db.connection, &super::read::head(&db.connection)?, head.revision.number, &head.hash)?;
-        Ok(Backup { revision: head.revision, rows: rows.unsigned_abs(), commits, bytes })
+        integrity::check_contains_commit(
+            &db.connection,
+            &super::read::read_head(&db.connection)?,
+            head.revision.number,
+            &head.hash,
+        )?;
+        Ok(BackupSummary { revision: head.revision, rows: rows.unsigned_abs(), commits, bytes })
     };
     read().map_err(|fault| {
-        let why = explain(copy, fault);
-        BackupError::Copy(format!("the copy is not a whole store, and was removed: {why}"))
+        let why = to_store_error(copy, fault);
+        BackupError::CopyFailed(format!("the copy is not a whole store, and was removed: {why}"))
     })
 }
 
 /// Makes the copy durable, then gives it its final name.
-fn take_name(copy: &Path, to: &Path, may_overwrite: bool) -> Result<(), BackupError> {
+fn publish_copy(copy: &Path, to: &Path, may_overwrite: bool) -> Result<(), BackupError> {
     let named = || -> io::Result<bool> {
         File::open(copy)?.sync_all()?;
         if may_overwrite {
             std::fs::rename(copy, to)?;
-        } else if !take_free_name(copy, to)? {
+        } else if !rename_if_free(copy, to)? {
             return Ok(false);
         }
         let folder = to.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -182,8 +206,8 @@ fn take_name(copy: &Path, to: &Path, may_overwrite: bool) -> Result<(), BackupEr
     };
     match named() {
         Ok(true) => Ok(()),
-        Ok(false) => Err(taken(to)),
-        Err(error) => Err(BackupError::Copy(format!("cannot give `{}` its name: {error}", to.display()))),
+        Ok(false) => Err(name_taken_error(to)),
+        Err(error) => Err(BackupError::CopyFailed(format!("cannot give `{}` its name: {error}", to.display()))),
     }
 }
 

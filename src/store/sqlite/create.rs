@@ -11,17 +11,17 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
-use super::connection_settings::set_up;
-use super::file_identity::APPLICATION_ID;
-use super::read::signed;
+use super::connection_settings::configure_connection;
+use super::header::APPLICATION_ID;
+use super::read::to_i64;
 use super::schema;
-use super::store_fault::{Fault, explain};
+use super::store_fault::{SqliteError, to_store_error};
 use crate::model::revision::StateDigest;
-use crate::store::chain::GENESIS;
+use crate::store::hash_chain::GENESIS;
 use crate::store::{Error, Settings};
 
 /// Creates a store with mode 0600, and its folder with mode 0700, unless the name is taken.
-pub(super) fn make(path: &Path, settings: Settings, unix_ms: i64) -> Result<(), Error> {
+pub(super) fn create_store(path: &Path, settings: Settings, unix_ms: i64) -> Result<(), Error> {
     let failed = |error: io::Error| Error::Unavailable(format!("cannot make the store `{}`: {error}", path.display()));
     let name = path.file_name().ok_or_else(|| failed(io::Error::from(io::ErrorKind::InvalidFilename)))?;
     let folder = match path.parent() {
@@ -31,31 +31,31 @@ pub(super) fn make(path: &Path, settings: Settings, unix_ms: i64) -> Result<(), 
     DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
     let folder = folder.canonicalize().map_err(failed)?;
     let path = folder.join(name);
-    let unfinished = unfinished(&path);
-    let made = fill(&unfinished, settings, unix_ms).map_err(|fault| explain(&unfinished, fault));
-    let named = made.and_then(|()| take_free_name(&unfinished, &path).map_err(failed));
+    let unfinished = temporary_path(&path);
+    let made = write_empty_store(&unfinished, settings, unix_ms).map_err(|fault| to_store_error(&unfinished, fault));
+    let named = made.and_then(|()| rename_if_free(&unfinished, &path).map_err(failed));
     // Another process may have created the store first; the caller then opens that one.
     if named != Ok(true) {
-        remove(&unfinished);
+        remove_temporary(&unfinished);
     }
     named?;
     File::open(&folder).and_then(|folder| folder.sync_all()).map_err(failed)
 }
 
 /// Returns a unique name beside a file.
-pub(super) fn unfinished(path: &Path) -> PathBuf {
+pub(super) fn temporary_path(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(format!(".{}.new", uuid::Uuid::new_v4()));
     path.with_file_name(name)
 }
 
 /// Creates an empty file that only its owner can read.
-pub(super) fn make_private(path: &Path) -> io::Result<File> {
+pub(super) fn create_private_file(path: &Path) -> io::Result<File> {
     OpenOptions::new().write(true).create_new(true).mode(0o600).open(path)
 }
 
 /// Removes an unfinished file and the files that SQLite keeps beside it.
-pub(super) fn remove(unfinished: &Path) {
+pub(super) fn remove_temporary(unfinished: &Path) {
     for suffix in ["", "-wal", "-shm", "-journal"] {
         let mut name = unfinished.as_os_str().to_owned();
         name.push(suffix);
@@ -64,17 +64,17 @@ pub(super) fn remove(unfinished: &Path) {
     }
 }
 
-fn fill(path: &Path, settings: Settings, unix_ms: i64) -> Result<(), Fault> {
+fn write_empty_store(path: &Path, settings: Settings, unix_ms: i64) -> Result<(), SqliteError> {
     let failed = |error: io::Error| Error::Unavailable(format!("cannot make the store `{}`: {error}", path.display()));
-    make_private(path).map_err(failed)?;
+    create_private_file(path).map_err(failed)?;
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut connection = Connection::open_with_flags(path, flags)?;
-    set_up(&connection, path)?;
+    configure_connection(&connection, path)?;
     let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-    schema::upgrade(&transaction, 0)?;
+    schema::upgrade_schema(&transaction, 0)?;
     transaction.execute(
         "INSERT INTO meta (id, history, made_unix_ms, iat_skew_s, freshness_bound_ms) VALUES (1, ?1, ?2, ?3, ?4)",
-        (uuid::Uuid::now_v7().to_string(), unix_ms, settings.iat_skew_s, signed(settings.freshness_bound_ms)?),
+        (uuid::Uuid::now_v7().to_string(), unix_ms, settings.iat_skew_s, to_i64(settings.freshness_bound_ms)?),
     )?;
     transaction.execute(
         "INSERT INTO head (id, number, hash, digest, floor, revocations, documents_number) VALUES (1, 0, ?1, ?2, 0, 0, 0)",
@@ -88,7 +88,7 @@ fn fill(path: &Path, settings: Settings, unix_ms: i64) -> Result<(), Fault> {
 }
 
 /// Renames a file to its final name. Returns `false`, and changes nothing, if that name is taken.
-pub(super) fn take_free_name(unfinished: &Path, path: &Path) -> io::Result<bool> {
+pub(super) fn rename_if_free(unfinished: &Path, path: &Path) -> io::Result<bool> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
     use rustix::io::Errno;
     match renameat_with(CWD, unfinished, CWD, path, RenameFlags::NOREPLACE) {

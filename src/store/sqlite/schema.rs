@@ -1,12 +1,12 @@
 //! The tables of a SQLite store, as a sequence of upgrade steps. A new file is created by the same steps that upgrade an old one.
 //!
-//! A step never changes once it is released; every further change is a new step. Look next at `super::open`, which runs the
+//! A step never changes once it is released; every further change is a new step. Look next at `super::connection`, which runs the
 //! steps.
 
 use rusqlite::Connection;
 
-use super::store_fault::Fault;
-use crate::model::records::Change;
+use super::store_fault::SqliteError;
+use crate::model::rows::RowChange;
 use crate::store::Error;
 
 /// The version that this program writes: the number of steps.
@@ -86,13 +86,13 @@ ALTER TABLE pending_acts ADD COLUMN key TEXT NOT NULL DEFAULT '';
 const VERSION_6: &str = "ALTER TABLE approvals ADD COLUMN asker TEXT NOT NULL DEFAULT '';";
 
 /// Upgrades the tables from version `from`, 0 for none, to [`SCHEMA_VERSION`], within the caller's transaction.
-pub(super) fn upgrade(connection: &Connection, from: i64) -> Result<(), Fault> {
+pub(super) fn upgrade_schema(connection: &Connection, from: i64) -> Result<(), SqliteError> {
     if from < 1 {
         connection.execute_batch(VERSION_1)?;
     }
     if from < 2 {
         connection.execute_batch(VERSION_2)?;
-        mark_documents(connection)?;
+        mark_document_commits(connection)?;
     }
     if from < 3 {
         connection.execute_batch(VERSION_3)?;
@@ -111,7 +111,7 @@ pub(super) fn upgrade(connection: &Connection, from: i64) -> Result<(), Fault> {
 }
 
 /// Marks the rows of the log that change a document.
-fn mark_documents(connection: &Connection) -> Result<(), Fault> {
+fn mark_document_commits(connection: &Connection) -> Result<(), SqliteError> {
     // Most rows are revocations. SQLite selects the rows that may change a document, and only those are decoded.
     let mut statement =
         connection.prepare("SELECT number, changes FROM log WHERE instr(changes, CAST('\"document' AS BLOB)) > 0")?;
@@ -121,9 +121,9 @@ fn mark_documents(connection: &Connection) -> Result<(), Fault> {
     while let Some(row) = rows.next()? {
         let number: i64 = row.get(0)?;
         let changes = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
-        let changes: Vec<Change> = serde_json::from_slice(changes)
+        let changes: Vec<RowChange> = serde_json::from_slice(changes)
             .map_err(|error| Error::Corrupt(format!("revision {number} of the change log cannot be understood: {error}")))?;
-        if changes.iter().any(Change::is_of_document) {
+        if changes.iter().any(RowChange::changes_document) {
             numbers.push(number);
         }
     }

@@ -4,9 +4,9 @@
 
 use rusqlite::{Connection, OptionalExtension};
 
-use super::store_fault::Fault;
+use super::store_fault::SqliteError;
 use crate::model::approval::ProofUse;
-use crate::model::time::Now;
+use crate::model::time::ClockReading;
 
 /// Expired keys that one spending removes. It is more than a spending adds, so that expired keys do not accumulate.
 const FORGOTTEN_MAX: i64 = 64;
@@ -15,8 +15,8 @@ const FORGOTTEN_MAX: i64 = 64;
 ///
 /// The cutoff of forgotten keys is an expiry that was stored, not the clock. Every key that expires up to the cutoff counts as
 /// spent.
-pub(super) fn spend(connection: &Connection, proof: &ProofUse, now: Now) -> Result<bool, Fault> {
-    if !is_new(connection, proof)? {
+pub(super) fn spend_proof(connection: &Connection, proof: &ProofUse, now: ClockReading) -> Result<bool, SqliteError> {
+    if !is_proof_new(connection, proof)? {
         return Ok(false);
     }
     connection
@@ -40,7 +40,7 @@ pub(super) fn spend(connection: &Connection, proof: &ProofUse, now: Now) -> Resu
 }
 
 /// Whether a key was not spent before, as far as the store remembers.
-pub(super) fn is_new(connection: &Connection, proof: &ProofUse) -> Result<bool, Fault> {
+pub(super) fn is_proof_new(connection: &Connection, proof: &ProofUse) -> Result<bool, SqliteError> {
     let forgotten: Option<i64> =
         connection.prepare_cached("SELECT spent_forgotten_unix_s FROM head")?.query_one((), |row| row.get(0))?;
     if forgotten.is_some_and(|forgotten| proof.expires_at_unix_s <= forgotten) {

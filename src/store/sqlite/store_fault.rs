@@ -6,44 +6,45 @@ use rusqlite::ErrorCode;
 
 use crate::store::Error;
 
+/// The beginning of the message for a store whose disk is full.
+pub const NO_SPACE: &str = "no space is left for the store";
+
 /// Why a step failed, before the error message names the file.
-pub(super) enum Fault {
+pub(super) enum SqliteError {
     Sql(rusqlite::Error),
     Store(Error),
 }
 
-impl From<rusqlite::Error> for Fault {
+impl From<rusqlite::Error> for SqliteError {
     fn from(error: rusqlite::Error) -> Self {
-        Fault::Sql(error)
+        SqliteError::Sql(error)
     }
 }
 
-impl From<Error> for Fault {
+impl From<Error> for SqliteError {
     fn from(error: Error) -> Self {
-        Fault::Store(error)
+        SqliteError::Store(error)
     }
 }
 
 /// Converts the failure of a step, so that its message names the file.
-pub(super) fn explain(path: &Path, fault: Fault) -> Error {
+pub(super) fn to_store_error(path: &Path, fault: SqliteError) -> Error {
     let error = match fault {
-        Fault::Store(error) => return error,
-        Fault::Sql(error) => error,
+        SqliteError::Store(error) => return error,
+        SqliteError::Sql(error) => error,
     };
     let path = path.display();
     let corrupt = |what: &dyn std::fmt::Display| Error::Corrupt(format!("the store `{path}` does not hold together: {what}"));
     match error.sqlite_error_code() {
         Some(ErrorCode::NotADatabase) => {
-            Error::NotOurs(format!("`{path}` is not a SQLite database: name another file for the store"))
+            Error::NotAStore(format!("`{path}` is not a SQLite database: name another file for the store"))
         }
         Some(ErrorCode::DatabaseCorrupt | ErrorCode::ConstraintViolation | ErrorCode::TypeMismatch | ErrorCode::Unknown)
         | None => corrupt(&error),
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
             Error::Unavailable(format!("the store `{path}` is busy, another process holds it: try again"))
         }
-        Some(ErrorCode::DiskFull) => {
-            Error::Unavailable(format!("no space is left for the store `{path}`, so nothing was written: make room"))
-        }
+        Some(ErrorCode::DiskFull) => Error::Unavailable(format!("{NO_SPACE} `{path}`, so nothing was written: make room")),
         Some(_) => Error::Unavailable(format!("the store `{path}` cannot be used: {error}")),
     }
 }

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use tempfile::TempDir;
 
 use super::*;
-use crate::model::records::{DocumentKey, DocumentRow, Meaning, Origin, Target, Write};
+use crate::model::rows::{DocumentKey, DocumentOrigin, DocumentRow, RevocationKind, RevocationTarget, StoreWrite};
 use crate::model::time::{ManualClock, SystemClock};
-use crate::testing::store::{audit, conformance};
+use crate::testing::store::{conformance, verify_change_log};
 
 fn folder() -> (TempDir, PathBuf) {
     let folder = tempfile::tempdir().unwrap();
@@ -22,8 +22,11 @@ fn open(path: &Path) -> Result<SqliteStore, Error> {
 }
 
 fn kill(id: &str) -> CommitRequest {
-    let target = Target::Token(id.into());
-    CommitRequest { writes: vec![Write::Revoke { target, meaning: Meaning::Dead, reason: String::new() }], ..Default::default() }
+    let target = RevocationTarget::Token(id.into());
+    CommitRequest {
+        writes: vec![StoreWrite::Revoke { target, kind: RevocationKind::Dead, reason: String::new() }],
+        ..Default::default()
+    }
 }
 
 /// Changes the file as another program would.
@@ -48,11 +51,11 @@ async fn what_was_committed_is_there_when_opened_again() {
     let settings = Settings { iat_skew_s: 5, freshness_bound_ms: 2_000 };
     let store = SqliteStore::open_with(&path, Arc::new(SystemClock), settings).unwrap();
     store.commit(kill("t")).await.unwrap();
-    let before = audit(&store).await;
+    let before = verify_change_log(&store).await;
     assert_eq!(before.settings, settings);
     drop(store);
     assert!(!path.with_extension("db-wal").exists(), "the last to leave closes the log");
-    assert_eq!(audit(&open(&path).unwrap()).await, before, "an existing store keeps its settings");
+    assert_eq!(verify_change_log(&open(&path).unwrap()).await, before, "an existing store keeps its settings");
     let bad = Settings { iat_skew_s: 5, freshness_bound_ms: 500 };
     assert!(matches!(SqliteStore::open_with(&path, Arc::new(SystemClock), bad), Err(Error::Rejected(_))));
 }
@@ -81,10 +84,10 @@ fn other_files_are_refused_and_left_alone() {
     };
     check(
         |path| std::fs::write(path, "not a database at all, but long enough to hold a header".repeat(50)).unwrap(),
-        |error| matches!(error, Error::NotOurs(_)),
+        |error| matches!(error, Error::NotAStore(_)),
     );
-    check(|path| tamper(path, "CREATE TABLE people (name TEXT)"), |error| matches!(error, Error::NotOurs(_)));
-    check(|path| tamper(path, "PRAGMA application_id = 77"), |error| matches!(error, Error::NotOurs(_)));
+    check(|path| tamper(path, "CREATE TABLE people (name TEXT)"), |error| matches!(error, Error::NotAStore(_)));
+    check(|path| tamper(path, "PRAGMA application_id = 77"), |error| matches!(error, Error::NotAStore(_)));
     check(
         |path| {
             drop(open(path).unwrap());
@@ -92,7 +95,7 @@ fn other_files_are_refused_and_left_alone() {
         },
         |error| matches!(error, Error::NewerVersion(_)),
     );
-    check(|path| std::fs::create_dir(path).unwrap(), |error| matches!(error, Error::NotOurs(_)));
+    check(|path| std::fs::create_dir(path).unwrap(), |error| matches!(error, Error::NotAStore(_)));
     check(|path| drop(std::fs::File::create(path).unwrap()), |error| matches!(error, Error::Missing(_)));
     check(|path| tamper(path, "PRAGMA journal_mode = WAL"), |error| matches!(error, Error::Missing(_)));
 }
@@ -144,8 +147,8 @@ fn made_by_version_1(from: &Path, to: &Path) {
 
 fn put(id: &str) -> CommitRequest {
     let key = DocumentKey { kind: "agent".into(), id: id.into() };
-    let row = DocumentRow { key, json: "{}".into(), path: String::new(), line: 0, origin: Origin::Api };
-    CommitRequest { writes: vec![Write::PutDocument(row)], ..Default::default() }
+    let row = DocumentRow { key, json: "{}".into(), path: String::new(), line: 0, origin: DocumentOrigin::Api };
+    CommitRequest { writes: vec![StoreWrite::PutDocument(row)], ..Default::default() }
 }
 
 #[tokio::test]
@@ -158,8 +161,8 @@ async fn a_store_of_the_first_version_is_brought_up() {
             store.commit(put(&format!("a{number}"))).await.unwrap();
         }
     }
-    assert!(store.spend([1; 32], i64::MAX).await.unwrap());
-    let (before, history) = (audit(&store).await, store.history(100).await.unwrap());
+    assert!(store.spend_proof([1; 32], i64::MAX).await.unwrap());
+    let (before, history) = (verify_change_log(&store).await, store.policy_history(100).await.unwrap());
     assert_eq!(history.len(), 3);
     drop(store);
     let old = path.with_file_name("old.db");
@@ -173,12 +176,12 @@ async fn a_store_of_the_first_version_is_brought_up() {
         .collect();
     let stores: Vec<_> = openers.into_iter().map(|opener| opener.join().unwrap()).collect();
     let store = &stores[0];
-    assert_eq!((audit(store).await, store.history(100).await.unwrap()), (before.clone(), history));
-    assert!(!store.spend([1; 32], i64::MAX).await.unwrap(), "what was spent stays spent");
+    assert_eq!((verify_change_log(store).await, store.policy_history(100).await.unwrap()), (before.clone(), history));
+    assert!(!store.spend_proof([1; 32], i64::MAX).await.unwrap(), "what was spent stays spent");
     let revision = before.revision.number;
     assert_eq!(store.documents_at(revision).await.unwrap().documents, before.documents);
     assert_eq!(store.commit(put("new")).await.unwrap().revision.number, revision + 1);
-    assert_eq!(store.history(1).await.unwrap()[0].number, revision + 1);
+    assert_eq!(store.policy_history(1).await.unwrap()[0].number, revision + 1);
     let version: i64 = Connection::open(&old).unwrap().pragma_query_value(None, "user_version", |row| row.get(0)).unwrap();
     assert_eq!(version, schema::SCHEMA_VERSION);
 }
@@ -205,10 +208,10 @@ async fn a_history_that_was_cut_is_not_made_up() {
         store.commit(put(id)).await.unwrap();
     }
     tamper(&path, "UPDATE log SET changes = CAST('[]' AS BLOB) WHERE number = 2");
-    assert!(matches!(store.history(10).await, Err(Error::Corrupt(_))));
+    assert!(matches!(store.policy_history(10).await, Err(Error::Corrupt(_))));
     assert!(matches!(store.documents_at(3).await, Err(Error::Corrupt(_))));
     tamper(&path, "UPDATE head SET floor = 2; DELETE FROM log WHERE number < 3");
-    assert_eq!(store.history(10).await.unwrap().len(), 1);
+    assert_eq!(store.policy_history(10).await.unwrap().len(), 1);
     assert_eq!(store.documents_at(3).await, Err(Error::BelowFloor { floor: 2 }));
 }
 
@@ -224,7 +227,7 @@ async fn a_replaced_file_is_noticed() {
         replaced(store.revision().await.err());
         replaced(store.load().await.err());
         replaced(store.commit(kill("u")).await.err());
-        replaced(store.spend([1; 32], i64::MAX).await.err());
+        replaced(store.spend_proof([1; 32], i64::MAX).await.err());
     };
     check(|path| std::fs::remove_file(path).unwrap()).await;
     check(|path| {
@@ -242,11 +245,11 @@ async fn damage_is_reported() {
         for number in 1..=5 {
             store.commit(kill(&format!("t{number}"))).await.unwrap();
         }
-        audit(&store).await;
+        verify_change_log(&store).await;
         tamper(&path, sql);
         let corrupt = |error: Option<Error>| matches!(error, Some(Error::Corrupt(_)));
         let in_state_seen = match store.load().await {
-            Ok(state) => !state.has_its_digest(),
+            Ok(state) => !state.digest_matches(),
             Err(error) => corrupt(Some(error)),
         };
         assert_eq!(in_state_seen, in_state, "{sql}");
@@ -299,9 +302,9 @@ async fn two_stores_on_one_file_see_each_other() {
         numbers.insert(racer.await.unwrap());
     }
     assert_eq!(numbers, (2..=41).collect());
-    assert_eq!(audit(&*server).await, audit(&*command).await);
-    assert!(server.spend([1; 32], i64::MAX).await.unwrap());
-    assert!(!command.spend([1; 32], i64::MAX).await.unwrap());
+    assert_eq!(verify_change_log(&*server).await, verify_change_log(&*command).await);
+    assert!(server.spend_proof([1; 32], i64::MAX).await.unwrap());
+    assert!(!command.spend_proof([1; 32], i64::MAX).await.unwrap());
 }
 
 #[test]
@@ -331,7 +334,7 @@ fn one_store_serves_several_runtimes() {
             scope.spawn(move || runtime().block_on(store.commit(kill(&format!("t{racer}")))).unwrap());
         }
     });
-    assert_eq!(runtime().block_on(audit(&store)).revision.number, 4);
+    assert_eq!(runtime().block_on(verify_change_log(&store)).revision.number, 4);
 }
 
 #[tokio::test]
@@ -344,7 +347,7 @@ async fn who_stops_waiting_undoes_nothing() {
         assert!(asked.is_pending());
     }
     drop(store);
-    assert_eq!(audit(&open(&path).unwrap()).await.revocations.len(), 1);
+    assert_eq!(verify_change_log(&open(&path).unwrap()).await.revocations.len(), 1);
 }
 
 #[tokio::test]
@@ -365,12 +368,12 @@ async fn a_full_disk_takes_nothing_half() {
     let (_folder, path) = folder();
     let store = open(&path).unwrap();
     store.commit(kill("t")).await.unwrap();
-    let before = audit(&store).await;
+    let before = verify_change_log(&store).await;
     tamper(&path, "CREATE TRIGGER full BEFORE INSERT ON log BEGIN SELECT raise(ROLLBACK, 'as a full disk does'); END");
-    let (one, two) = tokio::join!(store.commit(kill("u")), store.spend([1; 32], i64::MAX));
+    let (one, two) = tokio::join!(store.commit(kill("u")), store.spend_proof([1; 32], i64::MAX));
     assert!(one.is_err(), "{one:?}");
     tamper(&path, "DROP TRIGGER full");
-    assert_eq!(audit(&store).await, before);
-    assert_eq!(store.spend([1; 32], i64::MAX).await.unwrap(), two != Ok(true), "spent only if it was said so");
+    assert_eq!(verify_change_log(&store).await, before);
+    assert_eq!(store.spend_proof([1; 32], i64::MAX).await.unwrap(), two != Ok(true), "spent only if it was said so");
     assert_eq!(store.commit(kill("u")).await.unwrap().revision.number, 2);
 }

@@ -1,14 +1,14 @@
 //! A naive model of a store: a list of commits with real hashes. It can fork and lose a row.
 
-use crate::model::records::{Change, RevocationRow, Target};
 use crate::model::revision::{HistoryId, Revision, StateDigest};
-use crate::store::chain::{changes_as_stored, commit_hash, state_digest};
-use crate::store::{Changes, CommitRow, Settings, State};
+use crate::model::rows::{RevocationRow, RevocationTarget, RowChange};
+use crate::store::hash_chain::{commit_hash, encode_changes, state_digest};
+use crate::store::{ChangeLogPage, CommitRow, Settings, StoreState};
 
 /// A commit that revokes a token of that name.
 pub(super) fn commit_row(number: u64, previous_hash: [u8; 32], name: &str) -> CommitRow {
-    let changes = vec![Change::Revocation(RevocationRow {
-        target: Target::Token(format!("{name}-{number}")),
+    let changes = vec![RowChange::Revocation(RevocationRow {
+        target: RevocationTarget::Token(format!("{name}-{number}")),
         dead: true,
         suspended: false,
         watermark_unix_s: None,
@@ -16,19 +16,19 @@ pub(super) fn commit_row(number: u64, previous_hash: [u8; 32], name: &str) -> Co
         reason: String::new(),
         revision: number,
     })];
-    let hash = commit_hash(&previous_hash, number, &changes_as_stored(&changes).unwrap());
+    let hash = commit_hash(&previous_hash, number, &encode_changes(&changes).unwrap());
     CommitRow { number, previous_hash, hash, digest: StateDigest::default(), unix_ms: 0, changes }
 }
 
 /// The model of a store.
-pub(super) struct Model {
+pub(super) struct StoreModel {
     pub(super) history: HistoryId,
     pub(super) commits: Vec<CommitRow>,
     /// The number of a row that the log has lost.
     pub(super) lost: Option<u64>,
 }
 
-impl Model {
+impl StoreModel {
     pub(super) fn new(history: &str) -> Self {
         Self { history: HistoryId::new(history), commits: Vec::new(), lost: None }
     }
@@ -44,17 +44,17 @@ impl Model {
         (0..more).for_each(|_| self.commit("fork"));
     }
 
-    pub(super) fn state(&self) -> State {
+    pub(super) fn state(&self) -> StoreState {
         let revocations: Vec<_> = self
             .commits
             .iter()
             .flat_map(|commit| &commit.changes)
             .filter_map(|change| match change {
-                Change::Revocation(row) => Some(row.clone()),
+                RowChange::Revocation(row) => Some(row.clone()),
                 _ => None,
             })
             .collect();
-        State {
+        StoreState {
             revision: Revision { history: self.history.clone(), number: self.commits.len() as u64 },
             hash: self.commits.last().map_or([0; 32], |commit| commit.hash),
             digest: state_digest(&[], &revocations),
@@ -64,9 +64,9 @@ impl Model {
         }
     }
 
-    pub(super) fn changes(&self, after: u64) -> Changes {
+    pub(super) fn changes(&self, after: u64) -> ChangeLogPage {
         let follows = |commit: &&CommitRow| commit.number > after && Some(commit.number) != self.lost;
-        Changes {
+        ChangeLogPage {
             history: self.history.clone(),
             head: self.commits.len() as u64,
             head_hash: self.commits.last().map_or([0; 32], |commit| commit.hash),

@@ -10,12 +10,12 @@ use std::str::FromStr as _;
 use cedar_policy::{Context, Entities, EntityUid, EvalResult, Expression, Request, eval_expression};
 use serde_json::{Map, json};
 
-use crate::model::json::{Object, Value};
-use crate::model::request::{Call, Subject};
+use crate::model::json::{JsonObject, Value};
+use crate::model::request::{DelegationSubject, ToolCall};
 use crate::policy::document::Document;
 
 /// Whether a condition holds; `None` if it cannot be evaluated.
-pub(super) fn holds(text: &str, documents: &[Document], subject: &Subject, call: &Call<'_>) -> Option<bool> {
+pub(super) fn holds(text: &str, documents: &[Document], subject: &DelegationSubject, call: &ToolCall<'_>) -> Option<bool> {
     let context = Context::from_json_value(context(documents, subject, call)?, None).ok()?;
     let nobody = EntityUid::from_str(r#"T::"t""#).ok()?;
     let request = Request::new(nobody.clone(), nobody.clone(), nobody, context, None).ok()?;
@@ -38,7 +38,7 @@ fn expression(text: &str) -> Option<Expression> {
     })
 }
 
-fn context(documents: &[Document], subject: &Subject, call: &Call<'_>) -> Option<serde_json::Value> {
+fn context(documents: &[Document], subject: &DelegationSubject, call: &ToolCall<'_>) -> Option<serde_json::Value> {
     let groups: Vec<&str> = subject.groups.iter().map(|group| group.as_str()).collect();
     let chain: Vec<&str> = subject.agents.iter().map(|agent| agent.as_str()).collect();
     let (_, tool) = super::find_tool(documents, call.tool)?;
@@ -61,7 +61,7 @@ fn context(documents: &[Document], subject: &Subject, call: &Call<'_>) -> Option
     }))
 }
 
-fn object(object: &Object) -> Option<serde_json::Value> {
+fn object(object: &JsonObject) -> Option<serde_json::Value> {
     let members = object.iter().filter(|(_, value)| !matches!(value, Value::Null));
     let members = members.map(|(name, value)| Some((name.to_owned(), json_of(value)?))).collect::<Option<Map<_, _>>>()?;
     Some(serde_json::Value::Object(members))

@@ -4,17 +4,19 @@
 use std::future::Future;
 use std::sync::Arc;
 
-use super::signers::revoke_key;
-use super::{START_UNIX_S, act, audit, kill, request, write};
+use super::operator_keys::revoke_key;
+use super::{START_UNIX_S, act, kill, request, verify_change_log, write};
 use crate::model::approval::{
-    ApprovalCall, ApprovalFilter, ApprovalRow, ApprovalState, Approvers, AskApproval, AskOutcome, Lack, OwnUse, PreparedUse,
-    ProofUse, UseApprovals, UseOutcome, WaitingShare,
+    ApprovalCall, ApprovalFilter, ApprovalQuota, ApprovalRow, ApprovalState, ApprovalSubmission, ApprovalSubmissionOutcome,
+    ApprovalUseOutcome, ApprovalUseRequest, ApproverCheck, OwnApprovalUse, PreparedApprovalUse, ProofUse, UnusableCause,
 };
 use crate::model::decision::ApprovalNeed;
-use crate::model::limits::{APPROVAL_ARGUMENTS_BYTES_MAX, APPROVAL_KEPT_MS, APPROVAL_REPEAT_MS, APPROVALS_WAITING_MAX};
-use crate::model::reason::Layer;
-use crate::model::records::Write;
+use crate::model::limits::{
+    APPROVAL_ARGUMENTS_BYTES_MAX, APPROVAL_REPLAY_WINDOW_MS, APPROVAL_RETENTION_MS, APPROVALS_WAITING_MAX,
+};
+use crate::model::reason::DecisionLayer;
 use crate::model::revision::Revision;
+use crate::model::rows::StoreWrite;
 use crate::model::time::ManualClock;
 use crate::store::{CommitRequest, Error, Store};
 
@@ -62,24 +64,24 @@ async fn asking_again_changes_nothing(store: &dyn Store, clock: &ManualClock) {
     let other = asked(store, "2").await;
     assert_eq!(other.asked_at_unix_ms, START_UNIX_MS + 5_000);
     // Another layer asks too. Its time begins now; the time of the first layer does not begin again.
-    let both = AskApproval {
+    let both = ApprovalSubmission {
         call: call("1"),
-        needs: vec![need(Layer::User, None, "g"), own_need()],
+        needs: vec![need(DecisionLayer::User, None, "g"), own_need()],
         proof: None,
-        approvers: Approvers::default(),
+        approvers: ApproverCheck::default(),
     };
-    let AskOutcome::Stands(row) = store.ask_approval(both).await.unwrap() else { panic!() };
+    let ApprovalSubmissionOutcome::Stored(row) = store.ask_approval(both).await.unwrap() else { panic!() };
     assert_eq!((row.layers.len(), row.expires_at_unix_ms()), (2, first.expires_at_unix_ms()));
     assert_eq!(row.layers[0], first.layers[0]);
     assert_eq!(row.layers[1].expires_at_unix_ms, START_UNIX_MS + 5_000 + EXPIRES_IN_MS);
-    audit(store).await;
+    verify_change_log(store).await;
 }
 
 async fn an_answer_is_a_revision_without_changes(store: &dyn Store) {
     write(store, vec![kill("t")]).await.unwrap();
     asked(store, "1").await;
     asked(store, "2").await;
-    let before = audit(store).await;
+    let before = verify_change_log(store).await;
     for (write, digest, expected) in [
         (approve("1", "olga", "leads"), "1", ApprovalState::Approved),
         (refuse("2", "olga", "leads"), "2", ApprovalState::Refused),
@@ -92,22 +94,22 @@ async fn an_answer_is_a_revision_without_changes(store: &dyn Store) {
         assert_eq!(row(store, digest).await.state(START_UNIX_MS), expected);
         assert_eq!(store.commit(signed).await, Err(Error::ActReplayed { jti: digest.into() }));
     }
-    let after = audit(store).await;
+    let after = verify_change_log(store).await;
     assert_eq!((after.digest, after.revocations), (before.digest, before.revocations), "no snapshot holds an approval");
     assert_eq!(row(store, "1").await.layers[0].approved_by.as_deref(), Some("olga"));
     assert_eq!(row(store, "2").await.refused_by.as_deref(), Some("olga"));
-    assert_eq!(store.history(10).await.unwrap(), []);
+    assert_eq!(store.policy_history(10).await.unwrap(), []);
 }
 
 async fn a_refused_answer_writes_nothing(store: &dyn Store) {
     asked(store, "1").await;
     asked(store, "2").await;
-    let before = (audit(store).await, row(store, "1").await, row(store, "2").await);
+    let before = (verify_change_log(store).await, row(store, "1").await, row(store, "2").await);
     for bad in [approve("3", "olga", "leads"), approve("2", "olga", "others"), refuse("2", "olga", "others"), kill("")] {
         let writes = vec![approve("1", "olga", "leads"), bad.clone()];
         let refused = store.commit(CommitRequest { act: Some(act(&["j"], 60)), ..request(writes) }).await;
         assert!(matches!(refused, Err(Error::Rejected(_))), "{bad:?}: {refused:?}");
-        assert_eq!((audit(store).await, row(store, "1").await, row(store, "2").await), before);
+        assert_eq!((verify_change_log(store).await, row(store, "1").await, row(store, "2").await), before);
     }
     let good = CommitRequest { act: Some(act(&["j"], 60)), ..request(vec![approve("1", "olga", "leads")]) };
     store.commit(good).await.unwrap();
@@ -116,64 +118,73 @@ async fn a_refused_answer_writes_nothing(store: &dyn Store) {
         assert!(matches!(refused, Err(Error::Rejected(_))), "{refused:?}");
     }
     write(store, vec![refuse("1", "otto", "leads")]).await.unwrap();
-    assert_eq!(use_own(store, "1", "d", None).await, lacking(Lack::Refused), "what was approved can be refused until it is used");
+    assert_eq!(
+        use_own(store, "1", "d", None).await,
+        lacking(UnusableCause::Refused),
+        "what was approved can be refused until it is used"
+    );
 }
 
 async fn every_layer_needs_its_approval(store: &dyn Store) {
-    let needs = vec![need(Layer::User, None, "payers"), own_need()];
+    let needs = vec![need(DecisionLayer::User, None, "payers"), own_need()];
     store
-        .ask_approval(AskApproval { call: call("1"), needs: needs.clone(), proof: None, approvers: Approvers::default() })
+        .ask_approval(ApprovalSubmission {
+            call: call("1"),
+            needs: needs.clone(),
+            proof: None,
+            approvers: ApproverCheck::default(),
+        })
         .await
         .unwrap();
     let use_it = async || store.use_approvals(uses("1", needs.clone(), "d", None)).await.unwrap();
-    assert_eq!(use_it().await, lacking(Lack::Waiting));
+    assert_eq!(use_it().await, lacking(UnusableCause::Waiting));
     write(store, vec![approve("1", "olga", "leads")]).await.unwrap();
     assert_eq!(row(store, "1").await.state(START_UNIX_MS), ApprovalState::Waiting);
-    assert_eq!(use_it().await, lacking(Lack::Waiting));
+    assert_eq!(use_it().await, lacking(UnusableCause::Waiting));
     write(store, vec![approve("1", "pia", "payers")]).await.unwrap();
     // A layer that asks now but did not ask then has no approval.
     let check = async |need: ApprovalNeed| {
         let outcome = store.use_approvals(uses("1", vec![need], "d", None)).await.unwrap();
-        assert_eq!(outcome, lacking(Lack::Waiting));
+        assert_eq!(outcome, lacking(UnusableCause::Waiting));
     };
-    check(need(Layer::Application, None, "leads")).await;
-    check(need(Layer::Agent, Some(1), "leads")).await;
-    check(need(Layer::Agent, Some(0), "bosses")).await;
+    check(need(DecisionLayer::Application, None, "leads")).await;
+    check(need(DecisionLayer::Agent, Some(1), "leads")).await;
+    check(need(DecisionLayer::Agent, Some(0), "bosses")).await;
     check(ApprovalNeed { expires_in_ms: 1_000, ..own_need() }).await;
-    assert_eq!(use_it().await, UseOutcome::Used);
-    assert_eq!(use_it().await, lacking(Lack::Used));
+    assert_eq!(use_it().await, ApprovalUseOutcome::Used);
+    assert_eq!(use_it().await, lacking(UnusableCause::Used));
 }
 
 async fn an_approval_is_used_once(store: &dyn Store, clock: &ManualClock) {
-    assert_eq!(use_own(store, "1", "d1", None).await, lacking(Lack::Missing));
+    assert_eq!(use_own(store, "1", "d1", None).await, lacking(UnusableCause::Missing));
     asked(store, "1").await;
-    assert_eq!(use_own(store, "1", "d1", None).await, lacking(Lack::Waiting));
+    assert_eq!(use_own(store, "1", "d1", None).await, lacking(UnusableCause::Waiting));
     write(store, vec![approve("1", "olga", "leads")]).await.unwrap();
-    assert_eq!(use_own(store, "1", "d1", Some("f")).await, UseOutcome::Used);
+    assert_eq!(use_own(store, "1", "d1", Some("f")).await, ApprovalUseOutcome::Used);
     assert_eq!(row(store, "1").await.state(START_UNIX_MS), ApprovalState::Used);
     // The same request gets its answer again for a while; no other request does.
-    let again = UseOutcome::Repeated { decision_id: "d1".into() };
+    let again = ApprovalUseOutcome::Repeated { decision_id: "d1".into() };
     assert_eq!(use_own(store, "1", "d2", Some("f")).await, again);
     for other in [None, Some("g")] {
-        assert_eq!(use_own(store, "1", "d3", other).await, lacking(Lack::Used));
+        assert_eq!(use_own(store, "1", "d3", other).await, lacking(UnusableCause::Used));
     }
-    clock.advance_ms(APPROVAL_REPEAT_MS - 1);
+    clock.advance_ms(APPROVAL_REPLAY_WINDOW_MS - 1);
     assert_eq!(use_own(store, "1", "d2", Some("f")).await, again);
     clock.advance_ms(1);
-    assert_eq!(use_own(store, "1", "d2", Some("f")).await, lacking(Lack::Used));
+    assert_eq!(use_own(store, "1", "d2", Some("f")).await, lacking(UnusableCause::Used));
     // Neither asking again nor an operator revives it before its time is over.
     assert!(asked(store, "1").await.used.is_some());
     for late in [approve("1", "olga", "leads"), refuse("1", "olga", "leads")] {
         let refused = write(store, vec![late]).await;
         assert!(matches!(refused, Err(Error::Rejected(_))), "{refused:?}");
     }
-    clock.advance_ms(EXPIRES_IN_MS - APPROVAL_REPEAT_MS - 1);
-    assert_eq!(use_own(store, "1", "d2", None).await, lacking(Lack::Used));
+    clock.advance_ms(EXPIRES_IN_MS - APPROVAL_REPLAY_WINDOW_MS - 1);
+    assert_eq!(use_own(store, "1", "d2", None).await, lacking(UnusableCause::Used));
     clock.advance_ms(1);
-    assert_eq!(use_own(store, "1", "d2", None).await, lacking(Lack::Expired));
+    assert_eq!(use_own(store, "1", "d2", None).await, lacking(UnusableCause::Expired));
     let anew = asked(store, "1").await;
     assert_eq!((anew.state(START_UNIX_MS), anew.asked_at_unix_ms), (ApprovalState::Waiting, START_UNIX_MS + EXPIRES_IN_MS));
-    assert_eq!(use_own(store, "1", "d2", Some("f")).await, lacking(Lack::Waiting));
+    assert_eq!(use_own(store, "1", "d2", Some("f")).await, lacking(UnusableCause::Waiting));
 }
 
 async fn what_expired_is_asked_anew(store: &dyn Store, clock: &ManualClock) {
@@ -182,7 +193,7 @@ async fn what_expired_is_asked_anew(store: &dyn Store, clock: &ManualClock) {
     clock.advance_ms(EXPIRES_IN_MS - 1);
     write(store, vec![approve("1", "olga", "leads")]).await.unwrap();
     clock.advance_ms(1);
-    assert_eq!(use_own(store, "1", "d", None).await, lacking(Lack::Expired), "the time runs from asking to use");
+    assert_eq!(use_own(store, "1", "d", None).await, lacking(UnusableCause::Expired), "the time runs from asking to use");
     for late in [approve("2", "olga", "leads"), refuse("2", "olga", "leads")] {
         let refused = write(store, vec![late]).await;
         assert!(matches!(refused, Err(Error::Rejected(_))), "{refused:?}");
@@ -190,29 +201,29 @@ async fn what_expired_is_asked_anew(store: &dyn Store, clock: &ManualClock) {
     for digest in ["1", "2"] {
         let anew = asked(store, digest).await;
         assert_eq!((anew.asked_at_unix_ms, anew.is_approved()), (START_UNIX_MS + EXPIRES_IN_MS, false));
-        assert_eq!(use_own(store, digest, "d", None).await, lacking(Lack::Waiting));
+        assert_eq!(use_own(store, digest, "d", None).await, lacking(UnusableCause::Waiting));
     }
 }
 
 async fn prepared_is_a_use_of_its_own(store: &dyn Store) {
     let use_prepared = async |fingerprint: Option<&str>| {
         let (prepared, fingerprint) = (vec![prepared("1")], fingerprint.map(str::to_owned));
-        let request = UseApprovals { prepared, decision_id: "e".into(), fingerprint, ..UseApprovals::default() };
+        let request = ApprovalUseRequest { prepared, decision_id: "e".into(), fingerprint, ..ApprovalUseRequest::default() };
         store.use_approvals(request).await.unwrap()
     };
-    let lacking = |lack| UseOutcome::Lacking { prepared: Some(0), lack };
-    assert_eq!(use_prepared(None).await, lacking(Lack::Missing));
+    let lacking = |lack| ApprovalUseOutcome::Unusable { prepared: Some(0), cause: lack };
+    assert_eq!(use_prepared(None).await, lacking(UnusableCause::Missing));
     asked(store, "1").await;
-    assert_eq!(use_prepared(None).await, lacking(Lack::Waiting));
+    assert_eq!(use_prepared(None).await, lacking(UnusableCause::Waiting));
     write(store, vec![approve("1", "olga", "leads")]).await.unwrap();
-    assert_eq!(use_own(store, "1", "d", None).await, UseOutcome::Used);
-    assert_eq!(use_prepared(Some("f")).await, UseOutcome::Used, "the call itself is the other use");
-    assert_eq!(use_prepared(Some("f")).await, UseOutcome::Repeated { decision_id: "e".into() });
-    assert_eq!(use_prepared(None).await, lacking(Lack::Used));
+    assert_eq!(use_own(store, "1", "d", None).await, ApprovalUseOutcome::Used);
+    assert_eq!(use_prepared(Some("f")).await, ApprovalUseOutcome::Used, "the call itself is the other use");
+    assert_eq!(use_prepared(Some("f")).await, ApprovalUseOutcome::Repeated { decision_id: "e".into() });
+    assert_eq!(use_prepared(None).await, lacking(UnusableCause::Used));
     asked(store, "2").await;
     write(store, vec![refuse("2", "olga", "leads")]).await.unwrap();
-    let request = UseApprovals { prepared: vec![prepared("2")], decision_id: "e".into(), ..UseApprovals::default() };
-    assert_eq!(store.use_approvals(request).await.unwrap(), lacking(Lack::Refused));
+    let request = ApprovalUseRequest { prepared: vec![prepared("2")], decision_id: "e".into(), ..ApprovalUseRequest::default() };
+    assert_eq!(store.use_approvals(request).await.unwrap(), lacking(UnusableCause::Refused));
 }
 
 async fn all_is_used_or_nothing(store: &dyn Store) {
@@ -222,35 +233,39 @@ async fn all_is_used_or_nothing(store: &dyn Store) {
     write(store, vec![approve("1", "olga", "leads"), approve("2", "olga", "leads")]).await.unwrap();
     let use_all = async |prepared: &[&str]| {
         let prepared = prepared.iter().map(|name| self::prepared(name)).collect();
-        store.use_approvals(UseApprovals { prepared, ..uses("1", vec![own_need()], "d", None) }).await.unwrap()
+        store.use_approvals(ApprovalUseRequest { prepared, ..uses("1", vec![own_need()], "d", None) }).await.unwrap()
     };
-    assert_eq!(use_all(&["2", "3"]).await, UseOutcome::Lacking { prepared: Some(1), lack: Lack::Waiting });
+    assert_eq!(use_all(&["2", "3"]).await, ApprovalUseOutcome::Unusable { prepared: Some(1), cause: UnusableCause::Waiting });
     assert!(row(store, "1").await.used.is_none() && row(store, "2").await.used_prepared.is_none());
     // One approval can serve both purposes; then both of its uses are recorded.
-    assert_eq!(use_all(&["2", "1", "2"]).await, UseOutcome::Used);
+    assert_eq!(use_all(&["2", "1", "2"]).await, ApprovalUseOutcome::Used);
     let first = row(store, "1").await;
     assert!(first.used.is_some() && first.used_prepared.is_some() && row(store, "2").await.used_prepared.is_some());
-    assert_eq!(use_all(&[]).await, lacking(Lack::Used));
+    assert_eq!(use_all(&[]).await, lacking(UnusableCause::Used));
 }
 
 async fn an_agent_has_a_quota(store: &dyn Store, clock: &ManualClock) {
     for number in 0..APPROVALS_WAITING_MAX {
         asked(store, &format!("{number}")).await;
     }
-    let over = AskApproval { call: call("over"), needs: vec![own_need()], proof: None, approvers: Approvers::default() };
-    assert_eq!(store.ask_approval(over.clone()).await, Ok(AskOutcome::OverQuota(WaitingShare::UserAndAgent)));
+    let over =
+        ApprovalSubmission { call: call("over"), needs: vec![own_need()], proof: None, approvers: ApproverCheck::default() };
+    assert_eq!(store.ask_approval(over.clone()).await, Ok(ApprovalSubmissionOutcome::OverQuota(ApprovalQuota::UserAndAgent)));
     assert_eq!(store.approvals(ApprovalFilter::Waiting, 1).await.unwrap().total, APPROVALS_WAITING_MAX, "nothing was stored");
     asked(store, "7").await;
     let mut other = over.clone();
     (other.call.agents, other.call.digest) = (vec!["spiffe://t/leaf".into(), "spiffe://t/other".into()], digest("other"));
-    assert!(matches!(store.ask_approval(other).await, Ok(AskOutcome::Stands(_))), "each leaf agent has its own");
+    assert!(matches!(store.ask_approval(other).await, Ok(ApprovalSubmissionOutcome::Stored(_))), "each leaf agent has its own");
     write(store, vec![approve("7", "olga", "leads")]).await.unwrap();
-    assert!(matches!(store.ask_approval(over.clone()).await, Ok(AskOutcome::Stands(_))), "what is approved waits no longer");
+    assert!(
+        matches!(store.ask_approval(over.clone()).await, Ok(ApprovalSubmissionOutcome::Stored(_))),
+        "what is approved waits no longer"
+    );
     let mut more = over;
     more.call.digest = digest("more");
-    assert_eq!(store.ask_approval(more.clone()).await, Ok(AskOutcome::OverQuota(WaitingShare::UserAndAgent)));
+    assert_eq!(store.ask_approval(more.clone()).await, Ok(ApprovalSubmissionOutcome::OverQuota(ApprovalQuota::UserAndAgent)));
     clock.advance_ms(EXPIRES_IN_MS);
-    assert!(matches!(store.ask_approval(more).await, Ok(AskOutcome::Stands(_))), "nor does what expired");
+    assert!(matches!(store.ask_approval(more).await, Ok(ApprovalSubmissionOutcome::Stored(_))), "nor does what expired");
 }
 
 async fn lists_are_in_the_order_of_asking(store: &dyn Store, clock: &ManualClock) {
@@ -269,7 +284,7 @@ async fn lists_are_in_the_order_of_asking(store: &dyn Store, clock: &ManualClock
     check(ApprovalFilter::All, usize::MAX, &["b", "a", "c", "d"], 4).await;
     check(ApprovalFilter::Digest(digest("a")), 1, &["a"], 1).await;
     check(ApprovalFilter::Digest(digest("e")), 1, &[], 0).await;
-    assert_eq!(store.approvals(ApprovalFilter::All, 1).await.unwrap().unix_ms, START_UNIX_MS + 4_000);
+    assert_eq!(store.approvals(ApprovalFilter::All, 1).await.unwrap().read_at_unix_ms, START_UNIX_MS + 4_000);
     clock.advance_ms(EXPIRES_IN_MS - 4_000);
     check(ApprovalFilter::Waiting, 10, &["c"], 1).await;
 }
@@ -279,7 +294,7 @@ async fn rows_are_forgotten(store: &dyn Store, clock: &ManualClock) {
         asked(store, &format!("{number}")).await;
     }
     write(store, vec![approve("0", "olga", "leads"), refuse("1", "olga", "leads")]).await.unwrap();
-    assert_eq!(use_own(store, "0", "d", None).await, UseOutcome::Used);
+    assert_eq!(use_own(store, "0", "d", None).await, ApprovalUseOutcome::Used);
     clock.advance_ms(EXPIRES_IN_MS);
     for name in ["x", "y", "z"] {
         asked(store, name).await;
@@ -288,14 +303,15 @@ async fn rows_are_forgotten(store: &dyn Store, clock: &ManualClock) {
     let touched = [digest("0"), digest("1")];
     assert!(touched.iter().all(|digest| left.rows.iter().any(|row| row.call.digest == *digest)), "kept a while longer");
     assert_eq!(left.total, 5, "every asking forgets more than it adds");
-    clock.advance_ms(APPROVAL_KEPT_MS);
+    clock.advance_ms(APPROVAL_RETENTION_MS);
     asked(store, "last").await;
     assert_eq!(store.approvals(ApprovalFilter::All, 100).await.unwrap().total, 1);
 }
 
 async fn what_has_no_bound_is_refused(store: &dyn Store) {
-    let check = async |change: fn(&mut AskApproval), good: bool| {
-        let mut request = AskApproval { call: call("1"), needs: vec![own_need()], proof: None, approvers: Approvers::default() };
+    let check = async |change: fn(&mut ApprovalSubmission), good: bool| {
+        let mut request =
+            ApprovalSubmission { call: call("1"), needs: vec![own_need()], proof: None, approvers: ApproverCheck::default() };
         change(&mut request);
         let outcome = store.ask_approval(request).await;
         assert_eq!(outcome.is_ok(), good, "{outcome:?}");
@@ -310,15 +326,15 @@ async fn what_has_no_bound_is_refused(store: &dyn Store) {
     check(|ask| ask.needs.clear(), false).await;
     check(|ask| ask.needs = vec![own_need(); 33], false).await;
     check(|ask| ask.call.subject = "x".repeat(9_000), false).await;
-    let nothing = UseApprovals { decision_id: "d".into(), ..UseApprovals::default() };
+    let nothing = ApprovalUseRequest { decision_id: "d".into(), ..ApprovalUseRequest::default() };
     for bad in [
         nothing.clone(),
-        UseApprovals { prepared: vec![PreparedUse { digest: "short".into(), needs: vec![] }], ..nothing.clone() },
+        ApprovalUseRequest { prepared: vec![PreparedApprovalUse { digest: "short".into(), needs: vec![] }], ..nothing.clone() },
     ] {
         let outcome = store.use_approvals(bad).await;
         assert!(matches!(outcome, Err(Error::Rejected(_))), "{outcome:?}");
     }
-    let many = UseApprovals { prepared: vec![prepared("1"); 33], ..nothing };
+    let many = ApprovalUseRequest { prepared: vec![prepared("1"); 33], ..nothing };
     assert!(matches!(store.use_approvals(many).await, Err(Error::Rejected(_))));
     let long = write(store, vec![approve("1", &"x".repeat(9_000), "leads")]).await;
     assert!(matches!(long, Err(Error::Rejected(_))), "{long:?}");
@@ -330,11 +346,11 @@ async fn nobody_uses_up_the_queue_of_others(store: &dyn Store) {
         let name = format!("{user}.{agent}.{number}");
         let mut call = call(&name);
         (call.subject, call.agents) = (format!("user-{user}"), vec!["spiffe://t/root".into(), format!("spiffe://t/{agent}")]);
-        let request = AskApproval { call, needs: vec![own_need()], proof: None, approvers: Approvers::default() };
+        let request = ApprovalSubmission { call, needs: vec![own_need()], proof: None, approvers: ApproverCheck::default() };
         match store.ask_approval(request).await.unwrap() {
-            AskOutcome::Stands(_) => None,
-            AskOutcome::OverQuota(share) => Some(share),
-            AskOutcome::Replayed => panic!("there is no proof"),
+            ApprovalSubmissionOutcome::Stored(_) => None,
+            ApprovalSubmissionOutcome::OverQuota(share) => Some(share),
+            ApprovalSubmissionOutcome::Replayed => panic!("there is no proof"),
         }
     };
     let fill = async |user: u64, agent: u64| {
@@ -343,7 +359,7 @@ async fn nobody_uses_up_the_queue_of_others(store: &dyn Store) {
         }
     };
     fill(0, 0).await;
-    assert_eq!(ask(0, 0, 100).await, Some(WaitingShare::UserAndAgent));
+    assert_eq!(ask(0, 0, 100).await, Some(ApprovalQuota::UserAndAgent));
     // The user with another agent, and the agent for another user, can still ask.
     assert_eq!((ask(0, 1, 0).await, ask(1, 0, 0).await), (None, None));
     for agent in 2..=10 {
@@ -355,34 +371,34 @@ async fn nobody_uses_up_the_queue_of_others(store: &dyn Store) {
     for number in 0..99 {
         assert_eq!(ask(0, 10, number).await, None);
     }
-    assert_eq!(ask(0, 11, 0).await, Some(WaitingShare::User));
+    assert_eq!(ask(0, 11, 0).await, Some(ApprovalQuota::User));
     assert_eq!(ask(2, 11, 0).await, None, "another user is not held up");
 }
 
 /// An approval by an operator who may no longer approve does not count, and another operator can approve.
 async fn only_who_may_still_approve_counts(store: &dyn Store) {
-    let without = |gone: &'static str| Approvers::new(move |_, layer| layer.approved_by.as_deref() != Some(gone));
+    let without = |gone: &'static str| ApproverCheck::new(move |_, layer| layer.approved_by.as_deref() != Some(gone));
     asked(store, "1").await;
     write(store, vec![approve("1", "olga", "leads")]).await.unwrap();
-    let use_it = async |approvers: Approvers, only_again: bool| {
-        let request = UseApprovals { approvers, only_again, ..uses("1", vec![own_need()], "d", Some("f")) };
+    let use_it = async |approvers: ApproverCheck, only_again: bool| {
+        let request = ApprovalUseRequest { approvers, lookup_only: only_again, ..uses("1", vec![own_need()], "d", Some("f")) };
         store.use_approvals(request).await.unwrap()
     };
-    assert_eq!(use_it(without("olga"), false).await, lacking(Lack::Waiting));
-    let prepared = UseApprovals {
+    assert_eq!(use_it(without("olga"), false).await, lacking(UnusableCause::Waiting));
+    let prepared = ApprovalUseRequest {
         prepared: vec![prepared("1")],
         decision_id: "e".into(),
         approvers: without("olga"),
-        ..UseApprovals::default()
+        ..ApprovalUseRequest::default()
     };
     let outcome = store.use_approvals(prepared).await.unwrap();
-    assert_eq!(outcome, UseOutcome::Lacking { prepared: Some(0), lack: Lack::Waiting });
-    let again = AskApproval { call: call("1"), needs: vec![own_need()], proof: None, approvers: without("olga") };
-    let AskOutcome::Stands(row) = store.ask_approval(again).await.unwrap() else { panic!("it stands") };
+    assert_eq!(outcome, ApprovalUseOutcome::Unusable { prepared: Some(0), cause: UnusableCause::Waiting });
+    let again = ApprovalSubmission { call: call("1"), needs: vec![own_need()], proof: None, approvers: without("olga") };
+    let ApprovalSubmissionOutcome::Stored(row) = store.ask_approval(again).await.unwrap() else { panic!("it stands") };
     assert_eq!(row.layers[0].approved_by, None, "it waits again");
     write(store, vec![approve("1", "otto", "leads")]).await.unwrap();
-    assert_eq!(use_it(without("olga"), false).await, UseOutcome::Used);
-    assert_eq!(use_it(without("otto"), true).await, UseOutcome::Replayed, "nor is its answer given again");
+    assert_eq!(use_it(without("olga"), false).await, ApprovalUseOutcome::Used);
+    assert_eq!(use_it(without("otto"), true).await, ApprovalUseOutcome::Replayed, "nor is its answer given again");
 }
 
 fn proof(byte: u8) -> Option<ProofUse> {
@@ -393,34 +409,40 @@ fn proof(byte: u8) -> Option<ProofUse> {
 async fn a_proof_is_spent_with_what_it_uses(store: &dyn Store) {
     let asks = async |name: &str, proof| {
         store
-            .ask_approval(AskApproval { call: call(name), needs: vec![own_need()], proof, approvers: Approvers::default() })
+            .ask_approval(ApprovalSubmission {
+                call: call(name),
+                needs: vec![own_need()],
+                proof,
+                approvers: ApproverCheck::default(),
+            })
             .await
             .unwrap()
     };
     let uses_it = async |name: &str, proof| {
-        store.use_approvals(UseApprovals { proof, ..uses(name, vec![own_need()], "d", Some("f")) }).await.unwrap()
+        store.use_approvals(ApprovalUseRequest { proof, ..uses(name, vec![own_need()], "d", Some("f")) }).await.unwrap()
     };
-    let is_spent = async |byte: u8| !store.spend([byte; 32], START_UNIX_S + 60).await.unwrap();
+    let is_spent = async |byte: u8| !store.spend_proof([byte; 32], START_UNIX_S + 60).await.unwrap();
     // A use that lacks something spends nothing; asking does.
-    assert_eq!(uses_it("1", proof(1)).await, lacking(Lack::Missing));
-    assert!(matches!(asks("1", proof(1)).await, AskOutcome::Stands(_)));
-    assert_eq!(asks("2", proof(1)).await, AskOutcome::Replayed);
+    assert_eq!(uses_it("1", proof(1)).await, lacking(UnusableCause::Missing));
+    assert!(matches!(asks("1", proof(1)).await, ApprovalSubmissionOutcome::Stored(_)));
+    assert_eq!(asks("2", proof(1)).await, ApprovalSubmissionOutcome::Replayed);
     assert_eq!(store.approvals(ApprovalFilter::All, 10).await.unwrap().total, 1, "nothing was stored");
     write(store, vec![approve("1", "olga", "leads")]).await.unwrap();
-    assert_eq!(uses_it("1", proof(1)).await, UseOutcome::Replayed);
+    assert_eq!(uses_it("1", proof(1)).await, ApprovalUseOutcome::Replayed);
     assert!(row(store, "1").await.used.is_none());
     // A caller that has not seen the newest commit spends nothing either.
     let head = store.revision().await.unwrap();
     let behind = Revision { number: head.number - 1, ..head.clone() };
-    let unseen = UseApprovals { proof: proof(2), seen: Some(behind), ..uses("1", vec![own_need()], "d", Some("f")) };
-    assert_eq!(store.use_approvals(unseen.clone()).await, Ok(UseOutcome::Unseen { head: head.clone() }));
-    let seen = UseApprovals { seen: Some(head), ..unseen };
-    assert_eq!(store.use_approvals(seen.clone()).await, Ok(UseOutcome::Used));
+    let unseen =
+        ApprovalUseRequest { proof: proof(2), expected_revision: Some(behind), ..uses("1", vec![own_need()], "d", Some("f")) };
+    assert_eq!(store.use_approvals(unseen.clone()).await, Ok(ApprovalUseOutcome::RevisionMismatch { head: head.clone() }));
+    let seen = ApprovalUseRequest { expected_revision: Some(head), ..unseen };
+    assert_eq!(store.use_approvals(seen.clone()).await, Ok(ApprovalUseOutcome::Used));
     assert!(is_spent(2).await);
     // The same request gets its answer again, although its proof is spent.
-    assert_eq!(store.use_approvals(seen).await, Ok(UseOutcome::Repeated { decision_id: "d".into() }));
-    let other = UseApprovals { proof: proof(3), ..uses("1", vec![own_need()], "e", None) };
-    assert_eq!(store.use_approvals(other).await, Ok(lacking(Lack::Used)));
+    assert_eq!(store.use_approvals(seen).await, Ok(ApprovalUseOutcome::Repeated { decision_id: "d".into() }));
+    let other = ApprovalUseRequest { proof: proof(3), ..uses("1", vec![own_need()], "e", None) };
+    assert_eq!(store.use_approvals(other).await, Ok(lacking(UnusableCause::Used)));
     assert!(!is_spent(3).await);
 }
 
@@ -429,18 +451,18 @@ async fn what_was_used_is_given_back(store: &dyn Store) {
         asked(store, name).await;
     }
     write(store, vec![approve("1", "olga", "leads"), approve("2", "olga", "leads")]).await.unwrap();
-    let request = UseApprovals { prepared: vec![prepared("2")], ..uses("1", vec![own_need()], "d", Some("f")) };
+    let request = ApprovalUseRequest { prepared: vec![prepared("2")], ..uses("1", vec![own_need()], "d", Some("f")) };
     assert_eq!(store.give_back_approvals(request.clone()).await, Ok(false), "nothing was used");
     let before = (row(store, "1").await, row(store, "2").await);
-    assert_eq!(store.use_approvals(request.clone()).await, Ok(UseOutcome::Used));
-    let other = UseApprovals { decision_id: "e".into(), ..request.clone() };
+    assert_eq!(store.use_approvals(request.clone()).await, Ok(ApprovalUseOutcome::Used));
+    let other = ApprovalUseRequest { decision_id: "e".into(), ..request.clone() };
     assert_eq!(store.give_back_approvals(other.clone()).await, Ok(false), "not theirs");
     assert_eq!(store.give_back_approvals(request.clone()).await, Ok(true));
     assert_eq!((row(store, "1").await, row(store, "2").await), before);
-    assert_eq!(store.use_approvals(other.clone()).await, Ok(UseOutcome::Used), "it is used by another decision");
+    assert_eq!(store.use_approvals(other.clone()).await, Ok(ApprovalUseOutcome::Used), "it is used by another decision");
     assert_eq!(store.give_back_approvals(request).await, Ok(false));
-    let again = UseApprovals { only_again: true, ..other.clone() };
-    assert_eq!(store.use_approvals(again).await, Ok(UseOutcome::Repeated { decision_id: "e".into() }));
+    let again = ApprovalUseRequest { lookup_only: true, ..other.clone() };
+    assert_eq!(store.use_approvals(again).await, Ok(ApprovalUseOutcome::Repeated { decision_id: "e".into() }));
     assert_eq!(store.give_back_approvals(other).await, Ok(false), "its decision was given again");
 }
 
@@ -458,8 +480,8 @@ async fn one_racer_uses_it(store: Arc<dyn Store>) {
         let mut won = 0;
         for racer in racers {
             match racer.await.unwrap() {
-                UseOutcome::Used => won += 1,
-                outcome => assert_eq!(outcome, lacking(Lack::Used)),
+                ApprovalUseOutcome::Used => won += 1,
+                outcome => assert_eq!(outcome, lacking(UnusableCause::Used)),
             }
         }
         assert_eq!(won, 1);
@@ -486,17 +508,17 @@ async fn an_approval_dies_with_its_key(store: &dyn Store) {
     assert!(row(store, "1").await.is_approved());
     write(store, vec![revoke_key("key of olga")]).await.unwrap();
     assert!(!row(store, "1").await.is_approved(), "it is shown as it counts");
-    assert_eq!(use_own(store, "1", "d", None).await, lacking(Lack::Waiting));
+    assert_eq!(use_own(store, "1", "d", None).await, lacking(UnusableCause::Waiting));
     // Asking again puts the call back among those that wait.
     assert!(!asked(store, "1").await.is_approved());
     assert_eq!(store.approvals(ApprovalFilter::Waiting, 10).await.unwrap().total, 1);
     write(store, vec![approve("1", "otto", "leads")]).await.unwrap();
     assert_eq!(row(store, "1").await.layers[0].approved_by.as_deref(), Some("otto"));
-    assert_eq!(use_own(store, "1", "d", Some("f")).await, UseOutcome::Used);
+    assert_eq!(use_own(store, "1", "d", Some("f")).await, ApprovalUseOutcome::Used);
     // A used approval stays used, and is not returned if the approving key was revoked since.
-    assert_eq!(use_own(store, "1", "d", Some("f")).await, UseOutcome::Repeated { decision_id: "d".into() });
+    assert_eq!(use_own(store, "1", "d", Some("f")).await, ApprovalUseOutcome::Repeated { decision_id: "d".into() });
     write(store, vec![revoke_key("key of otto")]).await.unwrap();
-    assert_eq!(use_own(store, "1", "d", Some("f")).await, lacking(Lack::Used));
+    assert_eq!(use_own(store, "1", "d", Some("f")).await, lacking(UnusableCause::Used));
 }
 
 /// An acknowledged refusal is never followed by a use, nor a use by a refusal.
@@ -508,19 +530,24 @@ async fn an_answer_races_a_use<F: Future<Output = (Arc<dyn Store>, Arc<ManualClo
         write(&*store, vec![approve(&name, "olga", "leads")]).await.unwrap();
         let (no, used) = tokio::join!(write(&*store, vec![refuse(&name, "otto", "leads")]), use_own(&*store, &name, "d", None));
         match used {
-            UseOutcome::Used => assert!(matches!(no, Err(Error::Rejected(_))), "{no:?}"),
-            outcome => assert_eq!((outcome, no.is_ok()), (lacking(Lack::Refused), true)),
+            ApprovalUseOutcome::Used => assert!(matches!(no, Err(Error::Rejected(_))), "{no:?}"),
+            outcome => assert_eq!((outcome, no.is_ok()), (lacking(UnusableCause::Refused), true)),
         }
     }
 }
 
 async fn asked(store: &dyn Store, name: &str) -> ApprovalRow {
     match store
-        .ask_approval(AskApproval { call: call(name), needs: vec![own_need()], proof: None, approvers: Approvers::default() })
+        .ask_approval(ApprovalSubmission {
+            call: call(name),
+            needs: vec![own_need()],
+            proof: None,
+            approvers: ApproverCheck::default(),
+        })
         .await
         .unwrap()
     {
-        AskOutcome::Stands(row) => *row,
+        ApprovalSubmissionOutcome::Stored(row) => *row,
         outcome => panic!("{outcome:?}"),
     }
 }
@@ -529,38 +556,38 @@ async fn row(store: &dyn Store, name: &str) -> ApprovalRow {
     store.approvals(ApprovalFilter::Digest(digest(name)), 1).await.unwrap().rows.pop().unwrap()
 }
 
-async fn use_own(store: &dyn Store, name: &str, decision_id: &str, fingerprint: Option<&str>) -> UseOutcome {
+async fn use_own(store: &dyn Store, name: &str, decision_id: &str, fingerprint: Option<&str>) -> ApprovalUseOutcome {
     store.use_approvals(uses(name, vec![own_need()], decision_id, fingerprint)).await.unwrap()
 }
 
-fn uses(name: &str, needs: Vec<ApprovalNeed>, decision_id: &str, fingerprint: Option<&str>) -> UseApprovals {
-    UseApprovals {
-        own: Some(OwnUse { digest: digest(name), needs }),
+fn uses(name: &str, needs: Vec<ApprovalNeed>, decision_id: &str, fingerprint: Option<&str>) -> ApprovalUseRequest {
+    ApprovalUseRequest {
+        own: Some(OwnApprovalUse { digest: digest(name), needs }),
         decision_id: decision_id.into(),
         fingerprint: fingerprint.map(str::to_owned),
-        ..UseApprovals::default()
+        ..ApprovalUseRequest::default()
     }
 }
 
-fn lacking(lack: Lack) -> UseOutcome {
-    UseOutcome::Lacking { prepared: None, lack }
+fn lacking(lack: UnusableCause) -> ApprovalUseOutcome {
+    ApprovalUseOutcome::Unusable { prepared: None, cause: lack }
 }
 
 fn own_need() -> ApprovalNeed {
-    need(Layer::Agent, Some(0), "leads")
+    need(DecisionLayer::Agent, Some(0), "leads")
 }
 
-fn need(layer: Layer, hop: Option<usize>, by: &str) -> ApprovalNeed {
-    ApprovalNeed { layer, hop, by: vec![by.into()], expires_in_ms: EXPIRES_IN_MS as u64 }
+fn need(layer: DecisionLayer, hop: Option<usize>, by: &str) -> ApprovalNeed {
+    ApprovalNeed { layer, hop, approver_groups: vec![by.into()], expires_in_ms: EXPIRES_IN_MS as u64 }
 }
 
-fn approve(name: &str, operator: &str, group: &str) -> Write {
+fn approve(name: &str, operator: &str, group: &str) -> StoreWrite {
     let groups = vec!["x".into(), group.into()];
-    Write::Approve { digest: digest(name), operator: operator.into(), key: format!("key of {operator}"), groups }
+    StoreWrite::Approve { digest: digest(name), operator: operator.into(), key: format!("key of {operator}"), groups }
 }
 
-fn refuse(name: &str, operator: &str, group: &str) -> Write {
-    Write::Refuse { digest: digest(name), operator: operator.into(), groups: vec![group.into()] }
+fn refuse(name: &str, operator: &str, group: &str) -> StoreWrite {
+    StoreWrite::Refuse { digest: digest(name), operator: operator.into(), groups: vec![group.into()] }
 }
 
 fn call(name: &str) -> ApprovalCall {
@@ -577,8 +604,8 @@ fn call(name: &str) -> ApprovalCall {
     }
 }
 
-fn prepared(name: &str) -> PreparedUse {
-    PreparedUse { digest: digest(name), needs: vec![] }
+fn prepared(name: &str) -> PreparedApprovalUse {
+    PreparedApprovalUse { digest: digest(name), needs: vec![] }
 }
 
 /// A digest for a name.

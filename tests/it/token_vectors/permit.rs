@@ -2,25 +2,25 @@
 
 use serde_json::{Value, json};
 
-use super::make::*;
+use super::builder::*;
 
-pub(super) fn vectors() -> Vec<Vector> {
+pub(super) fn vectors() -> Vec<TokenVector> {
     let mut vectors = chains();
     vectors.extend(narrowings());
     vectors.extend(proofs());
     vectors
 }
 
-fn edited(id: &str, title: &str, at: usize, edit: impl Fn(&mut Draft)) -> Vector {
+fn edited(id: &str, title: &str, at: usize, edit: impl Fn(&mut TokenDraft)) -> TokenVector {
     let edited = chain(3, |level, draft| {
         if level == at {
             edit(draft);
         }
     });
-    Vector::new(format!("ok-{id}"), title, edited)
+    TokenVector::new(format!("ok-{id}"), title, edited)
 }
 
-fn chains() -> Vec<Vector> {
+fn chains() -> Vec<TokenVector> {
     let nested = (1..32).fold(
         json!({"constraint_type": "exact", "value": "north"}),
         |inner, _| json!({"constraint_type": "all", "constraints": [inner]}),
@@ -32,11 +32,11 @@ fn chains() -> Vec<Vector> {
         chain
     };
     vec![
-        Vector::new("ok-one", "a root alone", chain(1, |_, _| {})),
-        Vector::new("ok-two", "a root and a hop", chain(2, |_, _| {})),
-        Vector::new("ok-three", "a root and two hops", chain(3, |_, _| {})),
-        Vector::new("ok-nine", "nine tokens", long_chain(9, |_, _| {})).call(TOOL, json!({"region": "north"}), 18),
-        Vector::new("ok-back", "handed back to the first agent", back).call(TOOL, json!({"region": "north"}), HOLDERS[0]),
+        TokenVector::new("ok-one", "a root alone", chain(1, |_, _| {})),
+        TokenVector::new("ok-two", "a root and a hop", chain(2, |_, _| {})),
+        TokenVector::new("ok-three", "a root and two hops", chain(3, |_, _| {})),
+        TokenVector::new("ok-nine", "nine tokens", long_chain(9, |_, _| {})).call(TOOL, json!({"region": "north"}), 18),
+        TokenVector::new("ok-back", "handed back to the first agent", back).call(TOOL, json!({"region": "north"}), HOLDERS[0]),
         edited("kid", "`kid` of the key that signed", 0, |draft| draft.header["kid"] = "k1".into()),
         edited("second-key", "signed by the issuer's second key, no `kid`", 0, |draft| draft.signer = ISSUER_KEY_2),
         edited("second-key-kid", "signed by the issuer's second key, named", 0, |draft| {
@@ -91,7 +91,7 @@ fn chains() -> Vec<Vector> {
         .call(TOOL, json!({"region": "north"}), HOLDERS[0]),
         edited("large", "a token just under 8 KiB", 0, |draft| draft.set("/pad", "x".repeat(4900).into())),
         edited("unicode", "names beyond ASCII", 0, |draft| draft.set("/sub", "Zoë 🦀".into())),
-        Vector::new(
+        TokenVector::new(
             "ok-registry-off",
             "no identities, registry off",
             chain(3, |level, draft| {
@@ -102,7 +102,7 @@ fn chains() -> Vec<Vector> {
             }),
         )
         .with(|vector| vector.options = json!({"registry": "off"})),
-        Vector::new(
+        TokenVector::new(
             "ok-other-issuer",
             "another issuer, for any application and group",
             chain(1, |_, draft| {
@@ -116,7 +116,7 @@ fn chains() -> Vec<Vector> {
     ]
 }
 
-fn narrowings() -> Vec<Vector> {
+fn narrowings() -> Vec<TokenVector> {
     let of = |kind: &str, name: &str, values: Value| json!({"constraint_type": kind, name: values});
     let range = |min: i64, max: i64| json!({"constraint_type": "range", "min": min, "max": max});
     let exact = |value: Value| of("exact", "value", value);
@@ -158,7 +158,7 @@ fn narrowings() -> Vec<Vector> {
         ("optional", optional(range(0, 10)), optional(range(1, 9)), json!(2)),
     ] {
         let chain = chain(2, |level, draft| draft.tools(json!({TOOL: {"value": if level == 0 { &parent } else { &child }}})));
-        let vector = Vector::new(format!("ok-pair-{id}"), format!("{child} under {parent}"), chain);
+        let vector = TokenVector::new(format!("ok-pair-{id}"), format!("{child} under {parent}"), chain);
         vectors.push(vector.call(TOOL, json!({"value": value}), HOLDERS[1]));
     }
     let maps = [
@@ -176,19 +176,19 @@ fn narrowings() -> Vec<Vector> {
     ];
     for (id, parent, child, arguments) in maps {
         let chain = chain(2, |level, draft| draft.tools(json!({TOOL: if level == 0 { &parent } else { &child }})));
-        let vector = Vector::new(format!("ok-map-{id}"), format!("{child} under {parent}"), chain);
+        let vector = TokenVector::new(format!("ok-map-{id}"), format!("{child} under {parent}"), chain);
         vectors.push(vector.call(TOOL, arguments, HOLDERS[1]));
     }
     vectors
 }
 
-fn proofs() -> Vec<Vector> {
+fn proofs() -> Vec<TokenVector> {
     let leaf = HOLDERS[2];
     let arguments = json!({"region": "north"});
-    let proved = |id: &str, title: &str, edit: &dyn Fn(&mut Draft)| {
+    let proved = |id: &str, title: &str, edit: &dyn Fn(&mut TokenDraft)| {
         let chain = chain(3, |_, _| {});
         let proof = proof(&chain, leaf, TOOL, &arguments, edit);
-        Vector::new(format!("ok-proof-{id}"), title, chain).with(|vector| vector.proof = Some(proof))
+        TokenVector::new(format!("ok-proof-{id}"), title, chain).with(|vector| vector.proof = Some(proof))
     };
     vec![
         proved("oldest", "`iat` 30 s ago", &|draft| draft.set("/iat", (NOW - 30).into())),
@@ -205,7 +205,7 @@ fn proofs() -> Vec<Vector> {
             draft.replace(r#"{"region":"north"}"#, r#"{ "region" : "\u006eorth" }"#);
         }),
         proved("used-another", "another proof was used before", &|_| {}).with(|vector| {
-            let other = |draft: &mut Draft| draft.set("/jti", "018cc251-f400-7000-9000-000000000002".into());
+            let other = |draft: &mut TokenDraft| draft.set("/jti", "018cc251-f400-7000-9000-000000000002".into());
             vector.proofs_used = vec![proof(&vector.chain, leaf, TOOL, &arguments, other)];
         }),
     ]

@@ -7,24 +7,24 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use portcullis::token::issue;
 use serde_json::{Value, json};
 
-use super::make::*;
+use super::builder::*;
 
-pub(super) fn vectors() -> Vec<Vector> {
+pub(super) fn vectors() -> Vec<TokenVector> {
     let parts = [headers(), encodings(), types(), claims(), links(), attenuation(), identities(), proofs(), limits(), calls()];
     parts.into_iter().flatten().chain(names::vectors()).collect()
 }
 
 /// A vector whose chain differs from the valid one in one token.
-fn spoiled(id: &str, title: &str, at: usize, edit: impl Fn(&mut Draft)) -> Vector {
+fn spoiled(id: &str, title: &str, at: usize, edit: impl Fn(&mut TokenDraft)) -> TokenVector {
     let edited = chain(3, |level, draft| {
         if level == at {
             edit(draft);
         }
     });
-    Vector::new(id, title, edited)
+    TokenVector::new(id, title, edited)
 }
 
-fn headers() -> Vec<Vector> {
+fn headers() -> Vec<TokenVector> {
     let mut vectors = Vec::new();
     for alg in ["none", "None", "NONE", "nOnE"] {
         for at in [0, 2] {
@@ -34,7 +34,7 @@ fn headers() -> Vec<Vector> {
                 }
             });
             chain[at] = with_part(&chain[at], 2, |_| String::new());
-            let vector = Vector::new(format!("alg-{alg}-{at}"), format!("`alg` `{alg}`, no signature, token {at}"), chain);
+            let vector = TokenVector::new(format!("alg-{alg}-{at}"), format!("`alg` `{alg}`, no signature, token {at}"), chain);
             vectors.push(vector.item("`none` in any case").denied("TOKEN_ALG", at));
         }
     }
@@ -43,7 +43,7 @@ fn headers() -> Vec<Vector> {
     let secret = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, key(ISSUER_KEY).public_key().as_bytes());
     let tag = URL_SAFE_NO_PAD.encode(ring::hmac::sign(&secret, signing_input.as_bytes()));
     chain[0] = format!("{signing_input}.{tag}");
-    let vector = Vector::new("alg-hs256-public-key", "HMAC keyed with the issuer's public key", chain);
+    let vector = TokenVector::new("alg-hs256-public-key", "HMAC keyed with the issuer's public key", chain);
     vectors.push(vector.item("HS256 keyed with a public key").denied("TOKEN_ALG", 0));
     for alg in [json!("EdDSA"), json!("ES256"), json!("RS256"), json!("ed25519"), json!(["Ed25519"]), Value::Null] {
         for at in [0, 1] {
@@ -91,7 +91,7 @@ fn headers() -> Vec<Vector> {
     vectors
 }
 
-fn encodings() -> Vec<Vector> {
+fn encodings() -> Vec<TokenVector> {
     let good = || chain(3, |_, _| {});
     let changed = |at: usize, change: &dyn Fn(&str) -> String| {
         let mut chain = good();
@@ -99,7 +99,7 @@ fn encodings() -> Vec<Vector> {
         chain
     };
     let malformed = |id: &str, title: &str, item, at: usize, change: &dyn Fn(&str) -> String| {
-        Vector::new(id, title, changed(at, change)).item(item).denied("TOKEN_MALFORMED", at)
+        TokenVector::new(id, title, changed(at, change)).item(item).denied("TOKEN_MALFORMED", at)
     };
     let duplicate = |id: &str, title: &str, at, from: &str, to: &str| {
         spoiled(id, title, at, |draft| draft.replace(from, to)).item("duplicate members").denied("TOKEN_MALFORMED", at)
@@ -116,7 +116,7 @@ fn encodings() -> Vec<Vector> {
         let mut payload = URL_SAFE_NO_PAD.decode(jws.split('.').nth(1).unwrap()).unwrap();
         let at = payload.windows(3).position(|window| window == b"ana").unwrap();
         payload[at] = 0xff;
-        issue::sign(&key(ISSUER_KEY), r#"{"alg":"Ed25519","typ":"aat+jwt"}"#, &payload)
+        issue::sign_jws(&key(ISSUER_KEY), r#"{"alg":"Ed25519","typ":"aat+jwt"}"#, &payload)
     };
     let padded = |part: &str| part.to_owned() + &"=".repeat((4 - part.len() % 4) % 4);
     let item = "padded base64";
@@ -155,11 +155,11 @@ fn encodings() -> Vec<Vector> {
             with_part(jws, 1, |_| URL_SAFE_NO_PAD.encode("[]"))
         }),
         malformed("empty-token", "an empty token", item, 1, &|_| String::new()),
-        Vector::new("empty-chain", "no token at all", Vec::new()).denied("TOKEN_MALFORMED", None),
+        TokenVector::new("empty-chain", "no token at all", Vec::new()).denied("TOKEN_MALFORMED", None),
     ]
 }
 
-fn types() -> Vec<Vector> {
+fn types() -> Vec<TokenVector> {
     let mut vectors = Vec::new();
     for (index, typ) in
         [json!("JWT"), json!("AAT+JWT"), json!("application/aat+jwt"), json!("at+jwt"), json!("aat-pop+jwt"), json!(1)]
@@ -185,16 +185,16 @@ fn types() -> Vec<Vector> {
     for at in [0, 2] {
         let mut chain = good.clone();
         chain[at] = a_proof.clone();
-        let vector = Vector::new(format!("proof-as-token-{at}"), format!("a proof as token {at}"), good.clone());
+        let vector = TokenVector::new(format!("proof-as-token-{at}"), format!("a proof as token {at}"), good.clone());
         vectors.push(vector.with(|vector| vector.chain = chain).item("proof presented as token").denied("TOKEN_TYPE", at));
     }
-    let vector = Vector::new("token-as-proof", "the leaf as its own proof", good.clone());
+    let vector = TokenVector::new("token-as-proof", "the leaf as its own proof", good.clone());
     let vector = vector.with(|vector| vector.proof = good.last().cloned());
     vectors.push(vector.item("token presented as proof").denied("PROOF_INVALID", None));
     vectors
 }
 
-fn claims() -> Vec<Vector> {
+fn claims() -> Vec<TokenVector> {
     let holder = key(HOLDERS[0]);
     let secret: Value = serde_json::from_str(&holder.to_jwk()).unwrap();
     let cnf = |id: &str, title: &str, value: Value| {
@@ -328,15 +328,15 @@ fn claims() -> Vec<Vector> {
     vectors
 }
 
-fn links() -> Vec<Vector> {
+fn links() -> Vec<TokenVector> {
     let good = chain(3, |_, _| {});
     let other_root = chain(3, |level, draft| {
         if level == 0 {
             draft.set("/jti", "018cc251-f400-7000-8000-00000000000f".into());
         }
     });
-    let reassembled = |id: &str, title: &str, chain: Vec<String>| Vector::new(id, title, chain);
-    let at = |id: &str, title: &str, level: usize, edit: &dyn Fn(&mut Draft)| spoiled(id, title, level, edit);
+    let reassembled = |id: &str, title: &str, chain: Vec<String>| TokenVector::new(id, title, chain);
+    let at = |id: &str, title: &str, level: usize, edit: &dyn Fn(&mut TokenDraft)| spoiled(id, title, level, edit);
     vec![
         reassembled(
             "spliced",
@@ -426,7 +426,7 @@ fn links() -> Vec<Vector> {
     ]
 }
 
-fn attenuation() -> Vec<Vector> {
+fn attenuation() -> Vec<TokenVector> {
     let region = |constraint: Value| json!({"crm/leads.read": {"region": constraint}});
     let exact = || json!({"constraint_type": "exact", "value": "north"});
     let limit = |parent: Value, child: Value| {
@@ -435,7 +435,7 @@ fn attenuation() -> Vec<Vector> {
             draft.tools(json!({"crm/leads.read": {"limit": constraint}}));
         })
     };
-    let widened = |id: &str, title: &str, item, edit: &dyn Fn(&mut Draft)| {
+    let widened = |id: &str, title: &str, item, edit: &dyn Fn(&mut TokenDraft)| {
         spoiled(id, title, 1, edit).item(item).denied("CHAIN_WIDENED", 1)
     };
     let mut vectors = vec![
@@ -520,7 +520,7 @@ fn attenuation() -> Vec<Vector> {
         ("any-all", of("any", "constraints", json!([range])), of("all", "constraints", json!([range]))),
         ("any-flattened", of("any", "constraints", json!([range])), range.clone()),
     ] {
-        let vector = Vector::new(format!("pair-{id}"), format!("{child} under {parent}"), limit(parent, child));
+        let vector = TokenVector::new(format!("pair-{id}"), format!("{child} under {parent}"), limit(parent, child));
         vectors.push(vector.item("cross-type pairs").denied("CHAIN_WIDENED", 1));
     }
     for (id, constraint) in [
@@ -534,7 +534,7 @@ fn attenuation() -> Vec<Vector> {
         ("not-comparable", json!({"constraint_type": "exact", "value": 9_007_199_254_740_993_u64})),
         ("inner-optional", json!({"constraint_type": "all", "constraints": [{"constraint_type": "wildcard", "optional": true}]})),
     ] {
-        let vector = Vector::new(
+        let vector = TokenVector::new(
             format!("constraint-{id}"),
             format!("the constraint {constraint}"),
             limit(constraint.clone(), constraint),
@@ -548,7 +548,7 @@ fn attenuation() -> Vec<Vector> {
     vectors
 }
 
-fn identities() -> Vec<Vector> {
+fn identities() -> Vec<TokenVector> {
     let mut vectors = Vec::new();
     for (name, value) in [
         ("sub", json!("eve")),
@@ -584,7 +584,7 @@ fn identities() -> Vec<Vector> {
         });
         vectors.push(vector.denied("IDENTITY_MISSING", 0));
     }
-    let at = |id: &str, title: &str, level: usize, edit: &dyn Fn(&mut Draft)| spoiled(id, title, level, edit);
+    let at = |id: &str, title: &str, level: usize, edit: &dyn Fn(&mut TokenDraft)| spoiled(id, title, level, edit);
     vectors.extend([
         at("sub-profile-service", "a root without a user", 0, &|draft| draft.set("/sub_profile", "service".into()))
             .denied("IDENTITY_MISSING", 0),
@@ -628,27 +628,27 @@ fn identities() -> Vec<Vector> {
     vectors
 }
 
-fn proofs() -> Vec<Vector> {
+fn proofs() -> Vec<TokenVector> {
     let good = || chain(3, |_, _| {});
     let arguments = json!({"region": "north"});
     let leaf = HOLDERS[2];
-    let proved = |id: &str, title: &str, holder: u8, edit: &dyn Fn(&mut Draft)| {
+    let proved = |id: &str, title: &str, holder: u8, edit: &dyn Fn(&mut TokenDraft)| {
         let chain = good();
         let proof = proof(&chain, holder, TOOL, &arguments, edit);
-        Vector::new(id, title, chain).with(|vector| vector.proof = Some(proof)).denied("PROOF_INVALID", None)
+        TokenVector::new(id, title, chain).with(|vector| vector.proof = Some(proof)).denied("PROOF_INVALID", None)
     };
     let parent = good()[..2].to_vec();
     let by_child = proof(&parent, leaf, TOOL, &arguments, |_| {});
     let mut vectors = vec![
-        Vector::new("parent-replayed", "the parent's chain, proved by the child's holder", parent.clone())
+        TokenVector::new("parent-replayed", "the parent's chain, proved by the child's holder", parent.clone())
             .with(|vector| vector.proof = Some(by_child))
             .item("parent token replayed by the child's holder")
             .denied("PROOF_INVALID", None),
-        Vector::new("proof-replayed", "a proof that was used", good())
+        TokenVector::new("proof-replayed", "a proof that was used", good())
             .with(|vector| vector.proofs_used = vector.proof.clone().into_iter().collect())
             .item("proof replayed")
             .denied("PROOF_REPLAYED", None),
-        Vector::new("proof-replayed-resigned", "another proof with the `jti` of a used one", good())
+        TokenVector::new("proof-replayed-resigned", "another proof with the `jti` of a used one", good())
             .with(|vector| {
                 let resigned = proof(&vector.chain, leaf, TOOL, &arguments, |draft| draft.set("/iat", (NOW - 1).into()));
                 vector.proofs_used = vec![resigned];
@@ -684,7 +684,7 @@ fn proofs() -> Vec<Vector> {
         proved("proof-end-of-time", "`iat` at the beginning of time", leaf, &|draft| draft.set("/iat", i64::MIN.into()))
             .item("stale proof")
             .denied("PROOF_STALE", None),
-        Vector::new("proof-missing", "no proof", good()).with(|vector| vector.proof = None).denied("PROOF_MISSING", None),
+        TokenVector::new("proof-missing", "no proof", good()).with(|vector| vector.proof = None).denied("PROOF_MISSING", None),
         proved("proof-stranger", "signed by a stranger", STRANGER_KEY, &|_| {}),
         proved("proof-parent", "signed by the parent's holder", HOLDERS[1], &|_| {}),
         proved("proof-alg", "`alg` `EdDSA`", leaf, &|draft| draft.header["alg"] = "EdDSA".into()),
@@ -711,13 +711,13 @@ fn proofs() -> Vec<Vector> {
             .with(|vector| vector.options = json!({"nonce": "n-1"})),
     ];
     let many = json!({"region": "north", "note": "x".repeat(56 * 1024)});
-    let vector = Vector::new("proof-oversized", "a proof over 72 KiB", good());
+    let vector = TokenVector::new("proof-oversized", "a proof over 72 KiB", good());
     vectors.push(vector.call(TOOL, many, leaf).item("oversized").denied("PROOF_INVALID", None));
     vectors
 }
 
-fn limits() -> Vec<Vector> {
-    let pad = |bytes: usize| move |draft: &mut Draft| draft.set("/pad", "x".repeat(bytes).into());
+fn limits() -> Vec<TokenVector> {
+    let pad = |bytes: usize| move |draft: &mut TokenDraft| draft.set("/pad", "x".repeat(bytes).into());
     let nested = |depth: usize| {
         let inner = json!({"constraint_type": "wildcard"});
         (1..depth).fold(inner, |inner, _| json!({"constraint_type": "all", "constraints": [inner]}))
@@ -725,18 +725,18 @@ fn limits() -> Vec<Vector> {
     let long = long_chain(10, |_, _| {});
     vec![
         spoiled("token-oversized", "a token over 8 KiB", 1, pad(6000)).item("oversized").denied("TOKEN_TOO_LARGE", 1),
-        Vector::new("chain-oversized", "tokens of 32 KiB together", long_chain(6, |_, draft| pad(4200)(draft)))
+        TokenVector::new("chain-oversized", "tokens of 32 KiB together", long_chain(6, |_, draft| pad(4200)(draft)))
             .call(TOOL, json!({"region": "north"}), 15)
             .item("oversized")
             .denied("TOKEN_TOO_LARGE", 4),
-        Vector::new("chain-too-long", "ten tokens", long)
+        TokenVector::new("chain-too-long", "ten tokens", long)
             .call(TOOL, json!({"region": "north"}), 19)
             .item("too deep")
             .denied("CHAIN_TOO_DEEP", 9),
         spoiled("max-depth-over-limit", "`del_max_depth` 9 in the root", 0, |draft| draft.set("/del_max_depth", 9.into()))
             .item("too deep")
             .denied("CHAIN_TOO_DEEP", 0),
-        Vector::new(
+        TokenVector::new(
             "below-terminal",
             "a hop below a token that may not be handed on",
             chain(3, |level, draft| {
@@ -770,32 +770,32 @@ fn limits() -> Vec<Vector> {
 }
 
 /// Calls that the chain does not grant. The answer names the first token from the root that refuses.
-fn calls() -> Vec<Vector> {
+fn calls() -> Vec<TokenVector> {
     let good = || chain(3, |_, _| {});
     let leaf = HOLDERS[2];
     vec![
-        Vector::new("tool-never-granted", "a tool that the root lacks", good())
+        TokenVector::new("tool-never-granted", "a tool that the root lacks", good())
             .call("crm/leads.delete", json!({}), leaf)
             .denied("TOOL_NOT_GRANTED", 0),
-        Vector::new("tool-dropped", "a tool that the first hop dropped", good())
+        TokenVector::new("tool-dropped", "a tool that the first hop dropped", good())
             .call("proposals/draft.create", json!({}), leaf)
             .denied("TOOL_NOT_GRANTED", 1),
-        Vector::new("argument-refused-by-root", "a region that the root excludes", good())
+        TokenVector::new("argument-refused-by-root", "a region that the root excludes", good())
             .call(TOOL, json!({"region": "east"}), leaf)
             .denied("ARGUMENT_REFUSED", 0),
-        Vector::new("argument-refused-by-hop", "a region that the first hop excludes", good())
+        TokenVector::new("argument-refused-by-hop", "a region that the first hop excludes", good())
             .call(TOOL, json!({"region": "south"}), leaf)
             .denied("ARGUMENT_REFUSED", 1),
-        Vector::new("argument-dropped-optional", "an optional argument that the first hop dropped", good())
+        TokenVector::new("argument-dropped-optional", "an optional argument that the first hop dropped", good())
             .call(TOOL, json!({"region": "north", "limit": 5}), leaf)
             .denied("ARGUMENT_REFUSED", 1),
-        Vector::new("argument-missing", "a required argument left out", good())
+        TokenVector::new("argument-missing", "a required argument left out", good())
             .call(TOOL, json!({}), leaf)
             .denied("ARGUMENT_REFUSED", 0),
-        Vector::new("argument-not-named", "an argument that nobody named", good())
+        TokenVector::new("argument-not-named", "an argument that nobody named", good())
             .call(TOOL, json!({"region": "north", "page": 1}), leaf)
             .denied("ARGUMENT_REFUSED", 0),
-        Vector::new("argument-type", "a list for a string", good())
+        TokenVector::new("argument-type", "a list for a string", good())
             .call(TOOL, json!({"region": ["north"]}), leaf)
             .denied("ARGUMENT_REFUSED", 0),
     ]

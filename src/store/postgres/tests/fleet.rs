@@ -6,7 +6,7 @@ use super::*;
 async fn two_replicas_see_each_others_commits() {
     let url = shared().database();
     let (one, other) = (Arc::new(open(&url).await.unwrap()), Arc::new(open(&url).await.unwrap()));
-    let mut wake = other.wake();
+    let mut wake = other.subscribe_commits();
     // A notification wakes the other replica. Its listener may have started after the first commit.
     until("no notification woke the other replica", || async {
         one.commit(kill("t0")).await.unwrap();
@@ -27,7 +27,7 @@ async fn two_replicas_see_each_others_commits() {
         numbers.insert(racer.await.unwrap());
     }
     assert_eq!(numbers, (number + 1..=number + 40).collect());
-    assert_eq!(audit(&*one).await, audit(&*other).await);
+    assert_eq!(verify_change_log(&*one).await, verify_change_log(&*other).await);
 }
 
 /// Without notifications nobody is woken, but the polls miss nothing.
@@ -35,10 +35,10 @@ async fn two_replicas_see_each_others_commits() {
 async fn polls_suffice_where_nobody_notifies() {
     let url = format!("{}&notify=off", shared().database());
     let (one, other) = (open(&url).await.unwrap(), open(&url).await.unwrap());
-    other.register(&registration("other")).await.unwrap();
-    let wake = other.wake();
+    other.register_replica(&registration("other")).await.unwrap();
+    let wake = other.subscribe_commits();
     let number = one.commit(kill("t")).await.unwrap().revision.number;
-    let changes = other.poll(&beat("other", 0)).await.unwrap();
+    let changes = other.poll_changes(&beat("other", 0)).await.unwrap();
     assert_eq!((changes.head, changes.commits.len()), (number, 1));
     assert!(!wake.has_changed().unwrap());
     let listeners = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE 'LISTEN%'";
@@ -58,15 +58,15 @@ async fn a_key_is_spent_once_among_replicas() {
     for round in 0..20u8 {
         let racers = stores.iter().map(|store| {
             let store = store.clone();
-            tokio::spawn(async move { store.spend([round; 32], START_UNIX_S + 60).await.unwrap() })
+            tokio::spawn(async move { store.spend_proof([round; 32], START_UNIX_S + 60).await.unwrap() })
         });
         let won: Vec<bool> = futures_util::future::join_all(racers).await.into_iter().map(Result::unwrap).collect();
         assert_eq!(won.iter().filter(|won| **won).count(), 1, "{round}: {won:?}");
     }
     // One replica forgets the expired keys while others try to spend them again.
     clock.step_wall_ms(3_600_000);
-    let forgetting = stores[0].spend([200; 32], START_UNIX_S + 4_000);
-    let again = (0..20u8).map(|round| stores[usize::from(round) % 2 + 1].spend([round; 32], START_UNIX_S + 60));
+    let forgetting = stores[0].spend_proof([200; 32], START_UNIX_S + 4_000);
+    let again = (0..20u8).map(|round| stores[usize::from(round) % 2 + 1].spend_proof([round; 32], START_UNIX_S + 60));
     let (forgot, again) = tokio::join!(forgetting, futures_util::future::join_all(again));
     assert_eq!(forgot, Ok(true));
     assert!(again.iter().all(|spent| *spent == Ok(false)), "{again:?}");
@@ -80,7 +80,7 @@ async fn a_key_that_is_just_being_forgotten_stays_spent() {
     let url = shared().database();
     let store = open(&url).await.unwrap();
     let expires = START_UNIX_S + 60;
-    assert_eq!(store.spend([1; 32], expires).await, Ok(true));
+    assert_eq!(store.spend_proof([1; 32], expires).await, Ok(true));
     let forget = format!(
         "BEGIN; DELETE FROM portcullis.spent; UPDATE portcullis.spent_forgotten SET unix_s = {expires}; SELECT pg_sleep(0.5); COMMIT"
     );
@@ -97,7 +97,7 @@ async fn a_key_that_is_just_being_forgotten_stays_spent() {
                 ) == "1"
             })
             .await;
-            store.spend([1; 32], expires).await
+            store.spend_proof([1; 32], expires).await
         }
     );
     forgetting.unwrap();
@@ -108,8 +108,8 @@ async fn a_key_that_is_just_being_forgotten_stays_spent() {
 async fn who_waits_too_long_is_told() {
     let url = shared().database();
     let store = open(&url).await.unwrap();
-    store.register(&registration("a")).await.unwrap();
-    store.poll(&beat("a", 0)).await.unwrap();
+    store.register_replica(&registration("a")).await.unwrap();
+    store.poll_changes(&beat("a", 0)).await.unwrap();
     // Another session holds the heads and the row of this replica until it is told to let go.
     let hold = "BEGIN; SELECT 1 FROM portcullis.head, portcullis.replicas FOR UPDATE; SELECT pg_sleep(60); COMMIT";
     let holding = tokio::task::spawn_blocking({
@@ -119,7 +119,7 @@ async fn who_waits_too_long_is_told() {
     let holder = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()";
     until("nobody holds", || async { shared().sql(&url, holder) == "1" }).await;
     let heartbeat = beat("a", 0);
-    let (poll, commit) = tokio::join!(store.poll(&heartbeat), store.commit(kill("t")));
+    let (poll, commit) = tokio::join!(store.poll_changes(&heartbeat), store.commit(kill("t")));
     for refused in [poll.err(), commit.err()] {
         assert!(matches!(&refused, Some(Error::Unavailable(_))), "{refused:?}");
     }
@@ -128,7 +128,7 @@ async fn who_waits_too_long_is_told() {
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()";
     shared().sql(&url, free);
     holding.await.unwrap();
-    store.poll(&beat("a", 0)).await.unwrap();
+    store.poll_changes(&beat("a", 0)).await.unwrap();
     assert_eq!(store.commit(kill("t")).await.unwrap().revision.number, 1);
 }
 
@@ -151,7 +151,7 @@ async fn a_role_needs_no_more_than_the_tables() {
          REVOKE UPDATE, DELETE ON portcullis.log, portcullis.acts FROM modest",
     );
     let store = open(&modest).await.unwrap();
-    store.register(&registration("a")).await.unwrap();
+    store.register_replica(&registration("a")).await.unwrap();
     let act = ActRow {
         operators: vec![],
         keys: vec![],
@@ -161,8 +161,8 @@ async fn a_role_needs_no_more_than_the_tables() {
         reason: String::new(),
     };
     store.commit(CommitRequest { act: Some(act), ..kill("t") }).await.unwrap();
-    store.spend([1; 32], 1).await.unwrap();
-    store.poll(&beat("a", 0)).await.unwrap();
+    store.spend_proof([1; 32], 1).await.unwrap();
+    store.poll_changes(&beat("a", 0)).await.unwrap();
     store.replicas().await.unwrap();
-    audit(&store).await;
+    verify_change_log(&store).await;
 }

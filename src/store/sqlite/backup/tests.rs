@@ -4,23 +4,26 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::sync::Arc;
 
 use super::*;
-use crate::model::records::{Meaning, Target, Write};
+use crate::model::rows::{RevocationKind, RevocationTarget, StoreWrite};
 use crate::model::time::SystemClock;
 use crate::store::sqlite::SqliteStore;
 use crate::store::{CommitRequest, Store};
-use crate::testing::store::audit;
+use crate::testing::store::verify_change_log;
 
 fn kill(id: &str) -> CommitRequest {
-    let target = Target::Token(id.into());
-    CommitRequest { writes: vec![Write::Revoke { target, meaning: Meaning::Dead, reason: String::new() }], ..Default::default() }
+    let target = RevocationTarget::Token(id.into());
+    CommitRequest {
+        writes: vec![StoreWrite::Revoke { target, kind: RevocationKind::Dead, reason: String::new() }],
+        ..Default::default()
+    }
 }
 
 fn open_store(path: &Path) -> SqliteStore {
     SqliteStore::open(path, Arc::new(SystemClock)).unwrap()
 }
 
-fn backed_up(store: &Path, to: &Path) -> Result<Backup, BackupError> {
-    back_up(store, to, false, &Progress::default())
+fn backed_up(store: &Path, to: &Path) -> Result<BackupSummary, BackupError> {
+    back_up(store, to, false, &BackupProgress::default())
 }
 
 /// Names in a folder.
@@ -48,7 +51,7 @@ async fn a_backup_is_one_whole_view_while_others_write() {
             }
         }
     });
-    let progress = Progress::default();
+    let progress = BackupProgress::default();
     let name = to.join("b' \u{fc}.db");
     let made = tokio::task::block_in_place(|| back_up(&path, &name, false, &progress)).unwrap();
     writing.await.unwrap();
@@ -62,11 +65,11 @@ async fn a_backup_is_one_whole_view_while_others_write() {
 
     // The copy is the store at that time.
     let copy = open_store(&name);
-    let state = audit(&copy).await;
+    let state = verify_change_log(&copy).await;
     assert_eq!(state.revision, made.revision);
-    let log = |changes: crate::store::Changes| changes.commits.into_iter().take(50).collect::<Vec<_>>();
+    let log = |changes: crate::store::ChangeLogPage| changes.commits.into_iter().take(50).collect::<Vec<_>>();
     assert_eq!(log(copy.changes(0).await.unwrap()), log(store.changes(0).await.unwrap()));
-    assert_eq!(audit(&*store).await.revision.number, 250, "and the store goes on");
+    assert_eq!(verify_change_log(&*store).await.revision.number, 250, "and the store goes on");
     assert_eq!(store.commit(kill("after")).await.unwrap().revision.number, 251);
 }
 
@@ -78,8 +81,8 @@ async fn a_name_that_is_taken_stays_as_it_is() {
     store.commit(kill("t")).await.unwrap();
     let check = |to: &Path, says: &str| {
         for may_overwrite in [false, true] {
-            match back_up(&path, to, may_overwrite, &Progress::default()) {
-                Err(BackupError::Name(message)) => assert!(message.contains(says), "{message}"),
+            match back_up(&path, to, may_overwrite, &BackupProgress::default()) {
+                Err(BackupError::InvalidName(message)) => assert!(message.contains(says), "{message}"),
                 other => panic!("{}: {other:?}", to.display()),
             }
         }
@@ -93,14 +96,105 @@ async fn a_name_that_is_taken_stays_as_it_is() {
     check(&folder.path().join("other.db"), "store in use");
     drop(other);
 
+    for part in ["store.db-wal", "new.db-wal", "new.db-shm", "new.db-journal"] {
+        check(&folder.path().join(part), "the name of a part of a store");
+        assert_eq!(folder.path().join(part).exists(), part == "store.db-wal", "{part}");
+    }
+
     let to = folder.path().join("backup.db");
-    std::fs::write(&to, "something").unwrap();
-    assert!(matches!(backed_up(&path, &to), Err(BackupError::Name(message)) if message.contains("--overwrite")));
-    assert_eq!(std::fs::read(&to).unwrap(), b"something");
-    let made = back_up(&path, &to, true, &Progress::default()).unwrap();
-    assert_eq!(made.revision.number, 1);
+    assert_eq!(backed_up(&path, &to).unwrap().revision.number, 1);
+    let before = std::fs::read(&to).unwrap();
+    assert!(matches!(backed_up(&path, &to), Err(BackupError::InvalidName(message)) if message.contains("--overwrite")));
+    assert_eq!(std::fs::read(&to).unwrap(), before);
+    store.commit(kill("u")).await.unwrap();
+    let made = back_up(&path, &to, true, &BackupProgress::default()).unwrap();
+    assert_eq!(made.revision.number, 2);
     assert_eq!(to.metadata().unwrap().permissions().mode() & 0o777, 0o600);
-    assert!(matches!(backed_up(&path, &folder.path().join("no/such/b.db")), Err(BackupError::Copy(_))));
+    assert!(matches!(backed_up(&path, &folder.path().join("no/such/b.db")), Err(BackupError::CopyFailed(_))));
+}
+
+/// `--overwrite` replaces an older backup, and nothing else that lies under a mistyped name.
+#[tokio::test]
+async fn only_a_backup_is_overwritten() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.db");
+    let store = open_store(&path);
+    store.commit(kill("t")).await.unwrap();
+    let to = folder.path().join("to");
+    let check = |content: &[u8], is_backup: bool| {
+        std::fs::write(&to, content).unwrap();
+        match back_up(&path, &to, true, &BackupProgress::default()) {
+            Ok(_) => assert!(is_backup),
+            Err(BackupError::InvalidName(message)) => {
+                assert!(!is_backup && message.contains("is no backup of a store"), "{message}");
+                assert_eq!(std::fs::read(&to).unwrap(), content);
+            }
+            Err(other) => panic!("{other:?}"),
+        }
+    };
+    check(b"", false);
+    check(b"kind: group", false);
+    check(&[0; 4096], false);
+    let file = folder.path().join("backup.db");
+    backed_up(&path, &file).unwrap();
+    check(&std::fs::read(&file).unwrap(), true);
+    // The same file once it was opened as a store, and was closed again.
+    open_store(&file).close().await.unwrap();
+    check(&std::fs::read(&file).unwrap(), false);
+    let another = folder.path().join("another.db");
+    Connection::open(&another).unwrap().execute_batch("CREATE TABLE people (name TEXT)").unwrap();
+    check(&std::fs::read(&another).unwrap(), false);
+}
+
+/// SQLite would copy the log of the store before into a backup that was put in its place.
+#[tokio::test]
+async fn a_backup_beside_the_log_of_another_store_is_left_as_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, backup) = (folder.path().join("store.db"), folder.path().join("backup.db"));
+    let store = open_store(&path);
+    store.commit(kill("t")).await.unwrap();
+    backed_up(&path, &backup).unwrap();
+    for number in 0..50 {
+        store.commit(kill(&format!("t{number}"))).await.unwrap();
+    }
+    let log = std::fs::read(folder.path().join("store.db-wal")).unwrap();
+    store.close().await.unwrap();
+    drop(store);
+    // A crash leaves the log, and only the database is put back.
+    std::fs::copy(&backup, &path).unwrap();
+    std::fs::write(folder.path().join("store.db-wal"), log).unwrap();
+    let opened = SqliteStore::open(&path, Arc::new(SystemClock));
+    assert!(matches!(&opened, Err(Error::NotAStore(message)) if message.contains("store.db-wal")), "{:?}", opened.err());
+    assert_eq!(std::fs::read(&path).unwrap(), std::fs::read(&backup).unwrap());
+    std::fs::remove_file(folder.path().join("store.db-wal")).unwrap();
+    assert_eq!(verify_change_log(&open_store(&path)).await.revision.number, 1);
+}
+
+/// A copy of a store that was in use has a log of its own, so only the damage shows that the log beside it is another.
+#[tokio::test]
+async fn a_damaged_store_with_a_log_says_what_may_have_happened() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.db");
+    let store = open_store(&path);
+    store.commit(kill("t")).await.unwrap();
+    let log = std::fs::read(folder.path().join("store.db-wal")).unwrap();
+    store.close().await.unwrap();
+    drop(store);
+    let connection = Connection::open(&path).unwrap();
+    connection.execute_batch("UPDATE head SET hash = zeroblob(32); PRAGMA wal_checkpoint(TRUNCATE)").unwrap();
+    connection.close().unwrap();
+    let says = |expected: bool| {
+        let opened = SqliteStore::open(&path, Arc::new(SystemClock)).err();
+        match &opened {
+            Some(Error::Corrupt(message)) => assert_eq!(message.contains("put the copy back again"), expected, "{message}"),
+            _ => panic!("{opened:?}"),
+        }
+    };
+    says(false);
+    // SQLite takes no frame of a log whose checksums do not fit, and goes on with the database alone.
+    let torn: Vec<u8> = log.iter().map(|byte| byte ^ 1).collect();
+    std::fs::write(folder.path().join("store.db-wal"), torn).unwrap();
+    says(true);
 }
 
 #[tokio::test]
@@ -117,7 +211,7 @@ async fn what_does_not_hold_together_is_not_backed_up() {
         let to = folder.path().join("to");
         std::fs::create_dir(&to).unwrap();
         let made = backed_up(&path, &to.join("b.db"));
-        assert!(matches!(made, Err(BackupError::Copy(_) | BackupError::Store(Error::Corrupt(_)))), "{sql}: {made:?}");
+        assert!(matches!(made, Err(BackupError::CopyFailed(_) | BackupError::Store(Error::Corrupt(_)))), "{sql}: {made:?}");
         assert_eq!(names(&to), [""; 0], "{sql}");
     };
     check("DELETE FROM revocations WHERE revision = 2").await;

@@ -8,14 +8,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use super::store::OfAll;
+use super::store::RevokeAllChange;
 use crate::model::decision::Effect;
-use crate::model::limits::SECOND_OPERATOR_MS;
+use crate::model::limits::TWO_PERSON_WINDOW_MS;
 use crate::model::revision::Revision;
 
 /// A commit as the store had it.
 #[derive(Clone, Debug)]
-pub(super) struct Commit {
+pub(super) struct CommitFacts {
     pub(super) parent: Option<usize>,
     /// The commit's revisions: first in the history that made it, then in the histories that share it.
     pub(super) revisions: Vec<Revision>,
@@ -32,12 +32,12 @@ pub(super) struct Commit {
     /// Whether its policy can be built. If not, the last good policy stays in force.
     pub(super) builds: bool,
     /// Its changes to the revocation of everything, in order.
-    pub(super) all: Vec<OfAll>,
+    pub(super) all: Vec<RevokeAllChange>,
     /// The commit time by the store's clock.
     pub(super) unix_ms: i64,
 }
 
-impl Commit {
+impl CommitFacts {
     fn permits(&self, pair: usize) -> bool {
         self.allowed[pair] && !self.revoked[pair]
     }
@@ -50,10 +50,10 @@ impl Commit {
 
 /// An answer as the gateway received it.
 #[derive(Clone, Debug)]
-pub(super) struct Answer {
+pub(super) struct ObservedAnswer {
     pub(super) replica: usize,
     pub(super) incarnation: u32,
-    /// The index of chain and tool in [`Commit::revoked`] and [`Commit::allowed`].
+    /// The index of chain and tool in [`CommitFacts::revoked`] and [`CommitFacts::allowed`].
     pub(super) pair: usize,
     pub(super) destructive: bool,
     /// The commit that the answer had to cover.
@@ -78,7 +78,7 @@ pub(super) struct Answer {
 
 /// A step of a replica.
 #[derive(Clone, Debug)]
-pub(super) enum Step {
+pub(super) enum ReplicaStep {
     /// The replica published a snapshot. `commit` is `None` if no commit matches it.
     Published {
         revision: Revision,
@@ -93,16 +93,16 @@ pub(super) enum Step {
 
 /// A step of a replica, with its time and process.
 #[derive(Clone, Debug)]
-pub(super) struct Stepped {
+pub(super) struct RecordedStep {
     pub(super) replica: usize,
     pub(super) incarnation: u32,
     pub(super) at_ns: i64,
-    pub(super) step: Step,
+    pub(super) step: ReplicaStep,
 }
 
 /// A revocation whose writer waited for the fleet.
 #[derive(Clone, Debug)]
-pub(super) struct Waited {
+pub(super) struct FleetWait {
     /// The commit that the wait is for.
     pub(super) commit: usize,
     pub(super) began_ns: i64,
@@ -112,7 +112,7 @@ pub(super) struct Waited {
 
 /// A replica some time after the last fault.
 #[derive(Clone, Debug)]
-pub(super) struct Ended {
+pub(super) struct ReplicaEndState {
     pub(super) replica: usize,
     pub(super) quarantined: bool,
     /// Whether it is fresh and at the store's newest commit.
@@ -121,17 +121,17 @@ pub(super) struct Ended {
 
 /// The whole history of a run.
 #[derive(Clone, Debug, Default)]
-pub(super) struct History {
+pub(super) struct RunHistory {
     pub(super) bound_ns: i64,
     /// Tolerance for clock drift and for the granularity of simulated time.
     pub(super) slack_ns: i64,
-    pub(super) commits: Vec<Commit>,
-    pub(super) answers: Vec<Answer>,
-    pub(super) steps: Vec<Stepped>,
-    pub(super) waits: Vec<Waited>,
+    pub(super) commits: Vec<CommitFacts>,
+    pub(super) answers: Vec<ObservedAnswer>,
+    pub(super) steps: Vec<RecordedStep>,
+    pub(super) waits: Vec<FleetWait>,
     /// The time by which the last wait must have returned.
     pub(super) end_ns: i64,
-    pub(super) ended: Vec<Ended>,
+    pub(super) ended: Vec<ReplicaEndState>,
     /// Whether a replica may have met another store than the one it followed.
     pub(super) may_quarantine: bool,
     /// From this time on, every answer must match the newest commit.
@@ -177,7 +177,7 @@ impl fmt::Display for Violation {
     }
 }
 
-fn broken(promise: Promise, what: String) -> Result<(), Violation> {
+fn broken_promise(promise: Promise, what: String) -> Result<(), Violation> {
     Err(Violation { promise, what })
 }
 
@@ -192,7 +192,7 @@ const FRESH_AGE_MS: u64 = 1_000;
 ///
 /// # Errors
 /// The first promise that does not hold.
-pub(super) fn check(history: &History) -> Result<(), Violation> {
+pub(super) fn check(history: &RunHistory) -> Result<(), Violation> {
     replicas_go_forward(history)?;
     two_operators(history)?;
     for answer in history.answers.iter().filter(|answer| answer.effect != Effect::Deny) {
@@ -202,52 +202,56 @@ pub(super) fn check(history: &History) -> Result<(), Violation> {
     quarantine_denies(history)?;
     history.answers.iter().try_for_each(|answer| at_least(history, answer))?;
     within_the_bound(history)?;
-    history.waits.iter().try_for_each(|wait| waited(history, wait))?;
+    history.waits.iter().try_for_each(|wait| check_fleet_wait(history, wait))?;
     all_recover(history)
 }
 
 /// The last observation of a replica: its commit, its process, and the commit of the policy in force.
 #[derive(Clone, Copy)]
-struct Was<'a> {
+struct LastSeen<'a> {
     incarnation: u32,
     commit: usize,
     revision: &'a Revision,
     policy: usize,
 }
 
-fn replicas_go_forward(history: &History) -> Result<(), Violation> {
-    let mut last: BTreeMap<usize, Was<'_>> = BTreeMap::new();
+fn replicas_go_forward(history: &RunHistory) -> Result<(), Violation> {
+    let mut last: BTreeMap<usize, LastSeen<'_>> = BTreeMap::new();
     let mut kept: BTreeMap<usize, usize> = BTreeMap::new();
     let mut lately: BTreeMap<(usize, u32), Vec<usize>> = BTreeMap::new();
-    for Stepped { replica, incarnation, at_ns, step } in &history.steps {
+    for RecordedStep { replica, incarnation, at_ns, step } in &history.steps {
         let who = || format!("replica {replica}.{incarnation} at {at_ns}");
         let (revision, commit, policy) = match step {
-            Step::Published { revision, commit, policy } => (revision, *commit, *policy),
-            Step::Kept(commit) => {
+            ReplicaStep::Published { revision, commit, policy } => (revision, *commit, *policy),
+            ReplicaStep::Kept(commit) => {
                 kept.insert(*replica, *commit);
                 continue;
             }
-            Step::Quarantined => continue,
+            ReplicaStep::Quarantined => continue,
         };
         let (Some(commit), Some(policy)) = (commit, policy) else {
-            return broken(Promise::Digest, format!("{}: no commit is like {revision}", who()));
+            return broken_promise(Promise::Digest, format!("{}: no commit is like {revision}", who()));
         };
         if !history.commits[commit].revisions.contains(revision) {
-            return broken(Promise::Digest, format!("{}: {revision} is not commit {commit}", who()));
+            return broken_promise(Promise::Digest, format!("{}: {revision} is not commit {commit}", who()));
         }
-        let before = last.insert(*replica, Was { incarnation: *incarnation, commit, revision, policy });
+        let before = last.insert(*replica, LastSeen { incarnation: *incarnation, commit, revision, policy });
         let same = before.filter(|before| before.incarnation == *incarnation);
         if policy != if history.commits[commit].builds { commit } else { same.map_or(usize::MAX, |same| same.policy) } {
-            return broken(Promise::LastGood, format!("{}: the policy of commit {policy} is in force at {commit}", who()));
+            return broken_promise(
+                Promise::LastGood,
+                format!("{}: the policy of commit {policy} is in force at {commit}", who()),
+            );
         }
         // A restart knows the recorded position. If the store cannot roll back, the replica continues from its last position anyway.
         let strict = before.filter(|_| same.is_some() || !history.may_quarantine);
-        let goes_on = |before: Was<'_>| before.revision.history == revision.history && history.contains(commit, before.commit);
+        let goes_on =
+            |before: LastSeen<'_>| before.revision.history == revision.history && history.contains(commit, before.commit);
         let knows = kept.get(replica).is_none_or(|kept| history.contains(commit, *kept));
         if !strict.is_none_or(goes_on) || !knows {
             let before = before.map(|before| (before.incarnation, before.commit, before.revision));
             let what = format!("{}: from {before:?}, kept {:?}, to {revision} (commit {commit})", who(), kept.get(replica));
-            return broken(Promise::Forward, what);
+            return broken_promise(Promise::Forward, what);
         }
         // After so many steps, the replica must have recorded the earliest of them.
         let lately = lately.entry((*replica, *incarnation)).or_default();
@@ -262,60 +266,60 @@ fn replicas_go_forward(history: &History) -> Result<(), Violation> {
 
 /// The operator who lifts the revocation of everything differs from the one who asked for it. The request is recent and follows
 /// the last revocation of everything.
-fn two_operators(history: &History) -> Result<(), Violation> {
+fn two_operators(history: &RunHistory) -> Result<(), Violation> {
     for (place, commit) in history.commits.iter().enumerate() {
         for (act, of_all) in commit.all.iter().enumerate() {
-            let OfAll::Lifted(second) = of_all else { continue };
+            let RevokeAllChange::Lifted(second) = of_all else { continue };
             let mut before = commit.all[..act].iter().rev().map(|act| (act, commit.unix_ms)).collect::<Vec<_>>();
             let path = std::iter::successors(commit.parent, |place| history.commits[*place].parent);
             let earlier = path.map(|place| &history.commits[place]);
             before.extend(earlier.flat_map(|commit| commit.all.iter().rev().map(|act| (act, commit.unix_ms))));
-            let asked = before.iter().take_while(|(act, _)| matches!(act, OfAll::Asked(_))).any(|(act, unix_ms)| {
+            let asked = before.iter().take_while(|(act, _)| matches!(act, RevokeAllChange::Asked(_))).any(|(act, unix_ms)| {
                 let age_ms = commit.unix_ms - unix_ms;
-                **act != OfAll::Asked(second.clone()) && age_ms < SECOND_OPERATOR_MS
+                **act != RevokeAllChange::Asked(second.clone()) && age_ms < TWO_PERSON_WINDOW_MS
             });
             if !asked {
-                return broken(Promise::TwoOperators, format!("commit {place} lets everything in by {second} alone"));
+                return broken_promise(Promise::TwoOperators, format!("commit {place} lets everything in by {second} alone"));
             }
         }
     }
     Ok(())
 }
 
-fn of_its_revision(history: &History, answer: &Answer) -> Result<(), Violation> {
+fn of_its_revision(history: &RunHistory, answer: &ObservedAnswer) -> Result<(), Violation> {
     let (Some(commit), Some(policy)) = (answer.commit, answer.policy) else {
-        return broken(Promise::Digest, format!("a permit by a snapshot that no commit is like: {answer:?}"));
+        return broken_promise(Promise::Digest, format!("a permit by a snapshot that no commit is like: {answer:?}"));
     };
     if history.commits[commit].revoked[answer.pair] || !history.commits[policy].allowed[answer.pair] {
-        return broken(Promise::Revision, format!("commit {commit} with policy {policy} does not permit it: {answer:?}"));
+        return broken_promise(Promise::Revision, format!("commit {commit} with policy {policy} does not permit it: {answer:?}"));
     }
     Ok(())
 }
 
-fn as_its_state_may(history: &History, answer: &Answer) -> Result<(), Violation> {
+fn as_its_state_may(history: &RunHistory, answer: &ObservedAnswer) -> Result<(), Violation> {
     let bound_ms = u64::try_from(history.bound_ns / 1_000_000).unwrap();
     let limit_ms = if answer.destructive { FRESH_AGE_MS.min(bound_ms) } else { bound_ms };
     if answer.age_ms >= limit_ms {
-        return broken(Promise::States, format!("a permit at an age of {limit_ms} ms or more: {answer:?}"));
+        return broken_promise(Promise::States, format!("a permit at an age of {limit_ms} ms or more: {answer:?}"));
     }
     if answer.valid_for_ms + answer.age_ms > bound_ms {
-        return broken(Promise::States, format!("a permit valid past the bound: {answer:?}"));
+        return broken_promise(Promise::States, format!("a permit valid past the bound: {answer:?}"));
     }
     Ok(())
 }
 
-fn quarantine_denies(history: &History) -> Result<(), Violation> {
-    for stepped in history.steps.iter().filter(|stepped| matches!(stepped.step, Step::Quarantined)) {
-        let same = |answer: &&Answer| (answer.replica, answer.incarnation) == (stepped.replica, stepped.incarnation);
-        let after = |answer: &&Answer| answer.sent_ns > stepped.at_ns + history.slack_ns && answer.effect != Effect::Deny;
+fn quarantine_denies(history: &RunHistory) -> Result<(), Violation> {
+    for stepped in history.steps.iter().filter(|stepped| matches!(stepped.step, ReplicaStep::Quarantined)) {
+        let same = |answer: &&ObservedAnswer| (answer.replica, answer.incarnation) == (stepped.replica, stepped.incarnation);
+        let after = |answer: &&ObservedAnswer| answer.sent_ns > stepped.at_ns + history.slack_ns && answer.effect != Effect::Deny;
         if let Some(answer) = history.answers.iter().filter(same).find(after) {
-            return broken(Promise::States, format!("a permit in quarantine since {}: {answer:?}", stepped.at_ns));
+            return broken_promise(Promise::States, format!("a permit in quarantine since {}: {answer:?}", stepped.at_ns));
         }
     }
     Ok(())
 }
 
-fn at_least(history: &History, answer: &Answer) -> Result<(), Violation> {
+fn at_least(history: &RunHistory, answer: &ObservedAnswer) -> Result<(), Violation> {
     let Some(asked) = answer.at_least.filter(|_| !answer.unavailable) else { return Ok(()) };
     let seen = &history.commits[asked];
     let number = seen.revisions[0].number;
@@ -328,11 +332,11 @@ fn at_least(history: &History, answer: &Answer) -> Result<(), Violation> {
     if holds && policy_holds {
         return Ok(());
     }
-    broken(Promise::AtLeast, format!("commit {asked}, number {number}, was asked for: {answer:?}"))
+    broken_promise(Promise::AtLeast, format!("commit {asked}, number {number}, was asked for: {answer:?}"))
 }
 
 /// Promise 2: no permit is usable at a moment at which its call has been denied, and known to be, for longer than the bound.
-fn within_the_bound(history: &History) -> Result<(), Violation> {
+fn within_the_bound(history: &RunHistory) -> Result<(), Violation> {
     let pairs = history.commits.first().map_or(0, |commit| commit.revoked.len());
     for pair in 0..pairs {
         let mut denied: Vec<(usize, i64, i64)> = Vec::new();
@@ -348,7 +352,7 @@ fn within_the_bound(history: &History) -> Result<(), Violation> {
             };
             if let Some((commit, from_ns, until_ns)) = denied.iter().find(usable) {
                 let what = format!("denied by commit {commit}, so not usable from {from_ns} until {until_ns}: {answer:?}");
-                return broken(Promise::Bound, what);
+                return broken_promise(Promise::Bound, what);
             }
         }
     }
@@ -357,19 +361,19 @@ fn within_the_bound(history: &History) -> Result<(), Violation> {
 
 /// Promise 3. An answer that left its handler before the wait returned may arrive later. An answer that has expired on arrival is
 /// no permit.
-fn waited(history: &History, wait: &Waited) -> Result<(), Violation> {
+fn check_fleet_wait(history: &RunHistory, wait: &FleetWait) -> Result<(), Violation> {
     let due_ns = wait.began_ns + history.bound_ns + WAIT_MARGIN_NS + history.slack_ns;
     let Some((returned_ns, said)) = wait.returned.filter(|(returned_ns, _)| *returned_ns <= due_ns) else {
         if wait.returned.is_none() && due_ns > history.end_ns {
             return Ok(());
         }
-        return broken(Promise::Fleet, format!("not back by {due_ns}: {wait:?}"));
+        return broken_promise(Promise::Fleet, format!("not back by {due_ns}: {wait:?}"));
     };
     for pair in (0..history.commits[wait.commit].revoked.len()).filter(|pair| said && history.commits[wait.commit].revoked[*pair])
     {
         let until_ns = history.until_ns(wait.commit, |later| !later.revoked[pair]);
         let after = |at_ns: i64| at_ns > returned_ns + history.slack_ns;
-        let wrong = |answer: &&Answer| {
+        let wrong = |answer: &&ObservedAnswer| {
             let usable = answer.received_ns < answer.usable_until_ns && after(answer.answered_ns);
             answer.pair == pair
                 && answer.effect != Effect::Deny
@@ -377,19 +381,19 @@ fn waited(history: &History, wait: &Waited) -> Result<(), Violation> {
                 && (usable || after(answer.sent_ns))
         };
         if let Some(answer) = history.answers.iter().find(wrong) {
-            return broken(Promise::Fleet, format!("permitted after {wait:?} and before {until_ns}: {answer:?}"));
+            return broken_promise(Promise::Fleet, format!("permitted after {wait:?} and before {until_ns}: {answer:?}"));
         }
     }
     Ok(())
 }
 
-fn all_recover(history: &History) -> Result<(), Violation> {
+fn all_recover(history: &RunHistory) -> Result<(), Violation> {
     for ended in &history.ended {
         if ended.quarantined && !history.may_quarantine {
-            return broken(Promise::Recovery, format!("quarantined by the store that it followed: {ended:?}"));
+            return broken_promise(Promise::Recovery, format!("quarantined by the store that it followed: {ended:?}"));
         }
         if !ended.quarantined && !ended.current {
-            return broken(Promise::Recovery, format!("not fresh again: {ended:?}"));
+            return broken_promise(Promise::Recovery, format!("not fresh again: {ended:?}"));
         }
     }
     let newest = &history.commits.get(history.newest);
@@ -397,15 +401,15 @@ fn all_recover(history: &History) -> Result<(), Violation> {
         let quarantined = history.ended.iter().any(|ended| ended.replica == answer.replica && ended.quarantined);
         let expected = newest.is_some_and(|newest| newest.permits(answer.pair)) && !quarantined;
         if answer.effect != Effect::Deny && !expected || expected && answer.effect == Effect::Deny && !answer.destructive {
-            return broken(Promise::Recovery, format!("long after the last fault, {expected} was expected: {answer:?}"));
+            return broken_promise(Promise::Recovery, format!("long after the last fault, {expected} was expected: {answer:?}"));
         }
     }
     Ok(())
 }
 
-impl History {
+impl RunHistory {
     /// The time until which a commit's statement holds: a later commit undoes it, or the store loses the commit.
-    fn until_ns(&self, place: usize, undoes: impl Fn(&Commit) -> bool) -> i64 {
+    fn until_ns(&self, place: usize, undoes: impl Fn(&CommitFacts) -> bool) -> i64 {
         let later = self.commits.iter().enumerate().skip(place);
         let undone = later.filter(|(_, later)| undoes(later)).find(|(later, _)| self.contains(*later, place));
         let until_ns = undone.map_or(i64::MAX, |(_, later)| later.created_ns);

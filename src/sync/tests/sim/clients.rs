@@ -6,22 +6,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::checker;
-use super::fixture::{CHAINS, DESTRUCTIVE, FIXTURE, Fixture, request};
-use super::host::{Host, MS, Tasks, elapsed_ns};
-use super::link::Link;
+use super::fixture::{CHAINS, DESTRUCTIVE, FIXTURE, SimFixture, request};
+use super::host::{HostTasks, MS, SimHost, elapsed_ns};
+use super::remote_store::RemoteStore;
 use super::rng::Rng;
-use super::wire::{Call, Peer, Reply, serve};
-use super::world::World;
-use crate::audit::Recorder;
+use super::simulation::Simulation;
+use super::wire::{SimClient, SimReply, SimRequest, serve};
+use crate::audit::AuditRecorder;
 use crate::model::reason::Reason;
 use crate::model::revision::Revision;
 use crate::model::time::Clock as _;
-use crate::pap::{Admin, Authorized, Error, Waited};
+use crate::pap::{AdministrationPoint, AuthorizedAct, Error, FleetWaitReport};
 use crate::store::CommitRequest;
 
 /// One copy of the store.
-pub(super) async fn store(world: Arc<World>, host: Arc<Host>, copy: usize) -> turmoil::Result {
-    let (post, machine, tasks) = (world.post.clone(), host.clone(), Tasks::default());
+pub(super) async fn store(world: Arc<Simulation>, host: Arc<SimHost>, copy: usize) -> turmoil::Result {
+    let (post, machine, tasks) = (world.post.clone(), host.clone(), HostTasks::default());
     let served = serve(post, host.clone(), tasks.clone(), move |call| {
         let (world, host) = (world.clone(), host.clone());
         async move { answer(&world, &host, copy, call).await }
@@ -29,8 +29,8 @@ pub(super) async fn store(world: Arc<World>, host: Arc<Host>, copy: usize) -> tu
     machine.run(tasks.run(served)).await
 }
 
-async fn answer(world: &World, host: &Host, copy: usize, call: Call) -> Reply {
-    if let Call::Commit(request) = &call {
+async fn answer(world: &Simulation, host: &SimHost, copy: usize, call: SimRequest) -> SimReply {
+    if let SimRequest::Commit(request) = &call {
         // The commit is on both copies before it is visible anywhere. Without the other copy, it waits.
         confirmed(world, copy).await;
         pause(world, 0, 20).await;
@@ -38,64 +38,64 @@ async fn answer(world: &World, host: &Host, copy: usize, call: Call) -> Reply {
         let unix_ms = host.now().unix_ms();
         let committed = world.store.lock().unwrap().commit(copy, request, unix_ms, &FIXTURE);
         world.trace(|| format!("store {copy} commit {committed:?} {:?}", request.writes));
-        return Reply::Commit(committed);
+        return SimReply::Commit(committed);
     }
     pause(world, 0, 5).await;
     let reply = read(world, host, copy, &call);
     pause(world, 0, 5).await;
-    if matches!(call, Call::Changes(_) | Call::Revision | Call::Replicas) {
+    if matches!(call, SimRequest::Changes(_) | SimRequest::Revision | SimRequest::Replicas) {
         return reply;
     }
     // A read counts only if the copy could still write after it: the heartbeat, in the same transaction.
     confirmed(world, copy).await;
     let mut store = world.store.lock().unwrap();
     let written = match &call {
-        Call::Beat(heartbeat) => store.beat(copy, heartbeat, host.now().unix_ms()),
-        Call::Load(heartbeat, followed) | Call::Poll(heartbeat, followed) => {
+        SimRequest::Beat(heartbeat) => store.beat(copy, heartbeat, host.now().unix_ms()),
+        SimRequest::Load(heartbeat, followed) | SimRequest::Poll(heartbeat, followed) => {
             // A replica of another history is refused, or detects it by the answer. Nothing is written in either case.
             if followed.as_ref().is_some_and(|followed| *followed != store.copies[copy].history) {
                 return reply;
             }
             store.beat(copy, heartbeat, host.now().unix_ms())
         }
-        Call::Register(registration) => {
+        SimRequest::Register(registration) => {
             store.register(copy, registration, host.now().unix_ms());
             Ok(())
         }
         _ => Ok(()),
     };
-    written.map_or_else(Reply::Failed, |()| reply)
+    written.map_or_else(SimReply::Failed, |()| reply)
 }
 
-fn read(world: &World, host: &Host, copy: usize, call: &Call) -> Reply {
+fn read(world: &Simulation, host: &SimHost, copy: usize, call: &SimRequest) -> SimReply {
     let mut store = world.store.lock().unwrap();
     match call {
-        Call::Load(..) => Reply::Load(Box::new(store.load(copy))),
-        Call::Poll(heartbeat, _) => Reply::Changes(store.changes(copy, heartbeat.applied_number)),
-        Call::Changes(after) => store.changes_read(copy, *after).map_or_else(Reply::Failed, Reply::Changes),
-        Call::Revision => Reply::Revision(store.revision(copy)),
-        Call::Replicas => Reply::Replicas(store.replicas(copy, host.now().unix_ms())),
-        Call::Spend(key) => Reply::Spend(store.spend(*key)),
-        Call::Register(_) | Call::Beat(_) => Reply::Done,
-        Call::Commit(_) | Call::Check(_) => panic!("not a reading"),
+        SimRequest::Load(..) => SimReply::Load(Box::new(store.load(copy))),
+        SimRequest::Poll(heartbeat, _) => SimReply::Changes(store.changes(copy, heartbeat.applied_number)),
+        SimRequest::Changes(after) => store.changes_read(copy, *after).map_or_else(SimReply::Failed, SimReply::Changes),
+        SimRequest::Revision => SimReply::Revision(store.revision(copy)),
+        SimRequest::Replicas => SimReply::Replicas(store.replicas(copy, host.now().unix_ms())),
+        SimRequest::Spend(key) => SimReply::Spend(store.spend(*key)),
+        SimRequest::Register(_) | SimRequest::Beat(_) => SimReply::Done,
+        SimRequest::Commit(_) | SimRequest::Check(_) => panic!("not a reading"),
     }
 }
 
-async fn confirmed(world: &World, copy: usize) {
+async fn confirmed(world: &Simulation, copy: usize) {
     while !world.store.lock().unwrap().confirms(copy) {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
 
-async fn pause(world: &World, from_ms: i64, to_ms: i64) {
+async fn pause(world: &Simulation, from_ms: i64, to_ms: i64) {
     let ms = world.rng.lock().unwrap().range(from_ms, to_ms);
     tokio::time::sleep(Duration::from_millis(ms.unsigned_abs())).await;
 }
 
 /// An operator that makes one act after another until the faults end.
-pub(super) async fn writer(world: Arc<World>, place: usize) -> turmoil::Result {
+pub(super) async fn writer(world: Arc<Simulation>, place: usize) -> turmoil::Result {
     let mut rng = Rng::new(world.seed, 200 + place as u64);
-    let peer = Peer::new(world.post.clone());
+    let peer = SimClient::new(world.post.clone());
     for act in 0.. {
         let pause_ms = rng.range(40, 700);
         tokio::time::sleep(Duration::from_millis(pause_ms.unsigned_abs())).await;
@@ -104,9 +104,9 @@ pub(super) async fn writer(world: Arc<World>, place: usize) -> turmoil::Result {
         }
         let writes = FIXTURE.act(&mut rng, &format!("w{place}-{act}"));
         let to = format!("store-{}", world.store.lock().unwrap().primary);
-        let asked = peer.ask(&to, Call::Commit(CommitRequest { writes, ..CommitRequest::default() }));
+        let asked = peer.ask(&to, SimRequest::Commit(CommitRequest { writes, ..CommitRequest::default() }));
         let answered = tokio::time::timeout(Duration::from_secs(2), asked).await;
-        if let Ok(Ok(Reply::Commit(Ok(commit)))) = answered {
+        if let Ok(Ok(SimReply::Commit(Ok(commit)))) = answered {
             world.trace(|| format!("writer {place} acknowledged {commit}"));
             world.store.lock().unwrap().tree[commit].acknowledged_ns = Some(elapsed_ns());
         }
@@ -115,12 +115,12 @@ pub(super) async fn writer(world: Arc<World>, place: usize) -> turmoil::Result {
 }
 
 /// An operator that revokes and waits until no replica permits the call any more, as `revoke --wait fleet` does.
-pub(super) async fn waiter(world: Arc<World>, host: Arc<Host>, place: usize) -> turmoil::Result {
+pub(super) async fn waiter(world: Arc<Simulation>, host: Arc<SimHost>, place: usize) -> turmoil::Result {
     let mut rng = Rng::new(world.seed, 400 + place as u64);
-    let peer = Peer::new(world.post.clone());
-    let link = Link::new(&world.post, world.waiters_copy.clone(), world.kind.durability());
-    let admin = Admin::new(Arc::new(link), host, Arc::new(Recorder::discarding("sim")));
-    let by = Authorized::in_a_simulation("wait");
+    let peer = SimClient::new(world.post.clone());
+    let link = RemoteStore::new(&world.post, world.waiters_copy.clone(), world.kind.durability());
+    let admin = AdministrationPoint::new(Arc::new(link), host, Arc::new(AuditRecorder::discarding("sim")));
+    let by = AuthorizedAct::unsigned_for_tests("wait");
     for act in 0.. {
         tokio::time::sleep(Duration::from_millis(rng.range(50, 1_200).unsigned_abs())).await;
         if elapsed_ns() > world.calm_ns {
@@ -128,9 +128,9 @@ pub(super) async fn waiter(world: Arc<World>, host: Arc<Host>, place: usize) -> 
         }
         let writes = FIXTURE.kill(&mut rng, &format!("k{place}-{act}"));
         let to = format!("store-{}", *world.waiters_copy.lock().unwrap());
-        let asked = peer.ask(&to, Call::Commit(CommitRequest { writes, ..CommitRequest::default() }));
+        let asked = peer.ask(&to, SimRequest::Commit(CommitRequest { writes, ..CommitRequest::default() }));
         let answered = tokio::time::timeout(Duration::from_secs(2), asked).await;
-        let Ok(Ok(Reply::Commit(Ok(commit)))) = answered else { continue };
+        let Ok(Ok(SimReply::Commit(Ok(commit)))) = answered else { continue };
         let (revision, unix_ms) = {
             let node = &mut world.store.lock().unwrap().tree[commit];
             node.acknowledged_ns = Some(elapsed_ns());
@@ -144,7 +144,7 @@ pub(super) async fn waiter(world: Arc<World>, host: Arc<Host>, place: usize) -> 
     Ok(())
 }
 
-fn shown(waited: &Result<Waited, Error>) -> String {
+fn shown(waited: &Result<FleetWaitReport, Error>) -> String {
     match waited {
         Ok(waited) => {
             let replicas = waited.replicas.iter().map(|(listed, outcome)| format!(" {}: {}", listed.address, outcome.as_str()));
@@ -155,9 +155,9 @@ fn shown(waited: &Result<Waited, Error>) -> String {
 }
 
 /// One of a gateway's connections to each replica.
-pub(super) async fn gateway(world: Arc<World>, host: Arc<Host>, place: usize) -> turmoil::Result {
+pub(super) async fn gateway(world: Arc<Simulation>, host: Arc<SimHost>, place: usize) -> turmoil::Result {
     let mut rng = Rng::new(world.seed, 300 + place as u64);
-    let peers: Vec<_> = world.replicas.iter().map(|_| Peer::new(world.post.clone())).collect();
+    let peers: Vec<_> = world.replicas.iter().map(|_| SimClient::new(world.post.clone())).collect();
     while elapsed_ns() < world.end_ns {
         let pause_ms = rng.range(10, 90);
         tokio::time::sleep(Duration::from_millis(pause_ms.unsigned_abs())).await;
@@ -169,15 +169,15 @@ pub(super) async fn gateway(world: Arc<World>, host: Arc<Host>, place: usize) ->
         let request = request(chain, tool, proof, at_least.as_ref().map(|(_, revision)| revision.clone()));
         let sent_ns = elapsed_ns();
         let to = format!("replica-{replica}");
-        let asked = peers[replica].ask(&to, Call::Check(Box::new(request)));
-        let Ok(Ok(Reply::Check(checked))) = tokio::time::timeout(patience, asked).await else { continue };
+        let asked = peers[replica].ask(&to, SimRequest::Check(Box::new(request)));
+        let Ok(Ok(SimReply::Check(checked))) = tokio::time::timeout(patience, asked).await else { continue };
         let answer = checked.answer;
         let valid_ns = i64::try_from(answer.valid_for_ms).unwrap() * MS;
         world.record(
-            checker::Answer {
+            checker::ObservedAnswer {
                 replica,
                 incarnation: checked.incarnation,
-                pair: Fixture::pair(chain, tool),
+                pair: SimFixture::pair(chain, tool),
                 destructive: tool == DESTRUCTIVE,
                 at_least: at_least.map(|(commit, _)| commit),
                 effect: answer.decision.effect,
@@ -199,7 +199,7 @@ pub(super) async fn gateway(world: Arc<World>, host: Arc<Host>, place: usize) ->
 }
 
 /// A recent revision that a writer has learned of.
-fn seen(world: &World, rng: &mut Rng) -> Option<(usize, Revision)> {
+fn seen(world: &Simulation, rng: &mut Rng) -> Option<(usize, Revision)> {
     let store = world.store.lock().unwrap();
     let mut told: Vec<_> = (1..store.tree.len()).filter(|place| store.tree[*place].acknowledged_ns.is_some()).collect();
     told.drain(..told.len().saturating_sub(3));

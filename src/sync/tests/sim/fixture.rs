@@ -1,6 +1,6 @@
 //! The subject of a simulation: a few users, agents and real signed chains, their policy, and the calls that the rows permit.
 //!
-//! [`Memory`] and [`Fixture::allowed`] are the naive reference. They read the acts alone and never the code that decides.
+//! [`RevocationModel`] and [`SimFixture::allowed`] are the naive reference. They read the acts alone and never the code that decides.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
@@ -9,14 +9,14 @@ use bytes::Bytes;
 
 use super::START_UNIX_S;
 use super::rng::Rng;
-use crate::model::json::Object;
-use crate::model::records::{DocumentKey, DocumentRow, Meaning, Origin, Target, Write};
+use crate::model::json::JsonObject;
 use crate::model::revision::Revision;
-use crate::model::time::Now;
-use crate::policy::source::{SourceFile, parse};
-use crate::service::{CheckRequest, Credential};
+use crate::model::rows::{DocumentKey, DocumentOrigin, DocumentRow, RevocationKind, RevocationTarget, StoreWrite};
+use crate::model::time::ClockReading;
+use crate::policy::source::{SourceFile, parse_files};
+use crate::service::{AgentCredential, DecisionRequest};
 use crate::store::StoredDocument;
-use crate::token::{PrivateKey, ProofOf, issue};
+use crate::token::{PrivateKey, ProofCall, issue};
 
 const TOOLS: [&str; 2] = ["t/read", "t/drop"];
 /// The index of the tool that needs a proof and a fresh replica.
@@ -34,17 +34,17 @@ const BROKEN: usize = 3;
 const ADMINISTRATORS: [&str; 3] = ["ann", "bob", "cy"];
 
 /// One delegation.
-pub(super) struct Chain {
+pub(super) struct SimChain {
     agent: usize,
     pub(super) tokens: Vec<Bytes>,
     /// The targets whose revocation denies it.
-    targets: Vec<Target>,
+    targets: Vec<RevocationTarget>,
 }
 
 /// All that stays the same between simulations.
-pub(super) struct Fixture {
+pub(super) struct SimFixture {
     agents: Vec<PrivateKey>,
-    pub(super) chains: Vec<Chain>,
+    pub(super) chains: Vec<SimChain>,
     /// The rows of all documents but the agents, and of each version of the agents.
     others: Vec<DocumentRow>,
     versions: Vec<[DocumentRow; ALLOWED.len()]>,
@@ -54,48 +54,48 @@ pub(super) struct Fixture {
 
 /// The revocations that are not lifted, computed from the acts alone. A store may prune an expired row; this model never does.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Memory {
-    dead: BTreeSet<Target>,
-    suspended: BTreeSet<Target>,
-    marked: BTreeMap<Target, i64>,
+pub(super) struct RevocationModel {
+    dead: BTreeSet<RevocationTarget>,
+    suspended: BTreeSet<RevocationTarget>,
+    marked: BTreeMap<RevocationTarget, i64>,
 }
 
-impl Memory {
-    pub(super) fn revoked(&mut self, target: &Target, meaning: Meaning, watermark_unix_s: i64) {
+impl RevocationModel {
+    pub(super) fn revoked(&mut self, target: &RevocationTarget, meaning: RevocationKind, watermark_unix_s: i64) {
         match meaning {
-            Meaning::Dead => drop(self.dead.insert(target.clone())),
-            Meaning::Suspend => drop(self.suspended.insert(target.clone())),
-            Meaning::Watermark => {
+            RevocationKind::Dead => drop(self.dead.insert(target.clone())),
+            RevocationKind::Suspend => drop(self.suspended.insert(target.clone())),
+            RevocationKind::Watermark => {
                 let mark = self.marked.entry(target.clone()).or_insert(watermark_unix_s);
                 *mark = watermark_unix_s.max(*mark);
             }
         }
     }
 
-    pub(super) fn reinstated(&mut self, target: &Target) {
+    pub(super) fn reinstated(&mut self, target: &RevocationTarget) {
         self.suspended.remove(target);
     }
 
-    fn hits(&self, target: &Target) -> bool {
+    fn hits(&self, target: &RevocationTarget) -> bool {
         let marked = self.marked.get(target).is_some_and(|second| ROOT_IAT_S <= *second);
         marked || self.dead.contains(target) || self.suspended.contains(target)
     }
 }
 
 /// Made once. Keys and signatures come from fixed seeds.
-pub(super) static FIXTURE: LazyLock<Fixture> = LazyLock::new(Fixture::new);
+pub(super) static FIXTURE: LazyLock<SimFixture> = LazyLock::new(SimFixture::new);
 
 fn agent_id(agent: usize) -> String {
     format!("spiffe://a/{agent}")
 }
 
 fn rows(policy: String) -> Vec<DocumentRow> {
-    let parsed = parse(&[SourceFile { path: "p.yaml".to_owned(), content: policy.into_bytes() }]);
+    let parsed = parse_files(&[SourceFile { path: "p.yaml".to_owned(), content: policy.into_bytes() }]);
     assert_eq!(parsed.diagnostics, []);
-    parsed.documents.iter().map(|document| document.to_row(Origin::Folder)).collect()
+    parsed.documents.iter().map(|document| document.to_row(DocumentOrigin::Folder)).collect()
 }
 
-impl Fixture {
+impl SimFixture {
     fn new() -> Self {
         let issuer = PrivateKey::from_seed([100; 32]).unwrap();
         let agents: Vec<_> = (0..AGENTS).map(|agent| PrivateKey::from_seed([agent as u8 + 1; 32]).unwrap()).collect();
@@ -123,7 +123,7 @@ impl Fixture {
         Self { agents, chains, others, versions, note }
     }
 
-    fn chain(chain: usize, issuer: &PrivateKey, agents: &[PrivateKey]) -> Chain {
+    fn chain(chain: usize, issuer: &PrivateKey, agents: &[PrivateKey]) -> SimChain {
         let (agent, user) = (chain % AGENTS, format!("u{}", chain % USERS));
         let claims = format!(
             r#"{{"iss":"{ISSUER}","aud":"{AUDIENCE}","sub":"{user}","sub_profile":"user","groups":["g"],"client_id":"p",
@@ -135,54 +135,54 @@ impl Fixture {
             START_UNIX_S + 1_500,
             agents[agent].public_key().to_jwk(),
         );
-        let root = issue::issue_root(issuer, &claims, Now { unix_ns: 0, boot_ns: 0 }).unwrap();
+        let root = issue::issue_root(issuer, &claims, ClockReading { unix_ns: 0, boot_ns: 0 }).unwrap();
         let targets = vec![
-            Target::All,
-            Target::User { issuer: ISSUER.into(), subject: user.clone() },
-            Target::Application("p".into()),
-            Target::Agent(agent_id(agent)),
-            Target::Delegation { issuer: ISSUER.into(), subject: user, agent: agent_id(agent) },
-            Target::Session(format!("s{chain}")),
-            Target::Task(format!("x{}", chain / 2)),
-            Target::Key(agents[agent].public_key().thumbprint().to_string()),
-            Target::Token(format!("j{chain}")),
-            Target::Hop(issue::token_hash(&root)),
+            RevocationTarget::All,
+            RevocationTarget::User { issuer: ISSUER.into(), subject: user.clone() },
+            RevocationTarget::Application("p".into()),
+            RevocationTarget::Agent(agent_id(agent)),
+            RevocationTarget::Delegation { issuer: ISSUER.into(), subject: user, agent: agent_id(agent) },
+            RevocationTarget::Session(format!("s{chain}")),
+            RevocationTarget::Task(format!("x{}", chain / 2)),
+            RevocationTarget::Key(agents[agent].public_key().thumbprint().to_string()),
+            RevocationTarget::Token(format!("j{chain}")),
+            RevocationTarget::Hop(issue::token_hash(&root)),
         ];
-        Chain { agent, tokens: vec![root.into()], targets }
+        SimChain { agent, tokens: vec![root.into()], targets }
     }
 
     /// The writes of a working policy.
-    pub(super) fn policy(&self) -> Vec<Write> {
+    pub(super) fn policy(&self) -> Vec<StoreWrite> {
         let agents = self.versions.iter().map(|versions| &versions[0]);
-        self.others.iter().chain(agents).chain([&self.note[0]]).cloned().map(Write::PutDocument).collect()
+        self.others.iter().chain(agents).chain([&self.note[0]]).cloned().map(StoreWrite::PutDocument).collect()
     }
 
     /// The commits before the run: the policy, and revocations that were lifted again before any root was issued.
-    pub(super) fn past(&self) -> [Vec<Write>; 3] {
+    pub(super) fn past(&self) -> [Vec<StoreWrite>; 3] {
         let targets = self.chains.iter().flat_map(|chain| &chain.targets);
-        let targets: BTreeSet<Target> =
-            targets.filter(|target| target.can_suspend() && **target != Target::All).cloned().collect();
+        let targets: BTreeSet<RevocationTarget> =
+            targets.filter(|target| target.can_suspend() && **target != RevocationTarget::All).cloned().collect();
         let reason = || "long ago".to_owned();
-        let revoke = |target: Target, meaning| Write::Revoke { target, meaning, reason: reason() };
-        let mut revoked: Vec<_> = targets.iter().cloned().map(|target| revoke(target, Meaning::Suspend)).collect();
+        let revoke = |target: RevocationTarget, meaning| StoreWrite::Revoke { target, kind: meaning, reason: reason() };
+        let mut revoked: Vec<_> = targets.iter().cloned().map(|target| revoke(target, RevocationKind::Suspend)).collect();
         let marked = targets.iter().filter(|target| target.can_watermark());
-        revoked.extend(marked.cloned().map(|target| revoke(target, Meaning::Watermark)));
-        revoked.extend((0..4).map(|token| revoke(Target::Token(format!("old-{token}")), Meaning::Dead)));
-        let reinstated = targets.into_iter().map(|target| Write::Reinstate { target, reason: reason() }).collect();
+        revoked.extend(marked.cloned().map(|target| revoke(target, RevocationKind::Watermark)));
+        revoked.extend((0..4).map(|token| revoke(RevocationTarget::Token(format!("old-{token}")), RevocationKind::Dead)));
+        let reinstated = targets.into_iter().map(|target| StoreWrite::Reinstate { target, reason: reason() }).collect();
         [self.policy(), revoked, reinstated]
     }
 
     /// The write that repairs the policy.
-    pub(super) fn mend(&self) -> Vec<Write> {
+    pub(super) fn policy_repair(&self) -> Vec<StoreWrite> {
         let agents = self.versions.iter().map(|versions| &versions[0]);
-        agents.chain([&self.note[0]]).cloned().map(Write::PutDocument).collect()
+        agents.chain([&self.note[0]]).cloned().map(StoreWrite::PutDocument).collect()
     }
 
     /// For each pair of chain and tool: whether a revocation denies it.
-    pub(super) fn revoked(&self, memory: &Memory) -> Vec<bool> {
-        let tools = |chain: &Chain| {
+    pub(super) fn revoked(&self, memory: &RevocationModel) -> Vec<bool> {
+        let tools = |chain: &SimChain| {
             let dead = chain.targets.iter().any(|target| memory.hits(target));
-            [0, 1].map(|tool| dead || memory.hits(&Target::Tool(TOOLS[tool].into())))
+            [0, 1].map(|tool| dead || memory.hits(&RevocationTarget::Tool(TOOLS[tool].into())))
         };
         self.chains.iter().flat_map(tools).collect()
     }
@@ -207,30 +207,30 @@ impl Fixture {
         self.versions[agent].iter().position(|version| version.json == *stored)
     }
 
-    /// The index of a chain and a tool in the results of [`Fixture::revoked`] and [`Fixture::allowed`].
+    /// The index of a chain and a tool in the results of [`SimFixture::revoked`] and [`SimFixture::allowed`].
     pub(super) fn pair(chain: usize, tool: usize) -> usize {
         chain * TOOLS.len() + tool
     }
 
     /// A proof of one call of a destructive tool.
-    pub(super) fn proof(&self, chain: usize, tool: usize, now: Now) -> Bytes {
-        let call = ProofOf { tool: TOOLS[tool], arguments: &Object::default(), audience: Some(AUDIENCE) };
+    pub(super) fn proof(&self, chain: usize, tool: usize, now: ClockReading) -> Bytes {
+        let call = ProofCall { tool: TOOLS[tool], arguments: &JsonObject::default(), audience: Some(AUDIENCE) };
         let chain = &self.chains[chain];
-        issue::prove(&self.agents[chain.agent], &chain.tokens, &call, None, now).unwrap().into()
+        issue::sign_proof(&self.agents[chain.agent], &chain.tokens, &call, None, now).unwrap().into()
     }
 
     /// The next writes of an operator, with a write that makes the commit unique.
-    pub(super) fn act(&self, rng: &mut Rng, words: &str) -> Vec<Write> {
+    pub(super) fn act(&self, rng: &mut Rng, words: &str) -> Vec<StoreWrite> {
         if rng.percent(9) {
-            return vec![Write::Prune { before_unix_s: i64::MAX, rows_max: 1 + rng.below(3) }];
+            return vec![StoreWrite::Prune { before_unix_s: i64::MAX, rows_max: 1 + rng.below(3) }];
         }
-        let other = Target::Token(format!("other-{words}"));
-        let other = Write::Revoke { target: other, meaning: Meaning::Dead, reason: words.to_owned() };
+        let other = RevocationTarget::Token(format!("other-{words}"));
+        let other = StoreWrite::Revoke { target: other, kind: RevocationKind::Dead, reason: words.to_owned() };
         let count = 1 + rng.below(6) / 5;
         (0..count).map(|place| self.write(rng, &format!("{words}.{place}"))).chain([other]).collect()
     }
 
-    fn write(&self, rng: &mut Rng, words: &str) -> Write {
+    fn write(&self, rng: &mut Rng, words: &str) -> StoreWrite {
         let reason = words.to_owned();
         let chain = &self.chains[rng.below(CHAINS)];
         let of_kind = |kind: &str| chain.targets.iter().find(|target| target.kind() == kind).unwrap().clone();
@@ -242,42 +242,43 @@ impl Fixture {
             23..45 => of_kind("agent"),
             45..58 => of_kind("user"),
             58..72 => of_kind("delegation"),
-            72..86 => Target::Tool(TOOLS[rng.below(TOOLS.len())].into()),
+            72..86 => RevocationTarget::Tool(TOOLS[rng.below(TOOLS.len())].into()),
             86..89 => of_kind(["session", "token", "hop"][rng.below(3)]),
             89..90 => of_kind(["key", "task"][rng.below(2)]),
-            _ => Target::Token(format!("other-{words}")),
+            _ => RevocationTarget::Token(format!("other-{words}")),
         };
-        if target == Target::All && rng.percent(85) {
+        if target == RevocationTarget::All && rng.percent(85) {
             let (operator, administrators) = (ADMINISTRATORS[rng.below(3)].to_owned(), ADMINISTRATORS.map(str::to_owned).into());
-            Write::ReinstateByTwo { target, reason, key: operator.clone(), operator, administrators }
+            StoreWrite::ReinstateByTwo { target, reason, key: operator.clone(), operator, administrators }
         } else if !target.can_suspend() {
-            Write::Revoke { target, meaning: Meaning::Dead, reason }
+            StoreWrite::Revoke { target, kind: RevocationKind::Dead, reason }
         } else if rng.percent(50) {
-            Write::Reinstate { target, reason }
+            StoreWrite::Reinstate { target, reason }
         } else {
-            let meaning = if target.can_watermark() && rng.percent(3) { Meaning::Watermark } else { Meaning::Suspend };
-            Write::Revoke { target, meaning, reason }
+            let meaning =
+                if target.can_watermark() && rng.percent(3) { RevocationKind::Watermark } else { RevocationKind::Suspend };
+            StoreWrite::Revoke { target, kind: meaning, reason }
         }
     }
 
     /// A revocation that a waiting operator makes, with a write that makes the commit unique.
-    pub(super) fn kill(&self, rng: &mut Rng, words: &str) -> Vec<Write> {
+    pub(super) fn kill(&self, rng: &mut Rng, words: &str) -> Vec<StoreWrite> {
         let targets = &self.chains[rng.below(CHAINS)].targets;
         let of_kind = |kind: &str| targets.iter().find(|target| target.kind() == kind).unwrap().clone();
         let target = match rng.below(20) {
-            0 => Target::All,
+            0 => RevocationTarget::All,
             1..8 => of_kind("agent"),
             8..14 => of_kind("delegation"),
             14..17 => of_kind("user"),
-            _ => Target::Tool(TOOLS[rng.below(TOOLS.len())].into()),
+            _ => RevocationTarget::Tool(TOOLS[rng.below(TOOLS.len())].into()),
         };
-        let dead = Target::Token(format!("other-{words}"));
-        [(target, Meaning::Suspend), (dead, Meaning::Dead)]
-            .map(|(target, meaning)| Write::Revoke { target, meaning, reason: words.to_owned() })
+        let dead = RevocationTarget::Token(format!("other-{words}"));
+        [(target, RevocationKind::Suspend), (dead, RevocationKind::Dead)]
+            .map(|(target, meaning)| StoreWrite::Revoke { target, kind: meaning, reason: words.to_owned() })
             .into()
     }
 
-    fn put(&self, rng: &mut Rng, words: &str) -> Write {
+    fn put(&self, rng: &mut Rng, words: &str) -> StoreWrite {
         // Now and then the policy is broken for a while.
         let version = match rng.below(20) {
             0 => &self.note[1],
@@ -285,41 +286,41 @@ impl Fixture {
             4 => &self.versions[rng.below(AGENTS)][BROKEN],
             _ => &self.versions[rng.below(AGENTS)][rng.below(BROKEN)],
         };
-        Write::PutDocument(DocumentRow { path: format!("{words}.yaml"), ..version.clone() })
+        StoreWrite::PutDocument(DocumentRow { path: format!("{words}.yaml"), ..version.clone() })
     }
 }
 
 /// A call of a chain.
-pub(super) fn request(chain: usize, tool: usize, proof: Option<Bytes>, at_least: Option<Revision>) -> CheckRequest {
-    CheckRequest {
+pub(super) fn request(chain: usize, tool: usize, proof: Option<Bytes>, at_least: Option<Revision>) -> DecisionRequest {
+    DecisionRequest {
         proof,
         audience: Some(AUDIENCE.to_owned()),
         at_least,
-        ..CheckRequest::new(Credential::Chain(FIXTURE.chains[chain].tokens.clone()), TOOLS[tool])
+        ..DecisionRequest::new(AgentCredential::Chain(FIXTURE.chains[chain].tokens.clone()), TOOLS[tool])
     }
 }
 
 /// The one call of the tests of `at_least`, with the writes that permit and deny it in turn.
-pub(in crate::sync::tests) struct Asked;
+pub(in crate::sync::tests) struct AlternatingPolicy;
 
-impl Asked {
-    pub(in crate::sync::tests) fn policy() -> Vec<Write> {
+impl AlternatingPolicy {
+    pub(in crate::sync::tests) fn policy() -> Vec<StoreWrite> {
         FIXTURE.policy()
     }
 
     /// The writes of the commit with this number, from 2 on, and whether the call is permitted after it.
-    pub(in crate::sync::tests) fn turn(number: u64) -> (Vec<Write>, bool) {
-        let (target, reason) = (Target::Agent(agent_id(0)), String::new());
-        let put = |version: usize| Write::PutDocument(FIXTURE.versions[0][version].clone());
+    pub(in crate::sync::tests) fn turn(number: u64) -> (Vec<StoreWrite>, bool) {
+        let (target, reason) = (RevocationTarget::Agent(agent_id(0)), String::new());
+        let put = |version: usize| StoreWrite::PutDocument(FIXTURE.versions[0][version].clone());
         match number % 4 {
-            2 => (vec![Write::Revoke { target, meaning: Meaning::Suspend, reason }], false),
-            3 => (vec![Write::Reinstate { target, reason }], true),
+            2 => (vec![StoreWrite::Revoke { target, kind: RevocationKind::Suspend, reason }], false),
+            3 => (vec![StoreWrite::Reinstate { target, reason }], true),
             0 => (vec![put(2)], false),
             _ => (vec![put(0)], true),
         }
     }
 
-    pub(in crate::sync::tests) fn request(at_least: Revision) -> CheckRequest {
+    pub(in crate::sync::tests) fn request(at_least: Revision) -> DecisionRequest {
         request(0, 0, None, Some(at_least))
     }
 }

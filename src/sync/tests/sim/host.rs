@@ -1,7 +1,7 @@
 //! A simulated machine: its two clocks, and a way to stop its processes and let them continue.
 //!
 //! turmoil supplies the simulated time. The clocks of a machine drift from it, are set, and stop with a suspend. A stopped
-//! process continues with the state that it had, even in the middle of a decision ([`Host::stall_at`]).
+//! process continues with the state that it had, even in the middle of a decision ([`SimHost::stall_at`]).
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::time::Sleep;
 
 use super::START_UNIX_S;
-use crate::model::time::{Clock, Now};
+use crate::model::time::{Clock, ClockReading};
 
 pub(super) const MS: i64 = 1_000_000;
 /// Largest drift of a machine's clock from the true rate. The bound must hold up to twice this drift.
@@ -36,9 +36,9 @@ pub(super) fn set_elapsed_outside(ns: i64) {
 }
 
 /// One machine.
-pub(super) struct Host(Mutex<State>);
+pub(super) struct SimHost(Mutex<HostState>);
 
-struct State {
+struct HostState {
     drift_ppm: i64,
     wall_offset_ns: i64,
     boot_offset_ns: i64,
@@ -49,7 +49,7 @@ struct State {
     stall: Option<(u32, i64)>,
 }
 
-impl State {
+impl HostState {
     /// Stops the machine. Returns how much longer it is stopped than before.
     fn stop(&mut self, for_ns: i64) -> i64 {
         let before_ns = self.stopped_until_ns.max(elapsed_ns());
@@ -58,11 +58,11 @@ impl State {
     }
 }
 
-impl Host {
+impl SimHost {
     pub(super) fn new(drift_ppm: i64, wall_offset_ns: i64) -> Arc<Self> {
         assert!(drift_ppm.abs() <= DRIFT_PPM_MAX);
         let state =
-            State { drift_ppm, wall_offset_ns, boot_offset_ns: 7_000_000_000, stopped_until_ns: 0, polling: 0, stall: None };
+            HostState { drift_ppm, wall_offset_ns, boot_offset_ns: 7_000_000_000, stopped_until_ns: 0, polling: 0, stall: None };
         Arc::new(Self(Mutex::new(state)))
     }
 
@@ -100,13 +100,13 @@ impl Host {
         if self.lock().polling == 0 { Ok(()) } else { Err("a task of a simulated machine panicked: see above".to_owned()) }
     }
 
-    pub(super) fn no_stall(&self) {
+    pub(super) fn clear_stall(&self) {
         self.lock().stall = None;
     }
 
     /// Runs a task on this machine.
     pub(super) fn run<F: Future>(self: &Arc<Self>, task: F) -> impl Future<Output = F::Output> + use<F> {
-        let (host, mut task, mut gate) = (self.clone(), Box::pin(task), Gate::default());
+        let (host, mut task, mut gate) = (self.clone(), Box::pin(task), StopGate::default());
         poll_fn(move |context| {
             ready!(gate.poll(&host, context));
             host.lock().polling += 1;
@@ -117,12 +117,12 @@ impl Host {
     }
 
     /// Returns once the processes are not stopped.
-    pub(super) async fn running(&self) {
-        let mut gate = Gate::default();
+    pub(super) async fn wait_until_running(&self) {
+        let mut gate = StopGate::default();
         poll_fn(|context| gate.poll(self, context)).await;
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    fn lock(&self) -> MutexGuard<'_, HostState> {
         self.0.lock().unwrap()
     }
 }
@@ -130,24 +130,24 @@ impl Host {
 /// The tasks of one process. They are polled in the order in which they were spawned, whichever was woken first. A cause may wake
 /// several tasks in any order, and a run must be repeatable.
 #[derive(Clone, Default)]
-pub(super) struct Tasks(Rc<RefCell<Made>>);
+pub(super) struct HostTasks(Rc<RefCell<NewTasks>>);
 
-type Task = Pin<Box<dyn Future<Output = ()>>>;
+type BoxedTask = Pin<Box<dyn Future<Output = ()>>>;
 
 /// The number of spawned tasks, and the tasks that have not run yet, each with its number.
 #[derive(Default)]
-struct Made {
+struct NewTasks {
     count: u64,
-    new: Vec<(u64, Task)>,
+    new: Vec<(u64, BoxedTask)>,
 }
 
 /// The number of the main task.
 const MAIN: u64 = 0;
 
-impl Tasks {
+impl HostTasks {
     /// Spawns a task that ends with the process.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
-        let Made { count, new } = &mut *self.0.borrow_mut();
+        let NewTasks { count, new } = &mut *self.0.borrow_mut();
         *count += 1;
         // The runtime sees all of these tasks as one, so its budget for one task must not apply.
         new.push((*count, Box::pin(tokio::task::unconstrained(task))));
@@ -156,7 +156,7 @@ impl Tasks {
     /// Runs the main task to its end, beside all spawned tasks. Only tasks spawn tasks.
     pub(super) async fn run<T>(self, main: impl Future<Output = T>) -> T {
         let mut main = std::pin::pin!(tokio::task::unconstrained(main));
-        let (woken, mut tasks) = (Arc::new(Woken::default()), BTreeMap::<u64, Task>::new());
+        let (woken, mut tasks) = (Arc::new(WokenTasks::default()), BTreeMap::<u64, BoxedTask>::new());
         woken.0.lock().unwrap().0.insert(MAIN);
         poll_fn(|context| {
             woken.0.lock().unwrap().1 = Some(context.waker().clone());
@@ -169,7 +169,7 @@ impl Tasks {
                     return Poll::Pending;
                 }
                 for place in round {
-                    let waker = Waker::from(Arc::new(Wakes { place, woken: woken.clone() }));
+                    let waker = Waker::from(Arc::new(TaskWaker { place, woken: woken.clone() }));
                     let context = &mut Context::from_waker(&waker);
                     if place == MAIN {
                         if let Poll::Ready(done) = main.as_mut().poll(context) {
@@ -187,14 +187,14 @@ impl Tasks {
 
 /// The woken tasks, and the waker of the process.
 #[derive(Default)]
-struct Woken(Mutex<(BTreeSet<u64>, Option<Waker>)>);
+struct WokenTasks(Mutex<(BTreeSet<u64>, Option<Waker>)>);
 
-struct Wakes {
+struct TaskWaker {
     place: u64,
-    woken: Arc<Woken>,
+    woken: Arc<WokenTasks>,
 }
 
-impl Wake for Wakes {
+impl Wake for TaskWaker {
     fn wake(self: Arc<Self>) {
         let process = {
             let (woken, process) = &mut *self.woken.0.lock().unwrap();
@@ -208,10 +208,10 @@ impl Wake for Wakes {
 }
 
 #[derive(Default)]
-struct Gate(Option<Pin<Box<Sleep>>>);
+struct StopGate(Option<Pin<Box<Sleep>>>);
 
-impl Gate {
-    fn poll(&mut self, host: &Host, context: &mut Context<'_>) -> Poll<()> {
+impl StopGate {
+    fn poll(&mut self, host: &SimHost, context: &mut Context<'_>) -> Poll<()> {
         loop {
             let left_ns = host.lock().stopped_until_ns - elapsed_ns();
             if left_ns <= 0 {
@@ -225,8 +225,8 @@ impl Gate {
     }
 }
 
-impl Clock for Host {
-    fn now(&self) -> Now {
+impl Clock for SimHost {
+    fn now(&self) -> ClockReading {
         let mut state = self.lock();
         if let Some((readings, for_ns)) = state.stall {
             if readings <= 1 {
@@ -237,7 +237,7 @@ impl Clock for Host {
         // A task that reads the clock while the machine is stopped was itself stopped, so it reads the time after the stop.
         let elapsed_ns = elapsed_ns().max(state.stopped_until_ns);
         let by_clock_ns = elapsed_ns + elapsed_ns / 1_000_000 * state.drift_ppm;
-        Now {
+        ClockReading {
             unix_ns: START_UNIX_S * 1_000_000_000 + by_clock_ns + state.wall_offset_ns,
             boot_ns: by_clock_ns + state.boot_offset_ns,
         }

@@ -7,16 +7,16 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use super::START_UNIX_S;
-use super::fixture::{Fixture, Memory};
+use super::fixture::{RevocationModel, SimFixture};
 use super::host::elapsed_ns;
-use crate::model::records::{Change, DocumentKey, PendingRow, RevocationRow, Target, Write};
 use crate::model::revision::{HistoryId, Revision, StateDigest};
-use crate::store::chain::{GENESIS, changes_as_stored, commit_hash, document_sha256, revocation_sha256, state_digest};
+use crate::model::rows::{DocumentKey, PendingTwoPersonRow, RevocationRow, RevocationTarget, RowChange, StoreWrite};
 use crate::store::fleet::{HEARTBEAT_INTERVAL_MS, SILENCE_MS_MAX};
-use crate::store::second::{self, Half};
+use crate::store::hash_chain::{GENESIS, commit_hash, document_sha256, encode_changes, revocation_sha256, state_digest};
+use crate::store::two_person::{self, TwoPersonStep};
 use crate::store::{
-    Changes, CommitRequest, CommitRow, Error, Heartbeat, Registration, Replica, ReplicaState, Replicas, Settings, State,
-    StoredDocument, lapse, rules,
+    ChangeLogPage, CommitRequest, CommitRow, Error, ReplicaHeartbeat, ReplicaList, ReplicaRegistration, ReplicaRow, ReplicaState,
+    Settings, StoreState, StoredDocument, expiry, write_rules,
 };
 
 /// The durability of an acknowledged commit.
@@ -32,7 +32,7 @@ pub(super) enum Durability {
 
 /// A commit in the tree.
 #[derive(Clone)]
-pub(super) struct Node {
+pub(super) struct CommitNode {
     pub(super) parent: Option<usize>,
     pub(super) row: CommitRow,
     /// The histories that contain it. A restored copy shares its past with the original.
@@ -47,19 +47,19 @@ pub(super) struct Node {
     /// Whether its policy can be built.
     pub(super) builds: bool,
     /// Its changes to the revocation of everything, in order.
-    pub(super) all: Vec<OfAll>,
+    pub(super) all: Vec<RevokeAllChange>,
     documents: BTreeMap<DocumentKey, StoredDocument>,
-    revocations: BTreeMap<Target, RevocationRow>,
-    memory: Memory,
+    revocations: BTreeMap<RevocationTarget, RevocationRow>,
+    memory: RevocationModel,
     /// The pending request of one operator to reinstate everything, which a second operator must confirm.
-    pending: Option<PendingRow>,
+    pending: Option<PendingTwoPersonRow>,
     /// The replicas' rows at the time of the commit. A backup of that time holds them.
-    replicas: Vec<Replica>,
+    replicas: Vec<ReplicaRow>,
 }
 
 /// A change to the revocation of everything.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum OfAll {
+pub(super) enum RevokeAllChange {
     Shut,
     /// An operator asks to lift it.
     Asked(String),
@@ -74,7 +74,7 @@ const PAST_S: i64 = 10 * 86_400;
 
 /// One copy of the store.
 #[derive(Clone)]
-pub(super) struct Copy {
+pub(super) struct StoreCopy {
     pub(super) history: HistoryId,
     /// The tree index of its head. Index 0 is the empty store.
     pub(super) head: usize,
@@ -83,14 +83,14 @@ pub(super) struct Copy {
     /// Whether the copy is no longer the one that answers.
     pub(super) fenced: bool,
     /// The rows of the replicas that follow it.
-    replicas: Vec<Replica>,
+    replicas: Vec<ReplicaRow>,
 }
 
 /// The whole store.
-pub(super) struct Cluster {
+pub(super) struct StoreCluster {
     pub(super) durability: Durability,
-    pub(super) tree: Vec<Node>,
-    pub(super) copies: [Copy; 2],
+    pub(super) tree: Vec<CommitNode>,
+    pub(super) copies: [StoreCopy; 2],
     /// The copy that takes writes.
     pub(super) primary: usize,
     /// Whether the copies reach each other.
@@ -109,10 +109,10 @@ pub(super) struct Cluster {
 }
 
 /// The cluster as the machines share it.
-pub(super) type Shared = Mutex<Cluster>;
+pub(super) type SharedCluster = Mutex<StoreCluster>;
 
-impl Cluster {
-    pub(super) fn new(durability: Durability, page: usize, lazy: bool, settings: Settings, fixture: &Fixture) -> Self {
+impl StoreCluster {
+    pub(super) fn new(durability: Durability, page: usize, lazy: bool, settings: Settings, fixture: &SimFixture) -> Self {
         let history = HistoryId::new("first");
         let row = CommitRow {
             number: 0,
@@ -122,24 +122,24 @@ impl Cluster {
             unix_ms: 0,
             changes: vec![],
         };
-        let empty = Node {
+        let empty = CommitNode {
             parent: None,
             row,
             histories: vec![history.clone()],
             created_ns: 0,
             acknowledged_ns: None,
             lost_ns: None,
-            revoked: fixture.revoked(&Memory::default()),
+            revoked: fixture.revoked(&RevocationModel::default()),
             allowed: fixture.allowed(&BTreeMap::new()),
             builds: true,
             all: vec![],
             documents: BTreeMap::new(),
             revocations: BTreeMap::new(),
-            memory: Memory::default(),
+            memory: RevocationModel::default(),
             pending: None,
             replicas: vec![],
         };
-        let copy = Copy { history, head: 0, synced: 0, fenced: false, replicas: vec![] };
+        let copy = StoreCopy { history, head: 0, synced: 0, fenced: false, replicas: vec![] };
         let mut cluster = Self {
             durability,
             tree: vec![empty],
@@ -169,9 +169,9 @@ impl Cluster {
         copy: usize,
         request: &CommitRequest,
         unix_ms: i64,
-        fixture: &Fixture,
+        fixture: &SimFixture,
     ) -> Result<usize, Error> {
-        rules::check_request(request)?;
+        write_rules::check_request(request)?;
         let head = self.copies[copy].head;
         let before = &self.tree[head];
         let (mut documents, mut revocations) = (before.documents.clone(), before.revocations.clone());
@@ -181,65 +181,71 @@ impl Cluster {
         let mut digest = before.digest;
         let (mut changes, mut all) = (Vec::new(), Vec::new());
         for write in &request.writes {
-            let current = |target: &Target| revocations.get(target).cloned();
+            let current = |target: &RevocationTarget| revocations.get(target).cloned();
             let row = match write {
-                Write::PutDocument(row) => {
+                StoreWrite::PutDocument(row) => {
                     let stored = StoredDocument { row: row.clone(), revision: number };
                     digest.add(&document_sha256(row, number));
                     if let Some(before) = documents.insert(row.key.clone(), stored) {
                         digest.remove(&document_sha256(&before.row, before.revision));
                     }
-                    changes.push(Change::Document(row.clone()));
+                    changes.push(RowChange::Document(row.clone()));
                     continue;
                 }
-                Write::RemoveDocument(_)
-                | Write::Adopt { .. }
-                | Write::Merge(_)
-                | Write::Approve { .. }
-                | Write::Refuse { .. } => {
+                StoreWrite::RemoveDocument(_)
+                | StoreWrite::Adopt { .. }
+                | StoreWrite::Merge(_)
+                | StoreWrite::Approve { .. }
+                | StoreWrite::Refuse { .. } => {
                     panic!("no writer of the simulation does that")
                 }
-                Write::Prune { before_unix_s, rows_max } => {
+                StoreWrite::Prune { before_unix_s, rows_max } => {
                     let before_unix_s = (*before_unix_s).min(unix_s);
-                    let lapsed = revocations.values().filter(|row| lapse::has_lapsed(row, before_unix_s));
+                    let lapsed = revocations.values().filter(|row| expiry::has_expired(row, before_unix_s));
                     for row in lapsed.take(*rows_max).cloned().collect::<Vec<_>>() {
                         revocations.remove(&row.target);
                         digest.remove(&revocation_sha256(&row));
-                        changes.push(Change::RevocationRemoved(row.target));
+                        changes.push(RowChange::RevocationRemoved(row.target));
                     }
                     if changes.is_empty() {
-                        return Err(lapse::nothing());
+                        return Err(expiry::nothing_expired_error());
                     }
                     continue;
                 }
-                Write::Revoke { target, meaning, reason } => {
-                    if *target == Target::All {
+                StoreWrite::Revoke { target, kind: meaning, reason } => {
+                    if *target == RevocationTarget::All {
                         pending = None;
-                        all.push(OfAll::Shut);
+                        all.push(RevokeAllChange::Shut);
                     }
-                    let row = rules::revoke(current(target), target, *meaning, reason, number, watermark_unix_s)?;
+                    let row = write_rules::revoke_row(current(target), target, *meaning, reason, number, watermark_unix_s)?;
                     memory.revoked(target, *meaning, watermark_unix_s);
                     row
                 }
-                Write::Reinstate { target, reason } => {
-                    let row = rules::reinstate(current(target), target, reason, number, watermark_unix_s)?;
+                StoreWrite::Reinstate { target, reason } => {
+                    let row = write_rules::reinstate_row(current(target), target, reason, number, watermark_unix_s)?;
                     memory.reinstated(target);
                     row
                 }
-                Write::ReinstateByTwo { target, reason, operator, key, administrators } => {
-                    assert_eq!(*target, Target::All, "no document of the simulation asks for two people");
-                    let half = second::half(pending.as_ref(), (operator, key), administrators, unix_ms)?;
-                    let row = rules::reinstate(current(&Target::All), &Target::All, reason, number, watermark_unix_s)?;
+                StoreWrite::ReinstateByTwo { target, reason, operator, key, administrators } => {
+                    assert_eq!(*target, RevocationTarget::All, "no document of the simulation asks for two people");
+                    let half = two_person::next_step(pending.as_ref(), (operator, key), administrators, unix_ms)?;
+                    let row = write_rules::reinstate_row(
+                        current(&RevocationTarget::All),
+                        &RevocationTarget::All,
+                        reason,
+                        number,
+                        watermark_unix_s,
+                    )?;
                     match half {
-                        Half::First(row) => {
+                        TwoPersonStep::AwaitSecond(row) => {
                             pending = Some(row);
-                            all.push(OfAll::Asked(operator.clone()));
+                            all.push(RevokeAllChange::Asked(operator.clone()));
                             continue;
                         }
-                        Half::Second => {
+                        TwoPersonStep::Proceed => {
                             pending = None;
-                            all.push(OfAll::Lifted(operator.clone()));
-                            memory.reinstated(&Target::All);
+                            all.push(RevokeAllChange::Lifted(operator.clone()));
+                            memory.reinstated(&RevocationTarget::All);
                             row
                         }
                     }
@@ -249,15 +255,15 @@ impl Cluster {
             if let Some(before) = revocations.insert(row.target.clone(), row.clone()) {
                 digest.remove(&revocation_sha256(&before));
             }
-            changes.push(Change::Revocation(row));
+            changes.push(RowChange::Revocation(row));
         }
-        let hash = commit_hash(&before.hash, number, &changes_as_stored(&changes)?);
+        let hash = commit_hash(&before.hash, number, &encode_changes(&changes)?);
         // A prune of the same rows in place of a lost commit would be the same commit, so nothing could tell the two apart.
         if self.tree.iter().any(|node| node.row.hash == hash) {
-            return Err(lapse::nothing());
+            return Err(expiry::nothing_expired_error());
         }
         let row = CommitRow { number, previous_hash: before.hash, hash, digest, unix_ms, changes };
-        self.tree.push(Node {
+        self.tree.push(CommitNode {
             parent: Some(head),
             row,
             histories: vec![self.copies[copy].history.clone()],
@@ -289,13 +295,13 @@ impl Cluster {
         !self.copies[copy].fenced && (self.durability != Durability::Synchronous || self.joined)
     }
 
-    pub(super) fn load(&self, copy: usize) -> State {
+    pub(super) fn load(&self, copy: usize) -> StoreState {
         let copy = &self.copies[copy];
         let node = &self.tree[copy.head];
         let documents: Vec<_> = node.documents.values().cloned().collect();
         let revocations: Vec<_> = node.revocations.values().cloned().collect();
         assert_eq!(state_digest(&documents, &revocations), node.row.digest, "the model keeps its digest up");
-        State {
+        StoreState {
             revision: Revision { history: copy.history.clone(), number: node.row.number },
             hash: node.row.hash,
             digest: node.row.digest,
@@ -305,14 +311,14 @@ impl Cluster {
         }
     }
 
-    pub(super) fn changes(&self, copy: usize, after: u64) -> Changes {
+    pub(super) fn changes(&self, copy: usize, after: u64) -> ChangeLogPage {
         let copy = &self.copies[copy];
         let head = &self.tree[copy.head].row;
         let mut commits: Vec<_> = self.path(copy.head).take_while(|place| self.tree[*place].row.number > after).collect();
         commits.reverse();
         commits.retain(|place| !self.holes.contains(&self.tree[*place].row.number));
         commits.truncate(self.page);
-        Changes {
+        ChangeLogPage {
             history: copy.history.clone(),
             head: head.number,
             head_hash: head.hash,
@@ -321,7 +327,7 @@ impl Cluster {
     }
 
     /// Reads the log strictly: a gap is an error.
-    pub(super) fn changes_read(&self, copy: usize, after: u64) -> Result<Changes, Error> {
+    pub(super) fn changes_read(&self, copy: usize, after: u64) -> Result<ChangeLogPage, Error> {
         let changes = self.changes(copy, after);
         let dense = changes.commits.iter().zip(after + 1..).all(|(commit, number)| commit.number == number);
         if dense && (changes.head <= after) == changes.commits.is_empty() {
@@ -337,20 +343,20 @@ impl Cluster {
     }
 
     /// The rows of the replicas in a copy. In a synchronous pair, those of both copies.
-    fn rows(&mut self, copy: usize) -> Vec<&mut Vec<Replica>> {
+    fn rows(&mut self, copy: usize) -> Vec<&mut Vec<ReplicaRow>> {
         let both = self.durability == Durability::Synchronous;
         let rows = self.copies.iter_mut().enumerate().filter(|(place, _)| both || *place == copy);
         rows.map(|(_, copy)| &mut copy.replicas).collect()
     }
 
-    pub(super) fn register(&mut self, copy: usize, registration: &Registration, unix_ms: i64) {
+    pub(super) fn register(&mut self, copy: usize, registration: &ReplicaRegistration, unix_ms: i64) {
         for rows in self.rows(copy) {
             rows.retain(|row| {
                 row.seen_unix_ms >= unix_ms - SILENCE_MS_MAX || row.registration.incarnation == registration.incarnation
             });
             match rows.iter_mut().find(|row| row.registration.incarnation == registration.incarnation) {
                 Some(row) => (row.registration, row.seen_unix_ms) = (registration.clone(), unix_ms),
-                None => rows.push(Replica {
+                None => rows.push(ReplicaRow {
                     registration: registration.clone(),
                     applied_number: 0,
                     acked_number: 0,
@@ -364,7 +370,7 @@ impl Cluster {
     }
 
     /// Writes a heartbeat. Returns an error if it cannot be written.
-    pub(super) fn beat(&mut self, copy: usize, heartbeat: &Heartbeat, unix_ms: i64) -> Result<(), Error> {
+    pub(super) fn beat(&mut self, copy: usize, heartbeat: &ReplicaHeartbeat, unix_ms: i64) -> Result<(), Error> {
         let lazy = self.lazy;
         let mut found = false;
         for rows in self.rows(copy) {
@@ -383,11 +389,11 @@ impl Cluster {
         if found { Ok(()) } else { Err(Error::Unregistered { incarnation: heartbeat.incarnation.clone() }) }
     }
 
-    pub(super) fn replicas(&self, copy: usize, unix_ms: i64) -> Replicas {
-        let heard = |row: &&Replica| row.seen_unix_ms >= unix_ms - SILENCE_MS_MAX;
+    pub(super) fn replicas(&self, copy: usize, unix_ms: i64) -> ReplicaList {
+        let heard = |row: &&ReplicaRow| row.seen_unix_ms >= unix_ms - SILENCE_MS_MAX;
         let rows = self.copies[copy].replicas.iter().filter(heard).cloned().collect();
         let freshness_bound_ms = self.settings.freshness_bound_ms;
-        Replicas { unix_ms, revision: self.revision(copy), freshness_bound_ms, rows }
+        ReplicaList { unix_ms, revision: self.revision(copy), freshness_bound_ms, rows }
     }
 
     pub(super) fn spend(&mut self, key: [u8; 32]) -> bool {

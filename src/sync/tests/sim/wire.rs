@@ -12,46 +12,46 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use turmoil::net::{TcpListener, TcpStream};
 
-use super::host::{Host, Tasks};
+use super::host::{HostTasks, SimHost};
 use crate::model::revision::{HistoryId, Revision};
-use crate::service::{Answer, CheckRequest};
-use crate::store::{Changes, CommitRequest, Error, Heartbeat, Registration, Replicas, State};
+use crate::service::{CheckAnswer, DecisionRequest};
+use crate::store::{ChangeLogPage, CommitRequest, Error, ReplicaHeartbeat, ReplicaList, ReplicaRegistration, StoreState};
 
 const PORT: u16 = 7;
 
 /// A question.
-pub(super) enum Call {
+pub(super) enum SimRequest {
     /// With the history that the heartbeat counts for. The same holds for `Poll`.
-    Load(Heartbeat, Option<HistoryId>),
-    Poll(Heartbeat, Option<HistoryId>),
-    Beat(Heartbeat),
-    Register(Registration),
+    Load(ReplicaHeartbeat, Option<HistoryId>),
+    Poll(ReplicaHeartbeat, Option<HistoryId>),
+    Beat(ReplicaHeartbeat),
+    Register(ReplicaRegistration),
     Changes(u64),
     Revision,
     Replicas,
     Commit(CommitRequest),
     Spend([u8; 32]),
-    Check(Box<CheckRequest>),
+    Check(Box<DecisionRequest>),
 }
 
 /// An answer.
-pub(super) enum Reply {
-    Load(Box<State>),
-    Changes(Changes),
+pub(super) enum SimReply {
+    Load(Box<StoreState>),
+    Changes(ChangeLogPage),
     Revision(Revision),
-    Replicas(Replicas),
+    Replicas(ReplicaList),
     Done,
     Failed(Error),
     /// The tree index of the commit, if it was made.
     Commit(Result<usize, Error>),
     Spend(bool),
     NotReady,
-    Check(Box<Checked>),
+    Check(Box<CheckedReply>),
 }
 
 /// The answer of a replica, with facts that only the simulation may know.
-pub(super) struct Checked {
-    pub(super) answer: Answer,
+pub(super) struct CheckedReply {
+    pub(super) answer: CheckAnswer,
     /// The commit whose snapshot decided, if it is the one that the answer names.
     pub(super) commit: Option<usize>,
     /// The commit whose policy was in force with it.
@@ -61,61 +61,61 @@ pub(super) struct Checked {
     pub(super) incarnation: u32,
 }
 
-enum Parcel {
-    Call(Call),
-    Reply(Reply),
+enum SimMessage {
+    Call(SimRequest),
+    Reply(SimReply),
 }
 
 /// The messages in transit, by number.
 #[derive(Default)]
-pub(super) struct Post(Mutex<(u64, BTreeMap<u64, Parcel>)>);
+pub(super) struct MessageTable(Mutex<(u64, BTreeMap<u64, SimMessage>)>);
 
-impl Post {
-    fn put(&self, parcel: Parcel) -> u64 {
+impl MessageTable {
+    fn put(&self, parcel: SimMessage) -> u64 {
         let (number, parcels) = &mut *self.0.lock().unwrap();
         *number += 1;
         parcels.insert(*number, parcel);
         *number
     }
 
-    fn take(&self, number: u64) -> Parcel {
+    fn take(&self, number: u64) -> SimMessage {
         self.0.lock().unwrap().1.remove(&number).expect("a number comes once")
     }
 }
 
 /// A client with one connection.
-pub(super) struct Peer {
-    post: Arc<Post>,
+pub(super) struct SimClient {
+    post: Arc<MessageTable>,
     open: tokio::sync::Mutex<Option<(String, TcpStream)>>,
 }
 
-impl Peer {
-    pub(super) fn new(post: Arc<Post>) -> Self {
+impl SimClient {
+    pub(super) fn new(post: Arc<MessageTable>) -> Self {
         Self { post, open: tokio::sync::Mutex::new(None) }
     }
 
     /// Asks a question. If it fails or is dropped before its end, it closes the connection.
-    pub(super) async fn ask(&self, to: &str, call: Call) -> io::Result<Reply> {
+    pub(super) async fn ask(&self, to: &str, call: SimRequest) -> io::Result<SimReply> {
         let mut open = self.open.lock().await;
         let mut stream = match open.take() {
             Some((name, stream)) if name == to => stream,
             _ => TcpStream::connect((to, PORT)).await?,
         };
-        stream.write_u64(self.post.put(Parcel::Call(call))).await?;
+        stream.write_u64(self.post.put(SimMessage::Call(call))).await?;
         let number = stream.read_u64().await?;
         *open = Some((to.to_owned(), stream));
         match self.post.take(number) {
-            Parcel::Reply(reply) => Ok(reply),
-            Parcel::Call(_) => panic!("a server answers"),
+            SimMessage::Reply(reply) => Ok(reply),
+            SimMessage::Call(_) => panic!("a server answers"),
         }
     }
 }
 
 /// Serves until the machine dies. If `answer` never returns, the client gets no answer.
-pub(super) async fn serve<A, F>(post: Arc<Post>, host: Arc<Host>, tasks: Tasks, answer: A) -> turmoil::Result
+pub(super) async fn serve<A, F>(post: Arc<MessageTable>, host: Arc<SimHost>, tasks: HostTasks, answer: A) -> turmoil::Result
 where
-    A: Fn(Call) -> F + Clone + 'static,
-    F: Future<Output = Reply> + 'static,
+    A: Fn(SimRequest) -> F + Clone + 'static,
+    F: Future<Output = SimReply> + 'static,
 {
     let listener = TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).await?;
     loop {
@@ -123,11 +123,11 @@ where
         let (post, answer, machine) = (post.clone(), answer.clone(), host.clone());
         tasks.spawn(host.run(async move {
             while let Ok(number) = stream.read_u64().await {
-                let Parcel::Call(call) = post.take(number) else { panic!("a client asks") };
+                let SimMessage::Call(call) = post.take(number) else { panic!("a client asks") };
                 let reply = answer(call).await;
                 // The process may have been stopped in the middle of a decision.
-                machine.running().await;
-                if stream.write_u64(post.put(Parcel::Reply(reply))).await.is_err() {
+                machine.wait_until_running().await;
+                if stream.write_u64(post.put(SimMessage::Reply(reply))).await.is_err() {
                     return;
                 }
             }

@@ -2,16 +2,16 @@
 
 use serde_json::{Value, json};
 
-use super::super::make::*;
+use super::super::builder::*;
 use super::spoiled;
 
-pub(super) fn vectors() -> Vec<Vector> {
+pub(super) fn vectors() -> Vec<TokenVector> {
     let mut vectors = not_before();
     vectors.extend(control_characters());
     vectors
 }
 
-fn not_before() -> Vec<Vector> {
+fn not_before() -> Vec<TokenVector> {
     let item = "`nbf` ahead";
     let mut vectors = Vec::new();
     for at in [0, 2] {
@@ -40,12 +40,12 @@ fn not_before() -> Vec<Vector> {
     ] {
         let chain = chain(3, |_, _| {});
         let proof = proof(&chain, leaf, TOOL, &json!({"region": "north"}), |draft| draft.set("/nbf", value.clone()));
-        vectors.push(Vector::new(id, title, chain).with(|vector| vector.proof = Some(proof)).denied(reason, None));
+        vectors.push(TokenVector::new(id, title, chain).with(|vector| vector.proof = Some(proof)).denied(reason, None));
     }
     vectors
 }
 
-fn control_characters() -> Vec<Vector> {
+fn control_characters() -> Vec<TokenVector> {
     let item = "control character in an id";
     let mut vectors = Vec::new();
     for (name, what, character) in [("nul", "NUL", '\0'), ("newline", "a line feed", '\n'), ("delete", "DEL", '\u{7f}')] {

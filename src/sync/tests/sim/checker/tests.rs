@@ -9,8 +9,8 @@ fn revision(number: u64) -> Revision {
     Revision { history: HistoryId::new("first"), number }
 }
 
-fn commit(number: u64, parent: Option<usize>, at_s: i64, permitted: bool) -> Commit {
-    Commit {
+fn commit(number: u64, parent: Option<usize>, at_s: i64, permitted: bool) -> CommitFacts {
+    CommitFacts {
         parent,
         revisions: vec![revision(number)],
         created_ns: at_s * SECOND_NS,
@@ -25,9 +25,9 @@ fn commit(number: u64, parent: Option<usize>, at_s: i64, permitted: bool) -> Com
 }
 
 /// An answer that a fresh replica sends within the second of the request.
-fn answer(commit: usize, number: u64, effect: Effect, at_s: i64, valid_for_ms: u64) -> Answer {
+fn answer(commit: usize, number: u64, effect: Effect, at_s: i64, valid_for_ms: u64) -> ObservedAnswer {
     let sent_ns = at_s * SECOND_NS;
-    Answer {
+    ObservedAnswer {
         replica: 0,
         incarnation: 1,
         pair: 0,
@@ -47,19 +47,19 @@ fn answer(commit: usize, number: u64, effect: Effect, at_s: i64, valid_for_ms: u
     }
 }
 
-fn published(commit: usize, number: u64, incarnation: u32) -> Stepped {
-    let step = Step::Published { revision: revision(number), commit: Some(commit), policy: Some(commit) };
-    Stepped { replica: 0, incarnation, at_ns: 0, step }
+fn published(commit: usize, number: u64, incarnation: u32) -> RecordedStep {
+    let step = ReplicaStep::Published { revision: revision(number), commit: Some(commit), policy: Some(commit) };
+    RecordedStep { replica: 0, incarnation, at_ns: 0, step }
 }
 
 /// A wait for commit 1 that begins when that commit is made.
-fn waited(returned: Option<(i64, bool)>) -> Waited {
-    Waited { commit: 1, began_ns: 10 * SECOND_NS, returned }
+fn waited(returned: Option<(i64, bool)>) -> FleetWait {
+    FleetWait { commit: 1, began_ns: 10 * SECOND_NS, returned }
 }
 
 /// A correct history: commit 1 permits, commit 2 revokes in second 10, commit 3 permits again in second 30.
-fn history() -> History {
-    History {
+fn history() -> RunHistory {
+    RunHistory {
         bound_ns: 5 * SECOND_NS,
         slack_ns: 10_000_000,
         commits: vec![commit(1, None, 0, true), commit(2, Some(0), 10, false), commit(3, Some(1), 30, true)],
@@ -72,7 +72,7 @@ fn history() -> History {
         steps: vec![published(0, 1, 1), published(1, 2, 1), published(2, 3, 2)],
         waits: vec![waited(Some((15 * SECOND_NS, true)))],
         end_ns: 60 * SECOND_NS,
-        ended: vec![Ended { replica: 0, quarantined: false, current: true }],
+        ended: vec![ReplicaEndState { replica: 0, quarantined: false, current: true }],
         may_quarantine: false,
         quiet_ns: 40 * SECOND_NS,
         newest: 2,
@@ -82,40 +82,44 @@ fn history() -> History {
 #[test]
 fn a_good_history_passes() {
     assert_eq!(check(&history()), Ok(()));
-    assert_eq!(check(&History::default()), Ok(()));
+    assert_eq!(check(&RunHistory::default()), Ok(()));
 }
 
 #[test]
 fn each_broken_promise_is_seen() {
-    let check = |what: &str, expected: Option<Promise>, break_it: &dyn Fn(&mut History)| {
+    let check = |what: &str, expected: Option<Promise>, break_it: &dyn Fn(&mut RunHistory)| {
         let mut history = history();
         break_it(&mut history);
         assert_eq!(super::check(&history).err().map(|violation| violation.promise), expected, "{what}");
     };
-    let answers = |answer: Answer| move |history: &mut History| history.answers.push(answer.clone());
+    let answers = |answer: ObservedAnswer| move |history: &mut RunHistory| history.answers.push(answer.clone());
 
     let late = answer(0, 1, Effect::Permit, 12, 3_500);
     check("usable half a second past the bound", Some(Promise::Bound), &answers(late.clone()));
-    check("it was denied", None, &answers(Answer { effect: Effect::Deny, ..late.clone() }));
-    check("it came when it was of no use any more", None, &answers(Answer { received_ns: 16 * SECOND_NS, ..late.clone() }));
+    check("it was denied", None, &answers(ObservedAnswer { effect: Effect::Deny, ..late.clone() }));
+    check(
+        "it came when it was of no use any more",
+        None,
+        &answers(ObservedAnswer { received_ns: 16 * SECOND_NS, ..late.clone() }),
+    );
     check(
         "an approval is worth as much",
         Some(Promise::Bound),
-        &answers(Answer { effect: Effect::NeedsApproval, ..late.clone() }),
+        &answers(ObservedAnswer { effect: Effect::NeedsApproval, ..late.clone() }),
     );
-    let unacknowledged = |history: &mut History| {
+    let unacknowledged = |history: &mut RunHistory| {
         history.answers.push(late.clone());
         history.commits[1].binds_ns = None;
     };
     check("nobody was told of the commit", None, &unacknowledged);
-    let lost = |history: &mut History| {
+    let lost = |history: &mut RunHistory| {
         history.answers.push(late.clone());
         history.commits[1].lost_ns = Some(11 * SECOND_NS);
         history.commits[2].parent = Some(0);
         history.steps.remove(1);
     };
     check("the store lost the commit before", None, &lost);
-    let reinstated = |history: &mut History| {
+    let reinstated = |history: &mut RunHistory| {
         history.answers.push(late.clone());
         history.commits[2].created_ns = 13 * SECOND_NS;
     };
@@ -125,54 +129,58 @@ fn each_broken_promise_is_seen() {
     check(
         "no commit is like it",
         Some(Promise::Digest),
-        &answers(Answer { commit: None, ..answer(0, 1, Effect::Permit, 1, 5_000) }),
+        &answers(ObservedAnswer { commit: None, ..answer(0, 1, Effect::Permit, 1, 5_000) }),
     );
 
-    let asked = |commit: usize, number: u64| Answer { at_least: Some(1), ..answer(commit, number, Effect::Deny, 12, 5_000) };
+    let asked =
+        |commit: usize, number: u64| ObservedAnswer { at_least: Some(1), ..answer(commit, number, Effect::Deny, 12, 5_000) };
     check("answered from before", Some(Promise::AtLeast), &answers(asked(0, 1)));
     check("answered from it", None, &answers(asked(1, 2)));
-    check("refused", None, &answers(Answer { unavailable: true, ..asked(0, 1) }));
+    check("refused", None, &answers(ObservedAnswer { unavailable: true, ..asked(0, 1) }));
 
     check("a number fell", Some(Promise::Forward), &|history| history.steps.push(published(1, 2, 2)));
-    let forked = |history: &mut History| {
+    let forked = |history: &mut RunHistory| {
         history.commits.push(commit(4, Some(0), 35, true));
         history.steps.push(published(3, 4, 3));
     };
     check("higher, of another past", Some(Promise::Forward), &forked);
-    let other_history = |history: &mut History| {
+    let other_history = |history: &mut RunHistory| {
         let other = Revision { history: HistoryId::new("second"), number: 3 };
         history.commits[2].revisions.push(other.clone());
-        history
-            .steps
-            .push(Stepped { step: Step::Published { revision: other, commit: Some(2), policy: Some(2) }, ..published(2, 3, 3) });
+        history.steps.push(RecordedStep {
+            step: ReplicaStep::Published { revision: other, commit: Some(2), policy: Some(2) },
+            ..published(2, 3, 3)
+        });
     };
     check("the same commit in another history", Some(Promise::Forward), &other_history);
-    let unlike = |history: &mut History| {
-        let step = Step::Published { revision: revision(3), commit: None, policy: None };
-        history.steps.push(Stepped { step, ..published(2, 3, 2) });
+    let unlike = |history: &mut RunHistory| {
+        let step = ReplicaStep::Published { revision: revision(3), commit: None, policy: None };
+        history.steps.push(RecordedStep { step, ..published(2, 3, 2) });
     };
     check("a snapshot like no commit", Some(Promise::Digest), &unlike);
     check("a snapshot of another number", Some(Promise::Digest), &|history| history.steps.push(published(2, 4, 2)));
 
     let permit = answer(0, 1, Effect::Permit, 1, 5_000);
-    check("closed", Some(Promise::States), &answers(Answer { age_ms: 5_000, valid_for_ms: 0, ..permit.clone() }));
+    check("closed", Some(Promise::States), &answers(ObservedAnswer { age_ms: 5_000, valid_for_ms: 0, ..permit.clone() }));
     check(
         "stale and destructive",
         Some(Promise::States),
-        &answers(Answer { destructive: true, age_ms: 1_000, valid_for_ms: 4_000, ..permit.clone() }),
+        &answers(ObservedAnswer { destructive: true, age_ms: 1_000, valid_for_ms: 4_000, ..permit.clone() }),
     );
-    check("valid past the bound", Some(Promise::States), &answers(Answer { age_ms: 500, ..permit.clone() }));
-    let quarantined = |history: &mut History| {
-        history.steps.push(Stepped { at_ns: SECOND_NS, step: Step::Quarantined, ..published(0, 1, 1) });
+    check("valid past the bound", Some(Promise::States), &answers(ObservedAnswer { age_ms: 500, ..permit.clone() }));
+    let quarantined = |history: &mut RunHistory| {
+        history.steps.push(RecordedStep { at_ns: SECOND_NS, step: ReplicaStep::Quarantined, ..published(0, 1, 1) });
         history.may_quarantine = true;
     };
     check("permits in quarantine", Some(Promise::States), &quarantined);
 
-    let ended = |quarantined, current| move |history: &mut History| history.ended[0] = Ended { replica: 0, quarantined, current };
+    let ended = |quarantined, current| {
+        move |history: &mut RunHistory| history.ended[0] = ReplicaEndState { replica: 0, quarantined, current }
+    };
     check("left behind", Some(Promise::Recovery), &ended(false, false));
     check("quarantined by its own store", Some(Promise::Recovery), &ended(true, false));
     check("still denied long after", Some(Promise::Recovery), &answers(answer(2, 3, Effect::Deny, 45, 5_000)));
-    let still_permitted = |history: &mut History| {
+    let still_permitted = |history: &mut RunHistory| {
         history.commits[2].revoked = vec![true];
         history.waits.clear();
         history.answers = vec![answer(0, 1, Effect::Permit, 45, 5_000)];
@@ -184,12 +192,12 @@ fn each_broken_promise_is_seen() {
 
 #[test]
 fn each_broken_promise_of_fleet_and_policy_is_seen() {
-    let check = |what: &str, expected: Option<Promise>, break_it: &dyn Fn(&mut History)| {
+    let check = |what: &str, expected: Option<Promise>, break_it: &dyn Fn(&mut RunHistory)| {
         let mut history = history();
         break_it(&mut history);
         assert_eq!(super::check(&history).err().map(|violation| violation.promise), expected, "{what}");
     };
-    let waits = |waited: Waited| move |history: &mut History| history.waits.push(waited.clone());
+    let waits = |waited: FleetWait| move |history: &mut RunHistory| history.waits.push(waited.clone());
     check("late", Some(Promise::Fleet), &waits(waited(Some((16 * SECOND_NS, true)))));
     check("late with nothing to say", Some(Promise::Fleet), &waits(waited(Some((16 * SECOND_NS, false)))));
     check("never", Some(Promise::Fleet), &waits(waited(None)));
@@ -202,27 +210,27 @@ fn each_broken_promise_of_fleet_and_policy_is_seen() {
     check("permitted afterwards", Some(Promise::Fleet), &said(20, true));
     check("on its way", None, &said(45, true));
     check("nothing was said", None, &said(20, false));
-    let of_no_use = |history: &mut History| {
+    let of_no_use = |history: &mut RunHistory| {
         said(20, true)(history);
         history.answers[1].received_ns = 16 * SECOND_NS;
     };
     check("of no use when it came", None, &of_no_use);
-    let asked_after = |history: &mut History| {
+    let asked_after = |history: &mut RunHistory| {
         said(-20, true)(history);
         history.answers[1].received_ns = 16 * SECOND_NS;
     };
     check("asked for afterwards", Some(Promise::Fleet), &asked_after);
-    let let_in = |history: &mut History| {
+    let let_in = |history: &mut RunHistory| {
         said(20, true)(history);
         history.commits[2].created_ns = 12 * SECOND_NS;
     };
     check("it was let in again before", None, &let_in);
 
     let unbuildable = |policy: usize| {
-        move |history: &mut History| {
+        move |history: &mut RunHistory| {
             (history.commits[2].builds, history.commits[2].allowed) = (false, vec![false]);
             history.steps[2] = published(2, 3, 1);
-            let Step::Published { policy: of, .. } = &mut history.steps[2].step else { panic!("a publication") };
+            let ReplicaStep::Published { policy: of, .. } = &mut history.steps[2].step else { panic!("a publication") };
             *of = Some(policy);
             history.answers[3].policy = Some(policy);
         }
@@ -230,21 +238,21 @@ fn each_broken_promise_of_fleet_and_policy_is_seen() {
     check("the last good policy", None, &unbuildable(1));
     check("one before it", Some(Promise::LastGood), &unbuildable(0));
     check("what cannot be built", Some(Promise::LastGood), &unbuildable(2));
-    let old_policy = |history: &mut History| {
-        let Step::Published { policy, .. } = &mut history.steps[1].step else { panic!("a publication") };
+    let old_policy = |history: &mut RunHistory| {
+        let ReplicaStep::Published { policy, .. } = &mut history.steps[1].step else { panic!("a publication") };
         *policy = Some(0);
     };
     check("an older policy than the newest that can be built", Some(Promise::LastGood), &old_policy);
     check("policy denies", Some(Promise::Revision), &|history| history.commits[2].allowed = vec![false]);
-    let behind = |history: &mut History| {
+    let behind = |history: &mut RunHistory| {
         unbuildable(1)(history);
         history.answers[3].at_least = Some(2);
     };
     check("policy is not as far as was asked", Some(Promise::AtLeast), &behind);
 
-    let kept = |commit: usize, incarnation: u32| Stepped { step: Step::Kept(commit), ..published(0, 1, incarnation) };
+    let kept = |commit: usize, incarnation: u32| RecordedStep { step: ReplicaStep::Kept(commit), ..published(0, 1, incarnation) };
     let fell = |keeps: Option<usize>| {
-        move |history: &mut History| {
+        move |history: &mut RunHistory| {
             history.may_quarantine = true;
             history.steps.extend(keeps.map(|commit| kept(commit, 2)));
             history.steps.push(published(1, 2, 3));
@@ -253,7 +261,7 @@ fn each_broken_promise_of_fleet_and_policy_is_seen() {
     check("a restart behind what was written down", Some(Promise::Forward), &fell(Some(2)));
     check("a restart at what was written down", None, &fell(Some(1)));
     let often = |times: usize| {
-        move |history: &mut History| {
+        move |history: &mut RunHistory| {
             fell(None)(history);
             let at_last = (0..times).map(|_| published(2, 3, 2));
             history.steps.splice(2..2, at_last);
@@ -266,19 +274,19 @@ fn each_broken_promise_of_fleet_and_policy_is_seen() {
         history.steps.push(published(1, 2, 2));
     });
 
-    let all = |acts: [(usize, OfAll); 2], at_ms: i64| {
-        move |history: &mut History| {
+    let all = |acts: [(usize, RevokeAllChange); 2], at_ms: i64| {
+        move |history: &mut RunHistory| {
             acts.iter().for_each(|(commit, act)| history.commits[*commit].all.push(act.clone()));
             history.commits[2].unix_ms = at_ms;
         }
     };
-    let (asked, lifted) = (|name: &str| OfAll::Asked(name.into()), |name: &str| OfAll::Lifted(name.into()));
+    let (asked, lifted) = (|name: &str| RevokeAllChange::Asked(name.into()), |name: &str| RevokeAllChange::Lifted(name.into()));
     check("two operators", None, &all([(1, asked("a")), (2, lifted("b"))], 30_000));
     check("one twice", Some(Promise::TwoOperators), &all([(1, asked("a")), (2, lifted("a"))], 30_000));
-    check("too late", Some(Promise::TwoOperators), &all([(1, asked("a")), (2, lifted("b"))], 10_000 + SECOND_OPERATOR_MS));
-    check("alone", Some(Promise::TwoOperators), &all([(1, OfAll::Shut), (2, lifted("b"))], 30_000));
+    check("too late", Some(Promise::TwoOperators), &all([(1, asked("a")), (2, lifted("b"))], 10_000 + TWO_PERSON_WINDOW_MS));
+    check("alone", Some(Promise::TwoOperators), &all([(1, RevokeAllChange::Shut), (2, lifted("b"))], 30_000));
     check("shut again since", Some(Promise::TwoOperators), &|history| {
         all([(0, asked("a")), (2, lifted("b"))], 30_000)(history);
-        history.commits[1].all.push(OfAll::Shut);
+        history.commits[1].all.push(RevokeAllChange::Shut);
     });
 }

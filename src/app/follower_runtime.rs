@@ -1,0 +1,495 @@
+//! The follower of this replica with everything around it, the barrier through the serving runtimes, and the replica's health.
+//!
+//! Look next at [`FollowerRuntime::start`], then at `sync/acknowledger.rs`.
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use super::{Error, FIRST_SNAPSHOT_TIMEOUT, wiring};
+use crate::config;
+use crate::model::disk::DiskSpaceLevel;
+use crate::model::mutant::{Mutant, is_active};
+use crate::model::replica::{FleetStatus, ReplicaCondition};
+use crate::model::revision::Revision;
+use crate::model::time::{Clock, ClockReading};
+use crate::revocation::RevocationIndex;
+use crate::service::FleetDirectory;
+use crate::snapshot::{FreshnessProof, SnapshotCell};
+use crate::store::{self, LineageRelation, ReplicaRegistration, ReplicaState, Store};
+use crate::sync::follower::HistoryPosition;
+use crate::sync::status::FollowerHandle;
+use crate::sync::{
+    self, AfterCache, CacheWriter, CellPublisher, FleetMember, FollowerLoop, PositionFiles, RevisionAcknowledger, RuntimeBarrier,
+};
+use crate::telemetry::Telemetry;
+
+/// Pause before a start asks a busy store again.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+/// Interval at which the state of this replica is checked, for health watchers that are told of changes only.
+const CONDITION_INTERVAL: Duration = Duration::from_millis(50);
+/// Largest age of a report by a quarantined replica. It reports twice a second, so an older report may come from one that has
+/// ended.
+const QUARANTINE_REPORT_AGE_MS_MAX: u64 = 5_000;
+/// Largest age of a cached replica list for unsigned callers.
+const FLEET_CACHE_AGE_MS_MAX: u64 = 250;
+
+/// The follower of a store, and the parts that it feeds.
+pub(super) struct FollowerRuntime {
+    pub(super) cell: Arc<SnapshotCell>,
+    pub(super) status: FollowerHandle,
+    pub(super) member: Arc<FleetMember>,
+    pub(super) serving_runtimes: Arc<ServingRuntimes>,
+    pub(super) cache_writer: Arc<CacheWriter>,
+    pub(super) store: Arc<dyn Store>,
+    /// The state of this replica.
+    pub(super) condition: watch::Receiver<ReplicaCondition>,
+    /// Stops all of these tasks.
+    pub(super) stop: watch::Sender<bool>,
+}
+
+/// The inputs of a follower: the store, and this replica's registration.
+pub(super) struct FollowerSetup {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) registration: ReplicaRegistration,
+    pub(super) settings: sync::Settings,
+    pub(super) position_files: PositionFiles,
+    pub(super) cache_writer: Arc<CacheWriter>,
+    pub(super) start: StartPoint,
+}
+
+/// The point from which a replica starts to follow.
+pub(super) enum StartPoint {
+    /// Nothing is recorded of an earlier run.
+    New,
+    /// The replica continues from its recorded position.
+    Resumed(HistoryPosition),
+    /// The store was adopted from the history of that position: this replica first merges the revocations that it knows.
+    Adopted(HistoryPosition),
+    /// The store cannot be reached. The replica denies by its cached state, and continues from its position once the store answers.
+    FromCache {
+        /// The cached state.
+        state: Box<store::StoreState>,
+        /// The recorded position.
+        position: HistoryPosition,
+    },
+}
+
+impl FollowerRuntime {
+    /// Starts to follow, and waits for the first full snapshot unless it starts from the cache. Runs within the control runtime.
+    pub(super) async fn start(followed: FollowerSetup, clock: Arc<dyn Clock>, telemetry: &Telemetry) -> Result<Self, Error> {
+        let FollowerSetup { store, registration, settings, position_files: places, cache_writer: keeper, start } = followed;
+        let (stop, stopped) = watch::channel(false);
+        let cell = Arc::new(SnapshotCell::default());
+        let publisher = CellPublisher::new(cell.clone(), Arc::new(RevocationIndex::new()));
+        let member = FleetMember::with_cache(store.clone(), registration, Some(keeper.clone()));
+        let known = if let StartPoint::Resumed(known) = &start { Some(known.clone()) } else { None };
+        let (follow, status) = FollowerLoop::new(member.clone(), publisher, clock.clone(), settings, known);
+        let (follow, is_cached) = match start {
+            StartPoint::New | StartPoint::Resumed(_) => (follow, false),
+            StartPoint::Adopted(stood) => {
+                (follow.start_in_quarantine(stood, "the store was adopted: merging what is known".to_owned()), false)
+            }
+            StartPoint::FromCache { state, position: known } => {
+                (follow.start_from_cache(*state, Some(known)).map_err(Error::NoSnapshot)?, true)
+            }
+        };
+        tokio::spawn(follow.with_cache_writer(keeper.clone()).run(stopped.clone()));
+        tokio::spawn(keeper.clone().run(store.clone(), stopped.clone()));
+        let runtimes = Arc::new(ServingRuntimes::default());
+        let (barrier, metrics) = (runtimes.clone(), telemetry.metrics());
+        let acknowledge = RevisionAcknowledger::new(status.clone(), member.clone(), barrier, clock.clone(), metrics);
+        tokio::spawn(acknowledge.run(stopped.clone()));
+        let first = async { is_cached || status.wait_until_following().await };
+        if !tokio::time::timeout(FIRST_SNAPSHOT_TIMEOUT, first).await.unwrap_or(false) {
+            return Err(Error::NoSnapshot(status.problem().unwrap_or_else(|| "the store does not answer".to_owned())));
+        }
+        // The position is recorded only from here on, because a state that was not published was not followed.
+        let places = AfterCache::new(keeper.clone(), places);
+        tokio::spawn(sync::persist_position(status.clone(), places, stopped.clone()));
+        tokio::spawn(sync::log_applied_changes(status.clone(), store.clone(), stopped.clone()));
+        let (told, condition) = watch::channel(sync::replica_condition(&status, &cell, clock.now()));
+        tokio::spawn(watch_condition(status.clone(), cell.clone(), clock, told, stopped));
+        Ok(Self { cell, status, member, serving_runtimes: runtimes, cache_writer: keeper, store, condition, stop })
+    }
+}
+
+impl StartPoint {
+    /// Returns the start point that demands more of the store.
+    fn stricter(self, other: Self) -> Self {
+        match (&self, &other) {
+            (_, Self::New) | (Self::Adopted(_), _) => self,
+            (Self::Resumed(ours), Self::Resumed(theirs)) if ours.revision.number >= theirs.revision.number => self,
+            _ => other,
+        }
+    }
+}
+
+/// Opens the store and finds the start point. If `may_create`, it first creates a store where none exists.
+pub(super) async fn open_store_and_start_point(
+    chosen: &config::StoreLocation,
+    may_create: bool,
+    data: &Path,
+    places: &PositionFiles,
+    keeper: &Arc<CacheWriter>,
+    clock: Arc<dyn Clock>,
+) -> Result<(Arc<dyn Store>, StartPoint), Error> {
+    if may_create {
+        wiring::create_store_if_missing(chosen, data, places, clock.clone())?;
+    }
+    match wiring::open_store(chosen, clock).await {
+        Ok(store) => {
+            let start = retry_while_busy(async || find_start_point(&*store, places, keeper).await).await?;
+            retry_while_busy(async || check_no_replica_is_ahead(&*store).await).await?;
+            retry_while_busy(async || wiring::ensure_first_operator(&*store, data).await).await?;
+            Ok((store, start))
+        }
+        Err(Error::Store(why @ store::Error::Unavailable(_))) => start_from_cache(chosen, places, keeper, why).await,
+        Err(error) => Err(error),
+    }
+}
+
+/// Repeats a question to a store that is too busy to answer, for as long as the first snapshot may take. A start asks with the
+/// deadline of a poll, and the follower repeats its polls in the same way.
+async fn retry_while_busy<T>(ask: impl AsyncFn() -> Result<T, Error>) -> Result<T, Error> {
+    let until = tokio::time::Instant::now() + FIRST_SNAPSHOT_TIMEOUT;
+    loop {
+        match ask().await {
+            Err(Error::Store(store::Error::Unavailable(problem))) if tokio::time::Instant::now() < until => {
+                tracing::warn!(problem, "the store does not answer in time: asking again");
+                tokio::time::sleep(RETRY_PAUSE).await;
+            }
+            outcome => return outcome,
+        }
+    }
+}
+
+/// Finds the start point on a reachable store, which must contain every recorded position. Nothing is written before this check.
+async fn find_start_point(store: &dyn Store, places: &PositionFiles, keeper: &Arc<CacheWriter>) -> Result<StartPoint, Error> {
+    let mut start = StartPoint::New;
+    for (known, path) in places.read_all().map_err(Error::Configuration)? {
+        start = start.stricter(start_point_after(store, known, &path, keeper).await?);
+    }
+    Ok(start)
+}
+
+/// Fails if a running replica reports that it followed revisions that this store lacks. Then the store was restored from a backup,
+/// and perhaps this data folder too, so its position proves nothing.
+async fn check_no_replica_is_ahead(store: &dyn Store) -> Result<(), Error> {
+    let replicas = store.replicas().await?;
+    let is_ahead = |row: &&store::ReplicaRow| {
+        row.state == ReplicaState::Quarantined && row.age_ms(replicas.unix_ms) < QUARANTINE_REPORT_AGE_MS_MAX
+    };
+    let Some(one) = replicas.rows.iter().find(is_ahead) else { return Ok(()) };
+    let ReplicaRegistration { incarnation, address, .. } = &one.registration;
+    Err(Error::Configuration(format!(
+        "the replica `{incarnation}` ({address}) is quarantined: it followed what the store, at revision `{}`, does not hold, so what was \
+         revoked meanwhile would be let in again; have the store adopted with `portcullis store adopt` (OPERATIONS, back up and \
+         restore), or, if only that replica is wrong, stop it and start again",
+        replicas.revision
+    )))
+}
+
+async fn start_point_after(
+    store: &dyn Store,
+    known: HistoryPosition,
+    path: &Path,
+    keeper: &Arc<CacheWriter>,
+) -> Result<StartPoint, Error> {
+    match check_position(store, &known, path).await? {
+        None => return Ok(StartPoint::Resumed(known)),
+        Some(LineageRelation::MayLack) => warn_of_unmerged_revocations(keeper, &known).await?,
+        Some(_) => {}
+    }
+    Ok(StartPoint::Adopted(known))
+}
+
+/// Fails unless the store continues from the recorded position, or was adopted. Returns the kinship with an adopted store.
+pub(super) async fn check_position(
+    store: &dyn Store,
+    known: &HistoryPosition,
+    path: &Path,
+) -> Result<Option<LineageRelation>, Error> {
+    let (ours, lineage) = (&known.revision, store.lineage(known.revision.number).await?);
+    if ours.history == lineage.revision.history {
+        check_continues_position(store, known, path).await?;
+        return Ok(None);
+    }
+    match lineage.relation_to(ours, &known.hash) {
+        LineageRelation::Unrelated => {
+            Err(refuse_to_follow(&format!("the store is at revision `{}`", lineage.revision), ours, path))
+        }
+        kinship => Ok(Some(kinship)),
+    }
+}
+
+fn refuse_to_follow(why: &str, ours: &Revision, place: &Path) -> Error {
+    Error::Configuration(format!(
+        "{why}, and this replica followed its store up to `{ours}`: what was revoked meanwhile would be let in again; name or \
+         restore the right store, or have this one adopted with `portcullis store adopt` (OPERATIONS, back up and restore); `{}` \
+         keeps the place",
+        place.display()
+    ))
+}
+
+/// Fails unless the store continues from the recorded position.
+pub(crate) async fn check_continues_position(store: &dyn Store, known: &HistoryPosition, path: &Path) -> Result<(), Error> {
+    if is_active(Mutant::ForgetKnownPosition) {
+        return Ok(());
+    }
+    let (ours, theirs) = (&known.revision, store.revision().await?);
+    let refused = |why: String| refuse_to_follow(&why, ours, path);
+    if ours.history != theirs.history || theirs.number < ours.number {
+        return Err(refused(format!("the store is at revision `{theirs}`")));
+    }
+    match store.changes(ours.number).await {
+        Ok(changes) => {
+            let hash = changes.commits.first().map_or(changes.head_hash, |next| next.previous_hash);
+            if hash != known.hash {
+                return Err(refused(format!("the store holds another revision `{ours}`")));
+            }
+        }
+        Err(error @ (store::Error::BelowFloor { .. } | store::Error::Corrupt(_))) => {
+            tracing::warn!(%error, place = %ours, "the change log cannot say whether it goes on from the place of this replica: it is \
+                believed");
+        }
+        Err(error) => return Err(error.into()),
+    }
+    Ok(())
+}
+
+/// Warns of revocations that this replica cannot merge into an adopted store.
+async fn warn_of_unmerged_revocations(keeper: &Arc<CacheWriter>, known: &HistoryPosition) -> Result<(), Error> {
+    let (stood, kept) = (&known.revision, keeper.read_known_revocations(&known.revision).await?);
+    match kept {
+        None => {
+            tracing::warn!(%stood, "the store was adopted, and this replica kept nothing to merge: what stops what was revoked since \
+            the backup are the operator's act and what other replicas merge")
+        }
+        Some(kept) if kept.number < stood.number => {
+            tracing::warn!(%stood, kept = kept.number, "the store was adopted, and the cache of \
+            this replica stayed behind: what was revoked in between is not merged by it")
+        }
+        Some(_) => {}
+    }
+    Ok(())
+}
+
+/// Finds a start point without a store, from the cached state of the store that was followed. If the cache does not fit, the error
+/// `why` that kept the store from being reached is returned.
+async fn start_from_cache(
+    chosen: &config::StoreLocation,
+    places: &PositionFiles,
+    keeper: &Arc<CacheWriter>,
+    why: store::Error,
+) -> Result<(Arc<dyn Store>, StartPoint), Error> {
+    let config::StoreLocation::Postgres(settings) = chosen else { return Err(why.into()) };
+    let kept = places.read_all().map_err(Error::Configuration)?;
+    let Some((known, _)) = kept.iter().max_by_key(|(known, _)| known.revision.number).cloned() else { return Err(why.into()) };
+    let is_of_it = |state: &store::StoreState| kept.iter().all(|(known, _)| state.revision.history == known.revision.history);
+    let Some(state) = keeper.read_state().await?.filter(is_of_it) else { return Err(why.into()) };
+    tracing::warn!(
+        error = %why, cached = %state.revision, place = %known.revision,
+        "the store cannot be reached: starting from the cache, which only denies, until it is"
+    );
+    let store = wiring::open_store_lazily(settings, known.revision.history.clone())?;
+    Ok((store, StartPoint::FromCache { state: Box::new(state), position: known }))
+}
+
+/// Publishes the state of this replica whenever it changes.
+async fn watch_condition(
+    status: FollowerHandle,
+    cell: Arc<SnapshotCell>,
+    clock: Arc<dyn Clock>,
+    told: watch::Sender<ReplicaCondition>,
+    mut stopped: watch::Receiver<bool>,
+) {
+    let watching = async {
+        loop {
+            tokio::time::sleep(CONDITION_INTERVAL).await;
+            let now = sync::replica_condition(&status, &cell, clock.now());
+            let before = *told.borrow();
+            if now != before {
+                let problem = status.problem().unwrap_or_default();
+                tracing::info!(from = before.as_str(), to = now.as_str(), problem, "the state of this replica changed");
+                told.send_replace(now);
+            }
+        }
+    };
+    tokio::select! {
+        _ = stopped.wait_for(|stop| *stop) => {}
+        () = watching => {}
+    }
+}
+
+/// The state of this replica, or the reason that it is not ready.
+pub(super) fn readiness(status: &FollowerHandle, cell: &SnapshotCell, now: ClockReading) -> Result<&'static str, String> {
+    let condition = sync::replica_condition(status, cell, now);
+    if condition.is_serving() {
+        return Ok(condition.as_str());
+    }
+    let cached = cell.load().filter(|view| view.proof == FreshnessProof::Missing).map(|view| view.snapshot.revision().clone());
+    let why = match (condition, cached) {
+        (ReplicaCondition::Closed, Some(revision)) => {
+            format!("it runs from its cache of revision {revision} and waits for the store")
+        }
+        (ReplicaCondition::Bootstrapping, _) => "no snapshot was read yet".to_owned(),
+        (ReplicaCondition::Closed, _) => "no proof that the snapshot is current".to_owned(),
+        _ => "the store is not the one that was followed".to_owned(),
+    };
+    let problem = status.problem().map(|problem| format!(": {problem}")).unwrap_or_default();
+    Err(format!("{}: {why}{problem}", condition.as_str()))
+}
+
+/// Combines the state of a serving replica with the free space on the disk of its audit log.
+pub(super) fn readiness_with_disk(state: &'static str, room: DiskSpaceLevel) -> Result<&'static str, String> {
+    match room {
+        DiskSpaceLevel::Ample | DiskSpaceLevel::Low => Ok(state),
+        DiskSpaceLevel::Critical if state == ReplicaCondition::Fresh.as_str() => {
+            Ok("fresh; the disk of the audit log is nearly full: make room")
+        }
+        DiskSpaceLevel::Critical => Ok("stale; the disk of the audit log is nearly full: make room"),
+        DiskSpaceLevel::Exhausted => {
+            Err("the disk of the audit log is full but for what is kept for acts, so every call is denied: make room".to_owned())
+        }
+    }
+}
+
+/// The runtimes that answer decisions. Each registers on its own thread before it serves.
+#[derive(Default)]
+pub(crate) struct ServingRuntimes(Mutex<Vec<Handle>>);
+
+impl ServingRuntimes {
+    /// Registers the current runtime as one that answers decisions.
+    pub(crate) fn register_current(&self) {
+        if let Ok(handle) = Handle::try_current() {
+            self.0.lock().unwrap_or_else(PoisonError::into_inner).push(handle);
+        }
+    }
+}
+
+#[async_trait]
+impl RuntimeBarrier for ServingRuntimes {
+    async fn pass(&self) {
+        // INVARIANT: each runtime has one thread, so its task runs between two polls of its handlers.
+        let handles = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let tasks: Vec<_> = handles.iter().map(|runtime| runtime.spawn(async {})).collect();
+        for task in tasks {
+            // A task is dropped only together with its runtime and all of its handlers.
+            let _ = task.await;
+        }
+    }
+}
+
+/// Lists the replicas. It reads the store at most a few times a second, however many callers ask.
+pub(super) struct CachedFleetDirectory {
+    store: Arc<dyn Store>,
+    clock: Arc<dyn Clock>,
+    cached: tokio::sync::Mutex<Option<(FleetStatus, ClockReading)>>,
+}
+
+impl CachedFleetDirectory {
+    pub(super) fn new(store: Arc<dyn Store>, clock: Arc<dyn Clock>) -> Self {
+        Self { store, clock, cached: tokio::sync::Mutex::default() }
+    }
+}
+
+#[async_trait]
+impl FleetDirectory for CachedFleetDirectory {
+    async fn read_fleet(&self) -> Result<FleetStatus, String> {
+        let mut kept = self.cached.lock().await;
+        let now = self.clock.now();
+        if let Some((fleet, read_at)) = &*kept
+            && now.elapsed_ms_since(*read_at) < FLEET_CACHE_AGE_MS_MAX
+        {
+            return Ok(fleet.clone());
+        }
+        let fleet = self.store.replicas().await.map_err(|error| error.to_string())?.to_fleet();
+        *kept = Some((fleet.clone(), now));
+        Ok(fleet)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// A busy store is asked again until it answers, for as long as a first snapshot may take. Any other error ends the start at once.
+    #[tokio::test(start_paused = true)]
+    async fn a_busy_store_is_asked_again() {
+        fn busy<T>() -> Result<T, Error> {
+            Err(Error::Store(store::Error::Unavailable("busy".to_owned())))
+        }
+        let asked = AtomicUsize::new(0);
+        let ask = async || if asked.fetch_add(1, Ordering::SeqCst) < 2 { busy() } else { Ok(7) };
+        assert_eq!((retry_while_busy(ask).await.unwrap(), asked.load(Ordering::SeqCst)), (7, 3));
+
+        let begun = tokio::time::Instant::now();
+        let error = retry_while_busy(async || -> Result<(), Error> { busy() }).await.unwrap_err();
+        let took = begun.elapsed();
+        assert!(matches!(&error, Error::Store(store::Error::Unavailable(problem)) if problem == "busy"), "{error:?}");
+        assert!((FIRST_SNAPSHOT_TIMEOUT..=FIRST_SNAPSHOT_TIMEOUT + RETRY_PAUSE).contains(&took), "{took:?}");
+
+        let asked = AtomicUsize::new(0);
+        let ask = async || -> Result<(), Error> {
+            asked.fetch_add(1, Ordering::SeqCst);
+            Err(Error::Store(store::Error::Corrupt("torn".to_owned())))
+        };
+        assert!(matches!(retry_while_busy(ask).await, Err(Error::Store(store::Error::Corrupt(_)))));
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+    }
+
+    /// A runtime of one thread, which serves spawned tasks until `end` fires.
+    fn runtime(runtimes: &Arc<ServingRuntimes>) -> (Handle, tokio::sync::oneshot::Sender<()>) {
+        let (sender, receiver) = mpsc::sync_channel(1);
+        let (end, ended) = tokio::sync::oneshot::channel::<()>();
+        let runtimes = runtimes.clone();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(async {
+                runtimes.register_current();
+                sender.send(Handle::current()).unwrap();
+                let _ = ended.await;
+            });
+        });
+        (receiver.recv().unwrap(), end)
+    }
+
+    /// The barrier waits for a handler that is between two awaits, and for a stuck one. It does not wait for a runtime that ended.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn the_barrier_passes_every_runtime() {
+        let runtimes = Arc::new(ServingRuntimes::default());
+        runtimes.pass().await;
+        let (first, _first_lives) = runtime(&runtimes);
+        let (_, second_ends) = runtime(&runtimes);
+        runtimes.pass().await;
+        let (entered, has_entered) = tokio::sync::oneshot::channel();
+        let (release, released) = mpsc::sync_channel::<()>(1);
+        let handler = first.spawn(async move {
+            entered.send(()).unwrap();
+            released.recv().unwrap();
+        });
+        has_entered.await.unwrap();
+        let passing = tokio::spawn({
+            let runtimes = runtimes.clone();
+            async move { runtimes.pass().await }
+        });
+        // However often the barrier task is polled, it cannot pass before the handler is released.
+        for _ in 0..1_000 {
+            tokio::task::yield_now().await;
+        }
+        assert!(!passing.is_finished());
+        release.send(()).unwrap();
+        passing.await.unwrap();
+        assert!(handler.is_finished());
+        drop(second_ends);
+        runtimes.pass().await;
+    }
+}
