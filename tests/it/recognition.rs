@@ -47,10 +47,10 @@ impl RecognitionFixture {
         let mut command = binary();
         command.arg("--json").args(arguments).arg("--data").arg(self.world.data());
         let mut ran = run_with(command.args(["--store", &store]), "");
-        // The server has ended, and each act says so.
+        // The server has ended. An act says so once its last heartbeat is old.
         let (doubts, rest): (Vec<&str>, Vec<&str>) =
             ran.stderr.lines().partition(|line| line.starts_with("warning: no server was heard to follow the store"));
-        assert_eq!(doubts.len(), 1, "{ran:?}");
+        assert!(doubts.len() <= 1, "{ran:?}");
         ran.stderr = rest.join("\n");
         ran
     }

@@ -77,7 +77,7 @@ fn files_of_a_module_form_no_circle() {
     let named = |file: PathBuf| Some((path_of(&file)?, without_tests(&file)));
     let texts: BTreeMap<String, String> = sources(&["src"]).into_iter().filter_map(named).collect();
     let uses = uses_of(&texts);
-    assert!(uses["sync::status"]["sync::follower"].contains("Position"), "no import is found: {uses:?}");
+    assert!(uses["sync::status"]["sync::follower"].contains("HistoryPosition"), "no import is found: {uses:?}");
     let circles = circles_in(&uses);
     assert!(
         circles.is_empty(),
