@@ -25,6 +25,7 @@ mod byte_budget;
 mod connection;
 mod connection_registry;
 mod counters;
+mod frames;
 mod http;
 mod phase;
 mod request_body;
