@@ -25,7 +25,6 @@ mod byte_budget;
 mod connection;
 mod connection_registry;
 mod counters;
-mod frames;
 mod http;
 mod phase;
 mod request_body;

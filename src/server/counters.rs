@@ -23,21 +23,11 @@ pub(super) enum CutCause {
     WriteStall,
     /// A record could not be written.
     Barrier,
-    /// Its peer sent too many frames that carry no call.
-    Frames,
 }
 
 impl CutCause {
-    const ALL: [Self; 8] = [
-        Self::Idle,
-        Self::Unsigned,
-        Self::Displaced,
-        Self::Stalled,
-        Self::Handshake,
-        Self::WriteStall,
-        Self::Barrier,
-        Self::Frames,
-    ];
+    const ALL: [Self; 7] =
+        [Self::Idle, Self::Unsigned, Self::Displaced, Self::Stalled, Self::Handshake, Self::WriteStall, Self::Barrier];
     /// The index of a connection that is not cut.
     pub(super) const NONE: u8 = u8::MAX;
 
@@ -59,13 +49,12 @@ impl CutCause {
             Self::Handshake => "handshake",
             Self::WriteStall => "write_stall",
             Self::Barrier => "barrier",
-            Self::Frames => "frames",
         }
     }
 }
 
 /// The names of the refusal causes in metrics.
-const REFUSAL_CAUSES: [&str; 6] = ["too_large", "too_slow", "malformed", "connection_budget", "listener_budget", "idle_streams"];
+const REFUSAL_CAUSES: [&str; 5] = ["too_large", "too_slow", "malformed", "connection_budget", "listener_budget"];
 
 /// The counts of one listener.
 #[derive(Debug, Default)]
@@ -95,12 +84,11 @@ impl ListenerCounters {
 
     pub(super) fn count_refusal(&self, refusal: CallRefusal) {
         let index = match refusal {
-            CallRefusal::TooLarge { .. } | CallRefusal::TooManyHeaders { .. } => 0,
+            CallRefusal::TooLarge { .. } => 0,
             CallRefusal::TooSlow { .. } | CallRefusal::DeadlineExceeded => 1,
             CallRefusal::NotOneMessage | CallRefusal::IncompleteMessage => 2,
             CallRefusal::ConnectionBudgetExceeded => 3,
             CallRefusal::ListenerBudgetExceeded => 4,
-            CallRefusal::IdleStreams => 5,
         };
         self.count_refusal_cause(index);
     }

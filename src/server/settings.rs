@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::connection_registry::ConnectionLimits;
 use super::{Error, ListenerRole};
 use crate::model::limits::{
-    ADMIN_LISTENER_BYTES_MAX, CONNECTION_BYTES_MAX, CONNECTION_GRACE_MS, CONNECTION_RESERVED_BYTES, CONNECTIONS_MAX,
-    CONTROL_CONNECTIONS_MAX, DECISION_LISTENER_BYTES_MAX, IDLE_CONNECTION_TIMEOUT_MS, SIGNED_CONNECTIONS_RESERVED,
-    STREAMS_PER_CONNECTION_MAX, UNSIGNED_CONNECTION_TIMEOUT_MS,
+    ADMIN_LISTENER_BYTES_MAX, CONNECTION_BYTES_MAX, CONNECTION_RESERVED_BYTES, CONNECTIONS_MAX, CONTROL_CONNECTIONS_MAX,
+    DECISION_LISTENER_BYTES_MAX, IDLE_CONNECTION_TIMEOUT_MS, SIGNED_CONNECTIONS_RESERVED, STREAMS_PER_CONNECTION_MAX,
+    UNSIGNED_CONNECTION_TIMEOUT_MS,
 };
 
 /// Addresses, limits and timeouts of the listeners.
@@ -143,8 +143,6 @@ impl Settings {
             reserved_max: if is_admin { self.signed_connections_kept.min(connections_max / 8) } else { 0 },
             idle_timeout: Duration::from_millis(self.idle_timeout_ms),
             unsigned_timeout: is_admin.then(|| Duration::from_millis(self.unsigned_timeout_ms)),
-            // Nothing is signed over HTTP/1.1, so there is nothing to wait for.
-            grace: Duration::from_millis(if role == ListenerRole::Http { 0 } else { CONNECTION_GRACE_MS }),
             stall_timeout: Duration::from_millis(self.write_stall_timeout_ms),
             window_bytes_max: usize::try_from(self.window_bytes).unwrap_or(usize::MAX),
             own_bytes: CONNECTION_RESERVED_BYTES,

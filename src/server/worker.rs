@@ -176,7 +176,7 @@ pub(super) async fn serve_until_closed<C: Future>(
 /// Sets the limits of HTTP/2 explicitly, although the library has defaults, so that a change of the defaults has no effect here.
 /// They bound streams reset before they are accepted (rapid reset), errors of streams, frames, headers with their continuations,
 /// and the bytes that flow control lets a peer send ahead. The library answers one PING and one SETTINGS at a time, and small DATA
-/// frames draw on a budget of their own. `frames.rs` bounds how many frames without a call may come.
+/// frames draw on a budget of their own.
 fn grpc_server(settings: &Settings, window_bytes: u32) -> auto::Builder<TokioExecutor> {
     let mut server = auto::Builder::new(TokioExecutor::new()).http2_only();
     server
