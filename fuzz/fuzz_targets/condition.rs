@@ -5,8 +5,8 @@
 use libfuzzer_sys::fuzz_target;
 use portcullis::model::ids::UserId;
 use portcullis::model::json::parse_object;
-use portcullis::model::request::{Call, Subject};
-use portcullis::policy::condition::{Condition, Facts};
+use portcullis::model::request::{DelegationSubject, ToolCall};
+use portcullis::policy::condition::{CallFacts, Condition};
 
 fuzz_target!(|data: &[u8]| {
     let Ok(text) = std::str::from_utf8(data) else { return };
@@ -16,7 +16,7 @@ fuzz_target!(|data: &[u8]| {
         Err(problem) => return assert!(!problem.contains('\n')),
     };
     let Ok(arguments) = parse_object(arguments.as_bytes()) else { return };
-    let subject = Subject {
+    let subject = DelegationSubject {
         user: UserId::new("https://i", "u"),
         groups: vec!["g".into()],
         application: "p".into(),
@@ -25,7 +25,7 @@ fuzz_target!(|data: &[u8]| {
         session: "s".into(),
         task: "t".into(),
     };
-    let call = Call { environment: Some(&arguments), unix_s: 1_700_000_000, ..Call::new("a/x", &arguments) };
-    let facts = Facts { subject: &subject, call: &call, risk: "read", agents_seen: 2 };
+    let call = ToolCall { environment: Some(&arguments), unix_s: 1_700_000_000, ..ToolCall::new("a/x", &arguments) };
+    let facts = CallFacts { subject: &subject, call: &call, risk: "read", visible_agent_count: 2 };
     assert_eq!(condition.holds(&facts), condition.holds(&facts));
 });

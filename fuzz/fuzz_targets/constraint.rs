@@ -3,16 +3,16 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use portcullis::model::constraint::ArgumentMap;
+use portcullis::model::constraint::ConstraintMap;
 use portcullis::model::json;
 
 fuzz_target!(|data: &[u8]| {
     let mut lines = data.splitn(3, |byte| *byte == b'\n');
-    let mut map = || ArgumentMap::parse(&json::parse(lines.next()?).ok()?).ok();
+    let mut map = || ConstraintMap::parse(&json::parse(lines.next()?).ok()?).ok();
     let (Some(parent), Some(child)) = (map(), map()) else { return };
-    assert!(parent.attenuates(&parent).is_ok(), "every map attenuates itself");
+    assert!(parent.check_attenuation(&parent).is_ok(), "every map attenuates itself");
     let Some(Ok(call)) = lines.next().map(json::parse_object) else { return };
-    if child.attenuates(&parent).is_ok() && child.admits(&call).is_ok() {
-        assert!(parent.admits(&call).is_ok());
+    if child.check_attenuation(&parent).is_ok() && child.check_arguments(&call).is_ok() {
+        assert!(parent.check_arguments(&call).is_ok());
     }
 });

@@ -3,14 +3,14 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use portcullis::model::records::Origin;
-use portcullis::policy::Compiled;
-use portcullis::policy::document::{Body, Document};
-use portcullis::policy::source::{SourceFile, parse};
+use portcullis::model::rows::DocumentOrigin;
+use portcullis::policy::CompiledPolicy;
+use portcullis::policy::document::{Document, DocumentBody};
+use portcullis::policy::source::{SourceFile, parse_files};
 
 fuzz_target!(|data: &[u8]| {
     let lines = data.iter().filter(|byte| **byte == b'\n').count() + 1;
-    let parsed = parse(&[SourceFile { path: "p.yaml".to_owned(), content: data.to_vec() }]);
+    let parsed = parse_files(&[SourceFile { path: "p.yaml".to_owned(), content: data.to_vec() }]);
     for diagnostic in &parsed.diagnostics {
         assert!(diagnostic.line >= 1 && diagnostic.line as usize <= lines + 1, "{diagnostic}");
         assert!(!diagnostic.message.contains('\n'), "{diagnostic:?}");
@@ -18,9 +18,9 @@ fuzz_target!(|data: &[u8]| {
     if parsed.has_errors() {
         return;
     }
-    for document in parsed.documents.iter().filter(|document| !matches!(document.body, Body::Test(_))) {
-        let row = document.to_row(Origin::Folder);
+    for document in parsed.documents.iter().filter(|document| !matches!(document.body, DocumentBody::Test(_))) {
+        let row = document.to_row(DocumentOrigin::Folder);
         assert!(Document::from_row(&row).is_ok_and(|again| again == *document), "{}", row.json);
     }
-    let _ = Compiled::compile(&parsed.documents);
+    let _ = CompiledPolicy::compile(&parsed.documents);
 });

@@ -9,7 +9,7 @@ fuzz_target!(|data: &[u8]| {
     let Ok(presentation) = Presentation::parse(data) else { return };
     assert!(!presentation.chain.is_empty());
     if let Ok(chain) = UnverifiedChain::parse(&presentation.chain) {
-        assert!(!chain.sentence().contains('\n'));
+        assert!(!chain.describe().contains('\n'));
     }
     let Ok(tokens) = presentation.chain.iter().map(|token| std::str::from_utf8(token)).collect::<Result<Vec<_>, _>>() else {
         return;
