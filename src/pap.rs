@@ -15,6 +15,7 @@ mod fleet;
 mod operators;
 mod policy_history;
 mod revoke;
+mod shared_read;
 mod target_lookup;
 #[cfg(test)]
 mod tests;
@@ -168,6 +169,8 @@ pub struct AdministrationPoint {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     recorder: Arc<AuditRecorder>,
+    operators: authorize::Operators,
+    revision: shared_read::SharedRead<Result<Revision, store::Error>>,
     spent_signatures: Mutex<authorize::SpentSignatures>,
     apply_lock: tokio::sync::Mutex<()>,
     waits: fleet::WaitPlaces,
@@ -182,6 +185,8 @@ impl AdministrationPoint {
             store,
             clock,
             recorder,
+            operators: authorize::Operators::default(),
+            revision: shared_read::SharedRead::default(),
             spent_signatures: Mutex::default(),
             apply_lock: tokio::sync::Mutex::default(),
             waits: fleet::WaitPlaces::default(),
@@ -196,12 +201,12 @@ impl AdministrationPoint {
         self.recorder.clone()
     }
 
-    /// The history and newest revision. A client needs them for the next signature.
+    /// The history and newest revision. A client needs them for the next signature. Anybody may ask, so callers share a read.
     ///
     /// # Errors
     /// If the store cannot be read.
     pub async fn revision(&self) -> Result<Revision, Error> {
-        Ok(self.store.revision().await?)
+        Ok(self.revision.read(self.store.revision()).await?)
     }
 
     /// Reads one stored document.
@@ -289,7 +294,7 @@ impl AdministrationPoint {
         reason: &str,
     ) -> Result<CommitOutcome, Error> {
         let act = ActRow {
-            operators: by.operators().to_vec(),
+            operators: by.load_operators().to_vec(),
             keys: by.keys().iter().map(ToString::to_string).collect(),
             method: by.method().to_owned(),
             signatures: by.signatures().to_vec(),
@@ -301,7 +306,7 @@ impl AdministrationPoint {
             Ok(committed) => {
                 // Only this process logs the operators. Every replica logs the effect of the act. The reason that operators gave
                 // is not logged.
-                tracing::info!(revision = %committed.revision, by = ?by.operators(), method = by.method(), "an act was done");
+                tracing::info!(revision = %committed.revision, by = ?by.load_operators(), method = by.method(), "an act was done");
                 if self.record_act(by, Some(&committed.revision), reason).is_err() {
                     by.mark_unrecorded();
                     tracing::error!(revision = %committed.revision, "an act was done and is not in the audit log yet");
@@ -310,13 +315,13 @@ impl AdministrationPoint {
             }
             Err(store::Error::ActReplayed { jti }) => {
                 let error = Error::Unauthenticated(format!("the signed act `{jti}` was used before: sign a new one"));
-                self.record_refusal(by.method(), by.operators(), by.peer(), &error)?;
+                self.record_refusal(by.method(), by.load_operators(), by.peer(), &error)?;
                 Err(error)
             }
             // A replica may not know of the revocation yet and accept the signature, but the store refuses the commit.
             Err(store::Error::SignerRevoked { thumbprint }) => {
-                let error = self.key_revoked_error(by.operator_by_key(&thumbprint), &thumbprint).await;
-                self.record_refusal(by.method(), by.operators(), by.peer(), &error)?;
+                let error = self.key_revoked(by.operator_by_key(&thumbprint), &thumbprint).await;
+                self.record_refusal(by.method(), by.load_operators(), by.peer(), &error)?;
                 Err(error)
             }
             Err(error) => {
@@ -324,7 +329,7 @@ impl AdministrationPoint {
                     store::Error::NoSignerLeft => Error::PermissionDenied(NO_ADMINISTRATOR_LEFT.to_owned()),
                     error => Error::Store(error),
                 };
-                self.record_refusal(by.method(), by.operators(), by.peer(), &error)?;
+                self.record_refusal(by.method(), by.load_operators(), by.peer(), &error)?;
                 Err(error)
             }
         }
@@ -353,7 +358,7 @@ impl AdministrationPoint {
         let act = ActRecord {
             time_unix_ns: self.clock.now().unix_ns,
             method: by.method(),
-            operators: by.operators(),
+            operators: by.load_operators(),
             signatures: by.signatures(),
             outcome: ActOutcome::Accepted,
             code: "OK",

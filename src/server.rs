@@ -25,6 +25,7 @@ mod byte_budget;
 mod connection;
 mod connection_registry;
 mod counters;
+mod frames;
 mod http;
 mod phase;
 mod request_body;
@@ -98,14 +99,14 @@ impl BoundListeners {
             let (queue, sockets) = mpsc::channel(HANDOVER_SOCKETS_MAX);
             let seat = seat(sockets, index, &calls);
             let make = Arc::clone(&make_decisions);
-            let work = move |started| worker::serve_grpc(seat, move |context| make(context), started);
+            let work = move |started| worker::serve_grpc(ListenerRole::Decisions, seat, move |context| make(context), started);
             let finish = Some(finish_decisions(index));
             server.call_workers.push(worker::start_worker(format!("pdp-decide-{index}"), calls.clone(), finish, work)?);
             decision_queues.push(queue);
         }
         let (admin_queue, sockets) = mpsc::channel(HANDOVER_SOCKETS_MAX);
         let admin_seat = seat(sockets, 0, &calls);
-        let work = move |started| worker::serve_grpc(admin_seat, make_admin, started);
+        let work = move |started| worker::serve_grpc(ListenerRole::Admin, admin_seat, make_admin, started);
         server.call_workers.push(worker::start_worker("pdp-admin".to_owned(), calls.clone(), None, work)?);
         let (http_queue, sockets) = mpsc::channel(HANDOVER_SOCKETS_MAX);
         let http_seat = seat(sockets, 0, &http_phases);

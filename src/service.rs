@@ -396,6 +396,7 @@ impl RuntimeService {
             valid_for_ms: view.valid_for_ms(now).min(chain_left_ms.unwrap_or(u64::MAX)),
             approval: judged.approval.clone().filter(|_| decision.effect == Effect::NeedsApproval),
             handle: None,
+            shows_possession: judged.uses_chain_in_force(),
         }
     }
 }

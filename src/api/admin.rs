@@ -77,7 +77,7 @@ impl RevocationService for AdminApi {
             Ok(wire::RevocationMeaning::Dead) => Some(RevocationKind::Dead),
             Err(_) => {
                 let error = Error::InvalidArgument { field: "meaning", message: format!("{} is not a meaning", request.meaning) };
-                self.admin.record_refusal(by.method(), by.operators(), by.peer(), &error)?;
+                self.admin.record_refusal(by.method(), by.load_operators(), by.peer(), &error)?;
                 return Err(error.into());
             }
         };
@@ -347,7 +347,7 @@ impl FleetService for AdminApi {
         if self.runtime_service.is_some() {
             let error =
                 Error::PermissionDenied("a running server adopts nothing: name the store itself, with --store".to_owned());
-            self.admin.record_refusal(by.method(), by.operators(), by.peer(), &error)?;
+            self.admin.record_refusal(by.method(), by.load_operators(), by.peer(), &error)?;
             return Err(error.into());
         }
         let adopted = self.admin.adopt(&by, request.into_inner().reason).await?;

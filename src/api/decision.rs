@@ -25,7 +25,7 @@ use crate::model::ids::contains_control_character;
 use crate::model::json;
 use crate::model::limits::{
     BATCH_CALLS_MAX, CHAIN_TOKENS_READ_MAX, CONTEXT_BYTES_MAX, ID_BYTES_MAX, LIST_TOOLS_MAX, REQUEST_ID_BYTES_MAX,
-    TOOL_NAME_BYTES_MAX,
+    TOOL_NAME_BYTES_MAX, TRACE_HEADER_BYTES_MAX,
 };
 use crate::model::revision::Revision;
 use crate::service::request::{AgentCredential, Caller, CheckAnswer, DecisionRequest, ListToolsRequest, TraceHeaders};
@@ -187,9 +187,10 @@ fn connection_standing(extensions: &Extensions) -> Option<Arc<VerifiedSignatureF
     extensions.get::<PeerInfo>().map(|peer| peer.verified_signature.clone())
 }
 
-/// Marks the connection as proved once a chain was verified on it. A full listener cuts connections without that mark first.
+/// Marks the connection as proved once a caller on it proved to hold a chain in force. A full listener cuts connections without
+/// that mark first.
 fn mark_connection_proved(standing: Option<&VerifiedSignatureFlag>, answer: &CheckAnswer) {
-    if let (Some(standing), Some(_)) = (standing, &answer.identities) {
+    if let (Some(standing), true) = (standing, answer.shows_possession) {
         standing.set();
     }
 }
@@ -200,7 +201,9 @@ pub(super) fn peer_address(extensions: &Extensions) -> String {
 }
 
 pub(super) fn trace_headers(metadata: &MetadataMap) -> TraceHeaders {
-    let text = |name: &str| metadata.get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    // A longer header is not copied: no valid `traceparent` is that long, and a longer `tracestate` would not be used.
+    let fits = |text: &&str| text.len() <= TRACE_HEADER_BYTES_MAX;
+    let text = |name: &str| metadata.get(name).and_then(|value| value.to_str().ok()).filter(fits).map(Arc::from);
     TraceHeaders { parent: text("traceparent"), state: text("tracestate") }
 }
 

@@ -8,8 +8,9 @@ use std::time::Duration;
 use super::message_scanner::{FieldLimit, FieldRule, MessageShape};
 use super::unsigned_methods::is_unsigned_method;
 use crate::model::limits::{
-    BATCH_CALLS_MAX, BATCH_MESSAGE_BYTES_MAX, CHAIN_TOKENS_READ_MAX, CHECK_MESSAGE_BYTES_MAX, LIST_TOOLS_MAX,
-    MESSAGE_READ_TIMEOUT_MS, POLICY_MESSAGE_BYTES_MAX, POLICY_READ_TIMEOUT_MS, SIGNED_MESSAGE_BYTES_MAX, SMALL_MESSAGE_BYTES_MAX,
+    BATCH_CALL_BYTES, BATCH_CALLS_MAX, BATCH_MESSAGE_BYTES_MAX, CHAIN_TOKENS_READ_MAX, CHECK_MESSAGE_BYTES_MAX, LIST_TOOLS_MAX,
+    LISTED_TOOL_BYTES, MESSAGE_READ_TIMEOUT_MS, POLICY_MESSAGE_BYTES_MAX, POLICY_READ_TIMEOUT_MS, REFLECTION_BYTES,
+    SIGNED_MESSAGE_BYTES_MAX, SMALL_MESSAGE_BYTES_MAX,
 };
 
 /// The limits of one method.
@@ -24,6 +25,10 @@ pub struct MessageLimits {
     pub arrival: Duration,
     /// The fields that are counted before decoding.
     pub shape: &'static MessageShape,
+    /// Whether the method opens a stream that needs no credential and may stay idle.
+    pub is_idle: bool,
+    /// Bytes that an open stream may hold for an answer that is not taken. A unary answer is charged by its size.
+    pub held_bytes: usize,
 }
 
 /// The limits of a method on the decisions' listener.
@@ -58,11 +63,14 @@ pub fn admin_limits(path: &str) -> MessageLimits {
 
 fn small_message_limits(path: &str) -> MessageLimits {
     let is_stream = path.starts_with("/grpc.reflection.");
-    MessageLimits { is_stream, ..limits(SMALL_MESSAGE_BYTES_MAX, &UNCOUNTED_SHAPE) }
+    let is_idle = is_stream || path == "/grpc.health.v1.Health/Watch";
+    let held_bytes = if is_stream { REFLECTION_BYTES } else { 0 };
+    MessageLimits { is_stream, is_idle, held_bytes, ..limits(SMALL_MESSAGE_BYTES_MAX, &UNCOUNTED_SHAPE) }
 }
 
 const fn limits(bytes_max: usize, shape: &'static MessageShape) -> MessageLimits {
-    MessageLimits { bytes_max, is_stream: false, arrival: Duration::from_millis(MESSAGE_READ_TIMEOUT_MS), shape }
+    let arrival = Duration::from_millis(MESSAGE_READ_TIMEOUT_MS);
+    MessageLimits { bytes_max, is_stream: false, arrival, shape, is_idle: false, held_bytes: 0 }
 }
 
 /// A shape in which no field is counted.
@@ -71,7 +79,7 @@ static UNCOUNTED_SHAPE: MessageShape = MessageShape { fields: &[] };
 static PRESENTATION_SHAPE: MessageShape = MessageShape {
     fields: &[FieldRule {
         number: 1,
-        limit: Some(FieldLimit { counter: 0, name: "presentation.aat_chain", count_max: CHAIN_TOKENS_READ_MAX }),
+        limit: Some(FieldLimit { counter: 0, name: "presentation.aat_chain", count_max: CHAIN_TOKENS_READ_MAX, each_bytes: 0 }),
         message_shape: None,
         resets_counter: None,
     }],
@@ -86,7 +94,7 @@ pub(super) static CHECK_REQUEST_SHAPE: MessageShape = MessageShape {
 pub(super) static CHECK_BATCH_REQUEST_SHAPE: MessageShape = MessageShape {
     fields: &[FieldRule {
         number: 1,
-        limit: Some(FieldLimit { counter: 1, name: "requests", count_max: BATCH_CALLS_MAX }),
+        limit: Some(FieldLimit { counter: 1, name: "requests", count_max: BATCH_CALLS_MAX, each_bytes: BATCH_CALL_BYTES }),
         message_shape: Some(&CHECK_REQUEST_SHAPE),
         resets_counter: Some(0),
     }],
@@ -98,7 +106,7 @@ pub(super) static LIST_TOOLS_REQUEST_SHAPE: MessageShape = MessageShape {
         FieldRule { number: 1, limit: None, message_shape: Some(&PRESENTATION_SHAPE), resets_counter: None },
         FieldRule {
             number: 3,
-            limit: Some(FieldLimit { counter: 1, name: "tools", count_max: LIST_TOOLS_MAX }),
+            limit: Some(FieldLimit { counter: 1, name: "tools", count_max: LIST_TOOLS_MAX, each_bytes: LISTED_TOOL_BYTES }),
             message_shape: None,
             resets_counter: None,
         },

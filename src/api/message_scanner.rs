@@ -41,6 +41,8 @@ pub(super) struct FieldLimit {
     /// The field's name in a refusal.
     pub(super) name: &'static str,
     pub(super) count_max: usize,
+    /// Bytes that the call makes for each occurrence, beyond those of the message.
+    pub(super) each_bytes: usize,
 }
 
 /// A message that is being scanned; the outermost comes first.
@@ -72,6 +74,7 @@ pub struct MessageScanner {
     levels: [Option<NestedMessage>; DEPTH_MAX],
     depth: usize,
     counts: [usize; COUNTERS_MAX],
+    made_bytes: usize,
     state: ScanState,
     varint: u64,
     varint_bytes: u32,
@@ -83,7 +86,16 @@ impl MessageScanner {
     pub fn new(shape: &'static MessageShape, bytes: usize) -> Self {
         let mut levels = [None; DEPTH_MAX];
         levels[0] = Some(NestedMessage { shape, end: bytes });
-        Self { levels, depth: 0, counts: [0; COUNTERS_MAX], state: ScanState::Tag, varint: 0, varint_bytes: 0, position: 0 }
+        Self {
+            levels,
+            depth: 0,
+            counts: [0; COUNTERS_MAX],
+            made_bytes: 0,
+            state: ScanState::Tag,
+            varint: 0,
+            varint_bytes: 0,
+            position: 0,
+        }
     }
 
     /// Scans the next bytes of the message.
@@ -124,6 +136,11 @@ impl MessageScanner {
         }
     }
 
+    /// Bytes that the call makes for the counted fields, beyond those of the message.
+    pub fn made_bytes(&self) -> usize {
+        self.made_bytes
+    }
+
     fn handle_value(&mut self, value: u64) -> Result<(), Status> {
         match self.state {
             ScanState::Tag => self.handle_tag(value),
@@ -160,6 +177,7 @@ impl MessageScanner {
             && let Some(count) = self.counts.get_mut(counted.counter)
         {
             *count += 1;
+            self.made_bytes = self.made_bytes.saturating_add(counted.each_bytes);
             if *count > counted.count_max {
                 return Err(limit_exceeded(counted.name, *count, counted.count_max));
             }

@@ -107,15 +107,16 @@ async fn authorize_request(
     }
     // The message is read only from a caller who signed this call. The signature's hash of the message is compared after reading.
     store_timeout::await_read(admin.check_signatures(&path, &authorizations, &peer)).await?;
+    // Its connection keeps its place from here on, and may hold a policy folder.
+    if let Some(peer) = parts.extensions.get::<PeerInfo>() {
+        peer.verified_signature.set();
+    }
     let frame = read_body(body, admin_limits(&path)).await?;
     let message = match frame.split_first_chunk::<FRAME_HEADER_BYTES>() {
         Some(([0, length @ ..], message)) if u32::from_be_bytes(*length) as usize == message.len() => message,
         _ => return Err(refusal_status(CallRefusal::NotOneMessage)),
     };
     let by = store_timeout::await_read(admin.authorize(&path, message, &authorizations, &peer)).await?;
-    if let Some(peer) = parts.extensions.get::<PeerInfo>() {
-        peer.verified_signature.set();
-    }
     parts.extensions.insert(by.clone());
     Ok((http::Request::from_parts(parts, Body::from(frame)), by))
 }

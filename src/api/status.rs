@@ -53,6 +53,15 @@ pub enum CallRefusal {
     IncompleteMessage,
     /// The deadline of the caller has passed.
     DeadlineExceeded,
+    /// The call has more headers than one call may have.
+    TooManyHeaders {
+        /// The number of headers.
+        count: usize,
+        /// The limit.
+        count_max: usize,
+    },
+    /// The connection has as many idle streams without a credential as one connection may have.
+    IdleStreams,
     /// The waiting calls of this connection hold as many bytes as one connection may.
     ConnectionBudgetExceeded,
     /// The waiting calls of the listener hold as many bytes as all of them may.
@@ -71,6 +80,12 @@ pub fn refusal_status(refusal: CallRefusal) -> Status {
         CallRefusal::IncompleteMessage => invalid_argument("message", "the request ends before it does"),
         CallRefusal::DeadlineExceeded => {
             status_with_reason(Code::DeadlineExceeded, "DEADLINE_EXCEEDED", "the caller's own deadline has passed")
+        }
+        CallRefusal::TooManyHeaders { count, count_max } => limit_exceeded("headers", count, count_max),
+        CallRefusal::IdleStreams => {
+            let message =
+                "this connection has too many streams that wait without a credential: end one, or use another connection";
+            status_with_reason(Code::ResourceExhausted, "LIMIT_EXCEEDED", message)
         }
         CallRefusal::ConnectionBudgetExceeded => {
             let message = "the calls of this connection that wait hold too many bytes: finish them, or use another connection";

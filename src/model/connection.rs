@@ -19,7 +19,8 @@ pub struct PeerInfo {
     pub verified_signature: Arc<VerifiedSignatureFlag>,
 }
 
-/// Whether a connection has carried a verified signature of a known key.
+/// Whether a connection has carried a verified signature of a known key. A delegation chain without a proof of possession does not
+/// count, because chains are not secret.
 ///
 /// If too many connections are open, the server first closes those without a verified signature.
 #[derive(Debug, Default)]
@@ -28,7 +29,7 @@ pub struct VerifiedSignatureFlag {
 }
 
 impl VerifiedSignatureFlag {
-    /// Records that a signature was verified: that of an operator's act, or those of a call's chain.
+    /// Records that a signature was verified: that of an operator's act, or the proof of possession of a chain in force.
     pub fn set(&self) {
         // Every decision runs this code. The cache line is written only if the flag was cleared since.
         if !self.is_set.load(Ordering::Relaxed) {

@@ -86,6 +86,9 @@ pub const OPERATOR_JWS_BYTES_MAX: usize = 4 * 1024;
 pub const OPERATOR_JWS_LIFETIME_S_MAX: i64 = 60;
 /// Number of concurrent streams on one connection.
 pub const STREAMS_PER_CONNECTION_MAX: u32 = 256;
+/// Number of concurrent streams on one connection to the administration listener. Its one thread must reach an operator's act while
+/// every other connection holds this many unsigned calls open.
+pub const ADMIN_STREAMS_PER_CONNECTION_MAX: u32 = 16;
 /// Number of open connections of the decisions' listener.
 pub const CONNECTIONS_MAX: usize = 4096;
 /// Number of open connections of each other listener.
@@ -98,8 +101,30 @@ pub const RECENT_SIGNATURE_MS: u64 = 60_000;
 pub const IDLE_CONNECTION_TIMEOUT_MS: u64 = 600_000;
 /// How long a connection to the administration listener may stay open without a verified signature.
 pub const UNSIGNED_CONNECTION_TIMEOUT_MS: u64 = 60_000;
-/// Bytes that a waiting call is charged in addition to its message, for its headers, task and buffers.
+/// Bytes that a waiting call is charged in addition to its message, for its task, its buffers and [`CALL_HEADER_BYTES`] of headers.
 pub const WAITING_CALL_OVERHEAD_BYTES: usize = 8 * 1024;
+/// Bytes of headers that are part of [`WAITING_CALL_OVERHEAD_BYTES`]. More headers are charged in addition.
+pub const CALL_HEADER_BYTES: usize = 4 * 1024;
+/// Bytes that each header of a waiting call is charged for its table entry, in addition to its value.
+pub const HEADER_BYTES: usize = 256;
+/// Number of headers of one call.
+pub const CALL_HEADERS_MAX: usize = 64;
+/// Bytes that each call of a batch is charged while the batch waits, for its request, its answer and the evidence for it.
+pub const BATCH_CALL_BYTES: usize = 2 * 1024;
+/// Bytes that each tool of a `ListTools` request is charged while it waits.
+pub const LISTED_TOOL_BYTES: usize = 128;
+/// Bytes that an open stream of server reflection is charged, for an answer that is not taken.
+pub const REFLECTION_BYTES: usize = 80 * 1024;
+/// Number of open streams on one connection that need no credential and may stay idle: health watches and server reflection.
+pub const IDLE_STREAMS_MAX: usize = 8;
+/// Size of the headers `traceparent` and `tracestate`. A longer one counts as absent.
+pub const TRACE_HEADER_BYTES_MAX: usize = 512;
+/// Burst of HTTP/2 frames on one connection that carry no call: `SETTINGS`, `PING`, `PRIORITY`, `WINDOW_UPDATE` and others.
+pub const CONTROL_FRAMES_BURST: u64 = 1_024;
+/// Rate of the same frames per second. Calls, messages and answers allow further ones.
+pub const CONTROL_FRAMES_PER_S: u64 = 100;
+/// How long a new connection is not cut by a full listener, so that its first call can be verified.
+pub const CONNECTION_GRACE_MS: u64 = 250;
 /// Bytes of waiting calls that are reserved for one connection.
 pub const CONNECTION_RESERVED_BYTES: usize = 64 * 1024;
 /// Bytes of waiting calls on one connection.

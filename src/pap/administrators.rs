@@ -7,8 +7,9 @@
 use super::revoke::administrators;
 use super::{AdministrationPoint, Error};
 use crate::model::constraint::abbreviate;
+use crate::model::ids::Thumbprint;
 use crate::model::rows::RevocationTarget;
-use crate::policy::document::OperatorSpec;
+use crate::policy::document::{OperatorRole, OperatorSpec};
 use crate::store::signers;
 
 /// The maximum number of names in a message.
@@ -57,6 +58,19 @@ impl AdministrationPoint {
 }
 
 impl Administrators {
+    /// Counts the administrators among operators, by which of their keys are revoked.
+    pub(super) fn among(operators: &[OperatorSpec], is_revoked: impl Fn(&Thumbprint) -> bool) -> Self {
+        let administer = operators.iter().filter(|operator| operator.roles.contains(&OperatorRole::Administer));
+        let (mut count, mut live) = (0, Vec::new());
+        for operator in administer {
+            count += 1;
+            if operator.keys.iter().any(|key| !is_revoked(key.thumbprint())) {
+                live.push(operator.id.to_string());
+            }
+        }
+        Self { count, live }
+    }
+
     /// Whether an act that needs two operators finds no second one.
     pub(super) fn lacks_second(&self) -> bool {
         self.count >= 2 && self.live.len() < 2

@@ -162,7 +162,7 @@ impl AdministrationPoint {
     /// Checks that enough operators signed for these changes.
     pub(super) async fn check_two_signed(&self, by: &AuthorizedAct, two_needed: bool, plan: &ChangePlan) -> Result<(), Error> {
         let trust_changes = plan.changes.iter().any(|change| TWO_PERSON_KINDS.contains(&change.key.kind.as_str()));
-        if !two_needed || by.operators().len() >= 2 || !(trust_changes || plan.weakens) {
+        if !two_needed || by.load_operators().len() >= 2 || !(trust_changes || plan.weakens) {
             return Ok(());
         }
         let what =

@@ -107,7 +107,7 @@ impl AdministrationPoint {
         if digest.len() != 64 || !digest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
             return invalid("digest", "64 characters of lowercase hex are expected, as the answer gave them".to_owned());
         }
-        let ([id], [key]) = (by.operators(), by.keys()) else {
+        let ([id], [key]) = (by.load_operators(), by.keys()) else {
             return invalid("authorization", "an answer is one operator's: sign with one key".to_owned());
         };
         let listed = self.store.documents(Some("operator")).await?;

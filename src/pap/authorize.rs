@@ -1,21 +1,29 @@
 //! Authorizes administrative calls. Every call is an act that operators signed, and the signatures are checked before anything
 //! else.
 //!
+//! A caller that signed nothing costs no read of the store of its own. Its signature is held against the operators that were read
+//! last. Only if they do not know the key, one read is made for all such callers. Whoever signed gets reads that wait for no such
+//! caller, and these decide.
+//!
 //! Nothing here performs an act. Look next at `crate::token::operator`, which verifies a single signature.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, RwLock};
 
+use super::administrators::Administrators;
+use super::dead_keys::KEYS_PER_LOOKUP_MAX;
+use super::shared_read::SharedRead;
 use super::{AdministrationPoint, Error};
 use crate::model::ids::Thumbprint;
 use crate::model::jwk::PublicKey;
 use crate::model::limits::KEYS_MAX;
 use crate::model::revision::Revision;
 use crate::model::rows::RevocationTarget;
+use crate::model::time::ClockReading;
 use crate::policy::document::{Document, DocumentBody, OperatorRole, OperatorSpec};
-use crate::store::signers;
-use crate::token::operator_act::{AdminCall, UnverifiedAct};
+use crate::store::{self, Store, signers};
+use crate::token::operator_act::{self, AdminCall, UnverifiedAct};
 
 /// A method of the administration API, and the roles that may call it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,7 +112,7 @@ impl AuthorizedAct {
     }
 
     /// The ids of the operators, all different.
-    pub fn operators(&self) -> &[String] {
+    pub fn load_operators(&self) -> &[String] {
         &self.operators
     }
 
@@ -250,11 +258,6 @@ impl AdministrationPoint {
         checked
     }
 
-    async fn load_operators(&self) -> Result<(Revision, Vec<OperatorSpec>), Error> {
-        let listed = self.store.documents(Some("operator")).await?;
-        Ok((listed.revision, listed.documents.iter().filter_map(|stored| read_operator(&stored.row)).collect()))
-    }
-
     /// Verifies signatures. Without a message, its digest is not compared.
     async fn verify_signatures(
         &self,
@@ -273,76 +276,37 @@ impl AdministrationPoint {
         if authorizations.len() > KEYS_MAX {
             return Err(Error::Unauthenticated(format!("more than {KEYS_MAX} signatures")));
         }
-        let (revision, documents) = self.load_operators().await?;
-        let now = self.clock.now();
-        let mut authorized = AuthorizedAct {
-            method: method.path,
-            operators: vec![],
-            keys: vec![],
-            signatures: vec![],
-            jtis: vec![],
-            peer: peer.to_owned(),
-            unrecorded: Arc::default(),
-        };
-        let mut signers = Vec::with_capacity(authorizations.len());
-        for authorization in authorizations {
-            let unverified = parse_authorization(authorization)?;
-            let Some((operator, key)) = find_signer(&documents, unverified.thumbprint()) else {
-                return Err(unknown_key_error(unverified.thumbprint()));
-            };
-            let audience = revision.history.as_str();
-            let verified = match message {
-                Some(message) => unverified.verify(key, &AdminCall { audience, method: path, message }, now),
-                None => unverified.verify_without_message(key, audience, path, now),
-            };
-            let act = verified.map_err(|error| Error::Unauthenticated(error.to_string()))?;
-            operators.push(operator.id.to_string());
-            if authorized.operators.iter().any(|id| id == operator.id.as_str()) {
-                return Err(Error::Unauthenticated(format!(
-                    "operator `{}` signed twice: two people are two operators",
-                    operator.id
-                )));
+        let acts =
+            authorizations.iter().map(|authorization| parse_authorization(authorization)).collect::<Result<Vec<_>, _>>()?;
+        let call = SignedCall { method, message, authorizations, acts: &acts, peer };
+        match self.operators.known().map(|known| call.verify(&known, self.clock.now(), operators)) {
+            Some(Ok((signed, _))) => self.check_unspent(&signed)?,
+            Some(Err(Unverified::Refused(error))) => return Err(error),
+            Some(Err(Unverified::NotListed(_))) | None => {
+                let listed = self.operators.list(&*self.store).await?;
+                let (signed, _) = call.verify(&listed, self.clock.now(), operators)?;
+                self.check_unspent(&signed)?;
             }
-            signers.push((operator, key));
-            authorized.operators.push(operator.id.to_string());
-            authorized.keys.push(key.thumbprint().clone());
-            authorized.signatures.push(authorization.trim_start_matches(AUTHORIZATION_SCHEME).to_owned());
-            authorized.jtis.push((act.jti().to_owned(), act.exp_s()));
         }
-        // INVARIANT: the revocation is read from the store, not from the replica's snapshot. So a revoked key signs nothing from
-        // that moment on, not even a read. A commit checks the key again in its own transaction.
-        self.check_not_revoked(&signers).await?;
-        let lacks = |operator: &OperatorSpec| !method.roles.iter().any(|role| operator.roles.contains(role));
-        if let Some((operator, _)) = signers.iter().find(|(operator, _)| lacks(operator)) {
+        // INVARIANT: operators and revocations are read from the store, not from the replica's snapshot. So a revoked key signs
+        // nothing from that moment on, not even a read. A commit checks the key again in its own transaction.
+        let (listed, revoked) = self.operators.list_with_revoked(&*self.store).await?;
+        let (authorized, lacking) = call.verify(&listed, self.clock.now(), operators)?;
+        if let Some((operator, key)) = authorized.operators.iter().zip(&authorized.keys).find(|(_, key)| revoked.contains(*key)) {
+            let administrators = Administrators::among(&listed.operators, |key| revoked.contains(key));
+            return Err(key_revoked(operator, key.as_str(), Some(&administrators)));
+        }
+        if let Some(operator) = lacking {
             let wanted: Vec<_> = method.roles.iter().map(|role| role.as_str()).collect();
-            let message = format!("operator `{}` has none of the roles this needs: {}", operator.id, wanted.join(", "));
+            let message = format!("operator `{operator}` has none of the roles this needs: {}", wanted.join(", "));
             return Err(Error::PermissionDenied(message));
         }
         Ok(authorized)
     }
 
-    /// Refuses revoked keys.
-    async fn check_not_revoked(&self, signers: &[(&OperatorSpec, &PublicKey)]) -> Result<(), Error> {
-        let targets: Vec<RevocationTarget> =
-            signers.iter().map(|(_, key)| signers::key_target(key.thumbprint().as_str())).collect();
-        let rows = self.store.revocations_of(&targets).await?;
-        let revoked = |key: &PublicKey| {
-            rows.iter()
-                .any(|row| row.target == signers::key_target(key.thumbprint().as_str()) && signers::is_key_revoked(Some(row)))
-        };
-        match signers.iter().find(|(_, key)| revoked(key)) {
-            Some((operator, key)) => Err(self.key_revoked_error(operator.id.as_str(), key.thumbprint().as_str()).await),
-            None => Ok(()),
-        }
-    }
-
-    /// The error for a revoked key. It names the way out if no administrator can sign any more.
-    pub(super) async fn key_revoked_error(&self, operator: &str, thumbprint: &str) -> Error {
-        let hint = match self.administrators().await {
-            Ok(administrators) if administrators.has_nobody() => administrators.lack(),
-            _ => "; `portcullis revocations`, signed with another operator's key, says why".to_owned(),
-        };
-        Error::KeyRevoked(format!("the key `{thumbprint}` of operator `{operator}` is revoked: it signs nothing any more{hint}"))
+    /// The error for a key that was revoked while its act was done. Reads the operators again.
+    pub(super) async fn key_revoked(&self, operator: &str, thumbprint: &str) -> Error {
+        key_revoked(operator, thumbprint, self.administrators().await.ok().as_ref())
     }
 
     /// Checks that no signature was used on this replica before.
@@ -397,11 +361,165 @@ fn unknown_key_error(thumbprint: &Thumbprint) -> Error {
     Error::Unauthenticated(format!("no operator has the key `{thumbprint}`: is it this store's?"))
 }
 
-fn find_signer<'a>(operators: &'a [OperatorSpec], thumbprint: &Thumbprint) -> Option<(&'a OperatorSpec, &'a PublicKey)> {
-    operators.iter().find_map(|operator| {
-        let key = operator.keys.iter().find(|key| key.thumbprint() == thumbprint)?;
-        Some((operator, key))
-    })
+/// The error for a revoked key. It names the way out if no administrator can sign any more.
+fn key_revoked(operator: &str, thumbprint: &str, administrators: Option<&Administrators>) -> Error {
+    let hint = match administrators {
+        Some(administrators) if administrators.has_nobody() => administrators.lack(),
+        _ => "; `portcullis revocations`, signed with another operator's key, says why".to_owned(),
+    };
+    Error::KeyRevoked(format!("the key `{thumbprint}` of operator `{operator}` is revoked: it signs nothing any more{hint}"))
+}
+
+/// The operators of the store at one revision.
+#[derive(Debug)]
+struct Listed {
+    revision: Revision,
+    operators: Vec<OperatorSpec>,
+    /// Where each key stands: the index of its operator, and of the key in that operator's list.
+    keys: HashMap<Thumbprint, (usize, usize)>,
+}
+
+impl Listed {
+    fn new(revision: Revision, operators: Vec<OperatorSpec>) -> Self {
+        let mut keys = HashMap::new();
+        for (place, operator) in operators.iter().enumerate() {
+            for (index, key) in operator.keys.iter().enumerate() {
+                keys.entry(key.thumbprint().clone()).or_insert((place, index));
+            }
+        }
+        Self { revision, operators, keys }
+    }
+
+    fn find_signer(&self, thumbprint: &Thumbprint) -> Option<(&OperatorSpec, &PublicKey)> {
+        let (place, index) = self.keys.get(thumbprint)?;
+        let operator = self.operators.get(*place)?;
+        Some((operator, operator.keys.get(*index)?))
+    }
+}
+
+/// Reads the operators. Strangers share a read, and so do signers, so no number of callers delays a signer by more than two reads.
+#[derive(Debug, Default)]
+pub(super) struct Operators {
+    known: RwLock<Option<Arc<Listed>>>,
+    for_strangers: SharedRead<Result<Arc<Listed>, store::Error>>,
+    for_signers: SharedRead<Result<(Arc<Listed>, Arc<HashSet<Thumbprint>>), store::Error>>,
+}
+
+impl Operators {
+    /// The operators that were read last. They authorize nobody.
+    fn known(&self) -> Option<Arc<Listed>> {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Reads the operators from the store, no earlier than this call.
+    async fn list(&self, store: &dyn Store) -> Result<Arc<Listed>, Error> {
+        Ok(self.for_strangers.read(self.read(store)).await?)
+    }
+
+    /// Reads as [`Operators::list`], for a caller that signed, and then reads which of the operators' keys are revoked.
+    async fn list_with_revoked(&self, store: &dyn Store) -> Result<(Arc<Listed>, Arc<HashSet<Thumbprint>>), Error> {
+        let read = async {
+            let listed = self.read(store).await?;
+            let keys: Vec<&Thumbprint> = listed.keys.keys().collect();
+            let mut revoked = HashSet::new();
+            for some in keys.chunks(KEYS_PER_LOOKUP_MAX) {
+                let targets: Vec<RevocationTarget> = some.iter().map(|key| signers::key_target(key.as_str())).collect();
+                let rows = store.revocations_of(&targets).await?;
+                let dead: HashSet<&RevocationTarget> =
+                    rows.iter().filter(|row| signers::is_key_revoked(Some(row))).map(|row| &row.target).collect();
+                let found = some.iter().zip(&targets).filter(|(_, target)| dead.contains(target));
+                revoked.extend(found.map(|(key, _)| Thumbprint::clone(key)));
+            }
+            Ok::<_, store::Error>((listed, Arc::new(revoked)))
+        };
+        Ok(self.for_signers.read(read).await?)
+    }
+
+    async fn read(&self, store: &dyn Store) -> Result<Arc<Listed>, store::Error> {
+        let listed = store.documents(Some("operator")).await?;
+        let operators = listed.documents.iter().filter_map(|stored| read_operator(&stored.row)).collect();
+        let listed = Arc::new(Listed::new(listed.revision, operators));
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = Some(listed.clone());
+        Ok(listed)
+    }
+}
+
+/// A call as received, with its parsed signatures.
+struct SignedCall<'a> {
+    method: &'static AdminMethod,
+    /// `None` before the message was read.
+    message: Option<&'a [u8]>,
+    authorizations: &'a [&'a str],
+    acts: &'a [UnverifiedAct<'a>],
+    peer: &'a str,
+}
+
+/// Why the signatures of a call do not verify.
+enum Unverified {
+    /// They are wrong, whatever the store holds by now.
+    Refused(Error),
+    /// Operators of a later revision may verify them: they have an unknown key, or are for another history.
+    NotListed(Error),
+}
+
+impl From<Unverified> for Error {
+    fn from(unverified: Unverified) -> Self {
+        match unverified {
+            Unverified::Refused(error) | Unverified::NotListed(error) => error,
+        }
+    }
+}
+
+impl SignedCall<'_> {
+    /// Verifies the signatures against listed operators. Fills `operators` with those that signed. Returns the id of an operator
+    /// without a role for the method, too.
+    fn verify(
+        &self,
+        listed: &Listed,
+        now: ClockReading,
+        operators: &mut Vec<String>,
+    ) -> Result<(AuthorizedAct, Option<String>), Unverified> {
+        operators.clear();
+        let mut lacking = None;
+        let mut authorized = AuthorizedAct {
+            method: self.method.path,
+            operators: vec![],
+            keys: vec![],
+            signatures: vec![],
+            jtis: vec![],
+            peer: self.peer.to_owned(),
+            unrecorded: Arc::default(),
+        };
+        for (authorization, act) in self.authorizations.iter().zip(self.acts) {
+            let Some((operator, key)) = listed.find_signer(act.thumbprint()) else {
+                return Err(Unverified::NotListed(unknown_key_error(act.thumbprint())));
+            };
+            let (audience, method) = (listed.revision.history.as_str(), self.method.path);
+            let verified = match self.message {
+                Some(message) => act.verify(key, &AdminCall { audience, method, message }, now),
+                None => act.verify_without_message(key, audience, method, now),
+            };
+            let act = verified.map_err(|error| {
+                let refused = Error::Unauthenticated(error.to_string());
+                if error == operator_act::Error::Audience { Unverified::NotListed(refused) } else { Unverified::Refused(refused) }
+            })?;
+            operators.push(operator.id.to_string());
+            if authorized.operators.iter().any(|id| id == operator.id.as_str()) {
+                return Err(Unverified::Refused(Error::Unauthenticated(format!(
+                    "operator `{}` signed twice: two people are two operators",
+                    operator.id
+                ))));
+            }
+            if !self.method.roles.iter().any(|role| operator.roles.contains(role)) {
+                lacking.get_or_insert_with(|| operator.id.to_string());
+            }
+            authorized.operators.push(operator.id.to_string());
+            authorized.keys.push(key.thumbprint().clone());
+            authorized.signatures.push(authorization.trim_start_matches(AUTHORIZATION_SCHEME).to_owned());
+            authorized.jtis.push((act.jti().to_owned(), act.exp_s()));
+        }
+        Ok((authorized, lacking))
+    }
 }
 
 fn read_operator(row: &crate::model::rows::DocumentRow) -> Option<OperatorSpec> {
@@ -414,6 +532,99 @@ fn read_operator(row: &crate::model::rows::DocumentRow) -> Option<OperatorSpec> 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::audit::AuditRecorder;
+    use crate::model::rows::{DocumentKey, DocumentOrigin, DocumentRow, RevocationKind, StoreWrite};
+    use crate::model::time::{Clock, SystemClock};
+    use crate::pap::create_first_operator;
+    use crate::store::CommitRequest;
+    use crate::store::sqlite::SqliteStore;
+    use crate::testing::store::FaultyStore;
+    use crate::token::PrivateKey;
+
+    const LIST: &str = "/portcullis.v1.RevocationService/List";
+
+    fn act(key: &PrivateKey, audience: &str, method: &str) -> String {
+        format!("Operator {}", operator_act::sign_act(key, &AdminCall { audience, method, message: b"" }, SystemClock.now()))
+    }
+
+    /// Whoever signs nothing costs the store nothing, and a thousand calls with unknown keys cost far fewer reads. The calls do not all
+    /// arrive before the first read, because the runtime polls some of them at a time. Signers are heard.
+    #[tokio::test]
+    async fn strangers_cost_the_store_next_to_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let inner = SqliteStore::open(&folder.path().join("store.db"), clock.clone()).unwrap();
+        let store = Arc::new(FaultyStore::new(Arc::new(inner)));
+        let (key, stranger) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+        create_first_operator(&*store, "local", key.public_key()).await.unwrap().unwrap();
+        let admin = AdministrationPoint::new(store.clone(), clock, Arc::new(AuditRecorder::discarding("n1")));
+        let history = admin.revision().await.unwrap().history.to_string();
+        let check = async |authorization: &str| admin.check_signatures(LIST, &[authorization], "127.0.0.1:1").await;
+        let reads = async |of: &[&str], expected: std::ops::RangeInclusive<u64>| {
+            let before = store.reads();
+            let checked = futures_util::future::join_all(of.iter().map(|authorization| check(authorization))).await;
+            assert!(checked.iter().all(|checked| matches!(checked, Err(Error::Unauthenticated(_)))), "{checked:?}");
+            let made = store.reads() - before;
+            assert!(expected.contains(&made), "{made} reads for {}", of.len());
+        };
+        reads(&["Operator a.b.c"; 1000], 0..=0).await;
+        let unknown = act(&stranger, &history, LIST);
+        reads(&vec![unknown.as_str(); 1000], 1..=100).await;
+        check(&act(&key, &history, LIST)).await.unwrap();
+        // The key is known now, so forged and misused signatures of it are refused without a read.
+        let good = act(&key, &history, LIST);
+        let (signed, signature) = good.rsplit_once('.').unwrap();
+        let forged = format!("{signed}.{}{}", if signature.starts_with('A') { 'B' } else { 'A' }, &signature[1..]);
+        reads(&vec![forged.as_str(); 1000], 0..=0).await;
+        reads(&vec![act(&key, &history, "/portcullis.v1.PolicyService/Apply").as_str(); 1000], 0..=0).await;
+        // The store may have another history by now.
+        reads(&vec![act(&key, "another", LIST).as_str(); 1000], 1..=100).await;
+        admin.authorize(LIST, b"", &[&good], "127.0.0.1:1").await.unwrap();
+        reads(&vec![good.as_str(); 1000], 0..=0).await;
+        let before = store.reads();
+        let revisions = futures_util::future::join_all((0..1000).map(|_| admin.revision())).await;
+        assert!(revisions.iter().all(Result::is_ok) && store.reads() - before <= 100);
+        // Whoever has a revoked key can sign as often as it likes.
+        let target = RevocationTarget::Key(key.public_key().thumbprint().to_string());
+        let revoke = StoreWrite::Revoke { target, kind: RevocationKind::Dead, reason: String::new() };
+        store.commit(CommitRequest { writes: vec![revoke], ..Default::default() }).await.unwrap();
+        let signed: Vec<String> = (0..100).map(|_| act(&key, &history, LIST)).collect();
+        let before = store.reads();
+        let checked = futures_util::future::join_all(signed.iter().map(|signed| check(signed))).await;
+        assert!(checked.iter().all(|checked| matches!(checked, Err(Error::KeyRevoked(_)))), "{checked:?}");
+        assert!(store.reads() - before <= 50);
+    }
+
+    /// What was read before authorizes nobody: a key counts from the commit that lists it, and not after the commit that removes it.
+    #[tokio::test]
+    async fn a_key_counts_as_the_store_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let store = Arc::new(SqliteStore::open(&folder.path().join("store.db"), clock.clone()).unwrap());
+        let (key, other) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+        create_first_operator(&*store, "local", key.public_key()).await.unwrap().unwrap();
+        let admin = AdministrationPoint::new(store.clone(), clock, Arc::new(AuditRecorder::discarding("n1")));
+        let history = admin.revision().await.unwrap().history.to_string();
+        let may = async |key: &PrivateKey| admin.authorize(LIST, b"", &[&act(key, &history, LIST)], "").await.is_ok();
+        assert!(may(&key).await && !may(&other).await);
+        let list = async |key: &PrivateKey| {
+            let id = DocumentKey { kind: "operator".to_owned(), id: "local".to_owned() };
+            let json = format!(r#"{{"id":"local","keys":[{}],"kind":"operator","roles":["audit"]}}"#, key.public_key().to_jwk());
+            let row = DocumentRow { key: id, json, path: String::new(), line: 0, origin: DocumentOrigin::Api };
+            store.commit(CommitRequest { writes: vec![StoreWrite::PutDocument(row)], ..Default::default() }).await.unwrap();
+        };
+        list(&other).await;
+        assert!(!may(&key).await && may(&other).await);
+        list(&key).await;
+        assert!(!may(&other).await && may(&key).await);
+        let revoke = StoreWrite::Revoke {
+            target: RevocationTarget::Key(key.public_key().thumbprint().to_string()),
+            kind: RevocationKind::Dead,
+            reason: String::new(),
+        };
+        store.commit(CommitRequest { writes: vec![revoke], ..Default::default() }).await.unwrap();
+        assert!(!may(&key).await);
+    }
 
     #[test]
     fn a_signature_counts_once() {

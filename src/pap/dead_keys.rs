@@ -13,7 +13,7 @@ use crate::policy::listed_keys::{ListedKey, RotatedKey, document_keys, newly_lis
 use crate::policy::{Diagnostic, Document};
 
 /// The maximum number of keys in one lookup.
-const KEYS_PER_LOOKUP_MAX: usize = 10_000;
+pub(super) const KEYS_PER_LOOKUP_MAX: usize = 10_000;
 
 impl AdministrationPoint {
     /// Refuses dead keys in documents that newly list them.

@@ -102,7 +102,7 @@ impl AdministrationPoint {
             let listed = self.store.documents(Some("operator")).await?;
             let administrators: Vec<OperatorSpec> = administrators(&listed.documents).collect();
             let held = |operator: &OperatorSpec| operator.keys.iter().any(|held| held.thumbprint().as_str() == key);
-            let signed = |operator: &OperatorSpec| by.operators().iter().any(|id| id == operator.id.as_str());
+            let signed = |operator: &OperatorSpec| by.load_operators().iter().any(|id| id == operator.id.as_str());
             if !administrators.iter().any(held) || administrators.iter().any(signed) {
                 return self.commit(by, vec![write], None, account).await;
             }
@@ -216,7 +216,7 @@ impl AdministrationPoint {
         let since = Some(listed.revision.number.min(read_at));
         let administrators: Vec<String> = administrators(&listed.documents).map(|operator| operator.id.to_string()).collect();
         // A single administrator has no second one to wait for. Without this exception a suspension could never be lifted.
-        if administrators.len() < 2 || by.operators().len() > 1 {
+        if administrators.len() < 2 || by.load_operators().len() > 1 {
             let account = format!("reinstate {target}: {reason}");
             let write = StoreWrite::Reinstate { target, reason };
             return Ok(ReinstateOutcome {
@@ -231,7 +231,7 @@ impl AdministrationPoint {
             let message = format!("two operators must reinstate `{target}`{}", counted.lack());
             return self.or_record_refusal(by, Err(Error::PermissionDenied(message)));
         }
-        let operator = by.operators().first().cloned().unwrap_or_default();
+        let operator = by.load_operators().first().cloned().unwrap_or_default();
         let key = by.keys().first().map(ToString::to_string).unwrap_or_default();
         let account = format!("reinstate {target}, one of two operators: {reason}");
         let write = StoreWrite::ReinstateByTwo { target, reason, operator, key, administrators };
@@ -355,7 +355,7 @@ impl AdministrationPoint {
 
     pub(super) fn or_record_refusal<T>(&self, by: &AuthorizedAct, checked: Result<T, Error>) -> Result<T, Error> {
         if let Err(error) = &checked {
-            self.record_refusal(by.method(), by.operators(), by.peer(), error)?;
+            self.record_refusal(by.method(), by.load_operators(), by.peer(), error)?;
         }
         checked
     }

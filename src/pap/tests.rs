@@ -127,7 +127,7 @@ async fn who_may_call() {
         assert!(!by.is_unrecorded());
     }
     let two = world.by(&[ROOT, ADA], REINSTATE).await.unwrap();
-    assert_eq!(two.operators(), ["root", "ada"]);
+    assert_eq!(two.load_operators(), ["root", "ada"]);
     assert_eq!((two.operator_by_key(&thumbprint(ADA)), two.operator_by_key(&thumbprint(REX))), ("ada", ""));
     for (seeds, method, code, says) in [
         (&[][..], REVOKE, "UNAUTHENTICATED", "not signed"),

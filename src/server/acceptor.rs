@@ -27,9 +27,11 @@ pub(super) const HANDOVER_SOCKETS_MAX: usize = 64;
 /// Pause after an error that the next accept would meet again, such as too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Pause between attempts while cut connections have not closed yet, and the number of attempts.
+/// Pause between attempts while cut connections have not closed yet, and the longest wait for them.
 const CUT_PENDING_WAIT: Duration = Duration::from_millis(1);
-const CUT_PENDING_WAITS_MAX: usize = 200;
+const LEAVING_WAIT_MAX: Duration = Duration::from_millis(200);
+/// Pause between attempts while every connection that could be cut is new. The kernel queues further ones.
+const NEW_WAIT: Duration = Duration::from_millis(5);
 
 /// A listener, and the flag that sets its address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -182,7 +184,10 @@ impl SocketDispatcher {
                 self.counters.refused.fetch_add(1, Ordering::Relaxed);
                 // Logs once each time the limit is reached, so that a flood does not fill the log.
                 if !is_full {
-                    tracing::warn!(listener = self.role.name(), "connections refused: too many are open and none can be spared");
+                    tracing::warn!(
+                        listener = self.role.name(),
+                        "connections refused: too many are open, and those that were cut have not closed yet"
+                    );
                 }
                 is_full = true;
                 continue;
@@ -198,15 +203,22 @@ impl SocketDispatcher {
         }
     }
 
-    /// Admits a connection; waits a little for cut connections to close.
+    /// Admits a connection; waits a little for cut connections to close, and for the grace of new ones to end.
     async fn admit(&self, id: u64, peer: IpAddr) -> Result<ConnectionSlot, AdmissionError> {
-        for _ in 0..CUT_PENDING_WAITS_MAX {
+        let mut leaving_until = tokio::time::Instant::now() + LEAVING_WAIT_MAX;
+        loop {
             match self.registry.admit(id, peer) {
-                Err(AdmissionError::CutPending) => tokio::time::sleep(CUT_PENDING_WAIT).await,
+                Err(AdmissionError::CutPending) if tokio::time::Instant::now() < leaving_until => {
+                    tokio::time::sleep(CUT_PENDING_WAIT).await
+                }
+                // The grace of the oldest new connection ends soon.
+                Err(AdmissionError::New) => {
+                    tokio::time::sleep(NEW_WAIT).await;
+                    leaving_until = tokio::time::Instant::now() + LEAVING_WAIT_MAX;
+                }
                 admitted => return admitted,
             }
         }
-        Err(AdmissionError::CutPending)
     }
 
     /// Hands a socket to the first runtime of `order` with room. If none has room, it waits for the first one and the kernel

@@ -1,8 +1,8 @@
 //! One call, from its headers to the end of its reply: counted on its connection, charged while it waits, and ended at its
 //! deadline.
 //!
-//! A call that is answered on its first poll is not charged and starts no timer. Look next at `request_body.rs`, which reads its request,
-//! and at `worker.rs`, which serves connections.
+//! A call that is answered on its first poll with a small reply is not charged and starts no timer. A larger reply is charged until
+//! the peer has taken it. Look next at `request_body.rs`, which reads its request, and at `worker.rs`, which serves connections.
 
 use std::convert::Infallible;
 use std::future::{Future, poll_fn};
@@ -12,52 +12,86 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body::{Body, Frame, SizeHint};
 use tonic::Status;
 use tonic::service::Routes;
 use tower::Service as _;
 
-use super::byte_budget::BudgetCharge;
 use super::connection_registry::TrackedConnection;
 use super::request_body::RequestBody;
 use crate::api::message_limits::MessageLimits;
 use crate::api::{CallRefusal, refusal_status};
 use crate::model::connection::PeerInfo;
-use crate::model::limits::WAITING_CALL_OVERHEAD_BYTES;
+use crate::model::limits::{CALL_HEADER_BYTES, CALL_HEADERS_MAX, HEADER_BYTES, WAITING_CALL_OVERHEAD_BYTES};
 
 /// Most bytes of a reply that are handed to the transport at once. The transport would hold bytes that the peer does not take.
 const REPLY_PART_BYTES_MAX: usize = 16 * 1024;
+/// Largest reply that is not charged while it waits for the peer.
+const REPLY_FREE_BYTES_MAX: usize = 4 * 1024;
 /// The caller's deadline (gRPC over HTTP/2).
 const TIMEOUT_HEADER: &str = "grpc-timeout";
 
 /// Counts a call on its connection until it is dropped.
 pub(super) struct ActiveCall {
     connection: Arc<TrackedConnection>,
-    /// Created when the call first waits.
-    charge: Option<BudgetCharge>,
+    /// The charge of the call while it waits, without its messages.
+    base_bytes: usize,
+    charged_bytes: usize,
+    /// Whether it counts among the idle streams of its connection.
+    is_idle: bool,
 }
 
 impl ActiveCall {
     pub(super) fn begin(tracked: &Arc<TrackedConnection>) -> Self {
         tracked.begin_call();
-        Self { connection: Arc::clone(tracked), charge: None }
+        Self { connection: Arc::clone(tracked), base_bytes: WAITING_CALL_OVERHEAD_BYTES, charged_bytes: 0, is_idle: false }
+    }
+
+    /// Weighs the headers, and takes one of the connection's idle streams for a method that opens one.
+    fn admit(&mut self, headers: &HeaderMap, limits: &MessageLimits) -> Result<(), Status> {
+        let count = headers.len();
+        if count > CALL_HEADERS_MAX {
+            return Err(self.refused(CallRefusal::TooManyHeaders { count, count_max: CALL_HEADERS_MAX }));
+        }
+        let header_bytes = headers.values().map(HeaderValue::len).sum::<usize>() + HEADER_BYTES * count;
+        self.base_bytes = WAITING_CALL_OVERHEAD_BYTES + header_bytes.saturating_sub(CALL_HEADER_BYTES);
+        if limits.is_idle {
+            if !self.connection.begin_idle_stream() {
+                return Err(self.refused(CallRefusal::IdleStreams));
+            }
+            self.is_idle = true;
+        }
+        Ok(())
     }
 
     /// Charges a waiting call, including the messages that it has read so far.
     fn charge_wait(&mut self) -> Result<(), Status> {
         let read = self.connection.take_read_bytes();
-        let account = &self.connection.budget;
-        let charge = self.charge.get_or_insert_with(|| BudgetCharge::new(account));
-        charge.grow_to(WAITING_CALL_OVERHEAD_BYTES.saturating_add(read)).map_err(|refused| {
-            self.connection.counters.count_refusal(refused);
-            refusal_status(refused)
-        })
+        self.hold(read)
+    }
+
+    /// Charges a call that waits, and `bytes` that it holds.
+    fn hold(&mut self, bytes: usize) -> Result<(), Status> {
+        let bytes = self.base_bytes.saturating_add(bytes);
+        let raised = self.connection.budget.raise(&mut self.charged_bytes, bytes);
+        raised.map_err(|refused| self.refused(refused))
+    }
+
+    fn refused(&self, refused: CallRefusal) -> Status {
+        self.connection.counters.count_refusal(refused);
+        refusal_status(refused)
     }
 }
 
 impl Drop for ActiveCall {
     fn drop(&mut self) {
+        if self.charged_bytes > 0 {
+            self.connection.budget.release(self.charged_bytes);
+        }
+        if self.is_idle {
+            self.connection.end_idle_stream();
+        }
         self.connection.end_call();
     }
 }
@@ -76,6 +110,9 @@ where
 {
     let mut call = ActiveCall::begin(&tracked);
     let limits = limits(request.uri().path());
+    if let Err(refused) = call.admit(request.headers(), &limits) {
+        return Ok(refused.into_http().map(|body| ReplyBody::new(body, call)));
+    }
     request.extensions_mut().insert(peer);
     let mut timeout = grpc_timeout(request.headers()).map(|timeout| Box::pin(tokio::time::sleep(timeout)));
     let answered = {
@@ -92,14 +129,45 @@ where
         })
         .await
     };
-    let response = answered.unwrap_or_else(|refused: Status| refused.into_http());
-    Ok(response.map(|body| ReplyBody::new(body, call)))
+    let (head, mut body) = answered.unwrap_or_else(|refused: Status| refused.into_http()).into_parts();
+    let ahead = look_ahead(&mut body, &limits).await;
+    let held = match &ahead {
+        Some(Some(Ok(frame))) => frame.data_ref().map_or(0, Bytes::len),
+        _ => limits.held_bytes,
+    };
+    let charged = if held > REPLY_FREE_BYTES_MAX { call.hold(held) } else { Ok(()) };
+    match charged {
+        Ok(()) => {
+            let mut reply = ReplyBody::new(body, call);
+            reply.ahead = ahead;
+            Ok(Response::from_parts(head, reply))
+        }
+        Err(refused) => Ok(refused.into_http().map(|body| ReplyBody::new(body, call))),
+    }
 }
+
+/// Takes the first frame of a reply that is there, so that the reply is charged by its size. Otherwise it would wait, as long as the
+/// peer takes nothing, in a form whose size nobody knows. A stream of requests is answered only when the transport asks.
+async fn look_ahead<B: Body<Data = Bytes> + Unpin>(body: &mut B, limits: &MessageLimits) -> Option<Ahead<B>> {
+    if limits.is_stream || body.is_end_stream() {
+        return None;
+    }
+    poll_fn(|context| match Pin::new(&mut *body).poll_frame(context) {
+        Poll::Ready(frame) => Poll::Ready(Some(frame)),
+        Poll::Pending => Poll::Ready(None),
+    })
+    .await
+}
+
+/// What a body answered when it was asked for a frame; `None` at its end.
+type Ahead<B> = Option<Result<Frame<Bytes>, <B as Body>::Error>>;
 
 /// The body of an answer. It is sent in parts, and the sweeper of the connection registry sees how long each part waits for the
 /// peer.
-pub(super) struct ReplyBody<B> {
+pub(super) struct ReplyBody<B: Body<Data = Bytes>> {
     body: B,
+    /// A frame that was taken from the body and not sent yet.
+    ahead: Option<Ahead<B>>,
     call: ActiveCall,
     /// The period in which the last part began to wait for the peer.
     wait_period: Option<usize>,
@@ -107,10 +175,10 @@ pub(super) struct ReplyBody<B> {
     is_over: bool,
 }
 
-impl<B> ReplyBody<B> {
+impl<B: Body<Data = Bytes>> ReplyBody<B> {
     pub(super) fn new(body: B, call: ActiveCall) -> Self {
         let waiting = Some(call.connection.begin_reply_wait());
-        Self { body, call, wait_period: waiting, unsent: Bytes::new(), is_over: false }
+        Self { body, ahead: None, call, wait_period: waiting, unsent: Bytes::new(), is_over: false }
     }
 
     fn end_wait(&mut self) {
@@ -132,6 +200,7 @@ impl<B> ReplyBody<B> {
 impl<B> Body for ReplyBody<B>
 where
     B: Body<Data = Bytes> + Unpin,
+    B::Error: Unpin,
 {
     type Data = Bytes;
     type Error = B::Error;
@@ -147,7 +216,11 @@ where
             return Poll::Ready(None);
         }
         this.call.connection.take_read_bytes();
-        match Pin::new(&mut this.body).poll_frame(context) {
+        let polled = match this.ahead.take() {
+            Some(ahead) => Poll::Ready(ahead),
+            None => Pin::new(&mut this.body).poll_frame(context),
+        };
+        match polled {
             Poll::Ready(Some(Ok(frame))) => Poll::Ready(Some(Ok(match frame.into_data() {
                 Ok(data) => this.next_part(data),
                 Err(trailers) => trailers,
@@ -167,18 +240,18 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.unsent.is_empty() && (self.is_over || self.body.is_end_stream())
+        self.unsent.is_empty() && self.ahead.is_none() && (self.is_over || self.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self.unsent.is_empty() {
+        match self.unsent.is_empty() && self.ahead.is_none() {
             true => self.body.size_hint(),
             false => SizeHint::default(),
         }
     }
 }
 
-impl<B> Drop for ReplyBody<B> {
+impl<B: Body<Data = Bytes>> Drop for ReplyBody<B> {
     fn drop(&mut self) {
         self.end_wait();
     }

@@ -17,6 +17,7 @@ use tokio::time::Sleep;
 use super::acceptor::{AcceptedSocket, OpenConnectionCount};
 use super::connection_registry::{ConnectionSlot, TrackedConnection};
 use super::counters::CutCause;
+use super::frames::FrameMeter;
 use super::settings::Settings;
 use crate::model::connection::PeerInfo;
 use crate::model::write_barrier::WriteBarrier;
@@ -51,6 +52,8 @@ pub(super) struct GuardedConnection {
     /// The barrier's failures when the connection opened. An answer whose record was lost since then may still wait here.
     failures_at_open: u64,
     handshake: Option<HandshakeTimer>,
+    /// `None` for HTTP/1.1, in which all bytes belong to a request.
+    frames: Option<FrameMeter>,
     write_stall_timeout: Duration,
     stall_timer: Option<Pin<Box<Sleep>>>,
     is_cut: bool,
@@ -74,6 +77,7 @@ impl GuardedConnection {
             handshake: guards
                 .handshake_timeout
                 .map(|timeout| HandshakeTimer { timeout: Box::pin(tokio::time::sleep(timeout)), bytes_left: PREFACE_BYTES }),
+            frames: guards.handshake_timeout.map(|_| FrameMeter::new(PREFACE_BYTES)),
             write_stall_timeout: guards.write_stall_timeout,
             stall_timer: None,
             is_cut: false,
@@ -116,7 +120,10 @@ impl GuardedConnection {
 
     /// Cuts a connection whose peer takes no bytes.
     fn watch_stall(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if written.is_ready() {
+        if let Poll::Ready(sent) = &written {
+            if let (Some(frames), Ok(bytes)) = (&mut self.frames, sent) {
+                frames.note_sent(*bytes);
+            }
             self.stall_timer = None;
             return written;
         }
@@ -139,6 +146,12 @@ impl AsyncRead for GuardedConnection {
         }
         let before = buffer.filled().len();
         let read = Pin::new(&mut this.socket).poll_read(cx, buffer);
+        let arrived = buffer.filled().get(before..).unwrap_or_default();
+        if this.frames.as_mut().is_some_and(|frames| !frames.read(arrived)) {
+            this.is_cut = true;
+            this.count_cut(CutCause::Frames);
+            return Poll::Ready(Err(connection_cut_error()));
+        }
         if let Some(handshake) = &mut this.handshake {
             handshake.bytes_left = handshake.bytes_left.saturating_sub(buffer.filled().len().saturating_sub(before));
             if handshake.bytes_left == 0 {

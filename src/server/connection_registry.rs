@@ -1,9 +1,9 @@
 //! The connections of one listener: which are admitted, which are cut when it is full, and which have been idle too long.
 //!
-//! A full listener cuts one connection for each new one, so that idle connections keep nobody out. It first cuts connections on
-//! which no signature was ever verified, then idle ones before busy ones, and the oldest first. A request takes no lock and reads
-//! no clock here: it only counts, and [`ConnectionRegistry::sweep`] reads the counts. Look next at `listen.rs`, which admits connections, and
-//! at `active_call.rs`.
+//! A full listener cuts one connection for each new one, so that nobody shuts the others out. It first cuts connections on which no
+//! signature was verified recently, idle ones before busy ones, and the oldest first. A new connection has a grace in which its first
+//! call can be verified. A request takes no lock and reads no clock here: it only counts, and [`ConnectionRegistry::sweep`] reads the counts.
+//! Look next at `listen.rs`, which admits connections, and at `active_call.rs`.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -18,7 +18,7 @@ use tokio::time::Instant;
 use super::byte_budget::{ConnectionBudget, SharedBudget};
 use super::counters::{CutCause, ListenerCounters};
 use crate::model::connection::VerifiedSignatureFlag;
-use crate::model::limits::{FLOW_CONTROL_BYTES_MAX, RECENT_SIGNATURE_MS};
+use crate::model::limits::{FLOW_CONTROL_BYTES_MAX, IDLE_STREAMS_MAX, RECENT_SIGNATURE_MS};
 
 /// Most connections that are cut but still open. At this number nothing is admitted until one of them closes.
 pub(super) const CUT_PENDING_MAX: usize = 32;
@@ -39,6 +39,8 @@ pub(super) struct ConnectionLimits {
     pub(super) idle_timeout: Duration,
     /// A connection without a verified signature for this long is cut, if the listener requires signatures.
     pub(super) unsigned_timeout: Option<Duration>,
+    /// A connection that is younger than this is not cut for another one, unless it was verified and became idle.
+    pub(super) grace: Duration,
     /// A connection that takes no part of a reply for this long is cut.
     pub(super) stall_timeout: Duration,
     pub(super) window_bytes_max: usize,
@@ -64,6 +66,7 @@ pub(super) struct TrackedConnection {
     last_proved_ms: AtomicU64,
     /// Calls under way, and calls ever.
     active_calls: AtomicU32,
+    idle_streams: AtomicUsize,
     calls_total: AtomicU32,
     calls_total_seen: AtomicU32,
     /// Bytes of whole messages that were read since the last [`Self::take_read_bytes`].
@@ -85,6 +88,20 @@ impl TrackedConnection {
     /// Counts the end of a call, once its reply is handed on.
     pub(super) fn end_call(&self) {
         self.active_calls.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Counts a stream that may stay idle. Returns `false` if the connection has too many of them.
+    pub(super) fn begin_idle_stream(&self) -> bool {
+        let begun = self.idle_streams.fetch_add(1, Ordering::Relaxed) < IDLE_STREAMS_MAX;
+        if !begun {
+            self.end_idle_stream();
+        }
+        begun
+    }
+
+    /// Counts the end of that stream.
+    pub(super) fn end_idle_stream(&self) {
+        self.idle_streams.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// Counts a reply that begins to wait for the peer. Pass the returned period to [`Self::end_reply_wait`].
@@ -133,7 +150,7 @@ impl TrackedConnection {
 
     fn has_proved_lately(&self, now_ms: u64) -> bool {
         let proved_ms = self.last_proved_ms.load(Ordering::Relaxed);
-        self.standing.is_set() || (proved_ms != 0 && now_ms.saturating_sub(proved_ms) < RECENT_SIGNATURE_MS)
+        self.standing.is_set() || is_lately(proved_ms, now_ms)
     }
 
     /// When a sweep last saw it in use.
@@ -141,9 +158,45 @@ impl TrackedConnection {
         self.last_active_ms.load(Ordering::Relaxed)
     }
 
+    /// How much the connection is missed if it is cut: the class, and the time that orders connections of the same class. A lower
+    /// value is cut first.
+    fn rank(&self, rules: &ConnectionLimits, now_ms: u64) -> (Class, u64) {
+        let is_busy = self.is_busy();
+        if self.has_proved_lately(now_ms) {
+            let class = if is_busy { Class::ProvedBusy } else { Class::ProvedIdle };
+            // A signature that no sweep has seen yet is the newest. Calls without a signature prolong nothing.
+            let proved_ms = if self.standing.is_set() { now_ms } else { self.last_proved_ms.load(Ordering::Relaxed) };
+            return (class, proved_ms);
+        }
+        if Duration::from_millis(now_ms.saturating_sub(self.opened_ms)) < rules.grace {
+            return (Class::New, self.opened_ms);
+        }
+        // Where calls are signed, a stream that nobody signed is no use of the listener.
+        match (rules.unsigned_timeout.is_some(), is_busy) {
+            (true, _) => (Class::Idle, self.opened_ms),
+            (false, false) => (Class::Idle, self.last_used_ms()),
+            (false, true) => (Class::Busy, self.last_used_ms()),
+        }
+    }
+
     fn is_busy(&self) -> bool {
         self.active_calls.load(Ordering::Relaxed) > 0
     }
+}
+
+/// The use of a connection; the class that is missed least comes first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Class {
+    Idle,
+    Busy,
+    /// It had no time yet to carry a signature.
+    New,
+    ProvedIdle,
+    ProvedBusy,
+}
+
+fn is_lately(proved_ms: u64, now_ms: u64) -> bool {
+    proved_ms != 0 && now_ms.saturating_sub(proved_ms) < RECENT_SIGNATURE_MS
 }
 
 #[derive(Debug, Default)]
@@ -195,23 +248,30 @@ impl ConnectionRegistry {
             if table.cut_pending >= CUT_PENDING_MAX {
                 return Err(AdmissionError::CutPending);
             }
-            let missed_least = table.eviction_candidate(now_ms).ok_or(AdmissionError::Busy)?;
+            let (class, missed_least) = table.eviction_candidate(&self.rules, now_ms).ok_or(AdmissionError::CutPending)?;
+            if class == Class::New {
+                return Err(AdmissionError::New);
+            }
             self.cut_connection(&mut table, &missed_least, CutCause::Displaced);
         }
         let open = table.connections.len().saturating_add(1);
         let window = (FLOW_CONTROL_BYTES_MAX / open).clamp(WINDOW_BYTES_MIN, self.rules.window_bytes_max.max(WINDOW_BYTES_MIN));
         let ConnectionLimits { own_bytes, connection_bytes_max, .. } = self.rules;
+        let standing = Arc::new(VerifiedSignatureFlag::default());
+        let account =
+            ConnectionBudget::new(Arc::clone(&self.shared_budget), own_bytes, connection_bytes_max, Arc::clone(&standing));
         let tracked = Arc::new(TrackedConnection {
             id,
             peer,
-            standing: Arc::default(),
-            budget: Arc::new(ConnectionBudget::new(Arc::clone(&self.shared_budget), own_bytes, connection_bytes_max)),
+            standing,
+            budget: Arc::new(account),
             counters: Arc::clone(&self.counters),
             window_bytes: u32::try_from(window).unwrap_or(u32::MAX),
             opened_ms: now_ms,
             last_active_ms: AtomicU64::new(now_ms),
             last_proved_ms: AtomicU64::new(0),
             active_calls: AtomicU32::new(0),
+            idle_streams: AtomicUsize::new(0),
             calls_total: AtomicU32::new(0),
             calls_total_seen: AtomicU32::new(0),
             read_bytes: AtomicUsize::new(0),
@@ -266,6 +326,7 @@ impl ConnectionRegistry {
         if tracked.standing.take() {
             tracked.last_proved_ms.store(now_ms.max(1), Ordering::Relaxed);
         }
+        tracked.budget.note_proved(is_lately(tracked.last_proved_ms.load(Ordering::Relaxed), now_ms));
         let asked = tracked.calls_total.load(Ordering::Relaxed);
         if tracked.is_busy() || tracked.calls_total_seen.swap(asked, Ordering::Relaxed) != asked {
             tracked.last_active_ms.store(now_ms, Ordering::Relaxed);
@@ -316,25 +377,21 @@ impl ConnectionTable {
         }
     }
 
-    /// The connection to cut, among those compared. A busy connection with a recent signature is never chosen.
-    fn eviction_candidate(&mut self, now_ms: u64) -> Option<Arc<TrackedConnection>> {
+    /// The connection to cut, among those compared, and its class. Some connection is always chosen, because whoever holds a key
+    /// could otherwise shut all others out.
+    fn eviction_candidate(&mut self, rules: &ConnectionLimits, now_ms: u64) -> Option<(Class, Arc<TrackedConnection>)> {
         let compared = self.connections.len().min(CANDIDATES_MAX);
         let start = self.cursor;
         self.cursor = self.cursor.wrapping_add(compared);
         let candidates =
             (0..compared).filter_map(|step| self.connections.get((start.wrapping_add(step)) % self.connections.len()));
-        let ranked = candidates.filter(|tracked| !tracked.is_cut()).filter_map(|tracked| {
-            let rank = match (tracked.has_proved_lately(now_ms), tracked.is_busy()) {
-                (false, false) => 0,
-                (false, true) => 1,
-                (true, false) => 2,
-                (true, true) => return None,
-            };
+        let ranked = candidates.filter(|tracked| !tracked.is_cut()).map(|tracked| {
+            let (class, since_ms) = tracked.rank(rules, now_ms);
             // The peer with the most connections loses one first.
             let of_peer = self.count_by_peer.get(&tracked.peer).copied().unwrap_or_default();
-            Some(((rank, Reverse(of_peer), tracked.last_used_ms(), tracked.id), tracked))
+            ((class, Reverse(of_peer), since_ms, tracked.id), tracked)
         });
-        ranked.min_by_key(|(rank, _)| *rank).map(|(_, tracked)| Arc::clone(tracked))
+        ranked.min_by_key(|(rank, _)| *rank).map(|((class, ..), tracked)| (class, Arc::clone(tracked)))
     }
 
     fn insert(&mut self, tracked: &Arc<TrackedConnection>) {
@@ -364,8 +421,8 @@ impl ConnectionTable {
 /// Why a connection is not admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AdmissionError {
-    /// No connection can be cut.
-    Busy,
+    /// Every connection that could be cut is new.
+    New,
     /// The connections that were cut are not closed yet.
     CutPending,
 }

@@ -23,11 +23,21 @@ pub(super) enum CutCause {
     WriteStall,
     /// A record could not be written.
     Barrier,
+    /// Its peer sent too many frames that carry no call.
+    Frames,
 }
 
 impl CutCause {
-    const ALL: [Self; 7] =
-        [Self::Idle, Self::Unsigned, Self::Displaced, Self::Stalled, Self::Handshake, Self::WriteStall, Self::Barrier];
+    const ALL: [Self; 8] = [
+        Self::Idle,
+        Self::Unsigned,
+        Self::Displaced,
+        Self::Stalled,
+        Self::Handshake,
+        Self::WriteStall,
+        Self::Barrier,
+        Self::Frames,
+    ];
     /// The index of a connection that is not cut.
     pub(super) const NONE: u8 = u8::MAX;
 
@@ -49,12 +59,13 @@ impl CutCause {
             Self::Handshake => "handshake",
             Self::WriteStall => "write_stall",
             Self::Barrier => "barrier",
+            Self::Frames => "frames",
         }
     }
 }
 
 /// The names of the refusal causes in metrics.
-const REFUSAL_CAUSES: [&str; 5] = ["too_large", "too_slow", "malformed", "connection_budget", "listener_budget"];
+const REFUSAL_CAUSES: [&str; 6] = ["too_large", "too_slow", "malformed", "connection_budget", "listener_budget", "idle_streams"];
 
 /// The counts of one listener.
 #[derive(Debug, Default)]
@@ -84,11 +95,12 @@ impl ListenerCounters {
 
     pub(super) fn count_refusal(&self, refusal: CallRefusal) {
         let index = match refusal {
-            CallRefusal::TooLarge { .. } => 0,
+            CallRefusal::TooLarge { .. } | CallRefusal::TooManyHeaders { .. } => 0,
             CallRefusal::TooSlow { .. } | CallRefusal::DeadlineExceeded => 1,
             CallRefusal::NotOneMessage | CallRefusal::IncompleteMessage => 2,
             CallRefusal::ConnectionBudgetExceeded => 3,
             CallRefusal::ListenerBudgetExceeded => 4,
+            CallRefusal::IdleStreams => 5,
         };
         self.count_refusal_cause(index);
     }

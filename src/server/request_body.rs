@@ -133,7 +133,7 @@ impl<B> RequestBody<B> {
     fn finish_message(&mut self) -> Result<bool, Status> {
         let Some(message) = self.message.take_if(|message| message.left == 0) else { return Ok(false) };
         message.scanner.finish().inspect_err(|_| self.connection.counters.count_malformed())?;
-        self.connection.add_read_bytes(message.bytes);
+        self.connection.add_read_bytes(message.bytes.saturating_add(message.scanner.made_bytes()));
         self.header_bytes = 0;
         self.message_count += 1;
         if self.limits.is_stream {

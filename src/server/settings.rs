@@ -11,9 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::connection_registry::ConnectionLimits;
 use super::{Error, ListenerRole};
 use crate::model::limits::{
-    ADMIN_LISTENER_BYTES_MAX, CONNECTION_BYTES_MAX, CONNECTION_RESERVED_BYTES, CONNECTIONS_MAX, CONTROL_CONNECTIONS_MAX,
-    DECISION_LISTENER_BYTES_MAX, IDLE_CONNECTION_TIMEOUT_MS, SIGNED_CONNECTIONS_RESERVED, STREAMS_PER_CONNECTION_MAX,
-    UNSIGNED_CONNECTION_TIMEOUT_MS,
+    ADMIN_LISTENER_BYTES_MAX, ADMIN_STREAMS_PER_CONNECTION_MAX, CONNECTION_BYTES_MAX, CONNECTION_GRACE_MS,
+    CONNECTION_RESERVED_BYTES, CONNECTIONS_MAX, CONTROL_CONNECTIONS_MAX, DECISION_LISTENER_BYTES_MAX, IDLE_CONNECTION_TIMEOUT_MS,
+    SIGNED_CONNECTIONS_RESERVED, STREAMS_PER_CONNECTION_MAX, UNSIGNED_CONNECTION_TIMEOUT_MS,
 };
 
 /// Addresses, limits and timeouts of the listeners.
@@ -45,7 +45,7 @@ pub struct Settings {
     pub admin_waiting_bytes_max: usize,
     /// Bytes that the calls of one connection to the decisions' listener may hold.
     pub connection_waiting_bytes_max: usize,
-    /// Most calls in flight on one connection.
+    /// Most calls in flight on one connection; at most [`ADMIN_STREAMS_PER_CONNECTION_MAX`] on the administration's listener.
     pub streams_per_connection_max: u32,
     /// HTTP/2 flow-control window of a stream and of a connection.
     pub window_bytes: u32,
@@ -134,6 +134,14 @@ impl Settings {
         Ok(())
     }
 
+    /// Most calls in flight on one connection of a listener.
+    pub(super) fn streams_max(&self, role: ListenerRole) -> u32 {
+        match role {
+            ListenerRole::Admin => self.streams_per_connection_max.min(ADMIN_STREAMS_PER_CONNECTION_MAX),
+            ListenerRole::Decisions | ListenerRole::Http => self.streams_per_connection_max,
+        }
+    }
+
     /// The limits on the connections of a listener.
     pub(super) fn connection_limits(&self, role: ListenerRole) -> ConnectionLimits {
         let is_admin = role == ListenerRole::Admin;
@@ -143,6 +151,8 @@ impl Settings {
             reserved_max: if is_admin { self.signed_connections_kept.min(connections_max / 8) } else { 0 },
             idle_timeout: Duration::from_millis(self.idle_timeout_ms),
             unsigned_timeout: is_admin.then(|| Duration::from_millis(self.unsigned_timeout_ms)),
+            // Nothing is signed over HTTP/1.1, so there is nothing to wait for.
+            grace: Duration::from_millis(if role == ListenerRole::Http { 0 } else { CONNECTION_GRACE_MS }),
             stall_timeout: Duration::from_millis(self.write_stall_timeout_ms),
             window_bytes_max: usize::try_from(self.window_bytes).unwrap_or(usize::MAX),
             own_bytes: CONNECTION_RESERVED_BYTES,

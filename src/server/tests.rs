@@ -100,7 +100,11 @@ async fn serve_fixture_with(settings: Settings, limits: fn(&str) -> MessageLimit
     let grpc = {
         let (probe, barrier) = (Arc::clone(&probe), Arc::clone(&barrier));
         move |_| GrpcServices {
-            routes: Routes::new(HealthServer::new(GatedHealthService(Arc::clone(&probe)))),
+            routes: Routes::from(
+                Routes::new(HealthServer::new(GatedHealthService(Arc::clone(&probe))))
+                    .into_axum_router()
+                    .route("/large", axum::routing::post(|| async { vec![0_u8; LARGE_BYTES] })),
+            ),
             barrier: Arc::clone(&barrier) as Arc<dyn WriteBarrier>,
             limits,
         }
@@ -135,6 +139,8 @@ fn no_finish() -> Arc<dyn Fn(usize) -> FinishFuture + Send + Sync> {
 
 /// More than the socket buffers of both sides hold.
 const METRICS_BYTES: usize = 32 * 1024 * 1024;
+/// The size of the answer of `/large`.
+const LARGE_BYTES: usize = 1024 * 1024;
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 async fn client(address: SocketAddr) -> HealthClient<Channel> {

@@ -25,7 +25,7 @@ use super::connection_registry::TrackedConnection;
 use super::counters::CutCause;
 use super::phase::{DrainSignal, PhaseReceiver, ServerPhase};
 use super::settings::Settings;
-use super::{Error, FinishFuture, GrpcServices, RuntimeContext};
+use super::{Error, FinishFuture, GrpcServices, ListenerRole, RuntimeContext};
 
 /// Longest wait for blocking work that is still under way when its runtime ends.
 const BLOCKING_GRACE: Duration = Duration::from_secs(1);
@@ -105,6 +105,7 @@ fn run_until(runtime: &Runtime, work: impl Future<Output = ()>, cut: impl Future
 
 /// Serves gRPC on arriving sockets until the server drains and all connections are closed.
 pub(super) async fn serve_grpc(
+    role: ListenerRole,
     seat: WorkerContext,
     make: impl FnOnce(RuntimeContext) -> GrpcServices,
     started: oneshot::Sender<()>,
@@ -125,7 +126,7 @@ pub(super) async fn serve_grpc(
             let service = service_fn(move |request: http::Request<_>| {
                 active_call::answer_call(routes.clone(), request, limits, peer.clone(), Arc::clone(&calls))
             });
-            let server = grpc_server(&settings, tracked.window_bytes);
+            let server = grpc_server(&settings, role, tracked.window_bytes);
             let (phases, alive) = (connection_phases.clone(), alive.clone());
             tokio::spawn(async move {
                 let served = server.serve_connection(TokioIo::new(connection), TowerToHyperService::new(service));
@@ -176,13 +177,13 @@ pub(super) async fn serve_until_closed<C: Future>(
 /// Sets the limits of HTTP/2 explicitly, although the library has defaults, so that a change of the defaults has no effect here.
 /// They bound streams reset before they are accepted (rapid reset), errors of streams, frames, headers with their continuations,
 /// and the bytes that flow control lets a peer send ahead. The library answers one PING and one SETTINGS at a time, and small DATA
-/// frames draw on a budget of their own.
-fn grpc_server(settings: &Settings, window_bytes: u32) -> auto::Builder<TokioExecutor> {
+/// frames draw on a budget of their own. `frames.rs` bounds how many frames without a call may come.
+fn grpc_server(settings: &Settings, role: ListenerRole, window_bytes: u32) -> auto::Builder<TokioExecutor> {
     let mut server = auto::Builder::new(TokioExecutor::new()).http2_only();
     server
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(settings.streams_per_connection_max)
+        .max_concurrent_streams(settings.streams_max(role))
         .initial_connection_window_size(window_bytes)
         // A stream that nobody reads does not delay the others.
         .initial_stream_window_size((window_bytes / 4).max(STREAM_WINDOW_BYTES_MIN))

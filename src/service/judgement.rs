@@ -104,6 +104,11 @@ impl Judgement {
         (self.handle_is_proved || by_proof) && !voids_the_chain(&self.decision)
     }
 
+    /// Whether the call used a chain in force that its caller proved to hold. A denied call counts as no such use, whatever its reason.
+    pub(super) fn uses_chain_in_force(&self) -> bool {
+        self.proves_possession() && self.decision.effect != Effect::Deny
+    }
+
     fn with_rejection(mut self, rejection: Rejection, number: u64) -> Self {
         self.decision = Decision::deny(rejection.reason, number).with_hop(rejection.hop);
         self.message = Some(rejection.message);

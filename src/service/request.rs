@@ -41,9 +41,9 @@ impl Caller {
 #[derive(Clone, Debug, Default)]
 pub struct TraceHeaders {
     /// The header `traceparent`.
-    pub parent: Option<String>,
-    /// The header `tracestate`.
-    pub state: Option<String>,
+    pub parent: Option<Arc<str>>,
+    /// The header `tracestate`. The calls of a batch share it.
+    pub state: Option<Arc<str>>,
 }
 
 /// The credential of the agent.
@@ -124,6 +124,8 @@ pub struct CheckAnswer {
     pub approval: Option<ApprovalRequest>,
     /// A handle that stands for the chain on this connection from now on.
     pub handle: Option<[u8; 16]>,
+    /// Whether the call proved that its caller holds the chain, and the chain is in force.
+    pub shows_possession: bool,
 }
 
 impl CheckAnswer {

@@ -294,6 +294,26 @@ async fn check(world: &ServiceFixture, meanwhile: impl FnOnce() + Send + 'static
     assert!(world.ledger.meanwhile.lock().unwrap().is_none(), "the proof was spent in the store");
 }
 
+/// A stolen chain, an overheard proof and a killed chain show no possession, so they keep no place on a full listener.
+#[tokio::test]
+async fn only_a_new_proof_on_a_chain_in_force_shows_possession() {
+    let world = world();
+    let shows = async |request: &DecisionRequest, reason| {
+        let answer = world.service.check(request, &caller()).await.unwrap();
+        assert_eq!(answer.decision.reason, reason, "{}", answer.message);
+        answer.shows_possession
+    };
+    let proved = asked(&world);
+    assert!(!shows(&DecisionRequest { proof: None, ..asked(&world) }, Reason::ProofMissing).await);
+    assert!(shows(&proved, Reason::Ok).await);
+    assert!(!shows(&proved, Reason::ProofReplayed).await);
+    let other = DecisionRequest { tool: "crm/other".to_owned(), ..asked(&world) };
+    assert!(!world.service.check(&other, &caller()).await.unwrap().shows_possession, "it was signed for another call");
+    let row = session_killed();
+    drop(world.builder.lock().unwrap().apply_changes(2, StateDigest::default(), [RowChange::Revocation(row)].iter()).unwrap());
+    assert!(!shows(&asked(&world), Reason::RevokedSession).await);
+}
+
 #[tokio::test]
 async fn nothing_happens() {
     let world = world();

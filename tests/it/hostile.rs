@@ -289,6 +289,110 @@ async fn idle_connections_shut_nobody_out() {
     drop((idle, busy));
 }
 
+/// A stolen chain keeps no place on the listener, not even with a stream beside it. Neither does a killed one. Who proved to hold a
+/// chain stays.
+#[tokio::test]
+async fn a_stolen_chain_shuts_nobody_out() {
+    let world = TestWorld::new();
+    let flags = {
+        let mut command = crate::harness::binary();
+        command.arg("--policies").arg(world.policies());
+        command
+    };
+    let server = ServerProcess::start_within(&world, &flags, "ulimit -n 400");
+    server.operator().await.revoke("session", &["killed"], Dead).await;
+    let own = world.session("alpha", "own");
+    let mut gateway = server.connect().await;
+    let asked = wire::CheckRequest { want_handle: true, ..world.call(&own, "crm/look", "{}") };
+    let handle = gateway.check(asked).await.unwrap().into_inner().handle;
+    assert!(!handle.is_empty());
+    let mut attackers = Vec::new();
+    for session in ["stolen", "killed"] {
+        let stolen = framed(&call(&world.session("alpha", session)).encode_to_vec());
+        for _ in 0..200 {
+            let attacker = RawConnection::connect(&server.decisions).await;
+            let (response, mut sending) = attacker.open("/portcullis.v1.RevocationService/Watch", None).await;
+            sending.send_data(framed(&[]), true).unwrap();
+            let (code, said) = attacker.call(CHECK, stolen.clone()).await;
+            assert_eq!(code, Code::Ok, "{said}");
+            attackers.push((attacker, response));
+        }
+    }
+    all_is_well(&world, &server, "beside").await;
+    let displaced = "portcullis_server_connections_cut_total{listener=\"decisions\",cause=\"displaced\"}";
+    assert!(server.metric(displaced) > 0.0);
+    // A handle is good on its connection only.
+    let again = wire::CheckRequest {
+        credential: Some(wire::check_request::Credential::Handle(handle)),
+        ..request(&own, Bytes::new(), "crm/look", "{}")
+    };
+    assert_eq!(gateway.check(again).await.unwrap().into_inner().reason, "OK", "its connection was not cut");
+    drop(attackers);
+}
+
+/// The calls of a batch share what they have in common, and are charged for what they make.
+#[tokio::test]
+async fn a_batch_is_charged_for_what_its_calls_make() {
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
+    all_is_well(&world, &server, "before").await;
+    let before = memory(&server, "VmRSS");
+    let small = wire::CheckRequest { tool: "x".to_owned(), ..request(&world.session("alpha", "s"), Bytes::new(), "x", "") };
+    let small =
+        wire::CheckRequest { credential: Some(wire::check_request::Credential::Presentation(Default::default())), ..small };
+    let batch = framed(&wire::CheckBatchRequest { requests: vec![small; 128] }.encode_to_vec());
+    let (mut attackers, mut answers) = (Vec::new(), Vec::new());
+    for _ in 0..3 {
+        let attacker = RawConnection::connect(&server.decisions).await;
+        for _ in 0..200 {
+            let request = http::Request::post(format!("http://x{BATCH}"))
+                .header("content-type", "application/grpc")
+                .header("te", "trailers")
+                .header("tracestate", "a".repeat(15_000))
+                .body(())
+                .unwrap();
+            let (response, mut sending) = attacker.requests.clone().ready().await.unwrap().send_request(request, false).unwrap();
+            sending.send_data(batch.clone(), true).unwrap();
+            answers.push(tokio::spawn(status(response)));
+        }
+        attackers.push(attacker);
+    }
+    for answer in answers {
+        let (code, said) = answer.await.unwrap();
+        assert!(code == Code::Ok || said.starts_with("LIMIT_EXCEEDED: "), "{said}");
+    }
+    let grown = memory(&server, "VmHWM").saturating_sub(before);
+    println!("600 batches with a long `tracestate`: resident grew by {} MiB", grown / MIB);
+    assert!(grown < 128 * MIB, "{grown}");
+    drop(attackers);
+    all_is_well(&world, &server, "after").await;
+}
+
+/// Streams that nobody signed take neither the places nor the memory of those who sign.
+#[tokio::test]
+async fn unsigned_streams_leave_administration_its_memory() {
+    let world = TestWorld::new();
+    let server = ServerProcess::start(&world);
+    let operator = server.operator().await;
+    let mut attackers = Vec::new();
+    for _ in 0..60 {
+        let attacker = RawConnection::connect(&server.admin).await;
+        for _ in 0..250 {
+            let (response, mut sending) = attacker.open(HEALTH_WATCH, None).await;
+            sending.send_data(framed(&[]), true).unwrap();
+            attackers.push((attacker.requests.clone(), response));
+        }
+    }
+    // More than a connection's own share.
+    let content = world.policy() + &"# nothing\n".repeat(30_000);
+    let file = wire::PolicyFile { path: "policy.yaml".to_owned(), content: content.into_bytes().into() };
+    let message = wire::ApplyPolicyRequest { files: vec![file], dry_run: true };
+    let authorization = operator.authorization(APPLY, &message);
+    let mut client = wire::policy_service_client::PolicyServiceClient::new(channel(&server.admin).await);
+    client.apply(crate::harness::signed(message, &[authorization])).await.unwrap();
+    drop(attackers);
+}
+
 /// Watchers of revocations leave a slot to every other connection.
 #[tokio::test]
 async fn every_connection_can_watch_revocations() {

@@ -7,6 +7,7 @@ const RULES: ConnectionLimits = ConnectionLimits {
     reserved_max: 0,
     idle_timeout: Duration::from_secs(600),
     unsigned_timeout: None,
+    grace: Duration::ZERO,
     stall_timeout: Duration::from_secs(30),
     window_bytes_max: 1024 * 1024,
     own_bytes: 10,
@@ -66,13 +67,75 @@ async fn the_oldest_idle_one_goes_first() {
     assert_eq!(cut_ids(&places), [0, 1, 2, 3]);
     places[6].connection.standing.set();
     places[6].connection.begin_call();
-    assert!(admit(&registry, 7).is_none(), "all are of use");
-    places.truncate(4);
-    drop(admit(&registry, 8).unwrap());
-    assert_eq!(registry.lock().cut_pending, 4);
+    // All are busy and have proved something. One of them yields, and then the newcomer does.
+    places.push(admit(&registry, 7).unwrap());
+    assert_eq!(cut_ids(&places), [0, 1, 2, 3, 4]);
+    places.push(admit(&registry, 8).unwrap());
+    assert_eq!(cut_ids(&places), [0, 1, 2, 3, 4, 7]);
+    assert_eq!(registry.lock().cut_pending, 6);
     drop(places);
     let table = registry.lock();
     assert_eq!((table.connections.len(), table.index_by_id.len(), table.count_by_peer.len(), table.cut_pending), (0, 0, 0, 0));
+}
+
+/// Whoever holds a key takes no place for good: of busy connections, the one that proved nothing for the longest time yields.
+#[tokio::test(start_paused = true)]
+async fn of_busy_ones_the_oldest_signature_yields() {
+    let registry = registry(RULES);
+    let places = admit_all(&registry, 0..3);
+    for place in &places {
+        place.connection.begin_call();
+        place.connection.standing.set();
+    }
+    registry.sweep(false);
+    advance_clock(1).await;
+    for place in [&places[0], &places[2]] {
+        place.connection.standing.set();
+    }
+    registry.sweep(false);
+    let late = admit(&registry, 3).unwrap();
+    assert_eq!(cut_ids(&places), [1]);
+    drop(late);
+}
+
+/// A newcomer has time to prove something, whoever else comes, and whatever streams the others keep open.
+#[tokio::test(start_paused = true)]
+async fn a_newcomer_is_not_cut_before_its_first_call() {
+    let grace = Duration::from_secs(2);
+    for unsigned_timeout in [None, Some(Duration::from_secs(60))] {
+        let registry = registry(ConnectionLimits { grace, unsigned_timeout, ..RULES });
+        let strangers = admit_all(&registry, 0..2);
+        for stranger in &strangers {
+            stranger.connection.begin_call();
+        }
+        advance_clock(2).await;
+        let newcomer = admit(&registry, 2).unwrap();
+        // Each flooding connection costs a stranger's, although they have an open stream and the newcomer has none yet.
+        let flood = admit_all(&registry, 3..5);
+        assert_eq!(cut_ids(&strangers), [0, 1]);
+        drop(strangers);
+        assert_eq!(registry.admit(5, peer(1)).err(), Some(AdmissionError::New), "the next one waits");
+        newcomer.connection.standing.set();
+        advance_clock(2).await;
+        let more = admit_all(&registry, 6..8);
+        assert_eq!((cut_ids(&flood), newcomer.connection.is_cut()), (vec![3, 4], false));
+        drop(more);
+    }
+}
+
+/// Where calls are signed, an open stream that nobody signed is no use of the listener, and calls without end are none either.
+#[tokio::test(start_paused = true)]
+async fn an_unsigned_stream_makes_nobody_busy() {
+    let registry = registry(ConnectionLimits { unsigned_timeout: Some(Duration::from_secs(60)), ..RULES });
+    let streaming = admit(&registry, 0).unwrap();
+    streaming.connection.begin_call();
+    advance_clock(1).await;
+    let idle = admit_all(&registry, 1..3);
+    registry.sweep(false);
+    let late = admit(&registry, 3).unwrap();
+    assert!(streaming.connection.is_cut());
+    assert_eq!(cut_ids(&idle), [] as [u64; 0]);
+    drop(late);
 }
 
 #[tokio::test(start_paused = true)]

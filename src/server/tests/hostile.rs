@@ -91,7 +91,8 @@ async fn a_stream_has_time_between_messages_and_none_within() {
 
 #[tokio::test]
 async fn calls_that_wait_share_a_budget_and_each_connection_has_its_own() {
-    let limited = Settings { waiting_bytes_max: 64 * 1024, connection_waiting_bytes_max: 96 * 1024, ..any_port() };
+    // Nobody here has proved anything, so half of the shared budget is for others.
+    let limited = Settings { waiting_bytes_max: 128 * 1024, connection_waiting_bytes_max: 96 * 1024, ..any_port() };
     let bench = serve_fixture(limited).await;
     let reader = bench.server.stats();
     let mut connections = Vec::new();
@@ -150,7 +151,7 @@ async fn one_connection_too_many_costs_an_idle_one() {
 }
 
 #[tokio::test]
-async fn who_has_proved_something_stays_and_who_cannot_be_spared_is_not_cut() {
+async fn who_has_proved_something_stays_and_nobody_keeps_all_places() {
     let bench = serve_fixture(Settings { connections_max: 2, decision_runtimes: 1, ..any_port() }).await;
     let reader = bench.server.stats();
     let mut calls = Vec::new();
@@ -160,15 +161,22 @@ async fn who_has_proved_something_stays_and_who_cannot_be_spared_is_not_cut() {
         calls.push(tokio::spawn(async move { ask(&mut grpc, "hold").await }));
         bench.probe.entered.acquire().await.unwrap().forget();
     }
-    assert_eq!(read_to_end(TcpStream::connect(bench.addresses.decisions).await.unwrap()).await, b"", "closed at once");
+    // Both are busy and have proved something. One of them yields; after it, only strangers do.
+    let first = send(bench.addresses.decisions, PREFACE).await;
+    wait_until("one yields", async || cuts(&reader, ListenerRole::Decisions, "displaced") == 1).await;
+    let second = send(bench.addresses.decisions, PREFACE).await;
+    read_to_end(first).await;
     assert_eq!(
         (stats(&reader, ListenerRole::Decisions).refused_total, cuts(&reader, ListenerRole::Decisions, "displaced")),
-        (1, 0)
+        (0, 2)
     );
+    drop(second);
     bench.probe.release.add_permits(2);
+    let mut answered = 0;
     for call in calls {
-        assert_eq!(call.await.unwrap().unwrap(), 1);
+        answered += u32::from(call.await.unwrap().is_ok());
     }
+    assert_eq!(answered, 1);
 }
 
 #[tokio::test]
@@ -233,7 +241,103 @@ async fn a_body_over_http_has_its_time() {
     assert!(read_to_end(slow).await.starts_with(b"HTTP/1.1 408 "));
 }
 
-/// HTTP/2 itself bounds these floods: the connection ends, and others are served.
+/// A reply that the peer does not take is charged by its size, and a stream of reflection by what it may hold.
+#[tokio::test]
+async fn replies_that_nobody_takes_are_charged() {
+    let bench = serve_fixture(any_port()).await;
+    let reader = bench.server.stats();
+    // With a window of zero, no byte of an answer may be sent.
+    let requests = connect_h2(bench.addresses.decisions, 0).await;
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        let (response, mut sending) = open(&requests, "/large").await;
+        sending.send_data(Bytes::new(), true).unwrap();
+        held.push(response.await.unwrap());
+    }
+    // Eight replies of a MiB do not fit into the 8 MiB of a connection, because each call is charged in addition.
+    let refused = held.iter().filter(|response| response.headers().contains_key("grpc-status")).count();
+    assert_eq!((refused, refusals(&reader, "connection_budget")), (1, 1));
+    assert!(stats(&reader, ListenerRole::Decisions).waiting_bytes > 6 * LARGE_BYTES);
+    drop((held, requests));
+    wait_until("all is given back", async || stats(&reader, ListenerRole::Decisions).waiting_bytes == 0).await;
+    // A peer that takes its replies gets as many as it asks for, and is charged nothing in the end.
+    let requests = connect_h2(bench.addresses.decisions, 65_535).await;
+    for _ in 0..20 {
+        let (response, mut sending) = open(&requests, "/large").await;
+        sending.send_data(Bytes::new(), true).unwrap();
+        let (mut body, mut taken) = (response.await.unwrap().into_body(), 0);
+        while let Some(part) = body.data().await {
+            let part = part.unwrap();
+            taken += part.len();
+            body.flow_control().release_capacity(part.len()).unwrap();
+        }
+        assert_eq!(taken, LARGE_BYTES);
+    }
+    wait_until("all was taken", async || stats(&reader, ListenerRole::Decisions).waiting_bytes == 0).await;
+}
+
+/// A waiting call is charged for its headers by their count and bytes, and a call with too many of them is refused.
+#[tokio::test]
+async fn headers_are_counted_and_charged() {
+    let limited = Settings { waiting_bytes_max: 0, connection_waiting_bytes_max: 64 * 1024, ..any_port() };
+    let bench = serve_fixture(limited).await;
+    let reader = bench.server.stats();
+    let requests = connect_h2(bench.addresses.decisions, 65_535).await;
+    let call = async |headers: usize, value: &str| {
+        let mut request = ::http::Request::post(format!("http://x{CHECK}")).header("content-type", "application/grpc");
+        for header in 1..headers {
+            request = request.header(format!("x{header}"), value);
+        }
+        let request = request.body(()).unwrap();
+        requests.clone().ready().await.unwrap().send_request(request, false).unwrap()
+    };
+    let (response, _sending) = call(65, "").await;
+    assert_eq!(refused(response).await, (Code::ResourceExhausted, "LIMIT_EXCEEDED".to_owned()));
+    assert_eq!(refusals(&reader, "too_large"), 1);
+    // Of 64 KiB, a call without a message takes 8 KiB, 12 KiB more for its many headers, or 8 KiB more for long ones.
+    for (headers, value, fit) in [(10, "", 8), (64, "", 3), (12, &*"v".repeat(800), 4)] {
+        let mut waiting = Vec::new();
+        for _ in 0..fit {
+            waiting.push(call(headers, value).await);
+        }
+        let before = refusals(&reader, "connection_budget") + refusals(&reader, "listener_budget");
+        let (response, _sending) = call(headers, value).await;
+        assert_eq!(refused(response).await, (Code::ResourceExhausted, "LIMIT_EXCEEDED".to_owned()), "{headers}");
+        assert_eq!(refusals(&reader, "connection_budget") + refusals(&reader, "listener_budget"), before + 1);
+        drop(waiting);
+        let mut grpc = client(bench.addresses.decisions).await;
+        assert_eq!(ask(&mut grpc, "").await.unwrap(), 1);
+    }
+}
+
+/// A connection has few streams that wait for nothing and need no credential. They leave its calls and the shared budget alone.
+#[tokio::test]
+async fn idle_streams_are_few() {
+    let bench = serve_fixture(any_port()).await;
+    let reader = bench.server.stats();
+    let requests = connect_h2(bench.addresses.admin, 65_535).await;
+    let mut open_streams = Vec::new();
+    for _ in 0..8 {
+        let (response, mut sending) = open(&requests, "/grpc.health.v1.Health/Watch").await;
+        sending.send_data(b"\0\0\0\0\0"[..].into(), true).unwrap();
+        open_streams.push(response.await.unwrap());
+    }
+    let (response, mut sending) = open(&requests, "/grpc.health.v1.Health/Watch").await;
+    sending.send_data(b"\0\0\0\0\0"[..].into(), true).unwrap();
+    assert_eq!(refused(response).await, (Code::ResourceExhausted, "LIMIT_EXCEEDED".to_owned()));
+    let of_admin = stats(&reader, ListenerRole::Admin);
+    assert_eq!(of_admin.refusals_total.iter().find(|(name, _)| *name == "idle_streams").unwrap().1, 1);
+    assert_eq!(of_admin.waiting_bytes, 0, "they fit into the connection's own share");
+    open_streams.pop();
+    wait_until("a place is free again", async || {
+        let (response, mut sending) = open(&requests, "/grpc.health.v1.Health/Watch").await;
+        sending.send_data(b"\0\0\0\0\0"[..].into(), true).unwrap();
+        !response.await.unwrap().headers().contains_key("grpc-status")
+    })
+    .await;
+}
+
+/// HTTP/2 or the meter of frames bounds these floods: the connection ends, and others are served.
 #[tokio::test]
 async fn floods_of_frames_end_their_connection() {
     let bench = serve_fixture(Settings { decision_runtimes: 1, ..any_port() }).await;
@@ -264,14 +368,37 @@ async fn floods_of_frames_end_their_connection() {
         read_to_end(socket).await;
         assert_eq!(ask(&mut client(bench.addresses.decisions).await, "").await.unwrap(), 1, "{name}");
     }
-    // The server answers these frames one by one, and other clients do not wait.
-    for flood in [frame(6, 0, 0, &[0; 8]).repeat(50_000), settings.repeat(50_000)] {
-        let mut socket = send(bench.addresses.decisions, &[PREFACE, &settings].concat()).await;
-        let writing = tokio::spawn(async move {
-            let _ = socket.write_all(&flood).await;
-            socket
-        });
-        assert_eq!(ask(&mut client(bench.addresses.decisions).await, "").await.unwrap(), 1);
-        writing.abort();
+    // Frames that carry no call.
+    let reader = bench.server.stats();
+    for (address, role) in [(bench.addresses.decisions, ListenerRole::Decisions), (bench.addresses.admin, ListenerRole::Admin)] {
+        for (name, flood) in [
+            ("ping", frame(6, 0, 0, &[0; 8])),
+            ("settings", settings.clone()),
+            ("priority", frame(2, 0, 3, &[0, 0, 0, 0, 1])),
+            ("window update", frame(8, 0, 0, &[0, 0, 0, 1])),
+            ("unknown", frame(77, 0, 0, &[])),
+        ] {
+            let before = cuts(&reader, role, "frames");
+            let mut socket = send(address, &[PREFACE, &settings].concat()).await;
+            let _ = socket.write_all(&flood.repeat(5_000)).await;
+            read_to_end(socket).await;
+            assert_eq!(cuts(&reader, role, "frames"), before + 1, "{name}");
+            assert_eq!(ask(&mut client(address).await, "").await.unwrap(), 1, "{name}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_connection_has_few_calls_at_the_administration() {
+    let bench = serve_fixture(any_port()).await;
+    for (address, expected) in [(bench.addresses.decisions, 256), (bench.addresses.admin, 16)] {
+        let mut socket = send(address, PREFACE).await;
+        let mut head = [0; 9];
+        socket.read_exact(&mut head).await.unwrap();
+        assert_eq!(head[3], 4, "the first frame holds the settings");
+        let mut settings = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+        socket.read_exact(&mut settings).await.unwrap();
+        let streams = settings.chunks_exact(6).find(|setting| setting[..2] == [0, 3]).expect("a maximum of streams");
+        assert_eq!(u32::from_be_bytes(streams[2..].try_into().unwrap()), expected);
     }
 }

@@ -21,17 +21,23 @@ pub struct FaultyStore {
     inner: Arc<dyn Store>,
     fault: Mutex<Option<Error>>,
     loads: AtomicU64,
+    reads: AtomicU64,
 }
 
 impl FaultyStore {
     /// Wraps `inner`, without a fault.
     pub fn new(inner: Arc<dyn Store>) -> Self {
-        Self { inner, fault: Mutex::default(), loads: AtomicU64::new(0) }
+        Self { inner, fault: Mutex::default(), loads: AtomicU64::new(0), reads: AtomicU64::new(0) }
     }
 
     /// How often the full state was loaded.
     pub fn load_count(&self) -> u64 {
         self.loads.load(Ordering::SeqCst)
+    }
+
+    /// How often documents, revocations or the revision were read.
+    pub fn reads(&self) -> u64 {
+        self.reads.load(Ordering::SeqCst)
     }
 
     /// Sets the error of later commits; `None` passes them to the inner store.
@@ -60,10 +66,12 @@ impl Store for FaultyStore {
     }
 
     async fn revision(&self) -> Result<Revision, Error> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
         self.inner.revision().await
     }
 
     async fn documents(&self, kind: Option<&str>) -> Result<DocumentList, Error> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
         self.inner.documents(kind).await
     }
 
@@ -72,6 +80,7 @@ impl Store for FaultyStore {
     }
 
     async fn revocations_of(&self, targets: &[RevocationTarget]) -> Result<Vec<RevocationRow>, Error> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
         self.inner.revocations_of(targets).await
     }
 
