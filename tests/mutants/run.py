@@ -14,7 +14,7 @@ is on. A recording run of every test tells which mutants that test reaches, so t
 A mutant is caught if a test fails or runs out of time (three times its usual time and 5 s). `explained.tsv` names the mutants that
 no test can catch, and why. All state is in `--state`; nothing is written to the repository.
 """
-import argparse, collections, csv, json, os, pathlib, re, resource, shutil, signal, subprocess, sys, time
+import argparse, collections, concurrent.futures, csv, json, os, pathlib, re, resource, shutil, signal, subprocess, sys, tempfile, threading, time
 
 from schemata import SWITCH, Writer
 
@@ -131,9 +131,10 @@ def execute(program, tests, timeout_s, **environment):
     Returns the exit status, `None` where it ran out of time; the seconds that it took; and the tests that did not pass.
     """
     limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
-    environment = os.environ | {"TMPDIR": str(STATE / "tmp"), "RUST_BACKTRACE": "0"} | environment
+    folder = tempfile.mkdtemp(dir=STATE / "tmp")
+    environment = os.environ | {"TMPDIR": folder, "RUST_BACKTRACE": "0"} | environment
     command, start = [program, "--exact", "--test-threads=1", *tests], time.monotonic()
-    with (STATE / "output").open("w+") as output:
+    with tempfile.TemporaryFile("w+") as output:
         child = subprocess.Popen(
             command, cwd=TREE, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.DEVNULL,
             start_new_session=True, preexec_fn=limit,
@@ -149,24 +150,32 @@ def execute(program, tests, timeout_s, **environment):
         child.wait()
         output.seek(0)
         begun = re.findall(r"^test (\S+)(?: - should panic)? \.\.\.( ok$)?", output.read(), re.MULTILINE)
+    shutil.rmtree(folder, ignore_errors=True)
     return status, time.monotonic() - start, [name for name, ok in begun if not ok]
 
 
 def record():
     """Runs every test once, no mutant on, and notes its time and the mutants that it reaches. A test is run again if it is named."""
-    tests, note = load("tests.json", {}), STATE / "reached"
+    tests, todo = load("tests.json", {}), []
     for kind, program in load("programs.json").items():
         names = subprocess.check_output([program, "--list"], cwd=TREE).decode().splitlines()
         names = [f"{kind} {name.removesuffix(': test')}" for name in names if name.endswith(": test")]
         tests = {name: test for name, test in tests.items() if name in names or not name.startswith(f"{kind} ")}
         wanted = [name for name in names if any(word in name for word in OPTIONS.only.split(","))] if OPTIONS.only else names
-        for name in sorted(name for name in wanted if OPTIONS.only or name not in tests):
-            note.unlink(missing_ok=True)
-            status, seconds, _ = execute(program, [name.split()[1]], 600, MUTEST_RECORD=str(note))
-            reached = sorted({int(line) for line in note.read_text().split()}) if note.exists() else []
-            tests[name] = {"seconds": seconds, "passes": status == 0, "reached": reached}
+        todo += [(program, name) for name in sorted(wanted) if OPTIONS.only or name not in tests]
+
+    def reach(program, name):
+        note = pathlib.Path(tempfile.mktemp(dir=STATE / "tmp"))
+        status, seconds, _ = execute(program, [name.split()[1]], 600, MUTEST_RECORD=str(note))
+        reached = sorted({int(line) for line in note.read_text().split()}) if note.exists() else []
+        note.unlink(missing_ok=True)
+        return name, {"seconds": seconds, "passes": status == 0, "reached": reached}
+
+    with concurrent.futures.ThreadPoolExecutor(OPTIONS.jobs) as pool:
+        for name, test in pool.map(lambda chosen: reach(*chosen), todo):
+            tests[name] = test
             save("tests.json", tests)
-            if status != 0:
+            if not test["passes"]:
                 print(f"left out, for it fails with no mutant on: {name}", flush=True)
 
 
@@ -187,12 +196,14 @@ def run():
         if result["caught"]:
             killers[mutant["file"]][result["caught"]] += 1
             killers[tuple(mutant["key"][:2])][result["caught"]] += 1
-    for mutant in mutants:
-        if OPTIONS.new and results[str(mutant["id"])]["tried"]:
-            continue
+
+    lock = threading.Lock()  # held to read what other threads change, and to change it
+
+    def attack(mutant):
         result, file, spent, attempts = results[str(mutant["id"])], mutant["file"], 0.0, 0
         left = [name for name in reaching[mutant["id"]] if name not in result["tried"] and tests[name]["seconds"] <= OPTIONS.slowest]
-        near = killers[file] + killers[tuple(mutant["key"][:2])]
+        with lock:
+            near = killers[file] + killers[tuple(mutant["key"][:2])]
         cost = lambda name: tests[name]["seconds"] * (20 + len(tests[name]["reached"])) / (1 + 10 * near[name])
         left.sort(key=cost)
         while left and not result["caught"] and spent < OPTIONS.budget:
@@ -201,29 +212,28 @@ def run():
             while left and left[0].split()[0] == kind and (not chunk or expected + tests[left[0]]["seconds"] < chunk_s):
                 expected += tests[left[0]]["seconds"]
                 chunk.append(left.pop(0))
-            attempt = lambda: execute(
+            again = lambda: execute(
                 programs[kind], [name.split()[1] for name in chunk], 3 * expected + 5, MUTEST=str(mutant["id"])
             )
-            status, seconds, failed = attempt()
+            status, seconds, failed = again()
             spent += seconds
             if status not in (0, None) and expected > 1:  # a slow test may fail for other reasons: it must fail twice
-                status, _, failed = attempt()
+                status, _, failed = again()
             result["tried"] += chunk
             if status != 0:
-                result.update(caught=f"{kind} {(failed or ['?'])[0]}", how="time" if status is None else f"exit {status}")
-                killers[file][result["caught"]] += 1
-                killers[tuple(mutant["key"][:2])][result["caught"]] += 1
-        if mutant["id"] % 20 == 0:
-            save("results.json", results)
-            clear()
-            print(f"{mutant['id']}: {sum(bool(r['caught']) for r in results.values())} caught", flush=True)
+                with lock:
+                    result.update(caught=f"{kind} {(failed or ['?'])[0]}", how="time" if status is None else f"exit {status}")
+                    killers[file][result["caught"]] += 1
+                    killers[tuple(mutant["key"][:2])][result["caught"]] += 1
+
+    new = [mutant for mutant in mutants if not (OPTIONS.new and results[str(mutant["id"])]["tried"])]
+    with concurrent.futures.ThreadPoolExecutor(OPTIONS.jobs) as pool:
+        for count, _ in enumerate(pool.map(attack, new), 1):
+            if count % 20 == 0 or count == len(new):
+                with lock:
+                    save("results.json", results)
+                print(f"{count} of {len(new)}: {sum(bool(r['caught']) for r in results.values())} caught", flush=True)
     save("results.json", results)
-
-
-def clear():
-    """Removes what tests that were stopped left behind."""
-    for path in (STATE / "tmp").iterdir():
-        shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
 def table():
@@ -268,6 +278,7 @@ if __name__ == "__main__":
     arguments.add_argument("--cargo", default="cargo", help="the command that runs cargo")
     arguments.add_argument("--budget", type=float, default=60, help="run: seconds of tests for a mutant in this run")
     arguments.add_argument("--slowest", type=float, default=1e9, help="run: leave out tests that take longer, in seconds")
+    arguments.add_argument("--jobs", type=int, default=1, help="record and run: processes at a time")
     arguments.add_argument("--new", action="store_true", help="run: only mutants that met no test yet")
     arguments.add_argument("--only", help="record: tests with one of these words; run: files that begin with one of these paths")
     OPTIONS = arguments.parse_args()
