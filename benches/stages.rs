@@ -51,7 +51,7 @@ fn main() -> Result<()> {
     let company = CompanyFixture::new()?;
     let empty = snapshot(&company, &[])?;
     decision(&mut criterion, &company, &empty, "0")?;
-    lane(&mut criterion, &company, &empty)?;
+    runtime_service(&mut criterion, &company, &empty)?;
     cold(&mut criterion, &company, &empty)?;
     let rows: Vec<RevocationRow> = (0..REVOCATIONS).map(revoked).collect();
     let full = snapshot(&company, &rows)?;
@@ -82,7 +82,7 @@ fn decision(criterion: &mut Criterion, company: &CompanyFixture, snapshot: &Arc<
 }
 
 /// Every step between a message and its answer except the transport: cache, arguments, decision, audit record, metrics.
-fn lane(criterion: &mut Criterion, company: &CompanyFixture, snapshot: &Arc<Snapshot>) -> Result<()> {
+fn runtime_service(criterion: &mut Criterion, company: &CompanyFixture, snapshot: &Arc<Snapshot>) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let log = audit::AuditLog::open(folder.path(), "bench", clock.clone())?;
@@ -97,12 +97,12 @@ fn lane(criterion: &mut Criterion, company: &CompanyFixture, snapshot: &Arc<Snap
     let service = Arc::new(PdpService::new(parts, service::Settings::default()));
     service.mark_ready();
     let recorder = log.open_recorder("bench")?;
-    let lane = service.runtime_service(recorder.clone());
+    let runtime_service = service.runtime_service(recorder.clone());
     let caller = Caller { connection_id: 1, address: "127.0.0.1:1".into(), is_loopback: true };
     let now = clock.now();
     for tokens in [2, 5] {
         let by_chain = request(AgentCredential::Chain(company.chain(0, tokens, now)?), true);
-        let Some(handle) = permitted(&lane, &by_chain, &caller)? else { bail!("no handle") };
+        let Some(handle) = permitted(&runtime_service, &by_chain, &caller)? else { bail!("no handle") };
         let by_chain = DecisionRequest { want_handle: false, ..by_chain };
         let by_handle = request(AgentCredential::Handle(handle), false);
         for (name, request) in [("chain", &by_chain), ("handle", &by_handle)] {
@@ -116,7 +116,7 @@ fn lane(criterion: &mut Criterion, company: &CompanyFixture, snapshot: &Arc<Snap
                         cell.renew_proof(FreshnessProof::SentAt(clock.now()));
                         let since = Instant::now();
                         for _ in 0..turn {
-                            let _ = black_box(ready(lane.check(black_box(request), &caller)));
+                            let _ = black_box(ready(runtime_service.check(black_box(request), &caller)));
                         }
                         elapsed += since.elapsed();
                         left -= turn;
@@ -127,7 +127,7 @@ fn lane(criterion: &mut Criterion, company: &CompanyFixture, snapshot: &Arc<Snap
                 });
             });
             cell.renew_proof(FreshnessProof::SentAt(clock.now()));
-            permitted(&lane, request, &caller)?;
+            permitted(&runtime_service, request, &caller)?;
         }
     }
     log.shutdown()?;
@@ -259,8 +259,8 @@ fn request(credential: AgentCredential, want_handle: bool) -> DecisionRequest {
 }
 
 /// Checks once and fails unless the answer is a permit, so that nothing else is measured. Returns the handle if one was requested.
-fn permitted(lane: &RuntimeService, request: &DecisionRequest, caller: &Caller) -> Result<Option<[u8; 16]>> {
-    let answer = ready(lane.check(request, caller)).context("a warm call waited")??;
+fn permitted(runtime_service: &RuntimeService, request: &DecisionRequest, caller: &Caller) -> Result<Option<[u8; 16]>> {
+    let answer = ready(runtime_service.check(request, caller)).context("a warm call waited")??;
     if answer.decision.effect != Effect::Permit {
         bail!("no permit but {:?}: {}", answer.decision, answer.message);
     }

@@ -26,17 +26,15 @@ use follower_runtime::{FollowerRuntime, FollowerSetup, StartPoint, open_store_an
 pub use local_admin::{LocalAdmin, StoreFollowers};
 
 use crate::api::admin::AdminApi;
-use crate::api::decision::DecisionApi;
+use crate::api::admin_methods::admin_limits;
 use crate::api::r#gen as wire;
-use crate::api::message_limits::{admin_limits, decision_limits};
 use crate::api::noop::NoopApi;
 use crate::api::revocation_feed::{GatewayApi, GatewayApiState};
+use crate::api::wires::{add_wires, decision_limits, wire_services};
 use crate::api::{SignedActLayer, normalize_refusal};
 use crate::audit;
 use crate::config::{self, Settings};
-use crate::model::limits::{
-    BATCH_MESSAGE_BYTES_MAX, CHECK_MESSAGE_BYTES_MAX, LEDGER_QUEUE_MAX, LEDGER_USES_IN_FLIGHT_MAX, POLICY_MESSAGE_BYTES_MAX,
-};
+use crate::model::limits::{CHECK_MESSAGE_BYTES_MAX, LEDGER_QUEUE_MAX, LEDGER_USES_IN_FLIGHT_MAX, POLICY_MESSAGE_BYTES_MAX};
 use crate::model::replica::ReplicaCondition;
 use crate::model::time::{Clock, SystemClock};
 use crate::pap::AdministrationPoint;
@@ -48,7 +46,6 @@ use crate::sync::status::FollowerHandle;
 use crate::sync::{CacheWriter, PositionFiles, RevocationPruner};
 use crate::telemetry::{self, Telemetry};
 use wire::approval_service_server::ApprovalServiceServer;
-use wire::decision_service_server::DecisionServiceServer;
 use wire::fleet_service_server::FleetServiceServer;
 use wire::noop_service_server::NoopServiceServer;
 use wire::operator_service_server::OperatorServiceServer;
@@ -312,19 +309,19 @@ fn make_factories(
     let (finishing, explaining, noop) = (lanes.clone(), service.clone(), settings.noop);
     let (runtimes, condition) = (following.serving_runtimes.clone(), following.condition.clone());
     let make_decisions = move |context: RuntimeContext| match recorders.get(context.index).zip(lanes.get(context.index)) {
-        Some((recorder, lane)) => {
+        Some((recorder, runtime_service)) => {
             // The runtime joins before it serves, so that no revision is acknowledged while a runtime outside the barrier answers
             // decisions.
             runtimes.register_current();
-            let routes = decision_routes(lane.clone(), gateways.clone(), condition.clone(), noop);
+            let routes = decision_routes(runtime_service.clone(), gateways.clone(), condition.clone(), noop);
             GrpcServices { routes, barrier: recorder.clone(), limits: decision_limits }
         }
         // There is a recorder for each runtime. Without one the runtime serves nothing.
         None => GrpcServices { routes: Routes::default(), barrier: Arc::new(NoWriteBarrier), limits: decision_limits },
     };
     let make_admin = move |_: RuntimeContext| {
-        let lane = explaining.runtime_service(admin.recorder());
-        admin_services(admin, Some(lane))
+        let runtime_service = explaining.runtime_service(admin.recorder());
+        admin_services(admin, Some(runtime_service))
     };
     let (service, metrics) = (service.clone(), telemetry.metrics());
     let (status, cell, log) = (following.status.clone(), following.cell.clone(), log.clone());
@@ -343,10 +340,10 @@ fn make_factories(
         barrier: Arc::new(NoWriteBarrier),
     };
     let finish = Arc::new(move |index: usize| -> BoxFuture<'static, ()> {
-        let lane = finishing.get(index).cloned();
+        let runtime_service = finishing.get(index).cloned();
         Box::pin(async move {
-            if let Some(lane) = lane {
-                lane.wait_for_ledger_tasks().await;
+            if let Some(runtime_service) = runtime_service {
+                runtime_service.wait_for_ledger_tasks().await;
             }
         })
     });
@@ -354,33 +351,33 @@ fn make_factories(
 }
 
 fn decision_routes(
-    lane: RuntimeService,
+    runtime_service: RuntimeService,
     gateways: Arc<GatewayApiState>,
     condition: watch::Receiver<ReplicaCondition>,
     noop: bool,
 ) -> Routes {
-    let gateway = GatewayApi::new(lane.clone(), gateways);
-    let decisions = DecisionServiceServer::new(DecisionApi::new(lane)).max_decoding_message_size(BATCH_MESSAGE_BYTES_MAX);
-    let mut routes = Routes::new(decisions)
+    let gateway = GatewayApi::new(runtime_service.clone(), gateways);
+    let names: Vec<_> = std::iter::once("").chain(wire_services()).collect();
+    let mut routes = add_wires(Routes::default(), &runtime_service)
         .add_service(FleetServiceServer::new(gateway.clone()))
         .add_service(RevocationServiceServer::new(gateway).max_decoding_message_size(CHECK_MESSAGE_BYTES_MAX));
     if noop {
         routes =
             routes.add_service(NoopServiceServer::new(NoopApi::default()).max_decoding_message_size(CHECK_MESSAGE_BYTES_MAX));
     }
-    let routes = add_standard_services(routes, &["", "portcullis.v1.DecisionService"], Some(condition));
+    let routes = add_standard_services(routes, &names, Some(condition));
     Routes::from(routes.into_axum_router().layer(MapResponseLayer::new(normalize_refusal)))
 }
 
 /// The administration services. Their sockets do not wait for records. An act is recorded before its answer, or the answer says
 /// that the record is missing; a read is refused without its record. A full disk therefore never suppresses the answer to a
 /// revocation.
-pub(crate) fn admin_services(admin: Arc<AdministrationPoint>, lane: Option<RuntimeService>) -> GrpcServices {
-    GrpcServices { routes: admin_routes(admin, lane), barrier: Arc::new(NoWriteBarrier), limits: admin_limits }
+pub(crate) fn admin_services(admin: Arc<AdministrationPoint>, runtime_service: Option<RuntimeService>) -> GrpcServices {
+    GrpcServices { routes: admin_routes(admin, runtime_service), barrier: Arc::new(NoWriteBarrier), limits: admin_limits }
 }
 
-fn admin_routes(admin: Arc<AdministrationPoint>, lane: Option<RuntimeService>) -> Routes {
-    let api = AdminApi::new(admin.clone(), lane);
+fn admin_routes(admin: Arc<AdministrationPoint>, runtime_service: Option<RuntimeService>) -> Routes {
+    let api = AdminApi::new(admin.clone(), runtime_service);
     let routes = Routes::new(RevocationServiceServer::new(api.clone()))
         .add_service(PolicyServiceServer::new(api.clone()).max_decoding_message_size(POLICY_MESSAGE_BYTES_MAX))
         .add_service(ApprovalServiceServer::new(api.clone()))

@@ -173,7 +173,7 @@ pub struct AdministrationPoint {
     revision: shared_read::SharedRead<Result<Revision, store::Error>>,
     spent_signatures: Mutex<authorize::SpentSignatures>,
     apply_lock: tokio::sync::Mutex<()>,
-    waits: fleet::WaitPlaces,
+    waits: fleet::WaitSlots,
     silence_tracker: Mutex<fleet::SilenceTracker>,
     lookup_sources: target_lookup::LookupSources,
 }
@@ -189,7 +189,7 @@ impl AdministrationPoint {
             revision: shared_read::SharedRead::default(),
             spent_signatures: Mutex::default(),
             apply_lock: tokio::sync::Mutex::default(),
-            waits: fleet::WaitPlaces::default(),
+            waits: fleet::WaitSlots::default(),
             silence_tracker: Mutex::default(),
             lookup_sources: target_lookup::LookupSources::default(),
         }

@@ -87,7 +87,7 @@ impl BoundListeners {
         let (calls_phase, calls) = PhaseReceiver::new();
         let (http_phase, http_phases) = PhaseReceiver::new();
         let mut server = Server::new(addresses, &settings, calls_phase, http_phase);
-        let seat = |sockets, index, phases: &PhaseReceiver| WorkerContext {
+        let new_worker_context = |sockets, index, phases: &PhaseReceiver| WorkerContext {
             sockets,
             context: worker::runtime_context(index, &calls),
             phases: phases.clone(),
@@ -97,20 +97,21 @@ impl BoundListeners {
         let mut decision_queues = Vec::with_capacity(settings.decision_runtimes);
         for index in 0..settings.decision_runtimes {
             let (queue, sockets) = mpsc::channel(HANDOVER_SOCKETS_MAX);
-            let seat = seat(sockets, index, &calls);
+            let worker_context = new_worker_context(sockets, index, &calls);
             let make = Arc::clone(&make_decisions);
-            let work = move |started| worker::serve_grpc(ListenerRole::Decisions, seat, move |context| make(context), started);
+            let work =
+                move |started| worker::serve_grpc(ListenerRole::Decisions, worker_context, move |context| make(context), started);
             let finish = Some(finish_decisions(index));
             server.call_workers.push(worker::start_worker(format!("pdp-decide-{index}"), calls.clone(), finish, work)?);
             decision_queues.push(queue);
         }
         let (admin_queue, sockets) = mpsc::channel(HANDOVER_SOCKETS_MAX);
-        let admin_seat = seat(sockets, 0, &calls);
-        let work = move |started| worker::serve_grpc(ListenerRole::Admin, admin_seat, make_admin, started);
+        let admin_context = new_worker_context(sockets, 0, &calls);
+        let work = move |started| worker::serve_grpc(ListenerRole::Admin, admin_context, make_admin, started);
         server.call_workers.push(worker::start_worker("pdp-admin".to_owned(), calls.clone(), None, work)?);
         let (http_queue, sockets) = mpsc::channel(HANDOVER_SOCKETS_MAX);
-        let http_seat = seat(sockets, 0, &http_phases);
-        let work = move |started| http::serve_http(http_seat, make_http, started);
+        let http_context = new_worker_context(sockets, 0, &http_phases);
+        let work = move |started| http::serve_http(http_context, make_http, started);
         server.http_workers.push(worker::start_worker("pdp-http".to_owned(), http_phases.clone(), None, work)?);
         server.wait_until_started().await?;
 

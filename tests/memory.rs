@@ -201,13 +201,13 @@ fn a_chain_weighs_what_it_takes() {
     cell.publish(SnapshotView { snapshot, proof: FreshnessProof::SentAt(clock.now()) });
     let log = AuditLog::open(&folder.path().join("audit"), "n", clock.clone()).unwrap();
     let recorder = log.open_recorder("lane").unwrap();
-    let lane = service.runtime_service(recorder.clone());
+    let runtime_service = service.runtime_service(recorder.clone());
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let caller = Caller { connection_id: 1, address: "test".into(), is_loopback: true };
     let keep = |tokens: Vec<Bytes>| {
         let request =
             DecisionRequest { audience: Some(AUDIENCE.to_owned()), ..DecisionRequest::new(AgentCredential::Chain(tokens), TOOL) };
-        let answer = runtime.block_on(lane.check(&request, &caller)).unwrap();
+        let answer = runtime.block_on(runtime_service.check(&request, &caller)).unwrap();
         assert_eq!(answer.decision.effect, Effect::Permit, "{}", answer.message);
         recorder.flush().unwrap();
     };

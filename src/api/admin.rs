@@ -8,8 +8,7 @@ use std::sync::Arc;
 use prost::Message as _;
 use tonic::{Code, Request, Response, Status};
 
-use super::decision::{caller_of, check_request_from_wire, trace_headers};
-use super::explain::explanation_to_wire;
+use super::caller::{caller_of, trace_headers};
 use super::r#gen as wire;
 use super::r#gen::approval_service_server::ApprovalService;
 use super::r#gen::fleet_service_server::FleetService;
@@ -18,6 +17,8 @@ use super::r#gen::revocation_service_server::RevocationService;
 use super::revocation_feed::{fleet_to_wire, info_to_wire, replica_to_wire};
 use super::status::{invalid_argument, status_with_reason};
 use super::store_timeout;
+use super::wires::portcullis_v1::check_request_from_wire;
+use super::wires::portcullis_v1::explanation::explanation_to_wire;
 use crate::model::approval::ApprovalRow;
 use crate::model::ids::UserId;
 use crate::model::limits::{POLICY_BYTES_MAX, POLICY_FILE_BYTES_MAX, POLICY_FILES_MAX};
@@ -42,9 +43,9 @@ pub struct AdminApi {
 }
 
 impl AdminApi {
-    /// Serves `admin`. Without `lane`, the service of a runtime, this process gives no decisions, so `Explain` and `ShadowReport` are refused.
-    pub fn new(admin: Arc<AdministrationPoint>, lane: Option<RuntimeService>) -> Self {
-        Self { admin, runtime_service: lane }
+    /// Serves `admin`. Without `runtime_service`, the service of a runtime, this process gives no decisions, so `Explain` and `ShadowReport` are refused.
+    pub fn new(admin: Arc<AdministrationPoint>, runtime_service: Option<RuntimeService>) -> Self {
+        Self { admin, runtime_service }
     }
 
     pub(super) fn admin(&self) -> &AdministrationPoint {
@@ -249,11 +250,12 @@ impl PolicyService for AdminApi {
         // A signer who is an operator may ask for any audience of an issuer, as a caller on this machine may.
         let caller = Caller { is_loopback: true, ..caller_of(request.extensions()) };
         let trace = trace_headers(request.metadata());
-        let lane = self.runtime_service()?;
-        let request = check_request_from_wire(request.into_inner(), trace).map_err(|refused| refused.noted(lane, &caller))?;
-        let told = lane.explain(&request, &caller).await?;
-        let places = self.admin.document_locations(&by, told.mentioned_documents()).await?;
-        Ok(Response::new(explanation_to_wire(request.request_id, &request.tool, &told, Some(&places))))
+        let runtime_service = self.runtime_service()?;
+        let request =
+            check_request_from_wire(request.into_inner(), trace).map_err(|refused| refused.noted(runtime_service, &caller))?;
+        let explanation = runtime_service.explain(&request, &caller).await?;
+        let locations = self.admin.document_locations(&by, explanation.mentioned_documents()).await?;
+        Ok(Response::new(explanation_to_wire(request.request_id, &request.tool, &explanation, Some(&locations))))
     }
 }
 

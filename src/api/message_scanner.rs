@@ -2,7 +2,8 @@
 //!
 //! A repeated message of two bytes takes hundreds of bytes once it is decoded, so counts are checked on the bytes as they arrive.
 //! The scanner keeps no byte and allocates nothing. It refuses only messages that the decoder would refuse too, or could not afford
-//! to decode. Look next at `message_limits.rs`, which says what is counted in which message.
+//! to decode. Look next at `wires/portcullis_v1/message_shapes.rs`, which says
+//! what is counted in which message.
 
 use tonic::Status;
 
@@ -259,7 +260,9 @@ mod tests {
     use tonic::Code;
 
     use super::super::r#gen as wire;
-    use super::super::message_limits::{CHECK_BATCH_REQUEST_SHAPE, CHECK_REQUEST_SHAPE, LIST_TOOLS_REQUEST_SHAPE};
+    use super::super::wires::portcullis_v1::message_shapes::{
+        CHECK_BATCH_REQUEST_SHAPE, CHECK_REQUEST_SHAPE, LIST_TOOLS_REQUEST_SHAPE,
+    };
     use super::*;
 
     fn scan(shape: &'static MessageShape, bytes: &[u8], part: usize) -> Result<(), Status> {

@@ -9,6 +9,19 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::r#gen::noop_service_server::NoopService;
 use super::r#gen::{CheckRequest, CheckResponse, Principal, Principals};
+use super::message_limits::MessageLimits;
+use super::wires::portcullis_v1::message_shapes::CHECK_REQUEST_SHAPE;
+use crate::model::limits::CHECK_MESSAGE_BYTES_MAX;
+
+/// The limits of a method of this service; `None` for another method.
+pub(super) fn message_limits(path: &str) -> Option<MessageLimits> {
+    let check = MessageLimits::unary(CHECK_MESSAGE_BYTES_MAX, &CHECK_REQUEST_SHAPE);
+    match path {
+        "/portcullis.v1.NoopService/Noop" => Some(check),
+        "/portcullis.v1.NoopService/NoopStream" => Some(MessageLimits { is_stream: true, ..check }),
+        _ => None,
+    }
+}
 
 /// Answers every call with the same message, about as large as a usual permit.
 #[derive(Clone, Debug)]

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use futures_util::{Stream, stream};
 use tonic::{Code, Request, Response, Status};
 
-use super::decision::caller_of;
+use super::caller::caller_of;
 use super::r#gen as wire;
 use super::r#gen::fleet_service_server::FleetService;
 use super::r#gen::revocation_service_server::RevocationService;
@@ -52,8 +52,8 @@ impl GatewayApiState {
 
 impl GatewayApi {
     /// The gateway services of one runtime, with the state that all runtimes share.
-    pub fn new(lane: RuntimeService, shared: Arc<GatewayApiState>) -> Self {
-        Self { runtime_service: lane, shared }
+    pub fn new(runtime_service: RuntimeService, shared: Arc<GatewayApiState>) -> Self {
+        Self { runtime_service, shared }
     }
 }
 
@@ -211,7 +211,7 @@ impl RevocationWatcher {
     fn new(
         from: Option<Revision>,
         newest: Revision,
-        lane: RuntimeService,
+        runtime_service: RuntimeService,
         shared: Arc<GatewayApiState>,
         place: WatcherSlot,
     ) -> Self {
@@ -229,7 +229,7 @@ impl RevocationWatcher {
             }
             Some(from) => from,
         };
-        Self { last_read: read, pending_messages: waiting, changes, runtime_service: lane, shared, _slot: place }
+        Self { last_read: read, pending_messages: waiting, changes, runtime_service, shared, _slot: place }
     }
 
     /// Returns the next message. An error ends the stream.

@@ -16,10 +16,10 @@ use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use tonic::Status;
 use tower::{Layer, Service};
 
-use super::message_limits::{MessageLimits, admin_limits};
+use super::admin_methods::{admin_limits, is_unsigned_method};
+use super::message_limits::MessageLimits;
 use super::status::{CallRefusal, invalid_argument, refusal_status};
 use super::store_timeout;
-use super::unsigned_methods::is_unsigned_method;
 use crate::model::connection::PeerInfo;
 use crate::pap::{AdministrationPoint, AuthorizedAct};
 
@@ -100,7 +100,7 @@ async fn authorize_request(
 ) -> Result<(http::Request<Body>, AuthorizedAct), Status> {
     let (mut parts, body) = request.into_parts();
     let path = parts.uri.path().to_owned();
-    let peer = super::decision::peer_address(&parts.extensions);
+    let peer = super::caller::peer_address(&parts.extensions);
     let mut authorizations = Vec::new();
     for value in parts.headers.get_all(http::header::AUTHORIZATION) {
         authorizations.push(value.to_str().map_err(|_| invalid_argument("authorization", "is not text"))?);

@@ -1,6 +1,6 @@
 //! Converts values of the model that several answers hold to the wire: effects, evidence and principals.
 //!
-//! Look next at `decision.rs` and `explain.rs`, which put them into answers.
+//! Look next at `wires/portcullis_v1.rs`, which puts them into answers.
 
 use super::r#gen as wire;
 use crate::model::decision::{Effect, Evidence};

@@ -82,11 +82,11 @@ pub(super) enum StartPoint {
 impl FollowerRuntime {
     /// Starts to follow, and waits for the first full snapshot unless it starts from the cache. Runs within the control runtime.
     pub(super) async fn start(followed: FollowerSetup, clock: Arc<dyn Clock>, telemetry: &Telemetry) -> Result<Self, Error> {
-        let FollowerSetup { store, registration, settings, position_files: places, cache_writer: keeper, start } = followed;
+        let FollowerSetup { store, registration, settings, position_files, cache_writer, start } = followed;
         let (stop, stopped) = watch::channel(false);
         let cell = Arc::new(SnapshotCell::default());
         let publisher = CellPublisher::new(cell.clone(), Arc::new(RevocationIndex::new()));
-        let member = FleetMember::with_cache(store.clone(), registration, Some(keeper.clone()));
+        let member = FleetMember::with_cache(store.clone(), registration, Some(cache_writer.clone()));
         let known = if let StartPoint::Resumed(known) = &start { Some(known.clone()) } else { None };
         let (follow, status) = FollowerLoop::new(member.clone(), publisher, clock.clone(), settings, known);
         let (follow, is_cached) = match start {
@@ -98,8 +98,8 @@ impl FollowerRuntime {
                 (follow.start_from_cache(*state, Some(known)).map_err(Error::NoSnapshot)?, true)
             }
         };
-        tokio::spawn(follow.with_cache_writer(keeper.clone()).run(stopped.clone()));
-        tokio::spawn(keeper.clone().run(store.clone(), stopped.clone()));
+        tokio::spawn(follow.with_cache_writer(cache_writer.clone()).run(stopped.clone()));
+        tokio::spawn(cache_writer.clone().run(store.clone(), stopped.clone()));
         let runtimes = Arc::new(ServingRuntimes::default());
         let (barrier, metrics) = (runtimes.clone(), telemetry.metrics());
         let acknowledge = RevisionAcknowledger::new(status.clone(), member.clone(), barrier, clock.clone(), metrics);
@@ -109,12 +109,12 @@ impl FollowerRuntime {
             return Err(Error::NoSnapshot(status.problem().unwrap_or_else(|| "the store does not answer".to_owned())));
         }
         // The position is recorded only from here on, because a state that was not published was not followed.
-        let places = AfterCache::new(keeper.clone(), places);
-        tokio::spawn(sync::persist_position(status.clone(), places, stopped.clone()));
+        let position_files = AfterCache::new(cache_writer.clone(), position_files);
+        tokio::spawn(sync::persist_position(status.clone(), position_files, stopped.clone()));
         tokio::spawn(sync::log_applied_changes(status.clone(), store.clone(), stopped.clone()));
         let (told, condition) = watch::channel(sync::replica_condition(&status, &cell, clock.now()));
         tokio::spawn(watch_condition(status.clone(), cell.clone(), clock, told, stopped));
-        Ok(Self { cell, status, member, serving_runtimes: runtimes, cache_writer: keeper, store, condition, stop })
+        Ok(Self { cell, status, member, serving_runtimes: runtimes, cache_writer, store, condition, stop })
     }
 }
 
@@ -134,21 +134,23 @@ pub(super) async fn open_store_and_start_point(
     chosen: &config::StoreLocation,
     may_create: bool,
     data: &Path,
-    places: &PositionFiles,
-    keeper: &Arc<CacheWriter>,
+    position_files: &PositionFiles,
+    cache_writer: &Arc<CacheWriter>,
     clock: Arc<dyn Clock>,
 ) -> Result<(Arc<dyn Store>, StartPoint), Error> {
     if may_create {
-        wiring::create_store_if_missing(chosen, data, places, clock.clone())?;
+        wiring::create_store_if_missing(chosen, data, position_files, clock.clone())?;
     }
     match wiring::open_store(chosen, clock).await {
         Ok(store) => {
-            let start = retry_while_busy(async || find_start_point(&*store, places, keeper).await).await?;
+            let start = retry_while_busy(async || find_start_point(&*store, position_files, cache_writer).await).await?;
             retry_while_busy(async || check_no_replica_is_ahead(&*store).await).await?;
             retry_while_busy(async || wiring::ensure_first_operator(&*store, data).await).await?;
             Ok((store, start))
         }
-        Err(Error::Store(why @ store::Error::Unavailable(_))) => start_from_cache(chosen, places, keeper, why).await,
+        Err(Error::Store(why @ store::Error::Unavailable(_))) => {
+            start_from_cache(chosen, position_files, cache_writer, why).await
+        }
         Err(error) => Err(error),
     }
 }
@@ -169,10 +171,14 @@ async fn retry_while_busy<T>(ask: impl AsyncFn() -> Result<T, Error>) -> Result<
 }
 
 /// Finds the start point on a reachable store, which must contain every recorded position. Nothing is written before this check.
-async fn find_start_point(store: &dyn Store, places: &PositionFiles, keeper: &Arc<CacheWriter>) -> Result<StartPoint, Error> {
+async fn find_start_point(
+    store: &dyn Store,
+    position_files: &PositionFiles,
+    cache_writer: &Arc<CacheWriter>,
+) -> Result<StartPoint, Error> {
     let mut start = StartPoint::New;
-    for (known, path) in places.read_all().map_err(Error::Configuration)? {
-        start = start.stricter(start_point_after(store, known, &path, keeper).await?);
+    for (known, path) in position_files.read_all().map_err(Error::Configuration)? {
+        start = start.stricter(start_point_after(store, known, &path, cache_writer).await?);
     }
     Ok(start)
 }
@@ -198,11 +204,11 @@ async fn start_point_after(
     store: &dyn Store,
     known: HistoryPosition,
     path: &Path,
-    keeper: &Arc<CacheWriter>,
+    cache_writer: &Arc<CacheWriter>,
 ) -> Result<StartPoint, Error> {
     match check_position(store, &known, path).await? {
         None => return Ok(StartPoint::Resumed(known)),
-        Some(LineageRelation::MayLack) => warn_of_unmerged_revocations(keeper, &known).await?,
+        Some(LineageRelation::MayLack) => warn_of_unmerged_revocations(cache_writer, &known).await?,
         Some(_) => {}
     }
     Ok(StartPoint::Adopted(known))
@@ -263,8 +269,8 @@ pub(crate) async fn check_continues_position(store: &dyn Store, known: &HistoryP
 }
 
 /// Warns of revocations that this replica cannot merge into an adopted store.
-async fn warn_of_unmerged_revocations(keeper: &Arc<CacheWriter>, known: &HistoryPosition) -> Result<(), Error> {
-    let (stood, kept) = (&known.revision, keeper.read_known_revocations(&known.revision).await?);
+async fn warn_of_unmerged_revocations(cache_writer: &Arc<CacheWriter>, known: &HistoryPosition) -> Result<(), Error> {
+    let (stood, kept) = (&known.revision, cache_writer.read_known_revocations(&known.revision).await?);
     match kept {
         None => {
             tracing::warn!(%stood, "the store was adopted, and this replica kept nothing to merge: what stops what was revoked since \
@@ -283,15 +289,15 @@ async fn warn_of_unmerged_revocations(keeper: &Arc<CacheWriter>, known: &History
 /// `why` that kept the store from being reached is returned.
 async fn start_from_cache(
     chosen: &config::StoreLocation,
-    places: &PositionFiles,
-    keeper: &Arc<CacheWriter>,
+    position_files: &PositionFiles,
+    cache_writer: &Arc<CacheWriter>,
     why: store::Error,
 ) -> Result<(Arc<dyn Store>, StartPoint), Error> {
     let config::StoreLocation::Postgres(settings) = chosen else { return Err(why.into()) };
-    let kept = places.read_all().map_err(Error::Configuration)?;
+    let kept = position_files.read_all().map_err(Error::Configuration)?;
     let Some((known, _)) = kept.iter().max_by_key(|(known, _)| known.revision.number).cloned() else { return Err(why.into()) };
     let is_of_it = |state: &store::StoreState| kept.iter().all(|(known, _)| state.revision.history == known.revision.history);
-    let Some(state) = keeper.read_state().await?.filter(is_of_it) else { return Err(why.into()) };
+    let Some(state) = cache_writer.read_state().await?.filter(is_of_it) else { return Err(why.into()) };
     tracing::warn!(
         error = %why, cached = %state.revision, place = %known.revision,
         "the store cannot be reached: starting from the cache, which only denies, until it is"

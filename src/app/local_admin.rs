@@ -30,7 +30,7 @@ pub struct LocalAdmin {
     /// The store, with an absolute path and without a password.
     shown: String,
     /// The files in which replicas may have recorded how far they followed the store.
-    places: Option<PositionFiles>,
+    position_files: Option<PositionFiles>,
     /// `None` if the data folder takes no records. Acts are carried out all the same, and the answers say that they are unrecorded.
     log: Option<Arc<audit::AuditLog>>,
 }
@@ -62,7 +62,7 @@ impl LocalAdmin {
         let admin = Arc::new(AdministrationPoint::new(store.clone(), clock, recorder));
         admin.set_record_directory(&data.join("audit"));
         let channel = serve_in_process(admin.clone()).await?;
-        Ok(Self { admin, channel, store, shown: chosen.absolute(), places: places_of(chosen, data), log })
+        Ok(Self { admin, channel, store, shown: chosen.absolute(), position_files: position_files_of(chosen, data), log })
     }
 
     /// Adds an operator without a signature; access to the store replaces it. The record names the user and the machine.
@@ -107,7 +107,7 @@ impl LocalAdmin {
 
     /// Why the store is not the one that a replica followed, by the positions that replicas recorded; `None` if nothing says so.
     async fn contradiction(&self) -> Option<String> {
-        let recorded = self.places.as_ref()?.read_all();
+        let recorded = self.position_files.as_ref()?.read_all();
         let recorded = match recorded {
             Ok(recorded) => recorded,
             Err(problem) => return Some(problem),
@@ -157,7 +157,7 @@ impl StoreFollowers {
 }
 
 /// The recorded positions in the data folder, and in the folder of the store's file.
-fn places_of(store: &config::StoreLocation, data: &Path) -> Option<PositionFiles> {
+fn position_files_of(store: &config::StoreLocation, data: &Path) -> Option<PositionFiles> {
     let folder = match store {
         config::StoreLocation::Sqlite(path) => path.parent().map(Path::to_owned),
         config::StoreLocation::Postgres(_) => None,

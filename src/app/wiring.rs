@@ -196,7 +196,7 @@ pub(super) async fn open_store(store: &config::StoreLocation, clock: Arc<dyn Clo
 pub(super) fn create_store_if_missing(
     store: &config::StoreLocation,
     data: &Path,
-    places: &sync::PositionFiles,
+    position_files: &sync::PositionFiles,
     clock: Arc<dyn Clock>,
 ) -> Result<(), Error> {
     let config::StoreLocation::Sqlite(path) = store else { return Ok(()) };
@@ -204,7 +204,7 @@ pub(super) fn create_store_if_missing(
         return Ok(());
     }
     let cache = data.join(CACHE_FILE);
-    for left in places.paths().chain([cache.as_path()]) {
+    for left in position_files.paths().chain([cache.as_path()]) {
         if !is_missing(left) {
             return Err(Error::Configuration(format!(
                 "there is no store at `{}`, and `{}` says that this replica followed one: an empty store would let in again what was \

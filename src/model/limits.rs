@@ -45,6 +45,8 @@ pub const REQUEST_ID_BYTES_MAX: usize = 128;
 pub const TOOL_NAME_BYTES_MAX: usize = 256;
 /// Size of an audience, a revision token, an id in a document, and a key of a revocation target.
 pub const ID_BYTES_MAX: usize = 2048;
+/// Number of keys whose revocations one query of the store reads.
+pub const KEYS_PER_LOOKUP_MAX: usize = 10_000;
 /// Number of calls in a batch.
 pub const BATCH_CALLS_MAX: usize = 128;
 /// Number of tokens of a chain that are read at all. A chain with a few tokens too many is denied with its reason; one with more than this

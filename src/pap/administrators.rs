@@ -4,13 +4,12 @@
 //! all others could act alone. So a revocation can leave fewer administrators who can sign than an act needs, and every answer that
 //! depends on that says so. This module only tells; `apply.rs` and `revoke.rs` decide.
 
-use super::revoke::administrators;
 use super::{AdministrationPoint, Error};
 use crate::model::constraint::abbreviate;
 use crate::model::ids::Thumbprint;
 use crate::model::rows::RevocationTarget;
-use crate::policy::document::{OperatorRole, OperatorSpec};
-use crate::store::signers;
+use crate::policy::document::{Document, DocumentBody, OperatorRole, OperatorSpec};
+use crate::store::{StoredDocument, signers};
 
 /// The maximum number of names in a message.
 const NAMED_MAX: usize = 8;
@@ -24,6 +23,25 @@ pub(super) struct Administrators {
     count: usize,
     /// The ids of those with a key that is not revoked.
     live: Vec<String>,
+}
+
+/// Whether a document is that of an operator who administers.
+pub(super) fn is_administrator(document: &Document) -> bool {
+    matches!(&document.body, DocumentBody::Operator(operator) if operator.roles.contains(&OperatorRole::Administer))
+}
+
+/// The operators with the role `administer`.
+pub(super) fn administrators(stored: &[StoredDocument]) -> impl Iterator<Item = OperatorSpec> {
+    let documents = stored.iter().filter_map(|stored| Document::from_row(&stored.row).ok());
+    documents.filter(is_administrator).filter_map(|document| match document.body {
+        DocumentBody::Operator(operator) => Some(operator),
+        _ => None,
+    })
+}
+
+/// The thumbprints of all keys of the operators.
+pub(super) fn operator_keys(operators: &[OperatorSpec]) -> Vec<String> {
+    operators.iter().flat_map(|operator| &operator.keys).map(|key| key.thumbprint().to_string()).collect()
 }
 
 impl AdministrationPoint {

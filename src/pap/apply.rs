@@ -6,13 +6,14 @@
 
 use std::collections::BTreeMap;
 
+use super::administrators::is_administrator;
 use super::{AdministrationPoint, AuthorizedAct, Error, index_by_key};
 use crate::model::revision::Revision;
 use crate::model::rows::{DocumentKey, DocumentOrigin, DocumentRow, StoreWrite};
 use crate::policy::CompiledPolicy;
 use crate::policy::Diagnostic;
 use crate::policy::diff::DocumentChange;
-use crate::policy::document::{Document, DocumentBody, OperatorRole};
+use crate::policy::document::{Document, DocumentBody};
 use crate::policy::source::{SourceFile, parse_files};
 use crate::policy::{Severity, test_run, validate};
 use crate::store::StoredDocument;
@@ -209,10 +210,6 @@ fn complete_plan(mut documents: Vec<Document>, mut plan: ChangePlan) -> Result<(
     let mut said = plan.add_consequences(&documents);
     said.extend((report.tests == 0).then(|| Diagnostic::for_folder(Severity::Warning, message)));
     Ok((plan, said))
-}
-
-pub(super) fn is_administrator(document: &Document) -> bool {
-    matches!(&document.body, DocumentBody::Operator(operator) if operator.roles.contains(&OperatorRole::Administer))
 }
 
 /// Checks that some administrator remains who can undo the change.

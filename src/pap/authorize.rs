@@ -12,12 +12,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::administrators::Administrators;
-use super::dead_keys::KEYS_PER_LOOKUP_MAX;
 use super::shared_read::SharedRead;
 use super::{AdministrationPoint, Error};
 use crate::model::ids::Thumbprint;
 use crate::model::jwk::PublicKey;
-use crate::model::limits::KEYS_MAX;
+use crate::model::limits::{KEYS_MAX, KEYS_PER_LOOKUP_MAX};
 use crate::model::revision::Revision;
 use crate::model::rows::RevocationTarget;
 use crate::model::time::ClockReading;

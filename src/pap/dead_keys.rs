@@ -5,15 +5,14 @@
 
 use std::collections::{BTreeSet, HashMap};
 
-use super::apply::{ChangePlan, is_administrator};
+use super::administrators::is_administrator;
+use super::apply::ChangePlan;
 use super::{AdministrationPoint, Error};
+use crate::model::limits::KEYS_PER_LOOKUP_MAX;
 use crate::model::rows::{DocumentKey, RevocationKind, RevocationTarget, StoreWrite};
 use crate::policy::diff::weakened_documents;
 use crate::policy::listed_keys::{ListedKey, RotatedKey, document_keys, newly_listed_keys, rotated_keys};
 use crate::policy::{Diagnostic, Document};
-
-/// The maximum number of keys in one lookup.
-pub(super) const KEYS_PER_LOOKUP_MAX: usize = 10_000;
 
 impl AdministrationPoint {
     /// Refuses dead keys in documents that newly list them.

@@ -26,40 +26,40 @@ const WAITS_MAX: usize = 16;
 /// The pause between two reads of the rows.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The places of concurrent waits. A key holds at most as many as are free, so that no key can keep all others from waiting.
+/// The slots of concurrent waits. A key holds at most as many as are free, so that no key can keep all others from waiting.
 #[derive(Debug, Default)]
-pub(super) struct WaitPlaces {
+pub(super) struct WaitSlots {
     /// The signing key of each wait; `None` for a wait without a signature.
     taken: Mutex<Vec<Option<Thumbprint>>>,
 }
 
-/// The place of one wait, released on drop.
+/// The slot of one wait, released on drop.
 #[derive(Debug)]
-pub(super) struct WaitPlace<'a> {
-    places: &'a WaitPlaces,
+pub(super) struct WaitSlot<'a> {
+    slots: &'a WaitSlots,
     key: Option<Thumbprint>,
 }
 
-impl WaitPlaces {
-    /// Takes a place. `None` if the share of the signing key is full.
-    pub(super) fn take(&self, by: &AuthorizedAct) -> Option<WaitPlace<'_>> {
+impl WaitSlots {
+    /// Takes a slot. `None` if the share of the signing key is full.
+    pub(super) fn take(&self, by: &AuthorizedAct) -> Option<WaitSlot<'_>> {
         self.take_with(by.keys().first().cloned())
     }
 
-    fn take_with(&self, key: Option<Thumbprint>) -> Option<WaitPlace<'_>> {
+    fn take_with(&self, key: Option<Thumbprint>) -> Option<WaitSlot<'_>> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let own = taken.iter().filter(|other| **other == key).count();
         if own >= WAITS_MAX.saturating_sub(taken.len()) {
             return None;
         }
         taken.push(key.clone());
-        Some(WaitPlace { places: self, key })
+        Some(WaitSlot { slots: self, key })
     }
 }
 
-impl Drop for WaitPlace<'_> {
+impl Drop for WaitSlot<'_> {
     fn drop(&mut self) {
-        let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut taken = self.slots.taken.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(index) = taken.iter().position(|other| *other == self.key) {
             taken.swap_remove(index);
         }
@@ -254,20 +254,20 @@ mod tests {
 
     #[test]
     fn no_key_takes_every_place_to_wait() {
-        let places = WaitPlaces::default();
+        let slots = WaitSlots::default();
         let key = |seed| {
             let key = crate::token::PrivateKey::from_seed([seed; 32]).unwrap();
             Some(key.public_key().thumbprint().clone())
         };
-        let flood = |key: Option<Thumbprint>| std::iter::from_fn(|| places.take_with(key.clone())).take(99).collect::<Vec<_>>();
+        let flood = |key: Option<Thumbprint>| std::iter::from_fn(|| slots.take_with(key.clone())).take(99).collect::<Vec<_>>();
         let first = flood(key(1));
         let second = flood(key(2));
         assert_eq!((first.len(), second.len()), (8, 4), "each takes a half of what is free");
-        assert!(places.take_with(key(3)).is_some());
+        assert!(slots.take_with(key(3)).is_some());
         drop(first);
         assert_eq!(flood(key(1)).len(), 6);
         drop(second);
-        assert_eq!(places.taken.lock().unwrap().len(), 0);
+        assert_eq!(slots.taken.lock().unwrap().len(), 0);
     }
 
     fn row(name: &str, acked_number: u64, silent_ms: i64, state: ReplicaState) -> ReplicaRow {

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use super::apply::is_administrator;
+use super::administrators::{administrators, operator_keys};
 use super::target_lookup::NameStatus;
 use super::{AdministrationPoint, AuthorizedAct, Error};
 use crate::model::ids::contains_control_character;
@@ -359,20 +359,6 @@ impl AdministrationPoint {
         }
         checked
     }
-}
-
-/// The operators with the role `administer`.
-pub(super) fn administrators(stored: &[StoredDocument]) -> impl Iterator<Item = OperatorSpec> {
-    let documents = stored.iter().filter_map(|stored| Document::from_row(&stored.row).ok());
-    documents.filter(is_administrator).filter_map(|document| match document.body {
-        DocumentBody::Operator(operator) => Some(operator),
-        _ => None,
-    })
-}
-
-/// The thumbprints of all keys of the operators.
-pub(super) fn operator_keys(operators: &[OperatorSpec]) -> Vec<String> {
-    operators.iter().flat_map(|operator| &operator.keys).map(|key| key.thumbprint().to_string()).collect()
 }
 
 fn unknown_target_message(kind: &str, parts: usize) -> String {

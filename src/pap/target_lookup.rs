@@ -199,12 +199,12 @@ impl AdministrationPoint {
         let seen = self.look_up_credential(CredentialKind::Key, thumbprint).await;
         match seen.status {
             NameStatus::Known => seen,
-            standing => {
+            status => {
                 let note = format!("no document of an agent, issuer or operator lists key `{thumbprint}`, and {}", seen.note);
                 // An unused key appears in documents only, and those were searched. So it is unknown even if no chain could be
                 // searched.
-                let standing = if standing == NameStatus::NotChecked { NameStatus::Unknown } else { standing };
-                TargetLookup { status: standing, note, ..seen }
+                let status = if status == NameStatus::NotChecked { NameStatus::Unknown } else { status };
+                TargetLookup { status, note, ..seen }
             }
         }
     }

@@ -88,9 +88,9 @@ fn try_bind(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// The peer at `address`, on connection `connection_id`.
-pub(super) fn peer_info(connection_id: u64, address: SocketAddr, standing: Arc<VerifiedSignatureFlag>) -> PeerInfo {
+pub(super) fn peer_info(connection_id: u64, address: SocketAddr, verified_signature: Arc<VerifiedSignatureFlag>) -> PeerInfo {
     let is_loopback = address.ip().to_canonical().is_loopback();
-    PeerInfo { connection_id, address: address.to_string().into(), is_loopback, verified_signature: standing }
+    PeerInfo { connection_id, address: address.to_string().into(), is_loopback, verified_signature }
 }
 
 /// Counts one open connection of a runtime until it is dropped.
@@ -194,7 +194,7 @@ impl SocketDispatcher {
             };
             is_full = false;
             turn = turn.wrapping_add(1);
-            let peer = peer_info(id, address, Arc::clone(&admitted.connection.standing));
+            let peer = peer_info(id, address, Arc::clone(&admitted.connection.verified_signature));
             // A socket that cannot be prepared has already been closed by its peer.
             if let Ok(socket) = prepare_socket(socket) {
                 let order = runtimes_by_load(&self.counters.open_per_runtime(), turn);

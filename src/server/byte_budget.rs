@@ -47,16 +47,21 @@ pub(super) struct ConnectionBudget {
     own_bytes: usize,
     bytes_max: usize,
     used: AtomicUsize,
-    standing: Arc<VerifiedSignatureFlag>,
+    verified_signature: Arc<VerifiedSignatureFlag>,
     /// Whether a sweep found that the connection carried a verified signature recently.
     has_proved_lately: AtomicBool,
 }
 
 impl ConnectionBudget {
     /// A connection may hold `bytes_max` bytes. Those beyond `own_bytes` come from `pool`.
-    pub(super) fn new(pool: Arc<SharedBudget>, own_bytes: usize, bytes_max: usize, standing: Arc<VerifiedSignatureFlag>) -> Self {
+    pub(super) fn new(
+        pool: Arc<SharedBudget>,
+        own_bytes: usize,
+        bytes_max: usize,
+        verified_signature: Arc<VerifiedSignatureFlag>,
+    ) -> Self {
         let (used, has_proved_lately) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Self { shared: pool, own_bytes, bytes_max, used, standing, has_proved_lately }
+        Self { shared: pool, own_bytes, bytes_max, used, verified_signature, has_proved_lately }
     }
 
     /// Notes whether the connection carried a verified signature recently.
@@ -65,7 +70,7 @@ impl ConnectionBudget {
     }
 
     fn has_proved(&self) -> bool {
-        self.has_proved_lately.load(Ordering::Relaxed) || self.standing.is_set()
+        self.has_proved_lately.load(Ordering::Relaxed) || self.verified_signature.is_set()
     }
 
     /// Raises a charge of `held` bytes to at least `bytes`. Return it with [`Self::release`].
@@ -149,7 +154,7 @@ mod tests {
         let pool = Arc::new(SharedBudget::new(100));
         let account = || {
             let account = ConnectionBudget::new(Arc::clone(&pool), 10, 80, Arc::default());
-            account.standing.set();
+            account.verified_signature.set();
             Arc::new(account)
         };
         let (greedy, other, late) = (account(), account(), account());
@@ -184,7 +189,7 @@ mod tests {
         taken.grow_to(60).unwrap();
         let mut other = BudgetCharge::new(&late);
         assert_eq!(other.grow_to(11), Err(CallRefusal::ListenerBudgetExceeded), "its own is all that a stranger gets");
-        signer.standing.set();
+        signer.verified_signature.set();
         let mut act = BudgetCharge::new(&signer);
         act.grow_to(60).unwrap();
         assert_eq!(pool.used(), 100);

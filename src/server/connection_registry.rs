@@ -54,7 +54,7 @@ pub(super) struct ConnectionLimits {
 pub(super) struct TrackedConnection {
     id: u64,
     peer: IpAddr,
-    pub(super) standing: Arc<VerifiedSignatureFlag>,
+    pub(super) verified_signature: Arc<VerifiedSignatureFlag>,
     pub(super) budget: Arc<ConnectionBudget>,
     pub(super) counters: Arc<ListenerCounters>,
     /// The bytes that the peer may send before they are read.
@@ -150,7 +150,7 @@ impl TrackedConnection {
 
     fn has_proved_lately(&self, now_ms: u64) -> bool {
         let proved_ms = self.last_proved_ms.load(Ordering::Relaxed);
-        self.standing.is_set() || is_lately(proved_ms, now_ms)
+        self.verified_signature.is_set() || is_lately(proved_ms, now_ms)
     }
 
     /// When a sweep last saw it in use.
@@ -165,7 +165,7 @@ impl TrackedConnection {
         if self.has_proved_lately(now_ms) {
             let class = if is_busy { Class::ProvedBusy } else { Class::ProvedIdle };
             // A signature that no sweep has seen yet is the newest. Calls without a signature prolong nothing.
-            let proved_ms = if self.standing.is_set() { now_ms } else { self.last_proved_ms.load(Ordering::Relaxed) };
+            let proved_ms = if self.verified_signature.is_set() { now_ms } else { self.last_proved_ms.load(Ordering::Relaxed) };
             return (class, proved_ms);
         }
         if Duration::from_millis(now_ms.saturating_sub(self.opened_ms)) < rules.grace {
@@ -257,13 +257,17 @@ impl ConnectionRegistry {
         let open = table.connections.len().saturating_add(1);
         let window = (FLOW_CONTROL_BYTES_MAX / open).clamp(WINDOW_BYTES_MIN, self.rules.window_bytes_max.max(WINDOW_BYTES_MIN));
         let ConnectionLimits { own_bytes, connection_bytes_max, .. } = self.rules;
-        let standing = Arc::new(VerifiedSignatureFlag::default());
-        let account =
-            ConnectionBudget::new(Arc::clone(&self.shared_budget), own_bytes, connection_bytes_max, Arc::clone(&standing));
+        let verified_signature = Arc::new(VerifiedSignatureFlag::default());
+        let account = ConnectionBudget::new(
+            Arc::clone(&self.shared_budget),
+            own_bytes,
+            connection_bytes_max,
+            Arc::clone(&verified_signature),
+        );
         let tracked = Arc::new(TrackedConnection {
             id,
             peer,
-            standing,
+            verified_signature,
             budget: Arc::new(account),
             counters: Arc::clone(&self.counters),
             window_bytes: u32::try_from(window).unwrap_or(u32::MAX),
@@ -323,7 +327,7 @@ impl ConnectionRegistry {
     }
 
     fn cut_cause_of(&self, tracked: &TrackedConnection, over: Option<usize>, now_ms: u64) -> Option<CutCause> {
-        if tracked.standing.take() {
+        if tracked.verified_signature.take() {
             tracked.last_proved_ms.store(now_ms.max(1), Ordering::Relaxed);
         }
         tracked.budget.note_proved(is_lately(tracked.last_proved_ms.load(Ordering::Relaxed), now_ms));

@@ -37,11 +37,11 @@ const HEADERS_MAX: usize = 64;
 
 /// Serves HTTP/1.1 on arriving sockets until the phase is `Draining` and all connections are closed.
 pub(super) async fn serve_http(
-    seat: WorkerContext,
+    worker: WorkerContext,
     make: impl FnOnce(RuntimeContext) -> HttpServices,
     started: oneshot::Sender<()>,
 ) {
-    let WorkerContext { sockets, context, mut phases, settings } = seat;
+    let WorkerContext { sockets, context, mut phases, settings } = worker;
     let draining = context.drain_signal.clone();
     let services = make(context);
     let mut incoming =

@@ -89,7 +89,7 @@ fn any_port() -> Settings {
 }
 
 async fn serve_fixture(settings: Settings) -> ServerFixture {
-    serve_fixture_with(settings, crate::api::message_limits::decision_limits).await
+    serve_fixture_with(settings, crate::api::wires::decision_limits).await
 }
 
 async fn serve_fixture_with(settings: Settings, limits: fn(&str) -> MessageLimits) -> ServerFixture {
@@ -439,7 +439,7 @@ async fn a_factory_that_fails_is_an_error() {
         admin: Box::new(|_| GrpcServices {
             routes: Routes::default(),
             barrier: Arc::new(NoWriteBarrier),
-            limits: crate::api::message_limits::admin_limits,
+            limits: crate::api::admin_methods::admin_limits,
         }),
         http: Box::new(|_| panic!("none here either")),
     };

@@ -106,11 +106,11 @@ fn run_until(runtime: &Runtime, work: impl Future<Output = ()>, cut: impl Future
 /// Serves gRPC on arriving sockets until the server drains and all connections are closed.
 pub(super) async fn serve_grpc(
     role: ListenerRole,
-    seat: WorkerContext,
+    worker: WorkerContext,
     make: impl FnOnce(RuntimeContext) -> GrpcServices,
     started: oneshot::Sender<()>,
 ) {
-    let WorkerContext { sockets, context, mut phases, settings } = seat;
+    let WorkerContext { sockets, context, mut phases, settings } = worker;
     let GrpcServices { routes, barrier, limits } = make(context);
     let routes = routes.prepare();
     let mut incoming = IncomingConnections { sockets, guards: ConnectionGuards::new(barrier, &settings, true) };

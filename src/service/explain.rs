@@ -92,16 +92,17 @@ pub struct RemedyStep {
 }
 
 impl Explanation {
-    /// Every layer's answer. Of equal answers, the first in this order is reported. `places` is as in [`Explanation::changes`].
+    /// Every layer's answer. Of equal answers, the first in this order is reported. `locations` is as in [`Explanation::changes`].
     ///
     /// INVARIANT: a gateway without a proof of the call learns nothing that depends on the arguments, except the answer that `Check`
     /// gives it too. `Check` gives one only for a tool that needs no proof. For any other tool it denies with `PROOF_MISSING`.
-    pub fn layers(&self, places: Option<&DocumentLocations>) -> impl Iterator<Item = LayerExplanation> + '_ {
-        let (names, documents) = (self.may_disclose(places), places.is_some());
+    pub fn layers(&self, locations: Option<&DocumentLocations>) -> impl Iterator<Item = LayerExplanation> + '_ {
+        let (names, documents) = (self.may_disclose(locations), locations.is_some());
         let decides =
             move |answer: &LayerAnswer| (Some(answer.layer), answer.hop, answer.reason) == (self.layer, self.hop, self.reason);
-        let told = move |finding: &&LayerFinding| names || !finding.answer.layer.judges_arguments() || decides(&finding.answer);
-        self.findings.iter().filter(told).map(move |LayerFinding { answer, .. }| LayerExplanation {
+        let explanation =
+            move |finding: &&LayerFinding| names || !finding.answer.layer.judges_arguments() || decides(&finding.answer);
+        self.findings.iter().filter(explanation).map(move |LayerFinding { answer, .. }| LayerExplanation {
             layer: answer.layer,
             hop: answer.hop,
             effect: answer.effect,
@@ -113,22 +114,22 @@ impl Explanation {
     }
 
     /// Whether no change of policy or credential can turn the denial. It is false for a gateway without a proof, which must not learn it.
-    pub fn has_no_remedy(&self, places: Option<&DocumentLocations>) -> bool {
-        self.may_disclose(places) && self.findings.iter().any(|finding| finding.remedy == Some(FindingRemedy::Irrevocable))
+    pub fn has_no_remedy(&self, locations: Option<&DocumentLocations>) -> bool {
+        self.may_disclose(locations) && self.findings.iter().any(|finding| finding.remedy == Some(FindingRemedy::Irrevocable))
     }
 
     /// The steps of the smallest change: one for each layer that denies. If no layer denies, one for each layer that asks for an approval.
     ///
-    /// With `places`, the steps name documents and entries; pass it for an administrator only. A gateway without a proof of the
+    /// With `locations`, the steps name documents and entries; pass it for an administrator only. A gateway without a proof of the
     /// call gets no steps.
-    pub fn remedy_steps(&self, places: Option<&DocumentLocations>) -> Vec<RemedyStep> {
-        if self.has_no_remedy(places) || self.effect == Effect::Permit || !self.may_disclose(places) {
+    pub fn remedy_steps(&self, locations: Option<&DocumentLocations>) -> Vec<RemedyStep> {
+        if self.has_no_remedy(locations) || self.effect == Effect::Permit || !self.may_disclose(locations) {
             return Vec::new();
         }
         let wanted = self.findings.iter().filter(|finding| finding.answer.effect == self.effect);
         let mut changes: Vec<RemedyStep> = Vec::new();
         for finding in wanted {
-            let change = RemedyStep { layer: finding.answer.layer, text: self.facts.describe_remedy(finding, places) };
+            let change = RemedyStep { layer: finding.answer.layer, text: self.facts.describe_remedy(finding, locations) };
             if !changes.contains(&change) {
                 changes.push(change);
             }
@@ -136,8 +137,8 @@ impl Explanation {
         changes
     }
 
-    fn may_disclose(&self, places: Option<&DocumentLocations>) -> bool {
-        self.proved || places.is_some()
+    fn may_disclose(&self, locations: Option<&DocumentLocations>) -> bool {
+        self.proved || locations.is_some()
     }
 
     /// The documents that [`Explanation::changes`] and [`Explanation::layers`] mention, so that their locations can be looked up.

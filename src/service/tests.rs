@@ -209,7 +209,7 @@ fn world() -> ServiceFixture {
     service.ready_at.get_or_init(|| ClockReading { unix_ns: START_UNIX_S * 1_000_000_000, boot_ns: 0 });
     let root = root(&issuer, &agent, "spiffe://a/b", "u", clock.now());
     let log = AuditLog::open(&folder.path().join("audit"), "n", clock.clone()).unwrap();
-    let lane = service.runtime_service(log.open_recorder("lane").unwrap());
+    let runtime_service = service.runtime_service(log.open_recorder("lane").unwrap());
     ServiceFixture {
         clock,
         cell,
@@ -218,7 +218,7 @@ fn world() -> ServiceFixture {
         approvals: desk,
         catch_up: follows,
         store,
-        service: lane,
+        service: runtime_service,
         log,
         documents: rows,
         issuer,

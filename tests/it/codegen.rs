@@ -4,8 +4,6 @@
 
 use std::path::{Path, PathBuf};
 
-const PROTO_FILES: &[&str] = &["portcullis/v1/decision.proto", "portcullis/v1/admin.proto", "portcullis/v1/noop.proto"];
-
 #[test]
 fn generated_code_matches_proto() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -28,12 +26,24 @@ fn generated_code_matches_proto() {
     assert!(drifted.is_empty(), "`proto/` and src/api/gen/ differ in {drifted:?}: run `UPDATE=1 cargo test codegen`");
 }
 
+/// Every `.proto` file under a folder, in the order of their names.
+fn proto_files(folder: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let found = entries.flat_map(|path| match path.is_dir() {
+        true => proto_files(&path),
+        false => vec![path],
+    });
+    let mut files: Vec<_> = found.filter(|path| path.extension().is_some_and(|extension| extension == "proto")).collect();
+    files.sort();
+    files
+}
+
 fn generate(proto: &Path, out: &Path) {
     let descriptors = protox::Compiler::new([proto])
         .unwrap()
         .include_source_info(true)
         .include_imports(true)
-        .open_files(PROTO_FILES)
+        .open_files(proto_files(proto))
         .unwrap()
         .file_descriptor_set();
     let mut reflection = descriptors.clone();

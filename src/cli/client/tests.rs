@@ -186,7 +186,7 @@ async fn serve(admin: Arc<AdministrationPoint>) -> Server {
         decisions: Arc::new(|_| GrpcServices {
             routes: Routes::default(),
             barrier: Arc::new(NoWriteBarrier),
-            limits: crate::api::message_limits::decision_limits,
+            limits: crate::api::wires::decision_limits,
         }),
         admin: Box::new(move |_| app::admin_services(admin, None)),
         http: Box::new(|_| HttpServices {

@@ -51,21 +51,21 @@ async fn the_oldest_idle_one_goes_first() {
     places.push(admit(&registry, 3).unwrap());
     assert_eq!(cut_ids(&places), [1]);
     assert_eq!(places[1].connection.wait_until_cut().await, CutCause::Displaced);
-    places[2].connection.standing.set();
+    places[2].connection.verified_signature.set();
     // Two connections have proved nothing: the idle one is cut, then the busy one, then the idle one that has proved something.
     places.push(admit(&registry, 4).unwrap());
     assert_eq!(cut_ids(&places), [1, 3]);
     for place in &places[4..] {
-        place.connection.standing.set();
+        place.connection.verified_signature.set();
         place.connection.begin_call();
     }
     places.push(admit(&registry, 5).unwrap());
     assert_eq!(cut_ids(&places), [0, 1, 3]);
-    places[5].connection.standing.set();
+    places[5].connection.verified_signature.set();
     places[5].connection.begin_call();
     places.push(admit(&registry, 6).unwrap());
     assert_eq!(cut_ids(&places), [0, 1, 2, 3]);
-    places[6].connection.standing.set();
+    places[6].connection.verified_signature.set();
     places[6].connection.begin_call();
     // All are busy and have proved something. One of them yields, and then the newcomer does.
     places.push(admit(&registry, 7).unwrap());
@@ -85,12 +85,12 @@ async fn of_busy_ones_the_oldest_signature_yields() {
     let places = admit_all(&registry, 0..3);
     for place in &places {
         place.connection.begin_call();
-        place.connection.standing.set();
+        place.connection.verified_signature.set();
     }
     registry.sweep(false);
     advance_clock(1).await;
     for place in [&places[0], &places[2]] {
-        place.connection.standing.set();
+        place.connection.verified_signature.set();
     }
     registry.sweep(false);
     let late = admit(&registry, 3).unwrap();
@@ -115,7 +115,7 @@ async fn a_newcomer_is_not_cut_before_its_first_call() {
         assert_eq!(cut_ids(&strangers), [0, 1]);
         drop(strangers);
         assert_eq!(registry.admit(5, peer(1)).err(), Some(AdmissionError::New), "the next one waits");
-        newcomer.connection.standing.set();
+        newcomer.connection.verified_signature.set();
         advance_clock(2).await;
         let more = admit_all(&registry, 6..8);
         assert_eq!((cut_ids(&flood), newcomer.connection.is_cut()), (vec![3, 4], false));
@@ -152,13 +152,13 @@ async fn who_has_the_most_loses_first() {
 async fn places_are_kept_for_who_signed() {
     let registry = registry(ConnectionLimits { connections_max: 8, reserved_max: 2, ..RULES });
     let signed = admit(&registry, 0).unwrap();
-    signed.connection.standing.set();
+    signed.connection.verified_signature.set();
     registry.sweep(false);
     let strangers = admit_all(&registry, 1..20);
     assert_eq!(cut_ids(&strangers), (1..14).collect::<Vec<_>>(), "six of eight are left to strangers");
     assert!(!signed.connection.is_cut());
     let another = &strangers[18];
-    another.connection.standing.set();
+    another.connection.verified_signature.set();
     let more = admit_all(&registry, 20..23);
     assert!(!another.connection.is_cut() && !signed.connection.is_cut());
     assert_eq!(cut_ids(&more), [] as [u64; 0]);
@@ -200,8 +200,8 @@ async fn who_signs_nothing_is_cut() {
     let registry = registry(ConnectionLimits { connections_max: 10, unsigned_timeout: Some(Duration::from_secs(60)), ..RULES });
     let places = admit_all(&registry, 0..4);
     places[1].connection.begin_call();
-    places[2].connection.standing.set();
-    places[3].connection.standing.set();
+    places[2].connection.verified_signature.set();
+    places[3].connection.verified_signature.set();
     places[3].connection.begin_call();
     advance_clock(1).await;
     registry.sweep(false);

@@ -71,9 +71,9 @@ impl RemedyFacts {
     }
 
     /// Describes the change that would turn a finding.
-    pub(super) fn describe_remedy(&self, finding: &LayerFinding, places: Option<&DocumentLocations>) -> String {
+    pub(super) fn describe_remedy(&self, finding: &LayerFinding, locations: Option<&DocumentLocations>) -> String {
         let answer = &finding.answer;
-        match (&finding.remedy, places) {
+        match (&finding.remedy, locations) {
             (None, _) => match &answer.approval {
                 Some(need) => format!("an operator in {} would have to approve this call", list_groups(&need.approver_groups)),
                 None => String::new(),
@@ -95,13 +95,13 @@ impl RemedyFacts {
             },
             (Some(FindingRemedy::Wait), _) => "ask another replica, or this one again in a moment".to_owned(),
             (Some(FindingRemedy::Irrevocable), _) => "nothing: it is revoked for good".to_owned(),
-            (Some(FindingRemedy::Policy(mend)), None) => self.describe_for_gateway(finding, mend),
-            (Some(FindingRemedy::Policy(mend)), Some(places)) => self.describe_for_operator(finding, mend, places),
+            (Some(FindingRemedy::Policy(remedy)), None) => self.describe_for_gateway(finding, remedy),
+            (Some(FindingRemedy::Policy(remedy)), Some(locations)) => self.describe_for_operator(finding, remedy, locations),
         }
     }
 
     /// Describes a policy change to a gateway. It reveals the reason, the layer and the caller's own tokens, and nothing of a document.
-    fn describe_for_gateway(&self, finding: &LayerFinding, mend: &LayerRemedy) -> String {
+    fn describe_for_gateway(&self, finding: &LayerFinding, remedy: &LayerRemedy) -> String {
         let answer = &finding.answer;
         let agent = self.agent_id(answer.hop);
         let policy = match answer.layer {
@@ -109,7 +109,7 @@ impl RemedyFacts {
             DecisionLayer::Application => "the application's policy".to_owned(),
             _ => format!("the policy of agent {agent}"),
         };
-        match (mend, answer.reason) {
+        match (remedy, answer.reason) {
             (LayerRemedy::RegisterDocument, Reason::ApplicationUnknown) => {
                 "the application would have to be registered".to_owned()
             }
@@ -120,7 +120,7 @@ impl RemedyFacts {
             }
             (LayerRemedy::ExtendAgentList, Reason::UserNotServed) => format!("{policy} would have to let it act for this user"),
             (LayerRemedy::ExtendAgentList, _) => format!("{policy} would have to let it delegate to the agent that follows"),
-            (LayerRemedy::ExtendGrant(_), _) => self.describe_grant(finding, mend),
+            (LayerRemedy::ExtendGrant(_), _) => self.describe_grant(finding, remedy),
             (LayerRemedy::ChangeGuardrails(_), _) => "a guardrail would have to let this call pass".to_owned(),
             (LayerRemedy::ChangeEntries { .. }, Reason::ConditionError) => {
                 format!(
@@ -132,11 +132,11 @@ impl RemedyFacts {
     }
 
     /// Describes a policy change to an administrator, with documents, their locations and their entries.
-    fn describe_for_operator(&self, finding: &LayerFinding, mend: &LayerRemedy, places: &DocumentLocations) -> String {
+    fn describe_for_operator(&self, finding: &LayerFinding, remedy: &LayerRemedy, locations: &DocumentLocations) -> String {
         let answer = &finding.answer;
         let agent = self.agent_id(answer.hop);
         let tool = escape_unprintable(&self.tool);
-        match (mend, answer.reason) {
+        match (remedy, answer.reason) {
             (LayerRemedy::RegisterDocument, Reason::ApplicationUnknown) => {
                 let id = self.subject.as_ref().map(|subject| subject.application.to_string()).unwrap_or_default();
                 format!("add a document `kind: application`, `id: {}` that allows `{tool}`", escape_unprintable(&id))
@@ -146,19 +146,19 @@ impl RemedyFacts {
                 let sent = self
                     .schema_sha256
                     .map_or_else(|| "none was sent".to_owned(), |hash| format!("the call's is {}", bytes_to_hex(&hash)));
-                let owner = self.registered_by.as_ref().map(|(kind, id)| document_label(kind, id, places)).unwrap_or_default();
+                let owner = self.registered_by.as_ref().map(|(kind, id)| document_label(kind, id, locations)).unwrap_or_default();
                 format!("`schema_sha256` of {owner} must be that of the tool's schema: {sent}")
             }
-            (LayerRemedy::ExtendAgentList, reason) => self.describe_serve(reason, &agent, answer.hop, places),
-            (LayerRemedy::ExtendGrant(_), _) => self.describe_grant(finding, mend),
+            (LayerRemedy::ExtendAgentList, reason) => self.describe_serve(reason, &agent, answer.hop, locations),
+            (LayerRemedy::ExtendGrant(_), _) => self.describe_grant(finding, remedy),
             (LayerRemedy::ChangeGuardrails(rails), _) => {
                 let named = rails.iter().map(|rail| {
-                    format!("{}: `{}`", document_label(rail.kind, &rail.id, places), escape_unprintable(&rail.entry))
+                    format!("{}: `{}`", document_label(rail.kind, &rail.id, locations), escape_unprintable(&rail.entry))
                 });
                 format!("narrow or remove {}", named.collect::<Vec<_>>().join(" and "))
             }
             (LayerRemedy::ChangeEntries { owners, remove, requirement: need }, _) => {
-                self.describe_entries(owners, remove, need, places)
+                self.describe_entries(owners, remove, need, locations)
             }
         }
     }
@@ -168,17 +168,17 @@ impl RemedyFacts {
         owners: &[(&'static str, String)],
         remove: &[(&'static str, PolicyEntryRef)],
         need: &PermitRequirement,
-        places: &DocumentLocations,
+        locations: &DocumentLocations,
     ) -> String {
         let mut steps: Vec<String> = Vec::new();
         for (list, entry) in remove {
             let what =
-                format!("`{list}: {}` of {}", escape_unprintable(&entry.entry), document_label(entry.kind, &entry.id, places));
+                format!("`{list}: {}` of {}", escape_unprintable(&entry.entry), document_label(entry.kind, &entry.id, locations));
             steps.push(format!("remove or narrow {what}"));
         }
         let tool = escape_unprintable(&self.tool);
         let of = |entry: &PolicyEntryRef| {
-            format!("(entry `{}` of {})", escape_unprintable(&entry.entry), document_label(entry.kind, &entry.id, places))
+            format!("(entry `{}` of {})", escape_unprintable(&entry.entry), document_label(entry.kind, &entry.id, locations))
         };
         match need {
             PermitRequirement::Nothing => {}
@@ -189,9 +189,9 @@ impl RemedyFacts {
             PermitRequirement::Allow => match owners {
                 [] => steps
                     .push(format!("put the user in a group whose document allows `{tool}`, or add one for a group of theirs")),
-                [(kind, id)] => steps.push(format!("add `- {tool}` to `allow` of {}", document_label(kind, id, places))),
+                [(kind, id)] => steps.push(format!("add `- {tool}` to `allow` of {}", document_label(kind, id, locations))),
                 many => {
-                    let named: Vec<String> = many.iter().map(|(kind, id)| document_label(kind, id, places)).collect();
+                    let named: Vec<String> = many.iter().map(|(kind, id)| document_label(kind, id, locations)).collect();
                     steps.push(format!("add `- {tool}` to `allow` of one of {}", named.join(", ")));
                 }
             },
@@ -199,8 +199,8 @@ impl RemedyFacts {
         steps.join("; and ")
     }
 
-    fn describe_serve(&self, reason: Reason, agent: &str, hop: Option<usize>, places: &DocumentLocations) -> String {
-        let document = document_label("agent", agent, places);
+    fn describe_serve(&self, reason: Reason, agent: &str, hop: Option<usize>, locations: &DocumentLocations) -> String {
+        let document = document_label("agent", agent, locations);
         let Some(subject) = &self.subject else { return String::new() };
         match reason {
             Reason::ApplicationNotServed => {
@@ -218,9 +218,9 @@ impl RemedyFacts {
     }
 
     /// Describes a missing grant. The caller may see it, because it may read its own token.
-    fn describe_grant(&self, finding: &LayerFinding, mend: &LayerRemedy) -> String {
+    fn describe_grant(&self, finding: &LayerFinding, remedy: &LayerRemedy) -> String {
         let agent = self.agent_id(finding.answer.hop);
-        match mend {
+        match remedy {
             LayerRemedy::ExtendGrant(Some(lacks)) => {
                 format!("{lacks} (as the token of agent {agent} grants it), or a new chain that grants more")
             }
@@ -267,7 +267,7 @@ impl RemedyFacts {
 fn credential_remedy(reason: Reason) -> &'static str {
     match reason {
         Reason::TokenExpired => "a new chain: this one has expired",
-        Reason::TokenNotYetValid => "wait until the chain is valid, or mend the clock of who issued it",
+        Reason::TokenNotYetValid => "wait until the chain is valid, or remedy the clock of who issued it",
         Reason::TokenLifetime => "a new chain that lives no longer than its issuer and its agents allow",
         Reason::TokenTooLarge | Reason::ChainTooDeep => "a new chain, shorter: this one is over a limit",
         Reason::ChainWidened => "a new chain whose hops grant no more than they were given",
@@ -295,9 +295,9 @@ fn list_groups(groups: &[GroupId]) -> String {
 }
 
 /// A document with its location.
-fn document_label(kind: &str, id: &str, places: &DocumentLocations) -> String {
+fn document_label(kind: &str, id: &str, locations: &DocumentLocations) -> String {
     let key = DocumentKey { kind: kind.to_owned(), id: id.to_owned() };
-    let place = match places.get(&key) {
+    let place = match locations.get(&key) {
         Some((path, line)) if !path.is_empty() => format!(" ({}:{line})", escape_unprintable(path)),
         _ => String::new(),
     };
@@ -355,7 +355,7 @@ mod tests {
         }
     }
 
-    fn places() -> DocumentLocations {
+    fn locations() -> DocumentLocations {
         let place =
             |kind: &str, id: &str, line| (DocumentKey { kind: kind.to_owned(), id: id.to_owned() }, ("p.yaml".to_owned(), line));
         let unplaced = (DocumentKey { kind: "group".to_owned(), id: "sales".to_owned() }, (String::new(), 9));
@@ -366,8 +366,8 @@ mod tests {
         PolicyEntryRef { kind, id: id.into(), entry: entry.into() }
     }
 
-    fn policy(layer: DecisionLayer, reason: Reason, mend: LayerRemedy) -> LayerFinding {
-        LayerFinding::denial(layer, Some(0), reason, FindingRemedy::Policy(mend))
+    fn policy(layer: DecisionLayer, reason: Reason, remedy: LayerRemedy) -> LayerFinding {
+        LayerFinding::denial(layer, Some(0), reason, FindingRemedy::Policy(remedy))
     }
 
     fn entries(
@@ -382,7 +382,7 @@ mod tests {
     /// The step for a gateway and the one for administration.
     fn check(facts: &RemedyFacts, finding: &LayerFinding, for_gateway: &str, for_administration: &str) {
         assert_eq!(facts.describe_remedy(finding, None), for_gateway);
-        assert_eq!(facts.describe_remedy(finding, Some(&places())), for_administration);
+        assert_eq!(facts.describe_remedy(finding, Some(&locations())), for_administration);
     }
 
     #[test]
@@ -391,7 +391,7 @@ mod tests {
             let finding = LayerFinding::denial(DecisionLayer::Identity, None, *reason, FindingRemedy::Credential);
             let step = facts(&[]).describe_remedy(&finding, None);
             assert!(step.contains(says), "{reason:?}: {step}");
-            assert_eq!(facts(&[]).describe_remedy(&finding, Some(&places())), step);
+            assert_eq!(facts(&[]).describe_remedy(&finding, Some(&locations())), step);
         }
     }
 
@@ -482,8 +482,10 @@ mod tests {
             check(&facts, &finding, &format!("the policy of agent a1 would have to {for_gateway}"), for_administration);
         }
         let nobody = self::facts(&[]);
-        let step = nobody
-            .describe_remedy(&policy(DecisionLayer::Agent, Reason::UserNotServed, LayerRemedy::ExtendAgentList), Some(&places()));
+        let step = nobody.describe_remedy(
+            &policy(DecisionLayer::Agent, Reason::UserNotServed, LayerRemedy::ExtendAgentList),
+            Some(&locations()),
+        );
         assert_eq!(step, "put the user in a group that `acts_for` of agent a1 (p.yaml:3) names");
     }
 
@@ -511,7 +513,7 @@ mod tests {
 
         let denied = [("deny", entry("agent", "a1", "crm/*"))];
         let narrower = entry("permission_set", "sales\u{202e}", "crm/read");
-        for (mend, for_administration) in [
+        for (remedy, for_administration) in [
             (entries(&denied, &[], PermitRequirement::Nothing), "remove or narrow `deny: crm/*` of agent a1 (p.yaml:3)"),
             (
                 entries(&denied, &[("agent", "a1")], PermitRequirement::Allow),
@@ -540,14 +542,14 @@ mod tests {
                 (DecisionLayer::Agent, "the policy of agent a1"),
             ] {
                 let gateway = format!("{whose} would have to allow the tool with these arguments");
-                check(&facts, &policy(layer, Reason::AgentDenies, mend.clone()), &gateway, for_administration);
+                check(&facts, &policy(layer, Reason::AgentDenies, remedy.clone()), &gateway, for_administration);
             }
-            let fails = policy(DecisionLayer::User, Reason::ConditionError, mend);
+            let fails = policy(DecisionLayer::User, Reason::ConditionError, remedy);
             assert!(facts.describe_remedy(&fails, None).contains("a condition that cannot be evaluated"));
         }
     }
 
-    /// A step speaks only of documents whose places are looked up.
+    /// A step speaks only of documents whose locations are looked up.
     #[test]
     fn the_documents_of_a_finding() {
         let facts = facts(&[]);

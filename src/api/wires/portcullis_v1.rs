@@ -1,58 +1,84 @@
-//! The decision service over gRPC: validates the form of a message, calls the service and writes the answer.
+//! The wire `portcullis.v1`: validates the form of a message, calls the service and writes the answer.
 //!
 //! A message with a wrong form gets `INVALID_ARGUMENT`. A wrong credential or wrong arguments are no error here: the service
-//! answers them with a denial.
+//! answers them with a denial. Look next at `service.rs`.
+
+pub(in crate::api) mod explanation;
+pub(in crate::api) mod message_shapes;
 
 use std::collections::HashSet;
 use std::pin::Pin;
-use std::sync::Arc;
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt as _, stream};
-use http::Extensions;
-use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::explain::explanation_to_wire;
-use super::r#gen as wire;
-use super::r#gen::decision_service_server::DecisionService;
-use super::r#gen::{check_request, list_tools_request};
-use super::status::{decode_failure_status, invalid_argument, limit_exceeded};
-use super::wire_values::{effect_to_wire, principals_to_wire};
-use crate::model::connection::{PeerInfo, VerifiedSignatureFlag};
+use super::Wire;
+use crate::api::caller::{caller_of, mark_connection_proved, trace_headers, verified_signature_flag};
+use crate::api::r#gen as wire;
+use crate::api::r#gen::decision_service_server::{DecisionService, DecisionServiceServer};
+use crate::api::r#gen::{check_request, list_tools_request};
+use crate::api::message_limits::MessageLimits;
+use crate::api::status::{decode_failure_status, invalid_argument, limit_exceeded};
+use crate::api::wire_values::{effect_to_wire, principals_to_wire};
+use crate::model::connection::VerifiedSignatureFlag;
 use crate::model::constraint::abbreviate;
 use crate::model::ids::contains_control_character;
 use crate::model::json;
 use crate::model::limits::{
-    BATCH_CALLS_MAX, CHAIN_TOKENS_READ_MAX, CONTEXT_BYTES_MAX, ID_BYTES_MAX, LIST_TOOLS_MAX, REQUEST_ID_BYTES_MAX,
-    TOOL_NAME_BYTES_MAX, TRACE_HEADER_BYTES_MAX,
+    BATCH_CALLS_MAX, BATCH_MESSAGE_BYTES_MAX, CHAIN_TOKENS_READ_MAX, CHECK_MESSAGE_BYTES_MAX, CONTEXT_BYTES_MAX, ID_BYTES_MAX,
+    LIST_TOOLS_MAX, REQUEST_ID_BYTES_MAX, TOOL_NAME_BYTES_MAX,
 };
 use crate::model::revision::Revision;
 use crate::service::request::{AgentCredential, Caller, CheckAnswer, DecisionRequest, ListToolsRequest, TraceHeaders};
 use crate::service::{RuntimeService, ServiceUnavailable};
 
+use explanation::explanation_to_wire;
+use message_shapes::{CHECK_BATCH_REQUEST_SHAPE, CHECK_REQUEST_SHAPE, LIST_TOOLS_REQUEST_SHAPE};
+
+/// This wire, as the list of wires names it.
+pub(super) const WIRE: Wire = Wire {
+    services: &["portcullis.v1.DecisionService"],
+    add_services: |routes, service| {
+        let decisions = DecisionServiceServer::new(DecisionApi::new(service.clone()));
+        routes.add_service(decisions.max_decoding_message_size(BATCH_MESSAGE_BYTES_MAX))
+    },
+    message_limits,
+};
+
+fn message_limits(path: &str) -> Option<MessageLimits> {
+    const CHECK: MessageLimits = MessageLimits::unary(CHECK_MESSAGE_BYTES_MAX, &CHECK_REQUEST_SHAPE);
+    Some(match path {
+        "/portcullis.v1.DecisionService/Check" | "/portcullis.v1.DecisionService/Explain" => CHECK,
+        "/portcullis.v1.DecisionService/CheckBatch" => MessageLimits::unary(BATCH_MESSAGE_BYTES_MAX, &CHECK_BATCH_REQUEST_SHAPE),
+        "/portcullis.v1.DecisionService/CheckStream" => MessageLimits { is_stream: true, ..CHECK },
+        "/portcullis.v1.DecisionService/ListTools" => MessageLimits::unary(CHECK_MESSAGE_BYTES_MAX, &LIST_TOOLS_REQUEST_SHAPE),
+        _ => return None,
+    })
+}
+
 /// The decision service of one serving runtime.
 #[derive(Clone)]
-pub struct DecisionApi {
+struct DecisionApi {
     runtime_service: RuntimeService,
 }
 
 impl DecisionApi {
     /// Answers calls with the service of one runtime.
-    pub fn new(lane: RuntimeService) -> Self {
-        Self { runtime_service: lane }
+    fn new(runtime_service: RuntimeService) -> Self {
+        Self { runtime_service }
     }
 
     async fn decide(
-        lane: &RuntimeService,
+        runtime_service: &RuntimeService,
         message: wire::CheckRequest,
         caller: &Caller,
-        standing: Option<&VerifiedSignatureFlag>,
+        verified_signature: Option<&VerifiedSignatureFlag>,
         trace: TraceHeaders,
     ) -> Result<wire::CheckResponse, Status> {
-        let request = check_request_from_wire(message, trace).map_err(|refused| refused.noted(lane, caller))?;
-        let answer = lane.check(&request, caller).await?;
-        mark_connection_proved(standing, &answer);
+        let request = check_request_from_wire(message, trace).map_err(|refused| refused.noted(runtime_service, caller))?;
+        let answer = runtime_service.check(&request, caller).await?;
+        mark_connection_proved(verified_signature, &answer);
         Ok(answer_to_wire(request.request_id, &request.tool, answer))
     }
 }
@@ -61,14 +87,16 @@ impl DecisionApi {
 impl DecisionService for DecisionApi {
     async fn check(&self, request: Request<wire::CheckRequest>) -> Result<Response<wire::CheckResponse>, Status> {
         let caller = caller_of(request.extensions());
-        let standing = connection_standing(request.extensions());
+        let verified_signature = verified_signature_flag(request.extensions());
         let trace = trace_headers(request.metadata());
-        Ok(Response::new(Self::decide(&self.runtime_service, request.into_inner(), &caller, standing.as_deref(), trace).await?))
+        Ok(Response::new(
+            Self::decide(&self.runtime_service, request.into_inner(), &caller, verified_signature.as_deref(), trace).await?,
+        ))
     }
 
     async fn check_batch(&self, request: Request<wire::CheckBatchRequest>) -> Result<Response<wire::CheckBatchResponse>, Status> {
         let caller = caller_of(request.extensions());
-        let standing = connection_standing(request.extensions());
+        let verified_signature = verified_signature_flag(request.extensions());
         let trace = trace_headers(request.metadata());
         let requests = request.into_inner().requests;
         if requests.len() > BATCH_CALLS_MAX {
@@ -92,7 +120,7 @@ impl DecisionService for DecisionApi {
         let mut answers = Vec::with_capacity(formed.len());
         for request in formed {
             let (answer, held) = self.runtime_service.check_pending(&request, &caller).await?;
-            mark_connection_proved(standing.as_deref(), &answer);
+            mark_connection_proved(verified_signature.as_deref(), &answer);
             answers.push((request, answer, held));
             // Lets the other calls of this runtime run, because a batch of chains that are not cached takes long to verify.
             tokio::task::yield_now().await;
@@ -114,23 +142,23 @@ impl DecisionService for DecisionApi {
         request: Request<Streaming<wire::CheckRequest>>,
     ) -> Result<Response<Self::CheckStreamStream>, Status> {
         let caller = caller_of(request.extensions());
-        let standing = connection_standing(request.extensions());
+        let verified_signature = verified_signature_flag(request.extensions());
         let trace = trace_headers(request.metadata());
         let open = Some((request.into_inner(), self.runtime_service.clone()));
         // Each message is decided when the transport polls for its answer, so that the answer's validity starts when it can be
         // sent.
         let answers = stream::unfold(open, move |open| {
-            let (caller, standing, trace) = (caller.clone(), standing.clone(), trace.clone());
+            let (caller, verified_signature, trace) = (caller.clone(), verified_signature.clone(), trace.clone());
             async move {
-                let (mut messages, lane) = open?;
+                let (mut messages, runtime_service) = open?;
                 let message = tokio::select! {
                     message = messages.next() => message?,
-                    () = lane.wait_for_drain() => return Some((Err(ServiceUnavailable::Draining.into()), None)),
+                    () = runtime_service.wait_for_drain() => return Some((Err(ServiceUnavailable::Draining.into()), None)),
                 };
                 match message {
                     Ok(message) => {
-                        let answer = Self::decide(&lane, message, &caller, standing.as_deref(), trace).await;
-                        Some((answer, Some((messages, lane))))
+                        let answer = Self::decide(&runtime_service, message, &caller, verified_signature.as_deref(), trace).await;
+                        Some((answer, Some((messages, runtime_service))))
                     }
                     Err(fault) => Some((Err(decode_failure_status(&fault).unwrap_or(fault)), None)),
                 }
@@ -168,47 +196,13 @@ impl DecisionService for DecisionApi {
         let trace = trace_headers(request.metadata());
         let request = check_request_from_wire(request.into_inner(), trace)
             .map_err(|refused| refused.noted(&self.runtime_service, &caller))?;
-        let told = self.runtime_service.explain(&request, &caller).await?;
-        Ok(Response::new(explanation_to_wire(request.request_id, &request.tool, &told, None)))
+        let explanation = self.runtime_service.explain(&request, &caller).await?;
+        Ok(Response::new(explanation_to_wire(request.request_id, &request.tool, &explanation, None)))
     }
-}
-
-/// The caller, as the transport identifies it.
-pub(super) fn caller_of(extensions: &Extensions) -> Caller {
-    match extensions.get::<PeerInfo>() {
-        Some(peer) => Caller { connection_id: peer.connection_id, address: peer.address.clone(), is_loopback: peer.is_loopback },
-        // Without a known peer the caller has no right to any audience, and no handle of another connection.
-        None => Caller { connection_id: u64::MAX, address: "unknown".into(), is_loopback: false },
-    }
-}
-
-/// The standing of the call's connection.
-fn connection_standing(extensions: &Extensions) -> Option<Arc<VerifiedSignatureFlag>> {
-    extensions.get::<PeerInfo>().map(|peer| peer.verified_signature.clone())
-}
-
-/// Marks the connection as proved once a caller on it proved to hold a chain in force. A full listener cuts connections without
-/// that mark first.
-fn mark_connection_proved(standing: Option<&VerifiedSignatureFlag>, answer: &CheckAnswer) {
-    if let (Some(standing), true) = (standing, answer.shows_possession) {
-        standing.set();
-    }
-}
-
-/// The peer's address for an audit line.
-pub(super) fn peer_address(extensions: &Extensions) -> String {
-    extensions.get::<PeerInfo>().map_or_else(|| "unknown".to_owned(), |peer| peer.address.to_string())
-}
-
-pub(super) fn trace_headers(metadata: &MetadataMap) -> TraceHeaders {
-    // A longer header is not copied: no valid `traceparent` is that long, and a longer `tracestate` would not be used.
-    let fits = |text: &&str| text.len() <= TRACE_HEADER_BYTES_MAX;
-    let text = |name: &str| metadata.get(name).and_then(|value| value.to_str().ok()).filter(fits).map(Arc::from);
-    TraceHeaders { parent: text("traceparent"), state: text("tracestate") }
 }
 
 /// A malformed message.
-pub(super) struct Refused {
+pub(in crate::api) struct Refused {
     status: Status,
     /// The credential and the proof, as far as the message holds them.
     presented: Option<(AgentCredential, Option<Bytes>)>,
@@ -216,9 +210,9 @@ pub(super) struct Refused {
 
 impl Refused {
     /// Returns the status, after the proof was noted as presented: whoever overheard the message must not use the proof for a handle.
-    pub(super) fn noted(self, lane: &RuntimeService, caller: &Caller) -> Status {
+    pub(in crate::api) fn noted(self, runtime_service: &RuntimeService, caller: &Caller) -> Status {
         if let Some((credential, proof)) = &self.presented {
-            lane.show_undecided(credential, proof.as_deref(), caller);
+            runtime_service.show_undecided(credential, proof.as_deref(), caller);
         }
         self.status
     }
@@ -251,7 +245,10 @@ struct Form {
     at_least: Option<Revision>,
 }
 
-pub(super) fn check_request_from_wire(mut message: wire::CheckRequest, trace: TraceHeaders) -> Result<DecisionRequest, Refused> {
+pub(in crate::api) fn check_request_from_wire(
+    mut message: wire::CheckRequest,
+    trace: TraceHeaders,
+) -> Result<DecisionRequest, Refused> {
     let form = form_of(&message);
     let credential = match message.credential.take() {
         Some(check_request::Credential::Presentation(presentation)) => {
