@@ -378,10 +378,12 @@ impl FaultRig {
     pub(crate) fn kill_at(&mut self, replica: usize) -> Result<()> {
         let number = self.next()?;
         let until = Instant::now() + self.plan.patience;
-        // A slow server may answer that the outcome is not known. An operator repeats the act until it is acknowledged.
+        // A slow server may answer that the outcome is not known, or that the store did not answer in time and nothing was done. An
+        // operator repeats the act until it is acknowledged.
         while let Err(error) = self.act(replica, number) {
-            let is_open = error.downcast_ref::<tonic::Status>().is_some_and(|status| status.code() == tonic::Code::Unknown);
-            if !is_open || Instant::now() > until {
+            let code = error.downcast_ref::<tonic::Status>().map(tonic::Status::code);
+            let may_repeat = matches!(code, Some(tonic::Code::Unknown | tonic::Code::Unavailable));
+            if !may_repeat || Instant::now() > until {
                 return Err(error);
             }
         }

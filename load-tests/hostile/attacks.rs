@@ -13,13 +13,14 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use h2::client::{Builder, SendRequest};
 use portcullis::api::r#gen as wire;
 use portcullis::model::time::{Clock as _, SystemClock};
+use portcullis::token::PrivateKey;
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use wire::decision_service_client::DecisionServiceClient;
 use wire::revocation_service_client::RevocationServiceClient;
 
-use super::super::calls::request_by_chain;
-use super::super::fixture::CompanyFixture;
+use super::super::calls::{request_by_chain, signed};
+use super::super::fixture::{CompanyFixture, session};
 
 /// The first argument that makes the driver an attacker.
 pub(crate) const AS_ATTACKER: &str = "attacker";
@@ -85,6 +86,10 @@ pub(crate) fn table() -> Vec<Attack> {
             let address = target.decisions.clone();
             Box::pin(idle(target, address))
         }),
+        row("open unsigned calls, administration", "calls opened", 280, |target| Box::pin(open_unsigned(target))),
+        row("forged acts", "calls answered", 16, |target| Box::pin(forged_acts(target))),
+        row("a stolen chain on every place", "connections opened", 900, |target| Box::pin(stolen_chain(target))),
+        row("frames without a call", "frames sent", 8, |target| Box::pin(frames(target))),
         row("`Watch` on every place", "watches opened", 64, |target| Box::pin(watch(target))),
         row("garbage tokens", "calls answered", 16, |target| Box::pin(garbage(target))),
         row("chains never seen before", "calls answered", 8, |target| Box::pin(strangers(target))),
@@ -199,6 +204,73 @@ async fn idle(target: AttackTarget, address: String) -> Result<()> {
     let (_sender, connection) = Builder::new().handshake::<_, Bytes>(socket).await?;
     target.add(1);
     Ok(connection.await?)
+}
+
+/// Opens as many calls as the server accepts on a connection, without a signature and without an end.
+async fn open_unsigned(target: AttackTarget) -> Result<()> {
+    const STREAMS: usize = 40;
+    let sender = connect(&target.admin).await?;
+    let mut streams = JoinSet::new();
+    for _ in 0..STREAMS {
+        let (sender, target) = (sender.clone(), target.clone());
+        streams.spawn(async move {
+            let request = post(&target.admin, "/portcullis.v1.RevocationService/Revoke")?;
+            let (answer, _body) = sender.ready().await?.send_request(request, false)?;
+            target.add(1);
+            let _ = answer.await;
+            anyhow::Ok(())
+        });
+    }
+    while let Some(ended) = streams.join_next().await {
+        ended??;
+    }
+    Ok(())
+}
+
+/// Sends whole acts, each signed by another key that no operator has.
+async fn forged_acts(target: AttackTarget) -> Result<()> {
+    let mut client = RevocationServiceClient::connect(target.admin.clone()).await?;
+    let info = wire::fleet_service_client::FleetServiceClient::connect(target.admin.clone())
+        .await?
+        .info(wire::InfoRequest::default())
+        .await?
+        .into_inner();
+    let mut number = target.copy as u64;
+    loop {
+        number += 1_000;
+        let mut seed = [0xf0; 32];
+        seed.iter_mut().zip(number.to_be_bytes()).for_each(|(to, byte)| *to = byte);
+        let act = signed(&PrivateKey::from_seed(seed)?, &info.history_id, session(STRANGERS))?;
+        if client.revoke(act).await.is_ok() {
+            bail!("a forged act was accepted");
+        }
+        target.add(1);
+    }
+}
+
+/// Takes a place with the chain of somebody else, without its key, and stays.
+async fn stolen_chain(target: AttackTarget) -> Result<()> {
+    let company = CompanyFixture::new()?;
+    let chain = company.chain(STRANGERS, 2, SystemClock.now())?;
+    let mut client = DecisionServiceClient::connect(target.decisions.clone()).await?;
+    target.add(1);
+    loop {
+        client.check(request_by_chain(&chain)).await?;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+}
+
+/// Sends pings and settings, and nothing else.
+async fn frames(target: AttackTarget) -> Result<()> {
+    use tokio::io::AsyncWriteExt as _;
+    const FRAMES: usize = 1_000;
+    let mut socket = TcpStream::connect(target.decisions.trim_start_matches("http://")).await?;
+    socket.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").await?;
+    let pings = b"\0\0\x08\x06\0\0\0\0\0portculli".get(..17).context("a ping")?.repeat(FRAMES);
+    loop {
+        socket.write_all(&pings).await?;
+        target.add(FRAMES);
+    }
 }
 
 async fn watch(target: AttackTarget) -> Result<()> {
