@@ -8,7 +8,7 @@
 
 pub(crate) mod follower_runtime;
 mod gauge_registration;
-pub(crate) mod local_admin;
+pub(crate) mod in_process_admin;
 mod process_limits;
 pub(crate) mod wiring;
 
@@ -23,7 +23,7 @@ use tonic::service::Routes;
 use tower::util::MapResponseLayer;
 
 use follower_runtime::{FollowerRuntime, FollowerSetup, StartPoint, open_store_and_start_point};
-pub use local_admin::{LocalAdmin, StoreFollowers};
+pub use in_process_admin::{InProcessAdmin, StoreFollowers};
 
 use crate::api::admin::AdminApi;
 use crate::api::admin_methods::admin_limits;
@@ -145,40 +145,40 @@ impl App {
     /// See [`Error`]. After an error nothing is left running.
     pub fn start(settings: Settings) -> Result<Self, Error> {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let (chosen, may_create) = (settings.store()?, settings.may_create_store());
-        wiring::check_store_exists(&chosen, settings.data_of_store(), may_create)?;
+        let (chosen, may_create, data) = (settings.store()?, settings.may_create_store(), &settings.data);
+        wiring::check_store_exists(&chosen, settings.store_data_dir(), may_create)?;
         // The listeners are bound first, so that a port in use is reported before anything is written.
-        let (listening, lowered) = server_settings(&settings)?;
+        let (listening, limits_message) = server_settings(&settings)?;
         let listeners = BoundListeners::bind(listening)?;
         let control = control_runtime()?;
-        let telemetry = control.block_on(async { prepare_process(&settings, lowered) })?;
-        wiring::create_private_dir(&settings.data)?;
-        let log = audit::AuditLog::open(&settings.data.join("audit"), &settings.node, clock.clone())?;
-        let store_room = wiring::watch_store_disk(&chosen, &log);
-        let keeper = CacheWriter::new(&settings.data);
-        let places = PositionFiles::new(&settings.data, settings.place.as_deref()).map_err(Error::Configuration)?;
-        let begun = open_store_and_start_point(&chosen, may_create, &settings.data, &places, &keeper, clock.clone());
+        let telemetry = control.block_on(async { prepare_process(&settings, limits_message) })?;
+        wiring::create_private_dir(data)?;
+        let log = audit::AuditLog::open(&data.join("audit"), &settings.node, clock.clone())?;
+        let store_disk = wiring::watch_store_disk(&chosen, &log);
+        let cache_writer = CacheWriter::new(data);
+        let position_files = PositionFiles::new(data, settings.place.as_deref()).map_err(Error::Configuration)?;
+        let begun = open_store_and_start_point(&chosen, may_create, data, &position_files, &cache_writer, clock.clone());
         let (store, start) = control.block_on(begun)?;
         let is_cached = matches!(start, StartPoint::FromCache { .. });
         let followed = FollowerSetup {
             store: store.clone(),
             registration: wiring::replica_registration(&settings, listeners.addresses().decisions, &*clock),
             settings: wiring::follow_settings(&chosen),
-            position_files: places,
-            cache_writer: keeper,
+            position_files,
+            cache_writer,
             start,
         };
         let following = control.block_on(FollowerRuntime::start(followed, clock.clone(), &telemetry))?;
         let (cell, status) = (following.cell.clone(), following.status.clone());
         control.spawn(RevocationPruner::new(store.clone(), clock.clone()).run(following.stop.subscribe()));
         let admin = Arc::new(AdministrationPoint::new(store.clone(), clock.clone(), log.open_recorder("admin")?));
-        admin.set_record_directory(&settings.data.join("audit"));
+        admin.set_record_directory(&data.join("audit"));
         match &settings.policies {
             Some(folder) if is_cached => {
-                control.spawn(apply_folder_when_followed(status.clone(), admin.clone(), folder.clone(), settings.data.clone()));
+                control.spawn(apply_folder_when_followed(status.clone(), admin.clone(), folder.clone(), data.clone()));
             }
             Some(folder) => {
-                let revision = control.block_on(wiring::apply_policy_folder(&admin, folder, &settings.data))?;
+                let revision = control.block_on(wiring::apply_policy_folder(&admin, folder, data))?;
                 let applied = control.block_on(status.wait_for_revision(&revision, FIRST_SNAPSHOT_TIMEOUT));
                 applied.map_err(|behind| Error::NoSnapshot(behind.to_string()))?;
             }
@@ -198,9 +198,9 @@ impl App {
         };
         let service = Arc::new(PdpService::new(parts, service_settings(&settings)));
         let follower = wiring::FollowerCatchUp { status: status.clone(), cell: cell.clone() };
-        admin.set_server_knowledge(Arc::new(wiring::LiveServerKnowledge { follower, service: service.clone() }));
+        admin.set_server_knowledge(Arc::new(wiring::LiveNamesSource { follower, service: service.clone() }));
         gauge_registration::register_gauges(&telemetry, &following, &clock, &service);
-        gauge_registration::register_disk_gauges(&telemetry, &following.cache_writer, &log, store_room);
+        gauge_registration::register_disk_gauges(&telemetry, &following.cache_writer, &log, store_disk);
         service.mark_ready();
         following.member.set_state(ReplicaState::Serving);
 
@@ -305,20 +305,22 @@ fn make_factories(
     let FactoryInputs { service, follower: following, gateway_state: gateways, admin, clock } = made;
     let recorders =
         (0..settings.runtimes).map(|index| log.open_recorder(&format!("lane{index}"))).collect::<Result<Vec<_>, _>>()?;
-    let lanes: Vec<RuntimeService> = recorders.iter().map(|recorder| service.runtime_service(recorder.clone())).collect();
-    let (finishing, explaining, noop) = (lanes.clone(), service.clone(), settings.noop);
+    let runtime_services: Vec<RuntimeService> =
+        recorders.iter().map(|recorder| service.runtime_service(recorder.clone())).collect();
+    let (finishing, explaining, noop) = (runtime_services.clone(), service.clone(), settings.noop);
     let (runtimes, condition) = (following.serving_runtimes.clone(), following.condition.clone());
-    let make_decisions = move |context: RuntimeContext| match recorders.get(context.index).zip(lanes.get(context.index)) {
-        Some((recorder, runtime_service)) => {
-            // The runtime joins before it serves, so that no revision is acknowledged while a runtime outside the barrier answers
-            // decisions.
-            runtimes.register_current();
-            let routes = decision_routes(runtime_service.clone(), gateways.clone(), condition.clone(), noop);
-            GrpcServices { routes, barrier: recorder.clone(), limits: decision_limits }
-        }
-        // There is a recorder for each runtime. Without one the runtime serves nothing.
-        None => GrpcServices { routes: Routes::default(), barrier: Arc::new(NoWriteBarrier), limits: decision_limits },
-    };
+    let make_decisions =
+        move |context: RuntimeContext| match recorders.get(context.index).zip(runtime_services.get(context.index)) {
+            Some((recorder, runtime_service)) => {
+                // The runtime joins before it serves, so that no revision is acknowledged while a runtime outside the barrier
+                // answers decisions.
+                runtimes.register_current();
+                let routes = decision_routes(runtime_service.clone(), gateways.clone(), condition.clone(), noop);
+                GrpcServices { routes, barrier: recorder.clone(), limits: decision_limits }
+            }
+            // There is a recorder for each runtime. Without one the runtime serves nothing.
+            None => GrpcServices { routes: Routes::default(), barrier: Arc::new(NoWriteBarrier), limits: decision_limits },
+        };
     let make_admin = move |_: RuntimeContext| {
         let runtime_service = explaining.runtime_service(admin.recorder());
         admin_services(admin, Some(runtime_service))
@@ -333,7 +335,7 @@ fn make_factories(
                 Err(follower_runtime::readiness(&status, &cell, clock.now()).err().unwrap_or_else(|| "draining".to_owned()))
             }
             _ => follower_runtime::readiness(&status, &cell, clock.now())
-                .and_then(|state| follower_runtime::readiness_with_disk(state, log.status().room)),
+                .and_then(|state| follower_runtime::readiness_with_disk(state, log.status().space_level)),
         }),
         metrics: Arc::new(move || metrics.render_page()),
         routes: axum::Router::new(),
@@ -441,16 +443,16 @@ fn server_settings(settings: &Settings) -> Result<(server::Settings, Option<Stri
         drain_timeout_ms: settings.drain_timeout_ms,
         ..server::Settings::default()
     });
-    let lowered = process_limits::fit_connection_limits(&mut listening, process_limits::raise_file_limits())?;
-    Ok((listening, lowered))
+    let limits_message = process_limits::fit_connection_limits(&mut listening, process_limits::raise_file_limits())?;
+    Ok((listening, limits_message))
 }
 
 /// Makes the process survive file-size signals, starts its logs and metrics, and logs what was lowered.
-fn prepare_process(settings: &Settings, lowered: Option<String>) -> Result<Telemetry, Error> {
+fn prepare_process(settings: &Settings, limits_message: Option<String>) -> Result<Telemetry, Error> {
     process_limits::ignore_file_size_signal().map_err(|error| Error::System(format!("signal handling: {error}")))?;
     let telemetry = start_telemetry(settings)?;
-    if let Some(lowered) = lowered {
-        tracing::warn!("{lowered}");
+    if let Some(limits_message) = limits_message {
+        tracing::warn!("{limits_message}");
     }
     Ok(telemetry)
 }

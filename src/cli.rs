@@ -13,7 +13,7 @@ mod diagnostic_text;
 mod explain;
 mod fleet;
 mod input;
-mod name_recognition;
+mod name_lookup;
 mod operator;
 mod output;
 mod policy;

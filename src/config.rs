@@ -133,13 +133,13 @@ impl Settings {
     /// # Errors
     /// Every problem of the file, one line each.
     pub fn from_file(path: &Path) -> Result<Self, Error> {
-        let shown = path.display().to_string();
-        let cannot = |error: &dyn std::fmt::Display| Error(format!("{shown}: cannot be read: {error}"));
+        let display_path = path.display().to_string();
+        let cannot = |error: &dyn std::fmt::Display| Error(format!("{display_path}: cannot be read: {error}"));
         let size = std::fs::metadata(path).map_err(|error| cannot(&error))?.len();
         if size > FILE_BYTES_MAX {
-            return Err(Error(format!("{shown}: {size} bytes: at most {FILE_BYTES_MAX}")));
+            return Err(Error(format!("{display_path}: {size} bytes: at most {FILE_BYTES_MAX}")));
         }
-        Self::from_yaml(&std::fs::read(path).map_err(|error| cannot(&error))?, &shown)
+        Self::from_yaml(&std::fs::read(path).map_err(|error| cannot(&error))?, &display_path)
     }
 
     fn from_yaml(content: &[u8], path: &str) -> Result<Self, Error> {
@@ -194,11 +194,11 @@ impl Settings {
     /// the name may be mistyped.
     pub fn may_create_store(&self) -> bool {
         let is_named = |data: &Path| data != Path::new(DATA_DIR_DEFAULT);
-        self.create || self.data_of_store().is_some_and(|data| !is_named(data) || data.is_dir())
+        self.create || self.store_data_dir().is_some_and(|data| !is_named(data) || data.is_dir())
     }
 
-    /// The data folder, if the store lies in it because no URL names another.
-    pub fn data_of_store(&self) -> Option<&Path> {
+    /// The data folder, if it contains the store; `None` if a URL names a store elsewhere.
+    pub fn store_data_dir(&self) -> Option<&Path> {
         self.store.is_none().then_some(self.data.as_path())
     }
 

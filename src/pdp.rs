@@ -1,7 +1,7 @@
 //! The decision function. Its inputs are a verified chain, one call, one snapshot and one point in time. Read this file first.
 //!
 //! ```text
-//! VerifiedChain ─▶ Prepared (once per chain and snapshot) ─▶ decide [ times ▸ revoked? ▸ narrow ▸ decide ] ─▶ Decision
+//! VerifiedChain ─▶ PreparedChain (once per chain and snapshot) ─▶ decide [ times ▸ revoked? ▸ narrow ▸ decide ] ─▶ Decision
 //! ```
 //!
 //! INVARIANT: this module is pure. It uses no clock, no randomness, no I/O and no log. `now` is an argument, so a recorded decision can be
@@ -47,7 +47,7 @@ pub struct PreparedChain {
     shadow_permissions: Option<ResolvedSubject>,
     session_too_long_hop: Option<usize>,
     revocation_targets: Box<[WatchedTarget]>,
-    clean_at: AtomicU64,
+    checked_at: AtomicU64,
 }
 
 /// One revocation target of the chain. A revocation of any of these targets denies every call of the chain.
@@ -59,14 +59,14 @@ struct WatchedTarget {
     watermark_reason: Reason,
 }
 
-/// The initial value of `clean_at`. No index ever has this stamp, so every key is checked on first use.
-const NEVER_CLEAN: u64 = u64::MAX;
+/// The initial value of `checked_at`. No index ever has this stamp, so every key is checked on first use.
+const NEVER_CHECKED: u64 = u64::MAX;
 
 /// Combines a generation of the index (upper 32 bits) with a snapshot number (lower 32 bits).
 ///
 /// An older snapshot may still see an entry that a newer snapshot sees lifted. The result of a check therefore stays valid only while both
 /// numbers stay the same.
-fn clean_stamp(generation: u64, number: u64) -> u64 {
+fn check_stamp(generation: u64, number: u64) -> u64 {
     generation << 32 | number & 0xffff_ffff
 }
 
@@ -83,7 +83,7 @@ impl PreparedChain {
             shadow_permissions: snapshot.policy().shadow_policy().map(|policy| policy.resolve(&subject)),
             trust: Arc::downgrade(snapshot.trust()),
             policy: Arc::downgrade(snapshot.policy()),
-            clean_at: AtomicU64::new(NEVER_CLEAN),
+            checked_at: AtomicU64::new(NEVER_CHECKED),
             session_too_long_hop: session_too_long,
             subject,
             chain,
@@ -151,7 +151,7 @@ fn decide_shadow(prepared: &PreparedChain, call: &ToolCall<'_>, snapshot: &Snaps
 
 /// The best result that a chain can reach for one tool, over all possible arguments.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ChainReach {
+pub struct ToolReach {
     /// The effect. If `depends_on_arguments` is set, this is the best effect that some arguments reach.
     pub effect: Effect,
     /// The reason for the effect.
@@ -161,12 +161,12 @@ pub struct ChainReach {
 }
 
 /// Computes the result of [`decide`] for a tool as far as it is known without arguments.
-pub fn evaluate_reach(prepared: &PreparedChain, tool: &str, snapshot: &Snapshot, now: ClockReading) -> ChainReach {
+pub fn evaluate_reach(prepared: &PreparedChain, tool: &str, snapshot: &Snapshot, now: ClockReading) -> ToolReach {
     if let Some(denial) = deny_before_policy(prepared, Some(tool), snapshot, now) {
-        return ChainReach { effect: denial.effect, reason: denial.reason, depends_on_arguments: false };
+        return ToolReach { effect: denial.effect, reason: denial.reason, depends_on_arguments: false };
     }
     let reached = snapshot.policy().tool_reach(&prepared.permissions, &prepared.subject, tool);
-    ChainReach { effect: reached.effect, reason: reached.reason, depends_on_arguments: reached.depends_on_arguments }
+    ToolReach { effect: reached.effect, reason: reached.reason, depends_on_arguments: reached.depends_on_arguments }
 }
 
 /// Returns the denial that applies to every tool, from the checks before policy; `None` if these checks pass.
@@ -209,8 +209,8 @@ fn deny_revoked(prepared: &PreparedChain, tool: Option<&str>, snapshot: &Snapsho
     let root_iat_s = prepared.chain.root_iat_s();
     // INVARIANT: the generation is read before the keys are looked up. An entry that is added in between then moves the generation past the
     // value read here.
-    let moment = if is_active(Mutant::CleanForever) { 0 } else { clean_stamp(index.generation(), number) };
-    if prepared.clean_at.load(Ordering::Acquire) != moment {
+    let moment = if is_active(Mutant::CleanForever) { 0 } else { check_stamp(index.generation(), number) };
+    if prepared.checked_at.load(Ordering::Acquire) != moment {
         for watched in &prepared.revocation_targets {
             if let Some(hit) = index.find_hit(watched.key, root_iat_s, number) {
                 let reason =
@@ -218,7 +218,7 @@ fn deny_revoked(prepared: &PreparedChain, tool: Option<&str>, snapshot: &Snapsho
                 return Some(denial_for_hit(&hit, reason, number).with_hop(watched.hop()));
             }
         }
-        prepared.clean_at.store(moment, Ordering::Release);
+        prepared.checked_at.store(moment, Ordering::Release);
     }
     let hit = index.find_hit(index.key(TargetRef::Tool(tool?)), root_iat_s, number)?;
     Some(denial_for_hit(&hit, Reason::ToolSuspended, number))

@@ -14,7 +14,7 @@ pub mod diagnostic;
 pub mod diff;
 pub mod document;
 pub mod excerpt;
-pub mod listed_keys;
+pub mod key_changes;
 mod node;
 pub mod source;
 pub mod test_run;

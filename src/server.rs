@@ -84,12 +84,12 @@ impl BoundListeners {
         let Self { settings, addresses, decisions, http, admin } = self;
         let ServiceFactories { decisions: make_decisions, finish: finish_decisions, admin: make_admin, http: make_http } =
             factories;
-        let (calls_phase, calls) = PhaseReceiver::new();
-        let (http_phase, http_phases) = PhaseReceiver::new();
-        let mut server = Server::new(addresses, &settings, calls_phase, http_phase);
+        let (grpc_phase_sender, grpc_phases) = PhaseReceiver::new();
+        let (http_phase_sender, http_phases) = PhaseReceiver::new();
+        let mut server = Server::new(addresses, &settings, grpc_phase_sender, http_phase_sender);
         let new_worker_context = |sockets, index, phases: &PhaseReceiver| WorkerContext {
             sockets,
-            context: worker::runtime_context(index, &calls),
+            context: worker::runtime_context(index, &grpc_phases),
             phases: phases.clone(),
             settings: Arc::clone(&settings),
         };
@@ -97,27 +97,28 @@ impl BoundListeners {
         let mut decision_queues = Vec::with_capacity(settings.decision_runtimes);
         for index in 0..settings.decision_runtimes {
             let (queue, sockets) = mpsc::channel(HANDOVER_SOCKETS_MAX);
-            let worker_context = new_worker_context(sockets, index, &calls);
-            let make = Arc::clone(&make_decisions);
-            let work =
-                move |started| worker::serve_grpc(ListenerRole::Decisions, worker_context, move |context| make(context), started);
+            let worker_context = new_worker_context(sockets, index, &grpc_phases);
+            let make_services = Arc::clone(&make_decisions);
+            let serve = move |started| {
+                worker::serve_grpc(ListenerRole::Decisions, worker_context, move |context| make_services(context), started)
+            };
             let finish = Some(finish_decisions(index));
-            server.call_workers.push(worker::start_worker(format!("pdp-decide-{index}"), calls.clone(), finish, work)?);
+            server.grpc_workers.push(worker::start_worker(format!("pdp-decide-{index}"), grpc_phases.clone(), finish, serve)?);
             decision_queues.push(queue);
         }
         let (admin_queue, sockets) = mpsc::channel(HANDOVER_SOCKETS_MAX);
-        let admin_context = new_worker_context(sockets, 0, &calls);
-        let work = move |started| worker::serve_grpc(ListenerRole::Admin, admin_context, make_admin, started);
-        server.call_workers.push(worker::start_worker("pdp-admin".to_owned(), calls.clone(), None, work)?);
+        let admin_context = new_worker_context(sockets, 0, &grpc_phases);
+        let serve = move |started| worker::serve_grpc(ListenerRole::Admin, admin_context, make_admin, started);
+        server.grpc_workers.push(worker::start_worker("pdp-admin".to_owned(), grpc_phases.clone(), None, serve)?);
         let (http_queue, sockets) = mpsc::channel(HANDOVER_SOCKETS_MAX);
         let http_context = new_worker_context(sockets, 0, &http_phases);
-        let work = move |started| http::serve_http(http_context, make_http, started);
-        server.http_workers.push(worker::start_worker("pdp-http".to_owned(), http_phases.clone(), None, work)?);
+        let serve = move |started| http::serve_http(http_context, make_http, started);
+        server.http_workers.push(worker::start_worker("pdp-http".to_owned(), http_phases.clone(), None, serve)?);
         server.wait_until_started().await?;
 
         let acceptors = [
-            server.new_acceptor(ListenerRole::Decisions, decisions, decision_queues, &calls),
-            server.new_acceptor(ListenerRole::Admin, admin, vec![admin_queue], &calls),
+            server.new_acceptor(ListenerRole::Decisions, decisions, decision_queues, &grpc_phases),
+            server.new_acceptor(ListenerRole::Admin, admin, vec![admin_queue], &grpc_phases),
             server.new_acceptor(ListenerRole::Http, http, vec![http_queue], &http_phases),
         ];
         server
@@ -146,7 +147,7 @@ pub struct ServiceFactories {
     pub decisions: Arc<dyn Fn(RuntimeContext) -> GrpcServices + Send + Sync>,
     /// For each decision runtime, by its number: the future that the runtime awaits before it ends, so that every call it began is
     /// recorded.
-    pub finish: Arc<dyn Fn(usize) -> FinishFuture + Send + Sync>,
+    pub finish: Arc<dyn Fn(usize) -> RuntimeShutdownFuture + Send + Sync>,
     /// Called once.
     pub admin: Box<dyn FnOnce(RuntimeContext) -> GrpcServices + Send>,
     /// Called once.
@@ -154,7 +155,7 @@ pub struct ServiceFactories {
 }
 
 /// A future that a runtime awaits before it ends.
-pub type FinishFuture = BoxFuture<'static, ()>;
+pub type RuntimeShutdownFuture = BoxFuture<'static, ()>;
 
 /// The runtime whose services are being made.
 #[derive(Clone, Debug)]
@@ -183,7 +184,8 @@ pub struct HttpServices {
     pub metrics: Arc<dyn Fn() -> String + Send + Sync>,
     /// Further routes. `/livez`, `/readyz`, `/metrics` and the fallback are already taken.
     pub routes: axum::Router,
-    /// Called before bytes leave, as for gRPC, because routes may answer decisions too.
+    /// Called before bytes leave on any connection, as for gRPC: HTTP routes may answer decisions too, so their audit records
+    /// must be written first.
     pub barrier: Arc<dyn WriteBarrier>,
 }
 
@@ -222,7 +224,7 @@ pub struct DrainOutcome {
     /// gRPC connections that were still open at the end of the drain timeout and were cut.
     pub connections_cut: usize,
     /// Threads that did not end after the cut, because a handler blocks them. They end with the process.
-    pub threads_left: Vec<String>,
+    pub unfinished_threads: Vec<String>,
 }
 
 /// Reads a server's [`ListenerStats`] for metrics, and does not keep the server alive.
@@ -235,7 +237,7 @@ type ListenerEntry = (ListenerRole, Arc<ListenerCounters>, Arc<ConnectionRegistr
 impl ListenerStatsReader {
     /// The counts of each listener.
     pub fn read(&self) -> Vec<ListenerStats> {
-        let read = |(role, counters, registry): &ListenerEntry| ListenerStats {
+        let read_entry = |(role, counters, registry): &ListenerEntry| ListenerStats {
             role: *role,
             accepted_total: counters.accepted.load(Ordering::Relaxed),
             refused_total: counters.refused.load(Ordering::Relaxed),
@@ -244,7 +246,7 @@ impl ListenerStatsReader {
             waiting_bytes: registry.shared_bytes(),
             open_connections: counters.open_per_runtime(),
         };
-        self.0.iter().map(read).collect()
+        self.0.iter().map(read_entry).collect()
     }
 }
 
@@ -254,9 +256,9 @@ pub struct Server {
     settings: Arc<Settings>,
     stats: ListenerStatsReader,
     next_connection_id: Arc<AtomicU64>,
-    calls_phase: watch::Sender<ServerPhase>,
-    http_phase: watch::Sender<ServerPhase>,
-    call_workers: Vec<WorkerThread>,
+    grpc_phase_sender: watch::Sender<ServerPhase>,
+    http_phase_sender: watch::Sender<ServerPhase>,
+    grpc_workers: Vec<WorkerThread>,
     http_workers: Vec<WorkerThread>,
 }
 
@@ -273,31 +275,32 @@ impl Server {
 
     /// Drains: stops accepting, lets calls in flight end within the drain timeout, then cuts the rest. HTTP stops last.
     pub async fn drain(self) -> DrainOutcome {
-        let Self { settings, stats, calls_phase, http_phase, call_workers: mut calls, http_workers: mut http, .. } = self;
+        let Self { settings, stats, grpc_phase_sender, http_phase_sender, mut grpc_workers, mut http_workers, .. } = self;
         tracing::info!(drain_timeout_ms = settings.drain_timeout_ms, "draining");
-        calls_phase.send_replace(ServerPhase::Draining);
+        grpc_phase_sender.send_replace(ServerPhase::Draining);
         let mut connections_cut = 0;
-        let in_time = tokio::time::timeout(Duration::from_millis(settings.drain_timeout_ms), wait_until_ended(&mut calls)).await;
-        if in_time.is_err() {
-            let open =
+        let drain_result =
+            tokio::time::timeout(Duration::from_millis(settings.drain_timeout_ms), wait_until_ended(&mut grpc_workers)).await;
+        if drain_result.is_err() {
+            let open_grpc_connections =
                 |stats: ListenerStats| if stats.role == ListenerRole::Http { 0 } else { stats.open_connections.iter().sum() };
-            connections_cut = stats.read().into_iter().map(open).sum::<usize>();
+            connections_cut = stats.read().into_iter().map(open_grpc_connections).sum::<usize>();
             tracing::warn!(connections_cut, "connections cut at the end of the drain timeout");
         }
-        calls_phase.send_replace(ServerPhase::Cut);
-        let mut threads_left = join_workers(calls).await;
-        http_phase.send_replace(ServerPhase::Draining);
-        let _ = tokio::time::timeout(HTTP_DRAIN_TIMEOUT, wait_until_ended(&mut http)).await;
-        http_phase.send_replace(ServerPhase::Cut);
-        threads_left.extend(join_workers(http).await);
-        DrainOutcome { connections_cut, threads_left }
+        grpc_phase_sender.send_replace(ServerPhase::Cut);
+        let mut unfinished_threads = join_workers(grpc_workers).await;
+        http_phase_sender.send_replace(ServerPhase::Draining);
+        let _ = tokio::time::timeout(HTTP_DRAIN_TIMEOUT, wait_until_ended(&mut http_workers)).await;
+        http_phase_sender.send_replace(ServerPhase::Cut);
+        unfinished_threads.extend(join_workers(http_workers).await);
+        DrainOutcome { connections_cut, unfinished_threads }
     }
 
     fn new(
         addresses: ListenerAddresses,
         settings: &Arc<Settings>,
-        calls_phase: watch::Sender<ServerPhase>,
-        http_phase: watch::Sender<ServerPhase>,
+        grpc_phase_sender: watch::Sender<ServerPhase>,
+        http_phase_sender: watch::Sender<ServerPhase>,
     ) -> Self {
         let listeners =
             [(ListenerRole::Decisions, settings.decision_runtimes), (ListenerRole::Http, 1), (ListenerRole::Admin, 1)];
@@ -311,9 +314,9 @@ impl Server {
             settings: Arc::clone(settings),
             stats: ListenerStatsReader(Arc::new(stats)),
             next_connection_id: Arc::new(AtomicU64::new(1)),
-            calls_phase,
-            http_phase,
-            call_workers: Vec::new(),
+            grpc_phase_sender,
+            http_phase_sender,
+            grpc_workers: Vec::new(),
             http_workers: Vec::new(),
         }
     }
@@ -325,7 +328,7 @@ impl Server {
         runtimes: Vec<mpsc::Sender<acceptor::AcceptedSocket>>,
         phases: &PhaseReceiver,
     ) -> Option<Acceptor> {
-        let (_, counters, registry) = self.stats.0.iter().find(|(of, ..)| *of == role)?;
+        let (_, counters, registry) = self.stats.0.iter().find(|(entry_role, ..)| *entry_role == role)?;
         Some(Acceptor {
             role,
             listener,
@@ -339,7 +342,7 @@ impl Server {
 
     /// Waits until every thread so far has made its services.
     async fn wait_until_started(&mut self) -> Result<(), Error> {
-        for worker in self.call_workers.iter_mut().chain(&mut self.http_workers).filter(|worker| !worker.started.is_terminated())
+        for worker in self.grpc_workers.iter_mut().chain(&mut self.http_workers).filter(|worker| !worker.started.is_terminated())
         {
             (&mut worker.started).await.map_err(|_| Error::Start { name: worker.name.clone() })?;
         }
@@ -385,16 +388,16 @@ pub enum Error {
         source: io::Error,
     },
     /// A setting is out of bounds.
-    #[error("server setting `{name}` is {value}: it must be from {least} to {most}")]
+    #[error("server setting `{name}` is {value}: it must be from {min} to {max}")]
     Setting {
         /// The setting.
         name: &'static str,
         /// The value that was given.
         value: u64,
         /// The least value.
-        least: u64,
+        min: u64,
         /// The greatest value.
-        most: u64,
+        max: u64,
     },
     /// A thread or its runtime could not be started.
     #[error("thread `{name}` cannot be started: {source}")]
@@ -432,15 +435,15 @@ async fn wait_until_ended(workers: &mut [WorkerThread]) {
 /// Joins the threads of cut workers and names those that do not end.
 async fn join_workers(mut workers: Vec<WorkerThread>) -> Vec<String> {
     let _ = tokio::time::timeout(JOIN_TIMEOUT + worker::FINISH_TIMEOUT, wait_until_ended(&mut workers)).await;
-    let mut left = Vec::new();
+    let mut unfinished = Vec::new();
     for WorkerThread { name, ended, thread, .. } in workers {
         // A worker that sent its end signal has nothing left to do, so the join returns at once.
         if !ended.is_terminated() || thread.join().is_err() {
             tracing::error!(thread = name, "a thread did not end well");
-            left.push(name);
+            unfinished.push(name);
         }
     }
-    left
+    unfinished
 }
 
 #[cfg(test)]

@@ -43,7 +43,7 @@ pub struct AdminApi {
 }
 
 impl AdminApi {
-    /// Serves `admin`. Without `runtime_service`, the service of a runtime, this process gives no decisions, so `Explain` and `ShadowReport` are refused.
+    /// Serves `admin`. Without a `runtime_service` this process makes no decisions, so `Explain` and `ShadowReport` are refused.
     pub fn new(admin: Arc<AdministrationPoint>, runtime_service: Option<RuntimeService>) -> Self {
         Self { admin, runtime_service }
     }
@@ -251,8 +251,8 @@ impl PolicyService for AdminApi {
         let caller = Caller { is_loopback: true, ..caller_of(request.extensions()) };
         let trace = trace_headers(request.metadata());
         let runtime_service = self.runtime_service()?;
-        let request =
-            check_request_from_wire(request.into_inner(), trace).map_err(|refused| refused.noted(runtime_service, &caller))?;
+        let request = check_request_from_wire(request.into_inner(), trace)
+            .map_err(|malformed| malformed.into_status_recording_proof(runtime_service, &caller))?;
         let explanation = runtime_service.explain(&request, &caller).await?;
         let locations = self.admin.document_locations(&by, explanation.mentioned_documents()).await?;
         Ok(Response::new(explanation_to_wire(request.request_id, &request.tool, &explanation, Some(&locations))))

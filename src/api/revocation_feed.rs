@@ -89,8 +89,8 @@ impl RevocationService for GatewayApi {
             token => Some(token.parse::<Revision>().map_err(|error| invalid_argument("from", error))?),
         };
         let newest = self.shared.follower.revocation_feed().newest().ok_or(ServiceUnavailable::NotReady)?;
-        let place = self.shared.watcher_limiter.acquire(connection_id)?;
-        let open = RevocationWatcher::new(from, newest, self.runtime_service.clone(), self.shared.clone(), place);
+        let slot = self.shared.watcher_limiter.acquire(connection_id)?;
+        let open = RevocationWatcher::new(from, newest, self.runtime_service.clone(), self.shared.clone(), slot);
         let messages = stream::unfold(Some(open), |open| async move {
             let mut open = open?;
             match open.next().await {
@@ -198,7 +198,7 @@ impl Drop for WatcherSlot {
 
 /// One watcher of revocations.
 struct RevocationWatcher {
-    /// The last revision that was sent or is in `waiting`.
+    /// The last revision that was sent or is queued in `pending_messages`.
     last_read: Revision,
     pending_messages: VecDeque<wire::WatchRevocationsResponse>,
     changes: sync::ProgressReceiver,
@@ -213,7 +213,7 @@ impl RevocationWatcher {
         newest: Revision,
         runtime_service: RuntimeService,
         shared: Arc<GatewayApiState>,
-        place: WatcherSlot,
+        slot: WatcherSlot,
     ) -> Self {
         let changes = shared.follower.subscribe();
         let mut waiting = VecDeque::new();
@@ -224,12 +224,12 @@ impl RevocationWatcher {
                 newest
             }
             Some(from) if from.history != newest.history || is_before_feed(&shared, &from) => {
-                waiting.push_back(everything_message(&newest));
+                waiting.push_back(revoke_everything_message(&newest));
                 newest
             }
             Some(from) => from,
         };
-        Self { last_read: read, pending_messages: waiting, changes, runtime_service, shared, _slot: place }
+        Self { last_read: read, pending_messages: waiting, changes, runtime_service, shared, _slot: slot }
     }
 
     /// Returns the next message. An error ends the stream.
@@ -266,7 +266,7 @@ fn is_before_feed(shared: &GatewayApiState, from: &Revision) -> bool {
     matches!(shared.follower.revocation_feed().read_after(from.number, 0), FeedPage::Lagged(_))
 }
 
-fn everything_message(at: &Revision) -> wire::WatchRevocationsResponse {
+fn revoke_everything_message(at: &Revision) -> wire::WatchRevocationsResponse {
     wire::WatchRevocationsResponse { revision: at.to_string(), everything: true, ..Default::default() }
 }
 

@@ -134,7 +134,7 @@ impl From<ServiceUnavailable> for Status {
 impl From<pap::Error> for Status {
     fn from(error: pap::Error) -> Self {
         let message = error.to_string();
-        let (error, beside) = match error {
+        let (error, suffix) = match error {
             pap::Error::Unrecorded { cause } => (*cause, pap::Error::UNRECORDED),
             error => (error, ""),
         };
@@ -142,7 +142,7 @@ impl From<pap::Error> for Status {
             pap::Error::Unauthenticated(_) => status_with_reason(Code::Unauthenticated, "UNAUTHENTICATED", message),
             pap::Error::KeyRevoked(_) => status_with_reason(Code::Unauthenticated, "REVOKED_KEY", message),
             pap::Error::PermissionDenied(_) => status_with_reason(Code::PermissionDenied, "PERMISSION_DENIED", message),
-            pap::Error::InvalidArgument { field, message } => invalid_argument(field, format!("{message}{beside}")),
+            pap::Error::InvalidArgument { field, message } => invalid_argument(field, format!("{message}{suffix}")),
             pap::Error::InvalidPolicy(_) => status_with_reason(Code::InvalidArgument, "POLICY_INVALID", message),
             pap::Error::TestsFailed { .. } => status_with_reason(Code::InvalidArgument, "POLICY_TESTS_FAILED", message),
             pap::Error::NotFound { .. } => status_with_reason(Code::NotFound, "NOT_FOUND", message),

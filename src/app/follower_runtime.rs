@@ -30,7 +30,7 @@ use crate::telemetry::Telemetry;
 
 /// Pause before a start asks a busy store again.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
-/// Interval at which the state of this replica is checked, for health watchers that are told of changes only.
+/// Interval at which the state of this replica is checked for health watchers, which receive changes only.
 const CONDITION_INTERVAL: Duration = Duration::from_millis(50);
 /// Largest age of a report by a quarantined replica. It reports twice a second, so an older report may come from one that has
 /// ended.
@@ -91,8 +91,8 @@ impl FollowerRuntime {
         let (follow, status) = FollowerLoop::new(member.clone(), publisher, clock.clone(), settings, known);
         let (follow, is_cached) = match start {
             StartPoint::New | StartPoint::Resumed(_) => (follow, false),
-            StartPoint::Adopted(stood) => {
-                (follow.start_in_quarantine(stood, "the store was adopted: merging what is known".to_owned()), false)
+            StartPoint::Adopted(last_position) => {
+                (follow.start_in_quarantine(last_position, "the store was adopted: merging what is known".to_owned()), false)
             }
             StartPoint::FromCache { state, position: known } => {
                 (follow.start_from_cache(*state, Some(known)).map_err(Error::NoSnapshot)?, true)
@@ -112,8 +112,8 @@ impl FollowerRuntime {
         let position_files = AfterCache::new(cache_writer.clone(), position_files);
         tokio::spawn(sync::persist_position(status.clone(), position_files, stopped.clone()));
         tokio::spawn(sync::log_applied_changes(status.clone(), store.clone(), stopped.clone()));
-        let (told, condition) = watch::channel(sync::replica_condition(&status, &cell, clock.now()));
-        tokio::spawn(watch_condition(status.clone(), cell.clone(), clock, told, stopped));
+        let (condition_sender, condition) = watch::channel(sync::replica_condition(&status, &cell, clock.now()));
+        tokio::spawn(watch_condition(status.clone(), cell.clone(), clock, condition_sender, stopped));
         Ok(Self { cell, status, member, serving_runtimes: runtimes, cache_writer, store, condition, stop })
     }
 }
@@ -214,7 +214,7 @@ async fn start_point_after(
     Ok(StartPoint::Adopted(known))
 }
 
-/// Fails unless the store continues from the recorded position, or was adopted. Returns the kinship with an adopted store.
+/// Fails unless the store continues from the recorded position, or was adopted. Returns the relation to an adopted store.
 pub(super) async fn check_position(
     store: &dyn Store,
     known: &HistoryPosition,
@@ -229,16 +229,16 @@ pub(super) async fn check_position(
         LineageRelation::Unrelated => {
             Err(refuse_to_follow(&format!("the store is at revision `{}`", lineage.revision), ours, path))
         }
-        kinship => Ok(Some(kinship)),
+        relation => Ok(Some(relation)),
     }
 }
 
-fn refuse_to_follow(why: &str, ours: &Revision, place: &Path) -> Error {
+fn refuse_to_follow(why: &str, ours: &Revision, position_path: &Path) -> Error {
     Error::Configuration(format!(
         "{why}, and this replica followed its store up to `{ours}`: what was revoked meanwhile would be let in again; name or \
          restore the right store, or have this one adopted with `portcullis store adopt` (OPERATIONS, back up and restore); `{}` \
          keeps the place",
-        place.display()
+        position_path.display()
     ))
 }
 
@@ -270,14 +270,14 @@ pub(crate) async fn check_continues_position(store: &dyn Store, known: &HistoryP
 
 /// Warns of revocations that this replica cannot merge into an adopted store.
 async fn warn_of_unmerged_revocations(cache_writer: &Arc<CacheWriter>, known: &HistoryPosition) -> Result<(), Error> {
-    let (stood, kept) = (&known.revision, cache_writer.read_known_revocations(&known.revision).await?);
+    let (last_position, kept) = (&known.revision, cache_writer.read_known_revocations(&known.revision).await?);
     match kept {
         None => {
-            tracing::warn!(%stood, "the store was adopted, and this replica kept nothing to merge: what stops what was revoked since \
-            the backup are the operator's act and what other replicas merge")
+            tracing::warn!(stood = %last_position, "the store was adopted, and this replica kept nothing to merge: what stops what \
+            was revoked since the backup are the operator's act and what other replicas merge")
         }
-        Some(kept) if kept.number < stood.number => {
-            tracing::warn!(%stood, kept = kept.number, "the store was adopted, and the cache of \
+        Some(kept) if kept.number < last_position.number => {
+            tracing::warn!(stood = %last_position, kept = kept.number, "the store was adopted, and the cache of \
             this replica stayed behind: what was revoked in between is not merged by it")
         }
         Some(_) => {}
@@ -311,18 +311,18 @@ async fn watch_condition(
     status: FollowerHandle,
     cell: Arc<SnapshotCell>,
     clock: Arc<dyn Clock>,
-    told: watch::Sender<ReplicaCondition>,
+    condition_sender: watch::Sender<ReplicaCondition>,
     mut stopped: watch::Receiver<bool>,
 ) {
     let watching = async {
         loop {
             tokio::time::sleep(CONDITION_INTERVAL).await;
             let now = sync::replica_condition(&status, &cell, clock.now());
-            let before = *told.borrow();
+            let before = *condition_sender.borrow();
             if now != before {
                 let problem = status.problem().unwrap_or_default();
                 tracing::info!(from = before.as_str(), to = now.as_str(), problem, "the state of this replica changed");
-                told.send_replace(now);
+                condition_sender.send_replace(now);
             }
         }
     };
@@ -352,8 +352,8 @@ pub(super) fn readiness(status: &FollowerHandle, cell: &SnapshotCell, now: Clock
 }
 
 /// Combines the state of a serving replica with the free space on the disk of its audit log.
-pub(super) fn readiness_with_disk(state: &'static str, room: DiskSpaceLevel) -> Result<&'static str, String> {
-    match room {
+pub(super) fn readiness_with_disk(state: &'static str, space_level: DiskSpaceLevel) -> Result<&'static str, String> {
+    match space_level {
         DiskSpaceLevel::Ample | DiskSpaceLevel::Low => Ok(state),
         DiskSpaceLevel::Critical if state == ReplicaCondition::Fresh.as_str() => {
             Ok("fresh; the disk of the audit log is nearly full: make room")

@@ -68,7 +68,7 @@ pub(super) fn register_gauges(
 /// Registers the gauges of the disks that this process writes to.
 pub(super) fn register_disk_gauges(
     telemetry: &Telemetry,
-    keeper: &Arc<CacheWriter>,
+    cache_writer: &Arc<CacheWriter>,
     log: &Arc<audit::AuditLog>,
     store: Option<Arc<DiskMonitor>>,
 ) {
@@ -91,22 +91,22 @@ pub(super) fn register_disk_gauges(
         .register_gauge(names::AUDIT_PENDING, "Bytes of audit records that wait for a socket write.", move || pending() as f64);
     let free = of_log(|status| status.free_bytes);
     metrics.register_gauge(names::AUDIT_DISK_FREE, "Bytes free on the disk of the audit log.", move || free() as f64);
-    let room = log.clone();
+    let log_space = log.clone();
     metrics.register_state(names::AUDIT_ROOM, "What the disk of the audit log has room for.", DiskSpaceLevel::NAMES, move || {
-        room.status().room as usize
+        log_space.status().space_level as usize
     });
     if let Some(store) = store {
-        let (free, room) = (store.clone(), store);
+        let (free, level) = (store.clone(), store);
         metrics.register_gauge(names::STORE_DISK_FREE, "Bytes free on the disk of the store.", move || free.free_bytes() as f64);
         metrics.register_state(names::STORE_ROOM, "What the disk of the store has room for.", DiskSpaceLevel::NAMES, move || {
-            room.room() as usize
+            level.space_level() as usize
         });
     }
     // The gauges outlive the server. They must not keep the cache open, because its file is complete only once it is closed.
-    let (failures, paused) = (Arc::downgrade(keeper), Arc::downgrade(keeper));
-    let failures = move || failures.upgrade().map_or(0, |keeper| keeper.failures());
+    let (failures, paused) = (Arc::downgrade(cache_writer), Arc::downgrade(cache_writer));
+    let failures = move || failures.upgrade().map_or(0, |cache_writer| cache_writer.failures());
     metrics.register_counter(names::CACHE_FAILURES, "Attempts to write the cache that failed.", failures);
-    let paused = move || paused.upgrade().map_or(0.0, |keeper| f64::from(u8::from(keeper.is_paused())));
+    let paused = move || paused.upgrade().map_or(0.0, |cache_writer| f64::from(u8::from(cache_writer.is_paused())));
     metrics.register_gauge(names::CACHE_PAUSED, "1 while the cache is not written.", paused);
 }
 

@@ -38,9 +38,9 @@ pub(super) fn ignore_file_size_signal() -> io::Result<()> {
 
 /// Lowers the listeners' connection limits to fit `descriptors`. Returns a message if it lowered any.
 pub(super) fn fit_connection_limits(settings: &mut server::Settings, descriptors: u64) -> Result<Option<String>, Error> {
-    let wide = |value: usize| u64::try_from(value).unwrap_or(u64::MAX);
-    let kept = RESERVED_DESCRIPTORS + RUNTIME_DESCRIPTORS.saturating_mul(wide(settings.decision_runtimes));
-    let (decisions, control) = (wide(settings.connections_max), wide(settings.control_connections_max));
+    let to_u64 = |value: usize| u64::try_from(value).unwrap_or(u64::MAX);
+    let kept = RESERVED_DESCRIPTORS + RUNTIME_DESCRIPTORS.saturating_mul(to_u64(settings.decision_runtimes));
+    let (decisions, control) = (to_u64(settings.connections_max), to_u64(settings.control_connections_max));
     let wanted = kept.saturating_add(decisions).saturating_add(control.saturating_mul(2));
     if descriptors >= wanted {
         return Ok(None);
@@ -54,8 +54,8 @@ pub(super) fn fit_connection_limits(settings: &mut server::Settings, descriptors
     };
     let control = control.min((left / 8).max(CONNECTIONS_MIN));
     let decisions = decisions.min(left - 2 * control);
-    let narrow = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
-    (settings.connections_max, settings.control_connections_max) = (narrow(decisions), narrow(control));
+    let to_usize = |value: u64| usize::try_from(value).unwrap_or(usize::MAX);
+    (settings.connections_max, settings.control_connections_max) = (to_usize(decisions), to_usize(control));
     Ok(Some(format!(
         "this process may open {descriptors} files: {decisions} connections for decisions and {control} on each other listener; \
          {wanted} files would do for all"

@@ -105,13 +105,13 @@ impl RevisionCatchUp for FollowerCatchUp {
 }
 
 /// Finds names in the documents and the cached chains of this server, for [`ServerKnowledge`].
-pub(super) struct LiveServerKnowledge {
+pub(super) struct LiveNamesSource {
     pub(super) follower: FollowerCatchUp,
     pub(super) service: Arc<PdpService>,
 }
 
 #[async_trait]
-impl ServerKnowledge for LiveServerKnowledge {
+impl ServerKnowledge for LiveNamesSource {
     async fn documents(&self, at_least: Option<&Revision>) -> Result<Arc<dyn DocumentNames>, String> {
         if let Some(revision) = at_least
             && !self.follower.catch_up_to(revision).await
@@ -232,11 +232,11 @@ pub(super) fn check_store_exists(store: &config::StoreLocation, data: Option<&Pa
 }
 
 fn missing_store_error(store: &config::StoreLocation, data: Option<&Path>, path: &Path) -> Error {
-    let shown = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let shown = shown.display();
+    let display_path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let display_path = display_path.display();
     let flag = data.map_or_else(|| format!("--store {store}"), |data| format!("--data {}", data.display()));
     Error::Store(store::Error::Missing(format!(
-        "there is no store at `{shown}`: check the path; to make a new store there: `portcullis serve {flag} --create`"
+        "there is no store at `{display_path}`: check the path; to make a new store there: `portcullis serve {flag} --create`"
     )))
 }
 
@@ -307,9 +307,9 @@ pub(super) async fn apply_policy_folder(admin: &AdministrationPoint, folder: &Pa
 pub(super) fn watch_store_disk(store: &config::StoreLocation, log: &audit::AuditLog) -> Option<Arc<DiskMonitor>> {
     let config::StoreLocation::Sqlite(path) = store else { return None };
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let room = Arc::new(DiskMonitor::new(folder, Box::new(PathDiskSpace(folder.to_owned()))));
-    log.watch_disk(room.clone());
-    Some(room)
+    let disk_monitor = Arc::new(DiskMonitor::new(folder, Box::new(PathDiskSpace(folder.to_owned()))));
+    log.watch_disk(disk_monitor.clone());
+    Some(disk_monitor)
 }
 
 fn read_local_key(path: &Path) -> Result<PrivateKey, Error> {

@@ -82,7 +82,7 @@ pub(super) enum MergedKind {
 }
 
 /// One record to be counted.
-pub(super) struct Counted<'a> {
+pub(super) struct MergeableRecord<'a> {
     pub(super) kind: MergedKind,
     pub(super) origin: CallerOrigin,
     pub(super) method: Cow<'static, str>,
@@ -174,10 +174,10 @@ impl DenialMerger {
     }
 
     /// Counts a record.
-    pub(super) fn count_denial(&mut self, counted: Counted<'_>, now: ClockReading) {
+    pub(super) fn count_denial(&mut self, record: MergeableRecord<'_>, now: ClockReading) {
         self.since.get_or_insert(now);
-        let Counted { kind: of, origin, method, effect, reason, decision_id, time_unix_ns } = counted;
-        let mut key = MergeKey { kind: of, origin, method, effect, reason };
+        let MergeableRecord { kind, origin, method, effect, reason, decision_id, time_unix_ns } = record;
+        let mut key = MergeKey { kind, origin, method, effect, reason };
         if self.counts.len() >= UNVERIFIED_CALLERS_TRACKED_MAX && !self.counts.contains_key(&key) {
             key = key.for_all_callers();
         }
@@ -215,10 +215,10 @@ impl DenialMerger {
                 lines += 1;
                 continue;
             }
-            let wide = key.for_all_callers();
-            match for_all.iter_mut().find(|(other, _)| *other == wide) {
+            let merged_key = key.for_all_callers();
+            match for_all.iter_mut().find(|(other, _)| *other == merged_key) {
                 Some((_, sum)) => sum.add_all(&count),
-                None => for_all.push((wide, count)),
+                None => for_all.push((merged_key, count)),
             }
         }
         for (key, count) in for_all {

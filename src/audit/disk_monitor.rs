@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 
 use crate::model::disk::{DiskSpace, DiskSpaceLevel, DiskSpaceSource};
 
-/// The room of a disk at the last measurement.
+/// The free space of a disk at the last measurement.
 pub struct DiskMonitor {
     /// A path on the disk, for log messages.
     path: PathBuf,
     space: Box<dyn DiskSpaceSource>,
-    room: AtomicU8,
+    space_level: AtomicU8,
     free_bytes: AtomicU64,
     /// Whether the last measurement failed.
     is_failing: AtomicBool,
@@ -26,7 +26,7 @@ impl DiskMonitor {
         let watch = Self {
             path: path.to_owned(),
             space,
-            room: AtomicU8::new(0),
+            space_level: AtomicU8::new(0),
             free_bytes: AtomicU64::new(0),
             is_failing: AtomicBool::new(false),
         };
@@ -34,20 +34,20 @@ impl DiskMonitor {
         watch
     }
 
-    /// Monitors no disk, and always reports ample room.
+    /// Monitors no disk, and always reports ample space.
     pub(super) fn unlimited() -> Self {
-        struct Unlimited;
-        impl DiskSpaceSource for Unlimited {
+        struct UnlimitedDisk;
+        impl DiskSpaceSource for UnlimitedDisk {
             fn read(&self) -> io::Result<DiskSpace> {
                 Ok(DiskSpace { free_bytes: u64::MAX, total_bytes: 0 })
             }
         }
-        Self::new(Path::new(""), Box::new(Unlimited))
+        Self::new(Path::new(""), Box::new(UnlimitedDisk))
     }
 
-    /// The room at the last measurement.
-    pub fn room(&self) -> DiskSpaceLevel {
-        match self.room.load(Ordering::Relaxed) {
+    /// The level of free space at the last measurement.
+    pub fn space_level(&self) -> DiskSpaceLevel {
+        match self.space_level.load(Ordering::Relaxed) {
             0 => DiskSpaceLevel::Ample,
             1 => DiskSpaceLevel::Low,
             2 => DiskSpaceLevel::Critical,
@@ -66,24 +66,27 @@ impl DiskMonitor {
             Ok(space) => space,
             Err(error) => {
                 if !self.is_failing.swap(true, Ordering::Relaxed) {
-                    tracing::warn!(path = %self.path.display(), %error, "the room of a disk cannot be read: it counts as it was");
+                    tracing::warn!(
+                        path = %self.path.display(), %error,
+                        "the free space of a disk cannot be read: the last known value is used"
+                    );
                 }
                 return;
             }
         };
         self.is_failing.store(false, Ordering::Relaxed);
         self.free_bytes.store(space.free_bytes, Ordering::Relaxed);
-        let before = self.room();
-        let room = DiskSpaceLevel::classify(space, before);
-        if room == before {
+        let before = self.space_level();
+        let space_level = DiskSpaceLevel::classify(space, before);
+        if space_level == before {
             return;
         }
-        self.room.store(room as u8, Ordering::Relaxed);
+        self.space_level.store(space_level as u8, Ordering::Relaxed);
         let (path, free_bytes, total_bytes) = (self.path.display(), space.free_bytes, space.total_bytes);
-        let (from, to) = (before.as_str(), room.as_str());
-        match room {
+        let (from, to) = (before.as_str(), space_level.as_str());
+        match space_level {
             DiskSpaceLevel::Ample => tracing::info!(%path, free_bytes, from, to, "the disk has room again"),
-            DiskSpaceLevel::Low | DiskSpaceLevel::Critical if room < before => {
+            DiskSpaceLevel::Low | DiskSpaceLevel::Critical if space_level < before => {
                 tracing::info!(%path, free_bytes, total_bytes, from, to, "the disk has more room, and not enough");
             }
             DiskSpaceLevel::Low => tracing::warn!(%path, free_bytes, total_bytes, from, to, "the disk runs full: make room"),
@@ -99,6 +102,6 @@ impl DiskMonitor {
 
 impl std::fmt::Debug for DiskMonitor {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RoomWatch").field("path", &self.path).field("room", &self.room()).finish_non_exhaustive()
+        f.debug_struct("RoomWatch").field("path", &self.path).field("room", &self.space_level()).finish_non_exhaustive()
     }
 }

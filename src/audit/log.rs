@@ -53,8 +53,8 @@ pub struct AuditStatus {
     pub merged_waiting: u64,
     /// Number of failed writes.
     pub failures: u64,
-    /// How much room the disk of the folder has.
-    pub room: DiskSpaceLevel,
+    /// The free space on the disk of the folder.
+    pub space_level: DiskSpaceLevel,
     /// Free bytes on that disk.
     pub free_bytes: u64,
 }
@@ -66,7 +66,7 @@ pub struct AuditLog {
     clock: Arc<dyn Clock>,
     settings: Settings,
     started_unix_ms: i64,
-    room: Arc<DiskMonitor>,
+    disk_monitor: Arc<DiskMonitor>,
     thread_state: Arc<ThreadState>,
     /// Dropped to stop the thread.
     stop: Mutex<Option<SyncSender<()>>>,
@@ -100,10 +100,10 @@ impl AuditLog {
         Self::open_with(directory, node, clock, Settings::default(), Box::new(PathDiskSpace(directory.to_owned())))
     }
 
-    /// Opens as [`Log::open`], with other limits and another source for the free disk space.
+    /// Opens as [`AuditLog::open`], with other limits and another source for the free disk space.
     ///
     /// # Errors
-    /// As [`Log::open`].
+    /// As [`AuditLog::open`].
     pub fn open_with(
         directory: &Path,
         node: &str,
@@ -114,12 +114,12 @@ impl AuditLog {
         let failed = |action| move |source| Error::Io { action, path: directory.to_owned(), source };
         DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(failed("make the folder"))?;
         std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o700)).map_err(failed("set the mode of"))?;
-        tail::cut_unfinished_lines(directory)?;
-        let room = Arc::new(DiskMonitor::new(directory, space));
-        let tended = Arc::new(ThreadState::default());
-        lock_mutex(&tended.disks).push(Arc::clone(&room));
+        tail::truncate_unfinished_lines(directory)?;
+        let disk_monitor = Arc::new(DiskMonitor::new(directory, space));
+        let thread_state = Arc::new(ThreadState::default());
+        lock_mutex(&thread_state.disks).push(Arc::clone(&disk_monitor));
         let (stop, stopped) = sync_channel::<()>(0);
-        let seen_to = Arc::clone(&tended);
+        let shared_state = Arc::clone(&thread_state);
         let interval_ms = settings.sync_interval_ms.max(1);
         let thread = std::thread::Builder::new()
             .name("portcullis-audit".to_owned())
@@ -129,11 +129,13 @@ impl AuditLog {
                     since_look_ms += interval_ms;
                     if since_look_ms >= DISK_CHECK_INTERVAL_MS {
                         since_look_ms = 0;
-                        let rooms: Vec<_> = lock_mutex(&seen_to.disks).clone();
-                        rooms.iter().for_each(|room| room.refresh());
+                        let disk_monitors: Vec<_> = lock_mutex(&shared_state.disks).clone();
+                        disk_monitors.iter().for_each(|disk_monitor| disk_monitor.refresh());
                     }
-                    let recorders: Vec<_> =
-                        lock_mutex(&seen_to.recorders).iter().map(|entry: &RecorderFile| Arc::clone(&entry.recorder)).collect();
+                    let recorders: Vec<_> = lock_mutex(&shared_state.recorders)
+                        .iter()
+                        .map(|entry: &RecorderFile| Arc::clone(&entry.recorder))
+                        .collect();
                     recorders.iter().for_each(|recorder| recorder.flush_tick());
                 }
             })
@@ -144,16 +146,16 @@ impl AuditLog {
             started_unix_ms: clock.now().unix_ms(),
             clock,
             settings,
-            room,
-            thread_state: tended,
+            disk_monitor,
+            thread_state,
             stop: Mutex::new(Some(stop)),
             thread: Mutex::new(Some(thread)),
         }))
     }
 
     /// Makes the thread watch another disk too.
-    pub fn watch_disk(&self, room: Arc<DiskMonitor>) {
-        lock_mutex(&self.thread_state.disks).push(room);
+    pub fn watch_disk(&self, disk_monitor: Arc<DiskMonitor>) {
+        lock_mutex(&self.thread_state.disks).push(disk_monitor);
     }
 
     /// Creates a recorder with a file of its own, mode 0600: one for each serving runtime and one for administration.
@@ -164,8 +166,8 @@ impl AuditLog {
     /// [`Error::Io`] if the file cannot be created.
     pub fn open_recorder(&self, name: &str) -> Result<Arc<AuditRecorder>, Error> {
         let (file, path) = self.create_file(name)?;
-        let (clock, room, output) = (Arc::clone(&self.clock), Arc::clone(&self.room), Box::new(FileOutput(file)));
-        let recorder = Arc::new(AuditRecorder::new(&self.node, clock, room, self.settings.buffer_bytes_max, output));
+        let (clock, disk_monitor, output) = (Arc::clone(&self.clock), Arc::clone(&self.disk_monitor), Box::new(FileOutput(file)));
+        let recorder = Arc::new(AuditRecorder::new(&self.node, clock, disk_monitor, self.settings.buffer_bytes_max, output));
         lock_mutex(&self.thread_state.recorders).push(RecorderFile { recorder: Arc::clone(&recorder), path });
         Ok(recorder)
     }
@@ -173,7 +175,7 @@ impl AuditLog {
     /// The present state of the log.
     pub fn status(&self) -> AuditStatus {
         use crate::model::write_barrier::WriteBarrier as _;
-        let (room, free_bytes) = (self.room.room(), self.room.free_bytes());
+        let (space_level, free_bytes) = (self.disk_monitor.space_level(), self.disk_monitor.free_bytes());
         let mut status = AuditStatus {
             healthy: true,
             pending_bytes: 0,
@@ -181,7 +183,7 @@ impl AuditLog {
             merged: 0,
             merged_waiting: 0,
             failures: 0,
-            room,
+            space_level,
             free_bytes,
         };
         for RecorderFile { recorder, .. } in lock_mutex(&self.thread_state.recorders).iter() {
@@ -275,7 +277,7 @@ impl AuditOutput for FileOutput {
         }
     }
 
-    fn cut(&self, bytes_count: usize) -> io::Result<()> {
+    fn truncate_by(&self, bytes_count: usize) -> io::Result<()> {
         let length = self.0.metadata()?.len();
         self.0.set_len(length.saturating_sub(bytes_count as u64))
     }

@@ -1,7 +1,7 @@
 //! The records of the audit log: the facts of a decision and of an administrative act, and their form as a JSON line.
 //!
-//! All fields are borrowed. Everything that is constant for a chain is serialized once, as a [`Fragment`]. Arguments, tokens and
-//! keys have no field here, only their digests. A fact that was not verified is an absent member; nothing is guessed. Members
+//! All fields are borrowed. Everything that is constant for a chain is serialized once, as a [`ChainFragment`]. Arguments, tokens
+//! and keys have no field here, only their digests. A fact that was not verified is an absent member; nothing is guessed. Members
 //! have the names of the protocol, bytes are base64url, and the name of a time ends in its unit. Look next at `recorder.rs`.
 
 use std::borrow::Cow;
@@ -14,7 +14,7 @@ use crate::model::limits::{ACT_SUMMARY_BYTES_MAX, UNVERIFIED_ACT_SUMMARY_BYTES_M
 use crate::model::reason::{DecisionLayer, Reason};
 use crate::model::revision::HistoryId;
 
-use super::denial_merger::{CallerOrigin, Counted, MergedKind};
+use super::denial_merger::{CallerOrigin, MergeableRecord, MergedKind};
 use super::json_line;
 
 /// One identity of a call, and how it was established.
@@ -132,7 +132,7 @@ pub enum ActOutcome {
     Accepted,
     /// Nothing was changed.
     Refused,
-    /// The store broke off. The act may or may not have been carried out.
+    /// The store failed during the commit. The act may or may not have been carried out.
     Unknown,
 }
 
@@ -204,13 +204,13 @@ impl ChainFragment {
 
 impl fmt::Debug for ChainFragment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Fragment").field("bytes", &(self.principals.len() + self.chain.len())).finish()
+        f.debug_struct("ChainFragment").field("bytes", &(self.principals.len() + self.chain.len())).finish()
     }
 }
 
 impl DecisionRecord<'_> {
-    /// Whether this is a denial of a caller of whom nothing was verified.
-    fn is_of_nobody(&self) -> bool {
+    /// Whether this is a denial of a caller without any verified identity.
+    fn has_no_verified_identity(&self) -> bool {
         self.effect == Effect::Deny && self.chain.principals.is_empty() && self.chain.chain.is_empty()
     }
 
@@ -221,9 +221,9 @@ impl DecisionRecord<'_> {
         !self.proved && (self.effect == Effect::Deny || self.method != "Check")
     }
 
-    /// The parts of the record that are counted if it is merged.
-    pub(super) fn counted(&self) -> Counted<'_> {
-        Counted {
+    /// The key, the decision id and the time under which this record is counted if it is merged with others instead of written.
+    pub(super) fn to_mergeable(&self) -> MergeableRecord<'_> {
+        MergeableRecord {
             kind: MergedKind::Decisions,
             origin: self.agent.map_or_else(|| CallerOrigin::from_caller(self.gateway), |agent| CallerOrigin::Agent(agent.into())),
             method: Cow::Borrowed(self.method),
@@ -241,7 +241,7 @@ impl DecisionRecord<'_> {
         json_line::write_text_member(out, "node", node);
         json_line::write_text_member(out, "method", self.method);
         json_line::write_text_member(out, "decision_id", self.decision_id);
-        let text_bytes_max = if self.is_of_nobody() { UNVERIFIED_TEXT_BYTES_MAX } else { usize::MAX };
+        let text_bytes_max = if self.has_no_verified_identity() { UNVERIFIED_TEXT_BYTES_MAX } else { usize::MAX };
         if !self.request_id.is_empty() {
             json_line::write_truncated_member(out, "request_id", self.request_id, text_bytes_max);
         }
@@ -328,9 +328,9 @@ impl ActRecord<'_> {
         self.outcome == ActOutcome::Refused
     }
 
-    /// The parts of the record that are counted if it is merged.
-    pub(super) fn counted(&self) -> Counted<'_> {
-        Counted {
+    /// The key and the time under which this record is counted if it is merged with others instead of written.
+    pub(super) fn to_mergeable(&self) -> MergeableRecord<'_> {
+        MergeableRecord {
             kind: MergedKind::Acts,
             origin: self.operators.first().map_or_else(
                 || CallerOrigin::from_caller(self.peer),

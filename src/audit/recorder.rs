@@ -18,7 +18,7 @@ use crate::model::disk::DiskSpaceLevel;
 use crate::model::time::Clock;
 use crate::model::write_barrier::WriteBarrier;
 
-use super::denial_merger::{Counted, DenialMerger};
+use super::denial_merger::{DenialMerger, MergeableRecord};
 use super::disk_monitor::DiskMonitor;
 use super::record::{ActRecord, DecisionRecord};
 use super::sink::AuditSink;
@@ -28,7 +28,7 @@ use super::{AuditUnavailable, Error};
 pub struct AuditRecorder {
     node: Box<str>,
     clock: Arc<dyn Clock>,
-    room: Arc<DiskMonitor>,
+    disk_monitor: Arc<DiskMonitor>,
     bytes_max: usize,
     output: Box<dyn AuditOutput>,
     buffer: Mutex<RecordBuffer>,
@@ -48,7 +48,7 @@ pub(super) trait AuditOutput: Send + Sync {
     /// Makes the written bytes survive a power failure.
     fn sync(&self) -> io::Result<()>;
     /// Removes the last `bytes_count` bytes that were written.
-    fn cut(&self, bytes_count: usize) -> io::Result<()>;
+    fn truncate_by(&self, bytes_count: usize) -> io::Result<()>;
 }
 
 /// Buffer of a recorder whose log cannot be opened; it lasts until the process ends.
@@ -65,24 +65,25 @@ struct RecordBuffer {
     attempts: u64,
     /// The value of `attempts` when the timer last ran.
     attempts_at_last_tick: u64,
-    /// Of callers who proved nothing.
-    strangers: DenialMerger,
-    /// Of refused acts with a verified signature. Their budget is their own, so that no flood of strangers hides an operator.
+    /// Merges records of callers who proved nothing.
+    unverified_callers: DenialMerger,
+    /// Merges records of refused acts with a verified signature. It has its own budget, so that a flood of unverified callers
+    /// cannot hide what an operator did.
     operators: DenialMerger,
 }
 
-/// Whose records a merger counts.
+/// The merger that counts a record.
 #[derive(Clone, Copy)]
-enum Whose {
-    Strangers,
+enum MergerKind {
+    UnverifiedCallers,
     Operators,
 }
 
 impl RecordBuffer {
-    fn merger(&mut self, whose: Whose) -> &mut DenialMerger {
-        match whose {
-            Whose::Strangers => &mut self.strangers,
-            Whose::Operators => &mut self.operators,
+    fn merger(&mut self, kind: MergerKind) -> &mut DenialMerger {
+        match kind {
+            MergerKind::UnverifiedCallers => &mut self.unverified_callers,
+            MergerKind::Operators => &mut self.operators,
         }
     }
 }
@@ -91,7 +92,7 @@ impl AuditRecorder {
     pub(super) fn new(
         node: &str,
         clock: Arc<dyn Clock>,
-        room: Arc<DiskMonitor>,
+        disk_monitor: Arc<DiskMonitor>,
         bytes_max: usize,
         output: Box<dyn AuditOutput>,
     ) -> Self {
@@ -101,13 +102,13 @@ impl AuditRecorder {
             unsynced: false,
             attempts: 0,
             attempts_at_last_tick: 0,
-            strangers: DenialMerger::default(),
+            unverified_callers: DenialMerger::default(),
             operators: DenialMerger::default(),
         };
         Self {
             node: node.into(),
             clock,
-            room,
+            disk_monitor,
             bytes_max,
             output,
             buffer: Mutex::new(buffer),
@@ -129,7 +130,7 @@ impl AuditRecorder {
             fn sync(&self) -> io::Result<()> {
                 Ok(())
             }
-            fn cut(&self, _bytes_count: usize) -> io::Result<()> {
+            fn truncate_by(&self, _bytes_count: usize) -> io::Result<()> {
                 Ok(())
             }
         }
@@ -147,7 +148,7 @@ impl AuditRecorder {
             fn sync(&self) -> io::Result<()> {
                 Ok(())
             }
-            fn cut(&self, _bytes_count: usize) -> io::Result<()> {
+            fn truncate_by(&self, _bytes_count: usize) -> io::Result<()> {
                 Ok(())
             }
         }
@@ -162,10 +163,12 @@ impl AuditRecorder {
     pub fn record(&self, record: &DecisionRecord<'_>) -> Result<(), AuditUnavailable> {
         if record.may_be_merged() {
             let mut buffer = self.lock_buffer();
-            self.write_or_count(&mut buffer, Whose::Strangers, record.counted(), |out| record.write_line(&self.node, out));
+            self.write_or_count(&mut buffer, MergerKind::UnverifiedCallers, record.to_mergeable(), |out| {
+                record.write_line(&self.node, out)
+            });
             return Ok(());
         }
-        if self.room.room() == DiskSpaceLevel::Exhausted {
+        if self.disk_monitor.space_level() == DiskSpaceLevel::Exhausted {
             return Err(AuditUnavailable::DiskFull);
         }
         let mut buffer = self.lock_buffer();
@@ -182,7 +185,9 @@ impl AuditRecorder {
     pub fn record_act(&self, act: &ActRecord<'_>) -> Result<(), AuditUnavailable> {
         let mut buffer = self.lock_buffer();
         if act.is_unverified_refusal() {
-            self.write_or_count(&mut buffer, Whose::Strangers, act.counted(), |out| act.write_line(&self.node, out));
+            self.write_or_count(&mut buffer, MergerKind::UnverifiedCallers, act.to_mergeable(), |out| {
+                act.write_line(&self.node, out)
+            });
             if !buffer.bytes.is_empty() {
                 // If this fails the line stays in the buffer, and a refusal may be answered without its record.
                 let _ = self.flush_buffer(&mut buffer);
@@ -195,12 +200,12 @@ impl AuditRecorder {
             return Err(AuditUnavailable::Unwritable);
         }
         if act.may_be_merged() {
-            let has_line =
-                self.write_or_count(&mut buffer, Whose::Operators, act.counted(), |out| act.write_line(&self.node, out));
+            let has_line = self
+                .write_or_count(&mut buffer, MergerKind::Operators, act.to_mergeable(), |out| act.write_line(&self.node, out));
             if !has_line {
                 return if buffer.unsynced { Err(AuditUnavailable::Unwritable) } else { Ok(()) };
             }
-        } else if !act.may_have_changed_store() && self.room.room() == DiskSpaceLevel::Exhausted {
+        } else if !act.may_have_changed_store() && self.disk_monitor.space_level() == DiskSpaceLevel::Exhausted {
             // INVARIANT: only acts that were done, or may have been done, use the room that is kept for acts and the store.
             return Err(AuditUnavailable::DiskFull);
         } else {
@@ -238,7 +243,7 @@ impl AuditRecorder {
     /// Number of records that are counted but not written yet.
     pub fn merged_waiting(&self) -> u64 {
         let buffer = self.lock_buffer();
-        buffer.strangers.waiting_denials().saturating_add(buffer.operators.waiting_denials())
+        buffer.unverified_callers.waiting_denials().saturating_add(buffer.operators.waiting_denials())
     }
 
     /// Whether the last write and the last sync succeeded.
@@ -251,7 +256,7 @@ impl AuditRecorder {
     pub(super) fn flush_tick(&self) {
         let now = self.clock.now();
         let mut buffer = self.lock_buffer();
-        if (buffer.strangers.is_due(now) || buffer.operators.is_due(now)) && self.may_write_counts(&buffer) {
+        if (buffer.unverified_callers.is_due(now) || buffer.operators.is_due(now)) && self.may_write_counts(&buffer) {
             self.write_counts(&mut buffer);
         }
         let idle = buffer.attempts == buffer.attempts_at_last_tick;
@@ -287,35 +292,35 @@ impl AuditRecorder {
     fn write_or_count(
         &self,
         buffer: &mut RecordBuffer,
-        whose: Whose,
-        counted: Counted<'_>,
+        kind: MergerKind,
+        record: MergeableRecord<'_>,
         write: impl FnOnce(&mut Vec<u8>),
     ) -> bool {
         let now = self.clock.now();
         let is_writable = !buffer.unwritable && !buffer.unsynced;
         if is_writable
-            && self.room.room() == DiskSpaceLevel::Ample
-            && buffer.merger(whose).admits(&counted.origin, now)
+            && self.disk_monitor.space_level() == DiskSpaceLevel::Ample
+            && buffer.merger(kind).admits(&record.origin, now)
             && let Ok(bytes) = self.append_line(buffer, write)
         {
-            buffer.merger(whose).spend_bytes(bytes, now);
+            buffer.merger(kind).spend_bytes(bytes, now);
             return true;
         }
-        buffer.merger(whose).count_denial(counted, now);
+        buffer.merger(kind).count_denial(record, now);
         self.merged.fetch_add(1, Ordering::Relaxed);
         false
     }
 
     /// Whether lines of counts may be written now.
     fn may_write_counts(&self, buffer: &RecordBuffer) -> bool {
-        !buffer.unwritable && !buffer.unsynced && self.room.room() < DiskSpaceLevel::Critical
+        !buffer.unwritable && !buffer.unsynced && self.disk_monitor.space_level() < DiskSpaceLevel::Critical
     }
 
     fn write_counts(&self, buffer: &mut RecordBuffer) {
-        let RecordBuffer { bytes, strangers, operators, .. } = buffer;
+        let RecordBuffer { bytes, unverified_callers, operators, .. } = buffer;
         let now = self.clock.now();
         let lines = operators.write_lines(&self.node, bytes, self.bytes_max, now)
-            + strangers.write_lines(&self.node, bytes, self.bytes_max, now);
+            + unverified_callers.write_lines(&self.node, bytes, self.bytes_max, now);
         self.pending_bytes.store(bytes.len(), Ordering::Release);
         self.records.fetch_add(lines, Ordering::Relaxed);
     }
@@ -349,7 +354,7 @@ impl AuditRecorder {
             }
         };
         if outcome.is_err() {
-            written -= self.cut_begun_line(buffer.bytes.get(..written).unwrap_or_default());
+            written -= self.remove_partial_line(buffer.bytes.get(..written).unwrap_or_default());
         }
         buffer.bytes.drain(..written.min(buffer.bytes.len()));
         self.pending_bytes.store(buffer.bytes.len(), Ordering::Release);
@@ -374,10 +379,10 @@ impl AuditRecorder {
 
     /// Removes the line from the output that a failed attempt began, and returns the number of removed bytes. If the output cannot
     /// be cut, the next attempt continues the line.
-    fn cut_begun_line(&self, written: &[u8]) -> usize {
+    fn remove_partial_line(&self, written: &[u8]) -> usize {
         let whole = written.iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
         let begun = written.len() - whole;
-        if begun > 0 && self.output.cut(begun).is_ok() { begun } else { 0 }
+        if begun > 0 && self.output.truncate_by(begun).is_ok() { begun } else { 0 }
     }
 
     /// Syncs without the lock, because a sync takes milliseconds.

@@ -42,7 +42,7 @@ pub struct SearchOutcome {
     pub names: BTreeSet<String>,
     /// Number of bytes read.
     pub bytes: u64,
-    /// Whether the newest records contain a decision. A folder that holds only acts says nothing about callers.
+    /// Whether the newest records contain a decision. Without one, the search says nothing about callers.
     pub has_decisions: bool,
     /// Whether all existing records were read.
     pub is_whole: bool,
@@ -67,7 +67,7 @@ pub fn search_name(
 ) -> Result<SearchOutcome, Error> {
     let (mut open, is_whole) = newest_files(directory, limits.files_max)?;
     let mut searched = SearchOutcome { is_whole, ..SearchOutcome::default() };
-    let sought = NameQuery::new(members, name);
+    let query = NameQuery::new(members, name);
     while !open.is_empty() {
         let mut left = Vec::with_capacity(open.len());
         for mut tail in open {
@@ -81,7 +81,7 @@ pub fn search_name(
                 continue;
             };
             searched.bytes = searched.bytes.saturating_add(block.len() as u64);
-            sought.scan_block(&block, collect.then_some(limits.names_max), &mut searched);
+            query.scan_block(&block, collect.then_some(limits.names_max), &mut searched);
             if searched.found == Some(0) {
                 return Ok(searched);
             }

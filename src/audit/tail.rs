@@ -20,7 +20,7 @@ const BLOCK_BYTES: u64 = 64 * 1024;
 ///
 /// # Errors
 /// [`Error::Io`] if the folder cannot be listed. A file that cannot be cut is logged and stays as it is.
-pub(super) fn cut_unfinished_lines(directory: &Path) -> Result<(), Error> {
+pub(super) fn truncate_unfinished_lines(directory: &Path) -> Result<(), Error> {
     let failed = |source| Error::Io { action: "list", path: directory.to_owned(), source };
     for entry in std::fs::read_dir(directory).map_err(failed)? {
         let entry = entry.map_err(failed)?;
@@ -28,7 +28,7 @@ pub(super) fn cut_unfinished_lines(directory: &Path) -> Result<(), Error> {
         if !entry.file_type().is_ok_and(|kind| kind.is_file()) || path.extension().is_none_or(|extension| extension != "jsonl") {
             continue;
         }
-        match cut(&path) {
+        match truncate_unfinished_line(&path) {
             Ok(0) => {}
             Ok(bytes) => tracing::warn!(
                 file = %path.display(), bytes,
@@ -44,9 +44,9 @@ pub(super) fn cut_unfinished_lines(directory: &Path) -> Result<(), Error> {
 }
 
 /// Cuts one file, and returns the number of removed bytes.
-fn cut(path: &Path) -> io::Result<u64> {
+fn truncate_unfinished_line(path: &Path) -> io::Result<u64> {
     // Most files end with a whole line. They are only read, so that a file that may not be written causes no warning.
-    if whole_bytes(&File::open(path)?)?.is_none() {
+    if complete_lines_length(&File::open(path)?)?.is_none() {
         return Ok(0);
     }
     let file = OpenOptions::new().read(true).write(true).open(path)?;
@@ -56,14 +56,14 @@ fn cut(path: &Path) -> io::Result<u64> {
         Err(TryLockError::Error(error)) => return Err(error),
     }
     // The writer may have finished its line and ended in the meantime.
-    let Some((length, whole)) = whole_bytes(&file)? else { return Ok(0) };
+    let Some((length, whole)) = complete_lines_length(&file)? else { return Ok(0) };
     file.set_len(whole)?;
     file.sync_all()?;
     Ok(length - whole)
 }
 
 /// The length of a file and of its whole lines; `None` if the file is empty or ends with a whole line.
-fn whole_bytes(file: &File) -> io::Result<Option<(u64, u64)>> {
+fn complete_lines_length(file: &File) -> io::Result<Option<(u64, u64)>> {
     let length = file.metadata()?.len();
     let mut end = length;
     while end > 0 {
@@ -92,7 +92,7 @@ mod tests {
         let check = |content: &str, expected: &str| {
             let path = folder.path().join("a.jsonl");
             std::fs::write(&path, content).unwrap();
-            cut_unfinished_lines(folder.path()).unwrap();
+            truncate_unfinished_lines(folder.path()).unwrap();
             assert_eq!(std::fs::read_to_string(&path).unwrap().len(), expected.len());
             assert_eq!(std::fs::read_to_string(&path).unwrap(), expected);
         };
@@ -111,11 +111,11 @@ mod tests {
         std::fs::write(&path, "{}\n{").unwrap();
         let writer = OpenOptions::new().append(true).open(&path).unwrap();
         writer.try_lock().unwrap();
-        cut_unfinished_lines(folder.path()).unwrap();
+        truncate_unfinished_lines(folder.path()).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"{}\n{", "its writer may be about to finish the line");
         drop(writer);
         std::fs::write(folder.path().join("b.txt"), "{").unwrap();
-        cut_unfinished_lines(folder.path()).unwrap();
+        truncate_unfinished_lines(folder.path()).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"{}\n");
         assert_eq!(std::fs::read(folder.path().join("b.txt")).unwrap(), b"{");
     }

@@ -238,7 +238,7 @@ impl AuditOutput for FaultyDisk {
         if self.0.lock().unwrap().sync_fails { Err(io::Error::other("sync")) } else { Ok(()) }
     }
 
-    fn cut(&self, bytes_count: usize) -> io::Result<()> {
+    fn truncate_by(&self, bytes_count: usize) -> io::Result<()> {
         let mut disk = self.0.lock().unwrap();
         if disk.cut_fails {
             return Err(io::Error::other("cut"));

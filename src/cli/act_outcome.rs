@@ -18,14 +18,14 @@ use crate::app::StoreFollowers;
 pub(super) enum ActFailure {
     /// Nothing was done.
     Refused,
-    /// The store broke off, so the act may or may not have been done.
+    /// The store failed during the commit, so the act may or may not have been done.
     Unknown,
     /// No answer came, so the act may or may not have been done.
     Unanswered,
 }
 
 /// The outcome that a status implies for its act.
-pub(super) fn failure_of(status: &Status) -> ActFailure {
+pub(super) fn failure_from_status(status: &Status) -> ActFailure {
     let reason = status.get_error_details().error_info().map(|info| info.reason.clone());
     match reason.as_deref() {
         Some("COMMIT_UNKNOWN") => ActFailure::Unknown,
@@ -86,12 +86,12 @@ pub(super) fn act_result<M>(answer: Result<Response<M>, Status>, target: &str) -
             let is_recorded = response.metadata().get(UNRECORDED_HEADER).is_none_or(|value| value != UNRECORDED_VALUE);
             Ok(ActAnswer { message: response.into_inner(), is_recorded })
         }
-        Err(status) => Err(failure_of(&status).into_failure(call_failure(&status, target))),
+        Err(status) => Err(failure_from_status(&status).into_failure(call_failure(&status, target))),
     }
 }
 
 /// The warning for an act on a store that no server may follow; `None` if a replica follows it.
-pub(super) fn doubt(followers: &StoreFollowers) -> Option<String> {
+pub(super) fn unfollowed_store_warning(followers: &StoreFollowers) -> Option<String> {
     let store = &followers.store;
     if let Some(contradiction) = &followers.contradiction {
         return Some(format!("the store `{store}` is not the one that a replica followed: {contradiction}"));
@@ -138,10 +138,10 @@ mod tests {
             heard: vec!["local 127.0.0.1:7700".to_owned()],
             ..StoreFollowers::default()
         };
-        let check = |followers: &StoreFollowers, expected: Option<&str>| match (doubt(followers), expected) {
+        let check = |followers: &StoreFollowers, expected: Option<&str>| match (unfollowed_store_warning(followers), expected) {
             (None, None) => {}
-            (Some(said), Some(part)) => assert!(said.contains(part) && said.contains("sqlite:/d/store.db"), "{said}"),
-            (said, _) => panic!("{followers:?}: {said:?}"),
+            (Some(warning), Some(part)) => assert!(warning.contains(part) && warning.contains("sqlite:/d/store.db"), "{warning}"),
+            (warning, _) => panic!("{followers:?}: {warning:?}"),
         };
         check(&heard, None);
         let silent = StoreFollowers { heard: Vec::new(), ..heard.clone() };

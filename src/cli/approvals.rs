@@ -58,7 +58,7 @@ pub(super) async fn approve(arguments: ApprovalAnswerArgs, output: &CommandOutpu
     let mut client = AdminClient::open_for_act(&arguments.admin).await?;
     let digest = resolve_digest(&mut client, &arguments.digest).await?;
     let ActAnswer { message, is_recorded } = client.approve(wire::ApproveRequest { digest, reason: arguments.reason }).await?;
-    print_answered("approved", message.revision, &message.approval.unwrap_or_default(), is_recorded, output);
+    print_approval_answer("approved", message.revision, &message.approval.unwrap_or_default(), is_recorded, output);
     Ok(())
 }
 
@@ -66,7 +66,7 @@ pub(super) async fn refuse(arguments: ApprovalAnswerArgs, output: &CommandOutput
     let mut client = AdminClient::open_for_act(&arguments.admin).await?;
     let digest = resolve_digest(&mut client, &arguments.digest).await?;
     let ActAnswer { message, is_recorded } = client.refuse(wire::RefuseRequest { digest, reason: arguments.reason }).await?;
-    print_answered("refused", message.revision, &message.approval.unwrap_or_default(), is_recorded, output);
+    print_approval_answer("refused", message.revision, &message.approval.unwrap_or_default(), is_recorded, output);
     Ok(())
 }
 
@@ -133,7 +133,7 @@ fn check_digest_prefix(digest: &str) -> Result<(), CommandFailure> {
     )))
 }
 
-fn print_answered(what: &str, revision: String, item: &wire::ApprovalItem, is_recorded: bool, output: &CommandOutput) {
+fn print_approval_answer(what: &str, revision: String, item: &wire::ApprovalItem, is_recorded: bool, output: &CommandOutput) {
     output.json(&json!({ "revision": revision, "approval": approval_json(item), "recorded": is_recorded }));
     output.line(&format!("{what} {}", item.digest));
     print_approval(item, output);

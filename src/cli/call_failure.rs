@@ -1,6 +1,7 @@
 //! The failure of a call to a server that refused it or gave no answer, with its exit code.
 //!
-//! Look next at `act_outcome.rs`, which says how an act ended, and at `reach.rs`, which explains why no server answers.
+//! Look next at `act_outcome.rs`, which says how an act ended, and at `server_unreachable.rs`, which explains why no server
+//! answers.
 
 use tonic::{Code, Status};
 

@@ -1,6 +1,7 @@
 //! Connections to a running server, and signed calls to administration: over the network, or in this process on a store.
 //!
-//! Look next at `act_outcome.rs`, which says how an act ended, and at `reach.rs`, which explains why no server answers.
+//! Look next at `act_outcome.rs`, which says how an act ended, and at `server_unreachable.rs`, which explains why no server
+//! answers.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -69,11 +70,11 @@ pub(super) struct AdminClient {
     target: String,
     history: String,
     keys: Vec<PrivateKey>,
-    local: Option<app::LocalAdmin>,
+    local: Option<app::InProcessAdmin>,
     /// Who follows the store that was opened, as read after the last act on it.
     followers: Option<app::StoreFollowers>,
     /// The command on the store itself, for when the server cannot be relied on; `None` where this is it.
-    store_line: Option<String>,
+    store_hint: Option<String>,
     /// Deadline by which an act that revokes must have reported its outcome.
     act_deadline: Instant,
 }
@@ -83,7 +84,7 @@ impl AdminClient {
     pub(super) async fn open_for_act(arguments: &AdminArgs) -> Result<Self, CommandFailure> {
         Self::open(arguments)
             .await
-            .map_err(|failure| failure.with_store_command_hint(server_unreachable::store_line_of(arguments).as_deref()))
+            .map_err(|failure| failure.with_store_command_hint(server_unreachable::store_command_hint_for(arguments).as_deref()))
     }
 
     /// Connects to `--target` or opens `--store`, and reads the operator's keys.
@@ -96,7 +97,7 @@ impl AdminClient {
             Some(url) => {
                 let store =
                     config::StoreLocation::new(url, arguments.store_durability).map_err(CommandFailure::bad_configuration)?;
-                let opened = app::LocalAdmin::open(&store, &arguments.data).await;
+                let opened = app::InProcessAdmin::open(&store, &arguments.data).await;
                 let local = opened.map_err(|error| CommandFailure::from(error).nothing_done())?;
                 (local.channel(), store.to_string(), Some(local))
             }
@@ -115,7 +116,7 @@ impl AdminClient {
         let greeted = greeted.map_err(|_| server_unreachable::silent_server_failure(&target))??;
         Ok(Self {
             act_deadline: began + server_unreachable::ACT_TIMEOUT,
-            store_line: server_unreachable::store_line_of(arguments),
+            store_hint: server_unreachable::store_command_hint_for(arguments),
             ..greeted
         })
     }
@@ -125,12 +126,12 @@ impl AdminClient {
         channel: Channel,
         target: String,
         keys: Vec<PrivateKey>,
-        local: Option<app::LocalAdmin>,
+        local: Option<app::InProcessAdmin>,
     ) -> Result<Self, CommandFailure> {
         let info = FleetServiceClient::new(channel.clone()).info(wire::InfoRequest {}).await;
         let history = info.map_err(|status| server_unreachable::greeting_failure(&status, &target))?.into_inner().history_id;
         let act_until = Instant::now() + CALL_TIMEOUT;
-        Ok(Self { channel, target, history, keys, local, followers: None, store_line: None, act_deadline: act_until })
+        Ok(Self { channel, target, history, keys, local, followers: None, store_hint: None, act_deadline: act_until })
     }
 
     pub(super) async fn revoke(
@@ -139,7 +140,7 @@ impl AdminClient {
     ) -> Result<ActAnswer<wire::RevokeResponse>, CommandFailure> {
         let request = self.sign_request("/portcullis.v1.RevocationService/Revoke", message)?;
         let mut client = RevocationServiceClient::new(self.channel.clone());
-        self.act_outcome(self.within_act_deadline(client.revoke(request)).await).await
+        self.read_act_answer_and_followers(self.within_act_deadline(client.revoke(request)).await).await
     }
 
     pub(super) async fn reinstate(
@@ -148,7 +149,7 @@ impl AdminClient {
     ) -> Result<ActAnswer<wire::ReinstateResponse>, CommandFailure> {
         let request = self.sign_request("/portcullis.v1.RevocationService/Reinstate", message)?;
         let mut client = RevocationServiceClient::new(self.channel.clone());
-        self.act_outcome(self.within_act_deadline(client.reinstate(request)).await).await
+        self.read_act_answer_and_followers(self.within_act_deadline(client.reinstate(request)).await).await
     }
 
     pub(super) async fn revocations(
@@ -164,7 +165,7 @@ impl AdminClient {
         message: wire::AddOperatorRequest,
     ) -> Result<ActAnswer<wire::AddOperatorResponse>, CommandFailure> {
         let request = self.sign_request("/portcullis.v1.OperatorService/Add", message)?;
-        self.act_outcome(OperatorServiceClient::new(self.channel.clone()).add(request).await).await
+        self.read_act_answer_and_followers(OperatorServiceClient::new(self.channel.clone()).add(request).await).await
     }
 
     pub(super) async fn retire_operator(
@@ -172,7 +173,7 @@ impl AdminClient {
         message: wire::RetireOperatorRequest,
     ) -> Result<ActAnswer<wire::RetireOperatorResponse>, CommandFailure> {
         let request = self.sign_request("/portcullis.v1.OperatorService/Retire", message)?;
-        self.act_outcome(OperatorServiceClient::new(self.channel.clone()).retire(request).await).await
+        self.read_act_answer_and_followers(OperatorServiceClient::new(self.channel.clone()).retire(request).await).await
     }
 
     pub(super) async fn operators(&mut self) -> Result<wire::ListOperatorsResponse, CommandFailure> {
@@ -205,7 +206,7 @@ impl AdminClient {
     pub(super) async fn adopt(&mut self, message: wire::AdoptRequest) -> Result<ActAnswer<wire::AdoptResponse>, CommandFailure> {
         let request = self.sign_request("/portcullis.v1.FleetService/Adopt", message)?;
         // A restored store is followed only after its adoption.
-        let answer = self.acted(FleetServiceClient::new(self.channel.clone()).adopt(request).await)?;
+        let answer = self.read_act_answer(FleetServiceClient::new(self.channel.clone()).adopt(request).await)?;
         if let Some((history, _)) = answer.message.revision.rsplit_once('.') {
             history.clone_into(&mut self.history);
         }
@@ -234,7 +235,7 @@ impl AdminClient {
         message: wire::ApproveRequest,
     ) -> Result<ActAnswer<wire::ApproveResponse>, CommandFailure> {
         let request = self.sign_request("/portcullis.v1.ApprovalService/Approve", message)?;
-        self.act_outcome(ApprovalServiceClient::new(self.channel.clone()).approve(request).await).await
+        self.read_act_answer_and_followers(ApprovalServiceClient::new(self.channel.clone()).approve(request).await).await
     }
 
     pub(super) async fn refuse(
@@ -242,7 +243,7 @@ impl AdminClient {
         message: wire::RefuseRequest,
     ) -> Result<ActAnswer<wire::RefuseResponse>, CommandFailure> {
         let request = self.sign_request("/portcullis.v1.ApprovalService/Refuse", message)?;
-        self.act_outcome(ApprovalServiceClient::new(self.channel.clone()).refuse(request).await).await
+        self.read_act_answer_and_followers(ApprovalServiceClient::new(self.channel.clone()).refuse(request).await).await
     }
 
     pub(super) async fn apply(
@@ -251,7 +252,7 @@ impl AdminClient {
     ) -> Result<ActAnswer<wire::ApplyPolicyResponse>, CommandFailure> {
         let request = self.sign_request("/portcullis.v1.PolicyService/Apply", message)?;
         let client = PolicyServiceClient::new(self.channel.clone());
-        self.act_outcome(client.max_decoding_message_size(64 * 1024 * 1024).apply(request).await).await
+        self.read_act_answer_and_followers(client.max_decoding_message_size(64 * 1024 * 1024).apply(request).await).await
     }
 
     pub(super) async fn diff(&mut self, message: wire::DiffPolicyRequest) -> Result<wire::DiffPolicyResponse, CommandFailure> {
@@ -275,7 +276,7 @@ impl AdminClient {
     ) -> Result<ActAnswer<wire::ApplyPolicyResponse>, CommandFailure> {
         let request = self.sign_request("/portcullis.v1.PolicyService/Rollback", message)?;
         let client = PolicyServiceClient::new(self.channel.clone());
-        self.act_outcome(client.max_decoding_message_size(64 * 1024 * 1024).rollback(request).await).await
+        self.read_act_answer_and_followers(client.max_decoding_message_size(64 * 1024 * 1024).rollback(request).await).await
     }
 
     pub(super) async fn shadow_report(&mut self) -> Result<wire::ShadowReportResponse, CommandFailure> {
@@ -323,33 +324,37 @@ impl AdminClient {
         self.followers.as_ref()
     }
 
-    /// As [`AdminClient::acted`]. After an act on the store itself it also reads who follows that store, and warns if nobody does.
-    async fn act_outcome<M>(&mut self, answer: Result<Response<M>, Status>) -> Result<ActAnswer<M>, CommandFailure> {
-        let told = self.acted(answer)?;
+    /// As [`AdminClient::read_act_answer`]. If the command opened the store itself, it also reads which replicas follow that
+    /// store, and warns if none does.
+    async fn read_act_answer_and_followers<M>(
+        &mut self,
+        answer: Result<Response<M>, Status>,
+    ) -> Result<ActAnswer<M>, CommandFailure> {
+        let answer = self.read_act_answer(answer)?;
         if let Some(local) = &self.local {
             let followers = local.followers().await;
             warn_of_followers(&followers);
             self.followers = Some(followers);
         }
-        Ok(told)
+        Ok(answer)
     }
 
     /// Returns the answer to an act. A failure says first whether the act was done.
-    fn acted<M>(&self, answer: Result<Response<M>, Status>) -> Result<ActAnswer<M>, CommandFailure> {
-        let told = act_outcome::act_result(answer, &self.target)
-            .map_err(|failure| failure.with_store_command_hint(self.store_line.as_deref()))?;
-        if !told.is_recorded {
+    fn read_act_answer<M>(&self, answer: Result<Response<M>, Status>) -> Result<ActAnswer<M>, CommandFailure> {
+        let answer = act_outcome::act_result(answer, &self.target)
+            .map_err(|failure| failure.with_store_command_hint(self.store_hint.as_deref()))?;
+        if !answer.is_recorded {
             // The warning goes to standard error, also for scripts, because the result stands.
             CommandOutput::new(false).warning(&act_outcome::unrecorded_warning(&self.target, self.local.is_some()));
         }
-        Ok(told)
+        Ok(answer)
     }
 }
 
 /// Warns if an act was done on a store that no server may follow.
 pub(super) fn warn_of_followers(followers: &app::StoreFollowers) {
-    if let Some(doubt) = act_outcome::doubt(followers) {
-        CommandOutput::new(false).warning(&doubt);
+    if let Some(warning) = act_outcome::unfollowed_store_warning(followers) {
+        CommandOutput::new(false).warning(&warning);
     }
 }
 

@@ -51,7 +51,7 @@ impl DemoCall {
 pub(super) fn run(_arguments: DemoArgs, output: &CommandOutput) -> Result<(), CommandFailure> {
     let scratch = TempFolder::new()?;
     let policies = scratch.path().join("policies");
-    let world = DemoCompany::create(&policies)?;
+    let company = DemoCompany::create(&policies)?;
     let free = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
     let settings = Settings {
         data: scratch.path().join("data"),
@@ -68,14 +68,19 @@ pub(super) fn run(_arguments: DemoArgs, output: &CommandOutput) -> Result<(), Co
         .enable_all()
         .build()
         .map_err(|error| CommandFailure::failed(format!("the runtime could not be started: {error}")))?;
-    let told = runtime.block_on(run_calls(&world, &app, scratch.path(), output));
+    let run_result = runtime.block_on(run_calls(&company, &app, scratch.path(), output));
     // The server would wait for the clients' connections, which end with their runtime.
     drop(runtime);
     let stopped = app.stop().map_err(CommandFailure::from);
-    told.and(stopped)
+    run_result.and(stopped)
 }
 
-async fn run_calls(world: &DemoCompany, app: &App, data: &std::path::Path, output: &CommandOutput) -> Result<(), CommandFailure> {
+async fn run_calls(
+    company: &DemoCompany,
+    app: &App,
+    data: &std::path::Path,
+    output: &CommandOutput,
+) -> Result<(), CommandFailure> {
     let target = format!("http://{}", app.addresses().decisions);
     output.line(&paint("portcullis demo", output::bold()));
     output.line(&format!(
@@ -86,7 +91,7 @@ async fn run_calls(world: &DemoCompany, app: &App, data: &std::path::Path, outpu
     let client = DecisionServiceClient::new(connect(&target).await?);
     wait_past_ready_second().await;
 
-    let steps = script::steps(world)?;
+    let steps = script::steps(company)?;
     let progress = progress_bar(steps.len(), output);
     let mut asked = Vec::new();
     for step in steps {
@@ -95,7 +100,7 @@ async fn run_calls(world: &DemoCompany, app: &App, data: &std::path::Path, outpu
     }
     progress.finish_and_clear();
     print(&asked, output);
-    let kill = kill::run(world, app, &data.join("data"), output).await?;
+    let kill = kill::run(company, app, &data.join("data"), output).await?;
 
     let wrong = asked.iter().filter(|asked| !asked.is_expected()).count();
     output.json(&json!({

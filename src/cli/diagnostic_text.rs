@@ -41,20 +41,20 @@ pub(super) fn render(diagnostics: &[Diagnostic], sources: &SourceLines<'_>) -> S
 }
 
 fn render_one(diagnostic: &Diagnostic, sources: &SourceLines<'_>) -> String {
-    let colour = match diagnostic.severity {
+    let color = match diagnostic.severity {
         Severity::Error => AnsiColor::Red,
         Severity::Warning => AnsiColor::Yellow,
     };
-    let strong = Style::new().fg_color(Some(colour.into())).bold();
+    let strong = Style::new().fg_color(Some(color.into())).bold();
     let quiet = Style::new().fg_color(Some(AnsiColor::Blue.into())).bold();
     let path = if diagnostic.path.is_empty() { "(stored)" } else { &diagnostic.path };
     // A diagnostic for a whole folder has no position.
-    let place = match diagnostic.line {
+    let location = match diagnostic.line {
         0 => String::new(),
         line => paint(&format!("{}:{line}:{}:", printable(path), diagnostic.column), bold()) + " ",
     };
     let severity = paint(&format!("{}:", diagnostic.severity.as_str()), strong);
-    let mut text = format!("{place}{severity} {}\n", paint(&printable(&diagnostic.message), bold()));
+    let mut text = format!("{location}{severity} {}\n", paint(&printable(&diagnostic.message), bold()));
     // Writing to a string cannot fail.
     let number = diagnostic.line.to_string();
     let margin = " ".repeat(number.len());

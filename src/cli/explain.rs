@@ -117,8 +117,8 @@ fn document_text(layer: &wire::LayerAnswer) -> String {
     if layer.document_kind.is_empty() {
         return String::new();
     }
-    let place = if layer.path.is_empty() { String::new() } else { format!(" ({}:{})", layer.path, layer.line) };
-    printable(&format!("{} {}{place}", layer.document_kind, layer.document_id))
+    let location = if layer.path.is_empty() { String::new() } else { format!(" ({}:{})", layer.path, layer.line) };
+    printable(&format!("{} {}{location}", layer.document_kind, layer.document_id))
 }
 
 fn answer_json(answer: &wire::ExplainResponse, with_documents: bool) -> serde_json::Value {

@@ -68,7 +68,7 @@ pub(super) async fn wait_for_fleet(
 }
 
 /// Prints how a wait ended. `verb` says what the replicas do now.
-pub(super) fn print_waited(waited: &wire::WaitForFleetResponse, verb: &str, output: &CommandOutput) {
+pub(super) fn print_wait_outcome(waited: &wire::WaitForFleetResponse, verb: &str, output: &CommandOutput) {
     let rows = waited.replicas.iter().map(|answer| {
         let replica = answer.replica.clone().unwrap_or_default();
         let after = answer.acknowledged_after_ms.map_or_else(|| "-".to_owned(), |ms| ms.to_string());
@@ -77,7 +77,7 @@ pub(super) fn print_waited(waited: &wire::WaitForFleetResponse, verb: &str, outp
     });
     output.table(&["REPLICA", "ADDRESS", "REVISION", "ACKED", "MS", "OUTCOME", "STATE"], rows.collect());
     let of = |outcome: &str| waited.replicas.iter().filter(|answer| answer.outcome == outcome).count();
-    if heard(waited) == 0 {
+    if heard_replica_count(waited) == 0 {
         let count = waited.replicas.len();
         return output.line(&format!("0 of {count} replicas were heard; one of this store that is not heard only denies by now"));
     }
@@ -98,7 +98,7 @@ pub(super) fn print_waited(waited: &wire::WaitForFleetResponse, verb: &str, outp
 }
 
 /// The replicas that were heard during a wait. All others can only deny, if they follow the store.
-fn heard(waited: &wire::WaitForFleetResponse) -> usize {
+fn heard_replica_count(waited: &wire::WaitForFleetResponse) -> usize {
     // A replica that ended in quarantine keeps that state for as long as its row stands.
     let is_recent = |replica: &wire::Replica| replica.age_ms < waited.freshness_bound_ms;
     let is_heard = |answer: &&wire::ReplicaAnswer| match answer.outcome.as_str() {
@@ -109,12 +109,12 @@ fn heard(waited: &wire::WaitForFleetResponse) -> usize {
     waited.replicas.iter().filter(is_heard).count()
 }
 
-/// Fails if a wait on the store itself heard no replica, or if the store is not the one that a replica followed: then nobody can say
-/// what the server that is meant answers.
-pub(super) fn check_waited(waited: &wire::WaitForFleetResponse, followers: &StoreFollowers) -> Result<(), CommandFailure> {
+/// Fails if a wait on a store that this command opened heard no replica, or if that store is not the one that a replica followed.
+/// In both cases the answers of the intended server are unknown.
+pub(super) fn check_wait_outcome(waited: &wire::WaitForFleetResponse, followers: &StoreFollowers) -> Result<(), CommandFailure> {
     let why = match &followers.contradiction {
         Some(_) => "it is not the store that a replica followed",
-        None if heard(waited) == 0 => "no server was heard to follow it",
+        None if heard_replica_count(waited) == 0 => "no server was heard to follow it",
         None => return Ok(()),
     };
     Err(CommandFailure::failed(format!(
@@ -124,7 +124,7 @@ pub(super) fn check_waited(waited: &wire::WaitForFleetResponse, followers: &Stor
 }
 
 /// The store that was opened, and the replicas that were heard to follow it.
-pub(super) fn followed(followers: &StoreFollowers) -> String {
+pub(super) fn describe_followers(followers: &StoreFollowers) -> String {
     let heard = match followers.heard.as_slice() {
         [] => "nobody was heard to follow it".to_owned(),
         heard => format!("followed by {}", escape_for_terminal(&heard.join(", "))),
@@ -138,7 +138,7 @@ pub(super) fn followers_json(followers: &StoreFollowers) -> Value {
 }
 
 /// The outcome of a wait, for a script.
-pub(super) fn waited_json(waited: &wire::WaitForFleetResponse) -> Value {
+pub(super) fn wait_outcome_json(waited: &wire::WaitForFleetResponse) -> Value {
     let replicas = waited.replicas.iter().map(|answer| {
         json!({
             "replica": replica_json(&answer.replica.clone().unwrap_or_default()),
@@ -192,7 +192,7 @@ mod tests {
             let replicas = outcomes.iter().map(answer).collect();
             let waited = wire::WaitForFleetResponse { replicas, freshness_bound_ms: 5_000, ..Default::default() };
             let followers = StoreFollowers { contradiction: contradiction.map(str::to_owned), ..StoreFollowers::default() };
-            match (check_waited(&waited, &followers), expected) {
+            match (check_wait_outcome(&waited, &followers), expected) {
                 (Ok(()), None) => {}
                 (Err(failure), Some(part)) => {
                     assert_eq!(failure.code, CommandFailure::FAILED);

@@ -197,7 +197,7 @@ async fn add_by_break_glass(
     reason: &str,
 ) -> Result<OperatorChange, CommandFailure> {
     let store = config::StoreLocation::new(url, admin.store_durability).map_err(CommandFailure::bad_configuration)?;
-    let opened = app::LocalAdmin::open(&store, &admin.data).await;
+    let opened = app::InProcessAdmin::open(&store, &admin.data).await;
     let local = opened.map_err(|error| act_outcome::not_done(CommandFailure::from(error)))?;
     let done = local.break_glass(new, reason).await;
     let done = done.map_err(|error| act_outcome::not_done(CommandFailure::failed(error)))?;
@@ -206,9 +206,9 @@ async fn add_by_break_glass(
         CommandOutput::new(false)
             .warning("it was done, and the store keeps it; but the audit folder of --data cannot be written: make room there");
     }
-    let lack = local.after_break_glass().await;
-    if !lack.is_empty() {
-        CommandOutput::new(false).warning(&format!("{} is added{lack}", new.id));
+    let hint = local.break_glass_hint().await;
+    if !hint.is_empty() {
+        CommandOutput::new(false).warning(&format!("{} is added{hint}", new.id));
     }
     let operator = wire::Operator {
         id: new.id.clone(),

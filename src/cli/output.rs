@@ -111,10 +111,10 @@ pub(super) fn bold() -> Style {
 
 /// An effect in its color.
 pub(super) fn paint_effect(name: &str) -> String {
-    let colour = match name {
+    let color = match name {
         "PERMIT" => AnsiColor::Green,
         "NEEDS_APPROVAL" => AnsiColor::Yellow,
         _ => AnsiColor::Red,
     };
-    paint(name, Style::new().fg_color(Some(colour.into())).bold())
+    paint(name, Style::new().fg_color(Some(color.into())).bold())
 }

@@ -121,9 +121,11 @@ async fn apply(arguments: PolicyApplyArgs, output: &CommandOutput) -> Result<(),
     let mut client = AdminClient::open_for_act(&arguments.admin).await?;
     let request = wire::ApplyPolicyRequest { files: files.clone(), dry_run: arguments.dry_run };
     let answer = client.apply(request).await.map_err(|failure| with_source_lines(failure, &files, output))?;
-    let said: Vec<Diagnostic> = answer.message.warnings.iter().map(diagnostic_from_wire).collect();
-    output
-        .note(&diagnostic_text::render(&said, &SourceLines::new(files.iter().map(|file| (file.path.as_str(), &*file.content)))));
+    let warnings: Vec<Diagnostic> = answer.message.warnings.iter().map(diagnostic_from_wire).collect();
+    output.note(&diagnostic_text::render(
+        &warnings,
+        &SourceLines::new(files.iter().map(|file| (file.path.as_str(), &*file.content))),
+    ));
     print_applied(answer, arguments.dry_run, output);
     Ok(())
 }

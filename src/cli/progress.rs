@@ -6,26 +6,26 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 /// A spinner for a wait, with the elapsed time.
 pub(super) fn start_spinner(what: &'static str) -> ProgressBar {
-    let bar = ProgressBar::new_spinner().with_message(what);
+    let progress_bar = ProgressBar::new_spinner().with_message(what);
     if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
-        bar.set_style(style);
+        progress_bar.set_style(style);
     }
-    bar.enable_steady_tick(Duration::from_millis(120));
-    bar
+    progress_bar.enable_steady_tick(Duration::from_millis(120));
+    progress_bar
 }
 
 /// A bar for work in steps. Nothing is drawn before [`show_step`].
 pub(super) fn new_step_bar() -> ProgressBar {
-    let bar = ProgressBar::new(0);
+    let progress_bar = ProgressBar::new(0);
     if let Ok(style) = ProgressStyle::with_template("{msg} {bar:40} {human_pos}/{human_len} {elapsed}") {
-        bar.set_style(style);
+        progress_bar.set_style(style);
     }
-    bar
+    progress_bar
 }
 
 /// Shows a step and its progress.
-pub(super) fn show_step(bar: &ProgressBar, step: &'static str, done: u64, total: u64) {
-    bar.set_message(step);
-    bar.set_length(total);
-    bar.set_position(done);
+pub(super) fn show_step(progress_bar: &ProgressBar, step: &'static str, done: u64, total: u64) {
+    progress_bar.set_message(step);
+    progress_bar.set_length(total);
+    progress_bar.set_position(done);
 }

@@ -1,6 +1,6 @@
 //! `portcullis revoke`, `reinstate` and `revocations`: the kill switch.
 //!
-//! Look next at `recognition.rs`, which reports unknown names, and at `fleet.rs`, which waits for the replicas.
+//! Look next at `name_lookup.rs`, which reports unknown names, and at `fleet.rs`, which waits for the replicas.
 
 use std::time::Instant;
 
@@ -10,7 +10,7 @@ use serde_json::json;
 use super::act_outcome::ActAnswer;
 use super::client::AdminClient;
 use super::fleet::{self, WaitTarget};
-use super::name_recognition::RecognizedName;
+use super::name_lookup::NameLookupAnswer;
 use super::output::CommandOutput;
 use super::store::date_time;
 use super::visible_text::escape_for_terminal;
@@ -188,7 +188,7 @@ pub(super) async fn revoke(arguments: RevokeArgs, output: &CommandOutput) -> Res
     let took_ms = began.elapsed().as_millis() as u64;
     let target = answer.target.unwrap_or_default();
     output.line(&format!("revoked {}: durable in {took_ms} ms", target_text(&target)));
-    let name = RecognizedName::from(answer.name);
+    let name = NameLookupAnswer::from(answer.name);
     name.print(&typed, output);
     if answer.watermark_unix_s > 0 {
         output.line(&format!("every root issued until {} is void", date_time(answer.watermark_unix_s)));
@@ -242,7 +242,7 @@ struct CommittedAct {
     /// Whether it stands in the audit log.
     is_recorded: bool,
     /// The look-up of the target's name, if there was one.
-    name: Option<RecognizedName>,
+    name: Option<NameLookupAnswer>,
     /// How long earlier permits stay usable, if the act revokes something.
     permit_window: Option<PermitWindow>,
     /// Roots issued at or before this time are void, if the act set a watermark.
@@ -294,39 +294,40 @@ impl CommittedAct {
         output.line(&format!("revision {revision}"));
         let followers = client.followers().cloned();
         if let Some(followers) = &followers {
-            output.line(&fleet::followed(followers));
+            output.line(&fleet::describe_followers(followers));
         }
-        let mut said = json!({
+        let mut result_json = json!({
             "revision": revision,
             "target": { "kind": target.kind, "key": target.key },
             "committed_at_unix_ms": committed_at_unix_ms,
             "recorded": is_recorded,
         });
-        if let (Some(name), Some(said)) = (&name, said.as_object_mut()) {
-            said.insert("name".to_owned(), name.json());
+        if let (Some(name), Some(result_json)) = (&name, result_json.as_object_mut()) {
+            result_json.insert("name".to_owned(), name.json());
         }
-        if let (Some(watermark_unix_s), Some(said)) = (watermark_unix_s, said.as_object_mut()) {
-            said.insert("watermark_unix_s".to_owned(), watermark_unix_s.into());
+        if let (Some(watermark_unix_s), Some(result_json)) = (watermark_unix_s, result_json.as_object_mut()) {
+            result_json.insert("watermark_unix_s".to_owned(), watermark_unix_s.into());
         }
-        if let (Some(followers), Some(said)) = (&followers, said.as_object_mut()) {
-            said.insert("store".to_owned(), fleet::followers_json(followers));
+        if let (Some(followers), Some(result_json)) = (&followers, result_json.as_object_mut()) {
+            result_json.insert("store".to_owned(), fleet::followers_json(followers));
         }
-        if let (Some((_, until_unix_ms)), Some(said)) = (usable.as_ref().and_then(PermitWindow::remaining), said.as_object_mut())
+        if let (Some((_, until_unix_ms)), Some(result_json)) =
+            (usable.as_ref().and_then(PermitWindow::remaining), result_json.as_object_mut())
         {
-            said.insert("permits_usable_until_unix_ms".to_owned(), until_unix_ms.into());
+            result_json.insert("permits_usable_until_unix_ms".to_owned(), until_unix_ms.into());
         }
         let progress = wait.map(|_| progress::start_spinner("waiting until no replica answers from before it"));
         let waited = fleet::wait_for_fleet(client, wait, &revision, committed_at_unix_ms).await.transpose();
         if let Some(progress) = progress {
             progress.finish_and_clear();
         }
-        if let (Ok(Some(waited)), Some(said)) = (&waited, said.as_object_mut()) {
-            said.insert("fleet".to_owned(), fleet::waited_json(waited));
+        if let (Ok(Some(waited)), Some(result_json)) = (&waited, result_json.as_object_mut()) {
+            result_json.insert("fleet".to_owned(), fleet::wait_outcome_json(waited));
         }
-        output.json(&said);
+        output.json(&result_json);
         let waited = waited.map_err(CommandFailure::after_write)?;
         if let Some(waited) = &waited {
-            fleet::print_waited(waited, verb, output);
+            fleet::print_wait_outcome(waited, verb, output);
         }
         // An unknown name had no permits before.
         if let Some(usable) = usable.filter(|_| !name.is_some_and(|name| name.is_unknown())) {
@@ -334,7 +335,7 @@ impl CommittedAct {
             usable.print(if is_followed { "" } else { " by servers that follow this store" }, output);
         }
         match (waited, followers) {
-            (Some(waited), Some(followers)) => fleet::check_waited(&waited, &followers),
+            (Some(waited), Some(followers)) => fleet::check_wait_outcome(&waited, &followers),
             _ => Ok(()),
         }
     }

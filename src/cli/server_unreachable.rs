@@ -46,10 +46,10 @@ pub(super) fn connect_failure(error: &tonic::transport::Error, target: &str) -> 
     if cause.contains("hyper::Error") { unexpected_peer_failure(&error.to_string(), target) } else { no_server_failure(target) }
 }
 
-fn unexpected_peer_failure(said: &str, target: &str) -> CommandFailure {
+fn unexpected_peer_failure(message: &str, target: &str) -> CommandFailure {
     CommandFailure::unavailable(format!(
-        "what listens at {target} does not answer as a portcullis server does ({said}): it has no connection left, expects TLS, or is \
-         something else; nothing was asked of it"
+        "what listens at {target} does not answer as a portcullis server does ({message}): it has no connection left, expects TLS, or \
+         is something else; nothing was asked of it"
     ))
 }
 
@@ -64,8 +64,9 @@ impl CommandFailure {
     }
 }
 
-/// What to run without a server, for the command that runs; `None` where it opened the store itself.
-pub(super) fn store_line_of(admin: &AdminArgs) -> Option<String> {
+/// The hint with the command to run on the store itself, for the command that is running now; `None` if that command opened the
+/// store already.
+pub(super) fn store_command_hint_for(admin: &AdminArgs) -> Option<String> {
     let is_named = std::env::var_os("PORTCULLIS_STORE").is_some();
     admin.store.is_none().then(|| store_command_hint(std::env::args_os().skip(1), &admin.data, is_named))
 }

@@ -2,8 +2,8 @@
 
 use super::visible_text::escape_for_terminal;
 
-/// Quotes a word for a POSIX shell, with single quotes if needed. Characters that a terminal would hide or obey are escaped, so
-/// such a word names something else: it is for people to read, not to run.
+/// Quotes a word for a POSIX shell, with single quotes if needed. Characters that a terminal would hide or obey are escaped. A
+/// word with such characters is then no longer the original: it is for people to read, not to run.
 pub(super) fn quote_word(word: &str) -> String {
     let word = escape_for_terminal(word);
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_./:@%+=,".contains(&byte);

@@ -146,17 +146,17 @@ async fn back_up_with_progress(store: &Path, file: &Path, overwrite: bool) -> Re
     let seen = Arc::new(BackupProgress::default());
     let (store, file, made) = (store.to_owned(), file.to_owned(), seen.clone());
     let mut making = tokio::task::spawn_blocking(move || back_up(&store, &file, overwrite, &made));
-    let bar = progress::new_step_bar();
+    let progress_bar = progress::new_step_bar();
     let result = loop {
         tokio::select! {
             result = &mut making => break result,
             () = tokio::time::sleep(LOOK) => match (seen.copied(), seen.verified()) {
-                ((done, total), (0, _)) => progress::show_step(&bar, "copying, bytes", done, total),
-                (_, (done, total)) => progress::show_step(&bar, "verifying, rows", done, total),
+                ((done, total), (0, _)) => progress::show_step(&progress_bar, "copying, bytes", done, total),
+                (_, (done, total)) => progress::show_step(&progress_bar, "verifying, rows", done, total),
             },
         }
     };
-    bar.finish_and_clear();
+    progress_bar.finish_and_clear();
     result.unwrap_or_else(|error| Err(BackupError::CopyFailed(format!("the backup was broken off: {error}"))))
 }
 
@@ -168,7 +168,7 @@ async fn adopt(arguments: StoreAdoptArgs, output: &CommandOutput) -> Result<(), 
     output.line(&format!("adopted: the store was at {}, and goes on as another history", adopted.adopted_from));
     output.line(&format!("revision {}", adopted.revision));
     output.line(&format!("every root issued until {} is void", date_time(adopted.watermark_unix_s)));
-    let mut said = json!({
+    let mut result_json = json!({
         "revision": adopted.revision,
         "adopted_from": adopted.adopted_from,
         "committed_at_unix_ms": adopted.committed_at_unix_ms,
@@ -177,22 +177,22 @@ async fn adopt(arguments: StoreAdoptArgs, output: &CommandOutput) -> Result<(), 
     });
     if let Some(behind) = CacheBehind::find(&admin.data, &adopted.adopted_from) {
         CommandOutput::new(false).warning(&behind.message(&admin.data));
-        if let Some(said) = said.as_object_mut() {
-            said.insert("not_merged".to_owned(), behind.json());
+        if let Some(result_json) = result_json.as_object_mut() {
+            result_json.insert("not_merged".to_owned(), behind.json());
         }
     }
     let Some(seconds) = wait else {
-        output.json(&said);
+        output.json(&result_json);
         return Ok(());
     };
     let message = wire::WaitForAdoptionRequest { revision: adopted.revision, wait_ms: seconds.saturating_mul(1000) };
     let waited = client.wait_for_adoption(message).await.map_err(CommandFailure::after_write);
-    if let (Ok(waited), Some(said)) = (&waited, said.as_object_mut()) {
-        said.insert("fleet".to_owned(), waited_json(waited));
+    if let (Ok(waited), Some(result_json)) = (&waited, result_json.as_object_mut()) {
+        result_json.insert("fleet".to_owned(), adoption_wait_json(waited));
     }
-    output.json(&said);
+    output.json(&result_json);
     let waited = waited?;
-    print_waited(&waited, output);
+    print_adoption_wait(&waited, output);
     match waited.replicas.iter().filter(|one| !one.follows && !is_gone(one)).count() {
         0 => Ok(()),
         left => Err(CommandFailure::failed(format!(
@@ -250,7 +250,7 @@ fn is_gone(one: &wire::AdoptingReplica) -> bool {
     one.replica.as_ref().is_some_and(|replica| replica.state == "gone")
 }
 
-fn print_waited(waited: &wire::WaitForAdoptionResponse, output: &CommandOutput) {
+fn print_adoption_wait(waited: &wire::WaitForAdoptionResponse, output: &CommandOutput) {
     let rows = waited.replicas.iter().map(|one| {
         let replica = one.replica.clone().unwrap_or_default();
         let merged = one.merged.map_or_else(|| "-".to_owned(), |count| count.to_string());
@@ -264,7 +264,7 @@ fn print_waited(waited: &wire::WaitForAdoptionResponse, output: &CommandOutput) 
     output.line(&format!("{follow} of {registered} replicas follow, {merged} revocations were merged"));
 }
 
-fn waited_json(waited: &wire::WaitForAdoptionResponse) -> Value {
+fn adoption_wait_json(waited: &wire::WaitForAdoptionResponse) -> Value {
     let replicas = waited.replicas.iter().map(|one| {
         let replica = one.replica.clone().unwrap_or_default();
         json!({

@@ -166,12 +166,12 @@ pub(super) fn create_key_file(out: &Path) -> Result<PublicKey, CommandFailure> {
         file.write_all(b"\n")?;
         file.sync_all()
     };
-    whole_or_none(out, write(&mut file)).map_err(failed)?;
+    remove_if_incomplete(out, write(&mut file)).map_err(failed)?;
     Ok(key.public_key().clone())
 }
 
 /// Removes a new file that was not written whole. A part of a key is of no use, and the next attempt could not make the file.
-fn whole_or_none(file: &Path, written: std::io::Result<()>) -> std::io::Result<()> {
+fn remove_if_incomplete(file: &Path, written: std::io::Result<()>) -> std::io::Result<()> {
     if written.is_err() {
         // If the file stays, the next attempt says so.
         let _ = std::fs::remove_file(file);
@@ -329,7 +329,7 @@ mod tests {
         let file = folder.path().join("k.jwk");
         std::fs::write(&file, "{\"kty\":").unwrap();
         let full = std::io::Error::from(std::io::ErrorKind::StorageFull);
-        assert!(whole_or_none(&file, Err(full)).is_err() && !file.exists());
+        assert!(remove_if_incomplete(&file, Err(full)).is_err() && !file.exists());
         create_key_file(&file).unwrap();
         // A file of somebody else is never removed.
         assert!(create_key_file(&file).is_err() && file.exists());

@@ -63,7 +63,7 @@ pub(super) async fn run(arguments: ToolsArgs, output: &CommandOutput) -> Result<
     let mut client = DecisionServiceClient::new(connect(&arguments.target).await?);
     let answer = client.list_tools(request).await.map_err(|status| call_failure(&status, &arguments.target))?.into_inner();
     let tools = answer.tools.iter().map(|tool| {
-        let (effect, reason) = told(tool, answer.names_only).unzip();
+        let (effect, reason) = effect_and_reason(tool, answer.names_only).unzip();
         json!({ "tool": tool.tool, "effect": effect, "reason": reason, "maybe": tool.maybe })
     });
     output.json(&json!({
@@ -80,7 +80,7 @@ pub(super) async fn run(arguments: ToolsArgs, output: &CommandOutput) -> Result<
     let shown: Vec<_> = answer.tools.iter().filter(|tool| arguments.all || denied(tool)).collect();
     let rows = shown.iter().map(|tool| {
         let maybe = if tool.maybe && !answer.names_only { "arguments decide" } else { "" };
-        match told(tool, answer.names_only) {
+        match effect_and_reason(tool, answer.names_only) {
             Some((name, reason)) => vec![tool.tool.clone(), paint_effect(name), reason.to_owned(), maybe.to_owned()],
             None => vec![tool.tool.clone(), "-".to_owned(), "-".to_owned(), String::new()],
         }
@@ -103,7 +103,7 @@ pub(super) async fn run(arguments: ToolsArgs, output: &CommandOutput) -> Result<
 
 /// The effect and reason of a tool. `None` if the server only says that the chain's scope names the tool, because policy was not
 /// asked then.
-fn told(tool: &wire::ToolDecision, names_only: bool) -> Option<(&'static str, &str)> {
+fn effect_and_reason(tool: &wire::ToolDecision, names_only: bool) -> Option<(&'static str, &str)> {
     let is_name = names_only && tool.effect() != wire::Effect::Deny;
     (!is_name).then(|| (effect_name(tool.effect()), tool.reason.as_str()))
 }
@@ -116,7 +116,7 @@ mod tests {
     fn a_name_in_the_scope_is_no_permit() {
         let check = |effect: wire::Effect, names_only: bool, expected: Option<(&str, &str)>| {
             let tool = wire::ToolDecision { tool: "a/b".to_owned(), effect: effect.into(), reason: "R".to_owned(), maybe: true };
-            assert_eq!(told(&tool, names_only), expected);
+            assert_eq!(effect_and_reason(&tool, names_only), expected);
         };
         check(wire::Effect::Permit, true, None);
         check(wire::Effect::Deny, true, Some(("DENY", "R")));

@@ -113,9 +113,9 @@ impl Limits {
             _ => return Err(format!("unknown key `{key}`")),
         }
         match self.within(server::Settings::default()).validate() {
-            Err(server::Error::Setting { least, most, .. }) => {
+            Err(server::Error::Setting { min, max, .. }) => {
                 let unit = if key.ends_with("_timeout") { " ms" } else { "" };
-                Err(format!("`{key}`: `{value}` is not from {least}{unit} to {most}{unit}"))
+                Err(format!("`{key}`: `{value}` is not from {min}{unit} to {max}{unit}"))
             }
             checked => checked.map_err(|error| error.to_string()),
         }

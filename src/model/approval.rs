@@ -1,7 +1,7 @@
 //! Approvals as a store keeps them: the call, the layers that require an approval, the operators who approved, and the two uses.
 //!
-//! An approval belongs to exactly one call and is named by the digest of that call. Rows hold plain text and numbers. `store::approvals`
-//! defines for every store how each step changes a row; `pap` decides which operator may take the step.
+//! An approval belongs to exactly one call and is named by the digest of that call. Rows hold plain text and numbers.
+//! `store::approval_rules` defines for every store how each step changes a row; `pap` decides which operator may take the step.
 
 use std::fmt;
 use std::sync::Arc;
@@ -273,7 +273,7 @@ pub struct ApprovalUseRequest {
     /// The approval of the call itself, if a layer requires one.
     pub own: Option<OwnApprovalUse>,
     /// The calls that must have been approved earlier (`prepared:`).
-    pub prepared: Vec<PreparedApprovalUse>,
+    pub prepared: Vec<PreparationApprovalUse>,
     /// The decision that uses them.
     pub decision_id: String,
     /// See [`ApprovalUse::fingerprint`].
@@ -291,7 +291,7 @@ pub struct ApprovalUseRequest {
 
 /// The use of another call's approval.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PreparedApprovalUse {
+pub struct PreparationApprovalUse {
     /// The digest of the prepared call.
     pub digest: String,
     /// The approvals that its layers require now. Each must have been given in this form.

@@ -42,7 +42,7 @@ impl VerifiedSignatureFlag {
         self.is_set.load(Ordering::Relaxed)
     }
 
-    /// Returns the same, and clears the flag.
+    /// Returns whether a signature was verified since the last call, and clears the flag.
     pub fn take(&self) -> bool {
         self.is_set.swap(false, Ordering::Relaxed)
     }

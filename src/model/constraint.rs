@@ -56,7 +56,7 @@ pub struct NumberRange {
     pub max: Option<RangeBound>,
 }
 
-/// One end of a [`Range`].
+/// One end of a [`NumberRange`].
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RangeBound {
     /// The number.

@@ -76,7 +76,7 @@ pub struct ApprovalNeed {
 ///
 /// There must be an unused approval of a call to another tool with the same arguments, user, application, agents, session and task.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PreparedNeed {
+pub struct PreparationNeed {
     /// The layer that requires it.
     pub layer: DecisionLayer,
     /// Index of the agent in the chain, root 0; `None` for a layer that exists only once.
@@ -123,7 +123,7 @@ pub struct Decision {
     /// The required approvals if the effect is [`Effect::NeedsApproval`], one for each layer that requires one.
     pub approvals: Vec<ApprovalNeed>,
     /// The prepared calls that must exist before the call may proceed. `service`, which has access to the store, checks them once.
-    pub prepared_needs: Vec<PreparedNeed>,
+    pub prepared_needs: Vec<PreparationNeed>,
     /// The decision of shadow policy; `None` if there is none or if policy was not evaluated.
     pub shadow_decision: Option<Box<ShadowDecision>>,
     /// Duties that come with a permit.

@@ -76,13 +76,13 @@ impl DiskSpaceLevel {
             (DiskSpaceLevel::Critical, DISK_CRITICAL_BYTES, 10),
             (DiskSpaceLevel::Low, DISK_LOW_BYTES, 5),
         ];
-        let is_short = |room: DiskSpaceLevel, bytes: u64, part: u64| {
+        let is_short = |level: DiskSpaceLevel, bytes: u64, part: u64| {
             let limit = bytes.min(space.total_bytes / part);
-            let limit = if before >= room { limit.saturating_add(limit / 10) } else { limit };
+            let limit = if before >= level { limit.saturating_add(limit / 10) } else { limit };
             space.free_bytes < limit
         };
-        let short = limits.into_iter().find(|(room, bytes, part)| is_short(*room, *bytes, *part));
-        short.map_or(DiskSpaceLevel::Ample, |(room, ..)| room)
+        let short = limits.into_iter().find(|(level, bytes, part)| is_short(*level, *bytes, *part));
+        short.map_or(DiskSpaceLevel::Ample, |(level, ..)| level)
     }
 }
 

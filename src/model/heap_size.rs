@@ -1,8 +1,8 @@
 //! The heap size of values. Caches weigh their entries by it.
 //!
-//! It counts the bytes that were requested from the allocator; `tests/memory.rs` compares them with the bytes that the allocator used. A
-//! part that several values share counts for the value that holds it in any case: the name in a wider scope for that scope, and the id of
-//! an agent for the registry.
+//! It counts the bytes that were requested from the allocator; `tests/memory.rs` compares them with the bytes that the allocator
+//! used. A part that several values share is counted once, with the value that always holds it: a name in a wider scope with that
+//! scope, and the id of an agent with the registry.
 
 use std::sync::Arc;
 
@@ -63,7 +63,8 @@ impl Constraint {
     }
 }
 
-/// Size of a map's slice and names, without the names that a wider map holds, and without the data that the values point to.
+/// Bytes of a map's slice and of its names. Names that are shared with a wider map, and the data behind pointers in the values,
+/// are not counted.
 fn map_bytes<V>(map: &SortedMap<V>, wider: Option<&SortedMap<V>>) -> usize {
     let is_shared = |name: &Arc<str>| wider.and_then(|wider| wider.key(name)).is_some_and(|theirs| Arc::ptr_eq(theirs, name));
     map.slice_bytes() + map.keys().filter(|name| !is_shared(name)).map(|name| arc_slice_bytes(&**name)).sum::<usize>()
@@ -77,7 +78,7 @@ impl ConstraintMap {
 }
 
 impl TokenScope {
-    /// Bytes on the heap. Names that a wider scope holds count for that scope.
+    /// Bytes on the heap. Names that are shared with `wider` are counted there, not here.
     pub fn heap_bytes(&self, wider: Option<&TokenScope>) -> usize {
         let maps = self.tools.iter().map(|(tool, map)| map.heap_bytes(wider.and_then(|wider| wider.tools.get(tool))));
         map_bytes(&self.tools, wider.map(|wider| &wider.tools)) + maps.sum::<usize>()
@@ -85,7 +86,7 @@ impl TokenScope {
 }
 
 impl DelegationSubject {
-    /// Bytes on the heap. Agents and the user's issuer count for the registry.
+    /// Bytes on the heap, without the agents' ids and the user's issuer, which are counted with the registry.
     pub fn heap_bytes(&self) -> usize {
         let texts = [&*self.user.subject, self.application.as_str(), self.session.as_str(), self.task.as_str()];
         let texts = texts.into_iter().chain(self.groups.iter().map(|group| group.as_str())).map(arc_slice_bytes);

@@ -1,6 +1,7 @@
 //! Typed identities, so that an application cannot be passed for an agent. They hold shared strings, so a clone is cheap.
 //!
-//! A type does not validate its text: the code that reads an id from outside does. [`super::records`] has the ids of stored rows as text.
+//! A type does not validate its text: the code that reads an id from outside does. [`super::rows`] has the ids of stored rows as
+//! text.
 
 use std::fmt;
 use std::sync::Arc;

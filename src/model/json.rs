@@ -50,12 +50,12 @@ pub enum Value {
 #[derive(Clone, Copy, Debug)]
 pub struct JsonNumber {
     value: f64,
-    form: Form,
+    form: NumberForm,
 }
 
 /// The form in which a number was written.
 #[derive(Clone, Copy, Debug)]
-enum Form {
+enum NumberForm {
     /// No fraction and no exponent, and it fits.
     Integer(i64),
     /// Any other form that a double keeps.
@@ -67,7 +67,7 @@ enum Form {
 impl JsonNumber {
     /// The number that a decimal text writes, whose nearest double is `value`.
     pub fn from_decimal(text: &str, value: f64) -> Self {
-        Self { value, form: if is_kept(text, value) { Form::Decimal } else { Form::Rounded } }
+        Self { value, form: if round_trips(text, value) { NumberForm::Decimal } else { NumberForm::Rounded } }
     }
 
     /// The value as a double.
@@ -77,7 +77,7 @@ impl JsonNumber {
 
     /// The value, if it was written as an integer (no fraction, no exponent) and fits.
     pub fn as_i64(self) -> Option<i64> {
-        if let Form::Integer(integer) = self.form { Some(integer) } else { None }
+        if let NumberForm::Integer(integer) = self.form { Some(integer) } else { None }
     }
 
     /// Whether the number can be compared without loss: its magnitude is at most 2^53 - 1, and a double keeps every digit.
@@ -85,19 +85,19 @@ impl JsonNumber {
     /// Every larger double is an integer, so the first rule refuses exactly the integers that two readers may read differently. The second
     /// rule refuses decimals such as `15.0000000000000001`: it is 15 for a reader of doubles, and more than 15 for a reader of decimals.
     pub fn is_comparable(self) -> bool {
-        self.value.abs() <= SAFE_INTEGER_MAX && !matches!(self.form, Form::Rounded)
+        self.value.abs() <= SAFE_INTEGER_MAX && !matches!(self.form, NumberForm::Rounded)
     }
 }
 
 impl From<f64> for JsonNumber {
     fn from(value: f64) -> Self {
-        Self { value, form: Form::Decimal }
+        Self { value, form: NumberForm::Decimal }
     }
 }
 
 impl From<i64> for JsonNumber {
     fn from(integer: i64) -> Self {
-        Self { value: integer as f64, form: Form::Integer(integer) }
+        Self { value: integer as f64, form: NumberForm::Integer(integer) }
     }
 }
 
@@ -205,7 +205,7 @@ impl Value {
         !matches!(self, Value::Array(_) | Value::Object(_))
     }
 
-    /// Whether every number in the value can be compared without loss ([`Number::is_comparable`]).
+    /// Whether every number in the value can be compared without loss ([`JsonNumber::is_comparable`]).
     pub fn is_comparable(&self) -> bool {
         match self {
             Value::Number(number) => number.is_comparable(),
@@ -309,7 +309,7 @@ fn mark_rounded(value: &mut Value, texts: &mut NumberTexts<'_>) {
     match value {
         Value::Number(number) => {
             if let Some(text) = texts.next()
-                && matches!(number.form, Form::Decimal)
+                && matches!(number.form, NumberForm::Decimal)
             {
                 *number = JsonNumber::from_decimal(text, number.value);
             }
@@ -359,7 +359,7 @@ fn after_string(mut rest: &[u8]) -> &[u8] {
 }
 
 /// Whether a decimal text denotes exactly the shortest decimal of its nearest double.
-fn is_kept(text: &str, value: f64) -> bool {
+fn round_trips(text: &str, value: f64) -> bool {
     /// The number of significant digits that every double keeps, and an exponent that is within the range of all normal doubles.
     const DIGITS_KEPT: usize = 15;
     const EXPONENT_KEPT: i64 = 290;

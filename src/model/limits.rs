@@ -178,7 +178,8 @@ pub const UNVERIFIED_ACT_SUMMARY_BYTES_MAX: usize = 512;
 pub const UNVERIFIED_RECORDS_BURST: u64 = 100;
 /// Rate of the same records per second, for each serving runtime. Further records are merged.
 pub const UNVERIFIED_RECORDS_PER_S: u64 = 10;
-/// Burst of audit bytes for such records, for each serving runtime. Refused acts with a verified signature have the same beside it.
+/// Burst of audit bytes for such records, for each serving runtime. Refused acts with a verified signature have a separate budget
+/// of the same size.
 pub const UNVERIFIED_BYTES_BURST: u64 = 256 * 1024;
 /// Rate of the same bytes per second, for each serving runtime. Beyond it, merged lines combine all callers.
 pub const UNVERIFIED_BYTES_PER_S: u64 = 32 * 1024;

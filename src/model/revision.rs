@@ -76,31 +76,31 @@ impl StateDigest {
 
     /// Adds all the rows of another digest.
     pub fn add_all(&mut self, other: Self) {
-        for (lane, more) in self.0.iter_mut().zip(other.0) {
-            *lane = lane.wrapping_add(more);
+        for (word, more) in self.0.iter_mut().zip(other.0) {
+            *word = word.wrapping_add(more);
         }
     }
 
     /// The digest as 64 hexadecimal digits.
     pub fn to_hex(self) -> String {
-        self.0.iter().map(|lane| format!("{lane:016x}")).collect()
+        self.0.iter().map(|word| format!("{word:016x}")).collect()
     }
 
     /// Reads the output of [`StateDigest::to_hex`].
     pub fn from_hex(text: &str) -> Option<Self> {
-        let mut lanes = [0; 4];
+        let mut words = [0; 4];
         if text.len() != 64 || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return None;
         }
-        for (lane, digits) in lanes.iter_mut().zip(text.as_bytes().chunks_exact(16)) {
-            *lane = u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+        for (word, digits) in words.iter_mut().zip(text.as_bytes().chunks_exact(16)) {
+            *word = u64::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
         }
-        Some(Self(lanes))
+        Some(Self(words))
     }
 
     fn combine(&mut self, row_sha256: &[u8; 32], operation: fn(u64, u64) -> u64) {
-        for (lane, bytes) in self.0.iter_mut().zip(row_sha256.as_chunks::<8>().0) {
-            *lane = operation(*lane, u64::from_le_bytes(*bytes));
+        for (word, bytes) in self.0.iter_mut().zip(row_sha256.as_chunks::<8>().0) {
+            *word = operation(*word, u64::from_le_bytes(*bytes));
         }
     }
 }

@@ -190,7 +190,7 @@ pub(super) fn read_and_check(
     let parsed = parse_files(files);
     let mut diagnostics = parsed.diagnostics;
     if !diagnostics.iter().any(Diagnostic::is_error) {
-        diagnostics.extend(validate::check_beside(&parsed.documents, beside));
+        diagnostics.extend(validate::check_policy_with_existing(&parsed.documents, beside));
     }
     if diagnostics.iter().any(Diagnostic::is_error) { Err(diagnostics) } else { Ok((parsed.documents, diagnostics)) }
 }

@@ -11,7 +11,7 @@ use super::{AdministrationPoint, Error};
 use crate::model::limits::KEYS_PER_LOOKUP_MAX;
 use crate::model::rows::{DocumentKey, RevocationKind, RevocationTarget, StoreWrite};
 use crate::policy::diff::weakened_documents;
-use crate::policy::listed_keys::{ListedKey, RotatedKey, document_keys, newly_listed_keys, rotated_keys};
+use crate::policy::key_changes::{ListedKey, RotatedKey, document_keys, newly_listed_keys, rotated_keys};
 use crate::policy::{Diagnostic, Document};
 
 impl AdministrationPoint {

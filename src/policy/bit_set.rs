@@ -74,8 +74,8 @@ impl BitSet {
 
     /// Whether the set contains no number except, perhaps, the given one.
     pub(super) fn is_subset_of_one(&self, number: u32) -> bool {
-        let (place, bit) = (number as usize / 64, 1 << (number % 64));
-        self.blocks.iter().enumerate().all(|(index, word)| *word == 0 || (index == place && *word == bit))
+        let (index, bit) = (number as usize / 64, 1 << (number % 64));
+        self.blocks.iter().enumerate().all(|(other, word)| *word == 0 || (other == index && *word == bit))
     }
 
     fn combine(&mut self, other: &BitSet, operation: fn(u64, u64) -> u64) {

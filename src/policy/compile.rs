@@ -1,10 +1,10 @@
 //! Compiled policy: all names are resolved and equal parts are shared, so that an unconditional permit costs one lookup and one
 //! bit.
 //!
-//! Tools are numbered, patterns become sets of bits, and equal permission sets are stored once. [`Compiled::resolve`] computes
-//! the permissions of a verified chain once, and the result is kept beside the chain. A compiled policy never changes.
-//! [`Compiled::with_agents`] creates a new one for a change of some agents; it shares all other parts. This module uses no clock,
-//! no I/O and no tokens. Look next at `compile/evaluate.rs` for the evaluation, then at `compile/permission_set.rs`.
+//! Tools are numbered, patterns become sets of bits, and equal permission sets are stored once. [`CompiledPolicy::resolve`]
+//! computes the permissions of a verified chain once, and the result is kept beside the chain. A compiled policy never changes.
+//! [`CompiledPolicy::with_agents`] creates a new one for a change of some agents; it shares all other parts. This module uses no
+//! clock, no I/O and no tokens. Look next at `compile/evaluate.rs` for the evaluation, then at `compile/permission_set.rs`.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -18,8 +18,8 @@ use super::bit_set::BitSet;
 use super::condition::Condition;
 use super::diagnostic::{Diagnostic, Severity};
 use super::document::{
-    AgentSpec, Document, DocumentBody, GuardrailSpec, NameSelection, OperatorSpec, PermissionLists, enforced_documents,
-    shadow_documents,
+    AgentSpec, Document, DocumentBody, GuardrailSpec, NameSelection, OperatorSpec, PermissionLists,
+    documents_with_shadows_enforced, enforced_documents,
 };
 use super::tools::{PatternCache, ToolTable};
 use super::validate::{self, NameLookup};
@@ -112,7 +112,7 @@ impl CompiledPolicy {
         if diagnostics.iter().any(Diagnostic::is_error) {
             return Err(diagnostics);
         }
-        let would_be = shadow_documents(documents);
+        let would_be = documents_with_shadows_enforced(documents);
         let mut compiled = Self::build(&enforced_documents(documents), tools, &mut patterns);
         if let Some(documents) = would_be {
             let tools = ToolTable::new(documents.iter().copied());
@@ -179,10 +179,10 @@ impl CompiledPolicy {
         compiled
     }
 
-    /// Compiles documents without agents; [`Compiled::add_agent`] adds agents later. No document may be in shadow.
+    /// Compiles documents without agents; [`CompiledPolicy::add_agent`] adds agents later. No document may be in shadow.
     ///
     /// # Errors
-    /// As for [`Compiled::compile`].
+    /// As for [`CompiledPolicy::compile`].
     pub fn compile_base(documents: &[&Document]) -> Result<Self, Vec<Diagnostic>> {
         let tools = ToolTable::new(documents.iter().copied());
         let mut patterns = PatternCache::default();
@@ -198,7 +198,7 @@ impl CompiledPolicy {
     /// the number of agents.
     ///
     /// # Errors
-    /// As for [`Compiled::compile`], and if an agent names something that the new base lacks.
+    /// As for [`CompiledPolicy::compile`], and if an agent names something that the new base lacks.
     pub fn with_base(&self, documents: &[&Document]) -> Result<Self, Vec<Diagnostic>> {
         let mut next = Self::compile_base(documents)?;
         let mut patterns = PatternCache::default();
@@ -216,7 +216,8 @@ impl CompiledPolicy {
         next.into_validated()
     }
 
-    /// Adds an agent, for a fleet that is read one agent at a time. [`Compiled::into_validated`] later checks the names in it.
+    /// Adds an agent, for a fleet that is read one agent at a time. [`CompiledPolicy::into_validated`] later checks the names in
+    /// it.
     ///
     /// # Errors
     /// If the document is not an agent.
@@ -363,7 +364,7 @@ impl CompiledPolicy {
         if kind == "tool" { self.tool(id).is_some() } else { self.has_document(kind, id) }
     }
 
-    /// The names of a kind, as for [`Compiled::names`], at most `names_max`.
+    /// The names of a kind, as for [`CompiledPolicy::names_of`], at most `names_max`.
     pub fn names_of(&self, kind: &str, names_max: usize) -> Vec<String> {
         match kind {
             "tool" => self.tools().map(|tool| tool.name.to_string()).take(names_max).collect(),

@@ -66,8 +66,8 @@ impl EffectRange {
 /// `PERMIT`, or `PERMIT?` if the answer depends on arguments, conditions or the user.
 impl fmt::Display for EffectRange {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let doubt = if self.best == self.worst { "" } else { "?" };
-        write!(f, "{}{doubt}", self.best.as_str())
+        let suffix = if self.best == self.worst { "" } else { "?" };
+        write!(f, "{}{suffix}", self.best.as_str())
     }
 }
 
@@ -176,7 +176,7 @@ pub fn other_change_warnings(before: &[Document], after: &[Document]) -> Vec<Dia
     let two = |all: &[Document], key: &DocumentKey| {
         find(all, key).and_then(|index| all.get(index)).is_some_and(|document| document.two_person && !document.is_shadow())
     };
-    let people = changes.iter().filter_map(|change| {
+    let two_person_changes = changes.iter().filter_map(|change| {
         let (kind, id) = (&change.key.kind, &change.key.id);
         match (two(before, &change.key), two(after, &change.key)) {
             (true, false) => {
@@ -186,7 +186,7 @@ pub fn other_change_warnings(before: &[Document], after: &[Document]) -> Vec<Dia
             _ => None,
         }
     });
-    let people: Vec<String> = people.collect();
+    let two_person_changes: Vec<String> = two_person_changes.collect();
     let says = |change: &DocumentChange| {
         let (kind, id) = (change.key.kind.as_str(), &change.key.id);
         match (kind, change.change) {
@@ -206,5 +206,10 @@ pub fn other_change_warnings(before: &[Document], after: &[Document]) -> Vec<Dia
             _ => None,
         }
     };
-    changes.iter().filter_map(says).chain(people).map(|message| Diagnostic::for_folder(Severity::Warning, message)).collect()
+    changes
+        .iter()
+        .filter_map(says)
+        .chain(two_person_changes)
+        .map(|message| Diagnostic::for_folder(Severity::Warning, message))
+        .collect()
 }

@@ -455,7 +455,9 @@ pub(in crate::policy) fn enforced_documents<'a>(documents: impl IntoIterator<Ite
 }
 
 /// The documents of the policy with all shadow documents enforced; `None` if there are no shadow documents.
-pub fn shadow_documents<'a>(documents: impl IntoIterator<Item = &'a Document> + Clone) -> Option<Vec<&'a Document>> {
+pub fn documents_with_shadows_enforced<'a>(
+    documents: impl IntoIterator<Item = &'a Document> + Clone,
+) -> Option<Vec<&'a Document>> {
     let shadows: Vec<&Document> = documents.clone().into_iter().filter(|document| document.is_shadow()).collect();
     if shadows.is_empty() {
         return None;

@@ -1,7 +1,7 @@
 //! Runs `kind: test` documents: evaluates each expected call with the compiled policy and compares the answers.
 //!
 //! This file is pure. A test stands for a verified chain. If no issuer could vouch for the group or application of a test, its
-//! calls fail. Look next at [`case`](super::document) for the contents of a test, and at `pap/apply.rs`, which runs the tests
+//! calls fail. Look next at `document/test_case.rs` for the contents of a test, and at `pap/apply.rs`, which runs the tests
 //! before it writes.
 
 use std::collections::{HashMap, HashSet};
@@ -242,8 +242,8 @@ fn run_expected_call(
 fn apply_missing_preparation(verdict: PolicyVerdict, prepared: bool, answers: &[LayerAnswer]) -> PolicyVerdict {
     match verdict.prepared.first() {
         Some(need) if !prepared => {
-            let demanding = answers.iter().find(|answer| answer.prepared.contains(need));
-            let matched = demanding.and_then(|answer| answer.matched.clone()).map(Arc::new);
+            let requiring_answer = answers.iter().find(|answer| answer.prepared.contains(need));
+            let matched = requiring_answer.and_then(|answer| answer.matched.clone()).map(Arc::new);
             let (layer, hop) = (Some(need.layer), need.hop);
             PolicyVerdict { effect: Effect::Deny, reason: Reason::ApprovalRequired, layer, hop, matched, ..verdict }
         }
@@ -341,11 +341,11 @@ fn locate_entry(documents: &[Document], matched: &PolicyEntryRef, effect: Effect
     let list = deciding_list(matched, effect, reason);
     let document = documents.iter().find(|document| document.key.kind == matched.kind && document.key.id == *matched.id);
     let of_entry = document.filter(|_| !matched.entry.is_empty()).and_then(|document| {
-        let places = list_entries(document);
-        places.into_iter().find(|place| place.entry == *matched.entry && list.is_none_or(|list| place.list == list))
+        let locations = list_entries(document);
+        locations.into_iter().find(|location| location.entry == *matched.entry && list.is_none_or(|list| location.list == list))
     });
-    if let Some(place) = of_entry {
-        return place;
+    if let Some(location) = of_entry {
+        return location;
     }
     let field = if is_agent_refusal(reason) { refusal_field(reason) } else { "" };
     let at = document.map_or(SourcePosition::START, |document| document.field_position(field, 0));
@@ -400,11 +400,12 @@ fn measure_coverage(documents: &[Document], reached: &HashSet<PermissionEntryId>
         _ => false,
     };
     let mut coverage = EntryCoverage::default();
-    for place in documents.iter().filter(counts).flat_map(list_entries) {
+    for location in documents.iter().filter(counts).flat_map(list_entries) {
         coverage.entries += 1;
-        let key = |list| PermissionEntryId { kind: place.kind.clone(), id: place.id.clone(), list, text: place.entry.clone() };
-        if !reached.contains(&key(Some(place.list))) && !reached.contains(&key(None)) {
-            coverage.unreached.push(place);
+        let key =
+            |list| PermissionEntryId { kind: location.kind.clone(), id: location.id.clone(), list, text: location.entry.clone() };
+        if !reached.contains(&key(Some(location.list))) && !reached.contains(&key(None)) {
+            coverage.unreached.push(location);
         }
     }
     coverage.unreached.sort_by(|a, b| (&a.path, a.line, a.column).cmp(&(&b.path, b.line, b.column)));
@@ -475,7 +476,7 @@ impl fmt::Display for TestFailure {
         }
         match (&self.problem, &self.decided_by) {
             (Some(problem), _) => write!(f, "\n  because {problem}"),
-            (None, Some(place)) => write!(f, "\n  by      {place}"),
+            (None, Some(location)) => write!(f, "\n  by      {location}"),
             (None, None) => Ok(()),
         }
     }

@@ -1,7 +1,8 @@
 //! The tool registry of a policy, and the patterns that match its tools.
 //!
 //! Tools are numbered in the order of their names, so the literal start of a pattern selects a range of numbers. Patterns are
-//! resolved when a policy is compiled, never during a request. This file knows no layer. Look next at `compile/permission_set.rs`.
+//! resolved when a policy is compiled, never during a request. This file does not know the decision layers. Look next at
+//! `compile/permission_set.rs`.
 
 use std::collections::HashMap;
 use std::sync::Arc;

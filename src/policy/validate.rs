@@ -14,7 +14,7 @@ use crate::model::reason::Reason;
 use super::diagnostic::{Diagnostic, Severity, sort_and_limit, suggest_name};
 use super::document::{
     AgentSpec, Document, DocumentBody, GuardrailSpec, IssuerSpec, NameSelection, OperatorRole, OperatorSpec, TestSpec,
-    enforced_documents, shadow_documents,
+    documents_with_shadows_enforced, enforced_documents,
 };
 use super::tools::{PatternCache, ToolTable};
 
@@ -31,13 +31,13 @@ use entries::check_entries;
 /// Documents without effect are reported only for a policy without errors, because a typo makes many documents look unreachable.
 /// Only documents in force are checked for that.
 pub fn check_policy(documents: &[Document]) -> Vec<Diagnostic> {
-    check_beside(documents, &[])
+    check_policy_with_existing(documents, &[])
 }
 
 /// As [`check_policy`], for documents that are in force beside others: the operators of those others may approve too.
-pub fn check_beside(documents: &[Document], beside: &[Document]) -> Vec<Diagnostic> {
+pub fn check_policy_with_existing(documents: &[Document], existing: &[Document]) -> Vec<Diagnostic> {
     let (tools, mut patterns) = (ToolTable::new(documents), PatternCache::default());
-    let mut out = check_all(documents, beside, &tools, &mut patterns);
+    let mut out = check_all(documents, existing, &tools, &mut patterns);
     if !out.iter().any(Diagnostic::is_error) {
         reachability::lint_unused_sets(documents, &mut out);
         let documents = enforced_documents(documents);
@@ -53,10 +53,11 @@ pub(super) fn check_documents(documents: &[Document], tools: &ToolTable, pattern
     check_all(documents, &[], tools, patterns)
 }
 
-fn check_all(documents: &[Document], beside: &[Document], tools: &ToolTable, patterns: &mut PatternCache) -> Vec<Diagnostic> {
-    let index = DocumentIndex::new(&enforced_documents(documents), tools).beside(beside);
+fn check_all(documents: &[Document], existing: &[Document], tools: &ToolTable, patterns: &mut PatternCache) -> Vec<Diagnostic> {
+    let index = DocumentIndex::new(&enforced_documents(documents), tools).with_operator_groups_of(existing);
     // A shadow document is checked against the policy that would be in force with it.
-    let would_be = shadow_documents(documents).map(|documents| DocumentIndex::new(&documents, tools).beside(beside));
+    let would_be = documents_with_shadows_enforced(documents)
+        .map(|documents| DocumentIndex::new(&documents, tools).with_operator_groups_of(existing));
     let mut out = Vec::new();
     check_unique(documents, &mut out);
     check_keys(documents, &mut out);
@@ -136,8 +137,9 @@ impl<'a> DocumentIndex<'a> {
         Self { tools, by_kind, operator_groups }
     }
 
-    /// Counts the groups of further operators, unless a document of this index takes the place of such an operator.
-    fn beside(mut self, documents: &'a [Document]) -> Self {
+    /// Adds the operator groups of documents that are in force but not checked here. An operator of this index takes precedence
+    /// over one with the same id.
+    fn with_operator_groups_of(mut self, documents: &'a [Document]) -> Self {
         for document in documents.iter().filter(|document| !document.is_shadow()) {
             if let DocumentBody::Operator(operator) = &document.body
                 && !self.has_document("operator", &document.key.id)
@@ -334,12 +336,12 @@ fn check_cycles(index: &DocumentIndex<'_>, out: &mut Vec<Diagnostic>) {
     let number = |id: &str| sets.binary_search_by_key(&id, |set| &set.key.id).ok();
     let included = |set: &Document| set.permissions().map(|permissions| permissions.include.clone()).unwrap_or_default();
     let edges = sets.iter().map(|set| included(set).iter().map(|id| number(id)).collect());
-    for circle in cycles::find_cycles(&edges.collect::<Vec<_>>()) {
+    for cycle in cycles::find_cycles(&edges.collect::<Vec<_>>()) {
         let named: Vec<String> =
-            circle.first_nodes(16).filter_map(|set| sets.get(set)).map(|set| format!("`{}`", abbreviate(&set.key.id))).collect();
-        if let Some(document) = sets.get(circle.closing_node) {
+            cycle.first_nodes(16).filter_map(|set| sets.get(set)).map(|set| format!("`{}`", abbreviate(&set.key.id))).collect();
+        if let Some(document) = sets.get(cycle.closing_node) {
             let message = format!("permission sets include each other: {}", named.join(" includes "));
-            out.push(document.field_diagnostic(Severity::Error, "include", circle.closing_edge, message));
+            out.push(document.field_diagnostic(Severity::Error, "include", cycle.closing_edge, message));
         }
     }
 }

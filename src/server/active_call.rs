@@ -52,13 +52,13 @@ impl ActiveCall {
     fn admit(&mut self, headers: &HeaderMap, limits: &MessageLimits) -> Result<(), Status> {
         let count = headers.len();
         if count > CALL_HEADERS_MAX {
-            return Err(self.refused(CallRefusal::TooManyHeaders { count, count_max: CALL_HEADERS_MAX }));
+            return Err(self.count_refusal(CallRefusal::TooManyHeaders { count, count_max: CALL_HEADERS_MAX }));
         }
         let header_bytes = headers.values().map(HeaderValue::len).sum::<usize>() + HEADER_BYTES * count;
         self.base_bytes = WAITING_CALL_OVERHEAD_BYTES + header_bytes.saturating_sub(CALL_HEADER_BYTES);
         if limits.is_idle {
             if !self.connection.begin_idle_stream() {
-                return Err(self.refused(CallRefusal::IdleStreams));
+                return Err(self.count_refusal(CallRefusal::IdleStreams));
             }
             self.is_idle = true;
         }
@@ -68,19 +68,19 @@ impl ActiveCall {
     /// Charges a waiting call, including the messages that it has read so far.
     fn charge_wait(&mut self) -> Result<(), Status> {
         let read = self.connection.take_read_bytes();
-        self.hold(read)
+        self.charge_held_bytes(read)
     }
 
     /// Charges a call that waits, and `bytes` that it holds.
-    fn hold(&mut self, bytes: usize) -> Result<(), Status> {
+    fn charge_held_bytes(&mut self, bytes: usize) -> Result<(), Status> {
         let bytes = self.base_bytes.saturating_add(bytes);
         let raised = self.connection.budget.raise(&mut self.charged_bytes, bytes);
-        raised.map_err(|refused| self.refused(refused))
+        raised.map_err(|refusal| self.count_refusal(refusal))
     }
 
-    fn refused(&self, refused: CallRefusal) -> Status {
-        self.connection.counters.count_refusal(refused);
-        refusal_status(refused)
+    fn count_refusal(&self, refusal: CallRefusal) -> Status {
+        self.connection.counters.count_refusal(refusal);
+        refusal_status(refusal)
     }
 }
 
@@ -130,25 +130,25 @@ where
         .await
     };
     let (head, mut body) = answered.unwrap_or_else(|refused: Status| refused.into_http()).into_parts();
-    let ahead = look_ahead(&mut body, &limits).await;
-    let held = match &ahead {
+    let prefetched = prefetch_first_frame(&mut body, &limits).await;
+    let held = match &prefetched {
         Some(Some(Ok(frame))) => frame.data_ref().map_or(0, Bytes::len),
         _ => limits.held_bytes,
     };
-    let charged = if held > REPLY_FREE_BYTES_MAX { call.hold(held) } else { Ok(()) };
+    let charged = if held > REPLY_FREE_BYTES_MAX { call.charge_held_bytes(held) } else { Ok(()) };
     match charged {
         Ok(()) => {
             let mut reply = ReplyBody::new(body, call);
-            reply.ahead = ahead;
+            reply.prefetched = prefetched;
             Ok(Response::from_parts(head, reply))
         }
         Err(refused) => Ok(refused.into_http().map(|body| ReplyBody::new(body, call))),
     }
 }
 
-/// Takes the first frame of a reply that is there, so that the reply is charged by its size. Otherwise it would wait, as long as the
-/// peer takes nothing, in a form whose size nobody knows. A stream of requests is answered only when the transport asks.
-async fn look_ahead<B: Body<Data = Bytes> + Unpin>(body: &mut B, limits: &MessageLimits) -> Option<Ahead<B>> {
+/// Takes the first frame of a reply if it is ready, so that the reply is charged by its real size while the peer does not read.
+/// Takes nothing from the reply to a stream of requests: each of its answers is made only when the transport polls for it.
+async fn prefetch_first_frame<B: Body<Data = Bytes> + Unpin>(body: &mut B, limits: &MessageLimits) -> Option<PrefetchedFrame<B>> {
     if limits.is_stream || body.is_end_stream() {
         return None;
     }
@@ -160,14 +160,14 @@ async fn look_ahead<B: Body<Data = Bytes> + Unpin>(body: &mut B, limits: &Messag
 }
 
 /// What a body answered when it was asked for a frame; `None` at its end.
-type Ahead<B> = Option<Result<Frame<Bytes>, <B as Body>::Error>>;
+type PrefetchedFrame<B> = Option<Result<Frame<Bytes>, <B as Body>::Error>>;
 
 /// The body of an answer. It is sent in parts, and the sweeper of the connection registry sees how long each part waits for the
 /// peer.
 pub(super) struct ReplyBody<B: Body<Data = Bytes>> {
     body: B,
     /// A frame that was taken from the body and not sent yet.
-    ahead: Option<Ahead<B>>,
+    prefetched: Option<PrefetchedFrame<B>>,
     call: ActiveCall,
     /// The period in which the last part began to wait for the peer.
     wait_period: Option<usize>,
@@ -178,7 +178,7 @@ pub(super) struct ReplyBody<B: Body<Data = Bytes>> {
 impl<B: Body<Data = Bytes>> ReplyBody<B> {
     pub(super) fn new(body: B, call: ActiveCall) -> Self {
         let waiting = Some(call.connection.begin_reply_wait());
-        Self { body, ahead: None, call, wait_period: waiting, unsent: Bytes::new(), is_over: false }
+        Self { body, prefetched: None, call, wait_period: waiting, unsent: Bytes::new(), is_over: false }
     }
 
     fn end_wait(&mut self) {
@@ -216,8 +216,8 @@ where
             return Poll::Ready(None);
         }
         this.call.connection.take_read_bytes();
-        let polled = match this.ahead.take() {
-            Some(ahead) => Poll::Ready(ahead),
+        let polled = match this.prefetched.take() {
+            Some(prefetched) => Poll::Ready(prefetched),
             None => Pin::new(&mut this.body).poll_frame(context),
         };
         match polled {
@@ -240,11 +240,11 @@ where
     }
 
     fn is_end_stream(&self) -> bool {
-        self.unsent.is_empty() && self.ahead.is_none() && (self.is_over || self.body.is_end_stream())
+        self.unsent.is_empty() && self.prefetched.is_none() && (self.is_over || self.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        match self.unsent.is_empty() && self.ahead.is_none() {
+        match self.unsent.is_empty() && self.prefetched.is_none() {
             true => self.body.size_hint(),
             false => SizeHint::default(),
         }

@@ -49,7 +49,7 @@ pub(super) struct ConnectionBudget {
     used: AtomicUsize,
     verified_signature: Arc<VerifiedSignatureFlag>,
     /// Whether a sweep found that the connection carried a verified signature recently.
-    has_proved_lately: AtomicBool,
+    has_recent_signature: AtomicBool,
 }
 
 impl ConnectionBudget {
@@ -60,17 +60,17 @@ impl ConnectionBudget {
         bytes_max: usize,
         verified_signature: Arc<VerifiedSignatureFlag>,
     ) -> Self {
-        let (used, has_proved_lately) = (AtomicUsize::new(0), AtomicBool::new(false));
-        Self { shared: pool, own_bytes, bytes_max, used, verified_signature, has_proved_lately }
+        let (used, has_recent_signature) = (AtomicUsize::new(0), AtomicBool::new(false));
+        Self { shared: pool, own_bytes, bytes_max, used, verified_signature, has_recent_signature }
     }
 
     /// Notes whether the connection carried a verified signature recently.
     pub(super) fn note_proved(&self, lately: bool) {
-        self.has_proved_lately.store(lately, Ordering::Relaxed);
+        self.has_recent_signature.store(lately, Ordering::Relaxed);
     }
 
     fn has_proved(&self) -> bool {
-        self.has_proved_lately.load(Ordering::Relaxed) || self.verified_signature.is_set()
+        self.has_recent_signature.load(Ordering::Relaxed) || self.verified_signature.is_set()
     }
 
     /// Raises a charge of `held` bytes to at least `bytes`. Return it with [`Self::release`].

@@ -3,7 +3,7 @@
 //! A full listener cuts one connection for each new one, so that nobody shuts the others out. It first cuts connections on which no
 //! signature was verified recently, idle ones before busy ones, and the oldest first. A new connection has a grace in which its first
 //! call can be verified. A request takes no lock and reads no clock here: it only counts, and [`ConnectionRegistry::sweep`] reads the counts.
-//! Look next at `listen.rs`, which admits connections, and at `active_call.rs`.
+//! Look next at `acceptor.rs`, which admits connections, and at `active_call.rs`.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -148,9 +148,9 @@ impl TrackedConnection {
         CutCause::from_index(self.cut_cause.load(Ordering::Acquire)).is_some()
     }
 
-    fn has_proved_lately(&self, now_ms: u64) -> bool {
+    fn has_recent_signature(&self, now_ms: u64) -> bool {
         let proved_ms = self.last_proved_ms.load(Ordering::Relaxed);
-        self.verified_signature.is_set() || is_lately(proved_ms, now_ms)
+        self.verified_signature.is_set() || is_recent(proved_ms, now_ms)
     }
 
     /// When a sweep last saw it in use.
@@ -158,24 +158,24 @@ impl TrackedConnection {
         self.last_active_ms.load(Ordering::Relaxed)
     }
 
-    /// How much the connection is missed if it is cut: the class, and the time that orders connections of the same class. A lower
-    /// value is cut first.
-    fn rank(&self, rules: &ConnectionLimits, now_ms: u64) -> (Class, u64) {
+    /// The eviction rank: the class, then the time that orders connections of the same class whose peers have equally many
+    /// connections. The connection with the lowest rank is cut first.
+    fn eviction_rank(&self, rules: &ConnectionLimits, now_ms: u64) -> (EvictionClass, u64) {
         let is_busy = self.is_busy();
-        if self.has_proved_lately(now_ms) {
-            let class = if is_busy { Class::ProvedBusy } else { Class::ProvedIdle };
+        if self.has_recent_signature(now_ms) {
+            let class = if is_busy { EvictionClass::ProvedBusy } else { EvictionClass::ProvedIdle };
             // A signature that no sweep has seen yet is the newest. Calls without a signature prolong nothing.
             let proved_ms = if self.verified_signature.is_set() { now_ms } else { self.last_proved_ms.load(Ordering::Relaxed) };
             return (class, proved_ms);
         }
         if Duration::from_millis(now_ms.saturating_sub(self.opened_ms)) < rules.grace {
-            return (Class::New, self.opened_ms);
+            return (EvictionClass::New, self.opened_ms);
         }
         // Where calls are signed, a stream that nobody signed is no use of the listener.
         match (rules.unsigned_timeout.is_some(), is_busy) {
-            (true, _) => (Class::Idle, self.opened_ms),
-            (false, false) => (Class::Idle, self.last_used_ms()),
-            (false, true) => (Class::Busy, self.last_used_ms()),
+            (true, _) => (EvictionClass::Idle, self.opened_ms),
+            (false, false) => (EvictionClass::Idle, self.last_used_ms()),
+            (false, true) => (EvictionClass::Busy, self.last_used_ms()),
         }
     }
 
@@ -184,9 +184,9 @@ impl TrackedConnection {
     }
 }
 
-/// The use of a connection; the class that is missed least comes first.
+/// How a connection is used, in the order of eviction: the first class is evicted first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-enum Class {
+enum EvictionClass {
     Idle,
     Busy,
     /// It had no time yet to carry a signature.
@@ -195,7 +195,7 @@ enum Class {
     ProvedBusy,
 }
 
-fn is_lately(proved_ms: u64, now_ms: u64) -> bool {
+fn is_recent(proved_ms: u64, now_ms: u64) -> bool {
     proved_ms != 0 && now_ms.saturating_sub(proved_ms) < RECENT_SIGNATURE_MS
 }
 
@@ -248,11 +248,11 @@ impl ConnectionRegistry {
             if table.cut_pending >= CUT_PENDING_MAX {
                 return Err(AdmissionError::CutPending);
             }
-            let (class, missed_least) = table.eviction_candidate(&self.rules, now_ms).ok_or(AdmissionError::CutPending)?;
-            if class == Class::New {
+            let (class, evicted) = table.eviction_candidate(&self.rules, now_ms).ok_or(AdmissionError::CutPending)?;
+            if class == EvictionClass::New {
                 return Err(AdmissionError::New);
             }
-            self.cut_connection(&mut table, &missed_least, CutCause::Displaced);
+            self.cut_connection(&mut table, &evicted, CutCause::Displaced);
         }
         let open = table.connections.len().saturating_add(1);
         let window = (FLOW_CONTROL_BYTES_MAX / open).clamp(WINDOW_BYTES_MIN, self.rules.window_bytes_max.max(WINDOW_BYTES_MIN));
@@ -330,7 +330,7 @@ impl ConnectionRegistry {
         if tracked.verified_signature.take() {
             tracked.last_proved_ms.store(now_ms.max(1), Ordering::Relaxed);
         }
-        tracked.budget.note_proved(is_lately(tracked.last_proved_ms.load(Ordering::Relaxed), now_ms));
+        tracked.budget.note_proved(is_recent(tracked.last_proved_ms.load(Ordering::Relaxed), now_ms));
         let asked = tracked.calls_total.load(Ordering::Relaxed);
         if tracked.is_busy() || tracked.calls_total_seen.swap(asked, Ordering::Relaxed) != asked {
             tracked.last_active_ms.store(now_ms, Ordering::Relaxed);
@@ -376,21 +376,21 @@ impl ConnectionTable {
         }
         let others_max = rules.connections_max.saturating_sub(rules.reserved_max);
         rules.reserved_max > 0 && staying >= others_max && {
-            let others = self.connections.iter().filter(|tracked| !tracked.is_cut() && !tracked.has_proved_lately(now_ms));
+            let others = self.connections.iter().filter(|tracked| !tracked.is_cut() && !tracked.has_recent_signature(now_ms));
             others.count() >= others_max
         }
     }
 
     /// The connection to cut, among those compared, and its class. Some connection is always chosen, because whoever holds a key
     /// could otherwise shut all others out.
-    fn eviction_candidate(&mut self, rules: &ConnectionLimits, now_ms: u64) -> Option<(Class, Arc<TrackedConnection>)> {
+    fn eviction_candidate(&mut self, rules: &ConnectionLimits, now_ms: u64) -> Option<(EvictionClass, Arc<TrackedConnection>)> {
         let compared = self.connections.len().min(CANDIDATES_MAX);
         let start = self.cursor;
         self.cursor = self.cursor.wrapping_add(compared);
         let candidates =
             (0..compared).filter_map(|step| self.connections.get((start.wrapping_add(step)) % self.connections.len()));
         let ranked = candidates.filter(|tracked| !tracked.is_cut()).map(|tracked| {
-            let (class, since_ms) = tracked.rank(rules, now_ms);
+            let (class, since_ms) = tracked.eviction_rank(rules, now_ms);
             // The peer with the most connections loses one first.
             let of_peer = self.count_by_peer.get(&tracked.peer).copied().unwrap_or_default();
             ((class, Reverse(of_peer), since_ms, tracked.id), tracked)
@@ -405,10 +405,10 @@ impl ConnectionTable {
     }
 
     fn remove(&mut self, tracked: &TrackedConnection) {
-        let Some(place) = self.index_by_id.remove(&tracked.id) else { return };
-        self.connections.swap_remove(place);
-        if let Some(moved) = self.connections.get(place) {
-            self.index_by_id.insert(moved.id, place);
+        let Some(index) = self.index_by_id.remove(&tracked.id) else { return };
+        self.connections.swap_remove(index);
+        if let Some(moved) = self.connections.get(index) {
+            self.index_by_id.insert(moved.id, index);
         }
         if tracked.is_cut() {
             self.cut_pending = self.cut_pending.saturating_sub(1);

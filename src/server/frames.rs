@@ -82,7 +82,7 @@ impl FrameMeter {
                 self.begin_frame();
             }
         }
-        self.frames <= CONTROL_FRAMES_BURST || self.settle()
+        self.frames <= CONTROL_FRAMES_BURST || self.deduct_allowance()
     }
 
     fn begin_frame(&mut self) {
@@ -98,7 +98,7 @@ impl FrameMeter {
     }
 
     /// Takes off what sent bytes and time allow. Returns whether the rest is within the burst.
-    fn settle(&mut self) -> bool {
+    fn deduct_allowance(&mut self) -> bool {
         let now = Instant::now();
         let ms = u64::try_from(now.saturating_duration_since(self.counted_at).as_millis()).unwrap_or(u64::MAX);
         let by_time = ms.saturating_mul(CONTROL_FRAMES_PER_S) / 1_000;

@@ -1,7 +1,7 @@
 //! The settings of listeners, connections and the drain, and the bounds of each.
 //!
 //! [`Settings::validate`] checks the values before anything is bound, because the HTTP libraries panic on some of them. Look next
-//! at `listen.rs`, which binds.
+//! at `acceptor.rs`, which binds.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -105,21 +105,26 @@ impl Settings {
     pub fn validate(&self) -> Result<(), Error> {
         const HOUR_MS: u64 = 3_600_000;
         const GIB: u64 = 1024 * 1024 * 1024;
-        let wide = |value: usize| u64::try_from(value).unwrap_or(u64::MAX);
-        for (name, value, least, most) in [
-            ("decision_runtimes", wide(self.decision_runtimes), 1, 64),
-            ("connections_max", wide(self.connections_max), 1, 1_000_000),
-            ("control_connections_max", wide(self.control_connections_max), 1, 1_000_000),
-            ("signed_connections_kept", wide(self.signed_connections_kept), 0, 1_000_000),
+        let to_u64 = |value: usize| u64::try_from(value).unwrap_or(u64::MAX);
+        for (name, value, min, max) in [
+            ("decision_runtimes", to_u64(self.decision_runtimes), 1, 64),
+            ("connections_max", to_u64(self.connections_max), 1, 1_000_000),
+            ("control_connections_max", to_u64(self.control_connections_max), 1, 1_000_000),
+            ("signed_connections_kept", to_u64(self.signed_connections_kept), 0, 1_000_000),
             ("idle_timeout_ms", self.idle_timeout_ms, 1, 24 * HOUR_MS),
             ("unsigned_timeout_ms", self.unsigned_timeout_ms, 1, 24 * HOUR_MS),
-            ("waiting_bytes_max", wide(self.waiting_bytes_max), 0, 64 * GIB),
-            ("admin_waiting_bytes_max", wide(self.admin_waiting_bytes_max), 0, 64 * GIB),
-            ("connection_waiting_bytes_max", wide(self.connection_waiting_bytes_max), wide(CONNECTION_RESERVED_BYTES), 64 * GIB),
+            ("waiting_bytes_max", to_u64(self.waiting_bytes_max), 0, 64 * GIB),
+            ("admin_waiting_bytes_max", to_u64(self.admin_waiting_bytes_max), 0, 64 * GIB),
+            (
+                "connection_waiting_bytes_max",
+                to_u64(self.connection_waiting_bytes_max),
+                to_u64(CONNECTION_RESERVED_BYTES),
+                64 * GIB,
+            ),
             ("streams_per_connection_max", u64::from(self.streams_per_connection_max), 1, 10_000),
             ("window_bytes", u64::from(self.window_bytes), 65_535, 64 * 1024 * 1024),
             ("header_bytes_max", u64::from(self.header_bytes_max), 8192, 1024 * 1024),
-            ("http_body_bytes_max", wide(self.http_body_bytes_max), 1, 64 * 1024 * 1024),
+            ("http_body_bytes_max", to_u64(self.http_body_bytes_max), 1, 64 * 1024 * 1024),
             ("handshake_timeout_ms", self.handshake_timeout_ms, 1, HOUR_MS),
             ("http_request_timeout_ms", self.http_request_timeout_ms, 1, HOUR_MS),
             ("write_stall_timeout_ms", self.write_stall_timeout_ms, 1, HOUR_MS),
@@ -127,8 +132,8 @@ impl Settings {
             ("keepalive_timeout_ms", self.keepalive_timeout_ms, 100, HOUR_MS),
             ("drain_timeout_ms", self.drain_timeout_ms, 0, HOUR_MS),
         ] {
-            if !(least..=most).contains(&value) {
-                return Err(Error::Setting { name, value, least, most });
+            if !(min..=max).contains(&value) {
+                return Err(Error::Setting { name, value, min, max });
             }
         }
         Ok(())

@@ -133,7 +133,7 @@ async fn serve_fixture_with(settings: Settings, limits: fn(&str) -> MessageLimit
 }
 
 /// Finish futures for runtimes whose calls leave nothing to finish.
-fn no_finish() -> Arc<dyn Fn(usize) -> FinishFuture + Send + Sync> {
+fn no_finish() -> Arc<dyn Fn(usize) -> RuntimeShutdownFuture + Send + Sync> {
     Arc::new(|_| Box::pin(std::future::ready(())))
 }
 
@@ -330,7 +330,7 @@ async fn a_drain_lets_calls_in_flight_end() {
     assert!(!drain.is_finished(), "a call is in flight");
     probe.release.add_permits(1);
     assert_eq!(call.await.unwrap().unwrap(), 1);
-    assert_eq!(drain.await.unwrap(), DrainOutcome { connections_cut: 0, threads_left: Vec::new() });
+    assert_eq!(drain.await.unwrap(), DrainOutcome { connections_cut: 0, unfinished_threads: Vec::new() });
     TcpStream::connect(addresses.http).await.unwrap_err();
 }
 
@@ -340,7 +340,7 @@ async fn a_drain_has_an_end() {
     let mut grpc = client(addresses.decisions).await;
     let call = tokio::spawn(async move { ask(&mut grpc, "hold").await });
     probe.entered.acquire().await.unwrap().forget();
-    assert_eq!(server.drain().await, DrainOutcome { connections_cut: 1, threads_left: Vec::new() });
+    assert_eq!(server.drain().await, DrainOutcome { connections_cut: 1, unfinished_threads: Vec::new() });
     call.await.unwrap().unwrap_err();
 }
 

@@ -25,7 +25,7 @@ use super::connection_registry::TrackedConnection;
 use super::counters::CutCause;
 use super::phase::{DrainSignal, PhaseReceiver, ServerPhase};
 use super::settings::Settings;
-use super::{Error, FinishFuture, GrpcServices, ListenerRole, RuntimeContext};
+use super::{Error, GrpcServices, ListenerRole, RuntimeContext, RuntimeShutdownFuture};
 
 /// Longest wait for blocking work that is still under way when its runtime ends.
 const BLOCKING_GRACE: Duration = Duration::from_secs(1);
@@ -68,7 +68,7 @@ pub(super) struct WorkerContext {
 pub(super) fn start_worker<W, F>(
     name: String,
     mut cut: PhaseReceiver,
-    finish: Option<FinishFuture>,
+    finish: Option<RuntimeShutdownFuture>,
     work: W,
 ) -> Result<WorkerThread, Error>
 where

@@ -19,9 +19,9 @@ use super::ledger_call::LedgerCall;
 use super::request::{ApprovalRequest, Caller, DecisionRequest};
 use crate::model::approval::{
     ApprovalCall, ApprovalQuota, ApprovalRow, ApprovalSubmission, ApprovalSubmissionOutcome, ApprovalUseRequest, ApproverCheck,
-    OwnApprovalUse, PreparedApprovalUse, UnusableCause,
+    OwnApprovalUse, PreparationApprovalUse, UnusableCause,
 };
-use crate::model::decision::{ApprovalNeed, Decision, Effect, PreparedNeed};
+use crate::model::decision::{ApprovalNeed, Decision, Effect, PreparationNeed};
 use crate::model::ids::{GroupId, UserId};
 use crate::model::json::{JsonObject, Value};
 use crate::model::limits::{
@@ -40,7 +40,7 @@ pub(super) struct ApprovalRequirement {
     call: ApprovalCall,
     pub(super) uses: ApprovalUseRequest,
     /// One for each of `uses.prepared`.
-    prepared_needs: Vec<PreparedNeed>,
+    prepared_needs: Vec<PreparationNeed>,
     /// The first layer that asks for the call's own approval.
     layer: Option<DecisionLayer>,
     hop: Option<usize>,
@@ -161,7 +161,7 @@ impl ApprovalRequirement {
         let call = approval_call(subject, &request.tool, arguments);
         let own = (decision.effect == Effect::NeedsApproval)
             .then(|| OwnApprovalUse { digest: call.digest.clone(), needs: decision.approvals.clone() });
-        let prepared = decision.prepared_needs.iter().map(|need| PreparedApprovalUse {
+        let prepared = decision.prepared_needs.iter().map(|need| PreparationApprovalUse {
             digest: call_digest(subject, &need.tool, arguments),
             needs: decide_prepared_call(judged, request, need, snapshot, now).map(|now| now.approvals).unwrap_or_default(),
         });
@@ -212,7 +212,7 @@ fn approver_check(snapshot: Arc<Snapshot>) -> ApproverCheck {
 fn decide_prepared_call(
     judged: &Judgement,
     request: &DecisionRequest,
-    need: &PreparedNeed,
+    need: &PreparationNeed,
     snapshot: &Snapshot,
     now: ClockReading,
 ) -> Option<Decision> {
@@ -242,7 +242,7 @@ pub(super) fn find_denied_prepared_call(
 }
 
 /// Whether the used approvals cover every approval that the later decision asks for.
-pub(super) fn covers_needs(needs: &[ApprovalNeed], prepared: &[PreparedNeed], again: &Decision) -> bool {
+pub(super) fn covers_needs(needs: &[ApprovalNeed], prepared: &[PreparationNeed], again: &Decision) -> bool {
     again.approvals.iter().all(|need| needs.contains(need)) && again.prepared_needs.iter().all(|need| prepared.contains(need))
 }
 

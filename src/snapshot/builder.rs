@@ -16,7 +16,7 @@ use crate::model::parallel::map_chunks_in_order;
 use crate::model::revision::{Revision, StateDigest};
 use crate::model::rows::{DocumentKey, DocumentRow, RevocationRow, RowChange};
 use crate::policy::compile::CompiledPolicy;
-use crate::policy::document::{Document, DocumentBody, shadow_documents};
+use crate::policy::document::{Document, DocumentBody, documents_with_shadows_enforced};
 use crate::revocation::RevocationIndex;
 use crate::token::trust::TrustTable;
 
@@ -335,7 +335,7 @@ impl SnapshotBuilder {
         }
         let (agents, _): (Vec<&Document>, Vec<&Document>) =
             shadows.iter().copied().partition(|document| document.key.kind == SHADOW_AGENT_KIND);
-        let base: Vec<&Document> = shadow_documents(self.documents.values())
+        let base: Vec<&Document> = documents_with_shadows_enforced(self.documents.values())
             .unwrap_or_default()
             .into_iter()
             .filter(|document| document.key.kind != SHADOW_AGENT_KIND)

@@ -16,7 +16,7 @@ use super::Error;
 use super::request_checks::{check_at_most, check_not_empty};
 use crate::model::approval::{
     ApprovalCall, ApprovalLayer, ApprovalRow, ApprovalState, ApprovalSubmission, ApprovalUse, ApprovalUseOutcome,
-    ApprovalUseRequest, ApproverCheck, PreparedApprovalUse, UnusableCause,
+    ApprovalUseRequest, ApproverCheck, PreparationApprovalUse, UnusableCause,
 };
 use crate::model::decision::ApprovalNeed;
 use crate::model::limits::{
@@ -58,7 +58,7 @@ pub fn check_ask(request: &ApprovalSubmission) -> Result<(), Error> {
 pub fn check_use(request: &ApprovalUseRequest) -> Result<(), Error> {
     request.digests().into_iter().try_for_each(check_digest)?;
     let layers =
-        |one: &PreparedApprovalUse| check_at_most("layers that ask for an approval", one.needs.len(), APPROVAL_LAYERS_MAX);
+        |one: &PreparationApprovalUse| check_at_most("layers that ask for an approval", one.needs.len(), APPROVAL_LAYERS_MAX);
     request.prepared.iter().try_for_each(layers)?;
     check_at_most("prepared calls of one use", request.prepared.len(), APPROVALS_PREPARED_MAX)?;
     check_at_most("bytes in a decision id", request.decision_id.len(), ID_BYTES_MAX)?;

@@ -52,15 +52,15 @@ impl Write for LogWriter {
 
 fn write_line(stream: &mut (impl Write + AsFd), line: &[u8], format: LogFormat, lost: &mut LostLines) {
     if lost.lines > 0 {
-        let said = match format {
+        let loss_report = match format {
             LogFormat::Human => format!("WARN {} lines of the log were lost: standard error was not read in time\n", lost.lines),
             LogFormat::Json => format!(
                 "{{\"level\":\"WARN\",\"message\":\"lines of the log were lost: standard error was not read in time\",\"lines\":{}}}\n",
                 lost.lines
             ),
         };
-        let said = if lost.is_torn { format!("\n{said}") } else { said };
-        if write_parts(stream, said.as_bytes()) == 0 {
+        let loss_report = if lost.is_torn { format!("\n{loss_report}") } else { loss_report };
+        if write_parts(stream, loss_report.as_bytes()) == 0 {
             lost.lines = lost.lines.saturating_add(1);
             return;
         }
@@ -72,7 +72,8 @@ fn write_line(stream: &mut (impl Write + AsFd), line: &[u8], format: LogFormat, 
     }
 }
 
-/// How many bytes were written without waiting. A reader that is gone counts as one that took them: nobody is left to tell.
+/// Returns how many bytes were written without waiting. If the reader is gone, all bytes count as written, because nobody could
+/// read a report of the loss.
 fn write_parts(stream: &mut (impl Write + AsFd), line: &[u8]) -> usize {
     let mut written = 0;
     for part in line.chunks(PART_BYTES) {
@@ -115,8 +116,8 @@ mod tests {
         drop(writer);
         let mut rest = String::new();
         reader.read_to_string(&mut rest).unwrap();
-        let said = "WARN 10 lines of the log were lost: standard error was not read in time\nagain\n";
-        assert!(rest.trim_start_matches(['x', '\n']) == said, "{rest}");
+        let loss_report = "WARN 10 lines of the log were lost: standard error was not read in time\nagain\n";
+        assert!(rest.trim_start_matches(['x', '\n']) == loss_report, "{rest}");
     }
 
     #[test]

@@ -58,11 +58,11 @@ pub struct SpanFacts<'a> {
 
 /// Records spans of decisions. A clone shares the limits.
 #[derive(Clone, Debug)]
-pub struct SpanRecorder(Option<Arc<SpanSampler>>);
+pub struct SpanRecorder(Option<Arc<SampledSpanExporter>>);
 
 /// Samples and exports spans.
 #[derive(Debug)]
-struct SpanSampler {
+struct SampledSpanExporter {
     tracer: SdkTracer,
     /// The number of permits that are sampled out of 2^32 permits without a parent.
     permit_threshold: u64,
@@ -79,7 +79,7 @@ impl SpanRecorder {
     }
 
     pub(super) fn new(tracer: SdkTracer, settings: &Settings) -> Self {
-        Self(Some(Arc::new(SpanSampler {
+        Self(Some(Arc::new(SampledSpanExporter {
             tracer,
             permit_threshold: ratio_to_threshold(settings.permit_span_ratio),
             permits_seen: AtomicU64::new(0),
@@ -109,7 +109,7 @@ impl SpanRecorder {
     }
 }
 
-impl SpanSampler {
+impl SampledSpanExporter {
     /// Whether a decision gets a span: sampled, and within the limit.
     fn should_sample(&self, facts: &SpanFacts<'_>) -> bool {
         let cap = match (facts.effect, facts.parent) {

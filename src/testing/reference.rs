@@ -5,7 +5,7 @@
 //! the compiled evaluator is decided here too, and both must agree. Look next at `policy/compile/evaluate.rs`.
 
 use crate::model::constraint::ConstraintMap;
-use crate::model::decision::{ApprovalNeed, Effect, PolicyEntryRef, PreparedNeed};
+use crate::model::decision::{ApprovalNeed, Effect, PolicyEntryRef, PreparationNeed};
 use crate::model::ids::GroupId;
 use crate::model::json::JsonObject;
 use crate::model::reason::{DecisionLayer, Reason};
@@ -32,7 +32,7 @@ pub struct ReferenceDecision {
     /// The approval that each asking layer needs, if no layer denies.
     pub approvals: Vec<ApprovalNeed>,
     /// The preparations that each layer needs, if no layer denies.
-    pub prepared: Vec<PreparedNeed>,
+    pub prepared: Vec<PreparationNeed>,
 }
 
 /// Decides a call. The documents must be valid.
@@ -107,7 +107,7 @@ fn least_over_agents(subject: &DelegationSubject, ask: &dyn Fn(&DelegationSubjec
     let answers: Vec<ReferenceDecision> = (0..subject.agents.len()).map(|hop| ask(&subject_at_hop(subject, hop))).collect();
     let least = answers.iter().map(|answer| answer.effect).min().unwrap_or(Effect::Deny);
     let first = answers.iter().find(|answer| answer.effect == least).cloned().unwrap_or_else(permit);
-    let mut prepared: Vec<PreparedNeed> = answers.iter().flat_map(|answer| answer.prepared.clone()).collect();
+    let mut prepared: Vec<PreparationNeed> = answers.iter().flat_map(|answer| answer.prepared.clone()).collect();
     prepared.sort();
     prepared.dedup();
     let needs: Vec<ApprovalNeed> = answers.iter().flat_map(|answer| answer.approvals.clone()).collect();
@@ -267,8 +267,8 @@ fn entries_layer(
             continue;
         };
         let matched = Some(first.entry_ref());
-        let needed = first.entry.prepared.iter().map(|tool| PreparedNeed { layer, hop, tool: tool.clone() });
-        let prepared: Vec<PreparedNeed> = needed.collect();
+        let needed = first.entry.prepared.iter().map(|tool| PreparationNeed { layer, hop, tool: tool.clone() });
+        let prepared: Vec<PreparationNeed> = needed.collect();
         return match effect {
             Effect::Permit => ReferenceDecision { prepared, ..permit() },
             Effect::Deny => ReferenceDecision { matched, ..deny(denial, layer, hop) },

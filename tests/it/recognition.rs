@@ -158,7 +158,7 @@ fn check(case: &RecognitionCase, ran: CommandResult) {
         Some(nearest) => {
             let warning: Value = serde_json::from_str(ran.stderr.trim()).unwrap_or_else(|error| panic!("{error}: {ran:?}"));
             let warning = warning["warning"].as_str().unwrap();
-            assert!(warning.contains("NOTHING BEARS THAT NAME") && warning.contains(says), "{warning}");
+            assert!(warning.contains("NOTHING HAS THAT NAME") && warning.contains(says), "{warning}");
             assert_eq!(warning.contains("did you mean"), !nearest.is_empty(), "{warning}");
         }
     }
@@ -185,7 +185,7 @@ async fn a_kill_of_nobody_is_written_and_told() {
     let mut command = binary();
     command.args(["revoke", "tool", "crm/raed", "--reason", "INC-1", "--wait", "fleet"]);
     let shown = run_with(command.arg("--data").arg(seen.world.data()).arg("--target").arg(seen.server.admin_url()), "").ended(2);
-    assert!(shown.stderr.contains("NOTHING BEARS THAT NAME: no document names tool `crm/raed`"), "{shown:?}");
+    assert!(shown.stderr.contains("NOTHING HAS THAT NAME: no document names tool `crm/raed`"), "{shown:?}");
     let meant = "did you mean:  portcullis revoke tool crm/read --reason INC-1 --wait fleet --data ";
     assert!(shown.stderr.contains(meant), "{shown:?}");
     assert!(shown.stdout.contains("1 of 1 replicas would deny it, and nothing bears that name"), "{shown:?}");

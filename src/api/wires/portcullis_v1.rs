@@ -76,7 +76,8 @@ impl DecisionApi {
         verified_signature: Option<&VerifiedSignatureFlag>,
         trace: TraceHeaders,
     ) -> Result<wire::CheckResponse, Status> {
-        let request = check_request_from_wire(message, trace).map_err(|refused| refused.noted(runtime_service, caller))?;
+        let request = check_request_from_wire(message, trace)
+            .map_err(|malformed| malformed.into_status_recording_proof(runtime_service, caller))?;
         let answer = runtime_service.check(&request, caller).await?;
         mark_connection_proved(verified_signature, &answer);
         Ok(answer_to_wire(request.request_id, &request.tool, answer))
@@ -108,12 +109,12 @@ impl DecisionService for DecisionApi {
         while let Some(message) = messages.next() {
             match check_request_from_wire(message, trace.clone()) {
                 Ok(request) => formed.push(request),
-                Err(refused) => {
+                Err(malformed) => {
                     let others = formed
                         .into_iter()
                         .map(Ok)
                         .chain(messages.map(|message| check_request_from_wire(message, TraceHeaders::default())));
-                    return Err(self.refuse_batch(refused, others, &caller).await);
+                    return Err(self.refuse_batch(malformed, others, &caller).await);
                 }
             }
         }
@@ -171,7 +172,8 @@ impl DecisionService for DecisionApi {
         let caller = caller_of(request.extensions());
         let trace = trace_headers(request.metadata());
         let message = request.into_inner();
-        let request = list_tools_in(message, trace).map_err(|refused| refused.noted(&self.runtime_service, &caller))?;
+        let request = list_tools_request_from_wire(message, trace)
+            .map_err(|malformed| malformed.into_status_recording_proof(&self.runtime_service, &caller))?;
         let answer = self.runtime_service.list_tools(&request, &caller).await?;
         let tools = answer.tools.into_iter().map(|tool| wire::ToolDecision {
             tool: tool.tool,
@@ -195,22 +197,22 @@ impl DecisionService for DecisionApi {
         let caller = caller_of(request.extensions());
         let trace = trace_headers(request.metadata());
         let request = check_request_from_wire(request.into_inner(), trace)
-            .map_err(|refused| refused.noted(&self.runtime_service, &caller))?;
+            .map_err(|malformed| malformed.into_status_recording_proof(&self.runtime_service, &caller))?;
         let explanation = self.runtime_service.explain(&request, &caller).await?;
         Ok(Response::new(explanation_to_wire(request.request_id, &request.tool, &explanation, None)))
     }
 }
 
 /// A malformed message.
-pub(in crate::api) struct Refused {
+pub(in crate::api) struct MalformedRequest {
     status: Status,
     /// The credential and the proof, as far as the message holds them.
     presented: Option<(AgentCredential, Option<Bytes>)>,
 }
 
-impl Refused {
+impl MalformedRequest {
     /// Returns the status, after the proof was noted as presented: whoever overheard the message must not use the proof for a handle.
-    pub(in crate::api) fn noted(self, runtime_service: &RuntimeService, caller: &Caller) -> Status {
+    pub(in crate::api) fn into_status_recording_proof(self, runtime_service: &RuntimeService, caller: &Caller) -> Status {
         if let Some((credential, proof)) = &self.presented {
             runtime_service.show_undecided(credential, proof.as_deref(), caller);
         }
@@ -222,24 +224,24 @@ impl DecisionApi {
     /// Refuses a batch with a malformed message, and notes the proofs of all its messages as presented.
     async fn refuse_batch(
         &self,
-        refused: Refused,
-        others: impl Iterator<Item = Result<DecisionRequest, Refused>>,
+        malformed: MalformedRequest,
+        others: impl Iterator<Item = Result<DecisionRequest, MalformedRequest>>,
         caller: &Caller,
     ) -> Status {
         for other in others {
             match other {
                 Ok(request) => self.runtime_service.show_undecided(&request.credential, request.proof.as_deref(), caller),
-                Err(other) => drop(other.noted(&self.runtime_service, caller)),
+                Err(other) => drop(other.into_status_recording_proof(&self.runtime_service, caller)),
             }
             // As for a batch that is decided: the chains may take long to verify.
             tokio::task::yield_now().await;
         }
-        refused.noted(&self.runtime_service, caller)
+        malformed.into_status_recording_proof(&self.runtime_service, caller)
     }
 }
 
 /// The parts of a message besides its credential, as far as they need conversion.
-struct Form {
+struct CheckFields {
     tool_schema_sha256: Option<[u8; 32]>,
     environment: Option<json::JsonObject>,
     at_least: Option<Revision>,
@@ -248,8 +250,8 @@ struct Form {
 pub(in crate::api) fn check_request_from_wire(
     mut message: wire::CheckRequest,
     trace: TraceHeaders,
-) -> Result<DecisionRequest, Refused> {
-    let form = form_of(&message);
+) -> Result<DecisionRequest, MalformedRequest> {
+    let fields = check_fields_from_wire(&message);
     let credential = match message.credential.take() {
         Some(check_request::Credential::Presentation(presentation)) => {
             presentation_from_wire(presentation.aat_chain, presentation.aat_pop, std::mem::take(&mut message.proof))
@@ -259,7 +261,8 @@ pub(in crate::api) fn check_request_from_wire(
         }
         None => Err(missing_credential_status()),
     };
-    let (Form { tool_schema_sha256, environment, at_least }, (credential, proof)) = both(form, credential)?;
+    let (CheckFields { tool_schema_sha256, environment, at_least }, (credential, proof)) =
+        combine_with_credential(fields, credential)?;
     Ok(DecisionRequest {
         request_id: message.request_id,
         credential,
@@ -275,8 +278,11 @@ pub(in crate::api) fn check_request_from_wire(
     })
 }
 
-fn list_tools_in(mut message: wire::ListToolsRequest, trace: TraceHeaders) -> Result<ListToolsRequest, Refused> {
-    let form = check_list_tools(&message);
+fn list_tools_request_from_wire(
+    mut message: wire::ListToolsRequest,
+    trace: TraceHeaders,
+) -> Result<ListToolsRequest, MalformedRequest> {
+    let fields = validate_list_tools(&message);
     let credential = match message.credential.take() {
         Some(list_tools_request::Credential::Presentation(presentation)) => {
             presentation_from_wire(presentation.aat_chain, presentation.aat_pop, std::mem::take(&mut message.proof))
@@ -286,7 +292,7 @@ fn list_tools_in(mut message: wire::ListToolsRequest, trace: TraceHeaders) -> Re
         }
         None => Err(missing_credential_status()),
     };
-    let ((), (credential, proof)) = both(form, credential)?;
+    let ((), (credential, proof)) = combine_with_credential(fields, credential)?;
     Ok(ListToolsRequest {
         request_id: message.request_id,
         credential,
@@ -297,19 +303,20 @@ fn list_tools_in(mut message: wire::ListToolsRequest, trace: TraceHeaders) -> Re
     })
 }
 
-/// Pairs a form with a credential, or returns the first fault with the credential that came beside it.
-fn both<T>(
-    form: Result<T, Status>,
+/// Combines the checked fields with the credential, or returns the first error, together with the credential if that one is well
+/// formed.
+fn combine_with_credential<T>(
+    fields: Result<T, Status>,
     credential: Result<(AgentCredential, Option<Bytes>), Status>,
-) -> Result<(T, (AgentCredential, Option<Bytes>)), Refused> {
-    match (form, credential) {
-        (Ok(form), Ok(credential)) => Ok((form, credential)),
-        (Err(status), credential) => Err(Refused { status, presented: credential.ok() }),
-        (Ok(_), Err(status)) => Err(Refused { status, presented: None }),
+) -> Result<(T, (AgentCredential, Option<Bytes>)), MalformedRequest> {
+    match (fields, credential) {
+        (Ok(fields), Ok(credential)) => Ok((fields, credential)),
+        (Err(status), credential) => Err(MalformedRequest { status, presented: credential.ok() }),
+        (Ok(_), Err(status)) => Err(MalformedRequest { status, presented: None }),
     }
 }
 
-fn check_list_tools(message: &wire::ListToolsRequest) -> Result<(), Status> {
+fn validate_list_tools(message: &wire::ListToolsRequest) -> Result<(), Status> {
     if message.tools.len() > LIST_TOOLS_MAX {
         return Err(limit_exceeded("tools", message.tools.len(), LIST_TOOLS_MAX));
     }
@@ -324,7 +331,7 @@ fn check_list_tools(message: &wire::ListToolsRequest) -> Result<(), Status> {
     validate_text("audience", &message.audience, 0, ID_BYTES_MAX)
 }
 
-fn form_of(message: &wire::CheckRequest) -> Result<Form, Status> {
+fn check_fields_from_wire(message: &wire::CheckRequest) -> Result<CheckFields, Status> {
     validate_text("request_id", &message.request_id, 0, REQUEST_ID_BYTES_MAX)?;
     validate_text("tool", &message.tool, 1, TOOL_NAME_BYTES_MAX)?;
     let tool_schema_sha256 = match message.tool_schema_sha256.len() {
@@ -346,7 +353,7 @@ fn form_of(message: &wire::CheckRequest) -> Result<Form, Status> {
         token => Some(token.parse::<Revision>().map_err(|error| invalid_argument("at_least", error))?),
     };
     validate_text("audience", &message.audience, 0, ID_BYTES_MAX)?;
-    Ok(Form { tool_schema_sha256, environment, at_least })
+    Ok(CheckFields { tool_schema_sha256, environment, at_least })
 }
 
 fn chain_from_wire(tokens: Vec<Bytes>) -> Result<AgentCredential, Status> {

@@ -78,7 +78,7 @@ impl AuditOutput for SimulatedDisk {
         Ok(())
     }
 
-    fn cut(&self, bytes_count: usize) -> io::Result<()> {
+    fn truncate_by(&self, bytes_count: usize) -> io::Result<()> {
         let mut content = self.0.content.lock().unwrap();
         let length = content.len() - bytes_count;
         content.truncate(length);
@@ -89,7 +89,7 @@ impl AuditOutput for SimulatedDisk {
 struct SinkFixture {
     clock: Arc<ManualClock>,
     disk: SimulatedDisk,
-    room: Arc<DiskMonitor>,
+    disk_monitor: Arc<DiskMonitor>,
     sink: Box<dyn AuditSink>,
     /// Number of decisions so far; the source of record ids.
     decided: u64,
@@ -99,9 +99,10 @@ impl SinkFixture {
     fn new(total_bytes: u64) -> Self {
         let clock = Arc::new(ManualClock::at_unix_s(1_700_000_000));
         let disk = SimulatedDisk::new(total_bytes);
-        let room = Arc::new(DiskMonitor::new(std::path::Path::new("/audit"), Box::new(disk.clone())));
-        let sink = Box::new(AuditRecorder::new("n1", clock.clone(), room.clone(), 4 * 1024 * 1024, Box::new(disk.clone())));
-        Self { clock, disk, room, sink, decided: 0 }
+        let disk_monitor = Arc::new(DiskMonitor::new(std::path::Path::new("/audit"), Box::new(disk.clone())));
+        let sink =
+            Box::new(AuditRecorder::new("n1", clock.clone(), disk_monitor.clone(), 4 * 1024 * 1024, Box::new(disk.clone())));
+        Self { clock, disk, disk_monitor, sink, decided: 0 }
     }
 
     fn decide(&mut self, effect: Effect, reason: Reason, chain: &ChainFragment, method: &'static str, gateway: &str) -> String {
@@ -199,7 +200,7 @@ impl SinkFixture {
 
     fn advance(&self, ms: i64) {
         self.clock.advance_ms(ms);
-        self.room.refresh();
+        self.disk_monitor.refresh();
         self.sink.flush_tick();
         self.sink.flush_tick();
     }
@@ -452,7 +453,7 @@ fn refused_acts_leave_room_for_acts_that_are_done() {
     // What is kept is for acts that were done: refusals are counted, and reads and waits are refused.
     bench.disk.set_free(2 * MIB / 40);
     bench.advance(1);
-    assert_eq!(bench.room.room(), DiskSpaceLevel::Exhausted);
+    assert_eq!(bench.disk_monitor.space_level(), DiskSpaceLevel::Exhausted);
     let used = bench.bytes();
     (0..5_000).for_each(|_| bench.act(ActOutcome::Refused, &ada, "10.0.0.9:1").unwrap());
     assert_eq!(bench.act_or_read(ActOutcome::Accepted, false, &ada, "10.0.0.9:1"), Err(AuditUnavailable::DiskFull));
@@ -545,7 +546,7 @@ fn strangers_leave_room_for_permits_acts_and_the_store() {
         }
         bench.advance(500);
     }
-    assert_eq!(bench.room.room(), DiskSpaceLevel::Critical, "{} bytes are free", bench.disk.free_bytes());
+    assert_eq!(bench.disk_monitor.space_level(), DiskSpaceLevel::Critical, "{} bytes are free", bench.disk.free_bytes());
     let used = bench.bytes();
     (0..1_000).for_each(|_| drop(bench.stranger(Reason::TokenSignature, "10.0.0.9:1")));
     bench.advance(2_000);
@@ -562,7 +563,7 @@ fn strangers_leave_room_for_permits_acts_and_the_store() {
     // Other writers fill the space that permits may still use. Then nothing is permitted, but acts and the store go on.
     bench.disk.set_free(2 * MIB / 40);
     bench.advance(1);
-    assert_eq!(bench.room.room(), DiskSpaceLevel::Exhausted);
+    assert_eq!(bench.disk_monitor.space_level(), DiskSpaceLevel::Exhausted);
     let refused = bench.try_decide(Effect::Permit, Reason::Ok, &verified(), "Check", "127.0.0.1:1");
     assert_eq!(refused, Err(AuditUnavailable::DiskFull));
     bench.act(ActOutcome::Accepted, &operator, "127.0.0.1:1").unwrap();
@@ -571,7 +572,7 @@ fn strangers_leave_room_for_permits_acts_and_the_store() {
     // With free space again, the counts are written and none is missing.
     bench.disk.set_free(2 * MIB);
     bench.advance(1_000);
-    assert_eq!((bench.room.room(), bench.permit()), (DiskSpaceLevel::Ample, format!("d{}", bench.decided - 1)));
+    assert_eq!((bench.disk_monitor.space_level(), bench.permit()), (DiskSpaceLevel::Ample, format!("d{}", bench.decided - 1)));
     bench.sink.finish().unwrap();
     assert_eq!(counted(&bench.lines()).values().sum::<u64>(), sent + 1_000);
 }

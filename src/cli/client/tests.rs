@@ -114,7 +114,7 @@ async fn an_act_without_an_answer_is_not_known() {
         (Status::unavailable("tcp connect error"), act_outcome::ActFailure::Refused),
         (Status::unimplemented(""), act_outcome::ActFailure::Refused),
     ] {
-        let became = act_outcome::failure_of(&status);
+        let became = act_outcome::failure_from_status(&status);
         assert_eq!(became, expected, "{status:?}");
         let failure = became.into_failure(call_failure(&status, "http://there"));
         let begins =
@@ -150,7 +150,7 @@ impl AdminFixture {
         };
         let admin = Arc::new(AdministrationPoint::new(store.clone(), clock, recorder));
         let (channel, server) = match is_local {
-            true => (app::local_admin::serve_in_process(admin).await.unwrap(), None),
+            true => (app::in_process_admin::serve_in_process(admin).await.unwrap(), None),
             false => {
                 let server = serve(admin).await;
                 let url = format!("http://{}", server.addresses().admin);

@@ -62,7 +62,7 @@ pub(super) struct DemoChain<'a> {
 }
 
 /// The content of a root: the user, the application, the agent and the tools.
-pub(super) struct RootRequest<'a> {
+pub(super) struct RootContent<'a> {
     pub(super) user: &'a str,
     pub(super) group: &'a str,
     pub(super) application: &'a str,
@@ -78,17 +78,17 @@ impl DemoCompany {
             .iter()
             .map(|(path, text)| SourceFile { path: (*path).to_owned(), content: text.as_bytes().to_vec() })
             .collect();
-        let mut world = Self { issuer: new_key()?, agents: HashMap::new() };
+        let mut company = Self { issuer: new_key()?, agents: HashMap::new() };
         let mut text = String::new();
         for mut document in parse_files(&files).documents {
-            world.put_keys(&mut document)?;
+            company.put_keys(&mut document)?;
             text.push_str(&document.to_row(DocumentOrigin::Folder).json);
             text.push_str("\n---\n");
         }
         std::fs::create_dir(folder)
             .and_then(|()| std::fs::write(folder.join("policy.yaml"), text))
             .map_err(|error| CommandFailure::failed(format!("the demo's policy cannot be written: {error}")))?;
-        Ok(world)
+        Ok(company)
     }
 
     fn put_keys(&mut self, document: &mut Document) -> Result<(), CommandFailure> {
@@ -113,7 +113,7 @@ impl DemoCompany {
     }
 
     /// A root that the trusted issuer signed.
-    pub(super) fn root(&self, root: &RootRequest<'_>, now: ClockReading) -> Result<DemoChain<'_>, CommandFailure> {
+    pub(super) fn root(&self, root: &RootContent<'_>, now: ClockReading) -> Result<DemoChain<'_>, CommandFailure> {
         self.root_signed_by(&self.issuer, root, now)
     }
 
@@ -121,7 +121,7 @@ impl DemoCompany {
     pub(super) fn root_signed_by(
         &self,
         signer: &PrivateKey,
-        root: &RootRequest<'_>,
+        root: &RootContent<'_>,
         now: ClockReading,
     ) -> Result<DemoChain<'_>, CommandFailure> {
         let holder = self.agent(root.agent)?;

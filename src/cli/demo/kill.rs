@@ -12,7 +12,7 @@ use super::super::CommandFailure;
 use super::super::call_failure::call_failure;
 use super::super::client::{AdminClient, connect, read_operator_key};
 use super::super::output::{CommandOutput, bold, paint};
-use super::company::{AUDIENCE, DemoChain, DemoCompany, RootRequest, agent_id, now};
+use super::company::{AUDIENCE, DemoChain, DemoCompany, RootContent, agent_id, now};
 use super::prove;
 use crate::api::r#gen as wire;
 use crate::api::r#gen::check_request::Credential;
@@ -62,7 +62,7 @@ impl KillReport {
 }
 
 pub(super) async fn run(
-    world: &DemoCompany,
+    company: &DemoCompany,
     app: &App,
     data: &Path,
     output: &CommandOutput,
@@ -71,12 +71,12 @@ pub(super) async fn run(
     output.line(&paint("the kill switch", bold()));
     let target = format!("http://{}", app.addresses().decisions);
     let root = |application, agent, session, tools| {
-        world.root(&RootRequest { user: "ana", group: "ap", application, agent, session, tools }, now())
+        company.root(&RootContent { user: "ana", group: "ap", application, agent, session, tools }, now())
     };
-    let doomed = root("erp", "finance", "s-doomed", &["invoices/read"])?;
+    let revoked_flow = root("erp", "finance", "s-doomed", &["invoices/read"])?;
     let other = root("calendar", "scheduling-assistant", "s-other", &["calendar/events.read"])?;
     let over = Arc::new(AtomicBool::new(false));
-    let doomed = start_calls(&target, &doomed, "invoices/read", over.clone()).await?;
+    let revoked_flow = start_calls(&target, &revoked_flow, "invoices/read", over.clone()).await?;
     let other = start_calls(&target, &other, "calendar/events.read", over.clone()).await?;
 
     let admin = format!("http://{}", app.addresses().admin);
@@ -96,7 +96,7 @@ pub(super) async fn run(
         let ended = tokio::time::timeout(END_TIMEOUT, flow).await;
         ended.map_err(|_| CommandFailure::failed("the calls did not end"))?.map_err(CommandFailure::failed)?
     };
-    let kill = judge_kill(&ended(doomed).await?, &ended(other).await?, acknowledged);
+    let kill = build_kill_report(&ended(revoked_flow).await?, &ended(other).await?, acknowledged);
     print(&kill, &revoked.revision, output);
     Ok(kill)
 }
@@ -149,10 +149,10 @@ async fn call(
     Ok(client.check(request).await.map_err(|status| call_failure(&status, target))?.into_inner())
 }
 
-fn judge_kill(doomed: &CallFlow, other: &CallFlow, acknowledged: Instant) -> KillReport {
+fn build_kill_report(revoked_flow: &CallFlow, other: &CallFlow, acknowledged: Instant) -> KillReport {
     let is_permit = |effect: &wire::Effect| *effect == wire::Effect::Permit;
-    let first = doomed.answers.iter().position(|(_, effect, _)| !is_permit(effect));
-    let (before, after) = doomed.answers.split_at(first.unwrap_or(doomed.answers.len()));
+    let first = revoked_flow.answers.iter().position(|(_, effect, _)| !is_permit(effect));
+    let (before, after) = revoked_flow.answers.split_at(first.unwrap_or(revoked_flow.answers.len()));
     let permitted = other.answers.iter().filter(|(_, effect, _)| is_permit(effect)).count();
     KillReport {
         permits_before: before.len(),

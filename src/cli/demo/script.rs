@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::super::CommandFailure;
-use super::company::{DemoChain, DemoCompany, RootRequest, new_key, now};
+use super::company::{DemoChain, DemoCompany, RootContent, new_key, now};
 use super::prove;
 
 /// The proof that is sent with a call.
@@ -34,11 +34,11 @@ const APPROVAL: (&str, &str) = ("NEEDS_APPROVAL", "APPROVAL_REQUIRED");
 const AGENT_DENIES: (&str, &str) = ("DENY", "AGENT_DENIES");
 
 /// The calls of the demo, in order.
-pub(super) fn steps(world: &DemoCompany) -> Result<Vec<DemoStep<'_>>, CommandFailure> {
-    let mut steps = four_agents(world)?;
-    steps.extend(confused_deputy(world)?);
-    steps.extend(sub_agent(world)?);
-    steps.extend(attacks(world)?);
+pub(super) fn steps(company: &DemoCompany) -> Result<Vec<DemoStep<'_>>, CommandFailure> {
+    let mut steps = four_agents(company)?;
+    steps.extend(confused_deputy(company)?);
+    steps.extend(sub_agent(company)?);
+    steps.extend(attacks(company)?);
     Ok(steps)
 }
 
@@ -52,9 +52,9 @@ fn step<'a>(
     DemoStep { agent, story, chain: chain.clone(), tool, arguments, proof: StepProof::Fresh, expected }
 }
 
-fn sales<'a>(world: &'a DemoCompany) -> Result<DemoChain<'a>, CommandFailure> {
+fn sales<'a>(company: &'a DemoCompany) -> Result<DemoChain<'a>, CommandFailure> {
     let tools = ["crm/leads.read", "crm/notes.read", "proposals/draft.create", "hr/self.read"];
-    let root = RootRequest {
+    let root = RootContent {
         user: "sam",
         group: "sales",
         application: "crm-portal",
@@ -62,14 +62,14 @@ fn sales<'a>(world: &'a DemoCompany) -> Result<DemoChain<'a>, CommandFailure> {
         session: "s-sales",
         tools: &tools,
     };
-    world.root(&root, now())
+    company.root(&root, now())
 }
 
-fn four_agents(world: &DemoCompany) -> Result<Vec<DemoStep<'_>>, CommandFailure> {
+fn four_agents(company: &DemoCompany) -> Result<Vec<DemoStep<'_>>, CommandFailure> {
     let root = |user, group, application, agent, session, tools| {
-        world.root(&RootRequest { user, group, application, agent, session, tools }, now())
+        company.root(&RootContent { user, group, application, agent, session, tools }, now())
     };
-    let sales = sales(world)?;
+    let sales = sales(company)?;
     let support = root("sue", "support", "helpdesk", "support", "s-support", &["tickets/customer.read", "payments/refund"])?;
     let devops_tools = &["incidents/open", "diagnostics/logs.read", "deploy/rollout"];
     let devops = root("dev", "devops", "ops-console", "devops", "s-devops", devops_tools)?;
@@ -92,9 +92,9 @@ fn four_agents(world: &DemoCompany) -> Result<Vec<DemoStep<'_>>, CommandFailure>
 }
 
 /// The analyst may read payroll and pay. An agent that acts for the analyst may do neither.
-fn confused_deputy(world: &DemoCompany) -> Result<Vec<DemoStep<'_>>, CommandFailure> {
+fn confused_deputy(company: &DemoCompany) -> Result<Vec<DemoStep<'_>>, CommandFailure> {
     let root = |application, session, tools| {
-        world.root(&RootRequest { user: "ana", group: "ap", application, agent: "scheduling-assistant", session, tools }, now())
+        company.root(&RootContent { user: "ana", group: "ap", application, agent: "scheduling-assistant", session, tools }, now())
     };
     let calendar = root("calendar", "s-calendar", &["calendar/events.read"])?;
     let deputy = root("erp", "s-deputy", &["payroll/read", "payments/execute"])?;
@@ -106,15 +106,15 @@ fn confused_deputy(world: &DemoCompany) -> Result<Vec<DemoStep<'_>>, CommandFail
     ])
 }
 
-fn sub_agent(world: &DemoCompany) -> Result<Vec<DemoStep<'_>>, CommandFailure> {
-    let sales = sales(world)?;
+fn sub_agent(company: &DemoCompany) -> Result<Vec<DemoStep<'_>>, CommandFailure> {
+    let sales = sales(company)?;
     let at_most_5 = json!({ "proposals/draft.create": { "discount": { "constraint_type": "range", "max": 5 } } });
-    let narrowed = world.hop(&sales, "proposal-writer", &at_most_5, now())?;
+    let narrowed = company.hop(&sales, "proposal-writer", &at_most_5, now())?;
     let mut widening = at_most_5;
     if let Some(tools) = widening.as_object_mut() {
         tools.insert("payments/execute".to_owned(), json!({}));
     }
-    let widened = world.hop(&sales, "proposal-writer", &widening, now())?;
+    let widened = company.hop(&sales, "proposal-writer", &widening, now())?;
     let agent = "proposal-writer";
     let draft = "proposals/draft.create";
     Ok(vec![
@@ -125,12 +125,12 @@ fn sub_agent(world: &DemoCompany) -> Result<Vec<DemoStep<'_>>, CommandFailure> {
     ])
 }
 
-fn attacks(world: &DemoCompany) -> Result<Vec<DemoStep<'_>>, CommandFailure> {
-    let sales = sales(world)?;
+fn attacks(company: &DemoCompany) -> Result<Vec<DemoStep<'_>>, CommandFailure> {
+    let sales = sales(company)?;
     let forger = new_key()?;
     let tools = ["payments/execute"];
-    let root = RootRequest { user: "ana", group: "ap", application: "erp", agent: "finance", session: "s-forged", tools: &tools };
-    let forged = world.root_signed_by(&forger, &root, now())?;
+    let root = RootContent { user: "ana", group: "ap", application: "erp", agent: "finance", session: "s-forged", tools: &tools };
+    let forged = company.root_signed_by(&forger, &root, now())?;
     let (draft, small) = ("proposals/draft.create", r#"{"discount":1}"#);
     let used = prove(&sales, draft, small)?;
     let mut first = step(&sales, "sales-assistant", "a proof, used once", (draft, small), PERMIT);

@@ -50,12 +50,12 @@ pub(in crate::cli) struct PolicyDiffArgs {
 }
 
 pub(super) async fn run(arguments: PolicyDiffArgs, output: &CommandOutput) -> Result<(), CommandFailure> {
-    let bar = progress::start_spinner("comparing");
+    let progress_bar = progress::start_spinner("comparing");
     let answer = match &arguments.other {
         Some(other) => diff_folders(other, &arguments.dir),
         None => diff_against_server(&arguments).await,
     };
-    bar.finish_and_clear();
+    progress_bar.finish_and_clear();
     let answer = answer?;
     let widens = answer.pairs.iter().any(|pair| pair.direction != "narrower");
     print_diff(answer, output);
@@ -128,8 +128,8 @@ fn print_diff(answer: wire::DiffPolicyResponse, output: &CommandOutput) {
         "pairs_total": answer.pairs_total,
         "warnings": answer.warnings.iter().map(wire_diagnostic_json).collect::<Vec<_>>(),
     }));
-    let said: Vec<Diagnostic> = answer.warnings.iter().map(diagnostic_from_wire).collect();
-    output.note(&diagnostic_text::render(&said, &SourceLines::new(std::iter::empty())));
+    let warnings: Vec<Diagnostic> = answer.warnings.iter().map(diagnostic_from_wire).collect();
+    output.note(&diagnostic_text::render(&warnings, &SourceLines::new(std::iter::empty())));
     let against = match answer.revision.as_str() {
         "" => String::new(),
         revision => format!(" against revision {revision}"),
@@ -147,19 +147,19 @@ fn print_diff(answer: wire::DiffPolicyResponse, output: &CommandOutput) {
     let count = |direction: &str| answer.pairs.iter().filter(|pair| pair.direction == direction).count();
     let (wider, changed, narrower) = (count("wider"), count("changed"), count("narrower"));
     let rows = answer.pairs.iter().map(|pair| {
-        let colour = |text: &str| paint_direction(text, &pair.direction);
+        let styled = |text: &str| paint_direction(text, &pair.direction);
         let mark = match pair.direction.as_str() {
             "wider" => "+",
             "narrower" => "-",
             _ => "~",
         };
         vec![
-            colour(mark),
+            styled(mark),
             pair.agent.clone(),
             pair.tool.clone(),
             pair.before.clone(),
             pair.after.clone(),
-            colour(&pair.direction),
+            styled(&pair.direction),
         ]
     });
     output.table(&["", "AGENT", "TOOL", "BEFORE", "AFTER", "DIRECTION"], rows.collect());
@@ -172,10 +172,10 @@ fn print_diff(answer: wire::DiffPolicyResponse, output: &CommandOutput) {
 
 /// Widening changes are red, because a reader must not miss them.
 fn paint_direction(text: &str, direction: &str) -> String {
-    let colour = match direction {
+    let color = match direction {
         "wider" => AnsiColor::Red,
         "narrower" => AnsiColor::Green,
         _ => AnsiColor::Yellow,
     };
-    paint(text, Style::new().fg_color(Some(colour.into())).bold())
+    paint(text, Style::new().fg_color(Some(color.into())).bold())
 }

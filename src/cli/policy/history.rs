@@ -85,10 +85,10 @@ fn documents_text(revision: &wire::PolicyRevision) -> String {
 
 pub(super) async fn rollback(arguments: PolicyRollbackArgs, output: &CommandOutput) -> Result<(), CommandFailure> {
     let mut client = AdminClient::open_for_act(&arguments.admin).await?;
-    let bar = progress::start_spinner("rolling back");
+    let progress_bar = progress::start_spinner("rolling back");
     let request = wire::RollbackPolicyRequest { revision: arguments.revision, dry_run: arguments.dry_run };
     let answer = client.rollback(request).await;
-    bar.finish_and_clear();
+    progress_bar.finish_and_clear();
     print_applied(answer?, arguments.dry_run, output);
     Ok(())
 }

@@ -47,14 +47,14 @@ pub(in crate::cli) struct PolicyTestArgs {
 
 pub(super) fn run(arguments: &PolicyTestArgs, output: &CommandOutput) -> Result<(), CommandFailure> {
     let files = read_folder(&arguments.dir).map_err(CommandFailure::misuse)?;
-    let bar = progress::start_spinner("running the tests");
+    let progress_bar = progress::start_spinner("running the tests");
     let parsed = parse_files(&files);
     let tested = if parsed.has_errors() {
         Err(parsed.diagnostics)
     } else {
         CompiledPolicy::compile(&parsed.documents).map(|policy| test_run::run_tests(&parsed.documents, &policy))
     };
-    bar.finish_and_clear();
+    progress_bar.finish_and_clear();
     match tested {
         Ok(report) => print_report(&report, arguments.coverage_min, output),
         Err(diagnostics) => Err(print_errors(&diagnostics, &SourceLines::from_files(&files), output)),
@@ -63,8 +63,8 @@ pub(super) fn run(arguments: &PolicyTestArgs, output: &CommandOutput) -> Result<
 
 /// A folder with errors is not tested.
 fn print_errors(diagnostics: &[Diagnostic], sources: &SourceLines<'_>, output: &CommandOutput) -> CommandFailure {
-    let said = diagnostics.iter().map(|diagnostic| diagnostic_json(diagnostic, sources));
-    output.json(&json!({ "diagnostics": said.collect::<Vec<_>>() }));
+    let diagnostics_json = diagnostics.iter().map(|diagnostic| diagnostic_json(diagnostic, sources));
+    output.json(&json!({ "diagnostics": diagnostics_json.collect::<Vec<_>>() }));
     output.text(&diagnostic_text::render(diagnostics, sources));
     output.line("the policy has errors: no test was run");
     CommandFailure::exit_code_only(CommandFailure::FAILED)
@@ -86,9 +86,9 @@ fn print_report(report: &TestReport, coverage_min: Option<u8>, output: &CommandO
     let unreached = &report.coverage.unreached;
     if !unreached.is_empty() {
         output.line(&format!("not reached by any test: {} of {} entries", unreached.len(), report.coverage.entries));
-        for place in unreached.iter().take(UNREACHED_SHOWN_MAX) {
-            let at = format!("{}:{}", place.path, place.line);
-            output.line(&printable(&format!("  {at}  {} {}: {}: {}", place.kind, place.id, place.list, place.entry)));
+        for location in unreached.iter().take(UNREACHED_SHOWN_MAX) {
+            let at = format!("{}:{}", location.path, location.line);
+            output.line(&printable(&format!("  {at}  {} {}: {}: {}", location.kind, location.id, location.list, location.entry)));
         }
         if unreached.len() > UNREACHED_SHOWN_MAX {
             output.line(&format!("  … and {} more (--json lists all)", unreached.len() - UNREACHED_SHOWN_MAX));
@@ -145,14 +145,14 @@ fn outcome_json(outcome: &TestOutcome) -> Value {
     })
 }
 
-fn entry_json(place: &EntryLocation) -> Value {
+fn entry_json(location: &EntryLocation) -> Value {
     json!({
-        "kind": place.kind,
-        "id": place.id,
-        "list": place.list,
-        "entry": place.entry,
-        "path": place.path,
-        "line": place.line,
-        "column": place.column,
+        "kind": location.kind,
+        "id": location.id,
+        "list": location.list,
+        "entry": location.entry,
+        "path": location.path,
+        "line": location.line,
+        "column": location.column,
     })
 }

@@ -32,9 +32,9 @@ impl ConstraintMap {
                 None => (!argument.optional).then(|| format!("{}, and is missing", must())),
             }
         });
-        let stray = arguments.iter().filter(|(name, _)| !self.allows_unnamed && !self.named.contains_key(name));
-        let stray = stray.map(|(name, _)| format!("argument `{}` must be left out", abbreviate(name)));
-        let all: Vec<String> = named.chain(stray).collect();
+        let unnamed_arguments = arguments.iter().filter(|(name, _)| !self.allows_unnamed && !self.named.contains_key(name));
+        let unnamed_arguments = unnamed_arguments.map(|(name, _)| format!("argument `{}` must be left out", abbreviate(name)));
+        let all: Vec<String> = named.chain(unnamed_arguments).collect();
         (!all.is_empty()).then(|| all.join("; "))
     }
 }

@@ -118,7 +118,7 @@ fn classify_agents(policies: BeforeAfter<&CompiledPolicy>) -> Vec<AgentClass<'_>
         };
         let profiles = [parts.before, parts.after].map(|agent| pointer_address(agent.map(|agent| &*agent.rules)));
         let sets = [parts.before, parts.after].map(|agent| pointer_address(agent.map(|agent| &*agent.permissions)));
-        let place = *places.entry([profiles[0], profiles[1], sets[0], sets[1]]).or_insert_with(|| {
+        let index = *places.entry([profiles[0], profiles[1], sets[0], sets[1]]).or_insert_with(|| {
             let is_unchanged = match (parts.before, parts.after) {
                 (Some(old), Some(new)) => {
                     *same_profiles.entry(profiles).or_insert_with(|| old.rules == new.rules)
@@ -129,7 +129,7 @@ fn classify_agents(policies: BeforeAfter<&CompiledPolicy>) -> Vec<AgentClass<'_>
             groups.push(AgentClass { sides: parts, agents: Vec::new(), is_unchanged, tools: Vec::new() });
             groups.len() - 1
         });
-        if let Some(group) = groups.get_mut(place) {
+        if let Some(group) = groups.get_mut(index) {
             group.agents.push(id.clone());
         }
     }
@@ -206,12 +206,13 @@ impl<'a> ToolCeilings<'a> {
         let registered =
             |policy: &'a CompiledPolicy, number: Option<u32>| number.and_then(|number| policy.base.tools.tool(number));
         let mut shift = tool_shift(registered(before, number.before), registered(after, number.after));
-        let (rails_before, rails_after) = (before.guardrail_conditions(number.before), after.guardrail_conditions(number.after));
+        let (guardrails_before, guardrails_after) =
+            (before.guardrail_conditions(number.before), after.guardrail_conditions(number.after));
         shift |= AccessShift {
-            widens: rails_before.iter().any(|text| !rails_after.contains(text)),
-            narrows: rails_after.iter().any(|text| !rails_before.contains(text)),
+            widens: guardrails_before.iter().any(|text| !guardrails_after.contains(text)),
+            narrows: guardrails_after.iter().any(|text| !guardrails_before.contains(text)),
         };
-        let guarded = BeforeAfter { before: !rails_before.is_empty(), after: !rails_after.is_empty() };
+        let guarded = BeforeAfter { before: !guardrails_before.is_empty(), after: !guardrails_after.is_empty() };
         for id in &changed.groups {
             let sets = (before.base.groups.get(*id), after.base.groups.get(*id));
             shift |= entries_shift(&tool_entries(sets.0, number.before), &tool_entries(sets.1, number.after));
@@ -341,13 +342,13 @@ impl<'a> GroupCeilings<'a> {
         let mut users = Self::default();
         let Some(number) = number else { return users };
         for (id, set) in &policy.base.groups {
-            let mut chances = PossibleAnswers::default();
-            set.add_possible_answers(number, &mut chances);
-            let ([deny_sure, approve_sure, _], [deny, approve, allow]) = (chances.certain, chances.possible);
+            let mut possible_answers = PossibleAnswers::default();
+            set.add_possible_answers(number, &mut possible_answers);
+            let ([deny_sure, approve_sure, _], [deny, approve, allow]) = (possible_answers.certain, possible_answers.possible);
             users.any_allows |= allow && !deny_sure && !approve_sure;
             users.any_approves |= approve && !deny_sure;
-            users.any_denies |= deny || chances.may_fail;
-            users.by_group.insert(id, chances);
+            users.any_denies |= deny || possible_answers.may_fail;
+            users.by_group.insert(id, possible_answers);
         }
         users
     }
@@ -356,7 +357,7 @@ impl<'a> GroupCeilings<'a> {
     /// user count together.
     fn span(&self, acts_for: &NameSelection<GroupId>) -> EffectRange {
         let silent = PossibleAnswers::default();
-        let with = |chances: &PossibleAnswers| self.group_span(chances);
+        let with = |possible_answers: &PossibleAnswers| self.group_span(possible_answers);
         let spans = match acts_for {
             NameSelection::All => self.by_group.values().map(with).reduce(EffectRange::union),
             NameSelection::Listed(groups) => {
@@ -367,8 +368,8 @@ impl<'a> GroupCeilings<'a> {
     }
 
     /// The range for users in one group who may also be in others.
-    fn group_span(&self, chances: &PossibleAnswers) -> EffectRange {
-        let ([deny_sure, approve_sure, allow_sure], [_, approve, allow]) = (chances.certain, chances.possible);
+    fn group_span(&self, possible_answers: &PossibleAnswers) -> EffectRange {
+        let ([deny_sure, approve_sure, allow_sure], [_, approve, allow]) = (possible_answers.certain, possible_answers.possible);
         let best = match () {
             () if deny_sure => Effect::Deny,
             () if approve_sure => Effect::NeedsApproval,
@@ -440,10 +441,10 @@ fn rules_shift(before: &DelegationRules, after: &DelegationRules) -> AccessShift
     };
     shift |= lists_shift(&before.delegates_to, &after.delegates_to);
     let ends = |profile: &DelegationRules| (profile.limits.hops_max, profile.limits.lifetime_max_s.unwrap_or(i64::MAX));
-    let ((hops_before, life_before), (hops_after, life_after)) = (ends(before), ends(after));
+    let ((hops_before, lifetime_before), (hops_after, lifetime_after)) = (ends(before), ends(after));
     shift |= AccessShift::from_change(
-        hops_after > hops_before || life_after > life_before,
-        hops_after < hops_before || life_after < life_before,
+        hops_after > hops_before || lifetime_after > lifetime_before,
+        hops_after < hops_before || lifetime_after < lifetime_before,
     );
     shift
 }

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use crate::model::decision::{ApprovalNeed, Effect, Obligation, PolicyEntryRef, PreparedNeed};
+use crate::model::decision::{ApprovalNeed, Effect, Obligation, PolicyEntryRef, PreparationNeed};
 use crate::model::ids::GroupId;
 use crate::model::reason::{DecisionLayer, Reason};
 use crate::model::request::{DelegationSubject, ToolCall};
@@ -35,7 +35,7 @@ pub struct PolicyVerdict {
     /// The approvals that the call needs, one for each layer that demands one. Empty if a layer denies.
     pub approvals: Vec<ApprovalNeed>,
     /// The calls that must have been prepared, one for each layer that demands one. Empty if a layer denies.
-    pub prepared: Vec<PreparedNeed>,
+    pub prepared: Vec<PreparationNeed>,
     /// The obligations of a permit.
     pub obligations: Vec<Obligation>,
 }
@@ -69,7 +69,7 @@ pub struct LayerAnswer {
     /// The approval that the layer demands.
     pub approval: Option<ApprovalNeed>,
     /// The calls that must have been prepared.
-    pub prepared: Vec<PreparedNeed>,
+    pub prepared: Vec<PreparationNeed>,
 }
 
 impl CompiledPolicy {
@@ -333,7 +333,7 @@ struct BorrowedLayerAnswer<'a> {
     reason: Reason,
     matched: Option<EntryRefView<'a>>,
     approval: Option<ApprovalNeed>,
-    prepared: Vec<PreparedNeed>,
+    prepared: Vec<PreparationNeed>,
 }
 
 impl<'a> BorrowedLayerAnswer<'a> {
@@ -421,7 +421,7 @@ fn evaluate_sets<'a>(
         return BorrowedLayerAnswer::new(layer, hop, Err(denial), matched);
     };
     let matched = Some(entry_ref_view(owner, entry));
-    let prepared: Vec<_> = entry.prepared.iter().map(|tool| PreparedNeed { layer, hop, tool: tool.clone() }).collect();
+    let prepared: Vec<_> = entry.prepared.iter().map(|tool| PreparationNeed { layer, hop, tool: tool.clone() }).collect();
     match entry.list {
         ListKind::Deny => BorrowedLayerAnswer::new(layer, hop, Err(denial), matched),
         ListKind::Allow => BorrowedLayerAnswer { prepared, ..BorrowedLayerAnswer::new(layer, hop, Ok(()), matched) },
@@ -471,10 +471,10 @@ fn approval_need<'a>(
 
 /// The best and the worst effect of a layer of permission sets.
 pub(super) fn effect_bounds<'a>(tool: u32, sets: impl Iterator<Item = &'a PermissionSet>) -> (Effect, Effect) {
-    let mut chances = PossibleAnswers::default();
-    sets.for_each(|set| set.add_possible_answers(tool, &mut chances));
-    let [deny_sure, approve_sure, allow_sure] = chances.certain;
-    let [deny, approve, allow] = chances.possible;
+    let mut possible_answers = PossibleAnswers::default();
+    sets.for_each(|set| set.add_possible_answers(tool, &mut possible_answers));
+    let [deny_sure, approve_sure, allow_sure] = possible_answers.certain;
+    let [deny, approve, allow] = possible_answers.possible;
     let best = match () {
         () if deny_sure => Effect::Deny,
         () if approve_sure => Effect::NeedsApproval,
@@ -483,7 +483,7 @@ pub(super) fn effect_bounds<'a>(tool: u32, sets: impl Iterator<Item = &'a Permis
         () => Effect::Deny,
     };
     let worst = match () {
-        () if deny || chances.may_fail => Effect::Deny,
+        () if deny || possible_answers.may_fail => Effect::Deny,
         () if approve_sure || (allow_sure && approve) => Effect::NeedsApproval,
         () if allow_sure => Effect::Permit,
         () => Effect::Deny,

@@ -1,6 +1,6 @@
 //! Stores each value that many agents share exactly once.
 //!
-//! It does not know the values. Look next at `compile.rs`, which interns permission sets and the rules of agents.
+//! It is generic over the value. Look next at `compile.rs`, which interns permission sets and the rules of agents.
 
 use std::sync::{Arc, Weak};
 

@@ -126,13 +126,13 @@ impl PermissionSet {
         let mut first: Option<(u32, &CompiledEntry)> = None;
         let mut failed: Option<(u32, &CompiledEntry)> = None;
         for (index, entry) in self.entries_for_tool(tool) {
-            let place = match entry.applies(facts) {
+            let earliest = match entry.applies(facts) {
                 Ok(false) => continue,
                 Ok(true) => &mut first,
                 Err(ConditionError) => &mut failed,
             };
-            if place.is_none_or(|(other, _)| index < other) {
-                *place = Some((index, entry));
+            if earliest.is_none_or(|(other, _)| index < other) {
+                *earliest = Some((index, entry));
             }
         }
         match (failed, first) {
@@ -153,14 +153,16 @@ impl PermissionSet {
     }
 
     /// Adds the possible answers of this set for a tool.
-    pub(super) fn add_possible_answers(&self, tool: u32, chances: &mut PossibleAnswers) {
+    pub(super) fn add_possible_answers(&self, tool: u32, possible_answers: &mut PossibleAnswers) {
         for (_, entry) in self.entries_for_tool(tool) {
-            let place = entry.list as usize;
-            if let (Some(sure), Some(possible)) = (chances.certain.get_mut(place), chances.possible.get_mut(place)) {
+            let index = entry.list as usize;
+            if let (Some(sure), Some(possible)) =
+                (possible_answers.certain.get_mut(index), possible_answers.possible.get_mut(index))
+            {
                 *sure |= entry.unconditional;
                 *possible = true;
             }
-            chances.may_fail |= entry.when.is_some();
+            possible_answers.may_fail |= entry.when.is_some();
         }
     }
 

@@ -1,13 +1,14 @@
 //! Computes the cost of a condition before its evaluation, from the sizes of the values that the condition reads.
 //!
-//! The order of evaluation must not matter; a permit has evaluated all conditions. Look next at `work_budget.rs`, the budget for the
-//! costs.
+//! The cost of all conditions is added up, whatever their order, because a permit evaluates every one. Look next at
+//! `work_budget.rs`, which holds the budget.
 
 use crate::model::json::{JsonObject, Value};
 
 use super::{CallFacts, ContextPart, ContextUses};
 
-/// Each such length of text adds one to the weight of every byte read, because a condition may compare every byte with a pattern.
+/// Per this many bytes of the condition's text, the weight of every byte that the condition reads grows by one, because a
+/// condition may compare every byte with a pattern.
 const TEXT_BYTES_PER_WEIGHT: u64 = 64;
 /// The cost of any condition, and of any value that a condition reads.
 const CONDITION_COST: u64 = 256;

@@ -43,15 +43,15 @@ pub(super) fn check_nesting(text: &str) -> Result<(), String> {
 fn count_nesting(text: &str) -> NestingCounts {
     let mut counts = NestingCounts::default();
     let bytes = text.as_bytes();
-    let at = |place: usize| bytes.get(place).copied().unwrap_or(0);
-    let mut place = 0;
-    while place < bytes.len() {
-        let byte = at(place);
+    let at = |index: usize| bytes.get(index).copied().unwrap_or(0);
+    let mut index = 0;
+    while index < bytes.len() {
+        let byte = at(index);
         let mut width = 1;
         match byte {
-            b'"' => width = string_width(bytes, place),
-            b'/' if at(place + 1) == b'/' => {
-                width = bytes.iter().skip(place).take_while(|byte| !matches!(byte, b'\n' | b'\r')).count();
+            b'"' => width = string_width(bytes, index),
+            b'/' if at(index + 1) == b'/' => {
+                width = bytes.iter().skip(index).take_while(|byte| !matches!(byte, b'\n' | b'\r')).count();
             }
             b'(' | b'{' => counts.open(),
             b'[' => {
@@ -60,7 +60,7 @@ fn count_nesting(text: &str) -> NestingCounts {
             }
             b')' | b']' | b'}' => counts.depth = counts.depth.saturating_sub(1),
             b'.' => counts.member(),
-            b'&' | b'|' if at(place + 1) == byte => {
+            b'&' | b'|' if at(index + 1) == byte => {
                 counts.operator();
                 width = 2;
             }
@@ -68,12 +68,12 @@ fn count_nesting(text: &str) -> NestingCounts {
             b',' | b'=' | b'<' | b'>' => counts.members = 0,
             _ if byte.is_ascii_alphabetic() || byte == b'_' => {
                 let is_word = |byte: &&u8| byte.is_ascii_alphanumeric() || **byte == b'_';
-                width = bytes.iter().skip(place).take_while(is_word).count();
-                counts.conditionals += usize::from(width == 2 && (byte, at(place + 1)) == (b'i', b'f'));
+                width = bytes.iter().skip(index).take_while(is_word).count();
+                counts.conditionals += usize::from(width == 2 && (byte, at(index + 1)) == (b'i', b'f'));
             }
             _ => {}
         }
-        place += width.max(1);
+        index += width.max(1);
     }
     counts
 }

@@ -188,7 +188,7 @@ fn read_entries(node: &SourceNode, list: ListKind, reader: &mut DocumentReader<'
 
 /// `PATTERN`, or `PATTERN: {args, only, by, expires_in}`.
 fn read_entry(item: &SourceNode, list: ListKind, reader: &mut DocumentReader<'_>) -> Option<PermissionEntry> {
-    let (pattern, at, said) = match &item.kind {
+    let (pattern, at, value) = match &item.kind {
         NodeKind::Mapping(members) => match members.as_slice() {
             [MappingMember { name, at, value }] => (name.as_str(), *at, Some(value)),
             _ => {
@@ -203,7 +203,7 @@ fn read_entry(item: &SourceNode, list: ListKind, reader: &mut DocumentReader<'_>
         return None;
     }
     let mut terms = EntryTerms::default();
-    let sound = match said {
+    let is_valid = match value {
         Some(node) => {
             let before = reader.error_count();
             let mut fields = MappingFields::new(node, &format!("the entry `{}`", abbreviate(pattern)), reader)?;
@@ -220,7 +220,7 @@ fn read_entry(item: &SourceNode, list: ListKind, reader: &mut DocumentReader<'_>
         }
         None => true,
     };
-    sound.then(|| PermissionEntry::new(pattern, terms))
+    is_valid.then(|| PermissionEntry::new(pattern, terms))
 }
 
 /// Reads all fields of an entry. Some fields have no meaning in a deny and are errors there.

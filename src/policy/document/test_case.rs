@@ -1,7 +1,7 @@
 //! `kind: test`: calls of one chain of agents, for one user, in one application, with the expected answers.
 //!
 //! `policy test` runs the tests, and every `apply` does so before it writes. Tests are never stored, because they decide nothing.
-//! Look next at [`testrun`](super::super::testrun), which runs them.
+//! Look next at [`test_run`](super::super::test_run), which runs them.
 
 use std::sync::Arc;
 

@@ -2,7 +2,7 @@
 
 use super::super::diff::{other_change_warnings, weakened_documents};
 use super::super::document::Document;
-use super::super::listed_keys::{newly_listed_keys, rotated_keys};
+use super::super::key_changes::{newly_listed_keys, rotated_keys};
 use super::documents;
 
 fn key(last: char) -> String {
@@ -23,7 +23,7 @@ fn read(text: &str) -> Vec<Document> {
 #[test]
 fn keys_come_and_go() {
     let operator = read(OPERATOR)[0].clone();
-    let of_operator = super::super::listed_keys::document_keys(&operator)[0].to_string();
+    let of_operator = super::super::key_changes::document_keys(&operator)[0].to_string();
     let check = |before: &str, after: &str, new: &[&str], out: &[&str]| {
         let (before, after) = (read(before), read(after));
         let replaced: Vec<Document> = before.iter().filter(|document| !after.contains(document)).cloned().collect();

@@ -1,7 +1,9 @@
-//! Warns about entries that never count because of other documents: an included permission set, or a ceiling above an agent.
+//! Warns about permission entries that can never take effect, because an included permission set overrides or already covers
+//! them, or because the groups and applications that limit an agent (its ceilings) permit none of their tools.
 //!
 //! The analysis uses sets of tools and ignores arguments. It reports an entry only if the entry has no effect for any arguments.
-//! Results are shared by permission set and by the list of ceilings, because a fleet uses few of them. Look next at `chains.rs`.
+//! Results are shared by permission set and by the list of ceilings, because a fleet uses few of them. Look next at
+//! `delegations.rs`.
 
 use std::collections::{HashMap, HashSet};
 
@@ -67,8 +69,8 @@ fn delegating_agent_ids<'a>(documents: &[&'a Document]) -> HashSet<&'a str> {
         .iter()
         .copied()
         .filter_map(|document| if let DocumentBody::Agent(agent) = &document.body { Some(agent) } else { None });
-    let handing_on = agents.filter(|agent| !agent.delegates_to.is_empty());
-    handing_on.flat_map(|agent| agent.delegates_to.iter().chain([&agent.id])).map(|id| id.as_str()).collect()
+    let delegating = agents.filter(|agent| !agent.delegates_to.is_empty());
+    delegating.flat_map(|agent| agent.delegates_to.iter().chain([&agent.id])).map(|id| id.as_str()).collect()
 }
 
 impl PermissionReach {
@@ -77,7 +79,7 @@ impl PermissionReach {
         Self { allowed, approved, denied, reachable, allows_every_tool: false }
     }
 
-    fn unite(&mut self, other: &PermissionReach) {
+    fn union_with(&mut self, other: &PermissionReach) {
         self.allowed.union_with(&other.allowed);
         self.approved.union_with(&other.approved);
         self.denied.union_with(&other.denied);
@@ -188,7 +190,7 @@ impl<'a> CeilingLinter<'a> {
     }
 
     fn add_included(&self, permissions: &PermissionLists, reach: &mut PermissionReach) {
-        permissions.include.iter().filter_map(|set| self.sets.get(&**set)).for_each(|set| reach.unite(set));
+        permissions.include.iter().filter_map(|set| self.sets.get(&**set)).for_each(|set| reach.union_with(set));
     }
 
     /// Compares a document's entries with those of the sets that it includes.
@@ -269,13 +271,14 @@ impl<'a> CeilingLinter<'a> {
         }
         let names: Vec<&str> =
             self.tools.iter().zip(0..).filter(|(_, number)| open.contains(*number)).map(|(tool, _)| tool.name.as_str()).collect();
-        let mut said = names.iter().take(NAMED_MAX).map(|name| format!("`{}`", abbreviate(name))).collect::<Vec<_>>().join(", ");
+        let mut tool_names =
+            names.iter().take(NAMED_MAX).map(|name| format!("`{}`", abbreviate(name))).collect::<Vec<_>>().join(", ");
         if names.len() > NAMED_MAX {
-            said.push_str(&format!(" and {} more", names.len() - NAMED_MAX));
+            tool_names.push_str(&format!(" and {} more", names.len() - NAMED_MAX));
         }
         let permissions = &agent.permissions;
         let own = permissions.allow.iter().position(|entry| entry.is_unconditional() && is_every_tool(entry));
-        let place = match own {
+        let location = match own {
             Some(index) => Some(("allow", index, "`*` allows".to_owned())),
             None => permissions
                 .include
@@ -284,10 +287,10 @@ impl<'a> CeilingLinter<'a> {
                 .and_then(|index| Some(("include", index, permissions.include.get(index)?)))
                 .map(|(field, index, set)| (field, index, format!("`*` of permission set `{}` allows", abbreviate(set)))),
         };
-        if let Some((field, index, who)) = place {
+        if let Some((field, index, who)) = location {
             let help = "name the tools it needs, or move these to `approve` or `deny`".to_owned();
             let finding =
-                document.field_diagnostic(Severity::Warning, field, index, format!("{who} what cannot be undone: {said}"));
+                document.field_diagnostic(Severity::Warning, field, index, format!("{who} what cannot be undone: {tool_names}"));
             self.out.push(finding.with_help(Some(help)));
         }
     }

@@ -54,15 +54,15 @@ pub(super) fn lint_delegations(documents: &[&Document], reaches: &ReachByAgent, 
 /// The agents that name others in `delegates_to`, and the named agents.
 fn delegating_agents<'a>(documents: &[&'a Document]) -> Vec<DelegatingAgent<'a>> {
     let agents = || {
-        documents.iter().copied().enumerate().filter_map(|(place, document)| match &document.body {
-            DocumentBody::Agent(agent) => Some((place, document, agent)),
+        documents.iter().copied().enumerate().filter_map(|(index, document)| match &document.body {
+            DocumentBody::Agent(agent) => Some((index, document, agent)),
             _ => None,
         })
     };
     let named: HashSet<&str> = agents().flat_map(|(_, _, agent)| agent.delegates_to.iter().map(|id| id.as_str())).collect();
     let linked = agents().filter(|(_, _, agent)| !agent.delegates_to.is_empty() || named.contains(agent.id.as_str()));
     let mut links: Vec<DelegatingAgent<'_>> = linked
-        .map(|(place, document, agent)| DelegatingAgent { document, agent, document_index: place, targets: Vec::new() })
+        .map(|(index, document, agent)| DelegatingAgent { document, agent, document_index: index, targets: Vec::new() })
         .collect();
     let numbers: HashMap<&str, usize> = links.iter().enumerate().map(|(number, link)| (link.agent.id.as_str(), number)).collect();
     let targets =
@@ -134,18 +134,18 @@ fn find_unbounded_cycles(links: &[DelegatingAgent<'_>]) -> Vec<Diagnostic> {
         link.targets.iter().map(follow).collect()
     });
     let edges: Vec<Vec<Option<usize>>> = edges.collect();
-    let warning = |circle: cycles::GraphCycle| {
+    let warning = |cycle: cycles::GraphCycle| {
         let id = |link: &DelegatingAgent<'_>| format!("`{}`", abbreviate(link.agent.id.as_str()));
-        let named: Vec<String> = circle.first_nodes(NAMED_MAX + 1).filter_map(|number| links.get(number)).map(id).collect();
+        let named: Vec<String> = cycle.first_nodes(NAMED_MAX + 1).filter_map(|number| links.get(number)).map(id).collect();
         let message = format!(
             "agents hand on in a circle that only the depth limit of {DELEGATION_DEPTH_MAX} hops ends: {}",
             named.join(" to ")
         );
         let help = "say with `session: {hops_max: …}` of one of them how many hops are meant".to_owned();
-        let finding = links.get(circle.closing_node)?.document.field_diagnostic(
+        let finding = links.get(cycle.closing_node)?.document.field_diagnostic(
             Severity::Warning,
             "delegates_to",
-            circle.closing_edge,
+            cycle.closing_edge,
             message,
         );
         Some(finding.with_help(Some(help)))

@@ -24,17 +24,17 @@ pub(super) fn lint_reachability(documents: &[&Document], out: &mut Vec<Diagnosti
         out.push(document.field_diagnostic(Severity::Warning, "id", 0, message).with_help(help));
     };
     let speaking = IssuerReach::new(documents, "application", &issuers, |issuer| &issuer.applications, |id| id.as_str());
-    let vouching = IssuerReach::new(documents, "group", &issuers, |issuer| &issuer.groups, |id| id.as_str());
+    let issuer_reach = IssuerReach::new(documents, "group", &issuers, |issuer| &issuer.groups, |id| id.as_str());
     if issuers.is_empty() {
         if let Some(first) = documents.first() {
             warn(first, "there is no issuer, so no delegation can begin and nothing is ever permitted".to_owned(), "");
         }
     } else {
-        lint_issuers(&issuers, &speaking, &vouching, documents, &mut warn);
+        lint_issuers(&issuers, &speaking, &issuer_reach, documents, &mut warn);
     }
     for document in documents.iter().copied() {
         if let DocumentBody::Agent(agent) = &document.body {
-            lint_agent(document, agent, &speaking, &vouching, !issuers.is_empty(), &mut warn);
+            lint_agent(document, agent, &speaking, &issuer_reach, !issuers.is_empty(), &mut warn);
         }
     }
 }
@@ -103,7 +103,7 @@ fn names_nothing<T>(names: &NameSelection<T>) -> bool {
 fn lint_issuers(
     issuers: &[(&Document, &IssuerSpec)],
     speaking: &IssuerReach<'_>,
-    vouching: &IssuerReach<'_>,
+    issuer_reach: &IssuerReach<'_>,
     documents: &[&Document],
     warn: &mut impl FnMut(&Document, String, &str),
 ) {
@@ -126,7 +126,7 @@ fn lint_issuers(
                 let message = format!("no issuer speaks for application `{}`", abbreviate(id));
                 warn(document, message, "name it in `applications` of an issuer");
             }
-            DocumentBody::Group(_) if nobody(vouching) => {
+            DocumentBody::Group(_) if nobody(issuer_reach) => {
                 let message = format!("no issuer may say that a user is in group `{}`", abbreviate(id));
                 warn(document, message, "name it in `groups` of an issuer");
             }
@@ -140,7 +140,7 @@ fn lint_agent(
     document: &Document,
     agent: &AgentSpec,
     speaking: &IssuerReach<'_>,
-    vouching: &IssuerReach<'_>,
+    issuer_reach: &IssuerReach<'_>,
     has_issuer: bool,
     warn: &mut impl FnMut(&Document, String, &str),
 ) {
@@ -151,7 +151,7 @@ fn lint_agent(
         unreachable("it has no `keys`, so it can hold no delegation".to_owned(), help);
     }
     let by_application = speaking.issuers_of_any(&agent.applications, |id| id.as_str());
-    let by_group = vouching.issuers_of_any(&agent.acts_for, |id| id.as_str());
+    let by_group = issuer_reach.issuers_of_any(&agent.acts_for, |id| id.as_str());
     if names_nothing(&agent.applications) {
         unreachable("it runs inside no application".to_owned(), "name one in `applications`");
     } else if has_issuer && by_application.is_empty() {

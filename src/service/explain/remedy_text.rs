@@ -311,7 +311,7 @@ fn bytes_to_hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::decision::{ApprovalNeed, PreparedNeed};
+    use crate::model::decision::{ApprovalNeed, PreparationNeed};
     use crate::model::ids::UserId;
 
     const CREDENTIAL_REASONS: &[(Reason, &str)] = &[
@@ -432,7 +432,7 @@ mod tests {
         let mut prepare = denial(FindingRemedy::Prepare);
         let first = "another call with the same arguments would have to be approved first";
         check(&facts(&[]), &prepare, first, "a call must be approved first");
-        prepare.answer.prepared = vec![PreparedNeed { layer: DecisionLayer::Agent, hop: Some(0), tool: "pay/quote".into() }];
+        prepare.answer.prepared = vec![PreparationNeed { layer: DecisionLayer::Agent, hop: Some(0), tool: "pay/quote".into() }];
         let by_tool = "a call of `pay/quote` with the same arguments must be approved first and not be used yet";
         check(&facts(&[]), &prepare, first, by_tool);
         let mut asks = LayerFinding::permit(DecisionLayer::Agent);

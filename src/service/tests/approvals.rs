@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::model::approval::{ApprovalFilter, ApprovalRow, ApprovalState, OwnApprovalUse};
-use crate::model::decision::{ApprovalNeed, PreparedNeed};
+use crate::model::decision::{ApprovalNeed, PreparationNeed};
 use crate::model::limits::APPROVALS_WAITING_MAX;
 use crate::model::reason::DecisionLayer;
 use crate::model::rows::StoreWrite;
@@ -379,8 +379,8 @@ async fn an_agent_asks_for_so_many_at_once() {
 /// Tests `prepared:` with decisions that the test makes itself.
 #[tokio::test]
 async fn a_prepared_call_uses_the_other_approval() {
-    let need = |tool: &str| PreparedNeed { layer: DecisionLayer::Agent, hop: Some(0), tool: tool.into() };
-    let settled = async |world: &ServiceFixture, needs: Vec<PreparedNeed>, arguments: &str, request_id: &str| {
+    let need = |tool: &str| PreparationNeed { layer: DecisionLayer::Agent, hop: Some(0), tool: tool.into() };
+    let settled = async |world: &ServiceFixture, needs: Vec<PreparationNeed>, arguments: &str, request_id: &str| {
         world.cell.renew_proof(FreshnessProof::SentAt(world.clock.now()));
         let request = world.call(TOOL, arguments, request_id);
         let caller = Caller { connection_id: 1, address: "test".into(), is_loopback: true };
@@ -439,7 +439,7 @@ fn a_later_decision_may_ask_for_nothing_more() {
         |by: &str| ApprovalNeed { layer: DecisionLayer::Agent, hop: Some(0), approver_groups: vec![by.into()], expires_in_ms: 1 };
     let covers = |approvals: Vec<ApprovalNeed>, prepared: Vec<&str>| {
         let prepared =
-            prepared.into_iter().map(|tool| PreparedNeed { layer: DecisionLayer::Agent, hop: None, tool: tool.into() });
+            prepared.into_iter().map(|tool| PreparationNeed { layer: DecisionLayer::Agent, hop: None, tool: tool.into() });
         let again = Decision { approvals, prepared_needs: prepared.collect(), ..Decision::permit(1) };
         super::super::approval::covers_needs(&[need("a"), need("b")], &[], &again)
     };

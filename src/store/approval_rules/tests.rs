@@ -193,7 +193,7 @@ fn the_same_request_is_known_by_all_of_its_uses() {
             [row('a', own, None), row('b', None, prepared)].map(|row| (row.call.digest.clone(), row)).into();
         let own = crate::model::approval::OwnApprovalUse { digest: "a".repeat(64), needs: needs.to_vec() };
         let fingerprint = Some(fingerprint.to_owned()).filter(|text| !text.is_empty());
-        let prepared = vec![PreparedApprovalUse { digest: "b".repeat(64), needs: vec![] }];
+        let prepared = vec![PreparationApprovalUse { digest: "b".repeat(64), needs: vec![] }];
         let decision_id = "y".to_owned();
         let request = ApprovalUseRequest { own: Some(own), prepared, decision_id, fingerprint, ..ApprovalUseRequest::default() };
         assert_eq!(repeated_decision(&rows, &request, unix_ms), expected.then(|| "x".to_owned()));

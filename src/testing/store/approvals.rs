@@ -8,7 +8,7 @@ use super::operator_keys::revoke_key;
 use super::{START_UNIX_S, act, kill, request, verify_change_log, write};
 use crate::model::approval::{
     ApprovalCall, ApprovalFilter, ApprovalQuota, ApprovalRow, ApprovalState, ApprovalSubmission, ApprovalSubmissionOutcome,
-    ApprovalUseOutcome, ApprovalUseRequest, ApproverCheck, OwnApprovalUse, PreparedApprovalUse, ProofUse, UnusableCause,
+    ApprovalUseOutcome, ApprovalUseRequest, ApproverCheck, OwnApprovalUse, PreparationApprovalUse, ProofUse, UnusableCause,
 };
 use crate::model::decision::ApprovalNeed;
 use crate::model::limits::{
@@ -329,7 +329,10 @@ async fn what_has_no_bound_is_refused(store: &dyn Store) {
     let nothing = ApprovalUseRequest { decision_id: "d".into(), ..ApprovalUseRequest::default() };
     for bad in [
         nothing.clone(),
-        ApprovalUseRequest { prepared: vec![PreparedApprovalUse { digest: "short".into(), needs: vec![] }], ..nothing.clone() },
+        ApprovalUseRequest {
+            prepared: vec![PreparationApprovalUse { digest: "short".into(), needs: vec![] }],
+            ..nothing.clone()
+        },
     ] {
         let outcome = store.use_approvals(bad).await;
         assert!(matches!(outcome, Err(Error::Rejected(_))), "{outcome:?}");
@@ -604,8 +607,8 @@ fn call(name: &str) -> ApprovalCall {
     }
 }
 
-fn prepared(name: &str) -> PreparedApprovalUse {
-    PreparedApprovalUse { digest: digest(name), needs: vec![] }
+fn prepared(name: &str) -> PreparationApprovalUse {
+    PreparationApprovalUse { digest: digest(name), needs: vec![] }
 }
 
 /// A digest for a name.

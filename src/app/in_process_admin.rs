@@ -23,19 +23,19 @@ use crate::sync::PositionFiles;
 const FOLLOWERS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// An administration point in this process.
-pub struct LocalAdmin {
+pub struct InProcessAdmin {
     admin: Arc<AdministrationPoint>,
     channel: Channel,
     store: Arc<dyn Store>,
     /// The store, with an absolute path and without a password.
-    shown: String,
+    store_url: String,
     /// The files in which replicas may have recorded how far they followed the store.
     position_files: Option<PositionFiles>,
     /// `None` if the data folder takes no records. Acts are carried out all the same, and the answers say that they are unrecorded.
     log: Option<Arc<audit::AuditLog>>,
 }
 
-impl LocalAdmin {
+impl InProcessAdmin {
     /// Opens a store. Acts are recorded in the data folder if it can be written. The store keeps every act, so a full disk under
     /// the audit log never keeps an operator with access to the store from revoking.
     ///
@@ -62,7 +62,7 @@ impl LocalAdmin {
         let admin = Arc::new(AdministrationPoint::new(store.clone(), clock, recorder));
         admin.set_record_directory(&data.join("audit"));
         let channel = serve_in_process(admin.clone()).await?;
-        Ok(Self { admin, channel, store, shown: chosen.absolute(), position_files: position_files_of(chosen, data), log })
+        Ok(Self { admin, channel, store, store_url: chosen.absolute(), position_files: position_files_of(chosen, data), log })
     }
 
     /// Adds an operator without a signature; access to the store replaces it. The record names the user and the machine.
@@ -78,28 +78,28 @@ impl LocalAdmin {
 
     /// Reads who follows the store. Takes at most a second.
     pub async fn followers(&self) -> StoreFollowers {
-        let look = async {
+        let read_followers = async {
             let replicas = self.store.replicas().await.map_err(|error| error.to_string())?;
             let bound_ms = replicas.freshness_bound_ms.saturating_add(HEARTBEAT_INTERVAL_MS);
             let named = |row: &crate::store::ReplicaRow| row.registration.address.clone();
             let unix_ms = replicas.unix_ms;
-            let aged = || replicas.rows.iter().map(move |row| (row.age_ms(unix_ms), row));
+            let rows_with_age = || replicas.rows.iter().map(move |row| (row.age_ms(unix_ms), row));
             Ok(StoreFollowers {
-                store: self.shown.clone(),
+                store: self.store_url.clone(),
                 bound_ms,
-                heard: aged()
+                heard: rows_with_age()
                     .filter(|(age_ms, row)| *age_ms < bound_ms && row.state != ReplicaState::Draining)
                     .map(|(_, row)| named(row))
                     .collect(),
-                last_heard: aged().min_by_key(|(age_ms, _)| *age_ms).map(|(age_ms, row)| (named(row), age_ms)),
+                last_heard: rows_with_age().min_by_key(|(age_ms, _)| *age_ms).map(|(age_ms, row)| (named(row), age_ms)),
                 contradiction: self.contradiction().await,
                 unread: None,
             })
         };
-        let read = tokio::time::timeout(FOLLOWERS_TIMEOUT, look).await;
+        let read = tokio::time::timeout(FOLLOWERS_TIMEOUT, read_followers).await;
         let late = || Err(format!("the store did not answer within {} s", FOLLOWERS_TIMEOUT.as_secs()));
         read.unwrap_or_else(|_| late()).unwrap_or_else(|unread| StoreFollowers {
-            store: self.shown.clone(),
+            store: self.store_url.clone(),
             unread: Some(unread),
             ..StoreFollowers::default()
         })
@@ -121,8 +121,8 @@ impl LocalAdmin {
         None
     }
 
-    /// What an administrator must know after the glass was broken. See [`AdministrationPoint::after_break_glass`].
-    pub async fn after_break_glass(&self) -> String {
+    /// The hint for an administrator after a break-glass act. See [`AdministrationPoint::break_glass_hint`].
+    pub async fn break_glass_hint(&self) -> String {
         self.admin.after_break_glass().await
     }
 
@@ -164,8 +164,8 @@ fn position_files_of(store: &config::StoreLocation, data: &Path) -> Option<Posit
     };
     let folder = folder.map(|folder| if folder.as_os_str().is_empty() { PathBuf::from(".") } else { folder });
     let same = |folder: &PathBuf| folder.canonicalize().ok() == data.canonicalize().ok();
-    let beside = folder.filter(|folder| !same(folder)).map(|folder| PositionFiles::file_of(&folder));
-    PositionFiles::new(data, beside.as_deref()).ok()
+    let second_file = folder.filter(|folder| !same(folder)).map(|folder| PositionFiles::file_of(&folder));
+    PositionFiles::new(data, second_file.as_deref()).ok()
 }
 
 /// The node name of this process in records.
@@ -192,7 +192,7 @@ pub(crate) async fn serve_in_process(admin: Arc<AdministrationPoint>) -> Result<
         .map_err(|error| Error::System(format!("a pipe: {error}")))
 }
 
-impl Drop for LocalAdmin {
+impl Drop for InProcessAdmin {
     fn drop(&mut self) {
         if let Some(Err(error)) = self.log.as_ref().map(|log| log.shutdown()) {
             tracing::error!(%error, "the audit log ended badly");

@@ -8,50 +8,50 @@ use super::{CommandFailure, shell_quote};
 use crate::api::r#gen as wire;
 
 /// The server's answer about a name. A server of an earlier version sends none.
-pub(super) struct RecognizedName(Option<wire::NameRecognition>);
+pub(super) struct NameLookupAnswer(Option<wire::NameRecognition>);
 
-impl From<Option<wire::NameRecognition>> for RecognizedName {
-    fn from(said: Option<wire::NameRecognition>) -> Self {
-        Self(said)
+impl From<Option<wire::NameRecognition>> for NameLookupAnswer {
+    fn from(response: Option<wire::NameRecognition>) -> Self {
+        Self(response)
     }
 }
 
-impl RecognizedName {
+impl NameLookupAnswer {
     /// Whether no identity that was looked up has the name.
     pub(super) fn is_unknown(&self) -> bool {
-        self.standing() == wire::NameStanding::Unknown
+        self.status() == wire::NameStanding::Unknown
     }
 
     /// The JSON for a script. `known` is `null` if the name was not looked up.
     pub(super) fn json(&self) -> Value {
-        let known = match self.standing() {
+        let known = match self.status() {
             wire::NameStanding::Known => Some(true),
             wire::NameStanding::Unknown => Some(false),
             wire::NameStanding::NotLooked | wire::NameStanding::Unspecified => None,
         };
-        let said = self.0.clone().unwrap_or_default();
-        let nearest = said.nearest.map(|nearest| json!({ "kind": nearest.kind, "key": nearest.key }));
-        json!({ "known": known, "nearest": nearest, "note": said.note })
+        let response = self.0.clone().unwrap_or_default();
+        let nearest = response.nearest.map(|nearest| json!({ "kind": nearest.kind, "key": nearest.key }));
+        json!({ "known": known, "nearest": nearest, "note": response.note })
     }
 
     /// Prints the answer for people. An unknown name, or one that could not be looked up, is a warning on standard error.
     pub(super) fn print(&self, typed: &wire::RevocationTarget, output: &CommandOutput) {
-        let Some(said) = &self.0 else { return };
-        let note = escape_for_terminal(&said.note);
-        match self.standing() {
+        let Some(response) = &self.0 else { return };
+        let note = escape_for_terminal(&response.note);
+        match self.status() {
             wire::NameStanding::Unknown => {
-                let mut message = format!("the revocation is written, but NOTHING BEARS THAT NAME: {note}");
-                if let Some(nearest) = &said.nearest {
+                let mut message = format!("the revocation is written, but NOTHING HAS THAT NAME: {note}");
+                if let Some(nearest) = &response.nearest {
                     let words: Vec<String> =
                         std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-                    message.push_str(&format!("\n  did you mean:  {}", corrected(&words, typed, nearest)));
+                    message.push_str(&format!("\n  did you mean:  {}", corrected_command(&words, typed, nearest)));
                     if differs_by_blanks(typed, nearest) {
                         message.push_str("\n  (it differs from what was typed by blanks alone)");
                     }
                 }
                 output.warning(&message);
             }
-            wire::NameStanding::NotLooked => output.warning(&format!("nobody can say whether anything bears that name: {note}")),
+            wire::NameStanding::NotLooked => output.warning(&format!("it is unknown whether anything has that name: {note}")),
             wire::NameStanding::Known if !note.is_empty() => output.line(&note),
             wire::NameStanding::Known | wire::NameStanding::Unspecified => {}
         }
@@ -62,7 +62,7 @@ impl RecognizedName {
         if self.is_unknown() && !unknown_ok { Err(CommandFailure::exit_code_only(CommandFailure::UNKNOWN_NAME)) } else { Ok(()) }
     }
 
-    fn standing(&self) -> wire::NameStanding {
+    fn status(&self) -> wire::NameStanding {
         self.0.as_ref().map_or(wire::NameStanding::Unspecified, wire::NameRecognition::standing)
     }
 }
@@ -71,8 +71,8 @@ impl RecognizedName {
 const OPTIONS_WITH_VALUE: &[&str] =
     &["--reason", "--wait", "--target", "--store", "--store-durability", "--data", "--operator-key"];
 
-/// The command that was typed, with another target. Its options stay, because the corrected command is to do the same.
-fn corrected(words: &[String], typed: &wire::RevocationTarget, meant: &wire::RevocationTarget) -> String {
+/// The typed command with its target replaced by `meant`. Its options stay, because the corrected command must do the same.
+fn corrected_command(words: &[String], typed: &wire::RevocationTarget, meant: &wire::RevocationTarget) -> String {
     let mut positions = Vec::new();
     let mut index = 0;
     while let Some(word) = words.get(index) {
@@ -97,10 +97,10 @@ fn corrected(words: &[String], typed: &wire::RevocationTarget, meant: &wire::Rev
 }
 
 fn differs_by_blanks(typed: &wire::RevocationTarget, meant: &wire::RevocationTarget) -> bool {
-    let dense = |target: &wire::RevocationTarget| {
+    let without_blanks = |target: &wire::RevocationTarget| {
         target.key.iter().map(|part| part.split_whitespace().collect::<String>()).collect::<Vec<_>>()
     };
-    typed.kind == meant.kind && dense(typed) == dense(meant)
+    typed.kind == meant.kind && without_blanks(typed) == without_blanks(meant)
 }
 
 #[cfg(test)]
@@ -116,7 +116,7 @@ mod tests {
     fn a_corrected_command_keeps_its_options() {
         let check = |line: &[&str], typed: &[&str], meant: &[&str], expected: &str| {
             let words: Vec<String> = line.iter().map(|word| (*word).to_owned()).collect();
-            assert_eq!(corrected(&words, &target(typed), &target(meant)), format!("portcullis {expected}"));
+            assert_eq!(corrected_command(&words, &target(typed), &target(meant)), format!("portcullis {expected}"));
         };
         check(
             &["revoke", "session", "s-1 ", "--reason", "leaked key", "--wait", "fleet"],
