@@ -92,8 +92,16 @@ fn runtime_service(criterion: &mut Criterion, company: &CompanyFixture, snapshot
     let (ledger, approvals, catch_up) = (Arc::new(NoLedgers), Arc::new(NoLedgers), Arc::new(NoLedgers));
     let (metrics, spans) = (telemetry.metrics(), telemetry.spans());
     let spawn: service::TaskSpawner = Arc::new(drop);
-    let parts =
-        service::ServiceParts { cell: cell.clone(), ledger, approvals, catch_up, metrics, spans, clock: clock.clone(), spawn };
+    let parts = service::ServiceParts {
+        snapshot_cell: cell.clone(),
+        ledger,
+        approvals,
+        catch_up,
+        metrics,
+        spans,
+        clock: clock.clone(),
+        spawn,
+    };
     let service = Arc::new(PdpService::new(parts, service::Settings::default()));
     service.mark_ready();
     let recorder = log.open_recorder("bench")?;

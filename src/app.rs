@@ -186,7 +186,7 @@ impl App {
         }
         let directory = Arc::new(follower_runtime::CachedFleetDirectory::new(store.clone(), clock.clone()));
         let parts = service::ServiceParts {
-            cell: cell.clone(),
+            snapshot_cell: cell.clone(),
             ledger: Arc::new(wiring::StoreProofLedger(store.clone())),
             approvals: Arc::new(wiring::StoreApprovalLedger(store)),
             catch_up: Arc::new(wiring::FollowerCatchUp { status: status.clone(), cell: cell.clone() }),
@@ -198,7 +198,7 @@ impl App {
         };
         let service = Arc::new(PdpService::new(parts, service_settings(&settings)));
         let follower = wiring::FollowerCatchUp { status: status.clone(), cell: cell.clone() };
-        admin.set_server_knowledge(Arc::new(wiring::LiveNamesSource { follower, service: service.clone() }));
+        admin.set_names_source(Arc::new(wiring::LiveNamesSource { follower, service: service.clone() }));
         gauge_registration::register_gauges(&telemetry, &following, &clock, &service);
         gauge_registration::register_disk_gauges(&telemetry, &following.cache_writer, &log, store_disk);
         service.mark_ready();

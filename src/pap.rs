@@ -23,7 +23,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
-pub use adoption::{ADOPTION_WAIT_MS_MAX, AdoptionOutcome, AdoptionWaitOutcome, ReplicaAdoption};
+pub use adoption::{ADOPTION_WAIT_MS_MAX, AdoptionWaitOutcome, ReplicaAdoptionProgress, StoreAdoptionOutcome};
 pub use apply::ApplyOutcome;
 pub use approve::{AnswerOutcome, ApprovalAnswer};
 pub use authorize::{AdminMethod, AuthorizedAct};
@@ -32,7 +32,7 @@ pub use fleet::FleetWaitReport;
 pub use operators::{ListedOperator, NewOperator, OperatorChangeOutcome, OperatorState};
 pub use policy_history::{HISTORY_LISTED_DEFAULT, PolicyRevision};
 pub use revoke::{ReinstateOutcome, RevokeOutcome, RevokeRequest};
-pub use target_lookup::{DocumentNames, NameStatus, ServerKnowledge, TargetLookup};
+pub use target_lookup::{DocumentNames, KnownNamesSource, NameStatus, TargetLookup};
 
 use crate::audit::{ActOutcome, ActRecord, AuditRecorder};
 use crate::model::revision::Revision;
@@ -67,7 +67,7 @@ pub enum Error {
         message: String,
     },
     /// The policy has errors, so nothing of it was applied.
-    #[error("the policy has {} error(s): nothing was applied", .0.iter().filter(|d| d.is_error()).count())]
+    #[error("the policy has {} error(s): nothing was applied", .0.iter().filter(|diagnostic| diagnostic.is_error()).count())]
     InvalidPolicy(Vec<Diagnostic>),
     /// Tests of the policy fail, so nothing of it was applied.
     #[error("{} of {} test(s) of the policy fail: nothing was applied", .failures.len(), .failures.len() + .passed)]
@@ -95,7 +95,7 @@ pub enum Error {
     Store(#[from] store::Error),
     /// The request changes nothing. Its answer is withheld, because the request could not be recorded.
     #[error(
-        "the audit log cannot be written, so nothing was done or told: make room on the disk of the data folder, then repeat"
+        "the audit log cannot be written, so nothing was done or answered: make room on the disk of the data folder, then repeat"
     )]
     AuditUnavailable,
     /// The act ended as `cause` states, but the audit log lacks its end.
@@ -169,11 +169,11 @@ pub struct AdministrationPoint {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     recorder: Arc<AuditRecorder>,
-    operators: authorize::Operators,
+    operators: authorize::OperatorReader,
     revision: shared_read::SharedRead<Result<Revision, store::Error>>,
     spent_signatures: Mutex<authorize::SpentSignatures>,
     apply_lock: tokio::sync::Mutex<()>,
-    waits: fleet::WaitSlots,
+    wait_slots: fleet::WaitSlots,
     silence_tracker: Mutex<fleet::SilenceTracker>,
     lookup_sources: target_lookup::LookupSources,
 }
@@ -185,11 +185,11 @@ impl AdministrationPoint {
             store,
             clock,
             recorder,
-            operators: authorize::Operators::default(),
+            operators: authorize::OperatorReader::default(),
             revision: shared_read::SharedRead::default(),
             spent_signatures: Mutex::default(),
             apply_lock: tokio::sync::Mutex::default(),
-            waits: fleet::WaitSlots::default(),
+            wait_slots: fleet::WaitSlots::default(),
             silence_tracker: Mutex::default(),
             lookup_sources: target_lookup::LookupSources::default(),
         }
@@ -234,27 +234,27 @@ impl AdministrationPoint {
     ) -> Result<BTreeMap<DocumentKey, (String, u32)>, Error> {
         self.record_act(by, None, "explain a call")?;
         let kinds: BTreeSet<&str> = keys.iter().map(|key| key.kind.as_str()).collect();
-        let mut places = BTreeMap::new();
+        let mut locations = BTreeMap::new();
         for kind in kinds {
             let rows = self.store.documents(Some(kind)).await?.documents.into_iter().map(|document| document.row);
-            places.extend(rows.filter(|row| keys.contains(&row.key)).map(|row| (row.key, (row.path, row.line))));
+            locations.extend(rows.filter(|row| keys.contains(&row.key)).map(|row| (row.key, (row.path, row.line))));
         }
-        Ok(places)
+        Ok(locations)
     }
 
     /// Records a read that another module answers.
     ///
     /// # Errors
     /// [`Error::AuditUnavailable`].
-    pub fn record_read(&self, by: &AuthorizedAct, account: &str) -> Result<(), Error> {
-        self.record_act(by, None, account)
+    pub fn record_read(&self, by: &AuthorizedAct, description: &str) -> Result<(), Error> {
+        self.record_act(by, None, description)
     }
 
     /// The keys of the stored documents, of one kind or of all.
     ///
     /// # Errors
     /// If the store cannot be read.
-    pub async fn documents(&self, by: &AuthorizedAct, kind: Option<&str>) -> Result<Vec<DocumentKey>, Error> {
+    pub async fn document_keys(&self, by: &AuthorizedAct, kind: Option<&str>) -> Result<Vec<DocumentKey>, Error> {
         let documents = self.store.documents(kind).await?.documents;
         self.record_act(by, None, "read")?;
         Ok(documents.into_iter().map(|document| document.row.key).collect())
@@ -265,9 +265,9 @@ impl AdministrationPoint {
     /// # Errors
     /// If the store cannot be read.
     pub async fn revocations(&self, by: &AuthorizedAct, limit: usize) -> Result<RevocationPage, Error> {
-        let listed = self.store.revocations(limit).await?;
+        let page = self.store.revocations(limit).await?;
         self.record_act(by, None, "read")?;
-        Ok(listed)
+        Ok(page)
     }
 
     /// Commits an act.
@@ -281,32 +281,33 @@ impl AdministrationPoint {
         documents_unchanged_since: Option<u64>,
         reason: &str,
     ) -> Result<CommitOutcome, Error> {
-        self.commit_keeping_signer(by, Vec::new(), writes, documents_unchanged_since, reason).await
+        self.commit_retaining_signer(by, Vec::new(), writes, documents_unchanged_since, reason).await
     }
 
-    /// As [`AdministrationPoint::commit`], but the commit fails if it would leave all keys in `one_must_sign` revoked.
-    async fn commit_keeping_signer(
+    /// As [`AdministrationPoint::commit`], but the commit fails if it would leave all keys in `keep_one_unrevoked` revoked.
+    async fn commit_retaining_signer(
         &self,
         by: &AuthorizedAct,
-        one_must_sign: Vec<String>,
+        keep_one_unrevoked: Vec<String>,
         writes: Vec<StoreWrite>,
         documents_unchanged_since: Option<u64>,
         reason: &str,
     ) -> Result<CommitOutcome, Error> {
         let act = ActRow {
-            operators: by.load_operators().to_vec(),
+            operators: by.operators().to_vec(),
             keys: by.keys().iter().map(ToString::to_string).collect(),
             method: by.method().to_owned(),
             signatures: by.signatures().to_vec(),
             jtis: by.jtis().to_vec(),
             reason: reason.to_owned(),
         };
-        let request = CommitRequest { writes, documents_unchanged_since, one_must_sign, act: Some(act), ..Default::default() };
+        let request =
+            CommitRequest { writes, documents_unchanged_since, keep_one_unrevoked, act: Some(act), ..Default::default() };
         match self.store.commit(request).await {
             Ok(committed) => {
                 // Only this process logs the operators. Every replica logs the effect of the act. The reason that operators gave
                 // is not logged.
-                tracing::info!(revision = %committed.revision, by = ?by.load_operators(), method = by.method(), "an act was done");
+                tracing::info!(revision = %committed.revision, by = ?by.operators(), method = by.method(), "an act was done");
                 if self.record_act(by, Some(&committed.revision), reason).is_err() {
                     by.mark_unrecorded();
                     tracing::error!(revision = %committed.revision, "an act was done and is not in the audit log yet");
@@ -315,13 +316,13 @@ impl AdministrationPoint {
             }
             Err(store::Error::ActReplayed { jti }) => {
                 let error = Error::Unauthenticated(format!("the signed act `{jti}` was used before: sign a new one"));
-                self.record_refusal(by.method(), by.load_operators(), by.peer(), &error)?;
+                self.record_refusal(by.method(), by.operators(), by.peer(), &error)?;
                 Err(error)
             }
             // A replica may not know of the revocation yet and accept the signature, but the store refuses the commit.
             Err(store::Error::SignerRevoked { thumbprint }) => {
-                let error = self.key_revoked(by.operator_by_key(&thumbprint), &thumbprint).await;
-                self.record_refusal(by.method(), by.load_operators(), by.peer(), &error)?;
+                let error = self.key_revoked_error(by.operator_by_key(&thumbprint), &thumbprint).await;
+                self.record_refusal(by.method(), by.operators(), by.peer(), &error)?;
                 Err(error)
             }
             Err(error) => {
@@ -329,15 +330,15 @@ impl AdministrationPoint {
                     store::Error::NoSignerLeft => Error::PermissionDenied(NO_ADMINISTRATOR_LEFT.to_owned()),
                     error => Error::Store(error),
                 };
-                self.record_refusal(by.method(), by.load_operators(), by.peer(), &error)?;
+                self.record_refusal(by.method(), by.operators(), by.peer(), &error)?;
                 Err(error)
             }
         }
     }
 
     /// Records a wait for the effect of an act. The wait is a part of the act, so a missing record is reported with the act.
-    fn record_wait(&self, by: &AuthorizedAct, revision: &Revision, account: &str) {
-        if self.record_accepted(by, Some(revision), false, account).is_err() {
+    fn record_wait(&self, by: &AuthorizedAct, revision: &Revision, description: &str) {
+        if self.record_accepted(by, Some(revision), false, description).is_err() {
             by.mark_unrecorded();
         }
     }
@@ -358,7 +359,7 @@ impl AdministrationPoint {
         let act = ActRecord {
             time_unix_ns: self.clock.now().unix_ns,
             method: by.method(),
-            operators: by.load_operators(),
+            operators: by.operators(),
             signatures: by.signatures(),
             outcome: ActOutcome::Accepted,
             code: "OK",

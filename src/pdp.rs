@@ -26,7 +26,7 @@ use crate::model::reason::Reason;
 use crate::model::request::{DelegationSubject, ToolCall};
 use crate::model::time::ClockReading;
 use crate::policy::{CompiledPolicy, ResolvedSubject};
-use crate::revocation::{RevocationHit, RevocationHitKind, RevocationKey, TargetRef};
+use crate::revocation::{RevocationEffect, RevocationHit, RevocationKey, TargetRef};
 use crate::snapshot::Snapshot;
 use crate::token::trust::TrustTable;
 use crate::token::{VerificationOptions, VerifiedChain};
@@ -214,7 +214,7 @@ fn deny_revoked(prepared: &PreparedChain, tool: Option<&str>, snapshot: &Snapsho
         for watched in &prepared.revocation_targets {
             if let Some(hit) = index.find_hit(watched.key, root_iat_s, number) {
                 let reason =
-                    if hit.kind == RevocationHitKind::Watermark { watched.watermark_reason } else { watched.suspended_reason };
+                    if hit.effect == RevocationEffect::Watermark { watched.watermark_reason } else { watched.suspended_reason };
                 return Some(denial_for_hit(&hit, reason, number).with_hop(watched.hop()));
             }
         }

@@ -22,14 +22,14 @@ pub use key::{RevocationKey, TargetRef};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RevocationHit {
     /// The effect of the revocation.
-    pub kind: RevocationHitKind,
+    pub effect: RevocationEffect,
     /// Number of the revision that last changed the entry. It may be higher than the number of the querying snapshot.
     pub revision: u64,
 }
 
 /// The effect of a revocation that was found. If several effects apply, the first in this order is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RevocationHitKind {
+pub enum RevocationEffect {
     /// Denied for good.
     Dead,
     /// Denied until reinstated.

@@ -86,7 +86,7 @@ impl Default for Settings {
 /// The parts that `app` binds to the service.
 pub struct ServiceParts {
     /// The cell that holds the current view.
-    pub cell: Arc<SnapshotCell>,
+    pub snapshot_cell: Arc<SnapshotCell>,
     /// The ledger that spends each proof of a destructive call once across the fleet.
     pub ledger: Arc<dyn ProofLedger>,
     /// The ledger that asks for approvals and uses each of them once across the fleet.
@@ -129,7 +129,7 @@ pub struct RuntimeService {
 #[derive(Debug)]
 pub struct PendingAnswer {
     view: SnapshotView,
-    judged: Judgement,
+    judgement: Judgement,
     started: ClockReading,
     /// The approvals that the call used. They are given back if the call is denied in the end.
     used_approvals: Option<ApprovalUseRequest>,
@@ -138,13 +138,13 @@ pub struct PendingAnswer {
 impl PdpService {
     /// Makes a service that is not ready until the cell holds a view.
     pub fn new(parts: ServiceParts, settings: Settings) -> Self {
-        let proofs = ProofReplayCache::new(parts.clock.now());
-        let shadows = ShadowStats::new(parts.clock.now());
+        let replay_cache = ProofReplayCache::new(parts.clock.now());
+        let shadow_stats = ShadowStats::new(parts.clock.now());
         Self {
             chain_cache: ChainCache::new(settings.chains_bytes_max),
             handle_cache: ChainHandleCache::new(),
-            replay_cache: proofs,
-            shadow_stats: shadows,
+            replay_cache,
+            shadow_stats,
             ledger_uses: Arc::default(),
             ready_at: OnceLock::new(),
             draining: watch::Sender::new(false),
@@ -166,8 +166,8 @@ impl PdpService {
 
     /// Whether this replica can permit a call: its first snapshot was published, it is not draining, and its proof is within the bound.
     pub fn is_ready(&self) -> bool {
-        let open = |view: SnapshotView| view.freshness(self.parts.clock.now()) != Freshness::Closed;
-        self.ready_at.get().is_some() && !*self.draining.borrow() && self.parts.cell.load().is_some_and(open)
+        let may_answer = |view: SnapshotView| view.freshness(self.parts.clock.now()) != Freshness::Closed;
+        self.ready_at.get().is_some() && !*self.draining.borrow() && self.parts.snapshot_cell.load().is_some_and(may_answer)
     }
 
     /// Starts draining: streams end themselves, and further calls are still answered.
@@ -221,7 +221,7 @@ impl PdpService {
         if self.ready_at.get().is_none() {
             return Err(ServiceUnavailable::NotReady);
         }
-        self.parts.cell.load().ok_or(ServiceUnavailable::NotReady)
+        self.parts.snapshot_cell.load().ok_or(ServiceUnavailable::NotReady)
     }
 }
 
@@ -242,9 +242,9 @@ impl RuntimeService {
 
     /// Records that a proof was presented by a call that cannot be decided, because its message is malformed. Its bytes were sent all
     /// the same, so the proof makes no proved handle any more.
-    pub fn show_undecided(&self, credential: &AgentCredential, proof: Option<&[u8]>, caller: &Caller) {
+    pub fn record_undecided_proof(&self, credential: &AgentCredential, proof: Option<&[u8]>, caller: &Caller) {
         if let Ok(view) = self.service.current_view() {
-            self.service.show_unjudged(credential, proof, caller, &view, self.service.parts.clock.now());
+            self.service.record_unjudged_proof(credential, proof, caller, &view, self.service.parts.clock.now());
         }
     }
 
@@ -261,12 +261,13 @@ impl RuntimeService {
         let mut started = service.parts.clock.now();
         let mut view = service.current_view()?;
         if let Some(at_least) = &request.at_least {
-            let reached = is_active(Mutant::AtLeastIgnored)
+            let is_caught_up = is_active(Mutant::AtLeastIgnored)
                 || service.catch_up_to(at_least, &request.credential, caller, &view, started).await;
-            if !reached {
-                service.show_unjudged(&request.credential, request.proof.as_deref(), caller, &view, started);
-                let denied = Judgement::from_denial(Decision::deny(Reason::RevisionUnavailable, view.snapshot.revision().number));
-                return Ok(self.record_and_answer(request, caller, view, denied, started));
+            if !is_caught_up {
+                service.record_unjudged_proof(&request.credential, request.proof.as_deref(), caller, &view, started);
+                let denied_judgement =
+                    Judgement::from_denial(Decision::deny(Reason::RevisionUnavailable, view.snapshot.revision().number));
+                return Ok(self.record_and_answer(request, caller, view, denied_judgement, started));
             }
             // The wait took time, so the chain is judged at the current time.
             if !is_active(Mutant::AtLeastOldView) {
@@ -274,22 +275,22 @@ impl RuntimeService {
             }
             started = service.parts.clock.now();
         }
-        let mut judged = service.judge_call(request, caller, &view, started);
-        let by_policy = judged.decision.effect;
+        let mut judgement = service.judge_call(request, caller, &view, started);
+        let policy_effect = judgement.decision.effect;
         // A warm permit never awaits.
-        if by_policy != Effect::Deny && judged.needs_ledger() {
-            return Ok(self.run_ledger_task(request, caller, view, judged, started).await);
+        if policy_effect != Effect::Deny && judgement.needs_ledger() {
+            return Ok(self.run_ledger_task(request, caller, view, judgement, started).await);
         }
-        if by_policy != Effect::Deny
-            && let Some(denial) = service.spend_locally(&mut judged, &view)
+        if policy_effect != Effect::Deny
+            && let Some(denial) = service.spend_locally(&mut judgement, &view)
         {
-            judged.decision = denial;
+            judgement.decision = denial;
         }
-        let answered = self.record_and_answer(request, caller, view, judged, started);
-        if answered.0.decision.shadow_decision.is_some() {
-            service.count_shadow_decision(&request.tool, by_policy, &answered.0);
+        let answer_and_pending = self.record_and_answer(request, caller, view, judgement, started);
+        if answer_and_pending.0.decision.shadow_decision.is_some() {
+            service.count_shadow_decision(&request.tool, policy_effect, &answer_and_pending.0);
         }
-        Ok(answered)
+        Ok(answer_and_pending)
     }
 
     /// Confirms an answer just before it is sent. If a revocation or the age of the view denies the call by now, the answer
@@ -299,9 +300,9 @@ impl RuntimeService {
         request: &DecisionRequest,
         caller: &Caller,
         answer: CheckAnswer,
-        held: PendingAnswer,
+        pending: PendingAnswer,
     ) -> CheckAnswer {
-        self.confirm_pending(request, caller, answer, held).0
+        self.confirm_pending(request, caller, answer, pending).0
     }
 
     /// As [`RuntimeService::confirm_answer`], and keeps the evidence for another confirmation.
@@ -310,27 +311,27 @@ impl RuntimeService {
         request: &DecisionRequest,
         caller: &Caller,
         answer: CheckAnswer,
-        held: PendingAnswer,
+        pending: PendingAnswer,
     ) -> (CheckAnswer, PendingAnswer) {
-        let PendingAnswer { view, mut judged, started, used_approvals: used } = held;
+        let PendingAnswer { view, mut judgement, started, used_approvals: used } = pending;
         let now = self.service.parts.clock.now();
         let snapshot = &view.snapshot;
-        let unchanged =
-            snapshot.revocations().generation() == judged.revocation_generation && !is_too_old(&view, &request.tool, now);
-        if answer.decision.effect == Effect::Deny || unchanged {
-            return (answer, PendingAnswer { view, judged, started, used_approvals: used });
+        let still_valid =
+            snapshot.revocations().generation() == judgement.revocation_generation && !is_too_old(&view, &request.tool, now);
+        if answer.decision.effect == Effect::Deny || still_valid {
+            return (answer, PendingAnswer { view, judgement, started, used_approvals: used });
         }
         // An answer that is no denial has both.
-        let again = match (&judged.chain, &judged.arguments) {
+        let current_decision = match (&judgement.chain, &judgement.arguments) {
             (Some(chain), Some(arguments)) => {
                 pdp::decide(&chain.prepared, &judgement::pdp_call(request, arguments, now), snapshot, now)
             }
             _ => Decision::deny(Reason::Stale, snapshot.revision().number),
         };
-        if again.effect == Effect::Deny {
-            judged.decision = again;
+        if current_decision.effect == Effect::Deny {
+            judgement.decision = current_decision;
         } else if !is_too_old(&view, &request.tool, now) {
-            return (answer, PendingAnswer { view, judged, started, used_approvals: used });
+            return (answer, PendingAnswer { view, judgement, started, used_approvals: used });
         }
         if let Some(used) = used {
             // At most one such task per pending answer, and no answer waits for it.
@@ -340,8 +341,8 @@ impl RuntimeService {
                 drop(permit);
             }));
         }
-        (judged.decision_id, judged.approval, judged.message) = (None, None, None);
-        self.record_and_answer(request, caller, view, judged, started)
+        (judgement.decision_id, judgement.approval, judgement.message) = (None, None, None);
+        self.record_and_answer(request, caller, view, judgement, started)
     }
 
     /// Re-checks freshness on the same view, records the decision, and only then returns the answer. Does not await.
@@ -350,53 +351,59 @@ impl RuntimeService {
         request: &DecisionRequest,
         caller: &Caller,
         view: SnapshotView,
-        mut judged: Judgement,
+        mut judgement: Judgement,
         started: ClockReading,
     ) -> (CheckAnswer, PendingAnswer) {
         let service = &*self.service;
         let now = service.parts.clock.now();
         let snapshot = &view.snapshot;
-        let too_old = is_too_old(&view, &request.tool, now) && !is_active(Mutant::SkipRecheck);
-        if judged.decision.effect != Effect::Deny && too_old {
-            judged.decision = Decision::deny(Reason::Stale, snapshot.revision().number);
+        let is_stale = is_too_old(&view, &request.tool, now) && !is_active(Mutant::SkipRecheck);
+        if judgement.decision.effect != Effect::Deny && is_stale {
+            judgement.decision = Decision::deny(Reason::Stale, snapshot.revision().number);
         }
-        let handle = match (&judged.chain, judged.proves_new_handle()) {
-            (Some(chain), Some(proved)) if request.want_handle && judged.decision.effect != Effect::Deny => {
+        let handle = match (&judgement.chain, judgement.proves_new_handle()) {
+            (Some(chain), Some(proved)) if request.want_handle && judgement.decision.effect != Effect::Deny => {
                 service.handle_cache.issue(chain.clone(), proved, caller.connection_id, now)
             }
             _ => None,
         };
-        let mut answer = self.build_answer(request, &view, &judged, now);
+        let mut answer = self.build_answer(request, &view, &judgement, now);
         answer.handle = handle;
-        let moment = CallTiming { started, now };
-        if self.record_decision(request, caller, &view, &judged, &answer, moment).is_err() {
+        let timing = CallTiming { started, now };
+        if self.record_decision(request, caller, &view, &judgement, &answer, timing).is_err() {
             // A decision that cannot be recorded is denied.
-            judged.decision = Decision::deny(Reason::AuditUnavailable, snapshot.revision().number);
-            judged.message = None;
-            answer = self.build_answer(request, &view, &judged, now);
+            judgement.decision = Decision::deny(Reason::AuditUnavailable, snapshot.revision().number);
+            judgement.message = None;
+            answer = self.build_answer(request, &view, &judgement, now);
         }
-        service.record_telemetry(request, &judged, &answer, moment);
-        (answer, PendingAnswer { view, judged, started, used_approvals: None })
+        service.record_telemetry(request, &judgement, &answer, timing);
+        (answer, PendingAnswer { view, judgement, started, used_approvals: None })
     }
 
-    fn build_answer(&self, request: &DecisionRequest, view: &SnapshotView, judged: &Judgement, now: ClockReading) -> CheckAnswer {
+    fn build_answer(
+        &self,
+        request: &DecisionRequest,
+        view: &SnapshotView,
+        judgement: &Judgement,
+        now: ClockReading,
+    ) -> CheckAnswer {
         let snapshot = &view.snapshot;
-        let decision = &judged.decision;
-        let chain_left_ms = judged.chain.as_ref().map(|chain| chain.remaining_ms(now));
+        let decision = &judgement.decision;
+        let chain_remaining_ms = judgement.chain.as_ref().map(|chain| chain.remaining_ms(now));
         let mut revision = snapshot.revision().clone();
         revision.number = decision.revision;
         CheckAnswer {
-            decision_id: judged.decision_id.clone().unwrap_or_else(|| decision_id::new(now)),
+            decision_id: judgement.decision_id.clone().unwrap_or_else(|| decision_id::new(now)),
             decision: decision.clone(),
-            message: judged.message.clone().unwrap_or_else(|| decision.reason.message().to_owned()),
-            identities: judged.chain.as_ref().map(|chain| chain.identities.clone()),
+            message: judgement.message.clone().unwrap_or_else(|| decision.reason.message().to_owned()),
+            identities: judgement.chain.as_ref().map(|chain| chain.identities.clone()),
             tool_is_registered: snapshot.tool(&request.tool).is_some(),
             revision: Some(revision),
             snapshot_age_ms: view.age_ms(now).unwrap_or(u64::MAX),
-            valid_for_ms: view.valid_for_ms(now).min(chain_left_ms.unwrap_or(u64::MAX)),
-            approval: judged.approval.clone().filter(|_| decision.effect == Effect::NeedsApproval),
+            valid_for_ms: view.valid_for_ms(now).min(chain_remaining_ms.unwrap_or(u64::MAX)),
+            approval: judgement.approval.clone().filter(|_| decision.effect == Effect::NeedsApproval),
             handle: None,
-            shows_possession: judged.uses_chain_in_force(),
+            shows_possession: judgement.uses_chain_in_force(),
         }
     }
 }

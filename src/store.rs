@@ -3,10 +3,10 @@
 //!
 //! A store keeps rows and revision numbers. It interprets neither policy nor tokens.
 //!
-//! Look next at the rules that every store shares: [`write_rules`] (how a write changes a row), [`approvals`] (how an approval
-//! changes), [`hash_chain`] (hashes and the digest), [`fleet`] (the replicas that follow a store), [`lineage`] (restored stores),
-//! [`lapse`] (expiry of revocations), [`second`] (acts that need two operators) and [`signers`] (revoked keys sign nothing). Then
-//! look at the implementations `sqlite.rs` and `postgres.rs`, and at `sync`, which follows a store.
+//! Look next at the rules that every store shares: [`write_rules`] (how a write changes a row), [`approval_rules`] (how an
+//! approval changes), [`hash_chain`] (hashes and the digest), [`fleet`] (the replicas that follow a store), [`lineage`] (restored
+//! stores), [`expiry`] (expiry of revocations), [`two_person`] (acts that need two operators) and [`signers`] (revoked keys sign
+//! nothing). Then look at the implementations `sqlite.rs` and `postgres.rs`, and at `sync`, which follows a store.
 
 pub mod approval_rules;
 mod commit_rows;
@@ -102,7 +102,7 @@ pub trait Store: Send + Sync {
     /// - [`Error::Conflict`] if a document is not at its expected revision;
     /// - [`Error::ActReplayed`] if a signature was used before;
     /// - [`Error::SignerRevoked`] if a key that signed is revoked;
-    /// - [`Error::NoSignerLeft`] if no key of [`CommitRequest::one_must_sign`] would remain;
+    /// - [`Error::NoSignerLeft`] if no key of [`CommitRequest::keep_one_unrevoked`] would remain;
     /// - [`Error::Rejected`] if a write does not fit the stored rows or exceeds a limit of [`write_rules`].
     ///
     /// [`Error::OutcomeUnknown`] if the store cannot tell whether the request was written.
@@ -117,33 +117,34 @@ pub trait Store: Send + Sync {
     /// [`Error::OutcomeUnknown`] if the store cannot tell whether the key was spent; any other error if it was not. The caller denies.
     async fn spend_proof(&self, key: [u8; 32], expires_at_unix_s: i64) -> Result<bool, Error>;
 
-    /// Stores that a call asks for an approval, before the call is answered. See [`approvals::ask`] for the change of the row.
+    /// Stores the approval request of a call before the call is answered. See [`approval_rules::ask_approval`] for how the row
+    /// changes.
     ///
     /// Times are those of the store's clock. Approvals belong to no revision: asking makes no revision, and no digest or snapshot
     /// holds an approval. The same transaction removes a bounded number of rows that may be forgotten
-    /// ([`approvals::kept_until_unix_ms`]). A new row counts against the quota of the leaf agent: at most
-    /// [`APPROVALS_WAITING_MAX`](crate::model::limits::APPROVALS_WAITING_MAX) rows wait ([`approvals::is_waiting`]) and are not
-    /// expired.
+    /// ([`approval_rules::kept_until_unix_ms`]). A new row counts against the quota of the leaf agent: at most
+    /// [`APPROVALS_WAITING_MAX`](crate::model::limits::APPROVALS_WAITING_MAX) rows wait ([`approval_rules::is_waiting`]) and are
+    /// not expired.
     ///
     /// # Errors
-    /// [`Error::Rejected`] for a request that [`approvals::check_ask`] rejects; [`Error::OutcomeUnknown`] if the store cannot tell
-    /// whether the row was stored; any other error if it was not. The caller denies.
+    /// [`Error::Rejected`] for a request that [`approval_rules::check_ask`] rejects; [`Error::OutcomeUnknown`] if the store
+    /// cannot tell whether the row was stored; any other error if it was not. The caller denies.
     async fn ask_approval(&self, request: ApprovalSubmission) -> Result<ApprovalSubmissionOutcome, Error>;
 
-    /// Uses approvals once across the fleet: all that the request names, or none. See [`approvals::use_approvals`].
+    /// Uses approvals once across the fleet: all that the request names, or none. See [`approval_rules::use_approvals`].
     ///
     /// A use is a compare-and-set: if several callers use one approval at once, one of them gets [`ApprovalUseOutcome::Used`] and the
     /// others learn that it was used. The proof that comes with the call is spent in the same transaction. A use makes no
     /// revision.
     ///
     /// # Errors
-    /// [`Error::Rejected`] for a request that [`approvals::check_use`] rejects; [`Error::OutcomeUnknown`] if the store cannot tell
-    /// whether the approvals were used, and then the same request repeated finds out; any other error if nothing was used. The
-    /// caller denies.
+    /// [`Error::Rejected`] for a request that [`approval_rules::check_use`] rejects; [`Error::OutcomeUnknown`] if the store
+    /// cannot tell whether the approvals were used, and then the same request repeated finds out; any other error if nothing was
+    /// used. The caller denies.
     async fn use_approvals(&self, request: ApprovalUseRequest) -> Result<ApprovalUseOutcome, Error>;
 
-    /// Gives back the approvals that a decision used before it was denied after all; see [`approvals::give_back_approvals`]. The proof
-    /// stays spent. Returns whether anything was given back.
+    /// Gives back the approvals that a decision used before it was denied after all; see [`approval_rules::give_back_approvals`].
+    /// The proof stays spent. Returns whether anything was given back.
     ///
     /// # Errors
     /// As [`Store::use_approvals`]; the approvals then stay used.
@@ -370,7 +371,7 @@ pub struct CommitRequest {
     pub documents_unchanged_since: Option<u64>,
     /// Thumbprints of keys of which at least one must not be revoked after the commit, so that the holder of that key can undo
     /// it. If the list is empty, any key may be revoked.
-    pub one_must_sign: Vec<String>,
+    pub keep_one_unrevoked: Vec<String>,
     /// The act that asks for it; absent only for the store's own maintenance.
     pub act: Option<ActRow>,
 }

@@ -24,7 +24,7 @@ mod tests;
 
 pub use acknowledger::{RevisionAcknowledger, RuntimeBarrier};
 pub use applied_logger::log_applied_changes;
-pub use cache_writer::{AfterCache, CacheWriter};
+pub use cache_writer::{CacheFirstPositionStore, CacheWriter};
 pub use fleet_member::{FleetMember, new_incarnation_id};
 pub use follower_loop::{ChangeSource, FollowerLoop, Settings};
 pub use position::{PositionFile, PositionFiles, PositionStore, persist_position};

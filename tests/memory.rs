@@ -186,7 +186,7 @@ fn a_chain_weighs_what_it_takes() {
     };
     let cell = Arc::new(SnapshotCell::default());
     let parts = ServiceParts {
-        cell: cell.clone(),
+        snapshot_cell: cell.clone(),
         ledger: Arc::new(NoLedgers),
         approvals: Arc::new(NoLedgers),
         catch_up: Arc::new(NoLedgers),

@@ -78,12 +78,12 @@ impl RevocationService for AdminApi {
             Ok(wire::RevocationMeaning::Dead) => Some(RevocationKind::Dead),
             Err(_) => {
                 let error = Error::InvalidArgument { field: "meaning", message: format!("{} is not a meaning", request.meaning) };
-                self.admin.record_refusal(by.method(), by.load_operators(), by.peer(), &error)?;
+                self.admin.record_refusal(by.method(), by.operators(), by.peer(), &error)?;
                 return Err(error.into());
             }
         };
         let target = request.target.unwrap_or_default();
-        let asked = RevokeRequest { kind: target.kind, key: target.key, meaning, reason: request.reason };
+        let asked = RevokeRequest { kind: target.kind, key: target.key, revocation_kind: meaning, reason: request.reason };
         let (admin, acting) = (self.admin.clone(), by.clone());
         let done = self.run_act(async move { admin.revoke(&acting, asked).await }).await?;
         let (target, committed) = (done.target, done.committed);
@@ -165,7 +165,7 @@ impl PolicyService for AdminApi {
     async fn list(&self, request: Request<wire::ListDocumentsRequest>) -> Result<Response<wire::ListDocumentsResponse>, Status> {
         let by = require_authorized(&request)?;
         let kind = request.into_inner().kind;
-        let keys = self.admin.documents(&by, Some(kind.as_str()).filter(|kind| !kind.is_empty())).await?;
+        let keys = self.admin.document_keys(&by, Some(kind.as_str()).filter(|kind| !kind.is_empty())).await?;
         let documents = keys.into_iter().map(document_key_to_wire).collect();
         Ok(Response::new(wire::ListDocumentsResponse { documents }))
     }
@@ -349,7 +349,7 @@ impl FleetService for AdminApi {
         if self.runtime_service.is_some() {
             let error =
                 Error::PermissionDenied("a running server adopts nothing: name the store itself, with --store".to_owned());
-            self.admin.record_refusal(by.method(), by.load_operators(), by.peer(), &error)?;
+            self.admin.record_refusal(by.method(), by.operators(), by.peer(), &error)?;
             return Err(error.into());
         }
         let adopted = self.admin.adopt(&by, request.into_inner().reason).await?;

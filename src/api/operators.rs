@@ -58,7 +58,7 @@ fn operator_change_to_wire(changed: &OperatorChangeOutcome, state: OperatorState
 }
 
 fn listed_operator_to_wire(listed: &ListedOperator) -> wire::Operator {
-    let (path, line) = listed.place.clone().unwrap_or_default();
+    let (path, line) = listed.location.clone().unwrap_or_default();
     let (state, revision) = (listed.state.as_str().to_owned(), listed.revision.to_string());
     wire::Operator { state, path, line, revision, ..operator_to_wire(&listed.operator, listed.revoked.iter().cloned()) }
 }

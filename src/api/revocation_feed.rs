@@ -1,7 +1,8 @@
 //! The unsigned services for gateways on the decisions' listener: the feed of applied revocations, and the list of replicas.
 //!
 //! A caller needs no more rights here than for a decision. A watcher of revocations costs the server only its position in the feed;
-//! a watcher that reads too slowly is ended, and its last message says where to resume. Look next at `sync/status/feed.rs`.
+//! a watcher that reads too slowly is ended, and its last message says where to resume. Look next at
+//! `sync/status/revocation_feed.rs`.
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::Pin;
@@ -22,7 +23,7 @@ use crate::model::revision::{HistoryId, Revision};
 use crate::model::rows::{RevocationRow, RevocationTarget};
 use crate::service::{FleetDirectory, RuntimeService, ServiceUnavailable};
 use crate::sync::status as sync;
-use crate::sync::status::feed::{AppliedRevision, FeedPage};
+use crate::sync::status::revocation_feed::{AppliedRevision, FeedPage};
 
 /// Most revisions that are taken from the ring at once.
 const REVISIONS_TAKEN_MAX: usize = 64;

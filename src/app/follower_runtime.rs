@@ -24,7 +24,8 @@ use crate::store::{self, LineageRelation, ReplicaRegistration, ReplicaState, Sto
 use crate::sync::follower::HistoryPosition;
 use crate::sync::status::FollowerHandle;
 use crate::sync::{
-    self, AfterCache, CacheWriter, CellPublisher, FleetMember, FollowerLoop, PositionFiles, RevisionAcknowledger, RuntimeBarrier,
+    self, CacheFirstPositionStore, CacheWriter, CellPublisher, FleetMember, FollowerLoop, PositionFiles, RevisionAcknowledger,
+    RuntimeBarrier,
 };
 use crate::telemetry::Telemetry;
 
@@ -109,7 +110,7 @@ impl FollowerRuntime {
             return Err(Error::NoSnapshot(status.problem().unwrap_or_else(|| "the store does not answer".to_owned())));
         }
         // The position is recorded only from here on, because a state that was not published was not followed.
-        let position_files = AfterCache::new(cache_writer.clone(), position_files);
+        let position_files = CacheFirstPositionStore::new(cache_writer.clone(), position_files);
         tokio::spawn(sync::persist_position(status.clone(), position_files, stopped.clone()));
         tokio::spawn(sync::log_applied_changes(status.clone(), store.clone(), stopped.clone()));
         let (condition_sender, condition) = watch::channel(sync::replica_condition(&status, &cell, clock.now()));

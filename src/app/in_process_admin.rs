@@ -123,7 +123,7 @@ impl InProcessAdmin {
 
     /// The hint for an administrator after a break-glass act. See [`AdministrationPoint::break_glass_hint`].
     pub async fn break_glass_hint(&self) -> String {
-        self.admin.after_break_glass().await
+        self.admin.break_glass_hint().await
     }
 
     /// The channel to the services.

@@ -22,7 +22,7 @@ use crate::model::approval::{ApprovalSubmission, ApprovalSubmissionOutcome, Appr
 use crate::model::disk::PathDiskSpace;
 use crate::model::revision::{HistoryId, Revision};
 use crate::model::time::{Clock, SystemClock};
-use crate::pap::{self, AdministrationPoint, DocumentNames, ServerKnowledge};
+use crate::pap::{self, AdministrationPoint, DocumentNames, KnownNamesSource};
 use crate::service::{ApprovalLedger, LedgerError, PdpService, ProofLedger, RevisionCatchUp};
 use crate::snapshot::{Snapshot, SnapshotCell};
 use crate::store::postgres::{self, PostgresStore};
@@ -104,14 +104,14 @@ impl RevisionCatchUp for FollowerCatchUp {
     }
 }
 
-/// Finds names in the documents and the cached chains of this server, for [`ServerKnowledge`].
+/// Finds names in the documents and the cached chains of this server, for [`KnownNamesSource`].
 pub(super) struct LiveNamesSource {
     pub(super) follower: FollowerCatchUp,
     pub(super) service: Arc<PdpService>,
 }
 
 #[async_trait]
-impl ServerKnowledge for LiveNamesSource {
+impl KnownNamesSource for LiveNamesSource {
     async fn documents(&self, at_least: Option<&Revision>) -> Result<Arc<dyn DocumentNames>, String> {
         if let Some(revision) = at_least
             && !self.follower.catch_up_to(revision).await

@@ -68,16 +68,16 @@ impl AdministrationPoint {
         Ok(Administrators { count: operators.len(), live })
     }
 
-    /// As text after a message, what the number of administrators who can sign means for further acts. Empty if that number is no
-    /// obstacle, or cannot be read.
-    pub(super) async fn lack_of_administrators(&self) -> String {
-        self.administrators().await.map(|administrators| administrators.lack()).unwrap_or_default()
+    /// The hint to append to a message if too few administrators can sign the next acts. Empty if enough can sign, or if their
+    /// number cannot be read.
+    pub(super) async fn administrator_shortage_hint(&self) -> String {
+        self.administrators().await.map(|administrators| administrators.shortage_hint()).unwrap_or_default()
     }
 }
 
 impl Administrators {
     /// Counts the administrators among operators, by which of their keys are revoked.
-    pub(super) fn among(operators: &[OperatorSpec], is_revoked: impl Fn(&Thumbprint) -> bool) -> Self {
+    pub(super) fn from_operators(operators: &[OperatorSpec], is_revoked: impl Fn(&Thumbprint) -> bool) -> Self {
         let administer = operators.iter().filter(|operator| operator.roles.contains(&OperatorRole::Administer));
         let (mut count, mut live) = (0, Vec::new());
         for operator in administer {
@@ -95,12 +95,12 @@ impl Administrators {
     }
 
     /// Whether nobody who administers can sign.
-    pub(super) fn has_nobody(&self) -> bool {
+    pub(super) fn none_can_sign(&self) -> bool {
         self.live.is_empty()
     }
 
-    /// As text after a message, what the number of administrators who can sign means for further acts; empty if it is no obstacle.
-    pub(super) fn lack(&self) -> String {
+    /// The hint to append to a message if too few administrators can sign the next acts; empty if enough can.
+    pub(super) fn shortage_hint(&self) -> String {
         match self.live.len() {
             0 => format!("; {self}: nothing can be administered until there is one; {BREAK_GLASS}"),
             1 if self.lacks_second() => {
@@ -134,9 +134,9 @@ mod tests {
         let check = |count: usize, live: &[&str], lacks_second: bool, expected: &str| {
             let counted = Administrators { count, live: live.iter().map(|id| (*id).to_owned()).collect() };
             assert_eq!(counted.lacks_second(), lacks_second, "{counted}");
-            let lack = counted.lack();
-            assert!(lack.starts_with(expected) && lack.is_empty() == expected.is_empty(), "{lack}");
-            assert!(lack.is_empty() || lack.contains("--break-glass"), "{lack}");
+            let hint = counted.shortage_hint();
+            assert!(hint.starts_with(expected) && hint.is_empty() == expected.is_empty(), "{hint}");
+            assert!(hint.is_empty() || hint.contains("--break-glass"), "{hint}");
         };
         check(1, &[], false, "; of 1 operator who administers, none has a live key: nothing can be administered");
         check(2, &[], true, "; of 2 operators who administer, none has a live key: nothing can be administered");

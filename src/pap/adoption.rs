@@ -24,7 +24,7 @@ const ADOPTION_WAIT_MS_MIN: u64 = 4 * HEARTBEAT_INTERVAL_MS;
 
 /// The result of an adoption.
 #[derive(Clone, Debug)]
-pub struct AdoptionOutcome {
+pub struct StoreAdoptionOutcome {
     /// The first revision of the new history, durable.
     pub committed: CommitOutcome,
     /// The last revision of the previous history in this store.
@@ -35,7 +35,7 @@ pub struct AdoptionOutcome {
 
 /// A replica and its progress after an adoption.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ReplicaAdoption {
+pub struct ReplicaAdoptionProgress {
     /// The registration of the replica. If the replica is not registered any more, only the id and the address are set.
     pub replica: ReplicaSummary,
     /// The number of revocations that it merged; `None` if it has not reported any.
@@ -50,7 +50,7 @@ pub struct ReplicaAdoption {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AdoptionWaitOutcome {
     /// The replicas, sorted by id.
-    pub replicas: Vec<ReplicaAdoption>,
+    pub replicas: Vec<ReplicaAdoptionProgress>,
     /// Whether every registered replica follows.
     pub complete: bool,
     /// The duration of the wait.
@@ -62,11 +62,11 @@ impl AdministrationPoint {
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] for a reason that is too long, or if the store fails.
-    pub async fn adopt(&self, by: &AuthorizedAct, reason: String) -> Result<AdoptionOutcome, Error> {
+    pub async fn adopt(&self, by: &AuthorizedAct, reason: String) -> Result<StoreAdoptionOutcome, Error> {
         let checked = check_reason(&reason);
         self.or_record_refusal(by, checked)?;
-        let account = format!("adopt the store: {reason}");
-        let committed = self.commit(by, vec![StoreWrite::Adopt { reason }], None, &account).await?;
+        let description = format!("adopt the store: {reason}");
+        let committed = self.commit(by, vec![StoreWrite::Adopt { reason }], None, &description).await?;
         let watermark = committed.changes.iter().find_map(|change| match change {
             RowChange::Revocation(row) => row.watermark_unix_s,
             _ => None,
@@ -75,7 +75,7 @@ impl AdministrationPoint {
         let adoptions = self.store.lineage(0).await.map(|lineage| lineage.adoptions).unwrap_or_default();
         let from = adoptions.into_iter().find(|adoption| adoption.history == committed.revision.history);
         let from = from.map_or_else(|| committed.revision.clone(), |adoption| adoption.from);
-        Ok(AdoptionOutcome { committed, from, watermark_unix_s: watermark.unwrap_or(0) })
+        Ok(StoreAdoptionOutcome { committed, from, watermark_unix_s: watermark.unwrap_or(0) })
     }
 
     /// Waits until every registered replica follows the history of an adoption, at most `wait_ms`, which is limited to
@@ -91,7 +91,7 @@ impl AdministrationPoint {
         revision: &Revision,
         wait_ms: u64,
     ) -> Result<AdoptionWaitOutcome, Error> {
-        let Some(_waiting) = self.waits.take(by) else {
+        let Some(_waiting) = self.wait_slots.acquire(by) else {
             return Err(Error::CannotAnswer("others wait, and as many as may: ask again".to_owned()));
         };
         let (began, wait_ms) = (self.clock.now(), wait_ms.min(ADOPTION_WAIT_MS_MAX));
@@ -114,7 +114,7 @@ impl AdministrationPoint {
 }
 
 /// The registered replicas, and those that merged revocations.
-fn replica_adoptions(replicas: &ReplicaList, merges: Vec<ReplicaMerge>, number: u64) -> Vec<ReplicaAdoption> {
+fn replica_adoptions(replicas: &ReplicaList, merges: Vec<ReplicaMerge>, number: u64) -> Vec<ReplicaAdoptionProgress> {
     let mut merges: BTreeMap<String, ReplicaMerge> = merges.into_iter().map(|one| (one.incarnation.clone(), one)).collect();
     let registered = replicas.to_fleet().replicas.into_iter().map(|replica| {
         // A replica acknowledges revisions of the history that it follows. Only a replica that follows this history can report a
@@ -122,9 +122,9 @@ fn replica_adoptions(replicas: &ReplicaList, merges: Vec<ReplicaMerge>, number: 
         let follows = replica.condition != ReplicaCondition::Quarantined && replica.acked_number >= number;
         // The backup may list replicas that have ended since.
         let registered = follows || replica.age_ms < replicas.freshness_bound_ms.saturating_add(HEARTBEAT_INTERVAL_MS);
-        ReplicaAdoption { merged: merges.remove(&replica.id).map(|one| one.rows), follows, registered, replica }
+        ReplicaAdoptionProgress { merged: merges.remove(&replica.id).map(|one| one.rows), follows, registered, replica }
     });
-    let mut all: Vec<ReplicaAdoption> = registered.collect();
+    let mut all: Vec<ReplicaAdoptionProgress> = registered.collect();
     all.extend(merges.into_values().map(|one| {
         let replica = ReplicaSummary {
             id: one.incarnation,
@@ -138,7 +138,7 @@ fn replica_adoptions(replicas: &ReplicaList, merges: Vec<ReplicaMerge>, number: 
             age_ms: 0,
             kill_ms: None,
         };
-        ReplicaAdoption { replica, merged: Some(one.rows), follows: false, registered: false }
+        ReplicaAdoptionProgress { replica, merged: Some(one.rows), follows: false, registered: false }
     }));
     all
 }

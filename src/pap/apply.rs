@@ -42,8 +42,8 @@ impl AdministrationPoint {
         self.record_act(by, None, "check a policy folder")?;
         // One call at a time, outside this runtime: a large folder must not delay a revocation.
         let _one = self.apply_lock.lock().await;
-        let beside = self.operators_by_command().await?;
-        Ok(match run_blocking(move || read_and_check(&files, &beside)).await? {
+        let existing = self.operators_by_command().await?;
+        Ok(match run_blocking(move || read_and_check(&files, &existing)).await? {
             Ok((_, warnings)) => warnings,
             Err(diagnostics) => diagnostics,
         })
@@ -66,8 +66,8 @@ impl AdministrationPoint {
     pub async fn apply(&self, by: &AuthorizedAct, files: Vec<SourceFile>, dry_run: bool) -> Result<ApplyOutcome, Error> {
         // One call at a time, outside the runtime of the kill switch. A concurrent apply on another server ends as a conflict.
         let _one = self.apply_lock.lock().await;
-        let beside = self.operators_by_command().await?;
-        let read = run_blocking(move || read_and_check(&files, &beside)).await?.map_err(Error::InvalidPolicy);
+        let existing = self.operators_by_command().await?;
+        let read = run_blocking(move || read_and_check(&files, &existing)).await?.map_err(Error::InvalidPolicy);
         let (documents, mut warnings) = self.or_record_refusal(by, read)?;
         let stored = self.store.documents(None).await?;
         let revision = stored.revision;
@@ -82,8 +82,8 @@ impl AdministrationPoint {
         let alive = self.check_no_dead_keys(&listed).await;
         self.or_record_refusal(by, alive)?;
         let fits = run_blocking(move || complete_plan(documents, plan)).await?;
-        let (plan, said) = self.or_record_refusal(by, fits)?;
-        warnings.extend(said);
+        let (plan, further_warnings) = self.or_record_refusal(by, fits)?;
+        warnings.extend(further_warnings);
         if dry_run {
             self.record_act(by, None, "apply a policy folder: dry run")?;
             return Ok(ApplyOutcome { revision, changes: plan.changes, warnings });
@@ -94,9 +94,9 @@ impl AdministrationPoint {
             self.record_act(by, None, "apply a policy folder: no change")?;
             return Ok(ApplyOutcome { revision, changes: plan.changes, warnings });
         }
-        let ChangePlan { changes, writes, one_must_sign, .. } = plan;
-        let account = format!("apply a policy folder: {} document(s) change", changes.len());
-        let committed = self.commit_keeping_signer(by, one_must_sign, writes, Some(revision.number), &account).await?;
+        let ChangePlan { changes, writes, keep_one_unrevoked, .. } = plan;
+        let description = format!("apply a policy folder: {} document(s) change", changes.len());
+        let committed = self.commit_retaining_signer(by, keep_one_unrevoked, writes, Some(revision.number), &description).await?;
         Ok(ApplyOutcome { revision: committed.revision, changes, warnings })
     }
 }
@@ -112,7 +112,7 @@ pub(super) struct ChangePlan {
     /// The previous versions of changed and removed documents.
     pub(super) replaced: Vec<DocumentRow>,
     /// The keys of all administrators after the change, if it changes operators. At least one of these keys must not be revoked.
-    pub(super) one_must_sign: Vec<String>,
+    pub(super) keep_one_unrevoked: Vec<String>,
     /// Whether some document loses `two_person`.
     pub(super) weakens: bool,
 }
@@ -123,7 +123,7 @@ pub(super) fn plan_changes(documents: &[Document], left: BTreeMap<DocumentKey, S
     plan_row_changes(rows.map(|document| document.to_row(DocumentOrigin::Folder)), left)
 }
 
-/// As [`plan`], for rows. All rows count as documents of the folder.
+/// As [`plan_changes`], for rows. All rows count as documents of the folder.
 pub(super) fn plan_row_changes(
     rows: impl Iterator<Item = DocumentRow>,
     mut left: BTreeMap<DocumentKey, StoredDocument>,
@@ -153,7 +153,8 @@ pub(super) fn plan_row_changes(
     plan
 }
 
-/// Whether a change of operators or issuers needs two operators, which holds once two or more operators administer.
+/// Whether a change of operators or issuers needs the signatures of two operators. It does if at least two operators have the
+/// role `administer`.
 pub(super) fn needs_two_operators<'a>(stored: impl Iterator<Item = &'a StoredDocument>) -> bool {
     // An operator who may not administer cannot sign as the second one. Counting approvers too would lock everybody out.
     stored.filter_map(|stored| Document::from_row(&stored.row).ok()).filter(is_administrator).count() >= 2
@@ -163,14 +164,14 @@ impl AdministrationPoint {
     /// Checks that enough operators signed for these changes.
     pub(super) async fn check_two_signed(&self, by: &AuthorizedAct, two_needed: bool, plan: &ChangePlan) -> Result<(), Error> {
         let trust_changes = plan.changes.iter().any(|change| TWO_PERSON_KINDS.contains(&change.key.kind.as_str()));
-        if !two_needed || by.load_operators().len() >= 2 || !(trust_changes || plan.weakens) {
+        if !two_needed || by.operators().len() >= 2 || !(trust_changes || plan.weakens) {
             return Ok(());
         }
         let what =
             if trust_changes { "operators or issuers change" } else { "a document with `two_person` would no longer have it" };
-        let lack = self.lack_of_administrators().await;
+        let hint = self.administrator_shortage_hint().await;
         let message =
-            format!("{what} and two or more operators administer: a second one must sign too (`--operator-key` twice){lack}");
+            format!("{what} and two or more operators administer: a second one must sign too (`--operator-key` twice){hint}");
         Err(Error::PermissionDenied(message))
     }
 }
@@ -185,12 +186,12 @@ pub(super) async fn run_blocking<T: Send + 'static>(work: impl FnOnce() -> T + S
 /// if one of them is an error.
 pub(super) fn read_and_check(
     files: &[SourceFile],
-    beside: &[Document],
+    existing: &[Document],
 ) -> Result<(Vec<Document>, Vec<Diagnostic>), Vec<Diagnostic>> {
     let parsed = parse_files(files);
     let mut diagnostics = parsed.diagnostics;
     if !diagnostics.iter().any(Diagnostic::is_error) {
-        diagnostics.extend(validate::check_policy_with_existing(&parsed.documents, beside));
+        diagnostics.extend(validate::check_policy_with_existing(&parsed.documents, existing));
     }
     if diagnostics.iter().any(Diagnostic::is_error) { Err(diagnostics) } else { Ok((parsed.documents, diagnostics)) }
 }
@@ -207,9 +208,9 @@ fn complete_plan(mut documents: Vec<Document>, mut plan: ChangePlan) -> Result<(
         return Err(Error::TestsFailed { failures, passed: report.passed });
     }
     let message = "the folder has no tests: say in `kind: test` documents what must be permitted and what must not";
-    let mut said = plan.add_consequences(&documents);
-    said.extend((report.tests == 0).then(|| Diagnostic::for_folder(Severity::Warning, message)));
-    Ok((plan, said))
+    let mut warnings = plan.add_consequences(&documents);
+    warnings.extend((report.tests == 0).then(|| Diagnostic::for_folder(Severity::Warning, message)));
+    Ok((plan, warnings))
 }
 
 /// Checks that some administrator remains who can undo the change.

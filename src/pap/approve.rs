@@ -1,7 +1,7 @@
 //! Approves or refuses a pending call, as a recorded act of an operator.
 //!
 //! The store decides whether a call can still be answered, and which layers an answer serves. This file decides whether an
-//! operator may give the answer: never the user of the call or an agent of its chain. Look next at `store::approvals`.
+//! operator may give the answer: never the user of the call or an agent of its chain. Look next at `store::approval_rules`.
 
 use std::time::Duration;
 
@@ -77,13 +77,13 @@ impl AdministrationPoint {
         let (operator, key, row, documents_number) = self.or_record_refusal(by, allowed)?;
         let (id, groups) = (operator.id.to_string(), operator.groups.iter().map(ToString::to_string).collect());
         let digest = digest.to_owned();
-        let account = format!("{} {digest} {}: {reason}", answer.as_str(), row.call.tool);
+        let description = format!("{} {digest} {}: {reason}", answer.as_str(), row.call.tool);
         let write = match answer {
             ApprovalAnswer::Approve => StoreWrite::Approve { digest: digest.clone(), operator: id, key, groups },
             ApprovalAnswer::Refuse => StoreWrite::Refuse { digest: digest.clone(), operator: id, groups },
         };
         // The operator's document was read a moment ago. The commit fails if documents have changed since.
-        let committed = self.commit(by, vec![write], Some(documents_number), &account).await?;
+        let committed = self.commit(by, vec![write], Some(documents_number), &description).await?;
         // The approval may have been used meanwhile, but its row still exists because the act wrote it. The answer is committed,
         // so a failing read must not turn it into an error.
         let (row, unix_ms) = match self.store.approvals(ApprovalFilter::Digest(digest), 1).await {
@@ -107,7 +107,7 @@ impl AdministrationPoint {
         if digest.len() != 64 || !digest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
             return invalid("digest", "64 characters of lowercase hex are expected, as the answer gave them".to_owned());
         }
-        let ([id], [key]) = (by.load_operators(), by.keys()) else {
+        let ([id], [key]) = (by.operators(), by.keys()) else {
             return invalid("authorization", "an answer is one operator's: sign with one key".to_owned());
         };
         let listed = self.store.documents(Some("operator")).await?;
@@ -130,10 +130,11 @@ impl AdministrationPoint {
             return denied(format!("the key that signed is also one of agent `{agent}`: an operator needs a key of its own"));
         }
         let Some(row) = self.store.approvals(ApprovalFilter::Digest(digest.to_owned()), 1).await?.rows.pop() else {
-            let shown = digest.get(..12).unwrap_or(digest);
+            let short_digest = digest.get(..12).unwrap_or(digest);
             let hint = self.digest_hint(digest).await;
-            let message =
-                format!("call `{shown}` is not one that waits: it was never asked, or it was forgotten after its time{hint}");
+            let message = format!(
+                "call `{short_digest}` is not one that waits: it was never asked, or it was forgotten after its time{hint}"
+            );
             return Err(Error::Store(store::Error::Rejected(message)));
         };
         let user = UserId::new(row.call.issuer.as_str(), row.call.subject.as_str());

@@ -5,7 +5,7 @@
 //! last. Only if they do not know the key, one read is made for all such callers. Whoever signed gets reads that wait for no such
 //! caller, and these decide.
 //!
-//! Nothing here performs an act. Look next at `crate::token::operator`, which verifies a single signature.
+//! Nothing here performs an act. Look next at `crate::token::operator_act`, which verifies a single signature.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -111,7 +111,7 @@ impl AuthorizedAct {
     }
 
     /// The ids of the operators, all different.
-    pub fn load_operators(&self) -> &[String] {
+    pub fn operators(&self) -> &[String] {
         &self.operators
     }
 
@@ -151,10 +151,10 @@ impl AuthorizedAct {
     }
 }
 
-/// The signatures that were used, until they expire. Acts that are no transaction need it, because the store does not see them.
+/// The used signatures, until they expire. They are needed for acts that commit nothing, because the store does not see those.
 ///
-/// A key holds at most as many signatures as are free. So no key can keep all others from acting: one that signs without end takes
-/// a half, and `n` of them leave one part of `n + 1`.
+/// A key may occupy at most as many entries as are still free, so no key can block all others: one flooding key gets half of the
+/// table, and `n` flooding keys leave a share of `1 / (n + 1)` free.
 #[derive(Debug, Default)]
 pub(super) struct SpentSignatures {
     /// `jti` and `exp` of the signatures of each key.
@@ -166,7 +166,7 @@ pub(super) struct SpentSignatures {
 
 /// The outcome of spending a signature.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Spent {
+enum SignatureSpendOutcome {
     /// The signature was not used before, and is used now.
     First,
     /// The signature was used before.
@@ -179,19 +179,19 @@ enum Spent {
 const SIGNATURES_REMEMBERED_MAX: usize = 100_000;
 
 impl SpentSignatures {
-    fn spend(&mut self, key: &Thumbprint, jti: &str, expires_at_s: i64, now_s: i64) -> Spent {
+    fn spend(&mut self, key: &Thumbprint, jti: &str, expires_at_s: i64, now_s: i64) -> SignatureSpendOutcome {
         if self.contains(key, jti) {
-            return Spent::Before;
+            return SignatureSpendOutcome::Before;
         }
         if self.is_full(key) {
             self.remove_expired(now_s);
             if self.is_full(key) {
-                return Spent::Full;
+                return SignatureSpendOutcome::Full;
             }
         }
         self.by_key.entry(key.clone()).or_default().insert(jti.to_owned(), expires_at_s);
         self.count += 1;
-        Spent::First
+        SignatureSpendOutcome::First
     }
 
     fn contains(&self, key: &Thumbprint, jti: &str) -> bool {
@@ -278,10 +278,10 @@ impl AdministrationPoint {
         let acts =
             authorizations.iter().map(|authorization| parse_authorization(authorization)).collect::<Result<Vec<_>, _>>()?;
         let call = SignedCall { method, message, authorizations, acts: &acts, peer };
-        match self.operators.known().map(|known| call.verify(&known, self.clock.now(), operators)) {
+        match self.operators.last_read().map(|last_read| call.verify(&last_read, self.clock.now(), operators)) {
             Some(Ok((signed, _))) => self.check_unspent(&signed)?,
-            Some(Err(Unverified::Refused(error))) => return Err(error),
-            Some(Err(Unverified::NotListed(_))) | None => {
+            Some(Err(SignatureError::Refused(error))) => return Err(error),
+            Some(Err(SignatureError::NotListed(_))) | None => {
                 let listed = self.operators.list(&*self.store).await?;
                 let (signed, _) = call.verify(&listed, self.clock.now(), operators)?;
                 self.check_unspent(&signed)?;
@@ -292,8 +292,8 @@ impl AdministrationPoint {
         let (listed, revoked) = self.operators.list_with_revoked(&*self.store).await?;
         let (authorized, lacking) = call.verify(&listed, self.clock.now(), operators)?;
         if let Some((operator, key)) = authorized.operators.iter().zip(&authorized.keys).find(|(_, key)| revoked.contains(*key)) {
-            let administrators = Administrators::among(&listed.operators, |key| revoked.contains(key));
-            return Err(key_revoked(operator, key.as_str(), Some(&administrators)));
+            let administrators = Administrators::from_operators(&listed.operators, |key| revoked.contains(key));
+            return Err(key_revoked_error(operator, key.as_str(), Some(&administrators)));
         }
         if let Some(operator) = lacking {
             let wanted: Vec<_> = method.roles.iter().map(|role| role.as_str()).collect();
@@ -304,8 +304,8 @@ impl AdministrationPoint {
     }
 
     /// The error for a key that was revoked while its act was done. Reads the operators again.
-    pub(super) async fn key_revoked(&self, operator: &str, thumbprint: &str) -> Error {
-        key_revoked(operator, thumbprint, self.administrators().await.ok().as_ref())
+    pub(super) async fn key_revoked_error(&self, operator: &str, thumbprint: &str) -> Error {
+        key_revoked_error(operator, thumbprint, self.administrators().await.ok().as_ref())
     }
 
     /// Checks that no signature was used on this replica before.
@@ -324,9 +324,9 @@ impl AdministrationPoint {
         let mut spent = self.spent_signatures.lock().unwrap_or_else(PoisonError::into_inner);
         for (key, (jti, expires_at_s)) in by.keys.iter().zip(&by.jtis) {
             match spent.spend(key, jti, *expires_at_s, now_s) {
-                Spent::First => {}
-                Spent::Before => return Err(replayed_error(jti)),
-                Spent::Full => return Err(too_many(key)),
+                SignatureSpendOutcome::First => {}
+                SignatureSpendOutcome::Before => return Err(replayed_error(jti)),
+                SignatureSpendOutcome::Full => return Err(too_many_signatures_error(key)),
             }
         }
         Ok(())
@@ -347,7 +347,7 @@ fn replayed_error(jti: &str) -> Error {
     Error::Unauthenticated(format!("the signed act `{jti}` was used before: sign a new one"))
 }
 
-fn too_many(key: &Thumbprint) -> Error {
+fn too_many_signatures_error(key: &Thumbprint) -> Error {
     Error::Unauthenticated(format!("the key `{key}` signed more calls within a minute than this server remembers: wait a minute"))
 }
 
@@ -361,9 +361,9 @@ fn unknown_key_error(thumbprint: &Thumbprint) -> Error {
 }
 
 /// The error for a revoked key. It names the way out if no administrator can sign any more.
-fn key_revoked(operator: &str, thumbprint: &str, administrators: Option<&Administrators>) -> Error {
+fn key_revoked_error(operator: &str, thumbprint: &str, administrators: Option<&Administrators>) -> Error {
     let hint = match administrators {
-        Some(administrators) if administrators.has_nobody() => administrators.lack(),
+        Some(administrators) if administrators.none_can_sign() => administrators.shortage_hint(),
         _ => "; `portcullis revocations`, signed with another operator's key, says why".to_owned(),
     };
     Error::KeyRevoked(format!("the key `{thumbprint}` of operator `{operator}` is revoked: it signs nothing any more{hint}"))
@@ -371,52 +371,52 @@ fn key_revoked(operator: &str, thumbprint: &str, administrators: Option<&Adminis
 
 /// The operators of the store at one revision.
 #[derive(Debug)]
-struct Listed {
+struct OperatorList {
     revision: Revision,
     operators: Vec<OperatorSpec>,
     /// Where each key stands: the index of its operator, and of the key in that operator's list.
     keys: HashMap<Thumbprint, (usize, usize)>,
 }
 
-impl Listed {
+impl OperatorList {
     fn new(revision: Revision, operators: Vec<OperatorSpec>) -> Self {
         let mut keys = HashMap::new();
-        for (place, operator) in operators.iter().enumerate() {
-            for (index, key) in operator.keys.iter().enumerate() {
-                keys.entry(key.thumbprint().clone()).or_insert((place, index));
+        for (operator_index, operator) in operators.iter().enumerate() {
+            for (key_index, key) in operator.keys.iter().enumerate() {
+                keys.entry(key.thumbprint().clone()).or_insert((operator_index, key_index));
             }
         }
         Self { revision, operators, keys }
     }
 
     fn find_signer(&self, thumbprint: &Thumbprint) -> Option<(&OperatorSpec, &PublicKey)> {
-        let (place, index) = self.keys.get(thumbprint)?;
-        let operator = self.operators.get(*place)?;
-        Some((operator, operator.keys.get(*index)?))
+        let (operator_index, key_index) = self.keys.get(thumbprint)?;
+        let operator = self.operators.get(*operator_index)?;
+        Some((operator, operator.keys.get(*key_index)?))
     }
 }
 
 /// Reads the operators. Strangers share a read, and so do signers, so no number of callers delays a signer by more than two reads.
 #[derive(Debug, Default)]
-pub(super) struct Operators {
-    known: RwLock<Option<Arc<Listed>>>,
-    for_strangers: SharedRead<Result<Arc<Listed>, store::Error>>,
-    for_signers: SharedRead<Result<(Arc<Listed>, Arc<HashSet<Thumbprint>>), store::Error>>,
+pub(super) struct OperatorReader {
+    last_read: RwLock<Option<Arc<OperatorList>>>,
+    for_strangers: SharedRead<Result<Arc<OperatorList>, store::Error>>,
+    for_signers: SharedRead<Result<(Arc<OperatorList>, Arc<HashSet<Thumbprint>>), store::Error>>,
 }
 
-impl Operators {
+impl OperatorReader {
     /// The operators that were read last. They authorize nobody.
-    fn known(&self) -> Option<Arc<Listed>> {
-        self.known.read().unwrap_or_else(PoisonError::into_inner).clone()
+    fn last_read(&self) -> Option<Arc<OperatorList>> {
+        self.last_read.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Reads the operators from the store, no earlier than this call.
-    async fn list(&self, store: &dyn Store) -> Result<Arc<Listed>, Error> {
+    async fn list(&self, store: &dyn Store) -> Result<Arc<OperatorList>, Error> {
         Ok(self.for_strangers.read(self.read(store)).await?)
     }
 
-    /// Reads as [`Operators::list`], for a caller that signed, and then reads which of the operators' keys are revoked.
-    async fn list_with_revoked(&self, store: &dyn Store) -> Result<(Arc<Listed>, Arc<HashSet<Thumbprint>>), Error> {
+    /// Reads as [`OperatorReader::list`], for a caller that signed, and then reads which of the operators' keys are revoked.
+    async fn list_with_revoked(&self, store: &dyn Store) -> Result<(Arc<OperatorList>, Arc<HashSet<Thumbprint>>), Error> {
         let read = async {
             let listed = self.read(store).await?;
             let keys: Vec<&Thumbprint> = listed.keys.keys().collect();
@@ -434,11 +434,11 @@ impl Operators {
         Ok(self.for_signers.read(read).await?)
     }
 
-    async fn read(&self, store: &dyn Store) -> Result<Arc<Listed>, store::Error> {
+    async fn read(&self, store: &dyn Store) -> Result<Arc<OperatorList>, store::Error> {
         let listed = store.documents(Some("operator")).await?;
         let operators = listed.documents.iter().filter_map(|stored| read_operator(&stored.row)).collect();
-        let listed = Arc::new(Listed::new(listed.revision, operators));
-        *self.known.write().unwrap_or_else(PoisonError::into_inner) = Some(listed.clone());
+        let listed = Arc::new(OperatorList::new(listed.revision, operators));
+        *self.last_read.write().unwrap_or_else(PoisonError::into_inner) = Some(listed.clone());
         Ok(listed)
     }
 }
@@ -454,17 +454,17 @@ struct SignedCall<'a> {
 }
 
 /// Why the signatures of a call do not verify.
-enum Unverified {
+enum SignatureError {
     /// They are wrong, whatever the store holds by now.
     Refused(Error),
     /// Operators of a later revision may verify them: they have an unknown key, or are for another history.
     NotListed(Error),
 }
 
-impl From<Unverified> for Error {
-    fn from(unverified: Unverified) -> Self {
+impl From<SignatureError> for Error {
+    fn from(unverified: SignatureError) -> Self {
         match unverified {
-            Unverified::Refused(error) | Unverified::NotListed(error) => error,
+            SignatureError::Refused(error) | SignatureError::NotListed(error) => error,
         }
     }
 }
@@ -474,10 +474,10 @@ impl SignedCall<'_> {
     /// without a role for the method, too.
     fn verify(
         &self,
-        listed: &Listed,
+        listed: &OperatorList,
         now: ClockReading,
         operators: &mut Vec<String>,
-    ) -> Result<(AuthorizedAct, Option<String>), Unverified> {
+    ) -> Result<(AuthorizedAct, Option<String>), SignatureError> {
         operators.clear();
         let mut lacking = None;
         let mut authorized = AuthorizedAct {
@@ -491,7 +491,7 @@ impl SignedCall<'_> {
         };
         for (authorization, act) in self.authorizations.iter().zip(self.acts) {
             let Some((operator, key)) = listed.find_signer(act.thumbprint()) else {
-                return Err(Unverified::NotListed(unknown_key_error(act.thumbprint())));
+                return Err(SignatureError::NotListed(unknown_key_error(act.thumbprint())));
             };
             let (audience, method) = (listed.revision.history.as_str(), self.method.path);
             let verified = match self.message {
@@ -500,11 +500,15 @@ impl SignedCall<'_> {
             };
             let act = verified.map_err(|error| {
                 let refused = Error::Unauthenticated(error.to_string());
-                if error == operator_act::Error::Audience { Unverified::NotListed(refused) } else { Unverified::Refused(refused) }
+                if error == operator_act::Error::Audience {
+                    SignatureError::NotListed(refused)
+                } else {
+                    SignatureError::Refused(refused)
+                }
             })?;
             operators.push(operator.id.to_string());
             if authorized.operators.iter().any(|id| id == operator.id.as_str()) {
-                return Err(Unverified::Refused(Error::Unauthenticated(format!(
+                return Err(SignatureError::Refused(Error::Unauthenticated(format!(
                     "operator `{}` signed twice: two people are two operators",
                     operator.id
                 ))));
@@ -628,26 +632,27 @@ mod tests {
     #[test]
     fn a_signature_counts_once() {
         let (mut spent, [ada, bo]) = (SpentSignatures::default(), keys());
-        assert_eq!(spent.spend(&ada, "a", 100, 50), Spent::First);
-        assert_eq!(spent.spend(&ada, "a", 100, 60), Spent::Before);
-        assert_eq!(spent.spend(&ada, "b", 100, 60), Spent::First);
-        assert_eq!(spent.spend(&bo, "a", 100, 60), Spent::First, "nobody uses up the signature of another");
+        assert_eq!(spent.spend(&ada, "a", 100, 50), SignatureSpendOutcome::First);
+        assert_eq!(spent.spend(&ada, "a", 100, 60), SignatureSpendOutcome::Before);
+        assert_eq!(spent.spend(&ada, "b", 100, 60), SignatureSpendOutcome::First);
+        assert_eq!(spent.spend(&bo, "a", 100, 60), SignatureSpendOutcome::First, "nobody uses up the signature of another");
     }
 
     #[test]
     fn no_key_takes_the_place_of_all_others() {
         let (mut spent, [ada, bo]) = (SpentSignatures::default(), keys());
         let flood = |spent: &mut SpentSignatures, key: &Thumbprint, now_s: i64| {
-            let sign = |index: &usize| spent.spend(key, &format!("{now_s}.{index}"), now_s + 60, now_s) == Spent::First;
+            let sign =
+                |index: &usize| spent.spend(key, &format!("{now_s}.{index}"), now_s + 60, now_s) == SignatureSpendOutcome::First;
             (0..2 * SIGNATURES_REMEMBERED_MAX).take_while(sign).count()
         };
         assert_eq!(flood(&mut spent, &ada, 1), SIGNATURES_REMEMBERED_MAX / 2);
-        assert_eq!(spent.spend(&ada, "one more", 61, 1), Spent::Full);
-        assert_eq!(spent.spend(&bo, "a kill", 61, 1), Spent::First);
-        assert_eq!(spent.spend(&ada, "1.0", 61, 1), Spent::Before, "what was used stays used");
+        assert_eq!(spent.spend(&ada, "one more", 61, 1), SignatureSpendOutcome::Full);
+        assert_eq!(spent.spend(&bo, "a kill", 61, 1), SignatureSpendOutcome::First);
+        assert_eq!(spent.spend(&ada, "1.0", 61, 1), SignatureSpendOutcome::Before, "what was used stays used");
         assert_eq!(flood(&mut spent, &bo, 2), SIGNATURES_REMEMBERED_MAX / 4 - 1, "a half of what the first left");
         // Expired signatures make room.
-        assert_eq!(spent.spend(&ada, "one more", 122, 62), Spent::First);
+        assert_eq!(spent.spend(&ada, "one more", 122, 62), SignatureSpendOutcome::First);
         assert_eq!((spent.count, spent.by_key.len()), (SIGNATURES_REMEMBERED_MAX / 4, 2));
     }
 

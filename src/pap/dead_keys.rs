@@ -1,7 +1,7 @@
 //! Handles the keys that a change lists: a dead key must not be listed again, and a rotated-out key becomes dead.
 //!
 //! A dead key is a revocation row like any other. It reaches every replica, and it survives restarts, prunes and rollbacks.
-//! Replicas also merge it into an adopted store. Look next at [`crate::policy::dead_keys`], which compares documents.
+//! Replicas also merge it into an adopted store. Look next at [`crate::policy::listed_keys`], which compares documents.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -58,7 +58,7 @@ impl ChangePlan {
         }));
         if self.changes.iter().any(|change| change.key.kind == "operator") {
             let administrators = after.iter().filter(|document| is_administrator(document));
-            self.one_must_sign = administrators.flat_map(document_keys).map(ToString::to_string).collect();
+            self.keep_one_unrevoked = administrators.flat_map(document_keys).map(ToString::to_string).collect();
         }
         rotated.iter().map(RotatedKey::rotation_diagnostic).collect()
     }

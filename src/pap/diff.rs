@@ -35,8 +35,8 @@ impl AdministrationPoint {
     pub async fn diff(&self, by: &AuthorizedAct, files: Vec<SourceFile>) -> Result<DiffOutcome, Error> {
         // One call at a time and outside this runtime, as for a check.
         let _one = self.apply_lock.lock().await;
-        let beside = self.operators_by_command().await?;
-        let read = run_blocking(move || read_and_check(&files, &beside)).await?.map_err(Error::InvalidPolicy);
+        let existing = self.operators_by_command().await?;
+        let read = run_blocking(move || read_and_check(&files, &existing)).await?.map_err(Error::InvalidPolicy);
         let (documents, warnings) = self.or_record_refusal(by, read)?;
         let stored = self.store.documents(None).await?;
         let (revision, before) = (stored.revision, stored.documents);
@@ -50,18 +50,18 @@ impl AdministrationPoint {
         let alive = self.check_no_dead_keys(&listed).await;
         self.or_record_refusal(by, alive)?;
         let compared = run_blocking(move || {
-            let new = with_kept(documents, &plan.kept);
+            let new = with_kept_documents(documents, &plan.kept);
             let rotated = plan.add_consequences(&new);
-            let (pairs, beside) = compare_policies(&old, new)?;
-            Ok::<_, Error>((plan.changes, pairs, beside.into_iter().chain(rotated).collect::<Vec<_>>()))
+            let (pairs, other_warnings) = compare_policies(&old, new)?;
+            Ok::<_, Error>((plan.changes, pairs, other_warnings.into_iter().chain(rotated).collect::<Vec<_>>()))
         });
-        let (documents, pairs, beside) = self.or_record_refusal(by, compared.await?)?;
+        let (documents, pairs, other_warnings) = self.or_record_refusal(by, compared.await?)?;
         self.record_act(by, None, "compare a policy folder")?;
-        Ok(DiffOutcome { revision, documents, pairs, warnings: warnings.into_iter().chain(beside).collect() })
+        Ok(DiffOutcome { revision, documents, pairs, warnings: warnings.into_iter().chain(other_warnings).collect() })
     }
 }
 
-fn with_kept(mut documents: Vec<Document>, kept: &[DocumentRow]) -> Vec<Document> {
+fn with_kept_documents(mut documents: Vec<Document>, kept: &[DocumentRow]) -> Vec<Document> {
     documents.extend(kept.iter().filter_map(|row| Document::from_row(row).ok()));
     documents
 }

@@ -26,7 +26,8 @@ const WAITS_MAX: usize = 16;
 /// The pause between two reads of the rows.
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 
-/// The slots of concurrent waits. A key holds at most as many as are free, so that no key can keep all others from waiting.
+/// The slots of concurrent waits. A key may hold at most as many slots as are free, so that no key can keep all others from
+/// waiting.
 #[derive(Debug, Default)]
 pub(super) struct WaitSlots {
     /// The signing key of each wait; `None` for a wait without a signature.
@@ -42,11 +43,11 @@ pub(super) struct WaitSlot<'a> {
 
 impl WaitSlots {
     /// Takes a slot. `None` if the share of the signing key is full.
-    pub(super) fn take(&self, by: &AuthorizedAct) -> Option<WaitSlot<'_>> {
-        self.take_with(by.keys().first().cloned())
+    pub(super) fn acquire(&self, by: &AuthorizedAct) -> Option<WaitSlot<'_>> {
+        self.acquire_for_key(by.keys().first().cloned())
     }
 
-    fn take_with(&self, key: Option<Thumbprint>) -> Option<WaitSlot<'_>> {
+    fn acquire_for_key(&self, key: Option<Thumbprint>) -> Option<WaitSlot<'_>> {
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
         let own = taken.iter().filter(|other| **other == key).count();
         if own >= WAITS_MAX.saturating_sub(taken.len()) {
@@ -110,7 +111,7 @@ impl AdministrationPoint {
                  answers; it is written all the same"
             )));
         }
-        let Some(_waiting) = self.waits.take(by) else {
+        let Some(_waiting) = self.wait_slots.acquire(by) else {
             return Err(Error::CannotAnswer(
                 "others wait for the fleet, or this key does, and as many as may: ask again".to_owned(),
             ));
@@ -165,12 +166,12 @@ impl SilenceTracker {
         let bound_ms = bound_ms.saturating_add(HEARTBEAT_INTERVAL_MS);
         let mut silent = BTreeSet::new();
         for row in &rows.rows {
-            let (name, said) = (&row.registration.incarnation, (row.seen_unix_ms, row.applied_number, row.acked_number));
-            let since = known.get(name).filter(|(before, _)| *before == said).map_or(answered, |(_, since)| *since);
+            let (name, mark) = (&row.registration.incarnation, (row.seen_unix_ms, row.applied_number, row.acked_number));
+            let since = known.get(name).filter(|(before, _)| *before == mark).map_or(answered, |(_, since)| *since);
             if asked.boot_elapsed_ms_since(since) >= bound_ms {
                 silent.insert(name.clone());
             }
-            self.0.insert(name.clone(), (said, since));
+            self.0.insert(name.clone(), (mark, since));
         }
         silent
     }
@@ -196,7 +197,7 @@ impl FleetWaitProgress {
     fn new(number: u64, committed_unix_ms: i64, first: &ReplicaList) -> Self {
         let bound_ms = first.freshness_bound_ms;
         let seen = first.rows.iter().map(|row| {
-            let listed = row.to_listed(first.unix_ms, bound_ms);
+            let listed = row.to_summary(first.unix_ms, bound_ms);
             (listed.id.clone(), ReplicaProgress { listed, outcome: None })
         });
         Self { number, committed_unix_ms, bound_ms, replicas: seen.collect() }
@@ -210,7 +211,7 @@ impl FleetWaitProgress {
             if seen.outcome.is_some() {
                 continue;
             }
-            seen.listed = row.to_listed(now.unix_ms, self.bound_ms);
+            seen.listed = row.to_summary(now.unix_ms, self.bound_ms);
             seen.outcome = if row.state == ReplicaState::Quarantined {
                 Some(ReplicaWaitOutcome::Quarantined)
             } else if row.acked_number >= self.number {
@@ -259,11 +260,12 @@ mod tests {
             let key = crate::token::PrivateKey::from_seed([seed; 32]).unwrap();
             Some(key.public_key().thumbprint().clone())
         };
-        let flood = |key: Option<Thumbprint>| std::iter::from_fn(|| slots.take_with(key.clone())).take(99).collect::<Vec<_>>();
+        let flood =
+            |key: Option<Thumbprint>| std::iter::from_fn(|| slots.acquire_for_key(key.clone())).take(99).collect::<Vec<_>>();
         let first = flood(key(1));
         let second = flood(key(2));
         assert_eq!((first.len(), second.len()), (8, 4), "each takes a half of what is free");
-        assert!(slots.take_with(key(3)).is_some());
+        assert!(slots.acquire_for_key(key(3)).is_some());
         drop(first);
         assert_eq!(flood(key(1)).len(), 6);
         drop(second);

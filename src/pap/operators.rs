@@ -124,7 +124,7 @@ pub struct ListedOperator {
     /// For each key the reason of its revocation; `None` if the key is not revoked.
     pub revoked: Vec<Option<String>>,
     /// The file and line in the policy folder. `None` if a command or the program itself created the operator.
-    pub place: Option<(String, u32)>,
+    pub location: Option<(String, u32)>,
     /// The revision that wrote the document or, for a retired operator, removed it.
     pub revision: Revision,
 }
@@ -155,13 +155,13 @@ impl AdministrationPoint {
         self.commit_new_operator(&AuthorizedAct::break_glass(who), SignedBy::Nobody, new, reason).await
     }
 
-    /// What an administrator must know after the glass was broken: whether further operators must be added in the same way. Empty if
-    /// every act can be signed.
-    pub async fn after_break_glass(&self) -> String {
-        self.lack_of_administrators().await
+    /// The hint for an administrator after a break-glass act: whether further operators must be added in the same way. Empty if
+    /// operators can sign every act again.
+    pub async fn break_glass_hint(&self) -> String {
+        self.administrator_shortage_hint().await
     }
 
-    /// Checks and commits a new operator. Only [`SignedBy::Operators`] demands the signatures of administrators.
+    /// Checks and commits a new operator. Signatures of administrators are required only with [`SignedBy::Operators`].
     async fn commit_new_operator(
         &self,
         by: &AuthorizedAct,
@@ -178,7 +178,7 @@ impl AdministrationPoint {
         let plan = self.or_record_refusal(by, plan_addition(&document, stored.documents).await.map_err(rejected))?;
         let alive = self.check_no_dead_keys(&plan.newly_listed_keys(std::slice::from_ref(&document))).await;
         self.or_record_refusal(by, alive.map_err(rejected))?;
-        let account = match signed_by {
+        let description = match signed_by {
             SignedBy::Operators => {
                 let signed = self.check_two_signed(by, two_needed, &plan).await;
                 self.or_record_refusal(by, signed)?;
@@ -186,7 +186,7 @@ impl AdministrationPoint {
             }
             SignedBy::Nobody => format!("break glass, signed by nobody, {}: add operator {}: {reason}", by.peer(), operator.id),
         };
-        let committed = self.commit(by, plan.writes, Some(since), &account).await?;
+        let committed = self.commit(by, plan.writes, Some(since), &description).await?;
         let is_recorded = !by.is_unrecorded();
         Ok(OperatorChangeOutcome { revision: committed.revision, unix_ms: committed.unix_ms, operator, is_recorded })
     }
@@ -207,8 +207,8 @@ impl AdministrationPoint {
         let (operator, plan) = self.or_record_refusal(by, checked)?;
         let signed = self.check_two_signed(by, two_needed, &plan).await;
         self.or_record_refusal(by, signed)?;
-        let account = format!("retire operator {id}: {reason}");
-        let committed = self.commit_keeping_signer(by, plan.one_must_sign, plan.writes, Some(since), &account).await?;
+        let description = format!("retire operator {id}: {reason}");
+        let committed = self.commit_retaining_signer(by, plan.keep_one_unrevoked, plan.writes, Some(since), &description).await?;
         let is_recorded = !by.is_unrecorded();
         Ok(OperatorChangeOutcome { revision: committed.revision, unix_ms: committed.unix_ms, operator, is_recorded })
     }
@@ -238,8 +238,8 @@ impl AdministrationPoint {
                         }
                     }
                     RowChange::Document(row) if row.key.kind == OPERATOR_KIND => {
-                        if let Some((.., said @ None)) = gone.iter_mut().find(|(removed, ..)| *removed == row.key) {
-                            *said = read_operator(row);
+                        if let Some((.., last_content @ None)) = gone.iter_mut().find(|(removed, ..)| *removed == row.key) {
+                            *last_content = read_operator(row);
                         }
                     }
                     _ => {}
@@ -252,15 +252,15 @@ impl AdministrationPoint {
         for (operator, stored) in present {
             let revoked = self.revoked_keys(&operator).await?;
             let state = if revoked.iter().all(Option::is_some) { OperatorState::Revoked } else { OperatorState::Active };
-            let place = (stored.row.origin == DocumentOrigin::Folder).then(|| (stored.row.path.clone(), stored.row.line));
-            listed.push(ListedOperator { operator, state, revoked, place, revision: revision(stored.revision) });
+            let location = (stored.row.origin == DocumentOrigin::Folder).then(|| (stored.row.path.clone(), stored.row.line));
+            listed.push(ListedOperator { operator, state, revoked, location, revision: revision(stored.revision) });
         }
-        for (key, number, said) in gone {
+        for (key, number, last_content) in gone {
             let nothing = OperatorSpec { id: key.id.as_str().into(), keys: vec![], roles: vec![], groups: vec![], users: vec![] };
-            let operator = said.unwrap_or(nothing);
+            let operator = last_content.unwrap_or(nothing);
             let revoked = self.revoked_keys(&operator).await?;
             let (state, revision) = (OperatorState::Retired, revision(number));
-            listed.push(ListedOperator { operator, state, revoked, place: None, revision });
+            listed.push(ListedOperator { operator, state, revoked, location: None, revision });
         }
         self.record_act(by, None, "read")?;
         Ok(listed)
@@ -295,8 +295,8 @@ fn new_operator_document(operator: &OperatorSpec, stored: &[StoredDocument], rea
     let document = Document::new(DocumentBody::Operator(operator.clone()), operator.id.as_str());
     let row = document.to_row(DocumentOrigin::Api);
     if let Some(before) = stored.iter().find(|stored| stored.row.key == row.key) {
-        let place = location_text(&before.row);
-        return Err(invalid("id", format!("there is an operator `{}` already{place}: choose another name", operator.id)));
+        let location = location_text(&before.row);
+        return Err(invalid("id", format!("there is an operator `{}` already{location}: choose another name", operator.id)));
     }
     if operator.roles.is_empty() {
         return Err(invalid("roles", format!("an operator without a role may nothing: name one of {}", role_names())));

@@ -93,20 +93,20 @@ impl AdministrationPoint {
         self.or_record_refusal(by, alive)?;
         let fits = run_blocking(move || complete_rollback(documents, plan)).await?;
         let (plan, warnings) = self.or_record_refusal(by, fits)?;
-        let account = format!("roll policy back to revision {number}");
+        let description = format!("roll policy back to revision {number}");
         if dry_run {
-            self.record_act(by, None, &format!("{account}: dry run"))?;
+            self.record_act(by, None, &format!("{description}: dry run"))?;
             return Ok(ApplyOutcome { revision: now, changes: plan.changes, warnings });
         }
         let signed = self.check_two_signed(by, two_needed, &plan).await;
         self.or_record_refusal(by, signed)?;
         if plan.writes.is_empty() {
-            self.record_act(by, None, &format!("{account}: no change"))?;
+            self.record_act(by, None, &format!("{description}: no change"))?;
             return Ok(ApplyOutcome { revision: now, changes: plan.changes, warnings });
         }
-        let ChangePlan { changes, writes, one_must_sign, .. } = plan;
-        let account = format!("{account}: {} document(s) change", changes.len());
-        let committed = self.commit_keeping_signer(by, one_must_sign, writes, Some(now.number), &account).await?;
+        let ChangePlan { changes, writes, keep_one_unrevoked, .. } = plan;
+        let description = format!("{description}: {} document(s) change", changes.len());
+        let committed = self.commit_retaining_signer(by, keep_one_unrevoked, writes, Some(now.number), &description).await?;
         Ok(ApplyOutcome { revision: committed.revision, changes, warnings })
     }
 }
@@ -130,8 +130,8 @@ fn complete_rollback(mut documents: Vec<Document>, mut plan: ChangePlan) -> Resu
     documents.extend(read_rows(&plan.kept)?);
     CompiledPolicy::compile(&documents).map_err(Error::InvalidPolicy)?;
     check_administrator_left(&documents)?;
-    let said = plan.add_consequences(&documents);
-    Ok((plan, said))
+    let warnings = plan.add_consequences(&documents);
+    Ok((plan, warnings))
 }
 
 fn read_rows(rows: &[DocumentRow]) -> Result<Vec<Document>, Error> {

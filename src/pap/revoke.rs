@@ -30,7 +30,7 @@ pub struct RevokeRequest {
     /// The parts of its key.
     pub key: Vec<String>,
     /// The meaning of the revocation. `None`: suspend the target if it can be suspended, else revoke it for good.
-    pub meaning: Option<RevocationKind>,
+    pub revocation_kind: Option<RevocationKind>,
     /// The reason.
     pub reason: String,
 }
@@ -62,14 +62,14 @@ impl AdministrationPoint {
     /// [`Error::InvalidArgument`] for an unknown target or meaning, or if the store fails.
     pub async fn revoke(&self, by: &AuthorizedAct, request: RevokeRequest) -> Result<RevokeOutcome, Error> {
         let checked = self.check_request(&request).await;
-        let (target, meaning) = self.or_record_refusal(by, checked)?;
-        let write = StoreWrite::Revoke { target: target.clone(), kind: meaning, reason: request.reason.clone() };
-        let account = format!("revoke {target} ({meaning:?}): {}", request.reason);
+        let (target, revocation_kind) = self.or_record_refusal(by, checked)?;
+        let write = StoreWrite::Revoke { target: target.clone(), kind: revocation_kind, reason: request.reason.clone() };
+        let description = format!("revoke {target} ({revocation_kind:?}): {}", request.reason);
         let committed = match &target {
-            RevocationTarget::Key(key) => self.revoke_key(by, key, write, &account).await?,
-            _ => self.commit(by, vec![write], None, &account).await?,
+            RevocationTarget::Key(key) => self.revoke_key(by, key, write, &description).await?,
+            _ => self.commit(by, vec![write], None, &description).await?,
         };
-        let watermark_unix_s = match meaning {
+        let watermark_unix_s = match revocation_kind {
             RevocationKind::Watermark => self.watermark_of(&target, &committed).await,
             RevocationKind::Suspend | RevocationKind::Dead => None,
         };
@@ -95,19 +95,25 @@ impl AdministrationPoint {
     ///
     /// An administrator may revoke even the last key, its own. Otherwise a stolen key would stay valid for lack of another
     /// administrator.
-    async fn revoke_key(&self, by: &AuthorizedAct, key: &str, write: StoreWrite, account: &str) -> Result<CommitOutcome, Error> {
+    async fn revoke_key(
+        &self,
+        by: &AuthorizedAct,
+        key: &str,
+        write: StoreWrite,
+        description: &str,
+    ) -> Result<CommitOutcome, Error> {
         // A concurrent apply must not make the revocation of a key fail.
         let mut rounds = 0..REVOKE_KEY_ATTEMPTS_MAX;
         loop {
             let listed = self.store.documents(Some("operator")).await?;
             let administrators: Vec<OperatorSpec> = administrators(&listed.documents).collect();
             let held = |operator: &OperatorSpec| operator.keys.iter().any(|held| held.thumbprint().as_str() == key);
-            let signed = |operator: &OperatorSpec| by.load_operators().iter().any(|id| id == operator.id.as_str());
+            let signed = |operator: &OperatorSpec| by.operators().iter().any(|id| id == operator.id.as_str());
             if !administrators.iter().any(held) || administrators.iter().any(signed) {
-                return self.commit(by, vec![write], None, account).await;
+                return self.commit(by, vec![write], None, description).await;
             }
             let (left, since) = (operator_keys(&administrators), Some(listed.revision.number));
-            match self.commit_keeping_signer(by, left, vec![write.clone()], since, account).await {
+            match self.commit_retaining_signer(by, left, vec![write.clone()], since, description).await {
                 Err(Error::Store(store::Error::DocumentsChanged { .. })) if rounds.next().is_some() => {}
                 done => return done,
             }
@@ -147,9 +153,9 @@ impl AdministrationPoint {
             Some(read_at) => self.reinstate_by_two(by, target, read_at, reason).await,
             // If a document adds `two_person` at this moment, the rule applies to later suspensions only.
             None => {
-                let account = format!("reinstate {target}: {reason}");
+                let description = format!("reinstate {target}: {reason}");
                 let write = StoreWrite::Reinstate { target: target.clone(), reason };
-                match self.commit(by, vec![write], None, &account).await {
+                match self.commit(by, vec![write], None, &description).await {
                     Ok(committed) => Ok(ReinstateOutcome { committed, waits_until_unix_ms: None }),
                     Err(Error::Store(store::Error::Rejected(why))) => {
                         let hint = self.suspended_hint(&target).await;
@@ -216,11 +222,11 @@ impl AdministrationPoint {
         let since = Some(listed.revision.number.min(read_at));
         let administrators: Vec<String> = administrators(&listed.documents).map(|operator| operator.id.to_string()).collect();
         // A single administrator has no second one to wait for. Without this exception a suspension could never be lifted.
-        if administrators.len() < 2 || by.load_operators().len() > 1 {
-            let account = format!("reinstate {target}: {reason}");
+        if administrators.len() < 2 || by.operators().len() > 1 {
+            let description = format!("reinstate {target}: {reason}");
             let write = StoreWrite::Reinstate { target, reason };
             return Ok(ReinstateOutcome {
-                committed: self.commit(by, vec![write], since, &account).await?,
+                committed: self.commit(by, vec![write], since, &description).await?,
                 waits_until_unix_ms: None,
             });
         }
@@ -228,14 +234,14 @@ impl AdministrationPoint {
         if let Ok(counted) = self.administrators().await
             && counted.lacks_second()
         {
-            let message = format!("two operators must reinstate `{target}`{}", counted.lack());
+            let message = format!("two operators must reinstate `{target}`{}", counted.shortage_hint());
             return self.or_record_refusal(by, Err(Error::PermissionDenied(message)));
         }
-        let operator = by.load_operators().first().cloned().unwrap_or_default();
+        let operator = by.operators().first().cloned().unwrap_or_default();
         let key = by.keys().first().map(ToString::to_string).unwrap_or_default();
-        let account = format!("reinstate {target}, one of two operators: {reason}");
+        let description = format!("reinstate {target}, one of two operators: {reason}");
         let write = StoreWrite::ReinstateByTwo { target, reason, operator, key, administrators };
-        let committed = self.commit(by, vec![write], since, &account).await?;
+        let committed = self.commit(by, vec![write], since, &description).await?;
         let waits = committed.changes.is_empty().then(|| committed.unix_ms.saturating_add(TWO_PERSON_WINDOW_MS));
         Ok(ReinstateOutcome { committed, waits_until_unix_ms: waits })
     }
@@ -245,18 +251,19 @@ impl AdministrationPoint {
         check_reason(&request.reason)?;
         let target = self.parse_target(&request.kind, &request.key).await?;
         self.check_single_name(&target).await?;
-        let meaning =
-            request.meaning.unwrap_or(if target.can_suspend() { RevocationKind::Suspend } else { RevocationKind::Dead });
-        let has_meaning = match meaning {
+        let revocation_kind =
+            request.revocation_kind.unwrap_or(if target.can_suspend() { RevocationKind::Suspend } else { RevocationKind::Dead });
+        let fits_target = match revocation_kind {
             RevocationKind::Suspend => target.can_suspend(),
             RevocationKind::Watermark => target.can_watermark(),
             RevocationKind::Dead => !target.can_suspend(),
         };
-        if !has_meaning {
-            let message = format!("`{}` cannot be revoked with the meaning {meaning:?}: leave the meaning out", target.kind());
+        if !fits_target {
+            let message =
+                format!("`{}` cannot be revoked with the meaning {revocation_kind:?}: leave the meaning out", target.kind());
             return Err(invalid_argument("meaning", message));
         }
-        Ok((target, meaning))
+        Ok((target, revocation_kind))
     }
 
     /// Parses a target. An issuer's key is resolved to its thumbprint.
@@ -355,7 +362,7 @@ impl AdministrationPoint {
 
     pub(super) fn or_record_refusal<T>(&self, by: &AuthorizedAct, checked: Result<T, Error>) -> Result<T, Error> {
         if let Err(error) = &checked {
-            self.record_refusal(by.method(), by.load_operators(), by.peer(), error)?;
+            self.record_refusal(by.method(), by.operators(), by.peer(), error)?;
         }
         checked
     }

@@ -1,4 +1,5 @@
-//! Lets callers that wait for the same read share it, so that any number of them costs the store one read at a time.
+//! Coalesces concurrent reads: callers that wait for the same read share it, so the store serves one read at a time, however many
+//! callers there are.
 //!
 //! A caller never gets the result of a read that began before the caller asked. So the result is as new as a read of its own. Look
 //! next at `pap/authorize.rs`.

@@ -68,9 +68,9 @@ impl TargetLookup {
     }
 }
 
-/// The knowledge of a running server besides its store; `app` provides it.
+/// The names that a running server knows besides its store; `app` provides it.
 #[async_trait]
-pub trait ServerKnowledge: Send + Sync {
+pub trait KnownNamesSource: Send + Sync {
     /// The names in the documents in force. With a revision, the call waits until that revision is applied here.
     ///
     /// # Errors
@@ -96,14 +96,14 @@ pub trait DocumentNames: Send + Sync {
 /// The sources of a lookup besides the store.
 #[derive(Default)]
 pub(super) struct LookupSources {
-    server: OnceLock<Arc<dyn ServerKnowledge>>,
+    server: OnceLock<Arc<dyn KnownNamesSource>>,
     record_directory: OnceLock<PathBuf>,
 }
 
 impl AdministrationPoint {
     /// Sets the server that lookups ask. Without one, they read the documents of the store. Only the first call has an effect.
-    pub fn set_server_knowledge(&self, sightings: Arc<dyn ServerKnowledge>) {
-        let _ = self.lookup_sources.server.set(sightings);
+    pub fn set_names_source(&self, names_source: Arc<dyn KnownNamesSource>) {
+        let _ = self.lookup_sources.server.set(names_source);
     }
 
     /// Sets the directory of audit records that lookups search. Only the first call has an effect.
@@ -123,7 +123,7 @@ impl AdministrationPoint {
     pub(super) async fn nearest_target(&self, target: &RevocationTarget) -> Option<RevocationTarget> {
         let looked = async {
             let documents = match self.lookup_sources.server.get() {
-                Some(sightings) => sightings.documents(None).await.ok()?,
+                Some(names_source) => names_source.documents(None).await.ok()?,
                 None => Arc::new(StoredDocumentNames::read(&*self.store, target).await.ok()?),
             };
             match target {
@@ -162,12 +162,13 @@ impl AdministrationPoint {
         }
     }
 
-    /// The names in documents, from the server or the store. An unknown name waits for the documents of revision `at`.
+    /// The names in documents, from the server or the store. If the server does not know the name yet, waits until revision `at`
+    /// is applied and returns its documents, because that revision may have added the name.
     async fn document_names(&self, target: &RevocationTarget, at: &Revision) -> Result<Arc<dyn DocumentNames>, String> {
-        let Some(sightings) = self.lookup_sources.server.get() else {
+        let Some(names_source) = self.lookup_sources.server.get() else {
             return Ok(Arc::new(StoredDocumentNames::read(&*self.store, target).await.map_err(|error| error.to_string())?));
         };
-        let documents = sightings.documents(None).await?;
+        let documents = names_source.documents(None).await?;
         // A name that is already known needs no wait. An unknown name may be in a document that was just committed.
         let is_known = match target {
             RevocationTarget::Agent(id) | RevocationTarget::Application(id) | RevocationTarget::Tool(id) => {
@@ -180,7 +181,7 @@ impl AdministrationPoint {
             }
             _ => true,
         };
-        if is_known { Ok(documents) } else { sightings.documents(Some(at)).await }
+        if is_known { Ok(documents) } else { names_source.documents(Some(at)).await }
     }
 
     /// Looks up a key in documents first, then in chains and records.
@@ -190,8 +191,8 @@ impl AdministrationPoint {
         }
         match operator_with_key(&*self.store, thumbprint).await {
             Ok(Some(operator)) => {
-                let lack = self.lack_of_administrators().await;
-                return TargetLookup::known(format!("it is a key of operator `{operator}`{lack}"));
+                let hint = self.administrator_shortage_hint().await;
+                return TargetLookup::known(format!("it is a key of operator `{operator}`{hint}"));
             }
             Ok(None) => {}
             Err(error) => return TargetLookup::not_checked(error.to_string()),
@@ -264,11 +265,11 @@ impl AdministrationPoint {
 
     /// Looks up a name in chains and records.
     async fn look_up_credential(&self, wanted: CredentialKind, name: &str) -> TargetLookup {
-        let (sightings, records) =
+        let (names_source, records) =
             (self.lookup_sources.server.get().cloned(), self.lookup_sources.record_directory.get().cloned());
         let (clock, owned) = (self.clock.clone(), name.to_owned());
         let looked = tokio::task::spawn_blocking(move || {
-            search_credentials(wanted, &owned, sightings.as_deref(), records.as_deref(), &*clock)
+            search_credentials(wanted, &owned, names_source.as_deref(), records.as_deref(), &*clock)
         });
         let Ok(seen) = looked.await else {
             return TargetLookup::not_checked("the look-up ended early");
@@ -407,14 +408,14 @@ struct CredentialSearch {
 fn search_credentials(
     wanted: CredentialKind,
     name: &str,
-    sightings: Option<&dyn ServerKnowledge>,
+    names_source: Option<&dyn KnownNamesSource>,
     records: Option<&Path>,
     clock: &dyn Clock,
 ) -> CredentialSearch {
     let (mut seen, mut accounts) = (CredentialSearch::default(), Vec::new());
-    if let Some(sightings) = sightings {
+    if let Some(names_source) = names_source {
         let mut count = 0_usize;
-        let all = sightings.chains(CHAINS_MAX, &mut |chain| {
+        let all = names_source.chains(CHAINS_MAX, &mut |chain| {
             count += 1;
             search_chain(wanted, name, chain, &mut seen);
         });
@@ -442,7 +443,7 @@ fn search_credentials(
         }
     }
     seen.description = accounts.join(" and ");
-    if sightings.is_some() {
+    if names_source.is_some() {
         seen.description.push_str("; other replicas were not asked");
     }
     seen

@@ -89,11 +89,11 @@ impl World {
         self.admin.authorize(method, b"message", &signed, "peer").await
     }
 
-    async fn revoke(&self, seed: u8, target: &[&str], meaning: Option<RevocationKind>) -> Result<RevocationRow, Error> {
+    async fn revoke(&self, seed: u8, target: &[&str], revocation_kind: Option<RevocationKind>) -> Result<RevocationRow, Error> {
         let by = self.by(&[seed], REVOKE).await?;
         let (kind, key) = target.split_first().unwrap();
         let key = key.iter().map(|part| (*part).to_owned()).collect();
-        let request = RevokeRequest { kind: (*kind).to_owned(), key, meaning, reason: "why".to_owned() };
+        let request = RevokeRequest { kind: (*kind).to_owned(), key, revocation_kind, reason: "why".to_owned() };
         let RevokeOutcome { target, committed, .. } = self.admin.revoke(&by, request).await?;
         let [RowChange::Revocation(row)] = committed.changes.as_slice() else { panic!("{committed:?}") };
         assert_eq!((&row.target, row.reason.as_str(), row.revision), (&target, "why", committed.revision.number));
@@ -127,7 +127,7 @@ async fn who_may_call() {
         assert!(!by.is_unrecorded());
     }
     let two = world.by(&[ROOT, ADA], REINSTATE).await.unwrap();
-    assert_eq!(two.load_operators(), ["root", "ada"]);
+    assert_eq!(two.operators(), ["root", "ada"]);
     assert_eq!((two.operator_by_key(&thumbprint(ADA)), two.operator_by_key(&thumbprint(REX))), ("ada", ""));
     for (seeds, method, code, says) in [
         (&[][..], REVOKE, "UNAUTHENTICATED", "not signed"),
@@ -197,7 +197,8 @@ async fn what_names_nothing_is_refused_with_the_name_that_was_meant() {
         refused(world.revoke(REX, target, None).await, "INVALID_ARGUMENT", says);
     }
     let by = world.by(&[REX], REVOKE).await.unwrap();
-    let request = |reason: String| RevokeRequest { kind: "session".to_owned(), key: vec!["s".to_owned()], meaning: None, reason };
+    let request =
+        |reason: String| RevokeRequest { kind: "session".to_owned(), key: vec!["s".to_owned()], revocation_kind: None, reason };
     refused(world.admin.revoke(&by, request("x".repeat(ACT_REASON_BYTES_MAX + 1))).await, "INVALID_ARGUMENT", "at most 1024");
     world.admin.revoke(&by, request("x".repeat(ACT_REASON_BYTES_MAX))).await.unwrap();
 }
@@ -303,7 +304,7 @@ async fn a_folder_is_applied_as_a_whole_or_not_at_all() {
     let by = world.by(&[AUD], GET).await.unwrap();
     assert_eq!(world.admin.document(&by, "group", "more").await.unwrap().key.id, "more");
     refused(world.admin.document(&by, "group", "less").await, "NOT_FOUND", "group less");
-    let groups = world.admin.documents(&by, Some("group")).await.unwrap();
+    let groups = world.admin.document_keys(&by, Some("group")).await.unwrap();
     assert_eq!(groups.iter().map(|key| key.id.as_str()).collect::<Vec<_>>(), ["g", "more"]);
     let places = world.admin.document_locations(&by, groups.into_iter().skip(1).collect::<BTreeSet<_>>()).await.unwrap();
     assert!(places.len() == 1 && places.values().all(|(path, line)| path == "p.yaml" && *line > 1), "{places:?}");

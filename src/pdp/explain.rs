@@ -10,7 +10,7 @@ use crate::model::request::ToolCall;
 use crate::model::time::ClockReading;
 pub use crate::policy::compile::{LayerAnswer, LayerRemedy, PermitRequirement};
 use crate::policy::condition::WorkBudget;
-use crate::revocation::{RevocationHitKind, TargetRef};
+use crate::revocation::{RevocationEffect, TargetRef};
 use crate::snapshot::Snapshot;
 use crate::token::VerificationOptions;
 
@@ -103,16 +103,16 @@ fn find_revocations(prepared: &PreparedChain, tool: &str, snapshot: &Snapshot) -
     let index = snapshot.revocations();
     let (number, root_iat_s) = (snapshot.revision().number, prepared.chain.root_iat_s());
     let turn = |meaning| match meaning {
-        RevocationHitKind::Dead => FindingRemedy::Irrevocable,
-        RevocationHitKind::Suspended => FindingRemedy::Reinstate,
-        RevocationHitKind::Watermark => FindingRemedy::NewerChain,
+        RevocationEffect::Dead => FindingRemedy::Irrevocable,
+        RevocationEffect::Suspended => FindingRemedy::Reinstate,
+        RevocationEffect::Watermark => FindingRemedy::NewerChain,
     };
     let mut findings: Vec<LayerFinding> = Vec::new();
     for watched in &prepared.revocation_targets {
         if let Some(hit) = index.find_hit(watched.key, root_iat_s, number) {
             let reason =
-                if hit.kind == RevocationHitKind::Watermark { watched.watermark_reason } else { watched.suspended_reason };
-            let finding = LayerFinding::denial(DecisionLayer::Revocation, watched.hop(), reason, turn(hit.kind));
+                if hit.effect == RevocationEffect::Watermark { watched.watermark_reason } else { watched.suspended_reason };
+            let finding = LayerFinding::denial(DecisionLayer::Revocation, watched.hop(), reason, turn(hit.effect));
             // A token is watched by its id and by its hash, so one revocation can be found twice.
             if !findings.contains(&finding) {
                 findings.push(finding);
@@ -120,7 +120,7 @@ fn find_revocations(prepared: &PreparedChain, tool: &str, snapshot: &Snapshot) -
         }
     }
     if let Some(hit) = index.find_hit(index.key(TargetRef::Tool(tool)), root_iat_s, number) {
-        findings.push(LayerFinding::denial(DecisionLayer::Revocation, None, Reason::ToolSuspended, turn(hit.kind)));
+        findings.push(LayerFinding::denial(DecisionLayer::Revocation, None, Reason::ToolSuspended, turn(hit.effect)));
     }
     if findings.is_empty() { vec![LayerFinding::permit(DecisionLayer::Revocation)] } else { findings }
 }

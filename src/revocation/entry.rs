@@ -3,7 +3,7 @@
 //! Each effect carries the number of the first snapshot that no longer sees it. Targets that were only ever dead have no such entry;
 //! `index.rs` keeps them in a smaller set.
 
-use super::{RevocationHit, RevocationHitKind};
+use super::{RevocationEffect, RevocationHit};
 use crate::model::rows::RevocationRow;
 
 /// An effect that no snapshot sees.
@@ -39,7 +39,7 @@ impl RevocationEntry {
     }
 
     /// An entry that is dead since `revision`, for every snapshot.
-    pub(super) fn dead(revision: u64) -> Self {
+    pub(super) fn new_dead(revision: u64) -> Self {
         Self { revision, revision_before: revision, dead_until: ALWAYS, ..Self::new() }
     }
 
@@ -79,16 +79,16 @@ impl RevocationEntry {
     /// Returns the effect on a chain whose root was issued at `root_iat_s`, as snapshot `number` sees it.
     pub(super) fn hit_for(&self, root_iat_s: i64, number: u64) -> Option<RevocationHit> {
         let too_old = root_iat_s <= self.watermark_unix_s;
-        let (until, meaning) = if is_in_effect(self.dead_until, number) {
-            (self.dead_until, RevocationHitKind::Dead)
+        let (until, effect) = if is_in_effect(self.dead_until, number) {
+            (self.dead_until, RevocationEffect::Dead)
         } else if is_in_effect(self.suspended_until, number) {
-            (self.suspended_until, RevocationHitKind::Suspended)
+            (self.suspended_until, RevocationEffect::Suspended)
         } else if too_old && is_in_effect(self.watermark_until, number) {
-            (self.watermark_until, RevocationHitKind::Watermark)
+            (self.watermark_until, RevocationEffect::Watermark)
         } else {
             return None;
         };
-        Some(RevocationHit { kind: meaning, revision: if until == ALWAYS { self.revision } else { self.revision_before } })
+        Some(RevocationHit { effect, revision: if until == ALWAYS { self.revision } else { self.revision_before } })
     }
 }
 

@@ -12,7 +12,7 @@ use super::entry::RevocationEntry;
 use super::filter::{BloomFilter, FilterLevels};
 use super::key::{IdentityHasher, KeyHasher, RevocationKey, TargetRef};
 use super::sync_primitives::{AtomicU64, Map, Mutex, MutexGuard, spawn};
-use super::{RevocationHit, RevocationHitKind};
+use super::{RevocationEffect, RevocationHit};
 use crate::model::mutant::{Mutant, is_active};
 use crate::model::rows::{RevocationRow, RevocationTarget};
 
@@ -100,7 +100,8 @@ impl RevocationIndex {
         }
     }
 
-    /// Lifts every effect on a target for snapshots from `number` on, because its row was pruned. [`Index::prune_lifted`] frees the entry.
+    /// Lifts every effect on a target for snapshots from `number` on, because its row was pruned.
+    /// [`RevocationIndex::prune_lifted`] frees the entry.
     pub fn remove(&self, target: &RevocationTarget, number: u64) {
         let _writer = self.0.lock_writer();
         self.0.lift(self.key(TargetRef::from(target)), number);
@@ -158,7 +159,7 @@ impl RevocationIndex {
         }
         // INVARIANT: the dead set is read first. An entry that leaves the dead set was inserted into the other set before.
         if let Some(revision) = self.0.dead.get(&key) {
-            return Some(RevocationHit { kind: RevocationHitKind::Dead, revision: *revision });
+            return Some(RevocationHit { effect: RevocationEffect::Dead, revision: *revision });
         }
         self.0.liftable.get(&key)?.hit_for(root_iat_s, snapshot_number)
     }
@@ -223,7 +224,7 @@ impl IndexState {
         } else {
             let known_dead = self.dead.get(&key).map(|revision| *revision);
             if let Some(revision) = known_dead {
-                let mut entry = RevocationEntry::dead(revision);
+                let mut entry = RevocationEntry::new_dead(revision);
                 let added = entry.update(row, lifted_at);
                 self.liftable.insert(key, entry);
                 self.dead.remove(&key);
@@ -255,7 +256,7 @@ impl IndexState {
         }
         let known_dead = self.dead.get(&key).map(|revision| *revision);
         if let Some(revision) = known_dead {
-            let mut entry = RevocationEntry::dead(revision);
+            let mut entry = RevocationEntry::new_dead(revision);
             entry.lift(number);
             // INVARIANT: the entry is inserted here before it is removed there, because older snapshots still see it.
             self.liftable.insert(key, entry);

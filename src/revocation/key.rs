@@ -1,7 +1,7 @@
 //! Keys of the revocation index: 128-bit hashes of revocation targets.
 //!
 //! Every process uses random hash keys, so that nobody can construct collisions. Making a key allocates nothing, and a key is kept beside a
-//! verified chain. It has no meaning in another index. Keys are neither stored nor sent. Look next at [`super::Index`].
+//! verified chain. It has no meaning in another index. Keys are neither stored nor sent. Look next at [`super::RevocationIndex`].
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 

@@ -45,7 +45,7 @@ impl NaiveIndex {
     }
 
     /// Returns the effect, and its revision if the newest row still has the effect.
-    fn hit(&self, target: &RevocationTarget, root_iat_s: i64, number: u64) -> Option<(RevocationHitKind, Option<u64>)> {
+    fn hit(&self, target: &RevocationTarget, root_iat_s: i64, number: u64) -> Option<(RevocationEffect, Option<u64>)> {
         let rows: Vec<_> = self.0.iter().filter(|(row, _)| row.target == *target).collect();
         let effect = |says: &dyn Fn(&RevocationRow) -> bool| {
             let last_on = rows.iter().rposition(|(row, _)| says(row))?;
@@ -57,9 +57,9 @@ impl NaiveIndex {
         let highest = rows.iter().filter_map(|(row, _)| row.watermark_unix_s).max();
         let watermark = || effect(&|row| row.watermark_unix_s.is_some()).filter(|_| highest >= Some(root_iat_s));
         effect(&|row| row.dead)
-            .map(|revision| (RevocationHitKind::Dead, revision))
-            .or_else(|| effect(&|row| row.suspended).map(|revision| (RevocationHitKind::Suspended, revision)))
-            .or_else(|| watermark().map(|revision| (RevocationHitKind::Watermark, revision)))
+            .map(|revision| (RevocationEffect::Dead, revision))
+            .or_else(|| effect(&|row| row.suspended).map(|revision| (RevocationEffect::Suspended, revision)))
+            .or_else(|| watermark().map(|revision| (RevocationEffect::Watermark, revision)))
     }
 }
 
@@ -135,7 +135,7 @@ proptest! {
                     for iat in [0, i64::try_from(snapshot).unwrap() * 10, i64::MAX] {
                         let hit = index.find_hit(key_of(&index, &target), iat, snapshot);
                         let expected = naive.hit(&target, iat, snapshot);
-                        prop_assert_eq!(hit.map(|hit| hit.kind), expected.map(|hit| hit.0), "{} {} {}", &target, iat, snapshot);
+                        prop_assert_eq!(hit.map(|hit| hit.effect), expected.map(|hit| hit.0), "{} {} {}", &target, iat, snapshot);
                         if let (Some(hit), Some((_, Some(revision)))) = (hit, expected) {
                             prop_assert_eq!(hit.revision, revision);
                         }
@@ -152,26 +152,26 @@ fn additions_show_at_once_and_removals_from_their_revision_on() {
     let agent = RevocationTarget::Agent("spiffe://a/b".into());
     let key = key_of(&index, &agent);
     let suspended = |revision| RevocationRow { suspended: true, ..row(agent.clone(), revision) };
-    let check = |snapshot, expected: Option<(RevocationHitKind, u64)>| {
-        let expected = expected.map(|(meaning, revision)| RevocationHit { kind: meaning, revision });
+    let check = |snapshot, expected: Option<(RevocationEffect, u64)>| {
+        let expected = expected.map(|(effect, revision)| RevocationHit { effect, revision });
         assert_eq!(index.find_hit(key, 100, snapshot), expected, "snapshot {snapshot}");
     };
     check(1, None);
     index.apply(&suspended(5));
-    check(1, Some((RevocationHitKind::Suspended, 5)));
+    check(1, Some((RevocationEffect::Suspended, 5)));
     index.apply(&row(agent.clone(), 9));
-    check(8, Some((RevocationHitKind::Suspended, 5)));
+    check(8, Some((RevocationEffect::Suspended, 5)));
     check(9, None);
     index.apply(&suspended(12));
-    check(9, Some((RevocationHitKind::Suspended, 12)));
+    check(9, Some((RevocationEffect::Suspended, 12)));
     index.apply(&RevocationRow { watermark_unix_s: Some(100), ..row(agent.clone(), 14) });
-    check(14, Some((RevocationHitKind::Watermark, 14)));
-    check(13, Some((RevocationHitKind::Suspended, 12)));
+    check(14, Some((RevocationEffect::Watermark, 14)));
+    check(13, Some((RevocationEffect::Suspended, 12)));
     index.apply(&RevocationRow { watermark_unix_s: Some(50), ..row(agent.clone(), 15) });
-    check(15, Some((RevocationHitKind::Watermark, 15)));
+    check(15, Some((RevocationEffect::Watermark, 15)));
     assert_eq!(index.find_hit(key, 101, 15), None, "a younger root");
     index.replace_all(&[], 20);
-    check(19, Some((RevocationHitKind::Watermark, 15)));
+    check(19, Some((RevocationEffect::Watermark, 15)));
     check(20, None);
     assert_eq!(index.len(), 1);
     index.prune_lifted(20);

@@ -48,50 +48,52 @@ pub(super) struct ApprovalRequirement {
 
 impl LedgerCall<'_> {
     /// Asks for the missing approval, or denies the call.
-    pub(super) async fn ask_or_deny(&mut self, wanted: &ApprovalRequirement, prepared: Option<usize>, lack: UnusableCause) {
+    pub(super) async fn ask_or_deny(&mut self, requirement: &ApprovalRequirement, prepared: Option<usize>, cause: UnusableCause) {
         let number = self.number();
-        let judged = &mut self.judged;
-        match (prepared, lack) {
-            (Some(index), lack) => {
-                let Some(need) = wanted.prepared_needs.get(index) else {
-                    judged.decision = Decision::deny(Reason::ApprovalRequired, number);
+        let judgement = &mut self.judgement;
+        match (prepared, cause) {
+            (Some(index), cause) => {
+                let Some(need) = requirement.prepared_needs.get(index) else {
+                    judgement.decision = Decision::deny(Reason::ApprovalRequired, number);
                     return;
                 };
-                let (reason, says) = lack_reason(lack);
-                judged.message = Some(format!("the call must be prepared: `{}` with the same arguments {says}", need.tool));
-                judged.decision = with_layer(Decision::deny(reason, number), Some(need.layer), need.hop);
+                let (reason, says) = unusable_reason(cause);
+                judgement.message = Some(format!("the call must be prepared: `{}` with the same arguments {says}", need.tool));
+                judgement.decision = with_layer(Decision::deny(reason, number), Some(need.layer), need.hop);
             }
-            (None, UnusableCause::Used) => judged.decision = wanted.denial(Reason::ApprovalUsed, number),
-            (None, UnusableCause::Refused) => judged.decision = wanted.denial(Reason::ApprovalRefused, number),
-            (None, UnusableCause::Missing | UnusableCause::Waiting | UnusableCause::Expired) => self.ask_approval(wanted).await,
+            (None, UnusableCause::Used) => judgement.decision = requirement.denial(Reason::ApprovalUsed, number),
+            (None, UnusableCause::Refused) => judgement.decision = requirement.denial(Reason::ApprovalRefused, number),
+            (None, UnusableCause::Missing | UnusableCause::Waiting | UnusableCause::Expired) => {
+                self.ask_approval(requirement).await
+            }
         }
     }
 
     /// Stores the approval request of a call. The decision stays as it is, or becomes a denial if the request cannot be stored.
-    async fn ask_approval(&mut self, wanted: &ApprovalRequirement) {
+    async fn ask_approval(&mut self, requirement: &ApprovalRequirement) {
         let number = self.number();
-        let arguments_bytes = wanted.call.arguments_json.len();
+        let arguments_bytes = requirement.call.arguments_json.len();
         if arguments_bytes > APPROVAL_ARGUMENTS_BYTES_MAX {
-            self.judged.message = Some(format!(
+            self.judgement.message = Some(format!(
                 "this call needs an approval, and its arguments are {arguments_bytes} bytes: over {APPROVAL_ARGUMENTS_BYTES_MAX} \
                  cannot be shown to an approver"
             ));
-            self.judged.decision = wanted.denial(Reason::ApprovalRequired, number);
+            self.judgement.decision = requirement.denial(Reason::ApprovalRequired, number);
             return;
         }
-        let needs = wanted.own_needs().to_vec();
-        let (proof, approvers) = (wanted.uses.proof.clone(), wanted.uses.approvers.clone());
-        let asked = ApprovalSubmission { call: wanted.call.clone(), needs, proof, approvers };
+        let needs = requirement.own_needs().to_vec();
+        let (proof, approvers) = (requirement.uses.proof.clone(), requirement.uses.approvers.clone());
+        let asked = ApprovalSubmission { call: requirement.call.clone(), needs, proof, approvers };
         match self.service.parts.approvals.ask_approval(asked).await {
             Ok(ApprovalSubmissionOutcome::Stored(row)) => {
-                let asked = self.judged.decision.clone();
+                let asked = self.judgement.decision.clone();
                 self.rejudge_by_newest_view();
-                if self.judged.decision.effect != Effect::Deny {
-                    self.judged.approval = Some(approval_request(&row, &asked));
-                    self.judged.decision = Decision { revision: self.judged.decision.revision, ..asked };
+                if self.judgement.decision.effect != Effect::Deny {
+                    self.judgement.approval = Some(approval_request(&row, &asked));
+                    self.judgement.decision = Decision { revision: self.judgement.decision.revision, ..asked };
                 }
             }
-            Ok(ApprovalSubmissionOutcome::Replayed) => self.judged.decision = Decision::deny(Reason::ProofReplayed, number),
+            Ok(ApprovalSubmissionOutcome::Replayed) => self.judgement.decision = Decision::deny(Reason::ProofReplayed, number),
             Ok(ApprovalSubmissionOutcome::OverQuota(share)) => {
                 let waits = match share {
                     ApprovalQuota::UserAndAgent => format!("{APPROVALS_WAITING_MAX} calls of this user by this agent wait"),
@@ -99,33 +101,33 @@ impl LedgerCall<'_> {
                     ApprovalQuota::User => format!("{APPROVALS_WAITING_OF_USER_MAX} calls of this user wait"),
                     ApprovalQuota::Store => format!("{APPROVALS_WAITING_TOTAL_MAX} calls wait"),
                 };
-                self.judged.message =
+                self.judgement.message =
                     Some(format!("this call needs an approval, and {waits} for one already: have some answered first"));
-                self.judged.decision = wanted.denial(Reason::ApprovalRequired, number);
+                self.judgement.decision = requirement.denial(Reason::ApprovalRequired, number);
             }
             Err(error) => self.deny_ledger_error(&error),
         }
     }
 
     /// Repeats an earlier permit if the call would still get it. A denial is a new decision with an id of its own.
-    pub(super) fn repeat_permit(&mut self, wanted: &ApprovalRequirement, decision_id: String) {
-        self.permit_approved(wanted);
-        self.judged.is_repeat = true;
-        if self.judged.decision.effect == Effect::Permit {
-            self.judged.decision_id = Some(decision_id);
+    pub(super) fn repeat_permit(&mut self, requirement: &ApprovalRequirement, decision_id: String) {
+        self.permit_approved(requirement);
+        self.judgement.is_repeat = true;
+        if self.judgement.decision.effect == Effect::Permit {
+            self.judgement.decision_id = Some(decision_id);
         }
     }
 
     /// Permits an approved call, unless the newest view denies it at the current time or asks for another approval.
-    pub(super) fn permit_approved(&mut self, wanted: &ApprovalRequirement) {
-        let decision_id = self.judged.decision_id.take();
+    pub(super) fn permit_approved(&mut self, requirement: &ApprovalRequirement) {
+        let decision_id = self.judgement.decision_id.take();
         self.rejudge_by_newest_view();
-        let judged = &mut self.judged;
-        judged.decision_id = decision_id;
-        let again = std::mem::replace(&mut judged.decision, Decision::deny(Reason::ApprovalRequired, 0));
-        judged.decision = match again.effect {
+        let judgement = &mut self.judgement;
+        judgement.decision_id = decision_id;
+        let again = std::mem::replace(&mut judgement.decision, Decision::deny(Reason::ApprovalRequired, 0));
+        judgement.decision = match again.effect {
             Effect::Deny => again,
-            _ if covers_needs(wanted.own_needs(), &wanted.prepared_needs, &again) => Decision {
+            _ if covers_needs(requirement.own_needs(), &requirement.prepared_needs, &again) => Decision {
                 effect: Effect::Permit,
                 reason: Reason::Ok,
                 layer: None,
@@ -136,7 +138,7 @@ impl LedgerCall<'_> {
                 ..again
             },
             _ => {
-                judged.message = Some("what must be approved changed while the approval was used: ask again".to_owned());
+                judgement.message = Some("what must be approved changed while the approval was used: ask again".to_owned());
                 with_layer(Decision::deny(Reason::ApprovalRequired, again.revision), again.layer, again.hop)
             }
         };
@@ -146,24 +148,24 @@ impl LedgerCall<'_> {
 impl ApprovalRequirement {
     /// The approvals that a judged call must use; `None` if it needs none.
     pub(super) fn for_judgement(
-        judged: &Judgement,
+        judgement: &Judgement,
         request: &DecisionRequest,
         caller: &Caller,
         decision_id: &str,
         (snapshot, now): (&Arc<Snapshot>, ClockReading),
     ) -> Option<Self> {
-        let decision = &judged.decision;
-        if !judged.needs_approval() {
+        let decision = &judgement.decision;
+        if !judgement.needs_approval() {
             return None;
         }
-        let (chain, arguments) = (judged.chain.as_ref()?, judged.arguments.as_ref()?);
+        let (chain, arguments) = (judgement.chain.as_ref()?, judgement.arguments.as_ref()?);
         let subject = chain.prepared.subject();
         let call = approval_call(subject, &request.tool, arguments);
         let own = (decision.effect == Effect::NeedsApproval)
             .then(|| OwnApprovalUse { digest: call.digest.clone(), needs: decision.approvals.clone() });
         let prepared = decision.prepared_needs.iter().map(|need| PreparationApprovalUse {
             digest: call_digest(subject, &need.tool, arguments),
-            needs: decide_prepared_call(judged, request, need, snapshot, now).map(|now| now.approvals).unwrap_or_default(),
+            needs: decide_prepared_call(judgement, request, need, snapshot, now).map(|now| now.approvals).unwrap_or_default(),
         });
         let fingerprint = request_fingerprint(caller.gateway_host(), request, &chain.tokens);
         Some(Self {
@@ -210,13 +212,13 @@ fn approver_check(snapshot: Arc<Snapshot>) -> ApproverCheck {
 
 /// Decides the call that must have been prepared, by the current snapshot. Returns `None` if there is no chain to decide it for.
 fn decide_prepared_call(
-    judged: &Judgement,
+    judgement: &Judgement,
     request: &DecisionRequest,
     need: &PreparationNeed,
     snapshot: &Snapshot,
     now: ClockReading,
 ) -> Option<Decision> {
-    let (chain, arguments) = (judged.chain.as_ref()?, judged.arguments.as_ref()?);
+    let (chain, arguments) = (judgement.chain.as_ref()?, judgement.arguments.as_ref()?);
     let call = ToolCall {
         tool: &need.tool,
         // The schema of the earlier call is not recorded, so the registered schema is the closest check.
@@ -230,13 +232,13 @@ fn decide_prepared_call(
 
 /// Finds a preparing call that is no longer permitted. Returns its denial and a message.
 pub(super) fn find_denied_prepared_call(
-    judged: &Judgement,
+    judgement: &Judgement,
     request: &DecisionRequest,
     snapshot: &Snapshot,
     now: ClockReading,
 ) -> Option<(Decision, String)> {
-    judged.decision.prepared_needs.iter().find_map(|need| {
-        let decision = decide_prepared_call(judged, request, need, snapshot, now).filter(|now| now.effect == Effect::Deny)?;
+    judgement.decision.prepared_needs.iter().find_map(|need| {
+        let decision = decide_prepared_call(judgement, request, need, snapshot, now).filter(|now| now.effect == Effect::Deny)?;
         Some((decision, format!("the call must be prepared, and `{}` is not permitted any more", need.tool)))
     })
 }
@@ -250,8 +252,8 @@ fn with_layer(decision: Decision, layer: Option<DecisionLayer>, hop: Option<usiz
     Decision { layer, ..decision }.with_hop(hop)
 }
 
-fn lack_reason(lack: UnusableCause) -> (Reason, &'static str) {
-    match lack {
+fn unusable_reason(cause: UnusableCause) -> (Reason, &'static str) {
+    match cause {
         UnusableCause::Missing => (Reason::ApprovalRequired, "was not asked for"),
         UnusableCause::Waiting => (Reason::ApprovalRequired, "waits for its approval"),
         UnusableCause::Expired => (Reason::ApprovalExpired, "was approved too long ago"),
@@ -304,7 +306,8 @@ fn call_digest(subject: &DelegationSubject, tool: &str, arguments: &JsonObject) 
 
 /// The fingerprint of one request of one gateway: SHA-256 over gateway, `request_id`, credential and proof, each prefixed with its length.
 ///
-/// A request without an id never equals another request. A handle counts as the tokens that it stands for.
+/// A request without an id never equals another request. A request with a handle equals a request with the tokens of the handle's
+/// chain.
 pub(super) fn request_fingerprint(gateway: &str, request: &DecisionRequest, tokens: &[bytes::Bytes]) -> Option<String> {
     if request.request_id.is_empty() {
         return None;

@@ -92,7 +92,8 @@ pub struct RemedyStep {
 }
 
 impl Explanation {
-    /// Every layer's answer. Of equal answers, the first in this order is reported. `locations` is as in [`Explanation::changes`].
+    /// Every layer's answer. Among equal answers, the first in this order is reported. `locations` is as in
+    /// [`Explanation::remedy_steps`].
     ///
     /// INVARIANT: a gateway without a proof of the call learns nothing that depends on the arguments, except the answer that `Check`
     /// gives it too. `Check` gives one only for a tool that needs no proof. For any other tool it denies with `PROOF_MISSING`.
@@ -100,9 +101,9 @@ impl Explanation {
         let (names, documents) = (self.may_disclose(locations), locations.is_some());
         let decides =
             move |answer: &LayerAnswer| (Some(answer.layer), answer.hop, answer.reason) == (self.layer, self.hop, self.reason);
-        let explanation =
+        let is_disclosed =
             move |finding: &&LayerFinding| names || !finding.answer.layer.judges_arguments() || decides(&finding.answer);
-        self.findings.iter().filter(explanation).map(move |LayerFinding { answer, .. }| LayerExplanation {
+        self.findings.iter().filter(is_disclosed).map(move |LayerFinding { answer, .. }| LayerExplanation {
             layer: answer.layer,
             hop: answer.hop,
             effect: answer.effect,
@@ -141,7 +142,8 @@ impl Explanation {
         self.proved || locations.is_some()
     }
 
-    /// The documents that [`Explanation::changes`] and [`Explanation::layers`] mention, so that their locations can be looked up.
+    /// The documents that [`Explanation::remedy_steps`] and [`Explanation::layers`] mention, so that their locations can be
+    /// looked up.
     pub fn mentioned_documents(&self) -> BTreeSet<DocumentKey> {
         self.findings.iter().flat_map(|finding| self.facts.finding_documents(finding)).collect()
     }
@@ -162,37 +164,37 @@ struct CallFindings {
 }
 
 impl RuntimeService {
-    /// Explains a call. It takes the request of [`RuntimeService::verify_call`] and writes an audit record with the method `Explain`.
+    /// Explains a call. It takes the request of [`RuntimeService::check`] and writes an audit record with the method `Explain`.
     ///
     /// # Errors
-    /// As [`RuntimeService::verify_call`].
+    /// As [`RuntimeService::check`].
     pub async fn explain(&self, request: &DecisionRequest, caller: &Caller) -> Result<Explanation, ServiceUnavailable> {
         let service = &*self.service;
         let mut view = service.current_view()?;
-        let mut reached = true;
+        let mut is_caught_up = true;
         let mut now = service.parts.clock.now();
         if let Some(at_least) = &request.at_least {
-            reached = service.catch_up_to(at_least, &request.credential, caller, &view, now).await;
+            is_caught_up = service.catch_up_to(at_least, &request.credential, caller, &view, now).await;
             view = service.current_view()?;
             now = service.parts.clock.now();
         }
         let options = service.verifier_options(&view.snapshot);
-        let credited = match reached {
+        let verified = match is_caught_up {
             true => {
                 service.verify_credential(&request.credential, caller, &view.snapshot, &options, now).map_err(rejection_finding)
             }
             false => {
-                service.show_unjudged(&request.credential, request.proof.as_deref(), caller, &view, now);
+                service.record_unjudged_proof(&request.credential, request.proof.as_deref(), caller, &view, now);
                 Err((
                     LayerFinding::denial(DecisionLayer::Freshness, None, Reason::RevisionUnavailable, FindingRemedy::Wait),
                     None,
                 ))
             }
         };
-        let (chain, found) = match credited {
-            Ok(credited) => {
-                let found = service.collect_findings(request, caller, &view, &credited, now);
-                (Some(credited.chain), found)
+        let (chain, found) = match verified {
+            Ok(verified) => {
+                let found = service.collect_findings(request, caller, &view, &verified, now);
+                (Some(verified.chain), found)
             }
             Err((finding, message)) => {
                 let messages = message.map(|message| (finding.answer.reason, message)).into_iter().collect();
@@ -215,18 +217,19 @@ impl RuntimeService {
         let CallFindings { mut findings, messages, arguments, proof_jti, proved, evidence } = found;
         let number = view.snapshot.revision().number;
         let decision = decide_by_findings(&findings, number);
-        let mut judged = Judgement::from_denial(decision);
-        (judged.chain, judged.arguments, judged.proof_jti) = (chain.clone(), arguments, proof_jti);
-        (judged.presentation, judged.handle_is_proved) = evidence;
-        judged.message = messages.into_iter().find(|(reason, _)| *reason == judged.decision.reason).map(|(_, message)| message);
-        let mut answer = self.build_answer(request, view, &judged, now);
-        let moment = CallTiming { started: now, now: self.service.parts.clock.now() };
-        if self.record_decision_as("Explain", (request, caller), view, &judged, &answer, moment).is_err() {
+        let mut judgement = Judgement::from_denial(decision);
+        (judgement.chain, judgement.arguments, judgement.proof_jti) = (chain.clone(), arguments, proof_jti);
+        (judgement.proof_presentation, judgement.handle_is_proved) = evidence;
+        judgement.message =
+            messages.into_iter().find(|(reason, _)| *reason == judgement.decision.reason).map(|(_, message)| message);
+        let mut answer = self.build_answer(request, view, &judgement, now);
+        let timing = CallTiming { started: now, now: self.service.parts.clock.now() };
+        if self.record_decision_as("Explain", (request, caller), view, &judgement, &answer, timing).is_err() {
             // An explanation that cannot be recorded is not shown.
             findings = vec![LayerFinding::denial(DecisionLayer::Audit, None, Reason::AuditUnavailable, FindingRemedy::Wait)];
-            judged.decision = Decision::deny(Reason::AuditUnavailable, number);
-            judged.message = None;
-            answer = self.build_answer(request, view, &judged, now);
+            judgement.decision = Decision::deny(Reason::AuditUnavailable, number);
+            judgement.message = None;
+            answer = self.build_answer(request, view, &judgement, now);
         }
         let subject = chain.as_ref().map(|chain| chain.prepared.subject().clone());
         let schema = view.snapshot.tool(&request.tool).map(|tool| (tool.document_kind, tool.document_id.to_string()));
@@ -250,22 +253,23 @@ impl RuntimeService {
 }
 
 impl PdpService {
-    /// Collects the findings before policy, of policy and after policy, in the order in which `Check` asks.
+    /// Collects the findings of all checks in the order of `Check`: those that come before policy, policy itself, and those that
+    /// follow policy.
     fn collect_findings(
         &self,
         request: &DecisionRequest,
         caller: &Caller,
         view: &SnapshotView,
-        credited: &VerifiedCredential,
+        verified: &VerifiedCredential,
         now: ClockReading,
     ) -> CallFindings {
         let snapshot = &*view.snapshot;
         let options = self.verifier_options(snapshot);
-        let chain = credited.chain.prepared.chain();
+        let chain = verified.chain.prepared.chain();
         let mut found = CallFindings::default();
-        let signed = self.present_proof(request.proof.as_deref(), &credited.chain.prepared, &options, now);
-        let showing = signed.as_ref().and_then(|signed| signed.as_ref().ok()?.1);
-        found.evidence = (showing, credited.proved);
+        let signed = self.present_proof(request.proof.as_deref(), &verified.chain.prepared, &options, now);
+        let presentation = signed.as_ref().and_then(|signed| signed.as_ref().ok()?.1);
+        found.evidence = (presentation, verified.proved);
         let audience = self.resolve_audience(request.audience.as_deref(), caller, snapshot);
         let audience = audience.and_then(|audience| chain.check_audience(audience.as_deref(), &options).map(|()| audience));
         let audience = audience.map_err(|rejection| found.add_rejection(rejection)).ok();
@@ -286,13 +290,13 @@ impl PdpService {
             let tool = snapshot.tool(&request.tool);
             let per_call = tool.is_none_or(|tool| tool.needs_proof_per_call());
             let per_handle = tool.is_some_and(|tool| tool.needs_proof_per_handle());
-            let expected = ProofCall { tool: &request.tool, arguments, audience: audience.as_deref() };
-            match signed.map(|signed| signed.and_then(|(signed, _)| signed.verify_call(&expected, &options, now))) {
+            let proof_call = ProofCall { tool: &request.tool, arguments, audience: audience.as_deref() };
+            match signed.map(|signed| signed.and_then(|(signed, _)| signed.verify_call(&proof_call, &options, now))) {
                 Some(Ok(proof)) => {
                     found.proof_jti = Some(proof.jti().to_owned());
-                    let counts_once = per_call || (request.want_handle && self.may_prove_handle(&proof, showing));
+                    let is_single_use = per_call || (request.want_handle && self.may_prove_handle(&proof, presentation));
                     let early = self.ready_at.get().is_none_or(|ready_at| proof.iat_s() <= ready_at.unix_s());
-                    spent = match counts_once {
+                    spent = match is_single_use {
                         true if early => Some(Reason::ProofStale),
                         true if self.replay_cache.was_used(&proof.replay_key()) => Some(Reason::ProofReplayed),
                         _ => None,
@@ -301,18 +305,18 @@ impl PdpService {
                     found.proved = spent.is_none();
                 }
                 Some(Err(rejection)) => found.add_rejection(rejection),
-                None if per_call || (per_handle && !credited.proved) => found.add_rejection(Rejection {
+                None if per_call || (per_handle && !verified.proved) => found.add_rejection(Rejection {
                     reason: Reason::ProofMissing,
                     hop: None,
                     message: Reason::ProofMissing.message().to_owned(),
                 }),
-                None => found.proved = credited.proved,
+                None => found.proved = verified.proved,
             }
         }
         if found.findings.iter().all(|finding| finding.answer.layer != DecisionLayer::Identity) && spent.is_none() {
             found.findings.insert(0, LayerFinding::permit(DecisionLayer::Identity));
         }
-        self.add_layer_findings(&mut found, request, view, credited, spent, now);
+        self.add_layer_findings(&mut found, request, view, verified, spent, now);
         found
     }
 
@@ -322,7 +326,7 @@ impl PdpService {
         found: &mut CallFindings,
         request: &DecisionRequest,
         view: &SnapshotView,
-        credited: &VerifiedCredential,
+        verified: &VerifiedCredential,
         spent: Option<Reason>,
         now: ClockReading,
     ) {
@@ -331,7 +335,7 @@ impl PdpService {
         let nothing = JsonObject::default();
         let arguments = found.arguments.as_ref();
         let asked = pdp::explain(
-            &credited.chain.prepared,
+            &verified.chain.prepared,
             &judgement::pdp_call(request, arguments.unwrap_or(&nothing), now),
             snapshot,
             now,

@@ -33,7 +33,7 @@ pub(super) struct Judgement {
     /// The call's proof, if it may be used only once.
     pub(super) single_use_proof: Option<VerifiedProof>,
     /// Whether the call's proof was presented before; `None` if the call has no proof that the holder of the chain signed.
-    pub(super) presentation: Option<ProofPresentation>,
+    pub(super) proof_presentation: Option<ProofPresentation>,
     /// Whether the answer repeats an earlier answer to the same request.
     pub(super) is_repeat: bool,
     pub(super) is_destructive: bool,
@@ -60,7 +60,7 @@ impl Judgement {
             arguments: None,
             proof_jti: None,
             single_use_proof: None,
-            presentation: None,
+            proof_presentation: None,
             is_repeat: false,
             is_destructive: true,
             handle_is_proved: false,
@@ -87,7 +87,7 @@ impl Judgement {
     /// INVARIANT: a handle is proved only by a proof that this very call spent and that no earlier call presented. So a person
     /// who overhears a proof cannot get a proved handle with it.
     pub(super) fn proves_new_handle(&self) -> Option<bool> {
-        match self.presentation {
+        match self.proof_presentation {
             _ if self.is_repeat => None,
             None => Some(false),
             Some(ProofPresentation::First) => Some(true),
@@ -99,9 +99,9 @@ impl Judgement {
     /// before. The holder of a revoked chain proves nothing any more.
     pub(super) fn proves_possession(&self) -> bool {
         let by_proof = self.proof_jti.is_some()
-            && self.presentation == Some(ProofPresentation::First)
+            && self.proof_presentation == Some(ProofPresentation::First)
             && self.decision.reason != Reason::ProofReplayed;
-        (self.handle_is_proved || by_proof) && !voids_the_chain(&self.decision)
+        (self.handle_is_proved || by_proof) && !revokes_chain(&self.decision)
     }
 
     /// Whether the call used a chain in force that its caller proved to hold. A denied call counts as no such use, whatever its reason.
@@ -145,31 +145,31 @@ impl PdpService {
     ) -> Judgement {
         let snapshot = &*view.snapshot;
         let number = snapshot.revision().number;
-        let mut judged = Judgement::from_denial(Decision::deny(Reason::TokenMalformed, number));
-        judged.revocation_generation = snapshot.revocations().generation();
+        let mut judgement = Judgement::from_denial(Decision::deny(Reason::TokenMalformed, number));
+        judgement.revocation_generation = snapshot.revocations().generation();
         let options = self.verifier_options(snapshot);
-        let credited = match self.verify_credential(&request.credential, caller, snapshot, &options, now) {
-            Ok(credited) => credited,
-            Err(rejection) => return judged.with_rejection(rejection, number),
+        let verified = match self.verify_credential(&request.credential, caller, snapshot, &options, now) {
+            Ok(verified) => verified,
+            Err(rejection) => return judgement.with_rejection(rejection, number),
         };
-        judged.cache_hit = Some(credited.cache_hit);
-        judged.handle_is_proved = credited.proved;
-        let signed = self.present_proof(request.proof.as_deref(), &credited.chain.prepared, &options, now);
-        judged.presentation = signed.as_ref().and_then(|signed| signed.as_ref().ok()?.1);
-        let signed = signed.map(|signed| signed.map(|(signed, _)| signed));
-        let judged = self.judge_verified(judged, (&credited.chain, signed), request, caller, view, now);
+        judgement.cache_hit = Some(verified.cache_hit);
+        judgement.handle_is_proved = verified.proved;
+        let signed_proof = self.present_proof(request.proof.as_deref(), &verified.chain.prepared, &options, now);
+        judgement.proof_presentation = signed_proof.as_ref().and_then(|read| read.as_ref().ok()?.1);
+        let signed_proof = signed_proof.map(|read| read.map(|(proof, _)| proof));
+        let judgement = self.judge_verified(judgement, (&verified.chain, signed_proof), request, caller, view, now);
         // Cache the chain only if the caller proved possession or the call is not denied, because the holder of a chain can
         // easily make many more.
-        if !credited.cache_hit && (judged.proof_jti.is_some() || judged.decision.effect != Effect::Deny) {
-            self.chain_cache.insert(credited.chain);
+        if !verified.cache_hit && (judgement.proof_jti.is_some() || judgement.decision.effect != Effect::Deny) {
+            self.chain_cache.insert(verified.chain);
         }
-        judged
+        judgement
     }
 
     /// Judges a call again by a view that may be newer. The credential was verified before.
     pub(super) fn rejudge(
         &self,
-        before: &Judgement,
+        previous: &Judgement,
         request: &DecisionRequest,
         caller: &Caller,
         view: &SnapshotView,
@@ -177,23 +177,23 @@ impl PdpService {
     ) -> Judgement {
         let snapshot = &*view.snapshot;
         let number = snapshot.revision().number;
-        let mut judged = Judgement::from_denial(Decision::deny(Reason::TokenMalformed, number));
-        judged.revocation_generation = snapshot.revocations().generation();
-        (judged.cache_hit, judged.handle_is_proved) = (before.cache_hit, before.handle_is_proved);
+        let mut judgement = Judgement::from_denial(Decision::deny(Reason::TokenMalformed, number));
+        judgement.revocation_generation = snapshot.revocations().generation();
+        (judgement.cache_hit, judgement.handle_is_proved) = (previous.cache_hit, previous.handle_is_proved);
         // The proof was presented once, however often the call is judged.
-        (judged.presentation, judged.is_repeat) = (before.presentation, before.is_repeat);
+        (judgement.proof_presentation, judgement.is_repeat) = (previous.proof_presentation, previous.is_repeat);
         // A judgement that is no denial has a chain.
-        let Some(known) = &before.chain else { return judged };
+        let Some(cached_chain) = &previous.chain else { return judgement };
         let options = self.verifier_options(snapshot);
-        match self.refresh_chain(known, snapshot, &options, now) {
+        match self.refresh_chain(cached_chain, snapshot, &options, now) {
             Ok(chain) => {
-                let read = |proof: &Bytes| token::read_proof(chain.prepared.chain(), proof, &options);
-                let signed = request.proof.as_ref().map(read);
-                self.judge_verified(judged, (&chain, signed), request, caller, view, now)
+                let read_proof = |proof: &Bytes| token::read_proof(chain.prepared.chain(), proof, &options);
+                let signed_proof = request.proof.as_ref().map(read_proof);
+                self.judge_verified(judgement, (&chain, signed_proof), request, caller, view, now)
             }
             Err(rejection) => {
-                judged.chain = Some(known.clone());
-                judged.with_rejection(rejection, number)
+                judgement.chain = Some(cached_chain.clone());
+                judgement.with_rejection(rejection, number)
             }
         }
     }
@@ -201,8 +201,8 @@ impl PdpService {
     /// Judges the steps after the credential: audience, arguments, proof, decision.
     fn judge_verified(
         &self,
-        mut judged: Judgement,
-        (known, signed): (&Arc<CachedChain>, Option<Result<SignedProof<'_>, Rejection>>),
+        mut judgement: Judgement,
+        (cached_chain, signed_proof): (&Arc<CachedChain>, Option<Result<SignedProof<'_>, Rejection>>),
         request: &DecisionRequest,
         caller: &Caller,
         view: &SnapshotView,
@@ -210,49 +210,50 @@ impl PdpService {
     ) -> Judgement {
         let snapshot = &*view.snapshot;
         let (number, options) = (snapshot.revision().number, self.verifier_options(snapshot));
-        judged.chain = Some(known.clone());
-        let chain = &known.prepared;
+        judgement.chain = Some(cached_chain.clone());
+        let chain = &cached_chain.prepared;
         let audience = match self.resolve_audience(request.audience.as_deref(), caller, snapshot) {
             Ok(audience) => audience,
-            Err(rejection) => return judged.with_rejection(rejection, number),
+            Err(rejection) => return judgement.with_rejection(rejection, number),
         };
         if let Err(rejection) = chain.chain().check_audience(audience.as_deref(), &options) {
-            return judged.with_rejection(rejection, number);
+            return judgement.with_rejection(rejection, number);
         }
         let arguments = match parse_arguments(&request.arguments_json) {
             Ok(arguments) => arguments,
             Err(message) => {
-                judged.decision = Decision::deny(Reason::ArgumentRefused, number).with_layer(DecisionLayer::Tool);
-                judged.message = Some(message);
-                return judged;
+                judgement.decision = Decision::deny(Reason::ArgumentRefused, number).with_layer(DecisionLayer::Tool);
+                judgement.message = Some(message);
+                return judgement;
             }
         };
-        let arguments = judged.arguments.insert(arguments);
+        let arguments = judgement.arguments.insert(arguments);
 
         let tool = snapshot.tool(&request.tool);
-        judged.is_destructive = tool.is_none_or(|tool| tool.is_destructive());
+        judgement.is_destructive = tool.is_none_or(|tool| tool.is_destructive());
         let per_call = tool.is_none_or(|tool| tool.needs_proof_per_call());
         let per_handle = tool.is_some_and(|tool| tool.needs_proof_per_handle());
-        let expected = ProofCall { tool: &request.tool, arguments, audience: audience.as_deref() };
-        match signed.map(|signed| signed.and_then(|signed| signed.verify_call(&expected, &options, now))) {
+        let proof_call = ProofCall { tool: &request.tool, arguments, audience: audience.as_deref() };
+        match signed_proof.map(|read| read.and_then(|proof| proof.verify_call(&proof_call, &options, now))) {
             Some(Ok(proof)) => {
-                judged.proof_jti = Some(proof.jti().to_owned());
-                let counts_once = per_call || (request.want_handle && self.may_prove_handle(&proof, judged.presentation));
-                judged.single_use_proof = counts_once.then_some(proof);
+                judgement.proof_jti = Some(proof.jti().to_owned());
+                let is_single_use =
+                    per_call || (request.want_handle && self.may_prove_handle(&proof, judgement.proof_presentation));
+                judgement.single_use_proof = is_single_use.then_some(proof);
             }
-            Some(Err(rejection)) => return judged.with_rejection(rejection, number),
-            None if per_call || (per_handle && !judged.handle_is_proved) => {
-                judged.decision = Decision::deny(Reason::ProofMissing, number);
-                return judged;
+            Some(Err(rejection)) => return judgement.with_rejection(rejection, number),
+            None if per_call || (per_handle && !judgement.handle_is_proved) => {
+                judgement.decision = Decision::deny(Reason::ProofMissing, number);
+                return judgement;
             }
             None => {}
         }
-        judged.decision = pdp::decide(chain, &pdp_call(request, arguments, now), snapshot, now);
-        judged
+        judgement.decision = pdp::decide(chain, &pdp_call(request, arguments, now), snapshot, now);
+        judgement
     }
 
     /// Records that a proof was presented by a call that is refused before it is judged. Does nothing if the chain does not verify.
-    pub(super) fn show_unjudged(
+    pub(super) fn record_unjudged_proof(
         &self,
         credential: &AgentCredential,
         proof: Option<&[u8]>,
@@ -262,10 +263,10 @@ impl PdpService {
     ) {
         let options = self.verifier_options(&view.snapshot);
         if proof.is_some()
-            && let Ok(credited) = self.verify_credential(credential, caller, &view.snapshot, &options, now)
+            && let Ok(verified) = self.verify_credential(credential, caller, &view.snapshot, &options, now)
         {
             // A proof that the holder did not sign proves no handle anyway.
-            let _ = self.present_proof(proof, &credited.chain.prepared, &options, now);
+            let _ = self.present_proof(proof, &verified.chain.prepared, &options, now);
         }
     }
 
@@ -279,20 +280,20 @@ impl PdpService {
     ) -> Option<Result<(SignedProof<'a>, Option<ProofPresentation>), Rejection>> {
         let signed = token::read_proof(prepared.chain(), proof?, options);
         Some(signed.map(|signed| {
-            let showing = signed.replay_key(options, now).map(|key| {
+            let presentation = signed.replay_key(options, now).map(|key| {
                 let holder = self.replay_cache.proof_holder(prepared.subject());
                 self.replay_cache.present(&key, holder, now)
             });
-            (signed, showing)
+            (signed, presentation)
         }))
     }
 
-    /// Whether a proof that came with `want_handle` is spent like the proof of a writing call. The handle may serve many calls,
-    /// so such a proof must count once.
+    /// Whether a proof that came with `want_handle` must be spent, as the proof of a call that needs its own proof is. The handle
+    /// may serve many calls, so its proof must count only once.
     ///
     /// A proof that was presented before but not used makes no handle and is not spent. A proof that was used before is refused.
-    pub(super) fn may_prove_handle(&self, proof: &VerifiedProof, showing: Option<ProofPresentation>) -> bool {
-        showing == Some(ProofPresentation::First) || self.replay_cache.was_used(&proof.replay_key())
+    pub(super) fn may_prove_handle(&self, proof: &VerifiedProof, presentation: Option<ProofPresentation>) -> bool {
+        presentation == Some(ProofPresentation::First) || self.replay_cache.was_used(&proof.replay_key())
     }
 
     /// Verifies the credential of a request, or finds the chain that was verified before.
@@ -306,20 +307,20 @@ impl PdpService {
     ) -> Result<VerifiedCredential, Rejection> {
         match credential {
             AgentCredential::Handle(handle) => {
-                let Some(held) = self.handle_cache.find(handle, caller.connection_id, now) else {
+                let Some(entry) = self.handle_cache.find(handle, caller.connection_id, now) else {
                     return Err(rejection_for(Reason::HandleUnknown));
                 };
-                let proved = held.proved;
-                let chain = self.refresh_chain(&held.chain, snapshot, options, now)?;
-                if !Arc::ptr_eq(&chain, &held.chain) {
-                    self.handle_cache.replace_chain(*handle, held, chain.clone());
+                let proved = entry.proved;
+                let chain = self.refresh_chain(&entry.chain, snapshot, options, now)?;
+                if !Arc::ptr_eq(&chain, &entry.chain) {
+                    self.handle_cache.replace_chain(*handle, entry, chain.clone());
                 }
                 Ok(VerifiedCredential { chain, proved, cache_hit: true })
             }
             AgentCredential::Chain(tokens) => match self.chain_cache.find(tokens) {
-                Some(known) => {
-                    let chain = self.refresh_chain(&known, snapshot, options, now)?;
-                    if !Arc::ptr_eq(&chain, &known) {
+                Some(cached_chain) => {
+                    let chain = self.refresh_chain(&cached_chain, snapshot, options, now)?;
+                    if !Arc::ptr_eq(&chain, &cached_chain) {
                         self.chain_cache.insert(chain.clone());
                     }
                     Ok(VerifiedCredential { chain, proved: false, cache_hit: true })
@@ -336,22 +337,23 @@ impl PdpService {
     /// Brings a cached chain up to this snapshot. Prepares it again if policy changed, and verifies it again if trust changed.
     pub(super) fn refresh_chain(
         &self,
-        known: &Arc<CachedChain>,
+        cached_chain: &Arc<CachedChain>,
         snapshot: &Snapshot,
         options: &VerificationOptions,
         now: ClockReading,
     ) -> Result<Arc<CachedChain>, Rejection> {
-        if known.prepared.matches_snapshot(snapshot) {
-            known.prepared.chain().check_times(now, options)?;
-            return Ok(known.clone());
+        if cached_chain.prepared.matches_snapshot(snapshot) {
+            cached_chain.prepared.chain().check_times(now, options)?;
+            return Ok(cached_chain.clone());
         }
-        if !known.prepared.matches_trust(snapshot) {
-            return verify_chain(&known.tokens, Some(known), snapshot, options, now);
+        if !cached_chain.prepared.matches_trust(snapshot) {
+            return verify_chain(&cached_chain.tokens, Some(cached_chain), snapshot, options, now);
         }
-        let prepared =
-            PreparedChain::new(known.prepared.chain().clone(), snapshot).ok_or_else(|| rejection_for(Reason::IdentityMissing))?;
+        let prepared = PreparedChain::new(cached_chain.prepared.chain().clone(), snapshot)
+            .ok_or_else(|| rejection_for(Reason::IdentityMissing))?;
         prepared.chain().check_times(now, options)?;
-        let (tokens, identities, fragment) = (known.tokens.clone(), known.identities.clone(), known.fragment.clone());
+        let (tokens, identities, fragment) =
+            (cached_chain.tokens.clone(), cached_chain.identities.clone(), cached_chain.fragment.clone());
         Ok(Arc::new(CachedChain::new(tokens, prepared, identities, fragment)))
     }
 
@@ -372,30 +374,33 @@ impl PdpService {
         caller: &Caller,
         snapshot: &Snapshot,
     ) -> Result<Option<String>, Rejection> {
-        let refused = |message: String| Rejection { reason: Reason::AudienceMismatch, hop: None, message };
+        let audience_mismatch = |message: String| Rejection { reason: Reason::AudienceMismatch, hop: None, message };
         let configured = &self.settings.audiences;
         if let Some(claimed) = claimed {
-            let entitled = if configured.is_empty() {
+            let may_claim = if configured.is_empty() {
                 caller.is_loopback && snapshot.trust().issuers().any(|issuer| issuer.audiences.contains(claimed))
             } else {
                 configured.iter().any(|audience| audience == claimed)
             };
-            if entitled {
+            if may_claim {
                 return Ok(Some(claimed.to_owned()));
             }
-            return Err(refused("this caller may not claim that audience".to_owned()));
+            return Err(audience_mismatch("this caller may not claim that audience".to_owned()));
         }
-        let mut own: Vec<&str> = if configured.is_empty() && caller.is_loopback {
+        let mut claimable_audiences: Vec<&str> = if configured.is_empty() && caller.is_loopback {
             snapshot.trust().issuers().flat_map(|issuer| issuer.audiences.iter().map(String::as_str)).collect()
         } else {
             configured.iter().map(String::as_str).collect()
         };
-        own.sort_unstable();
-        own.dedup();
-        match own[..] {
+        claimable_audiences.sort_unstable();
+        claimable_audiences.dedup();
+        match claimable_audiences[..] {
             [only] => Ok(Some(only.to_owned())),
             [] if !self.settings.require_chain_audience => Ok(None),
-            _ => Err(refused(format!("the request names no audience and this caller may claim {}: name one", own.len()))),
+            _ => Err(audience_mismatch(format!(
+                "the request names no audience and this caller may claim {}: name one",
+                claimable_audiences.len()
+            ))),
         }
     }
 }
@@ -405,7 +410,7 @@ fn rejection_for(reason: Reason) -> Rejection {
 }
 
 /// Whether a decision says that the chain is revoked, and not only the tool.
-pub(super) fn voids_the_chain(decision: &Decision) -> bool {
+pub(super) fn revokes_chain(decision: &Decision) -> bool {
     decision.layer == Some(DecisionLayer::Revocation) && decision.reason != Reason::ToolSuspended
 }
 
@@ -426,13 +431,13 @@ pub(super) fn newer_policy_may_accept(rejection: &Rejection) -> bool {
 /// Verifies a chain. For a cached chain it reuses only the signature checks, and only for the same bytes and keys.
 fn verify_chain(
     tokens: &[Bytes],
-    known: Option<&CachedChain>,
+    cached_chain: Option<&CachedChain>,
     snapshot: &Snapshot,
     options: &VerificationOptions,
     now: ClockReading,
 ) -> Result<Arc<CachedChain>, Rejection> {
-    let chain = Arc::new(match known {
-        Some(known) => token::verify_with_known(known.prepared.chain(), tokens, snapshot.trust(), options, now)?,
+    let chain = Arc::new(match cached_chain {
+        Some(cached_chain) => token::verify_with_known(cached_chain.prepared.chain(), tokens, snapshot.trust(), options, now)?,
         None => token::verify(tokens, snapshot.trust(), options, now)?,
     });
     let prepared = PreparedChain::new(chain.clone(), snapshot).ok_or_else(|| rejection_for(Reason::IdentityMissing))?;

@@ -20,7 +20,7 @@ pub(super) struct LedgerCall<'a> {
     pub(super) caller: &'a Caller,
     /// The view that judged the call.
     pub(super) view: SnapshotView,
-    pub(super) judged: Judgement,
+    pub(super) judgement: Judgement,
 }
 
 impl LedgerCall<'_> {
@@ -40,18 +40,18 @@ impl LedgerCall<'_> {
             };
             self.view = newest;
         }
-        let before = (self.judged.is_destructive, self.judged.single_use_proof.is_some());
-        let digest = self.judged.approval_digest.take();
+        let before = (self.judgement.is_destructive, self.judgement.single_use_proof.is_some());
+        let digest = self.judgement.approval_digest.take();
         let now = self.service.parts.clock.now();
-        self.judged = self.service.rejudge(&self.judged, self.request, self.caller, &self.view, now);
-        self.judged.approval_digest = digest;
+        self.judgement = self.service.rejudge(&self.judgement, self.request, self.caller, &self.view, now);
+        self.judgement.approval_digest = digest;
         if self.request.at_least.as_ref().is_some_and(|at_least| !view_covers(&self.view, at_least)) {
-            self.judged.decision = Decision::deny(Reason::RevisionUnavailable, self.number());
+            self.judgement.decision = Decision::deny(Reason::RevisionUnavailable, self.number());
         }
-        let demands_more = self.judged.is_destructive && !before.0 || self.judged.single_use_proof.is_some() && !before.1;
-        if self.judged.decision.effect != Effect::Deny && demands_more {
-            self.judged.message = Some("the tool's registration changed while the call waited: ask again".to_owned());
-            self.judged.decision = Decision::deny(Reason::LedgerBusy, self.number());
+        let demands_more = self.judgement.is_destructive && !before.0 || self.judgement.single_use_proof.is_some() && !before.1;
+        if self.judgement.decision.effect != Effect::Deny && demands_more {
+            self.judgement.message = Some("the tool's registration changed while the call waited: ask again".to_owned());
+            self.judgement.decision = Decision::deny(Reason::LedgerBusy, self.number());
         }
     }
 
@@ -60,7 +60,7 @@ impl LedgerCall<'_> {
         tracing::warn!(%error, "the store did not take the use of a proof or approval");
         let (reason, message) = match error {
             LedgerError::Busy(_) => {
-                self.service.unspend_locally(&self.judged);
+                self.service.unspend_locally(&self.judgement);
                 (Reason::LedgerBusy, "the store did not take the use in time and nothing was used: ask again")
             }
             LedgerError::OutcomeUnknown(_) => (
@@ -68,8 +68,8 @@ impl LedgerCall<'_> {
                 "the store did not say whether it took the use: send the very same request again, and where that does not do a new proof",
             ),
         };
-        self.judged.message = Some(message.to_owned());
-        self.judged.decision = Decision::deny(reason, self.number());
+        self.judgement.message = Some(message.to_owned());
+        self.judgement.decision = Decision::deny(reason, self.number());
     }
 }
 

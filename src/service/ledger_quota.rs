@@ -41,7 +41,7 @@ pub(super) enum LedgerFull {
 }
 
 impl LedgerQuota {
-    /// A quota of which nobody holds anything; `uses` counts the permits of all runtimes.
+    /// A quota with no permit taken. `uses` counts the taken permits of all runtimes.
     pub(super) fn new(permits_max: u32, uses: Arc<AtomicUsize>) -> Arc<Self> {
         let permits = Arc::new(Semaphore::new(usize::try_from(permits_max).unwrap_or(usize::MAX)));
         Arc::new(Self { permits, permits_max, held: Mutex::default(), uses })
@@ -67,13 +67,13 @@ impl LedgerQuota {
         Ok(LedgerPermit { quota: Arc::clone(self), shares, permit: Some(permit) })
     }
 
-    /// A permit of no share, for work that gives back what a call used; `None` where none is free.
+    /// Takes a permit that counts for no holder, for work that gives approvals back; `None` if none is free.
     pub(super) fn try_reserve(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.permits).try_acquire_owned().ok()
     }
 
-    /// Waits until no permit is held; gives none while it waits.
-    pub(super) async fn drained(&self) {
+    /// Waits until every permit is returned. No new permit is granted in the meantime.
+    pub(super) async fn wait_until_idle(&self) {
         // The semaphore is never closed.
         let _ = self.permits.acquire_many(self.permits_max).await;
     }
@@ -140,7 +140,7 @@ mod tests {
     async fn a_drain_gives_no_permit() {
         let quota = quota();
         let permit = quota.try_acquire(ProofHolder { agent: 1, user: 2 }).unwrap();
-        let drained = quota.drained();
+        let drained = quota.wait_until_idle();
         let mut drained = std::pin::pin!(drained);
         assert!(futures_util::poll!(drained.as_mut()).is_pending());
         assert_eq!(quota.try_acquire(ProofHolder { agent: 3, user: 4 }).unwrap_err(), LedgerFull::Runtime);

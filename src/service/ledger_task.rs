@@ -38,11 +38,11 @@ const GIVE_BACK_ATTEMPTS_MAX: usize = 2;
 
 /// A judged call on its way through the ledgers to its audit record.
 struct LedgerTask {
-    lane: RuntimeService,
+    runtime_service: RuntimeService,
     request: DecisionRequest,
     caller: Caller,
     view: SnapshotView,
-    judged: Judgement,
+    judgement: Judgement,
     started: ClockReading,
 }
 
@@ -53,35 +53,35 @@ impl RuntimeService {
         request: &DecisionRequest,
         caller: &Caller,
         view: SnapshotView,
-        mut judged: Judgement,
+        mut judgement: Judgement,
         started: ClockReading,
     ) -> (CheckAnswer, PendingAnswer) {
         let number = view.snapshot.revision().number;
         // What is not denied has a chain.
-        let holder = judged.chain.as_ref().map(|chain| self.service.replay_cache.proof_holder(chain.prepared.subject()));
+        let holder = judgement.chain.as_ref().map(|chain| self.service.replay_cache.proof_holder(chain.prepared.subject()));
         let permit = match holder.map_or(Err(LedgerFull::Runtime), |holder| self.ledger_quota.try_acquire(holder)) {
             Ok(permit) => permit,
             Err(full) => {
-                judged.decision = Decision::deny(Reason::LedgerBusy, number);
-                judged.message = Some(full.message().to_owned());
-                return self.record_and_answer(request, caller, view, judged, started);
+                judgement.decision = Decision::deny(Reason::LedgerBusy, number);
+                judgement.message = Some(full.message().to_owned());
+                return self.record_and_answer(request, caller, view, judgement, started);
             }
         };
-        let (lane, kept) = (self.clone(), view.clone());
-        let settlement = LedgerTask { lane, request: request.clone(), caller: caller.clone(), view, judged, started };
+        let (runtime_service, original_view) = (self.clone(), view.clone());
+        let task = LedgerTask { runtime_service, request: request.clone(), caller: caller.clone(), view, judgement, started };
         let (reply, answered) = oneshot::channel();
         (self.service.parts.spawn)(Box::pin(async move {
-            let answered = settlement.run().await;
+            let answered = task.run().await;
             drop(permit);
             // The caller may have stopped waiting. The decision is recorded all the same.
             let _ = reply.send(answered);
         }));
         match answered.await {
             // Time has passed between the two tasks. A barrier that passed since then must leave no answer from before it.
-            Ok((answer, held)) => self.confirm_pending(request, caller, answer, held),
+            Ok((answer, pending)) => self.confirm_pending(request, caller, answer, pending),
             Err(_) => {
                 let lost = Judgement::from_denial(Decision::deny(Reason::LedgerUnknown, number));
-                self.record_and_answer(request, caller, kept, lost, started)
+                self.record_and_answer(request, caller, original_view, lost, started)
             }
         }
     }
@@ -90,7 +90,7 @@ impl RuntimeService {
 impl RuntimeService {
     /// Waits until every call of this runtime that uses a ledger has its audit record. It admits no new such call meanwhile.
     pub async fn wait_for_ledger_tasks(&self) {
-        self.ledger_quota.drained().await;
+        self.ledger_quota.wait_until_idle().await;
     }
 }
 
@@ -108,49 +108,49 @@ impl LedgerFull {
 impl LedgerTask {
     /// Uses the ledgers, records the decision, and gives the approvals back if the call is denied.
     async fn run(self) -> (CheckAnswer, PendingAnswer) {
-        let Self { lane, request, caller, view, judged, started } = self;
-        let service = &lane.service;
+        let Self { runtime_service, request, caller, view, judgement, started } = self;
+        let service = &runtime_service.service;
         // The effect by policy alone. An approval may change it, and shadow documents are compared with policy only.
-        let by_policy = judged.decision.effect;
-        let mut call = LedgerCall { service, request: &request, caller: &caller, view, judged };
+        let policy_effect = judgement.decision.effect;
+        let mut call = LedgerCall { service, request: &request, caller: &caller, view, judgement };
         let used = call.use_ledgers().await;
-        let LedgerCall { view, judged, .. } = call;
-        let (answer, mut held) = lane.record_and_answer(&request, &caller, view, judged, started);
+        let LedgerCall { view, judgement, .. } = call;
+        let (answer, mut pending) = runtime_service.record_and_answer(&request, &caller, view, judgement, started);
         if answer.decision.shadow_decision.is_some() {
-            service.count_shadow_decision(&request.tool, by_policy, &answer);
+            service.count_shadow_decision(&request.tool, policy_effect, &answer);
         }
         match used {
             Some(used) if answer.decision.effect == Effect::Deny => service.give_back_approvals(used).await,
-            used => held.used_approvals = used,
+            used => pending.used_approvals = used,
         }
-        (answer, held)
+        (answer, pending)
     }
 }
 
 impl PdpService {
     /// Spends a proof on this replica alone. Returns a denial if it cannot be spent.
-    pub(super) fn spend_locally(&self, judged: &mut Judgement, view: &SnapshotView) -> Option<Decision> {
-        let proof = judged.single_use_proof.as_ref()?;
+    pub(super) fn spend_locally(&self, judgement: &mut Judgement, view: &SnapshotView) -> Option<Decision> {
+        let proof = judgement.single_use_proof.as_ref()?;
         let number = view.snapshot.revision().number;
         if self.ready_at.get().is_none_or(|ready_at| proof.iat_s() <= ready_at.unix_s()) {
-            judged.message = Some("the proof was made before this replica was ready: make a new one".to_owned());
+            judgement.message = Some("the proof was made before this replica was ready: make a new one".to_owned());
             return Some(Decision::deny(Reason::ProofStale, number));
         }
-        let holder = self.replay_cache.proof_holder(judged.chain.as_ref()?.prepared.subject());
+        let holder = self.replay_cache.proof_holder(judgement.chain.as_ref()?.prepared.subject());
         match self.replay_cache.spend(&proof.replay_key(), holder, self.parts.clock.now()) {
             SpendOutcome::First => None,
             SpendOutcome::Replayed => Some(Decision::deny(Reason::ProofReplayed, number)),
             SpendOutcome::ShareFull => {
                 let why = "this agent has too many proofs in use on this replica, for this user or in all, and nothing was used: ask \
                            another replica, or again in a minute";
-                judged.message = Some(why.to_owned());
+                judgement.message = Some(why.to_owned());
                 Some(Decision::deny(Reason::LedgerBusy, number))
             }
         }
     }
 
-    pub(super) fn unspend_locally(&self, judged: &Judgement) {
-        if let (Some(proof), Some(chain)) = (&judged.single_use_proof, &judged.chain) {
+    pub(super) fn unspend_locally(&self, judgement: &Judgement) {
+        if let (Some(proof), Some(chain)) = (&judgement.single_use_proof, &judgement.chain) {
             self.replay_cache.unspend(&proof.replay_key(), self.replay_cache.proof_holder(chain.prepared.subject()));
         }
     }
@@ -179,44 +179,44 @@ impl LedgerCall<'_> {
     /// Uses the ledgers that the call needs. Returns the used approvals, so that they can be given back if the call is denied.
     pub(super) async fn use_ledgers(&mut self) -> Option<ApprovalUseRequest> {
         let decision_id = decision_id::new(self.service.parts.clock.now());
-        let mut wanted = self.wanted(&decision_id);
-        self.judged.approval_digest = wanted.as_ref().map(|wanted| wanted.digest().to_owned());
+        let mut requirement = self.approval_requirement(&decision_id);
+        self.judgement.approval_digest = requirement.as_ref().map(|requirement| requirement.digest().to_owned());
         // INVARIANT: a call that would be denied in the end uses nothing.
         if is_too_old(&self.view, &self.request.tool, self.service.parts.clock.now()) {
-            self.judged.decision = Decision::deny(Reason::Stale, self.number());
+            self.judgement.decision = Decision::deny(Reason::Stale, self.number());
             return None;
         }
         if self.deny_unprepared() {
             return None;
         }
-        if let Some(denial) = self.service.spend_locally(&mut self.judged, &self.view) {
-            self.repeat_or_deny(wanted, denial).await;
+        if let Some(denial) = self.service.spend_locally(&mut self.judgement, &self.view) {
+            self.repeat_or_deny(requirement, denial).await;
             return None;
         }
         for _ in 0..ATTEMPTS_MAX {
-            let proof = ledger_proof_use(&self.judged);
-            let head = match &mut wanted {
+            let proof = ledger_proof_use(&self.judgement);
+            let head = match &mut requirement {
                 None => {
                     let proof = proof?;
                     match self.service.parts.ledger.spend(proof.key, proof.expires_at_unix_s).await {
                         Ok(true) => self.rejudge_by_newest_view(),
-                        Ok(false) => self.judged.decision = Decision::deny(Reason::ProofReplayed, self.number()),
+                        Ok(false) => self.judgement.decision = Decision::deny(Reason::ProofReplayed, self.number()),
                         Err(error) => self.deny_ledger_error(&error),
                     }
                     return None;
                 }
-                Some(wanted) => {
-                    wanted.uses.proof = proof;
-                    wanted.uses.expected_revision = Some(self.view.snapshot.revision().clone());
-                    match self.service.parts.approvals.use_approvals(wanted.uses.clone()).await {
+                Some(requirement) => {
+                    requirement.uses.proof = proof;
+                    requirement.uses.expected_revision = Some(self.view.snapshot.revision().clone());
+                    match self.service.parts.approvals.use_approvals(requirement.uses.clone()).await {
                         Ok(ApprovalUseOutcome::RevisionMismatch { head }) => head,
                         Ok(ApprovalUseOutcome::Used) => {
-                            self.judged.decision_id = Some(wanted.uses.decision_id.clone());
-                            self.permit_approved(wanted);
-                            return Some(wanted.uses.clone());
+                            self.judgement.decision_id = Some(requirement.uses.decision_id.clone());
+                            self.permit_approved(requirement);
+                            return Some(requirement.uses.clone());
                         }
                         outcome => {
-                            self.resolve_unused(wanted, outcome).await;
+                            self.resolve_unused(requirement, outcome).await;
                             return None;
                         }
                     }
@@ -225,24 +225,25 @@ impl LedgerCall<'_> {
             if !self.catch_up_and_rejudge(&head).await {
                 return None;
             }
-            wanted = self.wanted(&decision_id);
+            requirement = self.approval_requirement(&decision_id);
         }
         self.deny_ledger_error(&LedgerError::Busy("the store is written to all the time".to_owned()));
         None
     }
 
     /// The approvals that the call must use, by the view that judged it and the current time.
-    fn wanted(&self, decision_id: &str) -> Option<ApprovalRequirement> {
+    fn approval_requirement(&self, decision_id: &str) -> Option<ApprovalRequirement> {
         let by = (&self.view.snapshot, self.service.parts.clock.now());
-        ApprovalRequirement::for_judgement(&self.judged, self.request, self.caller, decision_id, by)
+        ApprovalRequirement::for_judgement(&self.judgement, self.request, self.caller, decision_id, by)
     }
 
     /// Denies the call if a call that must have been prepared is no longer permitted. Returns whether it did.
     fn deny_unprepared(&mut self) -> bool {
-        let denial = find_denied_prepared_call(&self.judged, self.request, &self.view.snapshot, self.service.parts.clock.now());
+        let denial =
+            find_denied_prepared_call(&self.judgement, self.request, &self.view.snapshot, self.service.parts.clock.now());
         let is_denied = denial.is_some();
         if let Some((denial, message)) = denial {
-            (self.judged.decision, self.judged.message) = (denial, Some(message));
+            (self.judgement.decision, self.judgement.message) = (denial, Some(message));
         }
         is_denied
     }
@@ -255,41 +256,41 @@ impl LedgerCall<'_> {
             return false;
         }
         self.rejudge_by_newest_view();
-        if self.judged.decision.effect == Effect::Deny || self.deny_unprepared() {
-            self.service.unspend_locally(&self.judged);
+        if self.judgement.decision.effect == Effect::Deny || self.deny_unprepared() {
+            self.service.unspend_locally(&self.judgement);
             return false;
         }
         true
     }
 
     /// Decides a call for which the ledger used nothing, by the outcome of the ledger.
-    async fn resolve_unused(&mut self, wanted: &ApprovalRequirement, outcome: Result<ApprovalUseOutcome, LedgerError>) {
+    async fn resolve_unused(&mut self, requirement: &ApprovalRequirement, outcome: Result<ApprovalUseOutcome, LedgerError>) {
         match outcome {
-            Ok(ApprovalUseOutcome::Repeated { decision_id }) => self.repeat_permit(wanted, decision_id),
-            Ok(ApprovalUseOutcome::Unusable { prepared, cause: lack }) => self.ask_or_deny(wanted, prepared, lack).await,
+            Ok(ApprovalUseOutcome::Repeated { decision_id }) => self.repeat_permit(requirement, decision_id),
+            Ok(ApprovalUseOutcome::Unusable { prepared, cause }) => self.ask_or_deny(requirement, prepared, cause).await,
             Ok(ApprovalUseOutcome::Replayed | ApprovalUseOutcome::Used | ApprovalUseOutcome::RevisionMismatch { .. }) => {
-                self.judged.decision = Decision::deny(Reason::ProofReplayed, self.number());
+                self.judgement.decision = Decision::deny(Reason::ProofReplayed, self.number());
             }
             Err(error) => self.deny_ledger_error(&error),
         }
     }
 
     /// Answers a gateway that lost its answer and repeats the request. The first call has spent the proof.
-    async fn repeat_or_deny(&mut self, wanted: Option<ApprovalRequirement>, denial: Decision) {
+    async fn repeat_or_deny(&mut self, requirement: Option<ApprovalRequirement>, denial: Decision) {
         let of_proof = matches!(denial.reason, Reason::ProofReplayed | Reason::ProofStale);
-        if let Some(wanted) = wanted.filter(|wanted| of_proof && wanted.uses.fingerprint.is_some()) {
-            let uses = ApprovalUseRequest { lookup_only: true, proof: None, expected_revision: None, ..wanted.uses.clone() };
+        if let Some(requirement) = requirement.filter(|requirement| of_proof && requirement.uses.fingerprint.is_some()) {
+            let uses = ApprovalUseRequest { lookup_only: true, proof: None, expected_revision: None, ..requirement.uses.clone() };
             if let Ok(ApprovalUseOutcome::Repeated { decision_id }) = self.service.parts.approvals.use_approvals(uses).await {
-                self.judged.message = None;
-                return self.repeat_permit(&wanted, decision_id);
+                self.judgement.message = None;
+                return self.repeat_permit(&requirement, decision_id);
             }
         }
-        self.judged.decision = denial;
+        self.judgement.decision = denial;
     }
 }
 
 /// The proof as the store spends it; `None` if the store need not spend it.
-fn ledger_proof_use(judged: &Judgement) -> Option<ProofUse> {
-    let proof = judged.single_use_proof.as_ref().filter(|_| judged.is_destructive)?;
+fn ledger_proof_use(judgement: &Judgement) -> Option<ProofUse> {
+    let proof = judgement.single_use_proof.as_ref().filter(|_| judgement.is_destructive)?;
     Some(ProofUse { key: proof.replay_key(), expires_at_unix_s: proof.iat_s().saturating_add(2 * PROOF_WINDOW_S) })
 }

@@ -1,7 +1,7 @@
-//! `ListTools`: the decision that [`RuntimeService::verify_call`] would make on each tool before the arguments are known.
+//! `ListTools`: the decision that [`RuntimeService::check`] would make on each tool before the arguments are known.
 //!
 //! A listing must not show more of policy than its caller has proved. A long one lets the other calls of its runtime run in between, and
-//! begins anew if the view changed meanwhile. Look next at `pdp::reach`, which decides one tool.
+//! begins anew if the view changed meanwhile. Look next at `pdp::evaluate_reach`, which decides one tool.
 
 use std::sync::Arc;
 
@@ -20,8 +20,8 @@ use crate::pdp;
 use crate::snapshot::{Freshness, SnapshotView};
 use crate::token::{ProofCall, Rejection};
 
-/// One view, the credential as that view judges it, and the answer for the listing as a whole.
-struct Pass {
+/// One attempt at a listing: the view, the credential as verified on that view, and the decision for the listing as a whole.
+struct ListingPass {
     view: SnapshotView,
     listed: Result<ListingCredential, Rejection>,
     decision: Decision,
@@ -38,14 +38,14 @@ impl RuntimeService {
     /// must learn nothing of policy from it. A proof counts once.
     ///
     /// # Errors
-    /// As [`RuntimeService::verify_call`].
+    /// As [`RuntimeService::check`].
     pub async fn list_tools(&self, request: &ListToolsRequest, caller: &Caller) -> Result<ListToolsAnswer, ServiceUnavailable> {
         let service = &*self.service;
         let started = service.parts.clock.now();
         let view = service.current_view()?;
         let generation = view.snapshot.revocations().generation();
         let listed = service.verify_listing(request, caller, &view, started);
-        let mut pass = Pass::new(view, generation, listed, service.parts.clock.now());
+        let mut pass = ListingPass::new(view, generation, listed, service.parts.clock.now());
         let mut restarts = 0;
         let mut tools = Vec::new();
         let mut names = pass.names(request).into_iter();
@@ -63,9 +63,9 @@ impl RuntimeService {
             tools.push(pass.decide(tool));
         }
         let mut answer = pass.answer(tools);
-        let moment = CallTiming { started, now: pass.now };
+        let timing = CallTiming { started, now: pass.now };
         if self
-            .record_listing((request, caller), &pass.view, (&pass.decision, pass.listed.as_ref().ok()), &answer, moment)
+            .record_listing((request, caller), &pass.view, (&pass.decision, pass.listed.as_ref().ok()), &answer, timing)
             .is_err()
         {
             // A listing that cannot be recorded is not shown.
@@ -93,14 +93,14 @@ impl PdpService {
         now: ClockReading,
     ) -> Result<ListingCredential, Rejection> {
         let options = self.verifier_options(&view.snapshot);
-        let credited = self.verify_credential(&request.credential, caller, &view.snapshot, &options, now)?;
-        let chain = &credited.chain.prepared;
+        let verified = self.verify_credential(&request.credential, caller, &view.snapshot, &options, now)?;
+        let chain = &verified.chain.prepared;
         let signed = self.present_proof(request.proof.as_deref(), chain, &options, now);
         let audience = self.resolve_audience(request.audience.as_deref(), caller, &view.snapshot)?;
         chain.chain().check_audience(audience.as_deref(), &options)?;
-        let expected = ProofCall { tool: LIST_TOOLS, arguments: &JsonObject::default(), audience: audience.as_deref() };
+        let proof_call = ProofCall { tool: LIST_TOOLS, arguments: &JsonObject::default(), audience: audience.as_deref() };
         let proof =
-            signed.map(|signed| signed.and_then(|(signed, _)| signed.verify_call(&expected, &options, now))).transpose()?;
+            signed.map(|signed| signed.and_then(|(signed, _)| signed.verify_call(&proof_call, &options, now))).transpose()?;
         if let Some(proof) = &proof {
             let refused = |reason: Reason, message: &str| Err(Rejection { reason, hop: None, message: message.to_owned() });
             match self.replay_cache.spend(&proof.replay_key(), self.replay_cache.proof_holder(chain.subject()), now) {
@@ -115,14 +115,19 @@ impl PdpService {
             }
         }
         Ok(ListingCredential {
-            proved: proof.is_some() || credited.proved,
+            proved: proof.is_some() || verified.proved,
             proof_jti: proof.map(|proof| proof.jti().to_owned()),
-            chain: credited.chain,
+            chain: verified.chain,
         })
     }
 
     /// Looks at the newest view after a wait. Returns whether the pass must begin anew, and prepares it for that.
-    fn must_restart(&self, pass: &mut Pass, request: &ListToolsRequest, caller: &Caller) -> Result<bool, ServiceUnavailable> {
+    fn must_restart(
+        &self,
+        pass: &mut ListingPass,
+        request: &ListToolsRequest,
+        caller: &Caller,
+    ) -> Result<bool, ServiceUnavailable> {
         let view = self.current_view()?;
         let now = self.parts.clock.now();
         let generation = view.snapshot.revocations().generation();
@@ -143,12 +148,12 @@ impl PdpService {
             chain.prepared.chain().check_audience(audience.as_deref(), &options)?;
             Ok(ListingCredential { chain, ..listed })
         });
-        *pass = Pass::new(view, generation, listed, now);
+        *pass = ListingPass::new(view, generation, listed, now);
         Ok(true)
     }
 }
 
-impl Pass {
+impl ListingPass {
     fn new(view: SnapshotView, generation: u64, listed: Result<ListingCredential, Rejection>, now: ClockReading) -> Self {
         let number = view.snapshot.revision().number;
         let freshness = view.freshness(now);

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use super::judgement::{Judgement, voids_the_chain};
+use super::judgement::{Judgement, revokes_chain};
 use super::request::{Caller, CheckAnswer, DecisionRequest, ListToolsAnswer, ListToolsRequest, TraceHeaders};
 use super::{CachedChain, PdpService, RuntimeService};
 use crate::audit::{AuditUnavailable, ChainFragment, DecisionRecord, PrincipalFacts};
@@ -30,11 +30,11 @@ impl RuntimeService {
         request: &DecisionRequest,
         caller: &Caller,
         view: &SnapshotView,
-        judged: &Judgement,
+        judgement: &Judgement,
         answer: &CheckAnswer,
-        moment: CallTiming,
+        timing: CallTiming,
     ) -> Result<(), AuditUnavailable> {
-        self.record_decision_as("Check", (request, caller), view, judged, answer, moment)
+        self.record_decision_as("Check", (request, caller), view, judgement, answer, timing)
     }
 
     /// As `record`, for a call of another method that takes the same request.
@@ -43,39 +43,39 @@ impl RuntimeService {
         method: &'static str,
         (request, caller): (&DecisionRequest, &Caller),
         view: &SnapshotView,
-        judged: &Judgement,
+        judgement: &Judgement,
         answer: &CheckAnswer,
-        moment: CallTiming,
+        timing: CallTiming,
     ) -> Result<(), AuditUnavailable> {
         let nobody = ChainFragment::default();
-        let arguments_sha256 = judged.arguments.as_ref().map(hash_arguments);
+        let arguments_sha256 = judgement.arguments.as_ref().map(hash_arguments);
         let tool_evidence = if answer.tool_is_registered { Evidence::Verified } else { Evidence::Attested };
         self.recorder.record(&DecisionRecord {
-            time_unix_ns: moment.now.unix_ns,
+            time_unix_ns: timing.now.unix_ns,
             method,
             decision_id: &answer.decision_id,
             request_id: &request.request_id,
             trace_id: parse_trace_id(&request.trace),
-            effect: judged.decision.effect,
-            reason: judged.decision.reason,
-            deciding_layer: judged.decision.layer,
-            hop: judged.decision.hop,
-            matched: judged.decision.matched.as_deref(),
-            would_be: judged.decision.shadow_decision.as_deref(),
-            chain: judged.chain.as_ref().map_or(&nobody, |chain| &chain.fragment),
-            proved: judged.proves_possession(),
-            agent: judged.chain.as_deref().and_then(leaf_agent),
+            effect: judgement.decision.effect,
+            reason: judgement.decision.reason,
+            deciding_layer: judgement.decision.layer,
+            hop: judgement.decision.hop,
+            matched: judgement.decision.matched.as_deref(),
+            would_be: judgement.decision.shadow_decision.as_deref(),
+            chain: judgement.chain.as_ref().map_or(&nobody, |chain| &chain.fragment),
+            proved: judgement.proves_possession(),
+            agent: judgement.chain.as_deref().and_then(leaf_agent),
             tool: Some(PrincipalFacts { id: &request.tool, evidence: tool_evidence }),
             arguments_sha256: arguments_sha256.as_ref(),
-            proof_jti: judged.proof_jti.as_deref(),
-            approval_digest: judged.approval_digest.as_deref(),
-            obligations: &judged.decision.obligations,
+            proof_jti: judgement.proof_jti.as_deref(),
+            approval_digest: judgement.approval_digest.as_deref(),
+            obligations: &judgement.decision.obligations,
             gateway: &caller.address,
             history: &view.snapshot.revision().history,
-            revision: judged.decision.revision,
+            revision: judgement.decision.revision,
             snapshot_digest: view.snapshot.digest_hex(),
             snapshot_age_ms: answer.snapshot_age_ms,
-            latency_ns: moment.latency_ns(),
+            latency_ns: timing.latency_ns(),
         })
     }
 
@@ -86,12 +86,12 @@ impl RuntimeService {
         view: &SnapshotView,
         (decision, listed): (&Decision, Option<&ListingCredential>),
         answer: &ListToolsAnswer,
-        moment: CallTiming,
+        timing: CallTiming,
     ) -> Result<(), AuditUnavailable> {
         let nobody = ChainFragment::default();
         let chain = listed.map(|listed| &*listed.chain);
         self.recorder.record(&DecisionRecord {
-            time_unix_ns: moment.now.unix_ns,
+            time_unix_ns: timing.now.unix_ns,
             method: "ListTools",
             decision_id: &answer.decision_id,
             request_id: &request.request_id,
@@ -103,7 +103,7 @@ impl RuntimeService {
             matched: None,
             would_be: None,
             chain: chain.map_or(&nobody, |chain| &chain.fragment),
-            proved: listed.is_some_and(|listed| listed.proved) && !voids_the_chain(decision),
+            proved: listed.is_some_and(|listed| listed.proved) && !revokes_chain(decision),
             agent: chain.and_then(leaf_agent),
             tool: None,
             arguments_sha256: None,
@@ -115,7 +115,7 @@ impl RuntimeService {
             revision: decision.revision,
             snapshot_digest: view.snapshot.digest_hex(),
             snapshot_age_ms: answer.snapshot_age_ms,
-            latency_ns: moment.latency_ns(),
+            latency_ns: timing.latency_ns(),
         })
     }
 }
@@ -143,31 +143,31 @@ impl PdpService {
     pub(super) fn record_telemetry(
         &self,
         request: &DecisionRequest,
-        judged: &Judgement,
+        judgement: &Judgement,
         answer: &CheckAnswer,
-        moment: CallTiming,
+        timing: CallTiming,
     ) {
         let metrics = &self.parts.metrics;
-        metrics.record_decision(judged.decision.effect, judged.decision.reason, moment.latency_ns());
-        if let Some(cached) = judged.cache_hit {
+        metrics.record_decision(judgement.decision.effect, judgement.decision.reason, timing.latency_ns());
+        if let Some(cached) = judgement.cache_hit {
             metrics.record_chain_lookup(cached);
         }
-        if judged.cache_hit == Some(false) {
+        if judgement.cache_hit == Some(false) {
             metrics.record_cold_verification();
         }
         let (true, Some(revision)) = (self.parts.spans.is_enabled(), &answer.revision) else {
             return;
         };
-        let subject = judged.chain.as_ref().map(|chain| &**chain.prepared.subject());
+        let subject = judgement.chain.as_ref().map(|chain| &**chain.prepared.subject());
         self.parts.spans.record(&SpanFacts {
             parent: parse_trace_context(&request.trace).as_ref(),
             method: "Check",
-            start_unix_ns: moment.started.unix_ns,
-            end_unix_ns: moment.now.unix_ns,
+            start_unix_ns: timing.started.unix_ns,
+            end_unix_ns: timing.now.unix_ns,
             decision_id: &answer.decision_id,
-            effect: judged.decision.effect,
-            reason: judged.decision.reason,
-            layer: judged.decision.layer,
+            effect: judgement.decision.effect,
+            reason: judgement.decision.reason,
+            layer: judgement.decision.layer,
             user: subject.map(|subject| &subject.user),
             application: subject.map(|subject| &subject.application),
             agents: subject.map(|subject| subject.agents.as_slice()).unwrap_or_default(),

@@ -30,7 +30,7 @@ const FULL_SHARES_MAX: usize = 1024;
 #[derive(Debug)]
 pub(super) struct ProofReplayCache {
     used: ReplayTable,
-    shown: ReplayTable,
+    presented: ReplayTable,
     hasher: RandomState,
 }
 
@@ -87,7 +87,7 @@ impl ProofReplayCache {
 
     fn with_size(now: ClockReading, shards: usize, entries_max: usize) -> Self {
         let table = || ReplayTable::new(now, shards, entries_max);
-        Self { used: table(), shown: table(), hasher: RandomState::new() }
+        Self { used: table(), presented: table(), hasher: RandomState::new() }
     }
 
     /// The holder whose share counts the proofs of a subject's leaf agent.
@@ -98,7 +98,7 @@ impl ProofReplayCache {
 
     /// Records that a proof was presented. The replay key identifies the proof.
     pub(super) fn present(&self, replay_key: &[u8; 32], holder: ProofHolder, now: ClockReading) -> ProofPresentation {
-        let mut shard = self.shown.shard(self.hasher.hash_one(replay_key));
+        let mut shard = self.presented.shard(self.hasher.hash_one(replay_key));
         match shard.insert(truncate_key(replay_key), holder, now) {
             InsertOutcome::Present => ProofPresentation::Repeated,
             // INVARIANT: while a proof that was not noted could come again, no proof of its share counts as first presented.

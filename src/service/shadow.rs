@@ -74,7 +74,7 @@ pub(super) struct ShadowStats {
 /// The counters behind the lock.
 #[derive(Debug, Default)]
 struct ShadowCounters {
-    /// Ordered by first decision, so that the set of rows with a series of their own never changes.
+    /// In the order of their first decision, so that the rows that have a metric series of their own stay the same.
     rows: Vec<DecisionFlip>,
     row_index: HashMap<(Arc<str>, Arc<str>, Effect, Effect), usize>,
     decisions: u64,
@@ -94,10 +94,10 @@ impl ShadowStats {
     fn count_decision(&self, names: Option<(&str, &str)>, effect: Effect, would_be: &ShadowDecision, decision_id: &str) {
         let mut counted = self.lock_counters();
         counted.decisions += 1;
-        let place = names.and_then(|(agent, tool)| {
+        let index = names.and_then(|(agent, tool)| {
             let key = (Arc::from(agent), Arc::from(tool), effect, would_be.effect);
-            if let Some(place) = counted.row_index.get(&key) {
-                return Some(*place);
+            if let Some(index) = counted.row_index.get(&key) {
+                return Some(*index);
             }
             if counted.rows.len() >= self.rows_max {
                 return None;
@@ -113,11 +113,11 @@ impl ShadowStats {
                 last_decision_id: String::new(),
             };
             counted.rows.push(row);
-            let place = counted.rows.len() - 1;
-            counted.row_index.insert(key, place);
-            Some(place)
+            let index = counted.rows.len() - 1;
+            counted.row_index.insert(key, index);
+            Some(index)
         });
-        match place.and_then(|place| counted.rows.get_mut(place)) {
+        match index.and_then(|index| counted.rows.get_mut(index)) {
             Some(row) => {
                 row.count += 1;
                 row.would_be_reason = would_be.reason;

@@ -196,7 +196,7 @@ fn world() -> ServiceFixture {
     let follows =
         Arc::new(TestCatchUp { cell: cell.clone(), builder: builder.clone(), changes, stuck, asked: AtomicUsize::new(0) });
     let parts = ServiceParts {
-        cell: cell.clone(),
+        snapshot_cell: cell.clone(),
         ledger: ledger.clone(),
         approvals: desk.clone(),
         catch_up: follows.clone(),
@@ -448,7 +448,7 @@ async fn a_flood_of_one_agent_leaves_the_ledger_to_others() {
     }
     drop(waiting);
     world.approvals.open.send_replace(true);
-    world.service.ledger_quota.drained().await;
+    world.service.ledger_quota.wait_until_idle().await;
 }
 
 /// A write that the store does not take in time uses nothing. If its outcome is not known, the answer says so.

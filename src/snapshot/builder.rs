@@ -78,7 +78,7 @@ pub struct SnapshotBuilder {
     unreadable: BTreeMap<DocumentKey, String>,
     current: Option<Arc<Snapshot>>,
     policy_error: Option<String>,
-    /// Numbers of the snapshots that were the first not to see some entry that is kept for older snapshots.
+    /// The numbers of the snapshots from which on some lifted entry is invisible. The entry is kept only for older snapshots.
     lifted_at: BTreeSet<u64>,
 }
 

@@ -189,14 +189,14 @@ pub fn approve_row(
             given = given.saturating_add(1);
         }
     }
-    let shown = short_digest(digest);
+    let short_digest = short_digest(digest);
     match given {
         0 if row.is_approved() => Err(Error::Rejected(format!(
-            "call `{shown}` is approved already, by {}: it can be made now",
+            "call `{short_digest}` is approved already, by {}: it can be made now",
             approver_ids(&row).join(", ")
         ))),
         0 => Err(Error::Rejected(format!(
-            "operator `{operator}` is in none of the groups that call `{shown}` waits for: {}",
+            "operator `{operator}` is in none of the groups that call `{short_digest}` waits for: {}",
             waiting_groups(&row).join(", ")
         ))),
         _ => Ok(row),
@@ -259,20 +259,20 @@ pub fn use_approvals(
         return ApprovalUseOutcome::Replayed;
     }
     if let Some(own) = &request.own
-        && let Err(lack) = check_usable(
+        && let Err(cause) = check_usable(
             rows.get(&own.digest),
             unix_ms,
             |row| row.used.is_some(),
             |row| meets_needs(row, &own.needs, &request.approvers),
         )
     {
-        return ApprovalUseOutcome::Unusable { prepared: None, cause: lack };
+        return ApprovalUseOutcome::Unusable { prepared: None, cause };
     }
     for (index, prepared) in request.prepared.iter().enumerate() {
         let row = rows.get(&prepared.digest);
         let is_approved = |row: &ApprovalRow| was_prepared(row, &prepared.needs, &request.approvers);
-        if let Err(lack) = check_usable(row, unix_ms, |row| row.used_prepared.is_some(), is_approved) {
-            return ApprovalUseOutcome::Unusable { prepared: Some(index), cause: lack };
+        if let Err(cause) = check_usable(row, unix_ms, |row| row.used_prepared.is_some(), is_approved) {
+            return ApprovalUseOutcome::Unusable { prepared: Some(index), cause };
         }
     }
     // INVARIANT: no row is marked before every check has passed.
@@ -331,7 +331,7 @@ fn recorded_uses<'a>(
     })
 }
 
-/// The decision that this same request got when it used the same approvals, if that was a moment ago.
+/// The decision that this same request received when it used the same approvals a moment ago, if it did.
 ///
 /// The approvals must still fit the needs of the layers as they ask now.
 fn repeated_decision(rows: &BTreeMap<String, ApprovalRow>, request: &ApprovalUseRequest, unix_ms: i64) -> Option<String> {
@@ -397,8 +397,8 @@ fn was_prepared(row: &ApprovalRow, needs: &[ApprovalNeed], approvers: &ApproverC
 
 /// Returns the row if an operator can still answer it.
 fn answerable_row(current: Option<ApprovalRow>, digest: &str, unix_ms: i64) -> Result<ApprovalRow, Error> {
-    let shown = short_digest(digest);
-    let gone = |why: &str| Err(Error::Rejected(format!("call `{shown}` {why}")));
+    let short_digest = short_digest(digest);
+    let gone = |why: &str| Err(Error::Rejected(format!("call `{short_digest}` {why}")));
     let Some(row) = current else {
         return gone("is not one that waits: it was never asked, or it was forgotten after its time");
     };

@@ -1,7 +1,8 @@
 //! Carries out the writes of a commit over the rows that they touch: the same for every store.
 //!
-//! A store gives its rows as a [`CommitRows`], within the transaction of the commit. What a write does to a single row is said by
-//! `store/write_rules.rs`. Must not know an engine or read a clock. Look next at `sqlite/write.rs` and `postgres/commit_rows.rs`, whose rows they are.
+//! A store lends its rows as [`CommitRows`], within the transaction of the commit. `store/write_rules.rs` defines what a write
+//! does to a single row. This file must not know an engine or read a clock. Look next at the implementations in `sqlite/write.rs`
+//! and `postgres/commit_rows.rs`.
 
 use super::hash_chain::revocation_sha256;
 use super::two_person::{self, TwoPersonStep};
@@ -23,7 +24,7 @@ pub(super) struct CommitMoment {
     pub(super) watermark_unix_s: i64,
 }
 
-/// What is kept up with the rows.
+/// Totals that a commit updates together with the rows.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct CommitSums {
     /// The digest of the whole state.
@@ -34,18 +35,18 @@ pub(super) struct CommitSums {
 
 /// The rows that a commit touches, as its store keeps them.
 pub(super) trait CommitRows {
-    /// What the engine may say.
+    /// The error of the store's engine.
     type Error: From<Error>;
 
     fn moment(&self) -> CommitMoment;
-    fn sums(&mut self) -> &mut CommitSums;
-    /// Puts a document in place of the one of its key, and keeps the digest up.
+    fn sums_mut(&mut self) -> &mut CommitSums;
+    /// Inserts or replaces a document, and updates the digest.
     fn put_document(&mut self, row: &DocumentRow) -> Result<RowChange, Self::Error>;
-    /// Takes a document away, and keeps the digest up.
+    /// Removes a document, and updates the digest.
     fn remove_document(&mut self, key: &DocumentKey) -> Result<RowChange, Self::Error>;
     fn revocation(&self, target: &RevocationTarget) -> Result<Option<RevocationRow>, Self::Error>;
     fn put_revocation(&mut self, row: &RevocationRow) -> Result<(), Self::Error>;
-    /// The first half of an act for two operators, unless the key that signed it is revoked.
+    /// The pending first half of a two-person act, unless the key that signed it is revoked.
     fn pending(&self, act: &str) -> Result<Option<PendingTwoPersonRow>, Self::Error>;
     fn put_pending(&mut self, act: &str, row: PendingTwoPersonRow) -> Result<(), Self::Error>;
     fn remove_pending(&mut self, act: &str) -> Result<(), Self::Error>;
@@ -53,15 +54,15 @@ pub(super) trait CommitRows {
     fn put_approval(&mut self, row: ApprovalRow) -> Result<(), Self::Error>;
 }
 
-/// Makes one write; `None` where it changes nothing that followers hold. A prune, an adoption and a merge are not made here.
+/// Applies one write; `None` if it changes nothing that followers hold. Prunes, adoptions and merges are handled elsewhere.
 pub(super) fn apply_write<R: CommitRows>(rows: &mut R, write: &StoreWrite) -> Result<Option<RowChange>, R::Error> {
     let CommitMoment { number, unix_ms, watermark_unix_s } = rows.moment();
     match write {
         StoreWrite::PutDocument(row) => rows.put_document(row).map(Some),
         StoreWrite::RemoveDocument(key) => rows.remove_document(key).map(Some),
-        StoreWrite::Revoke { target, kind: meaning, reason } => {
+        StoreWrite::Revoke { target, kind, reason } => {
             cancel_pending(rows, target)?;
-            let change = |row| write_rules::revoke_row(row, target, *meaning, reason, number, watermark_unix_s);
+            let change = |row| write_rules::revoke_row(row, target, *kind, reason, number, watermark_unix_s);
             set_revocation(rows, target, change).map(Some)
         }
         StoreWrite::Reinstate { target, reason } => {
@@ -148,7 +149,7 @@ fn set_revocation<R: CommitRows>(
 ) -> Result<RowChange, R::Error> {
     let before = rows.revocation(target)?;
     let after = change(before.clone())?;
-    let sums = rows.sums();
+    let sums = rows.sums_mut();
     match &before {
         Some(before) => sums.digest.remove(&revocation_sha256(before)),
         None => sums.revocations_total = sums.revocations_total.saturating_add(1),

@@ -39,7 +39,7 @@ pub fn has_expired(row: &RevocationRow, unix_s: i64) -> bool {
         return true;
     }
     let at_least = row.watermark_unix_s.unwrap_or(i64::MIN);
-    row.expires_at_unix_s.is_some_and(|expiry| expiry < unix_s) && expires_at(row, at_least).is_some_and(|lapse| lapse < unix_s)
+    row.expires_at_unix_s.is_some_and(|expiry| expiry < unix_s) && expires_at(row, at_least).is_some_and(|expiry| expiry < unix_s)
 }
 
 /// The error of a commit that finds no row to delete.

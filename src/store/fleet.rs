@@ -2,7 +2,7 @@
 //!
 //! The content of a row is the replica's own report. Only the time at which the replica was last heard is the store's. Nothing in
 //! this file takes a decision: `sync` writes heartbeats, and a caller that waits for the fleet reads the rows. Look next at
-//! [`super::StoreLocation::poll`].
+//! [`super::Store::poll_changes`].
 
 use super::Error;
 use super::request_checks::{check_at_most, check_no_nul, check_not_empty};
@@ -126,7 +126,7 @@ impl ReplicaRow {
     }
 
     /// The replica as it is shown to operators if the store's clock reads `unix_ms`.
-    pub fn to_listed(&self, unix_ms: i64, freshness_bound_ms: u64) -> ReplicaSummary {
+    pub fn to_summary(&self, unix_ms: i64, freshness_bound_ms: u64) -> ReplicaSummary {
         let kill_ms = self.acked_commit_unix_ms.map(|committed| self.acked_unix_ms.saturating_sub(committed).max(0));
         ReplicaSummary {
             id: self.registration.incarnation.clone(),
@@ -167,7 +167,7 @@ impl ReplicaList {
         FleetStatus {
             revision: self.revision.clone(),
             freshness_bound_ms: self.freshness_bound_ms,
-            replicas: self.rows.iter().map(|row| row.to_listed(self.unix_ms, self.freshness_bound_ms)).collect(),
+            replicas: self.rows.iter().map(|row| row.to_summary(self.unix_ms, self.freshness_bound_ms)).collect(),
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The hash chain of the change log and the digest of the rows. Stores compute both when they write, and followers verify them.
 //!
 //! Every store must compute the same values, so this file depends on no database engine. Changing one byte of an encoding makes
-//! every existing store look corrupt; such a change needs a new schema version. Look next at [`super::rules`].
+//! every existing store look corrupt; such a change needs a new schema version. Look next at [`super::write_rules`].
 
 use std::convert::Infallible;
 use std::num::NonZero;

@@ -5,8 +5,8 @@
 //!                     └─ 4 ─ 5 ─ …    history B, adopted from A.3: B.4 is the adoption, B.5 merges what the replica knew of A.4 and A.5
 //! ```
 //!
-//! Pure code: no engine and no clock. Look next at [`super::rules`], and at `sync/follower.rs`, which follows an adopted store
-//! only if the store covers what the follower knew.
+//! Pure code: no engine and no clock. Look next at [`super::write_rules`], and at `sync/follower.rs`, which follows an adopted
+//! store only if the store covers what the follower knew.
 
 use std::collections::HashMap;
 
@@ -58,11 +58,11 @@ pub enum LineageRelation {
 }
 
 impl StoreLineage {
-    /// Determines how the store relates to a replica whose position is `stood` and `hash`. The lineage must have been requested
-    /// for the number of that position.
-    pub fn relation_to(&self, stood: &Revision, hash: &[u8; 32]) -> LineageRelation {
+    /// Determines how the store relates to a replica whose last position is `last_position` and `hash`. The lineage must have
+    /// been requested for the number of that position.
+    pub fn relation_to(&self, last_position: &Revision, hash: &[u8; 32]) -> LineageRelation {
         let mut history = &self.revision.history;
-        if *history == stood.history {
+        if *history == last_position.history {
             return LineageRelation::Unrelated;
         }
         for adoption in self.adoptions.iter().rev() {
@@ -70,8 +70,8 @@ impl StoreLineage {
                 return LineageRelation::Unrelated;
             }
             history = &adoption.from.history;
-            if *history == stood.history {
-                let held = stood.number <= adoption.from.number && self.hash_at.as_ref() == Some(hash);
+            if *history == last_position.history {
+                let held = last_position.number <= adoption.from.number && self.hash_at.as_ref() == Some(hash);
                 return if held { LineageRelation::Contains } else { LineageRelation::MayLack };
             }
         }

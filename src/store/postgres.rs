@@ -143,17 +143,17 @@ impl PostgresStore {
         let connector = PostgresTlsConnector::new(&settings.tls)?;
         let settings = Arc::new(settings);
         let workers = StoreRuntime::start()?;
-        let (shown, durability) = (settings.redacted_url().to_owned(), settings.durability);
+        let (store_url, durability) = (settings.redacted_url().to_owned(), settings.durability);
         let unix_ms = clock.as_ref().map(|clock| clock.now().unix_ms());
-        let expected = ExpectedStore { history: None, durability, shown: shown.clone() };
-        let lane = || DedicatedConnection::new(settings.clone(), connector.clone());
-        let (killer, opening) = (lane(), expected.clone());
-        let opener = killer.clone();
+        let expected = ExpectedStore { history: None, durability, store_url: store_url.clone() };
+        let new_connection = || DedicatedConnection::new(settings.clone(), connector.clone());
+        let (revoker, opening) = (new_connection(), expected.clone());
+        let opener = revoker.clone();
         let revision = workers.run_to_end(true, async move {
-            let open = |link: Arc<PostgresConnection>| async move {
-                server_checks::check_server(&link, durability, &shown).await?;
-                schema::create_or_upgrade(&link, of_store, unix_ms, &shown).await?;
-                Ok(read::read_head(&link, &opening, false).await?.revision)
+            let open = |connection: Arc<PostgresConnection>| async move {
+                server_checks::check_server(&connection, durability, &store_url).await?;
+                schema::create_or_upgrade(&connection, of_store, unix_ms, &store_url).await?;
+                Ok(read::read_head(&connection, &opening, false).await?.revision)
             };
             opener.transact(OPEN_LIMITS, open).await
         });
@@ -162,7 +162,7 @@ impl PostgresStore {
             warn_asynchronous_durability();
         }
         let expected = ExpectedStore { history: Some(revision.history), ..expected };
-        Ok(Self::from_parts(workers, killer, &lane, (expected, revision.number), &settings, clock, true))
+        Ok(Self::from_parts(workers, revoker, &new_connection, (expected, revision.number), &settings, clock, true))
     }
 
     /// Opens a store that was followed before but could not be reached when the program started. The store must be of that
@@ -175,17 +175,20 @@ impl PostgresStore {
         let connector = PostgresTlsConnector::new(&settings.tls)?;
         let settings = Arc::new(settings);
         let workers = StoreRuntime::start()?;
-        let lane = || DedicatedConnection::new(settings.clone(), connector.clone());
-        let expected =
-            ExpectedStore { history: Some(history), durability: settings.durability, shown: settings.redacted_url().to_owned() };
-        Ok(Self::from_parts(workers, lane(), &lane, (expected, 0), &settings, None, false))
+        let new_connection = || DedicatedConnection::new(settings.clone(), connector.clone());
+        let expected = ExpectedStore {
+            history: Some(history),
+            durability: settings.durability,
+            store_url: settings.redacted_url().to_owned(),
+        };
+        Ok(Self::from_parts(workers, new_connection(), &new_connection, (expected, 0), &settings, None, false))
     }
 
     /// Assembles a store from its parts, and starts its ledger and its listener.
     fn from_parts(
         workers: StoreRuntime,
-        killer: Arc<DedicatedConnection>,
-        lane: &dyn Fn() -> Arc<DedicatedConnection>,
+        revoker: Arc<DedicatedConnection>,
+        new_connection: &dyn Fn() -> Arc<DedicatedConnection>,
         (expected, number): (ExpectedStore, u64),
         settings: &Arc<Settings>,
         clock: Option<Arc<dyn Clock>>,
@@ -193,24 +196,24 @@ impl PostgresStore {
     ) -> Self {
         let wake = watch::Sender::new(number);
         if settings.notify {
-            let listener = lane();
+            let listener = new_connection();
             workers.spawn(notifications::listen_for_commits(settings.clone(), listener.connector(), wake.clone()));
         }
         let expected = Arc::new(RwLock::new(Arc::new(expected)));
         let (held, dates) = (expected.clone(), clock.clone());
         let worker = ledger::LedgerWorker {
-            lane: lane(),
+            connection: new_connection(),
             limits: USE_LIMITS,
             expected: Arc::new(move || held.read().unwrap_or_else(PoisonError::into_inner).clone()),
             unix_ms: Arc::new(move || dates.as_ref().map(|clock| clock.now().unix_ms())),
         };
         let (uses, work) = LedgerQueue::new(worker, settings.redacted_url());
         workers.spawn(work);
-        let (writer, poller, reader, loader) = (lane(), lane(), lane(), lane());
+        let (writer, poller, reader, loader) = (new_connection(), new_connection(), new_connection(), new_connection());
         let (notify, checked) = (settings.notify, Mutex::new(checked));
         Self {
             runtime: workers,
-            revoker: killer,
+            revoker,
             writer,
             ledger: uses,
             poller,
@@ -230,10 +233,10 @@ impl PostgresStore {
         if *checked {
             return Ok(());
         }
-        let (lane, expected) = (self.revoker.clone(), self.current_expectation());
-        let check = lane.transact(OPEN_LIMITS, |link| async move {
-            server_checks::check_server(&link, expected.durability, &expected.shown).await?;
-            schema::upgrade_existing(&link, &expected.shown).await
+        let (revoker, expected) = (self.revoker.clone(), self.current_expectation());
+        let check = revoker.transact(OPEN_LIMITS, |connection| async move {
+            server_checks::check_server(&connection, expected.durability, &expected.store_url).await?;
+            schema::upgrade_existing(&connection, &expected.store_url).await
         });
         self.runtime.run_to_end(true, check).await?;
         *checked = true;
@@ -246,7 +249,7 @@ impl PostgresStore {
     /// Runs a transaction to its end on a connection, even if the caller stops waiting.
     async fn run_transaction<T, F, W>(
         &self,
-        lane: &Arc<DedicatedConnection>,
+        dedicated: &Arc<DedicatedConnection>,
         limits: TransactionLimits,
         work: W,
     ) -> Result<T, Error>
@@ -256,13 +259,13 @@ impl PostgresStore {
         W: FnOnce(Arc<PostgresConnection>, Arc<ExpectedStore>) -> F + Send + 'static,
     {
         self.check_server_once().await?;
-        let (lane, expected) = (lane.clone(), self.current_expectation());
+        let (dedicated, expected) = (dedicated.clone(), self.current_expectation());
         let finish = limits.begin.writes && !limits.begin.one_view;
-        self.runtime.run_to_end(finish, lane.transact(limits, move |link| work(link, expected))).await
+        self.runtime.run_to_end(finish, dedicated.transact(limits, move |connection| work(connection, expected))).await
     }
 
     /// Awaits a commit. If the commit has to wait, the log and the error name the session that blocks it.
-    async fn name_blocker<T>(&self, commit: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    async fn await_commit_naming_blocker<T>(&self, commit: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
         let (reader, blocker) = (self.reader.clone(), Arc::new(std::sync::Mutex::new(None)));
         let found = blocker.clone();
         // Runs on the store's own threads, because the caller's runtime may have no timer.
@@ -270,7 +273,7 @@ impl PostgresStore {
             tokio::time::sleep(BLOCKED_AFTER).await;
             // The commit may be over before the query runs; then nobody blocks it.
             if let Ok(Some(blocker)) =
-                reader.transact(READ_LIMITS, |link| async move { lock_holder::find_lock_holder(&link).await }).await
+                reader.transact(READ_LIMITS, |connection| async move { lock_holder::find_lock_holder(&connection).await }).await
             {
                 tracing::warn!("a commit waits, held up by {blocker}");
                 *found.lock().unwrap_or_else(PoisonError::into_inner) = Some(blocker);
@@ -299,7 +302,7 @@ impl PostgresStore {
     }
 
     /// The time that a test sets.
-    fn test_unix_ms(&self) -> Option<i64> {
+    fn clock_override_unix_ms(&self) -> Option<i64> {
         self.clock.as_ref().map(|clock| clock.now().unix_ms())
     }
 
@@ -308,11 +311,9 @@ impl PostgresStore {
     async fn changes_since(&self, after: u64, head: read::PostgresHead) -> Result<ChangeLogPage, Error> {
         let (history, number, head_hash) = (head.revision.history.clone(), head.revision.number, head.hash);
         let commits = if number > after {
-            self.run_transaction(
-                &self.poller,
-                LOG_LIMITS,
-                move |link, _| async move { read::read_log(&link, after, &head).await },
-            )
+            self.run_transaction(&self.poller, LOG_LIMITS, move |connection, _| async move {
+                read::read_log(&connection, after, &head).await
+            })
             .await?
         } else {
             vec![]
@@ -324,73 +325,77 @@ impl PostgresStore {
 #[async_trait]
 impl Store for PostgresStore {
     async fn load(&self) -> Result<StoreState, Error> {
-        self.run_transaction(&self.loader, LOAD_LIMITS, |link, expected| async move { read::load_state(&link, &expected).await })
-            .await
+        self.run_transaction(&self.loader, LOAD_LIMITS, |connection, expected| async move {
+            read::load_state(&connection, &expected).await
+        })
+        .await
     }
 
     async fn changes(&self, after: u64) -> Result<ChangeLogPage, Error> {
         let begun = TransactionLimits { begin: TransactionOptions { writes: false, ..POLL_LIMITS.begin }, ..POLL_LIMITS };
         let head = self
-            .run_transaction(&self.poller, begun, |link, expected| async move { read::read_head(&link, &expected, false).await })
+            .run_transaction(&self.poller, begun, |connection, expected| async move {
+                read::read_head(&connection, &expected, false).await
+            })
             .await?;
         self.changes_since(after, head).await
     }
 
     async fn revision(&self) -> Result<Revision, Error> {
-        let head = self.run_transaction(&self.reader, READ_LIMITS, |link, expected| async move {
-            read::read_head(&link, &expected, false).await
+        let head = self.run_transaction(&self.reader, READ_LIMITS, |connection, expected| async move {
+            read::read_head(&connection, &expected, false).await
         });
         Ok(head.await?.revision)
     }
 
     async fn documents(&self, kind: Option<&str>) -> Result<DocumentList, Error> {
         let kind = kind.map(str::to_owned);
-        self.run_transaction(&self.reader, READ_LIMITS, |link, expected| async move {
-            read::list_documents(&link, &expected, kind.as_deref()).await
+        self.run_transaction(&self.reader, READ_LIMITS, |connection, expected| async move {
+            read::list_documents(&connection, &expected, kind.as_deref()).await
         })
         .await
     }
 
     async fn documents_by_key(&self, keys: &[DocumentKey]) -> Result<DocumentList, Error> {
         let keys = keys.to_vec();
-        self.run_transaction(&self.reader, READ_LIMITS, move |link, expected| async move {
-            read::documents_by_key(&link, &expected, &keys).await
+        self.run_transaction(&self.reader, READ_LIMITS, move |connection, expected| async move {
+            read::documents_by_key(&connection, &expected, &keys).await
         })
         .await
     }
 
     async fn revocations_of(&self, targets: &[RevocationTarget]) -> Result<Vec<RevocationRow>, Error> {
         let targets = targets.to_vec();
-        self.run_transaction(&self.reader, READ_LIMITS, move |link, expected| async move {
+        self.run_transaction(&self.reader, READ_LIMITS, move |connection, expected| async move {
             // Reading the head checks that this is the store that is followed.
-            read::read_head(&link, &expected, false).await?;
-            read::revocations_by_target(&link, &targets).await
+            read::read_head(&connection, &expected, false).await?;
+            read::revocations_by_target(&connection, &targets).await
         })
         .await
     }
 
     async fn revocations(&self, limit: usize) -> Result<RevocationPage, Error> {
-        self.run_transaction(&self.reader, READ_LIMITS, move |link, expected| async move {
-            read::list_revocations(&link, &expected, limit).await
+        self.run_transaction(&self.reader, READ_LIMITS, move |connection, expected| async move {
+            read::list_revocations(&connection, &expected, limit).await
         })
         .await
     }
 
     async fn commit(&self, request: CommitRequest) -> Result<CommitOutcome, Error> {
         write_rules::check_request(&request)?;
-        let (unix_ms, notify) = (self.test_unix_ms(), self.notify);
+        let (unix_ms, notify) = (self.clock_override_unix_ms(), self.notify);
         let is_kill = request.writes.iter().any(|write| matches!(write, StoreWrite::Revoke { .. }))
             && !request.writes.iter().any(StoreWrite::writes_document);
-        let lane = if is_kill { &self.revoker } else { &self.writer };
+        let dedicated = if is_kill { &self.revoker } else { &self.writer };
         let request = Arc::new(request);
         let mut attempt = 0;
         let done = loop {
             attempt += 1;
             let request = request.clone();
-            let work = move |link: Arc<PostgresConnection>, expected: Arc<ExpectedStore>| async move {
-                write::commit_request(&link, &expected, &request, unix_ms, notify).await
+            let work = move |connection: Arc<PostgresConnection>, expected: Arc<ExpectedStore>| async move {
+                write::commit_request(&connection, &expected, &request, unix_ms, notify).await
             };
-            match self.name_blocker(self.run_transaction(lane, COMMIT_LIMITS, work)).await {
+            match self.await_commit_naming_blocker(self.run_transaction(dedicated, COMMIT_LIMITS, work)).await {
                 Err(Error::Unavailable(why)) if why == HEAD_MOVED && attempt < COMMIT_ATTEMPTS_MAX => {}
                 done => break done?,
             }
@@ -434,78 +439,81 @@ impl Store for PostgresStore {
     }
 
     async fn approvals(&self, filter: ApprovalFilter, limit: usize) -> Result<ApprovalPage, Error> {
-        let unix_ms = self.test_unix_ms();
-        self.run_transaction(&self.reader, READ_LIMITS, move |link, expected| async move {
-            approvals::list_approvals(&link, &expected, &filter, limit, unix_ms).await
+        let unix_ms = self.clock_override_unix_ms();
+        self.run_transaction(&self.reader, READ_LIMITS, move |connection, expected| async move {
+            approvals::list_approvals(&connection, &expected, &filter, limit, unix_ms).await
         })
         .await
     }
 
     async fn policy_history(&self, limit: usize) -> Result<Vec<PolicyCommit>, Error> {
-        self.run_transaction(&self.reader, READ_LIMITS, move |link, expected| async move {
-            history::list_policy_commits(&link, &expected, limit).await
+        self.run_transaction(&self.reader, READ_LIMITS, move |connection, expected| async move {
+            history::list_policy_commits(&connection, &expected, limit).await
         })
         .await
     }
 
     async fn documents_at(&self, number: u64) -> Result<DocumentList, Error> {
-        self.run_transaction(&self.reader, READ_LIMITS, move |link, expected| async move {
-            history::documents_at(&link, &expected, number).await
+        self.run_transaction(&self.reader, READ_LIMITS, move |connection, expected| async move {
+            history::documents_at(&connection, &expected, number).await
         })
         .await
     }
 
     async fn register_replica(&self, registration: &ReplicaRegistration) -> Result<(), Error> {
         super::fleet::check_registration(registration)?;
-        let (registration, unix_ms) = (registration.clone(), self.test_unix_ms());
-        self.run_transaction(&self.writer, REGISTER_LIMITS, move |link, _| async move {
-            fleet::register_replica(&link, &registration, unix_ms).await
+        let (registration, unix_ms) = (registration.clone(), self.clock_override_unix_ms());
+        self.run_transaction(&self.writer, REGISTER_LIMITS, move |connection, _| async move {
+            fleet::register_replica(&connection, &registration, unix_ms).await
         })
         .await
     }
 
     async fn load_for_replica(&self, heartbeat: &ReplicaHeartbeat) -> Result<StoreState, Error> {
-        let (heartbeat, unix_ms) = (heartbeat.clone(), self.test_unix_ms());
-        self.run_transaction(&self.poller, LOAD_FOR_REPLICA_LIMITS, move |link, expected| async move {
-            fleet::write_heartbeat(&link, &heartbeat, unix_ms).await?;
-            read::load_state(&link, &expected).await
+        let (heartbeat, unix_ms) = (heartbeat.clone(), self.clock_override_unix_ms());
+        self.run_transaction(&self.poller, LOAD_FOR_REPLICA_LIMITS, move |connection, expected| async move {
+            fleet::write_heartbeat(&connection, &heartbeat, unix_ms).await?;
+            read::load_state(&connection, &expected).await
         })
         .await
     }
 
     async fn poll_changes(&self, heartbeat: &ReplicaHeartbeat) -> Result<ChangeLogPage, Error> {
         let after = heartbeat.applied_number;
-        let (heartbeat, unix_ms) = (heartbeat.clone(), self.test_unix_ms());
-        let head = self.run_transaction(&self.poller, POLL_LIMITS, move |link, expected| async move {
-            fleet::write_heartbeat(&link, &heartbeat, unix_ms).await?;
-            read::read_head(&link, &expected, false).await
+        let (heartbeat, unix_ms) = (heartbeat.clone(), self.clock_override_unix_ms());
+        let head = self.run_transaction(&self.poller, POLL_LIMITS, move |connection, expected| async move {
+            fleet::write_heartbeat(&connection, &heartbeat, unix_ms).await?;
+            read::read_head(&connection, &expected, false).await
         });
         self.changes_since(after, head.await?).await
     }
 
     async fn write_heartbeat(&self, heartbeat: &ReplicaHeartbeat) -> Result<(), Error> {
-        let (heartbeat, unix_ms) = (heartbeat.clone(), self.test_unix_ms());
-        self.run_transaction(&self.poller, POLL_LIMITS, move |link, _| async move {
-            fleet::write_heartbeat(&link, &heartbeat, unix_ms).await
+        let (heartbeat, unix_ms) = (heartbeat.clone(), self.clock_override_unix_ms());
+        self.run_transaction(&self.poller, POLL_LIMITS, move |connection, _| async move {
+            fleet::write_heartbeat(&connection, &heartbeat, unix_ms).await
         })
         .await
     }
 
     async fn replicas(&self) -> Result<ReplicaList, Error> {
-        let unix_ms = self.test_unix_ms();
-        self.run_transaction(&self.reader, READ_LIMITS, move |link, _| async move { fleet::list_replicas(&link, unix_ms).await })
-            .await
+        let unix_ms = self.clock_override_unix_ms();
+        self.run_transaction(&self.reader, READ_LIMITS, move |connection, _| async move {
+            fleet::list_replicas(&connection, unix_ms).await
+        })
+        .await
     }
 
     async fn lineage(&self, at: u64) -> Result<StoreLineage, Error> {
-        self.run_transaction(&self.reader, READ_LIMITS, move |link, expected| async move {
-            lineage::read_lineage(&link, &expected, at).await
+        self.run_transaction(&self.reader, READ_LIMITS, move |connection, expected| async move {
+            lineage::read_lineage(&connection, &expected, at).await
         })
         .await
     }
 
     async fn merges(&self) -> Result<Vec<ReplicaMerge>, Error> {
-        self.run_transaction(&self.reader, READ_LIMITS, |link, _| async move { lineage::list_merges(&link).await }).await
+        self.run_transaction(&self.reader, READ_LIMITS, |connection, _| async move { lineage::list_merges(&connection).await })
+            .await
     }
 
     fn follow_history(&self, revision: &Revision) {

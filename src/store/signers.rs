@@ -3,7 +3,7 @@
 //!
 //! Pure code over the rows that a store found for those keys. A store checks in the transaction that writes the act, so that a
 //! replica that has not yet heard of a revocation lets no revoked key act. `pap` determines who holds a key and what the holder
-//! may do. Look next at [`CommitRequest::one_must_sign`].
+//! may do. Look next at [`CommitRequest::keep_one_unrevoked`].
 
 use super::request_checks::{check_at_most, check_no_nul, check_not_empty};
 use super::{CommitRequest, Error};
@@ -16,7 +16,7 @@ const KEYS_MAX: usize = 65_536;
 /// The keys that a request depends on, each once: the keys that signed it, and the keys of which one must remain.
 pub fn required_keys(request: &CommitRequest) -> std::collections::BTreeSet<&str> {
     let signed = request.act.iter().flat_map(|act| &act.keys);
-    signed.chain(&request.one_must_sign).map(String::as_str).collect()
+    signed.chain(&request.keep_one_unrevoked).map(String::as_str).collect()
 }
 
 /// The target under which a revocation names a key.
@@ -46,13 +46,13 @@ pub fn check_signers(request: &CommitRequest, is_revoked: impl Fn(&str) -> bool)
 /// # Errors
 /// [`Error::NoSignerLeft`].
 pub fn check_signer_left(request: &CommitRequest, is_revoked: impl Fn(&str) -> bool) -> Result<(), Error> {
-    let keys = &request.one_must_sign;
+    let keys = &request.keep_one_unrevoked;
     if keys.is_empty() || keys.iter().any(|key| !is_revoked(key)) { Ok(()) } else { Err(Error::NoSignerLeft) }
 }
 
 /// Checks the keys of a request without reading the store.
 pub(super) fn check_request(request: &CommitRequest) -> Result<(), Error> {
-    check_at_most("keys of which one must be left", request.one_must_sign.len(), KEYS_MAX)?;
+    check_at_most("keys of which one must be left", request.keep_one_unrevoked.len(), KEYS_MAX)?;
     required_keys(request).into_iter().try_for_each(|key| {
         check_not_empty("a key's thumbprint", key)?;
         check_no_nul("a key's thumbprint", key)?;

@@ -11,6 +11,7 @@ mod backup;
 mod connection;
 mod connection_settings;
 mod create;
+mod error;
 mod file_identity;
 mod file_watch;
 mod fleet;
@@ -24,7 +25,6 @@ mod reader_thread;
 mod replica_cache;
 mod schema;
 mod spent_proofs;
-mod store_fault;
 mod store_thread;
 mod write;
 
@@ -37,8 +37,8 @@ use rusqlite::Connection;
 use tokio::sync::{oneshot, watch};
 
 pub use self::backup::{BackupError, BackupProgress, BackupSummary, back_up};
+pub use self::error::NO_SPACE;
 pub use self::replica_cache::{CACHE_FILE, ReplicaCache};
-pub use self::store_fault::NO_SPACE;
 
 use self::connection::SqliteConnection;
 use self::file_watch::StoreFiles;
@@ -151,8 +151,8 @@ impl SqliteStore {
         answer.await.map_err(|_| stopped_error())?
     }
 
-    /// Submits as [`SqliteStore::write`], for jobs that wait behind commits. A job is refused if too many wait, or if it waits
-    /// too long.
+    /// Submits as [`SqliteStore::submit_write`], for jobs that wait behind commits. A job is refused if too many wait, or if it
+    /// waits too long.
     async fn submit_use<T>(&self, job: impl FnOnce(JobDeadline, ReplySender<T>) -> WriteJob) -> Result<T, Error> {
         let (reply, answer) = oneshot::channel();
         let until = Instant::now() + Duration::from_millis(LEDGER_TIMEOUT_MS);

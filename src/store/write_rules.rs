@@ -33,10 +33,10 @@ pub const REVOCATIONS_LISTED_MAX: usize = 100_000;
 /// it, a list of millions of rows would be copied each time that it grows, and the copies would dominate the cost.
 pub(super) fn rows_with_capacity<T>(count: u64) -> Vec<T> {
     const ROWS_MAX: usize = 1 << 24;
-    let mut room = Vec::new();
+    let mut rows = Vec::new();
     // If the reservation fails, the list grows as it is filled.
-    let _ = room.try_reserve_exact(usize::try_from(count).unwrap_or(ROWS_MAX).min(ROWS_MAX));
-    room
+    let _ = rows.try_reserve_exact(usize::try_from(count).unwrap_or(ROWS_MAX).min(ROWS_MAX));
+    rows
 }
 
 /// Checks a request without reading the store.
@@ -82,8 +82,8 @@ pub fn check_settings(settings: Settings) -> Result<(), Error> {
     Ok(())
 }
 
-/// Computes the row of a target after a revocation; returns the current row if nothing changes. [`lapse`] determines when the row
-/// may be deleted.
+/// Computes the row of a target after a revocation; returns the current row if nothing changes. [`super::expiry`] determines when
+/// the row may be deleted.
 ///
 /// A target that can be reinstated is suspended or gets a watermark; every other target becomes dead. `watermark_unix_s` is the
 /// store's clock plus the accepted skew. It is used for [`RevocationKind::Watermark`], and for the expiry of the row.
@@ -93,17 +93,17 @@ pub fn check_settings(settings: Settings) -> Result<(), Error> {
 pub fn revoke_row(
     current: Option<RevocationRow>,
     target: &RevocationTarget,
-    meaning: RevocationKind,
+    kind: RevocationKind,
     reason: &str,
     number: u64,
     watermark_unix_s: i64,
 ) -> Result<RevocationRow, Error> {
-    check_meaning(target, meaning)?;
-    Ok(strengthen_row(current, target, meaning, reason, number, watermark_unix_s))
+    check_revocation_kind(target, kind)?;
+    Ok(strengthen_row(current, target, kind, reason, number, watermark_unix_s))
 }
 
 /// Computes the row of [`RevocationTarget::All`] after an adoption: every root issued until then is void. `watermark_unix_s` as in
-/// [`revoke`].
+/// [`revoke_row`].
 pub fn void_roots_row(current: Option<RevocationRow>, reason: &str, number: u64, watermark_unix_s: i64) -> RevocationRow {
     strengthen_row(current, &RevocationTarget::All, RevocationKind::Watermark, reason, number, watermark_unix_s)
 }
@@ -111,7 +111,7 @@ pub fn void_roots_row(current: Option<RevocationRow>, reason: &str, number: u64,
 fn strengthen_row(
     current: Option<RevocationRow>,
     target: &RevocationTarget,
-    meaning: RevocationKind,
+    kind: RevocationKind,
     reason: &str,
     number: u64,
     watermark_unix_s: i64,
@@ -126,7 +126,7 @@ fn strengthen_row(
         revision: 0,
     });
     let mut after = before.clone();
-    match meaning {
+    match kind {
         RevocationKind::Dead => after.dead = true,
         RevocationKind::Suspend => after.suspended = true,
         // INVARIANT: a watermark never falls, whatever the clock does.
@@ -143,7 +143,7 @@ fn strengthen_row(
     if after == before { before } else { RevocationRow { reason: reason.to_owned(), revision: number, ..after } }
 }
 
-/// Computes the row of a target after its suspension is lifted. A watermark stays. `watermark_unix_s` as in [`revoke`].
+/// Computes the row of a target after its suspension is lifted. A watermark stays. `watermark_unix_s` as in [`revoke_row`].
 ///
 /// # Errors
 /// [`Error::Rejected`] if the target is dead, or is not suspended.
@@ -170,8 +170,8 @@ pub fn reinstate_row(
     }
 }
 
-fn check_meaning(target: &RevocationTarget, meaning: RevocationKind) -> Result<(), Error> {
-    let (possible, wanted) = match meaning {
+fn check_revocation_kind(target: &RevocationTarget, kind: RevocationKind) -> Result<(), Error> {
+    let (possible, wanted) = match kind {
         RevocationKind::Suspend => (target.can_suspend(), "be suspended"),
         RevocationKind::Watermark => (target.can_watermark(), "have a watermark"),
         RevocationKind::Dead => (!target.can_suspend(), "be dead for good"),
@@ -202,8 +202,8 @@ fn check_write(write: &StoreWrite) -> Result<usize, Error> {
             check_key(key)?;
             Ok(key.id.len())
         }
-        StoreWrite::Revoke { target, kind: meaning, reason } => {
-            check_meaning(target, *meaning)?;
+        StoreWrite::Revoke { target, kind, reason } => {
+            check_revocation_kind(target, *kind)?;
             check_target(target, reason)
         }
         StoreWrite::Reinstate { target, reason } => check_target(target, reason),
@@ -273,10 +273,10 @@ mod tests {
     #[test]
     fn each_target_takes_only_its_meanings() {
         let check = |target: &RevocationTarget, expected: [bool; 3]| {
-            for (meaning, expected) in
+            for (kind, expected) in
                 [RevocationKind::Suspend, RevocationKind::Watermark, RevocationKind::Dead].into_iter().zip(expected)
             {
-                assert_eq!(revoke_row(None, target, meaning, "r", 1, 50).is_ok(), expected, "{target} {meaning:?}");
+                assert_eq!(revoke_row(None, target, kind, "r", 1, 50).is_ok(), expected, "{target} {kind:?}");
             }
         };
         for make in TARGETS {

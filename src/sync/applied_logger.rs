@@ -1,14 +1,15 @@
 //! Logs each revocation and each change of policy once decisions of this replica use it.
 //!
 //! A task of its own reads the feed of applied revisions and asks the store for the operators. So applying a commit never waits for a
-//! log line. It must not log an operator's free text, because that text may hold anything. Look next at `status/feed.rs`, its input.
+//! log line. It must not log an operator's free text, because that text may hold anything. Look next at
+//! `status/revocation_feed.rs`, its input.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::status::feed::{AppliedRevision, FeedPage};
+use super::status::revocation_feed::{AppliedRevision, FeedPage};
 use super::status::{FollowerHandle, ProgressReceiver};
 use crate::model::revision::Revision;
 use crate::model::rows::{RevocationRow, RowChange};

@@ -66,23 +66,23 @@ pub struct CacheWriter {
 ///
 /// The cache gathers commits for some milliseconds. A position that is saved meanwhile would be ahead of the cache after a crash, and
 /// the revocations in between could not be merged into an adopted store. A cache that cannot be written delays no position.
-pub struct AfterCache<K> {
-    keeper: Arc<CacheWriter>,
-    keep: K,
+pub struct CacheFirstPositionStore<S> {
+    cache_writer: Arc<CacheWriter>,
+    inner: S,
 }
 
-impl<K> AfterCache<K> {
-    /// Saves positions to `keep`, after the cache of `keeper`.
-    pub fn new(keeper: Arc<CacheWriter>, keep: K) -> Self {
-        Self { keeper, keep }
+impl<S> CacheFirstPositionStore<S> {
+    /// Saves positions to `inner`, after the cache of `cache_writer`.
+    pub fn new(cache_writer: Arc<CacheWriter>, inner: S) -> Self {
+        Self { cache_writer, inner }
     }
 }
 
 #[async_trait]
-impl<K: PositionStore> PositionStore for AfterCache<K> {
-    async fn save(&self, place: &HistoryPosition) -> Result<(), std::io::Error> {
-        self.keeper.write_queued().await;
-        self.keep.save(place).await
+impl<S: PositionStore> PositionStore for CacheFirstPositionStore<S> {
+    async fn save(&self, position: &HistoryPosition) -> Result<(), std::io::Error> {
+        self.cache_writer.write_queued().await;
+        self.inner.save(position).await
     }
 }
 
@@ -161,28 +161,28 @@ impl CacheWriter {
 
     /// Writes the queue until `shutdown` turns true or its sender is dropped.
     pub async fn run(self: Arc<Self>, store: Arc<dyn Store>, mut shutdown: watch::Receiver<bool>) {
-        let keeping = async {
+        let write_loop = async {
             let mut pause = PAUSE_MIN;
             loop {
                 self.queue_changed.notified().await;
                 tokio::time::sleep(GATHER_INTERVAL).await;
-                let Err(trouble) = self.write_pending(&*store).await else {
+                let Err(error) = self.write_pending(&*store).await else {
                     if self.is_paused.swap(false, Ordering::Relaxed) {
                         tracing::info!(data = %self.data.display(), "the cache is written again");
                     }
                     pause = PAUSE_MIN;
                     continue;
                 };
-                self.pause_after_failure(&trouble, pause);
+                self.pause_after_failure(&error, pause);
                 tokio::time::sleep(pause).await;
-                let pause_max = if matches!(trouble, CacheWriteError::Disk(_)) { DISK_PAUSE_MAX } else { STORE_PAUSE_MAX };
+                let pause_max = if matches!(error, CacheWriteError::Disk(_)) { DISK_PAUSE_MAX } else { STORE_PAUSE_MAX };
                 pause = pause.saturating_mul(2).min(pause_max);
                 self.queue_changed.notify_one();
             }
         };
         tokio::select! {
             _ = shutdown.wait_for(|stop| *stop) => {}
-            () = keeping => {}
+            () = write_loop => {}
         }
     }
 
@@ -194,7 +194,7 @@ impl CacheWriter {
     }
 
     /// Pauses after a failure. It drops the queued commits, because the cache reads them from the store later.
-    fn pause_after_failure(&self, trouble: &CacheWriteError, pause: Duration) {
+    fn pause_after_failure(&self, error: &CacheWriteError, pause: Duration) {
         self.failures.fetch_add(1, Ordering::Relaxed);
         let is_new = !self.is_paused.swap(true, Ordering::Relaxed);
         let mut queue = self.lock_queue();
@@ -202,7 +202,7 @@ impl CacheWriter {
         *queue = WriteQueue { catch_up_target: newest, ..WriteQueue::default() };
         drop(queue);
         let (data, pause_s) = (self.data.display(), pause.as_secs());
-        match trouble {
+        match error {
             CacheWriteError::Disk(error) if is_new => {
                 tracing::warn!(%data, %error, pause_s, "the cache is not written for now: make room, or see to the disk");
             }
@@ -291,18 +291,18 @@ impl CacheWriter {
 
     /// Writes the queued commits.
     async fn flush(self: &Arc<Self>) {
-        let keeper = self.clone();
+        let cache_writer = self.clone();
         // `write_queue_blocking` logs its own failures.
-        let _ = tokio::task::spawn_blocking(move || keeper.write_queue_blocking()).await;
+        let _ = tokio::task::spawn_blocking(move || cache_writer.write_queue_blocking()).await;
     }
 
-    /// Returns the cached revocations at `stood`, or before it if the cache stayed behind. Returns `None` if the cache holds
-    /// nothing of that history. It first writes the queued commits.
+    /// First writes the queued commits, then returns the cached revocations at `last_position`, or at an earlier one if the cache
+    /// is behind. Returns `None` if the cache holds nothing of that history.
     ///
     /// # Errors
     /// If the cache file cannot be used.
-    pub async fn read_known_revocations(self: &Arc<Self>, stood: &Revision) -> Result<Option<KnownRevocations>, Error> {
-        let state = self.read_state().await?.filter(|state| state.revision.history == stood.history);
+    pub async fn read_known_revocations(self: &Arc<Self>, last_position: &Revision) -> Result<Option<KnownRevocations>, Error> {
+        let state = self.read_state().await?.filter(|state| state.revision.history == last_position.history);
         Ok(state.map(|state| KnownRevocations { number: state.revision.number, rows: state.revocations }))
     }
 
@@ -320,10 +320,10 @@ impl CacheWriter {
         self: &Arc<Self>,
         act: impl FnOnce(&mut ReplicaCache) -> Result<T, Error> + Send + 'static,
     ) -> Result<T, Error> {
-        let keeper = self.clone();
+        let cache_writer = self.clone();
         let acted = move || {
-            let mut cache = keeper.lock_cache();
-            act(keeper.open_cache(&mut cache)?)
+            let mut cache = cache_writer.lock_cache();
+            act(cache_writer.open_cache(&mut cache)?)
         };
         let failed = |error| Error::Unavailable(format!("the cache cannot be used: {error}"));
         tokio::task::spawn_blocking(acted).await.map_err(failed)?

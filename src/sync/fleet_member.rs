@@ -58,7 +58,11 @@ impl FleetMember {
     }
 
     /// As [`FleetMember::new`], with the cache whose revocations it merges into an adopted store.
-    pub fn with_cache(store: Arc<dyn Store>, registration: ReplicaRegistration, keeper: Option<Arc<CacheWriter>>) -> Arc<Self> {
+    pub fn with_cache(
+        store: Arc<dyn Store>,
+        registration: ReplicaRegistration,
+        cache_writer: Option<Arc<CacheWriter>>,
+    ) -> Arc<Self> {
         let (applied, acked) = (AtomicU64::new(0), AtomicU64::new(0));
         let [registered, resync, quarantined] = [false; 3].map(AtomicBool::new);
         Arc::new(Self {
@@ -70,7 +74,7 @@ impl FleetMember {
             state: AtomicU8::new(0),
             resync,
             quarantined,
-            cache_writer: keeper,
+            cache_writer,
             merged_history: Mutex::default(),
         })
     }
@@ -107,7 +111,7 @@ impl FleetMember {
     /// Sends a heartbeat without a poll.
     ///
     /// # Errors
-    /// As [`Store::send_heartbeat`].
+    /// As [`Store::write_heartbeat`].
     pub async fn send_heartbeat(&self) -> Result<(), Error> {
         self.ensure_registered().await?;
         self.note_unregistered(self.store.write_heartbeat(&self.heartbeat()).await)
@@ -201,28 +205,30 @@ impl ChangeSource for Arc<FleetMember> {
         Ok(changes)
     }
 
-    async fn find_adoption(&self, stood: &HistoryPosition) -> Result<Option<AdoptedStore>, Error> {
-        let lineage = self.store.lineage(stood.revision.number).await?;
-        let kinship = lineage.relation_to(&stood.revision, &stood.hash);
-        if kinship == LineageRelation::Unrelated {
+    async fn find_adoption(&self, last_position: &HistoryPosition) -> Result<Option<AdoptedStore>, Error> {
+        let lineage = self.store.lineage(last_position.revision.number).await?;
+        let relation = lineage.relation_to(&last_position.revision, &last_position.hash);
+        if relation == LineageRelation::Unrelated {
             return Ok(None);
         }
         let history = lineage.revision.history.clone();
         self.store.follow_history(&lineage.revision);
-        let known = match (&self.cache_writer, kinship) {
-            (Some(keeper), LineageRelation::MayLack) => keeper.read_known_revocations(&stood.revision).await?,
+        let known = match (&self.cache_writer, relation) {
+            (Some(cache_writer), LineageRelation::MayLack) => {
+                cache_writer.read_known_revocations(&last_position.revision).await?
+            }
             _ => None,
         };
         let nothing = Vec::new();
         let rows = known.as_ref().map_or(&nothing, |known| &known.rows);
-        let state = match kinship == LineageRelation::MayLack && known.is_none() {
+        let state = match relation == LineageRelation::MayLack && known.is_none() {
             true => FleetMember::load(self).await?,
             false => self.merge_revocations(&history, rows).await?,
         };
         Ok(Some(AdoptedStore { lineage, state, known }))
     }
 
-    fn wake(&self) -> watch::Receiver<u64> {
+    fn subscribe_commits(&self) -> watch::Receiver<u64> {
         self.store.subscribe_commits()
     }
 }

@@ -106,7 +106,7 @@ pub enum FollowerEvent {
     },
     /// The store could not answer that question, or the known revocations could not be merged.
     AdoptionFailed(store::Error),
-    /// The publisher has finished the last [`FollowerAction::Replace`] or [`FollowerAction::Apply`], with this result.
+    /// The publisher has finished the last [`FollowerAction::PublishFullState`] or [`FollowerAction::Apply`], with this result.
     Published(Result<(), String>),
 }
 
@@ -114,7 +114,7 @@ pub enum FollowerEvent {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum FollowerAction {
     /// Publish a full state, then report [`FollowerEvent::Published`].
-    Replace {
+    PublishFullState {
         /// The full state.
         state: Box<store::StoreState>,
         /// The proof of the state.
@@ -174,7 +174,7 @@ pub struct Follower {
     /// Whether the published state and `position` come from the disk cache of this machine, so that nothing proves them yet.
     is_from_cache: bool,
     /// A recorded position ahead of the cached one. This replica was at both.
-    known_ahead: Option<HistoryPosition>,
+    recorded_ahead: Option<HistoryPosition>,
     /// The reason of the quarantine.
     quarantine_reason: Option<String>,
     /// The time, in milliseconds, for which the published state may answer calls without a new proof.
@@ -197,16 +197,16 @@ struct LoadedState {
     sent_at: ClockReading,
     state: Box<store::StoreState>,
     /// The position up to which the change log was traced.
-    traced_to: HistoryPosition,
+    verified_up_to: HistoryPosition,
 }
 
 impl Follower {
-    /// Makes a follower with nothing published. `known` is the last position that this replica has recorded. The follower
-    /// quarantines a store that is behind that position or has another history.
-    pub fn new(known: Option<HistoryPosition>) -> Self {
+    /// Makes a follower with nothing published. `recorded_position` is the last position that this replica has recorded. The
+    /// follower quarantines a store that is behind that position or has another history.
+    pub fn new(recorded_position: Option<HistoryPosition>) -> Self {
         Self {
             state: FollowerState::Bootstrapping,
-            position: known,
+            position: recorded_position,
             loaded: None,
             pending: None,
             proof: None,
@@ -215,24 +215,25 @@ impl Follower {
             failures: 0,
             problem: None,
             is_from_cache: false,
-            known_ahead: None,
+            recorded_ahead: None,
             quarantine_reason: None,
             bound_ms: BOUND_MS_MAX,
         }
     }
 
-    /// Makes a follower whose cached state is published without a proof. It continues from the cached position. `known` is as in
-    /// [`Follower::new`].
-    pub fn from_cache(cached: HistoryPosition, known: Option<HistoryPosition>) -> Self {
+    /// Makes a follower whose cached state is published without a proof. It continues from the cached position.
+    /// `recorded_position` is as in [`Follower::new`].
+    pub fn from_cache(cached: HistoryPosition, recorded_position: Option<HistoryPosition>) -> Self {
         let number = cached.revision.number;
-        let ahead = known.filter(|known| known.revision.number > number);
-        Self { is_from_cache: true, known_ahead: ahead, policy_number: number, ..Self::new(Some(cached)) }
+        let recorded_ahead = recorded_position.filter(|recorded_position| recorded_position.revision.number > number);
+        Self { is_from_cache: true, recorded_ahead, policy_number: number, ..Self::new(Some(cached)) }
     }
 
-    /// Makes a follower that starts in quarantine. It follows nothing until the store is adopted from the history of `stood`.
-    pub fn in_quarantine(stood: HistoryPosition, reason: String) -> Self {
+    /// Makes a follower that starts in quarantine. It follows nothing until the store is adopted from the history of
+    /// `last_position`.
+    pub fn in_quarantine(last_position: HistoryPosition, reason: String) -> Self {
         let problem = Some(reason.clone());
-        Self { state: FollowerState::Quarantined, quarantine_reason: Some(reason), problem, ..Self::new(Some(stood)) }
+        Self { state: FollowerState::Quarantined, quarantine_reason: Some(reason), problem, ..Self::new(Some(last_position)) }
     }
 
     /// The state of the follower.
@@ -283,7 +284,7 @@ impl Follower {
     /// The next question to the store.
     pub fn next_request(&self) -> FollowerRequest {
         if let (Some(loaded), FollowerState::Bootstrapping | FollowerState::Resync) = (&self.loaded, self.state) {
-            return FollowerRequest::Poll { after: loaded.traced_to.revision.number, at_once: true };
+            return FollowerRequest::Poll { after: loaded.verified_up_to.revision.number, at_once: true };
         }
         match (self.state, &self.position) {
             (FollowerState::Quarantined, Some(_)) => FollowerRequest::Adoption,
@@ -320,7 +321,7 @@ impl Follower {
         match event {
             FollowerEvent::Loaded { sent_at, state } => self.on_loaded(sent_at, state),
             FollowerEvent::Changes { sent_at, changes } => match self.loaded.take() {
-                Some(loaded) => self.handle_trace_changes(loaded, &changes),
+                Some(loaded) => self.on_trace_changes(loaded, &changes),
                 None => self.on_changes(sent_at, changes),
             },
             FollowerEvent::LoadFailed(error) | FollowerEvent::PollFailed(error) => self.on_failed(&error),
@@ -337,9 +338,9 @@ impl Follower {
     /// replica is older than the bound.
     fn handle_adoption(&mut self, sent_at: ClockReading, adopted: AdoptedStore) -> Option<FollowerAction> {
         let AdoptedStore { lineage, state, known } = adopted;
-        let stood = self.position.clone()?;
-        let kinship = lineage.relation_to(&stood.revision, &stood.hash);
-        if kinship == LineageRelation::Unrelated || state.revision.history != lineage.revision.history {
+        let last_position = self.position.clone()?;
+        let relation = lineage.relation_to(&last_position.revision, &last_position.hash);
+        if relation == LineageRelation::Unrelated || state.revision.history != lineage.revision.history {
             return None;
         }
         // A decision that began earlier may still read the published state, so that state's proof must have expired.
@@ -350,10 +351,10 @@ impl Follower {
             self.remain_quarantined("the rows of the adopted store do not have the digest that was stored with them");
             return None;
         }
-        if kinship == LineageRelation::MayLack {
-            let is_whole = |known: &KnownRevocations| known.number >= stood.revision.number;
+        if relation == LineageRelation::MayLack {
+            let is_complete = |known: &KnownRevocations| known.number >= last_position.revision.number;
             // After a restart the cache holds all that this replica still knows.
-            if self.proof.is_some() && !known.as_ref().is_some_and(is_whole) {
+            if self.proof.is_some() && !known.as_ref().is_some_and(is_complete) {
                 self.remain_quarantined(
                     "the cache does not hold all that this replica knew: restart it, to merge and follow with what it holds",
                 );
@@ -370,7 +371,7 @@ impl Follower {
                 return None;
             }
         }
-        self.replace(sent_at, Box::new(state))
+        self.publish_full_state(sent_at, Box::new(state))
     }
 
     /// Ends the quarantine if the adopted state was published.
@@ -388,10 +389,10 @@ impl Follower {
     }
 
     /// Records why this replica stays in quarantine although the store may have been adopted.
-    fn remain_quarantined(&mut self, why: &str) {
+    fn remain_quarantined(&mut self, detail: &str) {
         self.problem = Some(match &self.quarantine_reason {
-            Some(reason) => format!("{reason}; {why}"),
-            None => why.to_owned(),
+            Some(reason) => format!("{reason}; {detail}"),
+            None => detail.to_owned(),
         });
     }
 
@@ -399,18 +400,18 @@ impl Follower {
     fn on_loaded(&mut self, sent_at: ClockReading, state: Box<store::StoreState>) -> Option<FollowerAction> {
         let position = HistoryPosition { revision: state.revision.clone(), hash: state.hash };
         let number = position.revision.number;
-        if let Some(contradicted) = self.check_known_ahead(number, &[(number, position.hash)]) {
-            return Some(contradicted);
+        if let Some(quarantine) = self.check_recorded_ahead(number, &[(number, position.hash)]) {
+            return Some(quarantine);
         }
-        if let Some(ours) = &self.position {
-            let (number, theirs) = (ours.revision.number, position.revision.number);
-            if ours.revision.history != position.revision.history && !is_active(Mutant::IgnoreHistory) {
+        if let Some(own_position) = &self.position {
+            let (number, store_number) = (own_position.revision.number, position.revision.number);
+            if own_position.revision.history != position.revision.history && !is_active(Mutant::IgnoreHistory) {
                 return self.quarantine_other_history(&position.revision.history);
             }
-            if theirs < number && !is_active(Mutant::IgnoreRollback) {
-                return self.quarantine_rollback(theirs);
+            if store_number < number && !is_active(Mutant::IgnoreRollback) {
+                return self.quarantine_rollback(store_number);
             }
-            if theirs == number && ours.hash != position.hash && !is_active(Mutant::IgnoreFork) {
+            if store_number == number && own_position.hash != position.hash && !is_active(Mutant::IgnoreFork) {
                 return self.quarantine_fork(number);
             }
         }
@@ -423,16 +424,16 @@ impl Follower {
         }
         match &self.position {
             // Equal numbers have equal hashes here. A state ahead of ours may still have another past, which a load cannot show.
-            Some(ours) if ours.revision.number < position.revision.number => {
-                self.loaded = Some(LoadedState { sent_at, state, traced_to: ours.clone() });
+            Some(own_position) if own_position.revision.number < position.revision.number => {
+                self.loaded = Some(LoadedState { sent_at, state, verified_up_to: own_position.clone() });
                 None
             }
-            _ => self.replace(sent_at, state),
+            _ => self.publish_full_state(sent_at, state),
         }
     }
 
     /// Publishes a full state.
-    fn replace(&mut self, sent_at: ClockReading, state: Box<store::StoreState>) -> Option<FollowerAction> {
+    fn publish_full_state(&mut self, sent_at: ClockReading, state: Box<store::StoreState>) -> Option<FollowerAction> {
         let position = HistoryPosition { revision: state.revision.clone(), hash: state.hash };
         let proof = self.latest_proof(sent_at);
         self.pending = Some(PendingPublication {
@@ -441,60 +442,60 @@ impl Follower {
             proof: Some(proof),
             bound_ms: state.settings.freshness_bound_ms,
         });
-        Some(FollowerAction::Replace { state, proof })
+        Some(FollowerAction::PublishFullState { state, proof })
     }
 
-    /// Traces the change log from our position to the loaded state. The log may contradict that state or lead to it. A log that
-    /// is cut or has gaps can do neither. It is the reason for a full load, so the loaded state is published then.
-    fn handle_trace_changes(&mut self, mut loaded: LoadedState, changes: &ChangeLogPage) -> Option<FollowerAction> {
-        let (ours, target) = (self.position.clone()?, loaded.state.revision.number);
-        if changes.history != ours.revision.history {
+    /// Traces the change log from the position of this replica to the loaded state. A complete log either leads to that state or
+    /// contradicts it. A log that is cut or has gaps shows neither; such a log is why the full state was loaded, so the loaded
+    /// state is then published.
+    fn on_trace_changes(&mut self, mut loaded: LoadedState, changes: &ChangeLogPage) -> Option<FollowerAction> {
+        let (own_position, target) = (self.position.clone()?, loaded.state.revision.number);
+        if changes.history != own_position.revision.history {
             return self.quarantine_other_history(&changes.history);
         }
-        if changes.head < ours.revision.number {
+        if changes.head < own_position.revision.number {
             return self.quarantine_rollback(changes.head);
         }
         if changes.head < target {
             self.record_failure(format!("the store fell from revision {target} to {} while it was loaded", changes.head));
             return None;
         }
-        let first = changes
-            .commits
-            .first()
-            .filter(|commit| loaded.traced_to == ours && commit.number == ours.revision.number.saturating_add(1));
-        if first.is_some_and(|commit| commit.previous_hash != ours.hash) && !is_active(Mutant::IgnoreFork) {
-            return self.quarantine_fork(ours.revision.number);
+        let first = changes.commits.first().filter(|commit| {
+            loaded.verified_up_to == own_position && commit.number == own_position.revision.number.saturating_add(1)
+        });
+        if first.is_some_and(|commit| commit.previous_hash != own_position.hash) && !is_active(Mutant::IgnoreFork) {
+            return self.quarantine_fork(own_position.revision.number);
         }
-        if let Some(contradicted) = self.check_known_ahead(changes.head, &commit_hashes(changes)) {
-            return Some(contradicted);
+        if let Some(quarantine) = self.check_recorded_ahead(changes.head, &commit_hashes(changes)) {
+            return Some(quarantine);
         }
         for commit in &changes.commits {
-            if loaded.traced_to.revision.number == target {
+            if loaded.verified_up_to.revision.number == target {
                 break;
             }
-            if commit.verify_after(loaded.traced_to.revision.number, &loaded.traced_to.hash).is_err() {
-                return self.replace(loaded.sent_at, loaded.state);
+            if commit.verify_after(loaded.verified_up_to.revision.number, &loaded.verified_up_to.hash).is_err() {
+                return self.publish_full_state(loaded.sent_at, loaded.state);
             }
-            loaded.traced_to.revision.number = commit.number;
-            loaded.traced_to.hash = commit.hash;
+            loaded.verified_up_to.revision.number = commit.number;
+            loaded.verified_up_to.hash = commit.hash;
         }
-        if loaded.traced_to.revision.number < target && !changes.commits.is_empty() {
+        if loaded.verified_up_to.revision.number < target && !changes.commits.is_empty() {
             self.loaded = Some(loaded);
             return None;
         }
-        if loaded.traced_to.revision.number == target && loaded.traced_to.hash != loaded.state.hash {
+        if loaded.verified_up_to.revision.number == target && loaded.verified_up_to.hash != loaded.state.hash {
             self.record_failure(format!("the change log does not lead to the revision {target} that was loaded"));
             return None;
         }
-        self.replace(loaded.sent_at, loaded.state)
+        self.publish_full_state(loaded.sent_at, loaded.state)
     }
 
     /// Verifies the answer to a poll: publishes its commits, renews the proof, starts a resync, or quarantines.
     fn on_changes(&mut self, sent_at: ClockReading, changes: ChangeLogPage) -> Option<FollowerAction> {
-        let follows = self.state == FollowerState::Following || self.is_from_cache;
-        let ours = self.position.as_ref().filter(|_| follows)?;
-        let number = ours.revision.number;
-        if changes.history != ours.revision.history && !is_active(Mutant::IgnoreHistory) {
+        let is_following = self.state == FollowerState::Following || self.is_from_cache;
+        let own_position = self.position.as_ref().filter(|_| is_following)?;
+        let number = own_position.revision.number;
+        if changes.history != own_position.revision.history && !is_active(Mutant::IgnoreHistory) {
             return self.quarantine_other_history(&changes.history);
         }
         if changes.head < number {
@@ -504,19 +505,20 @@ impl Follower {
             }
             return self.quarantine_rollback(changes.head);
         }
-        if changes.head == number && changes.head_hash != ours.hash && !is_active(Mutant::IgnoreFork) {
+        if changes.head == number && changes.head_hash != own_position.hash && !is_active(Mutant::IgnoreFork) {
             return self.quarantine_fork(number);
         }
         // The row after ours names the hash of its predecessor. A different hash means that our row is not in this log.
-        let follows_another = |next: &CommitRow| next.number == number.saturating_add(1) && next.previous_hash != ours.hash;
-        if changes.commits.first().is_some_and(follows_another) && !is_active(Mutant::IgnoreFork) {
+        let has_other_parent =
+            |next: &CommitRow| next.number == number.saturating_add(1) && next.previous_hash != own_position.hash;
+        if changes.commits.first().is_some_and(has_other_parent) && !is_active(Mutant::IgnoreFork) {
             return self.quarantine_fork(number);
         }
-        if let Some(contradicted) = self.check_known_ahead(changes.head, &commit_hashes(&changes)) {
-            return Some(contradicted);
+        if let Some(quarantine) = self.check_recorded_ahead(changes.head, &commit_hashes(&changes)) {
+            return Some(quarantine);
         }
-        let ours = self.position.as_ref()?;
-        let last = match verify_commits(ours, &changes) {
+        let own_position = self.position.as_ref()?;
+        let last = match verify_commits(own_position, &changes) {
             Ok(last) => last,
             Err(problem) => {
                 self.start_resync(problem);
@@ -526,8 +528,8 @@ impl Follower {
         self.failures = 0;
         self.behind_head = last.revision.number < changes.head;
         // INVARIANT: an answer that does not reach the head renews no proof, because a missing commit may hold a revocation.
-        let frozen = self.behind_head && !is_active(Mutant::RenewWithoutHead);
-        let proof = if frozen { self.proof } else { Some(self.latest_proof(sent_at)) };
+        let keeps_old_proof = self.behind_head && !is_active(Mutant::RenewWithoutHead);
+        let proof = if keeps_old_proof { self.proof } else { Some(self.latest_proof(sent_at)) };
         if changes.commits.is_empty() {
             self.proof = proof;
             self.mark_following();
@@ -576,7 +578,7 @@ impl Follower {
             store::Error::BelowFloor { .. } | store::Error::Corrupt(_) if self.loaded.is_some() => {
                 // The log cannot contradict the loaded state.
                 let loaded = self.loaded.take()?;
-                self.replace(loaded.sent_at, loaded.state)
+                self.publish_full_state(loaded.sent_at, loaded.state)
             }
             store::Error::BelowFloor { .. } | store::Error::Corrupt(_)
                 if self.state == FollowerState::Following || self.is_from_cache =>
@@ -601,17 +603,17 @@ impl Follower {
         self.state = FollowerState::Following;
         self.is_from_cache = false;
         let number = self.position.as_ref().map_or(0, |position| position.revision.number);
-        self.known_ahead = self.known_ahead.take().filter(|ahead| ahead.revision.number > number);
+        self.recorded_ahead = self.recorded_ahead.take().filter(|ahead| ahead.revision.number > number);
     }
 
     /// Quarantines if the store does not reach the recorded position ahead of the cached one, or holds another revision of its number.
-    fn check_known_ahead(&mut self, head: u64, rows: &[(u64, [u8; 32])]) -> Option<FollowerAction> {
-        let ahead = self.known_ahead.as_ref()?;
+    fn check_recorded_ahead(&mut self, head: u64, rows: &[(u64, [u8; 32])]) -> Option<FollowerAction> {
+        let ahead = self.recorded_ahead.as_ref()?;
         let number = ahead.revision.number;
-        let another = rows.iter().any(|(of, hash)| *of == number && *hash != ahead.hash);
+        let is_fork = rows.iter().any(|(row_number, hash)| *row_number == number && *hash != ahead.hash);
         match head < number {
             true => self.quarantine_rollback(head),
-            false if another => self.quarantine_fork(number),
+            false if is_fork => self.quarantine_fork(number),
             false => None,
         }
     }
@@ -624,14 +626,16 @@ impl Follower {
         self.problem = Some(problem);
     }
 
-    fn quarantine_other_history(&mut self, theirs: &HistoryId) -> Option<FollowerAction> {
-        self.quarantine(format!("the store is now of history `{theirs}`: put the right one back, or have this one adopted"))
+    fn quarantine_other_history(&mut self, store_history: &HistoryId) -> Option<FollowerAction> {
+        self.quarantine(format!(
+            "the store is now of history `{store_history}`: put the right one back, or have this one adopted"
+        ))
     }
 
-    fn quarantine_rollback(&mut self, theirs: u64) -> Option<FollowerAction> {
-        let ours = self.position.as_ref().map_or(0, |position| position.revision.number);
+    fn quarantine_rollback(&mut self, store_number: u64) -> Option<FollowerAction> {
+        let own_number = self.position.as_ref().map_or(0, |position| position.revision.number);
         self.quarantine(format!(
-            "the store fell from revision {ours} to {theirs}: put the right one back, or have this one adopted"
+            "the store fell from revision {own_number} to {store_number}: put the right one back, or have this one adopted"
         ))
     }
 
@@ -664,8 +668,8 @@ fn commit_hashes(changes: &ChangeLogPage) -> Vec<(u64, [u8; 32])> {
 }
 
 /// Returns the position after the commits. The commits must be dense, must each follow the one before, and must not pass the head.
-fn verify_commits(ours: &HistoryPosition, changes: &ChangeLogPage) -> Result<HistoryPosition, String> {
-    let mut last = ours.clone();
+fn verify_commits(own_position: &HistoryPosition, changes: &ChangeLogPage) -> Result<HistoryPosition, String> {
+    let mut last = own_position.clone();
     for commit in &changes.commits {
         let number = last.revision.number;
         if Some(commit.number) != number.checked_add(1) || commit.number > changes.head {

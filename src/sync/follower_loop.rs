@@ -23,32 +23,33 @@ use crate::model::rows::RowChange;
 use crate::model::time::{Clock, ClockReading};
 use crate::store::{self, ChangeLogPage, CommitRow};
 
-/// The store as a follower uses it. [`super::Member`] implements it: its answers prove that they were current when the query was sent.
+/// The store as a follower uses it. [`super::FleetMember`] implements it: its answers prove that they were current when the query
+/// was sent.
 #[async_trait]
 pub trait ChangeSource: Send + Sync {
-    /// Loads the full state. See [`store::StoreLocation::load_for_replica`].
+    /// Loads the full state. See [`store::Store::load_for_replica`].
     ///
     /// # Errors
-    /// As [`store::StoreLocation::load_for_replica`].
+    /// As [`store::Store::load_for_replica`].
     async fn load(&self) -> Result<store::StoreState, store::Error>;
 
-    /// Polls for the changes after a number. See [`store::StoreLocation::poll`].
+    /// Polls for the changes after a number. See [`store::Store::poll_changes`].
     ///
     /// # Errors
-    /// As [`store::StoreLocation::poll`].
+    /// As [`store::Store::poll_changes`].
     async fn changes(&self, after: u64) -> Result<ChangeLogPage, store::Error>;
 
-    /// Asks whether the store was adopted from the history of `stood`, the last position of this replica. If so, it first merges
-    /// the revocations that this replica knew. Returns `None` if the store was not adopted from that history.
+    /// Asks whether the store was adopted from the history of `last_position`. If so, it first merges the revocations that this
+    /// replica knew. Returns `None` if the store was not adopted from that history.
     ///
     /// # Errors
     /// If the store cannot answer, or if the known revocations cannot be merged.
-    async fn find_adoption(&self, _stood: &HistoryPosition) -> Result<Option<AdoptedStore>, store::Error> {
+    async fn find_adoption(&self, _last_position: &HistoryPosition) -> Result<Option<AdoptedStore>, store::Error> {
         Ok(None)
     }
 
-    /// Returns the store's hint of new commits. See [`store::StoreLocation::wake`].
-    fn wake(&self) -> watch::Receiver<u64>;
+    /// Returns the store's hint of new commits. See [`store::Store::subscribe_commits`].
+    fn subscribe_commits(&self) -> watch::Receiver<u64>;
 }
 
 /// Intervals and timeouts of the follower.
@@ -104,23 +105,23 @@ pub struct FollowerLoop<P> {
 /// Shortest pause between two checks whether the store was adopted. An operator makes an adoption, and the whole fleet asks for it.
 const ADOPTION_PAUSE_MS_MIN: u64 = 600;
 const ADOPTION_JITTER_MS_MAX: u64 = 600;
-/// Upper limit of the distance that a caller's poll keeps from the poll before it. Below it, the distance is a quarter of the
-/// poll interval.
-const CALLER_POLL_DISTANCE_MS_MAX: u64 = 25;
+/// Upper limit of the shortest interval between a poll for a caller and the poll before it. Below it, that interval is a quarter
+/// of the poll interval.
+const CALLER_POLL_MIN_INTERVAL_MS_MAX: u64 = 25;
 
 impl<P: SnapshotPublisher> FollowerLoop<P> {
-    /// Creates a follower, and the handle through which other modules see it. `known` is as in [`Follower::new`].
+    /// Creates a follower, and the handle through which other modules see it. `recorded_position` is as in [`Follower::new`].
     pub fn new(
         source: impl ChangeSource + 'static,
         publisher: P,
         clock: Arc<dyn Clock>,
         settings: Settings,
-        known: Option<HistoryPosition>,
+        recorded_position: Option<HistoryPosition>,
     ) -> (Self, FollowerHandle) {
         let (reporter, status) = ProgressReporter::new();
         let seed = settings.seed.unwrap_or_else(|| RandomState::new().hash_one(0));
         let backoff = RetryBackoff::new(settings.backoff_ms_min, settings.backoff_ms_max, seed);
-        let follower = Follower::new(known.filter(|_| !is_active(Mutant::ForgetKnownPosition)));
+        let follower = Follower::new(recorded_position.filter(|_| !is_active(Mutant::ForgetKnownPosition)));
         (
             Self {
                 source: Box::new(source),
@@ -141,25 +142,30 @@ impl<P: SnapshotPublisher> FollowerLoop<P> {
 
     /// Writes each published state to the disk cache as well.
     #[must_use]
-    pub fn with_cache_writer(self, keeper: Arc<CacheWriter>) -> Self {
-        Self { cache_writer: Some(keeper), ..self }
+    pub fn with_cache_writer(self, cache_writer: Arc<CacheWriter>) -> Self {
+        Self { cache_writer: Some(cache_writer), ..self }
     }
 
-    /// Publishes the state of the disk cache, which denies every call until the store is reached. `known` is as in [`Follower::new`].
+    /// Publishes the state of the disk cache, which denies every call until the store is reached. `recorded_position` is as in
+    /// [`Follower::new`].
     ///
     /// # Errors
     /// If the policy of the cached state cannot be built. Nothing is published then.
-    pub fn start_from_cache(mut self, cached: store::StoreState, known: Option<HistoryPosition>) -> Result<Self, String> {
+    pub fn start_from_cache(
+        mut self,
+        cached: store::StoreState,
+        recorded_position: Option<HistoryPosition>,
+    ) -> Result<Self, String> {
         let position = HistoryPosition { revision: cached.revision.clone(), hash: cached.hash };
         self.publisher.publish_cached_state(cached)?;
-        self.follower = Follower::from_cache(position, known);
+        self.follower = Follower::from_cache(position, recorded_position);
         Ok(self)
     }
 
-    /// Starts in quarantine. It follows nothing until the store is adopted from the history of `stood`.
+    /// Starts in quarantine. It follows nothing until the store is adopted from the history of `last_position`.
     #[must_use]
-    pub fn start_in_quarantine(mut self, stood: HistoryPosition, reason: String) -> Self {
-        self.follower = Follower::in_quarantine(stood, reason);
+    pub fn start_in_quarantine(mut self, last_position: HistoryPosition, reason: String) -> Self {
+        self.follower = Follower::in_quarantine(last_position, reason);
         self.report_progress();
         self
     }
@@ -170,7 +176,7 @@ impl<P: SnapshotPublisher> FollowerLoop<P> {
             // An error means that the sender is dropped, so nothing could stop this loop later.
             let _ = shutdown.wait_for(|stop| *stop).await;
         });
-        let mut wake = WakeHint::new(self.source.wake());
+        let mut wake = WakeHint::new(self.source.subscribe_commits());
         loop {
             let asked = match self.follower.next_request() {
                 FollowerRequest::Load => StoreQuery::Load,
@@ -202,23 +208,23 @@ impl<P: SnapshotPublisher> FollowerLoop<P> {
         let sent_at = self.clock.now();
         match asked {
             StoreQuery::Load => match with_timeout(self.settings.load_timeout_ms, self.source.load()).await {
-                Ok(state) => FollowerEvent::Loaded { sent_at: self.answer_proof(sent_at), state: Box::new(state) },
+                Ok(state) => FollowerEvent::Loaded { sent_at: self.proof_of_answer(sent_at), state: Box::new(state) },
                 Err(error) => FollowerEvent::LoadFailed(error),
             },
             StoreQuery::Poll(after) => match with_timeout(self.settings.poll_timeout_ms, self.source.changes(after)).await {
-                Ok(changes) => FollowerEvent::Changes { sent_at: self.answer_proof(sent_at), changes },
+                Ok(changes) => FollowerEvent::Changes { sent_at: self.proof_of_answer(sent_at), changes },
                 Err(error) => FollowerEvent::PollFailed(error),
             },
             StoreQuery::Adoption => {
                 let asked = async {
                     match self.follower.last_position() {
-                        Some(stood) => self.source.find_adoption(stood).await,
+                        Some(last_position) => self.source.find_adoption(last_position).await,
                         None => Ok(None),
                     }
                 };
                 match with_timeout(self.settings.load_timeout_ms, asked).await {
                     Ok(adopted) => {
-                        FollowerEvent::Adoption { sent_at: self.answer_proof(sent_at), adopted: adopted.map(Box::new) }
+                        FollowerEvent::Adoption { sent_at: self.proof_of_answer(sent_at), adopted: adopted.map(Box::new) }
                     }
                     Err(error) => FollowerEvent::AdoptionFailed(error),
                 }
@@ -227,7 +233,7 @@ impl<P: SnapshotPublisher> FollowerLoop<P> {
     }
 
     /// The time that an answer proves: the time at which its query was sent, not the time of its arrival.
-    fn answer_proof(&self, sent_at: ClockReading) -> ClockReading {
+    fn proof_of_answer(&self, sent_at: ClockReading) -> ClockReading {
         if is_active(Mutant::ArrivalTime) { self.clock.now() } else { sent_at }
     }
 
@@ -245,7 +251,7 @@ impl<P: SnapshotPublisher> FollowerLoop<P> {
         }
         match self.follower.handle_event(event) {
             None => {}
-            Some(FollowerAction::Replace { state, proof }) => {
+            Some(FollowerAction::PublishFullState { state, proof }) => {
                 let revision = state.revision.clone();
                 let (documents, revocations, read_at) = (state.documents.len(), state.revocations.len(), self.clock.now());
                 let at = HistoryPosition { revision: revision.clone(), hash: state.hash };
@@ -255,7 +261,7 @@ impl<P: SnapshotPublisher> FollowerLoop<P> {
                 self.record_published(result);
                 if self.follower.published_revision() == Some(&revision) {
                     self.reporter.revocation_feed().replace(revision);
-                    self.cache_writer.iter().for_each(|keeper| keeper.enqueue_state(at.clone()));
+                    self.cache_writer.iter().for_each(|cache_writer| cache_writer.enqueue_state(at.clone()));
                 }
             }
             Some(FollowerAction::Apply { commits, proof }) => {
@@ -263,8 +269,8 @@ impl<P: SnapshotPublisher> FollowerLoop<P> {
                 let result = self.publisher.publish_commits(&commits, proof);
                 self.record_published(result);
                 self.feed_applied_commits(&commits);
-                if let Some((keeper, stood)) = self.cache_writer.as_ref().zip(self.follower.last_position()) {
-                    keeper.enqueue_commits(stood.clone(), commits);
+                if let Some((cache_writer, last_position)) = self.cache_writer.as_ref().zip(self.follower.last_position()) {
+                    cache_writer.enqueue_commits(last_position.clone(), commits);
                 }
             }
             Some(FollowerAction::Refresh { proof }) => {
@@ -357,7 +363,7 @@ impl<P: SnapshotPublisher> FollowerLoop<P> {
             FollowerRequest::Load => tokio::time::sleep(self.backoff.jitter(self.settings.resync_jitter_ms_max)).await,
             FollowerRequest::Poll { .. } => {
                 let for_caller = async {
-                    tokio::time::sleep_until(sent + self.caller_poll_distance()).await;
+                    tokio::time::sleep_until(sent + self.caller_poll_min_interval()).await;
                     // Await the caller's request last: this future may be dropped before, and the request must not be lost then.
                     self.reporter.caller_poll_requested().await;
                 };
@@ -375,9 +381,9 @@ impl<P: SnapshotPublisher> FollowerLoop<P> {
 }
 
 impl<P> FollowerLoop<P> {
-    /// The distance that a poll caused by a caller keeps from the poll before it.
-    fn caller_poll_distance(&self) -> Duration {
-        Duration::from_millis((self.settings.poll_interval_ms / 4).clamp(1, CALLER_POLL_DISTANCE_MS_MAX))
+    /// The shortest interval between a poll for a caller and the poll before it.
+    fn caller_poll_min_interval(&self) -> Duration {
+        Duration::from_millis((self.settings.poll_interval_ms / 4).clamp(1, CALLER_POLL_MIN_INTERVAL_MS_MAX))
     }
 }
 

@@ -34,7 +34,7 @@ pub trait PositionStore: Send + Sync {
     ///
     /// # Errors
     /// If the position could not be made durable.
-    async fn save(&self, place: &HistoryPosition) -> Result<(), Error>;
+    async fn save(&self, position: &HistoryPosition) -> Result<(), Error>;
 }
 
 /// One file that records the position.
@@ -46,13 +46,13 @@ pub struct PositionFile(PathBuf);
 pub struct PositionFiles(Vec<PositionFile>);
 
 impl PositionFiles {
-    /// Uses the file in the data folder, and the file `elsewhere` if it is given.
+    /// Uses the file in the data folder, and the file `second_file` if it is given.
     ///
     /// # Errors
-    /// If the folder of `elsewhere` does not exist, because nothing could be saved there.
-    pub fn new(data: &Path, elsewhere: Option<&Path>) -> Result<Self, String> {
-        let mut places = vec![PositionFile::in_data_folder(data)];
-        if let Some(file) = elsewhere {
+    /// If the folder of `second_file` does not exist, because nothing could be saved there.
+    pub fn new(data: &Path, second_file: Option<&Path>) -> Result<Self, String> {
+        let mut position_files = vec![PositionFile::in_data_folder(data)];
+        if let Some(file) = second_file {
             let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
             if !folder.is_dir() || file.is_dir() {
                 let file = file.display();
@@ -60,9 +60,9 @@ impl PositionFiles {
                     "`place`: `{file}` is to be a file in a folder that is there: make its folder, or name another file"
                 ));
             }
-            places.push(PositionFile(file.to_owned()));
+            position_files.push(PositionFile(file.to_owned()));
         }
-        Ok(Self(places))
+        Ok(Self(position_files))
     }
 
     /// The path of the file in a data folder.
@@ -80,7 +80,7 @@ impl PositionFiles {
     /// # Errors
     /// As [`PositionFile::read`].
     pub fn read_all(&self) -> Result<Vec<(HistoryPosition, PathBuf)>, String> {
-        let read = |place: &PositionFile| Ok(place.read()?.map(|at| (at, place.0.clone())));
+        let read = |file: &PositionFile| Ok(file.read()?.map(|at| (at, file.0.clone())));
         Ok(self.0.iter().map(read).collect::<Result<Vec<_>, String>>()?.into_iter().flatten().collect())
     }
 }
@@ -88,10 +88,10 @@ impl PositionFiles {
 #[async_trait]
 impl PositionStore for PositionFiles {
     /// Saves a position to every file, even if one of them fails. Returns an error if any file failed.
-    async fn save(&self, place: &HistoryPosition) -> Result<(), Error> {
+    async fn save(&self, position: &HistoryPosition) -> Result<(), Error> {
         let mut kept = Ok(());
         for file in &self.0 {
-            if let Err(error) = file.save(place).await {
+            if let Err(error) = file.save(position).await {
                 kept = Err(Error::new(error.kind(), format!("`{}`: {error}", file.0.display())));
             }
         }
@@ -143,9 +143,9 @@ impl PositionFile {
     }
 
     /// Writes a position, whole or not at all. Blocks.
-    fn write(&self, place: &HistoryPosition) -> Result<(), Error> {
-        let Revision { history, number } = &place.revision;
-        let stored = StoredPosition { history: history.to_string(), number: *number, hash: hash_to_hex(&place.hash) };
+    fn write(&self, position: &HistoryPosition) -> Result<(), Error> {
+        let Revision { history, number } = &position.revision;
+        let stored = StoredPosition { history: history.to_string(), number: *number, hash: hash_to_hex(&position.hash) };
         let text = serde_json::to_vec(&stored).map_err(Error::other)?;
         let unfinished = self.0.with_extension("json.new");
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
@@ -161,22 +161,22 @@ impl PositionFile {
 
 #[async_trait]
 impl PositionStore for PositionFile {
-    async fn save(&self, place: &HistoryPosition) -> Result<(), Error> {
-        let (writer, place) = (self.clone(), place.clone());
-        tokio::task::spawn_blocking(move || writer.write(&place)).await.map_err(Error::other)?
+    async fn save(&self, position: &HistoryPosition) -> Result<(), Error> {
+        let (writer, position) = (self.clone(), position.clone());
+        tokio::task::spawn_blocking(move || writer.write(&position)).await.map_err(Error::other)?
     }
 }
 
 /// Saves each new position of the follower, until `shutdown` turns true or the follower ends. Saving never delays the follower,
 /// so the file may be a moment behind the published state.
-pub async fn persist_position(status: FollowerHandle, place: impl PositionStore, mut shutdown: watch::Receiver<bool>) {
+pub async fn persist_position(status: FollowerHandle, position_store: impl PositionStore, mut shutdown: watch::Receiver<bool>) {
     let keep = async {
         let mut changes = status.subscribe();
         let mut kept = None;
         loop {
             let now = status.position();
             if let Some(now) = now.filter(|now| kept.as_ref() != Some(now)) {
-                if let Err(error) = place.save(&now).await {
+                if let Err(error) = position_store.save(&now).await {
                     tracing::warn!(%error, "the place in the history could not be kept: a restart might not notice an older store");
                 }
                 kept = Some(now);
@@ -219,20 +219,20 @@ mod tests {
     #[test]
     fn a_place_is_kept_and_a_broken_one_is_no_place() {
         let folder = tempfile::tempdir().unwrap();
-        let place = PositionFile::in_data_folder(folder.path());
-        assert_eq!(place.read(), Ok(None));
+        let position_file = PositionFile::in_data_folder(folder.path());
+        assert_eq!(position_file.read(), Ok(None));
         for number in [7, 8] {
             let hash = std::array::from_fn(|index| index as u8 * 8);
             let position = HistoryPosition { revision: Revision { history: HistoryId::new("h"), number }, hash };
-            place.write(&position).unwrap();
-            assert_eq!(place.read(), Ok(Some(position)));
+            position_file.write(&position).unwrap();
+            assert_eq!(position_file.read(), Ok(Some(position)));
         }
-        let whole = std::fs::read_to_string(place.path()).unwrap();
+        let whole = std::fs::read_to_string(position_file.path()).unwrap();
         for broken in
             ["", "{}", whole.strip_suffix("}").unwrap(), &whole.replace("\"hash\":\"00", "\"hash\":\"0g"), &format!("{whole}1")]
         {
-            std::fs::write(place.path(), broken).unwrap();
-            assert!(place.read().is_err_and(|why| why.contains("place.json")), "{broken}");
+            std::fs::write(position_file.path(), broken).unwrap();
+            assert!(position_file.read().is_err_and(|why| why.contains("place.json")), "{broken}");
         }
     }
 }

@@ -3,7 +3,7 @@
 //! Every server prunes at random times. If two servers prune at once, the store lets only one of them find the rows. Each commit
 //! is small and a pause follows it, so a revocation by an operator never waits for more than one pruning commit.
 //!
-//! It must not decide which rows are expired: [`crate::store::lapse`] does. Look next there.
+//! It must not decide which rows are expired: [`crate::store::expiry`] does. Look next there.
 
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;

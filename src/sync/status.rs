@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use tokio::sync::{Notify, watch};
 
-pub mod feed;
+pub mod revocation_feed;
 
-use feed::RevocationFeed;
+use revocation_feed::RevocationFeed;
 
 use super::follower::{FollowerState, HistoryPosition};
 use crate::model::revision::{HistoryId, Revision};
@@ -19,7 +19,7 @@ use crate::model::time::ClockReading;
 
 /// Limit of the recorded revocation commits that are not acknowledged yet.
 const PENDING_REVOCATIONS_MAX: usize = 1024;
-/// The timeout of [`FollowerHandle::wait_for`] if the caller sets none.
+/// The timeout of [`FollowerHandle::wait_for_revision`] if the caller sets none.
 pub const WAIT_MS_DEFAULT: u64 = 300;
 
 /// The reason, in one line, why this replica does not serve a revision.
@@ -98,7 +98,8 @@ impl FollowerHandle {
         self.progress.borrow().applied_number()
     }
 
-    /// The number of the revision whose policy is in force. It is below [`FollowerHandle::applied`] if a newer policy could not be built.
+    /// The number of the revision whose policy is in force. It is below [`FollowerHandle::applied_number`] if a newer policy
+    /// could not be built.
     pub fn policy_number(&self) -> u64 {
         self.progress.borrow().policy_number
     }
@@ -130,7 +131,7 @@ impl FollowerHandle {
 
     /// The feed of applied revisions, for readers of revocations.
     pub fn revocation_feed(&self) -> &RevocationFeed {
-        &self.shared.feed
+        &self.shared.revocation_feed
     }
 
     /// Returns a receiver that reports each change of the state, the revision or the policy in force.
@@ -143,9 +144,9 @@ impl FollowerHandle {
 
     /// Takes the commit times of the revocation commits up to a number. Each commit time is returned once.
     pub(super) fn take_revocation_times(&self, number: u64) -> Vec<i64> {
-        let mut kills = self.shared.unacknowledged_revocations.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = kills.partition_point(|(of, _)| *of <= number);
-        kills.drain(..count).map(|(_, unix_ms)| unix_ms).collect()
+        let mut pending_revocations = self.shared.unacknowledged_revocations.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = pending_revocations.partition_point(|(of, _)| *of <= number);
+        pending_revocations.drain(..count).map(|(_, unix_ms)| unix_ms).collect()
     }
 
     /// The counters since the start of the process.
@@ -203,13 +204,13 @@ impl FollowerHandle {
     /// [`RevisionUnavailable`] if the revision is not served within `timeout`, or can never be. [`WAIT_MS_DEFAULT`] is the usual timeout.
     pub async fn wait_for_revision(&self, asked: &Revision, timeout: Duration) -> Result<(), RevisionUnavailable> {
         let mut progress = self.progress.clone();
-        if let Some(answer) = progress.borrow_and_update().settled_answer(asked) {
+        if let Some(answer) = progress.borrow_and_update().wait_result(asked) {
             return answer;
         }
         self.request_caller_poll();
-        let waited = tokio::time::timeout(timeout, progress.wait_for(|progress| progress.settled_answer(asked).is_some())).await;
+        let waited = tokio::time::timeout(timeout, progress.wait_for(|progress| progress.wait_result(asked).is_some())).await;
         match waited {
-            Ok(Ok(progress)) => progress.settled_answer(asked).unwrap_or_else(|| Err(progress.unavailable_error(asked))),
+            Ok(Ok(progress)) => progress.wait_result(asked).unwrap_or_else(|| Err(progress.unavailable_error(asked))),
             Ok(Err(_)) | Err(_) => Err(self.progress.borrow().unavailable_error(asked)),
         }
     }
@@ -258,22 +259,22 @@ impl ProgressReporter {
         }
         self.progress.send_if_modified(|progress| {
             let FollowerProgress { proof, problem, behind_since_unix_ms, .. } = progress.clone();
-            let quiet = FollowerProgress { proof, problem, behind_since_unix_ms, ..next.clone() } == *progress;
+            let is_unobserved = FollowerProgress { proof, problem, behind_since_unix_ms, ..next.clone() } == *progress;
             *progress = next;
-            !quiet
+            !is_unobserved
         });
     }
 
     /// The feed of applied revisions.
     pub(super) fn revocation_feed(&self) -> &RevocationFeed {
-        &self.shared.feed
+        &self.shared.revocation_feed
     }
 
     /// Records the commit time of an applied commit that revokes something.
     pub(super) fn record_revocation_commit(&self, number: u64, unix_ms: i64) {
-        let mut kills = self.shared.unacknowledged_revocations.lock().unwrap_or_else(PoisonError::into_inner);
-        if kills.len() < PENDING_REVOCATIONS_MAX {
-            kills.push_back((number, unix_ms));
+        let mut pending_revocations = self.shared.unacknowledged_revocations.lock().unwrap_or_else(PoisonError::into_inner);
+        if pending_revocations.len() < PENDING_REVOCATIONS_MAX {
+            pending_revocations.push_back((number, unix_ms));
         }
     }
 
@@ -311,7 +312,7 @@ impl FollowerProgress {
     }
 
     /// The answer to a waiter, if waiting longer cannot improve it; otherwise `None`.
-    fn settled_answer(&self, asked: &Revision) -> Option<Result<(), RevisionUnavailable>> {
+    fn wait_result(&self, asked: &Revision) -> Option<Result<(), RevisionUnavailable>> {
         let applied = self.revision.as_ref()?;
         if self.state == FollowerState::Quarantined || applied.history != asked.history {
             return Some(Err(self.unavailable_error(asked)));
@@ -339,7 +340,7 @@ impl FollowerProgress {
 struct SharedStatus {
     poll_request: Notify,
     caller_poll_request: Notify,
-    feed: RevocationFeed,
+    revocation_feed: RevocationFeed,
     unacknowledged_revocations: Mutex<VecDeque<(u64, i64)>>,
     counters: FollowerCounters,
 }

@@ -153,7 +153,7 @@ impl FollowerWorld {
                 prop_assert_eq!(proof, sent_at);
                 return Ok(());
             }
-            Some(FollowerAction::Replace { state, .. }) => {
+            Some(FollowerAction::PublishFullState { state, .. }) => {
                 prop_assert_eq!(state.revision.number, self.loaded.1 as u64);
                 if builds || self.follower.freshness_proof().is_some() {
                     self.published = self.store.commits[..self.loaded.1].iter().map(|commit| commit.hash).collect();
@@ -297,7 +297,7 @@ fn a_loaded_state_is_traced_to_the_known_place() {
         let known = super::follower::HistoryPosition { revision, hash: world.store.commits[0].hash };
         let mut follower = Follower::new(Some(known));
         follower.handle_event(FollowerEvent::Loaded { sent_at: now(1), state: Box::new(world.store.state()) });
-        if let Some(FollowerAction::Replace { .. }) = follower.handle_event(event(&mut world)) {
+        if let Some(FollowerAction::PublishFullState { .. }) = follower.handle_event(event(&mut world)) {
             follower.handle_event(FollowerEvent::Published(Ok(())));
         }
         assert_eq!((follower.state(), follower.next_request()), expected, "{what}: {:?}", follower.problem());
@@ -358,7 +358,7 @@ impl ChangeSource for SharedModel {
         if *down { Err(store::Error::Unavailable("down".into())) } else { Ok(model.changes(after)) }
     }
 
-    fn wake(&self) -> watch::Receiver<u64> {
+    fn subscribe_commits(&self) -> watch::Receiver<u64> {
         self.1.subscribe()
     }
 }

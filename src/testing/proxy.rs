@@ -462,7 +462,7 @@ impl ProxyProcess {
         self.ask(&format!("mode {route} {mode}"));
     }
 
-    /// Sets the server, as [`ProxyRoute::point`].
+    /// Sets the server, as [`ProxyRoute::set_upstream`].
     pub fn set_upstream(&mut self, route: usize, upstream: SocketAddr) {
         self.ask(&format!("point {route} {upstream}"));
         self.routes.get_mut(route).expect("no such route").1 = upstream;

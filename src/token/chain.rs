@@ -24,7 +24,7 @@ pub struct VerifiedToken {
     pub jti: Arc<str>,
     /// The public key of the token's holder.
     pub holder: PublicKey,
-    /// The agent that holds the token; `None` only with [`super::Registry::Off`].
+    /// The agent that holds the token; `None` only with [`super::RegistryMode::Off`].
     pub agent: Option<AgentId>,
     /// `iat` in seconds since the Unix epoch, as the signer of the token claims it.
     pub iat_s: i64,
@@ -64,7 +64,7 @@ pub struct VerifiedChain {
     pub(super) issuer: IssuerUri,
     pub(super) issuer_kid: Option<Arc<str>>,
     pub(super) identities: RootIdentities,
-    pub(super) grants: ChainGrants,
+    pub(super) subject: ChainSubject,
     /// Never empty.
     pub(super) tokens: Vec<VerifiedToken>,
     pub(super) expires_at_s: i64,
@@ -80,9 +80,9 @@ pub(super) struct RootIdentities {
     pub(super) task: Option<TaskId>,
 }
 
-/// The granted scopes, and the subject if it was proved.
+/// The subject of the chain with its scopes, or only the granted scopes.
 #[derive(Clone, Debug)]
-pub(super) enum ChainGrants {
+pub(super) enum ChainSubject {
     /// Identities and registration were required, so the subject is proved.
     Verified(Arc<DelegationSubject>),
     /// Neither was required.
@@ -90,19 +90,19 @@ pub(super) enum ChainGrants {
 }
 
 impl VerifiedChain {
-    /// The identities and scopes of the chain; `None` only with [`super::Registry::Off`].
+    /// The identities and scopes of the chain; `None` only with [`super::RegistryMode::Off`].
     pub fn subject(&self) -> Option<&Arc<DelegationSubject>> {
-        match &self.grants {
-            ChainGrants::Verified(subject) => Some(subject),
-            ChainGrants::Anonymous(_) => None,
+        match &self.subject {
+            ChainSubject::Verified(subject) => Some(subject),
+            ChainSubject::Anonymous(_) => None,
         }
     }
 
     /// The scope of each token, root to leaf.
     pub fn scopes(&self) -> &[TokenScope] {
-        match &self.grants {
-            ChainGrants::Verified(subject) => &subject.scopes,
-            ChainGrants::Anonymous(scopes) => scopes,
+        match &self.subject {
+            ChainSubject::Verified(subject) => &subject.scopes,
+            ChainSubject::Anonymous(scopes) => scopes,
         }
     }
 
@@ -150,14 +150,14 @@ impl VerifiedChain {
             let audience = level.audience.as_ref().map_or(0, |audience| arc_slice_bytes(&**audience));
             arc_slice_bytes(&*level.jti) + arc_slice_bytes(level.holder.thumbprint().as_str()) + audience
         };
-        let grants = match &self.grants {
-            ChainGrants::Verified(subject) => arc_bytes::<DelegationSubject>() + subject.heap_bytes(),
-            ChainGrants::Anonymous(scopes) => {
+        let subject_bytes = match &self.subject {
+            ChainSubject::Verified(subject) => arc_bytes::<DelegationSubject>() + subject.heap_bytes(),
+            ChainSubject::Anonymous(scopes) => {
                 vec_bytes(scopes) + scopes.iter().map(|scope| scope.heap_bytes(None)).sum::<usize>()
             }
         };
         let kid = self.issuer_kid.as_ref().map_or(0, |kid| arc_slice_bytes(&**kid));
-        vec_bytes(&self.tokens) + self.tokens.iter().map(of_level).sum::<usize>() + grants + kid
+        vec_bytes(&self.tokens) + self.tokens.iter().map(of_level).sum::<usize>() + subject_bytes + kid
     }
 
     /// The tokens, root to leaf; never empty.

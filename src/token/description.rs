@@ -25,33 +25,33 @@ pub(super) struct TokenDescription<'a> {
 }
 
 /// Writes the description, one line without a full stop.
-pub(super) fn write_description(story: &ChainDescription<'_>) -> String {
+pub(super) fn write_description(description: &ChainDescription<'_>) -> String {
     let mut out = String::new();
-    let mut giver = None;
-    for level in &story.levels {
+    let mut delegator = None;
+    for level in &description.levels {
         let agent = format_name(level.agent);
-        let _ = match &giver {
+        let _ = match &delegator {
             None => write!(
                 out,
                 "user {} of {} authorized agent {agent}, as application {}, for task {} in session {}, with scope {}, until {}",
-                format_name(story.user),
-                format_name(story.issuer),
-                format_name(story.application),
-                format_name(story.task),
-                format_name(story.session),
+                format_name(description.user),
+                format_name(description.issuer),
+                format_name(description.application),
+                format_name(description.task),
+                format_name(description.session),
                 format_scope(level.scope),
                 format_time(level.exp_s)
             ),
-            Some(giver) => {
+            Some(delegator) => {
                 write!(
                     out,
-                    "; {giver} passed a part of it to {agent}: scope {}, until {}",
+                    "; {delegator} passed a part of it to {agent}: scope {}, until {}",
                     format_scope(level.scope),
                     format_time(level.exp_s)
                 )
             }
         };
-        giver = Some(agent);
+        delegator = Some(agent);
     }
     out
 }

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::chain::{ChainGrants, RootIdentities, VerifiedToken};
+use super::chain::{ChainSubject, RootIdentities, VerifiedToken};
 use super::claims;
 use super::trust::{TrustTable, TrustedIssuer};
 use super::{RegistryMode, Rejection, VerificationOptions};
@@ -75,19 +75,19 @@ pub(super) fn resolve_agent(
 }
 
 /// Builds the subject if identities were required; all of them are present then.
-pub(super) fn build_grants(
+pub(super) fn build_chain_subject(
     options: &VerificationOptions,
     issuer: &IssuerUri,
     identities: &RootIdentities,
     mut groups: Vec<GroupId>,
     levels: &[VerifiedToken],
     mut scopes: Vec<TokenScope>,
-) -> Result<ChainGrants, Rejection> {
+) -> Result<ChainSubject, Rejection> {
     // A cached chain keeps these vectors.
     groups.shrink_to_fit();
     scopes.shrink_to_fit();
     if options.registry == RegistryMode::Off {
-        return Ok(ChainGrants::Anonymous(scopes));
+        return Ok(ChainSubject::Anonymous(scopes));
     }
     let agents: Option<Vec<AgentId>> = levels.iter().map(|level| level.agent.clone()).collect();
     let RootIdentities { user: Some(user), application: Some(application), session: Some(session), task: Some(task) } =
@@ -95,7 +95,7 @@ pub(super) fn build_grants(
     else {
         return Err(missing_identity("an identity of the root"));
     };
-    Ok(ChainGrants::Verified(Arc::new(DelegationSubject {
+    Ok(ChainSubject::Verified(Arc::new(DelegationSubject {
         user: UserId::new(issuer.clone(), user),
         groups,
         application,
@@ -106,7 +106,7 @@ pub(super) fn build_grants(
     })))
 }
 
-/// Returns the groups that the issuer may vouch for, without those that no document names.
+/// Returns the claimed groups that some document names, each once. Fails if the issuer may not vouch for one of them.
 fn entitled_groups(claimed: &[&str], issuer: &TrustedIssuer, trust: &TrustTable) -> Result<Vec<GroupId>, Rejection> {
     let mut groups: Vec<GroupId> = Vec::new();
     for group in claimed.iter().filter(|group| trust.knows_group(group)) {

@@ -119,13 +119,13 @@ struct PrivateJwk {
     kty: String,
     crv: String,
     x: String,
-    d: WipedString,
+    d: ZeroizingString,
 }
 
 /// A string that is wiped when dropped, even if the rest of the JWK turns out to be invalid.
-struct WipedString(Zeroizing<String>);
+struct ZeroizingString(Zeroizing<String>);
 
-impl<'de> Deserialize<'de> for WipedString {
+impl<'de> Deserialize<'de> for ZeroizingString {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         String::deserialize(deserializer).map(|text| Self(Zeroizing::new(text)))
     }

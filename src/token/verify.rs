@@ -74,11 +74,11 @@ fn verify_chain(
     check_duplicates(&tokens)?;
     let mut tokens = tokens.into_iter().enumerate();
     let (_, root) = tokens.next().ok_or_else(empty_chain)?;
-    let mut walk = ChainVerifier::verify_root(&root, known, trust, options, now).map_err(|refused| refused.at_hop(0))?;
+    let mut verifier = ChainVerifier::verify_root(&root, known, trust, options, now).map_err(|refused| refused.at_hop(0))?;
     for (hop, token) in tokens {
-        walk.verify_hop(&token, known.and_then(|known| known.tokens.get(hop))).map_err(|refused| refused.at_hop(hop))?;
+        verifier.verify_hop(&token, known.and_then(|known| known.tokens.get(hop))).map_err(|refused| refused.at_hop(hop))?;
     }
-    walk.finish()
+    verifier.finish()
 }
 
 fn empty_chain() -> Rejection {
@@ -166,7 +166,7 @@ impl<'a> ChainVerifier<'a> {
             Rejection::new(Reason::IssuerUnknown, format!("issuer `{}` is not trusted here", abbreviate(named)))
         })?;
         let key = find_root_key(root, issuer, known.and_then(|known| known.tokens.first()))?;
-        let mut walk = Self {
+        let mut verifier = Self {
             trust,
             options,
             now,
@@ -180,17 +180,17 @@ impl<'a> ChainVerifier<'a> {
         };
         let claims = TokenClaims::read(&root.claims)?;
         // INVARIANT: no root lives longer than revocations are retained, whatever its issuer may allow.
-        walk.check_lifetime(&claims, issuer.lifetime_max_s.min(ROOT_LIFETIME_S_HARD_MAX))?;
+        verifier.check_lifetime(&claims, issuer.lifetime_max_s.min(ROOT_LIFETIME_S_HARD_MAX))?;
         if root.claims.member("par_hash").is_some() {
             return Err(Rejection::new(Reason::ChainBroken, "a root has no parent, and this one has `par_hash`"));
         }
         if claims.depth != 0 {
             return Err(Rejection::new(Reason::ChainBroken, format!("`del_depth` of a root is 0, not {}", claims.depth)));
         }
-        walk.check_depth(&claims)?;
-        (walk.identities, walk.groups) = identity::read_root_identities(&root.claims, issuer, trust, options)?;
-        walk.push_token(root, claims, key.key.thumbprint().clone())?;
-        Ok(walk)
+        verifier.check_depth(&claims)?;
+        (verifier.identities, verifier.groups) = identity::read_root_identities(&root.claims, issuer, trust, options)?;
+        verifier.push_token(root, claims, key.key.thumbprint().clone())?;
+        Ok(verifier)
     }
 
     /// Verifies a hop: the holder of the previous token must have signed it.
@@ -230,7 +230,14 @@ impl<'a> ChainVerifier<'a> {
         Ok(VerifiedChain {
             issuer: self.issuer.id.clone(),
             issuer_kid: self.issuer_kid,
-            grants: identity::build_grants(self.options, &self.issuer.id, &self.identities, self.groups, &levels, self.scopes)?,
+            subject: identity::build_chain_subject(
+                self.options,
+                &self.issuer.id,
+                &self.identities,
+                self.groups,
+                &levels,
+                self.scopes,
+            )?,
             identities: self.identities,
             expires_at_s: levels.iter().map(|level| level.exp_s).min().unwrap_or(i64::MIN),
             valid_from_s: levels.iter().map(VerifiedToken::valid_from_s).max().unwrap_or(i64::MAX),

@@ -464,7 +464,7 @@ fn a_kill_is_done_where_no_audit_log_can_be_written() {
     let again = admin(&["--json", "revoke", "agent", &agent_id("alpha")]).ended(0);
     assert_eq!(again.json()["recorded"], json!(false), "{again:?}");
     let read = admin(&["revocations"]).ended(69);
-    assert!(read.stderr.contains("nothing was done or told: make room"), "{read:?}");
+    assert!(read.stderr.contains("nothing was done or answered: make room"), "{read:?}");
     let refused = admin(&["reinstate", "agent", &agent_id("beta")]).ended(1);
     assert!(refused.stderr.starts_with("error: not done: "), "{refused:?}");
     assert!(refused.stderr.contains("; this answer is not in the audit log"), "{refused:?}");

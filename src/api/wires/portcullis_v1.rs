@@ -214,7 +214,7 @@ impl MalformedRequest {
     /// Returns the status, after the proof was noted as presented: whoever overheard the message must not use the proof for a handle.
     pub(in crate::api) fn into_status_recording_proof(self, runtime_service: &RuntimeService, caller: &Caller) -> Status {
         if let Some((credential, proof)) = &self.presented {
-            runtime_service.show_undecided(credential, proof.as_deref(), caller);
+            runtime_service.record_undecided_proof(credential, proof.as_deref(), caller);
         }
         self.status
     }
@@ -230,7 +230,7 @@ impl DecisionApi {
     ) -> Status {
         for other in others {
             match other {
-                Ok(request) => self.runtime_service.show_undecided(&request.credential, request.proof.as_deref(), caller),
+                Ok(request) => self.runtime_service.record_undecided_proof(&request.credential, request.proof.as_deref(), caller),
                 Err(other) => drop(other.into_status_recording_proof(&self.runtime_service, caller)),
             }
             // As for a batch that is decided: the chains may take long to verify.

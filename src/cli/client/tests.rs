@@ -101,7 +101,7 @@ async fn what_is_only_read_is_not_told_unrecorded() {
         let mut bench = AdminFixture::new(is_local, false).await;
         let failure = bench.client.revocations(wire::ListRevocationsRequest::default()).await.unwrap_err();
         assert_eq!(failure.code, CommandFailure::UNAVAILABLE);
-        assert!(failure.message.contains("nothing was done or told: make room"), "{}", failure.message);
+        assert!(failure.message.contains("nothing was done or answered: make room"), "{}", failure.message);
     }
 }
 

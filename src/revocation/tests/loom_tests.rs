@@ -7,7 +7,7 @@ use loom::sync::Arc;
 use loom::sync::atomic::{AtomicUsize, Ordering};
 use loom::thread;
 
-use super::{RevocationHit, RevocationHitKind, RevocationRow, dead, row};
+use super::{RevocationEffect, RevocationHit, RevocationRow, dead, row};
 use crate::model::mutant::Mutant;
 use crate::model::sync_primitives::loom_model as sync_primitives;
 use crate::revocation::entry;
@@ -120,7 +120,7 @@ fn loom_an_older_snapshot_never_sees_it_lifted() {
             let index = index.clone();
             thread::spawn(move || {
                 let hit = index.find_hit(key_of(&index, &dead(1, 1)), 0, 1);
-                assert_eq!(hit.map(|hit: RevocationHit| hit.kind), Some(RevocationHitKind::Dead));
+                assert_eq!(hit.map(|hit: RevocationHit| hit.effect), Some(RevocationEffect::Dead));
             })
         };
         index.apply(&row(dead(1, 1).target, 2));

@@ -58,7 +58,9 @@ impl RemedyFacts {
                     keys.push(of_entry(entry));
                 }
             }
-            Some(FindingRemedy::Policy(LayerRemedy::ChangeGuardrails(rails))) => keys.extend(rails.iter().map(of_entry)),
+            Some(FindingRemedy::Policy(LayerRemedy::ChangeGuardrails(guardrails))) => {
+                keys.extend(guardrails.iter().map(of_entry))
+            }
             Some(FindingRemedy::Policy(LayerRemedy::ExtendAgentList)) => {
                 keys.push(key("agent", &self.agent_id(finding.answer.hop)))
             }
@@ -151,9 +153,13 @@ impl RemedyFacts {
             }
             (LayerRemedy::ExtendAgentList, reason) => self.describe_serve(reason, &agent, answer.hop, locations),
             (LayerRemedy::ExtendGrant(_), _) => self.describe_grant(finding, remedy),
-            (LayerRemedy::ChangeGuardrails(rails), _) => {
-                let named = rails.iter().map(|rail| {
-                    format!("{}: `{}`", document_label(rail.kind, &rail.id, locations), escape_unprintable(&rail.entry))
+            (LayerRemedy::ChangeGuardrails(guardrails), _) => {
+                let named = guardrails.iter().map(|guardrail| {
+                    format!(
+                        "{}: `{}`",
+                        document_label(guardrail.kind, &guardrail.id, locations),
+                        escape_unprintable(&guardrail.entry)
+                    )
                 });
                 format!("narrow or remove {}", named.collect::<Vec<_>>().join(" and "))
             }
@@ -297,11 +303,11 @@ fn list_groups(groups: &[GroupId]) -> String {
 /// A document with its location.
 fn document_label(kind: &str, id: &str, locations: &DocumentLocations) -> String {
     let key = DocumentKey { kind: kind.to_owned(), id: id.to_owned() };
-    let place = match locations.get(&key) {
+    let location = match locations.get(&key) {
         Some((path, line)) if !path.is_empty() => format!(" ({}:{line})", escape_unprintable(path)),
         _ => String::new(),
     };
-    format!("{} {}{place}", kind.replace('_', " "), escape_unprintable(id))
+    format!("{} {}{location}", kind.replace('_', " "), escape_unprintable(id))
 }
 
 fn bytes_to_hex(bytes: &[u8]) -> String {
@@ -502,11 +508,12 @@ mod tests {
         );
         let step = "argument `n` must be <= 5 (as the token of agent a1 grants it), or a new chain that grants more";
         check(&facts, &lacks, step, step);
-        let rails = LayerRemedy::ChangeGuardrails(vec![entry("guardrail", "office", "r1"), entry("guardrail", "night", "r2")]);
+        let guardrails =
+            LayerRemedy::ChangeGuardrails(vec![entry("guardrail", "office", "r1"), entry("guardrail", "night", "r2")]);
         let narrow = "narrow or remove guardrail office: `r1` and guardrail night: `r2`";
         check(
             &facts,
-            &policy(DecisionLayer::Tool, Reason::GuardrailDenies, rails),
+            &policy(DecisionLayer::Tool, Reason::GuardrailDenies, guardrails),
             "a guardrail would have to let this call pass",
             narrow,
         );

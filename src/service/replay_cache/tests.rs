@@ -137,7 +137,7 @@ fn very_many_full_shares_count_as_all() {
     for agent in 0..=FULL_SHARES_MAX as u32 + 1 {
         proofs.present(&key(u64::from(agent)), holder(agent, 1), clock.now());
     }
-    let mut shard = proofs.shown.shard(0);
+    let mut shard = proofs.presented.shard(0);
     assert!(shard.current.all_shares_full && shard.is_share_full(holder(70_000, 1)));
     assert_eq!(shard.current.full_shares.len(), FULL_SHARES_MAX);
     shard.rotate_generations({

@@ -389,18 +389,18 @@ async fn a_prepared_call_uses_the_other_approval() {
         // No approval is used before the newest commit is applied.
         service.parts.catch_up.catch_up_to(&world.store.revision().await.unwrap()).await;
         view = service.current_view().unwrap_or(view);
-        let mut judged = service.judge_call(&request, &caller, &view, world.clock.now());
-        assert_eq!(judged.decision.effect, Effect::Permit);
-        judged.decision.prepared_needs = needs;
-        let mut call = LedgerCall { service, request: &request, caller: &caller, view, judged };
+        let mut judgement = service.judge_call(&request, &caller, &view, world.clock.now());
+        assert_eq!(judgement.decision.effect, Effect::Permit);
+        judgement.decision.prepared_needs = needs;
+        let mut call = LedgerCall { service, request: &request, caller: &caller, view, judgement };
         call.use_ledgers().await;
-        call.judged
+        call.judgement
     };
     let check = async |world: &ServiceFixture, arguments: &str, reason: Reason, says: &str| {
-        let judged = settled(world, vec![need(REFUND)], arguments, "").await;
-        assert_eq!((judged.decision.effect, judged.decision.reason), denied(reason));
-        assert_eq!((judged.decision.layer, judged.decision.hop), (Some(DecisionLayer::Agent), Some(0)));
-        let message = judged.message.unwrap();
+        let judgement = settled(world, vec![need(REFUND)], arguments, "").await;
+        assert_eq!((judgement.decision.effect, judgement.decision.reason), denied(reason));
+        assert_eq!((judgement.decision.layer, judgement.decision.hop), (Some(DecisionLayer::Agent), Some(0)));
+        let message = judgement.message.unwrap();
         assert!(message.contains("`pay/refund`") && message.contains(says), "{message}");
     };
     let world = world();
@@ -425,9 +425,9 @@ async fn a_prepared_call_uses_the_other_approval() {
     let world = self::world();
     world.approved(REFUND).await;
     // Both approvals must exist, or none is used.
-    let judged = settled(&world, vec![need(REFUND), need("pay/burn")], ARGUMENTS, "").await;
-    assert_eq!((judged.decision.effect, judged.decision.reason), denied(Reason::ApprovalRequired));
-    assert!(judged.message.unwrap().contains("`pay/burn`"));
+    let judgement = settled(&world, vec![need(REFUND), need("pay/burn")], ARGUMENTS, "").await;
+    assert_eq!((judgement.decision.effect, judgement.decision.reason), denied(Reason::ApprovalRequired));
+    assert!(judgement.message.unwrap().contains("`pay/burn`"));
     assert!(world.rows().await[0].used_prepared.is_none());
     world.clock.advance_ms(300_000);
     check(&world, ARGUMENTS, Reason::ApprovalExpired, "too long ago").await;

@@ -136,7 +136,7 @@ impl CommitRows for CommitRowSet {
         self.moment
     }
 
-    fn sums(&mut self) -> &mut CommitSums {
+    fn sums_mut(&mut self) -> &mut CommitSums {
         &mut self.sums
     }
 

@@ -3,7 +3,8 @@
 //!
 //! Nothing relies on the state of a session. Every transaction sets what it needs with `SET LOCAL`, and statements have no names,
 //! so a pooler may put each transaction on a different connection. A deadline drops the connection and never cancels a statement,
-//! because the server reports success for a cancelled wait for a standby. Look next at `super::lane`, which keeps connections.
+//! because the server reports success for a cancelled wait for a standby. Look next at `super::dedicated_connection`, which keeps
+//! connections.
 
 use std::future::poll_fn;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -253,46 +254,46 @@ fn is_warning(notice: &DbError) -> bool {
 }
 
 /// Converts an error of a transaction that was not committed, so that its message names the store.
-pub(super) fn to_store_error(shown: &str, fault: QueryError) -> Error {
+pub(super) fn to_store_error(store_url: &str, fault: QueryError) -> Error {
     let error = match fault {
         QueryError::Store(error) => return error,
         QueryError::HeadMoved => return Error::Unavailable(HEAD_MOVED.to_owned()),
         QueryError::ServerWarning(warning) => {
-            return Error::Unavailable(format!("the store `{shown}` warned of something: {warning}; nothing counts as done"));
+            return Error::Unavailable(format!("the store `{store_url}` warned of something: {warning}; nothing counts as done"));
         }
         QueryError::Sql(error) => error,
     };
     let Some(code) = error.code() else {
         let cut = error.is_closed() || std::error::Error::source(&error).is_some_and(|source| source.is::<std::io::Error>());
         return if cut {
-            Error::Unavailable(format!("the connection to the store `{shown}` broke off: {}", error_text(&error)))
+            Error::Unavailable(format!("the connection to the store `{store_url}` broke off: {}", error_text(&error)))
         } else {
-            Error::Corrupt(format!("the store `{shown}` does not hold together: {}", error_text(&error)))
+            Error::Corrupt(format!("the store `{store_url}` does not hold together: {}", error_text(&error)))
         };
     };
-    let said = error_text(&error);
+    let message = error_text(&error);
     let gone =
         [SqlState::UNDEFINED_TABLE, SqlState::INVALID_SCHEMA_NAME, SqlState::UNDEFINED_COLUMN, SqlState::UNDEFINED_FUNCTION];
     if gone.contains(code) {
         return Error::Replaced(format!(
-            "the store `{shown}` lost its tables while it was open ({said}): put them back, or restart"
+            "the store `{store_url}` lost its tables while it was open ({message}): put them back, or restart"
         ));
     }
     if *code == SqlState::READ_ONLY_SQL_TRANSACTION {
-        return Error::Unavailable(format!("the server of the store `{shown}` is a standby or read-only: name the primary"));
+        return Error::Unavailable(format!("the server of the store `{store_url}` is a standby or read-only: name the primary"));
     }
     if *code == SqlState::LOCK_NOT_AVAILABLE {
-        return Error::Unavailable(format!("the store `{shown}` is busy, somebody else holds it: try again"));
+        return Error::Unavailable(format!("the store `{store_url}` is busy, somebody else holds it: try again"));
     }
     if *code == SqlState::INSUFFICIENT_PRIVILEGE {
         return Error::Unavailable(format!(
-            "the role of the store `{shown}` lacks a right ({said}): see GRANT in docs/OPERATIONS.md"
+            "the role of the store `{store_url}` lacks a right ({message}): see GRANT in docs/OPERATIONS.md"
         ));
     }
     if code.code().starts_with("XX") || code.code().starts_with("23") || code.code().starts_with("22") {
-        return Error::Corrupt(format!("the store `{shown}` does not hold together: {said}"));
+        return Error::Corrupt(format!("the store `{store_url}` does not hold together: {message}"));
     }
-    Error::Unavailable(format!("the store `{shown}` cannot be used: {said}"))
+    Error::Unavailable(format!("the store `{store_url}` cannot be used: {message}"))
 }
 
 /// The message of the server or the system; it never contains a value that was sent or stored.

@@ -2,7 +2,7 @@
 //!
 //! The threads belong to the store, because several runtimes share a store and a connection must outlive each of them. A
 //! connection runs one transaction at a time. After a failure a new connection is made, with increasing pauses. Look next at
-//! `super::link`.
+//! `super::connection`.
 
 use std::future::Future;
 use std::hash::{BuildHasher, RandomState};
@@ -71,8 +71,8 @@ impl StoreRuntime {
             }
             false => stopped(),
         };
-        let room: OwnedSemaphorePermit = self.permits.clone().acquire_owned().await.map_err(|_| stopped())?;
-        let held = (room, if finish { self.alive.clone() } else { None });
+        let permit: OwnedSemaphorePermit = self.permits.clone().acquire_owned().await.map_err(|_| stopped())?;
+        let held = (permit, if finish { self.alive.clone() } else { None });
         let (reply, answer) = oneshot::channel();
         self.handle.spawn(async move {
             let outcome = work.await;
@@ -159,45 +159,45 @@ impl DedicatedConnection {
         F: Future<Output = Result<T, QueryError>>,
         W: FnOnce(Arc<PostgresConnection>) -> F,
     {
-        let shown = self.settings.redacted_url();
-        let busy = |_| Error::Unavailable(format!("the store `{shown}` is busy or does not answer: try again"));
+        let store_url = self.settings.redacted_url();
+        let busy = |_| Error::Unavailable(format!("the store `{store_url}` is busy or does not answer: try again"));
         let mut slot = timeout(limits.wait, self.slot.lock()).await.map_err(busy)?;
-        let (link, until) = self.begin_transaction(&mut slot, limits).await?;
+        let (connection, until) = self.begin_transaction(&mut slot, limits).await?;
         let done = timeout_at(until, async {
-            let value = work(link.clone()).await?;
+            let value = work(connection.clone()).await?;
             // If nothing was written, COMMIT does no work either.
             let ending = if limits.begin.writes { COMMIT_TIMEOUT } else { limits.connect };
-            timeout(ending, link.commit(self.settings.durability == Durability::Synchronous))
+            timeout(ending, connection.commit(self.settings.durability == Durability::Synchronous))
                 .await
-                .map_err(|_| no_answer_error(shown))??;
+                .map_err(|_| no_answer_error(store_url))??;
             Ok(value)
         });
         let outcome: Result<T, QueryError> = done.await.unwrap_or_else(|_| {
-            let late = format!("the store `{shown}` did not answer within {} ms", limits.work.as_millis());
+            let late = format!("the store `{store_url}` did not answer within {} ms", limits.work.as_millis());
             Err(Error::Unavailable(late).into())
         });
         match outcome {
             Ok(value) => {
-                slot.connection = Some(link);
+                slot.connection = Some(connection);
                 Ok(value)
             }
-            Err(fault) if link.is_committing() => {
+            Err(fault) if connection.is_committing() => {
                 // A server that was replaced may accept connections and hang here. The next host may be the current primary.
-                slot.host = link.host.saturating_add(1);
-                let why = to_store_error(shown, fault);
+                slot.host = connection.host.saturating_add(1);
+                let why = to_store_error(store_url, fault);
                 Err(Error::OutcomeUnknown(format!("{why}: it may or may not have been written")))
             }
             Err(fault) => {
                 // A refused request leaves the connection usable. After any other error, a new connection is made.
                 let refused = matches!(&fault, QueryError::Store(error) if is_request_error(error))
                     || matches!(fault, QueryError::HeadMoved);
-                let refused = refused && link.is_open();
-                if refused && matches!(timeout(ROLL_BACK_TIMEOUT, link.roll_back()).await, Ok(Ok(()))) {
-                    slot.connection = Some(link);
+                let refused = refused && connection.is_open();
+                if refused && matches!(timeout(ROLL_BACK_TIMEOUT, connection.roll_back()).await, Ok(Ok(()))) {
+                    slot.connection = Some(connection);
                 } else {
-                    slot.host = link.host.saturating_add(1);
+                    slot.host = connection.host.saturating_add(1);
                 }
-                Err(to_store_error(shown, fault))
+                Err(to_store_error(store_url, fault))
             }
         }
     }
@@ -208,35 +208,36 @@ impl DedicatedConnection {
         slot: &mut DedicatedSlot,
         limits: TransactionLimits,
     ) -> Result<(Arc<PostgresConnection>, Instant), Error> {
-        let shown = self.settings.redacted_url();
+        let store_url = self.settings.redacted_url();
         // Taken out of the slot: from here on, a connection in an unknown state is not kept.
-        if let Some(link) = slot.connection.take().filter(|link| link.is_open()) {
+        if let Some(connection) = slot.connection.take().filter(|connection| connection.is_open()) {
             let until = Instant::now() + limits.work;
-            match timeout(limits.begin_timeout(), link.begin(limits.begin)).await {
-                Ok(Ok(())) => return Ok((link, until)),
+            match timeout(limits.begin_timeout(), connection.begin(limits.begin)).await {
+                Ok(Ok(())) => return Ok((connection, until)),
                 // The server closed it in the meantime. Nothing was sent on it yet, so try a new connection.
                 Ok(Err(_)) => {}
                 Err(_) => {
-                    slot.host = link.host.saturating_add(1);
+                    slot.host = connection.host.saturating_add(1);
                     // The network to it may be broken: also try a new connection, unless no time is left.
                     if Instant::now() >= until {
-                        return Err(no_answer_error(shown));
+                        return Err(no_answer_error(store_url));
                     }
                 }
             }
         }
-        slot.backoff.check_elapsed(shown)?;
+        slot.backoff.check_elapsed(store_url)?;
         let first = slot.host;
         let attempt = async {
-            let link = PostgresConnection::connect(&self.settings, &self.connector, first, limits.connect, None).await?;
+            let connection = PostgresConnection::connect(&self.settings, &self.connector, first, limits.connect, None).await?;
             let until = Instant::now() + limits.work;
-            let begun = timeout(limits.begin_timeout(), link.begin(limits.begin)).await.map_err(|_| no_answer_error(shown))?;
-            begun.map_err(|fault| to_store_error(shown, fault))?;
-            Ok((Arc::new(link), until))
+            let begun =
+                timeout(limits.begin_timeout(), connection.begin(limits.begin)).await.map_err(|_| no_answer_error(store_url))?;
+            begun.map_err(|fault| to_store_error(store_url, fault))?;
+            Ok((Arc::new(connection), until))
         };
         let outcome = attempt.await;
         slot.backoff.record_attempt(outcome.as_ref().err());
-        slot.host = outcome.as_ref().map_or(first.saturating_add(1), |(link, _)| link.host);
+        slot.host = outcome.as_ref().map_or(first.saturating_add(1), |(connection, _)| connection.host);
         outcome
     }
 }
@@ -264,8 +265,8 @@ fn is_request_error(error: &Error) -> bool {
     }
 }
 
-fn no_answer_error(shown: &str) -> Error {
-    Error::Unavailable(format!("the store `{shown}` does not answer"))
+fn no_answer_error(store_url: &str) -> Error {
+    Error::Unavailable(format!("the store `{store_url}` does not answer"))
 }
 
 /// How long to leave a server alone after a failed attempt to connect.
@@ -278,10 +279,10 @@ pub(super) struct ReconnectBackoff {
 
 impl ReconnectBackoff {
     /// Fails with the last error while the pause lasts.
-    fn check_elapsed(&self, shown: &str) -> Result<(), Error> {
+    fn check_elapsed(&self, store_url: &str) -> Result<(), Error> {
         match (self.until.filter(|until| *until > Instant::now()), &self.problem) {
             (Some(_), Some(problem)) => Err(problem.clone()),
-            (Some(_), None) => Err(Error::Unavailable(format!("the store `{shown}` cannot be reached"))),
+            (Some(_), None) => Err(Error::Unavailable(format!("the store `{store_url}` cannot be reached"))),
             _ => Ok(()),
         }
     }

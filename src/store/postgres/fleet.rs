@@ -15,7 +15,7 @@ const NOW_SQL: &str = "coalesce($1::int8, (extract(epoch FROM clock_timestamp())
 
 /// Registers a replica, and deletes the rows of silent replicas.
 pub(super) async fn register_replica(
-    link: &PostgresConnection,
+    connection: &PostgresConnection,
     registration: &ReplicaRegistration,
     unix_ms: Option<i64>,
 ) -> Result<(), QueryError> {
@@ -26,7 +26,7 @@ pub(super) async fn register_replica(
              SELECT incarnation FROM portcullis.replicas WHERE seen_unix_ms < {NOW_SQL} - $2 AND incarnation <> $3 FOR UPDATE SKIP LOCKED)"
     );
     let (silence, max) = (SILENCE_MS_MAX, to_i64(REPLICAS_MAX)?);
-    link.execute(&forget, &[(&unix_ms, Type::INT8), (&silence, Type::INT8), (incarnation, Type::TEXT)]).await?;
+    connection.execute(&forget, &[(&unix_ms, Type::INT8), (&silence, Type::INT8), (incarnation, Type::TEXT)]).await?;
     let add = format!(
         "INSERT INTO portcullis.replicas
              (incarnation, address, version, started_unix_ms, applied_number, acked_number, state, seen_unix_ms)
@@ -34,7 +34,7 @@ pub(super) async fn register_replica(
          ON CONFLICT (incarnation) DO UPDATE SET address = excluded.address, version = excluded.version,
          started_unix_ms = excluded.started_unix_ms, seen_unix_ms = excluded.seen_unix_ms"
     );
-    let added = link
+    let added = connection
         .execute(
             &add,
             &[
@@ -53,7 +53,7 @@ pub(super) async fn register_replica(
 
 /// Writes a heartbeat. Without this write, no transaction of a follower proves anything.
 pub(super) async fn write_heartbeat(
-    link: &PostgresConnection,
+    connection: &PostgresConnection,
     heartbeat: &ReplicaHeartbeat,
     unix_ms: Option<i64>,
 ) -> Result<(), QueryError> {
@@ -64,7 +64,7 @@ pub(super) async fn write_heartbeat(
          WHERE incarnation = $2"
     );
     let (applied, acked) = (to_i64(*applied_number)?, to_i64(*acked_number)?);
-    let heard = link
+    let heard = connection
         .execute(
             &sql,
             &[
@@ -80,7 +80,7 @@ pub(super) async fn write_heartbeat(
 }
 
 /// Lists the replicas that were heard recently.
-pub(super) async fn list_replicas(link: &PostgresConnection, unix_ms: Option<i64>) -> Result<ReplicaList, QueryError> {
+pub(super) async fn list_replicas(connection: &PostgresConnection, unix_ms: Option<i64>) -> Result<ReplicaList, QueryError> {
     let sql = format!(
         "WITH now AS MATERIALIZED (SELECT {NOW_SQL} AS unix_ms)
          SELECT now.unix_ms, incarnation, address, version, started_unix_ms, applied_number, acked_number, state, seen_unix_ms,
@@ -91,7 +91,7 @@ pub(super) async fn list_replicas(link: &PostgresConnection, unix_ms: Option<i64
          ORDER BY incarnation LIMIT $3"
     );
     let (silence, max) = (SILENCE_MS_MAX, to_i64(REPLICAS_MAX)?);
-    let found = link.query_rows(&sql, &[(&unix_ms, Type::INT8), (&silence, Type::INT8), (&max, Type::INT8)]).await?;
+    let found = connection.query_rows(&sql, &[(&unix_ms, Type::INT8), (&silence, Type::INT8), (&max, Type::INT8)]).await?;
     let first = found.first().ok_or_else(|| Error::Corrupt("the store has no head".to_owned()))?;
     let history = HistoryId::new(read_text(first, 11)?);
     let mut replicas = ReplicaList::empty(history, read_u64(first, 12)?, read_u64(first, 13)?, first.try_get(0)?);

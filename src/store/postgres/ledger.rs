@@ -6,7 +6,7 @@
 //! for approvals are separate transactions, because requests for approvals take turns across the fleet and uses do not.
 //!
 //! All code takes locks in the same order, which excludes deadlocks: the lock of approval requests, approvals by digest, proof
-//! keys by their bytes. Look next at `super::approvals` and at [`crate::store::approvals`].
+//! keys by their bytes. Look next at `super::approvals` and at [`crate::store::approval_rules`].
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -61,12 +61,12 @@ struct QueuedRequest {
 /// The sending end of the queue.
 pub(super) struct LedgerQueue {
     sender: mpsc::Sender<QueuedRequest>,
-    shown: String,
+    store_url: String,
 }
 
 /// Executes groups of requests.
 pub(super) struct LedgerWorker {
-    pub(super) lane: Arc<DedicatedConnection>,
+    pub(super) connection: Arc<DedicatedConnection>,
     pub(super) limits: TransactionLimits,
     /// The values against which answers are checked at present.
     pub(super) expected: Arc<dyn Fn() -> Arc<ExpectedStore> + Send + Sync>,
@@ -76,9 +76,9 @@ pub(super) struct LedgerWorker {
 
 impl LedgerQueue {
     /// Creates a queue, and the future that serves it until the queue is dropped.
-    pub(super) fn new(worker: LedgerWorker, shown: &str) -> (Self, impl Future<Output = ()> + Send + 'static) {
+    pub(super) fn new(worker: LedgerWorker, store_url: &str) -> (Self, impl Future<Output = ()> + Send + 'static) {
         let (sender, waiting) = mpsc::channel(LEDGER_QUEUE_MAX);
-        (Self { sender, shown: shown.to_owned() }, run_queue(worker, waiting))
+        (Self { sender, store_url: store_url.to_owned() }, run_queue(worker, waiting))
     }
 
     /// Submits a request and waits for its answer. `alive` keeps the store from ending before that.
@@ -92,11 +92,11 @@ impl LedgerQueue {
         self.sender.try_send(waiting).map_err(|_| {
             Error::Unavailable(format!(
                 "{LEDGER_QUEUE_MAX} uses wait for the store `{}`, and that is the limit: try again",
-                self.shown
+                self.store_url
             ))
         })?;
         answer.await.map_err(|_| {
-            Error::OutcomeUnknown(format!("the store `{}` stopped: it may or may not have been written", self.shown))
+            Error::OutcomeUnknown(format!("the store `{}` stopped: it may or may not have been written", self.store_url))
         })?
     }
 }
@@ -159,27 +159,28 @@ impl LedgerWorker {
 
     async fn run_transaction(&self, requests: Vec<LedgerRequest>) -> Result<Vec<LedgerAnswer>, Error> {
         let (expected, unix_ms) = ((self.expected)(), (self.unix_ms)());
-        let work = |link: Arc<PostgresConnection>| async move { execute_group(&link, &expected, &requests, unix_ms).await };
-        self.lane.clone().transact(self.limits, work).await
+        let work =
+            |connection: Arc<PostgresConnection>| async move { execute_group(&connection, &expected, &requests, unix_ms).await };
+        self.connection.clone().transact(self.limits, work).await
     }
 }
 
 /// Executes a group and returns the answers in its order. Either all of its requests ask for approvals, or none does.
 async fn execute_group(
-    link: &PostgresConnection,
+    connection: &PostgresConnection,
     expected: &ExpectedStore,
     requests: &[LedgerRequest],
     unix_ms: Option<i64>,
 ) -> Result<Vec<LedgerAnswer>, QueryError> {
-    let head = read::read_head(link, expected, false).await?;
+    let head = read::read_head(connection, expected, false).await?;
     let unix_ms = unix_ms.unwrap_or(head.unix_ms);
     let asks = requests.iter().filter(|request| matches!(request, LedgerRequest::Ask(_))).count();
     if asks > 0 {
-        approvals::lock_requests(link, asks, unix_ms).await?;
+        approvals::lock_requests(connection, asks, unix_ms).await?;
     }
     let digests: BTreeSet<&str> = requests.iter().flat_map(LedgerRequest::digests).collect();
-    let mut rows = approvals::lock_approvals(link, &digests.into_iter().collect::<Vec<_>>()).await?;
-    let mut keys = ProofKeys::insert_keys(link, requests.iter().filter_map(LedgerRequest::proof)).await?;
+    let mut rows = approvals::lock_approvals(connection, &digests.into_iter().collect::<Vec<_>>()).await?;
+    let mut keys = ProofKeys::insert_keys(connection, requests.iter().filter_map(LedgerRequest::proof)).await?;
     let mut changed = BTreeSet::new();
     let mut answers = Vec::with_capacity(requests.len());
     for request in requests {
@@ -206,7 +207,7 @@ async fn execute_group(
             }
             LedgerRequest::Ask(ask) if !is_new(&ask.proof) => LedgerAnswer::Ask(ApprovalSubmissionOutcome::Replayed),
             LedgerRequest::Ask(ask) => {
-                let outcome = approvals::ask_approval(link, &mut rows, ask, unix_ms).await?;
+                let outcome = approvals::ask_approval(connection, &mut rows, ask, unix_ms).await?;
                 if matches!(outcome, ApprovalSubmissionOutcome::Stored(_)) {
                     keys.spend_optional(&ask.proof);
                 }
@@ -215,8 +216,8 @@ async fn execute_group(
         });
     }
     let changed: Vec<&ApprovalRow> = changed.into_iter().filter_map(|digest| rows.get(digest)).collect();
-    approvals::put_approvals(link, &changed).await?;
-    keys.remove_unspent(link, unix_ms.div_euclid(1_000)).await?;
+    approvals::put_approvals(connection, &changed).await?;
+    keys.remove_unspent(connection, unix_ms.div_euclid(1_000)).await?;
     Ok(answers)
 }
 
@@ -251,13 +252,13 @@ struct ProofKeys {
 
 impl ProofKeys {
     /// Inserts the keys of all proofs, and reads the cutoff of forgotten keys.
-    async fn insert_keys(link: &PostgresConnection, proofs: impl Iterator<Item = &ProofUse>) -> Result<Self, QueryError> {
+    async fn insert_keys(connection: &PostgresConnection, proofs: impl Iterator<Item = &ProofUse>) -> Result<Self, QueryError> {
         let proofs: BTreeMap<&[u8], i64> = proofs.map(|proof| (proof.key.as_slice(), proof.expires_at_unix_s)).collect();
         if proofs.is_empty() {
             return Ok(Self { added: HashMap::new(), forgotten_unix_s: None });
         }
         let (keys, expiries): (Vec<&[u8]>, Vec<i64>) = proofs.into_iter().unzip();
-        let added = link
+        let added = connection
             .query_rows(
                 "INSERT INTO portcullis.spent (key, expires_at_unix_s)
                  SELECT * FROM unnest($1, $2) AS wanted (key, expires_at_unix_s) ORDER BY key ON CONFLICT DO NOTHING RETURNING key",
@@ -266,7 +267,7 @@ impl ProofKeys {
             .await?;
         // INVARIANT: read after the keys were inserted. A transaction that forgot one of these keys has committed before the key
         // could be inserted, so its cutoff is visible here.
-        let row = link.query_row("SELECT unix_s FROM portcullis.spent_forgotten", &[]).await?;
+        let row = connection.query_row("SELECT unix_s FROM portcullis.spent_forgotten", &[]).await?;
         let row = row.ok_or_else(|| read::corrupt_error("the row of forgotten keys is missing".to_owned()))?;
         let added = added.iter().map(|row| Ok((read::read_hash(row, 0)?, false))).collect::<Result<_, QueryError>>()?;
         Ok(Self { added, forgotten_unix_s: row.try_get(0)? })
@@ -294,19 +295,21 @@ impl ProofKeys {
     }
 
     /// Deletes the keys that nobody spent, and a bounded number of expired keys; see `super::write` for the cutoff.
-    async fn remove_unspent(self, link: &PostgresConnection, unix_s: i64) -> Result<(), QueryError> {
+    async fn remove_unspent(self, connection: &PostgresConnection, unix_s: i64) -> Result<(), QueryError> {
         let unspent: Vec<&[u8]> = self.added.iter().filter(|(_, spent)| !**spent).map(|(key, _)| key.as_slice()).collect();
         if !unspent.is_empty() {
-            link.execute("DELETE FROM portcullis.spent WHERE key = ANY ($1)", &[(&unspent, Type::BYTEA_ARRAY)]).await?;
+            connection.execute("DELETE FROM portcullis.spent WHERE key = ANY ($1)", &[(&unspent, Type::BYTEA_ARRAY)]).await?;
         }
         if self.added.is_empty() {
             return Ok(());
         }
-        let Some(newest) = expiry_cutoff(link, "spent", unix_s, self.added.len()).await? else { return Ok(()) };
+        let Some(newest) = expiry_cutoff(connection, "spent", unix_s, self.added.len()).await? else { return Ok(()) };
         // One transaction forgets keys at a time. The others go on, because a later one will forget them.
-        if link.query_row("SELECT 1 FROM portcullis.spent_forgotten FOR UPDATE SKIP LOCKED", &[]).await?.is_some() {
-            link.execute("DELETE FROM portcullis.spent WHERE expires_at_unix_s <= $1", &[(&newest, Type::INT8)]).await?;
-            link.execute("UPDATE portcullis.spent_forgotten SET unix_s = greatest(unix_s, $1)", &[(&newest, Type::INT8)]).await?;
+        if connection.query_row("SELECT 1 FROM portcullis.spent_forgotten FOR UPDATE SKIP LOCKED", &[]).await?.is_some() {
+            connection.execute("DELETE FROM portcullis.spent WHERE expires_at_unix_s <= $1", &[(&newest, Type::INT8)]).await?;
+            connection
+                .execute("UPDATE portcullis.spent_forgotten SET unix_s = greatest(unix_s, $1)", &[(&newest, Type::INT8)])
+                .await?;
         }
         Ok(())
     }

@@ -11,15 +11,15 @@ use crate::store::lineage::{ADOPTIONS_LISTED_MAX, ReplicaMerge, StoreAdoption, S
 
 /// Reads the newest revision and the adoptions, whatever the history.
 pub(super) async fn read_lineage(
-    link: &PostgresConnection,
+    connection: &PostgresConnection,
     expected: &ExpectedStore,
     at: u64,
 ) -> Result<StoreLineage, QueryError> {
     let whichever = ExpectedStore { history: None, ..expected.clone() };
-    let revision = read::read_head(link, &whichever, false).await?.revision;
-    let hash_at = if at <= revision.number { read::read_log_hash(link, at).await? } else { None };
+    let revision = read::read_head(connection, &whichever, false).await?.revision;
+    let hash_at = if at <= revision.number { read::read_log_hash(connection, at).await? } else { None };
     let sql = "SELECT number, history, from_history, from_hash, unix_ms FROM portcullis.adoptions ORDER BY number DESC LIMIT $1";
-    let found = link.query_rows(sql, &[(&to_i64(ADOPTIONS_LISTED_MAX)?, Type::INT8)]).await?;
+    let found = connection.query_rows(sql, &[(&to_i64(ADOPTIONS_LISTED_MAX)?, Type::INT8)]).await?;
     let adoptions = found.iter().rev().map(parse_adoption).collect::<Result<_, QueryError>>()?;
     Ok(StoreLineage { revision, hash_at, adoptions })
 }
@@ -35,10 +35,10 @@ fn parse_adoption(row: &Row) -> Result<StoreAdoption, QueryError> {
 }
 
 /// Lists how many rows each replica merged into the present history.
-pub(super) async fn list_merges(link: &PostgresConnection) -> Result<Vec<ReplicaMerge>, QueryError> {
+pub(super) async fn list_merges(connection: &PostgresConnection) -> Result<Vec<ReplicaMerge>, QueryError> {
     let sql = "SELECT incarnation, address, rows, m.unix_ms FROM portcullis.merges m JOIN portcullis.meta USING (history)
         ORDER BY incarnation";
-    let found = link.query_rows(sql, &[]).await?;
+    let found = connection.query_rows(sql, &[]).await?;
     let merged = |row: &Row| {
         Ok(ReplicaMerge {
             incarnation: row.try_get(0)?,
@@ -53,50 +53,52 @@ pub(super) async fn list_merges(link: &PostgresConnection) -> Result<Vec<Replica
 /// Begins a new history with a revision. Rows that belong only to the old history are deleted, and every replica must show again
 /// that it follows the new history.
 pub(super) async fn begin_history(
-    link: &PostgresConnection,
+    connection: &PostgresConnection,
     head: &PostgresHead,
     number: u64,
     unix_ms: i64,
 ) -> Result<Revision, QueryError> {
     let history = uuid::Uuid::now_v7().to_string();
-    link.execute(
-        "INSERT INTO portcullis.adoptions (number, history, from_history, from_hash, unix_ms) VALUES ($1, $2, $3, $4, $5)",
-        &[
-            (&to_i64(number)?, Type::INT8),
-            (&history, Type::TEXT),
-            (&head.revision.history.as_str(), Type::TEXT),
-            (&head.hash.as_slice(), Type::BYTEA),
-            (&unix_ms, Type::INT8),
-        ],
-    )
-    .await?;
-    link.execute("UPDATE portcullis.meta SET history = $1", &[(&history, Type::TEXT)]).await?;
+    connection
+        .execute(
+            "INSERT INTO portcullis.adoptions (number, history, from_history, from_hash, unix_ms) VALUES ($1, $2, $3, $4, $5)",
+            &[
+                (&to_i64(number)?, Type::INT8),
+                (&history, Type::TEXT),
+                (&head.revision.history.as_str(), Type::TEXT),
+                (&head.hash.as_slice(), Type::BYTEA),
+                (&unix_ms, Type::INT8),
+            ],
+        )
+        .await?;
+    connection.execute("UPDATE portcullis.meta SET history = $1", &[(&history, Type::TEXT)]).await?;
     // INVARIANT: an approval that was used after the backup looks unused in the restored store, so all approvals are deleted.
-    link.execute("DELETE FROM portcullis.approvals", &[]).await?;
-    link.execute("DELETE FROM portcullis.pending_acts", &[]).await?;
+    connection.execute("DELETE FROM portcullis.approvals", &[]).await?;
+    connection.execute("DELETE FROM portcullis.pending_acts", &[]).await?;
     let unheard = "UPDATE portcullis.replicas SET applied_number = 0, acked_number = 0, acked_unix_ms = 0, state = 'starting'";
-    link.execute(unheard, &[]).await?;
+    connection.execute(unheard, &[]).await?;
     Ok(Revision { history: HistoryId::new(history), number })
 }
 
 /// Counts the rows that a replica merged.
 pub(super) async fn record_merge(
-    link: &PostgresConnection,
+    connection: &PostgresConnection,
     merge: &RevocationMerge,
     changes: &[RowChange],
     unix_ms: i64,
 ) -> Result<(), QueryError> {
-    link.execute(
-        "INSERT INTO portcullis.merges AS m (history, incarnation, address, rows, unix_ms) VALUES ($1, $2, $3, $4, $5)
+    connection
+        .execute(
+            "INSERT INTO portcullis.merges AS m (history, incarnation, address, rows, unix_ms) VALUES ($1, $2, $3, $4, $5)
          ON CONFLICT (history, incarnation) DO UPDATE SET rows = m.rows + excluded.rows, unix_ms = excluded.unix_ms",
-        &[
-            (&merge.history.as_str(), Type::TEXT),
-            (&merge.incarnation, Type::TEXT),
-            (&merge.address, Type::TEXT),
-            (&to_i64(changes.len())?, Type::INT8),
-            (&unix_ms, Type::INT8),
-        ],
-    )
-    .await?;
+            &[
+                (&merge.history.as_str(), Type::TEXT),
+                (&merge.incarnation, Type::TEXT),
+                (&merge.address, Type::TEXT),
+                (&to_i64(changes.len())?, Type::INT8),
+                (&unix_ms, Type::INT8),
+            ],
+        )
+        .await?;
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! Notifications: hints that a poll would find news, on a connection that does nothing else.
 //!
 //! Nothing relies on them. Behind a pooler that shares connections no notification ever arrives, and nothing breaks. Look next at
-//! [`crate::store::StoreLocation::wake`].
+//! [`crate::store::Store::subscribe_commits`].
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,12 +19,12 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 pub(super) async fn listen_for_commits(settings: Arc<Settings>, connector: PostgresTlsConnector, wake: watch::Sender<u64>) {
     let mut pause = ReconnectBackoff::default();
     for host in 0.. {
-        let link = PostgresConnection::connect(&settings, &connector, host, CONNECT_TIMEOUT, Some(wake.clone())).await;
-        if let Ok(mut link) = link {
-            let listening = tokio::time::timeout(CONNECT_TIMEOUT, link.run_sql(&format!("LISTEN {NOTIFY_CHANNEL}"))).await;
+        let connection = PostgresConnection::connect(&settings, &connector, host, CONNECT_TIMEOUT, Some(wake.clone())).await;
+        if let Ok(mut connection) = connection {
+            let listening = tokio::time::timeout(CONNECT_TIMEOUT, connection.run_sql(&format!("LISTEN {NOTIFY_CHANNEL}"))).await;
             if matches!(listening, Ok(Ok(()))) {
                 pause.reset();
-                link.wait_closed().await;
+                connection.wait_closed().await;
             }
         }
         tokio::time::sleep(pause.next_delay()).await;

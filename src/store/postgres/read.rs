@@ -33,7 +33,7 @@ pub(super) struct ExpectedStore {
     /// The history that was opened; `None` while the store is being opened.
     pub(super) history: Option<HistoryId>,
     pub(super) durability: Durability,
-    pub(super) shown: String,
+    pub(super) store_url: String,
 }
 
 /// The single rows of the tables `head` and `meta`, and the server's clock.
@@ -56,7 +56,7 @@ pub(super) struct PostgresHead {
 ///
 /// The clock is read after the lock is held, so that the times of commits are in their order.
 pub(super) async fn read_head(
-    link: &PostgresConnection,
+    connection: &PostgresConnection,
     expected: &ExpectedStore,
     locked: bool,
 ) -> Result<PostgresHead, QueryError> {
@@ -68,19 +68,19 @@ pub(super) async fn read_head(
          FROM h JOIN portcullis.meta m USING (id)",
         DurabilitySettings::COLUMNS
     );
-    let row = link.query_row(&sql, &[]).await?.ok_or_else(|| corrupt_error("the head is missing".to_owned()))?;
+    let row = connection.query_row(&sql, &[]).await?.ok_or_else(|| corrupt_error("the head is missing".to_owned()))?;
     parse_head_row(&row, expected)
 }
 
 /// Parses a row of the columns of `head`, and checks it against the expected store.
 fn parse_head_row(row: &Row, expected: &ExpectedStore) -> Result<PostgresHead, QueryError> {
     // A server's settings can change while it runs, and a pooler may lead to a server with other settings.
-    DurabilitySettings::from_row(row, 11)?.check_claim(expected.durability, &expected.shown)?;
+    DurabilitySettings::from_row(row, 11)?.check_claim(expected.durability, &expected.store_url)?;
     let revision = Revision { history: HistoryId::new(read_text(row, 0)?), number: read_u64(row, 1)? };
     if expected.history.as_ref().is_some_and(|history| *history != revision.history) {
         return Err(Error::Replaced(format!(
             "the store `{}` is now of history `{}`: put the right one back, or have this one adopted",
-            expected.shown, revision.history
+            expected.store_url, revision.history
         ))
         .into());
     }
@@ -98,36 +98,41 @@ fn parse_head_row(row: &Row, expected: &ExpectedStore) -> Result<PostgresHead, Q
 }
 
 /// Reads the full state. The transaction must have one view.
-pub(super) async fn load_state(link: &PostgresConnection, expected: &ExpectedStore) -> Result<StoreState, QueryError> {
-    let head = with_timeout(ROW_TIMEOUT, read_head(link, expected, false)).await?;
+pub(super) async fn load_state(connection: &PostgresConnection, expected: &ExpectedStore) -> Result<StoreState, QueryError> {
+    let head = with_timeout(ROW_TIMEOUT, read_head(connection, expected, false)).await?;
     let number = head.revision.number;
-    if with_timeout(ROW_TIMEOUT, read_log_hash(link, number)).await? != Some(head.hash) {
+    if with_timeout(ROW_TIMEOUT, read_log_hash(connection, number)).await? != Some(head.hash) {
         return Err(corrupt_error(format!("revision {number} of the change log is not the one that the head names")));
     }
-    let documents = read_documents(link, None).await?;
+    let documents = read_documents(connection, None).await?;
     let sql = format!("SELECT {REVOCATION_COLUMNS} FROM portcullis.revocations");
     let revocations =
-        stream_rows_into(write_rules::rows_with_capacity(head.revocations), link, &sql, &[], parse_revocation_row).await?;
+        stream_rows_into(write_rules::rows_with_capacity(head.revocations), connection, &sql, &[], parse_revocation_row).await?;
     let PostgresHead { revision, hash, digest, settings, .. } = head;
     Ok(StoreState { revision, hash, digest, settings, documents, revocations })
 }
 
 /// Reads the commits after `after`, up to a head that was read, and checks them against each other. The log only grows, so a
 /// later read returns the same rows.
-pub(super) async fn read_log(link: &PostgresConnection, after: u64, head: &PostgresHead) -> Result<Vec<CommitRow>, QueryError> {
+pub(super) async fn read_log(
+    connection: &PostgresConnection,
+    after: u64,
+    head: &PostgresHead,
+) -> Result<Vec<CommitRow>, QueryError> {
     let number = head.revision.number;
     if after < head.floor {
         return Err(Error::BelowFloor { floor: head.floor }.into());
     }
     let missing = |number: u64| corrupt_error(format!("revision {number} is missing from the change log"));
-    let mut previous = (after, with_timeout(ANSWER_TIMEOUT, read_log_hash(link, after)).await?.ok_or_else(|| missing(after))?);
+    let mut previous =
+        (after, with_timeout(ANSWER_TIMEOUT, read_log_hash(connection, after)).await?.ok_or_else(|| missing(after))?);
     let sql = "SELECT number, previous_hash, hash, digest, unix_ms, changes FROM (
             SELECT *, sum(octet_length(changes)) OVER (ORDER BY number) - octet_length(changes) AS before
             FROM (SELECT * FROM portcullis.log WHERE number > $1 AND number <= $2 ORDER BY number LIMIT $3) page
         ) sized WHERE before < $4 ORDER BY number";
     let parameters = [to_i64(after)?, to_i64(number)?, to_i64(CHANGES_COMMITS_MAX)?, to_i64(CHANGES_BYTES_MAX)?];
     let parameters: Vec<SqlParameter<'_>> = parameters.iter().map(|value| (value as _, Type::INT8)).collect();
-    let mut rows = pin!(with_timeout(ANSWER_TIMEOUT, link.query_stream(sql, &parameters)).await?);
+    let mut rows = pin!(with_timeout(ANSWER_TIMEOUT, connection.query_stream(sql, &parameters)).await?);
     let (mut commits, mut bytes) = (Vec::new(), 0usize);
     while let Some(row) = with_timeout(ROW_TIMEOUT, rows.try_next()).await? {
         let (commit, size) = parse_commit_row(&row)?;
@@ -144,27 +149,27 @@ pub(super) async fn read_log(link: &PostgresConnection, after: u64, head: &Postg
 }
 
 pub(super) async fn list_documents(
-    link: &PostgresConnection,
+    connection: &PostgresConnection,
     expected: &ExpectedStore,
     kind: Option<&str>,
 ) -> Result<DocumentList, QueryError> {
-    let revision = read_head(link, expected, false).await?.revision;
-    Ok(DocumentList { revision, documents: read_documents(link, kind).await? })
+    let revision = read_head(connection, expected, false).await?.revision;
+    Ok(DocumentList { revision, documents: read_documents(connection, kind).await? })
 }
 
 /// Lists the revocations that changed last, newest first.
 pub(super) async fn list_revocations(
-    link: &PostgresConnection,
+    connection: &PostgresConnection,
     expected: &ExpectedStore,
     limit: usize,
 ) -> Result<RevocationPage, QueryError> {
-    let head = read_head(link, expected, false).await?;
+    let head = read_head(connection, expected, false).await?;
     let sql = format!("SELECT {REVOCATION_COLUMNS} FROM portcullis.revocations ORDER BY revision DESC, target LIMIT $1");
     let limit = to_i64(limit.min(REVOCATIONS_LISTED_MAX))?;
-    let rows = stream_rows(link, &sql, &[(&limit, Type::INT8)], parse_revocation_row).await?;
+    let rows = stream_rows(connection, &sql, &[(&limit, Type::INT8)], parse_revocation_row).await?;
     let sql = "SELECT log.number, log.unix_ms, acts.act FROM portcullis.log LEFT JOIN portcullis.acts USING (number) WHERE log.number IN (
             SELECT revision FROM portcullis.revocations ORDER BY revision DESC, target LIMIT $1)";
-    let commits = stream_rows(link, sql, &[(&limit, Type::INT8)], parse_commit_metadata).await?.into_iter().collect();
+    let commits = stream_rows(connection, sql, &[(&limit, Type::INT8)], parse_commit_metadata).await?.into_iter().collect();
     Ok(RevocationPage { revision: head.revision, rows, total: head.revocations, commits })
 }
 
@@ -181,19 +186,22 @@ fn parse_commit_metadata(row: &Row) -> Result<(u64, CommitMetadata), QueryError>
 
 /// The existing documents under these keys.
 pub(super) async fn documents_by_key(
-    link: &PostgresConnection,
+    connection: &PostgresConnection,
     expected: &ExpectedStore,
     keys: &[DocumentKey],
 ) -> Result<DocumentList, QueryError> {
-    let revision = read_head(link, expected, false).await?.revision;
+    let revision = read_head(connection, expected, false).await?.revision;
     let names: Vec<_> = keys.iter().map(document_key).collect();
     let sql = format!("SELECT {DOCUMENT_COLUMNS} FROM portcullis.documents WHERE key = ANY ($1) ORDER BY kind, id");
-    Ok(DocumentList { revision, documents: stream_rows(link, &sql, &[(&names, Type::BYTEA_ARRAY)], parse_document_row).await? })
+    Ok(DocumentList {
+        revision,
+        documents: stream_rows(connection, &sql, &[(&names, Type::BYTEA_ARRAY)], parse_document_row).await?,
+    })
 }
 
 /// The existing revocations of these targets.
 pub(super) async fn revocations_by_target(
-    link: &PostgresConnection,
+    connection: &PostgresConnection,
     targets: &[RevocationTarget],
 ) -> Result<Vec<RevocationRow>, QueryError> {
     if targets.is_empty() {
@@ -201,25 +209,25 @@ pub(super) async fn revocations_by_target(
     }
     let keys = targets.iter().map(|target| Ok(encode_target(target)?.0)).collect::<Result<Vec<_>, Error>>()?;
     let sql = format!("SELECT {REVOCATION_COLUMNS} FROM portcullis.revocations WHERE key = ANY ($1)");
-    stream_rows(link, &sql, &[(&keys, Type::BYTEA_ARRAY)], parse_revocation_row).await
+    stream_rows(connection, &sql, &[(&keys, Type::BYTEA_ARRAY)], parse_revocation_row).await
 }
 
 /// The revocations that expire before a second, at most `limit`, the earliest expiry first.
 pub(super) async fn expired_revocations(
-    link: &PostgresConnection,
+    connection: &PostgresConnection,
     before_unix_s: i64,
     limit: usize,
 ) -> Result<Vec<RevocationRow>, QueryError> {
     let sql = format!(
         "SELECT {REVOCATION_COLUMNS} FROM portcullis.revocations WHERE expires_at_unix_s < $1 ORDER BY expires_at_unix_s, target LIMIT $2"
     );
-    stream_rows(link, &sql, &[(&before_unix_s, Type::INT8), (&to_i64(limit)?, Type::INT8)], parse_revocation_row).await
+    stream_rows(connection, &sql, &[(&before_unix_s, Type::INT8), (&to_i64(limit)?, Type::INT8)], parse_revocation_row).await
 }
 
-async fn read_documents(link: &PostgresConnection, kind: Option<&str>) -> Result<Vec<StoredDocument>, QueryError> {
+async fn read_documents(connection: &PostgresConnection, kind: Option<&str>) -> Result<Vec<StoredDocument>, QueryError> {
     let sql =
         format!("SELECT {DOCUMENT_COLUMNS} FROM portcullis.documents WHERE $1::text IS NULL OR kind = $1 ORDER BY kind, id");
-    stream_rows(link, &sql, &[(&kind, Type::TEXT)], parse_document_row).await
+    stream_rows(connection, &sql, &[(&kind, Type::TEXT)], parse_document_row).await
 }
 
 /// The columns of [`parse_document_row`].
@@ -229,22 +237,22 @@ pub(super) const REVOCATION_COLUMNS: &str = "target, dead, suspended, watermark_
 
 /// Reads all rows of a query and parses each as it comes.
 pub(super) async fn stream_rows<T>(
-    link: &PostgresConnection,
+    connection: &PostgresConnection,
     sql: &str,
     parameters: &[SqlParameter<'_>],
     parse: fn(&Row) -> Result<T, QueryError>,
 ) -> Result<Vec<T>, QueryError> {
-    stream_rows_into(Vec::new(), link, sql, parameters, parse).await
+    stream_rows_into(Vec::new(), connection, sql, parameters, parse).await
 }
 
 async fn stream_rows_into<T>(
     mut found: Vec<T>,
-    link: &PostgresConnection,
+    connection: &PostgresConnection,
     sql: &str,
     parameters: &[SqlParameter<'_>],
     parse: fn(&Row) -> Result<T, QueryError>,
 ) -> Result<Vec<T>, QueryError> {
-    let mut rows = pin!(with_timeout(LIST_TIMEOUT, link.query_stream(sql, parameters)).await?);
+    let mut rows = pin!(with_timeout(LIST_TIMEOUT, connection.query_stream(sql, parameters)).await?);
     while let Some(row) = with_timeout(ROW_TIMEOUT, rows.try_next()).await? {
         found.push(parse(&row)?);
     }
@@ -301,11 +309,12 @@ pub(super) fn parse_commit_row(row: &Row) -> Result<(CommitRow, usize), QueryErr
 }
 
 /// The hash of a revision in the change log; `None` if the log does not hold it.
-pub(super) async fn read_log_hash(link: &PostgresConnection, number: u64) -> Result<Option<[u8; 32]>, QueryError> {
+pub(super) async fn read_log_hash(connection: &PostgresConnection, number: u64) -> Result<Option<[u8; 32]>, QueryError> {
     if number == 0 {
         return Ok(Some(GENESIS));
     }
-    let row = link.query_row("SELECT hash FROM portcullis.log WHERE number = $1", &[(&to_i64(number)?, Type::INT8)]).await?;
+    let row =
+        connection.query_row("SELECT hash FROM portcullis.log WHERE number = $1", &[(&to_i64(number)?, Type::INT8)]).await?;
     row.map(|row| read_hash(&row, 0)).transpose()
 }
 

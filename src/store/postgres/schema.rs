@@ -86,71 +86,73 @@ ALTER TABLE portcullis.approvals ADD COLUMN asker bytea NOT NULL DEFAULT ''::byt
 
 /// Upgrades the tables of a store that was followed before. Never creates a store, because an empty database is either being
 /// restored or is the wrong one.
-pub(super) async fn upgrade_existing(link: &PostgresConnection, shown: &str) -> Result<(), QueryError> {
-    match read_schema_version(link, shown).await? {
-        0 => Err(Error::Unavailable(format!("there is no store in `{shown}` yet, and one was followed: restore it")).into()),
+pub(super) async fn upgrade_existing(connection: &PostgresConnection, store_url: &str) -> Result<(), QueryError> {
+    match read_schema_version(connection, store_url).await? {
+        0 => Err(Error::Unavailable(format!("there is no store in `{store_url}` yet, and one was followed: restore it")).into()),
         SCHEMA_VERSION => Ok(()),
-        _ => create_or_upgrade(link, Settings::default(), None, shown).await,
+        _ => create_or_upgrade(connection, Settings::default(), None, store_url).await,
     }
 }
 
 /// Creates or upgrades the tables. Must run in a transaction of its own.
 pub(super) async fn create_or_upgrade(
-    link: &PostgresConnection,
+    connection: &PostgresConnection,
     settings: Settings,
     unix_ms: Option<i64>,
-    shown: &str,
+    store_url: &str,
 ) -> Result<(), QueryError> {
-    if read_schema_version(link, shown).await? == SCHEMA_VERSION {
+    if read_schema_version(connection, store_url).await? == SCHEMA_VERSION {
         return Ok(());
     }
-    link.execute("SELECT pg_advisory_xact_lock($1)", &[(&SCHEMA_LOCK, Type::INT8)]).await?;
+    connection.execute("SELECT pg_advisory_xact_lock($1)", &[(&SCHEMA_LOCK, Type::INT8)]).await?;
     // Another replica may have done it in the meantime.
-    let found = read_schema_version(link, shown).await?;
-    if found == 0 && link.query_row("SELECT 1 FROM pg_namespace WHERE nspname = 'portcullis'", &[]).await?.is_none() {
-        link.run_sql("CREATE SCHEMA portcullis").await?;
+    let found = read_schema_version(connection, store_url).await?;
+    if found == 0 && connection.query_row("SELECT 1 FROM pg_namespace WHERE nspname = 'portcullis'", &[]).await?.is_none() {
+        connection.run_sql("CREATE SCHEMA portcullis").await?;
     }
     for step in MIGRATIONS.iter().skip(usize::try_from(found).unwrap_or_default()) {
-        link.run_sql(step).await?;
+        connection.run_sql(step).await?;
     }
     if found > 0 {
-        link.execute("UPDATE portcullis.version SET version = $1", &[(&SCHEMA_VERSION, Type::INT8)]).await?;
+        connection.execute("UPDATE portcullis.version SET version = $1", &[(&SCHEMA_VERSION, Type::INT8)]).await?;
         return Ok(());
     }
     let unix_ms = match unix_ms {
         Some(unix_ms) => unix_ms,
-        None => server_unix_ms(link).await?,
+        None => server_unix_ms(connection).await?,
     };
     let (history, bound) = (uuid::Uuid::now_v7().to_string(), super::read::to_i64(settings.freshness_bound_ms)?);
-    link.execute(
-        "INSERT INTO portcullis.version (id, program, version) VALUES (1, $1, $2)",
-        &[(&PROGRAM_NAME, Type::TEXT), (&SCHEMA_VERSION, Type::INT8)],
-    )
-    .await?;
-    link.execute(
-        "INSERT INTO portcullis.meta (id, history, made_unix_ms, iat_skew_s, freshness_bound_ms) VALUES (1, $1, $2, $3, $4)",
-        &[(&history, Type::TEXT), (&unix_ms, Type::INT8), (&settings.iat_skew_s, Type::INT8), (&bound, Type::INT8)],
-    )
-    .await?;
-    link.execute(
+    connection
+        .execute(
+            "INSERT INTO portcullis.version (id, program, version) VALUES (1, $1, $2)",
+            &[(&PROGRAM_NAME, Type::TEXT), (&SCHEMA_VERSION, Type::INT8)],
+        )
+        .await?;
+    connection
+        .execute(
+            "INSERT INTO portcullis.meta (id, history, made_unix_ms, iat_skew_s, freshness_bound_ms) VALUES (1, $1, $2, $3, $4)",
+            &[(&history, Type::TEXT), (&unix_ms, Type::INT8), (&settings.iat_skew_s, Type::INT8), (&bound, Type::INT8)],
+        )
+        .await?;
+    connection.execute(
         "INSERT INTO portcullis.head (id, number, hash, digest, floor, revocations, documents_number) VALUES (1, 0, $1, $2, 0, 0, 0)",
         &[(&GENESIS.as_slice(), Type::BYTEA), (&StateDigest::default().to_hex(), Type::TEXT)],
     )
     .await?;
-    link.run_sql("INSERT INTO portcullis.spent_forgotten (id) VALUES (1)").await
+    connection.run_sql("INSERT INTO portcullis.spent_forgotten (id) VALUES (1)").await
 }
 
 /// Reads the server's clock.
-async fn server_unix_ms(link: &PostgresConnection) -> Result<i64, QueryError> {
-    let row = link.query_row("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::int8", &[]).await?;
+async fn server_unix_ms(connection: &PostgresConnection) -> Result<i64, QueryError> {
+    let row = connection.query_row("SELECT (extract(epoch FROM clock_timestamp()) * 1000)::int8", &[]).await?;
     row.ok_or_else(|| Error::Corrupt("the server has no clock".to_owned()))?.try_get(0).map_err(QueryError::Sql)
 }
 
 /// Returns the version of the tables, 0 if there are none. Fails if they belong to another program or to a newer version.
-async fn read_schema_version(link: &PostgresConnection, shown: &str) -> Result<i64, QueryError> {
+async fn read_schema_version(connection: &PostgresConnection, store_url: &str) -> Result<i64, QueryError> {
     const COUNT: &str = "SELECT count(*), count(*) FILTER (WHERE c.relname = 'version' AND c.relkind = 'r')
         FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = 'portcullis'";
-    let row = link.query_row(COUNT, &[]).await?.ok_or_else(|| Error::Corrupt("the catalogue cannot be read".to_owned()))?;
+    let row = connection.query_row(COUNT, &[]).await?.ok_or_else(|| Error::Corrupt("the catalogue cannot be read".to_owned()))?;
     let (relations, marks): (i64, i64) = (row.try_get(0)?, row.try_get(1)?);
     if relations == 0 {
         return Ok(0);
@@ -158,19 +160,22 @@ async fn read_schema_version(link: &PostgresConnection, shown: &str) -> Result<i
     let ours = "SELECT count(*) FROM pg_attribute WHERE attrelid = 'portcullis.version'::regclass AND attname IN ('program', 'version') \
         AND NOT attisdropped";
     let not_ours = || {
-        let why =
-            format!("the schema `portcullis` in `{shown}` holds tables of another program: name another database for the store");
+        let why = format!(
+            "the schema `portcullis` in `{store_url}` holds tables of another program: name another database for the store"
+        );
         QueryError::from(Error::NotAStore(why))
     };
     let shaped: i64 = match marks {
-        1 => link.query_row(ours, &[]).await?.map_or(Ok(0), |row| row.try_get(0))?,
+        1 => connection.query_row(ours, &[]).await?.map_or(Ok(0), |row| row.try_get(0))?,
         _ => 0,
     };
     if shaped != 2 {
         return Err(not_ours());
     }
-    let row =
-        link.query_row("SELECT program::text, version::text FROM portcullis.version LIMIT 1", &[]).await?.ok_or_else(not_ours)?;
+    let row = connection
+        .query_row("SELECT program::text, version::text FROM portcullis.version LIMIT 1", &[])
+        .await?
+        .ok_or_else(not_ours)?;
     let (program, version): (Option<String>, Option<String>) = (row.try_get(0)?, row.try_get(1)?);
     if program.as_deref() != Some(PROGRAM_NAME) {
         return Err(not_ours());
@@ -178,9 +183,9 @@ async fn read_schema_version(link: &PostgresConnection, shown: &str) -> Result<i
     match version.and_then(|version| version.parse().ok()) {
         Some(known @ 1..=SCHEMA_VERSION) => Ok(known),
         Some(newer) if newer > SCHEMA_VERSION => Err(Error::NewerVersion(format!(
-            "the store `{shown}` has schema {newer} and this program knows {SCHEMA_VERSION}: use the version that made it, or a newer one"
+            "the store `{store_url}` has schema {newer} and this program knows {SCHEMA_VERSION}: use the version that made it, or a newer one"
         ))
         .into()),
-        _ => Err(Error::Corrupt(format!("the store `{shown}` has a schema that no version has written")).into()),
+        _ => Err(Error::Corrupt(format!("the store `{store_url}` has a schema that no version has written")).into()),
     }
 }

@@ -34,11 +34,11 @@ impl DurabilitySettings {
     ///
     /// # Errors
     /// [`Error::Misconfigured`], naming the server's setting and the remedy.
-    pub(super) fn check_claim(&self, claimed: Durability, shown: &str) -> Result<(), Error> {
+    pub(super) fn check_claim(&self, claimed: Durability, store_url: &str) -> Result<(), Error> {
         let wrong = |setting: &str, is: &str, instead: &str| {
             let claimed = claimed.as_str();
             Err(Error::Misconfigured(format!(
-                "the server of the store `{shown}` has `{setting} = {is}`, so `store_durability: {claimed}` does not hold: {instead}"
+                "the server of the store `{store_url}` has `{setting} = {is}`, so `store_durability: {claimed}` does not hold: {instead}"
             )))
         };
         if self.fsync != "on" {
@@ -65,23 +65,28 @@ impl DurabilitySettings {
 }
 
 /// Checks the server before anything is created in it.
-pub(super) async fn check_server(link: &PostgresConnection, claimed: Durability, shown: &str) -> Result<(), QueryError> {
+pub(super) async fn check_server(
+    connection: &PostgresConnection,
+    claimed: Durability,
+    store_url: &str,
+) -> Result<(), QueryError> {
     let sql = format!(
         "SELECT {}, current_setting('server_encoding'), current_setting('server_version_num')::int8, pg_is_in_recovery()",
         DurabilitySettings::COLUMNS
     );
-    let row = link.query_row(&sql, &[]).await?.ok_or_else(|| Error::Corrupt("the server says nothing of itself".to_owned()))?;
+    let row =
+        connection.query_row(&sql, &[]).await?.ok_or_else(|| Error::Corrupt("the server says nothing of itself".to_owned()))?;
     let (encoding, version, standby): (String, i64, bool) = (row.try_get(4)?, row.try_get(5)?, row.try_get(6)?);
     if version < SERVER_VERSION_MIN {
-        let why = format!("the server of the store `{shown}` is of version {version}: 13 or newer is needed");
+        let why = format!("the server of the store `{store_url}` is of version {version}: 13 or newer is needed");
         return Err(Error::Misconfigured(why).into());
     }
     if encoding != "UTF8" {
-        let why = format!("the database of the store `{shown}` is encoded in {encoding}: make one with ENCODING 'UTF8'");
+        let why = format!("the database of the store `{store_url}` is encoded in {encoding}: make one with ENCODING 'UTF8'");
         return Err(Error::Misconfigured(why).into());
     }
     if standby {
-        return Err(Error::Unavailable(format!("the server of the store `{shown}` is a standby: name the primary")).into());
+        return Err(Error::Unavailable(format!("the server of the store `{store_url}` is a standby: name the primary")).into());
     }
-    Ok(DurabilitySettings::from_row(&row, 0)?.check_claim(claimed, shown)?)
+    Ok(DurabilitySettings::from_row(&row, 0)?.check_claim(claimed, store_url)?)
 }

@@ -1,8 +1,8 @@
 //! The settings of a PostgreSQL store: its URL, and the durability that its operator claims. Both are parsed before anything is
 //! opened.
 //!
-//! A URL may contain a password. No error repeats a part of the URL, and only [`Settings::shown`] may be shown. Look next at
-//! `super::link`.
+//! A URL may contain a password. No error repeats a part of the URL, and only [`Settings::redacted_url`] may be shown. Look next
+//! at `super::connection`.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -100,8 +100,8 @@ impl Settings {
             return Err(format!("the store's URL has {} bytes: at most {URL_BYTES_MAX}", url.len()));
         }
         let rest = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://")).ok_or("not a PostgreSQL URL")?;
-        let (place, query) = rest.split_once('?').unwrap_or((rest, ""));
-        let (authority, database) = place.split_once('/').unwrap_or((place, ""));
+        let (location, query) = rest.split_once('?').unwrap_or((rest, ""));
+        let (authority, database) = location.split_once('/').unwrap_or((location, ""));
         // INVARIANT: the shown URL holds no password. An unencoded `@` or `/` in a password would move a part of the password
         // into the host or the database, so such a URL is rejected.
         if authority.matches('@').count() > 1 || database.contains(['@', '/']) {
@@ -116,15 +116,15 @@ impl Settings {
         }
         let unreadable =
             |_| "the store's URL cannot be read: postgres://USER:PASSWORD@HOST:PORT/DATABASE, with `%XX` for special characters";
-        let mut config: Config = format!("postgres://{place}").parse().map_err(unreadable)?;
+        let mut config: Config = format!("postgres://{location}").parse().map_err(unreadable)?;
         config.application_name(options.application_name.as_deref().unwrap_or("portcullis"));
         if let Some(folder) = &options.host {
             config.host(folder);
         }
         let hosts = config_per_host(&config, options.port)?;
         let tls = options.tls(&hosts)?;
-        let shown = redacted_url(&hosts);
-        let mut settings = Self { hosts, tls, notify: options.notify, durability, redacted_url: shown };
+        let redacted_url = redacted_url(&hosts);
+        let mut settings = Self { hosts, tls, notify: options.notify, durability, redacted_url };
         let several = settings.hosts.len() > 1;
         for host in &mut settings.hosts {
             host.ssl_mode(if settings.tls == TlsMode::Disabled { SslMode::Disable } else { SslMode::Require });
@@ -144,7 +144,7 @@ impl Settings {
 impl fmt::Debug for Settings {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Settings")
-            .field("shown", &self.redacted_url)
+            .field("redacted_url", &self.redacted_url)
             .field("durability", &self.durability)
             .finish_non_exhaustive()
     }
@@ -247,7 +247,7 @@ fn config_per_host(config: &Config, port: Option<u16>) -> Result<Vec<Config>, St
 
 /// The URL without its password and parameters.
 fn redacted_url(hosts: &[Config]) -> String {
-    let place = |config: &Config| {
+    let location = |config: &Config| {
         let port = config.get_ports().first().copied().unwrap_or(5432);
         config.get_hosts().first().map_or_else(String::new, |host| match host {
             Host::Tcp(name) if name.contains(':') => format!("[{name}]:{port}"),
@@ -255,9 +255,9 @@ fn redacted_url(hosts: &[Config]) -> String {
             Host::Unix(folder) => format!("{}:{port}", folder.display()),
         })
     };
-    let places: Vec<String> = hosts.iter().map(place).collect();
+    let locations: Vec<String> = hosts.iter().map(location).collect();
     let database = hosts.first().and_then(Config::get_dbname).unwrap_or_default();
-    format!("postgres://{}/{database}", places.join(","))
+    format!("postgres://{}/{database}", locations.join(","))
 }
 
 /// Decodes `%XX` in a value.
@@ -285,8 +285,8 @@ mod tests {
         let said = format!("{read:?}");
         assert!(!said.contains(CANARY), "{said}");
         match (read, expected) {
-            (Ok(read), Ok((shown, tls, notify))) => {
-                assert_eq!((read.redacted_url(), &read.tls, read.notify), (shown, &tls, notify), "{url}");
+            (Ok(read), Ok((store_url, tls, notify))) => {
+                assert_eq!((read.redacted_url(), &read.tls, read.notify), (store_url, &tls, notify), "{url}");
             }
             (Err(error), Err(part)) => assert!(error.contains(part) && !error.contains('\n'), "{url}: {error}"),
             (read, _) => panic!("{url}: {read:?}"),

@@ -47,7 +47,7 @@ pub(super) const ROWS_PER_STATEMENT: usize = 16;
 
 /// The targets of the revocations that a prune of the request would delete.
 async fn expired_targets(
-    link: &PostgresConnection,
+    connection: &PostgresConnection,
     request: &CommitRequest,
     unix_ms: i64,
 ) -> Result<Vec<RevocationTarget>, QueryError> {
@@ -55,7 +55,8 @@ async fn expired_targets(
     for write in &request.writes {
         if let StoreWrite::Prune { before_unix_s, rows_max } = write {
             let before_unix_s = (*before_unix_s).min(unix_ms.div_euclid(1_000));
-            found.extend(read::expired_revocations(link, before_unix_s, *rows_max).await?.into_iter().map(|row| row.target));
+            found
+                .extend(read::expired_revocations(connection, before_unix_s, *rows_max).await?.into_iter().map(|row| row.target));
         }
     }
     Ok(found)
@@ -64,7 +65,7 @@ async fn expired_targets(
 /// Reads the revocations that a request writes or depends on, and the pending acts for its targets. They are read in small
 /// portions, so that no answer is long.
 pub(super) async fn read_revocations(
-    link: &PostgresConnection,
+    connection: &PostgresConnection,
     request: &CommitRequest,
     expiring: &[RevocationTarget],
 ) -> Result<(Vec<RevocationRow>, BTreeMap<String, PendingTwoPersonRow>), QueryError> {
@@ -87,13 +88,13 @@ pub(super) async fn read_revocations(
             _ => {}
         }
     }
-    let pending = pending_acts::read_pending_acts(link, &acts).await?;
+    let pending = pending_acts::read_pending_acts(connection, &acts).await?;
     targets.extend(pending.values().map(|row| signers::key_target(&row.key)));
     let sql = format!("SELECT {} FROM portcullis.revocations WHERE key = ANY ($1)", read::REVOCATION_COLUMNS);
     let mut found = Vec::new();
     for targets in targets.chunks(ROWS_PER_STATEMENT) {
         let keys = targets.iter().map(|target| Ok(encode_target(target)?.0)).collect::<Result<Vec<_>, Error>>()?;
-        found.extend(read::stream_rows(link, &sql, &[(&keys, Type::BYTEA_ARRAY)], read::parse_revocation_row).await?);
+        found.extend(read::stream_rows(connection, &sql, &[(&keys, Type::BYTEA_ARRAY)], read::parse_revocation_row).await?);
     }
     Ok((found, pending))
 }
@@ -101,7 +102,7 @@ pub(super) async fn read_revocations(
 impl StagedCommit {
     /// Stages the long parts of a request. Returns `None` if the request is short and touches no document.
     pub(super) async fn stage_request(
-        link: &PostgresConnection,
+        connection: &PostgresConnection,
         expected: &ExpectedStore,
         request: &CommitRequest,
         unix_ms: Option<i64>,
@@ -117,18 +118,18 @@ impl StagedCommit {
             return Ok(None);
         }
         // No lock is held yet, so there is time to prepare the commit.
-        link.run_sql(&format!("SET LOCAL idle_in_transaction_session_timeout = {PREPARE_TIMEOUT_MS}")).await?;
-        let head = read::read_head(link, expected, false).await?;
+        connection.run_sql(&format!("SET LOCAL idle_in_transaction_session_timeout = {PREPARE_TIMEOUT_MS}")).await?;
+        let head = read::read_head(connection, expected, false).await?;
         let unix_ms = unix_ms.unwrap_or(head.unix_ms);
         let documents = match keys.as_slice() {
             [] => vec![],
             keys => {
                 let sql = format!("SELECT {} FROM portcullis.documents WHERE key = ANY ($1)", read::DOCUMENT_COLUMNS);
-                read::stream_rows(link, &sql, &[(&keys, Type::BYTEA_ARRAY)], read::parse_document_row).await?
+                read::stream_rows(connection, &sql, &[(&keys, Type::BYTEA_ARRAY)], read::parse_document_row).await?
             }
         };
-        let expiring = expired_targets(link, request, unix_ms).await?;
-        let (revocations, pending) = read_revocations(link, request, &expiring).await?;
+        let expiring = expired_targets(connection, request, unix_ms).await?;
+        let (revocations, pending) = read_revocations(connection, request, &expiring).await?;
         let found = TouchedRows { documents: documents.clone(), revocations, pending, ..TouchedRows::default() };
         let mut rows = CommitRowSet::new(&head, head.revision.number.saturating_add(1), unix_ms, found);
         // Errors are reported here, and checked again under the lock.
@@ -151,19 +152,19 @@ impl StagedCommit {
         let long = Some(stored.clone()).filter(|stored| stored.len() > INLINE_CHANGES_BYTES_MAX);
         let (documents_number, head_hash) = (head.documents_number, head.hash);
         let mut staged = Self { id, documents, documents_number, expiring, changes: long, prepared: None, head_hash };
-        staged.send_rows(link, &rows).await?;
+        staged.send_rows(connection, &rows).await?;
         // A revocation depends on the clock under the lock, and an adoption or a merge writes more than these rows.
-        link.run_sql(&format!("SET LOCAL idle_in_transaction_session_timeout = {IDLE_IN_TRANSACTION_MS}")).await?;
+        connection.run_sql(&format!("SET LOCAL idle_in_transaction_session_timeout = {IDLE_IN_TRANSACTION_MS}")).await?;
         let timeless = |write: &StoreWrite| write.writes_document() || matches!(write, StoreWrite::Prune { .. });
         staged.prepared = request.writes.iter().all(timeless).then_some(PreparedCommit { rows, changes, stored });
         Ok(Some(staged))
     }
 
     /// Inserts the long parts into the table `staged`.
-    async fn send_rows(&self, link: &PostgresConnection, rows: &CommitRowSet) -> Result<(), QueryError> {
+    async fn send_rows(&self, connection: &PostgresConnection, rows: &CommitRowSet) -> Result<(), QueryError> {
         if let Some(changes) = &self.changes {
             let sql = "INSERT INTO portcullis.staged (stage, changes) VALUES ($1, $2)";
-            link.execute(sql, &[(&self.id, Type::TEXT), (changes, Type::BYTEA)]).await?;
+            connection.execute(sql, &[(&self.id, Type::TEXT), (changes, Type::BYTEA)]).await?;
         }
         let (put, remove) = rows.documents_to_store();
         if put.is_empty() && remove.is_empty() {
@@ -181,21 +182,22 @@ impl StagedCommit {
             DocumentOrigin::Api => "api",
         });
         let lines: Vec<i64> = put.iter().map(|one| i64::from(one.row.line)).chain(remove.iter().map(|_| 0)).collect();
-        link.execute(
-            "INSERT INTO portcullis.staged (stage, key, kind, id, json, path, line, origin)
+        connection
+            .execute(
+                "INSERT INTO portcullis.staged (stage, key, kind, id, json, path, line, origin)
              SELECT $1, * FROM unnest($2, $3, $4, $5, $6, $7, $8)",
-            &[
-                (&self.id, Type::TEXT),
-                (&keys, Type::BYTEA_ARRAY),
-                (&kinds, Type::TEXT_ARRAY),
-                (&ids, Type::TEXT_ARRAY),
-                (&jsons, Type::TEXT_ARRAY),
-                (&paths, Type::TEXT_ARRAY),
-                (&lines, Type::INT8_ARRAY),
-                (&origins, Type::TEXT_ARRAY),
-            ],
-        )
-        .await?;
+                &[
+                    (&self.id, Type::TEXT),
+                    (&keys, Type::BYTEA_ARRAY),
+                    (&kinds, Type::TEXT_ARRAY),
+                    (&ids, Type::TEXT_ARRAY),
+                    (&jsons, Type::TEXT_ARRAY),
+                    (&paths, Type::TEXT_ARRAY),
+                    (&lines, Type::INT8_ARRAY),
+                    (&origins, Type::TEXT_ARRAY),
+                ],
+            )
+            .await?;
         Ok(())
     }
 
@@ -220,22 +222,24 @@ impl StagedCommit {
     }
 
     /// Moves the documents to their table.
-    pub(super) async fn move_documents(&self, link: &PostgresConnection, number: u64) -> Result<(), QueryError> {
+    pub(super) async fn move_documents(&self, connection: &PostgresConnection, number: u64) -> Result<(), QueryError> {
         let (id, number) = (&self.id, to_i64(number)?);
-        link.execute(
-            "DELETE FROM portcullis.documents USING portcullis.staged
+        connection
+            .execute(
+                "DELETE FROM portcullis.documents USING portcullis.staged
              WHERE stage = $1 AND documents.key = staged.key AND staged.kind IS NULL",
-            &[(id, Type::TEXT)],
-        )
-        .await?;
-        link.execute(
-            "INSERT INTO portcullis.documents (key, kind, id, json, path, line, origin, revision)
+                &[(id, Type::TEXT)],
+            )
+            .await?;
+        connection
+            .execute(
+                "INSERT INTO portcullis.documents (key, kind, id, json, path, line, origin, revision)
              SELECT key, kind, id, json, path, line, origin, $2 FROM portcullis.staged WHERE stage = $1 AND kind IS NOT NULL
              ON CONFLICT (key) DO UPDATE SET json = excluded.json, path = excluded.path, line = excluded.line,
              origin = excluded.origin, revision = excluded.revision",
-            &[(id, Type::TEXT), (&number, Type::INT8)],
-        )
-        .await?;
+                &[(id, Type::TEXT), (&number, Type::INT8)],
+            )
+            .await?;
         Ok(())
     }
 
@@ -245,8 +249,8 @@ impl StagedCommit {
     }
 
     /// Deletes the staged rows before the commit.
-    pub(super) async fn delete_staged_rows(&self, link: &PostgresConnection) -> Result<(), QueryError> {
-        link.execute("DELETE FROM portcullis.staged WHERE stage = $1", &[(&self.id, Type::TEXT)]).await?;
+    pub(super) async fn delete_staged_rows(&self, connection: &PostgresConnection) -> Result<(), QueryError> {
+        connection.execute("DELETE FROM portcullis.staged WHERE stage = $1", &[(&self.id, Type::TEXT)]).await?;
         Ok(())
     }
 }

@@ -1,6 +1,6 @@
 //! TLS to the server: rustls with the program's only crypto provider. The server must always prove its identity.
 //!
-//! There is no mode that encrypts without authenticating the server. Look next at `super::link`.
+//! There is no mode that encrypts without authenticating the server. Look next at `super::connection`.
 
 use std::future::Future;
 use std::io;

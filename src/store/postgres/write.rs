@@ -1,7 +1,7 @@
 //! Commits to a PostgreSQL store, one revision after the other through a lock on the row of the head.
 //!
-//! Look next at `super::commit_rows`, which computes how a request changes its rows, and at `super::uses` for requests that make no
-//! revision.
+//! Look next at `super::commit_rows`, which computes how a request changes its rows, and at `super::ledger` for requests that
+//! make no revision.
 
 use std::collections::BTreeMap;
 
@@ -30,16 +30,16 @@ const FORGOTTEN_KEYS_MAX: i64 = 64;
 /// ends the transaction of a silent client. Approvals are locked before the head, so that nobody waits for an approval while
 /// holding the head.
 pub(super) async fn commit_request(
-    link: &PostgresConnection,
+    connection: &PostgresConnection,
     expected: &ExpectedStore,
     request: &CommitRequest,
     unix_ms: Option<i64>,
     notify: bool,
 ) -> Result<CommitOutcome, QueryError> {
-    let mut staged = StagedCommit::stage_request(link, expected, request, unix_ms).await?;
+    let mut staged = StagedCommit::stage_request(connection, expected, request, unix_ms).await?;
     let approved = answered_digests(request);
-    let approvals = approvals::lock_approvals(link, &approved).await?;
-    let head = read::read_head(link, expected, true).await?;
+    let approvals = approvals::lock_approvals(connection, &approved).await?;
+    let head = read::read_head(connection, expected, true).await?;
     let unix_ms = unix_ms.unwrap_or(head.unix_ms);
     if staged.as_ref().is_some_and(|staged| !staged.documents_unchanged(&head)) {
         return Err(QueryError::HeadMoved);
@@ -48,13 +48,13 @@ pub(super) async fn commit_request(
     let ready = staged.as_mut().and_then(|staged| staged.take_prepared(&head));
     let mut rows = match &ready {
         Some(_) => None,
-        None => Some(read_touched_rows(link, request, staged.as_ref(), approvals, (&head, number, unix_ms)).await?),
+        None => Some(read_touched_rows(connection, request, staged.as_ref(), approvals, (&head, number, unix_ms)).await?),
     };
     if let Some(rows) = &rows {
         rows.check_expectations(request, &head)?;
     }
     let forgotten = match &request.act {
-        Some(act) => record_act(link, act, number, &head, unix_ms).await?,
+        Some(act) => record_act(connection, act, number, &head, unix_ms).await?,
         None => head.jtis_forgotten_unix_s,
     };
     let (rows, changes, stored, revision) = match (ready, rows.take()) {
@@ -62,7 +62,7 @@ pub(super) async fn commit_request(
             (rows, changes, stored, Revision { number, ..head.revision.clone() })
         }
         (None, Some(mut rows)) => {
-            let (changes, revision) = apply_writes(link, request, &head, &mut rows, unix_ms).await?;
+            let (changes, revision) = apply_writes(connection, request, &head, &mut rows, unix_ms).await?;
             let stored = encode_changes(&changes)?;
             (rows, changes, stored, revision)
         }
@@ -73,13 +73,13 @@ pub(super) async fn commit_request(
         return Err(QueryError::HeadMoved);
     }
     if let Some(staged) = &staged {
-        staged.move_documents(link, number).await?;
+        staged.move_documents(connection, number).await?;
     }
-    store_revocations(link, &rows).await?;
+    store_revocations(connection, &rows).await?;
     for (act, row) in rows.pending_to_store() {
-        pending_acts::put_pending_act(link, act, row, unix_ms).await?;
+        pending_acts::put_pending_act(connection, act, row, unix_ms).await?;
     }
-    approvals::put_approvals(link, &rows.approvals_to_store()).await?;
+    approvals::put_approvals(connection, &rows.approvals_to_store()).await?;
     let made = NewRevision {
         head: &head,
         revision: &revision,
@@ -90,9 +90,11 @@ pub(super) async fn commit_request(
         jtis_forgotten_unix_s: forgotten,
         unix_ms,
     };
-    move_head(link, &made, staged.as_ref()).await?;
+    move_head(connection, &made, staged.as_ref()).await?;
     if notify {
-        link.execute("SELECT pg_notify($1, $2)", &[(&NOTIFY_CHANNEL, Type::TEXT), (&number.to_string(), Type::TEXT)]).await?;
+        connection
+            .execute("SELECT pg_notify($1, $2)", &[(&NOTIFY_CHANNEL, Type::TEXT), (&number.to_string(), Type::TEXT)])
+            .await?;
     }
     Ok(CommitOutcome { revision, unix_ms, changes, freshness_bound_ms: head.settings.freshness_bound_ms })
 }
@@ -110,7 +112,11 @@ struct NewRevision<'a> {
 }
 
 /// Appends a revision to the log and moves the head to it.
-async fn move_head(link: &PostgresConnection, made: &NewRevision<'_>, staged: Option<&StagedCommit>) -> Result<(), QueryError> {
+async fn move_head(
+    connection: &PostgresConnection,
+    made: &NewRevision<'_>,
+    staged: Option<&StagedCommit>,
+) -> Result<(), QueryError> {
     let NewRevision { head, revision, of_documents, stored, digest, revocations_total, jtis_forgotten_unix_s, unix_ms } = made;
     let hash = commit_hash(&head.hash, revision.number, stored);
     let number = to_i64(revision.number)?;
@@ -119,26 +125,27 @@ async fn move_head(link: &PostgresConnection, made: &NewRevision<'_>, staged: Op
         Some(staged) => (Some(staged.id()), None),
         None => (None, Some(*stored)),
     };
-    link.execute(
-        "INSERT INTO portcullis.log (number, previous_hash, hash, digest, unix_ms, changes, of_documents)
+    connection
+        .execute(
+            "INSERT INTO portcullis.log (number, previous_hash, hash, digest, unix_ms, changes, of_documents)
          SELECT $1, $2, $3, $4, $5,
              coalesce($6, (SELECT changes FROM portcullis.staged WHERE stage = $8 AND changes IS NOT NULL)), $7",
-        &[
-            (&number, Type::INT8),
-            (&head.hash.as_slice(), Type::BYTEA),
-            (&hash.as_slice(), Type::BYTEA),
-            (digest, Type::TEXT),
-            (unix_ms, Type::INT8),
-            (&sent, Type::BYTEA),
-            (of_documents, Type::BOOL),
-            (&staged_id, Type::TEXT),
-        ],
-    )
-    .await?;
+            &[
+                (&number, Type::INT8),
+                (&head.hash.as_slice(), Type::BYTEA),
+                (&hash.as_slice(), Type::BYTEA),
+                (digest, Type::TEXT),
+                (unix_ms, Type::INT8),
+                (&sent, Type::BYTEA),
+                (of_documents, Type::BOOL),
+                (&staged_id, Type::TEXT),
+            ],
+        )
+        .await?;
     if let Some(staged) = staged {
-        staged.delete_staged_rows(link).await?;
+        staged.delete_staged_rows(connection).await?;
     }
-    let moved = link
+    let moved = connection
         .execute(
             "UPDATE portcullis.head SET number = $1, hash = $2, digest = $3, revocations = $4, documents_number = $5,
                  jtis_forgotten_unix_s = $6 WHERE number = $1 - 1 AND (SELECT history FROM portcullis.meta) = $7",
@@ -162,7 +169,7 @@ async fn move_head(link: &PostgresConnection, made: &NewRevision<'_>, staged: Op
 
 /// Applies the writes in order. Returns the changes and the new revision.
 async fn apply_writes(
-    link: &PostgresConnection,
+    connection: &PostgresConnection,
     request: &CommitRequest,
     head: &PostgresHead,
     rows: &mut CommitRowSet,
@@ -177,11 +184,11 @@ async fn apply_writes(
             }
             StoreWrite::Merge(merge) => {
                 changes.extend(commit_rows::merge(rows, merge, &head.revision.history)?);
-                lineage::record_merge(link, merge, &changes, unix_ms).await?;
+                lineage::record_merge(connection, merge, &changes, unix_ms).await?;
             }
             StoreWrite::Adopt { reason } => {
                 changes.push(commit_rows::void_roots(rows, reason)?);
-                revision = lineage::begin_history(link, head, revision.number, unix_ms).await?;
+                revision = lineage::begin_history(connection, head, revision.number, unix_ms).await?;
             }
             write => changes.extend(commit_rows::apply_write(rows, write)?),
         }
@@ -202,32 +209,32 @@ fn answered_digests(request: &CommitRequest) -> Vec<&str> {
 
 /// Reads every row that the request writes, or has an expectation of. The documents were read before the lock, and are unchanged.
 async fn read_touched_rows(
-    link: &PostgresConnection,
+    connection: &PostgresConnection,
     request: &CommitRequest,
     staged: Option<&StagedCommit>,
     approvals: BTreeMap<String, ApprovalRow>,
     (head, number, unix_ms): (&PostgresHead, u64, i64),
 ) -> Result<CommitRowSet, QueryError> {
     let expiring = staged.map(|staged| staged.expiring.as_slice()).unwrap_or_default();
-    let (revocations, pending) = staging::read_revocations(link, request, expiring).await?;
+    let (revocations, pending) = staging::read_revocations(connection, request, expiring).await?;
     let documents = staged.map(|staged| staged.documents.clone()).unwrap_or_default();
     Ok(CommitRowSet::new(head, number, unix_ms, TouchedRows { documents, revocations, approvals, pending }))
 }
 
 /// Writes and deletes the revocations that the commit changed.
-async fn store_revocations(link: &PostgresConnection, rows: &CommitRowSet) -> Result<(), QueryError> {
+async fn store_revocations(connection: &PostgresConnection, rows: &CommitRowSet) -> Result<(), QueryError> {
     let remove = rows.revocations_to_remove();
     for remove in remove.chunks(ROWS_PER_STATEMENT) {
         let keys = remove.iter().map(|target| Ok(encode_target(target)?.0)).collect::<Result<Vec<_>, Error>>()?;
-        link.execute("DELETE FROM portcullis.revocations WHERE key = ANY ($1)", &[(&keys, Type::BYTEA_ARRAY)]).await?;
+        connection.execute("DELETE FROM portcullis.revocations WHERE key = ANY ($1)", &[(&keys, Type::BYTEA_ARRAY)]).await?;
     }
     for put in rows.revocations_to_store().chunks(ROWS_PER_STATEMENT) {
-        put_revocations(link, put).await?;
+        put_revocations(connection, put).await?;
     }
     Ok(())
 }
 
-async fn put_revocations(link: &PostgresConnection, put: &[&RevocationRow]) -> Result<(), QueryError> {
+async fn put_revocations(connection: &PostgresConnection, put: &[&RevocationRow]) -> Result<(), QueryError> {
     let names = put.iter().map(|row| encode_target(&row.target)).collect::<Result<Vec<_>, _>>()?;
     let (keys, targets): (Vec<_>, Vec<_>) = names.into_iter().unzip();
     let dead: Vec<_> = put.iter().map(|row| row.dead).collect();
@@ -236,7 +243,7 @@ async fn put_revocations(link: &PostgresConnection, put: &[&RevocationRow]) -> R
     let expiries: Vec<_> = put.iter().map(|row| row.expires_at_unix_s).collect();
     let reasons: Vec<_> = put.iter().map(|row| row.reason.as_str()).collect();
     let revisions = put.iter().map(|row| to_i64(row.revision)).collect::<Result<Vec<_>, _>>()?;
-    link.execute(
+    connection.execute(
         "INSERT INTO portcullis.revocations (key, target, dead, suspended, watermark_unix_s, expires_at_unix_s, reason, revision)
          SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8)
          ON CONFLICT (key) DO UPDATE SET dead = excluded.dead, suspended = excluded.suspended,
@@ -262,7 +269,7 @@ async fn put_revocations(link: &PostgresConnection, put: &[&RevocationRow]) -> R
 /// The cutoff is an expiry that was stored, not the clock. Every signature that expires up to the cutoff counts as used.
 /// Therefore a clock that jumps ahead and back admits no signature twice. The lock on the head excludes all other commits.
 async fn record_act(
-    link: &PostgresConnection,
+    connection: &PostgresConnection,
     act: &ActRow,
     number: u64,
     head: &PostgresHead,
@@ -270,7 +277,8 @@ async fn record_act(
 ) -> Result<Option<i64>, QueryError> {
     let jtis: Vec<&str> = act.jtis.iter().map(|(jti, _)| jti.as_str()).collect();
     let expiries: Vec<i64> = act.jtis.iter().map(|(_, expires_at_unix_s)| *expires_at_unix_s).collect();
-    let used = link.query_rows("SELECT jti FROM portcullis.act_jtis WHERE jti = ANY ($1)", &[(&jtis, Type::TEXT_ARRAY)]).await?;
+    let used =
+        connection.query_rows("SELECT jti FROM portcullis.act_jtis WHERE jti = ANY ($1)", &[(&jtis, Type::TEXT_ARRAY)]).await?;
     let used = used.iter().map(|row| read::read_text(row, 0)).collect::<Result<Vec<_>, _>>()?;
     for (index, (jti, expires_at_unix_s)) in act.jtis.iter().enumerate() {
         let forgotten = head.jtis_forgotten_unix_s.is_some_and(|forgotten| *expires_at_unix_s <= forgotten);
@@ -279,20 +287,22 @@ async fn record_act(
             return Err(Error::ActReplayed { jti: jti.clone() }.into());
         }
     }
-    link.execute(
-        "INSERT INTO portcullis.act_jtis (jti, expires_at_unix_s) SELECT * FROM unnest($1, $2)",
-        &[(&jtis, Type::TEXT_ARRAY), (&expiries, Type::INT8_ARRAY)],
-    )
-    .await?;
+    connection
+        .execute(
+            "INSERT INTO portcullis.act_jtis (jti, expires_at_unix_s) SELECT * FROM unnest($1, $2)",
+            &[(&jtis, Type::TEXT_ARRAY), (&expiries, Type::INT8_ARRAY)],
+        )
+        .await?;
     let text = serde_json::to_string(act).map_err(|error| Error::Rejected(format!("the act cannot be stored: {error}")))?;
-    link.execute(
-        "INSERT INTO portcullis.acts (number, unix_ms, act) VALUES ($1, $2, $3)",
-        &[(&to_i64(number)?, Type::INT8), (&unix_ms, Type::INT8), (&text, Type::TEXT)],
-    )
-    .await?;
-    let newest = expiry_cutoff(link, "act_jtis", unix_ms.div_euclid(1_000), 1).await?;
+    connection
+        .execute(
+            "INSERT INTO portcullis.acts (number, unix_ms, act) VALUES ($1, $2, $3)",
+            &[(&to_i64(number)?, Type::INT8), (&unix_ms, Type::INT8), (&text, Type::TEXT)],
+        )
+        .await?;
+    let newest = expiry_cutoff(connection, "act_jtis", unix_ms.div_euclid(1_000), 1).await?;
     if let Some(newest) = newest {
-        link.execute("DELETE FROM portcullis.act_jtis WHERE expires_at_unix_s <= $1", &[(&newest, Type::INT8)]).await?;
+        connection.execute("DELETE FROM portcullis.act_jtis WHERE expires_at_unix_s <= $1", &[(&newest, Type::INT8)]).await?;
     }
     Ok(newest.max(head.jtis_forgotten_unix_s))
 }
@@ -300,7 +310,7 @@ async fn record_act(
 /// Returns an expiry up to which keys of a table may be removed; `None` if no key has expired. The number of these keys is
 /// bounded, but large enough that the table does not grow by the `added` keys.
 pub(super) async fn expiry_cutoff(
-    link: &PostgresConnection,
+    connection: &PostgresConnection,
     table: &str,
     unix_s: i64,
     added: usize,
@@ -310,6 +320,6 @@ pub(super) async fn expiry_cutoff(
              ORDER BY expires_at_unix_s LIMIT $2) expired"
     );
     let limit = FORGOTTEN_KEYS_MAX.saturating_mul(to_i64(added.max(1))?);
-    let row = link.query_row(&sql, &[(&unix_s, Type::INT8), (&limit, Type::INT8)]).await?;
+    let row = connection.query_row(&sql, &[(&unix_s, Type::INT8), (&limit, Type::INT8)]).await?;
     Ok(row.map(|row| row.try_get(0)).transpose()?.flatten())
 }

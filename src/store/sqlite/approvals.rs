@@ -1,15 +1,15 @@
 //! Approvals in a SQLite store: one row each, stored as JSON beside the columns by which it is found.
 //!
-//! [`crate::store::approvals`] holds the rules for a row. This file reads and writes the rows, inside the transaction of
+//! [`crate::store::approval_rules`] holds the rules for a row. This file reads and writes the rows, inside the transaction of
 //! `super::write`, which is the only writer of the file at that time.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::{Connection, OptionalExtension};
 
+use super::error::SqliteError;
 use super::read::{self, is_key_revoked, to_i64};
 use super::spent_proofs;
-use super::store_fault::SqliteError;
 use crate::model::approval::{
     ApprovalFilter, ApprovalPage, ApprovalRow, ApprovalSubmission, ApprovalSubmissionOutcome, ApprovalUseOutcome,
     ApprovalUseRequest, ProofUse, WaitingApprovalCounts,
@@ -33,10 +33,10 @@ pub(super) fn ask_approval(
         return Ok(ApprovalSubmissionOutcome::Replayed);
     }
     forget_approvals(connection, unix_ms)?;
-    let (current, taken_back) = read_approval(connection, &request.call.digest)?;
+    let (current, withdrawn) = read_approval(connection, &request.call.digest)?;
     let row = match approval_rules::ask_approval(current, request, unix_ms) {
         // An approval was withdrawn, so the row must be listed as waiting again.
-        AskTransition::Unchanged(row) if taken_back => {
+        AskTransition::Unchanged(row) if withdrawn => {
             put_approval(connection, &row)?;
             row
         }
@@ -131,8 +131,8 @@ pub(super) fn read_approval(connection: &Connection, digest: &str) -> Result<(Op
     let mut statement = connection.prepare_cached("SELECT approval FROM approvals WHERE digest = ?1")?;
     let text: Option<String> = statement.query_one([digest], |row| row.get(0)).optional()?;
     let Some(mut row) = text.as_deref().map(parse_approval).transpose()? else { return Ok((None, false)) };
-    let taken_back = withdraw_revoked(connection, &mut row)?;
-    Ok((Some(row), taken_back))
+    let withdrawn = withdraw_revoked(connection, &mut row)?;
+    Ok((Some(row), withdrawn))
 }
 
 /// Withdraws approvals whose key was revoked in the meantime. Returns whether there were any.

@@ -3,7 +3,7 @@
 //! The copy is one consistent view of the store in one file. The backup opens the copy, checks its pages and indexes, compares
 //! its rows with the digest of its head, and verifies its change log up to that head. Then it syncs and renames the copy.
 //! Therefore a file with the final name is a complete backup. A backup does not know what was revoked after it was made. Look
-//! next at `super::whole`.
+//! next at `super::integrity`.
 
 use std::fs::File;
 use std::io;
@@ -17,10 +17,10 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::connection::SqliteConnection;
 use super::create::{create_private_file, remove_temporary, rename_if_free, temporary_path};
+use super::error::{SqliteError, to_store_error};
 use super::file_identity::{find_store, read_schema_version};
-use super::header::{Header, beside};
+use super::header::{Header, companion_path};
 use super::integrity;
-use super::store_fault::{SqliteError, to_store_error};
 use crate::model::revision::Revision;
 use crate::store::Error;
 
@@ -97,30 +97,30 @@ pub fn back_up(store: &Path, to: &Path, may_overwrite: bool, progress: &BackupPr
 
 /// Checks that a name may be used. A store in use must not be overwritten, because SQLite would apply its log to the backup.
 fn check_backup_name(store: &Path, to: &Path, may_overwrite: bool) -> Result<(), BackupError> {
-    let shown = to.display();
+    let display_path = to.display();
     if to.file_name().is_none() {
-        return Err(BackupError::InvalidName(format!("`{shown}` names no file: name the file of the backup")));
+        return Err(BackupError::InvalidName(format!("`{display_path}` names no file: name the file of the backup")));
     }
     if PARTS.iter().any(|suffix| to.as_os_str().as_bytes().ends_with(suffix.as_bytes())) {
         return Err(BackupError::InvalidName(format!(
-            "`{shown}` has the name of a part of a store, for which SQLite would take it: name a file that does not end in `-wal`, `-shm` \
+            "`{display_path}` has the name of a part of a store, for which SQLite would take it: name a file that does not end in `-wal`, `-shm` \
              or `-journal`"
         )));
     }
     let Ok(there) = to.symlink_metadata() else { return Ok(()) };
     let id = |path: &Path| path.metadata().map(|metadata| (metadata.dev(), metadata.ino())).ok();
     if id(to).is_some_and(|id_of_it| id(store) == Some(id_of_it)) {
-        return Err(BackupError::InvalidName(format!("`{shown}` is the store itself: name another file")));
+        return Err(BackupError::InvalidName(format!("`{display_path}` is the store itself: name another file")));
     }
     if !there.is_file() {
-        return Err(BackupError::InvalidName(format!("`{shown}` is there and is no plain file: name another file")));
+        return Err(BackupError::InvalidName(format!("`{display_path}` is there and is no plain file: name another file")));
     }
     for suffix in PARTS {
-        let beside = beside(to, suffix);
-        if beside.symlink_metadata().is_ok() {
+        let companion_path = companion_path(to, suffix);
+        if companion_path.symlink_metadata().is_ok() {
             return Err(BackupError::InvalidName(format!(
-                "`{shown}` is a store in use, for `{}` stands beside it: name another file",
-                beside.display()
+                "`{display_path}` is a store in use, for `{}` stands beside it: name another file",
+                companion_path.display()
             )));
         }
     }
@@ -130,9 +130,11 @@ fn check_backup_name(store: &Path, to: &Path, may_overwrite: bool) -> Result<(),
     match Header::read(to) {
         Ok(Some(header)) if header.is_backup() => Ok(()),
         Ok(_) => Err(BackupError::InvalidName(format!(
-            "`{shown}` is no backup of a store, and --overwrite replaces nothing else: name another file"
+            "`{display_path}` is no backup of a store, and --overwrite replaces nothing else: name another file"
         ))),
-        Err(error) => Err(BackupError::InvalidName(format!("`{shown}` cannot be read to see whether it is a backup: {error}"))),
+        Err(error) => {
+            Err(BackupError::InvalidName(format!("`{display_path}` cannot be read to see whether it is a backup: {error}")))
+        }
     }
 }
 
@@ -170,12 +172,12 @@ fn verify_copy(db: &SqliteConnection, copy: &Path, progress: &BackupProgress) ->
         let counted = "SELECT (SELECT count(*) FROM documents) + (SELECT count(*) FROM revocations), (SELECT count(*) FROM log)";
         let (rows, log): (i64, i64) = transaction.query_row(counted, (), |row| Ok((row.get(0)?, row.get(1)?)))?;
         progress.total_rows.store(rows.saturating_add(log).unsigned_abs(), Ordering::Relaxed);
-        let mut told = |rows: u64| {
+        let mut on_row = |rows: u64| {
             progress.verified_rows.fetch_add(rows, Ordering::Relaxed);
         };
         integrity::check_pages(&transaction, true)?;
-        let head = integrity::check_rows(&transaction, &mut told)?;
-        let commits = integrity::check_chain(&transaction, &head, &mut told)?;
+        let head = integrity::check_rows(&transaction, &mut on_row)?;
+        let commits = integrity::check_chain(&transaction, &head, &mut on_row)?;
         let bytes = copy.metadata().map_or(0, |metadata| metadata.len());
         integrity::check_contains_commit(
             &db.connection,

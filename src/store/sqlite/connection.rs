@@ -1,8 +1,8 @@
 //! Opens connections to a SQLite store. The file must hold a complete store of this program.
 //!
 //! Nothing is created here; see `super::create`. Nothing is written to a file before it is known to be a store of this program.
-//! Look next at `super::file_identity`, which examines the file, at `super::files`, which checks that it remains the same file,
-//! and at `super::read`.
+//! Look next at `super::file_identity`, which examines the file, at `super::file_watch`, which checks that it remains the same
+//! file, and at `super::read`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,11 +10,11 @@ use std::sync::Arc;
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use super::connection_settings::{BUSY_TIMEOUT, configure_connection, disable_checkpoint_on_close};
+use super::error::{SqliteError, to_store_error};
 use super::file_identity::read_schema_version;
 use super::file_watch::StoreFiles;
-use super::header::log_of;
+use super::header::nonempty_wal_path;
 use super::schema::{self, SCHEMA_VERSION};
-use super::store_fault::{SqliteError, to_store_error};
 use crate::store::Error;
 
 const STATEMENTS_CACHED: usize = 64;
@@ -40,7 +40,7 @@ impl SqliteConnection {
 
     fn open_with(path: &Path, bring_up: UpgradeFn) -> Result<Self, Error> {
         // A connection that fails may remove the log when it is closed.
-        let log = log_of(path);
+        let log = nonempty_wal_path(path);
         let connection = open_connection(path, bring_up).map_err(|fault| match to_store_error(path, fault) {
             Error::Corrupt(why) if log.is_some() => Error::Corrupt(format!("{why}; {LOG_LEFT_BEHIND}")),
             error => error,

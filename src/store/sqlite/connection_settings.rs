@@ -8,7 +8,7 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, ErrorCode};
 
-use super::store_fault::SqliteError;
+use super::error::SqliteError;
 use crate::store::Error;
 
 /// How long a connection waits for another process that writes.
@@ -28,7 +28,7 @@ pub(super) fn configure_connection(connection: &Connection, path: &Path) -> Resu
     }
     connection.pragma_update(None, "synchronous", "FULL")?;
     connection.pragma_update(None, "journal_size_limit", WAL_BYTES_KEPT)?;
-    // Only `Files::checkpoint` runs checkpoints, because the check of the files must know of them.
+    // Only `StoreFiles::checkpoint` runs checkpoints, because the check of the files must know of them.
     connection.pragma_update(None, "wal_autocheckpoint", 0)?;
     connection.pragma_update(None, "trusted_schema", false)?;
     connection.pragma_update(None, "cell_size_check", true)?;

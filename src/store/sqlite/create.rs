@@ -2,7 +2,7 @@
 //!
 //! The store is written under a temporary name, with its tables, settings and head in one transaction. It gets its final name
 //! only then, and only if that name is still free. Therefore a store's path never holds an empty file that a process is about to
-//! fill. Look next at `super::open`.
+//! fill. Look next at `super::connection`.
 
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 
 use super::connection_settings::configure_connection;
+use super::error::{SqliteError, to_store_error};
 use super::header::APPLICATION_ID;
 use super::read::to_i64;
 use super::schema;
-use super::store_fault::{SqliteError, to_store_error};
 use crate::model::revision::StateDigest;
 use crate::store::hash_chain::GENESIS;
 use crate::store::{Error, Settings};

@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OptionalExtension};
 
-use super::header::{APPLICATION_ID, check_log_is_its_own};
+use super::error::SqliteError;
+use super::header::{APPLICATION_ID, check_wal_belongs_to_file};
 use super::schema::SCHEMA_VERSION;
-use super::store_fault::SqliteError;
 use crate::store::Error;
 
 /// Advice for a file that holds only the remains of a store.
@@ -20,29 +20,29 @@ const RESTORE_HINT: &str = "put a backup in its place (docs/OPERATIONS.md, `Back
 /// [`Error::Missing`] if there is nothing or an empty file, [`Error::NotAStore`] if the path is no file, or a backup beside the log of
 /// another store.
 pub(super) fn find_store(path: &Path) -> Result<PathBuf, Error> {
-    let shown = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let shown = shown.display();
+    let display_path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let display_path = display_path.display();
     let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory => {
-            Error::Missing(format!("there is no store at `{shown}`"))
+            Error::Missing(format!("there is no store at `{display_path}`"))
         }
-        _ => Error::Unavailable(format!("cannot see the store `{shown}`: {error}")),
+        _ => Error::Unavailable(format!("cannot see the store `{display_path}`: {error}")),
     })?;
     if !metadata.is_file() {
         let what = if metadata.is_dir() { "a folder" } else { "no plain file" };
-        return Err(Error::NotAStore(format!("`{shown}` is {what}, not a store: name the store's file")));
+        return Err(Error::NotAStore(format!("`{display_path}` is {what}, not a store: name the store's file")));
     }
     if metadata.len() == 0 {
-        return Err(Error::Missing(format!("`{shown}` is empty (0 bytes), which no store ever is: {RESTORE_HINT}")));
+        return Err(Error::Missing(format!("`{display_path}` is empty (0 bytes), which no store ever is: {RESTORE_HINT}")));
     }
-    let name = path.file_name().ok_or_else(|| Error::NotAStore(format!("`{shown}` names no file")))?;
+    let name = path.file_name().ok_or_else(|| Error::NotAStore(format!("`{display_path}` names no file")))?;
     let folder = match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    let unseen = |error: std::io::Error| Error::Unavailable(format!("cannot see the store `{shown}`: {error}"));
+    let unseen = |error: std::io::Error| Error::Unavailable(format!("cannot see the store `{display_path}`: {error}"));
     let path = folder.canonicalize().map_err(unseen)?.join(name);
-    check_log_is_its_own(&path)?;
+    check_wal_belongs_to_file(&path)?;
     Ok(path)
 }
 

@@ -23,10 +23,10 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::connection_settings::{BUSY_TIMEOUT, WAL_BYTES_KEPT, disable_checkpoint_on_close};
+use super::error::{SqliteError, to_store_error};
 use super::file_identity::read_schema_version;
 use super::integrity;
 use super::schema::SCHEMA_VERSION;
-use super::store_fault::{SqliteError, to_store_error};
 use crate::store::Error;
 
 /// Number of times, and the pause between them, for which a changed file waits for a checkpoint of another process to explain it.
@@ -77,14 +77,14 @@ impl StoreFiles {
     /// Records the files of a connection that has read once, because SQLite opens all three files at the first read.
     pub(super) fn from_connection(connection: &Connection, path: &Path) -> Result<Self, Error> {
         let real = path.canonicalize().map_err(|error| stat_error(path, &error))?;
-        let beside = |suffix: &str| {
+        let companion_path = |suffix: &str| {
             let mut name = OsString::from(&real);
             name.push(suffix);
             PathBuf::from(name)
         };
-        let paths = [path.to_owned(), beside("-wal"), beside("-shm")];
+        let paths = [path.to_owned(), companion_path("-wal"), companion_path("-shm")];
         let [database, log, memory] = stat_files(&paths)?;
-        let seal = FileState {
+        let state = FileState {
             ids: [database.0, log.0, memory.0],
             database: database.1,
             log_bytes: log.1.bytes,
@@ -93,7 +93,7 @@ impl StoreFiles {
             checkpoints: 0,
             replaced: None,
         };
-        Ok(Self { paths, state: Mutex::new(seal) })
+        Ok(Self { paths, state: Mutex::new(state) })
     }
 
     /// Bytes of the write-ahead log at the last check.
@@ -103,9 +103,9 @@ impl StoreFiles {
 
     /// Records a commit that the store is known to contain.
     pub(super) fn record_commit(&self, number: u64, hash: [u8; 32]) {
-        let mut seal = self.lock_state();
-        if seal.newest.is_none_or(|(newest, _)| number >= newest) {
-            seal.newest = Some((number, hash));
+        let mut state = self.lock_state();
+        if state.newest.is_none_or(|(newest, _)| number >= newest) {
+            state.newest = Some((number, hash));
         }
     }
 
@@ -114,13 +114,13 @@ impl StoreFiles {
     /// # Errors
     /// [`Error::Replaced`] if they are not, for this and every later call; [`Error::Unavailable`] if the check is impossible now.
     pub(super) fn check_unchanged(&self, connection: &Connection) -> Result<(), Error> {
-        let mut seal = self.lock_state();
-        if let Some(replaced) = &seal.replaced {
+        let mut state = self.lock_state();
+        if let Some(replaced) = &state.replaced {
             return Err(replaced.clone());
         }
-        let judged = stat_files(&self.paths).and_then(|found| self.compare_files(&mut seal, &found, connection));
+        let judged = stat_files(&self.paths).and_then(|found| self.compare_files(&mut state, &found, connection));
         if let Err(error @ Error::Replaced(_)) = &judged {
-            seal.replaced = Some(error.clone());
+            state.replaced = Some(error.clone());
         }
         judged
     }
@@ -129,50 +129,50 @@ impl StoreFiles {
     pub(super) fn checkpoint(&self, connection: &Connection) -> Result<(), SqliteError> {
         self.check_unchanged(connection)?;
         {
-            let mut seal = self.lock_state();
-            seal.checkpoints = seal.checkpoints.saturating_add(1);
+            let mut state = self.lock_state();
+            state.checkpoints = state.checkpoints.saturating_add(1);
         }
         let done = connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |row| row.get::<_, i64>(0));
-        let mut seal = self.lock_state();
-        seal.checkpoints = seal.checkpoints.saturating_sub(1);
+        let mut state = self.lock_state();
+        state.checkpoints = state.checkpoints.saturating_sub(1);
         // A checkpoint that failed may have written something, so its writes are not accepted and the store is read again.
-        if let (Ok(_), 0, Ok(found)) = (&done, seal.checkpoints, stat_files(&self.paths)) {
-            seal.accept_found(&found, backfilled_frames(connection));
+        if let (Ok(_), 0, Ok(found)) = (&done, state.checkpoints, stat_files(&self.paths)) {
+            state.accept_found(&found, backfilled_frames(connection));
         }
         done.map(drop).map_err(SqliteError::from)
     }
 
     /// Compares the files that were found with the last known state.
-    fn compare_files(&self, seal: &mut FileState, found: &FoundFiles, connection: &Connection) -> Result<(), Error> {
+    fn compare_files(&self, state: &mut FileState, found: &FoundFiles, connection: &Connection) -> Result<(), Error> {
         let [(_, database), (_, log), _] = found;
-        for ((path, opened), (id, _)) in self.paths.iter().zip(&seal.ids).zip(found) {
+        for ((path, opened), (id, _)) in self.paths.iter().zip(&state.ids).zip(found) {
             if id != opened {
                 return Err(replaced_error(path));
             }
         }
         // SQLite truncates a log that it restarts to this size.
-        let is_cut = log.bytes < seal.log_bytes.min(WAL_BYTES_KEPT.unsigned_abs());
-        if (*database == seal.database && !is_cut) || seal.checkpoints > 0 {
-            seal.log_bytes = log.bytes;
+        let is_cut = log.bytes < state.log_bytes.min(WAL_BYTES_KEPT.unsigned_abs());
+        if (*database == state.database && !is_cut) || state.checkpoints > 0 {
+            state.log_bytes = log.bytes;
             return Ok(());
         }
         for _ in 0..EXPLAIN_ATTEMPTS_MAX {
             let copied = backfilled_frames(connection);
             // A restarted log has no copied frames, so it explains nothing.
-            if copied.is_some_and(|copied| copied > 0 && copied != seal.backfilled) && !is_cut {
-                seal.accept_found(&stat_files(&self.paths)?, copied);
+            if copied.is_some_and(|copied| copied > 0 && copied != state.backfilled) && !is_cut {
+                state.accept_found(&stat_files(&self.paths)?, copied);
                 return Ok(());
             }
             std::thread::sleep(EXPLAIN_PAUSE);
         }
         let [path, ..] = &self.paths;
         let found = stat_files(&self.paths)?;
-        verify_store(path, seal.newest)?;
+        verify_store(path, state.newest)?;
         tracing::warn!(
             path = %path.display(),
             "the file of the store was written by another program; it was read again, and holds all that was known"
         );
-        seal.accept_found(&found, backfilled_frames(connection));
+        state.accept_found(&found, backfilled_frames(connection));
         Ok(())
     }
 

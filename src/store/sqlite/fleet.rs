@@ -7,8 +7,8 @@ use std::sync::{Mutex, PoisonError};
 
 use rusqlite::{Connection, OptionalExtension};
 
+use super::error::SqliteError;
 use super::read::{self, read_u64, to_i64};
-use super::store_fault::SqliteError;
 use crate::model::time::ClockReading;
 use crate::store::fleet::{self, HEARTBEAT_INTERVAL_MS, REPLICAS_MAX, SILENCE_MS_MAX};
 use crate::store::{ReplicaHeartbeat, ReplicaList, ReplicaRegistration, ReplicaRow, ReplicaState};
@@ -22,8 +22,8 @@ impl HeartbeatThrottle {
     pub(super) fn take_due(&self, heartbeat: &ReplicaHeartbeat, now: ClockReading) -> bool {
         let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let known = last.as_ref().is_some_and(|(before, sent_at)| {
-            let said = ReplicaHeartbeat { applied_number: before.applied_number, ..heartbeat.clone() };
-            said == *before && now.elapsed_ms_since(*sent_at) < HEARTBEAT_INTERVAL_MS
+            let reported = ReplicaHeartbeat { applied_number: before.applied_number, ..heartbeat.clone() };
+            reported == *before && now.elapsed_ms_since(*sent_at) < HEARTBEAT_INTERVAL_MS
         });
         if !known {
             *last = Some((heartbeat.clone(), now));

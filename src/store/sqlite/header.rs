@@ -11,10 +11,10 @@ pub(super) const APPLICATION_ID: i64 = 0x5074_636c;
 
 /// Fails if a backup lies beside the write-ahead log of another store. SQLite would copy that log into the backup and destroy it.
 ///
-/// INVARIANT: a backup has format version 1. Opening a store sets version 2 before its log exists. So a log beside version 1 is not
-/// of that file.
-pub(super) fn check_log_is_its_own(path: &Path) -> Result<(), Error> {
-    let Some(log) = log_of(path) else { return Ok(()) };
+/// INVARIANT: a backup has format version 1, and opening a store sets version 2 before its write-ahead log exists. So a log next
+/// to a file of version 1 belongs to another file.
+pub(super) fn check_wal_belongs_to_file(path: &Path) -> Result<(), Error> {
+    let Some(log) = nonempty_wal_path(path) else { return Ok(()) };
     if !Header::read(path).is_ok_and(|header| header.is_some_and(|header| header.is_backup())) {
         return Ok(());
     }
@@ -27,13 +27,13 @@ pub(super) fn check_log_is_its_own(path: &Path) -> Result<(), Error> {
 }
 
 /// The write-ahead log beside a database, if there is one that holds anything.
-pub(super) fn log_of(path: &Path) -> Option<PathBuf> {
-    let log = beside(&path.canonicalize().ok()?, "-wal");
+pub(super) fn nonempty_wal_path(path: &Path) -> Option<PathBuf> {
+    let log = companion_path(&path.canonicalize().ok()?, "-wal");
     log.metadata().is_ok_and(|metadata| metadata.len() > 0).then_some(log)
 }
 
 /// The path of a file that SQLite keeps beside a database.
-pub(super) fn beside(path: &Path, suffix: &str) -> PathBuf {
+pub(super) fn companion_path(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     PathBuf::from(name)

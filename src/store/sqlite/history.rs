@@ -5,8 +5,8 @@
 
 use rusqlite::{Connection, OptionalExtension};
 
+use super::error::SqliteError;
 use super::read::{corrupt_error, parse_commit_row, read_head, to_i64};
-use super::store_fault::SqliteError;
 use crate::model::rows::ActRow;
 use crate::store::document_history::{DocumentHistory, earlier_revision, verify_commit};
 use crate::store::write_rules::{CHANGES_BYTES_MAX, HISTORY_LISTED_MAX};

@@ -1,13 +1,13 @@
 //! Integrity checks of a SQLite store: its pages, its rows and their digest, its head and its change log.
 //!
 //! The checks read everything within the caller's transaction and keep only sums, so a store of millions of rows takes time but
-//! no memory. Look next at `super::files`, which checks a store that was overwritten, and at `super::backup`, which checks a
+//! no memory. Look next at `super::file_watch`, which checks a store that was overwritten, and at `super::backup`, which checks a
 //! copy.
 
 use rusqlite::Connection;
 
+use super::error::SqliteError;
 use super::read::{self, SqliteHead, corrupt_error};
-use super::store_fault::SqliteError;
 use crate::model::revision::StateDigest;
 use crate::store::hash_chain::{document_sha256, revocation_sha256};
 
@@ -18,8 +18,9 @@ pub(super) fn check_pages(connection: &Connection, with_indexes: bool) -> Result
     if found == "ok" { Ok(()) } else { Err(corrupt_error(format!("its pages do not fit: {}", found.replace('\n', " ")))) }
 }
 
-/// Checks that the rows have the stored digest, and that the head names the newest commit of the log. Calls `told` for every row.
-pub(super) fn check_rows(connection: &Connection, told: &mut dyn FnMut(u64)) -> Result<SqliteHead, SqliteError> {
+/// Checks that the rows have the stored digest, and that the head names the newest commit of the log. Calls `on_row` for every
+/// row.
+pub(super) fn check_rows(connection: &Connection, on_row: &mut dyn FnMut(u64)) -> Result<SqliteHead, SqliteError> {
     let head = read::read_head(connection)?;
     let number = head.revision.number;
     if read::read_log_hash(connection, number)? != Some(head.hash) {
@@ -31,7 +32,7 @@ pub(super) fn check_rows(connection: &Connection, told: &mut dyn FnMut(u64)) -> 
     while let Some(row) = rows.next()? {
         let document = read::parse_document_row(row)?;
         digest.add(&document_sha256(&document.row, document.revision));
-        told(1);
+        on_row(1);
     }
     let mut statement = connection
         .prepare("SELECT target, dead, suspended, watermark_unix_s, expires_at_unix_s, reason, revision FROM revocations")?;
@@ -39,7 +40,7 @@ pub(super) fn check_rows(connection: &Connection, told: &mut dyn FnMut(u64)) -> 
     while let Some(row) = rows.next()? {
         digest.add(&revocation_sha256(&read::parse_revocation_row(row)?));
         count = count.saturating_add(1);
-        told(1);
+        on_row(1);
     }
     if digest != head.digest || count != head.revocations {
         return Err(corrupt_error(format!("its rows do not have the digest of revision {number}")));
@@ -66,9 +67,9 @@ pub(super) fn check_contains_commit(
     }
 }
 
-/// Checks that each row of the change log follows the row before it, up to the head. Calls `told` for every row; returns their
+/// Checks that each row of the change log follows the row before it, up to the head. Calls `on_row` for every row; returns their
 /// number.
-pub(super) fn check_chain(connection: &Connection, head: &SqliteHead, told: &mut dyn FnMut(u64)) -> Result<u64, SqliteError> {
+pub(super) fn check_chain(connection: &Connection, head: &SqliteHead, on_row: &mut dyn FnMut(u64)) -> Result<u64, SqliteError> {
     let mut statement =
         connection.prepare("SELECT number, previous_hash, hash, digest, unix_ms, changes FROM log ORDER BY number")?;
     let (mut rows, mut previous, mut count) = (statement.query(())?, None, 0u64);
@@ -81,7 +82,7 @@ pub(super) fn check_chain(connection: &Connection, head: &SqliteHead, told: &mut
         }
         previous = Some((commit.number, commit.hash));
         count = count.saturating_add(1);
-        told(1);
+        on_row(1);
     }
     let (number, hash) = (head.revision.number, head.hash);
     match previous {

@@ -2,8 +2,8 @@
 
 use rusqlite::Connection;
 
+use super::error::SqliteError;
 use super::read::{self, SqliteHead, read_u64, to_i64};
-use super::store_fault::SqliteError;
 use crate::model::revision::{HistoryId, Revision};
 use crate::model::rows::{RevocationMerge, RowChange};
 use crate::model::time::ClockReading;

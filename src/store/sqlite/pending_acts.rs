@@ -1,8 +1,8 @@
-//! Acts that wait for a second operator in a SQLite store: one row per act. [`crate::store::second`] holds the rules.
+//! Acts that wait for a second operator in a SQLite store: one row per act. [`crate::store::two_person`] holds the rules.
 
 use rusqlite::{Connection, OptionalExtension};
 
-use super::store_fault::SqliteError;
+use super::error::SqliteError;
 use crate::model::rows::PendingTwoPersonRow;
 
 /// Reads the row of an act that waits.

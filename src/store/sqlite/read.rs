@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use rusqlite::{Connection, OptionalExtension, Row};
 
-use super::store_fault::SqliteError;
+use super::error::SqliteError;
 use crate::model::revision::{HistoryId, Revision, StateDigest};
 use crate::model::rows::{ActRow, DocumentKey, DocumentOrigin, DocumentRow, RevocationRow, RevocationTarget};
 use crate::store::hash_chain::GENESIS;

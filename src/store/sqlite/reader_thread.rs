@@ -9,7 +9,7 @@ use rusqlite::Connection;
 use tokio::sync::{mpsc, oneshot};
 
 use super::connection::SqliteConnection;
-use super::store_fault::SqliteError;
+use super::error::SqliteError;
 use super::store_thread::{JobQueues, StoreThread};
 use crate::store::Error;
 
@@ -27,7 +27,7 @@ impl ReadWorker {
     pub(super) fn start(name: &str, mut db: SqliteConnection) -> Result<Self, Error> {
         let closing = Arc::new(AtomicBool::new(false));
         let (interrupt, stop) = (db.connection.get_interrupt_handle(), Arc::clone(&closing));
-        let lane = StoreThread::start(name, Some(interrupt), move |mut jobs: JobQueues<ReadJob>| {
+        let reader = StoreThread::start(name, Some(interrupt), move |mut jobs: JobQueues<ReadJob>| {
             let mut taken = Vec::with_capacity(1);
             while jobs.take_batch(&mut taken, 1) {
                 // Once the store is being dropped, nobody waits for an answer.
@@ -36,7 +36,7 @@ impl ReadWorker {
                 }
             }
         })?;
-        Ok(Self { worker: lane, closing })
+        Ok(Self { worker: reader, closing })
     }
 
     /// A weak sender to the thread, which does not keep it alive.

@@ -12,9 +12,9 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OpenFlags, OptionalExtension as _, Transaction};
 
+use super::error::SqliteError;
 use super::read::encode_target;
 use super::read::{self, read_u64, to_i64};
-use super::store_fault::SqliteError;
 use crate::model::revision::{HistoryId, Revision};
 use crate::model::rows::{DocumentKey, DocumentOrigin, DocumentRow, RevocationRow, RowChange};
 use crate::store::{CommitRow, Error, Settings, StoreState};
@@ -104,8 +104,8 @@ impl ReplicaCache {
     /// # Errors
     /// If it cannot be read.
     pub fn position(&self) -> Result<Option<(Revision, [u8; 32])>, Error> {
-        let place = read_position(&self.connection).map_err(|fault| self.to_store_error(fault))?;
-        Ok(place.map(|state| (state.revision, state.hash)))
+        let position = read_position(&self.connection).map_err(|fault| self.to_store_error(fault))?;
+        Ok(position.map(|state| (state.revision, state.hash)))
     }
 
     /// Reads the whole cache, if its rows have the digest that is stored with them. Returns `None` if the cache is empty, or if

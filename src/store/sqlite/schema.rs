@@ -5,7 +5,7 @@
 
 use rusqlite::Connection;
 
-use super::store_fault::SqliteError;
+use super::error::SqliteError;
 use crate::model::rows::RowChange;
 use crate::store::Error;
 

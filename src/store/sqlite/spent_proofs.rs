@@ -4,7 +4,7 @@
 
 use rusqlite::{Connection, OptionalExtension};
 
-use super::store_fault::SqliteError;
+use super::error::SqliteError;
 use crate::model::approval::ProofUse;
 use crate::model::time::ClockReading;
 

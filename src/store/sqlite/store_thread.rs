@@ -34,11 +34,11 @@ impl<J: Send + 'static> StoreThread<J> {
     ) -> Result<Self, Error> {
         let failed = |error: std::io::Error| Error::Unavailable(format!("cannot start the thread `{name}`: {error}"));
         let (queue, urgent) = mpsc::channel(QUEUE_JOBS_MAX);
-        let (patient, waiting) = mpsc::channel(LEDGER_QUEUE_MAX);
+        let (deferrable, waiting) = mpsc::channel(LEDGER_QUEUE_MAX);
         let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(failed)?;
         let jobs = JobQueues { urgent, deferrable: waiting, runtime };
         let thread = std::thread::Builder::new().name(name.to_owned()).spawn(move || body(jobs)).map_err(failed)?;
-        Ok(Self { urgent: Some(queue), deferrable: Some(patient), thread: Some(thread), interrupt })
+        Ok(Self { urgent: Some(queue), deferrable: Some(deferrable), thread: Some(thread), interrupt })
     }
 
     /// Queues an urgent job. Waits while the queue is full.
@@ -57,7 +57,7 @@ impl<J: Send + 'static> StoreThread<J> {
     /// # Errors
     /// [`Error::Unavailable`] if too many jobs wait; the job is then not done.
     pub(super) fn try_send_deferrable(&self, job: J) -> Result<(), Error> {
-        let queued = self.deferrable.as_ref().is_some_and(|patient| patient.try_send(job).is_ok());
+        let queued = self.deferrable.as_ref().is_some_and(|deferrable| deferrable.try_send(job).is_ok());
         let full = || format!("{LEDGER_QUEUE_MAX} uses wait for the store, and that is the limit: try again");
         if queued { Ok(()) } else { Err(Error::Unavailable(full())) }
     }
@@ -92,18 +92,18 @@ pub(super) struct JobQueues<J> {
 impl<J> JobQueues<J> {
     /// Waits for jobs and takes up to `jobs_max` from one queue, urgent jobs first. Returns `false` once no more jobs can come.
     pub(super) fn take_batch(&mut self, batch: &mut Vec<J>, jobs_max: usize) -> bool {
-        let Self { urgent, deferrable: patient, runtime } = self;
+        let Self { urgent, deferrable, runtime } = self;
         let taken = runtime.block_on(async {
             tokio::select! {
                 biased;
                 Some(job) = urgent.recv() => Some((job, true)),
-                Some(job) = patient.recv() => Some((job, false)),
+                Some(job) = deferrable.recv() => Some((job, false)),
                 else => None,
             }
         });
         let Some((job, is_urgent)) = taken else { return false };
         batch.push(job);
-        let queue = if is_urgent { urgent } else { patient };
+        let queue = if is_urgent { urgent } else { deferrable };
         while batch.len() < jobs_max
             && let Ok(job) = queue.try_recv()
         {

@@ -12,13 +12,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::approvals;
 use super::connection::SqliteConnection;
+use super::error::SqliteError;
 use super::fleet;
 use super::lineage;
 use super::pending_acts;
 use super::read::{self, SqliteHead, encode_target};
 use super::reader_thread;
 use super::spent_proofs;
-use super::store_fault::SqliteError;
 use super::store_thread::JobQueues;
 use crate::model::approval::{
     ApprovalRow, ApprovalSubmission, ApprovalSubmissionOutcome, ApprovalUseOutcome, ApprovalUseRequest, ProofUse,
@@ -89,8 +89,8 @@ impl CheckpointSchedule {
     /// The writer itself copies a log that is longer than this, whatever was written.
     const LOG_BYTES: u64 = 16 * 1024 * 1024;
 
-    pub(super) fn new(lane: Option<mpsc::WeakSender<reader_thread::ReadJob>>, now: ClockReading) -> Self {
-        Self { worker: lane, asked_at: now, is_wanted: false }
+    pub(super) fn new(reader: Option<mpsc::WeakSender<reader_thread::ReadJob>>, now: ClockReading) -> Self {
+        Self { worker: reader, asked_at: now, is_wanted: false }
     }
 
     /// Starts a checkpoint after a write, if one is due. Heartbeats alone do not make a checkpoint due.
@@ -102,7 +102,7 @@ impl CheckpointSchedule {
         }
         let asked = self.worker.as_ref().and_then(mpsc::WeakSender::upgrade).filter(|_| !is_long);
         let is_done = match asked {
-            Some(lane) => lane.try_send(Box::new(run_checkpoint)).is_ok(),
+            Some(reader) => reader.try_send(Box::new(run_checkpoint)).is_ok(),
             None => {
                 run_checkpoint(db);
                 true
@@ -351,7 +351,7 @@ fn commit_request(connection: &Connection, request: &CommitRequest, now: ClockRe
             write => changes.extend(commit_rows::apply_write(&mut rows, write)?),
         }
     }
-    if !request.one_must_sign.is_empty() {
+    if !request.keep_one_unrevoked.is_empty() {
         let revoked = revoked_keys(connection, request)?;
         signers::check_signer_left(request, |key| revoked.contains(key))?;
     }
@@ -403,7 +403,7 @@ impl CommitRows for CommitWriter<'_> {
         self.moment
     }
 
-    fn sums(&mut self) -> &mut CommitSums {
+    fn sums_mut(&mut self) -> &mut CommitSums {
         &mut self.sums
     }
 

@@ -28,7 +28,7 @@ struct CacheFixture {
     folder: tempfile::TempDir,
     store: Arc<FaultyStore>,
     disk: Arc<TestDisk>,
-    keeper: Arc<CacheWriter>,
+    cache_writer: Arc<CacheWriter>,
     _stop: watch::Sender<bool>,
 }
 
@@ -37,10 +37,10 @@ impl CacheFixture {
         let folder = tempfile::tempdir().unwrap();
         let inner = SqliteStore::open(&folder.path().join("store.db"), Arc::new(SystemClock)).unwrap();
         let (store, disk) = (Arc::new(FaultyStore::new(Arc::new(inner))), Arc::new(TestDisk(AtomicU64::new(free_bytes))));
-        let keeper = CacheWriter::with_free_space(folder.path(), disk.clone());
+        let cache_writer = CacheWriter::with_free_space(folder.path(), disk.clone());
         let (stop, stopped) = watch::channel(false);
-        tokio::spawn(keeper.clone().run(store.clone(), stopped));
-        Self { folder, store, disk, keeper, _stop: stop }
+        tokio::spawn(cache_writer.clone().run(store.clone(), stopped));
+        Self { folder, store, disk, cache_writer, _stop: stop }
     }
 
     async fn commit(&self, write: StoreWrite) {
@@ -61,13 +61,13 @@ impl CacheFixture {
     /// Queues the commits after a number, as the follower does after it has published them.
     async fn publish_after(&self, number: u64) {
         let commits = self.store.changes(number).await.unwrap().commits;
-        self.keeper.enqueue_commits(self.newest().await, commits);
+        self.cache_writer.enqueue_commits(self.newest().await, commits);
     }
 
     /// Waits until the cache holds the newest state of the store.
     async fn wait_until_current(&self) {
         let (until, newest) = (Instant::now() + PATIENCE, self.newest().await.revision);
-        while self.keeper.read_state().await.unwrap().map(|state| state.revision) != Some(newest.clone()) {
+        while self.cache_writer.read_state().await.unwrap().map(|state| state.revision) != Some(newest.clone()) {
             assert!(Instant::now() < until, "the cache does not catch up");
             tokio::time::sleep(Duration::from_secs(1)).await;
         }
@@ -92,9 +92,9 @@ async fn a_position_is_saved_after_the_commits_that_lead_to_it() {
 
     let bench = CacheFixture::new(u64::MAX / 2);
     let seen = Arc::<Mutex<Vec<_>>>::default();
-    let keep = AfterCache::new(bench.keeper.clone(), Seen(bench.keeper.clone(), seen.clone()));
+    let keep = CacheFirstPositionStore::new(bench.cache_writer.clone(), Seen(bench.cache_writer.clone(), seen.clone()));
     bench.revoke_session("s0").await;
-    bench.keeper.enqueue_state(bench.newest().await);
+    bench.cache_writer.enqueue_state(bench.newest().await);
     bench.wait_until_current().await;
     for (number, session) in [(1, "s1"), (2, "s2")] {
         bench.revoke_session(session).await;
@@ -108,7 +108,7 @@ async fn a_position_is_saved_after_the_commits_that_lead_to_it() {
 async fn a_disk_without_room_is_left_alone_and_so_is_the_store() {
     let (bench, began) = (CacheFixture::new(DISK_CRITICAL_BYTES - 1), tokio::time::Instant::now());
     bench.revoke_session("s0").await;
-    bench.keeper.enqueue_state(bench.newest().await);
+    bench.cache_writer.enqueue_state(bench.newest().await);
     tokio::time::sleep(Duration::from_secs(600)).await;
     for number in 1..=20 {
         bench.revoke_session(&format!("s{number}")).await;
@@ -117,10 +117,10 @@ async fn a_disk_without_room_is_left_alone_and_so_is_the_store() {
     }
     assert_eq!(bench.store.load_count(), 0, "the store is not read for a cache that cannot be written");
     // The first ten attempts double their pauses; then there is one in five minutes.
-    let (attempts, took_s) = (bench.keeper.failures(), began.elapsed().as_secs());
-    assert!(bench.keeper.is_paused() && (2..=11 + took_s / 300).contains(&attempts), "{attempts} attempts in {took_s} s");
+    let (attempts, took_s) = (bench.cache_writer.failures(), began.elapsed().as_secs());
+    assert!(bench.cache_writer.is_paused() && (2..=11 + took_s / 300).contains(&attempts), "{attempts} attempts in {took_s} s");
     assert!(!bench.folder.path().join("cache.db").exists(), "not a byte is taken");
-    assert_eq!(bench.keeper.lock_queue().pending_rows, 0, "nothing piles up meanwhile");
+    assert_eq!(bench.cache_writer.lock_queue().pending_rows, 0, "nothing piles up meanwhile");
 
     bench.disk.0.store(2 * DISK_CRITICAL_BYTES, Ordering::SeqCst);
     bench.wait_until_current().await;
@@ -128,7 +128,7 @@ async fn a_disk_without_room_is_left_alone_and_so_is_the_store() {
     bench.revoke_session("later").await;
     bench.publish_after(21).await;
     bench.wait_until_current().await;
-    assert!(!bench.keeper.is_paused());
+    assert!(!bench.cache_writer.is_paused());
     assert_eq!(bench.store.load_count(), 1, "what came later is written as it comes");
 
     // The disk is full once more. The missed commits come from the log.
@@ -136,7 +136,7 @@ async fn a_disk_without_room_is_left_alone_and_so_is_the_store() {
     bench.revoke_session("last").await;
     bench.publish_after(22).await;
     tokio::time::sleep(Duration::from_secs(60)).await;
-    assert!(bench.keeper.is_paused());
+    assert!(bench.cache_writer.is_paused());
     bench.disk.0.store(2 * DISK_CRITICAL_BYTES, Ordering::SeqCst);
     bench.wait_until_current().await;
     assert_eq!(bench.store.load_count(), 1, "a little is read from the log, not everything from the store");
@@ -152,9 +152,9 @@ async fn a_store_that_does_not_fit_is_read_once() {
     bench
         .commit(StoreWrite::PutDocument(DocumentRow { key, json, path: String::new(), line: 0, origin: DocumentOrigin::Api }))
         .await;
-    bench.keeper.enqueue_state(bench.newest().await);
+    bench.cache_writer.enqueue_state(bench.newest().await);
     let until = Instant::now() + PATIENCE;
-    while !bench.keeper.is_paused() {
+    while !bench.cache_writer.is_paused() {
         assert!(Instant::now() < until, "it fits");
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
@@ -162,8 +162,8 @@ async fn a_store_that_does_not_fit_is_read_once() {
     // Enough space to try again, but not for the whole state.
     let least = DISK_CRITICAL_BYTES * 11 / 10 + 1;
     bench.disk.0.store(least + DOCUMENT_BYTES as u64, Ordering::SeqCst);
-    let attempts = bench.keeper.failures();
-    while bench.keeper.failures() < attempts + 5 {
+    let attempts = bench.cache_writer.failures();
+    while bench.cache_writer.failures() < attempts + 5 {
         assert!(Instant::now() < until, "it is not tried again");
         tokio::time::sleep(Duration::from_secs(60)).await;
     }

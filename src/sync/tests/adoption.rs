@@ -65,7 +65,10 @@ fn only_an_adopted_store_that_covers_leads_out_of_quarantine() {
             "{what}: not yet"
         );
         let Some(said) = said else {
-            assert!(matches!(action, Some(FollowerAction::Replace { proof, .. }) if proof == at_ms(ms)), "{what}: {action:?}");
+            assert!(
+                matches!(action, Some(FollowerAction::PublishFullState { proof, .. }) if proof == at_ms(ms)),
+                "{what}: {action:?}"
+            );
             follower.handle_event(FollowerEvent::Published(Ok(())));
             assert_eq!(follower.state(), FollowerState::Following, "{what}");
             assert_eq!(follower.published_revision().unwrap().history.as_str(), "second", "{what}");
@@ -250,7 +253,7 @@ fn a_cached_start_is_unproved_until_the_head_is_reached() {
 
     let check = |what: &str, event: FollowerEvent, expected: (FollowerState, FollowerRequest)| {
         let mut follower = start();
-        if let Some(FollowerAction::Apply { .. } | FollowerAction::Replace { .. }) = follower.handle_event(event) {
+        if let Some(FollowerAction::Apply { .. } | FollowerAction::PublishFullState { .. }) = follower.handle_event(event) {
             follower.handle_event(FollowerEvent::Published(Ok(())));
         }
         assert_eq!((follower.state(), follower.next_request()), expected, "{what}: {:?}", follower.problem());

@@ -83,7 +83,7 @@ async fn write(store: Arc<dyn Store>, written: Arc<SharedWriterState>) {
 /// Calls until there are enough answers.
 async fn call(service: Arc<PdpService>, written: Arc<SharedWriterState>, told: Arc<CallerResults>, answers: u64) {
     let recorder = Arc::new(AuditRecorder::discarding("at_least"));
-    let lane = service.runtime_service(recorder.clone());
+    let runtime_service = service.runtime_service(recorder.clone());
     let caller = Caller { connection_id: 1, address: "gateway".into(), is_loopback: true };
     let one = async || {
         let mut acknowledged = written.acknowledged.subscribe();
@@ -91,7 +91,7 @@ async fn call(service: Arc<PdpService>, written: Arc<SharedWriterState>, told: A
             acknowledged.changed().await.unwrap();
             let asked = *acknowledged.borrow_and_update();
             let at_least = Revision { history: written.history.clone(), number: asked };
-            let answer = lane.check(&AlternatingPolicy::request(at_least), &caller).await.unwrap();
+            let answer = runtime_service.check(&AlternatingPolicy::request(at_least), &caller).await.unwrap();
             recorder.flush().unwrap();
             if answer.decision.reason == Reason::RevisionUnavailable {
                 told.unavailable.fetch_add(1, Ordering::Relaxed);
@@ -135,7 +135,7 @@ fn run(answers: u64, mutant: Option<Mutant>) -> (u64, Vec<String>) {
     let member = FleetMember::new(store.clone(), registration);
     let (follow, status) = FollowerLoop::new(member, publisher, clock.clone(), Settings::default(), None);
     let parts = ServiceParts {
-        cell: cell.clone(),
+        snapshot_cell: cell.clone(),
         ledger: Arc::new(StoreProofLedger(store.clone())),
         approvals: Arc::new(NoApprovals),
         catch_up: Arc::new(FollowerCatchUp { status: status.clone(), cell }),

@@ -107,7 +107,7 @@ async fn a_target_waits_for_its_own_second(store: &dyn Store) {
 
 async fn somebody_is_left_who_can_sign(store: Arc<dyn Store>) {
     let left = |keys: &[&str], writes: Vec<StoreWrite>| CommitRequest {
-        one_must_sign: keys.iter().map(|key| (*key).to_owned()).collect(),
+        keep_one_unrevoked: keys.iter().map(|key| (*key).to_owned()).collect(),
         ..request(writes)
     };
     store.commit(left(&["a", "b"], vec![revoke_key("a")])).await.unwrap();

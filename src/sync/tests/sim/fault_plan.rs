@@ -1,6 +1,6 @@
 //! The plan of faults, drawn from the seed before the run.
 //!
-//! Look next at `world.rs`, which carries it out.
+//! Look next at `simulation.rs`, which carries it out.
 
 use super::host::MS;
 use super::rng::Rng;

@@ -148,7 +148,7 @@ struct SimReplicaProcess {
     replica: Arc<SimReplica>,
     world: Arc<Simulation>,
     incarnation: u32,
-    lane: RuntimeService,
+    runtime_service: RuntimeService,
     recorder: Arc<AuditRecorder>,
     serving: Arc<StallingBarrier>,
 }
@@ -206,7 +206,7 @@ impl SimReplica {
         let member = FleetMember::new(store.clone(), registration);
         let (follow, status) = FollowerLoop::new(member.clone(), publisher, self.host.clone(), self.settings.clone(), known);
         let parts = ServiceParts {
-            cell: cell.clone(),
+            snapshot_cell: cell.clone(),
             ledger: Arc::new(SimProofLedger(store)),
             approvals: Arc::new(NoApprovals),
             catch_up: Arc::new(FollowerCatchUp { status: status.clone(), cell }),
@@ -233,9 +233,9 @@ impl SimReplica {
             }
         }));
         let recorder = Arc::new(AuditRecorder::discarding("sim"));
-        let lane = service.runtime_service(recorder.clone());
+        let runtime_service = service.runtime_service(recorder.clone());
         let (post, host) = (world.post.clone(), self.host.clone());
-        let process = SimReplicaProcess { replica: self, world, incarnation, lane, recorder, serving };
+        let process = SimReplicaProcess { replica: self, world, incarnation, runtime_service, recorder, serving };
         let served = serve(post, host, tasks, move |call| {
             let process = process.clone();
             async move { process.answer(call).await }
@@ -287,7 +287,7 @@ impl SimReplicaProcess {
                 replica.host.stall_at(2, rng.range(ns_max / 10, ns_max));
             }
         }
-        let checked = self.lane.check(&request, &caller).await;
+        let checked = self.runtime_service.check(&request, &caller).await;
         replica.host.clear_stall();
         self.recorder.flush().unwrap();
         let Ok(answer) = checked else { return SimReply::NotReady };

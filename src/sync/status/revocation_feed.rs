@@ -2,7 +2,7 @@
 //!
 //! All readers share one ring. Each reader remembers the last number that it read and requests the revisions after it. A reader
 //! that is too slow learns that the ring no longer holds them. The follower never waits for a reader. Look next at
-//! `api/watch.rs`, a reader.
+//! `api/revocation_feed.rs`, a reader.
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
