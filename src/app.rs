@@ -36,6 +36,7 @@ use crate::audit;
 use crate::config::{self, Settings};
 use crate::model::limits::{CHECK_MESSAGE_BYTES_MAX, LEDGER_QUEUE_MAX, LEDGER_USES_IN_FLIGHT_MAX, POLICY_MESSAGE_BYTES_MAX};
 use crate::model::replica::ReplicaCondition;
+use crate::model::runtime::build_runtime;
 use crate::model::time::{Clock, SystemClock};
 use crate::pap::AdministrationPoint;
 use crate::policy::source::read_folder;
@@ -266,11 +267,7 @@ impl App {
 
 /// The runtime of the follower, the store and telemetry.
 fn control_runtime() -> Result<Runtime, Error> {
-    tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(1)
-        .thread_name("pdp-control")
-        .enable_all()
-        .build()
+    build_runtime(tokio::runtime::Builder::new_multi_thread().worker_threads(1).thread_name("pdp-control"))
         .map_err(|error| Error::System(format!("a runtime: {error}")))
 }
 

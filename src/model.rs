@@ -21,6 +21,7 @@ pub mod replica;
 pub mod request;
 pub mod revision;
 pub mod rows;
+pub(crate) mod runtime;
 pub(crate) mod sharded_map;
 pub mod sorted_map;
 pub(crate) mod sync_primitives;

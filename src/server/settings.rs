@@ -16,6 +16,9 @@ use crate::model::limits::{
     SIGNED_CONNECTIONS_RESERVED, STREAMS_PER_CONNECTION_MAX, UNSIGNED_CONNECTION_TIMEOUT_MS,
 };
 
+/// Connections that a full listener admits in a second at least, if nobody on it has proved anything.
+const ADMISSIONS_PER_S_MIN: u64 = 1_000;
+
 /// Addresses, limits and timeouts of the listeners.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
@@ -157,7 +160,7 @@ impl Settings {
             idle_timeout: Duration::from_millis(self.idle_timeout_ms),
             unsigned_timeout: is_admin.then(|| Duration::from_millis(self.unsigned_timeout_ms)),
             // Nothing is signed over HTTP/1.1, so there is nothing to wait for.
-            grace: Duration::from_millis(if role == ListenerRole::Http { 0 } else { CONNECTION_GRACE_MS }),
+            grace: if role == ListenerRole::Http { Duration::ZERO } else { connection_grace(connections_max) },
             stall_timeout: Duration::from_millis(self.write_stall_timeout_ms),
             window_bytes_max: usize::try_from(self.window_bytes).unwrap_or(usize::MAX),
             own_bytes: CONNECTION_RESERVED_BYTES,
@@ -165,5 +168,27 @@ impl Settings {
             connection_bytes_max: if is_admin { self.admin_waiting_bytes_max } else { self.connection_waiting_bytes_max },
             pool_bytes_max: if is_admin { self.admin_waiting_bytes_max } else { self.waiting_bytes_max },
         }
+    }
+}
+
+/// The grace of a new connection on a listener with so many slots. Fewer slots have a shorter grace, so that a full listener still
+/// admits [`ADMISSIONS_PER_S_MIN`] connections a second: otherwise an operator waits in the queue of the kernel behind a flood.
+fn connection_grace(connections_max: usize) -> Duration {
+    let slots = u64::try_from(connections_max).unwrap_or(u64::MAX);
+    Duration::from_millis(CONNECTION_GRACE_MS.min(slots.saturating_mul(1000) / ADMISSIONS_PER_S_MIN))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn few_slots_have_a_short_grace() {
+        let check = |slots: usize, grace_ms: u64| assert_eq!(connection_grace(slots), Duration::from_millis(grace_ms), "{slots}");
+        check(4096, CONNECTION_GRACE_MS);
+        check(256, CONNECTION_GRACE_MS);
+        check(100, 100);
+        check(16, 16);
+        check(1, 1);
     }
 }

@@ -26,6 +26,7 @@ use super::counters::CutCause;
 use super::phase::{DrainSignal, PhaseReceiver, ServerPhase};
 use super::settings::Settings;
 use super::{Error, GrpcServices, ListenerRole, RuntimeContext, RuntimeShutdownFuture};
+use crate::model::runtime::build_runtime;
 
 /// Longest wait for blocking work that is still under way when its runtime ends.
 const BLOCKING_GRACE: Duration = Duration::from_secs(1);
@@ -78,7 +79,7 @@ where
     let (started_sender, started) = oneshot::channel();
     let (ended_sender, ended) = oneshot::channel();
     let failed = |source: io::Error| Error::Thread { name: name.clone(), source };
-    let runtime = Builder::new_current_thread().enable_all().thread_name(&name).build().map_err(failed)?;
+    let runtime = build_runtime(Builder::new_current_thread().thread_name(&name)).map_err(failed)?;
     let body = move || {
         run_until(&runtime, async { work(started_sender).await }, cut.wait_until(ServerPhase::Cut));
         if let Some(finish) = finish {

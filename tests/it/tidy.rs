@@ -244,6 +244,7 @@ const IMPURE_ALLOWED: &[(&str, &[&str], &str)] = &[
     ("src/model/time.rs", &["Clock", "SystemClock", "ManualClock", "rustix"], "the clock itself; a decision takes its reading"),
     ("src/model/disk.rs", &["rustix", "std::io"], "reads the room of a disk, for the thread of the audit log and for the cache"),
     ("src/model/write_barrier.rs", &["std::io"], "the error of a write that others do"),
+    ("src/model/runtime.rs", &["std::io", "tokio"], "makes the runtimes of servers and stores"),
     ("src/model/sync_primitives.rs", &["std::io"], "the error of starting a thread, for the index's upkeep"),
     ("src/model/sync_primitives/loom_model.rs", &["std::io"], "the same, modelled"),
     ("src/policy.rs", &["std::io"], "the error of reading a policy folder"),

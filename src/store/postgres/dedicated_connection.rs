@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::connection::{PostgresConnection, QueryError, TransactionOptions, to_store_error};
 use super::settings::{Durability, Settings};
 use super::tls::PostgresTlsConnector;
+use crate::model::runtime::build_runtime;
 use crate::store::Error;
 
 /// Work that may wait or run at one time.
@@ -40,12 +41,10 @@ pub(super) struct StoreRuntime {
 impl StoreRuntime {
     pub(super) fn start() -> Result<Self, Error> {
         let failed = |error: std::io::Error| Error::Unavailable(format!("cannot start the threads of the store: {error}"));
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(WORKER_THREADS)
-            .thread_name("store-postgres")
-            .enable_all()
-            .build()
-            .map_err(failed)?;
+        let runtime = build_runtime(
+            tokio::runtime::Builder::new_multi_thread().worker_threads(WORKER_THREADS).thread_name("store-postgres"),
+        )
+        .map_err(failed)?;
         let handle = runtime.handle().clone();
         let (alive, mut work) = mpsc::channel::<()>(1);
         let body = move || {
