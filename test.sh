@@ -102,6 +102,8 @@ else
   say "format";  cargo fmt --check || say "rustfmt of Rust $rust differs: see above"
   say "lints";   cargo clippy --locked --all-targets -- --cap-lints warn
 fi
+say "examples in the documentation"
+cargo test --locked --doc
 say "tests"
 # shellcheck disable=SC2086
 cargo test --locked --lib --bins --test it --test memory -- $skip

@@ -432,14 +432,14 @@ fn add_standard_services(routes: Routes, names: &[&'static str], condition: Opti
 
 /// The server's settings, lowered to the file descriptors that this process may open, and a message if anything was lowered.
 fn server_settings(settings: &Settings) -> Result<(server::Settings, Option<String>), Error> {
-    let mut listening = settings.limits.within(server::Settings {
+    let mut listening = server::Settings {
         decisions_address: settings.listen,
         http_address: settings.http_listen,
         admin_address: settings.admin_listen,
         decision_runtimes: settings.runtimes,
         drain_timeout_ms: settings.drain_timeout_ms,
-        ..server::Settings::default()
-    });
+        ..settings.limits.clone()
+    };
     let limits_message = process_limits::fit_connection_limits(&mut listening, process_limits::raise_file_limits())?;
     Ok((listening, limits_message))
 }

@@ -11,9 +11,8 @@ use std::path::{Path, PathBuf};
 
 use crate::model::duration;
 use crate::policy::yaml::{ConfigEntry, parse_config};
+use crate::server;
 use crate::store::postgres::{self, Durability};
-
-pub use limits::Limits;
 
 /// The default data folder of the command line, the server and the demo.
 pub const DATA_DIR_DEFAULT: &str = "portcullis-data";
@@ -51,8 +50,8 @@ pub struct Settings {
     pub node: String,
     /// Longest time for in-flight calls to end at shutdown.
     pub drain_timeout_ms: u64,
-    /// What the listeners take, and how long they wait.
-    pub limits: Limits,
+    /// The settings of the listeners, of which the section `limits` sets some. Addresses and the drain have keys of their own.
+    pub limits: server::Settings,
     /// Where OTLP is sent; `None` means nowhere.
     pub otlp_endpoint: Option<String>,
     /// The share of permits that is traced, 0 to 1. A caller's decision to trace is always honored.
@@ -85,7 +84,7 @@ impl Default for Settings {
             runtimes: 2,
             node: "local".to_owned(),
             drain_timeout_ms: 10_000,
-            limits: Limits::default(),
+            limits: server::Settings::default(),
             otlp_endpoint: None,
             trace_ratio: 0.01,
             log: "info".to_owned(),
@@ -185,7 +184,7 @@ impl Settings {
             "trace_ratio" => self.trace_ratio = parse_ratio(value)?,
             "log" => self.log.clone_from(value),
             "log_json" => self.log_json = parse_bool(name, value)?,
-            _ => self.limits.set(name, value)?,
+            _ => limits::set_limit(&mut self.limits, name, value)?,
         }
         Ok(())
     }
@@ -359,7 +358,7 @@ mod tests {
         check(
             "limits:\n  connections_max: 64\n  idle_timeout: 90s\n",
             Ok(Settings {
-                limits: Limits { connections_max: 64, idle_timeout_ms: 90_000, ..Limits::default() },
+                limits: server::Settings { connections_max: 64, idle_timeout_ms: 90_000, ..server::Settings::default() },
                 ..Settings::default()
             }),
         );

@@ -19,106 +19,29 @@ pub(super) const KEYS: &[&str] = &[
     "limits.write_stall_timeout",
 ];
 
-/// Limits of the listeners that an operator can set.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Connections to the decisions' listener.
-    pub connections_max: usize,
-    /// Connections to each of the other two listeners.
-    pub control_connections_max: usize,
-    /// Calls in flight on one connection.
-    pub streams_per_connection_max: u32,
-    /// Bytes of the calls that wait on the decisions' listener, beyond each connection's own.
-    pub waiting_bytes_max: usize,
-    /// The same for the administration's listener.
-    pub admin_waiting_bytes_max: usize,
-    /// Bytes of the calls that wait on one connection to the decisions' listener.
-    pub connection_waiting_bytes_max: usize,
-    /// A connection without a call for so long is closed.
-    pub idle_timeout_ms: u64,
-    /// A connection to the administration's listener without a verified signature for so long is cut.
-    pub unsigned_timeout_ms: u64,
-    /// A connection whose peer takes no bytes of a reply for so long is cut.
-    pub write_stall_timeout_ms: u64,
-}
-
-impl Default for Limits {
-    fn default() -> Self {
-        let server::Settings {
-            connections_max,
-            control_connections_max,
-            streams_per_connection_max,
-            waiting_bytes_max,
-            admin_waiting_bytes_max,
-            connection_waiting_bytes_max,
-            idle_timeout_ms,
-            unsigned_timeout_ms,
-            write_stall_timeout_ms,
-            ..
-        } = server::Settings::default();
-        Self {
-            connections_max,
-            control_connections_max,
-            streams_per_connection_max,
-            waiting_bytes_max,
-            admin_waiting_bytes_max,
-            connection_waiting_bytes_max,
-            idle_timeout_ms,
-            unsigned_timeout_ms,
-            write_stall_timeout_ms,
-        }
+/// Sets the limit of a key, as in `limits.idle_timeout`.
+///
+/// # Errors
+/// A message if the key is unknown, or if the value is no number or duration within its bounds. The limits may then have changed.
+pub(super) fn set_limit(limits: &mut server::Settings, key: &str, value: &str) -> Result<(), String> {
+    match key {
+        "limits.connections_max" => limits.connections_max = number(key, value)?,
+        "limits.control_connections_max" => limits.control_connections_max = number(key, value)?,
+        "limits.streams_per_connection_max" => limits.streams_per_connection_max = number(key, value)?,
+        "limits.waiting_bytes_max" => limits.waiting_bytes_max = number(key, value)?,
+        "limits.admin_waiting_bytes_max" => limits.admin_waiting_bytes_max = number(key, value)?,
+        "limits.connection_waiting_bytes_max" => limits.connection_waiting_bytes_max = number(key, value)?,
+        "limits.idle_timeout" => limits.idle_timeout_ms = duration(key, value)?,
+        "limits.unsigned_timeout" => limits.unsigned_timeout_ms = duration(key, value)?,
+        "limits.write_stall_timeout" => limits.write_stall_timeout_ms = duration(key, value)?,
+        _ => return Err(format!("unknown key `{key}`")),
     }
-}
-
-impl Limits {
-    /// These limits, with everything else of `settings`.
-    pub fn within(&self, settings: server::Settings) -> server::Settings {
-        let Self {
-            connections_max,
-            control_connections_max,
-            streams_per_connection_max,
-            waiting_bytes_max,
-            admin_waiting_bytes_max,
-            connection_waiting_bytes_max,
-            idle_timeout_ms,
-            unsigned_timeout_ms,
-            write_stall_timeout_ms,
-        } = *self;
-        server::Settings {
-            connections_max,
-            control_connections_max,
-            streams_per_connection_max,
-            waiting_bytes_max,
-            admin_waiting_bytes_max,
-            connection_waiting_bytes_max,
-            idle_timeout_ms,
-            unsigned_timeout_ms,
-            write_stall_timeout_ms,
-            ..settings
+    match limits.validate() {
+        Err(server::Error::Setting { min, max, .. }) => {
+            let unit = if key.ends_with("_timeout") { " ms" } else { "" };
+            Err(format!("`{key}`: `{value}` is not from {min}{unit} to {max}{unit}"))
         }
-    }
-
-    /// Sets the limit of a key, as in `limits.idle_timeout`.
-    pub(super) fn set(&mut self, key: &str, value: &str) -> Result<(), String> {
-        match key {
-            "limits.connections_max" => self.connections_max = number(key, value)?,
-            "limits.control_connections_max" => self.control_connections_max = number(key, value)?,
-            "limits.streams_per_connection_max" => self.streams_per_connection_max = number(key, value)?,
-            "limits.waiting_bytes_max" => self.waiting_bytes_max = number(key, value)?,
-            "limits.admin_waiting_bytes_max" => self.admin_waiting_bytes_max = number(key, value)?,
-            "limits.connection_waiting_bytes_max" => self.connection_waiting_bytes_max = number(key, value)?,
-            "limits.idle_timeout" => self.idle_timeout_ms = duration(key, value)?,
-            "limits.unsigned_timeout" => self.unsigned_timeout_ms = duration(key, value)?,
-            "limits.write_stall_timeout" => self.write_stall_timeout_ms = duration(key, value)?,
-            _ => return Err(format!("unknown key `{key}`")),
-        }
-        match self.within(server::Settings::default()).validate() {
-            Err(server::Error::Setting { min, max, .. }) => {
-                let unit = if key.ends_with("_timeout") { " ms" } else { "" };
-                Err(format!("`{key}`: `{value}` is not from {min}{unit} to {max}{unit}"))
-            }
-            checked => checked.map_err(|error| error.to_string()),
-        }
+        checked => checked.map_err(|error| error.to_string()),
     }
 }
 
@@ -137,7 +60,6 @@ mod tests {
     #[test]
     fn every_key_sets_its_limit_within_bounds() {
         let defaults = server::Settings::default();
-        assert_eq!(Limits::default().within(server::Settings::default()), defaults);
         let bytes = 1024 * 1024;
         let expected = |key: &str| match key {
             "limits.connections_max" => server::Settings { connections_max: 17, ..defaults.clone() },
@@ -158,14 +80,14 @@ mod tests {
             } else {
                 "17".to_owned()
             };
-            let mut limits = Limits::default();
-            limits.set(key, &value).unwrap();
-            assert_eq!(limits.within(server::Settings::default()), expected(key), "{key}");
+            let mut limits = defaults.clone();
+            set_limit(&mut limits, key, &value).unwrap();
+            assert_eq!(limits, expected(key), "{key}");
             for bad in ["-1", "many", "99999999999999999999", "0.5", "", "9999999999999"] {
-                assert!(Limits::default().set(key, bad).unwrap_err().contains(*key), "{key}: {bad}");
+                assert!(set_limit(&mut defaults.clone(), key, bad).unwrap_err().contains(*key), "{key}: {bad}");
             }
         }
-        let refused = |key: &str, value: &str| Limits::default().set(key, value).unwrap_err();
+        let refused = |key: &str, value: &str| set_limit(&mut defaults.clone(), key, value).unwrap_err();
         assert_eq!(refused("limits.connections_max", "0"), "`limits.connections_max`: `0` is not from 1 to 1000000");
         assert_eq!(refused("limits.idle_timeout", "25h"), "`limits.idle_timeout`: `25h` is not from 1 ms to 86400000 ms");
     }
