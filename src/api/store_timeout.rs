@@ -21,13 +21,21 @@ const ACT_TIMEOUT: Duration = Duration::from_millis(4_000);
 /// Waits for a read that precedes an act.
 ///
 /// # Errors
-/// The errors of the read, or `UNAVAILABLE` if the store does not answer in time. In both cases nothing was done.
+/// The errors of the read, or `UNAVAILABLE` if the store does not answer in time. In both cases nothing was done, and a message
+/// about the store says so.
 pub(super) async fn await_read<T>(read: impl Future<Output = Result<T, pap::Error>>) -> Result<T, Status> {
     let late = || {
         let message = format!("the store does not answer ({} s): nothing was done", READ_TIMEOUT.as_secs_f32());
         status_with_reason(Code::Unavailable, "STORE_UNAVAILABLE", message)
     };
-    Ok(tokio::time::timeout(READ_TIMEOUT, read).await.map_err(|_| late())??)
+    match tokio::time::timeout(READ_TIMEOUT, read).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(error @ pap::Error::Store(_))) if matches!(error.store_fault(), pap::StoreFault::Unavailable) => {
+            Err(status_with_reason(Code::Unavailable, "STORE_UNAVAILABLE", format!("nothing was done: {error}")))
+        }
+        Ok(Err(error)) => Err(error.into()),
+        Err(_) => Err(late()),
+    }
 }
 
 /// Waits for an act, which goes on after the wait ends or the caller hangs up.
@@ -76,6 +84,19 @@ mod tests {
         assert!(ended.load(Ordering::SeqCst), "it was not cut short");
         await_act(async { Ok(()) }).await.unwrap();
         await_read(async { Ok(()) }).await.unwrap();
+    }
+
+    /// A store that refuses the read before an act has done nothing, and the message says so first.
+    #[tokio::test]
+    async fn a_store_that_cannot_be_read_has_done_nothing() {
+        use crate::store;
+
+        let fails =
+            async |error: store::Error| await_read(async move { Err::<(), _>(pap::Error::from(error)) }).await.unwrap_err();
+        let refused = fails(store::Error::Unavailable("the store `s` cannot be reached".to_owned())).await;
+        assert_eq!((refused.code(), refused.message()), (Code::Unavailable, "nothing was done: the store `s` cannot be reached"));
+        let unknown = fails(store::Error::OutcomeUnknown("the connection broke".to_owned())).await;
+        assert_eq!((unknown.code(), unknown.message()), (Code::Unknown, "the connection broke"));
     }
 
     /// A caller that hangs up during an act does not stop its audit record.

@@ -2,6 +2,7 @@
 //!
 //! Look next at [`FollowerRuntime::start`], then at `sync/acknowledger.rs`.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -36,6 +37,8 @@ const CONDITION_INTERVAL: Duration = Duration::from_millis(50);
 /// Largest age of a report by a quarantined replica. It reports twice a second, so an older report may come from one that has
 /// ended.
 const QUARANTINE_REPORT_AGE_MS_MAX: u64 = 5_000;
+/// Longest wait for such a report to be repeated or to become too old. A store's clock that was set back makes no report too old.
+const QUARANTINE_REPORT_WAIT_MAX: Duration = Duration::from_millis(QUARANTINE_REPORT_AGE_MS_MAX + 1_000);
 /// Largest age of a cached replica list for unsigned callers.
 const FLEET_CACHE_AGE_MS_MAX: u64 = 250;
 
@@ -186,19 +189,71 @@ async fn find_start_point(
 
 /// Fails if a running replica reports that it followed revisions that this store lacks. Then the store was restored from a backup,
 /// and perhaps this data folder too, so its position proves nothing.
+///
+/// A report that does not become newer may come from a process that has ended, such as the predecessor of this process that was
+/// killed while it merged. So a start waits until the report is repeated or too old.
 async fn check_no_replica_is_ahead(store: &dyn Store) -> Result<(), Error> {
-    let replicas = store.replicas().await?;
-    let is_ahead = |row: &&store::ReplicaRow| {
+    let mut first_reports = None;
+    let until = tokio::time::Instant::now() + QUARANTINE_REPORT_WAIT_MAX;
+    loop {
+        let replicas = store.replicas().await?;
+        match judge_quarantine_reports(&replicas, &mut first_reports) {
+            QuarantineVerdict::Clear => return Ok(()),
+            QuarantineVerdict::Unclear(ahead) if tokio::time::Instant::now() < until => {
+                tracing::info!(replica = %ahead.incarnation, "waiting to see whether a replica that reported a quarantine still runs");
+            }
+            QuarantineVerdict::Unclear(ahead) | QuarantineVerdict::Running(ahead) => {
+                return Err(replica_ahead_error(ahead, &replicas.revision));
+            }
+        }
+        tokio::time::sleep(RETRY_PAUSE).await;
+    }
+}
+
+/// What the reports of quarantined replicas say.
+#[derive(Debug, PartialEq, Eq)]
+enum QuarantineVerdict<'a> {
+    /// No replica that may run is quarantined.
+    Clear,
+    /// This replica is quarantined and runs.
+    Running(&'a ReplicaRegistration),
+    /// This replica reported a quarantine a short time ago, and may have ended since.
+    Unclear(&'a ReplicaRegistration),
+}
+
+/// When the store last heard each quarantined replica, by incarnation.
+type QuarantineReports = BTreeMap<String, i64>;
+
+/// Compares the reports of quarantined replicas with those of the first call, which sets `first_reports`.
+fn judge_quarantine_reports<'a>(
+    replicas: &'a store::ReplicaList,
+    first_reports: &mut Option<QuarantineReports>,
+) -> QuarantineVerdict<'a> {
+    let is_young = |row: &&store::ReplicaRow| {
         row.state == ReplicaState::Quarantined && row.age_ms(replicas.unix_ms) < QUARANTINE_REPORT_AGE_MS_MAX
     };
-    let Some(one) = replicas.rows.iter().find(is_ahead) else { return Ok(()) };
-    let ReplicaRegistration { incarnation, address, .. } = &one.registration;
-    Err(Error::Configuration(format!(
-        "the replica `{incarnation}` ({address}) is quarantined: it followed what the store, at revision `{}`, does not hold, so what was \
-         revoked meanwhile would be let in again; have the store adopted with `portcullis store adopt` (OPERATIONS, back up and \
-         restore), or, if only that replica is wrong, stop it and start again",
-        replicas.revision
-    )))
+    let young: Vec<&'a store::ReplicaRow> = replicas.rows.iter().filter(is_young).collect();
+    let Some(one) = young.first() else { return QuarantineVerdict::Clear };
+    let Some(first) = first_reports else {
+        let reports = young.iter().map(|row| (row.registration.incarnation.clone(), row.seen_unix_ms));
+        *first_reports = Some(reports.collect());
+        return QuarantineVerdict::Unclear(&one.registration);
+    };
+    // A report that is not among the first ones was sent since then.
+    match young.iter().find(|row| first.get(&row.registration.incarnation) != Some(&row.seen_unix_ms)) {
+        Some(running) => QuarantineVerdict::Running(&running.registration),
+        None => QuarantineVerdict::Unclear(&one.registration),
+    }
+}
+
+/// The error of a start while a running replica reports that it followed what the store lacks.
+fn replica_ahead_error(ahead: &ReplicaRegistration, store_revision: &Revision) -> Error {
+    let ReplicaRegistration { incarnation, address, .. } = ahead;
+    Error::Configuration(format!(
+        "the replica `{incarnation}` ({address}) is quarantined: it followed what the store, at revision `{store_revision}`, does not \
+         hold, so what was revoked meanwhile would be let in again; have the store adopted with `portcullis store adopt` (OPERATIONS, \
+         back up and restore), or, if only that replica is wrong, stop it and start again"
+    ))
 }
 
 async fn start_point_after(
@@ -427,6 +482,7 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
+    use crate::model::revision::HistoryId;
 
     /// A busy store is asked again until it answers, for as long as a first snapshot may take. Any other error ends the start at once.
     #[tokio::test(start_paused = true)]
@@ -451,6 +507,52 @@ mod tests {
         };
         assert!(matches!(retry_while_busy(ask).await, Err(Error::Store(store::Error::Corrupt(_)))));
         assert_eq!(asked.load(Ordering::SeqCst), 1);
+    }
+
+    /// Only a replica that reports its quarantine again keeps another one from its start, not a process that was killed.
+    #[test]
+    fn a_replica_that_ended_keeps_nobody_from_a_start() {
+        let registration = |incarnation: &str| ReplicaRegistration {
+            incarnation: incarnation.to_owned(),
+            address: "node 127.0.0.1:7700".to_owned(),
+            version: "1".to_owned(),
+            started_unix_ms: 0,
+        };
+        let row = |incarnation: &str, state: ReplicaState, seen_unix_ms: i64| store::ReplicaRow {
+            registration: registration(incarnation),
+            applied_number: 0,
+            acked_number: 0,
+            acked_unix_ms: 0,
+            acked_commit_unix_ms: None,
+            state,
+            seen_unix_ms,
+        };
+        let list = |unix_ms: i64, rows: Vec<store::ReplicaRow>| store::ReplicaList {
+            unix_ms,
+            revision: Revision { history: HistoryId::new("h".to_owned()), number: 3 },
+            freshness_bound_ms: 5_000,
+            rows,
+        };
+        let (dead, running, serving) = (registration("dead"), registration("running"), ReplicaState::Serving);
+        let quarantined = ReplicaState::Quarantined;
+
+        let mut first = None;
+        let replicas = list(10_000, vec![row("dead", quarantined, 4_000), row("other", serving, 9_900)]);
+        assert_eq!(judge_quarantine_reports(&replicas, &mut first), QuarantineVerdict::Clear);
+        let replicas = list(10_000, vec![row("dead", quarantined, 9_000), row("other", serving, 9_900)]);
+        assert_eq!(judge_quarantine_reports(&replicas, &mut first), QuarantineVerdict::Unclear(&dead));
+        let replicas = list(13_999, vec![row("dead", quarantined, 9_000), row("other", serving, 13_900)]);
+        assert_eq!(judge_quarantine_reports(&replicas, &mut first), QuarantineVerdict::Unclear(&dead));
+        let replicas = list(14_000, vec![row("dead", quarantined, 9_000), row("other", serving, 13_900)]);
+        assert_eq!(judge_quarantine_reports(&replicas, &mut first), QuarantineVerdict::Clear);
+
+        let mut first = None;
+        let replicas = list(10_000, vec![row("dead", quarantined, 9_000), row("running", quarantined, 9_500)]);
+        assert_eq!(judge_quarantine_reports(&replicas, &mut first), QuarantineVerdict::Unclear(&dead));
+        let replicas = list(10_200, vec![row("dead", quarantined, 9_000), row("running", quarantined, 10_000)]);
+        assert_eq!(judge_quarantine_reports(&replicas, &mut first), QuarantineVerdict::Running(&running));
+        let replicas = list(10_200, vec![row("running", quarantined, 10_100)]);
+        assert_eq!(judge_quarantine_reports(&replicas, &mut Some(BTreeMap::new())), QuarantineVerdict::Running(&running));
     }
 
     /// A runtime of one thread, which serves spawned tasks until `end` fires.

@@ -1,7 +1,8 @@
 //! The embedded store: one SQLite file that the server and the command line share.
 //!
 //! Four threads have a connection each: one writes, one answers polls, one reads lists and one loads full states. Therefore a
-//! long `load` or a slow disk never delays a poll. Only `store` knows SQL.
+//! long `load` or a slow disk never delays a poll. The writer has a second connection, which finds each commit again before it is
+//! acknowledged. Only `store` knows SQL.
 //!
 //! Look next at `sqlite/connection.rs` (connections), `sqlite/file_watch.rs` (detects a replaced file), `sqlite/read.rs` and
 //! `sqlite/write.rs`.
@@ -114,6 +115,7 @@ impl SqliteStore {
     pub fn open_existing(path: &Path, clock: Arc<dyn Clock>) -> Result<Self, Error> {
         let mut writing = SqliteConnection::open(&file_identity::find_store(path)?)?;
         let (polling, reading, loading) = (writing.open_sibling()?, writing.open_sibling()?, writing.open_sibling()?);
+        let witness = writing.open_sibling()?;
         let files = writing.files().clone();
         let (sender, wake) = watch::channel(writing.newest_number()?);
         let poller = ReadWorker::start("store-poll", polling)?;
@@ -121,8 +123,9 @@ impl SqliteStore {
         let loader = ReadWorker::start("store-load", loading)?;
         let checkpoints = CheckpointSchedule::new(loader.weak_sender(), clock.now());
         let dates = clock.clone();
-        let writer =
-            StoreThread::start("store-write", None, move |jobs| write::run_writer(writing, jobs, dates, sender, checkpoints))?;
+        let writer = StoreThread::start("store-write", None, move |jobs| {
+            write::run_writer(writing, jobs, dates, sender, checkpoints, witness)
+        })?;
         Ok(Self {
             write_worker: writer,
             poll_worker: poller,

@@ -12,7 +12,7 @@ use rusqlite::{Connection, OpenFlags, TransactionBehavior};
 use super::connection_settings::{BUSY_TIMEOUT, configure_connection, disable_checkpoint_on_close};
 use super::error::{SqliteError, to_store_error};
 use super::file_identity::read_schema_version;
-use super::file_watch::StoreFiles;
+use super::file_watch::{KnownCommit, StoreFiles};
 use super::header::nonempty_wal_path;
 use super::schema::{self, SCHEMA_VERSION};
 use crate::store::Error;
@@ -77,8 +77,24 @@ impl SqliteConnection {
         self.files.check_unchanged(&self.connection)
     }
 
+    /// Checks the files, then, in a transaction of its own, that the store continues from a commit. Must not be called within a
+    /// transaction.
+    ///
+    /// # Errors
+    /// As [`SqliteConnection::check_files`], and [`Error::Replaced`] if the head does not continue from the commit.
+    pub(super) fn check_continues(&self, known: Option<KnownCommit>) -> Result<(), Error> {
+        self.check_files()?;
+        let read = || -> Result<(), SqliteError> {
+            let transaction = self.connection.unchecked_transaction()?;
+            self.files.check_head(&transaction, known)
+        };
+        read().map_err(|fault| self.to_store_error(fault))
+    }
+
     /// Copies committed pages from the write-ahead log to the database file, as far as readers permit.
     pub(super) fn checkpoint(&self) -> Result<(), Error> {
+        // A checkpoint by an older state of the log would copy the wrong pages.
+        self.check_continues(self.files.newest_commit())?;
         self.files.checkpoint(&self.connection).map_err(|fault| self.to_store_error(fault))
     }
 
@@ -104,7 +120,7 @@ impl SqliteConnection {
     /// INVARIANT: the connection that closes last copies its write-ahead log over the database and removes the log by its name.
     /// If the names lead to other files by now, that would undo commits that others made to those files.
     fn protect_files_at_close(&self) {
-        if !self.is_closed && self.check_files().is_err() {
+        if !self.is_closed && self.check_continues(self.files.newest_commit()).is_err() {
             disable_checkpoint_on_close(&self.connection);
         }
     }

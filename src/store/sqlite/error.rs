@@ -4,10 +4,13 @@ use std::path::Path;
 
 use rusqlite::ErrorCode;
 
+use crate::model::disk::{DiskSpaceSource as _, PathDiskSpace};
 use crate::store::Error;
 
 /// The beginning of the message for a store whose disk is full.
 pub const NO_SPACE: &str = "no space is left for the store";
+/// With less free space, SQLite cannot make its `-shm` file (32 KiB), and reports an I/O error instead of a full disk.
+const FREE_BYTES_MIN: u64 = 64 * 1024;
 
 /// Why a step failed, before the error message names the file.
 pub(super) enum SqliteError {
@@ -33,7 +36,8 @@ pub(super) fn to_store_error(path: &Path, fault: SqliteError) -> Error {
         SqliteError::Store(error) => return error,
         SqliteError::Sql(error) => error,
     };
-    let path = path.display();
+    let file = path;
+    let path = file.display();
     let corrupt = |what: &dyn std::fmt::Display| Error::Corrupt(format!("the store `{path}` does not hold together: {what}"));
     match error.sqlite_error_code() {
         Some(ErrorCode::NotADatabase) => {
@@ -45,6 +49,15 @@ pub(super) fn to_store_error(path: &Path, fault: SqliteError) -> Error {
             Error::Unavailable(format!("the store `{path}` is busy, another process holds it: try again"))
         }
         Some(ErrorCode::DiskFull) => Error::Unavailable(format!("{NO_SPACE} `{path}`, so nothing was written: make room")),
+        Some(ErrorCode::SystemIoFailure | ErrorCode::CannotOpen) if is_disk_full(file) => {
+            Error::Unavailable(format!("{NO_SPACE} `{path}` ({error}): make room"))
+        }
         Some(_) => Error::Unavailable(format!("the store `{path}` cannot be used: {error}")),
     }
+}
+
+/// Whether the disk of a file is full. A disk that cannot be asked, or that has no limit, is not.
+fn is_disk_full(path: &Path) -> bool {
+    let space = PathDiskSpace(path.to_owned()).read();
+    space.is_ok_and(|space| space.total_bytes > 0 && space.free_bytes < FREE_BYTES_MIN)
 }

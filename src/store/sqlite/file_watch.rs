@@ -11,10 +11,17 @@
 //! that was known. Otherwise this process never uses the store again. The same check follows if the write-ahead log became
 //! shorter.
 //!
-//! Two cases go unnoticed: a program that overwrites the database exactly during a checkpoint, and one that overwrites `-wal`
-//! without changing its length. Both are found when the store is opened next, because the digest of its rows or the replica's
-//! position contradicts it. Look next at `super::integrity`.
+//! The content of `-shm` decides which part of `-wal` SQLite reads, and every commit changes it. So no check of the file can find
+//! that an older copy was written over it. What shows it is the head, which then falls. Each transaction therefore checks that the
+//! head continues from the newest commit that this process knew before. After each commit, a second connection, whose cache is
+//! older, must find the commit.
+//!
+//! Three cases go unnoticed: a program that overwrites the database exactly during a checkpoint, one that overwrites `-wal` without
+//! changing its length and without making the head fall, and one that overwrites `-shm` so that the newest head stays in place.
+//! They are found when the store is opened next, because the digest of its rows or the replica's position contradicts it. Look next
+//! at `super::integrity`.
 
+use std::cmp::Ordering;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -26,6 +33,7 @@ use super::connection_settings::{BUSY_TIMEOUT, WAL_BYTES_KEPT, disable_checkpoin
 use super::error::{SqliteError, to_store_error};
 use super::file_identity::read_schema_version;
 use super::integrity;
+use super::read;
 use super::schema::SCHEMA_VERSION;
 use crate::store::Error;
 
@@ -48,12 +56,15 @@ struct FileState {
     /// Frames of the write-ahead log that were copied to the database, as SQLite counts them.
     backfilled: i64,
     /// The newest commit that this process knows of.
-    newest: Option<(u64, [u8; 32])>,
+    newest: Option<KnownCommit>,
     /// Checkpoints of this process that are writing to the database now.
     checkpoints: u32,
     /// Why this process never uses the files again.
     replaced: Option<Error>,
 }
+
+/// The number and the hash of a commit that the store is known to contain.
+pub(super) type KnownCommit = (u64, [u8; 32]);
 
 /// Identifies the file at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,12 +112,52 @@ impl StoreFiles {
         self.lock_state().log_bytes
     }
 
-    /// Records a commit that the store is known to contain.
+    /// Records a commit that the store is known to contain. The recorded number never falls.
     pub(super) fn record_commit(&self, number: u64, hash: [u8; 32]) {
         let mut state = self.lock_state();
-        if state.newest.is_none_or(|(newest, _)| number >= newest) {
+        if state.newest.is_none_or(|(newest, _)| number > newest) {
             state.newest = Some((number, hash));
         }
+    }
+
+    /// The newest recorded commit. Every transaction that begins after this call finds it in the store.
+    pub(super) fn newest_commit(&self) -> Option<KnownCommit> {
+        self.lock_state().newest
+    }
+
+    /// Checks within the caller's transaction that the head of the store continues from a commit that was known before the
+    /// transaction began.
+    ///
+    /// Revisions are numbered without end: commits of other processes, prunes, merges and adoptions all make the number rise, and
+    /// an adoption changes only the name of the history. So the number in open files never falls.
+    ///
+    /// # Errors
+    /// [`Error::Replaced`] if the head does not continue from there, for every later check of these files too.
+    pub(super) fn check_head(&self, connection: &Connection, known: Option<KnownCommit>) -> Result<(), SqliteError> {
+        let head = read::read_head(connection)?;
+        let Some((number, hash)) = known else { return Ok(()) };
+        let found = head.revision.number;
+        let is_fork = match found.cmp(&number) {
+            Ordering::Less => return Err(self.refuse_head(&format!("fell from revision {number} to {found}")).into()),
+            Ordering::Equal => head.hash != hash,
+            // The log may have been cut above that commit.
+            Ordering::Greater => read::read_log_hash(connection, number)?.is_some_and(|in_log| in_log != hash),
+        };
+        if is_fork {
+            return Err(self.refuse_head(&format!("holds another revision {number} than before")).into());
+        }
+        Ok(())
+    }
+
+    /// Ends the use of the files because of their head. Returns the error of this and every later check.
+    fn refuse_head(&self, seen: &str) -> Error {
+        let [path, ..] = &self.paths;
+        let error = Error::Replaced(format!(
+            "the store `{}` {seen} while it was open, so an older state was written over one of its files (`-shm`, `-wal` or the \
+             database): {REPLACED_HINT}",
+            path.display()
+        ));
+        self.lock_state().replaced.get_or_insert(error).clone()
     }
 
     /// Checks that the files are those that were opened. Must not be called within a transaction.
@@ -193,7 +244,7 @@ impl FileState {
 }
 
 /// Reads the whole store again, past every cache of this process.
-fn verify_store(path: &Path, newest: Option<(u64, [u8; 32])>) -> Result<(), Error> {
+fn verify_store(path: &Path, newest: Option<KnownCommit>) -> Result<(), Error> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let read = || -> Result<(), SqliteError> {
         let connection = Connection::open_with_flags(path, flags)?;

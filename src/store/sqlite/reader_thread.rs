@@ -60,7 +60,8 @@ impl ReadWorker {
         answer.await.map_err(|_| Error::Unavailable("the store has stopped: restart the program".to_owned()))?
     }
 
-    /// Runs `read` in one transaction on the thread, if the file is still the one that was opened.
+    /// Runs `read` in one transaction on the thread, if the file is still the one that was opened and the head of the store has
+    /// not fallen.
     pub(super) async fn run_read<T, F>(&self, read: F) -> Result<T, Error>
     where
         T: Send + 'static,
@@ -72,7 +73,13 @@ impl ReadWorker {
                 return;
             }
             let answer = db.check_files().and_then(|()| {
-                let read = |connection: &mut Connection| read(&*connection.transaction()?);
+                // INVARIANT: read before the transaction begins, because a commit that follows is not in the transaction.
+                let (files, known) = (Arc::clone(db.files()), db.files().newest_commit());
+                let read = |connection: &mut Connection| {
+                    let transaction = connection.transaction()?;
+                    files.check_head(&transaction, known)?;
+                    read(&transaction)
+                };
                 read(&mut db.connection).map_err(|fault| db.to_store_error(fault))
             });
             // The sender may have stopped waiting.

@@ -1,7 +1,8 @@
 //! The writer of a SQLite store: one thread that runs the requests which wait together in one shared transaction.
 //!
 //! Each request runs inside a savepoint, so that one that is refused takes nothing of the others with it, and all that were
-//! accepted become durable with one `fsync`. No answer leaves before that. Look next at `store/commit_rows.rs`.
+//! accepted become durable with one `fsync`. No answer leaves before that, and before a second connection has found the commit.
+//! Look next at `store/commit_rows.rs`, and at `super::file_watch` for the checks.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -120,13 +121,15 @@ fn run_checkpoint(db: &mut SqliteConnection) {
     }
 }
 
-/// Serves requests until no more can come.
+/// Serves requests until no more can come. The connection `witness` finds each commit again before it is acknowledged; it is
+/// declared last, so that `db` is closed last.
 pub(super) fn run_writer(
     mut db: SqliteConnection,
     mut jobs: JobQueues<WriteJob>,
     clock: Arc<dyn Clock>,
     wake: watch::Sender<u64>,
     mut checkpoints: CheckpointSchedule,
+    mut witness: SqliteConnection,
 ) {
     let mut batch = Vec::with_capacity(BATCH_JOBS_MAX);
     while jobs.take_batch(&mut batch, BATCH_JOBS_MAX) {
@@ -137,7 +140,7 @@ pub(super) fn run_writer(
         if waiting.is_empty() {
             continue;
         }
-        let outcome = run_batch(&mut db, waiting, clock.now(), &mut ran);
+        let outcome = run_batch(&db, &witness, waiting, clock.now(), &mut ran);
         let newest = ran.iter().filter_map(ExecutedJob::committed_number).max();
         if let (Ok(()), Some(number)) = (&outcome, newest) {
             wake.send_replace(number);
@@ -155,24 +158,20 @@ pub(super) fn run_writer(
         }
         for reply in closing {
             // The sender may have stopped waiting.
-            let _ = reply.send(db.close());
+            let _ = reply.send(witness.close().and_then(|()| db.close()));
         }
     }
 }
 
 /// Runs requests in one transaction and makes them durable. An error is the answer to every request that seemed to succeed.
 fn run_batch(
-    db: &mut SqliteConnection,
+    db: &SqliteConnection,
+    witness: &SqliteConnection,
     batch: Vec<WriteJob>,
     now: ClockReading,
     ran: &mut Vec<ExecutedJob>,
 ) -> Result<(), Error> {
-    let begun = db.check_files().and_then(|()| {
-        // `transaction_with_behavior` would borrow all of `db`.
-        let begun = Transaction::new_unchecked(&db.connection, TransactionBehavior::Immediate);
-        begun.map_err(|error| db.to_store_error(error.into()))
-    });
-    let transaction = match begun {
+    let transaction = match begin_transaction(db) {
         Ok(transaction) => transaction,
         Err(error) => {
             ran.extend(batch.into_iter().map(|job| job.refuse(&error)));
@@ -223,13 +222,39 @@ fn run_batch(
     if !intact {
         return Err(rolled_back_error());
     }
+    commit_transaction(db, witness, transaction)
+}
+
+/// Begins a transaction that writes.
+fn begin_transaction(db: &SqliteConnection) -> Result<Transaction<'_>, Error> {
+    db.check_files()?;
+    let known = db.files().newest_commit();
+    // `transaction_with_behavior` would borrow all of `db`.
+    let begun = Transaction::new_unchecked(&db.connection, TransactionBehavior::Immediate);
+    let transaction = begun.map_err(|error| db.to_store_error(error.into()))?;
+    // INVARIANT: nothing, not even a heartbeat, is written after an older head, because it would overwrite acknowledged commits in
+    // the write-ahead log. An error rolls back.
+    db.files().check_head(&transaction, known).map_err(|fault| db.to_store_error(fault))?;
+    Ok(transaction)
+}
+
+/// Makes a transaction durable, and checks that the commit will be found again.
+fn commit_transaction(db: &SqliteConnection, witness: &SqliteConnection, transaction: Transaction<'_>) -> Result<(), Error> {
+    let head = read::read_head(&transaction).map_err(|fault| db.to_store_error(fault))?;
+    let (number, hash) = (head.revision.number, head.hash);
     transaction.commit().map_err(|error| match error.sqlite_error_code() {
         // A commit is not in the log if the log had no room for its last frame.
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::DiskFull) => db.to_store_error(error.into()),
-        _ => Error::OutcomeUnknown(format!("{}: it may or may not have been written", db.to_store_error(error.into()))),
+        _ => unknown_outcome(&db.to_store_error(error.into())),
     })?;
-    // INVARIANT: a commit to a file that nobody will find again is not durable, and is never acknowledged.
-    db.check_files()
+    db.files().record_commit(number, hash);
+    // INVARIANT: a commit that nobody will find again is not durable, and is never acknowledged. The connection that wrote it could
+    // find it in its own cache, so another one looks.
+    witness.check_continues(Some((number, hash))).map_err(|error| unknown_outcome(&error))
+}
+
+fn unknown_outcome(error: &Error) -> Error {
+    Error::OutcomeUnknown(format!("{error}: it may or may not have been written"))
 }
 
 fn rolled_back_error() -> Error {

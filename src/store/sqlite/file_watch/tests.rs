@@ -7,8 +7,9 @@ use rusqlite::Connection;
 use tempfile::TempDir;
 
 use super::*;
-use crate::model::rows::{RevocationKind, RevocationTarget, StoreWrite};
-use crate::model::time::SystemClock;
+use crate::model::limits::REVOCATION_RETENTION_S;
+use crate::model::rows::{ActRow, RevocationKind, RevocationTarget, StoreWrite};
+use crate::model::time::{ManualClock, SystemClock};
 use crate::store::sqlite::SqliteStore;
 use crate::store::{CommitRequest, Store};
 use crate::testing::store::verify_change_log;
@@ -197,6 +198,149 @@ async fn what_is_no_change_of_the_store_is_none() {
         store.load_worker.run_checkpoint().await.unwrap();
     }
     assert_eq!(verify_change_log(&open(&path)).await, verify_change_log(store).await);
+}
+
+/// A store of five revisions that makes no checkpoint by itself, because its clock stands still.
+async fn store_of_five(path: &Path) -> SqliteStore {
+    let store = SqliteStore::open(path, Arc::new(ManualClock::at_unix_s(1_800_000_000))).unwrap();
+    for number in 1..=5 {
+        store.commit(kill(&format!("t{number}"))).await.unwrap();
+    }
+    store
+}
+
+/// Asserts that the store was found to be another one, and what was seen.
+fn assert_replaced(error: Option<Error>, seen: &str) {
+    match &error {
+        Some(Error::Replaced(message)) => {
+            assert!(message.contains(seen) && message.contains("store.db"), "{seen}: {message}");
+            assert!(message.contains("put the right files back") && !message.contains('\n'), "{message}");
+        }
+        other => panic!("{seen}: {other:?}"),
+    }
+}
+
+/// Asserts that the store is never used again.
+async fn assert_quarantined(store: &SqliteStore, seen: &str, is_read_first: bool) {
+    if is_read_first {
+        assert_replaced(store.changes(5).await.err(), seen);
+    }
+    assert_replaced(store.commit(kill("lost")).await.err(), seen);
+    assert_replaced(store.spend_proof([1; 32], i64::MAX).await.err(), seen);
+    assert_replaced(store.changes(5).await.err(), seen);
+    assert_replaced(store.revision().await.err(), seen);
+    assert_replaced(store.load().await.err(), seen);
+}
+
+const SET_BACK: &str = "DELETE FROM log WHERE number > 3;
+    UPDATE head SET number = 3, hash = (SELECT hash FROM log WHERE number = 3)";
+
+/// Whatever made the head fall: nothing is written after it, and the store stays refused when the head is back.
+#[tokio::test]
+async fn a_head_that_falls_or_forks_acknowledges_nothing() {
+    let check = async |change: &str, seen: &str| {
+        for is_read_first in [false, true] {
+            let folder = tempfile::tempdir().unwrap();
+            let path = folder.path().join("store.db");
+            let store = store_of_five(&path).await;
+            sql(&path, "CREATE TABLE kept AS SELECT number, hash FROM head");
+            sql(&path, change);
+            assert_quarantined(&store, seen, is_read_first).await;
+            let found = "SELECT (SELECT count(*) FROM spent) + (SELECT count(*) FROM revocations WHERE target LIKE '%lost%')";
+            let written: i64 = Connection::open(&path).unwrap().query_row(found, (), |row| row.get(0)).unwrap();
+            assert_eq!(written, 0, "{change}");
+            sql(&path, "UPDATE head SET (number, hash) = (SELECT number, hash FROM kept)");
+            assert_quarantined(&store, seen, is_read_first).await;
+        }
+    };
+    check(SET_BACK, "fell from revision 5 to 3").await;
+    check("UPDATE head SET hash = zeroblob(32)", "another revision 5").await;
+    check("UPDATE log SET hash = zeroblob(32) WHERE number = 5; UPDATE head SET number = 6", "another revision 5").await;
+}
+
+/// Another process did not see the fall and went on from the older head, so the number is high enough again.
+#[tokio::test]
+async fn a_head_that_rose_on_another_branch_acknowledges_nothing() {
+    for is_read_first in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.db");
+        let store = store_of_five(&path).await;
+        sql(&path, SET_BACK);
+        let other = open(&path);
+        for number in 4..=6 {
+            assert_eq!(other.commit(kill(&format!("other-{number}"))).await.unwrap().revision.number, number);
+        }
+        assert_quarantined(&store, "another revision 5", is_read_first).await;
+    }
+}
+
+/// An older copy of `-shm` hides the newest part of the log. A commit after it would overwrite that part.
+#[tokio::test]
+async fn an_older_shm_loses_no_acknowledged_commit() {
+    use std::os::unix::fs::FileExt as _;
+    for is_read_first in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("store.db");
+        let store = SqliteStore::open(&path, Arc::new(ManualClock::at_unix_s(1_800_000_000))).unwrap();
+        for number in 1..=3 {
+            store.commit(kill(&format!("t{number}"))).await.unwrap();
+        }
+        let older = std::fs::read(beside(&path, "-shm")).unwrap();
+        for number in 4..=5 {
+            store.commit(kill(&format!("t{number}"))).await.unwrap();
+        }
+        // Written in place, because the process would end if the mapped file became shorter for a moment.
+        let memory = std::fs::File::options().write(true).open(beside(&path, "-shm")).unwrap();
+        memory.write_all_at(&older, 0).unwrap();
+        assert_quarantined(&store, "fell from revision 5 to 3", is_read_first).await;
+        drop(store);
+        drop(memory);
+        let again = open(&path);
+        assert_eq!(again.changes(0).await.unwrap().commits.len(), 5, "all that was acknowledged is there");
+        assert_eq!(verify_change_log(&again).await.revision.number, 5);
+        assert_eq!(again.commit(kill("t6")).await.unwrap().revision.number, 6);
+    }
+}
+
+/// Commits of another process, an adoption, a prune and a log that was cut all leave the head higher.
+#[tokio::test]
+async fn a_head_that_rises_is_followed() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("store.db");
+    let clock = Arc::new(ManualClock::at_unix_s(1_800_000_000));
+    let store = SqliteStore::open(&path, clock.clone()).unwrap();
+    let other = SqliteStore::open(&path, clock.clone()).unwrap();
+    let commit = async |store: &SqliteStore, request: CommitRequest| store.commit(request).await.unwrap().revision;
+    assert_eq!(commit(&store, kill("t1")).await.number, 1);
+    assert_eq!(commit(&other, kill("t2")).await.number, 2);
+    assert_eq!(store.changes(1).await.unwrap().commits.len(), 1);
+    assert_eq!(commit(&other, kill("t3")).await.number, 3);
+    let before = commit(&store, kill("t4")).await;
+    let act = ActRow {
+        operators: vec!["alice".into()],
+        keys: vec!["key of alice".into()],
+        method: "/portcullis.v1.Admin/Adopt".into(),
+        signatures: vec!["e30.e30.c2ln".into()],
+        jtis: vec![("j".to_owned(), 1_800_000_060)],
+        reason: "restored".into(),
+    };
+    let writes = vec![StoreWrite::Adopt { reason: "restored".into() }];
+    let adopted = commit(&other, CommitRequest { writes, act: Some(act), ..CommitRequest::default() }).await;
+    assert_eq!(adopted.number, 5);
+    assert_ne!(adopted.history, before.history);
+    assert_eq!(store.revision().await.unwrap(), adopted);
+    assert_eq!(store.load().await.unwrap().revision, adopted);
+    assert_eq!(commit(&store, kill("t6")).await.number, 6);
+    clock.advance_ms((REVOCATION_RETENTION_S + 3_600) * 1_000);
+    let writes = vec![StoreWrite::Prune { before_unix_s: i64::MAX, rows_max: 100 }];
+    assert_eq!(commit(&other, CommitRequest { writes, ..CommitRequest::default() }).await.number, 7);
+    assert_eq!(store.changes(6).await.unwrap().commits.len(), 1);
+    assert_eq!(verify_change_log(&store).await.revision.number, 7);
+    // The log no longer holds the newest revision that `store` knows.
+    assert_eq!(commit(&other, kill("t8")).await.number, 8);
+    sql(&path, "UPDATE head SET floor = 8; DELETE FROM log WHERE number < 8");
+    assert_eq!(commit(&store, kill("t9")).await.number, 9);
+    assert_eq!(commit(&other, kill("t10")).await.number, 10);
 }
 
 /// Little is missing from the file after a crash, and from a copy of the file alone: each commit reaches the file soon.
