@@ -35,7 +35,6 @@ use crate::api::{SignedActLayer, normalize_refusal};
 use crate::audit;
 use crate::config::{self, Settings};
 use crate::model::limits::{CHECK_MESSAGE_BYTES_MAX, LEDGER_QUEUE_MAX, LEDGER_USES_IN_FLIGHT_MAX, POLICY_MESSAGE_BYTES_MAX};
-use crate::model::replica::ReplicaCondition;
 use crate::model::runtime::build_runtime;
 use crate::model::time::{Clock, SystemClock};
 use crate::pap::AdministrationPoint;
@@ -100,7 +99,8 @@ impl From<config::Error> for Error {
     }
 }
 
-/// Runs until SIGTERM or SIGINT, then drains. `ready` receives the line with the bound addresses.
+/// Runs until SIGTERM or SIGINT, then drains. SIGHUP makes it continue in new audit files. `ready` receives the line with the bound
+/// addresses.
 ///
 /// # Errors
 /// See [`Error`].
@@ -109,21 +109,31 @@ pub fn serve(settings: Settings, ready: impl FnOnce(&str)) -> Result<(), Error> 
     let stopped = {
         let _entered = app.control.enter();
         // The handlers are in place before the ready line is printed, because its reader may send a signal at once.
-        listen_for_termination().map_err(|error| Error::System(format!("signal handling: {error}")))?
+        listen_for_termination(app.audit.clone()).map_err(|error| Error::System(format!("signal handling: {error}")))?
     };
     ready(&app.ready_line());
     app.control.block_on(stopped);
     app.stop()
 }
 
-/// Installs the signal handlers; the future ends with the first signal.
-fn listen_for_termination() -> std::io::Result<impl Future<Output = ()>> {
+/// Installs the signal handlers; the future ends with the first signal that asks for an end. Until then, SIGHUP makes the audit log
+/// continue in new files.
+fn listen_for_termination(log: Arc<audit::AuditLog>) -> std::io::Result<impl Future<Output = ()>> {
     use tokio::signal::unix::{SignalKind, signal};
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut hangup = signal(SignalKind::hangup())?;
     Ok(async move {
+        let reopening = async {
+            while hangup.recv().await.is_some() {
+                tracing::info!("SIGHUP: the audit files are opened anew; no setting and no policy is read again");
+                log.reopen_files();
+            }
+            std::future::pending::<()>().await;
+        };
         tokio::select! {
             _ = term.recv() => {}
             _ = int.recv() => {}
+            () = reopening => {}
         }
         tracing::info!("asked to stop: draining");
     })
@@ -169,7 +179,7 @@ impl App {
             cache_writer,
             start,
         };
-        let following = control.block_on(FollowerRuntime::start(followed, clock.clone(), &telemetry))?;
+        let following = control.block_on(FollowerRuntime::start(followed, clock.clone(), log.clone(), &telemetry))?;
         let (cell, status) = (following.cell.clone(), following.status.clone());
         control.spawn(RevocationPruner::new(store.clone(), clock.clone()).run(following.stop.subscribe()));
         let admin = Arc::new(AdministrationPoint::new(store.clone(), clock.clone(), log.open_recorder("admin")?));
@@ -305,14 +315,14 @@ fn make_factories(
     let runtime_services: Vec<RuntimeService> =
         recorders.iter().map(|recorder| service.runtime_service(recorder.clone())).collect();
     let (finishing, explaining, noop) = (runtime_services.clone(), service.clone(), settings.noop);
-    let (runtimes, condition) = (following.serving_runtimes.clone(), following.condition.clone());
+    let (runtimes, is_serving) = (following.serving_runtimes.clone(), following.is_serving.clone());
     let make_decisions =
         move |context: RuntimeContext| match recorders.get(context.index).zip(runtime_services.get(context.index)) {
             Some((recorder, runtime_service)) => {
                 // The runtime joins before it serves, so that no revision is acknowledged while a runtime outside the barrier
                 // answers decisions.
                 runtimes.register_current();
-                let routes = decision_routes(runtime_service.clone(), gateways.clone(), condition.clone(), noop);
+                let routes = decision_routes(runtime_service.clone(), gateways.clone(), is_serving.clone(), noop);
                 GrpcServices { routes, barrier: recorder.clone(), limits: decision_limits }
             }
             // There is a recorder for each runtime. Without one the runtime serves nothing.
@@ -332,7 +342,7 @@ fn make_factories(
                 Err(follower_runtime::readiness(&status, &cell, clock.now()).err().unwrap_or_else(|| "draining".to_owned()))
             }
             _ => follower_runtime::readiness(&status, &cell, clock.now())
-                .and_then(|state| follower_runtime::readiness_with_disk(state, log.status().space_level)),
+                .and_then(|state| follower_runtime::readiness_with_audit(state, &log)),
         }),
         metrics: Arc::new(move || metrics.render_page()),
         routes: axum::Router::new(),
@@ -352,7 +362,7 @@ fn make_factories(
 fn decision_routes(
     runtime_service: RuntimeService,
     gateways: Arc<GatewayApiState>,
-    condition: watch::Receiver<ReplicaCondition>,
+    is_serving: watch::Receiver<bool>,
     noop: bool,
 ) -> Routes {
     let gateway = GatewayApi::new(runtime_service.clone(), gateways);
@@ -364,7 +374,7 @@ fn decision_routes(
         routes =
             routes.add_service(NoopServiceServer::new(NoopApi::default()).max_decoding_message_size(CHECK_MESSAGE_BYTES_MAX));
     }
-    let routes = add_standard_services(routes, &names, Some(condition));
+    let routes = add_standard_services(routes, &names, Some(is_serving));
     Routes::from(routes.into_axum_router().layer(MapResponseLayer::new(normalize_refusal)))
 }
 
@@ -392,26 +402,26 @@ fn admin_routes(admin: Arc<AdministrationPoint>, runtime_service: Option<Runtime
     Routes::from(routes.into_axum_router().layer(MapResponseLayer::new(normalize_refusal)).layer(SignedActLayer::new(admin)))
 }
 
-/// Adds health and reflection, which every listener serves unsigned. The health of `names` follows the state of the replica, where
-/// there is one: a replica that can only deny reports `NotServing`.
-fn add_standard_services(routes: Routes, names: &[&'static str], condition: Option<watch::Receiver<ReplicaCondition>>) -> Routes {
+/// Adds health and reflection, which every listener serves unsigned. The health of `names` follows `is_serving`, where there is one: a
+/// replica that can only deny reports `NotServing`.
+fn add_standard_services(routes: Routes, names: &[&'static str], is_serving: Option<watch::Receiver<bool>>) -> Routes {
     use tonic_health::ServingStatus::{NotServing, Serving};
     let (reporter, health) = tonic_health::server::health_reporter();
     let names: Vec<&'static str> = names.to_vec();
     // A drain needs no report here, because it closes the connections.
     let reported = async move {
-        let Some(mut condition) = condition else {
+        let Some(mut is_serving) = is_serving else {
             for name in names {
                 reporter.set_service_status(name, Serving).await;
             }
             return;
         };
         loop {
-            let status = if condition.borrow_and_update().is_serving() { Serving } else { NotServing };
+            let status = if *is_serving.borrow_and_update() { Serving } else { NotServing };
             for name in &names {
                 reporter.set_service_status(*name, status).await;
             }
-            if condition.changed().await.is_err() {
+            if is_serving.changed().await.is_err() {
                 return;
             }
         }
@@ -444,9 +454,10 @@ fn server_settings(settings: &Settings) -> Result<(server::Settings, Option<Stri
     Ok((listening, limits_message))
 }
 
-/// Makes the process survive file-size signals, starts its logs and metrics, and logs what was lowered.
+/// Makes the process survive file-size signals and SIGHUP, starts its logs and metrics, and logs what was lowered.
 fn prepare_process(settings: &Settings, limits_message: Option<String>) -> Result<Telemetry, Error> {
-    process_limits::ignore_file_size_signal().map_err(|error| Error::System(format!("signal handling: {error}")))?;
+    let caught = process_limits::ignore_file_size_signal().and_then(|()| process_limits::catch_hangup_signal());
+    caught.map_err(|error| Error::System(format!("signal handling: {error}")))?;
     let telemetry = start_telemetry(settings)?;
     if let Some(limits_message) = limits_message {
         tracing::warn!("{limits_message}");

@@ -12,8 +12,8 @@
 //! This module decides nothing and knows no socket. It never receives arguments, tokens or keys, only their digests.
 //!
 //! Look next at `sink.rs` (the interface), `record.rs` (the content of a line), `denial_merger.rs` (counted denials), `recorder.rs` (the
-//! barrier), `log.rs` (the files), `query.rs` (reading back), `tail.rs`
-//! (unfinished lines) and `search.rs` (looking for a name).
+//! barrier), `log.rs` (the folder), `log_file.rs` (one file), `query.rs` (reading back), `tail.rs` (unfinished lines) and `search.rs`
+//! (looking for a name).
 
 use std::path::PathBuf;
 
@@ -21,6 +21,7 @@ mod denial_merger;
 mod disk_monitor;
 mod json_line;
 mod log;
+mod log_file;
 pub mod query;
 mod record;
 mod recorder;
@@ -75,7 +76,7 @@ pub enum Error {
 /// Why a record was not taken. The caller must deny, because nothing may happen without a record.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum AuditUnavailable {
-    /// The last attempt to write or sync failed. Ends as soon as an attempt succeeds.
+    /// The last attempt to write or sync failed, or the file is no longer at its path. Ends as soon as an attempt succeeds.
     #[error("the audit log cannot be written")]
     Unwritable,
     /// The remaining disk space is reserved for acts and for the store.

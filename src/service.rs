@@ -23,6 +23,7 @@ pub mod request;
 mod shadow;
 #[cfg(test)]
 mod tests;
+mod warning_throttle;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -42,6 +43,7 @@ use record::CallTiming;
 use replay_cache::ProofReplayCache;
 use request::Caller;
 use shadow::ShadowStats;
+use warning_throttle::WarningThrottle;
 
 use crate::audit::AuditRecorder;
 use crate::model::approval::ApprovalUseRequest;
@@ -112,6 +114,7 @@ pub struct PdpService {
     replay_cache: ProofReplayCache,
     shadow_stats: ShadowStats,
     ledger_uses: Arc<AtomicUsize>,
+    ledger_warnings: WarningThrottle,
     ready_at: OnceLock<ClockReading>,
     draining: watch::Sender<bool>,
 }
@@ -146,6 +149,7 @@ impl PdpService {
             replay_cache,
             shadow_stats,
             ledger_uses: Arc::default(),
+            ledger_warnings: WarningThrottle::default(),
             ready_at: OnceLock::new(),
             draining: watch::Sender::new(false),
             parts,

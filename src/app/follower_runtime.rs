@@ -12,6 +12,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 
 use super::{Error, FIRST_SNAPSHOT_TIMEOUT, wiring};
+use crate::audit::AuditLog;
 use crate::config;
 use crate::model::disk::DiskSpaceLevel;
 use crate::model::mutant::{Mutant, is_active};
@@ -50,8 +51,8 @@ pub(super) struct FollowerRuntime {
     pub(super) serving_runtimes: Arc<ServingRuntimes>,
     pub(super) cache_writer: Arc<CacheWriter>,
     pub(super) store: Arc<dyn Store>,
-    /// The state of this replica.
-    pub(super) condition: watch::Receiver<ReplicaCondition>,
+    /// Whether this replica may permit calls.
+    pub(super) is_serving: watch::Receiver<bool>,
     /// Stops all of these tasks.
     pub(super) stop: watch::Sender<bool>,
 }
@@ -85,7 +86,12 @@ pub(super) enum StartPoint {
 
 impl FollowerRuntime {
     /// Starts to follow, and waits for the first full snapshot unless it starts from the cache. Runs within the control runtime.
-    pub(super) async fn start(followed: FollowerSetup, clock: Arc<dyn Clock>, telemetry: &Telemetry) -> Result<Self, Error> {
+    pub(super) async fn start(
+        followed: FollowerSetup,
+        clock: Arc<dyn Clock>,
+        log: Arc<AuditLog>,
+        telemetry: &Telemetry,
+    ) -> Result<Self, Error> {
         let FollowerSetup { store, registration, settings, position_files, cache_writer, start } = followed;
         let (stop, stopped) = watch::channel(false);
         let cell = Arc::new(SnapshotCell::default());
@@ -116,9 +122,10 @@ impl FollowerRuntime {
         let position_files = CacheFirstPositionStore::new(cache_writer.clone(), position_files);
         tokio::spawn(sync::persist_position(status.clone(), position_files, stopped.clone()));
         tokio::spawn(sync::log_applied_changes(status.clone(), store.clone(), stopped.clone()));
-        let (condition_sender, condition) = watch::channel(sync::replica_condition(&status, &cell, clock.now()));
-        tokio::spawn(watch_condition(status.clone(), cell.clone(), clock, condition_sender, stopped));
-        Ok(Self { cell, status, member, serving_runtimes: runtimes, cache_writer, store, condition, stop })
+        let condition = sync::replica_condition(&status, &cell, clock.now());
+        let (sender, is_serving) = watch::channel(condition.is_serving());
+        tokio::spawn(watch_condition(status.clone(), cell.clone(), clock, log, condition, sender, stopped));
+        Ok(Self { cell, status, member, serving_runtimes: runtimes, cache_writer, store, is_serving, stop })
     }
 }
 
@@ -362,24 +369,27 @@ async fn start_from_cache(
     Ok((store, StartPoint::FromCache { state: Box::new(state), position: known }))
 }
 
-/// Publishes the state of this replica whenever it changes.
+/// Logs the state of this replica whenever it changes, and publishes whether the replica and its audit log permit calls.
 async fn watch_condition(
     status: FollowerHandle,
     cell: Arc<SnapshotCell>,
     clock: Arc<dyn Clock>,
-    condition_sender: watch::Sender<ReplicaCondition>,
+    log: Arc<AuditLog>,
+    mut before: ReplicaCondition,
+    serving_sender: watch::Sender<bool>,
     mut stopped: watch::Receiver<bool>,
 ) {
     let watching = async {
         loop {
             tokio::time::sleep(CONDITION_INTERVAL).await;
             let now = sync::replica_condition(&status, &cell, clock.now());
-            let before = *condition_sender.borrow();
             if now != before {
                 let problem = status.problem().unwrap_or_default();
                 tracing::info!(from = before.as_str(), to = now.as_str(), problem, "the state of this replica changed");
-                condition_sender.send_replace(now);
+                before = now;
             }
+            let is_serving = now.is_serving() && log.denial_cause().is_none();
+            serving_sender.send_if_modified(|published| std::mem::replace(published, is_serving) != is_serving);
         }
     };
     tokio::select! {
@@ -407,18 +417,18 @@ pub(super) fn readiness(status: &FollowerHandle, cell: &SnapshotCell, now: Clock
     Err(format!("{}: {why}{problem}", condition.as_str()))
 }
 
-/// Combines the state of a serving replica with the free space on the disk of its audit log.
-pub(super) fn readiness_with_disk(state: &'static str, space_level: DiskSpaceLevel) -> Result<&'static str, String> {
-    match space_level {
-        DiskSpaceLevel::Ample | DiskSpaceLevel::Low => Ok(state),
-        DiskSpaceLevel::Critical if state == ReplicaCondition::Fresh.as_str() => {
-            Ok("fresh; the disk of the audit log is nearly full: make room")
-        }
-        DiskSpaceLevel::Critical => Ok("stale; the disk of the audit log is nearly full: make room"),
-        DiskSpaceLevel::Exhausted => {
-            Err("the disk of the audit log is full but for what is kept for acts, so every call is denied: make room".to_owned())
-        }
+/// Combines the state of a serving replica with the state of its audit log and of the disk beneath it.
+pub(super) fn readiness_with_audit(state: &'static str, log: &AuditLog) -> Result<&'static str, String> {
+    if let Some(cause) = log.denial_cause() {
+        return Err(cause.to_owned());
     }
+    Ok(match log.space_level() {
+        DiskSpaceLevel::Critical if state == ReplicaCondition::Fresh.as_str() => {
+            "fresh; the disk of the audit log is nearly full: make room"
+        }
+        DiskSpaceLevel::Critical => "stale; the disk of the audit log is nearly full: make room",
+        _ => state,
+    })
 }
 
 /// The runtimes that answer decisions. Each registers on its own thread before it serves.

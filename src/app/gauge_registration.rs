@@ -78,7 +78,10 @@ pub(super) fn register_disk_gauges(
         move || read(&log.status())
     };
     metrics.register_counter(names::AUDIT_RECORDS, "Audit records taken.", of_log(|status| status.records));
-    metrics.register_counter(names::AUDIT_FAILURES, "Writes of audit records that failed.", of_log(|status| status.failures));
+    let help = "Times that an audit recorder could no longer write, or lost its file.";
+    metrics.register_counter(names::AUDIT_FAILURES, help, of_log(|status| status.failures));
+    let unwritable = of_log(|status| u64::from(!status.healthy));
+    metrics.register_gauge(names::AUDIT_UNWRITABLE, "1 while an audit recorder cannot write.", move || unwritable() as f64);
     metrics.register_counter(
         names::AUDIT_MERGED,
         "Denials of callers who proved nothing, and refused acts, that are counted in merged records.",

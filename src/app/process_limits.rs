@@ -1,4 +1,4 @@
-//! The limits of the process: raises its file limits before it serves, and turns file-size signals into errors.
+//! The limits of the process: raises its file limits before it serves, and makes it survive SIGHUP and file-size signals.
 //!
 //! The listeners get the descriptors that the store, the audit log and the runtimes do not need. Look next at `server/connection_registry.rs`,
 //! which enforces the connection limits set here.
@@ -34,6 +34,12 @@ pub(super) fn raise_file_limits() -> u64 {
 pub(super) fn ignore_file_size_signal() -> io::Result<()> {
     // The handler stays installed after its listener is dropped.
     signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).map(drop)
+}
+
+/// Keeps SIGHUP from ending the process, from now on. Call it within a runtime.
+pub(super) fn catch_hangup_signal() -> io::Result<()> {
+    // The handler stays installed after its listener is dropped.
+    signal(SignalKind::hangup()).map(drop)
 }
 
 /// Lowers the listeners' connection limits to fit `descriptors`. Returns a message if it lowered any.

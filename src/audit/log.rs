@@ -1,14 +1,14 @@
 //! The audit folder: one append-only file per recorder and process start, and the thread that syncs these files.
 //!
 //! A file has one writer, so lines of two runtimes or two processes never interleave. A file's name begins with the time of the
-//! start, so files sorted by name are in order of time.
+//! start, or of its own creation if it follows another file, so files sorted by name are in order of time.
 //!
 //! The thread does everything for which no request may wait. It syncs, writes counted denials and bytes that no socket write
-//! flushed, repeats failed writes, and measures the free disk space. Look next at `recorder.rs`.
+//! flushed, repeats failed writes, continues in new files, and measures the free disk space. Look next at `recorder.rs`, then at
+//! `log_file.rs`.
 
-use std::fs::{DirBuilder, File, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::fs::DirBuilder;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,7 +20,8 @@ use crate::model::time::Clock;
 
 use super::Error;
 use super::disk_monitor::DiskMonitor;
-use super::recorder::{AuditOutput, AuditRecorder};
+use super::log_file::LogFile;
+use super::recorder::AuditRecorder;
 use super::tail;
 
 /// The limits of buffering.
@@ -51,7 +52,7 @@ pub struct AuditStatus {
     pub merged: u64,
     /// Number of those records that are not written yet.
     pub merged_waiting: u64,
-    /// Number of failed writes.
+    /// Number of times that a recorder could no longer write, or lost its file. Repeated attempts that fail do not count.
     pub failures: u64,
     /// The free space on the disk of the folder.
     pub space_level: DiskSpaceLevel,
@@ -80,10 +81,11 @@ struct ThreadState {
     disks: Mutex<Vec<Arc<DiskMonitor>>>,
 }
 
-/// A recorder, and the path of its file.
+/// A recorder and its file.
+#[derive(Clone)]
 struct RecorderFile {
     recorder: Arc<AuditRecorder>,
-    path: PathBuf,
+    file: Arc<LogFile>,
 }
 
 /// Interval at which the free disk space is measured. In one interval, the highest rate of permits writes some MiB.
@@ -165,11 +167,35 @@ impl AuditLog {
     /// # Errors
     /// [`Error::Io`] if the file cannot be created.
     pub fn open_recorder(&self, name: &str) -> Result<Arc<AuditRecorder>, Error> {
-        let (file, path) = self.create_file(name)?;
-        let (clock, disk_monitor, output) = (Arc::clone(&self.clock), Arc::clone(&self.disk_monitor), Box::new(FileOutput(file)));
+        let created = LogFile::create(&self.directory, self.started_unix_ms, &self.node, name, Arc::clone(&self.clock))?;
+        let file = Arc::new(created);
+        let (clock, disk_monitor, output) =
+            (Arc::clone(&self.clock), Arc::clone(&self.disk_monitor), Box::new(Arc::clone(&file)));
         let recorder = Arc::new(AuditRecorder::new(&self.node, clock, disk_monitor, self.settings.buffer_bytes_max, output));
-        lock_mutex(&self.thread_state.recorders).push(RecorderFile { recorder: Arc::clone(&recorder), path });
+        lock_mutex(&self.thread_state.recorders).push(RecorderFile { recorder: Arc::clone(&recorder), file });
         Ok(recorder)
+    }
+
+    /// Makes each recorder whose file holds records continue in a new file. The thread does so at its next interval. The former files
+    /// are then complete, and nothing locks them.
+    pub fn reopen_files(&self) {
+        self.recorder_files().iter().for_each(|entry| entry.recorder.request_reopen());
+    }
+
+    /// Why calls are denied on account of this log; `None` if it takes records. Waits for no disk.
+    pub fn denial_cause(&self) -> Option<&'static str> {
+        if !self.recorder_files().iter().all(|entry| entry.recorder.is_healthy()) {
+            return Some(
+                "the audit log cannot be written, so calls are denied: make room, or repair the disk or the audit folder",
+            );
+        }
+        (self.space_level() == DiskSpaceLevel::Exhausted)
+            .then_some("the disk of the audit log is full but for what is kept for acts, so every call is denied: make room")
+    }
+
+    /// The free space on the disk of the folder, at the last measurement.
+    pub fn space_level(&self) -> DiskSpaceLevel {
+        self.disk_monitor.space_level()
     }
 
     /// The present state of the log.
@@ -186,7 +212,7 @@ impl AuditLog {
             space_level,
             free_bytes,
         };
-        for RecorderFile { recorder, .. } in lock_mutex(&self.thread_state.recorders).iter() {
+        for RecorderFile { recorder, .. } in self.recorder_files() {
             status.healthy &= recorder.is_healthy();
             status.pending_bytes += recorder.pending_bytes();
             status.records += recorder.records();
@@ -209,41 +235,20 @@ impl AuditLog {
             let _ = thread.join();
         }
         let mut outcome = Ok(());
-        for RecorderFile { recorder, path } in lock_mutex(&self.thread_state.recorders).iter() {
+        for RecorderFile { recorder, file } in self.recorder_files() {
             if let Err(source) = recorder.finish() {
-                outcome = outcome.and(Err(Error::Io { action: "finish", path: path.clone(), source }));
+                outcome = outcome.and(Err(Error::Io { action: "finish", path: file.path(), source }));
             }
-            if recorder.records() == 0 {
-                // An empty file that remains does no harm.
-                let _ = std::fs::remove_file(path);
+            if recorder.pending_bytes() == 0 {
+                file.remove_if_empty();
             }
         }
         outcome
     }
 
-    fn create_file(&self, name: &str) -> Result<(File, PathBuf), Error> {
-        let plain = |text: &str| -> String {
-            text.chars().take(64).map(|c| if c.is_ascii_alphanumeric() || c == '-' { c } else { '-' }).collect()
-        };
-        let stem = format!("{:015}-{}-{}", self.started_unix_ms, plain(&self.node), plain(name));
-        let mut attempt = 0_u32;
-        loop {
-            // Two starts in one millisecond, or a clock that was set back.
-            let suffix = if attempt == 0 { String::new() } else { format!("-{attempt}") };
-            let path = self.directory.join(format!("{stem}{suffix}.jsonl"));
-            match OpenOptions::new().append(true).create_new(true).mode(0o600).open(&path) {
-                Ok(file) => {
-                    // INVARIANT: the lock lasts as long as the file is open. A start that finds it does not cut the file.
-                    file.try_lock().map_err(|error| Error::Io { action: "lock", path: path.clone(), source: error.into() })?;
-                    // The file's name must survive a power failure as its content does.
-                    let synced = File::open(&self.directory).and_then(|directory| directory.sync_all());
-                    synced.map_err(|source| Error::Io { action: "sync", path: self.directory.clone(), source })?;
-                    return Ok((file, path));
-                }
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists && attempt < 1_000 => attempt += 1,
-                Err(source) => return Err(Error::Io { action: "make the file", path, source }),
-            }
-        }
+    /// A copy of the list, because a recorder may wait for a disk while it is used.
+    fn recorder_files(&self) -> Vec<RecorderFile> {
+        lock_mutex(&self.thread_state.recorders).clone()
     }
 }
 
@@ -258,28 +263,6 @@ impl Drop for AuditLog {
 impl std::fmt::Debug for AuditLog {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Log").field("directory", &self.directory).field("status", &self.status()).finish()
-    }
-}
-
-/// A file opened for appending.
-pub(super) struct FileOutput(pub(super) File);
-
-impl AuditOutput for FileOutput {
-    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
-        (&self.0).write(bytes)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        match self.0.sync_data() {
-            // A pipe or a device has nothing to sync.
-            Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
-            outcome => outcome,
-        }
-    }
-
-    fn truncate_by(&self, bytes_count: usize) -> io::Result<()> {
-        let length = self.0.metadata()?.len();
-        self.0.set_len(length.saturating_sub(bytes_count as u64))
     }
 }
 

@@ -371,6 +371,15 @@ impl ActRecord<'_> {
     }
 }
 
+/// Appends the first line of a file that follows a lost one, so that a reader of the log knows that records may be missing.
+pub(super) fn write_gap_line(node: &str, time_unix_ns: i64, reason: &str, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"{\"kind\":\"gap\"");
+    json_line::write_number_member(out, "time_unix_ns", time_unix_ns);
+    json_line::write_text_member(out, "node", node);
+    json_line::write_text_member(out, "reason", reason);
+    out.extend_from_slice(b"}\n");
+}
+
 fn write_revision(out: &mut Vec<u8>, history: &HistoryId, number: u64) {
     json_line::write_string(out, history.as_str());
     // The number belongs inside the quotes.

@@ -8,11 +8,16 @@
 //! except those of acts that were carried out. A thread of the log measures the free disk space; the recorder consults the result
 //! and gives up records of callers who proved nothing first, refused acts next, decisions and reads last.
 //!
-//! Look next at `denial_merger.rs`, which counts these denials, and at `log.rs`, which owns the timer and the sync.
+//! An output that is no longer found at its path counts as a failed write, because records in it may be lost. The timer then
+//! continues in a new output, whose first line says so.
+//!
+//! Look next at `denial_merger.rs`, which counts these denials, at `log_file.rs`, the output, and at `log.rs`, which owns the timer and
+//! the sync.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use crate::model::disk::DiskSpaceLevel;
 use crate::model::time::Clock;
@@ -20,7 +25,7 @@ use crate::model::write_barrier::WriteBarrier;
 
 use super::denial_merger::{DenialMerger, MergeableRecord};
 use super::disk_monitor::DiskMonitor;
-use super::record::{ActRecord, DecisionRecord};
+use super::record::{ActRecord, DecisionRecord, write_gap_line};
 use super::sink::AuditSink;
 use super::{AuditUnavailable, Error};
 
@@ -36,6 +41,10 @@ pub struct AuditRecorder {
     pending_bytes: AtomicUsize,
     /// Whether something was written since the last sync.
     dirty: AtomicBool,
+    /// Whether the last write and the last sync succeeded. Read without the lock, whose holder may wait for a disk.
+    healthy: AtomicBool,
+    /// Whether the timer shall continue in a new output.
+    reopen_requested: AtomicBool,
     failures: AtomicU64,
     records: AtomicU64,
     merged: AtomicU64,
@@ -49,6 +58,31 @@ pub(super) trait AuditOutput: Send + Sync {
     fn sync(&self) -> io::Result<()>;
     /// Removes the last `bytes_count` bytes that were written.
     fn truncate_by(&self, bytes_count: usize) -> io::Result<()>;
+    /// Fails unless everything that was written is found at the path of the output.
+    fn check_path(&self) -> io::Result<()> {
+        Ok(())
+    }
+    /// Whether nothing was written.
+    fn is_empty(&self) -> bool {
+        false
+    }
+    /// Creates the output that follows this one, unless it was created before. Takes milliseconds.
+    fn prepare_next(&self) -> io::Result<()> {
+        Ok(())
+    }
+    /// Continues in the output that was prepared.
+    fn switch_to_next(&self) {}
+}
+
+/// Interval at which an output is compared with its path. Acts compare it always.
+const PATH_CHECK_INTERVAL: Duration = Duration::from_millis(200);
+
+/// When an output is compared with its path.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum PathCheck {
+    Always,
+    /// If the last comparison is [`PATH_CHECK_INTERVAL`] ago.
+    WhenDue,
 }
 
 /// Buffer of a recorder whose log cannot be opened; it lasts until the process ends.
@@ -57,8 +91,16 @@ const UNOPENED_BYTES_MAX: usize = 64 * 1024;
 /// The buffered lines, and the state of the output.
 struct RecordBuffer {
     bytes: Vec<u8>,
-    /// Whether the last write failed.
+    /// Whether the bytes begin in the middle of a line, whose beginning is in the output.
+    is_mid_line: bool,
+    /// Whether the last write failed, or the output was lost.
     unwritable: bool,
+    /// Why the output was lost; `None` if it was found at its path. Nothing is written to a lost output.
+    loss: Option<String>,
+    /// The last comparison of the output with its path, or the last attempt to create a new output.
+    checked_at: Instant,
+    /// Whether the last attempt to create a new output failed.
+    reopen_fails: bool,
     /// Whether the last sync failed; the kernel may have dropped what it held.
     unsynced: bool,
     /// Increases with every attempt to write. With it, the timer skips bytes that a socket will soon flush.
@@ -98,7 +140,11 @@ impl AuditRecorder {
     ) -> Self {
         let buffer = RecordBuffer {
             bytes: Vec::new(),
+            is_mid_line: false,
             unwritable: false,
+            loss: None,
+            checked_at: Instant::now(),
+            reopen_fails: false,
             unsynced: false,
             attempts: 0,
             attempts_at_last_tick: 0,
@@ -114,6 +160,8 @@ impl AuditRecorder {
             buffer: Mutex::new(buffer),
             pending_bytes: AtomicUsize::new(0),
             dirty: AtomicBool::new(false),
+            healthy: AtomicBool::new(true),
+            reopen_requested: AtomicBool::new(false),
             failures: AtomicU64::new(0),
             records: AtomicU64::new(0),
             merged: AtomicU64::new(0),
@@ -190,12 +238,12 @@ impl AuditRecorder {
             });
             if !buffer.bytes.is_empty() {
                 // If this fails the line stays in the buffer, and a refusal may be answered without its record.
-                let _ = self.flush_buffer(&mut buffer);
+                let _ = self.flush_buffer(&mut buffer, PathCheck::WhenDue);
             }
             return Ok(());
         }
         // Acts are rare, so each is worth an attempt to write.
-        let is_writable = !buffer.unwritable || self.flush_buffer(&mut buffer).is_ok();
+        let is_writable = !buffer.unwritable || self.flush_buffer(&mut buffer, PathCheck::Always).is_ok();
         if !is_writable && !act.may_have_changed_store() {
             return Err(AuditUnavailable::Unwritable);
         }
@@ -211,7 +259,8 @@ impl AuditRecorder {
         } else {
             self.append_line(&mut buffer, |out| act.write_line(&self.node, out))?;
         }
-        if is_writable && self.flush_buffer(&mut buffer).is_ok() && !buffer.unsynced {
+        // An act whose answer says that it is recorded must be found in the log.
+        if is_writable && self.flush_buffer(&mut buffer, PathCheck::Always).is_ok() && !buffer.unsynced {
             return Ok(());
         }
         Err(AuditUnavailable::Unwritable)
@@ -222,7 +271,12 @@ impl AuditRecorder {
     /// # Errors
     /// As [`AuditSink::flush`].
     pub fn flush(&self) -> io::Result<()> {
-        self.flush_buffer(&mut self.lock_buffer())
+        self.flush_buffer(&mut self.lock_buffer(), PathCheck::WhenDue)
+    }
+
+    /// Makes the timer continue in a new output, if this one is not empty.
+    pub(super) fn request_reopen(&self) {
+        self.reopen_requested.store(true, Ordering::Release);
     }
 
     /// Bytes that wait in the buffer.
@@ -246,14 +300,14 @@ impl AuditRecorder {
         buffer.unverified_callers.waiting_denials().saturating_add(buffer.operators.waiting_denials())
     }
 
-    /// Whether the last write and the last sync succeeded.
+    /// Whether the last write and the last sync succeeded, and the output is where it belongs.
     pub fn is_healthy(&self) -> bool {
-        let buffer = self.lock_buffer();
-        !buffer.unwritable && !buffer.unsynced
+        self.healthy.load(Ordering::Acquire)
     }
 
     /// Runs as [`AuditSink::flush_tick`] says.
     pub(super) fn flush_tick(&self) {
+        self.follow_path();
         let now = self.clock.now();
         let mut buffer = self.lock_buffer();
         if (buffer.unverified_callers.is_due(now) || buffer.operators.is_due(now)) && self.may_write_counts(&buffer) {
@@ -262,7 +316,7 @@ impl AuditRecorder {
         let idle = buffer.attempts == buffer.attempts_at_last_tick;
         if !buffer.bytes.is_empty() && (idle || buffer.unwritable) {
             // A failure is counted, and the next record reports it.
-            let _ = self.flush_buffer(&mut buffer);
+            let _ = self.flush_buffer(&mut buffer, PathCheck::WhenDue);
         }
         buffer.attempts_at_last_tick = buffer.attempts;
         let unsynced = buffer.unsynced;
@@ -277,7 +331,8 @@ impl AuditRecorder {
         let mut buffer = self.lock_buffer();
         // These are few lines, and this is the last chance to write the counts.
         self.write_counts(&mut buffer);
-        let written = self.flush_buffer(&mut buffer);
+        // An output without a line has lost nothing, and is removed at the end.
+        let written = if self.records() == 0 { Ok(()) } else { self.flush_buffer(&mut buffer, PathCheck::Always) };
         drop(buffer);
         self.dirty.store(false, Ordering::Release);
         self.sync_output();
@@ -338,23 +393,14 @@ impl AuditRecorder {
         Ok(buffer.bytes.len() - before)
     }
 
-    fn flush_buffer(&self, buffer: &mut RecordBuffer) -> io::Result<()> {
+    fn flush_buffer(&self, buffer: &mut RecordBuffer, check: PathCheck) -> io::Result<()> {
         buffer.attempts = buffer.attempts.wrapping_add(1);
-        let mut written = 0;
-        let outcome = loop {
-            let rest = buffer.bytes.get(written..).unwrap_or_default();
-            if rest.is_empty() {
-                break Ok(());
-            }
-            match self.output.write(rest) {
-                Ok(0) => break Err(io::Error::from(io::ErrorKind::WriteZero)),
-                Ok(count) => written += count,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) => break Err(error),
-            }
+        let (written, outcome) = match self.check_path(buffer, check) {
+            Ok(()) => self.write_bytes(&buffer.bytes),
+            Err(error) => (0, Err(error)),
         };
-        if outcome.is_err() {
-            written -= self.remove_partial_line(buffer.bytes.get(..written).unwrap_or_default());
+        if let Some(last) = buffer.bytes.get(..written).and_then(<[u8]>::last) {
+            buffer.is_mid_line = *last != b'\n';
         }
         buffer.bytes.drain(..written.min(buffer.bytes.len()));
         self.pending_bytes.store(buffer.bytes.len(), Ordering::Release);
@@ -374,7 +420,105 @@ impl AuditRecorder {
             }
             _ => {}
         }
+        self.publish_health(buffer);
         outcome
+    }
+
+    /// Writes all bytes. Returns how many are in the output, which after a failure ends with a whole line if it can be cut.
+    fn write_bytes(&self, bytes: &[u8]) -> (usize, io::Result<()>) {
+        let mut written = 0;
+        let outcome = loop {
+            let rest = bytes.get(written..).unwrap_or_default();
+            if rest.is_empty() {
+                break Ok(());
+            }
+            match self.output.write(rest) {
+                Ok(0) => break Err(io::Error::from(io::ErrorKind::WriteZero)),
+                Ok(count) => written += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => break Err(error),
+            }
+        };
+        if outcome.is_err() {
+            written -= self.remove_partial_line(bytes.get(..written).unwrap_or_default());
+        }
+        (written, outcome)
+    }
+
+    /// Compares the output with its path, if that is due. A loss counts as a failed write.
+    fn check_path(&self, buffer: &mut RecordBuffer, check: PathCheck) -> io::Result<()> {
+        if let Some(loss) = &buffer.loss {
+            return Err(io::Error::other(loss.clone()));
+        }
+        if check == PathCheck::WhenDue && buffer.checked_at.elapsed() < PATH_CHECK_INTERVAL {
+            return Ok(());
+        }
+        buffer.checked_at = Instant::now();
+        let outcome = self.output.check_path();
+        if let Err(error) = &outcome {
+            buffer.loss = Some(error.to_string());
+            buffer.unwritable = true;
+            // INVARIANT: counted under the lock, and also while the log is unwritable, because records that were written may be lost.
+            self.failures.fetch_add(1, Ordering::AcqRel);
+            self.publish_health(buffer);
+            tracing::error!(%error, "audit log: records may be lost, and everything is denied until a new file is written");
+        }
+        outcome
+    }
+
+    /// Compares the output with its path, and continues in a new output if this one is lost or if that was requested. Only the timer
+    /// does so, because no request may wait for it.
+    fn follow_path(&self) {
+        let is_requested = self.reopen_requested.swap(false, Ordering::AcqRel);
+        let mut buffer = self.lock_buffer();
+        let is_found = self.check_path(&mut buffer, PathCheck::WhenDue).is_ok();
+        let is_too_early = buffer.reopen_fails && buffer.checked_at.elapsed() < PATH_CHECK_INTERVAL;
+        if is_found && (!is_requested || self.output.is_empty()) || is_too_early {
+            return;
+        }
+        drop(buffer);
+        let prepared = self.output.prepare_next();
+        let mut buffer = self.lock_buffer();
+        if let Err(error) = prepared {
+            if !std::mem::replace(&mut buffer.reopen_fails, true) {
+                tracing::error!(%error, "audit log: no new file can be made: repair the audit folder");
+            }
+            buffer.checked_at = Instant::now();
+            return;
+        }
+        buffer.reopen_fails = false;
+        // The former output ends with a whole line.
+        if self.flush_buffer(&mut buffer, PathCheck::Always).is_err() && buffer.loss.is_none() {
+            tracing::warn!("audit log: the files are not opened anew, because a file cannot be finished");
+            return;
+        }
+        self.output.switch_to_next();
+        self.dirty.store(true, Ordering::Release);
+        buffer.checked_at = Instant::now();
+        if let Some(loss) = buffer.loss.take() {
+            self.begin_with_gap(&mut buffer, &loss);
+            // A failure keeps the recorder unwritable, and the timer tries again.
+            let _ = self.flush_buffer(&mut buffer, PathCheck::WhenDue);
+        }
+    }
+
+    /// Puts the line before the buffered lines that says that records may be missing.
+    fn begin_with_gap(&self, buffer: &mut RecordBuffer, loss: &str) {
+        let mut bytes = Vec::with_capacity(buffer.bytes.len() + 512);
+        write_gap_line(&self.node, self.clock.now().unix_ns, loss, &mut bytes);
+        // The beginning of a begun line is in the lost output, so its rest is no record.
+        let rest = match std::mem::take(&mut buffer.is_mid_line) {
+            true => buffer.bytes.iter().position(|byte| *byte == b'\n').map_or(buffer.bytes.len(), |end| end + 1),
+            false => 0,
+        };
+        bytes.extend_from_slice(buffer.bytes.get(rest..).unwrap_or_default());
+        buffer.bytes = bytes;
+        self.pending_bytes.store(buffer.bytes.len(), Ordering::Release);
+        self.records.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn publish_health(&self, buffer: &RecordBuffer) {
+        self.healthy.store(!buffer.unwritable && !buffer.unsynced, Ordering::Release);
     }
 
     /// Removes the line from the output that a failed attempt began, and returns the number of removed bytes. If the output cannot
@@ -400,6 +544,7 @@ impl AuditRecorder {
             }
             _ => {}
         }
+        self.publish_health(&buffer);
     }
 
     fn lock_buffer(&self) -> MutexGuard<'_, RecordBuffer> {
@@ -440,7 +585,7 @@ impl WriteBarrier for AuditRecorder {
             // The rest belongs to connections that `failures` closes; no record was taken since the failure.
             return Ok(());
         }
-        self.flush_buffer(&mut buffer)
+        self.flush_buffer(&mut buffer, PathCheck::WhenDue)
     }
 
     fn failure_count(&self) -> u64 {

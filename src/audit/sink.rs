@@ -37,7 +37,7 @@ pub trait AuditSink: Send + Sync {
     fn flush(&self) -> io::Result<()>;
 
     /// Runs some times a second on the timer. It writes the counts of denials whose second is over, writes bytes that no socket
-    /// write flushed, repeats failed writes, and syncs.
+    /// write flushed, repeats failed writes, continues in a new file if the old one is gone, and syncs.
     fn flush_tick(&self);
 
     /// Writes and syncs everything at the end of the process, counts included.

@@ -1,9 +1,11 @@
 //! Records as a JSON parser reads them, and the barrier over outputs that fail.
 
-use std::fs::OpenOptions;
-use std::io;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -14,7 +16,6 @@ use crate::model::time::{ManualClock, SystemClock};
 use crate::model::write_barrier::WriteBarrier as _;
 
 use super::disk_monitor::DiskMonitor;
-use super::log::FileOutput;
 use super::query::{RecordFilter, read_file, read_folder};
 use super::recorder::{AuditOutput, AuditRecorder};
 use super::*;
@@ -333,10 +334,27 @@ fn a_full_disk_leaves_whole_lines() {
     }
 }
 
+/// A device of the system.
+struct Device(File);
+
+impl AuditOutput for Device {
+    fn write(&self, bytes: &[u8]) -> io::Result<usize> {
+        (&self.0).write(bytes)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
+    }
+
+    fn truncate_by(&self, _bytes_count: usize) -> io::Result<()> {
+        Err(io::Error::from(io::ErrorKind::Unsupported))
+    }
+}
+
 #[test]
 fn a_full_device_denies() {
     let full = OpenOptions::new().append(true).open("/dev/full").unwrap();
-    let recorder = recorder_on(Box::new(FileOutput(full)));
+    let recorder = recorder_on(Box::new(Device(full)));
     record(&recorder, "1").unwrap();
     assert_eq!(recorder.flush_before_write().unwrap_err().kind(), io::ErrorKind::StorageFull);
     assert_eq!(record(&recorder, "2"), Err(AuditUnavailable::Unwritable));
@@ -426,6 +444,167 @@ fn what_no_socket_flushes_the_thread_does() {
         std::thread::yield_now();
     }
     assert_eq!(read_folder(directory.path()).unwrap().filter(Result::is_ok).count(), 1);
+}
+
+/// A log whose thread does nothing, because the test calls `flush_tick`, with one recorder. The folder is `audit` in `parent`.
+fn log_without_timer(parent: &Path) -> (Arc<AuditLog>, Arc<AuditRecorder>, PathBuf) {
+    let directory = parent.join("audit");
+    let settings = Settings { sync_interval_ms: 3_600_000, ..Settings::default() };
+    let space = Box::new(crate::model::disk::PathDiskSpace(directory.clone()));
+    let log = AuditLog::open_with(&directory, "n1", Arc::new(SystemClock), settings, space).unwrap();
+    let recorder = log.open_recorder("r").unwrap();
+    (log, recorder, directory)
+}
+
+fn files_in(directory: &Path) -> Vec<PathBuf> {
+    let mut paths: Vec<_> = std::fs::read_dir(directory).unwrap().map(|entry| entry.unwrap().path()).collect();
+    paths.sort();
+    paths
+}
+
+/// The kind of each line of a folder, and the id of each decision.
+fn kinds_and_ids(directory: &Path) -> Vec<(String, Option<String>)> {
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    let lines = read_folder(directory).unwrap().map(Result::unwrap);
+    lines.map(|line| (text(&line["kind"]).unwrap_or_default(), text(&line["decision_id"]))).collect()
+}
+
+fn tick_until(recorder: &AuditRecorder, reached: impl Fn() -> bool) {
+    let until = Instant::now() + Duration::from_secs(30);
+    while !reached() {
+        assert!(Instant::now() < until, "{recorder:?}");
+        recorder.flush_tick();
+        std::thread::yield_now();
+    }
+}
+
+fn committed_act<'a>(operators: &'a [String], signatures: &'a [String]) -> ActRecord<'a> {
+    ActRecord {
+        time_unix_ns: 0,
+        method: "m",
+        operators,
+        signatures,
+        outcome: ActOutcome::Accepted,
+        code: "OK",
+        reason: "stolen",
+        revision: Some("h.2"),
+        committed: true,
+        peer: "",
+    }
+}
+
+/// A file that is gone takes writes that nobody finds. Whatever happened to it, a failure is counted, nothing is recorded in it any
+/// more, and a new file begins with a line that says so.
+#[test]
+fn a_file_that_is_gone_is_a_failure_and_a_new_file_follows() {
+    let check = |name: &str, harm: fn(&Path, &Path)| {
+        let parent = tempfile::tempdir().unwrap();
+        let (log, recorder, directory) = log_without_timer(parent.path());
+        record(&recorder, "1").unwrap();
+        recorder.flush_before_write().unwrap();
+        let file = files_in(&directory).remove(0);
+        harm(&file, parent.path());
+        // The act is not in the log, and its answer says so.
+        let (operators, signatures) = (["ada".to_owned()], ["s1".to_owned()]);
+        assert_eq!(recorder.record_act(&committed_act(&operators, &signatures)), Err(AuditUnavailable::Unwritable), "{name}");
+        assert_eq!(record(&recorder, "2"), Err(AuditUnavailable::Unwritable), "{name}");
+        assert_eq!((recorder.failure_count(), recorder.is_healthy(), log.status().healthy), (1, false, false), "{name}");
+        assert!(log.denial_cause().unwrap().contains("cannot be written"), "{name}");
+
+        recorder.flush_tick();
+        assert!(recorder.is_healthy() && log.denial_cause().is_none(), "{name}");
+        record(&recorder, "3").unwrap();
+        recorder.flush_before_write().unwrap();
+        let has_gap = |path: &PathBuf| std::fs::read_to_string(path).unwrap().contains("\"gap\"");
+        let new = files_in(&directory).into_iter().find(has_gap).unwrap();
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&directory), mode(&new)), (0o700, 0o600), "{name}");
+        let lines: Vec<Value> = read_file(&new).unwrap().map(Result::unwrap).collect();
+        let kinds: Vec<&Value> = lines.iter().map(|line| &line["kind"]).collect();
+        assert_eq!(kinds, ["gap", "act", "decision"], "{name}");
+        assert!(lines[0]["reason"].as_str().unwrap().contains(file.to_str().unwrap()), "{name}: {lines:?}");
+        assert_eq!(recorder.failure_count(), 1, "{name}");
+        log.shutdown().unwrap();
+    };
+    check("moved", |file, parent| std::fs::rename(file, parent.join("moved.jsonl")).unwrap());
+    check("removed", |file, _| std::fs::remove_file(file).unwrap());
+    check("removed with its folder", |file, _| std::fs::remove_dir_all(file.parent().unwrap()).unwrap());
+    check("replaced", |file, parent| {
+        std::fs::copy(file, parent.join("copy.jsonl")).unwrap();
+        std::fs::rename(parent.join("copy.jsonl"), file).unwrap();
+    });
+    check("emptied", |file, _| OpenOptions::new().write(true).open(file).unwrap().set_len(0).unwrap());
+    check("cut", |file, _| {
+        let length = std::fs::metadata(file).unwrap().len();
+        OpenOptions::new().write(true).open(file).unwrap().set_len(length - 1).unwrap();
+    });
+}
+
+/// Nobody calls, and the timer notices all the same. While no new file can be made, everything is denied.
+#[test]
+fn the_timer_notices_that_a_file_is_gone_and_tries_again() {
+    let parent = tempfile::tempdir().unwrap();
+    let (log, recorder, directory) = log_without_timer(parent.path());
+    record(&recorder, "1").unwrap();
+    recorder.flush_before_write().unwrap();
+    std::fs::rename(&directory, parent.path().join("moved")).unwrap();
+    std::fs::write(&directory, "a file stands where the folder was").unwrap();
+    tick_until(&recorder, || !recorder.is_healthy());
+    recorder.flush_tick();
+    assert_eq!((recorder.failure_count(), recorder.is_healthy()), (1, false));
+    assert_eq!(record(&recorder, "2"), Err(AuditUnavailable::Unwritable));
+    std::fs::remove_file(&directory).unwrap();
+    tick_until(&recorder, || recorder.is_healthy());
+    assert_eq!(kinds_and_ids(&directory), [("gap".to_owned(), None)]);
+    assert_eq!(kinds_and_ids(&parent.path().join("moved")), [("decision".to_owned(), Some("1".to_owned()))]);
+    assert_eq!(recorder.failure_count(), 1);
+    log.shutdown().unwrap();
+}
+
+/// A loss that nobody noticed before the end is an error of the end.
+#[test]
+fn a_file_that_is_gone_at_the_end_is_an_error() {
+    let parent = tempfile::tempdir().unwrap();
+    let (log, recorder, directory) = log_without_timer(parent.path());
+    log.open_recorder("unused").unwrap();
+    record(&recorder, "1").unwrap();
+    recorder.flush_before_write().unwrap();
+    std::fs::remove_dir_all(&directory).unwrap();
+    assert!(log.shutdown().unwrap_err().to_string().contains("was removed"));
+    assert_eq!(recorder.failure_count(), 1);
+}
+
+/// A rotation loses nothing and denies nothing, and the former file is complete and free for whoever moves it.
+#[test]
+fn a_rotation_continues_in_a_new_file() {
+    let parent = tempfile::tempdir().unwrap();
+    let (log, recorder, directory) = log_without_timer(parent.path());
+    log.reopen_files();
+    recorder.flush_tick();
+    assert_eq!(files_in(&directory).len(), 1, "an empty file stays");
+    record(&recorder, "1").unwrap();
+    recorder.flush_before_write().unwrap();
+    let former = files_in(&directory).remove(0);
+    for _ in 0..2 {
+        log.reopen_files();
+        recorder.flush_tick();
+        assert_eq!(files_in(&directory).len(), 2);
+    }
+    File::open(&former).unwrap().try_lock().unwrap();
+    let moved = parent.path().join("moved");
+    std::fs::create_dir(&moved).unwrap();
+    std::fs::rename(&former, moved.join("former.jsonl")).unwrap();
+    record(&recorder, "2").unwrap();
+    recorder.flush_before_write().unwrap();
+    let decision = |id: &str| [("decision".to_owned(), Some(id.to_owned()))];
+    assert_eq!(kinds_and_ids(&moved), decision("1"));
+    assert_eq!(kinds_and_ids(&directory), decision("2"));
+    log.reopen_files();
+    recorder.flush_tick();
+    log.shutdown().unwrap();
+    log.shutdown().unwrap();
+    assert_eq!(files_in(&directory).len(), 1, "an empty file is removed");
+    assert_eq!(recorder.failure_count(), 0);
 }
 
 #[test]

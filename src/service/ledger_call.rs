@@ -57,7 +57,10 @@ impl LedgerCall<'_> {
 
     /// Denies a call because of a ledger error. If nothing was written, the proof can be used again.
     pub(super) fn deny_ledger_error(&mut self, error: &LedgerError) {
-        tracing::warn!(%error, "the store did not take the use of a proof or approval");
+        // Callers decide how often this happens, and the log may be on the disk of the store.
+        if let Some(left_out) = self.service.ledger_warnings.admit(self.service.parts.clock.now()) {
+            tracing::warn!(%error, left_out, "the store did not take the use of a proof or approval");
+        }
         let (reason, message) = match error {
             LedgerError::Busy(_) => {
                 self.service.unspend_locally(&self.judgement);

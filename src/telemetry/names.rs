@@ -49,8 +49,10 @@ pub const REPLICA_STATE: &str = "portcullis.replica.state";
 pub const AUDIT_PENDING: &str = "portcullis.audit.pending";
 /// Counter: audit records taken.
 pub const AUDIT_RECORDS: &str = "portcullis.audit.records";
-/// Counter: failed writes of the audit log.
+/// Counter: times that an audit recorder could no longer write, or lost its file.
 pub const AUDIT_FAILURES: &str = "portcullis.audit.failures";
+/// Gauge: 1 while an audit recorder cannot write.
+pub const AUDIT_UNWRITABLE: &str = "portcullis.audit.unwritable";
 /// Counter: denials of unverified callers that are counted in merged audit records.
 pub const AUDIT_MERGED: &str = "portcullis.audit.merged";
 /// Gauge: merged denials that are not written yet.

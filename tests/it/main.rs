@@ -9,6 +9,7 @@ mod admin;
 mod adoption;
 mod agentdojo;
 mod approvals;
+mod audit_files;
 #[path = "../../load-tests/calls.rs"]
 mod calls;
 mod cli;
