@@ -5,8 +5,8 @@
 //! Therefore no permit is visible outside without its record, and no request waits for a disk. A record that cannot be taken
 //! fails with [`AuditUnavailable`], and its caller denies.
 //!
-//! What permits nothing, and whose caller did not prove that it holds a chain in force, is recorded one by one up to a rate and counted
-//! beyond it. So are refused acts. So nobody who can merely connect, or who overheard a chain or an act, can fill the disk. When the
+//! A denial is recorded one by one up to a rate, and counted beyond it, if its caller did not prove that it holds a chain in force. The
+//! same holds for refused acts. Thus nobody who can merely connect, or who overheard a chain or an act, can fill the disk. When the
 //! disk runs full, these records are the first that are no longer written one by one.
 //!
 //! This module decides nothing and knows no socket. It never receives arguments, tokens or keys, only their digests.

@@ -1,11 +1,11 @@
 //! The decision function. Its inputs are a verified chain, one call, one snapshot and one point in time. Read this file first.
 //!
 //! ```text
-//! VerifiedChain ─▶ PreparedChain (once per chain and snapshot) ─▶ decide [ times ▸ revoked? ▸ narrow ▸ decide ] ─▶ Decision
+//! VerifiedChain ─▶ PreparedChain (once per chain and snapshot) ─▶ decide [ same snapshot? ▸ times ▸ revoked? ▸ session limit ▸ policy ] ─▶ Decision
 //! ```
 //!
-//! INVARIANT: this module is pure. It uses no clock, no randomness, no I/O and no log. `now` is an argument, so a recorded decision can be
-//! replayed.
+//! INVARIANT: this module is pure: no clock, no randomness, no I/O and no log. `now` is an argument, so a recorded decision can be
+//! replayed. Its one memory, the clean stamp of a [`PreparedChain`], only skips a check of revocations whose result cannot have changed.
 //!
 //! Only `service` may call this module: `service` verifies the chain, checks freshness and proof of possession, and records the decision.
 //! Look next at `policy/compile/evaluate.rs` for the evaluation of policy, and at `service.rs` for the steps around a decision.
@@ -47,7 +47,8 @@ pub struct PreparedChain {
     shadow_permissions: Option<ResolvedSubject>,
     session_too_long_hop: Option<usize>,
     revocation_targets: Box<[WatchedTarget]>,
-    checked_at: AtomicU64,
+    /// The [`clean_stamp`] at which no target of the chain was revoked.
+    clean_stamp: AtomicU64,
 }
 
 /// One revocation target of the chain. A revocation of any of these targets denies every call of the chain.
@@ -59,14 +60,14 @@ struct WatchedTarget {
     watermark_reason: Reason,
 }
 
-/// The initial value of `checked_at`. No index ever has this stamp, so every key is checked on first use.
-const NEVER_CHECKED: u64 = u64::MAX;
+/// The initial value of `clean_stamp`. No index ever has this stamp, so every key is checked on first use.
+const NEVER_CLEAN: u64 = u64::MAX;
 
 /// Combines a generation of the index (upper 32 bits) with a snapshot number (lower 32 bits).
 ///
 /// An older snapshot may still see an entry that a newer snapshot sees lifted. The result of a check therefore stays valid only while both
 /// numbers stay the same.
-fn check_stamp(generation: u64, number: u64) -> u64 {
+fn clean_stamp(generation: u64, number: u64) -> u64 {
     generation << 32 | number & 0xffff_ffff
 }
 
@@ -83,7 +84,7 @@ impl PreparedChain {
             shadow_permissions: snapshot.policy().shadow_policy().map(|policy| policy.resolve(&subject)),
             trust: Arc::downgrade(snapshot.trust()),
             policy: Arc::downgrade(snapshot.policy()),
-            checked_at: AtomicU64::new(NEVER_CHECKED),
+            clean_stamp: AtomicU64::new(NEVER_CLEAN),
             session_too_long_hop: session_too_long,
             subject,
             chain,
@@ -103,9 +104,9 @@ impl PreparedChain {
 
     /// Bytes on the heap that belong to this value, including its chain. Data that is shared with policy and trust is not counted.
     pub fn heap_bytes(&self) -> usize {
-        let would_be = self.shadow_permissions.as_ref().map_or(0, ResolvedSubject::heap_bytes);
+        let shadow = self.shadow_permissions.as_ref().map_or(0, ResolvedSubject::heap_bytes);
         let chain = arc_bytes::<VerifiedChain>() + self.chain.heap_bytes();
-        chain + self.permissions.heap_bytes() + would_be + size_of_val(&*self.revocation_targets)
+        chain + self.permissions.heap_bytes() + shadow + size_of_val(&*self.revocation_targets)
     }
 
     /// The verified chain.
@@ -179,7 +180,8 @@ pub fn deny_void_chain(prepared: &PreparedChain, snapshot: &Snapshot, now: Clock
     deny_void_chain_for_tool(prepared, None, snapshot, now)
 }
 
-/// Runs the checks that come before policy: the times of the chain, revocations, and the session limits of the agents.
+/// Runs the checks that come before policy: the times of the chain, revocations, and the session limits of the agents. [`explain`] repeats
+/// these checks, so a check that is added here must be added there.
 fn deny_before_policy(prepared: &PreparedChain, tool: Option<&str>, snapshot: &Snapshot, now: ClockReading) -> Option<Decision> {
     let too_long = |hop| Decision::deny(Reason::TokenLifetime, snapshot.revision().number).with_hop(Some(hop));
     deny_void_chain_for_tool(prepared, tool, snapshot, now).or_else(|| prepared.session_too_long_hop.map(too_long))
@@ -209,8 +211,8 @@ fn deny_revoked(prepared: &PreparedChain, tool: Option<&str>, snapshot: &Snapsho
     let root_iat_s = prepared.chain.root_iat_s();
     // INVARIANT: the generation is read before the keys are looked up. An entry that is added in between then moves the generation past the
     // value read here.
-    let moment = if is_active(Mutant::CleanForever) { 0 } else { check_stamp(index.generation(), number) };
-    if prepared.checked_at.load(Ordering::Acquire) != moment {
+    let stamp = if is_active(Mutant::CleanForever) { 0 } else { clean_stamp(index.generation(), number) };
+    if prepared.clean_stamp.load(Ordering::Acquire) != stamp {
         for watched in &prepared.revocation_targets {
             if let Some(hit) = index.find_hit(watched.key, root_iat_s, number) {
                 let reason =
@@ -218,7 +220,7 @@ fn deny_revoked(prepared: &PreparedChain, tool: Option<&str>, snapshot: &Snapsho
                 return Some(denial_for_hit(&hit, reason, number).with_hop(watched.hop()));
             }
         }
-        prepared.checked_at.store(moment, Ordering::Release);
+        prepared.clean_stamp.store(stamp, Ordering::Release);
     }
     let hit = index.find_hit(index.key(TargetRef::Tool(tool?)), root_iat_s, number)?;
     Some(denial_for_hit(&hit, Reason::ToolSuspended, number))

@@ -1,8 +1,8 @@
-//! The service: the only module that calls `pdp`. It loads the view once, verifies the credential, decides, re-checks, records
-//! and measures.
+//! The service: the only module that calls `pdp`. It judges a call by one view: it verifies the credential, decides,
+//! re-checks, records and measures.
 //!
-//! It holds all that surrounds a decision and nothing of the decision itself. A warm call (its chain is cached, and it uses no
-//! ledger) never awaits. This module must not know protobuf, SQL or sockets.
+//! It holds all that surrounds a decision and nothing of the decision itself. A warm call never awaits: its chain is
+//! cached, it uses no ledger, and it waits for no revision. This module must not know protobuf, SQL or sockets.
 //!
 //! Look next at [`RuntimeService::check`], then at `service/judgement.rs`.
 
@@ -69,7 +69,7 @@ pub struct Settings {
     pub require_proof_audience: bool,
     /// Limit of the chain cache in bytes, by the weight of its chains.
     pub chains_bytes_max: u64,
-    /// Calls of one serving runtime that may wait for the store to use something up.
+    /// How many calls of one serving runtime may wait for a ledger, to spend a proof or to use an approval.
     pub ledger_uses_max: u32,
 }
 
@@ -124,7 +124,7 @@ pub struct PdpService {
 pub struct RuntimeService {
     service: Arc<PdpService>,
     recorder: Arc<AuditRecorder>,
-    /// Permits for calls that use a ledger. They bound the number of such calls.
+    /// Bounds how many calls of this runtime use a ledger at one time.
     ledger_quota: Arc<LedgerQuota>,
 }
 
@@ -168,7 +168,8 @@ impl PdpService {
         self.ready_at.get_or_init(|| self.parts.clock.now());
     }
 
-    /// Whether this replica can permit a call: its first snapshot was published, it is not draining, and its proof is within the bound.
+    /// Whether this replica can permit a call: its first snapshot was published, it is not draining, and its freshness proof is not too
+    /// old.
     pub fn is_ready(&self) -> bool {
         let may_answer = |view: SnapshotView| view.freshness(self.parts.clock.now()) != Freshness::Closed;
         self.ready_at.get().is_some() && !*self.draining.borrow() && self.parts.snapshot_cell.load().is_some_and(may_answer)
@@ -244,8 +245,8 @@ impl RuntimeService {
         Ok(self.check_pending(request, caller).await?.0)
     }
 
-    /// Records that a proof was presented by a call that cannot be decided, because its message is malformed. Its bytes were sent all
-    /// the same, so the proof makes no proved handle any more.
+    /// Records that a proof was presented by a call that cannot be decided, because its message is malformed. Somebody may
+    /// have read the proof on its way, so no later call can get a proved handle with it.
     pub fn record_undecided_proof(&self, credential: &AgentCredential, proof: Option<&[u8]>, caller: &Caller) {
         if let Ok(view) = self.service.current_view() {
             self.service.record_unjudged_proof(credential, proof, caller, &view, self.service.parts.clock.now());

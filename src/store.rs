@@ -226,7 +226,7 @@ pub trait Store: Send + Sync {
     async fn merges(&self) -> Result<Vec<ReplicaMerge>, Error>;
 
     /// Expects the history of `revision` from now on. The caller has verified that this history was adopted from the one before.
-    fn follow_history(&self, revision: &Revision);
+    fn expect_history(&self, revision: &Revision);
 
     /// Says why the store may lose acknowledged commits even without a disaster; `None` if it may not.
     fn may_lose_commits(&self) -> Option<&'static str>;

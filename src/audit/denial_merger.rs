@@ -1,8 +1,8 @@
-//! Merges records that permit nothing and whose caller proved nothing: some are recorded one by one, the others are counted, one
-//! line per second and kind.
+//! Keeps denials of callers who proved nothing from filling the disk: up to a rate each gets a line of its own, and beyond it they are
+//! counted, in one line per second and kind.
 //!
-//! A client that can merely connect can cause millions of such records, and one line each would fill the disk. So can a client with
-//! an overheard chain or act. Therefore each origin has a rate, and all of them share a budget of bytes. The origin is the leaf agent
+//! A client that can merely connect can cause millions of such records, and one line each would fill the disk. A client that
+//! overheard a chain or an act can do the same. Therefore each origin has a rate, and all of them share a budget of bytes. The origin is the leaf agent
 //! of a verified chain, the operator of a verified signature, or else the caller or address prefix. Records beyond the rate are counted
 //! by origin, method, effect and reason. Those beyond the budget, or beyond the size of the table, are counted for all origins together.
 //!

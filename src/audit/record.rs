@@ -222,7 +222,7 @@ impl DecisionRecord<'_> {
     }
 
     /// The key, the decision id and the time under which this record is counted if it is merged with others instead of written.
-    pub(super) fn to_mergeable(&self) -> MergeableRecord<'_> {
+    pub(super) fn as_mergeable(&self) -> MergeableRecord<'_> {
         MergeableRecord {
             kind: MergedKind::Decisions,
             origin: self.agent.map_or_else(|| CallerOrigin::from_caller(self.gateway), |agent| CallerOrigin::Agent(agent.into())),
@@ -329,7 +329,7 @@ impl ActRecord<'_> {
     }
 
     /// The key and the time under which this record is counted if it is merged with others instead of written.
-    pub(super) fn to_mergeable(&self) -> MergeableRecord<'_> {
+    pub(super) fn as_mergeable(&self) -> MergeableRecord<'_> {
         MergeableRecord {
             kind: MergedKind::Acts,
             origin: self.operators.first().map_or_else(

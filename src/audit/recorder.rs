@@ -211,7 +211,7 @@ impl AuditRecorder {
     pub fn record(&self, record: &DecisionRecord<'_>) -> Result<(), AuditUnavailable> {
         if record.may_be_merged() {
             let mut buffer = self.lock_buffer();
-            self.write_or_count(&mut buffer, MergerKind::UnverifiedCallers, record.to_mergeable(), |out| {
+            self.write_or_count(&mut buffer, MergerKind::UnverifiedCallers, record.as_mergeable(), |out| {
                 record.write_line(&self.node, out)
             });
             return Ok(());
@@ -233,7 +233,7 @@ impl AuditRecorder {
     pub fn record_act(&self, act: &ActRecord<'_>) -> Result<(), AuditUnavailable> {
         let mut buffer = self.lock_buffer();
         if act.is_unverified_refusal() {
-            self.write_or_count(&mut buffer, MergerKind::UnverifiedCallers, act.to_mergeable(), |out| {
+            self.write_or_count(&mut buffer, MergerKind::UnverifiedCallers, act.as_mergeable(), |out| {
                 act.write_line(&self.node, out)
             });
             if !buffer.bytes.is_empty() {
@@ -249,7 +249,7 @@ impl AuditRecorder {
         }
         if act.may_be_merged() {
             let has_line = self
-                .write_or_count(&mut buffer, MergerKind::Operators, act.to_mergeable(), |out| act.write_line(&self.node, out));
+                .write_or_count(&mut buffer, MergerKind::Operators, act.as_mergeable(), |out| act.write_line(&self.node, out));
             if !has_line {
                 return if buffer.unsynced { Err(AuditUnavailable::Unwritable) } else { Ok(()) };
             }

@@ -44,7 +44,7 @@ pub enum DiskSpaceLevel {
     /// Everything is written.
     #[default]
     Ample,
-    /// Records that may be merged are only written merged.
+    /// No record that may be merged gets a line of its own.
     Low,
     /// Records that may be merged are only counted, and no cache is written.
     Critical,

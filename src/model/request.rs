@@ -36,7 +36,7 @@ pub struct TokenScope {
 }
 
 impl TokenScope {
-    /// Replaces each name that `wider` also has by the shared string of `wider`.
+    /// Saves memory: names that `wider` has too become pointers to its strings.
     pub fn share_names(&mut self, wider: &TokenScope) {
         self.tools.share_names(&wider.tools);
         for (tool, map) in self.tools.iter_mut() {

@@ -1,8 +1,8 @@
 //! Counts the operators who administer, and those of them who can still sign.
 //!
-//! An administrator whose keys are all revoked still counts where two operators must sign. Otherwise a thief who revokes the keys of
+//! Whether two operators must sign depends on the number of administrators. One whose keys are all revoked still counts. Otherwise a thief who revokes the keys of
 //! all others could act alone. So a revocation can leave fewer administrators who can sign than an act needs, and every answer that
-//! depends on that says so. This module only tells; `apply.rs` and `revoke.rs` decide.
+//! depends on that says so. This module only reports; `apply.rs` and `revoke.rs` decide.
 
 use super::{AdministrationPoint, Error};
 use crate::model::constraint::abbreviate;

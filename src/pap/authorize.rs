@@ -396,12 +396,15 @@ impl OperatorList {
     }
 }
 
+/// The operators, and those of their keys that are revoked.
+type OperatorsAndRevokedKeys = (Arc<OperatorList>, Arc<HashSet<Thumbprint>>);
+
 /// Reads the operators. Strangers share a read, and so do signers, so no number of callers delays a signer by more than two reads.
 #[derive(Debug, Default)]
 pub(super) struct OperatorReader {
     last_read: RwLock<Option<Arc<OperatorList>>>,
     for_strangers: SharedRead<Result<Arc<OperatorList>, store::Error>>,
-    for_signers: SharedRead<Result<(Arc<OperatorList>, Arc<HashSet<Thumbprint>>), store::Error>>,
+    for_signers: SharedRead<Result<OperatorsAndRevokedKeys, store::Error>>,
 }
 
 impl OperatorReader {
@@ -577,7 +580,7 @@ mod tests {
         // The key is known now, so forged and misused signatures of it are refused without a read.
         let good = act(&key, &history, LIST);
         let (signed, signature) = good.rsplit_once('.').unwrap();
-        let forged = format!("{signed}.{}{}", if signature.starts_with('A') { 'B' } else { 'A' }, &signature[1..]);
+        let forged = format!("{signed}.{}{}", if signature.starts_with('A') { 'B' } else { 'A' }, signature.get(1..).unwrap());
         reads(&vec![forged.as_str(); 1000], 0..=0).await;
         reads(&vec![act(&key, &history, "/portcullis.v1.PolicyService/Apply").as_str(); 1000], 0..=0).await;
         // The store may have another history by now.

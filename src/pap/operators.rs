@@ -37,11 +37,11 @@ pub struct NewOperator {
     pub users: Vec<(String, String)>,
 }
 
-/// Whether administrators signed the act.
+/// Who signed the act.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum SignedBy {
     /// Administrators signed.
-    Operators,
+    Administrators,
     /// Nobody signed.
     Nobody,
 }
@@ -143,7 +143,7 @@ impl AdministrationPoint {
         new: &NewOperator,
         reason: &str,
     ) -> Result<OperatorChangeOutcome, Error> {
-        self.commit_new_operator(by, SignedBy::Operators, new, reason).await
+        self.commit_new_operator(by, SignedBy::Administrators, new, reason).await
     }
 
     /// Adds an operator without any signature, for a caller with write access to the store itself when no key is left that can
@@ -161,7 +161,7 @@ impl AdministrationPoint {
         self.administrator_shortage_hint().await
     }
 
-    /// Checks and commits a new operator. Signatures of administrators are required only with [`SignedBy::Operators`].
+    /// Checks and commits a new operator. Signatures of administrators are required only with [`SignedBy::Administrators`].
     async fn commit_new_operator(
         &self,
         by: &AuthorizedAct,
@@ -179,7 +179,7 @@ impl AdministrationPoint {
         let alive = self.check_no_dead_keys(&plan.newly_listed_keys(std::slice::from_ref(&document))).await;
         self.or_record_refusal(by, alive.map_err(rejected))?;
         let description = match signed_by {
-            SignedBy::Operators => {
+            SignedBy::Administrators => {
                 let signed = self.check_two_signed(by, two_needed, &plan).await;
                 self.or_record_refusal(by, signed)?;
                 format!("add operator {}: {reason}", operator.id)

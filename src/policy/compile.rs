@@ -104,7 +104,7 @@ impl CompiledPolicy {
     /// Validates documents and compiles them.
     ///
     /// # Errors
-    /// All diagnostics of [`validate::check`], warnings included, if one of them is an error.
+    /// All diagnostics of [`validate::check_documents`], warnings included, if one of them is an error.
     pub fn compile(documents: &[Document]) -> Result<Self, Vec<Diagnostic>> {
         let tools = ToolTable::new(documents);
         let mut patterns = PatternCache::default();
@@ -186,7 +186,7 @@ impl CompiledPolicy {
     pub fn compile_base(documents: &[&Document]) -> Result<Self, Vec<Diagnostic>> {
         let tools = ToolTable::new(documents.iter().copied());
         let mut patterns = PatternCache::default();
-        let diagnostics = validate::check_base(documents, &tools, &mut patterns);
+        let diagnostics = validate::check_non_agent_documents(documents, &tools, &mut patterns);
         if diagnostics.iter().any(Diagnostic::is_error) {
             Err(diagnostics)
         } else {

@@ -73,7 +73,11 @@ fn check_all(documents: &[Document], existing: &[Document], tools: &ToolTable, p
 }
 
 /// As [`check_documents`], for documents without agents and without shadow documents.
-pub(super) fn check_base(documents: &[&Document], tools: &ToolTable, patterns: &mut PatternCache) -> Vec<Diagnostic> {
+pub(super) fn check_non_agent_documents(
+    documents: &[&Document],
+    tools: &ToolTable,
+    patterns: &mut PatternCache,
+) -> Vec<Diagnostic> {
     let index = DocumentIndex::new(documents, tools);
     let mut out = Vec::new();
     check_unique(documents.iter().copied(), &mut out);

@@ -1,8 +1,8 @@
 //! How many calls of one serving runtime may use the store at one time, and who may make them.
 //!
-//! The number is bounded, and no agent can take all of it. A leaf agent holds no more permits than are free, and one of its users holds
-//! no more than the agent may still take. `service/replay_cache.rs` shares its tables by the same rule. A call that gets no permit is denied
-//! with `LEDGER_BUSY` before it uses anything. Must not know what a call uses. Look next at `service/ledger_task.rs`, which asks for permits.
+//! The number is bounded, and no agent can take all of it. A leaf agent holds no more slots than are free, and one of its users holds
+//! no more than the agent may still take. `service/replay_cache.rs` shares its tables by the same rule. A call that gets no slot is denied
+//! with `LEDGER_BUSY` before it uses anything. Must not know what a call uses. Look next at `service/ledger_task.rs`, which asks for slots.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,14 +12,14 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::replay_cache::{HolderShare, ProofHolder};
 
-/// The permits of one serving runtime.
+/// The slots of one serving runtime.
 #[derive(Debug)]
 pub(super) struct LedgerQuota {
     permits: Arc<Semaphore>,
     permits_max: u32,
-    /// Permits that each share holds; a share without one has no entry.
+    /// Slots that each share holds; a share without one has no entry.
     held: Mutex<HashMap<HolderShare, usize>>,
-    /// Permits that are held of all runtimes, for the metric.
+    /// Slots that are held of all runtimes, for the metric.
     uses: Arc<AtomicUsize>,
 }
 

@@ -43,7 +43,7 @@ pub(super) struct ProofHolder {
     pub(super) user: u32,
 }
 
-/// The share of an agent, or of one of its users.
+/// Whose share it is: an agent's, or one of its users'.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum HolderShare {
     Agent(u32),

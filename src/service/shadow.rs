@@ -14,7 +14,7 @@ use crate::model::time::ClockReading;
 
 /// Limit of the rows in the table.
 const ROWS_MAX: usize = 10_000;
-/// Limit of the series of one metric, without those of `other`.
+/// Most series of one metric. The series labelled `other` come on top.
 const SERIES_MAX: usize = 200;
 /// The label of decisions without a series of their own.
 const OTHER: &str = "other";

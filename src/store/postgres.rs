@@ -401,7 +401,7 @@ impl Store for PostgresStore {
             }
         };
         if self.current_expectation().history.as_ref().is_some_and(|history| *history != done.revision.history) {
-            self.follow_history(&done.revision);
+            self.expect_history(&done.revision);
         }
         notify_if_newer(&self.commit_watch, done.revision.number);
         Ok(done)
@@ -516,7 +516,7 @@ impl Store for PostgresStore {
             .await
     }
 
-    fn follow_history(&self, revision: &Revision) {
+    fn expect_history(&self, revision: &Revision) {
         let mut expected = self.expected.write().unwrap_or_else(PoisonError::into_inner);
         *expected = Arc::new(ExpectedStore { history: Some(revision.history.clone()), ..ExpectedStore::clone(&expected) });
         // A restored store continues from a lower number, so its number counts as news even if it is not higher.

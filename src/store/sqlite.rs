@@ -293,7 +293,7 @@ impl Store for SqliteStore {
         self.read_worker.run_read(lineage::list_merges).await
     }
 
-    fn follow_history(&self, _revision: &Revision) {
+    fn expect_history(&self, _revision: &Revision) {
         // The history in the file is trusted as long as it is the same file.
     }
 

@@ -89,7 +89,7 @@ pub fn check_settings(settings: Settings) -> Result<(), Error> {
 /// store's clock plus the accepted skew. It is used for [`RevocationKind::Watermark`], and for the expiry of the row.
 ///
 /// # Errors
-/// [`Error::Rejected`] if the target cannot be revoked with this meaning.
+/// [`Error::Rejected`] if targets of this type cannot be revoked with this `kind`.
 pub fn revoke_row(
     current: Option<RevocationRow>,
     target: &RevocationTarget,

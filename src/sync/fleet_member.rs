@@ -212,7 +212,7 @@ impl ChangeSource for Arc<FleetMember> {
             return Ok(None);
         }
         let history = lineage.revision.history.clone();
-        self.store.follow_history(&lineage.revision);
+        self.store.expect_history(&lineage.revision);
         let known = match (&self.cache_writer, relation) {
             (Some(cache_writer), LineageRelation::MayLack) => {
                 cache_writer.read_known_revocations(&last_position.revision).await?

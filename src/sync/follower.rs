@@ -30,7 +30,7 @@ pub struct HistoryPosition {
 /// The state of the follower. The age of the proof is not part of it; the proof is published beside the snapshot.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FollowerState {
-    /// Nothing was published yet.
+    /// No store has proved a state yet. A state from the disk cache may be published, and denies every call.
     #[default]
     Bootstrapping,
     /// The published state follows the store.
@@ -53,7 +53,7 @@ impl FollowerState {
     }
 }
 
-/// The proof of a state that has none. It is older than any bound.
+/// Stands for a missing proof: a time that is older than any bound, so every call is denied.
 const UNPROVED: ClockReading = ClockReading { unix_ns: i64::MIN, boot_ns: i64::MIN };
 
 /// The revocations that this replica knew, as its disk cache holds them.
@@ -191,7 +191,7 @@ struct PendingPublication {
     bound_ms: u64,
 }
 
-/// A full state that waits for the trace of the change log.
+/// A full state that is not published until the change log was followed from the own position to it.
 #[derive(Debug)]
 struct LoadedState {
     sent_at: ClockReading,
@@ -241,7 +241,7 @@ impl Follower {
         self.state
     }
 
-    /// The published revision; `None` while bootstrapping.
+    /// The published revision, if a store has proved it; `None` for a state from the disk cache.
     pub fn published_revision(&self) -> Option<&Revision> {
         self.proof.and(self.position.as_ref()).map(|position| &position.revision)
     }
@@ -333,9 +333,10 @@ impl Follower {
         }
     }
 
-    /// INVARIANT: only this function leads out of quarantine, and it demands three facts. An operator's record says that the
-    /// store comes from the followed history. The store holds every revocation that this replica knew. The last proof of this
-    /// replica is older than the bound.
+    /// Checks an adopted store and publishes its state.
+    ///
+    /// INVARIANT: only a store that passes here ends a quarantine. An operator recorded that it was adopted from the followed history.
+    /// It holds every revocation that this replica knew. This replica's last proof is older than the bound.
     fn handle_adoption(&mut self, sent_at: ClockReading, adopted: AdoptedStore) -> Option<FollowerAction> {
         let AdoptedStore { lineage, state, known } = adopted;
         let last_position = self.position.clone()?;

@@ -122,7 +122,7 @@ impl SharedMetrics {
         })
     }
 
-    /// The durations of the decisions with an effect.
+    /// The durations of all decisions with this effect.
     pub(super) fn durations(&self, effect: Effect) -> DurationTotals {
         self.distribution(|shard| shard.durations.get(effect as usize))
     }

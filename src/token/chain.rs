@@ -1,4 +1,4 @@
-//! A verified chain: the facts that signatures, claims and the registry prove together.
+//! A verified chain: the facts that signatures, claims and the agent registry prove together.
 //!
 //! Only [`super::verify()`] and [`super::verify_with_known`] construct a [`VerifiedChain`], so the value itself is the proof. It can be cached,
 //! but its facts can expire: [`VerifiedChain::check_times`] checks the times again, and [`super::verify_with_known`] checks trust again. This

@@ -1,6 +1,6 @@
 //! The claims of one token: typed facts about this token alone, read from parsed JSON.
 //!
-//! [`super::verify`] checks the relation between tokens, and the relation to the clock and to the registry.
+//! [`super::verify`] checks the tokens against each other, against the clock and against the agent registry.
 
 use std::sync::Arc;
 

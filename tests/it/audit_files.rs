@@ -110,7 +110,8 @@ fn unrecorded(permits: &[String], folders: &[&Path]) -> usize {
 /// Audit files that are taken away under load are a failure. The server continues in new files, in which later permits are found.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn files_taken_away_are_a_failure_and_new_ones_follow() {
-    let harms: [(&str, fn(&Path)); 4] = [
+    type Harm = (&'static str, fn(&Path));
+    let harms: [Harm; 4] = [
         ("files removed", |data| files_of(data).iter().for_each(|path| std::fs::remove_file(path).unwrap())),
         ("folder removed", |data| std::fs::remove_dir_all(data.join("audit")).unwrap()),
         ("folder moved", |data| {

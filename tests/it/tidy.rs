@@ -216,6 +216,21 @@ fn definition_of(path: &str, imports: &BTreeMap<&str, BTreeMap<String, String>>)
     found
 }
 
+/// A file that no `mod` names is not compiled, and nobody notices that its text is no longer true.
+#[test]
+fn every_file_is_a_module() {
+    let is_named = |file: &PathBuf| {
+        let stem = file.file_stem().unwrap().to_str().unwrap();
+        let parent = match file.parent().unwrap() {
+            folder if folder == Path::new("src") => "src/lib.rs".into(),
+            folder => folder.with_extension("rs"),
+        };
+        matches!(stem, "lib" | "main") || read(&parent).contains(&format!("mod {stem};"))
+    };
+    let orphans: Vec<PathBuf> = sources(&["src"]).into_iter().filter(|file| !is_named(file)).collect();
+    assert_eq!(orphans, Vec::<PathBuf>::new(), "no `mod` names these files");
+}
+
 /// Names that a pure function does not need.
 const IMPURE: &[&str] = &[
     "Clock",

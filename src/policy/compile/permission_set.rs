@@ -21,9 +21,9 @@ pub(super) struct PermissionSet {
     pub(super) source: PermissionLists,
     /// The entries, the highest precedence first. The first applicable entry decides a call.
     entries: Box<[CompiledEntry]>,
-    /// The tool and the entry index of entries that name one tool, sorted.
+    /// For each entry that names one tool: the tool, and the index in `entries`; sorted.
     exact_entries: Box<[(u32, u32)]>,
-    /// The tools and the entry index of entries with a pattern.
+    /// For each entry with a pattern: the tools that it matches, and its index in `entries`.
     pattern_entries: Box<[(Arc<BitSet>, u32)]>,
     /// The tools that some allow entry permits for all arguments.
     pub(super) allowed: BitSet,

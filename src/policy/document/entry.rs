@@ -33,7 +33,7 @@ pub struct PermissionEntry {
     pub when: Option<Condition>,
     /// The tool that must have been prepared: the call needs an unused approval of a call of that tool with equal arguments.
     pub prepared: Option<Arc<str>>,
-    /// Whether a statement of the gateway is enough: for identities (`AttestedSubject`), and for `context.env` in `when`.
+    /// Whether `when` may read `context.env`, which only the gateway states.
     pub attested: bool,
     /// The approvers of an `approve` entry; `None` in the other lists.
     pub approval: Option<ApprovalRule>,

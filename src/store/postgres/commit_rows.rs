@@ -1,7 +1,7 @@
-//! Computes how a request changes its rows. This is pure code between the read and the write-back of the rows, so that a commit
-//! takes a handful of statements however many writes it holds.
+//! Computes what the writes of a commit change, between reading its rows and writing them back. It runs no statement itself, so that a
+//! commit takes a handful of statements however many writes it holds.
 //!
-//! Writes of one commit are made in order, each on what the one before left. Look next at `store/commit_rows.rs`.
+//! Writes of one commit are made in order, and each sees the result of the one before. Look next at `store/commit_rows.rs`.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -28,12 +28,12 @@ pub(super) struct SqliteConnection {
 }
 
 impl SqliteConnection {
-    /// Opens the store at a path that `file_identity::find` returned, and upgrades it to the schema of this version.
+    /// Opens the store at a path that `file_identity::find_store` returned, and upgrades it to the schema of this version.
     pub(super) fn open(path: &Path) -> Result<Self, Error> {
         Self::open_with(path, upgrade_store)
     }
 
-    /// Opens the store at a path that `file_identity::find` returned, and leaves its schema as it is.
+    /// Opens the store at a path that `file_identity::find_store` returned, and leaves its schema as it is.
     pub(super) fn open_without_upgrade(path: &Path) -> Result<Self, Error> {
         Self::open_with(path, |_, _| Ok(()))
     }

@@ -1,7 +1,8 @@
 //! The writer of a SQLite store: one thread that runs the requests which wait together in one shared transaction.
 //!
 //! Each request runs inside a savepoint, so that one that is refused takes nothing of the others with it, and all that were
-//! accepted become durable with one `fsync`. No answer leaves before that, and before a second connection has found the commit.
+//! accepted become durable with one `fsync`. An answer leaves only after that, and after a second connection
+//! has read the commit back.
 //! Look next at `store/commit_rows.rs`, and at `super::file_watch` for the checks.
 
 use std::collections::BTreeSet;

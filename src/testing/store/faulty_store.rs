@@ -144,8 +144,8 @@ impl Store for FaultyStore {
         self.inner.merges().await
     }
 
-    fn follow_history(&self, revision: &Revision) {
-        self.inner.follow_history(revision);
+    fn expect_history(&self, revision: &Revision) {
+        self.inner.expect_history(revision);
     }
 
     fn may_lose_commits(&self) -> Option<&'static str> {

@@ -141,7 +141,7 @@ impl Store for RemoteStore {
         unsupported()
     }
 
-    fn follow_history(&self, _revision: &Revision) {}
+    fn expect_history(&self, _revision: &Revision) {}
 
     async fn load(&self) -> Result<StoreState, Error> {
         unsupported()
